@@ -1,0 +1,56 @@
+"""A running daemon, seen from outside: where it is, and what it answers. Standard library only."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from typing import Any
+from urllib.parse import urlsplit
+
+from mlxd.core.instance import running
+from mlxd.core.places import Places
+
+DEFAULT_PORT = 11435
+_TIMEOUT = 5.0
+
+
+class NoAnswer(Exception):
+    """Nothing that is mlxd answers there."""
+
+
+def address_of(found: Places) -> tuple[str, int]:
+    """Where the daemon is: by the state folder, then MLX_API_URL, then the port variables."""
+    daemon = running(found.state.path)
+    if daemon is not None:
+        return _reachable(daemon.host), daemon.port
+    url = urlsplit(_text(found, "MLX_API_URL"))
+    if url.hostname:
+        return url.hostname, url.port or DEFAULT_PORT
+    port = _text(found, "MLXD_PORT") or _text(found, "MLX_API_PORT")
+    return "127.0.0.1", int(port) if port.isdigit() else DEFAULT_PORT
+
+
+def get_json(address: tuple[str, int], path: str, timeout: float = _TIMEOUT) -> dict[str, Any]:
+    """Raises NoAnswer."""
+    host, port = address
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    try:
+        connection.request("GET", path)
+        body = json.loads(connection.getresponse().read())
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise NoAnswer(f"no answer from http://{host}:{port}{path}: {error}") from error
+    finally:
+        connection.close()
+    if not isinstance(body, dict):
+        raise NoAnswer(f"what answers at http://{host}:{port} is not mlxd")
+    return body
+
+
+def _reachable(host: str) -> str:
+    """An address that a client can connect to, for one that a listener binds to."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def _text(found: Places, name: str) -> str:
+    setting = found.settings.get(name)
+    return setting.text if setting is not None else ""

@@ -1,0 +1,6 @@
+"""Exit statuses, as `mlxd --help` documents them."""
+
+DONE = 0
+FAILED = 1
+USAGE = 2
+TAKEN = 75

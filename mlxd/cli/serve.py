@@ -1,0 +1,114 @@
+"""`mlxd serve`: everything that can be refused is refused here, before any model is touched."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from mlxd.cli import exits
+from mlxd.cli.client import NoAnswer, get_json
+from mlxd.core import places
+from mlxd.core.instance import AlreadyRunning, Instance
+
+_PROBE_TIMEOUT = 0.3
+
+
+def serve(policies: str | None, state: str | None, host: str | None, port: str | None) -> int:
+    """Claim the state folder, then the port, then serve until stopped."""
+    instance = Instance(places.find(policies, state).state.path)
+    try:
+        instance.claim()
+    except AlreadyRunning as error:
+        return _refuse(str(error), exits.TAKEN)
+    except OSError as error:
+        return _refuse(f"the state folder {instance.state} cannot be used: {error}", exits.FAILED)
+    try:
+        return _serve_claimed(instance, policies, host, port)
+    finally:
+        instance.release()
+
+
+def _serve_claimed(
+    instance: Instance, policies: str | None, host: str | None, port: str | None
+) -> int:
+    if missing := missing_backend():
+        return _refuse(missing, exits.FAILED)
+    from mlxd.policy.load import Override, PolicyErrors, load
+    from mlxd.settings import Settings, SettingsRefused
+
+    try:
+        settings = Settings.read(policies=policies, state=instance.state, host=host, port=port)
+        folder = settings.policies.path if settings.policies is not None else None
+        in_force = load(folder, [Override(*override) for override in settings.overrides()])
+    except (SettingsRefused, PolicyErrors) as error:
+        return _refuse(str(error), exits.USAGE)
+
+    from mlxd import daemon
+    from mlxd.server.app import PortTaken, bind
+    from mlxd.telemetry import logs
+
+    listen = in_force.server.listen
+    logs.configure(in_force.server.log.level, in_force.server.log.format)
+    try:
+        sock = bind(listen.host, listen.port)
+    except PortTaken:
+        return _refuse(_taken(listen.host, listen.port), exits.TAKEN)
+    except OSError as error:
+        return _refuse(f"cannot listen on {listen.host}:{listen.port}: {error}", exits.FAILED)
+    daemon.run(in_force, instance, sock, warnings=settings.warnings())
+    return exits.DONE
+
+
+def missing_backend() -> str:
+    """Which extra to install, where mlx has come without a backend; empty if all is there.
+
+    On Linux the library is in a wheel of its own (mlx-cpu, mlx-cuda-13). mlx is not imported.
+    """
+    spec = importlib.util.find_spec("mlx")
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    if any(list((folder / "lib").glob("libmlx.*")) for folder in folders):
+        return ""
+    if sys.platform == "darwin":
+        return "mlx is not installed; install it with: pip install mlxd"
+    return (
+        "mlx has no backend here; install one of: pip install 'mlxd[cpu]', or for an NVIDIA GPU"
+        " pip install 'mlxd[cuda13]' (not both: they own the same library file)"
+    )
+
+
+def _taken(host: str, port: int) -> str:
+    holder = _holder(host, port)
+    return f"{host}:{port} is taken by {holder}; see --port, MLXD_PORT or server.listen.port"
+
+
+def _holder(host: str, port: int) -> str:
+    """Who listens there, in words: another mlxd says so itself, the system may know the others."""
+    try:
+        health = get_json((host, port), "/health", timeout=_PROBE_TIMEOUT)
+    except NoAnswer:
+        health = {}
+    if health.get("service") == "mlxd" and isinstance(health.get("pid"), int):
+        return f"another mlxd (pid {health['pid']})"
+    pid = _listener_pid(port)
+    return f"another process (pid {pid})" if pid else "another process"
+
+
+def _listener_pid(port: int) -> int:
+    """0 where the system does not tell."""
+    import psutil
+
+    try:
+        connections = psutil.net_connections("tcp")
+    except (psutil.Error, OSError):
+        return 0
+    for connection in connections:
+        address = connection.laddr
+        if connection.status == psutil.CONN_LISTEN and address and address.port == port:
+            return connection.pid or 0
+    return 0
+
+
+def _refuse(message: str, status: int) -> int:
+    print(f"mlxd: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,81 @@
+"""`mlxd status` and `mlxd env`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from mlxd.cli import exits
+from mlxd.cli.client import NoAnswer, address_of, get_json
+from mlxd.core import places
+
+Json = dict[str, Any]
+
+
+def status(policies: str | None, state: str | None, *, as_json: bool) -> int:
+    """Show what the daemon says of itself."""
+    address = address_of(places.find(policies, state))
+    try:
+        health = get_json(address, "/health")
+    except NoAnswer as error:
+        if as_json:
+            print(json.dumps({"status": "down", "error": str(error)}))
+        else:
+            print(f"mlxd is not running: {error}", file=sys.stderr)
+        return exits.FAILED
+    if health.get("service") != "mlxd":
+        print(f"what answers at http://{address[0]}:{address[1]} is not mlxd", file=sys.stderr)
+        return exits.FAILED
+    if as_json:
+        print(json.dumps(health, ensure_ascii=False))
+    else:
+        print("\n".join(_lines(health, address)))
+    return exits.DONE
+
+
+def env(policies: str | None, state: str | None) -> int:
+    """Print what to `eval` in a shell."""
+    host, port = address_of(places.find(policies, state))
+    base = f"http://{host}:{port}"
+    for name, value in (
+        ("OLLAMA_HOST", f"{host}:{port}"),
+        ("OLLAMA_URL", base),
+        ("MLX_API_URL", base),
+        ("OPENAI_BASE_URL", f"{base}/v1"),
+        ("ANTHROPIC_BASE_URL", base),
+    ):
+        print(f"export {name}={value}")
+    return exits.DONE
+
+
+def _lines(health: Json, address: tuple[str, int]) -> Iterator[str]:
+    host, port = address
+    yield f"mlxd {health['version']}  {health['status']}  http://{host}:{port}  pid {health['pid']}"
+    yield f"requests  {health['active_requests']} of {health['max_concurrent']}"
+    yield f"memory    {_memory(health['memory'])}"
+    yield f"models    {health['models_cached']} loaded of {health['total_models']}"
+    for model in health["cached_models"]:
+        yield f"          {_model(model)}"
+    yield f"default   {health['default_model']}"
+    policy = health["policy"]
+    yield f"policy    {policy['folder'] or 'built-in defaults'} (generation {policy['generation']})"
+    for warning in health["warnings"]:
+        yield f"warning   {warning}"
+
+
+def _memory(memory: Json) -> str:
+    if memory["used_percent"] is None:
+        return "cannot be read"
+    return (
+        f"{memory['used_percent']} % of {memory['total_gb']} GiB used"
+        f" (warning {memory['warning_threshold']:g}, critical {memory['critical_threshold']:g})"
+    )
+
+
+def _model(model: Json) -> str:
+    if model["is_loading"]:
+        return f"{model['name']}  loading"
+    uses = "1 use" if model["use_count"] == 1 else f"{model['use_count']} uses"
+    return f"{model['name']}  {model['active_requests']} running, {uses}"

@@ -1,0 +1,1 @@
+"""Who may run, and with which model in memory: admission, residency, supervision."""

@@ -1,0 +1,220 @@
+"""One generation on one worker, as the daemon sees it: what has come, and by when more must.
+
+Pieces arrive by calls (`take`), events leave by iteration (`bursts`): everything that came since
+the consumer last looked is one burst. Deadlines cost nothing per token: one timer looks at the
+time of the last piece and re-arms itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from mlxd.core.clock import Clock
+from mlxd.core.errors import (
+    ContextExceeded,
+    DeadlineExceeded,
+    InvalidRequest,
+    MlxdError,
+    PolicyLine,
+    UnsupportedFeature,
+    WorkerStalled,
+)
+from mlxd.core.events import (
+    Burst,
+    Finished,
+    GenerationEvent,
+    ReasoningDelta,
+    TextDelta,
+    TokenLogprob,
+    ToolCall,
+)
+from mlxd.ipc import messages as ipc
+
+_REFUSALS: dict[str, type[InvalidRequest]] = {
+    "invalid_request": InvalidRequest,
+    "context_exceeded": ContextExceeded,
+    "unsupported": UnsupportedFeature,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The time limits of one generation in seconds, counted from the worker's acceptance."""
+
+    generation: float
+    first_token: float
+    inter_token: float
+    cancel_ack: float
+    line: Callable[[str], PolicyLine]
+    """Where a limit was set, asked only when it is passed."""
+
+
+class Generation:
+    """Filled by its Worker, read by one consumer."""
+
+    def __init__(self, id: int, limits: Limits, clock: Clock) -> None:
+        self.id = id
+        self.limits = limits
+        self.ended = False
+        """True once the worker holds nothing of it any more."""
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._accepted: asyncio.Future[ipc.Accepted] = self._loop.create_future()
+        self._waiting: list[GenerationEvent] = []
+        self._error: MlxdError | None = None
+        self._wake: asyncio.Future[None] | None = None
+        self._accepted_at = clock.monotonic()
+        """Until it is accepted: when it was sent."""
+        self._last_piece = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._arm()
+
+    # -- filled by the worker's handle
+
+    def answer(self, message: ipc.Accepted | ipc.Refused) -> None:
+        """The worker has checked the request."""
+        if self._accepted.done():
+            return
+        match message:
+            case ipc.Accepted():
+                self._accepted_at = self._clock.monotonic()
+                self._accepted.set_result(message)
+            case ipc.Refused():
+                refusal = _REFUSALS[message.code]
+                self.fail(refusal(message.message, param=message.param))
+
+    def take(self, piece: ipc.Piece) -> None:
+        """Something new came."""
+        self._last_piece = self._clock.monotonic()
+        match piece:
+            case ipc.Text():
+                self._waiting.append(TextDelta(piece.text, _logprobs(piece.logprobs)))
+            case ipc.Reasoning():
+                self._waiting.append(ReasoningDelta(piece.text, _logprobs(piece.logprobs)))
+            case ipc.Call():
+                self._waiting.append(ToolCall(piece.name, piece.arguments))
+            case ipc.Ended():
+                self._waiting.append(_finished(piece))
+                self._end()
+            case ipc.Cancelled():
+                self._end()
+        self._notify()
+
+    def fail(self, error: MlxdError) -> None:
+        """It ends here, and the worker holds nothing of it any more."""
+        if self.ended:
+            return
+        self._end()
+        self._break(error)
+
+    # -- read by the consumer
+
+    async def accepted(self) -> ipc.Accepted:
+        """Raises what the worker refused it for, or what the worker died of."""
+        return await self._accepted
+
+    async def bursts(self) -> AsyncIterator[Burst]:
+        """Events as they come, ended by `Finished`, or by the error that cut them off."""
+        while True:
+            if not self._waiting and self._error is None and not self.ended:
+                self._wake = self._loop.create_future()
+                await self._wake
+                self._wake = None
+            if self._waiting:
+                burst, self._waiting = self._waiting, []
+                yield burst
+            elif self._error is not None:
+                raise self._error
+            elif self.ended:
+                return
+
+    async def until_ended(self, timeout: float) -> bool:
+        """Wait until the worker holds nothing of it; False when it does not say so in time."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not self.ended:
+                    self._wake = self._loop.create_future()
+                    await self._wake
+        except TimeoutError:
+            return False
+        return True
+
+    # -- inside
+
+    def _break(self, error: MlxdError) -> None:
+        """The consumer gets `error` after what has already come."""
+        self._error = error
+        if not self._accepted.done():
+            self._accepted.set_exception(error)
+            self._accepted.exception()
+        self._notify()
+
+    def _end(self) -> None:
+        self.ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _notify(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def _arm(self) -> None:
+        """Look again when the nearest limit would pass if nothing more came."""
+        delay = max(0.0, self._nearest() - self._clock.monotonic())
+        self._timer = self._loop.call_later(delay, self._check)
+
+    def _nearest(self) -> float:
+        """When the first of its limits passes."""
+        limits = self.limits
+        if self._last_piece:
+            silence = self._last_piece + limits.inter_token
+        else:
+            silence = self._accepted_at + limits.first_token
+        return min(silence, self._accepted_at + limits.generation)
+
+    def _passed(self) -> MlxdError:
+        """Which limit it was, in words."""
+        limits = self.limits
+        if self._clock.monotonic() >= self._accepted_at + limits.generation:
+            return DeadlineExceeded(
+                f"the generation took longer than {limits.generation:g} s",
+                policy=limits.line("timeouts.generation"),
+            )
+        if self._last_piece:
+            return WorkerStalled(
+                f"no token for {limits.inter_token:g} s",
+                retry_after=2.0,
+                policy=limits.line("timeouts.inter_token_stall"),
+            )
+        return DeadlineExceeded(
+            f"no first token within {limits.first_token:g} s",
+            policy=limits.line("timeouts.first_token"),
+        )
+
+    def _check(self) -> None:
+        if self._clock.monotonic() < self._nearest():
+            self._arm()
+            return
+        self._timer = None
+        self._break(self._passed())
+
+
+def _logprobs(entries: list[ipc.Logprob]) -> tuple[TokenLogprob, ...]:
+    if not entries:
+        return ()
+    return tuple(TokenLogprob(e.token, e.raw, e.logprob, tuple(e.top)) for e in entries)
+
+
+def _finished(piece: ipc.Ended) -> Finished:
+    return Finished(
+        reason=piece.reason,
+        prompt_tokens=piece.prompt_tokens,
+        completion_tokens=piece.completion_tokens,
+        cached_tokens=piece.cached_tokens,
+        prefill_seconds=piece.prefill_seconds,
+        decode_seconds=piece.decode_seconds,
+        stop_string=piece.stop_string,
+    )

@@ -1,0 +1,58 @@
+"""One slot per model spec: a worker is started when one is needed, and replaced when it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from mlxd.control.worker import Worker
+from mlxd.core.clock import Clock
+from mlxd.core.models import ModelSpec
+
+log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """Starts and stops workers. Does not decide who is evicted."""
+
+    def __init__(self, clock: Clock, temporary: Path) -> None:
+        self._clock = clock
+        self._temporary = temporary
+        self._workers: dict[ModelSpec, Worker] = {}
+
+    def serving(self, spec: ModelSpec) -> Worker | None:
+        """The worker that can take a request for `spec` now."""
+        worker = self._workers.get(spec)
+        return worker if worker is not None and worker.alive and worker.ready else None
+
+    async def start(self, spec: ModelSpec, name: str, timeout: float) -> Worker:
+        """A new worker with its model loaded, within `timeout` seconds. Raises ModelLoadFailed.
+
+        The caller sees to it that one spec is not started twice at once.
+        """
+        old = self._workers.pop(spec, None)
+        if old is not None:
+            await old.stop(grace=0.0)
+        began = self._clock.monotonic()
+        worker = await Worker.spawn(spec, name, self._clock, temporary=self._temporary)
+        self._workers[spec] = worker
+        log.info("worker for %s started, pid %s", name, worker.pid)
+        ready = await worker.until_ready(timeout)
+        log.info("%s loaded in %.2f s", name, self._clock.monotonic() - began)
+        if not ready.batchable:
+            log.info("%s cannot be batched: it serves one request at a time", name)
+        return worker
+
+    async def stop(self, spec: ModelSpec, grace: float) -> None:
+        """Returns when the process is gone; at most about three times `grace` seconds."""
+        worker = self._workers.pop(spec, None)
+        if worker is not None:
+            await worker.stop(grace)
+            log.info("worker for %s stopped", worker.name)
+
+    async def stop_all(self, grace: float) -> None:
+        """Every worker, side by side."""
+        workers = list(self._workers.values())
+        self._workers.clear()
+        await asyncio.gather(*(worker.stop(grace) for worker in workers))

@@ -1,0 +1,1 @@
+"""The nouns of mlxd. Standard library only; every other room may import this one."""

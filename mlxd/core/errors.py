@@ -1,0 +1,152 @@
+"""Everything that can go wrong for a client, drawn once.
+
+MlxdError
+├── InvalidRequest              invalid_request         the request itself is wrong
+│   ├── ContextExceeded         context_exceeded        the prompt is longer than is allowed
+│   └── UnsupportedFeature      unsupported             understood, but not offered (by this model)
+├── RequestTimeout              request_timeout         the client sent its request too slowly
+├── RequestTooLarge             request_too_large       the body is over server.http.max_body
+├── UnsupportedEncoding         unsupported_encoding    a Content-Encoding that is not read
+├── Forbidden                   forbidden               a Host or Origin that policy does not allow
+├── ModelNotFound               model_not_found         no model of that name
+├── RateLimited                 rate_limited            this client's quota is used up
+├── Overloaded                  overloaded              every slot is taken
+├── Draining                    draining                the daemon is stopping
+├── InsufficientMemory          insufficient_memory     the model does not fit now
+├── ModelsBusy                  models_busy             max_loaded models are loaded and all in use
+├── ModelLoadFailed             model_load_failed       the model's worker did not become ready
+├── WorkerCrashed               worker_crashed          the worker died while it served the request
+├── WorkerStalled               worker_stalled          the worker lives and delivers nothing
+├── DeadlineExceeded            deadline_exceeded       a time limit of timeouts.yaml passed
+└── InternalError               internal_error          a defect of mlxd; the log has the trace
+
+`code` is stable and machine-readable. The HTTP status of each is one table in server/errors.py; the
+name each API has for it is in that dialect's `render_error`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLine:
+    """The line an operator changes to get another answer."""
+
+    key: str
+    """Dotted path, such as `limits.concurrency.max_in_flight`."""
+    value: str
+    """The value in force, as it would be written in YAML."""
+    place: str
+    """Where that value was set: `limits.yaml:5`, `environment MLX_API_PORT`, `built-in default`."""
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.value} ({self.place})"
+
+
+class MlxdError(Exception):
+    """A failure that a client is told about, in its own dialect.
+
+    `retry_after` is in seconds. `policy` names the line that decided, if one did.
+    """
+
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+        policy: PolicyLine | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+        self.policy = policy
+
+    def explained(self) -> str:
+        """The message, and the policy line to change where one decided."""
+        if self.policy is None:
+            return self.message
+        return f"{self.message.rstrip('.')}. Policy: {self.policy}"
+
+
+class InvalidRequest(MlxdError):
+    code = "invalid_request"
+
+
+class ContextExceeded(InvalidRequest):
+    code = "context_exceeded"
+
+
+class UnsupportedFeature(InvalidRequest):
+    code = "unsupported"
+
+
+class RequestTimeout(MlxdError):
+    code = "request_timeout"
+
+
+class RequestTooLarge(MlxdError):
+    code = "request_too_large"
+
+
+class UnsupportedEncoding(MlxdError):
+    code = "unsupported_encoding"
+
+
+class Forbidden(MlxdError):
+    code = "forbidden"
+
+
+class ModelNotFound(MlxdError):
+    """`model` is the name as the client sent it: the dialects quote it in their own words."""
+
+    code = "model_not_found"
+
+    def __init__(self, model: str, hint: str = "", *, policy: PolicyLine | None = None) -> None:
+        super().__init__(f"model '{model}' not found{hint}", param="model", policy=policy)
+        self.model = model
+
+
+class RateLimited(MlxdError):
+    code = "rate_limited"
+
+
+class Overloaded(MlxdError):
+    code = "overloaded"
+
+
+class Draining(MlxdError):
+    code = "draining"
+
+
+class InsufficientMemory(MlxdError):
+    code = "insufficient_memory"
+
+
+class ModelsBusy(MlxdError):
+    code = "models_busy"
+
+
+class ModelLoadFailed(MlxdError):
+    code = "model_load_failed"
+
+
+class WorkerCrashed(MlxdError):
+    code = "worker_crashed"
+
+
+class WorkerStalled(MlxdError):
+    code = "worker_stalled"
+
+
+class DeadlineExceeded(MlxdError):
+    code = "deadline_exceeded"
+
+
+class InternalError(MlxdError):
+    code = "internal_error"

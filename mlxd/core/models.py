@@ -1,0 +1,52 @@
+"""Models on disk: how one is loaded (`ModelSpec`) and what its files say about it (`ModelCard`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlxd.core.request import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """How one model is loaded. Equal specs share a worker; a changed one is another worker."""
+
+    path: str
+    """The real path of its folder: whatever alias names it, one folder is loaded once."""
+    context: int
+    """Tokens of prompt and answer together that it accepts."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a model's own files say; read without loading it."""
+
+    name: str
+    """The catalogue's name for it."""
+    path: str
+    size_bytes: int
+    digest: str
+    """64 hex digits over names, sizes and headers of its files; not over the weights themselves."""
+    modified: float
+    """Seconds since the epoch."""
+    family: str
+    """The architecture, such as `llama`."""
+    parameters: int
+    quantization: str
+    """Such as `4bit`, else the data type of the weights, such as `bfloat16`."""
+    context: int
+    capabilities: tuple[str, ...] = ()
+    """Of completion, tools, thinking, embedding, insert, vision."""
+    chat_template: str = ""
+    sampling: Sampling = field(default_factory=Sampling)
+    """The model's own stored parameters (generation_config.json)."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """config.json as it stands."""
+    license: str = ""
+    unavailable: str = ""
+    """Why it cannot be loaded; empty when it can."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        return ModelSpec(path=self.path, context=self.context)

@@ -1,0 +1,210 @@
+"""Where things are on this machine: the policy folder, the state folder, mlxd.env.
+
+The daemon and every command look in the same way; this costs no import beyond the standard library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ENV_FILE = "mlxd.env"
+VARIABLES = (
+    "MLXD_POLICIES",
+    "MLXD_STATE",
+    "MLXD_HOST",
+    "MLXD_PORT",
+    "MLXD_MODELS",
+    "MLX_API_PORT",
+    "MLX_API_WORKERS",
+    "MLX_API_URL",
+)
+_ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)")
+
+
+class BadEnvFile(ValueError):
+    """mlxd.env cannot be read; the message names the line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A folder and how it was found."""
+
+    path: Path
+    source: str
+    """Such as `--policies`, `environment MLXD_POLICIES`, or where it was looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A variable's value and where it was set."""
+
+    text: str
+    source: str
+    """Such as `environment MLX_API_PORT` or `mlxd.env:3 MLX_API_PORT`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What `find` found."""
+
+    state: Found
+    policies: Found | None = None
+    """None: there is no policy folder, built-in defaults hold."""
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    """The variables of VARIABLES that are set; the environment wins over mlxd.env."""
+    warnings: tuple[str, ...] = ()
+
+
+def find(
+    policies: str | None = None,
+    state: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    system: Path = Path("/"),
+) -> Places:
+    """Look for everything. `policies` and `state` are the flags; raises BadEnvFile."""
+    environ = os.environ if environ is None else environ
+    folder = policy_folder(policies, environ, system)
+    settings, warnings = _settings(env_file(folder, environ, system), environ)
+    return Places(state_folder(state, settings, environ, system), folder, settings, warnings)
+
+
+def policy_folder(
+    flag: str | None, environ: Mapping[str, str], system: Path = Path("/")
+) -> Found | None:
+    """The one that was named, there or not; else the first that is there."""
+    if flag:
+        return Found(_path(flag, environ), "--policies")
+    if environ.get("MLXD_POLICIES"):
+        return Found(_path(environ["MLXD_POLICIES"], environ), "environment MLXD_POLICIES")
+    for folder in _usual_folders(environ, system):
+        if folder.is_dir():
+            return Found(folder, f"found at {folder}")
+    return None
+
+
+def env_file(
+    folder: Found | None, environ: Mapping[str, str], system: Path = Path("/")
+) -> Path | None:
+    """mlxd.env in the policy folder or next to it; without a folder, where one would be."""
+    folders = [folder.path] if folder is not None else list(_usual_folders(environ, system))
+    for candidate in folders:
+        for file in (candidate / ENV_FILE, candidate.parent / ENV_FILE):
+            if file.is_file():
+                return file
+    return None
+
+
+def state_folder(
+    flag: str | None,
+    settings: Mapping[str, Setting],
+    environ: Mapping[str, str],
+    system: Path = Path("/"),
+) -> Found:
+    """The one that was named, else the platform's own."""
+    if flag:
+        return Found(_path(flag, environ), "--state")
+    if setting := settings.get("MLXD_STATE"):
+        return Found(_path(setting.text, environ), setting.source)
+    if given := environ.get("STATE_DIRECTORY", "").partition(":")[0]:
+        return Found(Path(given), "environment STATE_DIRECTORY")
+    return Found(_usual_state(environ, system), "default")
+
+
+def read_env(file: Path) -> dict[str, tuple[str, int]]:
+    """The assignments of an env file with their lines; raises BadEnvFile."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadEnvFile(f"{file}: cannot be read: {error}") from None
+    found: dict[str, tuple[str, int]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.lstrip().startswith(("#", ";")):
+            continue
+        match = _ASSIGNMENT.fullmatch(line.strip())
+        if match is None:
+            raise BadEnvFile(f"{file}:{number}: expected NAME=value, got {line.strip()!r}")
+        found[match[1]] = (_unquoted(match[2], f"{file}:{number}"), number)
+    return found
+
+
+def _unquoted(text: str, place: str) -> str:
+    """A value without its quotes or the comment behind it, as a shell would read it."""
+    if not text.startswith(("'", '"')):
+        return re.sub(r"\s+#.*", "", text).strip()
+    import shlex  # quotes are rare
+
+    try:
+        words = shlex.split(text, comments=True)
+    except ValueError as error:
+        raise BadEnvFile(f"{place}: {error}") from None
+    return " ".join(words)
+
+
+def _settings(
+    file: Path | None, environ: Mapping[str, str]
+) -> tuple[dict[str, Setting], tuple[str, ...]]:
+    settings: dict[str, Setting] = {}
+    warnings: list[str] = []
+    for name, (text, line) in (read_env(file) if file is not None else {}).items():
+        place = f"{ENV_FILE}:{line}"
+        if name == "MLXD_POLICIES":
+            warnings.append(f"{place}: MLXD_POLICIES has no effect here: set it before the start")
+        elif name not in VARIABLES:
+            if name.startswith(("MLXD_", "MLX_API_")):
+                import difflib  # a misspelling is rare, and this is on every command's way
+
+                near = difflib.get_close_matches(name, VARIABLES, 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                warnings.append(f"{place}: {name} is not known{hint}")
+        elif text:
+            settings[name] = Setting(text, f"{place} {name}")
+    for name in VARIABLES:
+        if text := environ.get(name, "").strip():
+            settings[name] = Setting(text, f"environment {name}")
+    return settings, tuple(warnings)
+
+
+def _usual_folders(environ: Mapping[str, str], system: Path) -> Iterator[Path]:
+    config = Path(environ.get("XDG_CONFIG_HOME", ""))
+    home = _home(environ)
+    if config.is_absolute():
+        yield config / "mlxd/policies"
+    elif home is not None:
+        yield home / ".config/mlxd/policies"
+    prefix = Path(environ.get("HOMEBREW_PREFIX", ""))
+    if prefix.is_absolute():
+        yield prefix / "etc/mlxd/policies"
+    for etc in ("opt/homebrew/etc", "usr/local/etc", "etc"):
+        yield system / etc / "mlxd/policies"
+
+
+def _usual_state(environ: Mapping[str, str], system: Path) -> Path:
+    home = _home(environ)
+    if sys.platform == "darwin" and home is not None:
+        return home / "Library/Application Support/mlxd"
+    state = Path(environ.get("XDG_STATE_HOME", ""))
+    if os.geteuid() == 0:
+        return system / "var/lib/mlxd"
+    if state.is_absolute():
+        return state / "mlxd"
+    return home / ".local/state/mlxd" if home is not None else system / "var/lib/mlxd"
+
+
+def _home(environ: Mapping[str, str]) -> Path | None:
+    with contextlib.suppress(RuntimeError):  # no HOME, and a user without an account
+        home = Path(environ.get("HOME") or Path.home())
+        return home if home.is_absolute() else None
+    return None
+
+
+def _path(text: str, environ: Mapping[str, str]) -> Path:
+    home = _home(environ)
+    if home is not None and (text == "~" or text.startswith("~/")):
+        return home / text[2:]
+    return Path(text).absolute()

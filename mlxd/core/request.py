@@ -1,0 +1,97 @@
+"""What a client asks, in mlxd's own words: no HTTP, no dialect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn. None means "not said"; see `over` for who decides then."""
+
+    temperature: float | None = None
+    """0 is greedy."""
+    top_p: float | None = None
+    """1 is off."""
+    top_k: int | None = None
+    """0, or anything from the vocabulary's size up, is off."""
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    """Divides (multiplies, when negative) the logits of recent tokens; 1 is off."""
+    repeat_last_n: int | None = None
+    """How many last tokens, the prompt's included, the penalties look at; 0 is off, -1 all."""
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] | None = None
+    """(token id, added to its logit)."""
+    seed: int | None = None
+    """None draws a fresh one; the same seed and prompt give the same text in any batch."""
+
+    def over(self, other: Sampling) -> Sampling:
+        """Each field of this, or where this says nothing, of `other`."""
+        return Sampling(
+            **{
+                f.name: mine
+                if (mine := getattr(self, f.name)) is not None
+                else getattr(other, f.name)
+                for f in fields(Sampling)
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CalledTool:
+    """A tool call that stands in a conversation."""
+
+    name: str
+    arguments: Json
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    """system, user, assistant or tool."""
+    content: str = ""
+    thinking: str = ""
+    tool_calls: tuple[CalledTool, ...] = ()
+    tool_name: str = ""
+    tool_call_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One generation. Exactly one of `messages`, `text`, `token_ids` is given."""
+
+    model: str
+    """The name as the client sent it."""
+    messages: tuple[Message, ...] | None = None
+    """Rendered by the model's own chat template."""
+    text: str | None = None
+    """Tokenised as it is."""
+    token_ids: tuple[int, ...] | None = None
+    tools: tuple[Json, ...] = ()
+    """`{"type": "function", "function": {...}}`, as chat templates want them."""
+    think: bool | str | None = None
+    """None leaves it to the model's template; a string is an effort such as "low"."""
+    template_options: Json = field(default_factory=dict)
+    """More variables for the chat template."""
+    format: str | Json | None = None
+    """None is free text, "json" any JSON object, a mapping a JSON schema."""
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    """Strings that end the text; none of them appears in it."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """What the client said."""
+    fallback: Sampling = field(default_factory=Sampling)
+    """What its dialect assumes where neither the client nor the model's own files say."""
+    logprobs: int | None = None
+    """None: not asked. 0 to 20: the sampled token's, and this many alternatives."""
+    keep_alive: float | None = None
+    """Seconds the model stays loaded after this; inf for ever; None keeps what is in force."""
+    stream: bool = True

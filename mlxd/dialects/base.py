@@ -1,0 +1,87 @@
+"""An endpoint's wire format: a `Codec` reads bodies and renders answers, an `Encoder` streams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from mlxd.core.errors import MlxdError
+from mlxd.core.events import Burst, Completion
+from mlxd.core.request import GenerationRequest
+
+Json = dict[str, Any]
+Action = Literal["generate", "load", "unload"]
+
+_json = msgspec.json.Encoder()
+
+
+def to_json(value: Any) -> bytes:
+    """Compact UTF-8 JSON."""
+    return _json.encode(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A parsed request, and what rendering its answer needs to know."""
+
+    id: str
+    """Unique, of [a-z0-9]; the codecs build their own ids from it."""
+    received: float
+    """Seconds since the epoch."""
+    action: Action
+    request: GenerationRequest
+    """For `load` and `unload` only `model` and `keep_alive` mean something."""
+    category: str = ""
+    """mlxd's own: a chain of models.yaml to take the model from, where `request.model` is empty."""
+    include_usage: bool = False
+    """OpenAI's stream_options.include_usage."""
+
+
+class Encoder(Protocol):
+    """One streamed answer. Stateful: feed it every burst once, in order."""
+
+    def feed(self, burst: Burst, now: float) -> bytes:
+        """The records for these events. `now` is in seconds since the epoch. May be empty."""
+        ...
+
+    def fail(self, error: MlxdError) -> bytes:
+        """The record that says the stream ends here and why; nothing follows it."""
+        ...
+
+
+class Codec(Protocol):
+    """One endpoint's wire format."""
+
+    path: str
+    content_type: str
+    """Of a streamed answer."""
+    heartbeat: bytes
+    """What may be sent while there is nothing to say; empty where the format allows nothing."""
+
+    def parse(self, body: Json, *, id: str, now: float) -> Call:
+        """Raises InvalidRequest (or ModelNotFound for an empty name, where the API says so)."""
+        ...
+
+    def encoder(self, call: Call) -> Encoder: ...
+
+    def render(self, call: Call, completion: Completion, now: float) -> Json:
+        """The whole answer."""
+        ...
+
+    def render_action(self, call: Call, now: float) -> Json:
+        """The answer to a `load` or an `unload`."""
+        ...
+
+    def render_error(self, error: MlxdError) -> Json: ...
+
+
+def sse(data: bytes) -> bytes:
+    """One server-sent event."""
+    return b"data: " + data + b"\n\n"
+
+
+def logprob_of(value: float) -> float:
+    """A log-probability that JSON can carry: what is impossible is -9999, as OpenAI has it."""
+    return value if value > -9999.0 else -9999.0

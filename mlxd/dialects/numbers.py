@@ -1,0 +1,35 @@
+"""Integers of more than 64 bits, which JSON allows and nothing behind this can carry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+Json = dict[str, Any]
+
+
+def levels_of(value: Json) -> Iterator[list[Json | list[Any]]]:
+    """Every object and array in a JSON value, level by level."""
+    level: list[Any] = [value]
+    while level:
+        yield level
+        level = [
+            item
+            for holder in level
+            for item in (holder.values() if type(holder) is dict else holder)
+            if type(item) is dict or type(item) is list
+        ]
+
+
+def shorten_integers(value: Json) -> None:
+    """Make them floats, in place: so do most readers of JSON."""
+    for level in levels_of(value):
+        for holder in level:
+            if isinstance(holder, dict):
+                holder.update({key: float(item) for key, item in holder.items() if _is_long(item)})
+            else:
+                holder[:] = [float(item) if _is_long(item) else item for item in holder]
+
+
+def _is_long(item: Any) -> bool:
+    return type(item) is int and not -(2**63) <= item < 2**64

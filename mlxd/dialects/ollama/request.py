@@ -1,0 +1,202 @@
+"""The bodies of /api/generate and /api/chat -> `Call`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from mlxd.core.errors import InvalidRequest, ModelNotFound, UnsupportedFeature
+from mlxd.core.request import CalledTool, GenerationRequest, Message
+from mlxd.dialects.base import Action, Call
+from mlxd.dialects.fields import Fields, FoldedFields, Json, kind_of
+from mlxd.dialects.keep_alive import keep_alive
+from mlxd.dialects.ollama.options import FALLBACK, positive, read_options
+
+_ROLES = ("system", "user", "assistant", "tool")
+_EFFORTS = ("low", "medium", "high", "max")
+_MOST_LOGPROBS = 20
+
+
+def parse_generate(body: Json, *, id: str, now: float) -> Call:
+    """Raises InvalidRequest, and ModelNotFound when no model and no category is named."""
+    fields = FoldedFields(body, _complain)
+    request = _common(fields)
+    category = fields.text("category") or ""
+    prompt = fields.text("prompt") or ""
+    if not request.model and not category:
+        raise ModelNotFound("")
+    _refuse_unoffered(fields, request.model)
+    request = _with_old_names(fields, request)
+    request = _with_prompt(fields, request, prompt)
+    action = "generate" if prompt else _idle_action(request)
+    return Call(id=id, received=now, action=action, request=request, category=category)
+
+
+def parse_chat(body: Json, *, id: str, now: float) -> Call:
+    """Raises InvalidRequest."""
+    fields = FoldedFields(body, _complain)
+    request = _common(fields)
+    if not request.model:
+        raise InvalidRequest("model is required", param="model")
+    messages = tuple(_message(message, request.model) for message in fields.each("messages"))
+    tools = tuple(_tool(tool) for tool in fields.each("tools"))
+    request = replace(request, messages=messages, tools=tools)
+    action = "generate" if messages else _idle_action(request)
+    return Call(id=id, received=now, action=action, request=request)
+
+
+def _common(fields: Fields) -> GenerationRequest:
+    """What both endpoints read alike; the prompt is still missing."""
+    options = read_options(fields.mapping("options") or {})
+    fields.flag("truncate")
+    fields.flag("shift")
+    stream = fields.flag("stream")
+    return GenerationRequest(
+        model=fields.text("model") or "",
+        think=_think(fields),
+        format=_format(fields),
+        max_tokens=options.max_tokens,
+        stop=options.stop,
+        sampling=options.sampling,
+        fallback=FALLBACK,
+        logprobs=_logprobs(fields),
+        keep_alive=keep_alive(fields),
+        stream=stream is not False,
+    )
+
+
+def _idle_action(request: GenerationRequest) -> Action:
+    return "unload" if request.keep_alive == 0 else "load"
+
+
+def _with_old_names(fields: Fields, request: GenerationRequest) -> GenerationRequest:
+    """mlxd's own top-level fields, for what `options` leaves open."""
+    max_tokens = positive(fields.integer("max_tokens", truncate=True))
+    temperature = fields.number("temperature", low=0.0, high=100.0)
+    sampling = request.sampling
+    if sampling.temperature is None:
+        sampling = replace(sampling, temperature=temperature)
+    return replace(request, max_tokens=request.max_tokens or max_tokens, sampling=sampling)
+
+
+def _with_prompt(fields: Fields, request: GenerationRequest, prompt: str) -> GenerationRequest:
+    system = fields.text("system") or ""
+    if fields.flag("raw"):
+        if system or fields.text("template") or fields.array("context"):
+            raise InvalidRequest("raw mode does not support template, system, or context")
+        return replace(request, text=prompt)
+    for name in ("template", "context"):
+        if fields.get(name):
+            raise UnsupportedFeature(
+                f"{name} is not offered: a prompt is rendered by the model's own chat template; "
+                "use /api/chat for a conversation",
+                param=name,
+            )
+    turns = [Message("system", system)] if system else []
+    return replace(request, messages=(*turns, Message("user", prompt)))
+
+
+def _refuse_unoffered(fields: Fields, model: str) -> None:
+    fields.text("template")
+    fields.array("context")
+    if fields.text("suffix"):
+        raise UnsupportedFeature(f"{model} does not support insert", param="suffix")
+    _refuse_images(fields, model)
+
+
+def _refuse_images(fields: Fields, model: str) -> None:
+    if fields.texts("images"):
+        raise UnsupportedFeature(f'"{model}" does not support images', param=fields.path("images"))
+
+
+def _message(fields: Fields, model: str) -> Message:
+    role = (fields.text("role") or "").lower()
+    if role not in _ROLES:
+        raise InvalidRequest(
+            f"{fields.path('role')} must be one of {', '.join(_ROLES)}", param=fields.path("role")
+        )
+    _refuse_images(fields, model)
+    return Message(
+        role=role,
+        content=fields.text("content") or "",
+        thinking=fields.text("thinking") or "",
+        tool_calls=tuple(_called_tool(call) for call in fields.each("tool_calls")),
+        tool_name=fields.text("tool_name") or "",
+        tool_call_id=fields.text("tool_call_id") or "",
+    )
+
+
+def _called_tool(fields: Fields) -> CalledTool:
+    function = fields.fields("function")
+    if function is None:
+        raise fields.wrong("function", "object")
+    return CalledTool(
+        name=_name(function),
+        arguments=function.mapping("arguments") or {},
+        id=fields.text("id") or "",
+    )
+
+
+def _tool(fields: Fields) -> Json:
+    if fields.text("type") not in (None, "", "function"):
+        raise InvalidRequest(f'{fields.path("type")} must be "function"', param=fields.path("type"))
+    function = fields.fields("function")
+    if function is None:
+        raise fields.wrong("function", "object")
+    _name(function)
+    function.text("description")
+    function.mapping("parameters")
+    return {"type": "function", "function": fields.get("function")}
+
+
+def _name(function: Fields) -> str:
+    name = function.text("name")
+    if not name:
+        raise function.wrong("name", "non-empty string")
+    return name
+
+
+def _think(fields: Fields) -> bool | str | None:
+    value = fields.get("think")
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or (isinstance(value, str) and value in _EFFORTS):
+        return value
+    raise InvalidRequest(
+        f'invalid think value: {_shown(value)} (must be "low", "medium", "high", "max", true, or '
+        "false)",
+        param="think",
+    )
+
+
+def _format(fields: Fields) -> str | Json | None:
+    value = fields.get("format")
+    if value is None or value == "":
+        return None
+    if value == "json":
+        return "json"
+    if isinstance(value, dict):
+        return value
+    raise InvalidRequest(
+        f'invalid format: {_shown(value)}; expected "json" or a valid JSON Schema object',
+        param="format",
+    )
+
+
+def _logprobs(fields: Fields) -> int | None:
+    top = fields.integer("top_logprobs") or 0
+    if not 0 <= top <= _MOST_LOGPROBS:
+        raise InvalidRequest(
+            f"top_logprobs must be between 0 and {_MOST_LOGPROBS}", param="top_logprobs"
+        )
+    return top if fields.flag("logprobs") else None
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 100 else text[:100] + "..."
+
+
+def _complain(path: str, expected: str, found: Any) -> str:
+    return f"{path} must be of type {expected}, not {kind_of(found)}"

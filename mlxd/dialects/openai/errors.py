@@ -1,0 +1,53 @@
+"""OpenAI's words: for a wrong field, and for every error there is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlxd.core.errors import MlxdError
+from mlxd.dialects.fields import Json, kind_of
+
+# Our code -> their (type, code). Complete: a test walks the tree of core/errors.py.
+NAMES: dict[str, tuple[str, str]] = {
+    "invalid_request": ("invalid_request_error", "invalid_request"),
+    "context_exceeded": ("invalid_request_error", "context_length_exceeded"),
+    "unsupported": ("invalid_request_error", "unsupported"),
+    "request_timeout": ("invalid_request_error", "request_timeout"),
+    "request_too_large": ("invalid_request_error", "request_too_large"),
+    "unsupported_encoding": ("invalid_request_error", "unsupported_encoding"),
+    "forbidden": ("permission_error", "forbidden"),
+    "model_not_found": ("invalid_request_error", "model_not_found"),
+    "rate_limited": ("rate_limit_error", "rate_limit_exceeded"),
+    "overloaded": ("overloaded", "overloaded"),
+    "draining": ("overloaded", "draining"),
+    "insufficient_memory": ("overloaded", "insufficient_memory"),
+    "models_busy": ("overloaded", "models_busy"),
+    "model_load_failed": ("server_error", "model_load_failed"),
+    "worker_crashed": ("server_error", "worker_crashed"),
+    "worker_stalled": ("server_error", "worker_stalled"),
+    "deadline_exceeded": ("server_error", "deadline_exceeded"),
+    "internal_error": ("server_error", "internal_error"),
+}
+
+
+def render_error(error: MlxdError) -> Json:
+    kind, code = NAMES[error.code]
+    inner: Json = {
+        "message": error.explained(),
+        "type": kind,
+        "param": error.param,
+        "code": code,
+    }
+    if error.policy is not None:
+        policy = error.policy
+        inner["policy"] = {"key": policy.key, "value": policy.value, "place": policy.place}
+    return {"error": inner}
+
+
+def complain(path: str, expected: str, found: Any) -> str:
+    got = "null" if found is None else _article(kind_of(found))
+    return f"Invalid type for '{path}': expected {_article(expected)}, but got {got} instead."
+
+
+def _article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeio' else 'a'} {kind}"

@@ -1,0 +1,100 @@
+"""The parameters that both of OpenAI's endpoints take, and vLLM's additions to them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from mlxd.core.errors import InvalidRequest, UnsupportedFeature
+from mlxd.core.request import GenerationRequest, Sampling
+from mlxd.dialects.fields import Fields
+from mlxd.dialects.keep_alive import keep_alive
+from mlxd.dialects.openai.errors import complain
+
+FALLBACK = Sampling(temperature=1.0, top_p=1.0)
+
+_TOKEN_ID = re.compile(r"-?[0-9]{1,10}", re.ASCII)
+_LARGEST_TOKEN_ID = 2**31 - 1
+_MOST_BIASES = 1024
+_MOST_STOPS = 4
+
+
+def read_request(body: dict[str, Any]) -> tuple[Fields, GenerationRequest]:
+    """What both endpoints read alike; prompt, length and logprobs are still missing."""
+    fields = Fields(body, complain)
+    model = fields.text("model")
+    if not model:
+        raise InvalidRequest("you must provide a model parameter", param="model")
+    if (fields.integer("n", low=1) or 1) > 1:
+        raise UnsupportedFeature("n > 1 is not offered: send one request per choice", param="n")
+    request = GenerationRequest(
+        model=model,
+        stop=_stop(fields),
+        sampling=_sampling(fields),
+        fallback=FALLBACK,
+        keep_alive=keep_alive(fields),
+        stream=fields.flag("stream") or False,
+    )
+    return fields, request
+
+
+def include_usage(fields: Fields) -> bool:
+    options = fields.fields("stream_options")
+    return bool(options and options.flag("include_usage"))
+
+
+def token_id(value: Any) -> bool:
+    """Whether this can be one: an integer that every vocabulary's index type holds."""
+    return type(value) is int and 0 <= value <= _LARGEST_TOKEN_ID
+
+
+def _sampling(fields: Fields) -> Sampling:
+    seed = fields.integer("seed")
+    top_k = fields.integer("top_k", low=-1)
+    return Sampling(
+        temperature=fields.number("temperature", low=0.0, high=2.0),
+        top_p=fields.number("top_p", low=0.0, high=1.0),
+        top_k=None if top_k is None else max(top_k, 0),
+        min_p=fields.number("min_p", low=0.0, high=1.0),
+        repeat_penalty=fields.number("repetition_penalty", low=0.01, high=100.0),
+        presence_penalty=fields.number("presence_penalty", low=-2.0, high=2.0),
+        frequency_penalty=fields.number("frequency_penalty", low=-2.0, high=2.0),
+        logit_bias=_logit_bias(fields),
+        seed=None if seed is None else seed & (2**63 - 1),
+    )
+
+
+def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...] | None:
+    biases = fields.fields("logit_bias")
+    if biases is None:
+        return None
+    names = fields.mapping("logit_bias") or {}
+    if len(names) > _MOST_BIASES:
+        raise InvalidRequest(f"logit_bias takes at most {_MOST_BIASES} tokens", param="logit_bias")
+    return tuple((_biased_token(name), _bias(biases, name)) for name in names)
+
+
+def _biased_token(name: str) -> int:
+    if not _TOKEN_ID.fullmatch(name) or not token_id(int(name)):
+        raise InvalidRequest(
+            f"logit_bias: '{name[:40]}' is not a token id (an integer from 0, as a string)",
+            param="logit_bias",
+        )
+    return int(name)
+
+
+def _bias(biases: Fields, name: str) -> float:
+    value = biases.number(name, low=-100.0, high=100.0)
+    if value is None:
+        raise biases.wrong(name, "number")
+    return value
+
+
+def _stop(fields: Fields) -> tuple[str, ...]:
+    value = fields.get("stop")
+    if isinstance(value, str):
+        return (value,) if value else ()
+    strings = fields.texts("stop", "string or array of strings")
+    if len(strings) > _MOST_STOPS:
+        raise InvalidRequest(f"stop takes at most {_MOST_STOPS} strings", param="stop")
+    return tuple(text for text in strings if text)

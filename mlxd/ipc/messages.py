@@ -1,0 +1,211 @@
+"""Every message between daemon and worker, and its one encoding (a length, then MessagePack).
+
+Down: `Generate`, `Cancel`, `Ping`, `Shutdown`. Up: `Ready` or `LoadFailed` once; then `Accepted`
+or `Refused` for each `Generate`, `Output` once per engine step, `Pong`. Every `Generate` is ended
+by exactly one of `Refused`, a piece `Ended`, a piece `Cancelled`, or the end of the socket.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Literal
+
+import msgspec
+
+from mlxd.core.events import FinishReason
+from mlxd.core.request import GenerationRequest, Sampling
+
+MAX_FRAME_BYTES = 64 * 2**20
+_LENGTH = struct.Struct("!I")
+
+
+class Generate(msgspec.Struct, frozen=True, tag="generate"):
+    """Run one request. `sampling` is resolved: client over model over dialect."""
+
+    id: int
+    request: GenerationRequest
+    sampling: Sampling
+    max_prompt: int
+    """limits.tokens.max_prompt: a longer prompt is refused."""
+    max_output: int
+    """limits.tokens.max_output: a longer answer is cut (finish `length`)."""
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Stop one request; answered by a `Cancelled` piece. For an ended one: nothing happens."""
+
+    id: int
+
+
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Answered at once by a `Pong`, from the IO side."""
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """End the process, with exit status 0."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The model is loaded and may be used."""
+
+    batchable: bool
+    """False: the serial lane serves one request at a time."""
+    vocabulary: int
+    context: int
+    load_seconds: float
+    active_bytes: int
+    thinking: bool
+    tools: bool
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
+    """The model could not be loaded; the process ends. No path of the host is in `reason`."""
+
+    reason: str
+
+
+class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
+    """The request was tokenised, checked and handed to the engine."""
+
+    id: int
+    prompt_tokens: int
+    cached_tokens: int = 0
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """The request cannot run; nothing of it will."""
+
+    id: int
+    code: Literal["invalid_request", "context_exceeded", "unsupported"]
+    message: str
+    param: str | None = None
+
+
+class Logprob(msgspec.Struct, frozen=True, array_like=True):
+    """One token's log-probability; `top` in falling order."""
+
+    token: str
+    raw: bytes
+    logprob: float
+    top: list[tuple[str, bytes, float]] = []
+
+
+class Text(msgspec.Struct, frozen=True, array_like=True, tag="t"):
+    """A piece of request `id`'s answer."""
+
+    id: int
+    text: str
+    logprobs: list[Logprob] = []
+
+
+class Reasoning(msgspec.Struct, frozen=True, array_like=True, tag="r"):
+    """A piece of request `id`'s thinking."""
+
+    id: int
+    text: str
+    logprobs: list[Logprob] = []
+
+
+class Call(msgspec.Struct, frozen=True, array_like=True, tag="c"):
+    """A complete tool call of request `id`."""
+
+    id: int
+    name: str
+    arguments: dict[str, Any]
+
+
+class Ended(msgspec.Struct, frozen=True, array_like=True, tag="e"):
+    """Request `id` is done. Prefill is from acceptance to the first token, decode from there."""
+
+    id: int
+    reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+    stop_string: str | None = None
+
+
+class Cancelled(msgspec.Struct, frozen=True, array_like=True, tag="x"):
+    """Request `id` was cancelled and holds nothing any more."""
+
+    id: int
+
+
+Piece = Text | Reasoning | Call | Ended | Cancelled
+
+
+class Output(msgspec.Struct, frozen=True, tag="output"):
+    """All pieces of one engine step, in order."""
+
+    step: int
+    pieces: list[Piece]
+    active_bytes: int = 0
+    """Engine memory in use; sent now and then, 0 otherwise."""
+
+
+class Pong(msgspec.Struct, frozen=True, tag="pong"):
+    """The answer to `Ping`."""
+
+    step: int
+    running: int
+    active_bytes: int
+
+
+Down = Generate | Cancel | Ping | Shutdown
+Up = Ready | LoadFailed | Accepted | Refused | Output | Pong
+
+_encoder = msgspec.msgpack.Encoder()
+_down: msgspec.msgpack.Decoder[Down] = msgspec.msgpack.Decoder(Down)
+_up: msgspec.msgpack.Decoder[Up] = msgspec.msgpack.Decoder(Up)
+
+
+class BrokenFrame(Exception):
+    """The other side does not speak the protocol; the process behind it is not to be trusted."""
+
+
+def encode(message: Down | Up) -> bytes:
+    """One frame: four bytes of length, big end first, then the message."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class FrameReader:
+    """Cuts a byte stream into frames; knows nothing of sockets."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Add what arrived and return the frames it completes. Raises BrokenFrame."""
+        self._buffer += data
+        frames: list[bytes] = []
+        start = 0
+        while len(self._buffer) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer, start)
+            if length > MAX_FRAME_BYTES:
+                raise BrokenFrame(f"a frame of {length} bytes")
+            end = start + _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            frames.append(bytes(self._buffer[start + _LENGTH.size : end]))
+            start = end
+        del self._buffer[:start]
+        return frames
+
+
+def decode_down(frame: bytes) -> Down:
+    """Raises BrokenFrame."""
+    try:
+        return _down.decode(frame)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BrokenFrame(str(error)) from error
+
+
+def decode_up(frame: bytes) -> Up:
+    """Raises BrokenFrame."""
+    try:
+        return _up.decode(frame)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BrokenFrame(str(error)) from error

@@ -1,0 +1,1 @@
+"""What the operator decided: policies/*.yaml, read strictly, held as one immutable set."""

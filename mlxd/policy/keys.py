@@ -1,0 +1,171 @@
+"""Every key of the schema as one flat table: for messages, warnings and the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from mlxd.policy.schema import Policies, Policy
+from mlxd.policy.strict_yaml import Path
+from mlxd.policy.units import Written, written
+
+ENTRY = "<name>"
+ITEM = "[]"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One field. In its path `<name>` stands for a mapping's entries, `[]` for a list's items."""
+
+    path: tuple[str, ...]
+    annotation: Any
+    field: FieldInfo
+
+    @property
+    def name(self) -> str:
+        return ".".join(self.path).replace(f".{ITEM}", ITEM)
+
+    @property
+    def expected(self) -> str:
+        """The values it takes, in words."""
+        return expected(self.annotation, self.field.metadata)
+
+    @property
+    def default(self) -> str:
+        """As it would be written in YAML."""
+        return written(self.field.default)
+
+    @property
+    def description(self) -> str:
+        return self.field.description or ""
+
+    @property
+    def section(self) -> bool:
+        """Whether it only groups others."""
+        return _is_policy(self.annotation)
+
+    @property
+    def listed(self) -> bool:
+        return get_origin(self.annotation) is tuple
+
+    @property
+    def text(self) -> bool:
+        """Whether its value is text whatever it looks like."""
+        return self.annotation is str or get_args(self.annotation)[:1] == (str,)
+
+    def extra(self, name: str) -> Any:
+        extra = self.field.json_schema_extra
+        return extra.get(name) if isinstance(extra, dict) else None
+
+    @property
+    def enforced(self) -> bool:
+        return self.extra("enforced") is not False
+
+
+@cache
+def table() -> dict[tuple[str, ...], Key]:
+    """All keys, sections included, in the schema's order."""
+    return {key.path: key for key in _walk(Policies, ())}
+
+
+def find(path: Path) -> Key | None:
+    """The key that an actual path stands for."""
+    keys = table()
+    found: tuple[str, ...] = ()
+    for part in path:
+        named = (*found, ITEM if isinstance(part, int) else part)
+        found = named if named in keys or isinstance(part, int) else (*found, ENTRY)
+    return keys.get(found)
+
+
+def known(path: Path) -> Path:
+    """The longest beginning of a path that the schema has: what follows are validator's words."""
+    for end in range(len(path), 0, -1):
+        if find(path[:end]) is not None:
+            return path[:end]
+    return path[:1]
+
+
+def children(path: Path) -> list[str]:
+    """The names that may stand under a section."""
+    key = find(path) if path else None
+    inner = Policies if key is None else inner_policy(key.annotation)
+    return list(inner.model_fields) if inner is not None else []
+
+
+def inner_policy(annotation: Any) -> type[Policy] | None:
+    """The section, or the section that each entry of a mapping or list is."""
+    if _is_policy(annotation):
+        return annotation  # type: ignore[no-any-return]  # narrowed by _is_policy
+    arguments = get_args(annotation)
+    return next((inner for inner in map(inner_policy, arguments) if inner is not None), None)
+
+
+def expected(annotation: Any, metadata: list[Any]) -> str:
+    """What a type takes, in words: `an integer 1 to 65535`."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        bounds = getattr(arguments[1], "metadata", [])
+        return expected(arguments[0], [*metadata, *bounds])
+    if origin is Literal:
+        return _either([str(value) for value in arguments])
+    if origin is tuple:
+        return f"a list of {expected(arguments[0], []).removeprefix('a ')}"
+    if origin is Mapping:
+        return f"a mapping from names to {expected(arguments[1], [])}"
+    if arguments:
+        kinds = [kind for kind in arguments if kind is not type(None)]
+        return _either([expected(kind, metadata) for kind in kinds])
+    return _expected_plain(annotation, metadata)
+
+
+def _either(kinds: list[str]) -> str:
+    return f"{', '.join(kinds[:-1])} or {kinds[-1]}" if len(kinds) > 1 else kinds[0]
+
+
+def _expected_plain(annotation: Any, metadata: list[Any]) -> str:
+    if isinstance(annotation, type) and issubclass(annotation, Written):
+        return annotation.expected
+    if annotation is int:
+        return _expected_integer(metadata)
+    if annotation is bool:
+        return "true or false"
+    if _is_policy(annotation):
+        return "a mapping"
+    return "text"
+
+
+def _expected_integer(metadata: list[Any]) -> str:
+    least = next((bound.ge for bound in metadata if hasattr(bound, "ge")), None)
+    most = next((bound.le for bound in metadata if hasattr(bound, "le")), None)
+    if most is not None:
+        return f"an integer {least} to {most}"
+    return "an integer" if least is None else f"an integer >= {least}"
+
+
+def _is_policy(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Policy)
+
+
+def _walk(model: type[Policy], prefix: tuple[str, ...]) -> Iterator[Key]:
+    for name, field in model.model_fields.items():
+        here = (*prefix, name)
+        yield Key(here, field.annotation, field)
+        inner = inner_policy(field.annotation)
+        if inner is not None:
+            yield from _walk_inner(inner, field, here)
+        elif get_origin(field.annotation) is Mapping:
+            yield Key((*here, ENTRY), get_args(field.annotation)[1], FieldInfo())
+        elif get_origin(field.annotation) is tuple:
+            yield Key((*here, ITEM), get_args(field.annotation)[0], FieldInfo())
+
+
+def _walk_inner(inner: type[Policy], field: FieldInfo, here: tuple[str, ...]) -> Iterator[Key]:
+    if not _is_policy(field.annotation):
+        here = (*here, ENTRY if get_origin(field.annotation) is Mapping else ITEM)
+        yield Key(here, inner, FieldInfo())
+    yield from _walk(inner, here)

@@ -1,0 +1,188 @@
+"""The schema, written out for people: docs/reference/policies.md and the shipped policies/*.yaml.
+
+`python -m mlxd.policy.reference` in the repository's root writes them anew.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+from mlxd.policy import keys
+from mlxd.policy.keys import ENTRY, ITEM, Key
+from mlxd.policy.load import SCHEMA, load
+from mlxd.policy.schema import KINDS, Policies, Policy
+from mlxd.policy.units import written
+
+WIDTH = 100
+
+_INTRODUCTION = f"""\
+# Policies
+
+<!-- Written by `python -m mlxd.policy.reference` from mlxd/policy/schema.py: edit that instead. -->
+
+All behaviour is declared in the files of the policy folder, one per kind. Every file begins with
+`schema: {SCHEMA}`; a missing file or key means the default below. The daemon looks for the folder
+at `--policies`, `MLXD_POLICIES`, `~/.config/mlxd/policies`, Homebrew's `etc/mlxd/policies` and
+`/etc/mlxd/policies`, and runs on the defaults without one. Flags win over the environment, the
+environment over `mlxd.env` (in the folder or next to it), that over the files.
+
+| value | written as |
+|---|---|
+| duration | number and unit, `ms s m h d`: `250ms`, `300s`, `1h30m`; a bare number is refused |
+| size | number and unit: `16KiB`, `8MiB` (powers of 1024), `1GB` (powers of 1000) |
+| ratio | `85%`, or a fraction from 0 to 1 |
+
+The files are YAML 1.2, read strictly: `on`, `yes`, `11:43` and `017` are text; unknown and
+duplicate keys, anchors, tags, merge keys and tabs as indentation are errors. All errors are
+reported at once, with file, line and column; `mlxd policy check` shows them without a start.
+
+| reload class | a change takes effect |
+|---|---|
+| live | with the next decision |
+| live-drain | at once; what is above a lowered limit runs to its end |
+| rebind | on a new listener, before the old one closes |
+| rolling | as the workers concerned are replaced, one by one |
+| restart | at the next start |
+
+Until the daemon watches the folder, every change takes effect at the next start.
+A key that is *not enforced yet* is checked, and `warnings` of /health names it where it matters.
+"""
+
+
+def reference() -> str:
+    """The whole of docs/reference/policies.md."""
+    return "\n".join([_INTRODUCTION, *(_chapter(kind) for kind in KINDS)]).rstrip() + "\n"
+
+
+def shipped(kind: str) -> str:
+    """The whole of one file of policies/, every default commented."""
+    model = Policies.model_fields[kind].annotation
+    assert isinstance(model, type)
+    assert issubclass(model, Policy)
+    head = [f"# {line}" for line in _wrapped(_head(kind), 0)]
+    value = getattr(load().policies, kind)
+    return "\n".join([*head, f"schema: {SCHEMA}", *_section(model, value, (kind,), 0)]) + "\n"
+
+
+def _head(kind: str) -> str:
+    meaning = Policies.model_fields[kind].description or ""
+    return (
+        f"{meaning} These are the defaults: a key that is left out keeps its own. Behind each "
+        "value stand its unit and its reload class (docs/reference/policies.md)."
+    )
+
+
+def _chapter(kind: str) -> str:
+    rows = [key for key in keys.table().values() if key.path[0] == kind]
+    lines = [
+        f"## {kind}.yaml",
+        "",
+        rows[0].description,
+        "",
+        "| key | takes | default | unit | reload | meaning |",
+        "|---|---|---|---|---|---|",
+        *(_row(key) for key in rows[1:] if key.description and not key.section),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _row(key: Key) -> str:
+    meaning = key.description
+    if example := key.extra("example"):
+        meaning += f" Example: `{example}`."
+    if not key.enforced:
+        meaning += " *Not enforced yet.*"
+    default = f"`{_default(key)}`" if key.field.default is not None else "–"
+    unit, reload = key.extra("unit") or "–", key.extra("reload") or "–"
+    return f"| `{key.name}` | {key.expected} | {default} | {unit} | {reload} | {meaning} |"
+
+
+def _default(key: Key) -> str:
+    """What holds without the key: the validated value, where it is not one of many entries."""
+    if ENTRY in key.path or ITEM in key.path:
+        return key.default
+    return written(load().value(key.name))
+
+
+def _section(
+    model: type[Policy], value: Policy, path: tuple[str, ...], depth: int
+) -> Iterator[str]:
+    for name in model.model_fields:
+        key = keys.table()[(*path, name)]
+        if depth == 0:
+            yield ""
+        yield from (f"{'  ' * depth}# {line}" for line in _wrapped(key.description, depth))
+        yield from _entry(key, getattr(value, name), depth)
+
+
+def _entry(key: Key, value: Any, depth: int) -> Iterator[str]:
+    indent, name = "  " * depth, key.path[-1]
+    if key.section:
+        yield f"{indent}{name}:"
+        yield from _section(key.annotation, value, key.path, depth + 1)
+    elif isinstance(value, Mapping) and value:
+        yield f"{indent}{name}:{_note(key)}"
+        yield from (f"{indent}  {written(part)}: {written(item)}" for part, item in value.items())
+    elif isinstance(value, tuple) and value:
+        yield f"{indent}{name}:{_note(key)}"
+        for item in value:
+            yield from _item(item, (*key.path, ITEM), depth + 1)
+    else:
+        yield _with_note(f"{indent}{name}: {written(value)}", key)
+    if isinstance(value, Mapping) and (example := key.extra("example")):
+        yield f"{indent}# {name}: {example}"
+    if isinstance(value, Mapping) and keys.inner_policy(key.annotation):
+        yield from _example_entry(key, depth)
+
+
+def _item(item: Any, path: tuple[str, ...], depth: int) -> Iterator[str]:
+    """A list's item; of one with fields, the first carries the dash."""
+    indent = "  " * depth
+    if not isinstance(item, Policy):
+        yield f"{indent}- {written(item)}"
+        return
+    dash = "- "
+    for line in _section(type(item), item, path, depth + 1):
+        if dash == "- " and not line.lstrip().startswith("#"):
+            yield f"{indent}- {line.lstrip()}"
+            dash = "  "
+        else:
+            yield line
+
+
+def _example_entry(key: Key, depth: int) -> Iterator[str]:
+    """The fields that each entry of an empty mapping may have, commented out."""
+    indent = "  " * depth
+    for field in keys.table().values():
+        if field.path[:-1] == (*key.path, ENTRY):
+            lines = _wrapped(f"{field.path[-1]}: {field.extra('example')}", depth + 2)
+            yield from (f"{indent}#   {line}{_note(field)}" for line in lines)
+            yield from (f"{indent}#     {line}" for line in _wrapped(field.description, depth + 4))
+
+
+def _note(key: Key) -> str:
+    words = [key.extra("unit"), key.extra("reload"), "" if key.enforced else "not enforced yet"]
+    return f"  # {', '.join(word for word in words if word)}"
+
+
+def _with_note(line: str, key: Key) -> str:
+    return f"{line:<34}{_note(key)}"
+
+
+def _wrapped(text: str, depth: int) -> list[str]:
+    return textwrap.wrap(text, WIDTH - 2 * depth - 2, break_long_words=False)
+
+
+def main() -> None:
+    """Write the reference and the shipped files."""
+    FilePath("docs/reference/policies.md").write_text(reference(), encoding="utf-8")
+    for kind in KINDS:
+        FilePath(f"policies/{kind}.yaml").write_text(shipped(kind), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

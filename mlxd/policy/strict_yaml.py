@@ -1,0 +1,265 @@
+"""YAML for configuration: YAML 1.2 meaning, nothing ambiguous, and the place of everything.
+
+The scanner and parser are PyYAML's (in C where it is there). What scalars mean is decided here:
+`on`, `yes`, `11:43`, `017` and `2026-01-26` are text. Anchors, tags, merge keys, duplicate keys and
+everything oversized are refused. Nothing is raised: what is wrong is listed in `problems`, so that
+one reading shows all of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+MAX_BYTES = 256 * 1024
+MAX_DEPTH = 16
+MAX_DIGITS = 18
+
+Path = tuple[str | int, ...]
+Scalar = str | int | float | bool | None
+
+_CONSTANTS: dict[str, bool | None] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
+_OCTAL_OR_HEX = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(
+    r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+_INDENTING_TAB = re.compile(r"^[ ]*\t", re.MULTILINE)
+_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """A position in a file, both counted from 1."""
+
+    line: int
+    column: int
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with the text itself."""
+
+    place: Place
+    message: str
+
+
+@dataclass(slots=True)
+class Document:
+    """One file's plain data and the place of every key and value, by path."""
+
+    data: dict[str, Any] | None = None
+    """None when the text has no readable mapping."""
+    keys: dict[Path, Place] = field(default_factory=dict)
+    values: dict[Path, Place] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def place(self, path: Path) -> Place:
+        """Where `path` stands: its key, or its list item, or the nearest thing around it."""
+        for end in range(len(path), 0, -1):
+            here = path[:end]
+            found = self.keys.get(here) or self.values.get(here)
+            if found is not None:
+                return found
+        return Place(1, 1)
+
+
+class _Stop(Exception):
+    """The rest of the text cannot be read."""
+
+
+class _Skip:
+    """Stands for a value that was refused."""
+
+
+def parse(raw: bytes) -> Document:
+    """Read one file's bytes; everything wrong with them is in `problems`."""
+    document = Document()
+    try:
+        text = _decoded(raw, document)
+        _Reader(document, yaml.parse(text, Loader=_LOADER)).read()
+    except _Stop:
+        pass
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = Place(mark.line + 1, mark.column + 1) if mark is not None else Place(1, 1)
+        words = [part for part in (error.context, error.problem) if part]
+        document.problems.append(Problem(place, f"not valid YAML: {', '.join(words)}"))
+        document.data = None
+    except yaml.YAMLError as error:
+        words = [str(error).partition("\n")[0]]
+        document.problems.append(Problem(Place(1, 1), f"not valid YAML: {words[0]}"))
+        document.data = None
+    return document
+
+
+def scalar(text: str) -> Scalar:
+    """What an unquoted scalar means in YAML 1.2; 017 is text, because some read it as octal."""
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if _INT.fullmatch(text) and len(text) <= MAX_DIGITS:
+        return int(text)
+    if _OCTAL_OR_HEX.fullmatch(text) and len(text) <= MAX_DIGITS:
+        return int(text, 0)
+    if _FLOAT.fullmatch(text):
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    return text
+
+
+def dotted(path: Path) -> str:
+    """`("models", "qwen2.5:7b", "aliases", 0)` as `models["qwen2.5:7b"].aliases[0]`."""
+    words = ""
+    for part in path:
+        if isinstance(part, int):
+            words += f"[{part}]"
+        elif re.fullmatch(r"[A-Za-z_][\w-]*", part):
+            words += f".{part}" if words else part
+        else:
+            words += f'["{part}"]'
+    return words
+
+
+def parts(key: str) -> Path:
+    """The path that `dotted` wrote."""
+    found: list[str | int] = []
+    for match in re.finditer(r'\["(.*?)"\]|\[(\d+)\]|([^.\[\]]+)', key):
+        quoted, number, name = match.groups()
+        found.append(int(number) if number is not None else quoted or name or "")
+    return tuple(found)
+
+
+def _decoded(raw: bytes, document: Document) -> str:
+    if len(raw) > MAX_BYTES:
+        raise _stopped(document, Place(1, 1), f"the file is larger than {MAX_BYTES // 1024} KiB")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = raw[: error.start].decode("utf-8-sig", "replace")
+        message = f"not UTF-8: byte 0x{raw[error.start]:02x}"
+        raise _stopped(document, _place_after(before), message) from None
+    if match := _INDENTING_TAB.search(text):
+        place = _place_after(text[: match.end() - 1])
+        raise _stopped(document, place, "a tab indents this line: use spaces")
+    if match := _UNPRINTABLE.search(text):
+        place = _place_after(text[: match.start()])
+        raise _stopped(document, place, f"the control character U+{ord(match.group()):04X}")
+    return text
+
+
+def _place_after(text: str) -> Place:
+    return Place(text.count("\n") + 1, len(text) - (text.rfind("\n") + 1) + 1)
+
+
+def _stopped(document: Document, place: Place, message: str) -> _Stop:
+    document.problems.append(Problem(place, message))
+    document.data = None
+    return _Stop()
+
+
+def _place(event: yaml.Event) -> Place:
+    mark = event.start_mark
+    return Place(mark.line + 1, mark.column + 1) if mark is not None else Place(1, 1)
+
+
+class _Reader:
+    """Composes plain data from the parser's events; its depth is bounded, so it may recurse."""
+
+    def __init__(self, document: Document, events: Iterator[yaml.Event]) -> None:
+        self._document = document
+        self._events = events
+
+    def read(self) -> None:
+        root: Any = _Skip
+        for event in self._events:
+            if isinstance(event, yaml.DocumentStartEvent) and root is not _Skip:
+                raise self._stopped(event, "a second document: one file is one document")
+            if isinstance(event, yaml.NodeEvent):
+                if not isinstance(event, yaml.MappingStartEvent):
+                    raise self._stopped(event, "expected a mapping of keys and values at the top")
+                root = self._node(event, ())
+        if root is _Skip:
+            raise self._stopped(None, "the file is empty: it needs at least `schema: mlxd/v1`")
+        self._document.data = root
+
+    def _node(self, event: yaml.Event, path: Path) -> Any:
+        if isinstance(event, yaml.AliasEvent):
+            self._problem(event, "an alias: write the value out")
+            return _Skip
+        if anchor := getattr(event, "anchor", None):
+            self._problem(event, f"an anchor (&{anchor}): write the value out where it is used")
+        if tag := getattr(event, "tag", None):
+            self._problem(event, f"a tag ({tag}): not used in policies")
+        self._document.values[path] = _place(event)
+        if isinstance(event, yaml.ScalarEvent):
+            return event.value if event.style else self._scalar(event)
+        if len(path) >= MAX_DEPTH:
+            raise self._stopped(event, f"nested deeper than {MAX_DEPTH} levels")
+        if isinstance(event, yaml.SequenceStartEvent):
+            return self._sequence(path)
+        return self._mapping(path)
+
+    def _scalar(self, event: yaml.ScalarEvent) -> Scalar:
+        value = scalar(event.value)
+        if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9]{19,}", value):
+            self._problem(event, f"a number of more than {MAX_DIGITS} digits")
+        return value
+
+    def _sequence(self, path: Path) -> list[Any]:
+        items: list[Any] = []
+        for event in self._events:
+            if isinstance(event, yaml.SequenceEndEvent):
+                break
+            item = self._node(event, (*path, len(items)))
+            if item is not _Skip:
+                items.append(item)
+        return items
+
+    def _mapping(self, path: Path) -> dict[str, Any]:
+        entries: dict[str, Any] = {}
+        for event in self._events:
+            if isinstance(event, yaml.MappingEndEvent):
+                break
+            key = self._key(event, path)
+            here = (*path, key)
+            known = key in entries
+            if known:
+                first = self._document.keys[here].line
+                self._problem(event, f'duplicate key "{key}": first set in line {first}')
+                here = (
+                    *path,
+                    f"{key} ",
+                )  # read past the value without moving the first one's place
+            else:
+                self._document.keys[here] = _place(event)
+            value = self._node(next(self._events), here)
+            if not known and value is not _Skip:
+                entries[key] = value
+        return entries
+
+    def _key(self, event: yaml.Event, path: Path) -> str:
+        if not isinstance(event, yaml.ScalarEvent):
+            raise self._stopped(event, "a key must be plain text")
+        if event.anchor is not None or event.tag is not None:
+            self._problem(event, "an anchor or tag on a key: not used in policies")
+        if event.value == "<<" and not event.style:
+            self._problem(event, "a merge key (<<): write the keys out")
+        elif not event.value:
+            self._problem(event, "an empty key")
+        return str(event.value)
+
+    def _problem(self, event: yaml.Event, message: str) -> None:
+        self._document.problems.append(Problem(_place(event), message))
+
+    def _stopped(self, event: yaml.Event | None, message: str) -> _Stop:
+        place = _place(event) if event is not None else Place(1, 1)
+        return _stopped(self._document, place, message)

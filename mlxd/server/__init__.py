@@ -1,0 +1,1 @@
+"""HTTP: routes, status codes, streaming. The only room that knows aiohttp."""

@@ -1,0 +1,256 @@
+"""Lists models, in each dialect: tags, ps, show, /v1/models, /api/models/{name}."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+from urllib.parse import unquote
+
+from aiohttp import web
+
+from mlxd import __version__
+from mlxd.control.residency import Resident
+from mlxd.core.errors import InvalidRequest, MlxdError, ModelNotFound
+from mlxd.core.models import ModelCard
+from mlxd.core.request import Sampling
+from mlxd.dialects import ollama, openai
+from mlxd.server.body import parse_json
+from mlxd.server.errors import Render
+from mlxd.server.generate import json_limits
+from mlxd.server.health import iso, json_response
+from mlxd.server.intake import read_body
+from mlxd.server.parts import Parts
+
+Json = dict[str, Any]
+_FAR_SECONDS = 100.0 * 365 * 86400
+"""Added to now for a model that never expires: any far date does."""
+_SHOWN_PARAMETERS = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repeat_penalty": "repeat_penalty",
+}
+
+
+class _OllamaList:
+    render_error: Render = staticmethod(ollama.render_error)
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+
+class Tags(_OllamaList):
+    """/api/tags: the newest first, the guide last."""
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        cards = await self._parts.catalog.cards(self._parts.policies.current)
+        *own, guide = cards
+        own.sort(key=lambda card: -card.modified)
+        return json_response({"models": [_tag(card) for card in [*own, guide]]})
+
+
+class Ps(_OllamaList):
+    """/api/ps: what is in memory, the longest-lived first."""
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        residency = self._parts.residency
+        loaded = [r for r in residency.residents() if residency.worker_of(r)]
+        loaded.sort(key=lambda r: -r.expires_wall)
+        now = self._parts.clock.wall()
+        return json_response({"models": [_process(resident, now) for resident in loaded]})
+
+
+class Version(_OllamaList):
+    """/api/version."""
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        return json_response({"version": __version__})
+
+
+class Show(_OllamaList):
+    """/api/show."""
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        policies = self._parts.policies.current
+        body = parse_json(await read_body(request, policies), json_limits(policies))
+        name = body.get("model") or body.get("name") or ""
+        if not isinstance(name, str) or not name:
+            raise InvalidRequest("model is required", param="model")
+        card = await self._parts.catalog.resolve(name, policies)
+        return json_response(_show(card, name, str(request.headers.get("User-Agent", ""))))
+
+
+class Model(_OllamaList):
+    """/api/models/{name}."""
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        name = unquote(request.path.removeprefix("/api/models/"))
+        card = await self._parts.catalog.resolve(name, self._parts.policies.current)
+        residency = self._parts.residency
+        loaded = {r.spec for r in residency.residents() if residency.worker_of(r)}
+        return json_response(
+            {
+                "name": card.name,
+                "path": card.path.rpartition("/")[2],
+                "exists": True,
+                "loaded": card.spec in loaded,
+                "alias_of": card.name if name.lower() != card.name.lower() else None,
+                "size": card.size_bytes,
+                "digest": card.digest,
+                "context_length": card.context,
+                "quantization": card.quantization,
+                "parameters": card.parameters,
+            }
+        )
+
+
+class OpenAIModels:
+    """/v1/models and /v1/models/{id}."""
+
+    render_error: Render = staticmethod(openai.render_error)
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        policies = self._parts.policies.current
+        name = unquote(request.path.removeprefix("/v1/models").removeprefix("/"))
+        if name:
+            card = await self._parts.catalog.resolve(name, policies)
+            return json_response(_openai_model(card))
+        cards = [c for c in await self._parts.catalog.cards(policies) if not c.unavailable]
+        return json_response({"object": "list", "data": [_openai_model(c) for c in cards]})
+
+
+class Nowhere:
+    """A path that is not served. Raises nothing: it answers in the caller's dialect."""
+
+    def __init__(self, render: Render, message: str = "", *, allow: str = "") -> None:
+        self.render_error = render
+        self._message = message
+        self._allow = allow
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        if self._allow:
+            return web.Response(
+                status=405, text="405 method not allowed", headers={"Allow": self._allow}
+            )
+        if request.path.startswith("/v1/"):
+            error: MlxdError = ModelNotFound(request.path)
+            error.message = f"there is no {request.path}"
+            body = self.render_error(error)
+            body["error"]["code"] = "unknown_url"
+            return json_response(body, status=404)
+        return web.Response(status=404, text="404 page not found")
+
+
+def _details(card: ModelCard) -> Json:
+    return {
+        "parent_model": "",
+        "format": "safetensors",
+        "family": card.family,
+        "families": [card.family],
+        "parameter_size": _in_words(card.parameters),
+        "quantization_level": card.quantization,
+        "context_length": card.context,
+        "embedding_length": int(card.config.get("hidden_size") or 0),
+    }
+
+
+def _tag(card: ModelCard) -> Json:
+    name = _tagged(card.name)
+    entry: Json = {
+        "name": name,
+        "model": name,
+        "modified_at": iso(card.modified),
+        "size": card.size_bytes,
+        "digest": card.digest,
+        "details": _details(card),
+        "capabilities": list(card.capabilities),
+    }
+    if card.unavailable:
+        entry["unavailable"] = card.unavailable
+    return entry
+
+
+def _process(resident: Resident, now: float) -> Json:
+    card = resident.card
+    expires = resident.expires_wall if resident.leases == 0 else now + resident.keep_alive
+    return {
+        "name": _tagged(card.name),
+        "model": _tagged(card.name),
+        "size": card.size_bytes,
+        "digest": card.digest,
+        "details": _details(card),
+        "expires_at": iso(now + _FAR_SECONDS if math.isinf(expires) else expires),
+        "size_vram": card.size_bytes,
+        "context_length": card.context,
+    }
+
+
+def _show(card: ModelCard, asked: str, user_agent: str) -> Json:
+    basename = asked if user_agent.startswith("GitHubCopilotChat/") else card.name
+    return {
+        "license": card.license,
+        "modelfile": f"# {card.name}, served by mlxd\nFROM {card.name}\n",
+        "parameters": _parameters(card.sampling),
+        "template": card.chat_template,
+        "details": _details(card),
+        "model_info": _model_info(card, basename),
+        "capabilities": list(card.capabilities),
+        "modified_at": iso(card.modified),
+    }
+
+
+def _model_info(card: ModelCard, basename: str) -> Json:
+    config = card.config
+    info: Json = {
+        "general.architecture": card.family,
+        "general.basename": basename,
+        "general.parameter_count": card.parameters,
+        f"{card.family}.context_length": card.context,
+    }
+    for key, source in (
+        ("embedding_length", "hidden_size"),
+        ("block_count", "num_hidden_layers"),
+        ("attention.head_count", "num_attention_heads"),
+        ("attention.head_count_kv", "num_key_value_heads"),
+        ("feed_forward_length", "intermediate_size"),
+        ("vocab_size", "vocab_size"),
+    ):
+        value = config.get(source)
+        if isinstance(value, int):
+            info[f"{card.family}.{key}"] = value
+    return info
+
+
+def _parameters(sampling: Sampling) -> str:
+    lines = [
+        f"{shown:<30} {value:g}"
+        for field, shown in _SHOWN_PARAMETERS.items()
+        if (value := getattr(sampling, field)) is not None
+    ]
+    return "\n".join(lines)
+
+
+def _openai_model(card: ModelCard) -> Json:
+    return {
+        "id": card.name,
+        "object": "model",
+        "created": int(card.modified),
+        "owned_by": card.name.partition("/")[0] if "/" in card.name else "library",
+    }
+
+
+def _tagged(name: str) -> str:
+    """Ollama's clients expect a tag on every name."""
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def _in_words(parameters: int) -> str:
+    """1.2B, 350M, 107K."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if parameters >= size:
+            return f"{parameters / size:.1f}{unit}"
+    return str(parameters)

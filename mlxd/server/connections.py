@@ -1,0 +1,153 @@
+"""The walls before a request exists: header timer, idle timer, connection limits.
+
+aiohttp times neither headers nor bodies. Here one sweep over all connections, four times a second,
+ends those that keep a request line or a header unfinished, and those idle beyond keep-alive. The
+limits are read at each sweep, so an edit holds for connections that are already open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from mlxd.core.clock import Clock
+from mlxd.core.errors import InvalidRequest
+from mlxd.dialects.base import to_json
+from mlxd.policy.store import PolicyStore
+from mlxd.server.errors import error_response
+
+SWEEP_SECONDS = 0.25
+_NEVER = 10.0 * 365 * 86400
+
+
+def _last_words(status: str, message: str) -> bytes:
+    """A whole answer, for a connection that ends before there is a request."""
+    body = to_json({"error": message})
+    head = (
+        f"HTTP/1.1 {status}\r\nServer: mlxd\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+_TOO_SLOW = _last_words("408 Request Timeout", "the request's header came too slowly")
+_TOO_MANY = _last_words(
+    "503 Service Unavailable", "too many connections (server.http.max_connections)"
+)
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class Connection(RequestHandler):
+    """One client connection that knows since when it has been waiting, and for what."""
+
+    __slots__ = ("_clock", "_header_since", "_idle_since")
+
+    def __init__(self, server: GuardedServer, clock: Clock, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._clock = clock
+        self._header_since: float | None = clock.monotonic()
+        self._idle_since: float | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        server = self._manager
+        if isinstance(server, GuardedServer) and not server.has_room():
+            self.refuse(_TOO_MANY)
+
+    def data_received(self, data: bytes) -> None:
+        served = self._request_count
+        super().data_received(data)
+        self._idle_since = None
+        if self._request_count > served:
+            self._header_since = None
+        elif self._header_since is None and self.waiting:
+            self._header_since = self._clock.monotonic()
+
+    @property
+    def waiting(self) -> bool:
+        """No request is being served."""
+        return self._waiter is not None and not self._waiter.done()
+
+    def overdue(self, now: float, header_timeout: float, keep_alive: float) -> bytes | None:
+        """What to say before closing it; None while it may stay."""
+        if not self.waiting:
+            self._idle_since = None
+            return None
+        if self._header_since is not None:
+            return _TOO_SLOW if now - self._header_since >= header_timeout else None
+        if self._idle_since is None:
+            self._idle_since = now
+        return b"" if now - self._idle_since >= keep_alive else None
+
+    def refuse(self, farewell: bytes) -> None:
+        """Say the last word and close."""
+        if self.transport is not None:
+            if farewell:
+                self.transport.write(farewell)
+            self.force_close()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """A request that aiohttp itself could not read; nothing of its internals is shown."""
+        self.force_close_after_answer()
+        return error_response(
+            InvalidRequest("the request is not valid HTTP"), lambda error: {"error": error.message}
+        )
+
+    def force_close_after_answer(self) -> None:
+        self.keep_alive(False)
+
+
+class GuardedServer(web.Server):
+    """aiohttp's server, with connections that are timed and counted."""
+
+    def __init__(self, handler: Handler, policies: PolicyStore, clock: Clock) -> None:
+        super().__init__(handler, handler_cancellation=True)
+        self._policies = policies
+        self._clock = clock
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._sweep()
+
+    def __call__(self) -> RequestHandler:
+        http = self._policies.current.server.http
+        return Connection(
+            self,
+            self._clock,
+            loop=self._loop,
+            keepalive_timeout=_NEVER,
+            access_log=None,
+            max_line_size=int(http.max_header_bytes),
+            max_field_size=int(http.max_header_bytes),
+            max_headers=http.max_headers,
+        )
+
+    def has_room(self) -> bool:
+        """Within server.http.max_connections."""
+        return len(self._connections) <= self._policies.current.server.http.max_connections
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        await super().shutdown(timeout)
+
+    def _sweep(self) -> None:
+        http = self._policies.current.server.http
+        now = self._clock.monotonic()
+        for connection in self.connections:
+            if isinstance(connection, Connection):
+                farewell = connection.overdue(
+                    now, float(http.header_timeout), float(http.keep_alive)
+                )
+                if farewell is not None:
+                    connection.refuse(farewell)
+        self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)

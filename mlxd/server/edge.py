@@ -1,0 +1,244 @@
+"""Around every request: its id, the Host and Origin walls, its one log line, and the one place
+where an exception becomes an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import secrets
+import socket
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Protocol
+
+from aiohttp import web
+
+from mlxd import __version__
+from mlxd.core.errors import Forbidden, InternalError, MlxdError
+from mlxd.dialects import ollama
+from mlxd.server.errors import Render, error_response
+from mlxd.server.parts import Parts
+
+log = logging.getLogger("mlxd.access")
+faults = logging.getLogger(__name__)
+
+_MAX_ID = 128
+OWN_NAMES = "own-names"
+LOOPBACK_ADDRESSES = "loopback-addresses"
+PRIVATE_ADDRESSES = "private-addresses"
+_EXPOSED = (
+    "X-Request-Id, Request-Id, Retry-After, RateLimit, RateLimit-Policy, X-Mlxd-Code,"
+    " X-Mlxd-Policy-Key, X-Mlxd-Policy-Place"
+)
+_ALLOWED_HEADERS = (
+    "Authorization, Content-Type, User-Agent, Accept, X-Requested-With, OpenAI-Beta, x-api-key,"
+    " anthropic-version, anthropic-beta, anthropic-dangerous-direct-browser-access, X-Request-Id,"
+    " traceparent, x-stainless-arch, x-stainless-async, x-stainless-custom-poll-interval,"
+    " x-stainless-helper-method, x-stainless-lang, x-stainless-os, x-stainless-package-version,"
+    " x-stainless-poll-helper, x-stainless-retry-count, x-stainless-runtime,"
+    " x-stainless-runtime-version, x-stainless-timeout"
+)
+
+
+class Endpoint(Protocol):
+    """A handler, and how its API words an error."""
+
+    render_error: Render
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse: ...
+
+
+class Begun(Protocol):
+    """A stream that may have its status line out already."""
+
+    @property
+    def begun(self) -> bool: ...
+
+    async def fail(self, error: MlxdError) -> web.StreamResponse: ...
+
+
+Route = Callable[[web.BaseRequest], Endpoint]
+
+
+class Edge:
+    """Wraps the routes; aiohttp calls it for every request."""
+
+    def __init__(self, parts: Parts, route: Route) -> None:
+        self._parts = parts
+        self._route = route
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        request["id"] = _request_id(request)
+        began = self._parts.clock.monotonic()
+        status = 499
+        try:
+            response = await self._answer(request)
+            if not response.prepared:
+                response.headers.update(common_headers(request))
+            status = response.status
+            return response
+        finally:
+            log.info(
+                "%s %s %s",
+                request.method,
+                request.path,
+                status,
+                extra={
+                    "request": request["id"],
+                    "seconds": round(self._parts.clock.monotonic() - began, 4),
+                    "model": request.get("model", ""),
+                },
+            )
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The one edge: whatever went wrong behind it becomes an answer here."""
+        render: Render = ollama.render_error
+        try:
+            self._check_origin(request)
+            self._check_host(request)
+            if request.method == "OPTIONS":
+                return _preflight()
+            endpoint = self._route(request)
+            render = endpoint.render_error
+            return await endpoint(request)
+        except MlxdError as error:
+            return await _failed(request, error, render)
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception:
+            faults.exception("request %s: a defect", request["id"])
+            defect = InternalError("an internal error occurred; the log has it under this id")
+            return await _failed(request, defect, render)
+
+    def _check_host(self, request: web.BaseRequest) -> None:
+        """Against DNS rebinding; only where the listener is bound to loopback."""
+        policies = self._parts.policies.current
+        host = _host_of(request.headers.get("Host", ""))
+        if not _is_loopback_name(policies.server.listen.host) or host_allowed(
+            host, policies.clients.hosts.allow
+        ):
+            return
+        raise Forbidden(
+            f"the Host {host[:80]!r} is not allowed", policy=policies.line("clients.hosts.allow")
+        )
+
+    def _check_origin(self, request: web.BaseRequest) -> None:
+        """A page of a foreign origin may not use the API, whatever method it tries."""
+        origin = request.headers.get("Origin")
+        if origin is None:
+            return
+        policies = self._parts.policies.current
+        same = {f"{scheme}://{request.headers.get('Host', '')}" for scheme in ("http", "https")}
+        allowed = policies.clients.cors.allow_origins
+        if origin in same or origin_allowed(origin, allowed):
+            request["origin"] = origin
+            return
+        raise Forbidden(
+            f"the Origin {origin[:80]!r} is not allowed",
+            policy=policies.line("clients.cors.allow_origins"),
+        )
+
+
+def common_headers(request: web.BaseRequest) -> dict[str, str]:
+    """On every answer."""
+    headers = {
+        "Server": f"mlxd/{__version__}",
+        "X-Request-Id": request["id"],
+        "Request-Id": request["id"],
+    }
+    if "origin" in request:
+        headers["Access-Control-Allow-Origin"] = request["origin"]
+        headers["Access-Control-Expose-Headers"] = _EXPOSED
+        headers["Vary"] = "Origin"
+    return headers
+
+
+def client_of(request: web.BaseRequest) -> str:
+    """Whose quota a request counts on: its address; the /64 of an IPv6 one."""
+    try:
+        address = ipaddress.ip_address((request.remote or "").partition("%")[0])
+    except ValueError:
+        return request.remote or "local"
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
+
+
+def host_allowed(host: str, patterns: Sequence[str]) -> bool:
+    """`host` is in lower case and without its port; none at all is allowed (HTTP/1.0)."""
+    if not host:
+        return True
+    try:
+        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        return any(fnmatchcase(host, pattern.lower()) for pattern in patterns) or (
+            OWN_NAMES in patterns and host in _own_names()
+        )
+    local = address.is_loopback or address.is_unspecified
+    private = address.is_private or address.is_link_local
+    return (
+        (LOOPBACK_ADDRESSES in patterns and local)
+        or (PRIVATE_ADDRESSES in patterns and private)
+        or str(address) in patterns
+    )
+
+
+def origin_allowed(origin: str, patterns: Sequence[str]) -> bool:
+    """`:*` at the end of a pattern stands for any port and for none."""
+    asked = origin.lower()
+    return any(
+        fnmatchcase(asked, pattern.lower()) or asked == pattern.lower().removesuffix(":*")
+        for pattern in patterns
+    )
+
+
+def _own_names() -> frozenset[str]:
+    name = socket.gethostname().lower()
+    return frozenset({name, name.partition(".")[0]})
+
+
+async def _failed(request: web.BaseRequest, error: MlxdError, render: Render) -> web.StreamResponse:
+    stream: Begun | None = request.get("stream")
+    if stream is not None and stream.begun:
+        return await stream.fail(error)
+    return error_response(error, render)
+
+
+def _preflight() -> web.Response:
+    return web.Response(
+        status=204,
+        headers={
+            "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS",
+            "Access-Control-Allow-Headers": _ALLOWED_HEADERS,
+            "Access-Control-Max-Age": "43200",
+        },
+    )
+
+
+def _request_id(request: web.BaseRequest) -> str:
+    """The caller's, if it is short printable ASCII; else a new one."""
+    given = request.headers.get("X-Request-Id", "")
+    if given and len(given) <= _MAX_ID and given.isascii() and given.isprintable():
+        return given
+    return secrets.token_hex(12)
+
+
+def _host_of(header: str) -> str:
+    """The Host header without its port, in lower case."""
+    host = header.strip().lower()
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    return host.partition(":")[0]
+
+
+def _is_loopback_name(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

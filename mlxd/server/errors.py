@@ -1,0 +1,56 @@
+"""Each error's HTTP status: one table. Its words in each API are the dialects' `render_error`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from mlxd.core.errors import MlxdError
+from mlxd.dialects.base import to_json
+
+STATUS: dict[str, int] = {
+    "invalid_request": 400,
+    "context_exceeded": 400,
+    "unsupported": 400,
+    "request_timeout": 408,
+    "request_too_large": 413,
+    "unsupported_encoding": 415,
+    "forbidden": 403,
+    "model_not_found": 404,
+    "rate_limited": 429,
+    "overloaded": 503,
+    "draining": 503,
+    "insufficient_memory": 503,
+    "models_busy": 503,
+    "model_load_failed": 503,
+    "worker_crashed": 503,
+    "worker_stalled": 503,
+    "deadline_exceeded": 504,
+    "internal_error": 500,
+}
+MAX_RETRY_AFTER = 60
+
+Render = Callable[[MlxdError], dict[str, Any]]
+
+
+def error_response(error: MlxdError, render: Render) -> web.Response:
+    """The answer to a request that failed before its status line went out."""
+    response = web.Response(
+        status=STATUS[error.code],
+        body=to_json(render(error)),
+        content_type="application/json",
+        charset="utf-8",
+    )
+    response.headers["X-Mlxd-Code"] = error.code
+    if error.policy is not None:
+        response.headers["X-Mlxd-Policy-Key"] = error.policy.key
+        response.headers["X-Mlxd-Policy-Place"] = error.policy.place
+    if error.retry_after is not None:
+        seconds = min(max(1, math.ceil(error.retry_after)), MAX_RETRY_AFTER)
+        response.headers["Retry-After"] = str(seconds)
+    if error.code in ("request_timeout", "request_too_large"):
+        response.force_close()
+    return response

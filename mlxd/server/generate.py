@@ -1,0 +1,200 @@
+"""The one handler behind every generating endpoint, in whatever dialect.
+
+The status line of a stream waits for the first event, or for `timeouts.first_byte`: until then a
+refusal has a status of its own; after that it is the last record of the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from dataclasses import replace
+
+from aiohttp import web
+
+from mlxd.core.errors import MlxdError
+from mlxd.core.events import Started, collect
+from mlxd.dialects.base import Call, Codec, to_json
+from mlxd.policy.load import PolicySet
+from mlxd.server.body import JsonLimits, parse_json
+from mlxd.server.edge import client_of, common_headers
+from mlxd.server.errors import Render
+from mlxd.server.intake import read_body
+from mlxd.server.parts import Parts
+
+log = logging.getLogger(__name__)
+
+_ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+class Generate:
+    """Serves one codec's path."""
+
+    def __init__(self, parts: Parts, codec: Codec) -> None:
+        self._parts = parts
+        self._codec = codec
+        self.render_error: Render = codec.render_error
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        policies = self._parts.policies.current
+        body = parse_json(await read_body(request, policies), json_limits(policies))
+        call = self._codec.parse(body, id=_new_id(), now=self._parts.clock.wall())
+        call = _with_category(call)
+        request["model"] = call.request.model
+        if call.action == "load":
+            await self._parts.dispatcher.load(call.request.model, call.request.keep_alive)
+        elif call.action == "unload":
+            await self._parts.dispatcher.unload(call.request.model)
+        elif call.request.stream:
+            return await _Stream(self._parts, self._codec, call, request, policies).run()
+        else:
+            return await self._whole(call, request, policies)
+        answer = self._codec.render_action(call, self._parts.clock.wall())
+        return _json(answer)
+
+    async def _whole(
+        self, call: Call, request: web.BaseRequest, policies: PolicySet
+    ) -> web.StreamResponse:
+        client = client_of(request)
+        async with self._parts.dispatcher.open(call.request, client) as bursts:
+            completion = await collect(bursts)
+        response = _json(self._codec.render(call, completion, self._parts.clock.wall()))
+        response.headers.update(_rate_headers(self._parts, client, policies))
+        return response
+
+
+class _Stream:
+    """One streamed answer: its status line, its records, its heartbeat."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        codec: Codec,
+        call: Call,
+        request: web.BaseRequest,
+        policies: PolicySet,
+    ) -> None:
+        self._parts = parts
+        self._codec = codec
+        self._call = call
+        self._request = request
+        self._policies = policies
+        self._client = client_of(request)
+        self._encoder = codec.encoder(call)
+        self._response = web.StreamResponse(
+            headers={"Content-Type": codec.content_type, "Cache-Control": "no-cache"}
+        )
+        self._preparing = asyncio.Lock()
+        self._last_write = 0.0
+
+    async def run(self) -> web.StreamResponse:
+        self._request["stream"] = self
+        beat = asyncio.create_task(self._beat(), name=f"beat {self._call.id}")
+        try:
+            await self._send_records()
+        finally:
+            beat.cancel()
+        await self._response.write_eof()
+        return self._response
+
+    @property
+    def begun(self) -> bool:
+        """The status line is out: a failure can only be said in the stream."""
+        return self._response.prepared
+
+    async def fail(self, error: MlxdError) -> web.StreamResponse:
+        """Say in the stream that it ends here, and why."""
+        await self._write(self._encoder.fail(error))
+        await self._response.write_eof()
+        return self._response
+
+    async def _send_records(self) -> None:
+        clock = self._parts.clock
+        async with self._parts.dispatcher.open(self._call.request, self._client) as bursts:
+            async for burst in bursts:
+                records = self._encoder.feed(burst, clock.wall())
+                if records and not (len(burst) == 1 and isinstance(burst[0], Started)):
+                    await self._write(records)
+
+    async def _write(self, records: bytes) -> None:
+        """A client that takes nothing for `timeouts.client_write` has left."""
+        if not self._response.prepared:
+            await self._prepare()
+        self._last_write = self._parts.clock.monotonic()
+        transport = self._request.transport
+        if transport is None:
+            raise ConnectionResetError("the client has left")
+        if transport.get_write_buffer_size() == 0:
+            await self._response.write(records)
+            return
+        try:
+            async with asyncio.timeout(float(self._policies.timeouts.client_write)):
+                await self._response.write(records)
+        except TimeoutError:
+            log.info("request %s: its client reads nothing, cancelled", self._request["id"])
+            transport.abort()
+            raise ConnectionResetError("the client reads nothing") from None
+
+    async def _prepare(self) -> None:
+        async with self._preparing:
+            if not self._response.prepared:
+                self._response.headers.update(common_headers(self._request))
+                self._response.headers.update(
+                    _rate_headers(self._parts, self._client, self._policies)
+                )
+                await self._response.prepare(self._request)
+
+    async def _beat(self) -> None:
+        """Sends the status line when there is nothing to say for long, then a sign of life."""
+        interval = float(self._policies.timeouts.first_byte)
+        self._last_write = self._parts.clock.monotonic()
+        while True:
+            silence = self._parts.clock.monotonic() - self._last_write
+            if silence < interval:
+                await asyncio.sleep(interval - silence)
+                continue
+            await self._prepare()
+            self._last_write = self._parts.clock.monotonic()
+            if self._codec.heartbeat:
+                await self._response.write(self._codec.heartbeat)
+
+
+def _with_category(call: Call) -> Call:
+    """A category stands for a chain of models.yaml where no model is named."""
+    if call.request.model or not call.category:
+        return call
+    return replace(call, request=replace(call.request, model=call.category))
+
+
+def _rate_headers(parts: Parts, client: str, policies: PolicySet) -> dict[str, str]:
+    """RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers), and OpenAI's own."""
+    state = parts.admission.rate_state(client, policies)
+    if state is None:
+        return {}
+    reset = max(0, round(state.reset))
+    return {
+        "RateLimit-Policy": f'"{state.name}";q={state.requests};w={round(state.window)}',
+        "RateLimit": f'"{state.name}";r={state.remaining};t={reset}',
+        "x-ratelimit-limit-requests": str(state.requests),
+        "x-ratelimit-remaining-requests": str(state.remaining),
+        "x-ratelimit-reset-requests": f"{reset}s",
+    }
+
+
+def json_limits(policies: PolicySet) -> JsonLimits:
+    limits = policies.server.http.json_limits
+    return JsonLimits(
+        max_depth=limits.max_depth,
+        max_nodes=limits.max_nodes,
+        max_string=int(limits.max_string),
+        max_int_digits=limits.max_int_digits,
+    )
+
+
+def _json(value: dict[str, object]) -> web.Response:
+    return web.Response(body=to_json(value), content_type="application/json", charset="utf-8")
+
+
+def _new_id() -> str:
+    return "".join(secrets.choice(_ID_ALPHABET) for _ in range(24))

@@ -1,0 +1,207 @@
+"""What the daemon says of itself: health, liveness, readiness, queue. Reading changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from aiohttp import web
+
+from mlxd import __version__
+from mlxd.control.memory import MemoryReading
+from mlxd.control.residency import Resident
+from mlxd.dialects import ollama
+from mlxd.dialects.base import to_json
+from mlxd.server.errors import Render
+from mlxd.server.parts import Parts
+
+Json = dict[str, Any]
+_GIB = 2**30
+
+
+class Report:
+    """An endpoint that renders a function of the daemon's state as JSON."""
+
+    render_error: Render = staticmethod(ollama.render_error)
+
+    def __init__(self, report: Callable[[], Json]) -> None:
+        self._report = report
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        return json_response(self._report())
+
+
+class Live:
+    """200 as long as the event loop turns; never depends on a model or on memory."""
+
+    render_error: Render = staticmethod(ollama.render_error)
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(text="ok\n")
+
+
+class Ready:
+    """200 when traffic should come here; 503 until then and while draining."""
+
+    render_error: Render = staticmethod(ollama.render_error)
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        if self._parts.state.ready:
+            return web.Response(text="ok\n")
+        reason = "draining" if self._parts.admission.draining else "starting"
+        return web.Response(status=503, text=f"{reason}\n", headers={"Retry-After": "1"})
+
+
+def json_response(value: Any, status: int = 200) -> web.Response:
+    return web.Response(
+        body=to_json(value), status=status, content_type="application/json", charset="utf-8"
+    )
+
+
+def root(parts: Parts) -> Json:
+    """`GET /`: the words health scripts grep for, as JSON."""
+    reading = parts.read_memory()
+    return {
+        "message": "Ollama is running",
+        "status": _status(parts, reading),
+        "service": "mlxd",
+        "version": __version__,
+        "models_loaded": len(_loaded(parts)),
+        "available_models": [c.name for c in parts.catalog.known() if not c.unavailable],
+        "active_requests": parts.admission.active,
+        "max_concurrent": parts.policies.current.limits.concurrency.max_in_flight,
+        "memory": _memory(parts, reading),
+    }
+
+
+def health(parts: Parts) -> Json:
+    """`GET /health`: always 200 while alive."""
+    policies = parts.policies.current
+    reading = parts.read_memory()
+    rules = [rule for rule in policies.limits.rate_limit if rule.mode == "enforce"]
+    residents = [
+        r for r in parts.residency.residents() if r.loading or parts.residency.worker_of(r)
+    ]
+    return {
+        "status": _status(parts, reading),
+        "service": "mlxd",
+        "version": __version__,
+        "active_requests": parts.admission.active,
+        "max_concurrent": policies.limits.concurrency.max_in_flight,
+        "active_model_requests": dict(parts.admission.active_by_model()),
+        "memory": _memory(parts, reading),
+        "models_cached": len(_loaded(parts)),
+        "total_models": len(parts.catalog.known()),
+        "cached_models": [_cached_model(parts, resident) for resident in residents],
+        "loading_models": [r.card.name for r in residents if r.loading],
+        "default_model": parts.catalog.default,
+        "rate_limit": {
+            "max_per_window": rules[0].requests if rules else None,
+            "window_seconds": float(rules[0].window) if rules else None,
+        },
+        "policy": {"folder": str(policies.folder or ""), "generation": policies.generation},
+        "pid": os.getpid(),
+        "warnings": _warnings(parts, reading),
+        "timestamp": iso(parts.clock.wall()),
+    }
+
+
+def queue_stats(parts: Parts) -> Json:
+    """`GET /queue/stats`. Nothing waits yet: a request runs at once or is refused."""
+    concurrency = parts.policies.current.limits.concurrency
+    totals = parts.admission.totals
+    return {
+        "active_requests": parts.admission.active,
+        "max_concurrent": concurrency.max_in_flight,
+        "queue_size": 0,
+        "max_queue_size": 0,
+        "stats": {
+            "total_queued": 0,
+            "total_processed": totals.processed,
+            "total_expired": 0,
+            "total_rejected": totals.rejected,
+            "by_priority": {
+                "high": 0,
+                "medium": totals.processed,
+                "low": 0,
+                "1": 0,
+                "2": totals.processed,
+                "3": 0,
+            },
+        },
+        "is_processing": parts.admission.active > 0,
+        "wait_seconds": {"p50": 0.0, "p99": 0.0},
+    }
+
+
+def chat_status(parts: Parts) -> Json:
+    """`GET /api/chat/status`: what the old backend's front end reads."""
+    listen = parts.policies.current.server.listen
+    return {
+        "mlx": {
+            "status": _status(parts, parts.read_memory()),
+            "url": f"http://{listen.host}:{listen.port}",
+        }
+    }
+
+
+def iso(seconds: float) -> str:
+    """RFC 3339 in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def _loaded(parts: Parts) -> list[Resident]:
+    return [r for r in parts.residency.residents() if parts.residency.worker_of(r)]
+
+
+def _cached_model(parts: Parts, resident: Resident) -> Json:
+    return {
+        "name": resident.card.name,
+        "use_count": resident.use_count,
+        "last_used": iso(resident.last_used_wall) if resident.last_used_wall else None,
+        "load_time_seconds": round(resident.load_seconds, 3),
+        "active_requests": parts.admission.active_by_model()[resident.card.name],
+        "is_loading": resident.loading is not None,
+    }
+
+
+def _memory(parts: Parts, reading: MemoryReading | None) -> Json:
+    marks = parts.policies.current.memory.watermarks
+    return {
+        "used_percent": round(reading.used_percent, 1) if reading else None,
+        "available_gb": round(reading.available / _GIB, 2) if reading else None,
+        "total_gb": round(reading.total / _GIB, 2) if reading else None,
+        "warning_threshold": 100.0 * float(marks.warning.enter),
+        "critical_threshold": 100.0 * float(marks.critical.enter),
+    }
+
+
+def _status(parts: Parts, reading: MemoryReading | None) -> str:
+    """By the raw reading; what is done about it follows other rules."""
+    policies = parts.policies.current
+    marks = policies.memory.watermarks
+    used = reading.used_percent if reading else 0.0
+    if used > 100.0 * float(marks.critical.enter):
+        return "critical"
+    if used >= 100.0 * float(marks.warning.enter):
+        return "warning"
+    if parts.admission.active >= policies.limits.concurrency.max_in_flight:
+        return "degraded"
+    return "healthy"
+
+
+def _warnings(parts: Parts, reading: MemoryReading | None) -> list[str]:
+    warnings = [*parts.state.warnings, *parts.policies.current.warnings()]
+    if reading is None:
+        warnings.append("memory cannot be read: protection of memory is limited")
+    warnings += [
+        f"model {card.name} is unavailable: {card.unavailable}"
+        for card in parts.catalog.known()
+        if card.unavailable
+    ]
+    return warnings

@@ -1,0 +1,38 @@
+"""What the handlers work with; made by the daemon, handed to each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mlxd.control.admission import Admission
+from mlxd.control.catalog import Catalog
+from mlxd.control.dispatch import Dispatcher
+from mlxd.control.memory import MemoryReading
+from mlxd.control.residency import Residency
+from mlxd.core.clock import Clock
+from mlxd.policy.store import PolicyStore
+
+
+@dataclass(slots=True)
+class State:
+    """What /readyz answers by."""
+
+    ready: bool = False
+    """Listeners are bound, a policy is in force, and the daemon is not draining."""
+    warnings: list[str] = field(default_factory=list)
+    """Found at the start; shown for as long as the daemon runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The daemon's parts, as the server sees them."""
+
+    policies: PolicyStore
+    catalog: Catalog
+    admission: Admission
+    residency: Residency
+    dispatcher: Dispatcher
+    clock: Clock
+    read_memory: Callable[[], MemoryReading | None]
+    state: State

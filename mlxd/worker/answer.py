@@ -1,0 +1,138 @@
+"""One request's answer: its tokens become the pieces that are sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlxd.core.request import CalledTool
+from mlxd.ipc.messages import Call, Logprob, Piece, Reasoning, Text
+from mlxd.worker.detokenize import Detokenizer
+from mlxd.worker.logprobs import Scorer
+from mlxd.worker.markup import Part, Separator
+from mlxd.worker.stops import StopStrings
+
+
+class PlainAnswer:
+    """Text and nothing else: no markup, no stop strings, no log-probabilities."""
+
+    __slots__ = ("_detokenizer", "_id")
+    stopped: str | None = None
+
+    def __init__(self, id: int, detokenizer: Detokenizer) -> None:
+        self._id = id
+        self._detokenizer = detokenizer
+
+    def take(self, token: int, row: Any, out: list[Piece]) -> None:
+        text = self._detokenizer.add(token)
+        if text:
+            out.append(Text(self._id, text))
+
+    def finish(self, out: list[Piece], *, truncated: bool) -> None:
+        text = self._detokenizer.finish()
+        if text:
+            out.append(Text(self._id, text))
+
+
+class Answer:
+    """Text, reasoning, tool calls, stop strings and log-probabilities, each where asked for.
+
+    Stop strings are looked for in the text of the answer, not in reasoning or markup. A token's
+    log-probability travels with the text it ends in; that of a stop string's tokens not at all.
+    """
+
+    def __init__(
+        self,
+        id: int,
+        detokenizer: Detokenizer,
+        separator: Separator | None,
+        stops: StopStrings,
+        scorer: Scorer | None,
+    ) -> None:
+        self._id = id
+        self._detokenizer = detokenizer
+        self._separator = separator
+        self._stops = stops
+        self._scorer = scorer
+        self._scores: list[Logprob] = []
+
+    @property
+    def stopped(self) -> str | None:
+        """The stop string that ended it; nothing that follows is wanted."""
+        return self._stops.found
+
+    def take(self, token: int, row: Any, out: list[Piece]) -> None:
+        """Add one token; `row` are its log-probabilities, if asked for."""
+        if self._scorer is not None and row is not None:
+            self._scores.append(self._scorer.score(token, row))
+        text = self._detokenizer.add(token)
+        if text:
+            parts: list[Part] = [("text", text)]
+            self._put(self._separator.feed(text) if self._separator else parts, out)
+        if self._scores and not self._holding():
+            self._send_scores(out)
+
+    def finish(self, out: list[Piece], *, truncated: bool) -> None:
+        """Deliver what was held back; nothing, when a stop string ended it."""
+        if self.stopped is not None:
+            return
+        text = self._detokenizer.finish()
+        parts: list[Part] = [("text", text)] if text else []
+        if self._separator is not None:
+            parts = self._separator.feed(text) + self._separator.finish(truncated=truncated)
+        self._put(parts, out)
+        self._say(self._stops.release(), out)
+        if self._scores and self.stopped is None:
+            self._send_scores(out)
+
+    def _put(self, parts: list[Part], out: list[Piece]) -> None:
+        for part in parts:
+            if self.stopped is not None:
+                return
+            if isinstance(part, CalledTool):
+                self._say(self._stops.release(), out)
+                out.append(Call(self._id, part.name, part.arguments))
+            elif part[0] == "text":
+                self._say(self._stops.feed(part[1]), out)
+            else:
+                self._say(self._stops.release(), out)
+                out.append(Reasoning(self._id, part[1], self._taken_scores()))
+
+    def _say(self, text: str, out: list[Piece]) -> None:
+        if text:
+            out.append(Text(self._id, text, self._taken_scores()))
+
+    def _send_scores(self, out: list[Piece]) -> None:
+        out.append(Text(self._id, "", self._taken_scores()))
+
+    def _taken_scores(self) -> list[Logprob]:
+        scores, self._scores = self._scores, []
+        return scores
+
+    def _holding(self) -> bool:
+        held = self._separator is not None and self._separator.holding
+        return held or self._stops.holding or self.stopped is not None
+
+
+def joined(pieces: list[Piece]) -> list[Piece]:
+    """The same answer in as few pieces as possible."""
+    whole: list[Piece] = []
+    run: list[Text | Reasoning] = []
+    for piece in pieces:
+        if run and type(piece) is not type(run[0]):
+            whole.append(_merged(run))
+            run = []
+        if isinstance(piece, Text | Reasoning):
+            run.append(piece)
+        else:
+            whole.append(piece)
+    if run:
+        whole.append(_merged(run))
+    return whole
+
+
+def _merged(run: list[Text | Reasoning]) -> Text | Reasoning:
+    if len(run) == 1:
+        return run[0]
+    text = "".join(piece.text for piece in run)
+    scores = [score for piece in run for score in piece.logprobs]
+    return type(run[0])(run[0].id, text, scores)

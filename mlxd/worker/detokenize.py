@@ -1,0 +1,151 @@
+"""Token ids to text, one at a time: complete characters only, and never U+FFFD."""
+
+from __future__ import annotations
+
+import codecs
+from typing import Any, Protocol
+
+from mlx_lm.tokenizer_utils import (
+    BPEStreamingDetokenizer,
+    SPMStreamingDetokenizer,
+    TokenizerWrapper,
+)
+
+_REPLACEMENT = "\ufffd"
+
+
+class Detokenizer(Protocol):
+    """The text of one sequence as it grows."""
+
+    def add(self, token: int) -> str:
+        """The text that is complete with this token; half a character waits."""
+        ...
+
+    def finish(self) -> str:
+        """The rest; half a character is dropped."""
+        ...
+
+
+class ByteTable(dict[int, bytes]):
+    """Each token's own bytes; worked out on first use and kept."""
+
+    def __init__(self, tokenizer: TokenizerWrapper) -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
+        self._added: dict[int, str] = {
+            token: added.content for token, added in tokenizer.added_tokens_decoder.items()
+        }
+        self._spm = isinstance(tokenizer.detokenizer, SPMStreamingDetokenizer)
+
+    def __missing__(self, token: int) -> bytes:
+        raw = self[token] = self._bytes_of(token)
+        return raw
+
+    def _bytes_of(self, token: int) -> bytes:
+        if token in self._added:
+            return self._added[token].encode("utf-8", "ignore")
+        piece = self._piece(token)
+        if piece is None:
+            return b""
+        return _spm_bytes(piece) if self._spm else _byte_level_bytes(piece)
+
+    def _piece(self, token: int) -> str | None:
+        """None for the rows by which some models' vocabularies exceed their tokenizer's."""
+        if token >= len(self._tokenizer):
+            return None
+        piece: str | None = self._tokenizer.convert_ids_to_tokens(token)
+        return piece
+
+
+class _ByteDetokenizer:
+    """For byte-level BPE and for SentencePiece with byte fallback."""
+
+    __slots__ = ("_pending", "_table", "_trim")
+
+    def __init__(self, table: ByteTable, trim: bool) -> None:
+        self._table = table
+        self._trim = trim
+        self._pending = b""
+
+    def add(self, token: int) -> str:
+        raw = self._table[token]
+        if self._pending:
+            raw = self._pending + raw
+        text, consumed = codecs.utf_8_decode(raw, "ignore", False)
+        self._pending = raw[consumed:]
+        if self._trim and text:
+            self._trim = False
+            text = text.removeprefix(" ")
+        return text.replace(_REPLACEMENT, "")
+
+    def finish(self) -> str:
+        self._pending = b""
+        return ""
+
+
+class _AnyDetokenizer:
+    """For every other tokenizer: mlx-lm's, which decodes the line again for each token."""
+
+    def __init__(self, detokenizer: Any) -> None:
+        self._detokenizer = detokenizer
+
+    def add(self, token: int) -> str:
+        self._detokenizer.add_token(token)
+        return self._segment()
+
+    def finish(self) -> str:
+        self._detokenizer.finalize()
+        return self._segment()
+
+    def _segment(self) -> str:
+        segment: str = self._detokenizer.last_segment
+        return segment.replace(_REPLACEMENT, "")
+
+
+class Detokenizers:
+    """Makes detokenizers for one tokenizer; and knows each token's bytes."""
+
+    def __init__(self, tokenizer: TokenizerWrapper) -> None:
+        self._tokenizer = tokenizer
+        kind = tokenizer.detokenizer
+        self._bytewise = isinstance(kind, BPEStreamingDetokenizer | SPMStreamingDetokenizer)
+        self._trim = getattr(kind, "trim_space", True)
+        self._table = ByteTable(tokenizer) if self._bytewise else None
+
+    def make(self) -> Detokenizer:
+        if self._table is not None:
+            return _ByteDetokenizer(self._table, self._trim)
+        return _AnyDetokenizer(self._tokenizer.detokenizer)
+
+    def bytes_of(self, token: int) -> bytes:
+        """The token's own bytes: possibly half a character."""
+        if self._table is not None:
+            return self._table[token]
+        text: str = self._tokenizer.decode([token])
+        return text.encode("utf-8", "ignore")
+
+
+def _spm_bytes(piece: str) -> bytes:
+    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+        return bytes([int(piece[3:5], 16)])
+    return piece.replace("\u2581", " ").encode("utf-8", "ignore")
+
+
+def _byte_level_bytes(piece: str) -> bytes:
+    """Characters stand for bytes, as GPT-2's tokenizer drew them up; a piece with others is text."""
+    try:
+        return bytes([_BYTE_OF[character] for character in piece])
+    except KeyError:
+        return piece.encode("utf-8", "ignore")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Printable Latin-1 stands for itself, the other bytes for U+0100 and up in order."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    alphabet = {chr(byte): byte for byte in printable}
+    alphabet.update((chr(256 + n), byte) for n, byte in enumerate(others))
+    return alphabet
+
+
+_BYTE_OF = _byte_alphabet()

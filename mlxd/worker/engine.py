@@ -1,0 +1,55 @@
+"""What steps a model: `insert, remove, step, len`. No sockets, no text; owned by one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Sampler = Callable[[Any], Any]
+"""Log-probabilities of shape (rows, vocabulary) to one token per row."""
+Processor = Callable[[Any, Any], Any]
+"""All tokens so far, the prompt's included, and logits of shape (1, vocabulary) to new logits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One sequence to continue. Neither its sampler nor its processors may ever raise."""
+
+    tokens: list[int]
+    max_tokens: int
+    sampler: Sampler
+    processors: tuple[Processor, ...] = ()
+    scored: bool = False
+    """Whether log-probabilities are wanted with its tokens."""
+
+
+class Token(Protocol):
+    """One generated token, the last of its sequence when `finish_reason` is set."""
+
+    uid: int
+    token: int
+    logprobs: Any
+    """An evaluated float32 row over the vocabulary for scored sequences, else None."""
+    finish_reason: str | None
+    """`stop`: an end-of-sequence token (it is `token`). `length`: max_tokens are reached."""
+
+
+class Engine(Protocol):
+    """Continuous batching as four verbs."""
+
+    def insert(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Queue sequences; returns their uids. Raises ValueError, and then queues none."""
+        ...
+
+    def remove(self, uids: Sequence[int]) -> None:
+        """Forget sequences, at whatever stage; unknown ones are ignored."""
+        ...
+
+    def step(self) -> Sequence[Token]:
+        """Decode one token for each running sequence, and prefill one chunk of the waiting."""
+        ...
+
+    def __len__(self) -> int:
+        """How many sequences are queued or running."""
+        ...

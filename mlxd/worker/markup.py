@@ -1,0 +1,149 @@
+"""How a model marks its thinking and its tool calls, and the taking apart of text by those marks.
+
+Markers and parsers are mlx-lm's. Markup that does not parse is the model's own text and is
+delivered as such, markers included.
+"""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from mlx_lm.generate import TextStateMachine, make_text_state_machine
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlxd.core.request import CalledTool, Json
+
+Part = tuple[Literal["text", "reasoning"], str] | CalledTool
+
+
+class Markup:
+    """One model's markers; makes a `Separator` for each answer that needs one."""
+
+    def __init__(self, tokenizer: TokenizerWrapper) -> None:
+        self.thinking: bool = tokenizer.has_thinking
+        self.tools: bool = tokenizer.has_tool_calling
+        self._tokenizer = tokenizer
+        self._plain = not (
+            self.thinking or tokenizer.structural_markers or tokenizer.response_transitions
+        )
+        self._machines = {tools: self._machine(tools) for tools in (False, True)}
+
+    def separator(self, tools: tuple[Json, ...], *, reasoning: bool) -> Separator | None:
+        """None where there is nothing to separate. `reasoning`: the prompt left it thinking."""
+        wanted = bool(tools) and self.tools
+        if self._plain and not wanted:
+            return None
+        initial = self._tokenizer.response_initial_state or (
+            "reasoning" if reasoning and self.thinking else "normal"
+        )
+        return Separator(
+            self._machines[wanted].make_state(initial), _Calls(self._tokenizer, tools)
+        )
+
+    def _machine(self, tools: bool) -> TextStateMachine:
+        """Without `tools` a tool call's markers are text like any other."""
+        tokenizer = self._tokenizer
+        return make_text_state_machine(
+            SimpleNamespace(
+                has_thinking=tokenizer.has_thinking,
+                think_start=tokenizer.think_start,
+                think_end=tokenizer.think_end,
+                has_tool_calling=tools and tokenizer.has_tool_calling,
+                tool_call_start=tokenizer.tool_call_start,
+                tool_call_end=tokenizer.tool_call_end,
+                structural_markers=tokenizer.structural_markers,
+                response_transitions=tokenizer.response_transitions,
+            )
+        )
+
+
+class Separator:
+    """Takes one answer apart as it grows. What may be the start of a marker waits."""
+
+    def __init__(self, state: Any, calls: _Calls) -> None:
+        self._state = state
+        self._calls = calls
+        self._call: str | None = None
+
+    @property
+    def holding(self) -> bool:
+        return self._call is not None or bool(self._state[3])
+
+    def feed(self, text: str) -> list[Part]:
+        self._state, segments = TextStateMachine.split(self._state, text)
+        return self._parts(segments)
+
+    def finish(self, *, truncated: bool) -> list[Part]:
+        """The rest. A call cut short by a length limit is text; one ended by a stop may be whole."""
+        self._state, rest, name = TextStateMachine.flush(self._state)
+        parts = self._parts([(name, rest)])
+        if self._call is not None:
+            parts += self._calls.unclosed(self._call, truncated=truncated)
+            self._call = None
+        return parts
+
+    def _parts(self, segments: list[tuple[str, str]]) -> list[Part]:
+        parts: list[Part] = []
+        for name, text in segments:
+            if name == "tool":
+                self._call = (self._call or "") + text
+                continue
+            if self._call is not None:
+                parts += self._calls.closed(self._call)
+                self._call = None
+            if text and name == "normal":
+                parts.append(("text", text))
+            elif text and name == "reasoning":
+                parts.append(("reasoning", text))
+        return parts
+
+
+class _Calls:
+    """What stands between a call's markers, parsed; or as text, when it does not parse."""
+
+    def __init__(self, tokenizer: TokenizerWrapper, tools: tuple[Json, ...]) -> None:
+        self._tokenizer = tokenizer
+        self._tools = list(tools)
+
+    def closed(self, markup: str) -> list[Part]:
+        calls = self._parsed(markup)
+        if calls:
+            return list(calls)
+        return [("text", self._start + markup + (self._tokenizer.tool_call_end or ""))]
+
+    def unclosed(self, markup: str, *, truncated: bool) -> list[Part]:
+        """Some formats have no end marker at all: there, only the parser can tell."""
+        cut = truncated and self._tokenizer.tool_call_end
+        calls = [] if cut else self._parsed(markup)
+        return list(calls) or [("text", self._start + markup)]
+
+    @property
+    def _start(self) -> str:
+        start: str = self._tokenizer.tool_call_start or ""
+        return start
+
+    def _parsed(self, markup: str) -> list[CalledTool]:
+        """Empty when any part of it is not a call."""
+        try:
+            parsed = self._tokenizer.tool_parser(markup, self._tools)
+        except Exception:  # noqa: BLE001 - fourteen parsers, which promise no kind of error
+            return []
+        calls = [_call_of(entry) for entry in (parsed if isinstance(parsed, list) else [parsed])]
+        return [call for call in calls if call is not None] if None not in calls else []
+
+
+def _call_of(parsed: Any) -> CalledTool | None:
+    if not isinstance(parsed, dict):
+        return None
+    name = parsed.get("name")
+    arguments = parsed.get("arguments", {} if parsed.keys() <= {"name", "id"} else None)
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            return None
+    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+        return None
+    return CalledTool(name, arguments)

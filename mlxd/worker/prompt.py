@@ -1,0 +1,115 @@
+"""What a request asks, as the model reads it: the chat template, and tokens."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlxd.core.request import CalledTool, GenerationRequest, Json, Message
+from mlxd.worker.refusal import Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A prompt in tokens. `reasoning`: it ends inside a think block that it opened."""
+
+    tokens: list[int]
+    reasoning: bool
+
+
+class Prompter:
+    """Renders and tokenises for one model. Used by one thread."""
+
+    def __init__(self, tokenizer: TokenizerWrapper) -> None:
+        self._tokenizer = tokenizer
+        self._reserved = _parameters(tokenizer)
+
+    def render(self, request: GenerationRequest) -> Rendered:
+        """Raises Refusal."""
+        if request.token_ids is not None:
+            tokens = list(request.token_ids)
+        elif request.text is not None:
+            tokens = self._encode(request.text)
+        else:
+            tokens = self._conversation(request)
+        return Rendered(tokens, self._reasoning(tokens))
+
+    def _encode(self, text: str) -> list[int]:
+        bos = self._tokenizer.bos_token
+        tokens: list[int] = self._tokenizer.encode(
+            text, add_special_tokens=not (bos and text.startswith(bos))
+        )
+        return tokens
+
+    def _conversation(self, request: GenerationRequest) -> list[int]:
+        messages = [_template_message(message) for message in request.messages or ()]
+        if not messages:
+            raise Refusal("the conversation has no messages", param="messages")
+        if not self._tokenizer.has_chat_template:
+            return self._encode(_transcript(messages))
+        try:
+            tokens: list[int] = self._tokenizer.apply_chat_template(
+                messages,
+                tools=list(request.tools) or None,
+                add_generation_prompt=True,
+                **self._options(request),
+            )
+        except TemplateError as error:
+            raise Refusal(f"the model's chat template refuses this: {error}") from error
+        return tokens
+
+    def _options(self, request: GenerationRequest) -> dict[str, Any]:
+        for name in request.template_options:
+            if name in self._reserved:
+                raise Refusal(f"{name} is not an option of the chat template", param=name)
+        return {**_thinking(request.think), **request.template_options}
+
+    def _reasoning(self, tokens: list[int]) -> bool:
+        if not self._tokenizer.has_thinking or not tokens:
+            return False
+        start: int = self._tokenizer.rfind_think_start(tokens)
+        end: int = self._tokenizer.rfind_think_end(tokens)
+        return start > end
+
+
+def _parameters(tokenizer: TokenizerWrapper) -> frozenset[str]:
+    """The names that would steer the tokenizer instead of its template."""
+    render = tokenizer.__getattr__("apply_chat_template_of_the_tokenizer") if False else None
+    return frozenset(inspect.signature(render).parameters) if render else frozenset()
+
+
+def _thinking(think: bool | str | None) -> dict[str, Any]:
+    if think is None:
+        return {}
+    if isinstance(think, bool):
+        return {"enable_thinking": think}
+    return {"enable_thinking": think != "none", "reasoning_effort": think}
+
+
+def _template_message(message: Message) -> Json:
+    """As templates read it; a key that says nothing is left out, since some ask `is defined`."""
+    turn: Json = {"role": message.role, "content": message.content}
+    if message.thinking:
+        turn["reasoning_content"] = turn["thinking"] = message.thinking
+    if message.tool_calls:
+        turn["tool_calls"] = [_template_call(call) for call in message.tool_calls]
+    if message.tool_name:
+        turn["name"] = message.tool_name
+    if message.tool_call_id:
+        turn["tool_call_id"] = message.tool_call_id
+    return turn
+
+
+def _template_call(call: CalledTool) -> Json:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _transcript(messages: list[Json]) -> str:
+    """For a model without a chat template."""
+    turns = [f"{turn['role'].upper()}: {turn['content']}\n" for turn in messages]
+    return "".join(turns) + "ASSISTANT:"

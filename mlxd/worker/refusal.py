@@ -1,0 +1,19 @@
+"""Why a request cannot run, said before any of it does."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Code = Literal["invalid_request", "context_exceeded", "unsupported"]
+
+
+class Refusal(Exception):
+    """The request is at fault, not the worker; `message` is for the client."""
+
+    def __init__(
+        self, message: str, *, code: Code = "invalid_request", param: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code: Code = code
+        self.param = param

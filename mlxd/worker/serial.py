@@ -1,0 +1,108 @@
+"""The engine for models whose caches do not merge: the same verbs, one sequence at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.generate import generate_step, generation_stream
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlxd.worker.engine import Processor, Prompt, Token
+
+PREFILL_CHUNK = 512
+
+
+@dataclass(slots=True)
+class _Token:
+    uid: int
+    token: int
+    logprobs: Any
+    finish_reason: str | None
+
+
+class SerialEngine:
+    """First come, first served. A step is one token, or one chunk of one prompt."""
+
+    def __init__(self, model: Any, stop_tokens: Iterable[int]) -> None:
+        self._model = model
+        self._stop_tokens = frozenset(stop_tokens)
+        self._waiting: deque[tuple[int, Prompt]] = deque()
+        self._current: tuple[int, Iterator[_Token | None]] | None = None
+        self._next_uid = 0
+
+    def insert(self, prompts: Sequence[Prompt]) -> list[int]:
+        if any(not prompt.tokens or prompt.max_tokens <= 0 for prompt in prompts):
+            raise ValueError("a sequence needs a prompt and room for a token")
+        uids = list(range(self._next_uid, self._next_uid + len(prompts)))
+        self._next_uid += len(prompts)
+        self._waiting.extend(zip(uids, prompts, strict=True))
+        return uids
+
+    def remove(self, uids: Sequence[int]) -> None:
+        gone = set(uids)
+        if self._current is not None and self._current[0] in gone:
+            self._current = None
+        self._waiting = deque(entry for entry in self._waiting if entry[0] not in gone)
+
+    def step(self) -> Sequence[Token]:
+        if self._current is None:
+            if not self._waiting:
+                return []
+            uid, prompt = self._waiting.popleft()
+            self._current = uid, self._run(uid, prompt)
+        token = next(self._current[1])
+        if token is None:
+            return []
+        if token.finish_reason is not None:
+            self._current = None
+        return [token]
+
+    def __len__(self) -> int:
+        return len(self._waiting) + (self._current is not None)
+
+    def _run(self, uid: int, prompt: Prompt) -> Iterator[_Token | None]:
+        """None after each chunk of the prompt, then the tokens."""
+        cache = make_prompt_cache(self._model)
+        yield from self._prefill(prompt.tokens[:-1], cache)
+        generated = generate_step(
+            mx.array(prompt.tokens[-1:]),
+            self._model,
+            max_tokens=prompt.max_tokens,
+            sampler=prompt.sampler,
+            logits_processors=_seeing(prompt.tokens[:-1], prompt.processors),
+            prompt_cache=cache,
+        )
+        for n, (token, logprobs) in enumerate(generated, start=1):
+            finish = "length" if n == prompt.max_tokens else None
+            if token in self._stop_tokens:
+                finish = "stop"
+            row = logprobs.astype(mx.float32) if prompt.scored else None
+            yield _Token(uid, token, row, finish)
+
+    def _prefill(self, tokens: list[int], cache: list[Any]) -> Iterator[None]:
+        for start in range(0, len(tokens), PREFILL_CHUNK):
+            with mx.stream(generation_stream):
+                chunk = mx.array(tokens[start : start + PREFILL_CHUNK])
+                self._model(chunk[None], cache=cache)
+                mx.eval([c.state for c in cache])
+            mx.clear_cache()
+            yield None
+
+
+def _seeing(earlier: list[int], processors: tuple[Processor, ...]) -> list[Processor]:
+    """The processors, shown the tokens of a prefill that generate_step did not run itself."""
+    if not processors:
+        return []
+    prefix = mx.array(earlier, dtype=mx.int32)
+
+    def shown(processor: Processor) -> Processor:
+        def process(tokens: mx.array, logits: mx.array) -> mx.array:
+            return processor(mx.concatenate([prefix, tokens.astype(mx.int32)]), logits)
+
+        return process
+
+    return [shown(processor) for processor in processors]

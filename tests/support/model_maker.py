@@ -1,0 +1,119 @@
+"""Makes small real model folders: random weights in safetensors, a byte-level BPE tokenizer, a chat template.
+
+A random model says nothing that makes sense, but it is loaded, batched and sampled like any
+other, and with `spread` above 1 its greedy text does not repeat itself.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CORPUS = (
+    "The quick brown fox jumps over the lazy dog. A server answers requests and streams tokens.",
+    "Съешь ещё этих мягких французских булок, да выпей же чаю. Сервер отвечает на запросы.",
+    "天地玄黃 宇宙洪荒 日月盈昃 辰宿列張 模型在内存中 请求排队等待",
+    "😀 🚀 🎉 👍🏽 👨‍👩‍👧‍👦 émigré naïve coöperate façade",
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of a model; the default has about 0.1 M parameters."""
+
+    hidden: int = 64
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    intermediate: int = 128
+    vocab: int = 512
+    context: int = 4096
+    spread: float = 1.0
+    model_type: str = "llama"
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def make_model(folder: Path, shape: Shape | None = None, *, seed: int = 0) -> Path:
+    """Write a complete model folder and return it."""
+    shape = shape or Shape()
+    folder.mkdir(parents=True, exist_ok=True)
+    config = _config(shape)
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    _write_tokenizer(folder, shape.vocab)
+    _write_weights(folder, config, spread=shape.spread, seed=seed)
+    return folder
+
+
+def _config(shape: Shape) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": shape.model_type,
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.hidden // shape.heads,
+        "intermediate_size": shape.intermediate,
+        "vocab_size": shape.vocab,
+        "max_position_embeddings": shape.context,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "eos_token_id": 0,
+        "bos_token_id": 1,
+        "torch_dtype": "float32",
+        **shape.extra,
+    }
+
+
+def _write_tokenizer(folder: Path, vocab: int) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=["<|im_end|>", "<|im_start|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS * 4, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "eos_token": "<|im_end|>",
+                "model_max_length": 1_000_000,
+                "clean_up_tokenization_spaces": False,
+                "chat_template": CHAT_TEMPLATE,
+            }
+        )
+    )
+
+
+def _write_weights(folder: Path, config: dict[str, Any], *, spread: float, seed: int) -> None:
+    """Random weights for whatever architecture mlx-lm builds from `config`."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm.utils import _get_classes
+
+    model_class, args_class = _get_classes(config)
+    model = model_class(args_class.from_dict(config))
+    key = mx.random.key(seed)
+    weights: dict[str, mx.array] = {}
+    for name, value in tree_flatten(model.parameters()):
+        key, draw = mx.random.split(key)
+        if value.ndim < 2:
+            weights[name] = value.astype(mx.float32)
+            continue
+        scale = spread * value.shape[-1] ** -0.5
+        weights[name] = mx.random.normal(value.shape, key=draw) * scale
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
