@@ -7,6 +7,8 @@ from typing import Any
 
 Json = dict[str, Any]
 
+_LOW, _HIGH = -(2**63), 2**64
+
 
 def levels_of(value: Json) -> Iterator[list[Json | list[Any]]]:
     """Every object and array in a JSON value, level by level."""
@@ -26,10 +28,15 @@ def shorten_integers(value: Json) -> None:
     for level in levels_of(value):
         for holder in level:
             if isinstance(holder, dict):
-                holder.update({key: float(item) for key, item in holder.items() if _is_long(item)})
+                holder.update(
+                    {
+                        name: float(item)
+                        for name, item in holder.items()
+                        if type(item) is int and not _LOW <= item < _HIGH
+                    }
+                )
             else:
-                holder[:] = [float(item) if _is_long(item) else item for item in holder]
-
-
-def _is_long(item: Any) -> bool:
-    return type(item) is int and not -(2**63) <= item < 2**64
+                holder[:] = [
+                    float(item) if type(item) is int and not _LOW <= item < _HIGH else item
+                    for item in holder
+                ]

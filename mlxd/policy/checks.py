@@ -20,14 +20,14 @@ class Problem:
 
 def problems_between(policies: Policies, written: Mapping[Path, object]) -> Iterator[Problem]:
     """All broken rules; `written` holds the paths that an operator set."""
-    yield from _watermarks(policies)
-    yield from _times(policies)
+    yield from _watermarks(policies, written)
+    yield from _times(policies, written)
     yield from _names(policies.models)
     yield from _rate_limits(policies)
     yield from _open_to_others(policies, written)
 
 
-def _watermarks(policies: Policies) -> Iterator[Problem]:
+def _watermarks(policies: Policies, written: Mapping[Path, object]) -> Iterator[Problem]:
     marks = policies.memory.watermarks
     ordered = [
         ("warning", marks.warning.enter),
@@ -35,28 +35,30 @@ def _watermarks(policies: Policies) -> Iterator[Problem]:
         ("emergency", marks.emergency.enter),
     ]
     for (lower, low), (upper, high) in pairwise(ordered):
-        if not low < high:
-            yield Problem(
-                ("memory", "watermarks", upper, "enter"),
-                f"expected a ratio above {lower}'s {low}, got {high}",
-            )
+        if low < high:
+            continue
+        path: Path = ("memory", "watermarks", upper, "enter")
+        message = f"expected a ratio above {lower}'s {low}, got {high}"
+        if path not in written:  # then it is the lower one that was set wrong
+            path = ("memory", "watermarks", lower, "enter")
+            message = f"expected a ratio below {upper}'s {high}, got {low}"
+        yield Problem(path, message)
 
 
-def _times(policies: Policies) -> Iterator[Problem]:
+def _times(policies: Policies, written: Mapping[Path, object]) -> Iterator[Problem]:
     times, http = policies.timeouts, policies.server.http
-    for name in ("first_byte", "first_token", "inter_token_stall"):
-        if getattr(times, name) > times.generation:
-            yield Problem(
-                ("timeouts", name),
-                f"expected at most timeouts.generation ({times.generation}), "
-                f"got {getattr(times, name)}",
-            )
-    if http.body_idle_timeout > http.body_total_timeout:
+    if times.first_byte > times.generation and ("timeouts", "first_byte") in written:
         yield Problem(
-            ("server", "http", "body_idle_timeout"),
-            f"expected at most server.http.body_total_timeout ({http.body_total_timeout}), "
-            f"got {http.body_idle_timeout}",
+            ("timeouts", "first_byte"),
+            f"expected at most timeouts.generation ({times.generation}), got {times.first_byte}",
         )
+    if http.body_idle_timeout > http.body_total_timeout:
+        name, most = "body_idle_timeout", f"at most body_total_timeout ({http.body_total_timeout})"
+        found = http.body_idle_timeout
+        if ("server", "http", name) not in written:
+            name, most = "body_total_timeout", f"at least body_idle_timeout ({found})"
+            found = http.body_total_timeout
+        yield Problem(("server", "http", name), f"expected {most}, got {found}")
 
 
 def _names(models: Models) -> Iterator[Problem]:

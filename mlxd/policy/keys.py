@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from mlxd.policy.schema import Policies, Policy
+from mlxd.policy.schema import Policies, Policy, Takes
 from mlxd.policy.strict_yaml import Path
 from mlxd.policy.units import Written, written
 
@@ -109,17 +109,18 @@ def expected(annotation: Any, metadata: list[Any]) -> str:
     """What a type takes, in words: `an integer 1 to 65535`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        bounds = getattr(arguments[1], "metadata", [])
-        return expected(arguments[0], [*metadata, *bounds])
+        inner = [known for one in arguments[1:] for known in getattr(one, "metadata", [one])]
+        return expected(arguments[0], [*metadata, *inner])
     if origin is Literal:
         return _either([str(value) for value in arguments])
     if origin is tuple:
-        return f"a list of {expected(arguments[0], []).removeprefix('a ')}"
+        return f"a list, each {expected(arguments[0], [])}"
     if origin is Mapping:
         return f"a mapping from names to {expected(arguments[1], [])}"
     if arguments:
-        kinds = [kind for kind in arguments if kind is not type(None)]
-        return _either([expected(kind, metadata) for kind in kinds])
+        kinds = [kind for kind in arguments if kind not in (type(None), bool)]
+        words = [expected(kind, metadata) for kind in kinds]
+        return _either([*words, "true", "false"] if bool in arguments else words)
     return _expected_plain(annotation, metadata)
 
 
@@ -136,7 +137,7 @@ def _expected_plain(annotation: Any, metadata: list[Any]) -> str:
         return "true or false"
     if _is_policy(annotation):
         return "a mapping"
-    return "text"
+    return next((known.words for known in metadata if isinstance(known, Takes)), "text")
 
 
 def _expected_integer(metadata: list[Any]) -> str:

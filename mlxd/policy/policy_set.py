@@ -114,12 +114,15 @@ class PolicySet:
             return f"built-in default; set it in {folder}/{path[0]}.yaml"
         return str(source) if source.place is None else f"{folder}/{source}"
 
-    def _unenforced(self) -> Iterator[Path]:
+    def _unenforced(self) -> Iterator[tuple[str, ...]]:
         return (key.path for key in keys.table().values() if not key.enforced)
 
-    def _expected_to_work(self, path: Path) -> bool:
-        key = keys.find(path)
-        return path in self.sources or (key is not None and key.extra("shown") is True)
+    def _expected_to_work(self, path: tuple[str, ...]) -> bool:
+        """Whether clients see the value, or an operator chose it: False is off, and off is off."""
+        key = keys.table()[path]
+        value = self._value(path, key.name)
+        chosen = path in self.sources and written(value) != key.default and value is not False
+        return chosen or key.extra("shown") is True
 
 
 def of(kind: str) -> str:

@@ -17,6 +17,7 @@ from mlxd.policy.schema import KINDS, Policies, Policy
 from mlxd.policy.units import written
 
 WIDTH = 100
+EXAMPLE_MODEL = "qwen2.5-coder:32b"
 
 _INTRODUCTION = f"""\
 # Policies
@@ -96,9 +97,10 @@ def _row(key: Key) -> str:
         meaning += f" Example: `{example}`."
     if not key.enforced:
         meaning += " *Not enforced yet.*"
+    takes = key.expected.partition(" such as")[0]
     default = f"`{_default(key)}`" if key.field.default is not None else "–"
     unit, reload = key.extra("unit") or "–", key.extra("reload") or "–"
-    return f"| `{key.name}` | {key.expected} | {default} | {unit} | {reload} | {meaning} |"
+    return f"| `{key.name}` | {takes} | {default} | {unit} | {reload} | {meaning} |"
 
 
 def _default(key: Key) -> str:
@@ -133,10 +135,10 @@ def _entry(key: Key, value: Any, depth: int) -> Iterator[str]:
             yield from _item(item, (*key.path, ITEM), depth + 1)
     else:
         yield _with_note(f"{indent}{name}: {written(value)}", key)
-    if isinstance(value, Mapping) and (example := key.extra("example")):
-        yield f"{indent}# {name}: {example}"
     if isinstance(value, Mapping) and keys.inner_policy(key.annotation):
         yield from _example_entry(key, depth)
+    elif example := key.extra("example"):
+        yield f"{indent}# {name}: {example}"
 
 
 def _item(item: Any, path: tuple[str, ...], depth: int) -> Iterator[str]:
@@ -145,23 +147,27 @@ def _item(item: Any, path: tuple[str, ...], depth: int) -> Iterator[str]:
     if not isinstance(item, Policy):
         yield f"{indent}- {written(item)}"
         return
-    dash = "- "
+    begun = False
     for line in _section(type(item), item, path, depth + 1):
-        if dash == "- " and not line.lstrip().startswith("#"):
-            yield f"{indent}- {line.lstrip()}"
-            dash = "  "
-        else:
+        if begun:
             yield line
+        else:
+            begun = not line.lstrip().startswith("#")
+            yield f"{indent}{'- ' if begun else ''}{line.lstrip()}"
 
 
 def _example_entry(key: Key, depth: int) -> Iterator[str]:
-    """The fields that each entry of an empty mapping may have, commented out."""
+    """An entry of an empty mapping, with every field it may have, commented out."""
     indent = "  " * depth
+    yield f"{indent}# {key.path[-1]}:"
+    yield f"{indent}#   {EXAMPLE_MODEL}:"
     for field in keys.table().values():
         if field.path[:-1] == (*key.path, ENTRY):
-            lines = _wrapped(f"{field.path[-1]}: {field.extra('example')}", depth + 2)
-            yield from (f"{indent}#   {line}{_note(field)}" for line in lines)
-            yield from (f"{indent}#     {line}" for line in _wrapped(field.description, depth + 4))
+            yield from (
+                f"{indent}#     # {line}" for line in _wrapped(field.description, depth + 4)
+            )
+            line = f"{field.path[-1]}: {field.extra('example')}"
+            yield f"{indent}#     {_with_note(line, field)}"
 
 
 def _note(key: Key) -> str:

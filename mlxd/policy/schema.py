@@ -12,6 +12,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -66,13 +67,20 @@ def _name(text: str) -> str:
 
 def _folder(text: str) -> str:
     if not (text.startswith(("/", "~/")) or text == "~") or "\0" in text:
-        raise ValueError("expected an absolute path, or one that starts with ~/")
+        raise ValueError("expected an absolute path, or one under ~/")
     return text
 
 
-Host = Annotated[str, AfterValidator(_host)]
-Name = Annotated[str, AfterValidator(_name)]
-Folder = Annotated[str, AfterValidator(_folder)]
+@dataclass(frozen=True, slots=True)
+class Takes:
+    """What a type takes, in words, where its name does not say it."""
+
+    words: str
+
+
+Host = Annotated[str, AfterValidator(_host), Takes("an address or a host name")]
+Name = Annotated[str, AfterValidator(_name), Takes("a name")]
+Folder = Annotated[str, AfterValidator(_folder), Takes("an absolute path, or one under ~/")]
 Names = Annotated[tuple[Name, ...], Field(strict=False)]
 Folders = Annotated[tuple[Folder, ...], Field(strict=False)]
 Positive = Annotated[int, Field(ge=1)]
@@ -140,11 +148,11 @@ class Http(Policy):
     max_header_bytes: Size = field("16KiB", "All headers of a request together.", unit="size")
     max_headers: int = field(100, "Headers of one request.", unit="headers", ge=1)
     max_body: Size = field("8MiB", "A request's body; a larger one is refused (413).", unit="size")
-    json_limits: JsonLimits = section("The JSON of a body; beyond these it is refused (400).")
     max_connections: int = field(
         512, "Open connections in all; idle ones count here and nowhere else.",
         unit="connections", reload="live-drain", ge=1,
     )  # fmt: skip
+    json_limits: JsonLimits = section("The JSON of a body; beyond these it is refused (400).")
 
 
 class Drain(Policy):
@@ -282,7 +290,9 @@ class Model(Policy):
         reload="rolling", example="~/mlx-models/Qwen2.5-Coder-32B-Instruct-4bit",
     )  # fmt: skip
     aliases: Names = field((), "More names for it.", example="[coder]")
-    ttl: KeepFor | None = field(None, "As `models.defaults.ttl`, for this model.", unit="duration")
+    ttl: KeepFor | None = field(
+        None, "As `models.defaults.ttl`, for this model.", unit="duration", example="never"
+    )
     context: Auto | Positive | None = field(
         None, "As `models.defaults.context`, for this model.",
         unit="tokens", reload="rolling", example="32768",

@@ -93,8 +93,7 @@ def parse(raw: bytes) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Place(mark.line + 1, mark.column + 1) if mark is not None else Place(1, 1)
-        words = [part for part in (error.context, error.problem) if part]
-        document.problems.append(Problem(place, f"not valid YAML: {', '.join(words)}"))
+        document.problems.append(Problem(place, f"not valid YAML: {_syntax(error)}"))
         document.data = None
     except yaml.YAMLError as error:
         words = [str(error).partition("\n")[0]]
@@ -103,12 +102,21 @@ def parse(raw: bytes) -> Document:
     return document
 
 
+def _syntax(error: yaml.MarkedYAMLError) -> str:
+    """The parser's words, with the line in which the thing begins that it was reading."""
+    if not error.context:
+        return str(error.problem)
+    begun = error.context_mark
+    line = f" that begins in line {begun.line + 1}" if begun is not None else ""
+    return f"{error.context}{line}, {error.problem}"
+
+
 def scalar(text: str) -> Scalar:
     """What an unquoted scalar means in YAML 1.2; 017 is text, because some read it as octal."""
     if text in _CONSTANTS:
         return _CONSTANTS[text]
-    if _INT.fullmatch(text) and len(text) <= MAX_DIGITS:
-        return int(text)
+    if _INT.fullmatch(text):
+        return int(text) if len(text) <= MAX_DIGITS else text
     if _OCTAL_OR_HEX.fullmatch(text) and len(text) <= MAX_DIGITS:
         return int(text, 0)
     if _FLOAT.fullmatch(text):
@@ -210,7 +218,7 @@ class _Reader:
 
     def _scalar(self, event: yaml.ScalarEvent) -> Scalar:
         value = scalar(event.value)
-        if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9]{19,}", value):
+        if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9]{{{MAX_DIGITS},}}", value):
             self._problem(event, f"a number of more than {MAX_DIGITS} digits")
         return value
 

@@ -14,6 +14,7 @@ from mlxd.server import health
 from mlxd.server.catalog import Model, Nowhere, OpenAIModels, Ps, Show, Tags, Version
 from mlxd.server.connections import GuardedServer
 from mlxd.server.edge import Edge, Endpoint
+from mlxd.server.errors import in_ollama, in_openai
 from mlxd.server.generate import Generate
 from mlxd.server.parts import Parts
 
@@ -37,7 +38,7 @@ class Routes:
         entry = self._exact.get(path)
         if entry is None:
             entry = next((e for prefix, e in self._below.items() if path.startswith(prefix)), None)
-        render = openai.render_error if path.startswith("/v1/") else ollama.render_error
+        render = in_openai if path.startswith("/v1/") else in_ollama
         if entry is None:
             return Nowhere(render)
         methods, endpoint = entry

@@ -13,9 +13,8 @@ from mlxd.control.residency import Resident
 from mlxd.core.errors import InvalidRequest, MlxdError, ModelNotFound
 from mlxd.core.models import ModelCard
 from mlxd.core.request import Sampling
-from mlxd.dialects import ollama, openai
 from mlxd.server.body import parse_json
-from mlxd.server.errors import Render
+from mlxd.server.errors import Render, in_ollama, in_openai
 from mlxd.server.generate import json_limits
 from mlxd.server.health import iso, json_response
 from mlxd.server.intake import read_body
@@ -34,7 +33,7 @@ _SHOWN_PARAMETERS = {
 
 
 class _OllamaList:
-    render_error: Render = staticmethod(ollama.render_error)
+    render_error: Render = staticmethod(in_ollama)
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -108,7 +107,7 @@ class Model(_OllamaList):
 class OpenAIModels:
     """/v1/models and /v1/models/{id}."""
 
-    render_error: Render = staticmethod(openai.render_error)
+    render_error: Render = staticmethod(in_openai)
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts

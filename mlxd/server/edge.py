@@ -17,8 +17,7 @@ from aiohttp import web
 
 from mlxd import __version__
 from mlxd.core.errors import Forbidden, InternalError, MlxdError
-from mlxd.dialects import ollama
-from mlxd.server.errors import Render, error_response
+from mlxd.server.errors import Render, error_response, in_ollama
 from mlxd.server.parts import Parts
 
 log = logging.getLogger("mlxd.access")
@@ -94,7 +93,7 @@ class Edge:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """The one edge: whatever went wrong behind it becomes an answer here."""
-        render: Render = ollama.render_error
+        render: Render = in_ollama
         try:
             self._check_origin(request)
             self._check_host(request)
@@ -107,7 +106,7 @@ class Edge:
             return await _failed(request, error, render)
         except (ConnectionError, asyncio.CancelledError):
             raise
-        except Exception:
+        except Exception:  # noqa: BLE001 - the one edge that answers for everything behind it
             faults.exception("request %s: a defect", request["id"])
             defect = InternalError("an internal error occurred; the log has it under this id")
             return await _failed(request, defect, render)

@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from mlxd.core.errors import MlxdError
+from mlxd.dialects import ollama, openai
 from mlxd.dialects.base import to_json
 
 STATUS: dict[str, int] = {
@@ -34,6 +35,9 @@ STATUS: dict[str, int] = {
 MAX_RETRY_AFTER = 60
 
 Render = Callable[[MlxdError], dict[str, Any]]
+
+in_ollama: Render = ollama.ChatCodec().render_error
+in_openai: Render = openai.ChatCodec().render_error
 
 
 def error_response(error: MlxdError, render: Render) -> web.Response:

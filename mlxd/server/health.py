@@ -12,9 +12,8 @@ from aiohttp import web
 from mlxd import __version__
 from mlxd.control.memory import MemoryReading
 from mlxd.control.residency import Resident
-from mlxd.dialects import ollama
 from mlxd.dialects.base import to_json
-from mlxd.server.errors import Render
+from mlxd.server.errors import Render, in_ollama
 from mlxd.server.parts import Parts
 
 Json = dict[str, Any]
@@ -24,7 +23,7 @@ _GIB = 2**30
 class Report:
     """An endpoint that renders a function of the daemon's state as JSON."""
 
-    render_error: Render = staticmethod(ollama.render_error)
+    render_error: Render = staticmethod(in_ollama)
 
     def __init__(self, report: Callable[[], Json]) -> None:
         self._report = report
@@ -36,7 +35,7 @@ class Report:
 class Live:
     """200 as long as the event loop turns; never depends on a model or on memory."""
 
-    render_error: Render = staticmethod(ollama.render_error)
+    render_error: Render = staticmethod(in_ollama)
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         return web.Response(text="ok\n")
@@ -45,7 +44,7 @@ class Live:
 class Ready:
     """200 when traffic should come here; 503 until then and while draining."""
 
-    render_error: Render = staticmethod(ollama.render_error)
+    render_error: Render = staticmethod(in_ollama)
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts

@@ -38,9 +38,7 @@ class Markup:
         initial = self._tokenizer.response_initial_state or (
             "reasoning" if reasoning and self.thinking else "normal"
         )
-        return Separator(
-            self._machines[wanted].make_state(initial), _Calls(self._tokenizer, tools)
-        )
+        return Separator(self._machines[wanted].make_state(initial), _Calls(self._tokenizer, tools))
 
     def _machine(self, tools: bool) -> TextStateMachine:
         """Without `tools` a tool call's markers are text like any other."""

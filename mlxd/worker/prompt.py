@@ -8,9 +8,16 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from mlxd.core.request import CalledTool, GenerationRequest, Json, Message
 from mlxd.worker.refusal import Refusal
+
+_RESERVED = {
+    "messages",
+    *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters,
+} - {"documents"}
+"""Names that would steer the tokenizer instead of its template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +33,6 @@ class Prompter:
 
     def __init__(self, tokenizer: TokenizerWrapper) -> None:
         self._tokenizer = tokenizer
-        self._reserved = _parameters(tokenizer)
 
     def render(self, request: GenerationRequest) -> Rendered:
         """Raises Refusal."""
@@ -64,7 +70,7 @@ class Prompter:
 
     def _options(self, request: GenerationRequest) -> dict[str, Any]:
         for name in request.template_options:
-            if name in self._reserved:
+            if name in _RESERVED:
                 raise Refusal(f"{name} is not an option of the chat template", param=name)
         return {**_thinking(request.think), **request.template_options}
 
@@ -74,12 +80,6 @@ class Prompter:
         start: int = self._tokenizer.rfind_think_start(tokens)
         end: int = self._tokenizer.rfind_think_end(tokens)
         return start > end
-
-
-def _parameters(tokenizer: TokenizerWrapper) -> frozenset[str]:
-    """The names that would steer the tokenizer instead of its template."""
-    render = tokenizer.__getattr__("apply_chat_template_of_the_tokenizer") if False else None
-    return frozenset(inspect.signature(render).parameters) if render else frozenset()
 
 
 def _thinking(think: bool | str | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Why a request cannot run, said before any of it does."""
+"""Why something cannot run, in words for a client."""
 
 from __future__ import annotations
 
@@ -17,3 +17,7 @@ class Refusal(Exception):
         self.message = message
         self.code: Code = code
         self.param = param
+
+
+class LoadError(Exception):
+    """The folder does not hold a model that can run here."""

@@ -202,5 +202,3 @@ def _bias(bias: dict[int, float]) -> Processor:
         return logits.at[:, ids].add(values)
 
     return process
-
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from mlxd.core.errors import MlxdError
 from mlxd.core.events import (
@@ -27,7 +27,7 @@ from mlxd.dialects.tool_calls import tool_call_id
 class _Codec:
     """What both endpoints share; a subclass says where an answer's text stands in a record."""
 
-    path: ClassVar[str]
+    path: str
     content_type = "application/x-ndjson"
     heartbeat = b""
 

@@ -1,0 +1,95 @@
+"""What a request must satisfy before the engine sees it. MLX checks no index: we do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mlxd.core.request import Sampling
+from mlxd.ipc.messages import Generate
+from mlxd.worker.grammar import Grammars
+from mlxd.worker.job import Grammar, Job
+from mlxd.worker.prompt import Prompter, Rendered
+from mlxd.worker.refusal import Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Checks:
+    """Turns requests into jobs for one model. Used by one thread."""
+
+    prompter: Prompter
+    grammars: Grammars
+    vocabulary: int
+    context: int
+
+    def job_of(self, generate: Generate) -> Job:
+        """Raises Refusal."""
+        request = generate.request
+        self._check_sampling(generate.sampling)
+        rendered = self.prompter.render(request)
+        self._check_prompt(rendered.tokens, generate.max_prompt)
+        return Job(
+            id=generate.id,
+            request=request,
+            sampling=generate.sampling,
+            tokens=rendered.tokens,
+            max_tokens=self._room(generate, len(rendered.tokens)),
+            reasoning=rendered.reasoning,
+            grammar=self._grammar(generate, rendered),
+        )
+
+    def _check_sampling(self, sampling: Sampling) -> None:
+        for name in ("temperature", "top_p", "min_p", "repeat_penalty"):
+            _check_finite(name, getattr(sampling, name))
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check_finite(name, getattr(sampling, name))
+        bias = sampling.logit_bias or ()
+        self._check_ids((token for token, _ in bias), "logit_bias")
+        for _, value in bias:
+            _check_finite("logit_bias", value)
+
+    def _check_prompt(self, tokens: list[int], max_prompt: int) -> None:
+        if not tokens:
+            raise Refusal("the prompt is empty", param="prompt")
+        if len(tokens) > self.context - 1:
+            raise Refusal(
+                f"input length ({len(tokens)} tokens) exceeds the model's maximum context length "
+                f"({self.context} tokens)",
+                code="context_exceeded",
+            )
+        if len(tokens) > max_prompt:
+            raise Refusal(
+                f"input length ({len(tokens)} tokens) exceeds limits.tokens.max_prompt "
+                f"({max_prompt} tokens)",
+                code="context_exceeded",
+            )
+        self._check_ids(tokens, "prompt")
+
+    def _check_ids(self, tokens: Iterable[int], param: str) -> None:
+        for token in tokens:
+            if not 0 <= token < self.vocabulary:
+                raise Refusal(
+                    f"token id {token} is not in the model's vocabulary (0 to "
+                    f"{self.vocabulary - 1})",
+                    param=param,
+                )
+
+    def _room(self, generate: Generate, prompt_tokens: int) -> int:
+        asked = generate.request.max_tokens
+        if asked is not None and asked < 1:
+            raise Refusal("max_tokens must be at least 1", param="max_tokens")
+        room = min(generate.max_output, self.context - prompt_tokens)
+        return max(1, room if asked is None else min(asked, room))
+
+    def _grammar(self, generate: Generate, rendered: Rendered) -> Grammar | None:
+        format = generate.request.format
+        if format is None:
+            return None
+        prompt_tokens = len(rendered.tokens)
+        return self.grammars.compile(format, prompt_tokens, reasoning=rendered.reasoning)
+
+
+def _check_finite(name: str, value: float | None) -> None:
+    if value is not None and not math.isfinite(value):
+        raise Refusal(f"{name} must be a finite number", param=name)

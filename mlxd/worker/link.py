@@ -1,0 +1,52 @@
+"""The worker's end of the socket. When the other end is gone, so is this process."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+from typing import NoReturn
+
+from mlxd.ipc.messages import FrameReader, Up, encode
+
+CHUNK = 1 << 18
+
+
+class Link:
+    """Frames in, for one thread; messages out, from any."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._reader = FrameReader()
+        self._sending = threading.Lock()
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+
+    def send(self, message: Up) -> None:
+        """Waits while the daemon does not read: there is no use in generating ahead of it."""
+        frame = encode(message)
+        try:
+            with self._sending:
+                self._socket.sendall(frame)
+        except OSError:
+            _daemon_is_gone()
+
+    def receive(self) -> list[bytes]:
+        """Waits for bytes, and returns the frames they complete. Raises BrokenFrame."""
+        try:
+            data = self._socket.recv(CHUNK)
+        except OSError:
+            data = b""
+        if not data:
+            _daemon_is_gone()
+        return self._reader.feed(data)
+
+    def more(self) -> bool:
+        """Whether `receive` would not wait."""
+        return bool(self._poll.poll(0))
+
+
+def _daemon_is_gone() -> NoReturn:
+    """At once and from any thread: the main one may be deep inside MLX."""
+    os._exit(0)

@@ -1,0 +1,137 @@
+"""Whole = fold of stream: each codec, over each recorded generation, says the same both ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mlxd.core.events import TextDelta
+
+Json = dict[str, Any]
+
+
+def lines_of(stream: bytes) -> list[Json]:
+    assert stream.endswith(b"\n")
+    return [json.loads(line) for line in stream.decode().removesuffix("\n").split("\n")]
+
+
+def chunks_of(stream: bytes) -> list[Json]:
+    *events, last, nothing = stream.decode().split("\n\n")
+    assert (last, nothing) == ("data: [DONE]", "")
+    return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+def fold_ollama(stream: bytes) -> Json:
+    """What a client makes of a stream: texts joined, lists chained, the last record's figures."""
+    whole: Json = {}
+    for record in lines_of(stream):
+        merge(whole, record)
+    return whole
+
+
+def merge(whole: Json, record: Json) -> None:
+    for key, value in record.items():
+        if isinstance(value, dict):
+            merge(whole.setdefault(key, {}), value)
+        elif key in ("response", "content", "thinking"):
+            whole[key] = whole.get(key, "") + value
+        elif isinstance(value, list):
+            whole[key] = whole.get(key, []) + value
+        else:
+            whole[key] = value
+
+
+def fold_openai_chat(stream: bytes) -> Json:
+    chunks = chunks_of(stream)
+    usage = chunks.pop()
+    assert usage["choices"] == []
+    message: Json = {"role": "assistant", "content": "", "refusal": None}
+    entries: list[Json] = []
+    reason = None
+    for chunk in chunks:
+        assert chunk["usage"] is None
+        (choice,) = chunk["choices"]
+        assert reason is None, "nothing comes after the finish_reason"
+        reason = choice["finish_reason"]
+        entries += (choice["logprobs"] or {"content": []})["content"]
+        fold_delta(message, choice["delta"])
+    if "tool_calls" in message and not message["content"]:
+        message["content"] = None
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
+    if entries:
+        choice["logprobs"] = {"content": entries, "refusal": None}
+    return usage | {"object": "chat.completion", "choices": [choice]}
+
+
+def fold_delta(message: Json, delta: Json) -> None:
+    for key, value in delta.items():
+        if key == "tool_calls":
+            calls = message.setdefault(key, [])
+            for piece in value:
+                assert piece.pop("index") == len(calls)
+                calls.append(piece)
+        elif key != "role":
+            message[key] = message.get(key, "") + value
+
+
+def fold_openai_completion(stream: bytes) -> Json:
+    *chunks, usage = chunks_of(stream)
+    text, reason = "", None
+    lists: dict[str, list[Any]] | None = None
+    for chunk in chunks:
+        (choice,) = chunk["choices"]
+        text, reason = text + choice["text"], choice["finish_reason"]
+        if choice["logprobs"]:
+            lists = lists or {key: [] for key in choice["logprobs"]}
+            for key, values in choice["logprobs"].items():
+                lists[key] += values
+    choice = {"index": 0, "text": text, "logprobs": lists, "finish_reason": reason}
+    return usage | {"choices": [choice]}
+
+
+FOLDS: dict[str, Callable[[bytes], Json]] = {
+    "ollama.generate": fold_ollama,
+    "ollama.chat": fold_ollama,
+    "openai.chat": fold_openai_chat,
+    "openai.completion": fold_openai_completion,
+}
+
+
+@pytest.fixture
+def asked(spoken, events) -> Json:
+    """Ask for logprobs exactly when the recording has them."""
+    if not any(getattr(event, "logprobs", ()) for event in events):
+        return {}
+    return {"logprobs": 1} if spoken.name == "openai.completion" else {"logprobs": True}
+
+
+async def test_what_is_streamed_is_what_is_answered_whole(
+    spoken, events, asked, completion_of, now
+) -> None:
+    call = spoken.call(**asked)
+    streamed = spoken.codec.encoder(call).feed(events, now)
+    whole = spoken.codec.render(call, await completion_of(events), now)
+    assert FOLDS[spoken.name](streamed) == json.loads(json.dumps(whole))
+
+
+def test_bursts_change_nothing(spoken, events, asked, now) -> None:
+    call = spoken.call(**asked)
+    one_by_one = spoken.codec.encoder(call)
+    assert b"".join(one_by_one.feed([event], now) for event in events) == spoken.codec.encoder(
+        call
+    ).feed(events, now)
+
+
+def test_logprobs_nobody_asked_for_are_not_sent(spoken, events_of, now) -> None:
+    stream = spoken.codec.encoder(spoken.call()).feed(events_of("logprobs"), now)
+    assert b'"logprob"' not in stream
+    assert b'"tokens"' not in stream
+
+
+def test_one_record_for_each_delta(spoken, now) -> None:
+    encoder = spoken.codec.encoder(spoken.call())
+    stream = encoder.feed([TextDelta(str(n)) for n in range(100)], now)
+    assert stream.count(b"\n\n" if spoken.codec.heartbeat else b"\n") == 100
