@@ -1,0 +1,127 @@
+"""The model that everything here serves: random weights, whole-character tokens, no way to end.
+
+Weights are those of the test models. The tokenizer is made for measuring: every token is whole
+ASCII text, so a server that sends each token at once sends one record per token. The rows of the
+two special tokens are zero, so neither is ever the likeliest: each answer runs to its limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import string
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.support.model_maker import CHAT_TEMPLATE, Shape, make_model
+
+SHAPES = {
+    "tiny": Shape(spread=1.5),
+    "slow": Shape(hidden=384, layers=8, heads=6, kv_heads=6, intermediate=1024, spread=1.5),
+}
+SPECIAL = ("<|im_end|>", "<|im_start|>")
+PROMPT_TOKENS = 200
+_WORDS = (
+    "the of and to in is that for it as was with be by on not he his but at are this have from or "
+    "had an they which one you were her all she there would their we him been has when who will "
+    "more no if out so said what up its about into than them can only other new some could time "
+    "these two may then do first any my now such like our over man me even most made after also "
+    "did many before must through back years where much your way well down should because each "
+    "server answers request stream token batch model prompt step queue worker policy memory load"
+).split()
+
+
+def make(folder: Path, shape: str) -> Path:
+    """A complete model folder."""
+    make_model(folder, SHAPES[shape])
+    _write_tokenizer(folder, SHAPES[shape].vocab)
+    _silence_special_tokens(folder)
+    return folder
+
+
+def make_prompts(folder: Path, streams: int, seed: int) -> list[str]:
+    """A user message per stream, each PROMPT_TOKENS long in the model's template, none alike."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return [_make_prompt(tokenizer, random.Random(f"{seed}/{i}")) for i in range(streams)]
+
+
+def _make_prompt(tokenizer: object, draw: random.Random) -> str:
+    words: list[str] = []
+    while _length(tokenizer, words) < PROMPT_TOKENS:
+        words.append(draw.choice(_WORDS))
+    while _length(tokenizer, words) > PROMPT_TOKENS:
+        words.pop()
+    while _length(tokenizer, words) < PROMPT_TOKENS:
+        words.append("a")
+    return " ".join(words)
+
+
+def _length(tokenizer: object, words: list[str]) -> int:
+    rendered = (
+        f"<|im_start|>user\n{' '.join(words)}<|im_end|>\n<|im_start|>assistant\n"  # CHAT_TEMPLATE
+    )
+    return len(tokenizer.encode(rendered, add_special_tokens=False).ids)
+
+
+def _write_tokenizer(folder: Path, vocabulary: int) -> None:
+    """BPE over printable ASCII: as costly to use as any other, but without parts of characters."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    visible = string.ascii_letters + string.digits + string.punctuation
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=[*visible, "\u0120", "\u010a"],  # as ByteLevel writes space and newline
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(), trainer)
+    assert tokenizer.get_vocab_size() == vocabulary, "the corpus gives too few merges"
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": SPECIAL[0],
+        "model_max_length": 1_000_000,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def _corpus() -> list[str]:
+    """The prompts' words, and invented ones for the merges that are still missing."""
+    draw = random.Random(0)
+    syllables = [a + b for a in "bcdfghklmnprstvwz" for b in "aeiou"]
+    invented = ["".join(draw.choices(syllables, k=3)) for _ in range(400)]
+    return [" ".join(draw.choices(_WORDS + invented, k=12)) for _ in range(400)]
+
+
+def _silence_special_tokens(folder: Path) -> None:
+    import mlx.core as mx
+
+    file = str(folder / "model.safetensors")
+    weights = mx.load(file)
+    mx.eval(weights)
+    name = "model.embed_tokens.weight"
+    weights[name][: len(SPECIAL)] = 0.0
+    mx.save_safetensors(file, weights, metadata={"format": "mlx"})
+
+
+def parameters(folder: Path) -> int:
+    """How many numbers the model holds: its files are float32 and little else."""
+    return (folder / "model.safetensors").stat().st_size // 4
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write the model folder.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    arguments = parser.parse_args()
+    make(arguments.folder, arguments.shape)

@@ -1,0 +1,48 @@
+"""Models and daemons that several tests share; made once per run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import Daemon, daemon
+from tests.support.model_maker import Shape, make_model
+
+UNLIMITED = "concurrency: {max_in_flight: 64}\nrate_limit: []\n"
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two small models, `tiny-a` and `tiny-b`, whose text does not repeat itself."""
+    folder = tmp_path_factory.mktemp("models")
+    make_model(folder / "tiny-a", Shape(spread=3.0), seed=1)
+    make_model(folder / "tiny-b", Shape(spread=3.0), seed=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_daemon(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon without limits, for tests that leave it as they found it."""
+    folder = tmp_path_factory.mktemp("daemon")
+    with daemon(folder, models=models, policies={"limits": UNLIMITED}) as running:
+        yield running
+
+
+@pytest.fixture
+def start_daemon(models: Path, tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Start daemons with policies of the test's own: `start_daemon({"limits": "..."})`."""
+    with ExitStack() as stack:
+        count = 0
+
+        def start(policies: Mapping[str, str] | None = None, **options: object) -> Daemon:
+            nonlocal count
+            count += 1
+            folder = tmp_path / f"daemon{count}"
+            folder.mkdir()
+            settings = {"models": models, **options}
+            return stack.enter_context(daemon(folder, policies=policies, **settings))  # type: ignore[arg-type]
+
+        yield start

@@ -1,0 +1,137 @@
+"""A real daemon in a test: `mlxd serve` with policies of the test's own, on a free port."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+_START_SECONDS = 20.0
+_STOP_SECONDS = 40.0
+
+
+@dataclass(slots=True)
+class Daemon:
+    """One running `mlxd serve`, and how to talk to it."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    state: Path
+    log: Path
+    http: httpx.Client = field(repr=False)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def workers(self) -> list[psutil.Process]:
+        """Its engine processes."""
+        return psutil.Process(self.pid).children()
+
+    def health(self) -> dict[str, Any]:
+        body: dict[str, Any] = self.http.get("/health").json()
+        return body
+
+    def log_text(self) -> str:
+        return self.log.read_text()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Signal it and wait for its end; returns its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(_STOP_SECONDS)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def write_policies(folder: Path, files: Mapping[str, str]) -> Path:
+    """`files` maps a kind (`limits`) to the YAML below its `schema:` line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, text in files.items():
+        (folder / f"{kind}.yaml").write_text(f"schema: mlxd/v1\n{text}")
+    return folder
+
+
+@contextmanager
+def daemon(
+    folder: Path,
+    *,
+    models: Path | None = None,
+    policies: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
+    port: int | None = None,
+) -> Iterator[Daemon]:
+    """Start a daemon below `folder` and stop it at the end; its log is shown if it does not start.
+
+    No folder of the user's is scanned: only `models`.
+    """
+    port = port or free_port()
+    models = models or folder / "no-models"
+    files = {"models": f"dirs: [{models}]\n", **(policies or {})}
+    log = folder / "daemon.log"
+    command = [
+        *(sys.executable, "-m", "mlxd", "serve", "--port", str(port)),
+        *("--policies", str(write_policies(folder / "policies", files))),
+        *("--state", str(folder / "state")),
+    ]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            env={**_clean_environment(), **(environment or {})},
+        )
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+        running = Daemon(process, port, folder / "state", log, http)
+        try:
+            _wait_until_live(running)
+            yield running
+        finally:
+            try:
+                running.stop()
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_until_live(running: Daemon) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if running.process.poll() is not None:
+            break
+        try:
+            if running.http.get("/livez").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.02)
+    raise AssertionError(f"the daemon did not start:\n{running.log_text()}")
+
+
+def _clean_environment() -> dict[str, str]:
+    """This process's, without what would change a daemon."""
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("MLXD_", "MLX_API_", "OLLAMA_", "OPENAI_"))
+    }
