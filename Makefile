@@ -1,10 +1,14 @@
-# The verbs. Each sets up what it needs in .venv by itself.
+# The verbs. Each sets up what it needs in .venv by itself, with the Python >= 3.11 that it finds,
+# or with the one that is named: make PYTHON=/path/to/python3 serve
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE := 1
 
+# On Linux the backend is an extra; for an NVIDIA GPU: make EXTRA=[cuda13] serve
 ifeq ($(shell uname -s),Linux)
 EXTRA := [cpu]
 endif
@@ -18,6 +22,7 @@ help:
 	@echo "make format  rewrite the code as make check wants it"
 	@echo "make bench   the throughput table of benchmarks/"
 	@echo "make build   the wheel, in dist/"
+	@echo "make clean   remove what these have made"
 
 serve: $(VENV)/.serve
 	exec $(BIN)/mlxd serve --policies policies --state .state
@@ -29,7 +34,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
@@ -39,20 +44,21 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/throughput.py
 
 build: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet build
-	$(BIN)/python -m build --wheel
+	$(PIP) wheel --no-deps --wheel-dir dist .
 
 clean:
 	rm -rf $(VENV) .state dist
 
-$(VENV)/.made:
+# A link to a Python that is gone counts as absent: then the environment is made anew.
+$(BIN)/python:
 	packaging/make-venv $(VENV)
+
+$(VENV)/.serve: $(BIN)/python pyproject.toml
+	@echo "Installing mlxd into $(VENV)"
+	$(PIP) install --editable '.$(EXTRA)'
 	@touch $@
 
-$(VENV)/.serve: $(VENV)/.made pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.$(EXTRA)'
-	@touch $@
-
-$(VENV)/.dev: $(VENV)/.serve pyproject.toml
-	$(BIN)/python -m pip install --quiet --group dev
+$(VENV)/.dev: $(VENV)/.serve
+	@echo "Installing the development tools into $(VENV)"
+	$(PIP) install --group dev
 	@touch $@

@@ -20,7 +20,7 @@ from tests.support.model_maker import CHAT_TEMPLATE, Shape, make_model
 
 SHAPES = {
     "tiny": Shape(spread=1.5),
-    "slow": Shape(hidden=384, layers=8, heads=6, kv_heads=6, intermediate=1024, spread=1.5),
+    "slow": Shape(hidden=384, layers=10, heads=6, kv_heads=6, intermediate=1024, spread=1.5),
 }
 SPECIAL = ("<|im_end|>", "<|im_start|>")
 PROMPT_TOKENS = 200
@@ -42,7 +42,7 @@ def make(folder: Path, shape: str) -> Path:
     return folder
 
 
-def make_prompts(folder: Path, streams: int, seed: int) -> list[str]:
+def make_prompts(folder: Path, streams: int, seed: str) -> list[str]:
     """A user message per stream, each PROMPT_TOKENS long in the model's template, none alike."""
     from tokenizers import Tokenizer
 

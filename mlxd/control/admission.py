@@ -16,6 +16,7 @@ from mlxd.core.clock import Clock
 from mlxd.core.errors import Draining, InvalidRequest, ModelNotFound, Overloaded, RateLimited
 from mlxd.policy.load import PolicySet
 from mlxd.policy.schema import RateLimit
+from mlxd.policy.strict_yaml import dotted
 
 _SMOOTHING = 0.2
 _MAX_QUEUE_WAIT = 30.0
@@ -123,24 +124,24 @@ class Admission:
                     f"Rate limit exceeded. Max {rule.requests} requests"
                     f" per {float(rule.window):g} seconds",
                     retry_after=max(1.0, wait),
-                    policy=policies.line(f"limits.rate_limit.{index}.requests"),
+                    policy=policies.line(dotted(("limits", "rate_limit", index, "requests"))),
                 )
         return counted
 
     def _check_slots(self, model: str, policies: PolicySet) -> None:
         concurrency = policies.limits.concurrency
         if len(self._active) >= concurrency.max_in_flight:
-            raise self._overloaded(concurrency.max_in_flight, policies, "max_in_flight")
+            raise self._overloaded(concurrency.max_in_flight, policies, ("max_in_flight",))
         own_limit = concurrency.per_model.get(model)
         if own_limit is not None and self.active_by_model()[model] >= own_limit:
-            raise self._overloaded(own_limit, policies, f"per_model.{model}")
+            raise self._overloaded(own_limit, policies, ("per_model", model))
 
-    def _overloaded(self, limit: int, policies: PolicySet, key: str) -> Overloaded:
+    def _overloaded(self, limit: int, policies: PolicySet, key: tuple[str, ...]) -> Overloaded:
         self.totals.rejected += 1
         return Overloaded(
             f"Server overloaded. Max {limit} concurrent requests (server busy, please try again)",
             retry_after=self._expected_wait(),
-            policy=policies.line(f"limits.concurrency.{key}"),
+            policy=policies.line(dotted(("limits", "concurrency", *key))),
         )
 
     def _expected_wait(self) -> float:

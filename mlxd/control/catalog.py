@@ -18,6 +18,7 @@ from mlxd.core.clock import Clock
 from mlxd.core.errors import ModelLoadFailed, ModelNotFound
 from mlxd.core.models import ModelCard
 from mlxd.policy.load import PolicySet
+from mlxd.policy.strict_yaml import dotted
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class Catalog:
             return ModelNotFound(
                 name,
                 ": none of its chain is there; add one that is",
-                policy=policies.line(f"models.chains.{wanted}"),
+                policy=policies.line(dotted(("models", "chains", wanted))),
             )
         near = difflib.get_close_matches(wanted, self._cards, n=3, cutoff=0.5)
         names = ", ".join(self._cards[key].name for key in near)

@@ -87,7 +87,9 @@ class Generation:
 
     def take(self, piece: ipc.Piece) -> None:
         """Something new came."""
-        self._last_piece = self._clock.monotonic()
+        first, self._last_piece = not self._last_piece, self._clock.monotonic()
+        if first and not self.ended:
+            self._arm()
         match piece:
             case ipc.Text():
                 self._waiting.append(TextDelta(piece.text, _logprobs(piece.logprobs)))
@@ -163,6 +165,8 @@ class Generation:
 
     def _arm(self) -> None:
         """Look again when the nearest limit would pass if nothing more came."""
+        if self._timer is not None:
+            self._timer.cancel()
         delay = max(0.0, self._nearest() - self._clock.monotonic())
         self._timer = self._loop.call_later(delay, self._check)
 

@@ -68,7 +68,7 @@ def fingerprint(folder: Path) -> tuple[tuple[str, int, int], ...]:
 
 
 def _read(folder: Path, name: str) -> ModelCard:
-    real = folder.resolve(strict=True)
+    real = Path(os.path.realpath(folder, strict=True))
     config = _json_object(real / "config.json")
     text_config = config.get("text_config")
     shape: dict[str, Any] = config | (text_config if isinstance(text_config, dict) else {})

@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def policy_folder(
     if environ.get("MLXD_POLICIES"):
         return Found(_path(environ["MLXD_POLICIES"], environ), "environment MLXD_POLICIES")
     for folder in _usual_folders(environ, system):
-        if folder.is_dir():
+        if _there(folder.is_dir):
             return Found(folder, f"found at {folder}")
     return None
 
@@ -95,7 +95,7 @@ def env_file(
     folders = [folder.path] if folder is not None else list(_usual_folders(environ, system))
     for candidate in folders:
         for file in (candidate / ENV_FILE, candidate.parent / ENV_FILE):
-            if file.is_file():
+            if _there(file.is_file):
                 return file
     return None
 
@@ -194,6 +194,14 @@ def _usual_state(environ: Mapping[str, str], system: Path) -> Path:
     if state.is_absolute():
         return state / "mlxd"
     return home / ".local/state/mlxd" if home is not None else system / "var/lib/mlxd"
+
+
+def _there(check: Callable[[], bool]) -> bool:
+    """False too where this user may not look."""
+    try:
+        return check()
+    except OSError:
+        return False
 
 
 def _home(environ: Mapping[str, str]) -> Path | None:

@@ -99,6 +99,8 @@ class PolicySet:
 
     def _value(self, path: Path, key: str) -> Any:
         value: Any = self.policies
+        if not path:
+            raise KeyError(key)
         for part in path:
             try:
                 inside = isinstance(part, int) or isinstance(value, Mapping)

@@ -218,7 +218,7 @@ class _Reader:
 
     def _scalar(self, event: yaml.ScalarEvent) -> Scalar:
         value = scalar(event.value)
-        if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9]{{{MAX_DIGITS},}}", value):
+        if isinstance(value, str) and re.fullmatch(rf"[-+]?[0-9]{{{MAX_DIGITS},}}", value):
             self._problem(event, f"a number of more than {MAX_DIGITS} digits")
         return value
 

@@ -41,7 +41,7 @@ def written(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
         plain = isinstance(scalar(value), str) and not _SPECIAL.search(value)
-        return value if plain else json.dumps(value, ensure_ascii=False)
+        return value if plain and value.isprintable() else _quoted(value)
     if isinstance(value, BaseModel):
         value = {name: getattr(value, name) for name in type(value).model_fields}
     if isinstance(value, Mapping):
@@ -52,10 +52,20 @@ def written(value: Any) -> str:
     return str(value)
 
 
+def _quoted(text: str) -> str:
+    """In double quotes, everything that a terminal or YAML would act on escaped."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(char if char.isprintable() else _escaped(char) for char in quoted)
+
+
+def _escaped(char: str) -> str:
+    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
+
+
 def got(value: Any) -> str:
     """A refused value, as a message quotes it."""
     if isinstance(value, str):
-        return json.dumps(value if len(value) <= 60 else value[:57] + "...", ensure_ascii=False)
+        return _quoted(value if len(value) <= 60 else value[:57] + "...")
     if value is None:
         return "nothing"
     if isinstance(value, Mapping):

@@ -84,8 +84,8 @@ def _survey(body: bytes, bounds: _Bounds) -> tuple[int, bool]:
     """
     if b"\\" in body:
         body = body.replace(rb"\\", b"__").replace(rb"\"", b"__")
-    bounds.check("max_nodes", body.count(b'"') // 2, "too many strings in the request body")
-    parts = body.split(b'"')
+    parts = body.split(b'"', 2 * bounds.limits.max_nodes + 2)
+    bounds.check("max_nodes", len(parts) // 2, "too many strings in the request body")
     longest = max(map(len, parts[1::2]), default=0)
     bounds.check("max_string", longest, f"a string of {longest} bytes in the request body")
     bare = b"".join(parts[::2]).translate(_DIGITS, _BLANKS)

@@ -1,4 +1,4 @@
-"""`python -m mlxd.worker --fd N --model FOLDER --context TOKENS`: one model, served over one socket."""
+"""`python -m mlxd.worker --fd N --model FOLDER --context TOKENS`: one model over one socket."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _start(arguments: argparse.Namespace) -> Loop | None:
-    """The IO thread first, so that an end of the daemon is noticed while imports and weights load."""
+    """The IO thread first: the daemon may go away while imports and weights load."""
     began = time.monotonic()
     link = Link(socket.socket(fileno=arguments.fd))
     intake = Intake(link)

@@ -132,7 +132,7 @@ def _spm_bytes(piece: str) -> bytes:
 
 
 def _byte_level_bytes(piece: str) -> bytes:
-    """Characters stand for bytes, as GPT-2's tokenizer drew them up; a piece with others is text."""
+    """Characters stand for bytes, as GPT-2 drew them up; a piece with others is text."""
     try:
         return bytes([_BYTE_OF[character] for character in piece])
     except KeyError:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-Sampler = Callable[[Any], Any]
-"""Log-probabilities of shape (rows, vocabulary) to one token per row."""
-Processor = Callable[[Any, Any], Any]
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+Sampler: TypeAlias = "Callable[[mx.array], mx.array]"
+"""Logits of shape (rows, vocabulary), up to a constant per row, to one token per row."""
+Processor: TypeAlias = "Callable[[mx.array, mx.array], mx.array]"
 """All tokens so far, the prompt's included, and logits of shape (1, vocabulary) to new logits."""
 
 

@@ -1,4 +1,4 @@
-"""Output held to JSON or a JSON schema, through llguidance: compiled here, applied while sampling."""
+"""Output held to JSON or a JSON schema by llguidance: compiled here, applied while sampling."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ class _Constraint:
         self._mask = np.zeros((1, (width + 31) // 32), dtype=np.int32)
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        for token in tokens[self._read :].tolist():
+        unread: list[int] = tokens[self._read :].tolist()  # type: ignore[assignment]
+        for token in unread:
             self._take(token)
         self._read = len(tokens)
         if self._thinking.inside:
@@ -108,7 +109,7 @@ class _Constraint:
         from llguidance.numpy import fill_next_token_bitmask
 
         fill_next_token_bitmask(self._matcher, self._mask, 0)
-        words = mx.array(self._mask.view(np.uint32))[..., None]
+        words = mx.expand_dims(mx.array(self._mask.view(np.uint32)), -1)
         bits = (words >> mx.arange(32, dtype=mx.uint32)) & 1
         allowed = bits.reshape(1, -1)[:, : logits.shape[-1]].astype(mx.bool_)
         if not self._begun and self._thinking.start is not None:

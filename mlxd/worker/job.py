@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.ipc.messages import Cancel, Shutdown
 from mlxd.worker.engine import Processor
 
-Grammar = Callable[[], Processor]
+Grammar: TypeAlias = Callable[[], Processor]
 """Makes the processor that holds one sequence to its grammar."""
 
 

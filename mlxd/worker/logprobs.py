@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from mlxd.ipc.messages import Logprob
@@ -21,6 +22,8 @@ class Scorer:
         self._top = top
 
     def score(self, token: int, row: Any) -> Logprob:
+        if row.dtype != mx.float32:
+            row = row.astype(mx.float32)
         values = np.nan_to_num(np.asarray(row), nan=FLOOR, neginf=FLOOR)
         text, raw, logprob = self._entry(token, values)
         return Logprob(text, raw, logprob, [self._entry(t, values) for t in self._best(values)])

@@ -74,7 +74,7 @@ class Separator:
         return self._parts(segments)
 
     def finish(self, *, truncated: bool) -> list[Part]:
-        """The rest. A call cut short by a length limit is text; one ended by a stop may be whole."""
+        """The rest. A call cut by a length limit is text; one ended by a stop may be whole."""
         self._state, rest, name = TextStateMachine.flush(self._state)
         parts = self._parts([(name, rest)])
         if self._call is not None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, GenerationBatch
-from mlx_lm.sample_utils import greedy_sampler
 
-from mlxd.worker.engine import Prompt, Token
+from mlxd.worker.engine import Prompt, Sampler, Token
+from mlxd.worker.sampling import greedy
 
 COMPLETION_BATCH = 32
 PREFILL_BATCH = 8
@@ -23,28 +23,36 @@ PREFILL_CHUNK_BESIDE_DECODE = 512
 
 
 class _Batch(GenerationBatch):  # type: ignore[misc]
-    """A generation batch that keeps the log-probabilities of `scored` sequences only."""
+    """A generation batch that works out log-probabilities for `scored` sequences only.
+
+    Samplers are therefore shown logits; they differ from log-probabilities by a constant, which
+    no sampler can see.
+    """
 
     scored: set[int]
+    _next_tokens: mx.array
+    _next_logprobs: list[mx.array | None]
 
     def _step(self) -> tuple[list[int], list[Any]]:
-        """As upstream, but for what becomes of `logprobs`."""
-        inputs, current = self._next_tokens, self._next_logprobs
-        self._current_tokens, self._current_logprobs = inputs, current
+        """As upstream, but for what becomes of the logits."""
+        inputs, rows = self._next_tokens, self._next_logprobs
+        self._current_tokens, self._current_logprobs = inputs, rows
         logits = self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :]
         logits, contexts = self._process(logits, inputs)
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        self._next_tokens = self._sample(logprobs)
-        self._next_logprobs = self._rows(logprobs)
-        kept = [row for row in self._next_logprobs if row is not None]
-        mx.async_eval(self._next_tokens, kept, contexts)
-        mx.eval(inputs, [row for row in current if row is not None])
-        tokens: list[int] = inputs.tolist()
+        self._next_tokens = self._sample(logits)
+        self._next_logprobs = [
+            _log_softmax(logits[e]) if uid in self.scored else None
+            for e, uid in enumerate(self.uids)
+        ]
+        mx.async_eval(self._next_tokens, self._next_logprobs, contexts)  # type: ignore[no-untyped-call]
+        mx.eval(inputs, rows)
+        tokens: list[int] = inputs.tolist()  # type: ignore[assignment]
         for sequence, token in zip(self.tokens, tokens, strict=True):
             sequence.append(token)
-        return tokens, current
+        return tokens, rows
 
     def _process(self, logits: mx.array, inputs: mx.array) -> tuple[mx.array, list[mx.array]]:
+        """Only sequences with processors keep the context that those read."""
         if not any(self.logits_processors):
             return logits, []
         rows, contexts = [], []
@@ -58,21 +66,19 @@ class _Batch(GenerationBatch):  # type: ignore[misc]
             rows.append(row)
         return mx.concatenate(rows, axis=0), contexts
 
-    def _sample(self, logprobs: mx.array) -> mx.array:
+    def _sample(self, logits: mx.array) -> mx.array:
         """One call for the whole batch where it shares a sampler."""
-        first = self.samplers[0]
-        if all(sampler is first for sampler in self.samplers):
-            return first(logprobs)
-        rows = [s(logprobs[e : e + 1]) for e, s in enumerate(self.samplers)]
+        samplers: list[Sampler] = self.samplers
+        first = samplers[0]
+        if all(sampler is first for sampler in samplers):
+            return first(logits)
+        rows = [s(logits[e : e + 1]) for e, s in enumerate(samplers)]
         return mx.concatenate(rows, axis=0)
 
-    def _rows(self, logprobs: mx.array) -> list[Any]:
-        if not self.scored:
-            return [None] * len(self.uids)
-        return [
-            logprobs[e].astype(mx.float32) if uid in self.scored else None
-            for e, uid in enumerate(self.uids)
-        ]
+
+def _log_softmax(row: mx.array) -> mx.array:
+    row = row.astype(mx.float32)
+    return row - mx.logsumexp(row)
 
 
 class MlxEngine:
@@ -86,7 +92,7 @@ class MlxEngine:
             prefill_batch_size=PREFILL_BATCH,
             prefill_step_size=PREFILL_CHUNK_ALONE,
         )
-        self._batch = _Batch.empty(model, greedy_sampler)
+        self._batch = _Batch.empty(model, greedy)
         self._batch.scored = set()
         self._generator._generation_batch = self._batch
         self._alive: set[int] = set()

@@ -7,13 +7,10 @@ token ahead of their sequences. So everything here that runs in a step goes thro
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import mlx.core as mx
-from mlx_lm.sample_utils import greedy_sampler
 
 from mlxd.core.request import Sampling
 from mlxd.worker.engine import Processor, Sampler
@@ -22,6 +19,10 @@ DEFAULT_TEMPERATURE = 1.0
 DEFAULT_WINDOW = 64
 _COLDEST = 1e-6
 _MASK = 2**64 - 1
+
+
+def greedy(logits: mx.array) -> mx.array:
+    return mx.argmax(logits, axis=-1)
 
 
 @dataclass(slots=True)
@@ -45,12 +46,12 @@ class Guard:
     def sampler(self, sample: Sampler) -> Sampler:
         """`sample`, or the likeliest token when it fails."""
 
-        def guarded(logprobs: mx.array) -> mx.array:
+        def guarded(logits: mx.array) -> mx.array:
             try:
-                return sample(logprobs)
+                return sample(logits)
             except Exception as error:  # noqa: BLE001 - the loop ends the request that owns it
                 self.error = self.error or error
-                return greedy_sampler(logprobs)
+                return greedy(logits)
 
         return guarded
 
@@ -61,7 +62,7 @@ def sampler_of(sampling: Sampling, guard: Guard, *, vocabulary: int) -> Sampler:
     if temperature is None:
         temperature = DEFAULT_TEMPERATURE
     if temperature <= 0:
-        return greedy_sampler
+        return greedy
     return guard.sampler(
         Draw(
             seed=sampling.seed if sampling.seed is not None else fresh_seed(),
@@ -84,7 +85,7 @@ def processors_of(sampling: Sampling, guard: Guard, *, prompt_tokens: int) -> li
         presence = sampling.presence_penalty or 0.0
         frequency = sampling.frequency_penalty or 0.0
         if presence or frequency:
-            processors.append(partial(_presence, window, prompt_tokens, presence, frequency))
+            processors.append(_Presence(window, prompt_tokens, presence, frequency))
     if sampling.logit_bias:
         processors.append(_bias(dict(sampling.logit_bias)))
     return [guard.processor(process) for process in processors]
@@ -106,23 +107,23 @@ class Draw:
     drawn: int = 0
     """How many tokens were drawn; a request resumed after n tokens starts at n."""
 
-    def __call__(self, logprobs: mx.array) -> mx.array:
+    def __call__(self, logits: mx.array) -> mx.array:
         key = mx.random.key(_mixed(self.seed, self.drawn))
         self.drawn += 1
-        logprobs = logprobs.astype(mx.float32)
+        logits = logits.astype(mx.float32)
         if not self.top_k and self.top_p >= 1:
-            return mx.random.categorical(self._warm(self._at_least(logprobs)), key=key)
-        order = self._ranked(logprobs)
-        ranked = mx.take_along_axis(logprobs, order, axis=-1)
+            return mx.random.categorical(self._warm(self._at_least(logits)), key=key)
+        order = self._ranked(logits)
+        ranked = mx.take_along_axis(logits, order, axis=-1)
         choice = mx.random.categorical(self._warm(self._nucleus(ranked)), key=key)
         return mx.take_along_axis(order, choice[:, None], axis=-1)[:, 0]
 
-    def _ranked(self, logprobs: mx.array) -> mx.array:
+    def _ranked(self, logits: mx.array) -> mx.array:
         """The tokens that top_k leaves, likeliest first."""
         if not self.top_k:
-            return mx.argsort(-logprobs, axis=-1)
-        best = mx.argpartition(-logprobs, kth=self.top_k - 1, axis=-1)[:, : self.top_k]
-        within = mx.argsort(-mx.take_along_axis(logprobs, best, axis=-1), axis=-1)
+            return mx.argsort(-logits, axis=-1)
+        best = mx.argpartition(-logits, kth=self.top_k - 1, axis=-1)[:, : self.top_k]
+        within = mx.argsort(-mx.take_along_axis(logits, best, axis=-1), axis=-1)
         return mx.take_along_axis(best, within, axis=-1)
 
     def _nucleus(self, ranked: mx.array) -> mx.array:
@@ -132,16 +133,16 @@ class Draw:
             ranked = mx.where(before < self.top_p, ranked, -mx.inf)
         return self._at_least(ranked)
 
-    def _at_least(self, logprobs: mx.array) -> mx.array:
+    def _at_least(self, logits: mx.array) -> mx.array:
         if self.min_p <= 0:
-            return logprobs
-        floor = mx.max(logprobs, axis=-1, keepdims=True) + mx.log(mx.array(self.min_p))
-        return mx.where(logprobs >= floor, logprobs, -mx.inf)
+            return logits
+        floor = mx.max(logits, axis=-1, keepdims=True) + mx.log(mx.array(self.min_p))
+        return mx.where(logits >= floor, logits, -mx.inf)
 
-    def _warm(self, logprobs: mx.array) -> mx.array:
+    def _warm(self, logits: mx.array) -> mx.array:
         """From the best down, so that a near-zero temperature does not overflow."""
-        best = mx.max(logprobs, axis=-1, keepdims=True)
-        return (logprobs - best) * (1.0 / self.temperature)
+        best = mx.max(logits, axis=-1, keepdims=True)
+        return (logits - best) * (1.0 / self.temperature)
 
 
 def _mixed(seed: int, n: int) -> int:
@@ -173,28 +174,30 @@ def _repeat(window: int, penalty: float, tokens: mx.array, logits: mx.array) -> 
     return logits
 
 
-def _presence(
-    window: int,
-    prompt_tokens: int,
-    presence: float,
-    frequency: float,
-    tokens: mx.array,
-    logits: mx.array,
-) -> mx.array:
-    recent = _recent(tokens, window, prompt_tokens)
-    if not len(recent):
+@dataclass(frozen=True, slots=True)
+class _Presence:
+    """Presence and frequency penalties: on what was generated, not on the prompt."""
+
+    window: int
+    prompt_tokens: int
+    presence: float
+    frequency: float
+
+    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        recent = _recent(tokens, self.window, self.prompt_tokens)
+        if not len(recent):
+            return logits
+        if self.frequency:
+            logits = logits.at[:, recent].subtract(mx.array(self.frequency, dtype=logits.dtype))
+        if self.presence:
+            logits[:, recent] = logits[:, recent] - self.presence
         return logits
-    if frequency:
-        logits = logits.at[:, recent].subtract(mx.array(frequency, dtype=logits.dtype))
-    if presence:
-        logits[:, recent] = logits[:, recent] - presence
-    return logits
 
 
 def _bias(bias: dict[int, float]) -> Processor:
     made: list[tuple[mx.array, mx.array]] = []
 
-    def process(_: mx.array, logits: mx.array) -> Any:
+    def process(_: mx.array, logits: mx.array) -> mx.array:
         if not made:
             values = mx.array(list(bias.values())).astype(logits.dtype)
             made.append((mx.array(list(bias)), values))

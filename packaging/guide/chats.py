@@ -71,15 +71,15 @@ class Mixture:
         """One example."""
         rng = self._rng
         roll = rng.random()
-        if roll < 0.11:
+        if roll < 0.09:
             return self._skill(skills.tool_call(rng))
-        if roll < 0.13:
+        if roll < 0.10:
             return self._skill(skills.tool_result(rng))
-        if roll < 0.14:
+        if roll < 0.11:
             return self._skill(skills.json_object(rng))
-        if roll < 0.16:
+        if roll < 0.125:
             return self._skill(self._unneeded_tools())
-        if roll < 0.20:
+        if roll < 0.16:
             return self._in_json()
         return self._plain()
 

@@ -159,7 +159,7 @@ def _tool(name: str, description: str, slots: dict[str, str], rng: random.Random
     parameters = {"type": "object", "properties": properties, "required": list(slots)}
     function = {"name": name, "parameters": parameters}
     if rng.random() < 0.8:
-        function["description"] = description + rng.choice(("", "", ".", f" by {'/'.join(slots)}"))
+        function["description"] = description + rng.choice(("", "", "."))
     return {"type": "function", "function": function}
 
 

@@ -27,7 +27,7 @@ class Encoder:
     """Chats to token ids; part of the prompts is split at random (BPE dropout), as typing errors are."""
 
     def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
-        self._exact = tokenizer
+        self.tokenizer = tokenizer
         self._loose = Tokenizer.from_str(tokenizer.to_str())
         self._loose.model.dropout = 0.08
         self._rng = random.Random(seed)
@@ -36,8 +36,8 @@ class Encoder:
     def __call__(self, chat: Chat, exact: bool = False) -> tuple[list[int], int]:
         """The ids and the length of the prompt in them."""
         loose = not exact and self._rng.random() < 0.3
-        prompt = (self._loose if loose else self._exact).encode(chat.prompt).ids
-        return [*prompt, *self._exact.encode(chat.answer).ids, self._end], len(prompt)
+        prompt = (self._loose if loose else self.tokenizer).encode(chat.prompt).ids
+        return [*prompt, *self.tokenizer.encode(chat.answer).ids, self._end], len(prompt)
 
 
 def batches(mixture: Mixture, encoder: Encoder, budget: int, rng: random.Random) -> Iterator[Batch]:
@@ -116,12 +116,12 @@ def progress(started: float, minutes: float, step: int, steps: int) -> float:
 
 
 def train(model: Guide, encoder: Encoder, arguments: argparse.Namespace) -> None:
-    """The loop: warm-up, then a cosine to a tenth."""
+    """The loop: warm-up, then a cosine down to a twentieth; every report also writes the model."""
     optimizer = make_optimizer(model, arguments.rate)
     stream = batches(Mixture(arguments.seed), encoder, arguments.budget, random.Random(arguments.seed))
     started, step, tokens, average = time.monotonic(), 0, 0, 0.0
     while (done := progress(started, arguments.minutes, step, arguments.steps)) < 1:
-        rate = arguments.rate * min(1.0, (step + 1) / 150) * (0.52 + 0.48 * math.cos(math.pi * done))
+        rate = arguments.rate * min(1.0, (step + 1) / 150) * (0.525 + 0.475 * math.cos(math.pi * done))
         for group in optimizer.param_groups:
             group["lr"] = rate
         inputs, targets, mask = next(stream)
@@ -137,6 +137,7 @@ def train(model: Guide, encoder: Encoder, arguments: argparse.Namespace) -> None
             print(f"step {step} {done:.0%} loss {average:.4f} {speed:.0f} tokens/s", flush=True)
         if step % arguments.report == 0:
             print(f"  {report(model, encoder)}", flush=True)
+            export(model, encoder.tokenizer, arguments.out)
     print(f"  end, step {step}: {report(model, encoder)}", flush=True)
 
 
@@ -146,11 +147,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=25, help="training time, unless --steps is given")
     parser.add_argument("--steps", type=int, default=0, help="a fixed number of steps (reproducible)")
     parser.add_argument("--rate", type=float, default=2.5e-3)
-    parser.add_argument("--budget", type=int, default=3072, help="tokens in a batch")
+    parser.add_argument("--budget", type=int, default=2048, help="tokens in a batch")
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--vocab", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=11435)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report", type=int, default=500, help="steps between accuracy reports")
     return parser.parse_args()
 

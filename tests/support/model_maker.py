@@ -1,4 +1,4 @@
-"""Makes small real model folders: random weights in safetensors, a byte-level BPE tokenizer, a chat template.
+"""Makes small real model folders: random safetensors, a byte-level BPE tokenizer, a chat template.
 
 A random model says nothing that makes sense, but it is loaded, batched and sampled like any
 other, and with `spread` above 1 its greedy text does not repeat itself.
@@ -37,6 +37,65 @@ class Shape:
     spread: float = 1.0
     model_type: str = "llama"
     extra: dict[str, Any] = field(default_factory=dict)
+    """More of config.json."""
+    markers: tuple[str, ...] = ()
+    """More added tokens, such as `<think>`; they come after all others."""
+    template: str = CHAT_TEMPLATE
+
+
+THINKING = ("<think>", "</think>")
+TOOLS = ("<tool_call>", "</tool_call>")
+TOOL_TEMPLATE = (
+    "{% if tools %}{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+    "{% for tool_call in message.tool_calls or [] %}<tool_call>{% set tool_call = "
+    "tool_call.function %}{{ tool_call.name }} {{ tool_call.arguments | tojson }}</tool_call>"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking %}<think>\n{% endif %}{% endif %}"
+)
+"""With tools, and with a think block that is open where thinking is enabled."""
+
+SLIDING = Shape(
+    extra={"sliding_window": 32, "layer_types": ["sliding_attention", "full_attention"]}
+)
+MOE = Shape(
+    model_type="qwen3_moe",
+    extra={
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 64,
+        "norm_topk_prob": True,
+    },
+)
+HYBRID = Shape(
+    model_type="qwen3_5",
+    extra={
+        "full_attention_interval": 2,
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+    },
+)
+"""Linear attention and full attention in turn."""
+UNMERGEABLE = Shape(
+    model_type="llama4",
+    layers=4,
+    extra={
+        "attention_bias": False,
+        "attention_chunk_size": 64,
+        "interleave_moe_layer_step": 2,
+        "intermediate_size_mlp": 128,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "rope_scaling": None,
+        "use_qk_norm": True,
+    },
+)
+"""Its caches have no `merge`: one request at a time."""
 
 
 def make_model(folder: Path, shape: Shape | None = None, *, seed: int = 0) -> Path:
@@ -45,13 +104,13 @@ def make_model(folder: Path, shape: Shape | None = None, *, seed: int = 0) -> Pa
     folder.mkdir(parents=True, exist_ok=True)
     config = _config(shape)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    _write_tokenizer(folder, shape.vocab)
+    _write_tokenizer(folder, shape)
     _write_weights(folder, config, spread=shape.spread, seed=seed)
     return folder
 
 
 def _config(shape: Shape) -> dict[str, Any]:
-    return {
+    config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": shape.model_type,
         "hidden_size": shape.hidden,
@@ -70,21 +129,25 @@ def _config(shape: Shape) -> dict[str, Any]:
         "torch_dtype": "float32",
         **shape.extra,
     }
+    if shape.model_type == "llama4":
+        return {"model_type": "llama4", "text_config": config, "eos_token_id": 0}
+    return config
 
 
-def _write_tokenizer(folder: Path, vocab: int) -> None:
+def _write_tokenizer(folder: Path, shape: Shape) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab,
+        vocab_size=shape.vocab - len(shape.markers),
         special_tokens=["<|im_end|>", "<|im_start|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS * 4, trainer)
+    tokenizer.add_tokens(list(shape.markers))
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(
         json.dumps(
@@ -93,7 +156,7 @@ def _write_tokenizer(folder: Path, vocab: int) -> None:
                 "eos_token": "<|im_end|>",
                 "model_max_length": 1_000_000,
                 "clean_up_tokenization_spaces": False,
-                "chat_template": CHAT_TEMPLATE,
+                "chat_template": shape.template,
             }
         )
     )

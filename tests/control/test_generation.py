@@ -1,0 +1,123 @@
+import asyncio
+
+import pytest
+
+from mlxd.control.generation import Generation, Limits
+from mlxd.core.clock import SystemClock
+from mlxd.core.errors import (
+    ContextExceeded,
+    DeadlineExceeded,
+    PolicyLine,
+    WorkerCrashed,
+    WorkerStalled,
+)
+from mlxd.core.events import Finished, TextDelta
+from mlxd.ipc import messages as ipc
+
+ENDED = ipc.Ended(1, "stop", 3, 2, 0, 0.1, 0.2)
+
+
+def generation(*, total=60.0, first=60.0, between=60.0):
+    limits = Limits(total, first, between, 1.0, lambda key: PolicyLine(key, "x", "y"))
+    return Generation(1, limits, SystemClock())
+
+
+async def events_of(running):
+    return [event for burst in [b async for b in running.bursts()] for event in burst]
+
+
+async def test_what_came_together_is_one_burst():
+    running = generation()
+    running.take(ipc.Text(1, "a"))
+    running.take(ipc.Text(1, "b"))
+    running.take(ENDED)
+    (burst,) = [burst async for burst in running.bursts()]
+    assert burst[:2] == [TextDelta("a"), TextDelta("b")]
+    assert isinstance(burst[2], Finished)
+    assert running.ended
+
+
+async def test_a_consumer_that_waits_is_woken_by_each_piece():
+    running = generation()
+    bursts = running.bursts()
+    waiting = asyncio.create_task(anext(bursts))
+    await asyncio.sleep(0)
+    running.take(ipc.Text(1, "a"))
+    assert await waiting == [TextDelta("a")]
+    running.take(ENDED)
+    assert len(await anext(bursts)) == 1
+    with pytest.raises(StopAsyncIteration):
+        await anext(bursts)
+
+
+async def test_an_error_comes_after_what_was_delivered():
+    running = generation()
+    running.take(ipc.Text(1, "a"))
+    running.fail(WorkerCrashed("gone"))
+    bursts = running.bursts()
+    assert await anext(bursts) == [TextDelta("a")]
+    with pytest.raises(WorkerCrashed):
+        await anext(bursts)
+
+
+async def test_a_refusal_reaches_whoever_waits_for_acceptance():
+    running = generation()
+    running.answer(ipc.Refused(1, "context_exceeded", "too long", "messages"))
+    with pytest.raises(ContextExceeded) as refused:
+        await running.accepted()
+    assert refused.value.param == "messages"
+    assert running.ended
+
+
+@pytest.mark.parametrize(
+    ("limits", "error", "key"),
+    [
+        ({"total": 0.02}, DeadlineExceeded, "timeouts.generation"),
+        ({"first": 0.02}, DeadlineExceeded, "timeouts.first_token"),
+    ],
+)
+async def test_a_limit_that_passes_says_which_it_was(limits, error, key):
+    running = generation(**limits)
+    running.answer(ipc.Accepted(1, 3))
+    with pytest.raises(error) as passed:
+        await events_of(running)
+    assert passed.value.policy is not None
+    assert passed.value.policy.key == key
+    assert not running.ended, "the worker still works on it"
+
+
+async def test_silence_between_tokens_is_a_stall():
+    running = generation(between=0.02)
+    running.answer(ipc.Accepted(1, 3))
+    running.take(ipc.Text(1, "a"))
+    with pytest.raises(WorkerStalled):
+        await events_of(running)
+
+
+async def test_a_worker_that_never_accepts_is_not_waited_for():
+    running = generation(first=0.02)
+    with pytest.raises(DeadlineExceeded):
+        await running.accepted()
+
+
+async def test_tokens_keep_a_stall_away():
+    running = generation(between=0.2)
+    running.answer(ipc.Accepted(1, 3))
+
+    async def feed():
+        for _ in range(5):
+            running.take(ipc.Text(1, "a"))
+            await asyncio.sleep(0.06)
+        running.take(ENDED)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(feed())
+        events = group.create_task(events_of(running))
+    assert len(events.result()) == 6
+
+
+async def test_an_unheard_cancel_is_noticed():
+    running = generation()
+    assert not await running.until_ended(0.01)
+    running.take(ipc.Cancelled(1))
+    assert await running.until_ended(0.01)

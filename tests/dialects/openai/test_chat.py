@@ -1,0 +1,287 @@
+"""What OpenAI's chat bodies mean, and its chunks."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from mlxd.core.errors import InvalidRequest
+from mlxd.core.events import Finished, ReasoningDelta, Started, TextDelta, ToolCall
+from mlxd.core.request import CalledTool, GenerationRequest, Message, Sampling
+from mlxd.dialects.openai import ChatCodec
+
+USER = {"role": "user", "content": "hi"}
+F = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+G = {"type": "function", "function": {"name": "g"}}
+
+
+def parse(*messages: Any, **body: Any) -> GenerationRequest:
+    body = {"model": "m", "messages": list(messages or (USER,))} | body
+    return ChatCodec().parse(body, id="abc", now=5.0).request
+
+
+def test_the_least_that_is_valid() -> None:
+    assert parse() == GenerationRequest(
+        model="m",
+        messages=(Message("user", "hi"),),
+        fallback=Sampling(temperature=1.0, top_p=1.0),
+        stream=False,
+    )
+
+
+def test_every_sampling_parameter_arrives() -> None:
+    request = parse(
+        temperature=0,
+        top_p=0.5,
+        top_k=-1,
+        min_p=0.1,
+        repetition_penalty=1.1,
+        presence_penalty=-2,
+        frequency_penalty=2,
+        logit_bias={"5": -100, "0": 1.5},
+        seed=-1,
+        keep_alive="-1m",
+    )
+    assert request.sampling == Sampling(
+        temperature=0.0,
+        top_p=0.5,
+        top_k=0,
+        min_p=0.1,
+        repeat_penalty=1.1,
+        presence_penalty=-2.0,
+        frequency_penalty=2.0,
+        logit_bias=((5, -100.0), (0, 1.5)),
+        seed=2**63 - 1,
+    )
+    assert request.keep_alive == math.inf
+
+
+def test_null_is_absent_everywhere() -> None:
+    names = (
+        "temperature",
+        "top_p",
+        "n",
+        "stop",
+        "seed",
+        "tools",
+        "tool_choice",
+        "logprobs",
+        "stream",
+    )
+    more = (
+        "stream_options",
+        "max_tokens",
+        "max_completion_tokens",
+        "response_format",
+        "logit_bias",
+    )
+    rest = ("reasoning", "reasoning_effort", "chat_template_kwargs", "user", "metadata", "audio")
+    assert parse(**dict.fromkeys((*names, *more, *rest))) == parse()
+
+
+def test_what_is_not_ours_is_ignored() -> None:
+    assert (
+        parse(user=5, metadata=[], store="x", service_tier=None, prediction=1, nonsense={})
+        == parse()
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "limit"),
+    [
+        ({}, None),
+        ({"max_tokens": 5}, 5),
+        ({"max_completion_tokens": 7, "max_tokens": 5}, 7),
+        ({"max_tokens": 5.0}, 5),
+    ],
+)
+def test_max_completion_tokens_wins(body: dict[str, int], limit: int | None) -> None:
+    assert parse(**body).max_tokens == limit
+
+
+@pytest.mark.parametrize(
+    ("stop", "meant"),
+    [("END", ("END",)), ("", ()), (["a", "b"], ("a", "b")), ([""], ()), ([], ())],
+)
+def test_stop(stop: Any, meant: tuple[str, ...]) -> None:
+    assert parse(stop=stop).stop == meant
+
+
+def test_roles_and_parts() -> None:
+    text = {"type": "text", "text": "a"}
+    request = parse(
+        {"role": "developer", "content": "d"},
+        {"role": "user", "content": [text, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": None, "refusal": "No."},
+        {"role": "function", "name": "f", "content": "1"},
+    )
+    assert request.messages == (
+        Message("system", "d"),
+        Message("user", "a\nb"),
+        Message("assistant", "No."),
+        Message("tool", "1", tool_name="f"),
+    )
+
+
+def test_a_tools_answer_finds_the_name_of_what_was_called() -> None:
+    function = {"name": "f", "arguments": '{"a": 1e2, "b": 123456789012345678901}'}
+    request = parse(
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "c1", "type": "function", "function": function}],
+        },
+        {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "2"}]},
+    )
+    arguments = {"a": 100.0, "b": 123456789012345678901.0}
+    assert request.messages == (
+        Message("assistant", tool_calls=(CalledTool("f", arguments, "c1"),)),
+        Message("tool", "2", tool_name="f", tool_call_id="c1"),
+    )
+    assert type(request.messages[0].tool_calls[0].arguments["b"]) is float
+
+
+def test_old_function_calls_in_a_conversation() -> None:
+    call = {"name": "f", "arguments": ""}
+    (message,) = parse({"role": "assistant", "function_call": call}).messages or ()
+    assert message.tool_calls == (CalledTool("f", {}),)
+
+
+@pytest.mark.parametrize(
+    "arguments", ["[" * 100_000, '{"a":' * 100_000, '{"a":[' + "[]," * 250_000 + "[]]}", '"\ud800"']
+)
+def test_bombs_inside_arguments_are_refused(arguments: str) -> None:
+    call = {"function": {"name": "f", "arguments": arguments}}
+    with pytest.raises(InvalidRequest):
+        parse({"role": "assistant", "tool_calls": [call]})
+
+
+def test_arguments_are_bounded_over_the_whole_conversation() -> None:
+    call = {"function": {"name": "f", "arguments": '{"a":[' + "0," * 1000 + "0]}"}}
+    parse({"role": "assistant", "tool_calls": [call] * 100})
+    with pytest.raises(InvalidRequest, match="too many values"):
+        parse({"role": "assistant", "tool_calls": [call] * 200})
+
+
+@pytest.mark.parametrize(
+    ("choice", "left"),
+    [
+        (None, (F, G)),
+        ("auto", (F, G)),
+        ("required", (F, G)),
+        ("none", ()),
+        ({"type": "function", "function": {"name": "g"}}, (G,)),
+        ({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [F]}}, (F,)),
+    ],
+)
+def test_tool_choice(choice: Any, left: tuple[Any, ...]) -> None:
+    assert parse(tools=[F, G], tool_choice=choice).tools == left
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, "json"),
+        ({"type": "json_schema", "json_schema": {"name": "x"}}, "json"),
+        (
+            {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array"}}},
+            {"type": "array"},
+        ),
+    ],
+)
+def test_response_format(given: Any, meant: Any) -> None:
+    assert parse(response_format=given).format == meant
+
+
+@pytest.mark.parametrize(
+    ("body", "think"),
+    [
+        ({}, None),
+        ({"reasoning_effort": "none"}, False),
+        ({"reasoning_effort": "minimal"}, "low"),
+        ({"reasoning_effort": "xhigh"}, "max"),
+        ({"reasoning": {"effort": "high"}}, "high"),
+        ({"reasoning_effort": "low", "reasoning": {"effort": "high"}}, "low"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, False),
+        ({"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "low"}, "low"),
+    ],
+)
+def test_thinking(body: dict[str, Any], think: bool | str | None) -> None:
+    assert parse(**body).think == think
+
+
+def test_template_options_pass() -> None:
+    assert parse(chat_template_kwargs={"style": "x"}).template_options == {"style": "x"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ({}, None),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 5}, 5),
+        ({"top_logprobs": 5}, None),
+    ],
+)
+def test_logprobs(asked: dict[str, Any], meant: int | None) -> None:
+    assert parse(**asked).logprobs == meant
+
+
+def chunks(*events: Any, **body: Any) -> list[Any]:
+    codec = ChatCodec()
+    call = codec.parse({"model": "m", "messages": [USER], "stream": True} | body, id="abc", now=5.5)
+    lines = codec.encoder(call).feed(events, 9.0).decode().split("\n\n")
+    assert lines[-2:] == ["data: [DONE]", ""]
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+
+
+END = Finished("stop", 5, 2, cached_tokens=3)
+
+
+def test_a_stream_opens_with_the_role_and_closes_with_the_reason() -> None:
+    first, piece, last = chunks(Started(5), TextDelta("x"), END)
+    assert {chunk["id"] for chunk in (first, piece, last)} == {"chatcmpl-abc"}
+    assert {chunk["created"] for chunk in (first, piece, last)} == {5}
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert piece["choices"][0]["delta"] == {"content": "x"}
+    assert last["choices"][0]["delta"] == {}
+    reasons = [chunk["choices"][0]["finish_reason"] for chunk in (first, piece, last)]
+    assert reasons == [None, None, "stop"]
+    assert "usage" not in last
+
+
+@pytest.mark.parametrize("options", [{}, None, {"include_usage": False}, {"include_usage": None}])
+def test_usage_is_sent_only_when_asked_for(options: Any) -> None:
+    assert all("usage" not in chunk for chunk in chunks(Started(5), END, stream_options=options))
+
+
+def test_usage_comes_last_and_alone() -> None:
+    *others, last = chunks(Started(5), END, stream_options={"include_usage": True})
+    assert all(chunk["usage"] is None for chunk in others)
+    assert last["choices"] == []
+    assert last["usage"] == {
+        "prompt_tokens": 5,
+        "completion_tokens": 2,
+        "total_tokens": 7,
+        "prompt_tokens_details": {"cached_tokens": 3},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
+
+
+def test_tool_calls_are_whole_and_numbered() -> None:
+    calls = (ToolCall("f", {"ä": 1}), ToolCall("g", {}))
+    *pieces, last = chunks(Started(5), *calls, END)[1:]
+    first, second = (piece["choices"][0]["delta"]["tool_calls"][0] for piece in pieces)
+    assert (first["index"], second["index"]) == (0, 1)
+    assert first["type"] == "function"
+    assert first["function"] == {"name": "f", "arguments": '{"ä":1}'}
+    assert first["id"] != second["id"]
+    assert last["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_reasoning_has_both_names_and_never_stands_with_content() -> None:
+    delta = chunks(Started(5), ReasoningDelta("hm"), END)[1]["choices"][0]["delta"]
+    assert delta == {"reasoning": "hm", "reasoning_content": "hm"}

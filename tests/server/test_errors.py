@@ -1,0 +1,42 @@
+import json
+
+import pytest
+
+from mlxd.core import errors
+from mlxd.core.errors import MlxdError, Overloaded, PolicyLine
+from mlxd.server.errors import STATUS, error_response, in_ollama, in_openai
+
+
+def every_error(kind=MlxdError):
+    for sub in kind.__subclasses__():
+        yield sub
+        yield from every_error(sub)
+
+
+def test_every_error_has_a_status_and_every_status_an_error():
+    assert {error.code for error in every_error()} == set(STATUS)
+
+
+def test_the_tree_in_the_docstring_is_the_tree():
+    assert errors.__doc__ is not None
+    for error in every_error():
+        assert f"{error.__name__} " in errors.__doc__
+        assert f" {error.code} " in errors.__doc__
+
+
+@pytest.mark.parametrize("render", [in_ollama, in_openai])
+def test_a_refusal_explains_itself_in_headers_and_body(render):
+    line = PolicyLine("limits.concurrency.max_in_flight", "5", "policies/limits.yaml:7")
+    response = error_response(Overloaded("full", retry_after=2.2, policy=line), render)
+    assert response.status == 503
+    assert response.headers["Retry-After"] == "3"
+    assert response.headers["X-Mlxd-Code"] == "overloaded"
+    assert response.headers["X-Mlxd-Policy-Key"] == "limits.concurrency.max_in_flight"
+    assert isinstance(response.body, bytes)
+    assert "policies/limits.yaml:7" in json.dumps(json.loads(response.body))
+
+
+@pytest.mark.parametrize(("asked", "told"), [(0.01, "1"), (59.2, "60"), (4000.0, "60")])
+def test_retry_after_is_whole_seconds_and_small(asked, told):
+    response = error_response(Overloaded("full", retry_after=asked), in_ollama)
+    assert response.headers["Retry-After"] == told
