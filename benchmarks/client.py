@@ -209,9 +209,8 @@ def _read_openai_stream(lines: Lines) -> tuple[list[float], int]:
         record = json.loads(line[6:])
         if record.get("usage"):
             tokens = record["usage"]["completion_tokens"]
-        for choice in record["choices"]:
-            if choice["delta"].get("content"):
-                times.append(at)
+        if any(choice["delta"].get("content") for choice in record["choices"]):
+            times.append(at)
     return times, tokens
 
 

@@ -24,14 +24,15 @@ SHAPES = {
 }
 SPECIAL = ("<|im_end|>", "<|im_start|>")
 PROMPT_TOKENS = 200
-_WORDS = (
+_TEXT = (
     "the of and to in is that for it as was with be by on not he his but at are this have from or "
     "had an they which one you were her all she there would their we him been has when who will "
     "more no if out so said what up its about into than them can only other new some could time "
     "these two may then do first any my now such like our over man me even most made after also "
     "did many before must through back years where much your way well down should because each "
     "server answers request stream token batch model prompt step queue worker policy memory load"
-).split()
+)
+_WORDS = _TEXT.split()
 
 
 def make(folder: Path, shape: str) -> Path:

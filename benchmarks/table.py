@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 
 Json = dict[str, Any]
-_COLUMNS = (
-    "contestant | answer | tokens/s | to raw | CPU ms/token | to raw | TTFT p50 ms | to raw |"
-    " TTFT p99 ms | to raw | gap p99 ms | records/token | held | held longer"
-).split(" | ")
+_COLUMNS = [
+    "contestant", "answer", "tokens/s", "to raw", "CPU ms/token", "to raw", "TTFT p50 ms",
+    "to raw", "TTFT p99 ms", "to raw", "gap p99 ms", "records/token", "held", "held longer",
+]  # fmt: skip
 
 
 def machine() -> Json:
@@ -44,9 +44,9 @@ def markdown(report: Json) -> str:
     lines = [
         f"# Throughput, {report['shape']} model",
         "",
-        f"{report['date']}, {_words(report['machine'])}.",
-        f"{report['parameters'] / 1e6:.1f} M parameters, prompts of {report['prompt_tokens']} tokens,"
-        f" answers of {report['tokens']}, {report['rounds']} rounds, API {report['api']};"
+        f"{report['date']}, {words(report['machine'])}.",
+        f"{report['parameters'] / 1e6:.1f} M parameters, prompts of {report['prompt_tokens']}"
+        f" tokens, answers of {report['tokens']}, {report['rounds']} rounds, API {report['api']};"
         f" load average {report['load_average']} before.",
         "Compared: " + ", ".join(f"{n} {v}" for n, v in report["versions"].items()) + ".",
         *(f"Left out: {reason}" for reason in report["left_out"]),
@@ -58,11 +58,11 @@ def markdown(report: Json) -> str:
     return "\n".join(lines) + "\n"
 
 
-def grid(header: tuple[str, ...] | list[str], rows: list[list[str]]) -> list[str]:
+def grid(header: list[str], rows: list[list[str]]) -> list[str]:
     """A Markdown table; the first column is text."""
-    widths = [max(len(row[i]) for row in [list(header), *rows]) for i in range(len(header))]
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    table = [list(header), rule, *rows]
+    table = [header, rule, *rows]
     return [
         "| " + " | ".join(_pad(i, cell, widths[i]) for i, cell in enumerate(row)) + " |"
         for row in table
@@ -101,7 +101,8 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
 
 
-def _words(on: Json) -> str:
+def words(on: Json) -> str:
+    """The machine in a sentence."""
     return (
         f"{on['cores']} cores of {on['processor']}, {on['memory_gib']} GiB, {on['system']}"
         f" {on['architecture']}, Python {on['python']}, mlx {on['mlx']}, mlx-lm {on['mlx_lm']},"

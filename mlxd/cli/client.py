@@ -26,7 +26,7 @@ def address_of(found: Places) -> tuple[str, int]:
     url = urlsplit(_text(found, "MLX_API_URL"))
     if url.hostname:
         return url.hostname, url.port or DEFAULT_PORT
-    port = _text(found, "MLXD_PORT") or _text(found, "MLX_API_PORT")
+    port = _text(found, "MLXD_PORT") or _text(found, "MLX_API_PORT") or _policy_port(found)
     return "127.0.0.1", int(port) if port.isdigit() else DEFAULT_PORT
 
 
@@ -54,3 +54,17 @@ def _reachable(host: str) -> str:
 def _text(found: Places, name: str) -> str:
     setting = found.settings.get(name)
     return setting.text if setting is not None else ""
+
+
+def _policy_port(found: Places) -> str:
+    """The port that server.yaml names, without judging the rest of it."""
+    if found.policies is None:
+        return ""
+    from mlxd.policy import strict_yaml
+
+    try:
+        data = strict_yaml.parse((found.policies.path / "server.yaml").read_bytes()).data
+    except OSError:
+        return ""
+    listen = (data or {}).get("listen")
+    return str(listen.get("port", "")) if isinstance(listen, dict) else ""

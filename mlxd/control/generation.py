@@ -51,12 +51,24 @@ class Limits:
     """Where a limit was set, asked only when it is passed."""
 
 
-class Generation:
-    """Filled by its Worker, read by one consumer."""
+@dataclass(slots=True)
+class Pulse:
+    """When a worker last reported a step; on the monotonic clock."""
 
-    def __init__(self, id: int, limits: Limits, clock: Clock) -> None:
+    at: float = 0.0
+
+
+class Generation:
+    """Filled by its Worker, read by one consumer.
+
+    A worker that steps is not silent, though one of its answers may be for a while: markup of a
+    tool call, or a whole answer that travels in large pieces.
+    """
+
+    def __init__(self, id: int, limits: Limits, clock: Clock, pulse: Pulse) -> None:
         self.id = id
         self.limits = limits
+        self._pulse = pulse
         self.ended = False
         """True once the worker holds nothing of it any more."""
         self._clock = clock
@@ -174,7 +186,7 @@ class Generation:
         """When the first of its limits passes."""
         limits = self.limits
         if self._last_piece:
-            silence = self._last_piece + limits.inter_token
+            silence = max(self._last_piece, self._pulse.at) + limits.inter_token
         else:
             silence = self._accepted_at + limits.first_token
         return min(silence, self._accepted_at + limits.generation)

@@ -18,7 +18,7 @@ from mlxd.control.memory import MemoryReading
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock
-from mlxd.core.errors import InsufficientMemory, ModelsBusy
+from mlxd.core.errors import InsufficientMemory, ModelLoadFailed, ModelsBusy
 from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.policy.load import PolicySet
 
@@ -61,6 +61,8 @@ class Residency:
         self._residents: dict[ModelSpec, Resident] = {}
         self._changing = asyncio.Lock()
         self._unloads: set[asyncio.Task[None]] = set()
+        self.failed: dict[str, str] = {}
+        """Models whose last load failed, and why."""
 
     @asynccontextmanager
     async def lease(
@@ -120,6 +122,7 @@ class Residency:
                 resident.loading = asyncio.create_task(
                     self._load(resident, policies), name=f"load {resident.card.name}"
                 )
+                resident.loading.add_done_callback(_heard)
             await asyncio.shield(resident.loading)
         return worker
 
@@ -132,6 +135,10 @@ class Residency:
                     resident.spec, resident.card.name, policies.timeouts.model_load
                 )
                 resident.load_seconds = self._clock.monotonic() - began
+                self.failed.pop(resident.card.name, None)
+        except ModelLoadFailed as error:
+            self.failed[resident.card.name] = error.message
+            raise
         finally:
             resident.loading = None
 
@@ -191,6 +198,12 @@ class Residency:
                 del self._residents[resident.spec]
                 log.info("unloading %s: idle", resident.card.name)
                 await self._supervisor.stop(resident.spec, grace=5.0)
+
+
+def _heard(load: asyncio.Task[None]) -> None:
+    """Whoever waited for it has its error; when all have left, nobody needs it."""
+    if not load.cancelled():
+        load.exception()
 
 
 def ttl_of(card: ModelCard, policies: PolicySet) -> float:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from mlxd.control.generation import Generation, Limits
+from mlxd.control.generation import Generation, Limits, Pulse
 from mlxd.core.clock import Clock
 from mlxd.core.errors import ModelLoadFailed, WorkerCrashed
 from mlxd.core.events import Burst, Started
@@ -55,6 +55,7 @@ class Worker(asyncio.Protocol):
         self.ready: ipc.Ready | None = None
         self.step = 0
         self.active_bytes = 0
+        self._pulse = Pulse()
         self._clock = clock
         self._frames = ipc.FrameReader()
         self._generations: dict[int, Generation] = {}
@@ -123,7 +124,7 @@ class Worker(asyncio.Protocol):
         """
         if self._transport is None or self._stopping:
             raise self._crashed()
-        generation = Generation(self._next_id, order.limits, self._clock)
+        generation = Generation(self._next_id, order.limits, self._clock, self._pulse)
         self._next_id += 1
         self._generations[generation.id] = generation
         self._send(
@@ -166,7 +167,7 @@ class Worker(asyncio.Protocol):
     # -- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -185,6 +186,7 @@ class Worker(asyncio.Protocol):
         match message:
             case ipc.Output():
                 self.step = message.step
+                self._pulse.at = self._clock.monotonic()
                 self.active_bytes = message.active_bytes or self.active_bytes
                 for piece in message.pieces:
                     generation = self._generations.get(piece.id)

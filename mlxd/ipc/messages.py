@@ -165,9 +165,16 @@ class BrokenFrame(Exception):
     """The other side does not speak the protocol; the process behind it is not to be trusted."""
 
 
+class Unsendable(Exception):
+    """A value that no message carries: an integer over 64 bits, half a surrogate pair."""
+
+
 def encode(message: Down | Up) -> bytes:
-    """One frame: four bytes of length, big end first, then the message."""
-    body = _encoder.encode(message)
+    """One frame: four bytes of length, big end first, then the message. Raises Unsendable."""
+    try:
+        body = _encoder.encode(message)
+    except (OverflowError, UnicodeEncodeError, RecursionError) as error:
+        raise Unsendable(str(error)) from error
     return _LENGTH.pack(len(body)) + body
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import os
 import stat
@@ -70,17 +69,16 @@ def load(folder: FilePath | None = None, overrides: Sequence[Override] = ()) -> 
     if folder is not None:
         files.read(folder)
     _validated(files.data, files.sources, files.errors)
-    data, sources = copy.deepcopy(files.data), dict(files.sources)
     for override in overrides:
-        _override(data, sources, override)
-    policies = _validated(data, sources, files.errors)
+        _override(files.data, files.sources, override)
+    policies = _validated(files.data, files.sources, files.errors)
     if policies is not None and not files.errors:
-        for problem in problems_between(policies, sources):
-            files.errors.append(_error(problem.path, problem.message, sources))
+        for problem in problems_between(policies, files.sources):
+            files.errors.append(_error(problem.path, problem.message, files.sources))
     if policies is None or files.errors:
         raise PolicyErrors(sorted(dict.fromkeys(files.errors), key=_order))
     return PolicySet(
-        policies, MappingProxyType(sources), folder.resolve() if folder is not None else None
+        policies, MappingProxyType(files.sources), folder.resolve() if folder is not None else None
     )
 
 

@@ -116,7 +116,7 @@ def scalar(text: str) -> Scalar:
     if text in _CONSTANTS:
         return _CONSTANTS[text]
     if _INT.fullmatch(text):
-        return int(text) if len(text) <= MAX_DIGITS else text
+        return int(text) if len(text.lstrip("+-")) <= MAX_DIGITS else text
     if _OCTAL_OR_HEX.fullmatch(text) and len(text) <= MAX_DIGITS:
         return int(text, 0)
     if _FLOAT.fullmatch(text):
@@ -218,7 +218,7 @@ class _Reader:
 
     def _scalar(self, event: yaml.ScalarEvent) -> Scalar:
         value = scalar(event.value)
-        if isinstance(value, str) and re.fullmatch(rf"[-+]?[0-9]{{{MAX_DIGITS},}}", value):
+        if isinstance(value, str) and re.fullmatch(rf"[-+]?[0-9]{{{MAX_DIGITS + 1},}}", value):
             self._problem(event, f"a number of more than {MAX_DIGITS} digits")
         return value
 

@@ -32,7 +32,7 @@ _BYTES["kB"] = 1000
 _RATIO = re.compile(rf"({_NUMBER})%")
 
 
-_SPECIAL = re.compile(r"[:#](\s|$)|\s#|^[-?:,\[\]{}#&*!|>'\"%@`]|[\n\t,\[\]{}]|^\s|\s$")
+_SPECIAL = re.compile(r"[:#](\s|$)|\s#|^[-?:,\[\]{}#&*!|>'\"%@`]|[\n\t,\[\]{}]|^\s|\s$|^<<$")
 
 
 def written(value: Any) -> str:

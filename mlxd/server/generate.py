@@ -7,6 +7,7 @@ refusal has a status of its own; after that it is the last record of the stream.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from dataclasses import replace
@@ -125,6 +126,8 @@ class _Stream:
         transport = self._request.transport
         if transport is None:
             raise ConnectionResetError("the client has left")
+        if not records:
+            return
         if transport.get_write_buffer_size() == 0:
             await self._response.write(records)
             return
@@ -149,15 +152,13 @@ class _Stream:
         """Sends the status line when there is nothing to say for long, then a sign of life."""
         interval = float(self._policies.timeouts.first_byte)
         self._last_write = self._parts.clock.monotonic()
-        while True:
-            silence = self._parts.clock.monotonic() - self._last_write
-            if silence < interval:
-                await asyncio.sleep(interval - silence)
-                continue
-            await self._prepare()
-            self._last_write = self._parts.clock.monotonic()
-            if self._codec.heartbeat:
-                await self._response.write(self._codec.heartbeat)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                silence = self._parts.clock.monotonic() - self._last_write
+                if silence >= interval:
+                    await self._write(self._codec.heartbeat)
+                else:
+                    await asyncio.sleep(interval - silence)
 
 
 def _with_category(call: Call) -> Call:

@@ -187,7 +187,7 @@ def _status(parts: Parts, reading: MemoryReading | None) -> str:
     used = reading.used_percent if reading else 0.0
     if used > 100.0 * float(marks.critical.enter):
         return "critical"
-    if used >= 100.0 * float(marks.warning.enter):
+    if used >= 100.0 * float(marks.warning.enter) or parts.residency.failed:
         return "warning"
     if parts.admission.active >= policies.limits.concurrency.max_in_flight:
         return "degraded"
@@ -198,6 +198,7 @@ def _warnings(parts: Parts, reading: MemoryReading | None) -> list[str]:
     warnings = [*parts.state.warnings, *parts.policies.current.warnings()]
     if reading is None:
         warnings.append("memory cannot be read: protection of memory is limited")
+    warnings += parts.residency.failed.values()
     warnings += [
         f"model {card.name} is unavailable: {card.unavailable}"
         for card in parts.catalog.known()

@@ -64,7 +64,7 @@ class _Thinking:
 
     def __init__(self, tokenizer: TokenizerWrapper, inside: bool) -> None:
         self._end = list(tokenizer.think_end_tokens or ())
-        starts = tokenizer.think_start_tokens or ()
+        starts = list(tokenizer.think_start_tokens or [])
         self.start: int | None = starts[0] if len(starts) == 1 else None
         self.inside = inside
         self._seen: list[int] = []

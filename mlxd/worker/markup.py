@@ -14,6 +14,7 @@ from mlx_lm.generate import TextStateMachine, make_text_state_machine
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxd.core.request import CalledTool, Json
+from mlxd.ipc.messages import Call, Output, Unsendable, encode
 
 Part = tuple[Literal["text", "reasoning"], str] | CalledTool
 
@@ -144,4 +145,13 @@ def _call_of(parsed: Any) -> CalledTool | None:
             return None
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         return None
-    return CalledTool(name, arguments)
+    return CalledTool(name, arguments) if _sendable(name, arguments) else None
+
+
+def _sendable(name: str, arguments: Json) -> bool:
+    """JSON can hold what a message cannot: integers without end, halves of surrogate pairs."""
+    try:
+        encode(Output(0, [Call(0, name, arguments)]))
+    except (Unsendable, TypeError):
+        return False
+    return True

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from mlxd.control.generation import Generation, Limits
+from mlxd.control.generation import Generation, Limits, Pulse
 from mlxd.core.clock import SystemClock
 from mlxd.core.errors import (
     ContextExceeded,
@@ -17,9 +17,9 @@ from mlxd.ipc import messages as ipc
 ENDED = ipc.Ended(1, "stop", 3, 2, 0, 0.1, 0.2)
 
 
-def generation(*, total=60.0, first=60.0, between=60.0):
+def generation(*, total=60.0, first=60.0, between=60.0, pulse=None):
     limits = Limits(total, first, between, 1.0, lambda key: PolicyLine(key, "x", "y"))
-    return Generation(1, limits, SystemClock())
+    return Generation(1, limits, SystemClock(), pulse or Pulse())
 
 
 async def events_of(running):
@@ -92,6 +92,18 @@ async def test_silence_between_tokens_is_a_stall():
     running.take(ipc.Text(1, "a"))
     with pytest.raises(WorkerStalled):
         await events_of(running)
+
+
+async def test_a_worker_that_steps_is_not_silent():
+    clock = SystemClock()
+    pulse = Pulse(clock.monotonic() + 0.1)
+    running = generation(between=0.05, pulse=pulse)
+    running.answer(ipc.Accepted(1, 3))
+    running.take(ipc.Text(1, "a"))
+    began = clock.monotonic()
+    with pytest.raises(WorkerStalled):
+        await events_of(running)
+    assert clock.monotonic() - began >= 0.14
 
 
 async def test_a_worker_that_never_accepts_is_not_waited_for():

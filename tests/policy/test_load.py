@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxd.policy import keys
@@ -17,6 +17,7 @@ from mlxd.policy.strict_yaml import MAX_BYTES, dotted
 
 DATA = Path(__file__).parent.parent / "data" / "policies"
 BAD = sorted(DATA.glob("*.bad.yaml"))
+SAME_EVERY_TIME = settings(deadline=None, derandomize=True)
 
 
 @pytest.fixture
@@ -271,6 +272,7 @@ class TestListening:
         )
 
 
+@SAME_EVERY_TIME
 @given(kind=st.sampled_from(FILES), raw=st.binary(max_size=300))
 def test_whatever_the_bytes_only_policy_errors_come_out(
     tmp_path_factory: pytest.TempPathFactory, kind: str, raw: bytes
@@ -292,6 +294,7 @@ _TREES = st.recursive(
 )
 
 
+@SAME_EVERY_TIME
 @given(kind=st.sampled_from(FILES), tree=st.dictionaries(_WORDS, _TREES, max_size=4))
 def test_whatever_the_keys_and_values_only_policy_errors_come_out(
     tmp_path_factory: pytest.TempPathFactory, kind: str, tree: dict[str, object]
@@ -304,6 +307,7 @@ def test_whatever_the_keys_and_values_only_policy_errors_come_out(
         load(folder)
 
 
+@SAME_EVERY_TIME
 @given(key=st.sampled_from([key.name for key in keys.table().values()]), text=st.text(max_size=20))
 def test_whatever_the_override_only_policy_errors_come_out(key: str, text: str) -> None:
     with suppress(PolicyErrors):

@@ -1,0 +1,71 @@
+"""Models and daemons that the tests of a whole daemon share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.reciter import make_reciter
+from tests.integration.talking import ENDLESS
+from tests.support.daemon import Daemon, daemon
+from tests.support.model_maker import Shape, make_model
+
+NO_LIMITS = "concurrency: {max_in_flight: 64}\nrate_limit: []\n"
+_NEVER_SAMPLED = 100_000
+"""An end-of-sequence id outside the vocabulary: such a model stops only when told to."""
+Start = Callable[..., Daemon]
+
+
+@pytest.fixture(scope="session")
+def zoo(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny-a and tiny-b, one that never stops by itself, and one that recites a text."""
+    folder = tmp_path_factory.mktemp("zoo")
+    for name in ("tiny-a", "tiny-b"):
+        (folder / name).symlink_to(models / name)
+    endless = Shape(spread=3.0, context=65536, extra={"eos_token_id": _NEVER_SAMPLED})
+    make_model(folder / ENDLESS, endless, seed=3)
+    make_reciter(folder / "tiny-reciter")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def served(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon without limits, for tests that leave it as they found it.
+
+    `tiny-short` is the endless model with room for 128 tokens.
+    """
+    folder = tmp_path_factory.mktemp("served")
+    policies = {
+        "limits": NO_LIMITS,
+        "models": (
+            f"dirs: [{zoo}]\n"
+            "models:\n"
+            f"  tiny-short: {{path: {zoo / ENDLESS}, context: 128}}\n"
+            "  tiny-b: {aliases: [bee]}\n"
+            "chains: {coding: [no-such-model, tiny-b], fast: [no-such-model]}\n"
+        ),
+    }
+    with daemon(folder, models=zoo, policies=policies) as running:
+        yield running
+
+
+@pytest.fixture
+def start(zoo: Path, tmp_path: Path) -> Iterator[Start]:
+    """Start daemons with policies of the test's own: `start({"limits": "..."})`."""
+    with ExitStack() as stack:
+        count = 0
+
+        def enter(policies: Mapping[str, str] | None = None, **options: Any) -> Daemon:
+            nonlocal count
+            count += 1
+            folder = tmp_path / f"daemon{count}"
+            folder.mkdir()
+            settings = {"models": zoo, **options}
+            files = {"limits": NO_LIMITS, **(policies or {})}
+            return stack.enter_context(daemon(folder, policies=files, **settings))
+
+        yield enter

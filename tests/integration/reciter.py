@@ -1,0 +1,55 @@
+"""A model that recites one text: each token has one successor, and the last ends the answer.
+
+Its layers add nothing; the embedding is one-hot, and the output layer maps each token to its
+successor. So what it must say is known, in whatever scripts, with characters cut across tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tests.support.model_maker import Shape, make_model
+
+RECITED = "Съешь ещё этих мягких французских булок 天地玄黃 宇宙洪荒 😀 👍🏽"
+_VOCABULARY = 512
+_STOP = 0
+
+
+def make_reciter(folder: Path) -> Path:
+    """Write the model's folder and return it."""
+    shape = Shape(hidden=_VOCABULARY, layers=1, vocab=_VOCABULARY)
+    shape = replace(shape, extra={"tie_word_embeddings": False})
+    make_model(folder, shape)
+    _write_weights(folder, _successors(folder))
+    return folder
+
+
+def _successors(folder: Path) -> dict[int, int]:
+    """The chain begins behind the line break that ends the chat template."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    (line_break,) = tokenizer.encode("\n").ids
+    chain = [line_break, *tokenizer.encode(RECITED).ids, _STOP]
+    assert len(set(chain)) == len(chain), "a token of the text occurs twice"
+    return dict(zip(chain, chain[1:], strict=False))
+
+
+def _write_weights(folder: Path, successors: dict[int, int]) -> None:
+    import mlx.core as mx
+
+    file = str(folder / "model.safetensors")
+    loaded: Any = mx.load(file)
+    weights = {
+        name: mx.ones_like(value) if value.ndim == 1 else mx.zeros_like(value)
+        for name, value in loaded.items()
+    }
+    weights["model.embed_tokens.weight"] = mx.eye(_VOCABULARY)
+    head = [[0.0] * _VOCABULARY for _ in range(_VOCABULARY)]
+    for token in range(_VOCABULARY):
+        head[successors.get(token, _STOP)][token] = 1.0
+    weights["lm_head.weight"] = mx.array(head)
+    mx.eval(weights)
+    mx.save_safetensors(file, weights, metadata={"format": "mlx"})

@@ -1,0 +1,122 @@
+"""Frames and messages survive the way they travel."""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxd.core.request import CalledTool, GenerationRequest, Message, Sampling
+from mlxd.ipc.messages import (
+    MAX_FRAME_BYTES,
+    Accepted,
+    BrokenFrame,
+    Call,
+    Cancel,
+    Cancelled,
+    Down,
+    Ended,
+    FrameReader,
+    Generate,
+    LoadFailed,
+    Logprob,
+    Output,
+    Ping,
+    Pong,
+    Ready,
+    Reasoning,
+    Refused,
+    Shutdown,
+    Text,
+    Unsendable,
+    Up,
+    decode_down,
+    decode_up,
+    encode,
+)
+
+REQUEST = GenerationRequest(
+    model="м",
+    messages=(
+        Message("user", "привет 👨‍👩‍👧‍👦"),
+        Message("assistant", "", tool_calls=(CalledTool("f", {"a": [1, None]}, "c1"),)),
+    ),
+    tools=({"type": "function", "function": {"name": "f"}},),
+    format={"type": "object"},
+    stop=("a", "b"),
+    think="low",
+)
+DOWN: tuple[Down, ...] = (
+    Generate(1, REQUEST, Sampling(temperature=0.5, logit_bias=((3, -1.0),), seed=2**63), 10, 20),
+    Cancel(1),
+    Ping(),
+    Shutdown(),
+)
+UP: tuple[Up, ...] = (
+    Ready(True, 512, 4096, 1.5, 100, True, False),
+    LoadFailed("no"),
+    Accepted(1, 10),
+    Refused(2, "context_exceeded", "too long", "prompt"),
+    Output(
+        7,
+        [
+            Text(1, "é", [Logprob("é", "é".encode(), -0.5, [("e", b"e", -1.0)])]),
+            Reasoning(1, "hm"),
+            Call(1, "f", {"a": 1}),
+            Ended(1, "stop", 3, 4, 0, 0.1, 0.2, "end"),
+            Cancelled(2),
+        ],
+        5,
+    ),
+    Pong(1, 2, 3),
+)
+
+
+@pytest.mark.parametrize("message", DOWN, ids=lambda m: type(m).__name__)
+def test_a_message_down_arrives_as_it_was_sent(message):
+    (frame,) = FrameReader().feed(encode(message))
+    assert decode_down(frame) == message
+
+
+@pytest.mark.parametrize("message", UP, ids=lambda m: type(m).__name__)
+def test_a_message_up_arrives_as_it_was_sent(message):
+    (frame,) = FrameReader().feed(encode(message))
+    assert decode_up(frame) == message
+
+
+@given(st.lists(st.integers(0, 400), max_size=30))
+def test_frames_may_be_split_at_any_byte(cuts):
+    stream = b"".join(encode(message) for message in UP)
+    edges = sorted({0, len(stream), *(cut % len(stream) for cut in cuts)})
+    reader = FrameReader()
+    frames = [
+        frame
+        for start, end in zip(edges, edges[1:], strict=False)
+        for frame in reader.feed(stream[start:end])
+    ]
+    assert tuple(decode_up(frame) for frame in frames) == UP
+
+
+def test_a_frame_that_claims_too_much_is_broken():
+    with pytest.raises(BrokenFrame):
+        FrameReader().feed(struct.pack("!I", MAX_FRAME_BYTES + 1))
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [b"", b"\xc1", msgspec.msgpack.encode({"type": "no such"}), msgspec.msgpack.encode([1])],
+)
+def test_what_is_no_message_is_broken(frame):
+    with pytest.raises(BrokenFrame):
+        decode_down(frame)
+    with pytest.raises(BrokenFrame):
+        decode_up(frame)
+
+
+@pytest.mark.parametrize("value", [2**64, "\ud800", -(2**63) - 1])
+def test_a_value_no_message_can_carry_is_named(value):
+    with pytest.raises(Unsendable):
+        encode(Output(1, [Call(1, "f", {"a": value})]))
