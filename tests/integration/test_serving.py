@@ -201,5 +201,6 @@ def test_a_keep_alive_that_means_nothing_is_refused(served: Daemon, keep_alive: 
 
 def test_keep_alive_zero_with_a_prompt_answers_and_unloads(served: Daemon) -> None:
     body = body_for("/api/generate", "tiny-b", "bye", tokens=3) | {"keep_alive": 0}
-    assert served.http.post("/api/generate", json=body).json()["eval_count"] == 3
+    answer = served.http.post("/api/generate", json=body)
+    assert answer.json().get("eval_count") == 3, answer.text
     eventually(lambda: "tiny-b" not in cached(served), "tiny-b is unloaded")

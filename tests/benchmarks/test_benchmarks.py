@@ -1,0 +1,69 @@
+"""The short forms run from end to end and say everything; what they say is not judged here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FIGURES = (
+    "tokens_per_second", "cpu_ms_per_token", "ttft_p50_ms", "ttft_p99_ms", "gap_p50_ms",
+    "gap_p99_ms", "records_per_token", "held", "held_longer",
+)  # fmt: skip
+WHOLE_FIGURES = FIGURES[:2]
+
+
+def run(program: str, out: Path, *options: str) -> dict[str, Any]:
+    command = [sys.executable, str(ROOT / "benchmarks" / program), "--out", str(out), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    [report] = out.glob("*.json")
+    page = report.with_suffix(".md").read_text()
+    assert page in done.stdout
+    return json.loads(report.read_text())
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("api", ["openai", "ollama"])
+def test_throughput_says_every_figure(tmp_path: Path, api: str) -> None:
+    report = run(
+        "throughput.py", tmp_path,
+        "--api", api, "--rounds", "1", "--streams", "1", "3", "--tokens", "24", "--only", "mlxd",
+    )  # fmt: skip
+
+    found = {(row["contestant"], row["mode"], row["streams"]) for row in report["rows"]}
+    assert found == {
+        (name, mode, streams)
+        for name, mode in (("raw", "raw"), ("mlxd", "whole"), ("mlxd", "streamed"))
+        for streams in (1, 3)
+    }
+    for row in report["rows"]:
+        expected = WHOLE_FIGURES if row["mode"] == "whole" else FIGURES
+        assert {name for name in FIGURES if row[name] is not None} == set(expected)
+        assert row["ratio"]["tokens_per_second"] > 0
+        assert row["mode"] == "whole" or row["records_per_token"] >= 0.95
+    assert report["machine"]["cores"]
+    assert report["versions"]["mlxd"]
+    ElementTree.parse(next(tmp_path.glob("*.svg")))
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(120)
+def test_startup_says_every_figure(tmp_path: Path) -> None:
+    report = run(
+        "startup.py", tmp_path,
+        "--starts", "1", "--loads", "1", "--requests", "16", "--seconds", "0.5", "--idle", "1",
+    )  # fmt: skip
+
+    assert set(report["figures"]) == {
+        "livez_seconds", "rss_start_mb", "rss_after_mb", "health_loading_p99_ms",
+        "health_streaming_p99_ms", "idle_core_percent",
+    }  # fmt: skip
+    assert all(value >= 0 for value in report["figures"].values())

@@ -1,0 +1,36 @@
+import os
+
+import pytest
+
+from mlxd.cli.client import NoAnswer, address_of, get_json
+from mlxd.core import places
+from mlxd.core.instance import Address, Instance
+from tests.support.daemon import free_port, write_policies
+
+
+def find(tmp_path, environ=None, policies=None):
+    return places.find(policies, str(tmp_path / "state"), environ or {}, tmp_path)
+
+
+def test_a_daemon_is_found_by_its_state_folder_first(tmp_path):
+    instance = Instance(tmp_path / "state")
+    instance.claim()
+    instance.announce(Address(os.getpid(), "0.0.0.0", 12001, "0"))
+    assert address_of(find(tmp_path, {"MLX_API_URL": "http://other:9"})) == ("127.0.0.1", 12001)
+    instance.release()
+    assert address_of(find(tmp_path, {"MLX_API_URL": "http://other:9"})) == ("other", 9)
+
+
+def test_then_by_the_port_variables_then_by_policy_then_by_default(tmp_path):
+    folder = write_policies(tmp_path / "p", {"server": "listen: {port: 12002}\n"})
+    named = {"policies": str(folder)}
+    assert address_of(find(tmp_path, {"MLX_API_PORT": "12003"}, **named)) == ("127.0.0.1", 12003)
+    assert address_of(find(tmp_path, {"MLXD_PORT": "12004"}, **named)) == ("127.0.0.1", 12004)
+    assert address_of(find(tmp_path, **named)) == ("127.0.0.1", 12002)
+    assert address_of(find(tmp_path)) == ("127.0.0.1", 11435)
+
+
+def test_a_port_where_nothing_answers_is_said_in_words():
+    port = free_port()
+    with pytest.raises(NoAnswer, match=f"no answer from http://127.0.0.1:{port}/health"):
+        get_json(("127.0.0.1", port), "/health")

@@ -1,0 +1,37 @@
+import pytest
+
+from mlxd import __version__
+from mlxd.cli import main
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"mlxd {__version__}\n"
+
+
+def test_wrong_usage_ends_with_2(capsys):
+    for wrong in ([], ["fly"], ["serve", "--nonsense"], ["policy"]):
+        with pytest.raises(SystemExit) as ended:
+            main(wrong)
+        assert ended.value.code == 2
+    assert "usage: mlxd" in capsys.readouterr().err
+
+
+def test_a_wrong_policy_ends_with_2_and_names_its_line(tmp_path, capsys):
+    (tmp_path / "limits.yaml").write_text("schema: mlxd/v1\nconcurrency:\n  max_in_flihgt: 5\n")
+    assert main(["policy", "check", "--policies", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "limits.yaml:3:3: " in said
+    assert "did you mean max_in_flight?" in said
+
+
+def test_the_defaults_that_init_writes_are_valid_and_never_overwritten(tmp_path, capsys):
+    folder = tmp_path / "policies"
+    assert main(["policy", "init", "--policies", str(folder)]) == 0
+    assert main(["policy", "check", "--policies", str(folder)]) == 0
+    (folder / "limits.yaml").write_text("schema: mlxd/v1\n# mine\n")
+    assert main(["policy", "init", "--policies", str(folder)]) == 0
+    assert "# mine" in (folder / "limits.yaml").read_text()
+    assert f"kept {folder}/limits.yaml" in capsys.readouterr().out

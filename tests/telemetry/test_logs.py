@@ -1,0 +1,33 @@
+import json
+import logging
+import sys
+
+from mlxd.telemetry.logs import JsonLines, PlainLines
+
+
+def record(message, **extra):
+    made = logging.LogRecord("mlxd.x", logging.INFO, "f", 1, message, (), None)
+    for key, value in extra.items():
+        setattr(made, key, value)
+    return made
+
+
+def test_a_line_is_one_object_whatever_its_message_holds():
+    line = JsonLines().format(record('a"b\nc\r', request="id1", seconds=0.5))
+    assert "\n" not in line
+    assert "\r" not in line
+    parsed = json.loads(line)
+    assert (parsed["message"], parsed["request"], parsed["level"]) == ('a"b\nc\r', "id1", "info")
+
+
+def test_a_trace_stays_inside_its_object():
+    made = record("broke")
+    try:
+        raise ValueError("x")
+    except ValueError:
+        made.exc_info = sys.exc_info()
+    assert "ValueError: x" in json.loads(JsonLines().format(made))["trace"]
+
+
+def test_plain_lines_name_what_is_known_of_the_request():
+    assert PlainLines().format(record("served", request="id1")).endswith("served request=id1")
