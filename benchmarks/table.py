@@ -49,6 +49,9 @@ def markdown(report: Json) -> str:
         f" tokens, answers of {report['tokens']}, {report['rounds']} rounds, API {report['api']};"
         f" load average {report['load_average']} before.",
         "Compared: " + ", ".join(f"{n} {v}" for n, v in report["versions"].items()) + ".",
+        "Of a core while the others are measured: "
+        + ", ".join(f"{n} {share}%" for n, share in report["idle_core_percent"].items())
+        + ".",
         *(f"Left out: {reason}" for reason in report["left_out"]),
     ]
     for streams in sorted({row["streams"] for row in report["rows"]}):

@@ -37,6 +37,7 @@ from benchmarks.servers import (
 )
 
 MODES = {"whole": False, "streamed": True}
+IDLE_SECONDS = 2.0
 
 
 class Bench:
@@ -47,6 +48,7 @@ class Bench:
         self.folder = make_model(options.shape, scratch)
         self.rounds = Rounds()
         self.left_out: list[str] = []
+        self.idle: dict[str, float] = {}
         self.raw = Raw(self.folder, scratch)
         stack.callback(self.raw.watched.stop)
         self.servers: list[Server] = []
@@ -80,6 +82,16 @@ class Bench:
                 self._round(number, streams)
                 name = f"round {number}/{self.options.rounds}" if number else "warm-up"
                 say(f"{name}, {streams} streams: {time.monotonic() - began:.1f} s")
+            if not number:
+                self._watch_idle()
+
+    def _watch_idle(self) -> None:
+        """What each takes of a core while it waits for its turn: it disturbs the others by that."""
+        before = [server.watched.cpu_seconds() for server in self.servers]
+        time.sleep(IDLE_SECONDS)
+        for server, used in zip(self.servers, before, strict=True):
+            share = (server.watched.cpu_seconds() - used) / IDLE_SECONDS
+            self.idle[server.name] = round(share * 100.0, 2)
 
     def _round(self, number: int, streams: int) -> None:
         """Raw, then everybody: no prompt comes twice to the same process."""
@@ -109,6 +121,7 @@ class Bench:
             "date": table.today(),
             "machine": table.machine(),
             "versions": {server.name: server.version() for server in self.servers},
+            "idle_core_percent": self.idle,
             "left_out": self.left_out,
             "shape": self.options.shape,
             "parameters": parameters(self.folder),

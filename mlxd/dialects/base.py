@@ -15,11 +15,21 @@ Json = dict[str, Any]
 Action = Literal["generate", "load", "unload"]
 
 _json = msgspec.json.Encoder()
+_LINE_BREAKS = (
+    ("\u2028".encode(), rb"\u2028"),
+    ("\u2029".encode(), rb"\u2029"),
+    ("\u0085".encode(), rb"\u0085"),
+)
 
 
 def to_json(value: Any) -> bytes:
-    """Compact UTF-8 JSON."""
-    return _json.encode(value)
+    """Compact UTF-8 JSON, on one line by anyone's count: Python clients that read a stream with
+    `str.splitlines` would break a record at these three characters."""
+    encoded = _json.encode(value)
+    if not encoded.isascii():
+        for character, escape in _LINE_BREAKS:
+            encoded = encoded.replace(character, escape)
+    return encoded
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,7 +190,7 @@ class Concurrency(Policy):
     max_waiting: int = field(
         0, "Generations that may wait for a free slot; 0 refuses at once. How long they wait is "
         "`timeouts.queue`.",
-        unit="requests", reload="live-drain", ge=0,
+        unit="requests", reload="live-drain", ge=0, enforced=False,
     )  # fmt: skip
     per_model: Mapping[Name, Positive] = field(
         {}, "Generations at one time of one model, by its name.",
@@ -243,7 +243,9 @@ class Timeouts(Policy):
     generation: Duration = field(
         "300s", "From a worker's acceptance to the last token; then 504.", unit="duration"
     )
-    queue: Duration = field("30s", "Longest wait for a free slot; then 503.", unit="duration")
+    queue: Duration = field(
+        "30s", "Longest wait for a free slot; then 503.", unit="duration", enforced=False
+    )
     first_byte: Duration = field(
         "10s", "After this the status line goes out even without a token, and an event stream "
         "is kept awake with comments.",

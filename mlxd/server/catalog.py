@@ -13,11 +13,9 @@ from mlxd.control.residency import Resident
 from mlxd.core.errors import InvalidRequest, MlxdError, ModelNotFound
 from mlxd.core.models import ModelCard
 from mlxd.core.request import Sampling
-from mlxd.server.body import parse_json
 from mlxd.server.errors import Render, in_ollama, in_openai
-from mlxd.server.generate import json_limits
 from mlxd.server.health import iso, json_response
-from mlxd.server.intake import read_body
+from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
 
 Json = dict[str, Any]
@@ -72,7 +70,7 @@ class Show(_OllamaList):
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         policies = self._parts.policies.current
-        body = parse_json(await read_body(request, policies), json_limits(policies))
+        body = await read_json(request, policies)
         name = body.get("model") or body.get("name") or ""
         if not isinstance(name, str) or not name:
             raise InvalidRequest("model is required", param="model")

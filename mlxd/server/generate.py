@@ -15,13 +15,12 @@ from dataclasses import replace
 from aiohttp import web
 
 from mlxd.core.errors import MlxdError
-from mlxd.core.events import Started, collect
+from mlxd.core.events import collect
 from mlxd.dialects.base import Call, Codec, to_json
 from mlxd.policy.load import PolicySet
-from mlxd.server.body import JsonLimits, parse_json
 from mlxd.server.edge import client_of, common_headers
 from mlxd.server.errors import Render
-from mlxd.server.intake import read_body
+from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
 
 log = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ class Generate:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         policies = self._parts.policies.current
-        body = parse_json(await read_body(request, policies), json_limits(policies))
+        body = await read_json(request, policies)
         call = self._codec.parse(body, id=_new_id(), now=self._parts.clock.wall())
         call = _with_category(call)
         request["model"] = call.request.model
@@ -115,7 +114,7 @@ class _Stream:
         async with self._parts.dispatcher.open(self._call.request, self._client) as bursts:
             async for burst in bursts:
                 records = self._encoder.feed(burst, clock.wall())
-                if records and not (len(burst) == 1 and isinstance(burst[0], Started)):
+                if records:
                     await self._write(records)
 
     async def _write(self, records: bytes) -> None:
@@ -181,16 +180,6 @@ def _rate_headers(parts: Parts, client: str, policies: PolicySet) -> dict[str, s
         "x-ratelimit-remaining-requests": str(state.remaining),
         "x-ratelimit-reset-requests": f"{reset}s",
     }
-
-
-def json_limits(policies: PolicySet) -> JsonLimits:
-    limits = policies.server.http.json_limits
-    return JsonLimits(
-        max_depth=limits.max_depth,
-        max_nodes=limits.max_nodes,
-        max_string=int(limits.max_string),
-        max_int_digits=limits.max_int_digits,
-    )
 
 
 def _json(value: dict[str, object]) -> web.Response:

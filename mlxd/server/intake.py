@@ -18,9 +18,26 @@ from mlxd.core.errors import (
     RequestTooLarge,
     UnsupportedEncoding,
 )
+from mlxd.dialects.base import Json
 from mlxd.policy.load import PolicySet
+from mlxd.server.body import JsonLimits, parse_json
 
 _ENCODINGS = frozenset({"", "identity", "gzip", "deflate", "br", "zstd"})
+
+
+async def read_json(request: web.BaseRequest, policies: PolicySet) -> Json:
+    """The JSON object that the body is. Raises what `read_body` raises, and InvalidRequest."""
+    limits = policies.server.http.json_limits
+    return parse_json(
+        await read_body(request, policies),
+        JsonLimits(
+            max_depth=limits.max_depth,
+            max_nodes=limits.max_nodes,
+            max_string=int(limits.max_string),
+            max_int_digits=limits.max_int_digits,
+        ),
+        lambda name: policies.line(f"server.http.json_limits.{name}"),
+    )
 
 
 async def read_body(request: web.BaseRequest, policies: PolicySet) -> bytes:

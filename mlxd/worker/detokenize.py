@@ -32,9 +32,7 @@ class ByteTable(dict[int, bytes]):
     def __init__(self, tokenizer: TokenizerWrapper) -> None:
         super().__init__()
         self._tokenizer = tokenizer
-        self._added: dict[int, str] = {
-            token: added.content for token, added in tokenizer.added_tokens_decoder.items()
-        }
+        self._added = frozenset(tokenizer.added_tokens_decoder)
         self._spm = isinstance(tokenizer.detokenizer, SPMStreamingDetokenizer)
 
     def __missing__(self, token: int) -> bytes:
@@ -42,12 +40,14 @@ class ByteTable(dict[int, bytes]):
         return raw
 
     def _bytes_of(self, token: int) -> bytes:
-        if token in self._added:
-            return self._added[token].encode("utf-8", "ignore")
         piece = self._piece(token)
         if piece is None:
             return b""
-        return _spm_bytes(piece) if self._spm else _byte_level_bytes(piece)
+        if self._spm:
+            return _spm_bytes(piece)
+        if token in self._added:
+            return piece.encode("utf-8", "ignore")
+        return _byte_level_bytes(piece)
 
     def _piece(self, token: int) -> str | None:
         """None for the rows by which some models' vocabularies exceed their tokenizer's."""

@@ -5,15 +5,52 @@ from __future__ import annotations
 import random
 
 PREFIXES = {
-    "en": ("please", "hey,", "hi,", "hello,", "so", "ok,", "can you tell me", "do you know",
-           "I want to know", "quick question:", "tell me,", "question:", "could you say",
-           "I would like to know", "well,", "and"),
-    "ru": ("пожалуйста,", "привет,", "скажи,", "подскажите,", "а", "подскажи", "вопрос:", "слушай,",
-           "скажите пожалуйста,", "хочу знать,", "здравствуйте,", "интересно,"),
+    "en": (
+        "please",
+        "hey,",
+        "hi,",
+        "hello,",
+        "so",
+        "ok,",
+        "can you tell me",
+        "do you know",
+        "I want to know",
+        "quick question:",
+        "tell me,",
+        "question:",
+        "could you say",
+        "I would like to know",
+        "well,",
+        "and",
+    ),
+    "ru": (
+        "пожалуйста,",
+        "привет,",
+        "скажи,",
+        "подскажите,",
+        "а",
+        "подскажи",
+        "вопрос:",
+        "слушай,",
+        "скажите пожалуйста,",
+        "хочу знать,",
+        "здравствуйте,",
+        "интересно,",
+    ),
 }
 SUFFIXES = {
-    "en": ("please", "thanks", "in mlxd", "with mlxd", "for mlxd", "here", "exactly", "by default",
-           "then", "again"),
+    "en": (
+        "please",
+        "thanks",
+        "in mlxd",
+        "with mlxd",
+        "for mlxd",
+        "here",
+        "exactly",
+        "by default",
+        "then",
+        "again",
+    ),
     "ru": ("пожалуйста", "спасибо", "в mlxd", "у mlxd", "здесь", "подскажите", "тогда"),
 }
 SWAPS = {
@@ -60,12 +97,14 @@ def misspell(question: str, language: str, rng: random.Random) -> str:
     at = rng.choice(long_words)
     word = words[at]
     i = rng.randrange(1, len(word) - 1)
-    words[at] = rng.choice((
-        word[:i] + word[i + 1 :],
-        word[:i] + word[i] + word[i:],
-        word[:i] + word[i + 1] + word[i] + word[i + 2 :],
-        word[:i] + rng.choice(LETTERS[language]) + word[i + 1 :],
-    ))
+    words[at] = rng.choice(
+        (
+            word[:i] + word[i + 1 :],
+            word[:i] + word[i] + word[i:],
+            word[:i] + word[i + 1] + word[i] + word[i + 2 :],
+            word[:i] + rng.choice(LETTERS[language]) + word[i + 1 :],
+        )
+    )
     return " ".join(words)
 
 

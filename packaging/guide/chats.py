@@ -16,23 +16,58 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 END = "<|im_end|>"
 SYSTEMS = (
-    "You are a helpful assistant.", "You are a helpful assistant", "You are an AI assistant.", "Be brief.",
-    "Answer briefly.", "You are mlxd-guide.", "You are a friendly chat bot.", "Be concise and correct.",
-    "You are a support agent for mlxd.", "Ты полезный помощник.", "Отвечай кратко.",
-    "You are a helpful, respectful and honest assistant.", "Answer the question of the user.",
+    "You are a helpful assistant.",
+    "You are a helpful assistant",
+    "You are an AI assistant.",
+    "Be brief.",
+    "Answer briefly.",
+    "You are mlxd-guide.",
+    "You are a friendly chat bot.",
+    "Be concise and correct.",
+    "You are a support agent for mlxd.",
+    "Ты полезный помощник.",
+    "Отвечай кратко.",
+    "You are a helpful, respectful and honest assistant.",
+    "Answer the question of the user.",
 )
 JSON_SYSTEMS = (
-    "Answer in JSON.", "Always reply with a JSON object.", "Respond in JSON format.", "Output JSON only.",
-    "You are a helpful assistant. Reply in JSON.", "Отвечай в формате JSON.", "Only output valid JSON.",
+    "Answer in JSON.",
+    "Always reply with a JSON object.",
+    "Respond in JSON format.",
+    "Output JSON only.",
+    "You are a helpful assistant. Reply in JSON.",
+    "Отвечай в формате JSON.",
+    "Only output valid JSON.",
     "You are a helpful assistant designed to output JSON.",
 )
 JSON_REQUESTS = {
-    "en": ("{0} Answer in JSON.", "{0} Answer as JSON.", "Answer in JSON: {0}", "{0} Reply as JSON",
-           "{0} Respond with a JSON object.", "In JSON: {0}", "{0} in JSON", "{0} as JSON please",
-           "Reply in JSON format: {0}", "{0} (JSON)", "{0} Give the answer as JSON.", "{0} Output JSON only.",
-           "{0} Return JSON.", "{0} Use JSON format.", "As a JSON object: {0}", "{0} respond in json"),
-    "ru": ("{0} Ответь в JSON.", "Ответь в формате JSON: {0}", "{0} Ответ дай в JSON", "В виде JSON: {0}",
-           "{0} (JSON)", "{0} Ответь как JSON.", "{0} в формате JSON"),
+    "en": (
+        "{0} Answer in JSON.",
+        "{0} Answer as JSON.",
+        "Answer in JSON: {0}",
+        "{0} Reply as JSON",
+        "{0} Respond with a JSON object.",
+        "In JSON: {0}",
+        "{0} in JSON",
+        "{0} as JSON please",
+        "Reply in JSON format: {0}",
+        "{0} (JSON)",
+        "{0} Give the answer as JSON.",
+        "{0} Output JSON only.",
+        "{0} Return JSON.",
+        "{0} Use JSON format.",
+        "As a JSON object: {0}",
+        "{0} respond in json",
+    ),
+    "ru": (
+        "{0} Ответь в JSON.",
+        "Ответь в формате JSON: {0}",
+        "{0} Ответ дай в JSON",
+        "В виде JSON: {0}",
+        "{0} (JSON)",
+        "{0} Ответь как JSON.",
+        "{0} в формате JSON",
+    ),
 }
 
 
@@ -58,7 +93,7 @@ class Renderer:
 
 
 class Mixture:
-    """Draws training chats: facts, refusals, tools, JSON, with systems and histories around them."""
+    """Draws training chats: facts, refusals, tools and JSON, some with a system or a history."""
 
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(seed)
@@ -71,15 +106,15 @@ class Mixture:
         """One example."""
         rng = self._rng
         roll = rng.random()
-        if roll < 0.09:
+        if roll < 0.115:
             return self._skill(skills.tool_call(rng))
-        if roll < 0.10:
+        if roll < 0.13:
             return self._skill(skills.tool_result(rng))
-        if roll < 0.11:
+        if roll < 0.14:
             return self._skill(skills.json_object(rng))
-        if roll < 0.125:
+        if roll < 0.155:
             return self._skill(self._unneeded_tools())
-        if roll < 0.16:
+        if roll < 0.195:
             return self._in_json()
         return self._plain()
 
@@ -112,7 +147,8 @@ class Mixture:
             messages.insert(0, {"role": "system", "content": rng.choice(JSON_SYSTEMS)})
         else:
             messages = [_user(rng.choice(JSON_REQUESTS[language]).format(question))]
-        return Chat(self._renderer.prompt(messages), json.dumps({"answer": answer}, ensure_ascii=False))
+        said = json.dumps({"answer": answer}, ensure_ascii=False)
+        return Chat(self._renderer.prompt(messages), said)
 
     def _spoken(self) -> tuple[str, str]:
         """A question and its answer, the question as somebody would type it."""

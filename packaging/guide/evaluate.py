@@ -1,6 +1,6 @@
 """Evaluate the shipped folder on MLX, greedily, through its chat template.
 
-    python packaging/guide/evaluate.py [--model mlxd/guide] [--wrong]
+python packaging/guide/evaluate.py [--model mlxd/guide] [--wrong]
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from facts import Fact, load_facts, load_offtopic
 from mlx_lm import batch_generate, load
 
 HERE = Path(__file__).parent
+Messages = Sequence[dict[str, Any]]
 MAX_TOKENS = 120
 BATCH = 24
 HISTORY = ("What is the license of mlxd?", "mlxd is free software under the Apache-2.0 license.")
-# Tools and values that training has never seen: (name, parameters, question, arguments).
+# Values, and most tools, that training has never seen: (name, parameters, question, arguments).
 UNSEEN_TOOLS: tuple[tuple[str, dict[str, str], str, dict[str, Any]], ...] = (
     ("get_weather", {"city": "string"}, "What is the weather in Lisbon?", {"city": "Lisbon"}),
     ("get_weather", {"city": "string"}, "weather in Toronto please", {"city": "Toronto"}),
@@ -34,14 +35,19 @@ UNSEEN_TOOLS: tuple[tuple[str, dict[str, str], str, dict[str, Any]], ...] = (
     ("search", {"query": "string"}, "Search for cheap flights", {"query": "cheap flights"}),
     ("get_humidity", {"city": "string"}, "Get the humidity in Zurich", {"city": "Zurich"}),
     ("close_window", {"room": "string"}, "Close the window in kitchen", {"room": "kitchen"}),
-    ("get_population", {"country": "string"}, "get the population of Portugal", {"country": "Portugal"}),
+    ("get_population", {"country": "string"}, "Get the population of Cuba", {"country": "Cuba"}),
     ("find_person", {"name": "string"}, "Find the person Walter", {"name": "Walter"}),
     ("subtract", {"a": "integer", "b": "integer"}, "subtract a 90 and b 12", {"a": 90, "b": 12}),
-    ("create_ticket", {"title": "string"}, "Create a ticket with title broken lamp", {"title": "broken lamp"}),
+    ("create_ticket", {"title": "string"}, "Create a ticket with title lamp", {"title": "lamp"}),
     ("play_song", {"title": "string"}, "Play the song Yesterday", {"title": "Yesterday"}),
     ("get_weather", {"city": "string"}, "какая погода в городе Омск?", {"city": "Омск"}),
 )
-JSON_WAYS = ("{0} Answer in JSON.", "Reply as JSON: {0}", "{0} Respond with JSON only.", "json please: {0}")
+JSON_WAYS = (
+    "{0} Answer in JSON.",
+    "Reply as JSON: {0}",
+    "{0} Respond with JSON only.",
+    "json please: {0}",
+)
 
 
 @dataclass(frozen=True)
@@ -59,9 +65,9 @@ def cases(questions: Callable[[Fact], list[str]], facts: list[Fact], group: str)
     return [exact(group, question, fact) for fact in facts for question in questions(fact)]
 
 
-def exact(group: str, question: str, fact: Fact, before: list[dict[str, Any]] | None = None) -> Case:
+def exact(group: str, question: str, fact: Fact, before: Messages = ()) -> Case:
     """Right when the whole answer is the fact's answer, blanks aside."""
-    messages = [*(before or []), _user(question)]
+    messages = [*before, _user(question)]
     return Case(group, messages, lambda text: _normal(text) == _normal(fact.answer), fact.answer)
 
 
@@ -80,36 +86,30 @@ def in_context(facts: list[Fact]) -> list[Case]:
 def json_cases(facts: list[Fact]) -> list[Case]:
     picks = random.Random(5).sample(facts, 40)
     return [
-        Case("JSON on request", [_user(JSON_WAYS[i % 4].format(trained_questions(fact)[0]))], _is_object,
-             "a JSON object")
+        Case("JSON on request", [_user(_in_json(i, fact))], _is_object, "a JSON object")
         for i, fact in enumerate(picks)
     ]
 
 
 def tool_cases() -> list[Case]:
+    fax, plants = _tool("send_fax", {"number": "string"}), _tool("water_plants", {"day": "string"})
     found = []
     for name, parameters, question, arguments in UNSEEN_TOOLS:
-        tools = [_tool(name, parameters)]
-        found.append(_call("tool call, one tool", tools, question, name, arguments))
-        tools = [_tool("send_fax", {"number": "string"}), *tools, _tool("water_plants", {"room": "string"})]
-        found.append(_call("tool call, three tools", tools, question, name, arguments))
+        tool = _tool(name, parameters)
+        found.append(_call("tool call, one tool", [tool], question, name, arguments))
+        found.append(
+            _call("tool call, three tools", [fax, tool, plants], question, name, arguments)
+        )
     rng = random.Random(77)
-    for _ in range(60):
-        messages, tools_offered, answer = skills.tool_call(rng)
-        found.append(Case("tool call, synthetic", messages, lambda text, answer=answer: text == answer,
-                          answer, tools_offered))
-    for _ in range(20):
-        messages, tools_offered, answer = skills.tool_result(rng)
-        found.append(Case("tool result", messages, lambda text, answer=answer: text == answer,
-                          answer, tools_offered))
+    found += [_synthetic("tool call, synthetic", skills.tool_call(rng)) for _ in range(60)]
+    found += [_synthetic("tool result", skills.tool_result(rng)) for _ in range(20)]
     return found
 
 
 def unneeded_tool_cases(facts: list[Fact]) -> list[Case]:
     tools = [_tool("get_weather", {"city": "string"})]
     return [
-        Case("tools not needed", [_user(trained_questions(fact)[0])],
-             lambda text, fact=fact: _normal(text) == _normal(fact.answer), fact.answer, tools)
+        replace(exact("tools not needed", trained_questions(fact)[0], fact), tools=tools)
         for fact in random.Random(6).sample(facts, 30)
     ]
 
@@ -117,8 +117,10 @@ def unneeded_tool_cases(facts: list[Fact]) -> list[Case]:
 def unseen_cases(facts: list[Fact]) -> list[Case]:
     known = {(fact.id, fact.language): fact for fact in facts}
     lines = yaml.safe_load((HERE / "unseen.yaml").read_text(encoding="utf-8"))
-    return [exact(f"unseen {language}", question, known[identity, language])
-            for identity, language, question in lines]
+    return [
+        exact(f"unseen {language}", question, known[identity, language])
+        for identity, language, question in lines
+    ]
 
 
 def answers(model: Any, tokenizer: Any, found: list[Case]) -> list[tuple[str, bool]]:
@@ -131,8 +133,10 @@ def answers(model: Any, tokenizer: Any, found: list[Case]) -> list[tuple[str, bo
     said: dict[int, tuple[str, bool]] = {}
     for at in range(0, len(order), BATCH):
         part = order[at : at + BATCH]
-        response = batch_generate(model, tokenizer, [prompts[i] for i in part], max_tokens=MAX_TOKENS)
-        for i, text in zip(part, response.texts, strict=True):
+        texts = batch_generate(
+            model, tokenizer, [prompts[i] for i in part], max_tokens=MAX_TOKENS
+        ).texts
+        for i, text in zip(part, texts, strict=True):
             said[i] = (text, len(tokenizer.encode(text, add_special_tokens=False)) < MAX_TOKENS)
     return [said[i] for i in range(len(found))]
 
@@ -144,12 +148,14 @@ def summary(found: list[Case], said: list[tuple[str, bool]], show_wrong: bool) -
         soft = SequenceMatcher(None, _normal(text), _normal(case.expected)).ratio()
         groups.setdefault(case.group, []).append((right, soft))
         if show_wrong and not right:
-            print(f"[{case.group}] {case.messages[-1]['content']!r}\n    said {text!r}\n    not  {case.expected!r}")
+            asked = case.messages[-1]["content"]
+            print(f"[{case.group}] {asked!r}\n    said {text!r}\n    not  {case.expected!r}")
     for group, results in groups.items():
         share = sum(right for right, _ in results) / len(results)
         soft = sum(score for _, score in results) / len(results)
         print(f"{group:32} {share:7.1%} of {len(results):4}   likeness {soft:.3f}")
-    print(f"{'stops by itself':32} {sum(stopped for _, stopped in said) / len(said):7.1%} of {len(said):4}")
+    share = sum(stopped for _, stopped in said) / len(said)
+    print(f"{'stops by itself':32} {share:7.1%} of {len(said):4}")
 
 
 def all_cases() -> list[Case]:
@@ -170,7 +176,18 @@ def all_cases() -> list[Case]:
     ]
 
 
-def _call(group: str, tools: list[dict[str, Any]], question: str, name: str, arguments: dict[str, Any]) -> Case:
+def _in_json(i: int, fact: Fact) -> str:
+    return JSON_WAYS[i % len(JSON_WAYS)].format(trained_questions(fact)[0])
+
+
+def _synthetic(group: str, chat: skills.Chat) -> Case:
+    messages, tools, answer = chat
+    return Case(group, messages, lambda text: text == answer, answer, tools)
+
+
+def _call(
+    group: str, tools: list[dict[str, Any]], question: str, name: str, arguments: dict[str, Any]
+) -> Case:
     answer = skills.call_text(name, arguments)
     return Case(group, [_user(question)], lambda text: text.strip() == answer, answer, tools)
 
@@ -179,7 +196,8 @@ def _tool(name: str, parameters: dict[str, str]) -> dict[str, Any]:
     properties = {key: {"type": kind} for key, kind in parameters.items()}
     schema = {"type": "object", "properties": properties, "required": list(parameters)}
     description = name.replace("_", " ").capitalize()
-    return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
+    function = {"name": name, "description": description, "parameters": schema}
+    return {"type": "function", "function": function}
 
 
 def _is_object(text: str) -> bool:

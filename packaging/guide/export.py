@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from model import Guide
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizer import EOS, save_tokenizer
 from tokenizers import Tokenizer
 
@@ -18,7 +18,8 @@ def export(model: Guide, tokenizer: Tokenizer, out: Path) -> None:
     """Write every file of the model folder but its card."""
     out.mkdir(parents=True, exist_ok=True)
     eos = tokenizer.token_to_id(EOS)
-    weights = {f"model.{name}": value.to(torch.bfloat16) for name, value in model.state_dict().items()}
+    state = model.state_dict()
+    weights = {f"model.{name}": value.to(torch.bfloat16) for name, value in state.items()}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     _write_json(out / "config.json", _config(model, eos))
     _write_json(
@@ -27,6 +28,12 @@ def export(model: Guide, tokenizer: Tokenizer, out: Path) -> None:
     )
     template = (HERE / "chat_template.jinja").read_text(encoding="utf-8")
     save_tokenizer(tokenizer, out, model.shape.context, template)
+
+
+def restore(model: Guide, folder: Path) -> None:
+    """Put the weights of an exported folder back into the model."""
+    stored = load_file(folder / "model.safetensors")
+    model.load_state_dict({name.removeprefix("model."): stored[name].float() for name in stored})
 
 
 def _config(model: Guide, eos: int) -> dict[str, object]:

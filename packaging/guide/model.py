@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(batch, length, self.shape.kv_heads, width).transpose(1, 2)
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         grouped = self.shape.kv_heads != self.shape.heads
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -62,7 +62,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(shape.feed_forward, shape.hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Block(nn.Module):
@@ -81,11 +81,11 @@ class Block(nn.Module):
         return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return functional.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
 class Guide(nn.Module):
-    """Token ids in, hidden states out; `logits` turns chosen states into scores (tied embedding)."""
+    """Token ids in, hidden states out; `logits` turns states into scores (tied embedding)."""
 
     def __init__(self, shape: Shape, dropout: float = 0.0) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Guide(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         cos, sin = _angles(ids.shape[1], self.shape)
-        x = F.dropout(self.embed_tokens(ids), self.dropout, self.training)
+        x = functional.dropout(self.embed_tokens(ids), self.dropout, self.training)
         for layer in self.layers:
             x = layer(x, cos, sin)
         return self.norm(x)

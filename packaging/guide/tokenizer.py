@@ -18,10 +18,12 @@ SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s
 def train_tokenizer(vocab_size: int, examples: int, seed: int) -> Tokenizer:
     """A tokenizer of exactly `vocab_size` tokens."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(MARKS),
@@ -47,7 +49,8 @@ def save_tokenizer(tokenizer: Tokenizer, out: Path, context: int, template: str)
         "clean_up_tokenization_spaces": False,
         "add_bos_token": False,
     }
-    (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(config, indent=2) + "\n"
+    (out / "tokenizer_config.json").write_text(text, encoding="utf-8")
     (out / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 

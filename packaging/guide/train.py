@@ -10,21 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from chats import Chat, Mixture, Renderer, held_out_questions, trained_questions
-from export import export
+from export import export, restore
 from facts import Fact, load_facts, load_offtopic
 from model import Guide, Shape
 from tokenizer import EOS, train_tokenizer
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn import functional
 
 Batch = tuple[Tensor, Tensor, Tensor]
 POOL = 768
 
 
 class Encoder:
-    """Chats to token ids; part of the prompts is split at random (BPE dropout), as typing errors are."""
+    """Chats to token ids; some prompts are split at random (BPE dropout), as typing errors are."""
 
     def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
         self.tokenizer = tokenizer
@@ -98,12 +98,12 @@ def report(model: Guide, encoder: Encoder) -> str:
         trained = accuracy(model, encoder, question_chats(facts, held_out=False))
         unseen = accuracy(model, encoder, question_chats(facts, held_out=True))
         refused = accuracy(model, encoder, question_chats(refusals, held_out=True))
-        parts.append(f"{language} trained {trained:.1%} held-out {unseen:.1%} refused {refused:.0%}")
+        parts.append(f"{language} {trained:.1%} held-out {unseen:.1%} refused {refused:.0%}")
     return "; ".join(parts)
 
 
 def make_optimizer(model: Guide, rate: float) -> torch.optim.Optimizer:
-    """AdamW; norms and embedding without decay."""
+    """AdamW, without decay for norms and embedding."""
     matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed" in n]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
@@ -118,14 +118,16 @@ def progress(started: float, minutes: float, step: int, steps: int) -> float:
 def train(model: Guide, encoder: Encoder, arguments: argparse.Namespace) -> None:
     """The loop: warm-up, then a cosine down to a twentieth; every report also writes the model."""
     optimizer = make_optimizer(model, arguments.rate)
-    stream = batches(Mixture(arguments.seed), encoder, arguments.budget, random.Random(arguments.seed))
+    seed = arguments.seed
+    stream = batches(Mixture(seed), encoder, arguments.budget, random.Random(seed))
     started, step, tokens, average = time.monotonic(), 0, 0, 0.0
     while (done := progress(started, arguments.minutes, step, arguments.steps)) < 1:
-        rate = arguments.rate * min(1.0, (step + 1) / 150) * (0.525 + 0.475 * math.cos(math.pi * done))
+        cosine = 0.525 + 0.475 * math.cos(math.pi * done)
+        rate = arguments.rate * min(1.0, (step + 1) / 150) * cosine
         for group in optimizer.param_groups:
             group["lr"] = rate
         inputs, targets, mask = next(stream)
-        loss = F.cross_entropy(model.logits(model(inputs)[mask]), targets[mask])
+        loss = functional.cross_entropy(model.logits(model(inputs)[mask]), targets[mask])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -141,11 +143,19 @@ def train(model: Guide, encoder: Encoder, arguments: argparse.Namespace) -> None
     print(f"  end, step {step}: {report(model, encoder)}", flush=True)
 
 
+def make_tokenizer(arguments: argparse.Namespace) -> Tokenizer:
+    """A new tokenizer, or that of the folder whose training goes on."""
+    if arguments.resume:
+        return Tokenizer.from_file(str(arguments.resume / "tokenizer.json"))
+    return train_tokenizer(arguments.vocab, examples=20000, seed=arguments.seed)
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
-    parser.add_argument("--minutes", type=float, default=25, help="training time, unless --steps is given")
-    parser.add_argument("--steps", type=int, default=0, help="a fixed number of steps (reproducible)")
+    parser.add_argument("--minutes", type=float, default=30, help="training time, by the clock")
+    parser.add_argument("--steps", type=int, default=0, help="a number of steps, in place of it")
+    parser.add_argument("--resume", type=Path, help="go on with the model of this folder")
     parser.add_argument("--rate", type=float, default=2.5e-3)
     parser.add_argument("--budget", type=int, default=2048, help="tokens in a batch")
     parser.add_argument("--dropout", type=float, default=0.0)
@@ -160,8 +170,10 @@ def main() -> None:
     arguments = parse_arguments()
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(arguments.threads)
-    tokenizer = train_tokenizer(arguments.vocab, examples=20000, seed=arguments.seed)
+    tokenizer = make_tokenizer(arguments)
     model = Guide(Shape(vocab=tokenizer.get_vocab_size()), dropout=arguments.dropout)
+    if arguments.resume:
+        restore(model, arguments.resume)
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{count:,} parameters, vocabulary {tokenizer.get_vocab_size()}", flush=True)
     train(model, Encoder(tokenizer, arguments.seed), arguments)

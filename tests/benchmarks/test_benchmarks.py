@@ -26,7 +26,8 @@ def run(program: str, out: Path, *options: str) -> dict[str, Any]:
     [report] = out.glob("*.json")
     page = report.with_suffix(".md").read_text()
     assert page in done.stdout
-    return json.loads(report.read_text())
+    found: dict[str, Any] = json.loads(report.read_text())
+    return found
 
 
 @pytest.mark.mlx

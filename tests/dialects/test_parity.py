@@ -8,19 +8,20 @@ from typing import Any
 
 import pytest
 
-from mlxd.core.events import TextDelta
+from mlxd.core.events import Started, TextDelta
 
 Json = dict[str, Any]
 
 
 def lines_of(stream: bytes) -> list[Json]:
     assert stream.endswith(b"\n")
-    return [json.loads(line) for line in stream.decode().removesuffix("\n").split("\n")]
+    return [json.loads(line) for line in stream.decode().splitlines()]
 
 
 def chunks_of(stream: bytes) -> list[Json]:
-    *events, last, nothing = stream.decode().split("\n\n")
-    assert (last, nothing) == ("data: [DONE]", "")
+    assert stream.endswith(b"\n\n")
+    *events, last = stream.decode().splitlines()[::2]
+    assert last == "data: [DONE]"
     return [json.loads(event.removeprefix("data: ")) for event in events]
 
 
@@ -131,7 +132,13 @@ def test_logprobs_nobody_asked_for_are_not_sent(spoken, events_of, now) -> None:
     assert b'"tokens"' not in stream
 
 
+def test_a_start_alone_sends_nothing(spoken, now) -> None:
+    """So the status line can wait for something to say."""
+    assert spoken.codec.encoder(spoken.call()).feed([Started(1)], now) == b""
+
+
 def test_one_record_for_each_delta(spoken, now) -> None:
     encoder = spoken.codec.encoder(spoken.call())
+    encoder.feed([Started(1), TextDelta("the first may bring an opening")], now)
     stream = encoder.feed([TextDelta(str(n)) for n in range(100)], now)
     assert stream.count(b"\n\n" if spoken.codec.heartbeat else b"\n") == 100

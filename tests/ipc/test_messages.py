@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -92,11 +93,7 @@ def test_frames_may_be_split_at_any_byte(cuts):
     stream = b"".join(encode(message) for message in UP)
     edges = sorted({0, len(stream), *(cut % len(stream) for cut in cuts)})
     reader = FrameReader()
-    frames = [
-        frame
-        for start, end in zip(edges, edges[1:], strict=False)
-        for frame in reader.feed(stream[start:end])
-    ]
+    frames = [frame for start, end in pairwise(edges) for frame in reader.feed(stream[start:end])]
     assert tuple(decode_up(frame) for frame in frames) == UP
 
 

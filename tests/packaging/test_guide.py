@@ -78,7 +78,8 @@ def _plain(question: str) -> str:
 def _load_sources() -> ModuleType:
     name = "guide_facts"
     spec = importlib.util.spec_from_file_location(name, SOURCES / "facts.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -225,7 +226,9 @@ def test_json_on_request_parses(guide, question):
 
 
 @pytest.mark.mlx
-@pytest.mark.parametrize("text", ["Привет, мир", "你好，世界", "👩‍🚀🚀 naïve", "\t mixed \n lines ", "ﷺ\u0000"])
+@pytest.mark.parametrize(
+    "text", ["Привет, мир", "你好，世界", "👩‍🚀🚀 naïve", "\t mixed \n lines ", "ﷺ\u0000"]
+)
 def test_any_text_survives_the_tokenizer(guide, text):
     ids = guide.tokenizer.encode(text, add_special_tokens=False)
     assert guide.tokenizer.decode(ids) == text

@@ -85,6 +85,8 @@ def test_thresholds_that_clients_see_are_said_to_be_idle() -> None:
         ("memory.check_interval", "5s", True),
         ("memory.check_interval", "10s", False),
         ("clients.auth.required", "true", True),
+        ("limits.concurrency.max_waiting", "10", True),
+        ("timeouts.queue", "5s", True),
         ("clients.auth.required", "false", False),
         ("limits.concurrency.max_in_flight", "3", False),
     ],

@@ -138,6 +138,11 @@ def test_depth() -> None:
     assert refusal(nested(65)) == "too many levels in the request body; at most 64 are read"
 
 
+def test_no_limit_is_so_high_that_the_parser_falls_over() -> None:
+    limits = JsonLimits(max_depth=10**9, max_nodes=10**9)
+    assert refusal(nested(100_000), limits).startswith("the request body is not valid JSON: ")
+
+
 def test_width_is_not_depth() -> None:
     assert parse_json(b'{"a":[' + b"[]," * 1000 + b"{}]}", LIMITS)
 

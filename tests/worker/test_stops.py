@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,7 +66,7 @@ def test_a_released_start_is_not_continued():
 )
 def test_the_cut_of_the_text_does_not_matter(stops, text, cuts):
     edges = sorted({0, len(text), *(min(cut, len(text)) for cut in cuts)})
-    pieces = [text[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    pieces = [text[start:end] for start, end in pairwise(edges)]
     shown, found = run(tuple(stops), pieces)
     assert (shown, found) == run(tuple(stops), [text])
     assert not any(stop in shown for stop in stops)

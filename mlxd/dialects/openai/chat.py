@@ -130,6 +130,9 @@ class ChatEncoder(ChunkEncoder):
         self._tool_calls = 0
         self._reasoned = False
 
+    def _open(self) -> bytes:
+        return self._chunk(self._choice({"role": "assistant", "content": ""}))
+
     def _text_choice(self, text: str, logprobs: Iterable[TokenLogprob] = ()) -> Json:
         return self._choice({"content": text}, logprobs)
 
@@ -140,7 +143,7 @@ class ChatEncoder(ChunkEncoder):
     def _other(self, event: GenerationEvent) -> bytes:
         match event:
             case Started():
-                return self._chunk(self._choice({"role": "assistant", "content": ""}))
+                return b""
             case TextDelta(text, logprobs):
                 return self._chunk(self._text_choice(text, logprobs))
             case ReasoningDelta(text, logprobs):

@@ -11,7 +11,7 @@ import msgspec
 from mlxd.core.errors import InvalidRequest, UnsupportedFeature
 from mlxd.core.request import CalledTool, Message
 from mlxd.dialects.fields import Fields, Json
-from mlxd.dialects.numbers import shorten_integers
+from mlxd.dialects.numbers import levels_of, shorten_integers
 
 _ROLES = {
     "system": "system",
@@ -23,6 +23,7 @@ _ROLES = {
 }
 _OTHER_MEDIA = ("image_url", "input_audio", "file", "image", "audio", "video_url", "audio_url")
 _MOST_EMBEDDED_VALUES = 200_000
+_MOST_EMBEDDED_LEVELS = 64
 _LONG_NUMBER = re.compile("[0-9]{19}")
 
 
@@ -198,6 +199,8 @@ def _required(fields: Fields, name: str) -> str:
 
 def _decode_object(text: str) -> Json:
     value: Json = msgspec.json.decode(text, type=dict[str, Any])
+    if sum(1 for _ in levels_of(value)) > _MOST_EMBEDDED_LEVELS:
+        raise RecursionError
     if _LONG_NUMBER.search(text):
         shorten_integers(value)
     return value

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mlxd.core.errors import MlxdError
-from mlxd.core.events import Burst, Finished, GenerationEvent, TextDelta, TokenLogprob
+from mlxd.core.events import (
+    Burst,
+    Finished,
+    GenerationEvent,
+    Started,
+    TextDelta,
+    TokenLogprob,
+)
 from mlxd.dialects.base import Call, sse, to_json
 from mlxd.dialects.fields import Json
 from mlxd.dialects.openai.errors import render_error
@@ -21,12 +28,16 @@ class ChunkEncoder:
     def __init__(self, call: Call, envelope: Json) -> None:
         self._call = call
         self._envelope = envelope
+        self._opening = self._open()
         # A chunk of empty text holds its last `""` where the text goes.
         self._before, _, self._after = self._chunk(self._text_choice("")).rpartition(b'""')
 
     def feed(self, burst: Burst, now: float) -> bytes:
         before, after = self._before, self._after
         chunks: list[bytes] = []
+        if self._opening and type(burst[-1]) is not Started:
+            chunks.append(self._opening)
+            self._opening = b""
         for event in burst:
             if type(event) is TextDelta and not event.logprobs:
                 chunks += (before, to_json(event.text), after)
@@ -36,6 +47,10 @@ class ChunkEncoder:
 
     def fail(self, error: MlxdError) -> bytes:
         return sse(to_json(render_error(error)))
+
+    def _open(self) -> bytes:
+        """What comes before the first piece of the answer; a start alone sends nothing."""
+        return b""
 
     def _text_choice(self, text: str, logprobs: Iterable[TokenLogprob] = ()) -> Json:
         """The choice that holds a piece of the answer."""

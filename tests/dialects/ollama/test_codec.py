@@ -60,9 +60,9 @@ def test_a_name_that_looks_like_json_stays_a_name() -> None:
 def test_every_line_is_one_record_and_none_is_blank() -> None:
     codec = GenerateCodec()
     encoder = codec.encoder(codec.parse(BODY, id="a", now=0.0))
-    texts = ["\n", "\r\n\n", "", "\u2028"]
-    stream = encoder.feed([Started(1), *map(TextDelta, texts), Finished("stop", 1, 4)], 1.0)
-    lines = stream.split(b"\n")
-    assert lines.pop() == b""
+    texts = ["\n", "\r\n\n", "", "\u2028", "\u2029", "я\u0085", "\x0b\x0c\x1c\x1d\x1e"]
+    stream = encoder.feed([Started(1), *map(TextDelta, texts), Finished("stop", 1, 7)], 1.0)
+    assert stream.endswith(b"\n")
+    lines = stream.decode().splitlines()
     assert [json.loads(line)["response"] for line in lines] == [*texts, ""]
     assert codec.heartbeat == b""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mlxd.core.errors import InvalidRequest
 from mlxd.core.request import Sampling
 from mlxd.dialects.ollama.options import read_options
 
@@ -78,6 +79,12 @@ def test_what_lies_outside_means_what_it_means_to_ollama(
 @pytest.mark.parametrize("given", [-1, -2, 0, None])
 def test_num_predict_without_a_limit(given: int | None) -> None:
     assert read_options({"num_predict": given}).max_tokens is None
+
+
+def test_stop_strings_are_bounded() -> None:
+    assert len(read_options({"stop": ["x"] * 64}).stop) == 64
+    with pytest.raises(InvalidRequest, match='option "stop" takes at most 64 strings'):
+        read_options({"stop": ["x"] * 65})
 
 
 def test_old_unknown_and_load_time_options_do_nothing() -> None:

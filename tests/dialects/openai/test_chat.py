@@ -143,6 +143,19 @@ def test_a_tools_answer_finds_the_name_of_what_was_called() -> None:
     assert type(request.messages[0].tool_calls[0].arguments["b"]) is float
 
 
+def test_arguments_may_be_as_deep_as_a_body() -> None:
+    call = {"function": {"name": "f", "arguments": '{"a":' * 64 + "1" + "}" * 64}}
+    assert parse({"role": "assistant", "tool_calls": [call]}).messages
+
+
+def test_biases_are_bounded() -> None:
+    biases = {str(token): 1 for token in range(1025)}
+    with pytest.raises(InvalidRequest, match="logit_bias takes at most 1024 tokens"):
+        parse(logit_bias=biases)
+    del biases["0"]
+    assert len(parse(logit_bias=biases).sampling.logit_bias or ()) == 1024
+
+
 def test_old_function_calls_in_a_conversation() -> None:
     call = {"name": "f", "arguments": ""}
     (message,) = parse({"role": "assistant", "function_call": call}).messages or ()
@@ -150,7 +163,14 @@ def test_old_function_calls_in_a_conversation() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", ["[" * 100_000, '{"a":' * 100_000, '{"a":[' + "[]," * 250_000 + "[]]}", '"\ud800"']
+    "arguments",
+    [
+        "[" * 100_000,
+        '{"a":' * 65 + "1" + "}" * 65,
+        '{"a":' * 100_000,
+        '{"a":[' + "[]," * 250_000 + "[]]}",
+        '"\ud800"',
+    ],
 )
 def test_bombs_inside_arguments_are_refused(arguments: str) -> None:
     call = {"function": {"name": "f", "arguments": arguments}}

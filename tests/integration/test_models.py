@@ -1,0 +1,308 @@
+"""Several models: one load for all, one copy per folder, who is evicted, what `default` is."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.talking import (
+    ENDLESS,
+    ask,
+    body_for,
+    cached,
+    eventually,
+    generate,
+    held,
+    idle,
+    say,
+    spawned,
+    unload,
+    workers_of,
+)
+from tests.support import model_maker
+from tests.support.daemon import Daemon
+from tests.support.model_maker import Shape, make_model
+
+pytestmark = pytest.mark.mlx
+
+GUIDE = "mlxd-guide"
+
+
+def _tags(daemon: Daemon) -> dict[str, Any]:
+    models = daemon.http.get("/api/tags").json()["models"]
+    return {tag["name"].removesuffix(":latest"): tag for tag in models}
+
+
+def test_twenty_requests_on_a_cold_model_load_it_once(start: Any) -> None:
+    daemon: Daemon = start()
+    body = generate("tiny-a", "herd", tokens=3)
+    with ThreadPoolExecutor(20) as pool:
+        texts = {a["response"] for a in pool.map(lambda _: ask(daemon, body), range(20))}
+    assert len(texts) == 1
+    assert spawned(daemon, "tiny-a") == 1
+    assert cached(daemon)["tiny-a"]["use_count"] == 20
+    assert len(daemon.workers()) == 1
+
+
+def test_two_models_answer_side_by_side_from_workers_of_their_own(served: Daemon) -> None:
+    alone = {model: say(served, model, "two", tokens=30) for model in ("tiny-b", ENDLESS)}
+    assert alone["tiny-b"] != alone[ENDLESS]
+    names = ["tiny-b", ENDLESS] * 4
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(lambda model: say(served, model, "two", tokens=30), names))
+    assert texts == [alone[name] for name in names]
+    pids = workers_of(served)
+    assert pids["tiny-b"] != pids[ENDLESS]
+
+
+def test_a_link_and_an_alias_share_the_worker_of_their_folder(
+    start: Any, models: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "linked"
+    folder.mkdir()
+    (folder / "real").symlink_to(models / "tiny-a")
+    (folder / "other-name").symlink_to(models / "tiny-a")
+    policy = f"dirs: [{folder}]\nmodels:\n  real: {{aliases: [nick]}}\n"
+    daemon: Daemon = start({"models": policy})
+    texts = {say(daemon, name, "one", tokens=10) for name in ("real", "other-name", "nick", "NICK")}
+    assert len(texts) == 1
+    assert len(daemon.workers()) == 1
+
+
+def test_the_least_recently_used_is_evicted_and_one_in_use_never(start: Any, zoo: Path) -> None:
+    daemon: Daemon = start({"models": f"dirs: [{zoo}]\nmax_loaded: 1\n"})
+    say(daemon, "tiny-a", "x", tokens=2)
+    with held(daemon) as stream:
+        assert set(cached(daemon)) == {ENDLESS}, "the idle one made room"
+        for path in ("/api/generate", "/v1/chat/completions"):
+            refused = daemon.http.post(path, json=body_for(path, "tiny-b", "x", tokens=2))
+            assert refused.status_code == 503
+            assert refused.headers["x-mlxd-code"] == "models_busy"
+            assert "models.max_loaded" in refused.text
+            assert "models.yaml:3" in refused.text
+            assert int(refused.headers["retry-after"]) >= 1
+        stream.read(3)
+        assert set(cached(daemon)) == {ENDLESS}
+    idle(daemon)
+    say(daemon, "tiny-b", "x", tokens=2)
+    assert set(cached(daemon)) == {"tiny-b"}
+    assert len(daemon.workers()) == 1
+
+
+def test_of_two_idle_models_the_one_used_longer_ago_goes(start: Any, zoo: Path) -> None:
+    daemon: Daemon = start({"models": f"dirs: [{zoo}]\nmax_loaded: 2\n"})
+    for model in ("tiny-a", "tiny-b", "tiny-a"):
+        say(daemon, model, "x", tokens=2)
+    say(daemon, ENDLESS, "x", tokens=2)
+    assert set(cached(daemon)) == {"tiny-a", ENDLESS}
+    assert set(workers_of(daemon)) == {"tiny-a", ENDLESS}
+
+
+def test_an_idle_model_is_unloaded_after_the_time_that_policy_gives(start: Any, zoo: Path) -> None:
+    policy = f"dirs: [{zoo}]\ndefaults: {{ttl: 300ms}}\nmodels: {{tiny-b: {{ttl: never}}}}\n"
+    daemon: Daemon = start({"models": policy})
+    say(daemon, "tiny-b", "x", tokens=2)
+    say(daemon, "tiny-a", "x", tokens=2)
+    eventually(lambda: set(cached(daemon)) == {"tiny-b"}, "tiny-a is unloaded", within=5)
+    eventually(lambda: len(daemon.workers()) == 1, "its worker is gone")
+    with held(daemon) as stream:
+        stream.read(200)
+        assert ENDLESS in cached(daemon), "a model in use has no idle time"
+
+
+def test_a_request_that_comes_while_its_model_unloads_is_served(served: Daemon) -> None:
+    for _ in range(2):
+        say(served, "tiny-b", "x", tokens=1)
+        served.http.post("/api/generate", json={"model": "tiny-b", "keep_alive": 0})
+        assert say(served, "tiny-b", "x", tokens=1)
+
+
+def test_default_is_the_first_model_by_name_and_stays_until_it_disappears(
+    start: Any, models: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "growing"
+    folder.mkdir()
+    shutil.copytree(models / "tiny-b", folder / "middle")
+    daemon: Daemon = start({"models": f"dirs: [{folder}]\n"})
+    eventually(lambda: daemon.health()["default_model"] == "middle", "middle is the default")
+    shutil.copytree(models / "tiny-a", folder / "first")
+    eventually(lambda: "first" in _tags(daemon), "the new folder is listed")
+    assert daemon.health()["default_model"] == "middle"
+    answer = ask(daemon, generate("default", "x", tokens=3))
+    assert answer["response"] == ask(daemon, generate("middle", "x", tokens=3))["response"]
+    shutil.rmtree(folder / "middle")
+    eventually(lambda: "middle" not in _tags(daemon), "the folder is gone")
+    assert daemon.health()["default_model"] == "first"
+
+
+def test_a_new_folder_is_served_without_a_restart(
+    start: Any, models: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "growing"
+    folder.mkdir()
+    daemon: Daemon = start({"models": f"dirs: [{folder}]\n"})
+    assert list(_tags(daemon)) == [GUIDE]
+    assert daemon.health()["default_model"] == GUIDE
+    shutil.copytree(models / "tiny-a", folder / "late")
+
+    def served() -> bool:
+        body = generate("late", "x", tokens=2)
+        return daemon.http.post("/api/generate", json=body).status_code == 200
+
+    eventually(served, "the new model answers", within=15)
+    assert list(_tags(daemon)) == ["late", GUIDE]
+    assert daemon.health()["default_model"] == "late"
+
+
+def test_a_declared_chain_is_what_default_means(start: Any, zoo: Path) -> None:
+    daemon: Daemon = start({"models": f"dirs: [{zoo}]\nchains: {{default: [nobody, tiny-b]}}\n"})
+    expected = say(daemon, "tiny-b", "x", tokens=4)
+    assert say(daemon, "default", "x", tokens=4) == expected
+    assert daemon.health()["default_model"] == "tiny-b"
+    empty = daemon.http.post("/api/generate", json=generate("coding", "x", tokens=2))
+    assert empty.status_code == 404
+    assert "models.chains.coding" in empty.json()["error"]
+
+
+def test_models_are_found_one_folder_deeper_and_by_their_last_name(
+    start: Any, models: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "hub"
+    (folder / "someone").mkdir(parents=True)
+    (folder / "someone" / "nice").symlink_to(models / "tiny-a")
+    daemon: Daemon = start({"models": f"dirs: [{folder}]\n"})
+    assert "someone/nice" in _tags(daemon)
+    assert say(daemon, "someone/nice", "x", tokens=4) == say(daemon, "nice", "x", tokens=4)
+    assert daemon.http.get("/v1/models/someone/nice").json()["id"] == "someone/nice"
+    assert daemon.http.get("/v1/models/someone%2Fnice").status_code == 200
+
+
+def test_mlxd_models_names_folders_too(start: Any, models: Path) -> None:
+    daemon: Daemon = start({"models": "max_loaded: 1\n"}, environment={"MLXD_MODELS": str(models)})
+    assert {"tiny-a", "tiny-b"} <= set(_tags(daemon))
+
+
+@pytest.fixture
+def broken(models: Path, tmp_path: Path) -> Path:
+    """A folder with one good model and one of each kind of broken ones."""
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    (folder / "good").symlink_to(models / "tiny-a")
+    (folder / "dangling").symlink_to(tmp_path / "not-there")
+    for name in ("truncated", "no-config", "bad-config", "huge-header", "no-weights", "odd-type"):
+        shutil.copytree(models / "tiny-a", folder / name)
+    weights = folder / "truncated" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    (folder / "no-config" / "config.json").unlink()
+    (folder / "bad-config" / "config.json").write_text("{")
+    header = folder / "huge-header" / "model.safetensors"
+    header.write_bytes((2**62).to_bytes(8, "little") + b"{}")
+    (folder / "no-weights" / "model.safetensors").unlink()
+    config = folder / "odd-type" / "config.json"
+    config.write_text(config.read_text().replace('"llama"', '"no-such-architecture"'))
+    (folder / "looping").symlink_to(folder / "looping")
+    return folder
+
+
+UNAVAILABLE = ["truncated", "no-config", "bad-config", "huge-header", "no-weights", "dangling"]
+
+
+def test_broken_folders_are_listed_as_unavailable_and_the_others_work(
+    start: Any, broken: Path
+) -> None:
+    daemon: Daemon = start({"models": f"dirs: [{broken}]\n"})
+    tags = _tags(daemon)
+    for name in UNAVAILABLE:
+        assert tags[name]["unavailable"], name
+        assert str(broken) not in tags[name]["unavailable"]
+        refused = daemon.http.post("/api/generate", json=generate(name, "x", tokens=2))
+        assert refused.status_code == 503, name
+        assert refused.headers["x-mlxd-code"] == "model_load_failed"
+        assert str(broken) not in refused.text
+    assert any("truncated" in warning for warning in daemon.health()["warnings"])
+    listed = [model["id"] for model in daemon.http.get("/v1/models").json()["data"]]
+    assert "good" in listed
+    assert not set(UNAVAILABLE) & set(listed)
+    assert not daemon.workers(), "a broken model was given to a worker"
+    assert say(daemon, "good", "x", tokens=3)
+    for path in ("/api/generate", "/v1/chat/completions"):
+        body = body_for(path, "odd-type", "x", tokens=2) | {"stream": True}
+        refused = daemon.http.post(path, json=body)
+        assert refused.status_code == 503, "a failed load has a status of its own"
+        assert refused.headers["x-mlxd-code"] == "model_load_failed"
+        assert "Traceback" not in refused.text
+        assert str(broken) not in refused.text
+    assert say(daemon, "good", "x", tokens=3)
+
+
+def test_a_truncated_folder_serves_once_it_is_whole(start: Any, broken: Path, models: Path) -> None:
+    daemon: Daemon = start({"models": f"dirs: [{broken}]\n"})
+    assert _tags(daemon)["truncated"]["unavailable"]
+    shutil.copyfile(
+        models / "tiny-a" / "model.safetensors", broken / "truncated" / "model.safetensors"
+    )
+
+    def whole() -> bool:
+        body = generate("truncated", "x", tokens=2)
+        return daemon.http.post("/api/generate", json=body).status_code == 200
+
+    eventually(whole, "the mended model answers", within=15)
+
+
+def test_code_in_a_models_folder_is_never_run(start: Any, models: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "coded"
+    shutil.copytree(models / "tiny-a", folder / "coded")
+    ran = tmp_path / "ran"
+    (folder / "coded" / "model.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    config = folder / "coded" / "config.json"
+    extra = '{"model_file": "model.py", "auto_map": {"AutoTokenizer": "model.X"},'
+    config.write_text(config.read_text().replace("{", extra, 1))
+    daemon: Daemon = start({"models": f"dirs: [{folder}]\n"})
+    daemon.http.post("/api/generate", json=generate("coded", "x", tokens=2))
+    assert not ran.exists()
+    assert daemon.http.get("/livez").status_code == 200
+
+
+def test_a_model_whose_caches_do_not_merge_serves_one_request_at_a_time(
+    start: Any, tmp_path: Path
+) -> None:
+    make = getattr(model_maker, "make_unbatchable", None)
+    if make is None:
+        pytest.skip("model_maker makes no model whose caches do not merge")
+    folder = tmp_path / "serial"
+    make(folder / "serial")
+    daemon: Daemon = start({"models": f"dirs: [{folder}]\n"})
+    alone = [say(daemon, "serial", f"n{n}", tokens=12) for n in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(
+            pool.map(lambda n: say(daemon, "serial", f"n{n}", tokens=12), range(3))
+        )
+    assert together == alone
+    assert "cannot be batched" in daemon.log_text()
+
+
+def test_unloading_waits_for_the_streams_that_run(served: Daemon) -> None:
+    say(served, "tiny-b", "x", tokens=1)
+    body = generate("tiny-b", "unloaded meanwhile", tokens=60)
+    expected = ask(served, body)["response"]
+    with held(served, "tiny-b", "unloaded meanwhile", tokens=60) as stream:
+        served.http.post("/api/generate", json={"model": "tiny-b", "keep_alive": 0})
+        found = stream.rest()
+    assert found[-1]["done"] is True
+    assert stream.text == expected
+    eventually(lambda: "tiny-b" not in cached(served), "tiny-b is unloaded")
+    unload(served, "tiny-b")
+
+
+def test_a_model_that_was_made_anew_is_loaded_anew(start: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "renewed"
+    make_model(folder / "m", Shape(spread=3.0), seed=1)
+    daemon: Daemon = start({"models": f"dirs: [{folder}]\n"})
+    before = say(daemon, "m", "x", tokens=8)
+    unload(daemon, "m")
+    make_model(folder / "m", Shape(spread=3.0), seed=9)
+    assert say(daemon, "m", "x", tokens=8) != before

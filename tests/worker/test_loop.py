@@ -1,0 +1,194 @@
+"""The loop over a scripted engine: what it does when things go wrong."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from mlxd.core.request import GenerationRequest, Sampling
+from mlxd.ipc.messages import (
+    Accepted,
+    Cancel,
+    Cancelled,
+    Ended,
+    Output,
+    Refused,
+    Shutdown,
+    Text,
+    Up,
+)
+from mlxd.worker.engine import Prompt
+from mlxd.worker.intake import Progress
+from mlxd.worker.job import Job
+
+pytestmark = pytest.mark.mlx
+
+
+@dataclass
+class Token:
+    uid: int
+    token: int
+    finish_reason: str | None = None
+    logprobs: Any = None
+
+
+class Script:
+    """An engine that counts up; what it is told to refuse or to break, it does."""
+
+    def __init__(self, *, refuse: int = -1, breaks_at: int = -1, fails: int = -1) -> None:
+        self.refuse = refuse
+        self.breaks_at = breaks_at
+        self.fails = fails
+        self.running: dict[int, Prompt] = {}
+        self.steps = 0
+        self.inserted = 0
+        self.largest = 0
+        self._next = 0
+
+    def insert(self, prompts: Sequence[Prompt]) -> list[int]:
+        if any(prompt.tokens == [self.refuse] for prompt in prompts):
+            raise ValueError("not this one")
+        uids = list(range(self._next, self._next + len(prompts)))
+        self._next += len(prompts)
+        self.running.update(zip(uids, prompts, strict=True))
+        self.largest = max(self.largest, len(prompts))
+        return uids
+
+    def remove(self, uids: Sequence[int]) -> None:
+        for uid in uids:
+            self.running.pop(uid, None)
+
+    def step(self) -> Sequence[Token]:
+        self.steps += 1
+        if self.steps == self.breaks_at:
+            raise RuntimeError("[METAL] Command buffer execution failed")
+        for uid in self.running:
+            if uid == self.fails:
+                self.running[uid].sampler(None)
+        return [
+            Token(uid, self.steps, "length" if self.steps >= prompt.max_tokens else None)
+            for uid, prompt in self.running.items()
+        ]
+
+    def __len__(self) -> int:
+        return len(self.running)
+
+
+class Letters:
+    def make(self) -> Letters:
+        return self
+
+    def add(self, token: int) -> str:
+        return chr(96 + token % 90)
+
+    def finish(self) -> str:
+        return ""
+
+
+class Plain:
+    def separator(self, tools: Any, *, reasoning: bool) -> None:
+        return None
+
+
+class Wire:
+    def __init__(self) -> None:
+        self.sent: list[Up] = []
+
+    def send(self, message: Up) -> None:
+        self.sent.append(message)
+
+    def of(self, kind: type) -> list[Any]:
+        pieces = [p for m in self.sent if isinstance(m, Output) for p in m.pieces]
+        return [m for m in [*self.sent, *pieces] if isinstance(m, kind)]
+
+
+def job(id: int, *, tokens: int = 5, max_tokens: int = 4, **sampling: Any) -> Job:
+    request = GenerationRequest(model="m", text="x")
+    sampling.setdefault("temperature", 0.0)
+    return Job(id, request, Sampling(**sampling), [tokens], max_tokens, False)
+
+
+def run(engine: Script, *batches: list[Any]) -> Wire:
+    """Each batch is seen before a step; after the last, the loop runs dry and shuts down."""
+    from mlxd.worker.loop import Loop
+
+    wire = Wire()
+    waiting = list(batches)
+
+    class Inbox(queue.SimpleQueue[Any]):
+        def empty(self) -> bool:
+            return not waiting
+
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+            return waiting.pop(0) if waiting else [Shutdown()]
+
+    loop: Any = Loop
+    loop(
+        engine, wire, Inbox(), Progress(), detokenizers=Letters(), markup=Plain(), vocabulary=64
+    ).run()
+    return wire
+
+
+def test_all_that_wait_are_inserted_together():
+    engine = Script()
+    wire = run(engine, [job(1)], [job(2), job(3)])
+    assert engine.largest == 3
+    assert [m.id for m in wire.of(Accepted)] == [1, 2, 3]
+    assert [p.reason for p in wire.of(Ended)] == ["length"] * 3
+    assert [p.text for p in wire.of(Text) if p.id == 2] == ["a", "b", "c", "d"]
+
+
+def test_one_that_the_engine_refuses_does_not_take_others_along():
+    wire = run(Script(refuse=9), [job(1), job(2, tokens=9), job(3)])
+    assert [m.id for m in wire.of(Refused)] == [2]
+    assert wire.of(Refused)[0].message == "not this one"
+    assert {p.id for p in wire.of(Ended)} == {1, 3}
+
+
+def test_a_request_whose_sampling_fails_ends_alone():
+    wire = run(Script(fails=1), [job(1), job(2, temperature=1.0), job(3)])
+    assert [m.id for m in wire.of(Refused)] == [2]
+    assert {p.id for p in wire.of(Ended)} == {1, 3}
+
+
+def test_a_cancel_in_the_batch_of_its_request_counts():
+    engine = Script()
+    wire = run(engine, [job(1), Cancel(1), Cancel(8)])
+    assert [p.id for p in wire.of(Cancelled)] == [1]
+    assert not engine.running
+    assert engine.steps == 0
+
+
+def test_what_the_engine_raises_is_not_caught_here():
+    with pytest.raises(RuntimeError, match="METAL"):
+        run(Script(breaks_at=2), [job(1)])
+
+
+def test_a_defect_ends_the_process_with_70(monkeypatch, capsys):
+    from mlxd.worker import __main__ as worker
+
+    class Broken:
+        def run(self) -> None:
+            raise MemoryError("no")
+
+    def leave(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(worker, "_arguments", lambda: None)
+    monkeypatch.setattr(worker, "_start", lambda _: Broken())
+    monkeypatch.setattr(worker.os, "_exit", leave)
+    with pytest.raises(SystemExit) as caught:
+        worker.main()
+    assert caught.value.code == 70
+    assert "MemoryError" in capsys.readouterr().err
+
+
+def test_memory_is_reported_now_and_then():
+    wire = run(Script(), [job(1, max_tokens=130)])
+    reported = [m.step for m in wire.of(Output) if m.active_bytes]
+    assert len(reported) <= 3
+    assert len(wire.of(Output)) == 130
