@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from mlxd.cli import exits
-from mlxd.cli.client import NoAnswer, get_json
 from mlxd.core import places
 from mlxd.core.instance import AlreadyRunning, Instance
 
@@ -35,6 +34,7 @@ def _serve_claimed(
     if missing := missing_backend():
         return _refuse(missing, exits.FAILED)
     from mlxd.policy.load import Override, PolicyErrors, load
+    from mlxd.server.port import PortTaken, bind
     from mlxd.settings import Settings, SettingsRefused
 
     try:
@@ -43,19 +43,18 @@ def _serve_claimed(
         in_force = load(folder, [Override(*override) for override in settings.overrides()])
     except (SettingsRefused, PolicyErrors) as error:
         return _refuse(str(error), exits.USAGE)
-
-    from mlxd import daemon
-    from mlxd.server.app import PortTaken, bind
-    from mlxd.telemetry import logs
-
     listen = in_force.server.listen
-    logs.configure(in_force.server.log.level, in_force.server.log.format)
     try:
         sock = bind(listen.host, listen.port)
     except PortTaken:
         return _refuse(_taken(listen.host, listen.port), exits.TAKEN)
     except OSError as error:
         return _refuse(f"cannot listen on {listen.host}:{listen.port}: {error}", exits.FAILED)
+
+    from mlxd import daemon
+    from mlxd.telemetry import logs
+
+    logs.configure(in_force.server.log.level, in_force.server.log.format)
     daemon.run(in_force, instance, sock, warnings=settings.warnings())
     return exits.DONE
 
@@ -84,6 +83,8 @@ def _taken(host: str, port: int) -> str:
 
 def _holder(host: str, port: int) -> str:
     """Who listens there, in words: another mlxd says so itself, the system may know the others."""
+    from mlxd.cli.client import NoAnswer, get_json
+
     try:
         health = get_json((host, port), "/health", timeout=_PROBE_TIMEOUT)
     except NoAnswer:

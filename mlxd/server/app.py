@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Mapping
 from functools import partial
@@ -20,10 +19,6 @@ from mlxd.server.parts import Parts
 
 _READING = frozenset({"GET", "HEAD"})
 _ASKING = frozenset({"POST"})
-
-
-class PortTaken(Exception):
-    """Somebody else listens there."""
 
 
 class Routes:
@@ -106,21 +101,3 @@ class Listener:
         await self.stop_accepting()
         if self._runner is not None:
             await self._runner.cleanup()
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet. Raises PortTaken, OSError."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    sock = socket.socket(family, kind, protocol)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind(address)
-        sock.listen(1)
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EADDRINUSE:
-            raise PortTaken(f"{host}:{port}") from error
-        raise
-    return sock

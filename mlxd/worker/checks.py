@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mlxd.core.request import Sampling
@@ -45,7 +44,7 @@ class Checks:
         for name in ("presence_penalty", "frequency_penalty"):
             _check_finite(name, getattr(sampling, name))
         bias = sampling.logit_bias or ()
-        self._check_ids((token for token, _ in bias), "logit_bias")
+        self._check_ids([token for token, _ in bias], "logit_bias")
         for _, value in bias:
             _check_finite("logit_bias", value)
 
@@ -66,12 +65,12 @@ class Checks:
             )
         self._check_ids(tokens, "prompt")
 
-    def _check_ids(self, tokens: Iterable[int], param: str) -> None:
-        for token in tokens:
+    def _check_ids(self, tokens: list[int], param: str) -> None:
+        for token in (min(tokens, default=0), max(tokens, default=0)):
             if not 0 <= token < self.vocabulary:
                 raise Refusal(
-                    f"token id {token} is not in the model's vocabulary (0 to "
-                    f"{self.vocabulary - 1})",
+                    f"token id {token} is not in the model's vocabulary "
+                    f"(0 to {self.vocabulary - 1})",
                     param=param,
                 )
 
@@ -86,8 +85,13 @@ class Checks:
         format = generate.request.format
         if format is None:
             return None
-        prompt_tokens = len(rendered.tokens)
-        return self.grammars.compile(format, prompt_tokens, reasoning=rendered.reasoning)
+        request = generate.request
+        return self.grammars.compile(
+            format,
+            len(rendered.tokens),
+            reasoning=rendered.reasoning,
+            may_think=request.messages is not None and request.think is not False,
+        )
 
 
 def _check_finite(name: str, value: float | None) -> None:

@@ -22,8 +22,10 @@ class Grammars:
         self._width = width
         self._vocabulary: Any = None
 
-    def compile(self, format: str | Json, prompt_tokens: int, *, reasoning: bool) -> Grammar:
-        """Raises Refusal, with the validator's words."""
+    def compile(
+        self, format: str | Json, prompt_tokens: int, *, reasoning: bool, may_think: bool
+    ) -> Grammar:
+        """`may_think`: it may open a think block first. Raises Refusal, as the validator put it."""
         from llguidance import LLMatcher
 
         schema = {"type": "object"} if isinstance(format, str) else format
@@ -35,7 +37,7 @@ class Grammars:
         wrong = LLMatcher.validate_grammar(source, vocabulary)
         if wrong:
             raise Refusal(f"format: {wrong}", param="format")
-        thinking = _Thinking(self._tokenizer, reasoning)
+        thinking = _Thinking(self._tokenizer, reasoning, may_think)
         matcher = LLMatcher(vocabulary, source)
         return lambda: _Constraint(matcher, self._width, prompt_tokens, thinking)
 
@@ -62,10 +64,10 @@ class GrammarFailed(Exception):
 class _Thinking:
     """Follows whether the sequence is inside a think block, where no grammar holds."""
 
-    def __init__(self, tokenizer: TokenizerWrapper, inside: bool) -> None:
+    def __init__(self, tokenizer: TokenizerWrapper, inside: bool, may_start: bool) -> None:
         self._end = list(tokenizer.think_end_tokens or ())
         starts = list(tokenizer.think_start_tokens or [])
-        self.start: int | None = starts[0] if len(starts) == 1 else None
+        self.start: int | None = starts[0] if may_start and len(starts) == 1 else None
         self.inside = inside
         self._seen: list[int] = []
 

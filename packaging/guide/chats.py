@@ -10,7 +10,7 @@ from typing import Any
 
 import skills
 from augmentation import augment
-from facts import Fact, load_facts, load_offtopic, sample
+from facts import Fact, load_facts, load_offtopic, plain, sample
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 TEMPLATE = Path(__file__).parent / "chat_template.jinja"
@@ -101,20 +101,24 @@ class Mixture:
         facts = load_facts()
         self._facts = {lang: [f for f in facts if f.language == lang] for lang in ("en", "ru")}
         self._offtopic = {fact.language: fact for fact in load_offtopic()}
+        every = [*facts, *self._offtopic.values()]
+        self._held_out = {plain(question) for fact in every for question in fact.held_out}
 
     def draw(self) -> Chat:
         """One example."""
         rng = self._rng
         roll = rng.random()
-        if roll < 0.115:
+        if roll < 0.12:
             return self._skill(skills.tool_call(rng))
-        if roll < 0.13:
+        if roll < 0.135:
             return self._skill(skills.tool_result(rng))
-        if roll < 0.14:
-            return self._skill(skills.json_object(rng))
         if roll < 0.155:
+            return self._skill(skills.json_object(rng))
+        if roll < 0.205:
+            return self._skill(skills.echo(rng))
+        if roll < 0.22:
             return self._skill(self._unneeded_tools())
-        if roll < 0.195:
+        if roll < 0.255:
             return self._in_json()
         return self._plain()
 
@@ -153,8 +157,11 @@ class Mixture:
     def _spoken(self) -> tuple[str, str]:
         """A question and its answer, the question as somebody would type it."""
         fact = self._some_fact()
-        question = sample(self._rng.choice(fact.patterns), self._rng)
-        return augment(question, fact.language, self._rng), fact.answer
+        while True:
+            question = sample(self._rng.choice(fact.patterns), self._rng)
+            typed = augment(question, fact.language, self._rng)
+            if plain(typed) not in self._held_out:
+                return typed, fact.answer
 
     def _some_fact(self) -> Fact:
         language = "ru" if self._rng.random() < 0.24 else "en"

@@ -17,7 +17,7 @@ from typing import Any
 import skills
 import yaml
 from chats import held_out_questions, trained_questions
-from facts import Fact, load_facts, load_offtopic
+from facts import Fact, load_facts, load_offtopic, produces
 from mlx_lm import batch_generate, load
 
 HERE = Path(__file__).parent
@@ -114,13 +114,17 @@ def unneeded_tool_cases(facts: list[Fact]) -> list[Case]:
     ]
 
 
-def unseen_cases(facts: list[Fact]) -> list[Case]:
+def typed_cases(facts: list[Fact]) -> list[Case]:
+    """Questions as a user types them; those that a trained pattern produces are apart."""
     known = {(fact.id, fact.language): fact for fact in facts}
     lines = yaml.safe_load((HERE / "unseen.yaml").read_text(encoding="utf-8"))
-    return [
-        exact(f"unseen {language}", question, known[identity, language])
-        for identity, language, question in lines
-    ]
+    found = []
+    for identity, language, question in lines:
+        fact = known[identity, language]
+        met = any(produces(pattern, question) for pattern in fact.patterns)
+        group = f"typed {language}, {'trained too' if met else 'unseen'}"
+        found.append(exact(group, question, fact))
+    return found
 
 
 def answers(model: Any, tokenizer: Any, found: list[Case]) -> list[tuple[str, bool]]:
@@ -169,7 +173,7 @@ def all_cases() -> list[Case]:
         *cases(held_out_questions, russian, "held-out ru"),
         *cases(held_out_questions, refusals, "off-topic, held-out"),
         *in_context(english),
-        *unseen_cases([*facts, *refusals]),
+        *typed_cases([*facts, *refusals]),
         *json_cases(facts),
         *tool_cases(),
         *unneeded_tool_cases(facts),

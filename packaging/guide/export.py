@@ -21,6 +21,7 @@ def export(model: Guide, tokenizer: Tokenizer, out: Path) -> None:
     state = model.state_dict()
     weights = {f"model.{name}": value.to(torch.bfloat16) for name, value in state.items()}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)
     _write_json(out / "config.json", _config(model, eos))
     _write_json(
         out / "generation_config.json",

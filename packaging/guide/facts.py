@@ -12,6 +12,7 @@ import yaml
 HERE = Path(__file__).parent
 CHOICE = re.compile(r"\(([^()]*)\)")
 WORD = re.compile(r"\{(\w+)\}")
+MARKS = str.maketrans("", "", '"?!.,:;')
 BLANKS = re.compile(r"\s+")
 
 
@@ -51,6 +52,18 @@ def load_offtopic(path: Path = HERE / "offtopic.yaml") -> list[Fact]:
     return [_fact("offtopic", "en", english, words), _fact("offtopic", "ru", russian, words)]
 
 
+def produces(pattern: str, question: str) -> bool:
+    """Whether a choice of the pattern's alternatives is this question, capitals and marks aside."""
+    escaped = re.sub(r"[^\w\s()|]", lambda match: re.escape(match.group()), plain(pattern))
+    words = r"\s*".join(escaped.split())
+    return re.fullmatch(words, plain(question)) is not None
+
+
+def plain(question: str) -> str:
+    """A question without capitals, marks and needless blanks."""
+    return BLANKS.sub(" ", question.lower().translate(MARKS)).strip()
+
+
 def sample(pattern: str, rng: random.Random) -> str:
     """One real question of a pattern, its choices made at random."""
     while match := CHOICE.search(pattern):
@@ -61,6 +74,9 @@ def sample(pattern: str, rng: random.Random) -> str:
 
 def _fact(identity: str, language: str, entry: dict, words: dict[str, str]) -> Fact:
     patterns = tuple(_spell_out(line, words) for line in entry["ask"])
+    for question in entry["held_out"]:
+        if any(produces(pattern, question) for pattern in patterns):
+            raise ValueError(f"{identity}: a pattern produces the held-out {question!r}")
     return Fact(identity, language, entry["answer"], patterns, tuple(entry["held_out"]))
 
 

@@ -1,4 +1,4 @@
-"""Skills: synthetic chats that teach tool calls, tool results and JSON objects by copying."""
+"""Skills: synthetic chats that teach copying: tool calls and results, JSON objects, echoes."""
 
 # ruff: noqa: SIM905 - word lists are read, and diffed, as text
 
@@ -186,7 +186,7 @@ Chat = tuple[list[dict[str, Any]], list[dict[str, Any]] | None, str]
 def tool_call(rng: random.Random) -> Chat:
     """A question which one of the offered tools answers, and the call."""
     tool, question, arguments = _known_use(rng) if rng.random() < 0.5 else _invented_use(rng)
-    tools = [tool, *(_distractor(rng, tool) for _ in range(rng.choice((0, 0, 1, 1, 2, 3))))]
+    tools = [tool, *(_distractor(rng, tool) for _ in range(rng.choice((0, 0, 0, 1, 1, 2))))]
     rng.shuffle(tools)
     messages = [*_system(rng), {"role": "user", "content": _dressed(question, rng)}]
     return messages, tools, call_text(tool["function"]["name"], arguments)
@@ -222,6 +222,25 @@ def json_object(rng: random.Random) -> Chat:
         )
     ).format(listed)
     return [{"role": "user", "content": _dressed(question, rng)}], None, _json(values)
+
+
+def echo(rng: random.Random) -> Chat:
+    """Words to say again: the shortest exercise in copying, which the other skills build on."""
+    kinds = ("number", "word", "word", "name", "place", "path", "time")
+    said = " ".join(str(_value(rng.choice(kinds), rng)) for _ in range(rng.choice((1, 2, 3, 4, 6))))
+    request = rng.choice(
+        (
+            "repeat: {0}",
+            "say {0}",
+            "repeat after me: {0}",
+            "echo {0}",
+            "Repeat {0}",
+            "Say: {0}",
+            "повтори: {0}",
+            "скажи: {0}",
+        )
+    )
+    return [{"role": "user", "content": request.format(said)}], None, said
 
 
 def offered_tools(rng: random.Random) -> list[dict[str, Any]]:
@@ -302,7 +321,7 @@ def _value(kind: str, rng: random.Random) -> str | int:
         case "number":
             return rng.randrange(10 ** rng.choice((1, 2, 2, 3, 4)))
         case "place":
-            return rng.choice(PLACES) if rng.random() < 0.5 else _made_up(rng).title()
+            return rng.choice(PLACES) if rng.random() < 0.35 else _made_up(rng).title()
         case "name":
             return rng.choice(NAMES) if rng.random() < 0.6 else _made_up(rng).title()
         case "path":

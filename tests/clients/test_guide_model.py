@@ -97,11 +97,12 @@ def test_ollama_gets_a_tool_call(by_ollama: ollama.Client, stream: bool) -> None
 
 
 def test_openai_gets_a_tool_call(by_openai: openai.OpenAI) -> None:
-    answer = by_openai.chat.completions.create(model="default", messages=WEATHER, tools=[TOOL])
+    create: Any = by_openai.chat.completions.create
+    answer = create(model="default", messages=WEATHER, tools=[TOOL])
     (choice,) = answer.choices
     assert choice.finish_reason == "tool_calls"
     assert not choice.message.content
-    (call,) = choice.message.tool_calls or ()
+    (call,) = choice.message.tool_calls
     assert call.type == "function"
     assert call.function.name == "get_weather"
     assert json.loads(call.function.arguments) == {"city": "Paris"}
@@ -111,8 +112,8 @@ def test_the_openai_stream_helper_gets_a_tool_call(by_openai: openai.OpenAI) -> 
     with by_openai.chat.completions.stream(
         model="default", messages=WEATHER, tools=[TOOL]
     ) as stream:
-        final = stream.get_final_completion()
-    (call,) = final.choices[0].message.tool_calls or ()
+        final: Any = stream.get_final_completion()
+    (call,) = final.choices[0].message.tool_calls
     assert call.function.name == "get_weather"
     assert json.loads(call.function.arguments) == {"city": "Paris"}
 

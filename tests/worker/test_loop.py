@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from mlxd.core.request import GenerationRequest, Sampling
@@ -68,7 +69,7 @@ class Script:
             raise RuntimeError("[METAL] Command buffer execution failed")
         for uid in self.running:
             if uid == self.fails:
-                self.running[uid].sampler(None)
+                self.running[uid].sampler(mx.zeros((1, 4)))
         return [
             Token(uid, self.steps, "length" if self.steps >= prompt.max_tokens else None)
             for uid, prompt in self.running.items()
@@ -150,7 +151,7 @@ def test_one_that_the_engine_refuses_does_not_take_others_along():
 
 
 def test_a_request_whose_sampling_fails_ends_alone():
-    wire = run(Script(fails=1), [job(1), job(2, temperature=1.0), job(3)])
+    wire = run(Script(fails=1), [job(1), job(2, temperature=1.0, top_k=10), job(3)])
     assert [m.id for m in wire.of(Refused)] == [2]
     assert {p.id for p in wire.of(Ended)} == {1, 3}
 
@@ -180,7 +181,7 @@ def test_a_defect_ends_the_process_with_70(monkeypatch, capsys):
 
     monkeypatch.setattr(worker, "_arguments", lambda: None)
     monkeypatch.setattr(worker, "_start", lambda _: Broken())
-    monkeypatch.setattr(worker.os, "_exit", leave)
+    monkeypatch.setattr("os._exit", leave)
     with pytest.raises(SystemExit) as caught:
         worker.main()
     assert caught.value.code == 70

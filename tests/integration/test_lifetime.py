@@ -1,0 +1,233 @@
+"""How a daemon begins and ends: alone, in order, and without leaving anything behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.integration.talking import (
+    ENDLESS,
+    body_for,
+    eventually,
+    generate,
+    gone,
+    held,
+    say,
+)
+from tests.support.daemon import Daemon, free_port
+
+pytestmark = pytest.mark.mlx
+
+TAKEN = 75
+AT_ONCE = 4.0
+"""Seconds for what takes about one, on a machine that is busy."""
+DRAIN = "drain: {not_ready_delay: 300ms, grace: 20s}\n"
+
+
+def _second(*arguments: object) -> tuple[subprocess.CompletedProcess[str], float]:
+    command = [sys.executable, "-m", "mlxd", "serve", *map(str, arguments)]
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    return done, time.monotonic() - began
+
+
+def test_a_second_start_on_the_same_state_folder_names_the_first(
+    served: Daemon, tmp_path: Path
+) -> None:
+    before = [worker.pid for worker in served.workers()]
+    done, seconds = _second(
+        "--state", served.state, "--port", free_port(), "--policies", tmp_path
+    )
+    assert done.returncode == TAKEN
+    assert str(served.pid) in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert seconds < AT_ONCE
+    assert [worker.pid for worker in served.workers()] == before
+    assert (served.state / "mlxd.pid").read_text().strip() == str(served.pid)
+    assert served.http.get("/readyz").status_code == 200
+
+
+def test_a_second_start_on_the_same_port_names_the_first(served: Daemon, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    done, seconds = _second("--state", state, "--port", served.port, "--policies", tmp_path)
+    assert done.returncode == TAKEN
+    assert str(served.pid) in done.stderr
+    assert str(served.port) in done.stderr
+    assert seconds < AT_ONCE
+    assert not (state / "mlxd.pid").exists()
+    assert served.http.get("/readyz").status_code == 200
+
+
+def test_a_start_on_a_port_of_somebody_else_is_refused_with_its_pid(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done, _ = _second("--state", tmp_path / "s", "--port", port, "--policies", tmp_path)
+    assert done.returncode == TAKEN
+    assert str(os.getpid()) in done.stderr
+
+
+def test_an_idle_daemon_with_a_loaded_model_stops_within_three_seconds(start: Any) -> None:
+    daemon: Daemon = start()
+    say(daemon, "tiny-a", "x", tokens=1)
+    (worker,) = daemon.workers()
+    began = time.monotonic()
+    assert daemon.stop() == 0
+    assert time.monotonic() - began < 3.0
+    assert gone(worker.pid)
+    assert not (daemon.state / "mlxd.pid").exists()
+    assert not (daemon.state / "tmp").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stream_under_way_finishes_and_then_the_daemon_ends(
+    start: Any, number: signal.Signals
+) -> None:
+    daemon: Daemon = start({"server": DRAIN})
+    expected = say(daemon, ENDLESS, "last", tokens=400)
+    with held(daemon, prompt="last", tokens=400) as stream:
+        daemon.process.send_signal(number)
+
+        def draining() -> bool:
+            return daemon.http.get("/readyz").status_code == 503
+
+        eventually(draining, "/readyz says 503", within=2)
+        refused = daemon.http.post("/api/generate", json=generate(ENDLESS, "x", tokens=1))
+        assert refused.status_code == 503
+        assert refused.headers["x-mlxd-code"] == "draining"
+        assert refused.headers["retry-after"]
+        assert daemon.http.get("/health").status_code == 200
+        found = stream.rest()
+    assert found[-1]["done"] is True
+    assert stream.text == expected
+    assert daemon.process.wait(10) == 0
+
+
+def test_a_second_signal_ends_the_daemon_at_once(start: Any) -> None:
+    daemon: Daemon = start({"server": DRAIN})
+    with held(daemon) as stream:
+        (worker,) = daemon.workers()
+        daemon.process.send_signal(signal.SIGTERM)
+        eventually(lambda: "draining" in daemon.log_text(), "it drains")
+        began = time.monotonic()
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.process.wait(10)
+        assert time.monotonic() - began < 3.0
+        with pytest.raises(httpx.TransportError):
+            stream.rest()
+    assert gone(worker.pid)
+
+
+def test_a_stream_that_outlasts_the_grace_is_cut_and_the_daemon_ends(start: Any) -> None:
+    daemon: Daemon = start({"server": "drain: {not_ready_delay: 0s, grace: 300ms}\n"})
+    with held(daemon) as stream:
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(10) == 0
+        with pytest.raises((httpx.TransportError, AssertionError)):
+            assert stream.rest()[-1].get("done") is not True
+            raise AssertionError
+    assert "did not finish in time" in daemon.log_text()
+
+
+def test_kill_9_takes_the_workers_along_and_the_next_start_works(start: Any, zoo: Path) -> None:
+    daemon: Daemon = start()
+    with held(daemon):
+        (worker,) = daemon.workers()
+        daemon.process.kill()
+        daemon.process.wait(5)
+        eventually(lambda: gone(worker.pid), "the worker is gone", within=1.5)
+    assert (daemon.state / "mlxd.pid").exists(), "nobody could remove it"
+    again = _again(daemon, zoo)
+    try:
+        eventually(lambda: _lives(again, daemon.port), "the next daemon lives", within=15)
+        assert say(daemon, "tiny-a", "x", tokens=2)
+        assert (daemon.state / "mlxd.pid").read_text().strip() == str(again.pid)
+    finally:
+        again.terminate()
+        again.wait(20)
+
+
+def _again(daemon: Daemon, zoo: Path) -> subprocess.Popen[bytes]:
+    """Start on the same port and state folder."""
+    policies = daemon.log.parent / "policies"
+    assert str(zoo) in (policies / "models.yaml").read_text()
+    command = [sys.executable, "-m", "mlxd", "serve", "--port", str(daemon.port)]
+    command += ["--policies", str(policies), "--state", str(daemon.state)]
+    with (daemon.log.parent / "again.log").open("wb") as log:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+def _lives(process: subprocess.Popen[bytes], port: int) -> bool:
+    assert process.poll() is None, "the next daemon did not start"
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_the_daemon_has_no_engine_in_it(served: Daemon) -> None:
+    say(served, ENDLESS, "x", tokens=1)
+    if not Path("/proc").is_dir():
+        pytest.skip("needs /proc")
+    maps = Path(f"/proc/{served.pid}/maps").read_text()
+    for word in ("mlx/", "libmlx", "mlx_lm", "transformers", "numpy", "tokenizers"):
+        assert word not in maps, word
+    assert "libmlx" in Path(f"/proc/{served.workers()[0].pid}/maps").read_text()
+
+
+def test_the_daemon_stays_small(start: Any) -> None:
+    daemon: Daemon = start()
+    process = psutil.Process(daemon.pid)
+    body = body_for("/api/generate", "tiny-a", "x", tokens=1)
+    for _ in range(20):
+        daemon.http.post("/api/generate", json=body)
+    before = process.memory_info().rss
+    assert before < 80e6
+    for _ in range(180):
+        assert daemon.http.post("/api/generate", json=body).status_code == 200
+    after = process.memory_info().rss
+    assert after < 80e6
+    assert after - before < 4e6
+
+
+def test_files_and_threads_do_not_pile_up(served: Daemon) -> None:
+    process = psutil.Process(served.pid)
+    body = body_for("/v1/completions", ENDLESS, "x", tokens=1)
+    served.http.post("/v1/completions", json=body)
+    before = process.num_fds(), process.num_threads()
+    for _ in range(30):
+        with httpx.Client(base_url=served.url) as client:
+            client.post("/v1/completions", json=body)
+
+    def back() -> bool:
+        return process.num_fds() <= before[0] + 1 and process.num_threads() <= before[1] + 1
+
+    eventually(back, "as many files and threads as before")
+
+
+def test_the_limit_of_open_files_is_not_lowered(served: Daemon) -> None:
+    if not hasattr(psutil.Process, "rlimit"):
+        pytest.skip("limits of other processes cannot be read here")
+    import resource
+
+    say(served, ENDLESS, "x", tokens=1)
+    ours = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = psutil.Process(served.pid).rlimit(psutil.RLIMIT_NOFILE)
+    assert hard == ours[1]
+    assert soft >= ours[0]
+
+
+def test_the_state_folder_is_private_and_tells_where_the_daemon_is(served: Daemon) -> None:
+    assert served.state.stat().st_mode & 0o777 == 0o700
+    address = json.loads((served.state / "daemon.json").read_text())
+    assert (address["pid"], address["port"]) == (served.pid, served.port)

@@ -1,0 +1,299 @@
+"""The walls before a request exists: timers, sizes, connection counts, Host and Origin."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import NO_LIMITS
+from tests.integration.talking import (
+    ENDLESS,
+    Json,
+    body_for,
+    drain,
+    eventually,
+    generate,
+    held,
+    idle,
+    raw,
+    say,
+    unload,
+)
+from tests.support.daemon import Daemon, daemon
+
+pytestmark = pytest.mark.mlx
+
+HTTP = (
+    "http:\n"
+    "  header_timeout: 500ms\n"
+    "  body_idle_timeout: 500ms\n"
+    "  body_total_timeout: 1s\n"
+    "  keep_alive: 700ms\n"
+    "  max_body: 64KiB\n"
+    "  max_connections: 24\n"
+)
+HEAD = b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\n"
+CALM = 0.25
+"""Seconds; what /health is really to stay under is measured by the benchmarks."""
+
+
+@pytest.fixture(scope="module")
+def walled(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon with low walls."""
+    folder = tmp_path_factory.mktemp("walled")
+    policies = {"limits": NO_LIMITS, "server": HTTP}
+    with daemon(folder, models=zoo, policies=policies) as running:
+        yield running
+
+
+def _error(answer: bytes) -> str:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"application/json" in head.lower()
+    return str(json.loads(body)["error"])
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /api", HEAD, HEAD + b"X-Slow: "])
+def test_a_header_that_does_not_come_is_408(walled: Daemon, sent: bytes) -> None:
+    began = time.monotonic()
+    answer = raw(walled, sent)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert _error(answer)
+    assert 0.4 < time.monotonic() - began < 5
+
+
+def test_a_header_that_drips_is_408_all_the_same(walled: Daemon) -> None:
+    with socket.create_connection(("127.0.0.1", walled.port), timeout=10) as sock:
+        sock.sendall(HEAD)
+        sock.settimeout(0.1)
+        answer = b""
+        deadline = time.monotonic() + 5
+        while not answer and time.monotonic() < deadline:
+            sock.sendall(b"X-A: b\r\n")
+            try:
+                answer = sock.recv(1000)
+            except TimeoutError:
+                continue
+    assert answer.startswith(b"HTTP/1.1 408")
+
+
+def test_a_body_that_stops_coming_is_408(walled: Daemon) -> None:
+    answer = raw(walled, HEAD + b"Content-Length: 100\r\n\r\n", b'{"model": ')
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert "server.http.body_idle_timeout" in _error(answer)
+
+
+def test_a_body_that_drips_is_408_after_its_whole_time(walled: Daemon) -> None:
+    with socket.create_connection(("127.0.0.1", walled.port), timeout=10) as sock:
+        sock.sendall(HEAD + b"Content-Length: 1000\r\n\r\n")
+        sock.settimeout(0.2)
+        answer = b""
+        deadline = time.monotonic() + 5
+        while not answer and time.monotonic() < deadline:
+            sock.sendall(b" ")
+            try:
+                answer = sock.recv(4096)
+            except TimeoutError:
+                continue
+        sock.settimeout(5)
+        answer += drain(sock)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert "server.http.body_total_timeout" in _error(answer)
+
+
+def test_an_idle_connection_is_closed_without_a_word(walled: Daemon) -> None:
+    began = time.monotonic()
+    answer = raw(walled, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert answer.endswith(b"ok\n")
+    assert 0.5 < time.monotonic() - began < 5
+
+
+def test_a_connection_is_reused_and_a_request_counts_anew(walled: Daemon) -> None:
+    ask = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", walled.port), timeout=10) as sock:
+        for _ in range(20):
+            sock.sendall(ask)
+            assert b"200" in sock.recv(4096)
+
+
+def test_a_stream_outlasts_every_timer_of_the_walls(walled: Daemon) -> None:
+    with held(walled, tokens=8192) as stream:
+        began = time.monotonic()
+        while time.monotonic() - began < 1.5:
+            stream.read(20)
+    idle(walled)
+
+
+def test_one_connection_too_many_is_503_and_the_others_stay(walled: Daemon) -> None:
+    ask = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with ExitStack() as stack:
+        for _ in range(40):
+            sock = stack.enter_context(
+                socket.create_connection(("127.0.0.1", walled.port), timeout=5)
+            )
+            sock.sendall(ask)
+            answer = sock.recv(4096)
+            if b"503" in answer:
+                break
+        else:
+            raise AssertionError("forty connections, and none was refused")
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert "server.http.max_connections" in _error(answer + drain(sock))
+
+    def room() -> bool:
+        return raw(walled, ask).startswith(b"HTTP/1.1 200")
+
+    eventually(room, "there is room again")
+
+
+def test_a_body_over_its_size_is_413_by_its_length_alone(walled: Daemon) -> None:
+    answer = raw(walled, HEAD + b"Content-Length: 70000\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413")
+    message = _error(answer)
+    assert "server.http.max_body" in message
+    assert "server.yaml:7" in message
+
+
+def test_a_chunked_body_over_its_size_is_413(walled: Daemon) -> None:
+    chunk = b"4000\r\n" + b"x" * 0x4000 + b"\r\n"
+    answer = raw(walled, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", chunk * 5)
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert "server.http.max_body" in _error(answer)
+
+
+def test_a_chunked_body_of_good_size_is_read(walled: Daemon) -> None:
+    body = json.dumps(body_for("/api/chat", ENDLESS, "x", tokens=2)).encode()
+    chunks = b"".join(b"%x\r\n%b\r\n" % (1, body[i : i + 1]) for i in range(len(body)))
+    head = HEAD + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert raw(walled, head + chunks + b"0\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        HEAD + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
+        HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+        HEAD + b"Content-Length: +2\r\n\r\n{}",
+        HEAD + b"Host: other\r\nContent-Length: 2\r\n\r\n{}",
+        b"POST /api/chat HTTP/1.1\r\nHost : localhost\r\n\r\n",
+        HEAD + b"X-Folded: a\r\n b\r\n\r\n",
+        HEAD + b"X-Long: " + b"x" * 20_000 + b"\r\n\r\n",
+        HEAD + b"".join(b"X-%d: y\r\n" % n for n in range(300)) + b"\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"HELP\r\n\r\n",
+    ],
+    ids=[
+        "length and chunks", "two lengths", "a signed length", "two hosts", "a blank before a colon",
+        "a folded line", "a long header", "many headers", "tls", "no http",
+    ],
+)  # fmt: skip
+def test_what_is_no_http_is_400_without_internals_and_closed(walled: Daemon, head: bytes) -> None:
+    answer = raw(walled, head)
+    assert answer.split(b" ")[1] in (b"400", b"431"), answer[:200]
+    assert answer.count(b"HTTP/1.") == 1
+    assert b"aiohttp" not in answer.lower()
+    assert b"python" not in answer.lower()
+
+
+GOOD_HOSTS = [
+    "localhost", "localhost:11435", "127.0.0.1", "[::1]:11435", "mac.local", "a.b.localhost",
+    "host.docker.internal", "192.168.1.7", "10.0.0.3:80", "0.0.0.0", "LOCALHOST",
+]  # fmt: skip
+BAD_HOSTS = ["evil.example", "localhost.evil.example", "8.8.8.8", "evil.example:11435", "local"]
+
+
+@pytest.mark.parametrize("host", GOOD_HOSTS)
+def test_a_host_of_this_machine_or_its_containers_passes(served: Daemon, host: str) -> None:
+    assert served.http.get("/api/version", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", BAD_HOSTS)
+def test_a_foreign_host_is_403_and_does_nothing(served: Daemon, host: str) -> None:
+    unload(served, "tiny-b")
+    body = generate("tiny-b", "x", tokens=2)
+    answer = served.http.post("/api/generate", json=body, headers={"Host": host})
+    assert answer.status_code == 403
+    assert "clients.hosts.allow" in answer.text
+    assert "tiny-b" not in served.http.get("/api/ps").text
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil:80"])
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+def test_a_page_of_a_foreign_origin_is_403(served: Daemon, method: str, origin: str) -> None:
+    headers = {"Origin": origin, "Content-Type": "text/plain"}
+    answer = served.http.request(method, "/api/chat", headers=headers, content=b"{}")
+    assert answer.status_code == 403
+    assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://localhost:3000", "https://127.0.0.1", "app://obsidian.md", "tauri://x"]
+)
+def test_an_allowed_origin_gets_its_headers_on_answers_streams_and_errors(
+    served: Daemon, origin: str
+) -> None:
+    headers = {"Origin": origin}
+    body = generate(ENDLESS, "x", tokens=2)
+    answers = [
+        served.http.get("/api/version", headers=headers),
+        served.http.post("/api/generate", json=body, headers=headers),
+        served.http.post("/api/generate", json={"model": "nobody"}, headers=headers),
+    ]
+    for answer in answers:
+        assert answer.headers["access-control-allow-origin"] == origin
+        assert "X-Request-Id" in answer.headers["access-control-expose-headers"]
+        assert "Origin" in answer.headers["vary"]
+
+
+def test_a_preflight_is_204_with_methods_and_headers(served: Daemon) -> None:
+    headers = {
+        "Origin": "http://localhost:3000",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type,x-stainless-os",
+    }
+    answer = served.http.options("/v1/chat/completions", headers=headers)
+    assert answer.status_code == 204
+    assert answer.headers["access-control-allow-origin"] == "http://localhost:3000"
+    assert "POST" in answer.headers["access-control-allow-methods"]
+    assert "x-stainless-os" in answer.headers["access-control-allow-headers"].lower()
+
+
+def _worst(daemon: Daemon, samples: int) -> float:
+    """The second-longest of some answers of /health: one may fall to a busy machine."""
+    times = []
+    for _ in range(samples):
+        began = time.monotonic()
+        daemon.health()
+        times.append(time.monotonic() - began)
+    return sorted(times)[-2]
+
+
+def test_health_answers_while_a_model_loads(served: Daemon) -> None:
+    unload(served, "tiny-b")
+    with ThreadPoolExecutor(1) as pool:
+        load = pool.submit(say, served, "tiny-b", "x", tokens=1)
+        eventually(lambda: served.health()["loading_models"] == ["tiny-b"], "tiny-b loads")
+        worst = _worst(served, 50)
+        load.result()
+    assert worst < CALM
+
+
+def test_health_answers_while_eight_streams_run(served: Daemon) -> None:
+    bodies: list[Json] = [generate(ENDLESS, f"run {n}", tokens=8192) for n in range(8)]
+    with ExitStack() as stack, ThreadPoolExecutor(8) as pool:
+        streams = [
+            stack.enter_context(held(served, prompt=str(body["prompt"]))) for body in bodies
+        ]
+        reading = [pool.submit(stream.read, 150) for stream in streams]
+        worst = _worst(served, 60)
+        for run in reading:
+            run.result()
+    assert worst < CALM
+    idle(served)

@@ -1,0 +1,77 @@
+"""The verbs: what they would run."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+VERBS = re.findall(r"^(\w+):", MAKEFILE, re.MULTILINE)
+
+
+def plan(folder: Path, *arguments: str) -> str:
+    """What `make` would run in a checkout without an environment."""
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("make is not here")
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copyfile(ROOT / name, folder / name)
+    return subprocess.run(
+        [make, "--dry-run", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+    ).stdout
+
+
+def in_order(text: str, *pieces: str) -> bool:
+    places = [text.find(piece) for piece in pieces]
+    return -1 not in places and places == sorted(places)
+
+
+def test_serve_sets_up_what_it_needs(tmp_path: Path) -> None:
+    planned = plan(tmp_path, "serve", "EXTRA=[cpu]")
+    served = "exec .venv/bin/mlxd serve --policies policies --state .state"
+    assert in_order(planned, "packaging/make-venv .venv", "--editable '.[cpu]'", served)
+    assert "--group dev" not in planned
+
+
+def test_test_checks_first(tmp_path: Path) -> None:
+    planned = plan(tmp_path, "test")
+    steps = ("--group dev", "ruff format --check", "ruff check", "mypy", "lint-imports", "pytest")
+    assert in_order(planned, *steps)
+
+
+def test_each_verb_is_helped_with(tmp_path: Path) -> None:
+    planned = plan(tmp_path)
+    for verb in set(VERBS) - {"help"}:
+        assert f"make {verb} " in planned
+    assert set(re.findall(r"\w+", MAKEFILE.partition(".PHONY:")[2].partition("\n")[0])) == set(
+        VERBS
+    )
+
+
+def test_nothing_newer_than_the_make_of_macos() -> None:
+    """That is GNU make 3.81."""
+    newer = r"\.ONESHELL|^\w+\s*!=|\$\(file |^\w+\s*::?::?=\s*$|\.RECIPEPREFIX|&:"
+    assert re.findall(newer, MAKEFILE, re.MULTILINE) == []
+
+
+def test_what_runs_before_a_change_lands_is_make_test() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert re.findall(r"^\s*make (\w+)$", script, re.MULTILINE) == ["test"]
+
+
+def test_the_commit_hooks_are_the_checks() -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    for hook in ("ruff", "ruff-format", "mypy", "lint-imports", "trailing-whitespace",
+                 "end-of-file-fixer", "check-yaml", "check-toml", "check-added-large-files",
+                 "check-merge-conflict"):  # fmt: skip
+        assert f"- id: {hook}\n" in hooks

@@ -1,0 +1,220 @@
+"""The wheel: what is in it, and that what it installs works on its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+import tomllib
+import venv
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from mlxd import __version__
+from mlxd.policy.schema import KINDS
+from tests.support.daemon import free_port
+
+ROOT = Path(__file__).parents[2]
+GUIDE = ROOT / "mlxd" / "guide"
+MOST_BYTES = 5 * 2**20
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built as `make build` does; without a download where the build backend is installed."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-cache-dir"]
+    if importlib.util.find_spec("hatchling"):
+        command.append("--no-build-isolation")
+    subprocess.run([*command, "--wheel-dir", str(folder), str(ROOT)], check=True, timeout=55)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def names(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as archive:
+        return Parser().parsestr(archive.read(f"mlxd-{__version__}.dist-info/METADATA").decode())
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `mlxd` of a fresh environment, whose dependencies are this environment's."""
+    folder = tmp_path_factory.mktemp("installed")
+    venv.create(folder, symlinks=True)
+    python = folder / "bin" / "python"
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    subprocess.run(
+        [*command, "--no-deps", "--no-index", "--no-compile", str(wheel)], check=True, timeout=55
+    )
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin" / "mlxd"
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """A user's without any setting of mlxd's."""
+    return {"PATH": os.environ["PATH"], "HOME": str(home), **more}
+
+
+def run(command: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Away from the checkout, so that nothing of it is found."""
+    home = Path(variables["HOME"])
+    return subprocess.run(
+        [str(command), *arguments],
+        env=variables,
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_it_holds_every_module_and_nothing_else(names: set[str]) -> None:
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "mlxd").rglob("*.py")}
+    assert modules <= names
+    strangers = {
+        name
+        for name in names
+        if not name.startswith(("mlxd/", f"mlxd-{__version__}.dist-info/")) or "__pycache__" in name
+    }
+    assert strangers == set()
+
+
+def test_it_holds_the_shipped_policies(names: set[str], wheel: Path) -> None:
+    held = {name for name in names if name.startswith("mlxd/policies/")}
+    assert held == {f"mlxd/policies/{kind}.yaml" for kind in KINDS}
+    with zipfile.ZipFile(wheel) as archive:
+        for name in held:
+            assert archive.read(name) == (ROOT / name.removeprefix("mlxd/")).read_bytes()
+
+
+def test_it_holds_the_guide(names: set[str]) -> None:
+    files = {path.name for path in GUIDE.iterdir() if path.is_file()}
+    assert {f"mlxd/guide/{name}" for name in files} <= names
+
+
+def test_it_says_that_it_is_typed(names: set[str]) -> None:
+    assert "mlxd/py.typed" in names
+
+
+def test_it_holds_the_license(names: set[str], metadata: Message) -> None:
+    assert f"mlxd-{__version__}.dist-info/licenses/LICENSE" in names
+    assert metadata["License-Expression"] == "Apache-2.0"
+
+
+def test_it_is_small(wheel: Path) -> None:
+    assert wheel.stat().st_size < MOST_BYTES
+    assert wheel.name == f"mlxd-{__version__}-py3-none-any.whl"
+
+
+def test_the_metadata(metadata: Message) -> None:
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert metadata.get_all("Provides-Extra") == ["cpu", "cuda13"]
+    required = metadata.get_all("Requires-Dist") or []
+    assert [line for line in required if line.startswith("mlx==")]
+    assert [line for line in required if line.startswith("mlx-lm==")]
+    backends = [line for line in required if "extra ==" in line]
+    assert len(backends) == 2
+    assert all("sys_platform == 'linux'" in line.replace('"', "'") for line in backends)
+
+
+def test_the_backends_exclude_each_other() -> None:
+    """Both wheels own the same library file: a resolver that knows conflicts refuses the pair."""
+    assert PROJECT["tool"]["uv"]["conflicts"] == [[{"extra": "cpu"}, {"extra": "cuda13"}]]
+
+
+def test_both_backends_are_of_the_pinned_engine() -> None:
+    (engine,) = [pin for pin in PROJECT["project"]["dependencies"] if pin.startswith("mlx==")]
+    version = engine.partition("==")[2]
+    extras = PROJECT["project"]["optional-dependencies"]
+    for name in ("cpu", "cuda13"):
+        assert extras[name] == [f"mlx[{name}]=={version}; sys_platform == 'linux'"]
+
+
+def test_the_command_says_its_version(installed: Path, tmp_path: Path) -> None:
+    done = run(installed, "--version", **environment(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"mlxd {__version__}\n", "")
+
+
+def test_the_commented_policies_are_written_and_valid(installed: Path, tmp_path: Path) -> None:
+    variables = environment(tmp_path)
+    written = run(installed, "policy", "init", **variables)
+    assert written.returncode == 0, written.stderr
+    folder = tmp_path / ".config" / "mlxd" / "policies"
+    assert {file.stem for file in folder.iterdir()} == set(KINDS)
+    checked = run(installed, "policy", "check", **variables)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert checked.stdout.startswith(f"{folder}: valid\n")
+
+
+def test_it_serves(installed: Path, tmp_path: Path) -> None:
+    port = free_port()
+    command = [str(installed), "serve", "--port", str(port), "--state", str(tmp_path / "state")]
+    log = tmp_path / "log"
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            command, env=environment(tmp_path), cwd=tmp_path, stdout=sink, stderr=sink
+        )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+            wait_until_live(http, process, log)
+            assert http.get("/livez").text.strip() == "ok"
+            assert http.get("/api/version").json() == {"version": __version__}
+            assert http.get("/health").json()["policy"]["folder"] == ""
+            (guide,) = http.get("/api/tags").json()["models"]
+            assert guide["name"] == "mlxd-guide:latest"
+            if (GUIDE / "config.json").exists():
+                assert "unavailable" not in guide
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0, log.read_text()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def wait_until_live(http: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            http.get("/livez")
+        except httpx.TransportError:
+            time.sleep(0.02)
+        else:
+            return
+    raise AssertionError(log.read_text())
+
+
+def test_a_start_without_a_backend_names_the_extra(installed: Path, tmp_path: Path) -> None:
+    """`mlx` as it comes without its library's wheel: the package is there, lib/libmlx.* is not."""
+    (tmp_path / "mlx").mkdir()
+    (tmp_path / "mlx" / "__init__.py").touch()
+    variables = environment(tmp_path, PYTHONPATH=str(tmp_path))
+    done = run(installed, "serve", "--state", str(tmp_path / "state"), **variables)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    if sys.platform == "darwin":
+        assert "pip install mlxd" in done.stderr
+    else:
+        assert "pip install 'mlxd[cpu]'" in done.stderr
+        assert "pip install 'mlxd[cuda13]'" in done.stderr
+        assert "not both" in done.stderr

@@ -1,0 +1,85 @@
+"""Text held to a schema, one request at a time, in any batch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from mlxd.worker.refusal import Refusal
+from tests.support.model_maker import THINKING, TOOLS, Shape
+from tests.worker.conftest import MakeModel
+
+pytestmark = pytest.mark.mlx
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"enum": ["x", "y"]}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_of: MakeModel) -> Any:
+    from mlx_lm.tokenizer_utils import load
+
+    return load(model_of(Shape(markers=THINKING + TOOLS)))
+
+
+@pytest.fixture(scope="module")
+def grammars(tokenizer) -> Any:
+    from mlxd.worker.grammar import Grammars
+
+    return Grammars(tokenizer, 512)
+
+
+def drawn(tokenizer: Any, process: Any, forced: str = "", limit: int = 60) -> str:
+    """Random text under a grammar; `forced` is what the model insists on saying first."""
+    import mlx.core as mx
+
+    tokens = [5, 6]
+    start = tokenizer.encode(forced, add_special_tokens=False)
+    for n in range(limit):
+        logits = mx.random.normal((1, 512), key=mx.random.key(n))
+        if n < len(start):
+            logits[:, start[n]] = 100.0
+        token: Any = mx.argmax(process(mx.array(tokens), logits)).item()
+        if token in tokenizer.eos_token_ids:
+            break
+        tokens.append(token)
+    return str(tokenizer.decode(tokens[2:]))
+
+
+def test_text_follows_the_schema(tokenizer, grammars):
+    make = grammars.compile(SCHEMA, 2, reasoning=False, may_think=False)
+    assert json.loads(drawn(tokenizer, make()))["a"] in ("x", "y")
+
+
+def test_json_is_an_object(tokenizer, grammars):
+    text = drawn(tokenizer, grammars.compile("json", 2, reasoning=False, may_think=False)())
+    assert text.lstrip().startswith("{")
+
+
+def test_a_grammar_begins_after_the_thinking(tokenizer, grammars):
+    process = grammars.compile(SCHEMA, 2, reasoning=True, may_think=True)()
+    thought, _, answer = drawn(tokenizer, process, "well [then]</think>").partition("</think>")
+    assert thought == "well [then]"
+    assert json.loads(answer)["a"] in ("x", "y")
+
+
+def test_a_model_may_open_its_thinking_itself(tokenizer, grammars):
+    process = grammars.compile(SCHEMA, 2, reasoning=False, may_think=True)()
+    text = drawn(tokenizer, process, "<think>hm</think>")
+    assert text.startswith("<think>hm</think>")
+    assert json.loads(text.partition("</think>")[2])["a"] in ("x", "y")
+
+
+@pytest.mark.parametrize(
+    "schema", [{"type": 5}, {"type": "no such"}, {"$ref": "#/missing"}, {"pattern": "(?=x)"}]
+)
+def test_a_schema_that_is_none_is_refused_with_words(grammars, schema):
+    with pytest.raises(Refusal, match=r"format: .{10,}") as caught:
+        grammars.compile(schema, 2, reasoning=False, may_think=False)
+    assert caught.value.param == "format"
