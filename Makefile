@@ -51,14 +51,14 @@ clean:
 
 # A link to a Python that is gone counts as absent: then the environment is made anew.
 $(BIN)/python:
-	packaging/make-venv $(VENV)
+	@packaging/make-venv $(VENV)
 
 $(VENV)/.serve: $(BIN)/python pyproject.toml
 	@echo "Installing mlxd into $(VENV)"
-	$(PIP) install --editable '.$(EXTRA)'
+	@$(PIP) install --editable '.$(EXTRA)'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve
 	@echo "Installing the development tools into $(VENV)"
-	$(PIP) install --group dev
+	@$(PIP) install --group dev
 	@touch $@

@@ -11,6 +11,7 @@ from mlxd.control.generation import Limits
 from mlxd.control.residency import Residency
 from mlxd.control.worker import Order
 from mlxd.core.clock import Clock
+from mlxd.core.errors import UnsupportedFeature
 from mlxd.core.events import Burst
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest
@@ -43,6 +44,7 @@ class Dispatcher:
         arrived = self._clock.monotonic()
         policies = self._policies.current
         card = await self._catalog.resolve(request.model, policies)
+        _check_capabilities(request, card)
         async with (
             self._admission.admit(client, card.name, policies),
             self._residency.lease(card, request.keep_alive, policies) as worker,
@@ -60,6 +62,14 @@ class Dispatcher:
     async def unload(self, model: str) -> None:
         """Let a model go when nothing uses it any more; returns at once."""
         self._residency.unload(await self._catalog.resolve(model, self._policies.current))
+
+
+def _check_capabilities(request: GenerationRequest, card: ModelCard) -> None:
+    """Raises UnsupportedFeature, in the words that Ollama's clients look for."""
+    if request.tools and "tools" not in card.capabilities:
+        raise UnsupportedFeature(f"{request.model} does not support tools", param="tools")
+    if request.think and request.think_or_refuse and "thinking" not in card.capabilities:
+        raise UnsupportedFeature(f'"{request.model}" does not support thinking', param="think")
 
 
 def _order(

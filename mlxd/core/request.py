@@ -79,6 +79,8 @@ class GenerationRequest:
     """`{"type": "function", "function": {...}}`, as chat templates want them."""
     think: bool | str | None = None
     """None leaves it to the model's template; a string is an effort such as "low"."""
+    think_or_refuse: bool = False
+    """A model that cannot think refuses `think`; otherwise it ignores it."""
     template_options: Json = field(default_factory=dict)
     """More variables for the chat template."""
     format: str | Json | None = None

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlxd.ipc.messages import (
-    BrokenFrame,
     Cancel,
     Down,
     Generate,
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
 EXIT_BROKEN = 70
 """EX_SOFTWARE: a defect; nothing this process says any more should be trusted."""
 GATHER_SECONDS = 0.01
+"""A busy engine waits no longer than this for requests that arrive together to be tokenised."""
+LONGEST_REFUSAL = 1000
 
 Inbox = queue.SimpleQueue[list[Command]]
 
@@ -67,7 +68,7 @@ class Intake:
         try:
             while True:
                 self.inbox.put(self._gather())
-        except BrokenFrame:
+        except Exception:  # noqa: BLE001 - a deaf worker would be worse than a dead one
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(EXIT_BROKEN)
@@ -113,4 +114,5 @@ class Intake:
         return None
 
     def _refuse(self, id: int, refusal: Refusal) -> None:
-        self._link.send(Refused(id, refusal.code, refusal.message, refusal.param))
+        words = refusal.message[:LONGEST_REFUSAL]
+        self._link.send(Refused(id, refusal.code, words, refusal.param))

@@ -14,7 +14,7 @@ from chats import Chat, Mixture, Renderer, held_out_questions, trained_questions
 from export import export, restore
 from facts import Fact, load_facts, load_offtopic
 from model import Guide, Shape
-from tokenizer import EOS, train_tokenizer
+from tokenizer import EOS, SPECIAL, train_tokenizer
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
@@ -51,6 +51,18 @@ def batches(mixture: Mixture, encoder: Encoder, budget: int, rng: random.Random)
             groups[-1].append(pair)
         rng.shuffle(groups)
         yield from map(collate, groups)
+
+
+def copying(vocabulary: int, budget: int, rng: random.Random) -> Batch:
+    """Random tokens, then the same again: the plain form of what tool calls and JSON need."""
+    length, before = rng.choice((5, 8, 12, 20)), rng.randrange(6)
+    rows = budget // (2 * length + before)
+    head = torch.randint(len(SPECIAL), vocabulary, (rows, before + 1))
+    said = torch.randint(len(SPECIAL), vocabulary, (rows, length))
+    tokens = torch.cat((head, said, said), dim=1)
+    answer = torch.zeros_like(tokens, dtype=torch.bool)
+    answer[:, before + length + 2 :] = True
+    return tokens[:, :-1], tokens[:, 1:], answer[:, 1:]
 
 
 def collate(group: list[tuple[list[int], int]]) -> Batch:
@@ -99,7 +111,15 @@ def report(model: Guide, encoder: Encoder) -> str:
         unseen = accuracy(model, encoder, question_chats(facts, held_out=True))
         refused = accuracy(model, encoder, question_chats(refusals, held_out=True))
         parts.append(f"{language} {trained:.1%} held-out {unseen:.1%} refused {refused:.0%}")
-    return "; ".join(parts)
+    return f"{'; '.join(parts)}; copying {copied(model):.1%}"
+
+
+@torch.no_grad()
+def copied(model: Guide) -> float:
+    """The share of tokens of random sequences which the model copies."""
+    inputs, targets, mask = copying(model.shape.vocab, 2000, random.Random(1))
+    choice = model.logits(model(inputs)).argmax(-1)
+    return float((choice == targets)[mask].float().mean())
 
 
 def make_optimizer(model: Guide, rate: float) -> torch.optim.Optimizer:
@@ -118,7 +138,7 @@ def progress(started: float, minutes: float, step: int, steps: int) -> float:
 def train(model: Guide, encoder: Encoder, arguments: argparse.Namespace) -> None:
     """The loop: warm-up, then a cosine down to a twentieth; every report also writes the model."""
     optimizer = make_optimizer(model, arguments.rate)
-    seed = arguments.seed
+    seed, chance = arguments.seed, random.Random(arguments.seed)
     stream = batches(Mixture(seed), encoder, arguments.budget, random.Random(seed))
     started, step, tokens, average = time.monotonic(), 0, 0, 0.0
     while (done := progress(started, arguments.minutes, step, arguments.steps)) < 1:
@@ -126,8 +146,12 @@ def train(model: Guide, encoder: Encoder, arguments: argparse.Namespace) -> None
         rate = arguments.rate * min(1.0, (step + 1) / 150) * cosine
         for group in optimizer.param_groups:
             group["lr"] = rate
-        inputs, targets, mask = next(stream)
-        loss = functional.cross_entropy(model.logits(model(inputs)[mask]), targets[mask])
+        if chance.random() < (0.5 if done < arguments.copying else 0.03):
+            inputs, targets, mask = copying(model.shape.vocab, arguments.budget * 2 // 3, chance)
+        else:
+            inputs, targets, mask = next(stream)
+        logits = model.logits(model(inputs)[mask])
+        loss = functional.cross_entropy(logits, targets[mask])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -156,6 +180,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=30, help="training time, by the clock")
     parser.add_argument("--steps", type=int, default=0, help="a number of steps, in place of it")
     parser.add_argument("--resume", type=Path, help="go on with the model of this folder")
+    parser.add_argument(
+        "--copying", type=float, default=0.3, help="share of time with much copying"
+    )
     parser.add_argument("--rate", type=float, default=2.5e-3)
     parser.add_argument("--budget", type=int, default=2048, help="tokens in a batch")
     parser.add_argument("--dropout", type=float, default=0.0)

@@ -64,7 +64,7 @@ def test_startup_says_every_figure(tmp_path: Path) -> None:
     )  # fmt: skip
 
     assert set(report["figures"]) == {
-        "livez_seconds", "rss_start_mb", "rss_after_mb", "health_loading_p99_ms",
-        "health_streaming_p99_ms", "idle_core_percent",
+        "livez_seconds", "livez_cpu_seconds", "rss_start_mb", "rss_after_mb",
+        "health_loading_p99_ms", "health_streaming_p99_ms", "idle_core_percent",
     }  # fmt: skip
     assert all(value >= 0 for value in report["figures"].values())

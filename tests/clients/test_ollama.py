@@ -32,7 +32,7 @@ TOOL = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(shared_daemon: Daemon) -> Iterator[ollama.Client]:
     with ollama.Client(host=shared_daemon.url) as client:
         yield client

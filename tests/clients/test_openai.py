@@ -21,7 +21,7 @@ SAMPLED: Any = {"temperature": 1.0, "seed": 7, "max_tokens": 24}
 KEY = "any"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(shared_daemon: Daemon) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{shared_daemon.url}/v1", api_key=KEY, max_retries=0) as client:
         yield client

@@ -21,6 +21,7 @@ class Processes:
         self.gate = asyncio.Event()
         self.gate.set()
         self.broken = False
+        self.before_stop = None
 
     def serving(self, spec):
         return self.up.get(spec)
@@ -35,6 +36,8 @@ class Processes:
 
     async def stop(self, spec, grace):
         self.log.append(f"stop {spec.path}")
+        if self.before_stop is not None:
+            await self.before_stop()
         await asyncio.sleep(0)
         self.up.pop(spec, None)
 
@@ -128,27 +131,24 @@ async def test_a_model_leased_while_another_stops_is_spared(tmp_path):
     world.reading = MemoryReading(total=1000, available=100)
     leased = asyncio.Event()
     done = asyncio.Event()
-    stop = world.processes.stop
-
-    async def stop_and_meanwhile_lease_b(spec, grace):
-        task = asyncio.create_task(hold_b())
-        await leased.wait()
-        await stop(spec, grace)
-        keep.append(task)
+    holders = []
 
     async def hold_b():
         async with world.lease("b", size=400):
             leased.set()
             await done.wait()
 
-    keep: list[asyncio.Task[None]] = []
-    world.processes.stop = stop_and_meanwhile_lease_b
+    async def lease_b_meanwhile():
+        if not holders:
+            holders.append(asyncio.create_task(hold_b()))
+            await leased.wait()
+
+    world.processes.before_stop = lease_b_meanwhile
     with pytest.raises(InsufficientMemory):
         await world.use("c", size=800)
     assert world.loaded == ["b"]
     done.set()
-    await asyncio.gather(*keep)
-    world.processes.stop = stop
+    await asyncio.gather(*holders)
     await world.residency.close(0)
 
 

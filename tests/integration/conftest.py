@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,10 +27,19 @@ def zoo(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("zoo")
     for name in ("tiny-a", "tiny-b"):
         (folder / name).symlink_to(models / name)
-    endless = Shape(spread=3.0, context=65536, extra={"eos_token_id": _NEVER_SAMPLED})
-    make_model(folder / ENDLESS, endless, seed=3)
+    _make_endless(folder / ENDLESS)
     make_reciter(folder / "tiny-reciter")
     return folder
+
+
+def _make_endless(folder: Path) -> None:
+    """The end of a sequence is known to neither its config nor its tokenizer."""
+    endless = Shape(spread=3.0, context=65536, extra={"eos_token_id": _NEVER_SAMPLED})
+    make_model(folder, endless, seed=3)
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    del config["eos_token"]
+    file.write_text(json.dumps(config))
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +56,7 @@ def served(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daem
             "models:\n"
             f"  tiny-short: {{path: {zoo / ENDLESS}, context: 128}}\n"
             "  tiny-b: {aliases: [bee]}\n"
-            "chains: {coding: [no-such-model, tiny-b], fast: [no-such-model]}\n"
+            "chains: {default: [no-such, tiny-b], coding: [no-such, tiny-b], fast: [no-such]}\n"
         ),
     }
     with daemon(folder, models=zoo, policies=policies) as running:

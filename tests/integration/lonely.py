@@ -67,7 +67,7 @@ def main() -> None:
             except BlockingIOError:
                 break
             seen += 1
-    print(json.dumps({"interfaces": interfaces, "runs": runs, "seen": seen}))
+    json.dump({"interfaces": interfaces, "runs": runs, "seen": seen}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ successor. So what it must say is known, in whatever scripts, with characters cu
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def _successors(folder: Path) -> dict[int, int]:
     (line_break,) = tokenizer.encode("\n").ids
     chain = [line_break, *tokenizer.encode(RECITED).ids, _STOP]
     assert len(set(chain)) == len(chain), "a token of the text occurs twice"
-    return dict(zip(chain, chain[1:], strict=False))
+    return dict(pairwise(chain))
 
 
 def _write_weights(folder: Path, successors: dict[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""How these tests talk to a daemon: questions, streams that are held open, facts that are awaited."""
+"""How these tests talk to a daemon: questions, streams held open, facts that are awaited."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def piece_of(path: str, record: Json) -> str:
 
 
 def ndjson(response: httpx.Response) -> list[Json]:
-    """The records of an NDJSON stream; a blank line, or a last line without its end, is an error."""
+    """The records of an NDJSON stream; a blank line, or a last line without its end, fails."""
     assert response.headers["content-type"].startswith("application/x-ndjson")
     lines = response.text.split("\n")
     assert lines.pop() == "", "the last line has no end"
@@ -204,12 +204,38 @@ def gone(pid: int) -> bool:
         return True
 
 
+def exchange(daemon: Daemon, *pieces: bytes) -> bytes:
+    """Send bytes on a connection of their own and read one answer."""
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=20) as sock:
+        for piece in pieces:
+            sock.sendall(piece)
+        return one_answer(sock)
+
+
 def raw(daemon: Daemon, *pieces: bytes, timeout: float = 20.0) -> bytes:
     """Send bytes on a connection of their own and read until the daemon closes it."""
     with socket.create_connection(("127.0.0.1", daemon.port), timeout=timeout) as sock:
         for piece in pieces:
             sock.sendall(piece)
         return drain(sock)
+
+
+def one_answer(sock: socket.socket) -> bytes:
+    """The head and the whole body of one answer, whatever becomes of the connection."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += _more(sock, received)
+    head, _, body = received.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length:")[2].split()[0])
+    while len(body) < length:
+        body += _more(sock, received)
+    return head + b"\r\n\r\n" + body
+
+
+def _more(sock: socket.socket, so_far: bytes) -> bytes:
+    piece = sock.recv(65536)
+    assert piece, f"closed after {so_far!r}"
+    return piece
 
 
 def drain(sock: socket.socket) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from tests.integration.talking import (
     body_for,
     generate,
     ndjson,
+    one_answer,
     workers_of,
 )
 from tests.support.daemon import Daemon
@@ -247,7 +249,7 @@ def _cases() -> Iterator[Any]:
             yield pytest.param(path, _with_sampling(path, **change), id=f"{path} {what}")
 
 
-@pytest.mark.parametrize(("path", "body"), _cases())
+@pytest.mark.parametrize(("path", "body"), list(_cases()))
 def test_a_wrong_field_is_refused_in_the_apis_own_words(
     served: Daemon, path: str, body: Json
 ) -> None:
@@ -328,9 +330,22 @@ def test_a_gzipped_body_is_read(served: Daemon) -> None:
 
 def test_a_body_that_is_not_encoded_as_it_says_is_400(served: Daemon) -> None:
     headers = {"content-encoding": "gzip"}
-    answer = served.http.post("/api/chat", content=b"{}", headers=headers)
+    with httpx.Client(base_url=served.url) as client:
+        answer = client.post("/api/chat", content=b"{}", headers=headers)
     assert answer.status_code == 400
     _check_refusal("/api/chat", answer)
+
+
+def test_a_connection_that_will_be_closed_is_said_to_be(served: Daemon) -> None:
+    """Else a client sends its next request into a connection that is going away."""
+    head = b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: gzip\r\n"
+    with socket.create_connection(("127.0.0.1", served.port), timeout=5) as sock:
+        sock.sendall(head + b"Content-Length: 2\r\n\r\n{}")
+        answer = one_answer(sock)
+        assert answer.startswith(b"HTTP/1.1 400")
+        if b"connection: close" not in answer.lower():
+            sock.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert one_answer(sock).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -449,7 +464,9 @@ def test_the_same_prompt_again_and_again_is_answered(served: Daemon) -> None:
     assert len(answers) == 1
 
 
-@pytest.mark.parametrize("what", ["", "hi\0there", "‮ right to left ‏", "x" * 3000, "\u0301" * 200])
+@pytest.mark.parametrize(
+    "what", ["", "hi\0there", "\u202e right to left \u200f", "x" * 3000, "\u0301" * 200]
+)
 def test_odd_prompts_are_text_like_any_other(served: Daemon, what: str) -> None:
     body = body_for("/v1/chat/completions", ENDLESS, what, tokens=2)
     assert served.http.post("/v1/chat/completions", json=body).status_code == 200

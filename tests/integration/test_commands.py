@@ -24,6 +24,7 @@ def _mlxd(*arguments: object, **environment: str) -> subprocess.CompletedProcess
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MLXD_", "MLX_API_"))}
     return subprocess.run(
         [sys.executable, "-m", "mlxd", *map(str, arguments)],
+        check=False,
         capture_output=True,
         text=True,
         timeout=30,
@@ -31,9 +32,7 @@ def _mlxd(*arguments: object, **environment: str) -> subprocess.CompletedProcess
     )
 
 
-def _refused_start(
-    tmp_path: Path, files: dict[str, str], *flags: str, **environment: str
-) -> str:
+def _refused_start(tmp_path: Path, files: dict[str, str], *flags: str, **environment: str) -> str:
     """Start with policies that are refused; returns what was said."""
     policies = write_policies(tmp_path / "policies", files)
     done = _mlxd(
@@ -86,7 +85,9 @@ def test_status_imports_neither_a_server_nor_a_validator(served: Daemon) -> None
         "heavy = {'aiohttp', 'pydantic', 'asyncio', 'yaml', 'psutil'} & set(sys.modules); "
         "print(heavy, file=sys.stderr); sys.exit(status)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=20
+    )
     assert done.returncode == 0
     assert done.stderr.strip() == "set()"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -38,7 +39,7 @@ DRAIN = "drain: {not_ready_delay: 300ms, grace: 20s}\n"
 def _second(*arguments: object) -> tuple[subprocess.CompletedProcess[str], float]:
     command = [sys.executable, "-m", "mlxd", "serve", *map(str, arguments)]
     began = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
     return done, time.monotonic() - began
 
 
@@ -46,9 +47,7 @@ def test_a_second_start_on_the_same_state_folder_names_the_first(
     served: Daemon, tmp_path: Path
 ) -> None:
     before = [worker.pid for worker in served.workers()]
-    done, seconds = _second(
-        "--state", served.state, "--port", free_port(), "--policies", tmp_path
-    )
+    done, seconds = _second("--state", served.state, "--port", free_port(), "--policies", tmp_path)
     assert done.returncode == TAKEN
     assert str(served.pid) in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -89,14 +88,10 @@ def test_an_idle_daemon_with_a_loaded_model_stops_within_three_seconds(start: An
     assert not (daemon.state / "tmp").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stream_under_way_finishes_and_then_the_daemon_ends(
-    start: Any, number: signal.Signals
-) -> None:
+def test_a_stream_under_way_finishes_and_then_the_daemon_ends(start: Any) -> None:
     daemon: Daemon = start({"server": DRAIN})
-    expected = say(daemon, ENDLESS, "last", tokens=400)
-    with held(daemon, prompt="last", tokens=400) as stream:
-        daemon.process.send_signal(number)
+    with held(daemon, tokens=400) as stream:
+        daemon.process.send_signal(signal.SIGTERM)
 
         def draining() -> bool:
             return daemon.http.get("/readyz").status_code == 503
@@ -108,8 +103,7 @@ def test_a_stream_under_way_finishes_and_then_the_daemon_ends(
         assert refused.headers["retry-after"]
         assert daemon.http.get("/health").status_code == 200
         found = stream.rest()
-    assert found[-1]["done"] is True
-    assert stream.text == expected
+    assert (found[-1]["done"], found[-1]["eval_count"]) == (True, 400)
     assert daemon.process.wait(10) == 0
 
 
@@ -131,11 +125,11 @@ def test_a_second_signal_ends_the_daemon_at_once(start: Any) -> None:
 def test_a_stream_that_outlasts_the_grace_is_cut_and_the_daemon_ends(start: Any) -> None:
     daemon: Daemon = start({"server": "drain: {not_ready_delay: 0s, grace: 300ms}\n"})
     with held(daemon) as stream:
-        daemon.process.send_signal(signal.SIGTERM)
+        daemon.process.send_signal(signal.SIGINT)
         assert daemon.process.wait(10) == 0
-        with pytest.raises((httpx.TransportError, AssertionError)):
-            assert stream.rest()[-1].get("done") is not True
-            raise AssertionError
+        with contextlib.suppress(httpx.TransportError):
+            stream.rest()
+        assert not any(record.get("done") for record in stream.records)
     assert "did not finish in time" in daemon.log_text()
 
 

@@ -105,9 +105,7 @@ def test_openai_lists_models_and_tells_of_one(served: Daemon) -> None:
     assert missing.json()["error"]["code"] == "model_not_found"
 
 
-@pytest.mark.parametrize(
-    "name", ["tiny-a", "TINY-A", "tiny-a:latest", "Tiny-a:local", " tiny-a "]
-)
+@pytest.mark.parametrize("name", ["tiny-a", "TINY-A", "tiny-a:latest", "Tiny-a:local", " tiny-a "])
 def test_a_name_is_taken_however_it_is_spelt(served: Daemon, name: str) -> None:
     body = body_for("/api/generate", name, "hi", tokens=2)
     answer = served.http.post("/api/generate", json=body)
@@ -186,6 +184,6 @@ def test_a_request_that_is_not_http_gets_an_id_too_and_no_internals(served: Daem
 
     answer = raw(served, b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\nBad Header: x\r\n\r\n")
     head = answer.partition(b"\r\n\r\n")[0].lower()
-    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.split()[1] == b"400"
     assert b"aiohttp" not in answer.lower()
     assert b"\r\nx-request-id: " in head

@@ -24,7 +24,10 @@ def _why_not() -> str:
         if shutil.which(tool) is None:
             return f"{tool} is not installed"
     tried = subprocess.run(
-        ["unshare", "-n", "sh", "-c", "ip link set lo up"], capture_output=True, text=True
+        ["unshare", "-n", "sh", "-c", "ip link set lo up"],
+        check=False,
+        capture_output=True,
+        text=True,
     )
     return f"no network namespace: {tried.stderr.strip()}" if tried.returncode else ""
 
@@ -37,6 +40,7 @@ def test_start_serve_and_restart_work_with_loopback_only_and_leave_11434_alone(
     inner = [sys.executable, "-m", "tests.integration.lonely", str(models), str(tmp_path)]
     done = subprocess.run(
         ["unshare", "-n", "sh", "-c", IN_NAMESPACE, *inner],
+        check=False,
         capture_output=True,
         text=True,
         timeout=55,

@@ -34,7 +34,7 @@ def _streamed(daemon: Daemon, path: str, body: Json) -> list[Json]:
     return records(path, response)
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+@pytest.mark.parametrize("sampling", list(SAMPLINGS.values()), ids=list(SAMPLINGS))
 @pytest.mark.parametrize("path", PATHS)
 def test_the_streamed_text_is_the_whole_text(served: Daemon, path: str, sampling: Json) -> None:
     body = body_for(path, ENDLESS, "tell me", tokens=40, **sampling)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -135,6 +138,48 @@ def test_the_metadata(metadata: Message) -> None:
     backends = [line for line in required if "extra ==" in line]
     assert len(backends) == 2
     assert all("sys_platform == 'linux'" in line.replace('"', "'") for line in backends)
+
+
+def test_every_import_is_of_a_dependency() -> None:
+    """Of a declared one, or of one that such a one declares; not of what was installed by hand."""
+    declared = {distribution(line) for line in PROJECT["project"]["dependencies"]}
+    brought = {
+        distribution(line)
+        for name in declared
+        for line in importlib.metadata.requires(name) or ()
+        if "extra ==" not in line
+    }
+    providers = importlib.metadata.packages_distributions()
+    undeclared = {
+        name
+        for name in imported_names()
+        if not {normal(one) for one in providers.get(name, [name])} & (declared | brought)
+    }
+    assert undeclared == set()
+
+
+def distribution(requirement: str) -> str:
+    """The name in `Name[extra]>=1; marker`."""
+    return normal(re.split(r"[^\w.-]", requirement)[0])
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def imported_names() -> set[str]:
+    """The packages from outside that the modules of mlxd import, wherever in the file."""
+    names: set[str] = set()
+    for path in (ROOT / "mlxd").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Import(names=aliases):
+                    names |= {alias.name.partition(".")[0] for alias in aliases}
+                case ast.ImportFrom(module=str(module), level=0):
+                    names.add(module.partition(".")[0])
+                case _:
+                    pass
+    return names - sys.stdlib_module_names - {"mlxd"}
 
 
 def test_the_backends_exclude_each_other() -> None:

@@ -167,3 +167,8 @@ def test_other_tokenizers_stream_too(tmp_path: Path):
     tokenizer = load(word_piece(tmp_path))
     tokens = tokenizer.encode("the quick brown fox", add_special_tokens=False)
     assert "".join(pieces_of(tokenizer, tokens)) == tokenizer.decode(tokens)
+
+
+def test_a_replacement_character_that_the_model_wrote_is_dropped_too(tokenizer):
+    tokens = tokenizer.encode("a\ufffdb", add_special_tokens=False)
+    assert "".join(pieces_of(tokenizer, tokens)) == "ab"

@@ -142,6 +142,12 @@ def test_a_prompt_over_the_context_says_by_how_much(worker):
     assert "exceeds the model's maximum context length (4096 tokens)" in refused.message
 
 
+def test_an_empty_prompt_is_called_empty(worker):
+    refused = worker.run(token_ids=()).refused
+    assert refused is not None
+    assert refused.message == "the prompt is empty"
+
+
 def test_a_prompt_over_the_policy_names_the_policy(worker):
     refused = worker.run(text="word " * 20, max_prompt=10).refused
     assert refused is not None

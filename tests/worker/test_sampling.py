@@ -78,7 +78,7 @@ def test_a_draw_can_be_resumed_at_its_nth_token(logits):
         (Sampling(temperature=9.0, seed=1, top_k=1), 1),
         (Sampling(temperature=9.0, seed=1, top_p=0.0), 1),
         (Sampling(temperature=9.0, seed=1, min_p=1.0), 1),
-        (Sampling(temperature=1e-9, seed=1), 1),
+        (Sampling(temperature=1e-300, seed=1), 1),
     ],
 )
 def test_only_the_likeliest_are_drawn(mx, logits, sampling, kept):

@@ -55,6 +55,7 @@ def _common(fields: Fields) -> GenerationRequest:
     return GenerationRequest(
         model=fields.text("model") or "",
         think=_think(fields),
+        think_or_refuse=True,
         format=_format(fields),
         max_tokens=options.max_tokens,
         stop=options.stop,
