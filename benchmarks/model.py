@@ -20,7 +20,7 @@ from tests.support.model_maker import CHAT_TEMPLATE, Shape, make_model
 
 SHAPES = {
     "tiny": Shape(spread=1.5),
-    "slow": Shape(hidden=384, layers=10, heads=6, kv_heads=6, intermediate=1024, spread=1.5),
+    "slow": Shape(hidden=256, layers=4, heads=4, kv_heads=4, intermediate=512, spread=1.5),
 }
 SPECIAL = ("<|im_end|>", "<|im_start|>")
 PROMPT_TOKENS = 200

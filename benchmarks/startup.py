@@ -9,6 +9,7 @@ import argparse
 import http.client
 import json
 import multiprocessing
+import signal
 import sys
 import tempfile
 import time
@@ -200,6 +201,7 @@ def report(figures: dict[str, float], options: argparse.Namespace) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the daemon would stay behind
     with tempfile.TemporaryDirectory(prefix="mlxd-bench-") as scratch:
         figures = measure(options, Path(scratch))
     page = report(figures, options)

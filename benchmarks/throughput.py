@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -166,6 +167,7 @@ def say(message: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the servers would stay behind
     if options.install_peers:
         install_peers(options.peers.absolute())
     load_average = " ".join(f"{load:.2f}" for load in os.getloadavg())

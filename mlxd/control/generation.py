@@ -86,22 +86,19 @@ class Generation:
     # -- filled by the worker's handle
 
     def answer(self, message: ipc.Accepted | ipc.Refused) -> None:
-        """The worker has checked the request."""
-        if self._accepted.done():
-            return
+        """The worker has checked the request; it may still refuse one that it accepted."""
         match message:
             case ipc.Accepted():
                 self._accepted_at = self._clock.monotonic()
-                self._accepted.set_result(message)
+                if not self._accepted.done():
+                    self._accepted.set_result(message)
             case ipc.Refused():
                 refusal = _REFUSALS[message.code]
                 self.fail(refusal(message.message, param=message.param))
 
     def take(self, piece: ipc.Piece) -> None:
         """Something new came."""
-        first, self._last_piece = not self._last_piece, self._clock.monotonic()
-        if first and not self.ended:
-            self._arm()
+        self._last_piece = self._clock.monotonic()
         match piece:
             case ipc.Text():
                 self._waiting.append(TextDelta(piece.text, _logprobs(piece.logprobs)))
@@ -115,6 +112,12 @@ class Generation:
             case ipc.Cancelled():
                 self._end()
         self._notify()
+
+    def begun(self) -> None:
+        """Its first token is there: from now on silence is what counts."""
+        self._last_piece = self._clock.monotonic()
+        if not self.ended:
+            self._arm()
 
     def fail(self, error: MlxdError) -> None:
         """It ends here, and the worker holds nothing of it any more."""

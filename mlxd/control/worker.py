@@ -22,7 +22,7 @@ from typing import cast
 
 from mlxd.control.generation import Generation, Limits, Pulse
 from mlxd.core.clock import Clock
-from mlxd.core.errors import ModelLoadFailed, WorkerCrashed
+from mlxd.core.errors import InvalidRequest, ModelLoadFailed, WorkerCrashed
 from mlxd.core.events import Burst, Started
 from mlxd.core.models import ModelSpec
 from mlxd.core.request import GenerationRequest, Sampling
@@ -124,14 +124,11 @@ class Worker(asyncio.Protocol):
         """
         if self._transport is None or self._stopping:
             raise self._crashed()
+        frame = self._frame_of(order, self._next_id)
         generation = Generation(self._next_id, order.limits, self._clock, self._pulse)
         self._next_id += 1
         self._generations[generation.id] = generation
-        self._send(
-            ipc.Generate(
-                generation.id, order.request, order.sampling, order.max_prompt, order.max_output
-            )
-        )
+        self._transport.write(frame)
         try:
             accepted = await generation.accepted()
             yield (
@@ -185,13 +182,7 @@ class Worker(asyncio.Protocol):
     def _receive(self, message: ipc.Up) -> None:
         match message:
             case ipc.Output():
-                self.step = message.step
-                self._pulse.at = self._clock.monotonic()
-                self.active_bytes = message.active_bytes or self.active_bytes
-                for piece in message.pieces:
-                    generation = self._generations.get(piece.id)
-                    if generation is not None:
-                        generation.take(piece)
+                self._deliver(message)
             case ipc.Accepted() | ipc.Refused():
                 generation = self._generations.get(message.id)
                 if generation is not None:
@@ -206,6 +197,27 @@ class Worker(asyncio.Protocol):
             case ipc.Pong():
                 self.step = message.step
                 self.active_bytes = message.active_bytes
+
+    def _deliver(self, output: ipc.Output) -> None:
+        self.step = output.step
+        self.active_bytes = output.active_bytes or self.active_bytes
+        self._pulse.at = self._clock.monotonic()
+        for id in output.begun:
+            if id in self._generations:
+                self._generations[id].begun()
+        for piece in output.pieces:
+            generation = self._generations.get(piece.id)
+            if generation is not None:
+                generation.take(piece)
+
+    def _frame_of(self, order: Order, id: int) -> bytes:
+        """Raises InvalidRequest for values that no message can carry."""
+        try:
+            return ipc.encode(
+                ipc.Generate(id, order.request, order.sampling, order.max_prompt, order.max_output)
+            )
+        except ipc.Unsendable as error:
+            raise InvalidRequest(f"the request holds an unusable value: {error}") from error
 
     def _send(self, message: ipc.Down) -> None:
         if self._transport is not None:

@@ -136,13 +136,15 @@ class Cancelled(msgspec.Struct, frozen=True, array_like=True, tag="x"):
 Piece = Text | Reasoning | Call | Ended | Cancelled
 
 
-class Output(msgspec.Struct, frozen=True, tag="output"):
-    """All pieces of one engine step, in order."""
+class Output(msgspec.Struct, frozen=True, tag="output", omit_defaults=True):
+    """All pieces of one engine step, in order; empty ones are a sign of life, once a second."""
 
     step: int
     pieces: list[Piece]
     active_bytes: int = 0
     """Engine memory in use; sent now and then, 0 otherwise."""
+    begun: list[int] = []
+    """Requests whose first token this step gave, though its text may not be known yet."""
 
 
 class Pong(msgspec.Struct, frozen=True, tag="pong"):

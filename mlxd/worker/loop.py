@@ -33,6 +33,7 @@ from mlxd.worker.stops import StopStrings
 WHOLE_EVERY = 64
 """Tokens of an unstreamed answer that travel together."""
 MEMORY_EVERY = 64
+SIGN_OF_LIFE_SECONDS = 1.0
 MOST_LOGPROBS = 20
 
 
@@ -107,6 +108,7 @@ class Loop:
         self._running: dict[int, Running] = {}
         self._uids: dict[int, int] = {}
         self._memory_due = 0
+        self._reported = 0.0
 
     def run(self) -> None:
         """Returns on `Shutdown`. Whatever escapes the engine escapes this."""
@@ -191,6 +193,7 @@ class Loop:
         self._progress.step += 1
         now = time.perf_counter()
         pieces: list[Piece] = []
+        begun: list[int] = []
         leaving: list[int] = []
         failed: list[Running] = []
         for token in tokens:
@@ -201,10 +204,13 @@ class Loop:
             elif running.guard.error is not None:
                 failed.append(running)
                 leaving.append(token.uid)
+            if running.tokens == 1:
+                begun.append(running.job.id)
         if leaving:
             self._forget(leaving)
-        if pieces:
-            self._report(pieces)
+        if pieces or begun or now - self._reported >= SIGN_OF_LIFE_SECONDS:
+            self._reported = now
+            self._report(pieces, begun)
         for running in failed:
             self._fail(running)
 
@@ -219,10 +225,10 @@ class Loop:
             del self._uids[self._running.pop(uid).job.id]
         self._progress.running = len(self._running)
 
-    def _report(self, pieces: list[Piece]) -> None:
+    def _report(self, pieces: list[Piece], begun: list[int] | None = None) -> None:
         step = self._progress.step
         active = 0
         if step >= self._memory_due:
             active = mx.get_active_memory()
             self._memory_due = step + MEMORY_EVERY
-        self._link.send(Output(step, pieces, active))
+        self._link.send(Output(step, pieces, active, begun or []))

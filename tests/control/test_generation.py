@@ -7,6 +7,7 @@ from mlxd.core.clock import SystemClock
 from mlxd.core.errors import (
     ContextExceeded,
     DeadlineExceeded,
+    InvalidRequest,
     PolicyLine,
     WorkerCrashed,
     WorkerStalled,
@@ -89,6 +90,7 @@ async def test_a_limit_that_passes_says_which_it_was(limits, error, key):
 async def test_silence_between_tokens_is_a_stall():
     running = generation(between=0.02)
     running.answer(ipc.Accepted(1, 3))
+    running.begun()
     running.take(ipc.Text(1, "a"))
     with pytest.raises(WorkerStalled):
         await events_of(running)
@@ -99,6 +101,7 @@ async def test_a_worker_that_steps_is_not_silent():
     pulse = Pulse(clock.monotonic() + 0.1)
     running = generation(between=0.05, pulse=pulse)
     running.answer(ipc.Accepted(1, 3))
+    running.begun()
     running.take(ipc.Text(1, "a"))
     began = clock.monotonic()
     with pytest.raises(WorkerStalled):
@@ -115,6 +118,7 @@ async def test_a_worker_that_never_accepts_is_not_waited_for():
 async def test_tokens_keep_a_stall_away():
     running = generation(between=0.2)
     running.answer(ipc.Accepted(1, 3))
+    running.begun()
 
     async def feed():
         for _ in range(5):
@@ -126,6 +130,17 @@ async def test_tokens_keep_a_stall_away():
         group.create_task(feed())
         events = group.create_task(events_of(running))
     assert len(events.result()) == 6
+
+
+async def test_a_request_that_was_accepted_may_still_be_refused():
+    running = generation()
+    running.answer(ipc.Accepted(1, 3))
+    running.take(ipc.Text(1, "a"))
+    running.answer(ipc.Refused(1, "invalid_request", "sampling failed"))
+    bursts = running.bursts()
+    assert await anext(bursts) == [TextDelta("a")]
+    with pytest.raises(InvalidRequest):
+        await anext(bursts)
 
 
 async def test_an_unheard_cancel_is_noticed():

@@ -131,7 +131,7 @@ async def test_a_model_leased_while_another_stops_is_spared(tmp_path):
     world.reading = MemoryReading(total=1000, available=100)
     leased = asyncio.Event()
     done = asyncio.Event()
-    holders = []
+    holders: list[asyncio.Task[None]] = []
 
     async def hold_b():
         async with world.lease("b", size=400):
