@@ -34,7 +34,10 @@ class NotThere(Exception):
 
 
 class Watched:
-    """A process and its children; `log` is what it printed."""
+    """A process and its children; `log` is what it printed.
+
+    Each leads a session of its own: Linux shares a crowded machine out between sessions.
+    """
 
     def __init__(self, command: list[str], log: Path, env: dict[str, str], **pipes: Any) -> None:
         self.log = log
@@ -42,7 +45,7 @@ class Watched:
             pipes = {"stdin": subprocess.DEVNULL, "stdout": file, **pipes}
             self.process = subprocess.Popen(
                 command, stderr=file, env=os.environ | {"HF_HUB_OFFLINE": "1"} | env,
-                cwd=log.parent, **pipes,
+                cwd=log.parent, start_new_session=True, **pipes,
             )  # fmt: skip
 
     @property

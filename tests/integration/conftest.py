@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,11 +24,12 @@ Start = Callable[..., Daemon]
 
 @pytest.fixture(scope="session")
 def zoo(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tiny-a and tiny-b, one that never stops by itself, and one that recites a text."""
+    """tiny-a and tiny-b, one that never stops by itself, its copy, and one that recites a text."""
     folder = tmp_path_factory.mktemp("zoo")
     for name in ("tiny-a", "tiny-b"):
         (folder / name).symlink_to(models / name)
     _make_endless(folder / ENDLESS)
+    shutil.copytree(folder / ENDLESS, folder / "tiny-short")
     make_reciter(folder / "tiny-reciter")
     return folder
 
@@ -54,7 +56,7 @@ def served(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daem
         "models": (
             f"dirs: [{zoo}]\n"
             "models:\n"
-            f"  tiny-short: {{path: {zoo / ENDLESS}, context: 128}}\n"
+            f"  tiny-short: {{context: 128}}\n"
             "  tiny-b: {aliases: [bee]}\n"
             "chains: {default: [no-such, tiny-b], coding: [no-such, tiny-b], fast: [no-such]}\n"
         ),
