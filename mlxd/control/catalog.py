@@ -57,10 +57,10 @@ class Catalog:
         """As `cards`, from the last scan."""
         return list(self._cards.values())
 
-    @property
-    def default(self) -> str:
-        """What `default` means where no chain says otherwise."""
-        return self._default or GUIDE
+    def default(self, policies: PolicySet) -> str:
+        """The name of the model that `default` means now."""
+        card = self._look_up(DEFAULT, policies)
+        return card.name if card is not None else GUIDE
 
     async def resolve(self, name: str, policies: PolicySet) -> ModelCard:
         """The model that `name` means. Raises ModelNotFound, or ModelLoadFailed if unusable."""
@@ -87,7 +87,7 @@ class Catalog:
             if card is not None and not card.unavailable:
                 return card
         if wanted == DEFAULT and not chain:
-            wanted = _canonical(self.default)
+            wanted = _canonical(self._default or GUIDE)
         return self._by_name(wanted)
 
     def _by_name(self, wanted: str) -> ModelCard | None:
@@ -208,11 +208,17 @@ def _folders(root: Path) -> list[Path]:
             return sorted(
                 Path(entry.path)
                 for entry in entries
-                if not entry.name.startswith(".")
-                and (entry.is_dir() or (entry.is_symlink() and not Path(entry.path).exists()))
+                if not entry.name.startswith(".") and _folder_or_dead_link(entry)
             )
     except OSError:
         return []
+
+
+def _folder_or_dead_link(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir() or (entry.is_symlink() and not Path(entry.path).exists())
+    except OSError:
+        return True  # a link that leads to itself
 
 
 def _looks_like_model(folder: Path) -> bool:

@@ -8,6 +8,7 @@ limits are read at each sweep, so an edit holds for connections that are already
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,9 +19,11 @@ from mlxd.core.clock import Clock
 from mlxd.core.errors import InvalidRequest
 from mlxd.dialects.base import to_json
 from mlxd.policy.store import PolicyStore
-from mlxd.server.errors import error_response
+from mlxd.server.errors import error_response, identity, in_ollama
 
 SWEEP_SECONDS = 0.25
+LINGER_SECONDS = 1.0
+"""For the rest of a body that is refused; without any, the refusal could be lost to a reset."""
 _NEVER = 10.0 * 365 * 86400
 
 
@@ -99,13 +102,10 @@ class Connection(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """A request that aiohttp itself could not read; nothing of its internals is shown."""
-        self.force_close_after_answer()
-        return error_response(
-            InvalidRequest("the request is not valid HTTP"), lambda error: {"error": error.message}
-        )
-
-    def force_close_after_answer(self) -> None:
-        self.keep_alive(False)
+        response = error_response(InvalidRequest("the request is not valid HTTP"), in_ollama)
+        response.headers.update(identity(secrets.token_hex(12)))
+        response.force_close()
+        return response
 
 
 class GuardedServer(web.Server):
@@ -126,6 +126,7 @@ class GuardedServer(web.Server):
             loop=self._loop,
             keepalive_timeout=_NEVER,
             access_log=None,
+            lingering_time=LINGER_SECONDS,
             max_line_size=int(http.max_header_bytes),
             max_field_size=int(http.max_header_bytes),
             max_headers=http.max_headers,

@@ -15,9 +15,8 @@ from typing import Protocol
 
 from aiohttp import web
 
-from mlxd import __version__
 from mlxd.core.errors import Forbidden, InternalError, MlxdError
-from mlxd.server.errors import Render, error_response, in_ollama
+from mlxd.server.errors import Render, error_response, identity, in_ollama
 from mlxd.server.parts import Parts
 
 log = logging.getLogger("mlxd.access")
@@ -142,11 +141,7 @@ class Edge:
 
 def common_headers(request: web.BaseRequest) -> dict[str, str]:
     """On every answer."""
-    headers = {
-        "Server": f"mlxd/{__version__}",
-        "X-Request-Id": request["id"],
-        "Request-Id": request["id"],
-    }
+    headers = identity(request["id"])
     if "origin" in request:
         headers["Access-Control-Allow-Origin"] = request["origin"]
         headers["Access-Control-Expose-Headers"] = _EXPOSED
@@ -204,7 +199,12 @@ async def _failed(request: web.BaseRequest, error: MlxdError, render: Render) ->
     stream: Begun | None = request.get("stream")
     if stream is not None and stream.begun:
         return await stream.fail(error)
-    return error_response(error, render)
+    response = error_response(error, render)
+    if request.content.exception() is not None:
+        # What is left of a body that cannot be read is not waited for, and its end not searched.
+        request.content.feed_eof()
+        response.force_close()
+    return response
 
 
 def _preflight() -> web.Response:

@@ -8,6 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
+from mlxd import __version__
 from mlxd.core.errors import MlxdError
 from mlxd.dialects import ollama, openai
 from mlxd.dialects.base import to_json
@@ -38,6 +39,15 @@ Render = Callable[[MlxdError], dict[str, Any]]
 
 in_ollama: Render = ollama.ChatCodec().render_error
 in_openai: Render = openai.ChatCodec().render_error
+
+
+def identity(request_id: str) -> dict[str, str]:
+    """Who answers, and to which request."""
+    return {
+        "Server": f"mlxd/{__version__}",
+        "X-Request-Id": request_id,
+        "Request-Id": request_id,
+    }
 
 
 def error_response(error: MlxdError, render: Render) -> web.Response:

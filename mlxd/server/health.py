@@ -98,7 +98,7 @@ def health(parts: Parts) -> Json:
         "total_models": len(parts.catalog.known()),
         "cached_models": [_cached_model(parts, resident) for resident in residents],
         "loading_models": [r.card.name for r in residents if r.loading],
-        "default_model": parts.catalog.default,
+        "default_model": parts.catalog.default(policies),
         "rate_limit": {
             "max_per_window": rules[0].requests if rules else None,
             "window_seconds": float(rules[0].window) if rules else None,

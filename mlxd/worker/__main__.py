@@ -63,7 +63,7 @@ def _start(arguments: argparse.Namespace) -> Loop | None:
         return None
     except ImportError as error:
         traceback.print_exc()
-        link.send(LoadFailed(f"MLX or mlx-lm cannot be imported: {type(error).__name__}"))
+        link.send(LoadFailed(f"{error.name or 'a module'} cannot be imported"))
         return None
     link.send(ready)
     return loop

@@ -146,7 +146,7 @@ def train(model: Guide, encoder: Encoder, arguments: argparse.Namespace) -> None
         rate = arguments.rate * min(1.0, (step + 1) / 150) * cosine
         for group in optimizer.param_groups:
             group["lr"] = rate
-        if chance.random() < (0.5 if done < arguments.copying else 0.03):
+        if chance.random() < (0.5 if done < arguments.copying else 0.06):
             inputs, targets, mask = copying(model.shape.vocab, arguments.budget * 2 // 3, chance)
         else:
             inputs, targets, mask = next(stream)

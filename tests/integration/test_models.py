@@ -303,11 +303,8 @@ def test_code_in_a_models_folder_is_never_run(start: Any, models: Path, tmp_path
 def test_a_model_whose_caches_do_not_merge_serves_one_request_at_a_time(
     start: Any, tmp_path: Path
 ) -> None:
-    make = getattr(model_maker, "make_unbatchable", None)
-    if make is None:
-        pytest.skip("model_maker makes no model whose caches do not merge")
     folder = tmp_path / "serial"
-    make(folder / "serial")
+    model_maker.make_model(folder / "serial", model_maker.UNMERGEABLE)
     daemon: Daemon = start({"models": f"dirs: [{folder}]\n"})
     alone = [say(daemon, "serial", f"n{n}", tokens=12) for n in range(3)]
     with ThreadPoolExecutor(3) as pool:
