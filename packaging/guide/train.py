@@ -177,11 +177,11 @@ def make_tokenizer(arguments: argparse.Namespace) -> Tokenizer:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
-    parser.add_argument("--minutes", type=float, default=30, help="training time, by the clock")
+    parser.add_argument("--minutes", type=float, default=50, help="training time, by the clock")
     parser.add_argument("--steps", type=int, default=0, help="a number of steps, in place of it")
     parser.add_argument("--resume", type=Path, help="go on with the model of this folder")
     parser.add_argument(
-        "--copying", type=float, default=0.3, help="share of time with much copying"
+        "--copying", type=float, default=0.2, help="share of time with much copying"
     )
     parser.add_argument("--rate", type=float, default=2.5e-3)
     parser.add_argument("--budget", type=int, default=2048, help="tokens in a batch")
