@@ -24,6 +24,7 @@ from mlxd.control.memory import read_memory
 from mlxd.control.residency import Residency
 from mlxd.control.supervisor import Supervisor
 from mlxd.core.clock import SystemClock
+from mlxd.core.errors import Draining
 from mlxd.core.instance import Address, Instance
 from mlxd.policy.load import PolicySet
 from mlxd.policy.store import PolicyStore
@@ -33,6 +34,7 @@ from mlxd.server.parts import Parts, State
 log = logging.getLogger(__name__)
 
 GUIDE = Path(__file__).parent / "guide"
+_FAREWELL_SECONDS = 0.5
 
 
 class Daemon:
@@ -51,7 +53,8 @@ class Daemon:
         store = PolicyStore(policies)
         catalog = Catalog(GUIDE, clock)
         admission = Admission(clock)
-        self._residency = Residency(Supervisor(clock, self._temporary), clock, read_memory)
+        self._supervisor = Supervisor(clock, self._temporary)
+        self._residency = Residency(self._supervisor, clock, read_memory)
         self._parts = Parts(
             policies=store,
             catalog=catalog,
@@ -112,13 +115,20 @@ class Daemon:
         if self._parts.admission.active:
             await self._pause(float(drain.not_ready_delay))
         await listener.stop_accepting()
-        deadline = self._parts.clock.monotonic() + float(drain.grace)
-        while self._parts.admission.active and not self._at_once.is_set():
-            left = deadline - self._parts.clock.monotonic()
-            if left <= 0:
-                log.warning("%s requests did not finish in time", self._parts.admission.active)
-                return
-            await self._pause(min(0.05, left))
+        if not await self._all_ended(float(drain.grace)):
+            log.warning("%s requests did not finish in time", self._parts.admission.active)
+            self._supervisor.fail_all(Draining("the daemon is stopping", retry_after=5.0))
+            await self._all_ended(_FAREWELL_SECONDS, even_if_told=True)
+
+    async def _all_ended(self, seconds: float, *, even_if_told: bool = False) -> bool:
+        """Wait for every request's end; not longer than this, nor when told to end at once."""
+        waits = {asyncio.create_task(self._parts.admission.idle())}
+        if not even_if_told:
+            waits.add(asyncio.create_task(self._at_once.wait()))
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        return not self._parts.admission.active
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, unless told to end at once."""
@@ -129,9 +139,15 @@ class Daemon:
     async def _end(self, listener: Listener) -> None:
         await listener.close()
         grace = float(self._parts.policies.current.timeouts.shutdown.term_grace)
-        await self._residency.close(0.2 if self._at_once.is_set() else grace)
+        killing = asyncio.create_task(self._kill_when_told())
+        await self._residency.close(grace)
+        killing.cancel()
         shutil.rmtree(self._temporary, ignore_errors=True)
         log.info("stopped")
+
+    async def _kill_when_told(self) -> None:
+        await self._at_once.wait()
+        self._supervisor.kill_all()
 
 
 def run(
@@ -154,8 +170,10 @@ def run(
 def _fresh_temporary(state: Path) -> Path:
     """Where workers keep their private TMPDIR; what a killed daemon left there is removed."""
     temporary = state / "tmp"
+    if temporary.is_symlink() or temporary.is_file():
+        temporary.unlink()
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(mode=0o700, parents=True)
+    temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
     return temporary
 
 

@@ -74,12 +74,6 @@ class Settings(BaseSettings):
             )
         return self
 
-    @property
-    def api_url(self) -> str | None:
-        """Where commands find the daemon, if MLX_API_URL says so."""
-        setting = self.variables.get("MLX_API_URL")
-        return setting.text if setting is not None else None
-
     def overrides(self) -> list[tuple[str, str, str]]:
         """(policy key, text, source) of each value that is a policy; the strongest come last."""
         found = [

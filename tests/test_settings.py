@@ -26,7 +26,6 @@ def test_nothing_said_overrides_nothing(folder: Path) -> None:
     settings = Settings.read(policies=folder)
     assert settings.overrides() == []
     assert settings.warnings() == []
-    assert settings.api_url is None
     assert settings.policies is not None
     assert settings.policies.path == folder
 
@@ -109,11 +108,6 @@ def test_the_state_folder_follows_its_flag(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("MLXD_STATE", "/from/environment")
     assert Settings.read(policies=folder).state.path == Path("/from/environment")
     assert Settings.read(policies=folder, state="/from/flag").state.path == Path("/from/flag")
-
-
-def test_commands_learn_the_url(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLX_API_URL", "http://studio.local:11435")
-    assert Settings.read(policies=folder).api_url == "http://studio.local:11435"
 
 
 def test_an_env_file_that_cannot_be_read_is_refused(folder: Path) -> None:

@@ -7,7 +7,7 @@ import json
 from typing import Any
 from urllib.parse import urlsplit
 
-from mlxd.core.instance import running
+from mlxd.core.instance import authority, running
 from mlxd.core.places import Places
 
 DEFAULT_PORT = 11435
@@ -38,11 +38,11 @@ def get_json(address: tuple[str, int], path: str, timeout: float = _TIMEOUT) -> 
         connection.request("GET", path)
         body = json.loads(connection.getresponse().read())
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise NoAnswer(f"no answer from http://{host}:{port}{path}: {error}") from error
+        raise NoAnswer(f"no answer from http://{authority(host, port)}{path}: {error}") from error
     finally:
         connection.close()
     if not isinstance(body, dict):
-        raise NoAnswer(f"what answers at http://{host}:{port} is not mlxd")
+        raise NoAnswer(f"what answers at http://{authority(host, port)} is not mlxd")
     return body
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlxd.cli import exits
 from mlxd.core import places
-from mlxd.core.instance import AlreadyRunning, Instance
+from mlxd.core.instance import AlreadyRunning, Instance, authority
 
 _PROBE_TIMEOUT = 0.3
 
@@ -49,7 +49,9 @@ def _serve_claimed(
     except PortTaken:
         return _refuse(_taken(listen.host, listen.port), exits.TAKEN)
     except OSError as error:
-        return _refuse(f"cannot listen on {listen.host}:{listen.port}: {error}", exits.FAILED)
+        return _refuse(
+            f"cannot listen on {authority(listen.host, listen.port)}: {error}", exits.FAILED
+        )
 
     from mlxd import daemon
     from mlxd.telemetry import logs
@@ -78,7 +80,9 @@ def missing_backend() -> str:
 
 def _taken(host: str, port: int) -> str:
     holder = _holder(host, port)
-    return f"{host}:{port} is taken by {holder}; see --port, MLXD_PORT or server.listen.port"
+    return (
+        f"{authority(host, port)} is taken by {holder}; see --port, MLXD_PORT or server.listen.port"
+    )
 
 
 def _holder(host: str, port: int) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 from mlxd.cli import exits
 from mlxd.cli.client import NoAnswer, address_of, get_json
 from mlxd.core import places
+from mlxd.core.instance import authority
+from mlxd.telemetry.logs import one_line
 
 Json = dict[str, Any]
 
@@ -26,21 +28,21 @@ def status(policies: str | None, state: str | None, *, as_json: bool) -> int:
             print(f"mlxd is not running: {error}", file=sys.stderr)
         return exits.FAILED
     if health.get("service") != "mlxd":
-        print(f"what answers at http://{address[0]}:{address[1]} is not mlxd", file=sys.stderr)
+        print(f"what answers at http://{authority(*address)} is not mlxd", file=sys.stderr)
         return exits.FAILED
     if as_json:
         print(json.dumps(health, ensure_ascii=False))
     else:
-        print("\n".join(_lines(health, address)))
+        print("\n".join(map(one_line, _lines(health, address))))
     return exits.DONE
 
 
 def env(policies: str | None, state: str | None) -> int:
     """Print what to `eval` in a shell."""
-    host, port = address_of(places.find(policies, state))
-    base = f"http://{host}:{port}"
+    host = authority(*address_of(places.find(policies, state)))
+    base = f"http://{host}"
     for name, value in (
-        ("OLLAMA_HOST", f"{host}:{port}"),
+        ("OLLAMA_HOST", host),
         ("OLLAMA_URL", base),
         ("MLX_API_URL", base),
         ("OPENAI_BASE_URL", f"{base}/v1"),
@@ -51,8 +53,8 @@ def env(policies: str | None, state: str | None) -> int:
 
 
 def _lines(health: Json, address: tuple[str, int]) -> Iterator[str]:
-    host, port = address
-    yield f"mlxd {health['version']}  {health['status']}  http://{host}:{port}  pid {health['pid']}"
+    url = f"http://{authority(*address)}"
+    yield f"mlxd {health['version']}  {health['status']}  {url}  pid {health['pid']}"
     yield f"requests  {health['active_requests']} of {health['max_concurrent']}"
     yield f"memory    {_memory(health['memory'])}"
     yield f"models    {health['models_cached']} loaded of {health['total_models']}"

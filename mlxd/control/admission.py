@@ -6,14 +6,17 @@ memory.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
 from mlxd.control.ratelimit import Quota, SlidingWindow
 from mlxd.core.clock import Clock
 from mlxd.core.errors import Draining, InvalidRequest, ModelNotFound, Overloaded, RateLimited
+from mlxd.core.models import canonical
 from mlxd.policy.load import PolicySet
 from mlxd.policy.schema import RateLimit
 from mlxd.policy.strict_yaml import dotted
@@ -50,8 +53,6 @@ class Totals:
 
     processed: int = 0
     rejected: int = 0
-    rate_limited: int = 0
-    by_model: Counter[str] = field(default_factory=Counter)
 
 
 class Admission:
@@ -60,6 +61,8 @@ class Admission:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._active: set[Ticket] = set()
+        self._none_active = asyncio.Event()
+        self._none_active.set()
         self._windows: dict[str, SlidingWindow] = {}
         self._typical_seconds = 1.0
         self.totals = Totals()
@@ -79,12 +82,12 @@ class Admission:
         Raises RateLimited, Overloaded, Draining. A request that turns out to be wrong in itself
         does not count towards the client's rate.
         """
-        if self.draining:
-            raise Draining("the daemon is stopping", retry_after=5.0)
+        self.check_open()
         counted = self._count_towards_rate(client, policies)
         self._check_slots(model, policies)
         ticket = Ticket(client, model, policies, self._clock.monotonic())
         self._active.add(ticket)
+        self._none_active.clear()
         try:
             yield ticket
         except (InvalidRequest, ModelNotFound):
@@ -94,6 +97,15 @@ class Admission:
         finally:
             self._active.discard(ticket)
             self._ended(ticket)
+
+    async def idle(self) -> Literal[True]:
+        """Wait until no request is admitted."""
+        return await self._none_active.wait()
+
+    def check_open(self) -> None:
+        """Raises Draining."""
+        if self.draining:
+            raise Draining("the daemon is stopping", retry_after=5.0)
 
     def rate_state(self, client: str, policies: PolicySet) -> RateState | None:
         """How much the tightest rule leaves this client."""
@@ -119,7 +131,6 @@ class Admission:
             elif rule.mode == "enforce":
                 for name, at in counted:
                     self._windows[name].refund(client, at)
-                self.totals.rate_limited += 1
                 raise RateLimited(
                     f"Rate limit exceeded. Max {rule.requests} requests"
                     f" per {float(rule.window):g} seconds",
@@ -132,9 +143,9 @@ class Admission:
         concurrency = policies.limits.concurrency
         if len(self._active) >= concurrency.max_in_flight:
             raise self._overloaded(concurrency.max_in_flight, policies, ("max_in_flight",))
-        own_limit = concurrency.per_model.get(model)
-        if own_limit is not None and self.active_by_model()[model] >= own_limit:
-            raise self._overloaded(own_limit, policies, ("per_model", model))
+        for written, limit in concurrency.per_model.items():
+            if canonical(written) == canonical(model) and self.active_by_model()[model] >= limit:
+                raise self._overloaded(limit, policies, ("per_model", written))
 
     def _overloaded(self, limit: int, policies: PolicySet, key: tuple[str, ...]) -> Overloaded:
         self.totals.rejected += 1
@@ -150,8 +161,9 @@ class Admission:
         return min(max(1.0, wait), _MAX_QUEUE_WAIT)
 
     def _ended(self, ticket: Ticket) -> None:
+        if not self._active:
+            self._none_active.set()
         self.totals.processed += 1
-        self.totals.by_model[ticket.model] += 1
         held = self._clock.monotonic() - ticket.admitted
         self._typical_seconds += _SMOOTHING * (held - self._typical_seconds)
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from mlxd.control.model_files import fingerprint, read_card
 from mlxd.core.clock import Clock
 from mlxd.core.errors import ModelLoadFailed, ModelNotFound
-from mlxd.core.models import ModelCard
+from mlxd.core.models import ModelCard, canonical
 from mlxd.policy.load import PolicySet
+from mlxd.policy.schema import Model
 from mlxd.policy.strict_yaml import dotted
 
 log = logging.getLogger(__name__)
@@ -77,17 +78,17 @@ class Catalog:
         return card
 
     def _look_up(self, name: str, policies: PolicySet) -> ModelCard | None:
-        wanted = _canonical(name)
+        wanted = canonical(name)
         for model, declared in policies.models.models.items():
-            if wanted in map(_canonical, declared.aliases):
-                wanted = _canonical(model)
+            if wanted in map(canonical, declared.aliases):
+                wanted = canonical(model)
         chain = policies.models.chains.get(wanted)
         for link in chain or ():
-            card = self._by_name(_canonical(link))
+            card = self._by_name(canonical(link))
             if card is not None and not card.unavailable:
                 return card
         if wanted == DEFAULT and not chain:
-            wanted = _canonical(self._default or GUIDE)
+            wanted = canonical(self._default or GUIDE)
         return self._by_name(wanted)
 
     def _by_name(self, wanted: str) -> ModelCard | None:
@@ -101,7 +102,7 @@ class Catalog:
         return short[0] if len(short) == 1 else None
 
     def _not_found(self, name: str, policies: PolicySet) -> ModelNotFound:
-        wanted = _canonical(name)
+        wanted = canonical(name)
         if wanted in policies.models.chains:
             return ModelNotFound(
                 name,
@@ -122,7 +123,7 @@ class Catalog:
 
     async def _rescan(self, policies: PolicySet) -> None:
         cards = await asyncio.to_thread(self._read_all, policies)
-        self._cards = {_canonical(card.name): card for card in cards}
+        self._cards = {canonical(card.name): card for card in cards}
         self._choose_default()
         self._scanned = self._clock.monotonic()
 
@@ -142,7 +143,7 @@ class Catalog:
         places = self._declared(policies) + self._found(policies)
         cards: dict[str, ModelCard] = {}
         for place in places:
-            cards.setdefault(_canonical(place.name), self._card(place, policies))
+            cards.setdefault(canonical(place.name), self._card(place, policies))
         ordered = sorted(cards.values(), key=lambda card: card.name.lower())
         return [*ordered, self._card(_Place(GUIDE, self._guide), policies)]
 
@@ -170,18 +171,21 @@ class Catalog:
             known = (mark, read_card(place.folder, place.name))
             self._known[place.folder] = known
         card = replace(known[1], name=place.name)
-        own = policies.models.models.get(place.name)
+        own = settings_of(place.name, policies)
         context = own.context if own is not None else None
         wanted = context or policies.models.defaults.context
-        return card if wanted == "auto" else replace(card, context=min(card.context, wanted))
+        if wanted == "auto":
+            return card
+        return replace(card, context=min(card.context, wanted), trained_context=card.context)
 
 
-def _canonical(name: str) -> str:
-    """Names are compared without case; `:latest` is implied and `:local` says nothing new."""
-    lowered = name.strip().lower()
-    for suffix in (":latest", ":local"):
-        lowered = lowered.removesuffix(suffix)
-    return lowered
+def settings_of(name: str, policies: PolicySet) -> Model | None:
+    """What models.yaml says of one model, however it writes the name."""
+    wanted = canonical(name)
+    for written, settings in policies.models.models.items():
+        if canonical(written) == wanted:
+            return settings
+    return None
 
 
 def _models_under(root: Path) -> list[_Place]:

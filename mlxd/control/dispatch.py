@@ -53,7 +53,11 @@ class Dispatcher:
             yield bursts
 
     async def load(self, model: str, keep_alive: float | None) -> None:
-        """Have a model in memory. Not a generation: neither counted nor limited."""
+        """Have a model in memory. Not a generation: neither counted nor limited.
+
+        Raises Draining; ModelNotFound; what leasing raises.
+        """
+        self._admission.check_open()
         policies = self._policies.current
         card = await self._catalog.resolve(model, policies)
         async with self._residency.lease(card, keep_alive, policies):
@@ -82,6 +86,7 @@ def _order(
         sampling=request.sampling.over(card.sampling).over(request.fallback),
         max_prompt=policies.limits.tokens.max_prompt,
         max_output=policies.limits.tokens.max_output,
+        context=card.context,
         limits=Limits(
             generation=float(timeouts.generation),
             first_token=float(timeouts.first_token),

@@ -41,7 +41,7 @@ _REFUSALS: dict[str, type[InvalidRequest]] = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The time limits of one generation in seconds, counted from the worker's acceptance."""
+    """The time limits of one generation in seconds, counted from the start of its prefill."""
 
     generation: float
     first_token: float
@@ -77,8 +77,9 @@ class Generation:
         self._waiting: list[GenerationEvent] = []
         self._error: MlxdError | None = None
         self._wake: asyncio.Future[None] | None = None
-        self._accepted_at = clock.monotonic()
-        """Until it is accepted: when it was sent."""
+        self.created = clock.monotonic()
+        self._started_at = 0.0
+        """When its prefill began; 0 while it waits in the worker behind others."""
         self._last_piece = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._arm()
@@ -89,7 +90,6 @@ class Generation:
         """The worker has checked the request; it may still refuse one that it accepted."""
         match message:
             case ipc.Accepted():
-                self._accepted_at = self._clock.monotonic()
                 if not self._accepted.done():
                     self._accepted.set_result(message)
             case ipc.Refused():
@@ -112,6 +112,12 @@ class Generation:
             case ipc.Cancelled():
                 self._end()
         self._notify()
+
+    def started(self) -> None:
+        """The engine has begun with it: from now on its time limits count."""
+        self._started_at = self._clock.monotonic()
+        if not self.ended:
+            self._arm()
 
     def begun(self) -> None:
         """Its first token is there: from now on silence is what counts."""
@@ -188,16 +194,24 @@ class Generation:
     def _nearest(self) -> float:
         """When the first of its limits passes."""
         limits = self.limits
+        if not self._started_at:
+            return max(self.created, self._pulse.at) + limits.first_token
         if self._last_piece:
             silence = max(self._last_piece, self._pulse.at) + limits.inter_token
         else:
-            silence = self._accepted_at + limits.first_token
-        return min(silence, self._accepted_at + limits.generation)
+            silence = self._started_at + limits.first_token
+        return min(silence, self._started_at + limits.generation)
 
     def _passed(self) -> MlxdError:
         """Which limit it was, in words."""
         limits = self.limits
-        if self._clock.monotonic() >= self._accepted_at + limits.generation:
+        if not self._started_at:
+            return WorkerStalled(
+                f"the engine has not begun with the request for {limits.first_token:g} s",
+                retry_after=2.0,
+                policy=limits.line("timeouts.first_token"),
+            )
+        if self._clock.monotonic() >= self._started_at + limits.generation:
             return DeadlineExceeded(
                 f"the generation took longer than {limits.generation:g} s",
                 policy=limits.line("timeouts.generation"),

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from mlxd.control.catalog import settings_of
 from mlxd.control.eviction import Candidate, plan_eviction
 from mlxd.control.memory import MemoryReading
 from mlxd.control.supervisor import Supervisor
@@ -23,6 +24,8 @@ from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.policy.load import PolicySet
 
 log = logging.getLogger(__name__)
+
+_UNLOAD_GRACE_SECONDS = 5.0
 
 
 @dataclass(slots=True)
@@ -38,6 +41,8 @@ class Resident:
     last_used_wall: float = 0.0
     load_seconds: float = 0.0
     loading: asyncio.Task[None] | None = None
+    reserved: bool = False
+    """Room has been made for it and it is about to take it."""
     expiry: asyncio.TimerHandle | None = None
     expires_wall: float = field(default=math.inf)
 
@@ -61,8 +66,8 @@ class Residency:
         self._residents: dict[ModelSpec, Resident] = {}
         self._changing = asyncio.Lock()
         self._unloads: set[asyncio.Task[None]] = set()
-        self.failed: dict[str, str] = {}
-        """Models whose last load failed, and why."""
+        self._failed: dict[str, tuple[str, str]] = {}
+        """Name of a model whose last load failed to (digest, reason)."""
 
     @asynccontextmanager
     async def lease(
@@ -105,15 +110,25 @@ class Residency:
     def worker_of(self, resident: Resident) -> Worker | None:
         return self._supervisor.serving(resident.spec)
 
+    def failed(self, cards: Iterable[ModelCard]) -> dict[str, str]:
+        """Of these, the models whose last load failed and whose files are still the same: why."""
+        return {
+            card.name: self._failed[card.name][1]
+            for card in cards
+            if self._failed.get(card.name, ("", ""))[0] == card.digest
+        }
+
     async def close(self, grace: float) -> None:
         """Stop every worker. Nothing may be leased any more."""
+        tasks = [*self._unloads]
         for resident in self._residents.values():
             if resident.expiry is not None:
                 resident.expiry.cancel()
             if resident.loading is not None:
                 resident.loading.cancel()
+                tasks.append(resident.loading)
         await self._supervisor.stop_all(grace)
-        await asyncio.gather(*self._unloads, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _loaded(self, resident: Resident, policies: PolicySet) -> Worker:
         """One load serves everyone who waits for it; it goes on when one of them leaves."""
@@ -127,19 +142,31 @@ class Residency:
         return worker
 
     async def _load(self, resident: Resident, policies: PolicySet) -> None:
+        """Room is made under the lock; the load itself is not: others may load meanwhile."""
+        limit = float(policies.timeouts.model_load)
+        began = self._clock.monotonic()
+        card = resident.card
         try:
-            async with self._changing:
-                began = self._clock.monotonic()
-                await self._make_room(resident, policies)
-                await self._supervisor.start(
-                    resident.spec, resident.card.name, policies.timeouts.model_load
-                )
-                resident.load_seconds = self._clock.monotonic() - began
-                self.failed.pop(resident.card.name, None)
+            async with asyncio.timeout(limit):
+                async with self._changing:
+                    await self._make_room(resident, policies)
+                    resident.reserved = True
+                await self._supervisor.start(resident.spec, card.name)
+            resident.load_seconds = self._clock.monotonic() - began
+            self._failed.pop(card.name, None)
+        except TimeoutError:
+            error = ModelLoadFailed(
+                f"model '{card.name}' was not loaded within {limit:g} s",
+                retry_after=10.0,
+                policy=policies.line("timeouts.model_load"),
+            )
+            self._failed[card.name] = (card.digest, error.message)
+            raise error from None
         except ModelLoadFailed as error:
-            self.failed[resident.card.name] = error.message
+            self._failed[card.name] = (card.digest, error.message)
             raise
         finally:
+            resident.reserved = False
             resident.loading = None
 
     async def _make_room(self, incoming: Resident, policies: PolicySet) -> None:
@@ -147,9 +174,11 @@ class Residency:
         while True:
             reading = self._read_memory()
             max_loaded = policies.models.max_loaded
+            others = [r for r in self._residents.values() if r is not incoming]
+            promised = sum(r.card.size_bytes for r in others if r.reserved)
             plan = plan_eviction(
-                [self._candidate(r) for r in self._residents.values() if self.worker_of(r)],
-                needed_bytes=incoming.card.size_bytes,
+                [self._candidate(r) for r in others if r.reserved or self.worker_of(r)],
+                needed_bytes=incoming.card.size_bytes + promised,
                 available_bytes=reading.available if reading is not None else None,
                 max_loaded=None if max_loaded == "auto" else max_loaded,
             )
@@ -157,16 +186,21 @@ class Residency:
                 raise _refusal(plan.obstacle, incoming.card, reading, policies)
             if not plan.victims:
                 return
-            victim = next(r for r in self._residents.values() if r.spec == plan.victims[0])
+            victim = next(r for r in others if r.spec == plan.victims[0])
             log.info("evicting %s for %s", victim.card.name, incoming.card.name)
-            del self._residents[victim.spec]
+            self._drop(victim)
             await self._supervisor.stop(victim.spec, policies.timeouts.shutdown.term_grace)
+
+    def _drop(self, resident: Resident) -> None:
+        if resident.expiry is not None:
+            resident.expiry.cancel()
+        del self._residents[resident.spec]
 
     def _candidate(self, resident: Resident) -> Candidate:
         return Candidate(
             key=resident.spec,
             size_bytes=resident.card.size_bytes,
-            in_use=resident.leases > 0,
+            in_use=resident.leases > 0 or resident.reserved,
             last_used=resident.last_used,
             use_count=resident.use_count,
         )
@@ -195,9 +229,9 @@ class Residency:
     async def _unload_idle(self, resident: Resident) -> None:
         async with self._changing:
             if resident.leases == 0 and self._residents.get(resident.spec) is resident:
-                del self._residents[resident.spec]
+                self._drop(resident)
                 log.info("unloading %s: idle", resident.card.name)
-                await self._supervisor.stop(resident.spec, grace=5.0)
+                await self._supervisor.stop(resident.spec, _UNLOAD_GRACE_SECONDS)
 
 
 def _heard(load: asyncio.Task[None]) -> None:
@@ -208,7 +242,7 @@ def _heard(load: asyncio.Task[None]) -> None:
 
 def ttl_of(card: ModelCard, policies: PolicySet) -> float:
     """Seconds that policy lets this model idle."""
-    own = policies.models.models.get(card.name)
+    own = settings_of(card.name, policies)
     ttl = own.ttl if own is not None and own.ttl is not None else policies.models.defaults.ttl
     return float(ttl)
 

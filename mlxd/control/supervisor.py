@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock
+from mlxd.core.errors import MlxdError
 from mlxd.core.models import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -26,26 +27,30 @@ class Supervisor:
         worker = self._workers.get(spec)
         return worker if worker is not None and worker.alive and worker.ready else None
 
-    async def start(self, spec: ModelSpec, name: str, timeout: float) -> Worker:
-        """A new worker with its model loaded, within `timeout` seconds. Raises ModelLoadFailed.
+    async def start(self, spec: ModelSpec, name: str) -> Worker:
+        """A new worker with its model loaded. Raises ModelLoadFailed; cancelled, it leaves nothing.
 
         The caller sees to it that one spec is not started twice at once.
         """
         old = self._workers.pop(spec, None)
         if old is not None:
-            await old.stop(grace=0.0)
+            old.kill()
         began = self._clock.monotonic()
         worker = await Worker.spawn(spec, name, self._clock, temporary=self._temporary)
         self._workers[spec] = worker
         log.info("worker for %s started, pid %s", name, worker.pid)
-        ready = await worker.until_ready(timeout)
+        try:
+            ready = await worker.until_ready()
+        except asyncio.CancelledError:
+            worker.kill()
+            raise
         log.info("%s loaded in %.2f s", name, self._clock.monotonic() - began)
         if not ready.batchable:
             log.info("%s cannot be batched: it serves one request at a time", name)
         return worker
 
     async def stop(self, spec: ModelSpec, grace: float) -> None:
-        """Returns when the process is gone; at most about three times `grace` seconds."""
+        """Returns when the process is gone."""
         worker = self._workers.pop(spec, None)
         if worker is not None:
             await worker.stop(grace)
@@ -54,5 +59,15 @@ class Supervisor:
     async def stop_all(self, grace: float) -> None:
         """Every worker, side by side."""
         workers = list(self._workers.values())
-        self._workers.clear()
         await asyncio.gather(*(worker.stop(grace) for worker in workers))
+        self._workers.clear()
+
+    def kill_all(self) -> None:
+        """Every process, now."""
+        for worker in self._workers.values():
+            worker.kill()
+
+    def fail_all(self, error: MlxdError) -> None:
+        """End every generation with `error`."""
+        for worker in self._workers.values():
+            worker.fail_all(error)

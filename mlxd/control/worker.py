@@ -7,22 +7,17 @@ that says why not.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import shutil
 import signal
-import socket
-import sys
-import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from mlxd.control.generation import Generation, Limits, Pulse
+from mlxd.control.process import EngineProcess
 from mlxd.core.clock import Clock
-from mlxd.core.errors import InvalidRequest, ModelLoadFailed, WorkerCrashed
+from mlxd.core.errors import InvalidRequest, MlxdError, ModelLoadFailed, WorkerCrashed
 from mlxd.core.events import Burst, Started
 from mlxd.core.models import ModelSpec
 from mlxd.core.request import GenerationRequest, Sampling
@@ -30,7 +25,9 @@ from mlxd.ipc import messages as ipc
 
 log = logging.getLogger(__name__)
 
-_STDERR_TAIL = 8192
+_ASKED_NICELY_SECONDS = 1.0
+"""From the word `Shutdown` to SIGTERM. A healthy worker needs a tenth of it."""
+_KILLED_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +38,7 @@ class Order:
     sampling: Sampling
     max_prompt: int
     max_output: int
+    context: int
     limits: Limits
     arrived: float
     """When the client's request came, on the monotonic clock."""
@@ -49,73 +47,51 @@ class Order:
 class Worker(asyncio.Protocol):
     """One process with one model. A restart is a new Worker."""
 
-    def __init__(self, spec: ModelSpec, name: str, clock: Clock) -> None:
+    def __init__(self, spec: ModelSpec, name: str, clock: Clock, process: EngineProcess) -> None:
         self.spec = spec
         self.name = name
         self.ready: ipc.Ready | None = None
-        self.step = 0
-        self.active_bytes = 0
-        self._pulse = Pulse()
         self._clock = clock
+        self._process = process
+        self._pulse = Pulse()
+        self._last_pong = 0.0
         self._frames = ipc.FrameReader()
         self._generations: dict[int, Generation] = {}
         self._next_id = 1
         self._became_ready: asyncio.Future[ipc.Ready] = asyncio.get_running_loop().create_future()
         self._stopping = False
-        self._stderr = b""
         self._transport: asyncio.Transport | None = None
-        self._process: asyncio.subprocess.Process | None = None
-        self._reaper: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def spawn(cls, spec: ModelSpec, name: str, clock: Clock, *, temporary: Path) -> Worker:
-        """Start the process; it loads its model by itself (see `until_ready`)."""
-        worker = cls(spec, name, clock)
-        private = Path(tempfile.mkdtemp(prefix="worker-", dir=temporary))
-        ours, theirs = socket.socketpair()
+        """Start the process; it loads its model by itself (see `until_ready`).
+
+        Raises ModelLoadFailed when the system gives no process.
+        """
         try:
-            worker._process = await asyncio.create_subprocess_exec(
-                *_command(spec, theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,
-                env=_environment(private),
-            )
-        except OSError:
-            ours.close()
-            shutil.rmtree(private, ignore_errors=True)
-            raise
-        finally:
-            theirs.close()
-        ours.setblocking(False)
-        await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=ours)
-        worker._reaper = asyncio.create_task(worker._reap(private), name=f"reap {name}")
+            process, sock = await EngineProcess.spawn(spec, temporary)
+        except OSError as error:
+            raise ModelLoadFailed(
+                f"no engine process could be started for '{name}': {error.strerror}",
+                retry_after=5.0,
+            ) from error
+        worker = cls(spec, name, clock, process)
+        worker._own(worker._bury())
+        await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=sock)
         return worker
 
     @property
     def pid(self) -> int:
-        return self._process.pid if self._process is not None else 0
+        return self._process.pid
 
     @property
     def alive(self) -> bool:
         return self._transport is not None and not self._stopping
 
-    @property
-    def running(self) -> int:
-        return len(self._generations)
-
-    async def until_ready(self, timeout: float) -> ipc.Ready:
+    async def until_ready(self) -> ipc.Ready:
         """Wait for the model to be loaded. Raises ModelLoadFailed; the worker is then over."""
-        try:
-            async with asyncio.timeout(timeout):
-                return await asyncio.shield(self._became_ready)
-        except TimeoutError:
-            self.kill()
-            raise ModelLoadFailed(
-                f"model '{self.name}' was not loaded within {timeout:g} s", retry_after=10.0
-            ) from None
+        return await asyncio.shield(self._became_ready)
 
     async def generate(self, order: Order) -> AsyncGenerator[Burst, None]:
         """Run one generation. Leaving the iterator early cancels it, and waits for that.
@@ -124,7 +100,7 @@ class Worker(asyncio.Protocol):
         """
         if self._transport is None or self._stopping:
             raise self._crashed()
-        frame = self._frame_of(order, self._next_id)
+        frame = _frame_of(order, self._next_id)
         generation = Generation(self._next_id, order.limits, self._clock, self._pulse)
         self._next_id += 1
         self._generations[generation.id] = generation
@@ -143,23 +119,27 @@ class Worker(asyncio.Protocol):
         finally:
             await self._settle(generation)
 
+    def fail_all(self, error: MlxdError) -> None:
+        """End every generation with `error`; what the process still does is for nobody."""
+        for generation in list(self._generations.values()):
+            generation.fail(error)
+
     async def stop(self, grace: float) -> None:
-        """Ask the process to end, then SIGTERM its group, then SIGKILL it, and wait."""
+        """Ask the process to end; SIGTERM; after `grace` seconds SIGKILL; wait until it is gone."""
         self._stopping = True
-        if self._transport is not None:
-            self._send(ipc.Shutdown())
-        if await self._gone(grace):
+        self._send(ipc.Shutdown())
+        if await self._process.gone(_ASKED_NICELY_SECONDS):
             return
-        self._signal(signal.SIGTERM)
-        if await self._gone(grace):
+        self._process.signal(signal.SIGTERM)
+        if await self._process.gone(grace):
             return
         self.kill()
-        await self._gone(grace)
+        await self._process.gone(_KILLED_SECONDS)
 
     def kill(self) -> None:
         """SIGKILL the process's whole group."""
         self._stopping = True
-        self._signal(signal.SIGKILL)
+        self._process.signal(signal.SIGKILL)
 
     # -- asyncio.Protocol
 
@@ -189,19 +169,18 @@ class Worker(asyncio.Protocol):
                     generation.answer(message)
             case ipc.Ready():
                 self.ready = message
-                self.active_bytes = message.active_bytes
                 if not self._became_ready.done():
                     self._became_ready.set_result(message)
             case ipc.LoadFailed():
                 self._fail_load(message.reason)
             case ipc.Pong():
-                self.step = message.step
-                self.active_bytes = message.active_bytes
+                self._last_pong = self._clock.monotonic()
 
     def _deliver(self, output: ipc.Output) -> None:
-        self.step = output.step
-        self.active_bytes = output.active_bytes or self.active_bytes
         self._pulse.at = self._clock.monotonic()
+        for id in output.started:
+            if id in self._generations:
+                self._generations[id].started()
         for id in output.begun:
             if id in self._generations:
                 self._generations[id].begun()
@@ -210,63 +189,63 @@ class Worker(asyncio.Protocol):
             if generation is not None:
                 generation.take(piece)
 
-    def _frame_of(self, order: Order, id: int) -> bytes:
-        """Raises InvalidRequest for values that no message can carry."""
-        try:
-            return ipc.encode(
-                ipc.Generate(id, order.request, order.sampling, order.max_prompt, order.max_output)
-            )
-        except ipc.Unsendable as error:
-            raise InvalidRequest(f"the request holds an unusable value: {error}") from error
-
     def _send(self, message: ipc.Down) -> None:
         if self._transport is not None:
             self._transport.write(ipc.encode(message))
 
     async def _settle(self, generation: Generation) -> None:
-        """A generation that was left before its end is cancelled; an unheard cancel is a wedge."""
+        """Cancel a generation that was left before its end, and wait for the worker's word.
+
+        That word comes between two steps. When a step takes longer than `cancel_ack`, the slot is
+        given back without it, and somebody else goes on waiting.
+        """
         try:
             if not generation.ended and self._transport is not None:
                 self._send(ipc.Cancel(generation.id))
-                if not await generation.until_ended(generation.limits.cancel_ack):
-                    log.error("worker %s does not answer a cancel: killed", self.name)
-                    self.kill()
+                await generation.until_ended(generation.limits.cancel_ack)
         finally:
-            del self._generations[generation.id]
+            if generation.ended or self._transport is None:
+                self._generations.pop(generation.id, None)
+            else:
+                self._own(self._expect_end(generation))
 
-    async def _reap(self, private: Path) -> None:
-        """Runs for the life of the process: collects its stderr, its status, and what it leaves."""
-        assert self._process is not None
-        stderr = asyncio.create_task(self._collect_stderr(), name=f"stderr {self.name}")
-        status = await self._process.wait()
-        self._signal(signal.SIGKILL)
-        await stderr
+    async def _expect_end(self, generation: Generation) -> None:
+        """Tell a long step from a wedge: it answers pings, and ends within the stall limit."""
+        limits = generation.limits
+        while not generation.ended and self.alive:
+            asked = self._clock.monotonic()
+            if asked - max(self._pulse.at, generation.created) >= limits.inter_token:
+                log.error("worker %s makes no step and hears no cancel: killed", self.name)
+                self.kill()
+                break
+            self._send(ipc.Ping())
+            if await generation.until_ended(limits.cancel_ack):
+                break
+            if self._last_pong < asked:
+                log.error("worker %s answers neither cancel nor ping: killed", self.name)
+                self.kill()
+        self._generations.pop(generation.id, None)
+
+    async def _bury(self) -> None:
+        """Runs for the life of the process; then ends all that waited for it."""
+        status = await self._process.ended
         if self._transport is not None:
             self._transport.close()
             self._transport = None
         if status != 0 and not self._stopping:
             log.error(
-                "worker %s ended with status %s\n%s",
-                self.name,
-                status,
-                self._stderr.decode("utf-8", "replace"),
-            )
+                "worker %s ended with status %s", self.name, status,
+                extra={"stderr": self._process.stderr},
+            )  # fmt: skip
         self._fail_load("its worker ended before the model was loaded")
-        for generation in list(self._generations.values()):
-            generation.fail(self._crashed())
-        await asyncio.to_thread(shutil.rmtree, private, ignore_errors=True)
-
-    async def _collect_stderr(self) -> None:
-        assert self._process is not None
-        assert self._process.stderr is not None
-        with contextlib.suppress(ConnectionError):
-            while chunk := await self._process.stderr.read(_STDERR_TAIL):
-                self._stderr = (self._stderr + chunk)[-_STDERR_TAIL:]
+        self.fail_all(self._crashed())
 
     def _fail_load(self, reason: str) -> None:
         if not self._became_ready.done():
             self._became_ready.set_exception(
-                ModelLoadFailed(f"model '{self.name}' could not be loaded: {reason}")
+                ModelLoadFailed(
+                    f"model '{self.name}' could not be loaded: {reason}", retry_after=10.0
+                )
             )
             self._became_ready.exception()
 
@@ -276,42 +255,23 @@ class Worker(asyncio.Protocol):
             retry_after=2.0,
         )
 
-    async def _gone(self, timeout: float) -> bool:
-        assert self._reaper is not None
-        try:
-            async with asyncio.timeout(timeout):
-                await asyncio.shield(self._reaper)
-        except TimeoutError:
-            return False
-        return True
-
-    def _signal(self, number: signal.Signals) -> None:
-        """To the whole group: the worker leads a session of its own."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, number)
+    def _own(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
-def _command(spec: ModelSpec, fd: int) -> list[str]:
-    return [
-        sys.executable, "-m", "mlxd.worker",
-        "--fd", str(fd), "--model", spec.path, "--context", str(spec.context),
-    ]  # fmt: skip
-
-
-def _environment(private: Path) -> dict[str, str]:
-    """The daemon's, but for what would let a worker out: service sockets, hubs, a shared TMPDIR.
-
-    MLX on CPU compiles kernels into TMPDIR under names that anybody can predict.
-    """
-    kept = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in {"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "WATCHDOG_USEC"}
-    }
-    return kept | {
-        "TMPDIR": str(private),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUNBUFFERED": "1",
-    }
+def _frame_of(order: Order, id: int) -> bytes:
+    """Raises InvalidRequest for values that no message can carry."""
+    message = ipc.Generate(
+        id=id,
+        request=order.request,
+        sampling=order.sampling,
+        max_prompt=order.max_prompt,
+        max_output=order.max_output,
+        context=order.context,
+    )
+    try:
+        return ipc.encode(message)
+    except ipc.Unsendable as error:
+        raise InvalidRequest(f"the request holds an unusable value: {error}") from error

@@ -6,6 +6,7 @@ MlxdError
 │   └── UnsupportedFeature      unsupported             understood, but not offered (by this model)
 ├── RequestTimeout              request_timeout         the client sent its request too slowly
 ├── RequestTooLarge             request_too_large       the body is over server.http.max_body
+├── HeadersTooLarge             headers_too_large       over server.http.max_header_bytes
 ├── UnsupportedEncoding         unsupported_encoding    a Content-Encoding that is not read
 ├── Forbidden                   forbidden               a Host or Origin that policy does not allow
 ├── ModelNotFound               model_not_found         no model of that name
@@ -92,6 +93,10 @@ class RequestTimeout(MlxdError):
 
 class RequestTooLarge(MlxdError):
     code = "request_too_large"
+
+
+class HeadersTooLarge(MlxdError):
+    code = "headers_too_large"
 
 
 class UnsupportedEncoding(MlxdError):

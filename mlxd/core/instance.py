@@ -35,6 +35,11 @@ class Address:
     version: str
 
 
+def authority(host: str, port: int) -> str:
+    """Host and port as a URL writes them: an IPv6 address stands in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class Instance:
     """The claim of this process on a state folder."""
 

@@ -8,6 +8,14 @@ from typing import Any
 from mlxd.core.request import Sampling
 
 
+def canonical(name: str) -> str:
+    """Names are compared without case; `:latest` is implied and `:local` says nothing new."""
+    lowered = name.strip().lower()
+    for suffix in (":latest", ":local"):
+        lowered = lowered.removesuffix(suffix)
+    return lowered
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """How one model is loaded. Equal specs share a worker; a changed one is another worker."""
@@ -15,7 +23,7 @@ class ModelSpec:
     path: str
     """The real path of its folder: whatever alias names it, one folder is loaded once."""
     context: int
-    """Tokens of prompt and answer together that it accepts."""
+    """Tokens of prompt and answer together that it was made for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +44,7 @@ class ModelCard:
     quantization: str
     """Such as `4bit`, else the data type of the weights, such as `bfloat16`."""
     context: int
+    """Tokens of prompt and answer together that policy allows it; at most what it was made for."""
     capabilities: tuple[str, ...] = ()
     """Of completion, tools, thinking, embedding, insert, vision."""
     chat_template: str = ""
@@ -44,9 +53,11 @@ class ModelCard:
     config: dict[str, Any] = field(default_factory=dict)
     """config.json as it stands."""
     license: str = ""
+    trained_context: int = 0
+    """What it was made for; 0: the same as `context`."""
     unavailable: str = ""
     """Why it cannot be loaded; empty when it can."""
 
     @property
     def spec(self) -> ModelSpec:
-        return ModelSpec(path=self.path, context=self.context)
+        return ModelSpec(path=self.path, context=self.trained_context or self.context)

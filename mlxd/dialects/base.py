@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -25,7 +26,11 @@ _LINE_BREAKS = (
 def to_json(value: Any) -> bytes:
     """Compact UTF-8 JSON, on one line by anyone's count: Python clients that read a stream with
     `str.splitlines` would break a record at these three characters."""
-    encoded = _json.encode(value)
+    try:
+        encoded = _json.encode(value)
+    except UnicodeEncodeError:  # a name of the file system whose bytes are no UTF-8
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        encoded = text.encode("utf-8", "replace")
     if not encoded.isascii():
         for character, escape in _LINE_BREAKS:
             encoded = encoded.replace(character, escape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from mlxd.core.errors import InvalidRequest
@@ -36,6 +36,17 @@ def between(low: float, high: float) -> str:
     if high == INT64_MAX:
         return f"must be at least {low:g}"
     return f"must be between {low:g} and {high:g}"
+
+
+LONGEST_STOP = 1000
+"""Characters: a worker looks for every stop string at every token."""
+
+
+def check_stops(strings: Iterable[str], name: str) -> None:
+    """`name`: what the dialect calls the field."""
+    if any(len(text) > LONGEST_STOP for text in strings):
+        words = f"{name} takes strings of at most {LONGEST_STOP} characters"
+        raise InvalidRequest(words, param="stop")
 
 
 class Fields:

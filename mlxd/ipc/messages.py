@@ -29,6 +29,8 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     """limits.tokens.max_prompt: a longer prompt is refused."""
     max_output: int
     """limits.tokens.max_output: a longer answer is cut (finish `length`)."""
+    context: int
+    """Tokens of prompt and answer together; at most the model's own."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -115,7 +117,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True, tag="c"):
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True, tag="e"):
-    """Request `id` is done. Prefill is from acceptance to the first token, decode from there."""
+    """Request `id` is done. Prefill is from `started` to the first token, decode from there."""
 
     id: int
     reason: FinishReason
@@ -143,6 +145,8 @@ class Output(msgspec.Struct, frozen=True, tag="output", omit_defaults=True):
     pieces: list[Piece]
     active_bytes: int = 0
     """Engine memory in use; sent now and then, 0 otherwise."""
+    started: list[int] = []
+    """Requests whose prefill this step began; until then they wait behind others."""
     begun: list[int] = []
     """Requests whose first token this step gave, though its text may not be known yet."""
 

@@ -87,8 +87,14 @@ def _rate_limits(policies: Policies) -> Iterator[Problem]:
 
 def _open_to_others(policies: Policies, written: Mapping[Path, object]) -> Iterator[Problem]:
     listen, required = policies.server.listen, policies.clients.auth.required
-    set_by_hand = ("clients", "auth", "required") in written
-    if listen.loopback or (required is False and set_by_hand):
+    key = ("clients", "auth", "required")
+    if listen.loopback and required is True:
+        yield Problem(
+            key,
+            "API keys are not checked yet, so true would keep nobody out: write auto, or remove "
+            "the line, to serve whoever is on this machine",
+        )
+    if listen.loopback or (required is False and key in written):
         return
     yield Problem(
         ("server", "listen", "host"),

@@ -87,7 +87,7 @@ class PolicySet:
     def warnings(self) -> list[str]:
         """What an operator should know as long as these policies are in force."""
         found = [
-            f"{key} {written(self.value(key))} is not enforced yet" for key in self.not_enforced()
+            f"{key} {written(self.value(key))} is {_so_far(key)}" for key in self.not_enforced()
         ]
         if not self.server.listen.loopback:
             host = self.line("server.listen.host")
@@ -125,6 +125,11 @@ class PolicySet:
         value = self._value(path, key.name)
         chosen = path in self.sources and written(value) != key.default and value is not False
         return chosen or key.extra("shown") is True
+
+
+def _so_far(key: str) -> str:
+    named = keys.find(parts(key))
+    return (named.extra("so_far") if named else "") or "not enforced yet"
 
 
 def of(kind: str) -> str:

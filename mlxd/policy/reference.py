@@ -96,7 +96,8 @@ def _row(key: Key) -> str:
     if example := key.extra("example"):
         meaning += f" Example: `{example}`."
     if not key.enforced:
-        meaning += " *Not enforced yet.*"
+        so_far = key.extra("so_far")
+        meaning += f" *Not enforced yet; {so_far}.*" if so_far else " *Not enforced yet.*"
     takes = key.expected.partition(" such as")[0]
     default = f"`{_default(key)}`" if key.field.default is not None else "–"
     unit, reload = key.extra("unit") or "–", key.extra("reload") or "–"

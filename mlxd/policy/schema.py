@@ -31,13 +31,18 @@ def field(
     unit: str = "",
     reload: Reload = "live",
     enforced: bool = True,
+    so_far: str = "",
     shown: bool = False,
     example: str = "",
     **bounds: Any,
 ) -> Any:
-    """One policy. `shown`: clients see its value, so not enforcing it is worth a warning always."""
+    """One policy. `shown`: clients see its value, so not enforcing it is worth a warning always.
+
+    `so_far`: what follows it already, where it is not enforced yet.
+    """
     extra: dict[str, Any] = {
         "unit": unit, "reload": reload, "enforced": enforced, "shown": shown, "example": example,
+        "so_far": so_far,
     }  # fmt: skip
     return Field(default, description=description, json_schema_extra=extra, **bounds)
 
@@ -101,7 +106,8 @@ class Listen(Policy):
     host: Host = field(
         "127.0.0.1",
         "The address to serve on. One that other machines can reach is refused unless "
-        "`clients.auth.required: false` is written down.",
+        "`clients.auth.required: false` is written down. A name is taken by its IPv4 address "
+        "where it has one: localhost is 127.0.0.1.",
         reload="rebind",
     )
     port: int = field(11435, "The TCP port to serve on.", reload="rebind", ge=1, le=65535)
@@ -125,7 +131,7 @@ class Listen(Policy):
 
 class JsonLimits(Policy):
     max_depth: int = field(64, "How deep a body may nest.", unit="levels", ge=1, le=500)
-    max_nodes: int = field(200_000, "How many values a body may hold in all.", unit="values", ge=1)
+    max_nodes: int = field(50_000, "How many values a body may hold in all.", unit="values", ge=1)
     max_string: Size = field("4MiB", "How long one string of a body may be.", unit="size")
     max_int_digits: int = field(
         100, "How many digits one integer of a body may have.", unit="digits", ge=1, le=4300
@@ -336,18 +342,20 @@ class Models(Policy):
 
 # memory.yaml
 
+_REPORTED = "only reported: nothing is evicted or refused by it yet"
+
 
 class WarningMark(Policy):
     enter: Ratio = field(
         "85%", "Share of memory in use from which /health warns.",
-        unit="ratio", enforced=False, shown=True,
+        unit="ratio", enforced=False, so_far=_REPORTED, shown=True,
     )  # fmt: skip
 
 
 class CriticalMark(Policy):
     enter: Ratio = field(
         "95%", "Share of memory in use above which idle models are dropped and none is loaded.",
-        unit="ratio", enforced=False, shown=True,
+        unit="ratio", enforced=False, so_far=_REPORTED, shown=True,
     )  # fmt: skip
 
 
@@ -380,7 +388,8 @@ class Memory(Policy):
 class Auth(Policy):
     required: Auto | bool = field(
         "auto", "Whether clients need an API key; auto requires one unless only this machine can "
-        "reach the daemon. false must be written down to listen beyond it.",
+        "reach the daemon. Keys are not checked yet: true is refused, and false must be written down "
+        "to listen beyond this machine.",
         enforced=False,
     )  # fmt: skip
 
@@ -392,8 +401,8 @@ class Hosts(Policy):
             "own-names", "loopback-addresses", "private-addresses",
         ),
         "Host headers that are answered while the daemon listens on loopback: names, where a "
-        "leading `*.` stands for any labels; `own-names` are this machine's names and addresses, "
-        "`loopback-addresses` 127.0.0.0/8, ::1, 0.0.0.0 and ::, `private-addresses` those of "
+        "leading `*.` stands for any labels; `own-names` are this machine's host name with "
+        "and without its domain, `loopback-addresses` 127.0.0.0/8, ::1, 0.0.0.0 and ::, `private-addresses` those of "
         "private and link-local networks. Others get 403.",
     )  # fmt: skip
 

@@ -9,12 +9,13 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from mlxd import __version__
+from mlxd.control.model_files import count_of, readable
 from mlxd.control.residency import Resident
 from mlxd.core.errors import InvalidRequest, MlxdError, ModelNotFound
 from mlxd.core.models import ModelCard
 from mlxd.core.request import Sampling
+from mlxd.server.answers import iso, json_response
 from mlxd.server.errors import Render, in_ollama, in_openai
-from mlxd.server.health import iso, json_response
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
 
@@ -70,10 +71,7 @@ class Show(_OllamaList):
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         policies = self._parts.policies.current
-        body = await read_json(request, policies)
-        name = body.get("model") or body.get("name") or ""
-        if not isinstance(name, str) or not name:
-            raise InvalidRequest("model is required", param="model")
+        name = await read_json(request, policies, _asked_name)
         card = await self._parts.catalog.resolve(name, policies)
         return json_response(_show(card, name, str(request.headers.get("User-Agent", ""))))
 
@@ -88,8 +86,8 @@ class Model(_OllamaList):
         loaded = {r.spec for r in residency.residents() if residency.worker_of(r)}
         return json_response(
             {
-                "name": card.name,
-                "path": card.path.rpartition("/")[2],
+                "name": readable(card.name),
+                "path": readable(card.path.rpartition("/")[2]),
                 "exists": True,
                 "loaded": card.spec in loaded,
                 "alias_of": card.name if name.lower() != card.name.lower() else None,
@@ -142,6 +140,13 @@ class Nowhere:
         return web.Response(status=404, text="404 page not found")
 
 
+def _asked_name(body: Json) -> str:
+    name = body.get("model") or body.get("name") or ""
+    if not isinstance(name, str) or not name:
+        raise InvalidRequest("model is required", param="model")
+    return name
+
+
 def _details(card: ModelCard) -> Json:
     return {
         "parent_model": "",
@@ -151,7 +156,7 @@ def _details(card: ModelCard) -> Json:
         "parameter_size": _in_words(card.parameters),
         "quantization_level": card.quantization,
         "context_length": card.context,
-        "embedding_length": int(card.config.get("hidden_size") or 0),
+        "embedding_length": count_of(card.config, "hidden_size") or 0,
     }
 
 
@@ -201,7 +206,6 @@ def _show(card: ModelCard, asked: str, user_agent: str) -> Json:
 
 
 def _model_info(card: ModelCard, basename: str) -> Json:
-    config = card.config
     info: Json = {
         "general.architecture": card.family,
         "general.basename": basename,
@@ -216,8 +220,8 @@ def _model_info(card: ModelCard, basename: str) -> Json:
         ("feed_forward_length", "intermediate_size"),
         ("vocab_size", "vocab_size"),
     ):
-        value = config.get(source)
-        if isinstance(value, int):
+        value = count_of(card.config, source)
+        if value is not None:
             info[f"{card.family}.{key}"] = value
     return info
 
@@ -233,7 +237,7 @@ def _parameters(sampling: Sampling) -> str:
 
 def _openai_model(card: ModelCard) -> Json:
     return {
-        "id": card.name,
+        "id": readable(card.name),
         "object": "model",
         "created": int(card.modified),
         "owned_by": card.name.partition("/")[0] if "/" in card.name else "library",
@@ -242,7 +246,8 @@ def _openai_model(card: ModelCard) -> Json:
 
 def _tagged(name: str) -> str:
     """Ollama's clients expect a tag on every name."""
-    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+    shown = readable(name)
+    return shown if ":" in shown.rpartition("/")[2] else f"{shown}:latest"
 
 
 def _in_words(parameters: int) -> str:

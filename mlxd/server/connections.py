@@ -2,12 +2,14 @@
 
 aiohttp times neither headers nor bodies. Here one sweep over all connections, four times a second,
 ends those that keep a request line or a header unfinished, and those idle beyond keep-alive. The
-limits are read at each sweep, so an edit holds for connections that are already open.
+limits are read at each sweep, so an edit holds for connections that are already open. It also ends
+those whose client reads nothing of what it is sent, whatever that is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -20,6 +22,8 @@ from mlxd.core.errors import InvalidRequest
 from mlxd.dialects.base import to_json
 from mlxd.policy.store import PolicyStore
 from mlxd.server.errors import error_response, identity, in_ollama
+
+log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 0.25
 LINGER_SECONDS = 1.0
@@ -48,16 +52,21 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class Connection(RequestHandler):
     """One client connection that knows since when it has been waiting, and for what."""
 
-    __slots__ = ("_clock", "_header_since", "_idle_since")
+    __slots__ = ("_clock", "_header_since", "_idle_since", "_unread", "_unread_since", "_wire")
 
     def __init__(self, server: GuardedServer, clock: Clock, **options: Any) -> None:
         super().__init__(server, **options)
         self._clock = clock
         self._header_since: float | None = clock.monotonic()
         self._idle_since: float | None = None
+        self._unread = 0
+        self._unread_since = 0.0
+        self._wire: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        # aiohttp lets go of a transport that it closes, though what is unread keeps it open.
+        self._wire = self.transport
         server = self._manager
         if isinstance(server, GuardedServer) and not server.has_room():
             self.refuse(_TOO_MANY)
@@ -86,6 +95,22 @@ class Connection(RequestHandler):
         if self._idle_since is None:
             self._idle_since = now
         return b"" if now - self._idle_since >= keep_alive else None
+
+    def end_if_unread(self, now: float, limit: float) -> None:
+        """Cut the connection once its client has taken nothing for `limit` seconds."""
+        if self._wire is None:
+            return
+        unread = self._wire.get_write_buffer_size()
+        if unread == 0 or self._unread == 0 or unread < self._unread:
+            self._unread_since = now
+        elif now - self._unread_since >= limit:
+            log.info("a client reads nothing of its answer: its connection is cut")
+            self._wire.abort()
+        self._unread = unread
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unread = 0
 
     def refuse(self, farewell: bytes) -> None:
         """Say the last word and close."""
@@ -142,10 +167,12 @@ class GuardedServer(web.Server):
         await super().shutdown(timeout)
 
     def _sweep(self) -> None:
-        http = self._policies.current.server.http
+        policies = self._policies.current
+        http = policies.server.http
         now = self._clock.monotonic()
         for connection in self.connections:
             if isinstance(connection, Connection):
+                connection.end_if_unread(now, float(policies.timeouts.client_write))
                 farewell = connection.overdue(
                     now, float(http.header_timeout), float(http.keep_alive)
                 )

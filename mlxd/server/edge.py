@@ -15,7 +15,7 @@ from typing import Protocol
 
 from aiohttp import web
 
-from mlxd.core.errors import Forbidden, InternalError, MlxdError
+from mlxd.core.errors import Forbidden, HeadersTooLarge, InternalError, MlxdError
 from mlxd.server.errors import Render, error_response, identity, in_ollama
 from mlxd.server.parts import Parts
 
@@ -23,6 +23,7 @@ log = logging.getLogger("mlxd.access")
 faults = logging.getLogger(__name__)
 
 _MAX_ID = 128
+_BETWEEN = len(": \r\n")
 OWN_NAMES = "own-names"
 LOOPBACK_ADDRESSES = "loopback-addresses"
 PRIVATE_ADDRESSES = "private-addresses"
@@ -94,6 +95,7 @@ class Edge:
         """The one edge: whatever went wrong behind it becomes an answer here."""
         render: Render = in_ollama
         try:
+            self._check_headers(request)
             self._check_origin(request)
             self._check_host(request)
             if request.method == "OPTIONS":
@@ -110,13 +112,21 @@ class Edge:
             defect = InternalError("an internal error occurred; the log has it under this id")
             return await _failed(request, defect, render)
 
+    def _check_headers(self, request: web.BaseRequest) -> None:
+        """The sum; aiohttp bounds how many there are and how long each is."""
+        policies = self._parts.policies.current
+        limit = int(policies.server.http.max_header_bytes)
+        if sum(len(name) + len(value) + _BETWEEN for name, value in request.raw_headers) > limit:
+            raise HeadersTooLarge(
+                f"the request's headers are larger than {limit} bytes",
+                policy=policies.line("server.http.max_header_bytes"),
+            )
+
     def _check_host(self, request: web.BaseRequest) -> None:
         """Against DNS rebinding; only where the listener is bound to loopback."""
         policies = self._parts.policies.current
         host = _host_of(request.headers.get("Host", ""))
-        if not _is_loopback_name(policies.server.listen.host) or host_allowed(
-            host, policies.clients.hosts.allow
-        ):
+        if not policies.server.listen.loopback or host_allowed(host, policies.clients.hosts.allow):
             return
         raise Forbidden(
             f"the Host {host[:80]!r} is not allowed", policy=policies.line("clients.hosts.allow")
@@ -141,7 +151,7 @@ class Edge:
 
 def common_headers(request: web.BaseRequest) -> dict[str, str]:
     """On every answer."""
-    headers = identity(request["id"])
+    headers = identity(request["id"]) | request.get("quota", {})
     if "origin" in request:
         headers["Access-Control-Allow-Origin"] = request["origin"]
         headers["Access-Control-Expose-Headers"] = _EXPOSED
@@ -232,12 +242,3 @@ def _host_of(header: str) -> str:
     if host.startswith("["):
         return host.partition("]")[0] + "]"
     return host.partition(":")[0]
-
-
-def _is_loopback_name(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

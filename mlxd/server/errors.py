@@ -19,6 +19,7 @@ STATUS: dict[str, int] = {
     "unsupported": 400,
     "request_timeout": 408,
     "request_too_large": 413,
+    "headers_too_large": 431,
     "unsupported_encoding": 415,
     "forbidden": 403,
     "model_not_found": 404,

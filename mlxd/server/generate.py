@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 from dataclasses import replace
+from functools import partial
 
 from aiohttp import web
 
 from mlxd.core.errors import MlxdError
 from mlxd.core.events import collect
-from mlxd.dialects.base import Call, Codec, to_json
+from mlxd.dialects.base import Call, Codec
 from mlxd.policy.load import PolicySet
+from mlxd.server.answers import json_response
 from mlxd.server.edge import client_of, common_headers
 from mlxd.server.errors import Render
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
-
-log = logging.getLogger(__name__)
 
 _ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -38,9 +37,15 @@ class Generate:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         policies = self._parts.policies.current
-        body = await read_json(request, policies)
-        call = self._codec.parse(body, id=_new_id(), now=self._parts.clock.wall())
-        call = _with_category(call)
+        try:
+            return await self._serve(request, policies)
+        except MlxdError:
+            _note_quota(request, self._parts, policies)
+            raise
+
+    async def _serve(self, request: web.BaseRequest, policies: PolicySet) -> web.StreamResponse:
+        parse = partial(self._codec.parse, id=_new_id(), now=self._parts.clock.wall())
+        call = _with_category(await read_json(request, policies, parse))
         request["model"] = call.request.model
         if call.action == "load":
             await self._parts.dispatcher.load(call.request.model, call.request.keep_alive)
@@ -51,17 +56,15 @@ class Generate:
         else:
             return await self._whole(call, request, policies)
         answer = self._codec.render_action(call, self._parts.clock.wall())
-        return _json(answer)
+        return json_response(answer)
 
     async def _whole(
         self, call: Call, request: web.BaseRequest, policies: PolicySet
     ) -> web.StreamResponse:
-        client = client_of(request)
-        async with self._parts.dispatcher.open(call.request, client) as bursts:
+        async with self._parts.dispatcher.open(call.request, client_of(request)) as bursts:
             completion = await collect(bursts)
-        response = _json(self._codec.render(call, completion, self._parts.clock.wall()))
-        response.headers.update(_rate_headers(self._parts, client, policies))
-        return response
+        _note_quota(request, self._parts, policies)
+        return json_response(self._codec.render(call, completion, self._parts.clock.wall()))
 
 
 class _Stream:
@@ -80,7 +83,6 @@ class _Stream:
         self._call = call
         self._request = request
         self._policies = policies
-        self._client = client_of(request)
         self._encoder = codec.encoder(call)
         self._response = web.StreamResponse(
             headers={"Content-Type": codec.content_type, "Cache-Control": "no-cache"}
@@ -111,40 +113,29 @@ class _Stream:
 
     async def _send_records(self) -> None:
         clock = self._parts.clock
-        async with self._parts.dispatcher.open(self._call.request, self._client) as bursts:
+        async with self._parts.dispatcher.open(
+            self._call.request, client_of(self._request)
+        ) as bursts:
             async for burst in bursts:
                 records = self._encoder.feed(burst, clock.wall())
                 if records:
                     await self._write(records)
 
     async def _write(self, records: bytes) -> None:
-        """A client that takes nothing for `timeouts.client_write` has left."""
+        """A client that takes nothing is left to the connection's own timer."""
         if not self._response.prepared:
             await self._prepare()
         self._last_write = self._parts.clock.monotonic()
-        transport = self._request.transport
-        if transport is None:
+        if self._request.transport is None:
             raise ConnectionResetError("the client has left")
-        if not records:
-            return
-        if transport.get_write_buffer_size() == 0:
+        if records:
             await self._response.write(records)
-            return
-        try:
-            async with asyncio.timeout(float(self._policies.timeouts.client_write)):
-                await self._response.write(records)
-        except TimeoutError:
-            log.info("request %s: its client reads nothing, cancelled", self._request["id"])
-            transport.abort()
-            raise ConnectionResetError("the client reads nothing") from None
 
     async def _prepare(self) -> None:
         async with self._preparing:
             if not self._response.prepared:
+                _note_quota(self._request, self._parts, self._policies)
                 self._response.headers.update(common_headers(self._request))
-                self._response.headers.update(
-                    _rate_headers(self._parts, self._client, self._policies)
-                )
                 await self._response.prepare(self._request)
 
     async def _beat(self) -> None:
@@ -167,23 +158,24 @@ def _with_category(call: Call) -> Call:
     return replace(call, request=replace(call.request, model=call.category))
 
 
-def _rate_headers(parts: Parts, client: str, policies: PolicySet) -> dict[str, str]:
-    """RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers), and OpenAI's own."""
-    state = parts.admission.rate_state(client, policies)
+def _note_quota(request: web.BaseRequest, parts: Parts, policies: PolicySet) -> None:
+    """What the client has left, for the headers of its answer or refusal.
+
+    RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers), and OpenAI's own.
+    """
+    state = parts.admission.rate_state(client_of(request), policies)
     if state is None:
-        return {}
+        return
     reset = max(0, round(state.reset))
-    return {
+    headers = {
         "RateLimit-Policy": f'"{state.name}";q={state.requests};w={round(state.window)}',
         "RateLimit": f'"{state.name}";r={state.remaining};t={reset}',
-        "x-ratelimit-limit-requests": str(state.requests),
-        "x-ratelimit-remaining-requests": str(state.remaining),
-        "x-ratelimit-reset-requests": f"{reset}s",
     }
-
-
-def _json(value: dict[str, object]) -> web.Response:
-    return web.Response(body=to_json(value), content_type="application/json", charset="utf-8")
+    if request.path.startswith("/v1/"):
+        headers["x-ratelimit-limit-requests"] = str(state.requests)
+        headers["x-ratelimit-remaining-requests"] = str(state.remaining)
+        headers["x-ratelimit-reset-requests"] = f"{reset}s"
+    request["quota"] = headers
 
 
 def _new_id() -> str:

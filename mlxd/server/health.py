@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
@@ -12,7 +11,8 @@ from aiohttp import web
 from mlxd import __version__
 from mlxd.control.memory import MemoryReading
 from mlxd.control.residency import Resident
-from mlxd.dialects.base import to_json
+from mlxd.core.instance import authority
+from mlxd.server.answers import iso, json_response
 from mlxd.server.errors import Render, in_ollama
 from mlxd.server.parts import Parts
 
@@ -54,12 +54,6 @@ class Ready:
             return web.Response(text="ok\n")
         reason = "draining" if self._parts.admission.draining else "starting"
         return web.Response(status=503, text=f"{reason}\n", headers={"Retry-After": "1"})
-
-
-def json_response(value: Any, status: int = 200) -> web.Response:
-    return web.Response(
-        body=to_json(value), status=status, content_type="application/json", charset="utf-8"
-    )
 
 
 def root(parts: Parts) -> Json:
@@ -144,14 +138,9 @@ def chat_status(parts: Parts) -> Json:
     return {
         "mlx": {
             "status": _status(parts, parts.read_memory()),
-            "url": f"http://{listen.host}:{listen.port}",
+            "url": f"http://{authority(listen.host, listen.port)}",
         }
     }
-
-
-def iso(seconds: float) -> str:
-    """RFC 3339 in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
 def _loaded(parts: Parts) -> list[Resident]:
@@ -187,7 +176,7 @@ def _status(parts: Parts, reading: MemoryReading | None) -> str:
     used = reading.used_percent if reading else 0.0
     if used > 100.0 * float(marks.critical.enter):
         return "critical"
-    if used >= 100.0 * float(marks.warning.enter) or parts.residency.failed:
+    if used >= 100.0 * float(marks.warning.enter) or _failed(parts):
         return "warning"
     if parts.admission.active >= policies.limits.concurrency.max_in_flight:
         return "degraded"
@@ -198,10 +187,14 @@ def _warnings(parts: Parts, reading: MemoryReading | None) -> list[str]:
     warnings = [*parts.state.warnings, *parts.policies.current.warnings()]
     if reading is None:
         warnings.append("memory cannot be read: protection of memory is limited")
-    warnings += parts.residency.failed.values()
+    warnings += _failed(parts).values()
     warnings += [
         f"model {card.name} is unavailable: {card.unavailable}"
         for card in parts.catalog.known()
         if card.unavailable
     ]
     return warnings
+
+
+def _failed(parts: Parts) -> dict[str, str]:
+    return parts.residency.failed(parts.catalog.known())

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Callable
+from typing import TypeVar
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from mlxd.core.errors import (
     InvalidRequest,
@@ -22,22 +24,34 @@ from mlxd.dialects.base import Json
 from mlxd.policy.load import PolicySet
 from mlxd.server.body import JsonLimits, parse_json
 
+T = TypeVar("T")
+
+AT_ONCE = 128 * 2**10
+"""Bytes of a body that are parsed between two turns of the event loop."""
 _ENCODINGS = frozenset({"", "identity", "gzip", "deflate", "br", "zstd"})
 
 
-async def read_json(request: web.BaseRequest, policies: PolicySet) -> Json:
-    """The JSON object that the body is. Raises what `read_body` raises, and InvalidRequest."""
+async def read_json(request: web.BaseRequest, policies: PolicySet, read: Callable[[Json], T]) -> T:
+    """What `read` makes of the JSON object that the body is; a long one is parsed in a thread.
+
+    Raises what `read_body` raises, InvalidRequest, and what `read` raises.
+    """
     limits = policies.server.http.json_limits
-    return parse_json(
-        await read_body(request, policies),
-        JsonLimits(
-            max_depth=limits.max_depth,
-            max_nodes=limits.max_nodes,
-            max_string=int(limits.max_string),
-            max_int_digits=limits.max_int_digits,
-        ),
-        lambda name: policies.line(f"server.http.json_limits.{name}"),
+    allowed = JsonLimits(
+        max_depth=limits.max_depth,
+        max_nodes=limits.max_nodes,
+        max_string=int(limits.max_string),
+        max_int_digits=limits.max_int_digits,
     )
+    body = await read_body(request, policies)
+
+    def line_of(name: str) -> PolicyLine:
+        return policies.line(f"server.http.json_limits.{name}")
+
+    def parse() -> T:
+        return read(parse_json(body, allowed, line_of))
+
+    return parse() if len(body) <= AT_ONCE else await asyncio.to_thread(parse)
 
 
 async def read_body(request: web.BaseRequest, policies: PolicySet) -> bytes:
@@ -54,6 +68,7 @@ async def read_body(request: web.BaseRequest, policies: PolicySet) -> bytes:
         )
     if request.content_length is not None and request.content_length > http.max_body:
         raise _too_large(policies)
+    _ask_for_it(request)
     try:
         async with asyncio.timeout(float(http.body_total_timeout)):
             return await _read(request, policies)
@@ -61,6 +76,13 @@ async def read_body(request: web.BaseRequest, policies: PolicySet) -> bytes:
         raise _too_slow(policies.line("server.http.body_total_timeout")) from None
     except (web.RequestPayloadError, zlib.error) as error:
         raise InvalidRequest("the body is cut short or not encoded as it says") from error
+
+
+def _ask_for_it(request: web.BaseRequest) -> None:
+    """A client that expects it, such as curl with a long body, waits for the word to go on."""
+    expected = request.headers.get("Expect", "").strip().lower() == "100-continue"
+    if expected and request.version >= HttpVersion11 and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 async def _read(request: web.BaseRequest, policies: PolicySet) -> bytes:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import errno
 import socket
+from typing import Any
+
+from mlxd.core.instance import authority
+
+_PROBE_SECONDS = 0.3
 
 
 class PortTaken(Exception):
@@ -11,10 +16,14 @@ class PortTaken(Exception):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet. Raises PortTaken, OSError."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+    """A bound socket. Raises PortTaken, OSError.
+
+    A name that has an IPv4 address is taken by that: `localhost` is 127.0.0.1 everywhere.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    if port and _answers(family, address):
+        raise PortTaken(authority(host, port))
     sock = socket.socket(family, kind, protocol)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -23,6 +32,22 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         sock.close()
         if error.errno == errno.EADDRINUSE:
-            raise PortTaken(f"{host}:{port}") from error
+            raise PortTaken(authority(host, port)) from error
         raise
     return sock
+
+
+def _answers(family: int, address: Any) -> bool:
+    """Whether somebody accepts connections there.
+
+    With SO_REUSEADDR the BSDs, macOS among them, let 127.0.0.1 and 0.0.0.0 be bound to the same
+    port by two processes; binding alone would not notice the other.
+    """
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_SECONDS)
+        try:
+            probe.connect(address)
+        except OSError:
+            return False
+        # A port that is free may be given to the probe itself, which then reaches itself.
+        return bool(probe.getsockname() != probe.getpeername())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 
 _EXTRA = ("request", "model", "seconds")
+_UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class JsonLines(logging.Formatter):
@@ -27,16 +29,21 @@ class JsonLines(logging.Formatter):
 
 
 class PlainLines(logging.Formatter):
-    """Time, level, message, and what is known of the request."""
+    """Time, level, message, and what is known of the request; one line, but for a trace."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
-        message = record.getMessage().replace("\r", "\\r")
+        message = record.getMessage()
         extra = [
             f"{key}={getattr(record, key)}" for key in _EXTRA if getattr(record, key, "") != ""
         ]
-        text = " ".join([f"{time} {record.levelname.lower():<7} {message}", *extra])
+        text = one_line(" ".join([f"{time} {record.levelname.lower():<7} {message}", *extra]))
         return text + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
+
+
+def one_line(text: str) -> str:
+    """Line breaks and control characters escaped: what a client sends cannot forge a line."""
+    return _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def configure(level: str, style: str) -> None:

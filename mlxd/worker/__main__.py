@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxd.ipc.messages import LoadFailed
-from mlxd.worker.intake import EXIT_BROKEN, Intake
+from mlxd.worker.intake import Intake
 from mlxd.worker.link import Link
 from mlxd.worker.refusal import LoadError
+from mlxd.worker.threads import EXIT_BROKEN
 
 if TYPE_CHECKING:
     from mlxd.worker.loop import Loop

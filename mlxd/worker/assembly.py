@@ -30,7 +30,7 @@ def assemble(
     loaded = load(folder)
     markup = Markup(loaded.tokenizer)
     intake.progress.measure = mx.get_active_memory
-    intake.checks = Checks(
+    intake.preparation.checks = Checks(
         prompter=Prompter(loaded.tokenizer),
         grammars=Grammars(loaded.tokenizer, loaded.width),
         vocabulary=loaded.vocabulary,

@@ -11,6 +11,10 @@ from mlxd.worker.grammar import Grammars
 from mlxd.worker.job import Grammar, Job
 from mlxd.worker.prompt import Prompter, Rendered
 from mlxd.worker.refusal import Refusal
+from mlxd.worker.room import Room
+from mlxd.worker.stops import StopStrings
+
+LONGEST_STOP = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +30,18 @@ class Checks:
         """Raises Refusal."""
         request = generate.request
         self._check_sampling(generate.sampling)
-        rendered = self.prompter.render(request)
-        self._check_prompt(rendered.tokens, generate.max_prompt)
+        _check_stops(request.stop)
+        room = self._room(generate)
+        rendered = self.prompter.render(request, room)
+        self._check_prompt(rendered.tokens, room)
         return Job(
             id=generate.id,
             request=request,
             sampling=generate.sampling,
             tokens=rendered.tokens,
-            max_tokens=self._room(generate, len(rendered.tokens)),
+            max_tokens=_max_tokens(generate, room.context - len(rendered.tokens)),
             reasoning=rendered.reasoning,
+            stops=StopStrings(request.stop),
             grammar=self._grammar(generate, rendered),
         )
 
@@ -48,21 +55,16 @@ class Checks:
         for _, value in bias:
             _check_finite("logit_bias", value)
 
-    def _check_prompt(self, tokens: list[int], max_prompt: int) -> None:
+    def _room(self, generate: Generate) -> Room:
+        """Policy may allow less than the model could take."""
+        if generate.context < self.context:
+            return Room(generate.context, "this server's", generate.max_prompt)
+        return Room(self.context, "the model's", generate.max_prompt)
+
+    def _check_prompt(self, tokens: list[int], room: Room) -> None:
         if not tokens:
             raise Refusal("the prompt is empty", param="prompt")
-        if len(tokens) > self.context - 1:
-            raise Refusal(
-                f"input length ({len(tokens)} tokens) exceeds the model's maximum context length "
-                f"({self.context} tokens)",
-                code="context_exceeded",
-            )
-        if len(tokens) > max_prompt:
-            raise Refusal(
-                f"input length ({len(tokens)} tokens) exceeds limits.tokens.max_prompt "
-                f"({max_prompt} tokens)",
-                code="context_exceeded",
-            )
+        room.check(len(tokens))
         self._check_ids(tokens, "prompt")
 
     def _check_ids(self, tokens: list[int], param: str) -> None:
@@ -73,13 +75,6 @@ class Checks:
                     f"(0 to {self.vocabulary - 1})",
                     param=param,
                 )
-
-    def _room(self, generate: Generate, prompt_tokens: int) -> int:
-        asked = generate.request.max_tokens
-        if asked is not None and asked < 1:
-            raise Refusal("max_tokens must be at least 1", param="max_tokens")
-        room = min(generate.max_output, self.context - prompt_tokens)
-        return max(1, room if asked is None else min(asked, room))
 
     def _grammar(self, generate: Generate, rendered: Rendered) -> Grammar | None:
         format = generate.request.format
@@ -97,3 +92,17 @@ class Checks:
 def _check_finite(name: str, value: float | None) -> None:
     if value is not None and not math.isfinite(value):
         raise Refusal(f"{name} must be a finite number", param=name)
+
+
+def _check_stops(stops: tuple[str, ...]) -> None:
+    if any(len(stop) > LONGEST_STOP for stop in stops):
+        raise Refusal(f"a stop string has at most {LONGEST_STOP} characters", param="stop")
+
+
+def _max_tokens(generate: Generate, left: int) -> int:
+    """`left`: by the context."""
+    asked = generate.request.max_tokens
+    if asked is not None and asked < 1:
+        raise Refusal("max_tokens must be at least 1", param="max_tokens")
+    room = min(generate.max_output, left)
+    return max(1, room if asked is None else min(asked, room))

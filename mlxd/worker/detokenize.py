@@ -47,7 +47,7 @@ class ByteTable(dict[int, bytes]):
             return _spm_bytes(piece)
         if token in self._added:
             return piece.encode("utf-8", "ignore")
-        return _byte_level_bytes(piece)
+        return byte_level_bytes(piece)
 
     def _piece(self, token: int) -> str | None:
         """None for the rows by which some models' vocabularies exceed their tokenizer's."""
@@ -131,10 +131,10 @@ def _spm_bytes(piece: str) -> bytes:
     return piece.replace("\u2581", " ").encode("utf-8", "ignore")
 
 
-def _byte_level_bytes(piece: str) -> bytes:
+def byte_level_bytes(piece: str) -> bytes:
     """Characters stand for bytes, as GPT-2 drew them up; a piece with others is text."""
     try:
-        return bytes([_BYTE_OF[character] for character in piece])
+        return bytes([BYTE_ALPHABET[character] for character in piece])
     except KeyError:
         return piece.encode("utf-8", "ignore")
 
@@ -148,4 +148,4 @@ def _byte_alphabet() -> dict[str, int]:
     return alphabet
 
 
-_BYTE_OF = _byte_alphabet()
+BYTE_ALPHABET = _byte_alphabet()

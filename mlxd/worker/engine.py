@@ -38,6 +38,15 @@ class Token(Protocol):
     """`stop`: an end-of-sequence token (it is `token`). `length`: max_tokens are reached."""
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step has done."""
+
+    tokens: Sequence[Token]
+    started: Sequence[int]
+    """Uids whose prefill it began."""
+
+
 class Engine(Protocol):
     """Continuous batching as four verbs."""
 
@@ -49,7 +58,7 @@ class Engine(Protocol):
         """Forget sequences, at whatever stage; unknown ones are ignored."""
         ...
 
-    def step(self) -> Sequence[Token]:
+    def step(self) -> Step:
         """Decode one token for each running sequence, and prefill one chunk of the waiting."""
         ...
 

@@ -1,118 +1,65 @@
-"""The IO thread: takes messages off the socket, checks requests and turns them into jobs.
+"""The IO thread: takes messages off the socket and does nothing that lasts.
 
-Nothing here touches MLX's streams; what could break the engine is refused here, so that it never
-gets there.
+So cancels and pings are answered, and the daemon's end is noticed, whatever the other threads do.
 """
 
 from __future__ import annotations
 
 import os
 import queue
-import sys
-import threading
-import time
-import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mlxd.ipc.messages import (
     Cancel,
+    Cancelled,
     Down,
     Generate,
+    Output,
     Ping,
     Pong,
-    Refused,
     Shutdown,
     decode_down,
 )
-from mlxd.worker.job import Command
+from mlxd.worker.job import Inbox, Progress
 from mlxd.worker.link import Link
-from mlxd.worker.refusal import Refusal
-
-if TYPE_CHECKING:
-    from mlxd.worker.checks import Checks
-
-EXIT_BROKEN = 70
-"""EX_SOFTWARE: a defect; nothing this process says any more should be trusted."""
-GATHER_SECONDS = 0.01
-"""A busy engine waits no longer than this for requests that arrive together to be tokenised."""
-LONGEST_REFUSAL = 1000
-
-Inbox = queue.SimpleQueue[list[Command]]
-
-
-@dataclass(slots=True)
-class Progress:
-    """Where the main thread is; written by it, read by the IO thread."""
-
-    step: int = 0
-    running: int = 0
-    measure: Callable[[], int] = int
-    """Bytes of engine memory in use; none before MLX is imported."""
+from mlxd.worker.preparation import Preparation
+from mlxd.worker.threads import run_forever
 
 
 class Intake:
-    """Feeds the inbox. Until the model is loaded there are no `checks`, and no requests."""
+    """Feeds the preparation and the inbox. Until the model is loaded no request is served."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self.inbox: Inbox = queue.SimpleQueue()
         self.progress = Progress()
-        self.checks: Checks | None = None
+        self.preparation = Preparation(link, self.inbox, self.progress)
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name="io", daemon=True).start()
+        self.preparation.start()
+        run_forever("io", self._turn)
 
-    def _run(self) -> None:
-        try:
-            while True:
-                self.inbox.put(self._gather())
-        except Exception:  # noqa: BLE001 - a deaf worker would be worse than a dead one
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(EXIT_BROKEN)
+    def _turn(self) -> None:
+        for frame in self._link.receive():
+            self.handle(decode_down(frame), len(frame))
 
-    def _gather(self) -> list[Command]:
-        """What arrives together, while it arrives, goes to the engine together."""
-        commands: list[Command] = []
-        until = float("inf")
-        while not commands or (self._link.more() and time.monotonic() < until):
-            for frame in self._link.receive():
-                command = self._handle(decode_down(frame))
-                if command is not None:
-                    commands.append(command)
-            until = min(until, time.monotonic() + GATHER_SECONDS)
-        return commands
-
-    def _handle(self, message: Down) -> Command | None:
+    def handle(self, message: Down, size: int) -> None:
+        """`size`: the bytes of its frame."""
         match message:
             case Generate():
-                return self._check(message)
+                self.preparation.add(message, size)
             case Cancel():
-                return message
+                self._cancel(message)
             case Ping():
                 at = self.progress
                 self._link.send(Pong(at.step, at.running, at.measure()))
-                return None
             case Shutdown():
-                if self.checks is None:
+                if self.preparation.checks is None:
                     os._exit(0)
-                return message
+                self.inbox.put([message])
 
-    def _check(self, generate: Generate) -> Command | None:
-        """A job; or a refusal is sent. Whatever goes wrong here is answered here."""
-        try:
-            if self.checks is None:
-                raise Refusal("the model is still loading")
-            return self.checks.job_of(generate)
-        except Refusal as refusal:
-            self._refuse(generate.id, refusal)
-        except Exception:  # noqa: BLE001 - tokenizers and templates are others' code
-            traceback.print_exc()
-            self._refuse(generate.id, Refusal("the request could not be prepared for this model"))
-        return None
-
-    def _refuse(self, id: int, refusal: Refusal) -> None:
-        words = refusal.message[:LONGEST_REFUSAL]
-        self._link.send(Refused(id, refusal.code, words, refusal.param))
+    def _cancel(self, cancel: Cancel) -> None:
+        """What the engine has not seen is cancelled here, without a word to the main thread."""
+        if self.preparation.claim(cancel.id):
+            self._link.send(Output(self.progress.step, [Cancelled(cancel.id)]))
+        else:
+            self.inbox.put([cancel])

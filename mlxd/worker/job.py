@@ -1,7 +1,8 @@
-"""What the IO thread hands to the main thread."""
+"""What goes between the threads: jobs and commands to the main one, its progress back."""
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -9,6 +10,7 @@ from typing import TypeAlias
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.ipc.messages import Cancel, Shutdown
 from mlxd.worker.engine import Processor
+from mlxd.worker.stops import StopStrings
 
 Grammar: TypeAlias = Callable[[], Processor]
 """Makes the processor that holds one sequence to its grammar."""
@@ -26,7 +28,19 @@ class Job:
     """The least of what was asked, what policy allows and what the context leaves."""
     reasoning: bool
     """The prompt ends inside a think block."""
+    stops: StopStrings
     grammar: Grammar | None = None
 
 
 Command = Job | Cancel | Shutdown
+Inbox = queue.SimpleQueue[list[Command]]
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where the main thread is; written by it, read by the others."""
+
+    step: int = 0
+    running: int = 0
+    measure: Callable[[], int] = int
+    """Bytes of engine memory in use; none before MLX is imported."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 import threading
 from typing import NoReturn
@@ -20,8 +19,6 @@ class Link:
         self._socket = sock
         self._reader = FrameReader()
         self._sending = threading.Lock()
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
 
     def send(self, message: Up) -> None:
         """Waits while the daemon does not read: there is no use in generating ahead of it."""
@@ -41,10 +38,6 @@ class Link:
         if not data:
             _daemon_is_gone()
         return self._reader.feed(data)
-
-    def more(self) -> bool:
-        """Whether `receive` would not wait."""
-        return bool(self._poll.poll(0))
 
 
 def _daemon_is_gone() -> NoReturn:

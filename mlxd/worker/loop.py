@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -22,13 +22,11 @@ from mlxd.ipc.messages import (
 from mlxd.worker.answer import Answer, PlainAnswer, joined
 from mlxd.worker.detokenize import Detokenizers
 from mlxd.worker.engine import Engine, Processor, Prompt, Token
-from mlxd.worker.intake import Inbox, Progress
-from mlxd.worker.job import Command, Job
+from mlxd.worker.job import Command, Inbox, Job, Progress
 from mlxd.worker.link import Link
 from mlxd.worker.logprobs import Scorer
 from mlxd.worker.markup import Markup
 from mlxd.worker.sampling import Guard, processors_of, sampler_of
-from mlxd.worker.stops import StopStrings
 
 WHOLE_EVERY = 64
 """Tokens of an unstreamed answer that travel together."""
@@ -44,7 +42,8 @@ class Running:
     job: Job
     answer: Answer | PlainAnswer
     guard: Guard
-    accepted: float
+    started: float = 0.0
+    """When its prefill began."""
     first: float = 0.0
     tokens: int = 0
     """Generated ones; an end-of-sequence token counts, as mlx-lm counts it."""
@@ -78,7 +77,7 @@ class Running:
             prompt_tokens=len(self.job.tokens),
             completion_tokens=self.tokens,
             cached_tokens=0,
-            prefill_seconds=self.first - self.accepted,
+            prefill_seconds=self.first - self.started,
             decode_seconds=now - self.first,
             stop_string=stopped,
         )
@@ -141,9 +140,8 @@ class Loop:
         except ValueError as error:
             self._insert_apart(jobs, str(error))
             return
-        now = time.perf_counter()
         for uid, job, guard in zip(uids, jobs, guards, strict=True):
-            self._running[uid] = Running(job, self._answer(job), guard, now)
+            self._running[uid] = Running(job, self._answer(job), guard)
             self._uids[job.id] = uid
             self._link.send(Accepted(job.id, len(job.tokens)))
         self._progress.running = len(self._running)
@@ -179,7 +177,7 @@ class Loop:
         if request.logprobs is not None:
             top = min(max(request.logprobs, 0), MOST_LOGPROBS, self._vocabulary)
             scorer = Scorer(self._detokenizers, top)
-        return Answer(job.id, detokenizer, separator, StopStrings(request.stop), scorer)
+        return Answer(job.id, detokenizer, separator, job.stops, scorer)
 
     def _cancel(self, ids: list[int]) -> None:
         known = [id for id in ids if id in self._uids]
@@ -189,14 +187,16 @@ class Loop:
         self._report([Cancelled(id) for id in known])
 
     def _step(self) -> None:
-        tokens = self._engine.step()
+        before = time.perf_counter()
+        step = self._engine.step()
         self._progress.step += 1
         now = time.perf_counter()
+        started = self._start(step.started, before)
         pieces: list[Piece] = []
         begun: list[int] = []
         leaving: list[int] = []
         failed: list[Running] = []
-        for token in tokens:
+        for token in step.tokens:
             running = self._running[token.uid]
             if running.take(token, now, pieces):
                 pieces.append(running.ended(token, now))
@@ -208,11 +208,19 @@ class Loop:
                 begun.append(running.job.id)
         if leaving:
             self._forget(leaving)
-        if pieces or begun or now - self._reported >= SIGN_OF_LIFE_SECONDS:
+        if pieces or started or begun or now - self._reported >= SIGN_OF_LIFE_SECONDS:
             self._reported = now
-            self._report(pieces, begun)
+            self._report(pieces, started, begun)
         for running in failed:
             self._fail(running)
+
+    def _start(self, uids: Iterable[int], now: float) -> list[int]:
+        """Their prefill begins; returns the requests' ids."""
+        ids: list[int] = []
+        for uid in uids:
+            self._running[uid].started = now
+            ids.append(self._running[uid].job.id)
+        return ids
 
     def _fail(self, running: Running) -> None:
         words = f"sampling failed: {running.guard.error}"
@@ -225,10 +233,12 @@ class Loop:
             del self._uids[self._running.pop(uid).job.id]
         self._progress.running = len(self._running)
 
-    def _report(self, pieces: list[Piece], begun: list[int] | None = None) -> None:
+    def _report(
+        self, pieces: list[Piece], started: Sequence[int] = (), begun: Sequence[int] = ()
+    ) -> None:
         step = self._progress.step
         active = 0
         if step >= self._memory_due:
             active = mx.get_active_memory()
             self._memory_due = step + MEMORY_EVERY
-        self._link.send(Output(step, pieces, active, begun or []))
+        self._link.send(Output(step, pieces, active, list(started), list(begun)))

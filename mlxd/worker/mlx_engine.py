@@ -1,25 +1,29 @@
 """The engine for models whose caches batch: mlx-lm's BatchGenerator, and the only file to name it.
 
 Two things differ from the bare generator. Log-probabilities are sliced out and evaluated for the
-sequences that asked, instead of for every row at every step. And the prefill chunk shrinks while
-something decodes, so that a long prompt does not hold the running ones up.
+sequences that asked, instead of for every row at every step. And a step prefills a bounded number
+of tokens, however many prompts share it, and fewer while something decodes: so cancels are heard
+soon, and long prompts do not hold the running sequences up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, GenerationBatch
 
-from mlxd.worker.engine import Prompt, Sampler, Token
+from mlxd.worker.engine import Prompt, Sampler, Step
 from mlxd.worker.sampling import greedy
 
 COMPLETION_BATCH = 32
 PREFILL_BATCH = 8
-PREFILL_CHUNK_ALONE = 2048
-PREFILL_CHUNK_BESIDE_DECODE = 512
+PREFILL_ALONE = 2048
+"""Tokens of all prompts together that one step prefills while nothing decodes."""
+PREFILL_BESIDE_DECODE = 512
+"""And while something does; never less than 64 for each prompt."""
 
 
 class _Batch(GenerationBatch):  # type: ignore[misc]
@@ -90,12 +94,14 @@ class MlxEngine:
             stop_tokens=[(token,) for token in stop_tokens],
             completion_batch_size=COMPLETION_BATCH,
             prefill_batch_size=PREFILL_BATCH,
-            prefill_step_size=PREFILL_CHUNK_ALONE,
+            prefill_step_size=PREFILL_ALONE,
         )
         self._batch = _Batch.empty(model, greedy)
         self._batch.scored = set()
         self._generator._generation_batch = self._batch
         self._alive: set[int] = set()
+        self._waiting: set[int] = set()
+        """Those alive whose prefill has not begun."""
 
     def insert(self, prompts: Sequence[Prompt]) -> list[int]:
         uids: list[int] = self._generator.insert(
@@ -105,6 +111,7 @@ class MlxEngine:
             logits_processors=[list(prompt.processors) for prompt in prompts],
         )
         self._alive.update(uids)
+        self._waiting.update(uids)
         self._batch.scored.update(
             uid for uid, prompt in zip(uids, prompts, strict=True) if prompt.scored
         )
@@ -114,23 +121,40 @@ class MlxEngine:
         self._generator.remove(uids)
         self._forget(uids)
 
-    def step(self) -> Sequence[Token]:
+    def step(self) -> Step:
         self._size_prefill()
-        tokens: list[Token] = self._generator.next()[1]
+        prompts, tokens = self._generator.next()
+        started = [prompt.uid for prompt in prompts if prompt.uid in self._waiting]
+        self._waiting.difference_update(started)
         ended = [token.uid for token in tokens if token.finish_reason is not None]
         if ended:
             self._forget(ended)
-        return tokens
+        return Step(tokens, started)
 
     def __len__(self) -> int:
         return len(self._alive)
 
     def _forget(self, uids: Iterable[int]) -> None:
         self._alive.difference_update(uids)
+        self._waiting.difference_update(uids)
         self._batch.scored.difference_update(uids)
 
     def _size_prefill(self) -> None:
-        size = PREFILL_CHUNK_BESIDE_DECODE if self._batch.uids else PREFILL_CHUNK_ALONE
-        if self._generator.prefill_step_size != size:
-            self._generator.prefill_step_size = size
-            self._generator._prompt_batch.prefill_step_size = size
+        """A chunk is as long for each prompt, so the fewer share it, the longer it may be."""
+        generator = self._generator
+        prompts = generator._currently_processing
+        room = min(
+            PREFILL_BATCH - len(prompts), generator.completion_batch_size - len(self._batch.uids)
+        )
+        entering = list(islice(generator._unprocessed_sequences, max(0, room)))
+        segments = [prompt[0] for prompt in prompts] + [sequence[1] for sequence in entering]
+        rows = sum(not _is_last_token(left) for left in segments)
+        decoding = self._batch.uids or rows < len(segments)
+        size = (PREFILL_BESIDE_DECODE if decoding else PREFILL_ALONE) // max(1, rows)
+        generator.prefill_step_size = size
+        generator._prompt_batch.prefill_step_size = size
+
+
+def _is_last_token(segments: list[list[int]]) -> bool:
+    """Of a prompt: with its last token it decodes, and takes no part in the chunk."""
+    return len(segments) == 1 and len(segments[0]) == 1

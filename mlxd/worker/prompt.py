@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from mlxd.core.request import CalledTool, GenerationRequest, Json, Message
 from mlxd.worker.refusal import Refusal
+from mlxd.worker.room import Room, longest_token
 
 _RESERVED = {
     "messages",
@@ -33,40 +35,52 @@ class Prompter:
 
     def __init__(self, tokenizer: TokenizerWrapper) -> None:
         self._tokenizer = tokenizer
+        self._renders_text = hasattr(tokenizer, "backend_tokenizer")
+        """Not so where templates are the tokenizer's own code, which may write no text."""
 
-    def render(self, request: GenerationRequest) -> Rendered:
-        """Raises Refusal."""
+    def render(self, request: GenerationRequest, room: Room) -> Rendered:
+        """Raises Refusal; for a text that is certainly too long, before its tokens are counted."""
         if request.token_ids is not None:
             tokens = list(request.token_ids)
         elif request.text is not None:
-            tokens = self._encode(request.text)
+            tokens = self._encode(request.text, room)
         else:
-            tokens = self._conversation(request)
+            tokens = self._conversation(request, room)
         return Rendered(tokens, self._reasoning(tokens))
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, room: Room) -> list[int]:
         bos = self._tokenizer.bos_token
-        tokens: list[int] = self._tokenizer.encode(
-            text, add_special_tokens=not (bos and text.startswith(bos))
-        )
+        return self._tokens(text, room, special=not (bos and text.startswith(bos)))
+
+    def _tokens(self, text: str, room: Room, *, special: bool) -> list[int]:
+        size = len(text.encode("utf-8", "ignore"))
+        if size > room.most and self._longest is not None:
+            room.check_bytes(size, self._longest)
+        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=special)
         return tokens
 
-    def _conversation(self, request: GenerationRequest) -> list[int]:
+    @functools.cached_property
+    def _longest(self) -> int | None:
+        """Worked out for the first text that may be too long."""
+        return longest_token(self._tokenizer)
+
+    def _conversation(self, request: GenerationRequest, room: Room) -> list[int]:
         messages = [_template_message(message) for message in request.messages or ()]
         if not messages:
             raise Refusal("the conversation has no messages", param="messages")
         if not self._tokenizer.has_chat_template:
-            return self._encode(_transcript(messages))
+            return self._encode(_transcript(messages), room)
         try:
-            tokens: list[int] = self._tokenizer.apply_chat_template(
+            prompt: str | list[int] = self._tokenizer.apply_chat_template(
                 messages,
                 tools=list(request.tools) or None,
                 add_generation_prompt=True,
+                tokenize=not self._renders_text,
                 **self._options(request),
             )
         except TemplateError as error:
             raise Refusal(f"the model's chat template refuses this: {error}") from error
-        return tokens
+        return self._tokens(prompt, room, special=False) if isinstance(prompt, str) else prompt
 
     def _options(self, request: GenerationRequest) -> dict[str, Any]:
         for name in request.template_options:

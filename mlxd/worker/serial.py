@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx_lm.generate import generate_step, generation_stream
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxd.worker.engine import Processor, Prompt, Token
+from mlxd.worker.engine import Processor, Prompt, Step
 
 PREFILL_CHUNK = 512
 
@@ -48,18 +48,20 @@ class SerialEngine:
             self._current = None
         self._waiting = deque(entry for entry in self._waiting if entry[0] not in gone)
 
-    def step(self) -> Sequence[Token]:
+    def step(self) -> Step:
+        started: list[int] = []
         if self._current is None:
             if not self._waiting:
-                return []
+                return Step([], [])
             uid, prompt = self._waiting.popleft()
             self._current = uid, self._run(uid, prompt)
+            started.append(uid)
         token = next(self._current[1])
         if token is None:
-            return []
+            return Step([], started)
         if token.finish_reason is not None:
             self._current = None
-        return [token]
+        return Step([token], started)
 
     def __len__(self) -> int:
         return len(self._waiting) + (self._current is not None)

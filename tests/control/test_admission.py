@@ -99,13 +99,13 @@ async def test_a_draining_daemon_takes_nothing_new(admission, policies):
 
 
 async def test_a_model_may_have_a_limit_of_its_own(admission, tmp_path):
-    text = "concurrency:\n  max_in_flight: 9\n  per_model: {small: 1}\n"
+    text = 'concurrency:\n  max_in_flight: 9\n  per_model: {"Small:latest": 1}\n'
     policies = load(write_policies(tmp_path, {"limits": text}))
     held = [await hold(admission, policies, model="small")]
     with pytest.raises(Overloaded) as refused:
         await hold(admission, policies, model="small")
     assert refused.value.policy is not None
-    assert refused.value.policy.key == "limits.concurrency.per_model.small"
+    assert refused.value.policy.key == 'limits.concurrency.per_model["Small:latest"]'
     held.append(await hold(admission, policies, model="other"))
     await let_go(*held)
 

@@ -120,6 +120,21 @@ async def test_aliases_and_declared_paths_lead_to_one_spec(world):
     assert len(specs) == 1
 
 
+async def test_a_shorter_context_is_no_other_copy_of_the_weights(world):
+    folder = world.add("m")
+    world.declare(f"models:\n  short: {{path: {folder}, context: 512}}\n")
+    short = await world.catalog.resolve("short", world.policies)
+    whole = await world.catalog.resolve("m", world.policies)
+    assert (short.context, whole.context) == (512, 2048)
+    assert short.spec == whole.spec
+
+
+async def test_settings_find_their_model_however_the_name_is_written(world):
+    world.add("Small-Model")
+    world.declare("models:\n  small-model:latest: {context: 99}\n")
+    assert (await world.catalog.resolve("Small-Model", world.policies)).context == 99
+
+
 async def test_policy_may_shorten_the_context_and_not_lengthen_it(world):
     world.add("m")
     world.declare("defaults: {context: 512}\n")

@@ -80,6 +80,7 @@ async def test_a_refusal_reaches_whoever_waits_for_acceptance():
 async def test_a_limit_that_passes_says_which_it_was(limits, error, key):
     running = generation(**limits)
     running.answer(ipc.Accepted(1, 3))
+    running.started()
     with pytest.raises(error) as passed:
         await events_of(running)
     assert passed.value.policy is not None
@@ -90,6 +91,7 @@ async def test_a_limit_that_passes_says_which_it_was(limits, error, key):
 async def test_silence_between_tokens_is_a_stall():
     running = generation(between=0.02)
     running.answer(ipc.Accepted(1, 3))
+    running.started()
     running.begun()
     running.take(ipc.Text(1, "a"))
     with pytest.raises(WorkerStalled):
@@ -101,6 +103,7 @@ async def test_a_worker_that_steps_is_not_silent():
     pulse = Pulse(clock.monotonic() + 0.1)
     running = generation(between=0.05, pulse=pulse)
     running.answer(ipc.Accepted(1, 3))
+    running.started()
     running.begun()
     running.take(ipc.Text(1, "a"))
     began = clock.monotonic()
@@ -111,13 +114,27 @@ async def test_a_worker_that_steps_is_not_silent():
 
 async def test_a_worker_that_never_accepts_is_not_waited_for():
     running = generation(first=0.02)
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(WorkerStalled):
         await running.accepted()
+
+
+async def test_no_limit_counts_while_a_request_waits_behind_others_in_a_working_worker():
+    clock = SystemClock()
+    pulse = Pulse()
+    running = generation(total=0.05, first=0.05, pulse=pulse)
+    running.answer(ipc.Accepted(1, 3))
+    for _ in range(10):
+        pulse.at = clock.monotonic()
+        await asyncio.sleep(0.02)
+    running.started()
+    running.take(ENDED)
+    assert len(await events_of(running)) == 1
 
 
 async def test_tokens_keep_a_stall_away():
     running = generation(between=0.2)
     running.answer(ipc.Accepted(1, 3))
+    running.started()
     running.begun()
 
     async def feed():

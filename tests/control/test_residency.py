@@ -21,14 +21,17 @@ class Processes:
         self.gate = asyncio.Event()
         self.gate.set()
         self.broken = False
+        self.wedged = set()
         self.before_stop = None
 
     def serving(self, spec):
         return self.up.get(spec)
 
-    async def start(self, spec, name, timeout):
+    async def start(self, spec, name):
         self.log.append(f"start {name}")
         await self.gate.wait()
+        if name in self.wedged:
+            await asyncio.sleep(3600)
         if self.broken:
             raise ModelLoadFailed("broken")
         self.up[spec] = object()
@@ -167,6 +170,39 @@ async def test_a_failed_load_leaves_nothing_behind_and_may_be_tried_again(world)
     world.processes.broken = False
     await world.use("a")
     assert world.loaded == ["a"]
+
+
+async def test_a_load_that_hangs_holds_up_no_other_and_ends_at_its_limit(tmp_path):
+    world = World(tmp_path)
+    world.policies = load(
+        write_policies(
+            tmp_path / "short",
+            {
+                "timeouts": "model_load: 100ms\n",
+            },
+        )
+    )
+    world.processes.wedged.add("stuck")
+    stuck = asyncio.create_task(world.use("stuck"))
+    await world.settle()
+    await world.use("a")
+    assert not stuck.done()
+    with pytest.raises(ModelLoadFailed, match=r"not loaded within 0\.1 s"):
+        await stuck
+    assert world.residency.failed([card("stuck"), card("a")]).keys() == {"stuck"}
+    await world.residency.close(0)
+
+
+async def test_what_is_loading_counts_as_loaded_when_room_is_made(tmp_path):
+    world = World(tmp_path, "max_loaded: auto\n")
+    world.processes.gate.clear()
+    first = asyncio.create_task(world.use("a", size=600))
+    await world.settle()
+    with pytest.raises(InsufficientMemory):
+        await world.use("b", size=600)
+    world.processes.gate.set()
+    await first
+    await world.residency.close(0)
 
 
 async def test_a_dead_worker_is_replaced_on_the_next_request(world):

@@ -51,7 +51,9 @@ REQUEST = GenerationRequest(
     think="low",
 )
 DOWN: tuple[Down, ...] = (
-    Generate(1, REQUEST, Sampling(temperature=0.5, logit_bias=((3, -1.0),), seed=2**63), 10, 20),
+    Generate(
+        1, REQUEST, Sampling(temperature=0.5, logit_bias=((3, -1.0),), seed=2**63), 10, 20, 40
+    ),
     Cancel(1),
     Ping(),
     Shutdown(),
@@ -71,6 +73,8 @@ UP: tuple[Up, ...] = (
             Cancelled(2),
         ],
         5,
+        [3, 4],
+        [1],
     ),
     Pong(1, 2, 3),
 )

@@ -40,6 +40,7 @@ class Told:
         self.accepted: Accepted | None = None
         self.refused: Refused | None = None
         self.ended: Ended | None = None
+        self.started = 0
         self.cancelled = False
         self.pieces: list[Text | Reasoning | Call] = []
 
@@ -115,12 +116,13 @@ class WorkerProcess:
         sampling: Sampling = GREEDY,
         max_prompt: int = 1 << 20,
         max_output: int = 1 << 20,
+        context: int = 1 << 20,
         **request: Any,
     ) -> int:
         """Send one request and return its id."""
         id = self._next_id
         self._next_id += 1
-        self.send(self.message(id, sampling, max_prompt, max_output, **request))
+        self.send(self.message(id, sampling, max_prompt, max_output, context, **request))
         return id
 
     def message(
@@ -129,11 +131,11 @@ class WorkerProcess:
         sampling: Sampling = GREEDY,
         max_prompt: int = 1 << 20,
         max_output: int = 1 << 20,
+        context: int = 1 << 20,
         **request: Any,
     ) -> Generate:
-        return Generate(
-            id, GenerationRequest(model="m", **request), sampling, max_prompt, max_output
-        )
+        asked = GenerationRequest(model="m", **request)
+        return Generate(id, asked, sampling, max_prompt, max_output, context)
 
     def run(self, **request: Any) -> Told:
         """One request, to its end."""
@@ -161,6 +163,8 @@ class WorkerProcess:
                 self.pongs.append(message)
             case Output():
                 self.outputs += 1
+                for id in message.started:
+                    self.told[id].started += 1
                 for piece in message.pieces:
                     told = self.told[piece.id]
                     match piece:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +23,9 @@ from mlxd.ipc.messages import (
     Text,
     Up,
 )
-from mlxd.worker.engine import Prompt
-from mlxd.worker.intake import Progress
-from mlxd.worker.job import Job
+from mlxd.worker.engine import Prompt, Step
+from mlxd.worker.job import Job, Progress
+from mlxd.worker.stops import StopStrings
 
 pytestmark = pytest.mark.mlx
 
@@ -48,6 +49,7 @@ class Script:
         self.steps = 0
         self.inserted = 0
         self.largest = 0
+        self.started: set[int] = set()
         self._next = 0
 
     def insert(self, prompts: Sequence[Prompt]) -> list[int]:
@@ -63,17 +65,20 @@ class Script:
         for uid in uids:
             self.running.pop(uid, None)
 
-    def step(self) -> Sequence[Token]:
+    def step(self) -> Step:
         self.steps += 1
         if self.steps == self.breaks_at:
             raise RuntimeError("[METAL] Command buffer execution failed")
         for uid in self.running:
             if uid == self.fails:
                 self.running[uid].sampler(mx.zeros((1, 4)))
-        return [
+        started = [uid for uid in self.running if uid not in self.started]
+        self.started.update(started)
+        tokens = [
             Token(uid, self.steps, "length" if self.steps >= prompt.max_tokens else None)
             for uid, prompt in self.running.items()
         ]
+        return Step(tokens, started)
 
     def __len__(self) -> int:
         return len(self.running)
@@ -110,7 +115,7 @@ class Wire:
 def job(id: int, *, tokens: int = 5, max_tokens: int = 4, **sampling: Any) -> Job:
     request = GenerationRequest(model="m", text="x")
     sampling.setdefault("temperature", 0.0)
-    return Job(id, request, Sampling(**sampling), [tokens], max_tokens, False)
+    return Job(id, request, Sampling(**sampling), [tokens], max_tokens, False, StopStrings(()))
 
 
 def run(engine: Script, *batches: list[Any]) -> Wire:
@@ -193,3 +198,19 @@ def test_memory_is_reported_now_and_then():
     reported = [m.step for m in wire.of(Output) if m.active_bytes]
     assert len(reported) <= 3
     assert len(wire.of(Output)) == 130
+
+
+def test_what_starts_is_said_with_the_step_and_times_count_from_there():
+    class Slow(Script):
+        """Begins nothing in its first step."""
+
+        def step(self) -> Step:
+            if self.steps == 0:
+                self.steps = 1
+                time.sleep(0.2)
+                return Step([], [])
+            return super().step()
+
+    wire = run(Slow(), [job(4)], [job(7)])
+    assert [m.started for m in wire.of(Output) if m.started] == [[4, 7]]
+    assert all(ended.prefill_seconds < 0.1 for ended in wire.of(Ended))

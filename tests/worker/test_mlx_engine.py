@@ -37,7 +37,7 @@ def run(engine: Engine, waiting: list[Prompt], *, every: int = 3) -> dict[int, l
     while waiting or len(engine):
         if waiting and step % every == 0:
             engine.insert([waiting.pop(0)])
-        for token in engine.step():
+        for token in engine.step().tokens:
             tokens.setdefault(token.uid, []).append(token.token)
         step += 1
     return tokens
@@ -79,7 +79,7 @@ def test_log_probabilities_are_worked_out_for_those_who_asked(model):
     engine.insert([prompt(1, 9, scored=True), prompt(2, 9)])
     rows: dict[int, list[Any]] = {0: [], 1: []}
     while len(engine):
-        for token in engine.step():
+        for token in engine.step().tokens:
             rows[token.uid].append(token.logprobs)
     assert all(row is None for row in rows[1][1:])
     for row in rows[0]:
@@ -88,7 +88,7 @@ def test_log_probabilities_are_worked_out_for_those_who_asked(model):
 
 def steps_to_first(engine: Engine, uid: int) -> int:
     for n in range(100):
-        if any(token.uid == uid for token in engine.step()):
+        if any(token.uid == uid for token in engine.step().tokens):
             return n
     raise AssertionError("no token")
 
@@ -106,6 +106,86 @@ def test_a_long_prompt_is_cut_smaller_while_others_decode(model):
     assert alone <= 3 < 5 <= beside
 
 
+class Spy:
+    """A model that notes the shapes it is called with."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.shapes: list[tuple[int, int]] = []
+
+    def __call__(self, tokens: Any, cache: Any = None) -> Any:
+        self.shapes.append(tokens.shape)
+        return self._model(tokens, cache=cache)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    @property
+    def chunks(self) -> list[int]:
+        """Tokens of each prefill chunk, padding included."""
+        return [rows * width for rows, width in self.shapes if width > 1]
+
+
+@pytest.mark.parametrize("decoding", [False, True])
+def test_a_step_prefills_a_bounded_number_of_tokens(model, decoding):
+    from mlxd.worker.mlx_engine import PREFILL_ALONE, PREFILL_BESIDE_DECODE, MlxEngine
+
+    spy = Spy(model)
+    engine = MlxEngine(spy, [])
+    if decoding:
+        engine.insert([prompt(9, 1, max_tokens=1000)])
+        engine.step()
+    uids = engine.insert([prompt(n, 700 + 50 * n, max_tokens=2) for n in range(12)])
+    spy.shapes.clear()
+    first: set[int] = set()
+    while not first.issuperset(uids):
+        before = len(spy.chunks)
+        first.update(token.uid for token in engine.step().tokens)
+        assert len(spy.chunks) - before <= 1
+    most = PREFILL_BESIDE_DECODE if decoding else PREFILL_ALONE
+    assert most * 0.8 < max(spy.chunks) <= most
+
+
+def test_eight_prompts_of_two_hundred_tokens_are_one_chunk(model):
+    from mlxd.worker.mlx_engine import MlxEngine
+
+    spy = Spy(model)
+    engine = MlxEngine(spy, [])
+    engine.insert([prompt(n, 200) for n in range(8)])
+    while len(engine):
+        engine.step()
+    assert spy.chunks == [8 * 199]
+
+
+def test_a_short_prompt_among_long_ones_does_not_wait_for_them(model):
+    from mlxd.worker.mlx_engine import PREFILL_ALONE, PREFILL_BESIDE_DECODE, MlxEngine
+
+    spy = Spy(model)
+    engine = MlxEngine(spy, [])
+    long = [prompt(n, 1500) for n in range(5)]
+    uids = engine.insert([*long, prompt(7, 4)])
+    steps_to_first(engine, uids[-1])
+    assert sum(spy.chunks) <= PREFILL_ALONE + 2 * PREFILL_BESIDE_DECODE
+
+
+def test_each_sequence_is_said_to_start_once_when_its_prefill_begins(model):
+    from mlxd.worker.mlx_engine import PREFILL_BATCH, MlxEngine
+    from mlxd.worker.serial import SerialEngine
+
+    for make, together in ((MlxEngine, PREFILL_BATCH), (SerialEngine, 1)):
+        engine: Engine = make(model, [])
+        uids = engine.insert([prompt(n, 30 * n + 1, max_tokens=5) for n in range(12)])
+        engine.remove(uids[10:11])
+        step = engine.step()
+        assert list(step.started) == uids[:together]
+        started = list(step.started)
+        while len(engine):
+            step = engine.step()
+            started += step.started
+            assert {token.uid for token in step.tokens} <= set(started)
+        assert started == [*uids[:10], uids[11]]
+
+
 @pytest.mark.parametrize("stage", [0, 1, 6])
 def test_a_removed_sequence_leaves_at_any_stage(model, stage):
     from mlxd.worker.mlx_engine import MlxEngine
@@ -116,7 +196,7 @@ def test_a_removed_sequence_leaves_at_any_stage(model, stage):
         engine.step()
     engine.remove([uid, 999])
     assert len(engine) == 0
-    assert all(token.uid != uid for token in engine.step())
+    assert all(token.uid != uid for token in engine.step().tokens)
 
 
 def test_an_empty_prompt_is_a_value_error_and_nothing_is_queued(model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,9 @@ def test_every_kind_of_cache_is_batched_exactly(model_of: MakeModel, shape: Shap
         worker.close()
 
 
+HUGE = "The quick brown fox jumps " * 150_000
+"""Takes seconds to tokenise."""
+
 BAD: list[dict[str, Any]] = [
     {"token_ids": (1, 512)},
     {"token_ids": (-1,)},
@@ -100,6 +104,8 @@ BAD: list[dict[str, Any]] = [
     {"text": "x", "sampling": Sampling(logit_bias=((-1, 5.0),))},
     {"text": "x", "sampling": Sampling(temperature=float("nan"))},
     {"text": "x", "max_tokens": 0},
+    {"text": "x", "stop": ("fine", "y" * 1001)},
+    {"text": "x", "context": 1},
     {"text": "word " * 5000},
     {"text": "word " * 20, "max_prompt": 10},
     {"text": "x", "format": {"type": 5}},
@@ -116,6 +122,7 @@ ODD: list[dict[str, Any]] = [
     {"sampling": Sampling(repeat_penalty=1e30, repeat_last_n=10**9, frequency_penalty=-1e9)},
     {"sampling": Sampling()},
     {"stop": ("", "never")},
+    {"stop": ("y" * 1000,)},
     {"logprobs": 10_000},
     {"logprobs": -4},
 ]
@@ -140,6 +147,33 @@ def test_a_prompt_over_the_context_says_by_how_much(worker):
     assert refused is not None
     assert refused.code == "context_exceeded"
     assert "exceeds the model's maximum context length (4096 tokens)" in refused.message
+
+
+def test_a_prompt_far_over_the_context_is_not_counted(worker):
+    for request in ({"text": HUGE}, {"messages": (Message("user", HUGE),)}):
+        refused = worker.run(**request).refused
+        assert refused is not None
+        assert refused.code == "context_exceeded"
+        assert refused.message == (
+            "input length exceeds the model's maximum context length (4096 tokens)"
+        )
+
+
+def test_a_requests_own_context_limits_prompt_and_answer(worker):
+    ended = worker.run(token_ids=(7,) * 20, context=30).ended
+    assert ended is not None
+    assert ended.completion_tokens == 10
+    assert worker.run(token_ids=(7,) * 29, context=30).ended is not None
+    refused = worker.run(token_ids=(7,) * 30, context=30).refused
+    assert refused is not None
+    assert refused.code == "context_exceeded"
+    assert "exceeds this server's maximum context length (30 tokens)" in refused.message
+
+
+def test_a_stop_string_that_is_too_long_is_named(worker):
+    refused = worker.run(text="x", stop=("y" * 1001,)).refused
+    assert refused is not None
+    assert (refused.code, refused.param) == ("invalid_request", "stop")
 
 
 def test_an_empty_prompt_is_called_empty(worker):
@@ -350,6 +384,17 @@ def test_one_request_at_a_time_gives_the_same_answers(serial_worker):
     assert len(set(alone)) == 6
 
 
+def test_waiting_for_the_serial_lane_is_no_prefill(serial_worker):
+    first = serial_worker.generate(text="hello", max_tokens=150)
+    second = serial_worker.generate(text="hello", max_tokens=2)
+    told = serial_worker.told
+    serial_worker.until(lambda: told[first].over and told[second].over)
+    assert told[first].started == told[second].started == 1
+    assert told[first].ended is not None
+    assert told[second].ended is not None
+    assert told[second].ended.prefill_seconds < told[first].ended.decode_seconds
+
+
 def test_the_serial_lane_cancels_in_prefill_and_in_its_queue(serial_worker):
     first = serial_worker.generate(token_ids=(9,) * 2500, max_tokens=50)
     second = serial_worker.generate(text="hello", max_tokens=2000)
@@ -392,6 +437,49 @@ def test_shutdown_ends_with_status_zero(varied: Path):
     worker.send(Shutdown())
     assert worker.process.wait(5) == 0
     worker.close()
+
+
+@pytest.fixture
+def roomy(varied: Path) -> Iterator[WorkerProcess]:
+    """Nothing is too long for it before it is counted."""
+    worker = WorkerProcess(varied, context=1 << 22)
+    yield worker
+    worker.close()
+
+
+def test_a_worker_that_tokenises_hears_pings_and_cancels(roomy):
+    long = roomy.generate(text=HUGE, max_prompt=400_000)
+    other = roomy.generate(text="hello", max_tokens=3)
+    roomy.send(Ping(), Cancel(other))
+    roomy.until(lambda: bool(roomy.pongs) and roomy.told[other].cancelled)
+    assert not roomy.told[long].over
+    roomy.until(lambda: roomy.told[long].over)
+    assert roomy.told[long].refused is not None
+    assert roomy.told[other].accepted is None
+
+
+def test_a_prompt_is_cancelled_while_it_is_tokenised(roomy):
+    long = roomy.generate(text=HUGE, max_prompt=400_000)
+    roomy.send(Cancel(long))
+    roomy.until(lambda: roomy.told[long].over)
+    assert roomy.told[long].cancelled
+    assert roomy.run(text="hello", max_tokens=3).ended is not None
+    assert roomy.told[long].refused is None
+    assert roomy.told[long].accepted is None
+
+
+@pytest.mark.parametrize("word", [Shutdown(), None])
+def test_a_worker_that_tokenises_ends_at_once(roomy, word):
+    roomy.generate(text=HUGE)
+    roomy.send(Ping())
+    roomy.until(lambda: bool(roomy.pongs))
+    began = time.monotonic()
+    if word is None:
+        roomy.socket.close()
+    else:
+        roomy.send(word)
+    assert roomy.process.wait(10) == 0
+    assert time.monotonic() - began < 1.5
 
 
 def test_what_is_no_protocol_ends_the_process(varied: Path):

@@ -7,7 +7,7 @@ from typing import Any
 
 from mlxd.core.errors import InvalidRequest
 from mlxd.core.request import Sampling
-from mlxd.dialects.fields import Fields, Json
+from mlxd.dialects.fields import Fields, Json, check_stops
 
 FALLBACK = Sampling(
     temperature=0.8,
@@ -100,6 +100,7 @@ def _stop(options: Fields) -> tuple[str, ...]:
     strings = tuple(text for text in options.texts("stop") if text)
     if len(strings) > _MOST_STOPS:
         raise InvalidRequest(f'option "stop" takes at most {_MOST_STOPS} strings', param="stop")
+    check_stops(strings, 'option "stop"')
     return strings
 
 

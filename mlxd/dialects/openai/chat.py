@@ -42,27 +42,6 @@ _EFFORTS: dict[str, bool | str] = {
     "ultra": "max",
     "max": "max",
 }
-# What a template's caller decides itself; from a client they would replace the template or the
-# conversation, or change what comes back.
-_RESERVED_TEMPLATE_OPTIONS = frozenset(
-    (
-        "add_generation_prompt",
-        "chat_template",
-        "continue_final_message",
-        "conversation",
-        "max_length",
-        "messages",
-        "padding",
-        "processor_kwargs",
-        "return_assistant_tokens_mask",
-        "return_dict",
-        "return_tensors",
-        "tokenize",
-        "tokenizer_kwargs",
-        "tools",
-        "truncation",
-    )
-)
 
 
 class ChatCodec:
@@ -184,10 +163,6 @@ def _with_conversation(fields: Fields, request: GenerationRequest) -> Generation
 def _with_thinking(fields: Fields, request: GenerationRequest) -> GenerationRequest:
     """`reasoning_effort` over `reasoning.effort` over the template's own switch."""
     options = dict(fields.mapping("chat_template_kwargs") or {})
-    if reserved := sorted(_RESERVED_TEMPLATE_OPTIONS & options.keys()):
-        raise InvalidRequest(
-            f"chat_template_kwargs may not set {reserved[0]}", param="chat_template_kwargs"
-        )
     think = _effort(fields, "reasoning_effort")
     reasoning = fields.fields("reasoning")
     if think is None and reasoning is not None:

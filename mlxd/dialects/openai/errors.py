@@ -14,6 +14,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "unsupported": ("invalid_request_error", "unsupported"),
     "request_timeout": ("invalid_request_error", "request_timeout"),
     "request_too_large": ("invalid_request_error", "request_too_large"),
+    "headers_too_large": ("invalid_request_error", "headers_too_large"),
     "unsupported_encoding": ("invalid_request_error", "unsupported_encoding"),
     "forbidden": ("permission_error", "forbidden"),
     "model_not_found": ("invalid_request_error", "model_not_found"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from mlxd.core.errors import InvalidRequest, UnsupportedFeature
 from mlxd.core.request import GenerationRequest, Sampling
-from mlxd.dialects.fields import Fields
+from mlxd.dialects.fields import Fields, check_stops
 from mlxd.dialects.keep_alive import keep_alive
 from mlxd.dialects.openai.errors import complain
 
@@ -93,8 +93,10 @@ def _bias(biases: Fields, name: str) -> float:
 def _stop(fields: Fields) -> tuple[str, ...]:
     value = fields.get("stop")
     if isinstance(value, str):
-        return (value,) if value else ()
-    strings = fields.texts("stop", "string or array of strings")
+        strings: tuple[str, ...] = (value,)
+    else:
+        strings = fields.texts("stop", "string or array of strings")
     if len(strings) > _MOST_STOPS:
         raise InvalidRequest(f"stop takes at most {_MOST_STOPS} strings", param="stop")
+    check_stops(strings, "stop")
     return tuple(text for text in strings if text)

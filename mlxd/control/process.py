@@ -1,0 +1,118 @@
+"""One engine process as the system sees it: its start, what it says on stderr, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+from mlxd.core.models import ModelSpec
+
+_STDERR_TAIL = 8192
+_DEAF = frozenset({"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC"})
+"""What systemd tells the daemon and no worker must answer."""
+
+
+class EngineProcess:
+    """Leads a session of its own, with a private TMPDIR that goes when it goes."""
+
+    def __init__(self, process: asyncio.subprocess.Process, private: Path) -> None:
+        self._process = process
+        self._private = private
+        self._stderr = b""
+        self.ended: asyncio.Task[int] = asyncio.create_task(
+            self._reap(), name=f"reap {process.pid}"
+        )
+        """Its exit status, once it is gone and so is what it leaves."""
+
+    @classmethod
+    async def spawn(cls, spec: ModelSpec, temporary: Path) -> tuple[EngineProcess, socket.socket]:
+        """The process, and our end of its socket. Raises OSError; then nothing is left of it."""
+        private = _private_folder(temporary)
+        with contextlib.ExitStack() as undo:
+            undo.callback(shutil.rmtree, private, ignore_errors=True)
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    *_command(spec, theirs.fileno()),
+                    pass_fds=[theirs.fileno()],
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.PIPE,
+                    start_new_session=True,
+                    env=_environment(private),
+                )
+            undo.pop_all()
+        ours.setblocking(False)
+        return cls(process, private), ours
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def stderr(self) -> str:
+        """The last that it said."""
+        return self._stderr.decode("utf-8", "replace")
+
+    def signal(self, number: signal.Signals) -> None:
+        """To its whole group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+    async def gone(self, timeout: float) -> bool:
+        """Wait for its end; False when it does not come in time."""
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.shield(self.ended)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _reap(self) -> int:
+        stderr = asyncio.create_task(self._collect_stderr(), name=f"stderr {self.pid}")
+        status = await self._process.wait()
+        self.signal(signal.SIGKILL)
+        await stderr
+        await asyncio.to_thread(shutil.rmtree, self._private, ignore_errors=True)
+        return status
+
+    async def _collect_stderr(self) -> None:
+        assert self._process.stderr is not None
+        with contextlib.suppress(ConnectionError):
+            while chunk := await self._process.stderr.read(_STDERR_TAIL):
+                self._stderr = (self._stderr + chunk)[-_STDERR_TAIL:]
+
+
+def _private_folder(temporary: Path) -> Path:
+    """Mode 0700. What a cleaner took away meanwhile is made again."""
+    temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix="worker-", dir=temporary))
+
+
+def _command(spec: ModelSpec, fd: int) -> list[str]:
+    """-P: the folder that the daemon was started in is no place to import from."""
+    return [
+        *(sys.executable, "-P", "-m", "mlxd.worker"),
+        *("--fd", str(fd), "--model", spec.path, "--context", str(spec.context)),
+    ]
+
+
+def _environment(private: Path) -> dict[str, str]:
+    """The daemon's, with a TMPDIR of its own: MLX may compile kernels into it, under names that
+    anybody can predict.
+    """
+    kept = {key: value for key, value in os.environ.items() if key not in _DEAF}
+    return kept | {
+        "TMPDIR": str(private),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }

@@ -1,0 +1,133 @@
+"""The preparation thread: requests become jobs here, in the order in which they came.
+
+Templates, tokenising, checks, grammars: all that may last and needs no engine. Nothing here
+touches MLX's streams; what could break the engine is refused here, so that it never gets there.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mlxd.ipc.messages import Generate, Refused
+from mlxd.worker.job import Inbox, Job, Progress
+from mlxd.worker.link import Link
+from mlxd.worker.refusal import Refusal
+from mlxd.worker.threads import run_forever
+
+if TYPE_CHECKING:
+    from mlxd.worker.checks import Checks
+
+GATHER_SECONDS = 0.01
+"""A job waits about this long for others that came with it to be prepared."""
+LULL_SECONDS = 0.002
+"""An idle engine waits this long after a request for another: they share one prefill."""
+LARGE_BYTES = 1 << 15
+"""A larger request takes longer than GATHER_SECONDS to prepare: no job waits for it."""
+LONGEST_REFUSAL = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    generate: Generate
+    size: int
+
+
+class Preparation:
+    """Turns requests into jobs and hands them to the main thread.
+
+    A request is open until it is handed on, refused or cancelled. Whoever claims it ends it, so
+    that it is ended once.
+    """
+
+    def __init__(self, link: Link, inbox: Inbox, progress: Progress) -> None:
+        self._link = link
+        self._inbox = inbox
+        self._progress = progress
+        self._changed = threading.Condition()
+        self._queue: deque[_Entry] = deque()
+        self._open: set[int] = set()
+        self.checks: Checks | None = None
+        """None until the model is loaded."""
+
+    def start(self) -> None:
+        run_forever("preparation", self.turn)
+
+    def add(self, generate: Generate, size: int) -> None:
+        """Queue a request; `size` tells roughly how long it will take."""
+        with self._changed:
+            self._open.add(generate.id)
+            self._queue.append(_Entry(generate, size))
+            self._changed.notify()
+
+    def claim(self, id: int) -> bool:
+        """Whether the request was open; it no longer is, and nobody else will say how it ended."""
+        with self._changed:
+            was_open = id in self._open
+            self._open.discard(id)
+            return was_open
+
+    def turn(self) -> None:
+        """Wait for a request, and hand on what arrives together with it together."""
+        jobs: list[Job] = []
+        entry: _Entry | None = self._first()
+        began = time.monotonic()
+        while entry is not None:
+            taken = time.monotonic()
+            job = self._prepare(entry.generate)
+            if job is not None:
+                jobs.append(job)
+            entry = self._another(began, taken)
+        self._hand_on(jobs)
+
+    def _first(self) -> _Entry:
+        with self._changed:
+            while not self._queue:
+                self._changed.wait()
+            return self._queue.popleft()
+
+    def _another(self, began: float, taken: float) -> _Entry | None:
+        """One that may travel with those prepared since `began`, the last one taken at `taken`."""
+        until = min(taken + LULL_SECONDS, began + GATHER_SECONDS)
+        with self._changed:
+            while not self._queue:
+                left = until - time.monotonic()
+                if left <= 0 or self._progress.running:
+                    return None
+                self._changed.wait(left)
+            late = time.monotonic() >= began + GATHER_SECONDS
+            if late or self._queue[0].size > LARGE_BYTES:
+                return None
+            return self._queue.popleft()
+
+    def _hand_on(self, jobs: list[Job]) -> None:
+        """Under the lock: a cancel is seen here, or comes to the inbox after its job."""
+        with self._changed:
+            wanted = [job for job in jobs if job.id in self._open]
+            self._open.difference_update(job.id for job in wanted)
+            if wanted:
+                self._inbox.put(list(wanted))
+
+    def _prepare(self, generate: Generate) -> Job | None:
+        """A job; or a refusal is sent. Whatever goes wrong here is answered here."""
+        if generate.id not in self._open:
+            return None
+        try:
+            if self.checks is None:
+                raise Refusal("the model is still loading")
+            return self.checks.job_of(generate)
+        except Refusal as refusal:
+            self._refuse(generate.id, refusal)
+        except Exception:  # noqa: BLE001 - tokenizers and templates are others' code
+            traceback.print_exc()
+            self._refuse(generate.id, Refusal("the request could not be prepared for this model"))
+        return None
+
+    def _refuse(self, id: int, refusal: Refusal) -> None:
+        if self.claim(id):
+            words = refusal.message[:LONGEST_REFUSAL]
+            self._link.send(Refused(id, refusal.code, words, refusal.param))

@@ -1,0 +1,112 @@
+"""How long a prompt may be, and what is known about it before it is tokenised."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxd.worker.refusal import Refusal
+from tests.support.model_maker import CORPUS, Shape
+from tests.worker.conftest import MakeModel
+
+pytestmark = pytest.mark.mlx
+
+
+def room(context: int = 100, max_prompt: int = 1000) -> Any:
+    from mlxd.worker.room import Room
+
+    return Room(context, "the model's", max_prompt)
+
+
+def wrapped(tokenizer: Any) -> Any:
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+    from transformers import PreTrainedTokenizerFast
+
+    return TokenizerWrapper(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+
+
+@pytest.fixture
+def raw(model_of: MakeModel) -> Any:
+    from tokenizers import Tokenizer
+
+    folder: Path = model_of(Shape(spread=3.0))
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def test_one_token_of_the_context_is_the_answers():
+    room().check(99)
+    with pytest.raises(Refusal, match=r"length \(100 tokens\) exceeds the model's maximum context"):
+        room().check(100)
+
+
+def test_the_policys_limit_is_named():
+    with pytest.raises(Refusal, match=r"limits\.tokens\.max_prompt \(50 tokens\)"):
+        room(max_prompt=50).check(51)
+
+
+def test_bytes_that_cannot_fit_are_refused_without_a_count():
+    room().check_bytes(99 * 8, 8)
+    with pytest.raises(Refusal) as caught:
+        room().check_bytes(99 * 8 + 1, 8)
+    assert caught.value.code == "context_exceeded"
+    assert str(caught.value).startswith("input length exceeds the model's maximum context length")
+
+
+@pytest.mark.parametrize("composed", [False, True])
+def test_no_token_stands_for_more_than_the_longest(raw, composed):
+    from tokenizers import normalizers
+
+    from mlxd.worker.room import longest_token
+
+    if composed:
+        raw.normalizer = normalizers.NFC()
+    tokenizer = wrapped(raw)
+    longest = longest_token(tokenizer)
+    assert longest is not None
+    draw = random.Random(3)
+    texts = [" " * 300, "<|im_start|>" * 9, "\u1fbe\u0308\u0301" * 50, "\u212a" * 50]
+    texts += ["".join(draw.choices(" ".join(CORPUS) + "\n\t▁e\u0301", k=200)) for _ in range(200)]
+    texts += [text[:width] for text in CORPUS for width in range(1, len(text))]
+    for text in texts:
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        assert len(tokens) * longest >= len(text.encode())
+
+
+def test_nothing_is_certain_of_a_tokenizer_that_drops_text(raw):
+    from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
+
+    from mlxd.worker.room import longest_token
+
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    assert longest_token(wrapped(raw)) is not None
+    raw.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(" ", "removed"), level])
+    assert longest_token(wrapped(raw)) is None
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert longest_token(wrapped(raw)) is None
+    raw.pre_tokenizer = level
+    for normalizer in (normalizers.Strip(), normalizers.Replace(Regex("a+"), "a")):
+        raw.normalizer = normalizers.Sequence([normalizers.NFC(), normalizer])
+        assert longest_token(wrapped(raw)) is None
+    raw.normalizer = normalizers.NFC()
+    assert longest_token(wrapped(raw)) is not None
+    raw.add_tokens([AddedToken("<mask>", lstrip=True)])
+    assert longest_token(wrapped(raw)) is None
+
+
+def test_nothing_is_certain_where_bytes_are_missing():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from mlxd.worker.room import longest_token
+
+    raw = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel()
+    assert longest_token(wrapped(raw)) is None
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    assert longest_token(wrapped(raw)) is None
+    pieces = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    whole = Tokenizer(models.BPE(pieces, [], byte_fallback=True))
+    whole.pre_tokenizer = pre_tokenizers.Metaspace()
+    assert longest_token(wrapped(whole)) == 6
