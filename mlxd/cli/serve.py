@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ def serve(policies: str | None, state: str | None, host: str | None, port: str |
         return _refuse(str(error), exits.TAKEN)
     except OSError as error:
         return _refuse(f"the state folder {instance.state} cannot be used: {error}", exits.FAILED)
+    gc.disable()  # imports make much that stays: collecting meanwhile costs a tenth of the start
     try:
         return _serve_claimed(instance, policies, host, port)
     finally:
@@ -56,6 +58,8 @@ def _serve_claimed(
     from mlxd import daemon
     from mlxd.telemetry import logs
 
+    gc.freeze()
+    gc.enable()
     logs.configure(in_force.server.log.level, in_force.server.log.format)
     daemon.run(in_force, instance, sock, warnings=settings.warnings())
     return exits.DONE

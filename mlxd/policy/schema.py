@@ -388,8 +388,8 @@ class Memory(Policy):
 class Auth(Policy):
     required: Auto | bool = field(
         "auto", "Whether clients need an API key; auto requires one unless only this machine can "
-        "reach the daemon. Keys are not checked yet: true is refused, and false must be written down "
-        "to listen beyond this machine.",
+        "reach the daemon. Keys are not checked yet: true is refused, and false must be written "
+        "down to listen beyond this machine.",
         enforced=False,
     )  # fmt: skip
 
@@ -402,8 +402,8 @@ class Hosts(Policy):
         ),
         "Host headers that are answered while the daemon listens on loopback: names, where a "
         "leading `*.` stands for any labels; `own-names` are this machine's host name with "
-        "and without its domain, `loopback-addresses` 127.0.0.0/8, ::1, 0.0.0.0 and ::, `private-addresses` those of "
-        "private and link-local networks. Others get 403.",
+        "and without its domain, `loopback-addresses` 127.0.0.0/8, ::1, 0.0.0.0 and ::, "
+        "`private-addresses` those of private and link-local networks. Others get 403.",
     )  # fmt: skip
 
 

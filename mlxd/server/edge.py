@@ -151,7 +151,8 @@ class Edge:
 
 def common_headers(request: web.BaseRequest) -> dict[str, str]:
     """On every answer."""
-    headers = identity(request["id"]) | request.get("quota", {})
+    headers = identity(request["id"])
+    headers |= request.get("quota", {})
     if "origin" in request:
         headers["Access-Control-Allow-Origin"] = request["origin"]
         headers["Access-Control-Expose-Headers"] = _EXPOSED

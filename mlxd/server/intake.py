@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 from aiohttp import HttpVersion11, web
@@ -51,7 +53,15 @@ async def read_json(request: web.BaseRequest, policies: PolicySet, read: Callabl
     def parse() -> T:
         return read(parse_json(body, allowed, line_of))
 
-    return parse() if len(body) <= AT_ONCE else await asyncio.to_thread(parse)
+    if len(body) <= AT_ONCE:
+        return parse()
+    return await asyncio.get_running_loop().run_in_executor(_reader(), parse)
+
+
+@cache
+def _reader() -> ThreadPoolExecutor:
+    """One thread: several would take turns with the event loop, and its turn would come late."""
+    return ThreadPoolExecutor(1, thread_name_prefix="long bodies")
 
 
 async def read_body(request: web.BaseRequest, policies: PolicySet) -> bytes:

@@ -2,6 +2,7 @@ import os
 
 import pytest
 
+from mlxd.cli import main
 from mlxd.cli.client import NoAnswer, address_of, get_json
 from mlxd.core import places
 from mlxd.core.instance import Address, Instance
@@ -34,3 +35,19 @@ def test_a_port_where_nothing_answers_is_said_in_words():
     port = free_port()
     with pytest.raises(NoAnswer, match=f"no answer from http://127.0.0.1:{port}/health"):
         get_json(("127.0.0.1", port), "/health")
+
+
+def test_an_ipv6_address_stands_in_brackets():
+    with pytest.raises(NoAnswer, match=r"no answer from http://\[::1\]:1/health"):
+        get_json(("::1", 1), "/health")
+
+
+def test_the_variables_of_an_ipv6_daemon_are_urls(tmp_path, capsys):
+    instance = Instance(tmp_path / "state")
+    instance.claim()
+    instance.announce(Address(os.getpid(), "::1", 12001, "0"))
+    assert main(["env", "--state", str(tmp_path / "state")]) == 0
+    instance.release()
+    said = capsys.readouterr().out
+    assert "export OLLAMA_HOST=[::1]:12001\n" in said
+    assert "export OPENAI_BASE_URL=http://[::1]:12001/v1\n" in said

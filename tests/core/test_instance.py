@@ -4,7 +4,15 @@ import sys
 
 import pytest
 
-from mlxd.core.instance import Address, AlreadyRunning, Instance, is_claimed, pid_of, running
+from mlxd.core.instance import (
+    Address,
+    AlreadyRunning,
+    Instance,
+    authority,
+    is_claimed,
+    pid_of,
+    running,
+)
 
 
 def test_a_state_folder_is_claimed_once(tmp_path):
@@ -44,3 +52,11 @@ def test_what_a_killed_daemon_leaves_means_nothing(tmp_path):
     instance = Instance(tmp_path)
     instance.claim()
     instance.release()
+
+
+@pytest.mark.parametrize(
+    ("host", "written"),
+    [("127.0.0.1", "127.0.0.1:80"), ("studio.local", "studio.local:80"), ("::1", "[::1]:80")],
+)
+def test_an_ipv6_address_stands_in_brackets(host, written):
+    assert authority(host, 80) == written

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +46,7 @@ HTTP = (
     "  max_body: 64KiB\n"
     "  max_connections: 24\n"
 )
+IMPATIENT = "client_write: 500ms\n"
 HEAD = b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\n"
 CALM = 0.25
 """Seconds; what /health is really to stay under is measured by the benchmarks."""
@@ -51,7 +56,7 @@ CALM = 0.25
 def walled(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon with low walls."""
     folder = tmp_path_factory.mktemp("walled")
-    policies = {"limits": NO_LIMITS, "server": HTTP}
+    policies = {"limits": NO_LIMITS, "server": HTTP, "timeouts": IMPATIENT}
     with daemon(folder, models=zoo, policies=policies) as running:
         yield running
 
@@ -148,6 +153,93 @@ def test_one_connection_too_many_is_503_and_the_others_stay(walled: Daemon) -> N
         return raw(walled, ask).startswith(b"HTTP/1.1 200")
 
     eventually(room, "there is room again")
+
+
+def _send_for_ever(sock: socket.socket, data: bytes) -> None:
+    while True:
+        sock.sendall(data)
+
+
+def test_a_client_that_reads_nothing_loses_its_connection(walled: Daemon) -> None:
+    ask = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        sock.connect(("127.0.0.1", walled.port))
+        sock.settimeout(20)
+        with pytest.raises(ConnectionError):
+            _send_for_ever(sock, ask * 100)
+    assert "a client reads nothing" in walled.log_text()
+
+
+def test_a_stream_that_nobody_reads_is_cancelled(walled: Daemon) -> None:
+    body = json.dumps(generate(ENDLESS, "x", tokens=8192) | {"logprobs": True, "top_logprobs": 20})
+    head = b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        sock.connect(("127.0.0.1", walled.port))
+        sock.sendall(head % len(body) + body.encode())
+        eventually(lambda: walled.health()["active_requests"] == 1, "the stream runs")
+        idle(walled, 30)
+
+
+def test_a_client_that_expects_to_be_asked_is_asked(walled: Daemon) -> None:
+    body = json.dumps({"model": "nobody", "prompt": "x"}).encode()
+    head = b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
+    with socket.create_connection(("127.0.0.1", walled.port), timeout=10) as sock:
+        sock.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body))
+        assert sock.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        sock.sendall(body)
+        assert one_answer(sock).startswith(b"HTTP/1.1 404")
+        sock.sendall(head + b"Content-Length: 70000\r\n\r\n")
+        assert one_answer(sock).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize(("path", "openais"), [("/api/generate", False), ("/v1/completions", True)])
+def test_a_refusal_says_what_the_rate_limit_leaves(start: Any, path: str, openais: bool) -> None:
+    limits = "rate_limit: [{requests: 1, window: 1h}]\n"
+    daemon: Daemon = start({"limits": limits})
+    body = body_for(path, "tiny-a", "x", tokens=1)
+    first, second = (daemon.http.post(path, json=body) for _ in range(2))
+    assert (first.status_code, second.status_code) == (200, 429)
+    for answer in (first, second):
+        assert "r=0;" in answer.headers["ratelimit"]
+        assert "q=1;w=3600" in answer.headers["ratelimit-policy"]
+        assert ("x-ratelimit-limit-requests" in answer.headers) is openais
+
+
+def test_headers_that_are_too_long_together_are_431(walled: Daemon) -> None:
+    many = b"".join(b"X-%d: %b\r\n" % (n, b"y" * 1000) for n in range(20))
+    answer = exchange(walled, HEAD + many + b"Content-Length: 2\r\n\r\n{}")
+    assert answer.startswith(b"HTTP/1.1 431")
+    assert "server.http.max_header_bytes" in _error(answer)
+
+
+def test_a_path_cannot_forge_a_line_of_the_log(start: Any) -> None:
+    daemon: Daemon = start({"server": "log: {format: text}\n"})
+    daemon.http.get("/x%0A09:00:00 error FORGED")
+    line = eventually(
+        lambda: next((one for one in daemon.log_text().splitlines() if "FORGED" in one), ""),
+        "the request is logged",
+    )
+    assert "GET /x" in line
+
+
+def test_one_bad_folder_spoils_no_list(start: Any, zoo: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    (folder / "tiny-a").symlink_to(zoo / "tiny-a")
+    for name, damage in ((b"big", {"hidden_size": "big"}), (b"\xff\xfe", {}), (b"ok\n", {})):
+        shutil.copytree(zoo / "tiny-a", folder / os.fsdecode(name))
+        file = folder / os.fsdecode(name) / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | damage))
+    shutil.copytree(zoo / "tiny-a", folder / "huge")
+    header = json.dumps({"w": {"dtype": "F16", "shape": [10**400]}}).encode()
+    (folder / "huge" / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    daemon: Daemon = start(models=folder)
+    for path in ("/api/tags", "/", "/v1/models", "/health", "/api/ps"):
+        assert daemon.http.get(path).status_code == 200, path
+    names = [tag["name"] for tag in daemon.http.get("/api/tags").json()["models"]]
+    assert {"tiny-a:latest", "big:latest", "\ufffd\ufffd:latest", "huge:latest"} <= set(names)
 
 
 def test_a_body_over_its_size_is_413_by_its_length_alone(walled: Daemon) -> None:

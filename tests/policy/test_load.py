@@ -258,6 +258,11 @@ class TestListening:
         write(folder, "clients", f"auth: {{required: {required}}}\n")
         assert "can be reached by other machines" in refused(folder)[0]
 
+    def test_keys_that_nobody_checks_cannot_be_required(self, folder: Path) -> None:
+        write(folder, "clients", "auth: {required: true}\n")
+        (said,) = refused(folder)
+        assert said.startswith("clients.yaml:2:8: clients.auth.required: API keys are not checked")
+
     def test_a_written_false_opens_it_and_warns_for_ever(self, folder: Path) -> None:
         write(folder, "clients", "auth: {required: false}\n")
         found = load(folder, [Override("server.listen.host", "0.0.0.0", "--host")])

@@ -29,5 +29,22 @@ def test_a_trace_stays_inside_its_object():
     assert "ValueError: x" in json.loads(JsonLines().format(made))["trace"]
 
 
+def test_a_plain_line_is_one_line_whatever_its_message_holds():
+    forged = "GET /x\n09:00:00 error FORGED\r\u2028\x1b[2J"
+    line = PlainLines().format(record(forged, request="id\n1"))
+    assert len(line.splitlines()) == 1
+    assert "\x1b" not in line
+    assert r"GET /x\n09:00:00 error FORGED\r\u2028\x1b[2J" in line
+
+
+def test_a_trace_follows_its_plain_line():
+    made = record("broke")
+    try:
+        raise ValueError("x")
+    except ValueError:
+        made.exc_info = sys.exc_info()
+    assert PlainLines().format(made).splitlines()[1].startswith("Traceback")
+
+
 def test_plain_lines_name_what_is_known_of_the_request():
     assert PlainLines().format(record("served", request="id1")).endswith("served request=id1")

@@ -1,0 +1,66 @@
+"""What a listing shows of a folder; one bad folder spoils no list."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxd.control.model_files import read_card
+from mlxd.core.models import ModelCard
+from mlxd.dialects.base import to_json
+from mlxd.server.answers import json_response
+from mlxd.server.catalog import _model_info, _openai_model, _show, _tag
+
+NAME = os.fsdecode(b"bad\xff\xfe")
+
+
+def card_of(folder: Path, config: dict[str, Any], shape: list[int]) -> ModelCard:
+    """As the catalogue has it: read, and named after its folder."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"} | config))
+    header = json.dumps({"w": {"dtype": "F16", "shape": shape}}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    return replace(read_card(folder, folder.name), name=folder.name)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        ({"hidden_size": "big"}, [1]),
+        ({"hidden_size": 10**400, "vocab_size": 10**400}, [1]),
+        ({"model_type": ["x"]}, [1]),
+        ({"model_type": "\ud800"}, [1]),
+        ({"quantization": {"bits": 10**400}}, [1]),
+        ({}, [10**400]),
+        ({}, [2**47] * 30),
+    ],
+)
+@pytest.mark.parametrize("name", ["m", NAME])
+def test_every_folder_can_be_shown(
+    tmp_path: Path, name: str, config: dict[str, Any], shape: list[int]
+) -> None:
+    card = card_of(tmp_path / name, config, shape)
+    for shown in (_tag(card), _show(card, "m", ""), _openai_model(card)):
+        json.loads(json_response(shown).body)  # type: ignore[arg-type]
+
+
+def test_a_name_that_is_no_unicode_is_shown_with_marks(tmp_path: Path) -> None:
+    card = card_of(tmp_path / NAME, {}, [1])
+    assert _tag(card)["name"] == "bad\ufffd\ufffd:latest"
+    assert json.loads(to_json({"names": [NAME]})) == {"names": ["bad??"]}
+
+
+def test_the_numbers_of_a_text_model_inside_are_shown(tmp_path: Path) -> None:
+    inner = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    card = card_of(tmp_path / "m", {"text_config": inner}, [1])
+    assert _tag(card)["details"]["embedding_length"] == 64
+    info = _model_info(card, "m")
+    assert info["llama.embedding_length"] == 64
+    assert info["llama.block_count"] == 3
+    assert info["llama.attention.head_count"] == 4
