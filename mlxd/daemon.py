@@ -25,7 +25,7 @@ from mlxd.control.residency import Residency
 from mlxd.control.supervisor import Supervisor
 from mlxd.core.clock import SystemClock
 from mlxd.core.errors import Draining
-from mlxd.core.instance import Address, Instance
+from mlxd.core.instance import Address, Instance, authority
 from mlxd.policy.load import PolicySet
 from mlxd.policy.store import PolicyStore
 from mlxd.server.app import Listener
@@ -91,8 +91,8 @@ class Daemon:
         self._instance.announce(Address(os.getpid(), listen.host, port, __version__))
         folder = self._parts.policies.current.folder
         log.info(
-            "mlxd %s serves on http://%s:%s, pid %s, policies from %s",
-            __version__, listen.host, port, os.getpid(), folder or "built-in defaults",
+            "mlxd %s serves on http://%s, pid %s, policies from %s",
+            __version__, authority(listen.host, port), os.getpid(), folder or "built-in defaults",
         )  # fmt: skip
         for warning in [*self._parts.state.warnings, *self._parts.policies.current.warnings()]:
             log.warning("%s", warning)

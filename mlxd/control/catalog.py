@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlxd.control.model_files import fingerprint, read_card
+from mlxd.control.model_files import fingerprint, read_card, readable
 from mlxd.core.clock import Clock
 from mlxd.core.errors import ModelLoadFailed, ModelNotFound
 from mlxd.core.models import ModelCard, canonical
@@ -170,7 +170,7 @@ class Catalog:
         if known is None or known[0] != mark:
             known = (mark, read_card(place.folder, place.name))
             self._known[place.folder] = known
-        card = replace(known[1], name=place.name)
+        card = replace(known[1], name=readable(place.name))
         own = settings_of(place.name, policies)
         context = own.context if own is not None else None
         wanted = context or policies.models.defaults.context

@@ -205,13 +205,7 @@ class Generation:
     def _passed(self) -> MlxdError:
         """Which limit it was, in words."""
         limits = self.limits
-        if not self._started_at:
-            return WorkerStalled(
-                f"the engine has not begun with the request for {limits.first_token:g} s",
-                retry_after=2.0,
-                policy=limits.line("timeouts.first_token"),
-            )
-        if self._clock.monotonic() >= self._started_at + limits.generation:
+        if self._started_at and self._clock.monotonic() >= self._started_at + limits.generation:
             return DeadlineExceeded(
                 f"the generation took longer than {limits.generation:g} s",
                 policy=limits.line("timeouts.generation"),

@@ -51,7 +51,7 @@ class ModelCard:
     sampling: Sampling = field(default_factory=Sampling)
     """The model's own stored parameters (generation_config.json)."""
     config: dict[str, Any] = field(default_factory=dict)
-    """config.json as it stands."""
+    """config.json, with what a multimodal one says of its text model on top."""
     license: str = ""
     trained_context: int = 0
     """What it was made for; 0: the same as `context`."""

@@ -131,7 +131,7 @@ class Listen(Policy):
 
 class JsonLimits(Policy):
     max_depth: int = field(64, "How deep a body may nest.", unit="levels", ge=1, le=500)
-    max_nodes: int = field(50_000, "How many values a body may hold in all.", unit="values", ge=1)
+    max_nodes: int = field(150_000, "How many values a body may hold in all.", unit="values", ge=1)
     max_string: Size = field("4MiB", "How long one string of a body may be.", unit="size")
     max_int_digits: int = field(
         100, "How many digits one integer of a body may have.", unit="digits", ge=1, le=4300

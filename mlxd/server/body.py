@@ -33,7 +33,7 @@ class JsonLimits:
     """server.http.json: what is refused before it is parsed."""
 
     max_depth: int = 64
-    max_nodes: int = 50_000
+    max_nodes: int = 150_000
     """Values and keys together."""
     max_string: int = 4 * 2**20
     """Bytes of one string as written, escapes included."""

@@ -57,9 +57,7 @@ class Checks:
 
     def _room(self, generate: Generate) -> Room:
         """Policy may allow less than the model could take."""
-        if generate.context < self.context:
-            return Room(generate.context, "this server's", generate.max_prompt)
-        return Room(self.context, "the model's", generate.max_prompt)
+        return Room(min(generate.context, self.context), generate.max_prompt)
 
     def _check_prompt(self, tokens: list[int], room: Room) -> None:
         if not tokens:

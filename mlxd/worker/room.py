@@ -24,8 +24,6 @@ class Room:
 
     context: int
     """Of prompt and answer together."""
-    whose: str
-    """Who set it, as a client is told."""
     max_prompt: int
 
     @property
@@ -44,7 +42,7 @@ class Room:
     def _refuse_over(self, tokens: int, said: str) -> None:
         if tokens > self.context - 1:
             raise Refusal(
-                f"{said} exceeds {self.whose} maximum context length ({self.context} tokens)",
+                f"{said} exceeds the model's maximum context length ({self.context} tokens)",
                 code="context_exceeded",
             )
         if tokens > self.max_prompt:

@@ -114,7 +114,7 @@ async def test_a_worker_that_steps_is_not_silent():
 
 async def test_a_worker_that_never_accepts_is_not_waited_for():
     running = generation(first=0.02)
-    with pytest.raises(WorkerStalled):
+    with pytest.raises(DeadlineExceeded):
         await running.accepted()
 
 

@@ -167,7 +167,7 @@ def test_a_requests_own_context_limits_prompt_and_answer(worker):
     refused = worker.run(token_ids=(7,) * 30, context=30).refused
     assert refused is not None
     assert refused.code == "context_exceeded"
-    assert "exceeds this server's maximum context length (30 tokens)" in refused.message
+    assert "exceeds the model's maximum context length (30 tokens)" in refused.message
 
 
 def test_a_stop_string_that_is_too_long_is_named(worker):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.mlx
 def room(context: int = 100, max_prompt: int = 1000) -> Any:
     from mlxd.worker.room import Room
 
-    return Room(context, "the model's", max_prompt)
+    return Room(context, max_prompt)
 
 
 def wrapped(tokenizer: Any) -> Any:
