@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -22,8 +23,9 @@ def plan(folder: Path, *arguments: str) -> str:
     for name in ("Makefile", "pyproject.toml"):
         shutil.copyfile(ROOT / name, folder / name)
     return subprocess.run(
-        [make, "--dry-run", *arguments],
+        [make, "--dry-run", "--no-print-directory", *arguments],
         cwd=folder,
+        env={name: value for name, value in os.environ.items() if not name.startswith("MAKE")},
         capture_output=True,
         text=True,
         check=True,
@@ -45,7 +47,14 @@ def test_serve_sets_up_what_it_needs(tmp_path: Path) -> None:
 
 def test_test_checks_first(tmp_path: Path) -> None:
     planned = plan(tmp_path, "test")
-    steps = ("--group dev", "ruff format --check", "ruff check", "mypy", "lint-imports", "pytest")
+    steps = (
+        "--group dev",
+        "ruff format --check",
+        "ruff check",
+        "mypy",
+        "lint-imports",
+        "-m pytest",
+    )
     assert in_order(planned, *steps)
 
 
