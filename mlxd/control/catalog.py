@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 GUIDE = "mlxd-guide"
 DEFAULT = "default"
 FRESH_SECONDS = 1.0
+"""A list is no older than this."""
+STALE_SECONDS = 5.0
+"""A request by a known name looks whether folders have changed, but does not wait for that."""
 _MODEL_SUFFIXES = (".safetensors", ".gguf", ".npz", ".bin")
 
 
@@ -68,6 +72,8 @@ class Catalog:
         if self._scanned is None:
             await self._refresh(policies, FRESH_SECONDS)
         card = self._look_up(name, policies)
+        if self._age() > STALE_SECONDS:
+            self._start_scan(policies)
         if card is None or card.unavailable:
             await self._refresh(policies, FRESH_SECONDS)
             card = self._look_up(name, policies)
@@ -115,11 +121,19 @@ class Catalog:
 
     async def _refresh(self, policies: PolicySet, max_age: float) -> None:
         """Scan again unless that was done in the last `max_age` seconds; one scan at a time."""
-        if self._scanned is not None and self._clock.monotonic() - self._scanned < max_age:
-            return
+        if self._age() >= max_age:
+            self._start_scan(policies)
+        if self._scan is not None and self._age() >= max_age:
+            await asyncio.shield(self._scan)
+
+    def _start_scan(self, policies: PolicySet) -> None:
+        """At most one at a time."""
         if self._scan is None or self._scan.done():
             self._scan = asyncio.create_task(self._rescan(policies), name="scan of models")
-        await asyncio.shield(self._scan)
+
+    def _age(self) -> float:
+        """Seconds since the last scan; inf before the first."""
+        return math.inf if self._scanned is None else self._clock.monotonic() - self._scanned
 
     async def _rescan(self, policies: PolicySet) -> None:
         cards = await asyncio.to_thread(self._read_all, policies)

@@ -1,3 +1,5 @@
+import asyncio
+
 import pytest
 
 from mlxd.control.catalog import GUIDE, Catalog
@@ -86,6 +88,20 @@ async def test_a_new_folder_is_found_without_a_restart(world):
     world.add("late")
     world.clock.advance(10)
     assert await world.resolve("late") == "late"
+
+
+async def test_a_default_that_was_removed_is_replaced_without_anybody_asking_for_a_list(world):
+    folder = world.add("first")
+    world.add("second")
+    assert await world.resolve("default") == "first"
+    folder.rename(world.root / "elsewhere")
+    world.clock.advance(10)
+    await world.resolve("default")
+    for _ in range(100):
+        if await world.resolve("default") == "second":
+            break
+        await asyncio.sleep(0.01)
+    assert await world.resolve("default") == "second"
 
 
 async def test_an_unknown_name_is_told_the_nearest(world):
