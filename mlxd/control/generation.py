@@ -94,7 +94,9 @@ class Generation:
                     self._accepted.set_result(message)
             case ipc.Refused():
                 refusal = _REFUSALS[message.code]
-                self.fail(refusal(message.message, param=message.param))
+                key = message.policy_key
+                line = self.limits.line(key) if key is not None else None
+                self.fail(refusal(message.message, param=message.param, policy=line))
 
     def take(self, piece: ipc.Piece) -> None:
         """Something new came."""

@@ -81,6 +81,8 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     code: Literal["invalid_request", "context_exceeded", "unsupported"]
     message: str
     param: str | None = None
+    policy_key: str | None = None
+    """The policy that decided, if one did."""
 
 
 class Logprob(msgspec.Struct, frozen=True, array_like=True):

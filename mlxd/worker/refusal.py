@@ -11,12 +11,18 @@ class Refusal(Exception):
     """The request is at fault, not the worker; `message` is for the client."""
 
     def __init__(
-        self, message: str, *, code: Code = "invalid_request", param: str | None = None
+        self,
+        message: str,
+        *,
+        code: Code = "invalid_request",
+        param: str | None = None,
+        policy_key: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.code: Code = code
         self.param = param
+        self.policy_key = policy_key
 
 
 class LoadError(Exception):

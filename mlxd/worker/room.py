@@ -49,6 +49,7 @@ class Room:
             raise Refusal(
                 f"{said} exceeds limits.tokens.max_prompt ({self.max_prompt} tokens)",
                 code="context_exceeded",
+                policy_key="limits.tokens.max_prompt",
             )
 
 

@@ -63,10 +63,12 @@ async def test_an_error_comes_after_what_was_delivered():
 
 async def test_a_refusal_reaches_whoever_waits_for_acceptance():
     running = generation()
-    running.answer(ipc.Refused(1, "context_exceeded", "too long", "messages"))
+    key = "limits.tokens.max_prompt"
+    running.answer(ipc.Refused(1, "context_exceeded", "too long", "messages", key))
     with pytest.raises(ContextExceeded) as refused:
         await running.accepted()
     assert refused.value.param == "messages"
+    assert refused.value.policy == PolicyLine(key, "x", "y")
     assert running.ended
 
 
