@@ -1,7 +1,7 @@
 """What stays in memory: leases, idle time, and the least recently used that makes room.
 
-A leased model is never evicted. Everything that starts or stops a worker runs under one lock, and
-what it looked at before an await it looks at again after.
+A leased model is never evicted. Making room and unloading run under one lock, loads side by side
+with what they reserved; what was looked at before an await is looked at again after.
 """
 
 from __future__ import annotations

@@ -125,14 +125,21 @@ class Worker(asyncio.Protocol):
             generation.fail(error)
 
     async def stop(self, grace: float) -> None:
-        """Ask the process to end; SIGTERM; after `grace` seconds SIGKILL; wait until it is gone."""
+        """Ask the process to end; SIGTERM; after `grace` seconds SIGKILL; wait until it is gone.
+
+        Cancelled, it kills: nobody else knows of a worker that is being stopped.
+        """
         self._stopping = True
         self._send(ipc.Shutdown())
-        if await self._process.gone(_ASKED_NICELY_SECONDS):
-            return
-        self._process.signal(signal.SIGTERM)
-        if await self._process.gone(grace):
-            return
+        try:
+            if await self._process.gone(_ASKED_NICELY_SECONDS):
+                return
+            self._process.signal(signal.SIGTERM)
+            if await self._process.gone(grace):
+                return
+        except asyncio.CancelledError:
+            self.kill()
+            raise
         self.kill()
         await self._process.gone(_KILLED_SECONDS)
 
