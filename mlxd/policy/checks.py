@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from mlxd.policy.schema import Models, Policies
 from mlxd.policy.strict_yaml import Path
@@ -18,47 +19,117 @@ class Problem:
     message: str
 
 
-def problems_between(policies: Policies, written: Mapping[Path, object]) -> Iterator[Problem]:
+Written = Mapping[Path, object]
+
+
+def problems_between(policies: Policies, written: Written) -> Iterator[Problem]:
     """All broken rules; `written` holds the paths that an operator set."""
     yield from _watermarks(policies, written)
     yield from _times(policies, written)
+    yield from _limits(policies, written)
+    yield from _restarts(policies, written)
     yield from _names(policies.models)
-    yield from _rate_limits(policies)
+    yield from _listed_twice(policies)
+    yield from _drafts(policies.models)
+    yield from _priorities(policies, written)
+    yield from _tenants(policies, written)
+    yield from _web_pages(policies)
     yield from _open_to_others(policies, written)
 
 
-def _watermarks(policies: Policies, written: Mapping[Path, object]) -> Iterator[Problem]:
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """A value that another may not pass, and what messages call it."""
+
+    path: Path
+    value: Any
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name or self.path[-1]} ({self.value})"
+
+
+def _rising(low: _Bound, high: _Bound, written: Written) -> Iterator[Problem]:
+    """At most `high`; where it is more, the one that was written is the one to change."""
+    if low.value <= high.value:
+        return
+    if low.path in written:
+        yield Problem(low.path, f"expected at most {high}, got {low.value}")
+    else:
+        yield Problem(high.path, f"expected at least {low}, got {high.value}")
+
+
+def _watermarks(policies: Policies, written: Written) -> Iterator[Problem]:
     marks = policies.memory.watermarks
     ordered = [
-        ("warning", marks.warning.enter),
-        ("critical", marks.critical.enter),
-        ("emergency", marks.emergency.enter),
+        ("warning", marks.warning),
+        ("critical", marks.critical),
+        ("emergency", marks.emergency),
     ]
     for (lower, low), (upper, high) in pairwise(ordered):
-        if low < high:
+        if low.enter < high.enter:
             continue
         path: Path = ("memory", "watermarks", upper, "enter")
-        message = f"expected a ratio above {lower}'s {low}, got {high}"
+        message = f"expected a ratio above {lower}'s {low.enter}, got {high.enter}"
         if path not in written:  # then it is the lower one that was set wrong
             path = ("memory", "watermarks", lower, "enter")
-            message = f"expected a ratio below {upper}'s {high}, got {low}"
+            message = f"expected a ratio below {upper}'s {high.enter}, got {low.enter}"
         yield Problem(path, message)
+    for name, mark in ordered:
+        if mark.clear != "auto" and mark.clear >= mark.enter:
+            message = f"expected auto, or a ratio below enter ({mark.enter}), got {mark.clear}"
+            yield Problem(("memory", "watermarks", name, "clear"), message)
 
 
-def _times(policies: Policies, written: Mapping[Path, object]) -> Iterator[Problem]:
+def _times(policies: Policies, written: Written) -> Iterator[Problem]:
     times, http = policies.timeouts, policies.server.http
     if times.first_byte > times.generation and ("timeouts", "first_byte") in written:
         yield Problem(
             ("timeouts", "first_byte"),
             f"expected at most timeouts.generation ({times.generation}), got {times.first_byte}",
         )
-    if http.body_idle_timeout > http.body_total_timeout:
-        name, most = "body_idle_timeout", f"at most body_total_timeout ({http.body_total_timeout})"
-        found = http.body_idle_timeout
-        if ("server", "http", name) not in written:
-            name, most = "body_total_timeout", f"at least body_idle_timeout ({found})"
-            found = http.body_total_timeout
-        yield Problem(("server", "http", name), f"expected {most}, got {found}")
+    yield from _rising(
+        _Bound(("server", "http", "body_idle_timeout"), http.body_idle_timeout),
+        _Bound(("server", "http", "body_total_timeout"), http.body_total_timeout),
+        written,
+    )
+
+
+def _limits(policies: Policies, written: Written) -> Iterator[Problem]:
+    adaptive = policies.limits.adaptive
+    yield from _rising(
+        _Bound(("limits", "adaptive", "min"), adaptive.min),
+        _Bound(("limits", "adaptive", "max"), adaptive.max),
+        written,
+    )
+    for index, limit in enumerate(policies.limits.rate_limit):
+        if limit.key != "client_ip":
+            yield Problem(
+                ("limits", "rate_limit", index, "key"),
+                f"{limit.key} cannot be counted yet, so this limit would hold nobody: write "
+                "client_ip, or remove the line",
+            )
+
+
+def _restarts(policies: Policies, written: Written) -> Iterator[Problem]:
+    worker = policies.supervision.worker
+    here = ("supervision", "worker")
+    pairs: list[tuple[_Bound, _Bound]] = [
+        (
+            _Bound((*here, "health", "timeout"), worker.health.timeout),
+            _Bound((*here, "health", "interval"), worker.health.interval),
+        ),
+        (
+            _Bound((*here, "backoff", "base"), worker.backoff.base),
+            _Bound((*here, "backoff", "max"), worker.backoff.max),
+        ),
+        (
+            _Bound((*here, "breaker", "open"), worker.breaker.open),
+            _Bound((*here, "breaker", "quarantine"), worker.breaker.quarantine),
+        ),
+    ]
+    for low, high in pairs:
+        yield from _rising(low, high, written)
 
 
 def _names(models: Models) -> Iterator[Problem]:
@@ -76,16 +147,88 @@ def _names(models: Models) -> Iterator[Problem]:
             taken[alias.casefold()] = f"an alias of {model}"
 
 
-def _rate_limits(policies: Policies) -> Iterator[Problem]:
-    names: set[str] = set()
-    for index, limit in enumerate(policies.limits.rate_limit):
-        if limit.name in names:
-            path: Path = ("limits", "rate_limit", index, "name")
-            yield Problem(path, f"another rate limit is called {limit.name}")
-        names.add(limit.name)
+def _listed_twice(policies: Policies) -> Iterator[Problem]:
+    for index, name in _repeated(limit.name for limit in policies.limits.rate_limit):
+        path: Path = ("limits", "rate_limit", index, "name")
+        yield Problem(path, f"another rate limit is called {name}")
+    for index, name in _repeated(policies.models.preload):
+        yield Problem(("models", "preload", index), f"{name} is listed already")
+    windows = [float(budget.per) for budget in policies.supervision.worker.budget]
+    for index, _ in _repeated(windows):
+        window = policies.supervision.worker.budget[index].per
+        path = ("supervision", "worker", "budget", index, "per")
+        yield Problem(path, f"another budget counts within {window}")
 
 
-def _open_to_others(policies: Policies, written: Mapping[Path, object]) -> Iterator[Problem]:
+def _repeated(items: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    """Position and value of every item that an earlier one equals."""
+    seen: set[Any] = set()
+    for index, item in enumerate(items):
+        if item in seen:
+            yield index, item
+        seen.add(item)
+
+
+def _drafts(models: Models) -> Iterator[Problem]:
+    for name, settings in models.models.items():
+        if settings.draft is None:
+            continue
+        own = [known.casefold() for known in (name, *settings.aliases)]
+        if settings.draft.casefold() in own:
+            path: Path = ("models", "models", name, "draft")
+            yield Problem(path, "expected another, smaller model, got this one")
+
+
+def _priorities(policies: Policies, written: Written) -> Iterator[Problem]:
+    classes = policies.clients.priorities
+    weights = [
+        _Bound(("clients", "priorities", name, "weight"), value, f"{name}'s weight")
+        for name, value in (
+            ("low", classes.low.weight),
+            ("medium", classes.medium.weight),
+            ("high", classes.high.weight),
+        )
+    ]
+    for low, high in pairwise(weights):
+        yield from _rising(low, high, written)
+
+
+def _tenants(policies: Policies, written: Written) -> Iterator[Problem]:
+    """A tenant's own limit is within the limit for everyone; names differ by more than case."""
+    limits = policies.limits
+    in_flight = _Bound(
+        ("limits", "concurrency", "max_in_flight"),
+        limits.concurrency.max_in_flight,
+        "limits.concurrency.max_in_flight",
+    )
+    output = _Bound(
+        ("limits", "tokens", "max_output"), limits.tokens.max_output, "limits.tokens.max_output"
+    )
+    seen: dict[str, str] = {}
+    for name, tenant in policies.clients.tenants.items():
+        here = ("clients", "tenants", name)
+        if other := seen.get(name.casefold()):
+            yield Problem(here, f"another tenant is called {other}")
+        seen[name.casefold()] = name
+        if tenant.max_in_flight is not None:
+            yield from _rising(
+                _Bound((*here, "max_in_flight"), tenant.max_in_flight), in_flight, written
+            )
+        if tenant.max_output is not None:
+            yield from _rising(_Bound((*here, "max_output"), tenant.max_output), output, written)
+
+
+def _web_pages(policies: Policies) -> Iterator[Problem]:
+    cors = policies.clients.cors
+    if cors.allow_credentials and "*" in cors.allow_origins:
+        yield Problem(
+            ("clients", "cors", "allow_credentials"),
+            "expected false while allow_origins has `*`, got true: no browser sends credentials "
+            "where every origin may ask",
+        )
+
+
+def _open_to_others(policies: Policies, written: Written) -> Iterator[Problem]:
     listen, required = policies.server.listen, policies.clients.auth.required
     key = ("clients", "auth", "required")
     if listen.loopback and required is True:

@@ -24,6 +24,8 @@ class Key:
     path: tuple[str, ...]
     annotation: Any
     field: FieldInfo
+    owner: type[Policy] | None = None
+    """The section that has the field; None for entries and items, which are no fields."""
 
     @property
     def name(self) -> str:
@@ -36,8 +38,10 @@ class Key:
 
     @property
     def default(self) -> str:
-        """As it would be written in YAML."""
-        return written(self.field.default)
+        """What holds without the key, as it would be written in YAML."""
+        if self.owner is None:
+            return ""
+        return written(getattr(self.owner(), self.owner.attributes()[self.path[-1]]))
 
     @property
     def description(self) -> str:
@@ -62,7 +66,19 @@ class Key:
         return extra.get(name) if isinstance(extra, dict) else None
 
     @property
+    def example(self) -> str:
+        """A value in YAML, another than the default where there is one."""
+        return self.extra("example") or ""
+
+    @property
+    def secret(self) -> bool:
+        """Whether no message may quote its value, or one under it: it may be a misplaced secret."""
+        inside = (key for path, key in table().items() if path[: len(self.path)] == self.path)
+        return any(key.extra("secret") for key in inside)
+
+    @property
     def enforced(self) -> bool:
+        """Whether something acts on its value."""
         return self.extra("enforced") is not False
 
 
@@ -94,7 +110,7 @@ def children(path: Path) -> list[str]:
     """The names that may stand under a section."""
     key = find(path) if path else None
     inner = Policies if key is None else inner_policy(key.annotation)
-    return list(inner.model_fields) if inner is not None else []
+    return list(inner.attributes()) if inner is not None else []
 
 
 def inner_policy(annotation: Any) -> type[Policy] | None:
@@ -114,14 +130,25 @@ def expected(annotation: Any, metadata: list[Any]) -> str:
     if origin is Literal:
         return _either([str(value) for value in arguments])
     if origin is tuple:
-        return f"a list, each {expected(arguments[0], [])}"
+        least = next((bound.min_length for bound in metadata if hasattr(bound, "min_length")), 0)
+        some = f" of at least {least}" if least else ""
+        return f"a list{some}, each {expected(arguments[0], [])}"
     if origin is Mapping:
         return f"a mapping from names to {expected(arguments[1], [])}"
     if arguments:
-        kinds = [kind for kind in arguments if kind not in (type(None), bool)]
-        words = [expected(kind, metadata) for kind in kinds]
-        return _either([*words, "true", "false"] if bool in arguments else words)
+        return _either([word for kind in arguments for word in _expected_one_of(kind, metadata)])
     return _expected_plain(annotation, metadata)
+
+
+def _expected_one_of(annotation: Any, metadata: list[Any]) -> list[str]:
+    """What one type of several takes; nothing need not be said."""
+    if annotation is type(None):
+        return []
+    if annotation is bool:
+        return ["true", "false"]
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    return [expected(annotation, metadata)]
 
 
 def _either(kinds: list[str]) -> str:
@@ -153,9 +180,10 @@ def _is_policy(annotation: Any) -> bool:
 
 
 def _walk(model: type[Policy], prefix: tuple[str, ...]) -> Iterator[Key]:
-    for name, field in model.model_fields.items():
+    for name, attribute in model.attributes().items():
+        field = model.model_fields[attribute]
         here = (*prefix, name)
-        yield Key(here, field.annotation, field)
+        yield Key(here, field.annotation, field, model)
         inner = inner_policy(field.annotation)
         if inner is not None:
             yield from _walk_inner(inner, field, here)

@@ -1,4 +1,4 @@
-"""The schema, written out for people: docs/reference/policies.md and the shipped policies/*.yaml.
+"""The schema, written out: docs/reference/policies.md, policies/*.yaml and policies/schema/*.json.
 
 `python -m mlxd.policy.reference` in the repository's root writes them anew.
 """
@@ -10,19 +10,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
-from mlxd.policy import keys
+from mlxd.policy import json_schema, keys, strict_yaml
 from mlxd.policy.keys import ENTRY, ITEM, Key
 from mlxd.policy.load import SCHEMA, load
 from mlxd.policy.schema import KINDS, Policies, Policy
 from mlxd.policy.units import written
 
 WIDTH = 100
-EXAMPLE_MODEL = "qwen2.5-coder:32b"
 
 _INTRODUCTION = f"""\
 # Policies
 
-<!-- Written by `python -m mlxd.policy.reference` from mlxd/policy/schema.py: edit that instead. -->
+<!-- Written by `python -m mlxd.policy.reference` from mlxd/policy/schema: edit that instead. -->
 
 All behaviour is declared in the files of the policy folder, one per kind. Every file begins with
 `schema: {SCHEMA}`; a missing file or key means the default below. The daemon looks for the folder
@@ -48,7 +47,18 @@ reported at once, with file, line and column; `mlxd policy check` shows them wit
 | rolling | as the workers concerned are replaced, one by one |
 | restart | at the next start |
 
-Until the daemon watches the folder, every change takes effect at the next start.
+The daemon watches the folder. A valid edit is in force within a fraction of a second after the
+file is closed, all files together or none of them; requests under way keep the policies that they
+began under. An invalid edit changes nothing: `/health`, `mlxd status` and the log show what is
+wrong with it, until it is mended. The last valid policies are kept in the state folder, and a start
+with broken files uses those.
+
+Each file begins with a line that names its JSON Schema (`policies/schema/`), so that an editor with
+a YAML language server completes keys, explains them and marks what is wrong as you type.
+
+No policy holds a secret. Where one is needed, the policy says where it is: `credential:NAME`, a
+credential that the service manager hands over, or the absolute path of a file.
+
 A key that is *not enforced yet* is checked, and `warnings` of /health names it where it matters.
 """
 
@@ -63,7 +73,8 @@ def shipped(kind: str) -> str:
     model = Policies.model_fields[kind].annotation
     assert isinstance(model, type)
     assert issubclass(model, Policy)
-    head = [f"# {line}" for line in _wrapped(_head(kind), 0)]
+    editor = f"# yaml-language-server: $schema=schema/{kind}.schema.json"
+    head = [editor, *(f"# {line}" for line in _wrapped(_head(kind), 0))]
     value = getattr(load().policies, kind)
     return "\n".join([*head, f"schema: {SCHEMA}", *_section(model, value, (kind,), 0)]) + "\n"
 
@@ -83,8 +94,8 @@ def _chapter(kind: str) -> str:
         "",
         rows[0].description,
         "",
-        "| key | takes | default | unit | reload | meaning |",
-        "|---|---|---|---|---|---|",
+        "| key | takes | default | unit | reload | example | meaning |",
+        "|---|---|---|---|---|---|---|",
         *(_row(key) for key in rows[1:] if key.description and not key.section),
         "",
     ]
@@ -93,33 +104,26 @@ def _chapter(kind: str) -> str:
 
 def _row(key: Key) -> str:
     meaning = key.description
-    if example := key.extra("example"):
-        meaning += f" Example: `{example}`."
     if not key.enforced:
         so_far = key.extra("so_far")
         meaning += f" *Not enforced yet; {so_far}.*" if so_far else " *Not enforced yet.*"
     takes = key.expected.partition(" such as")[0]
-    default = f"`{_default(key)}`" if key.field.default is not None else "–"
-    unit, reload = key.extra("unit") or "–", key.extra("reload") or "–"
-    return f"| `{key.name}` | {takes} | {default} | {unit} | {reload} | {meaning} |"
-
-
-def _default(key: Key) -> str:
-    """What holds without the key: the validated value, where it is not one of many entries."""
-    if ENTRY in key.path or ITEM in key.path:
-        return key.default
-    return written(load().value(key.name))
+    default = f"`{key.default}`" if key.field.default is not None else "–"
+    unit, reload = key.extra("unit") or "–", key.extra("reload")
+    return (
+        f"| `{key.name}` | {takes} | {default} | {unit} | {reload} | `{key.example}` | {meaning} |"
+    )
 
 
 def _section(
     model: type[Policy], value: Policy, path: tuple[str, ...], depth: int
 ) -> Iterator[str]:
-    for name in model.model_fields:
+    for name, attribute in model.attributes().items():
         key = keys.table()[(*path, name)]
         if depth == 0:
             yield ""
         yield from (f"{'  ' * depth}# {line}" for line in _wrapped(key.description, depth))
-        yield from _entry(key, getattr(value, name), depth)
+        yield from _entry(key, getattr(value, attribute), depth)
 
 
 def _entry(key: Key, value: Any, depth: int) -> Iterator[str]:
@@ -134,12 +138,19 @@ def _entry(key: Key, value: Any, depth: int) -> Iterator[str]:
         yield f"{indent}{name}:{_note(key)}"
         for item in value:
             yield from _item(item, (*key.path, ITEM), depth + 1)
-    else:
+    elif value is not None:
         yield _with_note(f"{indent}{name}: {written(value)}", key)
+    yield from _commented_out(key, value, depth)
+
+
+def _commented_out(key: Key, value: Any, depth: int) -> Iterator[str]:
+    """An example, where the value itself does not show how another would be written."""
     if isinstance(value, Mapping) and keys.inner_policy(key.annotation):
         yield from _example_entry(key, depth)
-    elif example := key.extra("example"):
-        yield f"{indent}# {name}: {example}"
+    elif value is None:
+        yield _with_note(f"{'  ' * depth}# {key.path[-1]}: {key.example}", key)
+    elif value == () or isinstance(value, Mapping):
+        yield f"{'  ' * depth}# {key.path[-1]}: {key.example}"
 
 
 def _item(item: Any, path: tuple[str, ...], depth: int) -> Iterator[str]:
@@ -160,14 +171,16 @@ def _item(item: Any, path: tuple[str, ...], depth: int) -> Iterator[str]:
 def _example_entry(key: Key, depth: int) -> Iterator[str]:
     """An entry of an empty mapping, with every field it may have, commented out."""
     indent = "  " * depth
+    document = strict_yaml.parse(f"entries: {key.example}\n".encode())
+    assert document.data is not None
     yield f"{indent}# {key.path[-1]}:"
-    yield f"{indent}#   {EXAMPLE_MODEL}:"
+    yield f"{indent}#   {written(next(iter(document.data['entries'])))}:"
     for field in keys.table().values():
         if field.path[:-1] == (*key.path, ENTRY):
             yield from (
                 f"{indent}#     # {line}" for line in _wrapped(field.description, depth + 4)
             )
-            line = f"{field.path[-1]}: {field.extra('example')}"
+            line = f"{field.path[-1]}: {field.example}"
             yield f"{indent}#     {_with_note(line, field)}"
 
 
@@ -181,14 +194,17 @@ def _with_note(line: str, key: Key) -> str:
 
 
 def _wrapped(text: str, depth: int) -> list[str]:
-    return textwrap.wrap(text, WIDTH - 2 * depth - 2, break_long_words=False)
+    width = WIDTH - 2 * depth - 2
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def main() -> None:
-    """Write the reference and the shipped files."""
+    """Write the reference, the shipped files and the schemas for editors."""
     FilePath("docs/reference/policies.md").write_text(reference(), encoding="utf-8")
     for kind in KINDS:
         FilePath(f"policies/{kind}.yaml").write_text(shipped(kind), encoding="utf-8")
+        schema = FilePath(f"policies/schema/{kind}.schema.json")
+        schema.write_text(json_schema.text(kind), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, GetCoreSchemaHandler
@@ -20,6 +21,10 @@ from mlxd.policy.strict_yaml import scalar
 _NUMBER = r"(?:[0-9]+(?:\.[0-9]+)?)"
 _DURATION = re.compile(rf"(?:{_NUMBER}(?:ms|s|m|h|d))+")
 _DURATION_PART = re.compile(rf"({_NUMBER})(ms|s|m|h|d)")
+_ABOVE_ZERO = "(?=.*[1-9])"
+_DURATION_PATTERN = "(?=.)" + "".join(
+    rf"(?:{_NUMBER}{unit})?" for unit in ("d", "h", "m", "s", "ms")
+)
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _YEAR = 366 * 86400.0
 _SIZE = re.compile(rf"({_NUMBER})(B|[kKMGT]B|[KMGT]iB)")
@@ -41,9 +46,10 @@ def written(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
         plain = isinstance(scalar(value), str) and not _SPECIAL.search(value)
-        return value if plain and value.isprintable() else _quoted(value)
+        return str(value) if plain and value.isprintable() else _quoted(value)
     if isinstance(value, BaseModel):
-        value = {name: getattr(value, name) for name in type(value).model_fields}
+        fields = type(value).model_fields.items()
+        value = {info.alias or name: getattr(value, name) for name, info in fields}
     if isinstance(value, Mapping):
         inner = ", ".join(f"{written(key)}: {written(item)}" for key, item in value.items())
         return f"{{{inner}}}"
@@ -70,7 +76,9 @@ def got(value: Any) -> str:
         return "nothing"
     if isinstance(value, Mapping):
         return "a mapping"
-    return "a list" if isinstance(value, Sequence) else written(value)
+    if isinstance(value, Sequence):
+        return "a list" if value else "an empty list"
+    return written(value)
 
 
 class Written:
@@ -78,6 +86,10 @@ class Written:
 
     unit: ClassVar[str]
     expected: ClassVar[str]
+    pattern: ClassVar[str]
+    """An ECMA regular expression that all it takes as text matches, for editors."""
+    numbers: ClassVar[Mapping[str, float]] = MappingProxyType({})
+    """The bounds, as JSON Schema names them, of the numbers it takes; empty if none."""
 
     @classmethod
     def parse(cls, value: Any) -> Self:
@@ -97,6 +109,7 @@ class Duration(Written, float):
 
     unit = "duration"
     expected = "a duration above zero such as 300s, 5m, 250ms or 1h30m"
+    pattern = f"^{_ABOVE_ZERO}{_DURATION_PATTERN}$"
     zero: ClassVar[bool] = False
     written: str
 
@@ -139,6 +152,7 @@ class Delay(Duration):
     """A time, in seconds, that may be zero."""
 
     expected = "a duration such as 0s, 300s, 5m or 250ms"
+    pattern = f"^{_DURATION_PATTERN}$"
     zero = True
 
 
@@ -146,6 +160,7 @@ class KeepFor(Delay):
     """A time, in seconds, that may be zero or for ever (`never` ends; infinity)."""
 
     expected = "never, or a duration such as 0s, 5m or 1h30m"
+    pattern = f"^(?:never|{_DURATION_PATTERN})$"
 
     @classmethod
     def parse(cls, value: Any) -> Self:
@@ -159,6 +174,7 @@ class Size(Written, int):
 
     unit = "size"
     expected = "a size above zero such as 16KiB, 8MiB or 1GB"
+    pattern = f"^{_ABOVE_ZERO}{_NUMBER}(?:B|[kKMGT]B|[KMGT]iB)$"
     written: str
 
     @classmethod
@@ -189,6 +205,9 @@ class Ratio(Written, float):
 
     unit = "ratio"
     expected = "a ratio above zero such as 85% or 0.85"
+    pattern = f"^{_ABOVE_ZERO}{_NUMBER}%$"
+    numbers = MappingProxyType({"exclusiveMinimum": 0, "maximum": 1})
+    zero: ClassVar[bool] = False
     written: str
 
     @classmethod
@@ -205,7 +224,7 @@ class Ratio(Written, float):
 
     @classmethod
     def _made(cls, fraction: float, written: str) -> Self:
-        if not fraction > 0:
+        if not (fraction > 0 or (cls.zero and fraction == 0)):
             raise cls._refused(written)
         if fraction > 1:
             raise cls._refused(written, ": at most 100%")
@@ -215,6 +234,15 @@ class Ratio(Written, float):
 
     def __str__(self) -> str:
         return getattr(self, "written", f"{float(self) * 100:g}%")
+
+
+class Share(Ratio):
+    """A share of a whole that may be none of it."""
+
+    expected = "a ratio such as 0%, 20% or 0.2"
+    pattern = f"^{_NUMBER}%$"
+    numbers = MappingProxyType({"minimum": 0, "maximum": 1})
+    zero = True
 
 
 def _unit_hint(value: object, units: str) -> str:

@@ -36,7 +36,7 @@ def found(tmp_path: Path) -> PolicySet:
         ("models.max_loaded", "auto (built-in default; set it in policies/models.yaml)"),
         (
             "limits.tokens",
-            "{max_prompt: 131072, max_output: 8192} "
+            "{max_prompt: 131072, max_output: 8192, mode: enforce, max_batch_tokens: auto} "
             "(built-in default; set it in policies/limits.yaml)",
         ),
     ],
@@ -87,6 +87,8 @@ def test_thresholds_that_clients_see_are_said_to_be_idle() -> None:
         ("memory.check_interval", "10s", False),
         ("limits.concurrency.max_waiting", "10", True),
         ("timeouts.queue", "5s", True),
+        ("supervision.worker.backoff.max", "5m", True),
+        ("supervision.quarantine.for", "2h", True),
         ("clients.auth.required", "false", False),
         ("limits.concurrency.max_in_flight", "3", False),
     ],
@@ -94,4 +96,34 @@ def test_thresholds_that_clients_see_are_said_to_be_idle() -> None:
 def test_a_choice_that_has_no_effect_is_said_to_have_none(key: str, text: str, warns: bool) -> None:
     found = load(None, [Override(key, text, "a test")])
     assert (f"{key} {text} is not enforced yet" in found.warnings()) is warns
-    assert (key in found.not_enforced()) is warns
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "listed"),
+    [
+        ("memory.check_interval", "5s", True),
+        ("memory.check_interval", "10s", True),
+        ("clients.auth.required", "false", False),
+        ("limits.concurrency.max_in_flight", "3", False),
+    ],
+)
+def test_what_is_set_in_vain_is_listed_even_where_it_is_the_default(
+    key: str, text: str, listed: bool
+) -> None:
+    assert (key in load(None, [Override(key, text, "a test")]).not_enforced()) is listed
+
+
+def test_an_entry_that_has_no_effect_is_said_to_have_none(tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text(
+        "schema: mlxd/v1\n"
+        "models: {a.b: {pinned: true, priority: normal, trust_remote_code: false}}\n"
+    )
+    (tmp_path / "supervision.yaml").write_text(
+        "schema: mlxd/v1\nworker: {budget: [{max: 5, per: 300s}, {max: 20, per: 1h}]}\n"
+    )
+    found = [warning for warning in load(tmp_path).warnings() if "watermarks" not in warning]
+    assert found == [
+        'models.models["a.b"].pinned true is not enforced yet',
+        "supervision.worker.budget[1].max 20 is not enforced yet",
+        "supervision.worker.budget[1].per 1h is not enforced yet",
+    ]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxd.policy.schema import Limits
+from mlxd.policy.schema import Limits, Supervision
 from mlxd.policy.strict_yaml import parse
-from mlxd.policy.units import Delay, Duration, KeepFor, Ratio, Size, got, written
+from mlxd.policy.units import Delay, Duration, KeepFor, Ratio, Share, Size, got, written
 
 SAME_EVERY_TIME = settings(deadline=None, derandomize=True)
 
@@ -96,6 +96,22 @@ def test_what_is_no_ratio_is_refused_with_words(value: object) -> None:
         Ratio.parse(value)
 
 
+@pytest.mark.parametrize(("value", "fraction"), [("0%", 0), (0, 0), ("20%", 0.2), (0.2, 0.2)])
+def test_a_share_may_be_nothing(value: object, fraction: float) -> None:
+    assert Share.parse(value) == pytest.approx(fraction)
+    assert str(Share.parse(value)) == str(value)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, "101%", "-5%", "20", True, None, float("nan")])
+def test_what_is_no_share_is_refused_with_words(value: object) -> None:
+    with pytest.raises(ValueError, match=r"^expected a ratio such as 0%"):
+        Share.parse(value)
+
+
+def test_a_section_is_written_with_the_names_of_the_file() -> None:
+    assert written(Supervision().quarantine) == "{kills: 2, for: 1h}"
+
+
 def test_arithmetic_gives_plain_numbers() -> None:
     assert type(Duration.parse("5m") + 1) is float
     assert type(Size.parse("1KiB") * 2) is int
@@ -134,6 +150,6 @@ def test_written_reads_like_the_files() -> None:
 
 def test_a_refused_value_is_quoted_in_short() -> None:
     assert got("x" * 1000) == '"' + "x" * 57 + '..."'
-    assert (got(None), got({}), got([]), got(7), got(False)) == (
-        *("nothing", "a mapping", "a list", "7", "false"),
+    assert (got(None), got({}), got([]), got([1]), got(7), got(False)) == (
+        *("nothing", "a mapping", "an empty list", "a list", "7", "false"),
     )

@@ -1,0 +1,149 @@
+"""What the modules of this package share: fields, sections and the types of values."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Reload = Literal["live", "live-drain", "rebind", "rolling", "restart", "boot"]
+Auto = Literal["auto"]
+Mode = Literal["enforce", "dry_run", "off"]
+Priority = Literal["high", "medium", "low"]
+
+
+def field(
+    default: Any,
+    description: str,
+    *,
+    example: str,
+    unit: str = "",
+    reload: Reload = "live",
+    enforced: bool = True,
+    so_far: str = "",
+    shown: bool = False,
+    secret: bool = False,
+    **bounds: Any,
+) -> Any:
+    """One policy. `example` is YAML, and another value than the default where there is one.
+
+    `so_far`: what follows it already, where it is not enforced yet. `shown`: clients see its value,
+    so not enforcing it is worth a warning always. `secret`: what an operator writes there by
+    mistake may be a secret, so no message quotes it.
+    """
+    extra: dict[str, Any] = {
+        "unit": unit, "reload": reload, "enforced": enforced, "shown": shown, "example": example,
+        "so_far": so_far, "secret": secret,
+    }  # fmt: skip
+    return Field(default, description=description, json_schema_extra=extra, **bounds)
+
+
+def section(description: str) -> Any:
+    """A group of policies; absent, it is all defaults."""
+    return Field({}, description=description)
+
+
+def mode(what: str) -> Any:
+    """Whether a rule refuses, only counts what it would have refused, or is off."""
+    words = (
+        f"{what} enforce refuses; dry_run refuses nothing, counts what it would have refused "
+        "(mlxd_policy_would_deny_total) and marks the answer with X-Mlxd-Would-Deny; off does "
+        "neither."
+    )
+    return field("enforce", words, example="dry_run")
+
+
+@dataclass(frozen=True, slots=True)
+class Takes:
+    """What a text type takes, in words, and a pattern that all of it matches, for editors."""
+
+    words: str
+    pattern: str
+
+
+_HOST_NAME = re.compile(r"(?![0-9.]+$)[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+_NETWORK = r"[0-9A-Fa-f:.]+(?:/[0-9]{1,3})?"
+_HEADER = r"[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?"
+
+
+def _host(text: str) -> str:
+    """An address or a host name; what looks like an address must be one."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        if not _HOST_NAME.fullmatch(text):
+            raise ValueError(
+                "expected an address or a host name alone, such as 127.0.0.1, ::1 or localhost"
+            ) from None
+    return text
+
+
+def _name(text: str) -> str:
+    if text != text.strip() or not 0 < len(text) <= 350 or not text.isprintable():
+        raise ValueError("expected a name of 1 to 350 printable characters")
+    return text
+
+
+def _folder(text: str) -> str:
+    if not (text.startswith(("/", "~/")) or text == "~") or "\0" in text:
+        raise ValueError("expected an absolute path, or one under ~/")
+    return text
+
+
+def _network(text: str) -> str:
+    """Networks are kept as written; an address alone is the network of itself."""
+    expected = "expected an address or a network such as 10.0.0.0/8 or fd00::/8"
+    try:
+        whole = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(expected) from None
+    if not re.fullmatch(_NETWORK, text):
+        raise ValueError(expected)
+    if ipaddress.ip_address(text.partition("/")[0]) != whole.network_address:
+        raise ValueError(f'{expected}, got "{text}": bits are set beyond the mask, write {whole}')
+    return text
+
+
+def _header(text: str) -> str:
+    if not re.fullmatch(_HEADER, text):
+        raise ValueError("expected a header's name such as x-api-key")
+    return text
+
+
+def _header_key(text: str) -> str:
+    if not re.fullmatch(f"header:{_HEADER}", text):
+        raise ValueError("expected client_ip, api_key, user or header:NAME")
+    return text
+
+
+Host = Annotated[str, AfterValidator(_host), Takes("an address or a host name", "^[^/]+$")]
+Name = Annotated[str, AfterValidator(_name), Takes("a name", "^[^\\n]{1,350}$")]
+Folder = Annotated[
+    str, AfterValidator(_folder), Takes("an absolute path, or one under ~/", "^(?:/|~/|~$)")
+]
+Network = Annotated[
+    str, AfterValidator(_network), Takes("an address or a network", f"^{_NETWORK}$")
+]
+Header = Annotated[str, AfterValidator(_header), Takes("a header's name", f"^{_HEADER}$")]
+HeaderKey = Annotated[str, AfterValidator(_header_key), Takes("header:NAME", f"^header:{_HEADER}$")]
+Names = Annotated[tuple[Name, ...], Field(strict=False)]
+Folders = Annotated[tuple[Folder, ...], Field(strict=False)]
+Networks = Annotated[tuple[Network, ...], Field(strict=False)]
+Headers = Annotated[tuple[Header, ...], Field(strict=False)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Policy(BaseModel):
+    """What all of them share: frozen, no unknown keys, no guessing between types."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=True, defer_build=True
+    )
+
+    @classmethod
+    def attributes(cls) -> dict[str, str]:
+        """Attribute names by the names that the files write: `for` is no name in Python."""
+        return {info.alias or name: name for name, info in cls.model_fields.items()}

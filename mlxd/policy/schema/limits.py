@@ -1,0 +1,119 @@
+"""limits.yaml: how much clients may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mlxd.policy.schema.base import (
+    Auto,
+    HeaderKey,
+    Mode,
+    Name,
+    Policy,
+    Positive,
+    field,
+    mode,
+    section,
+)
+from mlxd.policy.units import Duration, Ratio
+
+
+class Concurrency(Policy):
+    max_in_flight: int = field(
+        5, "Generations at one time; one more is refused (503) or waits.",
+        unit="requests", reload="live-drain", example="32", ge=1,
+    )  # fmt: skip
+    max_waiting: int = field(
+        0, "Generations that may wait for a free slot; 0 refuses at once. How long they wait is "
+        "`timeouts.queue`.",
+        unit="requests", reload="live-drain", enforced=False, example="20", ge=0,
+    )  # fmt: skip
+    mode: Mode = mode("What being over max_in_flight or per_model does.")
+    retry_after: Auto | Duration = field(
+        "auto", "What Retry-After tells a refused client; auto is when a slot is expected to "
+        "be free.",
+        unit="duration", enforced=False, example="5s",
+    )  # fmt: skip
+    per_model: Mapping[Name, Positive] = field(
+        {}, "Generations at one time of one model, by its name.",
+        unit="requests", reload="live-drain", example='{"qwen2.5-coder:32b": 2}',
+    )  # fmt: skip
+
+
+class RateLimit(Policy):
+    name: Name = field("per-ip", "What refusals and metrics call this limit.", example="everyone")
+    key: Literal["client_ip", "api_key", "user"] | HeaderKey = field(
+        "client_ip",
+        "What is counted apart from each other: addresses, API keys, the request's `user`, or the "
+        "values of a header (`header:NAME`). Only client_ip can be counted yet; others are "
+        "refused.",
+        example="client_ip",
+    )
+    requests: int = field(
+        30, "Generations allowed in each window.", unit="requests", example="120", ge=1
+    )
+    window: Duration = field(
+        "60s", "The window over which they count.", unit="duration", example="1h"
+    )
+    algorithm: Literal["sliding_window", "token_bucket", "gcra"] = field(
+        "sliding_window", "How they count: sliding_window counts those of the last window, "
+        "token_bucket lets a saved-up quota go at once, gcra spaces them evenly.",
+        enforced=False, so_far="sliding_window always", example="gcra",
+    )  # fmt: skip
+    mode: Mode = mode("What being over it does (429).")
+    max_keys: int = field(
+        100_000, "Clients remembered at one time; the longest silent is forgotten first.",
+        unit="clients", example="1000", ge=1,
+    )  # fmt: skip
+
+
+class Tokens(Policy):
+    max_prompt: int = field(
+        131_072, "Tokens of a prompt; a longer one is refused (400).",
+        unit="tokens", example="32768", ge=1,
+    )  # fmt: skip
+    max_output: int = field(
+        8192, "Tokens of an answer; a request for more is cut to this (finish `length`).",
+        unit="tokens", example="4096", ge=1,
+    )  # fmt: skip
+    mode: Mode = mode("What being over max_prompt does; max_output cuts in every mode.")
+    max_batch_tokens: Auto | Positive = field(
+        "auto", "Tokens that one step of a model computes for all its requests; auto lets the "
+        "worker decide.",
+        unit="tokens", enforced=False, example="8192",
+    )  # fmt: skip
+
+
+class Adaptive(Policy):
+    enabled: bool = field(
+        False, "Whether the number of generations at one time follows the measured latency per "
+        "token. `limits.concurrency.max_in_flight` stays the most.",
+        enforced=False, example="true",
+    )  # fmt: skip
+    min: int = field(
+        1, "The fewest generations that it allows.",
+        unit="requests", enforced=False, example="2", ge=1,
+    )  # fmt: skip
+    max: int = field(
+        5, "The most generations that it allows.",
+        unit="requests", enforced=False, example="32", ge=1,
+    )  # fmt: skip
+    percentile: Ratio = field(
+        "50%", "Which of the measured latencies is compared with the best; 50% is their median.",
+        unit="ratio", enforced=False, example="90%",
+    )  # fmt: skip
+
+
+class Limits(Policy):
+    """How much clients may ask for."""
+
+    concurrency: Concurrency = section("How many generations run at one time.")
+    rate_limit: Annotated[tuple[RateLimit, ...], Field(strict=False)] = field(
+        ({},), "How often one client may ask. Every limit of the list holds; `[]` is none.",
+        example="[{requests: 10, window: 1s}]",
+    )  # fmt: skip
+    tokens: Tokens = section("How long prompts and answers may be.")
+    adaptive: Adaptive = section("A concurrency limit that finds its own value.")

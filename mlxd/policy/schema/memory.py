@@ -1,0 +1,172 @@
+"""memory.yaml: what happens as memory fills up."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from mlxd.policy.schema.base import Auto, Policy, Reload, field, section
+from mlxd.policy.units import Delay, Duration, Ratio, Size
+
+_REPORTED = "only reported: nothing is evicted or refused by it yet"
+
+Action = Literal[
+    "warn", "drop_mlx_cache", "block_loads", "evict_lru", "shed_low_priority", "evict_all_idle",
+    "stop_admission", "cancel_lowest_priority",
+]  # fmt: skip
+Actions = Annotated[tuple[Action, ...], Field(strict=False)]
+Budget = Literal["auto", "off"] | Size
+
+
+class Monitors(Policy):
+    system_ram: bool = field(
+        True, "Whether the machine's memory in use counts.", enforced=False, example="false"
+    )
+    gpu_working_set: Auto | bool = field(
+        "auto", "Whether what the engines hold counts, as a share of what the GPU recommends as "
+        "its working set; auto counts it where there is such a number.",
+        enforced=False, example="false",
+    )  # fmt: skip
+    pressure_level: bool = field(
+        True, "Whether the system's own word on memory pressure counts (macOS levels, Linux PSI).",
+        enforced=False, example="false",
+    )  # fmt: skip
+
+
+def _actions(default: tuple[Action, ...], example: str, meaning: str = "") -> Any:
+    words = meaning or "What is done, as under `memory.watermarks.warning.actions`."
+    return field(default, words, enforced=False, example=example)
+
+
+class Mark(Policy):
+    """Each mark has an `enter` and `actions` of its own; a share is measured on every monitor."""
+
+    enter: Ratio
+    clear: Auto | Ratio = field(
+        "auto", "Share under which the mark is left again; auto is 5 points below `enter`, and "
+        "never less than half of it.",
+        unit="ratio", enforced=False, example="60%",
+    )  # fmt: skip
+    held: Delay = field(
+        "0s", "How long the share must stay there before the mark counts.",
+        unit="duration", enforced=False, example="30s", alias="for",
+    )  # fmt: skip
+    actions: Actions
+
+
+class WarningMark(Mark):
+    enter: Ratio = field(
+        "85%", "Share of memory in use from which /health warns.",
+        unit="ratio", enforced=False, so_far=_REPORTED, shown=True, example="80%",
+    )  # fmt: skip
+    actions: Actions = _actions(
+        ("warn", "drop_mlx_cache"), "[warn]",
+        "What is done, in this order: warn reports it; drop_mlx_cache frees the engines' unused "
+        "buffers; block_loads loads nothing more; evict_lru drops idle models, the longest unused "
+        "first, until the mark is left; shed_low_priority refuses the classes whose shed_at is "
+        "reached; evict_all_idle drops every unprotected model; stop_admission refuses all "
+        "generations; cancel_lowest_priority ends the newest work of the lowest class.",
+    )  # fmt: skip
+
+
+class CriticalMark(Mark):
+    enter: Ratio = field(
+        "95%", "Share of memory in use above which idle models are dropped and none is loaded.",
+        unit="ratio", enforced=False, so_far=_REPORTED, shown=True, example="90%",
+    )  # fmt: skip
+    actions: Actions = _actions(
+        ("block_loads", "evict_lru", "shed_low_priority"), "[block_loads, evict_lru]"
+    )
+
+
+class EmergencyMark(Mark):
+    enter: Ratio = field(
+        "98%", "Share of memory in use above which every unprotected model is dropped and the "
+        "newest work cancelled.",
+        unit="ratio", enforced=False, shown=True, example="97%",
+    )  # fmt: skip
+    actions: Actions = _actions(
+        ("evict_all_idle", "stop_admission", "cancel_lowest_priority"), "[evict_all_idle]"
+    )
+
+
+class Watermarks(Policy):
+    warning: WarningMark = section("The first mark.")
+    critical: CriticalMark = section("The second mark.")
+    emergency: EmergencyMark = section("The last mark.")
+
+
+class Eviction(Policy):
+    strategy: Literal["lru"] = field(
+        "lru", "Which idle model goes first: the one unused for longest. One in use, loading or "
+        "used in the last 30 s never goes, a pinned one last.",
+        enforced=False, example="lru",
+    )  # fmt: skip
+    keep: int = field(
+        1, "Models that stay however full memory is; only the emergency mark ignores it.",
+        unit="models", enforced=False, example="0", ge=0,
+    )  # fmt: skip
+    verify_reclaim: Duration = field(
+        "5s", "How long to wait for the bytes of an evicted model to be free again before the "
+        "next load is judged.",
+        unit="duration", enforced=False, example="10s",
+    )  # fmt: skip
+
+
+class Reserve(Policy):
+    system: Size = field(
+        "4GiB", "Memory that no load may take: it is the rest of the machine's.",
+        unit="size", enforced=False, example="16GiB",
+    )  # fmt: skip
+    per_request: Auto | Size = field(
+        "auto", "Memory kept for each generation at one time; auto is what its cache may grow to.",
+        unit="size", enforced=False, example="2GiB",
+    )  # fmt: skip
+
+
+def _limit(what: str, example: str, reload: Reload = "rolling") -> Any:
+    return field(
+        "auto", f"{what}; auto follows the model and the machine.",
+        unit="size", reload=reload, enforced=False, example=example,
+    )  # fmt: skip
+
+
+class WorkerLimits(Policy):
+    mlx_memory_limit: Auto | Size = _limit(
+        "Memory that a worker's engine takes before it waits for running work", "48GiB"
+    )
+    mlx_cache_limit: Auto | Size = _limit(
+        "Freed buffers that a worker's engine keeps for reuse", "2GiB", reload="live"
+    )
+    wired_limit: Auto | Size = _limit("Memory that a worker may wire down for the GPU", "40GiB")
+    rss_hard: Auto | Size = _limit(
+        "Resident memory of a worker's process beyond which it is ended", "64GiB"
+    )
+
+
+class PrefixCache(Policy):
+    memory: Budget = field(
+        "auto", "Memory of each worker for the beginnings of earlier prompts; auto follows the "
+        "watermarks, off keeps none.",
+        unit="size", enforced=False, example="8GiB",
+    )  # fmt: skip
+    disk: Budget = field(
+        "auto", "Disk space in the state folder for those that leave memory; auto follows what "
+        "is free, off writes none.",
+        unit="size", enforced=False, example="off",
+    )  # fmt: skip
+
+
+class Memory(Policy):
+    """What happens as memory fills up."""
+
+    check_interval: Duration = field(
+        "10s", "Between two readings of memory.", unit="duration", enforced=False, example="2s"
+    )
+    monitors: Monitors = section("What is measured; the fullest of them decides.")
+    watermarks: Watermarks = section("Shares of memory in use, strictly rising.")
+    eviction: Eviction = section("Which models leave memory.")
+    reserve: Reserve = section("What must stay free for a load to be allowed.")
+    worker_limits: WorkerLimits = section("What one worker may take.")
+    prefix_cache: PrefixCache = section("Prompts whose beginning was seen before start there.")

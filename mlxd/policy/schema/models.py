@@ -1,0 +1,160 @@
+"""models.yaml: which models there are, what they are called and how long they stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
+
+from mlxd.policy.schema.base import (
+    Auto,
+    Folder,
+    Folders,
+    Name,
+    Names,
+    Policy,
+    Positive,
+    field,
+    section,
+)
+from mlxd.policy.units import Delay, KeepFor, Size
+
+
+class ModelDefaults(Policy):
+    ttl: KeepFor = field(
+        "5m", "How long an unused model stays loaded, unless the request's keep_alive says "
+        "otherwise; 0s unloads at once, `never` keeps it.",
+        unit="duration", example="1h",
+    )  # fmt: skip
+    context: Auto | Positive = field(
+        "auto", "Tokens of prompt and answer together; auto is what the model was made for. "
+        "Requests under way keep theirs.",
+        unit="tokens", example="32768",
+    )  # fmt: skip
+    max_concurrency: Literal["inherit"] | Positive = field(
+        "inherit", "Generations at one time of each model; inherit leaves it to "
+        "`limits.concurrency`, whose per_model wins where both name a number.",
+        unit="requests", reload="live-drain", enforced=False, example="4",
+    )  # fmt: skip
+    verify: Literal["none", "header", "sha256"] = field(
+        "header", "What is checked of a model's files before they are loaded: nothing, that the "
+        "headers fit the files, or every byte against recorded checksums.",
+        enforced=False, example="sha256",
+    )  # fmt: skip
+
+
+class Model(Policy):
+    path: Folder | None = field(
+        None, "The model's folder; without it, the one that the scan finds under this name.",
+        reload="rolling", example="~/mlx-models/Qwen2.5-Coder-32B-Instruct-4bit",
+    )  # fmt: skip
+    aliases: Names = field((), "More names for it.", example="[coder]")
+    ttl: KeepFor | None = field(
+        None, "As `models.defaults.ttl`, for this model.", unit="duration", example="never"
+    )
+    context: Auto | Positive | None = field(
+        None, "As `models.defaults.context`, for this model.", unit="tokens", example="32768"
+    )
+    pinned: bool = field(
+        False, "Whether it is evicted only after all others.", enforced=False, example="true"
+    )
+    priority: Literal["high", "normal", "low"] = field(
+        "normal", "Which models are evicted first: low before normal before high, within each "
+        "the longest unused.",
+        enforced=False, example="high",
+    )  # fmt: skip
+    max_concurrency: Literal["inherit"] | Positive | None = field(
+        None, "As `models.defaults.max_concurrency`, for this model.",
+        unit="requests", reload="live-drain", enforced=False, example="2",
+    )  # fmt: skip
+    draft: Name | None = field(
+        None, "The model, by its name, that drafts tokens for it (speculative decoding).",
+        reload="rolling", enforced=False, example='"qwen2.5-coder:0.5b"',
+    )  # fmt: skip
+    adapter: Folder | None = field(
+        None, "The folder of an adapter (LoRA) that is put on its weights.",
+        reload="rolling", enforced=False, example="~/mlx-models/adapters/house-style",
+    )  # fmt: skip
+    chat_template: Folder | None = field(
+        None, "A file with the chat template to use in place of the model's own.",
+        reload="rolling", enforced=False, example="~/mlx-models/templates/coder.jinja",
+    )  # fmt: skip
+    trust_remote_code: bool = field(
+        False, "Whether Python code in the model's folder may run. It may do whatever mlxd may.",
+        reload="rolling", enforced=False, example="true",
+    )  # fmt: skip
+
+
+class Retry(Policy):
+    max: int = field(
+        2, "Further attempts after a load that failed.",
+        unit="attempts", enforced=False, example="0", ge=0, le=10,
+    )  # fmt: skip
+    backoff: Delay = field(
+        "2s", "Before the first further attempt; each later one waits twice as long.",
+        unit="duration", enforced=False, example="10s",
+    )  # fmt: skip
+
+
+class Load(Policy):
+    max_parallel: int = field(
+        1, "Models that are loaded at one time.", unit="models", enforced=False, example="2", ge=1
+    )
+    retry: Retry = section("A load that failed is tried again.")
+
+
+class Pull(Policy):
+    allow: Names = field(
+        ("mlx-community/*",), "Repositories that may be pulled from a hub, where `*` stands for "
+        "any text; `[]` pulls none.",
+        enforced=False, example='["mlx-community/*", "our-team/*"]',
+    )  # fmt: skip
+
+
+CHAINS = ("default", "reasoning", "coding", "fast", "tiny")
+
+
+def _with_all_chains(chains: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...]]:
+    return dict.fromkeys(CHAINS, ()) | dict(chains)
+
+
+class Models(Policy):
+    """Which models there are, what they are called and how long they stay."""
+
+    dirs: Folders = field(
+        ("~/mlx-models",), "Folders that are scanned for models; each model is one folder in them.",
+        example="[~/mlx-models, /srv/models]",
+    )  # fmt: skip
+    defaults: ModelDefaults = section("For every model that does not say otherwise.")
+    preload: Names = field(
+        (), "Models loaded in the background, in this order, once the daemon serves. An added "
+        "name is loaded, a removed one becomes evictable and is never killed. While it is listed "
+        "a model does not idle out and is evicted last; what does not fit is skipped with a "
+        "warning.",
+        example='["qwen2.5-coder:32b"]',
+    )  # fmt: skip
+    max_loaded: Auto | Positive = field(
+        "auto", "Models in memory at one time; auto lets memory decide.",
+        unit="models", reload="live-drain", example="2",
+    )  # fmt: skip
+    max_loaded_bytes: Auto | Size = field(
+        "auto", "Weights in memory at one time, of all models together; auto lets memory decide.",
+        unit="size", reload="live-drain", enforced=False, example="64GiB",
+    )  # fmt: skip
+    load: Load = section("How models are loaded.")
+    pull: Pull = section("What may be fetched over the network.")
+    chains: Annotated[Mapping[Name, Names], AfterValidator(_with_all_chains)] = field(
+        {}, "Names that stand for the first available model of a list; an empty list is 404. "
+        "default, reasoning, coding, fast and tiny are always there.",
+        example='{coding: ["qwen2.5-coder:32b", "qwen2.5-coder:7b"]}',
+    )  # fmt: skip
+    models: Mapping[Name, Model] = field(
+        {}, "Settings of single models, by name.", example='{"qwen2.5-coder:32b": {ttl: never}}'
+    )
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """`dirs`, with ~ as this user's home."""
+        return tuple(Path(folder).expanduser() for folder in self.dirs)

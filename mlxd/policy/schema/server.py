@@ -1,0 +1,141 @@
+"""server.yaml: where and how the daemon listens."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Literal
+
+from mlxd.policy.schema.base import Host, Policy, field, section
+from mlxd.policy.units import Delay, Duration, Size
+
+
+class Listen(Policy):
+    host: Host = field(
+        "127.0.0.1",
+        "The address to serve on. One that other machines can reach is refused unless "
+        "`clients.auth.required: false` is written down. A name is taken by its IPv4 address "
+        "where it has one: localhost is 127.0.0.1.",
+        reload="rebind", example='"::1"',
+    )  # fmt: skip
+    port: int = field(
+        11435, "The TCP port to serve on.", reload="rebind", example="11500", ge=1, le=65535
+    )
+    backlog: int = field(
+        512, "Connections that the kernel holds until they are accepted.",
+        unit="connections", reload="rebind", example="1024", ge=1, le=65535,
+    )  # fmt: skip
+    linger: Delay = field(
+        "30s", "How long the previous address goes on accepting connections after `host` or "
+        "`port` changed.",
+        unit="duration", example="5m",
+    )  # fmt: skip
+    inherit: Literal["auto", "never"] = field(
+        "auto", "Whether a listener named `http` that launchd or systemd hands over is served: "
+        "auto serves it where there is one, and host and port are then theirs to say.",
+        reload="restart", enforced=False, example="never",
+    )  # fmt: skip
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.host == "localhost" or self.host.endswith(".localhost"):
+            return True
+        try:
+            address = ipaddress.ip_address(self.host)
+        except ValueError:
+            return False
+        mapped = getattr(address, "ipv4_mapped", None)
+        return bool((mapped or address).is_loopback)
+
+
+class JsonLimits(Policy):
+    max_depth: int = field(
+        64, "How deep a body may nest.", unit="levels", example="32", ge=1, le=500
+    )
+    max_nodes: int = field(
+        150_000, "How many values a body may hold in all.", unit="values", example="50000", ge=1
+    )
+    max_string: Size = field(
+        "4MiB", "How long one string of a body may be.", unit="size", example="1MiB"
+    )
+    max_int_digits: int = field(
+        100, "How many digits one integer of a body may have.",
+        unit="digits", example="20", ge=1, le=4300,
+    )  # fmt: skip
+
+
+class Http(Policy):
+    keep_alive: Duration = field(
+        "120s", "How long an idle connection stays open for the next request.",
+        unit="duration", example="5m",
+    )  # fmt: skip
+    header_timeout: Duration = field(
+        "10s", "Time for a request's line and headers to arrive.", unit="duration", example="5s"
+    )
+    body_idle_timeout: Duration = field(
+        "15s", "Longest pause while a request's body arrives.", unit="duration", example="30s"
+    )
+    body_total_timeout: Duration = field(
+        "60s", "Time for the whole of a request's body to arrive.", unit="duration", example="2m"
+    )
+    max_header_bytes: Size = field(
+        "16KiB", "All headers of a request together; a raised value holds for new connections.",
+        unit="size", example="32KiB",
+    )  # fmt: skip
+    max_headers: int = field(
+        100, "Headers of one request; a raised value holds for new connections.",
+        unit="headers", example="200", ge=1,
+    )  # fmt: skip
+    max_body: Size = field(
+        "8MiB", "A request's body; a larger one is refused (413).", unit="size", example="32MiB"
+    )
+    max_connections: int = field(
+        512, "Open connections in all; idle ones count here and nowhere else.",
+        unit="connections", reload="live-drain", example="2048", ge=1,
+    )  # fmt: skip
+    per_ip: int = field(
+        64, "Open connections of one client address.",
+        unit="connections", reload="live-drain", enforced=False, example="16", ge=1,
+    )  # fmt: skip
+    json_limits: JsonLimits = section("The JSON of a body; beyond these it is refused (400).")
+
+
+class Drain(Policy):
+    grace: Delay = field(
+        "30s", "How long requests under way may go on once the daemon stops.",
+        unit="duration", example="2m",
+    )  # fmt: skip
+    not_ready_delay: Delay = field(
+        "2s", "Between /readyz saying 503 and the listener closing, if requests are under way.",
+        unit="duration", example="10s",
+    )  # fmt: skip
+
+
+class Rotation(Policy):
+    size: Size = field(
+        "100MiB", "How large the log file grows before a new one is begun.",
+        unit="size", enforced=False, example="1GiB",
+    )  # fmt: skip
+    keep: int = field(
+        5, "Finished log files that are kept; the oldest is deleted first.",
+        unit="files", enforced=False, example="20", ge=0, le=1000,
+    )  # fmt: skip
+
+
+class Log(Policy):
+    level: Literal["debug", "info", "warning", "error"] = field(
+        "info", "The least that is logged.", example="debug"
+    )
+    format: Literal["json", "text"] = field(
+        "json", "One JSON object per line, or text for people.", example="text"
+    )
+    rotate: Rotation = section("Where the log is a file of the daemon's own.")
+
+
+class Server(Policy):
+    """Where and how the daemon listens."""
+
+    listen: Listen = section("The listener.")
+    http: Http = section("What a connection and a request may take.")
+    drain: Drain = section("How the daemon stops.")
+    log: Log = section("The daemon's log.")

@@ -1,0 +1,188 @@
+"""supervision.yaml: how workers and the daemon are watched, restarted and given up."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mlxd.policy.schema.base import Policy, field, section
+from mlxd.policy.schema.references import Reference, Webhook
+from mlxd.policy.units import Delay, Duration, Share
+
+Event = Literal[
+    "worker_up", "worker_down", "restart", "load", "evict", "pressure", "breaker", "reload",
+    "reject",
+]  # fmt: skip
+
+
+class Health(Policy):
+    interval: Duration = field(
+        "10s", "Between two checks of a worker.", unit="duration", enforced=False, example="5s"
+    )
+    timeout: Duration = field(
+        "5s", "How long one check may take.", unit="duration", enforced=False, example="2s"
+    )
+    failures_down: int = field(
+        3, "Checks missed in a row after which a worker counts as down.",
+        unit="checks", enforced=False, example="2", ge=1,
+    )  # fmt: skip
+    probe: Literal["ipc", "token"] = field(
+        "ipc", "What a check of an idle worker is: a ping, or the generation of one token. A busy "
+        "one is judged by the steps it makes.",
+        enforced=False, example="token",
+    )  # fmt: skip
+
+
+class Restarts(Policy):
+    max: int = field(
+        5, "Restarts of one worker within the time.",
+        unit="restarts", enforced=False, example="20", ge=1,
+    )  # fmt: skip
+    per: Duration = field(
+        "300s", "The time within which they count.", unit="duration", enforced=False, example="1h"
+    )
+
+
+class Backoff(Policy):
+    base: Duration = field(
+        "2s", "Before the first restart.", unit="duration", enforced=False, example="500ms"
+    )
+    factor: int = field(
+        2, "How many times longer each further restart waits than the one before it.",
+        unit="times", enforced=False, example="3", ge=1, le=10,
+    )  # fmt: skip
+    max: Duration = field(
+        "60s", "The longest wait before a restart.", unit="duration", enforced=False, example="5m"
+    )
+    jitter: Share = field(
+        "0%", "How much of each wait is left to chance.",
+        unit="ratio", enforced=False, example="20%",
+    )  # fmt: skip
+    reset_after: Duration = field(
+        "300s", "Time without a crash after which the count begins anew.",
+        unit="duration", enforced=False, example="10m",
+    )  # fmt: skip
+
+
+class Breaker(Policy):
+    failures: int = field(
+        6, "The failure that opens it: the first crash and failed restarts count.",
+        unit="failures", enforced=False, example="3", ge=1,
+    )  # fmt: skip
+    open: Duration = field(
+        "60s", "How long it stays open before a probe: one start, outside the budget.",
+        unit="duration", enforced=False, example="30s",
+    )  # fmt: skip
+    half_open_probes: int = field(
+        1, "Requests that a probe admits; a delivered token closes the breaker.",
+        unit="requests", enforced=False, example="2", ge=1,
+    )  # fmt: skip
+    probes: int = field(
+        5, "Failed probes after which the model is quarantined.",
+        unit="probes", enforced=False, example="3", ge=1,
+    )  # fmt: skip
+    quarantine: Duration = field(
+        "1h", "How long a quarantined model is left alone, unless it is reset or its settings "
+        "change.",
+        unit="duration", enforced=False, example="10m",
+    )  # fmt: skip
+
+
+class Worker(Policy):
+    health: Health = section("How a worker is known to be well.")
+    budget: Annotated[tuple[Restarts, ...], Field(strict=False, min_length=1)] = field(
+        ({},), "How often a worker may be restarted. Every window of the list holds.",
+        enforced=False, example="[{max: 5, per: 300s}, {max: 20, per: 1h}]",
+    )  # fmt: skip
+    backoff: Backoff = section("How long a restart waits: base, times factor for each further one.")
+    breaker: Breaker = section("When a worker that keeps failing is no longer started.")
+
+
+class Replay(Policy):
+    attempts: int = field(
+        1, "How often a request that a crash interrupted is continued on another worker.",
+        unit="attempts", enforced=False, example="2", ge=1, le=10,
+    )  # fmt: skip
+    when: Literal["any", "before_first_token", "off"] = field(
+        "any", "Which requests are: any whose answer can be continued exactly, those of which "
+        "the client has seen nothing, or none.",
+        enforced=False, example="before_first_token",
+    )  # fmt: skip
+
+
+class Quarantine(Policy):
+    kills: int = field(
+        2, "Workers that died of a request before it is refused.",
+        unit="workers", enforced=False, example="1", ge=1,
+    )  # fmt: skip
+    held: Duration = field(
+        "1h", "How long an equal request is refused.",
+        unit="duration", enforced=False, example="1d", alias="for",
+    )  # fmt: skip
+
+
+class Daemon(Policy):
+    max_restarts: int = field(
+        10, "Starts after an unclean end before the daemon serves without workers.",
+        unit="starts", reload="restart", enforced=False, example="3", ge=1,
+    )  # fmt: skip
+    delay: Delay = field(
+        "5s", "Between an end and the next start.",
+        unit="duration", reload="restart", enforced=False, example="30s",
+    )  # fmt: skip
+    watchdog: Duration = field(
+        "30s", "How long the daemon may show no progress before it is restarted.",
+        unit="duration", reload="restart", enforced=False, example="1m",
+    )  # fmt: skip
+
+
+class SleepWake(Policy):
+    resume_grace: Delay = field(
+        "20s", "How long after the machine woke up no worker counts as stalled.",
+        unit="duration", enforced=False, example="1m",
+    )  # fmt: skip
+    prevent_idle_sleep: Literal["while_active", "always", "never"] = field(
+        "while_active", "When the machine is kept from falling asleep by itself (macOS); the "
+        "display may always sleep.",
+        enforced=False, example="never",
+    )  # fmt: skip
+
+
+class Delivery(Policy):
+    url: Webhook | None = field(
+        None, "Where events are posted, as JSON. A URL that is a secret itself, or has a user or "
+        "a query, goes behind `credential:NAME`.",
+        unit="URL", enforced=False, secret=True, example="https://ops.example/mlxd",
+    )  # fmt: skip
+    secret: Reference | None = field(
+        None, "The key that signs what is posted (HMAC-SHA256): `credential:NAME`, or the "
+        "absolute path of a file.",
+        unit="reference", enforced=False, secret=True, example="credential:webhook",
+    )  # fmt: skip
+    timeout: Duration = field(
+        "5s", "How long one post may take.", unit="duration", enforced=False, example="2s"
+    )
+    events: Annotated[tuple[Event, ...], Field(strict=False)] = field(
+        (
+            "worker_up", "worker_down", "restart", "load", "evict", "pressure", "breaker",
+            "reload", "reject",
+        ),
+        "Which kinds of events are posted.",
+        enforced=False, example="[worker_down, breaker]",
+    )  # fmt: skip
+
+
+class Events(Policy):
+    webhook: Delivery = section("Posts events to another program; without a URL, none.")
+
+
+class Supervision(Policy):
+    """How workers and the daemon are watched, restarted and given up."""
+
+    worker: Worker = section("One worker for each model: how it is watched and replaced.")
+    replay: Replay = section("What becomes of requests whose worker died.")
+    quarantine: Quarantine = section("Requests that kill workers.")
+    daemon: Daemon = section("The daemon, as launchd or systemd restarts it.")
+    sleep_wake: SleepWake = section("A machine that falls asleep.")
+    events: Events = section("What is told to other programs.")
