@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from mlxd.control.ratelimit import Quota, SlidingWindow
+from mlxd.control.ratelimit import Quota, RuleWindows, SlidingWindow
 from mlxd.core.clock import Clock
 from mlxd.core.errors import Draining, InvalidRequest, ModelNotFound, Overloaded, RateLimited
 from mlxd.core.models import canonical
@@ -23,6 +23,21 @@ from mlxd.policy.strict_yaml import dotted
 
 _SMOOTHING = 0.2
 _MAX_QUEUE_WAIT = 30.0
+
+WouldDeny = Callable[[str], None]
+"""Told the name of each rule in mode dry_run that would have refused; see `rules_in_force`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """One request in one rule's window."""
+
+    window: SlidingWindow
+    client: str
+    at: float
+
+    def refund(self) -> None:
+        self.window.refund(self.client, self.at)
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +49,8 @@ class Ticket:
     policies: PolicySet
     admitted: float
     """On the monotonic clock."""
+    counted: list[_Counted] = field(default_factory=list, repr=False)
+    """Where it counts towards the client's rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +72,28 @@ class Totals:
     rejected: int = 0
 
 
+def _unheard(rule: str) -> None:
+    """For callers to whom it does not matter which rules would have refused."""
+
+
 class Admission:
-    """Says who may run now. Decides on the event loop without awaiting, so a decision is atomic."""
+    """Says who may run now. Decides on the event loop without awaiting, so a decision is atomic.
+
+    A request is judged by the policies it came with; the counts outlive them (`apply`).
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._active: set[Ticket] = set()
         self._none_active = asyncio.Event()
         self._none_active.set()
-        self._windows: dict[str, SlidingWindow] = {}
+        self._windows = RuleWindows()
         self._typical_seconds = 1.0
         self.totals = Totals()
+        self.refused: Counter[str] = Counter()
+        """Refusals by rule; see `rules_in_force` for their names."""
+        self.would_deny: Counter[str] = Counter()
+        """What rules in mode dry_run would have refused."""
         self.draining = False
 
     @property
@@ -76,27 +104,58 @@ class Admission:
         return Counter(ticket.model for ticket in self._active)
 
     @asynccontextmanager
-    async def admit(self, client: str, model: str, policies: PolicySet) -> AsyncIterator[Ticket]:
+    async def admit(
+        self, client: str, model: str, policies: PolicySet, would_deny: WouldDeny = _unheard
+    ) -> AsyncIterator[Ticket]:
         """Hold a slot for the length of the block.
 
         Raises RateLimited, Overloaded, Draining. A request that turns out to be wrong in itself
         does not count towards the client's rate.
         """
-        self.check_open()
-        counted = self._count_towards_rate(client, policies)
-        self._check_slots(model, policies)
-        ticket = Ticket(client, model, policies, self._clock.monotonic())
-        self._active.add(ticket)
-        self._none_active.clear()
+        ticket = self.enter(client, model, policies, would_deny)
         try:
             yield ticket
         except (InvalidRequest, ModelNotFound):
-            for name, at in counted:
-                self._windows[name].refund(client, at)
+            self.leave(ticket, refund=True)
             raise
         finally:
-            self._active.discard(ticket)
-            self._ended(ticket)
+            self.leave(ticket)
+
+    def enter(
+        self, client: str, model: str, policies: PolicySet, would_deny: WouldDeny = _unheard
+    ) -> Ticket:
+        """Take a slot, to be given back by `leave`. Raises RateLimited, Overloaded, Draining.
+
+        Rate first, then concurrency. A rule in mode dry_run that would refuse is told to
+        `would_deny`, and the request goes on as if that rule were not there.
+        """
+        self.check_open()
+        counted = self._count_towards_rate(client, policies, would_deny)
+        self._check_slots(model, policies, would_deny)
+        ticket = Ticket(client, model, policies, self._clock.monotonic(), counted)
+        self._active.add(ticket)
+        self._none_active.clear()
+        return ticket
+
+    def leave(self, ticket: Ticket, refund: bool = False) -> None:
+        """Give the slot back, and with `refund` the place in the client's rate; once is enough."""
+        if ticket not in self._active:
+            return
+        if refund:
+            _refund(ticket.counted)
+        self._active.discard(ticket)
+        self._ended(ticket)
+
+    def apply(self, new: PolicySet) -> None:
+        """New policies are in force. Cannot fail; stops nothing that is under way.
+
+        Counts survive: with a lower max_in_flight new requests are refused until enough have ended,
+        and a rate rule keeps what it has counted under its name, or leaves it to the rule that took
+        its place (RuleWindows.apply). A longer window counts what is still remembered
+        (SlidingWindow). What comes in under the policies before, because it was on its way, is
+        still judged by those.
+        """
+        self._windows.apply(new.limits.rate_limit)
 
     async def idle(self) -> Literal[True]:
         """Wait until no request is admitted."""
@@ -115,22 +174,28 @@ class Admission:
             if rule.mode != "enforce":
                 continue
             quota = _quota(rule)
-            left, reset = self._window(rule.name).remaining(client, quota, now)
+            left, reset = self._windows.of(rule).remaining(client, quota, now)
             states.append(RateState(rule.name, quota.requests, quota.window, left, reset))
         return min(states, key=lambda state: state.remaining, default=None)
 
-    def _count_towards_rate(self, client: str, policies: PolicySet) -> list[tuple[str, float]]:
+    def _count_towards_rate(
+        self, client: str, policies: PolicySet, would_deny: WouldDeny
+    ) -> list[_Counted]:
+        """What a rule refuses, or in mode dry_run would refuse, it does not count."""
         now = self._clock.monotonic()
-        counted: list[tuple[str, float]] = []
+        counted: list[_Counted] = []
         for index, rule in enumerate(policies.limits.rate_limit):
             if rule.mode == "off":
                 continue
-            wait = self._window(rule.name).take(client, _quota(rule), now)
+            window = self._windows.of(rule)
+            wait = window.take(client, _quota(rule), now)
             if wait is None:
-                counted.append((rule.name, now))
-            elif rule.mode == "enforce":
-                for name, at in counted:
-                    self._windows[name].refund(client, at)
+                counted.append(_Counted(window, client, now))
+            elif rule.mode == "dry_run":
+                self._would_deny(_rate_rule(rule), would_deny)
+            else:
+                _refund(counted)
+                self.refused[_rate_rule(rule)] += 1
                 raise RateLimited(
                     f"Rate limit exceeded. Max {rule.requests} requests"
                     f" per {float(rule.window):g} seconds",
@@ -139,13 +204,29 @@ class Admission:
                 )
         return counted
 
-    def _check_slots(self, model: str, policies: PolicySet) -> None:
+    def _check_slots(self, model: str, policies: PolicySet, would_deny: WouldDeny) -> None:
+        mode = policies.limits.concurrency.mode
+        if mode == "off":
+            return
+        for rule, limit, key in self._full(model, policies):
+            if mode == "dry_run":
+                self._would_deny(rule, would_deny)
+            else:
+                self.refused[rule] += 1
+                raise self._overloaded(limit, policies, key)
+
+    def _full(self, model: str, policies: PolicySet) -> Iterator[tuple[str, int, tuple[str, ...]]]:
+        """The limits that leave no slot: their rule, their number and where it is set."""
         concurrency = policies.limits.concurrency
         if len(self._active) >= concurrency.max_in_flight:
-            raise self._overloaded(concurrency.max_in_flight, policies, ("max_in_flight",))
+            yield _CONCURRENCY, concurrency.max_in_flight, ("max_in_flight",)
         for written, limit in concurrency.per_model.items():
             if canonical(written) == canonical(model) and self.active_by_model()[model] >= limit:
-                raise self._overloaded(limit, policies, ("per_model", written))
+                yield _model_rule(written), limit, ("per_model", written)
+
+    def _would_deny(self, rule: str, would_deny: WouldDeny) -> None:
+        self.would_deny[rule] += 1
+        would_deny(rule)
 
     def _overloaded(self, limit: int, policies: PolicySet, key: tuple[str, ...]) -> Overloaded:
         self.totals.rejected += 1
@@ -167,8 +248,33 @@ class Admission:
         held = self._clock.monotonic() - ticket.admitted
         self._typical_seconds += _SMOOTHING * (held - self._typical_seconds)
 
-    def _window(self, name: str) -> SlidingWindow:
-        return self._windows.setdefault(name, SlidingWindow())
+
+def rules_in_force(policies: PolicySet) -> list[str]:
+    """The names of the rules that judge at all (mode enforce or dry_run), in order of judgement.
+
+    `rate_limit:<name>`, `concurrency`, and `concurrency:<model>` with the model as it is written.
+    """
+    limits = policies.limits
+    names = [_rate_rule(rule) for rule in limits.rate_limit if rule.mode != "off"]
+    if limits.concurrency.mode != "off":
+        names += [_CONCURRENCY, *map(_model_rule, limits.concurrency.per_model)]
+    return names
+
+
+_CONCURRENCY = "concurrency"
+
+
+def _rate_rule(rule: RateLimit) -> str:
+    return f"rate_limit:{rule.name}"
+
+
+def _model_rule(model: str) -> str:
+    return f"{_CONCURRENCY}:{model}"
+
+
+def _refund(counted: list[_Counted]) -> None:
+    for one in counted:
+        one.refund()
 
 
 def _quota(rule: RateLimit) -> Quota:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 
 from mlxd.control.admission import Admission
 from mlxd.control.catalog import Catalog
@@ -12,11 +13,20 @@ from mlxd.control.residency import Residency
 from mlxd.control.worker import Order
 from mlxd.core.clock import Clock
 from mlxd.core.errors import UnsupportedFeature
-from mlxd.core.events import Burst
+from mlxd.core.events import Burst, Started
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest
 from mlxd.policy.load import PolicySet
-from mlxd.policy.store import PolicyStore
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks, and under which policies: the same from the first wall to the last token."""
+
+    client: str
+    policies: PolicySet
+    would_deny: Callable[[str], None]
+    """Told the name of each rule on trial that would have refused the request."""
 
 
 class Dispatcher:
@@ -24,13 +34,11 @@ class Dispatcher:
 
     def __init__(
         self,
-        policies: PolicyStore,
         catalog: Catalog,
         admission: Admission,
         residency: Residency,
         clock: Clock,
     ) -> None:
-        self._policies = policies
         self._catalog = catalog
         self._admission = admission
         self._residency = residency
@@ -38,34 +46,44 @@ class Dispatcher:
 
     @asynccontextmanager
     async def open(
-        self, request: GenerationRequest, client: str
+        self, request: GenerationRequest, asker: Asker
     ) -> AsyncIterator[AsyncIterator[Burst]]:
         """Everything acquired here is given back on the way out, whatever the way out is."""
         arrived = self._clock.monotonic()
-        policies = self._policies.current
+        policies = asker.policies
         card = await self._catalog.resolve(request.model, policies)
         _check_capabilities(request, card)
         async with (
-            self._admission.admit(client, card.name, policies),
+            self._admission.admit(asker.client, card.name, policies, asker.would_deny),
             self._residency.lease(card, request.keep_alive, policies) as worker,
             aclosing(worker.generate(_order(request, card, policies, arrived))) as bursts,
         ):
-            yield bursts
+            yield bursts if policies.limits.tokens.mode == "enforce" else _judged(bursts, asker)
 
-    async def load(self, model: str, keep_alive: float | None) -> None:
+    async def load(self, model: str, keep_alive: float | None, policies: PolicySet) -> None:
         """Have a model in memory. Not a generation: neither counted nor limited.
 
         Raises Draining; ModelNotFound; what leasing raises.
         """
         self._admission.check_open()
-        policies = self._policies.current
         card = await self._catalog.resolve(model, policies)
         async with self._residency.lease(card, keep_alive, policies):
             pass
 
-    async def unload(self, model: str) -> None:
+    async def unload(self, model: str, policies: PolicySet) -> None:
         """Let a model go when nothing uses it any more; returns at once."""
-        self._residency.unload(await self._catalog.resolve(model, self._policies.current))
+        self._residency.unload(await self._catalog.resolve(model, policies))
+
+
+async def _judged(bursts: AsyncIterator[Burst], asker: Asker) -> AsyncIterator[Burst]:
+    """The same, having said whether limits.tokens.max_prompt, on trial, would have refused it."""
+    limits = asker.policies.limits.tokens
+    async for burst in bursts:
+        for event in burst:
+            too_long = isinstance(event, Started) and event.prompt_tokens > limits.max_prompt
+            if too_long and limits.mode == "dry_run":
+                asker.would_deny("tokens")
+        yield burst
 
 
 def _check_capabilities(request: GenerationRequest, card: ModelCard) -> None:
@@ -80,12 +98,12 @@ def _order(
     request: GenerationRequest, card: ModelCard, policies: PolicySet, arrived: float
 ) -> Order:
     """The client decides, then the model's own files, then the dialect."""
-    timeouts = policies.timeouts
+    timeouts, tokens = policies.timeouts, policies.limits.tokens
     return Order(
         request=request,
         sampling=request.sampling.over(card.sampling).over(request.fallback),
-        max_prompt=policies.limits.tokens.max_prompt,
-        max_output=policies.limits.tokens.max_output,
+        max_prompt=tokens.max_prompt if tokens.mode == "enforce" else card.context,
+        max_output=tokens.max_output,
         context=card.context,
         limits=Limits(
             generation=float(timeouts.generation),

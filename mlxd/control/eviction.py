@@ -1,8 +1,8 @@
-"""The pure decision which models leave memory so that another fits. It performs nothing."""
+"""The pure decision which models leave memory, for another or for a limit. It performs nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -15,6 +15,8 @@ class Candidate:
     in_use: bool
     last_used: float
     use_count: int
+    preloaded: bool = False
+    """Policy lists it: it goes after all that are not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +35,11 @@ def plan_eviction(
     available_bytes: int | None,
     max_loaded: int | None,
 ) -> Plan:
-    """Least recently used first; use_count breaks ties; what is in use stays.
+    """What makes room for one more; what is in use stays.
 
     `available_bytes` None: memory could not be read, so only the count decides.
     """
-    idle = sorted((c for c in loaded if not c.in_use), key=lambda c: (c.last_used, c.use_count))
+    idle = _in_order(loaded)
     victims: list[Candidate] = []
 
     def obstacle() -> str:
@@ -53,3 +55,15 @@ def plan_eviction(
     if problem:
         return Plan((), problem)
     return Plan(tuple(victim.key for victim in victims))
+
+
+def plan_trim(loaded: Sequence[Candidate], max_loaded: int) -> tuple[Hashable, ...]:
+    """What leaves, in order, when no more than `max_loaded` may stay; what is in use stays."""
+    excess = max(0, len(loaded) - max_loaded)
+    return tuple(candidate.key for candidate in _in_order(loaded)[:excess])
+
+
+def _in_order(loaded: Iterable[Candidate]) -> list[Candidate]:
+    """What is idle: preloaded ones last, else least recently used first; use_count breaks ties."""
+    idle = (candidate for candidate in loaded if not candidate.in_use)
+    return sorted(idle, key=lambda c: (c.preloaded, c.last_used, c.use_count))

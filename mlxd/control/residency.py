@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
-from mlxd.control.catalog import settings_of
-from mlxd.control.eviction import Candidate, plan_eviction
+from mlxd.control.eviction import Candidate, plan_eviction, plan_trim
 from mlxd.control.memory import MemoryReading
+from mlxd.control.resident import Evicts, Resident, ttl_of
+from mlxd.control.succession import Succession
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock
@@ -23,32 +23,11 @@ from mlxd.core.errors import InsufficientMemory, ModelLoadFailed, ModelsBusy
 from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.policy.load import PolicySet
 
+__all__ = ["Residency", "Resident"]
+
 log = logging.getLogger(__name__)
 
 _UNLOAD_GRACE_SECONDS = 5.0
-
-
-@dataclass(slots=True)
-class Resident:
-    """One model that is in memory, or on its way there."""
-
-    card: ModelCard
-    keep_alive: float
-    """Seconds it stays after its last use; inf for ever."""
-    leases: int = 0
-    use_count: int = 0
-    last_used: float = 0.0
-    last_used_wall: float = 0.0
-    load_seconds: float = 0.0
-    loading: asyncio.Task[None] | None = None
-    reserved: bool = False
-    """Room has been made for it and it is about to take it."""
-    expiry: asyncio.TimerHandle | None = None
-    expires_wall: float = field(default=math.inf)
-
-    @property
-    def spec(self) -> ModelSpec:
-        return self.card.spec
 
 
 class Residency:
@@ -63,9 +42,12 @@ class Residency:
         self._supervisor = supervisor
         self._clock = clock
         self._read_memory = read_memory
+        self._policies: PolicySet | None = None
+        """Those in force, once `apply` was called; until then a request's own."""
+        self._preloaded: frozenset[ModelSpec] = frozenset()
         self._residents: dict[ModelSpec, Resident] = {}
         self._changing = asyncio.Lock()
-        self._unloads: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._failed: dict[str, tuple[str, str]] = {}
         """Name of a model whose last load failed to (digest, reason)."""
 
@@ -78,30 +60,60 @@ class Residency:
         `keep_alive` replaces the model's present value; None leaves it. Raises ModelLoadFailed,
         ModelsBusy, InsufficientMemory.
         """
-        resident = self._residents.get(card.spec)
-        if resident is None:
-            resident = Resident(card, keep_alive=ttl_of(card, policies))
-            self._residents[card.spec] = resident
-        resident.leases += 1
-        if resident.expiry is not None:
-            resident.expiry.cancel()
-        try:
-            worker = await self._loaded(resident, policies)
+        async with self._held(card, policies, Evicts.IDLE) as (resident, worker):
             if keep_alive is not None:
-                resident.keep_alive = keep_alive
+                resident.asked = keep_alive
             resident.use_count += 1
             yield worker
-        finally:
-            resident.leases -= 1
-            self._used(resident)
+
+    async def load(self, card: ModelCard, policies: PolicySet, evicts: Evicts) -> None:
+        """Have a model in memory that no client asked for. Raises what leasing raises."""
+        if not self.serves(card.spec):
+            async with self._held(card, policies, evicts):
+                pass
 
     def unload(self, card: ModelCard) -> None:
         """Unload as soon as nothing uses it; running requests finish first."""
         resident = self._residents.get(card.spec)
         if resident is not None:
-            resident.keep_alive = 0.0
-            if resident.leases == 0:
-                self._expire(resident)
+            resident.asked = 0.0
+            self._rearm(resident)
+
+    def apply(self, new: PolicySet) -> None:
+        """Idle times and the number of idle models follow `new`; what is in use goes on."""
+        self._policies = new
+        for resident in self._residents.values():
+            resident.ttl = ttl_of(resident.card, new)
+            self._rearm(resident)
+        self._trim()
+
+    def protect(self, preloaded: frozenset[ModelSpec]) -> None:
+        """These, and no others, do not idle out and are evicted last. Loads nothing."""
+        changed = preloaded ^ self._preloaded
+        self._preloaded = preloaded
+        for spec in changed & self._residents.keys():
+            self._rearm(self._residents[spec])
+
+    async def follow(self, cards: Iterable[ModelCard], policies: PolicySet) -> None:
+        """Names have come to mean other folders: `cards` are all that there are now.
+
+        What no name leads to any more goes when nothing uses it. Where its name leads elsewhere
+        the successor is loaded first, if that evicts nobody.
+        """
+        succession = Succession(cards)
+        moved: list[tuple[Resident, ModelCard, bool]] = []
+        for resident in self.residents():
+            fate = succession.fate(resident.card)
+            gone = fate.card is None
+            self._call(resident, fate.card, policies)
+            if fate.successor is not None and self.worker_of(resident) and not resident.leaving:
+                moved.append((resident, fate.successor, gone))
+            elif gone:
+                self._retire(resident)
+        for resident, successor, gone in moved:
+            await self._succeed(resident, successor, policies)
+            if gone:
+                self._retire(resident)
 
     def residents(self) -> list[Resident]:
         """The most recently used first."""
@@ -109,6 +121,19 @@ class Residency:
 
     def worker_of(self, resident: Resident) -> Worker | None:
         return self._supervisor.serving(resident.spec)
+
+    def serves(self, spec: ModelSpec) -> bool:
+        """Whether it is in memory."""
+        return self._supervisor.serving(spec) is not None
+
+    def excess(self, policies: PolicySet) -> list[Resident]:
+        """Idle models that `policies` would have unloaded for their `max_loaded`, in order."""
+        max_loaded = policies.models.max_loaded
+        if max_loaded == "auto":
+            return []
+        loaded = [self._candidate(r) for r in self._present()]
+        victims = plan_trim(loaded, max_loaded)
+        return [r for key in victims for r in self._residents.values() if r.spec == key]
 
     def failed(self, cards: Iterable[ModelCard]) -> dict[str, str]:
         """Of these, the models whose last load failed and whose files are still the same: why."""
@@ -120,7 +145,7 @@ class Residency:
 
     async def close(self, grace: float) -> None:
         """Stop every worker. Nothing may be leased any more."""
-        tasks = [*self._unloads]
+        tasks = [*self._tasks]
         for resident in self._residents.values():
             if resident.expiry is not None:
                 resident.expiry.cancel()
@@ -130,9 +155,28 @@ class Residency:
         await self._supervisor.stop_all(grace)
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _loaded(self, resident: Resident, policies: PolicySet) -> Worker:
+    # -- loading
+
+    @asynccontextmanager
+    async def _held(
+        self, card: ModelCard, policies: PolicySet, evicts: Evicts
+    ) -> AsyncIterator[tuple[Resident, Worker]]:
+        resident = self._residents.get(card.spec)
+        if resident is None:
+            resident = Resident(card, ttl=ttl_of(card, self._policies or policies))
+            self._residents[card.spec] = resident
+        resident.leases += 1
+        self._disarm(resident)
+        try:
+            yield resident, await self._loaded(resident, policies, evicts)
+        finally:
+            resident.leases -= 1
+            self._used(resident)
+
+    async def _loaded(self, resident: Resident, policies: PolicySet, evicts: Evicts) -> Worker:
         """One load serves everyone who waits for it; it goes on when one of them leaves."""
         while (worker := self._supervisor.serving(resident.spec)) is None:
+            resident.evicts = max(resident.evicts, evicts)
             if resident.loading is None:
                 resident.loading = asyncio.create_task(
                     self._load(resident, policies), name=f"load {resident.card.name}"
@@ -168,16 +212,19 @@ class Residency:
         finally:
             resident.reserved = False
             resident.loading = None
+            resident.evicts = Evicts.NOBODY
+            if resident.leases == 0:  # all who waited have left
+                self._used(resident)
 
     async def _make_room(self, incoming: Resident, policies: PolicySet) -> None:
         """Evict what the plan says, one at a time, planning again after each."""
         while True:
             reading = self._read_memory()
             max_loaded = policies.models.max_loaded
-            others = [r for r in self._residents.values() if r is not incoming]
+            others = [r for r in self._present() if r is not incoming]
             promised = sum(r.card.size_bytes for r in others if r.reserved)
             plan = plan_eviction(
-                [self._candidate(r) for r in others if r.reserved or self.worker_of(r)],
+                [self._candidate(r, incoming.evicts) for r in others],
                 needed_bytes=incoming.card.size_bytes + promised,
                 available_bytes=reading.available if reading is not None else None,
                 max_loaded=None if max_loaded == "auto" else max_loaded,
@@ -191,60 +238,127 @@ class Residency:
             self._drop(victim)
             await self._supervisor.stop(victim.spec, policies.timeouts.shutdown.term_grace)
 
-    def _drop(self, resident: Resident) -> None:
-        if resident.expiry is not None:
-            resident.expiry.cancel()
-        del self._residents[resident.spec]
+    def _present(self) -> list[Resident]:
+        """Those that take room in memory, or are about to."""
+        return [r for r in self._residents.values() if r.reserved or self.worker_of(r)]
 
-    def _candidate(self, resident: Resident) -> Candidate:
+    def _candidate(self, resident: Resident, evicts: Evicts = Evicts.IDLE) -> Candidate:
+        preloaded = resident.spec in self._preloaded
+        spared = evicts is Evicts.NOBODY or (evicts is Evicts.UNLISTED and preloaded)
         return Candidate(
             key=resident.spec,
             size_bytes=resident.card.size_bytes,
-            in_use=resident.leases > 0 or resident.reserved,
+            in_use=resident.leases > 0 or resident.reserved or spared,
             last_used=resident.last_used,
             use_count=resident.use_count,
+            preloaded=preloaded,
         )
 
+    # -- another meaning of a name
+
+    def _call(self, resident: Resident, card: ModelCard | None, policies: PolicySet) -> None:
+        """Show a model by its present card, unless its files have changed since it was loaded."""
+        if card is None:
+            return
+        if card.digest == resident.card.digest:
+            resident.card = card
+        resident.ttl = ttl_of(resident.card, self._policies or policies)
+        resident.retired = False
+        self._rearm(resident)
+
+    async def _succeed(self, old: Resident, card: ModelCard, policies: PolicySet) -> None:
+        """Load what takes a model's place, where there is room beside it."""
+        try:
+            await self.load(card, policies, Evicts.NOBODY)
+        except (InsufficientMemory, ModelsBusy, ModelLoadFailed) as error:
+            log.info("%s is not replaced before a request needs it: %s", card.name, error)
+            return
+        log.info("%s is replaced: its name leads to another folder now", card.name)
+        new = self._residents.get(card.spec)
+        if new is not None and new.asked is None:
+            new.asked = old.asked
+            self._rearm(new)
+
+    def _retire(self, resident: Resident) -> None:
+        resident.retired = True
+        self._rearm(resident)
+
+    # -- idle time
+
     def _used(self, resident: Resident) -> None:
-        """A lease ended: the idle time starts anew."""
+        """A lease or a load ended: the idle time starts anew."""
         resident.last_used = self._clock.monotonic()
         resident.last_used_wall = self._clock.wall()
-        resident.expires_wall = resident.last_used_wall + resident.keep_alive
-        if resident.leases > 0 or self._residents.get(resident.spec) is not resident:
+        if resident.leases == 0 and resident.loading is None and self.worker_of(resident) is None:
+            self._drop(resident)
+        else:
+            self._rearm(resident)
+        self._trim()
+
+    def _rearm(self, resident: Resident) -> None:
+        """Have it unloaded when its time since the last use is over; now, if it is over already."""
+        self._disarm(resident)
+        limit = self._may_idle(resident)
+        resident.expires_wall = resident.last_used_wall + limit
+        if resident.leases > 0 or resident.loading is not None or limit == math.inf:
             return
-        if self.worker_of(resident) is None and resident.loading is None:
-            del self._residents[resident.spec]
-        elif resident.keep_alive <= 0:
+        left = resident.last_used + limit - self._clock.monotonic()
+        if left <= 0:
             self._expire(resident)
-        elif resident.keep_alive != math.inf:
-            resident.expiry = asyncio.get_running_loop().call_later(
-                resident.keep_alive, self._expire, resident
-            )
+        else:
+            loop = asyncio.get_running_loop()
+            resident.expiry = loop.call_later(left, self._expire, resident)
+
+    def _disarm(self, resident: Resident) -> None:
+        resident.turn += 1
+        if resident.expiry is not None:
+            resident.expiry.cancel()
+            resident.expiry = None
+
+    def _may_idle(self, resident: Resident) -> float:
+        """Seconds that it may be unused."""
+        if resident.retired:
+            return 0.0
+        if resident.spec in self._preloaded and not resident.leaving:
+            return math.inf
+        return resident.keep_alive
 
     def _expire(self, resident: Resident) -> None:
-        task = asyncio.create_task(self._unload_idle(resident), name=f"unload {resident.card.name}")
-        self._unloads.add(task)
-        task.add_done_callback(self._unloads.discard)
+        self._own(self._unload_idle(resident, resident.turn), f"unload {resident.card.name}")
 
-    async def _unload_idle(self, resident: Resident) -> None:
+    async def _unload_idle(self, resident: Resident, turn: int) -> None:
         async with self._changing:
-            if resident.leases == 0 and self._residents.get(resident.spec) is resident:
+            if resident.turn == turn and self._residents.get(resident.spec) is resident:
                 self._drop(resident)
                 log.info("unloading %s: idle", resident.card.name)
                 await self._supervisor.stop(resident.spec, _UNLOAD_GRACE_SECONDS)
+
+    def _trim(self) -> None:
+        """Have idle models beyond the limit in force unloaded; those in use follow when idle."""
+        if self._policies is not None and self.excess(self._policies):
+            self._own(self._unload_excess(), "unload models beyond max_loaded")
+
+    async def _unload_excess(self) -> None:
+        async with self._changing:
+            while self._policies is not None and (victims := self.excess(self._policies)):
+                log.info("unloading %s: models.max_loaded", victims[0].card.name)
+                self._drop(victims[0])
+                await self._supervisor.stop(victims[0].spec, _UNLOAD_GRACE_SECONDS)
+
+    def _drop(self, resident: Resident) -> None:
+        self._disarm(resident)
+        del self._residents[resident.spec]
+
+    def _own(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 def _heard(load: asyncio.Task[None]) -> None:
     """Whoever waited for it has its error; when all have left, nobody needs it."""
     if not load.cancelled():
         load.exception()
-
-
-def ttl_of(card: ModelCard, policies: PolicySet) -> float:
-    """Seconds that policy lets this model idle."""
-    own = settings_of(card.name, policies)
-    ttl = own.ttl if own is not None and own.ttl is not None else policies.models.defaults.ttl
-    return float(ttl)
 
 
 def _refusal(

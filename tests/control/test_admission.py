@@ -1,6 +1,12 @@
-import pytest
+from collections import Counter
+from contextlib import nullcontext as does_nothing
+from dataclasses import replace
 
-from mlxd.control.admission import Admission
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlxd.control.admission import Admission, rules_in_force
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import Draining, InvalidRequest, Overloaded, RateLimited
 from mlxd.policy.load import load
@@ -126,3 +132,196 @@ async def test_the_rate_state_tells_what_is_left(admission, policies, clock):
     state = admission.rate_state("a", policies)
     assert state is not None
     assert (state.remaining, state.reset) == (29, 40)
+
+
+def limits(tmp_path, text):
+    folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+    folder.mkdir()
+    return load(write_policies(folder, {"limits": text}))
+
+
+def test_leaving_twice_gives_one_slot_back(admission, policies):
+    first, second = (admission.enter("a", "m", policies) for _ in range(2))
+    admission.leave(first)
+    admission.leave(first, refund=True)
+    assert admission.active == 1
+    assert admission.totals.processed == 1
+    assert admission.rate_state("a", policies).remaining == 28
+    admission.leave(second, refund=True)
+    assert admission.rate_state("a", policies).remaining == 29
+
+
+def test_refusals_are_counted_by_rule(admission, tmp_path):
+    text = (
+        "concurrency: {max_in_flight: 2, per_model: {Small: 1}}\n"
+        "rate_limit: [{name: five, requests: 5}]\n"
+    )
+    policies = limits(tmp_path, text)
+    assert rules_in_force(policies) == ["rate_limit:five", "concurrency", "concurrency:Small"]
+    admission.enter("a", "small", policies)
+    for model in ("small", "other", "other", "small", "small"):
+        with pytest.raises((Overloaded, RateLimited)) if model == "small" else does_nothing():
+            admission.enter("a", model, policies)
+            admission.leave(next(t for t in admission._active if t.model == "other"))
+    assert admission.refused == Counter({"concurrency:Small": 2, "rate_limit:five": 1})
+    assert admission.would_deny == Counter()
+
+
+def test_a_dry_run_refuses_nothing_and_tells_what_it_would_have_refused(admission, tmp_path):
+    text = (
+        "concurrency: {max_in_flight: 2, per_model: {m: 1}, mode: dry_run}\n"
+        "rate_limit: [{name: two, requests: 2, mode: dry_run}]\n"
+    )
+    policies = limits(tmp_path, text)
+    told: list = []
+    for _ in range(3):
+        told.append([])
+        admission.enter("a", "m", policies, told[-1].append)
+    assert told == [
+        [],
+        ["concurrency:m"],
+        ["rate_limit:two", "concurrency", "concurrency:m"],
+    ]
+    assert admission.active == 3
+    assert admission.would_deny == Counter(
+        {"concurrency:m": 2, "rate_limit:two": 1, "concurrency": 1}
+    )
+    assert (admission.refused, admission.totals.rejected) == (Counter(), 0)
+
+
+def test_a_dry_run_does_not_count_what_it_would_have_refused(admission, tmp_path, clock):
+    policies = limits(tmp_path, "rate_limit: [{requests: 1, window: 10s, mode: dry_run}]\n")
+    told: list = []
+    for _ in range(4):  # at 0, 4, 8 and 12 seconds: as if it enforced, only the first one counted
+        admission.leave(admission.enter("a", "m", policies, told.append))
+        clock.advance(4)
+    assert told == ["rate_limit:per-ip"] * 2
+
+
+def test_a_rule_that_enforces_still_refuses_beside_a_dry_run(admission, tmp_path):
+    text = (
+        "rate_limit:\n"
+        "  - {name: trial, requests: 1, mode: dry_run}\n"
+        "  - {name: real, requests: 2}\n"
+    )
+    policies = limits(tmp_path, text)
+    for _ in range(2):
+        admission.leave(admission.enter("a", "m", policies))
+    with pytest.raises(RateLimited) as refused:
+        admission.enter("a", "m", policies)
+    assert refused.value.policy is not None
+    assert refused.value.policy.key == "limits.rate_limit[1].requests"
+    assert admission.refused == Counter({"rate_limit:real": 1})
+
+
+def test_what_a_later_rule_refuses_does_not_count_in_an_earlier_one(admission, tmp_path, clock):
+    text = (
+        "rate_limit:\n"
+        "  - {name: hour, requests: 2, window: 1h}\n"
+        "  - {name: second, requests: 1, window: 1s}\n"
+    )
+    policies = limits(tmp_path, text)
+    admission.leave(admission.enter("a", "m", policies))
+    for _ in range(5):
+        with pytest.raises(RateLimited):
+            admission.enter("a", "m", policies)
+    clock.advance(1)
+    admission.leave(admission.enter("a", "m", policies))
+
+
+def test_concurrency_that_is_off_is_not_judged(admission, tmp_path):
+    policies = limits(tmp_path, "concurrency: {max_in_flight: 1, per_model: {m: 1}, mode: 'off'}\n")
+    told: list = []
+    for _ in range(3):
+        admission.enter("a", "m", policies, told.append)
+    assert told == []
+    assert rules_in_force(policies) == ["rate_limit:per-ip"]
+
+
+def test_a_lower_limit_stops_nothing_and_refuses_until_enough_have_ended(admission, tmp_path):
+    five, two = (limits(tmp_path, f"concurrency: {{max_in_flight: {n}}}\n") for n in (5, 2))
+    held = [admission.enter("a", "m", five) for _ in range(5)]
+    admission.apply(two)
+    assert admission.active == 5
+    while admission.active >= 2:
+        with pytest.raises(Overloaded) as refused:
+            admission.enter("b", "m", two)
+        assert "Max 2 concurrent" in refused.value.message
+        admission.leave(held.pop())
+    held.append(admission.enter("b", "m", two))
+    admission.apply(five)
+    held += [admission.enter("b", "m", five) for _ in range(3)]
+    assert admission.active == 5
+
+
+def test_the_rate_goes_on_counting_across_an_edit(admission, tmp_path, clock):
+    before = limits(tmp_path, "rate_limit: [{requests: 3}]\n")
+    for _ in range(3):
+        admission.leave(admission.enter("a", "m", before))
+    for text in (
+        "rate_limit: [{requests: 3}, {name: more, requests: 9}]\n",
+        "rate_limit: [{name: renamed, requests: 3}]\n",
+        "rate_limit: [{name: renamed, requests: 2, window: 30s}]\n",
+    ):
+        after = limits(tmp_path, text)
+        admission.apply(after)
+        with pytest.raises(RateLimited):
+            admission.enter("a", "m", after)
+    raised = limits(tmp_path, "rate_limit: [{name: renamed, requests: 4, window: 30s}]\n")
+    admission.apply(raised)
+    admission.leave(admission.enter("a", "m", raised))
+    with pytest.raises(RateLimited):
+        admission.enter("a", "m", raised)
+
+
+def test_a_refund_after_a_rename_is_given_to_the_heir(admission, tmp_path):
+    before = limits(tmp_path, "rate_limit: [{requests: 1}]\n")
+    after = limits(tmp_path, "rate_limit: [{name: renamed, requests: 1}]\n")
+    ticket = admission.enter("a", "m", before)
+    admission.apply(after)
+    admission.leave(ticket, refund=True)
+    admission.leave(admission.enter("a", "m", after))
+
+
+def rate_rule(quota, name):
+    """A set with one rate rule; concurrency plays no part."""
+    policies = load()
+    requests, window = quota
+    rule = policies.limits.rate_limit[0].model_copy(
+        update={"name": name, "requests": requests, "window": window}
+    )
+    changed = policies.limits.model_copy(update={"rate_limit": (rule,)})
+    return replace(policies, policies=policies.policies.model_copy(update={"limits": changed}))
+
+
+ASK = st.tuples(st.just("ask"), st.floats(0.0, 20.0))
+EDIT = st.tuples(
+    st.just("edit"), st.integers(1, 6), st.floats(0.3, 1.0), st.sampled_from(["x", "y", "z"])
+)
+
+
+@given(st.lists(ASK | EDIT, max_size=60))
+@settings(deadline=None, derandomize=True)
+def test_no_window_ever_holds_more_than_the_requests_in_force(story):
+    """Whatever `requests` and the name become, as long as the window is never lengthened."""
+    clock = ManualClock()
+    admission = Admission(clock)
+    quota = (3, 60.0)
+    policies = rate_rule(quota, "x")
+    taken: list[float] = []
+    for what, *values in story:
+        if what == "edit":
+            requests, factor, name = values
+            quota = (requests, quota[1] * factor)
+            policies = rate_rule(quota, name)
+            admission.apply(policies)
+            continue
+        clock.advance(values[0])
+        before = sum(at > clock.now - quota[1] for at in taken)
+        try:
+            admission.leave(admission.enter("a", "m", policies))
+        except RateLimited:
+            assert before >= quota[0]
+        else:
+            taken.append(clock.now)
+            assert before + 1 <= quota[0]

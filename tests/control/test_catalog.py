@@ -1,8 +1,11 @@
 import asyncio
+import threading
+from pathlib import Path
 
 import pytest
 
-from mlxd.control.catalog import GUIDE, Catalog
+from mlxd.control.catalog import Catalog
+from mlxd.control.scan import GUIDE, Scanner
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import ModelLoadFailed, ModelNotFound
 from mlxd.policy.load import load
@@ -24,6 +27,11 @@ class World:
     def declare(self, text):
         files = {"models": f"dirs: [{self.dirs}]\n{text}"}
         self.policies = load(write_policies(self.root / "policies", files))
+
+    def change(self, models):
+        """New policies come into force; `models` is the whole of models.yaml."""
+        self.policies = load(write_policies(self.root / "policies", {"models": models}))
+        self.catalog.apply(self.policies)
 
     def add(self, name, **what):
         return write_model(self.dirs / name, **what)
@@ -165,3 +173,171 @@ async def test_one_bad_root_does_not_hide_the_others(world, tmp_path):
     files = {"models": f"dirs: [/nonexistent/x, {world.dirs}]\n"}
     world.policies = load(write_policies(tmp_path / "policies", files))
     assert await world.names() == ["m", GUIDE]
+
+
+class Gate:
+    """Counts scans, and holds up those of a folder while it is shut."""
+
+    def __init__(self, monkeypatch):
+        self.scans = 0
+        self.shut: dict[Path, threading.Event] = {}
+        read = Scanner.read
+
+        def gated(scanner, scope):
+            self.scans += 1
+            for root in scope.roots:
+                if root in self.shut:
+                    self.shut[root].wait()
+            return read(scanner, scope)
+
+        monkeypatch.setattr(Scanner, "read", gated)
+
+    def close(self, root):
+        self.shut[root] = threading.Event()
+
+    def open(self):
+        for event in self.shut.values():
+            event.set()
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    made = Gate(monkeypatch)
+    yield made
+    made.open()
+
+
+async def test_a_model_of_an_added_folder_is_there_for_the_next_request(world):
+    world.add("m")
+    await world.resolve("m")
+    other = write_model(world.root / "other" / "late").parent
+    world.change(f"dirs: [{world.dirs}, {other}]\n")
+    assert await world.resolve("late") == "late"
+
+
+async def test_other_folders_are_scanned_without_anybody_asking(world):
+    await world.resolve("default")
+    other = write_model(world.root / "other" / "late").parent
+    world.change(f"dirs: [{other}]\n")
+    for _ in range(500):
+        if len(world.catalog.known()) == 2:
+            break
+        await asyncio.sleep(0.01)
+    assert [card.name for card in world.catalog.known()] == ["late", GUIDE]
+
+
+async def test_a_removed_folder_takes_its_models_along_at_once(world):
+    world.add("m")
+    await world.resolve("m")
+    world.change("dirs: []\n")
+    assert [card.name for card in world.catalog.known()] == [GUIDE]
+    with pytest.raises(ModelNotFound):
+        await world.resolve("m")
+    assert [card.name for card in await world.catalog.cards(world.policies)] == [GUIDE]
+
+
+async def test_what_is_right_all_the_same_is_answered_while_a_disk_hangs(world, gate):
+    for name in ("m", "small", "org/inner"):
+        world.add(name)
+    world.declare("chains: {coding: [large, small]}\n")
+    await world.resolve("m")
+    hung = write_model(world.root / "hung" / "large").parent
+    gate.close(hung)
+    world.change(f"dirs: [{world.dirs}, {hung}]\nchains: {{coding: [large, small]}}\n")
+    for name in ("m", "org/inner", GUIDE, "default"):
+        await asyncio.wait_for(world.resolve(name), 5)
+    waiting = [asyncio.create_task(world.resolve(name)) for name in ("coding", "inner", "large")]
+    await asyncio.sleep(0.05)
+    assert not any(task.done() for task in waiting), "what the new folder holds may change these"
+    assert world.catalog.default(world.policies) == "m"
+    gate.open()
+    assert await asyncio.gather(*waiting) == ["large", "org/inner", "large"]
+
+
+async def test_what_may_be_found_elsewhere_first_is_not_answered_by_the_old_scan(world, gate):
+    world.add("m")
+    old = (await world.catalog.resolve("m", world.policies)).spec
+    other = write_model(world.root / "other" / "m").parent
+    gate.close(other)
+    for models in (
+        f"dirs: [{other}, {world.dirs}]\n",
+        f"dirs: [{world.dirs}, {other}]\nmodels: {{M: {{path: {other / 'm'}}}}}\n",
+    ):
+        world.change(models)
+        task = asyncio.create_task(world.catalog.resolve("m", world.policies))
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        gate.open()
+        assert (await task).spec != old
+        gate.close(other)
+
+
+async def test_a_declared_path_that_stays_is_answered_and_one_that_moved_is_not(world, gate):
+    first, second = (write_model(world.root / name) for name in ("one", "two"))
+    stays = f"stays: {{path: {first}}}"
+    world.declare(f"models:\n  {stays}\n  moves: {{path: {first}}}\n")
+    await world.resolve("stays")
+    gate.close(world.dirs)
+    world.change(f"dirs: [{world.dirs}]\nmodels:\n  {stays}\n  moves: {{path: {second}}}\n")
+    await asyncio.wait_for(world.resolve("stays"), 5)
+    assert world.catalog.find("moves", world.policies) is None
+    gate.open()
+    assert (await world.catalog.resolve("moves", world.policies)).path == str(second)
+
+
+async def test_a_scan_for_other_folders_does_not_count(world, gate):
+    await world.resolve("default")
+    world.clock.advance(10)
+    gate.close(world.dirs)
+    before = asyncio.create_task(world.catalog.cards(world.policies))
+    await asyncio.sleep(0.05)
+    other = write_model(world.root / "other" / "late").parent
+    world.change(f"dirs: [{other}]\n")
+    assert await asyncio.wait_for(world.resolve("late"), 5) == "late"
+    gate.open()
+    await before
+    assert await world.resolve("late") == "late"
+
+
+async def test_folders_are_scanned_again_only_where_others_count(world, gate):
+    world.add("m")
+    await world.resolve("m")
+    same = f"dirs: [{world.dirs}]\n"
+    world.change(f"{same}preload: [m]\nchains: {{coding: [m]}}\ndefaults: {{ttl: 1m}}\n")
+    assert await world.resolve("coding") == "m"
+    world.change(f"{same}models: {{m: {{aliases: [nick], context: 99}}}}\n")
+    assert (await world.catalog.resolve("nick", world.policies)).context == 99
+    await world.catalog.refreshed(world.policies)
+    await asyncio.sleep(0.05)
+    assert gate.scans == 1
+
+
+async def test_a_request_keeps_the_names_of_its_policies(world):
+    world.add("m")
+    await world.resolve("m")
+    old = world.policies
+    world.change("dirs: []\n")
+    assert (await world.catalog.resolve("m", old)).name == "m"
+    await world.catalog.refreshed(world.policies)
+    assert (await world.catalog.resolve("m", old)).name == "m"
+    assert [card.name for card in world.catalog.known()] == [GUIDE]
+
+
+async def test_the_default_outlasts_a_change_of_folders(world):
+    world.add("middle")
+    await world.resolve("default")
+    other = write_model(world.root / "other" / "alpha").parent
+    world.change(f"dirs: [{other}, {world.dirs}]\n")
+    await world.catalog.refreshed(world.policies)
+    assert await world.resolve("default") == "middle"
+
+
+async def test_equal_policies_that_come_as_many_objects_are_not_kept(world):
+    world.add("m")
+    for _ in range(20):
+        world.declare("")
+        await world.resolve("m")
+    assert len(world.catalog._views) <= 8
+    world.change(f"dirs: [{world.dirs}]\n")
+    await world.resolve("m")
+    assert len(world.catalog._views) == 1, "those of earlier generations are let go"

@@ -1,8 +1,8 @@
-from mlxd.control.eviction import Candidate, Plan, plan_eviction
+from mlxd.control.eviction import Candidate, Plan, plan_eviction, plan_trim
 
 
-def candidate(key, *, size=10, in_use=False, last_used=0.0, use_count=1):
-    return Candidate(key, size, in_use, last_used, use_count)
+def candidate(key, *, size=10, in_use=False, last_used=0.0, use_count=1, preloaded=False):
+    return Candidate(key, size, in_use, last_used, use_count, preloaded)
 
 
 def plan(loaded, *, needed=10, available=1000, max_loaded=None):
@@ -46,3 +46,27 @@ def test_enough_are_evicted_and_no_more():
 def test_without_a_reading_of_memory_only_the_count_decides():
     assert plan([candidate("a")], needed=10**15, available=None) == Plan(())
     assert plan([candidate("a")], available=None, max_loaded=1).victims == ("a",)
+
+
+def test_preloaded_models_go_last_and_go():
+    loaded = [
+        candidate("listed", last_used=1.0, preloaded=True),
+        candidate("new", last_used=9.0),
+        candidate("old", last_used=2.0),
+    ]
+    assert plan(loaded, max_loaded=3).victims == ("old",)
+    assert plan(loaded, max_loaded=1).victims == ("old", "new", "listed")
+
+
+def test_a_trim_takes_what_is_beyond_the_limit_and_never_what_is_in_use():
+    loaded = [
+        candidate("busy", in_use=True),
+        candidate("listed", preloaded=True),
+        candidate("new", last_used=9.0),
+        candidate("old", last_used=2.0),
+    ]
+    assert plan_trim(loaded, 9) == ()
+    assert plan_trim(loaded, 4) == ()
+    assert plan_trim(loaded, 3) == ("old",)
+    assert plan_trim(loaded, 1) == ("old", "new", "listed")
+    assert plan_trim([candidate("busy", in_use=True)] * 3, 1) == ()

@@ -1,13 +1,15 @@
 import asyncio
 import math
+from dataclasses import replace
 
 import pytest
 
 from mlxd.control.memory import MemoryReading
 from mlxd.control.residency import Residency
+from mlxd.control.resident import Evicts
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import InsufficientMemory, ModelLoadFailed, ModelsBusy
-from mlxd.core.models import ModelCard
+from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.policy.load import load
 from tests.support.daemon import write_policies
 
@@ -39,26 +41,37 @@ class Processes:
 
     async def stop(self, spec, grace):
         self.log.append(f"stop {spec.path}")
+        self.up.pop(spec, None)
         if self.before_stop is not None:
             await self.before_stop()
         await asyncio.sleep(0)
-        self.up.pop(spec, None)
 
     async def stop_all(self, grace):
         self.up.clear()
 
 
-def card(name, size=100):
-    return ModelCard(name, name, size, "0" * 64, 0.0, "llama", 1, "f32", 512)
+def card(name, size=100, path=None):
+    return ModelCard(name, path or name, size, "0" * 64, 0.0, "llama", 1, "f32", 512)
+
+
+def specs(*names):
+    return frozenset(ModelSpec(name, 512) for name in names)
 
 
 class World:
     def __init__(self, tmp_path, models="max_loaded: 2\n"):
+        self.folder = tmp_path / "policies"
         self.processes = Processes()
         self.clock = ManualClock()
         self.reading = MemoryReading(total=1000, available=1000)
         self.residency = Residency(self.processes, self.clock, lambda: self.reading)  # type: ignore[arg-type]
-        self.policies = load(write_policies(tmp_path / "policies", {"models": models}))
+        self.policies = load(write_policies(self.folder, {"models": models}))
+
+    def change(self, models):
+        """New policies come into force."""
+        folder = write_policies(self.folder, {"models": models})
+        self.policies = load(folder)
+        self.residency.apply(self.policies)
 
     def lease(self, name, keep_alive=None, size=100):
         return self.residency.lease(card(name, size), keep_alive, self.policies)
@@ -250,3 +263,391 @@ async def test_a_lease_taken_just_before_the_unload_keeps_the_model(world):
     async with world.lease("a", keep_alive=60):
         await world.settle()
         assert world.loaded == ["a"]
+
+
+# -- other policies
+
+
+async def test_a_shorter_ttl_counts_from_the_last_use(world):
+    world.change("defaults: {ttl: 5m}\nmodels: {b: {ttl: 10m}}\n")
+    await world.use("a")
+    await world.use("b")
+    world.clock.advance(60)
+    world.change("defaults: {ttl: 2m}\nmodels: {b: {ttl: 30s}}\n")
+    await world.settle()
+    assert world.loaded == ["a"], "b was idle for longer than its new time"
+    (left,) = (r.expires_wall - world.clock.wall() for r in world.residency.residents())
+    assert left == 120 - 61
+
+
+async def test_a_model_whose_new_ttl_is_over_goes_by_its_timer(world):
+    world.change("defaults: {ttl: never}\n")
+    await world.use("a")
+    world.change("defaults: {ttl: 20ms}\n")
+    assert world.loaded == ["a"]
+    for _ in range(100):
+        if not world.loaded:
+            break
+        await asyncio.sleep(0.01)
+    assert world.loaded == []
+
+
+async def test_a_longer_ttl_ends_the_timer_that_ran(world):
+    world.change("defaults: {ttl: 20ms}\n")
+    await world.use("a")
+    world.change("defaults: {ttl: 1h}\n")
+    await asyncio.sleep(0.05)
+    assert world.loaded == ["a"]
+
+
+async def test_a_longer_ttl_takes_back_an_unload_that_was_decided(world):
+    """What was decided waits for the lock; by then it is no longer right."""
+    world.change("max_loaded: 9\n")
+    await world.use("a")
+    await world.use("b")
+    await world.use("c")
+    stopping, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold():
+        stopping.set()
+        await go_on.wait()
+
+    world.processes.before_stop = hold
+    world.residency.unload(card("a"))
+    await stopping.wait()
+    world.clock.advance(60)
+    world.change("defaults: {ttl: 1s}\n")
+    await world.settle()
+    world.change("defaults: {ttl: 1h}\nmodels: {c: {ttl: 2s}}\n")
+    go_on.set()
+    await world.settle()
+    assert world.loaded == ["b"]
+
+
+async def test_a_model_in_use_follows_a_changed_ttl_when_it_is_released(world):
+    async with world.lease("a"):
+        world.clock.advance(1000)
+        world.change("defaults: {ttl: 0s}\n")
+        await world.settle()
+        assert world.loaded == ["a"]
+    await world.settle()
+    assert world.loaded == []
+
+
+async def test_what_a_client_asked_for_outlasts_a_changed_ttl(world):
+    await world.use("a", keep_alive=600)
+    world.clock.advance(60)
+    world.change("defaults: {ttl: 1s}\nmodels: {a: {ttl: 1s}}\n")
+    await world.settle()
+    assert world.loaded == ["a"]
+
+
+async def test_a_model_loaded_by_an_older_request_has_the_ttl_in_force(world):
+    older = world.policies
+    world.change("defaults: {ttl: 7s}\n")
+    async with world.residency.lease(card("a"), None, older):
+        pass
+    (resident,) = world.residency.residents()
+    assert resident.keep_alive == 7
+
+
+async def test_a_load_that_everyone_left_idles_out_from_its_end(world):
+    world.change("defaults: {ttl: 5s}\n")
+    world.processes.gate.clear()
+    user = asyncio.create_task(world.use("a"))
+    await world.settle()
+    user.cancel()
+    await asyncio.gather(user, return_exceptions=True)
+    world.clock.advance(100)
+    world.processes.gate.set()
+    await world.settle()
+    assert world.loaded == ["a"]
+    (resident,) = world.residency.residents()
+    assert resident.expiry is not None
+    assert resident.expires_wall == world.clock.wall() + 5
+
+
+async def test_an_unload_in_the_middle_of_a_load_that_everyone_left_waits_for_its_end(world):
+    world.processes.gate.clear()
+    user = asyncio.create_task(world.use("a"))
+    await world.settle()
+    user.cancel()
+    await asyncio.gather(user, return_exceptions=True)
+    world.residency.unload(card("a"))
+    await world.settle()
+    assert world.processes.log == ["start a"]
+    world.processes.gate.set()
+    await world.settle()
+    assert world.loaded == []
+    assert world.residency.residents() == []
+
+
+async def test_a_lower_max_loaded_unloads_what_is_idle_and_never_what_is_in_use(world):
+    world.change("max_loaded: 4\n")
+    for name in ("a", "b", "c", "d"):
+        await world.use(name)
+    async with world.lease("a"):
+        world.change("max_loaded: 2\n")
+        await world.settle()
+        assert world.loaded == ["a", "d"]
+        async with world.lease("d"):
+            world.change("max_loaded: 1\n")
+            await world.settle()
+            assert world.loaded == ["a", "d"]
+        await world.settle()
+        assert world.loaded == ["a"], "idle now, and one too many"
+
+
+async def test_a_model_leased_while_others_are_unloaded_for_the_limit_is_spared(world):
+    world.change("max_loaded: 4\n")
+    for name in ("a", "b", "c"):
+        await world.use(name)
+    done = asyncio.Event()
+    holders: list[asyncio.Task[None]] = []
+
+    async def hold_b():
+        async with world.lease("b"):
+            await done.wait()
+
+    async def lease_b_meanwhile():
+        if not holders:
+            holders.append(asyncio.create_task(hold_b()))
+            await asyncio.sleep(0)
+
+    world.processes.before_stop = lease_b_meanwhile
+    world.change("max_loaded: 1\n")
+    await world.settle()
+    assert world.loaded == ["b"]
+    done.set()
+    await asyncio.gather(*holders)
+
+
+# -- preloaded models
+
+
+async def test_a_preloaded_model_is_evicted_last_and_does_not_idle_out(world):
+    world.change("max_loaded: 2\ndefaults: {ttl: 0s}\nmodels: {b: {ttl: never}}\n")
+    world.residency.protect(specs("a"))
+    await world.use("a")
+    await world.settle()
+    await world.use("b")
+    await world.use("b")
+    async with world.lease("c"):
+        assert world.loaded == ["a", "c"]
+        async with world.lease("d"):
+            assert world.loaded == ["c", "d"], "a request may have it evicted"
+
+
+async def test_a_preload_evicts_neither_what_is_in_use_nor_what_is_preloaded(world):
+    world.residency.protect(specs("a", "c"))
+    await world.use("a")
+    await world.use("b")
+    await world.residency.load(card("c"), world.policies, Evicts.UNLISTED)
+    assert world.loaded == ["a", "c"]
+    with pytest.raises(ModelsBusy):
+        await world.residency.load(card("d"), world.policies, Evicts.UNLISTED)
+    async with world.lease("b"):
+        with pytest.raises(ModelsBusy):
+            await world.residency.load(card("d"), world.policies, Evicts.UNLISTED)
+    assert "b" in world.loaded
+
+
+async def test_a_request_that_joins_a_preload_has_what_it_needs_evicted(world):
+    world.residency.protect(specs("a", "b"))
+    await world.use("a")
+    await world.use("b")
+    async with world.residency._changing:
+        preload = asyncio.create_task(
+            world.residency.load(card("c"), world.policies, Evicts.UNLISTED)
+        )
+        await world.settle()
+        user = asyncio.create_task(world.use("c"))
+        await world.settle()
+    await asyncio.gather(preload, user)
+    assert world.loaded == ["b", "c"]
+    assert world.processes.log.count("start c") == 1
+
+
+async def test_a_load_does_not_inherit_what_an_earlier_one_might_evict(world):
+    await world.use("c")
+    world.processes.up.clear()
+    world.residency.protect(specs("a", "b"))
+    for name in ("a", "b"):
+        await world.use(name)
+    with pytest.raises(ModelsBusy):
+        await world.residency.load(card("c"), world.policies, Evicts.UNLISTED)
+
+
+async def test_a_client_may_have_a_preloaded_model_unloaded(world):
+    world.residency.protect(specs("a", "b"))
+    await world.use("a")
+    world.residency.unload(card("a"))
+    await world.use("b", keep_alive=0)
+    await world.settle()
+    assert world.loaded == []
+    await world.use("a")
+    (resident,) = world.residency.residents()
+    assert resident.expires_wall == math.inf
+
+
+async def test_a_model_that_is_no_longer_preloaded_idles_from_its_last_use(world):
+    world.change("defaults: {ttl: 2m}\n")
+    world.residency.protect(specs("a"))
+    await world.use("a")
+    world.clock.advance(60)
+    world.residency.protect(frozenset())
+    await world.settle()
+    assert world.loaded == ["a"]
+    (resident,) = world.residency.residents()
+    assert resident.expires_wall - world.clock.wall() == 60
+    world.residency.protect(specs("a"))
+    assert resident.expires_wall == math.inf
+    assert resident.expiry is None
+
+
+async def test_a_load_nobody_asked_for_counts_as_no_use_and_leaves_a_loaded_model_alone(world):
+    await world.residency.load(card("a"), world.policies, Evicts.UNLISTED)
+    (resident,) = world.residency.residents()
+    assert resident.use_count == 0
+    before = resident.last_used
+    world.clock.advance(5)
+    await world.residency.load(card("a"), world.policies, Evicts.UNLISTED)
+    assert resident.last_used == before
+    assert world.processes.log == ["start a"]
+
+
+# -- names that lead elsewhere
+
+
+async def test_a_model_without_a_name_goes_when_nothing_uses_it(world):
+    await world.use("a", keep_alive=math.inf)
+    async with world.lease("b") as worker:
+        await world.residency.follow([card("c")], world.policies)
+        await world.settle()
+        assert world.loaded == ["b"]
+        assert world.processes.serving(card("b").spec) is worker
+    await world.settle()
+    assert world.loaded == []
+    assert "start c" not in world.processes.log
+
+
+async def test_a_name_that_comes_back_saves_its_model(world):
+    async with world.lease("a"):
+        await world.residency.follow([], world.policies)
+        await world.residency.follow([card("a")], world.policies)
+    await world.settle()
+    assert world.loaded == ["a"]
+
+
+async def test_the_successor_is_loaded_before_the_old_one_goes(world):
+    await world.use("a", keep_alive=math.inf)
+    await world.residency.follow([card("a", path="new")], world.policies)
+    await world.settle()
+    assert world.loaded == ["new"]
+    assert world.processes.log == ["start a", "start a", "stop a"]
+    (resident,) = world.residency.residents()
+    assert resident.keep_alive == math.inf, "what the client asked for goes with the name"
+
+
+async def test_a_stream_on_the_old_worker_finishes_beside_the_successor(world):
+    async with world.lease("a") as worker:
+        await world.residency.follow([card("a", path="new")], world.policies)
+        async with world.residency.lease(card("a", path="new"), None, world.policies) as other:
+            assert other is not worker
+        await world.settle()
+        assert world.loaded == ["a", "new"]
+    await world.settle()
+    assert world.loaded == ["new"]
+
+
+async def test_a_successor_that_does_not_fit_beside_evicts_nobody(world):
+    await world.use("a")
+    await world.use("b")
+    await world.residency.follow([card("a", path="new"), card("b")], world.policies)
+    await world.settle()
+    assert world.loaded == ["b"]
+    world.change("max_loaded: auto\n")
+    world.reading = MemoryReading(total=1000, available=50)
+    await world.residency.follow([card("b", path="newer")], world.policies)
+    await world.settle()
+    assert world.loaded == []
+
+
+async def test_an_old_model_that_was_evicted_and_leased_anew_meanwhile_is_spared(world):
+    done = asyncio.Event()
+    holders: list[asyncio.Task[None]] = []
+
+    async def hold_old():
+        async with world.lease("a"):
+            await done.wait()
+
+    async def lease_old_meanwhile():
+        if not holders:
+            holders.append(asyncio.create_task(hold_old()))
+            await asyncio.sleep(0)
+
+    await world.use("a")
+    await world.use("b")
+    world.processes.before_stop = lease_old_meanwhile
+    new = card("a", path="new")
+    async with world.residency._changing:
+        following = asyncio.create_task(world.residency.follow([new, card("b")], world.policies))
+        await world.settle()
+        user = asyncio.create_task(world.residency.load(new, world.policies, Evicts.IDLE))
+        await world.settle()
+    await asyncio.gather(following, user)
+    await world.settle()
+    assert "a" in world.loaded
+    assert "a" in {r.spec.path for r in world.residency.residents()}
+    done.set()
+    await asyncio.gather(*holders)
+
+
+async def test_a_successor_that_is_broken_keeps_nothing_alive(world):
+    await world.use("a")
+    world.processes.broken = True
+    await world.residency.follow([card("a", path="new")], world.policies)
+    await world.settle()
+    assert world.loaded == []
+    assert world.residency.failed([card("a")])
+
+
+async def test_what_a_client_had_unloaded_gets_no_successor(world):
+    async with world.lease("a"):
+        world.residency.unload(card("a"))
+        await world.residency.follow([card("a", path="new")], world.policies)
+    await world.settle()
+    assert world.processes.log == ["start a", "stop a"]
+
+
+async def test_a_model_with_another_name_left_is_called_by_it(world):
+    world.change("models: {z: {ttl: 7s}}\n")
+    await world.use("a")
+    found = [card("a", path="new"), card("z", path="a")]
+    await world.residency.follow(found, world.policies)
+    await world.settle()
+    assert world.loaded == ["a", "new"]
+    assert {r.card.name: r.spec.path for r in world.residency.residents()} == {
+        "z": "a",
+        "a": "new",
+    }
+    assert {r.keep_alive for r in world.residency.residents() if r.card.name == "z"} == {7}
+
+
+async def test_a_model_shows_its_present_card_unless_its_files_changed(world):
+    await world.use("a")
+    now = replace(card("a"), context=99, trained_context=512)
+    await world.residency.follow([now], world.policies)
+    (resident,) = world.residency.residents()
+    assert resident.card.context == 99
+    await world.residency.follow([replace(now, digest="1" * 64, context=9)], world.policies)
+    assert resident.card.context == 99
+
+
+async def test_excess_is_told_and_nothing_done(world, tmp_path):
+    await world.use("a")
+    await world.use("b")
+    other = load(write_policies(tmp_path / "other", {"models": "max_loaded: 1\n"}))
+    assert [r.card.name for r in world.residency.excess(other)] == ["a"]
+    await world.settle()
+    assert world.loaded == ["a", "b"]

@@ -1,0 +1,72 @@
+"""One model in memory, and what is remembered of it there."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+
+from mlxd.control.names import settings_of
+from mlxd.core.models import ModelCard, ModelSpec
+from mlxd.policy.policy_set import PolicySet
+
+
+class Evicts(IntEnum):
+    """Who may leave memory for a load: nobody, what policy does not preload, whatever is idle.
+
+    Of several who wait for one load, the one who may evict most counts.
+    """
+
+    NOBODY = 0
+    UNLISTED = 1
+    IDLE = 2
+
+
+@dataclass(slots=True)
+class Resident:
+    """One model that is in memory, or on its way there."""
+
+    card: ModelCard
+    ttl: float
+    """Seconds that policy lets it idle; inf for ever."""
+    asked: float | None = None
+    """Seconds that a client asked it to stay after a use; it goes before policy."""
+    leases: int = 0
+    use_count: int = 0
+    last_used: float = 0.0
+    last_used_wall: float = 0.0
+    load_seconds: float = 0.0
+    loading: asyncio.Task[None] | None = None
+    evicts: Evicts = Evicts.NOBODY
+    """What its load may evict."""
+    reserved: bool = False
+    """Room has been made for it and it is about to take it."""
+    retired: bool = False
+    """No name leads to it any more: it goes as soon as nothing uses it."""
+    expiry: asyncio.TimerHandle | None = None
+    expires_wall: float = math.inf
+    turn: int = 0
+    """Counts its changes between in use and idle: an unload that was decided in an earlier one is
+    void."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.card.spec
+
+    @property
+    def keep_alive(self) -> float:
+        """Seconds it stays after its last use; inf for ever."""
+        return self.ttl if self.asked is None else self.asked
+
+    @property
+    def leaving(self) -> bool:
+        """A client had it unloaded; it ends with its last use."""
+        return self.asked is not None and self.asked <= 0
+
+
+def ttl_of(card: ModelCard, policies: PolicySet) -> float:
+    """Seconds that policy lets this model idle."""
+    own = settings_of(card.name, policies.models)
+    ttl = own.ttl if own is not None and own.ttl is not None else policies.models.defaults.ttl
+    return float(ttl)

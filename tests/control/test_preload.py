@@ -1,0 +1,267 @@
+import asyncio
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from mlxd.control.memory import MemoryReading
+from mlxd.control.preload import Preloader
+from mlxd.core.errors import ModelNotFound
+from tests.control.test_residency import World as Memory
+from tests.control.test_residency import card
+
+
+class Shelf:
+    """Stands beside the catalogue: cards by name, and a scan that can be made to hang."""
+
+    def __init__(self, *names):
+        self.cards = {name: card(name) for name in names}
+        self.scanned = asyncio.Event()
+        self.scanned.set()
+        self.late = {}
+        self.broken = False
+
+    async def refreshed(self, policies):
+        await self.scanned.wait()
+        if self.broken:
+            raise RuntimeError("a defect")
+        return SimpleNamespace(cards=self.cards)
+
+    def find(self, name, policies):
+        return self.cards.get(name) if self.scanned.is_set() else None
+
+    async def resolve(self, name, policies):
+        self.cards |= self.late
+        if name not in self.cards:
+            raise ModelNotFound(name)
+        return self.cards[name]
+
+
+class World(Memory):
+    def __init__(self, tmp_path):
+        super().__init__(tmp_path)
+        self.shelf = Shelf("a", "b", "c", "d")
+        self.preloader = Preloader(self.shelf, self.residency)  # type: ignore[arg-type]
+
+    async def list(self, *names, also="max_loaded: 3\n"):
+        """`models.preload` has these names from now on."""
+        self.change(f"preload: [{', '.join(names)}]\n{also}")
+        self.preloader.apply(self.policies)
+        await self.settle()
+
+    async def settle(self):
+        for _ in range(5):
+            await super().settle()
+
+    @property
+    def started(self):
+        return [line.removeprefix("start ") for line in self.processes.log if "start" in line]
+
+
+@pytest.fixture
+async def world(tmp_path):
+    made = World(tmp_path)
+    made.preloader.start(made.policies)
+    yield made
+    await made.preloader.close()
+    await made.residency.close(0)
+
+
+async def test_listed_models_are_loaded_in_order_one_after_the_other(world):
+    world.processes.gate.clear()
+    await world.list("b", "a", "c")
+    assert world.started == ["b"]
+    world.processes.gate.set()
+    await world.settle()
+    assert world.started == ["b", "a", "c"]
+    assert world.preloader.warnings() == []
+
+
+async def test_nothing_is_loaded_before_the_start_nor_after_the_close(tmp_path):
+    world = World(tmp_path)
+    await world.list("a")
+    assert world.started == []
+    world.preloader.start(world.policies)
+    await world.settle()
+    assert world.started == ["a"]
+    world.processes.gate.clear()
+    await world.list("a", "b", "c")
+    await world.preloader.close()
+    world.processes.gate.set()
+    await world.list("a", "b", "c", "d")
+    assert world.started == ["a", "b"]
+    await world.residency.close(0)
+
+
+async def test_what_cannot_be_loaded_is_skipped_with_one_warning(world, caplog):
+    with caplog.at_level(logging.WARNING):
+        await world.list("missing", "a", "b", "c", "d")
+        await world.list("missing", "a", "b", "c", "d")
+    assert world.loaded == ["a", "b", "c"]
+    assert [record.args[0] for record in caplog.records] == ["missing", "d"]
+    missing, full = world.preloader.warnings()
+    assert missing == "models.preload: 'missing' is not loaded: model 'missing' not found"
+    assert "models.max_loaded: 3 (policies/models.yaml:3)" in full
+
+
+async def test_a_warning_ends_when_its_model_is_loaded_or_no_longer_listed(world):
+    await world.list("missing", "a", "b", "c", "d")
+    assert len(world.preloader.warnings()) == 2
+    await world.use("d")
+    (left,) = world.preloader.warnings()
+    assert "missing" in left
+    await world.list("a")
+    assert world.preloader.warnings() == []
+
+
+async def test_what_was_skipped_for_want_of_room_is_tried_at_the_next_change(world):
+    world.reading = MemoryReading(total=1000, available=10)
+    await world.list("a")
+    assert world.started == []
+    world.reading = MemoryReading(total=1000, available=1000)
+    await world.settle()
+    assert world.started == []
+    await world.list("a", also="max_loaded: 2\n")
+    assert world.loaded == ["a"]
+    assert world.preloader.warnings() == []
+    world.residency.unload(card("a"))
+    await world.settle()
+    assert world.preloader.warnings() == [], "it was loaded; a client had it unloaded"
+
+
+async def test_a_name_that_is_found_only_when_it_is_loaded_is_kept_too(world):
+    world.shelf.late = {"e": card("e")}
+    await world.list("e", also="defaults: {ttl: 0s}\n")
+    assert world.loaded == ["e"]
+    assert world.started == ["e"]
+
+
+async def test_what_failed_is_not_tried_again_while_its_files_are_the_same(world):
+    world.processes.broken = True
+    await world.list("a")
+    await world.list("a", "b")
+    assert world.started == ["a", "b"]
+    assert len(world.preloader.warnings()) == 2
+    world.processes.broken = False
+    await world.list("b")
+    await world.list("b", "a")
+    assert world.loaded == ["a"], "a is listed anew; b is as broken as before"
+
+
+async def test_an_added_name_disturbs_no_other_and_a_new_order_does_nothing(world):
+    await world.list("a", "b")
+    before = dict(world.processes.up)
+    async with world.lease("a"):
+        await world.list("c", "b", "a")
+    await world.list("a", "c", "b")
+    assert world.started == ["a", "b", "c"]
+    assert before.items() <= world.processes.up.items()
+
+
+async def test_a_change_in_the_middle_of_a_load_starts_none_twice(world):
+    world.processes.gate.clear()
+    await world.list("a", "b")
+    await world.list("a", "b", "c")
+    await world.list("b", "a", "c")
+    world.processes.gate.set()
+    await world.settle()
+    assert world.started == ["a", "b", "c"]
+
+
+async def test_a_name_removed_before_its_turn_is_not_loaded(world):
+    world.processes.gate.clear()
+    await world.list("a", "b", "c")
+    await world.list("a", "c")
+    world.processes.gate.set()
+    await world.settle()
+    assert world.started == ["a", "c"]
+
+
+async def test_what_a_client_had_unloaded_stays_out_until_it_is_listed_anew(world):
+    await world.list("a", "b")
+    world.residency.unload(card("a"))
+    await world.settle()
+    await world.list("a", "b", "c")
+    assert world.loaded == ["b", "c"]
+    assert world.preloader.warnings() == []
+    await world.list("b", "c")
+    await world.list("a", "b", "c")
+    assert world.loaded == ["a", "b", "c"]
+
+
+async def test_listed_models_do_not_idle_out_and_removed_ones_do(world):
+    await world.list("a", "b", also="defaults: {ttl: 1m}\n")
+    world.clock.advance(30)
+    await world.list("a", also="defaults: {ttl: 1m}\n")
+    assert world.loaded == ["a", "b"], "its time is not over"
+    world.clock.advance(60)
+    await world.list("a", also="defaults: {ttl: 50s}\n")
+    assert world.loaded == ["a"]
+
+
+async def test_a_removed_name_is_evictable_and_not_stopped_in_use(world):
+    await world.list("a", also="defaults: {ttl: 0s}\n")
+    async with world.lease("a"):
+        await world.list(also="defaults: {ttl: 0s}\n")
+        assert world.loaded == ["a"]
+    await world.settle()
+    assert world.loaded == []
+
+
+async def test_a_scan_that_hangs_takes_no_protection_away(world):
+    await world.list("a", also="defaults: {ttl: 1m}\n")
+    world.clock.advance(600)
+    world.shelf.scanned.clear()
+    await world.list("a", "b", also="defaults: {ttl: 1m}\n")
+    assert world.loaded == ["a"]
+    world.shelf.scanned.set()
+    await world.settle()
+    assert world.loaded == ["a", "b"]
+
+
+async def test_a_listed_name_that_moves_is_loaded_from_its_new_folder(world, tmp_path):
+    await world.list("a", also="max_loaded: 1\n")
+    world.shelf.cards["a"] = card("a", path="new")
+    await world.list("a", also=f"max_loaded: 1\nmodels: {{a: {{path: {tmp_path}}}}}\n")
+    assert world.loaded == ["new"]
+    assert world.processes.log == ["start a", "stop a", "start a"]
+
+
+async def test_a_successor_of_a_listed_model_is_protected_from_its_first_moment(world, tmp_path):
+    also = "max_loaded: 4\ndefaults: {ttl: 0s}\n"
+    await world.list("a", "b", also=also)
+    world.shelf.scanned.clear()
+    for name in ("a", "b"):
+        world.shelf.cards[name] = card(name, path=f"new-{name}")
+    await world.list("a", "b", also=f"{also}models: {{a: {{path: {tmp_path}}}}}\n")
+    world.shelf.scanned.set()
+    await world.settle()
+    assert world.loaded == ["new-a", "new-b"]
+    assert sorted(world.started) == ["a", "a", "b", "b"]
+
+
+async def test_loaded_models_follow_their_names_only_when_folders_change(world, tmp_path):
+    await world.use("a")
+    del world.shelf.cards["a"]
+    await world.list("b")
+    assert world.loaded == ["a", "b"], "no policy has moved it"
+    await world.list("b", also=f"max_loaded: 3\ndirs: [{tmp_path}]\n")
+    assert world.loaded == ["b"]
+
+
+async def test_a_limit_that_shrinks_leaves_what_is_about_to_be_preloaded(world):
+    world.change("max_loaded: 3\n")
+    for name in ("a", "b", "c"):
+        await world.use(name)
+    await world.list("a", also="max_loaded: 1\n")
+    assert world.loaded == ["a"]
+    assert world.started == ["a", "b", "c"]
+
+
+async def test_a_defect_is_logged_and_the_next_change_works(world, caplog):
+    world.shelf.broken = True
+    await world.list("a")
+    assert "a defect of mlxd" in caplog.text
+    world.shelf.broken = False
+    await world.list("a", "b")
+    assert world.loaded == ["a", "b"]
