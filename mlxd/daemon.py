@@ -10,7 +10,9 @@ import resource
 import shutil
 import signal
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 
 import sdnotify
@@ -21,15 +23,32 @@ from mlxd.control.admission import Admission
 from mlxd.control.catalog import Catalog
 from mlxd.control.dispatch import Dispatcher
 from mlxd.control.memory import read_memory
+from mlxd.control.preload import Preloader
 from mlxd.control.residency import Residency
 from mlxd.control.supervisor import Supervisor
 from mlxd.core.clock import SystemClock
 from mlxd.core.errors import Draining
 from mlxd.core.instance import Address, Instance, authority
-from mlxd.policy.load import PolicySet
-from mlxd.policy.store import PolicyStore
-from mlxd.server.app import Listener
+from mlxd.policy.boot import Boot
+from mlxd.policy.history import history_of
+from mlxd.policy.load import Override, PolicySet
+from mlxd.policy.outcome import Outcome
+from mlxd.policy.reload import Reloader
+from mlxd.policy.store import Live
+from mlxd.policy.watch import Watcher
+from mlxd.server import policy_report
+from mlxd.server.admin import Admin
+from mlxd.server.admin_socket import AdminSocket, path_for
+from mlxd.server.app import routes
+from mlxd.server.connections import GuardedServer
+from mlxd.server.edge import Edge
+from mlxd.server.effects import Effects
+from mlxd.server.listener import Listener
 from mlxd.server.parts import Parts, State
+from mlxd.telemetry import logs
+from mlxd.telemetry.events import Events
+from mlxd.telemetry.logs import one_line
+from mlxd.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -42,61 +61,135 @@ class Daemon:
 
     def __init__(
         self,
-        policies: PolicySet,
+        boot: Boot,
         instance: Instance,
         *,
+        overrides: Sequence[Override] = (),
+        find_folder: Callable[[], Path | None] = lambda: None,
         warnings: Sequence[str] = (),
     ) -> None:
         self._instance = instance
         self._temporary = _fresh_temporary(instance.state)
         clock = SystemClock()
-        store = PolicyStore(policies)
+        store = boot.store
+        history = history_of(instance.state)
+        self._reloader = Reloader(
+            store, history, clock, boot, overrides=overrides, find_folder=find_folder
+        )
         catalog = Catalog(GUIDE, clock)
         admission = Admission(clock)
         self._supervisor = Supervisor(clock, self._temporary)
         self._residency = Residency(self._supervisor, clock, read_memory)
+        self._preloader = Preloader(catalog, self._residency)
         self._parts = Parts(
             policies=store,
+            reloader=self._reloader,
+            watcher=Watcher(lambda: self._reloader.folder, self._reloader.look),
             catalog=catalog,
             admission=admission,
             residency=self._residency,
-            dispatcher=Dispatcher(store, catalog, admission, self._residency, clock),
+            preloader=self._preloader,
+            dispatcher=Dispatcher(catalog, admission, self._residency, clock),
             clock=clock,
             read_memory=read_memory,
+            metrics=Metrics(),
+            events=Events(clock),
             state=State(warnings=list(warnings)),
+        )
+        server = GuardedServer(Edge(self._parts, routes(self._parts)), store, clock)
+        self._listener = Listener(server, self._announce)
+        admin = Admin(
+            self._parts, history, Effects(self._listener, admission, catalog, self._residency)
+        )
+        edge = Edge(self._parts, admin.routes(), walls=False)
+        self._admin = AdminSocket(
+            GuardedServer(edge, store, clock, limited=False), path_for(instance.state)
         )
         self._stop = asyncio.Event()
         self._at_once = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, sock: socket.socket) -> None:
         """Serve on a bound socket until a signal says stop; then drain and end every worker."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
-        listener = Listener(self._parts)
-        await listener.open(sock)
-        self._parts.state.ready = True
-        self._announce(sock)
-        scan = asyncio.create_task(self._parts.catalog.cards(self._parts.policies.current))
-        try:
-            await self._stop.wait()
-            await self._drain(listener)
-        finally:
-            scan.cancel()
-            await self._end(listener)
-
-    def _announce(self, sock: socket.socket) -> None:
+        loop.add_signal_handler(signal.SIGHUP, self._told_to_reload)
+        self._join()
         listen = self._parts.policies.current.server.listen
         port = sock.getsockname()[1]
-        self._instance.announce(Address(os.getpid(), listen.host, port, __version__))
-        folder = self._parts.policies.current.folder
+        await self._admin.open()
+        self._announce(listen.host, port)
+        await self._listener.open(sock, listen)
+        self._parts.state.ready = True
+        self._greet(port)
+        await self._reloader.begin()
+        self._own(self._parts.watcher.run())
+        self._preloader.start(self._parts.policies.current)
+        try:
+            await self._stop.wait()
+            self._forget_edits()
+            await self._preloader.close()
+            await self._drain()
+        finally:
+            self._forget_edits()
+            await self._end()
+
+    def _forget_edits(self) -> None:
+        """A daemon that stops follows no more edits."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _join(self) -> None:
+        """Who prepares and commits new policies, in this order, and who is told of it."""
+        parts = self._parts
+        self._reloader.use(
+            self._listener,
+            Live("log", _apply_log),
+            Live("admission", parts.admission.apply),
+            Live("catalog", parts.catalog.apply),
+            Live("residency", parts.residency.apply),
+            Live("preload", parts.preloader.apply),
+        )
+        self._reloader.observe(_log_outcome)
+        self._reloader.observe(partial(policy_report.report, parts))
+        policy_report.watch(parts)
+
+    def _announce(self, host: str, port: int) -> None:
+        """Tell the commands where the daemon is."""
+        address = Address(os.getpid(), host, port, __version__, str(self._admin.path))
+        try:
+            self._instance.announce(address)
+        except OSError as error:
+            log.warning("the state folder cannot be written: %s", error)
+
+    def _greet(self, port: int) -> None:
+        policies = self._parts.policies.current
         log.info(
             "mlxd %s serves on http://%s, pid %s, policies from %s",
-            __version__, authority(listen.host, port), os.getpid(), folder or "built-in defaults",
+            __version__, authority(policies.server.listen.host, port), os.getpid(),
+            policies.folder or "built-in defaults",
         )  # fmt: skip
-        for warning in [*self._parts.state.warnings, *self._parts.policies.current.warnings()]:
+        warnings = [*self._parts.state.warnings, *policy_report.warnings(self._parts, policies)]
+        for warning in warnings:
             log.warning("%s", warning)
         sdnotify.SystemdNotifier().notify("READY=1")
+
+    def _told_to_reload(self) -> None:
+        self._own(self._reload_on_signal())
+
+    async def _reload_on_signal(self) -> None:
+        """SIGHUP. systemd's `notify-reload` waits for READY=1, and so for the outcome."""
+        notifier = sdnotify.SystemdNotifier()
+        microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        notifier.notify(f"RELOADING=1\nMONOTONIC_USEC={microseconds}")
+        outcome = await self._reloader.reload("signal")
+        notifier.notify(f"READY=1\nSTATUS={one_line(str(outcome))}")
+
+    def _own(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _signalled(self, number: signal.Signals) -> None:
         if self._stop.is_set():
@@ -106,7 +199,7 @@ class Daemon:
             log.info("%s: draining", number.name)
             self._stop.set()
 
-    async def _drain(self, listener: Listener) -> None:
+    async def _drain(self) -> None:
         """Refuse new work, let what runs finish within its grace; end at once when told again."""
         sdnotify.SystemdNotifier().notify("STOPPING=1")
         self._parts.state.ready = False
@@ -114,7 +207,7 @@ class Daemon:
         drain = self._parts.policies.current.server.drain
         if self._parts.admission.active:
             await self._pause(float(drain.not_ready_delay))
-        await listener.stop_accepting()
+        await self._listener.stop_accepting()
         if not await self._all_ended(float(drain.grace)):
             log.warning("%s requests did not finish in time", self._parts.admission.active)
             self._supervisor.fail_all(Draining("the daemon is stopping", retry_after=5.0))
@@ -136,8 +229,10 @@ class Daemon:
             async with asyncio.timeout(seconds):
                 await self._at_once.wait()
 
-    async def _end(self, listener: Listener) -> None:
-        await listener.close()
+    async def _end(self) -> None:
+        await self._listener.close()
+        await self._admin.close()
+        await self._reloader.close()
         grace = float(self._parts.policies.current.timeouts.shutdown.term_grace)
         killing = asyncio.create_task(self._kill_when_told())
         await self._residency.close(grace)
@@ -151,20 +246,37 @@ class Daemon:
 
 
 def run(
-    policies: PolicySet,
+    boot: Boot,
     instance: Instance,
     sock: socket.socket,
     *,
+    overrides: Sequence[Override] = (),
+    find_folder: Callable[[], Path | None] = lambda: None,
     warnings: Sequence[str] = (),
 ) -> None:
     """Serve until stopped. `instance` is claimed and `sock` bound by the caller."""
     _raise_file_limit()
 
     async def main() -> None:
-        daemon = Daemon(policies, instance, warnings=warnings)
+        daemon = Daemon(
+            boot, instance, overrides=overrides, find_folder=find_folder, warnings=warnings
+        )
         await daemon.serve(sock)
 
     uvloop.run(main())
+
+
+def _apply_log(policies: PolicySet) -> None:
+    logs.configure(policies.server.log.level, policies.server.log.format)
+
+
+def _log_outcome(outcome: Outcome) -> None:
+    """The start is greeted; each later attempt is a line, each reason against it one more."""
+    if outcome.trigger == "start":
+        return
+    log.log(logging.INFO if outcome.ok else logging.WARNING, "%s", outcome)
+    for error in outcome.errors[1:]:
+        log.warning("policies refused, also: %s", error)
 
 
 def _fresh_temporary(state: Path) -> Path:

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from mlxd import __version__
-from mlxd.cli import exits
+from mlxd.cli import exits, policy
+from mlxd.cli.arguments import add_places
 from mlxd.core.places import BadEnvFile
 
 
@@ -41,45 +42,44 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="run the daemon in the foreground")
-    _add_places(serve)
+    add_places(serve)
     serve.add_argument("--host", help="address to listen on (MLXD_HOST)")
     serve.add_argument("--port", help="port to listen on (MLXD_PORT, MLX_API_PORT)")
+    serve.add_argument(
+        "--strict-boot", action="store_true",
+        help="with broken policy files, do not start on the last good ones",
+    )  # fmt: skip
     serve.set_defaults(run=_serve)
 
     status = commands.add_parser("status", help="what the running daemon is doing")
-    _add_places(status)
+    add_places(status)
     status.add_argument("--json", action="store_true", help="the body of /health")
     status.set_defaults(run=_status)
 
     stop = commands.add_parser("stop", help="stop the running daemon, letting requests finish")
-    _add_places(stop)
+    add_places(stop)
     stop.set_defaults(run=_stop)
 
-    policy = commands.add_parser("policy", help="work with the policy files")
-    actions = policy.add_subparsers(title="actions", required=True, metavar="ACTION")
-    check = actions.add_parser("check", help="say what is wrong with the policy files")
-    _add_places(check)
-    check.add_argument("--json", action="store_true", help="the same for programs")
-    check.set_defaults(run=_policy_check)
-    init = actions.add_parser("init", help="write the commented defaults where they are looked for")
-    _add_places(init)
-    init.set_defaults(run=_policy_init)
+    policy.add(commands)
 
     env = commands.add_parser("env", help="print variables that point clients at the daemon")
-    _add_places(env)
+    add_places(env)
     env.set_defaults(run=_env)
     return parser
-
-
-def _add_places(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--policies", metavar="DIR", help="policy folder (MLXD_POLICIES)")
-    parser.add_argument("--state", metavar="DIR", help="state folder (MLXD_STATE)")
 
 
 def _serve(arguments: argparse.Namespace) -> int:
     from mlxd.cli import serve
 
-    return serve.serve(arguments.policies, arguments.state, arguments.host, arguments.port)
+    return serve.serve(
+        serve.Flags(
+            policies=arguments.policies,
+            state=arguments.state,
+            host=arguments.host,
+            port=arguments.port,
+            strict_boot=arguments.strict_boot,
+        )
+    )
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -92,18 +92,6 @@ def _stop(arguments: argparse.Namespace) -> int:
     from mlxd.cli import stop
 
     return stop.stop(arguments.policies, arguments.state)
-
-
-def _policy_check(arguments: argparse.Namespace) -> int:
-    from mlxd.cli import policy
-
-    return policy.check(arguments.policies, arguments.state, as_json=arguments.json)
-
-
-def _policy_init(arguments: argparse.Namespace) -> int:
-    from mlxd.cli import policy
-
-    return policy.init(arguments.policies)
 
 
 def _env(arguments: argparse.Namespace) -> int:

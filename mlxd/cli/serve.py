@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlxd.cli import exits
@@ -14,9 +16,20 @@ from mlxd.core.instance import AlreadyRunning, Instance, authority
 _PROBE_TIMEOUT = 0.3
 
 
-def serve(policies: str | None, state: str | None, host: str | None, port: str | None) -> int:
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """What `mlxd serve` was told."""
+
+    policies: str | None = None
+    state: str | None = None
+    host: str | None = None
+    port: str | None = None
+    strict_boot: bool = False
+
+
+def serve(flags: Flags) -> int:
     """Claim the state folder, then the port, then serve until stopped."""
-    instance = Instance(places.find(policies, state).state.path)
+    instance = Instance(places.find(flags.policies, flags.state).state.path)
     try:
         instance.claim()
     except AlreadyRunning as error:
@@ -25,27 +38,30 @@ def serve(policies: str | None, state: str | None, host: str | None, port: str |
         return _refuse(f"the state folder {instance.state} cannot be used: {error}", exits.FAILED)
     gc.disable()  # imports make much that stays: collecting meanwhile costs a tenth of the start
     try:
-        return _serve_claimed(instance, policies, host, port)
+        return _serve_claimed(instance, flags)
     finally:
         instance.release()
 
 
-def _serve_claimed(
-    instance: Instance, policies: str | None, host: str | None, port: str | None
-) -> int:
+def _serve_claimed(instance: Instance, flags: Flags) -> int:
     if missing := missing_backend():
         return _refuse(missing, exits.FAILED)
-    from mlxd.policy.load import Override, PolicyErrors, load
+    from mlxd.policy.boot import boot
+    from mlxd.policy.history import history_of
+    from mlxd.policy.load import Override, PolicyErrors
     from mlxd.server.port import PortTaken, bind
     from mlxd.settings import Settings, SettingsRefused
 
     try:
-        settings = Settings.read(policies=policies, state=instance.state, host=host, port=port)
+        settings = Settings.read(
+            policies=flags.policies, state=instance.state, host=flags.host, port=flags.port
+        )
         folder = settings.policies.path if settings.policies is not None else None
-        in_force = load(folder, [Override(*override) for override in settings.overrides()])
+        overrides = [Override(*override) for override in settings.overrides()]
+        booted = boot(folder, overrides, history_of(instance.state), strict=flags.strict_boot)
     except (SettingsRefused, PolicyErrors) as error:
         return _refuse(str(error), exits.USAGE)
-    listen = in_force.server.listen
+    listen, log = booted.policies.server.listen, booted.policies.server.log
     try:
         sock = bind(listen.host, listen.port)
     except PortTaken:
@@ -60,9 +76,22 @@ def _serve_claimed(
 
     gc.freeze()
     gc.enable()
-    logs.configure(in_force.server.log.level, in_force.server.log.format)
-    daemon.run(in_force, instance, sock, warnings=settings.warnings())
+    logs.configure(log.level, log.format)
+    daemon.run(
+        booted,
+        instance,
+        sock,
+        overrides=overrides,
+        find_folder=_found_folder,
+        warnings=settings.warnings(),
+    )
     return exits.DONE
+
+
+def _found_folder() -> Path | None:
+    """The policy folder, for a daemon that was started without one: it may be made later."""
+    found = places.policy_folder(None, os.environ)
+    return found.path if found is not None else None
 
 
 def missing_backend() -> str:

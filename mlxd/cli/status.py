@@ -61,10 +61,18 @@ def _lines(health: Json, address: tuple[str, int]) -> Iterator[str]:
     for model in health["cached_models"]:
         yield f"          {_model(model)}"
     yield f"default   {health['default_model']}"
-    policy = health["policy"]
-    yield f"policy    {policy['folder'] or 'built-in defaults'} (generation {policy['generation']})"
+    yield f"policy    {_policy(health['policy'])}"
     for warning in health["warnings"]:
         yield f"warning   {warning}"
+
+
+def _policy(policy: Json) -> str:
+    where = f"{policy['folder'] or 'built-in defaults'} (generation {policy['generation']})"
+    last = policy["last_reload"]
+    if last["result"] == "refused":
+        kept = "the last good files hold" if policy["source"] == "lkg" else "it stays"
+        return f"{where}, edit of {last['at']} refused: {kept}"
+    return f"{where}, {last['result']} by {last['trigger']} at {last['at']}"
 
 
 def _memory(memory: Json) -> str:

@@ -19,6 +19,8 @@ MlxdError
 ├── WorkerCrashed               worker_crashed          the worker died while it served the request
 ├── WorkerStalled               worker_stalled          the worker lives and delivers nothing
 ├── DeadlineExceeded            deadline_exceeded       a time limit of timeouts.yaml passed
+├── PolicyConflict              policy_conflict         policies cannot be changed like this now
+│   └── PolicyOutOfDate         policy_out_of_date      they are not those that the caller has seen
 └── InternalError               internal_error          a defect of mlxd; the log has the trace
 
 `code` is stable and machine-readable. The HTTP status of each is one table in server/errors.py; the
@@ -151,6 +153,14 @@ class WorkerStalled(MlxdError):
 
 class DeadlineExceeded(MlxdError):
     code = "deadline_exceeded"
+
+
+class PolicyConflict(MlxdError):
+    code = "policy_conflict"
+
+
+class PolicyOutOfDate(PolicyConflict):
+    code = "policy_out_of_date"
 
 
 class InternalError(MlxdError):

@@ -33,6 +33,8 @@ class Address:
     host: str
     port: int
     version: str
+    admin: str = ""
+    """The path of the admin socket."""
 
 
 def authority(host: str, port: int) -> str:
@@ -78,7 +80,8 @@ def running(state: Path) -> Address | None:
         return None
     try:
         found = json.loads((state / _ADDRESS).read_text())
-        return Address(found["pid"], found["host"], found["port"], found["version"])
+        admin = found.get("admin", "")
+        return Address(found["pid"], found["host"], found["port"], found["version"], admin)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

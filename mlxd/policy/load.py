@@ -1,10 +1,12 @@
-"""Files and overrides in, a PolicySet or every reason against it out; touches nothing else."""
+"""Files and overrides in, a PolicySet or every reason against it out; touches nothing else.
+
+The daemon at its start, a reload, `mlxd policy check` and `plan` all judge by `judge`: they cannot
+disagree.
+"""
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -15,14 +17,17 @@ from pydantic import ValidationError
 
 from mlxd.policy import keys, strict_yaml
 from mlxd.policy.checks import problems_between
-from mlxd.policy.policy_set import FILES, PolicySet, Source
+from mlxd.policy.files import PolicyFiles, read
+from mlxd.policy.policy_set import FILES, PolicySet, Shadowed, Source
 from mlxd.policy.schema import KINDS, Policies
 from mlxd.policy.strict_yaml import Document, Path, Place, dotted, parts
-from mlxd.policy.units import got
+from mlxd.policy.units import got, written
 
 __all__ = ["Override", "PolicyError", "PolicyErrors", "PolicySet", "load"]
 
 SCHEMA = "mlxd/v1"
+_GUESSES = 3
+"""Places that a misplaced key may be meant for; more would not help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,8 @@ class Override:
     text: str
     source: str
     """Such as `environment MLX_API_PORT`."""
+    yaml: bool = False
+    """The text is YAML, as behind the key in a file; a list takes the place of the files'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,64 +72,59 @@ def load(folder: FilePath | None = None, overrides: Sequence[Override] = ()) -> 
 
     Raises PolicyErrors. Without a folder, or for a missing file, the built-in defaults hold.
     """
-    files = _Files()
-    if folder is not None:
-        files.read(folder)
-    _validated(files.data, files.sources, files.errors)
+    return judge(read(folder), overrides)
+
+
+def judge(files: PolicyFiles, overrides: Sequence[Override] = ()) -> PolicySet:
+    """As `load`, of files that have been read already. Raises PolicyErrors."""
+    said = _Said()
+    said.read(files)
+    _validated(said)
     for override in overrides:
-        _override(files.data, files.sources, override)
-    policies = _validated(files.data, files.sources, files.errors)
-    if policies is not None and not files.errors:
-        for problem in problems_between(policies, files.sources):
-            files.errors.append(_error(problem.path, problem.message, files.sources))
-    if policies is None or files.errors:
-        raise PolicyErrors(sorted(dict.fromkeys(files.errors), key=_order))
+        said.override(override)
+    policies = _validated(said)
+    if policies is not None and not said.errors:
+        for problem in problems_between(policies, said.sources):
+            said.errors.append(_error(problem.path, problem.message, said.sources))
+    if policies is None or said.errors:
+        raise PolicyErrors(sorted(dict.fromkeys(said.errors), key=_order))
     return PolicySet(
-        policies, MappingProxyType(files.sources), folder.resolve() if folder is not None else None
+        policies,
+        MappingProxyType(said.sources),
+        files.folder.resolve() if files.folder is not None else None,
+        shadowed=MappingProxyType({path: tuple(was) for path, was in said.shadowed.items()}),
     )
 
 
 @dataclass(slots=True)
-class _Files:
-    """What the files of a folder say, before it is judged."""
+class _Said:
+    """What files and overrides say, before it is judged."""
 
     data: dict[str, Any] = field(default_factory=dict)
     sources: dict[Path, Source] = field(default_factory=dict)
+    shadowed: dict[Path, list[Shadowed]] = field(default_factory=dict)
     errors: list[PolicyError] = field(default_factory=list)
 
-    def read(self, folder: FilePath) -> None:
-        try:
-            names = sorted(file.name for file in folder.iterdir())
-        except OSError as error:
-            self.errors.append(PolicyError(f"{folder}", f"cannot be read: {error.strerror}"))
-            return
-        self._refuse_strangers(names)
-        for kind, name in zip(KINDS, FILES, strict=True):
-            if name in names:
-                self._read_file(folder / name, kind)
-
-    def _refuse_strangers(self, names: list[str]) -> None:
-        for name in names:
-            if name in FILES or name.startswith(".") or not name.endswith((".yaml", ".yml")):
-                continue
+    def read(self, files: PolicyFiles) -> None:
+        for name, reason in files.failures.items():
+            self.errors.append(PolicyError(name, f"cannot be read: {reason}"))
+        for name in files.strangers:
             near = _near(name.replace(".yml", ".yaml"), FILES)
             hint = f"did you mean {near}?" if near else f"known are {', '.join(FILES)}"
             self.errors.append(PolicyError(name, f"unknown policy file; {hint}"))
+        for kind, name in zip(KINDS, FILES, strict=True):
+            if name in files.contents:
+                self._read_file(name, kind, files.contents[name])
 
-    def _read_file(self, file: FilePath, kind: str) -> None:
-        try:
-            raw = _bytes_of(file)
-        except OSError as error:
-            self.errors.append(PolicyError(file.name, f"cannot be read: {error.strerror}"))
-            return
+    def _read_file(self, name: str, kind: str, raw: bytes) -> None:
         document = strict_yaml.parse(raw)
         for problem in document.problems:
-            self.errors.append(PolicyError(file.name, problem.message, place=problem.place))
+            self.errors.append(PolicyError(name, problem.message, place=problem.place))
         if document.data is not None:
-            self._check_schema(document, file.name)
+            self._check_schema(document, name)
             self.data[kind] = document.data
             for path in _paths(document.data):
-                self.sources[(kind, *path)] = Source(file.name, document.place(path))
+                self.sources[(kind, *path)] = Source(name, document.place(path))
 
     def _check_schema(self, document: Document, name: str) -> None:
         assert document.data is not None
@@ -134,14 +136,42 @@ class _Files:
             return
         self.errors.append(PolicyError(name, message, "schema", document.place(("schema",))))
 
+    def override(self, override: Override) -> None:
+        """Put one value over what the files and earlier overrides say, and remember what was."""
+        path = parts(override.key)
+        key = keys.find(path)
+        if any(isinstance(part, int) for part in path):
+            message = "an item of a list cannot be set alone: write the list in its file"
+            self.errors.append(PolicyError(override.source, message, override.key))
+            return
+        around: Any = self.data
+        for part in path[:-1]:
+            around = around.setdefault(part, {}) if isinstance(around, dict) else None
+        if not isinstance(around, dict):
+            return  # the file has no group there: already an error
+        last = path[-1]
+        source = override.source
+        if override.yaml:
+            around[last] = self._parsed(override)
+        elif key is not None and key.listed:
+            present = around.get(last, list(key.field.default))
+            if isinstance(present, list):
+                around[last] = [*present, *filter(None, override.text.split(os.pathsep))]
+            if path in self.sources:
+                source = f"{self.sources[path]}, {source}"
+        else:
+            if path in self.sources:
+                was = Shadowed(written(around.get(last)), self.sources[path])
+                self.shadowed.setdefault(path, []).insert(0, was)
+            text = key is not None and key.text
+            around[last] = override.text if text else strict_yaml.scalar(override.text)
+        self.sources[path] = Source(source)
 
-def _bytes_of(file: FilePath) -> bytes:
-    """The file's bytes, up to one more than allowed; a FIFO is refused, not waited for."""
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        return stream.read(strict_yaml.MAX_BYTES + 1)
+    def _parsed(self, override: Override) -> Any:
+        document = strict_yaml.parse(f"value: {override.text}".encode("utf-8", "replace"))
+        for problem in document.problems:
+            self.errors.append(PolicyError(override.source, problem.message, override.key))
+        return (document.data or {}).get("value")
 
 
 def _paths(data: Any, here: Path = ()) -> Iterator[Path]:
@@ -159,32 +189,10 @@ def _paths(data: Any, here: Path = ()) -> Iterator[Path]:
         yield from _paths(inner, (*here, part))
 
 
-def _override(data: dict[str, Any], sources: dict[Path, Source], override: Override) -> None:
-    path = parts(override.key)
-    key = keys.find(path)
-    around: Any = data
-    for part in path[:-1]:
-        around = around.setdefault(part, {}) if isinstance(around, dict) else None
-    if not isinstance(around, dict):
-        return  # the file has no group there: already an error
-    last = path[-1]
-    source = override.source
-    if key is not None and key.listed:
-        present = around.get(last, list(key.field.default))
-        around[last] = [*present, *filter(None, override.text.split(os.pathsep))]
-        if path in sources:
-            source = f"{sources[path]}, {source}"
-    else:
-        text = key is not None and key.text
-        around[last] = override.text if text else strict_yaml.scalar(override.text)
-    sources[path] = Source(source)
-
-
-def _validated(
-    data: dict[str, Any], sources: Mapping[Path, Source], errors: list[PolicyError]
-) -> Policies | None:
+def _validated(said: _Said) -> Policies | None:
+    """None, and an error for each thing that is wrong, if anything is."""
     try:
-        return Policies.model_validate(data)
+        return Policies.model_validate(said.data)
     except ValidationError as refused:
         seen: set[Path] = set()
         for problem in refused.errors(include_url=False):
@@ -193,7 +201,7 @@ def _validated(
             if path not in seen:
                 seen.add(path)
                 message = _unknown(path) if unknown else _wrong(path, problem)
-                errors.append(_error(path, message, sources))
+                said.errors.append(_error(path, message, said.sources))
     return None
 
 
@@ -212,15 +220,17 @@ def _order(error: PolicyError) -> tuple[bool, str, Place]:
 
 
 def _wrong(path: Path, problem: Mapping[str, Any]) -> str:
+    """What was expected and what was got; what may be a secret is not repeated."""
     value = problem["input"]
+    key = keys.find(path)
+    found = "something else (not shown)" if key is not None and key.secret else got(value)
     if problem["type"] == "value_error":
         words = str(problem["ctx"]["error"])
-        return words if ", got " in words else f"{words}, got {got(value)}"
-    key = keys.find(path)
+        return words if ", got " in words else f"{words}, got {found}"
     if key is None:
-        return f"unexpected {got(value)}"
+        return f"unexpected {found}"
     hint = ": remove the key to keep its default" if value is None else ""
-    return f"expected {key.expected}, got {got(value)}{hint}"
+    return f"expected {key.expected}, got {found}{hint}"
 
 
 def _unknown(path: Path) -> str:
@@ -230,9 +240,10 @@ def _unknown(path: Path) -> str:
         return f"unknown key; the file is {name} already: move what is under it one level up"
     if near := _near(name, siblings):
         return f"unknown key; did you mean {near}?"
-    homes = [key.name for key in keys.table().values() if key.path[-1] == name]
-    if homes:
-        return f"unknown key; did you mean {' or '.join(homes)}?"
+    homes = [key for key in keys.table().values() if key.path[-1] == name]
+    here = [key for key in homes if key.path[0] == path[0]] or homes
+    if here:
+        return f"unknown key; did you mean {' or '.join(key.name for key in here[:_GUESSES])}?"
     return f"unknown key; known here are {', '.join(siblings)}"
 
 

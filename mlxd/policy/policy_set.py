@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path as FilePath
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from mlxd.core.errors import PolicyLine
 from mlxd.policy import keys
+from mlxd.policy.keys import Key
 from mlxd.policy.schema import (
     KINDS,
     Clients,
@@ -17,7 +20,9 @@ from mlxd.policy.schema import (
     Memory,
     Models,
     Policies,
+    Policy,
     Server,
+    Supervision,
     Timeouts,
 )
 from mlxd.policy.strict_yaml import Path, Place, dotted, parts
@@ -37,8 +42,24 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Shadowed:
+    """A value that something stronger hides."""
+
+    value: str
+    """As it would be written in YAML."""
+    source: Source
+
+
+Origin = Literal["files", "lkg", "defaults"]
+"""The policy folder, the last good ones kept in the state folder, or nothing but the defaults."""
+
+
+@dataclass(frozen=True, eq=False)
 class PolicySet:
-    """One generation of policies. A request keeps the set it was admitted under."""
+    """One generation of policies. A request keeps the set it was admitted under.
+
+    It never changes, so what is derived from it is worked out once, when somebody asks.
+    """
 
     policies: Policies
     sources: Mapping[Path, Source] = field(default_factory=lambda: MappingProxyType({}))
@@ -46,6 +67,29 @@ class PolicySet:
     folder: FilePath | None = None
     """None: there is none, built-in defaults are in force."""
     generation: int = 1
+    shadowed: Mapping[Path, tuple[Shadowed, ...]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    """What each override hides, the strongest first."""
+    lkg: bool = False
+    """The files are broken: these are the last good ones."""
+
+    @property
+    def origin(self) -> Origin:
+        if self.lkg:
+            return "lkg"
+        return "files" if self.folder is not None else "defaults"
+
+    @property
+    def etag(self) -> str:
+        """Names this generation and its values, as an HTTP entity tag does."""
+        return f'"{self.generation}-{self.digest[:12]}"'
+
+    @cached_property
+    def digest(self) -> str:
+        """64 hex digits over every effective value."""
+        flat = "\n".join(f"{dotted(path)}={written(value)}" for path, value in self.leaves())
+        return hashlib.sha256(flat.encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def server(self) -> Server:
@@ -68,8 +112,16 @@ class PolicySet:
         return self.policies.memory
 
     @property
+    def supervision(self) -> Supervision:
+        return self.policies.supervision
+
+    @property
     def clients(self) -> Clients:
         return self.policies.clients
+
+    def leaves(self) -> Iterator[tuple[Path, Any]]:
+        """Every single value that is in force, defaults included."""
+        return _leaves(self.policies, ())
 
     def value(self, key: str) -> Any:
         """The value in force; KeyError if there is no such key."""
@@ -78,16 +130,32 @@ class PolicySet:
     def line(self, key: str) -> PolicyLine:
         """The line that an operator changes to get another answer."""
         path = parts(key)
-        return PolicyLine(key, written(self._value(path, key)), self._place(path))
+        return PolicyLine(key, written(self._value(path, key)), self.place(path))
 
     def not_enforced(self) -> list[str]:
-        """Keys whose value nothing acts on yet, where an operator or a client may think it does."""
-        return [dotted(path) for path in self._unenforced() if self._expected_to_work(path)]
+        """Keys that are set, or whose value clients see, and that nothing acts on yet."""
+        return [dotted(path) for path, _ in self._idle]
 
     def warnings(self) -> list[str]:
         """What an operator should know as long as these policies are in force."""
+        return list(self._warnings)
+
+    @cached_property
+    def _idle(self) -> list[tuple[Path, Key]]:
+        """Off is off: a key that is set to false asks for nothing."""
+        return [
+            (path, key)
+            for path, value in self.leaves()
+            if (key := keys.find(path)) is not None and not key.enforced
+            if (path in self.sources and value is not False) or key.extra("shown")
+        ]
+
+    @cached_property
+    def _warnings(self) -> list[str]:
         found = [
-            f"{key} {written(self.value(key))} is {_so_far(key)}" for key in self.not_enforced()
+            f"{dotted(path)} {value} is {key.extra('so_far') or 'not enforced yet'}"
+            for path, key in self._idle
+            if (value := written(self.value(dotted(path)))) != key.default or key.extra("shown")
         ]
         if not self.server.listen.loopback:
             host = self.line("server.listen.host")
@@ -103,33 +171,40 @@ class PolicySet:
             raise KeyError(key)
         for part in path:
             try:
-                inside = isinstance(part, int) or isinstance(value, Mapping)
-                value = value[part] if inside else getattr(value, str(part))
-            except (LookupError, AttributeError, TypeError):
+                value = dict(_entries(value))[part]
+            except (LookupError, TypeError):
                 raise KeyError(key) from None
         return value
 
-    def _place(self, path: Path) -> str:
+    def place(self, path: Path) -> str:
+        """Where a value was set: `policies/limits.yaml:5`, an override's source, or by default."""
         folder = self.folder.name if self.folder is not None else "policies"
         source = self.sources.get(path)
         if source is None:
             return f"built-in default; set it in {folder}/{path[0]}.yaml"
         return str(source) if source.place is None else f"{folder}/{source}"
 
-    def _unenforced(self) -> Iterator[tuple[str, ...]]:
-        return (key.path for key in keys.table().values() if not key.enforced)
 
-    def _expected_to_work(self, path: tuple[str, ...]) -> bool:
-        """Whether clients see the value, or an operator chose it: False is off, and off is off."""
-        key = keys.table()[path]
-        value = self._value(path, key.name)
-        chosen = path in self.sources and written(value) != key.default and value is not False
-        return chosen or key.extra("shown") is True
+def _entries(value: Any) -> Iterable[tuple[str | int, Any]]:
+    """What a group holds, by the names that a file writes; TypeError for a single value."""
+    if isinstance(value, Policy):
+        fields = type(value).model_fields.items()
+        return [(info.alias or name, getattr(value, name)) for name, info in fields]
+    if isinstance(value, Mapping):
+        return value.items()
+    if isinstance(value, tuple):
+        return enumerate(value)
+    raise TypeError(f"{value!r} holds nothing")
 
 
-def _so_far(key: str) -> str:
-    named = keys.find(parts(key))
-    return (named.extra("so_far") if named else "") or "not enforced yet"
+def _leaves(value: Any, here: Path) -> Iterator[tuple[Path, Any]]:
+    """A list is one value, unless its items have fields of their own; so is an empty mapping."""
+    single = isinstance(value, tuple) and not any(isinstance(item, Policy) for item in value)
+    if single or not isinstance(value, (Policy, Mapping, tuple)) or value == {}:
+        yield here, value
+        return
+    for part, inner in _entries(value):
+        yield from _leaves(inner, (*here, part))
 
 
 def of(kind: str) -> str:

@@ -18,6 +18,7 @@ import yaml
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 16
 MAX_DIGITS = 18
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 
 Path = tuple[str | int, ...]
 Scalar = str | int | float | bool | None
@@ -93,7 +94,7 @@ def parse(raw: bytes) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Place(mark.line + 1, mark.column + 1) if mark is not None else Place(1, 1)
-        document.problems.append(Problem(place, f"not valid YAML: {_syntax(error)}"))
+        document.problems.append(Problem(place, _syntax(error)))
         document.data = None
     except yaml.YAMLError as error:
         words = [str(error).partition("\n")[0]]
@@ -103,12 +104,16 @@ def parse(raw: bytes) -> Document:
 
 
 def _syntax(error: yaml.MarkedYAMLError) -> str:
-    """The parser's words, with the line in which the thing begins that it was reading."""
+    """What is wrong: in the parser's words, with the line in which that begins which it was
+    reading. libyaml from 0.2.6 on gives up on deep nesting by itself.
+    """
+    if error.problem == "exceeded maximum nesting depth":
+        return _TOO_DEEP
     if not error.context:
-        return str(error.problem)
+        return f"not valid YAML: {error.problem}"
     begun = error.context_mark
     line = f" that begins in line {begun.line + 1}" if begun is not None else ""
-    return f"{error.context}{line}, {error.problem}"
+    return f"not valid YAML: {error.context}{line}, {error.problem}"
 
 
 def scalar(text: str) -> Scalar:
@@ -196,7 +201,7 @@ class _Reader:
                     raise self._stopped(event, "expected a mapping of keys and values at the top")
                 root = self._node(event, ())
         if root is _Skip:
-            raise self._stopped(None, "the file is empty: it needs at least `schema: mlxd/v1`")
+            raise self._stopped(None, "the file is empty: it needs at least its `schema` line")
         self._document.data = root
 
     def _node(self, event: yaml.Event, path: Path) -> Any:
@@ -211,7 +216,7 @@ class _Reader:
         if isinstance(event, yaml.ScalarEvent):
             return event.value if event.style else self._scalar(event)
         if len(path) >= MAX_DEPTH:
-            raise self._stopped(event, f"nested deeper than {MAX_DEPTH} levels")
+            raise self._stopped(event, _TOO_DEEP)
         if isinstance(event, yaml.SequenceStartEvent):
             return self._sequence(path)
         return self._mapping(path)

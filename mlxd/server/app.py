@@ -1,8 +1,7 @@
-"""The route table, and the listener."""
+"""The route table."""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
 from functools import partial
 
@@ -11,14 +10,13 @@ from aiohttp import web
 from mlxd.dialects import ollama, openai
 from mlxd.server import health
 from mlxd.server.catalog import Model, Nowhere, OpenAIModels, Ps, Show, Tags, Version
-from mlxd.server.connections import GuardedServer
-from mlxd.server.edge import Edge, Endpoint
+from mlxd.server.edge import Endpoint
 from mlxd.server.errors import in_ollama, in_openai
 from mlxd.server.generate import Generate
 from mlxd.server.parts import Parts
 
-_READING = frozenset({"GET", "HEAD"})
-_ASKING = frozenset({"POST"})
+READING = frozenset({"GET", "HEAD"})
+ASKING = frozenset({"POST"})
 
 
 class Routes:
@@ -47,20 +45,21 @@ def routes(parts: Parts) -> Routes:
     tags, version = Tags(parts), Version(parts)
     models = OpenAIModels(parts)
     table: dict[str, tuple[frozenset[str], Endpoint]] = {
-        "/": (_READING, health.Report(partial(health.root, parts))),
-        "/health": (_READING, health.Report(partial(health.health, parts))),
-        "/livez": (_READING, health.Live()),
-        "/readyz": (_READING, health.Ready(parts)),
-        "/queue/stats": (_READING, health.Report(partial(health.queue_stats, parts))),
-        "/api/chat/mlx/metrics": (_READING, health.Report(partial(health.health, parts))),
-        "/api/chat/status": (_READING, health.Report(partial(health.chat_status, parts))),
-        "/api/version": (_READING, version),
-        "/api/tags": (_READING, tags),
-        "/api/ps": (_READING, Ps(parts)),
-        "/api/show": (_ASKING, Show(parts)),
-        "/api/models/*": (_READING, Model(parts)),
-        "/v1/models": (_READING, models),
-        "/v1/models/*": (_READING, models),
+        "/": (READING, health.Report(partial(health.root, parts))),
+        "/health": (READING, health.Report(partial(health.health, parts))),
+        "/livez": (READING, health.Live()),
+        "/readyz": (READING, health.Ready(parts)),
+        "/metrics": (READING, health.Scrape(parts)),
+        "/queue/stats": (READING, health.Report(partial(health.queue_stats, parts))),
+        "/api/chat/mlx/metrics": (READING, health.Report(partial(health.health, parts))),
+        "/api/chat/status": (READING, health.Report(partial(health.chat_status, parts))),
+        "/api/version": (READING, version),
+        "/api/tags": (READING, tags),
+        "/api/ps": (READING, Ps(parts)),
+        "/api/show": (ASKING, Show(parts)),
+        "/api/models/*": (READING, Model(parts)),
+        "/v1/models": (READING, models),
+        "/v1/models/*": (READING, models),
     }
     for codec in (
         ollama.GenerateCodec(),
@@ -68,36 +67,5 @@ def routes(parts: Parts) -> Routes:
         openai.ChatCodec(),
         openai.CompletionCodec(),
     ):
-        table[codec.path] = (_ASKING, Generate(parts, codec))
+        table[codec.path] = (ASKING, Generate(parts, codec))
     return Routes(table)
-
-
-class Listener:
-    """The server on its port."""
-
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._runner: web.ServerRunner | None = None
-        self._site: web.BaseSite | None = None
-
-    async def open(self, sock: socket.socket) -> None:
-        """Serve on a bound socket."""
-        edge = Edge(self._parts, routes(self._parts))
-        server = GuardedServer(edge, self._parts.policies, self._parts.clock)
-        self._runner = web.ServerRunner(server, shutdown_timeout=0.5)
-        await self._runner.setup()
-        backlog = self._parts.policies.current.server.listen.backlog
-        self._site = web.SockSite(self._runner, sock, backlog=backlog)
-        await self._site.start()
-
-    async def stop_accepting(self) -> None:
-        """New connections are refused; those that are open go on."""
-        if self._site is not None:
-            await self._site.stop()
-            self._site = None
-
-    async def close(self) -> None:
-        """End every connection, whatever it is doing."""
-        await self.stop_accepting()
-        if self._runner is not None:
-            await self._runner.cleanup()

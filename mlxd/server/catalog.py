@@ -15,6 +15,7 @@ from mlxd.core.errors import InvalidRequest, MlxdError, ModelNotFound
 from mlxd.core.models import ModelCard
 from mlxd.core.request import Sampling
 from mlxd.server.answers import iso, json_response
+from mlxd.server.edge import policies_of
 from mlxd.server.errors import Render, in_ollama, in_openai
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
@@ -42,7 +43,7 @@ class Tags(_OllamaList):
     """/api/tags: the newest first, the guide last."""
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        cards = await self._parts.catalog.cards(self._parts.policies.current)
+        cards = await self._parts.catalog.cards(policies_of(request))
         *own, guide = cards
         own.sort(key=lambda card: -card.modified)
         return json_response({"models": [_tag(card) for card in [*own, guide]]})
@@ -70,7 +71,7 @@ class Show(_OllamaList):
     """/api/show."""
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        policies = self._parts.policies.current
+        policies = policies_of(request)
         name = await read_json(request, policies, _asked_name)
         card = await self._parts.catalog.resolve(name, policies)
         return json_response(_show(card, name, str(request.headers.get("User-Agent", ""))))
@@ -81,7 +82,7 @@ class Model(_OllamaList):
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         name = unquote(request.path.removeprefix("/api/models/"))
-        card = await self._parts.catalog.resolve(name, self._parts.policies.current)
+        card = await self._parts.catalog.resolve(name, policies_of(request))
         residency = self._parts.residency
         loaded = {r.spec for r in residency.residents() if residency.worker_of(r)}
         return json_response(
@@ -109,7 +110,7 @@ class OpenAIModels:
         self._parts = parts
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        policies = self._parts.policies.current
+        policies = policies_of(request)
         name = unquote(request.path.removeprefix("/v1/models").removeprefix("/"))
         if name:
             card = await self._parts.catalog.resolve(name, policies)

@@ -52,7 +52,9 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class Connection(RequestHandler):
     """One client connection that knows since when it has been waiting, and for what."""
 
-    __slots__ = ("_clock", "_header_since", "_idle_since", "_unread", "_unread_since", "_wire")
+    __slots__ = (
+        "_clock", "_header_since", "_idle_since", "_unread", "_unread_since", "_wire", "leaving",
+    )  # fmt: skip
 
     def __init__(self, server: GuardedServer, clock: Clock, **options: Any) -> None:
         super().__init__(server, **options)
@@ -62,6 +64,13 @@ class Connection(RequestHandler):
         self._unread = 0
         self._unread_since = 0.0
         self._wire: asyncio.Transport | None = None
+        self.leaving = False
+        """Its address will not be served for long: each answer says `Connection: close`."""
+
+    @property
+    def open(self) -> bool:
+        """False once it is over; true before it has begun."""
+        return self._wire is None or not self._wire.is_closing()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -129,6 +138,8 @@ class Connection(RequestHandler):
         """A request that aiohttp itself could not read; nothing of its internals is shown."""
         response = error_response(InvalidRequest("the request is not valid HTTP"), in_ollama)
         response.headers.update(identity(secrets.token_hex(12)))
+        if isinstance(self._manager, GuardedServer):
+            response.headers["X-Mlxd-Policy"] = str(self._manager.generation)
         response.force_close()
         return response
 
@@ -136,14 +147,18 @@ class Connection(RequestHandler):
 class GuardedServer(web.Server):
     """aiohttp's server, with connections that are timed and counted."""
 
-    def __init__(self, handler: Handler, policies: PolicyStore, clock: Clock) -> None:
+    def __init__(
+        self, handler: Handler, policies: PolicyStore, clock: Clock, *, limited: bool = True
+    ) -> None:
         super().__init__(handler, handler_cancellation=True)
         self._policies = policies
         self._clock = clock
+        self._limited = limited
         self._sweeper: asyncio.TimerHandle | None = None
         self._sweep()
 
-    def __call__(self) -> RequestHandler:
+    def connection(self) -> Connection:
+        """The protocol of one new connection."""
         http = self._policies.current.server.http
         return Connection(
             self,
@@ -157,9 +172,15 @@ class GuardedServer(web.Server):
             max_headers=http.max_headers,
         )
 
+    @property
+    def generation(self) -> int:
+        """Of the policies in force."""
+        return self._policies.current.generation
+
     def has_room(self) -> bool:
-        """Within server.http.max_connections."""
-        return len(self._connections) <= self._policies.current.server.http.max_connections
+        """Within server.http.max_connections, where that holds."""
+        most = self._policies.current.server.http.max_connections
+        return not self._limited or len(self._connections) <= most
 
     async def shutdown(self, timeout: float | None = None) -> None:
         if self._sweeper is not None:

@@ -16,6 +16,8 @@ from typing import Protocol
 from aiohttp import web
 
 from mlxd.core.errors import Forbidden, HeadersTooLarge, InternalError, MlxdError
+from mlxd.policy.load import PolicySet
+from mlxd.server.connections import Connection
 from mlxd.server.errors import Render, error_response, identity, in_ollama
 from mlxd.server.parts import Parts
 
@@ -29,7 +31,7 @@ LOOPBACK_ADDRESSES = "loopback-addresses"
 PRIVATE_ADDRESSES = "private-addresses"
 _EXPOSED = (
     "X-Request-Id, Request-Id, Retry-After, RateLimit, RateLimit-Policy, X-Mlxd-Code,"
-    " X-Mlxd-Policy-Key, X-Mlxd-Policy-Place"
+    " X-Mlxd-Policy, X-Mlxd-Policy-Key, X-Mlxd-Policy-Place, X-Mlxd-Would-Deny"
 )
 _ALLOWED_HEADERS = (
     "Authorization, Content-Type, User-Agent, Accept, X-Requested-With, OpenAI-Beta, x-api-key,"
@@ -60,16 +62,36 @@ class Begun(Protocol):
 
 Route = Callable[[web.BaseRequest], Endpoint]
 
+ID = web.RequestKey("id", str)
+POLICIES = web.RequestKey("policies", PolicySet)
+WOULD_DENY: web.RequestKey[list[str]] = web.RequestKey("would_deny", list)
+"""The rules on trial that would have refused the request."""
+MODEL = web.RequestKey("model", str)
+"""As the client named it; for the log."""
+ORIGIN = web.RequestKey("origin", str)
+"""Of a page that may read the answer."""
+QUOTA: web.RequestKey[dict[str, str]] = web.RequestKey("quota", dict)
+"""Headers that say what the client has left."""
+STREAM = web.RequestKey("stream", Begun)
+"""The answer, once it is a stream: it says itself how it fails."""
+
 
 class Edge:
-    """Wraps the routes; aiohttp calls it for every request."""
+    """Wraps the routes; aiohttp calls it for every request.
 
-    def __init__(self, parts: Parts, route: Route) -> None:
+    A request is served under one generation of policies, from its first wall to its last token:
+    the one that is in force when it comes (`policies_of`).
+    """
+
+    def __init__(self, parts: Parts, route: Route, *, walls: bool = True) -> None:
         self._parts = parts
         self._route = route
+        self._walls = walls
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        request["id"] = _request_id(request)
+        request[ID] = _request_id(request)
+        request[POLICIES] = self._parts.policies.current
+        request[WOULD_DENY] = []
         began = self._parts.clock.monotonic()
         status = 499
         try:
@@ -79,15 +101,17 @@ class Edge:
             status = response.status
             return response
         finally:
+            for rule in request[WOULD_DENY]:
+                self._parts.metrics.would_deny(rule)
             log.info(
                 "%s %s %s",
                 request.method,
                 request.path,
                 status,
                 extra={
-                    "request": request["id"],
+                    "request": request[ID],
                     "seconds": round(self._parts.clock.monotonic() - began, 4),
-                    "model": request.get("model", ""),
+                    "model": request.get(MODEL, ""),
                 },
             )
 
@@ -95,9 +119,10 @@ class Edge:
         """The one edge: whatever went wrong behind it becomes an answer here."""
         render: Render = in_ollama
         try:
-            self._check_headers(request)
-            self._check_origin(request)
-            self._check_host(request)
+            if self._walls:
+                self._check_headers(request)
+                self._check_origin(request)
+                self._check_host(request)
             if request.method == "OPTIONS":
                 return _preflight()
             endpoint = self._route(request)
@@ -108,13 +133,13 @@ class Edge:
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception:  # noqa: BLE001 - the one edge that answers for everything behind it
-            faults.exception("request %s: a defect", request["id"])
+            faults.exception("request %s: a defect", request[ID])
             defect = InternalError("an internal error occurred; the log has it under this id")
             return await _failed(request, defect, render)
 
     def _check_headers(self, request: web.BaseRequest) -> None:
         """The sum; aiohttp bounds how many there are and how long each is."""
-        policies = self._parts.policies.current
+        policies = policies_of(request)
         limit = int(policies.server.http.max_header_bytes)
         if sum(len(name) + len(value) + _BETWEEN for name, value in request.raw_headers) > limit:
             raise HeadersTooLarge(
@@ -124,9 +149,15 @@ class Edge:
 
     def _check_host(self, request: web.BaseRequest) -> None:
         """Against DNS rebinding; only where the listener is bound to loopback."""
-        policies = self._parts.policies.current
+        policies = policies_of(request)
+        hosts = policies.clients.hosts
+        if not policies.server.listen.loopback or hosts.mode == "off":
+            return
         host = _host_of(request.headers.get("Host", ""))
-        if not policies.server.listen.loopback or host_allowed(host, policies.clients.hosts.allow):
+        if host_allowed(host, hosts.allow):
+            return
+        if hosts.mode == "dry_run":
+            request[WOULD_DENY].append("hosts")
             return
         raise Forbidden(
             f"the Host {host[:80]!r} is not allowed", policy=policies.line("clients.hosts.allow")
@@ -137,11 +168,14 @@ class Edge:
         origin = request.headers.get("Origin")
         if origin is None:
             return
-        policies = self._parts.policies.current
+        policies = policies_of(request)
+        cors = policies.clients.cors
         same = {f"{scheme}://{request.headers.get('Host', '')}" for scheme in ("http", "https")}
-        allowed = policies.clients.cors.allow_origins
-        if origin in same or origin_allowed(origin, allowed):
-            request["origin"] = origin
+        allowed = origin in same or origin_allowed(origin, cors.allow_origins)
+        if allowed or cors.mode != "enforce":
+            request[ORIGIN] = origin
+            if not allowed and cors.mode == "dry_run":
+                request[WOULD_DENY].append("cors")
             return
         raise Forbidden(
             f"the Origin {origin[:80]!r} is not allowed",
@@ -149,23 +183,37 @@ class Edge:
         )
 
 
+def policies_of(request: web.BaseRequest) -> PolicySet:
+    """The one generation that a request is served under."""
+    return request[POLICIES]
+
+
 def common_headers(request: web.BaseRequest) -> dict[str, str]:
     """On every answer."""
-    headers = identity(request["id"])
-    headers |= request.get("quota", {})
-    if "origin" in request:
-        headers["Access-Control-Allow-Origin"] = request["origin"]
+    headers = identity(request[ID]) | {"X-Mlxd-Policy": str(policies_of(request).generation)}
+    headers |= request.get(QUOTA, {})
+    if rules := request[WOULD_DENY]:
+        headers["X-Mlxd-Would-Deny"] = ", ".join(rules)
+    if isinstance(request.protocol, Connection) and request.protocol.leaving:
+        headers["Connection"] = "close"
+    if ORIGIN in request:
+        headers["Access-Control-Allow-Origin"] = request[ORIGIN]
         headers["Access-Control-Expose-Headers"] = _EXPOSED
         headers["Vary"] = "Origin"
     return headers
 
 
 def client_of(request: web.BaseRequest) -> str:
-    """Whose quota a request counts on: its address; the /64 of an IPv6 one."""
+    """Whose quota a request counts on."""
+    return client_at(request.remote or "")
+
+
+def client_at(remote: str) -> str:
+    """Whose quota a request from an address counts on: the address, the /64 of an IPv6 one."""
     try:
-        address = ipaddress.ip_address((request.remote or "").partition("%")[0])
+        address = ipaddress.ip_address(remote.partition("%")[0])
     except ValueError:
-        return request.remote or "local"
+        return remote or "local"
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return str(address.ipv4_mapped)
@@ -207,7 +255,7 @@ def _own_names() -> frozenset[str]:
 
 
 async def _failed(request: web.BaseRequest, error: MlxdError, render: Render) -> web.StreamResponse:
-    stream: Begun | None = request.get("stream")
+    stream: Begun | None = request.get(STREAM)
     if stream is not None and stream.begun:
         return await stream.fail(error)
     response = error_response(error, render)

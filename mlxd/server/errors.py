@@ -32,6 +32,8 @@ STATUS: dict[str, int] = {
     "worker_crashed": 503,
     "worker_stalled": 503,
     "deadline_exceeded": 504,
+    "policy_conflict": 409,
+    "policy_out_of_date": 412,
     "internal_error": 500,
 }
 MAX_RETRY_AFTER = 60

@@ -14,12 +14,21 @@ from functools import partial
 
 from aiohttp import web
 
+from mlxd.control.dispatch import Asker
 from mlxd.core.errors import MlxdError
 from mlxd.core.events import collect
 from mlxd.dialects.base import Call, Codec
 from mlxd.policy.load import PolicySet
 from mlxd.server.answers import json_response
-from mlxd.server.edge import client_of, common_headers
+from mlxd.server.edge import (
+    MODEL,
+    QUOTA,
+    STREAM,
+    WOULD_DENY,
+    client_of,
+    common_headers,
+    policies_of,
+)
 from mlxd.server.errors import Render
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
@@ -36,7 +45,7 @@ class Generate:
         self.render_error: Render = codec.render_error
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        policies = self._parts.policies.current
+        policies = policies_of(request)
         try:
             return await self._serve(request, policies)
         except MlxdError:
@@ -46,11 +55,12 @@ class Generate:
     async def _serve(self, request: web.BaseRequest, policies: PolicySet) -> web.StreamResponse:
         parse = partial(self._codec.parse, id=_new_id(), now=self._parts.clock.wall())
         call = _with_category(await read_json(request, policies, parse))
-        request["model"] = call.request.model
+        request[MODEL] = call.request.model
         if call.action == "load":
-            await self._parts.dispatcher.load(call.request.model, call.request.keep_alive)
+            dispatcher, wanted = self._parts.dispatcher, call.request
+            await dispatcher.load(wanted.model, wanted.keep_alive, policies)
         elif call.action == "unload":
-            await self._parts.dispatcher.unload(call.request.model)
+            await self._parts.dispatcher.unload(call.request.model, policies)
         elif call.request.stream:
             return await _Stream(self._parts, self._codec, call, request, policies).run()
         else:
@@ -61,7 +71,7 @@ class Generate:
     async def _whole(
         self, call: Call, request: web.BaseRequest, policies: PolicySet
     ) -> web.StreamResponse:
-        async with self._parts.dispatcher.open(call.request, client_of(request)) as bursts:
+        async with self._parts.dispatcher.open(call.request, asker_of(request)) as bursts:
             completion = await collect(bursts)
         _note_quota(request, self._parts, policies)
         return json_response(self._codec.render(call, completion, self._parts.clock.wall()))
@@ -91,7 +101,7 @@ class _Stream:
         self._last_write = 0.0
 
     async def run(self) -> web.StreamResponse:
-        self._request["stream"] = self
+        self._request[STREAM] = self
         beat = asyncio.create_task(self._beat(), name=f"beat {self._call.id}")
         try:
             await self._send_records()
@@ -114,7 +124,7 @@ class _Stream:
     async def _send_records(self) -> None:
         clock = self._parts.clock
         async with self._parts.dispatcher.open(
-            self._call.request, client_of(self._request)
+            self._call.request, asker_of(self._request)
         ) as bursts:
             async for burst in bursts:
                 records = self._encoder.feed(burst, clock.wall())
@@ -151,6 +161,11 @@ class _Stream:
                     await asyncio.sleep(interval - silence)
 
 
+def asker_of(request: web.BaseRequest) -> Asker:
+    """Whoever asks, under the policies of this request; dry runs mark its answer."""
+    return Asker(client_of(request), policies_of(request), request[WOULD_DENY].append)
+
+
 def _with_category(call: Call) -> Call:
     """A category stands for a chain of models.yaml where no model is named."""
     if call.request.model or not call.category:
@@ -175,7 +190,7 @@ def _note_quota(request: web.BaseRequest, parts: Parts, policies: PolicySet) -> 
         headers["x-ratelimit-limit-requests"] = str(state.requests)
         headers["x-ratelimit-remaining-requests"] = str(state.remaining)
         headers["x-ratelimit-reset-requests"] = f"{reset}s"
-    request["quota"] = headers
+    request[QUOTA] = headers
 
 
 def _new_id() -> str:

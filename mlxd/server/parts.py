@@ -9,9 +9,14 @@ from mlxd.control.admission import Admission
 from mlxd.control.catalog import Catalog
 from mlxd.control.dispatch import Dispatcher
 from mlxd.control.memory import MemoryReading
+from mlxd.control.preload import Preloader
 from mlxd.control.residency import Residency
 from mlxd.core.clock import Clock
+from mlxd.policy.reload import Reloader
 from mlxd.policy.store import PolicyStore
+from mlxd.policy.watch import Watcher
+from mlxd.telemetry.events import Events
+from mlxd.telemetry.metrics import Metrics
 
 
 @dataclass(slots=True)
@@ -29,10 +34,15 @@ class Parts:
     """The daemon's parts, as the server sees them."""
 
     policies: PolicyStore
+    reloader: Reloader
+    watcher: Watcher
     catalog: Catalog
     admission: Admission
     residency: Residency
+    preloader: Preloader
     dispatcher: Dispatcher
     clock: Clock
     read_memory: Callable[[], MemoryReading | None]
+    metrics: Metrics
+    events: Events
     state: State

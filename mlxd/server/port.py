@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 from mlxd.core.instance import authority
@@ -15,18 +17,32 @@ class PortTaken(Exception):
     """Somebody else listens there."""
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises PortTaken, OSError.
+def resolve(host: str, port: int) -> tuple[Any, ...]:
+    """(family, kind, protocol, address) of where to listen. Raises OSError.
 
     A name that has an IPv4 address is taken by that: `localhost` is 127.0.0.1 everywhere.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-    if port and _answers(family, address):
+    return family, kind, protocol, address
+
+
+def bind(host: str, port: int, own: Sequence[socket.socket] = ()) -> socket.socket:
+    """A bound socket that listens. Raises PortTaken, OSError.
+
+    `own` are sockets of ours that listen already: one on the same port (127.0.0.1, where all
+    addresses are wanted now) is no obstacle.
+    """
+    family, kind, protocol, address = resolve(host, port)
+    beside = [sock for sock in own if port and sock.getsockname()[1] == port]
+    if port and not beside and _answers(family, address):
         raise PortTaken(authority(host, port))
     sock = socket.socket(family, kind, protocol)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "linux":  # there, two sockets may only overlap if both say so
+            for one in (sock, *beside) if beside else ():
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
         sock.listen(1)
     except OSError as error:

@@ -70,7 +70,7 @@ def test_every_command_is_listed_and_nothing_else() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_options_that_are_listed_exist(name: str) -> None:
     """`--policies` and `--state` go with every command and stand with `serve` alone."""
-    listed = set(re.findall(r"--\w+", LISTED[name]))
+    listed = set(re.findall(r"--[\w-]+", LISTED[name]))
     assert listed <= options(COMMANDS[name])
     assert options(COMMANDS[name]) - listed <= {"--policies", "--state"}
     if name == "serve":

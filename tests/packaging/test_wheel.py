@@ -104,7 +104,11 @@ def test_it_holds_every_module_and_nothing_else(names: set[str]) -> None:
 
 def test_it_holds_the_shipped_policies(names: set[str], wheel: Path) -> None:
     held = {name for name in names if name.startswith("mlxd/policies/")}
-    assert held == {f"mlxd/policies/{kind}.yaml" for kind in KINDS}
+    assert held == {f"mlxd/policies/{kind}.yaml" for kind in KINDS} | {
+        f"mlxd/{file.relative_to(ROOT)}"
+        for pattern in ("policies/schema/*.json", "policies/tests/*.yaml")
+        for file in ROOT.glob(pattern)
+    }
     with zipfile.ZipFile(wheel) as archive:
         for name in held:
             assert archive.read(name) == (ROOT / name.removeprefix("mlxd/")).read_bytes()

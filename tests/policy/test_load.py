@@ -131,7 +131,7 @@ def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
         (
             "zzz.yaml",
             "zzz.yaml: unknown policy file; known are server.yaml, limits.yaml, timeouts.yaml, "
-            "models.yaml, memory.yaml, clients.yaml",
+            "models.yaml, memory.yaml, supervision.yaml, clients.yaml",
         ),
     ],
 )

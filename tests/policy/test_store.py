@@ -1,9 +1,34 @@
-"""The policies in force."""
+"""The policies in force, and how others take their place: all that follows or none."""
 
 from __future__ import annotations
 
+import gc
+
+import pytest
+
 from mlxd.policy.load import Override, PolicySet, load
-from mlxd.policy.store import PolicyStore
+from mlxd.policy.store import Live, PolicyStore
+
+
+def two_slots() -> PolicySet:
+    return load(None, [Override("limits.concurrency.max_in_flight", "2", "a test")])
+
+
+class Recorder:
+    """Something that was prepared."""
+
+    def __init__(self, name: str, said: list[str], *, broken: bool = False) -> None:
+        self.name = name
+        self._said = said
+        self._broken = broken
+
+    def commit(self) -> None:
+        if self._broken:
+            raise RuntimeError(self.name)
+        self._said.append(f"{self.name} commits")
+
+    def undo(self) -> None:
+        self._said.append(f"{self.name} undoes")
 
 
 def test_the_first_set_is_in_force_at_once() -> None:
@@ -11,50 +36,62 @@ def test_the_first_set_is_in_force_at_once() -> None:
     assert PolicyStore(first).current is first
 
 
-def test_a_new_set_becomes_the_next_generation() -> None:
+def test_a_new_set_is_in_force_with_its_generation() -> None:
     store = PolicyStore(load())
-    store.replace(load(None, [Override("limits.concurrency.max_in_flight", "2", "a test")]))
-    assert store.current.generation == 2
+    assert store.commit(two_slots(), 7, []) is store.current
+    assert store.current.generation == 7
     assert store.current.limits.concurrency.max_in_flight == 2
-    assert store.replace(load()).generation == 3
 
 
 def test_who_kept_the_old_set_keeps_it_whole() -> None:
     store = PolicyStore(load())
     kept = store.current
-    store.replace(load(None, [Override("timeouts.generation", "5s", "a test")]))
-    assert (kept.generation, kept.timeouts.generation) == (1, 300.0)
+    store.commit(two_slots(), 2, [])
+    assert (kept.generation, kept.limits.concurrency.max_in_flight) == (1, 5)
 
 
-def test_a_new_set_is_applied_in_order_and_already_in_force() -> None:
+def test_what_was_prepared_is_committed_in_order() -> None:
+    said: list[str] = []
+    PolicyStore(load()).commit(two_slots(), 2, [Recorder("a", said), Recorder("b", said)])
+    assert said == ["a commits", "b commits"]
+
+
+def test_a_commit_that_fails_leaves_the_old_set_and_goes_no_further() -> None:
+    said: list[str] = []
     store = PolicyStore(load())
-    applied: list[tuple[str, PolicySet, bool]] = []
-    store.subscribe(lambda new: applied.append(("a", new, store.current is new)))
-    store.subscribe(lambda new: applied.append(("b", new, store.current is new)))
-    store.replace(load())
-    assert applied == [("a", store.current, True), ("b", store.current, True)]
+    before = store.current
+    prepared = [Recorder("a", said), Recorder("b", said, broken=True), Recorder("c", said)]
+    with pytest.raises(RuntimeError, match="b"):
+        store.commit(two_slots(), 2, prepared)
+    assert store.current is before
+    assert said == ["a commits"]
 
 
-def test_a_subscription_ends() -> None:
+async def test_a_live_applier_is_told_of_the_new_set_and_when_undone_of_the_old_one() -> None:
+    told: list[PolicySet] = []
+    old, new = load(), two_slots()
+    prepared = await Live("it", told.append).prepare(old, new)
+    prepared.undo()
+    assert told == []
+    prepared.commit()
+    prepared.undo()
+    assert told == [new, old]
+
+
+def test_a_generation_is_alive_as_long_as_somebody_works_by_it() -> None:
     store = PolicyStore(load())
-    applied: list[PolicySet] = []
-    end = store.subscribe(applied.append)
-    store.replace(load())
-    end()
-    store.replace(load())
-    assert [new.generation for new in applied] == [2]
+    kept = store.current
+    store.commit(two_slots(), 2, [])
+    assert store.generations_alive == 2
+    assert kept.generation == 1
+    del kept
+    gc.collect()
+    assert store.generations_alive == 1
 
 
-def test_one_may_end_its_subscription_while_it_is_applied() -> None:
+def test_a_refreshed_set_is_the_same_generation_at_other_places() -> None:
     store = PolicyStore(load())
-    applied: list[str] = []
-
-    def once(_: PolicySet) -> None:
-        applied.append("a")
-        end()
-
-    end = store.subscribe(once)
-    store.subscribe(lambda _: applied.append("b"))
-    store.replace(load())
-    store.replace(load())
-    assert applied == ["a", "b", "b"]
+    store.commit(two_slots(), 5, [])
+    same = two_slots()
+    assert store.refresh(same).generation == 5
+    assert store.current.sources is same.sources

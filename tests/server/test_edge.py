@@ -1,12 +1,20 @@
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from mlxd.core.errors import Forbidden, HeadersTooLarge
 from mlxd.policy.load import Override, load
-from mlxd.server.edge import Edge, host_allowed, origin_allowed
+from mlxd.server.edge import (
+    ID,
+    POLICIES,
+    WOULD_DENY,
+    Edge,
+    common_headers,
+    host_allowed,
+    origin_allowed,
+)
+from mlxd.server.parts import Parts
 
 HOSTS = load().clients.hosts.allow
 ORIGINS = load().clients.cors.allow_origins
@@ -44,24 +52,54 @@ def test_foreign_pages_may_not(origin):
     assert not origin_allowed(origin, ORIGINS)
 
 
-def edge_of(*overrides):
+EDGE = Edge(cast("Parts", None), cast("Any", None))
+
+
+def asked(*overrides, **headers):
+    """A request with these headers, under these policies."""
     policies = load(None, [Override(key, text, "a test") for key, text in overrides])
-    parts: Any = SimpleNamespace(policies=SimpleNamespace(current=policies))
-    route: Any = None
-    return Edge(parts, route)
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = make_mocked_request("GET", "/", headers=names)
+    request[ID] = "1"
+    request[POLICIES] = policies
+    request[WOULD_DENY] = []
+    return request
 
 
 @pytest.mark.parametrize("host", ["localhost", "foo.localhost", "::ffff:127.0.0.1", "127.8.8.8"])
 def test_the_host_is_checked_wherever_policy_says_loopback(host):
-    request = make_mocked_request("GET", "/", headers={"Host": "evil.example"})
     with pytest.raises(Forbidden):
-        edge_of(("server.listen.host", host))._check_host(request)
+        EDGE._check_host(asked(("server.listen.host", host), Host="evil.example"))
+
+
+@pytest.mark.parametrize(("mode", "marks"), [("dry_run", ["hosts"]), ("off", [])])
+def test_a_host_that_would_be_refused_is_marked_in_a_dry_run_only(mode, marks):
+    request = asked(("clients.hosts.mode", mode), Host="evil.example")
+    EDGE._check_host(request)
+    assert request[WOULD_DENY] == marks
+    assert common_headers(request).get("X-Mlxd-Would-Deny", "") == ", ".join(marks)
+
+
+@pytest.mark.parametrize(("mode", "marks"), [("dry_run", ["cors"]), ("off", [])])
+def test_an_origin_that_would_be_refused_may_ask_in_a_dry_run(mode, marks):
+    request = asked(("clients.cors.mode", mode), Origin="https://evil.example")
+    EDGE._check_origin(request)
+    assert request[WOULD_DENY] == marks
+    assert common_headers(request)["Access-Control-Allow-Origin"] == "https://evil.example"
+
+
+def test_an_allowed_origin_is_not_marked():
+    request = asked(("clients.cors.mode", "dry_run"), Origin="http://localhost:3000")
+    EDGE._check_origin(request)
+    assert request[WOULD_DENY] == []
 
 
 def test_headers_are_measured_together():
-    edge = edge_of(("server.http.max_header_bytes", "1KiB"))
-    few = {f"X-{n}": "x" * 100 for n in range(5)}
-    edge._check_headers(make_mocked_request("GET", "/", headers=few))
-    many = {f"X-{n}": "x" * 100 for n in range(10)}
+    limit = ("server.http.max_header_bytes", "1KiB")
+    EDGE._check_headers(asked(limit, **{f"X_{n}": "x" * 100 for n in range(5)}))
     with pytest.raises(HeadersTooLarge, match="larger than 1024 bytes"):
-        edge._check_headers(make_mocked_request("GET", "/", headers=many))
+        EDGE._check_headers(asked(limit, **{f"X_{n}": "x" * 100 for n in range(10)}))
+
+
+def test_an_answer_names_the_generation_it_was_given_under():
+    assert common_headers(asked())["X-Mlxd-Policy"] == "1"

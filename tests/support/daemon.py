@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,9 @@ from typing import Any
 
 import httpx
 import psutil
+
+from mlxd.cli.admin import AdminClient
+from mlxd.core import instance
 
 _START_SECONDS = 20.0
 _STOP_SECONDS = 40.0
@@ -50,6 +53,49 @@ class Daemon:
     def log_text(self) -> str:
         return self.log.read_text()
 
+    @property
+    def policies(self) -> Path:
+        """The policy folder."""
+        return self.state.parent / "policies"
+
+    def edit(self, kind: str, text: str) -> None:
+        """Put another policy file in place of a kind's, whole: `text` is below its `schema:`."""
+        write_whole(self.policies / f"{kind}.yaml", f"schema: mlxd/v1\n{text}")
+
+    def address(self) -> instance.Address:
+        """Where it says it can be reached; it is live a moment before it says so."""
+        deadline = time.monotonic() + _START_SECONDS
+        while (found := instance.running(self.state)) is None:
+            assert time.monotonic() < deadline, "it runs, and does not say where"
+            time.sleep(0.01)
+        return found
+
+    def follow(self) -> None:
+        """Talk to it where it is now."""
+        self.port = self.address().port
+        self.http.base_url = httpx.URL(self.url)
+
+    @property
+    def admin(self) -> AdminClient:
+        return AdminClient(self.address().admin)
+
+    def reload(self) -> dict[str, Any]:
+        """Have it read its policies now; returns the outcome."""
+        return self.admin.post("/admin/policy/reload")
+
+    def generation(self) -> int:
+        """Of the policies in force, as its clients are told."""
+        return int(self.http.get("/livez").headers["x-mlxd-policy"])
+
+    def wait_for_generation(self, above: int, within: float) -> int:
+        """Until policies newer than `above` are in force; returns their generation."""
+        deadline = time.monotonic() + within
+        while (found := self.generation()) <= above:
+            late = f"not within {within:g} s: a generation above {above}"
+            assert time.monotonic() < deadline, late
+            time.sleep(0.005)
+        return found
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Signal it and wait for its end; returns its exit status."""
         if self.process.poll() is None:
@@ -62,6 +108,13 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Nobody sees a part of it."""
+    temporary = file.with_name(f".{file.name}.new")
+    temporary.write_text(text)
+    temporary.replace(file)
 
 
 def write_policies(folder: Path, files: Mapping[str, str]) -> Path:
@@ -80,17 +133,22 @@ def daemon(
     policies: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
     port: int | None = None,
+    port_flag: bool = True,
+    prefix: Sequence[str] = (),
 ) -> Iterator[Daemon]:
     """Start a daemon below `folder` and stop it at the end; its log is shown if it does not start.
 
-    No folder of the user's is scanned: only `models`.
+    No folder of the user's is scanned: only `models`. Without `port_flag` the port is what
+    `policies` say, so that they can change it; `port` must be the same. `prefix` is a program that
+    starts the daemon in circumstances of its own.
     """
     port = port or free_port()
     models = models or folder / "no-models"
     files = {"models": f"dirs: [{models}]\n", **(policies or {})}
     log = folder / "daemon.log"
     command = [
-        *(sys.executable, "-m", "mlxd", "serve", "--port", str(port)),
+        *(*prefix, sys.executable, "-m", "mlxd", "serve"),
+        *(("--port", str(port)) if port_flag else ()),
         *("--policies", str(write_policies(folder / "policies", files))),
         *("--state", str(folder / "state")),
     ]

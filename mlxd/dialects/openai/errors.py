@@ -27,6 +27,8 @@ NAMES: dict[str, tuple[str, str]] = {
     "worker_crashed": ("server_error", "worker_crashed"),
     "worker_stalled": ("server_error", "worker_stalled"),
     "deadline_exceeded": ("server_error", "deadline_exceeded"),
+    "policy_conflict": ("invalid_request_error", "policy_conflict"),
+    "policy_out_of_date": ("invalid_request_error", "policy_out_of_date"),
     "internal_error": ("server_error", "internal_error"),
 }
 

@@ -1,0 +1,71 @@
+"""`mlxd policy reload` and `mlxd policy rollback N`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from mlxd.cli import exits
+from mlxd.cli.admin import AdminClient, Refused
+from mlxd.cli.client import NoAnswer
+from mlxd.cli.policy.diff import line_of
+from mlxd.cli.policy.here import failed, here, print_json, refused
+from mlxd.settings import SettingsRefused
+
+Json = dict[str, Any]
+
+
+def reload(policies: str | None, state: str | None, *, etag: str, as_json: bool) -> int:
+    """Have the daemon read its policy files now; 0 only if they are in force after it."""
+    try:
+        outcome = _daemon(policies, state).post("/admin/policy/reload", etag=etag)
+    except SettingsRefused as error:
+        return refused(error, as_json=as_json)
+    except (NoAnswer, Refused) as error:
+        return failed(error, as_json=as_json)
+    return _show(outcome, as_json=as_json)
+
+
+def rollback(
+    policies: str | None,
+    state: str | None,
+    generation: int,
+    *,
+    etag: str,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """Have the daemon write a generation's files back and put them in force."""
+    try:
+        outcome = _daemon(policies, state).post(
+            "/admin/policy/rollback", etag=etag, gen=str(generation), force=str(int(force))
+        )
+    except SettingsRefused as error:
+        return refused(error, as_json=as_json)
+    except (NoAnswer, Refused) as error:
+        return failed(error, as_json=as_json)
+    return _show(outcome, as_json=as_json)
+
+
+def _daemon(policies: str | None, state: str | None) -> AdminClient:
+    """Raises SettingsRefused, NoAnswer."""
+    this = here(policies, state)
+    daemon = this.daemon()
+    if daemon is None:
+        raise NoAnswer(f"no mlxd runs with the state folder {this.state}")
+    return daemon
+
+
+def _show(outcome: Json, *, as_json: bool) -> int:
+    ok = outcome["result"] != "refused"
+    if as_json:
+        print_json(outcome)
+    elif ok:
+        print(f"{outcome['result']}: generation {outcome['generation']} is in force")
+        for change in outcome["changes"]:
+            print(f"  {line_of(change)}")
+    else:
+        print(f"refused: generation {outcome['generation']} stays in force", file=sys.stderr)
+        for error in outcome["errors"]:
+            print(f"  {error['text']}", file=sys.stderr)
+    return exits.DONE if ok else exits.USAGE

@@ -1,0 +1,88 @@
+"""`mlxd policy check`: the verdict of a reload, without one."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from mlxd.cli import exits
+from mlxd.cli.admin import Refused
+from mlxd.cli.client import NoAnswer
+from mlxd.cli.policy.here import Here, failed, here, print_json, refused
+from mlxd.policy import keys
+from mlxd.policy.load import PolicyErrors
+from mlxd.policy.strict_yaml import Path, dotted, parts
+from mlxd.settings import SettingsRefused
+
+Json = dict[str, Any]
+
+_FEW = 8
+"""Keys that are named one by one."""
+
+
+def check(policies: str | None, state: str | None, *, as_json: bool, online: bool) -> int:
+    """Load the policies as the daemon would; say all that is wrong with them at once."""
+    try:
+        this = here(policies, state)
+        found = this.load()
+    except (SettingsRefused, PolicyErrors) as error:
+        return refused(error, as_json=as_json)
+    report: Json = {
+        "valid": True,
+        "folder": str(found.folder) if found.folder is not None else None,
+        "errors": [],
+        "warnings": [*this.warnings, *found.warnings()],
+        "not_enforced": found.not_enforced(),
+    }
+    if online:
+        try:
+            report["errors"] = _tried(this)
+        except (NoAnswer, Refused) as error:
+            return failed(error, as_json=as_json)
+        report["valid"] = not report["errors"]
+    return _show(report, as_json=as_json)
+
+
+def _tried(this: Here) -> list[Json]:
+    """What the running daemon found when it prepared everything and gave it back."""
+    daemon = this.daemon()
+    if daemon is None:
+        raise NoAnswer(f"no mlxd runs with the state folder {this.state}")
+    errors: list[Json] = daemon.post("/admin/policy/check")["errors"]
+    return errors
+
+
+def _show(report: Json, *, as_json: bool) -> int:
+    if as_json:
+        print_json(report)
+    elif report["valid"]:
+        print(f"{report['folder'] or 'built-in defaults'}: valid")
+        for warning in report["warnings"]:
+            print(f"warning: {warning}")
+        if report["not_enforced"]:
+            print(f"set and not enforced yet: {', '.join(_grouped(report['not_enforced']))}")
+    else:
+        for error in report["errors"]:
+            print(error["text"], file=sys.stderr)
+    return exits.DONE if report["valid"] else exits.USAGE
+
+
+def _grouped(names: list[str]) -> list[str]:
+    """Of many, a group of which nothing is enforced is named in place of all its keys."""
+    if len(names) <= _FEW:
+        return names
+    groups = dict.fromkeys(dotted(_group(parts(name))) for name in names)
+    return list(groups)
+
+
+def _group(path: Path) -> Path:
+    for end in range(1, len(path)):
+        key = keys.find(path[:end])
+        if key is not None and _all_idle(key.path):
+            return path[:end]
+    return path
+
+
+def _all_idle(group: tuple[str, ...]) -> bool:
+    inner = [key for key in keys.table().values() if key.path[: len(group)] == group]
+    return not any(key.enforced for key in inner if key.description and not key.section)

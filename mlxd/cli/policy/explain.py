@@ -1,0 +1,73 @@
+"""`mlxd policy explain KEY`."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from mlxd.cli import exits
+from mlxd.cli.admin import Refused
+from mlxd.cli.client import NoAnswer
+from mlxd.cli.policy.here import failed, here, print_json, refused
+from mlxd.policy import explain as explaining
+from mlxd.policy.explain import NoSuchKey
+from mlxd.policy.load import PolicyErrors
+from mlxd.settings import SettingsRefused
+
+Json = dict[str, Any]
+
+_RELOADS = {
+    "live": "with the next decision",
+    "live-drain": "at once; what is above a lowered limit runs to its end",
+    "rebind": "on a new listener, before the old one closes",
+    "rolling": "as the workers concerned are replaced, one by one",
+    "restart": "at the next start",
+}
+
+
+def explain(policies: str | None, state: str | None, key: str, *, as_json: bool) -> int:
+    """Say what a value is, where it was set, what it hides; of a group, each of its values."""
+    try:
+        this = here(policies, state)
+        daemon = this.daemon()
+        if daemon is not None:
+            values = daemon.get("/admin/policy/explain", key=key)["values"]
+        else:
+            values = explaining.explain(this.load(), key)
+    except (SettingsRefused, PolicyErrors) as error:
+        return refused(error, as_json=as_json)
+    except NoSuchKey as error:
+        print(error, file=sys.stderr)
+        return exits.USAGE
+    except (NoAnswer, Refused) as error:
+        return failed(error, as_json=as_json)
+    if as_json:
+        print_json({"values": values})
+    elif len(values) == 1:
+        print("\n".join(_whole(values[0])))
+    else:
+        print("\n".join(_short(value) for value in values))
+    return exits.DONE
+
+
+def _whole(value: Json) -> Iterator[str]:
+    yield f"{value['key']}: {value['value']}"
+    yield f"  set        {value['source']}"
+    for one in value["shadowed"]:
+        yield f"  shadows    {one['value']} ({one['source']})"
+    if value["default"] is not None:
+        yield f"  default    {value['default']}"
+    yield f"  takes      {value['takes']}" + (f" ({value['unit']})" if value["unit"] else "")
+    yield f"  a change   holds {_RELOADS.get(value['reload'], value['reload'])}"
+    if not value["enforced"]:
+        yield "  note       not enforced yet"
+    yield from textwrap.wrap(
+        value["meaning"], 96, initial_indent="  means      ", subsequent_indent=" " * 13
+    )
+
+
+def _short(value: Json) -> str:
+    hidden = "".join(f", shadows {one['value']} ({one['source']})" for one in value["shadowed"])
+    return f"{value['key']}: {value['value']}  ({value['source']}{hidden})"

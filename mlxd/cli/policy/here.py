@@ -1,0 +1,85 @@
+"""What every `mlxd policy` command starts from: the folders, the overrides, the daemon if any."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxd.cli import exits
+from mlxd.cli.admin import AdminClient, Refused
+from mlxd.cli.client import NoAnswer
+from mlxd.core.instance import running
+from mlxd.policy.history import History, history_of
+from mlxd.policy.load import Override, PolicyErrors, PolicySet, load
+from mlxd.policy.outcome import error_json
+from mlxd.settings import Settings, SettingsRefused
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """Where this command was called, and what its environment says."""
+
+    folder: Path | None
+    state: Path
+    overrides: tuple[Override, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def history(self) -> History:
+        return history_of(self.state)
+
+    def load(self) -> PolicySet:
+        """The policies as this environment would start with them. Raises PolicyErrors."""
+        return load(self.folder, self.overrides)
+
+    def daemon(self) -> AdminClient | None:
+        """The running daemon's admin side, if there is one."""
+        address = running(self.state)
+        return AdminClient(address.admin) if address is not None and address.admin else None
+
+
+def here(policies: str | None, state: str | None) -> Here:
+    """Raises SettingsRefused."""
+    settings = Settings.read(policies=policies, state=state)
+    return Here(
+        folder=settings.policies.path if settings.policies is not None else None,
+        state=settings.state.path,
+        overrides=tuple(Override(*override) for override in settings.overrides()),
+        warnings=tuple(settings.warnings()),
+    )
+
+
+def refused(error: SettingsRefused | PolicyErrors, *, as_json: bool) -> int:
+    """Show all that is wrong, and give the exit status for it."""
+    if as_json:
+        print_json({"valid": False, "errors": errors_json(error)})
+    else:
+        print(error, file=sys.stderr)
+    return exits.USAGE
+
+
+def errors_json(error: SettingsRefused | PolicyErrors) -> list[Mapping[str, Any]]:
+    """The reasons for programs."""
+    if isinstance(error, PolicyErrors):
+        return [error_json(one) for one in error.errors]
+    return [{"text": line, "message": line} for line in str(error).splitlines()]
+
+
+def failed(error: NoAnswer | Refused, *, as_json: bool) -> int:
+    """The daemon did not do it: say why."""
+    status = error.status if isinstance(error, Refused) else 0
+    if as_json:
+        print_json({"error": str(error), "status": status})
+    else:
+        print(f"mlxd: {error}", file=sys.stderr)
+    return exits.USAGE if status == 400 else exits.FAILED
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False, default=str))

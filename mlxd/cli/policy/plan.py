@@ -1,0 +1,108 @@
+"""`mlxd policy plan`: what an edit would do, before it is saved."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlxd.cli import exits
+from mlxd.cli.admin import Refused
+from mlxd.cli.client import NoAnswer
+from mlxd.cli.policy.diff import line_of
+from mlxd.cli.policy.here import Here, errors_json, failed, here, print_json, refused
+from mlxd.policy.diff import changes
+from mlxd.policy.files import read
+from mlxd.policy.load import Override, PolicyErrors, judge
+from mlxd.policy.policy_set import FILES
+from mlxd.settings import SettingsRefused
+
+Json = dict[str, Any]
+
+
+class _Wrong(Exception):
+    """An argument that cannot be used."""
+
+
+def plan(
+    policies: str | None,
+    state: str | None,
+    files: Sequence[str],
+    settings: Sequence[str],
+    *,
+    as_json: bool,
+) -> int:
+    """Show the changed values and their consequences; nothing is changed."""
+    try:
+        this = here(policies, state)
+        edited = {Path(file).name: _text_of(Path(file)) for file in files}
+        wanted = [_setting(one) for one in settings]
+        daemon = this.daemon()
+        if daemon is None:
+            report = _without_daemon(this, edited, wanted)
+        else:
+            values = {key: value for key, value, _ in wanted}
+            report = daemon.post("/admin/policy/plan", {"files": edited, "set": values})
+    except SettingsRefused as error:
+        return refused(error, as_json=as_json)
+    except _Wrong as error:
+        print(f"mlxd: {error}", file=sys.stderr)
+        return exits.USAGE
+    except (NoAnswer, Refused) as error:
+        return failed(error, as_json=as_json)
+    return _show(report, as_json=as_json)
+
+
+def _without_daemon(
+    this: Here, edited: Mapping[str, str], wanted: Sequence[tuple[str, str, str]]
+) -> Json:
+    """No daemon runs: the files as they are against the files as they would be."""
+    present = read(this.folder)
+    put = {name: text.encode() for name, text in edited.items()}
+    overrides = [*this.overrides, *(Override(*one, yaml=True) for one in wanted)]
+    try:
+        new = judge(present.with_contents({**present.contents, **put}), overrides)
+        found = changes(this.load(), new)
+    except PolicyErrors as error:
+        return {"valid": False, "errors": errors_json(error), "changes": [], "effects": []}
+    return {
+        "valid": True,
+        "errors": [],
+        "changes": [change.as_json() for change in found],
+        "effects": ["no daemon runs: this is what the next start would do"],
+        "warnings": new.warnings(),
+        "not_enforced": new.not_enforced(),
+    }
+
+
+def _text_of(file: Path) -> str:
+    if file.name not in FILES:
+        raise _Wrong(f"{file}: call it like the file it would replace: {', '.join(FILES)}")
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _Wrong(f"{file}: cannot be read: {error}") from error
+
+
+def _setting(text: str) -> tuple[str, str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or "." not in key:
+        raise _Wrong(f"--set {text}: expected KEY=VALUE, such as timeouts.queue=5s")
+    return key.strip(), value.strip(), "--set"
+
+
+def _show(report: Json, *, as_json: bool) -> int:
+    if as_json:
+        print_json(report)
+    elif not report["valid"]:
+        print("\n".join(error["text"] for error in report["errors"]), file=sys.stderr)
+    else:
+        print("\n".join(map(line_of, report["changes"])) or "no value would change")
+        for effect in report["effects"]:
+            print(f"  => {effect}")
+        changed = {change["key"] for change in report["changes"]}
+        for key in report["not_enforced"]:
+            if key in changed:
+                print(f"  => {key} is not enforced yet")
+    return exits.DONE if report["valid"] else exits.USAGE

@@ -1,0 +1,83 @@
+"""Why a value is what it is: where it was set, what it hides, how a change takes effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mlxd.policy import keys
+from mlxd.policy.policy_set import PolicySet, Source
+from mlxd.policy.strict_yaml import Path, dotted, parts
+from mlxd.policy.units import written
+
+Json = dict[str, Any]
+
+
+class NoSuchKey(Exception):
+    """There is no such policy; the message names the nearest ones."""
+
+
+def explain(policies: PolicySet, key: str) -> list[Json]:
+    """Every value at or under `key`, explained. Raises NoSuchKey.
+
+    A key is written with its file (`limits.concurrency.max_in_flight`), or by its last part where
+    only one has it.
+    """
+    found = list(_matching(policies, parts(key)))
+    if not found:
+        raise NoSuchKey(_no_such(policies, key))
+    return [explained(policies, path) for path in found]
+
+
+def explained(policies: PolicySet, path: Path) -> Json:
+    """One value that is in force."""
+    key = keys.find(path)
+    source = policies.sources.get(path)
+    name = dotted(path)
+    return {
+        "key": name,
+        "value": written(policies.value(name)),
+        "source": policies.place(path),
+        **_position(source),
+        "shadowed": [
+            {"value": one.value, "source": str(one.source), **_position(one.source)}
+            for one in policies.shadowed.get(path, ())
+        ],
+        "default": key.default if key is not None else None,
+        "takes": key.expected if key is not None else "",
+        "unit": (key.extra("unit") or "") if key is not None else "",
+        "reload": (key.extra("reload") or "live") if key is not None else "live",
+        "enforced": key.enforced if key is not None else True,
+        "meaning": key.description if key is not None else "",
+    }
+
+
+def _position(source: Source | None) -> Json:
+    place = source.place if source is not None else None
+    return {
+        "file": source.name if source is not None and place is not None else None,
+        "line": place.line if place is not None else None,
+        "column": place.column if place is not None else None,
+    }
+
+
+def _matching(policies: PolicySet, wanted: Path) -> Iterator[Path]:
+    """The value itself, or all values under a group; else one with this ending, if only one has."""
+    leaves = [path for path, _ in policies.leaves()]
+    under = [path for path in leaves if path[: len(wanted)] == wanted]
+    if not wanted or under:
+        yield from under
+        return
+    ending = [path for path in leaves if path[-len(wanted) :] == wanted]
+    if len(ending) == 1:
+        yield from ending
+
+
+def _no_such(policies: PolicySet, key: str) -> str:
+    import difflib  # only once something is wrong
+
+    names = [dotted(path) for path, _ in policies.leaves()]
+    last = str(parts(key)[-1]) if parts(key) else ""
+    near = [name for name in names if name.endswith(f".{last}")]
+    near = near or difflib.get_close_matches(key, names, 3, 0.5)
+    return f"there is no policy {key}" + (f"; did you mean {' or '.join(near)}?" if near else "")

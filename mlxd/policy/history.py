@@ -1,0 +1,147 @@
+"""The generations that were in force, kept in the state folder: last known good, and rollback.
+
+One file per generation, written whole or not at all, holds all policy files verbatim: a boot can
+never find a mix. Policies name secrets and never hold them, so neither does this.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mlxd.policy.files import PolicyFiles
+
+KEPT = 10
+"""Generations; older ones are forgotten."""
+_VERSION = 1
+_NAME = re.compile(r"([0-9]{8})\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One generation: its files, and how it came."""
+
+    number: int
+    folder: str
+    """Empty: there was none, built-in defaults were in force."""
+    contents: Mapping[str, bytes]
+    digest: str
+    """Of the effective values."""
+    at: float
+    """Seconds since the epoch."""
+    trigger: str
+    by: str
+    changes: tuple[Mapping[str, Any], ...] = ()
+    """As `diff.Change.as_json`."""
+
+    def files(self) -> PolicyFiles:
+        return PolicyFiles(Path(self.folder) if self.folder else None, self.contents)
+
+
+class History:
+    """The last `KEPT` generations in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def record(self, generation: Generation) -> None:
+        """Write it down, replacing what has its number. Raises OSError."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_whole(self._file(generation.number), _encoded(generation))
+        for number in self.numbers()[:-KEPT]:
+            self._file(number).unlink(missing_ok=True)
+
+    def numbers(self) -> list[int]:
+        """Of the generations that are kept, rising."""
+        try:
+            names = [entry.name for entry in self.folder.iterdir()]
+        except OSError:
+            return []
+        return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
+
+    def get(self, number: int) -> Generation | None:
+        """None: not kept, or not readable by this version."""
+        try:
+            return _decoded(number, self._file(number).read_bytes())
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def newest_first(self) -> Iterator[Generation]:
+        """Those that can be read."""
+        for number in reversed(self.numbers()):
+            generation = self.get(number)
+            if generation is not None:
+                yield generation
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number:08d}.json"
+
+
+def story(generation: Generation) -> dict[str, Any]:
+    """How it came, for people and programs."""
+    at = datetime.fromtimestamp(generation.at, UTC).isoformat(timespec="seconds")
+    return {
+        "generation": generation.number,
+        "at": at.replace("+00:00", "Z"),
+        "trigger": generation.trigger,
+        "by": generation.by,
+        "changes": [dict(change) for change in generation.changes],
+        "files": sorted(generation.contents),
+    }
+
+
+def history_of(state: Path) -> History:
+    """The history that a state folder holds."""
+    return History(state / "lkg")
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Whole or not at all, whenever the machine stops. Mode 0600. Raises OSError."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(descriptor)
+    temporary.replace(file)
+
+
+def _encoded(generation: Generation) -> bytes:
+    """Policy files are UTF-8, or they would not have been in force."""
+    return json.dumps(
+        {
+            "version": _VERSION,
+            "folder": generation.folder,
+            "digest": generation.digest,
+            "at": generation.at,
+            "trigger": generation.trigger,
+            "by": generation.by,
+            "changes": [dict(change) for change in generation.changes],
+            "files": {name: raw.decode() for name, raw in generation.contents.items()},
+        },
+        ensure_ascii=False,
+        indent=1,
+    ).encode("utf-8", "surrogatepass")
+
+
+def _decoded(number: int, raw: bytes) -> Generation:
+    """Raises ValueError, KeyError, TypeError for what another version wrote."""
+    said = json.loads(raw)
+    if said["version"] != _VERSION:
+        raise ValueError(f"version {said['version']}")
+    return Generation(
+        number=number,
+        folder=said["folder"],
+        contents={name: text.encode() for name, text in said["files"].items()},
+        digest=said["digest"],
+        at=float(said["at"]),
+        trigger=said["trigger"],
+        by=said["by"],
+        changes=tuple(said["changes"]),
+    )

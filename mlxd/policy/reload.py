@@ -1,0 +1,347 @@
+"""From files to policies in force: read, judge, prepare, commit, remember; all of it or nothing.
+
+One attempt at a time. Whoever asks for one gets the outcome of that very attempt. Nothing is
+guessed from events: each attempt reads every file again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from mlxd.core.clock import Clock
+from mlxd.core.errors import PolicyConflict, PolicyOutOfDate
+from mlxd.policy.boot import Boot
+from mlxd.policy.diff import Change, changes, reload_class
+from mlxd.policy.files import PolicyFiles, read
+from mlxd.policy.history import Generation, History
+from mlxd.policy.load import Override, PolicyError, PolicyErrors, PolicySet, judge
+from mlxd.policy.outcome import Outcome, Trigger
+from mlxd.policy.rollback import WriteBack
+from mlxd.policy.settle import QUIET_SECONDS, settled
+from mlxd.policy.store import Applier, PolicyStore, Prepared, PrepareFailed
+from mlxd.policy.strict_yaml import dotted, parts
+from mlxd.policy.units import written
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+READ_SECONDS = 10.0
+"""A folder that does not answer for this long, on a network say, counts as unreadable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an edit would do."""
+
+    changes: tuple[Change, ...] = ()
+    errors: tuple[PolicyError, ...] = ()
+    policies: PolicySet | None = None
+    """As they would be; None if they would be refused."""
+
+
+class Reloader:
+    """Puts new policies in force. The store's only writer."""
+
+    def __init__(
+        self,
+        store: PolicyStore,
+        history: History,
+        clock: Clock,
+        boot: Boot,
+        *,
+        overrides: Sequence[Override] = (),
+        find_folder: Callable[[], Path | None] = lambda: None,
+    ) -> None:
+        self._store = store
+        self._history = history
+        self._clock = clock
+        self._overrides = tuple(overrides)
+        self._find_folder = find_folder
+        self._appliers: list[Applier] = []
+        self._observers: list[Callable[[Outcome], None]] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="policy")
+        self._lock = asyncio.Lock()
+        self._in_force = boot.files
+        self._seen = boot.seen
+        self._again = False
+        """The last attempt failed for what may change without any file changing."""
+        self._at_start = _restart_values(store.current)
+        self._pending: list[str] = []
+        self._attempts = 0
+        self.history_failure = ""
+        """Why the last generation could not be kept; empty when it was."""
+        self.last = self._outcome("start", "applied" if not boot.errors else "refused",
+                                  clock.monotonic(), errors=boot.errors)  # fmt: skip
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the policies are looked for."""
+        return self._seen.folder
+
+    @property
+    def files_in_force(self) -> PolicyFiles:
+        return self._in_force
+
+    def pending_restart(self) -> list[str]:
+        """Keys that were changed since the start and wait for the next one."""
+        return list(self._pending)
+
+    def use(self, *appliers: Applier) -> None:
+        """Have these prepare and commit, in this order, at each change."""
+        self._appliers += appliers
+
+    def observe(self, observer: Callable[[Outcome], None]) -> None:
+        """Have every outcome told; `observer` must not fail."""
+        self._observers.append(observer)
+
+    async def begin(self) -> None:
+        """Keep what the run started with, and tell of it."""
+        if self.last.ok:
+            await self._remember(self.last)
+        self._tell(self.last)
+
+    async def close(self) -> None:
+        async with self._lock:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def reload(self, trigger: Trigger, by: str = "", *, etag: str = "") -> Outcome:
+        """Read the folder now and put it in force.
+
+        Raises PolicyOutOfDate if other policies than `etag` are in force.
+        """
+        async with self._lock:
+            self._expect(etag)
+            return await self._attempt(await self._settled(quiet=0.0), trigger, by)
+
+    async def look(self) -> Outcome | None:
+        """Reload if a file has changed since the last attempt; None if none has."""
+        async with self._lock:
+            found = await self._read()
+            if found.hash != self._seen.hash:
+                found = await self._settled(quiet=QUIET_SECONDS)
+            if found.hash == self._seen.hash and not self._again:
+                return None
+            return await self._attempt(found, "watch", "")
+
+    async def check(self) -> Plan:
+        """What a reload would come to, everything prepared and given back."""
+        async with self._lock:
+            found = await self._plan(await self._read())
+            if found.policies is None or not found.changes:
+                return found
+            try:
+                with ExitStack() as back:
+                    await self._prepare(found.policies, back)
+            except PrepareFailed as failed:
+                return replace(found, policies=None, errors=(_at(failed, found.policies),))
+            return found
+
+    async def plan(self, contents: Mapping[str, bytes], settings: Sequence[Override] = ()) -> Plan:
+        """What the folder would change with these files in place of its own, and these values."""
+        async with self._lock:
+            files = await self._read()
+            edited = files.with_contents({**files.contents, **contents})
+            return await self._plan(edited, settings)
+
+    async def rollback(
+        self, number: int, by: str = "", *, etag: str = "", force: bool = False
+    ) -> Outcome:
+        """Put an earlier generation's files back into the folder, and in force.
+
+        Raises PolicyOutOfDate, and PolicyConflict: the generation is not kept, there is no folder,
+        or (unless `force`) a file was changed since it was put in force.
+        """
+        async with self._lock:
+            self._expect(etag)
+            generation = await self._run(self._history.get, number)
+            if generation is None:
+                kept = ", ".join(map(str, self._history.numbers())) or "none"
+                raise PolicyConflict(f"generation {number} is not kept; kept are {kept}")
+            present = await self._read()
+            if present.folder is None:
+                raise PolicyConflict("no policy folder to write to: built-in defaults hold")
+            edited = present.changed_from(self._in_force)
+            if edited and not force:
+                raise PolicyConflict(
+                    f"{', '.join(edited)} changed and not in force: save that edit elsewhere, or "
+                    "use --force to lose it"
+                )
+            target = present.with_contents(generation.contents)
+            back: dict[str, bytes | None] = {
+                name: generation.contents.get(name) for name in target.changed_from(present)
+            }
+            write = WriteBack(self._history, present.folder, back)
+            return await self._attempt(target, "rollback", by, write)
+
+    # -- inside; the lock is held
+
+    def _expect(self, etag: str) -> None:
+        present = self._store.current.etag
+        if etag and etag != present:
+            raise PolicyOutOfDate(f"the policies in force are {present}, not {etag}")
+
+    async def _attempt(
+        self,
+        files: PolicyFiles,
+        trigger: Trigger,
+        by: str,
+        write: WriteBack | None = None,
+    ) -> Outcome:
+        began = self._clock.monotonic()
+        self._again = False
+        try:
+            found = await self._apply(files, write)
+        except PolicyErrors as refused:
+            outcome = self._outcome(trigger, "refused", began, by=by, errors=refused.errors)
+        else:
+            self._in_force = files
+            now = _restart_values(self._store.current)
+            self._pending = [key for key, value in now.items() if self._at_start[key] != value]
+            result = "unchanged" if found is None else "applied"
+            outcome = self._outcome(trigger, result, began, by=by, changes=found or ())
+        if write is None or outcome.ok:
+            self._seen = files
+        if self._again and outcome.errors == self.last.errors:
+            return outcome  # the same obstacle as before is no news
+        if outcome.ok:
+            await self._remember(outcome)
+        if outcome.ok or write is None:
+            self.last = outcome
+        self._tell(outcome)
+        return outcome
+
+    async def _apply(
+        self, files: PolicyFiles, write: WriteBack | None
+    ) -> tuple[Change, ...] | None:
+        """The changes that are now in force; None: it makes no difference. Raises PolicyErrors."""
+        old = self._store.current
+        new = await self._run(judge, files, self._overrides)
+        found = await self._run(changes, old, new)
+        if not found and write is None:
+            self._store.refresh(new)
+            return None
+        try:
+            with ExitStack() as back:
+                prepared = await self._prepare(new, back)
+                if write is not None:
+                    await self._run(write.write)
+                    back.callback(write.undo)
+                self._store.commit(new, old.generation + 1, prepared)
+                back.pop_all()
+        except PrepareFailed as failed:
+            self._again = write is None
+            raise PolicyErrors([_at(failed, new)]) from failed
+        except OSError as error:
+            words = f"the policy folder cannot be written: {error.strerror}"
+            raise PolicyErrors([PolicyError(str(files.folder), words)]) from error
+        except Exception as defect:
+            log.exception("policies could not be applied: a defect; nothing was changed")
+            words = "could not be applied because of a defect of mlxd; the log has it"
+            raise PolicyErrors([PolicyError("mlxd", words)]) from defect
+        return found
+
+    async def _prepare(self, new: PolicySet, back: ExitStack) -> list[Prepared]:
+        prepared: list[Prepared] = []
+        for applier in self._appliers:
+            one = await applier.prepare(self._store.current, new)
+            back.callback(one.undo)
+            prepared.append(one)
+        return prepared
+
+    async def _plan(self, files: PolicyFiles, settings: Sequence[Override] = ()) -> Plan:
+        try:
+            new = await self._run(judge, files, (*self._overrides, *settings))
+        except PolicyErrors as refused:
+            return Plan(errors=refused.errors)
+        return Plan(changes(self._store.current, new), policies=new)
+
+    async def _remember(self, outcome: Outcome) -> None:
+        """Keep the generation; one whose values stay keeps its story and gets the new text."""
+        current = self._store.current
+        before = await self._run(self._history.get, current.generation)
+        if before is not None and before.digest != current.digest:
+            before = None
+        generation = Generation(
+            number=current.generation,
+            folder=str(self._in_force.folder or ""),
+            contents=self._in_force.contents,
+            digest=current.digest,
+            at=before.at if before else outcome.at,
+            trigger=before.trigger if before else outcome.trigger,
+            by=before.by if before else outcome.by,
+            changes=before.changes if before else tuple(c.as_json() for c in outcome.changes),
+        )
+        try:
+            await self._run(self._history.record, generation)
+            self.history_failure = ""
+        except (OSError, ValueError) as error:
+            self.history_failure = f"generation {generation.number} could not be kept: {error}"
+            log.warning("%s", self.history_failure)
+
+    def _tell(self, outcome: Outcome) -> None:
+        for observer in self._observers:
+            observer(outcome)
+
+    def _outcome(
+        self,
+        trigger: Trigger,
+        result: str,
+        began: float,
+        *,
+        by: str = "",
+        changes: tuple[Change, ...] = (),
+        errors: tuple[PolicyError, ...] = (),
+    ) -> Outcome:
+        self._attempts += 1
+        return Outcome(
+            id=self._attempts,
+            trigger=trigger,
+            result=result,  # type: ignore[arg-type]
+            generation=self._store.current.generation,
+            at=self._clock.wall(),
+            seconds=self._clock.monotonic() - began,
+            changes=changes,
+            errors=errors,
+            by=by,
+        )
+
+    async def _settled(self, quiet: float) -> PolicyFiles:
+        return await settled(self._read, self._in_force, self._clock, quiet=quiet)
+
+    async def _read(self) -> PolicyFiles:
+        folder = self._seen.folder or self._find_folder()
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                return await self._run(read, folder)
+        except TimeoutError:
+            return PolicyFiles(
+                folder, failures={str(folder): f"no answer within {READ_SECONDS:g} s"}
+            )
+
+    async def _run(self, work: Callable[..., T], *arguments: object) -> T:
+        """In the one thread for this: a disk may hang, and a stream must not notice."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+
+def _restart_values(policies: PolicySet) -> dict[str, str]:
+    """What the next start alone would put in force."""
+    return {
+        dotted(path): written(value)
+        for path, value in policies.leaves()
+        if reload_class(path) == "restart"
+    }
+
+
+def _at(failed: PrepareFailed, policies: PolicySet) -> PolicyError:
+    """A failed preparation, at the line that asked for it."""
+    source = policies.sources.get(parts(failed.key))
+    if source is None:
+        return PolicyError(f"{parts(failed.key)[0]}.yaml", failed.message, failed.key)
+    return PolicyError(source.name, failed.message, failed.key, source.place)

@@ -1,0 +1,91 @@
+"""When a write to the policy folder is over: half a file must never be taken for a whole one.
+
+Three signs, the first that can be had decides: on Linux nobody has a changed file open for writing
+(a read lease is refused while somebody has); elsewhere nothing changes for the quiet period; and a
+file that vanished is given time to come back, since some editors delete before they write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+
+from mlxd.core.clock import Clock
+from mlxd.policy.files import PolicyFiles
+
+QUIET_SECONDS = 0.1
+"""Between the last change seen and the reading of it: several files are often saved together."""
+VANISHED_SECONDS = 2.0
+"""How long a file must be gone before it counts as deleted."""
+PATIENCE_SECONDS = 10.0
+"""How long a writer may hold a file open without changing it before it is read all the same."""
+RESTLESS_SECONDS = 2.0
+"""After this long without a quiet period, two equal readings are enough."""
+_STEP_SECONDS = 0.02
+
+Read = Callable[[], Awaitable[PolicyFiles]]
+
+
+async def settled(
+    read: Read,
+    before: PolicyFiles,
+    clock: Clock,
+    *,
+    quiet: float = QUIET_SECONDS,
+) -> PolicyFiles:
+    """Read until what is read has stood still. `before` are the files in force."""
+    began = since = clock.monotonic()
+    last = await read()
+    while True:
+        busy = await asyncio.to_thread(_any_written, last.folder, last.changed_from(before))
+        await asyncio.sleep(_STEP_SECONDS)
+        found = await read()
+        now = clock.monotonic()
+        if found.hash != last.hash:
+            last, since = found, now
+            continue
+        if _vanished(found, before) and now - began < VANISHED_SECONDS:
+            continue
+        if busy and now - since < PATIENCE_SECONDS:
+            continue
+        if now - since >= quiet or now - began >= RESTLESS_SECONDS:
+            return found
+
+
+def _vanished(found: PolicyFiles, before: PolicyFiles) -> bool:
+    return any(name not in found.contents for name in before.contents)
+
+
+def _any_written(folder: Path | None, names: Iterable[str]) -> bool:
+    return folder is not None and any(open_for_writing(folder / name) for name in names)
+
+
+def open_for_writing(file: Path) -> bool:
+    """Whether somebody has the file open to write to it; False where the system does not tell."""
+    if sys.platform != "linux":
+        return False
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        # Somebody who opens it while we hold the lease is held up, and we are signalled: SIGURG
+        # is ignored by default, the usual SIGIO would end the process.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # another user's file, or a file system without leases
+    else:
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        return False
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,155 @@
+"""What the admin socket serves: the policies in force, and everything that changes them.
+
+Nothing of it is reachable over TCP. An answer carries the policies' `ETag`; what changes them takes
+`If-Match`, so that nobody undoes what he has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from mlxd.core.errors import Forbidden, InvalidRequest
+from mlxd.policy.explain import NoSuchKey, explain
+from mlxd.policy.history import History, story
+from mlxd.policy.load import Override
+from mlxd.policy.outcome import Outcome, error_json
+from mlxd.policy.policy_set import FILES
+from mlxd.policy.reload import Plan
+from mlxd.server.answers import json_response
+from mlxd.server.app import READING, Routes
+from mlxd.server.edge import policies_of
+from mlxd.server.effects import Effects
+from mlxd.server.errors import Render, in_ollama
+from mlxd.server.intake import read_json
+from mlxd.server.parts import Parts
+from mlxd.server.peer import is_stranger, peer_of
+from mlxd.server.policy_report import effective, summary
+
+Json = dict[str, Any]
+
+_CHANGING = frozenset({"POST"})
+
+
+class Action:
+    """An endpoint from an async function of the request to a JSON answer."""
+
+    render_error: Render = staticmethod(in_ollama)
+
+    def __init__(self, parts: Parts, act: Callable[[web.BaseRequest], Awaitable[Json]]) -> None:
+        self._parts = parts
+        self._act = act
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        if is_stranger(request):
+            raise Forbidden("the admin socket answers its own user and root")
+        response = json_response(await self._act(request))
+        response.headers["ETag"] = self._parts.policies.current.etag
+        return response
+
+
+class Admin:
+    """The admin side's routes, and what each does."""
+
+    def __init__(self, parts: Parts, history: History, effects: Effects) -> None:
+        self._parts = parts
+        self._history = history
+        self._effects = effects
+
+    def routes(self) -> Routes:
+        table = {
+            "/admin/policy": (READING, self._status),
+            "/admin/policy/effective": (READING, self._effective),
+            "/admin/policy/explain": (READING, self._explain),
+            "/admin/policy/history": (READING, self._list_history),
+            "/admin/policy/check": (_CHANGING, self._check),
+            "/admin/policy/plan": (_CHANGING, self._plan),
+            "/admin/policy/reload": (_CHANGING, self._reload),
+            "/admin/policy/rollback": (_CHANGING, self._rollback),
+            "/admin/events": (READING, self._events),
+        }
+        return Routes(
+            {path: (methods, Action(self._parts, act)) for path, (methods, act) in table.items()}
+        )
+
+    async def _status(self, request: web.BaseRequest) -> Json:
+        last = self._parts.reloader.last
+        return summary(self._parts, policies_of(request)) | {"last_outcome": last.as_json()}
+
+    async def _effective(self, request: web.BaseRequest) -> Json:
+        return effective(self._parts, policies_of(request))
+
+    async def _explain(self, request: web.BaseRequest) -> Json:
+        try:
+            return {"values": explain(policies_of(request), request.query.get("key", ""))}
+        except NoSuchKey as error:
+            raise InvalidRequest(str(error), param="key") from error
+
+    async def _list_history(self, request: web.BaseRequest) -> Json:
+        current = policies_of(request).generation
+        kept = [story(generation) for generation in self._history.newest_first()]
+        return {"generation": current, "history": kept}
+
+    async def _check(self, request: web.BaseRequest) -> Json:
+        return await self._planned(await self._parts.reloader.check())
+
+    async def _plan(self, request: web.BaseRequest) -> Json:
+        files, settings = await read_json(request, policies_of(request), _candidates)
+        return await self._planned(await self._parts.reloader.plan(files, settings))
+
+    async def _reload(self, request: web.BaseRequest) -> Json:
+        etag = request.headers.get("If-Match", "")
+        return self._told(await self._parts.reloader.reload("admin", peer_of(request), etag=etag))
+
+    async def _rollback(self, request: web.BaseRequest) -> Json:
+        wanted = request.query.get("gen", "")
+        if not wanted.isdecimal():
+            raise InvalidRequest("gen is required: the number of a generation", param="gen")
+        return self._told(
+            await self._parts.reloader.rollback(
+                int(wanted),
+                peer_of(request),
+                etag=request.headers.get("If-Match", ""),
+                force=request.query.get("force") == "1",
+            )
+        )
+
+    async def _events(self, request: web.BaseRequest) -> Json:
+        since = request.query.get("since", "0")
+        events = self._parts.events.since(int(since) if since.isdecimal() else 0)
+        return {"events": [event.as_json() for event in events]}
+
+    def _told(self, outcome: Outcome) -> Json:
+        return outcome.as_json() | {"policies": self._parts.policies.current.etag}
+
+    async def _planned(self, plan: Plan) -> Json:
+        old, new = self._parts.policies.current, plan.policies
+        report: Json = {
+            "valid": new is not None,
+            "generation": old.generation,
+            "errors": [error_json(error) for error in plan.errors],
+            "changes": [change.as_json() for change in plan.changes],
+            "effects": [],
+            "warnings": [],
+            "not_enforced": [],
+        }
+        if new is not None:
+            report["effects"] = await self._effects.of(old, new, plan.changes)
+            report["warnings"] = new.warnings()
+            report["not_enforced"] = new.not_enforced()
+        return report
+
+
+def _candidates(body: Json) -> tuple[Mapping[str, bytes], list[Override]]:
+    """The files of a plan, and single values over them. Raises InvalidRequest."""
+    files, values = body.get("files", {}), body.get("set", {})
+    for name, given in (("files", files), ("set", values)):
+        texts = given.values() if isinstance(given, dict) else [None]
+        if not all(isinstance(text, str) for text in texts) or "" in given:
+            raise InvalidRequest(f"{name}: expected a mapping from names to texts", param=name)
+    if strange := sorted(set(files) - set(FILES)):
+        raise InvalidRequest(f"no policy file is called {strange[0]!r}", param="files")
+    contents = {name: text.encode("utf-8", "surrogatepass") for name, text in files.items()}
+    return contents, [Override(key, text, "--set", yaml=True) for key, text in values.items()]

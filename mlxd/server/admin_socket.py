@@ -1,0 +1,67 @@
+"""The unix socket of the admin side: mode 0600, in the state folder."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+from mlxd.server.connections import GuardedServer
+
+MAX_PATH_BYTES = 100
+"""A socket's path may have 103 bytes on macOS, 107 on Linux."""
+_BACKLOG = 64
+
+
+def path_for(state: Path) -> Path:
+    """`admin.sock` in the state folder; where that is too long, a short one in a folder of our own
+    in the temporary one, always the same for the same state folder.
+    """
+    usual = state / "admin.sock"
+    if len(os.fsencode(usual)) <= MAX_PATH_BYTES:
+        return usual
+    name = hashlib.sha256(os.fsencode(state)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"mlxd-{os.geteuid()}" / f"{name}.sock"
+
+
+class AdminSocket:
+    """Serves the admin side on its path."""
+
+    def __init__(self, server: GuardedServer, path: Path) -> None:
+        self.path = path
+        self._server = server
+        self._listener: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        """Raises OSError. The caller holds the state folder: a socket that is there is stale."""
+        _make_private(self.path.parent)
+        self.path.unlink(missing_ok=True)
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.bind(str(self.path))
+            self.path.chmod(0o600)  # nobody can connect before it listens
+        except OSError:
+            sock.close()
+            raise
+        self._listener = await asyncio.get_running_loop().create_unix_server(
+            self._server.connection, sock=sock, backlog=_BACKLOG
+        )
+
+    async def close(self) -> None:
+        """End every connection, and remove the socket."""
+        if self._listener is not None:
+            self._listener.close()
+            self.path.unlink(missing_ok=True)
+            self._server.pre_shutdown()
+            await self._server.shutdown(0.5)
+
+
+def _make_private(folder: Path) -> None:
+    """Raises OSError if others could put something else there."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.lstat()
+    if status.st_uid != os.geteuid() and status.st_uid != 0:
+        raise PermissionError(13, f"{folder} belongs to another user")

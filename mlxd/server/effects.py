@@ -1,0 +1,80 @@
+"""What a change of policies would do to what runs now, in words; `mlxd policy plan` shows it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+
+from mlxd.control.admission import Admission
+from mlxd.control.catalog import Catalog
+from mlxd.control.effects import effects as effects_on_models
+from mlxd.control.residency import Residency
+from mlxd.core.instance import authority
+from mlxd.policy.diff import Change, touches
+from mlxd.policy.policy_set import PolicySet
+from mlxd.server.listener import Listener
+
+_SCAN_SECONDS = 10.0
+"""For the folders of models to be looked at; a disk may hang."""
+
+
+class Effects:
+    """Looks at the running parts; changes nothing."""
+
+    def __init__(
+        self, listener: Listener, admission: Admission, catalog: Catalog, residency: Residency
+    ) -> None:
+        self._listener = listener
+        self._admission = admission
+        self._catalog = catalog
+        self._residency = residency
+
+    async def of(self, old: PolicySet, new: PolicySet, changes: Sequence[Change]) -> list[str]:
+        """One line per consequence, in the order in which a reader would ask."""
+        found = tuple(changes)
+        return [
+            *self._listening(new, found),
+            *self._admitting(new, found),
+            *await self._on_models(old, new),
+            *_waiting(found),
+        ]
+
+    async def _on_models(self, old: PolicySet, new: PolicySet) -> list[str]:
+        try:
+            async with asyncio.timeout(_SCAN_SECONDS):
+                return await effects_on_models(self._catalog, self._residency, old, new)
+        except TimeoutError:
+            return [
+                "a folder of models does not answer: what becomes of loaded models is not known"
+            ]
+
+    def _listening(self, new: PolicySet, changes: tuple[Change, ...]) -> Iterator[str]:
+        if touches(changes, "server.listen.host", "server.listen.port"):
+            listen = new.server.listen
+            now = ", ".join(self._listener.addresses)
+            yield (
+                f"a new listener opens on {authority(listen.host, listen.port)}; {now} accepts"
+                f" connections for {listen.linger} more, and answers under way finish"
+            )
+        elif touches(changes, "server.listen.backlog"):
+            yield "the listener's backlog changes in place; no connection is touched"
+
+    def _admitting(self, new: PolicySet, changes: tuple[Change, ...]) -> Iterator[str]:
+        limits = new.limits
+        running = self._admission.active
+        most = limits.concurrency.max_in_flight
+        if touches(changes, "limits.concurrency.max_in_flight"):
+            over = running - most
+            yield f"{running} requests run now, {most} may" + (
+                f": none is stopped, new ones are refused until {over + 1} have ended"
+                if over >= 0
+                else ""
+            )
+        if touches(changes, "limits.rate_limit"):
+            yield "what clients have used of their rate limits stays counted"
+
+
+def _waiting(changes: tuple[Change, ...]) -> Iterator[str]:
+    for change in changes:
+        if change.reload == "restart":
+            yield f"{change.key} waits for the next start of the daemon"

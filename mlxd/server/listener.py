@@ -1,0 +1,227 @@
+"""Where clients connect: one address, and after a change of it for a while the one before too.
+
+The new socket is bound and serving before the policies that name it are in force, so that a change
+that cannot be had changes nothing. The old one keeps accepting for `server.listen.linger`; then its
+idle connections are closed, and those with a request are after its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from functools import partial
+
+from mlxd.core.instance import authority
+from mlxd.policy.load import PolicySet
+from mlxd.policy.schema.server import Listen
+from mlxd.policy.store import Prepared, PrepareFailed
+from mlxd.server.connections import Connection, GuardedServer
+from mlxd.server.port import PortTaken, bind, resolve
+
+log = logging.getLogger(__name__)
+
+_SHUTDOWN_SECONDS = 0.5
+
+Moved = Callable[[str, int], None]
+
+
+@dataclass(slots=True, eq=False)
+class Door:
+    """One listening socket, and the connections that came in by it."""
+
+    host: str
+    """As policy names it."""
+    sock: socket.socket
+    server: asyncio.Server | None = None
+    connections: list[Connection] = field(default_factory=list)
+    leaving: asyncio.TimerHandle | None = None
+    """Set while it only waits for its clients to go elsewhere."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """As the system has it: a name is resolved, port 0 is a number."""
+        host, port = self.sock.getsockname()[:2]
+        return host, port
+
+    def __str__(self) -> str:
+        return authority(*self.address)
+
+
+class Listener:
+    """The server's addresses. An applier: a changed host, port or backlog is prepared here."""
+
+    name = "listener"
+
+    def __init__(self, server: GuardedServer, moved: Moved) -> None:
+        self._server = server
+        self._moved = moved
+        self._doors: list[Door] = []
+        self._current: Door | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def addresses(self) -> list[str]:
+        """Everything that accepts connections now, the present one first."""
+        return [str(door) for door in sorted(self._doors, key=lambda d: d is not self._current)]
+
+    async def open(self, sock: socket.socket, listen: Listen) -> None:
+        """Serve on a bound socket."""
+        self._current = await self._serve(Door(listen.host, sock), listen.backlog)
+
+    async def prepare(self, old: PolicySet, new: PolicySet) -> Prepared:
+        """Bind and serve on what `new` names. Raises PrepareFailed; then nothing has changed."""
+        was, wanted = old.server.listen, new.server.listen
+        current = self._current
+        if current is None or (was.host, was.port, was.backlog) == (
+            wanted.host, wanted.port, wanted.backlog,
+        ):  # fmt: skip
+            return _Stay()
+        if (was.host, was.port) == (wanted.host, wanted.port):
+            return _Backlog(current.sock, was.backlog, wanted.backlog)
+        try:
+            address = await asyncio.to_thread(resolve, wanted.host, wanted.port)
+            known = next((door for door in self._doors if door.address == address[-1][:2]), None)
+            if known is not None:
+                return _Move(self, current, known, wanted, opened=False)
+            own = [door.sock for door in self._doors]
+            sock = await asyncio.to_thread(bind, wanted.host, wanted.port, own)
+        except PortTaken as taken:
+            raise PrepareFailed("server.listen.port", f"{taken} is taken by another") from taken
+        except OSError as error:
+            raise PrepareFailed(
+                "server.listen.host" if was.host != wanted.host else "server.listen.port",
+                f"cannot listen on {authority(wanted.host, wanted.port)}: "
+                f"{error.strerror or error}",
+            ) from error
+        door = await self._serve(Door(wanted.host, sock), wanted.backlog)
+        return _Move(self, current, door, wanted, opened=True)
+
+    async def stop_accepting(self) -> None:
+        """New connections are refused from now on; those that are open go on."""
+        self._current = None
+        for door in list(self._doors):
+            self._shut(door)
+
+    async def close(self) -> None:
+        """End every connection, whatever it is doing."""
+        await self.stop_accepting()
+        await asyncio.sleep(0)  # what was accepted in this turn is a connection in the next
+        self._server.pre_shutdown()
+        await self._server.shutdown(_SHUTDOWN_SECONDS)
+
+    def turn_to(self, door: Door, host: str, linger: float) -> None:
+        """`door` is the one from here on; the one before lingers. Cannot fail."""
+        before, self._current = self._current, door
+        door.host = host
+        if door.leaving is not None:
+            door.leaving.cancel()
+            door.leaving = None
+        for connection in door.connections:
+            connection.leaving = False
+        if before is not None and before is not door and before in self._doors:
+            self._leave(before, linger)
+        self._moved(host, door.address[1])
+
+    def forget(self, door: Door) -> None:
+        """Stop accepting there at once; its connections end with their answers."""
+        self._retire(door)
+
+    async def _serve(self, door: Door, backlog: int) -> Door:
+        door.server = await asyncio.get_running_loop().create_server(
+            partial(self._connection, door), sock=door.sock, backlog=backlog
+        )
+        self._doors.append(door)
+        return door
+
+    def _connection(self, door: Door) -> Connection:
+        connection = self._server.connection()
+        connection.leaving = door.leaving is not None
+        door.connections = [known for known in door.connections if known.open]
+        door.connections.append(connection)
+        return connection
+
+    def _leave(self, door: Door, linger: float) -> None:
+        """From now on its answers say `Connection: close`; it goes after `linger` seconds."""
+        loop = asyncio.get_running_loop()
+        door.leaving = loop.call_later(linger, self._retire, door)
+        for connection in door.connections:
+            connection.leaving = True
+        log.info("%s accepts connections for %g more seconds", door, linger)
+
+    def _retire(self, door: Door) -> None:
+        name = str(door)
+        self._shut(door)
+        self._own(self._close_connections(door))
+        log.info("%s accepts no connections any more", name)
+
+    async def _close_connections(self, door: Door) -> None:
+        await asyncio.sleep(0)  # as in close()
+        for connection in door.connections:
+            connection.close()
+        door.connections.clear()
+
+    def _shut(self, door: Door) -> None:
+        if door.leaving is not None:
+            door.leaving.cancel()
+        if door.server is not None:
+            door.server.close()
+        if door in self._doors:
+            self._doors.remove(door)
+
+    def _own(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _Stay:
+    """Nothing to do."""
+
+    def commit(self) -> None:
+        pass
+
+    def undo(self) -> None:
+        pass
+
+
+class _Backlog:
+    """Another length for the kernel's queue of one socket."""
+
+    def __init__(self, sock: socket.socket, old: int, new: int) -> None:
+        self._sock = sock
+        self._old = old
+        self._new = new
+
+    def commit(self) -> None:
+        self._sock.listen(self._new)
+
+    def undo(self) -> None:
+        self._sock.listen(self._old)
+
+
+class _Move:
+    """Another address, which accepts connections already."""
+
+    def __init__(
+        self, listener: Listener, old: Door, new: Door, listen: Listen, *, opened: bool
+    ) -> None:
+        self._listener = listener
+        self._old = old
+        self._old_host = old.host
+        self._new = new
+        self._listen = listen
+        self._opened = opened
+        self._committed = False
+
+    def commit(self) -> None:
+        self._committed = True
+        self._listener.turn_to(self._new, self._listen.host, float(self._listen.linger))
+
+    def undo(self) -> None:
+        if self._committed:
+            self._listener.turn_to(self._old, self._old_host, float(self._listen.linger))
+        if self._opened:
+            self._listener.forget(self._new)

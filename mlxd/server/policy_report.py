@@ -1,0 +1,109 @@
+"""The policies in force, as /health, /metrics and the admin socket tell of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mlxd.policy import keys
+from mlxd.policy.explain import explained
+from mlxd.policy.outcome import Outcome, error_json
+from mlxd.policy.policy_set import PolicySet
+from mlxd.policy.strict_yaml import dotted
+from mlxd.server.answers import iso
+from mlxd.server.parts import Parts
+
+Json = dict[str, Any]
+
+
+def summary(parts: Parts, policies: PolicySet) -> Json:
+    """For /health: what is in force, and everything about it that an operator should know."""
+    last = parts.reloader.last
+    return {
+        "folder": str(parts.reloader.folder or ""),
+        "source": policies.origin,
+        "generation": policies.generation,
+        "hash": policies.digest[:12],
+        "last_reload": {
+            "id": last.id,
+            "result": last.result,
+            "trigger": last.trigger,
+            "at": iso(float(int(last.at))),
+        },
+        "errors": [str(error) for error in last.errors],
+        "pending_restart": parts.reloader.pending_restart(),
+        "not_enforced": policies.not_enforced(),
+        "shadowed": list(shadowed(policies)),
+        "watching": parts.watcher.up,
+    }
+
+
+def warnings(parts: Parts, policies: PolicySet) -> Iterator[str]:
+    """For people."""
+    last = parts.reloader.last
+    if policies.lkg:
+        yield (
+            f"the policy files are broken: generation {policies.generation}, the last good one,"
+            " is in force"
+        )
+    for error in last.errors:
+        yield f"the policy files are refused, generation {policies.generation} stays: {error}"
+    for key in parts.reloader.pending_restart():
+        yield f"{key} has changed and waits for a restart"
+    yield from shadowed(policies, chosen=True)
+    if parts.reloader.history_failure:
+        yield parts.reloader.history_failure
+    yield from policies.warnings()
+
+
+def shadowed(policies: PolicySet, *, chosen: bool = False) -> Iterator[str]:
+    """Which lines of files something stronger hides; `chosen`: those that are no default."""
+    for path, hidden in policies.shadowed.items():
+        key = keys.find(path)
+        for one in hidden:
+            default = key is not None and one.value == key.default
+            if one.source.place is not None and not (chosen and default):
+                winner = policies.sources[path]
+                yield f"{dotted(path)}: {one.value} ({one.source}) is shadowed by {winner}"
+
+
+def report(parts: Parts, last: Outcome) -> None:
+    """Tell metrics and events of an attempt."""
+    metrics, policies = parts.metrics, parts.policies.current
+    metrics.reloaded(result=last.result, trigger=last.trigger, seconds=last.seconds, at=last.at)
+    metrics.policies(policies.digest, policies.origin)
+    first = parts.reloader.last.errors[:1]
+    line = str(first[0].place.line) if first and first[0].place is not None else ""
+    file, key, message = (first[0].source, first[0].key, first[0].message) if first else ("",) * 3
+    metrics.policy_error(file, line, key, message)
+    parts.events.record("policy_reload", str(last), last.as_json())
+
+
+def watch(parts: Parts) -> None:
+    """The metrics that are asked for at each scrape."""
+    store, reloader = parts.policies, parts.reloader
+    for name, meaning, value in (
+        ("mlxd_policy_generation", "The generation of policies in force.",
+         lambda: store.current.generation),
+        ("mlxd_policy_generations_alive",
+         "Generations that a request still runs under, the one in force included.",
+         lambda: store.generations_alive),
+        ("mlxd_policy_pending_restart_fields", "Changed fields that wait for a restart.",
+         lambda: len(reloader.pending_restart())),
+        ("mlxd_policy_watcher_up",
+         "1 if the system tells of edits; 0: the policy folder is polled.",
+         lambda: parts.watcher.up),
+    ):  # fmt: skip
+        parts.metrics.watch(name, meaning, value)
+
+
+def effective(parts: Parts, policies: PolicySet) -> Json:
+    """Every value that is in force and where it was set."""
+    return {
+        "generation": policies.generation,
+        "source": policies.origin,
+        "folder": str(parts.reloader.folder or ""),
+        "hash": policies.digest,
+        "errors": [error_json(error) for error in parts.reloader.last.errors],
+        "values": {dotted(path): explained(policies, path) for path, _ in policies.leaves()},
+    }

@@ -1,0 +1,97 @@
+"""Every metric, in one object, on a registry of its own; docs/reference/metrics.md lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import generate_latest
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_APPLY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Metrics:
+    """What is counted as it happens, and what is asked for when somebody scrapes."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # series that nobody asks for
+        self.registry = CollectorRegistry(auto_describe=True)
+        self._successful = self._gauge(
+            "mlxd_policy_last_reload_successful",
+            "1 if the last attempt to put policies in force succeeded, else 0.",
+        )
+        self._success_time = self._gauge(
+            "mlxd_policy_last_reload_success_timestamp_seconds",
+            "When an attempt last succeeded, in seconds since the epoch.",
+        )
+        self._reloads = Counter(
+            "mlxd_policy_reloads_total",
+            "Attempts to put policies in force, by result and by what asked for them.",
+            ("result", "trigger"),
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "mlxd_policy_apply_seconds",
+            "From the reading of the policy files to the new policies being in force.",
+            buckets=_APPLY_BUCKETS,
+            registry=self.registry,
+        )
+        self._hash = self._gauge(
+            "mlxd_policy_hash_info",
+            "1, with the hash of all values in force and where they are from.",
+            ("hash", "source"),
+        )
+        self._error = self._gauge(
+            "mlxd_policy_last_error_info",
+            "1 while the policy files are refused, with the first reason; absent otherwise.",
+            ("file", "line", "key", "message"),
+        )
+        self._would_deny = Counter(
+            "mlxd_policy_would_deny_total",
+            "Requests that a rule in mode dry_run would have refused.",
+            ("rule",),
+            registry=self.registry,
+        )
+
+    def reloaded(self, *, result: str, trigger: str, seconds: float, at: float) -> None:
+        """Count one attempt; `at` in seconds since the epoch."""
+        self._reloads.labels(result, trigger).inc()
+        self._successful.set(0 if result == "refused" else 1)
+        if result != "refused":
+            self._success_time.set(at)
+        if result == "applied":
+            self._seconds.observe(seconds)
+
+    def policies(self, digest: str, source: str) -> None:
+        """Say which policies are in force."""
+        self._hash.clear()
+        self._hash.labels(digest, source).set(1)
+
+    def policy_error(self, file: str, line: str, key: str, message: str) -> None:
+        """Say why the policy files are refused; all empty: they are not."""
+        self._error.clear()
+        if message:
+            self._error.labels(file, line, key, message).set(1)
+
+    def would_deny(self, rule: str) -> None:
+        """Count a request that a rule on trial would have refused."""
+        self._would_deny.labels(rule).inc()
+
+    def watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
+        """Ask `value` at each scrape."""
+        self._gauge(name, meaning).set_function(value)
+
+    def render(self) -> bytes:
+        """All of them, in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _gauge(self, name: str, meaning: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(name, meaning, labels, registry=self.registry)

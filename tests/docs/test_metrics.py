@@ -1,0 +1,38 @@
+"""docs/reference/metrics.md lists every metric that is served, with its type and labels."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.support.daemon import Daemon
+
+TEXT = (Path(__file__).parents[2] / "docs/reference/metrics.md").read_text(encoding="utf-8")
+ROWS = {
+    name: (kind, labels)
+    for name, kind, labels in re.findall(
+        r"^\| `(\w+)` \| (\w+) \| ([^|]*?) ?\| ", TEXT, re.MULTILINE
+    )
+}
+
+
+def test_every_metric_is_listed_with_its_type(shared_daemon: Daemon) -> None:
+    served = dict(
+        re.findall(r"^# TYPE (\w+) (\w+)$", shared_daemon.http.get("/metrics").text, re.MULTILINE)
+    )
+    assert {name: kind for name, (kind, _) in ROWS.items()} == served
+
+
+def test_a_metrics_labels_are_those_that_are_listed(shared_daemon: Daemon) -> None:
+    for name, labels in re.findall(
+        r"^(mlxd_\w+)\{(.*)\} ", shared_daemon.http.get("/metrics").text, re.MULTILINE
+    ):
+        if not name.endswith("_bucket"):
+            listed = set(re.findall(r"`(\w+)`", ROWS[name][1]))
+            assert set(re.findall(r'(\w+)="', labels)) == listed
+
+
+def test_metrics_are_served_as_text_that_prometheus_reads(shared_daemon: Daemon) -> None:
+    answer = shared_daemon.http.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=")

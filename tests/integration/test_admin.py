@@ -1,0 +1,364 @@
+"""The admin socket of a real daemon, and `mlxd policy` against it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from mlxd.server.admin_socket import MAX_PATH_BYTES
+from tests.support.daemon import Daemon, daemon, free_port, write_policies
+
+pytestmark = pytest.mark.mlx
+
+Json = dict[str, Any]
+SLOTS = "concurrency: {{max_in_flight: {}}}\nrate_limit: []\n"
+
+
+def edit(running: Daemon, **files: str) -> None:
+    write_policies(running.state.parent / "policies", files)
+
+
+def mlxd(running: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+    folder = running.state.parent
+    places = ["--state", str(running.state), "--policies", str(folder / "policies")]
+    return subprocess.run(
+        [sys.executable, "-m", "mlxd", "policy", *arguments, *places],
+        check=False, capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+
+
+def asked(running: Daemon, *arguments: str) -> tuple[int, Json]:
+    done = mlxd(running, *arguments, "--json")
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def until(fact: Callable[[], object], within: float = 5.0) -> None:
+    deadline = time.monotonic() + within
+    while not fact():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def running(start_daemon: Callable[..., Daemon]) -> Daemon:
+    return start_daemon({"limits": SLOTS.format(4)})
+
+
+@pytest.fixture
+def admin(running: Daemon) -> Iterator[httpx.Client]:
+    transport = httpx.HTTPTransport(uds=str(running.state / "admin.sock"))
+    with httpx.Client(transport=transport, base_url="http://localhost") as client:
+        yield client
+
+
+def test_the_socket_is_for_its_owner_and_goes_with_the_daemon(running: Daemon) -> None:
+    path = running.state / "admin.sock"
+    assert stat.S_ISSOCK(path.stat().st_mode)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert json.loads((running.state / "daemon.json").read_text())["admin"] == str(path)
+    running.stop()
+    assert not path.exists()
+
+
+def test_a_stale_socket_of_a_killed_daemon_is_no_obstacle(
+    start_daemon: Callable[..., Daemon],
+) -> None:
+    first = start_daemon()
+    first.process.kill()
+    first.process.wait()
+    stale = first.state / "admin.sock"
+    assert stale.exists()
+    second = start_daemon()
+    second.stop()
+    stale.replace(second.state / "admin.sock")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLXD_", "MLX_API_"))}
+    again = subprocess.Popen(
+        [sys.executable, "-m", "mlxd", "serve", "--port", str(second.port), "--state",
+         str(second.state), "--policies", str(second.state.parent / "policies")],
+        env=environment, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        until(lambda: asked(second, "explain", "server.drain")[0] == 0, 20.0)
+        until((second.state / "daemon.json").exists, 20.0)
+    finally:
+        again.send_signal(signal.SIGTERM)
+        again.wait(20)
+
+
+def test_a_path_too_long_for_a_socket_gets_a_short_one(
+    tmp_path: Path,
+) -> None:
+    deep = tmp_path / ("d" * MAX_PATH_BYTES)
+    deep.mkdir()
+    with daemon(deep, policies={}) as running:
+        path = Path(json.loads((running.state / "daemon.json").read_text())["admin"])
+        assert len(os.fsencode(path)) <= MAX_PATH_BYTES
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        assert asked(running, "reload")[0] == 0
+
+
+def test_nothing_of_it_is_served_over_tcp(running: Daemon) -> None:
+    for method, path in (
+        ("GET", "/admin/policy"), ("GET", "/admin/policy/effective"),
+        ("POST", "/admin/policy/reload"), ("POST", "/admin/policy/rollback?gen=1"),
+        ("GET", "/admin/events"),
+    ):  # fmt: skip
+        assert running.http.request(method, path).status_code == 404
+
+
+def test_the_host_wall_does_not_lock_the_operator_out(running: Daemon, admin: httpx.Client) -> None:
+    edit(running, clients="hosts: {allow: [nobody.example]}\n")
+    assert asked(running, "reload")[1]["result"] in ("applied", "unchanged")
+    assert running.http.get("/health").status_code == 403
+    assert admin.get("/admin/policy").status_code == 200
+
+
+class TestReload:
+    """R14: the outcome of that very attempt."""
+
+    def test_an_edit_is_applied_with_its_changes(self, running: Daemon) -> None:
+        edit(running, limits=SLOTS.format(7))
+        status, outcome = asked(running, "reload")
+        assert status == 0
+        if outcome["result"] == "applied":  # else the watcher was faster
+            assert [c["new"] for c in outcome["changes"]] == ["7"]
+            assert outcome["by"].startswith(f"uid {os.geteuid()}, pid ")
+        assert running.health()["max_concurrent"] == 7
+        assert running.health()["policy"]["generation"] == outcome["generation"] == 2
+
+    def test_a_refused_edit_is_shown_everywhere_and_mended(self, running: Daemon) -> None:
+        edit(running, limits=SLOTS.format("seven"))
+        done = mlxd(running, "reload")
+        assert done.returncode == 2
+        words = (
+            "limits.yaml:2:15: limits.concurrency.max_in_flight:"
+            ' expected an integer >= 1, got "seven"'
+        )
+        assert words in done.stderr
+        health = running.health()
+        assert (health["status"], health["policy"]["errors"]) == ("warning", [words])
+        assert any(words in warning for warning in health["warnings"])
+        assert words.partition(": ")[2].replace('"', '\\"') in running.log_text()
+        metrics = running.http.get("/metrics").text
+        assert "mlxd_policy_last_reload_successful 0.0" in metrics
+        assert 'mlxd_policy_last_error_info{file="limits.yaml"' in metrics
+        assert health["max_concurrent"] == 4
+        edit(running, limits=SLOTS.format(4))
+        until(lambda: running.health()["status"] == "healthy", 1.5)
+        assert "mlxd_policy_last_reload_successful 1.0" in running.http.get("/metrics").text
+
+    def test_a_hangup_signal_reloads_and_logs_the_outcome(self, running: Daemon) -> None:
+        edit(running, limits=SLOTS.format(8))
+        running.process.send_signal(signal.SIGHUP)
+        until(lambda: running.health()["max_concurrent"] == 8)
+        edit(running, limits=SLOTS.format("x"))
+        running.process.send_signal(signal.SIGHUP)
+        until(lambda: "policies refused, generation 2 stays" in running.log_text())
+
+    def test_the_service_manager_is_told_when_it_begins_and_ends(
+        self, start_daemon: Callable[..., Daemon], tmp_path: Path
+    ) -> None:
+        path = tmp_path / "notify"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(str(path))
+            manager.settimeout(10)
+            running = start_daemon(environment={"NOTIFY_SOCKET": str(path)})
+            assert manager.recv(4096) == b"READY=1"
+            running.process.send_signal(signal.SIGHUP)
+            begun = manager.recv(4096).decode()
+            assert begun.startswith("RELOADING=1\nMONOTONIC_USEC=")
+            stamp = int(begun.rpartition("=")[2])
+            assert 0 <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000 - stamp < 10_000_000
+            assert manager.recv(4096).startswith(b"READY=1\nSTATUS=policies unchanged")
+
+    def test_an_event_tells_of_each_attempt(self, running: Daemon, admin: httpx.Client) -> None:
+        asked(running, "reload")
+        events = admin.get("/admin/events").json()["events"]
+        assert [event["type"] for event in events] == ["policy_reload"] * len(events)
+        assert events[0]["data"]["trigger"] == "start"
+        assert events[-1]["data"]["trigger"] == "admin"
+        later = admin.get(f"/admin/events?since={events[-2]['id']}").json()["events"]
+        assert later == events[-1:]
+
+
+class TestEffective:
+    def test_every_value_has_its_source(self, running: Daemon, admin: httpx.Client) -> None:
+        """R11."""
+        body = admin.get("/admin/policy/effective").json()
+        slots = body["values"]["limits.concurrency.max_in_flight"]
+        assert (slots["value"], slots["file"], slots["line"]) == ("4", "limits.yaml", 2)
+        port = body["values"]["server.listen.port"]
+        assert port["source"] == "--port"
+        assert all(value["source"] for value in body["values"].values())
+
+    def test_a_line_behind_a_flag_is_shadowed(self, running: Daemon) -> None:
+        edit(running, server="listen:\n  port: 11999\n")
+        asked(running, "reload")
+        assert running.health()["policy"]["shadowed"] == [
+            "server.listen.port: 11999 (server.yaml:3) is shadowed by --port"
+        ]
+        _, report = asked(running, "explain", "server.listen.port")
+        assert report["values"][0]["shadowed"][0]["value"] == "11999"
+
+    def test_no_secret_is_ever_shown(self, running: Daemon, admin: httpx.Client) -> None:
+        """R20: policies name secrets; what is pasted in place of a name is not repeated."""
+        key = "sk-live-0123456789abcdef"
+        edit(running, clients=f"auth: {{keys_file: {key}}}\n")
+        done = mlxd(running, "reload")
+        assert done.returncode == 2
+        shown = [
+            done.stdout, done.stderr, running.log_text(), running.http.get("/health").text,
+            running.http.get("/metrics").text, admin.get("/admin/policy/effective").text,
+            admin.get("/admin/policy").text, admin.get("/admin/events").text,
+            *(file.read_text() for file in (running.state / "lkg").iterdir()),
+        ]  # fmt: skip
+        assert not any(key in text for text in shown)
+
+
+class TestRollback:
+    """R15."""
+
+    def test_it_is_quick_and_puts_the_files_back(self, running: Daemon) -> None:
+        file = running.state.parent / "policies" / "limits.yaml"
+        before = file.read_bytes()
+        edit(running, limits=SLOTS.format(9))
+        asked(running, "reload")
+        status, outcome = asked(running, "rollback", "1")
+        assert (status, outcome["result"], outcome["generation"]) == (0, "applied", 3)
+        assert outcome["seconds"] <= 0.2
+        assert file.read_bytes() == before
+        assert running.health()["max_concurrent"] == 4
+        story = asked(running, "history")[1]["history"]
+        assert (story[0]["generation"], story[0]["trigger"]) == (3, "rollback")
+        assert story[0]["by"].startswith(f"uid {os.geteuid()}")
+
+    def test_what_has_changed_since_it_was_seen_is_412(
+        self, running: Daemon, admin: httpx.Client
+    ) -> None:
+        etag = admin.get("/admin/policy").headers["etag"]
+        edit(running, limits=SLOTS.format(9))
+        asked(running, "reload")
+        late = admin.post("/admin/policy/rollback?gen=1", headers={"If-Match": etag})
+        assert (late.status_code, late.headers["x-mlxd-code"]) == (412, "policy_out_of_date")
+        assert running.health()["max_concurrent"] == 9
+        now = admin.get("/admin/policy").headers["etag"]
+        assert admin.post(
+            "/admin/policy/rollback?gen=1", headers={"If-Match": now}
+        ).status_code == 200  # fmt: skip
+        assert mlxd(running, "rollback", "1", "--etag", etag).returncode == 1
+
+    def test_an_edit_that_is_not_in_force_is_not_lost(self, running: Daemon) -> None:
+        edit(running, limits=SLOTS.format(9))
+        asked(running, "reload")
+        edit(running, limits=SLOTS.format("oops"))
+        done = mlxd(running, "rollback", "1")
+        assert done.returncode == 1
+        assert "limits.yaml changed and not in force" in done.stderr
+        assert mlxd(running, "rollback", "1", "--force").returncode == 0
+        assert running.health()["status"] == "healthy"
+
+    def test_nonsense_is_a_clear_error(self, running: Daemon, admin: httpx.Client) -> None:
+        assert admin.post("/admin/policy/rollback").status_code == 400
+        assert admin.post("/admin/policy/rollback?gen=x").status_code == 400
+        assert admin.post("/admin/policy/rollback?gen=77").status_code == 409
+        assert admin.post("/admin/policy/plan", content=b"{").status_code == 400
+        assert admin.post("/admin/policy/plan", json={"files": ["x"]}).status_code == 400
+        assert admin.post("/admin/policy/plan", json={"files": {"x": "y"}}).status_code == 400
+        assert admin.get("/admin/policy/explain?key=nope").status_code == 400
+        assert admin.get("/admin/policy/reload").status_code == 405
+
+
+class TestPlan:
+    def test_it_says_what_would_happen_and_nothing_does(self, running: Daemon) -> None:
+        status, plan = asked(
+            running, "plan", "--set", "limits.concurrency.max_in_flight=1",
+            "--set", "models.preload=[tiny-a]", "--set", "server.listen.inherit=never",
+        )  # fmt: skip
+        assert status == 0
+        assert {change["key"] for change in plan["changes"]} == {
+            "limits.concurrency.max_in_flight", "models.preload", "server.listen.inherit",
+        }  # fmt: skip
+        said = "\n".join(plan["effects"])
+        assert "1 may" in said
+        assert "tiny-a" in said
+        assert "server.listen.inherit waits for the next start" in said
+        assert running.health()["policy"]["generation"] == 1
+
+    def test_a_check_online_finds_a_taken_port(self, models: Path, tmp_path: Path) -> None:
+        from tests.support.daemon import daemon, free_port
+
+        port = free_port()
+        with daemon(tmp_path, models=models, policies={}, port=port) as running:
+            assert mlxd(running, "check", "--online").returncode == 0
+
+
+def test_a_start_on_broken_files_serves_the_last_good_ones(models: Path, tmp_path: Path) -> None:
+    """R3."""
+    home = tmp_path / "home"
+    home.mkdir()
+    with daemon(home, models=models, policies={"limits": SLOTS.format(6)}):
+        pass
+    with daemon(home, models=models, policies={"limits": SLOTS.format("six")}) as running:
+        assert running.http.get("/readyz").status_code == 200
+        health = running.health()
+        assert (health["max_concurrent"], health["status"]) == (6, "warning")
+        assert health["policy"]["source"] == "lkg"
+        assert any("the last good one, is in force" in warning for warning in health["warnings"])
+        assert 'source="lkg"' in running.http.get("/metrics").text
+        edit(running, limits=SLOTS.format(3))
+        until(lambda: running.health()["policy"]["source"] == "files", 2.0)
+        assert running.health()["max_concurrent"] == 3
+    write_policies(home / "policies", {"limits": SLOTS.format("six")})
+    done = subprocess.run(
+        [sys.executable, "-m", "mlxd", "serve", "--strict-boot", "--policies",
+         str(home / "policies"), "--state", str(home / "state")],
+        check=False, capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert 'got "six"' in done.stderr
+
+
+def test_a_daemon_without_a_folder_follows_the_one_that_init_makes(tmp_path: Path) -> None:
+    port = free_port()
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("MLXD_", "MLX_API_"))},
+        "XDG_CONFIG_HOME": str(tmp_path / "config"), "HOME": str(tmp_path),
+    }  # fmt: skip
+    serving = subprocess.Popen(
+        [sys.executable, "-m", "mlxd", "serve", "--port", str(port), "--state",
+         str(tmp_path / "state")],
+        env=environment, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+
+            def policy() -> Json:
+                try:
+                    return dict(http.get("/health").json()["policy"])
+                except httpx.TransportError:
+                    return {}
+
+            until(lambda: policy().get("source") == "defaults", 20.0)
+            subprocess.run(
+                [sys.executable, "-m", "mlxd", "policy", "init"], env=environment, check=True,
+                capture_output=True,
+            )  # fmt: skip
+            until(lambda: policy()["source"] == "files", 8.0)
+            write_policies(tmp_path / "config/mlxd/policies", {"limits": SLOTS.format(2)})
+            until(lambda: http.get("/health").json()["max_concurrent"] == 2, 2.0)
+    finally:
+        serving.send_signal(signal.SIGTERM)
+        serving.wait(20)

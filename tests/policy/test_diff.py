@@ -1,0 +1,106 @@
+"""What differs between two sets of policies, and why a value is what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlxd.policy import keys
+from mlxd.policy.diff import changes, touches
+from mlxd.policy.explain import NoSuchKey, explain
+from mlxd.policy.load import Override, PolicySet, load
+from mlxd.policy.strict_yaml import parts
+from tests.support.daemon import write_policies
+
+
+def of(folder: Path, **files: str) -> PolicySet:
+    for old in folder.glob("*.yaml"):
+        old.unlink()
+    return load(write_policies(folder, files))
+
+
+def test_values_are_compared_not_how_they_are_written(tmp_path: Path) -> None:
+    before = of(tmp_path, timeouts="generation: 1m\n", memory="watermarks: {warning: {enter: 80%}}")
+    after = of(tmp_path, timeouts="generation: 60s\n",
+               memory="watermarks: {warning: {enter: 0.8}}")  # fmt: skip
+    assert changes(before, after) == ()
+
+
+def test_entries_come_and_go(tmp_path: Path) -> None:
+    before = of(tmp_path, models="models: {a: {ttl: 1m}, b: {}}\n")
+    after = of(tmp_path, models="models: {a: {ttl: 2m}, 'c:7b': {ttl: never}}\n")
+    found = {change.key: (change.old, change.new) for change in changes(before, after)}
+    assert found["models.models.a.ttl"] == ("1m", "2m")
+    assert found['models.models["c:7b"].ttl'] == (None, "never")
+    assert found["models.models.b.ttl"] == ("null", None)
+
+
+def test_a_list_with_fields_is_compared_item_by_item(tmp_path: Path) -> None:
+    before = of(tmp_path, limits="rate_limit: [{requests: 3}, {name: b, requests: 4}]\n")
+    after = of(tmp_path, limits="rate_limit: [{requests: 5}]\n")
+    found = changes(before, after)
+    assert str(found[0]).startswith("limits.rate_limit[0].requests: 3 -> 5 (live, ")
+    assert {change.key for change in found[1:]} >= {"limits.rate_limit[1].name"}
+    assert touches(found, "limits.rate_limit")
+    assert not touches(found, "limits.rate")
+
+
+def test_every_key_has_the_reload_class_of_its_change(tmp_path: Path) -> None:
+    before = of(tmp_path)
+    after = of(
+        tmp_path, server="listen: {port: 1, inherit: never}\n", models="models: {a: {path: /a}}"
+    )
+    found = {change.key: change.reload for change in changes(before, after)}
+    assert found["server.listen.port"] == "rebind"
+    assert found["server.listen.inherit"] == "restart"
+    assert found["models.models.a.path"] == "rolling"
+
+
+def test_a_digest_is_of_the_values_alone(tmp_path: Path) -> None:
+    plain = of(tmp_path, limits="concurrency: {max_in_flight: 9}\n")
+    commented = of(tmp_path, limits="# hello\nconcurrency:\n  max_in_flight: 9\n")
+    other = of(tmp_path, limits="concurrency: {max_in_flight: 8}\n")
+    assert plain.digest == commented.digest != other.digest
+
+
+class TestExplain:
+    def test_a_value_is_explained_with_its_line_and_what_it_hides(self, tmp_path: Path) -> None:
+        write_policies(tmp_path, {"server": "listen:\n  port: 11999\n"})
+        (value,) = explain(load(tmp_path, [Override("server.listen.port", "1", "--port")]),
+                           "server.listen.port")  # fmt: skip
+        assert (value["value"], value["source"], value["reload"]) == ("1", "--port", "rebind")
+        assert value["shadowed"] == [
+            {"value": "11999", "source": "server.yaml:3", "file": "server.yaml", "line": 3,
+             "column": 3}
+        ]  # fmt: skip
+        assert value["default"] == "11435"
+        assert value["meaning"]
+
+    def test_a_value_in_a_file_has_file_line_and_column(self, tmp_path: Path) -> None:
+        write_policies(tmp_path, {"limits": "concurrency:\n  max_in_flight: 9\n"})
+        (value,) = explain(load(tmp_path), "max_in_flight")
+        assert (value["file"], value["line"], value["column"]) == ("limits.yaml", 3, 3)
+
+    def test_a_group_is_all_its_values(self) -> None:
+        assert len(explain(load(), "server.drain")) == 2
+        everything = explain(load(), "")
+        assert len(everything) == len(list(load().leaves()))
+
+    def test_every_leaf_of_the_schema_can_be_explained(self) -> None:
+        for path, _ in load().leaves():
+            assert keys.find(path) is not None, path
+
+    @pytest.mark.parametrize(
+        ("key", "hint"),
+        [
+            ("limits.concurency.max_in_flight", "limits.concurrency.max_in_flight"),
+            ("ttll", ""),
+            ("limits.mode", "limits.concurrency.mode or"),
+        ],
+    )
+    def test_an_unknown_key_is_said_to_be_one(self, key: str, hint: str) -> None:
+        with pytest.raises(NoSuchKey, match="there is no policy") as refused:
+            explain(load(), key)
+        assert hint in str(refused.value)
+        assert parts(key)

@@ -1,0 +1,121 @@
+"""What is kept of each generation, and the writing of its files."""
+
+from __future__ import annotations
+
+import json
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mlxd.policy import rollback
+from mlxd.policy.history import KEPT, Generation, History
+from mlxd.policy.rollback import WriteBack
+
+RAW = "schema: mlxd/v1\r\n# Ünïcödé, windows' line ends\r\n".encode()
+
+
+def generation(number: int) -> Generation:
+    return Generation(number, "/p", {"limits.yaml": RAW}, "d" * 64, 1e9, "admin", "uid 0")
+
+
+def names(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir()]
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> History:
+    return History(tmp_path / "state" / "lkg")
+
+
+def test_a_generation_is_kept_verbatim_and_for_nobody_else(history: History) -> None:
+    history.record(generation(3))
+    assert history.get(3) == generation(3)
+    file = history.folder / "00000003.json"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(history.folder.stat().st_mode) == 0o700
+
+
+def test_the_last_ones_are_kept(history: History) -> None:
+    for number in range(1, KEPT + 4):
+        history.record(generation(number))
+    assert history.numbers() == list(range(4, KEPT + 4))
+    assert next(history.newest_first()).number == KEPT + 3
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "{", '{"version": 99}', "\0"])
+def test_what_another_version_wrote_is_left_alone(history: History, text: str) -> None:
+    history.record(generation(1))
+    strange = history.folder / "00000002.json"
+    strange.write_text(text)
+    assert history.get(2) is None
+    assert [one.number for one in history.newest_first()] == [1]
+    assert strange.exists()
+
+
+def test_without_a_state_folder_there_is_no_history(history: History) -> None:
+    assert history.numbers() == []
+    assert list(history.newest_first()) == []
+    assert history.get(1) is None
+
+
+class TestWritingBack:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "policies"
+        folder.mkdir()
+        (folder / "limits.yaml").write_text("old")
+        (folder / "timeouts.yaml").write_text("old")
+        return folder
+
+    def test_files_are_written_removed_and_keep_their_mode(
+        self, history: History, folder: Path
+    ) -> None:
+        (folder / "limits.yaml").chmod(0o640)
+        WriteBack(history, folder, {"limits.yaml": RAW, "timeouts.yaml": None}).write()
+        assert (folder / "limits.yaml").read_bytes() == RAW
+        assert stat.S_IMODE((folder / "limits.yaml").stat().st_mode) == 0o640
+        assert names(folder) == ["limits.yaml"]
+
+    def test_a_link_stays_a_link(self, history: History, folder: Path, tmp_path: Path) -> None:
+        real = tmp_path / "real.yaml"
+        real.write_text("old")
+        (folder / "limits.yaml").unlink()
+        (folder / "limits.yaml").symlink_to(real)
+        WriteBack(history, folder, {"limits.yaml": b"new"}).write()
+        assert (folder / "limits.yaml").is_symlink()
+        assert real.read_bytes() == b"new"
+
+    def test_one_file_that_cannot_be_written_leaves_all_as_they_were(
+        self, history: History, folder: Path
+    ) -> None:
+        contents = {"limits.yaml": b"new", "timeouts.yaml": None, "gone/server.yaml": b"new"}
+        with pytest.raises(FileNotFoundError):
+            WriteBack(history, folder, contents).write()
+        assert (folder / "limits.yaml").read_text() == "old"
+        assert (folder / "timeouts.yaml").read_text() == "old"
+
+    def test_what_was_begun_is_finished_by_the_next_start(
+        self, history: History, folder: Path
+    ) -> None:
+        history.folder.mkdir(parents=True)
+        note = history.folder / "writing.json"
+        said = {"version": 1, "folder": str(folder), "files": {"limits.yaml": "new",
+                "timeouts.yaml": None}}  # fmt: skip
+        note.write_text(json.dumps(said))
+        rollback.finish(history)
+        assert names(folder) == ["limits.yaml"]
+        assert (folder / "limits.yaml").read_text() == "new"
+        assert not note.exists()
+
+    @pytest.mark.parametrize("text", ["", "[]", '{"version": 2, "files": {}}', "{"])
+    def test_a_note_that_cannot_be_read_is_dropped(self, history: History, text: str) -> None:
+        history.folder.mkdir(parents=True)
+        (history.folder / "writing.json").write_text(text)
+        rollback.finish(history)
+        assert names(history.folder) == []
+
+
+def test_equal_generations_are_equal() -> None:
+    assert generation(1) != replace(generation(1), number=2)

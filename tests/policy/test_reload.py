@@ -1,0 +1,414 @@
+"""One attempt to put policies in force: all of it or nothing, and its own outcome."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxd.core.errors import PolicyConflict, PolicyOutOfDate
+from mlxd.policy.boot import boot
+from mlxd.policy.load import Override, PolicyErrors
+from mlxd.policy.policy_set import PolicySet
+from mlxd.policy.store import Live, Prepared, PrepareFailed
+from tests.policy.conftest import Ground, slots
+
+
+def everything(policies: PolicySet) -> str:
+    """Every effective value and where it is from, as bytes would show it."""
+    return "\n".join(
+        f"{path} {value!r} {policies.place(path)}" for path, value in policies.leaves()
+    )
+
+
+class Breaks:
+    """An applier that fails where it is told to: in prepare, as a defect there, or in commit."""
+
+    name = "breaks"
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    async def prepare(self, old: PolicySet, new: PolicySet) -> Prepared:
+        if self._where == "prepare":
+            raise PrepareFailed("server.listen.port", "127.0.0.1:1 is taken by another")
+        if self._where == "defect":
+            raise ZeroDivisionError
+        return self
+
+    def commit(self) -> None:
+        if self._where == "commit":
+            raise ZeroDivisionError
+
+    def undo(self) -> None:
+        pass
+
+
+async def test_an_edit_is_in_force_with_its_changes_told(ground: Ground) -> None:
+    reloader = ground.start()
+    ground.write(limits=slots(9))
+    outcome = await reloader.reload("admin", "uid 0")
+    assert (outcome.result, outcome.generation, outcome.by) == ("applied", 2, "uid 0")
+    assert [str(change) for change in outcome.changes] == [
+        "limits.concurrency.max_in_flight: 5 -> 9 (live-drain, policies/limits.yaml:2)"
+    ]
+    assert ground.slots == 9
+    assert ground.told == [outcome]
+
+
+async def test_a_refused_edit_changes_nothing_and_says_everything_at_once(ground: Ground) -> None:
+    """R12, R2: all errors of all files, and byte for byte the same policies."""
+    reloader = ground.start()
+    before = everything(ground.current)
+    ground.write(limits=slots("two"), timeouts="queu: 5s\n")
+    outcome = await reloader.reload("admin")
+    assert outcome.result == "refused"
+    assert [str(error) for error in outcome.errors] == [
+        'limits.yaml:2:15: limits.concurrency.max_in_flight: expected an integer >= 1, got "two"',
+        "timeouts.yaml:2:1: timeouts.queu: unknown key; did you mean queue?",
+    ]
+    assert everything(ground.current) == before
+    assert reloader.last is outcome
+
+
+@pytest.mark.parametrize("where", ["prepare", "defect", "commit"])
+@pytest.mark.parametrize("position", [0, 1, 2])
+async def test_a_failure_in_any_applier_leaves_the_effective_set_byte_equal(
+    ground: Ground, where: str, position: int
+) -> None:
+    """R2: those before it were prepared or even committed, those after it were not."""
+    told: list[list[int]] = [[], []]
+
+    def hears(heard: list[int]) -> Live:
+        return Live("hears", lambda new: heard.append(new.limits.concurrency.max_in_flight))
+
+    appliers: list[Any] = [hears(told[0]), hears(told[1])]
+    appliers.insert(position, Breaks(where))
+    reloader = ground.start(*appliers)
+    before = everything(ground.current)
+    ground.write(limits=slots(9))
+    outcome = await reloader.reload("admin")
+    assert outcome.result == "refused"
+    assert everything(ground.current) == before
+    assert ground.current.generation == 1
+    for heard in told:
+        assert heard in ([], [9, 5])  # whoever heard of the new one heard of the old one again
+    assert "taken" in str(outcome.errors[0]) or "defect" in str(outcome.errors[0])
+
+
+async def test_a_taken_port_is_tried_again_until_it_is_free(ground: Ground) -> None:
+    """The file is right and has not changed; what was in its way may be gone."""
+    applier = Breaks("prepare")
+    reloader = ground.start(applier)
+    ground.write(server="listen: {port: 11500}\n")
+    refused = await reloader.look()
+    assert refused is not None
+    assert str(refused.errors[0]).startswith("server.yaml:2:10: server.listen.port: ")
+    told = len(ground.told)
+    await reloader.look()
+    assert len(ground.told) == told  # the same obstacle is no news
+    applier._where = ""
+    applied = await reloader.look()
+    assert applied is not None
+    assert applied.result == "applied"
+    assert reloader.last.ok
+
+
+async def test_a_comment_applies_nothing_and_moves_the_places(ground: Ground) -> None:
+    """R7: the generation stays, and a refusal names the line where the value now stands."""
+    ground.write(limits=slots(9))
+    heard: list[PolicySet] = []
+    reloader = ground.start(Live("hears", heard.append))
+    ground.write(limits=f"# why\n# so few\n{slots('0x9')}")
+    outcome = await reloader.reload("admin")
+    assert (outcome.result, outcome.generation, outcome.changes) == ("unchanged", 1, ())
+    assert heard == []
+    assert ground.current.line("limits.concurrency.max_in_flight").place == "policies/limits.yaml:4"
+
+
+async def test_reverting_to_the_valid_file_clears_the_error_at_once(ground: Ground) -> None:
+    """R6: though exactly these values are in force already."""
+    ground.write(limits=slots(9))
+    reloader = ground.start()
+    ground.write(limits=slots("nine"))
+    await reloader.look()
+    assert [outcome.ok for outcome in ground.told] == [False]
+    ground.write(limits=slots(9))
+    await reloader.look()
+    assert reloader.last.ok
+    assert ground.current.generation == 1
+
+
+async def test_nothing_is_attempted_while_no_file_changes(ground: Ground) -> None:
+    reloader = ground.start()
+    assert await reloader.look() is None
+    ground.write(limits=slots(2))
+    assert await reloader.look() is not None
+    assert await reloader.look() is None
+    assert len(ground.told) == 1
+
+
+async def test_attempts_at_one_time_wait_for_each_other_and_get_their_own_outcome(
+    ground: Ground,
+) -> None:
+    """R14."""
+    reloader = ground.start()
+    ground.write(limits=slots(2))
+    first = asyncio.create_task(reloader.reload("admin", "first"))
+    second = asyncio.create_task(reloader.reload("signal", "second"))
+    outcomes = await asyncio.gather(first, second)
+    assert [(o.by, o.result) for o in outcomes] == [("first", "applied"), ("second", "unchanged")]
+    assert outcomes[0].id < outcomes[1].id
+
+
+async def test_a_folder_that_is_made_later_is_found(ground: Ground) -> None:
+    """A daemon on built-in defaults follows `mlxd policy init`."""
+    ground.folder.rmdir()
+    reloader = ground.start(folder=False)
+    assert ground.current.origin == "defaults"
+    assert await reloader.look() is None
+    ground.write(limits=slots(3))
+    await reloader.look()
+    assert (ground.slots, ground.current.origin) == (3, "files")
+
+
+async def test_a_folder_that_vanishes_leaves_the_policies_in_force(ground: Ground) -> None:
+    ground.write(limits=slots(9))
+    reloader = ground.start()
+    (ground.folder / "limits.yaml").unlink()
+    ground.folder.rmdir()
+    outcome = await reloader.look()
+    assert outcome is not None
+    assert outcome.result == "refused"
+    assert ground.slots == 9
+
+
+async def test_restart_fields_are_pending_until_they_are_put_back(ground: Ground) -> None:
+    """R10."""
+    reloader = ground.start()
+    ground.write(server="listen: {inherit: never}\n")
+    await reloader.reload("admin")
+    assert reloader.pending_restart() == ["server.listen.inherit"]
+    ground.write(server="drain: {grace: 30s}\n")
+    await reloader.reload("admin")
+    assert reloader.pending_restart() == []
+
+
+class TestOverrides:
+    PORT = Override("server.listen.port", "12000", "environment MLX_API_PORT")
+    FLAG = Override("server.listen.port", "13000", "--port")
+
+    async def test_an_edit_behind_an_override_is_shadowed(self, ground: Ground) -> None:
+        """R11: command line over environment over file over default."""
+        reloader = ground.start(overrides=[self.PORT, self.FLAG])
+        ground.write(server="listen:\n  port: 11999\n")
+        outcome = await reloader.reload("admin")
+        assert outcome.result == "unchanged"
+        path = ("server", "listen", "port")
+        assert ground.current.server.listen.port == 13000
+        assert ground.current.place(path) == "--port"
+        assert [(one.value, str(one.source)) for one in ground.current.shadowed[path]] == [
+            ("12000", "environment MLX_API_PORT"),
+            ("11999", "server.yaml:3"),
+        ]
+
+
+class TestCheckAndPlan:
+    async def test_a_check_prepares_everything_and_gives_it_back(self, ground: Ground) -> None:
+        """R13: what only the running daemon can try is tried, and nothing changes."""
+        undone: list[str] = []
+
+        class Tried(Breaks):
+            def undo(self) -> None:
+                undone.append("undone")
+
+        reloader = ground.start(Tried(""))
+        ground.write(limits=slots(9))
+        assert (await reloader.check()).errors == ()
+        assert undone == ["undone"]
+        assert ground.slots == 5
+
+    async def test_a_check_finds_what_a_reload_would_fail_on(self, ground: Ground) -> None:
+        reloader = ground.start(Breaks("prepare"))
+        ground.write(server="listen: {port: 1}\n")
+        checked = await reloader.check()
+        assert checked.errors == (await reloader.reload("admin")).errors
+        assert checked.policies is None
+
+    async def test_a_plan_is_of_files_that_are_not_saved(self, ground: Ground) -> None:
+        ground.write(timeouts="queue: 5s\n")
+        reloader = ground.start()
+        text = f"schema: mlxd/v1\n{slots(1)}".encode()
+        plan = await reloader.plan({"limits.yaml": text})
+        assert [(c.key, c.old, c.new) for c in plan.changes] == [
+            ("limits.concurrency.max_in_flight", "5", "1")
+        ]
+        one = Override("models.preload", "[a:7b, b]", "--set", yaml=True)
+        assert [c.new for c in (await reloader.plan({}, [one])).changes] == ["[a:7b, b]"]
+        assert (ground.slots, ground.current.generation) == (5, 1)
+
+    async def test_a_plan_that_would_be_refused_says_why(self, ground: Ground) -> None:
+        reloader = ground.start()
+        plan = await reloader.plan({"limits.yaml": b"schema: mlxd/v1\n" + slots(0).encode()})
+        assert plan.policies is None
+        assert str(plan.errors[0]).startswith("limits.yaml:2:15: ")
+
+
+class TestRollback:
+    """R15."""
+
+    @staticmethod
+    async def three_generations(ground: Ground) -> Any:
+        ground.write(limits="# the first\n" + slots(1))
+        reloader = ground.start()
+        await reloader.begin()
+        for number in (2, 3):
+            ground.write(limits=slots(number), timeouts=f"queue: {number}s\n")
+            await reloader.reload("admin")
+        return reloader
+
+    async def test_it_writes_the_files_back_verbatim_as_a_new_generation(
+        self, ground: Ground
+    ) -> None:
+        reloader = await self.three_generations(ground)
+        outcome = await reloader.rollback(1, "uid 0")
+        assert (outcome.result, outcome.generation, outcome.trigger) == ("applied", 4, "rollback")
+        assert (ground.folder / "limits.yaml").read_text() == (
+            "schema: mlxd/v1\n# the first\n" + slots(1)
+        )
+        assert not (ground.folder / "timeouts.yaml").exists()
+        assert ground.slots == 1
+        assert await reloader.look() is None  # its own writing is no news
+        assert ground.history.numbers() == [1, 2, 3, 4]
+        assert (await reloader.rollback(3)).result == "applied"
+        assert ground.slots == 3
+
+    async def test_it_refuses_to_lose_an_edit_that_is_not_in_force(self, ground: Ground) -> None:
+        reloader = await self.three_generations(ground)
+        ground.write(limits=slots("oops"))
+        with pytest.raises(PolicyConflict, match=r"limits\.yaml changed and not in force"):
+            await reloader.rollback(1)
+        assert "oops" in (ground.folder / "limits.yaml").read_text()
+        assert (await reloader.rollback(1, force=True)).result == "applied"
+        assert ground.slots == 1
+        assert reloader.last.ok
+
+    async def test_a_generation_that_is_not_kept_is_named_with_those_that_are(
+        self, ground: Ground
+    ) -> None:
+        reloader = await self.three_generations(ground)
+        with pytest.raises(PolicyConflict, match=r"generation 9 is not kept; kept are 1, 2, 3"):
+            await reloader.rollback(9)
+
+    async def test_who_has_not_seen_the_policies_in_force_changes_nothing(
+        self, ground: Ground
+    ) -> None:
+        reloader = await self.three_generations(ground)
+        seen = ground.current.etag
+        await reloader.rollback(1, etag=seen)
+        for attempt in (reloader.rollback(2, etag=seen), reloader.reload("admin", etag=seen)):
+            with pytest.raises(PolicyOutOfDate, match=r"policies in force are"):
+                await attempt
+        assert ground.slots == 1
+
+    async def test_one_that_cannot_be_prepared_writes_nothing(self, ground: Ground) -> None:
+        reloader = await self.three_generations(ground)
+        reloader.use(Breaks("prepare"))
+        text = (ground.folder / "limits.yaml").read_bytes()
+        assert (await reloader.rollback(1)).result == "refused"
+        assert (ground.folder / "limits.yaml").read_bytes() == text
+        assert reloader.last.ok  # the folder's files are in force as before
+
+    async def test_a_commit_that_fails_writes_the_present_files_again(self, ground: Ground) -> None:
+        reloader = await self.three_generations(ground)
+        reloader.use(Breaks("commit"))
+        before = {file.name: file.read_bytes() for file in ground.folder.iterdir()}
+        assert (await reloader.rollback(1)).result == "refused"
+        assert {file.name: file.read_bytes() for file in ground.folder.iterdir()} == before
+
+
+class TestBoot:
+    """R3."""
+
+    async def test_broken_files_start_on_the_last_good_ones(self, ground: Ground) -> None:
+        ground.write(limits=slots(9))
+        await ground.start().begin()
+        ground.write(limits=slots("nine"))
+        reloader = ground.start()
+        assert (ground.slots, ground.current.origin, ground.current.generation) == (9, "lkg", 1)
+        assert not reloader.last.ok
+        assert 'got "nine"' in str(reloader.last.errors[0])
+        ground.write(limits=slots(10))
+        await reloader.look()
+        assert (ground.slots, ground.current.origin) == (10, "files")
+
+    async def test_mending_the_files_to_the_same_values_ends_the_fallback(
+        self, ground: Ground
+    ) -> None:
+        ground.write(limits=slots(9))
+        await ground.start().begin()
+        ground.write(limits=slots("nine"))
+        reloader = ground.start()
+        ground.write(limits=slots(9))
+        await reloader.look()
+        assert (ground.current.origin, ground.current.generation) == ("files", 1)
+        assert reloader.last.ok
+
+    async def test_a_strict_boot_refuses(self, ground: Ground) -> None:
+        ground.write(limits=slots(9))
+        await ground.start().begin()
+        ground.write(limits=slots("nine"))
+        with pytest.raises(PolicyErrors):
+            boot(ground.folder, [], ground.history, strict=True)
+
+    async def test_the_last_good_files_of_another_folder_do_not_count(
+        self, ground: Ground, tmp_path: Path
+    ) -> None:
+        await ground.start().begin()
+        with pytest.raises(PolicyErrors, match=r"No such file"):
+            boot(tmp_path / "misspelt", [], ground.history)
+
+    async def test_without_any_good_files_broken_ones_are_refused(self, ground: Ground) -> None:
+        ground.write(limits=slots("nine"))
+        with pytest.raises(PolicyErrors):
+            boot(ground.folder, [], ground.history)
+
+    async def test_an_older_generation_serves_where_this_version_refuses_the_newest(
+        self, ground: Ground
+    ) -> None:
+        ground.write(limits=slots(7))
+        reloader = ground.start()
+        await reloader.begin()
+        ground.write(limits=slots(8))
+        await reloader.reload("admin")
+        newest = ground.history.folder / "00000002.json"
+        newest.write_text(newest.read_text().replace("max_in_flight", "max_in_flite"))
+        ground.write(limits=slots("nine"))
+        ground.start()
+        assert (ground.slots, ground.current.generation) == (7, 1)
+
+    async def test_the_same_values_are_the_same_generation_after_a_restart(
+        self, ground: Ground
+    ) -> None:
+        reloader = ground.start()
+        await reloader.begin()
+        ground.write(limits=slots(8))
+        await reloader.reload("admin")
+        await ground.start().begin()
+        assert ground.current.generation == 2
+        kept = ground.history.get(2)
+        assert kept is not None
+        assert [change["new"] for change in kept.changes] == ["8"]  # how it came is not forgotten
+        ground.write(limits=slots(9))
+        await ground.start().begin()
+        assert ground.current.generation == 3
+
+    async def test_a_history_that_cannot_be_written_is_a_warning(self, ground: Ground) -> None:
+        ground.history.folder.parent.write_text("in the way")
+        reloader = ground.start()
+        await reloader.begin()
+        assert "could not be kept" in reloader.history_failure
+        ground.write(limits=slots(8))
+        assert (await reloader.reload("admin")).result == "applied"

@@ -1,0 +1,127 @@
+"""When a write is over: half a file is never taken for a whole one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from mlxd.core.clock import SystemClock
+from mlxd.policy import settle
+from mlxd.policy.files import PolicyFiles, read
+from mlxd.policy.settle import open_for_writing, settled
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who writes")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "limits.yaml").write_text("one")
+    return tmp_path
+
+
+async def settle_on(folder: Path, before: PolicyFiles, quiet: float = 0.05) -> dict[str, bytes]:
+    async def reading() -> PolicyFiles:
+        return read(folder)
+
+    return dict((await settled(reading, before, SystemClock(), quiet=quiet)).contents)
+
+
+@linux
+def test_a_file_that_somebody_writes_is_seen_to_be_written(folder: Path) -> None:
+    file = folder / "limits.yaml"
+    assert not open_for_writing(file)
+    with file.open("r"):
+        assert not open_for_writing(file)
+    with file.open("a"):
+        assert open_for_writing(file)
+    assert not open_for_writing(file)
+    assert not open_for_writing(folder / "gone")
+
+
+@linux
+def test_asking_never_ends_this_process(folder: Path) -> None:
+    """A writer that comes while the lease is held has the kernel signal us, usually to death."""
+    file = folder / "limits.yaml"
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            with file.open("a"):
+                pass
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(3000):
+            open_for_writing(file)
+    finally:
+        stop.set()
+        writer.join()
+    assert signal.getsignal(signal.SIGIO) is signal.SIG_DFL
+
+
+@linux
+async def test_an_open_file_is_waited_for(folder: Path) -> None:
+    before = read(folder)
+    with (folder / "limits.yaml").open("w") as stream:
+        stream.write("half")
+        stream.flush()
+        waiting = asyncio.create_task(settle_on(folder, before))
+        done, _ = await asyncio.wait([waiting], timeout=0.4)
+        assert not done
+        stream.write(" and half")
+    assert await waiting == {"limits.yaml": b"half and half"}
+
+
+@linux
+async def test_a_writer_that_never_closes_is_not_waited_for_for_ever(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settle, "PATIENCE_SECONDS", 0.3)
+    before = read(folder)
+    with (folder / "limits.yaml").open("w") as stream:
+        stream.write("all of it")
+        stream.flush()
+        assert await settle_on(folder, before) == {"limits.yaml": b"all of it"}
+
+
+async def test_a_vanished_file_has_time_to_come_back(folder: Path) -> None:
+    before = read(folder)
+    file = folder / "limits.yaml"
+    file.unlink()
+    waiting = asyncio.create_task(settle_on(folder, before))
+    done, _ = await asyncio.wait([waiting], timeout=0.4)
+    assert not done
+    file.write_text("two")
+    assert await waiting == {"limits.yaml": b"two"}
+
+
+async def test_a_file_that_stays_away_is_deleted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settle, "VANISHED_SECONDS", 0.2)
+    before = read(folder)
+    (folder / "limits.yaml").unlink()
+    assert await settle_on(folder, before) == {}
+
+
+async def test_without_leases_a_pause_ends_a_write(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS: pieces that come faster than the quiet period are one write."""
+    monkeypatch.setattr("sys.platform", "darwin")
+    before = read(folder)
+    descriptor = os.open(folder / "limits.yaml", os.O_WRONLY | os.O_TRUNC)
+    waiting = asyncio.create_task(settle_on(folder, before, quiet=0.3))
+    for _ in range(4):
+        os.write(descriptor, b"x")
+        done, _ = await asyncio.wait([waiting], timeout=0.1)
+        assert not done
+    os.close(descriptor)
+    assert await waiting == {"limits.yaml": b"xxxx"}

@@ -1,0 +1,136 @@
+"""Edits are noticed however they are made, and whatever becomes of the watching."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import watchfiles
+
+from mlxd.policy import watch
+from mlxd.policy.watch import Watcher
+
+
+class Looks:
+    """Counts looks, and lets a test wait for the next one."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.fail = False
+        self._next = asyncio.Event()
+
+    async def __call__(self) -> None:
+        self.count += 1
+        self._next.set()
+        if self.fail:
+            self.fail = False
+            raise ZeroDivisionError
+
+    async def next(self, within: float) -> None:
+        self._next.clear()
+        async with asyncio.timeout(within):
+            await self._next.wait()
+
+
+@asynccontextmanager
+async def watching(folder: Path) -> AsyncIterator[tuple[Watcher, Looks]]:
+    looks = Looks()
+    watcher = Watcher(lambda: folder, looks)
+    task = asyncio.create_task(watcher.run())
+    try:
+        await looks.next(5.0)
+        yield watcher, looks
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture(autouse=True)
+def rare_rescans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what is seen soon was seen by an event."""
+    monkeypatch.setattr(watch, "RESCAN_SECONDS", 60.0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "around" / "policies"
+    folder.mkdir(parents=True)
+    return folder
+
+
+async def test_a_written_file_is_looked_at(folder: Path) -> None:
+    async with watching(folder) as (watcher, looks):
+        assert watcher.up
+        (folder / "limits.yaml").write_text("x")
+        await looks.next(1.0)
+
+
+async def test_a_folder_that_is_removed_and_made_again_is_watched_again(folder: Path) -> None:
+    async with watching(folder) as (_, looks):
+        folder.rmdir()
+        await looks.next(1.0)
+        folder.mkdir()
+        await looks.next(1.0)
+        await asyncio.sleep(0.3)  # the hint that follows listening anew
+        (folder / "limits.yaml").write_text("x")
+        await looks.next(1.0)
+
+
+async def test_a_file_behind_a_link_is_watched_where_it_is(folder: Path, tmp_path: Path) -> None:
+    real = tmp_path / "elsewhere" / "limits.yaml"
+    real.parent.mkdir()
+    real.write_text("x")
+    (folder / "limits.yaml").symlink_to(real)
+    async with watching(folder) as (_, looks):
+        real.write_text("y")
+        await looks.next(1.0)
+
+
+async def test_neighbours_of_the_policy_folder_are_none_of_its_business(folder: Path) -> None:
+    async with watching(folder) as (_, looks):
+        before = looks.count
+        for number in range(5):
+            (folder.parent / f"other{number}").write_text("x")
+        (folder / "limits.yaml").write_text("x")
+        await looks.next(1.0)
+        assert looks.count <= before + 2
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOSPC])
+async def test_without_events_the_folder_is_polled_until_there_are_some_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    real = watchfiles.awatch
+
+    def none_left(*paths: Any, **options: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(watchfiles, "awatch", none_left)
+    monkeypatch.setattr(watch, "REPAIR_SECONDS", 0.2)
+    async with watching(folder) as (watcher, looks):
+        await looks.next(2.0)  # nobody has touched anything
+        assert not watcher.up
+        monkeypatch.setattr(watchfiles, "awatch", real)
+        async with asyncio.timeout(5.0):
+            while not watcher.up:
+                await looks.next(2.0)
+
+
+async def test_edits_are_still_looked_for_after_a_defect(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "RESTART_SECONDS", 0.05)
+    async with watching(folder) as (watcher, looks):
+        looks.fail = True
+        (folder / "limits.yaml").write_text("x")
+        await looks.next(1.0)
+        await looks.next(1.0)  # it began anew
+        (folder / "limits.yaml").write_text("y")
+        await looks.next(1.0)
+        assert watcher.up

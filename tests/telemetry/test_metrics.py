@@ -1,0 +1,67 @@
+"""What is counted, and that Prometheus' own tool finds nothing wrong with it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+
+from mlxd.telemetry.metrics import Metrics
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def test_a_refused_attempt_is_counted_and_leaves_the_time_of_the_last_success() -> None:
+    metrics = Metrics()
+    metrics.reloaded(result="applied", trigger="watch", seconds=0.02, at=1000.0)
+    metrics.reloaded(result="refused", trigger="admin", seconds=0.01, at=2000.0)
+    assert value(metrics, "mlxd_policy_last_reload_successful") == 0
+    assert value(metrics, "mlxd_policy_last_reload_success_timestamp_seconds") == 1000.0
+    reloads = "mlxd_policy_reloads_total"
+    assert value(metrics, reloads, result="applied", trigger="watch") == 1
+    assert value(metrics, reloads, result="refused", trigger="admin") == 1
+    assert value(metrics, "mlxd_policy_apply_seconds_count") == 1
+    metrics.reloaded(result="unchanged", trigger="admin", seconds=0.01, at=3000.0)
+    assert value(metrics, "mlxd_policy_last_reload_successful") == 1
+
+
+def test_one_hash_and_at_most_one_error_are_told() -> None:
+    metrics = Metrics()
+    metrics.policies("aa", "files")
+    metrics.policies("bb", "lkg")
+    metrics.policy_error("limits.yaml", "3", "limits.x", 'got "two"\n')
+    assert value(metrics, "mlxd_policy_hash_info", hash="aa", source="files") is None
+    assert value(metrics, "mlxd_policy_hash_info", hash="bb", source="lkg") == 1
+    assert b"mlxd_policy_last_error_info{" in metrics.render()
+    metrics.policy_error("", "", "", "")
+    assert b"mlxd_policy_last_error_info{" not in metrics.render()
+
+
+def test_a_value_is_asked_for_at_each_scrape() -> None:
+    metrics = Metrics()
+    now = [1.0]
+    metrics.watch("mlxd_policy_generation", "The generation.", lambda: now[0])
+    now[0] = 7.0
+    assert value(metrics, "mlxd_policy_generation") == 7.0
+
+
+def test_two_of_them_share_nothing() -> None:
+    one, other = Metrics(), Metrics()
+    one.would_deny("hosts")
+    assert value(other, "mlxd_policy_would_deny_total", rule="hosts") is None
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_finds_nothing_to_mend() -> None:
+    metrics = Metrics()
+    metrics.reloaded(result="applied", trigger="watch", seconds=0.02, at=1000.0)
+    metrics.policies("aa", "files")
+    metrics.policy_error("limits.yaml", "3", "limits.x", 'expected "a"\\b, got\ntwo lines')
+    metrics.would_deny("rate_limit:per-ip")
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=metrics.render(), capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
