@@ -60,12 +60,23 @@ class Begun(Protocol):
     async def fail(self, error: MlxdError) -> web.StreamResponse: ...
 
 
+class Marks:
+    """The rules on trial that would have refused a request; each is counted when it is met."""
+
+    def __init__(self, count: Callable[[str], None]) -> None:
+        self._count = count
+        self.rules: list[str] = []
+
+    def add(self, rule: str) -> None:
+        self.rules.append(rule)
+        self._count(rule)
+
+
 Route = Callable[[web.BaseRequest], Endpoint]
 
 ID = web.RequestKey("id", str)
 POLICIES = web.RequestKey("policies", PolicySet)
-WOULD_DENY: web.RequestKey[list[str]] = web.RequestKey("would_deny", list)
-"""The rules on trial that would have refused the request."""
+MARKS = web.RequestKey("marks", Marks)
 MODEL = web.RequestKey("model", str)
 """As the client named it; for the log."""
 ORIGIN = web.RequestKey("origin", str)
@@ -91,7 +102,7 @@ class Edge:
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         request[ID] = _request_id(request)
         request[POLICIES] = self._parts.policies.current
-        request[WOULD_DENY] = []
+        request[MARKS] = Marks(self._parts.metrics.would_deny)
         began = self._parts.clock.monotonic()
         status = 499
         try:
@@ -101,8 +112,6 @@ class Edge:
             status = response.status
             return response
         finally:
-            for rule in request[WOULD_DENY]:
-                self._parts.metrics.would_deny(rule)
             log.info(
                 "%s %s %s",
                 request.method,
@@ -157,7 +166,7 @@ class Edge:
         if host_allowed(host, hosts.allow):
             return
         if hosts.mode == "dry_run":
-            request[WOULD_DENY].append("hosts")
+            request[MARKS].add("hosts")
             return
         raise Forbidden(
             f"the Host {host[:80]!r} is not allowed", policy=policies.line("clients.hosts.allow")
@@ -175,7 +184,7 @@ class Edge:
         if allowed or cors.mode != "enforce":
             request[ORIGIN] = origin
             if not allowed and cors.mode == "dry_run":
-                request[WOULD_DENY].append("cors")
+                request[MARKS].add("cors")
             return
         raise Forbidden(
             f"the Origin {origin[:80]!r} is not allowed",
@@ -192,7 +201,7 @@ def common_headers(request: web.BaseRequest) -> dict[str, str]:
     """On every answer."""
     headers = identity(request[ID]) | {"X-Mlxd-Policy": str(policies_of(request).generation)}
     headers |= request.get(QUOTA, {})
-    if rules := request[WOULD_DENY]:
+    if rules := request[MARKS].rules:
         headers["X-Mlxd-Would-Deny"] = ", ".join(rules)
     if isinstance(request.protocol, Connection) and request.protocol.leaving:
         headers["Connection"] = "close"

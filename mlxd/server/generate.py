@@ -21,10 +21,10 @@ from mlxd.dialects.base import Call, Codec
 from mlxd.policy.load import PolicySet
 from mlxd.server.answers import json_response
 from mlxd.server.edge import (
+    MARKS,
     MODEL,
     QUOTA,
     STREAM,
-    WOULD_DENY,
     client_of,
     common_headers,
     policies_of,
@@ -163,7 +163,7 @@ class _Stream:
 
 def asker_of(request: web.BaseRequest) -> Asker:
     """Whoever asks, under the policies of this request; dry runs mark its answer."""
-    return Asker(client_of(request), policies_of(request), request[WOULD_DENY].append)
+    return Asker(client_of(request), policies_of(request), request[MARKS].add)
 
 
 def _with_category(call: Call) -> Call:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
+
+import pytest
 
 from tests.support.daemon import Daemon
 
@@ -36,3 +40,12 @@ def test_metrics_are_served_as_text_that_prometheus_reads(shared_daemon: Daemon)
     answer = shared_daemon.http.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=")
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_prometheus_own_tool_finds_nothing_to_mend(shared_daemon: Daemon) -> None:
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], check=False, capture_output=True,
+        input=shared_daemon.http.get("/metrics").content,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")

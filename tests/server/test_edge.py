@@ -7,9 +7,10 @@ from mlxd.core.errors import Forbidden, HeadersTooLarge
 from mlxd.policy.load import Override, load
 from mlxd.server.edge import (
     ID,
+    MARKS,
     POLICIES,
-    WOULD_DENY,
     Edge,
+    Marks,
     common_headers,
     host_allowed,
     origin_allowed,
@@ -62,7 +63,7 @@ def asked(*overrides, **headers):
     request = make_mocked_request("GET", "/", headers=names)
     request[ID] = "1"
     request[POLICIES] = policies
-    request[WOULD_DENY] = []
+    request[MARKS] = Marks(lambda _: None)
     return request
 
 
@@ -76,7 +77,7 @@ def test_the_host_is_checked_wherever_policy_says_loopback(host):
 def test_a_host_that_would_be_refused_is_marked_in_a_dry_run_only(mode, marks):
     request = asked(("clients.hosts.mode", mode), Host="evil.example")
     EDGE._check_host(request)
-    assert request[WOULD_DENY] == marks
+    assert request[MARKS].rules == marks
     assert common_headers(request).get("X-Mlxd-Would-Deny", "") == ", ".join(marks)
 
 
@@ -84,14 +85,14 @@ def test_a_host_that_would_be_refused_is_marked_in_a_dry_run_only(mode, marks):
 def test_an_origin_that_would_be_refused_may_ask_in_a_dry_run(mode, marks):
     request = asked(("clients.cors.mode", mode), Origin="https://evil.example")
     EDGE._check_origin(request)
-    assert request[WOULD_DENY] == marks
+    assert request[MARKS].rules == marks
     assert common_headers(request)["Access-Control-Allow-Origin"] == "https://evil.example"
 
 
 def test_an_allowed_origin_is_not_marked():
     request = asked(("clients.cors.mode", "dry_run"), Origin="http://localhost:3000")
     EDGE._check_origin(request)
-    assert request[WOULD_DENY] == []
+    assert request[MARKS].rules == []
 
 
 def test_headers_are_measured_together():

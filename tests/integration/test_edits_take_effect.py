@@ -1,0 +1,177 @@
+"""What an edit of each kind does, seen by a client of a real daemon."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.integration.talking import ENDLESS, generate, held, workers_of
+from tests.support.daemon import Daemon
+
+pytestmark = pytest.mark.mlx
+
+Start = Callable[..., Daemon]
+NO_RATE = "rate_limit: []\n"
+
+
+def until(fact: Callable[[], object], within: float = 20.0) -> None:
+    deadline = time.monotonic() + within
+    while not fact():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def edit(daemon: Daemon, kind: str, text: str) -> None:
+    """Save a file and have it in force."""
+    daemon.edit(kind, text)
+    outcome = daemon.reload()
+    assert outcome["result"] in ("applied", "unchanged"), outcome
+
+
+def post(daemon: Daemon, model: str = "tiny-a", tokens: int = 1, **more: Any) -> httpx.Response:
+    body = generate(model, "hello", tokens=tokens) | {"stream": False, **more}
+    return daemon.http.post("/api/generate", json=body)
+
+
+def test_more_slots_are_there_at_once_and_fewer_stop_nothing(start: Start) -> None:
+    daemon = start({"limits": f"concurrency: {{max_in_flight: 1}}\n{NO_RATE}"})
+    with held(daemon, prompt="x") as stream:
+        stream.read(3)
+        assert post(daemon).status_code == 503
+        edit(daemon, "limits", f"concurrency: {{max_in_flight: 2}}\n{NO_RATE}")
+        assert post(daemon).status_code == 200
+        with held(daemon, prompt="y") as second:
+            second.read(3)
+            edit(daemon, "limits", f"concurrency: {{max_in_flight: 1}}\n{NO_RATE}")
+            refused = post(daemon)
+            assert refused.status_code == 503
+            assert refused.headers["x-mlxd-policy-place"] == "policies/limits.yaml:2"
+            stream.read(3)
+            second.read(3)
+
+
+def test_a_rate_limit_follows_its_edit_and_forgives_nothing(start: Start) -> None:
+    daemon = start({"limits": "rate_limit: [{requests: 2}]\n"})
+    assert [post(daemon).status_code for _ in range(3)] == [200, 200, 429]
+    edit(daemon, "limits", "rate_limit: [{requests: 3, name: another}]\n")
+    assert [post(daemon).status_code for _ in range(2)] == [200, 429]
+    edit(daemon, "limits", NO_RATE)
+    assert post(daemon).status_code == 200
+
+
+def test_aliases_chains_and_folders_follow_their_edits(
+    start: Start, zoo: Path, tmp_path: Path
+) -> None:
+    daemon = start({"models": f"dirs: [{zoo}]\n"})
+    assert post(daemon, "bee").status_code == 404
+    edit(daemon, "models", f"dirs: [{zoo}]\nmodels: {{tiny-b: {{aliases: [bee]}}}}\n")
+    assert post(daemon, "bee").status_code == 200
+    assert post(daemon, "coding").status_code == 404
+    more = tmp_path / "more"
+    shutil.copytree(zoo / "tiny-b", more / "tiny-late")
+    edit(daemon, "models", f"dirs: [{zoo}, {more}]\nchains: {{coding: [tiny-late]}}\n")
+    assert post(daemon, "tiny-late").status_code == 200
+    assert post(daemon, "coding").status_code == 200
+    assert post(daemon, "bee").status_code == 404
+    edit(daemon, "models", f"dirs: [{zoo}]\n")
+    assert post(daemon, "tiny-late").status_code == 404
+
+
+def test_an_added_preload_is_loaded_and_a_removed_one_is_not_killed(
+    start: Start, zoo: Path
+) -> None:
+    daemon = start({"models": f"dirs: [{zoo}]\n"})
+    edit(daemon, "models", f"dirs: [{zoo}]\npreload: [tiny-a, no-such]\n")
+    until(lambda: "tiny-a" in workers_of(daemon))
+    until(lambda: any("no-such" in warning for warning in daemon.health()["warnings"]))
+    before = workers_of(daemon)
+    edit(daemon, "models", f"dirs: [{zoo}]\npreload: [tiny-a, tiny-b]\n")
+    until(lambda: "tiny-b" in workers_of(daemon))
+    edit(daemon, "models", f"dirs: [{zoo}]\n")
+    assert post(daemon).status_code == 200
+    assert workers_of(daemon)["tiny-a"] == before["tiny-a"]
+
+
+def test_what_is_listed_for_preload_is_there_after_a_start(start: Start, zoo: Path) -> None:
+    daemon = start({"models": f"dirs: [{zoo}]\npreload: [tiny-b]\n"})
+    until(lambda: "tiny-b" in workers_of(daemon))
+    assert post(daemon, "tiny-b", keep_alive=0).status_code == 200
+    until(lambda: "tiny-b" not in workers_of(daemon))  # a client may still have it unloaded
+
+
+def test_time_limits_and_body_limits_follow_their_edits(start: Start) -> None:
+    daemon = start({"limits": NO_RATE})
+    edit(daemon, "timeouts", "generation: 300ms\nfirst_byte: 100ms\nfirst_token: 200ms\n")
+    answer = post(daemon, ENDLESS, tokens=5000)
+    assert answer.status_code == 504
+    assert answer.headers["x-mlxd-policy-key"] == "timeouts.generation"
+    edit(daemon, "timeouts", "generation: 300s\n")
+    edit(daemon, "server", "http: {max_body: 64B}\n")
+    assert post(daemon, prompt="x" * 200).status_code == 413
+
+
+def test_the_log_follows_its_level_and_format(start: Start) -> None:
+    daemon = start({"server": "log: {level: info, format: json}\n"})
+    edit(daemon, "server", "log: {level: warning, format: text}\n")
+    before = len(daemon.log_text())
+    daemon.http.get("/api/version")
+    daemon.edit("server", "log: {level: loud}\n")
+    daemon.reload()
+    after = daemon.log_text()[before:]
+    assert "/api/version" not in after
+    assert " warning policies refused" in after
+
+
+class TestDryRun:
+    """A rule on trial refuses nobody, counts, and marks the answer."""
+
+    @staticmethod
+    def counted(daemon: Daemon, rule: str) -> float:
+        lines = daemon.http.get("/metrics").text.splitlines()
+        name = f'mlxd_policy_would_deny_total{{rule="{rule}"}}'
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+    def test_of_the_rate_and_of_slots(self, start: Start) -> None:
+        daemon = start(
+            {
+                "limits": "concurrency: {max_in_flight: 1, mode: dry_run}\n"
+                "rate_limit: [{requests: 1, mode: dry_run}]\n"
+            }
+        )
+        assert "x-mlxd-would-deny" not in post(daemon).headers
+        marked = post(daemon)
+        assert marked.status_code == 200
+        assert marked.headers["x-mlxd-would-deny"] == "rate_limit:per-ip"
+        with held(daemon, prompt="x") as stream:
+            assert stream.response.headers["x-mlxd-would-deny"] == "rate_limit:per-ip"
+            stream.read(2)
+            both = post(daemon)
+        assert both.status_code == 200
+        assert both.headers["x-mlxd-would-deny"] == "rate_limit:per-ip, concurrency"
+        assert self.counted(daemon, "rate_limit:per-ip") == 3
+        assert self.counted(daemon, "concurrency") == 1
+
+    def test_of_the_length_of_prompts(self, start: Start) -> None:
+        daemon = start({"limits": f"tokens: {{max_prompt: 3, mode: dry_run}}\n{NO_RATE}"})
+        marked = post(daemon, prompt="one two three four five six seven")
+        assert (marked.status_code, marked.headers["x-mlxd-would-deny"]) == (200, "tokens")
+        edit(daemon, "limits", f"tokens: {{max_prompt: 3}}\n{NO_RATE}")
+        assert post(daemon, prompt="one two three four five six seven").status_code == 400
+        edit(daemon, "limits", f"tokens: {{max_prompt: 3, mode: 'off'}}\n{NO_RATE}")
+        free = post(daemon, prompt="one two three four five six seven")
+        assert free.status_code == 200
+        assert "x-mlxd-would-deny" not in free.headers
+
+    def test_of_hosts_and_origins(self, start: Start) -> None:
+        daemon = start({"clients": "hosts: {mode: dry_run}\ncors: {mode: dry_run}\n"})
+        headers = {"Host": "evil.example", "Origin": "https://other.example"}
+        marked = daemon.http.get("/api/version", headers=headers)
+        assert (marked.status_code, marked.headers["x-mlxd-would-deny"]) == (200, "cors, hosts")
+        edit(daemon, "clients", "hosts: {mode: enforce}\ncors: {mode: enforce}\n")
+        assert daemon.http.get("/api/version", headers=headers).status_code == 403
