@@ -119,6 +119,11 @@ class PolicySet:
     def clients(self) -> Clients:
         return self.policies.clients
 
+    def work_out(self) -> None:
+        """Derive now what would else be derived when somebody first asks."""
+        assert self.digest
+        self.warnings()
+
     def leaves(self) -> Iterator[tuple[Path, Any]]:
         """Every single value that is in force, defaults included."""
         return _leaves(self.policies, ())

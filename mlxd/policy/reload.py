@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,12 +19,12 @@ from mlxd.core.clock import Clock
 from mlxd.core.errors import PolicyConflict, PolicyOutOfDate
 from mlxd.policy.boot import Boot
 from mlxd.policy.diff import Change, changes, reload_class
-from mlxd.policy.files import PolicyFiles, read
+from mlxd.policy.files import PolicyFiles
 from mlxd.policy.history import Generation, History
 from mlxd.policy.load import Override, PolicyError, PolicyErrors, PolicySet, judge
 from mlxd.policy.outcome import Outcome, Trigger
 from mlxd.policy.rollback import WriteBack
-from mlxd.policy.settle import QUIET_SECONDS, settled
+from mlxd.policy.settle import QUIET_SECONDS, look, settled
 from mlxd.policy.store import Applier, PolicyStore, Prepared, PrepareFailed
 from mlxd.policy.strict_yaml import dotted, parts
 from mlxd.policy.units import written
@@ -34,6 +34,10 @@ T = TypeVar("T")
 
 READ_SECONDS = 10.0
 """A folder that does not answer for this long, on a network say, counts as unreadable."""
+
+
+class Obstacle(PolicyErrors):
+    """The policies are right, and something that may go away is in their way: a taken port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,8 @@ class Reloader:
         self._find_folder = find_folder
         self._appliers: list[Applier] = []
         self._observers: list[Callable[[Outcome], None]] = []
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="policy files")
+        self._reading: asyncio.Future[tuple[bool, PolicyFiles]] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="policy")
         self._lock = asyncio.Lock()
         self._in_force = boot.files
@@ -109,7 +115,8 @@ class Reloader:
 
     async def close(self) -> None:
         async with self._lock:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+            for thread in (self._reader, self._thread):
+                thread.shutdown(wait=False, cancel_futures=True)
 
     async def reload(self, trigger: Trigger, by: str = "", *, etag: str = "") -> Outcome:
         """Read the folder now and put it in force.
@@ -139,8 +146,8 @@ class Reloader:
             try:
                 with ExitStack() as back:
                     await self._prepare(found.policies, back)
-            except PrepareFailed as failed:
-                return replace(found, policies=None, errors=(_at(failed, found.policies),))
+            except Obstacle as obstacle:
+                return replace(found, policies=None, errors=obstacle.errors)
             return found
 
     async def plan(self, contents: Mapping[str, bytes], settings: Sequence[Override] = ()) -> Plan:
@@ -177,7 +184,7 @@ class Reloader:
             back: dict[str, bytes | None] = {
                 name: generation.contents.get(name) for name in target.changed_from(present)
             }
-            write = WriteBack(self._history, present.folder, back)
+            write = WriteBack(self._history, present.folder, back) if back else None
             return await self._attempt(target, "rollback", by, write)
 
     # -- inside; the lock is held
@@ -195,15 +202,14 @@ class Reloader:
         write: WriteBack | None = None,
     ) -> Outcome:
         began = self._clock.monotonic()
-        self._again = False
         try:
             found = await self._apply(files, write)
         except PolicyErrors as refused:
+            self._again = isinstance(refused, Obstacle) and write is None
             outcome = self._outcome(trigger, "refused", began, by=by, errors=refused.errors)
         else:
+            self._again = False
             self._in_force = files
-            now = _restart_values(self._store.current)
-            self._pending = [key for key, value in now.items() if self._at_start[key] != value]
             result = "unchanged" if found is None else "applied"
             outcome = self._outcome(trigger, result, began, by=by, changes=found or ())
         if write is None or outcome.ok:
@@ -221,23 +227,21 @@ class Reloader:
         self, files: PolicyFiles, write: WriteBack | None
     ) -> tuple[Change, ...] | None:
         """The changes that are now in force; None: it makes no difference. Raises PolicyErrors."""
-        old = self._store.current
-        new = await self._run(judge, files, self._overrides)
-        found = await self._run(changes, old, new)
-        if not found and write is None:
-            self._store.refresh(new)
-            return None
         try:
+            new, found = await self._run(self._judged, files, write is not None)
+            if not found and write is None:
+                self._store.refresh(new)
+                return None
             with ExitStack() as back:
                 prepared = await self._prepare(new, back)
                 if write is not None:
                     await self._run(write.write)
                     back.callback(write.undo)
-                self._store.commit(new, old.generation + 1, prepared)
+                self._store.commit(new, prepared)
                 back.pop_all()
-        except PrepareFailed as failed:
-            self._again = write is None
-            raise PolicyErrors([_at(failed, new)]) from failed
+            self._pending = await self._run(self._waiting, new)
+        except PolicyErrors:
+            raise
         except OSError as error:
             words = f"the policy folder cannot be written: {error.strerror}"
             raise PolicyErrors([PolicyError(str(files.folder), words)]) from error
@@ -247,10 +251,31 @@ class Reloader:
             raise PolicyErrors([PolicyError("mlxd", words)]) from defect
         return found
 
+    def _judged(self, files: PolicyFiles, anew: bool) -> tuple[PolicySet, tuple[Change, ...]]:
+        """The next generation, and what is new in it; without news it is one if `anew`.
+
+        In the thread, with all that is derived from it: nobody waits for that later.
+        """
+        old = self._store.current
+        new = judge(files, self._overrides)
+        found = changes(old, new)
+        newest = max([old.generation, *self._history.numbers()])
+        numbered = replace(new, generation=newest + 1 if found or anew else old.generation)
+        numbered.work_out()
+        return numbered, found
+
+    def _waiting(self, policies: PolicySet) -> list[str]:
+        """Keys that the next start alone puts in force."""
+        now = _restart_values(policies)
+        return [key for key, value in now.items() if self._at_start[key] != value]
+
     async def _prepare(self, new: PolicySet, back: ExitStack) -> list[Prepared]:
         prepared: list[Prepared] = []
         for applier in self._appliers:
-            one = await applier.prepare(self._store.current, new)
+            try:
+                one = await applier.prepare(self._store.current, new)
+            except PrepareFailed as failed:
+                raise Obstacle([_at(failed, new)]) from failed
             back.callback(one.undo)
             prepared.append(one)
         return prepared
@@ -313,20 +338,26 @@ class Reloader:
         )
 
     async def _settled(self, quiet: float) -> PolicyFiles:
-        return await settled(self._read, self._in_force, self._clock, quiet=quiet)
+        return await settled(self._look, self._in_force, self._clock, quiet=quiet)
 
     async def _read(self) -> PolicyFiles:
+        return (await self._look(()))[1]
+
+    async def _look(self, names: Collection[str]) -> tuple[bool, PolicyFiles]:
+        """See `settle.look`. A disk that hangs holds one thread, and holds up nobody else."""
         folder = self._seen.folder or self._find_folder()
+        if self._reading is None or self._reading.done():
+            loop = asyncio.get_running_loop()
+            self._reading = loop.run_in_executor(self._reader, look, folder, names)
         try:
             async with asyncio.timeout(READ_SECONDS):
-                return await self._run(read, folder)
+                return await asyncio.shield(self._reading)
         except TimeoutError:
-            return PolicyFiles(
-                folder, failures={str(folder): f"no answer within {READ_SECONDS:g} s"}
-            )
+            reason = f"no answer within {READ_SECONDS:g} s"
+            return False, PolicyFiles(folder, failures={str(folder): reason})
 
     async def _run(self, work: Callable[..., T], *arguments: object) -> T:
-        """In the one thread for this: a disk may hang, and a stream must not notice."""
+        """In the one thread for this: a stream must not notice."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
 

@@ -1,6 +1,7 @@
 """Writing a generation's files back into the policy folder: all of them, whenever it is killed.
 
-What is to be written is first noted in the state folder; a start that finds the note finishes it.
+What is to be written is first noted in the state folder; a start that finds the note finishes it,
+unless somebody has edited one of the files since.
 """
 
 from __future__ import annotations
@@ -17,35 +18,41 @@ from mlxd.policy.history import History, write_whole
 _NOTE = "writing.json"
 _VERSION = 1
 
+Contents = Mapping[str, bytes | None]
+"""By file name; None: there is no such file."""
+
 
 class WriteBack:
     """Files that are to be written into `folder`, verbatim; None removes one."""
 
-    def __init__(
-        self, history: History, folder: Path, contents: Mapping[str, bytes | None]
-    ) -> None:
+    def __init__(self, history: History, folder: Path, contents: Contents) -> None:
         self._note = history.folder / _NOTE
         self._folder = folder
         self._contents = contents
-        self._before: dict[str, bytes | None] = {}
+        self._before: Contents = {}
 
     def write(self) -> None:
         """All of them. Raises OSError, and then all is as before."""
-        self._before = {name: _present(self._folder / name) for name in self._contents}
-        self._note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_whole(self._note, _encoded(self._folder, self._contents))
+        self._before = _present(self._folder, self._contents)
         try:
-            _write_all(self._folder, self._contents)
+            self._replace(self._before, self._contents)
         except OSError:
             self.undo()
             raise
-        finally:
-            self._note.unlink(missing_ok=True)
 
     def undo(self) -> None:
         """Put back what was there; what cannot be is left."""
         with contextlib.suppress(OSError):
-            _write_all(self._folder, self._before)
+            self._replace(self._contents, self._before)
+
+    def _replace(self, old: Contents, new: Contents) -> None:
+        """The note stays behind only if this process is killed. Raises OSError."""
+        self._note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_whole(self._note, _encoded(self._folder, old, new))
+        try:
+            _write_all(self._folder, new)
+        finally:
+            self._note.unlink(missing_ok=True)
 
 
 def finish(history: History) -> None:
@@ -54,29 +61,46 @@ def finish(history: History) -> None:
     try:
         said = json.loads(note.read_bytes())
         if said["version"] == _VERSION:
-            contents = {name: None if text is None else text.encode("utf-8", "surrogatepass")
-                        for name, text in said["files"].items()}  # fmt: skip
-            _write_all(Path(said["folder"]), contents)
+            folder, old, new = Path(said["folder"]), _decoded(said["old"]), _decoded(said["new"])
+            present = _present(folder, new)
+            if all(present[name] in (old[name], new[name]) for name in new):
+                _write_all(folder, new)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     with contextlib.suppress(OSError):
         note.unlink(missing_ok=True)
 
 
-def _present(file: Path) -> bytes | None:
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        return None
+def _present(folder: Path, names: Contents) -> Contents:
+    """Raises OSError."""
+    found: dict[str, bytes | None] = dict.fromkeys(names)
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            found[name] = (folder / name).read_bytes()
+    return found
 
 
-def _encoded(folder: Path, contents: Mapping[str, bytes | None]) -> bytes:
-    files = {name: None if raw is None else raw.decode() for name, raw in contents.items()}
-    said = {"version": _VERSION, "folder": str(folder), "files": files}
-    return json.dumps(said).encode()
+def _encoded(folder: Path, old: Contents, new: Contents) -> bytes:
+    """Files that are not UTF-8 may have to be put back too: their bytes travel as surrogates."""
+    said = {"version": _VERSION, "folder": str(folder)}
+    texts = {
+        kind: {
+            name: raw.decode("utf-8", "surrogateescape") if raw is not None else None
+            for name, raw in contents.items()
+        }
+        for kind, contents in (("old", old), ("new", new))
+    }
+    return json.dumps(said | texts).encode()
 
 
-def _write_all(folder: Path, contents: Mapping[str, bytes | None]) -> None:
+def _decoded(texts: Mapping[str, str | None]) -> Contents:
+    return {
+        name: text.encode("utf-8", "surrogateescape") if text is not None else None
+        for name, text in texts.items()
+    }
+
+
+def _write_all(folder: Path, contents: Contents) -> None:
     for name, raw in contents.items():
         if raw is None:
             (folder / name).unlink(missing_ok=True)

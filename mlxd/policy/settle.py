@@ -13,10 +13,11 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 from mlxd.core.clock import Clock
+from mlxd.policy import files
 from mlxd.policy.files import PolicyFiles
 
 QUIET_SECONDS = 0.1
@@ -29,7 +30,8 @@ RESTLESS_SECONDS = 2.0
 """After this long without a quiet period, two equal readings are enough."""
 _STEP_SECONDS = 0.02
 
-Read = Callable[[], Awaitable[PolicyFiles]]
+Read = Callable[[Collection[str]], Awaitable[tuple[bool, PolicyFiles]]]
+"""Says whether one of these files is being written, and what the folder holds after that."""
 
 
 async def settled(
@@ -41,11 +43,10 @@ async def settled(
 ) -> PolicyFiles:
     """Read until what is read has stood still. `before` are the files in force."""
     began = since = clock.monotonic()
-    last = await read()
+    _, last = await read(())
     while True:
-        busy = await asyncio.to_thread(_any_written, last.folder, last.changed_from(before))
         await asyncio.sleep(_STEP_SECONDS)
-        found = await read()
+        busy, found = await read(last.changed_from(before))
         now = clock.monotonic()
         if found.hash != last.hash:
             last, since = found, now
@@ -62,8 +63,10 @@ def _vanished(found: PolicyFiles, before: PolicyFiles) -> bool:
     return any(name not in found.contents for name in before.contents)
 
 
-def _any_written(folder: Path | None, names: Iterable[str]) -> bool:
-    return folder is not None and any(open_for_writing(folder / name) for name in names)
+def look(folder: Path | None, names: Collection[str]) -> tuple[bool, PolicyFiles]:
+    """As `Read`, at once and waiting for the disk."""
+    busy = folder is not None and any(open_for_writing(folder / name) for name in names)
+    return busy, files.read(folder)
 
 
 def open_for_writing(file: Path) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Protocol
 
 from mlxd.policy.policy_set import PolicySet
@@ -91,22 +90,20 @@ class PolicyStore:
         """Generations that somebody still works by, the present one included."""
         return len({policies.generation for policies in self._alive})
 
-    def commit(self, new: PolicySet, generation: int, prepared: Sequence[Prepared]) -> PolicySet:
+    def commit(self, new: PolicySet, prepared: Sequence[Prepared]) -> None:
         """Put `new` in force and commit all that was prepared for it, between two turns of the
         event loop. Should one of them fail all the same, the old set stays, and it raises: the
         caller undoes what was prepared.
         """
         with contextlib.ExitStack() as back:
             back.callback(setattr, self, "_current", self._current)
-            self._current = replace(new, generation=generation)
+            self._current = new
             for one in prepared:
                 one.commit()
             back.pop_all()
-        self._alive.add(self._current)
-        return self._current
+        self._alive.add(new)
 
-    def refresh(self, same: PolicySet) -> PolicySet:
-        """The same values, set in other places: a comment moved them. The generation stays."""
-        self._current = replace(same, generation=self._current.generation)
-        self._alive.add(self._current)
-        return self._current
+    def refresh(self, same: PolicySet) -> None:
+        """The same values and generation, set in other places: a comment moved them."""
+        self._current = same
+        self._alive.add(same)

@@ -116,14 +116,18 @@ class Listener:
         """`door` is the one from here on; the one before lingers. Cannot fail."""
         before, self._current = self._current, door
         door.host = host
+        self.keep(door)
+        if before is not None and before is not door and before in self._doors:
+            self.leave(before, linger)
+        self._moved(host, door.address[1])
+
+    def keep(self, door: Door) -> None:
+        """It is not to go after all."""
         if door.leaving is not None:
             door.leaving.cancel()
             door.leaving = None
         for connection in door.connections:
             connection.leaving = False
-        if before is not None and before is not door and before in self._doors:
-            self._leave(before, linger)
-        self._moved(host, door.address[1])
 
     def forget(self, door: Door) -> None:
         """Stop accepting there at once; its connections end with their answers."""
@@ -143,7 +147,7 @@ class Listener:
         door.connections.append(connection)
         return connection
 
-    def _leave(self, door: Door, linger: float) -> None:
+    def leave(self, door: Door, linger: float) -> None:
         """From now on its answers say `Connection: close`; it goes after `linger` seconds."""
         loop = asyncio.get_running_loop()
         door.leaving = loop.call_later(linger, self._retire, door)
@@ -215,6 +219,7 @@ class _Move:
         self._listen = listen
         self._opened = opened
         self._committed = False
+        listener.keep(new)
 
     def commit(self) -> None:
         self._committed = True
@@ -225,3 +230,5 @@ class _Move:
             self._listener.turn_to(self._old, self._old_host, float(self._listen.linger))
         if self._opened:
             self._listener.forget(self._new)
+        elif not self._committed:
+            self._listener.leave(self._new, float(self._listen.linger))

@@ -96,18 +96,41 @@ class TestWritingBack:
         assert (folder / "limits.yaml").read_text() == "old"
         assert (folder / "timeouts.yaml").read_text() == "old"
 
+    @staticmethod
+    def begun(history: History, folder: Path) -> Path:
+        """The note of a write that was killed before its first file."""
+        history.folder.mkdir(parents=True)
+        note = history.folder / "writing.json"
+        files = {"limits.yaml": "new", "timeouts.yaml": None}
+        old = {"limits.yaml": "old", "timeouts.yaml": "old"}
+        said = {"version": 1, "folder": str(folder), "new": files, "old": old}
+        note.write_text(json.dumps(said))
+        return note
+
     def test_what_was_begun_is_finished_by_the_next_start(
         self, history: History, folder: Path
     ) -> None:
-        history.folder.mkdir(parents=True)
-        note = history.folder / "writing.json"
-        said = {"version": 1, "folder": str(folder), "files": {"limits.yaml": "new",
-                "timeouts.yaml": None}}  # fmt: skip
-        note.write_text(json.dumps(said))
+        note = self.begun(history, folder)
         rollback.finish(history)
         assert names(folder) == ["limits.yaml"]
         assert (folder / "limits.yaml").read_text() == "new"
         assert not note.exists()
+
+    def test_what_was_edited_since_is_not_overwritten(self, history: History, folder: Path) -> None:
+        note = self.begun(history, folder)
+        (folder / "timeouts.yaml").write_text("edited by hand, before the next start")
+        rollback.finish(history)
+        assert (folder / "limits.yaml").read_text() == "old"
+        assert (folder / "timeouts.yaml").read_text().startswith("edited")
+        assert not note.exists()
+
+    def test_a_file_that_is_no_text_is_put_back(self, history: History, folder: Path) -> None:
+        (folder / "limits.yaml").write_bytes(b"\xff\xfe")
+        back = WriteBack(history, folder, {"limits.yaml": b"new"})
+        back.write()
+        assert (folder / "limits.yaml").read_bytes() == b"new"
+        back.undo()
+        assert (folder / "limits.yaml").read_bytes() == b"\xff\xfe"
 
     @pytest.mark.parametrize("text", ["", "[]", '{"version": 2, "files": {}}', "{"])
     def test_a_note_that_cannot_be_read_is_dropped(self, history: History, text: str) -> None:

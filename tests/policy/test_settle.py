@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from mlxd.core.clock import SystemClock
 from mlxd.policy import settle
 from mlxd.policy.files import PolicyFiles, read
-from mlxd.policy.settle import open_for_writing, settled
+from mlxd.policy.settle import look, open_for_writing, settled
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who writes")
 
@@ -26,8 +27,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 async def settle_on(folder: Path, before: PolicyFiles, quiet: float = 0.05) -> dict[str, bytes]:
-    async def reading() -> PolicyFiles:
-        return read(folder)
+    async def reading(names: Collection[str]) -> tuple[bool, PolicyFiles]:
+        return look(folder, names)
 
     return dict((await settled(reading, before, SystemClock(), quiet=quiet)).contents)
 
