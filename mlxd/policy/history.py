@@ -69,7 +69,7 @@ class History:
         """None: not kept, or not readable by this version."""
         try:
             return _decoded(number, self._file(number).read_bytes())
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def newest_first(self) -> Iterator[Generation]:

@@ -101,24 +101,38 @@ def _decoded(texts: Mapping[str, str | None]) -> Contents:
 
 
 def _write_all(folder: Path, contents: Contents) -> None:
+    """All that is new lies beside its file before the first is replaced: a full disk changes none.
+
+    Through links, and with the owner and mode that a file has. Raises OSError.
+    """
+    with contextlib.ExitStack() as left:
+        ready: list[tuple[Path, Path]] = []
+        for name, raw in contents.items():
+            if raw is not None:
+                file = (folder / name).resolve()
+                left.callback(_beside(file).unlink, missing_ok=True)
+                _write(_beside(file), raw, file)
+                ready.append((_beside(file), file))
+        for temporary, file in ready:
+            temporary.replace(file)
     for name, raw in contents.items():
         if raw is None:
             (folder / name).unlink(missing_ok=True)
-        else:
-            _write(folder / name, raw)
 
 
-def _write(file: Path, raw: bytes) -> None:
-    """Whole or not at all; through a link, and with the owner and mode that the file has."""
-    file = file.resolve()
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(raw)
-        with contextlib.suppress(FileNotFoundError):
-            had = file.stat()
-            shutil.copymode(file, temporary)
-            with contextlib.suppress(PermissionError):
-                os.chown(temporary, had.st_uid, had.st_gid)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _beside(file: Path) -> Path:
+    """Always the same, so that one which a kill has left is used again."""
+    return file.with_name(f".{file.name}.new")
+
+
+def _write(temporary: Path, raw: bytes, file: Path) -> None:
+    """What is to take the place of `file`."""
+    with temporary.open("wb") as stream:
+        stream.write(raw)
+        stream.flush()
+        os.fsync(stream.fileno())
+    with contextlib.suppress(FileNotFoundError):
+        had = file.stat()
+        shutil.copymode(file, temporary)
+        with contextlib.suppress(PermissionError):
+            os.chown(temporary, had.st_uid, had.st_gid)

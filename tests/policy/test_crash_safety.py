@@ -1,11 +1,13 @@
 """kill -9 at any line of a reload or rollback: the next boot has the old or the new, never a mix.
 
 The values of several files must fit together, and one file comes, another one goes. Twenty points
-for each deed here; benchmarks/policy_sweeps.py has hundreds.
+for a reload and a rollback here; benchmarks/policy_sweeps.py has hundreds.
 """
 
 from __future__ import annotations
 
+import errno
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,10 +15,19 @@ from pathlib import Path
 
 import pytest
 
+from mlxd.policy import rollback
+from mlxd.policy.boot import boot
+from mlxd.policy.history import history_of
 from tests.support import policy_crash
-from tests.support.policy_crash import Sweep, read_sweep
+from tests.support.policy_crash import NEW, OLD, Sweep, named, read_sweep
+from tests.support.policy_daemon import HastyClock, holding, save_all
 
 Killed = Callable[..., Sweep]
+_GENERATION = {
+    "version": 1, "folder": "", "digest": "", "at": 1.0, "trigger": "start", "by": "",
+    "changes": [],
+}  # fmt: skip
+_NO_FILES: tuple[object, ...] = (None, [], 1, {"limits.yaml": 1})
 
 
 @pytest.fixture
@@ -46,9 +57,9 @@ def test_a_reload_killed_anywhere_leaves_what_the_operator_wrote(killed: Killed)
 
 
 def test_a_refused_reload_killed_anywhere_leaves_the_last_good_policies(killed: Killed) -> None:
-    found = killed("refused", 10, 0)
+    found = killed("refused", 6, 0)
 
-    assert found.booted() == {"old": 10}
+    assert found.booted() == {"old": 6}
     assert {point.without_the_folder for point in found.points} == {"old"}
     assert found.problems() == []
 
@@ -62,20 +73,64 @@ def test_a_rollback_killed_anywhere_is_done_or_undone(killed: Killed) -> None:
 
 
 def test_a_rollback_that_fails_may_be_killed_while_it_is_undone(killed: Killed) -> None:
-    found = killed("rollback-undone", 0, 20)
+    found = killed("rollback-undone", 0, 12)
 
     assert set(found.booted()) <= {"old", "new"}
     assert found.problems() == []
 
 
 def test_a_boot_that_finishes_a_rollback_may_be_killed_as_well(killed: Killed) -> None:
-    found = killed("finish", 4, 12)
+    found = killed("finish", 2, 6)
 
-    assert found.booted() == {"old": 16}
+    assert found.booted() == {"old": 8}
     assert found.problems() == []
 
 
 def test_without_its_note_a_rollback_would_leave_a_mix_somewhere(killed: Killed) -> None:
-    found = killed("rollback-without-note", 0, 16)
+    found = killed("rollback-without-note", 0, 48)
 
     assert any(booted.startswith("mix") for booted in found.booted())
+
+
+@pytest.mark.parametrize(
+    "left",
+    [b"", b"\xff", b"[]", b"null", b'{"version": 2}',
+     *(json.dumps({**_GENERATION, "files": files}).encode() for files in _NO_FILES)],
+    ids=lambda left: repr(left[-20:]),
+)  # fmt: skip
+def test_what_is_no_generation_in_the_history_is_no_obstacle_to_a_boot(
+    tmp_path: Path, left: bytes
+) -> None:
+    (tmp_path / "lkg").mkdir()
+    (tmp_path / "lkg" / "00000007.json").write_bytes(left)
+    (tmp_path / "lkg" / "writing.json").write_bytes(left)
+    (tmp_path / "policies").mkdir()
+
+    booted = boot(tmp_path / "policies", (), history_of(tmp_path))
+    assert booted.policies.generation == 8
+    assert not (tmp_path / "lkg" / "writing.json").exists()
+
+
+async def test_a_disk_that_fills_up_during_a_rollback_leaves_the_present_policies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, write, written = tmp_path / "policies", rollback._write, 0
+
+    def write_until_full(temporary: Path, raw: bytes, file: Path) -> None:
+        nonlocal written
+        written += 1
+        if written > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(temporary, raw, file)
+
+    save_all(folder, OLD)
+    async with holding(folder, tmp_path / "state", HastyClock()) as holder:
+        save_all(folder, NEW)
+        await holder.reloader.reload("admin")
+        monkeypatch.setattr(rollback, "_write", write_until_full)
+        outcome = await holder.reloader.rollback(1)
+        monkeypatch.undo()
+
+        assert (outcome.result, "No space left" in str(outcome)) == ("refused", True)
+        await holder.reloader.look()
+        assert named(holder.store.current) == "new"

@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -210,11 +211,14 @@ def _fail(policies: PolicySet) -> None:
 
 
 async def _finish(holder: Holder, meter: Meter) -> None:
-    """A boot that goes on with a rollback which was killed."""
+    """A boot that goes on with a rollback which was killed before it wrote a file."""
     save_all(holder.folder, NEW)
     contents = {name: OLD[name].encode() if name in OLD else None for name in {**OLD, **NEW}}
-    note = rollback._encoded(holder.folder, contents)
-    history_module.write_whole(holder.history.folder / rollback._NOTE, note)
+    note = holder.history.folder / rollback._NOTE
+    noted: list[bytes] = []
+    with patch.object(rollback, "_write_all", lambda *_: noted.append(note.read_bytes())):
+        rollback.WriteBack(holder.history, holder.folder, contents).write()
+    save(note, noted[0])
     with armed(meter):
         _expect(named(boot(holder.folder, (), holder.history).policies), "old")
 

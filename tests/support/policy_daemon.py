@@ -53,9 +53,8 @@ async def holding(
     """Boot from the folders, and begin. Raises PolicyErrors."""
     history = history_of(state)
     booted = boot(folder, overrides, history)
-    store = PolicyStore(booted.policies)
+    store = booted.store
     reloader = Reloader(store, history, clock, booted, overrides=overrides)
-    del booted  # or it would hold the first generation here
     told: list[Outcome] = []
     reloader.use(*appliers)
     reloader.observe(told.append)

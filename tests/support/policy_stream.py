@@ -171,6 +171,7 @@ class _Reading:
 
     def __enter__(self) -> _Reading:
         self._done = self._pool.submit(self._read)
+        self._done.add_done_callback(self._tell)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -190,6 +191,10 @@ class _Reading:
                 timeout=120,
             )
         assert not self._done.done(), f"the stream ended: {self._run.records[-1:]}"
+
+    def _tell(self, _: object) -> None:
+        with self._more:
+            self._more.notify_all()
 
     def _read(self) -> None:
         http, body = self._running.http, self._body

@@ -82,4 +82,6 @@ def failed(error: NoAnswer | Refused, *, as_json: bool) -> int:
 
 
 def print_json(value: object) -> None:
-    print(json.dumps(value, ensure_ascii=False, default=str))
+    """What is no text, in a file's name say, is escaped."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    print(text.encode("utf-8", "backslashreplace").decode())
