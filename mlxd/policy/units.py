@@ -131,7 +131,7 @@ class Duration(Written, float):
         sizes = [_SECONDS[unit] for _, unit in found]
         if sizes != sorted(set(sizes), reverse=True):
             raise cls._refused(text, ": units go from large to small, each once")
-        seconds = math.fsum(float(number) * _SECONDS[unit] for number, unit in found)
+        seconds = round(math.fsum(float(number) * _SECONDS[unit] for number, unit in found), 9)
         if seconds > _YEAR:
             raise cls._refused(text, ": at most 366d")
         return seconds

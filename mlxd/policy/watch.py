@@ -1,13 +1,15 @@
 """Notices edits of the policy folder, in whatever way they are made. Knows watchfiles.
 
 An event is a hint to look, never news in itself. Where events fail (no inotify left, a network
-file system) looking often takes their place. The watching itself never ends before the daemon.
+file system) looking often takes their place. The watching itself never ends before the daemon, and
+touches no disk on the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -22,11 +24,15 @@ POLL_SECONDS = 0.3
 REPAIR_SECONDS = 5.0
 """Until events are tried again after they failed."""
 RESTART_SECONDS = 1.0
-"""Until the watching begins anew after a defect."""
+"""Until a look is tried again after a defect."""
 _STEP_MILLISECONDS = 20
 """watchfiles looks this often at what the system has told it; 10 would cost twice the idle CPU."""
+_TURN_MILLISECONDS = 1000
+"""Between two looks whether the folders are still the same ones."""
 
 Look = Callable[[], Awaitable[object]]
+Watched = dict[Path, tuple[int, int]]
+"""Folders, and which ones they are: one of that name may be another later."""
 
 
 class Watcher:
@@ -40,22 +46,35 @@ class Watcher:
         """Whether the system tells of changes; else they are looked for."""
 
     async def run(self) -> None:
-        """Until cancelled; whatever ends it is logged, and it begins anew."""
-        while True:
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._listen(), name="policy events")
-                    tasks.create_task(self._look_again_and_again(), name="policy rescan")
-            except* Exception:  # the edge: edits are looked for as long as the daemon lives
-                log.exception("the watcher of policies failed: a defect; it starts again")
-            self.up = False
-            await asyncio.sleep(RESTART_SECONDS)
+        """Until cancelled."""
+        stop = threading.Event()
+        loop = asyncio.get_running_loop()
 
-    async def _look_again_and_again(self) -> None:
-        while True:
-            await self._pause(RESCAN_SECONDS if self.up else POLL_SECONDS)
-            self._hint.clear()
+        def hint() -> None:
+            if not stop.is_set():
+                loop.call_soon_threadsafe(self._hint.set)
+
+        listener = threading.Thread(
+            target=self._listen, args=(stop, hint), name="policy events", daemon=True
+        )
+        listener.start()
+        self.up = True  # until it is known better
+        self._hint.set()
+        try:
+            while True:
+                await self._pause(RESCAN_SECONDS if self.up else POLL_SECONDS)
+                self._hint.clear()
+                await self._look_safely()
+        finally:
+            stop.set()
+
+    async def _look_safely(self) -> None:
+        try:
             await self._look()
+        except Exception:  # the edge: edits are looked for as long as the daemon lives
+            log.exception("a look at the policies failed: a defect")
+            self._hint.set()
+            await asyncio.sleep(RESTART_SECONDS)
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, unless hinted."""
@@ -65,50 +84,54 @@ class Watcher:
         except TimeoutError:
             pass
 
-    async def _listen(self) -> None:
-        while True:
+    # -- in a thread of its own: a disk may hang
+
+    def _listen(self, stop: threading.Event, hint: Callable[[], None]) -> None:
+        """Until told to stop; whatever ends it is logged once, and it begins anew."""
+        told = False
+        while not stop.is_set():
             try:
-                await self._hear_events()
-            except (OSError, RuntimeError) as error:
-                if self.up:
+                self._hear_events(stop, hint)
+                told = False
+            except Exception as error:  # noqa: BLE001 - the edge: no events, or a defect
+                self.up = False
+                if not told:
                     log.warning("policy files are polled: no events from the system: %s", error)
-            self.up = False
-            await asyncio.sleep(REPAIR_SECONDS)
+                told = True
+                hint()
+                stop.wait(REPAIR_SECONDS)
 
-    async def _hear_events(self) -> None:
-        """Returns never; raises when the system gives no events."""
-        from watchfiles import awatch  # after the start: it costs time, and nobody waits for it
+    def _hear_events(self, stop: threading.Event, hint: Callable[[], None]) -> None:
+        """Until another folder is to be listened to. Raises what the system gives no events for."""
+        from watchfiles import watch  # after the start: it costs time, and nobody waits for it
 
-        while True:
-            watched = _watched(self._folder())
+        folder = self._folder()
+        watched = _watched(folder)
+        if folder is None:
             self.up = True
-            self._hint.set()  # what happened while nobody listened
-            if not watched:
-                await asyncio.sleep(RESCAN_SECONDS)  # there is no folder yet
-                continue
-            async for events in awatch(
-                *watched, watch_filter=None, recursive=False, debounce=_STEP_MILLISECONDS,
-                step=_STEP_MILLISECONDS, rust_timeout=int(RESCAN_SECONDS * 1000),
-                yield_on_timeout=True, force_polling=False,
-            ):  # fmt: skip
-                if any(_concerns(Path(path), watched) for _, path in events):
-                    self._hint.set()
-                if _watched(self._folder()) != watched:
-                    break  # a folder was replaced: listen to the new one
+            stop.wait(RESCAN_SECONDS)  # there is none yet
+            return
+        heard = False
+        for events in watch(
+            *watched, watch_filter=None, recursive=False, debounce=_STEP_MILLISECONDS,
+            step=_STEP_MILLISECONDS, rust_timeout=_TURN_MILLISECONDS,
+            yield_on_timeout=True, force_polling=False, stop_event=stop,
+        ):  # fmt: skip
+            self.up = True
+            if not heard or any(_concerns(Path(path), folder, watched) for _, path in events):
+                hint()  # the first time for what happened before there were events
+            heard = True
+            if _watched(folder) != watched:
+                hint()  # what happens until the new one is listened to
+                return
 
 
-def _watched(folder: Path | None) -> dict[Path, tuple[int, int]]:
-    """The folders to listen to, and which ones they are: one of that name may be another later.
-
-    The policy folder, the one that holds it (it may be removed and made again, or be a link that
-    is turned), and those in which linked files really are.
+def _watched(folder: Path | None) -> Watched:
+    """The policy folder, the one that holds it (it may be removed and made again, or be a link
+    that is turned), and those in which linked files really are.
     """
-    if folder is None:
-        return {}
-    wanted = [folder, folder.parent, folder.resolve()]
-    wanted += [file.resolve().parent for name in FILES if (file := folder / name).is_symlink()]
-    found: dict[Path, tuple[int, int]] = {}
-    for one in wanted:
+    found: Watched = {}
+    for one in [] if folder is None else [*_inside(folder), folder.parent]:
         try:
             status = one.stat()
         except OSError:
@@ -117,8 +140,15 @@ def _watched(folder: Path | None) -> dict[Path, tuple[int, int]]:
     return found
 
 
-def _concerns(path: Path, watched: dict[Path, tuple[int, int]]) -> bool:
-    """Of the folder around the policy folder only the policy folder itself matters."""
-    policy_folder = next(iter(watched))
-    around = policy_folder.parent
-    return path.parent != around or path == policy_folder or len(watched) == 1
+def _inside(folder: Path) -> list[Path]:
+    """Those folders in which every file counts."""
+    links = [file for name in FILES if (file := folder / name).is_symlink()]
+    return [folder, folder.resolve(), *(file.resolve().parent for file in links)]
+
+
+def _concerns(path: Path, folder: Path, watched: Watched) -> bool:
+    """Something in a folder that counts, by whatever name, or the policy folder itself."""
+    if path.name == folder.name:
+        return True
+    counting = {watched[one] for one in _inside(folder) if one in watched}
+    return path.parent not in watched or watched[path.parent] in counting

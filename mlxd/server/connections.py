@@ -53,7 +53,8 @@ class Connection(RequestHandler):
     """One client connection that knows since when it has been waiting, and for what."""
 
     __slots__ = (
-        "_clock", "_header_since", "_idle_since", "_unread", "_unread_since", "_wire", "leaving",
+        "_clock", "_gone", "_header_since", "_idle_since", "_unread", "_unread_since", "_wire",
+        "leaving",
     )  # fmt: skip
 
     def __init__(self, server: GuardedServer, clock: Clock, **options: Any) -> None:
@@ -64,6 +65,7 @@ class Connection(RequestHandler):
         self._unread = 0
         self._unread_since = 0.0
         self._wire: asyncio.Transport | None = None
+        self._gone = False
         self.leaving = False
         """Its address will not be served for long: each answer says `Connection: close`."""
 
@@ -103,7 +105,7 @@ class Connection(RequestHandler):
             return _TOO_SLOW if now - self._header_since >= header_timeout else None
         if self._idle_since is None:
             self._idle_since = now
-        return b"" if now - self._idle_since >= keep_alive else None
+        return b"" if self._gone or now - self._idle_since >= keep_alive else None
 
     def end_if_unread(self, now: float, limit: float) -> None:
         """Cut the connection once its client has taken nothing for `limit` seconds."""
@@ -126,6 +128,16 @@ class Connection(RequestHandler):
         if self.transport is not None:
             if farewell:
                 self.transport.write(farewell)
+            self.force_close()
+
+    def leave(self) -> None:
+        """Its address is served no more: end it once nothing is under way or coming on it.
+
+        aiohttp's own `close` reads no more of a request that is coming, and leaves a connection
+        that is idle open, with nobody to answer on it.
+        """
+        self.leaving = self._gone = True
+        if self.waiting and self._header_since is None:
             self.force_close()
 
     def handle_error(

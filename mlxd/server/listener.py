@@ -8,6 +8,7 @@ idle connections are closed, and those with a request are after its answer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Callable, Coroutine
@@ -164,16 +165,33 @@ class Listener:
     async def _close_connections(self, door: Door) -> None:
         await asyncio.sleep(0)  # as in close()
         for connection in door.connections:
-            connection.close()
+            connection.leave()
         door.connections.clear()
 
     def _shut(self, door: Door) -> None:
         if door.leaving is not None:
             door.leaving.cancel()
         if door.server is not None:
+            self._take_waiting(door)
             door.server.close()
         if door in self._doors:
             self._doors.remove(door)
+
+    def _take_waiting(self, door: Door) -> None:
+        """Accept whoever the kernel has connected already: closing the socket would reset them."""
+        while True:
+            try:
+                sock, _ = door.sock.accept()
+            except OSError:
+                return
+            self._own(self._serve_accepted(door, sock))
+
+    async def _serve_accepted(self, door: Door, sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            sock.setblocking(False)
+            await asyncio.get_running_loop().connect_accepted_socket(
+                partial(self._connection, door), sock
+            )
 
     def _own(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -230,5 +248,5 @@ class _Move:
             self._listener.turn_to(self._old, self._old_host, float(self._listen.linger))
         if self._opened:
             self._listener.forget(self._new)
-        elif not self._committed:
+        elif not self._committed and self._new is not self._old:
             self._listener.leave(self._new, float(self._listen.linger))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 from collections.abc import AsyncIterator
@@ -38,6 +39,13 @@ class Looks:
             await self._next.wait()
 
 
+    async def calm(self) -> None:
+        """Wait until there was none for longer than a turn: whoever listens is done with it."""
+        with contextlib.suppress(TimeoutError):
+            while True:
+                await self.next(1.5)
+
+
 @asynccontextmanager
 async def watching(folder: Path) -> AsyncIterator[tuple[Watcher, Looks]]:
     looks = Looks()
@@ -45,6 +53,7 @@ async def watching(folder: Path) -> AsyncIterator[tuple[Watcher, Looks]]:
     task = asyncio.create_task(watcher.run())
     try:
         await looks.next(5.0)
+        await looks.next(5.0)  # now there are events, or it is known that there are none
         yield watcher, looks
     finally:
         task.cancel()
@@ -76,10 +85,10 @@ async def test_a_folder_that_is_removed_and_made_again_is_watched_again(folder: 
         folder.rmdir()
         await looks.next(1.0)
         folder.mkdir()
-        await looks.next(1.0)
-        await asyncio.sleep(0.3)  # the hint that follows listening anew
+        await looks.next(2.0)
+        await looks.calm()
         (folder / "limits.yaml").write_text("x")
-        await looks.next(1.0)
+        await looks.next(0.5)
 
 
 async def test_a_file_behind_a_link_is_watched_where_it_is(folder: Path, tmp_path: Path) -> None:
@@ -106,20 +115,44 @@ async def test_neighbours_of_the_policy_folder_are_none_of_its_business(folder: 
 async def test_without_events_the_folder_is_polled_until_there_are_some_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    real = watchfiles.awatch
+    real = watchfiles.watch
 
     def none_left(*paths: Any, **options: Any) -> Any:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(watchfiles, "awatch", none_left)
+    monkeypatch.setattr(watchfiles, "watch", none_left)
     monkeypatch.setattr(watch, "REPAIR_SECONDS", 0.2)
     async with watching(folder) as (watcher, looks):
         await looks.next(2.0)  # nobody has touched anything
         assert not watcher.up
-        monkeypatch.setattr(watchfiles, "awatch", real)
+        monkeypatch.setattr(watchfiles, "watch", real)
         async with asyncio.timeout(5.0):
             while not watcher.up:
                 await looks.next(2.0)
+
+
+async def test_whatever_fails_in_listening_the_folder_is_still_looked_at(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def defect(*paths: Any, **options: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(watchfiles, "watch", defect)
+    monkeypatch.setattr(watch, "REPAIR_SECONDS", 0.05)
+    async with watching(folder) as (watcher, looks):
+        for _ in range(4):
+            await looks.next(2.0)
+        assert not watcher.up
+    assert caplog.text.count("policy files are polled") == 1
+
+
+async def test_a_file_linked_from_beside_the_folder_is_watched(folder: Path) -> None:
+    real = folder.parent / "production.yaml"
+    real.write_text("x")
+    (folder / "limits.yaml").symlink_to(real)
+    async with watching(folder) as (_, looks):
+        real.write_text("y")
+        await looks.next(1.0)
 
 
 async def test_edits_are_still_looked_for_after_a_defect(
