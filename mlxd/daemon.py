@@ -29,6 +29,7 @@ from mlxd.control.supervisor import Supervisor
 from mlxd.core.clock import SystemClock
 from mlxd.core.errors import Draining
 from mlxd.core.instance import Address, Instance, authority
+from mlxd.core.threads import in_thread
 from mlxd.policy.boot import Boot
 from mlxd.policy.history import history_of
 from mlxd.policy.load import Override, PolicySet
@@ -38,7 +39,7 @@ from mlxd.policy.store import Live
 from mlxd.policy.watch import Watcher
 from mlxd.server import policy_report
 from mlxd.server.admin import Admin
-from mlxd.server.admin_socket import AdminSocket, path_for
+from mlxd.server.admin_socket import AdminSocket
 from mlxd.server.app import routes
 from mlxd.server.connections import GuardedServer
 from mlxd.server.edge import Edge
@@ -97,16 +98,15 @@ class Daemon:
             state=State(warnings=list(warnings)),
         )
         server = GuardedServer(Edge(self._parts, routes(self._parts)), store, clock)
-        self._listener = Listener(server, self._announce)
+        self._listener = Listener(server, self._moved)
         admin = Admin(
             self._parts, history, Effects(self._listener, admission, catalog, self._residency)
         )
         edge = Edge(self._parts, admin.routes(), walls=False)
-        self._admin = AdminSocket(
-            GuardedServer(edge, store, clock, limited=False), path_for(instance.state)
-        )
+        self._admin = AdminSocket(GuardedServer(edge, store, clock, limited=False), instance.state)
         self._stop = asyncio.Event()
         self._at_once = asyncio.Event()
+        self._announcing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, sock: socket.socket) -> None:
@@ -118,8 +118,8 @@ class Daemon:
         self._join()
         listen = self._parts.policies.current.server.listen
         port = sock.getsockname()[1]
-        await self._admin.open()
-        self._announce(listen.host, port)
+        await self._open_admin()
+        await self._announce(listen.host, port)
         await self._listener.open(sock, listen)
         self._parts.state.ready = True
         self._greet(port)
@@ -153,15 +153,27 @@ class Daemon:
         )
         self._reloader.observe(_log_outcome)
         self._reloader.observe(partial(policy_report.report, parts))
-        policy_report.watch(parts)
+        policy_report.measure(parts)
 
-    def _announce(self, host: str, port: int) -> None:
-        """Tell the commands where the daemon is."""
-        address = Address(os.getpid(), host, port, __version__, str(self._admin.path))
+    async def _open_admin(self) -> None:
+        """Without it the daemon serves all the same."""
         try:
-            self._instance.announce(address)
+            await self._admin.open()
         except OSError as error:
-            log.warning("the state folder cannot be written: %s", error)
+            words = f"no admin socket at {self._admin.path}: {error.strerror or error}"
+            self._parts.state.warnings.append(words)
+
+    def _moved(self, host: str, port: int) -> None:
+        self._own(self._announce(host, port))
+
+    async def _announce(self, host: str, port: int) -> None:
+        """Tell the commands where the daemon is: of two moves in a row, the last."""
+        address = Address(os.getpid(), host, port, __version__, str(self._admin.path))
+        async with self._announcing:
+            try:
+                await in_thread(self._instance.announce, address)
+            except OSError as error:
+                log.warning("the state folder cannot be written: %s", error)
 
     def _greet(self, port: int) -> None:
         policies = self._parts.policies.current
@@ -183,8 +195,11 @@ class Daemon:
         notifier = sdnotify.SystemdNotifier()
         microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         notifier.notify(f"RELOADING=1\nMONOTONIC_USEC={microseconds}")
-        outcome = await self._reloader.reload("signal")
-        notifier.notify(f"READY=1\nSTATUS={one_line(str(outcome))}")
+        status = "the reload failed"
+        try:
+            status = one_line(str(await self._reloader.reload("signal")))
+        finally:
+            notifier.notify(f"READY=1\nSTATUS={status}")
 
     def _own(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -37,7 +37,8 @@ class AdminClient:
         self, target: str, body: object = None, *, etag: str = "", **query: str
     ) -> dict[str, Any]:
         """Raises NoAnswer, Refused."""
-        return self._ask("POST", target, query, body, {"If-Match": etag} if etag else {})
+        headers = {"If-Match": etag.encode("ascii", "replace").decode()} if etag else {}
+        return self._ask("POST", target, query, body, headers)
 
     def _ask(
         self,

@@ -14,6 +14,7 @@ from mlxd.control.scan import GUIDE, Scan, Scanner, Scope
 from mlxd.core.clock import Clock
 from mlxd.core.errors import ModelLoadFailed, ModelNotFound
 from mlxd.core.models import ModelCard, canonical
+from mlxd.core.threads import in_thread
 from mlxd.policy.load import PolicySet
 from mlxd.policy.schema import Models
 from mlxd.policy.strict_yaml import dotted
@@ -133,7 +134,7 @@ class Catalog:
             scan.add_done_callback(lambda _: self._scans.pop(scope))
 
     async def _rescan(self, scope: Scope) -> Scan:
-        finds = await asyncio.to_thread(self._scanner.read, scope)
+        finds = await in_thread(self._scanner.read, scope)
         scan = Scan(scope, self._clock.monotonic(), finds)
         if scope == self._scope and self._models is not None:
             self._latest = scan

@@ -23,7 +23,8 @@ def explain(policies: PolicySet, key: str) -> list[Json]:
     A key is written with its file (`limits.concurrency.max_in_flight`), or by its last part where
     only one has it.
     """
-    found = list(_matching(policies, parts(key)))
+    wanted = parts(key)
+    found = list(_matching(policies, wanted)) if wanted or not key else []
     if not found:
         raise NoSuchKey(_no_such(policies, key))
     return [explained(policies, path) for path in found]
@@ -36,7 +37,7 @@ def explained(policies: PolicySet, path: Path) -> Json:
     name = dotted(path)
     return {
         "key": name,
-        "value": written(policies.value(name)),
+        "value": written(policies.at(path)),
         "source": policies.place(path),
         **_position(source),
         "shadowed": [

@@ -88,7 +88,10 @@ def bytes_of(file: Path) -> bytes:
     with os.fdopen(descriptor, "rb") as stream:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
-        return stream.read(strict_yaml.MAX_BYTES + 1)
+        raw = stream.read(strict_yaml.MAX_BYTES + 1)
+        if raw is None:  # a regular file of /proc may say that it has nothing yet
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return raw
 
 
 def _stranger(name: str) -> bool:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,13 @@ class History:
         self.folder = folder
 
     def record(self, generation: Generation) -> None:
-        """Write it down, replacing what has its number. Raises OSError."""
+        """Write it down. One of this number keeps its story and gets the new text.
+
+        Raises OSError.
+        """
+        known = self.get(generation.number)
+        if known is not None and known.digest == generation.digest:
+            generation = replace(known, folder=generation.folder, contents=generation.contents)
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_whole(self._file(generation.number), _encoded(generation))
         for number in self.numbers()[:-KEPT]:

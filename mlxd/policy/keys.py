@@ -57,6 +57,11 @@ class Key:
         return get_origin(self.annotation) is tuple
 
     @property
+    def grouping(self) -> bool:
+        """Whether it holds other keys: a section, or a mapping with entries."""
+        return self.section or get_origin(self.annotation) is Mapping
+
+    @property
     def text(self) -> bool:
         """Whether its value is text whatever it looks like."""
         return self.annotation is str or get_args(self.annotation)[:1] == (str,)

@@ -140,15 +140,13 @@ class _Said:
         """Put one value over what the files and earlier overrides say, and remember what was."""
         path = parts(override.key)
         key = keys.find(path)
-        if any(isinstance(part, int) for part in path):
-            message = "an item of a list cannot be set alone: write the list in its file"
-            self.errors.append(PolicyError(override.source, message, override.key))
+        if not path or any(isinstance(part, int) for part in path):
+            words = "an item of a list cannot be set alone: write the list in its file"
+            self._refuse(override, words if path else "names no policy")
             return
-        around: Any = self.data
-        for part in path[:-1]:
-            around = around.setdefault(part, {}) if isinstance(around, dict) else None
-        if not isinstance(around, dict):
-            return  # the file has no group there: already an error
+        around = self._group(path[:-1], override)
+        if around is None:
+            return
         last = path[-1]
         source = override.source
         if override.yaml:
@@ -167,11 +165,37 @@ class _Said:
             around[last] = override.text if text else strict_yaml.scalar(override.text)
         self.sources[path] = Source(source)
 
+    def _group(self, path: Path, override: Override) -> dict[str | int, Any] | None:
+        """The group in which a value is to be set, made if it is not there; None: there is an error
+        about it, of the file or of this override.
+        """
+        around: Any = self.data
+        for end, part in enumerate(path, start=1):
+            key = keys.find(path[:end])
+            known = key is not None and key.grouping
+            if part not in around:
+                around[part] = {}
+                if not known:
+                    self.sources[path[:end]] = Source(override.source)
+            around = around[part]
+            if not isinstance(around, dict):
+                if not known:
+                    self._refuse(override, f"{dotted(path[:end])} holds no other keys")
+                return None
+        found: dict[str | int, Any] = around
+        return found
+
+    def _refuse(self, override: Override, words: str) -> None:
+        self.errors.append(PolicyError(override.source, words, override.key))
+
     def _parsed(self, override: Override) -> Any:
         document = strict_yaml.parse(f"value: {override.text}".encode("utf-8", "replace"))
         for problem in document.problems:
-            self.errors.append(PolicyError(override.source, problem.message, override.key))
-        return (document.data or {}).get("value")
+            self._refuse(override, problem.message)
+        data = document.data or {}
+        if set(data) - {"value"}:
+            self._refuse(override, "expected one value in YAML, on one line")
+        return data.get("value")
 
 
 def _paths(data: Any, here: Path = ()) -> Iterator[Path]:

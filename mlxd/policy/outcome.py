@@ -11,6 +11,8 @@ from mlxd.policy.load import PolicyError
 
 Trigger = Literal["start", "watch", "signal", "admin", "rollback"]
 Result = Literal["applied", "unchanged", "refused"]
+_SHOWN = 20
+"""Changes that a line of the log names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,8 @@ class Outcome:
     result: Result
     generation: int
     """In force after it."""
+    etag: str
+    """Of the policies in force after it."""
     at: float
     """Seconds since the epoch."""
     seconds: float
@@ -41,7 +45,9 @@ class Outcome:
             return f"policies refused, generation {self.generation} stays: {self.errors[0]}{more}"
         if self.result == "unchanged":
             return f"policies unchanged, generation {self.generation}"
-        what = "; ".join(map(str, self.changes)) or "the same values, from other files"
+        what = "; ".join(map(str, self.changes[:_SHOWN])) or "the same values, from other files"
+        if len(self.changes) > _SHOWN:
+            what += f"; and {len(self.changes) - _SHOWN} more"
         return f"policies generation {self.generation} in force: {what}"
 
     def as_json(self) -> dict[str, Any]:
@@ -51,6 +57,7 @@ class Outcome:
             "by": self.by,
             "result": self.result,
             "generation": self.generation,
+            "etag": self.etag,
             "at": self.at,
             "seconds": round(self.seconds, 4),
             "changes": [change.as_json() for change in self.changes],

@@ -26,7 +26,7 @@ from mlxd.policy.schema import (
     Timeouts,
 )
 from mlxd.policy.strict_yaml import Path, Place, dotted, parts
-from mlxd.policy.units import written
+from mlxd.policy.units import Duration, Ratio, Size, written
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,8 @@ class PolicySet:
 
     @cached_property
     def digest(self) -> str:
-        """64 hex digits over every effective value."""
-        flat = "\n".join(f"{dotted(path)}={written(value)}" for path, value in self.leaves())
+        """64 hex digits over every effective value, however and in whatever order it is written."""
+        flat = "\n".join(sorted(f"{dotted(path)}={_plain(value)}" for path, value in self.leaves()))
         return hashlib.sha256(flat.encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
@@ -130,12 +130,21 @@ class PolicySet:
 
     def value(self, key: str) -> Any:
         """The value in force; KeyError if there is no such key."""
-        return self._value(parts(key), key)
+        return self.at(parts(key))
+
+    def at(self, path: Path) -> Any:
+        """As `value`, by path."""
+        if not path:
+            raise KeyError("")
+        value: Any = self.policies
+        for part in path:
+            value = _entry(value, part)
+        return value
 
     def line(self, key: str) -> PolicyLine:
         """The line that an operator changes to get another answer."""
         path = parts(key)
-        return PolicyLine(key, written(self._value(path, key)), self.place(path))
+        return PolicyLine(key, written(self.at(path)), self.place(path))
 
     def not_enforced(self) -> list[str]:
         """Keys that are set, or whose value clients see, and that nothing acts on yet."""
@@ -160,7 +169,7 @@ class PolicySet:
         found = [
             f"{dotted(path)} {value} is {key.extra('so_far') or 'not enforced yet'}"
             for path, key in self._idle
-            if (value := written(self.value(dotted(path)))) != key.default or key.extra("shown")
+            if (value := written(self.at(path))) != key.default or key.extra("shown")
         ]
         if not self.server.listen.loopback:
             host = self.line("server.listen.host")
@@ -169,17 +178,6 @@ class PolicySet:
                 "and clients.auth.required is false: whoever reaches it can use every model"
             )
         return found
-
-    def _value(self, path: Path, key: str) -> Any:
-        value: Any = self.policies
-        if not path:
-            raise KeyError(key)
-        for part in path:
-            try:
-                value = dict(_entries(value))[part]
-            except (LookupError, TypeError):
-                raise KeyError(key) from None
-        return value
 
     def place(self, path: Path) -> str:
         """Where a value was set: `policies/limits.yaml:5`, an override's source, or by default."""
@@ -200,6 +198,27 @@ def _entries(value: Any) -> Iterable[tuple[str | int, Any]]:
     if isinstance(value, tuple):
         return enumerate(value)
     raise TypeError(f"{value!r} holds nothing")
+
+
+def _entry(value: Any, part: str | int) -> Any:
+    """What a group holds under one name. Raises KeyError."""
+    try:
+        if isinstance(value, Policy):
+            return getattr(value, value.attributes()[str(part)])
+        if isinstance(value, Mapping):
+            return value[part]
+        if isinstance(value, tuple) and isinstance(part, int):
+            return value[part]
+    except (LookupError, TypeError):
+        pass
+    raise KeyError(part)
+
+
+def _plain(value: Any) -> str:
+    """The same text for the same value: 60s and 1m are one."""
+    if isinstance(value, (Duration, Ratio)):
+        return repr(float(value))
+    return repr(int(value)) if isinstance(value, Size) else written(value)
 
 
 def _leaves(value: Any, here: Path) -> Iterator[tuple[Path, Any]]:

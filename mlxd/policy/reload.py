@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mlxd.core.clock import Clock
 from mlxd.core.errors import PolicyConflict, PolicyOutOfDate
+from mlxd.core.threads import in_thread
 from mlxd.policy.boot import Boot
 from mlxd.policy.diff import Change, changes, reload_class
 from mlxd.policy.files import PolicyFiles
 from mlxd.policy.history import Generation, History
 from mlxd.policy.load import Override, PolicyError, PolicyErrors, PolicySet, judge
-from mlxd.policy.outcome import Outcome, Trigger
+from mlxd.policy.outcome import Outcome, Result, Trigger
 from mlxd.policy.rollback import WriteBack
-from mlxd.policy.settle import QUIET_SECONDS, look, settled
+from mlxd.policy.settle import QUIET_SECONDS, observe, settled
 from mlxd.policy.store import Applier, PolicyStore, Prepared, PrepareFailed
 from mlxd.policy.strict_yaml import dotted, parts
 from mlxd.policy.units import written
@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 READ_SECONDS = 10.0
 """A folder that does not answer for this long, on a network say, counts as unreadable."""
+_CLOSE_SECONDS = 2.0
 
 
 class Obstacle(PolicyErrors):
@@ -44,6 +45,8 @@ class Obstacle(PolicyErrors):
 class Plan:
     """What an edit would do."""
 
+    old: PolicySet
+    """In force when it was planned."""
     changes: tuple[Change, ...] = ()
     errors: tuple[PolicyError, ...] = ()
     policies: PolicySet | None = None
@@ -70,10 +73,9 @@ class Reloader:
         self._find_folder = find_folder
         self._appliers: list[Applier] = []
         self._observers: list[Callable[[Outcome], None]] = []
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="policy files")
         self._reading: asyncio.Future[tuple[bool, PolicyFiles]] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="policy")
         self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._in_force = boot.files
         self._seen = boot.seen
         self._again = False
@@ -109,89 +111,137 @@ class Reloader:
 
     async def begin(self) -> None:
         """Keep what the run started with, and tell of it."""
-        if self.last.ok:
-            await self._remember(self.last)
-        self._tell(self.last)
+        await self._carried(self._begin())
 
     async def close(self) -> None:
-        async with self._lock:
-            for thread in (self._reader, self._thread):
-                thread.shutdown(wait=False, cancel_futures=True)
+        """Let an attempt that has begun come to its end; not for long."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=_CLOSE_SECONDS)
+            for task in late:
+                task.cancel()
 
     async def reload(self, trigger: Trigger, by: str = "", *, etag: str = "") -> Outcome:
         """Read the folder now and put it in force.
 
         Raises PolicyOutOfDate if other policies than `etag` are in force.
         """
-        async with self._lock:
-            self._expect(etag)
-            return await self._attempt(await self._settled(quiet=0.0), trigger, by)
+        return await self._carried(self._reload(trigger, by, etag))
 
     async def look(self) -> Outcome | None:
         """Reload if a file has changed since the last attempt; None if none has."""
-        async with self._lock:
-            found = await self._read()
-            if found.hash != self._seen.hash:
-                found = await self._settled(quiet=QUIET_SECONDS)
-            if found.hash == self._seen.hash and not self._again:
-                return None
-            return await self._attempt(found, "watch", "")
+        return await self._carried(self._reload_if_changed())
 
     async def check(self) -> Plan:
         """What a reload would come to, everything prepared and given back."""
-        async with self._lock:
-            found = await self._plan(await self._read())
-            if found.policies is None or not found.changes:
-                return found
-            try:
-                with ExitStack() as back:
-                    await self._prepare(found.policies, back)
-            except Obstacle as obstacle:
-                return replace(found, policies=None, errors=obstacle.errors)
-            return found
+        return await self._carried(self._check())
 
     async def plan(self, contents: Mapping[str, bytes], settings: Sequence[Override] = ()) -> Plan:
         """What the folder would change with these files in place of its own, and these values."""
-        async with self._lock:
-            files = await self._read()
-            edited = files.with_contents({**files.contents, **contents})
-            return await self._plan(edited, settings)
+        return await self._carried(self._plan_edit(contents, settings))
 
     async def rollback(
         self, number: int, by: str = "", *, etag: str = "", force: bool = False
     ) -> Outcome:
         """Put an earlier generation's files back into the folder, and in force.
 
-        Raises PolicyOutOfDate, and PolicyConflict: the generation is not kept, there is no folder,
-        or (unless `force`) a file was changed since it was put in force.
+        Raises PolicyOutOfDate, and PolicyConflict: the generation is not kept or was of another
+        folder; there is no folder; or (unless `force`) it had no files, or a file was changed since
+        it was put in force.
         """
-        async with self._lock:
-            self._expect(etag)
-            generation = await self._run(self._history.get, number)
-            if generation is None:
-                kept = ", ".join(map(str, self._history.numbers())) or "none"
-                raise PolicyConflict(f"generation {number} is not kept; kept are {kept}")
-            present = await self._read()
-            if present.folder is None:
-                raise PolicyConflict("no policy folder to write to: built-in defaults hold")
-            edited = present.changed_from(self._in_force)
-            if edited and not force:
-                raise PolicyConflict(
-                    f"{', '.join(edited)} changed and not in force: save that edit elsewhere, or "
-                    "use --force to lose it"
-                )
-            target = present.with_contents(generation.contents)
-            back: dict[str, bytes | None] = {
-                name: generation.contents.get(name) for name in target.changed_from(present)
-            }
-            write = WriteBack(self._history, present.folder, back) if back else None
-            return await self._attempt(target, "rollback", by, write)
+        return await self._carried(self._roll_back(number, by, etag, force))
+
+    async def _carried(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it under the lock. Whoever asked may go away: what has begun is carried through."""
+
+        async def locked() -> T:
+            async with self._lock:
+                return await work
+
+        task = asyncio.create_task(locked())
+        self._tasks.add(task)
+        task.add_done_callback(self._heard)
+        return await asyncio.shield(task)
+
+    def _heard(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever asked has it; if he has left, nobody needs it
 
     # -- inside; the lock is held
 
+    async def _begin(self) -> None:
+        if self.last.ok:
+            await self._remember(self.last)
+        self._tell(self.last)
+
+    async def _reload(self, trigger: Trigger, by: str, etag: str) -> Outcome:
+        self._expect(etag)
+        return await self._attempt(await self._settled(quiet=0.0), trigger, by)
+
+    async def _reload_if_changed(self) -> Outcome | None:
+        found = await self._read()
+        if found.hash != self._seen.hash:
+            found = await self._settled(quiet=QUIET_SECONDS)
+        if found.hash == self._seen.hash and not self._again:
+            return None
+        return await self._attempt(found, "watch", "")
+
+    async def _check(self) -> Plan:
+        found = await in_thread(self._planned, await self._read(), ())
+        if found.policies is None or not found.changes:
+            return found
+        try:
+            with ExitStack() as back:
+                await self._prepare(found.policies, back)
+        except Obstacle as obstacle:
+            return replace(found, policies=None, errors=obstacle.errors)
+        return found
+
+    async def _plan_edit(self, contents: Mapping[str, bytes], settings: Sequence[Override]) -> Plan:
+        files = await self._read()
+        edited = files.with_contents({**files.contents, **contents})
+        return await in_thread(self._planned, edited, tuple(settings))
+
+    async def _roll_back(self, number: int, by: str, etag: str, force: bool) -> Outcome:
+        self._expect(etag)
+        generation = await in_thread(self._history.get, number)
+        if generation is None:
+            numbers = await in_thread(self._history.numbers)
+            kept = ", ".join(map(str, numbers)) or "none"
+            raise PolicyConflict(f"generation {number} is not kept; kept are {kept}")
+        present = await self._read()
+        if present.folder is None:
+            raise PolicyConflict("no policy folder to write to: built-in defaults hold")
+        self._may_roll_back(generation, present, force)
+        target = present.with_contents(generation.contents)
+        back: dict[str, bytes | None] = {
+            name: generation.contents.get(name) for name in target.changed_from(present)
+        }
+        write = WriteBack(self._history, present.folder, back) if back else None
+        return await self._attempt(target, "rollback", by, write)
+
+    def _may_roll_back(self, generation: Generation, present: PolicyFiles, force: bool) -> None:
+        """Raises PolicyConflict."""
+        if generation.contents and generation.folder != str(present.folder):
+            raise PolicyConflict(
+                f"generation {generation.number} was of {generation.folder}, not of"
+                f" {present.folder}"
+            )
+        if not generation.contents and present.contents and not force:
+            raise PolicyConflict(
+                f"generation {generation.number} had no policy files: --force removes those that"
+                f" are there ({', '.join(present.contents)})"
+            )
+        edited = present.changed_from(self._in_force)
+        if edited and not force:
+            raise PolicyConflict(
+                f"{', '.join(edited)} changed and not in force: save that edit elsewhere, or use"
+                " --force to lose it"
+            )
+
     def _expect(self, etag: str) -> None:
         present = self._store.current.etag
-        if etag and etag != present:
+        if etag.strip('"') not in ("", "*", present.strip('"')):
             raise PolicyOutOfDate(f"the policies in force are {present}, not {etag}")
 
     async def _attempt(
@@ -203,6 +253,8 @@ class Reloader:
     ) -> Outcome:
         began = self._clock.monotonic()
         try:
+            if trigger == "watch":
+                self._refuse_emptied(files)
             found = await self._apply(files, write)
         except PolicyErrors as refused:
             self._again = isinstance(refused, Obstacle) and write is None
@@ -210,36 +262,48 @@ class Reloader:
         else:
             self._again = False
             self._in_force = files
-            result = "unchanged" if found is None else "applied"
+            result: Result = "unchanged" if found is None else "applied"
             outcome = self._outcome(trigger, result, began, by=by, changes=found or ())
         if write is None or outcome.ok:
             self._seen = files
-        if self._again and outcome.errors == self.last.errors:
+        if self._again and trigger == "watch" and outcome.errors == self.last.errors:
             return outcome  # the same obstacle as before is no news
-        if outcome.ok:
-            await self._remember(outcome)
         if outcome.ok or write is None:
             self.last = outcome
+        if outcome.ok:
+            await self._remember(outcome)
         self._tell(outcome)
         return outcome
+
+    def _refuse_emptied(self, files: PolicyFiles) -> None:
+        """Files that are all gone at once were unmounted, or lost, rather than edited."""
+        if len(self._in_force.contents) < 2 or files.contents or files.failures:
+            return
+        words = (
+            "all policy files are gone: put them back, or have the defaults with"
+            " `mlxd policy reload`"
+        )
+        raise PolicyErrors([PolicyError(str(files.folder), words)])
 
     async def _apply(
         self, files: PolicyFiles, write: WriteBack | None
     ) -> tuple[Change, ...] | None:
-        """The changes that are now in force; None: it makes no difference. Raises PolicyErrors."""
+        """The changes that are now in force; None: it makes no difference. Raises PolicyErrors.
+
+        Nothing is awaited after the commit: what is in force and what is said of it agree.
+        """
         try:
-            new, found = await self._run(self._judged, files, write is not None)
+            new, found, pending = await in_thread(self._judged, files, write is not None)
             if not found and write is None:
                 self._store.refresh(new)
                 return None
             with ExitStack() as back:
                 prepared = await self._prepare(new, back)
                 if write is not None:
-                    await self._run(write.write)
                     back.callback(write.undo)
+                    await in_thread(write.write)
                 self._store.commit(new, prepared)
                 back.pop_all()
-            self._pending = await self._run(self._waiting, new)
         except PolicyErrors:
             raise
         except OSError as error:
@@ -249,12 +313,16 @@ class Reloader:
             log.exception("policies could not be applied: a defect; nothing was changed")
             words = "could not be applied because of a defect of mlxd; the log has it"
             raise PolicyErrors([PolicyError("mlxd", words)]) from defect
+        self._pending = pending
         return found
 
-    def _judged(self, files: PolicyFiles, anew: bool) -> tuple[PolicySet, tuple[Change, ...]]:
-        """The next generation, and what is new in it; without news it is one if `anew`.
+    def _judged(
+        self, files: PolicyFiles, anew: bool
+    ) -> tuple[PolicySet, tuple[Change, ...], list[str]]:
+        """The next generation, what is new in it, and what of it waits for a restart.
 
-        In the thread, with all that is derived from it: nobody waits for that later.
+        Without news it is the next one only if `anew`. In a thread, with all that is derived from
+        it: nobody waits for that later.
         """
         old = self._store.current
         new = judge(files, self._overrides)
@@ -262,12 +330,9 @@ class Reloader:
         newest = max([old.generation, *self._history.numbers()])
         numbered = replace(new, generation=newest + 1 if found or anew else old.generation)
         numbered.work_out()
-        return numbered, found
-
-    def _waiting(self, policies: PolicySet) -> list[str]:
-        """Keys that the next start alone puts in force."""
-        now = _restart_values(policies)
-        return [key for key, value in now.items() if self._at_start[key] != value]
+        now = _restart_values(numbered)
+        pending = [key for key, value in now.items() if self._at_start[key] != value]
+        return numbered, found, pending
 
     async def _prepare(self, new: PolicySet, back: ExitStack) -> list[Prepared]:
         prepared: list[Prepared] = []
@@ -280,34 +345,35 @@ class Reloader:
             prepared.append(one)
         return prepared
 
-    async def _plan(self, files: PolicyFiles, settings: Sequence[Override] = ()) -> Plan:
+    def _planned(self, files: PolicyFiles, settings: tuple[Override, ...]) -> Plan:
+        """In a thread."""
+        old = self._store.current
         try:
-            new = await self._run(judge, files, (*self._overrides, *settings))
+            new = judge(files, (*self._overrides, *settings))
         except PolicyErrors as refused:
-            return Plan(errors=refused.errors)
-        return Plan(changes(self._store.current, new), policies=new)
+            return Plan(old, errors=refused.errors)
+        return Plan(old, changes(old, new), policies=new)
 
     async def _remember(self, outcome: Outcome) -> None:
         """Keep the generation; one whose values stay keeps its story and gets the new text."""
-        current = self._store.current
-        before = await self._run(self._history.get, current.generation)
-        if before is not None and before.digest != current.digest:
-            before = None
+        current, files = self._store.current, self._in_force
         generation = Generation(
             number=current.generation,
-            folder=str(self._in_force.folder or ""),
-            contents=self._in_force.contents,
+            folder=str(files.folder or ""),
+            contents=files.contents,
             digest=current.digest,
-            at=before.at if before else outcome.at,
-            trigger=before.trigger if before else outcome.trigger,
-            by=before.by if before else outcome.by,
-            changes=before.changes if before else tuple(c.as_json() for c in outcome.changes),
+            at=outcome.at,
+            trigger=outcome.trigger,
+            by=outcome.by,
+            changes=tuple(change.as_json() for change in outcome.changes),
         )
         try:
-            await self._run(self._history.record, generation)
+            async with asyncio.timeout(READ_SECONDS):
+                await in_thread(self._history.record, generation)
             self.history_failure = ""
-        except (OSError, ValueError) as error:
-            self.history_failure = f"generation {generation.number} could not be kept: {error}"
+        except (OSError, ValueError, TimeoutError) as error:
+            reason = str(error) or "the state folder does not answer"
+            self.history_failure = f"generation {generation.number} could not be kept: {reason}"
             log.warning("%s", self.history_failure)
 
     def _tell(self, outcome: Outcome) -> None:
@@ -317,7 +383,7 @@ class Reloader:
     def _outcome(
         self,
         trigger: Trigger,
-        result: str,
+        result: Result,
         began: float,
         *,
         by: str = "",
@@ -328,8 +394,9 @@ class Reloader:
         return Outcome(
             id=self._attempts,
             trigger=trigger,
-            result=result,  # type: ignore[arg-type]
+            result=result,
             generation=self._store.current.generation,
+            etag=self._store.current.etag,
             at=self._clock.wall(),
             seconds=self._clock.monotonic() - began,
             changes=changes,
@@ -338,27 +405,30 @@ class Reloader:
         )
 
     async def _settled(self, quiet: float) -> PolicyFiles:
-        return await settled(self._look, self._in_force, self._clock, quiet=quiet)
+        return await settled(self._observe, self._in_force, self._clock, quiet=quiet)
 
     async def _read(self) -> PolicyFiles:
-        return (await self._look(()))[1]
+        return (await self._observe(()))[1]
 
-    async def _look(self, names: Collection[str]) -> tuple[bool, PolicyFiles]:
-        """See `settle.look`. A disk that hangs holds one thread, and holds up nobody else."""
-        folder = self._seen.folder or self._find_folder()
+    async def _observe(self, names: Collection[str]) -> tuple[bool, PolicyFiles]:
+        """See `settle.observe`. A disk that hangs holds one thread, and holds up nobody else."""
         if self._reading is None or self._reading.done():
-            loop = asyncio.get_running_loop()
-            self._reading = loop.run_in_executor(self._reader, look, folder, names)
+            self._reading = in_thread(self._observed, names)
         try:
             async with asyncio.timeout(READ_SECONDS):
                 return await asyncio.shield(self._reading)
         except TimeoutError:
-            reason = f"no answer within {READ_SECONDS:g} s"
+            folder, reason = self._seen.folder, f"no answer within {READ_SECONDS:g} s"
             return False, PolicyFiles(folder, failures={str(folder): reason})
 
-    async def _run(self, work: Callable[..., T], *arguments: object) -> T:
-        """In the one thread for this: a stream must not notice."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+    def _observed(self, names: Collection[str]) -> tuple[bool, PolicyFiles]:
+        folder = self._seen.folder or self._find_folder()
+        try:
+            return observe(folder, names)
+        except Exception:  # the edge: an edit that cannot be read must not go unnoticed
+            log.exception("the policy folder could not be read: a defect")
+            reason = "a defect of mlxd; the log has it"
+            return False, PolicyFiles(folder, failures={str(folder): reason})
 
 
 def _restart_values(policies: PolicySet) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """When a write to the policy folder is over: half a file must never be taken for a whole one.
 
-Three signs, the first that can be had decides: on Linux nobody has a changed file open for writing
-(a read lease is refused while somebody has); elsewhere nothing changes for the quiet period; and a
-file that vanished is given time to come back, since some editors delete before they write.
+Three signs together: nothing changes for the quiet period; on Linux, nobody has a changed file open
+for writing (a read lease is refused while somebody has); and a file that vanished has had time to
+come back, since some editors delete before they write.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ PATIENCE_SECONDS = 10.0
 """How long a writer may hold a file open without changing it before it is read all the same."""
 RESTLESS_SECONDS = 2.0
 """After this long without a quiet period, two equal readings are enough."""
+DEADLINE_SECONDS = 60.0
+"""A folder that never stands still is taken as it is."""
 _STEP_SECONDS = 0.02
 
 Read = Callable[[Collection[str]], Awaitable[tuple[bool, PolicyFiles]]]
@@ -48,6 +50,8 @@ async def settled(
         await asyncio.sleep(_STEP_SECONDS)
         busy, found = await read(last.changed_from(before))
         now = clock.monotonic()
+        if now - began >= DEADLINE_SECONDS:
+            return found
         if found.hash != last.hash:
             last, since = found, now
             continue
@@ -63,7 +67,7 @@ def _vanished(found: PolicyFiles, before: PolicyFiles) -> bool:
     return any(name not in found.contents for name in before.contents)
 
 
-def look(folder: Path | None, names: Collection[str]) -> tuple[bool, PolicyFiles]:
+def observe(folder: Path | None, names: Collection[str]) -> tuple[bool, PolicyFiles]:
     """As `Read`, at once and waiting for the disk."""
     busy = folder is not None and any(open_for_writing(folder / name) for name in names)
     return busy, files.read(folder)

@@ -8,6 +8,7 @@ one reading shows all of it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ _FLOAT = re.compile(
 )
 _INDENTING_TAB = re.compile(r"^[ ]*\t", re.MULTILINE)
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_PART = re.compile(r'\[("(?:[^"\\]|\\.)*")\]|\[(\d{1,9})\]|([^.\[\]]+)')
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -138,17 +140,27 @@ def dotted(path: Path) -> str:
         elif re.fullmatch(r"[A-Za-z_][\w-]*", part):
             words += f".{part}" if words else part
         else:
-            words += f'["{part}"]'
+            words += f"[{json.dumps(part, ensure_ascii=False)}]"
     return words
 
 
 def parts(key: str) -> Path:
     """The path that `dotted` wrote."""
     found: list[str | int] = []
-    for match in re.finditer(r'\["(.*?)"\]|\[(\d+)\]|([^.\[\]]+)', key):
+    for match in _PART.finditer(key):
         quoted, number, name = match.groups()
-        found.append(int(number) if number is not None else quoted or name or "")
+        if quoted is not None:
+            found.append(_unquoted(quoted))
+        else:
+            found.append(int(number) if number is not None else name)
     return tuple(found)
+
+
+def _unquoted(quoted: str) -> str:
+    try:
+        return str(json.loads(quoted, strict=False))
+    except ValueError:
+        return quoted[1:-1]  # `dotted` did not write it
 
 
 def _decoded(raw: bytes, document: Document) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 from aiohttp import web
 
 from mlxd.core.errors import Forbidden, InvalidRequest
+from mlxd.core.threads import in_thread
 from mlxd.policy.explain import NoSuchKey, explain
 from mlxd.policy.history import History, story
-from mlxd.policy.load import Override
-from mlxd.policy.outcome import Outcome, error_json
+from mlxd.policy.load import Override, load
+from mlxd.policy.outcome import error_json
 from mlxd.policy.policy_set import FILES
 from mlxd.policy.reload import Plan
 from mlxd.server.answers import json_response
@@ -31,22 +32,27 @@ from mlxd.server.policy_report import effective, summary
 Json = dict[str, Any]
 
 _CHANGING = frozenset({"POST"})
+_MOST_DIGITS = 9
+
+
+Answer = tuple[Json, str]
+"""A body, and the ETag of the policies that it tells of."""
 
 
 class Action:
-    """An endpoint from an async function of the request to a JSON answer."""
+    """An endpoint from an async function of the request."""
 
     render_error: Render = staticmethod(in_ollama)
 
-    def __init__(self, parts: Parts, act: Callable[[web.BaseRequest], Awaitable[Json]]) -> None:
-        self._parts = parts
+    def __init__(self, act: Callable[[web.BaseRequest], Awaitable[Answer]]) -> None:
         self._act = act
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         if is_stranger(request):
             raise Forbidden("the admin socket answers its own user and root")
-        response = json_response(await self._act(request))
-        response.headers["ETag"] = self._parts.policies.current.etag
+        body, etag = await self._act(request)
+        response = json_response(body)
+        response.headers["ETag"] = etag
         return response
 
 
@@ -57,6 +63,8 @@ class Admin:
         self._parts = parts
         self._history = history
         self._effects = effects
+        self._reading = load()
+        """Bodies are read under the defaults: no policy can lock its operator out."""
 
     def routes(self) -> Routes:
         table = {
@@ -70,64 +78,64 @@ class Admin:
             "/admin/policy/rollback": (_CHANGING, self._rollback),
             "/admin/events": (READING, self._events),
         }
-        return Routes(
-            {path: (methods, Action(self._parts, act)) for path, (methods, act) in table.items()}
-        )
+        return Routes({path: (methods, Action(act)) for path, (methods, act) in table.items()})
 
-    async def _status(self, request: web.BaseRequest) -> Json:
-        last = self._parts.reloader.last
-        return summary(self._parts, policies_of(request)) | {"last_outcome": last.as_json()}
+    async def _status(self, request: web.BaseRequest) -> Answer:
+        policies = policies_of(request)
+        last = self._parts.reloader.last.as_json()
+        return summary(self._parts, policies) | {"last_outcome": last}, policies.etag
 
-    async def _effective(self, request: web.BaseRequest) -> Json:
-        return effective(self._parts, policies_of(request))
+    async def _effective(self, request: web.BaseRequest) -> Answer:
+        policies = policies_of(request)
+        return await in_thread(effective, self._parts, policies), policies.etag
 
-    async def _explain(self, request: web.BaseRequest) -> Json:
+    async def _explain(self, request: web.BaseRequest) -> Answer:
+        policies = policies_of(request)
         try:
-            return {"values": explain(policies_of(request), request.query.get("key", ""))}
+            values = await in_thread(explain, policies, request.query.get("key", ""))
         except NoSuchKey as error:
             raise InvalidRequest(str(error), param="key") from error
+        return {"values": values}, policies.etag
 
-    async def _list_history(self, request: web.BaseRequest) -> Json:
-        current = policies_of(request).generation
-        kept = [story(generation) for generation in self._history.newest_first()]
-        return {"generation": current, "history": kept}
+    async def _list_history(self, request: web.BaseRequest) -> Answer:
+        policies = policies_of(request)
+        kept = await in_thread(list, self._history.newest_first())
+        body = {"generation": policies.generation, "history": [story(one) for one in kept]}
+        return body, policies.etag
 
-    async def _check(self, request: web.BaseRequest) -> Json:
+    async def _check(self, request: web.BaseRequest) -> Answer:
         return await self._planned(await self._parts.reloader.check())
 
-    async def _plan(self, request: web.BaseRequest) -> Json:
-        files, settings = await read_json(request, policies_of(request), _candidates)
+    async def _plan(self, request: web.BaseRequest) -> Answer:
+        files, settings = await read_json(request, self._reading, _candidates)
         return await self._planned(await self._parts.reloader.plan(files, settings))
 
-    async def _reload(self, request: web.BaseRequest) -> Json:
+    async def _reload(self, request: web.BaseRequest) -> Answer:
         etag = request.headers.get("If-Match", "")
-        return self._told(await self._parts.reloader.reload("admin", peer_of(request), etag=etag))
+        outcome = await self._parts.reloader.reload("admin", peer_of(request), etag=etag)
+        return outcome.as_json(), outcome.etag
 
-    async def _rollback(self, request: web.BaseRequest) -> Json:
-        wanted = request.query.get("gen", "")
-        if not wanted.isdecimal():
+    async def _rollback(self, request: web.BaseRequest) -> Answer:
+        wanted = _number(request.query.get("gen", ""))
+        if wanted is None:
             raise InvalidRequest("gen is required: the number of a generation", param="gen")
-        return self._told(
-            await self._parts.reloader.rollback(
-                int(wanted),
-                peer_of(request),
-                etag=request.headers.get("If-Match", ""),
-                force=request.query.get("force") == "1",
-            )
+        outcome = await self._parts.reloader.rollback(
+            wanted,
+            peer_of(request),
+            etag=request.headers.get("If-Match", ""),
+            force=request.query.get("force") == "1",
         )
+        return outcome.as_json(), outcome.etag
 
-    async def _events(self, request: web.BaseRequest) -> Json:
-        since = request.query.get("since", "0")
-        events = self._parts.events.since(int(since) if since.isdecimal() else 0)
-        return {"events": [event.as_json() for event in events]}
+    async def _events(self, request: web.BaseRequest) -> Answer:
+        events = self._parts.events.since(_number(request.query.get("since", "")) or 0)
+        return {"events": [event.as_json() for event in events]}, policies_of(request).etag
 
-    def _told(self, outcome: Outcome) -> Json:
-        return outcome.as_json() | {"policies": self._parts.policies.current.etag}
-
-    async def _planned(self, plan: Plan) -> Json:
-        old, new = self._parts.policies.current, plan.policies
+    async def _planned(self, plan: Plan) -> Answer:
+        old, new = plan.old, plan.policies
         report: Json = {
             "valid": new is not None,
+            "folder": str(self._parts.reloader.folder or ""),
             "generation": old.generation,
             "errors": [error_json(error) for error in plan.errors],
             "changes": [change.as_json() for change in plan.changes],
@@ -139,7 +147,11 @@ class Admin:
             report["effects"] = await self._effects.of(old, new, plan.changes)
             report["warnings"] = new.warnings()
             report["not_enforced"] = new.not_enforced()
-        return report
+        return report, old.etag
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 
 def _candidates(body: Json) -> tuple[Mapping[str, bytes], list[Override]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import socket
+import stat
 import tempfile
 from pathlib import Path
 
@@ -30,14 +32,16 @@ def path_for(state: Path) -> Path:
 class AdminSocket:
     """Serves the admin side on its path."""
 
-    def __init__(self, server: GuardedServer, path: Path) -> None:
-        self.path = path
+    def __init__(self, server: GuardedServer, state: Path) -> None:
+        self.path = path_for(state)
+        self._shared = self.path.parent != state
         self._server = server
         self._listener: asyncio.Server | None = None
 
     async def open(self) -> None:
         """Raises OSError. The caller holds the state folder: a socket that is there is stale."""
-        _make_private(self.path.parent)
+        if self._shared:
+            _make_private(self.path.parent)
         self.path.unlink(missing_ok=True)
         sock = socket.socket(socket.AF_UNIX)
         try:
@@ -60,8 +64,9 @@ class AdminSocket:
 
 
 def _make_private(folder: Path) -> None:
-    """Raises OSError if others could put something else there."""
+    """In a folder that everybody writes to. Raises OSError if others could put something there."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.lstat()
-    if status.st_uid != os.geteuid() and status.st_uid != 0:
-        raise PermissionError(13, f"{folder} belongs to another user")
+    ours = status.st_uid in (os.geteuid(), 0)
+    if not ours or not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o022:
+        raise PermissionError(errno.EACCES, f"{folder} is open to other users")

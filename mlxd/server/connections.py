@@ -20,6 +20,7 @@ from aiohttp.web_protocol import RequestHandler
 from mlxd.core.clock import Clock
 from mlxd.core.errors import InvalidRequest
 from mlxd.dialects.base import to_json
+from mlxd.policy.load import load
 from mlxd.policy.store import PolicyStore
 from mlxd.server.errors import error_response, identity, in_ollama
 
@@ -166,12 +167,14 @@ class GuardedServer(web.Server):
         self._policies = policies
         self._clock = clock
         self._limited = limited
+        self._defaults = load()
+        """What holds where policy does not: no edit can lock the operator out."""
         self._sweeper: asyncio.TimerHandle | None = None
         self._sweep()
 
     def connection(self) -> Connection:
         """The protocol of one new connection."""
-        http = self._policies.current.server.http
+        http = (self._policies.current if self._limited else self._defaults).server.http
         return Connection(
             self,
             self._clock,

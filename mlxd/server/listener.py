@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from mlxd.core.instance import authority
+from mlxd.core.threads import in_thread
 from mlxd.policy.load import PolicySet
 from mlxd.policy.schema.server import Listen
 from mlxd.policy.store import Prepared, PrepareFailed
@@ -25,6 +26,7 @@ from mlxd.server.port import PortTaken, bind, resolve
 log = logging.getLogger(__name__)
 
 _SHUTDOWN_SECONDS = 0.5
+_BIND_SECONDS = 10.0
 
 Moved = Callable[[str, int], None]
 
@@ -83,20 +85,28 @@ class Listener:
         if (was.host, was.port) == (wanted.host, wanted.port):
             return _Backlog(current.sock, was.backlog, wanted.backlog)
         try:
-            address = await asyncio.to_thread(resolve, wanted.host, wanted.port)
-            known = next((door for door in self._doors if door.address == address[-1][:2]), None)
-            if known is not None:
-                return _Move(self, current, known, wanted, opened=False)
-            own = [door.sock for door in self._doors]
-            sock = await asyncio.to_thread(bind, wanted.host, wanted.port, own)
+            async with asyncio.timeout(_BIND_SECONDS):
+                return await self._move(current, wanted)
         except PortTaken as taken:
             raise PrepareFailed("server.listen.port", f"{taken} is taken by another") from taken
         except OSError as error:
             raise PrepareFailed(
                 "server.listen.host" if was.host != wanted.host else "server.listen.port",
                 f"cannot listen on {authority(wanted.host, wanted.port)}: "
-                f"{error.strerror or error}",
+                f"{error.strerror or 'the name cannot be looked up in time'}",
             ) from error
+
+    async def _move(self, current: Door, wanted: Listen) -> Prepared:
+        """Raises PortTaken, OSError. Looking names up may take long, so it is done aside."""
+        address = (await in_thread(resolve, wanted.host, wanted.port))[-1][:2]
+        known = next((door for door in self._doors if door.address == address), None)
+        if known is not None:
+            return _Move(self, current, known, wanted, opened=False)
+        own = [door.sock for door in self._doors]
+        sock = await in_thread(bind, wanted.host, wanted.port, own)
+        if self._current is not current:  # the daemon has begun to stop
+            sock.close()
+            return _Stay()
         door = await self._serve(Door(wanted.host, sock), wanted.backlog)
         return _Move(self, current, door, wanted, opened=True)
 

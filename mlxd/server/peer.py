@@ -8,7 +8,7 @@ import struct
 
 from aiohttp import web
 
-_UCRED = struct.Struct("iii")
+_UCRED = struct.Struct("iII")
 
 
 def peer_of(request: web.BaseRequest) -> str:

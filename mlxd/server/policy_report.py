@@ -15,6 +15,9 @@ from mlxd.server.parts import Parts
 
 Json = dict[str, Any]
 
+_MOST_CHANGES = 50
+"""That an event keeps; the history has them all."""
+
 
 def summary(parts: Parts, policies: PolicySet) -> Json:
     """For /health: what is in force, and everything about it that an operator should know."""
@@ -76,10 +79,12 @@ def report(parts: Parts, last: Outcome) -> None:
     line = str(first[0].place.line) if first and first[0].place is not None else ""
     file, key, message = (first[0].source, first[0].key, first[0].message) if first else ("",) * 3
     metrics.policy_error(file, line, key, message)
-    parts.events.record("policy_reload", str(last), last.as_json())
+    told = last.as_json()
+    told["changes"] = told["changes"][:_MOST_CHANGES]
+    parts.events.record("policy_reload", str(last), told)
 
 
-def watch(parts: Parts) -> None:
+def measure(parts: Parts) -> None:
     """The metrics that are asked for at each scrape."""
     store, reloader = parts.policies, parts.reloader
     for name, meaning, value in (

@@ -45,9 +45,6 @@ def bind(host: str, port: int, own: Sequence[socket.socket] = ()) -> socket.sock
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
         sock.listen(1)
-        if sys.platform == "linux":  # from here on nobody else may join
-            for one in (sock, *beside) if beside else ():
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
     except OSError as error:
         sock.close()
         if error.errno == errno.EADDRINUSE:

@@ -40,7 +40,7 @@ class Metrics:
         )
         self._seconds = Histogram(
             "mlxd_policy_apply_seconds",
-            "From the reading of the policy files to the new policies being in force.",
+            "From the judging of the policy files to the new policies being in force.",
             buckets=_APPLY_BUCKETS,
             registry=self.registry,
         )

@@ -15,7 +15,7 @@ import pytest
 from mlxd.core.clock import SystemClock
 from mlxd.policy import settle
 from mlxd.policy.files import PolicyFiles, read
-from mlxd.policy.settle import look, open_for_writing, settled
+from mlxd.policy.settle import observe, open_for_writing, settled
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who writes")
 
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 async def settle_on(folder: Path, before: PolicyFiles, quiet: float = 0.05) -> dict[str, bytes]:
     async def reading(names: Collection[str]) -> tuple[bool, PolicyFiles]:
-        return look(folder, names)
+        return observe(folder, names)
 
     return dict((await settled(reading, before, SystemClock(), quiet=quiet)).contents)
 

@@ -38,7 +38,6 @@ class Looks:
         async with asyncio.timeout(within):
             await self._next.wait()
 
-
     async def calm(self) -> None:
         """Wait until there was none for longer than a turn: whoever listens is done with it."""
         with contextlib.suppress(TimeoutError):

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from mlxd.cli import exits
-from mlxd.cli.admin import AdminClient, Refused
+from mlxd.cli.admin import Refused
 from mlxd.cli.client import NoAnswer
 from mlxd.cli.policy.diff import line_of
 from mlxd.cli.policy.here import failed, here, print_json, refused
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 def reload(policies: str | None, state: str | None, *, etag: str, as_json: bool) -> int:
     """Have the daemon read its policy files now; 0 only if they are in force after it."""
     try:
-        outcome = _daemon(policies, state).post("/admin/policy/reload", etag=etag)
+        outcome = here(policies, state).the_daemon().post("/admin/policy/reload", etag=etag)
     except SettingsRefused as error:
         return refused(error, as_json=as_json)
     except (NoAnswer, Refused) as error:
@@ -37,8 +37,10 @@ def rollback(
 ) -> int:
     """Have the daemon write a generation's files back and put them in force."""
     try:
-        outcome = _daemon(policies, state).post(
-            "/admin/policy/rollback", etag=etag, gen=str(generation), force=str(int(force))
+        outcome = (
+            here(policies, state)
+            .the_daemon()
+            .post("/admin/policy/rollback", etag=etag, gen=str(generation), force=str(int(force)))
         )
     except SettingsRefused as error:
         return refused(error, as_json=as_json)
@@ -47,21 +49,13 @@ def rollback(
     return _show(outcome, as_json=as_json)
 
 
-def _daemon(policies: str | None, state: str | None) -> AdminClient:
-    """Raises SettingsRefused, NoAnswer."""
-    this = here(policies, state)
-    daemon = this.daemon()
-    if daemon is None:
-        raise NoAnswer(f"no mlxd runs with the state folder {this.state}")
-    return daemon
-
-
 def _show(outcome: Json, *, as_json: bool) -> int:
     ok = outcome["result"] != "refused"
     if as_json:
         print_json(outcome)
     elif ok:
-        print(f"{outcome['result']}: generation {outcome['generation']} is in force")
+        tag = outcome["etag"].strip('"')
+        print(f"{outcome['result']}: generation {outcome['generation']} is in force, etag {tag}")
         for change in outcome["changes"]:
             print(f"  {line_of(change)}")
     else:

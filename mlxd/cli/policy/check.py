@@ -45,10 +45,13 @@ def check(policies: str | None, state: str | None, *, as_json: bool, online: boo
 
 def _tried(this: Here) -> list[Json]:
     """What the running daemon found when it prepared everything and gave it back."""
-    daemon = this.daemon()
-    if daemon is None:
-        raise NoAnswer(f"no mlxd runs with the state folder {this.state}")
-    errors: list[Json] = daemon.post("/admin/policy/check")["errors"]
+    report = this.the_daemon().post("/admin/policy/check")
+    folder = str(this.folder or "")
+    if report["folder"] != folder:
+        theirs, ours = report["folder"] or "built-in defaults", folder or "built-in defaults"
+        words = f"the running daemon's policies are {theirs}, not {ours}"
+        return [*report["errors"], {"text": words, "message": words}]
+    errors: list[Json] = report["errors"]
     return errors
 
 

@@ -15,6 +15,9 @@ from mlxd.settings import SettingsRefused
 
 Json = dict[str, Any]
 
+_MOST_DIGITS = 9
+"""Of a generation's number."""
+
 
 class _NoSuchState(Exception):
     """What was to be compared is not there."""
@@ -44,9 +47,7 @@ def diff(policies: str | None, state: str | None, old: str, new: str, *, as_json
 
 def _with_the_daemon(this: Here, *, as_json: bool) -> int:
     """By the daemon's own overrides, and with what it knows besides."""
-    daemon = this.daemon()
-    if daemon is None:
-        raise NoAnswer(f"no mlxd runs with the state folder {this.state}")
+    daemon = this.the_daemon()
     plan = daemon.post("/admin/policy/plan", {"files": {}})
     if plan["errors"]:
         if as_json:
@@ -66,11 +67,8 @@ def _state(this: Here, name: str) -> PolicySet:
     if name == "defaults":
         return load(None, this.overrides)
     if name == "running":
-        daemon = this.daemon()
-        if daemon is None:
-            raise NoAnswer(f"no mlxd runs with the state folder {this.state}")
-        name = str(daemon.get("/admin/policy")["generation"])
-    if not name.isdecimal():
+        name = str(this.the_daemon().get("/admin/policy")["generation"])
+    if not name.isdecimal() or len(name) > _MOST_DIGITS:
         raise _NoSuchState(f"{name}: expected running, disk, defaults or a generation's number")
     generation = this.history.get(int(name))
     if generation is None:

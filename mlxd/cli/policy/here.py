@@ -43,6 +43,13 @@ class Here:
         address = running(self.state)
         return AdminClient(address.admin) if address is not None and address.admin else None
 
+    def the_daemon(self) -> AdminClient:
+        """As `daemon`. Raises NoAnswer if there is none."""
+        daemon = self.daemon()
+        if daemon is None:
+            raise NoAnswer(f"no mlxd runs with the state folder {self.state}")
+        return daemon
+
 
 def here(policies: str | None, state: str | None) -> Here:
     """Raises SettingsRefused."""

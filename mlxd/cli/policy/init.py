@@ -22,16 +22,18 @@ def init(policies: str | None) -> int:
     else:
         config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
         target = Path(config) / "mlxd" / "policies"
+    told: list[str] = []
     try:
         target.mkdir(parents=True, exist_ok=True)
         for source in sorted(shipped().rglob("*.*")):
             name = source.relative_to(shipped())
             if (target / name).exists():
-                print(f"kept {target / name}")
+                told.append(f"kept {target / name}")
             else:
                 (target / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(source, target / name)
-                print(f"wrote {target / name}")
+                told.append(f"wrote {target / name}")
+        print("\n".join(told))
     except OSError as error:
         print(f"mlxd: {error}", file=sys.stderr)
         return exits.FAILED

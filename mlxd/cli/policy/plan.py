@@ -13,7 +13,7 @@ from mlxd.cli.client import NoAnswer
 from mlxd.cli.policy.diff import line_of
 from mlxd.cli.policy.here import Here, errors_json, failed, here, print_json, refused
 from mlxd.policy.diff import changes
-from mlxd.policy.files import read
+from mlxd.policy.files import bytes_of, read
 from mlxd.policy.load import Override, PolicyErrors, judge
 from mlxd.policy.policy_set import FILES
 from mlxd.settings import SettingsRefused
@@ -36,7 +36,7 @@ def plan(
     """Show the changed values and their consequences; nothing is changed."""
     try:
         this = here(policies, state)
-        edited = {Path(file).name: _text_of(Path(file)) for file in files}
+        edited = _edited([Path(file) for file in files])
         wanted = [_setting(one) for one in settings]
         daemon = this.daemon()
         if daemon is None:
@@ -59,7 +59,7 @@ def _without_daemon(
 ) -> Json:
     """No daemon runs: the files as they are against the files as they would be."""
     present = read(this.folder)
-    put = {name: text.encode() for name, text in edited.items()}
+    put = {name: text.encode("utf-8", "surrogateescape") for name, text in edited.items()}
     overrides = [*this.overrides, *(Override(*one, yaml=True) for one in wanted)]
     try:
         new = judge(present.with_contents({**present.contents, **put}), overrides)
@@ -76,18 +76,28 @@ def _without_daemon(
     }
 
 
+def _edited(files: Sequence[Path]) -> dict[str, str]:
+    """Texts by the name of the file they would replace. Raises _Wrong."""
+    found: dict[str, str] = {}
+    for file in files:
+        if file.name in found:
+            raise _Wrong(f"{file}: another {file.name} was given already")
+        found[file.name] = _text_of(file)
+    return found
+
+
 def _text_of(file: Path) -> str:
     if file.name not in FILES:
         raise _Wrong(f"{file}: call it like the file it would replace: {', '.join(FILES)}")
     try:
-        return file.read_text(encoding="utf-8")
+        return bytes_of(file).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise _Wrong(f"{file}: cannot be read: {error}") from error
 
 
 def _setting(text: str) -> tuple[str, str, str]:
     key, equals, value = text.partition("=")
-    if not equals or "." not in key:
+    if not equals or "." not in key.strip(". "):
         raise _Wrong(f"--set {text}: expected KEY=VALUE, such as timeouts.queue=5s")
     return key.strip(), value.strip(), "--set"
 
