@@ -7,6 +7,7 @@ refused; 75 the port or the state folder is taken by another daemon.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +19,9 @@ from mlxd.core.places import BadEnvFile
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Each imports what it needs by itself: `status` answers at once."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what is no text is escaped, not a traceback
+            stream.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)

@@ -109,7 +109,7 @@ class Watcher:
         watched = _watched(folder)
         if folder is None:
             self.up = True
-            stop.wait(RESCAN_SECONDS)  # there is none yet
+            stop.wait(_TURN_MILLISECONDS / 1000)  # there is none yet
             return
         heard = False
         for events in watch(

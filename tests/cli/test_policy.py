@@ -66,9 +66,7 @@ def test_check_names_what_is_set_and_not_enforced_yet(run: Run, folder: Path) ->
 
 
 def test_check_of_broken_files_says_everything_at_once(run: Run, folder: Path) -> None:
-    write_policies(
-        folder, {"limits": "concurrency:\n  max_waitin: 9\n", "server": "listen: x\n"}
-    )
+    write_policies(folder, {"limits": "concurrency:\n  max_waitin: 9\n", "server": "listen: x\n"})
     status, _, err = run("check")
     assert status == 2
     assert err.splitlines() == [
@@ -166,12 +164,37 @@ class TestPlan:
             (["/nowhere/limit.yaml"], "call it like the file it would replace"),
             (["--set", "max_in_flight"], "expected KEY=VALUE"),
             (["--set", "limits.rate_limit[0].requests=3"], "an item of a list"),
+            (["--set", "=5"], "expected KEY=VALUE"),
+            (["--set", ".=5"], "expected KEY=VALUE"),
+            (["--set", "limits.concurrency.max_in_flight.x=1"], "holds no other keys"),
+            (["--set", "limits.concurrency.per_model.qwen2.5:7b=2"], "--set: limits.concurrency"),
+            (["--set", "limits.concurrency.max_in_flight=2\nfoo: 3"], "one value in YAML"),
+            (["/dev/null/limits.yaml"], "cannot be read"),
         ],
     )
     def test_that_cannot_be_understood(self, run: Run, arguments: list[str], words: str) -> None:
         status, _, err = run("plan", *arguments)
         assert status == 2
         assert words in err
+
+
+def test_a_plan_of_two_files_of_one_name_is_refused(run: Run, tmp_path: Path) -> None:
+    files = [
+        str(write_policies(tmp_path / name, {"limits": "tokens: {}\n"}) / "limits.yaml")
+        for name in ("a", "b")
+    ]
+    status, _, err = run("plan", *files)
+    assert status == 2
+    assert "another limits.yaml was given already" in err
+
+
+@pytest.mark.parametrize("key", ["[", "]", "nope.nope", "", "limits", "\udcff"])
+def test_explain_never_ends_in_a_trace(run: Run, key: str) -> None:
+    assert run("explain", key)[0] in (0, 2)
+
+
+def test_diff_of_an_endless_number_is_no_trace(run: Run) -> None:
+    assert run("diff", "9" * 5000)[0] == 2
 
 
 @pytest.mark.parametrize("arguments", [["reload"], ["rollback", "1"]])

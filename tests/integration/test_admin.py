@@ -126,6 +126,22 @@ def test_the_host_wall_does_not_lock_the_operator_out(running: Daemon, admin: ht
     assert admin.get("/admin/policy").status_code == 200
 
 
+def test_no_policy_locks_the_operator_out(running: Daemon) -> None:
+    edit(running, server="http: {max_headers: 1, max_header_bytes: 10B, max_body: 1B}\n")
+    assert asked(running, "reload")[1]["result"] in ("applied", "unchanged")
+    assert running.http.get("/health").status_code >= 400
+    assert asked(running, "plan", "--set", "timeouts.queue=9s")[0] == 0
+    assert asked(running, "rollback", "1")[1]["result"] == "applied"
+
+
+def test_without_its_admin_socket_the_daemon_serves_and_says_so(
+    models: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "state" / "admin.sock").mkdir(parents=True)
+    with daemon(tmp_path, models=models, policies={}) as without:
+        assert any("no admin socket at" in warning for warning in without.health()["warnings"])
+
+
 class TestReload:
     """R14: the outcome of that very attempt."""
 
@@ -358,7 +374,7 @@ def test_a_daemon_without_a_folder_follows_the_one_that_init_makes(tmp_path: Pat
             )  # fmt: skip
             until(lambda: policy()["source"] == "files", 8.0)
             write_policies(tmp_path / "config/mlxd/policies", {"limits": SLOTS.format(2)})
-            until(lambda: http.get("/health").json()["max_concurrent"] == 2, 2.0)
+            until(lambda: http.get("/health").json()["max_concurrent"] == 2, 4.0)
     finally:
         serving.send_signal(signal.SIGTERM)
         serving.wait(20)

@@ -64,6 +64,13 @@ def test_a_digest_is_of_the_values_alone(tmp_path: Path) -> None:
     assert plain.digest == commented.digest != other.digest
 
 
+def test_a_digest_knows_no_spelling_and_no_order(tmp_path: Path) -> None:
+    one = of(tmp_path, timeouts="generation: 60s\n", models="chains: {coding: [a], fast: [b]}\n")
+    other = of(tmp_path, timeouts="generation: 1m\n", models="chains: {fast: [b], coding: [a]}\n")
+    assert changes(one, other) == ()
+    assert one.digest == other.digest
+
+
 class TestExplain:
     def test_a_value_is_explained_with_its_line_and_what_it_hides(self, tmp_path: Path) -> None:
         write_policies(tmp_path, {"server": "listen:\n  port: 11999\n"})

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlxd.core.errors import PolicyConflict, PolicyOutOfDate
+from mlxd.policy import reload as reload_module
+from mlxd.policy import settle
 from mlxd.policy.boot import boot
+from mlxd.policy.explain import explain
 from mlxd.policy.load import Override, PolicyErrors
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.store import Live, Prepared, PrepareFailed
+from mlxd.policy.strict_yaml import dotted
 from tests.policy.conftest import Ground, slots
 
 
@@ -196,6 +201,133 @@ async def test_restart_fields_are_pending_until_they_are_put_back(ground: Ground
     assert reloader.pending_restart() == []
 
 
+async def test_who_asked_may_leave_and_the_attempt_is_carried_through(ground: Ground) -> None:
+    """Or a generation would be in force that no log, metric or history knows of."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(Breaks):
+        async def prepare(self, old: PolicySet, new: PolicySet) -> Prepared:
+            begun.set()
+            await go_on.wait()
+            return self
+
+    reloader = ground.start(Slow(""))
+    ground.write(limits=slots(9))
+    asking = asyncio.create_task(reloader.reload("admin", "uid 0"))
+    await begun.wait()
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    go_on.set()
+    await reloader.close()
+    assert ground.slots == 9
+    assert [(outcome.result, outcome.by) for outcome in ground.told] == [("applied", "uid 0")]
+    kept = ground.history.get(2)
+    assert kept is not None
+    assert kept.by == "uid 0"
+
+
+async def test_a_disk_that_hangs_is_said_to_and_holds_up_nothing(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    real = settle.observe
+
+    def hangs(folder: Path | None, names: Any) -> Any:
+        release.wait()
+        return real(folder, names)
+
+    reloader = ground.start()
+    monkeypatch.setattr(reload_module, "READ_SECONDS", 0.1)
+    monkeypatch.setattr(reload_module, "observe", hangs)
+    ground.write(limits=slots(9))
+    threads = threading.active_count()
+    for _ in range(3):
+        await reloader.look()
+    assert not reloader.last.ok
+    assert "no answer within" in str(reloader.last.errors[0])
+    assert threading.active_count() <= threads + 1  # one hangs, however often it is looked
+    monkeypatch.setattr(reload_module, "READ_SECONDS", 10.0)
+    release.set()
+    await reloader.look()
+    assert (ground.slots, reloader.last.ok) == (9, True)
+
+
+async def test_a_defect_in_reading_is_shown_and_the_next_edit_is_not_missed(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(folder: Path | None, names: Any) -> Any:
+        raise ZeroDivisionError
+
+    reloader = ground.start()
+    with monkeypatch.context() as patched:
+        patched.setattr(reload_module, "observe", broken)
+        await reloader.look()
+    assert "defect" in str(reloader.last.errors[0])
+    ground.write(limits=slots(9))
+    await reloader.look()
+    assert ground.slots == 9
+
+
+async def test_files_that_are_all_gone_at_once_were_lost_not_edited(ground: Ground) -> None:
+    """An unmounted folder, a failed checkout: the old ones stay until somebody says otherwise."""
+    ground.write(limits=slots(9), timeouts="queue: 5s\n")
+    reloader = ground.start()
+    for file in list(ground.folder.iterdir()):
+        file.unlink()
+    outcome = await reloader.look()
+    assert outcome is not None
+    assert "all policy files are gone" in str(outcome.errors[0])
+    assert ground.slots == 9
+    assert (await reloader.reload("admin")).result == "applied"
+    assert ground.slots == 5
+
+
+async def test_a_single_file_that_is_deleted_is_an_edit(ground: Ground) -> None:
+    ground.write(limits=slots(9), timeouts="queue: 5s\n")
+    reloader = ground.start()
+    (ground.folder / "limits.yaml").unlink()
+    await reloader.look()
+    assert ground.slots == 5
+
+
+async def test_an_attempt_that_somebody_asked_for_is_always_told(ground: Ground) -> None:
+    """R14: though the obstacle is the same as before."""
+    reloader = ground.start(Breaks("prepare"))
+    ground.write(server="listen: {port: 11500}\n")
+    await reloader.look()
+    await reloader.reload("signal")
+    await reloader.reload("admin")
+    assert [outcome.trigger for outcome in ground.told] == ["watch", "signal", "admin"]
+
+
+async def test_a_reload_beside_the_beginning_keeps_each_generations_own_files(
+    ground: Ground,
+) -> None:
+    ground.write(limits=slots(1))
+    reloader = ground.start()
+    ground.write(limits=slots(2))
+    await asyncio.gather(reloader.begin(), reloader.reload("admin"))
+    for number in (1, 2):
+        kept = ground.history.get(number)
+        assert kept is not None
+        assert slots(number).encode() in kept.contents["limits.yaml"]
+
+
+@pytest.mark.parametrize("name", ['a"].b', "a.b[0]", 'q"', "\\", "ö{:}", "qwen2.5:7b", "[1]"])
+async def test_a_model_of_any_name_can_be_declared_explained_and_warned_of(
+    ground: Ground, name: str
+) -> None:
+    reloader = ground.start()
+    written = name.replace("'", "''")
+    ground.write(models=f"models:\n  '{written}': {{ttl: 1m, trust_remote_code: true}}\n")
+    outcome = await reloader.reload("admin")
+    assert outcome.result == "applied", outcome
+    key = dotted(("models", "models", name, "ttl"))
+    assert ground.current.value(key) == 60.0
+    assert [value["value"] for value in explain(ground.current, key)] == ["1m"]
+    assert any("trust_remote_code" in warning for warning in ground.current.warnings())
+
+
 class TestOverrides:
     PORT = Override("server.listen.port", "12000", "environment MLX_API_PORT")
     FLAG = Override("server.listen.port", "13000", "--port")
@@ -312,6 +444,25 @@ class TestRollback:
             with pytest.raises(PolicyOutOfDate, match=r"policies in force are"):
                 await attempt
         assert ground.slots == 1
+
+    async def test_the_files_of_another_folder_are_not_written_into_this_one(
+        self, ground: Ground, tmp_path: Path
+    ) -> None:
+        await self.three_generations(ground)
+        other = Ground(tmp_path / "other", ground.history, [])
+        other.write(limits=slots(7))
+        reloader = other.start()
+        with pytest.raises(PolicyConflict, match="generation 1 was of"):
+            await reloader.rollback(1, force=True)
+
+    async def test_a_generation_without_files_removes_none_unasked(self, ground: Ground) -> None:
+        reloader = ground.start()
+        await reloader.begin()
+        ground.write(limits=slots(2))
+        await reloader.reload("admin")
+        with pytest.raises(PolicyConflict, match=r"--force removes those that are there"):
+            await reloader.rollback(1)
+        assert (ground.folder / "limits.yaml").exists()
 
     async def test_one_that_cannot_be_prepared_writes_nothing(self, ground: Ground) -> None:
         reloader = await self.three_generations(ground)

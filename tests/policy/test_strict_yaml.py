@@ -164,3 +164,13 @@ def test_reading_needs_no_more_stack_than_its_depth() -> None:
     document = parse(b"[" * 100_000)
     assert document.data is None
     assert sys.getrecursionlimit() == limit
+
+
+@given(st.lists(st.one_of(st.text(min_size=1), st.integers(0, 999_999_999)), min_size=1))
+def test_a_path_is_written_and_read_back(path: list[str | int]) -> None:
+    assert parts(dotted(tuple(path))) == tuple(path)
+
+
+@pytest.mark.parametrize("key", ["", ".", "[", "]", "a[", 'a["\\q"]', 'a["', "a..b", "[0]"])
+def test_a_key_that_nobody_would_write_is_read_all_the_same(key: str) -> None:
+    assert isinstance(parts(key), tuple)
