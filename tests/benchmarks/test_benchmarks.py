@@ -68,3 +68,20 @@ def test_startup_says_every_figure(tmp_path: Path) -> None:
         "health_loading_p99_ms", "health_streaming_p99_ms", "idle_core_percent",
     }  # fmt: skip
     assert all(value >= 0 for value in report["figures"].values())
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(120)
+def test_policy_latency_says_every_figure(tmp_path: Path) -> None:
+    report = run("policy_latency.py", tmp_path, "--short")
+
+    assert {row["while"] for row in report["latency"]} == {"idle", "4 streams run"}
+    assert all(row["p50_ms"] <= row["p99_ms"] <= row["max_ms"] for row in report["latency"])
+    assert report["lookup_us"] > 0
+    assert report["swaps"]["misfits"] == 0
+    assert report["stream"]["exact"] is True
+
+
+@pytest.mark.timeout(120)
+def test_policy_sweeps_say_every_figure(tmp_path: Path) -> None:
+    run("policy_sweeps.py", tmp_path, "--points", "2", "--sets", "10", "--reloads", "10")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 
 import pytest
 
 from mlxd.policy.history import history_of
-from mlxd.policy.watch import Watcher
 from tests.integration.talking import eventually
 from tests.support.daemon import Daemon, daemon, write_whole
 
@@ -294,7 +292,7 @@ def _without_events(folder: Path) -> Path:
     package = folder / "path" / "watchfiles"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(
-        "async def awatch(*_, **__):\n    raise OSError(24, 'Too many open files')\n    yield\n"
+        "def watch(*_, **__):\n    raise OSError(24, 'Too many open files')\n    yield\n"
     )
     return package.parent
 
@@ -319,79 +317,3 @@ def test_without_events_an_edit_is_in_force_within_six_seconds_and_never_half(
     deaf.in_force(text)
     assert not deaf.daemon.health()["policy"]["watching"]
     assert "mlxd_policy_watcher_up 0" in deaf.daemon.http.get("/metrics").text
-
-
-class Looks:
-    """Counts how often somebody looked."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.again = asyncio.Event()
-
-    async def __call__(self) -> None:
-        self.count += 1
-        self.again.set()
-
-    async def more(self) -> None:
-        self.again.clear()
-        await self.again.wait()
-
-
-async def _watching(watcher: Watcher, fact: Callable[[], Awaitable[None]]) -> None:
-    task = asyncio.create_task(watcher.run())
-    try:
-        async with asyncio.timeout(POLLED_SECONDS):
-            await fact()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def test_a_watcher_whose_events_always_fail_by_a_defect_looks_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def broken(_: Watcher) -> None:
-        raise ValueError("a defect")
-
-    monkeypatch.setattr(Watcher, "_hear_events", broken)
-    looks = Looks()
-
-    async def twice() -> None:
-        await looks.more()
-        await looks.more()
-
-    await _watching(Watcher(lambda: tmp_path, looks), twice)
-
-
-async def test_a_watcher_that_is_told_of_nothing_looks_every_few_seconds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A network file system tells of no edit that another machine makes."""
-
-    async def silent(watcher: Watcher) -> None:
-        watcher.up = True
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr(Watcher, "_hear_events", silent)
-    looks = Looks()
-    await _watching(Watcher(lambda: tmp_path, looks), looks.more)
-
-
-async def test_that_there_are_no_events_is_logged_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def none_left(*_: object, **__: object) -> AsyncIterator[set[object]]:
-        raise OSError(24, "Too many open files")
-
-    monkeypatch.setattr("watchfiles.awatch", none_left)
-    monkeypatch.setattr("mlxd.policy.watch.REPAIR_SECONDS", 0.001)
-    looks = Looks()
-
-    async def often() -> None:
-        for _ in range(4):
-            await looks.more()
-
-    await _watching(Watcher(lambda: tmp_path, looks), often)
-    assert [record.message.partition(":")[0] for record in caplog.records] == [
-        "policy files are polled"
-    ]

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,23 @@ async def test_without_events_the_folder_is_polled_until_there_are_some_again(
         async with asyncio.timeout(5.0):
             while not watcher.up:
                 await looks.next(2.0)
+
+
+async def test_where_the_system_tells_of_nothing_there_is_a_look_now_and_then(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network file system says nothing of what another machine writes."""
+
+    def silent(*paths: Any, stop_event: threading.Event, **options: Any) -> Iterator[set[Any]]:
+        while not stop_event.wait(0.05):
+            yield set()
+
+    monkeypatch.setattr(watchfiles, "watch", silent)
+    monkeypatch.setattr(watch, "RESCAN_SECONDS", 0.2)
+    async with watching(folder) as (watcher, looks):
+        await looks.next(2.0)
+        await looks.next(2.0)
+        assert watcher.up
 
 
 async def test_whatever_fails_in_listening_the_folder_is_still_looked_at(
