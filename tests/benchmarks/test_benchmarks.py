@@ -73,7 +73,10 @@ def test_startup_says_every_figure(tmp_path: Path) -> None:
 @pytest.mark.mlx
 @pytest.mark.timeout(120)
 def test_policy_latency_says_every_figure(tmp_path: Path) -> None:
-    report = run("policy_latency.py", tmp_path, "--short")
+    report = run(
+        "policy_latency.py", tmp_path,
+        "--edits", "4", "--swaps", "4", "--requests", "60", "--stream", "2", "--reloads", "4",
+    )  # fmt: skip
 
     assert {row["while"] for row in report["latency"]} == {"idle", "4 streams run"}
     assert all(row["p50_ms"] <= row["p99_ms"] <= row["max_ms"] for row in report["latency"])

@@ -209,7 +209,8 @@ def test_the_commented_policies_are_written_and_valid(installed: Path, tmp_path:
     written = run(installed, "policy", "init", **variables)
     assert written.returncode == 0, written.stderr
     folder = tmp_path / ".config" / "mlxd" / "policies"
-    assert {file.stem for file in folder.iterdir()} == set(KINDS)
+    assert {file.stem for file in folder.glob("*.yaml")} == set(KINDS)
+    assert {file.name for file in folder.iterdir() if file.is_dir()} == {"schema", "tests"}
     checked = run(installed, "policy", "check", **variables)
     assert (checked.returncode, checked.stderr) == (0, "")
     assert checked.stdout.startswith(f"{folder}: valid\n")

@@ -21,6 +21,12 @@ from mlxd.policy.strict_yaml import dotted
 from tests.policy.conftest import Ground, slots
 
 
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With files that are gone: whether they come back is another file's test."""
+    monkeypatch.setattr(settle, "VANISHED_SECONDS", 0.1)
+
+
 def everything(policies: PolicySet) -> str:
     """Every effective value and where it is from, as bytes would show it."""
     return "\n".join(

@@ -43,7 +43,7 @@ class Looks:
         """Wait until there was none for longer than a turn: whoever listens is done with it."""
         with contextlib.suppress(TimeoutError):
             while True:
-                await self.next(1.5)
+                await self.next(0.5)
 
 
 @asynccontextmanager
@@ -64,6 +64,7 @@ async def watching(folder: Path) -> AsyncIterator[tuple[Watcher, Looks]]:
 def rare_rescans(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that what is seen soon was seen by an event."""
     monkeypatch.setattr(watch, "RESCAN_SECONDS", 60.0)
+    monkeypatch.setattr(watch, "_TURN_MILLISECONDS", 200)
 
 
 @pytest.fixture
