@@ -67,11 +67,12 @@ def _lines(health: Json, address: tuple[str, int]) -> Iterator[str]:
 
 
 def _policy(policy: Json) -> str:
-    where = f"{policy['folder'] or 'built-in defaults'} (generation {policy['generation']})"
+    where = f"{policy['folder'] or 'built-in defaults'}, generation {policy['generation']}"
     last = policy["last_reload"]
+    if policy["source"] == "lkg":
+        return f"{where}: the last good one, since the files are refused"
     if last["result"] == "refused":
-        kept = "the last good files hold" if policy["source"] == "lkg" else "it stays"
-        return f"{where}, edit of {last['at']} refused: {kept}"
+        return f"{where} stays: the edit of {last['at']} is refused"
     return f"{where}, {last['result']} by {last['trigger']} at {last['at']}"
 
 

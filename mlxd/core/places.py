@@ -38,6 +38,8 @@ class Found:
     path: Path
     source: str
     """Such as `--policies`, `environment MLXD_POLICIES`, or where it was looked for."""
+    named: bool = True
+    """Somebody named it; else it was found where one is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def policy_folder(
         return Found(_path(environ["MLXD_POLICIES"], environ), "environment MLXD_POLICIES")
     for folder in _usual_folders(environ, system):
         if _there(folder.is_dir):
-            return Found(folder, f"found at {folder}")
+            return Found(folder, f"found at {folder}", named=False)
     return None
 
 

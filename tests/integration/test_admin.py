@@ -142,6 +142,19 @@ def test_without_its_admin_socket_the_daemon_serves_and_says_so(
         assert any("no admin socket at" in warning for warning in without.health()["warnings"])
 
 
+def test_a_command_that_names_no_folder_means_the_daemons(running: Daemon) -> None:
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "mlxd", "policy", *arguments, "--state", str(running.state)],
+            check=False, capture_output=True, text=True, timeout=30,
+            env={k: v for k, v in os.environ.items() if not k.startswith("MLXD_")},
+        )  # fmt: skip
+
+    folder = running.state.parent / "policies"
+    assert call("check").stdout.startswith(f"{folder}: valid\n")
+    assert "max_in_flight: 5 -> 4" in call("diff", "defaults").stdout
+
+
 class TestReload:
     """R14: the outcome of that very attempt."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,33 @@ class Here:
 
 
 def here(policies: str | None, state: str | None) -> Here:
-    """Raises SettingsRefused."""
+    """Where no policy folder is named, it is the one of the daemon that runs. Raises
+    SettingsRefused.
+    """
     settings = Settings.read(policies=policies, state=state)
-    return Here(
-        folder=settings.policies.path if settings.policies is not None else None,
+    found = settings.policies
+    this = Here(
+        folder=found.path if found is not None else None,
         state=settings.state.path,
         overrides=tuple(Override(*override) for override in settings.overrides()),
         warnings=tuple(settings.warnings()),
     )
+    if found is None or not found.named:
+        folder = _folder_of(this.daemon())
+        if folder is not None:
+            return replace(this, folder=folder)
+    return this
+
+
+def _folder_of(daemon: AdminClient | None) -> Path | None:
+    """What a running daemon follows; None if there is none, or it does not say."""
+    if daemon is None:
+        return None
+    try:
+        folder = daemon.get("/admin/policy")["folder"]
+    except (NoAnswer, Refused):
+        return None
+    return Path(folder) if folder else None
 
 
 def refused(error: SettingsRefused | PolicyErrors, *, as_json: bool) -> int:
