@@ -15,7 +15,7 @@ from mlxd.policy.load import Override
 from mlxd.policy.outcome import Outcome
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.reload import Reloader
-from mlxd.policy.store import Applier, PolicyStore
+from mlxd.policy.store import Applier, PolicyStore, Prepared, PrepareFailed
 from tests.support.daemon import write_policies
 
 
@@ -53,6 +53,29 @@ class Ground:
     @property
     def slots(self) -> int:
         return self.current.limits.concurrency.max_in_flight
+
+
+class Breaks:
+    """An applier that fails where it is told to: in prepare, as a defect there, or in commit."""
+
+    name = "breaks"
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    async def prepare(self, old: PolicySet, new: PolicySet) -> Prepared:
+        if self._where == "prepare":
+            raise PrepareFailed("server.listen.port", "127.0.0.1:1 is taken by another")
+        if self._where == "defect":
+            raise ZeroDivisionError
+        return self
+
+    def commit(self) -> None:
+        if self._where == "commit":
+            raise ZeroDivisionError
+
+    def undo(self) -> None:
+        pass
 
 
 def slots(number: object) -> str:

@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 
-from mlxd.core.errors import PolicyConflict, PolicyOutOfDate
 from mlxd.policy import reload as reload_module
 from mlxd.policy import settle
-from mlxd.policy.boot import boot
 from mlxd.policy.explain import explain
-from mlxd.policy.load import Override, PolicyErrors
+from mlxd.policy.load import Override
 from mlxd.policy.policy_set import PolicySet
-from mlxd.policy.store import Live, Prepared, PrepareFailed
+from mlxd.policy.store import Live, Prepared
 from mlxd.policy.strict_yaml import dotted
-from tests.policy.conftest import Ground, slots
+from tests.policy.conftest import Breaks, Ground, slots
 
 
 @pytest.fixture(autouse=True)
@@ -32,29 +30,6 @@ def everything(policies: PolicySet) -> str:
     return "\n".join(
         f"{path} {value!r} {policies.place(path)}" for path, value in policies.leaves()
     )
-
-
-class Breaks:
-    """An applier that fails where it is told to: in prepare, as a defect there, or in commit."""
-
-    name = "breaks"
-
-    def __init__(self, where: str) -> None:
-        self._where = where
-
-    async def prepare(self, old: PolicySet, new: PolicySet) -> Prepared:
-        if self._where == "prepare":
-            raise PrepareFailed("server.listen.port", "127.0.0.1:1 is taken by another")
-        if self._where == "defect":
-            raise ZeroDivisionError
-        return self
-
-    def commit(self) -> None:
-        if self._where == "commit":
-            raise ZeroDivisionError
-
-    def undo(self) -> None:
-        pass
 
 
 async def test_an_edit_is_in_force_with_its_changes_told(ground: Ground) -> None:
@@ -392,180 +367,3 @@ class TestCheckAndPlan:
         plan = await reloader.plan({"limits.yaml": b"schema: mlxd/v1\n" + slots(0).encode()})
         assert plan.policies is None
         assert str(plan.errors[0]).startswith("limits.yaml:2:15: ")
-
-
-class TestRollback:
-    """R15."""
-
-    @staticmethod
-    async def three_generations(ground: Ground) -> Any:
-        ground.write(limits="# the first\n" + slots(1))
-        reloader = ground.start()
-        await reloader.begin()
-        for number in (2, 3):
-            ground.write(limits=slots(number), timeouts=f"queue: {number}s\n")
-            await reloader.reload("admin")
-        return reloader
-
-    async def test_it_writes_the_files_back_verbatim_as_a_new_generation(
-        self, ground: Ground
-    ) -> None:
-        reloader = await self.three_generations(ground)
-        outcome = await reloader.rollback(1, "uid 0")
-        assert (outcome.result, outcome.generation, outcome.trigger) == ("applied", 4, "rollback")
-        assert (ground.folder / "limits.yaml").read_text() == (
-            "schema: mlxd/v1\n# the first\n" + slots(1)
-        )
-        assert not (ground.folder / "timeouts.yaml").exists()
-        assert ground.slots == 1
-        assert await reloader.look() is None  # its own writing is no news
-        assert ground.history.numbers() == [1, 2, 3, 4]
-        assert (await reloader.rollback(3)).result == "applied"
-        assert ground.slots == 3
-
-    async def test_it_refuses_to_lose_an_edit_that_is_not_in_force(self, ground: Ground) -> None:
-        reloader = await self.three_generations(ground)
-        ground.write(limits=slots("oops"))
-        with pytest.raises(PolicyConflict, match=r"limits\.yaml changed and not in force"):
-            await reloader.rollback(1)
-        assert "oops" in (ground.folder / "limits.yaml").read_text()
-        assert (await reloader.rollback(1, force=True)).result == "applied"
-        assert ground.slots == 1
-        assert reloader.last.ok
-
-    async def test_a_generation_that_is_not_kept_is_named_with_those_that_are(
-        self, ground: Ground
-    ) -> None:
-        reloader = await self.three_generations(ground)
-        with pytest.raises(PolicyConflict, match=r"generation 9 is not kept; kept are 1, 2, 3"):
-            await reloader.rollback(9)
-
-    async def test_who_has_not_seen_the_policies_in_force_changes_nothing(
-        self, ground: Ground
-    ) -> None:
-        reloader = await self.three_generations(ground)
-        seen = ground.current.etag
-        await reloader.rollback(1, etag=seen)
-        for attempt in (reloader.rollback(2, etag=seen), reloader.reload("admin", etag=seen)):
-            with pytest.raises(PolicyOutOfDate, match=r"policies in force are"):
-                await attempt
-        assert ground.slots == 1
-
-    async def test_the_files_of_another_folder_are_not_written_into_this_one(
-        self, ground: Ground, tmp_path: Path
-    ) -> None:
-        await self.three_generations(ground)
-        other = Ground(tmp_path / "other", ground.history, [])
-        other.write(limits=slots(7))
-        reloader = other.start()
-        with pytest.raises(PolicyConflict, match="generation 1 was of"):
-            await reloader.rollback(1, force=True)
-
-    async def test_a_generation_without_files_removes_none_unasked(self, ground: Ground) -> None:
-        reloader = ground.start()
-        await reloader.begin()
-        ground.write(limits=slots(2))
-        await reloader.reload("admin")
-        with pytest.raises(PolicyConflict, match=r"--force removes those that are there"):
-            await reloader.rollback(1)
-        assert (ground.folder / "limits.yaml").exists()
-
-    async def test_one_that_cannot_be_prepared_writes_nothing(self, ground: Ground) -> None:
-        reloader = await self.three_generations(ground)
-        reloader.use(Breaks("prepare"))
-        text = (ground.folder / "limits.yaml").read_bytes()
-        assert (await reloader.rollback(1)).result == "refused"
-        assert (ground.folder / "limits.yaml").read_bytes() == text
-        assert reloader.last.ok  # the folder's files are in force as before
-
-    async def test_a_commit_that_fails_writes_the_present_files_again(self, ground: Ground) -> None:
-        reloader = await self.three_generations(ground)
-        reloader.use(Breaks("commit"))
-        before = {file.name: file.read_bytes() for file in ground.folder.iterdir()}
-        assert (await reloader.rollback(1)).result == "refused"
-        assert {file.name: file.read_bytes() for file in ground.folder.iterdir()} == before
-
-
-class TestBoot:
-    """R3."""
-
-    async def test_broken_files_start_on_the_last_good_ones(self, ground: Ground) -> None:
-        ground.write(limits=slots(9))
-        await ground.start().begin()
-        ground.write(limits=slots("nine"))
-        reloader = ground.start()
-        assert (ground.slots, ground.current.origin, ground.current.generation) == (9, "lkg", 1)
-        assert not reloader.last.ok
-        assert 'got "nine"' in str(reloader.last.errors[0])
-        ground.write(limits=slots(10))
-        await reloader.look()
-        assert (ground.slots, ground.current.origin) == (10, "files")
-
-    async def test_mending_the_files_to_the_same_values_ends_the_fallback(
-        self, ground: Ground
-    ) -> None:
-        ground.write(limits=slots(9))
-        await ground.start().begin()
-        ground.write(limits=slots("nine"))
-        reloader = ground.start()
-        ground.write(limits=slots(9))
-        await reloader.look()
-        assert (ground.current.origin, ground.current.generation) == ("files", 1)
-        assert reloader.last.ok
-
-    async def test_a_strict_boot_refuses(self, ground: Ground) -> None:
-        ground.write(limits=slots(9))
-        await ground.start().begin()
-        ground.write(limits=slots("nine"))
-        with pytest.raises(PolicyErrors):
-            boot(ground.folder, [], ground.history, strict=True)
-
-    async def test_the_last_good_files_of_another_folder_do_not_count(
-        self, ground: Ground, tmp_path: Path
-    ) -> None:
-        await ground.start().begin()
-        with pytest.raises(PolicyErrors, match=r"No such file"):
-            boot(tmp_path / "misspelt", [], ground.history)
-
-    async def test_without_any_good_files_broken_ones_are_refused(self, ground: Ground) -> None:
-        ground.write(limits=slots("nine"))
-        with pytest.raises(PolicyErrors):
-            boot(ground.folder, [], ground.history)
-
-    async def test_an_older_generation_serves_where_this_version_refuses_the_newest(
-        self, ground: Ground
-    ) -> None:
-        ground.write(limits=slots(7))
-        reloader = ground.start()
-        await reloader.begin()
-        ground.write(limits=slots(8))
-        await reloader.reload("admin")
-        newest = ground.history.folder / "00000002.json"
-        newest.write_text(newest.read_text().replace("max_in_flight", "max_in_flite"))
-        ground.write(limits=slots("nine"))
-        ground.start()
-        assert (ground.slots, ground.current.generation) == (7, 1)
-
-    async def test_the_same_values_are_the_same_generation_after_a_restart(
-        self, ground: Ground
-    ) -> None:
-        reloader = ground.start()
-        await reloader.begin()
-        ground.write(limits=slots(8))
-        await reloader.reload("admin")
-        await ground.start().begin()
-        assert ground.current.generation == 2
-        kept = ground.history.get(2)
-        assert kept is not None
-        assert [change["new"] for change in kept.changes] == ["8"]  # how it came is not forgotten
-        ground.write(limits=slots(9))
-        await ground.start().begin()
-        assert ground.current.generation == 3
-
-    async def test_a_history_that_cannot_be_written_is_a_warning(self, ground: Ground) -> None:
-        ground.history.folder.parent.write_text("in the way")
-        reloader = ground.start()
-        await reloader.begin()
-        assert "could not be kept" in reloader.history_failure
-        ground.write(limits=slots(8))
-        assert (await reloader.reload("admin")).result == "applied"
