@@ -45,7 +45,10 @@ def _add_looking(actions: Actions[argparse.ArgumentParser]) -> None:
     )  # fmt: skip
     explain = _action(actions, "explain", "say why a value is what it is", _explain)
     add_json(explain)
-    explain.add_argument("key", metavar="KEY", help="such as limits.concurrency.max_in_flight")
+    explain.add_argument(
+        "key", metavar="KEY", nargs="?", default="",
+        help="such as limits.concurrency.max_in_flight, or a group; without it, every value",
+    )  # fmt: skip
     diff = _action(actions, "diff", "say which values differ; exit status 1 if any does", _diff)
     add_json(diff)
     states = "running, disk, defaults, or the number of a generation"
