@@ -107,9 +107,12 @@ def _preloads(loaded: list[_Loaded], before: Names, after: Names) -> Iterator[st
 
     was, now = before.models.preload, after.models.preload
     added = [name for name in now if name not in was]
-    if missing := [name for name in added if not in_memory(name, after)]:
+    if unknown := [name for name in added if after.find(name) is None]:
+        yield f"preload would skip {', '.join(unknown)}: there is no such model"
+    known = [name for name in added if name not in unknown]
+    if missing := [name for name in known if not in_memory(name, after)]:
         yield f"preload would load {', '.join(missing)}"
-    if kept := [name for name in added if name not in missing]:
+    if kept := [name for name in known if name not in missing]:
         yield f"preload would keep {', '.join(kept)}"
     if freed := [name for name in was if name not in now and in_memory(name, before)]:
         yield f"preload would no longer keep {', '.join(freed)}"
