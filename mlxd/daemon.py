@@ -29,7 +29,7 @@ from mlxd.control.supervisor import Supervisor
 from mlxd.core.clock import SystemClock
 from mlxd.core.errors import Draining
 from mlxd.core.instance import Address, Instance, authority
-from mlxd.core.threads import in_thread
+from mlxd.core.threads import Threads
 from mlxd.policy.boot import Boot
 from mlxd.policy.history import history_of
 from mlxd.policy.load import Override, PolicySet
@@ -107,6 +107,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._at_once = asyncio.Event()
         self._announcing = asyncio.Lock()
+        self._threads = Threads("state")
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, sock: socket.socket) -> None:
@@ -171,7 +172,7 @@ class Daemon:
         address = Address(os.getpid(), host, port, __version__, str(self._admin.path))
         async with self._announcing:
             try:
-                await in_thread(self._instance.announce, address)
+                await self._threads.run(self._instance.announce, address)
             except OSError as error:
                 log.warning("the state folder cannot be written: %s", error)
 

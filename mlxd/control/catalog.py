@@ -14,7 +14,7 @@ from mlxd.control.scan import GUIDE, Scan, Scanner, Scope
 from mlxd.core.clock import Clock
 from mlxd.core.errors import ModelLoadFailed, ModelNotFound
 from mlxd.core.models import ModelCard, canonical
-from mlxd.core.threads import in_thread
+from mlxd.core.threads import Threads
 from mlxd.policy.load import PolicySet
 from mlxd.policy.schema import Models
 from mlxd.policy.strict_yaml import dotted
@@ -37,6 +37,7 @@ class Catalog:
     def __init__(self, guide: Path, clock: Clock) -> None:
         self._scanner = Scanner(guide)
         self._clock = clock
+        self._threads = Threads("models")
         self._models: Models | None = None
         """Those in force; until `apply` is called, those of the first who asked."""
         self._scope: Scope | None = None
@@ -134,7 +135,7 @@ class Catalog:
             scan.add_done_callback(lambda _: self._scans.pop(scope))
 
     async def _rescan(self, scope: Scope) -> Scan:
-        finds = await in_thread(self._scanner.read, scope)
+        finds = await self._threads.run(self._scanner.read, scope)
         scan = Scan(scope, self._clock.monotonic(), finds)
         if scope == self._scope and self._models is not None:
             self._latest = scan

@@ -1,6 +1,6 @@
-"""Calls that a disk or a name server may hold up for ever, each in a thread of its own.
+"""Calls that a disk or a name server may hold up for ever, aside from the event loop.
 
-Unlike an executor's, such a thread is not waited for when the process ends, and one that hangs
+Unlike an executor's, these threads are not waited for when the process ends, and one that hangs
 takes nobody else's place.
 """
 
@@ -10,39 +10,60 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
+from functools import partial
+from queue import SimpleQueue
 from typing import TypeVar, TypeVarTuple, Unpack
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+_Job = Callable[[], None]
+
+_MOST_IDLE = 2
 
 
-def in_thread(work: Callable[[Unpack[Ts]], T], *arguments: *Ts) -> asyncio.Future[T]:
-    """Start `work`; the future gets what it returns or raises. Giving it up does not stop it.
-
-    A thread costs about 0.1 ms: not for the path of a token. The caller bounds how many there are.
+class Threads:
+    """Threads that are used again; one more is made when all are busy. The caller bounds how many
+    calls there are at a time.
     """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
 
-    def run() -> None:
-        try:
-            result = work(*arguments)
-        except BaseException as error:  # noqa: BLE001 - it is raised where it is awaited
-            _tell(_fail, error)
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._idle: list[SimpleQueue[_Job | None]] = []
+
+    def run(self, work: Callable[[Unpack[Ts]], T], *arguments: *Ts) -> asyncio.Future[T]:
+        """Start `work`; the future gets what it returns or raises. Giving up does not stop it."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        jobs = self._idle.pop() if self._idle else self._made()
+
+        def job() -> None:
+            told: _Job
+            try:
+                told = partial(future.set_result, work(*arguments))
+            except BaseException as error:  # noqa: BLE001 - it is raised where it is awaited
+                told = partial(future.set_exception, error)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._done, jobs, future, told)
+
+        jobs.put(job)
+        return future
+
+    def _made(self) -> SimpleQueue[_Job | None]:
+        jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        threading.Thread(target=_work, args=(jobs,), name=self._name, daemon=True).start()
+        return jobs
+
+    def _done(self, jobs: SimpleQueue[_Job | None], future: asyncio.Future[T], told: _Job) -> None:
+        """On the loop: the thread is free for whoever is told now."""
+        if len(self._idle) < _MOST_IDLE:
+            self._idle.append(jobs)
         else:
-            _tell(_finish, result)
-
-    def _finish(result: T) -> None:
+            jobs.put(None)
         if not future.done():
-            future.set_result(result)
+            told()
 
-    def _fail(error: BaseException) -> None:
-        if not future.done():
-            future.set_exception(error)
 
-    def _tell(call: Callable[..., None], value: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(call, value)
-
-    threading.Thread(target=run, name=getattr(work, "__name__", "work"), daemon=True).start()
-    return future
+def _work(jobs: SimpleQueue[_Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        job()
+        del job  # or what it has made would live until the next one

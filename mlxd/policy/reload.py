@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from mlxd.core.clock import Clock
 from mlxd.core.errors import PolicyConflict, PolicyOutOfDate
-from mlxd.core.threads import in_thread
+from mlxd.core.threads import Threads
 from mlxd.policy.boot import Boot
 from mlxd.policy.diff import Change, changes, reload_class
 from mlxd.policy.files import PolicyFiles
@@ -74,6 +74,7 @@ class Reloader:
         self._appliers: list[Applier] = []
         self._observers: list[Callable[[Outcome], None]] = []
         self._reading: asyncio.Future[tuple[bool, PolicyFiles]] | None = None
+        self._threads = Threads("policies")
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._in_force = boot.files
@@ -187,7 +188,7 @@ class Reloader:
         return await self._attempt(found, "watch", "")
 
     async def _check(self) -> Plan:
-        found = await in_thread(self._planned, await self._read(), ())
+        found = await self._threads.run(self._planned, await self._read(), ())
         if found.policies is None or not found.changes:
             return found
         try:
@@ -200,13 +201,13 @@ class Reloader:
     async def _plan_edit(self, contents: Mapping[str, bytes], settings: Sequence[Override]) -> Plan:
         files = await self._read()
         edited = files.with_contents({**files.contents, **contents})
-        return await in_thread(self._planned, edited, tuple(settings))
+        return await self._threads.run(self._planned, edited, tuple(settings))
 
     async def _roll_back(self, number: int, by: str, etag: str, force: bool) -> Outcome:
         self._expect(etag)
-        generation = await in_thread(self._history.get, number)
+        generation = await self._threads.run(self._history.get, number)
         if generation is None:
-            numbers = await in_thread(self._history.numbers)
+            numbers = await self._threads.run(self._history.numbers)
             kept = ", ".join(map(str, numbers)) or "none"
             raise PolicyConflict(f"generation {number} is not kept; kept are {kept}")
         present = await self._read()
@@ -293,7 +294,7 @@ class Reloader:
         Nothing is awaited after the commit: what is in force and what is said of it agree.
         """
         try:
-            new, found, pending = await in_thread(self._judged, files, write is not None)
+            new, found, pending = await self._threads.run(self._judged, files, write is not None)
             if not found and write is None:
                 self._store.refresh(new)
                 return None
@@ -301,7 +302,7 @@ class Reloader:
                 prepared = await self._prepare(new, back)
                 if write is not None:
                     back.callback(write.undo)
-                    await in_thread(write.write)
+                    await self._threads.run(write.write)
                 self._store.commit(new, prepared)
                 back.pop_all()
         except PolicyErrors:
@@ -369,7 +370,7 @@ class Reloader:
         )
         try:
             async with asyncio.timeout(READ_SECONDS):
-                await in_thread(self._history.record, generation)
+                await self._threads.run(self._history.record, generation)
             self.history_failure = ""
         except (OSError, ValueError, TimeoutError) as error:
             reason = str(error) or "the state folder does not answer"
@@ -413,7 +414,7 @@ class Reloader:
     async def _observe(self, names: Collection[str]) -> tuple[bool, PolicyFiles]:
         """See `settle.observe`. A disk that hangs holds one thread, and holds up nobody else."""
         if self._reading is None or self._reading.done():
-            self._reading = in_thread(self._observed, names)
+            self._reading = self._threads.run(self._observed, names)
         try:
             async with asyncio.timeout(READ_SECONDS):
                 return await asyncio.shield(self._reading)

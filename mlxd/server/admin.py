@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from mlxd.core.errors import Forbidden, InvalidRequest
-from mlxd.core.threads import in_thread
+from mlxd.core.threads import Threads
 from mlxd.policy.explain import NoSuchKey, explain
 from mlxd.policy.history import History, story
 from mlxd.policy.load import Override, load
@@ -63,6 +63,7 @@ class Admin:
         self._parts = parts
         self._history = history
         self._effects = effects
+        self._threads = Threads("admin")
         self._reading = load()
         """Bodies are read under the defaults: no policy can lock its operator out."""
 
@@ -87,19 +88,19 @@ class Admin:
 
     async def _effective(self, request: web.BaseRequest) -> Answer:
         policies = policies_of(request)
-        return await in_thread(effective, self._parts, policies), policies.etag
+        return await self._threads.run(effective, self._parts, policies), policies.etag
 
     async def _explain(self, request: web.BaseRequest) -> Answer:
         policies = policies_of(request)
         try:
-            values = await in_thread(explain, policies, request.query.get("key", ""))
+            values = await self._threads.run(explain, policies, request.query.get("key", ""))
         except NoSuchKey as error:
             raise InvalidRequest(str(error), param="key") from error
         return {"values": values}, policies.etag
 
     async def _list_history(self, request: web.BaseRequest) -> Answer:
         policies = policies_of(request)
-        kept = await in_thread(list, self._history.newest_first())
+        kept = await self._threads.run(list, self._history.newest_first())
         body = {"generation": policies.generation, "history": [story(one) for one in kept]}
         return body, policies.etag
 

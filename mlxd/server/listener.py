@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from mlxd.core.instance import authority
-from mlxd.core.threads import in_thread
+from mlxd.core.threads import Threads
 from mlxd.policy.load import PolicySet
 from mlxd.policy.schema.server import Listen
 from mlxd.policy.store import Prepared, PrepareFailed
@@ -61,6 +61,7 @@ class Listener:
     def __init__(self, server: GuardedServer, moved: Moved) -> None:
         self._server = server
         self._moved = moved
+        self._threads = Threads("addresses")
         self._doors: list[Door] = []
         self._current: Door | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -98,12 +99,12 @@ class Listener:
 
     async def _move(self, current: Door, wanted: Listen) -> Prepared:
         """Raises PortTaken, OSError. Looking names up may take long, so it is done aside."""
-        address = (await in_thread(resolve, wanted.host, wanted.port))[-1][:2]
+        address = (await self._threads.run(resolve, wanted.host, wanted.port))[-1][:2]
         known = next((door for door in self._doors if door.address == address), None)
         if known is not None:
             return _Move(self, current, known, wanted, opened=False)
         own = [door.sock for door in self._doors]
-        sock = await in_thread(bind, wanted.host, wanted.port, own)
+        sock = await self._threads.run(bind, wanted.host, wanted.port, own)
         if self._current is not current:  # the daemon has begun to stop
             sock.close()
             return _Stay()
