@@ -146,6 +146,7 @@ class Listener:
         self._retire(door)
 
     async def _serve(self, door: Door, backlog: int) -> Door:
+        door.sock.setblocking(False)
         door.server = await asyncio.get_running_loop().create_server(
             partial(self._connection, door), sock=door.sock, backlog=backlog
         )
