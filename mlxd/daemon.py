@@ -115,16 +115,17 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
-        loop.add_signal_handler(signal.SIGHUP, self._told_to_reload)
         self._join()
         listen = self._parts.policies.current.server.listen
         port = sock.getsockname()[1]
-        await self._open_admin()
+        self._bind_admin()
         await self._announce(listen.host, port)
         await self._listener.open(sock, listen)
         self._parts.state.ready = True
-        self._greet(port)
         await self._reloader.begin()
+        await self._admin.serve()
+        loop.add_signal_handler(signal.SIGHUP, self._told_to_reload)
+        self._greet(port)
         self._own(self._parts.watcher.run())
         self._preloader.start(self._parts.policies.current)
         try:
@@ -156,10 +157,10 @@ class Daemon:
         self._reloader.observe(partial(policy_report.report, parts))
         policy_report.measure(parts)
 
-    async def _open_admin(self) -> None:
+    def _bind_admin(self) -> None:
         """Without it the daemon serves all the same."""
         try:
-            await self._admin.open()
+            self._admin.bind()
         except OSError as error:
             words = f"no admin socket at {self._admin.path}: {error.strerror or error}"
             self._parts.state.warnings.append(words)
@@ -189,6 +190,8 @@ class Daemon:
         sdnotify.SystemdNotifier().notify("READY=1")
 
     def _told_to_reload(self) -> None:
+        if self._stop.is_set():
+            return
         self._own(self._reload_on_signal())
 
     async def _reload_on_signal(self) -> None:

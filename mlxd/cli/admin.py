@@ -50,7 +50,7 @@ class AdminClient:
     ) -> dict[str, Any]:
         connection = _UnixConnection(self._path)
         sent = json.dumps(body) if body is not None else None
-        url = f"{target}?{urlencode(query)}" if query else target
+        url = f"{target}?{urlencode(query, errors='replace')}" if query else target
         kind = {"Content-Type": "application/json"} if body is not None else {}
         try:
             connection.request(method, url, sent, {**kind, **headers})

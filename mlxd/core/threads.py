@@ -40,6 +40,8 @@ class Threads:
             told: _Job
             try:
                 told = partial(future.set_result, work(*arguments))
+            except StopIteration as error:  # which no future takes
+                told = partial(future.set_exception, RuntimeError(repr(error)))
             except BaseException as error:  # noqa: BLE001 - it is raised where it is awaited
                 told = partial(future.set_exception, error)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more

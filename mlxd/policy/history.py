@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -75,7 +76,7 @@ class History:
         """None: not kept, or not readable by this version."""
         try:
             return _decoded(number, self._file(number).read_bytes())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return None
 
     def newest_first(self) -> Iterator[Generation]:
@@ -109,7 +110,7 @@ def history_of(state: Path) -> History:
 
 def write_whole(file: Path, content: bytes) -> None:
     """Whole or not at all, whenever the machine stops. Mode 0600. Raises OSError."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(content)
@@ -139,6 +140,7 @@ def _encoded(generation: Generation) -> bytes:
 def _decoded(number: int, raw: bytes) -> Generation:
     """Raises ValueError, KeyError, TypeError for what another version wrote."""
     said = json.loads(raw)
+    datetime.fromtimestamp(said["at"], UTC)  # it will be shown
     if said["version"] != _VERSION:
         raise ValueError(f"version {said['version']}")
     return Generation(
@@ -149,5 +151,5 @@ def _decoded(number: int, raw: bytes) -> Generation:
         at=float(said["at"]),
         trigger=said["trigger"],
         by=said["by"],
-        changes=tuple(said["changes"]),
+        changes=tuple(dict(change) for change in said["changes"]),
     )

@@ -107,8 +107,8 @@ class _Said:
 
     def read(self, files: PolicyFiles) -> None:
         for name, reason in files.failures.items():
-            self.errors.append(PolicyError(name, f"cannot be read: {reason}"))
-        for name in files.strangers:
+            self.errors.append(PolicyError(_shown(name), f"cannot be read: {reason}"))
+        for name in map(_shown, files.strangers):
             near = _near(name.replace(".yml", ".yaml"), FILES)
             hint = f"did you mean {near}?" if near else f"known are {', '.join(FILES)}"
             self.errors.append(PolicyError(name, f"unknown policy file; {hint}"))
@@ -196,6 +196,11 @@ class _Said:
         if set(data) - {"value"}:
             self._refuse(override, "expected one value in YAML, on one line")
         return data.get("value")
+
+
+def _shown(name: str) -> str:
+    """A file's name as text, whatever its bytes are."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _paths(data: Any, here: Path = ()) -> Iterator[Path]:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,6 +77,8 @@ class Reloader:
         self._reading: asyncio.Future[tuple[bool, PolicyFiles]] | None = None
         self._threads = Threads("policies")
         self._lock = asyncio.Lock()
+        self._newest = max([store.current.generation, *history.numbers()])
+        """The highest number of a generation; only attempts here make new ones."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._in_force = boot.files
         self._seen = boot.seen
@@ -111,8 +114,10 @@ class Reloader:
         self._observers.append(observer)
 
     async def begin(self) -> None:
-        """Keep what the run started with, and tell of it."""
-        await self._carried(self._begin())
+        """Keep what the run started with, and tell of it; before anything else is asked."""
+        if self.last.ok:
+            await self._remember(self.last)
+        self._tell(self.last)
 
     async def close(self) -> None:
         """Let an attempt that has begun come to its end; not for long."""
@@ -126,19 +131,19 @@ class Reloader:
 
         Raises PolicyOutOfDate if other policies than `etag` are in force.
         """
-        return await self._carried(self._reload(trigger, by, etag))
+        return await self._carried(partial(self._reload, trigger, by, etag))
 
     async def look(self) -> Outcome | None:
         """Reload if a file has changed since the last attempt; None if none has."""
-        return await self._carried(self._reload_if_changed())
+        return await self._carried(self._reload_if_changed)
 
     async def check(self) -> Plan:
         """What a reload would come to, everything prepared and given back."""
-        return await self._carried(self._check())
+        return await self._carried(self._check)
 
     async def plan(self, contents: Mapping[str, bytes], settings: Sequence[Override] = ()) -> Plan:
         """What the folder would change with these files in place of its own, and these values."""
-        return await self._carried(self._plan_edit(contents, settings))
+        return await self._carried(partial(self._plan_edit, contents, settings))
 
     async def rollback(
         self, number: int, by: str = "", *, etag: str = "", force: bool = False
@@ -149,14 +154,14 @@ class Reloader:
         folder; there is no folder; or (unless `force`) it had no files, or a file was changed since
         it was put in force.
         """
-        return await self._carried(self._roll_back(number, by, etag, force))
+        return await self._carried(partial(self._roll_back, number, by, etag, force))
 
-    async def _carried(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _carried(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Do it under the lock. Whoever asked may go away: what has begun is carried through."""
 
         async def locked() -> T:
             async with self._lock:
-                return await work
+                return await work()
 
         task = asyncio.create_task(locked())
         self._tasks.add(task)
@@ -169,11 +174,6 @@ class Reloader:
             task.exception()  # whoever asked has it; if he has left, nobody needs it
 
     # -- inside; the lock is held
-
-    async def _begin(self) -> None:
-        if self.last.ok:
-            await self._remember(self.last)
-        self._tell(self.last)
 
     async def _reload(self, trigger: Trigger, by: str, etag: str) -> Outcome:
         self._expect(etag)
@@ -205,11 +205,7 @@ class Reloader:
 
     async def _roll_back(self, number: int, by: str, etag: str, force: bool) -> Outcome:
         self._expect(etag)
-        generation = await self._threads.run(self._history.get, number)
-        if generation is None:
-            numbers = await self._threads.run(self._history.numbers)
-            kept = ", ".join(map(str, numbers)) or "none"
-            raise PolicyConflict(f"generation {number} is not kept; kept are {kept}")
+        generation = await self._kept(number)
         present = await self._read()
         if present.folder is None:
             raise PolicyConflict("no policy folder to write to: built-in defaults hold")
@@ -218,8 +214,21 @@ class Reloader:
         back: dict[str, bytes | None] = {
             name: generation.contents.get(name) for name in target.changed_from(present)
         }
-        write = WriteBack(self._history, present.folder, back) if back else None
+        write = WriteBack(self._history, present.folder, present.contents, back) if back else None
         return await self._attempt(target, "rollback", by, write)
+
+    async def _kept(self, number: int) -> Generation:
+        """Raises PolicyConflict."""
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                generation = await self._threads.run(self._history.get, number)
+                numbers = await self._threads.run(self._history.numbers)
+        except TimeoutError:
+            raise PolicyConflict("the state folder does not answer") from None
+        if generation is None:
+            kept = ", ".join(map(str, numbers)) or "none"
+            raise PolicyConflict(f"generation {number} is not kept; kept are {kept}")
+        return generation
 
     def _may_roll_back(self, generation: Generation, present: PolicyFiles, force: bool) -> None:
         """Raises PolicyConflict."""
@@ -258,7 +267,8 @@ class Reloader:
                 self._refuse_emptied(files)
             found = await self._apply(files, write)
         except PolicyErrors as refused:
-            self._again = isinstance(refused, Obstacle) and write is None
+            if write is None:
+                self._again = isinstance(refused, Obstacle)
             outcome = self._outcome(trigger, "refused", began, by=by, errors=refused.errors)
         else:
             self._again = False
@@ -267,14 +277,19 @@ class Reloader:
             outcome = self._outcome(trigger, result, began, by=by, changes=found or ())
         if write is None or outcome.ok:
             self._seen = files
-        if self._again and trigger == "watch" and outcome.errors == self.last.errors:
-            return outcome  # the same obstacle as before is no news
+        if self._still_in_the_way(outcome):
+            return outcome  # which is no news
         if outcome.ok or write is None:
             self.last = outcome
         if outcome.ok:
             await self._remember(outcome)
         self._tell(outcome)
         return outcome
+
+    def _still_in_the_way(self, outcome: Outcome) -> bool:
+        """The same obstacle as before, and nobody but the watcher asked."""
+        again = self._again and outcome.trigger == "watch" and not outcome.ok
+        return again and outcome.errors == self.last.errors
 
     def _refuse_emptied(self, files: PolicyFiles) -> None:
         """Files that are all gone at once were unmounted, or lost, rather than edited."""
@@ -301,21 +316,27 @@ class Reloader:
             with ExitStack() as back:
                 prepared = await self._prepare(new, back)
                 if write is not None:
+                    await self._write(write)
                     back.callback(write.undo)
-                    await self._threads.run(write.write)
                 self._store.commit(new, prepared)
                 back.pop_all()
         except PolicyErrors:
             raise
-        except OSError as error:
-            words = f"the policy folder cannot be written: {error.strerror}"
-            raise PolicyErrors([PolicyError(str(files.folder), words)]) from error
         except Exception as defect:
             log.exception("policies could not be applied: a defect; nothing was changed")
             words = "could not be applied because of a defect of mlxd; the log has it"
             raise PolicyErrors([PolicyError("mlxd", words)]) from defect
+        self._newest = new.generation
         self._pending = pending
         return found
+
+    async def _write(self, write: WriteBack) -> None:
+        """Raises PolicyErrors, and then the files are as they were."""
+        try:
+            await self._threads.run(write.write)
+        except OSError as error:
+            words = f"the policy folder cannot be written: {error.strerror}"
+            raise PolicyErrors([PolicyError(str(self.folder), words)]) from error
 
     def _judged(
         self, files: PolicyFiles, anew: bool
@@ -328,8 +349,8 @@ class Reloader:
         old = self._store.current
         new = judge(files, self._overrides)
         found = changes(old, new)
-        newest = max([old.generation, *self._history.numbers()])
-        numbered = replace(new, generation=newest + 1 if found or anew else old.generation)
+        number = self._newest + 1 if found or anew else old.generation
+        numbered = replace(new, generation=number)
         numbered.work_out()
         now = _restart_values(numbered)
         pending = [key for key, value in now.items() if self._at_start[key] != value]
@@ -372,7 +393,7 @@ class Reloader:
             async with asyncio.timeout(READ_SECONDS):
                 await self._threads.run(self._history.record, generation)
             self.history_failure = ""
-        except (OSError, ValueError, TimeoutError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             reason = str(error) or "the state folder does not answer"
             self.history_failure = f"generation {generation.number} could not be kept: {reason}"
             log.warning("%s", self.history_failure)

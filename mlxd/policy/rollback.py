@@ -7,6 +7,7 @@ unless somebody has edited one of the files since.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -23,9 +24,15 @@ Contents = Mapping[str, bytes | None]
 
 
 class WriteBack:
-    """Files that are to be written into `folder`, verbatim; None removes one."""
+    """Files that are to be written into `folder`, verbatim; None removes one.
 
-    def __init__(self, history: History, folder: Path, contents: Contents) -> None:
+    `seen` is what the caller found there: what was saved since is not overwritten.
+    """
+
+    def __init__(
+        self, history: History, folder: Path, seen: Mapping[str, bytes], contents: Contents
+    ) -> None:
+        self._seen = seen
         self._note = history.folder / _NOTE
         self._folder = folder
         self._contents = contents
@@ -34,6 +41,8 @@ class WriteBack:
     def write(self) -> None:
         """All of them. Raises OSError, and then all is as before."""
         self._before = _present(self._folder, self._contents)
+        if any(self._before[name] != self._seen.get(name) for name in self._contents):
+            raise OSError(errno.EBUSY, "a file was edited meanwhile")
         try:
             self._replace(self._before, self._contents)
         except OSError:

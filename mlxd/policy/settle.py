@@ -55,7 +55,7 @@ async def settled(
         if found.hash != last.hash:
             last, since = found, now
             continue
-        if _vanished(found, before) and now - began < VANISHED_SECONDS:
+        if _vanished(found, before) and now - since < VANISHED_SECONDS:
             continue
         if busy and now - since < PATIENCE_SECONDS:
             continue

@@ -57,8 +57,8 @@ class Watcher:
         listener = threading.Thread(
             target=self._listen, args=(stop, hint), name="policy events", daemon=True
         )
-        listener.start()
         self.up = True  # until it is known better
+        listener.start()
         self._hint.set()
         try:
             while True:
@@ -93,7 +93,7 @@ class Watcher:
             try:
                 self._hear_events(stop, hint)
                 told = False
-            except Exception as error:  # noqa: BLE001 - the edge: no events, or a defect
+            except BaseException as error:  # noqa: BLE001 - no events, or a defect, in Rust too
                 self.up = False
                 if not told:
                     log.warning("policy files are polled: no events from the system: %s", error)
@@ -110,7 +110,9 @@ class Watcher:
         if folder is None:
             self.up = True
             stop.wait(_TURN_MILLISECONDS / 1000)  # there is none yet
+            hint()
             return
+        counting = {watched[one] for one in _inside(folder) if one in watched}
         heard = False
         for events in watch(
             *watched, watch_filter=None, recursive=False, debounce=_STEP_MILLISECONDS,
@@ -118,7 +120,10 @@ class Watcher:
             yield_on_timeout=True, force_polling=False, stop_event=stop,
         ):  # fmt: skip
             self.up = True
-            if not heard or any(_concerns(Path(path), folder, watched) for _, path in events):
+            if not heard or any(
+                path.name == folder.name or watched.get(path.parent) in counting
+                for path in (Path(event) for _, event in events)
+            ):
                 hint()  # the first time for what happened before there were events
             heard = True
             if _watched(folder) != watched:
@@ -144,11 +149,3 @@ def _inside(folder: Path) -> list[Path]:
     """Those folders in which every file counts."""
     links = [file for name in FILES if (file := folder / name).is_symlink()]
     return [folder, folder.resolve(), *(file.resolve().parent for file in links)]
-
-
-def _concerns(path: Path, folder: Path, watched: Watched) -> bool:
-    """Something in a folder that counts, by whatever name, or the policy folder itself."""
-    if path.name == folder.name:
-        return True
-    counting = {watched[one] for one in _inside(folder) if one in watched}
-    return path.parent not in watched or watched[path.parent] in counting

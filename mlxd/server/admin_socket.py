@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import os
@@ -36,10 +37,14 @@ class AdminSocket:
         self.path = path_for(state)
         self._shared = self.path.parent != state
         self._server = server
+        self._sock: socket.socket | None = None
         self._listener: asyncio.Server | None = None
 
-    async def open(self) -> None:
-        """Raises OSError. The caller holds the state folder: a socket that is there is stale."""
+    def bind(self) -> None:
+        """From here on clients may connect, and wait until it serves. Raises OSError.
+
+        The caller holds the state folder: a socket that is there is stale.
+        """
         if self._shared:
             _make_private(self.path.parent)
         self.path.unlink(missing_ok=True)
@@ -47,18 +52,26 @@ class AdminSocket:
         try:
             sock.bind(str(self.path))
             self.path.chmod(0o600)  # nobody can connect before it listens
+            sock.listen(_BACKLOG)
         except OSError:
             sock.close()
             raise
-        self._listener = await asyncio.get_running_loop().create_unix_server(
-            self._server.connection, sock=sock, backlog=_BACKLOG
-        )
+        self._sock = sock
+
+    async def serve(self) -> None:
+        """Answer, if it could be bound."""
+        if self._sock is not None:
+            self._sock.setblocking(False)
+            self._listener = await asyncio.get_running_loop().create_unix_server(
+                self._server.connection, sock=self._sock, backlog=_BACKLOG
+            )
 
     async def close(self) -> None:
         """End every connection, and remove the socket."""
         if self._listener is not None:
             self._listener.close()
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
             self._server.pre_shutdown()
             await self._server.shutdown(0.5)
 

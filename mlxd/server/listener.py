@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _SHUTDOWN_SECONDS = 0.5
 _BIND_SECONDS = 10.0
+_MOST_WAITING = 65535
 
 Moved = Callable[[str, int], None]
 
@@ -125,7 +126,9 @@ class Listener:
         await self._server.shutdown(_SHUTDOWN_SECONDS)
 
     def turn_to(self, door: Door, host: str, linger: float) -> None:
-        """`door` is the one from here on; the one before lingers. Cannot fail."""
+        """`door` is the one from here on; the one before lingers. Not once the daemon stops."""
+        if door not in self._doors:
+            return
         before, self._current = self._current, door
         door.host = host
         self.keep(door)
@@ -169,6 +172,8 @@ class Listener:
         log.info("%s accepts connections for %g more seconds", door, linger)
 
     def _retire(self, door: Door) -> None:
+        if door not in self._doors:
+            return
         name = str(door)
         self._shut(door)
         self._own(self._close_connections(door))
@@ -191,9 +196,11 @@ class Listener:
 
     def _take_waiting(self, door: Door) -> None:
         """Accept whoever the kernel has connected already: closing the socket would reset them."""
-        while True:
+        for _ in range(_MOST_WAITING):
             try:
-                sock, _ = door.sock.accept()
+                sock, _address = door.sock.accept()
+            except ConnectionAbortedError:
+                continue
             except OSError:
                 return
             self._own(self._serve_accepted(door, sock))

@@ -22,7 +22,10 @@ def resolve(host: str, port: int) -> tuple[Any, ...]:
 
     A name that has an IPv4 address is taken by that: `localhost` is 127.0.0.1 everywhere.
     """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except UnicodeError as error:  # a label of more than 63 characters
+        raise OSError(errno.EINVAL, "not a host name") from error
     family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     return family, kind, protocol, address
 

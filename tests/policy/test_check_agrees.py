@@ -103,7 +103,7 @@ def test_a_file_whose_name_is_no_text_is_named_all_the_same(tmp_path: Path) -> N
 
     status, said = checked(tmp_path, tmp_path / "state")
     assert (status, said["valid"]) == (2, False)
-    assert said["errors"][0]["file"] == "limits\udcff.yaml"
+    assert said["errors"][0]["file"] == "limits\\udcff.yaml"
 
 
 def test_a_number_always_gives_the_same_set() -> None:

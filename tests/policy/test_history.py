@@ -24,6 +24,12 @@ def names(folder: Path) -> list[str]:
     return [entry.name for entry in folder.iterdir()]
 
 
+def writing(history: History, folder: Path, contents: dict[str, bytes | None]) -> WriteBack:
+    """Of what was found there."""
+    seen = {file.name: file.read_bytes() for file in folder.iterdir()}
+    return WriteBack(history, folder, seen, contents)
+
+
 @pytest.fixture
 def history(tmp_path: Path) -> History:
     return History(tmp_path / "state" / "lkg")
@@ -73,7 +79,7 @@ class TestWritingBack:
         self, history: History, folder: Path
     ) -> None:
         (folder / "limits.yaml").chmod(0o640)
-        WriteBack(history, folder, {"limits.yaml": RAW, "timeouts.yaml": None}).write()
+        writing(history, folder, {"limits.yaml": RAW, "timeouts.yaml": None}).write()
         assert (folder / "limits.yaml").read_bytes() == RAW
         assert stat.S_IMODE((folder / "limits.yaml").stat().st_mode) == 0o640
         assert names(folder) == ["limits.yaml"]
@@ -83,16 +89,20 @@ class TestWritingBack:
         real.write_text("old")
         (folder / "limits.yaml").unlink()
         (folder / "limits.yaml").symlink_to(real)
-        WriteBack(history, folder, {"limits.yaml": b"new"}).write()
+        writing(history, folder, {"limits.yaml": b"new"}).write()
         assert (folder / "limits.yaml").is_symlink()
         assert real.read_bytes() == b"new"
 
     def test_one_file_that_cannot_be_written_leaves_all_as_they_were(
         self, history: History, folder: Path
     ) -> None:
-        contents = {"limits.yaml": b"new", "timeouts.yaml": None, "gone/server.yaml": b"new"}
+        contents: dict[str, bytes | None] = {
+            "limits.yaml": b"new",
+            "timeouts.yaml": None,
+            "gone/server.yaml": b"new",
+        }
         with pytest.raises(FileNotFoundError):
-            WriteBack(history, folder, contents).write()
+            writing(history, folder, contents).write()
         assert (folder / "limits.yaml").read_text() == "old"
         assert (folder / "timeouts.yaml").read_text() == "old"
 
@@ -124,9 +134,19 @@ class TestWritingBack:
         assert (folder / "timeouts.yaml").read_text().startswith("edited")
         assert not note.exists()
 
+    def test_what_was_saved_meanwhile_is_not_overwritten(
+        self, history: History, folder: Path
+    ) -> None:
+        back = writing(history, folder, {"limits.yaml": b"new", "timeouts.yaml": b"new"})
+        (folder / "timeouts.yaml").write_text("saved meanwhile")
+        with pytest.raises(OSError, match="edited meanwhile"):
+            back.write()
+        assert (folder / "limits.yaml").read_text() == "old"
+        assert (folder / "timeouts.yaml").read_text() == "saved meanwhile"
+
     def test_a_file_that_is_no_text_is_put_back(self, history: History, folder: Path) -> None:
         (folder / "limits.yaml").write_bytes(b"\xff\xfe")
-        back = WriteBack(history, folder, {"limits.yaml": b"new"})
+        back = writing(history, folder, {"limits.yaml": b"new"})
         back.write()
         assert (folder / "limits.yaml").read_bytes() == b"new"
         back.undo()

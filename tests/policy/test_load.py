@@ -112,6 +112,12 @@ def test_errors_of_all_files_come_at_once(folder: Path) -> None:
     ]
 
 
+def test_a_file_whose_name_is_no_text_is_named_in_text(folder: Path) -> None:
+    (folder / "limits\udcff.yaml").write_text("")
+    (line,) = refused(folder)
+    assert line.encode().startswith(b"limits\\udcff.yaml: unknown policy file")
+
+
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path / "none") == [
         f"{tmp_path}/none: cannot be read: No such file or directory"

@@ -106,3 +106,18 @@ async def test_a_commit_that_fails_writes_the_present_files_again(ground: Ground
     before = {file.name: file.read_bytes() for file in ground.folder.iterdir()}
     assert (await reloader.rollback(1)).result == "refused"
     assert {file.name: file.read_bytes() for file in ground.folder.iterdir()} == before
+
+
+async def test_one_that_is_refused_leaves_an_edit_that_waits_for_its_port_waiting(
+    ground: Ground,
+) -> None:
+    reloader = await three_generations(ground)
+    applier = Breaks("prepare")
+    reloader.use(applier)
+    ground.write(server="listen: {port: 11500}\n")
+    await reloader.look()
+    assert (await reloader.rollback(1, force=True)).result == "refused"
+    applier._where = ""
+    outcome = await reloader.look()
+    assert outcome is not None
+    assert ground.current.server.listen.port == 11500

@@ -112,6 +112,22 @@ async def test_a_file_that_stays_away_is_deleted(
     assert await settle_on(folder, before) == {}
 
 
+async def test_a_file_that_vanishes_late_has_as_much_time_to_come_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settle, "VANISHED_SECONDS", 0.3)
+    before, file = read(folder), folder / "limits.yaml"
+    waiting = asyncio.create_task(settle_on(folder, before, quiet=0.05))
+    for number in range(25):
+        file.write_text(f"restless {number}")
+        await asyncio.sleep(0.02)
+    file.unlink()
+    done, _ = await asyncio.wait([waiting], timeout=0.15)
+    assert not done
+    file.write_text("two")
+    assert await waiting == {"limits.yaml": b"two"}
+
+
 async def test_without_leases_a_pause_ends_a_write(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

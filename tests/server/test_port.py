@@ -39,3 +39,8 @@ def test_a_name_is_taken_by_its_ipv4_address(monkeypatch):
     monkeypatch.setattr("socket.getaddrinfo", lambda *args, **options: [six, four])
     with bind("localhost", 0) as sock:
         assert sock.getsockname()[0] == "127.0.0.1"
+
+
+def test_a_name_that_no_host_can_have_is_refused_as_one():
+    with pytest.raises(OSError, match="not a host name"):
+        bind("a" * 70 + ".localhost", 0)

@@ -217,7 +217,8 @@ async def _finish(holder: Holder, meter: Meter) -> None:
     note = holder.history.folder / rollback._NOTE
     noted: list[bytes] = []
     with patch.object(rollback, "_write_all", lambda *_: noted.append(note.read_bytes())):
-        rollback.WriteBack(holder.history, holder.folder, contents).write()
+        seen = {name: text.encode() for name, text in NEW.items()}
+        rollback.WriteBack(holder.history, holder.folder, seen, contents).write()
     save(note, noted[0])
     with armed(meter):
         _expect(named(boot(holder.folder, (), holder.history).policies), "old")

@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 from mlxd.cli.arguments import add_json, add_places
 
+_MOST_DIGITS = 9
+
 Actions = argparse._SubParsersAction  # the type that add_subparsers returns has no public name
 
 
@@ -74,7 +76,9 @@ def _add_changing(actions: Actions[argparse.ArgumentParser]) -> None:
     reload.add_argument("--etag", default="", help="only if these policies are still in force")
     rollback = _action(actions, "rollback", "write an earlier generation's files back", _rollback)
     add_json(rollback)
-    rollback.add_argument("generation", metavar="N", type=int, help="see mlxd policy history")
+    rollback.add_argument(
+        "generation", metavar="N", type=_generation, help="see mlxd policy history"
+    )
     rollback.add_argument("--etag", default="", help="only if these policies are still in force")
     rollback.add_argument(
         "--force", action="store_true", help="even if that loses an edit which is not in force"
@@ -91,6 +95,12 @@ def _add_files(actions: Actions[argparse.ArgumentParser]) -> None:
         "paths", metavar="PATH", nargs="*", help="files or folders; tests/ of the policy folder"
     )
     _action(actions, "init", "write the commented defaults where they are looked for", _init)
+
+
+def _generation(text: str) -> int:
+    if not text.isdecimal() or len(text) > _MOST_DIGITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no generation's number")
+    return int(text)
 
 
 def _check(arguments: argparse.Namespace) -> int:
