@@ -106,6 +106,9 @@ class Daemon:
         self._admin = AdminSocket(GuardedServer(edge, store, clock, limited=False), instance.state)
         self._stop = asyncio.Event()
         self._at_once = asyncio.Event()
+        self._following = False
+        self._told_early = False
+        """A SIGHUP came while the daemon was starting."""
         self._announcing = asyncio.Lock()
         self._threads = Threads("state")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -115,6 +118,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
+        loop.add_signal_handler(signal.SIGHUP, self._told_to_reload)
         self._join()
         listen = self._parts.policies.current.server.listen
         port = sock.getsockname()[1]
@@ -122,12 +126,11 @@ class Daemon:
         await self._announce(listen.host, port)
         await self._listener.open(sock, listen)
         self._parts.state.ready = True
+        self._greet(port)
         await self._reloader.begin()
         await self._admin.serve()
-        loop.add_signal_handler(signal.SIGHUP, self._told_to_reload)
-        self._greet(port)
-        self._own(self._parts.watcher.run())
-        self._preloader.start(self._parts.policies.current)
+        self._follow_edits()
+        sdnotify.SystemdNotifier().notify("READY=1")
         try:
             await self._stop.wait()
             self._forget_edits()
@@ -136,6 +139,14 @@ class Daemon:
         finally:
             self._forget_edits()
             await self._end()
+
+    def _follow_edits(self) -> None:
+        """From here on; a signal that came before is answered now."""
+        self._following = True
+        if self._told_early:
+            self._told_to_reload()
+        self._own(self._parts.watcher.run())
+        self._preloader.start(self._parts.policies.current)
 
     def _forget_edits(self) -> None:
         """A daemon that stops follows no more edits."""
@@ -187,12 +198,12 @@ class Daemon:
         warnings = [*self._parts.state.warnings, *policy_report.warnings(self._parts, policies)]
         for warning in warnings:
             log.warning("%s", warning)
-        sdnotify.SystemdNotifier().notify("READY=1")
 
     def _told_to_reload(self) -> None:
-        if self._stop.is_set():
-            return
-        self._own(self._reload_on_signal())
+        if not self._following:
+            self._told_early = True
+        elif not self._stop.is_set():
+            self._own(self._reload_on_signal())
 
     async def _reload_on_signal(self) -> None:
         """SIGHUP. systemd's `notify-reload` waits for READY=1, and so for the outcome."""

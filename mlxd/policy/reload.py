@@ -281,9 +281,9 @@ class Reloader:
             return outcome  # which is no news
         if outcome.ok or write is None:
             self.last = outcome
+        self._tell(outcome)
         if outcome.ok:
             await self._remember(outcome)
-        self._tell(outcome)
         return outcome
 
     def _still_in_the_way(self, outcome: Outcome) -> bool:
