@@ -73,6 +73,7 @@ def test_startup_says_every_figure(tmp_path: Path) -> None:
 @pytest.mark.mlx
 @pytest.mark.timeout(120)
 def test_policy_latency_says_every_figure(tmp_path: Path) -> None:
+    """R18 is judged by the full form."""
     report = run(
         "policy_latency.py", tmp_path,
         "--edits", "4", "--swaps", "4", "--requests", "60", "--stream", "2", "--reloads", "4",

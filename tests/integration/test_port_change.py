@@ -1,4 +1,4 @@
-"""Another port or host while clients work: none of them notices who looks where the daemon is."""
+"""Another port or host while clients work: none of them notices who looks where the daemon is (R9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is counted, and that Prometheus' own tool finds nothing wrong with it."""
+"""What is counted, and that Prometheus' own tool finds nothing wrong with it (R17)."""
 
 from __future__ import annotations
 
