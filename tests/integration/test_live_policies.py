@@ -1,4 +1,4 @@
-"""Policies that change under requests: each keeps its generation, and nothing else is touched (R1, R7, R10)."""
+"""Policies that change under requests: each keeps its generation (R1, R7, R10)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Another port or host while clients work: none of them notices who looks where the daemon is (R9)."""
+"""Another port or host while clients work: who follows the daemon notices nothing (R9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whichever way a policy file is written: it is in force soon after the last byte, and whole (R4)."""
+"""Whichever way a policy file is written: it is in force soon, and whole (R4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mlxd policy check` says OK exactly when a reload applies, and else each error that it says (R13).
+"""`mlxd policy check` says OK exactly when a reload applies, else the same errors (R13).
 
 Three hundred mutated policy folders here; benchmarks/policy_sweeps.py has five thousand.
 """

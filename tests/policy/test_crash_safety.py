@@ -1,4 +1,4 @@
-"""kill -9 at any line of a reload or rollback: the next boot has the old or the new, never a mix (R19).
+"""kill -9 at any line of a reload or rollback: the next boot has the old or the new, no mix (R19).
 
 The values of several files must fit together, and one file comes, another one goes. Twenty points
 for a reload and a rollback here; benchmarks/policy_sweeps.py has hundreds.

@@ -1,4 +1,4 @@
-"""Many reloads leave nothing behind, many edits make few reloads, and no edit is lost (R5, R6, R8)."""
+"""Many reloads leave nothing behind; many edits make few reloads, and none is lost (R5, R6, R8)."""
 
 from __future__ import annotations
 
