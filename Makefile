@@ -28,7 +28,7 @@ serve: $(VENV)/.serve
 	exec $(BIN)/mlxd serve --policies policies --state .state
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

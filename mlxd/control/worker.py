@@ -180,6 +180,8 @@ class Worker(asyncio.Protocol):
                     self._became_ready.set_result(message)
             case ipc.LoadFailed():
                 self._fail_load(message.reason)
+            case ipc.Need() | ipc.Observed():
+                pass
             case ipc.Pong():
                 self._last_pong = self._clock.monotonic()
 

@@ -24,6 +24,14 @@ class ModelSpec:
     """The real path of its folder: whatever alias names it, one folder is loaded once."""
     context: int
     """Tokens of prompt and answer together that it was made for."""
+    adapter: str = ""
+    """The folder of a LoRA adapter to put on the weights."""
+    chat_template: str = ""
+    """A file with the template to use in place of the model's own."""
+    trust_remote_code: bool = False
+    """Whether Python code in its folder may run."""
+    kv_bits: int = 0
+    """Bits of a number in its cache of keys and values; 0: as the model computes."""
 
 
 @dataclass(frozen=True, slots=True)

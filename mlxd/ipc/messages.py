@@ -1,7 +1,8 @@
 """Every message between daemon and worker, and its one encoding (a length, then MessagePack).
 
-Down: `Generate`, `Cancel`, `Ping`, `Shutdown`. Up: `Ready` or `LoadFailed` once; then `Accepted`
-or `Refused` for each `Generate`, `Output` once per engine step, `Pong`. Every `Generate` is ended
+Down: `Generate`, `Cancel`, `Budget`, `Trim`, `Ping`, `Shutdown`. Up: `Ready` or `LoadFailed` once;
+then `Accepted` or `Refused` for each `Generate`, `Output` once per engine step, `Need`, `Observed`,
+`Pong`. Every `Generate` is ended
 by exactly one of `Refused`, a piece `Ended`, a piece `Cancelled`, or the end of the socket.
 """
 
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from mlxd.core.events import FinishReason
+from mlxd.core.footprint import Footprint
 from mlxd.core.request import GenerationRequest, Sampling
 
 MAX_FRAME_BYTES = 64 * 2**20
@@ -31,12 +33,35 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     """limits.tokens.max_output: a longer answer is cut (finish `length`)."""
     context: int
     """Tokens of prompt and answer together; at most the model's own."""
+    expected_output: int = 1024
+    """memory.reserve.expected_output: tokens of the answer that memory is kept for at first."""
+    may_wait: bool = True
+    """Whether it waits for memory; else it is refused when it does not fit now."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     """Stop one request; answered by a `Cancelled` piece. For an ended one: nothing happens."""
 
     id: int
+
+
+class Budget(msgspec.Struct, frozen=True, tag="budget"):
+    """What the engine may hold from now on. It is also the answer to a `Need`."""
+
+    bytes: int
+    """Weights, caches and what a step computes with, together; 0: no limit."""
+    most: int
+    """What a `Need` could be granted at best, were everything else idle; 0: no limit."""
+    cache_bytes: int
+    """Freed buffers kept for reuse, beside that."""
+    answers: int = 0
+    """The `Need.id` that this answers; 0: none."""
+    wired_bytes: int = 0
+    """Memory to wire down for a GPU; 0: none."""
+
+
+class Trim(msgspec.Struct, frozen=True, tag="trim"):
+    """Free the buffers that are kept for reuse."""
 
 
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
@@ -58,6 +83,12 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     active_bytes: int
     thinking: bool
     tools: bool
+    footprint: Footprint
+    """As measured from its caches."""
+    peak_bytes: int = 0
+    """The most that loading held at one time."""
+    working_set_bytes: int = 0
+    """What the GPU recommends to hold at most; 0: it recommends nothing."""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
@@ -78,11 +109,15 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """The request cannot run; nothing of it will."""
 
     id: int
-    code: Literal["invalid_request", "context_exceeded", "unsupported"]
+    code: Literal["invalid_request", "context_exceeded", "unsupported", "insufficient_memory"]
     message: str
     param: str | None = None
     policy_key: str | None = None
     """The policy that decided, if one did."""
+    needed_bytes: int = 0
+    """With insufficient_memory: what it would take, in all."""
+    available_bytes: int = 0
+    """And what there is for it."""
 
 
 class Logprob(msgspec.Struct, frozen=True, array_like=True):
@@ -140,13 +175,42 @@ class Cancelled(msgspec.Struct, frozen=True, array_like=True, tag="x"):
 Piece = Text | Reasoning | Call | Ended | Cancelled
 
 
+class Memory(msgspec.Struct, frozen=True, array_like=True):
+    """What the engine holds, in bytes."""
+
+    active: int
+    cache: int
+    """Freed buffers kept for reuse."""
+    peak: int
+    """The most of `active` since the engine was last idle."""
+
+
+class Need(msgspec.Struct, frozen=True, tag="need"):
+    """A budget of so many bytes is wanted; answered by a `Budget` with it, or without."""
+
+    id: int
+    bytes: int
+
+
+class Observed(msgspec.Struct, frozen=True, tag="observed"):
+    """A busy time ended: what was foreseen for it, and what it took."""
+
+    predicted_bytes: int
+    """Weights included, by the footprint, for the largest batch."""
+    measured_bytes: int
+    rows: int
+    """Of the largest batch."""
+    longest: int
+    """Tokens of its longest sequence."""
+
+
 class Output(msgspec.Struct, frozen=True, tag="output", omit_defaults=True):
     """All pieces of one engine step, in order; empty ones are a sign of life, once a second."""
 
     step: int
     pieces: list[Piece]
-    active_bytes: int = 0
-    """Engine memory in use; sent now and then, 0 otherwise."""
+    memory: Memory | None = None
+    """Sent now and then."""
     started: list[int] = []
     """Requests whose prefill this step began; until then they wait behind others."""
     begun: list[int] = []
@@ -158,11 +222,11 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
 
     step: int
     running: int
-    active_bytes: int
+    memory: Memory
 
 
-Down = Generate | Cancel | Ping | Shutdown
-Up = Ready | LoadFailed | Accepted | Refused | Output | Pong
+Down = Generate | Cancel | Budget | Trim | Ping | Shutdown
+Up = Ready | LoadFailed | Accepted | Refused | Output | Need | Observed | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 _down: msgspec.msgpack.Decoder[Down] = msgspec.msgpack.Decoder(Down)

@@ -101,8 +101,9 @@ def _taken_plain(annotation: Any, metadata: list[Any], path: tuple[str, ...]) ->
         text = {"type": "string", "pattern": annotation.pattern}
         number = {"type": "number", **annotation.numbers}
         return {"anyOf": [text, number]} if annotation.numbers else text
-    if annotation is int:
-        return {"type": "integer", **_bounds(metadata, ge="minimum", le="maximum")}
+    if annotation in (int, float):
+        kind = "integer" if annotation is int else "number"
+        return {"type": kind, **_bounds(metadata, ge="minimum", le="maximum")}
     if annotation is str:
         return {"type": "string", "pattern": _pattern(metadata)}
     return {"type": {bool: "boolean", type(None): "null"}[annotation]}

@@ -27,8 +27,10 @@ RESTART_SECONDS = 1.0
 """Until a look is tried again after a defect."""
 _STEP_MILLISECONDS = 20
 """watchfiles looks this often at what the system has told it; 10 would cost twice the idle CPU."""
-_TURN_MILLISECONDS = 1000
-"""Between two looks whether the folders are still the same ones."""
+_TURN_MILLISECONDS = 250
+"""Between two looks whether the folders are still the same ones, and from when they are listened to
+until what was missed meanwhile is looked for.
+"""
 
 Look = Callable[[], Awaitable[object]]
 Watched = dict[Path, tuple[int, int]]
@@ -112,7 +114,7 @@ class Watcher:
             stop.wait(_TURN_MILLISECONDS / 1000)  # there is none yet
             hint()
             return
-        counting = {watched[one] for one in _inside(folder) if one in watched}
+        counting = _counting(folder, watched)
         heard = False
         for events in watch(
             *watched, watch_filter=None, recursive=False, debounce=_STEP_MILLISECONDS,
@@ -126,7 +128,7 @@ class Watcher:
             ):
                 hint()  # the first time for what happened before there were events
             heard = True
-            if _watched(folder) != watched:
+            if _watched(folder) != watched or _counting(folder, watched) != counting:
                 hint()  # what happens until the new one is listened to
                 return
 
@@ -143,6 +145,11 @@ def _watched(folder: Path | None) -> Watched:
             continue
         found[one] = (status.st_dev, status.st_ino)
     return found
+
+
+def _counting(folder: Path, watched: Watched) -> set[tuple[int, int]]:
+    """The watched folders in which every file counts; the one that holds it may become one."""
+    return {watched[one] for one in _inside(folder) if one in watched}
 
 
 def _inside(folder: Path) -> list[Path]:

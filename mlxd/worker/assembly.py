@@ -7,7 +7,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlxd.ipc.messages import Ready
+from mlxd.core.footprint import Footprint
+from mlxd.ipc.messages import Memory, Ready
 from mlxd.worker.checks import Checks
 from mlxd.worker.detokenize import Detokenizers
 from mlxd.worker.engine import Engine
@@ -29,7 +30,7 @@ def assemble(
     prepare_mlx()
     loaded = load(folder)
     markup = Markup(loaded.tokenizer)
-    intake.progress.measure = mx.get_active_memory
+    intake.progress.measure = _memory
     intake.preparation.checks = Checks(
         prompter=Prompter(loaded.tokenizer),
         grammars=Grammars(loaded.tokenizer, loaded.width),
@@ -53,8 +54,13 @@ def assemble(
         active_bytes=mx.get_active_memory(),
         thinking=markup.thinking,
         tools=markup.tools,
+        footprint=Footprint(mx.get_active_memory(), ()),
     )
     return loop, ready
+
+
+def _memory() -> Memory:
+    return Memory(mx.get_active_memory(), mx.get_cache_memory(), mx.get_peak_memory())
 
 
 def _engine(loaded: Loaded) -> Engine:

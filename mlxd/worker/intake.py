@@ -9,6 +9,7 @@ import os
 import queue
 
 from mlxd.ipc.messages import (
+    Budget,
     Cancel,
     Cancelled,
     Down,
@@ -17,6 +18,7 @@ from mlxd.ipc.messages import (
     Ping,
     Pong,
     Shutdown,
+    Trim,
     decode_down,
 )
 from mlxd.worker.job import Inbox, Progress
@@ -49,6 +51,8 @@ class Intake:
                 self.preparation.add(message, size)
             case Cancel():
                 self._cancel(message)
+            case Budget() | Trim():
+                self.inbox.put([message])
             case Ping():
                 at = self.progress
                 self._link.send(Pong(at.step, at.running, at.measure()))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from mlxd.core.request import GenerationRequest, Sampling
-from mlxd.ipc.messages import Cancel, Shutdown
+from mlxd.ipc.messages import Budget, Cancel, Memory, Shutdown, Trim
 from mlxd.worker.engine import Processor
 from mlxd.worker.stops import StopStrings
 
@@ -32,7 +32,7 @@ class Job:
     grammar: Grammar | None = None
 
 
-Command = Job | Cancel | Shutdown
+Command = Job | Cancel | Budget | Trim | Shutdown
 Inbox = queue.SimpleQueue[list[Command]]
 
 
@@ -42,5 +42,5 @@ class Progress:
 
     step: int = 0
     running: int = 0
-    measure: Callable[[], int] = int
-    """Bytes of engine memory in use; none before MLX is imported."""
+    measure: Callable[[], Memory] = lambda: Memory(0, 0, 0)
+    """What the engine holds; nothing before MLX is imported."""

@@ -237,8 +237,8 @@ class Loop:
         self, pieces: list[Piece], started: Sequence[int] = (), begun: Sequence[int] = ()
     ) -> None:
         step = self._progress.step
-        active = 0
+        memory = None
         if step >= self._memory_due:
-            active = mx.get_active_memory()
+            memory = self._progress.measure()
             self._memory_due = step + MEMORY_EVERY
-        self._link.send(Output(step, pieces, active, list(started), list(begun)))
+        self._link.send(Output(step, pieces, memory, list(started), list(begun)))

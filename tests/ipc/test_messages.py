@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlxd.core.footprint import Footprint, LayerGroup
 from mlxd.core.request import CalledTool, GenerationRequest, Message, Sampling
 from mlxd.ipc.messages import (
     MAX_FRAME_BYTES,
     Accepted,
     BrokenFrame,
+    Budget,
     Call,
     Cancel,
     Cancelled,
@@ -24,6 +26,9 @@ from mlxd.ipc.messages import (
     Generate,
     LoadFailed,
     Logprob,
+    Memory,
+    Need,
+    Observed,
     Output,
     Ping,
     Pong,
@@ -32,6 +37,7 @@ from mlxd.ipc.messages import (
     Refused,
     Shutdown,
     Text,
+    Trim,
     Unsendable,
     Up,
     decode_down,
@@ -50,16 +56,19 @@ REQUEST = GenerationRequest(
     stop=("a", "b"),
     think="low",
 )
+FOOTPRINT = Footprint(1000, (LayerGroup(2, 64), LayerGroup(1, 0, constant_bytes=9)), 10, 4)
 DOWN: tuple[Down, ...] = (
     Generate(
         1, REQUEST, Sampling(temperature=0.5, logit_bias=((3, -1.0),), seed=2**63), 10, 20, 40
     ),
     Cancel(1),
+    Budget(100, 200, 10, answers=3),
+    Trim(),
     Ping(),
     Shutdown(),
 )
 UP: tuple[Up, ...] = (
-    Ready(True, 512, 4096, 1.5, 100, True, False),
+    Ready(True, 512, 4096, 1.5, 100, True, False, FOOTPRINT),
     LoadFailed("no"),
     Accepted(1, 10),
     Refused(2, "context_exceeded", "too long", "prompt"),
@@ -72,11 +81,13 @@ UP: tuple[Up, ...] = (
             Ended(1, "stop", 3, 4, 0, 0.1, 0.2, "end"),
             Cancelled(2),
         ],
-        5,
+        Memory(5, 6, 7),
         [3, 4],
         [1],
     ),
-    Pong(1, 2, 3),
+    Need(1, 2**40),
+    Observed(90, 100, 4, 1000),
+    Pong(1, 2, Memory(3, 4, 5)),
 )
 
 

@@ -86,7 +86,7 @@ def _leaves(found: PolicySet) -> dict[str, str]:
         ("models.load.retry.max", "2"),
         ("memory.check_interval", "10s"),
         ("memory.eviction.keep", "1"),
-        ("memory.reserve.system", "4GiB"),
+        ("memory.reserve.system", "auto"),
         ("supervision.worker.health.interval", "10s"),
         ("supervision.worker.health.failures_down", "3"),
         ("supervision.worker.budget", "[{max: 5, per: 300s}]"),

@@ -195,7 +195,7 @@ def test_a_defect_ends_the_process_with_70(monkeypatch, capsys):
 
 def test_memory_is_reported_now_and_then():
     wire = run(Script(), [job(1, max_tokens=130)])
-    reported = [m.step for m in wire.of(Output) if m.active_bytes]
+    reported = [m.step for m in wire.of(Output) if m.memory]
     assert len(reported) <= 3
     assert len(wire.of(Output)) == 130
 

@@ -305,7 +305,7 @@ def test_a_ping_is_answered_while_the_model_computes(worker):
     worker.send(Ping())
     worker.until(lambda: bool(worker.pongs))
     worker.until(lambda: worker.told[id].over)
-    assert worker.pongs[0].active_bytes > 0
+    assert worker.pongs[0].memory.active > 0
 
 
 def test_an_idle_worker_uses_no_processor_time(worker):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mlxd.policy.schema.base import Auto, Policy, Reload, field, section
+from mlxd.policy.schema.base import Auto, Policy, Positive, Reload, field, section
 from mlxd.policy.units import Delay, Duration, Ratio, Size
 
 _REPORTED = "only reported: nothing is evicted or refused by it yet"
@@ -107,6 +107,16 @@ class Eviction(Policy):
         1, "Models that stay however full memory is; only the emergency mark ignores it.",
         unit="models", enforced=False, example="0", ge=0,
     )  # fmt: skip
+    protect_recent: Delay = field(
+        "30s", "A model used this recently is not evicted; a load that needs its room waits. With "
+        "0s two models that do not fit together alternate at once, a load each time.",
+        unit="duration", enforced=False, example="0s",
+    )  # fmt: skip
+    min_residency: Delay = field(
+        "30s", "How long a model stays at least once it is loaded, against thrashing; the "
+        "emergency mark ignores it.",
+        unit="duration", enforced=False, example="2m",
+    )  # fmt: skip
     verify_reclaim: Duration = field(
         "5s", "How long to wait for the bytes of an evicted model to be free again before the "
         "next load is judged.",
@@ -115,13 +125,25 @@ class Eviction(Policy):
 
 
 class Reserve(Policy):
-    system: Size = field(
-        "4GiB", "Memory that no load may take: it is the rest of the machine's.",
+    system: Auto | Size = field(
+        "auto", "Memory that no load may take: it is the rest of the machine's; auto is 4GiB, and "
+        "a tenth of a machine, or of a memory limit, that has less than 40GiB.",
         unit="size", enforced=False, example="16GiB",
     )  # fmt: skip
     per_request: Auto | Size = field(
-        "auto", "Memory kept for each generation at one time; auto is what its cache may grow to.",
+        "auto", "Memory kept with a model's weights for its first generation; auto is what "
+        "`expected_output` and as many prompt tokens take.",
         unit="size", enforced=False, example="2GiB",
+    )  # fmt: skip
+    expected_output: Positive = field(
+        1024, "Tokens of an answer for which memory is kept when a generation starts; beyond them "
+        "it grows in steps, and one that cannot grow ends with finish `length`.",
+        unit="tokens", enforced=False, example="256",
+    )  # fmt: skip
+    when_full: Literal["wait", "refuse"] = field(
+        "wait", "What a generation or load that does not fit now does: it waits for room, within "
+        "`timeouts.model_load` for a load, or is refused at once (503).",
+        enforced=False, example="refuse",
     )  # fmt: skip
 
 
@@ -169,4 +191,9 @@ class Memory(Policy):
     eviction: Eviction = section("Which models leave memory.")
     reserve: Reserve = section("What must stay free for a load to be allowed.")
     worker_limits: WorkerLimits = section("What one worker may take.")
+    gpu_exclusive: Auto | bool = field(
+        "auto", "Whether only one worker steps at a time; auto says so where several processes on "
+        "one GPU are known to hurt each other (Metal), and lets CPUs and CUDA share.",
+        enforced=False, example="true",
+    )  # fmt: skip
     prefix_cache: PrefixCache = section("Prompts whose beginning was seen before start there.")

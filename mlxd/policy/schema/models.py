@@ -45,6 +45,25 @@ class ModelDefaults(Policy):
     )  # fmt: skip
 
 
+SAMPLING: Mapping[str, tuple[float, float]] = {
+    "temperature": (0, 100),
+    "top_p": (0, 1),
+    "top_k": (0, 2**31),
+    "min_p": (0, 1),
+    "repeat_penalty": (0.01, 100),
+}
+"""What a model's entry may set, and within which bounds."""
+SamplingName = Literal["temperature", "top_p", "top_k", "min_p", "repeat_penalty"]
+
+
+def _sampling(values: Mapping[str, float]) -> Mapping[str, float]:
+    for name, value in values.items():
+        low, high = SAMPLING[name]
+        if not low <= value <= high:
+            raise ValueError(f"expected a {name} from {low:g} to {high:g}, got {value:g}")
+    return values
+
+
 class Model(Policy):
     path: Folder | None = field(
         None, "The model's folder; without it, the one that the scan finds under this name.",
@@ -68,6 +87,16 @@ class Model(Policy):
     max_concurrency: Literal["inherit"] | Positive | None = field(
         None, "As `models.defaults.max_concurrency`, for this model.",
         unit="requests", reload="live-drain", enforced=False, example="2",
+    )  # fmt: skip
+    sampling: Annotated[Mapping[SamplingName, float], AfterValidator(_sampling)] = field(
+        {}, "How it samples where a request does not say: temperature, top_p, top_k, min_p and "
+        "repeat_penalty. Its own stored parameters come after these.",
+        enforced=False, example="{temperature: 0.7}",
+    )  # fmt: skip
+    kv_bits: Literal["none", 2, 3, 4, 6, 8] = field(
+        "none", "Bits of each number in its cache of keys and values; with a number the model "
+        "serves one request at a time.",
+        unit="bits", reload="rolling", enforced=False, example="8",
     )  # fmt: skip
     draft: Name | None = field(
         None, "The model, by its name, that drafts tokens for it (speculative decoding).",
