@@ -1,0 +1,56 @@
+"""What a loaded model's caches take, measured on real ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from mlxd.core.footprint import Footprint, LayerGroup
+
+KV_GROUP = 64
+"""Numbers that share a scale and a bias in a quantised cache."""
+
+
+def footprint_of(
+    model: Any, cache: Sequence[Any], weights_bytes: int, *, fused: bool, kv_bits: int = 0
+) -> Footprint:
+    """`cache` has seen at least one token. `fused`: attention keeps no matrix of scores."""
+    kinds = Counter(kind for layer in cache for kind in _kinds(layer, kv_bits))
+    groups = tuple(
+        LayerGroup(layers, token_bytes, window, constant)
+        for (token_bytes, window, constant), layers in kinds.items()
+    )
+    return Footprint(weights_bytes, groups)
+
+
+def _kinds(cache: Any, kv_bits: int) -> Iterator[tuple[int, int, int]]:
+    """Bytes of a token, window and constant bytes of one layer; a layer may have several caches."""
+    if hasattr(cache, "caches"):
+        for part in cache.caches:
+            yield from _kinds(part, kv_bits)
+    elif getattr(cache, "keys", None) is not None:
+        window = getattr(cache, "max_size", 0) or getattr(cache, "chunk_size", 0)
+        bits = kv_bits if not window and hasattr(cache, "to_quantized") else 0
+        yield _token_bytes((cache.keys, cache.values), bits), window, 0
+    else:
+        yield 0, 0, cache.nbytes
+
+
+def _token_bytes(pair: Iterable[Any], kv_bits: int) -> int:
+    return sum(_row_bytes(part, kv_bits) for array in pair for part in _parts(array))
+
+
+def _parts(array: Any) -> Sequence[mx.array]:
+    return array if isinstance(array, tuple | list) else (array,)
+
+
+def _row_bytes(array: mx.array, kv_bits: int) -> int:
+    """Of one token: arrays are (1, heads, tokens, numbers)."""
+    heads, numbers = array.shape[1], array.shape[3]
+    if kv_bits:
+        scales = 2 * (numbers // KV_GROUP) * array.itemsize
+        return heads * (numbers * kv_bits // 8 + scales)
+    return heads * numbers * array.itemsize
