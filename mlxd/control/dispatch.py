@@ -98,7 +98,7 @@ def _order(
     request: GenerationRequest, card: ModelCard, policies: PolicySet, arrived: float
 ) -> Order:
     """The client decides, then the model's own files, then the dialect."""
-    timeouts, tokens = policies.timeouts, policies.limits.tokens
+    timeouts, tokens, reserve = policies.timeouts, policies.limits.tokens, policies.memory.reserve
     return Order(
         request=request,
         sampling=request.sampling.over(card.sampling).over(request.fallback),
@@ -113,4 +113,6 @@ def _order(
             line=policies.line,
         ),
         arrived=arrived,
+        expected_output=reserve.expected_output,
+        wait_seconds=float(timeouts.model_load) if reserve.when_full == "wait" else 0.0,
     )
