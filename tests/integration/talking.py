@@ -7,11 +7,13 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 import psutil
 
+from mlxd.ipc.messages import launch_of
 from tests.support.daemon import Daemon
 
 Json = dict[str, Any]
@@ -186,8 +188,9 @@ def workers_of(daemon: Daemon) -> dict[str, int]:
     found = {}
     for process in daemon.workers():
         command = process.cmdline()
-        if "--model" in command:
-            found[command[command.index("--model") + 1].rpartition("/")[2]] = process.pid
+        if "--spec" in command:
+            launch = launch_of(command[command.index("--spec") + 1])
+            found[Path(launch.path).name] = process.pid
     return found
 
 

@@ -11,23 +11,32 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from mlxd.core.footprint import Footprint, LayerGroup
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.ipc.messages import (
     Accepted,
+    Budget,
     Cancel,
     Cancelled,
     Ended,
+    Memory,
     Output,
     Refused,
     Shutdown,
     Text,
     Up,
 )
+from mlxd.worker.budget import Ledger
 from mlxd.worker.engine import Prompt, Step
 from mlxd.worker.job import Job, Progress
 from mlxd.worker.stops import StopStrings
+from mlxd.worker.turns import Turns
 
 pytestmark = pytest.mark.mlx
+
+KIB = 1024
+FOOTPRINT = Footprint(weights_bytes=100 * KIB, groups=(LayerGroup(1, token_bytes=4),))
+"""A sequence takes a KiB for each 256 tokens, and nothing else."""
 
 
 @dataclass
@@ -118,11 +127,43 @@ def job(id: int, *, tokens: int = 5, max_tokens: int = 4, **sampling: Any) -> Jo
     return Job(id, request, Sampling(**sampling), [tokens], max_tokens, False, StopStrings(()))
 
 
-def run(engine: Script, *batches: list[Any]) -> Wire:
+class Heap:
+    """An allocator that holds what it is told to."""
+
+    def __init__(self, active: int = 0) -> None:
+        self.held = active
+        self.budgets: list[Budget] = []
+        self.trims = 0
+        self.resets = 0
+
+    def apply(self, budget: Budget) -> None:
+        self.budgets.append(budget)
+
+    def active(self) -> int:
+        return self.held
+
+    def measure(self) -> Memory:
+        return Memory(self.held, 0, self.held)
+
+    def trim(self) -> None:
+        self.trims += 1
+
+    def reset_peak(self) -> None:
+        self.resets += 1
+
+
+def run(
+    engine: Script,
+    *batches: list[Any],
+    heap: Heap | None = None,
+    budget: Budget | None = None,
+    wire: Wire | None = None,
+) -> Wire:
     """Each batch is seen before a step; after the last, the loop runs dry and shuts down."""
     from mlxd.worker.loop import Loop
+    from mlxd.worker.making import Maker
 
-    wire = Wire()
+    wire = wire or Wire()
     waiting = list(batches)
 
     class Inbox(queue.SimpleQueue[Any]):
@@ -133,8 +174,16 @@ def run(engine: Script, *batches: list[Any]) -> Wire:
             return waiting.pop(0) if waiting else [Shutdown()]
 
     loop: Any = Loop
+    maker: Any = Maker
     loop(
-        engine, wire, Inbox(), Progress(), detokenizers=Letters(), markup=Plain(), vocabulary=64
+        engine,
+        wire,
+        Inbox(),
+        Progress(),
+        maker=maker(Letters(), Plain(), 64),
+        ledger=Ledger(FOOTPRINT, 32, budget),
+        allocator=heap or Heap(),
+        turns=Turns(None),
     ).run()
     return wire
 
@@ -174,30 +223,49 @@ def test_what_the_engine_raises_is_not_caught_here():
         run(Script(breaks_at=2), [job(1)])
 
 
-def test_a_defect_ends_the_process_with_70(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError("no"), 70),
+        (RuntimeError("[METAL] Command buffer execution failed: timeout"), 70),
+        (MemoryError("no"), 71),
+        (RuntimeError("[metal::malloc] Resource limit (499000) exceeded."), 71),
+        (RuntimeError("[malloc] Unable to allocate 123 bytes."), 71),
+        (RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory"), 71),
+    ],
+)
+def test_a_defect_ends_the_process_with_70_and_want_of_memory_with_71(
+    monkeypatch, capsys, error, status
+):
     from mlxd.worker import __main__ as worker
+
+    said: list[str] = []
 
     class Broken:
         def run(self) -> None:
-            raise MemoryError("no")
+            raise error
+
+        def last_words(self) -> None:
+            said.append("last words")
 
     def leave(status: int) -> None:
         raise SystemExit(status)
 
-    monkeypatch.setattr(worker, "_arguments", lambda: None)
-    monkeypatch.setattr(worker, "_start", lambda _: Broken())
+    monkeypatch.setattr(worker, "_arguments", lambda: (0, None))
+    monkeypatch.setattr(worker, "_start", lambda *_: Broken())
     monkeypatch.setattr("os._exit", leave)
     with pytest.raises(SystemExit) as caught:
         worker.main()
-    assert caught.value.code == 70
-    assert "MemoryError" in capsys.readouterr().err
+    assert caught.value.code == status
+    assert type(error).__name__ in capsys.readouterr().err
+    assert bool(said) == (status == 71)
 
 
 def test_memory_is_reported_now_and_then():
     wire = run(Script(), [job(1, max_tokens=130)])
     reported = [m.step for m in wire.of(Output) if m.memory]
-    assert len(reported) <= 3
-    assert len(wire.of(Output)) == 130
+    assert reported == [1, 65, 129, 130]
+    assert len(wire.of(Output)) == 131, "each step, and the rest after them"
 
 
 def test_what_starts_is_said_with_the_step_and_times_count_from_there():
