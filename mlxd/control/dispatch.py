@@ -114,5 +114,5 @@ def _order(
         ),
         arrived=arrived,
         expected_output=reserve.expected_output,
-        wait_seconds=float(timeouts.model_load) if reserve.when_full == "wait" else 0.0,
+        wait_seconds=float(timeouts.generation) if reserve.when_full == "wait" else 0.0,
     )

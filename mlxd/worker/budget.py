@@ -253,15 +253,18 @@ class Ledger:
         return max(claim.until, asked.at + ANSWER_SECONDS) if asked and pending else claim.until
 
     def _no_room(self, claim: Claim, needed: int) -> Refused:
+        """`timeouts.generation` bounds the wait: what runs when it begins has ended by then."""
         available = self._budget.bytes
-        waited = self._shares and claim.patient
+        beside = " beside what runs" if self._shares else ""
+        decided = None
+        if self._shares:
+            decided = "timeouts.generation" if claim.patient else "memory.reserve.when_full"
         return Refused(
             claim.id,
             "insufficient_memory",
-            f"{claim.prompt} prompt tokens and an answer need {spoken(needed)} of memory with what"
-            f" already runs, and {spoken(available)} are available for this model"
-            + (" (waited as long as is allowed)" if waited else ""),
-            policy_key=None if claim.patient else "memory.reserve.when_full",
+            f"a prompt of {claim.prompt} tokens and its answer need {spoken(needed)} of memory"
+            f"{beside}, and {spoken(available)} are available for this model",
+            policy_key=decided,
             needed_bytes=needed,
             available_bytes=available,
         )
@@ -369,7 +372,7 @@ class Ledger:
         if not decoding and not joining:
             return
         predicted = self._footprint.peak_bytes(decoding, joining, self._chunk)
-        if predicted > self._largest.predicted_bytes:
+        if predicted >= self._largest.predicted_bytes:
             rows = len(decoding) + len(joining)
             self._largest = Largest(predicted, rows, max([*decoding, *joining]))
 

@@ -78,6 +78,7 @@ class Loop:
             self._settle()
             if self._running:
                 self._step()
+                self._settle()
 
     def last_words(self) -> None:
         """What the engine held when it found no more memory; it is never stepped again."""
