@@ -130,7 +130,7 @@ async def test_a_need_is_for_whoever_owns_memory_to_answer():
 async def test_what_a_worker_holds_is_what_it_said_last():
     talk = Conversation()
     assert talk.worker.memory == ipc.Memory(0, 0, 0)
-    assert talk.worker.footprint is None
+    assert Conversation().worker.footprint is None
     ready = ipc.Ready(True, 5, 5, 1.0, 40, False, False, FOOTPRINT, peak_bytes=60)
     talk.says(ready)
     assert talk.worker.memory == ipc.Memory(40, 0, 60)
