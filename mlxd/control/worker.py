@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -19,6 +19,7 @@ from mlxd.control.process import EngineProcess
 from mlxd.core.clock import Clock
 from mlxd.core.errors import InvalidRequest, MlxdError, ModelLoadFailed, WorkerCrashed
 from mlxd.core.events import Burst, Started
+from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.ipc import messages as ipc
@@ -51,6 +52,17 @@ class Worker(asyncio.Protocol):
         self.spec = spec
         self.name = name
         self.ready: ipc.Ready | None = None
+        self.memory = ipc.Memory(0, 0, 0)
+        """What the engine holds, as it said last."""
+        self.budget: ipc.Budget | None = None
+        """What it was last allowed."""
+        self.out_of_memory = False
+        """Whether the process ended because its engine found no memory."""
+        self.on_need: Callable[[Worker, ipc.Need], None] | None = None
+        """Answers with `set_budget`, in its own time; without one the present budget is final."""
+        self.on_observed: Callable[[Worker, ipc.Observed], None] | None = None
+        self.on_end: Callable[[Worker], None] | None = None
+        """Called once, when the process is gone, asked for or not."""
         self._clock = clock
         self._process = process
         self._pulse = Pulse()
@@ -64,7 +76,15 @@ class Worker(asyncio.Protocol):
         self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
-    async def spawn(cls, spec: ModelSpec, name: str, clock: Clock, *, temporary: Path) -> Worker:
+    async def spawn(
+        cls,
+        spec: ModelSpec,
+        name: str,
+        clock: Clock,
+        *,
+        temporary: Path,
+        budget: ipc.Budget | None = None,
+    ) -> Worker:
         """Start the process; it loads its model by itself (see `until_ready`).
 
         Raises ModelLoadFailed when the system gives no process.
@@ -77,6 +97,7 @@ class Worker(asyncio.Protocol):
                 retry_after=5.0,
             ) from error
         worker = cls(spec, name, clock, process)
+        worker.budget = budget
         worker._own(worker._bury())
         await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=sock)
         return worker
@@ -88,6 +109,16 @@ class Worker(asyncio.Protocol):
     @property
     def alive(self) -> bool:
         return self._transport is not None and not self._stopping
+
+    @property
+    def footprint(self) -> Footprint | None:
+        """What its model takes; known once that is loaded."""
+        return self.ready.footprint if self.ready is not None else None
+
+    def set_budget(self, budget: ipc.Budget) -> None:
+        """What the engine may hold from now on; with `answers`, the answer to a `Need`."""
+        self.budget = budget
+        self._send(budget)
 
     async def until_ready(self) -> ipc.Ready:
         """Wait for the model to be loaded. Raises ModelLoadFailed; the worker is then over."""
@@ -176,14 +207,22 @@ class Worker(asyncio.Protocol):
                     generation.answer(message)
             case ipc.Ready():
                 self.ready = message
+                self.memory = ipc.Memory(message.active_bytes, 0, message.peak_bytes)
                 if not self._became_ready.done():
                     self._became_ready.set_result(message)
             case ipc.LoadFailed():
-                self._fail_load(message.reason)
+                self._fail_load(message.reason, final=True)
             case ipc.Need() | ipc.Observed():
-                pass
+                self._heed(message)
             case ipc.Pong():
                 self._last_pong = self._clock.monotonic()
+
+    def _heed(self, message: ipc.Need | ipc.Observed) -> None:
+        if isinstance(message, ipc.Need):
+            if self.on_need is not None:
+                self.on_need(self, message)
+        elif self.on_observed is not None:
+            self.on_observed(self, message)
 
     def _deliver(self, output: ipc.Output) -> None:
         self._pulse.at = self._clock.monotonic()
@@ -248,14 +287,16 @@ class Worker(asyncio.Protocol):
             )  # fmt: skip
         self._fail_load("its worker ended before the model was loaded")
         self.fail_all(self._crashed())
+        if self.on_end is not None:
+            self.on_end(self)
 
-    def _fail_load(self, reason: str) -> None:
+    def _fail_load(self, reason: str, *, final: bool = False) -> None:
         if not self._became_ready.done():
-            self._became_ready.set_exception(
-                ModelLoadFailed(
-                    f"model '{self.name}' could not be loaded: {reason}", retry_after=10.0
-                )
+            error = ModelLoadFailed(
+                f"model '{self.name}' could not be loaded: {reason}", retry_after=10.0
             )
+            error.final = final
+            self._became_ready.set_exception(error)
             self._became_ready.exception()
 
     def _crashed(self) -> WorkerCrashed:

@@ -13,7 +13,7 @@ MlxdError
 ├── RateLimited                 rate_limited            this client's quota is used up
 ├── Overloaded                  overloaded              every slot is taken
 ├── Draining                    draining                the daemon is stopping
-├── InsufficientMemory          insufficient_memory     the model does not fit now
+├── InsufficientMemory          insufficient_memory     a model or a request does not fit now
 ├── ModelsBusy                  models_busy             max_loaded models are loaded and all in use
 ├── ModelLoadFailed             model_load_failed       the model's worker did not become ready
 ├── WorkerCrashed               worker_crashed          the worker died while it served the request
@@ -132,7 +132,22 @@ class Draining(MlxdError):
 
 
 class InsufficientMemory(MlxdError):
+    """`needed_bytes` and `available_bytes` are what was compared; 0 where nothing was."""
+
     code = "insufficient_memory"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        needed_bytes: int = 0,
+        available_bytes: int = 0,
+        retry_after: float | None = None,
+        policy: PolicyLine | None = None,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after, policy=policy)
+        self.needed_bytes = needed_bytes
+        self.available_bytes = available_bytes
 
 
 class ModelsBusy(MlxdError):
@@ -141,6 +156,8 @@ class ModelsBusy(MlxdError):
 
 class ModelLoadFailed(MlxdError):
     code = "model_load_failed"
+    final = False
+    """Whether another attempt would end the same: the worker has said why."""
 
 
 class WorkerCrashed(MlxdError):

@@ -58,6 +58,8 @@ class Budget(msgspec.Struct, frozen=True, tag="budget"):
     """The `Need.id` that this answers; 0: none."""
     wired_bytes: int = 0
     """Memory to wire down for a GPU; 0: none."""
+    exclusive: bool = False
+    """Whether the engine steps only while no other exclusive one does."""
 
 
 class Trim(msgspec.Struct, frozen=True, tag="trim"):
