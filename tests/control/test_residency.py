@@ -1,6 +1,7 @@
 import asyncio
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,6 @@ from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.ipc import messages as ipc
 from mlxd.policy.load import load
 from tests.support.daemon import write_policies
-
 
 GIB = 2**30
 AT_ONCE = (
@@ -33,7 +33,9 @@ class Process:
         self.memory = ipc.Memory(budget.bytes, 0, budget.bytes)
         self.ready = ipc.Ready(True, 1, 512, 0.0, budget.bytes, False, False, Footprint(0, ()))
         self.budgets = [budget]
-        self.on_need = self.on_observed = self.on_end = None
+        self.on_need: Any = None
+        self.on_observed: Any = None
+        self.on_end: Any = None
 
     def set_budget(self, budget):
         self.budgets.append(budget)
@@ -237,6 +239,7 @@ async def test_what_does_not_fit_is_refused_with_the_numbers(tmp_path):
         await world.use("a", size=200)
     error = refused.value
     assert (error.needed_bytes, error.available_bytes) == (201 * GIB, 100 * GIB - 1)
+    assert error.policy is not None
     assert (error.policy.key, error.retry_after) == ("memory.reserve.system", 60)
     assert world.residency.residents() == []
 
