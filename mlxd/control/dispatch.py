@@ -53,11 +53,15 @@ class Dispatcher:
         policies = asker.policies
         card = await self._catalog.resolve(request.model, policies)
         _check_capabilities(request, card)
+        loading = self._residency.delays_others(card.spec)
         async with (
-            self._admission.admit(asker.client, card.name, policies, asker.would_deny),
+            self._admission.admit(
+                asker.client, card.name, policies, asker.would_deny, loading=loading
+            ) as ticket,
             self._residency.lease(card, request.keep_alive, policies) as worker,
             aclosing(worker.generate(_order(request, card, policies, arrived))) as bursts,
         ):
+            ticket.loading = False
             yield bursts if policies.limits.tokens.mode == "enforce" else _judged(bursts, asker)
 
     async def load(self, model: str, keep_alive: float | None, policies: PolicySet) -> None:

@@ -87,6 +87,14 @@ def settings_of(name: str, models: Models) -> Model | None:
     return None
 
 
+def max_concurrency_of(name: str, models: Models) -> int | None:
+    """Generations at one time of one model; None: models.yaml leaves it to limits.concurrency."""
+    own = settings_of(name, models)
+    number = own.max_concurrency if own is not None else None
+    number = models.defaults.max_concurrency if number is None else number
+    return None if number == "inherit" else number
+
+
 def _within(card: ModelCard, own: Model | None, models: Models) -> ModelCard:
     """The card with the context that policy allows."""
     wanted = (own.context if own is not None else None) or models.defaults.context

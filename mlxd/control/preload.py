@@ -13,7 +13,7 @@ from mlxd.control.catalog import Catalog
 from mlxd.control.residency import Residency
 from mlxd.control.resident import Evicts
 from mlxd.control.scan import Scope
-from mlxd.core.errors import InsufficientMemory, ModelLoadFailed, ModelNotFound, ModelsBusy
+from mlxd.core.errors import MlxdError
 from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.policy.policy_set import PolicySet
 
@@ -87,7 +87,7 @@ class Preloader:
         for name in policies.models.preload:
             try:
                 await self._preload(name, policies)
-            except (ModelNotFound, ModelLoadFailed, ModelsBusy, InsufficientMemory) as error:
+            except MlxdError as error:
                 self._skip(name, error.explained())
 
     async def _preload(self, name: str, policies: PolicySet) -> None:

@@ -236,7 +236,7 @@ class Worker(asyncio.Protocol):
             case ipc.Ready():
                 self._serve(message)
             case ipc.LoadFailed():
-                self._fail_load(message.reason)
+                self._fail_load(message.reason, final=True)
             case ipc.Need():
                 self._answer_need(message)
             case ipc.Observed():
@@ -327,13 +327,13 @@ class Worker(asyncio.Protocol):
         if self.on_end is not None:
             self.on_end(self)
 
-    def _fail_load(self, reason: str) -> None:
+    def _fail_load(self, reason: str, *, final: bool = False) -> None:
         if not self._became_ready.done():
-            self._became_ready.set_exception(
-                ModelLoadFailed(
-                    f"model '{self.name}' could not be loaded: {reason}", retry_after=10.0
-                )
+            error = ModelLoadFailed(
+                f"model '{self.name}' could not be loaded: {reason}", retry_after=10.0
             )
+            error.final = final
+            self._became_ready.set_exception(error)
             self._became_ready.exception()
 
     def _crashed(self) -> MlxdError:

@@ -156,6 +156,8 @@ class ModelsBusy(MlxdError):
 
 class ModelLoadFailed(MlxdError):
     code = "model_load_failed"
+    final = False
+    """Whether another attempt would end the same: the worker has said why."""
 
 
 class WorkerCrashed(MlxdError):

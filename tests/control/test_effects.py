@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import pytest
 
 from mlxd.control.catalog import Catalog
@@ -8,7 +6,7 @@ from mlxd.control.residency import Residency
 from mlxd.core.clock import ManualClock
 from mlxd.policy.load import load
 from tests.control.test_model_files import write_model
-from tests.control.test_residency import Processes
+from tests.control.test_residency import AT_ONCE, Processes
 from tests.support.daemon import write_policies
 
 
@@ -29,14 +27,14 @@ class World:
 
     def made(self, models, dirs=None):
         text = f"dirs: [{dirs or self.dirs}]\n{models}"
-        return load(write_policies(self.root / "policies", {"models": text}))
+        return load(write_policies(self.root / "policies", {"models": text, "memory": AT_ONCE}))
 
     async def use(self, *names):
         for number, name in enumerate(names, 1):
             card = await self.catalog.resolve(name, self.policies)
             async with self.residency.lease(card, None, self.policies):
                 self.clock.advance(1)
-            self.processes.up[card.spec] = SimpleNamespace(pid=number)
+            self.processes.up[card.spec].pid = number
 
     async def lease(self, name):
         card = await self.catalog.resolve(name, self.policies)
@@ -97,7 +95,7 @@ async def test_changed_idle_times_are_told_where_policy_decides(world):
     card = await world.catalog.resolve("c", world.policies)
     async with world.residency.lease(card, 600, world.policies):
         pass
-    world.processes.up[card.spec] = SimpleNamespace(pid=3)
+    world.processes.up[card.spec].pid = 3
     models = "defaults: {ttl: 30s}\nmodels: {b: {ttl: never}}\n"
     assert await world.told(world.made(models)) == [
         "b would idle out never instead of after 5m",

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlxd.control.memory import MemoryReading
 from mlxd.control.preload import Preloader
 from mlxd.core.errors import ModelNotFound
 from tests.control.test_residency import World as Memory
@@ -115,10 +114,10 @@ async def test_a_warning_ends_when_its_model_is_loaded_or_no_longer_listed(world
 
 
 async def test_what_was_skipped_for_want_of_room_is_tried_at_the_next_change(world):
-    world.reading = MemoryReading(total=1000, available=10)
+    world.others = 990
     await world.list("a")
     assert world.started == []
-    world.reading = MemoryReading(total=1000, available=1000)
+    world.others = 0
     await world.settle()
     assert world.started == []
     await world.list("a", also="max_loaded: 2\n")
