@@ -7,7 +7,16 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
-from mlxd.control.measures import EVICTING, HOLDING, Gate, Measures, Models, Occasion, in_words
+from mlxd.control.measures import (
+    EVICTING,
+    HOLDING,
+    Counts,
+    Gate,
+    Measures,
+    Models,
+    Occasion,
+    in_words,
+)
 from mlxd.control.monitors import Monitors, Readings, in_gib
 from mlxd.control.pressure import Sustained
 from mlxd.control.process_limit import Oversized, oversized, resident_of
@@ -22,12 +31,8 @@ log = logging.getLogger(__name__)
 _SOON_SECONDS = 0.001
 
 
-def _uncounted(action: str) -> None:
-    """For callers to whom the number of actions does not matter."""
-
-
 class Guard:
-    """One per daemon. `run` for the daemon's life; `count` is told each action that is done."""
+    """One per daemon: looks at memory from `start` to `close`."""
 
     def __init__(
         self,
@@ -38,7 +43,7 @@ class Guard:
         *,
         clock: Clock,
         events: Events,
-        count: Callable[[str], None] = _uncounted,
+        counts: Counts,
         resident_of: Callable[[int], int | None] = resident_of,
     ) -> None:
         self._policies = policies
@@ -48,23 +53,28 @@ class Guard:
         self._clock = clock
         self._events = events
         self._resident_of = resident_of
-        self._measures = Measures(models, gate, events, count)
-        self._count = count
+        self._measures = Measures(models, gate, events, counts)
+        self._counts = counts
         self._waterline = Waterline()
         self._sustained = Sustained()
         self._readings = Readings(None)
         self._pressure = Level.NORMAL
-        """As the system has named it for long enough."""
         self._alarm = ""
         """Why it is an emergency whatever readings say."""
         self._alarmed_until = 0.0
         self._acting = asyncio.Lock()
         self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
 
     @property
     def level(self) -> Level:
         """The highest mark that holds."""
         return self._waterline.level
+
+    @property
+    def pressure(self) -> Level:
+        """As the system names it, once it has lasted."""
+        return self._pressure
 
     def read(self) -> Readings:
         """Memory now. Changes nothing."""
@@ -86,6 +96,17 @@ class Guard:
         self._policies = new
         self._marks = marks_of(new.memory)
         self._wake.set()
+
+    def start(self) -> None:
+        """Look from now on."""
+        self._task = asyncio.create_task(self.run(), name="memory")
+        self._task.add_done_callback(_ended)
+
+    async def close(self) -> None:
+        """Look no more; an eviction under way is hastened, not left half done."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
     async def run(self) -> None:
         """Look every `memory.check_interval`, and at once when there is a reason to."""
@@ -129,6 +150,10 @@ class Guard:
         self._hold(HOLDING)
         self._wake.set()
 
+    def out_of_memory(self, model: str) -> None:
+        """The engine of a model ended for want of memory."""
+        self.emergency(f"the engine of '{model}' ran out of memory")
+
     # -- looking
 
     def _observe(self) -> None:
@@ -154,7 +179,7 @@ class Guard:
         warns = level > before and any("warn" in mark.actions for mark in self._entered())
         log.log(logging.WARNING if warns else logging.INFO, "%s", words)
         if warns:
-            self._count("warn")
+            self._counts.memory_action("warn")
 
     def _words(self) -> str:
         return f"{self._alarm}; {self._readings}" if self._alarm else str(self._readings)
@@ -234,3 +259,8 @@ class Guard:
         data = {"model": found.worker.name, "resident": found.resident, "limit": found.limit}
         self._events.record("worker_over_limit", words, data)
         found.worker.kill()
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("memory is not watched any more: a defect of mlxd", exc_info=error)

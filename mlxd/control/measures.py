@@ -69,6 +69,13 @@ class Gate(Protocol):
         ...
 
 
+class Counts(Protocol):
+    """What is counted."""
+
+    def memory_action(self, action: str) -> None: ...
+    def evicted(self, reason: str, models: int = 1) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Occasion:
     """Why an action is called for."""
@@ -86,15 +93,13 @@ class Occasion:
 
 
 class Measures:
-    """Performs actions; remembers those that last. `count` is told each deed's name."""
+    """Performs actions; remembers those that last."""
 
-    def __init__(
-        self, models: Models, gate: Gate, events: Events, count: Callable[[str], None]
-    ) -> None:
+    def __init__(self, models: Models, gate: Gate, events: Events, counts: Counts) -> None:
         self._models = models
         self._gate = gate
         self._events = events
-        self._count = count
+        self._counts = counts
         self._held: set[str] = set()
 
     @property
@@ -125,7 +130,7 @@ class Measures:
             return
         if action not in self._held:
             self._held.add(action)
-            self._count(action)
+            self._counts.memory_action(action)
 
     def release(self, wanted: Iterable[str]) -> None:
         """Undo what lasts and is not `wanted` any more."""
@@ -139,13 +144,14 @@ class Measures:
     def _trim(self) -> None:
         for worker in self._models.workers():
             worker.trim()
-        self._count("drop_mlx_cache")
+        self._counts.memory_action("drop_mlx_cache")
 
     async def _evict(self, action: str, occasion: Occasion, enough: Callable[[], bool]) -> None:
         names = await self._models.relieve(enough, all=action == "evict_all_idle")
         if not names:
             return
-        self._count(action)
+        self._counts.memory_action(action)
+        self._counts.evicted("watermark", len(names))
         self._tell(f"{occasion.words}: dropped {', '.join(names)}", action, occasion, names)
 
     def _end_newest(self, occasion: Occasion) -> None:
@@ -157,7 +163,7 @@ class Measures:
         error = _refusal("this answer was ended to free memory", occasion)
         if worker is None or not worker.end_newest(error):
             return
-        self._count("cancel_lowest_priority")
+        self._counts.memory_action("cancel_lowest_priority")
         words = f"{occasion.words}: the newest generation of {worker.name} was ended"
         self._tell(words, "cancel_lowest_priority", occasion, [worker.name])
 

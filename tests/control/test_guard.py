@@ -66,6 +66,7 @@ class Machine:
         """Those that only `all` evicts."""
         self.running: list[Worker] = []
         self.log: list[str] = []
+        self.evictions = 0
         self.blocked: MlxdError | None = None
         self.closed: MlxdError | None = None
         self.resident: dict[int, int] = {}
@@ -87,13 +88,20 @@ class Machine:
             self,
             clock=clock,
             events=self.events,
-            count=lambda action: self.log.append(f"count {action}"),
+            counts=self,
             resident_of=self.resident.get,
         )
 
     def read(self) -> MemoryReading | None:
         available = round(TOTAL * (1 - self.used))
         return MemoryReading(TOTAL, available) if self.readable else None
+
+    def memory_action(self, action: str) -> None:
+        self.log.append(f"count {action}")
+
+    def evicted(self, reason: str, models: int = 1) -> None:
+        assert reason == "watermark"
+        self.evictions += models
 
     # -- what a residency and an admission offer
 
@@ -219,6 +227,7 @@ async def test_a_jump_to_emergency_does_all_lower_marks_actions_first(machine: M
         "shut", "count stop_admission",
         "count cancel_lowest_priority",
     ]  # fmt: skip
+    assert machine.evictions == 2
     assert [len(worker.errors) for worker in (young, old)] == [1, 0]
     assert isinstance(young.errors[0], InsufficientMemory)
     assert "this answer was ended to free memory" in young.errors[0].message
@@ -357,7 +366,7 @@ async def test_a_load_never_waits_for_an_eviction_that_is_under_way(machine: Mac
 async def test_an_engine_out_of_memory_is_an_emergency_at_once(machine: Machine) -> None:
     guard, worker = machine.guard(), Worker("a", newest=1.0)
     machine.running, machine.idle, machine.pinned = [worker], {"a": 0.1}, {"b": 0.1}
-    guard.emergency("the engine of 'c' ran out of memory")
+    guard.out_of_memory("c")
     assert machine.deeds == ["no loads", "shut"]
     assert machine.closed is not None
     assert machine.closed.message.startswith("the engine of 'c' ran out of memory; memory is at 50")
@@ -382,9 +391,9 @@ def lively(tmp_path: Path) -> Callable[..., None]:
         async def main() -> None:
             machine = Machine(tmp_path, memory)
             guard = machine.guard(LoopClock())
-            looking = asyncio.create_task(guard.run())
+            guard.start()
             await story(machine, guard)  # type: ignore[misc]
-            looking.cancel()
+            await guard.close()
 
         run_in_virtual_time(main())
 
