@@ -21,7 +21,7 @@ from mlxd.policy.load import load
 from mlxd.policy.policy_set import PolicySet
 from mlxd.telemetry.events import Events
 from tests.support.daemon import write_policies
-from tests.support.virtual_time import LoopClock, run_in_virtual_time
+from tests.support.virtual_time import VirtualLoop
 
 GIB = 2**30
 TOTAL = 100 * GIB
@@ -78,7 +78,7 @@ class Machine:
     def written(self, memory: str) -> PolicySet:
         return load(write_policies(self.folder / "policies", {"memory": memory}))
 
-    def guard(self, clock: LoopClock | ManualClock | None = None) -> Guard:
+    def guard(self, clock: VirtualLoop | ManualClock | None = None) -> Guard:
         clock = clock or self.clock
         self.events = Events(clock)
         return Guard(
@@ -388,14 +388,17 @@ def lively(tmp_path: Path) -> Callable[..., None]:
     """Run a story beside the guard's own loop."""
 
     def run(story: Callable[[Machine, Guard], object], memory: str = "") -> None:
+        loop = VirtualLoop()
+
         async def main() -> None:
             machine = Machine(tmp_path, memory)
-            guard = machine.guard(LoopClock())
+            guard = machine.guard(loop)
             guard.start()
             await story(machine, guard)  # type: ignore[misc]
             await guard.close()
 
-        run_in_virtual_time(main())
+        loop.run(main())
+        loop.close()
 
     return run
 
