@@ -76,6 +76,11 @@ class Guard:
         """As the system names it, once it has lasted."""
         return self._pressure
 
+    @property
+    def lasting(self) -> frozenset[str]:
+        """Actions that are in effect until their mark is left."""
+        return self._measures.held
+
     def read(self) -> Readings:
         """Memory now. Changes nothing."""
         return self._monitors.read(self._policies.memory.monitors)

@@ -184,12 +184,9 @@ def _cached_model(parts: Parts, resident: Resident) -> Json:
 
 def _status(parts: Parts, policies: PolicySet, readings: Readings) -> str:
     """By the raw readings; what is done about them follows other rules."""
-    marks = policies.memory.watermarks
-    used = max(readings.share, readings.memory.used_share if readings.memory else 0.0)
-    pressure = parts.guard.pressure
-    if used > float(marks.critical.enter) or pressure >= Level.CRITICAL:
-        return "critical"
-    full = used >= float(marks.warning.enter) or pressure >= Level.WARNING
+    full = memory_report.status(policies, readings, parts.guard.pressure)
+    if full == "critical":
+        return full
     if full or _failed(parts) or not parts.reloader.last.ok:
         return "warning"
     if parts.admission.active >= policies.limits.concurrency.max_in_flight:

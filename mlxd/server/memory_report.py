@@ -8,6 +8,7 @@ from typing import Any
 
 from mlxd.control.memory import MemoryReading, read_swap
 from mlxd.control.monitors import Readings
+from mlxd.control.watermarks import Level
 from mlxd.control.worker import Worker
 from mlxd.policy.policy_set import PolicySet
 from mlxd.server.parts import Parts
@@ -40,6 +41,18 @@ def details(parts: Parts, policies: PolicySet, readings: Readings) -> Json:
         "level": parts.guard.level.word,
         "monitors": {name: round(100.0 * share, 1) for name, share in readings.each().items()},
     }
+
+
+def status(policies: PolicySet, readings: Readings, pressure: Level) -> str:
+    """As /health names it: by the raw readings, and by what the system calls pressure. Empty when
+    there is room: then other things decide.
+    """
+    marks = policies.memory.watermarks
+    used = max(readings.share, readings.memory.used_share if readings.memory else 0.0)
+    if used > float(marks.critical.enter) or pressure >= Level.CRITICAL:
+        return "critical"
+    full = used >= float(marks.warning.enter) or pressure >= Level.WARNING
+    return "warning" if full else ""
 
 
 def of_worker(worker: Worker | None) -> Json | None:
