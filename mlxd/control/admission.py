@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -201,7 +202,7 @@ class Admission:
 
     def _check_shut(self) -> None:
         if self._shut is not None:
-            raise self._shut.with_traceback(None)
+            raise copy(self._shut)
 
     def rate_state(self, client: str, policies: PolicySet) -> RateState | None:
         """How much the tightest rule leaves this client."""

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
+from copy import copy
 
 from msgspec.structs import replace
 
@@ -201,7 +202,7 @@ class Room:
         while True:
             policies = self._in_force()
             if self.blocked is not None:
-                raise self.blocked.with_traceback(None)
+                raise copy(self.blocked)
             if self._inventory.loading() >= policies.models.load.max_parallel:
                 return float(policies.memory.check_interval)
             judged = self._inventory.judge_load(incoming.card, policies, incoming.evicts)

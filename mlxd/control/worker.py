@@ -129,6 +129,11 @@ class Worker(asyncio.Protocol):
         return self._transport is not None and not self._stopping
 
     @property
+    def newest(self) -> float | None:
+        """When its newest generation was made, on the monotonic clock; None: none runs."""
+        return max((g.created for g in self._generations.values() if not g.ended), default=None)
+
+    @property
     def footprint(self) -> Footprint | None:
         """What its model takes; known once that is loaded."""
         return self.ready.footprint if self.ready is not None else None
