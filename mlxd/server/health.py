@@ -209,7 +209,7 @@ def _warnings(parts: Parts, policies: PolicySet, reading: MemoryReading | None) 
     warnings += [
         f"model {card.name} is unavailable: {card.unavailable}"
         for card in parts.catalog.known()
-        if card.unavailable
+        if card.unavailable and not card.foreign
     ]
     return warnings
 

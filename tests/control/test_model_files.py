@@ -1,14 +1,37 @@
 import json
+import math
 import os
 import struct
 
 import pytest
 
-from mlxd.control.model_files import count_of, fingerprint, read_card, readable
+from mlxd.control.model_files import count_of, fingerprint, read_card
+from mlxd.control.reading import readable
+from mlxd.control.safetensors import BITS
 
 
 def _short(value):
     return repr(value)[:20]
+
+
+def write_weights(file, tensors, *, trailing=b""):
+    """A safetensors file of zeros; a shape that is none has no bytes."""
+    header, offset = {}, 0
+    for name, (dtype, shape) in tensors.items():
+        size = _bytes_of(dtype, shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    raw = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(offset) + trailing)
+    return file
+
+
+def _bytes_of(dtype, shape):
+    try:
+        size = math.prod(shape) * BITS[dtype] // 8
+    except (TypeError, KeyError):
+        return 0
+    return size if 0 <= size < 2**20 and isinstance(size, int) else 0
 
 
 def write_model(folder, *, config=None, tensors=None, files=None):
@@ -17,11 +40,7 @@ def write_model(folder, *, config=None, tensors=None, files=None):
         json.dumps({"model_type": "llama", "max_position_embeddings": 2048} | (config or {}))
     )
     tensors = {"w": ("F16", [4, 8])} if tensors is None else tensors
-    header, offset = {}, 0
-    for name, (dtype, shape) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset]}
-    raw = json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + b"\0" * 64)
+    write_weights(folder / "model.safetensors", tensors)
     for name, text in (files or {}).items():
         (folder / name).write_text(text)
     return folder
@@ -173,7 +192,7 @@ def test_a_pipe_in_place_of_weights_is_not_waited_for(tmp_path):
 
 
 def test_a_date_beyond_all_calendars_is_the_last_one(tmp_path, monkeypatch):
-    far = [("config.json", 2, 10**30)]
+    far = [("config.json", 2, 10**30, 0), ("model.safetensors", 2, 0, 0)]
     monkeypatch.setattr("mlxd.control.model_files.fingerprint", lambda folder: far)
     assert read_card(write_model(tmp_path / "m"), "m").modified == 253402300799.0
 
