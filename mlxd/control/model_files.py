@@ -103,7 +103,7 @@ def _read(folder: Path, name: str, marks: Fingerprint) -> ModelCard:
     tokenizer = _optional(real / "tokenizer_config.json")
     template = _template(real, tokenizer)
     can_think = exists(real / "tokenizer.json")
-    code = _code(real, config, tokenizer)
+    code, needs_code = _code(real, config, tokenizer)
     return ModelCard(
         name=readable(name),
         path=str(real),
@@ -121,7 +121,7 @@ def _read(folder: Path, name: str, marks: Fingerprint) -> ModelCard:
         config=shape,
         license=_license(real),
         code=code,
-        needs_code=bool(code) and _needs_code(real, config),
+        needs_code=needs_code,
         flaw=weights.flaw,
     )
 
@@ -185,23 +185,19 @@ def _capabilities(template: str, embeds: bool, *, can_think: bool = True) -> tup
     return tuple(found)
 
 
-def _code(folder: Path, config: Json, tokenizer: Json) -> str:
-    """What of its own Python it names, in words; empty where it names none."""
+def _code(folder: Path, config: Json, tokenizer: Json) -> tuple[str, bool]:
+    """What of its own Python it names, in words, and whether mlx-lm cannot load it without.
+
+    An auto_map matters only to a tokenizer, and not where a tokenizer.json is.
+    """
     own = config.get("model_file")
     if own is not None:
-        if not isinstance(own, str) or "/" in own or not exists(folder / own):
+        if not isinstance(own, str) or "/" in own or not (folder / own).is_file():
             raise UnreadableModel("its config names a model_file that is not in its folder")
-        return readable(own[:_LONGEST_WORD])
-    if config.get("auto_map") or tokenizer.get("auto_map"):
-        return "auto_map"
-    return ""
-
-
-def _needs_code(folder: Path, config: Json) -> bool:
-    """Whether mlx-lm would not load it without: auto_map alone matters to a tokenizer only, and
-    not where a tokenizer.json is.
-    """
-    return config.get("model_file") is not None or not exists(folder / "tokenizer.json")
+        return readable(own[:_LONGEST_WORD]), True
+    if tokenizer.get("auto_map"):
+        return "auto_map", not exists(folder / "tokenizer.json")
+    return ("auto_map" if config.get("auto_map") else ""), False
 
 
 def _stored_sampling(stored: Json) -> Sampling:
