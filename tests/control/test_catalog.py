@@ -26,7 +26,7 @@ class World:
         self.dirs.mkdir()
         self.clock = ManualClock()
         self.pulled = root / "pulled"
-        self.copies = {}
+        self.copies: dict[str, str] = {}
         guide = write_model(root / "guide")
         self.catalog = Catalog(guide, self.clock, self.pulled, lambda: self.copies)
         self.declare("")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxd.control import safetensors
-from mlxd.control.reading import UnreadableModel
+from mlxd.control.reading import UnreadableModel, opened
 from mlxd.control.safetensors import BITS, flaw_of, read_header
 
 Json = dict[str, Any]
@@ -182,7 +182,7 @@ def test_no_header_raises_anything_else_or_is_read_beyond_its_length(
     file = tmp_path_factory.getbasetemp() / "random.safetensors"
     length = len(raw) if length is None else length
     file.write_bytes(struct.pack("<Q", length) + raw + data)
-    reading = Bounded(safetensors.opened)
+    reading = Bounded(opened)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(safetensors, "opened", reading)
         with contextlib.suppress(UnreadableModel):
