@@ -268,7 +268,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.users)
     @rule(data=st.data(), turns=st.integers(0, 6))
     def end(self, data, turns):
-        name, done, task = data.draw(st.sampled_from(self.users))
+        _, done, _ = data.draw(st.sampled_from(self.users))
         done.set()
         self.loop.settle(turns)
 

@@ -40,8 +40,10 @@ class ModelDefaults(Policy):
     )  # fmt: skip
     verify: Literal["none", "header", "sha256"] = field(
         "header", "What is checked of a model's files before they are loaded: nothing, that the "
-        "headers fit the files, or every byte against recorded checksums.",
-        enforced=False, example="sha256",
+        "headers fit the files, or every byte against the checksums that a hub's cache, its notes "
+        "of a download or a `SHA256SUMS` in the folder record. What fails is shown as unavailable "
+        "and not loaded.",
+        example="sha256",
     )  # fmt: skip
 
 
@@ -69,7 +71,11 @@ class Model(Policy):
         None, "The model's folder; without it, the one that the scan finds under this name.",
         reload="rolling", example="~/mlx-models/Qwen2.5-Coder-32B-Instruct-4bit",
     )  # fmt: skip
-    aliases: Names = field((), "More names for it.", example="[coder]")
+    aliases: Names = field(
+        (), "More names for it, where `*` stands for any text: of several that fit, the one with "
+        "the longest text before its `*` counts, and a model's own name before all of them.",
+        example='[coder, "claude-*"]',
+    )  # fmt: skip
     ttl: KeepFor | None = field(
         None, "As `models.defaults.ttl`, for this model.", unit="duration", example="never"
     )
@@ -91,7 +97,7 @@ class Model(Policy):
     sampling: Annotated[Mapping[SamplingName, float], AfterValidator(_sampling)] = field(
         {}, "How it samples where a request does not say: temperature, top_p, top_k, min_p and "
         "repeat_penalty. Its own stored parameters come after these.",
-        enforced=False, example="{temperature: 0.7}",
+        example="{temperature: 0.7}",
     )  # fmt: skip
     kv_bits: Literal["none", 2, 3, 4, 6, 8] = field(
         "none", "Bits of each number in its cache of keys and values; with a number the model "
@@ -104,15 +110,16 @@ class Model(Policy):
     )  # fmt: skip
     adapter: Folder | None = field(
         None, "The folder of an adapter (LoRA) that is put on its weights.",
-        reload="rolling", enforced=False, example="~/mlx-models/adapters/house-style",
+        reload="rolling", example="~/mlx-models/adapters/house-style",
     )  # fmt: skip
     chat_template: Folder | None = field(
         None, "A file with the chat template to use in place of the model's own.",
-        reload="rolling", enforced=False, example="~/mlx-models/templates/coder.jinja",
+        reload="rolling", example="~/mlx-models/templates/coder.jinja",
     )  # fmt: skip
     trust_remote_code: bool = field(
-        False, "Whether Python code in the model's folder may run. It may do whatever mlxd may.",
-        reload="rolling", enforced=False, example="true",
+        False, "Whether Python code in the model's folder may run. It may do whatever mlxd may. "
+        "A model that needs it is unavailable without.",
+        reload="rolling", example="true",
     )  # fmt: skip
 
 
@@ -153,7 +160,12 @@ class Models(Policy):
     """Which models there are, what they are called and how long they stay."""
 
     dirs: Folders = field(
-        ("~/mlx-models",), "Folders that are scanned for models; each model is one folder in them.",
+        (
+            "~/mlx-models", "~/.cache/huggingface/hub", "~/.lmstudio/models",
+            "~/.cache/lm-studio/models",
+        ), "Folders that are scanned for models, and only read: each model is one folder in them "
+        "(`NAME` or `ORGANISATION/NAME`), or one of a Hugging Face cache. Of one name the first "
+        "counts.",
         example="[~/mlx-models, /srv/models]",
     )  # fmt: skip
     defaults: ModelDefaults = section("For every model that does not say otherwise.")
@@ -180,7 +192,11 @@ class Models(Policy):
         example='{coding: ["qwen2.5-coder:32b", "qwen2.5-coder:7b"]}',
     )  # fmt: skip
     models: Mapping[Name, Model] = field(
-        {}, "Settings of single models, by name.", example='{"qwen2.5-coder:32b": {ttl: never}}'
+        {},
+        "Settings of single models, by name: the folder's, its last part, or the short name "
+        "(qwen2.5-coder:32b for Qwen2.5-Coder-32B-Instruct-4bit), which are all models of that "
+        "name.",
+        example='{"qwen2.5-coder:32b": {ttl: never}}',
     )
 
     @property
