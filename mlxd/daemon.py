@@ -22,8 +22,12 @@ from mlxd import __version__
 from mlxd.control.admission import Admission
 from mlxd.control.catalog import Catalog
 from mlxd.control.dispatch import Dispatcher
+from mlxd.control.library import Library
 from mlxd.control.memory import read_memory
+from mlxd.control.own_names import OwnNames
 from mlxd.control.preload import Preloader
+from mlxd.control.pull import Puller
+from mlxd.control.pulled import PulledModels
 from mlxd.control.residency import Residency
 from mlxd.control.supervisor import Supervisor
 from mlxd.core.clock import SystemClock
@@ -77,11 +81,16 @@ class Daemon:
         self._reloader = Reloader(
             store, history, clock, boot, overrides=overrides, find_folder=find_folder
         )
-        catalog = Catalog(GUIDE, clock)
+        events = Events(clock)
+        pulled = PulledModels(instance.state / "models")
+        own_names = OwnNames(instance.state / "models.d")
+        catalog = Catalog(GUIDE, clock, pulled=pulled.folder, names=own_names)
         admission = Admission(clock)
         self._supervisor = Supervisor(clock, self._temporary)
         self._residency = Residency(self._supervisor, clock, read_memory)
         self._preloader = Preloader(catalog, self._residency)
+        self._puller = Puller(pulled, own_names, catalog, events.record)
+        library = Library(catalog, self._residency, self._puller, pulled, own_names, events.record)
         self._parts = Parts(
             policies=store,
             reloader=self._reloader,
@@ -91,10 +100,12 @@ class Daemon:
             residency=self._residency,
             preloader=self._preloader,
             dispatcher=Dispatcher(catalog, admission, self._residency, clock),
+            puller=self._puller,
+            library=library,
             clock=clock,
             read_memory=read_memory,
             metrics=Metrics(),
-            events=Events(clock),
+            events=events,
             state=State(warnings=list(warnings)),
         )
         server = GuardedServer(Edge(self._parts, routes(self._parts)), store, clock)
@@ -130,11 +141,13 @@ class Daemon:
         await self._reloader.begin()
         await self._admin.serve()
         self._follow_edits()
+        self._own(self._puller.tidy())
         sdnotify.SystemdNotifier().notify("READY=1")
         try:
             await self._stop.wait()
             self._forget_edits()
             await self._preloader.close()
+            await self._puller.close()
             await self._drain()
         finally:
             self._forget_edits()
@@ -260,6 +273,7 @@ class Daemon:
                 await self._at_once.wait()
 
     async def _end(self) -> None:
+        await self._puller.close()
         await self._listener.close()
         await self._admin.close()
         await self._reloader.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mlxd.control.names import DEFAULT, Names
@@ -34,8 +35,18 @@ class Catalog:
     tell (see `Names`); whoever needs more waits for a scan of the right scope.
     """
 
-    def __init__(self, guide: Path, clock: Clock) -> None:
-        self._scanner = Scanner(guide)
+    def __init__(
+        self,
+        guide: Path,
+        clock: Clock,
+        pulled: Path | None = None,
+        names: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
+        """`pulled`: the folder of the models that mlxd fetched itself. `names`: what clients called
+        copies of models, canonical, each with the name of the model.
+        """
+        self._scanner = Scanner(guide, () if pulled is None else (pulled,))
+        self._names = names
         self._clock = clock
         self._threads = Threads("models")
         self._models: Models | None = None
@@ -59,6 +70,13 @@ class Catalog:
         They need not be in force: then nothing else changes by it.
         """
         return await self._by_scan(policies, math.inf)
+
+    async def rescanned(self, policies: PolicySet) -> Names:
+        """As `refreshed`, by a scan that begins now: a folder was added or removed."""
+        running = self._scans.get(Scope.of(policies.models))
+        if running is not None:
+            await asyncio.wait([running])
+        return await self._by_scan(policies, 0.0)
 
     async def cards(self, policies: PolicySet) -> list[ModelCard]:
         """Every model by name, the unavailable ones included, the guide last."""
@@ -118,8 +136,8 @@ class Catalog:
         return self._clock.monotonic() - self._latest.at
 
     def _view(self, scan: Scan, models: Models) -> Names:
-        if scan is not self._latest:
-            return Names(scan, models, self._default)
+        if scan is not self._latest or self._names():
+            return Names(scan, models, self._default, self._names())
         names = self._views.get(id(models))
         if names is None:
             if len(self._views) >= _VIEWS:

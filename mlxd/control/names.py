@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import replace
 
 from mlxd.control.scan import GUIDE, Scan, Scope
@@ -19,8 +20,16 @@ class Names:
     False), and does not answer what a missing card could change.
     """
 
-    def __init__(self, scan: Scan, models: Models, default: str | None) -> None:
-        """`default` is the last one chosen; it is kept until it disappears."""
+    def __init__(
+        self,
+        scan: Scan,
+        models: Models,
+        default: str | None,
+        copies: Mapping[str, str] | None = None,
+    ) -> None:
+        """`default` is the last one chosen; it is kept until it disappears. `copies`: names that a
+        client gave to models, each with the name of the model.
+        """
         scope = Scope.of(models)
         self.models = models
         self.complete = scan.scope == scope
@@ -31,6 +40,12 @@ class Names:
             )
             for find in scan.certain(scope)
         }
+        for name, target in (copies or {}).items():
+            card = self._by_name(canonical(target))
+            if name not in self.cards and card is not None:
+                guide = self.cards.popitem()
+                self.cards[name] = replace(card, name=name)
+                self.cards[guide[0]] = guide[1]
         self.default = self._default(default)
 
     def find(self, name: str) -> ModelCard | None:

@@ -7,6 +7,7 @@ files change.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -91,15 +92,17 @@ class Scan:
 class Scanner:
     """Reads folders. Blocks: call it in a thread."""
 
-    def __init__(self, guide: Path) -> None:
+    def __init__(self, guide: Path, extra: Sequence[Path] = ()) -> None:
+        """`extra`: folders of models that mlxd pulled; they come before those of policy."""
         self._guide = guide
+        self._extra = tuple(extra)
         self._known: dict[Path, tuple[object, ModelCard]] = {}
 
     def read(self, scope: Scope) -> tuple[Find, ...]:
         """Everything in `scope`; of one name the first place counts, declared ones first."""
         finds: dict[str, Find] = {}
         declared = [Place(name, folder) for name, folder in scope.declared]
-        found = [place for root in scope.roots for place in _models_under(root)]
+        found = [place for root in (*self._extra, *scope.roots) for place in _models_under(root)]
         for place in declared + found:
             if canonical(place.name) not in finds:
                 finds[canonical(place.name)] = self._find(place)

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from mlxd.control.admission import Admission
 from mlxd.control.catalog import Catalog
 from mlxd.control.dispatch import Dispatcher
+from mlxd.control.library import Library
 from mlxd.control.memory import MemoryReading
 from mlxd.control.preload import Preloader
+from mlxd.control.pull import Puller
 from mlxd.control.residency import Residency
 from mlxd.core.clock import Clock
 from mlxd.policy.reload import Reloader
@@ -41,6 +43,8 @@ class Parts:
     residency: Residency
     preloader: Preloader
     dispatcher: Dispatcher
+    puller: Puller
+    library: Library
     clock: Clock
     read_memory: Callable[[], MemoryReading | None]
     metrics: Metrics
