@@ -8,7 +8,7 @@ MlxdError
 ├── RequestTooLarge             request_too_large       the body is over server.http.max_body
 ├── HeadersTooLarge             headers_too_large       over server.http.max_header_bytes
 ├── UnsupportedEncoding         unsupported_encoding    a Content-Encoding that is not read
-├── Forbidden                   forbidden               a Host or Origin that policy does not allow
+├── Forbidden                   forbidden               something that policy does not allow
 ├── ModelNotFound               model_not_found         no model of that name
 ├── RateLimited                 rate_limited            this client's quota is used up
 ├── Overloaded                  overloaded              every slot is taken
@@ -18,6 +18,9 @@ MlxdError
 ├── ModelLoadFailed             model_load_failed       the model's worker did not become ready
 ├── WorkerCrashed               worker_crashed          the worker died while it served the request
 ├── WorkerStalled               worker_stalled          the worker lives and delivers nothing
+├── ModelInUse                  model_in_use            it cannot be removed or replaced now
+├── PullFailed                  pull_failed             the hub did not give what was asked
+├── InsufficientStorage         insufficient_storage    the disk has no room for what is pulled
 ├── DeadlineExceeded            deadline_exceeded       a time limit of timeouts.yaml passed
 ├── PolicyConflict              policy_conflict         policies cannot be changed like this now
 │   └── PolicyOutOfDate         policy_out_of_date      they are not those that the caller has seen
@@ -166,6 +169,18 @@ class WorkerCrashed(MlxdError):
 
 class WorkerStalled(MlxdError):
     code = "worker_stalled"
+
+
+class ModelInUse(MlxdError):
+    code = "model_in_use"
+
+
+class PullFailed(MlxdError):
+    code = "pull_failed"
+
+
+class InsufficientStorage(MlxdError):
+    code = "insufficient_storage"
 
 
 class DeadlineExceeded(MlxdError):

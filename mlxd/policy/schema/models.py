@@ -16,6 +16,7 @@ from mlxd.policy.schema.base import (
     Names,
     Policy,
     Positive,
+    Url,
     field,
     section,
 )
@@ -145,7 +146,13 @@ class Pull(Policy):
     allow: Names = field(
         ("mlx-community/*",), "Repositories that may be pulled from a hub, where `*` stands for "
         "any text; `[]` pulls none.",
-        enforced=False, example='["mlx-community/*", "our-team/*"]',
+        example='["mlx-community/*", "our-team/*"]',
+    )  # fmt: skip
+    endpoint: Auto | Url = field(
+        "auto", "The hub that models are pulled from, such as a mirror in this network; auto is "
+        "HF_ENDPOINT, else the public one. A token is taken from HF_TOKEN in the daemon's "
+        "environment.",
+        unit="URL", example='"https://hub.example"',
     )  # fmt: skip
 
 
