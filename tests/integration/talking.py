@@ -150,8 +150,11 @@ def held(
         yield stream
 
 
-def eventually(fact: Callable[[], T], what: str, within: float = 10.0) -> T:
-    """Wait until `fact` is true and return it; what another process knows can only be looked at."""
+def eventually(fact: Callable[[], T], what: str, within: float = 30.0) -> T:
+    """Wait until `fact` is true and return it; what another process knows can only be looked at.
+
+    `within` bears a machine that is several times slower than one that does nothing else.
+    """
     deadline = time.monotonic() + within
     while not (found := fact()):
         if time.monotonic() > deadline:
@@ -160,7 +163,7 @@ def eventually(fact: Callable[[], T], what: str, within: float = 10.0) -> T:
     return found
 
 
-def idle(daemon: Daemon, within: float = 10.0) -> None:
+def idle(daemon: Daemon, within: float = 30.0) -> None:
     """Until no request is active."""
     eventually(lambda: daemon.health()["active_requests"] == 0, "no active request", within)
 
@@ -185,7 +188,10 @@ def workers_of(daemon: Daemon) -> dict[str, int]:
     """Model folder's name -> pid of its worker."""
     found = {}
     for process in daemon.workers():
-        command = process.cmdline()
+        try:
+            command = process.cmdline()
+        except psutil.NoSuchProcess:  # or it is over and not yet reaped
+            continue
         if "--model" in command:
             found[command[command.index("--model") + 1].rpartition("/")[2]] = process.pid
     return found
