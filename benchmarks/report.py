@@ -11,6 +11,8 @@ from benchmarks import table
 from benchmarks.servers import HERE
 
 Json = dict[str, Any]
+LEFT_OUT = 3
+"""The exit status where the system cannot do what would be measured."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
