@@ -22,8 +22,11 @@ from mlxd import __version__
 from mlxd.control.admission import Admission
 from mlxd.control.catalog import Catalog
 from mlxd.control.dispatch import Dispatcher
+from mlxd.control.guard import Guard
 from mlxd.control.memory import read_memory
+from mlxd.control.monitors import Monitors
 from mlxd.control.preload import Preloader
+from mlxd.control.pressure import read_pressure
 from mlxd.control.residency import Residency
 from mlxd.control.supervisor import Supervisor
 from mlxd.core.clock import SystemClock
@@ -37,7 +40,7 @@ from mlxd.policy.outcome import Outcome
 from mlxd.policy.reload import Reloader
 from mlxd.policy.store import Live
 from mlxd.policy.watch import Watcher
-from mlxd.server import policy_report
+from mlxd.server import memory_report, policy_report
 from mlxd.server.admin import Admin
 from mlxd.server.admin_socket import AdminSocket
 from mlxd.server.app import routes
@@ -82,6 +85,18 @@ class Daemon:
         self._supervisor = Supervisor(clock, self._temporary)
         self._residency = Residency(self._supervisor, clock, read_memory)
         self._preloader = Preloader(catalog, self._residency)
+        metrics, events = Metrics(), Events(clock)
+        self._guard = Guard(
+            store.current,
+            Monitors(read_memory, read_pressure, self._residency.workers),
+            self._residency,
+            admission,
+            clock=clock,
+            events=events,
+            counts=metrics,
+        )
+        self._residency.before_load = self._guard.before_load
+        self._residency.on_memory_error = self._guard.out_of_memory
         self._parts = Parts(
             policies=store,
             reloader=self._reloader,
@@ -90,11 +105,12 @@ class Daemon:
             admission=admission,
             residency=self._residency,
             preloader=self._preloader,
+            guard=self._guard,
             dispatcher=Dispatcher(catalog, admission, self._residency, clock),
             clock=clock,
             read_memory=read_memory,
-            metrics=Metrics(),
-            events=Events(clock),
+            metrics=metrics,
+            events=events,
             state=State(warnings=list(warnings)),
         )
         server = GuardedServer(Edge(self._parts, routes(self._parts)), store, clock)
@@ -146,6 +162,7 @@ class Daemon:
         if self._told_early:
             self._told_to_reload()
         self._own(self._parts.watcher.run())
+        self._guard.start()
         self._preloader.start(self._parts.policies.current)
 
     def _forget_edits(self) -> None:
@@ -162,11 +179,13 @@ class Daemon:
             Live("admission", parts.admission.apply),
             Live("catalog", parts.catalog.apply),
             Live("residency", parts.residency.apply),
+            Live("memory", parts.guard.apply),
             Live("preload", parts.preloader.apply),
         )
         self._reloader.observe(_log_outcome)
         self._reloader.observe(partial(policy_report.report, parts))
         policy_report.measure(parts)
+        memory_report.measure(parts)
 
     def _bind_admin(self) -> None:
         """Without it the daemon serves all the same."""
@@ -264,6 +283,7 @@ class Daemon:
         await self._admin.close()
         await self._reloader.close()
         grace = float(self._parts.policies.current.timeouts.shutdown.term_grace)
+        await self._guard.close()
         killing = asyncio.create_task(self._kill_when_told())
         await self._residency.close(grace)
         killing.cancel()

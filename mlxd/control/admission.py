@@ -10,12 +10,20 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Literal
 
 from mlxd.control.ratelimit import Quota, RuleWindows, SlidingWindow
 from mlxd.core.clock import Clock
-from mlxd.core.errors import Draining, InvalidRequest, ModelNotFound, Overloaded, RateLimited
+from mlxd.core.errors import (
+    Draining,
+    InvalidRequest,
+    MlxdError,
+    ModelNotFound,
+    Overloaded,
+    RateLimited,
+)
 from mlxd.core.models import canonical
 from mlxd.policy.load import PolicySet
 from mlxd.policy.schema import RateLimit
@@ -95,6 +103,7 @@ class Admission:
         self.would_deny: Counter[str] = Counter()
         """What rules in mode dry_run would have refused."""
         self.draining = False
+        self._shut: MlxdError | None = None
 
     @property
     def active(self) -> int:
@@ -161,10 +170,16 @@ class Admission:
         """Wait until no request is admitted."""
         return await self._none_active.wait()
 
+    def shut(self, error: MlxdError | None) -> None:
+        """While set, every new generation raises it."""
+        self._shut = error
+
     def check_open(self) -> None:
-        """Raises Draining."""
+        """Raises Draining, or what it was shut with."""
         if self.draining:
             raise Draining("the daemon is stopping", retry_after=5.0)
+        if self._shut is not None:
+            raise copy(self._shut)
 
     def rate_state(self, client: str, policies: PolicySet) -> RateState | None:
         """How much the tightest rule leaves this client."""

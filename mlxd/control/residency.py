@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
+from copy import copy
 
 from mlxd.control.eviction import Candidate, plan_eviction, plan_trim
 from mlxd.control.memory import MemoryReading
@@ -19,7 +20,7 @@ from mlxd.control.succession import Succession
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock
-from mlxd.core.errors import InsufficientMemory, ModelLoadFailed, ModelsBusy
+from mlxd.core.errors import InsufficientMemory, MlxdError, ModelLoadFailed, ModelsBusy
 from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.policy.load import PolicySet
 
@@ -48,6 +49,9 @@ class Residency:
         self._residents: dict[ModelSpec, Resident] = {}
         self._changing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._blocked: MlxdError | None = None
+        self.before_load: Callable[[], Awaitable[None]] | None = None
+        self.on_memory_error: Callable[[str], None] | None = None
         self._failed: dict[str, tuple[str, str]] = {}
         """Name of a model whose last load failed to (digest, reason)."""
 
@@ -143,6 +147,29 @@ class Residency:
             if self._failed.get(card.name, ("", ""))[0] == card.digest
         }
 
+    def block_loads(self, why: MlxdError | None) -> None:
+        """While set, new loads raise it; loads under way go on."""
+        self._blocked = why
+
+    async def relieve(self, enough: Callable[[], bool], *, all: bool = False) -> list[str]:
+        """Evict idle models until `enough()`; returns their names."""
+        gone: list[str] = []
+        async with self._changing:
+            while not enough():
+                idle = [r for r in self._present() if not self._candidate(r).in_use]
+                keep = 0 if all or self._policies is None else self._policies.memory.eviction.keep
+                if not idle or len(self._present()) <= keep:
+                    break
+                victim = min(idle, key=lambda r: (r.spec in self._preloaded, r.last_used))
+                self._drop(victim)
+                await self._supervisor.stop(victim.spec, _UNLOAD_GRACE_SECONDS)
+                gone.append(victim.card.name)
+        return gone
+
+    def workers(self) -> list[Worker]:
+        """Living ones."""
+        return [w for r in self._residents.values() if (w := self.worker_of(r)) is not None]
+
     async def close(self, grace: float) -> None:
         """Stop every worker. Nothing may be leased any more."""
         tasks = [*self._tasks]
@@ -192,6 +219,10 @@ class Residency:
         card = resident.card
         try:
             async with asyncio.timeout(limit):
+                if self.before_load is not None:
+                    await self.before_load()
+                if self._blocked is not None:
+                    raise copy(self._blocked)
                 async with self._changing:
                     await self._make_room(resident, policies)
                     resident.reserved = True

@@ -51,6 +51,8 @@ class Worker(asyncio.Protocol):
         self.spec = spec
         self.name = name
         self.ready: ipc.Ready | None = None
+        self.memory = ipc.Memory(0, 0, 0)
+        self.budget: ipc.Budget | None = None
         self._clock = clock
         self._process = process
         self._pulse = Pulse()
@@ -88,6 +90,23 @@ class Worker(asyncio.Protocol):
     @property
     def alive(self) -> bool:
         return self._transport is not None and not self._stopping
+
+    @property
+    def newest(self) -> float | None:
+        """When its newest generation was made, on the monotonic clock; None: none runs."""
+        return max((g.created for g in self._generations.values() if not g.ended), default=None)
+
+    def end_newest(self, error: MlxdError) -> bool:
+        """Its client gets `error`. False: none runs."""
+        running = [g for g in self._generations.values() if not g.ended]
+        if not running:
+            return False
+        max(running, key=lambda g: g.created).fail(error)
+        return True
+
+    def trim(self) -> None:
+        """Have the engine free the buffers that it keeps for reuse."""
+        self._send(ipc.Trim())
 
     async def until_ready(self) -> ipc.Ready:
         """Wait for the model to be loaded. Raises ModelLoadFailed; the worker is then over."""
@@ -183,9 +202,12 @@ class Worker(asyncio.Protocol):
             case ipc.Need() | ipc.Observed():
                 pass
             case ipc.Pong():
+                self.memory = message.memory
                 self._last_pong = self._clock.monotonic()
 
     def _deliver(self, output: ipc.Output) -> None:
+        if output.memory is not None:
+            self.memory = output.memory
         self._pulse.at = self._clock.monotonic()
         for id in output.started:
             if id in self._generations:

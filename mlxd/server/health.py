@@ -9,10 +9,12 @@ from typing import Any
 from aiohttp import web
 
 from mlxd import __version__
-from mlxd.control.memory import MemoryReading
+from mlxd.control.monitors import Readings
 from mlxd.control.residency import Resident
+from mlxd.control.watermarks import Level
 from mlxd.core.instance import authority
 from mlxd.policy.policy_set import PolicySet
+from mlxd.server import memory_report
 from mlxd.server.answers import iso, json_response
 from mlxd.server.edge import policies_of
 from mlxd.server.errors import Render, in_ollama
@@ -22,7 +24,6 @@ from mlxd.server.policy_report import warnings as policy_warnings
 from mlxd.telemetry.metrics import CONTENT_TYPE
 
 Json = dict[str, Any]
-_GIB = 2**30
 
 
 class Report:
@@ -60,7 +61,7 @@ class Live:
 
 
 class Ready:
-    """200 when traffic should come here; 503 until then and while draining."""
+    """200 when traffic should come here; 503 until then, in an emergency and while draining."""
 
     render_error: Render = staticmethod(in_ollama)
 
@@ -68,43 +69,48 @@ class Ready:
         self._parts = parts
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        if self._parts.state.ready:
+        reason = self._reason_not_to_be()
+        if not reason:
             return web.Response(text="ok\n")
-        reason = "draining" if self._parts.admission.draining else "starting"
         return web.Response(status=503, text=f"{reason}\n", headers={"Retry-After": "1"})
+
+    def _reason_not_to_be(self) -> str:
+        if not self._parts.state.ready:
+            return "draining" if self._parts.admission.draining else "starting"
+        return "out of memory" if self._parts.guard.level is Level.EMERGENCY else ""
 
 
 def root(parts: Parts, policies: PolicySet) -> Json:
     """`GET /`: the words health scripts grep for, as JSON."""
-    reading = parts.read_memory()
+    readings = parts.guard.read()
     return {
         "message": "Ollama is running",
-        "status": _status(parts, policies, reading),
+        "status": _status(parts, policies, readings),
         "service": "mlxd",
         "version": __version__,
         "models_loaded": len(_loaded(parts)),
         "available_models": [c.name for c in parts.catalog.known() if not c.unavailable],
         "active_requests": parts.admission.active,
         "max_concurrent": policies.limits.concurrency.max_in_flight,
-        "memory": _memory(policies, reading),
+        "memory": memory_report.summary(policies, readings.memory),
     }
 
 
 def health(parts: Parts, policies: PolicySet) -> Json:
     """`GET /health`: always 200 while alive."""
-    reading = parts.read_memory()
+    readings = parts.guard.read()
     rules = [rule for rule in policies.limits.rate_limit if rule.mode == "enforce"]
     residents = [
         r for r in parts.residency.residents() if r.loading or parts.residency.worker_of(r)
     ]
     return {
-        "status": _status(parts, policies, reading),
+        "status": _status(parts, policies, readings),
         "service": "mlxd",
         "version": __version__,
         "active_requests": parts.admission.active,
         "max_concurrent": policies.limits.concurrency.max_in_flight,
         "active_model_requests": dict(parts.admission.active_by_model()),
-        "memory": _memory(policies, reading),
+        "memory": memory_report.details(parts, policies, readings),
         "models_cached": len(_loaded(parts)),
         "total_models": len(parts.catalog.known()),
         "cached_models": [_cached_model(parts, resident) for resident in residents],
@@ -116,7 +122,7 @@ def health(parts: Parts, policies: PolicySet) -> Json:
         },
         "policy": summary(parts, policies),
         "pid": os.getpid(),
-        "warnings": _warnings(parts, policies, reading),
+        "warnings": _warnings(parts, policies, readings),
         "timestamp": iso(parts.clock.wall()),
     }
 
@@ -154,7 +160,7 @@ def chat_status(parts: Parts, policies: PolicySet) -> Json:
     listen = policies.server.listen
     return {
         "mlx": {
-            "status": _status(parts, policies, parts.read_memory()),
+            "status": _status(parts, policies, parts.guard.read()),
             "url": f"http://{authority(listen.host, listen.port)}",
         }
     }
@@ -172,38 +178,27 @@ def _cached_model(parts: Parts, resident: Resident) -> Json:
         "load_time_seconds": round(resident.load_seconds, 3),
         "active_requests": parts.admission.active_by_model()[resident.card.name],
         "is_loading": resident.loading is not None,
+        "memory_bytes": memory_report.of_worker(parts.residency.worker_of(resident)),
     }
 
 
-def _memory(policies: PolicySet, reading: MemoryReading | None) -> Json:
-    marks = policies.memory.watermarks
-    return {
-        "used_percent": round(reading.used_percent, 1) if reading else None,
-        "available_gb": round(reading.available / _GIB, 2) if reading else None,
-        "total_gb": round(reading.total / _GIB, 2) if reading else None,
-        "warning_threshold": 100.0 * float(marks.warning.enter),
-        "critical_threshold": 100.0 * float(marks.critical.enter),
-    }
-
-
-def _status(parts: Parts, policies: PolicySet, reading: MemoryReading | None) -> str:
-    """By the raw reading; what is done about it follows other rules."""
-    marks = policies.memory.watermarks
-    used = reading.used_percent if reading else 0.0
-    if used > 100.0 * float(marks.critical.enter):
-        return "critical"
-    refused = not parts.reloader.last.ok
-    if used >= 100.0 * float(marks.warning.enter) or _failed(parts) or refused:
+def _status(parts: Parts, policies: PolicySet, readings: Readings) -> str:
+    """By the raw readings; what is done about them follows other rules."""
+    full = memory_report.status(policies, readings, parts.guard.pressure)
+    if full == "critical":
+        return full
+    if full or _failed(parts) or not parts.reloader.last.ok:
         return "warning"
     if parts.admission.active >= policies.limits.concurrency.max_in_flight:
         return "degraded"
     return "healthy"
 
 
-def _warnings(parts: Parts, policies: PolicySet, reading: MemoryReading | None) -> list[str]:
+def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str]:
     warnings = [*parts.state.warnings, *policy_warnings(parts, policies)]
     warnings += parts.preloader.warnings()
-    if reading is None:
+    warnings += parts.guard.warnings()
+    if readings.memory is None:
         warnings.append("memory cannot be read: protection of memory is limited")
     warnings += _failed(parts).values()
     warnings += [

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from mlxd.control.admission import Admission
 from mlxd.control.catalog import Catalog
 from mlxd.control.dispatch import Dispatcher
+from mlxd.control.guard import Guard
 from mlxd.control.memory import MemoryReading
 from mlxd.control.preload import Preloader
 from mlxd.control.residency import Residency
@@ -40,6 +41,7 @@ class Parts:
     admission: Admission
     residency: Residency
     preloader: Preloader
+    guard: Guard
     dispatcher: Dispatcher
     clock: Clock
     read_memory: Callable[[], MemoryReading | None]

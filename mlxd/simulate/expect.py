@@ -7,7 +7,7 @@ import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field
 
@@ -176,6 +176,18 @@ class ExpectEdit(Expect):
 
     refused: bool = False
     """Whether the edit is invalid and changes nothing."""
+
+
+class ExpectMemory(Expect):
+    """What a look at memory expects."""
+
+    evicted: Rules | None = None
+    """The models that it drops."""
+    loads: Literal["blocked", "allowed"] | None = None
+    admission: Literal["stopped", "open"] | None = None
+    level: Literal["normal", "warning", "critical", "emergency"] | None = None
+    """The mark that is acted by."""
+    health: Literal["healthy", "degraded", "warning", "critical"] | None = None
 
 
 Placed = tuple[Path, Expect]

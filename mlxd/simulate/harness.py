@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path as FilePath
 
 from mlxd.control.admission import rules_in_force
@@ -35,8 +37,20 @@ def run(
     found, errors = _read(paths or ([folder / "tests"] if folder is not None else []))
     if errors:
         return Report(errors=tuple(errors))
-    results = tuple(run_case(case, layers, policies) for case in found)
+    with _unlogged():
+        results = tuple(run_case(case, layers, policies) for case in found)
     return Report(results, tuple(rules_in_force(policies)))
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """What a simulated daemon would log happened to nobody."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def run_case(case: Case, layers: Layers, policies: PolicySet) -> Result:

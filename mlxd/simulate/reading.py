@@ -79,6 +79,9 @@ class Reading:
         if problem["type"] == "extra_forbidden":
             self.unknown(str(path[-1]), list(model.model_fields), path)
             return
+        if problem["type"] == "missing":
+            self.refuse(path, f"missing: {problem['loc'][-1]}")
+            return
         value = problem["input"]
         if problem["type"] == "value_error":
             words = str(problem["ctx"]["error"])

@@ -16,18 +16,20 @@ from mlxd.policy.load import PolicyErrors
 from mlxd.policy.schema import Policy
 from mlxd.policy.schema.base import Name
 from mlxd.policy.strict_yaml import Path, parts
-from mlxd.policy.units import Delay, got, written
+from mlxd.policy.units import Delay, Ratio, got, written
 from mlxd.server.edge import client_at
 from mlxd.simulate.expect import (
     Address,
     Expect,
     ExpectAnswers,
     ExpectEdit,
+    ExpectMemory,
     Failed,
     Mismatch,
     Outcome,
 )
 from mlxd.simulate.layers import read_changes
+from mlxd.simulate.machine import State
 from mlxd.simulate.reading import Reading, suggestion
 from mlxd.simulate.world import Answer, World
 
@@ -186,6 +188,36 @@ class Check(StepKind):
         return [Outcome({"running": world.running})]
 
 
+class MemoryUse(StepKind):
+    """`memory: {used, loaded, frees}`: the guard finds so much in use. `memory: 96%` is short.
+
+    `loaded` are the models there, the longest unused first; without it they are as before.
+    """
+
+    kind: ClassVar[str] = "memory"
+    expects: ClassVar[type[Expect]] = ExpectMemory
+    used: Ratio
+    loaded: Mapping[Name, State] | None = None
+    frees: Ratio | None = None
+    """What each model that is dropped gives back, of all memory; nothing, if it is not written."""
+
+    @classmethod
+    def read(cls, reading: Reading, value: Any, path: Path) -> Self | None:
+        return super().read(reading, value if isinstance(value, dict) else {"used": value}, path)
+
+    def run(self, world: World) -> list[Outcome]:
+        world.fill(float(self.used), self.loaded, float(self.frees or 0.0))
+        facts = {
+            "evicted": world.machine.evicted(),
+            "loads": "blocked" if world.machine.loads_blocked else "allowed",
+            "admission": "stopped" if world.admission_stopped else "open",
+            "level": world.guard.level.word,
+            "health": world.health,
+            "running": world.running,
+        }
+        return [Outcome(facts)]
+
+
 def _parsed(name: str, text: Any) -> Any:
     """The value that a policy file would give the policy by this text; raises ValueError."""
     key = keys.find(parts(name))
@@ -221,4 +253,6 @@ def reasons(refused: PolicyErrors) -> str:
     return "; ".join(f"{error.key}: {error.message}" for error in refused.errors)
 
 
-KINDS: dict[str, type[StepKind]] = {kind.kind: kind for kind in (Start, Call, End, Edit, Check)}
+KINDS: dict[str, type[StepKind]] = {
+    kind.kind: kind for kind in (Start, Call, End, Edit, Check, MemoryUse)
+}

@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from mlxd.control.admission import Admission, Ticket
+from mlxd.control.guard import Guard
+from mlxd.control.monitors import Monitors
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import MlxdError
 from mlxd.policy.policy_set import PolicySet
 from mlxd.server.errors import error_response, in_ollama
+from mlxd.server.memory_report import status
 from mlxd.simulate.layers import Changes, Layers
+from mlxd.simulate.machine import Machine, Requests, State, Uncounted, finished
+from mlxd.telemetry.events import Events
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,19 @@ class World:
         self.layers = layers
         self.policies = policies
         self._running: list[Ticket] = []
+        self.machine = Machine(
+            Requests(self._newest, self._end_newest),
+            lambda: self.policies.memory.eviction.keep,
+        )
+        self.guard = Guard(
+            policies,
+            Monitors(self.machine.read, lambda: None, list),
+            self.machine,
+            self.admission,
+            clock=self.clock,
+            events=Events(self.clock),
+            counts=Uncounted(),
+        )
 
     @property
     def running(self) -> int:
@@ -80,6 +98,40 @@ class World:
         self.layers = layers
         self.policies = replace(policies, generation=self.policies.generation + 1)
         self.admission.apply(self.policies)
+        self.guard.apply(self.policies)
+        self.look()
+
+    def look(self) -> None:
+        """The guard looks at memory, once, and does what follows from it."""
+        finished(self.guard.check())
+
+    def fill(self, used: float, loaded: Mapping[str, State] | None, frees: float) -> None:
+        """So much of the memory is in use, and these models are there (None: as before)."""
+        self.machine.used, self.machine.frees = used, frees
+        if loaded is not None:
+            self.machine.hold(loaded)
+        self.machine.evicted()
+        self.look()
+
+    @property
+    def health(self) -> str:
+        """The status that /health would tell, by what this world knows."""
+        full = status(self.policies, self.guard.read(), self.guard.pressure)
+        most = self.policies.limits.concurrency.max_in_flight
+        return full or ("degraded" if self.running >= most else "healthy")
+
+    @property
+    def admission_stopped(self) -> bool:
+        return "stop_admission" in self.guard.lasting
+
+    def _newest(self) -> float | None:
+        return self._running[-1].admitted if self._running else None
+
+    def _end_newest(self) -> bool:
+        if self._running:
+            self.admission.leave(self._running.pop())
+            return True
+        return False
 
     def _answer(
         self, status: int, headers: Mapping[str, str], would_deny: tuple[str, ...]

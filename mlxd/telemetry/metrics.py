@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -13,8 +13,12 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+Values = Iterable[tuple[tuple[str, ...], float]]
+"""Values by their labels."""
 _APPLY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -61,6 +65,19 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._actions = Counter(
+            "mlxd_memory_actions_total",
+            "Times that something was done because memory was full, by its name in policy.",
+            ("action",),
+            registry=self.registry,
+        )
+        self._evictions = Counter(
+            "mlxd_model_evictions_total",
+            "Idle models that left memory, by reason.",
+            ("reason",),
+            registry=self.registry,
+        )
+
     def reloaded(self, *, result: str, trigger: str, seconds: float, at: float) -> None:
         """Count one attempt; `at` in seconds since the epoch."""
         self._reloads.labels(result, trigger).inc()
@@ -85,9 +102,23 @@ class Metrics:
         """Count a request that a rule on trial would have refused."""
         self._would_deny.labels(rule).inc()
 
+    def memory_action(self, action: str) -> None:
+        """Count what a watermark had done."""
+        self._actions.labels(action).inc()
+
+    def evicted(self, reason: str, models: int = 1) -> None:
+        """Count idle models that left memory; `reason` is one of a few words."""
+        self._evictions.labels(reason).inc(models)
+
     def watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
         """Ask `value` at each scrape."""
         self._gauge(name, meaning).set_function(value)
+
+    def watch_each(
+        self, name: str, meaning: str, labels: tuple[str, ...], values: Callable[[], Values]
+    ) -> None:
+        """Ask `values` at each scrape; what it does not tell any more is gone."""
+        self.registry.register(_Each(name, meaning, labels, values))
 
     def render(self) -> bytes:
         """All of them, in Prometheus' text format."""
@@ -95,3 +126,23 @@ class Metrics:
 
     def _gauge(self, name: str, meaning: str, labels: tuple[str, ...] = ()) -> Gauge:
         return Gauge(name, meaning, labels, registry=self.registry)
+
+
+class _Each(Collector):
+    def __init__(
+        self, name: str, meaning: str, labels: tuple[str, ...], values: Callable[[], Values]
+    ) -> None:
+        self._name = name
+        self._meaning = meaning
+        self._labels = labels
+        self._values = values
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily(self._name, self._meaning, labels=self._labels)
+        for labels, value in self._values():
+            family.add_metric(labels, value)
+        yield family
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        """Without values: a registration asks nobody."""
+        yield GaugeMetricFamily(self._name, self._meaning, labels=self._labels)

@@ -200,11 +200,6 @@ def test_a_port_that_is_no_port_is_refused(tmp_path: Path) -> None:
     assert "--port" in _refused_start(tmp_path, {}, "--port", "70000")
 
 
-def test_thresholds_that_nothing_enforces_are_in_the_warnings(served: Daemon) -> None:
-    warnings = served.health()["warnings"]
-    assert any("memory.watermarks.critical.enter" in w and "only reported" in w for w in warnings)
-
-
 def test_env_points_clients_at_the_daemon(served: Daemon) -> None:
     done = _mlxd("env", "--state", served.state)
     assert f"OPENAI_BASE_URL={served.url}/v1" in done.stdout

@@ -71,20 +71,15 @@ def test_a_set_never_changes(found: PolicySet) -> None:
         found.sources[()] = None  # type: ignore[index]
 
 
-def test_thresholds_that_clients_see_are_said_to_be_idle() -> None:
-    reported = "only reported: nothing is evicted or refused by it yet"
-    assert load().warnings() == [
-        f"memory.watermarks.warning.enter 85% is {reported}",
-        f"memory.watermarks.critical.enter 95% is {reported}",
-        "memory.watermarks.emergency.enter 98% is not enforced yet",
-    ]
+def test_the_defaults_ask_for_nothing_that_is_not_there() -> None:
+    assert load().warnings() == []
 
 
 @pytest.mark.parametrize(
     ("key", "text", "warns"),
     [
-        ("memory.check_interval", "5s", True),
-        ("memory.check_interval", "10s", False),
+        ("supervision.worker.health.interval", "15s", True),
+        ("supervision.worker.health.interval", "10s", False),
         ("limits.concurrency.max_waiting", "10", True),
         ("timeouts.queue", "5s", True),
         ("supervision.worker.backoff.max", "5m", True),
@@ -101,8 +96,8 @@ def test_a_choice_that_has_no_effect_is_said_to_have_none(key: str, text: str, w
 @pytest.mark.parametrize(
     ("key", "text", "listed"),
     [
-        ("memory.check_interval", "5s", True),
-        ("memory.check_interval", "10s", True),
+        ("supervision.worker.health.interval", "15s", True),
+        ("supervision.worker.health.interval", "10s", True),
         ("clients.auth.required", "false", False),
         ("limits.concurrency.max_in_flight", "3", False),
     ],
@@ -121,8 +116,7 @@ def test_an_entry_that_has_no_effect_is_said_to_have_none(tmp_path: Path) -> Non
     (tmp_path / "supervision.yaml").write_text(
         "schema: mlxd/v1\nworker: {budget: [{max: 5, per: 300s}, {max: 20, per: 1h}]}\n"
     )
-    found = [warning for warning in load(tmp_path).warnings() if "watermarks" not in warning]
-    assert found == [
+    assert load(tmp_path).warnings() == [
         'models.models["a.b"].pinned true is not enforced yet',
         "supervision.worker.budget[1].max 20 is not enforced yet",
         "supervision.worker.budget[1].per 1h is not enforced yet",

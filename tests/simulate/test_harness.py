@@ -167,6 +167,21 @@ def test_what_was_expected_and_what_came_stand_in_one_line(tmp_path: Path) -> No
             "7: expected refused true, got false",
         ),
         (
+            "  - memory: {used: 96%, loaded: {a: idle, b: idle}}\n    expect: {evicted: [b]}\n",
+            "7: expected evicted [b], got [a]",
+        ),
+        (
+            "  - memory: {used: 96%, frees: 50%, loaded: {a: idle, b: idle}}\n"
+            "    expect: {evicted: [a], loads: blocked}\n",
+            "7: expected loads blocked, got allowed",
+        ),
+        ("  - memory: 85%\n    expect: {health: healthy}\n", "7: expected health healthy, got wa"),
+        ("  - memory: 99%\n    expect: {admission: open}\n", "7: expected admission open, got st"),
+        (
+            "  - start: {n: 2}\n  - memory: 99%\n    expect: {running: 2}\n",
+            "8: expected running 2, got 1",
+        ),
+        (
             "  - call: {n: 30}\n  - call: {}\n    expect: {status: 429, would_deny: [x]}\n",
             "8: expected would_deny [x], got []",
         ),
@@ -195,6 +210,13 @@ def test_a_header_is_compared(tmp_path: Path, condition: str, holds: bool) -> No
     )
     result = told(tmp_path, steps)
     assert (result.failure is None) is holds
+
+
+def test_full_memory_in_a_test_is_logged_nowhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert told(tmp_path, "  - memory: 99%\n").failure is None
+    assert caplog.records == []
 
 
 def test_policies_of_a_test_are_put_over_those_of_the_folder(tmp_path: Path) -> None:

@@ -48,6 +48,27 @@ def test_a_value_is_asked_for_at_each_scrape() -> None:
     assert value(metrics, "mlxd_policy_generation") == 7.0
 
 
+def test_series_that_are_not_told_any_more_are_gone() -> None:
+    metrics = Metrics()
+    held = {"tiny-a": 3.0, "tiny-b": 4.0}
+    name = "mlxd_worker_memory_bytes"
+    metrics.watch_each(name, "Held.", ("model",), lambda: [((m,), v) for m, v in held.items()])
+    assert value(metrics, name, model="tiny-a") == 3.0
+    del held["tiny-a"]
+    assert value(metrics, name, model="tiny-a") is None
+    assert value(metrics, name, model="tiny-b") == 4.0
+
+
+def test_what_full_memory_led_to_is_counted() -> None:
+    metrics = Metrics()
+    metrics.memory_action("evict_lru")
+    metrics.evicted("watermark", 2)
+    metrics.evicted("load")
+    assert value(metrics, "mlxd_memory_actions_total", action="evict_lru") == 1
+    assert value(metrics, "mlxd_model_evictions_total", reason="watermark") == 2
+    assert value(metrics, "mlxd_model_evictions_total", reason="load") == 1
+
+
 def test_two_of_them_share_nothing() -> None:
     one, other = Metrics(), Metrics()
     one.would_deny("hosts")
@@ -61,6 +82,9 @@ def test_promtool_finds_nothing_to_mend() -> None:
     metrics.policies("aa", "files")
     metrics.policy_error("limits.yaml", "3", "limits.x", 'expected "a"\\b, got\ntwo lines')
     metrics.would_deny("rate_limit:per-ip")
+    metrics.memory_action("evict_lru")
+    metrics.evicted("load")
+    metrics.watch_each("mlxd_x_ratio", "Of x.", ("y",), lambda: [(("z",), 0.5)])
     done = subprocess.run(
         ["promtool", "check", "metrics"], input=metrics.render(), capture_output=True, check=False
     )

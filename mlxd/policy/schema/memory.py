@@ -9,8 +9,6 @@ from pydantic import Field
 from mlxd.policy.schema.base import Auto, Policy, Positive, Reload, field, section
 from mlxd.policy.units import Delay, Duration, Ratio, Size
 
-_REPORTED = "only reported: nothing is evicted or refused by it yet"
-
 Action = Literal[
     "warn", "drop_mlx_cache", "block_loads", "evict_lru", "shed_low_priority", "evict_all_idle",
     "stop_admission", "cancel_lowest_priority",
@@ -21,22 +19,26 @@ Budget = Literal["auto", "off"] | Size
 
 class Monitors(Policy):
     system_ram: bool = field(
-        True, "Whether the machine's memory in use counts.", enforced=False, example="false"
-    )
+        True, "Whether the machine's memory in use counts, and that of the memory limit (cgroup) "
+        "that the daemon runs under.",
+        example="false",
+    )  # fmt: skip
     gpu_working_set: Auto | bool = field(
         "auto", "Whether what the engines hold counts, as a share of what the GPU recommends as "
         "its working set; auto counts it where there is such a number.",
-        enforced=False, example="false",
+        example="false",
     )  # fmt: skip
     pressure_level: bool = field(
-        True, "Whether the system's own word on memory pressure counts (macOS levels, Linux PSI).",
-        enforced=False, example="false",
+        True, "Whether the system's own word on memory pressure counts. macOS: its levels warning "
+        "and critical are at least these marks. Linux: warning when for 30 s processes have "
+        "waited for memory 30 % of the time (PSI, some avg10), critical from 60 %.",
+        example="false",
     )  # fmt: skip
 
 
 def _actions(default: tuple[Action, ...], example: str, meaning: str = "") -> Any:
     words = meaning or "What is done, as under `memory.watermarks.warning.actions`."
-    return field(default, words, enforced=False, example=example)
+    return field(default, words, example=example)
 
 
 class Mark(Policy):
@@ -46,11 +48,11 @@ class Mark(Policy):
     clear: Auto | Ratio = field(
         "auto", "Share under which the mark is left again; auto is 5 points below `enter`, and "
         "never less than half of it.",
-        unit="ratio", enforced=False, example="60%",
+        unit="ratio", example="60%",
     )  # fmt: skip
     held: Delay = field(
         "0s", "How long the share must stay there before the mark counts.",
-        unit="duration", enforced=False, example="30s", alias="for",
+        unit="duration", example="30s", alias="for",
     )  # fmt: skip
     actions: Actions
 
@@ -58,22 +60,23 @@ class Mark(Policy):
 class WarningMark(Mark):
     enter: Ratio = field(
         "85%", "Share of memory in use from which /health warns.",
-        unit="ratio", enforced=False, so_far=_REPORTED, shown=True, example="80%",
+        unit="ratio", example="80%",
     )  # fmt: skip
     actions: Actions = _actions(
         ("warn", "drop_mlx_cache"), "[warn]",
         "What is done, in this order: warn reports it; drop_mlx_cache frees the engines' unused "
         "buffers; block_loads loads nothing more; evict_lru drops idle models, the longest unused "
-        "first, until the mark is left; shed_low_priority refuses the classes whose shed_at is "
-        "reached; evict_all_idle drops every unprotected model; stop_admission refuses all "
-        "generations; cancel_lowest_priority ends the newest work of the lowest class.",
+        "first, until the mark is left; shed_low_priority does nothing yet (it will refuse the "
+        "classes whose shed_at is reached); evict_all_idle drops every unprotected model; "
+        "stop_admission refuses all generations; cancel_lowest_priority ends the newest "
+        "generation, one in each check_interval. What lasts is undone when the mark is left.",
     )  # fmt: skip
 
 
 class CriticalMark(Mark):
     enter: Ratio = field(
         "95%", "Share of memory in use above which idle models are dropped and none is loaded.",
-        unit="ratio", enforced=False, so_far=_REPORTED, shown=True, example="90%",
+        unit="ratio", example="90%",
     )  # fmt: skip
     actions: Actions = _actions(
         ("block_loads", "evict_lru", "shed_low_priority"), "[block_loads, evict_lru]"
@@ -84,7 +87,7 @@ class EmergencyMark(Mark):
     enter: Ratio = field(
         "98%", "Share of memory in use above which every unprotected model is dropped and the "
         "newest work cancelled.",
-        unit="ratio", enforced=False, shown=True, example="97%",
+        unit="ratio", example="97%",
     )  # fmt: skip
     actions: Actions = _actions(
         ("evict_all_idle", "stop_admission", "cancel_lowest_priority"), "[evict_all_idle]"
@@ -162,9 +165,11 @@ class WorkerLimits(Policy):
         "Freed buffers that a worker's engine keeps for reuse", "2GiB", reload="live"
     )
     wired_limit: Auto | Size = _limit("Memory that a worker may wire down for the GPU", "40GiB")
-    rss_hard: Auto | Size = _limit(
-        "Resident memory of a worker's process beyond which it is ended", "64GiB"
-    )
+    rss_hard: Auto | Size = field(
+        "auto", "Resident memory of a worker's process beyond which it is ended; auto is twice "
+        "what its engine may hold and 2GiB.",
+        unit="size", example="64GiB",
+    )  # fmt: skip
 
 
 class PrefixCache(Policy):
@@ -184,7 +189,10 @@ class Memory(Policy):
     """What happens as memory fills up."""
 
     check_interval: Duration = field(
-        "10s", "Between two readings of memory.", unit="duration", enforced=False, example="2s"
+        "10s",
+        "Between two readings of memory; it is also read before each load.",
+        unit="duration",
+        example="2s",
     )
     monitors: Monitors = section("What is measured; the fullest of them decides.")
     watermarks: Watermarks = section("Shares of memory in use, strictly rising.")

@@ -1,0 +1,271 @@
+"""Follows memory without any request: reads it, enters and leaves marks, has their actions done."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+
+from mlxd.control.measures import (
+    EVICTING,
+    HOLDING,
+    Counts,
+    Gate,
+    Measures,
+    Models,
+    Occasion,
+    in_words,
+)
+from mlxd.control.monitors import Monitors, Readings, in_gib
+from mlxd.control.pressure import Sustained
+from mlxd.control.process_limit import Oversized, oversized, resident_of
+from mlxd.control.watermarks import Level, Mark, Waterline, marks_of
+from mlxd.core.clock import Clock
+from mlxd.core.errors import MlxdError
+from mlxd.policy.policy_set import PolicySet
+from mlxd.telemetry.events import Events
+
+log = logging.getLogger(__name__)
+
+_SOON_SECONDS = 0.001
+
+
+class Guard:
+    """One per daemon: looks at memory from `start` to `close`."""
+
+    def __init__(
+        self,
+        policies: PolicySet,
+        monitors: Monitors,
+        models: Models,
+        gate: Gate,
+        *,
+        clock: Clock,
+        events: Events,
+        counts: Counts,
+        resident_of: Callable[[int], int | None] = resident_of,
+    ) -> None:
+        self._policies = policies
+        self._marks = marks_of(policies.memory)
+        self._monitors = monitors
+        self._models = models
+        self._clock = clock
+        self._events = events
+        self._resident_of = resident_of
+        self._measures = Measures(models, gate, events, counts)
+        self._counts = counts
+        self._waterline = Waterline()
+        self._sustained = Sustained()
+        self._readings = Readings(None)
+        self._pressure = Level.NORMAL
+        self._alarm = ""
+        """Why it is an emergency whatever readings say."""
+        self._alarmed_until = 0.0
+        self._acting = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def level(self) -> Level:
+        """The highest mark that holds."""
+        return self._waterline.level
+
+    @property
+    def pressure(self) -> Level:
+        """As the system names it, once it has lasted."""
+        return self._pressure
+
+    @property
+    def lasting(self) -> frozenset[str]:
+        """Actions that are in effect until their mark is left."""
+        return self._measures.held
+
+    def read(self) -> Readings:
+        """Memory now. Changes nothing."""
+        return self._monitors.read(self._policies.memory.monitors)
+
+    def warnings(self) -> list[str]:
+        """What is being done and why, as of the last look at memory."""
+        entered = self._entered()
+        told = self._measures.held or any("warn" in mark.actions for mark in entered)
+        if not entered or not told:
+            return []
+        mark = entered[-1]
+        lasting = [a for one in entered[:-1] for a in one.actions if a in self._measures.held]
+        doing = in_words([*lasting, *mark.actions]) or "nothing is done"
+        return [f"{self._words()}: {doing} ({self._policies.line(mark.key)})"]
+
+    def apply(self, new: PolicySet) -> None:
+        """Work by `new` from now on: memory is looked at again at once."""
+        self._policies = new
+        self._marks = marks_of(new.memory)
+        self._wake.set()
+
+    def start(self) -> None:
+        """Look from now on."""
+        self._task = asyncio.create_task(self.run(), name="memory")
+        self._task.add_done_callback(_ended)
+
+    async def close(self) -> None:
+        """Look no more; an eviction under way is hastened, not left half done."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def run(self) -> None:
+        """Look every `memory.check_interval`, and at once when there is a reason to."""
+        while True:
+            try:
+                await self.check()
+            except (MlxdError, OSError) as error:  # of an eviction; memory is still to be watched
+                log.error("what memory asks for was not done: %s", error)
+            await self._pause()
+
+    async def check(self) -> None:
+        """One look, and what follows from it; after an eviction memory is read again."""
+        async with self._acting:
+            self._wake.clear()
+            self._end_oversized()
+            self._observe()
+            await self._act(self._marks)
+
+    async def before_load(self) -> None:
+        """Loads are blocked from this moment on if memory says so; the rest is left to `run`, so
+        that a load may ask for this wherever it stands, and never waits for an eviction.
+        """
+        before = self.level
+        self._observe()
+        if self.level > before:
+            self._hold({"block_loads"})
+            self._wake.set()
+
+    def emergency(self, why: str) -> None:
+        """An engine ran out of memory, whatever readings say: what can be refused is refused at
+        once, and `run` does the rest. The look after the next interval goes by readings again.
+        """
+        interval = float(self._policies.memory.check_interval)
+        self._alarm, self._alarmed_until = why, self._clock.monotonic() + interval / 2
+        self._events.record("memory_emergency", why)
+        log.error("%s", why)
+        before = self.level
+        self._waterline.raise_to(Level.EMERGENCY)
+        self._readings = self.read()
+        self._changed(before)
+        self._hold(HOLDING)
+        self._wake.set()
+
+    def out_of_memory(self, model: str) -> None:
+        """The engine of a model ended for want of memory."""
+        self.emergency(f"the engine of '{model}' ran out of memory")
+
+    # -- looking
+
+    def _observe(self) -> None:
+        now, before = self._clock.monotonic(), self.level
+        self._readings = self.read()
+        self._pressure = self._sustained.observe(self._readings.pressure, now)
+        if now >= self._alarmed_until:
+            self._alarm = ""
+        floor = Level.EMERGENCY if self._alarm else self._pressure
+        self._waterline.observe(self._marks, self._readings.share, floor, now)
+        self._changed(before)
+        self._measures.release(a for mark in self._entered() for a in mark.actions)
+
+    def _changed(self, before: Level) -> None:
+        """Tell of another level, once."""
+        level = self.level
+        if level == before:
+            return
+        words = f"memory: {before.word} -> {level.word}: {self._words()}"
+        shares = {name: round(share, 4) for name, share in self._readings.each().items()}
+        data = {"from": before.word, "to": level.word, "monitors": shares}
+        self._events.record("memory_level", words, data)
+        warns = level > before and any("warn" in mark.actions for mark in self._entered())
+        log.log(logging.WARNING if warns else logging.INFO, "%s", words)
+        if warns:
+            self._counts.memory_action("warn")
+
+    def _words(self) -> str:
+        return f"{self._alarm}; {self._readings}" if self._alarm else str(self._readings)
+
+    async def _pause(self) -> None:
+        """Until the next look is due, or there is a reason for one."""
+        interval = float(self._policies.memory.check_interval)
+        due = max(_SOON_SECONDS, self._waterline.due(self._marks, self._clock.monotonic()))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(interval, due)):
+                await self._wake.wait()
+
+    # -- acting
+
+    def _entered(self) -> list[Mark]:
+        return [mark for mark in self._marks if mark.level <= self.level]
+
+    async def _act(self, marks: Sequence[Mark]) -> None:
+        """The actions of all marks that hold, from the lowest on; of one that is left meanwhile,
+        because an eviction helped, no more.
+        """
+        for mark in marks:
+            for action in mark.actions:
+                if mark.level > self.level:
+                    return
+                await self._measures.perform(action, self._occasion(mark))
+                if action in EVICTING:
+                    self._observe()
+
+    def _hold(self, actions: frozenset[str] | set[str]) -> None:
+        """Those of them that marks in force ask for, at once."""
+        for mark in self._entered():
+            for action in mark.actions:
+                if action in actions:
+                    self._measures.hold(action, self._occasion(mark))
+
+    def _occasion(self, mark: Mark) -> Occasion:
+        return Occasion(
+            mark=mark,
+            words=self._words(),
+            line=self._policies.line(mark.key),
+            retry_after=float(self._policies.memory.check_interval),
+            pressing=not mark.cleared(self._readings.share, self._pressure),
+            enough=self._enough(mark),
+        )
+
+    def _enough(self, mark: Mark) -> Callable[[], bool]:
+        """Pressure falls some time after memory is given back: for its sake one model goes in a
+        look, and not all of them.
+        """
+        asked_for_pressure = False
+
+        def enough() -> bool:
+            nonlocal asked_for_pressure
+            if self.read().share >= mark.clear:
+                return False
+            again, asked_for_pressure = asked_for_pressure, True
+            return again or mark.cleared(0.0, self._floor())
+
+        return enough
+
+    def _floor(self) -> Level:
+        return Level.EMERGENCY if self._alarm else self._pressure
+
+    def _end_oversized(self) -> None:
+        limits = self._policies.memory.worker_limits
+        for found in list(oversized(self._models.workers(), limits, self._resident_of)):
+            self._end(found)
+
+    def _end(self, found: Oversized) -> None:
+        line = self._policies.line("memory.worker_limits.rss_hard")
+        words = (
+            f"the worker of {found.worker.name} is ended: its process holds"
+            f" {in_gib(found.resident)} and may hold {in_gib(found.limit)} ({line})"
+        )
+        log.error("%s", words)
+        data = {"model": found.worker.name, "resident": found.resident, "limit": found.limit}
+        self._events.record("worker_over_limit", words, data)
+        found.worker.kill()
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("memory is not watched any more: a defect of mlxd", exc_info=error)

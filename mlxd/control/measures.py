@@ -1,0 +1,188 @@
+"""What is done against full memory: the actions of a mark, by their names in policy."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mlxd.control.monitors import Engine
+from mlxd.control.watermarks import Mark
+from mlxd.core.errors import InsufficientMemory, MlxdError, PolicyLine
+from mlxd.ipc import messages as ipc
+from mlxd.telemetry.events import Events
+
+log = logging.getLogger(__name__)
+
+EVICTING = frozenset({"evict_lru", "evict_all_idle"})
+HOLDING = frozenset({"block_loads", "stop_admission"})
+"""Those that last until their mark is left."""
+_WORDS = {
+    "drop_mlx_cache": "unused buffers are freed",
+    "block_loads": "loads are blocked",
+    "evict_lru": "idle models are dropped",
+    "evict_all_idle": "every unprotected model is dropped",
+    "stop_admission": "no generation is admitted",
+    "cancel_lowest_priority": "the newest generations are ended",
+}
+
+
+class GuardedWorker(Engine, Protocol):
+    """A worker as it is seen from here."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def budget(self) -> ipc.Budget | None: ...
+    @property
+    def newest(self) -> float | None:
+        """When its newest generation began, on the monotonic clock; None: none runs."""
+        ...
+
+    def trim(self) -> None: ...
+    def end_newest(self, error: MlxdError) -> bool: ...
+    def kill(self) -> None: ...
+
+
+class Models(Protocol):
+    """The residency as it is seen from here."""
+
+    def block_loads(self, why: MlxdError | None) -> None:
+        """While set, every new load raises it; loads under way go on."""
+        ...
+
+    async def relieve(self, enough: Callable[[], bool], *, all: bool = False) -> list[str]:
+        """Evict idle models until `enough()`, which is asked before each; returns their names."""
+        ...
+
+    def workers(self) -> Sequence[GuardedWorker]: ...
+
+
+class Gate(Protocol):
+    """Admission as it is seen from here."""
+
+    def shut(self, error: MlxdError | None) -> None:
+        """While set, every new generation raises it."""
+        ...
+
+
+class Counts(Protocol):
+    """What is counted."""
+
+    def memory_action(self, action: str) -> None: ...
+    def evicted(self, reason: str, models: int = 1) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Occasion:
+    """Why an action is called for."""
+
+    mark: Mark
+    words: str
+    """Such as `memory is at 96.1 %, ...`."""
+    line: PolicyLine
+    retry_after: float
+    """Seconds until memory is looked at again."""
+    pressing: bool
+    """Whether readings say so still, after all that was done before."""
+    enough: Callable[[], bool]
+    """Reads anew whether the mark could be left."""
+
+
+class Measures:
+    """Performs actions; remembers those that last."""
+
+    def __init__(self, models: Models, gate: Gate, events: Events, counts: Counts) -> None:
+        self._models = models
+        self._gate = gate
+        self._events = events
+        self._counts = counts
+        self._held: set[str] = set()
+
+    @property
+    def held(self) -> frozenset[str]:
+        return frozenset(self._held)
+
+    async def perform(self, action: str, occasion: Occasion) -> None:
+        """One action. Those that last get the present numbers each time."""
+        match action:
+            case "drop_mlx_cache":
+                self._trim()
+            case "evict_lru":
+                await self._evict(action, occasion, occasion.enough)
+            case "evict_all_idle":
+                await self._evict(action, occasion, lambda: False)
+            case "cancel_lowest_priority":
+                self._end_newest(occasion)
+            case _:
+                self.hold(action, occasion)
+
+    def hold(self, action: str, occasion: Occasion) -> None:
+        """An action that lasts, at once; of the others nothing."""
+        if action == "block_loads":
+            self._models.block_loads(_refusal(f"no model is loaded {_until(occasion)}", occasion))
+        elif action == "stop_admission":
+            self._gate.shut(_refusal(f"no generation is admitted {_until(occasion)}", occasion))
+        else:
+            return
+        if action not in self._held:
+            self._held.add(action)
+            self._counts.memory_action(action)
+
+    def release(self, wanted: Iterable[str]) -> None:
+        """Undo what lasts and is not `wanted` any more."""
+        for action in self._held - set(wanted):
+            self._held.discard(action)
+            if action == "block_loads":
+                self._models.block_loads(None)
+            else:
+                self._gate.shut(None)
+
+    def _trim(self) -> None:
+        for worker in self._models.workers():
+            worker.trim()
+        self._counts.memory_action("drop_mlx_cache")
+
+    async def _evict(self, action: str, occasion: Occasion, enough: Callable[[], bool]) -> None:
+        names = await self._models.relieve(enough, all=action == "evict_all_idle")
+        if not names:
+            return
+        self._counts.memory_action(action)
+        self._counts.evicted("watermark", len(names))
+        self._tell(f"{occasion.words}: dropped {', '.join(names)}", action, occasion, names)
+
+    def _end_newest(self, occasion: Occasion) -> None:
+        """One generation: the next check sees what that has brought."""
+        if not occasion.pressing:
+            return
+        busy = [w for w in self._models.workers() if w.newest is not None]
+        worker = max(busy, key=lambda w: w.newest or 0.0, default=None)
+        error = _refusal("this answer was ended to free memory", occasion)
+        if worker is None or not worker.end_newest(error):
+            return
+        self._counts.memory_action("cancel_lowest_priority")
+        words = f"{occasion.words}: the newest generation of {worker.name} was ended"
+        self._tell(words, "cancel_lowest_priority", occasion, [worker.name])
+
+    def _tell(self, words: str, action: str, occasion: Occasion, models: list[str]) -> None:
+        log.warning("%s", words)
+        data = {"action": action, "mark": occasion.mark.level.word, "models": models}
+        self._events.record("memory_action", words, data)
+
+
+def in_words(actions: Iterable[str]) -> str:
+    """Of those that do something, in their order."""
+    return ", ".join(_WORDS[action] for action in actions if action in _WORDS)
+
+
+def _until(occasion: Occasion) -> str:
+    return f"until it is below {100 * occasion.mark.clear:g} %"
+
+
+def _refusal(what: str, occasion: Occasion) -> InsufficientMemory:
+    return InsufficientMemory(
+        f"{occasion.words}: {what}", retry_after=occasion.retry_after, policy=occasion.line
+    )
