@@ -22,6 +22,32 @@ SHAPES = {
     "tiny": Shape(spread=1.5),
     "slow": Shape(hidden=256, layers=4, heads=4, kv_heads=4, intermediate=512, spread=1.5),
 }
+
+
+def stepping(layers: int) -> Shape:
+    """Dense and deep: MLX on CPU takes some ten milliseconds for each layer of a step of four."""
+    return Shape(
+        hidden=384, layers=layers, heads=6, kv_heads=2, intermediate=1536, context=65536, spread=1.5
+    )
+
+
+def bank(megabytes: int) -> Shape:
+    """Weights dominate: a token passes through one of many experts, so that a step is short."""
+    experts = max(2, round(megabytes * 1e6 / _EXPERT_BYTES))
+    return Shape(
+        hidden=256, layers=2, heads=4, kv_heads=4, intermediate=256, spread=1.5,
+        model_type="qwen3_moe",
+        extra={
+            "num_experts": experts, "num_experts_per_tok": 1, "decoder_sparse_step": 1,
+            "mlp_only_layers": [], "moe_intermediate_size": 256, "norm_topk_prob": True,
+        },
+    )  # fmt: skip
+
+
+_EXPERT_BYTES = 2 * 3 * 256 * 256 * 4
+"""Two layers, three matrices, float32."""
+SIZED = {"stepping": stepping, "bank": bank}
+"""Shapes of any size."""
 SPECIAL = ("<|im_end|>", "<|im_start|>")
 PROMPT_TOKENS = 200
 _TEXT = (
@@ -35,10 +61,11 @@ _TEXT = (
 _WORDS = _TEXT.split()
 
 
-def make(folder: Path, shape: str) -> Path:
-    """A complete model folder."""
-    make_model(folder, SHAPES[shape])
-    _write_tokenizer(folder, SHAPES[shape].vocab)
+def make(folder: Path, shape: str, size: int | None = None, seed: int = 0) -> Path:
+    """A complete model folder; `size` is for those of SIZED."""
+    chosen = SHAPES[shape] if size is None else SIZED[shape](size)
+    make_model(folder, chosen, seed=seed)
+    _write_tokenizer(folder, chosen.vocab)
     _silence_special_tokens(folder)
     return folder
 
@@ -123,6 +150,8 @@ def parameters(folder: Path) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write the model folder.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument("--shape", choices=[*SHAPES, *SIZED], default="tiny")
+    parser.add_argument("--size", type=int, help="layers of stepping, megabytes of bank")
+    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    make(arguments.folder, arguments.shape)
+    make(arguments.folder, arguments.shape, arguments.size, arguments.seed)

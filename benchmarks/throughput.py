@@ -136,11 +136,14 @@ class Bench:
         }
 
 
-def make_model(shape: str, scratch: Path) -> Path:
+def make_model(
+    shape: str, scratch: Path, *, name: str = "", size: int | None = None, seed: int = 0
+) -> Path:
     """In a process of its own: this one stays free of mlx."""
-    folder = scratch / "models" / shape
+    folder = scratch / "models" / (name or shape)
     command = [sys.executable, str(HERE / "model.py"), str(folder), "--shape", shape]
-    subprocess.run(command, check=True)
+    sized = () if size is None else ("--size", str(size))
+    subprocess.run([*command, *sized, "--seed", str(seed)], check=True)
     return folder
 
 

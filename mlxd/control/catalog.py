@@ -75,6 +75,13 @@ class Catalog:
         """
         return await self._by_scan(policies, math.inf)
 
+    async def rescanned(self, policies: PolicySet) -> Names:
+        """As `refreshed`, by a scan that begins now: a folder was added or removed."""
+        running = self._scans.get(Scope.of(policies.models))
+        if running is not None:
+            await asyncio.wait([running])
+        return await self._by_scan(policies, 0.0)
+
     async def cards(self, policies: PolicySet) -> list[ModelCard]:
         """Every model by name, the unavailable ones included, the guide last."""
         return list((await self._by_scan(policies, FRESH_SECONDS)).cards.values())

@@ -385,6 +385,7 @@ class TestLimits:
         "concurrency: {max_in_flight: 1}\n"
         "rate_limit:\n  - {name: tight, key: client_ip, requests: 3, window: 60s}\n"
     )
+    ONE_SLOT = "concurrency: {max_in_flight: 1}\nrate_limit: []\n"
 
     @pytest.fixture
     def tight(self, start_daemon: Callable[..., Daemon]) -> Iterator[openai.OpenAI]:
@@ -426,22 +427,27 @@ class TestLimits:
         assert error.response.headers["x-mlxd-policy-key"].startswith(key)
         assert error.response.headers["retry-after"]
 
-    def test_the_packages_own_retry_waits_for_the_slot(self, tight: openai.OpenAI) -> None:
+    def test_the_packages_own_retry_waits_for_the_slot(
+        self, start_daemon: Callable[..., Daemon]
+    ) -> None:
         """As users have it: two retries, after what Retry-After says."""
+        url = f"{start_daemon({'limits': self.ONE_SLOT}).url}/v1"
         seen: list[str] = []
 
         def note(request: Any) -> None:
             seen.append(request.headers["x-stainless-retry-count"])
-            if seen[-1] == "1":
-                running.close()
 
-        running = ask(tight, temperature=0, max_tokens=4000, stream=True)
-        next(iter(running))
+        def leave(response: Any) -> None:
+            """The slot is free some time before the first retry."""
+            running.close()
+
+        hooks: dict[str, list[Callable[..., Any]]] = {"request": [note], "response": [leave]}
         with (
-            openai.DefaultHttpxClient(event_hooks={"request": [note]}) as http,
-            openai.OpenAI(
-                base_url=tight.base_url, api_key=KEY, max_retries=2, http_client=http
-            ) as patient,
+            openai.OpenAI(base_url=url, api_key=KEY, max_retries=0) as first,
+            openai.DefaultHttpxClient(event_hooks=hooks) as http,
+            openai.OpenAI(base_url=url, api_key=KEY, max_retries=2, http_client=http) as patient,
         ):
+            running = ask(first, temperature=0, max_tokens=4000, stream=True)
+            next(iter(running))
             assert ask(patient, **GREEDY).usage.completion_tokens == 24
         assert seen[:2] == ["0", "1"]

@@ -152,8 +152,11 @@ def held(
         yield stream
 
 
-def eventually(fact: Callable[[], T], what: str, within: float = 10.0) -> T:
-    """Wait until `fact` is true and return it; what another process knows can only be looked at."""
+def eventually(fact: Callable[[], T], what: str, within: float = 30.0) -> T:
+    """Wait until `fact` is true and return it; what another process knows can only be looked at.
+
+    `within` bears a machine that is several times slower than one that does nothing else.
+    """
     deadline = time.monotonic() + within
     while not (found := fact()):
         if time.monotonic() > deadline:
@@ -162,7 +165,7 @@ def eventually(fact: Callable[[], T], what: str, within: float = 10.0) -> T:
     return found
 
 
-def idle(daemon: Daemon, within: float = 10.0) -> None:
+def idle(daemon: Daemon, within: float = 30.0) -> None:
     """Until no request is active."""
     eventually(lambda: daemon.health()["active_requests"] == 0, "no active request", within)
 
@@ -187,7 +190,10 @@ def workers_of(daemon: Daemon) -> dict[str, int]:
     """Model folder's name -> pid of its worker."""
     found = {}
     for process in daemon.workers():
-        command = process.cmdline()
+        try:
+            command = process.cmdline()
+        except psutil.NoSuchProcess:  # or it is over and not yet reaped
+            continue
         if "--spec" in command:
             launch = launch_of(command[command.index("--spec") + 1])
             found[Path(launch.path).name] = process.pid

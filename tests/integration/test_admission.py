@@ -127,7 +127,7 @@ def test_a_slot_that_is_given_back_can_be_taken(
 
     from tests.integration.talking import eventually
 
-    eventually(free, "one slot is free", within=1.0)
+    eventually(free, "one slot is free", within=4.0)
     assert client.post("/api/generate", json=_one()).status_code == 200
 
 

@@ -187,7 +187,7 @@ def test_the_port_of_the_environment_is_served_on(tmp_path: Path, variable: str)
             except httpx.TransportError:
                 return False
 
-        eventually(answers, "it answers there", within=20)
+        eventually(answers, "it answers there", within=40)
         warnings = httpx.get(f"http://127.0.0.1:{port}/health").json()["warnings"]
         assert any("MLX_API_WORKERS" in warning for warning in warnings)
     finally:

@@ -46,7 +46,7 @@ def test_a_whole_answer_that_takes_too_long_is_504(hurried: Daemon, path: str) -
     assert answer.headers["x-mlxd-code"] == "deadline_exceeded"
     assert answer.headers["x-mlxd-policy-key"] == "timeouts.generation"
     assert LINE in answer.text
-    idle(hurried, within=1.0)
+    idle(hurried, within=4.0)
 
 
 def test_an_ollama_stream_that_takes_too_long_ends_with_an_error_and_no_reason(
@@ -60,7 +60,7 @@ def test_an_ollama_stream_that_takes_too_long_ends_with_an_error_and_no_reason(
     assert "timeouts.generation" in last["error"]
     assert LINE in last["error"]
     assert not any(record["done"] for record in texts)
-    idle(hurried, within=1.0)
+    idle(hurried, within=4.0)
 
 
 @pytest.mark.parametrize("path", PATHS[2:])
@@ -77,7 +77,7 @@ def test_an_openai_stream_that_takes_too_long_ends_with_an_error_and_no_reason(
     reasons = [json.loads(text)["choices"][0]["finish_reason"] for text in texts]
     assert len(texts) > 3
     assert set(reasons) == {None}
-    idle(hurried, within=1.0)
+    idle(hurried, within=4.0)
 
 
 def test_the_next_request_after_a_deadline_is_served_by_the_same_worker(hurried: Daemon) -> None:

@@ -20,7 +20,7 @@ Start = Callable[..., Daemon]
 NO_RATE = "rate_limit: []\n"
 
 
-def until(fact: Callable[[], object], within: float = 20.0) -> None:
+def until(fact: Callable[[], object], within: float = 60.0) -> None:
     deadline = time.monotonic() + within
     while not fact():
         assert time.monotonic() < deadline

@@ -73,7 +73,7 @@ def _assert_untouched(run: Streamed) -> None:
     assert before <= after, "the worker was replaced"
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_stream_says_the_same_while_fifty_reloads_change_every_policy_that_can(
     zoo: Path, tmp_path: Path, served: Daemon
 ) -> None:

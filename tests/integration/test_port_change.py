@@ -217,7 +217,7 @@ def test_a_stream_on_the_port_before_ends_as_it_should(movable: Daemon) -> None:
     with held(movable, ENDLESS, "to its end", tokens=900) as stream:
         old = movable.port
         _move(movable, free_port(), linger=0.1)
-        eventually(lambda: _refuses(old), "the old port refuses", within=2)
+        eventually(lambda: _refuses(old), "the old port refuses")
         assert len(stream.records) < 900, "the stream is over already, and proves nothing"
         last = stream.rest()[-1]
     assert (last["done"], last["eval_count"]) == (True, 900)
@@ -249,7 +249,7 @@ def test_when_the_lingering_ends_idle_connections_are_closed_and_new_ones_refuse
         _move(movable, free_port())
         assert not _refuses(old)
         assert drain(idle) == b"", "it was told something"
-        eventually(lambda: _refuses(old), "the old port refuses", within=1)
+        eventually(lambda: _refuses(old), "the old port refuses")
 
 
 def test_a_request_that_is_coming_when_the_lingering_ends_is_answered(movable: Daemon) -> None:
@@ -267,7 +267,7 @@ def test_a_request_that_is_coming_when_the_lingering_ends_is_answered(movable: D
         for sock, cut in zip(late, cuts, strict=True):
             sock.sendall(asked[:cut])
         _move(movable, free_port(), linger=0.1)
-        eventually(lambda: _refuses(old), "the old port refuses", within=2)
+        eventually(lambda: _refuses(old), "the old port refuses")
         for sock, cut in zip(late, cuts, strict=True):
             sock.sendall(asked[cut:])
             answer = drain(sock)

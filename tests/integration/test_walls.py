@@ -48,8 +48,8 @@ HTTP = (
 )
 IMPATIENT = "client_write: 500ms\n"
 HEAD = b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\n"
-CALM = 0.25
-"""Seconds; what /health is really to stay under is measured by the benchmarks."""
+CALM = 0.8
+"""Seconds; a load takes longer. What /health is really to stay under, the benchmarks measure."""
 
 
 @pytest.fixture(scope="module")

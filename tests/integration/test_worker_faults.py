@@ -67,7 +67,7 @@ def test_a_killed_worker_ends_its_stream_clearly_and_no_other(
             found += [json.loads(line) for line in lines]
     assert ENDLESS in message
     assert "".join(record["response"] for record in found) == expected
-    idle(watched, within=1.0)
+    idle(watched, within=5.0)
     assert say(watched, ENDLESS, "again", tokens=3)
     assert workers_of(watched)[ENDLESS] != pid
 
@@ -98,7 +98,7 @@ def test_a_killed_worker_makes_a_whole_answer_503(watched: Daemon) -> None:
         answer = pool.submit(watched.http.post, "/api/chat", json=body)
         eventually(lambda: watched.health()["active_requests"], "the request runs")
         os.kill(workers_of(watched)[ENDLESS], signal.SIGKILL)
-        refused = answer.result(5)
+        refused = answer.result(20)
     assert refused.status_code == 503
     assert refused.headers["x-mlxd-code"] == "worker_crashed"
     assert int(refused.headers["retry-after"]) >= 1
@@ -123,7 +123,7 @@ def test_a_worker_that_dies_while_it_loads_is_a_503_and_the_next_request_works(
         answer = pool.submit(watched.http.post, "/api/generate", json=body)
         pid = eventually(lambda: workers_of(watched).get("tiny-a", 0), "a worker for tiny-a")
         os.kill(pid, signal.SIGKILL)
-        refused = answer.result(10)
+        refused = answer.result(30)
     assert refused.status_code == 503
     assert refused.headers["x-mlxd-code"] in ("model_load_failed", "worker_crashed")
     assert ask(watched, body)["response"]
@@ -141,7 +141,7 @@ def test_a_stopped_worker_fails_its_stream_and_is_replaced(watched: Daemon) -> N
     assert say(watched, ENDLESS, "again", tokens=3)
     assert workers_of(watched)[ENDLESS] != pid
     eventually(lambda: gone(pid), "the stopped worker is gone")
-    idle(watched, within=2.0)
+    idle(watched, within=5.0)
 
 
 def test_a_stopped_worker_does_not_take_a_new_request_for_ever(watched: Daemon) -> None:

@@ -20,7 +20,7 @@ import psutil
 from mlxd.cli.admin import AdminClient
 from mlxd.core import instance
 
-_START_SECONDS = 20.0
+_START_SECONDS = 60.0
 _STOP_SECONDS = 40.0
 
 

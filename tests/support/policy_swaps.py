@@ -43,7 +43,7 @@ class Values:
     def of(cls, number: int) -> Values:
         """Small limits, so that some are refused; neighbours have nothing in common."""
         step = 1 + number % 5
-        return cls(step, 100 + step, 1.0 + step / 10, 1 + step)
+        return cls(step, 4 + step, 1.0 + step / 10, 1 + step)
 
     def text(self) -> str:
         """As limits.yaml has it, below its `schema:` line."""

@@ -417,25 +417,25 @@ def test_logprobs_stops_and_formats_work_in_the_serial_lane(serial_worker):
 
 def test_a_closed_socket_ends_the_process_at_once(varied: Path):
     worker = WorkerProcess(varied)
-    worker.generate(token_ids=(9,) * 2500, max_tokens=90)
+    worker.generate(token_ids=(9,) * 2500, max_tokens=1500)
     worker.socket.close()
     began = time.monotonic()
-    assert worker.process.wait(5) == 0
-    assert time.monotonic() - began < 1
+    assert worker.process.wait(20) == 0
+    assert time.monotonic() - began < 3
     worker.close()
 
 
 def test_a_socket_closed_during_the_start_ends_the_process(varied: Path):
     worker = WorkerProcess(varied, wait=False)
     worker.socket.close()
-    assert worker.process.wait(5) == 0
+    assert worker.process.wait(20) == 0
     worker.close()
 
 
 def test_shutdown_ends_with_status_zero(varied: Path):
     worker = WorkerProcess(varied)
     worker.send(Shutdown())
-    assert worker.process.wait(5) == 0
+    assert worker.process.wait(20) == 0
     worker.close()
 
 
@@ -470,7 +470,7 @@ def test_a_prompt_is_cancelled_while_it_is_tokenised(roomy):
 
 @pytest.mark.parametrize("word", [Shutdown(), None])
 def test_a_worker_that_tokenises_ends_at_once(roomy, word):
-    roomy.generate(text=HUGE)
+    roomy.generate(text=HUGE * 2)
     roomy.send(Ping())
     roomy.until(lambda: bool(roomy.pongs))
     began = time.monotonic()
@@ -478,14 +478,14 @@ def test_a_worker_that_tokenises_ends_at_once(roomy, word):
         roomy.socket.close()
     else:
         roomy.send(word)
-    assert roomy.process.wait(10) == 0
-    assert time.monotonic() - began < 1.5
+    assert roomy.process.wait(20) == 0
+    assert time.monotonic() - began < 3
 
 
 def test_what_is_no_protocol_ends_the_process(varied: Path):
     worker = WorkerProcess(varied)
     worker.socket.sendall(b"\xff" * 64)
-    assert worker.process.wait(5) == 70
+    assert worker.process.wait(20) == 70
     worker.close()
 
 
@@ -503,7 +503,7 @@ def test_a_folder_that_cannot_be_loaded_is_reported_and_the_process_ends(tmp_pat
     worker = WorkerProcess(folder)
     assert isinstance(worker.first, LoadFailed)
     assert "secret-place" not in worker.first.reason
-    assert worker.process.wait(5) == 1
+    assert worker.process.wait(20) == 1
     worker.close()
 
 
