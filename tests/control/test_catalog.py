@@ -256,19 +256,21 @@ async def test_a_removed_folder_takes_its_models_along_at_once(world):
 async def test_what_is_right_all_the_same_is_answered_while_a_disk_hangs(world, gate):
     for name in ("m", "small", "org/inner"):
         world.add(name)
-    world.declare("chains: {coding: [large, small]}\n")
+    more = "chains: {coding: [large, small]}\nmodels: {small: {aliases: ['any*']}}\n"
+    world.declare(more)
     await world.resolve("m")
     hung = write_model(world.root / "hung" / "large").parent
     gate.close(hung)
-    world.change(f"dirs: [{world.dirs}, {hung}]\nchains: {{coding: [large, small]}}\n")
+    world.change(f"dirs: [{world.dirs}, {hung}]\n{more}")
     for name in ("m", "org/inner", GUIDE, "default"):
         await asyncio.wait_for(world.resolve(name), 5)
-    waiting = [asyncio.create_task(world.resolve(name)) for name in ("coding", "inner", "large")]
+    unsure = ("coding", "inner", "large", "anything")
+    waiting = [asyncio.create_task(world.resolve(name)) for name in unsure]
     await asyncio.sleep(0.05)
     assert not any(task.done() for task in waiting), "what the new folder holds may change these"
     assert world.catalog.default(world.policies) == "m"
     gate.open()
-    assert await asyncio.gather(*waiting) == ["large", "org/inner", "large"]
+    assert await asyncio.gather(*waiting) == ["large", "org/inner", "large", "small"]
 
 
 async def test_what_may_be_found_elsewhere_first_is_not_answered_by_the_old_scan(world, gate):
@@ -525,6 +527,7 @@ async def test_bytes_are_compared_before_a_load_where_policy_says_so(world):
     assert (await world.catalog.look_up("m", world.policies)).name == "m", "shown without that"
     refused = await world.refused("m", ModelLoadFailed)
     assert "recorded checksum" in refused.message
+    assert "recorded checksum" in world.catalog.find("m", world.policies).unavailable
     assert "recorded checksum" in (await world.card("m")).unavailable
     assert await world.resolve("good") == await world.resolve("default") == "good"
     flip(folder / "model.safetensors")
