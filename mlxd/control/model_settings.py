@@ -48,11 +48,12 @@ HOW_TO_LOAD = ("adapter", "chat_template", "trust_remote_code", "kv_bits")
 
 def ways_of_loading(models: Models) -> Hashable:
     """Differs where the same name may mean another worker."""
-    own = {
-        (canonical(name), tuple(getattr(model, setting) for setting in HOW_TO_LOAD))
+    ways = {
+        canonical(name): tuple(getattr(model, setting) for setting in HOW_TO_LOAD)
         for name, model in models.models.items()
     }
-    return Scope.of(models), frozenset(own)
+    usual = tuple(getattr(Model(), setting) for setting in HOW_TO_LOAD)
+    return Scope.of(models), frozenset(way for way in ways.items() if way[1] != usual)
 
 
 def settled(card: ModelCard, own: Model | None, models: Models, found: Findings) -> ModelCard:

@@ -13,7 +13,7 @@ from mlxd.core.errors import ModelLoadFailed, ModelNotFound
 from mlxd.core.request import Sampling
 from mlxd.policy.load import load
 from tests.control.test_checksums import by_list, flip
-from tests.control.test_model_files import write_model, write_weights
+from tests.control.test_model_files import write_adapter, write_model, write_weights
 from tests.support.daemon import write_policies
 
 
@@ -535,17 +535,10 @@ async def test_bytes_are_compared_before_a_load_where_policy_says_so(world):
     assert await world.resolve("m") == "m"
 
 
-def _adapter(folder, **weights):
-    folder.mkdir(exist_ok=True)
-    (folder / "adapter_config.json").write_text("{}")
-    write_weights(folder / "adapters.safetensors", {"lora_a": ("F16", [2, 3])}, **weights)
-    return folder
-
-
 async def test_what_policy_adds_to_a_model_makes_it_another_worker(world):
     folder = world.add("m", config={"auto_map": {"x": "y"}})
     plain = await world.catalog.resolve("m", world.policies)
-    adapter = _adapter(world.root / "adapter")
+    adapter = write_adapter(world.root / "adapter")
     template = world.root / "t.jinja"
     template.write_text("{{ tools }}<think>")
     world.declare(
@@ -599,7 +592,7 @@ def _cut(folder):
 async def test_an_adapter_that_cannot_be_used_makes_its_model_unavailable(world, damage, why):
     world.add("m")
     world.add("other")
-    adapter = _adapter(world.root / "adapter")
+    adapter = write_adapter(world.root / "adapter")
     damage(adapter)
     world.declare(f"models: {{m: {{adapter: {adapter}}}}}\n")
     refused = await world.refused("m", ModelLoadFailed)
@@ -610,7 +603,7 @@ async def test_an_adapter_that_cannot_be_used_makes_its_model_unavailable(world,
     elsewhere = world.root / "elsewhere"
     if elsewhere.exists():
         elsewhere.rename(adapter)
-    _adapter(adapter)
+    write_adapter(adapter)
     world.clock.advance(10)
     assert await world.resolve("m") == "m"
 
@@ -641,7 +634,7 @@ async def test_what_needs_a_file_that_was_not_read_yet_is_not_answered_by_the_ol
     world.add("m")
     world.add("other")
     await world.resolve("m")
-    adapter = _adapter(world.root / "adapter")
+    adapter = write_adapter(world.root / "adapter")
     gate.close(world.dirs)
     world.change(f"dirs: [{world.dirs}]\nmodels: {{m: {{adapter: {adapter}}}}}\n")
     assert world.catalog.find("m", world.policies) is None
