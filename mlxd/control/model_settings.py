@@ -21,17 +21,17 @@ def settings_of(name: str, models: Models) -> Model | None:
     the entry names no folder of its own.
     """
     wanted = canonical(name)
-    last = wanted.rpartition("/")[2]
-    short = short_key(short_name(wanted))
-    found: dict[int, Model] = {}
-    for written, settings in models.models.items():
-        key = canonical(written)
+    entries = [(canonical(written), settings) for written, settings in models.models.items()]
+    for key, settings in entries:
         if key == wanted:
             return settings
-        if settings.path is None:
-            rank = 1 if key == last else 2 if short_key(key) == short else 3
-            found.setdefault(rank, settings)
-    return found.get(1) or found.get(2)
+    free = [(key, settings) for key, settings in entries if settings.path is None]
+    if not free:
+        return None
+    last = wanted.rpartition("/")[2]
+    short = short_key(short_name(wanted))
+    by_last = next((settings for key, settings in free if key == last), None)
+    return by_last or next((s for key, s in free if short_key(key) == short), None)
 
 
 def max_concurrency_of(name: str, models: Models) -> int | None:
@@ -48,11 +48,12 @@ HOW_TO_LOAD = ("adapter", "chat_template", "trust_remote_code", "kv_bits")
 
 def ways_of_loading(models: Models) -> Hashable:
     """Differs where the same name may mean another worker."""
-    own = {
-        (canonical(name), tuple(getattr(model, setting) for setting in HOW_TO_LOAD))
+    ways = {
+        canonical(name): tuple(getattr(model, setting) for setting in HOW_TO_LOAD)
         for name, model in models.models.items()
     }
-    return Scope.of(models), frozenset(own)
+    usual = tuple(getattr(Model(), setting) for setting in HOW_TO_LOAD)
+    return Scope.of(models), frozenset(way for way in ways.items() if way[1] != usual)
 
 
 def settled(card: ModelCard, own: Model | None, models: Models, found: Findings) -> ModelCard:

@@ -61,6 +61,7 @@ class Names:
         self._aliases, self._patterns = _aliases(models)
         self.cards = {canonical(card.name): card for card in _cards(scan, scope, models, damage)}
         self.default: str | None = None
+        self._short = {key: short_name(key) for key in self.cards}
         self._index()
         if copies:
             self._copy(copies)
@@ -143,7 +144,7 @@ class Names:
         self._shorts: dict[str, list[ModelCard]] = {}
         self._families: dict[str, list[ModelCard]] = {}
         for key, card in self.cards.items():
-            short = short_name(key)
+            short = self._short[key]
             self._lasts.setdefault(key.rpartition("/")[2], []).append(card)
             self._shorts.setdefault(short_key(short), []).append(card)
             self._families.setdefault(family_key(short), []).append(card)
@@ -158,11 +159,12 @@ class Names:
         *own, guide = self.cards.values()
         cards = sorted([*own, *made], key=lambda card: card.name.lower())
         self.cards = {canonical(card.name): card for card in (*cards, guide)}
+        self._short = {key: self._short.get(key) or short_name(key) for key in self.cards}
 
     def _shorten(self) -> None:
         """Tell each card the short name that leads to it."""
         for key, card in self.cards.items():
-            short = short_name(key)
+            short = self._short[key]
             found = self.find(short) if short != key else None
             if found is not None and found.name == card.name:
                 self.cards[key] = replace(card, short_name=short)

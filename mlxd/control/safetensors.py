@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlxd.control.reading import UnreadableModel, opened, readable
 
@@ -33,8 +33,9 @@ _LONGEST_NAME = 100
 _MOST_DIMENSIONS = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
+    """One tensor of a file. A tuple, because a folder may hold a hundred thousand."""
+
     name: str
     dtype: str
     shape: tuple[int, ...]
@@ -145,7 +146,9 @@ def _tensor(name: str, entry: Mapping[str, Any]) -> Tensor:
     lengths = tuple(_count(length) for length in shape)
     if math.prod(lengths) >= MOST_ELEMENTS:
         raise ValueError("not the shape of anything that exists")
-    return Tensor(name, readable(dtype[:_LONGEST_NAME]), lengths, begin, end)
+    if dtype not in BITS:
+        dtype = readable(dtype[:_LONGEST_NAME])
+    return Tensor(name, dtype, lengths, begin, end)
 
 
 def _count(value: object) -> int:

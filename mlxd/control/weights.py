@@ -17,7 +17,7 @@ from mlxd.control.safetensors import MOST_ELEMENTS, Header, Tensor, flaw_of, rea
 WEIGHTS = re.compile(r"model.*\.safetensors", re.DOTALL)
 """The names of the files that mlx-lm loads."""
 INDEX = "model.safetensors.index.json"
-_PART = re.compile(r"(.*-)(\d{1,6})(-of-)(\d{1,6})(\.safetensors)")
+_PART = re.compile(r"(.*-)(\d{1,6})-of-(\d{1,6})\.safetensors", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +87,12 @@ def _flaws(folder: Path, headers: Mapping[str, Header]) -> Iterator[str]:
 
 def _missing_parts(headers: Mapping[str, Header]) -> Iterator[str]:
     """By the names of the files: part 2 of 3 says that there are a 1 and a 3."""
-    for name in headers:
-        found = _PART.fullmatch(name)
-        if found is None:
-            continue
-        before, number, of, total, suffix = found.groups()
-        for part in range(1, min(int(total), len(headers) + 1) + 1):
-            other = f"{before}{part:0{len(number)}d}{of}{total}{suffix}"
-            if other not in headers:
-                yield f"its {readable(other)} is missing"
+    parts = filter(None, map(_PART.fullmatch, headers))
+    for before, digits, total in {(part[1], len(part[2]), part[3]) for part in parts}:
+        for number in range(1, int(total) + 1):
+            part = f"{before}{number:0{digits}d}-of-{total}.safetensors"
+            if part not in headers:
+                yield f"its {readable(part)} is missing"
 
 
 def _unlike_index(folder: Path, headers: Mapping[str, Header]) -> Iterator[str]:

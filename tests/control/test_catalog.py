@@ -13,7 +13,7 @@ from mlxd.core.errors import ModelLoadFailed, ModelNotFound
 from mlxd.core.request import Sampling
 from mlxd.policy.load import load
 from tests.control.test_checksums import by_list, flip
-from tests.control.test_model_files import write_model, write_weights
+from tests.control.test_model_files import write_adapter, write_model, write_weights
 from tests.support.daemon import write_policies
 
 
@@ -256,19 +256,21 @@ async def test_a_removed_folder_takes_its_models_along_at_once(world):
 async def test_what_is_right_all_the_same_is_answered_while_a_disk_hangs(world, gate):
     for name in ("m", "small", "org/inner"):
         world.add(name)
-    world.declare("chains: {coding: [large, small]}\n")
+    more = "chains: {coding: [large, small]}\nmodels: {small: {aliases: ['any*']}}\n"
+    world.declare(more)
     await world.resolve("m")
     hung = write_model(world.root / "hung" / "large").parent
     gate.close(hung)
-    world.change(f"dirs: [{world.dirs}, {hung}]\nchains: {{coding: [large, small]}}\n")
+    world.change(f"dirs: [{world.dirs}, {hung}]\n{more}")
     for name in ("m", "org/inner", GUIDE, "default"):
         await asyncio.wait_for(world.resolve(name), 5)
-    waiting = [asyncio.create_task(world.resolve(name)) for name in ("coding", "inner", "large")]
+    unsure = ("coding", "inner", "large", "anything")
+    waiting = [asyncio.create_task(world.resolve(name)) for name in unsure]
     await asyncio.sleep(0.05)
     assert not any(task.done() for task in waiting), "what the new folder holds may change these"
     assert world.catalog.default(world.policies) == "m"
     gate.open()
-    assert await asyncio.gather(*waiting) == ["large", "org/inner", "large"]
+    assert await asyncio.gather(*waiting) == ["large", "org/inner", "large", "small"]
 
 
 async def test_what_may_be_found_elsewhere_first_is_not_answered_by_the_old_scan(world, gate):
@@ -525,6 +527,7 @@ async def test_bytes_are_compared_before_a_load_where_policy_says_so(world):
     assert (await world.catalog.look_up("m", world.policies)).name == "m", "shown without that"
     refused = await world.refused("m", ModelLoadFailed)
     assert "recorded checksum" in refused.message
+    assert "recorded checksum" in world.catalog.find("m", world.policies).unavailable
     assert "recorded checksum" in (await world.card("m")).unavailable
     assert await world.resolve("good") == await world.resolve("default") == "good"
     flip(folder / "model.safetensors")
@@ -532,17 +535,10 @@ async def test_bytes_are_compared_before_a_load_where_policy_says_so(world):
     assert await world.resolve("m") == "m"
 
 
-def _adapter(folder, **weights):
-    folder.mkdir(exist_ok=True)
-    (folder / "adapter_config.json").write_text("{}")
-    write_weights(folder / "adapters.safetensors", {"lora_a": ("F16", [2, 3])}, **weights)
-    return folder
-
-
 async def test_what_policy_adds_to_a_model_makes_it_another_worker(world):
     folder = world.add("m", config={"auto_map": {"x": "y"}})
     plain = await world.catalog.resolve("m", world.policies)
-    adapter = _adapter(world.root / "adapter")
+    adapter = write_adapter(world.root / "adapter")
     template = world.root / "t.jinja"
     template.write_text("{{ tools }}<think>")
     world.declare(
@@ -596,7 +592,7 @@ def _cut(folder):
 async def test_an_adapter_that_cannot_be_used_makes_its_model_unavailable(world, damage, why):
     world.add("m")
     world.add("other")
-    adapter = _adapter(world.root / "adapter")
+    adapter = write_adapter(world.root / "adapter")
     damage(adapter)
     world.declare(f"models: {{m: {{adapter: {adapter}}}}}\n")
     refused = await world.refused("m", ModelLoadFailed)
@@ -607,7 +603,7 @@ async def test_an_adapter_that_cannot_be_used_makes_its_model_unavailable(world,
     elsewhere = world.root / "elsewhere"
     if elsewhere.exists():
         elsewhere.rename(adapter)
-    _adapter(adapter)
+    write_adapter(adapter)
     world.clock.advance(10)
     assert await world.resolve("m") == "m"
 
@@ -638,7 +634,7 @@ async def test_what_needs_a_file_that_was_not_read_yet_is_not_answered_by_the_ol
     world.add("m")
     world.add("other")
     await world.resolve("m")
-    adapter = _adapter(world.root / "adapter")
+    adapter = write_adapter(world.root / "adapter")
     gate.close(world.dirs)
     world.change(f"dirs: [{world.dirs}]\nmodels: {{m: {{adapter: {adapter}}}}}\n")
     assert world.catalog.find("m", world.policies) is None

@@ -5,7 +5,7 @@ from mlxd.control.effects import effects
 from mlxd.control.residency import Residency
 from mlxd.core.clock import ManualClock
 from mlxd.policy.load import load
-from tests.control.test_model_files import write_model
+from tests.control.test_model_files import write_adapter, write_model
 from tests.control.test_residency import AT_ONCE, Processes
 from tests.support.daemon import write_policies
 
@@ -122,3 +122,13 @@ async def test_preloads_are_told_by_what_their_names_mean(world):
         "preload would load nick",
         "preload would no longer keep a",
     ]
+
+
+@pytest.mark.parametrize("change", ["kv_bits: 8", "adapter: {0}/lora", "chat_template: {0}/t"])
+async def test_another_way_of_loading_is_told_as_another_worker(world, change):
+    (world.root / "t").write_text("text")
+    write_adapter(world.root / "lora")
+    await world.use("a", "b")
+    (line,) = await world.told(world.made(f"models: {{a: {{{change.format(world.root)}}}}}\n"))
+    key = f"models.models.a.{change.partition(':')[0]}"
+    assert line == f"worker of a (pid 1) would be replaced: {key} changed"

@@ -40,7 +40,8 @@ def found(root: Path) -> dict[str, Path]:
         ("old\n", "old"),
         ("gone", "new"),
         (None, "new"),
-        ("../../x", "new"),
+        ("../elsewhere", "new"),
+        ("old/../../elsewhere", "new"),
         ("", "new"),
         (".", "new"),
     ],
@@ -48,8 +49,10 @@ def found(root: Path) -> dict[str, Path]:
 def test_of_a_hubs_cache_the_revision_counts_that_main_names(
     tmp_path: Path, main: str | None, counts: str
 ) -> None:
-    folder = hub_cache(tmp_path, "org/A-Model-4bit", {"old": 1000, "new": 2000}, main)
-    assert found(tmp_path) == {"org/A-Model-4bit": folder / "snapshots" / counts}
+    root = tmp_path / "hub"
+    write_model(root / "models--org--A-Model-4bit" / "elsewhere")
+    folder = hub_cache(root, "org/A-Model-4bit", {"old": 1000, "new": 2000}, main)
+    assert found(root) == {"org/A-Model-4bit": folder / "snapshots" / counts}
     card = read_card(folder / "snapshots" / counts, "m")
     assert (card.unavailable, card.parameters) == ("", 32)
 

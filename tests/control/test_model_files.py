@@ -48,6 +48,13 @@ def write_model(folder, *, config=None, tensors=None, files=None):
     return folder
 
 
+def write_adapter(folder):
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text("{}")
+    write_weights(folder / "adapters.safetensors", {"lora_a": ("F16", [2, 3])})
+    return folder
+
+
 def test_a_card_says_what_the_files_say(tmp_path):
     folder = write_model(
         tmp_path / "m",

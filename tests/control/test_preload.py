@@ -264,3 +264,16 @@ async def test_a_defect_is_logged_and_the_next_change_works(world, caplog):
     world.shelf.broken = False
     await world.list("a", "b")
     assert world.loaded == ["a", "b"]
+
+
+async def test_loaded_models_follow_another_way_of_loading_too(world, monkeypatch):
+    await world.settle()
+    followed = []
+
+    async def follow(cards, policies):
+        followed.append(policies)
+
+    monkeypatch.setattr(world.residency, "follow", follow)
+    for also in ("", "models: {a: {ttl: 1m}}\n", "models: {a: {kv_bits: 8}}\n"):
+        await world.list("a", also=also)
+    assert len(followed) == 1
