@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxd.core.footprint import Footprint, LayerGroup
+from mlxd.worker.moments import decode_moments, join_moments, prefill_moments, start_moments
 
 KV_GROUP = 64
 """Numbers that share a scale and a bias in a quantised cache."""
@@ -23,7 +24,14 @@ def footprint_of(
         LayerGroup(layers, token_bytes, window, constant)
         for (token_bytes, window, constant), layers in kinds.items()
     )
-    return Footprint(weights_bytes, groups)
+    return Footprint(
+        weights_bytes,
+        groups,
+        prefill=prefill_moments(model, cache, groups),
+        start=start_moments(model, cache, groups),
+        decode=decode_moments(model, cache, groups),
+        join=join_moments(model, cache, groups),
+    )
 
 
 def _kinds(cache: Any, kv_bits: int) -> Iterator[tuple[int, int, int]]:
