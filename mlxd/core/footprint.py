@@ -49,7 +49,6 @@ class Moment:
     `length` tokens.
     """
 
-    fixed: int = 0
     row: int = 0
     """Of one row."""
     token: int = 0
@@ -57,26 +56,25 @@ class Moment:
     key: int = 0
     """Of one token in a row's cache: what is copied while a cache grows or rows join."""
     pair: int = 0
-    """Of one token of the chunk against one in the cache, in one row: scores."""
-    mask: int = 0
-    """The same in all rows together."""
+    """Of one token of the chunk against one in the cache, in one row: scores and their mask."""
     window_key: int = 0
     """As `key`, in layers that keep a window."""
     window_pair: int = 0
-    window_mask: int = 0
     block: int = 0
     """Tokens that are worked through together, each against each, at the cost of `row`."""
 
     def bytes_of(self, rows: int, chunk: int, length: int, window: int = 0) -> int:
         seen = min(length, window - 1 + chunk) if window else 0
-        row = self.row * chunk**2 // self.block**2 if chunk < self.block else self.row
-        return (
-            self.fixed
-            + rows * (row + chunk * self.token)
-            + rows * (length * self.key + seen * self.window_key)
-            + rows * chunk * (length * self.pair + seen * self.window_pair)
-            + chunk * (length * self.mask + seen * self.window_mask)
-        )
+        row = self.row * _share(chunk, self.block) if self.block else self.row
+        keys = length * self.key + seen * self.window_key
+        pairs = length * self.pair + seen * self.window_pair
+        return rows * (int(row) + keys + chunk * (self.token + pairs))
+
+
+def _share(chunk: int, block: int) -> float:
+    """Of what two full blocks take: the largest of a chunk is one half of it, the last the other."""
+    last = (chunk - 1) % block + 1
+    return float(min(chunk, block) ** 2 + last**2) / (2 * block**2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +155,10 @@ class Footprint:
     def _highest(self, moments: Sequence[Moment], rows: int, chunk: int, length: int) -> int:
         if not moments:
             return rows * chunk * (self.work_bytes + length * self.score_bytes)
-        return max(moment.bytes_of(rows, chunk, length, self._window) for moment in moments)
-
-    @property
-    def _window(self) -> int:
-        return max((group.window for group in self.groups), default=0)
+        window = max((group.window for group in self.groups), default=0)
+        if window and all(group.window for group in self.groups if group.token_bytes):
+            length = min(length, window - 1 + chunk)
+        return max(moment.bytes_of(rows, chunk, length, window) for moment in moments)
 
 
 def _chunks(

@@ -1,14 +1,15 @@
 """When a step holds most, and how that grows with the batch: found by looking, not by running.
 
-The step is recorded for a few sizes; what is held at each of its operations is linear in rows,
-tokens of the chunk, and tokens in the caches, each apart. So two sizes of each tell it for all.
+The step is recorded for a few sizes; what is held at each of its operations grows with the rows, and
+is linear in tokens of the chunk and in tokens in the caches, each apart. So two sizes of each tell
+it for all.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import combinations, product
+from itertools import product
 from typing import Any
 
 import mlx.core as mx
@@ -21,27 +22,24 @@ from mlxd.worker.tape import Tape, record
 
 Step = Callable[[Any, list[Any], mx.array], "mx.array | None"]
 """Of (model, caches, tokens): changes the caches; what it returns is evaluated with them."""
-_ROWS = (2, 3)
+_ROWS = 2
 _LENGTHS = (2304, 3072)
 _SEEN = (1280, 1536)
 _CHUNKS = (512, 1024)
 SCAN_BLOCK = 256
 """Tokens that a state-space layer works through together (mlx-lm's ssm_attn)."""
-_SHORT_CHUNKS = (16, 24)
+_SHORT_CHUNKS = (8, 12)
 """For models that take the tokens of a chunk one after the other."""
 _USUAL = tuple(
-    Size(rows, chunk // rows, length, min(length, seen + chunk // rows))
-    for rows in (1, 2, 4, 8)
+    Size(1, chunk, length, min(length, seen + chunk))
     for chunk in (64, 512, 2048)
     for length in (256, 1024, 4096, 32768)
     for seen in (128, 1024)
-    if chunk // rows <= length
+    if chunk <= length
 )
 """Sizes at which each moment that is kept holds more than all others."""
 _FIELDS = {
-    "": "fixed", "r": "row", "c": "token", "rc": "token", "s": "key", "rs": "key", "cs": "mask",
-    "rcs": "pair", "w": "window_key", "rw": "window_key", "cw": "window_mask",
-    "rcw": "window_pair",
+    "": "row", "c": "token", "s": "key", "cs": "pair", "w": "window_key", "cw": "window_pair",
 }  # fmt: skip
 
 
@@ -140,14 +138,15 @@ def _moments(
     groups: Sequence[LayerGroup],
     chunks: tuple[int, ...],
 ) -> tuple[Moment, ...]:
-    seen = _SEEN if any(group.window for group in groups) else _SEEN[:1]
-    axes = (_ROWS, chunks, _LENGTHS, seen)
-    sizes = [Size(*levels) for levels in product(*axes)]
+    windows = len(chunks) > 1 and any(group.window for group in groups)
+    axes = (chunks, _LENGTHS, _SEEN if windows else (0,))
+    rows = _ROWS + (step is _join)
+    sizes = [Size(rows, chunk, length, seen or length) for chunk, length, seen in product(*axes)]
     tapes = [_tape(step, model, caches, size) for size in sizes]
     alike = len({len(tape.operations) for tape in tapes}) == 1
     block = 0 if alike or chunks is not _CHUNKS else SCAN_BLOCK
     table = _aligned(tapes) - np.array([[_cached(groups, size)] for size in sizes])
-    shaped = table.reshape(*map(len, axes), table.shape[1])
+    shaped = table.reshape(*map(len, axes), table.shape[1]) / rows
     return _highest(_coefficients(shaped, axes), chunks, block=block)
 
 
@@ -180,7 +179,7 @@ def _cached(groups: Sequence[LayerGroup], size: Size) -> int:
 def _coefficients(
     table: NDArray[np.float64], axes: Sequence[tuple[int, ...]]
 ) -> dict[str, NDArray[np.float64]]:
-    """Of each product of rows (r), chunk (c), length (s) and window (w), at each operation."""
+    """Of each product of chunk (c), length (s) and window (w), at each operation, for one row."""
     for axis, levels in enumerate(axes):
         low = np.take(table, 0, axis)
         if len(levels) == 1:
@@ -189,10 +188,8 @@ def _coefficients(
             slope = (np.take(table, 1, axis) - low) / (levels[1] - levels[0])
         table = np.stack([low - slope * levels[0], slope], axis)
     found = {}
-    for count in range(5):
-        for chosen in combinations(range(4), count):
-            index = tuple(int(axis in chosen) for axis in range(4))
-            found["".join("rcsw"[axis] for axis in chosen)] = table[index]
+    for index in product((0, 1), repeat=len(axes)):
+        found["".join(letter for letter, one in zip("csw", index, strict=True) if one)] = table[index]
     return found
 
 
@@ -203,7 +200,7 @@ def _highest(
     kept: dict[int, None] = {}
     for size in _USUAL:
         chunk = size.chunk if len(chunks) > 1 else 1
-        values = {"r": size.rows, "c": chunk, "s": size.length, "w": size.seen}
+        values = {"c": chunk, "s": size.length, "w": size.seen}
         total = sum(
             coefficient * np.prod([values[letter] for letter in product_])
             for product_, coefficient in coefficients.items()
@@ -213,8 +210,7 @@ def _highest(
 
 
 def _moment(coefficients: dict[str, NDArray[np.float64]], at: int, block: int) -> Moment:
-    fields: dict[str, float] = dict.fromkeys(_FIELDS.values(), 0.0)
-    for name, coefficient in coefficients.items():
-        if name in _FIELDS:
-            fields[_FIELDS[name]] += float(coefficient[at])
-    return Moment(**{name: int(np.ceil(value)) for name, value in fields.items()}, block=block)
+    fields = {
+        field: int(np.ceil(coefficients[product_][at])) for product_, field in _FIELDS.items()
+    }
+    return Moment(**fields, block=block)
