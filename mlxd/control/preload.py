@@ -12,7 +12,7 @@ import logging
 from mlxd.control.catalog import Catalog
 from mlxd.control.residency import Residency
 from mlxd.control.resident import Evicts
-from mlxd.control.scan import Scope
+from mlxd.control.succession import Meaning
 from mlxd.core.errors import MlxdError
 from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.policy.policy_set import PolicySet
@@ -38,8 +38,8 @@ class Preloader:
         """Listed names that were loaded."""
         self._skipped: dict[str, str] = {}
         """Listed names that could not be, and why."""
-        self._followed: Scope | None = None
-        """The folders that loaded models were last held against."""
+        self._followed: Meaning | None = None
+        """What loaded models were last held against."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, policies: PolicySet) -> None:
@@ -80,10 +80,10 @@ class Preloader:
     async def _work(self, policies: PolicySet) -> None:
         names = await self._catalog.refreshed(policies)
         self._protect(policies)
-        scope = Scope.of(policies.models)
-        if scope != self._followed:
+        meaning = Meaning.of(policies.models)
+        if meaning != self._followed:
             await self._residency.follow(names.cards.values(), policies)
-            self._followed = scope
+            self._followed = meaning
         for name in policies.models.preload:
             try:
                 await self._preload(name, policies)

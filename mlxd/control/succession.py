@@ -5,7 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mlxd.control.scan import Scope
 from mlxd.core.models import ModelCard, canonical
+from mlxd.policy.schema import Model, Models
+
+SHAPING = ("path", "adapter", "chat_template", "trust_remote_code", "kv_bits")
+"""The settings of one model that make another worker of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What of the policies decides which worker a name leads to; compared with `==`."""
+
+    scope: Scope
+    shapes: frozenset[tuple[str, tuple[object, ...]]]
+
+    @classmethod
+    def of(cls, models: Models) -> Meaning:
+        plain = shape_of(Model())
+        shapes = {(canonical(name), shape_of(own)) for name, own in models.models.items()}
+        return cls(Scope.of(models), frozenset(one for one in shapes if one[1] != plain))
+
+
+def shape_of(own: Model) -> tuple[object, ...]:
+    """The values of SHAPING, in that order."""
+    return own.path, own.adapter, own.chat_template, own.trust_remote_code, own.kv_bits
 
 
 @dataclass(frozen=True, slots=True)
