@@ -76,9 +76,7 @@ class Model(Policy):
     context: Auto | Positive | None = field(
         None, "As `models.defaults.context`, for this model.", unit="tokens", example="32768"
     )
-    pinned: bool = field(
-        False, "Whether it is evicted only after all others.", example="true"
-    )
+    pinned: bool = field(False, "Whether it is evicted only after all others.", example="true")
     priority: Literal["high", "normal", "low"] = field(
         "normal", "Which models are evicted first: low before normal before high, within each "
         "the longest unused.",
