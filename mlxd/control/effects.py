@@ -92,12 +92,14 @@ def _when(ttl: KeepFor) -> str:
 
 
 def _trimmed(residency: Residency, old: PolicySet, new: PolicySet) -> Iterator[str]:
-    was, now = old.models.max_loaded, new.models.max_loaded
-    victims = residency.excess(new) if was != now else []
+    bounds = [("max_loaded", old.models.max_loaded, new.models.max_loaded)]
+    bounds += [("max_loaded_bytes", old.models.max_loaded_bytes, new.models.max_loaded_bytes)]
+    changed = [f"models.{key} {was} -> {now}" for key, was, now in bounds if was != now]
+    victims = residency.excess(new) if changed else []
     if victims:
         models = "1 idle model" if len(victims) == 1 else f"{len(victims)} idle models"
         names = ", ".join(r.card.name for r in victims)
-        yield f"{models} would be unloaded: models.max_loaded {was} -> {now}: {names}"
+        yield f"{models} would be unloaded: {', '.join(changed)}: {names}"
 
 
 def _preloads(loaded: list[_Loaded], before: Names, after: Names) -> Iterator[str]:

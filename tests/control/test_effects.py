@@ -113,6 +113,15 @@ async def test_what_a_lower_limit_would_unload_is_told(world):
     assert line == "2 idle models would be unloaded: models.max_loaded auto -> 1: a, b"
 
 
+async def test_what_a_bound_on_weights_would_unload_is_told(world):
+    await world.use("a", "b")
+    (line,) = await world.told(world.made("max_loaded: 9\nmax_loaded_bytes: 1B\n"))
+    assert line == (
+        "2 idle models would be unloaded: models.max_loaded auto -> 9,"
+        " models.max_loaded_bytes auto -> 1B: a, b"
+    )
+
+
 async def test_preloads_are_told_by_what_their_names_mean(world):
     world.policies = world.made("preload: [a, c]\n")
     await world.use("a")

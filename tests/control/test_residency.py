@@ -111,11 +111,11 @@ def specs(*names):
 class World:
     """A machine of 1000 GiB whose models hold what they are promised."""
 
-    def __init__(self, tmp_path, models="max_loaded: 2\n", memory=AT_ONCE):
+    def __init__(self, tmp_path, models="max_loaded: 2\n", memory=AT_ONCE, clock=None):
         self.folder = tmp_path / "policies"
         self.memory = memory
         self.processes = Processes()
-        self.clock = ManualClock()
+        self.clock: Any = clock or ManualClock()
         self.others = 0
         """GiB that other processes hold."""
         self.residency = Residency(self.processes, self.clock, self.read)  # type: ignore[arg-type]

@@ -85,7 +85,8 @@ class Process:
 
     @property
     def share(self):
-        promised = self.budget.bytes + self.budget.cache_bytes
+        """What it may take; one that has ended only what is not free again."""
+        promised = self.budget.bytes + self.budget.cache_bytes if self.alive else 0
         return max(promised, self.memory.active)
 
     def set_budget(self, budget):
@@ -268,8 +269,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.users)
     @rule(data=st.data(), turns=st.integers(0, 6))
     def end(self, data, turns):
-        _, done, _ = data.draw(st.sampled_from(self.users))
-        done.set()
+        data.draw(st.sampled_from(self.users))[1].set()
         self.loop.settle(turns)
 
     @precondition(lambda self: self.users)

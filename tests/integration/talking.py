@@ -22,6 +22,8 @@ T = TypeVar("T")
 ENDLESS = "tiny-endless"
 PATHS = ("/api/generate", "/api/chat", "/v1/completions", "/v1/chat/completions")
 _POLL = 0.01
+AT_ONCE = "eviction: {protect_recent: 0s, min_residency: 0s}\nreserve: {when_full: refuse}\n"
+"""memory.yaml of a daemon that spares no idle model and lets no load wait."""
 
 
 def body_for(path: str, model: str, prompt: str, *, tokens: int, **sampling: Any) -> Json:

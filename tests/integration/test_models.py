@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.integration.talking import (
+    AT_ONCE,
     ENDLESS,
     ask,
     body_for,
@@ -45,14 +46,14 @@ def _meaning(daemon: Daemon, name: str) -> str:
     return str(shown["model_info"]["general.basename"])
 
 
-def test_twenty_requests_on_a_cold_model_load_it_once(start: Any) -> None:
+def test_fifty_requests_on_a_cold_model_load_it_once(start: Any) -> None:
     daemon: Daemon = start()
     body = generate("tiny-a", "herd", tokens=3)
-    with ThreadPoolExecutor(20) as pool:
-        texts = {a["response"] for a in pool.map(lambda _: ask(daemon, body), range(20))}
+    with ThreadPoolExecutor(50) as pool:
+        texts = {a["response"] for a in pool.map(lambda _: ask(daemon, body), range(50))}
     assert len(texts) == 1
     assert spawned(daemon, "tiny-a") == 1
-    assert cached(daemon)["tiny-a"]["use_count"] == 20
+    assert cached(daemon)["tiny-a"]["use_count"] == 50
     assert len(daemon.workers()) == 1
 
 
@@ -82,7 +83,7 @@ def test_a_link_and_an_alias_share_the_worker_of_their_folder(
 
 
 def test_the_least_recently_used_is_evicted_and_one_in_use_never(start: Any, zoo: Path) -> None:
-    daemon: Daemon = start({"models": f"dirs: [{zoo}]\nmax_loaded: 1\n"})
+    daemon: Daemon = start({"models": f"dirs: [{zoo}]\nmax_loaded: 1\n", "memory": AT_ONCE})
     say(daemon, "tiny-a", "x", tokens=2)
     with held(daemon) as stream:
         assert set(cached(daemon)) == {ENDLESS}, "the idle one made room"
@@ -102,7 +103,7 @@ def test_the_least_recently_used_is_evicted_and_one_in_use_never(start: Any, zoo
 
 
 def test_of_two_idle_models_the_one_used_longer_ago_goes(start: Any, zoo: Path) -> None:
-    daemon: Daemon = start({"models": f"dirs: [{zoo}]\nmax_loaded: 2\n"})
+    daemon: Daemon = start({"models": f"dirs: [{zoo}]\nmax_loaded: 2\n", "memory": AT_ONCE})
     for model in ("tiny-a", "tiny-b", "tiny-a"):
         say(daemon, model, "x", tokens=2)
     say(daemon, ENDLESS, "x", tokens=2)

@@ -37,7 +37,7 @@ class ModelDefaults(Policy):
     max_concurrency: Literal["inherit"] | Positive = field(
         "inherit", "Generations at one time of each model; inherit leaves it to "
         "`limits.concurrency`, whose per_model wins where both name a number.",
-        unit="requests", reload="live-drain", enforced=False, example="4",
+        unit="requests", reload="live-drain", example="4",
     )  # fmt: skip
     verify: Literal["none", "header", "sha256"] = field(
         "header", "What is checked of a model's files before they are loaded: nothing, that the "
@@ -83,17 +83,15 @@ class Model(Policy):
     context: Auto | Positive | None = field(
         None, "As `models.defaults.context`, for this model.", unit="tokens", example="32768"
     )
-    pinned: bool = field(
-        False, "Whether it is evicted only after all others.", enforced=False, example="true"
-    )
+    pinned: bool = field(False, "Whether it is evicted only after all others.", example="true")
     priority: Literal["high", "normal", "low"] = field(
         "normal", "Which models are evicted first: low before normal before high, within each "
         "the longest unused.",
-        enforced=False, example="high",
+        example="high",
     )  # fmt: skip
     max_concurrency: Literal["inherit"] | Positive | None = field(
         None, "As `models.defaults.max_concurrency`, for this model.",
-        unit="requests", reload="live-drain", enforced=False, example="2",
+        unit="requests", reload="live-drain", example="2",
     )  # fmt: skip
     sampling: Annotated[Mapping[SamplingName, float], AfterValidator(_sampling)] = field(
         {}, "How it samples where a request does not say: temperature, top_p, top_k, min_p and "
@@ -126,18 +124,19 @@ class Model(Policy):
 
 class Retry(Policy):
     max: int = field(
-        2, "Further attempts after a load that failed.",
-        unit="attempts", enforced=False, example="0", ge=0, le=10,
+        2, "Further attempts after a load that failed, unless its worker has said why: then each "
+        "would fail like it.",
+        unit="attempts", example="0", ge=0, le=10,
     )  # fmt: skip
     backoff: Delay = field(
         "2s", "Before the first further attempt; each later one waits twice as long.",
-        unit="duration", enforced=False, example="10s",
+        unit="duration", example="10s",
     )  # fmt: skip
 
 
 class Load(Policy):
     max_parallel: int = field(
-        1, "Models that are loaded at one time.", unit="models", enforced=False, example="2", ge=1
+        1, "Models that are loaded at one time.", unit="models", example="2", ge=1
     )
     retry: Retry = section("A load that failed is tried again.")
 
@@ -189,7 +188,7 @@ class Models(Policy):
     )  # fmt: skip
     max_loaded_bytes: Auto | Size = field(
         "auto", "Weights in memory at one time, of all models together; auto lets memory decide.",
-        unit="size", reload="live-drain", enforced=False, example="64GiB",
+        unit="size", reload="live-drain", example="64GiB",
     )  # fmt: skip
     load: Load = section("How models are loaded.")
     pull: Pull = section("What may be fetched over the network.")
