@@ -185,17 +185,18 @@ class Puller:
         raise PullFailed(f"the pull of {repo} ended without a word")
 
     async def _name(self, pull: _Pull, repo: str, policies: PolicySet) -> None:
-        """From here on it is known, by its own name and by those that it was asked for by."""
-        names = await self._catalog.rescanned(policies)
-        model = names.find(repo)
+        """From here on it is known, and a name that it was asked for by means it, whatever else
+        will be there.
+        """
         for name in pull.short_names:
-            card = names.find(name)
-            if model is None or (card is not None and card.path == model.path):
+            own = self._own_names.get(name)
+            if own is not None and own.model == repo:
                 continue
             try:
                 self._own_names.put(OwnName(name, repo, "pull"))
             except OSError as error:
                 log.warning("%s: its name %s is not kept: %s", repo, name, error.strerror)
+        await self._catalog.rescanned(policies)
 
     def _failed(self, pull: _Pull, error: MlxdError) -> None:
         log.warning("the pull of %s failed: %s", pull.repo, error.message)

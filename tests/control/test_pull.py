@@ -242,23 +242,30 @@ async def test_policy_says_what_may_be_pulled_and_from_where(bench: Bench) -> No
     assert isinstance(await bench.error("a/bc"), Forbidden)
     watchers = [bench.watch("Our-Team/X"), bench.watch("A/B")]
     await begun(bench, 2)
-    assert bench.played.begun == [
-        ("Our-Team/X", "https://hub.example", True), ("A/B", "https://hub.example", False),
+    assert sorted(bench.played.begun) == [
+        ("A/B", "https://hub.example", False), ("Our-Team/X", "https://hub.example", True),
     ]  # fmt: skip
     for watcher in watchers:
         await watcher.leave()
 
 
-async def test_a_short_name_is_kept_only_where_it_leads_nowhere_else(bench: Bench) -> None:
-    folder = bench.pulled.folder / REPO
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
+async def test_the_names_that_it_was_asked_for_by_mean_it(bench: Bench) -> None:
     watchers = [bench.watch("llama3.2"), bench.watch("llama3.2:3b-instruct-q4_K_M"), bench.watch()]
     await begun(bench)
     bench.played.tell(*STORY)
     await asyncio.gather(*(watcher.task for watcher in watchers))
     assert bench.own_names.get("LLAMA3.2:latest") == OwnName("llama3.2", REPO, "pull")
     assert len(bench.own_names()) == 2
+
+
+async def test_a_copy_that_means_it_already_stays_a_copy(bench: Bench) -> None:
+    copy = OwnName("llama3.2", REPO, "copy")
+    bench.own_names.put(copy)
+    watcher = bench.watch("llama3.2")
+    await begun(bench)
+    bench.played.tell(*STORY)
+    await watcher.task
+    assert bench.own_names.get("llama3.2") == copy
 
 
 @pytest.mark.parametrize("name", ["", "a/b/c", "../b", "a/..b", "a/b:tag", "a b/c", "/", "a/"])
