@@ -126,7 +126,10 @@ class Daemon:
         server = GuardedServer(Edge(self._parts, routes(self._parts)), store, clock)
         self._listener = Listener(server, self._moved)
         admin = Admin(
-            self._parts, history, Effects(self._listener, admission, catalog, self._residency)
+            self._parts,
+            history,
+            Effects(self._listener, admission, catalog, self._residency),
+            getattr(self._residency, "fit", None),
         )
         edge = Edge(self._parts, admin.routes(), walls=False)
         self._admin = AdminSocket(GuardedServer(edge, store, clock, limited=False), instance.state)

@@ -54,7 +54,8 @@ class Library:
         return card
 
     async def delete(self, name: str, policies: PolicySet) -> None:
-        """Remove a name that a client gave, or a model that was pulled.
+        """Remove a copy's name, or a model that was pulled; of several names that it was pulled by,
+        the last takes it along.
 
         Requests that use it go on; then it leaves memory. Raises ModelNotFound, Forbidden,
         ModelInUse.
@@ -62,14 +63,15 @@ class Library:
         names = await self.catalog.rescanned(policies)
         own = self.own_names.get(name)
         card = names.find(name)
-        if own is not None and own.made_by == "copy":
+        if own is not None and (card is None or self._is_one_of_several(own)):
             self._remove_name(own)
-        elif card is None:
-            if own is None:
-                raise ModelNotFound(name)
-            self._remove_name(own)  # it led nowhere
-        else:
+        elif card is not None:
             await self._remove_model(card, names, policies)
+        else:
+            raise ModelNotFound(name)
+
+    def _is_one_of_several(self, own: OwnName) -> bool:
+        return own.made_by == "copy" or len(self.own_names.of(own.model)) > 1
 
     def _check_free(self, name: str, names: Names, policies: PolicySet) -> None:
         """Raises InvalidRequest for what is no name, or is a name already."""

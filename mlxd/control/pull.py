@@ -19,7 +19,7 @@ from mlxd.control.names import settings_of
 from mlxd.control.own_names import OwnName, OwnNames
 from mlxd.control.progress import Board, Progress
 from mlxd.control.pulled import PulledModels
-from mlxd.control.pulling import pulling
+from mlxd.control.pulling import Fetch, pulling
 from mlxd.core.errors import (
     Draining,
     Forbidden,
@@ -53,11 +53,14 @@ class Puller:
         own_names: OwnNames,
         catalog: Catalog,
         record: Record,
+        *,
+        fetch: Fetch = pulling,
     ) -> None:
         self._pulled = pulled
         self._own_names = own_names
         self._catalog = catalog
         self._record = record
+        self._fetch = fetch
         self._threads = Threads("pulled models")
         self._pulls: dict[str, _Pull] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
@@ -127,9 +130,8 @@ class Puller:
         found = known.repository(asked)
         if found is None:
             near = ", ".join(known.near(asked))
-            hint = f"; did you mean {near}?" if near else ""
-            words = f" among the builds that mlxd knows; any other is ORGANISATION/NAME{hint}"
-            raise ModelNotFound(name, words)
+            hint = f"; did you mean {near}?" if near else "; any other is ORGANISATION/NAME"
+            raise ModelNotFound(name, f" among the builds that mlxd knows{hint}")
         return found
 
     def is_pulling(self, repo: str) -> bool:
@@ -171,7 +173,7 @@ class Puller:
         own = settings_of(repo, policies.models)
         code = own is not None and own.trust_remote_code
         into = self._pulled.folder
-        async with pulling(
+        async with self._fetch(
             repo, into, endpoint="" if endpoint == "auto" else endpoint, code=code
         ) as lines:
             async for told in lines:
@@ -183,17 +185,18 @@ class Puller:
         raise PullFailed(f"the pull of {repo} ended without a word")
 
     async def _name(self, pull: _Pull, repo: str, policies: PolicySet) -> None:
-        """From here on it is known, by its own name and by those that it was asked for by."""
-        names = await self._catalog.rescanned(policies)
-        model = names.find(repo)
+        """From here on it is known, and a name that it was asked for by means it, whatever else
+        will be there.
+        """
         for name in pull.short_names:
-            card = names.find(name)
-            if model is None or (card is not None and card.path == model.path):
+            own = self._own_names.get(name)
+            if own is not None and own.model == repo:
                 continue
             try:
                 self._own_names.put(OwnName(name, repo, "pull"))
             except OSError as error:
                 log.warning("%s: its name %s is not kept: %s", repo, name, error.strerror)
+        await self._catalog.rescanned(policies)
 
     def _failed(self, pull: _Pull, error: MlxdError) -> None:
         log.warning("the pull of %s failed: %s", pull.repo, error.message)
@@ -217,16 +220,20 @@ class _Pull:
         match told:
             case Planned(parts=parts):
                 self._parts = {part.digest: part for part in parts}
+                for digest in self._parts:
+                    self._post_part(digest, 0)
             case Fetched(digest=digest, bytes=have) if digest in self._parts:
-                total = self._parts[digest].size
-                short = digest.partition(":")[2][:_SHOWN_DIGITS]
-                self.board.post(Progress(f"pulling {short}", digest, total, have))
+                self._post_part(digest, have)
             case Verifying():
                 self.board.post(Progress("verifying sha256 digest"))
             case Writing():
                 self.board.post(Progress("writing manifest"))
             case _:
                 pass
+
+    def _post_part(self, digest: str, have: int) -> None:
+        short = digest.partition(":")[2][:_SHOWN_DIGITS]
+        self.board.post(Progress(f"pulling {short}", digest, self._parts[digest].size, have))
 
 
 async def _ended(pull: _Pull) -> None:

@@ -10,8 +10,9 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Protocol
 
 from mlxd.core.errors import PullFailed
 from mlxd.ipc.pulling import BrokenLine, Failed, Pulled, Told, decode
@@ -24,6 +25,14 @@ _STDERR_TAIL = 2000
 _NOT_ITS = frozenset(
     {"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC"}
 )
+
+
+class Fetch(Protocol):
+    """What `pulling` is."""
+
+    def __call__(
+        self, repo: str, into: Path, *, endpoint: str, code: bool
+    ) -> AbstractAsyncContextManager[AsyncIterator[Told]]: ...
 
 
 @asynccontextmanager

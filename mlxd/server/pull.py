@@ -7,6 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from mlxd.core.errors import InvalidRequest
+from mlxd.policy.load import PolicySet
 from mlxd.server.edge import MODEL, policies_of
 from mlxd.server.errors import Render, in_ollama
 from mlxd.server.intake import read_json
@@ -21,12 +22,14 @@ class Pull:
 
     render_error: Render = staticmethod(in_ollama)
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, reading: PolicySet | None = None) -> None:
+        """`reading`: the policies that bodies are read under, in place of the request's."""
         self._parts = parts
+        self._reading = reading
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         policies = policies_of(request)
-        name, stream = await read_json(request, policies, _asked)
+        name, stream = await read_json(request, self._reading or policies, _asked)
         request[MODEL] = name
         async with self._parts.puller.watch(name, policies) as lines:
             return await answer(request, lines, stream=stream)

@@ -356,6 +356,16 @@ class TestDelete:
         assert running.http.post("/api/show", json={"model": REPO}).status_code == 404
         until(lambda: running.health()["models_cached"] == 0)
 
+    def test_of_several_names_that_it_was_pulled_by_the_last_takes_it_along(
+        self, running: Daemon
+    ) -> None:
+        pull(running, SHORT)
+        pull(running, "llama3.2")
+        assert running.http.request("DELETE", "/api/delete", json={"model": SHORT}).is_success
+        assert (running.state / "models" / REPO).exists()
+        assert running.http.request("DELETE", "/api/delete", json={"model": "llama3.2"}).is_success
+        assert not (running.state / "models" / REPO).exists()
+
     def test_what_uses_it_goes_on(self, running: Daemon) -> None:
         pull(running, REPO)
         body = {"model": REPO, "prompt": "hi", "options": {"num_predict": 200}}
