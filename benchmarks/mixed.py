@@ -105,7 +105,7 @@ def draw(
         if number % _PHASE == 0:
             hot = chance.sample(list(models), 2)
         model = chance.choice(hot if chance.random() < _HOT else models)
-        if chance.random() < 0.01:
+        if number % 100 == 5:
             model = too_large
         stream = chance.random() < 0.5
         [(words, _)] = chance.choices(lengths, [share for _, share in lengths])
