@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import report, table
 from benchmarks.measure import quantile
-from benchmarks.throughput import make_model, say
+from benchmarks.throughput import make_sized, say
 from tests.support.daemon import Daemon, daemon
 
 Json = dict[str, Any]
@@ -52,8 +52,7 @@ class Turns:
 @contextmanager
 def served(options: argparse.Namespace, scratch: Path) -> Iterator[Daemon]:
     """A daemon for which the two models are one too many."""
-    for seed, name in enumerate(NAMES):
-        make_model("bank", scratch, name=name, size=options.megabytes, seed=seed)
+    make_sized("bank", scratch, dict.fromkeys(NAMES, options.megabytes))
     size = (scratch / "models" / NAMES[0] / "model.safetensors").stat().st_size
     models = f"dirs: [{scratch / 'models'}]\ndefaults: {{ttl: never}}\n"
     policies = {"limits": "rate_limit: []\n", "models": models}

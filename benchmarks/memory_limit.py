@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -26,18 +27,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import mixed, report, table
 from benchmarks.measure import quantile
-from benchmarks.throughput import make_model, say
+from benchmarks.throughput import make_sized, say
 from tests.support.cgroup import LimitedGroup, memory_limit
 from tests.support.daemon import Daemon, daemon
+from tests.support.model_maker import make_hollow
 
 Json = dict[str, Any]
 SIZES = (60, 90, 120, 150, 180)
 """Megabytes of weights; together more than the limit."""
 LIMIT = 560
-SHORT_SIZES = (30, 40, 60)
-SHORT_LIMIT = 320
+SHORT_SIZES = (40, 60)
+SHORT_LIMIT = 300
 TOO_LARGE = "whale"
 _WATCHED_EVERY = 0.1
+_LOADED = re.compile(r"worker for \S+ started")
 _KILLED = re.compile(r"(?:ended with status -9\b|SIGKILL|signal 9\b)")
 
 
@@ -80,12 +83,12 @@ def peak_bytes(group: LimitedGroup) -> int:
     return 0
 
 
-def make_models(scratch: Path, sizes: tuple[int, ...], too_large: int) -> list[str]:
-    names = []
-    for seed, size in enumerate(sizes):
-        names.append(f"bank-{size}")
-        make_model("bank", scratch, name=names[-1], size=size, seed=seed)
-    make_model("bank", scratch, name=TOO_LARGE, size=too_large)
+def make_models(scratch: Path, sizes: Sequence[int], too_large: int) -> list[str]:
+    names = [f"bank-{size}" for size in sizes]
+    make_sized("bank", scratch, dict(zip(names, sizes, strict=True)))
+    folder = scratch / "models" / TOO_LARGE
+    shutil.copytree(scratch / "models" / names[0], folder)
+    make_hollow(folder, too_large * 1_000_000)
     say(f"{len(sizes)} models of {sum(sizes)} MB together, and one of {too_large} MB")
     return names
 
@@ -108,67 +111,74 @@ def served(options: argparse.Namespace, scratch: Path, group: LimitedGroup) -> I
 
 def measure(options: argparse.Namespace, scratch: Path) -> Json:
     names = make_models(scratch, options.sizes, options.limit * 2)
-    asks = mixed.draw(options.requests, names, TOO_LARGE, options.seed)
-    limit = options.limit * 1_000_000
+    asks = mixed.draw(options.requests, names, TOO_LARGE, seed=options.seed, longest=options.words)
     with (
-        memory_limit(limit) as group,
+        memory_limit(options.limit * 1_000_000) as group,
         served(options, scratch, group) as running,
         Watch(group) as watch,
     ):
-        pid, began = running.address().pid, time.monotonic()
-
-        def told(count: int) -> None:
-            if count % 50 == 0:
-                say(f"{count} of {len(asks)}, {time.monotonic() - began:.0f} s,"
-                    f" {group.kills()} killed")  # fmt: skip
-
-        came = mixed.ask_all(running.url, asks, options.clients, began + options.seconds, told)
-        alive = running.process.poll() is None
-        return {
-            "limit_bytes": limit, "weights_mb": list(options.sizes), "seed": options.seed,
-            "clients": options.clients, "requests": len(asks), "made": len(came),
+        began = time.monotonic()
+        until = began + options.seconds
+        came = mixed.ask_all(running.url, asks, options.clients, until, _progress(len(asks), group))
+        found = {
+            "limit_bytes": group.limit, "weights_mb": list(options.sizes), "seed": options.seed,
+            "clients": options.clients, "requests": len(asks), "words": options.words,
             "seconds": time.monotonic() - began,
-            "kinds": mixed.by_kind(came), "reasons": mixed.by_reason(came),
-            "unexplained": [
-                f"{one.status} {one.code}: {one.text[:300]}"
-                for one in came if one.kind in ("refused", "failed") and not one.explained
-            ],
-            "broken": [f"request {one.ask.number}: {one.text}" for one in came
-                       if one.kind == "broken"],
-            "fitting_refused": sum(
-                one.kind in ("refused", "failed") and one.code == "insufficient_memory"
-                and one.ask.model != TOO_LARGE for one in came
-            ),
-            "too_large_answered": sum(
-                one.kind == "answered" and one.ask.model == TOO_LARGE for one in came
-            ),
-            "examples": _examples(came),
-            "kernel_kills": group.kills(), "killed_in_log": _KILLED.findall(running.log_text()),
-            "same_daemon": alive and running.address().pid == pid,
-            "peak_bytes": peak_bytes(group), "held_bytes": watch.most_bytes,
-            "loads": running.log_text().count("worker for "),
-            "answer_p50": median(one.seconds for one in came if one.kind == "answered"),
-            "answer_p99": quantile([one.seconds for one in came if one.kind == "answered"], 0.99),
-            "longest": max(one.seconds for one in came),
+            "kernel_kills": group.kills(),
+            "killed_in_log": len(_KILLED.findall(running.log_text())),
+            "same_daemon": running.process.poll() is None and _pid(running) == running.pid,
+            "loads": len(_LOADED.findall(running.log_text())),
+            "peak_bytes": peak_bytes(group),
         }  # fmt: skip
+    return found | {"held_bytes": watch.most_bytes} | judged(came)
 
 
-def _examples(came: list[mixed.Came]) -> dict[str, str]:
-    """One text of each reason."""
+def judged(came: list[mixed.Came]) -> Json:
+    """What came of the requests, by itself."""
+    answered = [one.seconds for one in came if one.kind == "answered"] or [0.0]
+    bad = [one for one in came if one.bad]
     return {
-        f"{one.status} {one.code}": one.text[:400]
-        for one in came if one.kind in ("refused", "failed")
+        "made": len(came), "kinds": mixed.by_kind(came), "reasons": mixed.by_reason(came),
+        "crashed": [f"request {one.ask.number}: {one.text[:200]}" for one in bad if one.crashed],
+        "unexplained": [
+            f"request {one.ask.number}: {one.status} {one.code}: {one.text[:300]}"
+            for one in bad if not one.explained
+        ],
+        "refused_that_fit": sum(
+            one.code == "insufficient_memory" and one.ask.model != TOO_LARGE for one in bad
+        ),
+        "too_large_answered": sum(
+            one.kind == "answered" and one.ask.model == TOO_LARGE for one in came
+        ),
+        "examples": {f"{one.status} {one.code}": one.text[:400] for one in bad},
+        "answer_p50": median(answered), "answer_p99": quantile(answered, 0.99),
+        "longest": max((one.seconds for one in came), default=0.0),
     }  # fmt: skip
 
 
+def _pid(running: Daemon) -> int:
+    """As its state folder says."""
+    return int((running.state / "mlxd.pid").read_text())
+
+
+def _progress(count: int, group: LimitedGroup) -> Callable[[int], None]:
+    began = time.monotonic()
+
+    def told(done: int) -> None:
+        if done % 50 == 0 or done == count:
+            say(f"{done} of {count}, {time.monotonic() - began:.0f} s, {group.kills()} killed")
+
+    return told
+
+
 def problems(found: Json) -> list[str]:
-    wrong = [*found["unexplained"], *found["broken"]]
+    wrong = [*found["crashed"], *found["unexplained"]]
     if found["made"] < found["requests"]:
         wrong.append(f"only {found['made']} requests were made in time")
     if found["kernel_kills"]:
         wrong.append(f"the kernel killed {found['kernel_kills']} processes")
     if found["killed_in_log"]:
-        wrong.append(f"{len(found['killed_in_log'])} workers ended by SIGKILL")
+        wrong.append(f"{found['killed_in_log']} workers ended by SIGKILL")
     if not found["same_daemon"]:
         wrong.append("the daemon is not the one that started")
     if found["too_large_answered"]:
@@ -182,11 +192,13 @@ def page(found: Json) -> str:
         ["requests", str(found["made"]), str(found["requests"])],
         *([kind, str(count), ""] for kind, count in found["kinds"].items()),
         ["share refused, or failed inside a stream", f"{refused / found['made']:.1%}", ""],
-        ["refused for memory, of models that fit alone", str(found["fitting_refused"]), ""],
+        ["refused for memory, of models that fit alone", str(found["refused_that_fit"]), ""],
+        ["crashes and failed loads", str(len(found["crashed"])), "0"],
         ["refusals without needed and available", str(len(found["unexplained"])), "0"],
         ["processes killed by the kernel", str(found["kernel_kills"]), "0"],
-        ["workers ended by SIGKILL", str(len(found["killed_in_log"])), "0"],
+        ["workers ended by SIGKILL", str(found["killed_in_log"]), "0"],
         ["the daemon is still the same process", "yes" if found["same_daemon"] else "no", "yes"],
+        ["loads", str(found["loads"]), ""],
         ["most in use, cached files included, MB", f"{found['peak_bytes'] / 1e6:.0f}", ""],
         ["most held by processes, MB", f"{found['held_bytes'] / 1e6:.0f}", ""],
         ["an answer, median and p99, s",
@@ -198,15 +210,16 @@ def page(found: Json) -> str:
         f"Models of {', '.join(map(str, found['weights_mb']))} MB"
         f" ({sum(found['weights_mb'])} MB together) for daemon and workers in a memory cgroup of"
         f" {found['limit_bytes'] / 1e6:.0f} MB; {found['clients']} clients; seed {found['seed']}.",
-        "Four endpoints by turns, streams and whole answers, prompts of 4 to 9,000 words, answers",
-        "of 4 to 256 tokens, some hang-ups, two hot models at a time, and one that never fits.",
+        f"Four endpoints by turns, streams and whole answers, prompts of 4 to {found['words']}",
+        "words, answers of 4 to 256 tokens, some hang-ups, two hot models at a time, and one that",
+        "never fits.",
     ]
     reasons = [[reason, str(count)] for reason, count in found["reasons"].items()]
     quoted = [f"- {reason}: `{text}`" for reason, text in found["examples"].items()]
     return report.page(
         "Mixed requests under a memory limit", found, words,
         table.grid(["what", "seen", "wanted"], rows),
-        table.grid(["refused or failed because of", "times"], reasons), quoted,
+        table.grid(["refused or failed because of", "times"], reasons), quoted or ["None."],
     )  # fmt: skip
 
 
@@ -230,14 +243,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=6)
     parser.add_argument("--limit", type=int, default=LIMIT, help="megabytes of the memory cgroup")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="megabytes of models")
+    parser.add_argument("--words", type=int, default=9000, help="of the longest prompts")
     parser.add_argument("--protect", default="2s", help="from eviction, after use and after a load")
     parser.add_argument("--seconds", type=float, default=1800.0, help="after which it has failed")
     parser.add_argument("--seed", type=int, default=0)
     report.add_options(parser)
     options = parser.parse_args(argv)
     if options.short:
-        options.requests, options.limit, options.sizes = 40, SHORT_LIMIT, SHORT_SIZES
-        options.seconds = 90.0
+        options.requests, options.limit, options.sizes = 16, SHORT_LIMIT, SHORT_SIZES
+        options.seconds, options.clients, options.words, options.protect = 120.0, 3, 400, "0s"
     return options
 
 

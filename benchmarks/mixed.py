@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -19,8 +19,13 @@ Json = dict[str, Any]
 PATHS = ("/v1/chat/completions", "/api/chat", "/v1/completions", "/api/generate")
 _WORDS = ("server", "answers", "request", "stream", "token", "batch", "model", "prompt", "step")
 _REQUEST_SECONDS = 180.0
+_PATIENCE_SECONDS = 3.0
+"""The most that a client which was refused waits before its next request."""
 _HOT = 0.92
 _PHASE = 40
+_LENGTHS = ((8, 50), (40, 30), (400, 14), (1500, 4), (9000, 2))
+"""Words of a prompt, at most, and of a hundred how many are about so long."""
+_CRASHES = ("worker_crashed", "worker_stalled", "model_load_failed", "internal_error")
 
 
 @dataclass(frozen=True)
@@ -62,18 +67,37 @@ class Came:
     seconds: float
     text: str = ""
     """Of a refusal or a failure."""
+    retry_after: float = 0.0
+    """Seconds, as a refusal asks for."""
+
+    @property
+    def bad(self) -> bool:
+        """Neither an answer nor the client's own doing."""
+        return self.kind in ("refused", "failed", "broken")
+
+    @property
+    def crashed(self) -> bool:
+        """What memory that is managed never causes."""
+        return self.bad and (self.code in _CRASHES or "engine process" in self.text)
 
     @property
     def explained(self) -> bool:
         """Whether a refusal says what an operator or a client needs to know."""
         numbers = len(re.findall(r"\d+", self.text))
         if self.code == "insufficient_memory":
-            return "need" in self.text and "available" in self.text and numbers >= 2
+            judged = "need" in self.text or "memory.watermarks" in self.text
+            return judged and "available" in self.text and numbers >= 2
         return bool(self.text) and (self.code != "context_exceeded" or numbers >= 1)
 
 
-def draw(count: int, models: Sequence[str], too_large: str, seed: int) -> list[Ask]:
-    """For a phase two models are hot; a few requests are for any, and for one that never fits."""
+def draw(
+    count: int, models: Sequence[str], too_large: str, *, seed: int, longest: int
+) -> list[Ask]:
+    """For a phase two models are hot; a few requests are for any, and for one that never fits.
+
+    `longest` is in words.
+    """
+    lengths = [(words, share) for words, share in _LENGTHS if words <= longest]
     asks = []
     hot: list[str] = []
     chance = random.Random(seed)
@@ -81,10 +105,10 @@ def draw(count: int, models: Sequence[str], too_large: str, seed: int) -> list[A
         if number % _PHASE == 0:
             hot = chance.sample(list(models), 2)
         model = chance.choice(hot if chance.random() < _HOT else models)
-        if chance.random() < 0.01:
+        if number % 100 == 5:
             model = too_large
         stream = chance.random() < 0.5
-        words = chance.choices((8, 40, 400, 1500, 9000), (50, 30, 14, 4, 2))[0]
+        [(words, _)] = chance.choices(lengths, [share for _, share in lengths])
         asks.append(
             Ask(
                 number=number, path=PATHS[number % len(PATHS)], model=model,
@@ -99,7 +123,10 @@ def draw(count: int, models: Sequence[str], too_large: str, seed: int) -> list[A
 def ask_all(
     url: str, asks: list[Ask], clients: int, until: float, told: Callable[[int], None]
 ) -> list[Came]:
-    """By so many clients at once; what has not begun at `until` (monotonic) is left out."""
+    """By so many clients at once; what has not begun at `until` (monotonic) is left out.
+
+    A client that was refused does as Retry-After says, up to a limit, and goes on with another.
+    """
     waiting = iter(asks)
     lock = threading.Lock()
     came: list[Came] = []
@@ -115,6 +142,7 @@ def ask_all(
                 with lock:
                     came.append(result)
                     told(len(came))
+                time.sleep(min(result.retry_after, _PATIENCE_SECONDS))
 
     with ThreadPoolExecutor(clients) as pool:
         for done in [pool.submit(work) for _ in range(clients)]:
@@ -125,18 +153,24 @@ def ask_all(
 def _one(client: httpx.Client, ask: Ask) -> Came:
     began = time.perf_counter()
     try:
-        kind, status, code, text = _streamed(client, ask) if ask.stream else _whole(client, ask)
+        told = _streamed(client, ask) if ask.stream else _whole(client, ask)
     except httpx.ReadTimeout:
+        told = Told("hung up", 0)
         if ask.hang_up_after is None:
-            kind, status, code, text = "broken", 0, "no_answer", "nothing came in time"
-        else:
-            kind, status, code, text = "hung up", 0, "", ""
+            told = Told("broken", 0, "no_answer", "nothing came in time")
     except httpx.HTTPError as error:
-        kind, status, code, text = "broken", 0, type(error).__name__, repr(error)
-    return Came(ask, kind, status, code, time.perf_counter() - began, text)
+        told = Told("broken", 0, type(error).__name__, repr(error))
+    return Came(ask, *told[:3], time.perf_counter() - began, *told[3:])
 
 
-Told = tuple[str, int, str, str]
+class Told(NamedTuple):
+    """What a client is told in the end."""
+
+    kind: str
+    status: int
+    code: str = ""
+    text: str = ""
+    retry_after: float = 0.0
 
 
 def _whole(client: httpx.Client, ask: Ask) -> Told:
@@ -158,9 +192,9 @@ def _streamed(client: httpx.Client, ask: Ask) -> Told:
         tokens = None
         for number, record in enumerate(_records(answer)):
             if "error" in record:
-                return "failed", 200, _code_of(record), json.dumps(record)
+                return Told("failed", 200, _code_of(record), json.dumps(record))
             if number == ask.hang_up_after:
-                return "hung up", 200, "", ""
+                return Told("hung up", 200)
             tokens = _tokens_of(record) or tokens
         return _finished(ask, tokens)
 
@@ -182,12 +216,14 @@ def _tokens_of(record: Json) -> int | None:
 def _finished(ask: Ask, tokens: int | None) -> Told:
     """The models cannot end by themselves: fewer tokens than asked for were cut short."""
     if tokens is None:
-        return "broken", 200, "no_end", "an answer without its end"
-    return ("answered" if tokens == ask.tokens else "shortened"), 200, "", ""
+        return Told("broken", 200, "no_end", "an answer without its end")
+    return Told("answered" if tokens == ask.tokens else "shortened", 200)
 
 
 def _refused(answer: httpx.Response) -> Told:
-    return "refused", answer.status_code, answer.headers.get("x-mlxd-code", ""), answer.text
+    code = answer.headers.get("x-mlxd-code", "")
+    later = float(answer.headers.get("retry-after", 0))
+    return Told("refused", answer.status_code, code, answer.text, later)
 
 
 def _code_of(record: Json) -> str:
@@ -201,5 +237,4 @@ def by_kind(came: list[Came]) -> dict[str, int]:
 
 def by_reason(came: list[Came]) -> dict[str, int]:
     """Of those refused or failed: status and code."""
-    bad = [one for one in came if one.kind in ("refused", "failed", "broken")]
-    return dict(Counter(f"{one.status} {one.code}" for one in bad).most_common())
+    return dict(Counter(f"{one.status} {one.code}" for one in came if one.bad).most_common())

@@ -148,10 +148,13 @@ def parameters(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write the model folder.")
-    parser.add_argument("folder", type=Path)
+    parser = argparse.ArgumentParser(description="Write model folders.")
+    parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--shape", choices=[*SHAPES, *SIZED], default="tiny")
-    parser.add_argument("--size", type=int, help="layers of stepping, megabytes of bank")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--size", type=int, nargs="+", help="of each: layers of stepping, megabytes of bank"
+    )
     arguments = parser.parse_args()
-    make(arguments.folder, arguments.shape, arguments.size, arguments.seed)
+    sizes = arguments.size or [None] * len(arguments.folders)
+    for seed, (folder, size) in enumerate(zip(arguments.folders, sizes, strict=True)):
+        make(folder, arguments.shape, size, seed)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -136,15 +136,19 @@ class Bench:
         }
 
 
-def make_model(
-    shape: str, scratch: Path, *, name: str = "", size: int | None = None, seed: int = 0
-) -> Path:
+def make_model(shape: str, scratch: Path) -> Path:
     """In a process of its own: this one stays free of mlx."""
-    folder = scratch / "models" / (name or shape)
+    folder = scratch / "models" / shape
     command = [sys.executable, str(HERE / "model.py"), str(folder), "--shape", shape]
-    sized = () if size is None else ("--size", str(size))
-    subprocess.run([*command, *sized, "--seed", str(seed)], check=True)
+    subprocess.run(command, check=True)
     return folder
+
+
+def make_sized(shape: str, scratch: Path, sizes: Mapping[str, int]) -> None:
+    """The same for several models, whose sizes are by name; no two have the same weights."""
+    folders = [str(scratch / "models" / name) for name in sizes]
+    command = [sys.executable, str(HERE / "model.py"), *folders, "--shape", shape]
+    subprocess.run([*command, "--size", *map(str, sizes.values())], check=True)
 
 
 @contextmanager

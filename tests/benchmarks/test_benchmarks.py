@@ -19,10 +19,16 @@ FIGURES = (
 WHOLE_FIGURES = FIGURES[:2]
 
 
+_LEFT_OUT = 3
+
+
 def run(program: str, out: Path, *options: str) -> dict[str, Any]:
+    """Skips where the system cannot do what the program needs."""
     command = [sys.executable, str(ROOT / "benchmarks" / program), "--out", str(out), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=230, check=False)
-    assert done.returncode == 0, done.stderr
+    if done.returncode == _LEFT_OUT:
+        pytest.skip(done.stderr.splitlines()[-1])
+    assert done.returncode == 0, done.stdout + done.stderr
     [report] = out.glob("*.json")
     page = report.with_suffix(".md").read_text()
     assert page in done.stdout
@@ -89,3 +95,37 @@ def test_policy_latency_says_every_figure(tmp_path: Path) -> None:
 @pytest.mark.timeout(240)
 def test_policy_sweeps_say_every_figure(tmp_path: Path) -> None:
     run("policy_sweeps.py", tmp_path, "--points", "2", "--sets", "10", "--reloads", "10")
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(240)
+def test_two_models_that_do_not_fit_together_answer_by_turns(tmp_path: Path) -> None:
+    found = run("alternate.py", tmp_path, "--short")
+
+    assert found["failures"] == found["contended_failures"] == []
+    assert (found["spawns"], found["together"]) == (found["requests"], 0)
+    assert 0 < found["swap_p50"] <= found["swap_p99"] <= found["swap_max"]
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(240)
+def test_nothing_is_killed_under_a_memory_limit(tmp_path: Path) -> None:
+    found = run("memory_limit.py", tmp_path, "--short")
+
+    assert (found["kernel_kills"], found["killed_in_log"]) == (0, 0)
+    assert found["crashed"] == found["unexplained"] == []
+    assert found["made"] == found["requests"]
+    assert found["kinds"]["answered"] > found["requests"] / 2
+    assert found["limit_bytes"] > 0
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(240)
+def test_load_beside_says_every_figure(tmp_path: Path) -> None:
+    """Its ratio is judged by the full form."""
+    found = run("load_beside.py", tmp_path, "--short")
+
+    assert found["loads"] >= 1
+    assert min(found["gaps_alone"], found["gaps_loading"]) > 0
+    assert 0 < found["step_p50"] <= found["alone_p99"] <= found["alone_max"]
+    assert found["ratio_p99"] == found["loading_p99"] / found["alone_p99"]

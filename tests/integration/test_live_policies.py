@@ -33,7 +33,7 @@ pytestmark = pytest.mark.mlx
 
 ROOT = Path(__file__).parents[2]
 SWAPS = 40
-REQUESTS = 2000
+REQUESTS = 800
 RELOADS = 50
 _FAULT = re.compile(r'"level": "(error|critical)"|^[\d:]+ (error|critical)|Traceback', re.MULTILINE)
 

@@ -43,7 +43,7 @@ def test_start_serve_and_restart_work_with_loopback_only_and_leave_11434_alone(
         check=False,
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=200,
         cwd=Path(__file__).parents[2],
         env=dict(os.environ),
     )

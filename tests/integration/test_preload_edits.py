@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -12,11 +11,14 @@ import pytest
 
 from tests.integration.talking import ENDLESS, cached, eventually, gone, held, say, workers_of
 from tests.support.daemon import Daemon
+from tests.support.model_maker import make_hollow
 
 pytestmark = pytest.mark.mlx
 
 Start = Callable[..., Daemon]
 _STARTED = re.compile(r"worker for (\S+) started")
+MORE_THAN_ANY = 1 << 42
+"""Bytes; no machine has so much memory."""
 _SECONDS = 60.0
 """For some loads, one after the other, on a machine with other work."""
 
@@ -109,11 +111,11 @@ def test_a_name_that_memory_has_no_room_for_is_skipped_and_says_what_it_needs(
 ) -> None:
     folder = tmp_path / "mixed"
     shutil.copytree(models, folder)
-    needed = _make_enormous(folder / "tiny-a")
+    make_hollow(folder / "tiny-a", MORE_THAN_ANY)
     daemon = start({"models": listed("tiny-a", "tiny-b", dirs=folder)})
     why = until_warned(daemon, "tiny-a")
     assert "available" in why
-    assert max(int(number) for number in re.findall(r"\d+", why)) >= needed
+    assert max(int(number) for number in re.findall(r"\d+", why)) >= MORE_THAN_ANY
     until_loaded(daemon, "tiny-b")
     edit(daemon, listed("tiny-b", dirs=folder))
     until_content(daemon)
@@ -136,14 +138,3 @@ def test_a_broken_name_is_skipped_and_loaded_once_it_is_mended(
     until_loaded(daemon, "tiny-b", "tiny-a")
     until_content(daemon)
     assert before.items() <= workers_of(daemon).items()
-
-
-def _make_enormous(folder: Path) -> int:
-    """Give it more weights than any machine has memory, without taking room on the disk."""
-    size = 1 << 42
-    tensor = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
-    header = json.dumps({"model.embed_tokens.weight": tensor}).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + size)
-    return size

@@ -40,7 +40,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-cache-dir"]
     if importlib.util.find_spec("hatchling"):
         command.append("--no-build-isolation")
-    subprocess.run([*command, "--wheel-dir", str(folder), str(ROOT)], check=True, timeout=55)
+    subprocess.run([*command, "--wheel-dir", str(folder), str(ROOT)], check=True, timeout=200)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -65,7 +65,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = folder / "bin" / "python"
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
     subprocess.run(
-        [*command, "--no-deps", "--no-index", "--no-compile", str(wheel)], check=True, timeout=55
+        [*command, "--no-deps", "--no-index", "--no-compile", str(wheel)], check=True, timeout=200
     )
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")

@@ -37,7 +37,7 @@ def killed(tmp_path: Path) -> Killed:
     def sweep(deed: str, points: int = 8, writing_points: int = 12) -> Sweep:
         command = [sys.executable, policy_crash.__file__, deed, str(points), str(writing_points)]
         done = subprocess.run(
-            [*command, str(tmp_path)], capture_output=True, text=True, timeout=55, check=False
+            [*command, str(tmp_path)], capture_output=True, text=True, timeout=200, check=False
         )
         assert done.returncode == 0, done.stderr
         found = read_sweep(done.stdout)

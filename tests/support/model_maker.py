@@ -109,6 +109,18 @@ def make_model(folder: Path, shape: Shape | None = None, *, seed: int = 0) -> Pa
     return folder
 
 
+def make_hollow(folder: Path, size: int) -> None:
+    """Give a model so many bytes of weights, all in one tensor that takes no room on the disk.
+
+    It is whole as far as headers tell, and is not meant to be loaded.
+    """
+    tensor = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
+    header = json.dumps({"model.embed_tokens.weight": tensor}).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)
+
+
 def _config(shape: Shape) -> dict[str, Any]:
     config = {
         "architectures": ["LlamaForCausalLM"],
