@@ -5,7 +5,7 @@ Measured against real engine processes by benchmarks/memory_model.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 STEP_TOKENS = 256
@@ -49,7 +49,6 @@ class Moment:
     `length` tokens.
     """
 
-    fixed: int = 0
     row: int = 0
     """Of one row."""
     token: int = 0
@@ -57,23 +56,25 @@ class Moment:
     key: int = 0
     """Of one token in a row's cache: what is copied while a cache grows or rows join."""
     pair: int = 0
-    """Of one token of the chunk against one in the cache, in one row: scores."""
-    mask: int = 0
-    """The same in all rows together."""
+    """Of one token of the chunk against one in the cache, in one row: scores and their mask."""
     window_key: int = 0
     """As `key`, in layers that keep a window."""
     window_pair: int = 0
-    window_mask: int = 0
+    block: int = 0
+    """Tokens that are worked through together, each against each, at the cost of `row`."""
 
     def bytes_of(self, rows: int, chunk: int, length: int, window: int = 0) -> int:
         seen = min(length, window - 1 + chunk) if window else 0
-        return (
-            self.fixed
-            + rows * (self.row + chunk * self.token)
-            + rows * (length * self.key + seen * self.window_key)
-            + rows * chunk * (length * self.pair + seen * self.window_pair)
-            + chunk * (length * self.mask + seen * self.window_mask)
-        )
+        row = self.row * _share(chunk, self.block) if self.block else self.row
+        keys = length * self.key + seen * self.window_key
+        pairs = length * self.pair + seen * self.window_pair
+        return rows * (int(row) + keys + chunk * (self.token + pairs))
+
+
+def _share(chunk: int, block: int) -> float:
+    """Of what two full blocks take: the largest of a chunk is one half of it, the last the other."""
+    last = (chunk - 1) % block + 1
+    return float(min(chunk, block) ** 2 + last**2) / (2 * block**2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,30 +88,41 @@ class Footprint:
     score_bytes: int = 0
     """Of one query against one key in all heads of a layer; 0 where attention is fused."""
     prefill: tuple[Moment, ...] = ()
+    """Of a chunk of prompts."""
+    start: tuple[Moment, ...] = ()
+    """Of a prompt's first token, for which rows are copied out of their batch."""
     decode: tuple[Moment, ...] = ()
-    """One token in each row, the first step after a join, which copies the batch."""
+    """Of one token in each row, when the caches grow."""
+    join: tuple[Moment, ...] = ()
+    """The same when rows have joined, and all are copied."""
 
     def cache_bytes(self, lengths: Sequence[int]) -> int:
         """Of a batch of sequences with these lengths: padded to the longest, not paged."""
         return self._caches(len(lengths), max(lengths, default=0))
 
     def peak_bytes(
-        self, running: Sequence[int], joining: Sequence[int] = (), chunk: int = 0
+        self,
+        running: Sequence[int],
+        joining: Sequence[int] = (),
+        chunk: int = 0,
+        *,
+        prompts: Sequence[int] | None = None,
     ) -> int:
         """The most that is held at one time, weights included.
 
-        `running` sequences decode up to these lengths; `joining` ones are prefilled up to theirs,
-        `chunk` tokens of each in a step (0: as the engine would), and then merged with the others.
+        `running` sequences decode up to these lengths; `joining` ones are prefilled, `chunk`
+        tokens of each in a step (0: as the engine would), merged with the others, and decode up to
+        theirs. `prompts`: how much of each joining one is its prompt; all of it, unless said.
         """
         batch = [*running, *joining]
-        together = self._caches(len(batch), max(batch, default=0)) + self._decoding(batch)
-        if not joining:
-            return self.weights_bytes + together
-        rows = min(len(joining), PREFILL_ROWS)
-        length = max(joining)
-        chunk = min(chunk or chunk_tokens(rows, decoding=bool(running)), length)
-        apart = self.cache_bytes(running) + self._caches(len(joining), length, chunk)
-        return self.weights_bytes + max(together, apart + self._prefilling(rows, chunk, length))
+        peak = self.cache_bytes(batch) + self._highest(self.decode, len(batch), 1, max(batch, default=0))
+        if joining:
+            prompts = sorted(joining if prompts is None else prompts)
+            peak = max(peak, *self._entering(running, prompts, chunk))
+        if running and joining:
+            merged = self._highest(self.join, len(batch), 1, max(batch))
+            peak = max(peak, self.cache_bytes(batch) + merged)
+        return self.weights_bytes + peak
 
     def longest(self, budget: int, running: Sequence[int] = (), chunk: int = 0) -> int:
         """Tokens of the longest sequence that still fits beside `running`; 0: none does."""
@@ -123,25 +135,55 @@ class Footprint:
                 high = middle - 1
         return low
 
+    def _entering(
+        self, running: Sequence[int], prompts: Sequence[int], chunk: int
+    ) -> Iterator[int]:
+        """What is held while prompts become running sequences, shortest first."""
+        apart = self.cache_bytes(running)
+        for first in range(0, len(prompts), PREFILL_ROWS):
+            together = prompts[first : first + PREFILL_ROWS]
+            for rows, size, length in _chunks(together, chunk, decoding=bool(running or first)):
+                computed = self._highest(self.prefill, rows, size, length)
+                yield apart + self._caches(len(together), length, size) + computed
+            rows, length = len(together), together[-1]
+            split = self._highest(self.start, rows, 1, length)
+            yield apart + self._caches(rows, length) + split
+
     def _caches(self, rows: int, length: int, chunk: int = 0) -> int:
         return sum(group.bytes_of(rows, length, chunk) for group in self.groups)
 
-    def _prefilling(self, rows: int, chunk: int, length: int) -> int:
-        if not self.prefill:
+    def _highest(self, moments: Sequence[Moment], rows: int, chunk: int, length: int) -> int:
+        if not moments:
             return rows * chunk * (self.work_bytes + length * self.score_bytes)
-        window = self._window
-        return max(moment.bytes_of(rows, chunk, length, window) for moment in self.prefill)
+        window = max((group.window for group in self.groups), default=0)
+        if window and all(group.window for group in self.groups if group.token_bytes):
+            length = min(length, window - 1 + chunk)
+        return max(moment.bytes_of(rows, chunk, length, window) for moment in moments)
 
-    def _decoding(self, batch: Sequence[int]) -> int:
-        rows, length = len(batch), max(batch, default=0)
-        if not self.decode:
-            return rows * (self.work_bytes + length * self.score_bytes)
-        window = self._window
-        return max(moment.bytes_of(rows, 1, length, window) for moment in self.decode)
 
-    @property
-    def _window(self) -> int:
-        return max((group.window for group in self.groups), default=0)
+def _chunks(
+    prompts: Sequence[int], chunk: int, *, decoding: bool
+) -> Iterator[tuple[int, int, int]]:
+    """(rows, tokens of each, length then) of the steps that may hold most, of prompts in order.
+
+    As many steps follow each other with the same rows as the shortest takes; the longest caches are
+    those of the last two. A prompt that is through decodes, and leaves the others smaller chunks.
+    """
+    done = 0
+    for n, prompt in enumerate(prompts):
+        rows = len(prompts) - n
+        size = chunk or chunk_tokens(rows, decoding=decoding or n > 0)
+        full, rest = divmod(prompt - done, size)
+        longest = prompts[-1] - done
+        if full:
+            yield rows, size, done + full * size
+        if rest:
+            last = min(size, longest - full * size)
+            yield rows, last, done + full * size + last
+            full += 1
+        done = min(prompts[-1], done + full * size)
+        if done >= prompts[-1]:
+            return
 
 
 def chunk_tokens(rows: int, *, decoding: bool) -> int:

@@ -9,6 +9,8 @@ from typing import Any
 import mlx.core as mx
 
 from mlxd.core.footprint import Footprint, LayerGroup
+from mlxd.worker.moments import decode_moments, join_moments, prefill_moments, start_moments
+from mlxd.worker.stand_ins import is_window
 
 KV_GROUP = 64
 """Numbers that share a scale and a bias in a quantised cache."""
@@ -23,7 +25,23 @@ def footprint_of(
         LayerGroup(layers, token_bytes, window, constant)
         for (token_bytes, window, constant), layers in kinds.items()
     )
-    return Footprint(weights_bytes, groups)
+    if kv_bits:
+        cache = [_quantised(layer, kv_bits) for layer in cache]
+    return Footprint(
+        weights_bytes,
+        groups,
+        prefill=prefill_moments(model, cache, groups),
+        start=start_moments(model, cache, groups),
+        decode=decode_moments(model, cache, groups),
+        join=join_moments(model, cache, groups),
+    )
+
+
+def _quantised(cache: Any, kv_bits: int) -> Any:
+    """As the serial lane keeps it."""
+    if is_window(cache) or not hasattr(cache, "to_quantized"):
+        return cache
+    return cache.to_quantized(group_size=KV_GROUP, bits=kv_bits)
 
 
 def _kinds(cache: Any, kv_bits: int) -> Iterator[tuple[int, int, int]]:
