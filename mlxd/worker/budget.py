@@ -110,7 +110,7 @@ class Ledger:
         self._last_grown: int | None = None
         self._asked: dict[int, _Asked] = {}
         self._overdrawn = False
-        """The budget was lowered below what already runs, and nobody has said so yet."""
+        """The budget was set; it may have been lowered below what already runs."""
         self._changed = True
         self._look_at = 0.0
         self._largest = Largest()
@@ -137,7 +137,7 @@ class Ledger:
         if asked is not None:
             asked.answered = True
         self._budget = budget
-        self._overdrawn = not budget.answers and 0 < budget.bytes < self._reserved()
+        self._overdrawn = budget.bytes > 0 and not budget.answers
         self._changed = True
 
     def started(self, ids: Iterable[int]) -> None:
@@ -306,10 +306,11 @@ class Ledger:
 
     def _protest(self, verdict: Verdict, now: float) -> None:
         """Say once what already runs, when the budget has been lowered below it."""
-        if self._overdrawn and self._shares:
+        needed = self._reserved()
+        if self._overdrawn and self._shares and needed > self._budget.bytes:
             id = next(reversed(self._shares))
             self._asked.pop(id, None)
-            self._need(id, self._reserved(), verdict, now)
+            self._need(id, needed, verdict, now)
         self._overdrawn = False
 
     # -- growing
@@ -343,21 +344,24 @@ class Ledger:
         return self._peak(decoding, joining if more is None else [*joining, more.reserved])
 
     def _peak(self, decoding: list[int], joining: list[int]) -> int:
-        """The most over what may come: they are read beside the others, or when these are gone."""
-        decoding, joining = self._kept(decoding, joining)
-        if not joining:
-            return self._footprint.peak_bytes(decoding)
-        beside = self._footprint.peak_bytes(decoding, joining, self._chunk)
-        return max(beside, self._footprint.peak_bytes([], joining, self._chunk))
+        """The most over what may come: any of those who join, beside any of the others.
 
-    def _kept(self, decoding: list[int], joining: list[int]) -> tuple[list[int], list[int]]:
-        """The longest, as many as hold a cache at one time; in rising order."""
-        rows = sorted([(length, False) for length in decoding] + [(n, True) for n in joining])
-        rows = rows[-self._rows :]
-        if joining and not any(joins for _, joins in rows):
-            rows[0] = rows[0][0], True
-        kept = [[length for length, joins in rows if joins is wanted] for wanted in (False, True)]
-        return kept[0], kept[1]
+        What a batch takes rises with its rows and falls with the size of their chunks, so that
+        few and many are looked at, and nothing between.
+        """
+        decoding, joining = sorted(decoding, reverse=True), sorted(joining, reverse=True)
+        longest = sorted([*decoding, *joining], reverse=True)[: self._rows]
+        most = min(len(joining), self._rows)
+        beside_all = min(most, max(1, self._rows - len(decoding)))
+        numbers = {1, beside_all, most} if joining else set()
+        joined = [self._joined(decoding, joining[:n]) for n in numbers]
+        return max([self._footprint.peak_bytes(longest), *joined])
+
+    def _joined(self, decoding: list[int], joining: list[int]) -> int:
+        """These are read beside as many of the others as can be, or when the others are gone."""
+        beside = decoding[: self._rows - len(joining)]
+        peak, chunk = self._footprint.peak_bytes, self._chunk
+        return max(peak(beside, joining, chunk), peak([], joining, chunk))
 
     @property
     def _chunk(self) -> int:

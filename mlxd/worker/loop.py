@@ -21,7 +21,7 @@ from mlxd.ipc.messages import (
 )
 from mlxd.worker.allocator import Allocator
 from mlxd.worker.budget import Claim, Ledger
-from mlxd.worker.engine import Engine
+from mlxd.worker.engine import Engine, Token
 from mlxd.worker.job import Command, Inbox, Job, Progress
 from mlxd.worker.link import Link
 from mlxd.worker.making import Maker
@@ -200,15 +200,27 @@ class Loop:
             before = time.perf_counter()
             step = self._engine.step()
         self._progress.step += 1
-        now = time.perf_counter()
         started = self._start(step.started, before)
-        runs = [self._running[token.uid] for token in step.tokens]
+        now = time.perf_counter()
+        pieces, begun, failed = self._take(step.tokens, now)
+        if pieces or started or begun or now - self._reported >= SIGN_OF_LIFE_SECONDS:
+            self._report(pieces, started, begun)
+        for running in failed:
+            self._fail(running)
+        if self._progress.step % CHECK_EVERY == 0:
+            self._enforce()
+
+    def _take(
+        self, tokens: Sequence[Token], now: float
+    ) -> tuple[list[Piece], list[int], list[Running]]:
+        """What a step's tokens make known; those whose first it is; those whose sampling failed."""
+        runs = [self._running[token.uid] for token in tokens]
         last = self._ledger.took([running.job.id for running in runs])
         pieces: list[Piece] = []
         begun: list[int] = []
         leaving: list[int] = []
         failed: list[Running] = []
-        for running, token in zip(runs, step.tokens, strict=True):
+        for running, token in zip(runs, tokens, strict=True):
             if running.take(token, now, pieces, last=running.job.id in last):
                 pieces.append(running.ended(now))
                 leaving.append(token.uid)
@@ -219,12 +231,7 @@ class Loop:
                 begun.append(running.job.id)
         if leaving:
             self._forget(leaving)
-        if pieces or started or begun or now - self._reported >= SIGN_OF_LIFE_SECONDS:
-            self._report(pieces, started, begun)
-        for running in failed:
-            self._fail(running)
-        if self._progress.step % CHECK_EVERY == 0:
-            self._enforce()
+        return pieces, begun, failed
 
     def _start(self, uids: Sequence[int], now: float) -> list[int]:
         """Their prefill begins; returns the requests' ids."""

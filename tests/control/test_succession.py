@@ -1,7 +1,8 @@
 from dataclasses import replace
 from typing import Any
 
-from mlxd.control.succession import Fate, Meaning, Succession
+from mlxd.control.model_settings import ways_of_loading
+from mlxd.control.succession import Fate, Succession
 from mlxd.policy.schema import Models
 from tests.control.test_residency import card
 
@@ -33,7 +34,7 @@ def test_a_name_whose_folder_cannot_be_read_says_nothing():
 
 def meaning(**own):
     models = {"a": own} if own else {}
-    return Meaning.of(Models.model_validate({"models": models, "dirs": ["/m"]}))
+    return ways_of_loading(Models.model_validate({"models": models, "dirs": ["/m"]}))
 
 
 def test_names_mean_the_same_until_a_folder_or_a_shape_changes():
@@ -46,5 +47,5 @@ def test_names_mean_the_same_until_a_folder_or_a_shape_changes():
         {"kv_bits": 8},
         {"kv_bits": 4},
     ]
-    assert len({meaning(**change).shapes for change in changes}) == len(changes)
+    assert len({meaning(**change) for change in changes}) == len(changes)
     assert all(meaning(**change) != meaning() for change in changes)

@@ -88,7 +88,11 @@ class WorkerProcess:
             command = [sys.executable, "-m", "mlxd.worker", "--fd", str(theirs.fileno()),
                        "--spec", launch_words(launch)]  # fmt: skip
             self.process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, env=dict(os.environ)
+                command,
+                pass_fds=[theirs.fileno()],
+                stderr=subprocess.PIPE,
+                env=dict(os.environ),
+                start_new_session=True,
             )
         ours.settimeout(50)
         self.socket = ours

@@ -302,15 +302,32 @@ def test_beyond_the_rows_of_a_batch_nothing_is_held():
 lengths = st.integers(1, 3000)
 
 
-@given(st.lists(lengths, max_size=6), st.lists(lengths, max_size=6), st.integers(1, 4))
-def test_rows_left_out_never_make_a_batch_look_smaller_than_one_that_can_be(
-    decoding: list[int], joining: list[int], rows: int
+WORKING = Footprint(
+    WEIGHTS, (LayerGroup(2, 8), LayerGroup(1, 4, window=300)), work_bytes=3, score_bytes=1
+)
+"""It has a window, and computes with something."""
+
+
+@given(st.lists(lengths, max_size=4), st.lists(lengths, max_size=3), st.integers(1, 4), st.data())
+@settings(max_examples=300)
+def test_no_batch_that_can_be_takes_more_than_was_predicted(
+    decoding: list[int], joining: list[int], rows: int, data: st.DataObject
 ):
-    made: Any = Ledger(PLAIN, rows)
+    made: Any = Ledger(WORKING, rows)
     predicted = made._peak(decoding, joining)
-    for n in range(len(decoding) + 1):
-        if len(decoding[n:]) + len(joining) <= rows:
-            assert PLAIN.peak_bytes(sorted(decoding)[n:], joining) <= predicted
+    stay = data.draw(st.lists(st.booleans(), min_size=len(decoding), max_size=len(decoding)))
+    left = [length for length, stays in zip(decoding, stay, strict=True) if stays][:rows]
+    joined = joining[: rows - len(left)]
+    chunk = 512 if rows == 1 else 0
+    assert WORKING.peak_bytes(left, joined, chunk) <= predicted
+    assert WORKING.peak_bytes([*left, *joined]) <= predicted
+
+
+def test_a_prompt_is_judged_for_the_time_when_it_is_alone_too():
+    """Its steps are larger then."""
+    made: Any = Ledger(WORKING, 32)
+    alone = WORKING.peak_bytes([], [3000])
+    assert made._peak([10], [3000]) >= alone > WORKING.peak_bytes([10], [3000])
 
 
 class Life(RuleBasedStateMachine):
@@ -318,11 +335,8 @@ class Life(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.footprint = Footprint(
-            WEIGHTS, (LayerGroup(2, 8), LayerGroup(1, 4, window=300)), work_bytes=3, score_bytes=1
-        )
         self.budget = budget(40, most=80)
-        self.ledger = Ledger(self.footprint, 4, self.budget)
+        self.ledger = Ledger(WORKING, 4, self.budget)
         self.now = 0.0
         self.next_id = 1
         self.waiting: dict[int, Claim] = {}
@@ -406,7 +420,7 @@ class Life(RuleBasedStateMachine):
         lengths = [self.used[id] for id in self.running]
         kept = sorted(lengths)[-4:]
         if kept:
-            assert self.footprint.peak_bytes(kept) <= self.ledger.allowance
+            assert WORKING.peak_bytes(kept) <= self.ledger.allowance
 
     @invariant()
     def who_waits_is_known(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,8 @@ import pytest
 
 from mlxd.core.footprint import Footprint
 from mlxd.ipc.messages import EXIT_MEMORY, Budget, Cancel, LoadFailed, Ping, Ready, Shutdown, Trim
-from tests.support.model_maker import SLIDING, Shape, make_model
+from tests.integration.reciter import make_fragile
+from tests.support.model_maker import SLIDING, Shape
 from tests.support.worker_process import WorkerProcess
 from tests.worker.conftest import MakeModel
 
@@ -168,8 +168,10 @@ def test_exclusive_engines_of_two_processes_both_get_on(varied: Path, tmp_path: 
     try:
         ids = [worker.generate(text="hello", max_tokens=300) for worker in pair]
         for worker, id in zip(pair, ids, strict=True):
-            worker.until(lambda w=worker, n=id: w.told[n].over)
-            assert worker.told[id].ended is not None
+            told = worker.told[id]
+            while not told.over:
+                worker.receive()
+            assert told.ended is not None
         assert (tmp_path / "turns").exists()
     finally:
         for worker in pair:
@@ -210,29 +212,6 @@ def test_an_engine_that_waits_for_its_turn_hears_pings(varied: Path, tmp_path: P
         worker.close()
 
 
-CODE = '''
-import mlx.nn as nn
-from mlx_lm.models.llama import Model as Llama, ModelArgs
-
-class Model(Llama):
-    """Fails when the token 77 is decoded."""
-
-    def __call__(self, inputs, cache=None, **more):
-        if inputs.tolist()[0][-1] == 77:
-            raise {error}
-        return super().__call__(inputs, cache=cache, **more)
-'''
-
-
-def fragile(folder: Path, error: str) -> Path:
-    """A model that runs code of its own."""
-    make_model(folder, Shape(spread=3.0))
-    (folder / "code.py").write_text(CODE.replace("{error}", error))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_file": "code.py"}))
-    return folder
-
-
 @pytest.mark.parametrize(
     ("error", "status"),
     [
@@ -244,7 +223,7 @@ def fragile(folder: Path, error: str) -> Path:
 def test_an_engine_without_memory_ends_its_process_with_a_status_of_its_own(
     tmp_path: Path, error: str, status: int
 ):
-    worker = WorkerProcess(fragile(tmp_path / "m", error), trust_remote_code=True)
+    worker = WorkerProcess(make_fragile(tmp_path / "m", error), trust_remote_code=True)
     assert worker.run(token_ids=(5, 6), max_tokens=1).ended is not None
     worker.generate(token_ids=(5, 77, 77), max_tokens=5)
     with pytest.raises(EOFError):
@@ -254,14 +233,14 @@ def test_an_engine_without_memory_ends_its_process_with_a_status_of_its_own(
 
 
 def test_code_in_a_models_folder_runs_only_where_it_is_trusted(tmp_path: Path):
-    worker = WorkerProcess(fragile(tmp_path / "m", "MemoryError()"))
+    worker = WorkerProcess(make_fragile(tmp_path / "m"))
     assert isinstance(worker.first, LoadFailed)
     assert worker.process.wait(10) == 1
     worker.close()
 
 
 def test_a_load_without_memory_has_the_same_status(tmp_path: Path):
-    folder = fragile(tmp_path / "m", "MemoryError()")
+    folder = make_fragile(tmp_path / "m")
     code = (folder / "code.py").read_text()
     (folder / "code.py").write_text(code.replace("== 77", ">= 0"))
     worker = WorkerProcess(folder, trust_remote_code=True)
