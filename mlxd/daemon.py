@@ -22,6 +22,7 @@ from mlxd import __version__
 from mlxd.control.admission import Admission
 from mlxd.control.catalog import Catalog
 from mlxd.control.dispatch import Dispatcher
+from mlxd.control.forecast import Forecasts
 from mlxd.control.guard import Guard
 from mlxd.control.library import Library
 from mlxd.control.memory import read_memory
@@ -33,7 +34,7 @@ from mlxd.control.pull import Puller
 from mlxd.control.pulled import PulledModels
 from mlxd.control.residency import Residency
 from mlxd.control.supervisor import Supervisor
-from mlxd.core.clock import SystemClock
+from mlxd.core.clock import Clock, SystemClock
 from mlxd.core.errors import Draining
 from mlxd.core.instance import Address, Instance, authority
 from mlxd.core.threads import Threads
@@ -42,7 +43,7 @@ from mlxd.policy.history import history_of
 from mlxd.policy.load import Override, PolicySet
 from mlxd.policy.outcome import Outcome
 from mlxd.policy.reload import Reloader
-from mlxd.policy.store import Live
+from mlxd.policy.store import Live, PolicyStore
 from mlxd.policy.watch import Watcher
 from mlxd.server import memory_report, policy_report
 from mlxd.server.admin import Admin
@@ -90,19 +91,10 @@ class Daemon:
         catalog = Catalog(GUIDE, clock, pulled=pulled.folder, names=own_names)
         admission = Admission(clock)
         self._supervisor = Supervisor(clock, self._temporary)
-        self._residency = Residency(self._supervisor, clock, read_memory)
+        forecasts = Forecasts(instance.state, clock)
+        self._residency = Residency(self._supervisor, clock, read_memory, forecasts)
         self._preloader = Preloader(catalog, self._residency)
-        self._guard = Guard(
-            store.current,
-            Monitors(read_memory, read_pressure, self._residency.workers),
-            self._residency,
-            admission,
-            clock=clock,
-            events=events,
-            counts=metrics,
-        )
-        self._residency.before_load = self._guard.before_load
-        self._residency.on_memory_error = self._guard.out_of_memory
+        self._guard = _guard(store, self._residency, admission, clock, events, metrics)
         self._puller = Puller(pulled, own_names, catalog, events.record)
         library = Library(catalog, self._residency, self._puller, pulled, own_names, events.record)
         self._parts = Parts(
@@ -330,6 +322,25 @@ def run(
         await daemon.serve(sock)
 
     uvloop.run(main())
+
+
+def _guard(
+    store: PolicyStore,
+    residency: Residency,
+    admission: Admission,
+    clock: Clock,
+    events: Events,
+    metrics: Metrics,
+) -> Guard:
+    """It looks at memory, and is asked before each load."""
+    monitors = Monitors(read_memory, read_pressure, residency.workers)
+    guard = Guard(
+        store.current, monitors, residency, admission, clock=clock, events=events, counts=metrics
+    )
+    residency.before_load = guard.before_load
+    residency.on_memory_error = guard.out_of_memory
+    residency.on_evicted = metrics.evicted
+    return guard
 
 
 def _apply_log(policies: PolicySet) -> None:
