@@ -87,8 +87,10 @@ class Footprint:
     """Of one token in one layer while it is computed; counts where there are no moments."""
     score_bytes: int = 0
     """Of one query against one key in all heads of a layer; 0 where attention is fused."""
+    first: tuple[Moment, ...] = ()
+    """Of the first chunk of prompts, which makes the caches."""
     prefill: tuple[Moment, ...] = ()
-    """Of a chunk of prompts."""
+    """Of another chunk."""
     start: tuple[Moment, ...] = ()
     """Of a prompt's first token, for which rows are copied out of their batch."""
     decode: tuple[Moment, ...] = ()
@@ -145,7 +147,8 @@ class Footprint:
         for first in range(0, len(prompts), PREFILL_ROWS):
             together = prompts[first : first + PREFILL_ROWS]
             for rows, size, length in _chunks(together, chunk, decoding=bool(running or first)):
-                computed = self._highest(self.prefill, rows, size, length)
+                moments = self.first if self.first and length == size else self.prefill
+                computed = self._highest(moments, rows, size, length)
                 yield apart + self._caches(len(together), length, size) + computed
             rows, length = len(together), together[-1]
             split = self._highest(self.start, rows, 1, length)

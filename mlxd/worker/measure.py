@@ -13,7 +13,13 @@ from mlx.utils import tree_flatten
 
 from mlxd.core.dimensions import Dimensions, computed
 from mlxd.core.footprint import Footprint, LayerGroup
-from mlxd.worker.moments import decode_moments, join_moments, prefill_moments, start_moments
+from mlxd.worker.moments import (
+    decode_moments,
+    first_moments,
+    join_moments,
+    prefill_moments,
+    start_moments,
+)
 from mlxd.worker.stand_ins import is_window
 
 KV_GROUP = 64
@@ -50,6 +56,7 @@ def _recorded(
     return Footprint(
         weights_bytes,
         groups,
+        first=first_moments(model, groups),
         prefill=prefill_moments(model, cache, groups),
         start=start_moments(model, cache, groups),
         decode=decode_moments(model, cache, groups),

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
 from numpy.typing import NDArray
 
 from mlxd.core.footprint import LayerGroup, Moment
@@ -28,8 +30,10 @@ _SEEN = (1280, 1536)
 _CHUNKS = (512, 1024)
 SCAN_BLOCK = 256
 """Tokens that a state-space layer works through together (mlx-lm's ssm_attn)."""
-_SHORT_CHUNKS = (8, 12)
-"""For models that take the tokens of a chunk one after the other."""
+_FIRST_CHUNKS = (512, 1024, 1536)
+_SHORT_CHUNKS = (36, 40)
+"""For models that take the tokens of a chunk one after the other; enough of them that those of two
+rows are sorted by their experts, as more are."""
 _USUAL = tuple(
     Size(1, chunk, length, min(length, seen + chunk))
     for chunk in (64, 512, 2048)
@@ -41,6 +45,22 @@ _USUAL = tuple(
 _FIELDS = {
     "": "row", "c": "token", "s": "key", "cs": "pair", "w": "window_key", "cw": "window_pair",
 }  # fmt: skip
+
+
+def first_moments(model: Any, groups: Sequence[LayerGroup]) -> tuple[Moment, ...]:
+    """Of the first chunk of prompts; its tokens see each other.
+
+    None where a chunk is taken in token by token: then it is like any other.
+    """
+    caches = make_prompt_cache(model)
+    if not _is_parallel(model, caches):
+        return ()
+    tapes = [_tape(_prefill, model, caches, Size(_ROWS, c, c, c)) for c in _FIRST_CHUNKS]
+    cached = np.array([[_cached(groups, Size(_ROWS, c, c, c))] for c in _FIRST_CHUNKS])
+    powers = np.vander(_FIRST_CHUNKS, increasing=True).astype(np.float64)
+    row, token, pair = np.linalg.solve(powers, (_aligned(tapes) - cached) / _ROWS)
+    alike = [Size(1, chunk, chunk, chunk) for chunk in (64, 256, 512, 1024, 2048)]
+    return _highest({"": row, "c": token, "cs": pair}, alike, block=_block(tapes))
 
 
 def prefill_moments(
@@ -62,6 +82,8 @@ def start_moments(
     model: Any, caches: Sequence[Any], groups: Sequence[LayerGroup]
 ) -> tuple[Moment, ...]:
     """Of the first token after a prefill, for which rows are copied out of their batch."""
+    if not _can_join(caches):
+        return ()
     return _moments(_start, model, caches, groups, (1,))
 
 
@@ -111,6 +133,12 @@ def _join(model: Any, caches: list[Any], tokens: mx.array) -> mx.array:
     return _decode(model, caches[:half], tokens)
 
 
+def _block(tapes: Sequence[Tape]) -> int:
+    """Tokens that are worked through together, where a longer chunk takes more operations."""
+    alike = len({len(tape.operations) for tape in tapes}) == 1
+    return 0 if alike else SCAN_BLOCK
+
+
 def _is_parallel(model: Any, caches: Sequence[Any]) -> bool:
     """Whether the number of operations stays, however long the chunk."""
     sizes = [Size(2, chunk, 64, 64) for chunk in _SHORT_CHUNKS]
@@ -149,11 +177,11 @@ def _moments(
     rows = _ROWS + (step is _join)
     sizes = [Size(rows, chunk, length, seen or length) for chunk, length, seen in product(*axes)]
     tapes = [_tape(step, model, caches, size) for size in sizes]
-    alike = len({len(tape.operations) for tape in tapes}) == 1
-    block = 0 if alike or chunks is not _CHUNKS else SCAN_BLOCK
+    block = _block(tapes) if chunks is _CHUNKS else 0
     table = _aligned(tapes) - np.array([[_cached(groups, size)] for size in sizes])
     shaped = table.reshape(*map(len, axes), table.shape[1]) / rows
-    return _highest(_coefficients(shaped, axes), chunks, block=block)
+    usual = _USUAL if len(chunks) > 1 else [replace(size, chunk=1) for size in _USUAL]
+    return _highest(_coefficients(shaped, axes), usual, block=block)
 
 
 def _aligned(tapes: Sequence[Tape]) -> NDArray[np.float64]:
@@ -202,13 +230,12 @@ def _coefficients(
 
 
 def _highest(
-    coefficients: dict[str, NDArray[np.float64]], chunks: tuple[int, ...], *, block: int
+    coefficients: dict[str, NDArray[np.float64]], sizes: Sequence[Size], *, block: int
 ) -> tuple[Moment, ...]:
-    """The moments that hold more than the others at one of the usual sizes."""
+    """The moments that hold more than the others at one of these sizes."""
     kept: dict[int, None] = {}
-    for size in _USUAL:
-        chunk = size.chunk if len(chunks) > 1 else 1
-        values = {"c": chunk, "s": size.length, "w": size.seen}
+    for size in sizes:
+        values = {"c": size.chunk, "s": size.length, "w": size.seen}
         total = sum(
             coefficient * np.prod([values[letter] for letter in product_])
             for product_, coefficient in coefficients.items()
@@ -219,6 +246,8 @@ def _highest(
 
 def _moment(coefficients: dict[str, NDArray[np.float64]], at: int, block: int) -> Moment:
     fields = {
-        field: int(np.ceil(coefficients[product_][at])) for product_, field in _FIELDS.items()
+        _FIELDS[product_]: int(np.ceil(coefficient[at]))
+        for product_, coefficient in coefficients.items()
+        if product_ in _FIELDS
     }
     return Moment(**fields, block=block)

@@ -27,10 +27,17 @@ class Size:
 
 
 def stand_ins(caches: Sequence[Any], size: Size) -> list[Any]:
-    """Batches of the kinds of `caches`, which have seen a token; about to take the step."""
+    """Batches of the kinds of `caches`, about to take the step.
+
+    Empty ones stay so; others must have seen a token.
+    """
     batch = [_merged(cache, size.rows) for cache in caches]
     for leaf in leaves(batch):
-        _resize(leaf, size)
+        if getattr(leaf, "keys", None) is not None:
+            _resize(leaf, size)
+        elif hasattr(leaf, "cache"):
+            _widen(leaf, size.rows)
+        leaf.step = size.chunk
     return batch
 
 
@@ -81,22 +88,21 @@ def _put(leaf: Any, arrays: Sequence[tuple[str, mx.array]]) -> None:
         leaf.keys, leaf.values = tree_unflatten(list(arrays))
 
 
+def _widen(leaf: Any, rows: int) -> None:
+    leaf.cache = [None if array is None else _zeros(array, rows) for array in leaf.cache]
+    if leaf.left_padding is not None:
+        leaf.left_padding = mx.array([0] * rows)
+
+
 def _resize(leaf: Any, size: Size) -> None:
-    if hasattr(leaf, "cache"):
-        leaf.cache = tree_map(lambda array: _zeros(array, size.rows), leaf.cache)
-        if leaf.left_padding is not None:
-            leaf.left_padding = mx.array([0] * size.rows)
-        return
     before = (size.seen if is_window(leaf) else size.length) - size.chunk
     room = before + size.chunk if is_window(leaf) and size.chunk > 1 else before
     leaf.keys, leaf.values = tree_map(
         lambda array: _zeros(array, size.rows, room), (leaf.keys, leaf.values)
     )
-    leaf.step = size.chunk
-    if hasattr(leaf, "max_size"):
-        leaf.max_size = _ENDLESS
-    if hasattr(leaf, "chunk_size"):
-        leaf.chunk_size = _ENDLESS
+    for name in ("max_size", "chunk_size"):
+        if hasattr(leaf, name):
+            setattr(leaf, name, _ENDLESS)
     _move(leaf, size.rows, before)
 
 
