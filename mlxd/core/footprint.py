@@ -72,7 +72,7 @@ class Moment:
 
 
 def _share(chunk: int, block: int) -> float:
-    """Of what two full blocks take: the largest of a chunk is one half of it, the last the other."""
+    """Of what two full blocks take: the largest of a chunk is one half, the last the other."""
     last = (chunk - 1) % block + 1
     return float(min(chunk, block) ** 2 + last**2) / (2 * block**2)
 
@@ -115,7 +115,9 @@ class Footprint:
         theirs. `prompts`: how much of each joining one is its prompt; all of it, unless said.
         """
         batch = [*running, *joining]
-        peak = self.cache_bytes(batch) + self._highest(self.decode, len(batch), 1, max(batch, default=0))
+        peak = self.cache_bytes(batch) + self._highest(
+            self.decode, len(batch), 1, max(batch, default=0)
+        )
         if joining:
             prompts = sorted(joining if prompts is None else prompts)
             peak = max(peak, *self._entering(running, prompts, chunk))

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
+from mlxd.core.dimensions import Dimensions, computed
 from mlxd.core.footprint import Footprint, LayerGroup
 from mlxd.worker.moments import decode_moments, join_moments, prefill_moments, start_moments
 from mlxd.worker.stand_ins import is_window
 
 KV_GROUP = 64
 """Numbers that share a scale and a bias in a quantised cache."""
+_FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+_log = logging.getLogger(__name__)
 
 
 def footprint_of(
     model: Any, cache: Sequence[Any], weights_bytes: int, *, fused: bool, kv_bits: int = 0
 ) -> Footprint:
-    """`cache` has seen at least one token. `fused`: attention keeps no matrix of scores."""
+    """`cache` has seen at least one token. `fused`: attention keeps no matrix of scores.
+
+    That is asked only where a step cannot be recorded.
+    """
     kinds = Counter(kind for layer in cache for kind in _kinds(layer, kv_bits))
     groups = tuple(
         LayerGroup(layers, token_bytes, window, constant)
@@ -27,6 +36,17 @@ def footprint_of(
     )
     if kv_bits:
         cache = [_quantised(layer, kv_bits) for layer in cache]
+    try:
+        return _recorded(model, cache, weights_bytes, groups)
+    except Exception:  # noqa: BLE001 - a model's own code, which may refuse to be recorded
+        _log.warning("its steps cannot be recorded; they are estimated", exc_info=True)
+        return _estimated(model, weights_bytes, groups, fused=fused)
+
+
+def _recorded(
+    model: Any, cache: Sequence[Any], weights_bytes: int, groups: tuple[LayerGroup, ...]
+) -> Footprint:
+    """On a GPU the recorded steps have its own operations, fused ones where it has them."""
     return Footprint(
         weights_bytes,
         groups,
@@ -35,6 +55,17 @@ def footprint_of(
         decode=decode_moments(model, cache, groups),
         join=join_moments(model, cache, groups),
     )
+
+
+def _estimated(
+    model: Any, weights_bytes: int, groups: tuple[LayerGroup, ...], *, fused: bool
+) -> Footprint:
+    config = vars(getattr(model, "args", None) or SimpleNamespace())
+    text = config.get("text_config")
+    sizes = [a.itemsize for _, a in tree_flatten(model.parameters()) if a.dtype in _FLOATS]
+    item_bytes = max(set(sizes), key=sizes.count, default=2)
+    dimensions = Dimensions.of(config | (text if isinstance(text, dict) else {}), item_bytes)
+    return computed(dimensions, weights_bytes, groups, fused=fused)
 
 
 def _quantised(cache: Any, kv_bits: int) -> Any:

@@ -1,8 +1,8 @@
 """When a step holds most, and how that grows with the batch: found by looking, not by running.
 
-The step is recorded for a few sizes; what is held at each of its operations grows with the rows, and
-is linear in tokens of the chunk and in tokens in the caches, each apart. So two sizes of each tell
-it for all.
+The step is recorded for a few sizes; what is held at each of its operations grows with the rows,
+and is linear in tokens of the chunk and in tokens in the caches, each apart. So two sizes of each
+tell it for all.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ def join_moments(
     model: Any, caches: Sequence[Any], groups: Sequence[LayerGroup]
 ) -> tuple[Moment, ...]:
     """Of the first token after a row has joined the others, for which all are copied."""
+    if not _can_join(caches):
+        return ()
     return _moments(_join, model, caches, groups, (1,))
 
 
@@ -96,6 +98,10 @@ def _pick(cache: Any, rows: mx.array) -> None:
         cache.cache = [None if array is None else array[rows] for array in cache.cache]
     else:
         cache.keys, cache.values = cache.keys[rows], cache.values[rows]
+
+
+def _can_join(caches: Sequence[Any]) -> bool:
+    return all(hasattr(cache, "merge") for cache in caches)
 
 
 def _join(model: Any, caches: list[Any], tokens: mx.array) -> mx.array:
@@ -189,7 +195,9 @@ def _coefficients(
         table = np.stack([low - slope * levels[0], slope], axis)
     found = {}
     for index in product((0, 1), repeat=len(axes)):
-        found["".join(letter for letter, one in zip("csw", index, strict=True) if one)] = table[index]
+        found["".join(letter for letter, one in zip("csw", index, strict=True) if one)] = table[
+            index
+        ]
     return found
 
 

@@ -68,7 +68,7 @@ def _tree(leaf: Any) -> Any:
 
 
 def _flat(leaf: Any) -> list[tuple[str, mx.array]]:
-    return [(path, array) for path, array in tree_flatten(_tree(leaf)) if array is not None]  # type: ignore[union-attr]
+    return [(path, array) for path, array in tree_flatten(_tree(leaf)) if array is not None]
 
 
 def _put(leaf: Any, arrays: Sequence[tuple[str, mx.array]]) -> None:

@@ -29,20 +29,24 @@ _DISPATCHES = {"SliceUpdate": 2, "Pad": 2, "Convolution": 5}
 """Of operations that take more than one."""
 _FLOAT32 = 4
 _NEVER = 1 << 60
-_VIEWS = frozenset(
-    "AsStrided Broadcast BroadcastAxes Depends DynamicSlice ExpandDims Flatten Reshape Slice Split"
-    " Squeeze StopGradient Transpose Unflatten View".split()
-)
-_STRIDED = frozenset("AsStrided Broadcast BroadcastAxes DynamicSlice Slice Split Transpose".split())
+_VIEWS = frozenset((
+    "AsStrided", "Broadcast", "BroadcastAxes", "Depends", "DynamicSlice", "ExpandDims",
+    "Flatten", "Reshape", "Slice", "Split", "Squeeze", "StopGradient", "Transpose", "Unflatten",
+    "View",
+))  # fmt: skip
+_STRIDED = frozenset((
+    "AsStrided", "Broadcast", "BroadcastAxes", "DynamicSlice", "Slice", "Split", "Transpose",
+))  # fmt: skip
 """Views whose numbers do not lie side by side any more."""
 _RESHAPES = frozenset(("Flatten", "Reshape"))
 """Views of what lies side by side; of anything else, copies."""
-_IN_PLACE = frozenset(
-    "Abs Add AsType BitwiseBinary Cos Divide Equal Erf ErfInv Exp Expm1 FloorDivide Greater"
-    " GreaterEqual Less LessEqual Log Log1p LogAddExp LogicalAnd LogicalNot LogicalOr Maximum"
-    " Minimum Multiply Negative NotEqual Power Remainder Select Sigmoid Sign Sin Softmax Sqrt"
-    " Square Subtract Tanh".split()
-)
+_IN_PLACE = frozenset((
+    "Abs", "Add", "AsType", "BitwiseBinary", "Cos", "Divide", "Equal", "Erf", "ErfInv", "Exp",
+    "Expm1", "FloorDivide", "Greater", "GreaterEqual", "Less", "LessEqual", "Log", "Log1p",
+    "LogAddExp", "LogicalAnd", "LogicalNot", "LogicalOr", "Maximum", "Minimum", "Multiply",
+    "Negative", "NotEqual", "Power", "Remainder", "Select", "Sigmoid", "Sign", "Sin", "Softmax",
+    "Sqrt", "Square", "Subtract", "Tanh",
+))  # fmt: skip
 """May write over an input that nobody else needs."""
 
 
@@ -117,9 +121,7 @@ def record(function: Callable[..., list[mx.array]], inputs: Sequence[mx.array]) 
     return Tape(tuple(_in_order(operations, outputs)), inputs_, outputs)
 
 
-def _in_order(
-    operations: Sequence[_Operation], outputs: Sequence[str]
-) -> Iterator[_Operation]:
+def _in_order(operations: Sequence[_Operation], outputs: Sequence[str]) -> Iterator[_Operation]:
     """As MLX evaluates them: backwards from the outputs, in breadth up to a width."""
     made_by = {array.name: n for n, each in enumerate(operations) for array in each.outputs}
     needs = [[made_by[a.name] for a in each.inputs if a.name in made_by] for each in operations]
