@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+import traceback
 from pathlib import Path
 
 import mlx.core as mx
 from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxd.core.footprint import Footprint
+from mlxd.core.footprint import STEP_TOKENS, Footprint, LayerGroup
 from mlxd.ipc.messages import Launch, Ready
 from mlxd.worker.allocator import Allocator, working_set
 from mlxd.worker.budget import Ledger
@@ -90,13 +91,20 @@ def _footprint(loaded: Loaded) -> Footprint:
     weights = mx.get_active_memory()
     cache = make_prompt_cache(loaded.model)
     mx.eval(loaded.model(mx.array([[0]]), cache=cache))
-    return footprint_of(
-        loaded.model,
-        cache,
-        weights,
-        fused=mx.metal.is_available() or mx.cuda.is_available(),
-        kv_bits=loaded.kv.bits if loaded.kv is not None else 0,
-    )
+    try:
+        return footprint_of(
+            loaded.model,
+            cache,
+            weights,
+            fused=mx.metal.is_available() or mx.cuda.is_available(),
+            kv_bits=loaded.kv.bits if loaded.kv is not None else 0,
+        )
+    except Exception:  # noqa: BLE001 - models are others' code, and need not let themselves be read
+        traceback.print_exc()
+        if loaded.kv is not None:
+            loaded.kv.apply(cache)
+        per_token = sum(layer.nbytes for layer in cache) // STEP_TOKENS
+        return Footprint(weights, (LayerGroup(1, per_token),))
 
 
 def _engine(loaded: Loaded) -> Engine:

@@ -219,7 +219,7 @@ class Ledger:
             self._admit(claim, verdict)
             return True
         most = max(self._budget.most, self._budget.bytes)
-        if self._budget.most and self._peak([], [claim.reserved]) > most:
+        if self._budget.most and self._alone(claim) > most:
             self._refuse(claim, self._too_long(claim, most), verdict)
             return True
         if self._need(claim.id, needed, verdict, now) or self._pending(claim.id, now):
@@ -270,7 +270,7 @@ class Ledger:
         )
 
     def _too_long(self, claim: Claim, most: int) -> Refused:
-        needed = self._peak([], [claim.reserved])
+        needed = self._alone(claim)
         longest = self._footprint.longest(most, (), self._chunk)
         return Refused(
             claim.id,
@@ -340,28 +340,39 @@ class Ledger:
         """What the engine is predicted to hold at most, with `more` in it."""
         shares = self._shares.values()
         decoding = [s.reserved for s in shares if s.stage is _Stage.DECODING]
-        joining = [s.reserved for s in shares if s.stage is not _Stage.DECODING]
-        return self._peak(decoding, joining if more is None else [*joining, more.reserved])
+        joining = [(s.reserved, s.claim.prompt) for s in shares if s.stage is not _Stage.DECODING]
+        if more is not None:
+            joining.append((more.reserved, more.prompt))
+        return self._peak(decoding, joining)
 
-    def _peak(self, decoding: list[int], joining: list[int]) -> int:
+    def _alone(self, claim: Claim) -> int:
+        return self._peak([], [(claim.reserved, claim.prompt)])
+
+    def _peak(self, decoding: list[int], joining: list[tuple[int, int]]) -> int:
         """The most over what may come: any of those who join, beside any of the others.
 
-        What a batch takes rises with its rows and falls with the size of their chunks, so that
-        few and many are looked at, and nothing between.
+        `joining`: what is reserved, and how much of it is prompt. What a batch takes rises with its
+        rows and falls with the size of their chunks, so that few and many are looked at, and
+        nothing between.
         """
-        decoding, joining = sorted(decoding, reverse=True), sorted(joining, reverse=True)
-        longest = sorted([*decoding, *joining], reverse=True)[: self._rows]
+        decoding = sorted(decoding, reverse=True)
+        joining = sorted(joining, key=lambda one: one[1], reverse=True)
+        longest = sorted([*decoding, *(length for length, _ in joining)], reverse=True)
         most = min(len(joining), self._rows)
         beside_all = min(most, max(1, self._rows - len(decoding)))
         numbers = {1, beside_all, most} if joining else set()
         joined = [self._joined(decoding, joining[:n]) for n in numbers]
-        return max([self._footprint.peak_bytes(longest), *joined])
+        return max([self._footprint.peak_bytes(longest[: self._rows]), *joined])
 
-    def _joined(self, decoding: list[int], joining: list[int]) -> int:
+    def _joined(self, decoding: list[int], joining: list[tuple[int, int]]) -> int:
         """These are read beside as many of the others as can be, or when the others are gone."""
+        lengths = [length for length, _ in joining]
+        prompts = [prompt for _, prompt in joining]
         beside = decoding[: self._rows - len(joining)]
-        peak, chunk = self._footprint.peak_bytes, self._chunk
-        return max(peak(beside, joining, chunk), peak([], joining, chunk))
+        return max(
+            self._footprint.peak_bytes(decoding, lengths, self._chunk, prompts=prompts)
+            for decoding in (beside, [])
+        )
 
     @property
     def _chunk(self) -> int:

@@ -9,14 +9,14 @@ import mlx.core as mx
 from mlx_lm.generate import maybe_quantize_kv_cache
 from mlx_lm.models.cache import make_prompt_cache
 
-GROUPS = (64, 32)
+GROUP = 64
 """Numbers that share a scale; a head's size must be a multiple."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuantisedCache:
     bits: int
-    group: int
+    group: int = GROUP
 
     def apply(self, cache: list[Any]) -> None:
         """Quantise those layers that are not yet, and can be."""
@@ -27,15 +27,12 @@ def quantised(model: Any, bits: int) -> QuantisedCache:
     """How this model's caches can be quantised: tried out. Raises ValueError, in words."""
     if not any(hasattr(cache, "to_quantized") for cache in make_prompt_cache(model)):
         raise ValueError("this model has no cache of keys and values that could be quantised")
-    said = ""
-    for group in GROUPS:
-        try:
-            return _tried(model, QuantisedCache(bits, group))
-        except NotImplementedError:
-            raise ValueError("a sliding window's cache cannot be quantised") from None
-        except ValueError as error:
-            said = str(error)
-    raise ValueError(f"a head's size fits no group of {GROUPS[0]} or {GROUPS[1]} numbers: {said}")
+    try:
+        return _tried(model, QuantisedCache(bits))
+    except NotImplementedError:
+        raise ValueError("a sliding window's cache cannot be quantised") from None
+    except ValueError as error:
+        raise ValueError(f"a head's size is no multiple of {GROUP} numbers: {error}") from error
 
 
 def _tried(model: Any, kv: QuantisedCache) -> QuantisedCache:

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from mlxd.core import errors
-from mlxd.core.errors import MlxdError, Overloaded, PolicyLine
+from mlxd.core.errors import InsufficientMemory, MlxdError, Overloaded, PolicyLine
 from mlxd.server.errors import STATUS, error_response, in_ollama, in_openai
 
 
@@ -40,3 +40,11 @@ def test_a_refusal_explains_itself_in_headers_and_body(render):
 def test_retry_after_is_whole_seconds_and_small(asked, told):
     response = error_response(Overloaded("full", retry_after=asked), in_ollama)
     assert response.headers["Retry-After"] == told
+
+
+def test_a_refusal_for_memory_names_what_was_compared():
+    full = InsufficientMemory("no room", needed_bytes=9, available_bytes=4)
+    headers = error_response(full, in_ollama).headers
+    assert (headers["X-Mlxd-Needed-Bytes"], headers["X-Mlxd-Available-Bytes"]) == ("9", "4")
+    nothing_said = error_response(InsufficientMemory("no room"), in_ollama).headers
+    assert "X-Mlxd-Needed-Bytes" not in nothing_said
