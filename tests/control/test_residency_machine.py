@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -29,7 +30,7 @@ from tests.support.daemon import write_policies
 from tests.support.virtual_time import VirtualLoop
 
 TOTAL, RESERVE, EXTRA, CACHE = 1000, 50, 20, 1
-SIZES = {"a": 300, "b": 300, "c": 450, "d": 100, "e": 880}
+SIZES = {"a": 400, "b": 400, "c": 600, "d": 150, "e": 880}
 NAMES = st.sampled_from(sorted(SIZES))
 FAR = 100_000.0
 MEMORY = "reserve: {{system: 50B, when_full: {}}}\nworker_limits: {{mlx_cache_limit: 1B}}\n"
@@ -42,7 +43,8 @@ LIMITS = (
         f"{MEMORY.format('wait')}eviction: {{protect_recent: 5s, min_residency: 0s, keep: 0}}\n",
     ),
     (
-        f"max_loaded: 2\ndefaults: {{ttl: never}}\n{ONE_LOAD}models: {{b: {{pinned: true}}}}\n",
+        "max_loaded: 3\ndefaults: {ttl: never}\nload: {max_parallel: 2}\n"
+        "models: {b: {pinned: true}}\n",
         f"{MEMORY.format('refuse')}eviction: {{protect_recent: 0s, min_residency: 0s}}\n",
     ),
     (
@@ -257,6 +259,19 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.users.append((name, done, self.loop.create_task(user())))
         self.loop.settle(turns)
 
+    @rule(name=NAMES, seconds=st.sampled_from([0.0, 1.5, 5.0]))
+    def use_and_end(self, name, seconds):
+        self.use(name, 4)
+        self.loop.advance(seconds)
+        self.users[-1][1].set()
+        self.loop.settle(4)
+
+    @rule(name=NAMES)
+    def use_and_hang_up(self, name):
+        self.use(name, 6)
+        self.users[-1][2].cancel()
+        self.loop.settle(3)
+
     @rule(name=NAMES, evicts=st.sampled_from([Evicts.UNLISTED, Evicts.NOBODY]))
     def load_in_the_background(self, name, evicts):
         async def work():
@@ -407,8 +422,9 @@ class ResidencyMachine(RuleBasedStateMachine):
 ResidencyMachine.TestCase.settings = settings(
     deadline=None,
     derandomize=True,
-    max_examples=120,
+    max_examples=160,
+    report_multiple_bugs=False,
     stateful_step_count=40,
     suppress_health_check=list(HealthCheck),
 )
-TestResidency = ResidencyMachine.TestCase
+TestResidency = pytest.mark.timeout(300)(ResidencyMachine.TestCase)  # to shrink what fails
