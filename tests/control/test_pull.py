@@ -191,8 +191,9 @@ async def test_who_comes_while_it_ends_begins_anew_when_its_process_is_gone(benc
     await asyncio.sleep(0.01)
     second = bench.watch()
     await asyncio.sleep(0.01)
-    assert len(bench.played.running) == 1
+    meanwhile = len(bench.played.running)
     bench.played.may_end.set()
+    assert meanwhile == 1
     await begun(bench, 2)
     bench.played.tell(*STORY)
     await asyncio.gather(second.task, leaving)

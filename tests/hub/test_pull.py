@@ -145,8 +145,13 @@ class TestResume:
     ) -> None:
         remote.cut_after[WEIGHTS] = [100_000] + [0] * 9
         pulling.fails(REPO)
-        remote.cut_after.clear()
+        blobs = pulling.into / ".partial" / REPO / "blobs"
+        before = {path.name for path in blobs.iterdir()}
         remote.repos[REPO].files[WEIGHTS] = safetensors(200_000, seed=7)
+        remote.cut_after[WEIGHTS] = [100_000] + [0] * 9
+        pulling.fails(REPO)
+        assert len(before) == len([*blobs.iterdir()])
+        remote.cut_after.clear()
         pulling.run(REPO)
         assert pulling.there(REPO)[WEIGHTS] == remote.repos[REPO].files[WEIGHTS]
 
@@ -172,7 +177,8 @@ class TestRefusals:
     def test_more_bytes_than_promised_are_not_taken(self, pulling: Pulling, remote: Hub) -> None:
         repo = remote.repos[REPO]
         repo.served[WEIGHTS] = repo.files[WEIGHTS] + b"more"
-        assert pulling.fails(REPO).kind == "corrupt"
+        failed = pulling.fails(REPO)
+        assert (failed.kind, "more of" in failed.message) == ("corrupt", True)
 
     def test_weights_that_lie_about_themselves_are_refused(
         self, pulling: Pulling, remote: Hub
