@@ -23,10 +23,14 @@ from mlxd.control.admission import Admission
 from mlxd.control.catalog import Catalog
 from mlxd.control.dispatch import Dispatcher
 from mlxd.control.guard import Guard
+from mlxd.control.library import Library
 from mlxd.control.memory import read_memory
 from mlxd.control.monitors import Monitors
+from mlxd.control.own_names import OwnNames
 from mlxd.control.preload import Preloader
 from mlxd.control.pressure import read_pressure
+from mlxd.control.pull import Puller
+from mlxd.control.pulled import PulledModels
 from mlxd.control.residency import Residency
 from mlxd.control.supervisor import Supervisor
 from mlxd.core.clock import SystemClock
@@ -80,12 +84,14 @@ class Daemon:
         self._reloader = Reloader(
             store, history, clock, boot, overrides=overrides, find_folder=find_folder
         )
-        catalog = Catalog(GUIDE, clock)
+        metrics, events = Metrics(), Events(clock)
+        pulled = PulledModels(instance.state / "models")
+        own_names = OwnNames(instance.state / "models.d")
+        catalog = Catalog(GUIDE, clock, pulled=pulled.folder, names=own_names)
         admission = Admission(clock)
         self._supervisor = Supervisor(clock, self._temporary)
         self._residency = Residency(self._supervisor, clock, read_memory)
         self._preloader = Preloader(catalog, self._residency)
-        metrics, events = Metrics(), Events(clock)
         self._guard = Guard(
             store.current,
             Monitors(read_memory, read_pressure, self._residency.workers),
@@ -97,6 +103,8 @@ class Daemon:
         )
         self._residency.before_load = self._guard.before_load
         self._residency.on_memory_error = self._guard.out_of_memory
+        self._puller = Puller(pulled, own_names, catalog, events.record)
+        library = Library(catalog, self._residency, self._puller, pulled, own_names, events.record)
         self._parts = Parts(
             policies=store,
             reloader=self._reloader,
@@ -107,6 +115,8 @@ class Daemon:
             preloader=self._preloader,
             guard=self._guard,
             dispatcher=Dispatcher(catalog, admission, self._residency, clock),
+            puller=self._puller,
+            library=library,
             clock=clock,
             read_memory=read_memory,
             metrics=metrics,
@@ -116,7 +126,10 @@ class Daemon:
         server = GuardedServer(Edge(self._parts, routes(self._parts)), store, clock)
         self._listener = Listener(server, self._moved)
         admin = Admin(
-            self._parts, history, Effects(self._listener, admission, catalog, self._residency)
+            self._parts,
+            history,
+            Effects(self._listener, admission, catalog, self._residency),
+            getattr(self._residency, "fit", None),
         )
         edge = Edge(self._parts, admin.routes(), walls=False)
         self._admin = AdminSocket(GuardedServer(edge, store, clock, limited=False), instance.state)
@@ -146,11 +159,13 @@ class Daemon:
         await self._reloader.begin()
         await self._admin.serve()
         self._follow_edits()
+        self._own(self._puller.tidy())
         sdnotify.SystemdNotifier().notify("READY=1")
         try:
             await self._stop.wait()
             self._forget_edits()
             await self._preloader.close()
+            await self._puller.close()
             await self._drain()
         finally:
             self._forget_edits()
@@ -279,6 +294,7 @@ class Daemon:
                 await self._at_once.wait()
 
     async def _end(self) -> None:
+        await self._puller.close()
         await self._listener.close()
         await self._admin.close()
         await self._reloader.close()

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from mlxd import __version__
-from mlxd.cli import exits, policy
+from mlxd.cli import exits, models, policy
 from mlxd.cli.arguments import add_places
 from mlxd.core.places import BadEnvFile
 
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add_places(stop)
     stop.set_defaults(run=_stop)
 
+    models.add(commands)
     policy.add(commands)
 
     env = commands.add_parser("env", help="print variables that point clients at the daemon")

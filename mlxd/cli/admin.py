@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -13,6 +13,7 @@ from mlxd.cli.client import NoAnswer
 
 _TIMEOUT = 60.0
 """A reload waits for a file that is being written, and for a port."""
+_JSON = {"Content-Type": "application/json"}
 
 
 class Refused(Exception):
@@ -40,6 +41,25 @@ class AdminClient:
         headers = {"If-Match": etag.encode("ascii", "replace").decode()} if etag else {}
         return self._ask("POST", target, query, body, headers)
 
+    def wait(self, target: str, body: object) -> dict[str, Any]:
+        """As `post`, for as long as it takes."""
+        return self._ask("POST", target, {}, body, {}, timeout=None)
+
+    def stream(self, target: str, body: object) -> Iterator[dict[str, Any]]:
+        """Each record of an answer as it comes. Raises NoAnswer, Refused."""
+        connection = _UnixConnection(self._path, None)
+        try:
+            connection.request("POST", target, json.dumps(body), _JSON)
+            response = connection.getresponse()
+            if response.status >= 400:
+                raise _refusal(response.status, json.loads(response.read()))
+            for line in response:
+                yield json.loads(line)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise self._no_answer(error) from error
+        finally:
+            connection.close()
+
     def _ask(
         self,
         method: str,
@@ -47,28 +67,38 @@ class AdminClient:
         query: Mapping[str, str],
         body: object,
         headers: Mapping[str, str],
+        *,
+        timeout: float | None = _TIMEOUT,
     ) -> dict[str, Any]:
-        connection = _UnixConnection(self._path)
+        connection = _UnixConnection(self._path, timeout)
         sent = json.dumps(body) if body is not None else None
         url = f"{target}?{urlencode(query, errors='replace')}" if query else target
-        kind = {"Content-Type": "application/json"} if body is not None else {}
+        kind = _JSON if body is not None else {}
         try:
             connection.request(method, url, sent, {**kind, **headers})
             response = connection.getresponse()
             answer = json.loads(response.read())
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise NoAnswer(f"no answer from the daemon at {self._path}: {error}") from error
+            raise self._no_answer(error) from error
         finally:
             connection.close()
         if response.status >= 400:
-            raise Refused(response.status, str(answer.get("error", answer)))
+            raise _refusal(response.status, answer)
         found: dict[str, Any] = answer
         return found
 
+    def _no_answer(self, error: Exception) -> NoAnswer:
+        return NoAnswer(f"no answer from the daemon at {self._path}: {error}")
+
+
+def _refusal(status: int, answer: Any) -> Refused:
+    said = answer.get("error", answer) if isinstance(answer, dict) else answer
+    return Refused(status, str(said))
+
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT)
+    def __init__(self, path: str, timeout: float | None) -> None:
+        super().__init__("localhost", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:

@@ -1,7 +1,7 @@
 """The right to run: rate, then concurrency, then a `Ticket` that is given back once.
 
 A slot is held until the last token, the cancel or the error. Nothing here knows of models in
-memory.
+memory: whether a request waits for one is said by who asks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mlxd.control.names import max_concurrency_of
 from mlxd.control.ratelimit import Quota, RuleWindows, SlidingWindow
 from mlxd.core.clock import Clock
 from mlxd.core.errors import (
@@ -59,6 +60,8 @@ class Ticket:
     """On the monotonic clock."""
     counted: list[_Counted] = field(default_factory=list, repr=False)
     """Where it counts towards the client's rate."""
+    loading: bool = False
+    """It waits for its model while another one could serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +115,27 @@ class Admission:
     def active_by_model(self) -> Counter[str]:
         return Counter(ticket.model for ticket in self._active)
 
+    def shut(self, error: MlxdError | None) -> None:
+        """While it is set, every new generation and load raises it; what runs goes on."""
+        self._shut = error
+
     @asynccontextmanager
     async def admit(
-        self, client: str, model: str, policies: PolicySet, would_deny: WouldDeny = _unheard
+        self,
+        client: str,
+        model: str,
+        policies: PolicySet,
+        would_deny: WouldDeny = _unheard,
+        *,
+        loading: bool = False,
     ) -> AsyncIterator[Ticket]:
         """Hold a slot for the length of the block.
 
-        Raises RateLimited, Overloaded, Draining. A request that turns out to be wrong in itself
-        does not count towards the client's rate.
+        Raises RateLimited, Overloaded, Draining, or what admission is shut for. A request that
+        turns out to be wrong in itself does not count towards the client's rate. `loading`: it is
+        going to wait for its model while another one could serve; the ticket says when it has it.
         """
-        ticket = self.enter(client, model, policies, would_deny)
+        ticket = self.enter(client, model, policies, would_deny, loading=loading)
         try:
             yield ticket
         except (InvalidRequest, ModelNotFound):
@@ -131,17 +145,24 @@ class Admission:
             self.leave(ticket)
 
     def enter(
-        self, client: str, model: str, policies: PolicySet, would_deny: WouldDeny = _unheard
+        self,
+        client: str,
+        model: str,
+        policies: PolicySet,
+        would_deny: WouldDeny = _unheard,
+        *,
+        loading: bool = False,
     ) -> Ticket:
-        """Take a slot, to be given back by `leave`. Raises RateLimited, Overloaded, Draining.
+        """Take a slot, to be given back by `leave`. Raises what `admit` raises.
 
         Rate first, then concurrency. A rule in mode dry_run that would refuse is told to
         `would_deny`, and the request goes on as if that rule were not there.
         """
-        self.check_open()
+        self._check_draining()
         counted = self._count_towards_rate(client, policies, would_deny)
-        self._check_slots(model, policies, would_deny)
-        ticket = Ticket(client, model, policies, self._clock.monotonic(), counted)
+        self._check_shut()
+        self._check_slots(model, policies, would_deny, loading=loading)
+        ticket = Ticket(client, model, policies, self._clock.monotonic(), counted, loading)
         self._active.add(ticket)
         self._none_active.clear()
         return ticket
@@ -170,14 +191,16 @@ class Admission:
         """Wait until no request is admitted."""
         return await self._none_active.wait()
 
-    def shut(self, error: MlxdError | None) -> None:
-        """While set, every new generation raises it."""
-        self._shut = error
-
     def check_open(self) -> None:
-        """Raises Draining, or what it was shut with."""
+        """Raises Draining, or what admission is shut for."""
+        self._check_draining()
+        self._check_shut()
+
+    def _check_draining(self) -> None:
         if self.draining:
             raise Draining("the daemon is stopping", retry_after=5.0)
+
+    def _check_shut(self) -> None:
         if self._shut is not None:
             raise copy(self._shut)
 
@@ -219,36 +242,39 @@ class Admission:
                 )
         return counted
 
-    def _check_slots(self, model: str, policies: PolicySet, would_deny: WouldDeny) -> None:
+    def _check_slots(
+        self, model: str, policies: PolicySet, would_deny: WouldDeny, *, loading: bool
+    ) -> None:
         mode = policies.limits.concurrency.mode
         if mode == "off":
             return
-        for rule, limit, key in self._full(model, policies):
+        for full in self._full(model, policies, loading=loading):
             if mode == "dry_run":
-                self._would_deny(rule, would_deny)
+                self._would_deny(full.rule, would_deny)
             else:
-                self.refused[rule] += 1
-                raise self._overloaded(limit, policies, key)
+                self.refused[full.rule] += 1
+                raise self._overloaded(full, policies)
 
-    def _full(self, model: str, policies: PolicySet) -> Iterator[tuple[str, int, tuple[str, ...]]]:
-        """The limits that leave no slot: their rule, their number and where it is set."""
-        concurrency = policies.limits.concurrency
-        if len(self._active) >= concurrency.max_in_flight:
-            yield _CONCURRENCY, concurrency.max_in_flight, ("max_in_flight",)
-        for written, limit in concurrency.per_model.items():
-            if canonical(written) == canonical(model) and self.active_by_model()[model] >= limit:
-                yield _model_rule(written), limit, ("per_model", written)
+    def _full(self, model: str, policies: PolicySet, *, loading: bool) -> Iterator[_Full]:
+        """The limits that leave no slot."""
+        most = policies.limits.concurrency.max_in_flight
+        if len(self._active) >= most:
+            yield _Full(_CONCURRENCY, _MAX_IN_FLIGHT, _busy(most))
+        own = _own_limit(model, policies)
+        if own is not None and self.active_by_model()[model] >= own.limit:
+            yield _Full(own.rule, own.key, _busy(own.limit))
+        waiting = sum(ticket.loading and ticket.model == model for ticket in self._active)
+        if loading and waiting >= max(1, most - 1):
+            yield _Full(_CONCURRENCY, _MAX_IN_FLIGHT, _keeps_one(model, waiting, most))
 
     def _would_deny(self, rule: str, would_deny: WouldDeny) -> None:
         self.would_deny[rule] += 1
         would_deny(rule)
 
-    def _overloaded(self, limit: int, policies: PolicySet, key: tuple[str, ...]) -> Overloaded:
+    def _overloaded(self, full: _Full, policies: PolicySet) -> Overloaded:
         self.totals.rejected += 1
         return Overloaded(
-            f"Server overloaded. Max {limit} concurrent requests (server busy, please try again)",
-            retry_after=self._expected_wait(),
-            policy=policies.line(dotted(("limits", "concurrency", *key))),
+            full.words, retry_after=self._expected_wait(), policy=policies.line(full.key)
         )
 
     def _expected_wait(self) -> float:
@@ -267,16 +293,70 @@ class Admission:
 def rules_in_force(policies: PolicySet) -> list[str]:
     """The names of the rules that judge at all (mode enforce or dry_run), in order of judgement.
 
-    `rate_limit:<name>`, `concurrency`, and `concurrency:<model>` with the model as it is written.
+    `rate_limit:<name>`, `concurrency`, and `concurrency:<model>` with the model as it is written,
+    first those of limits.yaml, then those that only models.yaml names.
     """
-    limits = policies.limits
+    limits, models = policies.limits, policies.models
     names = [_rate_rule(rule) for rule in limits.rate_limit if rule.mode != "off"]
-    if limits.concurrency.mode != "off":
-        names += [_CONCURRENCY, *map(_model_rule, limits.concurrency.per_model)]
-    return names
+    if limits.concurrency.mode == "off":
+        return names
+    per_model = limits.concurrency.per_model
+    limited = set(map(canonical, per_model))
+    elsewhere = [
+        name
+        for name, own in models.models.items()
+        if isinstance(own.max_concurrency, int) and canonical(name) not in limited
+    ]
+    return [*names, _CONCURRENCY, *map(_model_rule, [*per_model, *elsewhere])]
 
 
 _CONCURRENCY = "concurrency"
+_MAX_IN_FLIGHT = "limits.concurrency.max_in_flight"
+
+
+@dataclass(frozen=True, slots=True)
+class _Full:
+    """A limit that leaves no slot: its rule, where it is set, and what a client is told."""
+
+    rule: str
+    key: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """One model's own limit."""
+
+    limit: int
+    rule: str
+    key: str
+
+
+def _own_limit(model: str, policies: PolicySet) -> _Own | None:
+    """By limits.concurrency.per_model, else by models.yaml; None: it has none of its own."""
+    for written, limit in policies.limits.concurrency.per_model.items():
+        if canonical(written) == canonical(model):
+            key = dotted(("limits", "concurrency", "per_model", written))
+            return _Own(limit, _model_rule(written), key)
+    number = max_concurrency_of(model, policies.models)
+    if number is None:
+        return None
+    for written, own in policies.models.models.items():
+        if canonical(written) == canonical(model) and own.max_concurrency is not None:
+            key = dotted(("models", "models", written, "max_concurrency"))
+            return _Own(number, _model_rule(written), key)
+    return _Own(number, _model_rule(model), "models.defaults.max_concurrency")
+
+
+def _busy(limit: int) -> str:
+    return f"Server overloaded. Max {limit} concurrent requests (server busy, please try again)"
+
+
+def _keeps_one(model: str, waiting: int, most: int) -> str:
+    return (
+        f"{waiting} requests wait for model '{model}' to be loaded; of {most} slots one is kept"
+        " for the models in memory meanwhile"
+    )
 
 
 def _rate_rule(rule: RateLimit) -> str:

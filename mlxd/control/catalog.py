@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from mlxd.control.checksums import Checksums
 from mlxd.control.names import DEFAULT, Names
 from mlxd.control.scan import GUIDE, Scan, Scanner, Scope
 from mlxd.core.clock import Clock
@@ -34,8 +36,21 @@ class Catalog:
     tell (see `Names`); whoever needs more waits for a scan of the right scope.
     """
 
-    def __init__(self, guide: Path, clock: Clock) -> None:
-        self._scanner = Scanner(guide)
+    def __init__(
+        self,
+        guide: Path,
+        clock: Clock,
+        pulled: Path | None = None,
+        names: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
+        """`pulled`: the folder of the models that mlxd fetched itself. `names`: what clients called
+        copies of models, canonical, each with the name of the model.
+        """
+        self._scanner = Scanner(guide, () if pulled is None else (pulled,))
+        self._names = names
+        self._named: Mapping[str, str] = {}
+        """`names` as the views know it."""
+        self._checksums = Checksums()
         self._clock = clock
         self._threads = Threads("models")
         self._models: Models | None = None
@@ -60,6 +75,13 @@ class Catalog:
         """
         return await self._by_scan(policies, math.inf)
 
+    async def rescanned(self, policies: PolicySet) -> Names:
+        """As `refreshed`, by a scan that begins now: a folder was added or removed."""
+        running = self._scans.get(Scope.of(policies.models))
+        if running is not None:
+            await asyncio.wait([running])
+        return await self._by_scan(policies, 0.0)
+
     async def cards(self, policies: PolicySet) -> list[ModelCard]:
         """Every model by name, the unavailable ones included, the guide last."""
         return list((await self._by_scan(policies, FRESH_SECONDS)).cards.values())
@@ -82,7 +104,19 @@ class Catalog:
         return card.name if card is not None else GUIDE
 
     async def resolve(self, name: str, policies: PolicySet) -> ModelCard:
-        """The model that `name` means. Raises ModelNotFound, or ModelLoadFailed if unusable."""
+        """The model that `name` means, to be loaded: where policy wants every byte checked, that
+        is waited for. Raises ModelNotFound, or ModelLoadFailed if unusable.
+        """
+        card = await self.look_up(name, policies)
+        if policies.models.defaults.verify == "sha256":
+            damage = await self._checksums.damage(card)
+            if damage:
+                self._views.clear()
+                raise _unusable(card.name, damage)
+        return card
+
+    async def look_up(self, name: str, policies: PolicySet) -> ModelCard:
+        """As `resolve`, to be shown only: no file is read for it beyond a scan."""
         card = self.find(name, policies)
         if self._scope is not None and self._age(self._scope) > STALE_SECONDS:
             self._start_scan(self._scope)
@@ -92,7 +126,7 @@ class Catalog:
             if card is None:
                 raise _not_found(name, names, policies)
         if card.unavailable:
-            raise ModelLoadFailed(f"model '{card.name}' cannot be used: {card.unavailable}")
+            raise _unusable(card.name, card.unavailable)
         return card
 
     async def _by_scan(self, policies: PolicySet, max_age: float) -> Names:
@@ -118,13 +152,18 @@ class Catalog:
         return self._clock.monotonic() - self._latest.at
 
     def _view(self, scan: Scan, models: Models) -> Names:
+        named = self._names()
         if scan is not self._latest:
-            return Names(scan, models, self._default)
+            return Names(scan, models, self._default, named, self._checksums.known)
+        if named != self._named:
+            self._views.clear()
+            self._named = dict(named)
         names = self._views.get(id(models))
         if names is None:
             if len(self._views) >= _VIEWS:
                 self._views.clear()
-            names = self._views[id(models)] = Names(scan, models, self._default)
+            names = Names(scan, models, self._default, named, self._checksums.known)
+            self._views[id(models)] = names
         return names
 
     def _start_scan(self, scope: Scope) -> None:
@@ -144,13 +183,25 @@ class Catalog:
         return scan
 
 
+def _unusable(name: str, why: str) -> ModelLoadFailed:
+    return ModelLoadFailed(f"model '{name}' cannot be used: {why}")
+
+
 def _not_found(name: str, names: Names, policies: PolicySet) -> ModelNotFound:
     wanted = canonical(name)
-    if wanted in policies.models.chains:
+    chains = {canonical(chain): (chain, links) for chain, links in policies.models.chains.items()}
+    if wanted in chains:
+        chain, links = chains[wanted]
         return ModelNotFound(
             name,
-            ": none of its chain is there; add one that is",
-            policy=policies.line(dotted(("models", "chains", wanted))),
+            ": none of its chain is there; add one that is"
+            if links
+            else f": its chain is empty; add to models.yaml `chains: {{{chain}: [MODEL]}}`",
+            policy=policies.line(dotted(("models", "chains", chain))),
+        )
+    if several := names.candidates(name):
+        return ModelNotFound(
+            name, f": it may be {' or '.join(several)}; ask by a whole name, or declare an alias"
         )
     near = ", ".join(names.near(name))
     return ModelNotFound(name, f"; did you mean {near}?" if near else "")

@@ -53,11 +53,15 @@ class Dispatcher:
         policies = asker.policies
         card = await self._catalog.resolve(request.model, policies)
         _check_capabilities(request, card)
+        loading = self._residency.delays_others(card.spec)
         async with (
-            self._admission.admit(asker.client, card.name, policies, asker.would_deny),
+            self._admission.admit(
+                asker.client, card.name, policies, asker.would_deny, loading=loading
+            ) as ticket,
             self._residency.lease(card, request.keep_alive, policies) as worker,
             aclosing(worker.generate(_order(request, card, policies, arrived))) as bursts,
         ):
+            ticket.loading = False
             yield bursts if policies.limits.tokens.mode == "enforce" else _judged(bursts, asker)
 
     async def load(self, model: str, keep_alive: float | None, policies: PolicySet) -> None:
@@ -98,7 +102,7 @@ def _order(
     request: GenerationRequest, card: ModelCard, policies: PolicySet, arrived: float
 ) -> Order:
     """The client decides, then the model's own files, then the dialect."""
-    timeouts, tokens = policies.timeouts, policies.limits.tokens
+    timeouts, tokens, reserve = policies.timeouts, policies.limits.tokens, policies.memory.reserve
     return Order(
         request=request,
         sampling=request.sampling.over(card.sampling).over(request.fallback),
@@ -113,4 +117,6 @@ def _order(
             line=policies.line,
         ),
         arrived=arrived,
+        expected_output=reserve.expected_output,
+        wait_seconds=float(timeouts.generation) if reserve.when_full == "wait" else 0.0,
     )

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mlxd.control.catalog import Catalog
+from mlxd.control.model_settings import HOW_TO_LOAD, ways_of_loading
 from mlxd.control.names import Names, settings_of
 from mlxd.control.residency import Residency, Resident
-from mlxd.control.scan import Scope
 from mlxd.control.succession import Fate, Succession
 from mlxd.policy.policy_set import PolicySet
-from mlxd.policy.schema import Models
+from mlxd.policy.schema import Model, Models
 from mlxd.policy.strict_yaml import dotted
 from mlxd.policy.units import KeepFor
 
@@ -21,7 +21,7 @@ async def effects(
 ) -> list[str]:
     """One line for each consequence. Scans the folders of `new`, and waits for that."""
     before, after = await catalog.refreshed(old), await catalog.refreshed(new)
-    elsewhere = Scope.of(old.models) != Scope.of(new.models)
+    elsewhere = ways_of_loading(old.models) != ways_of_loading(new.models)
     succession = Succession(after.cards.values())
     loaded = [
         _Loaded(r, worker.pid, succession.fate(r.card) if elsewhere else Fate(r.card))
@@ -66,8 +66,10 @@ def _moves(loaded: list[_Loaded], old: Models, new: Models) -> Iterator[str]:
 
 def _key_that_moved(name: str, old: Models, new: Models) -> str:
     was, own = settings_of(name, old), settings_of(name, new)
-    moved = (was.path if was is not None else None) != (own.path if own is not None else None)
-    return dotted(("models", "models", name, "path")) if moved else "models.dirs"
+    for key in ("path", *HOW_TO_LOAD):
+        if getattr(was or Model(), key) != getattr(own or Model(), key):
+            return dotted(("models", "models", name, key))
+    return "models.dirs"
 
 
 def _idle_times(loaded: list[_Loaded], old: Models, after: Names) -> Iterator[str]:
@@ -90,12 +92,14 @@ def _when(ttl: KeepFor) -> str:
 
 
 def _trimmed(residency: Residency, old: PolicySet, new: PolicySet) -> Iterator[str]:
-    was, now = old.models.max_loaded, new.models.max_loaded
-    victims = residency.excess(new) if was != now else []
+    bounds = [("max_loaded", old.models.max_loaded, new.models.max_loaded)]
+    bounds += [("max_loaded_bytes", old.models.max_loaded_bytes, new.models.max_loaded_bytes)]
+    changed = [f"models.{key} {was} -> {now}" for key, was, now in bounds if was != now]
+    victims = residency.excess(new) if changed else []
     if victims:
         models = "1 idle model" if len(victims) == 1 else f"{len(victims)} idle models"
         names = ", ".join(r.card.name for r in victims)
-        yield f"{models} would be unloaded: models.max_loaded {was} -> {now}: {names}"
+        yield f"{models} would be unloaded: {', '.join(changed)}: {names}"
 
 
 def _preloads(loaded: list[_Loaded], before: Names, after: Names) -> Iterator[str]:

@@ -15,6 +15,7 @@ from mlxd.core.clock import Clock
 from mlxd.core.errors import (
     ContextExceeded,
     DeadlineExceeded,
+    InsufficientMemory,
     InvalidRequest,
     MlxdError,
     PolicyLine,
@@ -38,10 +39,16 @@ _REFUSALS: dict[str, type[InvalidRequest]] = {
     "unsupported": UnsupportedFeature,
 }
 
+_MEMORY_RETRY_SECONDS = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The time limits of one generation in seconds, counted from the start of its prefill."""
+    """The time limits of one generation in seconds, counted from the start of its prefill.
+
+    What waits for memory in its worker has not started: silence of that worker ends it after
+    `first_token`, and the worker refuses it when its `Generate.wait_seconds` are over.
+    """
 
     generation: float
     first_token: float
@@ -93,10 +100,7 @@ class Generation:
                 if not self._accepted.done():
                     self._accepted.set_result(message)
             case ipc.Refused():
-                refusal = _REFUSALS[message.code]
-                key = message.policy_key
-                line = self.limits.line(key) if key is not None else None
-                self.fail(refusal(message.message, param=message.param, policy=line))
+                self.fail(_refusal(message, self.limits.line))
 
     def take(self, piece: ipc.Piece) -> None:
         """Something new came."""
@@ -118,14 +122,12 @@ class Generation:
     def started(self) -> None:
         """The engine has begun with it: from now on its time limits count."""
         self._started_at = self._clock.monotonic()
-        if not self.ended:
-            self._arm()
+        self._look_again()
 
     def begun(self) -> None:
         """Its first token is there: from now on silence is what counts."""
         self._last_piece = self._clock.monotonic()
-        if not self.ended:
-            self._arm()
+        self._look_again()
 
     def fail(self, error: MlxdError) -> None:
         """It ends here, and the worker holds nothing of it any more."""
@@ -133,6 +135,19 @@ class Generation:
             return
         self._end()
         self._break(error)
+
+    def interrupt(self, error: MlxdError) -> bool:
+        """Its consumer gets `error`, and will cancel it; False: it has already been told its end.
+
+        Until the worker confirms that, it may still hold what it held.
+        """
+        if self.ended or self._error is not None:
+            return False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._break(error)
+        return True
 
     # -- read by the consumer
 
@@ -186,6 +201,10 @@ class Generation:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
+    def _look_again(self) -> None:
+        if not self.ended and self._error is None:
+            self._arm()
+
     def _arm(self) -> None:
         """Look again when the nearest limit would pass if nothing more came."""
         if self._timer is not None:
@@ -229,6 +248,20 @@ class Generation:
             return
         self._timer = None
         self._break(self._passed())
+
+
+def _refusal(refused: ipc.Refused, line: Callable[[str], PolicyLine]) -> MlxdError:
+    key = refused.policy_key
+    policy = line(key) if key is not None else None
+    if refused.code == "insufficient_memory":
+        return InsufficientMemory(
+            refused.message,
+            needed_bytes=refused.needed_bytes,
+            available_bytes=refused.available_bytes,
+            retry_after=_MEMORY_RETRY_SECONDS,
+            policy=policy,
+        )
+    return _REFUSALS[refused.code](refused.message, param=refused.param, policy=policy)
 
 
 def _logprobs(entries: list[ipc.Logprob]) -> tuple[TokenLogprob, ...]:

@@ -59,9 +59,8 @@ class Guard:
         self._sustained = Sustained()
         self._readings = Readings(None)
         self._pressure = Level.NORMAL
-        self._alarm = ""
-        """Why it is an emergency whatever readings say."""
-        self._alarmed_until = 0.0
+        self._alarms: list[str] = []
+        """Why it is an emergency whatever readings say, until all that it asks for is done."""
         self._acting = asyncio.Lock()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -126,9 +125,15 @@ class Guard:
         """One look, and what follows from it; after an eviction memory is read again."""
         async with self._acting:
             self._wake.clear()
+            alarms = len(self._alarms)
             self._end_oversized()
             self._observe()
-            await self._act(self._marks)
+            try:
+                await self._act(self._marks)
+            finally:
+                del self._alarms[:alarms]
+            if alarms:
+                self._observe()
 
     async def before_load(self) -> None:
         """Loads are blocked from this moment on if memory says so; the rest is left to `run`, so
@@ -141,11 +146,10 @@ class Guard:
             self._wake.set()
 
     def emergency(self, why: str) -> None:
-        """An engine ran out of memory, whatever readings say: what can be refused is refused at
-        once, and `run` does the rest. The look after the next interval goes by readings again.
+        """Somebody ran out of memory, whatever readings say: what can be refused is refused at
+        once, and `run` does the rest without waiting for a look. Then readings decide again.
         """
-        interval = float(self._policies.memory.check_interval)
-        self._alarm, self._alarmed_until = why, self._clock.monotonic() + interval / 2
+        self._alarms.append(why)
         self._events.record("memory_emergency", why)
         log.error("%s", why)
         before = self.level
@@ -165,10 +169,7 @@ class Guard:
         now, before = self._clock.monotonic(), self.level
         self._readings = self.read()
         self._pressure = self._sustained.observe(self._readings.pressure, now)
-        if now >= self._alarmed_until:
-            self._alarm = ""
-        floor = Level.EMERGENCY if self._alarm else self._pressure
-        self._waterline.observe(self._marks, self._readings.share, floor, now)
+        self._waterline.observe(self._marks, self._readings.share, self._floor(), now)
         self._changed(before)
         self._measures.release(a for mark in self._entered() for a in mark.actions)
 
@@ -187,7 +188,7 @@ class Guard:
             self._counts.memory_action("warn")
 
     def _words(self) -> str:
-        return f"{self._alarm}; {self._readings}" if self._alarm else str(self._readings)
+        return "; ".join([*self._alarms[-1:], str(self._readings)])
 
     async def _pause(self) -> None:
         """Until the next look is due, or there is a reason for one."""
@@ -247,7 +248,8 @@ class Guard:
         return enough
 
     def _floor(self) -> Level:
-        return Level.EMERGENCY if self._alarm else self._pressure
+        """The least that memory is said to be at, whatever its share."""
+        return Level.EMERGENCY if self._alarms else self._pressure
 
     def _end_oversized(self) -> None:
         limits = self._policies.memory.worker_limits

@@ -1,6 +1,5 @@
 """Reads what a model folder says about itself, without loading it: config, headers, template.
 
-Only the headers of safetensors files are read: the first eight bytes give the header's length.
 Everything that is shown of a folder is checked here: one that lies is unavailable, and no listing
 fails because of it.
 """
@@ -8,58 +7,46 @@ fails because of it.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
-import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unicodedata import category
 
+from mlxd.control.foreign import foreign_files, foreign_type
+from mlxd.control.quantization import quantization_of
+from mlxd.control.reading import UnreadableModel, exists, in_words, json_object, readable, text_of
+from mlxd.control.weights import WEIGHTS, read_weights
 from mlxd.core.models import ModelCard
 from mlxd.core.request import Sampling
 
-MAX_HEADER_BYTES = 64 * 2**20
-"""Of one safetensors file; also of any other file that is read whole."""
-_PACKED_BITS = 32
+Json = dict[str, Any]
+Fingerprint = tuple[tuple[str, int, int, int], ...]
 _DEFAULT_CONTEXT = 4096
 _LARGEST = 2**48
-_MOST_ELEMENTS = 2**53
 _LONGEST_WORD = 100
+_LONGEST_LICENSE = 100_000
 _LAST_SECOND = 253402300799.0
 """The end of the year 9999, the last that a date can show."""
-_UNSHOWN = frozenset(("Cc", "Cs", "Zl", "Zp"))
-"""Unicode's categories of controls, surrogates (bytes that are no UTF-8) and line breaks."""
 _CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
+_THINKING = ("<think>", "<|channel>", "<longcat_think>", "<|think:start|>")
 
 
-class UnreadableModel(Exception):
-    """Why a folder cannot be served, in words for a user; no path of the host."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Weights:
-    size_bytes: int
-    parameters: int
-    dtype: str
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    name: str
-    dtype: str
-    elements: int
+class ForeignModel(UnreadableModel):
+    """Nothing is wrong with the folder; it is just no text model that MLX loads."""
 
 
 def read_card(folder: Path, name: str) -> ModelCard:
     """The card of one folder; an unreadable one gets a card that says why (`unavailable`)."""
     try:
-        return _read(folder, name)
+        before = fingerprint(folder)
+        card = _read(folder, name, before)
+        if fingerprint(folder) != before:
+            raise UnreadableModel("its files change while they are read")
+        return card
     except (UnreadableModel, OSError) as error:
-        reason = str(error) if isinstance(error, UnreadableModel) else _plain(error)
+        reason = str(error) if isinstance(error, UnreadableModel) else in_words(error)
         return ModelCard(
             name=readable(name),
             path=str(folder),
@@ -71,12 +58,8 @@ def read_card(folder: Path, name: str) -> ModelCard:
             quantization="unknown",
             context=0,
             unavailable=readable(reason),
+            foreign=isinstance(error, ForeignModel),
         )
-
-
-def readable(text: str) -> str:
-    """Text that can be encoded and shown: undecodable bytes and control characters replaced."""
-    return "".join("\ufffd" if category(letter) in _UNSHOWN else letter for letter in text)
 
 
 def count_of(config: Mapping[str, Any], key: str) -> int | None:
@@ -85,52 +68,81 @@ def count_of(config: Mapping[str, Any], key: str) -> int | None:
     return value if type(value) is int and 0 <= value < _LARGEST else None
 
 
-def fingerprint(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Changes when a file of the folder does: (name, size, mtime in ns) of each. Raises OSError."""
-    entries = []
+def fingerprint(folder: Path) -> Fingerprint:
+    """Changes when a file of the folder does: (name, size, mtime and ctime in ns) of each.
+
+    The size is -1 of what is no file, and of a link that leads nowhere, which has no times either.
+    Raises OSError.
+    """
     with os.scandir(folder) as files:
-        for entry in files:
-            status = entry.stat()
-            if stat.S_ISREG(status.st_mode):
-                entries.append((entry.name, status.st_size, status.st_mtime_ns))
-    return tuple(sorted(entries))
+        return tuple(sorted(_mark(entry) for entry in files))
 
 
-def _read(folder: Path, name: str) -> ModelCard:
+def _mark(entry: os.DirEntry[str]) -> tuple[str, int, int, int]:
+    try:
+        status = entry.stat()
+    except OSError:
+        return entry.name, -1, 0, 0
+    size = status.st_size if stat.S_ISREG(status.st_mode) else -1
+    return entry.name, size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def with_template(card: ModelCard, template: str) -> ModelCard:
+    """The card of the same model, told to use another chat template."""
+    embeds = "embedding" in card.capabilities
+    return replace(card, chat_template=template, capabilities=_capabilities(template, embeds))
+
+
+def _read(folder: Path, name: str, marks: Fingerprint) -> ModelCard:
     real = Path(os.path.realpath(folder, strict=True))
-    config = _json_object(real / "config.json")
+    config = _config(real, [mark[0] for mark in marks])
     text_config = config.get("text_config")
-    shape: dict[str, Any] = config | (text_config if isinstance(text_config, dict) else {})
-    bits = _bits(config)
-    weights = _weights(real, bits)
-    template = _template(real)
+    shape: Json = config | (text_config if isinstance(text_config, dict) else {})
+    quantization = quantization_of(config)
+    weights = read_weights(real, quantization)
+    tokenizer = _optional(real / "tokenizer_config.json")
+    template = _template(real, tokenizer)
+    can_think = exists(real / "tokenizer.json")
+    code, needs_code = _code(real, config, tokenizer)
     return ModelCard(
         name=readable(name),
         path=str(real),
-        size_bytes=weights.size_bytes,
+        size_bytes=weights.file_bytes,
+        weights_bytes=weights.tensor_bytes,
         digest=weights.digest,
-        modified=_modified(real),
+        modified=_modified(marks),
         family=_word(config.get("model_type")),
         parameters=weights.parameters,
-        quantization=f"{bits}bit" if bits else weights.dtype,
+        quantization=quantization.name or weights.dtype,
         context=_context(shape),
-        capabilities=_capabilities(real, template),
+        capabilities=_capabilities(template, _embeds(real), can_think=can_think),
         chat_template=template,
-        sampling=_stored_sampling(real),
+        sampling=_stored_sampling(_optional(real / "generation_config.json")),
         config=shape,
         license=_license(real),
+        code=code,
+        needs_code=needs_code,
+        flaw=weights.flaw,
     )
 
 
-def _bits(config: Mapping[str, Any]) -> int:
-    """How many bits a quantised weight has; 0 where the weights are not, or do not say."""
-    quantization = config.get("quantization") or config.get("quantization_config")
-    bits = count_of(quantization, "bits") if isinstance(quantization, dict) else None
-    return bits if bits is not None and bits <= _PACKED_BITS else 0
+def _config(folder: Path, names: list[str]) -> Json:
+    """config.json. Raises ForeignModel where this is no text model, config or not."""
+    config = json_object(folder / "config.json") if "config.json" in names else {}
+    reason = foreign_type(config)
+    if not reason and not any(WEIGHTS.fullmatch(name) for name in names):
+        reason = foreign_files(names)
+    if reason:
+        raise ForeignModel(reason)
+    return config or json_object(folder / "config.json")
 
 
-def _modified(folder: Path) -> float:
-    newest = max((mtime for _, _, mtime in fingerprint(folder)), default=0) / 1e9
+def _optional(path: Path) -> Json:
+    return json_object(path) if exists(path) else {}
+
+
+def _modified(marks: Fingerprint) -> float:
+    newest = max((mtime for _, size, mtime, _ in marks if size >= 0), default=0) / 1e9
     return min(max(newest, 0.0), _LAST_SECOND)
 
 
@@ -138,102 +150,16 @@ def _word(value: object) -> str:
     return readable(value[:_LONGEST_WORD]) if isinstance(value, str) and value else "unknown"
 
 
-def _json_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UnreadableModel(f"it has no {path.name}")
-    if path.stat().st_size > MAX_HEADER_BYTES:
-        raise UnreadableModel(f"its {path.name} is too large")
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UnreadableModel(f"its {path.name} is not JSON") from error
-    if not isinstance(value, dict):
-        raise UnreadableModel(f"its {path.name} is not a JSON object")
-    return value
-
-
-def _weights(folder: Path, bits: int) -> _Weights:
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise UnreadableModel("it has no model*.safetensors")
-    digest = hashlib.sha256()
-    size = parameters = 0
-    dtypes: dict[str, int] = {}
-    for file in files:
-        header = _header(file)
-        length = file.stat().st_size
-        size += length
-        digest.update(b"%b\0%d\0%b" % (os.fsencode(file.name), length, header))
-        for tensor in _tensors(header, file.name):
-            parameters += _unpacked(tensor, bits)
-            dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.elements
-    if parameters >= _MOST_ELEMENTS:
-        raise UnreadableModel("its weights have an impossible size")
-    dtype = max(dtypes, key=dtypes.__getitem__, default="unknown")
-    return _Weights(size, parameters, dtype.lower(), digest.hexdigest())
-
-
-def _header(file: Path) -> bytes:
-    """The raw header of a safetensors file."""
-    if not file.is_file():
-        raise UnreadableModel(f"its {file.name} is no file")
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        if len(prefix) < 8:
-            raise UnreadableModel(f"its {file.name} is cut short")
-        (length,) = struct.unpack("<Q", prefix)
-        if length > min(size - 8, MAX_HEADER_BYTES):
-            raise UnreadableModel(f"its {file.name} is cut short or damaged")
-        return stream.read(length)
-
-
-def _tensors(header: bytes, name: str) -> list[_Tensor]:
-    try:
-        entries = json.loads(header)
-        return [
-            _Tensor(key, _word(entry["dtype"]), _elements(entry["shape"]))
-            for key, entry in entries.items()
-            if key != "__metadata__"
-        ]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UnreadableModel(f"the header of its {name} is damaged") from error
-
-
-def _elements(shape: list[object]) -> int:
-    """Raises ValueError for what cannot be a shape."""
-    elements = 1
-    for length in shape:
-        if type(length) is not int or not 0 <= length < _LARGEST:
-            raise ValueError("not a shape")
-        elements *= length
-        if elements >= _MOST_ELEMENTS:
-            raise ValueError("not the shape of anything that exists")
-    return elements
-
-
-def _unpacked(tensor: _Tensor, bits: int) -> int:
-    """Quantised weights are packed into 32-bit words, beside one scale and bias per group."""
-    if not 0 < bits < _PACKED_BITS:
-        return tensor.elements
-    if tensor.name.endswith((".scales", ".biases")):
-        return 0
-    return tensor.elements * _PACKED_BITS // bits if tensor.dtype == "U32" else tensor.elements
-
-
 def _context(shape: Mapping[str, Any]) -> int:
     found = (count_of(shape, key) for key in _CONTEXT_KEYS)
     return next((context for context in found if context), _DEFAULT_CONTEXT)
 
 
-def _template(folder: Path) -> str:
+def _template(folder: Path, tokenizer: Json) -> str:
     separate = folder / "chat_template.jinja"
-    if separate.is_file():
-        return _text(separate)
-    config = folder / "tokenizer_config.json"
-    if not config.is_file():
-        return ""
-    template = _json_object(config).get("chat_template", "")
+    if exists(separate):
+        return text_of(separate)
+    template = tokenizer.get("chat_template", "")
     if isinstance(template, list):
         named = {
             str(t.get("name"))[:99]: t.get("template") for t in template if isinstance(t, dict)
@@ -242,23 +168,40 @@ def _template(folder: Path) -> str:
     return _encodable(template) if isinstance(template, str) else ""
 
 
-def _capabilities(folder: Path, template: str) -> tuple[str, ...]:
+def _embeds(folder: Path) -> bool:
+    """Whether it is packed for sentence-transformers, which makes vectors of texts."""
+    return exists(folder / "config_sentence_transformers.json") or exists(folder / "1_Pooling")
+
+
+def _capabilities(template: str, embeds: bool, *, can_think: bool = True) -> tuple[str, ...]:
+    """What can be asked of it here; thinking needs a tokenizer that knows its marks."""
+    if embeds:
+        return ("embedding",)
     found = ["completion"]
     if "tools" in template:
         found.append("tools")
-    tokenizer = folder / "tokenizer.json"
-    markers = ("<think>", "<|channel>", "<longcat_think>", "<|think:start|>")
-    if any(marker in template for marker in markers) and tokenizer.is_file():
+    if can_think and any(marker in template for marker in _THINKING):
         found.append("thinking")
     return tuple(found)
 
 
-def _stored_sampling(folder: Path) -> Sampling:
+def _code(folder: Path, config: Json, tokenizer: Json) -> tuple[str, bool]:
+    """What of its own Python it names, in words, and whether mlx-lm cannot load it without.
+
+    An auto_map matters only to a tokenizer, and not where a tokenizer.json is.
+    """
+    own = config.get("model_file")
+    if own is not None:
+        if not isinstance(own, str) or "/" in own or not (folder / own).is_file():
+            raise UnreadableModel("its config names a model_file that is not in its folder")
+        return readable(own[:_LONGEST_WORD]), True
+    if tokenizer.get("auto_map"):
+        return "auto_map", not exists(folder / "tokenizer.json")
+    return ("auto_map" if config.get("auto_map") else ""), False
+
+
+def _stored_sampling(stored: Json) -> Sampling:
     """generation_config.json; `do_sample: false` is greedy, whatever the temperature beside it."""
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return Sampling()
-    stored = _json_object(path)
 
     def number(key: str, low: float, high: float) -> float | None:
         value = stored.get(key)
@@ -278,22 +221,11 @@ def _stored_sampling(folder: Path) -> Sampling:
 
 def _license(folder: Path) -> str:
     for name in ("LICENSE", "LICENSE.txt", "LICENSE.md"):
-        path = folder / name
-        if path.is_file():
-            return _text(path)[:100_000]
+        if (folder / name).is_file():
+            return text_of(folder / name, _LONGEST_LICENSE)
     return ""
-
-
-def _text(path: Path) -> str:
-    with path.open("rb") as stream:
-        return stream.read(MAX_HEADER_BYTES).decode("utf-8", "replace")
 
 
 def _encodable(text: str) -> str:
     """JSON may hold halves of a character that no encoding takes."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _plain(error: OSError) -> str:
-    """An OSError without its path."""
-    return (error.strerror or "it cannot be read").lower()

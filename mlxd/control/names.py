@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+from mlxd.control.model_settings import (
+    max_concurrency_of,
+    settings_of,
+    settled,
+    waits_for_files,
+)
 from mlxd.control.scan import GUIDE, Scan, Scope
+from mlxd.control.short_names import family_key, short_key, short_name
 from mlxd.core.models import ModelCard, canonical
-from mlxd.policy.schema import Model, Models
+from mlxd.core.wildcard import literal_prefix, matches
+from mlxd.policy.schema import Models
+
+__all__ = ["DEFAULT", "Names", "max_concurrency_of", "settings_of"]
 
 DEFAULT = "default"
+_LONGEST_NAME = 350
+"""Of a name for which similar ones are looked for."""
+Damage = Callable[[ModelCard], str]
+"""Why a model's bytes are known to be wrong; empty where they are not known to be."""
+
+
+def _none_known(card: ModelCard) -> str:
+    return ""
 
 
 class Names:
@@ -17,35 +36,50 @@ class Names:
 
     After a scan for other folders it has only the cards that are right all the same (`complete` is
     False), and does not answer what a missing card could change.
+
+    A name is, in this order: an alias, a chain, a model's whole name, a copy's, the last part of
+    one (`ORGANISATION/NAME`), an alias with `*` (of several the one with the longest beginning), a
+    short name, a short name without its size. The last part and short names count only where they
+    lead to one model.
     """
 
-    def __init__(self, scan: Scan, models: Models, default: str | None) -> None:
-        """`default` is the last one chosen; it is kept until it disappears."""
+    def __init__(
+        self,
+        scan: Scan,
+        models: Models,
+        default: str | None,
+        copies: Mapping[str, str] | None = None,
+        damage: Damage = _none_known,
+    ) -> None:
+        """`default` is the last one chosen; it is kept until it disappears. `copies`: names that a
+        client gave to models, each with the name of the model.
+        """
         scope = Scope.of(models)
         self.models = models
         self.complete = scan.scope == scope
-        own = {canonical(name): model for name, model in reversed([*models.models.items()])}
-        self.cards = {
-            canonical(find.card.name): _within(
-                find.card, own.get(canonical(find.place.name)), models
-            )
-            for find in scan.certain(scope)
-        }
+        self._chains = {canonical(name): chain for name, chain in models.chains.items()}
+        self._aliases, self._patterns = _aliases(models)
+        self.cards = {canonical(card.name): card for card in _cards(scan, scope, models, damage)}
+        self.default: str | None = None
+        self._short = {key: short_name(key) for key in self.cards}
+        self._index()
+        if copies:
+            self._copy(copies)
+        self._shorten()
         self.default = self._default(default)
 
     def find(self, name: str) -> ModelCard | None:
         wanted = canonical(name)
-        for model, declared in self.models.models.items():
-            if wanted in map(canonical, declared.aliases):
-                wanted = canonical(model)
-        chain = self.models.chains.get(wanted)
-        for link in chain or ():
-            card = self._by_name(canonical(link))
+        wanted = self._aliases.get(wanted, wanted)
+        if wanted not in self._chains:
+            return self._by_name(wanted) or self._by_pattern(wanted) or self._by_short(wanted)
+        for link in self._chains[wanted]:
+            card = self._meant(link)
             if card is not None and not card.unavailable:
                 return card
             if not self.complete:
                 return None
-        if wanted == DEFAULT and not chain:
+        if wanted == DEFAULT and not self._chains[wanted]:
             if self.default is None and not self.complete:
                 return None
             wanted = canonical(self.default or GUIDE)
@@ -53,43 +87,136 @@ class Names:
 
     def near(self, name: str) -> list[str]:
         """Names that look like `name`."""
-        keys = difflib.get_close_matches(canonical(name), self.cards, n=3, cutoff=0.5)
-        return [self.cards[key].name for key in keys]
+        if len(name) > _LONGEST_NAME:
+            return []
+        known = {key: card.name for key, card in self.cards.items()}
+        known |= {card.short_name: card.short_name for card in self.cards.values()}
+        close = difflib.get_close_matches(canonical(name), known, n=3, cutoff=0.5)
+        return [known[key] for key in close if key]
+
+    def candidates(self, name: str) -> list[str]:
+        """The models that `name` may mean, where these are several and none is preferred."""
+        wanted = canonical(name)
+        wanted = self._aliases.get(wanted, wanted)
+        for found in (self._lasts.get(wanted), *self._short_of(wanted)):
+            if found:
+                return sorted({card.name for card in _usable(found)})
+        return []
+
+    def _meant(self, name: str) -> ModelCard | None:
+        """What a name in models.yaml means: aliases count there too, patterns do not."""
+        wanted = canonical(name)
+        wanted = self._aliases.get(wanted, wanted)
+        return self._by_name(wanted) or self._by_short(wanted)
 
     def _by_name(self, wanted: str) -> ModelCard | None:
         """By whole name, else by its last part where only one model has it."""
-        if not wanted:
-            return None
-        card = self.cards.get(wanted)
+        card = self.cards.get(wanted) if wanted else None
         if card is not None or not self.complete:
             return card
-        short = [c for key, c in self.cards.items() if key.rpartition("/")[2] == wanted]
-        return short[0] if len(short) == 1 else None
+        return _only(self._lasts.get(wanted, ()))
+
+    def _by_pattern(self, wanted: str) -> ModelCard | None:
+        if not wanted or not self.complete:
+            return None
+        for pattern, model in self._patterns:
+            if matches(pattern, wanted):
+                return self._by_name(model) or self._by_short(model)
+        return None
+
+    def _by_short(self, wanted: str) -> ModelCard | None:
+        if not self.complete:
+            return None
+        found = (_only(cards) for cards in self._short_of(wanted))
+        return next((card for card in found if card is not None), None)
+
+    def _short_of(self, wanted: str) -> list[list[ModelCard]]:
+        """Those of this short name; without a size, those of the family where there are none."""
+        if not wanted or len(wanted) > _LONGEST_NAME:
+            return []
+        exact = self._shorts.get(short_key(wanted), [])
+        if exact or ":" in wanted:
+            return [exact]
+        return [self._families.get(short_key(wanted), [])]
+
+    def _index(self) -> None:
+        self._lasts: dict[str, list[ModelCard]] = {}
+        self._shorts: dict[str, list[ModelCard]] = {}
+        self._families: dict[str, list[ModelCard]] = {}
+        for key, card in self.cards.items():
+            short = self._short[key]
+            self._lasts.setdefault(key.rpartition("/")[2], []).append(card)
+            self._shorts.setdefault(short_key(short), []).append(card)
+            self._families.setdefault(family_key(short), []).append(card)
+
+    def _copy(self, copies: Mapping[str, str]) -> None:
+        """Copies are models of their own names, in the place of a list where these belong."""
+        made = [
+            replace(card, name=name, aliases=(), source="copy")
+            for name, target in copies.items()
+            if name not in self.cards and (card := self._meant(target)) is not None
+        ]
+        *own, guide = self.cards.values()
+        cards = sorted([*own, *made], key=lambda card: card.name.lower())
+        self.cards = {canonical(card.name): card for card in (*cards, guide)}
+        self._short = {key: self._short.get(key) or short_name(key) for key in self.cards}
+
+    def _shorten(self) -> None:
+        """Tell each card the short name that leads to it."""
+        for key, card in self.cards.items():
+            short = self._short[key]
+            found = self.find(short) if short != key else None
+            if found is not None and found.name == card.name:
+                self.cards[key] = replace(card, short_name=short)
+        self._index()
 
     def _default(self, last: str | None) -> str | None:
         """The first completion model by name, unless the last one is still there."""
         usable = [
             card.name
             for card in self.cards.values()
-            if not card.unavailable and "completion" in card.capabilities and card.name != GUIDE
+            if not card.unavailable
+            and "completion" in card.capabilities
+            and card.source not in ("copy", "guide")
         ]
         if last in usable:
             return last
         return usable[0] if usable and self.complete else None
 
 
-def settings_of(name: str, models: Models) -> Model | None:
-    """What models.yaml says of one model, however it writes the name."""
-    wanted = canonical(name)
-    for written, settings in models.models.items():
-        if canonical(written) == wanted:
-            return settings
-    return None
+def _cards(scan: Scan, scope: Scope, models: Models, damage: Damage) -> Iterable[ModelCard]:
+    """Those that are certain, as policy wants them."""
+    for find in scan.certain(scope):
+        own = settings_of(find.place.name, models)
+        if waits_for_files(own, scan.found):
+            continue
+        card = settled(find.card, own, models, scan.found)
+        if models.defaults.verify == "sha256" and not card.unavailable:
+            card = replace(card, unavailable=damage(card))
+        yield card
 
 
-def _within(card: ModelCard, own: Model | None, models: Models) -> ModelCard:
-    """The card with the context that policy allows."""
-    wanted = (own.context if own is not None else None) or models.defaults.context
-    if wanted == "auto":
-        return card
-    return replace(card, context=min(card.context, wanted), trained_context=card.context)
+def _aliases(models: Models) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Alias to model, and the same of those with `*`: the longest beginning first."""
+    whole: dict[str, str] = {}
+    patterns: list[tuple[str, str]] = []
+    for model, settings in models.models.items():
+        for alias in map(canonical, settings.aliases):
+            if "*" in alias:
+                patterns.append((alias, canonical(model)))
+            else:
+                whole[alias] = canonical(model)
+    patterns.sort(key=lambda entry: (-len(literal_prefix(entry[0])), -len(entry[0])))
+    return whole, patterns
+
+
+def _only(cards: Iterable[ModelCard]) -> ModelCard | None:
+    """The one that a name leads to: names of one folder are one model."""
+    usable = _usable(cards)
+    return usable[0] if len({card.path for card in usable}) == 1 else None
+
+
+def _usable(cards: Iterable[ModelCard]) -> list[ModelCard]:
+    """The available ones; all, if none is."""
+    found = list(cards)
+    return [card for card in found if not card.unavailable] or found

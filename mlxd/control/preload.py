@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Hashable
 
 from mlxd.control.catalog import Catalog
+from mlxd.control.model_settings import ways_of_loading
 from mlxd.control.residency import Residency
 from mlxd.control.resident import Evicts
-from mlxd.control.scan import Scope
-from mlxd.core.errors import InsufficientMemory, ModelLoadFailed, ModelNotFound, ModelsBusy
+from mlxd.core.errors import MlxdError
 from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.policy.policy_set import PolicySet
 
@@ -38,8 +39,8 @@ class Preloader:
         """Listed names that were loaded."""
         self._skipped: dict[str, str] = {}
         """Listed names that could not be, and why."""
-        self._followed: Scope | None = None
-        """The folders that loaded models were last held against."""
+        self._followed: Hashable = None
+        """The folders and ways of loading that loaded models were last held against."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, policies: PolicySet) -> None:
@@ -80,14 +81,14 @@ class Preloader:
     async def _work(self, policies: PolicySet) -> None:
         names = await self._catalog.refreshed(policies)
         self._protect(policies)
-        scope = Scope.of(policies.models)
-        if scope != self._followed:
+        ways = ways_of_loading(policies.models)
+        if ways != self._followed:
             await self._residency.follow(names.cards.values(), policies)
-            self._followed = scope
+            self._followed = ways
         for name in policies.models.preload:
             try:
                 await self._preload(name, policies)
-            except (ModelNotFound, ModelLoadFailed, ModelsBusy, InsufficientMemory) as error:
+            except MlxdError as error:
                 self._skip(name, error.explained())
 
     async def _preload(self, name: str, policies: PolicySet) -> None:

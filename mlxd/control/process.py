@@ -13,8 +13,11 @@ import tempfile
 from pathlib import Path
 
 from mlxd.core.models import ModelSpec
+from mlxd.ipc.messages import Budget, Launch, launch_words
 
 _STDERR_TAIL = 8192
+_TURNS = "turns"
+"""What engines that step one at a time lock; made by the first of them."""
 _DEAF = frozenset({"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC"})
 """What systemd tells the daemon and no worker must answer."""
 
@@ -32,7 +35,9 @@ class EngineProcess:
         """Its exit status, once it is gone and so is what it leaves."""
 
     @classmethod
-    async def spawn(cls, spec: ModelSpec, temporary: Path) -> tuple[EngineProcess, socket.socket]:
+    async def spawn(
+        cls, spec: ModelSpec, temporary: Path, budget: Budget | None = None
+    ) -> tuple[EngineProcess, socket.socket]:
         """The process, and our end of its socket. Raises OSError; then nothing is left of it."""
         private = _private_folder(temporary)
         with contextlib.ExitStack() as undo:
@@ -41,7 +46,7 @@ class EngineProcess:
             undo.callback(ours.close)
             with theirs:
                 process = await asyncio.create_subprocess_exec(
-                    *_command(spec, theirs.fileno()),
+                    *_command(_launch(spec, temporary, budget), theirs.fileno()),
                     pass_fds=[theirs.fileno()],
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
@@ -97,11 +102,24 @@ def _private_folder(temporary: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix="worker-", dir=temporary))
 
 
-def _command(spec: ModelSpec, fd: int) -> list[str]:
+def _launch(spec: ModelSpec, temporary: Path, budget: Budget | None) -> Launch:
+    return Launch(
+        path=spec.path,
+        context=spec.context,
+        adapter=spec.adapter,
+        chat_template=spec.chat_template,
+        trust_remote_code=spec.trust_remote_code,
+        kv_bits=spec.kv_bits,
+        budget=budget,
+        turns=str(temporary / _TURNS),
+    )
+
+
+def _command(launch: Launch, fd: int) -> list[str]:
     """-P: the folder that the daemon was started in is no place to import from."""
     return [
         *(sys.executable, "-P", "-m", "mlxd.worker"),
-        *("--fd", str(fd), "--model", spec.path, "--context", str(spec.context)),
+        *("--fd", str(fd), "--spec", launch_words(launch)),
     ]
 
 

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from mlxd.control.names import settings_of
+from mlxd.core.errors import MlxdError
 from mlxd.core.models import ModelCard, ModelSpec
+from mlxd.ipc import messages as ipc
 from mlxd.policy.policy_set import PolicySet
 
 
 class Evicts(IntEnum):
     """Who may leave memory for a load: nobody, what policy does not preload, whatever is idle.
 
-    Of several who wait for one load, the one who may evict most counts.
+    The first does not wait for room, the second only where it is known for how long; the third
+    waits if policy says so. Of several who wait for one load, the one who may evict most counts.
     """
 
     NOBODY = 0
@@ -23,7 +26,7 @@ class Evicts(IntEnum):
     IDLE = 2
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Resident:
     """One model that is in memory, or on its way there."""
 
@@ -36,12 +39,19 @@ class Resident:
     use_count: int = 0
     last_used: float = 0.0
     last_used_wall: float = 0.0
+    loaded_at: float = -math.inf
     load_seconds: float = 0.0
     loading: asyncio.Task[None] | None = None
     evicts: Evicts = Evicts.NOBODY
     """What its load may evict."""
+    waits: MlxdError | None = None
+    """Why its load waits for room; what those who wait are told when their time is over."""
     reserved: bool = False
     """Room has been made for it and it is about to take it."""
+    budget: ipc.Budget = ipc.Budget(0, 0, 0)  # noqa: RUF009  # never changes
+    """What it is promised, from the moment that it is reserved."""
+    wanted: int = 0
+    """A budget that was denied, in bytes; it is given once there is room. 0: none."""
     retired: bool = False
     """No name leads to it any more: it goes as soon as nothing uses it."""
     expiry: asyncio.TimerHandle | None = None
@@ -53,6 +63,18 @@ class Resident:
     @property
     def spec(self) -> ModelSpec:
         return self.card.spec
+
+    def disarm(self) -> None:
+        """Forget when it was to go; an unload that was decided is void."""
+        self.turn += 1
+        if self.expiry is not None:
+            self.expiry.cancel()
+            self.expiry = None
+
+    @property
+    def in_use(self) -> bool:
+        """Leased or loading: never evicted."""
+        return self.leases > 0 or self.reserved
 
     @property
     def keep_alive(self) -> float:

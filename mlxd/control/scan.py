@@ -6,16 +6,21 @@ files change.
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Concatenate, Generic, ParamSpec, TypeVar
 
-from mlxd.control.model_files import fingerprint, read_card, readable
+from mlxd.control.additions import Adapter, Template, read_adapter, read_template
+from mlxd.control.layouts import Place, models_under
+from mlxd.control.model_files import fingerprint, read_card
+from mlxd.control.reading import readable
 from mlxd.core.models import ModelCard, canonical
 from mlxd.policy.schema import Models
 
 GUIDE = "mlxd-guide"
-_MODEL_SUFFIXES = (".safetensors", ".gguf", ".npz", ".bin")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,8 @@ class Scope:
     declared: tuple[tuple[str, Path], ...]
     """Names as they are written, each with its folder; one per canonical name."""
     roots: tuple[Path, ...]
+    adapters: frozenset[Path] = frozenset()
+    templates: frozenset[Path] = frozenset()
 
     @classmethod
     def of(cls, models: Models) -> Scope:
@@ -32,7 +39,12 @@ class Scope:
         for name, model in models.models.items():
             if model.path:
                 declared.setdefault(canonical(name), (name, Path(model.path).expanduser()))
-        return cls(tuple(declared.values()), models.folders)
+        return cls(
+            tuple(declared.values()),
+            models.folders,
+            frozenset(file for m in models.models.values() if (file := expanded(m.adapter))),
+            frozenset(file for m in models.models.values() if (file := expanded(m.chat_template))),
+        )
 
     @property
     def names(self) -> set[str]:
@@ -44,14 +56,9 @@ class Scope:
         return set(self.roots[: self.roots.index(root)])
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A folder that may be a model, under the name it would have."""
-
-    name: str
-    folder: Path
-    root: Path | None = None
-    """The scanned folder it is in; None for a declared one, and for the guide."""
+def expanded(path: str | None) -> Path | None:
+    """With ~ as this user's home."""
+    return Path(path).expanduser() if path else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,108 +70,100 @@ class Find:
 
 
 @dataclass(frozen=True, slots=True)
+class Findings:
+    """What reading the folders of one scope gave."""
+
+    finds: tuple[Find, ...]
+    """By name, the guide last."""
+    adapters: Mapping[Path, Adapter] = field(default_factory=dict)
+    templates: Mapping[Path, Template] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Scan:
     """What one scan found."""
 
     scope: Scope
     at: float
     """When it ended, on the monotonic clock."""
-    finds: tuple[Find, ...]
-    """By name, the guide last."""
+    found: Findings
 
     def certain(self, scope: Scope) -> list[Find]:
         """What a scan of `scope` would find too, as far as that is known without one."""
         if scope == self.scope:
-            return list(self.finds)
+            return list(self.found.finds)
         declared = scope.names
-        return [find for find in self.finds if self._stays_first(find.place, scope, declared)]
+        return [find for find in self.found.finds if self._stays_first(find.place, scope, declared)]
 
     def _stays_first(self, place: Place, scope: Scope, declared: set[str]) -> bool:
         """Whether a scan of `scope` finds this place too, and no other first by its name."""
         if place.root is None:
             return place.name == GUIDE or (place.name, place.folder) in scope.declared
-        if canonical(place.name) in declared or place.root not in scope.roots:
+        if canonical(place.name) in declared:
             return False
-        return scope.before(place.root) <= self.scope.before(place.root)
+        if place.source == "pulled":  # those come before all roots
+            return True
+        return place.root in scope.roots and scope.before(place.root) <= self.scope.before(
+            place.root
+        )
 
 
 class Scanner:
     """Reads folders. Blocks: call it in a thread."""
 
-    def __init__(self, guide: Path) -> None:
+    def __init__(self, guide: Path, extra: Sequence[Path] = ()) -> None:
+        """`extra`: folders of models that mlxd pulled; they come before those of policy."""
         self._guide = guide
-        self._known: dict[Path, tuple[object, ModelCard]] = {}
+        self._extra = tuple(extra)
+        self._cards = _Kept(fingerprint, read_card)
+        self._adapters = _Kept(fingerprint, read_adapter)
+        self._templates = _Kept(_file_mark, read_template)
 
-    def read(self, scope: Scope) -> tuple[Find, ...]:
+    def read(self, scope: Scope) -> Findings:
         """Everything in `scope`; of one name the first place counts, declared ones first."""
+        places = [Place(name, folder, "declared") for name, folder in scope.declared]
+        places += [p for root in self._extra for p in models_under(root, "pulled")]
+        places += [p for root in scope.roots for p in models_under(root)]
         finds: dict[str, Find] = {}
-        declared = [Place(name, folder) for name, folder in scope.declared]
-        found = [place for root in scope.roots for place in _models_under(root)]
-        for place in declared + found:
+        for place in places:
             if canonical(place.name) not in finds:
                 finds[canonical(place.name)] = self._find(place)
         ordered = sorted(finds.values(), key=lambda find: find.card.name.lower())
-        return (*ordered, self._find(Place(GUIDE, self._guide)))
+        return Findings(
+            (*ordered, self._find(Place(GUIDE, self._guide, "guide"))),
+            {folder: self._adapters.get(folder) for folder in scope.adapters},
+            {file: self._templates.get(file) for file in scope.templates},
+        )
 
     def _find(self, place: Place) -> Find:
-        """Read anew only if a file of the folder changed."""
+        card = self._cards.get(place.folder, place.name)
+        return Find(place, replace(card, name=readable(place.name), source=place.source))
+
+
+class _Kept(Generic[P, T]):
+    """What was read of paths, each read anew only if its mark is another."""
+
+    def __init__(
+        self, mark: Callable[[Path], Hashable], read: Callable[Concatenate[Path, P], T]
+    ) -> None:
+        self._mark = mark
+        self._read = read
+        self._known: dict[Path, tuple[Hashable, T]] = {}
+
+    def get(self, path: Path, *arguments: P.args, **options: P.kwargs) -> T:
+        """The mark is taken first: what changes while it is read is read again next time."""
+        mark: Hashable
         try:
-            mark: object = fingerprint(place.folder)
+            mark = self._mark(path)
         except OSError as error:
             mark = error.errno
-        known = self._known.get(place.folder)
+        known = self._known.get(path)
         if known is None or known[0] != mark:
-            known = (mark, read_card(place.folder, place.name))
-            self._known[place.folder] = known
-        return Find(place, replace(known[1], name=readable(place.name)))
+            known = (mark, self._read(path, *arguments, **options))
+            self._known[path] = known
+        return known[1]
 
 
-def _models_under(root: Path) -> list[Place]:
-    """`root/NAME` and `root/ORGANISATION/NAME`; the root itself if it is a model."""
-    if _looks_like_model(root):
-        return [Place(root.name, root, root)]
-    places: list[Place] = []
-    for child in _folders(root):
-        if _looks_like_model(child):
-            places.append(Place(child.name, child, root))
-        else:
-            places += [
-                Place(f"{child.name}/{inner.name}", inner, root)
-                for inner in _folders(child)
-                if _looks_like_model(inner)
-            ]
-    return places
-
-
-def _folders(root: Path) -> list[Path]:
-    """Folders, and links that lead nowhere: those are shown as unavailable."""
-    try:
-        with os.scandir(root) as entries:
-            return sorted(
-                Path(entry.path)
-                for entry in entries
-                if not entry.name.startswith(".") and _folder_or_dead_link(entry)
-            )
-    except OSError:
-        return []
-
-
-def _folder_or_dead_link(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir() or (entry.is_symlink() and not Path(entry.path).exists())
-    except OSError:
-        return True  # a link that leads to itself
-
-
-def _looks_like_model(folder: Path) -> bool:
-    """A folder with a config or weights, one that cannot be read, or a link to nowhere."""
-    try:
-        with os.scandir(folder) as entries:
-            return any(
-                entry.name == "config.json" or entry.name.endswith(_MODEL_SUFFIXES)
-                for entry in entries
-            )
-    except PermissionError:
-        return True
-    except OSError:
-        return folder.is_symlink()
+def _file_mark(file: Path) -> Hashable:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock
 from mlxd.core.errors import MlxdError
 from mlxd.core.models import ModelSpec
+from mlxd.ipc import messages as ipc
 
 log = logging.getLogger(__name__)
+
+
+def _unprepared(worker: Worker) -> None:
+    """For those to whom a worker's own words do not matter."""
 
 
 class Supervisor:
@@ -27,16 +33,30 @@ class Supervisor:
         worker = self._workers.get(spec)
         return worker if worker is not None and worker.alive and worker.ready else None
 
-    async def start(self, spec: ModelSpec, name: str) -> Worker:
+    def workers(self) -> list[Worker]:
+        """Those whose process lives, loading ones included."""
+        return [worker for worker in self._workers.values() if worker.alive]
+
+    async def start(
+        self,
+        spec: ModelSpec,
+        name: str,
+        budget: ipc.Budget | None = None,
+        prepare: Callable[[Worker], None] = _unprepared,
+    ) -> Worker:
         """A new worker with its model loaded. Raises ModelLoadFailed; cancelled, it leaves nothing.
 
-        The caller sees to it that one spec is not started twice at once.
+        `prepare` is shown the worker before its first message. The caller sees to it that one spec
+        is not started twice at once.
         """
         old = self._workers.pop(spec, None)
         if old is not None:
             old.kill()
         began = self._clock.monotonic()
-        worker = await Worker.spawn(spec, name, self._clock, temporary=self._temporary)
+        worker = await Worker.spawn(
+            spec, name, self._clock, temporary=self._temporary, budget=budget
+        )
+        prepare(worker)
         self._workers[spec] = worker
         log.info("worker for %s started, pid %s", name, worker.pid)
         try:

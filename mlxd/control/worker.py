@@ -9,16 +9,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from msgspec.structs import replace
+
 from mlxd.control.generation import Generation, Limits, Pulse
 from mlxd.control.process import EngineProcess
 from mlxd.core.clock import Clock
-from mlxd.core.errors import InvalidRequest, MlxdError, ModelLoadFailed, WorkerCrashed
+from mlxd.core.errors import (
+    InsufficientMemory,
+    InvalidRequest,
+    MlxdError,
+    ModelLoadFailed,
+    WorkerCrashed,
+)
 from mlxd.core.events import Burst, Started
+from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.ipc import messages as ipc
@@ -42,17 +51,37 @@ class Order:
     limits: Limits
     arrived: float
     """When the client's request came, on the monotonic clock."""
+    expected_output: int = 1024
+    """Tokens of the answer that memory is kept for at first."""
+    wait_seconds: float = 300.0
+    """How long it may wait for memory in the worker; 0: not at all."""
 
 
 class Worker(asyncio.Protocol):
     """One process with one model. A restart is a new Worker."""
 
-    def __init__(self, spec: ModelSpec, name: str, clock: Clock, process: EngineProcess) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        name: str,
+        clock: Clock,
+        process: EngineProcess,
+        budget: ipc.Budget | None = None,
+    ) -> None:
         self.spec = spec
         self.name = name
         self.ready: ipc.Ready | None = None
         self.memory = ipc.Memory(0, 0, 0)
-        self.budget: ipc.Budget | None = None
+        """What the engine holds, as it said last."""
+        self.budget = budget
+        """What it was last allowed."""
+        self.out_of_memory = False
+        """Whether the process ended because its engine found no memory."""
+        self.on_need: Callable[[Worker, ipc.Need], None] | None = None
+        """Answers with `set_budget`, in its own time; without one the present budget is final."""
+        self.on_observed: Callable[[Worker, ipc.Observed], None] | None = None
+        self.on_end: Callable[[Worker], None] | None = None
+        """Called once, when the process is gone, asked for or not."""
         self._clock = clock
         self._process = process
         self._pulse = Pulse()
@@ -66,19 +95,27 @@ class Worker(asyncio.Protocol):
         self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
-    async def spawn(cls, spec: ModelSpec, name: str, clock: Clock, *, temporary: Path) -> Worker:
+    async def spawn(
+        cls,
+        spec: ModelSpec,
+        name: str,
+        clock: Clock,
+        *,
+        temporary: Path,
+        budget: ipc.Budget | None = None,
+    ) -> Worker:
         """Start the process; it loads its model by itself (see `until_ready`).
 
         Raises ModelLoadFailed when the system gives no process.
         """
         try:
-            process, sock = await EngineProcess.spawn(spec, temporary)
+            process, sock = await EngineProcess.spawn(spec, temporary, budget)
         except OSError as error:
             raise ModelLoadFailed(
                 f"no engine process could be started for '{name}': {error.strerror}",
                 retry_after=5.0,
             ) from error
-        worker = cls(spec, name, clock, process)
+        worker = cls(spec, name, clock, process, budget)
         worker._own(worker._bury())
         await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=sock)
         return worker
@@ -96,13 +133,15 @@ class Worker(asyncio.Protocol):
         """When its newest generation was made, on the monotonic clock; None: none runs."""
         return max((g.created for g in self._generations.values() if not g.ended), default=None)
 
-    def end_newest(self, error: MlxdError) -> bool:
-        """Its client gets `error`. False: none runs."""
-        running = [g for g in self._generations.values() if not g.ended]
-        if not running:
-            return False
-        max(running, key=lambda g: g.created).fail(error)
-        return True
+    @property
+    def footprint(self) -> Footprint | None:
+        """What its model takes; known once that is loaded."""
+        return self.ready.footprint if self.ready is not None else None
+
+    def set_budget(self, budget: ipc.Budget) -> None:
+        """What the engine may hold from now on; with `answers`, the answer to a `Need`."""
+        self.budget = replace(budget, answers=0)
+        self._send(budget)
 
     def trim(self) -> None:
         """Have the engine free the buffers that it keeps for reuse."""
@@ -115,7 +154,8 @@ class Worker(asyncio.Protocol):
     async def generate(self, order: Order) -> AsyncGenerator[Burst, None]:
         """Run one generation. Leaving the iterator early cancels it, and waits for that.
 
-        Raises what went wrong: InvalidRequest, WorkerCrashed, WorkerStalled, DeadlineExceeded.
+        Raises what went wrong: InvalidRequest, InsufficientMemory, WorkerCrashed, WorkerStalled,
+        DeadlineExceeded.
         """
         if self._transport is None or self._stopping:
             raise self._crashed()
@@ -142,6 +182,11 @@ class Worker(asyncio.Protocol):
         """End every generation with `error`; what the process still does is for nobody."""
         for generation in list(self._generations.values()):
             generation.fail(error)
+
+    def end_newest(self, error: MlxdError) -> bool:
+        """Cancel the newest generation, whose client gets `error`; False: none runs."""
+        newest_first = sorted(self._generations.values(), key=lambda g: g.id, reverse=True)
+        return any(generation.interrupt(error) for generation in newest_first)
 
     async def stop(self, grace: float) -> None:
         """Ask the process to end; SIGTERM; after `grace` seconds SIGKILL; wait until it is gone.
@@ -194,21 +239,34 @@ class Worker(asyncio.Protocol):
                 if generation is not None:
                     generation.answer(message)
             case ipc.Ready():
-                self.ready = message
-                if not self._became_ready.done():
-                    self._became_ready.set_result(message)
+                self._serve(message)
             case ipc.LoadFailed():
-                self._fail_load(message.reason)
-            case ipc.Need() | ipc.Observed():
-                pass
+                self._fail_load(message.reason, final=True)
+            case ipc.Need():
+                self._answer_need(message)
+            case ipc.Observed():
+                if self.on_observed is not None:
+                    self.on_observed(self, message)
             case ipc.Pong():
-                self.memory = message.memory
                 self._last_pong = self._clock.monotonic()
+                self.memory = message.memory
+
+    def _serve(self, ready: ipc.Ready) -> None:
+        self.ready = ready
+        self.memory = ipc.Memory(ready.active_bytes, 0, ready.peak_bytes)
+        if not self._became_ready.done():
+            self._became_ready.set_result(ready)
+
+    def _answer_need(self, need: ipc.Need) -> None:
+        if self.on_need is not None:
+            self.on_need(self, need)
+        else:
+            self.set_budget(replace(self.budget or ipc.Budget(0, 0, 0), answers=need.id))
 
     def _deliver(self, output: ipc.Output) -> None:
+        self._pulse.at = self._clock.monotonic()
         if output.memory is not None:
             self.memory = output.memory
-        self._pulse.at = self._clock.monotonic()
         for id in output.started:
             if id in self._generations:
                 self._generations[id].started()
@@ -263,6 +321,7 @@ class Worker(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
             self._transport = None
+        self.out_of_memory = status == ipc.EXIT_MEMORY
         if status != 0 and not self._stopping:
             log.error(
                 "worker %s ended with status %s", self.name, status,
@@ -270,17 +329,23 @@ class Worker(asyncio.Protocol):
             )  # fmt: skip
         self._fail_load("its worker ended before the model was loaded")
         self.fail_all(self._crashed())
+        if self.on_end is not None:
+            self.on_end(self)
 
-    def _fail_load(self, reason: str) -> None:
+    def _fail_load(self, reason: str, *, final: bool = False) -> None:
         if not self._became_ready.done():
-            self._became_ready.set_exception(
-                ModelLoadFailed(
-                    f"model '{self.name}' could not be loaded: {reason}", retry_after=10.0
-                )
+            error = ModelLoadFailed(
+                f"model '{self.name}' could not be loaded: {reason}", retry_after=10.0
             )
+            error.final = final
+            self._became_ready.set_exception(error)
             self._became_ready.exception()
 
-    def _crashed(self) -> WorkerCrashed:
+    def _crashed(self) -> MlxdError:
+        if self.out_of_memory:
+            return InsufficientMemory(
+                f"the engine of model '{self.name}' ran out of memory", retry_after=5.0
+            )
         return WorkerCrashed(
             f"the engine process of model '{self.name}' ended; the next request starts a new one",
             retry_after=2.0,
@@ -301,6 +366,8 @@ def _frame_of(order: Order, id: int) -> bytes:
         max_prompt=order.max_prompt,
         max_output=order.max_output,
         context=order.context,
+        expected_output=order.expected_output,
+        wait_seconds=order.wait_seconds,
     )
     try:
         return ipc.encode(message)

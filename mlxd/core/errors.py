@@ -8,16 +8,19 @@ MlxdError
 ├── RequestTooLarge             request_too_large       the body is over server.http.max_body
 ├── HeadersTooLarge             headers_too_large       over server.http.max_header_bytes
 ├── UnsupportedEncoding         unsupported_encoding    a Content-Encoding that is not read
-├── Forbidden                   forbidden               a Host or Origin that policy does not allow
+├── Forbidden                   forbidden               something that policy does not allow
 ├── ModelNotFound               model_not_found         no model of that name
 ├── RateLimited                 rate_limited            this client's quota is used up
 ├── Overloaded                  overloaded              every slot is taken
 ├── Draining                    draining                the daemon is stopping
-├── InsufficientMemory          insufficient_memory     the model does not fit now
+├── InsufficientMemory          insufficient_memory     a model or a request does not fit now
 ├── ModelsBusy                  models_busy             max_loaded models are loaded and all in use
 ├── ModelLoadFailed             model_load_failed       the model's worker did not become ready
 ├── WorkerCrashed               worker_crashed          the worker died while it served the request
 ├── WorkerStalled               worker_stalled          the worker lives and delivers nothing
+├── ModelInUse                  model_in_use            it cannot be removed or replaced now
+├── PullFailed                  pull_failed             the hub did not give what was asked
+├── InsufficientStorage         insufficient_storage    the disk has no room for what is pulled
 ├── DeadlineExceeded            deadline_exceeded       a time limit of timeouts.yaml passed
 ├── PolicyConflict              policy_conflict         policies cannot be changed like this now
 │   └── PolicyOutOfDate         policy_out_of_date      they are not those that the caller has seen
@@ -132,7 +135,22 @@ class Draining(MlxdError):
 
 
 class InsufficientMemory(MlxdError):
+    """`needed_bytes` and `available_bytes` are what was compared; 0 where nothing was."""
+
     code = "insufficient_memory"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        needed_bytes: int = 0,
+        available_bytes: int = 0,
+        retry_after: float | None = None,
+        policy: PolicyLine | None = None,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after, policy=policy)
+        self.needed_bytes = needed_bytes
+        self.available_bytes = available_bytes
 
 
 class ModelsBusy(MlxdError):
@@ -141,6 +159,8 @@ class ModelsBusy(MlxdError):
 
 class ModelLoadFailed(MlxdError):
     code = "model_load_failed"
+    final = False
+    """Whether another attempt would end the same: the worker has said why."""
 
 
 class WorkerCrashed(MlxdError):
@@ -149,6 +169,18 @@ class WorkerCrashed(MlxdError):
 
 class WorkerStalled(MlxdError):
     code = "worker_stalled"
+
+
+class ModelInUse(MlxdError):
+    code = "model_in_use"
+
+
+class PullFailed(MlxdError):
+    code = "pull_failed"
+
+
+class InsufficientStorage(MlxdError):
+    code = "insufficient_storage"
 
 
 class DeadlineExceeded(MlxdError):

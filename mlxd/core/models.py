@@ -65,7 +65,35 @@ class ModelCard:
     """What it was made for; 0: the same as `context`."""
     unavailable: str = ""
     """Why it cannot be loaded; empty when it can."""
+    weights_bytes: int = 0
+    """Of its tensors alone, by their headers, an adapter's included: what a loaded model holds."""
+    flaw: str = ""
+    """Where its headers do not fit its files; policy decides whether it is loaded all the same."""
+    foreign: bool = False
+    """Nothing is wrong with it, it is just no text model that MLX loads."""
+    code: str = ""
+    """What Python of its own it names; empty: none."""
+    needs_code: bool = False
+    """Whether it cannot be loaded without that."""
+    source: str = ""
+    """Where it was found: folder, huggingface, lmstudio, pulled, declared or guide."""
+    short_name: str = ""
+    """The name that people type for it, where that leads to it alone."""
+    aliases: tuple[str, ...] = ()
+    """More names that policy gives it."""
+    adapter: str = ""
+    """As in `ModelSpec`, and so are the three below."""
+    template_file: str = ""
+    trust_remote_code: bool = False
+    kv_bits: int = 0
 
     @property
     def spec(self) -> ModelSpec:
-        return ModelSpec(path=self.path, context=self.trained_context or self.context)
+        return ModelSpec(
+            path=self.path,
+            context=self.trained_context or self.context,
+            adapter=self.adapter,
+            chat_template=self.template_file,
+            trust_remote_code=self.trust_remote_code,
+            kv_bits=self.kv_bits,
+        )

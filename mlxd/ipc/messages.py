@@ -18,6 +18,8 @@ from mlxd.core.footprint import Footprint
 from mlxd.core.request import GenerationRequest, Sampling
 
 MAX_FRAME_BYTES = 64 * 2**20
+EXIT_MEMORY = 71
+"""A worker's exit status when its engine found no memory (EX_OSERR)."""
 _LENGTH = struct.Struct("!I")
 
 
@@ -35,8 +37,8 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     """Tokens of prompt and answer together; at most the model's own."""
     expected_output: int = 1024
     """memory.reserve.expected_output: tokens of the answer that memory is kept for at first."""
-    may_wait: bool = True
-    """Whether it waits for memory; else it is refused when it does not fit now."""
+    wait_seconds: float = 300.0
+    """How long it may wait for memory in the worker; 0: it is refused when it does not fit now."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -58,6 +60,24 @@ class Budget(msgspec.Struct, frozen=True, tag="budget"):
     """The `Need.id` that this answers; 0: none."""
     wired_bytes: int = 0
     """Memory to wire down for a GPU; 0: none."""
+    exclusive: bool = False
+    """Whether the engine steps only while no other exclusive one does."""
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """What a worker is told on its command line; the only thing that is not a frame."""
+
+    path: str
+    """The model's folder."""
+    context: int
+    adapter: str = ""
+    chat_template: str = ""
+    trust_remote_code: bool = False
+    kv_bits: int = 0
+    budget: Budget | None = None
+    """Until the first `Budget` comes; None: no limit."""
+    turns: str = ""
+    """The file that exclusive engines lock while they step; empty: none."""
 
 
 class Trim(msgspec.Struct, frozen=True, tag="trim"):
@@ -98,7 +118,7 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
 
 
 class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
-    """The request was tokenised, checked and handed to the engine."""
+    """The request was tokenised, checked and handed to the engine: there is memory for it."""
 
     id: int
     prompt_tokens: int
@@ -186,9 +206,15 @@ class Memory(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Need(msgspec.Struct, frozen=True, tag="need"):
-    """A budget of so many bytes is wanted; answered by a `Budget` with it, or without."""
+    """A budget of so many bytes is wanted; answered by a `Budget` with it, or without.
+
+    The answer may take its time: until it comes nothing is refused for want of it, but for a
+    request whose `wait_seconds` are over. An answer without the bytes is final: with nothing else
+    running, the request that needed them is refused.
+    """
 
     id: int
+    """Of the request that needs it: one that waits, or one that has grown."""
     bytes: int
 
 
@@ -196,7 +222,8 @@ class Observed(msgspec.Struct, frozen=True, tag="observed"):
     """A busy time ended: what was foreseen for it, and what it took."""
 
     predicted_bytes: int
-    """Weights included, by the footprint, for the largest batch."""
+    """Weights included, by the footprint, for the largest batch; 0: for what ran there is no
+    prediction to learn from, since a prompt was given up half way."""
     measured_bytes: int
     rows: int
     """Of the largest batch."""
@@ -229,6 +256,7 @@ Down = Generate | Cancel | Budget | Trim | Ping | Shutdown
 Up = Ready | LoadFailed | Accepted | Refused | Output | Need | Observed | Pong
 
 _encoder = msgspec.msgpack.Encoder()
+_launch = msgspec.json.Decoder(Launch)
 _down: msgspec.msgpack.Decoder[Down] = msgspec.msgpack.Decoder(Down)
 _up: msgspec.msgpack.Decoder[Up] = msgspec.msgpack.Decoder(Up)
 
@@ -248,6 +276,16 @@ def encode(message: Down | Up) -> bytes:
     except (OverflowError, UnicodeEncodeError, RecursionError) as error:
         raise Unsendable(str(error)) from error
     return _LENGTH.pack(len(body)) + body
+
+
+def launch_words(launch: Launch) -> str:
+    """As one argument of a command line."""
+    return msgspec.json.encode(launch).decode()
+
+
+def launch_of(words: str) -> Launch:
+    """Raises msgspec.DecodeError."""
+    return _launch.decode(words)
 
 
 class FrameReader:

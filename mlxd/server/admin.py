@@ -1,4 +1,5 @@
-"""What the admin socket serves: the policies in force, and everything that changes them.
+"""What the admin socket serves: the policies in force and everything that changes them, and models
+(admin_models.py).
 
 Nothing of it is reachable over TCP. An answer carries the policies' `ETag`; what changes them takes
 `If-Match`, so that nobody undoes what he has not seen.
@@ -6,12 +7,12 @@ Nothing of it is reachable over TCP. An answer carries the policies' `ETag`; wha
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
 
-from mlxd.core.errors import Forbidden, InvalidRequest
+from mlxd.core.errors import InvalidRequest
 from mlxd.core.threads import Threads
 from mlxd.policy.explain import NoSuchKey, explain
 from mlxd.policy.history import History, story
@@ -19,14 +20,14 @@ from mlxd.policy.load import Override, load
 from mlxd.policy.outcome import error_json
 from mlxd.policy.policy_set import FILES
 from mlxd.policy.reload import Plan
-from mlxd.server.answers import json_response
+from mlxd.server.action import Action, Answer
+from mlxd.server.admin_models import AdminModels, Fit
 from mlxd.server.app import READING, Routes
 from mlxd.server.edge import policies_of
 from mlxd.server.effects import Effects
-from mlxd.server.errors import Render, in_ollama
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
-from mlxd.server.peer import is_stranger, peer_of
+from mlxd.server.peer import peer_of
 from mlxd.server.policy_report import effective, summary
 
 Json = dict[str, Any]
@@ -35,37 +36,19 @@ _CHANGING = frozenset({"POST"})
 _MOST_DIGITS = 9
 
 
-Answer = tuple[Json, str]
-"""A body, and the ETag of the policies that it tells of."""
-
-
-class Action:
-    """An endpoint from an async function of the request."""
-
-    render_error: Render = staticmethod(in_ollama)
-
-    def __init__(self, act: Callable[[web.BaseRequest], Awaitable[Answer]]) -> None:
-        self._act = act
-
-    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        if is_stranger(request):
-            raise Forbidden("the admin socket answers its own user and root")
-        body, etag = await self._act(request)
-        response = json_response(body)
-        response.headers["ETag"] = etag
-        return response
-
-
 class Admin:
     """The admin side's routes, and what each does."""
 
-    def __init__(self, parts: Parts, history: History, effects: Effects) -> None:
+    def __init__(
+        self, parts: Parts, history: History, effects: Effects, fit: Fit | None = None
+    ) -> None:
         self._parts = parts
         self._history = history
         self._effects = effects
         self._threads = Threads("admin")
         self._reading = load()
         """Bodies are read under the defaults: no policy can lock its operator out."""
+        self._models = AdminModels(parts, fit, self._reading)
 
     def routes(self) -> Routes:
         table = {
@@ -79,7 +62,8 @@ class Admin:
             "/admin/policy/rollback": (_CHANGING, self._rollback),
             "/admin/events": (READING, self._events),
         }
-        return Routes({path: (methods, Action(act)) for path, (methods, act) in table.items()})
+        actions = {path: (methods, Action(act)) for path, (methods, act) in table.items()}
+        return Routes({**actions, **self._models.routes()})
 
     async def _status(self, request: web.BaseRequest) -> Answer:
         policies = policies_of(request)

@@ -10,13 +10,17 @@ from aiohttp import web
 from mlxd.dialects import ollama, openai
 from mlxd.server import health
 from mlxd.server.catalog import Model, Nowhere, OpenAIModels, Ps, Show, Tags, Version
+from mlxd.server.copies import Copy, Create, Delete
 from mlxd.server.edge import Endpoint
 from mlxd.server.errors import in_ollama, in_openai
 from mlxd.server.generate import Generate
+from mlxd.server.managers import ForManagers
 from mlxd.server.parts import Parts
+from mlxd.server.pull import Pull
 
 READING = frozenset({"GET", "HEAD"})
 ASKING = frozenset({"POST"})
+REMOVING = frozenset({"DELETE"})
 
 
 class Routes:
@@ -57,6 +61,10 @@ def routes(parts: Parts) -> Routes:
         "/api/tags": (READING, tags),
         "/api/ps": (READING, Ps(parts)),
         "/api/show": (ASKING, Show(parts)),
+        "/api/pull": (ASKING, ForManagers(Pull(parts))),
+        "/api/copy": (ASKING, ForManagers(Copy(parts))),
+        "/api/create": (ASKING, ForManagers(Create(parts))),
+        "/api/delete": (REMOVING, ForManagers(Delete(parts))),
         "/api/models/*": (READING, Model(parts)),
         "/v1/models": (READING, models),
         "/v1/models/*": (READING, models),

@@ -9,7 +9,8 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from mlxd import __version__
-from mlxd.control.model_files import count_of, readable
+from mlxd.control.model_files import count_of
+from mlxd.control.reading import readable
 from mlxd.control.residency import Resident
 from mlxd.core.errors import InvalidRequest, MlxdError, ModelNotFound
 from mlxd.core.models import ModelCard
@@ -73,7 +74,7 @@ class Show(_OllamaList):
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         policies = policies_of(request)
         name = await read_json(request, policies, _asked_name)
-        card = await self._parts.catalog.resolve(name, policies)
+        card = await self._parts.catalog.look_up(name, policies)
         return json_response(_show(card, name, str(request.headers.get("User-Agent", ""))))
 
 
@@ -82,13 +83,13 @@ class Model(_OllamaList):
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         name = unquote(request.path.removeprefix("/api/models/"))
-        card = await self._parts.catalog.resolve(name, policies_of(request))
+        card = await self._parts.catalog.look_up(name, policies_of(request))
         residency = self._parts.residency
         loaded = {r.spec for r in residency.residents() if residency.worker_of(r)}
         return json_response(
             {
                 "name": readable(card.name),
-                "path": readable(card.path.rpartition("/")[2]),
+                "path": readable(_folder_name(card)),
                 "exists": True,
                 "loaded": card.spec in loaded,
                 "alias_of": card.name if name.lower() != card.name.lower() else None,
@@ -97,6 +98,7 @@ class Model(_OllamaList):
                 "context_length": card.context,
                 "quantization": card.quantization,
                 "parameters": card.parameters,
+                **_names(card),
             }
         )
 
@@ -113,7 +115,7 @@ class OpenAIModels:
         policies = policies_of(request)
         name = unquote(request.path.removeprefix("/v1/models").removeprefix("/"))
         if name:
-            card = await self._parts.catalog.resolve(name, policies)
+            card = await self._parts.catalog.look_up(name, policies)
             return json_response(_openai_model(card))
         cards = [c for c in await self._parts.catalog.cards(policies) if not c.unavailable]
         return json_response({"object": "list", "data": [_openai_model(c) for c in cards]})
@@ -203,7 +205,23 @@ def _show(card: ModelCard, asked: str, user_agent: str) -> Json:
         "model_info": _model_info(card, basename),
         "capabilities": list(card.capabilities),
         "modified_at": iso(card.modified),
+        **_names(card),
     }
+
+
+def _names(card: ModelCard) -> Json:
+    """What else it answers to, and where it was found; mlxd's own keys."""
+    return {
+        "short_name": card.short_name or None,
+        "aliases": list(card.aliases),
+        "source": card.source,
+    }
+
+
+def _folder_name(card: ModelCard) -> str:
+    """In a hub's cache the folder has the name of a revision, which says nothing."""
+    whole = card.name if card.source == "huggingface" else card.path
+    return whole.rpartition("/")[2]
 
 
 def _model_info(card: ModelCard, basename: str) -> Json:

@@ -15,7 +15,13 @@ from typing import Protocol
 
 from aiohttp import web
 
-from mlxd.core.errors import Forbidden, HeadersTooLarge, InternalError, MlxdError
+from mlxd.core.errors import (
+    Forbidden,
+    HeadersTooLarge,
+    InsufficientMemory,
+    InternalError,
+    MlxdError,
+)
 from mlxd.policy.load import PolicySet
 from mlxd.server.connections import Connection
 from mlxd.server.errors import Render, error_response, identity, in_ollama
@@ -141,10 +147,18 @@ class Edge:
             return await _failed(request, error, render)
         except (ConnectionError, asyncio.CancelledError):
             raise
+        except MemoryError:
+            return await _failed(request, self._out_of_memory(request), render)
         except Exception:  # noqa: BLE001 - the one edge that answers for everything behind it
             faults.exception("request %s: a defect", request[ID])
             defect = InternalError("an internal error occurred; the log has it under this id")
             return await _failed(request, defect, render)
+
+    def _out_of_memory(self, request: web.BaseRequest) -> InsufficientMemory:
+        """This process's own: the engines have theirs."""
+        self._parts.guard.emergency("the daemon found no memory for a request")
+        interval = float(policies_of(request).memory.check_interval)
+        return InsufficientMemory("there is no memory for this request now", retry_after=interval)
 
     def _check_headers(self, request: web.BaseRequest) -> None:
         """The sum; aiohttp bounds how many there are and how long each is."""

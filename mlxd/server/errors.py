@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from mlxd import __version__
-from mlxd.core.errors import MlxdError
+from mlxd.core.errors import InsufficientMemory, MlxdError
 from mlxd.dialects import ollama, openai
 from mlxd.dialects.base import to_json
 
@@ -31,6 +31,9 @@ STATUS: dict[str, int] = {
     "model_load_failed": 503,
     "worker_crashed": 503,
     "worker_stalled": 503,
+    "model_in_use": 409,
+    "pull_failed": 502,
+    "insufficient_storage": 507,
     "deadline_exceeded": 504,
     "policy_conflict": 409,
     "policy_out_of_date": 412,
@@ -65,6 +68,9 @@ def error_response(error: MlxdError, render: Render) -> web.Response:
     if error.policy is not None:
         response.headers["X-Mlxd-Policy-Key"] = error.policy.key
         response.headers["X-Mlxd-Policy-Place"] = error.policy.place
+    if isinstance(error, InsufficientMemory) and error.needed_bytes:
+        response.headers["X-Mlxd-Needed-Bytes"] = str(error.needed_bytes)
+        response.headers["X-Mlxd-Available-Bytes"] = str(error.available_bytes)
     if error.retry_after is not None:
         seconds = min(max(1, math.ceil(error.retry_after)), MAX_RETRY_AFTER)
         response.headers["Retry-After"] = str(seconds)

@@ -204,7 +204,7 @@ def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str
     warnings += [
         f"model {card.name} is unavailable: {card.unavailable}"
         for card in parts.catalog.known()
-        if card.unavailable
+        if card.unavailable and not card.foreign
     ]
     return warnings
 

@@ -9,8 +9,10 @@ from mlxd.control.admission import Admission
 from mlxd.control.catalog import Catalog
 from mlxd.control.dispatch import Dispatcher
 from mlxd.control.guard import Guard
+from mlxd.control.library import Library
 from mlxd.control.memory import MemoryReading
 from mlxd.control.preload import Preloader
+from mlxd.control.pull import Puller
 from mlxd.control.residency import Residency
 from mlxd.core.clock import Clock
 from mlxd.policy.reload import Reloader
@@ -43,6 +45,8 @@ class Parts:
     preloader: Preloader
     guard: Guard
     dispatcher: Dispatcher
+    puller: Puller
+    library: Library
     clock: Clock
     read_memory: Callable[[], MemoryReading | None]
     metrics: Metrics

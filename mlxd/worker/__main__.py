@@ -1,4 +1,4 @@
-"""`python -m mlxd.worker --fd N --model FOLDER --context TOKENS`: one model over one socket."""
+"""`python -m mlxd.worker --fd N --spec JSON`: one model over one socket. JSON is a `Launch`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import socket
 import sys
 import time
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlxd.ipc.messages import LoadFailed
+from mlxd.ipc.messages import EXIT_MEMORY, Launch, LoadFailed, launch_of
 from mlxd.worker.intake import Intake
 from mlxd.worker.link import Link
 from mlxd.worker.refusal import LoadError
@@ -24,48 +23,63 @@ EXIT_LOAD_FAILED = 1
 
 
 def main() -> int:
-    """The exit status: 0 after `Shutdown`, 1 when the model does not load, 70 after a defect."""
-    arguments = _arguments()
+    """The exit status: 0 after `Shutdown`, 1 when the model does not load, 70 after a defect, 71
+    when there was no memory.
+    """
+    fd, launch = _arguments()
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    loop = _start(arguments)
-    if loop is None:
-        return EXIT_LOAD_FAILED
+    loop = _start(fd, launch)
+    if isinstance(loop, int):
+        return loop
     try:
         loop.run()
-    except Exception:  # noqa: BLE001 - the engine's state is unknown now; the daemon replaces us
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(EXIT_BROKEN)
+    except Exception as error:  # noqa: BLE001 - the engine's state is unknown now; the daemon replaces us
+        os._exit(_failed(loop, error))
     return 0
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments() -> tuple[int, Launch]:
     parser = argparse.ArgumentParser(prog="python -m mlxd.worker")
     parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--context", type=int, required=True)
-    return parser.parse_args()
+    parser.add_argument("--spec", type=launch_of, required=True)
+    arguments = parser.parse_args()
+    return arguments.fd, arguments.spec
 
 
-def _start(arguments: argparse.Namespace) -> Loop | None:
-    """The IO thread first: the daemon may go away while imports and weights load."""
+def _failed(loop: Loop, error: Exception) -> int:
+    """The exit status for what the engine raised, said on stderr."""
+    from mlxd.worker.allocator import is_exhaustion
+
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    if not is_exhaustion(error):
+        return EXIT_BROKEN
+    loop.last_words()
+    return EXIT_MEMORY
+
+
+def _start(fd: int, launch: Launch) -> Loop | int:
+    """The loop, or the exit status of a load that failed.
+
+    The IO thread first: the daemon may go away while imports and weights load.
+    """
     began = time.monotonic()
-    link = Link(socket.socket(fileno=arguments.fd))
+    link = Link(socket.socket(fileno=fd))
     intake = Intake(link)
     intake.start()
     try:
         from mlxd.worker.assembly import assemble
 
-        loop, ready = assemble(arguments.model, arguments.context, link, intake, began)
+        loop, ready = assemble(launch, link, intake, began)
     except LoadError as error:
         traceback.print_exc()
         link.send(LoadFailed(str(error)))
-        return None
+        return EXIT_MEMORY if error.out_of_memory else EXIT_LOAD_FAILED
     except ImportError as error:
         traceback.print_exc()
         link.send(LoadFailed(f"{error.name or 'a module'} cannot be imported"))
-        return None
+        return EXIT_LOAD_FAILED
     link.send(ready)
     return loop
 

@@ -6,63 +6,106 @@ import time
 from pathlib import Path
 
 import mlx.core as mx
+from mlx_lm.generate import generation_stream
+from mlx_lm.models.cache import make_prompt_cache
 
 from mlxd.core.footprint import Footprint
-from mlxd.ipc.messages import Memory, Ready
+from mlxd.ipc.messages import Launch, Ready
+from mlxd.worker.allocator import Allocator, working_set
+from mlxd.worker.budget import Ledger
 from mlxd.worker.checks import Checks
 from mlxd.worker.detokenize import Detokenizers
-from mlxd.worker.engine import Engine
+from mlxd.worker.engine import COMPLETION_BATCH, Engine
 from mlxd.worker.grammar import Grammars
 from mlxd.worker.intake import Intake
 from mlxd.worker.link import Link
 from mlxd.worker.loading import Loaded, load, prepare_mlx
 from mlxd.worker.loop import Loop
+from mlxd.worker.making import Maker
 from mlxd.worker.markup import Markup
+from mlxd.worker.measure import footprint_of
 from mlxd.worker.mlx_engine import MlxEngine
 from mlxd.worker.prompt import Prompter
 from mlxd.worker.serial import SerialEngine
+from mlxd.worker.turns import Turns
 
 
-def assemble(
-    folder: Path, context: int, link: Link, intake: Intake, began: float
-) -> tuple[Loop, Ready]:
+def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[Loop, Ready]:
     """`began` is when the process started, on the monotonic clock. Raises LoadError."""
     prepare_mlx()
-    loaded = load(folder)
+    allocator = Allocator()
+    turns = Turns(Path(launch.turns) if launch.turns else None, _finish)
+    if launch.budget is not None:
+        allocator.apply(launch.budget)
+        turns.exclusive = launch.budget.exclusive
+    loaded = _loaded(launch)
+    footprint = _footprint(loaded)
+    peak = mx.get_peak_memory()
+    mx.clear_cache()
     markup = Markup(loaded.tokenizer)
-    intake.progress.measure = _memory
+    intake.progress.measure = allocator.measure
     intake.preparation.checks = Checks(
         prompter=Prompter(loaded.tokenizer),
         grammars=Grammars(loaded.tokenizer, loaded.width),
         vocabulary=loaded.vocabulary,
-        context=context,
+        context=launch.context,
     )
     loop = Loop(
         _engine(loaded),
         link,
         intake.inbox,
         intake.progress,
-        detokenizers=Detokenizers(loaded.tokenizer),
-        markup=markup,
-        vocabulary=loaded.vocabulary,
+        maker=Maker(Detokenizers(loaded.tokenizer), markup, loaded.vocabulary),
+        ledger=Ledger(footprint, COMPLETION_BATCH if loaded.batchable else 1, launch.budget),
+        allocator=allocator,
+        turns=turns,
     )
     ready = Ready(
         batchable=loaded.batchable,
         vocabulary=loaded.vocabulary,
-        context=context,
+        context=launch.context,
         load_seconds=time.monotonic() - began,
         active_bytes=mx.get_active_memory(),
         thinking=markup.thinking,
         tools=markup.tools,
-        footprint=Footprint(mx.get_active_memory(), ()),
+        footprint=footprint,
+        peak_bytes=peak,
+        working_set_bytes=working_set(),
     )
     return loop, ready
 
 
-def _memory() -> Memory:
-    return Memory(mx.get_active_memory(), mx.get_cache_memory(), mx.get_peak_memory())
+def _loaded(launch: Launch) -> Loaded:
+    return load(
+        Path(launch.path),
+        adapter=Path(launch.adapter) if launch.adapter else None,
+        template=Path(launch.chat_template) if launch.chat_template else None,
+        trust=launch.trust_remote_code,
+        kv_bits=launch.kv_bits,
+    )
+
+
+def _footprint(loaded: Loaded) -> Footprint:
+    """All that is held now are weights; caches that have seen a token tell the rest."""
+    weights = mx.get_active_memory()
+    cache = make_prompt_cache(loaded.model)
+    mx.eval(loaded.model(mx.array([[0]]), cache=cache))
+    return footprint_of(
+        loaded.model,
+        cache,
+        weights,
+        fused=mx.metal.is_available() or mx.cuda.is_available(),
+        kv_bits=loaded.kv.bits if loaded.kv is not None else 0,
+    )
 
 
 def _engine(loaded: Loaded) -> Engine:
-    make = MlxEngine if loaded.batchable else SerialEngine
-    return make(loaded.model, loaded.tokenizer.eos_token_ids)
+    stop_tokens = loaded.tokenizer.eos_token_ids
+    if loaded.batchable:
+        return MlxEngine(loaded.model, stop_tokens)
+    return SerialEngine(loaded.model, stop_tokens, loaded.kv)
+
+
+def _finish() -> None:
+    """A step leaves the next one computing; wait for it."""
+    mx.synchronize(generation_stream)

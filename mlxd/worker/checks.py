@@ -43,6 +43,8 @@ class Checks:
             reasoning=rendered.reasoning,
             stops=StopStrings(request.stop),
             grammar=self._grammar(generate, rendered),
+            expected_output=generate.expected_output,
+            wait_seconds=generate.wait_seconds,
         )
 
     def _check_sampling(self, sampling: Sampling) -> None:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 if TYPE_CHECKING:
     import mlx.core as mx
 
+COMPLETION_BATCH = 32
+"""Sequences that decode together."""
+
 Sampler: TypeAlias = "Callable[[mx.array], mx.array]"
 """Logits of shape (rows, vocabulary), up to a constant per row, to one token per row."""
 Processor: TypeAlias = "Callable[[mx.array, mx.array], mx.array]"

@@ -30,6 +30,10 @@ class Job:
     """The prompt ends inside a think block."""
     stops: StopStrings
     grammar: Grammar | None = None
+    expected_output: int = 1024
+    """Tokens of the answer that memory is kept for at first."""
+    wait_seconds: float = 300.0
+    """How long it may wait for memory; 0: not at all."""
 
 
 Command = Job | Cancel | Budget | Trim | Shutdown

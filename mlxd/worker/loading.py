@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from mlxd.worker.allocator import is_exhaustion
+from mlxd.worker.quantised import QuantisedCache, quantised
 from mlxd.worker.refusal import LoadError
 
 CACHE_LIMIT_BYTES = 2**30
@@ -34,6 +36,8 @@ class Loaded:
     width: int
     """Of a row of logits."""
     batchable: bool
+    kv: QuantisedCache | None = None
+    """How its caches are quantised, if they are."""
 
 
 def prepare_mlx() -> None:
@@ -49,39 +53,77 @@ def prepare_mlx() -> None:
         mx.disable_compile()
 
 
-def load(folder: Path) -> Loaded:
-    """Raises LoadError."""
-    model, config = _stage("the weights", folder, lambda: mlx_lm.utils.load_model(folder))
-    tokenizer = _stage("the tokenizer", folder, lambda: _tokenizer(folder, config))
-    width = _stage("a first step", folder, lambda: _first_step(model))
+def load(
+    folder: Path,
+    *,
+    adapter: Path | None = None,
+    template: Path | None = None,
+    trust: bool = False,
+    kv_bits: int = 0,
+) -> Loaded:
+    """`template` goes before the model's own; `trust`: code in its folder may run.
+
+    Raises LoadError.
+    """
+
+    def stage(what: str, work: Callable[[], T]) -> T:
+        return _stage(what, [folder, *filter(None, (adapter, template))], work)
+
+    model, config = stage(
+        "the weights", lambda: mlx_lm.utils.load_model(folder, trust_remote_code=trust)
+    )
+    if adapter is not None:
+        stage("the adapter", lambda: _adapt(model, adapter))
+    tokenizer = stage("the tokenizer", lambda: _tokenizer(folder, config, trust, template))
+    width = stage("a first step", lambda: _first_step(model))
+    kv = stage(f"kv_bits {kv_bits}", lambda: quantised(model, kv_bits)) if kv_bits else None
     return Loaded(
         model=model,
         tokenizer=tokenizer,
         vocabulary=min(width, _embedding_rows(model, config)),
         width=width,
-        batchable=all(hasattr(cache, "merge") for cache in make_prompt_cache(model)),
+        batchable=kv is None and all(hasattr(cache, "merge") for cache in make_prompt_cache(model)),
+        kv=kv,
     )
 
 
-def _stage(what: str, folder: Path, work: Callable[[], T]) -> T:
+def _stage(what: str, folders: Sequence[Path], work: Callable[[], T]) -> T:
     try:
         return work()
     except Exception as error:
-        raise LoadError(f"{what}: {_words(error, folder)}") from error
+        if is_exhaustion(error):
+            words = f"{what}: there is not enough memory"
+            raise LoadError(words, out_of_memory=True) from error
+        raise LoadError(f"{what}: {_words(error, folders)}") from error
 
 
-def _words(error: Exception, folder: Path) -> str:
+def _words(error: Exception, folders: Sequence[Path]) -> str:
     """The first line of what was said, without any path of this machine."""
-    said = str(error).replace(str(folder), "its folder")
+    said = str(error)
+    for folder in folders:
+        said = said.replace(str(folder), "its folder")
     said = re.sub(r"(?<![\w.])/[^\s'\",;:)]+", "...", said)
     lines = said.strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:LONGEST_REASON]
 
 
-def _tokenizer(folder: Path, config: dict[str, Any]) -> TokenizerWrapper:
-    return mlx_lm.utils.load_tokenizer(
-        folder, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id")
-    )
+def _adapt(model: Any, adapter: Path) -> None:
+    mlx_lm.utils.load_adapters(model, str(adapter))
+    model.eval()
+    mx.eval(model.parameters())
+
+
+def _tokenizer(
+    folder: Path, config: dict[str, Any], trust: bool, template: Path | None
+) -> TokenizerWrapper:
+    """Which tool calls it knows is read off its template, so that must be the one in force."""
+    extra: dict[str, Any] = {"trust_remote_code": trust}
+    if template is not None:
+        extra["chat_template"] = template.read_text("utf-8")
+    tokenizer = mlx_lm.utils.load_tokenizer(folder, extra, eos_token_ids=config.get("eos_token_id"))
+    if template is not None:
+        tokenizer._chat_template = None  # code, where a model has that in place of a template
+    return tokenizer
 
 
 def _first_step(model: Any) -> int:

@@ -2,85 +2,37 @@
 
 from __future__ import annotations
 
+import queue
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
-import mlx.core as mx
-
-from mlxd.core.events import FinishReason
+from mlxd.core.sizes import spoken
 from mlxd.ipc.messages import (
     Accepted,
+    Budget,
     Cancel,
     Cancelled,
-    Ended,
+    Observed,
     Output,
     Piece,
     Refused,
     Shutdown,
+    Trim,
 )
-from mlxd.worker.answer import Answer, PlainAnswer, joined
-from mlxd.worker.detokenize import Detokenizers
-from mlxd.worker.engine import Engine, Processor, Prompt, Token
+from mlxd.worker.allocator import Allocator
+from mlxd.worker.budget import Claim, Ledger
+from mlxd.worker.engine import Engine, Token
 from mlxd.worker.job import Command, Inbox, Job, Progress
 from mlxd.worker.link import Link
-from mlxd.worker.logprobs import Scorer
-from mlxd.worker.markup import Markup
-from mlxd.worker.sampling import Guard, processors_of, sampler_of
+from mlxd.worker.making import Maker
+from mlxd.worker.running import Running
+from mlxd.worker.sampling import Guard
+from mlxd.worker.turns import Turns
 
-WHOLE_EVERY = 64
-"""Tokens of an unstreamed answer that travel together."""
 MEMORY_EVERY = 64
+CHECK_EVERY = 8
+"""Steps between two comparisons of what is held with what is allowed."""
 SIGN_OF_LIFE_SECONDS = 1.0
-MOST_LOGPROBS = 20
-
-
-@dataclass(slots=True)
-class Running:
-    """One request in the engine."""
-
-    job: Job
-    answer: Answer | PlainAnswer
-    guard: Guard
-    started: float = 0.0
-    """When its prefill began."""
-    first: float = 0.0
-    tokens: int = 0
-    """Generated ones; an end-of-sequence token counts, as mlx-lm counts it."""
-    kept: list[Piece] = field(default_factory=list)
-    """What an unstreamed answer has not sent yet."""
-
-    def take(self, token: Token, now: float, out: list[Piece]) -> bool:
-        """Add one token; what it makes known goes to `out`. Returns whether the request is over."""
-        self.tokens += 1
-        if self.tokens == 1:
-            self.first = now
-        pieces = out if self.job.request.stream else self.kept
-        finish = token.finish_reason
-        if finish != "stop":
-            self.answer.take(token.token, token.logprobs, pieces)
-        over = finish is not None or self.answer.stopped is not None
-        if over:
-            self.answer.finish(pieces, truncated=finish == "length")
-        if pieces is self.kept and (over or self.tokens % WHOLE_EVERY == 0):
-            out += joined(pieces)
-            pieces.clear()
-        return over
-
-    def ended(self, token: Token, now: float) -> Ended:
-        stopped = self.answer.stopped
-        cut = token.finish_reason == "length" and stopped is None
-        reason: FinishReason = "length" if cut else "stop"
-        return Ended(
-            id=self.job.id,
-            reason=reason,
-            prompt_tokens=len(self.job.tokens),
-            completion_tokens=self.tokens,
-            cached_tokens=0,
-            prefill_seconds=self.first - self.started,
-            decode_seconds=now - self.first,
-            stop_string=stopped,
-        )
 
 
 class Loop:
@@ -93,21 +45,27 @@ class Loop:
         inbox: Inbox,
         progress: Progress,
         *,
-        detokenizers: Detokenizers,
-        markup: Markup,
-        vocabulary: int,
+        maker: Maker,
+        ledger: Ledger,
+        allocator: Allocator,
+        turns: Turns,
     ) -> None:
         self._engine = engine
         self._link = link
         self._inbox = inbox
         self._progress = progress
-        self._detokenizers = detokenizers
-        self._markup = markup
-        self._vocabulary = vocabulary
+        self._maker = maker
+        self._ledger = ledger
+        self._allocator = allocator
+        self._turns = turns
+        self._waiting: dict[int, Job] = {}
+        """Those that the ledger has not admitted."""
         self._running: dict[int, Running] = {}
         self._uids: dict[int, int] = {}
         self._memory_due = 0
         self._reported = 0.0
+        self._busy = False
+        self._exceeded = False
 
     def run(self) -> None:
         """Returns on `Shutdown`. Whatever escapes the engine escapes this."""
@@ -115,33 +73,95 @@ class Loop:
             commands = self._commands()
             if any(isinstance(command, Shutdown) for command in commands):
                 return
-            self._insert([command for command in commands if isinstance(command, Job)])
-            self._cancel([command.id for command in commands if isinstance(command, Cancel)])
+            for command in commands:
+                self._obey(command)
+            self._settle()
             if self._running:
                 self._step()
+                self._settle()
+
+    def last_words(self) -> None:
+        """What the engine held when it found no more memory; it is never stepped again."""
+        self._memory_due = self._progress.step
+        self._report([])
 
     def _commands(self) -> list[Command]:
         """All that wait; with nothing to step, waits for some."""
         commands: list[Command] = []
         if not self._running:
-            mx.clear_cache()
-            commands += self._inbox.get()
+            commands += self._pause()
         while not self._inbox.empty():
             commands += self._inbox.get()
         return commands
 
+    def _pause(self) -> list[Command]:
+        """Those who wait for memory are told once a second that they are not forgotten."""
+        if not self._ledger.waits:
+            self._rest()
+            return self._inbox.get()
+        try:
+            return self._inbox.get(timeout=SIGN_OF_LIFE_SECONDS)
+        except queue.Empty:
+            self._report([])
+            return []
+
+    def _rest(self) -> None:
+        """A busy time is over: say what it took, and keep nothing."""
+        if not self._busy:
+            return
+        self._busy = False
+        peak = self._allocator.measure().peak
+        self._allocator.trim()
+        self._memory_due = self._progress.step
+        self._report([])
+        largest = self._ledger.observed()
+        self._link.send(Observed(largest.predicted_bytes, peak, largest.rows, largest.longest))
+
+    def _obey(self, command: Command) -> None:
+        match command:
+            case Job():
+                self._waiting[command.id] = command
+                self._ledger.ask(_claim_of(command))
+            case Cancel():
+                self._cancel(command.id)
+            case Budget():
+                self._ledger.set_budget(command)
+                self._allocator.apply(command)
+                self._turns.exclusive = command.exclusive
+            case Trim():
+                self._allocator.trim()
+                self._memory_due = self._progress.step
+                self._report([])
+            case Shutdown():
+                pass
+
+    # -- in and out of the engine
+
+    def _settle(self) -> None:
+        """Do what the ledger decides."""
+        verdict = self._ledger.decide(time.monotonic())
+        for message in verdict.say:
+            if isinstance(message, Refused):
+                del self._waiting[message.id]
+            self._link.send(message)
+        self._insert([self._waiting.pop(id) for id in verdict.admit])
+
     def _insert(self, jobs: list[Job]) -> None:
         if not jobs:
             return
+        if not self._busy:
+            self._busy = True
+            self._allocator.reset_peak()
         guards = [Guard() for _ in jobs]
-        prompts = [self._prompt(job, guard) for job, guard in zip(jobs, guards, strict=True)]
+        make = self._maker.prompt
+        prompts = [make(job, guard) for job, guard in zip(jobs, guards, strict=True)]
         try:
             uids = self._engine.insert(prompts)
         except ValueError as error:
             self._insert_apart(jobs, str(error))
             return
         for uid, job, guard in zip(uids, jobs, guards, strict=True):
-            self._running[uid] = Running(job, self._answer(job), guard)
+            self._running[uid] = self._maker.running(job, guard)
             self._uids[job.id] = uid
             self._link.send(Accepted(job.id, len(job.tokens)))
         self._progress.running = len(self._running)
@@ -149,57 +169,60 @@ class Loop:
     def _insert_apart(self, jobs: list[Job], reason: str) -> None:
         """The engine refuses a list whole: find out whose fault it is."""
         if len(jobs) == 1:
+            self._ledger.left(jobs[0].id)
             self._link.send(Refused(jobs[0].id, "invalid_request", reason))
             return
         for job in jobs:
             self._insert([job])
 
-    def _prompt(self, job: Job, guard: Guard) -> Prompt:
-        sampling = job.sampling
-        processors: list[Processor] = processors_of(sampling, guard, prompt_tokens=len(job.tokens))
-        if job.grammar is not None:
-            processors.append(guard.processor(job.grammar()))
-        return Prompt(
-            tokens=job.tokens,
-            max_tokens=job.max_tokens,
-            sampler=sampler_of(sampling, guard, vocabulary=self._vocabulary),
-            processors=tuple(processors),
-            scored=job.request.logprobs is not None,
-        )
-
-    def _answer(self, job: Job) -> Answer | PlainAnswer:
-        request = job.request
-        detokenizer = self._detokenizers.make()
-        separator = self._markup.separator(request.tools, reasoning=job.reasoning)
-        if separator is None and not request.stop and request.logprobs is None:
-            return PlainAnswer(job.id, detokenizer)
-        scorer = None
-        if request.logprobs is not None:
-            top = min(max(request.logprobs, 0), MOST_LOGPROBS, self._vocabulary)
-            scorer = Scorer(self._detokenizers, top)
-        return Answer(job.id, detokenizer, separator, job.stops, scorer)
-
-    def _cancel(self, ids: list[int]) -> None:
-        known = [id for id in ids if id in self._uids]
-        if not known:
+    def _cancel(self, id: int) -> None:
+        if self._ledger.withdraw(id):
+            del self._waiting[id]
+        elif id in self._uids:
+            self._forget([self._uids[id]])
+        else:
             return
-        self._forget([self._uids[id] for id in known])
-        self._report([Cancelled(id) for id in known])
+        self._report([Cancelled(id)])
+
+    def _forget(self, uids: Iterable[int]) -> None:
+        uids = list(uids)
+        self._engine.remove(uids)
+        for uid in uids:
+            id = self._running.pop(uid).job.id
+            del self._uids[id]
+            self._ledger.left(id)
+        self._progress.running = len(self._running)
+
+    # -- stepping
 
     def _step(self) -> None:
-        before = time.perf_counter()
-        step = self._engine.step()
+        with self._turns.turn():
+            before = time.perf_counter()
+            step = self._engine.step()
         self._progress.step += 1
-        now = time.perf_counter()
         started = self._start(step.started, before)
+        now = time.perf_counter()
+        pieces, begun, failed = self._take(step.tokens, now)
+        if pieces or started or begun or now - self._reported >= SIGN_OF_LIFE_SECONDS:
+            self._report(pieces, started, begun)
+        for running in failed:
+            self._fail(running)
+        if self._progress.step % CHECK_EVERY == 0:
+            self._enforce()
+
+    def _take(
+        self, tokens: Sequence[Token], now: float
+    ) -> tuple[list[Piece], list[int], list[Running]]:
+        """What a step's tokens make known; those whose first it is; those whose sampling failed."""
+        runs = [self._running[token.uid] for token in tokens]
+        last = self._ledger.took([running.job.id for running in runs])
         pieces: list[Piece] = []
         begun: list[int] = []
         leaving: list[int] = []
         failed: list[Running] = []
-        for token in step.tokens:
-            running = self._running[token.uid]
-            if running.take(token, now, pieces):
-                pieces.append(running.ended(token, now))
+        for running, token in zip(runs, tokens, strict=True):
+            if running.take(token, now, pieces, last=running.job.id in last):
+                pieces.append(running.ended(now))
                 leaving.append(token.uid)
             elif running.guard.error is not None:
                 failed.append(running)
@@ -208,37 +231,62 @@ class Loop:
                 begun.append(running.job.id)
         if leaving:
             self._forget(leaving)
-        if pieces or started or begun or now - self._reported >= SIGN_OF_LIFE_SECONDS:
-            self._reported = now
-            self._report(pieces, started, begun)
-        for running in failed:
-            self._fail(running)
+        return pieces, begun, failed
 
-    def _start(self, uids: Iterable[int], now: float) -> list[int]:
+    def _start(self, uids: Sequence[int], now: float) -> list[int]:
         """Their prefill begins; returns the requests' ids."""
         ids: list[int] = []
         for uid in uids:
             self._running[uid].started = now
             ids.append(self._running[uid].job.id)
+        self._ledger.started(ids)
         return ids
 
     def _fail(self, running: Running) -> None:
         words = f"sampling failed: {running.guard.error}"
         self._link.send(Refused(running.job.id, "invalid_request", words))
 
-    def _forget(self, uids: Iterable[int]) -> None:
-        uids = list(uids)
-        self._engine.remove(uids)
-        for uid in uids:
-            del self._uids[self._running.pop(uid).job.id]
-        self._progress.running = len(self._running)
+    def _enforce(self) -> None:
+        """When more is held than allowed: free what is kept; if that is not it, end a sequence."""
+        allowed = self._ledger.allowance
+        active = self._allocator.active() if allowed else 0
+        already, self._exceeded = self._exceeded, active > allowed
+        if not self._exceeded:
+            return
+        self._allocator.trim()
+        victim = self._ledger.victim()
+        if already and victim is not None:
+            self._forget([self._uids[victim]])
+            self._link.send(_ended_for_room(victim, active, allowed))
 
     def _report(
         self, pieces: list[Piece], started: Sequence[int] = (), begun: Sequence[int] = ()
     ) -> None:
         step = self._progress.step
+        self._reported = time.perf_counter()
         memory = None
         if step >= self._memory_due:
-            memory = self._progress.measure()
+            memory = self._allocator.measure()
             self._memory_due = step + MEMORY_EVERY
         self._link.send(Output(step, pieces, memory, list(started), list(begun)))
+
+
+def _claim_of(job: Job) -> Claim:
+    return Claim(
+        id=job.id,
+        prompt=len(job.tokens),
+        max_tokens=job.max_tokens,
+        expected_output=job.expected_output,
+        until=time.monotonic() + job.wait_seconds,
+        patient=job.wait_seconds > 0,
+    )
+
+
+def _ended_for_room(id: int, held: int, allowed: int) -> Refused:
+    return Refused(
+        id,
+        "insufficient_memory",
+        f"ended: the engine holds {spoken(held)} of memory and {spoken(allowed)} are allowed",
+        needed_bytes=held,
+        available_bytes=allowed,
+    )

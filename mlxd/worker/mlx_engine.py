@@ -15,15 +15,9 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, GenerationBatch
 
-from mlxd.worker.engine import Prompt, Sampler, Step
+from mlxd.core.footprint import PREFILL_ALONE, PREFILL_ROWS, chunk_tokens
+from mlxd.worker.engine import COMPLETION_BATCH, Prompt, Sampler, Step
 from mlxd.worker.sampling import greedy
-
-COMPLETION_BATCH = 32
-PREFILL_BATCH = 8
-PREFILL_ALONE = 2048
-"""Tokens of all prompts together that one step prefills while nothing decodes."""
-PREFILL_BESIDE_DECODE = 512
-"""And while something does; never less than 64 for each prompt."""
 
 
 class _Batch(GenerationBatch):  # type: ignore[misc]
@@ -93,7 +87,7 @@ class MlxEngine:
             model,
             stop_tokens=[(token,) for token in stop_tokens],
             completion_batch_size=COMPLETION_BATCH,
-            prefill_batch_size=PREFILL_BATCH,
+            prefill_batch_size=PREFILL_ROWS,
             prefill_step_size=PREFILL_ALONE,
         )
         self._batch = _Batch.empty(model, greedy)
@@ -144,13 +138,13 @@ class MlxEngine:
         generator = self._generator
         prompts = generator._currently_processing
         room = min(
-            PREFILL_BATCH - len(prompts), generator.completion_batch_size - len(self._batch.uids)
+            PREFILL_ROWS - len(prompts), generator.completion_batch_size - len(self._batch.uids)
         )
         entering = list(islice(generator._unprocessed_sequences, max(0, room)))
         segments = [prompt[0] for prompt in prompts] + [sequence[1] for sequence in entering]
         rows = sum(not _is_last_token(left) for left in segments)
         decoding = self._batch.uids or rows < len(segments)
-        size = (PREFILL_BESIDE_DECODE if decoding else PREFILL_ALONE) // max(1, rows)
+        size = chunk_tokens(rows, decoding=bool(decoding))
         generator.prefill_step_size = size
         generator._prompt_batch.prefill_step_size = size
 

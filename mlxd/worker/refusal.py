@@ -26,4 +26,8 @@ class Refusal(Exception):
 
 
 class LoadError(Exception):
-    """The folder does not hold a model that can run here."""
+    """The folder does not hold a model that can run here, or there is no memory for it."""
+
+    def __init__(self, reason: str, *, out_of_memory: bool = False) -> None:
+        super().__init__(reason)
+        self.out_of_memory = out_of_memory

@@ -11,9 +11,11 @@ import mlx.core as mx
 from mlx_lm.generate import generate_step, generation_stream
 from mlx_lm.models.cache import make_prompt_cache
 
+from mlxd.core.footprint import PREFILL_BESIDE_DECODE
 from mlxd.worker.engine import Processor, Prompt, Step
+from mlxd.worker.quantised import QuantisedCache
 
-PREFILL_CHUNK = 512
+PREFILL_CHUNK = PREFILL_BESIDE_DECODE
 
 
 @dataclass(slots=True)
@@ -27,8 +29,11 @@ class _Token:
 class SerialEngine:
     """First come, first served. A step is one token, or one chunk of one prompt."""
 
-    def __init__(self, model: Any, stop_tokens: Iterable[int]) -> None:
+    def __init__(
+        self, model: Any, stop_tokens: Iterable[int], kv: QuantisedCache | None = None
+    ) -> None:
         self._model = model
+        self._kv = kv
         self._stop_tokens = frozenset(stop_tokens)
         self._waiting: deque[tuple[int, Prompt]] = deque()
         self._current: tuple[int, Iterator[_Token | None]] | None = None
@@ -77,6 +82,7 @@ class SerialEngine:
             sampler=prompt.sampler,
             logits_processors=_seeing(prompt.tokens[:-1], prompt.processors),
             prompt_cache=cache,
+            **self._quantising(),
         )
         for n, (token, logprobs) in enumerate(generated, start=1):
             finish = "length" if n == prompt.max_tokens else None
@@ -85,11 +91,19 @@ class SerialEngine:
             row = logprobs.astype(mx.float32) if prompt.scored else None
             yield _Token(uid, token, row, finish)
 
+    def _quantising(self) -> dict[str, int]:
+        if self._kv is None:
+            return {}
+        bits, group = self._kv.bits, self._kv.group
+        return {"kv_bits": bits, "kv_group_size": group, "quantized_kv_start": 0}
+
     def _prefill(self, tokens: list[int], cache: list[Any]) -> Iterator[None]:
         for start in range(0, len(tokens), PREFILL_CHUNK):
             with mx.stream(generation_stream):
                 chunk = mx.array(tokens[start : start + PREFILL_CHUNK])
                 self._model(chunk[None], cache=cache)
+                if self._kv is not None:
+                    self._kv.apply(cache)
                 mx.eval([c.state for c in cache])
             mx.clear_cache()
             yield None

@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from mlxd.control.admission import Admission, rules_in_force
 from mlxd.core.clock import ManualClock
-from mlxd.core.errors import Draining, InvalidRequest, Overloaded, RateLimited
+from mlxd.core.errors import (
+    Draining,
+    InsufficientMemory,
+    InvalidRequest,
+    Overloaded,
+    RateLimited,
+)
 from mlxd.policy.load import load
 from tests.support.daemon import write_policies
 
@@ -325,3 +331,95 @@ def test_no_window_ever_holds_more_than_the_requests_in_force(story):
         else:
             taken.append(clock.now)
             assert before + 1 <= quota[0]
+
+
+def test_what_is_shut_refuses_every_generation_and_load_and_counts_them(admission, policies):
+    ticket = admission.enter("a", "m", policies)
+    why = InsufficientMemory("memory is at 98 %")
+    admission.shut(why)
+    with pytest.raises(InsufficientMemory):
+        admission.enter("a", "m", policies)
+    with pytest.raises(InsufficientMemory):
+        admission.check_open()
+    assert admission.active == 1
+    assert admission.rate_state("a", policies).remaining == 28
+    admission.shut(None)
+    admission.check_open()
+    admission.leave(admission.enter("a", "m", policies))
+    admission.leave(ticket)
+
+
+def test_those_who_wait_for_one_load_leave_one_slot(admission, tmp_path):
+    policies = limits(tmp_path, "concurrency: {max_in_flight: 4}\nrate_limit: []\n")
+    waiting = [admission.enter("a", "cold", policies, loading=True) for _ in range(3)]
+    with pytest.raises(Overloaded) as refused:
+        admission.enter("a", "cold", policies, loading=True)
+    assert "3 requests wait for model 'cold'" in refused.value.message
+    assert refused.value.policy is not None
+    assert refused.value.policy.key == "limits.concurrency.max_in_flight"
+    other = admission.enter("a", "other cold one", policies, loading=True)
+    admission.leave(other)
+    admission.leave(admission.enter("a", "loaded", policies))
+    waiting[0].loading = False
+    admission.enter("a", "cold", policies, loading=True)
+
+
+def test_one_may_always_wait_for_a_load(admission, tmp_path):
+    policies = limits(tmp_path, "concurrency: {max_in_flight: 1}\nrate_limit: []\n")
+    admission.enter("a", "cold", policies, loading=True)
+    with pytest.raises(Overloaded, match="Max 1 concurrent"):
+        admission.enter("a", "cold", policies, loading=True)
+
+
+def test_waiting_for_a_load_is_judged_as_the_rest_of_concurrency_is(admission, tmp_path):
+    told: list[str] = []
+    trial = limits(tmp_path, "concurrency: {max_in_flight: 2, mode: dry_run}\nrate_limit: []\n")
+    for _ in range(2):
+        admission.enter("a", "cold", trial, told.append, loading=True)
+    assert told == ["concurrency"]
+
+
+@pytest.mark.parametrize(
+    ("per_model", "models", "limit", "key"),
+    [
+        ("", "defaults: {max_concurrency: 2}\n", 2, "models.defaults.max_concurrency"),
+        ("", "models: {M: {max_concurrency: 1}}\n", 1, "models.models.M.max_concurrency"),
+        (
+            "",
+            "defaults: {max_concurrency: 1}\nmodels: {m: {max_concurrency: 3}}\n",
+            3,
+            "models.models.m.max_concurrency",
+        ),
+        (
+            "",
+            "defaults: {max_concurrency: 1}\nmodels: {m: {max_concurrency: inherit}}\n",
+            9,
+            "limits.concurrency.max_in_flight",
+        ),
+        (
+            "m: 2",
+            "models: {m: {max_concurrency: 1}}\n",
+            2,
+            "limits.concurrency.per_model.m",
+        ),
+    ],
+)
+def test_a_model_has_the_concurrency_that_is_said_for_it(
+    admission, tmp_path, per_model, models, limit, key
+):
+    text = f"concurrency: {{max_in_flight: 9, per_model: {{{per_model}}}}}\nrate_limit: []\n"
+    policies = load(write_policies(tmp_path, {"limits": text, "models": models}))
+    for _ in range(limit):
+        admission.enter("a", "m", policies)
+    with pytest.raises(Overloaded) as refused:
+        admission.enter("a", "m", policies)
+    assert f"Max {limit} concurrent" in refused.value.message
+    assert refused.value.policy is not None
+    assert refused.value.policy.key == key
+
+
+def test_the_concurrency_of_models_is_among_the_rules_once(tmp_path):
+    text = "concurrency: {per_model: {A: 1}}\nrate_limit: []\n"
+    models = "models: {a: {max_concurrency: 2}, b: {max_concurrency: 2}, c: {ttl: never}}\n"
+    policies = load(write_policies(tmp_path, {"limits": text, "models": models}))
+    assert rules_in_force(policies) == ["concurrency", "concurrency:A", "concurrency:b"]

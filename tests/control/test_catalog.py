@@ -1,15 +1,19 @@
 import asyncio
+import json
 import threading
 from pathlib import Path
 
 import pytest
 
 from mlxd.control.catalog import Catalog
+from mlxd.control.names import max_concurrency_of
 from mlxd.control.scan import GUIDE, Scanner
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import ModelLoadFailed, ModelNotFound
+from mlxd.core.request import Sampling
 from mlxd.policy.load import load
-from tests.control.test_model_files import write_model
+from tests.control.test_checksums import by_list, flip
+from tests.control.test_model_files import write_adapter, write_model, write_weights
 from tests.support.daemon import write_policies
 
 
@@ -21,7 +25,10 @@ class World:
         self.dirs = root / "models"
         self.dirs.mkdir()
         self.clock = ManualClock()
-        self.catalog = Catalog(write_model(root / "guide"), self.clock)
+        self.pulled = root / "pulled"
+        self.copies: dict[str, str] = {}
+        guide = write_model(root / "guide")
+        self.catalog = Catalog(guide, self.clock, self.pulled, lambda: self.copies)
         self.declare("")
 
     def declare(self, text):
@@ -42,6 +49,16 @@ class World:
 
     async def resolve(self, name):
         return (await self.catalog.resolve(name, self.policies)).name
+
+    async def card(self, name):
+        self.clock.advance(10)
+        cards = await self.catalog.cards(self.policies)
+        return next(card for card in cards if card.name == name)
+
+    async def refused(self, name, error=ModelNotFound):
+        with pytest.raises(error) as caught:
+            await self.resolve(name)
+        return caught.value
 
 
 @pytest.fixture
@@ -239,19 +256,21 @@ async def test_a_removed_folder_takes_its_models_along_at_once(world):
 async def test_what_is_right_all_the_same_is_answered_while_a_disk_hangs(world, gate):
     for name in ("m", "small", "org/inner"):
         world.add(name)
-    world.declare("chains: {coding: [large, small]}\n")
+    more = "chains: {coding: [large, small]}\nmodels: {small: {aliases: ['any*']}}\n"
+    world.declare(more)
     await world.resolve("m")
     hung = write_model(world.root / "hung" / "large").parent
     gate.close(hung)
-    world.change(f"dirs: [{world.dirs}, {hung}]\nchains: {{coding: [large, small]}}\n")
+    world.change(f"dirs: [{world.dirs}, {hung}]\n{more}")
     for name in ("m", "org/inner", GUIDE, "default"):
         await asyncio.wait_for(world.resolve(name), 5)
-    waiting = [asyncio.create_task(world.resolve(name)) for name in ("coding", "inner", "large")]
+    unsure = ("coding", "inner", "large", "anything")
+    waiting = [asyncio.create_task(world.resolve(name)) for name in unsure]
     await asyncio.sleep(0.05)
     assert not any(task.done() for task in waiting), "what the new folder holds may change these"
     assert world.catalog.default(world.policies) == "m"
     gate.open()
-    assert await asyncio.gather(*waiting) == ["large", "org/inner", "large"]
+    assert await asyncio.gather(*waiting) == ["large", "org/inner", "large", "small"]
 
 
 async def test_what_may_be_found_elsewhere_first_is_not_answered_by_the_old_scan(world, gate):
@@ -341,3 +360,290 @@ async def test_equal_policies_that_come_as_many_objects_are_not_kept(world):
     world.change(f"dirs: [{world.dirs}]\n")
     await world.resolve("m")
     assert len(world.catalog._views) == 1, "those of earlier generations are let go"
+
+
+CODER = "Qwen2.5-Coder-32B-Instruct-4bit"
+
+
+async def test_a_model_answers_to_the_name_that_people_type(world):
+    world.add(f"mlx-community/{CODER}")
+    world.add("Llama-3.2-3B-Instruct-4bit")
+    for name in ("qwen2.5-coder:32b", "Qwen2.5-Coder:32B", "qwen2.5-coder", CODER):
+        assert await world.resolve(name) == f"mlx-community/{CODER}"
+    assert await world.resolve("llama3.2:3b") == "Llama-3.2-3B-Instruct-4bit"
+    card = await world.card(f"mlx-community/{CODER}")
+    assert card.short_name == "qwen2.5-coder:32b"
+    for name in ("qwen2.5:32b", "qwen2.5-coder:7b", "qwen", "coder:32b", "32b"):
+        await world.refused(name)
+
+
+async def test_a_short_name_with_two_candidates_is_refused_with_both(world):
+    for name in (CODER, "org/Qwen2.5-Coder-32B-Instruct-8bit", "Qwen2.5-Coder-7B-Instruct-4bit"):
+        world.add(name)
+    refused = await world.refused("qwen2.5-coder:32b")
+    both = f"it may be {CODER} or org/Qwen2.5-Coder-32B-Instruct-8bit;"
+    assert both in refused.message
+    assert "Qwen2.5-Coder-7B-Instruct-4bit" in (await world.refused("qwen2.5-coder")).message
+    assert await world.resolve("qwen2.5-coder:7b") == "Qwen2.5-Coder-7B-Instruct-4bit"
+    assert (await world.card(CODER)).short_name == ""
+    assert "did you mean" in (await world.refused("qwen2.5-coder:3b")).message
+
+
+async def test_what_cannot_be_served_makes_no_short_name_ambiguous(world):
+    world.add(CODER)
+    gguf = world.dirs / "lmstudio-community" / "Qwen2.5-Coder-32B-Instruct-GGUF"
+    gguf.mkdir(parents=True)
+    (gguf / "q.gguf").touch()
+    assert await world.resolve("qwen2.5-coder:32b") == CODER
+    (world.dirs / "again-4bit").symlink_to(world.dirs / CODER)
+    (world.dirs / "Qwen2.5-Coder-32B-4bit").symlink_to(world.dirs / CODER)
+    await world.names()
+    assert await world.resolve("qwen2.5-coder:32b") == "Qwen2.5-Coder-32B-4bit", "one folder"
+
+
+async def test_what_is_written_wins_over_a_short_name(world):
+    world.add(CODER)
+    world.add("small")
+    world.declare("models: {small: {aliases: ['qwen2.5-coder:32b']}}\n")
+    assert await world.resolve("qwen2.5-coder:32b") == "small"
+    assert await world.resolve("qwen2.5-coder") == CODER
+    assert (await world.card(CODER)).short_name == ""
+    world.declare("models: {small: {aliases: ['qwen*']}}\n")
+    assert await world.resolve("qwen2.5-coder:32b") == "small"
+    assert await world.resolve(CODER) == CODER
+    world.declare("chains: {'qwen2.5-coder:32b': [small]}\n")
+    assert await world.resolve("qwen2.5-coder:32b") == "small"
+
+
+async def test_a_chain_and_an_entry_may_name_a_model_by_its_short_name(world):
+    world.add(CODER)
+    world.declare(
+        "chains: {coding: ['qwen2.5-coder:32b'], fast: [nick]}\n"
+        "models: {'qwen2.5-coder:32b': {aliases: [nick, 'claude-*'], context: 99}}\n"
+    )
+    for name in ("coding", "fast", "nick", "claude-opus"):
+        assert await world.resolve(name) == CODER
+    card = await world.card(CODER)
+    assert (card.context, card.aliases) == (99, ("nick", "claude-*"))
+
+
+async def test_of_aliases_with_a_star_the_one_with_the_longest_beginning_counts(world):
+    for name in ("a", "b", "c", "org/gpt-x"):
+        world.add(name)
+    world.declare(
+        "models:\n  a: {aliases: ['*', 'claude-*-fast']}\n"
+        "  b: {aliases: ['claude-*', '*-4']}\n  c: {aliases: ['claude-opus*', 'claude-exact']}\n"
+    )
+    for name, model in {
+        "claude-sonnet": "b",
+        "Claude-Opus-4.5": "c",
+        "claude-exact": "c",
+        "claude-x-fast": "a",
+        "gpt-4": "b",
+        "whatever": "a",
+        "gpt-x": "org/gpt-x",
+        "a": "a",
+    }.items():
+        assert await world.resolve(name) == model, name
+    refused = await world.refused("reasoning")
+    assert "chains: {reasoning: [MODEL]}" in refused.message, "an empty chain is no unknown name"
+    await world.refused("")
+
+
+async def test_an_alias_of_an_entry_that_leads_nowhere_is_not_found(world):
+    world.declare("models: {'gone:7b': {aliases: ['*', nick]}}\n")
+    for name in ("nick", "anything", "gone:7b"):
+        await world.refused(name)
+
+
+async def test_settings_count_for_every_model_of_a_short_name_and_the_whole_name_first(world):
+    for name in (CODER, "org/Qwen2.5-Coder-32B-Instruct-8bit", "Qwen2.5-Coder-7B"):
+        world.add(name)
+    world.declare(f"models:\n  'qwen2.5-coder:32b': {{context: 64}}\n  {CODER}: {{context: 32}}\n")
+    contexts = {c.name: c.context for c in await world.catalog.cards(world.policies)}
+    assert contexts[CODER] == 32
+    assert contexts["org/Qwen2.5-Coder-32B-Instruct-8bit"] == 64
+    assert contexts["Qwen2.5-Coder-7B"] == 2048
+
+
+async def test_how_many_generations_a_model_takes_is_told_by_the_nearest_word(world):
+    of = max_concurrency_of
+    world.declare("")
+    assert of("m", world.policies.models) is None
+    world.declare(
+        "defaults: {max_concurrency: 4}\nmodels:\n"
+        "  a: {max_concurrency: 2}\n  b: {max_concurrency: inherit}\n  c: {}\n"
+    )
+    assert [of(name, world.policies.models) for name in "abcd"] == [2, None, 4, 4]
+
+
+async def test_a_copy_is_a_model_of_its_own_name_and_the_same_weights(world):
+    world.add(CODER)
+    world.add("small")
+    await world.names()
+    world.copies = {"mine": CODER, "again:1b": "mine", "lost": "gone", "small": CODER}
+    assert await world.resolve("Mine:latest") == "mine"
+    assert (await world.card("mine")).spec == (await world.card(CODER)).spec
+    assert await world.resolve("small") == "small", "a folder is not hidden by a copy"
+    await world.refused("lost")
+    assert (await world.names())[-1] == GUIDE
+    assert await world.resolve("default") == CODER
+    world.copies = {}
+    await world.refused("mine")
+
+
+async def test_what_was_pulled_is_found_before_a_folder_of_its_name(world):
+    world.add("org/m")
+    assert (await world.card("org/m")).source == "folder"
+    write_model(world.pulled / "org" / "m")
+    card = await world.card("org/m")
+    assert (card.source, card.path) == ("pulled", str(world.pulled / "org" / "m"))
+    world.change("dirs: []\n")
+    assert world.catalog.find("org/m", world.policies).path == card.path
+
+
+async def test_a_flawed_model_is_shown_and_served_only_where_policy_says_so(world):
+    folder = world.add("m")
+    world.add("good")
+    write_weights(folder / "model.safetensors", {"w": ("F16", [4])}, trailing=b"x")
+    refused = await world.refused("m", ModelLoadFailed)
+    assert "its last 1 bytes are no tensor's" in refused.message
+    assert await world.resolve("good") == "good"
+    world.declare("defaults: {verify: none}\n")
+    assert await world.resolve("m") == "m"
+    world.declare("")
+    write_weights(folder / "model.safetensors", {"w": ("F16", [4])})
+    world.clock.advance(2)
+    assert await world.resolve("m") == "m", "it is read anew as soon as it changes"
+
+
+async def test_bytes_are_compared_before_a_load_where_policy_says_so(world):
+    folder = world.add("m")
+    world.add("good")
+    by_list(folder)
+    flip(folder / "model.safetensors")
+    assert await world.resolve("m") == "m"
+    world.declare("defaults: {verify: sha256}\n")
+    assert (await world.catalog.look_up("m", world.policies)).name == "m", "shown without that"
+    refused = await world.refused("m", ModelLoadFailed)
+    assert "recorded checksum" in refused.message
+    assert "recorded checksum" in world.catalog.find("m", world.policies).unavailable
+    assert "recorded checksum" in (await world.card("m")).unavailable
+    assert await world.resolve("good") == await world.resolve("default") == "good"
+    flip(folder / "model.safetensors")
+    world.clock.advance(10)
+    assert await world.resolve("m") == "m"
+
+
+async def test_what_policy_adds_to_a_model_makes_it_another_worker(world):
+    folder = world.add("m", config={"auto_map": {"x": "y"}})
+    plain = await world.catalog.resolve("m", world.policies)
+    adapter = write_adapter(world.root / "adapter")
+    template = world.root / "t.jinja"
+    template.write_text("{{ tools }}<think>")
+    world.declare(
+        f"models: {{m: {{adapter: {adapter}, chat_template: {template}, kv_bits: 8, "
+        "trust_remote_code: true}}\n"
+    )
+    card = await world.catalog.resolve("m", world.policies)
+    spec = card.spec
+    assert (spec.path, spec.adapter) == (str(folder), str(adapter))
+    assert (spec.chat_template, spec.kv_bits, spec.trust_remote_code) == (str(template), 8, True)
+    assert spec != plain.spec
+    assert card.chat_template == "{{ tools }}<think>"
+    assert card.capabilities == ("completion", "tools", "thinking")
+    assert card.weights_bytes == plain.weights_bytes + 12
+    assert card.digest != plain.digest
+    template.write_text("none of it")
+    assert (await world.card("m")).capabilities == ("completion",)
+
+
+async def test_trust_in_code_that_a_model_has_not_is_no_other_worker(world):
+    world.add("m")
+    plain = await world.catalog.resolve("m", world.policies)
+    world.declare("models: {m: {trust_remote_code: true, context: 64}}\n")
+    assert (await world.catalog.resolve("m", world.policies)).spec == plain.spec
+
+
+async def test_a_model_that_needs_code_says_so_until_it_is_trusted(world):
+    world.add("m", config={"model_file": "own.py"}, files={"own.py": ""})
+    refused = await world.refused("m", ModelLoadFailed)
+    assert "own.py" in refused.message
+    assert "trust_remote_code" in refused.message
+    world.declare("models: {m: {trust_remote_code: true}}\n")
+    assert (await world.catalog.resolve("m", world.policies)).spec.trust_remote_code
+
+
+def _cut(folder):
+    file = folder / "adapters.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda f: (f / "adapters.safetensors").unlink(), "adapters.safetensors cannot be read"),
+        (lambda f: (f / "adapter_config.json").unlink(), "it has no adapter_config.json"),
+        (lambda f: (f / "adapter_config.json").write_text("["), "adapter_config.json is not JSON"),
+        (lambda f: f.rename(f.with_name("elsewhere")), "no such file or directory"),
+        (_cut, "its adapters.safetensors is cut short"),
+    ],
+)
+async def test_an_adapter_that_cannot_be_used_makes_its_model_unavailable(world, damage, why):
+    world.add("m")
+    world.add("other")
+    adapter = write_adapter(world.root / "adapter")
+    damage(adapter)
+    world.declare(f"models: {{m: {{adapter: {adapter}}}}}\n")
+    refused = await world.refused("m", ModelLoadFailed)
+    assert "its adapter cannot be used: " in refused.message
+    assert why in refused.message
+    assert str(world.root) not in refused.message
+    assert await world.resolve("other") == "other"
+    elsewhere = world.root / "elsewhere"
+    if elsewhere.exists():
+        elsewhere.rename(adapter)
+    write_adapter(adapter)
+    world.clock.advance(10)
+    assert await world.resolve("m") == "m"
+
+
+@pytest.mark.parametrize("write", [None, "", " \n"])
+async def test_a_template_that_is_missing_or_empty_makes_its_model_unavailable(world, write):
+    world.add("m")
+    template = world.root / "t.jinja"
+    if write is not None:
+        template.write_text(write)
+    world.declare(f"models: {{m: {{chat_template: {template}}}}}\n")
+    refused = await world.refused("m", ModelLoadFailed)
+    assert "chat_template" in refused.message
+    assert str(template) not in refused.message
+
+
+async def test_sampling_is_what_policy_says_and_else_what_the_model_stores(world):
+    stored = json.dumps({"temperature": 0.6, "top_p": 0.9})
+    world.add("m", files={"generation_config.json": stored})
+    world.declare("models: {m: {sampling: {temperature: 0.2, top_k: 7}}}\n")
+    sampling = (await world.catalog.resolve("m", world.policies)).sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.2, 0.9, 7)
+    assert isinstance(sampling.top_k, int)
+    assert Sampling(temperature=1.0).over(sampling).temperature == 1.0
+
+
+async def test_what_needs_a_file_that_was_not_read_yet_is_not_answered_by_the_old_scan(world, gate):
+    world.add("m")
+    world.add("other")
+    await world.resolve("m")
+    adapter = write_adapter(world.root / "adapter")
+    gate.close(world.dirs)
+    world.change(f"dirs: [{world.dirs}]\nmodels: {{m: {{adapter: {adapter}}}}}\n")
+    assert world.catalog.find("m", world.policies) is None
+    assert await asyncio.wait_for(world.resolve("other"), 5) == "other"
+    gate.open()
+    assert (await world.catalog.resolve("m", world.policies)).adapter == str(adapter)
+
+
+async def test_names_of_any_length_and_letters_are_answered(world):
+    world.add(CODER)
+    for name in ("qwen2.5-coder:" + "3" * 100_000, "-" * 100_000, ":", "::", "a:b:c", "*", "/"):
+        await world.refused(name)

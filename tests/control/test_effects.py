@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import pytest
 
 from mlxd.control.catalog import Catalog
@@ -7,8 +5,8 @@ from mlxd.control.effects import effects
 from mlxd.control.residency import Residency
 from mlxd.core.clock import ManualClock
 from mlxd.policy.load import load
-from tests.control.test_model_files import write_model
-from tests.control.test_residency import Processes
+from tests.control.test_model_files import write_adapter, write_model
+from tests.control.test_residency import AT_ONCE, Processes
 from tests.support.daemon import write_policies
 
 
@@ -29,14 +27,14 @@ class World:
 
     def made(self, models, dirs=None):
         text = f"dirs: [{dirs or self.dirs}]\n{models}"
-        return load(write_policies(self.root / "policies", {"models": text}))
+        return load(write_policies(self.root / "policies", {"models": text, "memory": AT_ONCE}))
 
     async def use(self, *names):
         for number, name in enumerate(names, 1):
             card = await self.catalog.resolve(name, self.policies)
             async with self.residency.lease(card, None, self.policies):
                 self.clock.advance(1)
-            self.processes.up[card.spec] = SimpleNamespace(pid=number)
+            self.processes.up[card.spec].pid = number
 
     async def lease(self, name):
         card = await self.catalog.resolve(name, self.policies)
@@ -97,7 +95,7 @@ async def test_changed_idle_times_are_told_where_policy_decides(world):
     card = await world.catalog.resolve("c", world.policies)
     async with world.residency.lease(card, 600, world.policies):
         pass
-    world.processes.up[card.spec] = SimpleNamespace(pid=3)
+    world.processes.up[card.spec].pid = 3
     models = "defaults: {ttl: 30s}\nmodels: {b: {ttl: never}}\n"
     assert await world.told(world.made(models)) == [
         "b would idle out never instead of after 5m",
@@ -115,6 +113,15 @@ async def test_what_a_lower_limit_would_unload_is_told(world):
     assert line == "2 idle models would be unloaded: models.max_loaded auto -> 1: a, b"
 
 
+async def test_what_a_bound_on_weights_would_unload_is_told(world):
+    await world.use("a", "b")
+    (line,) = await world.told(world.made("max_loaded: 9\nmax_loaded_bytes: 1B\n"))
+    assert line == (
+        "2 idle models would be unloaded: models.max_loaded auto -> 9,"
+        " models.max_loaded_bytes auto -> 1B: a, b"
+    )
+
+
 async def test_preloads_are_told_by_what_their_names_mean(world):
     world.policies = world.made("preload: [a, c]\n")
     await world.use("a")
@@ -124,3 +131,13 @@ async def test_preloads_are_told_by_what_their_names_mean(world):
         "preload would load nick",
         "preload would no longer keep a",
     ]
+
+
+@pytest.mark.parametrize("change", ["kv_bits: 8", "adapter: {0}/lora", "chat_template: {0}/t"])
+async def test_another_way_of_loading_is_told_as_another_worker(world, change):
+    (world.root / "t").write_text("text")
+    write_adapter(world.root / "lora")
+    await world.use("a", "b")
+    (line,) = await world.told(world.made(f"models: {{a: {{{change.format(world.root)}}}}}\n"))
+    key = f"models.models.a.{change.partition(':')[0]}"
+    assert line == f"worker of a (pid 1) would be replaced: {key} changed"

@@ -7,6 +7,7 @@ from mlxd.core.clock import SystemClock
 from mlxd.core.errors import (
     ContextExceeded,
     DeadlineExceeded,
+    InsufficientMemory,
     InvalidRequest,
     PolicyLine,
     WorkerCrashed,
@@ -167,3 +168,46 @@ async def test_an_unheard_cancel_is_noticed():
     assert not await running.until_ended(0.01)
     running.take(ipc.Cancelled(1))
     assert await running.until_ended(0.01)
+
+
+async def test_a_refusal_for_memory_says_what_was_compared():
+    running = generation()
+    key = "memory.reserve.when_full"
+    running.answer(
+        ipc.Refused(
+            1, "insufficient_memory", "no room", None, key, needed_bytes=9, available_bytes=4
+        )
+    )
+    with pytest.raises(InsufficientMemory) as refused:
+        await running.accepted()
+    assert (refused.value.needed_bytes, refused.value.available_bytes) == (9, 4)
+    assert refused.value.retry_after
+    assert refused.value.policy == PolicyLine(key, "x", "y")
+
+
+async def test_a_worker_that_gives_signs_of_life_may_keep_a_request_waiting_for_memory():
+    clock = SystemClock()
+    pulse = Pulse()
+    running = generation(first=0.05, pulse=pulse)
+    for _ in range(10):
+        pulse.at = clock.monotonic()
+        await asyncio.sleep(0.02)
+    running.answer(ipc.Accepted(1, 3))
+    assert (await running.accepted()).prompt_tokens == 3
+
+
+async def test_an_interrupted_generation_ends_for_its_client_and_not_yet_for_the_worker():
+    running = generation(first=0.02)
+    running.answer(ipc.Accepted(1, 3))
+    running.take(ipc.Text(1, "a"))
+    assert running.interrupt(InsufficientMemory("memory is short"))
+    assert not running.interrupt(InsufficientMemory("again"))
+    bursts = running.bursts()
+    assert await anext(bursts) == [TextDelta("a")]
+    running.begun()
+    with pytest.raises(InsufficientMemory, match="memory is short"):
+        await anext(bursts)
+    assert not running.ended
+    running.take(ipc.Cancelled(1))
+    assert running.ended
+    assert not running.interrupt(InsufficientMemory("late"))

@@ -1,14 +1,39 @@
 import json
+import math
 import os
+import re
 import struct
 
 import pytest
 
-from mlxd.control.model_files import count_of, fingerprint, read_card, readable
+from mlxd.control.model_files import count_of, fingerprint, read_card
+from mlxd.control.reading import readable
+from mlxd.control.safetensors import BITS
+from mlxd.control.weights import read_weights
 
 
 def _short(value):
     return repr(value)[:20]
+
+
+def write_weights(file, tensors, *, trailing=b""):
+    """A safetensors file of zeros; a shape that is none has no bytes."""
+    header, offset = {}, 0
+    for name, (dtype, shape) in tensors.items():
+        size = _bytes_of(dtype, shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    raw = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(offset) + trailing)
+    return file
+
+
+def _bytes_of(dtype, shape):
+    try:
+        size = math.prod(shape) * BITS[dtype] // 8
+    except (TypeError, KeyError):
+        return 0
+    return size if 0 <= size < 2**20 and isinstance(size, int) else 0
 
 
 def write_model(folder, *, config=None, tensors=None, files=None):
@@ -17,13 +42,16 @@ def write_model(folder, *, config=None, tensors=None, files=None):
         json.dumps({"model_type": "llama", "max_position_embeddings": 2048} | (config or {}))
     )
     tensors = {"w": ("F16", [4, 8])} if tensors is None else tensors
-    header, offset = {}, 0
-    for name, (dtype, shape) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset]}
-    raw = json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + b"\0" * 64)
+    write_weights(folder / "model.safetensors", tensors)
     for name, text in (files or {}).items():
         (folder / name).write_text(text)
+    return folder
+
+
+def write_adapter(folder):
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text("{}")
+    write_weights(folder / "adapters.safetensors", {"lora_a": ("F16", [2, 3])})
     return folder
 
 
@@ -173,7 +201,7 @@ def test_a_pipe_in_place_of_weights_is_not_waited_for(tmp_path):
 
 
 def test_a_date_beyond_all_calendars_is_the_last_one(tmp_path, monkeypatch):
-    far = [("config.json", 2, 10**30)]
+    far = [("config.json", 2, 10**30, 0), ("model.safetensors", 2, 0, 0)]
     monkeypatch.setattr("mlxd.control.model_files.fingerprint", lambda folder: far)
     assert read_card(write_model(tmp_path / "m"), "m").modified == 253402300799.0
 
@@ -189,3 +217,244 @@ def test_the_fingerprint_changes_with_a_file(tmp_path):
     before = fingerprint(folder)
     (folder / "config.json").write_text("{}")
     assert fingerprint(folder) != before
+
+
+def test_bytes_of_weights_are_those_of_the_tensors_alone(tmp_path):
+    tensors = {"a.weight": ("U32", [4, 8]), "a.scales": ("F16", [4, 1])}
+    card = read_card(write_model(tmp_path / "m", tensors=tensors), "m")
+    assert card.weights_bytes == 4 * 8 * 4 + 4 * 2
+    assert card.size_bytes == (tmp_path / "m" / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("config", "shown"),
+    [
+        ({"quantization": {"group_size": 64, "bits": 4}}, "4bit"),
+        ({"quantization": {"group_size": 64, "bits": 6, "mode": "affine"}}, "6bit"),
+        ({"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4"}}, "mxfp4"),
+        ({"quantization": {"group_size": 16, "bits": 4, "mode": "nvfp4"}}, "nvfp4"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "mxfp4"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "4bit"),
+        ({"text_config": {"quantization_config": {"bits": 8}}}, "8bit"),
+        ({"quantization": [4]}, "f16"),
+        ({}, "f16"),
+    ],
+)
+def test_the_quantisation_is_bits_or_a_format_of_its_own(tmp_path, config, shown):
+    assert read_card(write_model(tmp_path / "m", config=config), "m").quantization == shown
+
+
+def test_a_layer_with_other_bits_is_counted_by_its_own(tmp_path):
+    config = {"quantization": {"group_size": 64, "bits": 4, "b": {"group_size": 64, "bits": 8}}}
+    tensors = {
+        "a.weight": ("U32", [4, 8]),
+        "a.scales": ("F16", [4, 1]),
+        "a.biases": ("F16", [4, 1]),
+        "b.weight": ("U32", [4, 8]),
+        "b.scales": ("F16", [4, 1]),
+        "norm": ("F16", [5]),
+    }
+    card = read_card(write_model(tmp_path / "m", config=config, tensors=tensors), "m")
+    assert card.parameters == 4 * 8 * 8 + 4 * 8 * 4 + 5
+
+
+def test_a_model_that_makes_vectors_completes_nothing(tmp_path):
+    folder = write_model(tmp_path / "m", files={"config_sentence_transformers.json": "{}"})
+    assert read_card(folder, "m").capabilities == ("embedding",)
+
+
+INDEX = "model.safetensors.index.json"
+
+
+def _part(folder, number, of, tensors):
+    return write_weights(folder / f"model-{number:05d}-of-{of:05d}.safetensors", tensors)
+
+
+def _sharded(folder, shards=2):
+    write_model(folder)
+    (folder / "model.safetensors").unlink()
+    places = {}
+    for number in range(1, shards + 1):
+        file = _part(folder, number, shards, {f"t{number}": ("F16", [2, number])})
+        places[f"t{number}"] = file.name
+    (folder / INDEX).write_text(json.dumps({"weight_map": places}))
+    return folder
+
+
+def test_all_parts_of_a_model_count(tmp_path):
+    card = read_card(_sharded(tmp_path / "m", 3), "m")
+    assert (card.parameters, card.weights_bytes) == (2 + 4 + 6, 2 * (2 + 4 + 6))
+    assert card.flaw == card.unavailable == ""
+
+
+def _index(weight_map):
+    return lambda folder: (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "flaw"),
+    [
+        (
+            lambda f: (f / "model-00002-of-00002.safetensors").unlink(),
+            "its model-00002-of-00002.safetensors is missing",
+        ),
+        (
+            lambda f: [
+                (f / INDEX).unlink(),
+                (f / "model-00001-of-00002.safetensors").unlink(),
+            ],
+            "its model-00001-of-00002.safetensors is missing",
+        ),
+        (_index({"x": "model-9.safetensors"}), "its model-9.safetensors is missing"),
+        (_index({"x": "../../etc/passwd"}), "its passwd is missing"),
+        (_index({"x": 7}), f"its {INDEX} does not say which file holds which tensor"),
+        (_index([]), f"its {INDEX} does not say which file holds which tensor"),
+        (lambda f: (f / INDEX).write_text("{"), f"its {INDEX} is not JSON"),
+        (
+            lambda f: write_weights(f / "model-a.safetensors", {"t2": ("F32", [2, 2])}),
+            "its model-00002-of-00002.safetensors and model-a.safetensors differ in a tensor",
+        ),
+        (
+            lambda f: write_weights(f / "model-a.safetensors", {}, trailing=b"\0"),
+            "its model-a.safetensors is damaged",
+        ),
+    ],
+)
+def test_headers_that_do_not_fit_are_a_flaw_that_policy_may_pass_over(tmp_path, damage, flaw):
+    folder = _sharded(tmp_path / "m")
+    damage(folder)
+    card = read_card(folder, "m")
+    assert card.flaw.startswith(flaw)
+    assert card.unavailable == ""
+
+
+def test_of_two_equal_tensors_of_one_name_one_counts(tmp_path):
+    folder = _sharded(tmp_path / "m")
+    write_weights(folder / "model-a.safetensors", {"t2": ("F16", [2, 2])})
+    card = read_card(folder, "m")
+    assert (card.flaw, card.parameters, card.weights_bytes) == ("", 6, 12)
+
+
+def test_parts_of_a_million_are_not_counted_through(tmp_path):
+    folder = write_model(tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / "model-000001-of-999999.safetensors")
+    assert read_card(folder, "m").flaw == "its model-000002-of-999999.safetensors is missing"
+
+
+def _linked(target):
+    return lambda file: (file.unlink(), file.symlink_to(target))
+
+
+def _pipe(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_pipe, "is no file"),
+        (lambda file: (file.unlink(), file.mkdir()), "is no file"),
+        (_linked("/dev/zero"), "is no file"),
+        (_linked("../blobs/gone"), "cannot be read: it is a link that leads nowhere"),
+    ],
+    ids=["pipe", "folder", "device", "dangling blob"],
+)
+def test_what_is_no_file_is_said_and_not_waited_for(tmp_path, name, damage, reason):
+    folder = write_model(tmp_path / "m", files={"tokenizer_config.json": "{}"})
+    damage(folder / name)
+    assert read_card(folder, "m").unavailable == f"its {name} {reason}"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_that_is_a_link_to_itself_is_said(tmp_path, name):
+    folder = write_model(tmp_path / "m")
+    _linked(name)(folder / name)
+    assert read_card(folder, "m").unavailable.startswith(f"its {name} cannot be read: too many")
+
+
+def test_files_that_change_while_they_are_read_are_not_believed(tmp_path, monkeypatch):
+    folder = write_model(tmp_path / "m")
+
+    def meanwhile(folder, quantization):
+        (folder / "config.json").write_text("{}")
+        return read_weights(folder, quantization)
+
+    monkeypatch.setattr("mlxd.control.model_files.read_weights", meanwhile)
+    assert read_card(folder, "m").unavailable == "its files change while they are read"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda file: file.write_bytes(file.read_bytes().replace(b"llama", b"LLAMA")),
+        lambda file: file.chmod(file.stat().st_mode ^ 0o040),
+        lambda file: (file.parent / "dangling").symlink_to("nowhere"),
+    ],
+    ids=["bytes", "mode", "a dead link"],
+)
+def test_the_fingerprint_sees_what_keeps_its_size_and_time(tmp_path, change):
+    folder = write_model(tmp_path / "m")
+    file = folder / "config.json"
+    before, status = fingerprint(folder), file.stat()
+    change(file)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert fingerprint(folder) != before
+
+
+@pytest.mark.parametrize(
+    ("files", "config", "reason"),
+    [
+        (["x-Q4_K_M.gguf"], None, "its weights are GGUF"),
+        (["weights.npz"], {"n_mels": 80}, "its weights are .npz"),
+        (["pytorch_model.bin"], {"model_type": "llama"}, r"its weights are PyTorch's \(.bin\)"),
+        (["model_index.json"], None, "it makes pictures"),
+        (["adapters.safetensors", "adapter_config.json"], None, "it is an adapter: name"),
+        (["model.safetensors"], {"model_type": "whisper"}, "it works on sound"),
+        (["model.safetensors"], {"model_type": "siglip"}, "it works on pictures"),
+        (["model.safetensors"], {"model_type": "bert"}, "it is an encoder, which"),
+        (["model.safetensors"], {"model_type": "t5"}, "it is an encoder with a decoder"),
+    ],
+)
+def test_what_is_no_text_model_says_what_it_is(tmp_path, files, config, reason):
+    for name in files:
+        (tmp_path / name).write_bytes(b"")
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    card = read_card(tmp_path, "m")
+    assert re.match(reason, card.unavailable)
+    assert card.foreign
+
+
+def test_a_broken_text_model_is_not_foreign(tmp_path):
+    folder = write_model(tmp_path / "m")
+    (folder / "model.safetensors").write_bytes(b"")
+    assert not read_card(folder, "m").foreign
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "code", "needs"),
+    [
+        ({}, {}, "", False),
+        ({"model_file": "model.py"}, {"model.py": ""}, "model.py", True),
+        ({"auto_map": {"AutoModel": "m.M"}}, {}, "auto_map", False),
+        (
+            {},
+            {"tokenizer_config.json": '{"auto_map": {"x": "t.T"}}', "tokenizer.json": "{}"},
+            "auto_map",
+            False,
+        ),
+        ({}, {"tokenizer_config.json": '{"auto_map": {"AutoTokenizer": ["t.T"]}}'}, "auto_map", 1),
+    ],
+)
+def test_code_of_its_own_is_seen(tmp_path, config, files, code, needs):
+    card = read_card(write_model(tmp_path / "m", config=config, files=files), "m")
+    assert (card.code, card.needs_code) == (code, bool(needs))
+
+
+@pytest.mark.parametrize("name", ["../model.py", "/etc/passwd", "gone.py", 7, ["x"]])
+def test_code_beside_the_folder_is_never_named(tmp_path, name):
+    (tmp_path / "model.py").write_text("")
+    card = read_card(write_model(tmp_path / "m", config={"model_file": name}), "m")
+    assert card.unavailable == "its config names a model_file that is not in its folder"

@@ -4,9 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlxd.control.memory import MemoryReading
 from mlxd.control.preload import Preloader
-from mlxd.core.errors import ModelNotFound
+from mlxd.core.errors import InsufficientMemory, ModelNotFound
 from tests.control.test_residency import World as Memory
 from tests.control.test_residency import card
 
@@ -115,10 +114,10 @@ async def test_a_warning_ends_when_its_model_is_loaded_or_no_longer_listed(world
 
 
 async def test_what_was_skipped_for_want_of_room_is_tried_at_the_next_change(world):
-    world.reading = MemoryReading(total=1000, available=10)
+    world.others = 990
     await world.list("a")
     assert world.started == []
-    world.reading = MemoryReading(total=1000, available=1000)
+    world.others = 0
     await world.settle()
     assert world.started == []
     await world.list("a", also="max_loaded: 2\n")
@@ -249,6 +248,29 @@ async def test_loaded_models_follow_their_names_only_when_folders_change(world, 
     assert world.loaded == ["b"]
 
 
+async def test_loaded_models_follow_when_another_worker_of_them_is_wanted(world):
+    await world.use("a", keep_alive=600)
+    await world.list()
+    world.shelf.cards["a"] = card("a", path="a with 8 bits")
+    await world.list(also="models: {a: {kv_bits: 8}}\n")
+    assert world.loaded == ["a with 8 bits"]
+
+
+async def test_what_does_not_fit_is_skipped_with_its_numbers_and_the_others_loaded(world):
+    world.shelf.cards["b"] = card("b", size=2000)
+    await world.list("a", "b", "c")
+    assert world.loaded == ["a", "c"]
+    (warning,) = world.preloader.warnings()
+    assert "model 'b' needs 1.95 TiB (2148557389824 bytes) of memory and 0.977 TiB" in warning
+    assert "memory.reserve.system: 1B" in warning
+
+
+async def test_while_loads_are_blocked_a_preload_is_skipped(world):
+    world.residency.block_loads(InsufficientMemory("memory is at 95 %"))
+    await world.list("a")
+    assert world.preloader.warnings() == ["models.preload: 'a' is not loaded: memory is at 95 %"]
+
+
 async def test_a_limit_that_shrinks_leaves_what_is_about_to_be_preloaded(world):
     world.change("max_loaded: 3\n")
     for name in ("a", "b", "c"):
@@ -265,3 +287,16 @@ async def test_a_defect_is_logged_and_the_next_change_works(world, caplog):
     world.shelf.broken = False
     await world.list("a", "b")
     assert world.loaded == ["a", "b"]
+
+
+async def test_loaded_models_follow_another_way_of_loading_too(world, monkeypatch):
+    await world.settle()
+    followed = []
+
+    async def follow(cards, policies):
+        followed.append(policies)
+
+    monkeypatch.setattr(world.residency, "follow", follow)
+    for also in ("", "models: {a: {ttl: 1m}}\n", "models: {a: {kv_bits: 8}}\n"):
+        await world.list("a", also=also)
+    assert len(followed) == 1

@@ -1,6 +1,7 @@
 import asyncio
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -9,9 +10,41 @@ from mlxd.control.residency import Residency
 from mlxd.control.resident import Evicts
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import InsufficientMemory, ModelLoadFailed, ModelsBusy
+from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelCard, ModelSpec
+from mlxd.ipc import messages as ipc
 from mlxd.policy.load import load
 from tests.support.daemon import write_policies
+
+GIB = 2**30
+AT_ONCE = (
+    "eviction: {protect_recent: 0s, min_residency: 0s}\nreserve: {system: 1B, when_full: refuse}\n"
+)
+"""What decides at once: nobody is spared for a time, and nobody waits."""
+LOAD = "load: {max_parallel: 9, retry: {max: 0}}\n"
+
+
+class Process:
+    """Stands in for a worker: holds what it was promised, and remembers what it was told."""
+
+    def __init__(self, spec, name, budget):
+        self.spec, self.name, self.pid = spec, name, 0
+        self.alive, self.out_of_memory = True, False
+        self.memory = ipc.Memory(budget.bytes, 0, budget.bytes)
+        self.ready = ipc.Ready(True, 1, 512, 0.0, budget.bytes, False, False, Footprint(0, ()))
+        self.budgets = [budget]
+        self.on_need: Any = None
+        self.on_observed: Any = None
+        self.on_end: Any = None
+
+    def set_budget(self, budget):
+        self.budgets.append(budget)
+
+    def need(self, size, id=1):
+        self.on_need(self, ipc.Need(id, size))
+
+    def observed(self):
+        self.on_observed(self, ipc.Observed(1, 1, 1, 1))
 
 
 class Processes:
@@ -25,18 +58,28 @@ class Processes:
         self.broken = False
         self.wedged = set()
         self.before_stop = None
+        self.leaks = 0
+        """Bytes of stopped workers that are not free again."""
+
+    @property
+    def held(self):
+        return self.leaks + sum(p.memory.active + p.memory.cache for p in self.up.values())
 
     def serving(self, spec):
         return self.up.get(spec)
 
-    async def start(self, spec, name):
+    def workers(self):
+        return list(self.up.values())
+
+    async def start(self, spec, name, budget, prepare):
         self.log.append(f"start {name}")
         await self.gate.wait()
         if name in self.wedged:
             await asyncio.sleep(3600)
         if self.broken:
             raise ModelLoadFailed("broken")
-        self.up[spec] = object()
+        self.up[spec] = Process(spec, name, budget)
+        prepare(self.up[spec])
         return self.up[spec]
 
     async def stop(self, spec, grace):
@@ -49,8 +92,15 @@ class Processes:
     async def stop_all(self, grace):
         self.up.clear()
 
+    def crash(self, spec, out_of_memory=False):
+        worker = self.up.pop(spec)
+        worker.alive, worker.out_of_memory = False, out_of_memory
+        worker.on_end(worker)
+
 
 def card(name, size=100, path=None):
+    """A model of `size` GiB."""
+    size *= GIB
     return ModelCard(name, path or name, size, "0" * 64, 0.0, "llama", 1, "f32", 512)
 
 
@@ -59,18 +109,32 @@ def specs(*names):
 
 
 class World:
-    def __init__(self, tmp_path, models="max_loaded: 2\n"):
+    """A machine of 1000 GiB whose models hold what they are promised."""
+
+    def __init__(self, tmp_path, models="max_loaded: 2\n", memory=AT_ONCE, clock=None):
         self.folder = tmp_path / "policies"
+        self.memory = memory
         self.processes = Processes()
-        self.clock = ManualClock()
-        self.reading = MemoryReading(total=1000, available=1000)
-        self.residency = Residency(self.processes, self.clock, lambda: self.reading)  # type: ignore[arg-type]
-        self.policies = load(write_policies(self.folder, {"models": models}))
+        self.clock: Any = clock or ManualClock()
+        self.others = 0
+        """GiB that other processes hold."""
+        self.residency = Residency(self.processes, self.clock, self.read)  # type: ignore[arg-type]
+        self.policies = self.load(models)
+
+    def read(self):
+        taken = self.others * GIB + self.processes.held
+        return MemoryReading(total=1000 * GIB, available=1000 * GIB - taken)
+
+    def load(self, models):
+        files = {
+            "models": models if "max_parallel" in models else models + LOAD,
+            "memory": self.memory,
+        }
+        return load(write_policies(self.folder, files))
 
     def change(self, models):
         """New policies come into force."""
-        folder = write_policies(self.folder, {"models": models})
-        self.policies = load(folder)
+        self.policies = self.load(models)
         self.residency.apply(self.policies)
 
     def lease(self, name, keep_alive=None, size=100):
@@ -144,7 +208,7 @@ async def test_a_model_leased_while_another_stops_is_spared(tmp_path):
     world = World(tmp_path, "max_loaded: auto\n")
     await world.use("a", size=400)
     await world.use("b", size=400)
-    world.reading = MemoryReading(total=1000, available=100)
+    world.others = 100
     leased = asyncio.Event()
     done = asyncio.Event()
     holders: list[asyncio.Task[None]] = []
@@ -170,8 +234,13 @@ async def test_a_model_leased_while_another_stops_is_spared(tmp_path):
 
 async def test_what_does_not_fit_is_refused_with_the_numbers(tmp_path):
     world = World(tmp_path, "max_loaded: auto\n")
-    with pytest.raises(InsufficientMemory, match=r"needs 5000 bytes .* 1000 are"):
-        await world.use("a", size=5000)
+    world.others = 900
+    with pytest.raises(InsufficientMemory, match=r"needs 201 GiB .* 100 GiB .* are") as refused:
+        await world.use("a", size=200)
+    error = refused.value
+    assert (error.needed_bytes, error.available_bytes) == (201 * GIB, 100 * GIB - 1)
+    assert error.policy is not None
+    assert (error.policy.key, error.retry_after) == ("memory.reserve.system", 60)
     assert world.residency.residents() == []
 
 
@@ -187,14 +256,8 @@ async def test_a_failed_load_leaves_nothing_behind_and_may_be_tried_again(world)
 
 async def test_a_load_that_hangs_holds_up_no_other_and_ends_at_its_limit(tmp_path):
     world = World(tmp_path)
-    world.policies = load(
-        write_policies(
-            tmp_path / "short",
-            {
-                "timeouts": "model_load: 100ms\n",
-            },
-        )
-    )
+    short = {"timeouts": "model_load: 100ms\n", "models": LOAD, "memory": AT_ONCE}
+    world.policies = load(write_policies(tmp_path / "short", short))
     world.processes.wedged.add("stuck")
     stuck = asyncio.create_task(world.use("stuck"))
     await world.settle()
@@ -456,7 +519,7 @@ async def test_a_request_that_joins_a_preload_has_what_it_needs_evicted(world):
     world.residency.protect(specs("a", "b"))
     await world.use("a")
     await world.use("b")
-    async with world.residency._changing:
+    async with world.residency._room.deciding:
         preload = asyncio.create_task(
             world.residency.load(card("c"), world.policies, Evicts.UNLISTED)
         )
@@ -567,7 +630,7 @@ async def test_a_successor_that_does_not_fit_beside_evicts_nobody(world):
     await world.settle()
     assert world.loaded == ["b"]
     world.change("max_loaded: auto\n")
-    world.reading = MemoryReading(total=1000, available=50)
+    world.others = 850
     await world.residency.follow([card("b", path="newer")], world.policies)
     await world.settle()
     assert world.loaded == []
@@ -590,7 +653,7 @@ async def test_an_old_model_that_was_evicted_and_leased_anew_meanwhile_is_spared
     await world.use("b")
     world.processes.before_stop = lease_old_meanwhile
     new = card("a", path="new")
-    async with world.residency._changing:
+    async with world.residency._room.deciding:
         following = asyncio.create_task(world.residency.follow([new, card("b")], world.policies))
         await world.settle()
         user = asyncio.create_task(world.residency.load(new, world.policies, Evicts.IDLE))

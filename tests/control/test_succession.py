@@ -1,6 +1,9 @@
 from dataclasses import replace
+from typing import Any
 
+from mlxd.control.model_settings import ways_of_loading
 from mlxd.control.succession import Fate, Succession
+from mlxd.policy.schema import Models
 from tests.control.test_residency import card
 
 
@@ -27,3 +30,22 @@ def test_a_model_that_another_name_leads_to_is_called_by_the_first_of_them():
 def test_a_name_whose_folder_cannot_be_read_says_nothing():
     unmounted = replace(card("a", path="elsewhere"), unavailable="not mounted")
     assert Succession([unmounted]).fate(card("a")) == Fate(card("a"))
+
+
+def meaning(**own):
+    models = {"a": own} if own else {}
+    return ways_of_loading(Models.model_validate({"models": models, "dirs": ["/m"]}))
+
+
+def test_names_mean_the_same_until_a_folder_or_a_shape_changes():
+    assert meaning() == meaning(ttl="never", pinned=True, kv_bits="none")
+    changes: list[dict[str, Any]] = [
+        {"path": "/elsewhere"},
+        {"adapter": "/x"},
+        {"chat_template": "/x"},
+        {"trust_remote_code": True},
+        {"kv_bits": 8},
+        {"kv_bits": 4},
+    ]
+    assert len({meaning(**change) for change in changes}) == len(changes)
+    assert all(meaning(**change) != meaning() for change in changes)

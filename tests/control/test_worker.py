@@ -1,12 +1,20 @@
+from __future__ import annotations
+
 import asyncio
 import signal
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 
-from mlxd.control.worker import Worker
+from mlxd.control.generation import Limits
+from mlxd.control.worker import Order, Worker
 from mlxd.core.clock import SystemClock
+from mlxd.core.errors import InsufficientMemory, PolicyLine, WorkerCrashed
+from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
+from mlxd.core.request import GenerationRequest, Sampling
+from mlxd.ipc import messages as ipc
 
 
 class Wedged:
@@ -36,3 +44,158 @@ async def test_a_stop_that_is_given_up_leaves_no_process_behind():
     with pytest.raises(asyncio.CancelledError):
         await stopping
     assert process.signals == [signal.SIGKILL]
+
+
+class Ending:
+    """A process that ends when it is told to."""
+
+    pid = 2
+    stderr = ""
+
+    def __init__(self) -> None:
+        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def signal(self, number: signal.Signals) -> None:
+        if not self.ended.done():
+            self.ended.set_result(-number)
+
+
+class Pipe(asyncio.Transport):
+    """Keeps what the daemon says to the worker."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames = ipc.FrameReader()
+        self.said: list[ipc.Down] = []
+
+    def write(self, data: Any) -> None:
+        self.said += [ipc.decode_down(frame) for frame in self.frames.feed(data)]
+
+    def close(self) -> None:
+        pass
+
+
+class Conversation:
+    """A worker without a process: what it is told, and what it says."""
+
+    def __init__(self, budget: ipc.Budget | None = None) -> None:
+        self.process = Ending()
+        process: Any = self.process
+        self.worker = Worker(ModelSpec("/m", 512), "m", SystemClock(), process, budget)
+        self.pipe = Pipe()
+        self.worker.connection_made(self.pipe)
+        self.burial = asyncio.create_task(self.worker._bury())
+
+    def says(self, *messages: ipc.Up) -> None:
+        self.worker.data_received(b"".join(ipc.encode(message) for message in messages))
+
+    async def ends(self, status: int) -> None:
+        self.process.ended.set_result(status)
+        await self.burial
+
+    def of(self, kind: type) -> list[Any]:
+        return [message for message in self.pipe.said if isinstance(message, kind)]
+
+
+def order() -> Order:
+    limits = Limits(60, 60, 60, 1, lambda key: PolicyLine(key, "x", "y"))
+    request = GenerationRequest(model="m", text="x")
+    return Order(
+        request, Sampling(), 100, 50, 500, limits, 0.0, expected_output=77, wait_seconds=3.0
+    )
+
+
+FOOTPRINT = Footprint(1000, ())
+
+
+async def test_a_need_without_an_owner_is_answered_with_what_is_allowed_already():
+    talk = Conversation(ipc.Budget(100, 200, 10))
+    talk.says(ipc.Need(7, 150))
+    assert talk.pipe.said == [ipc.Budget(100, 200, 10, answers=7)]
+    assert talk.worker.budget == ipc.Budget(100, 200, 10)
+
+
+async def test_a_need_is_for_whoever_owns_memory_to_answer():
+    talk = Conversation(ipc.Budget(100, 200, 10))
+    asked: list[ipc.Need] = []
+    talk.worker.on_need = lambda _, need: asked.append(need)
+    talk.says(ipc.Need(7, 150))
+    assert asked == [ipc.Need(7, 150)]
+    assert talk.pipe.said == []
+    talk.worker.set_budget(ipc.Budget(150, 200, 10, answers=7))
+    assert talk.pipe.said == [ipc.Budget(150, 200, 10, answers=7)]
+    assert talk.worker.budget == ipc.Budget(150, 200, 10), "an answer answers once"
+
+
+async def test_what_a_worker_holds_is_what_it_said_last():
+    talk = Conversation()
+    assert talk.worker.memory == ipc.Memory(0, 0, 0)
+    assert Conversation().worker.footprint is None
+    ready = ipc.Ready(True, 5, 5, 1.0, 40, False, False, FOOTPRINT, peak_bytes=60)
+    talk.says(ready)
+    assert talk.worker.memory == ipc.Memory(40, 0, 60)
+    assert talk.worker.footprint == FOOTPRINT
+    talk.says(ipc.Output(1, [], ipc.Memory(50, 5, 70)), ipc.Output(2, []))
+    assert talk.worker.memory == ipc.Memory(50, 5, 70)
+    talk.says(ipc.Pong(1, 1, ipc.Memory(51, 6, 71)))
+    assert talk.worker.memory == ipc.Memory(51, 6, 71)
+    talk.worker.trim()
+    assert talk.pipe.said == [ipc.Trim()]
+
+
+async def test_a_busy_time_is_told_to_whoever_learns():
+    talk = Conversation()
+    seen: list[ipc.Observed] = []
+    talk.says(ipc.Observed(1, 2, 3, 4))
+    talk.worker.on_observed = lambda _, observed: seen.append(observed)
+    talk.says(ipc.Observed(5, 6, 7, 8))
+    assert seen == [ipc.Observed(5, 6, 7, 8)]
+
+
+@pytest.mark.parametrize(
+    ("status", "out_of_memory", "error"),
+    [(71, True, InsufficientMemory), (70, False, WorkerCrashed), (-9, False, WorkerCrashed)],
+)
+async def test_how_a_process_ended_is_known_and_said(status, out_of_memory, error):
+    talk = Conversation()
+    over: list[bool] = []
+    talk.worker.on_end = lambda worker: over.append(worker.out_of_memory)
+    bursts = talk.worker.generate(order())
+    asking = asyncio.ensure_future(anext(bursts))
+    await asyncio.sleep(0)
+    await talk.ends(status)
+    assert over == [out_of_memory]
+    with pytest.raises(error):
+        await asking
+
+
+async def test_the_newest_generation_is_ended_first():
+    talk = Conversation()
+    older, newer = talk.worker.generate(order()), talk.worker.generate(order())
+    asking = [asyncio.ensure_future(anext(bursts)) for bursts in (older, newer)]
+    await asyncio.sleep(0)
+    assert talk.worker.end_newest(InsufficientMemory("memory is short"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert [m.id for m in talk.of(ipc.Cancel)] == [2]
+    talk.says(ipc.Output(1, [ipc.Cancelled(2)]))
+    with pytest.raises(InsufficientMemory):
+        await asking[1]
+    assert not asking[0].done()
+    assert talk.worker.end_newest(InsufficientMemory("still"))
+    assert not talk.worker.end_newest(InsufficientMemory("nobody is left"))
+    talk.says(ipc.Output(2, [ipc.Cancelled(1)]))
+    with pytest.raises(InsufficientMemory):
+        await asking[0]
+
+
+async def test_an_order_says_what_to_keep_memory_for_and_how_long_to_wait():
+    talk = Conversation()
+    async with aclosing(talk.worker.generate(order())) as bursts:
+        asking = asyncio.ensure_future(anext(bursts))
+        await asyncio.sleep(0)
+        (generate,) = talk.of(ipc.Generate)
+        assert (generate.expected_output, generate.wait_seconds) == (77, 3.0)
+        talk.says(ipc.Accepted(1, 3))
+        await asking
+        talk.says(ipc.Output(1, [ipc.Ended(1, "stop", 3, 4, 0, 0.1, 0.2)]))

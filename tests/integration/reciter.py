@@ -1,11 +1,14 @@
-"""A model that recites one text: each token has one successor, and the last ends the answer.
+"""Models that follow a script, in real engine processes.
 
-Its layers add nothing; the embedding is one-hot, and the output layer maps each token to its
-successor. So what it must say is known, in whatever scripts, with characters cut across tokens.
+The reciter recites one text: each token has one successor, and the last ends the answer. Its layers
+add nothing; the embedding is one-hot, and the output layer maps each token to its successor. So
+what it must say is known, in whatever scripts, with characters cut across tokens. The fragile one
+runs code of its own, which finds no memory when a prompt ends with one certain token.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +27,29 @@ def make_reciter(folder: Path) -> Path:
     shape = replace(shape, extra={"tie_word_embeddings": False})
     make_model(folder, shape)
     _write_weights(folder, _successors(folder))
+    return folder
+
+
+FATAL = 77
+_CODE = """
+from mlx_lm.models.llama import Model as Llama, ModelArgs
+
+
+class Model(Llama):
+    def __call__(self, inputs, cache=None, **more):
+        if inputs.tolist()[0][-1] == FATAL:
+            raise ERROR
+        return super().__call__(inputs, cache=cache, **more)
+"""
+
+
+def make_fragile(folder: Path, error: str = "MemoryError('none left')") -> Path:
+    """`error`: what it raises, in Python, when FATAL is the last token it is shown."""
+    make_model(folder, Shape(spread=3.0))
+    code = _CODE.replace("FATAL", str(FATAL)).replace("ERROR", error)
+    (folder / "code.py").write_text(code)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_file": "code.py"}))
     return folder
 
 

@@ -7,11 +7,13 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 import psutil
 
+from mlxd.ipc.messages import launch_of
 from tests.support.daemon import Daemon
 
 Json = dict[str, Any]
@@ -20,6 +22,8 @@ T = TypeVar("T")
 ENDLESS = "tiny-endless"
 PATHS = ("/api/generate", "/api/chat", "/v1/completions", "/v1/chat/completions")
 _POLL = 0.01
+AT_ONCE = "eviction: {protect_recent: 0s, min_residency: 0s}\nreserve: {when_full: refuse}\n"
+"""memory.yaml of a daemon that spares no idle model and lets no load wait."""
 
 
 def body_for(path: str, model: str, prompt: str, *, tokens: int, **sampling: Any) -> Json:
@@ -192,8 +196,9 @@ def workers_of(daemon: Daemon) -> dict[str, int]:
             command = process.cmdline()
         except psutil.NoSuchProcess:  # or it is over and not yet reaped
             continue
-        if "--model" in command:
-            found[command[command.index("--model") + 1].rpartition("/")[2]] = process.pid
+        if "--spec" in command:
+            launch = launch_of(command[command.index("--spec") + 1])
+            found[Path(launch.path).name] = process.pid
     return found
 
 

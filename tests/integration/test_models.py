@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.integration.talking import (
+    AT_ONCE,
     ENDLESS,
     ask,
     body_for,
@@ -43,14 +46,14 @@ def _meaning(daemon: Daemon, name: str) -> str:
     return str(shown["model_info"]["general.basename"])
 
 
-def test_twenty_requests_on_a_cold_model_load_it_once(start: Any) -> None:
+def test_fifty_requests_on_a_cold_model_load_it_once(start: Any) -> None:
     daemon: Daemon = start()
     body = generate("tiny-a", "herd", tokens=3)
-    with ThreadPoolExecutor(20) as pool:
-        texts = {a["response"] for a in pool.map(lambda _: ask(daemon, body), range(20))}
+    with ThreadPoolExecutor(50) as pool:
+        texts = {a["response"] for a in pool.map(lambda _: ask(daemon, body), range(50))}
     assert len(texts) == 1
     assert spawned(daemon, "tiny-a") == 1
-    assert cached(daemon)["tiny-a"]["use_count"] == 20
+    assert cached(daemon)["tiny-a"]["use_count"] == 50
     assert len(daemon.workers()) == 1
 
 
@@ -80,7 +83,7 @@ def test_a_link_and_an_alias_share_the_worker_of_their_folder(
 
 
 def test_the_least_recently_used_is_evicted_and_one_in_use_never(start: Any, zoo: Path) -> None:
-    daemon: Daemon = start({"models": f"dirs: [{zoo}]\nmax_loaded: 1\n"})
+    daemon: Daemon = start({"models": f"dirs: [{zoo}]\nmax_loaded: 1\n", "memory": AT_ONCE})
     say(daemon, "tiny-a", "x", tokens=2)
     with held(daemon) as stream:
         assert set(cached(daemon)) == {ENDLESS}, "the idle one made room"
@@ -100,7 +103,7 @@ def test_the_least_recently_used_is_evicted_and_one_in_use_never(start: Any, zoo
 
 
 def test_of_two_idle_models_the_one_used_longer_ago_goes(start: Any, zoo: Path) -> None:
-    daemon: Daemon = start({"models": f"dirs: [{zoo}]\nmax_loaded: 2\n"})
+    daemon: Daemon = start({"models": f"dirs: [{zoo}]\nmax_loaded: 2\n", "memory": AT_ONCE})
     for model in ("tiny-a", "tiny-b", "tiny-a"):
         say(daemon, model, "x", tokens=2)
     say(daemon, ENDLESS, "x", tokens=2)
@@ -189,6 +192,32 @@ def test_mlxd_models_names_folders_too(start: Any, models: Path) -> None:
     assert {"tiny-a", "tiny-b"} <= set(_tags(daemon))
 
 
+def _break_files(folder: Path, whole: Path) -> None:
+    """More models, each with one file that is not what its name says."""
+    names = ("overlap", "missing-shard", "pipe", "looped-file", "dangling-blob", "short-by-one")
+    for name in (*names, "needs-code", "changed-bytes"):
+        shutil.copytree(whole, folder / name)
+    weights = {name: folder / name / "model.safetensors" for name in names}
+    raw = weights["overlap"].read_bytes()
+    end = 8 + int.from_bytes(raw[:8], "little")
+    moved = re.sub(rb'"data_offsets":\[[1-9]', rb'"data_offsets":[0', raw[8:end], count=1)
+    weights["overlap"].write_bytes(raw[:8] + moved + raw[end:])
+    index = {"weight_map": {"w": "model.safetensors", "x": "model-00002-of-00002.safetensors"}}
+    (folder / "missing-shard" / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in ("pipe", "looped-file", "dangling-blob"):
+        weights[name].unlink()
+    os.mkfifo(weights["pipe"])
+    weights["looped-file"].symlink_to("model.safetensors")
+    weights["dangling-blob"].symlink_to("../blobs/gone")
+    weights["short-by-one"].write_bytes(raw[:-1])
+    config = folder / "needs-code" / "config.json"
+    config.write_text(config.read_text().replace("{", '{"model_file": "own.py",', 1))
+    (folder / "needs-code" / "own.py").touch()
+    (folder / "changed-bytes" / "SHA256SUMS").write_text(f"{'0' * 64}  model.safetensors\n")
+    (folder / "a-gguf").mkdir()
+    (folder / "a-gguf" / "x.gguf").touch()
+
+
 @pytest.fixture
 def broken(models: Path, tmp_path: Path) -> Path:
     """A folder with one good model and one of each kind of broken ones."""
@@ -205,12 +234,17 @@ def broken(models: Path, tmp_path: Path) -> Path:
     header = folder / "huge-header" / "model.safetensors"
     header.write_bytes((2**62).to_bytes(8, "little") + b"{}")
     (folder / "no-weights" / "model.safetensors").unlink()
+    _break_files(folder, models / "tiny-a")
     config = folder / "odd-type" / "config.json"
     config.write_text(config.read_text().replace('"llama"', '"no-such-architecture"'))
     return folder
 
 
-UNAVAILABLE = ["truncated", "no-config", "bad-config", "huge-header", "no-weights", "dangling"]
+UNAVAILABLE = [
+    *("truncated", "no-config", "bad-config", "huge-header", "no-weights", "dangling", "overlap"),
+    *("missing-shard", "pipe", "looped-file", "dangling-blob", "short-by-one", "needs-code"),
+    "a-gguf",
+]
 
 
 def test_broken_folders_are_listed_as_unavailable_and_the_others_work(
@@ -226,12 +260,15 @@ def test_broken_folders_are_listed_as_unavailable_and_the_others_work(
         assert refused.status_code == 503, name
         assert refused.headers["x-mlxd-code"] == "model_load_failed"
         assert str(broken) not in refused.text
-    assert any("truncated" in warning for warning in daemon.health()["warnings"])
+    warnings = "\n".join(daemon.health()["warnings"])
+    assert all(f"model {name} is unavailable" in warnings for name in UNAVAILABLE[:-1])
+    assert "a-gguf" not in warnings, "nothing is wrong with it"
     listed = [model["id"] for model in daemon.http.get("/v1/models").json()["data"]]
     assert "good" in listed
     assert not set(UNAVAILABLE) & set(listed)
     assert not daemon.workers(), "a broken model was given to a worker"
     assert say(daemon, "good", "x", tokens=3)
+    assert say(daemon, "changed-bytes", "x", tokens=3), "no policy asks for every byte"
     for path in ("/api/generate", "/v1/chat/completions"):
         body = body_for(path, "odd-type", "x", tokens=2) | {"stream": True}
         refused = daemon.http.post(path, json=body)
@@ -240,6 +277,85 @@ def test_broken_folders_are_listed_as_unavailable_and_the_others_work(
         assert "Traceback" not in refused.text
         assert str(broken) not in refused.text
     assert say(daemon, "good", "x", tokens=3)
+
+
+def test_where_policy_wants_every_byte_checked_a_changed_one_is_not_loaded(
+    start: Any, broken: Path
+) -> None:
+    policy = f"dirs: [{broken}]\ndefaults: {{verify: sha256}}\n"
+    daemon: Daemon = start({"models": policy})
+    refused = daemon.http.post("/api/generate", json=generate("changed-bytes", "x", tokens=2))
+    assert refused.status_code == 503
+    assert "recorded checksum" in refused.json()["error"]
+    assert "recorded checksum" in _tags(daemon)["changed-bytes"]["unavailable"]
+    assert not daemon.workers()
+    assert say(daemon, "good", "x", tokens=3)
+
+
+def _hub_cache(root: Path, repository: str, model: Path) -> None:
+    """As huggingface_hub lays out one revision: its files are links to blobs."""
+    folder = root / f"models--{repository.replace('/', '--')}"
+    snapshot = folder / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0123abcd")
+    (folder / "blobs").mkdir()
+    for number, file in enumerate(sorted(model.iterdir())):
+        shutil.copy(file, folder / "blobs" / f"{number}")
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+
+
+def test_names_as_people_type_them_are_served(start: Any, models: Path, tmp_path: Path) -> None:
+    """A short name, a hub's cache, aliases with `*`, and what two models could mean."""
+    folder, hub = tmp_path / "mine", tmp_path / "hub"
+    folder.mkdir()
+    for size in ("1B", "3B"):
+        (folder / f"Tiny-Llama-{size}-Instruct-4bit").symlink_to(models / "tiny-a")
+    (folder / "Tiny-Llama-3B-Instruct-8bit").symlink_to(models / "tiny-b")
+    _hub_cache(hub, "some-org/Small-Coder-0.5B-Instruct-8bit", models / "tiny-b")
+    policy = (
+        f"dirs: [{folder}, {hub}]\nmodels:\n"
+        "  'tiny-llama:1b': {aliases: ['claude-*'], sampling: {temperature: 0, top_k: 5}}\n"
+        "chains: {coding: ['small-coder:0.5b']}\n"
+    )
+    daemon: Daemon = start({"models": policy})
+    first = say(daemon, "Tiny-Llama-1B-Instruct-4bit", "one", tokens=8)
+    other = say(daemon, "some-org/Small-Coder-0.5B-Instruct-8bit", "one", tokens=8)
+    assert first != other
+    for name in ("tiny-llama:1b", "claude-opus-4.5", "TinyLlama:1b"):
+        assert say(daemon, name, "one", tokens=8) == first, name
+    for name in ("small-coder:0.5b", "small-coder", "coding"):
+        assert say(daemon, name, "one", tokens=8) == other, name
+    assert len(daemon.workers()) == 2
+    for path in ("/api/generate", "/v1/chat/completions"):
+        body = body_for(path, "tiny-llama:3b", "x", tokens=2)
+        refused = daemon.http.post(path, json=body)
+        assert refused.status_code == 404
+        both = "Tiny-Llama-3B-Instruct-4bit or Tiny-Llama-3B-Instruct-8bit"
+        assert both in refused.text
+    shown = daemon.http.post("/api/show", json={"model": "claude-x"}).json()
+    assert (shown["short_name"], shown["aliases"]) == ("tiny-llama:1b", ["claude-*"])
+    assert shown["source"] == "folder"
+    assert "top_k" in shown["parameters"]
+    told = daemon.http.get("/api/models/small-coder:0.5b")
+    assert (told.json()["path"], told.json()["source"]) == (
+        "Small-Coder-0.5B-Instruct-8bit",
+        "huggingface",
+    )
+    assert str(tmp_path) not in told.text
+    assert str(tmp_path) not in str(shown)
+
+
+def test_sampling_that_policy_gives_a_model_counts_where_a_request_says_nothing(
+    start: Any, zoo: Path
+) -> None:
+    policy = f"dirs: [{zoo}]\nmodels: {{tiny-b: {{sampling: {{temperature: 0}}}}}}\n"
+    daemon: Daemon = start({"models": policy})
+    greedy = say(daemon, "tiny-b", "same", tokens=24)
+    body = {"model": "tiny-b", "prompt": "same", "options": {"num_predict": 24}}
+    assert ask(daemon, body)["response"] == greedy
+    hot = body | {"options": {"num_predict": 24, "temperature": 50, "seed": 1}}
+    assert ask(daemon, hot)["response"] != greedy, "the client's word comes first"
 
 
 def test_a_truncated_folder_can_be_used_once_it_is_whole(

@@ -24,6 +24,7 @@ from mlxd.ipc.messages import (
     Ended,
     FrameReader,
     Generate,
+    Launch,
     LoadFailed,
     Logprob,
     Memory,
@@ -43,6 +44,8 @@ from mlxd.ipc.messages import (
     decode_down,
     decode_up,
     encode,
+    launch_of,
+    launch_words,
 )
 
 REQUEST = GenerationRequest(
@@ -132,3 +135,8 @@ def test_what_is_no_message_is_broken(frame):
 def test_a_value_no_message_can_carry_is_named(value):
     with pytest.raises(Unsendable):
         encode(Output(1, [Call(1, "f", {"a": value})]))
+
+
+def test_a_launch_is_one_word_of_a_command_line():
+    launch = Launch("/m odels/я", 512, adapter="/a", kv_bits=8, budget=Budget(1, 2, 3), turns="/t")
+    assert launch_of(launch_words(launch)) == launch

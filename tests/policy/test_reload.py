@@ -301,13 +301,13 @@ async def test_a_model_of_any_name_can_be_declared_explained_and_warned_of(
 ) -> None:
     reloader = ground.start()
     written = name.replace("'", "''")
-    ground.write(models=f"models:\n  '{written}': {{ttl: 1m, trust_remote_code: true}}\n")
+    ground.write(models=f"models:\n  '{written}': {{ttl: 1m, draft: other}}\n")
     outcome = await reloader.reload("admin")
     assert outcome.result == "applied", outcome
     key = dotted(("models", "models", name, "ttl"))
     assert ground.current.value(key) == 60.0
     assert [value["value"] for value in explain(ground.current, key)] == ["1m"]
-    assert any("trust_remote_code" in warning for warning in ground.current.warnings())
+    assert any("draft" in warning for warning in ground.current.warnings())
 
 
 class TestOverrides:

@@ -24,8 +24,8 @@ def card_of(folder: Path, config: dict[str, Any], shape: list[int]) -> ModelCard
     """As the catalogue has it: read, and named after its folder."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"} | config))
-    header = json.dumps({"w": {"dtype": "F16", "shape": shape}}).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    header = json.dumps({"w": {"dtype": "F16", "shape": shape, "data_offsets": [0, 2]}}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0")
     return replace(read_card(folder, folder.name), name=folder.name)
 
 

@@ -1,3 +1,4 @@
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -15,6 +16,7 @@ from mlxd.server.edge import (
     host_allowed,
     origin_allowed,
 )
+from mlxd.server.errors import in_ollama
 from mlxd.server.parts import Parts
 
 HOSTS = load().clients.hosts.allow
@@ -100,6 +102,34 @@ def test_headers_are_measured_together():
     EDGE._check_headers(asked(limit, **{f"X_{n}": "x" * 100 for n in range(5)}))
     with pytest.raises(HeadersTooLarge, match="larger than 1024 bytes"):
         EDGE._check_headers(asked(limit, **{f"X_{n}": "x" * 100 for n in range(10)}))
+
+
+class OutOfMemory:
+    """An endpoint for which there is no memory."""
+
+    render_error = staticmethod(in_ollama)
+
+    async def __call__(self, request):
+        raise MemoryError
+
+
+class Guard:
+    def __init__(self):
+        self.emergencies = []
+
+    def emergency(self, why):
+        self.emergencies.append(why)
+
+
+async def test_no_memory_for_a_request_is_a_503_and_an_emergency():
+    guard = Guard()
+    endpoint = OutOfMemory()
+    edge = Edge(cast("Parts", SimpleNamespace(guard=guard)), lambda *_: endpoint, walls=False)
+    answer = await edge._answer(asked(Host="localhost"))
+    assert answer.status == 503
+    assert answer.headers["X-Mlxd-Code"] == "insufficient_memory"
+    assert answer.headers["Retry-After"] == "10"
+    assert guard.emergencies == ["the daemon found no memory for a request"]
 
 
 def test_an_answer_names_the_generation_it_was_given_under():

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.ipc.messages import (
     Accepted,
@@ -20,6 +22,10 @@ from mlxd.ipc.messages import (
     Ended,
     FrameReader,
     Generate,
+    Launch,
+    Memory,
+    Need,
+    Observed,
     Output,
     Pong,
     Reasoning,
@@ -28,6 +34,7 @@ from mlxd.ipc.messages import (
     Up,
     decode_up,
     encode,
+    launch_words,
 )
 
 GREEDY = Sampling(temperature=0.0)
@@ -73,19 +80,28 @@ class Told:
 class WorkerProcess:
     """Spawns `python -m mlxd.worker`; `first` is its Ready or LoadFailed."""
 
-    def __init__(self, model: Path, *, context: int = 4096, wait: bool = True) -> None:
+    def __init__(self, model: Path, *, context: int = 4096, wait: bool = True, **more: Any) -> None:
+        """`more` of its `Launch`."""
+        launch = Launch(path=str(model), context=context, **more)
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "mlxd.worker", "--fd", str(theirs.fileno()),
-                       "--model", str(model), "--context", str(context)]  # fmt: skip
+                       "--spec", launch_words(launch)]  # fmt: skip
             self.process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, env=dict(os.environ)
+                command,
+                pass_fds=[theirs.fileno()],
+                stderr=subprocess.PIPE,
+                env=dict(os.environ),
+                start_new_session=True,
             )
         ours.settimeout(50)
         self.socket = ours
         self.told: dict[int, Told] = defaultdict(Told)
         self.outputs = 0
         self.pongs: list[Pong] = []
+        self.needs: list[Need] = []
+        self.observed: list[Observed] = []
+        self.memories: list[Memory] = []
         self._reader = FrameReader()
         self._next_id = 1
         if wait:
@@ -117,12 +133,16 @@ class WorkerProcess:
         max_prompt: int = 1 << 20,
         max_output: int = 1 << 20,
         context: int = 1 << 20,
+        expected_output: int = 1024,
+        wait_seconds: float = 300.0,
         **request: Any,
     ) -> int:
         """Send one request and return its id."""
         id = self._next_id
         self._next_id += 1
-        self.send(self.message(id, sampling, max_prompt, max_output, context, **request))
+        message = self.message(id, sampling, max_prompt, max_output, context, **request)
+        reserve = {"expected_output": expected_output, "wait_seconds": wait_seconds}
+        self.send(structs.replace(message, **reserve))
         return id
 
     def message(
@@ -161,8 +181,14 @@ class WorkerProcess:
                 self.told[message.id].refused = message
             case Pong():
                 self.pongs.append(message)
+            case Need():
+                self.needs.append(message)
+            case Observed():
+                self.observed.append(message)
             case Output():
                 self.outputs += 1
+                if message.memory is not None:
+                    self.memories.append(message.memory)
                 for id in message.started:
                     self.told[id].started += 1
                 for piece in message.pieces:

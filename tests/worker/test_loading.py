@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from mlxd.worker.refusal import LoadError
-from tests.support.model_maker import HYBRID, UNMERGEABLE, Shape, make_model
+from tests.support.model_maker import (
+    HYBRID,
+    TOOL_TEMPLATE,
+    TOOLS,
+    UNMERGEABLE,
+    Shape,
+    make_model,
+)
 from tests.worker.conftest import MakeModel
 
 pytestmark = pytest.mark.mlx
@@ -94,3 +101,87 @@ def test_what_a_model_is_found_to_be(model_of: MakeModel):
     assert (loaded.vocabulary, loaded.width, loaded.batchable) == (512, 512, True)
     assert not load(model_of(replace(UNMERGEABLE, spread=3.0))).batchable
     assert load(model_of(replace(HYBRID, spread=3.0))).batchable
+
+
+def make_adapter(folder: Path, model: Path, *, size: int = 64) -> Path:
+    """A LoRA adapter for the queries of the last layer; its numbers are not small."""
+    import mlx.core as mx
+
+    folder.mkdir(parents=True)
+    config = {
+        "fine_tune_type": "lora",
+        "num_layers": 1,
+        "lora_parameters": {
+            "rank": 4, "scale": 20.0, "dropout": 0.0, "keys": ["self_attn.q_proj"],
+        },
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    name = "model.layers.1.self_attn.q_proj"
+    weights = {f"{name}.lora_a": mx.ones((size, 4)), f"{name}.lora_b": mx.ones((4, 64))}
+    mx.save_safetensors(str(folder / "adapters.safetensors"), weights)
+    return folder
+
+
+def test_an_adapter_changes_what_the_model_says(model_of: MakeModel, tmp_path: Path):
+    import mlx.core as mx
+
+    from mlxd.worker.loading import load
+
+    folder = model_of(Shape(spread=3.0))
+    adapter = make_adapter(tmp_path / "a", folder)
+    prompt = mx.array([[5, 6, 7]])
+    plain, adapted = load(folder).model(prompt), load(folder, adapter=adapter).model(prompt)
+    assert not mx.allclose(plain, adapted)
+
+
+def no_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").unlink()
+
+
+def no_adapter_weights(folder: Path) -> None:
+    (folder / "adapters.safetensors").unlink()
+
+
+def another_models_adapter(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+    make_adapter(folder, folder, size=99)
+
+
+@pytest.mark.parametrize("harm", [no_adapter, no_adapter_weights, another_models_adapter])
+def test_an_adapter_that_cannot_be_put_on_says_why(model_of: MakeModel, tmp_path: Path, harm):
+    from mlxd.worker.loading import load
+
+    adapter = make_adapter(tmp_path / "secret place" / "a", tmp_path)
+    harm(adapter)
+    with pytest.raises(LoadError, match="the adapter: ") as caught:
+        load(model_of(Shape(spread=3.0)), adapter=adapter)
+    assert "secret place" not in str(caught.value)
+
+
+@pytest.mark.parametrize("own_file", [False, True])
+def test_a_given_chat_template_goes_before_the_models_own(tmp_path: Path, own_file: bool):
+    from mlxd.worker.loading import load
+    from mlxd.worker.markup import Markup
+
+    folder = make_model(tmp_path / "m", Shape(markers=TOOLS))
+    if own_file:
+        (folder / "chat_template.jinja").write_text("from the folder")
+    template = tmp_path / "t.jinja"
+    template.write_text(TOOL_TEMPLATE + "привет")
+    plain, other = load(folder), load(folder, template=template)
+    messages = [{"role": "user", "content": "hi"}]
+    text = other.tokenizer.apply_chat_template(messages, tokenize=False)
+    assert text.endswith("привет")
+    assert text != plain.tokenizer.apply_chat_template(messages, tokenize=False)
+    assert Markup(other.tokenizer).tools, "which calls it makes is read off the template in force"
+    assert not Markup(plain.tokenizer).tools
+
+
+def test_a_chat_template_that_is_not_there_says_so(model_of: MakeModel, tmp_path: Path):
+    from mlxd.worker.loading import load
+
+    with pytest.raises(LoadError, match="the tokenizer: ") as caught:
+        load(model_of(Shape()), template=tmp_path / "secret place" / "t.jinja")
+    assert "secret place" not in str(caught.value)

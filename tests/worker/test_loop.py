@@ -5,29 +5,41 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
+from mlxd.core.footprint import Footprint, LayerGroup
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.ipc.messages import (
     Accepted,
+    Budget,
     Cancel,
     Cancelled,
     Ended,
+    Memory,
+    Need,
+    Observed,
     Output,
     Refused,
     Shutdown,
     Text,
+    Trim,
     Up,
 )
+from mlxd.worker.budget import Ledger
 from mlxd.worker.engine import Prompt, Step
 from mlxd.worker.job import Job, Progress
 from mlxd.worker.stops import StopStrings
+from mlxd.worker.turns import Turns
 
 pytestmark = pytest.mark.mlx
+
+KIB = 1024
+FOOTPRINT = Footprint(weights_bytes=100 * KIB, groups=(LayerGroup(1, token_bytes=4),))
+"""A sequence takes a KiB for each 256 tokens, and nothing else."""
 
 
 @dataclass
@@ -118,23 +130,72 @@ def job(id: int, *, tokens: int = 5, max_tokens: int = 4, **sampling: Any) -> Jo
     return Job(id, request, Sampling(**sampling), [tokens], max_tokens, False, StopStrings(()))
 
 
-def run(engine: Script, *batches: list[Any]) -> Wire:
-    """Each batch is seen before a step; after the last, the loop runs dry and shuts down."""
+class Heap:
+    """An allocator that holds what it is told to."""
+
+    def __init__(self, active: int = 0) -> None:
+        self.held = active
+        self.budgets: list[Budget] = []
+        self.trims = 0
+        self.resets = 0
+
+    def apply(self, budget: Budget) -> None:
+        self.budgets.append(budget)
+
+    def active(self) -> int:
+        return self.held
+
+    def measure(self) -> Memory:
+        return Memory(self.held, 0, self.held)
+
+    def trim(self) -> None:
+        self.trims += 1
+
+    def reset_peak(self) -> None:
+        self.resets += 1
+
+
+def run(
+    engine: Script,
+    *batches: list[Any] | None,
+    heap: Heap | None = None,
+    budget: Budget | None = None,
+    paced: bool = False,
+) -> Wire:
+    """All batches are seen at once, or `paced`: one before each step, where None is a time in
+    which nothing comes. After the last, the loop runs dry and shuts down.
+    """
     from mlxd.worker.loop import Loop
+    from mlxd.worker.making import Maker
 
     wire = Wire()
     waiting = list(batches)
 
     class Inbox(queue.SimpleQueue[Any]):
+        gave = False
+
         def empty(self) -> bool:
-            return not waiting
+            gave, self.gave = self.gave, False
+            return not waiting or gave
 
         def get(self, block: bool = True, timeout: float | None = None) -> Any:
-            return waiting.pop(0) if waiting else [Shutdown()]
+            self.gave = paced
+            batch = waiting.pop(0) if waiting else [Shutdown()]
+            if batch is None:
+                raise queue.Empty
+            return batch
 
     loop: Any = Loop
+    maker: Any = Maker
     loop(
-        engine, wire, Inbox(), Progress(), detokenizers=Letters(), markup=Plain(), vocabulary=64
+        engine,
+        wire,
+        Inbox(),
+        Progress(),
+        maker=maker(Letters(), Plain(), 64),
+        ledger=Ledger(FOOTPRINT, 32, budget),
+        allocator=heap or Heap(),
+        turns=Turns(None),
     ).run()
     return wire
 
@@ -174,30 +235,49 @@ def test_what_the_engine_raises_is_not_caught_here():
         run(Script(breaks_at=2), [job(1)])
 
 
-def test_a_defect_ends_the_process_with_70(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError("no"), 70),
+        (RuntimeError("[METAL] Command buffer execution failed: timeout"), 70),
+        (MemoryError("no"), 71),
+        (RuntimeError("[metal::malloc] Resource limit (499000) exceeded."), 71),
+        (RuntimeError("[malloc] Unable to allocate 123 bytes."), 71),
+        (RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory"), 71),
+    ],
+)
+def test_a_defect_ends_the_process_with_70_and_want_of_memory_with_71(
+    monkeypatch, capsys, error, status
+):
     from mlxd.worker import __main__ as worker
+
+    said: list[str] = []
 
     class Broken:
         def run(self) -> None:
-            raise MemoryError("no")
+            raise error
+
+        def last_words(self) -> None:
+            said.append("last words")
 
     def leave(status: int) -> None:
         raise SystemExit(status)
 
-    monkeypatch.setattr(worker, "_arguments", lambda: None)
-    monkeypatch.setattr(worker, "_start", lambda _: Broken())
+    monkeypatch.setattr(worker, "_arguments", lambda: (0, None))
+    monkeypatch.setattr(worker, "_start", lambda *_: Broken())
     monkeypatch.setattr("os._exit", leave)
     with pytest.raises(SystemExit) as caught:
         worker.main()
-    assert caught.value.code == 70
-    assert "MemoryError" in capsys.readouterr().err
+    assert caught.value.code == status
+    assert type(error).__name__ in capsys.readouterr().err
+    assert bool(said) == (status == 71)
 
 
 def test_memory_is_reported_now_and_then():
     wire = run(Script(), [job(1, max_tokens=130)])
     reported = [m.step for m in wire.of(Output) if m.memory]
-    assert len(reported) <= 3
-    assert len(wire.of(Output)) == 130
+    assert reported == [1, 65, 129, 130]
+    assert len(wire.of(Output)) == 131, "each step, and the rest after them"
 
 
 def test_what_starts_is_said_with_the_step_and_times_count_from_there():
@@ -214,3 +294,159 @@ def test_what_starts_is_said_with_the_step_and_times_count_from_there():
     wire = run(Slow(), [job(4)], [job(7)])
     assert [m.started for m in wire.of(Output) if m.started] == [[4, 7]]
     assert all(ended.prefill_seconds < 0.1 for ended in wire.of(Ended))
+
+
+def allowed(kib: int, *, most: int = 0, answers: int = 0) -> Budget:
+    """Of so many KiB beside the weights."""
+    return Budget((100 + kib) * KIB, (100 + most) * KIB if most else 0, 7, answers=answers)
+
+
+def long(id: int, tokens: int, **more: Any) -> Job:
+    return replace(job(id), tokens=[5] * tokens, expected_output=4, **more)
+
+
+def turns(engine: Script, *batches: list[Any] | None, **more: Any) -> Wire:
+    return run(engine, *batches, paced=True, **more)
+
+
+class Endless(Script):
+    """Its sequences end at their own length, not at that of the script."""
+
+    def step(self) -> Step:
+        step = super().step()
+        tokens = [replace(token, finish_reason=None) for token in step.tokens]  # type: ignore[type-var]
+        return Step(tokens, step.started)
+
+
+def test_a_job_that_does_not_fit_waits_until_another_leaves():
+    engine = Script()
+    wire = turns(
+        engine,
+        [job(1), long(2, 1300)],
+        [allowed(4, answers=2)],
+        [],
+        [allowed(8)],
+        budget=allowed(4),
+    )
+    assert [(m.id, m.bytes) for m in wire.of(Need)] == [(2, 112 * KIB)]
+    assert [m.id for m in wire.of(Accepted)] == [1, 2]
+    assert [p.id for p in wire.of(Ended)] == [1, 2]
+    assert engine.largest == 1
+
+
+def test_a_job_that_waits_is_cancelled():
+    engine = Script()
+    wire = turns(engine, [long(1, 1300)], [Cancel(1)], budget=allowed(4))
+    assert [p.id for p in wire.of(Cancelled)] == [1]
+    assert not wire.of(Accepted)
+    assert engine.steps == 0
+
+
+def test_a_worker_with_waiting_jobs_shuts_down():
+    wire = turns(Script(), [long(1, 1300)], budget=allowed(4))
+    assert not wire.of(Refused)
+
+
+def test_a_job_that_waits_while_nothing_runs_gives_signs_of_life(monkeypatch):
+    from mlxd.worker import loop
+
+    monkeypatch.setattr(loop, "SIGN_OF_LIFE_SECONDS", 0.0)
+    wire = turns(Script(), [long(1, 1300)], None, None, budget=allowed(4))
+    assert len(wire.of(Output)) == 2
+    assert not wire.of(Observed), "it is not idle"
+
+
+def test_a_job_whose_need_is_denied_is_refused_with_numbers():
+    wire = turns(Script(), [long(1, 1300)], [allowed(4, answers=1)], budget=allowed(4))
+    (refused,) = wire.of(Refused)
+    assert refused.code == "insufficient_memory"
+    assert (refused.needed_bytes, refused.available_bytes) == (106 * KIB, 104 * KIB)
+
+
+def test_a_job_waits_no_longer_than_it_may():
+    wire = turns(
+        Endless(),
+        [job(1), long(2, 1300, wait_seconds=0.0)],
+        [allowed(4, answers=2)],
+        [Cancel(1)],
+        budget=allowed(4),
+    )
+    assert [m.id for m in wire.of(Refused)] == [2]
+
+
+def test_an_answer_ends_with_length_where_its_reservation_cannot_grow():
+    longer = replace(job(1), max_tokens=5000, expected_output=10)
+    wire = turns(Endless(), [longer], budget=allowed(2))
+    (ended,) = wire.of(Ended)
+    assert ended.reason == "length"
+    assert ended.completion_tokens == 256
+    assert len(wire.of(Text)) == ended.completion_tokens
+    assert [m.id for m in wire.of(Need)] == [1]
+
+
+def test_a_budget_reaches_the_allocator_and_a_trim_frees():
+    heap = Heap()
+    given = allowed(9)
+    wire = turns(Script(), [given], [Trim()], heap=heap)
+    assert heap.budgets == [given]
+    assert heap.trims == 1
+    assert [m.memory for m in wire.of(Output)] == [Memory(0, 0, 0)]
+
+
+def test_a_busy_time_is_observed_once_the_engine_is_idle():
+    heap = Heap(active=123 * KIB)
+    wire = turns(Script(), [job(1), job(2)], [], [], [], [], heap=heap)
+    (observed,) = wire.of(Observed)
+    assert observed == Observed(102 * KIB, 123 * KIB, 2, 5)
+    assert heap.resets == 1
+    assert heap.trims == 1
+    assert wire.of(Output)[-1].memory is not None, "what it holds now that it rests"
+
+
+def test_each_busy_time_begins_a_new_peak():
+    heap = Heap()
+    wire = turns(Script(), [job(1)], [], [], [], [job(2)], heap=heap)
+    assert len(wire.of(Observed)) == 2
+    assert heap.resets == 2
+
+
+def test_held_beyond_the_budget_first_frees_then_ends_the_newest():
+    heap = Heap(active=109 * KIB)
+    engine = Endless()
+    wire = turns(
+        engine,
+        [job(1), job(2)],
+        *[[]] * 16,
+        [Cancel(1)],
+        heap=heap,
+        budget=allowed(8),
+    )
+    assert heap.trims >= 2
+    (refused,) = wire.of(Refused)
+    assert (refused.id, refused.code) == (2, "insufficient_memory")
+    assert (refused.needed_bytes, refused.available_bytes) == (109 * KIB, 108 * KIB)
+    assert [p.id for p in wire.of(Cancelled)] == [1]
+    assert len([p for p in wire.of(Text) if p.id == 2]) == 16
+    assert not engine.running
+
+
+def test_what_is_held_within_the_budget_ends_nobody():
+    wire = turns(
+        Endless(), [job(1)], *[[]] * 40, [Cancel(1)], heap=Heap(108 * KIB), budget=allowed(8)
+    )
+    assert not wire.of(Refused)
+
+
+def test_what_was_promised_may_be_held_after_the_budget_is_lowered():
+    heap = Heap(active=101 * KIB)
+    wire = turns(
+        Endless(), [job(1)], [allowed(0)], *[[]] * 40, [Cancel(1)], heap=heap, budget=allowed(8)
+    )
+    assert not wire.of(Refused)
+
+
+def test_a_job_that_the_engine_refuses_gives_its_memory_back():
+    wire = turns(Script(refuse=9), [job(1, tokens=9)], [long(2, 1300)], budget=allowed(6))
+    assert [m.id for m in wire.of(Refused)] == [1]
+    assert [p.id for p in wire.of(Ended)] == [2]
+    assert not wire.of(Need)

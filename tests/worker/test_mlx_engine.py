@@ -128,7 +128,8 @@ class Spy:
 
 @pytest.mark.parametrize("decoding", [False, True])
 def test_a_step_prefills_a_bounded_number_of_tokens(model, decoding):
-    from mlxd.worker.mlx_engine import PREFILL_ALONE, PREFILL_BESIDE_DECODE, MlxEngine
+    from mlxd.core.footprint import PREFILL_ALONE, PREFILL_BESIDE_DECODE
+    from mlxd.worker.mlx_engine import MlxEngine
 
     spy = Spy(model)
     engine = MlxEngine(spy, [])
@@ -158,7 +159,8 @@ def test_eight_prompts_of_two_hundred_tokens_are_one_chunk(model):
 
 
 def test_a_short_prompt_among_long_ones_does_not_wait_for_them(model):
-    from mlxd.worker.mlx_engine import PREFILL_ALONE, PREFILL_BESIDE_DECODE, MlxEngine
+    from mlxd.core.footprint import PREFILL_ALONE, PREFILL_BESIDE_DECODE
+    from mlxd.worker.mlx_engine import MlxEngine
 
     spy = Spy(model)
     engine = MlxEngine(spy, [])
@@ -169,10 +171,11 @@ def test_a_short_prompt_among_long_ones_does_not_wait_for_them(model):
 
 
 def test_each_sequence_is_said_to_start_once_when_its_prefill_begins(model):
-    from mlxd.worker.mlx_engine import PREFILL_BATCH, MlxEngine
+    from mlxd.core.footprint import PREFILL_ROWS
+    from mlxd.worker.mlx_engine import MlxEngine
     from mlxd.worker.serial import SerialEngine
 
-    for make, together in ((MlxEngine, PREFILL_BATCH), (SerialEngine, 1)):
+    for make, together in ((MlxEngine, PREFILL_ROWS), (SerialEngine, 1)):
         engine: Engine = make(model, [])
         uids = engine.insert([prompt(n, 30 * n + 1, max_tokens=5) for n in range(12)])
         engine.remove(uids[10:11])

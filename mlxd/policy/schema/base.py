@@ -6,6 +6,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -66,6 +67,7 @@ class Takes:
 
 _HOST_NAME = re.compile(r"(?![0-9.]+$)[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _NETWORK = r"[0-9A-Fa-f:.]+(?:/[0-9]{1,3})?"
+_URL = r"https?://[^/?#@\s]+(?:/[^?#@\s]*)?"
 _HEADER = r"[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?"
 
 
@@ -119,7 +121,23 @@ def _header_key(text: str) -> str:
     return text
 
 
+def _url(text: str) -> str:
+    """Not quoted when it is refused: somebody may have written a password into it."""
+    expected = "expected http:// or https://, a host, and at most a port and a path"
+    try:
+        url = urlsplit(text)
+        fits = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        fits = False
+        url = urlsplit("")
+    if not fits or not re.fullmatch(_URL, text):
+        raise ValueError(expected)
+    _host(url.hostname or "")
+    return text
+
+
 Host = Annotated[str, AfterValidator(_host), Takes("an address or a host name", "^[^/]+$")]
+Url = Annotated[str, AfterValidator(_url), Takes("a URL", f"^{_URL}$")]
 Name = Annotated[str, AfterValidator(_name), Takes("a name", "^[^\\n]{1,350}$")]
 Folder = Annotated[
     str, AfterValidator(_folder), Takes("an absolute path, or one under ~/", "^(?:/|~/|~$)")

@@ -178,6 +178,12 @@ class Clients(Policy):
     auth: Auth = section("API keys.")
     hosts: Hosts = section("The guard against DNS rebinding.")
     cors: Cors = section("Web pages of other origins.")
+    manage_models: Literal["loopback", "never", "any"] = field(
+        "loopback", "Who may pull, copy and delete models over HTTP, as Ollama's API has it: "
+        "loopback is this machine while only it can reach the daemon, not through a proxy; never "
+        "leaves it to `mlxd` on the admin socket. Loading and unloading is everybody's.",
+        example="never",
+    )  # fmt: skip
     trusted_proxies: Networks = field(
         (), "Networks of proxies whose X-Forwarded-For is believed.",
         enforced=False, example='[127.0.0.1, 10.0.0.0/8, "fd00::/8"]',

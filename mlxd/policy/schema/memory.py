@@ -103,27 +103,27 @@ class Watermarks(Policy):
 class Eviction(Policy):
     strategy: Literal["lru"] = field(
         "lru", "Which idle model goes first: the one unused for longest. One in use, loading or "
-        "used in the last 30 s never goes, a pinned one last.",
-        enforced=False, example="lru",
+        "used within `protect_recent` never goes, a pinned one last.",
+        example="lru",
     )  # fmt: skip
     keep: int = field(
         1, "Models that stay however full memory is; only the emergency mark ignores it.",
-        unit="models", enforced=False, example="0", ge=0,
+        unit="models", example="0", ge=0,
     )  # fmt: skip
     protect_recent: Delay = field(
         "30s", "A model used this recently is not evicted; a load that needs its room waits. With "
         "0s two models that do not fit together alternate at once, a load each time.",
-        unit="duration", enforced=False, example="0s",
+        unit="duration", example="0s",
     )  # fmt: skip
     min_residency: Delay = field(
         "30s", "How long a model stays at least once it is loaded, against thrashing; the "
         "emergency mark ignores it.",
-        unit="duration", enforced=False, example="2m",
+        unit="duration", example="2m",
     )  # fmt: skip
     verify_reclaim: Duration = field(
         "5s", "How long to wait for the bytes of an evicted model to be free again before the "
         "next load is judged.",
-        unit="duration", enforced=False, example="10s",
+        unit="duration", example="10s",
     )  # fmt: skip
 
 
@@ -131,7 +131,7 @@ class Reserve(Policy):
     system: Auto | Size = field(
         "auto", "Memory that no load may take: it is the rest of the machine's; auto is 4GiB, and "
         "a tenth of a machine, or of a memory limit, that has less than 40GiB.",
-        unit="size", enforced=False, example="16GiB",
+        unit="size", example="16GiB",
     )  # fmt: skip
     per_request: Auto | Size = field(
         "auto", "Memory kept with a model's weights for its first generation; auto is what "
@@ -146,14 +146,14 @@ class Reserve(Policy):
     when_full: Literal["wait", "refuse"] = field(
         "wait", "What a generation or load that does not fit now does: it waits for room, within "
         "`timeouts.model_load` for a load, or is refused at once (503).",
-        enforced=False, example="refuse",
+        example="refuse",
     )  # fmt: skip
 
 
-def _limit(what: str, example: str, reload: Reload = "rolling") -> Any:
+def _limit(what: str, example: str, reload: Reload = "live", *, enforced: bool = True) -> Any:
     return field(
         "auto", f"{what}; auto follows the model and the machine.",
-        unit="size", reload=reload, enforced=False, example=example,
+        unit="size", reload=reload, enforced=enforced, example=example,
     )  # fmt: skip
 
 
@@ -162,7 +162,7 @@ class WorkerLimits(Policy):
         "Memory that a worker's engine takes before it waits for running work", "48GiB"
     )
     mlx_cache_limit: Auto | Size = _limit(
-        "Freed buffers that a worker's engine keeps for reuse", "2GiB", reload="live"
+        "Freed buffers that a worker's engine keeps for reuse", "2GiB"
     )
     wired_limit: Auto | Size = _limit("Memory that a worker may wire down for the GPU", "40GiB")
     rss_hard: Auto | Size = field(

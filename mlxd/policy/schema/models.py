@@ -16,6 +16,7 @@ from mlxd.policy.schema.base import (
     Names,
     Policy,
     Positive,
+    Url,
     field,
     section,
 )
@@ -36,12 +37,14 @@ class ModelDefaults(Policy):
     max_concurrency: Literal["inherit"] | Positive = field(
         "inherit", "Generations at one time of each model; inherit leaves it to "
         "`limits.concurrency`, whose per_model wins where both name a number.",
-        unit="requests", reload="live-drain", enforced=False, example="4",
+        unit="requests", reload="live-drain", example="4",
     )  # fmt: skip
     verify: Literal["none", "header", "sha256"] = field(
         "header", "What is checked of a model's files before they are loaded: nothing, that the "
-        "headers fit the files, or every byte against recorded checksums.",
-        enforced=False, example="sha256",
+        "headers fit the files, or every byte against the checksums that a hub's cache, its notes "
+        "of a download or a `SHA256SUMS` in the folder record. What fails is shown as unavailable "
+        "and not loaded.",
+        example="sha256",
     )  # fmt: skip
 
 
@@ -69,29 +72,31 @@ class Model(Policy):
         None, "The model's folder; without it, the one that the scan finds under this name.",
         reload="rolling", example="~/mlx-models/Qwen2.5-Coder-32B-Instruct-4bit",
     )  # fmt: skip
-    aliases: Names = field((), "More names for it.", example="[coder]")
+    aliases: Names = field(
+        (), "More names for it, where `*` stands for any text: of several that fit, the one with "
+        "the longest text before its `*` counts, and a model's own name before all of them.",
+        example='[coder, "claude-*"]',
+    )  # fmt: skip
     ttl: KeepFor | None = field(
         None, "As `models.defaults.ttl`, for this model.", unit="duration", example="never"
     )
     context: Auto | Positive | None = field(
         None, "As `models.defaults.context`, for this model.", unit="tokens", example="32768"
     )
-    pinned: bool = field(
-        False, "Whether it is evicted only after all others.", enforced=False, example="true"
-    )
+    pinned: bool = field(False, "Whether it is evicted only after all others.", example="true")
     priority: Literal["high", "normal", "low"] = field(
         "normal", "Which models are evicted first: low before normal before high, within each "
         "the longest unused.",
-        enforced=False, example="high",
+        example="high",
     )  # fmt: skip
     max_concurrency: Literal["inherit"] | Positive | None = field(
         None, "As `models.defaults.max_concurrency`, for this model.",
-        unit="requests", reload="live-drain", enforced=False, example="2",
+        unit="requests", reload="live-drain", example="2",
     )  # fmt: skip
     sampling: Annotated[Mapping[SamplingName, float], AfterValidator(_sampling)] = field(
         {}, "How it samples where a request does not say: temperature, top_p, top_k, min_p and "
         "repeat_penalty. Its own stored parameters come after these.",
-        enforced=False, example="{temperature: 0.7}",
+        example="{temperature: 0.7}",
     )  # fmt: skip
     kv_bits: Literal["none", 2, 3, 4, 6, 8] = field(
         "none", "Bits of each number in its cache of keys and values; with a number the model "
@@ -104,32 +109,34 @@ class Model(Policy):
     )  # fmt: skip
     adapter: Folder | None = field(
         None, "The folder of an adapter (LoRA) that is put on its weights.",
-        reload="rolling", enforced=False, example="~/mlx-models/adapters/house-style",
+        reload="rolling", example="~/mlx-models/adapters/house-style",
     )  # fmt: skip
     chat_template: Folder | None = field(
         None, "A file with the chat template to use in place of the model's own.",
-        reload="rolling", enforced=False, example="~/mlx-models/templates/coder.jinja",
+        reload="rolling", example="~/mlx-models/templates/coder.jinja",
     )  # fmt: skip
     trust_remote_code: bool = field(
-        False, "Whether Python code in the model's folder may run. It may do whatever mlxd may.",
-        reload="rolling", enforced=False, example="true",
+        False, "Whether Python code in the model's folder may run. It may do whatever mlxd may. "
+        "A model that needs it is unavailable without.",
+        reload="rolling", example="true",
     )  # fmt: skip
 
 
 class Retry(Policy):
     max: int = field(
-        2, "Further attempts after a load that failed.",
-        unit="attempts", enforced=False, example="0", ge=0, le=10,
+        2, "Further attempts after a load that failed, unless its worker has said why: then each "
+        "would fail like it.",
+        unit="attempts", example="0", ge=0, le=10,
     )  # fmt: skip
     backoff: Delay = field(
         "2s", "Before the first further attempt; each later one waits twice as long.",
-        unit="duration", enforced=False, example="10s",
+        unit="duration", example="10s",
     )  # fmt: skip
 
 
 class Load(Policy):
     max_parallel: int = field(
-        1, "Models that are loaded at one time.", unit="models", enforced=False, example="2", ge=1
+        1, "Models that are loaded at one time.", unit="models", example="2", ge=1
     )
     retry: Retry = section("A load that failed is tried again.")
 
@@ -138,7 +145,13 @@ class Pull(Policy):
     allow: Names = field(
         ("mlx-community/*",), "Repositories that may be pulled from a hub, where `*` stands for "
         "any text; `[]` pulls none.",
-        enforced=False, example='["mlx-community/*", "our-team/*"]',
+        example='["mlx-community/*", "our-team/*"]',
+    )  # fmt: skip
+    endpoint: Auto | Url = field(
+        "auto", "The hub that models are pulled from, such as a mirror in this network; auto is "
+        "HF_ENDPOINT, else the public one. A token is taken from HF_TOKEN in the daemon's "
+        "environment.",
+        unit="URL", example='"https://hub.example"',
     )  # fmt: skip
 
 
@@ -153,7 +166,12 @@ class Models(Policy):
     """Which models there are, what they are called and how long they stay."""
 
     dirs: Folders = field(
-        ("~/mlx-models",), "Folders that are scanned for models; each model is one folder in them.",
+        (
+            "~/mlx-models", "~/.cache/huggingface/hub", "~/.lmstudio/models",
+            "~/.cache/lm-studio/models",
+        ), "Folders that are scanned for models, and only read: each model is one folder in them "
+        "(`NAME` or `ORGANISATION/NAME`), or one of a Hugging Face cache. Of one name the first "
+        "counts.",
         example="[~/mlx-models, /srv/models]",
     )  # fmt: skip
     defaults: ModelDefaults = section("For every model that does not say otherwise.")
@@ -170,7 +188,7 @@ class Models(Policy):
     )  # fmt: skip
     max_loaded_bytes: Auto | Size = field(
         "auto", "Weights in memory at one time, of all models together; auto lets memory decide.",
-        unit="size", reload="live-drain", enforced=False, example="64GiB",
+        unit="size", reload="live-drain", example="64GiB",
     )  # fmt: skip
     load: Load = section("How models are loaded.")
     pull: Pull = section("What may be fetched over the network.")
@@ -180,7 +198,11 @@ class Models(Policy):
         example='{coding: ["qwen2.5-coder:32b", "qwen2.5-coder:7b"]}',
     )  # fmt: skip
     models: Mapping[Name, Model] = field(
-        {}, "Settings of single models, by name.", example='{"qwen2.5-coder:32b": {ttl: never}}'
+        {},
+        "Settings of single models, by name: the folder's, its last part, or the short name "
+        "(qwen2.5-coder:32b for Qwen2.5-Coder-32B-Instruct-4bit), which are all models of that "
+        "name.",
+        example='{"qwen2.5-coder:32b": {ttl: never}}',
     )
 
     @property

@@ -1,0 +1,57 @@
+"""What the commands about models share: the daemon, and how they say that it would not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+
+from mlxd.cli import exits
+from mlxd.cli.admin import AdminClient, Refused
+from mlxd.cli.client import NoAnswer
+from mlxd.core import places
+from mlxd.core.instance import running
+from mlxd.telemetry.logs import one_line
+
+
+def asking(
+    policies: str | None,
+    state: str | None,
+    ask: Callable[[AdminClient], int],
+    *,
+    as_json: bool,
+) -> int:
+    """What `ask` makes of the running daemon; the exit status."""
+    try:
+        return ask(_daemon(policies, state))
+    except (NoAnswer, Refused) as error:
+        status = error.status if isinstance(error, Refused) else 0
+        return failed(str(error), status, as_json=as_json)
+
+
+def failed(words: str, status: int = 0, *, as_json: bool) -> int:
+    """Say why it was not done. `status`: the daemon's, 0 if it did not answer."""
+    if as_json:
+        print_json({"error": words, "status": status})
+    else:
+        print(one_line(f"mlxd: {words}"), file=sys.stderr)
+    return exits.USAGE if status == 400 else exits.FAILED
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Whatever a model's files say of it stays on its line."""
+    for line in lines:
+        print(one_line(line))
+
+
+def _daemon(policies: str | None, state: str | None) -> AdminClient:
+    """Raises NoAnswer."""
+    folder = places.find(policies, state).state.path
+    address = running(folder)
+    if address is None or not address.admin:
+        raise NoAnswer(f"no mlxd runs with the state folder {folder}; start it with: mlxd serve")
+    return AdminClient(address.admin)

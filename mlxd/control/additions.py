@@ -1,0 +1,59 @@
+"""What policy adds to a model from files of its own: an adapter, a chat template."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxd.control.reading import UnreadableModel, in_words, json_object, text_of
+from mlxd.control.safetensors import flaw_of, read_header
+
+_WEIGHTS = "adapters.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter's folder."""
+
+    digest: str = ""
+    weights_bytes: int = 0
+    unavailable: str = ""
+    """Why it cannot be put on a model; empty when it can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A file with a chat template."""
+
+    text: str = ""
+    unavailable: str = ""
+    """Why it cannot be used; empty when it can."""
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Blocks; raises nothing."""
+    try:
+        real = Path(os.path.realpath(folder, strict=True))
+        json_object(real / "adapter_config.json")
+        header = read_header(real / _WEIGHTS)
+        if flaw := flaw_of(header, _WEIGHTS):
+            raise UnreadableModel(flaw)
+    except UnreadableModel as error:
+        return Adapter(unavailable=f"its adapter cannot be used: {error}")
+    except OSError as error:
+        return Adapter(unavailable=f"its adapter cannot be used: {in_words(error)}")
+    digest = hashlib.sha256(b"%d\0%b" % (header.file_bytes, header.raw)).hexdigest()
+    return Adapter(digest, sum(tensor.size_bytes for tensor in header.tensors))
+
+
+def read_template(file: Path) -> Template:
+    """Blocks; raises nothing."""
+    try:
+        text = text_of(file)
+    except (UnreadableModel, OSError):
+        return Template(unavailable="the file of its models.<name>.chat_template cannot be read")
+    if not text.strip():
+        return Template(unavailable="the file of its models.<name>.chat_template is empty")
+    return Template(text)

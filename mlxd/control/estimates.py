@@ -1,0 +1,220 @@
+"""What earlier runs taught about predictions, in a file that outlives the daemon.
+
+For each model as it is loaded: the last predictions beside what was measured, and the footprint
+that the loaded model told. Nothing here ever fails for its caller: a file that cannot be read is
+set aside, one that cannot be written is logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import statistics
+from pathlib import Path
+
+import msgspec
+
+from mlxd.core.clock import Clock
+from mlxd.core.footprint import Footprint
+from mlxd.core.threads import Threads
+from mlxd.policy.history import write_whole
+
+FILE = "estimates.json"
+SCHEMA = 1
+MOST_MODELS = 200
+MOST_OBSERVATIONS = 32
+_MOST_BYTES = 16 * 2**20
+_SMALLEST, _LARGEST = 0.25, 4.0
+"""A factor beyond these says that something else was measured."""
+_TRUSTED = 5
+"""Observations from which on a correction downwards is believed in full."""
+_UPPER = 0.9
+_log = logging.getLogger(__name__)
+
+
+class Observation(msgspec.Struct, frozen=True, array_like=True):
+    """Bytes, weights included."""
+
+    predicted: int
+    measured: int
+    corrected: int
+    """What would have been said, with all that was learned until then."""
+
+
+class Estimate(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is known of one model."""
+
+    used: float
+    """Seconds since the epoch."""
+    weights_bytes: int = 0
+    observations: list[Observation] = []
+    count: int = 0
+    loads: list[Observation] = []
+    footprint: Footprint | None = None
+
+    @property
+    def error_percent(self) -> float | None:
+        """The mean over what is kept; None when nothing is."""
+        if not self.observations:
+            return None
+        errors = [abs(one.corrected - one.measured) / one.measured for one in self.observations]
+        return 100 * statistics.fmean(errors)
+
+    def expected(self, predicted: int) -> int:
+        """What it will take, as likely more as less."""
+        return _corrected(self.observations, self.weights_bytes, predicted, 0.5)
+
+    def upper(self, predicted: int) -> int:
+        """What it will hardly exceed: this is what room is made for."""
+        return _corrected(self.observations, self.weights_bytes, predicted, _UPPER)
+
+    def upper_load(self, predicted: int) -> int:
+        return _corrected(self.loads, 0, predicted, _UPPER)
+
+
+class _File(msgspec.Struct, frozen=True):
+    schema: int
+    models: dict[str, Estimate]
+
+
+class _Version(msgspec.Struct, frozen=True):
+    schema: int
+
+
+class Estimates:
+    """The estimates of one state folder. Used on one event loop; written in a thread."""
+
+    def __init__(self, state: Path, clock: Clock) -> None:
+        self._path = state / FILE
+        self._clock = clock
+        self._threads = Threads("estimates")
+        self._models = _read(self._path)
+        self._writing: asyncio.Task[None] | None = None
+        self._changed = False
+
+    def get(self, key: str) -> Estimate | None:
+        return self._models.get(key)
+
+    def put(self, key: str, estimate: Estimate) -> None:
+        """Remember it, in place of those that were not used for longest."""
+        self._models.pop(key, None)
+        self._models[key] = msgspec.structs.replace(estimate, used=self._clock.wall())
+        for old in sorted(self._models, key=self._used)[:-MOST_MODELS]:
+            del self._models[old]
+        self._changed = True
+        self._save()
+
+    async def saved(self) -> None:
+        """Wait until what is known now is on the disk, or could not be written."""
+        while self._writing is not None:
+            await asyncio.shield(self._writing)
+
+    def _used(self, key: str) -> float:
+        return self._models[key].used
+
+    def _save(self) -> None:
+        """One write at a time; what comes meanwhile goes into the next."""
+        if self._writing is None:
+            self._writing = asyncio.get_running_loop().create_task(self._write())
+
+    async def _write(self) -> None:
+        try:
+            while self._changed:
+                self._changed = False
+                content = msgspec.json.encode(_File(SCHEMA, self._models))
+                await self._threads.run(_written, self._path, content)
+        finally:
+            self._writing = None
+
+
+def learned(estimate: Estimate, predicted: int, measured: int) -> Estimate:
+    """With one more observation of a busy time."""
+    observation = Observation(predicted, measured, estimate.expected(predicted))
+    return msgspec.structs.replace(
+        estimate,
+        observations=[*estimate.observations, observation][-MOST_OBSERVATIONS:],
+        count=estimate.count + 1,
+    )
+
+
+def loaded(estimate: Estimate, predicted: int, measured: int) -> Estimate:
+    """With one more load."""
+    observation = Observation(predicted, measured, estimate.upper_load(predicted))
+    loads = [*estimate.loads, observation][-MOST_OBSERVATIONS:]
+    return msgspec.structs.replace(estimate, loads=loads)
+
+
+def _corrected(
+    observations: list[Observation], weights: int, predicted: int, quantile: float
+) -> int:
+    """Predictions are wrong by a factor: of the whole, or of what comes beside the weights.
+
+    The one that says the same of all observations is believed.
+    """
+    if not observations:
+        return predicted
+    whole = [one.measured / one.predicted for one in observations]
+    beside = [
+        (one.measured - weights) / (one.predicted - weights)
+        for one in observations
+        if one.predicted > weights
+    ]
+    if len(beside) < len(whole) or _spread(whole) <= _spread(beside):
+        return int(predicted * _factor(whole, quantile))
+    return weights + int(max(0, predicted - weights) * _factor(beside, quantile))
+
+
+def _spread(factors: list[float]) -> float:
+    """Of the factors around their median, as a share of it."""
+    middle = statistics.median(factors)
+    if middle <= 0:
+        return float("inf")
+    return statistics.median(abs(factor - middle) for factor in factors) / middle
+
+
+def _factor(factors: list[float], quantile: float) -> float:
+    """Few observations can raise a prediction, but do not lower it."""
+    ordered = sorted(factors)
+    if len(ordered) < _TRUSTED:
+        found = max(1.0, ordered[-1]) if quantile > 0.5 else max(1.0, statistics.median(ordered))
+    else:
+        found = ordered[min(len(ordered) - 1, int(quantile * len(ordered)))]
+    return min(max(found, _SMALLEST), _LARGEST)
+
+
+def _read(path: Path) -> dict[str, Estimate]:
+    """What the file holds; nothing where there is none, or one that is not understood."""
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise msgspec.DecodeError("the file is too large")
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        _log.warning("%s: %s; estimates start anew", path.name, error.strerror)
+        return {}
+    except msgspec.DecodeError as error:
+        return _set_aside(path, str(error))
+    try:
+        version = msgspec.json.decode(content, type=_Version).schema
+        if version != SCHEMA:
+            return _set_aside(path, f"its schema is {version}, not {SCHEMA}")
+        return msgspec.json.decode(content, type=_File).models
+    except (msgspec.DecodeError, RecursionError) as error:
+        return _set_aside(path, str(error))
+
+
+def _set_aside(path: Path, reason: str) -> dict[str, Estimate]:
+    _log.warning("%s is set aside as %s.old: %s", path.name, path.name, reason)
+    with contextlib.suppress(OSError):
+        path.replace(path.with_name(f"{path.name}.old"))
+    return {}
+
+
+def _written(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_whole(path, content)
+    except OSError as error:
+        _log.warning("%s cannot be written: %s", path.name, error.strerror)

@@ -1,0 +1,113 @@
+"""What models will take: computed, measured, and corrected by what they took before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from mlxd.control import shape
+from mlxd.control.estimates import Estimate, Estimates, learned
+from mlxd.control.estimates import loaded as learned_load
+from mlxd.control.fit import Confidence
+from mlxd.core.clock import Clock
+from mlxd.core.footprint import Footprint
+from mlxd.core.models import ModelCard
+from mlxd.ipc import messages as ipc
+from mlxd.policy.policy_set import PolicySet
+
+_DIGITS = 32
+"""Of a digest, enough to tell models apart."""
+
+
+class Forecasts:
+    """One per daemon; used on its event loop."""
+
+    def __init__(self, state: Path, clock: Clock) -> None:
+        self._estimates = Estimates(state, clock)
+        self._computed: dict[str, Footprint] = {}
+        self._measured: set[str] = set()
+        """Of models that this daemon has seen loaded."""
+
+    def footprint(self, card: ModelCard) -> Footprint:
+        """As the loaded model told it, now or at an earlier time; else from its files."""
+        estimate = self._estimates.get(key_of(card))
+        if estimate is not None and estimate.footprint is not None:
+            return estimate.footprint
+        return self._from_files(card)
+
+    def load_bytes(self, card: ModelCard, policies: PolicySet) -> int:
+        """The most that loading holds, or what the first generation takes; never less than weights.
+
+        That generation is what `memory.reserve` says: bytes, or a prompt and an answer of
+        `expected_output` tokens each.
+        """
+        footprint, reserve = self.footprint(card), policies.memory.reserve
+        loading = shape.loading_bytes(card)
+        estimate = self._estimates.get(key_of(card))
+        if estimate is not None:
+            loading = estimate.upper_load(loading)
+        if reserve.per_request == "auto":
+            length = 2 * reserve.expected_output
+            length = min(length, card.context) if card.context else length
+            first = footprint.peak_bytes((), (length,), prompts=((length + 1) // 2,))
+            first = self.correct(card, first)
+        else:
+            first = footprint.weights_bytes + int(reserve.per_request)
+        return max(loading, first, footprint.weights_bytes, card.size_bytes)
+
+    def correct(self, card: ModelCard, predicted: int) -> int:
+        """A predicted peak as it will hardly be exceeded, by what was observed so far."""
+        estimate = self._estimates.get(key_of(card))
+        return predicted if estimate is None else estimate.upper(predicted)
+
+    def loaded(self, card: ModelCard, ready: ipc.Ready) -> None:
+        """Learn from a load."""
+        key = key_of(card)
+        estimate = self._known(key)
+        if ready.footprint.groups:
+            estimate = msgspec.structs.replace(
+                estimate,
+                footprint=ready.footprint,
+                weights_bytes=ready.footprint.weights_bytes,
+            )
+        if ready.peak_bytes > 0 and shape.loading_bytes(card) > 0:
+            estimate = learned_load(estimate, shape.loading_bytes(card), ready.peak_bytes)
+        self._measured.add(key)
+        self._estimates.put(key, estimate)
+
+    def observed(self, card: ModelCard, observed: ipc.Observed) -> None:
+        """Learn from a busy time."""
+        if observed.predicted_bytes <= 0 or observed.measured_bytes <= 0:
+            return
+        key = key_of(card)
+        estimate = learned(self._known(key), observed.predicted_bytes, observed.measured_bytes)
+        self._estimates.put(key, estimate)
+
+    def confidence(self, card: ModelCard) -> tuple[Confidence, int, float | None]:
+        """What predictions rest on, the busy times observed, and their mean error in percent."""
+        key = key_of(card)
+        estimate = self._estimates.get(key)
+        if estimate is None:
+            return "computed", 0, None
+        kind: Confidence = "measured" if key in self._measured else "learned"
+        return kind, estimate.count, estimate.error_percent
+
+    async def saved(self) -> None:
+        """Wait until what was learned is on the disk."""
+        await self._estimates.saved()
+
+    def _known(self, key: str) -> Estimate:
+        return self._estimates.get(key) or Estimate(used=0.0)
+
+    def _from_files(self, card: ModelCard) -> Footprint:
+        key = key_of(card)
+        if key not in self._computed:
+            self._computed[key] = shape.footprint_of(card)
+        return self._computed[key]
+
+
+def key_of(card: ModelCard) -> str:
+    """(model, quantisation, kind of cache): what makes two predictions comparable."""
+    bits = card.spec.kv_bits
+    return f"{card.digest[:_DIGITS]} {card.quantization} {f'kv{bits}' if bits else 'kv'}"

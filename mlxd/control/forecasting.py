@@ -1,0 +1,55 @@
+"""What residency asks of forecasts, and the simplest answer: a model takes what its files weigh."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from mlxd.control.fit import Confidence
+from mlxd.core.footprint import Footprint
+from mlxd.core.models import ModelCard
+from mlxd.ipc import messages as ipc
+from mlxd.policy.policy_set import PolicySet
+
+
+class Forecaster(Protocol):
+    """Predicts what a model will take, and learns from what it took."""
+
+    def footprint(self, card: ModelCard) -> Footprint: ...
+
+    def load_bytes(self, card: ModelCard, policies: PolicySet) -> int:
+        """The most that loading holds, or what the first generation takes beside the weights."""
+        ...
+
+    def correct(self, card: ModelCard, predicted: int) -> int:
+        """A prediction by the footprint, with what was learned of earlier ones."""
+        ...
+
+    def loaded(self, card: ModelCard, ready: ipc.Ready) -> None: ...
+
+    def observed(self, card: ModelCard, observed: ipc.Observed) -> None: ...
+
+    def confidence(self, card: ModelCard) -> tuple[Confidence, int, float | None]:
+        """The kind, the number of observations, their mean error in percent."""
+        ...
+
+
+class ByWeight:
+    """Knows the weights and nothing else; learns nothing."""
+
+    def footprint(self, card: ModelCard) -> Footprint:
+        return Footprint(card.size_bytes, ())
+
+    def load_bytes(self, card: ModelCard, policies: PolicySet) -> int:
+        return card.size_bytes
+
+    def correct(self, card: ModelCard, predicted: int) -> int:
+        return predicted
+
+    def loaded(self, card: ModelCard, ready: ipc.Ready) -> None:
+        pass
+
+    def observed(self, card: ModelCard, observed: ipc.Observed) -> None:
+        pass
+
+    def confidence(self, card: ModelCard) -> tuple[Confidence, int, float | None]:
+        return "computed", 0, None

@@ -1,0 +1,222 @@
+"""The models in memory as a decision sees them: who is there, who may go, what is free.
+
+Asking changes nothing, so what a plan tells is what a load will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypedDict
+
+from mlxd.control.eviction import (
+    Candidate,
+    Plan,
+    Protection,
+    Want,
+    in_order,
+    plan_eviction,
+    plan_excess,
+)
+from mlxd.control.forecasting import Forecaster
+from mlxd.control.judgement import Judgement, Spares
+from mlxd.control.ledger import (
+    Account,
+    first_budget,
+    free_bytes,
+    held_by,
+    promised_by,
+    reserve_of,
+)
+from mlxd.control.memory import MemoryReading
+from mlxd.control.names import settings_of
+from mlxd.control.resident import Evicts, Resident
+from mlxd.control.supervisor import Supervisor
+from mlxd.control.worker import Worker
+from mlxd.core.clock import Clock
+from mlxd.core.models import ModelCard, ModelSpec
+from mlxd.ipc import messages as ipc
+from mlxd.policy.policy_set import PolicySet
+
+
+class Inventory:
+    """Knows every resident; decides by the policies it is given, with a reading of its own."""
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        clock: Clock,
+        read_memory: Callable[[], MemoryReading | None],
+        forecasts: Forecaster,
+    ) -> None:
+        self.residents: dict[ModelSpec, Resident] = {}
+        self.preloaded: frozenset[ModelSpec] = frozenset()
+        self.working_set = 0
+        """What the GPU recommends to hold at most, once a worker has said so."""
+        self.read_memory = read_memory
+        self._supervisor = supervisor
+        self._clock = clock
+        self._forecasts = forecasts
+
+    def worker_of(self, resident: Resident) -> Worker | None:
+        """The worker that serves it; None while there is none."""
+        return self._supervisor.serving(resident.spec)
+
+    def present(self) -> list[Resident]:
+        """Those that take room in memory, or are about to."""
+        return [r for r in self.residents.values() if r.reserved or self.worker_of(r)]
+
+    def loading(self) -> int:
+        """How many take room that they did not have before."""
+        return sum(r.reserved for r in self.residents.values())
+
+    def account(self, resident: Resident) -> Account:
+        return Account(promised_by(resident.budget), held_by(self.worker_of(resident)))
+
+    def free(self, policies: PolicySet) -> int | None:
+        """Bytes for a new promise; below 0 where there are too many. None: nobody can tell."""
+        reading = self.read_memory()
+        reserve = reserve_of(policies.memory, reading.total) if reading is not None else 0
+        accounts = [self.account(resident) for resident in self.present()]
+        return free_bytes(reading, reserve, accounts, self.working_set)
+
+    def candidate(
+        self, resident: Resident, policies: PolicySet, evicts: Evicts = Evicts.IDLE
+    ) -> Candidate:
+        own = settings_of(resident.card.name, policies.models)
+        preloaded = resident.spec in self.preloaded
+        spared = evicts is Evicts.NOBODY or (evicts is Evicts.UNLISTED and preloaded)
+        return Candidate(
+            key=resident.spec,
+            frees=self.account(resident).share,
+            weights=resident.card.size_bytes,
+            in_use=resident.in_use or spared,
+            last_used=resident.last_used,
+            loaded_at=resident.loaded_at,
+            use_count=resident.use_count,
+            pinned=own is not None and own.pinned,
+            preloaded=preloaded,
+            priority=own.priority if own is not None else "normal",
+        )
+
+    def budget_for(self, card: ModelCard, policies: PolicySet) -> ipc.Budget:
+        """What a model is promised at first, and what it could have at best."""
+        first = first_budget(self._forecasts.load_bytes(card, policies), policies.memory)
+        return self.with_most(first, card.spec, policies)
+
+    def with_most(self, budget: ipc.Budget, spec: ModelSpec, policies: PolicySet) -> ipc.Budget:
+        """The budget, saying what could be granted at best, were everything else idle."""
+        limit = policies.memory.worker_limits.mlx_memory_limit
+        bounds = [] if limit == "auto" else [int(limit)]
+        free = self.free(policies)
+        if free is not None:
+            shares = sum(self.account(resident).share for resident in self.present())
+            bounds.append(max(budget.bytes, free + shares - budget.cache_bytes))
+        return ipc.Budget(
+            bytes=budget.bytes, most=min(bounds, default=0), cache_bytes=budget.cache_bytes,
+            wired_bytes=budget.wired_bytes, exclusive=budget.exclusive,
+        )  # fmt: skip
+
+    def room_for(self, card: ModelCard, policies: PolicySet) -> int | None:
+        """Bytes that one model's budget could have with everything gone that is idle."""
+        limit = policies.memory.worker_limits.mlx_memory_limit
+        bounds = [] if limit == "auto" else [int(limit)]
+        free = self.free(policies)
+        if free is not None:
+            first = first_budget(self._forecasts.load_bytes(card, policies), policies.memory)
+            idle = [r for r in self.present() if r.spec == card.spec or not r.in_use]
+            shares = sum(self.account(resident).share for resident in idle)
+            bounds.append(max(0, free + shares - first.cache_bytes))
+        return min(bounds, default=None)
+
+    def judge_load(
+        self,
+        card: ModelCard,
+        policies: PolicySet,
+        evicts: Evicts = Evicts.IDLE,
+        needed: int | None = None,
+    ) -> Judgement:
+        """What is to be done for a model that is not in memory.
+
+        It takes `needed` bytes, else those of its first budget.
+        """
+        limit = policies.memory.worker_limits.mlx_memory_limit
+        if limit != "auto" and card.size_bytes > limit:
+            return Judgement(Plan((), "limit", never=True), card.size_bytes, limit, limit)
+        first = first_budget(self._forecasts.load_bytes(card, policies), policies.memory)
+        want = Want(
+            bytes=promised_by(first) if needed is None else needed,
+            free=self.free(policies),
+            weights=card.size_bytes,
+            **_bounds(policies),
+        )
+        return self._judge(want, card.spec, policies, evicts)
+
+    def judge_need(self, resident: Resident, more: int, policies: PolicySet) -> Judgement:
+        """What is to be done for a loaded model that wants `more` bytes than it has."""
+        want = Want(bytes=more, free=self.free(policies), models=0)
+        return self._judge(want, resident.spec, policies, Evicts.IDLE)
+
+    def _judge(self, want: Want, spec: ModelSpec, policies: PolicySet, evicts: Evicts) -> Judgement:
+        protection = protection_of(policies)
+        others = [self.candidate(r, policies, evicts) for r in self.present() if r.spec != spec]
+        plan = plan_eviction(others, want, protection, self._clock.monotonic())
+        leaving = [c for c in others if c.key in (plan.victims or plan.in_the_way)]
+        gone = others if plan.never else leaving
+        if plan.obstacle == "weights" and want.max_weights is not None:
+            needed, room = want.weights, want.max_weights - sum(c.weights for c in others)
+            at_best = room + sum(c.weights for c in gone)
+        else:
+            needed, room = want.bytes, want.free or 0
+            at_best = room + sum(c.frees for c in gone)
+        return Judgement(
+            plan, needed, max(0, room), max(0, at_best),
+            tuple(r.card.name for r in self.named(plan)),
+            _spares(plan, leaving, protection),
+        )  # fmt: skip
+
+    def plan_excess(self, policies: PolicySet, now: float) -> Plan:
+        """What is beyond `models.max_loaded` and `models.max_loaded_bytes`, as of a moment."""
+        want = Want(bytes=0, free=None, models=0, **_bounds(policies))
+        loaded = [self.candidate(r, policies) for r in self.present()]
+        return plan_excess(loaded, want, protection_of(policies), now)
+
+    def evictable(self, policies: PolicySet, *, settling: bool = True) -> list[Resident]:
+        """What may be evicted now, in order. `settling`: what was just loaded may not."""
+        protection = protection_of(policies)
+        if not settling:
+            protection = Protection(protection.after_use)
+        loaded = [self.candidate(r, policies) for r in self.present()]
+        now = self._clock.monotonic()
+        return [self._by_key(c.key) for c in in_order(loaded, protection, now)]
+
+    def named(self, plan: Plan) -> list[Resident]:
+        """Those who leave, or would have to, in order."""
+        return [self._by_key(key) for key in plan.victims or plan.in_the_way]
+
+    def _by_key(self, key: object) -> Resident:
+        return next(r for r in self.residents.values() if r.spec == key)
+
+
+class _Bounds(TypedDict):
+    max_models: int | None
+    max_weights: int | None
+
+
+def _bounds(policies: PolicySet) -> _Bounds:
+    count, weights = policies.models.max_loaded, policies.models.max_loaded_bytes
+    return {
+        "max_models": None if count == "auto" else count,
+        "max_weights": None if weights == "auto" else int(weights),
+    }
+
+
+def _spares(plan: Plan, leaving: Sequence[Candidate], protection: Protection) -> Spares:
+    if plan.at is None:
+        return ""
+    used = max(candidate.last_used + protection.after_use for candidate in leaving)
+    return "protect_recent" if used >= plan.at else "min_residency"
+
+
+def protection_of(policies: PolicySet) -> Protection:
+    eviction = policies.memory.eviction
+    return Protection(float(eviction.protect_recent), float(eviction.min_residency))

@@ -1,0 +1,32 @@
+"""What was decided about a model's bytes, with the numbers that it was decided by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mlxd.control.eviction import Plan
+
+Spares = Literal["", "protect_recent", "min_residency"]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A plan for one load, or for a worker that needs more."""
+
+    plan: Plan
+    needed: int
+    """Bytes asked for: of memory, or of weights where the bound on those is the obstacle."""
+    available: int
+    """Of the same, as things are."""
+    at_best: int
+    """Once everything is gone that would leave; without a plan, once everything else is."""
+    names: tuple[str, ...] = ()
+    """Who leaves, or would have to, in order."""
+    spares: Spares = ""
+    """Which time under memory.eviction is to be waited for."""
+
+    @property
+    def fits(self) -> bool:
+        """Nothing is in the way, and nobody need leave."""
+        return not self.plan.obstacle and not self.plan.victims

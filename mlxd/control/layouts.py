@@ -1,0 +1,112 @@
+"""Where models lie in a folder of models: plain, as LM Studio keeps them, as Hugging Face does.
+
+Only looks; which of the places are models that can be served, their files say.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxd.control.reading import UnreadableModel, text_of
+
+_MODEL_FILES = ("config.json", "model_index.json")
+_MODEL_SUFFIXES = (".safetensors", ".gguf", ".npz", ".bin", ".pt", ".pth")
+_HUB_PREFIX = "models--"
+_LONGEST_REVISION = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder that may be a model, under the name it would have."""
+
+    name: str
+    folder: Path
+    source: str
+    """As in `ModelCard`."""
+    root: Path | None = None
+    """The scanned folder it is in; None for a declared one, and for the guide."""
+
+
+def models_under(root: Path, source: str = "") -> Iterator[Place]:
+    """`root/NAME`, `root/ORGANISATION/NAME` and a hub's cache; the root itself if it is a model."""
+    source = source or _source(root)
+    if _looks_like_model(root):
+        yield Place(root.name, root, source, root)
+        return
+    for child in _folders(root):
+        if child.name.startswith(_HUB_PREFIX):
+            yield from _in_hub_cache(child, root)
+        elif _looks_like_model(child):
+            yield Place(child.name, child, source, root)
+        else:
+            for inner in _folders(child):
+                if _looks_like_model(inner):
+                    yield Place(f"{child.name}/{inner.name}", inner, source, root)
+
+
+def _source(root: Path) -> str:
+    return "lmstudio" if {".lmstudio", "lm-studio"} & set(root.parts) else "folder"
+
+
+def _in_hub_cache(repository: Path, root: Path) -> Iterator[Place]:
+    """`models--ORGANISATION--NAME/snapshots/REVISION`, of the revision that counts."""
+    name = repository.name.removeprefix(_HUB_PREFIX).replace("--", "/", 1)
+    snapshot = _revision(repository)
+    if name and snapshot is not None and _looks_like_model(snapshot):
+        yield Place(name, snapshot, "huggingface", root)
+
+
+def _revision(repository: Path) -> Path | None:
+    """What refs/main names, else the newest."""
+    snapshots = repository / "snapshots"
+    try:
+        main = text_of(repository / "refs" / "main", _LONGEST_REVISION).strip()
+    except (UnreadableModel, OSError):
+        main = ""
+    if main and "/" not in main and not main.startswith(".") and (snapshots / main).is_dir():
+        return snapshots / main
+    return max(_folders(snapshots), key=_changed, default=None)
+
+
+def _changed(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _folders(root: Path) -> list[Path]:
+    """Folders, and links that lead nowhere: those are shown as unavailable."""
+    try:
+        with os.scandir(root) as entries:
+            return sorted(
+                Path(entry.path)
+                for entry in entries
+                if not entry.name.startswith(".") and _folder_or_dead_link(entry)
+            )
+    except OSError:
+        return []
+
+
+def _folder_or_dead_link(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir() or (entry.is_symlink() and not Path(entry.path).exists())
+    except OSError:
+        return True  # a link that leads to itself
+
+
+def _looks_like_model(folder: Path) -> bool:
+    """A folder with a config or weights, one that cannot be read, or a link to nowhere."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(
+                entry.name in _MODEL_FILES or entry.name.endswith(_MODEL_SUFFIXES)
+                for entry in entries
+            )
+    except PermissionError:
+        return True
+    except OSError:
+        return folder.is_symlink()

@@ -1,0 +1,93 @@
+"""The ledger of bytes: what is promised to which model, what of it is taken, what is free. Pure.
+
+A worker has a promise, its budget and the buffers that it may keep beside it. What it holds is
+missing from what the machine reports as available; what it does not hold yet is not. So what is
+free for a new promise is what is available, less the reserve, less every promise's open part.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mlxd.control.memory import MemoryReading
+from mlxd.control.worker import Worker
+from mlxd.ipc import messages as ipc
+from mlxd.policy.schema import Memory
+
+_GIB = 2**30
+_MIB = 2**20
+_RESERVE = 4 * _GIB
+_CACHE = (64 * _MIB, _GIB)
+"""The least and the most of freed buffers that a worker keeps where policy does not say."""
+_CACHE_SHARE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One model's share of memory."""
+
+    promised: int
+    held: int
+    """As its worker measured it last; 0: not yet."""
+
+    @property
+    def open(self) -> int:
+        """What it may still take."""
+        return max(0, self.promised - self.held)
+
+    @property
+    def share(self) -> int:
+        """What others may have once it is gone."""
+        return max(self.promised, self.held)
+
+
+def free_bytes(
+    reading: MemoryReading | None, reserve: int, accounts: Iterable[Account], working_set: int
+) -> int | None:
+    """For a new promise; below 0 where the present ones are too much. None: nobody can tell.
+
+    `working_set` is what the GPU recommends to hold at most; 0: it recommends nothing.
+    """
+    shares = list(accounts)
+    bounds = []
+    if reading is not None:
+        bounds.append(reading.available - reserve - sum(share.open for share in shares))
+    if working_set:
+        bounds.append(working_set - sum(share.share for share in shares))
+    return min(bounds, default=None)
+
+
+def reserve_of(memory: Memory, total: int) -> int:
+    """What no load may take: memory.reserve.system."""
+    wanted = memory.reserve.system
+    return min(_RESERVE, total // 10) if wanted == "auto" else int(wanted)
+
+
+def held_by(worker: Worker | None) -> int:
+    """Bytes that a worker's engine holds, by its own last word."""
+    return worker.memory.active + worker.memory.cache if worker is not None else 0
+
+
+def promised_by(budget: ipc.Budget) -> int:
+    return budget.bytes + budget.cache_bytes
+
+
+def first_budget(needed: int, memory: Memory) -> ipc.Budget:
+    """Of a model that takes `needed` bytes with its first generation, as policy limits it."""
+    limits = memory.worker_limits
+    size = needed if limits.mlx_memory_limit == "auto" else min(needed, limits.mlx_memory_limit)
+    low, high = _CACHE
+    auto = min(max(size // _CACHE_SHARE, low), high)
+    cache = auto if limits.mlx_cache_limit == "auto" else int(limits.mlx_cache_limit)
+    wired = size + cache if limits.wired_limit == "auto" else int(limits.wired_limit)
+    return ipc.Budget(
+        bytes=size, most=0, cache_bytes=cache, wired_bytes=wired, exclusive=_exclusive(memory)
+    )
+
+
+def _exclusive(memory: Memory) -> bool:
+    """Several processes that use Metal at once are known to bring a machine down."""
+    wanted = memory.gpu_exclusive
+    return sys.platform == "darwin" if wanted == "auto" else wanted

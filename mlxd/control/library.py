@@ -1,0 +1,131 @@
+"""What clients may do with the models that there are: give them more names, and remove them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, field
+
+from mlxd.control.catalog import Catalog
+from mlxd.control.names import Names, settings_of
+from mlxd.control.own_names import OwnName, OwnNames
+from mlxd.control.pull import Puller, Record
+from mlxd.control.pulled import PulledModels
+from mlxd.control.residency import Residency
+from mlxd.core.errors import Forbidden, InvalidRequest, ModelInUse, ModelNotFound
+from mlxd.core.models import ModelCard, canonical
+from mlxd.core.threads import Threads
+from mlxd.policy.load import PolicySet
+
+log = logging.getLogger(__name__)
+
+_PART = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}"
+_NAME = re.compile(rf"(?:{_PART}/){{0,2}}{_PART}(?::{_PART})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """Own names and pulled models come and go; whatever else there is belongs to the operator."""
+
+    catalog: Catalog
+    residency: Residency
+    puller: Puller
+    pulled: PulledModels
+    own_names: OwnNames
+    record: Record
+    threads: Threads = field(default_factory=lambda: Threads("pulled models"))
+
+    async def copy(self, source: str, destination: str, policies: PolicySet) -> ModelCard:
+        """Give a model one more name; its files are not copied. Raises InvalidRequest,
+        ModelNotFound.
+        """
+        names = await self.catalog.rescanned(policies)
+        card = names.find(source)
+        if card is None:
+            raise ModelNotFound(source)
+        self._check_free(destination, names, policies)
+        own = self.own_names.get(card.name)
+        model = own.model if own is not None else card.name
+        try:
+            self.own_names.put(OwnName(destination.strip(), model, "copy"))
+        except OSError as error:
+            raise ModelInUse(f"the name cannot be kept: {error.strerror}") from error
+        self._say("model_copied", f"{destination} is {model}", model)
+        return card
+
+    async def delete(self, name: str, policies: PolicySet) -> None:
+        """Remove a copy's name, or a model that was pulled; of several names that it was pulled by,
+        the last takes it along.
+
+        Requests that use it go on; then it leaves memory. Raises ModelNotFound, Forbidden,
+        ModelInUse.
+        """
+        names = await self.catalog.rescanned(policies)
+        own = self.own_names.get(name)
+        card = names.find(name)
+        if own is not None and (card is None or self._is_one_of_several(own)):
+            self._remove_name(own)
+        elif card is not None:
+            await self._remove_model(card, names, policies)
+        else:
+            raise ModelNotFound(name)
+
+    def _is_one_of_several(self, own: OwnName) -> bool:
+        return own.made_by == "copy" or len(self.own_names.of(own.model)) > 1
+
+    def _check_free(self, name: str, names: Names, policies: PolicySet) -> None:
+        """Raises InvalidRequest for what is no name, or is a name already."""
+        wanted = canonical(name)
+        if not _NAME.fullmatch(name.strip()):
+            raise InvalidRequest(f'destination "{name[:200]}" is invalid', param="destination")
+        settings = policies.models
+        aliases = (alias for model in settings.models.values() for alias in model.aliases)
+        taken = {*map(canonical, settings.chains), *map(canonical, aliases)}
+        if self.own_names.get(name) is None:
+            taken |= names.cards.keys()
+        if wanted in taken:
+            raise InvalidRequest(
+                f'destination "{name}" is invalid: a model is called so already',
+                param="destination",
+            )
+
+    async def _remove_model(self, card: ModelCard, names: Names, policies: PolicySet) -> None:
+        declared = settings_of(card.name, policies.models)
+        if not self.pulled.holds(card.path) or (declared is not None and declared.path):
+            raise Forbidden(
+                f"model '{card.name}' was not pulled: its folder is its owner's, and is not removed"
+            )
+        folder = next(
+            (one for key, one in names.cards.items() if self._is_folder(one, key, card)), card
+        )
+        others = self.own_names.of(folder.name)
+        if copies := sorted(one.name for one in others if one.made_by == "copy"):
+            raise ModelInUse(
+                f"{', '.join(copies)} would go with '{folder.name}': delete that first"
+            )
+        if self.puller.is_pulling(folder.name):
+            raise ModelInUse(f"'{folder.name}' is being pulled")
+        try:
+            await self.threads.run(self.pulled.remove, card.path)
+        except OSError as error:
+            raise ModelInUse(f"'{folder.name}' cannot be removed: {error.strerror}") from error
+        for own in others:
+            self._remove_name(own)
+        self.residency.unload(card)
+        await self.catalog.rescanned(policies)
+        self._say("model_removed", f"{folder.name} was removed", folder.name)
+
+    def _is_folder(self, one: ModelCard, key: str, card: ModelCard) -> bool:
+        """Whether this is the model that `card` may be a copy of."""
+        return one.path == card.path and self.own_names.get(key) is None
+
+    def _remove_name(self, own: OwnName) -> None:
+        try:
+            self.own_names.remove(own)
+        except OSError as error:
+            raise ModelInUse(f"'{own.name}' cannot be removed: {error.strerror}") from error
+        self._say("name_removed", f"{own.name} is no name of {own.model} any more", own.model)
+
+    def _say(self, type: str, words: str, model: str) -> None:
+        log.info("%s", words)
+        self.record(type, words, {"model": model})

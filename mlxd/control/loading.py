@@ -1,0 +1,160 @@
+"""Loads: one of each model however many wait for it, tried again where that may help."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+
+from mlxd.control.forecasting import Forecaster
+from mlxd.control.inventory import Inventory
+from mlxd.control.resident import Evicts, Resident
+from mlxd.control.room import Room
+from mlxd.control.supervisor import Supervisor
+from mlxd.control.worker import Worker
+from mlxd.core.clock import Clock
+from mlxd.core.errors import MlxdError, ModelLoadFailed
+from mlxd.core.models import ModelCard
+from mlxd.policy.policy_set import PolicySet
+
+log = logging.getLogger(__name__)
+
+
+class Loads:
+    """Gives the worker of a resident, starting one when there is none."""
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        room: Room,
+        supervisor: Supervisor,
+        clock: Clock,
+        forecasts: Forecaster,
+        *,
+        prepare: Callable[[Worker], None],
+        left: Callable[[Resident], None],
+    ) -> None:
+        """`prepare` is shown each new worker; `left` is told of a load that nobody waited for."""
+        self.before: Callable[[], Awaitable[None]] | None = None
+        """Awaited before room is made."""
+        self._inventory = inventory
+        self._room = room
+        self._supervisor = supervisor
+        self._clock = clock
+        self._forecasts = forecasts
+        self._prepare = prepare
+        self._left = left
+        self._failed: dict[str, tuple[str, str]] = {}
+        """Name of a model whose last load failed to (digest, reason)."""
+
+    async def worker_of(self, resident: Resident, policies: PolicySet, evicts: Evicts) -> Worker:
+        """One load serves everyone who waits for it; it goes on when one of them leaves."""
+        while (worker := self._supervisor.serving(resident.spec)) is None:
+            if evicts > resident.evicts:
+                resident.evicts = evicts
+                self._room.changes.tell()
+            if resident.loading is None:
+                resident.loading = asyncio.create_task(
+                    self._load(resident, policies), name=f"load {resident.card.name}"
+                )
+                resident.loading.add_done_callback(_heard)
+            await asyncio.shield(resident.loading)
+        return worker
+
+    def abandon(self, resident: Resident) -> None:
+        """Nobody waits for it any more: what has not begun does not begin."""
+        if resident.loading is not None and not resident.reserved:
+            resident.loading.cancel()
+            self._over(resident)
+
+    def failed(self, cards: Iterable[ModelCard]) -> dict[str, str]:
+        """Of these, the models whose last load failed and whose files are still the same: why."""
+        return {
+            card.name: self._failed[card.name][1]
+            for card in cards
+            if self._failed.get(card.name, ("", ""))[0] == card.digest
+        }
+
+    async def _load(self, resident: Resident, policies: PolicySet) -> None:
+        """From the wait for room to a worker that serves, within `timeouts.model_load`."""
+        card = resident.card
+        try:
+            async with asyncio.timeout(float(policies.timeouts.model_load)):
+                await self._attempts(resident, policies)
+            self._failed.pop(card.name, None)
+        except TimeoutError:
+            error = resident.waits or _late(card, policies)
+            self._note(card, error)
+            raise error from None
+        except ModelLoadFailed as error:
+            self._note(card, error)
+            raise
+        finally:
+            if resident.loading is asyncio.current_task():
+                self._over(resident)
+                if resident.leases == 0:
+                    self._left(resident)
+
+    async def _attempts(self, resident: Resident, policies: PolicySet) -> None:
+        """A worker that failed is replaced, with room judged anew; one that said why is not."""
+        retry = policies.models.load.retry
+        pause = float(retry.backoff)
+        for left in range(retry.max, -1, -1):
+            try:
+                await self._attempt(resident)
+            except ModelLoadFailed as error:
+                if error.final or not left:
+                    raise
+                log.warning("%s; another attempt in %g s", error.message, pause)
+                resident.waits = error
+            else:
+                return
+            await asyncio.sleep(pause)
+            pause *= 2
+
+    async def _attempt(self, resident: Resident) -> None:
+        if self.before is not None:
+            await self.before()
+        await self._room.reserve(resident)
+        began = self._clock.monotonic()
+        try:
+            worker = await self._supervisor.start(
+                resident.spec, resident.card.name, resident.budget, self._prepare
+            )
+            resident.loaded_at = self._clock.monotonic()
+            resident.load_seconds = resident.loaded_at - began
+            self._learn(resident, worker)
+        finally:
+            resident.reserved = False
+            self._room.changes.tell()
+
+    def _learn(self, resident: Resident, worker: Worker) -> None:
+        if worker.ready is not None:
+            self._forecasts.loaded(resident.card, worker.ready)
+            self._inventory.working_set = (
+                worker.ready.working_set_bytes or self._inventory.working_set
+            )
+        self._room.settle(resident, worker, idle=False)
+
+    def _over(self, resident: Resident) -> None:
+        resident.loading = None
+        resident.evicts = Evicts.NOBODY
+        resident.waits = None
+
+    def _note(self, card: ModelCard, error: MlxdError) -> None:
+        if isinstance(error, ModelLoadFailed):
+            self._failed[card.name] = (card.digest, error.message)
+
+
+def _late(card: ModelCard, policies: PolicySet) -> ModelLoadFailed:
+    return ModelLoadFailed(
+        f"model '{card.name}' was not loaded within {float(policies.timeouts.model_load):g} s",
+        retry_after=10.0,
+        policy=policies.line("timeouts.model_load"),
+    )
+
+
+def _heard(load: asyncio.Task[None]) -> None:
+    """Whoever waited for it has its error; when all have left, nobody needs it."""
+    if not load.cancelled():
+        load.exception()

@@ -1,0 +1,141 @@
+"""What models.yaml says of one model, and what becomes of its card by that."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable
+from dataclasses import replace
+
+from mlxd.control.model_files import with_template
+from mlxd.control.scan import Findings, Scope, expanded
+from mlxd.control.short_names import short_key, short_name
+from mlxd.core.models import ModelCard, canonical
+from mlxd.core.request import Sampling
+from mlxd.policy.schema import Model, Models
+
+
+def settings_of(name: str, models: Models) -> Model | None:
+    """What models.yaml says of one model, however it writes the name.
+
+    The whole name counts before its last part, that before the short name; these two only where
+    the entry names no folder of its own.
+    """
+    wanted = canonical(name)
+    entries = [(canonical(written), settings) for written, settings in models.models.items()]
+    for key, settings in entries:
+        if key == wanted:
+            return settings
+    free = [(key, settings) for key, settings in entries if settings.path is None]
+    if not free:
+        return None
+    last = wanted.rpartition("/")[2]
+    short = short_key(short_name(wanted))
+    by_last = next((settings for key, settings in free if key == last), None)
+    return by_last or next((s for key, s in free if short_key(key) == short), None)
+
+
+def max_concurrency_of(name: str, models: Models) -> int | None:
+    """Generations at one time of this model by models.yaml; None leaves it to limits.yaml."""
+    own = settings_of(name, models)
+    wanted = own.max_concurrency if own is not None else None
+    wanted = wanted or models.defaults.max_concurrency
+    return None if wanted == "inherit" else wanted
+
+
+HOW_TO_LOAD = ("adapter", "chat_template", "trust_remote_code", "kv_bits")
+"""The settings of a model that make it another worker, beside its path."""
+
+
+def ways_of_loading(models: Models) -> Hashable:
+    """Differs where the same name may mean another worker."""
+    ways = {
+        canonical(name): tuple(getattr(model, setting) for setting in HOW_TO_LOAD)
+        for name, model in models.models.items()
+    }
+    usual = tuple(getattr(Model(), setting) for setting in HOW_TO_LOAD)
+    return Scope.of(models), frozenset(way for way in ways.items() if way[1] != usual)
+
+
+def settled(card: ModelCard, own: Model | None, models: Models, found: Findings) -> ModelCard:
+    """The card of a model as policy wants it; unavailable where that cannot be had."""
+    if card.unavailable:
+        return card
+    if card.flaw and models.defaults.verify != "none":
+        return replace(card, unavailable=card.flaw)
+    card = _within(card, own, models)
+    if own is not None:
+        card = _with_own(card, own, found)
+    if card.needs_code and not card.trust_remote_code and not card.unavailable:
+        return replace(
+            card,
+            unavailable=f"it runs only with Python code of its own ({card.code}); "
+            "models.<name>.trust_remote_code: true would allow that",
+        )
+    return card
+
+
+def _within(card: ModelCard, own: Model | None, models: Models) -> ModelCard:
+    """The card with the context that policy allows."""
+    wanted = (own.context if own is not None else None) or models.defaults.context
+    if wanted == "auto":
+        return card
+    return replace(card, context=min(card.context, wanted), trained_context=card.context)
+
+
+def _with_own(card: ModelCard, own: Model, found: Findings) -> ModelCard:
+    card = replace(
+        card,
+        aliases=own.aliases,
+        sampling=_sampling(own).over(card.sampling),
+        trust_remote_code=own.trust_remote_code and bool(card.code),
+        kv_bits=0 if own.kv_bits == "none" else own.kv_bits,
+    )
+    return _with_template(_with_adapter(card, own, found), own, found)
+
+
+def _sampling(own: Model) -> Sampling:
+    said = own.sampling
+    top_k = said.get("top_k")
+    return Sampling(
+        temperature=said.get("temperature"),
+        top_p=said.get("top_p"),
+        top_k=None if top_k is None else int(top_k),
+        min_p=said.get("min_p"),
+        repeat_penalty=said.get("repeat_penalty"),
+    )
+
+
+def _with_adapter(card: ModelCard, own: Model, found: Findings) -> ModelCard:
+    folder = expanded(own.adapter)
+    if folder is None:
+        return card
+    adapter = found.adapters[folder]
+    if adapter.unavailable:
+        return replace(card, adapter=str(folder), unavailable=adapter.unavailable)
+    return replace(
+        card,
+        adapter=str(folder),
+        weights_bytes=card.weights_bytes + adapter.weights_bytes,
+        digest=hashlib.sha256(f"{card.digest}+{adapter.digest}".encode()).hexdigest(),
+    )
+
+
+def _with_template(card: ModelCard, own: Model, found: Findings) -> ModelCard:
+    file = expanded(own.chat_template)
+    if file is None:
+        return card
+    template = found.templates[file]
+    card = replace(card, template_file=str(file))
+    if template.unavailable:
+        return replace(card, unavailable=card.unavailable or template.unavailable)
+    return with_template(card, template.text)
+
+
+def waits_for_files(own: Model | None, found: Findings) -> bool:
+    """Whether policy adds a file to the model that was not read yet."""
+    if own is None:
+        return False
+    adapter, template = expanded(own.adapter), expanded(own.chat_template)
+    return (adapter is not None and adapter not in found.adapters) or (
+        template is not None and template not in found.templates
+    )

@@ -1,0 +1,260 @@
+"""Pulls models from a hub: who may have what, one download for all who want the same, its progress.
+
+The bytes are fetched by a process of its own (mlxd/hub); the daemon needs no network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+from mlxd.control import builds
+from mlxd.control.catalog import Catalog
+from mlxd.control.names import settings_of
+from mlxd.control.own_names import OwnName, OwnNames
+from mlxd.control.progress import Board, Progress
+from mlxd.control.pulled import PulledModels
+from mlxd.control.pulling import Fetch, pulling
+from mlxd.core.errors import (
+    Draining,
+    Forbidden,
+    InsufficientStorage,
+    InternalError,
+    InvalidRequest,
+    MlxdError,
+    ModelNotFound,
+    PullFailed,
+)
+from mlxd.core.threads import Threads
+from mlxd.ipc.pulling import Failed, Fetched, Part, Planned, Pulled, Told, Verifying, Writing
+from mlxd.policy.load import PolicySet
+
+log = logging.getLogger(__name__)
+
+Record = Callable[[str, str, Mapping[str, Any]], object]
+"""Told of what happened: its type, words, data."""
+
+_HUBS = ("hf.co/", "huggingface.co/", "https://hf.co/", "https://huggingface.co/")
+_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_SHOWN_DIGITS = 12
+
+
+class Puller:
+    """One download at a time of each repository."""
+
+    def __init__(
+        self,
+        pulled: PulledModels,
+        own_names: OwnNames,
+        catalog: Catalog,
+        record: Record,
+        *,
+        fetch: Fetch = pulling,
+    ) -> None:
+        self._pulled = pulled
+        self._own_names = own_names
+        self._catalog = catalog
+        self._record = record
+        self._fetch = fetch
+        self._threads = Threads("pulled models")
+        self._pulls: dict[str, _Pull] = {}
+        self._ending: dict[str, asyncio.Task[None]] = {}
+        """Downloads that nobody watches any more, until their processes are gone."""
+        self._draining = False
+
+    @asynccontextmanager
+    async def watch(self, name: str, policies: PolicySet) -> AsyncIterator[AsyncIterator[Progress]]:
+        """Pull `name`, or join whoever does; to the last line, which says `success`.
+
+        When the last watcher leaves, the download ends; what it fetched is kept. Raises
+        InvalidRequest, ModelNotFound, Forbidden, Draining at once; InsufficientStorage, PullFailed,
+        ModelNotFound as the lines end.
+        """
+        repo = self.repository(name)
+        _check_allowed(repo, policies)
+        if self._draining:
+            raise Draining("the daemon is stopping", retry_after=5.0)
+        pull = self._pulls.get(repo.lower()) or self._begun(repo, policies)
+        if "/" not in name:
+            pull.short_names.add(name.strip())
+        pull.watchers += 1
+        try:
+            yield pull.board.watch()
+        finally:
+            pull.watchers -= 1
+            if pull.watchers == 0:
+                self._forget(pull)
+                await _ended(pull)
+
+    def _begun(self, repo: str, policies: PolicySet) -> _Pull:
+        pull = self._pulls[repo.lower()] = _Pull(repo)
+        last = self._ending.get(repo.lower())
+        pull.task = asyncio.create_task(self._run(pull, policies, last), name=f"pull {repo}")
+        pull.task.add_done_callback(lambda task: self._done(pull, task))
+        return pull
+
+    def _forget(self, pull: _Pull) -> None:
+        """Whoever wants it now begins anew, as soon as its process is gone."""
+        key = pull.repo.lower()
+        if self._pulls.get(key) is pull:
+            del self._pulls[key]
+            if pull.task is not None and not pull.task.done():
+                self._ending[key] = pull.task
+
+    def _done(self, pull: _Pull, task: asyncio.Task[None]) -> None:
+        self._forget(pull)
+        if self._ending.get(pull.repo.lower()) is task:
+            del self._ending[pull.repo.lower()]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the pull of %s ended: a defect of mlxd", pull.repo, exc_info=error)
+            pull.board.close(InternalError("an internal error ended the pull; the log has it"))
+
+    def repository(self, name: str) -> str:
+        """ORGANISATION/NAME that `name` stands for. Raises InvalidRequest, ModelNotFound."""
+        asked = name.strip()
+        for hub in _HUBS:
+            asked = asked.removeprefix(hub)
+        asked = asked.removesuffix(":latest")
+        if "/" in asked:
+            if not _REPO.fullmatch(asked) or ".." in asked:
+                raise InvalidRequest(
+                    f"invalid model name {name[:200]!r}: expected ORGANISATION/NAME", param="model"
+                )
+            return asked
+        known = builds.shipped()
+        found = known.repository(asked)
+        if found is None:
+            near = ", ".join(known.near(asked))
+            hint = f"; did you mean {near}?" if near else "; any other is ORGANISATION/NAME"
+            raise ModelNotFound(name, f" among the builds that mlxd knows{hint}")
+        return found
+
+    def is_pulling(self, repo: str) -> bool:
+        return repo.lower() in self._pulls
+
+    async def tidy(self) -> None:
+        """Finish what a daemon that was killed was removing."""
+        await self._threads.run(self._pulled.tidy)
+
+    async def close(self) -> None:
+        """End every download; their watchers are told."""
+        self._draining = True
+        pulls = [*self._pulls.values()]
+        for pull in pulls:
+            pull.board.close(Draining("the daemon is stopping; the pull goes on from here later"))
+        await asyncio.gather(*(_ended(pull) for pull in pulls))
+
+    async def _run(self, pull: _Pull, policies: PolicySet, last: asyncio.Task[None] | None) -> None:
+        """From the first line to the last; whatever goes wrong is told to the watchers."""
+        try:
+            if last is not None:
+                await asyncio.wait([last])
+            pull.board.post(Progress("pulling manifest"))
+            repo = await self._threads.run(self._pulled.spelled, pull.repo)
+            verdict = await self._fetched(pull, repo, policies)
+            await self._name(pull, repo, policies)
+        except MlxdError as error:
+            self._failed(pull, error)
+            return
+        words = f"{repo} was pulled" if verdict.fetched_bytes else f"{repo} was there already"
+        log.info("%s: %s bytes, commit %s", words, verdict.fetched_bytes, verdict.revision)
+        data = {"model": repo, "bytes": verdict.fetched_bytes, "revision": verdict.revision}
+        self._record("model_pulled", words, data)
+        pull.board.post(Progress("success"))
+        pull.board.close()
+
+    async def _fetched(self, pull: _Pull, repo: str, policies: PolicySet) -> Pulled:
+        endpoint = policies.models.pull.endpoint
+        own = settings_of(repo, policies.models)
+        code = own is not None and own.trust_remote_code
+        into = self._pulled.folder
+        async with self._fetch(
+            repo, into, endpoint="" if endpoint == "auto" else endpoint, code=code
+        ) as lines:
+            async for told in lines:
+                if isinstance(told, Failed):
+                    raise _error_of(told, repo)
+                if isinstance(told, Pulled):
+                    return told
+                pull.post(told)
+        raise PullFailed(f"the pull of {repo} ended without a word")
+
+    async def _name(self, pull: _Pull, repo: str, policies: PolicySet) -> None:
+        """From here on it is known, and a name that it was asked for by means it, whatever else
+        will be there.
+        """
+        for name in pull.short_names:
+            own = self._own_names.get(name)
+            if own is not None and own.model == repo:
+                continue
+            try:
+                self._own_names.put(OwnName(name, repo, "pull"))
+            except OSError as error:
+                log.warning("%s: its name %s is not kept: %s", repo, name, error.strerror)
+        await self._catalog.rescanned(policies)
+
+    def _failed(self, pull: _Pull, error: MlxdError) -> None:
+        log.warning("the pull of %s failed: %s", pull.repo, error.message)
+        self._record("pull_failed", error.message, {"model": pull.repo, "code": error.code})
+        pull.board.close(error)
+
+
+class _Pull:
+    """One download under way."""
+
+    def __init__(self, repo: str) -> None:
+        self.repo = repo
+        self.board = Board()
+        self.task: asyncio.Task[None] | None = None
+        self.watchers = 0
+        self.short_names: set[str] = set()
+        self._parts: dict[str, Part] = {}
+
+    def post(self, told: Told) -> None:
+        """In Ollama's words."""
+        match told:
+            case Planned(parts=parts):
+                self._parts = {part.digest: part for part in parts}
+                for digest in self._parts:
+                    self._post_part(digest, 0)
+            case Fetched(digest=digest, bytes=have) if digest in self._parts:
+                self._post_part(digest, have)
+            case Verifying():
+                self.board.post(Progress("verifying sha256 digest"))
+            case Writing():
+                self.board.post(Progress("writing manifest"))
+            case _:
+                pass
+
+    def _post_part(self, digest: str, have: int) -> None:
+        short = digest.partition(":")[2][:_SHOWN_DIGITS]
+        self.board.post(Progress(f"pulling {short}", digest, self._parts[digest].size, have))
+
+
+async def _ended(pull: _Pull) -> None:
+    """Stop it, if it has not stopped, and wait for its process to be gone."""
+    if pull.task is not None:
+        pull.task.cancel()
+        await asyncio.gather(pull.task, return_exceptions=True)
+
+
+def _check_allowed(repo: str, policies: PolicySet) -> None:
+    """Raises Forbidden."""
+    allowed = policies.models.pull.allow
+    if not any(fnmatchcase(repo.lower(), pattern.lower()) for pattern in allowed):
+        raise Forbidden(
+            f"{repo} may not be pulled", policy=policies.line("models.pull.allow")
+        )  # fmt: skip
+
+
+def _error_of(failed: Failed, repo: str) -> MlxdError:
+    if failed.kind == "not_found":
+        return ModelNotFound(repo, f": {failed.message}")
+    if failed.kind == "no_space":
+        return InsufficientStorage(failed.message)
+    return PullFailed(failed.message)

@@ -1,0 +1,73 @@
+"""Why a model is not loaded now, in words and numbers, with the line of policy that decided."""
+
+from __future__ import annotations
+
+from mlxd.control.eviction import Obstacle
+from mlxd.control.judgement import Judgement
+from mlxd.core.errors import InsufficientMemory, MlxdError, ModelsBusy
+from mlxd.core.sizes import spoken
+from mlxd.policy.policy_set import PolicySet
+
+_IN_USE_RETRY = 10.0
+_NEVER_RETRY = 60.0
+
+_KEYS: dict[Obstacle, str] = {
+    "count": "models.max_loaded",
+    "weights": "models.max_loaded_bytes",
+    "memory": "memory.reserve.system",
+    "limit": "memory.worker_limits.mlx_memory_limit",
+}
+
+
+def refusal(judged: Judgement, name: str, policies: PolicySet, now: float) -> MlxdError:
+    """Of model `name`, whose load has an obstacle."""
+    plan = judged.plan
+    key = f"memory.eviction.{judged.spares}" if judged.spares else _KEYS[plan.obstacle]
+    words = _obstacle(judged, name, policies) + _in_the_way(judged, now)
+    retry = _retry(judged, now)
+    if plan.obstacle == "count":
+        return ModelsBusy(words, retry_after=retry, policy=policies.line(key))
+    return InsufficientMemory(
+        words,
+        needed_bytes=judged.needed,
+        available_bytes=judged.at_best if plan.never else judged.available,
+        retry_after=retry,
+        policy=policies.line(key),
+    )
+
+
+def _obstacle(judged: Judgement, name: str, policies: PolicySet) -> str:
+    plan = judged.plan
+    needed = f"{spoken(judged.needed)} ({judged.needed} bytes)"
+    available = judged.at_best if plan.never else judged.available
+    there = f"{spoken(available)} ({available} bytes)"
+    if plan.obstacle == "count":
+        count = policies.models.max_loaded
+        return f"model '{name}' cannot be loaded: no more than {count} may be in memory"
+    if plan.obstacle == "limit":
+        return f"model '{name}' has weights of {needed}, and a worker may take {there}"
+    if plan.obstacle == "weights":
+        return f"model '{name}' has weights of {needed}, and {there} more may be in memory" + (
+            " with nothing else there" if plan.never else ""
+        )
+    least = " even with every other model unloaded" if plan.never else ""
+    return f"model '{name}' needs {needed} of memory and {there} are available{least}"
+
+
+def _in_the_way(judged: Judgement, now: float) -> str:
+    plan, names = judged.plan, ", ".join(judged.names)
+    if plan.never:
+        return ""
+    if plan.at is None:
+        return f"; {names} would have to leave and {_is(judged)} in use"
+    return f"; {names} would have to leave and may in {max(0.0, plan.at - now):.3g} s"
+
+
+def _is(judged: Judgement) -> str:
+    return "is" if len(judged.names) == 1 else "are"
+
+
+def _retry(judged: Judgement, now: float) -> float:
+    if judged.plan.never:
+        return _NEVER_RETRY
+    return _IN_USE_RETRY if judged.plan.at is None else judged.plan.at - now

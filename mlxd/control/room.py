@@ -1,0 +1,258 @@
+"""Room in memory: made, given away and taken back, one decision at a time.
+
+A decision holds the lock until what it evicts is gone and its bytes are seen to be free again; what
+was looked at before an await is looked at again after. Loads themselves run side by side, with what
+they were promised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+from copy import copy
+
+from msgspec.structs import replace
+
+from mlxd.control.changes import Changes
+from mlxd.control.inventory import Inventory
+from mlxd.control.judgement import Judgement
+from mlxd.control.ledger import promised_by
+from mlxd.control.memory import MemoryReading
+from mlxd.control.refusal import refusal
+from mlxd.control.resident import Evicts, Resident
+from mlxd.control.supervisor import Supervisor
+from mlxd.control.worker import Worker
+from mlxd.core.clock import Clock
+from mlxd.core.errors import MlxdError
+from mlxd.core.sizes import spoken
+from mlxd.ipc import messages as ipc
+from mlxd.policy.policy_set import PolicySet
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.05
+"""Between two readings while freed bytes are awaited."""
+_SEEN = 0.9
+"""The part of what a worker held that must be seen to be free again."""
+_DRIFT = 0.01
+"""The part of the machine's memory by which others change a reading meanwhile."""
+
+
+class Room:
+    """Decides by the inventory, and does what was decided."""
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        supervisor: Supervisor,
+        clock: Clock,
+        in_force: Callable[[], PolicySet],
+    ) -> None:
+        self.deciding = asyncio.Lock()
+        self.changes = Changes()
+        self.blocked: MlxdError | None = None
+        """While set, no load is given room; this is why."""
+        self.closing = False
+        self._inventory = inventory
+        self._supervisor = supervisor
+        self._clock = clock
+        self._in_force = in_force
+
+    async def reserve(self, incoming: Resident) -> None:
+        """Wait for a load's turn and its room, evicting what may be evicted.
+
+        Raises InsufficientMemory, ModelsBusy, or what blocks loads.
+        """
+        while True:
+            async with self.deciding:
+                pause = await self._try(incoming)
+            if incoming.reserved:
+                return
+            await self.changes.wait(pause)
+
+    async def clear(self, resident: Resident, grace: float) -> None:
+        """Have a resident out of memory and see its bytes back. The caller holds the lock."""
+        before = self._inventory.read_memory()
+        held = self._inventory.account(resident).held
+        self.forget(resident)
+        await self._supervisor.stop(resident.spec, grace)
+        if before is not None and held:
+            await self._reclaimed(resident.card.name, held, before)
+        self.changes.tell()
+
+    def forget(self, resident: Resident) -> None:
+        """It is not in memory any more, or is about to leave."""
+        resident.disarm()
+        del self._inventory.residents[resident.spec]
+
+    async def trim(self) -> float | None:
+        """Unload what is idle beyond the bounds in force; says when more of it may leave."""
+        async with self.deciding:
+            while not self.closing:
+                plan = self._inventory.plan_excess(self._in_force(), self._clock.monotonic())
+                if not plan.victims:
+                    return plan.at
+                victim = self._inventory.named(plan)[0]
+                log.info("unloading %s: models.max_loaded", victim.card.name)
+                await self.clear(victim, self._grace)
+        return None
+
+    async def relieve(self, enough: Callable[[], bool], *, all: bool) -> list[str]:
+        """Evict in order until it is enough, or nobody is left who may go; says who went.
+
+        `all`: neither memory.eviction.keep nor min_residency spares anyone.
+        """
+        gone: list[str] = []
+        async with self.deciding:
+            while not self.closing and not enough():
+                policies = self._in_force()
+                keep = 0 if all else policies.memory.eviction.keep
+                victims = self._inventory.evictable(policies, settling=not all)
+                if not victims or len(self._inventory.present()) <= keep:
+                    break
+                gone.append(victims[0].card.name)
+                log.warning("evicting %s: memory is short", victims[0].card.name)
+                await self.clear(victims[0], self._grace)
+        return gone
+
+    # -- what workers are promised
+
+    async def answer(self, worker: Worker, need: ipc.Need) -> None:
+        """Grant what a worker needs, evicting what is idle if that makes room; or say no."""
+        async with self.deciding:
+            resident = self._resident_of(worker)
+            if resident is None:
+                return
+            resident.wanted = 0 if await self._granted(resident, need.bytes) else need.bytes
+            if self._resident_of(worker) is resident:
+                size = resident.budget.bytes if resident.wanted else need.bytes
+                self._promise(resident, worker, size, answers=need.id)
+
+    async def offer(self) -> None:
+        """Grant what was denied, as far as there is room now."""
+        async with self.deciding:
+            for resident in list(self._inventory.residents.values()):
+                worker, size = self._inventory.worker_of(resident), resident.wanted
+                if not size or worker is None or not await self._granted(resident, size):
+                    continue
+                if self._resident_of(worker) is resident and resident.wanted == size:
+                    resident.wanted = 0
+                    self._promise(resident, worker, size)
+
+    def settle(self, resident: Resident, worker: Worker, *, idle: bool) -> None:
+        """Bring a budget in line with what is known and in force now.
+
+        An idle worker goes back to what its first generation takes; one at work keeps what it has,
+        within `memory.worker_limits`.
+        """
+        policies, old = self._in_force(), resident.budget
+        new = self._inventory.budget_for(resident.card, policies)
+        if idle:
+            resident.wanted = 0
+        else:
+            limit = policies.memory.worker_limits.mlx_memory_limit
+            most = old.bytes if limit == "auto" else min(old.bytes, limit)
+            new = replace(new, bytes=max(new.bytes, most))
+        more = promised_by(new) - promised_by(old)
+        if more > 0 and not self._inventory.judge_need(resident, more, policies).fits:
+            new = replace(
+                new,
+                bytes=min(new.bytes, old.bytes),
+                cache_bytes=min(new.cache_bytes, old.cache_bytes),
+            )
+        resident.budget = new
+        self._promise(resident, worker, new.bytes)
+        self.changes.tell()
+
+    def _promise(self, resident: Resident, worker: Worker, size: int, answers: int = 0) -> None:
+        """Tell a worker what it may hold from now on."""
+        budget = replace(resident.budget, bytes=size)
+        budget = self._inventory.with_most(budget, resident.spec, self._in_force())
+        resident.budget = budget
+        worker.set_budget(replace(budget, answers=answers))
+
+    async def _granted(self, resident: Resident, size: int) -> bool:
+        """Whether a loaded model may hold `size` bytes; room is made for it where that helps."""
+        while (more := size - resident.budget.bytes) > 0:
+            policies = self._in_force()
+            limit = policies.memory.worker_limits.mlx_memory_limit
+            if self.closing or (limit != "auto" and size > limit):
+                return False
+            judged = self._inventory.judge_need(resident, more, policies)
+            if not judged.plan.victims:
+                return judged.fits
+            victim = self._inventory.named(judged.plan)[0]
+            log.info("evicting %s for more of %s", victim.card.name, resident.card.name)
+            await self.clear(victim, self._grace)
+        return True
+
+    def _resident_of(self, worker: Worker) -> Resident | None:
+        """None where the worker is gone, or another has taken its place."""
+        resident = self._inventory.residents.get(worker.spec)
+        if resident is None or self._inventory.worker_of(resident) is not worker:
+            return None
+        return resident
+
+    # -- one load
+
+    async def _try(self, incoming: Resident) -> float:
+        """Reserve what a load takes, or say how long to wait before the next try."""
+        while True:
+            policies = self._in_force()
+            if self.blocked is not None:
+                raise copy(self.blocked)
+            if self._inventory.loading() >= policies.models.load.max_parallel:
+                return float(policies.memory.check_interval)
+            judged = self._inventory.judge_load(incoming.card, policies, incoming.evicts)
+            if judged.plan.obstacle:
+                return self._wait(incoming, judged, policies)
+            if judged.fits:
+                incoming.budget = self._inventory.budget_for(incoming.card, policies)
+                incoming.reserved = True
+                incoming.waits = None
+                return 0.0
+            victim = self._inventory.named(judged.plan)[0]
+            log.info("evicting %s for %s", victim.card.name, incoming.card.name)
+            await self.clear(victim, self._grace)
+
+    def _wait(self, incoming: Resident, judged: Judgement, policies: PolicySet) -> float:
+        """How long until the next try. Raises the refusal where there is nothing to wait for."""
+        now, name, at = self._clock.monotonic(), incoming.card.name, judged.plan.at
+        error = refusal(judged, name, policies, now)
+        if judged.plan.never or not _patient(incoming.evicts, at, policies):
+            raise error
+        if incoming.waits is None:
+            log.info("%s waits for room: %s", name, error.message)
+        incoming.waits = error
+        interval = float(policies.memory.check_interval)
+        return interval if at is None else min(interval, at - now)
+
+    async def _reclaimed(self, name: str, held: int, before: MemoryReading) -> None:
+        """Wait until what a worker held is seen to be free again, not for ever."""
+        wanted = before.available + _SEEN * held - _DRIFT * before.total
+        limit = float(self._in_force().memory.eviction.verify_reclaim)
+        for _ in range(math.ceil(limit / _LOOK_SECONDS)):
+            if self.closing or self._available() >= wanted:
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
+        log.warning(
+            "%s is unloaded, and its %s are not seen to be free again after %g s",
+            name, spoken(held), limit,
+        )  # fmt: skip
+
+    def _available(self) -> float:
+        reading = self._inventory.read_memory()
+        return reading.available if reading is not None else math.inf
+
+    @property
+    def _grace(self) -> float:
+        return float(self._in_force().timeouts.shutdown.term_grace)
+
+
+def _patient(evicts: Evicts, at: float | None, policies: PolicySet) -> bool:
+    """Whether a load waits for room that is there at a known time, or at one that nobody knows."""
+    if evicts is Evicts.IDLE:
+        return policies.memory.reserve.when_full == "wait"
+    return evicts is Evicts.UNLISTED and at is not None

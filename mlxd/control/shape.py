@@ -1,0 +1,144 @@
+"""A model's footprint from what its files say, before it has ever been loaded.
+
+Weights are the bytes of its files; caches follow from config.json, layer by layer, as mlx-lm makes
+them. A loaded model tells both exactly: this is for the first time.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mlxd.core.dimensions import FLOAT32, Dimensions, computed, number, state_bytes
+from mlxd.core.footprint import Footprint, LayerGroup
+from mlxd.core.models import ModelCard
+
+_KV_GROUP = 64
+"""Numbers that share a scale and a bias in a quantised cache."""
+_FULL, _WINDOW, _RECURRENT = "full", "window", "recurrent"
+_KINDS = {
+    "full_attention": (_FULL,), "attention": (_FULL,), "global": (_FULL,), "*": (_FULL,),
+    "sliding_attention": (_WINDOW,), "sliding_window": (_WINDOW,), "local": (_WINDOW,),
+    "chunked_attention": (_WINDOW,),
+    "linear_attention": (_RECURRENT,), "mamba": (_RECURRENT,), "mamba2": (_RECURRENT,),
+    "recurrent": (_RECURRENT,), "conv": (_RECURRENT,), "M": (_RECURRENT,),
+    "hybrid": (_RECURRENT, _FULL),
+}  # fmt: skip
+"""The words of configs for what a layer keeps."""
+_PATTERNED = frozenset(("cohere2", "gemma3", "gemma3_text"))
+"""Families whose windows come by a pattern that may go without saying."""
+_BOTH = frozenset(("falcon_h1",))
+_ALL_RECURRENT = frozenset(("mamba", "mamba2", "falcon_mamba"))
+_MOE_STACKS = 2
+"""Layers whose experts are held twice while they are put together."""
+
+
+def footprint_of(card: ModelCard, *, fused: bool = sys.platform == "darwin") -> Footprint:
+    """`fused`: attention keeps no matrix of scores, as on a Mac's GPU."""
+    config = card.config
+    dimensions = Dimensions.of(config, item_bytes(card))
+    groups = _groups(config, dimensions, card.spec.kv_bits)
+    return computed(dimensions, card.size_bytes, groups, fused=fused)
+
+
+def loading_bytes(card: ModelCard) -> int:
+    """The most that is held while the weights are read, by the files alone."""
+    quantization = card.config.get("quantization_config")
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if method == "fp8" and "quantization" not in card.config:
+        return 2 * card.size_bytes  # it is unpacked into 16 bits
+    experts = number(card.config, "num_local_experts", "num_experts", "n_routed_experts")
+    layers = number(card.config, *_LAYERS)
+    if experts > 1 and layers:
+        return card.size_bytes + _MOE_STACKS * card.size_bytes // max(_MOE_STACKS, layers)
+    return card.size_bytes
+
+
+def item_bytes(card: ModelCard) -> int:
+    """Of a number while it is computed; quantised weights are computed with in halves."""
+    stated = card.config.get("dtype") or card.config.get("torch_dtype")
+    known = (card.quantization, stated) if "bit" not in card.quantization else (stated,)
+    return FLOAT32 if any(word in ("f32", "float32") for word in known) else 2
+
+
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+def _groups(
+    config: Mapping[str, Any], dimensions: Dimensions, kv_bits: int
+) -> tuple[LayerGroup, ...]:
+    window = number(
+        config, "sliding_window", "attention_chunk_size", "attention_window_size",
+        "sliding_window_size",
+    )  # fmt: skip
+    kinds = Counter(kind for layer in _layers(config, window) for kind in layer)
+    full = _token_bytes(config, dimensions, kv_bits)
+    kept = {
+        _FULL: LayerGroup(kinds[_FULL], full),
+        _WINDOW: LayerGroup(kinds[_WINDOW], _token_bytes(config, dimensions, 0), window),
+        _RECURRENT: LayerGroup(kinds[_RECURRENT], 0, 0, _constant(config, dimensions.item_bytes)),
+    }
+    return tuple(group for group in kept.values() if group.layers)
+
+
+def _layers(config: Mapping[str, Any], window: int) -> Iterator[tuple[str, ...]]:
+    """What each layer keeps."""
+    count, family = number(config, *_LAYERS), config.get("model_type")
+    named = config.get("layer_types") or config.get("layers_block_type") or _pattern(config)
+    if isinstance(named, list | str) and named:
+        kinds = [_KINDS.get(kind, ()) for kind in named if isinstance(kind, str)]
+        shared = number(config, "num_kv_shared_layers")
+        yield from kinds[: len(kinds) - shared] if count else kinds
+        return
+    for layer in range(count):
+        yield _unnamed(config, layer, family, window)
+
+
+def _pattern(config: Mapping[str, Any]) -> Any:
+    return config.get("hybrid_override_pattern")
+
+
+def _unnamed(config: Mapping[str, Any], layer: int, family: object, window: int) -> tuple[str, ...]:
+    """Of a layer in a config that says nothing of single layers."""
+    if family in _ALL_RECURRENT:
+        return (_RECURRENT,)
+    if family in _BOTH:
+        return (_RECURRENT, _FULL)
+    interval = number(config, "full_attention_interval")
+    if interval or number(config, "linear_num_value_heads"):
+        return (_FULL,) if (layer + 1) % (interval or 4) == 0 else (_RECURRENT,)
+    every = number(config, "sliding_window_pattern")
+    if window and (every or family in _PATTERNED):
+        return (_FULL,) if (layer + 1) % (every or 6) == 0 else (_WINDOW,)
+    if family == "gpt_oss" and window:
+        return (_WINDOW,) if layer % 2 == 0 else (_FULL,)
+    return (_FULL,)
+
+
+def _token_bytes(config: Mapping[str, Any], dimensions: Dimensions, kv_bits: int) -> int:
+    latent = number(config, "kv_lora_rank")
+    if latent and config.get("model_type") != "deepseek_v2":
+        return (latent + number(config, "qk_rope_head_dim")) * dimensions.item_bytes
+    keys = number(config, "qk_nope_head_dim") + number(config, "qk_rope_head_dim")
+    values = number(config, "v_head_dim")
+    numbers = dimensions.kv_heads * ((keys or dimensions.head) + (values or dimensions.head))
+    if kv_bits:
+        return numbers * kv_bits // 8 + 2 * (numbers // _KV_GROUP) * dimensions.item_bytes
+    return numbers * dimensions.item_bytes
+
+
+def _constant(config: Mapping[str, Any], item_bytes: int) -> int:
+    """Of one sequence in one recurrent layer: its state, and the end of a convolution's input."""
+    kernel = number(config, "linear_conv_kernel_dim", "conv_kernel", "mamba_d_conv", "conv_L_cache")
+    keys = number(config, "linear_num_key_heads") * number(config, "linear_key_head_dim")
+    values = number(config, "linear_num_value_heads") * number(config, "linear_value_head_dim")
+    width = 2 * keys + values
+    if not width:
+        inner = number(config, "mamba_d_ssm", "intermediate_size") or number(config, "hidden_size")
+        shared = number(config, "n_groups", "mamba_n_groups") * number(
+            config, "ssm_state_size", "state_size", "mamba_d_state"
+        )
+        width = inner + 2 * shared
+    return state_bytes(config) + max(0, kernel - 1) * width * item_bytes

@@ -1,0 +1,126 @@
+"""All weight files of a folder together: how much they are, and whether all of them are there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxd.control.quantization import PACKED_BITS, Quantization
+from mlxd.control.reading import UnreadableModel, exists, json_object, readable
+from mlxd.control.safetensors import MOST_ELEMENTS, Header, Tensor, flaw_of, read_header
+
+WEIGHTS = re.compile(r"model.*\.safetensors", re.DOTALL)
+"""The names of the files that mlx-lm loads."""
+INDEX = "model.safetensors.index.json"
+_PART = re.compile(r"(.*-)(\d{1,6})-of-(\d{1,6})\.safetensors", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What the headers of a model's files add up to."""
+
+    file_bytes: int
+    tensor_bytes: int
+    """Of the tensors alone: what a loaded model holds."""
+    parameters: int
+    """Unpacked."""
+    dtype: str
+    """Of most of the numbers."""
+    digest: str
+    """64 hex digits over names, sizes and headers."""
+    flaw: str
+    """Why they should not be loaded; empty when nothing is wrong."""
+
+
+def read_weights(folder: Path, quantization: Quantization) -> Weights:
+    """Raises UnreadableModel where a header cannot be read at all."""
+    files = sorted(file for file in folder.iterdir() if WEIGHTS.fullmatch(file.name))
+    if not files:
+        raise UnreadableModel("it has no model*.safetensors")
+    headers = {file.name: read_header(file) for file in files}
+    tensors = _each_once(headers.values())
+    parameters = sum(_unpacked(tensor, quantization) for tensor in tensors.values())
+    if parameters >= MOST_ELEMENTS:
+        raise UnreadableModel("its weights have an impossible size")
+    dtypes: Counter[str] = Counter()
+    for tensor in tensors.values():
+        dtypes[tensor.dtype] += tensor.elements
+    return Weights(
+        file_bytes=sum(header.file_bytes for header in headers.values()),
+        tensor_bytes=sum(tensor.size_bytes for tensor in tensors.values()),
+        parameters=parameters,
+        dtype=dtypes.most_common(1)[0][0].lower() if dtypes else "unknown",
+        digest=_digest(headers),
+        flaw=next(_flaws(folder, headers), ""),
+    )
+
+
+def _each_once(headers: Iterable[Header]) -> dict[str, Tensor]:
+    """Every tensor by its name; of equal ones in two files one is loaded."""
+    return {tensor.name: tensor for header in headers for tensor in header.tensors}
+
+
+def _unpacked(tensor: Tensor, quantization: Quantization) -> int:
+    """A quantised layer has packed words, and one scale (and bias) for each group of numbers."""
+    layer, _, kind = tensor.name.rpartition(".")
+    if not quantization.bits:
+        return tensor.elements
+    if kind in ("scales", "biases"):
+        return 0
+    bits = quantization.bits_of(layer)
+    packed = tensor.dtype == "U32" and bits < PACKED_BITS
+    return tensor.elements * PACKED_BITS // bits if packed else tensor.elements
+
+
+def _flaws(folder: Path, headers: Mapping[str, Header]) -> Iterator[str]:
+    yield from filter(None, (flaw_of(header, readable(n)) for n, header in headers.items()))
+    yield from _missing_parts(headers)
+    if exists(folder / INDEX):
+        yield from _unlike_index(folder, headers)
+    yield from _contradictions(headers)
+
+
+def _missing_parts(headers: Mapping[str, Header]) -> Iterator[str]:
+    """By the names of the files: part 2 of 3 says that there are a 1 and a 3."""
+    parts = filter(None, map(_PART.fullmatch, headers))
+    for before, digits, total in {(part[1], len(part[2]), part[3]) for part in parts}:
+        for number in range(1, int(total) + 1):
+            part = f"{before}{number:0{digits}d}-of-{total}.safetensors"
+            if part not in headers:
+                yield f"its {readable(part)} is missing"
+
+
+def _unlike_index(folder: Path, headers: Mapping[str, Header]) -> Iterator[str]:
+    try:
+        places = json_object(folder / INDEX).get("weight_map")
+    except UnreadableModel as error:
+        yield str(error)
+        return
+    if not isinstance(places, dict) or not all(isinstance(f, str) for f in places.values()):
+        yield f"its {INDEX} does not say which file holds which tensor"
+        return
+    for file in sorted(set(places.values())):
+        if file not in headers:
+            yield f"its {readable(file.rpartition('/')[2][:100])} is missing"
+
+
+def _contradictions(headers: Mapping[str, Header]) -> Iterator[str]:
+    """Two files that hold different tensors of one name: which is meant, nobody can say."""
+    first: dict[str, tuple[str, Tensor]] = {}
+    for name, header in headers.items():
+        for tensor in header.tensors:
+            other, twin = first.setdefault(tensor.name, (name, tensor))
+            if (twin.dtype, twin.shape) != (tensor.dtype, tensor.shape):
+                yield f"its {readable(other)} and {readable(name)} differ in a tensor of one name"
+
+
+def _digest(headers: Mapping[str, Header]) -> str:
+    digest = hashlib.sha256()
+    for name, header in headers.items():
+        digest.update(b"%b\0%d\0%b" % (os.fsencode(name), header.file_bytes, header.raw))
+    return digest.hexdigest()

@@ -1,0 +1,143 @@
+"""A model's sizes as its config states them, and about what a step computes with by them.
+
+The numbers of arrays were fitted to recorded steps of models of random sizes, on a CPU, where
+norms, rotations and attention are many operations; a GPU's are fewer, so that this is too much
+there rather than too little. A loaded model tells it exactly (mlxd/worker/moments.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mlxd.core.footprint import Footprint, LayerGroup, Moment
+
+FLOAT32 = 4
+_LARGEST = 2**40
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """How many arrays as wide as each of these are alive at one time, for each token."""
+
+    hidden: float = 0.0
+    queries: float = 0.0
+    keys: float = 0.0
+    inner: float = 0.0
+    """The width of an MLP, times the experts that a token is sent to."""
+    routed: float = 0.0
+    """The hidden width, once for each of these experts; once where there are none."""
+    linear: float = 0.0
+    """The values of linear attention."""
+
+
+_WORK = {
+    FLOAT32: (Work(3.2, 1.7, 2.6, 3.2, 5.6, 12.0), Work(6.1, 6.1, 2.4, 3.0, 0.0, 12.0)),
+    2: (Work(6.2, 4.6, 1.7, 2.8, 11.0, 19.0), Work(0.0, 10.8, 0.0, 0.0, 0.0, 19.0)),
+}
+"""By the bytes of a number; half floats are widened for norms and rotations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dimensions:
+    """What decides how much a step computes with."""
+
+    item_bytes: int
+    """Of a number while it is computed."""
+    hidden: int
+    inner: int
+    heads: int
+    head: int
+    kv_heads: int
+    experts: int = 0
+    """That a token is sent to; 0: there are none."""
+    linear: int = 0
+    state_bytes: int = 0
+    """Of one sequence in one recurrent layer."""
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], item_bytes: int) -> Dimensions:
+        """Of a config.json, with what a multimodal one says of its text model on top."""
+        heads = number(config, "num_attention_heads", "n_head", "n_heads") or 1
+        hidden = number(config, "hidden_size", "d_model", "n_embd", "dim")
+        experts = number(
+            config, "num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts"
+        )
+        inner = number(config, "intermediate_size", "ffn_hidden_size", "n_inner") or 4 * hidden
+        if experts:
+            inner = experts * (number(config, "moe_intermediate_size") or inner)
+            inner += number(config, "shared_expert_intermediate_size")
+        return cls(
+            item_bytes=item_bytes,
+            hidden=hidden,
+            inner=inner,
+            heads=heads,
+            head=number(config, "head_dim") or hidden // heads,
+            kv_heads=number(config, "num_key_value_heads", "n_head_kv") or heads,
+            experts=experts,
+            linear=_linear(config),
+            state_bytes=state_bytes(config),
+        )
+
+    def token_bytes(self, work: Work) -> int:
+        numbers = (
+            work.hidden * self.hidden
+            + work.queries * self.heads * self.head
+            + work.keys * self.kv_heads * self.head
+            + work.inner * self.inner
+            + work.routed * self.hidden * max(1, self.experts)
+            + work.linear * self.linear
+        )
+        return int(self.item_bytes * numbers)
+
+
+def number(config: Mapping[str, Any], *names: str) -> int:
+    """The first of these that is a count; 0 where none is."""
+    values = (config.get(name) for name in names)
+    return next((v for v in values if type(v) is int and 0 < v < _LARGEST), 0)
+
+
+def _linear(config: Mapping[str, Any]) -> int:
+    values = number(config, "linear_num_value_heads") * number(config, "linear_value_head_dim")
+    heads = number(config, "mamba_num_heads", "mamba_n_heads")
+    if config.get("model_type") == "mamba2":
+        heads = number(config, "num_heads")
+    return values or heads * number(config, "mamba_head_dim", "mamba_d_head", "head_dim")
+
+
+def state_bytes(config: Mapping[str, Any]) -> int:
+    """Of a recurrent layer's state, which is kept in float32."""
+    keys = number(config, "linear_key_head_dim") or number(
+        config, "ssm_state_size", "state_size", "mamba_d_state"
+    )
+    return FLOAT32 * _linear(config) * keys
+
+
+def computed(
+    dimensions: Dimensions, weights_bytes: int, groups: Sequence[LayerGroup], *, fused: bool
+) -> Footprint:
+    """A footprint with about the moments that a recorded step would show."""
+    d = dimensions
+    scores = 1 if fused else d.heads * d.item_bytes + 2
+    layer = max((group.token_bytes for group in groups), default=0)
+    works = _WORK[FLOAT32 if d.item_bytes == FLOAT32 else 2]
+    row = _STATES * d.state_bytes
+    if any(group.token_bytes and not group.window for group in groups):
+        seen = Moment(row=row, pair=scores, key=layer // 2)
+    else:
+        seen = Moment(row=row, window_pair=scores, window_key=layer // 2)
+    grown = Moment(row=row, token=d.token_bytes(works[0]), key=layer)
+    copied = (replace(grown, key=2 * layer),)
+    return Footprint(
+        weights_bytes,
+        tuple(groups),
+        prefill=tuple(replace(seen, token=d.token_bytes(work)) for work in works),
+        start=copied,
+        decode=(grown,),
+        join=copied,
+    )
+
+
+_STATES = 1
+"""Copies of a recurrent state that are alive while it takes in tokens one by one."""

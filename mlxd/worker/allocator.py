@@ -1,0 +1,55 @@
+"""What MLX may hold, and what it does hold: the only file that sets or reads its memory limits."""
+
+from __future__ import annotations
+
+import re
+
+import mlx.core as mx
+
+from mlxd.ipc.messages import Budget, Memory
+
+_EXHAUSTED = re.compile(
+    r"malloc|unable to allocate|insufficient memory|bad_alloc|out of memory", re.IGNORECASE
+)
+
+
+class Allocator:
+    """The process's one allocator, as a part that a test can replace."""
+
+    def __init__(self) -> None:
+        self._unlimited = mx.get_memory_limit()
+        """MLX's own, for a budget without a limit."""
+
+    def apply(self, budget: Budget) -> None:
+        """At once. On a GPU an allocation beyond the limit first waits for running work, and frees
+        kept buffers; on a CPU the number is only kept.
+        """
+        mx.set_memory_limit(budget.bytes or self._unlimited)
+        mx.set_cache_limit(budget.cache_bytes)
+        if mx.metal.is_available():
+            mx.set_wired_limit(min(budget.wired_bytes, working_set()))
+
+    def active(self) -> int:
+        return mx.get_active_memory()
+
+    def measure(self) -> Memory:
+        return Memory(mx.get_active_memory(), mx.get_cache_memory(), mx.get_peak_memory())
+
+    def trim(self) -> None:
+        """Give kept buffers back to the system."""
+        mx.clear_cache()
+
+    def reset_peak(self) -> None:
+        mx.reset_peak_memory()
+
+
+def working_set() -> int:
+    """What the GPU recommends to hold at most; 0: it recommends nothing."""
+    return int(mx.device_info().get("max_recommended_working_set_size", 0))
+
+
+def is_exhaustion(error: BaseException | None) -> bool:
+    """Whether memory was what was missing: also where MLX says so in words only."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _EXHAUSTED.search(str(error)) is not None

@@ -1,0 +1,390 @@
+"""The memory budget of one engine: who may join its batch, who waits, who has grown too long.
+
+Pure: told of sequences, lengths and budgets, it says what is to be done. A sequence is admitted
+when the batch with it is predicted to stay within the budget, at the length that is reserved for
+it; what does not fit waits in order of arrival, and nobody overtakes. A reservation grows in
+steps; a sequence that has used up its own and cannot grow ends there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from mlxd.core.footprint import PREFILL_BESIDE_DECODE, Footprint
+from mlxd.core.sizes import spoken
+from mlxd.ipc.messages import Budget, Need, Refused
+
+GROWTH_MARGIN = 64
+"""Tokens before the end of its reservation at which a sequence asks for more."""
+LEAST_GROWTH = 256
+ANSWER_SECONDS = 10.0
+"""How long the answer to a `Need` keeps those from being refused who no longer wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one request asks of memory."""
+
+    id: int
+    prompt: int
+    """Its tokens."""
+    max_tokens: int
+    expected_output: int
+    """Tokens of the answer to reserve at first."""
+    until: float
+    """When it stops waiting; in the past for one that does not wait at all."""
+    patient: bool = True
+    """Whether it was to wait at all."""
+
+    @property
+    def longest(self) -> int:
+        return self.prompt + self.max_tokens
+
+    @property
+    def reserved(self) -> int:
+        """At first; never so little that it could not ask for more in time."""
+        return self.prompt + min(self.max_tokens, max(self.expected_output, LEAST_GROWTH))
+
+    @property
+    def growth(self) -> int:
+        return max(LEAST_GROWTH, self.expected_output // 4)
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What is to be done now, in order."""
+
+    admit: list[int] = field(default_factory=list)
+    say: list[Need | Refused] = field(default_factory=list)
+
+
+class _Stage(Enum):
+    QUEUED = auto()
+    """In the engine, without a cache."""
+    JOINING = auto()
+    """Its prompt is being read."""
+    DECODING = auto()
+
+
+@dataclass(slots=True)
+class _Share:
+    """One sequence in the engine."""
+
+    claim: Claim
+    reserved: int
+    used: int
+    stage: _Stage = _Stage.QUEUED
+
+    @property
+    def may_grow(self) -> bool:
+        return self.reserved < self.claim.longest
+
+    @property
+    def grown(self) -> int:
+        return min(self.claim.longest, self.reserved + self.claim.growth)
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A `Need` that was sent."""
+
+    bytes: int
+    at: float
+    answered: bool = False
+
+
+class Ledger:
+    """Keeps account of one engine's sequences. Times are of one monotonic clock."""
+
+    def __init__(self, footprint: Footprint, rows: int, budget: Budget | None = None) -> None:
+        """`rows`: the most sequences that hold a cache at one time."""
+        self._footprint = footprint
+        self._rows = rows
+        self._budget = budget or Budget(0, 0, 0)
+        self._waiting: dict[int, Claim] = {}
+        self._shares: dict[int, _Share] = {}
+        self._growing: dict[int, None] = {}
+        """Those near the end of their reservation, in the order in which they came there."""
+        self._last_grown: int | None = None
+        self._asked: dict[int, _Asked] = {}
+        self._overdrawn = False
+        """The budget was set; it may have been lowered below what already runs."""
+        self._changed = True
+        self._look_at = 0.0
+        self._largest = Largest()
+        self._half_read = False
+
+    # -- what happens
+
+    def ask(self, claim: Claim) -> None:
+        """A request comes."""
+        self._waiting[claim.id] = claim
+        self._changed = True
+
+    def withdraw(self, id: int) -> bool:
+        """A request leaves before it was admitted; False: it does not wait here."""
+        if self._waiting.pop(id, None) is None:
+            return False
+        self._asked.pop(id, None)
+        self._changed = True
+        return True
+
+    def set_budget(self, budget: Budget) -> None:
+        """What runs goes on, whatever it is lowered to."""
+        asked = self._asked.get(budget.answers)
+        if asked is not None:
+            asked.answered = True
+        self._budget = budget
+        self._overdrawn = budget.bytes > 0 and not budget.answers
+        self._changed = True
+
+    def started(self, ids: Iterable[int]) -> None:
+        """The engine reads their prompts."""
+        for id in ids:
+            self._shares[id].stage = _Stage.JOINING
+
+    def took(self, ids: Sequence[int]) -> set[int]:
+        """Each has one more token; returns those that must end with it."""
+        shares = [self._shares[id] for id in ids]
+        if any(share.stage is not _Stage.DECODING for share in shares):
+            self._note_peak()
+            self._changed = True
+        over: set[int] = set()
+        for share in shares:
+            share.stage = _Stage.DECODING
+            share.used += 1
+            if share.used >= share.reserved - GROWTH_MARGIN and share.may_grow:
+                self._near_the_end(share, over)
+        return over
+
+    def left(self, id: int) -> None:
+        """A sequence is out of the engine, for whatever reason."""
+        self._note_peak()
+        share = self._shares.pop(id)
+        self._half_read = self._half_read or share.stage is _Stage.JOINING
+        self._asked.pop(id, None)
+        self._growing.pop(id, None)
+        self._changed = True
+
+    # -- what is to be done
+
+    @property
+    def waits(self) -> bool:
+        """Whether anybody waits to be admitted."""
+        return bool(self._waiting)
+
+    def decide(self, now: float) -> Verdict:
+        """Grow who must, admit who may, refuse who has waited long enough."""
+        verdict = Verdict()
+        if not self._changed and now < self._look_at:
+            return verdict
+        self._changed = False
+        self._protest(verdict, now)
+        for id in list(self._growing):
+            self._grow(self._shares[id], verdict, now)
+        while self._waiting and self._settle_head(verdict, now):
+            pass
+        self._refuse_late(verdict, now)
+        self._look_at = min(
+            (self._patience(claim) for claim in self._waiting.values()), default=float("inf")
+        )
+        return verdict
+
+    @property
+    def allowance(self) -> int:
+        """What the engine may hold: the budget, or what was once promised; 0: no limit."""
+        return max(self._budget.bytes, self._reserved()) if self._budget.bytes else 0
+
+    def victim(self) -> int | None:
+        """Whom to end when more is held than allowed: who grew last, else who came last."""
+        if self._last_grown in self._shares:
+            return self._last_grown
+        return next(reversed(self._shares), None)
+
+    def observed(self) -> Largest:
+        """The largest batch since it was last asked for."""
+        largest = Largest() if self._half_read else self._largest
+        self._largest, self._half_read = Largest(), False
+        return largest
+
+    # -- waiting
+
+    def _settle_head(self, verdict: Verdict, now: float) -> bool:
+        """Whether the first of those who wait no longer does."""
+        claim = next(iter(self._waiting.values()))
+        needed = self._reserved(claim)
+        if not self._budget.bytes or needed <= self._budget.bytes:
+            self._admit(claim, verdict)
+            return True
+        most = max(self._budget.most, self._budget.bytes)
+        if self._budget.most and self._peak([], [claim.reserved]) > most:
+            self._refuse(claim, self._too_long(claim, most), verdict)
+            return True
+        if self._need(claim.id, needed, verdict, now) or self._pending(claim.id, now):
+            return False
+        if self._shares and now < claim.until:
+            return False
+        self._refuse(claim, self._no_room(claim, needed), verdict)
+        return True
+
+    def _admit(self, claim: Claim, verdict: Verdict) -> None:
+        del self._waiting[claim.id]
+        self._asked.pop(claim.id, None)
+        self._shares[claim.id] = _Share(claim, claim.reserved, claim.prompt)
+        verdict.admit.append(claim.id)
+
+    def _refuse_late(self, verdict: Verdict, now: float) -> None:
+        """Those behind the first who wait no longer; they fall with it, not before."""
+        if any(self._pending(id, now) for id in self._waiting):
+            return
+        for claim in [c for c in self._waiting.values() if now >= c.until]:
+            self._refuse(claim, self._no_room(claim, self._reserved(claim)), verdict)
+
+    def _refuse(self, claim: Claim, refused: Refused, verdict: Verdict) -> None:
+        del self._waiting[claim.id]
+        self._asked.pop(claim.id, None)
+        verdict.say.append(refused)
+
+    def _patience(self, claim: Claim) -> float:
+        asked = self._asked.get(claim.id)
+        pending = asked is not None and not asked.answered
+        return max(claim.until, asked.at + ANSWER_SECONDS) if asked and pending else claim.until
+
+    def _no_room(self, claim: Claim, needed: int) -> Refused:
+        """`timeouts.generation` bounds the wait: what runs when it begins has ended by then."""
+        available = self._budget.bytes
+        beside = " beside what runs" if self._shares else ""
+        decided = None
+        if self._shares:
+            decided = "timeouts.generation" if claim.patient else "memory.reserve.when_full"
+        return Refused(
+            claim.id,
+            "insufficient_memory",
+            f"a prompt of {claim.prompt} tokens and its answer need {spoken(needed)} of memory"
+            f"{beside}, and {spoken(available)} are available for this model",
+            policy_key=decided,
+            needed_bytes=needed,
+            available_bytes=available,
+        )
+
+    def _too_long(self, claim: Claim, most: int) -> Refused:
+        needed = self._peak([], [claim.reserved])
+        longest = self._footprint.longest(most, (), self._chunk)
+        return Refused(
+            claim.id,
+            "context_exceeded",
+            f"{claim.prompt} prompt tokens and {claim.reserved - claim.prompt} for the answer need"
+            f" {spoken(needed)} of memory, {spoken(most)} at most are available for this model:"
+            f" prompt and answer of {longest} tokens together would fit",
+            param="messages",
+            needed_bytes=needed,
+            available_bytes=most,
+        )
+
+    # -- asking
+
+    def _need(self, id: int, needed: int, verdict: Verdict, now: float) -> bool:
+        """Ask once for so much; and again, when less will do. Not for what cannot be had."""
+        asked = self._asked.get(id)
+        if asked is not None and needed >= asked.bytes:
+            return False
+        if self._budget.most and needed > self._budget.most:
+            return False
+        self._asked[id] = _Asked(needed, now)
+        verdict.say.append(Need(id, needed))
+        return True
+
+    def _pending(self, id: int, now: float) -> bool:
+        """Whether an answer may still come."""
+        asked = self._asked.get(id)
+        if asked is None or asked.answered:
+            return False
+        claim = self._waiting.get(id)
+        return now < max(asked.at + ANSWER_SECONDS, claim.until if claim is not None else 0.0)
+
+    def _protest(self, verdict: Verdict, now: float) -> None:
+        """Say once what already runs, when the budget has been lowered below it."""
+        needed = self._reserved()
+        if self._overdrawn and self._shares and needed > self._budget.bytes:
+            id = next(reversed(self._shares))
+            self._asked.pop(id, None)
+            self._need(id, needed, verdict, now)
+        self._overdrawn = False
+
+    # -- growing
+
+    def _near_the_end(self, share: _Share, over: set[int]) -> None:
+        if share.claim.id not in self._growing:
+            self._growing[share.claim.id] = None
+            self._changed = True
+        if share.used >= share.reserved:
+            over.add(share.claim.id)
+
+    def _grow(self, share: _Share, verdict: Verdict, now: float) -> None:
+        before, share.reserved = share.reserved, share.grown
+        needed = self._reserved()
+        if self._budget.bytes and needed > self._budget.bytes:
+            share.reserved = before
+            self._need(share.claim.id, needed, verdict, now)
+            return
+        self._last_grown = share.claim.id
+        self._asked.pop(share.claim.id, None)
+        if share.used < share.reserved - GROWTH_MARGIN or not share.may_grow:
+            self._growing.pop(share.claim.id)
+
+    # -- arithmetic
+
+    def _reserved(self, more: Claim | None = None) -> int:
+        """What the engine is predicted to hold at most, with `more` in it."""
+        shares = self._shares.values()
+        decoding = [s.reserved for s in shares if s.stage is _Stage.DECODING]
+        joining = [s.reserved for s in shares if s.stage is not _Stage.DECODING]
+        return self._peak(decoding, joining if more is None else [*joining, more.reserved])
+
+    def _peak(self, decoding: list[int], joining: list[int]) -> int:
+        """The most over what may come: any of those who join, beside any of the others.
+
+        What a batch takes rises with its rows and falls with the size of their chunks, so that
+        few and many are looked at, and nothing between.
+        """
+        decoding, joining = sorted(decoding, reverse=True), sorted(joining, reverse=True)
+        longest = sorted([*decoding, *joining], reverse=True)[: self._rows]
+        most = min(len(joining), self._rows)
+        beside_all = min(most, max(1, self._rows - len(decoding)))
+        numbers = {1, beside_all, most} if joining else set()
+        joined = [self._joined(decoding, joining[:n]) for n in numbers]
+        return max([self._footprint.peak_bytes(longest), *joined])
+
+    def _joined(self, decoding: list[int], joining: list[int]) -> int:
+        """These are read beside as many of the others as can be, or when the others are gone."""
+        beside = decoding[: self._rows - len(joining)]
+        peak, chunk = self._footprint.peak_bytes, self._chunk
+        return max(peak(beside, joining, chunk), peak([], joining, chunk))
+
+    @property
+    def _chunk(self) -> int:
+        """Of a prompt, in a step: as a batch would, but that one lane has steps of one size."""
+        return PREFILL_BESIDE_DECODE if self._rows == 1 else 0
+
+    def _note_peak(self) -> None:
+        """Compare the batch as it is with the largest so far."""
+        shares = self._shares.values()
+        decoding = [s.used for s in shares if s.stage is _Stage.DECODING]
+        joining = [s.claim.prompt for s in shares if s.stage is _Stage.JOINING]
+        if not decoding and not joining:
+            return
+        predicted = self._footprint.peak_bytes(decoding, joining, self._chunk)
+        if predicted >= self._largest.predicted_bytes:
+            rows = len(decoding) + len(joining)
+            self._largest = Largest(predicted, rows, max([*decoding, *joining]))
+
+
+@dataclass(frozen=True, slots=True)
+class Largest:
+    """The largest batch of a busy time, as it really was; all 0 when nothing can be said."""
+
+    predicted_bytes: int = 0
+    rows: int = 0
+    longest: int = 0

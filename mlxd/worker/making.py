@@ -1,0 +1,53 @@
+"""What a job becomes as it goes into the engine: a prompt there, an answer here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlxd.worker.answer import Answer, PlainAnswer
+from mlxd.worker.detokenize import Detokenizers
+from mlxd.worker.engine import Processor, Prompt
+from mlxd.worker.job import Job
+from mlxd.worker.logprobs import Scorer
+from mlxd.worker.markup import Markup
+from mlxd.worker.running import Running
+from mlxd.worker.sampling import Guard, processors_of, sampler_of
+
+MOST_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """Makes them for one model."""
+
+    detokenizers: Detokenizers
+    markup: Markup
+    vocabulary: int
+
+    def prompt(self, job: Job, guard: Guard) -> Prompt:
+        sampling = job.sampling
+        processors: list[Processor] = processors_of(sampling, guard, prompt_tokens=len(job.tokens))
+        if job.grammar is not None:
+            processors.append(guard.processor(job.grammar()))
+        return Prompt(
+            tokens=job.tokens,
+            max_tokens=job.max_tokens,
+            sampler=sampler_of(sampling, guard, vocabulary=self.vocabulary),
+            processors=tuple(processors),
+            scored=job.request.logprobs is not None,
+        )
+
+    def running(self, job: Job, guard: Guard) -> Running:
+        return Running(job, self._answer(job), guard)
+
+    def _answer(self, job: Job) -> Answer | PlainAnswer:
+        request = job.request
+        detokenizer = self.detokenizers.make()
+        separator = self.markup.separator(request.tools, reasoning=job.reasoning)
+        if separator is None and not request.stop and request.logprobs is None:
+            return PlainAnswer(job.id, detokenizer)
+        scorer = None
+        if request.logprobs is not None:
+            top = min(max(request.logprobs, 0), MOST_LOGPROBS, self.vocabulary)
+            scorer = Scorer(self.detokenizers, top)
+        return Answer(job.id, detokenizer, separator, job.stops, scorer)

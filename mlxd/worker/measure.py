@@ -1,0 +1,105 @@
+"""What a loaded model's caches take, measured on real ones."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlxd.core.dimensions import Dimensions, computed
+from mlxd.core.footprint import Footprint, LayerGroup
+from mlxd.worker.moments import decode_moments, join_moments, prefill_moments, start_moments
+from mlxd.worker.stand_ins import is_window
+
+KV_GROUP = 64
+"""Numbers that share a scale and a bias in a quantised cache."""
+_FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+_log = logging.getLogger(__name__)
+
+
+def footprint_of(
+    model: Any, cache: Sequence[Any], weights_bytes: int, *, fused: bool, kv_bits: int = 0
+) -> Footprint:
+    """`cache` has seen at least one token. `fused`: attention keeps no matrix of scores.
+
+    That is asked only where a step cannot be recorded.
+    """
+    kinds = Counter(kind for layer in cache for kind in _kinds(layer, kv_bits))
+    groups = tuple(
+        LayerGroup(layers, token_bytes, window, constant)
+        for (token_bytes, window, constant), layers in kinds.items()
+    )
+    if kv_bits:
+        cache = [_quantised(layer, kv_bits) for layer in cache]
+    try:
+        return _recorded(model, cache, weights_bytes, groups)
+    except Exception:  # noqa: BLE001 - a model's own code, which may refuse to be recorded
+        _log.warning("its steps cannot be recorded; they are estimated", exc_info=True)
+        return _estimated(model, weights_bytes, groups, fused=fused)
+
+
+def _recorded(
+    model: Any, cache: Sequence[Any], weights_bytes: int, groups: tuple[LayerGroup, ...]
+) -> Footprint:
+    """On a GPU the recorded steps have its own operations, fused ones where it has them."""
+    return Footprint(
+        weights_bytes,
+        groups,
+        prefill=prefill_moments(model, cache, groups),
+        start=start_moments(model, cache, groups),
+        decode=decode_moments(model, cache, groups),
+        join=join_moments(model, cache, groups),
+    )
+
+
+def _estimated(
+    model: Any, weights_bytes: int, groups: tuple[LayerGroup, ...], *, fused: bool
+) -> Footprint:
+    config = vars(getattr(model, "args", None) or SimpleNamespace())
+    text = config.get("text_config")
+    sizes = [a.itemsize for _, a in tree_flatten(model.parameters()) if a.dtype in _FLOATS]
+    item_bytes = max(set(sizes), key=sizes.count, default=2)
+    dimensions = Dimensions.of(config | (text if isinstance(text, dict) else {}), item_bytes)
+    return computed(dimensions, weights_bytes, groups, fused=fused)
+
+
+def _quantised(cache: Any, kv_bits: int) -> Any:
+    """As the serial lane keeps it."""
+    if is_window(cache) or not hasattr(cache, "to_quantized"):
+        return cache
+    return cache.to_quantized(group_size=KV_GROUP, bits=kv_bits)
+
+
+def _kinds(cache: Any, kv_bits: int) -> Iterator[tuple[int, int, int]]:
+    """Bytes of a token, window and constant bytes of one layer; a layer may have several caches."""
+    if hasattr(cache, "caches"):
+        for part in cache.caches:
+            yield from _kinds(part, kv_bits)
+    elif getattr(cache, "keys", None) is not None:
+        window = getattr(cache, "max_size", 0) or getattr(cache, "chunk_size", 0)
+        bits = kv_bits if not window and hasattr(cache, "to_quantized") else 0
+        yield _token_bytes((cache.keys, cache.values), bits), window, 0
+    else:
+        yield 0, 0, cache.nbytes
+
+
+def _token_bytes(pair: Iterable[Any], kv_bits: int) -> int:
+    return sum(_row_bytes(part, kv_bits) for array in pair for part in _parts(array))
+
+
+def _parts(array: Any) -> Sequence[mx.array]:
+    return array if isinstance(array, tuple | list) else (array,)
+
+
+def _row_bytes(array: mx.array, kv_bits: int) -> int:
+    """Of one token: arrays are (1, heads, tokens, numbers)."""
+    heads, numbers = array.shape[1], array.shape[3]
+    if kv_bits:
+        scales = 2 * (numbers // KV_GROUP) * array.itemsize
+        return heads * (numbers * kv_bits // 8 + scales)
+    return heads * numbers * array.itemsize

@@ -1,0 +1,49 @@
+"""One engine steps at a time, over all processes that lock one file."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class Turns:
+    """A lock that is passed on. The system frees it when its holder dies.
+
+    Two files: whoever holds the second is the next to get the first. So an engine that has just
+    stepped queues behind one that waits, instead of taking the lock again before that wakes.
+    A holder that is stopped, not dead, holds the others up until the daemon misses its steps.
+    """
+
+    def __init__(self, file: Path | None, finish: Callable[[], None] = lambda: None) -> None:
+        """`finish` waits until what a step began is done; None: never exclusive."""
+        self._file = file
+        self._finish = finish
+        self._open: tuple[int, int] | None = None
+        self.exclusive = False
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for the turn of this process, and hold it for the length of the block."""
+        if not self.exclusive or self._file is None:
+            yield
+            return
+        turn, next_one = self._files(self._file)
+        fcntl.flock(next_one, fcntl.LOCK_EX)
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        fcntl.flock(next_one, fcntl.LOCK_UN)
+        try:
+            yield
+            self._finish()
+        finally:
+            fcntl.flock(turn, fcntl.LOCK_UN)
+
+    def _files(self, file: Path) -> tuple[int, int]:
+        if self._open is None:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            names = (file, file.with_name(file.name + ".next"))
+            turn, next_one = (os.open(name, flags, 0o600) for name in names)
+            self._open = turn, next_one
+        return self._open

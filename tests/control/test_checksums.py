@@ -1,0 +1,111 @@
+"""The bytes of a model against recorded checksums."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from pathlib import Path
+
+import pytest
+
+from mlxd.control.checksums import SUMS, Checksums, damage_of, recorded
+from mlxd.control.model_files import read_card
+from tests.control.test_model_files import write_model
+
+WRONG = "the bytes of its model.safetensors are not those of the recorded checksum"
+
+
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def flip(file: Path) -> None:
+    """Its last byte is another, and nothing else of it."""
+    raw = file.read_bytes()
+    file.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+
+
+def by_list(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    (folder / SUMS).write_text(f"# of ours\n{sha256(file).upper()} *{file.name}\nnonsense\n")
+
+
+def by_blob(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    blobs = folder.parent / "blobs"
+    blobs.mkdir()
+    blob = blobs / sha256(file)
+    file.rename(blob)
+    file.symlink_to(Path("..", "blobs", blob.name))
+
+
+def by_note(folder: Path) -> None:
+    notes = folder / ".cache" / "huggingface" / "download"
+    notes.mkdir(parents=True)
+    checksum = sha256(folder / "model.safetensors")
+    (notes / "model.safetensors.metadata").write_text(f"{'a' * 40}\n{checksum}\n1700000000.0\n")
+    (notes / "config.json.metadata").write_text(f"{'a' * 40}\n{'b' * 40}\n1700000000.0\n")
+
+
+@pytest.mark.parametrize("record", [by_list, by_blob, by_note])
+def test_a_byte_that_is_another_is_found_by_any_record(tmp_path: Path, record: object) -> None:
+    folder = write_model(tmp_path / "m")
+    record(folder)  # type: ignore[operator]
+    assert set(recorded(folder)) == {"model.safetensors"}
+    assert damage_of(folder) == ""
+    flip(folder / "model.safetensors")
+    assert damage_of(folder) == WRONG
+
+
+def test_without_a_record_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    (folder / "model.safetensors").rename(tmp_path / "blob")
+    (folder / "model.safetensors").symlink_to(tmp_path / "blob")
+    assert recorded(folder) == {}
+    assert damage_of(folder) == ""
+
+
+def test_a_listed_file_that_is_not_there_is_damage(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    (folder / SUMS).write_text(f"{'0' * 64}  model-2.safetensors\n")
+    assert damage_of(folder).startswith("its model-2.safetensors cannot be read: no such file")
+
+
+class Counted:
+    def __init__(self) -> None:
+        self.checked: list[str] = []
+        self.shut = threading.Event()
+        self.shut.set()
+
+    def __call__(self, folder: Path) -> str:
+        self.shut.wait()
+        self.checked.append(folder.name)
+        return damage_of(folder)
+
+
+async def test_a_model_is_compared_once_until_its_files_change(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    by_list(folder)
+    check = Counted()
+    checksums = Checksums(check)
+    card = read_card(folder, "m")
+    assert checksums.known(card) == ""
+    assert await asyncio.gather(*(checksums.damage(card) for _ in range(5))) == [""] * 5
+    assert await checksums.damage(read_card(folder, "m")) == ""
+    assert check.checked == ["m"]
+    flip(folder / "model.safetensors")
+    changed = read_card(folder, "m")
+    assert await checksums.damage(changed) == WRONG
+    assert (checksums.known(changed), checksums.known(card)) == (WRONG, "")
+
+
+async def test_a_comparison_that_takes_long_holds_up_no_other_model(tmp_path: Path) -> None:
+    slow, quick = Counted(), write_model(tmp_path / "quick")
+    checksums = Checksums(lambda folder: "" if folder.name == "quick" else slow(folder))
+    slow.shut.clear()
+    waiting = asyncio.create_task(checksums.damage(read_card(write_model(tmp_path / "s"), "s")))
+    await asyncio.wait_for(checksums.damage(read_card(quick, "quick")), 5)
+    assert not waiting.done()
+    slow.shut.set()
+    assert await waiting == ""

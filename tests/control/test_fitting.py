@@ -1,0 +1,117 @@
+"""What is told of a fit is what a load would do."""
+
+import pytest
+
+from mlxd.control.forecasting import ByWeight
+from mlxd.control.residency import Residency
+from mlxd.core.errors import InsufficientMemory
+from mlxd.core.footprint import Footprint, LayerGroup
+from tests.control.test_residency import GIB, card
+from tests.control.test_room import WAIT, Timed
+
+REFUSE = "eviction: {protect_recent: 30s, min_residency: 0s}\nreserve: {when_full: refuse}\n"
+
+
+class PerToken(ByWeight):
+    """A GiB for each 256 tokens, and twice of what the footprint says."""
+
+    def footprint(self, card):
+        return Footprint(card.size_bytes, (LayerGroup(1, GIB // 256),))
+
+    def load_bytes(self, card, policies):
+        return card.size_bytes + GIB
+
+    def correct(self, card, predicted):
+        return predicted * 2
+
+    def confidence(self, card):
+        return "learned", 12, 3.5
+
+
+@pytest.fixture
+def world(tmp_path):
+    made = Timed(tmp_path, WAIT, models="")
+    made.residency = Residency(made.processes, made.loop, made.read, PerToken())  # type: ignore[arg-type]
+    yield made
+    made.close()
+
+
+def fit(world, name="new", size=100, context=None):
+    return world.residency.fit(card(name, size), world.policies, context)
+
+
+def test_a_model_that_fits_is_told_with_its_numbers_and_how_sure_they_are(world):
+    told = fit(world)
+    assert (told.verdict, told.evicts, told.wait_seconds, told.reason) == ("fits", (), None, "")
+    assert told.needed_bytes == 102 * GIB
+    assert told.available_bytes == 1000 * GIB - 1
+    assert (told.confidence, told.observations, told.error_percent) == ("learned", 12, 3.5)
+    assert told.context == 512, "all that the model has"
+
+
+def test_what_would_be_evicted_is_told_in_order_and_nothing_is_done(world):
+    world.once("old", size=400)
+    world.once("new-idle", size=400)
+    world.loop.advance(31)
+    told = fit(world, size=500)
+    assert (told.verdict, told.evicts) == ("fits_after_eviction", ("old",))
+    assert told.available_bytes == 598 * GIB - 1
+    assert world.loaded == ["new-idle", "old"]
+    world.once("new", size=500)
+    assert world.loaded == ["new", "new-idle"], "as it was told"
+
+
+def test_a_wait_is_told_with_its_time_or_without_one_that_nobody_knows(world):
+    world.once("a", size=800)
+    world.loop.advance(10)
+    told = fit(world, size=500)
+    assert (told.verdict, told.wait_seconds, told.evicts) == ("fits_after_wait", 20, ())
+    assert "a would have to leave" in told.reason
+    world.begin("a", size=800)
+    told = fit(world, size=500)
+    assert (told.verdict, told.wait_seconds) == ("fits_after_wait", None)
+    assert "is in use" in told.reason
+
+
+def test_what_never_fits_is_told_with_the_reason(world):
+    told = fit(world, size=1200)
+    assert (told.verdict, told.longest_context) == ("never", 0)
+    assert "even with every other model unloaded" in told.reason
+    assert told.available_bytes < told.needed_bytes
+
+
+def test_a_context_is_judged_by_the_corrected_footprint(world):
+    told = fit(world, size=100, context=512)
+    assert told.needed_bytes == 2 * 102 * GIB + GIB
+    assert fit(world, size=450, context=512).verdict == "fits"
+    assert fit(world, size=499, context=512).verdict == "never"
+
+
+def test_the_longest_context_is_what_would_fit_with_everything_idle_gone(world):
+    assert fit(world, size=100).longest_context == 512
+    assert fit(world, size=498).longest_context == 256
+    world.once("idle", size=300)
+    assert fit(world, size=498).longest_context == 256
+    world.begin("busy", size=300)
+    assert fit(world, size=498).longest_context == 0
+
+
+def test_a_loaded_model_is_told_by_what_more_it_needs(world):
+    world.begin("a", size=100)
+    told = fit(world, "a", size=100, context=512)
+    assert (told.verdict, told.needed_bytes) == ("loaded", 205 * GIB)
+    world.begin("b", size=850)
+    told = fit(world, "a", size=100, context=512)
+    assert (told.verdict, told.evicts) == ("fits_after_wait", ())
+
+
+def test_a_block_is_told(world):
+    world.loop.do(world.residency.block_loads, InsufficientMemory("memory is at 95 %"))
+    told = fit(world)
+    assert (told.verdict, told.reason) == ("fits_after_wait", "memory is at 95 %")
+
+
+def test_without_a_reading_everything_fits(world):
+    world.residency._inventory.read_memory = lambda: None
+    told = fit(world, size=5000)
+    assert (told.verdict, told.longest_context) == ("fits", 512)

@@ -1,0 +1,118 @@
+"""Loads that fail: what is tried again, when, and what is not."""
+
+import pytest
+
+from mlxd.core.errors import InsufficientMemory, ModelLoadFailed
+from tests.control.test_residency import GIB, card
+from tests.control.test_room import PATIENT, Timed
+
+RETRY = "load: {max_parallel: 1, retry: {max: 2, backoff: 2s}}\n"
+
+
+class Failing(Timed):
+    """Fails the first loads, in ways of the test's own."""
+
+    def __init__(self, tmp_path, *, failures, final=False, models=RETRY):
+        super().__init__(tmp_path, PATIENT, models)
+        self.starts: list[float] = []
+        start = self.processes.start
+
+        async def failing(*args):
+            self.starts.append(self.loop.now)
+            if len(self.starts) <= failures:
+                error = ModelLoadFailed("its worker ended before the model was loaded")
+                error.final = final
+                raise error
+            return await start(*args)
+
+        self.processes.start = failing  # type: ignore[method-assign]
+
+    @property
+    def waited(self):
+        return [at - self.starts[0] for at in self.starts]
+
+
+@pytest.fixture
+def failing(tmp_path):
+    made = []
+
+    def make(**options):
+        made.append(Failing(tmp_path, **options))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.close()
+
+
+def test_a_worker_that_failed_is_replaced_after_a_pause_that_doubles(failing):
+    world = failing(failures=2)
+    world.begin("a")
+    world.loop.advance(6.5)
+    assert world.loaded == ["a"]
+    assert world.waited == [0, 2, 6]
+    assert world.residency.failed([card("a")]) == {}
+
+
+def test_attempts_come_to_an_end_and_the_last_reason_is_told(failing):
+    world = failing(failures=9)
+    world.begin("a")
+    world.loop.advance(60)
+    assert world.waited == [0, 2, 6]
+    assert isinstance(world.failure("a"), ModelLoadFailed)
+    assert world.residency.failed([card("a")]).keys() == {"a"}
+    assert world.residency.residents() == []
+
+
+def test_a_worker_that_has_said_why_is_not_asked_again(failing):
+    world = failing(failures=1, final=True)
+    world.begin("a")
+    assert isinstance(world.failure("a"), ModelLoadFailed)
+    assert world.waited == [0]
+
+
+def test_what_does_not_fit_is_not_a_failure_to_be_tried_again(failing):
+    world = failing(failures=0)
+    world.begin("a", size=2000)
+    assert isinstance(world.failure("a"), InsufficientMemory)
+    assert world.starts == []
+
+
+def test_each_attempt_is_judged_anew(failing):
+    world = failing(failures=1)
+    world.begin("a", size=500)
+    world.others = 600
+    world.loop.advance(3)
+    refused = world.failure("a")
+    assert isinstance(refused, InsufficientMemory)
+    assert refused.available_bytes == 400 * GIB - 1
+    assert len(world.starts) == 1
+
+
+def test_a_failed_load_keeps_neither_its_turn_nor_its_room_while_it_pauses(failing):
+    world = failing(failures=1)
+    world.begin("a", size=800)
+    world.begin("b", size=800)
+    assert world.loaded == ["b"]
+    world.end("b")
+    world.loop.advance(3)
+    assert world.loaded == ["a"]
+
+
+def test_nobody_who_waits_any_more_means_no_further_attempt(failing):
+    world = failing(failures=1)
+    world.begin("a")
+    world.tasks["a"].cancel()
+    world.loop.advance(60)
+    assert len(world.starts) == 1
+    assert world.residency.residents() == []
+
+
+def test_the_time_for_a_load_ends_its_attempts_too(failing):
+    slow = "load: {max_parallel: 1, retry: {max: 9, backoff: 200s}}\n"
+    world = failing(failures=9, models=slow)
+    world.begin("a")
+    world.loop.advance(301)
+    refused = world.failure("a")
+    assert refused.message == "its worker ended before the model was loaded"
+    assert world.waited == [0, 200]

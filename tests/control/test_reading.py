@@ -1,0 +1,49 @@
+"""Small files of a model folder, and what may lie there in their place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlxd.control import reading
+from mlxd.control.reading import UnreadableModel, exists, json_object, opened, text_of
+
+
+@pytest.mark.parametrize("change", [b"longer", b"{}"], ids=["another size", "another time"])
+def test_a_file_that_changes_while_it_is_read_is_not_believed(
+    tmp_path: Path, change: bytes
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_bytes(b"{}")
+    with (
+        pytest.raises(UnreadableModel, match=r"its config\.json changes while it is read"),
+        opened(file),
+    ):
+        file.write_bytes(change)
+
+
+def test_what_is_too_large_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    with file.open("wb") as stream:
+        stream.truncate(reading.MAX_FILE_BYTES + 1)
+    with pytest.raises(UnreadableModel, match="is too large"):
+        json_object(file)
+
+
+def test_of_a_text_only_the_beginning_is_read_and_bytes_that_are_none_are_marked(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "LICENSE"
+    file.write_bytes(b"ab\xffcd")
+    assert text_of(file, 4) == "ab\ufffdc"
+
+
+def test_a_link_to_nowhere_is_there_and_cannot_be_read(tmp_path: Path) -> None:
+    link = tmp_path / "config.json"
+    link.symlink_to("gone")
+    assert exists(link)
+    with pytest.raises(UnreadableModel, match="a link that leads nowhere"):
+        json_object(link)
+    with pytest.raises(UnreadableModel, match=r"it has no other\.json"):
+        json_object(tmp_path / "other.json")

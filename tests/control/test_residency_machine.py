@@ -1,0 +1,414 @@
+"""Residency under whatever may happen, in any order, on a virtual clock.
+
+Every promise, start and stop is checked where it is made. At the end time passes, and everyone who
+waits must have an answer.
+"""
+
+import asyncio
+import contextlib
+from functools import cache
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from mlxd.control.forecasting import ByWeight
+from mlxd.control.memory import MemoryReading
+from mlxd.control.residency import Residency
+from mlxd.control.resident import Evicts
+from mlxd.core.errors import InsufficientMemory, MlxdError, ModelLoadFailed
+from mlxd.core.footprint import Footprint
+from mlxd.core.models import ModelCard
+from mlxd.ipc import messages as ipc
+from mlxd.policy.load import load
+from tests.support.daemon import write_policies
+from tests.support.virtual_time import VirtualLoop
+
+TOTAL, RESERVE, EXTRA, CACHE = 1000, 50, 20, 1
+SIZES = {"a": 300, "b": 300, "c": 450, "d": 100, "e": 880}
+NAMES = st.sampled_from(sorted(SIZES))
+FAR = 100_000.0
+MEMORY = "reserve: {{system: 50B, when_full: {}}}\nworker_limits: {{mlx_cache_limit: 1B}}\n"
+ONE_LOAD = "load: {max_parallel: 1, retry: {max: 1, backoff: 1s}}\n"
+LIMITS = (
+    (f"defaults: {{ttl: never}}\n{ONE_LOAD}", MEMORY.format("wait")),
+    (
+        "defaults: {ttl: never}\nload: {max_parallel: 3, retry: {max: 0}}\n"
+        "models: {a: {pinned: true}, d: {priority: high}}\n",
+        f"{MEMORY.format('wait')}eviction: {{protect_recent: 5s, min_residency: 0s, keep: 0}}\n",
+    ),
+    (
+        f"max_loaded: 2\ndefaults: {{ttl: never}}\n{ONE_LOAD}models: {{b: {{pinned: true}}}}\n",
+        f"{MEMORY.format('refuse')}eviction: {{protect_recent: 0s, min_residency: 0s}}\n",
+    ),
+    (
+        "max_loaded_bytes: 800B\ndefaults: {ttl: 40s}\nload: {max_parallel: 2}\n",
+        f"{MEMORY.format('wait')}eviction: {{protect_recent: 10s, min_residency: 25s}}\n",
+    ),
+)
+
+
+@cache
+def policies():
+    with TemporaryDirectory() as folder:
+        made = []
+        for number, (models, memory) in enumerate(LIMITS):
+            files = {"models": models, "memory": memory}
+            made.append(load(write_policies(Path(folder) / str(number), files)))
+        return made
+
+
+def card(name):
+    return ModelCard(name, name, SIZES[name], "0" * 64, 0.0, "llama", 1, "f32", 512)
+
+
+class Forecasts(ByWeight):
+    def load_bytes(self, card, policies):
+        return card.size_bytes + EXTRA
+
+
+class Process:
+    def __init__(self, spec, name, budget):
+        self.spec, self.name, self.pid, self.budget = spec, name, 0, budget
+        self.alive, self.out_of_memory = True, False
+        self.memory = ipc.Memory(0, 0, 0)
+        self.ready: ipc.Ready | None = None
+        self.on_need: Any = None
+        self.on_observed: Any = None
+        self.on_end: Any = None
+        self.answered: set[int] = set()
+        self.on_budget: Any = None
+
+    @property
+    def share(self):
+        """What it may take; one that has ended only what is not free again."""
+        promised = self.budget.bytes + self.budget.cache_bytes if self.alive else 0
+        return max(promised, self.memory.active)
+
+    def set_budget(self, budget):
+        raised = budget.bytes + budget.cache_bytes > self.budget.bytes + self.budget.cache_bytes
+        self.budget = budget
+        self.answered.add(budget.answers)
+        if raised:
+            self.on_budget()
+
+
+class Processes:
+    """Stands beside the supervisor, and holds against the rules what it is told to do."""
+
+    def __init__(self, world):
+        self.world = world
+        self.all: list[Process] = []
+        self.load_seconds, self.stop_seconds, self.free_seconds = 1.0, 0.5, 0.0
+        self.broken = False
+
+    def of(self, spec):
+        return next((p for p in self.all if p.spec == spec and p.alive), None)
+
+    def serving(self, spec):
+        process = self.of(spec)
+        return process if process is not None and process.ready else None
+
+    def workers(self):
+        return [process for process in self.all if process.alive]
+
+    async def start(self, spec, name, budget, prepare):
+        world = self.world
+        assert self.of(spec) is None, "one model, two workers"
+        process = Process(spec, name, budget)
+        process.on_budget = world.check_promises
+        prepare(process)
+        self.all.append(process)
+        world.check_start(process)
+        try:
+            await asyncio.sleep(self.load_seconds)
+            if self.broken or not process.alive:
+                raise ModelLoadFailed("broken")
+        except BaseException:
+            self.gone(process)
+            raise
+        process.memory = ipc.Memory(budget.bytes - EXTRA, 0, 0)
+        process.ready = ipc.Ready(True, 1, 512, 0.0, 0, False, False, Footprint(0, ()))
+        world.used(name)
+        world.loaded_at[name] = world.loop.now
+        return process
+
+    async def stop(self, spec, grace):
+        process = self.of(spec)
+        if process is None:
+            return
+        self.world.check_stop(process)
+        process.alive = False
+        try:
+            await asyncio.sleep(self.stop_seconds)
+        finally:
+            self.gone(process)
+
+    async def stop_all(self, grace):
+        for process in self.workers():
+            self.gone(process)
+
+    def gone(self, process):
+        """Its memory is free again after a while."""
+        process.alive = False
+
+        def free():
+            if process in self.all:
+                self.all.remove(process)
+
+        self.world.loop.call_later(self.free_seconds, free)
+        if process.on_end is not None:
+            process.on_end(process)
+
+
+class ResidencyMachine(RuleBasedStateMachine):
+    @initialize(number=st.integers(0, len(LIMITS) - 1))
+    def begin(self, number):
+        self.loop = VirtualLoop()
+        self.number = number
+        self.others, self.blind, self.blocked, self.emergency = 0, False, False, False
+        self.processes = Processes(self)
+        self.residency = Residency(
+            self.processes,  # type: ignore[arg-type]
+            self.loop,
+            self.read,
+            Forecasts(),
+        )
+        self.users: list[tuple[str, asyncio.Event, asyncio.Task[None]]] = []
+        self.chores: list[asyncio.Task[Any]] = []
+        self.told: set[str] = set()
+        self.held: dict[str, int] = dict.fromkeys(SIZES, 0)
+        self.last_used: dict[str, float] = dict.fromkeys(SIZES, 0.0)
+        self.loaded_at: dict[str, float] = dict.fromkeys(SIZES, 0.0)
+        self.needs: list[tuple[Process, int]] = []
+        self.ids = count(1)
+        self.unexpected: list[str] = []
+        self.loop.set_exception_handler(lambda _, context: self.unexpected.append(str(context)))
+        self.loop.do(self.residency.apply, self.policies)
+
+    @property
+    def policies(self):
+        return policies()[self.number]
+
+    def read(self):
+        if self.blind:
+            return None
+        held = sum(process.memory.active for process in self.processes.all)
+        return MemoryReading(TOTAL, TOTAL - self.others - held)
+
+    def used(self, name):
+        self.last_used[name] = self.loop.now
+
+    # -- what is checked where it is done
+
+    def check_promises(self):
+        """The sum of what is promised is within what there was when the promise was made."""
+        if not self.blind:
+            shares = sum(process.share for process in self.processes.all)
+            assert shares + self.others + RESERVE <= TOTAL, "promised more than there is"
+
+    def check_start(self, process):
+        models = self.policies.models
+        present = [p for p in self.processes.all if p.alive]
+        assert not self.blocked, "a load while loads are blocked"
+        assert sum(p.ready is None for p in present) <= models.load.max_parallel
+        if models.max_loaded != "auto":
+            assert len(present) <= models.max_loaded
+        if models.max_loaded_bytes != "auto":
+            assert sum(SIZES[p.name] for p in present) <= models.max_loaded_bytes
+        self.check_promises()
+
+    def check_stop(self, process):
+        name, eviction = process.name, self.policies.memory.eviction
+        assert not self.held[name], f"{name} is in use and stopped"
+        assert process.ready is not None, f"{name} is loading and stopped"
+        ttl = float(self.policies.models.defaults.ttl)
+        idle = self.loop.now - self.last_used[name]
+        told = name in self.told
+        self.told.discard(name)
+        if told or idle >= ttl - 1e-6:
+            return
+        assert idle >= float(eviction.protect_recent) - 1e-6, f"{name} was used just now"
+        stayed = self.loop.now - self.loaded_at[name]
+        assert self.emergency or stayed >= float(eviction.min_residency) - 1e-6, "thrash"
+
+    # -- what happens
+
+    @rule(name=NAMES, turns=st.integers(0, 6))
+    def use(self, name, turns):
+        done = asyncio.Event()
+
+        async def user():
+            try:
+                async with self.residency.lease(card(name), None, self.policies):
+                    self.held[name] += 1
+                    try:
+                        await done.wait()
+                    finally:
+                        self.held[name] -= 1
+                        self.used(name)
+            except MlxdError:
+                pass
+
+        self.users.append((name, done, self.loop.create_task(user())))
+        self.loop.settle(turns)
+
+    @rule(name=NAMES, evicts=st.sampled_from([Evicts.UNLISTED, Evicts.NOBODY]))
+    def load_in_the_background(self, name, evicts):
+        async def work():
+            with contextlib.suppress(MlxdError):
+                await self.residency.load(card(name), self.policies, evicts)
+
+        self.chores.append(self.loop.create_task(work()))
+        self.loop.settle(3)
+
+    @precondition(lambda self: self.users)
+    @rule(data=st.data(), turns=st.integers(0, 6))
+    def end(self, data, turns):
+        data.draw(st.sampled_from(self.users))[1].set()
+        self.loop.settle(turns)
+
+    @precondition(lambda self: self.users)
+    @rule(data=st.data(), turns=st.integers(0, 3))
+    def hang_up(self, data, turns):
+        data.draw(st.sampled_from(self.users))[2].cancel()
+        self.loop.settle(turns)
+
+    @rule(seconds=st.sampled_from([0.01, 0.5, 1.0, 4.0, 10.0, 31.0]))
+    def wait(self, seconds):
+        self.loop.advance(seconds)
+
+    @rule(name=NAMES)
+    def unload(self, name):
+        self.told.add(name)
+        self.loop.do(self.residency.unload, card(name))
+        self.loop.settle(2)
+
+    @rule(names=st.sets(NAMES, max_size=2))
+    def pin(self, names):
+        self.loop.do(self.residency.protect, frozenset(card(name).spec for name in names))
+        self.loop.settle(2)
+
+    @rule(number=st.integers(0, len(LIMITS) - 1))
+    def edit(self, number):
+        self.number = number
+        self.loop.do(self.residency.apply, self.policies)
+        self.loop.settle(2)
+
+    @precondition(lambda self: self.processes.workers())
+    @rule(data=st.data(), out_of_memory=st.booleans())
+    def crash(self, data, out_of_memory):
+        process = data.draw(st.sampled_from(self.processes.workers()))
+        process.out_of_memory = out_of_memory
+        self.loop.do(self.processes.gone, process)
+        self.loop.settle(2)
+
+    @rule(broken=st.booleans(), load=st.sampled_from([0.0, 1.0, 20.0]), stop=st.booleans())
+    def change_processes(self, broken, load, stop):
+        self.processes.broken, self.processes.load_seconds = broken, load
+        self.processes.stop_seconds = 3.0 if stop else 0.0
+        self.processes.free_seconds = 0.4 if stop else 0.0
+
+    @rule(others=st.sampled_from([0, 100, 400, 900]), blind=st.booleans())
+    def press(self, others, blind):
+        self.others, self.blind = others, blind and others == 0
+
+    @rule(blocked=st.booleans())
+    def block(self, blocked):
+        self.loop.do(self._block, InsufficientMemory("full") if blocked else None)
+        self.loop.settle(2)
+
+    def _block(self, why):
+        self.blocked = why is not None
+        self.residency.block_loads(why)
+
+    @rule(count=st.integers(0, 3), all=st.booleans())
+    def relieve(self, count, all):
+        gone = count
+
+        def enough():
+            nonlocal gone
+            gone -= 1
+            return gone < 0
+
+        async def work():
+            self.emergency = all
+            await self.residency.relieve(enough, all=all)
+            self.emergency = False
+
+        self.loop.run(work())
+
+    @precondition(lambda self: any(p.ready for p in self.processes.workers()))
+    @rule(data=st.data(), more=st.sampled_from([-10, 0, 10, 100, 400]))
+    def need(self, data, more):
+        ready = [process for process in self.processes.workers() if process.ready]
+        process = data.draw(st.sampled_from(ready))
+        id = next(self.ids)
+        self.needs.append((process, id))
+        self.loop.do(process.on_need, process, ipc.Need(id, process.budget.bytes + more))
+        self.loop.settle(2)
+
+    @precondition(lambda self: any(p.ready for p in self.processes.workers()))
+    @rule(data=st.data(), idle=st.booleans())
+    def hold_more_or_less(self, data, idle):
+        ready = [process for process in self.processes.workers() if process.ready]
+        process = data.draw(st.sampled_from(ready))
+        process.memory = ipc.Memory(SIZES[process.name] if idle else process.budget.bytes, 0, 0)
+        if idle:
+            self.loop.do(process.on_observed, process, ipc.Observed(1, 1, 1, 1))
+        self.loop.settle(2)
+
+    @rule(name=NAMES, context=st.none() | st.integers(1, 512))
+    def ask_whether_it_fits(self, name, context):
+        before = len(self.processes.all), self.residency.residents()
+        self.residency.fit(card(name), self.policies, context)
+        assert (len(self.processes.all), self.residency.residents()) == before
+
+    @invariant()
+    def nothing_has_gone_wrong_unseen(self):
+        failed = [
+            task.exception()
+            for task in [*(user[2] for user in getattr(self, "users", [])), *self.chores_so_far]
+            if task.done() and not task.cancelled() and task.exception() is not None
+        ]
+        assert not failed, failed
+        assert not getattr(self, "unexpected", []), self.unexpected
+
+    @property
+    def chores_so_far(self):
+        return getattr(self, "chores", [])
+
+    def teardown(self):
+        if not hasattr(self, "loop"):
+            return
+        self.others, self.blind = 0, False
+        self.loop.do(self._block, None)
+        self.processes.broken, self.processes.load_seconds = False, 1.0
+        for _, done, _ in self.users:
+            done.set()
+        waiting = [*(task for _, _, task in self.users), *self.chores]
+        self.loop.advance(2000.0)
+        pending = [task for task in waiting if not task.done()]
+        assert not pending, f"still waiting: {pending}"
+        for process, id in self.needs:
+            assert not process.alive or id in process.answered, "a need without an answer"
+        self.nothing_has_gone_wrong_unseen()
+        self.loop.run(self.residency.close(0.0))
+        self.nothing_has_gone_wrong_unseen()
+        left = [task for task in asyncio.all_tasks(self.loop) if not task.done()]
+        assert not left, f"left over: {left}"
+        self.loop.close()
+
+
+ResidencyMachine.TestCase.settings = settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=120,
+    stateful_step_count=40,
+    suppress_health_check=list(HealthCheck),
+)
+TestResidency = ResidencyMachine.TestCase

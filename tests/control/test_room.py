@@ -1,0 +1,517 @@
+"""Waiting for room, making it, and what workers are promised; on a virtual clock."""
+
+import asyncio
+import logging
+from itertools import pairwise
+
+import pytest
+
+from mlxd.control.resident import Evicts
+from mlxd.core.errors import InsufficientMemory, ModelsBusy
+from mlxd.ipc import messages as ipc
+from mlxd.policy.load import load
+from tests.control.test_residency import AT_ONCE, GIB, LOAD, World, card
+from tests.support.daemon import write_policies
+from tests.support.virtual_time import VirtualLoop
+
+WAIT = "eviction: {protect_recent: 30s, min_residency: 0s}\nreserve: {system: 1B}\n"
+PATIENT = "eviction: {protect_recent: 0s, min_residency: 0s}\nreserve: {system: 1B}\n"
+
+
+class Timed(World):
+    """The same machine; the clock is the loop's."""
+
+    def __init__(self, tmp_path, memory=WAIT, models="max_loaded: 2\n"):
+        self.loop = VirtualLoop()
+        super().__init__(tmp_path, models, memory, clock=self.loop)
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.done: dict[str, asyncio.Event] = {}
+
+    def begin(self, name, size=100):
+        """Use a model until `end`."""
+        self.done[name] = asyncio.Event()
+
+        async def user():
+            async with self.lease(name, size=size):
+                await self.done[name].wait()
+
+        self.tasks[name] = self.loop.create_task(user())
+        self.loop.settle()
+
+    def end(self, name):
+        self.done[name].set()
+        self.loop.settle()
+
+    def once(self, *names, size=100):
+        for name in names:
+            self.begin(name, size)
+            self.end(name)
+            self.tasks[name].result()
+
+    def failure(self, name):
+        return self.tasks[name].exception()
+
+    def worker(self, name):
+        return self.processes.up[card(name).spec]
+
+    def close(self):
+        for task in self.tasks.values():
+            task.cancel()
+        self.loop.settle()
+        self.loop.run(self.residency.close(0))
+        self.loop.close()
+
+
+@pytest.fixture
+def timed(tmp_path):
+    made = []
+
+    def make(*args, **options):
+        made.append(Timed(tmp_path, *args, **options))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.close()
+
+
+# -- waiting
+
+
+def test_a_load_waits_until_the_recently_used_may_go_and_not_longer(timed):
+    world = timed(models="max_loaded: 1\n")
+    world.once("a")
+    world.begin("b")
+    world.loop.advance(29.9)
+    assert world.loaded == ["a"]
+    world.loop.advance(0.2)
+    assert world.loaded == ["b"]
+
+
+def test_a_use_meanwhile_makes_it_wait_anew_and_its_end_is_waited_for(timed):
+    world = timed(models="max_loaded: 1\n")
+    world.once("a")
+    world.begin("b")
+    world.loop.advance(20)
+    world.begin("a")
+    world.loop.advance(25)
+    assert world.loaded == ["a"]
+    world.end("a")
+    world.loop.advance(29)
+    assert world.loaded == ["a"]
+    world.loop.advance(2)
+    assert world.loaded == ["b"]
+
+
+def test_a_load_goes_on_the_moment_that_a_lease_ends(timed):
+    world = timed(PATIENT, models="max_loaded: 1\n")
+    world.begin("a")
+    world.begin("b")
+    before = world.loop.now
+    world.end("a")
+    assert world.loaded == ["b"]
+    assert world.loop.now == before
+
+
+def test_a_load_follows_what_other_processes_give_back(timed):
+    world = timed(PATIENT, models="max_loaded: auto\n")
+    world.others = 300
+    world.begin("a", size=600)
+    world.begin("b", size=200)
+    world.others = 0
+    world.loop.advance(10)
+    assert world.loaded == ["a", "b"]
+
+
+def test_the_time_of_a_load_ends_its_wait_and_the_reason_is_told(timed):
+    world = timed(PATIENT, models="max_loaded: auto\n")
+    world.begin("a", size=600)
+    world.begin("b", size=600)
+    world.loop.advance(301)
+    refused = world.failure("b")
+    assert isinstance(refused, InsufficientMemory)
+    assert "a would have to leave and is in use" in refused.message
+    assert refused.policy is not None
+    assert refused.policy.key == "memory.reserve.system"
+    assert refused.needed_bytes == 601 * GIB
+    assert 398 * GIB < refused.available_bytes < 400 * GIB
+    assert not world.residency.failed([card("b")]), "it is not broken"
+
+
+def test_a_daemon_that_does_not_wait_says_when_to_come_again(timed):
+    refuse = WAIT.replace("system: 1B", "system: 1B, when_full: refuse")
+    world = timed(refuse, models="max_loaded: 1\n")
+    world.once("a")
+    world.loop.advance(10)
+    world.begin("b")
+    refused = world.failure("b")
+    assert isinstance(refused, ModelsBusy)
+    assert refused.policy is not None
+    assert refused.policy.key == "memory.eviction.protect_recent"
+    assert refused.retry_after == 20
+    assert "a would have to leave and may in 20 s" in refused.message
+
+
+def test_one_just_loaded_stays_and_the_line_that_says_so_is_named(timed):
+    text = "eviction: {protect_recent: 1s, min_residency: 60s}\nreserve: {when_full: refuse}\n"
+    world = timed(text, models="max_loaded: 1\n")
+    world.once("a")
+    world.loop.advance(10)
+    world.begin("b")
+    refused = world.failure("b")
+    assert refused.policy is not None
+    assert (refused.policy.key, refused.retry_after) == ("memory.eviction.min_residency", 50)
+
+
+def test_an_edit_reaches_who_waits(timed):
+    world = timed(models="max_loaded: 1\n")
+    world.once("a")
+    world.begin("b")
+    world.memory = PATIENT
+    world.loop.do(world.change, "max_loaded: 1\n")
+    world.loop.settle()
+    assert world.loaded == ["b"]
+
+
+def test_who_hangs_up_while_waiting_is_not_loaded_for(timed):
+    world = timed(models="max_loaded: 1\n")
+    world.once("a")
+    world.begin("b")
+    world.tasks["b"].cancel()
+    world.loop.advance(100)
+    assert world.loaded == ["a"]
+    assert [r.card.name for r in world.residency.residents()] == ["a"]
+    world.once("b")
+    assert world.loaded == ["b"], "and is when it asks again"
+
+
+def test_who_comes_just_after_the_last_has_left_has_a_load_of_its_own(timed):
+    world = timed(PATIENT, models="max_loaded: 1\n")
+    world.begin("a")
+    world.begin("b")
+    world.tasks["b"].cancel()
+    world.begin("b")
+    world.end("a")
+    world.end("b")
+    world.tasks["b"].result()
+
+
+def test_loads_take_turns_and_one_that_waits_for_room_holds_up_no_other(timed):
+    world = timed(PATIENT, models="load: {max_parallel: 1}\n")
+    world.begin("a", size=600)
+    world.begin("big", size=600)
+    world.processes.gate.clear()
+    world.begin("b")
+    world.begin("c")
+    assert world.processes.log == ["start a", "start b"]
+    world.processes.gate.set()
+    world.loop.settle()
+    assert world.loaded == ["a", "b", "c"]
+    world.end("a")
+    assert "big" in world.loaded
+
+
+def preload(world, name):
+    work = world.residency.load(card(name), world.policies, Evicts.UNLISTED)
+    task = world.loop.create_task(work)
+    world.loop.settle()
+    return task
+
+
+def test_a_preload_waits_for_a_time_that_is_known_and_for_nothing_else(timed):
+    world = timed(models="max_loaded: 1\n")
+    world.once("a")
+    waiting = preload(world, "b")
+    world.loop.advance(31)
+    assert waiting.done()
+    assert world.loaded == ["b"]
+    world.begin("b")
+    assert isinstance(preload(world, "c").exception(), ModelsBusy)
+
+
+def test_a_request_that_joins_a_preload_lends_it_its_patience(timed):
+    world = timed(models="max_loaded: 1\n")
+    for joined in (False, True):
+        world.once("a")
+        waiting = preload(world, "b")
+        if joined:
+            world.begin("b")
+        world.begin("a")
+        world.loop.advance(11)
+        assert waiting.done() is not joined
+        world.end("a")
+        world.loop.advance(31)
+        assert world.loaded == (["b"] if joined else ["a"])
+
+
+# -- blocks, the guard, reclaim
+
+
+def test_blocked_loads_are_refused_and_those_under_way_go_on(timed):
+    world = timed(PATIENT, models="max_loaded: 2\n")
+    world.begin("a")
+    world.begin("b")
+    world.begin("waits")
+    world.end("b")
+    world.processes.gate.clear()
+    world.end("a")
+    world.begin("under way")
+    why = InsufficientMemory("memory is at 95 %")
+    world.loop.do(world.residency.block_loads, why)
+    world.begin("late")
+    world.processes.gate.set()
+    world.loop.settle()
+    assert world.failure("late") is why
+    assert "under way" in world.loaded
+    assert "waits" in world.loaded
+    world.loop.do(world.residency.block_loads, None)
+    world.end("waits")
+    world.once("late")
+
+
+def test_a_load_that_waits_is_refused_when_loads_are_blocked(timed):
+    world = timed(PATIENT, models="max_loaded: 1\n")
+    world.begin("a")
+    world.begin("b")
+    why = InsufficientMemory("memory is at 95 %")
+    world.loop.do(world.residency.block_loads, why)
+    world.loop.settle()
+    assert world.failure("b") is why
+
+
+def test_the_guard_looks_before_each_load(timed):
+    world = timed(PATIENT)
+    looks = []
+
+    async def look():
+        looks.append(world.loaded)
+        await world.residency.relieve(lambda: False, all=True)
+
+    world.residency.before_load = look
+    world.once("a", "b")
+    assert looks == [[], ["a"]]
+    assert world.loaded == ["b"]
+
+
+def test_relief_takes_the_longest_unused_until_it_is_enough_and_keeps_some(timed):
+    world = timed(models="max_loaded: 9\n")
+    world.once("a", "b", "c", "d")
+    world.loop.advance(31)
+    world.begin("d")
+
+    def relieve(enough, **options):
+        return world.loop.run(world.residency.relieve(enough, **options))
+
+    assert relieve(lambda: world.read().available >= 650 * GIB) == ["a"]
+    assert relieve(lambda: False) == ["b", "c"], "d is in use"
+    world.end("d")
+    assert relieve(lambda: False, all=True) == [], "and was used just now"
+    world.loop.advance(31)
+    assert relieve(lambda: False) == [], "the last one is kept"
+    assert relieve(lambda: False, all=True) == ["d"]
+
+
+def test_only_an_emergency_takes_what_was_just_loaded(timed):
+    text = "eviction: {protect_recent: 0s, min_residency: 60s, keep: 0}\n"
+    world = timed(text)
+    world.once("a")
+    assert world.loop.run(world.residency.relieve(lambda: False)) == []
+    assert world.loop.run(world.residency.relieve(lambda: False, all=True)) == ["a"]
+
+
+def test_the_next_load_waits_until_freed_bytes_are_seen(timed):
+    world = timed(PATIENT, models="max_loaded: 1\n")
+    world.once("a", size=400)
+
+    async def leak():
+        world.processes.leaks = 400 * GIB
+        world.loop.call_later(2.0, setattr, world.processes, "leaks", 0)
+
+    world.processes.before_stop = leak
+    world.begin("b", size=400)
+    world.loop.advance(1.9)
+    assert world.loaded == []
+    world.loop.advance(0.2)
+    assert world.loaded == ["b"]
+
+
+def test_bytes_that_do_not_come_back_are_told_and_not_counted_on(timed, caplog):
+    world = timed(PATIENT, models="max_loaded: 1\n")
+    world.once("a", size=700)
+
+    async def leak():
+        world.processes.leaks = 700 * GIB
+
+    world.processes.before_stop = leak
+    with caplog.at_level(logging.WARNING):
+        world.begin("b", size=700)
+        world.loop.advance(6)
+    assert "700 GiB are not seen to be free again after 5 s" in caplog.text
+    assert isinstance(world.failure("b"), InsufficientMemory)
+    world.processes.before_stop = None
+    world.once("c", size=200)
+
+
+def test_a_limit_that_shrinks_waits_for_those_who_are_spared(timed):
+    world = timed(models="max_loaded: 3\n")
+    world.once("a")
+    world.loop.advance(20)
+    world.once("b", "c")
+    world.loop.do(world.change, "max_loaded: 1\n")
+    world.loop.advance(9.9)
+    assert world.loaded == ["a", "b", "c"]
+    world.loop.advance(0.2)
+    assert world.loaded == ["b", "c"]
+    world.loop.advance(20)
+    assert world.loaded == ["c"]
+
+
+# -- what workers are promised
+
+
+def grown(world, name):
+    return world.worker(name).budgets[-1]
+
+
+def ask(world, name, gib, id=7):
+    world.loop.do(world.worker(name).need, gib * GIB, id)
+    world.loop.settle()
+    return grown(world, name)
+
+
+def test_a_load_is_promised_its_bytes_and_told_what_it_could_have_at_best(timed):
+    world = timed(AT_ONCE, models="")
+    world.once("a")
+    world.once("b", size=200)
+    first = world.worker("b").budgets[0]
+    assert (first.bytes, first.cache_bytes, first.answers) == (200 * GIB, GIB, 0)
+    assert first.most == 1000 * GIB - 1 - GIB
+
+
+def test_a_need_is_granted_from_what_is_free(timed):
+    world = timed(AT_ONCE, models="")
+    world.begin("a")
+    granted = ask(world, "a", 300)
+    assert (granted.bytes, granted.answers) == (300 * GIB, 7)
+    world.begin("b", size=690)
+    assert "b" in world.loaded
+    assert ask(world, "a", 400, id=8).bytes == 300 * GIB, "b was promised the rest"
+    assert grown(world, "a").answers == 8
+
+
+def test_a_need_has_idle_models_evicted_only_if_that_helps(timed):
+    world = timed(AT_ONCE, models="")
+    world.once("idle", size=300)
+    world.begin("busy", size=300)
+    world.begin("a", size=300)
+    assert ask(world, "a", 750).bytes == 300 * GIB
+    assert "idle" in world.loaded
+    assert ask(world, "a", 650).bytes == 650 * GIB
+    assert "idle" not in world.loaded
+
+
+def test_a_need_that_was_denied_is_granted_once_there_is_room(timed):
+    world = timed(AT_ONCE, models="")
+    world.begin("busy", size=600)
+    world.begin("a", size=300)
+    assert ask(world, "a", 500).bytes == 300 * GIB
+    world.end("busy")
+    later = grown(world, "a")
+    assert (later.bytes, later.answers) == (500 * GIB, 0)
+    assert world.loaded == ["a"]
+
+
+def test_an_idle_worker_goes_back_to_its_first_budget(timed):
+    world = timed(PATIENT, models="")
+    world.once("a")
+    ask(world, "a", 900)
+    world.others = 50
+    world.begin("c")
+    world.begin("b")
+    assert "a" not in world.loaded, "c had a evicted"
+    world.once("a")
+    ask(world, "a", 500)
+    world.loop.do(world.worker("a").observed)
+    assert grown(world, "a").bytes == 100 * GIB
+    assert world.residency._inventory.free(world.policies) == (950 - 303) * GIB - 1
+
+
+def test_limits_of_workers_follow_an_edit(timed):
+    world = timed(AT_ONCE, models="")
+    world.begin("a")
+    ask(world, "a", 300)
+    world.memory = f"{AT_ONCE}worker_limits: {{mlx_memory_limit: 200GiB, mlx_cache_limit: 2GiB}}\n"
+    world.loop.do(world.change, "")
+    now = grown(world, "a")
+    assert (now.bytes, now.cache_bytes, now.most) == (200 * GIB, 2 * GIB, 200 * GIB)
+    assert ask(world, "a", 250).bytes == 200 * GIB
+    world.begin("b", size=300)
+    refused = world.failure("b")
+    assert refused.policy is not None
+    assert refused.policy.key == "memory.worker_limits.mlx_memory_limit"
+
+
+def test_a_larger_cache_is_given_only_where_there_is_room(timed):
+    world = timed(AT_ONCE, models="")
+    world.begin("a", size=900)
+    world.memory = f"{AT_ONCE}worker_limits: {{mlx_cache_limit: 500GiB}}\n"
+    world.loop.do(world.change, "")
+    assert grown(world, "a").cache_bytes == GIB
+
+
+def test_a_need_is_answered_without_a_reading_and_after_the_worker_has_gone(timed):
+    world = timed(AT_ONCE, models="")
+    world.begin("a")
+    world.read = lambda: None
+    world.residency._inventory.read_memory = world.read
+    assert ask(world, "a", 5000).bytes == 5000 * GIB
+    worker = world.worker("a")
+    world.loop.do(world.processes.crash, card("a").spec)
+    world.loop.do(worker.on_need, worker, ipc.Need(9, 1))
+    world.loop.settle()
+    assert worker.budgets[-1].answers == 7
+
+
+def test_a_worker_that_ran_out_of_memory_is_reported_and_its_room_is_free(timed):
+    world = timed(PATIENT, models="max_loaded: 1\n")
+    told: list[str] = []
+    world.residency.on_memory_error = told.append
+    world.once("a")
+    world.loop.do(world.processes.crash, card("a").spec, True)
+    assert told == ["a"]
+    assert world.residency.residents() == []
+    world.begin("b")
+    world.loop.do(world.processes.crash, card("b").spec)
+    assert told == ["a"]
+
+
+def test_promises_of_many_loads_at_once_never_pass_what_there_is(timed):
+    world = timed(AT_ONCE, models=LOAD)
+    world.processes.gate.clear()
+    for name in "abcdefgh":
+        world.begin(name, size=240)
+    refused = [name for name in "abcdefgh" if world.tasks[name].done()]
+    assert refused == ["e", "f", "g", "h"]
+    assert all(isinstance(world.failure(name), InsufficientMemory) for name in refused)
+
+
+def test_waits_end_in_the_order_in_which_they_began(timed):
+    world = timed(PATIENT, models="max_loaded: 1\n")
+    world.begin("a")
+    for name in ("b", "c", "d"):
+        world.begin(name)
+    order = ["a", "b", "c", "d"]
+    for this, after in pairwise(order):
+        assert world.loaded == [this]
+        world.end(this)
+        assert world.loaded == [after]
+
+
+def test_an_older_request_does_not_bring_older_policies_back(timed, tmp_path):
+    world = timed(PATIENT, models="max_loaded: 1\n")
+    older = load(write_policies(tmp_path / "older", {"models": "max_loaded: 9\n"}))
+    world.loop.do(world.change, "max_loaded: 1\n")
+    world.once("a")
+    world.policies = older
+    world.begin("b")
+    assert world.loaded == ["b"]

@@ -1,0 +1,438 @@
+"""Pulling, copying and deleting models over HTTP: a real daemon, a hub on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ollama
+import psutil
+import pytest
+
+from mlxd.core import manifest
+from tests.support.daemon import Daemon
+from tests.support.hub import Hub, hub
+
+pytestmark = pytest.mark.mlx
+
+Json = dict[str, Any]
+REPO = "mlx-community/Llama-3.2-3B-Instruct-4bit"
+SHORT = "llama3.2:3b"
+WEIGHTS = "model.safetensors"
+POLICIES = {"limits": "concurrency: {max_in_flight: 8}\nrate_limit: []\n"}
+
+
+def until(fact: Callable[[], object], within: float = 20.0) -> None:
+    deadline = time.monotonic() + within
+    while not fact():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def remote(models: Path) -> Iterator[Hub]:
+    """It has one small model, under the name of a well-known build."""
+    with hub() as running:
+        running.add(REPO, models / "tiny-a")
+        yield running
+
+
+@pytest.fixture
+def start(start_daemon: Callable[..., Daemon], remote: Hub) -> Callable[..., Daemon]:
+    """Start daemons that pull from that hub."""
+
+    def started(**policies: str) -> Daemon:
+        return start_daemon({**POLICIES, **policies}, environment=remote.environment())
+
+    return started
+
+
+@pytest.fixture
+def running(start: Callable[..., Daemon], tmp_path: Path) -> Daemon:
+    return start()
+
+
+def pull(running: Daemon, name: str, **fields: object) -> list[Json]:
+    response = running.http.post("/api/pull", json={"model": name, **fields})
+    assert response.status_code == 200, response.text
+    return [json.loads(line) for line in response.text.splitlines()]
+
+
+def refused(running: Daemon, method: str, path: str, body: Json) -> tuple[int, str]:
+    response = running.http.request(method, path, json=body)
+    return response.status_code, response.json()["error"]
+
+
+def names(running: Daemon) -> set[str]:
+    return {model["name"] for model in running.http.get("/api/tags").json()["models"]}
+
+
+def pullers(running: Daemon) -> list[psutil.Process]:
+    """Its processes that pull."""
+    found = []
+    for child in psutil.Process(running.pid).children():
+        try:
+            if "mlxd.hub" in child.cmdline():
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+class Reader(threading.Thread):
+    """A client in a thread of its own."""
+
+    def __init__(self, running: Daemon, name: str) -> None:
+        super().__init__(daemon=True)
+        self.records: list[Json] = []
+        self._url, self._name = f"{running.url}/api/pull", name
+        self.start()
+
+    def run(self) -> None:
+        with httpx.stream("POST", self._url, json={"model": self._name}, timeout=60) as response:
+            for line in response.iter_lines():
+                self.records.append(json.loads(line))
+
+    def statuses(self) -> list[str]:
+        return [str(record.get("status")) for record in self.records]
+
+
+class TestPull:
+    def test_a_pulled_model_answers_at_once_by_each_of_its_names(self, running: Daemon) -> None:
+        records = pull(running, SHORT)
+        statuses = [record["status"] for record in records]
+        assert statuses[0] == "pulling manifest"
+        assert statuses[-3:] == ["verifying sha256 digest", "writing manifest", "success"]
+        layers = {r["digest"]: r for r in records if "digest" in r}
+        assert all(r["total"] == r.get("completed", 0) for r in layers.values())
+        assert {r["status"] for r in layers.values()} == {
+            f"pulling {digest.partition(':')[2][:12]}" for digest in layers
+        }
+        for name in (SHORT, REPO, "Llama-3.2-3B-Instruct-4bit", SHORT.upper()):
+            answer = running.http.post(
+                "/api/generate", json={"model": name, "prompt": "hi", "stream": False,
+                                       "options": {"num_predict": 2}},
+            )  # fmt: skip
+            assert answer.json().get("done"), answer.text
+        assert running.health()["models_cached"] == 1
+
+    def test_one_object_when_no_stream_is_wanted(self, running: Daemon) -> None:
+        response = running.http.post("/api/pull", json={"name": REPO, "stream": False})
+        assert response.headers["content-type"] == "application/json; charset=utf-8"
+        assert response.json() == {"status": "success"}
+
+    def test_a_second_pull_fetches_nothing(self, running: Daemon, remote: Hub) -> None:
+        pull(running, REPO)
+        sent = remote.sent(WEIGHTS)
+        assert pull(running, REPO)[-1] == {"status": "success"}
+        assert remote.sent(WEIGHTS) == sent
+
+    def test_the_model_is_there_after_a_restart(self, running: Daemon, remote: Hub) -> None:
+        pull(running, SHORT)
+        running.stop()
+        written = manifest.read(running.state / "models" / REPO)
+        assert written is not None
+        assert written.revision == remote.repos[REPO].commit
+        assert not (running.state / "models" / ".partial").exists()
+
+    def test_all_who_want_one_model_share_one_download(self, running: Daemon, remote: Hub) -> None:
+        remote.gate.clear()
+        readers = [Reader(running, name) for name in (REPO, SHORT, f"hf.co/{REPO.lower()}")]
+        until(lambda: all(len(reader.records) > 1 for reader in readers))
+        assert len(pullers(running)) == 1
+        remote.gate.set()
+        for reader in readers:
+            reader.join(20)
+            assert reader.statuses()[-1] == "success"
+        assert remote.sent(WEIGHTS) == len(remote.repos[REPO].files[WEIGHTS])
+
+    def test_who_hangs_up_does_not_stop_it_for_others_and_the_last_one_does(
+        self, running: Daemon, remote: Hub
+    ) -> None:
+        remote.gate.clear()
+        stays = Reader(running, REPO)
+        until(lambda: pullers(running))
+        with httpx.stream("POST", f"{running.url}/api/pull", json={"model": REPO}) as leaves:
+            next(leaves.iter_lines())
+        assert running.http.get("/livez").status_code == 200
+        (process,) = pullers(running)
+        remote.gate.set()
+        stays.join(20)
+        assert stays.statuses()[-1] == "success"
+        assert running.http.request("DELETE", "/api/delete", json={"model": REPO}).is_success
+
+        remote.gate.clear()
+        remote.waiting.clear()
+        with httpx.stream("POST", f"{running.url}/api/pull", json={"model": REPO}) as last:
+            lines = last.iter_lines()  # closed when it is forgotten
+            next(lines)
+            assert remote.waiting.wait(20)
+            (process,) = pullers(running)
+        process.wait(20)
+        remote.gate.set()
+        assert pull(running, REPO)[-1] == {"status": "success"}
+
+    def test_a_killed_process_is_an_error_and_the_next_pull_goes_on(
+        self, running: Daemon, remote: Hub
+    ) -> None:
+        remote.gate.clear()
+        reader = Reader(running, REPO)
+        assert remote.waiting.wait(20)
+        (process,) = pullers(running)
+        process.kill()
+        reader.join(20)
+        assert "ended without a word" in reader.records[-1]["error"]
+        remote.gate.set()
+        assert pull(running, REPO)[-1] == {"status": "success"}
+
+    def test_a_killed_daemon_takes_its_process_along_and_the_next_one_goes_on(
+        self, running: Daemon, start: Callable[..., Daemon], remote: Hub
+    ) -> None:
+        remote.gate.clear()
+        reader = threading.Thread(target=lambda: _ignored(running), daemon=True)
+        reader.start()
+        assert remote.waiting.wait(20)
+        (process,) = pullers(running)
+        blobs = running.state / "models" / ".partial" / REPO / "blobs"
+        until(lambda: any(p.stat().st_size and "sha256" in p.name for p in blobs.iterdir()))
+        running.process.kill()
+        running.process.wait()
+        psutil.wait_procs([process], 20)
+        assert not process.is_running()
+        remote.gate.set()
+        second = start()
+        (running.state / "models").replace(second.state / "models")
+        assert pull(second, REPO)[-1] == {"status": "success"}
+        assert any(asked.startswith("bytes=") for asked in [
+            *remote.ranges(WEIGHTS), *remote.ranges("tokenizer.json")
+        ])  # fmt: skip
+
+    def test_a_stopping_daemon_ends_it_and_says_so(self, running: Daemon, remote: Hub) -> None:
+        remote.gate.clear()
+        reader = Reader(running, REPO)
+        assert remote.waiting.wait(20)
+        (process,) = pullers(running)
+        assert running.stop() == 0
+        assert not process.is_running()
+        reader.join(20)
+        assert "stopping" in reader.records[-1]["error"]
+
+    def test_corrupt_bytes_end_the_stream_with_an_error(self, running: Daemon, remote: Hub) -> None:
+        repo = remote.repos[REPO]
+        repo.served[WEIGHTS] = bytes(len(repo.files[WEIGHTS]))
+        assert "not what the hub promised" in pull(running, REPO)[-1]["error"]
+        assert REPO not in " ".join(names(running))
+        status, words = refused(running, "POST", "/api/pull", {"model": REPO, "stream": False})
+        assert (status, "not what the hub promised" in words) == (502, True)
+
+    def test_the_daemon_follows_an_edit_of_the_hubs_address(
+        self, start_daemon: Callable[..., Daemon], remote: Hub
+    ) -> None:
+        running = start_daemon(POLICIES, environment={"HF_ENDPOINT": "http://127.0.0.1:9"})
+        dirs = json.dumps(str(running.state.parent / "none"))
+        running.edit("models", f"dirs: [{dirs}]\npull: {{endpoint: '{remote.url}'}}\n")
+        running.reload()
+        assert pull(running, REPO)[-1] == {"status": "success"}
+
+
+def _ignored(running: Daemon) -> None:
+    with contextlib.suppress(httpx.TransportError):
+        running.http.post("/api/pull", json={"model": REPO})
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("body", "status", "words"),
+        [
+            ({}, 400, "model is required"),
+            ({"model": ""}, 400, "model is required"),
+            ({"model": "a/b/c"}, 400, "invalid model name"),
+            ({"model": "../etc"}, 400, "invalid model name"),
+            ({"model": "org/.."}, 400, "invalid model name"),
+            ({"model": 3}, 400, "expected a string"),
+            ({"model": "x", "stream": "yes"}, 400, "expected a boolean"),
+            ({"model": "llama3.2:5b"}, 404, "did you mean llama3.2:1b, llama3.2:3b?"),
+            ({"model": "lama3.2"}, 404, "did you mean llama3.2"),
+            ({"model": "someone/model"}, 403, "models.pull.allow: [mlx-community/*]"),
+            ({"model": "mlx-community/absent", "stream": False}, 404, "the hub has no"),
+        ],
+    )
+    def test_a_pull_that_cannot_be_says_why(
+        self, running: Daemon, body: Json, status: int, words: str
+    ) -> None:
+        found, said = refused(running, "POST", "/api/pull", body)
+        assert found == status
+        assert words in said
+
+    def test_an_empty_list_pulls_none(self, start: Callable[..., Daemon], tmp_path: Path) -> None:
+        running = start(models=f"dirs: [{tmp_path}/none]\npull: {{allow: []}}\n")
+        assert refused(running, "POST", "/api/pull", {"model": REPO})[0] == 403
+
+    def test_through_a_proxy_nobody_manages_models(self, running: Daemon) -> None:
+        for method, path in (
+            ("POST", "/api/pull"), ("POST", "/api/copy"), ("POST", "/api/create"),
+            ("DELETE", "/api/delete"),
+        ):  # fmt: skip
+            answer = running.http.request(
+                method, path, json={}, headers={"X-Forwarded-For": "10.0.0.9"}
+            )
+            assert answer.status_code == 403
+            assert answer.headers["X-Mlxd-Policy-Key"] == "clients.manage_models"
+
+    def test_never_is_never_and_any_is_anybody(self, start: Callable[..., Daemon]) -> None:
+        running = start(clients="manage_models: never\n")
+        assert refused(running, "POST", "/api/pull", {"model": REPO})[0] == 403
+        running.edit("clients", "manage_models: any\n")
+        running.reload()
+        answer = running.http.post(
+            "/api/pull", json={"model": REPO}, headers={"X-Forwarded-For": "10.0.0.9"}
+        )
+        assert answer.status_code == 200
+
+
+class TestCopies:
+    def test_a_copy_is_another_name_for_the_same_model(self, running: Daemon) -> None:
+        copied = running.http.post(
+            "/api/copy", json={"source": "tiny-a", "destination": "my-model:v1"}
+        )
+        assert (copied.status_code, copied.content) == (200, b"")
+        assert "my-model:v1" in names(running)
+        for name in ("tiny-a", "my-model:v1"):
+            running.http.post("/api/generate", json={"model": name})
+        assert running.health()["models_cached"] == 1
+        kept = json.loads((running.state / "models.d" / "my-model%3Av1.json").read_text())
+        assert kept == {"schema": 1, "name": "my-model:v1", "model": "tiny-a", "made_by": "copy"}
+
+    def test_a_copy_of_a_copy_does_not_need_the_first(self, running: Daemon) -> None:
+        for source, destination in (("tiny-a", "one"), ("one", "two")):
+            running.http.post("/api/copy", json={"source": source, "destination": destination})
+        assert running.http.request("DELETE", "/api/delete", json={"model": "one"}).is_success
+        assert running.http.post("/api/show", json={"model": "two"}).status_code == 200
+        assert running.http.post("/api/show", json={"model": "one"}).status_code == 404
+
+    @pytest.mark.parametrize(
+        ("body", "status", "words"),
+        [
+            ({"source": "nobody", "destination": "x"}, 404, 'model "nobody" not found'),
+            ({"source": "tiny-a"}, 400, "destination is required"),
+            ({"source": "tiny-a", "destination": "../x"}, 400, 'destination "../x" is invalid'),
+            ({"source": "tiny-a", "destination": "tiny-b"}, 400, "called so already"),
+            ({"source": "tiny-a", "destination": "default"}, 400, "called so already"),
+        ],
+    )
+    def test_a_copy_that_cannot_be_says_why(
+        self, running: Daemon, body: Json, status: int, words: str
+    ) -> None:
+        found, said = refused(running, "POST", "/api/copy", body)
+        assert found == status
+        assert words in said
+
+    def test_create_from_a_model_is_a_copy(self, running: Daemon) -> None:
+        answer = running.http.post("/api/create", json={"model": "mine", "from": "tiny-a"})
+        assert [json.loads(line)["status"] for line in answer.text.splitlines()][1:] == [
+            "writing manifest", "success",
+        ]  # fmt: skip
+        assert "mine:latest" in names(running)
+        status, words = refused(running, "POST", "/api/create", {"model": "x"})
+        assert (status, words) == (400, "neither 'from' or 'files' was specified")
+        asked = {"model": "x", "from": "tiny-a", "system": "be kind"}
+        assert "models.yaml" in refused(running, "POST", "/api/create", asked)[1]
+
+
+class TestDelete:
+    def test_a_pulled_model_goes_with_its_files_and_its_short_name(self, running: Daemon) -> None:
+        pull(running, SHORT)
+        running.http.post("/api/generate", json={"model": SHORT})
+        deleted = running.http.request("DELETE", "/api/delete", json={"model": SHORT})
+        assert (deleted.status_code, deleted.content) == (200, b"")
+        assert not (running.state / "models" / "mlx-community").exists()
+        assert running.http.post("/api/show", json={"model": SHORT}).status_code == 404
+        assert running.http.post("/api/show", json={"model": REPO}).status_code == 404
+        until(lambda: running.health()["models_cached"] == 0)
+
+    def test_of_several_names_that_it_was_pulled_by_the_last_takes_it_along(
+        self, running: Daemon
+    ) -> None:
+        pull(running, SHORT)
+        pull(running, "llama3.2")
+        assert running.http.request("DELETE", "/api/delete", json={"model": SHORT}).is_success
+        assert (running.state / "models" / REPO).exists()
+        assert running.http.request("DELETE", "/api/delete", json={"model": "llama3.2"}).is_success
+        assert not (running.state / "models" / REPO).exists()
+
+    def test_what_uses_it_goes_on(self, running: Daemon) -> None:
+        pull(running, REPO)
+        body = {"model": REPO, "prompt": "hi", "options": {"num_predict": 200}}
+        with running.http.stream("POST", "/api/generate", json=body) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            with httpx.Client(base_url=running.url, timeout=20) as other:
+                assert other.request("DELETE", "/api/delete", json={"model": REPO}).is_success
+            last = json.loads([*lines][-1])
+        assert last["done"]
+        assert "error" not in last
+
+    def test_what_was_not_pulled_is_not_deleted(self, running: Daemon, models: Path) -> None:
+        for name in ("tiny-a", "mlxd-guide"):
+            status, words = refused(running, "DELETE", "/api/delete", {"model": name})
+            assert (status, "was not pulled" in words) == (403, True)
+        assert (models / "tiny-a" / "config.json").exists()
+        assert refused(running, "DELETE", "/api/delete", {"model": "nobody"}) == (
+            404, "model 'nobody' not found",
+        )  # fmt: skip
+        assert refused(running, "DELETE", "/api/delete", {"name": ""})[0] == 400
+
+    def test_a_model_with_copies_is_kept_for_them(self, running: Daemon) -> None:
+        pull(running, REPO)
+        running.http.post("/api/copy", json={"source": REPO, "destination": "mine"})
+        status, words = refused(running, "DELETE", "/api/delete", {"model": REPO})
+        assert (status, "mine" in words) == (409, True)
+        for name in ("mine", REPO):
+            assert running.http.request("DELETE", "/api/delete", json={"model": name}).is_success
+
+    def test_a_model_that_is_being_pulled_anew_is_not_deleted(
+        self, running: Daemon, remote: Hub
+    ) -> None:
+        pull(running, REPO)
+        files = remote.repos[REPO].files
+        files["tokenizer.json"] = files["tokenizer.json"] + b"\n"
+        remote.gate.clear()
+        remote.waiting.clear()
+        reader = Reader(running, REPO)
+        until(lambda: pullers(running))
+        assert refused(running, "DELETE", "/api/delete", {"model": REPO})[0] == 409
+        remote.gate.set()
+        reader.join(20)
+        assert reader.statuses()[-1] == "success"
+
+
+class TestOllamasClient:
+    @pytest.fixture
+    def client(self, running: Daemon) -> Iterator[ollama.Client]:
+        made = ollama.Client(host=running.url)
+        yield made
+        made._client.close()
+
+    def test_it_pulls_copies_and_deletes(self, client: ollama.Client) -> None:
+        progress = [*client.pull(SHORT, stream=True)]
+        assert progress[-1].status == "success"
+        assert any(one.completed == one.total for one in progress if one.digest)
+        assert client.copy(SHORT, "mine").status == "success"
+        assert {"mine:latest"} <= {str(model.model) for model in client.list().models}
+        assert client.generate("mine", "hi", options={"num_predict": 2}).done
+        assert client.delete("mine").status == "success"
+        assert client.delete(SHORT).status == "success"
+        with pytest.raises(ollama.ResponseError, match="not found"):
+            client.show(SHORT)
+
+    def test_it_raises_what_the_stream_says(self, client: ollama.Client) -> None:
+        with pytest.raises(ollama.ResponseError, match="the hub has no"):
+            list(client.pull("mlx-community/absent", stream=True))
+        with pytest.raises(ollama.ResponseError, match="may not be pulled"):
+            client.pull("someone/else")

@@ -1,0 +1,452 @@
+"""The ledger: who is admitted, who waits and what is said, without an engine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from mlxd.core.footprint import Footprint, LayerGroup
+from mlxd.ipc.messages import Budget, Need, Refused
+from mlxd.worker.budget import ANSWER_SECONDS, GROWTH_MARGIN, Claim, Ledger, Verdict
+
+KIB = 1024
+WEIGHTS = 100 * KIB
+PLAIN = Footprint(WEIGHTS, (LayerGroup(1, token_bytes=4),))
+"""A sequence takes a KiB for each 256 tokens, and nothing else."""
+
+
+def budget(kib: int, *, most: int = 0, answers: int = 0) -> Budget:
+    """Of so many KiB beside the weights."""
+    return Budget(WEIGHTS + kib * KIB, WEIGHTS + most * KIB if most else 0, 0, answers=answers)
+
+
+def claim(
+    id: int, prompt: int, *, max_tokens: int = 256, expected: int = 256, until: float = 100.0
+) -> Claim:
+    return Claim(id, prompt, max_tokens, expected, until, patient=until > 0)
+
+
+def ledger(kib: int, *claims: Claim, most: int = 0, rows: int = 32) -> Ledger:
+    made = Ledger(PLAIN, rows, budget(kib, most=most))
+    for one in claims:
+        made.ask(one)
+    return made
+
+
+def needs(verdict: Verdict) -> list[tuple[int, int]]:
+    """(id, KiB beside the weights)"""
+    return [(m.id, (m.bytes - WEIGHTS) // KIB) for m in verdict.say if isinstance(m, Need)]
+
+
+def refusals(verdict: Verdict) -> list[Refused]:
+    return [m for m in verdict.say if isinstance(m, Refused)]
+
+
+def begin(ledger: Ledger, *ids: int) -> None:
+    """They are read, and give their first token."""
+    ledger.started(ids)
+    ledger.took(list(ids))
+
+
+def test_what_fits_is_admitted_at_once():
+    verdict = ledger(8, claim(1, 256), claim(2, 256), claim(3, 256), claim(4, 256)).decide(0)
+    assert verdict.admit == [1, 2, 3, 4]
+    assert verdict.say == []
+
+
+def test_without_a_limit_everything_is_admitted():
+    made = Ledger(PLAIN, 32)
+    made.ask(claim(1, 10**7))
+    assert made.decide(0).admit == [1]
+    assert made.allowance == 0
+
+
+def test_a_batch_is_counted_as_padded_to_its_longest():
+    made = ledger(8, claim(1, 256), claim(2, 1280))
+    verdict = made.decide(0)
+    assert verdict.admit == [1], "two rows of 6 KiB each do not fit, though 2 + 6 would"
+    assert needs(verdict) == [(2, 12)]
+
+
+def test_more_is_asked_for_once_and_what_is_granted_is_used():
+    made = ledger(4, claim(1, 1280))
+    assert needs(made.decide(0)) == [(1, 6)]
+    assert made.decide(1) == Verdict(), "the answer is awaited"
+    made.set_budget(budget(6, answers=1))
+    assert made.decide(2).admit == [1]
+
+
+def test_what_is_denied_waits_for_the_others_to_leave():
+    made = ledger(8, claim(1, 1280), claim(2, 1280))
+    assert made.decide(0).admit == [1]
+    made.set_budget(budget(8, answers=2))
+    assert made.decide(1) == Verdict()
+    made.left(1)
+    assert made.decide(2).admit == [2]
+
+
+def test_less_that_will_do_is_asked_for_again():
+    made = ledger(4, claim(1, 256), claim(2, 1280))
+    assert needs(made.decide(0)) == [(2, 12)]
+    made.set_budget(budget(4, answers=2))
+    assert made.decide(1) == Verdict()
+    made.left(1)
+    assert needs(made.decide(2)) == [(2, 6)]
+
+
+def test_what_cannot_be_had_beside_others_is_not_asked_for():
+    made = ledger(8, claim(1, 1280), claim(2, 1280), most=10)
+    assert made.decide(0) == Verdict([1], [])
+    made.left(1)
+    assert made.decide(1).admit == [2]
+
+
+def test_a_denied_request_is_refused_when_nothing_runs_that_could_leave():
+    made = ledger(4, claim(1, 1280))
+    made.decide(0)
+    made.set_budget(budget(4, answers=1))
+    (refused,) = refusals(made.decide(1))
+    assert refused.code == "insufficient_memory"
+    assert (refused.needed_bytes, refused.available_bytes) == (WEIGHTS + 6 * KIB, WEIGHTS + 4 * KIB)
+    assert "106 KiB" in refused.message
+    assert "104 KiB" in refused.message
+    assert not made.waits
+
+
+def test_one_that_may_not_wait_is_refused_once_its_need_is_denied():
+    made = ledger(4, claim(1, 256), claim(2, 1280, until=0))
+    verdict = made.decide(0)
+    assert needs(verdict) == [(2, 12)]
+    assert not refusals(verdict), "more may be granted"
+    made.set_budget(budget(4, answers=2))
+    (refused,) = refusals(made.decide(0))
+    assert refused.id == 2
+    assert refused.policy_key == "memory.reserve.when_full"
+
+
+def test_one_that_may_not_wait_behind_another_falls_with_its_need():
+    made = ledger(4, claim(1, 256), claim(2, 1280), claim(3, 256, until=0))
+    assert not refusals(made.decide(0))
+    made.set_budget(budget(4, answers=2))
+    assert [m.id for m in refusals(made.decide(0))] == [3]
+
+
+def test_an_answer_that_never_comes_ends_with_the_wait():
+    made = ledger(4, claim(1, 1280, until=50), claim(2, 1280, until=0))
+    made.decide(0)
+    assert made.decide(49) == Verdict()
+    assert [m.id for m in refusals(made.decide(50))] == [1]
+    assert not refusals(made.decide(50 + ANSWER_SECONDS - 1))
+    assert [m.id for m in refusals(made.decide(50 + ANSWER_SECONDS))] == [2]
+
+
+def test_a_wait_ends_at_its_time():
+    made = ledger(8, claim(1, 1280), claim(2, 1280, until=50))
+    made.decide(0)
+    made.set_budget(budget(8, answers=2))
+    assert made.decide(49) == Verdict()
+    (refused,) = refusals(made.decide(50))
+    assert refused.policy_key == "timeouts.generation"
+    assert "beside what runs" in refused.message
+
+
+def test_what_fits_into_no_budget_is_told_what_would():
+    made = ledger(4, claim(1, 3000), most=8)
+    (refused,) = refusals(made.decide(0))
+    assert refused.code == "context_exceeded"
+    assert "prompt and answer of 2048 tokens together would fit" in refused.message
+    assert refused.available_bytes == WEIGHTS + 8 * KIB
+
+
+def test_nobody_overtakes_the_first_who_waits():
+    made = ledger(8, claim(1, 768), claim(2, 1280), claim(3, 1))
+    assert made.decide(0).admit == [1]
+    made.set_budget(budget(8, answers=2))
+    assert made.decide(1) == Verdict(), "the third would fit, and never let the second in"
+    made.left(1)
+    assert made.decide(2).admit == [2]
+
+
+def test_a_withdrawn_request_lets_the_next_one_in():
+    made = ledger(8, claim(1, 768), claim(2, 1280), claim(3, 1))
+    made.decide(0)
+    assert made.withdraw(2)
+    assert made.decide(1).admit == [3]
+    assert not made.withdraw(2)
+    assert not made.withdraw(3), "it does not wait any more"
+
+
+def decode(ledger: Ledger, id: int, tokens: int) -> int:
+    """Tokens until it must end; `tokens` if it need not."""
+    for n in range(1, tokens + 1):
+        ledger.decide(0)
+        if id in ledger.took([id]):
+            return n
+    return tokens
+
+
+def test_a_reservation_grows_in_steps_while_there_is_room():
+    made = ledger(6, claim(1, 256, max_tokens=5000))
+    made.decide(0)
+    begin(made, 1)
+    assert 1 + decode(made, 1, 5000) == 1280, "up to the budget, and there it ends"
+
+
+def test_one_that_reaches_its_last_token_does_not_grow():
+    made = ledger(2, claim(1, 256, max_tokens=256))
+    made.decide(0)
+    begin(made, 1)
+    assert decode(made, 1, 255) == 255
+    assert made.decide(0) == Verdict()
+
+
+def test_growth_is_asked_for_before_it_is_needed():
+    made = ledger(2, claim(1, 256, max_tokens=5000))
+    made.decide(0)
+    begin(made, 1)
+    said: list[tuple[int, int]] = []
+    used = 257
+    while not said:
+        assert not made.took([1])
+        used += 1
+        said = needs(made.decide(0))
+    assert used == 512 - GROWTH_MARGIN
+    assert said == [(1, 3)]
+    made.set_budget(budget(3, answers=1))
+    made.decide(0)
+    assert decode(made, 1, 5000) == 768 - used
+
+
+def test_growth_comes_before_those_who_wait():
+    made = ledger(6, claim(1, 256, max_tokens=5000), claim(2, 700))
+    made.decide(0)
+    made.set_budget(budget(6, answers=2))
+    begin(made, 1)
+    decode(made, 1, 200)
+    assert made.decide(0).admit == []
+    made.left(1)
+    assert made.decide(0).admit == [2]
+
+
+def test_a_lowered_budget_ends_nobody_and_stops_growth():
+    made = ledger(8, claim(1, 256, max_tokens=5000))
+    made.decide(0)
+    begin(made, 1)
+    made.set_budget(budget(1))
+    assert decode(made, 1, 5000) + 1 == 256
+    assert made.allowance == WEIGHTS + 2 * KIB
+
+
+def test_a_budget_below_what_runs_is_protested_once():
+    made = ledger(8, claim(1, 256), claim(2, 256))
+    made.decide(0)
+    made.set_budget(budget(1))
+    assert needs(made.decide(0)) == [(2, 4)]
+    made.set_budget(budget(1, answers=2))
+    assert made.decide(1) == Verdict()
+
+
+def test_the_largest_batch_is_remembered_as_it_was():
+    made = ledger(50, claim(1, 300, max_tokens=1000), claim(2, 10))
+    made.decide(0)
+    begin(made, 1, 2)
+    decode(made, 1, 300)
+    made.left(2)
+    decode(made, 1, 300)
+    made.left(1)
+    largest = made.observed()
+    assert (largest.rows, largest.longest) == (2, 601)
+    assert largest.predicted_bytes == WEIGHTS + 2 * 3 * KIB
+    assert made.observed().predicted_bytes == 0
+
+
+def test_a_prompt_given_up_half_way_teaches_nothing():
+    made = ledger(50, claim(1, 300), claim(2, 10))
+    made.decide(0)
+    begin(made, 1)
+    made.started([2])
+    made.left(2)
+    made.left(1)
+    assert made.observed().predicted_bytes == 0
+
+
+def test_who_grew_last_is_ended_first_else_who_came_last():
+    made = ledger(50, claim(1, 256, max_tokens=900), claim(2, 10))
+    made.decide(0)
+    assert made.victim() == 2
+    begin(made, 1, 2)
+    decode(made, 1, 250)
+    made.decide(0)
+    assert made.victim() == 1
+    made.left(1)
+    assert made.victim() == 2
+    made.left(2)
+    assert made.victim() is None
+
+
+def test_one_lane_holds_one_sequence_at_a_time():
+    made = ledger(6, claim(1, 256), claim(2, 1280), claim(3, 256), rows=1)
+    assert made.decide(0).admit == [1, 2, 3]
+
+
+def test_beyond_the_rows_of_a_batch_nothing_is_held():
+    made = ledger(16, *[claim(n, 256) for n in range(12)], rows=8)
+    assert made.decide(0).admit == list(range(12))
+
+
+lengths = st.integers(1, 3000)
+
+
+WORKING = Footprint(
+    WEIGHTS, (LayerGroup(2, 8), LayerGroup(1, 4, window=300)), work_bytes=3, score_bytes=1
+)
+"""It has a window, and computes with something."""
+
+
+@given(st.lists(lengths, max_size=4), st.lists(lengths, max_size=3), st.integers(1, 4), st.data())
+@settings(max_examples=300)
+def test_no_batch_that_can_be_takes_more_than_was_predicted(
+    decoding: list[int], joining: list[int], rows: int, data: st.DataObject
+):
+    made: Any = Ledger(WORKING, rows)
+    predicted = made._peak(decoding, joining)
+    stay = data.draw(st.lists(st.booleans(), min_size=len(decoding), max_size=len(decoding)))
+    left = [length for length, stays in zip(decoding, stay, strict=True) if stays][:rows]
+    joined = joining[: rows - len(left)]
+    chunk = 512 if rows == 1 else 0
+    assert WORKING.peak_bytes(left, joined, chunk) <= predicted
+    assert WORKING.peak_bytes([*left, *joined]) <= predicted
+
+
+def test_a_prompt_is_judged_for_the_time_when_it_is_alone_too():
+    """Its steps are larger then."""
+    made: Any = Ledger(WORKING, 32)
+    alone = WORKING.peak_bytes([], [3000])
+    assert made._peak([10], [3000]) >= alone > WORKING.peak_bytes([10], [3000])
+
+
+class Life(RuleBasedStateMachine):
+    """Whatever comes: nothing is promised beyond the budget, and everybody is told an end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.budget = budget(40, most=80)
+        self.ledger = Ledger(WORKING, 4, self.budget)
+        self.now = 0.0
+        self.next_id = 1
+        self.waiting: dict[int, Claim] = {}
+        self.running: dict[int, Claim] = {}
+        self.decoding: set[int] = set()
+        self.used: dict[int, int] = {}
+        self.asked: list[Need] = []
+        self.promised: int = 0
+
+    @rule(
+        prompt=st.integers(1, 4000), output=st.integers(1, 2000), wait=st.sampled_from([0, 1, 30])
+    )
+    def ask(self, prompt: int, output: int, wait: float) -> None:
+        one = Claim(self.next_id, prompt, output, 256, self.now + wait, patient=wait > 0)
+        self.next_id += 1
+        self.waiting[one.id] = one
+        self.ledger.ask(one)
+
+    @rule(seconds=st.sampled_from([0.0, 0.5, 5.0, 40.0]))
+    def decide(self, seconds: float) -> None:
+        self.now += seconds
+        verdict = self.ledger.decide(self.now)
+        for message in verdict.say:
+            if isinstance(message, Need):
+                assert self.budget.bytes < message.bytes <= self.budget.most
+                self.asked.append(message)
+            else:
+                assert message.needed_bytes > message.available_bytes
+                del self.waiting[message.id]
+        for id in verdict.admit:
+            assert id == next(iter(self.waiting)), "in order of arrival"
+            self.running[id] = self.waiting.pop(id)
+            self.used[id] = self.running[id].prompt
+        if verdict.admit:
+            assert self.ledger.allowance == self.budget.bytes, "it was within the budget"
+
+    @precondition(lambda self: self.asked)
+    @rule(granted=st.booleans())
+    def answer(self, granted: bool) -> None:
+        need = self.asked.pop(0)
+        size = max(need.bytes, self.budget.bytes) if granted else self.budget.bytes
+        self.budget = Budget(size, self.budget.most, 0, answers=need.id)
+        self.ledger.set_budget(self.budget)
+
+    @rule(kib=st.integers(5, 80))
+    def change(self, kib: int) -> None:
+        self.budget = budget(kib, most=80)
+        self.ledger.set_budget(self.budget)
+
+    @precondition(lambda self: self.running)
+    @rule(tokens=st.sampled_from([1, 40, 250]))
+    def decode(self, tokens: int) -> None:
+        for _ in range(tokens):
+            ids = list(self.running)
+            self.ledger.started([id for id in ids if id not in self.decoding])
+            self.decoding.update(ids)
+            over = self.ledger.took(ids)
+            for id in ids:
+                self.used[id] += 1
+                if id in over or self.used[id] == self.running[id].longest:
+                    self.leave(id)
+            self.decide(0.0)
+
+    def leave(self, id: int) -> None:
+        self.ledger.left(id)
+        del self.running[id]
+        self.decoding.discard(id)
+
+    @precondition(lambda self: self.running or self.waiting)
+    @rule(pick=st.integers(0, 10))
+    def cancel(self, pick: int) -> None:
+        known = [*self.running, *self.waiting]
+        id = known[pick % len(known)]
+        if self.ledger.withdraw(id):
+            del self.waiting[id]
+        else:
+            self.leave(id)
+
+    @invariant()
+    def what_runs_is_within_what_was_promised(self) -> None:
+        lengths = [self.used[id] for id in self.running]
+        kept = sorted(lengths)[-4:]
+        if kept:
+            assert WORKING.peak_bytes(kept) <= self.ledger.allowance
+
+    @invariant()
+    def who_waits_is_known(self) -> None:
+        assert self.ledger.waits == bool(self.waiting)
+
+    def teardown(self) -> None:
+        """Left alone, all that waits ends."""
+        for id in list(self.running):
+            self.leave(id)
+        for _ in range(len(self.waiting) * 3 + 1):
+            self.decide(40.0)
+            for id in list(self.running):
+                self.leave(id)
+        assert not self.waiting
+        assert not self.ledger.waits
+
+
+TestLife = Life.TestCase
+TestLife.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_a_claim_never_reserves_so_little_that_it_could_not_ask_for_more():
+    assert claim(1, 10, max_tokens=5000, expected=1).reserved == 266
+    assert replace(claim(1, 10, max_tokens=5), expected_output=1).reserved == 15
+
+
+@pytest.mark.parametrize("expected", [1, 1024, 8192])
+def test_a_reservation_grows_by_a_quarter_of_what_is_expected(expected: int):
+    assert claim(1, 10, expected=expected).growth == max(256, expected // 4)

@@ -1,0 +1,113 @@
+"""One engine steps at a time: threads with a lock of their own each, and processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from mlxd.worker.turns import Turns
+
+
+def exclusive(file: Path) -> Turns:
+    turns = Turns(file)
+    turns.exclusive = True
+    return turns
+
+
+def test_two_engines_alternate(tmp_path: Path):
+    order: list[str] = []
+    ready = threading.Barrier(2)
+
+    def step(name: str) -> None:
+        turns = exclusive(tmp_path / "turns")
+        ready.wait()
+        for _ in range(50):
+            with turns.turn():
+                order.append(name)
+                threading.Event().wait(0.002)  # the step
+
+    threads = [threading.Thread(target=step, args=[name]) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    middle = "".join(order)[10:80]
+    assert middle.count("ab") + middle.count("ba") >= 60
+
+
+def test_no_two_are_inside_at_one_time(tmp_path: Path):
+    inside: set[int] = set()
+    most: list[int] = []
+
+    def step(n: int) -> None:
+        turns = exclusive(tmp_path / "turns")
+        for _ in range(40):
+            with turns.turn():
+                inside.add(n)
+                most.append(len(inside))
+                threading.Event().wait(0.0005)
+                inside.discard(n)
+
+    threads = [threading.Thread(target=step, args=[n]) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert set(most) == {1}
+    assert len(most) == 160
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from mlxd.worker.turns import Turns
+turns = Turns(Path(sys.argv[1]))
+turns.exclusive = True
+with turns.turn():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_killed_holder_frees_the_turn(tmp_path: Path):
+    file = tmp_path / "turns"
+    command = [sys.executable, "-c", HOLDER, str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        got = threading.Event()
+
+        def take() -> None:
+            with exclusive(file).turn():
+                got.set()
+
+        waiting = threading.Thread(target=take)
+        waiting.start()
+        assert not got.wait(0.2), "it is held"
+        holder.kill()
+        assert got.wait(10)
+        waiting.join(10)
+
+
+def test_engines_that_are_not_exclusive_take_no_lock(tmp_path: Path):
+    file = tmp_path / "turns"
+    with Turns(file).turn(), exclusive(file).turn(), Turns(file).turn(), Turns(None).turn():
+        pass
+    nobody = Turns(None)
+    nobody.exclusive = True
+    with nobody.turn(), nobody.turn():
+        pass
+
+
+def test_a_turn_ends_only_when_its_step_is_done(tmp_path: Path):
+    done: list[str] = []
+    turns = Turns(tmp_path / "turns", lambda: done.append("finished"))
+    with turns.turn():
+        pass
+    assert not done
+    turns.exclusive = True
+    with turns.turn():
+        done.append("stepped")
+    assert done == ["stepped", "finished"]
