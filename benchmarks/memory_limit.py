@@ -210,7 +210,7 @@ def page(found: Json) -> str:
         f"Models of {', '.join(map(str, found['weights_mb']))} MB"
         f" ({sum(found['weights_mb'])} MB together) for daemon and workers in a memory cgroup of"
         f" {found['limit_bytes'] / 1e6:.0f} MB; {found['clients']} clients; seed {found['seed']}.",
-        f"Four endpoints by turns, streams and whole answers, prompts of 4 to {found['words']}",
+        f"Four endpoints by turns, streams and whole answers, prompts of 2 to {found['words']}",
         "words, answers of 4 to 256 tokens, some hang-ups, two hot models at a time, and one that",
         "never fits.",
     ]
@@ -243,7 +243,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=6)
     parser.add_argument("--limit", type=int, default=LIMIT, help="megabytes of the memory cgroup")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="megabytes of models")
-    parser.add_argument("--words", type=int, default=9000, help="of the longest prompts")
+    parser.add_argument("--words", type=int, default=3000, help="of the longest prompts")
     parser.add_argument("--protect", default="2s", help="from eviction, after use and after a load")
     parser.add_argument("--seconds", type=float, default=1800.0, help="after which it has failed")
     parser.add_argument("--seed", type=int, default=0)
@@ -251,7 +251,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.short:
         options.requests, options.limit, options.sizes = 16, SHORT_LIMIT, SHORT_SIZES
-        options.seconds, options.clients, options.words, options.protect = 120.0, 3, 400, "0s"
+        options.seconds, options.clients, options.words, options.protect = 120.0, 3, 150, "0s"
     return options
 
 

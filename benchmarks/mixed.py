@@ -23,8 +23,10 @@ _PATIENCE_SECONDS = 3.0
 """The most that a client which was refused waits before its next request."""
 _HOT = 0.92
 _PHASE = 40
-_LENGTHS = ((8, 50), (40, 30), (400, 14), (1500, 4), (9000, 2))
-"""Words of a prompt, at most, and of a hundred how many are about so long."""
+_LENGTHS = ((4, 50), (16, 30), (150, 14), (500, 4), (3000, 2))
+"""Words of a prompt, at most, and of a hundred how many are about so long. A word is some three
+tokens of the models' tokenizer, so that the longest do not fit their context.
+"""
 _CRASHES = ("worker_crashed", "worker_stalled", "model_load_failed", "internal_error")
 
 

@@ -36,7 +36,12 @@ def edit(daemon: Daemon, text: str) -> None:
 
 def until_loaded(daemon: Daemon, *names: str) -> None:
     """Until these, and no others, are in memory."""
-    eventually(lambda: set(cached(daemon)) == set(names), f"loaded: {names}", within=_SECONDS)
+
+    def loaded() -> bool:
+        found = cached(daemon)
+        return set(found) == set(names) and not any(m["is_loading"] for m in found.values())
+
+    eventually(loaded, f"loaded: {names}", within=_SECONDS)
 
 
 def until_warned(daemon: Daemon, name: str) -> str:

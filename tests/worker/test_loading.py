@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -185,3 +186,24 @@ def test_a_chat_template_that_is_not_there_says_so(model_of: MakeModel, tmp_path
     with pytest.raises(LoadError, match="the tokenizer: ") as caught:
         load(model_of(Shape()), template=tmp_path / "secret place" / "t.jinja")
     assert "secret place" not in str(caught.value)
+
+
+def test_weights_come_through_a_file_object_that_one_thread_reads(
+    varied: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import mlx.core as mx
+
+    from mlxd.worker.loading import load
+
+    given: list[Any] = []
+    real = mx.load
+
+    def noting(file: Any, *arguments: Any, **options: Any) -> Any:
+        given.append(file)
+        return real(file, *arguments, **options)
+
+    monkeypatch.setattr(mx, "load", noting)
+    load(varied)
+    assert [type(file) for file in given] == [io.FileIO]
+    assert given[0].closed
+    assert mx.load is noting, "put back"
