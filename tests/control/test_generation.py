@@ -186,14 +186,12 @@ async def test_a_refusal_for_memory_says_what_was_compared():
 
 
 async def test_a_worker_that_gives_signs_of_life_may_keep_a_request_waiting_for_memory():
-    clock = SystemClock()
-    pulse = Pulse()
-    running = generation(first=0.05, pulse=pulse)
-    for _ in range(10):
-        pulse.at = clock.monotonic()
-        await asyncio.sleep(0.02)
+    pulse = Pulse(SystemClock().monotonic() + 60)
+    running = generation(first=0.001, pulse=pulse)
+    waiting = asyncio.create_task(running.accepted())
+    assert not await running.until_ended(0.05), "long after the limit would have passed"
     running.answer(ipc.Accepted(1, 3))
-    assert (await running.accepted()).prompt_tokens == 3
+    assert (await waiting).prompt_tokens == 3
 
 
 async def test_an_interrupted_generation_ends_for_its_client_and_not_yet_for_the_worker():
