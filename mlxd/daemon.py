@@ -43,7 +43,7 @@ from mlxd.policy.history import history_of
 from mlxd.policy.load import Override, PolicySet
 from mlxd.policy.outcome import Outcome
 from mlxd.policy.reload import Reloader
-from mlxd.policy.store import Live, PolicyStore
+from mlxd.policy.store import Live
 from mlxd.policy.watch import Watcher
 from mlxd.server import memory_report, policy_report
 from mlxd.server.admin import Admin
@@ -92,9 +92,11 @@ class Daemon:
         admission = Admission(clock)
         self._supervisor = Supervisor(clock, self._temporary)
         forecasts = Forecasts(instance.state, clock)
-        self._residency = Residency(self._supervisor, clock, read_memory, forecasts)
+        self._residency = Residency(self._supervisor, clock, read_memory, forecasts, catalog.check)
         self._preloader = Preloader(catalog, self._residency)
-        self._guard = _guard(store, self._residency, admission, clock, events, metrics)
+        self._guard = _guard(
+            store.current, self._residency, admission, clock=clock, events=events, metrics=metrics
+        )
         self._puller = Puller(pulled, own_names, catalog, events.record)
         library = Library(catalog, self._residency, self._puller, pulled, own_names, events.record)
         self._parts = Parts(
@@ -325,9 +327,10 @@ def run(
 
 
 def _guard(
-    store: PolicyStore,
+    policies: PolicySet,
     residency: Residency,
     admission: Admission,
+    *,
     clock: Clock,
     events: Events,
     metrics: Metrics,
@@ -335,7 +338,7 @@ def _guard(
     """It looks at memory, and is asked before each load."""
     monitors = Monitors(read_memory, read_pressure, residency.workers)
     guard = Guard(
-        store.current, monitors, residency, admission, clock=clock, events=events, counts=metrics
+        policies, monitors, residency, admission, clock=clock, events=events, counts=metrics
     )
     residency.before_load = guard.before_load
     residency.on_memory_error = guard.out_of_memory

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mlxd.control.checksums import Checksums
+from mlxd.control.model_files import read_card
 from mlxd.control.names import DEFAULT, Names
 from mlxd.control.scan import GUIDE, Scan, Scanner, Scope
 from mlxd.core.clock import Clock
@@ -114,6 +115,21 @@ class Catalog:
                 self._views.clear()
                 raise _unusable(card.name, damage)
         return card
+
+    async def check(self, card: ModelCard, policies: PolicySet) -> None:
+        """Look at a model's files again, just before a worker maps them: a scan may be seconds old.
+
+        Raises ModelLoadFailed.
+        """
+        if policies.models.defaults.verify == "none":
+            return
+        found = await self._threads.run(read_card, Path(card.path), card.name)
+        reason = found.unavailable or found.flaw
+        if reason:
+            self._start_scan(Scope.of(policies.models))
+            error = _unusable(card.name, reason)
+            error.final = True
+            raise error
 
     async def look_up(self, name: str, policies: PolicySet) -> ModelCard:
         """As `resolve`, to be shown only: no file is read for it beyond a scan."""

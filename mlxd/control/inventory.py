@@ -20,6 +20,7 @@ from mlxd.control.eviction import (
 from mlxd.control.forecasting import Forecaster
 from mlxd.control.judgement import Judgement, Spares
 from mlxd.control.ledger import (
+    PROCESS_BYTES,
     Account,
     first_budget,
     free_bytes,
@@ -70,7 +71,9 @@ class Inventory:
         return sum(r.reserved for r in self.residents.values())
 
     def account(self, resident: Resident) -> Account:
-        return Account(promised_by(resident.budget), held_by(self.worker_of(resident)))
+        starting = PROCESS_BYTES if resident.reserved else 0
+        promised = promised_by(resident.budget) + starting
+        return Account(promised, held_by(self.worker_of(resident)))
 
     def free(self, policies: PolicySet) -> int | None:
         """Bytes for a new promise; below 0 where there are too many. None: nobody can tell."""
@@ -144,7 +147,7 @@ class Inventory:
             return Judgement(Plan((), "limit", never=True), card.size_bytes, limit, limit)
         first = first_budget(self._forecasts.load_bytes(card, policies), policies.memory)
         want = Want(
-            bytes=promised_by(first) if needed is None else needed,
+            bytes=PROCESS_BYTES + (promised_by(first) if needed is None else needed),
             free=self.free(policies),
             weights=card.size_bytes,
             **_bounds(policies),

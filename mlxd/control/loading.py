@@ -20,6 +20,10 @@ from mlxd.policy.policy_set import PolicySet
 log = logging.getLogger(__name__)
 
 
+Check = Callable[[ModelCard, PolicySet], Awaitable[None]]
+"""Raises ModelLoadFailed for files that are not to be loaded."""
+
+
 class Loads:
     """Gives the worker of a resident, starting one when there is none."""
 
@@ -33,6 +37,7 @@ class Loads:
         *,
         prepare: Callable[[Worker], None],
         left: Callable[[Resident], None],
+        check: Check | None = None,
     ) -> None:
         """`prepare` is shown each new worker; `left` is told of a load that nobody waited for."""
         self.before: Callable[[], Awaitable[None]] | None = None
@@ -44,6 +49,7 @@ class Loads:
         self._forecasts = forecasts
         self._prepare = prepare
         self._left = left
+        self._check = check
         self._failed: dict[str, tuple[str, str]] = {}
         """Name of a model whose last load failed to (digest, reason)."""
 
@@ -101,7 +107,7 @@ class Loads:
         pause = float(retry.backoff)
         for left in range(retry.max, -1, -1):
             try:
-                await self._attempt(resident)
+                await self._attempt(resident, policies)
             except ModelLoadFailed as error:
                 if error.final or not left:
                     raise
@@ -112,9 +118,11 @@ class Loads:
             await asyncio.sleep(pause)
             pause *= 2
 
-    async def _attempt(self, resident: Resident) -> None:
+    async def _attempt(self, resident: Resident, policies: PolicySet) -> None:
         if self.before is not None:
             await self.before()
+        if self._check is not None:
+            await self._check(resident.card, policies)
         await self._room.reserve(resident)
         began = self._clock.monotonic()
         try:

@@ -16,7 +16,7 @@ from mlxd.control.fit import FitReport
 from mlxd.control.fitting import Fitting
 from mlxd.control.forecasting import ByWeight, Forecaster
 from mlxd.control.inventory import Inventory
-from mlxd.control.loading import Loads
+from mlxd.control.loading import Check, Loads
 from mlxd.control.memory import MemoryReading
 from mlxd.control.resident import Evicts, Resident, ttl_of
 from mlxd.control.room import Room
@@ -45,7 +45,9 @@ class Residency:
         clock: Clock,
         read_memory: Callable[[], MemoryReading | None],
         forecasts: Forecaster | None = None,
+        check: Check | None = None,
     ) -> None:
+        """`check` looks at a model's files once more before they are loaded."""
         self.on_memory_error: Callable[[str], None] | None = None
         """Told the name of a model whose worker ended because its engine found no memory."""
         self._supervisor = supervisor
@@ -57,10 +59,11 @@ class Residency:
         self._room = Room(self._inventory, supervisor, clock, self._in_force)
         self._loads = Loads(
             self._inventory, self._room, supervisor, clock, self._forecasts,
-            prepare=self._prepare, left=self._used,
+            prepare=self._prepare, left=self._used, check=check,
         )  # fmt: skip
         self._tasks: set[asyncio.Task[object]] = set()
         self._trimming: asyncio.TimerHandle | None = None
+        self._offering: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
     async def lease(
@@ -182,6 +185,15 @@ class Residency:
     def before_load(self, hook: Callable[[], Awaitable[None]] | None) -> None:
         self._loads.before = hook
 
+    @property
+    def on_evicted(self) -> Callable[[str], None] | None:
+        """Told the reason, `load` or `growth`, for which an idle model had to leave."""
+        return self._room.on_evicted
+
+    @on_evicted.setter
+    def on_evicted(self, hook: Callable[[str], None] | None) -> None:
+        self._room.on_evicted = hook
+
     def block_loads(self, why: MlxdError | None) -> None:
         """While it is set, loads that have not begun raise it."""
         self._room.blocked = why
@@ -200,6 +212,8 @@ class Residency:
         tasks: list[asyncio.Task[object]] = [*self._tasks]
         if self._trimming is not None:
             self._trimming.cancel()
+        if self._offering is not None:
+            self._offering.cancel()
         for resident in self._inventory.residents.values():
             resident.disarm()
             if resident.loading is not None:
@@ -244,7 +258,12 @@ class Residency:
         worker.on_end = self._ended
 
     def _needed(self, worker: Worker, need: ipc.Need) -> None:
-        self._own(self._room.answer(worker, need), f"need of {worker.name}")
+        self._own(self._answered(worker, need), f"need of {worker.name}")
+
+    async def _answered(self, worker: Worker, need: ipc.Need) -> None:
+        later = await self._room.answer(worker, need)
+        if later is not None and not self._room.closing:
+            self._offering = asyncio.get_running_loop().call_later(later, self._changed)
 
     def _observed(self, worker: Worker, observed: ipc.Observed) -> None:
         """A busy time is over: the worker goes back to its first budget."""

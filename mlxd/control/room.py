@@ -16,6 +16,7 @@ from copy import copy
 from msgspec.structs import replace
 
 from mlxd.control.changes import Changes
+from mlxd.control.eviction import Plan
 from mlxd.control.inventory import Inventory
 from mlxd.control.judgement import Judgement
 from mlxd.control.ledger import promised_by
@@ -55,6 +56,8 @@ class Room:
         self.blocked: MlxdError | None = None
         """While set, no load is given room; this is why."""
         self.closing = False
+        self.on_evicted: Callable[[str], None] | None = None
+        """Told why an idle model had to leave: `load` or `growth`."""
         self._inventory = inventory
         self._supervisor = supervisor
         self._clock = clock
@@ -119,16 +122,42 @@ class Room:
 
     # -- what workers are promised
 
-    async def answer(self, worker: Worker, need: ipc.Need) -> None:
-        """Grant what a worker needs, evicting what is idle if that makes room; or say no."""
+    async def answer(self, worker: Worker, need: ipc.Need) -> float | None:
+        """Grant what a worker needs, evicting what is idle if that makes room; or say no.
+
+        Where there will be room later and policy says to wait, nothing is said: `offer` grants it
+        then. Returns the seconds until that is worth a try, where they are known.
+        """
         async with self.deciding:
             resident = self._resident_of(worker)
             if resident is None:
-                return
+                return None
             resident.wanted = 0 if await self._granted(resident, need.bytes) else need.bytes
-            if self._resident_of(worker) is resident:
-                size = resident.budget.bytes if resident.wanted else need.bytes
-                self._promise(resident, worker, size, answers=need.id)
+            if self._resident_of(worker) is not resident:
+                return None
+            if resident.wanted and self._may_come(resident):
+                return self._until_room(resident)
+            size = resident.budget.bytes
+            if not resident.wanted:
+                size = max(size, need.bytes)
+            self._promise(resident, worker, size, answers=need.id)
+            return None
+
+    def _may_come(self, resident: Resident) -> bool:
+        """Whether what a loaded model wants is worth waiting for."""
+        policies = self._in_force()
+        limit = policies.memory.worker_limits.mlx_memory_limit
+        if policies.memory.reserve.when_full != "wait":
+            return False
+        return (limit == "auto" or resident.wanted <= limit) and not self._wanted(resident).never
+
+    def _until_room(self, resident: Resident) -> float | None:
+        at = self._wanted(resident).at
+        return max(0.0, at - self._clock.monotonic()) if at is not None else None
+
+    def _wanted(self, resident: Resident) -> Plan:
+        more = resident.wanted - resident.budget.bytes
+        return self._inventory.judge_need(resident, more, self._in_force()).plan
 
     async def offer(self) -> None:
         """Grant what was denied, as far as there is room now."""
@@ -185,7 +214,7 @@ class Room:
                 return judged.fits
             victim = self._inventory.named(judged.plan)[0]
             log.info("evicting %s for more of %s", victim.card.name, resident.card.name)
-            await self.clear(victim, self._grace)
+            await self._evict(victim, "growth")
         return True
 
     def _resident_of(self, worker: Worker) -> Resident | None:
@@ -215,7 +244,12 @@ class Room:
                 return 0.0
             victim = self._inventory.named(judged.plan)[0]
             log.info("evicting %s for %s", victim.card.name, incoming.card.name)
-            await self.clear(victim, self._grace)
+            await self._evict(victim, "load")
+
+    async def _evict(self, victim: Resident, reason: str) -> None:
+        await self.clear(victim, self._grace)
+        if self.on_evicted is not None:
+            self.on_evicted(reason)
 
     def _wait(self, incoming: Resident, judged: Judgement, policies: PolicySet) -> float:
         """How long until the next try. Raises the refusal where there is nothing to wait for."""

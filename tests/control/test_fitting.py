@@ -3,6 +3,7 @@
 import pytest
 
 from mlxd.control.forecasting import ByWeight
+from mlxd.control.ledger import PROCESS_BYTES
 from mlxd.control.residency import Residency
 from mlxd.core.errors import InsufficientMemory
 from mlxd.core.footprint import Footprint, LayerGroup
@@ -43,7 +44,7 @@ def fit(world, name="new", size=100, context=None):
 def test_a_model_that_fits_is_told_with_its_numbers_and_how_sure_they_are(world):
     told = fit(world)
     assert (told.verdict, told.evicts, told.wait_seconds, told.reason) == ("fits", (), None, "")
-    assert told.needed_bytes == 102 * GIB
+    assert told.needed_bytes == 102 * GIB + PROCESS_BYTES
     assert told.available_bytes == 1000 * GIB - 1
     assert (told.confidence, told.observations, told.error_percent) == ("learned", 12, 3.5)
     assert told.context == 512, "all that the model has"
@@ -82,7 +83,7 @@ def test_what_never_fits_is_told_with_the_reason(world):
 
 def test_a_context_is_judged_by_the_corrected_footprint(world):
     told = fit(world, size=100, context=512)
-    assert told.needed_bytes == 2 * 102 * GIB + GIB
+    assert told.needed_bytes == 2 * 102 * GIB + GIB + PROCESS_BYTES
     assert fit(world, size=450, context=512).verdict == "fits"
     assert fit(world, size=499, context=512).verdict == "never"
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from mlxd.control.ledger import PROCESS_BYTES
 from mlxd.control.memory import MemoryReading
 from mlxd.control.residency import Residency
 from mlxd.control.resident import Evicts
@@ -238,7 +239,7 @@ async def test_what_does_not_fit_is_refused_with_the_numbers(tmp_path):
     with pytest.raises(InsufficientMemory, match=r"needs 201 GiB .* 100 GiB .* are") as refused:
         await world.use("a", size=200)
     error = refused.value
-    assert (error.needed_bytes, error.available_bytes) == (201 * GIB, 100 * GIB - 1)
+    assert (error.needed_bytes, error.available_bytes) == (201 * GIB + PROCESS_BYTES, 100 * GIB - 1)
     assert error.policy is not None
     assert (error.policy.key, error.retry_after) == ("memory.reserve.system", 60)
     assert world.residency.residents() == []

@@ -136,16 +136,17 @@ class Reserve(Policy):
     per_request: Auto | Size = field(
         "auto", "Memory kept with a model's weights for its first generation; auto is what "
         "`expected_output` and as many prompt tokens take.",
-        unit="size", enforced=False, example="2GiB",
+        unit="size", example="2GiB",
     )  # fmt: skip
     expected_output: Positive = field(
         1024, "Tokens of an answer for which memory is kept when a generation starts; beyond them "
         "it grows in steps, and one that cannot grow ends with finish `length`.",
-        unit="tokens", enforced=False, example="256",
+        unit="tokens", example="256",
     )  # fmt: skip
     when_full: Literal["wait", "refuse"] = field(
         "wait", "What a generation or load that does not fit now does: it waits for room, within "
-        "`timeouts.model_load` for a load, or is refused at once (503).",
+        "`timeouts.model_load` for a load and `timeouts.generation` for a generation, or is refused "
+        "at once (503).",
         example="refuse",
     )  # fmt: skip
 
@@ -202,6 +203,6 @@ class Memory(Policy):
     gpu_exclusive: Auto | bool = field(
         "auto", "Whether only one worker steps at a time; auto says so where several processes on "
         "one GPU are known to hurt each other (Metal), and lets CPUs and CUDA share.",
-        enforced=False, example="true",
+        example="true",
     )  # fmt: skip
     prefix_cache: PrefixCache = section("Prompts whose beginning was seen before start there.")

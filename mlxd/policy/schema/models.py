@@ -101,7 +101,7 @@ class Model(Policy):
     kv_bits: Literal["none", 2, 3, 4, 6, 8] = field(
         "none", "Bits of each number in its cache of keys and values; with a number the model "
         "serves one request at a time.",
-        unit="bits", reload="rolling", enforced=False, example="8",
+        unit="bits", reload="rolling", example="8",
     )  # fmt: skip
     draft: Name | None = field(
         None, "The model, by its name, that drafts tokens for it (speculative decoding).",
