@@ -123,7 +123,6 @@ class Daemon:
             self._parts,
             history,
             Effects(self._listener, admission, catalog, self._residency),
-            getattr(self._residency, "fit", None),
         )
         edge = Edge(self._parts, admin.routes(), walls=False)
         self._admin = AdminSocket(GuardedServer(edge, store, clock, limited=False), instance.state)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mlxd.control.model_files import fingerprint
 from mlxd.control.reading import UnreadableModel, in_words, opened, readable, text_of
+from mlxd.core import manifest
 from mlxd.core.models import ModelCard
 from mlxd.core.threads import Threads
 
@@ -89,6 +90,8 @@ def recorded(folder: Path) -> dict[str, str]:
     for name, size, *_ in fingerprint(folder):
         if size >= 0 and (checksum := _of_blob(folder / name) or _noted(folder, name)):
             found[name] = checksum
+    if pulled := manifest.read(folder):
+        found |= {file.name: file.sha256 for file in pulled.files if file.sha256}
     if (folder / SUMS).is_file():
         for line in text_of(folder / SUMS, _LONGEST_LIST).splitlines():
             if entry := _LINE.fullmatch(line):

@@ -18,8 +18,10 @@ from mlxd.ipc.messages import Budget, Launch, launch_words
 _STDERR_TAIL = 8192
 _TURNS = "turns"
 """What engines that step one at a time lock; made by the first of them."""
-_DEAF = frozenset({"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC"})
-"""What systemd tells the daemon and no worker must answer."""
+_DEAF = frozenset(
+    ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "HF_TOKEN")
+)
+"""What systemd tells the daemon and no worker must answer; and the hub's token is not for them."""
 
 
 class EngineProcess:

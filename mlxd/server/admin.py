@@ -21,7 +21,7 @@ from mlxd.policy.outcome import error_json
 from mlxd.policy.policy_set import FILES
 from mlxd.policy.reload import Plan
 from mlxd.server.action import Action, Answer
-from mlxd.server.admin_models import AdminModels, Fit
+from mlxd.server.admin_models import AdminModels
 from mlxd.server.app import READING, Routes
 from mlxd.server.edge import policies_of
 from mlxd.server.effects import Effects
@@ -39,16 +39,14 @@ _MOST_DIGITS = 9
 class Admin:
     """The admin side's routes, and what each does."""
 
-    def __init__(
-        self, parts: Parts, history: History, effects: Effects, fit: Fit | None = None
-    ) -> None:
+    def __init__(self, parts: Parts, history: History, effects: Effects) -> None:
         self._parts = parts
         self._history = history
         self._effects = effects
         self._threads = Threads("admin")
         self._reading = load()
         """Bodies are read under the defaults: no policy can lock its operator out."""
-        self._models = AdminModels(parts, fit, self._reading)
+        self._models = AdminModels(parts, self._reading)
 
     def routes(self) -> Routes:
         table = {

@@ -5,17 +5,16 @@ everything that changes it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
-from mlxd.control.fit import FitReport
 from mlxd.control.residency import Resident
 from mlxd.core import manifest
-from mlxd.core.errors import InvalidRequest, ModelNotFound, UnsupportedFeature
+from mlxd.core.errors import InvalidRequest, ModelNotFound
 from mlxd.core.models import ModelCard
 from mlxd.core.threads import Threads
 from mlxd.dialects.fields import Fields
@@ -30,7 +29,6 @@ from mlxd.server.parts import Parts
 from mlxd.server.pull import Pull, named
 
 Json = dict[str, Any]
-Fit = Callable[[ModelCard, PolicySet, int | None], FitReport]
 
 _GET = frozenset({"GET", "HEAD"})
 _POST = frozenset({"POST"})
@@ -39,10 +37,9 @@ _POST = frozenset({"POST"})
 class AdminModels:
     """Routes below /admin, and what each does."""
 
-    def __init__(self, parts: Parts, fit: Fit | None, reading: PolicySet) -> None:
+    def __init__(self, parts: Parts, reading: PolicySet) -> None:
         """Bodies are read under `reading`: no policy can lock its operator out."""
         self._parts = parts
-        self._fit = fit
         self._reading = reading
         self._threads = Threads("admin")
 
@@ -93,10 +90,8 @@ class AdminModels:
     async def _plan(self, request: web.BaseRequest) -> Answer:
         policies = policies_of(request)
         name, context = await read_json(request, self._reading, _model_and_context)
-        card = await self._parts.catalog.resolve(name, policies)
-        if self._fit is None:
-            raise UnsupportedFeature("what fits cannot be told by this daemon")
-        return asdict(self._fit(card, policies, context)), policies.etag
+        card = await self._parts.catalog.look_up(name, policies)
+        return asdict(self._parts.residency.fit(card, policies, context)), policies.etag
 
     async def _load(self, request: web.BaseRequest) -> Answer:
         policies = policies_of(request)
@@ -125,7 +120,7 @@ class AdminModels:
         return {"name": name}, policies.etag
 
     async def _named(self, name: str, policies: PolicySet) -> Answer:
-        card = await self._parts.catalog.resolve(name, policies)
+        card = await self._parts.catalog.look_up(name, policies)
         return {"name": name, "model": card.name}, policies.etag
 
     async def _found(self, name: str, policies: PolicySet) -> ModelCard:
@@ -135,7 +130,7 @@ class AdminModels:
         await self._parts.catalog.cards(policies)
         card = self._parts.catalog.find(name, policies)
         if card is None:
-            await self._parts.catalog.resolve(name, policies)  # which says what is near
+            await self._parts.catalog.look_up(name, policies)  # which says what is near
             raise ModelNotFound(name)
         return card
 

@@ -145,8 +145,8 @@ class Reserve(Policy):
     )  # fmt: skip
     when_full: Literal["wait", "refuse"] = field(
         "wait", "What a generation or load that does not fit now does: it waits for room, within "
-        "`timeouts.model_load` for a load and `timeouts.generation` for a generation, or is refused "
-        "at once (503).",
+        "`timeouts.model_load` for a load and `timeouts.generation` for a generation, or is "
+        "refused at once (503).",
         example="refuse",
     )  # fmt: skip
 
