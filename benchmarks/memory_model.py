@@ -1,6 +1,7 @@
 """How well is it known beforehand what an engine will hold? Real engines, models of random sizes.
 
-python benchmarks/memory_model.py [--seed N] [--shapes N] [--kinds llama ...] [--short] [--out FOLDER]
+python benchmarks/memory_model.py [--seed N] [--shapes N] [--kinds llama ...] [--short]
+
 Exit status 1 when a prediction by a loaded model's footprint is more than 15 % from what was
 measured, or one that has learned from 20 observations more than 10 %.
 """
@@ -17,7 +18,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -86,7 +86,8 @@ def run(shape: Shape) -> Iterator[Result]:
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         process.stdin.write(given)
         process.stdin.close()
         for line in process.stdout:

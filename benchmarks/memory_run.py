@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx_lm.generate  # noqa: F401 - `prepare_mlx` changes it
+import mlx_lm.generate
 import mlx_lm.utils
 from mlx_lm.models.cache import make_prompt_cache
 

@@ -39,7 +39,7 @@ def footprint_of(card: ModelCard, *, fused: bool = sys.platform == "darwin") -> 
     """`fused`: attention keeps no matrix of scores, as on a Mac's GPU."""
     config = card.config
     dimensions = Dimensions.of(config, item_bytes(card))
-    groups = _groups(config, dimensions, card.spec.kv_bits)
+    groups = groups_of(config, dimensions, card.spec.kv_bits)
     inner = list(_layers(config, _window(config)))[:-1]
     scored = any(kind in (_FULL, _WINDOW) for layer in inner for kind in layer)
     return computed(dimensions, card.size_bytes, groups, fused=fused, scored=scored)
@@ -68,9 +68,10 @@ def item_bytes(card: ModelCard) -> int:
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
-def _groups(
+def groups_of(
     config: Mapping[str, Any], dimensions: Dimensions, kv_bits: int
 ) -> tuple[LayerGroup, ...]:
+    """The caches that mlx-lm makes by this config."""
     window = _window(config)
     kinds = Counter(kind for layer in _layers(config, window) for kind in layer)
     full = _token_bytes(config, dimensions, kv_bits)

@@ -74,7 +74,8 @@ async def test_an_earlier_daemon_has_taught(tmp_path: Path) -> None:
     assert told.footprint(CARD) == MEASURED
     kind, count, error = told.confidence(CARD)
     assert (kind, count) == ("learned", 6)
-    assert error is not None and 0 < error < 34
+    assert error is not None
+    assert 0 < error < 34
     assert told.correct(CARD, 200 * MIB) == pytest.approx(300 * MIB, rel=0.01)
 
 

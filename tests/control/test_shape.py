@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from mlxd.control.shape import footprint_of, item_bytes, loading_bytes
+from mlxd.control.shape import footprint_of, groups_of, item_bytes, loading_bytes
+from mlxd.core.dimensions import Dimensions
 from mlxd.core.footprint import LayerGroup
 from mlxd.core.models import ModelCard
 
@@ -96,21 +97,14 @@ def test_a_latent_is_kept_in_place_of_keys_and_values() -> None:
 
 
 def test_a_quantised_cache_keeps_bits_and_scales() -> None:
-    sized = {"head_dim": 64}
-    plain = card(**sized)
-    with_bits = _with_kv_bits(plain, 4)
-    if with_bits is None:
-        pytest.skip("cards do not carry it yet")
     numbers = 2 * 2 * 64
-    (group,) = footprint_of(with_bits).groups
+    (group,) = groups_with_kv_bits(4, head_dim=64)
     assert group.token_bytes == numbers * 4 // 8 + 2 * (numbers // 64) * 2
 
 
-def _with_kv_bits(plain: ModelCard, bits: int) -> ModelCard | None:
-    from dataclasses import fields, replace
-
-    names = {field.name for field in fields(plain)}
-    return replace(plain, kv_bits=bits) if "kv_bits" in names else None  # type: ignore[call-arg]
+def groups_with_kv_bits(bits: int, **config: Any) -> tuple[LayerGroup, ...]:
+    given = {**LLAMA, **config}
+    return groups_of(given, Dimensions.of(given, 2), bits)
 
 
 def test_fused_attention_keeps_no_scores() -> None:
