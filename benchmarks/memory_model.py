@@ -1,6 +1,7 @@
 """How well is it known beforehand what an engine will hold? Real engines, models of random sizes.
 
 python benchmarks/memory_model.py [--seed N] [--shapes N] [--kinds llama ...] [--short]
+
 Exit status 1 when a prediction by a loaded model's footprint is more than 15 % from what was
 measured, or one that has learned from 20 observations more than 10 %.
 """

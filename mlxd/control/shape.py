@@ -39,8 +39,10 @@ def footprint_of(card: ModelCard, *, fused: bool = sys.platform == "darwin") -> 
     """`fused`: attention keeps no matrix of scores, as on a Mac's GPU."""
     config = card.config
     dimensions = Dimensions.of(config, item_bytes(card))
-    groups = _groups(config, dimensions, card.spec.kv_bits)
-    return computed(dimensions, card.size_bytes, groups, fused=fused)
+    groups = groups_of(config, dimensions, card.spec.kv_bits)
+    inner = list(_layers(config, _window(config)))[:-1]
+    scored = any(kind in (_FULL, _WINDOW) for layer in inner for kind in layer)
+    return computed(dimensions, card.size_bytes, groups, fused=fused, scored=scored)
 
 
 def loading_bytes(card: ModelCard) -> int:
@@ -66,13 +68,11 @@ def item_bytes(card: ModelCard) -> int:
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
-def _groups(
+def groups_of(
     config: Mapping[str, Any], dimensions: Dimensions, kv_bits: int
 ) -> tuple[LayerGroup, ...]:
-    window = number(
-        config, "sliding_window", "attention_chunk_size", "attention_window_size",
-        "sliding_window_size",
-    )  # fmt: skip
+    """The caches that mlx-lm makes by this config."""
+    window = _window(config)
     kinds = Counter(kind for layer in _layers(config, window) for kind in layer)
     full = _token_bytes(config, dimensions, kv_bits)
     kept = {
@@ -81,6 +81,13 @@ def _groups(
         _RECURRENT: LayerGroup(kinds[_RECURRENT], 0, 0, _constant(config, dimensions.item_bytes)),
     }
     return tuple(group for group in kept.values() if group.layers)
+
+
+def _window(config: Mapping[str, Any]) -> int:
+    return number(
+        config, "sliding_window", "attention_chunk_size", "attention_window_size",
+        "sliding_window_size",
+    )  # fmt: skip
 
 
 def _layers(config: Mapping[str, Any], window: int) -> Iterator[tuple[str, ...]]:

@@ -115,11 +115,21 @@ def state_bytes(config: Mapping[str, Any]) -> int:
 
 
 def computed(
-    dimensions: Dimensions, weights_bytes: int, groups: Sequence[LayerGroup], *, fused: bool
+    dimensions: Dimensions,
+    weights_bytes: int,
+    groups: Sequence[LayerGroup],
+    *,
+    fused: bool,
+    scored: bool = True,
 ) -> Footprint:
-    """A footprint with about the moments that a recorded step would show."""
+    """A footprint with about the moments that a recorded step would show.
+
+    `scored`: whether any layer but the last attends. While a prompt is read, nobody asks what
+    comes of the last layer, so it is not worked out beyond its keys and values.
+    """
     d = dimensions
-    scores = 1 if fused else d.heads * d.item_bytes + 2
+    scores = (1 if fused else d.heads * d.item_bytes + 2) * scored
+    read = d if scored else replace(d, heads=0)
     layer = max((group.token_bytes for group in groups), default=0)
     works = _WORK[FLOAT32 if d.item_bytes == FLOAT32 else 2]
     row = _STATES * d.state_bytes
@@ -132,7 +142,7 @@ def computed(
     return Footprint(
         weights_bytes,
         tuple(groups),
-        prefill=tuple(replace(seen, token=d.token_bytes(work)) for work in works),
+        prefill=tuple(replace(seen, token=read.token_bytes(work)) for work in works),
         start=copied,
         decode=(grown,),
         join=copied,

@@ -176,19 +176,21 @@ def _chunks(
     """
     done = 0
     for n, prompt in enumerate(prompts):
+        if prompt <= done:
+            continue
         rows = len(prompts) - n
         size = chunk or chunk_tokens(rows, decoding=decoding or n > 0)
         full, rest = divmod(prompt - done, size)
         longest = prompts[-1] - done
+        if full > 1 and not done:
+            yield rows, size, size
         if full:
             yield rows, size, done + full * size
         if rest:
             last = min(size, longest - full * size)
             yield rows, last, done + full * size + last
             full += 1
-        done = min(prompts[-1], done + full * size)
-        if done >= prompts[-1]:
-            return
+        done += full * size
 
 
 def chunk_tokens(rows: int, *, decoding: bool) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from mlxd.core.footprint import Footprint, LayerGroup
 from mlxd.worker.moments import (
     decode_moments,
     first_moments,
+    is_parallel,
     join_moments,
     prefill_moments,
     start_moments,
@@ -42,25 +44,32 @@ def footprint_of(
     )
     if kv_bits:
         cache = [_quantised(layer, kv_bits) for layer in cache]
+    estimated = _estimated(model, weights_bytes, groups, fused=fused)
     try:
-        return _recorded(model, cache, weights_bytes, groups)
+        return _recorded(model, cache, estimated)
     except Exception:  # noqa: BLE001 - a model's own code, which may refuse to be recorded
         _log.warning("its steps cannot be recorded; they are estimated", exc_info=True)
-        return _estimated(model, weights_bytes, groups, fused=fused)
+        return estimated
 
 
-def _recorded(
-    model: Any, cache: Sequence[Any], weights_bytes: int, groups: tuple[LayerGroup, ...]
-) -> Footprint:
-    """On a GPU the recorded steps have its own operations, fused ones where it has them."""
-    return Footprint(
-        weights_bytes,
-        groups,
-        first=first_moments(model, groups),
-        prefill=prefill_moments(model, cache, groups),
+def _recorded(model: Any, cache: Sequence[Any], estimated: Footprint) -> Footprint:
+    """On a GPU the recorded steps have its own operations, fused ones where it has them.
+
+    A chunk whose tokens are taken in one by one would be too long a record.
+    """
+    groups = estimated.groups
+    found = replace(
+        estimated,
         start=start_moments(model, cache, groups),
         decode=decode_moments(model, cache, groups),
         join=join_moments(model, cache, groups),
+    )
+    if not is_parallel(model, cache):
+        return found
+    return replace(
+        found,
+        first=first_moments(model, groups),
+        prefill=prefill_moments(model, cache, groups),
     )
 
 

@@ -32,8 +32,8 @@ SCAN_BLOCK = 256
 """Tokens that a state-space layer works through together (mlx-lm's ssm_attn)."""
 _FIRST_CHUNKS = (512, 1024, 1536)
 _SHORT_CHUNKS = (36, 40)
-"""For models that take the tokens of a chunk one after the other; enough of them that those of two
-rows are sorted by their experts, as more are."""
+"""To see whether a longer chunk takes more operations; enough tokens that those of two rows are
+sorted by their experts, as more are."""
 _USUAL = tuple(
     Size(1, chunk, length, min(length, seen + chunk))
     for chunk in (64, 512, 2048)
@@ -48,13 +48,8 @@ _FIELDS = {
 
 
 def first_moments(model: Any, groups: Sequence[LayerGroup]) -> tuple[Moment, ...]:
-    """Of the first chunk of prompts; its tokens see each other.
-
-    None where a chunk is taken in token by token: then it is like any other.
-    """
+    """Of the first chunk of prompts; its tokens see each other."""
     caches = make_prompt_cache(model)
-    if not _is_parallel(model, caches):
-        return ()
     tapes = [_tape(_prefill, model, caches, Size(_ROWS, c, c, c)) for c in _FIRST_CHUNKS]
     cached = np.array([[_cached(groups, Size(_ROWS, c, c, c))] for c in _FIRST_CHUNKS])
     powers = np.vander(_FIRST_CHUNKS, increasing=True).astype(np.float64)
@@ -67,8 +62,7 @@ def prefill_moments(
     model: Any, caches: Sequence[Any], groups: Sequence[LayerGroup]
 ) -> tuple[Moment, ...]:
     """Of a chunk of prompts; their logits are never asked for."""
-    parallel = _is_parallel(model, caches)
-    return _moments(_prefill, model, caches, groups, _CHUNKS if parallel else _SHORT_CHUNKS)
+    return _moments(_prefill, model, caches, groups, _CHUNKS)
 
 
 def decode_moments(
@@ -139,7 +133,7 @@ def _block(tapes: Sequence[Tape]) -> int:
     return 0 if alike else SCAN_BLOCK
 
 
-def _is_parallel(model: Any, caches: Sequence[Any]) -> bool:
+def is_parallel(model: Any, caches: Sequence[Any]) -> bool:
     """Whether the number of operations stays, however long the chunk."""
     sizes = [Size(2, chunk, 64, 64) for chunk in _SHORT_CHUNKS]
     counts = {len(_tape(_prefill, model, caches, size).operations) for size in sizes}

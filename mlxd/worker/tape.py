@@ -15,9 +15,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
+from mlx_lm.models import gated_delta
 
 _GROUP = 10
 """Dispatches in one task (cpu::DISPATCHES_PER_TASK)."""
@@ -28,6 +30,8 @@ _WIDTH = 20
 _DISPATCHES = {"SliceUpdate": 2, "Pad": 2, "Convolution": 5}
 """Of operations that take more than one."""
 _FLOAT32 = 4
+_FEW = 8
+"""Tokens of a scan; more operations than can be under way at a time."""
 _NEVER = 1 << 60
 _VIEWS = frozenset((
     "AsStrided", "Broadcast", "BroadcastAxes", "Depends", "DynamicSlice", "ExpandDims",
@@ -162,13 +166,44 @@ def _reachable(needs: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
 
 @contextmanager
 def _exportable() -> Iterator[None]:
-    """MLX cannot export `contiguous`; what takes as much stands in for it meanwhile."""
-    original = mx.contiguous
+    """MLX cannot export `contiguous`; what takes as much stands in for it meanwhile.
+
+    And where a recurrent layer takes tokens in one by one, the first of them stand for all: each
+    takes what the one before has given back.
+    """
+    contiguous = mx.contiguous
+    scan = gated_delta.gated_delta_ops
     mx.contiguous = lambda array, *_, **__: mx.concatenate([array, array[:0]])
+    gated_delta.gated_delta_ops = partial(_few_tokens, scan)
     try:
         yield
     finally:
-        mx.contiguous = original
+        mx.contiguous = contiguous
+        gated_delta.gated_delta_ops = scan
+
+
+def _few_tokens(
+    scan: Callable[..., tuple[mx.array, mx.array]],
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    *others: Any,
+) -> tuple[mx.array, mx.array]:
+    """A scan of the first tokens, and as much room for what the others give.
+
+    `others` are decay, beta, the state (of no token) and perhaps a mask.
+    """
+    decay, beta, state, *mask = others
+    repeats = values.shape[2] // queries.shape[2]
+    if repeats > 1:
+        queries, keys = mx.repeat(queries, repeats, -2), mx.repeat(keys, repeats, -2)
+    few, left = slice(_FEW), values.shape[1] - _FEW
+    by_token = [array[:, few] for array in (queries, keys, values, decay, beta)]
+    given, state = scan(*by_token, state, *(m if m is None else m[:, few] for m in mask))
+    if left > 0:
+        rest = mx.zeros((given.shape[0], left, *given.shape[2:]), given.dtype)
+        given = mx.concatenate([given, rest], axis=1)
+    return given, state
 
 
 def _array(entry: tuple[str, Sequence[int], Any]) -> _Array:

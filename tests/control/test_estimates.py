@@ -1,0 +1,166 @@
+"""What is learned from earlier runs, and kept."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from mlxd.control.estimates import (
+    FILE,
+    MOST_MODELS,
+    MOST_OBSERVATIONS,
+    Estimate,
+    Estimates,
+    learned,
+    loaded,
+)
+from mlxd.core.clock import ManualClock
+from mlxd.core.footprint import Footprint, LayerGroup, Moment
+
+GIB = 2**30
+
+
+def taught(
+    factor: float, count: int = 20, *, weights: int = 0, beside: bool = False, noise: float = 0.0
+) -> Estimate:
+    """An estimate whose predictions were wrong by a factor: of the whole, or beside weights."""
+    draw = random.Random(1)
+    estimate = Estimate(used=0.0, weights_bytes=weights)
+    for _ in range(count):
+        predicted = weights + draw.randint(GIB // 4, 4 * GIB)
+        whole = weights + (predicted - weights) * factor if beside else predicted * factor
+        measured = int(whole * (1 + draw.uniform(-noise, noise)))
+        estimate = learned(estimate, predicted, measured)
+    return estimate
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.7, 1.0, 1.4, 2.0])
+def test_a_wrong_factor_is_right_after_twenty_observations(factor: float) -> None:
+    estimate = taught(factor, noise=0.05)
+    for predicted in (GIB // 3, GIB, 6 * GIB):
+        assert estimate.expected(predicted) == pytest.approx(predicted * factor, rel=0.1)
+        assert estimate.upper(predicted) == pytest.approx(predicted * factor, rel=0.1)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_a_factor_that_leaves_the_weights_alone_is_found(factor: float) -> None:
+    weights = 8 * GIB
+    estimate = taught(factor, weights=weights, beside=True, noise=0.005)
+    for beside in (GIB, 20 * GIB):
+        told = estimate.expected(weights + beside)
+        assert told == pytest.approx(weights + beside * factor, rel=0.1)
+
+
+def test_room_is_made_for_what_is_hardly_exceeded() -> None:
+    estimate = taught(1.0, 30, noise=0.2)
+    assert estimate.upper(GIB) > estimate.expected(GIB)
+    assert estimate.upper(GIB) < 1.25 * GIB
+
+
+def test_nothing_observed_corrects_nothing() -> None:
+    assert Estimate(used=0.0).upper(GIB) == GIB
+    assert Estimate(used=0.0).error_percent is None
+
+
+def test_one_observation_raises_a_prediction_but_does_not_lower_it() -> None:
+    assert taught(2.0, 1).upper(GIB) == 2 * GIB
+    assert taught(0.5, 1).upper(GIB) == GIB
+
+
+def test_an_absurd_observation_is_bounded() -> None:
+    assert taught(1000.0, 1).upper(GIB) == 4 * GIB
+
+
+def test_the_mean_error_is_of_what_was_said_then() -> None:
+    estimate = learned(Estimate(used=0.0), GIB, 2 * GIB)
+    assert estimate.error_percent == pytest.approx(50)
+    estimate = learned(estimate, GIB, 2 * GIB)
+    assert estimate.error_percent == pytest.approx(25)
+
+
+def test_only_the_last_observations_count() -> None:
+    estimate = taught(2.0, 100)
+    assert (len(estimate.observations), estimate.count) == (MOST_OBSERVATIONS, 100)
+
+
+def test_loads_are_learned_apart() -> None:
+    estimate = loaded(Estimate(used=0.0), GIB, 3 * GIB)
+    assert estimate.upper_load(GIB) == 3 * GIB
+    assert estimate.upper(GIB) == GIB
+
+
+async def test_what_is_learned_outlives_the_daemon(tmp_path: Path) -> None:
+    footprint = Footprint(7, (LayerGroup(2, 3),), prefill=(Moment(token=4),))
+    estimates = Estimates(tmp_path, ManualClock())
+    estimates.put("a", learned(Estimate(used=0.0, footprint=footprint), GIB, 2 * GIB))
+    await estimates.saved()
+    again = Estimates(tmp_path, ManualClock()).get("a")
+    assert again is not None
+    assert again.footprint == footprint
+    assert again.upper(GIB) == 2 * GIB
+
+
+async def test_many_changes_are_few_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[bytes] = []
+    monkeypatch.setattr(
+        "mlxd.control.estimates.write_whole", lambda path, content: writes.append(content)
+    )
+    estimates = Estimates(tmp_path, ManualClock())
+    for n in range(100):
+        estimates.put(f"model {n}", Estimate(used=0.0))
+    await estimates.saved()
+    assert len(writes) == 1
+    assert b"model 99" in writes[-1]
+
+
+async def test_the_longest_unused_are_forgotten(tmp_path: Path) -> None:
+    clock = ManualClock()
+    estimates = Estimates(tmp_path, clock)
+    for n in range(MOST_MODELS + 1):
+        clock.advance(1)
+        estimates.put(str(n), Estimate(used=0.0))
+        if n == MOST_MODELS - 1:
+            estimates.put("0", Estimate(used=0.0))
+    assert estimates.get("0") is not None
+    assert estimates.get("1") is None
+    assert estimates.get(str(MOST_MODELS)) is not None
+    await estimates.saved()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"{", b"[]", b"\xff\xfe", b'{"schema": 2, "models": {}}', b'{"schema": "1"}',
+        b'{"schema": 1, "models": {"a": {"used": "yes"}}}', b"[" * 100_000,
+    ],
+)  # fmt: skip
+async def test_a_file_that_is_not_understood_is_set_aside(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / FILE).write_bytes(content)
+    estimates = Estimates(tmp_path, ManualClock())
+    assert estimates.get("a") is None
+    assert (tmp_path / f"{FILE}.old").read_bytes() == content
+    estimates.put("a", Estimate(used=0.0))
+    await estimates.saved()
+    assert Estimates(tmp_path, ManualClock()).get("a") is not None
+
+
+async def test_a_disk_that_refuses_is_no_failure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = tmp_path / "file"
+    state.write_text("not a folder")
+    estimates = Estimates(state, ManualClock())
+    estimates.put("a", Estimate(used=0.0))
+    await estimates.saved()
+    assert estimates.get("a") is not None
+    assert "cannot be" in caplog.text or "estimates" in caplog.text
+
+
+async def test_a_state_folder_is_made(tmp_path: Path) -> None:
+    state = tmp_path / "new" / "state"
+    estimates = Estimates(state, ManualClock())
+    estimates.put("a", Estimate(used=0.0))
+    await estimates.saved()
+    assert (state / FILE).is_file()

@@ -1,0 +1,145 @@
+"""What a model's files say about the memory that it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mlxd.control.shape import footprint_of, groups_of, item_bytes, loading_bytes
+from mlxd.core.dimensions import Dimensions
+from mlxd.core.footprint import LayerGroup
+from mlxd.core.models import ModelCard
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+KV = 2 * 2 * 16
+"""Numbers of one token in one layer."""
+
+
+def card(quantization: str = "f16", size: int = 1000, **config: Any) -> ModelCard:
+    return ModelCard(
+        "m", "/m", size, "0" * 64, 0.0, "llama", 1, quantization, 4096, config={**LLAMA, **config}
+    )
+
+
+def groups(**config: Any) -> tuple[LayerGroup, ...]:
+    return footprint_of(card(**config), fused=False).groups
+
+
+def test_weights_are_the_bytes_of_the_files() -> None:
+    assert footprint_of(card(size=12345)).weights_bytes == 12345
+
+
+def test_a_layer_of_full_attention_keeps_keys_and_values_of_its_heads() -> None:
+    assert groups() == (LayerGroup(6, KV * 2),)
+    assert groups(quantization="f32") == (LayerGroup(6, KV * 4),)
+
+
+def test_without_their_own_number_all_heads_keep_keys() -> None:
+    assert groups(num_key_value_heads=None, head_dim=None) == (LayerGroup(6, 2 * 128 * 2),)
+
+
+def test_windows_are_named_layer_by_layer() -> None:
+    types = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+    assert groups(layer_types=types, sliding_window=64) == (
+        LayerGroup(2, KV * 2),
+        LayerGroup(4, KV * 2, window=64),
+    )
+
+
+def test_a_window_that_no_layer_is_said_to_keep_does_not_count() -> None:
+    assert groups(sliding_window=64) == (LayerGroup(6, KV * 2),)
+
+
+def test_windows_come_by_a_pattern() -> None:
+    assert groups(model_type="gemma3_text", sliding_window=64, sliding_window_pattern=3) == (
+        LayerGroup(2, KV * 2),
+        LayerGroup(4, KV * 2, window=64),
+    )
+
+
+def test_a_pattern_may_go_without_saying() -> None:
+    assert groups(model_type="gemma3_text", sliding_window=64)[1].layers == 5
+
+
+def test_linear_attention_keeps_a_state() -> None:
+    found = groups(
+        full_attention_interval=3,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=16,
+        linear_conv_kernel_dim=4,
+    )
+    constant = 4 * 16 * 8 * 4 + 3 * (2 * 2 * 8 + 4 * 16) * 2
+    assert found == (LayerGroup(2, KV * 2), LayerGroup(4, 0, constant_bytes=constant))
+
+
+def test_a_state_space_model_keeps_nothing_else() -> None:
+    (found,) = groups(
+        model_type="mamba2", num_heads=8, head_dim=32, state_size=32, conv_kernel=4, n_groups=1,
+        intermediate_size=256, quantization="f32",
+    )  # fmt: skip
+    assert found == LayerGroup(6, 0, constant_bytes=8 * 32 * 32 * 4 + 3 * (256 + 64) * 4)
+
+
+def test_a_latent_is_kept_in_place_of_keys_and_values() -> None:
+    found = groups(model_type="deepseek_v3", kv_lora_rank=48, qk_rope_head_dim=16)
+    assert found == (LayerGroup(6, (48 + 16) * 2),)
+
+
+def test_a_quantised_cache_keeps_bits_and_scales() -> None:
+    numbers = 2 * 2 * 64
+    (group,) = groups_with_kv_bits(4, head_dim=64)
+    assert group.token_bytes == numbers * 4 // 8 + 2 * (numbers // 64) * 2
+
+
+def groups_with_kv_bits(bits: int, **config: Any) -> tuple[LayerGroup, ...]:
+    given = {**LLAMA, **config}
+    return groups_of(given, Dimensions.of(given, 2), bits)
+
+
+def test_fused_attention_keeps_no_scores() -> None:
+    unfused = footprint_of(card(), fused=False).prefill
+    fused = footprint_of(card(), fused=True).prefill
+    assert min(moment.pair for moment in unfused) >= 8 * 2
+    assert max(moment.pair for moment in fused) == 1
+
+
+def test_quantised_weights_are_computed_with_in_halves() -> None:
+    assert item_bytes(card(quantization="4bit")) == 2
+    assert item_bytes(card(quantization="4bit", torch_dtype="float32")) == 4
+    assert item_bytes(card(quantization="f32")) == 4
+
+
+def test_experts_are_put_together_while_they_are_loaded() -> None:
+    assert loading_bytes(card(size=6000)) == 6000
+    assert loading_bytes(card(size=6000, num_experts=8)) == 8000
+
+
+def test_weights_of_8_bits_are_unpacked_while_they_are_loaded() -> None:
+    assert loading_bytes(card(quantization_config={"quant_method": "fp8"})) == 2000
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_hidden_layers": None},
+        {"num_hidden_layers": "six"},
+        {"layer_types": [1, None, "what"]},
+        {"num_attention_heads": 0, "hidden_size": -5},
+        {"sliding_window": 2**62, "sliding_window_pattern": 3},
+        {"quantization_config": "fp8"},
+    ],
+)
+def test_whatever_a_config_says_there_is_a_footprint(config: dict[str, Any]) -> None:
+    found = footprint_of(card(**config))
+    assert found.peak_bytes((), [4096]) >= 1000

@@ -1,0 +1,148 @@
+"""What a model and its sequences take."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlxd.core.footprint import Footprint, LayerGroup, Moment, chunk_tokens
+from mlxd.ipc.messages import Ready, decode_up, encode
+
+FULL = LayerGroup(layers=2, token_bytes=10)
+WINDOW = LayerGroup(layers=3, token_bytes=10, window=300)
+STATE = LayerGroup(layers=4, token_bytes=0, constant_bytes=1000)
+
+
+def test_a_batch_is_padded_to_its_longest_and_to_whole_steps() -> None:
+    footprint = Footprint(0, (FULL,))
+    assert footprint.cache_bytes([]) == 0
+    assert footprint.cache_bytes([1]) == 2 * 256 * 10
+    assert footprint.cache_bytes([257, 1, 1]) == 3 * 2 * 512 * 10
+
+
+def test_a_window_keeps_no_more_than_it_sees() -> None:
+    footprint = Footprint(0, (WINDOW,))
+    assert footprint.cache_bytes([200]) == 3 * 256 * 10
+    assert footprint.cache_bytes([5000]) == 3 * 300 * 10
+
+
+def test_a_window_keeps_a_chunk_beside_what_its_tokens_see() -> None:
+    assert WINDOW.bytes_of(1, 5000, chunk=100) == 3 * (300 + 99) * 10
+    assert WINDOW.bytes_of(1, 200, chunk=100) == 3 * 256 * 10
+
+
+def test_a_state_takes_the_same_however_long_the_sequence() -> None:
+    footprint = Footprint(0, (STATE,))
+    assert footprint.cache_bytes([1]) == footprint.cache_bytes([100_000]) == 4000
+
+
+def test_without_moments_a_chunk_takes_work_and_scores() -> None:
+    footprint = Footprint(1000, (FULL,), work_bytes=3, score_bytes=2)
+    chunk = 100 * (3 + 100 * 2)
+    assert footprint.peak_bytes((), [100]) == 1000 + 2 * 256 * 10 + chunk
+
+
+def test_the_highest_moment_counts() -> None:
+    low, high = Moment(token=1), Moment(token=5, pair=1)
+    footprint = Footprint(0, (), prefill=(low, high))
+    assert footprint.peak_bytes((), [100]) == 100 * (5 + 100)
+
+
+def test_prompts_share_a_chunk() -> None:
+    assert chunk_tokens(1, decoding=False) == 2048
+    assert chunk_tokens(4, decoding=False) == 512
+    assert chunk_tokens(1, decoding=True) == 512
+    assert chunk_tokens(8, decoding=True) == 64
+
+
+def test_a_long_prompt_is_read_in_chunks_against_all_before() -> None:
+    footprint = Footprint(0, (), prefill=(Moment(pair=1),))
+    assert footprint.peak_bytes((), [5000]) == 2048 * 4096
+    assert footprint.peak_bytes((), [5000], 500) == 500 * 5000
+
+
+def test_beside_a_decode_chunks_are_smaller() -> None:
+    footprint = Footprint(0, (), prefill=(Moment(pair=1),))
+    assert footprint.peak_bytes([10], [5120]) == 512 * 5120
+
+
+def test_a_first_chunk_has_moments_of_its_own() -> None:
+    footprint = Footprint(0, (), first=(Moment(token=7),), prefill=(Moment(token=1),))
+    assert footprint.peak_bytes((), [2048]) == 7 * 2048
+    assert footprint.peak_bytes((), [2048], 1024) == 7 * 1024
+    later = Footprint(0, (), first=(Moment(token=1),), prefill=(Moment(token=7),))
+    assert later.peak_bytes((), [2048]) == 2048
+
+
+def test_those_that_are_through_leave_the_others_smaller_chunks() -> None:
+    footprint = Footprint(0, (), prefill=(Moment(pair=1),))
+    together = 2 * 1024 * 1024
+    alone_then = 512 * 4096
+    assert footprint.peak_bytes((), [4096, 1024]) == max(together, alone_then)
+
+
+def test_prompts_that_end_in_the_same_chunk_leave_together() -> None:
+    footprint = Footprint(0, (), prefill=(Moment(pair=1),))
+    together = 3 * 682 * 682
+    assert footprint.peak_bytes((), [100, 150, 700]) == together
+
+
+def test_only_so_many_prompts_are_read_at_a_time() -> None:
+    footprint = Footprint(0, (), prefill=(Moment(token=1),))
+    assert footprint.peak_bytes((), [100] * 20) == 8 * 100
+
+
+def test_an_answer_is_not_read_against_itself() -> None:
+    footprint = Footprint(0, (), prefill=(Moment(pair=1),))
+    assert footprint.peak_bytes((), [2000], prompts=[100]) == 100 * 100
+
+
+def test_a_join_copies_the_whole_batch() -> None:
+    footprint = Footprint(0, (FULL,), join=(Moment(key=10),))
+    alone = footprint.peak_bytes([1000, 1000])
+    joined = footprint.peak_bytes([1000], [1000])
+    assert alone == 2 * 2 * 1024 * 10
+    assert joined == alone + 2 * 1000 * 10
+
+
+def test_a_window_bounds_what_is_copied_where_all_layers_have_one() -> None:
+    footprint = Footprint(0, (WINDOW,), decode=(Moment(key=10),))
+    assert footprint.peak_bytes([100_000]) == 3 * 300 * 10 + 300 * 10
+
+
+def test_a_window_bounds_the_scores_of_its_layers() -> None:
+    footprint = Footprint(0, (WINDOW, FULL), prefill=(Moment(window_pair=1),))
+    chunk = 2048 * (300 - 1 + 2048)
+    caches = 3 * (300 + 2047) * 10 + 2 * 4096 * 10
+    assert footprint.peak_bytes((), [4096]) == caches + chunk
+
+
+def test_blocks_count_by_the_largest_and_the_last() -> None:
+    moment = Moment(row=1000, block=256)
+    assert moment.bytes_of(1, 512, 512) == 1000
+    assert moment.bytes_of(1, 128, 128) == 250
+    assert moment.bytes_of(1, 384, 384) == 500 + 125
+
+
+@pytest.mark.parametrize("budget", [5000, 100_000, 10_000_000])
+def test_the_longest_is_the_last_that_fits(budget: int) -> None:
+    footprint = Footprint(1000, (FULL,), prefill=(Moment(token=3, pair=1),))
+    longest = footprint.longest(budget)
+    assert footprint.peak_bytes((), [longest + 1]) > budget
+    assert longest == 0 or footprint.peak_bytes((), [longest]) <= budget
+
+
+def test_longer_never_takes_less() -> None:
+    footprint = Footprint(
+        0, (FULL, WINDOW), prefill=(Moment(token=3, pair=1, window_pair=1),), join=(Moment(key=9),)
+    )
+    for running in ((), (700,), (700, 4000)):
+        peaks = [footprint.peak_bytes(running, [n]) for n in range(1, 9000, 37)]
+        assert peaks == sorted(peaks)
+
+
+def test_it_travels_in_a_message() -> None:
+    footprint = Footprint(1, (FULL, WINDOW, STATE), prefill=(Moment(token=3),), join=(Moment(),))
+    ready = Ready(True, 1, 1, 1.0, 1, False, False, footprint)
+    told = decode_up(encode(ready)[4:])
+    assert isinstance(told, Ready)
+    assert told.footprint == footprint
