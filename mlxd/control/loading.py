@@ -102,14 +102,17 @@ class Loads:
                     self._left(resident)
 
     async def _attempts(self, resident: Resident, policies: PolicySet) -> None:
-        """A worker that failed is replaced, with room judged anew; one that said why is not."""
+        """A worker that failed is replaced, with room judged anew; one that said why is not.
+
+        Nor is one that nobody waits for any more.
+        """
         retry = policies.models.load.retry
         pause = float(retry.backoff)
         for left in range(retry.max, -1, -1):
             try:
                 await self._attempt(resident, policies)
             except ModelLoadFailed as error:
-                if error.final or not left:
+                if error.final or not left or resident.leases == 0:
                     raise
                 log.warning("%s; another attempt in %g s", error.message, pause)
                 resident.waits = error

@@ -1,5 +1,7 @@
 """Loads that fail: what is tried again, when, and what is not."""
 
+import asyncio
+
 import pytest
 
 from mlxd.core.errors import InsufficientMemory, ModelLoadFailed
@@ -105,6 +107,23 @@ def test_nobody_who_waits_any_more_means_no_further_attempt(failing):
     world.tasks["a"].cancel()
     world.loop.advance(60)
     assert len(world.starts) == 1
+    assert world.residency.residents() == []
+
+
+def test_a_load_that_everyone_left_is_not_tried_again_when_it_fails(failing):
+    world = failing(failures=9)
+    failed, start = [], world.processes.start
+
+    async def slow(*args):
+        await asyncio.sleep(1)
+        failed.append(world.loop.now)
+        return await start(*args)
+
+    world.processes.start = slow
+    world.begin("a")
+    world.tasks["a"].cancel()
+    world.loop.advance(60)
+    assert len(failed) == 1
     assert world.residency.residents() == []
 
 
