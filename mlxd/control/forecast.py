@@ -37,16 +37,20 @@ class Forecasts:
         return self._from_files(card)
 
     def load_bytes(self, card: ModelCard, policies: PolicySet) -> int:
-        """The most that loading holds, or what the first generation takes; never less than weights.
+        """The most that loading holds, or what the first generation takes."""
+        loading = shape.loading_bytes(card)
+        estimate = self._estimates.get(key_of(card))
+        if estimate is not None:
+            loading = estimate.upper_load(loading)
+        return max(loading, self.working_bytes(card, policies))
+
+    def working_bytes(self, card: ModelCard, policies: PolicySet) -> int:
+        """What the first generation takes; never less than the weights.
 
         That generation is what `memory.reserve` says: bytes, or a prompt and an answer of
         `expected_output` tokens each.
         """
         footprint, reserve = self.footprint(card), policies.memory.reserve
-        loading = shape.loading_bytes(card)
-        estimate = self._estimates.get(key_of(card))
-        if estimate is not None:
-            loading = estimate.upper_load(loading)
         if reserve.per_request == "auto":
             length = 2 * reserve.expected_output
             length = min(length, card.context) if card.context else length
@@ -54,7 +58,7 @@ class Forecasts:
             first = self.correct(card, first)
         else:
             first = footprint.weights_bytes + int(reserve.per_request)
-        return max(loading, first, footprint.weights_bytes, card.size_bytes)
+        return max(first, footprint.weights_bytes, card.weights_bytes)
 
     def correct(self, card: ModelCard, predicted: int) -> int:
         """A predicted peak as it will hardly be exceeded, by what was observed so far."""

@@ -20,6 +20,10 @@ class Forecaster(Protocol):
         """The most that loading holds, or what the first generation takes beside the weights."""
         ...
 
+    def working_bytes(self, card: ModelCard, policies: PolicySet) -> int:
+        """What the first generation takes, weights included."""
+        ...
+
     def correct(self, card: ModelCard, predicted: int) -> int:
         """A prediction by the footprint, with what was learned of earlier ones."""
         ...
@@ -40,6 +44,9 @@ class ByWeight:
         return Footprint(card.size_bytes, ())
 
     def load_bytes(self, card: ModelCard, policies: PolicySet) -> int:
+        return card.size_bytes
+
+    def working_bytes(self, card: ModelCard, policies: PolicySet) -> int:
         return card.size_bytes
 
     def correct(self, card: ModelCard, predicted: int) -> int:

@@ -90,7 +90,7 @@ class Inventory:
         spared = evicts is Evicts.NOBODY or (evicts is Evicts.UNLISTED and preloaded)
         return Candidate(
             key=resident.spec,
-            frees=self.account(resident).share,
+            frees=self.account(resident).share + PROCESS_BYTES,
             weights=resident.card.size_bytes,
             in_use=resident.in_use or spared,
             last_used=resident.last_used,
@@ -102,9 +102,14 @@ class Inventory:
         )
 
     def budget_for(self, card: ModelCard, policies: PolicySet) -> ipc.Budget:
-        """What a model is promised at first, and what it could have at best."""
+        """What a model is promised for its load, and what it could have at best."""
         first = first_budget(self._forecasts.load_bytes(card, policies), policies.memory)
         return self.with_most(first, card.spec, policies)
+
+    def budget_of(self, resident: Resident, policies: PolicySet) -> ipc.Budget:
+        """What a loaded model is promised at first, and what it could have at best."""
+        needed = self._forecasts.working_bytes(resident.card, policies)
+        return self.with_most(first_budget(needed, policies.memory), resident.spec, policies)
 
     def with_most(self, budget: ipc.Budget, spec: ModelSpec, policies: PolicySet) -> ipc.Budget:
         """The budget, saying what could be granted at best, were everything else idle."""
@@ -112,7 +117,7 @@ class Inventory:
         bounds = [] if limit == "auto" else [int(limit)]
         free = self.free(policies)
         if free is not None:
-            shares = sum(self.account(resident).share for resident in self.present())
+            shares = self._given_back(self.present(), spec)
             bounds.append(max(budget.bytes, free + shares - budget.cache_bytes))
         return ipc.Budget(
             bytes=budget.bytes, most=min(bounds, default=0), cache_bytes=budget.cache_bytes,
@@ -127,9 +132,14 @@ class Inventory:
         if free is not None:
             first = first_budget(self._forecasts.load_bytes(card, policies), policies.memory)
             idle = [r for r in self.present() if r.spec == card.spec or not r.in_use]
-            shares = sum(self.account(resident).share for resident in idle)
+            shares = self._given_back(idle, card.spec)
             bounds.append(max(0, free + shares - first.cache_bytes))
         return min(bounds, default=None)
+
+    def _given_back(self, residents: list[Resident], spec: ModelSpec) -> int:
+        """Bytes that there would be for one model, were these gone or its own."""
+        others = sum(resident.spec != spec for resident in residents)
+        return sum(self.account(r).share for r in residents) + others * PROCESS_BYTES
 
     def judge_load(
         self,

@@ -145,7 +145,7 @@ class Loads:
             self._inventory.working_set = (
                 worker.ready.working_set_bytes or self._inventory.working_set
             )
-        self._room.settle(resident, worker, idle=False)
+        self._room.settle(resident, worker, idle=True)
 
     def _over(self, resident: Resident) -> None:
         resident.loading = None

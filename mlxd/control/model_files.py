@@ -123,6 +123,7 @@ def _read(folder: Path, name: str, marks: Fingerprint) -> ModelCard:
         code=code,
         needs_code=needs_code,
         flaw=weights.flaw,
+        experts_apart=weights.experts_apart,
     )
 
 

@@ -177,7 +177,7 @@ class Room:
         within `memory.worker_limits`.
         """
         policies, old = self._in_force(), resident.budget
-        new = self._inventory.budget_for(resident.card, policies)
+        new = self._inventory.budget_of(resident, policies)
         if idle:
             resident.wanted = 0
         else:

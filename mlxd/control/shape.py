@@ -53,7 +53,7 @@ def loading_bytes(card: ModelCard) -> int:
         return 2 * card.size_bytes  # it is unpacked into 16 bits
     experts = number(card.config, "num_local_experts", "num_experts", "n_routed_experts")
     layers = number(card.config, *_LAYERS)
-    if experts > 1 and layers:
+    if experts > 1 and layers and card.experts_apart:
         return card.size_bytes + _MOE_STACKS * card.size_bytes // max(_MOE_STACKS, layers)
     return card.size_bytes
 

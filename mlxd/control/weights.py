@@ -17,6 +17,7 @@ from mlxd.control.safetensors import MOST_ELEMENTS, Header, Tensor, flaw_of, rea
 WEIGHTS = re.compile(r"model.*\.safetensors", re.DOTALL)
 """The names of the files that mlx-lm loads."""
 INDEX = "model.safetensors.index.json"
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 _PART = re.compile(r"(.*-)(\d{1,6})-of-(\d{1,6})\.safetensors", re.DOTALL)
 
 
@@ -35,6 +36,8 @@ class Weights:
     """64 hex digits over names, sizes and headers."""
     flaw: str
     """Why they should not be loaded; empty when nothing is wrong."""
+    experts_apart: bool
+    """Each expert has tensors of its own, which loading puts together."""
 
 
 def read_weights(folder: Path, quantization: Quantization) -> Weights:
@@ -57,6 +60,7 @@ def read_weights(folder: Path, quantization: Quantization) -> Weights:
         dtype=dtypes.most_common(1)[0][0].lower() if dtypes else "unknown",
         digest=_digest(headers),
         flaw=next(_flaws(folder, headers), ""),
+        experts_apart=any(_EXPERT.search(name) for name in tensors),
     )
 
 

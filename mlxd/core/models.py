@@ -67,6 +67,8 @@ class ModelCard:
     """Why it cannot be loaded; empty when it can."""
     weights_bytes: int = 0
     """Of its tensors alone, by their headers, an adapter's included: what a loaded model holds."""
+    experts_apart: bool = False
+    """Its files hold each expert by itself: loading puts them together."""
     flaw: str = ""
     """Where its headers do not fit its files; policy decides whether it is loaded all the same."""
     foreign: bool = False

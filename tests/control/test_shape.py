@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -122,7 +123,9 @@ def test_quantised_weights_are_computed_with_in_halves() -> None:
 
 def test_experts_are_put_together_while_they_are_loaded() -> None:
     assert loading_bytes(card(size=6000)) == 6000
-    assert loading_bytes(card(size=6000, num_experts=8)) == 8000
+    apart = replace(card(size=6000, num_experts=8), experts_apart=True)
+    assert loading_bytes(apart) == 8000
+    assert loading_bytes(replace(apart, experts_apart=False)) == 6000, "they are together on disk"
 
 
 def test_weights_of_8_bits_are_unpacked_while_they_are_loaded() -> None:
