@@ -113,7 +113,9 @@ def _llama(draw: Draw, n: int) -> tuple[dict[str, Any], str, int]:
 
 def _sliding(draw: Draw, n: int) -> tuple[dict[str, Any], str, int]:
     config = {**_base(draw), "sliding_window": draw.choice([64, 128, 300, 512])}
-    if n % 2:
+    if n % 3 == 2:
+        return _gpt_oss(draw, config), "float32", 0
+    if n % 3:
         pattern = draw.choice([2, 3])
         config |= {
             "model_type": "gemma3_text",
@@ -127,9 +129,59 @@ def _sliding(draw: Draw, n: int) -> tuple[dict[str, Any], str, int]:
     return config, _dtype(draw), 0
 
 
+def _gpt_oss(draw: Draw, config: dict[str, Any]) -> dict[str, Any]:
+    """Windows, experts and attention sinks."""
+    return {
+        **config,
+        "model_type": "gpt_oss",
+        "num_local_experts": 4,
+        "num_experts_per_tok": draw.choice([1, 2]),
+        "layer_types": ["sliding_attention", "full_attention"] * (config["num_hidden_layers"] // 2),
+        "rope_scaling": None,
+    }
+
+
 def _hybrid(draw: Draw, n: int) -> tuple[dict[str, Any], str, int]:
+    if n % 3 == 2:
+        return _falcon(draw), "float32", 0
+    config = _linear(draw)
+    if n % 3:
+        moe = {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2}
+        more = {
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "shared_expert_intermediate_size": 64,
+        }
+        return {**config, **moe, **more, "model_type": "qwen3_next"}, "float32", 0
+    return {"model_type": "qwen3_5", "text_config": config}, _dtype(draw), 0
+
+
+def _falcon(draw: Draw) -> dict[str, Any]:
+    """Attention and a state space in each layer."""
+    heads, head = draw.choice([2, 4]), draw.choice([16, 32])
+    return {
+        **_base(draw),
+        "model_type": "falcon_h1",
+        "mamba_d_conv": 4,
+        "mamba_d_head": head,
+        "mamba_d_ssm": heads * head,
+        "mamba_d_state": draw.choice([16, 32]),
+        "mamba_n_groups": 1,
+        "mamba_n_heads": heads,
+        "mamba_expand": 1,
+        "mamba_rms_norm": False,
+        "mamba_norm_before_gate": False,
+        "mamba_conv_bias": True,
+        "mamba_proj_bias": False,
+        "projectors_bias": False,
+        "mlp_bias": False,
+        "attention_bias": False,
+    }
+
+
+def _linear(draw: Draw) -> dict[str, Any]:
     keys = draw.choice([1, 2])
-    config = {
+    return {
         **_base(draw),
         "num_hidden_layers": draw.choice([4, 8]),
         "full_attention_interval": draw.choice([2, 4]),
@@ -141,7 +193,6 @@ def _hybrid(draw: Draw, n: int) -> tuple[dict[str, Any], str, int]:
         "partial_rotary_factor": 0.25,
         "model_type": "qwen3_5",
     }
-    return {"model_type": "qwen3_5", "text_config": config}, _dtype(draw), 0
 
 
 def _moe(draw: Draw, n: int) -> tuple[dict[str, Any], str, int]:
