@@ -69,15 +69,13 @@ def _scenarios(draw: Draw, part: int) -> tuple[Scenario, ...]:
         return draw.randint(low // part, high // part)
 
     return (
-        Scenario("one long prompt", (), (tokens(900, 2600),)),
+        Scenario("one long prompt", (), (tokens(600, 2300),)),
         Scenario(
-            "prompts together", (), tuple(tokens(150, 900) for _ in range(draw.randint(2, 5)))
+            "prompts together", (), tuple(tokens(150, 600) for _ in range(draw.randint(2, 4)))
         ),
-        Scenario("a long decode", (), (tokens(700, 1000),) * draw.randint(2, 4), 300 // part),
-        Scenario(
-            "a short one joins", (tokens(800, 1200),) * draw.randint(1, 3), (tokens(40, 200),)
-        ),
-        Scenario("a long one joins", (tokens(200, 400),), (tokens(600, 1500),)),
+        Scenario("a long decode", (), (tokens(400, 700),) * draw.randint(2, 3), 260 // part),
+        Scenario("a short one joins", (tokens(500, 900),) * draw.randint(1, 2), (tokens(40, 200),)),
+        Scenario("a long one joins", (tokens(200, 400),), (tokens(500, 1000),)),
     )
 
 
@@ -85,12 +83,12 @@ def _base(draw: Draw) -> dict[str, Any]:
     """Wide caches and few weights, so that weights are not most of it."""
     kv_heads = draw.choice([1, 2, 4])
     return {
-        "hidden_size": draw.choice([96, 128, 192, 256, 320]),
-        "num_hidden_layers": draw.choice([4, 6, 8]),
-        "intermediate_size": draw.choice([128, 256, 384, 512, 768]),
-        "num_attention_heads": kv_heads * draw.choice([1, 2, 4]),
+        "hidden_size": draw.choice([96, 128, 192, 256]),
+        "num_hidden_layers": draw.choice([4, 6]),
+        "intermediate_size": draw.choice([128, 256, 384, 512]),
+        "num_attention_heads": kv_heads * draw.choice([1, 2, 4] if kv_heads < 4 else [1, 2]),
         "num_key_value_heads": kv_heads,
-        "head_dim": draw.choice([32, 64, 96, 128]),
+        "head_dim": draw.choice([32, 64, 96]),
         "rms_norm_eps": 1e-5,
         "vocab_size": draw.choice([300, 1000, 4000]),
         "tie_word_embeddings": True,
@@ -106,7 +104,7 @@ def _dtype(draw: Draw) -> str:
 def _llama(draw: Draw, n: int) -> tuple[dict[str, Any], str, int]:
     config = {**_base(draw), "model_type": draw.choice(["llama", "qwen2", "qwen3"])}
     if n % 4 == 3:
-        config["hidden_size"] = config["intermediate_size"] = 256
+        config["hidden_size"] = config["intermediate_size"] = 128
         return config, _dtype(draw), draw.choice([4, 8])
     return config, _dtype(draw), 0
 
