@@ -69,15 +69,13 @@ def _scenarios(draw: Draw, part: int) -> tuple[Scenario, ...]:
         return draw.randint(low // part, high // part)
 
     return (
-        Scenario("one long prompt", (), (tokens(900, 2600),)),
+        Scenario("one long prompt", (), (tokens(600, 2300),)),
         Scenario(
-            "prompts together", (), tuple(tokens(150, 900) for _ in range(draw.randint(2, 5)))
+            "prompts together", (), tuple(tokens(150, 600) for _ in range(draw.randint(2, 4)))
         ),
-        Scenario("a long decode", (), (tokens(700, 1000),) * draw.randint(2, 4), 300 // part),
-        Scenario(
-            "a short one joins", (tokens(800, 1200),) * draw.randint(1, 3), (tokens(40, 200),)
-        ),
-        Scenario("a long one joins", (tokens(200, 400),), (tokens(600, 1500),)),
+        Scenario("a long decode", (), (tokens(400, 700),) * draw.randint(2, 3), 260 // part),
+        Scenario("a short one joins", (tokens(500, 900),) * draw.randint(1, 2), (tokens(40, 200),)),
+        Scenario("a long one joins", (tokens(200, 400),), (tokens(500, 1000),)),
     )
 
 
@@ -85,12 +83,12 @@ def _base(draw: Draw) -> dict[str, Any]:
     """Wide caches and few weights, so that weights are not most of it."""
     kv_heads = draw.choice([1, 2, 4])
     return {
-        "hidden_size": draw.choice([96, 128, 192, 256, 320]),
-        "num_hidden_layers": draw.choice([4, 6, 8]),
-        "intermediate_size": draw.choice([128, 256, 384, 512, 768]),
-        "num_attention_heads": kv_heads * draw.choice([1, 2, 4]),
+        "hidden_size": draw.choice([96, 128, 192, 256]),
+        "num_hidden_layers": draw.choice([4, 6]),
+        "intermediate_size": draw.choice([128, 256, 384, 512]),
+        "num_attention_heads": kv_heads * draw.choice([1, 2, 4] if kv_heads < 4 else [1, 2]),
         "num_key_value_heads": kv_heads,
-        "head_dim": draw.choice([32, 64, 96, 128]),
+        "head_dim": draw.choice([32, 64, 96]),
         "rms_norm_eps": 1e-5,
         "vocab_size": draw.choice([300, 1000, 4000]),
         "tie_word_embeddings": True,
@@ -106,14 +104,16 @@ def _dtype(draw: Draw) -> str:
 def _llama(draw: Draw, n: int) -> tuple[dict[str, Any], str, int]:
     config = {**_base(draw), "model_type": draw.choice(["llama", "qwen2", "qwen3"])}
     if n % 4 == 3:
-        config["hidden_size"] = config["intermediate_size"] = 256
+        config["hidden_size"] = config["intermediate_size"] = 128
         return config, _dtype(draw), draw.choice([4, 8])
     return config, _dtype(draw), 0
 
 
 def _sliding(draw: Draw, n: int) -> tuple[dict[str, Any], str, int]:
     config = {**_base(draw), "sliding_window": draw.choice([64, 128, 300, 512])}
-    if n % 2:
+    if n % 3 == 2:
+        return _gpt_oss(draw, config), "float32", 0
+    if n % 3:
         pattern = draw.choice([2, 3])
         config |= {
             "model_type": "gemma3_text",
@@ -127,9 +127,59 @@ def _sliding(draw: Draw, n: int) -> tuple[dict[str, Any], str, int]:
     return config, _dtype(draw), 0
 
 
+def _gpt_oss(draw: Draw, config: dict[str, Any]) -> dict[str, Any]:
+    """Windows, experts and attention sinks."""
+    return {
+        **config,
+        "model_type": "gpt_oss",
+        "num_local_experts": 4,
+        "num_experts_per_tok": draw.choice([1, 2]),
+        "layer_types": ["sliding_attention", "full_attention"] * (config["num_hidden_layers"] // 2),
+        "rope_scaling": None,
+    }
+
+
 def _hybrid(draw: Draw, n: int) -> tuple[dict[str, Any], str, int]:
+    if n % 3 == 2:
+        return _falcon(draw), "float32", 0
+    config = _linear(draw)
+    if n % 3:
+        moe = {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2}
+        more = {
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "shared_expert_intermediate_size": 64,
+        }
+        return {**config, **moe, **more, "model_type": "qwen3_next"}, "float32", 0
+    return {"model_type": "qwen3_5", "text_config": config}, _dtype(draw), 0
+
+
+def _falcon(draw: Draw) -> dict[str, Any]:
+    """Attention and a state space in each layer."""
+    heads, head = draw.choice([2, 4]), draw.choice([16, 32])
+    return {
+        **_base(draw),
+        "model_type": "falcon_h1",
+        "mamba_d_conv": 4,
+        "mamba_d_head": head,
+        "mamba_d_ssm": heads * head,
+        "mamba_d_state": draw.choice([16, 32]),
+        "mamba_n_groups": 1,
+        "mamba_n_heads": heads,
+        "mamba_expand": 1,
+        "mamba_rms_norm": False,
+        "mamba_norm_before_gate": False,
+        "mamba_conv_bias": True,
+        "mamba_proj_bias": False,
+        "projectors_bias": False,
+        "mlp_bias": False,
+        "attention_bias": False,
+    }
+
+
+def _linear(draw: Draw) -> dict[str, Any]:
     keys = draw.choice([1, 2])
-    config = {
+    return {
         **_base(draw),
         "num_hidden_layers": draw.choice([4, 8]),
         "full_attention_interval": draw.choice([2, 4]),
@@ -141,7 +191,6 @@ def _hybrid(draw: Draw, n: int) -> tuple[dict[str, Any], str, int]:
         "partial_rotary_factor": 0.25,
         "model_type": "qwen3_5",
     }
-    return {"model_type": "qwen3_5", "text_config": config}, _dtype(draw), 0
 
 
 def _moe(draw: Draw, n: int) -> tuple[dict[str, Any], str, int]:

@@ -20,6 +20,7 @@ from mlxd.worker.moments import (
     is_parallel,
     join_moments,
     prefill_moments,
+    scan_moments,
     start_moments,
 )
 from mlxd.worker.stand_ins import is_window
@@ -53,10 +54,7 @@ def footprint_of(
 
 
 def _recorded(model: Any, cache: Sequence[Any], estimated: Footprint) -> Footprint:
-    """On a GPU the recorded steps have its own operations, fused ones where it has them.
-
-    A chunk whose tokens are taken in one by one would be too long a record.
-    """
+    """On a GPU the recorded steps have its own operations, fused ones where it has them."""
     groups = estimated.groups
     found = replace(
         estimated,
@@ -65,7 +63,8 @@ def _recorded(model: Any, cache: Sequence[Any], estimated: Footprint) -> Footpri
         join=join_moments(model, cache, groups),
     )
     if not is_parallel(model, cache):
-        return found
+        scanned = scan_moments(model, cache, groups)
+        return replace(found, prefill=(*estimated.prefill, *scanned))
     return replace(
         found,
         first=first_moments(model, groups),

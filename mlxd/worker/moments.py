@@ -31,7 +31,7 @@ _CHUNKS = (512, 1024)
 SCAN_BLOCK = 256
 """Tokens that a state-space layer works through together (mlx-lm's ssm_attn)."""
 _FIRST_CHUNKS = (512, 1024, 1536)
-_SHORT_CHUNKS = (36, 40)
+_SHORT_CHUNKS = (36, 52)
 """To see whether a longer chunk takes more operations; enough tokens that those of two rows are
 sorted by their experts, as more are."""
 _USUAL = tuple(
@@ -63,6 +63,23 @@ def prefill_moments(
 ) -> tuple[Moment, ...]:
     """Of a chunk of prompts; their logits are never asked for."""
     return _moments(_prefill, model, caches, groups, _CHUNKS)
+
+
+def scan_moments(
+    model: Any, caches: Sequence[Any], groups: Sequence[LayerGroup]
+) -> tuple[Moment, ...]:
+    """As `prefill_moments`, where a chunk's tokens are taken in one by one.
+
+    Two records of different lengths are not alike; only how much they hold at most is compared.
+    """
+    axes = (_SHORT_CHUNKS, _LENGTHS, (0,))
+    sizes = [Size(_ROWS, chunk, length, length) for chunk, length, _ in product(*axes)]
+    most = [
+        max(_tape(_prefill, model, caches, size).heights()) - _cached(groups, size)
+        for size in sizes
+    ]
+    table = np.array(most, dtype=np.float64).reshape(2, 2, 1, 1) / _ROWS
+    return (_moment(_coefficients(table, axes), 0, 0),)
 
 
 def decode_moments(

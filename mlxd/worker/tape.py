@@ -29,6 +29,7 @@ _WIDTH = 20
 """Operations that are looked at side by side when the order is made (MLX_BFS_MAX_WIDTH)."""
 _DISPATCHES = {"SliceUpdate": 2, "Pad": 2, "Convolution": 5}
 """Of operations that take more than one."""
+_MULTIPLIES = frozenset(("GatherMM", "GatherQMM", "Matmul", "QuantizedMatmul"))
 _FLOAT32 = 4
 _FEW = 8
 """Tokens of a scan; more operations than can be under way at a time."""
@@ -42,6 +43,8 @@ _STRIDED = frozenset((
     "AsStrided", "Broadcast", "BroadcastAxes", "DynamicSlice", "Slice", "Split", "Transpose",
 ))  # fmt: skip
 """Views whose numbers do not lie side by side any more."""
+_MERGED = frozenset(("Broadcast", "ExpandDims", "Flatten"))
+"""Views that come with each use of an array; the record, which merges what is alike, has one."""
 _RESHAPES = frozenset(("Flatten", "Reshape"))
 """Views of what lies side by side; of anything else, copies."""
 _IN_PLACE = frozenset((
@@ -73,6 +76,15 @@ class _Operation:
     outputs: tuple[_Array, ...]
     axes: tuple[int, ...] = ()
     """Of a transposition."""
+
+    @property
+    def tears_rows(self) -> bool:
+        """Whether a view leaves matrices whose rows or columns are no longer side by side."""
+        shape, made = self.inputs[0].shape, self.outputs[0].shape
+        if self.name == "Transpose":
+            last = {axis for axis in self.axes[-2:] if shape[axis] > 1}
+            return any(axis < len(shape) - 2 for axis in last)
+        return self.name == "Slice" and 1 < made[-1] < shape[-1] and made[-2:-1] != (1,)
 
     @property
     def side_by_side(self) -> bool:
@@ -232,9 +244,11 @@ class _Run:
     buffers: dict[str, _Buffer] = field(default_factory=dict)
     flat: set[str] = field(default_factory=set)
     """Arrays whose numbers lie side by side."""
+    torn: set[str] = field(default_factory=set)
+    """Arrays whose matrices must be copied before they are multiplied."""
     uses: Counter[str] = field(default_factory=Counter)
     each_time: set[str] = field(default_factory=set)
-    """Views that each use makes anew, though the tape, which merges what is alike, has one."""
+    """Views that each use makes anew."""
 
     def heights(self) -> list[int]:
         self.uses.update(a.name for o in self.tape.operations for a in o.inputs)
@@ -273,7 +287,7 @@ class _Run:
         if not known:
             self.each_time.update(names)
             return
-        if operation.name == "Broadcast":
+        if operation.name in _MERGED:
             self.each_time.update(names)
         else:
             self.dispatch += 1
@@ -281,6 +295,8 @@ class _Run:
             source = known[min(n, len(known) - 1)].name
             flat = source in self.flat and operation.side_by_side
             self._name(output, self.buffers[source], flat=flat)
+            if not flat and (source in self.torn or operation.tears_rows):
+                self.torn.add(output.name)
 
     def _compute(self, operation: _Operation, known: Sequence[_Array]) -> _Buffer | None:
         taken = self._written_over(operation, known)
@@ -289,13 +305,21 @@ class _Run:
                 self._allocate(output)
         else:
             self._name(operation.outputs[0], taken)
-        scratch = _scratch(operation)
+        scratch = _scratch(operation) + self._copied(operation)
         copied = operation.name == "Softmax" and known and known[0].name not in self.flat
         self.dispatch += 1 + _dispatches(operation) + bool(copied)
         if scratch:
             self.held += scratch
             heapq.heappush(self.freed, (self.dispatch, scratch))
         return taken
+
+    def _copied(self, operation: _Operation) -> int:
+        """Bytes of the matrices that are copied to be multiplied, and the dispatches for it."""
+        if operation.name not in _MULTIPLIES:
+            return 0
+        torn = [array for array in operation.inputs if array.name in self.torn]
+        self.dispatch += len(torn)
+        return sum(array.nbytes for array in torn)
 
     def _is_view(self, operation: _Operation) -> bool:
         if operation.name in _RESHAPES:

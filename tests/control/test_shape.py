@@ -115,6 +115,14 @@ def test_fused_attention_keeps_no_scores() -> None:
     assert max(moment.pair for moment in fused) == 1
 
 
+def test_scores_of_the_last_layer_are_never_asked_for() -> None:
+    linear = ["linear_attention"] * 5
+    last = footprint_of(card(layer_types=[*linear, "full_attention"]), fused=False)
+    first = footprint_of(card(layer_types=["full_attention", *linear]), fused=False)
+    assert all(moment.pair == 0 for moment in last.prefill)
+    assert all(moment.pair > 0 for moment in first.prefill)
+
+
 def test_quantised_weights_are_computed_with_in_halves() -> None:
     assert item_bytes(card(quantization="4bit")) == 2
     assert item_bytes(card(quantization="4bit", torch_dtype="float32")) == 4

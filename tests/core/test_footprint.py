@@ -71,6 +71,7 @@ def test_a_first_chunk_has_moments_of_its_own() -> None:
     assert footprint.peak_bytes((), [2048], 1024) == 7 * 1024
     later = Footprint(0, (), first=(Moment(token=1),), prefill=(Moment(token=7),))
     assert later.peak_bytes((), [2048]) == 2048
+    assert later.peak_bytes((), [4096]) == 7 * 2048
 
 
 def test_those_that_are_through_leave_the_others_smaller_chunks() -> None:
