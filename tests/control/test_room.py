@@ -516,3 +516,19 @@ def test_an_older_request_does_not_bring_older_policies_back(timed, tmp_path):
     world.policies = older
     world.begin("b")
     assert world.loaded == ["b"]
+
+
+def test_a_need_is_judged_after_the_decision_that_is_under_way(timed):
+    world = timed(PATIENT, models="")
+    world.once("idle", size=400)
+    world.begin("a", size=400)
+
+    async def slow():
+        await asyncio.sleep(2)
+
+    world.processes.before_stop = slow
+    world.begin("b", size=500)
+    assert ask(world, "a", 500).answers == 0, "the bytes of idle are promised to b"
+    world.loop.advance(3)
+    assert world.loaded == ["a", "b"]
+    assert (grown(world, "a").answers, grown(world, "a").bytes) == (7, 400 * GIB)

@@ -131,3 +131,24 @@ def test_those_who_wait_for_one_load_leave_a_slot_to_the_models_in_memory(
         assert 20 <= int(one.headers["retry-after"]) <= 30
     assert spawned(daemon, "tiny-b") == 0
     idle(daemon)
+
+
+def test_a_worker_is_given_more_when_it_needs_it_and_says_so_when_it_gets_none(
+    start: Any, zoo: Path
+) -> None:
+    """A first generation may take next to nothing, so each long prompt is a need."""
+    small = "reserve: {{per_request: 64KiB, when_full: refuse, system: {}}}\n"
+    daemon: Daemon = start({"models": f"dirs: [{zoo}]\n", "memory": small.format("1MiB")})
+    body: Json = generate(ENDLESS, "word " * 200, tokens=2) | {"stream": False}
+    assert daemon.http.post("/api/generate", json=body).status_code == 200
+    before = workers_of(daemon)
+    daemon.edit("memory", small.format("900TiB"))
+    daemon.reload()
+    body["prompt"] = "other " * 400
+    refused = daemon.http.post("/api/generate", json=body)
+    assert refused.status_code in (400, 503), refused.text
+    assert refused.headers["x-mlxd-code"] in ("insufficient_memory", "context_exceeded")
+    daemon.edit("memory", small.format("1MiB"))
+    daemon.reload()
+    assert daemon.http.post("/api/generate", json=body).status_code == 200
+    assert workers_of(daemon) == before, "neither harmed the worker"

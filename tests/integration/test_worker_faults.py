@@ -25,6 +25,7 @@ from tests.integration.talking import (
     held,
     idle,
     say,
+    spawned,
     workers_of,
 )
 from tests.support.daemon import Daemon, daemon
@@ -113,21 +114,20 @@ def test_an_idle_worker_that_dies_is_replaced_unnoticed(watched: Daemon) -> None
     assert say(watched, ENDLESS, "idle", tokens=10) == expected
 
 
-def test_a_worker_that_dies_while_it_loads_is_replaced_and_its_request_answered(
+def test_a_worker_that_dies_while_it_loads_is_replaced_and_the_request_answered(
     watched: Daemon,
 ) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
+    before = spawned(watched, "tiny-a")
     body = body_for("/api/generate", "tiny-a", "x", tokens=2)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(watched.http.post, "/api/generate", json=body)
         pid = eventually(lambda: workers_of(watched).get("tiny-a", 0), "a worker for tiny-a")
         os.kill(pid, signal.SIGKILL)
-        answered = answer.result(60)
-    assert answered.status_code == 200, answered.text
-    assert answered.json()["response"]
-    assert workers_of(watched)["tiny-a"] != pid
-    assert "another attempt in" in watched.log_text()
+        answered = answer.result(30)
+    assert answered.status_code == 200
+    assert spawned(watched, "tiny-a") == before + 2
 
 
 def test_a_stopped_worker_fails_its_stream_and_is_replaced(watched: Daemon) -> None:
