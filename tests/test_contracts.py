@@ -14,7 +14,9 @@ NAMES_THE_GENERATOR = {"worker/mlx_engine.py"}
 TAKES_FROM_MLX_LM_GENERATE = {
     "worker/mlx_engine.py": {"BatchGenerator", "GenerationBatch"},
     "worker/serial.py": {"generate_step", "generation_stream"},
+    "worker/assembly.py": {"generation_stream"},
     "worker/markup.py": {"TextStateMachine", "make_text_state_machine"},
+    "worker/quantised.py": {"maybe_quantize_kv_cache"},
 }
 
 
