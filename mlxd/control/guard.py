@@ -29,6 +29,8 @@ from mlxd.telemetry.events import Events
 log = logging.getLogger(__name__)
 
 _SOON_SECONDS = 0.001
+_AGAIN_SECONDS = 1.0
+"""The least time until another look after one that failed."""
 
 
 class Guard:
@@ -59,6 +61,8 @@ class Guard:
         self._sustained = Sustained()
         self._readings = Readings(None)
         self._pressure = Level.NORMAL
+        self._told = Level.NORMAL
+        """The last level that was told of."""
         self._alarms: list[str] = []
         """Why it is an emergency whatever readings say, until all that it asks for is done."""
         self._acting = asyncio.Lock()
@@ -67,8 +71,8 @@ class Guard:
 
     @property
     def level(self) -> Level:
-        """The highest mark that holds."""
-        return self._waterline.level
+        """The highest mark that holds, by readings or by an alarm."""
+        return Level.EMERGENCY if self._alarms else self._waterline.level
 
     @property
     def pressure(self) -> Level:
@@ -115,11 +119,8 @@ class Guard:
     async def run(self) -> None:
         """Look every `memory.check_interval`, and at once when there is a reason to."""
         while True:
-            try:
-                await self.check()
-            except (MlxdError, OSError) as error:  # of an eviction; memory is still to be watched
-                log.error("what memory asks for was not done: %s", error)
-            await self._pause()
+            done = await self._check_safely()
+            await self._pause(_SOON_SECONDS if done else _AGAIN_SECONDS)
 
     async def check(self) -> None:
         """One look, and what follows from it; after an eviction memory is read again."""
@@ -152,10 +153,8 @@ class Guard:
         self._alarms.append(why)
         self._events.record("memory_emergency", why)
         log.error("%s", why)
-        before = self.level
-        self._waterline.raise_to(Level.EMERGENCY)
         self._readings = self.read()
-        self._changed(before)
+        self._tell()
         self._hold(HOLDING)
         self._wake.set()
 
@@ -165,19 +164,32 @@ class Guard:
 
     # -- looking
 
+    async def _check_safely(self) -> bool:
+        """Whether all was done that memory asks for."""
+        try:
+            await self.check()
+        except (MlxdError, OSError) as error:  # of an eviction
+            log.error("what memory asks for was not done: %s", error)
+        except Exception:  # the edge: memory is watched as long as the daemon lives
+            log.exception("what memory asks for was not done: a defect")
+        else:
+            return True
+        return False
+
     def _observe(self) -> None:
-        now, before = self._clock.monotonic(), self.level
+        now = self._clock.monotonic()
         self._readings = self.read()
         self._pressure = self._sustained.observe(self._readings.pressure, now)
-        self._waterline.observe(self._marks, self._readings.share, self._floor(), now)
-        self._changed(before)
+        self._waterline.observe(self._marks, self._readings.share, self._pressure, now)
+        self._tell()
         self._measures.release(a for mark in self._entered() for a in mark.actions)
 
-    def _changed(self, before: Level) -> None:
-        """Tell of another level, once."""
-        level = self.level
+    def _tell(self) -> None:
+        """Of another level, once."""
+        before, level = self._told, self.level
         if level == before:
             return
+        self._told = level
         words = f"memory: {before.word} -> {level.word}: {self._words()}"
         shares = {name: round(share, 4) for name, share in self._readings.each().items()}
         data = {"from": before.word, "to": level.word, "monitors": shares}
@@ -190,10 +202,12 @@ class Guard:
     def _words(self) -> str:
         return "; ".join([*self._alarms[-1:], str(self._readings)])
 
-    async def _pause(self) -> None:
-        """Until the next look is due, or there is a reason for one."""
+    async def _pause(self, least: float) -> None:
+        """Until the next look is due, after `least` seconds at the soonest, or there is a reason
+        for one.
+        """
         interval = float(self._policies.memory.check_interval)
-        due = max(_SOON_SECONDS, self._waterline.due(self._marks, self._clock.monotonic()))
+        due = max(least, self._waterline.due(self._marks, self._clock.monotonic()))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(interval, due)):
                 await self._wake.wait()

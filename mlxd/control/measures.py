@@ -135,11 +135,11 @@ class Measures:
     def release(self, wanted: Iterable[str]) -> None:
         """Undo what lasts and is not `wanted` any more."""
         for action in self._held - set(wanted):
-            self._held.discard(action)
             if action == "block_loads":
                 self._models.block_loads(None)
             else:
                 self._gate.shut(None)
+            self._held.discard(action)
 
     def _trim(self) -> None:
         for worker in self._models.workers():

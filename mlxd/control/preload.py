@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 
 from mlxd.control.catalog import Catalog
 from mlxd.control.model_settings import ways_of_loading
@@ -83,13 +83,22 @@ class Preloader:
         self._protect(policies)
         ways = ways_of_loading(policies.models)
         if ways != self._followed:
-            await self._residency.follow(names.cards.values(), policies)
+            await self._follow(names.cards.values(), policies)
             self._followed = ways
         for name in policies.models.preload:
             try:
                 await self._preload(name, policies)
             except MlxdError as error:
                 self._skip(name, error.explained())
+            except Exception:  # the edge: what is odd about one name is no reason to load no other
+                log.exception("models.preload: '%s' could not be loaded: a defect", name)
+                self._skip(name, "a defect; the log has it")
+
+    async def _follow(self, cards: Iterable[ModelCard], policies: PolicySet) -> None:
+        try:
+            await self._residency.follow(cards, policies)
+        except Exception:  # the edge: what is listed is to be loaded all the same
+            log.exception("loaded models do not follow their names: a defect")
 
     async def _preload(self, name: str, policies: PolicySet) -> None:
         """Raises what resolving and leasing raise."""

@@ -50,6 +50,10 @@ class Mark:
     def cleared(self, share: float, pressure: Level) -> bool:
         return share < self.clear and pressure < self.level
 
+    def harder_than(self, other: Mark | None) -> bool:
+        """Whether something that reached the other may not reach this one."""
+        return other is not None and (self.enter > other.enter or self.held > other.held)
+
 
 def marks_of(memory: Memory) -> tuple[Mark, ...]:
     """From the lowest to the highest."""
@@ -70,22 +74,28 @@ class Waterline:
         self.level = Level.NORMAL
         self._since: dict[Level, float] = {}
         """When each mark that is reached began to be."""
+        self._known: dict[Level, Mark] = {}
+        """The marks as of the last reading."""
 
     def observe(self, marks: Sequence[Mark], share: float, pressure: Level, now: float) -> Level:
-        """Follow one reading: `pressure` is a level that the system itself names."""
+        """Follow one reading: `pressure` is a level that the system itself names.
+
+        A mark that has become harder to reach since the last reading was perhaps never reached as
+        it is now: it holds on only if this reading says so.
+        """
+        reached = Level.NORMAL
         for mark in marks:
             if not mark.reached(share, pressure):
                 self._since.pop(mark.level, None)
             elif now - self._since.setdefault(mark.level, now) >= mark.held:
-                self.level = max(self.level, mark.level)
+                reached = mark.level
+        self.level = max(self.level, reached)
         for mark in reversed(marks):
-            if mark.level == self.level and mark.cleared(share, pressure):
+            unsaid = mark.level > reached and mark.harder_than(self._known.get(mark.level))
+            if mark.level == self.level and (unsaid or mark.cleared(share, pressure)):
                 self.level = Level(mark.level - 1)
+        self._known = {mark.level: mark for mark in marks}
         return self.level
-
-    def raise_to(self, level: Level) -> None:
-        """Without a reading that says so; the next reading decides again."""
-        self.level = max(self.level, level)
 
     def due(self, marks: Sequence[Mark], now: float) -> float:
         """Seconds until a mark that is reached will have been for long enough; inf: none is."""

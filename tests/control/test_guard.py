@@ -284,6 +284,24 @@ async def test_actions_are_done_in_the_order_that_policy_writes(tmp_path: Path) 
     assert machine.deeds == ["shut", "evict a", "no loads"]
 
 
+async def test_what_could_not_be_undone_is_undone_at_the_next_look(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(why: MlxdError | None) -> None:
+        raise KeyError("a defect")
+
+    guard = machine.guard()
+    machine.used = 0.96
+    await guard.check()
+    machine.used = 0.1
+    with monkeypatch.context() as broken:
+        broken.setattr(machine, "block_loads", fail)
+        with pytest.raises(KeyError):
+            await guard.check()
+    await guard.check()
+    assert machine.refuses == (False, False)
+
+
 async def test_an_action_that_is_edited_away_is_undone(machine: Machine) -> None:
     guard = machine.guard()
     machine.used = 0.96
@@ -396,6 +414,89 @@ async def test_an_engine_out_of_memory_is_an_emergency_at_once(machine: Machine)
     assert kinds(machine)[:2] == ["memory_emergency", "memory_level"]
 
 
+@pytest.mark.parametrize(
+    ("used", "left"),
+    [(0.5, Level.NORMAL), (0.94, Level.WARNING), (0.96, Level.CRITICAL), (0.99, Level.EMERGENCY)],
+)
+async def test_an_emergency_falls_back_to_what_readings_say(
+    machine: Machine, used: float, left: Level
+) -> None:
+    guard = machine.guard()
+    machine.used = used
+    await guard.check()
+    guard.out_of_memory("a")
+    assert (guard.level, machine.refuses) == (Level.EMERGENCY, (True, True))
+    await guard.check()
+    assert guard.level == left
+    assert machine.refuses == (left >= Level.CRITICAL, left >= Level.EMERGENCY)
+    steps = [event.data["to"] for event in machine.events.since() if event.type == "memory_level"]
+    assert steps[-1:] == [left.word]
+
+
+async def test_an_emergency_counts_for_no_time_that_a_mark_has_to_last(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "watermarks: {emergency: {for: 30s}}\n")
+    guard = machine.guard()
+    machine.used = 0.97
+    guard.out_of_memory("a")
+    await guard.check()
+    machine.clock.advance(29)
+    machine.used = 0.99
+    for level in (Level.CRITICAL, Level.CRITICAL, Level.EMERGENCY):
+        await guard.check()
+        assert guard.level == level
+        machine.clock.advance(15)
+
+
+async def test_two_emergencies_in_a_row_are_told_of_and_end_together(machine: Machine) -> None:
+    guard = machine.guard()
+    machine.used, machine.pinned = 0.94, {"c": 0.01}
+    guard.out_of_memory("a")
+    guard.out_of_memory("b")
+    assert machine.closed is not None
+    assert machine.closed.message.startswith("the engine of 'b'")
+    await guard.check()
+    assert (guard.level, machine.refuses) == (Level.WARNING, (False, False))
+    assert kinds(machine).count("memory_emergency") == 2
+    deeds = machine.deeds
+    assert deeds[:-2] == ["no loads", "shut"] * 2 + ["no loads", "evict c", "shut"]
+    assert set(deeds[-2:]) == {"loads", "open"}
+
+
+async def test_an_emergency_whose_actions_fail_ends_too(machine: Machine) -> None:
+    async def fail(enough: Callable[[], bool], *, all: bool = False) -> list[str]:
+        raise OSError("no")
+
+    guard = machine.guard()
+    machine.used, machine.relieve = 0.94, fail  # type: ignore[method-assign]
+    guard.out_of_memory("a")
+    with pytest.raises(OSError, match="no"):
+        await guard.check()
+    await guard.check()
+    assert (guard.level, machine.refuses) == (Level.WARNING, (False, False))
+
+
+async def test_marks_that_are_edited_upwards_are_left(tmp_path: Path) -> None:
+    low = "warning: {enter: 60%}, critical: {enter: 70%}, emergency: {enter: 80%}"
+    machine = Machine(tmp_path, f"watermarks: {{{low}}}\n")
+    guard = machine.guard()
+    machine.used = 0.94
+    await guard.check()
+    assert machine.refuses == (True, True)
+    guard.apply(machine.written("watermarks: {emergency: {actions: [stop_admission]}}\n"))
+    await guard.check()
+    assert (guard.level, machine.refuses) == (Level.WARNING, (False, False))
+
+
+async def test_an_edit_beside_the_marks_ends_none(machine: Machine) -> None:
+    guard = machine.guard()
+    machine.used = 0.99
+    await guard.check()
+    machine.used = 0.94
+    guard.apply(machine.written("check_interval: 1s\n"))
+    await guard.check()
+    assert guard.level == Level.EMERGENCY
+
+
 # -- without any request, on a virtual clock
 
 
@@ -488,6 +589,50 @@ def test_a_failed_eviction_does_not_end_the_watch(lively) -> None:
         machine.used = 0.1
         await asyncio.sleep(10)
         assert guard.level == Level.NORMAL
+
+    lively(story)
+
+
+@pytest.mark.parametrize("broken", ["relieve", "read", "workers"])
+def test_a_defect_does_not_end_the_watch(
+    lively, broken: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(machine: Machine, guard: Guard) -> None:
+        def fail(*args: object, **more: object) -> None:
+            raise KeyError("a defect")
+
+        machine.used = 0.97
+        machine.idle = {"a": 0.001}
+        await asyncio.sleep(2.5)
+        assert machine.refuses == (False, False)
+        sound = getattr(machine, broken)
+        setattr(machine, broken, fail)
+        if broken == "read":
+            guard._monitors._read_memory = fail
+        await asyncio.sleep(100)
+        assert 10 <= caplog.text.count("was not done: a defect") <= 105
+        setattr(machine, broken, sound)
+        guard._monitors._read_memory = machine.read
+        await asyncio.sleep(10)
+        assert machine.refuses == (True, False)
+        machine.used = 0.1
+        await asyncio.sleep(10)
+        assert (guard.level, machine.refuses) == (Level.NORMAL, (False, False))
+
+    lively(story, "watermarks: {critical: {for: 3s}}\n")
+
+
+def test_closing_in_the_middle_of_an_eviction_ends_the_watch(lively) -> None:
+    async def story(machine: Machine, guard: Guard) -> None:
+        machine.slow = asyncio.Event()
+        machine.idle = {"a": 0.1}
+        guard.emergency("out of memory")
+        await machine.evicting.wait()
+        await asyncio.wait_for(guard.close(), 1)
+        machine.slow.set()
+        await asyncio.sleep(100)
+        assert machine.idle == {"a": 0.1}
+        assert machine.refuses == (True, True), "nothing is let in while the daemon ends"
 
     lively(story)
 

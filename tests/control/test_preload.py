@@ -289,6 +289,37 @@ async def test_a_defect_is_logged_and_the_next_change_works(world, caplog):
     assert world.loaded == ["a", "b"]
 
 
+async def test_a_defect_with_one_name_is_told_and_the_others_are_loaded(world, monkeypatch, caplog):
+    resolve = world.shelf.resolve
+
+    async def odd(name, policies):
+        if name == "b":
+            raise KeyError("odd")
+        return await resolve(name, policies)
+
+    monkeypatch.setattr(world.shelf, "resolve", odd)
+    await world.list("a", "b", "c")
+    assert world.loaded == ["a", "c"]
+    assert world.preloader.warnings() == [
+        "models.preload: 'b' is not loaded: a defect; the log has it"
+    ]
+    assert "KeyError: 'odd'" in caplog.text
+    monkeypatch.undo()
+    await world.list("a", "b", "c", also="max_loaded: 4\n")
+    assert world.loaded == ["a", "b", "c"]
+
+
+async def test_a_defect_of_following_names_prevents_no_preload(world, monkeypatch, caplog):
+    async def follow(cards, policies):
+        raise KeyError("odd")
+
+    await world.settle()
+    monkeypatch.setattr(world.residency, "follow", follow)
+    await world.list("a", also="models: {b: {kv_bits: 8}}\n")
+    assert world.loaded == ["a"]
+    assert "KeyError: 'odd'" in caplog.text
+
+
 async def test_loaded_models_follow_another_way_of_loading_too(world, monkeypatch):
     await world.settle()
     followed = []

@@ -70,11 +70,46 @@ def test_what_the_system_calls_pressure_is_at_least_that_mark() -> None:
     assert line.observe(SHIPPED, 0.1, Level.NORMAL, 2.0) == Level.NORMAL
 
 
-def test_an_emergency_by_word_ends_with_the_next_reading() -> None:
+LOW = {"warning": {"enter": "60%"}, "critical": {"enter": "70%"}, "emergency": {"enter": "80%"}}
+
+
+def edited(before: tuple[Mark, ...], *shares: float, to: tuple[Mark, ...]) -> list[Level]:
+    """The levels before and after an edit, at each share."""
     line = Waterline()
-    line.raise_to(E)
-    assert line.level == E
-    assert line.observe(SHIPPED, 0.1, Level.NORMAL, 0.0) == Level.NORMAL
+    readings = [(marks, share) for share in shares for marks in (before, to)]
+    return [
+        line.observe(marks, share, Level.NORMAL, i * 10.0)
+        for i, (marks, share) in enumerate(readings)
+    ]
+
+
+def test_marks_that_are_edited_upwards_hold_only_where_they_are_reached() -> None:
+    assert edited(marks(**LOW), 0.94, to=SHIPPED) == [E, W]
+    assert edited(marks(**LOW), 0.83, to=SHIPPED) == [E, Level.NORMAL]
+    assert edited(marks(**LOW), 0.97, to=SHIPPED) == [E, C]
+
+
+def test_an_edit_upwards_leaves_the_marks_that_it_does_not_touch() -> None:
+    to = marks(**LOW | {"emergency": {"enter": "98%"}})
+    line = Waterline()
+    line.observe(marks(**LOW), 0.81, Level.NORMAL, 0.0)
+    assert line.observe(to, 0.66, Level.NORMAL, 10.0) == C, "critical is left below 65 %"
+
+
+def test_an_edit_that_makes_no_mark_harder_to_reach_ends_no_hysteresis() -> None:
+    line = Waterline()
+    line.observe(SHIPPED, 0.99, Level.NORMAL, 0.0)
+    line.observe(SHIPPED, 0.94, Level.NORMAL, 10.0)
+    lower = marks(emergency={"enter": "97%", "clear": "50%"})
+    assert line.observe(lower, 0.94, Level.NORMAL, 20.0) == E
+
+
+def test_a_longer_time_that_a_mark_has_not_lasted_ends_it_until_it_has() -> None:
+    longer = marks(emergency={"for": "30s"})
+    line = Waterline()
+    levels = [line.observe(SHIPPED, 0.99, Level.NORMAL, 0.0)]
+    levels += [line.observe(longer, 0.99, Level.NORMAL, now) for now in (10.0, 20.0, 30.0)]
+    assert levels == [E, C, C, E]
 
 
 @st.composite
@@ -124,11 +159,14 @@ def test_no_mark_is_entered_unheld_or_left_uncleared(marks, readings) -> None:
         assert line.due(marks, now) >= 0
 
 
-@given(any_marks(), st.lists(READING, max_size=30), st.integers(0, 30))
-def test_a_fuller_memory_never_stands_lower(marks, readings, more) -> None:
-    """The same story with each share higher by `more` points is at no time at a lower mark."""
+@given(any_marks(), any_marks(), st.lists(READING, max_size=30), st.integers(0, 30))
+def test_a_fuller_memory_never_stands_lower(marks, others, readings, more) -> None:
+    """The same story with each share higher by `more` points is at no time at a lower mark, not
+    when the marks are edited in its middle either.
+    """
     low, high, now = Waterline(), Waterline(), 0.0
-    for share, pressure, later in readings:
+    for i, (share, pressure, later) in enumerate(readings):
+        marks = others if i == len(readings) // 2 else marks
         now += later
         lower = low.observe(marks, share, pressure, now)
         assert high.observe(marks, share + more / 100, pressure, now) >= lower
