@@ -79,7 +79,9 @@ def promised_by(budget: ipc.Budget) -> int:
 def first_budget(needed: int, memory: Memory) -> ipc.Budget:
     """Of a model that takes `needed` bytes with its first generation, as policy limits it."""
     limits = memory.worker_limits
-    size = needed if limits.mlx_memory_limit == "auto" else min(needed, limits.mlx_memory_limit)
+    size = (
+        needed if limits.mlx_memory_limit == "auto" else min(needed, int(limits.mlx_memory_limit))
+    )
     low, high = _CACHE
     auto = min(max(size // _CACHE_SHARE, low), high)
     cache = auto if limits.mlx_cache_limit == "auto" else int(limits.mlx_cache_limit)

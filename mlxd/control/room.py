@@ -182,7 +182,7 @@ class Room:
             resident.wanted = 0
         else:
             limit = policies.memory.worker_limits.mlx_memory_limit
-            most = old.bytes if limit == "auto" else min(old.bytes, limit)
+            most = old.bytes if limit == "auto" else min(old.bytes, int(limit))
             new = replace(new, bytes=max(new.bytes, most))
         more = promised_by(new) - promised_by(old)
         if more > 0 and not self._inventory.judge_need(resident, more, policies).fits:

@@ -2,6 +2,7 @@ import sys
 
 from mlxd.control.ledger import Account, first_budget, free_bytes, reserve_of
 from mlxd.control.memory import MemoryReading
+from mlxd.ipc.messages import FrameReader, decode_down, encode
 from mlxd.policy.schema import Memory
 
 GIB = 2**30
@@ -50,6 +51,7 @@ def test_a_budget_follows_the_model_within_what_policy_says():
     set_ = first_budget(64 * GIB, _memory(worker_limits=limits))
     assert (set_.bytes, set_.cache_bytes, set_.wired_bytes) == (48 * GIB, 2 * GIB, 40 * GIB)
     assert first_budget(GIB, _memory(worker_limits=limits)).bytes == GIB
+    assert decode_down(FrameReader().feed(encode(set_))[0]) == set_, "it can be sent"
 
 
 def test_workers_take_turns_where_metal_is_known_to_hurt(monkeypatch):
