@@ -261,9 +261,21 @@ class Residency:
         self._own(self._answered(worker, need), f"need of {worker.name}")
 
     async def _answered(self, worker: Worker, need: ipc.Need) -> None:
-        later = await self._room.answer(worker, need)
+        await self._room.answer(worker, need)
+        self._look_again()
+
+    async def _offered(self) -> None:
+        await self._room.offer()
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Have what was denied offered later: other processes do not tell what they give back."""
+        if self._offering is not None:
+            self._offering.cancel()
+            self._offering = None
+        later = self._room.next_offer()
         if later is not None and not self._room.closing:
-            self._offering = asyncio.get_running_loop().call_later(later, self._changed)
+            self._offering = asyncio.get_running_loop().call_later(later, self._offer)
 
     def _observed(self, worker: Worker, observed: ipc.Observed) -> None:
         """A busy time is over: the worker goes back to its first budget."""
@@ -285,7 +297,10 @@ class Residency:
         """There may be room where there was none."""
         self._room.changes.tell()
         if any(resident.wanted for resident in self._inventory.residents.values()):
-            self._own(self._room.offer(), "offer of memory that was denied")
+            self._offer()
+
+    def _offer(self) -> None:
+        self._own(self._offered(), "offer of memory that was denied")
 
     # -- another meaning of a name
 

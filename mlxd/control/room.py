@@ -122,41 +122,59 @@ class Room:
 
     # -- what workers are promised
 
-    async def answer(self, worker: Worker, need: ipc.Need) -> float | None:
+    async def answer(self, worker: Worker, need: ipc.Need) -> None:
         """Grant what a worker needs, evicting what is idle if that makes room; or say no.
 
         Where there will be room later and policy says to wait, nothing is said: `offer` grants it
-        then. Returns the seconds until that is worth a try, where they are known.
+        then.
         """
         async with self.deciding:
             resident = self._resident_of(worker)
             if resident is None:
-                return None
-            resident.wanted = 0 if await self._granted(resident, need.bytes) else need.bytes
+                return
+            granted = await self._granted(resident, need.bytes)
             if self._resident_of(worker) is not resident:
-                return None
-            if resident.wanted and self._may_come(resident):
-                return self._until_room(resident)
-            size = resident.budget.bytes
-            if not resident.wanted:
-                size = max(size, need.bytes)
-            self._promise(resident, worker, size, answers=need.id)
-            return None
+                return
+            if granted:
+                self._grant(resident, worker, need)
+                return
+            may_come = self._may_come(resident, need.bytes)
+            self._remember(resident, need.bytes)
+            if not may_come:
+                self._promise(resident, worker, resident.budget.bytes, answers=need.id)
 
-    def _may_come(self, resident: Resident) -> bool:
-        """Whether what a loaded model wants is worth waiting for."""
+    def next_offer(self) -> float | None:
+        """Seconds until what was denied is worth another try; None: nobody waits."""
+        policies = self._in_force()
+        wanting = [r for r in self._inventory.residents.values() if r.wanted]
+        if not wanting or policies.memory.reserve.when_full != "wait":
+            return None
+        now = self._clock.monotonic()
+        known = [at - now for r in wanting if (at := self._plan(r, r.wanted).at) is not None]
+        return max(0.0, min([float(policies.memory.check_interval), *known]))
+
+    def _grant(self, resident: Resident, worker: Worker, need: ipc.Need) -> None:
+        """A larger one that was denied still waits."""
+        if need.bytes >= resident.wanted:
+            resident.wanted = 0
+        self._promise(resident, worker, max(resident.budget.bytes, need.bytes), answers=need.id)
+
+    def _remember(self, resident: Resident, size: int) -> None:
+        """The largest that was denied is offered later, but for one that never fits."""
+        sizes = [resident.wanted, size]
+        may_come = [one for one in sizes if one and self._may_come(resident, one)]
+        resident.wanted = max(may_come or sizes)
+
+    def _may_come(self, resident: Resident, size: int) -> bool:
+        """Whether so large a budget of a loaded model is worth waiting for."""
         policies = self._in_force()
         limit = policies.memory.worker_limits.mlx_memory_limit
         if policies.memory.reserve.when_full != "wait":
             return False
-        return (limit == "auto" or resident.wanted <= limit) and not self._wanted(resident).never
+        return (limit == "auto" or size <= limit) and not self._plan(resident, size).never
 
-    def _until_room(self, resident: Resident) -> float | None:
-        at = self._wanted(resident).at
-        return max(0.0, at - self._clock.monotonic()) if at is not None else None
-
-    def _wanted(self, resident: Resident) -> Plan:
-        more = resident.wanted - resident.budget.bytes
+    def _plan(self, resident: Resident, size: int) -> Plan:
+        more = size - resident.budget.bytes
         return self._inventory.judge_need(resident, more, self._in_force()).plan
 
     async def offer(self) -> None:

@@ -422,6 +422,56 @@ def test_a_need_that_was_denied_is_granted_once_there_is_room(timed):
     assert world.loaded == ["a"]
 
 
+def test_a_need_that_waits_for_a_time_is_looked_at_again_after_a_use_meanwhile(timed):
+    world = timed(models="")
+    world.once("b", size=500)
+    world.begin("a", size=400)
+    ask(world, "a", 700)
+    world.loop.advance(20)
+    world.once("b", size=500)
+    world.loop.advance(29)
+    assert grown(world, "a").bytes == 400 * GIB
+    world.loop.advance(2)
+    assert grown(world, "a").bytes == 700 * GIB
+
+
+def test_a_need_that_waits_follows_what_other_processes_give_back(timed):
+    world = timed(PATIENT, models="")
+    world.begin("b", size=200)
+    world.begin("a", size=200)
+    world.others = 450
+    assert ask(world, "a", 450).answers == 0, "it waits"
+    world.loop.advance(50)
+    assert grown(world, "a").bytes == 200 * GIB
+    world.others = 0
+    world.loop.advance(10)
+    assert grown(world, "a").bytes == 450 * GIB
+    assert world.residency._offering is None, "nobody waits any more"
+
+
+def test_a_small_need_leaves_a_larger_one_waiting(timed):
+    world = timed(models="")
+    world.once("b", size=500)
+    world.begin("a", size=300)
+    assert ask(world, "a", 700, id=7).answers == 0
+    granted = ask(world, "a", 350, id=8)
+    assert (granted.bytes, granted.answers) == (350 * GIB, 8)
+    assert ask(world, "a", 600, id=9).bytes == 350 * GIB, "a smaller one that waits too"
+    world.loop.advance(31)
+    assert grown(world, "a").bytes == 700 * GIB
+
+
+def test_a_need_that_never_fits_does_not_hide_one_that_may(timed):
+    world = timed(models="")
+    world.once("b", size=500)
+    world.begin("a", size=300)
+    for size, id in ((5000, 7), (700, 8), (5000, 9)):
+        assert ask(world, "a", size, id).bytes == 300 * GIB
+    assert grown(world, "a").answers == 9
+    world.loop.advance(31)
+    assert grown(world, "a").bytes == 700 * GIB
+
+
 def test_an_idle_worker_goes_back_to_its_first_budget(timed):
     world = timed(PATIENT, models="")
     world.once("a")
