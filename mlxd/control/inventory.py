@@ -30,6 +30,7 @@ from mlxd.control.ledger import (
 )
 from mlxd.control.memory import MemoryReading
 from mlxd.control.names import settings_of
+from mlxd.control.process_limit import private_of
 from mlxd.control.resident import Evicts, Resident
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.worker import Worker
@@ -48,7 +49,9 @@ class Inventory:
         clock: Clock,
         read_memory: Callable[[], MemoryReading | None],
         forecasts: Forecaster,
+        private_of: Callable[[int], int] = private_of,
     ) -> None:
+        """`private_of` tells what a process has taken before its engine says so."""
         self.residents: dict[ModelSpec, Resident] = {}
         self.preloaded: frozenset[ModelSpec] = frozenset()
         self.working_set = 0
@@ -57,6 +60,7 @@ class Inventory:
         self._supervisor = supervisor
         self._clock = clock
         self._forecasts = forecasts
+        self._private_of = private_of
 
     def worker_of(self, resident: Resident) -> Worker | None:
         """The worker that serves it; None while there is none."""
@@ -71,9 +75,15 @@ class Inventory:
         return sum(r.reserved for r in self.residents.values())
 
     def account(self, resident: Resident) -> Account:
-        starting = PROCESS_BYTES if resident.reserved else 0
-        promised = promised_by(resident.budget) + starting
-        return Account(promised, held_by(self.worker_of(resident)))
+        if not resident.reserved:
+            return Account(promised_by(resident.budget), held_by(self.worker_of(resident)))
+        promised = promised_by(resident.budget) + PROCESS_BYTES
+        return Account(promised, min(promised, self._taken_by(resident)))
+
+    def _taken_by(self, resident: Resident) -> int:
+        """Of what a load was promised, the bytes that are already missing from what is there."""
+        loading = [w for w in self._supervisor.workers() if w.spec == resident.spec]
+        return sum(self._private_of(worker.pid) for worker in loading)
 
     def free(self, policies: PolicySet) -> int | None:
         """Bytes for a new promise; below 0 where there are too many. None: nobody can tell."""

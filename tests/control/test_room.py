@@ -472,6 +472,25 @@ def test_a_need_that_never_fits_does_not_hide_one_that_may(timed):
     assert grown(world, "a").bytes == 700 * GIB
 
 
+def test_what_a_load_has_read_by_now_is_counted_once(timed):
+    world = timed(PATIENT, models="")
+    world.once("idle", size=100)
+    world.begin("a", size=100)
+    world.processes.gate.clear()
+    world.begin("b", size=500)
+    world.processes.read = 490
+    assert ask(world, "a", 390).bytes == 390 * GIB
+    assert "idle" in world.loaded
+    assert ask(world, "a", 490, id=8).bytes == 490 * GIB
+    assert "idle" not in world.loaded, "the rest of b is still kept for it"
+    world.processes.read = 900
+    assert world.residency._inventory.free(world.policies) == -391 * GIB - 1
+    world.processes.read = 0
+    world.processes.gate.set()
+    world.loop.settle()
+    assert "b" in world.loaded
+
+
 def test_an_idle_worker_goes_back_to_its_first_budget(timed):
     world = timed(PATIENT, models="")
     world.once("a")
