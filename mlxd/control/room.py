@@ -1,8 +1,9 @@
 """Room in memory: made, given away and taken back, one decision at a time.
 
 A decision holds the lock until what it evicts is gone and its bytes are seen to be free again; what
-was looked at before an await is looked at again after. Loads themselves run side by side, with what
-they were promised.
+was looked at before an await is looked at again after. Meanwhile a worker gets what it needs if that
+is there beside what the eviction is for. Loads themselves run side by side, with what they were
+promised.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class Room:
         self._supervisor = supervisor
         self._clock = clock
         self._in_force = in_force
+        self._spare = math.inf
+        """Bytes that may be promised while an eviction is under way: those that it is not for."""
 
     async def reserve(self, incoming: Resident) -> None:
         """Wait for a load's turn and its room, evicting what may be evicted.
@@ -128,6 +131,8 @@ class Room:
         Where there will be room later and policy says to wait, nothing is said: `offer` grants it
         then.
         """
+        if self._granted_at_once(worker, need):
+            return
         async with self.deciding:
             resident = self._resident_of(worker)
             if resident is None:
@@ -152,6 +157,26 @@ class Room:
         now = self._clock.monotonic()
         known = [at - now for r in wanting if (at := self._plan(r, r.wanted).at) is not None]
         return max(0.0, min([float(policies.memory.check_interval), *known]))
+
+    def _granted_at_once(self, worker: Worker, need: ipc.Need) -> bool:
+        """Whether a need was granted that nobody has to leave for."""
+        resident = self._resident_of(worker)
+        if resident is None:
+            return False
+        more = max(0, need.bytes - resident.budget.bytes)
+        if more and (more > self._spare or not self._fits(resident, need.bytes)):
+            return False
+        self._spare -= more
+        self._grant(resident, worker, need)
+        return True
+
+    def _fits(self, resident: Resident, size: int) -> bool:
+        policies = self._in_force()
+        limit = policies.memory.worker_limits.mlx_memory_limit
+        if self.closing or (limit != "auto" and size > limit):
+            return False
+        more = size - resident.budget.bytes
+        return self._inventory.judge_need(resident, more, policies).fits
 
     def _grant(self, resident: Resident, worker: Worker, need: ipc.Need) -> None:
         """A larger one that was denied still waits."""
@@ -232,7 +257,7 @@ class Room:
                 return judged.fits
             victim = self._inventory.named(judged.plan)[0]
             log.info("evicting %s for more of %s", victim.card.name, resident.card.name)
-            await self._evict(victim, "growth")
+            await self._evict(victim, "growth", judged)
         return True
 
     def _resident_of(self, worker: Worker) -> Resident | None:
@@ -262,10 +287,15 @@ class Room:
                 return 0.0
             victim = self._inventory.named(judged.plan)[0]
             log.info("evicting %s for %s", victim.card.name, incoming.card.name)
-            await self._evict(victim, "load")
+            await self._evict(victim, "load", judged)
 
-    async def _evict(self, victim: Resident, reason: str) -> None:
-        await self.clear(victim, self._grace)
+    async def _evict(self, victim: Resident, reason: str, judged: Judgement) -> None:
+        """Have one leave for what was judged."""
+        self._spare = judged.at_best - judged.needed
+        try:
+            await self.clear(victim, self._grace)
+        finally:
+            self._spare = math.inf
         if self.on_evicted is not None:
             self.on_evicted(reason)
 

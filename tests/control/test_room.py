@@ -491,6 +491,42 @@ def test_what_a_load_has_read_by_now_is_counted_once(timed):
     assert "b" in world.loaded
 
 
+@pytest.fixture
+def evicting(timed):
+    """`c` is about to leave for `b` of 750 GiB, and 1000 - 750 - 100 are to spare beside `a`."""
+    world = timed(PATIENT, models="")
+    world.once("c", size=400)
+    world.begin("a", size=100)
+
+    async def slowly():
+        world.processes.leaks = 401 * GIB
+        await asyncio.sleep(4)
+        world.processes.leaks = 0
+
+    world.processes.before_stop = slowly
+    world.begin("b", size=750)
+    assert world.loaded == ["a"]
+    return world
+
+
+def test_a_need_does_not_wait_for_an_eviction_that_it_does_not_need(evicting):
+    assert ask(evicting, "a", 110).bytes == 110 * GIB
+    evicting.loop.advance(5)
+    assert evicting.loaded == ["a", "b"]
+
+
+def test_what_an_eviction_is_for_is_not_given_to_a_need_meanwhile(evicting):
+    assert ask(evicting, "a", 200).bytes == 200 * GIB
+    assert ask(evicting, "a", 250, id=8).bytes == 200 * GIB, "50 more of 48 to spare"
+    assert ask(evicting, "a", 150, id=9).answers == 9, "it has that already"
+    evicting.loop.advance(5)
+    assert evicting.loaded == ["a", "b"]
+    assert grown(evicting, "a").bytes == 200 * GIB
+    evicting.end("b")
+    evicting.loop.advance(5)
+    assert grown(evicting, "a").bytes == 250 * GIB
+
+
 def test_an_idle_worker_goes_back_to_its_first_budget(timed):
     world = timed(PATIENT, models="")
     world.once("a")
