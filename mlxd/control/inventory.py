@@ -156,26 +156,33 @@ class Inventory:
         card: ModelCard,
         policies: PolicySet,
         evicts: Evicts = Evicts.IDLE,
-        needed: int | None = None,
+        budget: ipc.Budget | None = None,
     ) -> Judgement:
         """What is to be done for a model that is not in memory.
 
-        It takes `needed` bytes, else those of its first budget.
+        It takes `budget`, else its first one.
         """
-        limit = policies.memory.worker_limits.mlx_memory_limit
-        if limit != "auto" and card.size_bytes > limit:
-            return Judgement(Plan((), "limit", never=True), card.size_bytes, limit, limit)
-        first = first_budget(self._forecasts.load_bytes(card, policies), policies.memory)
+        if budget is None:
+            budget = first_budget(self._forecasts.load_bytes(card, policies), policies.memory)
+        if beyond := _beyond_limit(max(card.size_bytes, budget.bytes), policies):
+            return beyond
         want = Want(
-            bytes=PROCESS_BYTES + (promised_by(first) if needed is None else needed),
+            bytes=PROCESS_BYTES + promised_by(budget),
             free=self.free(policies),
             weights=card.size_bytes,
             **_bounds(policies),
         )
         return self._judge(want, card.spec, policies, evicts)
 
-    def judge_need(self, resident: Resident, more: int, policies: PolicySet) -> Judgement:
-        """What is to be done for a loaded model that wants `more` bytes than it has."""
+    def judge_need(
+        self, resident: Resident, more: int, policies: PolicySet, size: int = 0
+    ) -> Judgement:
+        """What is to be done for a loaded model that wants `more` bytes than it has.
+
+        `size`: what its budget would be then, where that is not known to be within its limit.
+        """
+        if beyond := _beyond_limit(size, policies):
+            return beyond
         want = Want(bytes=more, free=self.free(policies), models=0)
         return self._judge(want, resident.spec, policies, Evicts.IDLE)
 
@@ -231,6 +238,14 @@ def _bounds(policies: PolicySet) -> _Bounds:
         "max_models": None if count == "auto" else count,
         "max_weights": None if weights == "auto" else int(weights),
     }
+
+
+def _beyond_limit(size: int, policies: PolicySet) -> Judgement | None:
+    """Of a budget that no worker may have."""
+    limit = policies.memory.worker_limits.mlx_memory_limit
+    if limit == "auto" or size <= limit:
+        return None
+    return Judgement(Plan((), "limit", never=True), size, int(limit), int(limit))
 
 
 def _spares(plan: Plan, leaving: Sequence[Candidate], protection: Protection) -> Spares:

@@ -17,7 +17,6 @@ from copy import copy
 from msgspec.structs import replace
 
 from mlxd.control.changes import Changes
-from mlxd.control.eviction import Plan
 from mlxd.control.inventory import Inventory
 from mlxd.control.judgement import Judgement
 from mlxd.control.ledger import promised_by
@@ -155,7 +154,7 @@ class Room:
         if not wanting or policies.memory.reserve.when_full != "wait":
             return None
         now = self._clock.monotonic()
-        known = [at - now for r in wanting if (at := self._plan(r, r.wanted).at) is not None]
+        known = [at - now for r in wanting if (at := self._judge(r, r.wanted).plan.at) is not None]
         return max(0.0, min([float(policies.memory.check_interval), *known]))
 
     def _granted_at_once(self, worker: Worker, need: ipc.Need) -> bool:
@@ -164,19 +163,13 @@ class Room:
         if resident is None:
             return False
         more = max(0, need.bytes - resident.budget.bytes)
-        if more and (more > self._spare or not self._fits(resident, need.bytes)):
+        if more and (self.closing or more > self._spare):
+            return False
+        if more and not self._judge(resident, need.bytes).fits:
             return False
         self._spare -= more
         self._grant(resident, worker, need)
         return True
-
-    def _fits(self, resident: Resident, size: int) -> bool:
-        policies = self._in_force()
-        limit = policies.memory.worker_limits.mlx_memory_limit
-        if self.closing or (limit != "auto" and size > limit):
-            return False
-        more = size - resident.budget.bytes
-        return self._inventory.judge_need(resident, more, policies).fits
 
     def _grant(self, resident: Resident, worker: Worker, need: ipc.Need) -> None:
         """A larger one that was denied still waits."""
@@ -192,15 +185,12 @@ class Room:
 
     def _may_come(self, resident: Resident, size: int) -> bool:
         """Whether so large a budget of a loaded model is worth waiting for."""
-        policies = self._in_force()
-        limit = policies.memory.worker_limits.mlx_memory_limit
-        if policies.memory.reserve.when_full != "wait":
-            return False
-        return (limit == "auto" or size <= limit) and not self._plan(resident, size).never
+        patient = self._in_force().memory.reserve.when_full == "wait"
+        return patient and not self._judge(resident, size).plan.never
 
-    def _plan(self, resident: Resident, size: int) -> Plan:
+    def _judge(self, resident: Resident, size: int) -> Judgement:
         more = size - resident.budget.bytes
-        return self._inventory.judge_need(resident, more, self._in_force()).plan
+        return self._inventory.judge_need(resident, more, self._in_force(), size)
 
     async def offer(self) -> None:
         """Grant what was denied, as far as there is room now."""
@@ -247,12 +237,10 @@ class Room:
 
     async def _granted(self, resident: Resident, size: int) -> bool:
         """Whether a loaded model may hold `size` bytes; room is made for it where that helps."""
-        while (more := size - resident.budget.bytes) > 0:
-            policies = self._in_force()
-            limit = policies.memory.worker_limits.mlx_memory_limit
-            if self.closing or (limit != "auto" and size > limit):
+        while size > resident.budget.bytes:
+            judged = self._judge(resident, size)
+            if self.closing:
                 return False
-            judged = self._inventory.judge_need(resident, more, policies)
             if not judged.plan.victims:
                 return judged.fits
             victim = self._inventory.named(judged.plan)[0]
