@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -65,11 +66,12 @@ def own_group(root: Path) -> Group | None:
 
 
 def limits(group: Group) -> Iterator[Limit]:
-    """Of the group and of those around it, where one is set. Raises OSError, ValueError."""
+    """Of the group and of those around it, where one is set and can be read."""
     for folder in group.upwards():
-        total = _limit_of(folder, group.version)
-        if total is not None:
-            yield Limit(total, _used(folder, group.version))
+        with suppress(OSError, ValueError):
+            total = _limit_of(folder, group.version)
+            if total is not None:
+                yield Limit(total, _used(folder, group.version))
 
 
 def _limit_of(folder: Path, version: int) -> int | None:

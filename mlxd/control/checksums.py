@@ -20,7 +20,7 @@ from mlxd.core.models import ModelCard
 from mlxd.core.threads import Threads
 
 SUMS = "SHA256SUMS"
-_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?([^/\n]+)")
+_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?([^/\n\0]+)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 4 * 2**20
 _LONGEST_LIST = 2**20

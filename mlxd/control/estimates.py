@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import statistics
+from itertools import chain
 from pathlib import Path
 
 import msgspec
 
 from mlxd.core.clock import Clock
-from mlxd.core.footprint import Footprint
+from mlxd.core.footprint import Footprint, LayerGroup, Moment
 from mlxd.core.threads import Threads
 from mlxd.policy.history import write_whole
 
@@ -25,6 +27,13 @@ SCHEMA = 1
 MOST_MODELS = 200
 MOST_OBSERVATIONS = 32
 _MOST_BYTES = 16 * 2**20
+_IMPOSSIBLE = 2**48
+"""More bytes, tokens or layers than anything that exists has."""
+_PATIENCE_S = 2.0
+_USUAL_LENGTH = 4096
+"""Tokens for which a footprint has to be believable."""
+_MOST_PARTS = 1000
+"""Of a footprint: kinds of layers and moments."""
 _SMALLEST, _LARGEST = 0.25, 4.0
 """A factor beyond these says that something else was measured."""
 _TRUSTED = 5
@@ -104,6 +113,12 @@ class Estimates:
             del self._models[old]
         self._changed = True
         self._save()
+
+    async def close(self) -> None:
+        """Wait for the disk, but not for one that hangs: what is not written then is forgotten."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S):
+                await self.saved()
 
     async def saved(self) -> None:
         """Wait until what is known now is on the disk, or could not be written."""
@@ -200,9 +215,49 @@ def _read(path: Path) -> dict[str, Estimate]:
         version = msgspec.json.decode(content, type=_Version).schema
         if version != SCHEMA:
             return _set_aside(path, f"its schema is {version}, not {SCHEMA}")
-        return msgspec.json.decode(content, type=_File).models
-    except (msgspec.DecodeError, RecursionError) as error:
+        models = msgspec.json.decode(content, type=_File).models
+        return {key: _believable(estimate) for key, estimate in models.items()}
+    except (ValueError, RecursionError) as error:  # ValueError: bytes that are no UTF-8, too
         return _set_aside(path, str(error))
+
+
+def _believable(estimate: Estimate) -> Estimate:
+    """Without what cannot have been observed; arithmetic with the rest does not fail."""
+    whole = 0 <= estimate.weights_bytes < _IMPOSSIBLE
+    footprint = estimate.footprint
+    return msgspec.structs.replace(
+        estimate,
+        weights_bytes=estimate.weights_bytes if whole else 0,
+        observations=_possible(estimate.observations),
+        count=max(0, min(estimate.count, _IMPOSSIBLE)),
+        loads=_possible(estimate.loads),
+        footprint=footprint if footprint is not None and _exists(footprint) else None,
+    )
+
+
+def _possible(observations: list[Observation]) -> list[Observation]:
+    """Those of them that can have been made."""
+    return [
+        one
+        for one in observations[-MOST_OBSERVATIONS:]
+        if all(0 < n < _IMPOSSIBLE for n in (one.predicted, one.measured, one.corrected))
+    ]
+
+
+def _exists(footprint: Footprint) -> bool:
+    """Whether a model can have it."""
+    moments = (
+        footprint.first, footprint.prefill, footprint.start, footprint.decode, footprint.join,
+    )  # fmt: skip
+    parts: list[LayerGroup | Moment] = [*footprint.groups, *chain.from_iterable(moments)]
+    numbers = [n for part in parts for n in dataclasses.astuple(part)]
+    numbers += [footprint.work_bytes, footprint.score_bytes]
+    return (
+        len(parts) <= _MOST_PARTS
+        and 0 < footprint.weights_bytes < _IMPOSSIBLE
+        and all(0 <= n < _IMPOSSIBLE for n in numbers)
+        and footprint.peak_bytes((), (_USUAL_LENGTH,)) < _IMPOSSIBLE
+    )
 
 
 def _set_aside(path: Path, reason: str) -> dict[str, Estimate]:

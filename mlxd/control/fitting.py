@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from mlxd.control.fit import FitReport, Verdict
 from mlxd.control.forecasting import Forecaster
 from mlxd.control.inventory import Inventory
@@ -11,6 +13,7 @@ from mlxd.control.refusal import refusal
 from mlxd.control.resident import Resident
 from mlxd.core.errors import MlxdError
 from mlxd.core.models import ModelCard
+from mlxd.ipc import messages as ipc
 from mlxd.policy.policy_set import PolicySet
 
 
@@ -34,19 +37,20 @@ class Fitting:
         `blocked`: why nothing is loaded at all just now.
         """
         resident = self._loaded(card)
-        needed = self._needed(card, policies, context)
-        judged = self._judge(card, resident, needed, policies)
+        budget = self._needed(card, policies, context)
+        judged = self._judge(card, resident, budget, policies)
         verdict = _verdict(judged, loaded=resident is not None)
         reason = refusal(judged, card.name, policies, now).message if judged.plan.obstacle else ""
         if blocked is not None and resident is None and verdict != "never":
             verdict, reason = "fits_after_wait", blocked.message
-        own = promised_by(resident.budget) if resident is not None else 0
+        more = resident is not None and judged.plan.obstacle != "limit"
+        own = promised_by(resident.budget) if resident is not None and more else 0
         confidence, observations, error = self._forecasts.confidence(card)
         at = judged.plan.at
         return FitReport(
             model=card.name,
             verdict=verdict,
-            needed_bytes=judged.needed + own if resident is not None else judged.needed,
+            needed_bytes=judged.needed + own,
             available_bytes=judged.at_best + own,
             context=context or min(card.context, 2 * policies.memory.reserve.expected_output),
             longest_context=self._longest(card, policies),
@@ -62,21 +66,20 @@ class Fitting:
         resident = self._inventory.residents.get(card.spec)
         return resident if resident in self._inventory.present() else None
 
-    def _needed(self, card: ModelCard, policies: PolicySet, context: int | None) -> int:
-        """Bytes of the whole, buffers for reuse included."""
+    def _needed(self, card: ModelCard, policies: PolicySet, context: int | None) -> ipc.Budget:
         first = self._inventory.budget_for(card, policies)
         if context is None:
-            return promised_by(first)
+            return first
         peak = self._forecasts.footprint(card).peak_bytes((), (context,))
-        return max(first.bytes, self._forecasts.correct(card, peak)) + first.cache_bytes
+        return replace(first, bytes=max(first.bytes, self._forecasts.correct(card, peak)))
 
     def _judge(
-        self, card: ModelCard, resident: Resident | None, needed: int, policies: PolicySet
+        self, card: ModelCard, resident: Resident | None, budget: ipc.Budget, policies: PolicySet
     ) -> Judgement:
         if resident is None:
-            return self._inventory.judge_load(card, policies, needed=needed)
-        more = max(0, needed - promised_by(resident.budget))
-        return self._inventory.judge_need(resident, more, policies)
+            return self._inventory.judge_load(card, policies, budget=budget)
+        more = max(0, promised_by(budget) - promised_by(resident.budget))
+        return self._inventory.judge_need(resident, more, policies, budget.bytes)
 
     def _longest(self, card: ModelCard, policies: PolicySet) -> int:
         """Tokens for which there is room with everything gone that is idle."""

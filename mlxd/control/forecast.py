@@ -18,6 +18,10 @@ from mlxd.policy.policy_set import PolicySet
 
 _DIGITS = 32
 """Of a digest, enough to tell models apart."""
+_TIMES = 4
+"""A footprint whose weights are so much more or less than the files' is another model's."""
+_BESIDE = 2**28
+"""Bytes that may be held beside the weights of the smallest model."""
 
 
 class Forecasts:
@@ -32,8 +36,9 @@ class Forecasts:
     def footprint(self, card: ModelCard) -> Footprint:
         """As the loaded model told it, now or at an earlier time; else from its files."""
         estimate = self._estimates.get(key_of(card))
-        if estimate is not None and estimate.footprint is not None:
-            return estimate.footprint
+        told = estimate.footprint if estimate is not None else None
+        if told is not None and _is_of(card, told):
+            return told
         return self._from_files(card)
 
     def load_bytes(self, card: ModelCard, policies: PolicySet) -> int:
@@ -97,6 +102,10 @@ class Forecasts:
         kind: Confidence = "measured" if key in self._measured else "learned"
         return kind, estimate.count, estimate.error_percent
 
+    async def close(self) -> None:
+        """At the daemon's end: let what was learned reach the disk, if that takes no long."""
+        await self._estimates.close()
+
     async def saved(self) -> None:
         """Wait until what was learned is on the disk."""
         await self._estimates.saved()
@@ -107,8 +116,23 @@ class Forecasts:
     def _from_files(self, card: ModelCard) -> Footprint:
         key = key_of(card)
         if key not in self._computed:
-            self._computed[key] = shape.footprint_of(card)
+            self._computed[key] = _computed(card)
         return self._computed[key]
+
+
+def _is_of(card: ModelCard, footprint: Footprint) -> bool:
+    """Whether its weights can be those of the card's files."""
+    files = card.weights_bytes or card.size_bytes
+    held = footprint.weights_bytes
+    return held <= _TIMES * files + _BESIDE and files <= _TIMES * held + _BESIDE
+
+
+def _computed(card: ModelCard) -> Footprint:
+    """By the config; by the files' sizes alone where nothing can be computed from it."""
+    try:
+        return shape.footprint_of(card)
+    except (ArithmeticError, TypeError, ValueError):
+        return Footprint(card.size_bytes, ())
 
 
 def key_of(card: ModelCard) -> str:

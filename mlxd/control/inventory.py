@@ -30,6 +30,7 @@ from mlxd.control.ledger import (
 )
 from mlxd.control.memory import MemoryReading
 from mlxd.control.names import settings_of
+from mlxd.control.process_limit import private_of
 from mlxd.control.resident import Evicts, Resident
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.worker import Worker
@@ -48,7 +49,9 @@ class Inventory:
         clock: Clock,
         read_memory: Callable[[], MemoryReading | None],
         forecasts: Forecaster,
+        private_of: Callable[[int], int] = private_of,
     ) -> None:
+        """`private_of` tells what a process has taken before its engine says so."""
         self.residents: dict[ModelSpec, Resident] = {}
         self.preloaded: frozenset[ModelSpec] = frozenset()
         self.working_set = 0
@@ -57,6 +60,7 @@ class Inventory:
         self._supervisor = supervisor
         self._clock = clock
         self._forecasts = forecasts
+        self._private_of = private_of
 
     def worker_of(self, resident: Resident) -> Worker | None:
         """The worker that serves it; None while there is none."""
@@ -71,9 +75,15 @@ class Inventory:
         return sum(r.reserved for r in self.residents.values())
 
     def account(self, resident: Resident) -> Account:
-        starting = PROCESS_BYTES if resident.reserved else 0
-        promised = promised_by(resident.budget) + starting
-        return Account(promised, held_by(self.worker_of(resident)))
+        if not resident.reserved:
+            return Account(promised_by(resident.budget), held_by(self.worker_of(resident)))
+        promised = promised_by(resident.budget) + PROCESS_BYTES
+        return Account(promised, min(promised, self._taken_by(resident)))
+
+    def _taken_by(self, resident: Resident) -> int:
+        """Of what a load was promised, the bytes that are already missing from what is there."""
+        loading = [w for w in self._supervisor.workers() if w.spec == resident.spec]
+        return sum(self._private_of(worker.pid) for worker in loading)
 
     def free(self, policies: PolicySet) -> int | None:
         """Bytes for a new promise; below 0 where there are too many. None: nobody can tell."""
@@ -146,26 +156,33 @@ class Inventory:
         card: ModelCard,
         policies: PolicySet,
         evicts: Evicts = Evicts.IDLE,
-        needed: int | None = None,
+        budget: ipc.Budget | None = None,
     ) -> Judgement:
         """What is to be done for a model that is not in memory.
 
-        It takes `needed` bytes, else those of its first budget.
+        It takes `budget`, else its first one.
         """
-        limit = policies.memory.worker_limits.mlx_memory_limit
-        if limit != "auto" and card.size_bytes > limit:
-            return Judgement(Plan((), "limit", never=True), card.size_bytes, limit, limit)
-        first = first_budget(self._forecasts.load_bytes(card, policies), policies.memory)
+        if budget is None:
+            budget = first_budget(self._forecasts.load_bytes(card, policies), policies.memory)
+        if beyond := _beyond_limit(max(card.size_bytes, budget.bytes), policies):
+            return beyond
         want = Want(
-            bytes=PROCESS_BYTES + (promised_by(first) if needed is None else needed),
+            bytes=PROCESS_BYTES + promised_by(budget),
             free=self.free(policies),
             weights=card.size_bytes,
             **_bounds(policies),
         )
         return self._judge(want, card.spec, policies, evicts)
 
-    def judge_need(self, resident: Resident, more: int, policies: PolicySet) -> Judgement:
-        """What is to be done for a loaded model that wants `more` bytes than it has."""
+    def judge_need(
+        self, resident: Resident, more: int, policies: PolicySet, size: int = 0
+    ) -> Judgement:
+        """What is to be done for a loaded model that wants `more` bytes than it has.
+
+        `size`: what its budget would be then, where that is not known to be within its limit.
+        """
+        if beyond := _beyond_limit(size, policies):
+            return beyond
         want = Want(bytes=more, free=self.free(policies), models=0)
         return self._judge(want, resident.spec, policies, Evicts.IDLE)
 
@@ -221,6 +238,14 @@ def _bounds(policies: PolicySet) -> _Bounds:
         "max_models": None if count == "auto" else count,
         "max_weights": None if weights == "auto" else int(weights),
     }
+
+
+def _beyond_limit(size: int, policies: PolicySet) -> Judgement | None:
+    """Of a budget that no worker may have."""
+    limit = policies.memory.worker_limits.mlx_memory_limit
+    if limit == "auto" or size <= limit:
+        return None
+    return Judgement(Plan((), "limit", never=True), size, int(limit), int(limit))
 
 
 def _spares(plan: Plan, leaving: Sequence[Candidate], protection: Protection) -> Spares:

@@ -16,7 +16,15 @@ from typing import Any
 
 from mlxd.control.foreign import foreign_files, foreign_type
 from mlxd.control.quantization import quantization_of
-from mlxd.control.reading import UnreadableModel, exists, in_words, json_object, readable, text_of
+from mlxd.control.reading import (
+    UnreadableModel,
+    exists,
+    in_words,
+    json_members,
+    json_object,
+    readable,
+    text_of,
+)
 from mlxd.control.weights import WEIGHTS, read_weights
 from mlxd.core.models import ModelCard
 from mlxd.core.request import Sampling
@@ -27,6 +35,7 @@ _DEFAULT_CONTEXT = 4096
 _LARGEST = 2**48
 _LONGEST_WORD = 100
 _LONGEST_LICENSE = 100_000
+_MOST_TOKENIZER_BYTES = 16 * 2**20
 _LAST_SECOND = 253402300799.0
 """The end of the year 9999, the last that a date can show."""
 _CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
@@ -100,7 +109,7 @@ def _read(folder: Path, name: str, marks: Fingerprint) -> ModelCard:
     shape: Json = config | (text_config if isinstance(text_config, dict) else {})
     quantization = quantization_of(config)
     weights = read_weights(real, quantization)
-    tokenizer = _optional(real / "tokenizer_config.json")
+    tokenizer = _tokenizer(real / "tokenizer_config.json")
     template = _template(real, tokenizer)
     can_think = exists(real / "tokenizer.json")
     code, needs_code = _code(real, config, tokenizer)
@@ -140,6 +149,13 @@ def _config(folder: Path, names: list[str]) -> Json:
 
 def _optional(path: Path) -> Json:
     return json_object(path) if exists(path) else {}
+
+
+def _tokenizer(path: Path) -> Json:
+    """tokenizer_config.json, which may say much of single tokens: at least what is used here."""
+    if not exists(path):
+        return {}
+    return json_members(path, ("chat_template", "auto_map"), _MOST_TOKENIZER_BYTES)
 
 
 def _modified(marks: Fingerprint) -> float:

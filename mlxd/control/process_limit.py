@@ -44,6 +44,15 @@ def limit_of(budget: ipc.Budget | None, limits: WorkerLimits) -> int | None:
     return 2 * budget.bytes + _AUTO_BESIDE_BUDGET
 
 
+def private_of(pid: int) -> int:
+    """What a process holds of memory that no file backs, as far as the system tells; else 0."""
+    try:
+        seen = psutil.Process(pid).memory_info()
+    except (OSError, psutil.Error):
+        return 0
+    return max(0, int(seen.rss) - int(getattr(seen, "shared", 0)))
+
+
 def resident_of(pid: int) -> int | None:
     """None when the process is gone or cannot be looked at."""
     try:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 from unicodedata import category
 
-MAX_FILE_BYTES = 64 * 2**20
-"""Of any file that is read whole."""
+import msgspec
+
+MAX_FILE_BYTES = 2**20
+"""Of a file that is read whole, and of JSON that is built whole: no thread runs meanwhile."""
+_MOST_MEMBERS = 10_000
 _UNSHOWN = frozenset(("Cc", "Cs", "Zl", "Zp"))
 """Unicode's categories of controls, surrogates (bytes that are no UTF-8) and line breaks."""
 
@@ -63,26 +66,91 @@ def exists(path: Path) -> bool:
     return os.path.lexists(path)
 
 
-def text_of(path: Path, most: int = MAX_FILE_BYTES) -> str:
-    """The beginning of a file as text, at most `most` bytes of it. Raises UnreadableModel."""
+def text_of(path: Path, most: int = 0) -> str:
+    """A file as text, or at most `most` bytes of its beginning. Raises UnreadableModel."""
+    if not most:
+        return bytes_of(path).decode("utf-8", "replace")
     with opened(path) as (stream, _):
         return stream.read(most).decode("utf-8", "replace")
+
+
+def bytes_of(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
+    """A whole file. Raises UnreadableModel, for one with more than `most` bytes too."""
+    with opened(path) as (stream, size):
+        if size > most:
+            raise UnreadableModel(f"its {path.name} is too large")
+        return stream.read(most)
 
 
 def json_object(path: Path) -> dict[str, Any]:
     """A file that holds one JSON object. Raises UnreadableModel."""
     if not exists(path):
         raise UnreadableModel(f"it has no {path.name}")
-    with opened(path) as (stream, size):
-        if size > MAX_FILE_BYTES:
+    return _object(bytes_of(path), path.name)
+
+
+def json_members(path: Path, names: Collection[str], most: int) -> dict[str, Any]:
+    """Of a JSON object that may be large, at least the members of these names, none of them large.
+
+    Raises UnreadableModel.
+    """
+    raw = bytes_of(path, most)
+    if len(raw) <= MAX_FILE_BYTES:
+        return _object(raw, path.name)
+    try:
+        found = {name: value for name, value in members(raw, _MOST_MEMBERS) if name in names}
+        if any(len(value) > MAX_FILE_BYTES for value in found.values()):
             raise UnreadableModel(f"its {path.name} is too large")
-        raw = stream.read(MAX_FILE_BYTES)
+        return {name: json.loads(value) for name, value in found.items()}
+    except (ValueError, RecursionError) as error:
+        raise UnreadableModel(f"its {path.name} is not JSON") from error
+
+
+class TooManyError(msgspec.ValidationError):
+    """There are more members than asked for."""
+
+
+class _Name:
+    """Of a member; unlike a string it equals no other one, so that each is kept."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def members(raw: bytes, most: int) -> list[tuple[str, bytes]]:
+    """The names of a JSON object's members, which may be twice the same, and their values as they
+    are written. Other threads run meanwhile, whatever the values hold.
+
+    Raises TooManyError for more than `most` of them, ValidationError for other JSON; DecodeError,
+    UnicodeDecodeError and RecursionError for none.
+    """
+    count = 0
+
+    def named(_: type, text: str) -> _Name:
+        nonlocal count
+        count += 1
+        if count > most:
+            raise ValueError("too many")
+        return _Name(text)
+
+    try:
+        found = msgspec.json.decode(raw, type=dict[_Name, msgspec.Raw], dec_hook=named)
+    except msgspec.ValidationError as error:
+        if count > most:
+            raise TooManyError(str(error)) from error
+        raise
+    return [(name.text, bytes(value)) for name, value in found.items()]
+
+
+def _object(raw: bytes, name: str) -> dict[str, Any]:
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise UnreadableModel(f"its {path.name} is not JSON") from error
+        raise UnreadableModel(f"its {name} is not JSON") from error
     if not isinstance(value, dict):
-        raise UnreadableModel(f"its {path.name} is not a JSON object")
+        raise UnreadableModel(f"its {name} is not a JSON object")
     return value
 
 

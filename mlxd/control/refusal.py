@@ -45,7 +45,7 @@ def _obstacle(judged: Judgement, name: str, policies: PolicySet) -> str:
         count = policies.models.max_loaded
         return f"model '{name}' cannot be loaded: no more than {count} may be in memory"
     if plan.obstacle == "limit":
-        return f"model '{name}' has weights of {needed}, and a worker may take {there}"
+        return f"model '{name}' needs {needed}, and a worker may take {there}"
     if plan.obstacle == "weights":
         return f"model '{name}' has weights of {needed}, and {there} more may be in memory" + (
             " with nothing else there" if plan.never else ""

@@ -18,6 +18,7 @@ from mlxd.control.forecasting import ByWeight, Forecaster
 from mlxd.control.inventory import Inventory
 from mlxd.control.loading import Check, Loads
 from mlxd.control.memory import MemoryReading
+from mlxd.control.process_limit import private_of
 from mlxd.control.resident import Evicts, Resident, ttl_of
 from mlxd.control.room import Room
 from mlxd.control.succession import Succession
@@ -46,8 +47,11 @@ class Residency:
         read_memory: Callable[[], MemoryReading | None],
         forecasts: Forecaster | None = None,
         check: Check | None = None,
+        private_of: Callable[[int], int] = private_of,
     ) -> None:
-        """`check` looks at a model's files once more before they are loaded."""
+        """`check` looks at a model's files once more before they are loaded; `private_of` tells
+        what a process holds.
+        """
         self.on_memory_error: Callable[[str], None] | None = None
         """Told the name of a model whose worker ended because its engine found no memory."""
         self._supervisor = supervisor
@@ -55,7 +59,7 @@ class Residency:
         self._forecasts = forecasts or ByWeight()
         self._policies: PolicySet | None = None
         """Those in force, once `apply` was called; until then those of who asked first."""
-        self._inventory = Inventory(supervisor, clock, read_memory, self._forecasts)
+        self._inventory = Inventory(supervisor, clock, read_memory, self._forecasts, private_of)
         self._room = Room(self._inventory, supervisor, clock, self._in_force)
         self._loads = Loads(
             self._inventory, self._room, supervisor, clock, self._forecasts,
@@ -261,9 +265,21 @@ class Residency:
         self._own(self._answered(worker, need), f"need of {worker.name}")
 
     async def _answered(self, worker: Worker, need: ipc.Need) -> None:
-        later = await self._room.answer(worker, need)
+        await self._room.answer(worker, need)
+        self._look_again()
+
+    async def _offered(self) -> None:
+        await self._room.offer()
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Have what was denied offered later: other processes do not tell what they give back."""
+        if self._offering is not None:
+            self._offering.cancel()
+            self._offering = None
+        later = self._room.next_offer()
         if later is not None and not self._room.closing:
-            self._offering = asyncio.get_running_loop().call_later(later, self._changed)
+            self._offering = asyncio.get_running_loop().call_later(later, self._offer)
 
     def _observed(self, worker: Worker, observed: ipc.Observed) -> None:
         """A busy time is over: the worker goes back to its first budget."""
@@ -285,7 +301,10 @@ class Residency:
         """There may be room where there was none."""
         self._room.changes.tell()
         if any(resident.wanted for resident in self._inventory.residents.values()):
-            self._own(self._room.offer(), "offer of memory that was denied")
+            self._offer()
+
+    def _offer(self) -> None:
+        self._own(self._offered(), "offer of memory that was denied")
 
     # -- another meaning of a name
 

@@ -1,8 +1,9 @@
 """Room in memory: made, given away and taken back, one decision at a time.
 
 A decision holds the lock until what it evicts is gone and its bytes are seen to be free again; what
-was looked at before an await is looked at again after. Loads themselves run side by side, with what
-they were promised.
+was looked at before an await is looked at again after. Meanwhile a worker gets what it needs if that
+is there beside what the eviction is for. Loads themselves run side by side, with what they were
+promised.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from copy import copy
 from msgspec.structs import replace
 
 from mlxd.control.changes import Changes
-from mlxd.control.eviction import Plan
 from mlxd.control.inventory import Inventory
 from mlxd.control.judgement import Judgement
 from mlxd.control.ledger import promised_by
@@ -62,6 +62,8 @@ class Room:
         self._supervisor = supervisor
         self._clock = clock
         self._in_force = in_force
+        self._spare = math.inf
+        """Bytes that may be promised while an eviction is under way: those that it is not for."""
 
     async def reserve(self, incoming: Resident) -> None:
         """Wait for a load's turn and its room, evicting what may be evicted.
@@ -122,42 +124,73 @@ class Room:
 
     # -- what workers are promised
 
-    async def answer(self, worker: Worker, need: ipc.Need) -> float | None:
+    async def answer(self, worker: Worker, need: ipc.Need) -> None:
         """Grant what a worker needs, evicting what is idle if that makes room; or say no.
 
         Where there will be room later and policy says to wait, nothing is said: `offer` grants it
-        then. Returns the seconds until that is worth a try, where they are known.
+        then.
         """
+        if self._granted_at_once(worker, need):
+            return
         async with self.deciding:
             resident = self._resident_of(worker)
             if resident is None:
-                return None
-            resident.wanted = 0 if await self._granted(resident, need.bytes) else need.bytes
+                return
+            granted = await self._granted(resident, need.bytes)
             if self._resident_of(worker) is not resident:
-                return None
-            if resident.wanted and self._may_come(resident):
-                return self._until_room(resident)
-            size = resident.budget.bytes
-            if not resident.wanted:
-                size = max(size, need.bytes)
-            self._promise(resident, worker, size, answers=need.id)
-            return None
+                return
+            if granted:
+                self._grant(resident, worker, need)
+                return
+            may_come = self._may_come(resident, need.bytes)
+            self._remember(resident, need.bytes)
+            if not may_come:
+                self._promise(resident, worker, resident.budget.bytes, answers=need.id)
 
-    def _may_come(self, resident: Resident) -> bool:
-        """Whether what a loaded model wants is worth waiting for."""
+    def next_offer(self) -> float | None:
+        """Seconds until what was denied is worth another try; None: nobody waits."""
         policies = self._in_force()
-        limit = policies.memory.worker_limits.mlx_memory_limit
-        if policies.memory.reserve.when_full != "wait":
+        wanting = [r for r in self._inventory.residents.values() if r.wanted]
+        if not wanting or policies.memory.reserve.when_full != "wait":
+            return None
+        now = self._clock.monotonic()
+        known = [at - now for r in wanting if (at := self._judge(r, r.wanted).plan.at) is not None]
+        return max(0.0, min([float(policies.memory.check_interval), *known]))
+
+    def _granted_at_once(self, worker: Worker, need: ipc.Need) -> bool:
+        """Whether a need was granted that nobody has to leave for."""
+        resident = self._resident_of(worker)
+        if resident is None:
             return False
-        return (limit == "auto" or resident.wanted <= limit) and not self._wanted(resident).never
+        more = max(0, need.bytes - resident.budget.bytes)
+        if more and (self.closing or more > self._spare):
+            return False
+        if more and not self._judge(resident, need.bytes).fits:
+            return False
+        self._spare -= more
+        self._grant(resident, worker, need)
+        return True
 
-    def _until_room(self, resident: Resident) -> float | None:
-        at = self._wanted(resident).at
-        return max(0.0, at - self._clock.monotonic()) if at is not None else None
+    def _grant(self, resident: Resident, worker: Worker, need: ipc.Need) -> None:
+        """A larger one that was denied still waits."""
+        if need.bytes >= resident.wanted:
+            resident.wanted = 0
+        self._promise(resident, worker, max(resident.budget.bytes, need.bytes), answers=need.id)
 
-    def _wanted(self, resident: Resident) -> Plan:
-        more = resident.wanted - resident.budget.bytes
-        return self._inventory.judge_need(resident, more, self._in_force()).plan
+    def _remember(self, resident: Resident, size: int) -> None:
+        """The largest that was denied is offered later, but for one that never fits."""
+        sizes = [resident.wanted, size]
+        may_come = [one for one in sizes if one and self._may_come(resident, one)]
+        resident.wanted = max(may_come or sizes)
+
+    def _may_come(self, resident: Resident, size: int) -> bool:
+        """Whether so large a budget of a loaded model is worth waiting for."""
+        patient = self._in_force().memory.reserve.when_full == "wait"
+        return patient and not self._judge(resident, size).plan.never
+
+    def _judge(self, resident: Resident, size: int) -> Judgement:
+        more = size - resident.budget.bytes
+        return self._inventory.judge_need(resident, more, self._in_force(), size)
 
     async def offer(self) -> None:
         """Grant what was denied, as far as there is room now."""
@@ -204,17 +237,15 @@ class Room:
 
     async def _granted(self, resident: Resident, size: int) -> bool:
         """Whether a loaded model may hold `size` bytes; room is made for it where that helps."""
-        while (more := size - resident.budget.bytes) > 0:
-            policies = self._in_force()
-            limit = policies.memory.worker_limits.mlx_memory_limit
-            if self.closing or (limit != "auto" and size > limit):
+        while size > resident.budget.bytes:
+            judged = self._judge(resident, size)
+            if self.closing:
                 return False
-            judged = self._inventory.judge_need(resident, more, policies)
             if not judged.plan.victims:
                 return judged.fits
             victim = self._inventory.named(judged.plan)[0]
             log.info("evicting %s for more of %s", victim.card.name, resident.card.name)
-            await self._evict(victim, "growth")
+            await self._evict(victim, "growth", judged)
         return True
 
     def _resident_of(self, worker: Worker) -> Resident | None:
@@ -244,10 +275,15 @@ class Room:
                 return 0.0
             victim = self._inventory.named(judged.plan)[0]
             log.info("evicting %s for %s", victim.card.name, incoming.card.name)
-            await self._evict(victim, "load")
+            await self._evict(victim, "load", judged)
 
-    async def _evict(self, victim: Resident, reason: str) -> None:
-        await self.clear(victim, self._grace)
+    async def _evict(self, victim: Resident, reason: str, judged: Judgement) -> None:
+        """Have one leave for what was judged."""
+        self._spare = judged.at_best - judged.needed
+        try:
+            await self.clear(victim, self._grace)
+        finally:
+            self._spare = math.inf
         if self.on_evicted is not None:
             self.on_evicted(reason)
 

@@ -13,12 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from mlxd.control.reading import UnreadableModel, opened, readable
+from mlxd.control.reading import TooManyError, UnreadableModel, members, opened, readable
+
+T = TypeVar("T")
 
 MAX_HEADER_BYTES = 16 * 2**20
-"""About 150,000 tensors in one file; a longer header is no model's."""
+MOST_TENSORS = 150_000
+"""In one file; more are no model's, nor is a longer header."""
+_MOST_ENTRY_BYTES = 4096
+"""What a header says of one tensor."""
 BITS: Mapping[str, int] = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E8M0"), 8),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
@@ -121,13 +126,24 @@ def _shown(tensor: Tensor) -> str:
 
 def _tensors(raw: bytes, file: str) -> tuple[Tensor, ...]:
     try:
-        entries = json.loads(raw, object_pairs_hook=_without_twins)
-        return tuple(_tensor(key, entry) for key, entry in entries.items() if key != "__metadata__")
+        entries = _without_twins(members(raw, MOST_TENSORS + 1))
+        entries.pop("__metadata__", None)
+        return tuple(_tensor(name, _entry(said)) for name, said in entries.items())
+    except TooManyError as error:
+        raise UnreadableModel(f"its {file} has more tensors than any model") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UnreadableModel(f"the header of its {file} is damaged") from error
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _entry(said: bytes) -> Mapping[str, Any]:
+    """Raises ValueError for JSON that says more than a tensor needs, or a thing twice."""
+    if len(said) > _MOST_ENTRY_BYTES:
+        raise ValueError("not a tensor")
+    entry: Mapping[str, Any] = json.loads(said, object_pairs_hook=_without_twins)
+    return entry
+
+
+def _without_twins(pairs: list[tuple[str, T]]) -> dict[str, T]:
     """Raises ValueError for a name that comes twice: readers differ in which they take."""
     found = dict(pairs)
     if len(found) != len(pairs):

@@ -31,6 +31,8 @@ _PATTERNED = frozenset(("cohere2", "gemma3", "gemma3_text"))
 """Families whose windows come by a pattern that may go without saying."""
 _BOTH = frozenset(("falcon_h1",))
 _ALL_RECURRENT = frozenset(("mamba", "mamba2", "falcon_mamba"))
+_MOST_LAYERS = 4096
+"""Of a config that says more, no more are counted: many times what any model has."""
 _MOE_STACKS = 2
 """Layers whose experts are held twice while they are put together."""
 
@@ -92,10 +94,13 @@ def _window(config: Mapping[str, Any]) -> int:
 
 def _layers(config: Mapping[str, Any], window: int) -> Iterator[tuple[str, ...]]:
     """What each layer keeps."""
-    count, family = number(config, *_LAYERS), config.get("model_type")
+    count = min(number(config, *_LAYERS), _MOST_LAYERS)
+    stated = config.get("model_type")
+    family = stated if isinstance(stated, str) else ""
     named = config.get("layer_types") or config.get("layers_block_type") or _pattern(config)
     if isinstance(named, list | str) and named:
-        kinds = [_KINDS.get(kind, ()) for kind in named if isinstance(kind, str)]
+        first = named[:_MOST_LAYERS]
+        kinds = [_KINDS.get(kind, ()) for kind in first if isinstance(kind, str)]
         shared = number(config, "num_kv_shared_layers")
         yield from kinds[: len(kinds) - shared] if count else kinds
         return
@@ -107,7 +112,7 @@ def _pattern(config: Mapping[str, Any]) -> Any:
     return config.get("hybrid_override_pattern")
 
 
-def _unnamed(config: Mapping[str, Any], layer: int, family: object, window: int) -> tuple[str, ...]:
+def _unnamed(config: Mapping[str, Any], layer: int, family: str, window: int) -> tuple[str, ...]:
     """Of a layer in a config that says nothing of single layers."""
     if family in _ALL_RECURRENT:
         return (_RECURRENT,)

@@ -10,13 +10,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from mlxd.control.quantization import PACKED_BITS, Quantization
-from mlxd.control.reading import UnreadableModel, exists, json_object, readable
+from mlxd.control.reading import UnreadableModel, bytes_of, exists, members, readable
 from mlxd.control.safetensors import MOST_ELEMENTS, Header, Tensor, flaw_of, read_header
 
 WEIGHTS = re.compile(r"model.*\.safetensors", re.DOTALL)
 """The names of the files that mlx-lm loads."""
 INDEX = "model.safetensors.index.json"
+_MOST_INDEX_BYTES = 32 * 2**20
+_MOST_INDEXED = 500_000
+_FILE = msgspec.json.Decoder(str)
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _PART = re.compile(r"(.*-)(\d{1,6})-of-(\d{1,6})\.safetensors", re.DOTALL)
 
@@ -101,16 +106,26 @@ def _missing_parts(headers: Mapping[str, Header]) -> Iterator[str]:
 
 def _unlike_index(folder: Path, headers: Mapping[str, Header]) -> Iterator[str]:
     try:
-        places = json_object(folder / INDEX).get("weight_map")
+        files = _indexed(bytes_of(folder / INDEX, _MOST_INDEX_BYTES))
     except UnreadableModel as error:
         yield str(error)
         return
-    if not isinstance(places, dict) or not all(isinstance(f, str) for f in places.values()):
+    except msgspec.ValidationError:
         yield f"its {INDEX} does not say which file holds which tensor"
         return
-    for file in sorted(set(places.values())):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        yield f"its {INDEX} is not JSON"
+        return
+    for file in sorted(files):
         if file not in headers:
             yield f"its {readable(file.rpartition('/')[2][:100])} is missing"
+
+
+def _indexed(raw: bytes) -> set[str]:
+    """The files that an index names. Raises DecodeError, UnicodeDecodeError, RecursionError."""
+    parts = dict(members(raw, _MOST_INDEXED))
+    places = {place for _, place in members(parts.get("weight_map", b"null"), _MOST_INDEXED)}
+    return {_FILE.decode(place) for place in places}
 
 
 def _contradictions(headers: Mapping[str, Header]) -> Iterator[str]:

@@ -118,6 +118,19 @@ def test_a_mount_point_with_a_space_in_it(tree: Tree) -> None:
     assert tree.limits() == [Limit(GIB, 0)]
 
 
+@pytest.mark.parametrize("file", ["memory.max", "memory.current", "memory.stat"])
+def test_a_level_that_cannot_be_read_leaves_the_others(tree: Tree, file: str) -> None:
+    tree.proc("0::/a/b\n", V2_MOUNT.format(root="/", point="/sys/fs/cgroup"))
+    tree.v2("a", str(4 * GIB), used=GIB)
+    tree.v2("a/b", str(2 * GIB))
+    level = tree.root / "sys/fs/cgroup/a/b"
+    (level / file).write_text("inactive_file nonsense")
+    assert tree.limits() == [Limit(4 * GIB, GIB)]
+    (level / file).unlink()
+    (level / file).mkdir()
+    assert tree.limits() == [Limit(4 * GIB, GIB)]
+
+
 def test_a_system_without_memory_cgroups_has_no_limit(tree: Tree) -> None:
     tree.proc("1:cpu:/\n", CPU_MOUNT)
     assert tree.limits() == []

@@ -72,6 +72,13 @@ def test_a_listed_file_that_is_not_there_is_damage(tmp_path: Path) -> None:
     assert damage_of(folder).startswith("its model-2.safetensors cannot be read: no such file")
 
 
+def test_a_listed_name_that_no_file_can_have_is_passed_over(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    (folder / SUMS).write_text(f"{'0' * 64}  model\0.safetensors\n")
+    assert recorded(folder) == {}
+    assert damage_of(folder) == ""
+
+
 class Counted:
     def __init__(self) -> None:
         self.checked: list[str] = []

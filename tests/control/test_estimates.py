@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mlxd.control.estimates import (
@@ -13,6 +16,7 @@ from mlxd.control.estimates import (
     MOST_OBSERVATIONS,
     Estimate,
     Estimates,
+    Observation,
     learned,
     loaded,
 )
@@ -134,6 +138,7 @@ async def test_the_longest_unused_are_forgotten(tmp_path: Path) -> None:
     [
         b"", b"{", b"[]", b"\xff\xfe", b'{"schema": 2, "models": {}}', b'{"schema": "1"}',
         b'{"schema": 1, "models": {"a": {"used": "yes"}}}', b"[" * 100_000,
+        b'{"schema": 1, "models": {"\xff": {"used": 1.0}}}',
     ],
 )  # fmt: skip
 async def test_a_file_that_is_not_understood_is_set_aside(tmp_path: Path, content: bytes) -> None:
@@ -144,6 +149,69 @@ async def test_a_file_that_is_not_understood_is_set_aside(tmp_path: Path, conten
     estimates.put("a", Estimate(used=0.0))
     await estimates.saved()
     assert Estimates(tmp_path, ManualClock()).get("a") is not None
+
+
+def stored(folder: Path, estimate: Estimate) -> Estimate:
+    """As it is read again from a file that somebody has written."""
+    told = {"schema": 1, "models": {"a": estimate}}
+    (folder / FILE).write_bytes(msgspec.json.encode(told))
+    found = Estimates(folder, ManualClock()).get("a")
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2**48, 2**62])
+@pytest.mark.parametrize("place", range(3))
+def test_an_observation_that_nobody_can_have_made_is_dropped(
+    tmp_path: Path, wrong: int, place: int
+) -> None:
+    good = Observation(GIB, 2 * GIB, GIB)
+    numbers = [GIB, GIB, GIB]
+    numbers[place] = wrong
+    both = [Observation(*numbers), good]
+    found = stored(tmp_path, Estimate(used=0.0, weights_bytes=wrong, observations=both, loads=both))
+    assert (found.observations, found.loads) == ([good], [good])
+    assert found.upper(GIB) == found.upper_load(GIB) == 2 * GIB
+    assert found.error_percent == pytest.approx(50)
+
+
+@pytest.mark.parametrize(
+    "footprint",
+    [
+        Footprint(0, ()),
+        Footprint(-5, ()),
+        Footprint(2**62, ()),
+        Footprint(GIB, (LayerGroup(-1, 5),)),
+        Footprint(GIB, (LayerGroup(2**47, 2**47),)),
+        Footprint(GIB, (), decode=(Moment(token=-7),)),
+        Footprint(GIB, (), prefill=(Moment(pair=2**47),)),
+        Footprint(GIB, (), work_bytes=-1),
+        Footprint(GIB, (), decode=(Moment(),) * 2000),
+    ],
+    ids=str,
+)
+def test_a_footprint_that_no_model_has_is_dropped(tmp_path: Path, footprint: Footprint) -> None:
+    assert stored(tmp_path, Estimate(used=0.0, footprint=footprint)).footprint is None
+
+
+async def test_a_disk_that_hangs_does_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shut = threading.Event()
+    monkeypatch.setattr("mlxd.control.estimates.write_whole", lambda *_: shut.wait(30))
+    monkeypatch.setattr("mlxd.control.estimates._PATIENCE_S", 0.01)
+    estimates = Estimates(tmp_path, ManualClock())
+    estimates.put("a", Estimate(used=0.0))
+    await asyncio.wait_for(estimates.close(), 5)
+    shut.set()
+    await estimates.saved()
+
+
+async def test_what_is_learned_last_is_written_at_the_end(tmp_path: Path) -> None:
+    estimates = Estimates(tmp_path, ManualClock())
+    estimates.put("a", Estimate(used=0.0))
+    await estimates.close()
+    assert b'"a"' in (tmp_path / FILE).read_bytes()
 
 
 async def test_a_disk_that_refuses_is_no_failure(

@@ -88,6 +88,23 @@ def test_a_context_is_judged_by_the_corrected_footprint(world):
     assert fit(world, size=499, context=512).verdict == "never"
 
 
+@pytest.mark.parametrize("loaded", [False, True])
+def test_the_limit_of_a_worker_is_obeyed(world, loaded):
+    world.memory = f"{WAIT}worker_limits: {{mlx_memory_limit: 205GiB}}\n"
+    world.loop.do(world.change, "")
+    if loaded:
+        world.once("new", size=100)
+    assert fit(world, context=512).verdict == ("loaded" if loaded else "fits")
+    told = fit(world, size=103, context=512)
+    assert (told.verdict, told.needed_bytes, told.available_bytes) == (
+        "never", 210 * GIB, 205 * GIB,
+    )  # fmt: skip
+    assert told.reason == (
+        f"model 'new' needs 210 GiB ({210 * GIB} bytes), and a worker may take 205 GiB"
+        f" ({205 * GIB} bytes)"
+    )
+
+
 def test_the_longest_context_is_what_would_fit_with_everything_idle_gone(world):
     assert fit(world, size=100).longest_context == 512
     assert fit(world, size=498).longest_context == 256

@@ -140,3 +140,23 @@ def test_nothing_is_learned_from_nothing(tmp_path: Path, nothing: Observed) -> N
     told = forecasts(tmp_path)
     told.observed(CARD, nothing)
     assert told.confidence(CARD) == ("computed", 0, None)
+
+
+@pytest.mark.parametrize("weights", [10 * MIB, 100_000 * MIB])
+async def test_a_footprint_of_other_weights_is_not_believed(tmp_path: Path, weights: int) -> None:
+    told = forecasts(tmp_path)
+    card = replace(CARD, size_bytes=5000 * MIB)
+    told.loaded(card, ready(Footprint(weights, (LayerGroup(6, 2000),))))
+    assert told.footprint(card).weights_bytes == card.size_bytes
+    await told.close()
+
+
+def test_a_config_that_nothing_can_be_computed_from_is_no_failure(
+    tmp_path: Path, policies: PolicySet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def odd(card: ModelCard) -> Footprint:
+        raise TypeError(card.config)
+
+    monkeypatch.setattr("mlxd.control.shape.footprint_of", odd)
+    assert forecasts(tmp_path).footprint(CARD) == Footprint(CARD.size_bytes, ())
+    assert forecasts(tmp_path).load_bytes(CARD, policies) == CARD.size_bytes

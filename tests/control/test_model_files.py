@@ -458,3 +458,25 @@ def test_code_beside_the_folder_is_never_named(tmp_path, name):
     (tmp_path / "model.py").write_text("")
     card = read_card(write_model(tmp_path / "m", config={"model_file": name}), "m")
     assert card.unavailable == "its config names a model_file that is not in its folder"
+
+
+def test_a_large_tokenizer_config_is_no_hindrance(tmp_path):
+    words = {str(n): {"content": "x" * 50} for n in range(40_000)}
+    told = json.dumps({"added_tokens_decoder": words, "chat_template": "{{ tools }}"})
+    card = read_card(write_model(tmp_path / "m", files={"tokenizer_config.json": told}), "m")
+    assert (card.unavailable, card.chat_template) == ("", "{{ tools }}")
+
+
+def test_a_large_index_is_no_hindrance(tmp_path):
+    folder = _sharded(tmp_path / "m")
+    _index({f"model.layers.{n}.weight": "model-00001-of-00002.safetensors" for n in range(40_000)})(
+        folder
+    )
+    assert read_card(folder, "m").flaw == ""
+
+
+@pytest.mark.parametrize("name", ["config.json", "chat_template.jinja", "generation_config.json"])
+def test_a_file_that_is_larger_than_any_of_its_kind_is_not_read(tmp_path, name):
+    folder = write_model(tmp_path / "m")
+    (folder / name).write_text('{"model_type":"llama","x":[' + "[]," * 2**20 + "1]}")
+    assert read_card(folder, "m").unavailable == f"its {name} is too large"

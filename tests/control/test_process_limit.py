@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from mlxd.control.process_limit import limit_of, resident_of
+from mlxd.control.process_limit import limit_of, private_of, resident_of
 from mlxd.ipc import messages as ipc
 from mlxd.policy.schema.memory import WorkerLimits
 
@@ -34,3 +34,10 @@ def test_what_a_process_holds_can_be_read_and_of_one_that_is_gone_nothing() -> N
     assert held is not None
     assert held > 2**20
     assert resident_of(2**22 + 1) is None
+
+
+def test_what_no_file_backs_is_told_and_nothing_of_a_process_that_is_gone() -> None:
+    held = resident_of(os.getpid())
+    assert held is not None
+    assert 2**20 < private_of(os.getpid()) < held + 2**24
+    assert private_of(2**22 + 1) == 0

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from mlxd.control import reading
-from mlxd.control.reading import UnreadableModel, exists, json_object, opened, text_of
+from mlxd.control.reading import (
+    TooManyError,
+    UnreadableModel,
+    exists,
+    json_members,
+    json_object,
+    members,
+    opened,
+    text_of,
+)
 
 
 @pytest.mark.parametrize("change", [b"longer", b"{}"], ids=["another size", "another time"])
@@ -29,6 +38,39 @@ def test_what_is_too_large_is_not_read(tmp_path: Path) -> None:
         stream.truncate(reading.MAX_FILE_BYTES + 1)
     with pytest.raises(UnreadableModel, match="is too large"):
         json_object(file)
+
+
+def test_of_a_large_file_only_the_members_that_are_wanted_are_built(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer_config.json"
+    most = 2 * reading.MAX_FILE_BYTES
+    junk = "[" + "[]," * 2**19 + "1]"
+    file.write_text(f'{{"junk": {junk}, "a": {{"b": 1}}, "other": 2}}')
+    assert json_members(file, ("a", "absent"), most) == {"a": {"b": 1}}
+    with pytest.raises(UnreadableModel, match="is too large"):
+        json_members(file, ("junk",), most)
+    with pytest.raises(UnreadableModel, match="is too large"):
+        json_members(file, ("a",), reading.MAX_FILE_BYTES)
+
+
+@pytest.mark.parametrize("raw", [b"[%b1]", b'{"a": [%b1}', b'{"a": "\xff", "b": [%b1]}'])
+def test_a_large_file_that_is_no_object_is_said(tmp_path: Path, raw: bytes) -> None:
+    file = tmp_path / "tokenizer_config.json"
+    file.write_bytes(raw % (b"1," * 2**20))
+    with pytest.raises(UnreadableModel, match="is not JSON"):
+        json_members(file, ("a",), 4 * reading.MAX_FILE_BYTES)
+
+
+def test_members_are_counted_and_twins_are_kept() -> None:
+    assert members(b'{"a": 1, "a": [ 2]}', 2) == [("a", b"1"), ("a", b"[ 2]")]
+    with pytest.raises(TooManyError):
+        members(b'{"a": 1, "a": [2]}', 1)
+
+
+def test_a_text_that_is_too_large_is_not_cut(tmp_path: Path) -> None:
+    file = tmp_path / "chat_template.jinja"
+    file.write_bytes(b"a" * (reading.MAX_FILE_BYTES + 1))
+    with pytest.raises(UnreadableModel, match="is too large"):
+        text_of(file)
 
 
 def test_of_a_text_only_the_beginning_is_read_and_bytes_that_are_none_are_marked(

@@ -53,6 +53,9 @@ class Processes:
 
     def __init__(self):
         self.up = {}
+        self.loading = []
+        self.read = 0
+        """GiB that each that is being loaded has read."""
         self.log = []
         self.gate = asyncio.Event()
         self.gate.set()
@@ -64,22 +67,33 @@ class Processes:
 
     @property
     def held(self):
-        return self.leaks + sum(p.memory.active + p.memory.cache for p in self.up.values())
+        loading = len(self.loading) * self.read * GIB
+        return (
+            self.leaks + loading + sum(p.memory.active + p.memory.cache for p in self.up.values())
+        )
+
+    def private_of(self, pid):
+        return self.read * GIB
 
     def serving(self, spec):
         return self.up.get(spec)
 
     def workers(self):
-        return list(self.up.values())
+        return [*self.up.values(), *self.loading]
 
     async def start(self, spec, name, budget, prepare):
         self.log.append(f"start {name}")
-        await self.gate.wait()
-        if name in self.wedged:
-            await asyncio.sleep(3600)
-        if self.broken:
-            raise ModelLoadFailed("broken")
-        self.up[spec] = Process(spec, name, budget)
+        process = Process(spec, name, budget)
+        self.loading.append(process)
+        try:
+            await self.gate.wait()
+            if name in self.wedged:
+                await asyncio.sleep(3600)
+            if self.broken:
+                raise ModelLoadFailed("broken")
+        finally:
+            self.loading.remove(process)
+        self.up[spec] = process
         prepare(self.up[spec])
         return self.up[spec]
 
@@ -119,7 +133,12 @@ class World:
         self.clock: Any = clock or ManualClock()
         self.others = 0
         """GiB that other processes hold."""
-        self.residency = Residency(self.processes, self.clock, self.read)  # type: ignore[arg-type]
+        self.residency = Residency(
+            self.processes,  # type: ignore[arg-type]
+            self.clock,
+            self.read,
+            private_of=self.processes.private_of,
+        )
         self.policies = self.load(models)
 
     def read(self):

@@ -83,7 +83,7 @@ class Forecasts(ByWeight):
 
 class Process:
     def __init__(self, spec, name, budget):
-        self.spec, self.name, self.pid, self.budget = spec, name, 0, budget
+        self.spec, self.name, self.pid, self.budget = spec, name, id(self), budget
         self.alive, self.out_of_memory = True, False
         self.memory = ipc.Memory(0, 0, 0)
         self.ready: ipc.Ready | None = None
@@ -119,6 +119,9 @@ class Processes:
     def of(self, spec):
         return next((p for p in self.all if p.spec == spec and p.alive), None)
 
+    def private_of(self, pid):
+        return next(process.memory.active for process in self.all if process.pid == pid)
+
     def serving(self, spec):
         process = self.of(spec)
         return process if process is not None and process.ready else None
@@ -135,7 +138,9 @@ class Processes:
         self.all.append(process)
         world.check_start(process)
         try:
-            await asyncio.sleep(self.load_seconds)
+            await asyncio.sleep(self.load_seconds / 2)
+            process.memory = ipc.Memory(budget.bytes // 2, 0, 0)
+            await asyncio.sleep(self.load_seconds / 2)
             if self.broken or not process.alive:
                 raise ModelLoadFailed("broken")
         except BaseException:
@@ -187,6 +192,7 @@ class ResidencyMachine(RuleBasedStateMachine):
             self.loop,
             self.read,
             Forecasts(),
+            private_of=self.processes.private_of,
         )
         self.users: list[tuple[str, asyncio.Event, asyncio.Task[None]]] = []
         self.chores: list[tuple[str, asyncio.Task[None]]] = []

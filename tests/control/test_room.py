@@ -422,6 +422,111 @@ def test_a_need_that_was_denied_is_granted_once_there_is_room(timed):
     assert world.loaded == ["a"]
 
 
+def test_a_need_that_waits_for_a_time_is_looked_at_again_after_a_use_meanwhile(timed):
+    world = timed(models="")
+    world.once("b", size=500)
+    world.begin("a", size=400)
+    ask(world, "a", 700)
+    world.loop.advance(20)
+    world.once("b", size=500)
+    world.loop.advance(29)
+    assert grown(world, "a").bytes == 400 * GIB
+    world.loop.advance(2)
+    assert grown(world, "a").bytes == 700 * GIB
+
+
+def test_a_need_that_waits_follows_what_other_processes_give_back(timed):
+    world = timed(PATIENT, models="")
+    world.begin("b", size=200)
+    world.begin("a", size=200)
+    world.others = 450
+    assert ask(world, "a", 450).answers == 0, "it waits"
+    world.loop.advance(50)
+    assert grown(world, "a").bytes == 200 * GIB
+    world.others = 0
+    world.loop.advance(10)
+    assert grown(world, "a").bytes == 450 * GIB
+    assert world.residency._offering is None, "nobody waits any more"
+
+
+def test_a_small_need_leaves_a_larger_one_waiting(timed):
+    world = timed(models="")
+    world.once("b", size=500)
+    world.begin("a", size=300)
+    assert ask(world, "a", 700, id=7).answers == 0
+    granted = ask(world, "a", 350, id=8)
+    assert (granted.bytes, granted.answers) == (350 * GIB, 8)
+    assert ask(world, "a", 600, id=9).bytes == 350 * GIB, "a smaller one that waits too"
+    world.loop.advance(31)
+    assert grown(world, "a").bytes == 700 * GIB
+
+
+def test_a_need_that_never_fits_does_not_hide_one_that_may(timed):
+    world = timed(models="")
+    world.once("b", size=500)
+    world.begin("a", size=300)
+    for size, id in ((5000, 7), (700, 8), (5000, 9)):
+        assert ask(world, "a", size, id).bytes == 300 * GIB
+    assert grown(world, "a").answers == 9
+    world.loop.advance(31)
+    assert grown(world, "a").bytes == 700 * GIB
+
+
+def test_what_a_load_has_read_by_now_is_counted_once(timed):
+    world = timed(PATIENT, models="")
+    world.once("idle", size=100)
+    world.begin("a", size=100)
+    world.processes.gate.clear()
+    world.begin("b", size=500)
+    world.processes.read = 490
+    assert ask(world, "a", 390).bytes == 390 * GIB
+    assert "idle" in world.loaded
+    assert ask(world, "a", 490, id=8).bytes == 490 * GIB
+    assert "idle" not in world.loaded, "the rest of b is still kept for it"
+    world.processes.read = 900
+    assert world.residency._inventory.free(world.policies) == -391 * GIB - 1
+    world.processes.read = 0
+    world.processes.gate.set()
+    world.loop.settle()
+    assert "b" in world.loaded
+
+
+@pytest.fixture
+def evicting(timed):
+    """`c` is about to leave for `b` of 750 GiB, and 1000 - 750 - 100 are to spare beside `a`."""
+    world = timed(PATIENT, models="")
+    world.once("c", size=400)
+    world.begin("a", size=100)
+
+    async def slowly():
+        world.processes.leaks = 401 * GIB
+        await asyncio.sleep(4)
+        world.processes.leaks = 0
+
+    world.processes.before_stop = slowly
+    world.begin("b", size=750)
+    assert world.loaded == ["a"]
+    return world
+
+
+def test_a_need_does_not_wait_for_an_eviction_that_it_does_not_need(evicting):
+    assert ask(evicting, "a", 110).bytes == 110 * GIB
+    evicting.loop.advance(5)
+    assert evicting.loaded == ["a", "b"]
+
+
+def test_what_an_eviction_is_for_is_not_given_to_a_need_meanwhile(evicting):
+    assert ask(evicting, "a", 200).bytes == 200 * GIB
+    assert ask(evicting, "a", 250, id=8).bytes == 200 * GIB, "50 more of 48 to spare"
+    assert ask(evicting, "a", 150, id=9).answers == 9, "it has that already"
+    evicting.loop.advance(5)
+    assert evicting.loaded == ["a", "b"]
+    assert grown(evicting, "a").bytes == 200 * GIB
+    evicting.end("b")
+    evicting.loop.advance(5)
+    assert grown(evicting, "a").bytes == 250 * GIB
+
+
 def test_an_idle_worker_goes_back_to_its_first_budget(timed):
     world = timed(PATIENT, models="")
     world.once("a")

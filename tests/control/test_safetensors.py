@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def test_a_whole_file_has_no_flaw(tmp_path: Path) -> None:
         ({"a": entry(0, 8, shape=[2**40, 0])}, 8, "which is not what its shape takes"),
         ({"a": entry(0, 8, "F64", [1])}, 8, "a is of the type F64, which MLX does not read"),
         ({"a": entry(0, 2**47)}, 8, "is cut short"),
-        ({"\ud800\n": entry(0, 8, shape=[5])}, 8, "\ufffd\ufffd has 8 bytes"),
+        ({"\u2028\n": entry(0, 8, shape=[5])}, 8, "\ufffd\ufffd has 8 bytes"),
     ],
 )
 def test_what_does_not_fit_the_file_is_said(
@@ -88,8 +89,13 @@ def test_what_does_not_fit_the_file_is_said(
         {"a": entry(0, 8) | {"shape": [2**47] * 30}},
         {"a": {"dtype": "F16", "shape": [4]}},
         {"a": []},
+        {"a": entry(0, 8) | {"x": [[]] * 10_000}},
+        {"\ud800": entry(0, 8)},
         [],
         b'{"a": 1, "a": 2}',
+        b'{"a": {"dtype": "F16", "shape": [0], "data_offsets": [0, 0], "shape": [0]}}',
+        b'{"a": {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]},'
+        b' "a": {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]}}',
         b'{"__metadata__": {}, "__metadata__": {}}',
         b"[" * 100_000,
         b'{"a": {"dtype": "F16", "shape": [' + b"9" * 5000 + b'], "data_offsets": [0, 0]}}',
@@ -128,6 +134,27 @@ def test_a_huge_header_is_not_read_though_the_file_has_it(
     monkeypatch.setattr(safetensors, "MAX_HEADER_BYTES", 99)
     with pytest.raises(UnreadableModel, match="damaged"):
         read_header(file)
+
+
+def test_more_tensors_than_any_model_has_are_not_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = {str(n): entry(0, 0) for n in range(3)} | {"__metadata__": {"format": "mlx"}}
+    monkeypatch.setattr(safetensors, "MOST_TENSORS", 3)
+    assert flaw(tmp_path, header) == ""
+    monkeypatch.setattr(safetensors, "MOST_TENSORS", 2)
+    with pytest.raises(UnreadableModel, match="more tensors than any model"):
+        flaw(tmp_path, header)
+
+
+def test_what_a_header_says_beside_its_tensors_is_not_built(tmp_path: Path) -> None:
+    held = b'{"__metadata__": {"x": [%b1]}}' % (b"[]," * 2**20)
+    tracemalloc.start()
+    try:
+        assert flaw(tmp_path, held) == ""
+        assert tracemalloc.get_traced_memory()[1] < 8 * len(held)
+    finally:
+        tracemalloc.stop()
 
 
 def test_every_type_that_mlx_reads_and_no_other_is_taken(tmp_path: Path) -> None:

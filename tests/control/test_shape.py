@@ -149,8 +149,23 @@ def test_weights_of_8_bits_are_unpacked_while_they_are_loaded() -> None:
         {"num_attention_heads": 0, "hidden_size": -5},
         {"sliding_window": 2**62, "sliding_window_pattern": 3},
         {"quantization_config": "fp8"},
+        {"model_type": ["llama"]},
+        {"model_type": {}, "sliding_window": 64},
     ],
 )
 def test_whatever_a_config_says_there_is_a_footprint(config: dict[str, Any]) -> None:
     found = footprint_of(card(**config))
     assert found.peak_bytes((), [4096]) >= 1000
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_hidden_layers": 2**40 - 1},
+        {"layer_types": ["full_attention"] * 10_000},
+        {"hybrid_override_pattern": "*" * 10_000},
+    ],
+    ids=lambda config: next(iter(config)),
+)
+def test_more_layers_than_any_model_has_are_not_counted(config: dict[str, Any]) -> None:
+    assert groups(**config) == (LayerGroup(4096, KV * 2),)
