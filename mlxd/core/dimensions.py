@@ -15,6 +15,12 @@ from mlxd.core.footprint import Footprint, LayerGroup, Moment
 
 FLOAT32 = 4
 _LARGEST = 2**40
+_HIDDEN_HEADS = frozenset((
+    "cohere", "deepseek", "gpt_neox", "granite", "granitemoe", "granitemoehybrid", "internlm2",
+    "internlm3", "jamba", "lfm2", "lfm2_moe", "minicpm", "mixtral", "olmo", "phi", "phi3", "phimoe",
+    "plamo2", "qwen", "qwen2", "qwen2_moe", "stablelm", "starcoder2",
+))  # fmt: skip
+"""Families whose heads share the hidden width, whatever their config says of a head's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,7 @@ class Dimensions:
             hidden=hidden,
             inner=inner,
             heads=heads,
-            head=number(config, "head_dim") or hidden // heads,
+            head=_head(config, hidden, heads),
             kv_heads=number(config, "num_key_value_heads", "n_head_kv") or heads,
             experts=experts,
             linear=_linear(config),
@@ -90,6 +96,11 @@ class Dimensions:
             + work.linear * self.linear
         )
         return int(self.item_bytes * numbers)
+
+
+def _head(config: Mapping[str, Any], hidden: int, heads: int) -> int:
+    stated = 0 if config.get("model_type") in _HIDDEN_HEADS else number(config, "head_dim")
+    return stated or hidden // heads
 
 
 def number(config: Mapping[str, Any], *names: str) -> int:
