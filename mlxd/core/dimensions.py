@@ -22,6 +22,9 @@ _HIDDEN_HEADS = frozenset((
 ))  # fmt: skip
 """Families whose heads share the hidden width, whatever their config says of a head's."""
 
+_SINKS = frozenset(("gpt_oss",))
+"""Families whose scores are put beside attention sinks, and taken apart again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -61,6 +64,9 @@ class Dimensions:
     linear: int = 0
     state_bytes: int = 0
     """Of one sequence in one recurrent layer."""
+    score_copies: int = 1
+    scan_heads: int = 0
+    """Of a state-space layer, which works through a chunk in blocks."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any], item_bytes: int) -> Dimensions:
@@ -84,6 +90,8 @@ class Dimensions:
             experts=experts,
             linear=_linear(config),
             state_bytes=state_bytes(config),
+            scan_heads=_scan_heads(config),
+            score_copies=3 if config.get("model_type") in _SINKS else 1,
         )
 
     def token_bytes(self, work: Work) -> int:
@@ -111,10 +119,14 @@ def number(config: Mapping[str, Any], *names: str) -> int:
 
 def _linear(config: Mapping[str, Any]) -> int:
     values = number(config, "linear_num_value_heads") * number(config, "linear_value_head_dim")
-    heads = number(config, "mamba_num_heads", "mamba_n_heads")
-    if config.get("model_type") == "mamba2":
-        heads = number(config, "num_heads")
+    heads = _scan_heads(config)
     return values or heads * number(config, "mamba_head_dim", "mamba_d_head", "head_dim")
+
+
+def _scan_heads(config: Mapping[str, Any]) -> int:
+    if config.get("model_type") == "mamba2":
+        return number(config, "num_heads")
+    return number(config, "mamba_num_heads", "mamba_n_heads")
 
 
 def state_bytes(config: Mapping[str, Any]) -> int:
@@ -139,16 +151,18 @@ def computed(
     comes of the last layer, so it is not worked out beyond its keys and values.
     """
     d = dimensions
-    scores = (1 if fused else d.heads * d.item_bytes + 2) * scored
+    scores = (1 if fused else d.score_copies * d.heads * d.item_bytes + 2) * scored
     read = d if scored else replace(d, heads=0)
     layer = max((group.token_bytes for group in groups), default=0)
     works = _WORK[FLOAT32 if d.item_bytes == FLOAT32 else 2]
     row = _STATES * d.state_bytes
+    block = SCAN_BLOCK if d.scan_heads else 0
+    row += int(_SCANS * FLOAT32 * d.scan_heads * SCAN_BLOCK**2)
     if any(group.token_bytes and not group.window for group in groups):
-        seen = Moment(row=row, pair=scores, key=layer // 2)
+        seen = Moment(row=row, block=block, pair=scores, key=layer // 2)
     else:
-        seen = Moment(row=row, window_pair=scores, window_key=layer // 2)
-    grown = Moment(row=row, token=d.token_bytes(works[0]), key=layer)
+        seen = Moment(row=row, block=block, window_pair=scores, window_key=layer // 2)
+    grown = Moment(row=_STATES * d.state_bytes, token=d.token_bytes(works[0]), key=layer)
     copied = (replace(grown, key=2 * layer),)
     return Footprint(
         weights_bytes,
@@ -160,5 +174,9 @@ def computed(
     )
 
 
+SCAN_BLOCK = 256
+"""Tokens that a state-space layer works through together, each against each (mlx-lm's ssm_attn)."""
+_SCANS = 6.5
+"""Matrices of a block against itself, for each head."""
 _STATES = 1
 """Copies of a recurrent state that are alive while it takes in tokens one by one."""
