@@ -60,7 +60,7 @@ def observations(draw: Draw, count: int) -> tuple[Scenario, ...]:
 
 def _drawn(kind: str, n: int, draw: Draw, *, short: bool) -> Shape:
     config, dtype, bits = KINDS[kind](draw, n)
-    slow = 2 if bits or dtype != "float32" else 1
+    slow = 4 if bits else 2 if dtype != "float32" else 1
     return Shape(kind, config, dtype, bits, _scenarios(draw, 4 * slow if short else slow))
 
 
@@ -103,10 +103,11 @@ def _dtype(draw: Draw) -> str:
 
 def _llama(draw: Draw, n: int) -> tuple[dict[str, Any], str, int]:
     config = {**_base(draw), "model_type": draw.choice(["llama", "qwen2", "qwen3"])}
-    if n % 4 == 3:
+    if config["model_type"] == "qwen2":  # which knows no other size of a head
+        config["hidden_size"] = config["num_attention_heads"] * config["head_dim"]
+    elif n % 4 == 3:
         config["hidden_size"] = config["intermediate_size"] = 128
-        return config, _dtype(draw), draw.choice([4, 8])
-    return config, _dtype(draw), 0
+    return config, _dtype(draw), draw.choice([4, 8]) if n % 4 == 3 else 0
 
 
 def _sliding(draw: Draw, n: int) -> tuple[dict[str, Any], str, int]:

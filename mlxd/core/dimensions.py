@@ -15,6 +15,15 @@ from mlxd.core.footprint import Footprint, LayerGroup, Moment
 
 FLOAT32 = 4
 _LARGEST = 2**40
+_HIDDEN_HEADS = frozenset((
+    "cohere", "deepseek", "gpt_neox", "granite", "granitemoe", "granitemoehybrid", "internlm2",
+    "internlm3", "jamba", "lfm2", "lfm2_moe", "minicpm", "mixtral", "olmo", "phi", "phi3", "phimoe",
+    "plamo2", "qwen", "qwen2", "qwen2_moe", "stablelm", "starcoder2",
+))  # fmt: skip
+"""Families whose heads share the hidden width, whatever their config says of a head's."""
+
+_SINKS = frozenset(("gpt_oss",))
+"""Families whose scores are put beside attention sinks, and taken apart again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +64,9 @@ class Dimensions:
     linear: int = 0
     state_bytes: int = 0
     """Of one sequence in one recurrent layer."""
+    score_copies: int = 1
+    scan_heads: int = 0
+    """Of a state-space layer, which works through a chunk in blocks."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any], item_bytes: int) -> Dimensions:
@@ -73,11 +85,13 @@ class Dimensions:
             hidden=hidden,
             inner=inner,
             heads=heads,
-            head=number(config, "head_dim") or hidden // heads,
+            head=_head(config, hidden, heads),
             kv_heads=number(config, "num_key_value_heads", "n_head_kv") or heads,
             experts=experts,
             linear=_linear(config),
             state_bytes=state_bytes(config),
+            scan_heads=_scan_heads(config),
+            score_copies=3 if config.get("model_type") in _SINKS else 1,
         )
 
     def token_bytes(self, work: Work) -> int:
@@ -92,6 +106,11 @@ class Dimensions:
         return int(self.item_bytes * numbers)
 
 
+def _head(config: Mapping[str, Any], hidden: int, heads: int) -> int:
+    stated = 0 if config.get("model_type") in _HIDDEN_HEADS else number(config, "head_dim")
+    return stated or hidden // heads
+
+
 def number(config: Mapping[str, Any], *names: str) -> int:
     """The first of these that is a count; 0 where none is."""
     values = (config.get(name) for name in names)
@@ -100,10 +119,14 @@ def number(config: Mapping[str, Any], *names: str) -> int:
 
 def _linear(config: Mapping[str, Any]) -> int:
     values = number(config, "linear_num_value_heads") * number(config, "linear_value_head_dim")
-    heads = number(config, "mamba_num_heads", "mamba_n_heads")
-    if config.get("model_type") == "mamba2":
-        heads = number(config, "num_heads")
+    heads = _scan_heads(config)
     return values or heads * number(config, "mamba_head_dim", "mamba_d_head", "head_dim")
+
+
+def _scan_heads(config: Mapping[str, Any]) -> int:
+    if config.get("model_type") == "mamba2":
+        return number(config, "num_heads")
+    return number(config, "mamba_num_heads", "mamba_n_heads")
 
 
 def state_bytes(config: Mapping[str, Any]) -> int:
@@ -128,16 +151,18 @@ def computed(
     comes of the last layer, so it is not worked out beyond its keys and values.
     """
     d = dimensions
-    scores = (1 if fused else d.heads * d.item_bytes + 2) * scored
+    scores = (1 if fused else d.score_copies * d.heads * d.item_bytes + 2) * scored
     read = d if scored else replace(d, heads=0)
     layer = max((group.token_bytes for group in groups), default=0)
     works = _WORK[FLOAT32 if d.item_bytes == FLOAT32 else 2]
     row = _STATES * d.state_bytes
+    block = SCAN_BLOCK if d.scan_heads else 0
+    row += int(_SCANS * FLOAT32 * d.scan_heads * SCAN_BLOCK**2)
     if any(group.token_bytes and not group.window for group in groups):
-        seen = Moment(row=row, pair=scores, key=layer // 2)
+        seen = Moment(row=row, block=block, pair=scores, key=layer // 2)
     else:
-        seen = Moment(row=row, window_pair=scores, window_key=layer // 2)
-    grown = Moment(row=row, token=d.token_bytes(works[0]), key=layer)
+        seen = Moment(row=row, block=block, window_pair=scores, window_key=layer // 2)
+    grown = Moment(row=_STATES * d.state_bytes, token=d.token_bytes(works[0]), key=layer)
     copied = (replace(grown, key=2 * layer),)
     return Footprint(
         weights_bytes,
@@ -149,5 +174,9 @@ def computed(
     )
 
 
+SCAN_BLOCK = 256
+"""Tokens that a state-space layer works through together, each against each (mlx-lm's ssm_attn)."""
+_SCANS = 6.5
+"""Matrices of a block against itself, for each head."""
 _STATES = 1
 """Copies of a recurrent state that are alive while it takes in tokens one by one."""

@@ -18,6 +18,7 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 from numpy.typing import NDArray
 
+from mlxd.core.dimensions import SCAN_BLOCK
 from mlxd.core.footprint import LayerGroup, Moment
 from mlxd.worker.stand_ins import Size, arrays_of, hold, stand_ins
 from mlxd.worker.tape import Tape, record
@@ -28,8 +29,6 @@ _ROWS = 2
 _LENGTHS = (2304, 3072)
 _SEEN = (1280, 1536)
 _CHUNKS = (512, 1024)
-SCAN_BLOCK = 256
-"""Tokens that a state-space layer works through together (mlx-lm's ssm_attn)."""
 _FIRST_CHUNKS = (512, 1024, 1536)
 _SHORT_CHUNKS = (36, 52)
 """To see whether a longer chunk takes more operations; enough tokens that those of two rows are
@@ -48,14 +47,20 @@ _FIELDS = {
 
 
 def first_moments(model: Any, groups: Sequence[LayerGroup]) -> tuple[Moment, ...]:
-    """Of the first chunk of prompts; its tokens see each other."""
+    """Of the first chunk of prompts; its tokens see each other.
+
+    None where a chunk is worked through in blocks: three records of different lengths do not make
+    a parabola.
+    """
     caches = make_prompt_cache(model)
     tapes = [_tape(_prefill, model, caches, Size(_ROWS, c, c, c)) for c in _FIRST_CHUNKS]
+    if _block(tapes):
+        return ()
     cached = np.array([[_cached(groups, Size(_ROWS, c, c, c))] for c in _FIRST_CHUNKS])
     powers = np.vander(_FIRST_CHUNKS, increasing=True).astype(np.float64)
     row, token, pair = np.linalg.solve(powers, (_aligned(tapes) - cached) / _ROWS)
     alike = [Size(1, chunk, chunk, chunk) for chunk in (64, 256, 512, 1024, 2048)]
-    return _highest({"": row, "c": token, "cs": pair}, alike, block=_block(tapes))
+    return _highest({"": row, "c": token, "cs": pair}, alike, block=0)
 
 
 def prefill_moments(

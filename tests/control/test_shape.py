@@ -48,6 +48,10 @@ def test_without_their_own_number_all_heads_keep_keys() -> None:
     assert groups(num_key_value_heads=None, head_dim=None) == (LayerGroup(6, 2 * 128 * 2),)
 
 
+def test_some_families_know_no_other_size_of_a_head() -> None:
+    assert groups(model_type="qwen2", head_dim=64) == (LayerGroup(6, KV * 2),)
+
+
 def test_windows_are_named_layer_by_layer() -> None:
     types = ["sliding_attention", "sliding_attention", "full_attention"] * 2
     assert groups(layer_types=types, sliding_window=64) == (
