@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mlxd.control.eviction import Obstacle
 from mlxd.control.judgement import Judgement
 from mlxd.core.errors import InsufficientMemory, MlxdError, ModelsBusy
@@ -36,6 +38,17 @@ def refusal(judged: Judgement, name: str, policies: PolicySet, now: float) -> Ml
     )
 
 
+def not_its_turn(name: str, loading: list[str], policies: PolicySet) -> ModelsBusy:
+    """Of model `name`, which waits for other loads to end."""
+    key, most = "models.load.max_parallel", policies.models.load.max_parallel
+    return ModelsBusy(
+        f"model '{name}' cannot be loaded: {', '.join(loading)} {_is(loading)} being loaded,"
+        f" and no more than {most} may be at one time",
+        retry_after=_IN_USE_RETRY,
+        policy=policies.line(key),
+    )
+
+
 def _obstacle(judged: Judgement, name: str, policies: PolicySet) -> str:
     plan = judged.plan
     needed = f"{spoken(judged.needed)} ({judged.needed} bytes)"
@@ -59,12 +72,12 @@ def _in_the_way(judged: Judgement, now: float) -> str:
     if plan.never:
         return ""
     if plan.at is None:
-        return f"; {names} would have to leave and {_is(judged)} in use"
+        return f"; {names} would have to leave and {_is(judged.names)} in use"
     return f"; {names} would have to leave and may in {max(0.0, plan.at - now):.3g} s"
 
 
-def _is(judged: Judgement) -> str:
-    return "is" if len(judged.names) == 1 else "are"
+def _is(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 def _retry(judged: Judgement, now: float) -> float:

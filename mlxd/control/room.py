@@ -21,7 +21,7 @@ from mlxd.control.inventory import Inventory
 from mlxd.control.judgement import Judgement
 from mlxd.control.ledger import promised_by
 from mlxd.control.memory import MemoryReading
-from mlxd.control.refusal import refusal
+from mlxd.control.refusal import not_its_turn, refusal
 from mlxd.control.resident import Evicts, Resident
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.worker import Worker
@@ -264,6 +264,7 @@ class Room:
             if self.blocked is not None:
                 raise copy(self.blocked)
             if self._inventory.loading() >= policies.models.load.max_parallel:
+                self._put_off(incoming, not_its_turn(incoming.card.name, self._loading(), policies))
                 return float(policies.memory.check_interval)
             judged = self._inventory.judge_load(incoming.card, policies, incoming.evicts)
             if judged.plan.obstacle:
@@ -293,11 +294,17 @@ class Room:
         error = refusal(judged, name, policies, now)
         if judged.plan.never or not _patient(incoming.evicts, at, policies):
             raise error
-        if incoming.waits is None:
-            log.info("%s waits for room: %s", name, error.message)
-        incoming.waits = error
+        self._put_off(incoming, error)
         interval = float(policies.memory.check_interval)
         return interval if at is None else min(interval, at - now)
+
+    def _put_off(self, incoming: Resident, why: MlxdError) -> None:
+        if incoming.waits is None:
+            log.info("%s waits to be loaded: %s", incoming.card.name, why.message)
+        incoming.waits = why
+
+    def _loading(self) -> list[str]:
+        return [r.card.name for r in self._inventory.residents.values() if r.reserved]
 
     async def _reclaimed(self, name: str, held: int, before: MemoryReading) -> None:
         """Wait until what a worker held is seen to be free again, not for ever."""

@@ -212,6 +212,20 @@ def test_loads_take_turns_and_one_that_waits_for_room_holds_up_no_other(timed):
     assert "big" in world.loaded
 
 
+def test_a_load_that_waited_for_its_turn_until_its_time_was_over_has_not_failed(timed):
+    world = timed(PATIENT, models="load: {max_parallel: 1, retry: {max: 0}}\n")
+    world.processes.wedged.add("a")
+    world.begin("a")
+    world.begin("b")
+    world.loop.advance(301)
+    refused = world.failure("b")
+    assert isinstance(refused, ModelsBusy)
+    assert "a is being loaded, and no more than 1 may be" in refused.message
+    assert refused.policy is not None
+    assert refused.policy.key == "models.load.max_parallel"
+    assert world.residency.failed([card("a"), card("b")]).keys() == {"a"}
+
+
 def preload(world, name):
     work = world.residency.load(card(name), world.policies, Evicts.UNLISTED)
     task = world.loop.create_task(work)
