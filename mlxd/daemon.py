@@ -91,8 +91,10 @@ class Daemon:
         catalog = Catalog(GUIDE, clock, pulled=pulled.folder, names=own_names)
         admission = Admission(clock)
         self._supervisor = Supervisor(clock, self._temporary)
-        forecasts = Forecasts(instance.state, clock)
-        self._residency = Residency(self._supervisor, clock, read_memory, forecasts, catalog.check)
+        self._forecasts = Forecasts(instance.state, clock)
+        self._residency = Residency(
+            self._supervisor, clock, read_memory, self._forecasts, check=catalog.check
+        )
         self._preloader = Preloader(catalog, self._residency)
         self._guard = _guard(
             store.current, self._residency, admission, clock=clock, events=events, metrics=metrics
@@ -295,6 +297,7 @@ class Daemon:
         await self._guard.close()
         killing = asyncio.create_task(self._kill_when_told())
         await self._residency.close(grace)
+        await self._forecasts.close()
         killing.cancel()
         shutil.rmtree(self._temporary, ignore_errors=True)
         log.info("stopped")

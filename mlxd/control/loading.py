@@ -151,6 +151,7 @@ class Loads:
         resident.loading = None
         resident.evicts = Evicts.NOBODY
         resident.waits = None
+        resident.short_since = None
 
     def _note(self, card: ModelCard, error: MlxdError) -> None:
         if isinstance(error, ModelLoadFailed):

@@ -46,6 +46,7 @@ class Residency:
         clock: Clock,
         read_memory: Callable[[], MemoryReading | None],
         forecasts: Forecaster | None = None,
+        *,
         check: Check | None = None,
         private_of: Callable[[int], int] = private_of,
     ) -> None:

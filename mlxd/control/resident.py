@@ -46,6 +46,8 @@ class Resident:
     """What its load may evict."""
     waits: MlxdError | None = None
     """Why its load waits for room; what those who wait are told when their time is over."""
+    short_since: float | None = None
+    """When its load was first found not to fit with everything else gone."""
     reserved: bool = False
     """Room has been made for it and it is about to take it."""
     budget: ipc.Budget = ipc.Budget(0, 0, 0)  # noqa: RUF009  # never changes

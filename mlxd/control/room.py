@@ -1,9 +1,9 @@
 """Room in memory: made, given away and taken back, one decision at a time.
 
 A decision holds the lock until what it evicts is gone and its bytes are seen to be free again; what
-was looked at before an await is looked at again after. Meanwhile a worker gets what it needs if that
-is there beside what the eviction is for. Loads themselves run side by side, with what they were
-promised.
+was looked at before an await is looked at again after. Meanwhile a worker gets what it needs if
+that is there beside what the eviction is for. Loads themselves run side by side, with what they
+were promised.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from mlxd.control.changes import Changes
 from mlxd.control.inventory import Inventory
 from mlxd.control.judgement import Judgement
-from mlxd.control.ledger import promised_by
+from mlxd.control.ledger import promised_by, reserve_of
 from mlxd.control.memory import MemoryReading
 from mlxd.control.refusal import not_its_turn, refusal
 from mlxd.control.resident import Evicts, Resident
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.05
 """Between two readings while freed bytes are awaited."""
+_SETTLING_SECONDS = 0.25
+"""Between two tries of a load that would fit, were it not for what just goes."""
 _SEEN = 0.9
 """The part of what a worker held that must be seen to be free again."""
 _DRIFT = 0.01
@@ -292,6 +294,8 @@ class Room:
         """How long until the next try. Raises the refusal where there is nothing to wait for."""
         now, name, at = self._clock.monotonic(), incoming.card.name, judged.plan.at
         error = refusal(judged, name, policies, now)
+        if judged.plan.never and self._is_settling(incoming, judged, policies):
+            return _SETTLING_SECONDS
         if judged.plan.never or not _patient(incoming.evicts, at, policies):
             raise error
         self._put_off(incoming, error)
@@ -305,6 +309,23 @@ class Room:
 
     def _loading(self) -> list[str]:
         return [r.card.name for r in self._inventory.residents.values() if r.reserved]
+
+    def _is_settling(self, incoming: Resident, judged: Judgement, policies: PolicySet) -> bool:
+        """Whether what does not fit now would fit the machine, and has only just been found not to:
+        a process that ends gives its memory back a moment later.
+        """
+        memory, now = policies.memory, self._clock.monotonic()
+        if incoming.evicts is not Evicts.IDLE or memory.reserve.when_full != "wait":
+            return False
+        reading = self._inventory.read_memory()
+        if judged.plan.obstacle != "memory" or reading is None:
+            return False
+        if incoming.short_since is None:
+            incoming.short_since = now
+        room = reading.total - reserve_of(memory, reading.total)
+        return judged.needed <= room and now - incoming.short_since < float(
+            memory.eviction.verify_reclaim
+        )
 
     async def _reclaimed(self, name: str, held: int, before: MemoryReading) -> None:
         """Wait until what a worker held is seen to be free again, not for ever."""

@@ -91,7 +91,7 @@ class Dimensions:
             linear=_linear(config),
             state_bytes=state_bytes(config),
             scan_heads=_scan_heads(config),
-            score_copies=3 if config.get("model_type") in _SINKS else 1,
+            score_copies=3 if str(config.get("model_type")) in _SINKS else 1,
         )
 
     def token_bytes(self, work: Work) -> int:
@@ -107,7 +107,7 @@ class Dimensions:
 
 
 def _head(config: Mapping[str, Any], hidden: int, heads: int) -> int:
-    stated = 0 if config.get("model_type") in _HIDDEN_HEADS else number(config, "head_dim")
+    stated = 0 if str(config.get("model_type")) in _HIDDEN_HEADS else number(config, "head_dim")
     return stated or hidden // heads
 
 

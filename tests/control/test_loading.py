@@ -84,7 +84,7 @@ def test_each_attempt_is_judged_anew(failing):
     world = failing(failures=1)
     world.begin("a", size=500)
     world.others = 600
-    world.loop.advance(3)
+    world.loop.advance(3 + 6)
     refused = world.failure("a")
     assert isinstance(refused, InsufficientMemory)
     assert refused.available_bytes == 400 * GIB - 1

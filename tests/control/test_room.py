@@ -360,11 +360,27 @@ def test_bytes_that_do_not_come_back_are_told_and_not_counted_on(timed, caplog):
     world.processes.before_stop = leak
     with caplog.at_level(logging.WARNING):
         world.begin("b", size=700)
-        world.loop.advance(6)
+        world.loop.advance(6 + 6)
     assert "700 GiB are not seen to be free again after 5 s" in caplog.text
     assert isinstance(world.failure("b"), InsufficientMemory)
     world.processes.before_stop = None
     world.once("c", size=200)
+
+
+def test_what_others_give_back_in_a_moment_is_waited_for(timed):
+    world = timed(PATIENT, models="")
+    world.others = 600
+    world.begin("a", size=500)
+    world.begin("too large for the machine", size=1200)
+    world.loop.advance(1)
+    assert isinstance(world.failure("too large for the machine"), InsufficientMemory)
+    world.others = 0
+    world.loop.advance(1)
+    assert world.loaded == ["a"]
+    world.others = 600
+    world.begin("b", size=500)
+    world.loop.advance(6)
+    assert isinstance(world.failure("b"), InsufficientMemory)
 
 
 def test_a_limit_that_shrinks_waits_for_those_who_are_spared(timed):
