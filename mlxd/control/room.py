@@ -1,9 +1,9 @@
 """Room in memory: made, given away and taken back, one decision at a time.
 
 A decision holds the lock until what it evicts is gone and its bytes are seen to be free again; what
-was looked at before an await is looked at again after. Meanwhile a worker gets what it needs if that
-is there beside what the eviction is for. Loads themselves run side by side, with what they were
-promised.
+was looked at before an await is looked at again after. Meanwhile a worker gets what it needs if
+that is there beside what the eviction is for. Loads themselves run side by side, with what they
+were promised.
 """
 
 from __future__ import annotations
