@@ -12,9 +12,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Literal
 
-from mlxd.control.names import max_concurrency_of
+from mlxd.control.names import max_concurrency_of, settings_of
 from mlxd.control.ratelimit import Quota, RuleWindows, SlidingWindow
 from mlxd.core.clock import Clock
 from mlxd.core.errors import (
@@ -33,6 +34,8 @@ from mlxd.policy.strict_yaml import dotted
 _SMOOTHING = 0.2
 _MAX_QUEUE_WAIT = 30.0
 
+_Names = tuple[str, str]
+"""A model's own, and the one that it was called by."""
 WouldDeny = Callable[[str], None]
 """Told the name of each rule in mode dry_run that would have refused; see `rules_in_force`."""
 
@@ -128,14 +131,16 @@ class Admission:
         would_deny: WouldDeny = _unheard,
         *,
         loading: bool = False,
+        called: str = "",
     ) -> AsyncIterator[Ticket]:
         """Hold a slot for the length of the block.
 
         Raises RateLimited, Overloaded, Draining, or what admission is shut for. A request that
         turns out to be wrong in itself does not count towards the client's rate. `loading`: it is
         going to wait for its model while another one could serve; the ticket says when it has it.
+        `called`: a copy's name of the model, whose limits count where the model has none.
         """
-        ticket = self.enter(client, model, policies, would_deny, loading=loading)
+        ticket = self.enter(client, model, policies, would_deny, loading=loading, called=called)
         try:
             yield ticket
         except (InvalidRequest, ModelNotFound):
@@ -152,6 +157,7 @@ class Admission:
         would_deny: WouldDeny = _unheard,
         *,
         loading: bool = False,
+        called: str = "",
     ) -> Ticket:
         """Take a slot, to be given back by `leave`. Raises what `admit` raises.
 
@@ -161,7 +167,7 @@ class Admission:
         self._check_draining()
         counted = self._count_towards_rate(client, policies, would_deny)
         self._check_shut()
-        self._check_slots(model, policies, would_deny, loading=loading)
+        self._check_slots((model, called or model), policies, would_deny, loading=loading)
         ticket = Ticket(client, model, policies, self._clock.monotonic(), counted, loading)
         self._active.add(ticket)
         self._none_active.clear()
@@ -243,24 +249,25 @@ class Admission:
         return counted
 
     def _check_slots(
-        self, model: str, policies: PolicySet, would_deny: WouldDeny, *, loading: bool
+        self, names: _Names, policies: PolicySet, would_deny: WouldDeny, *, loading: bool
     ) -> None:
         mode = policies.limits.concurrency.mode
         if mode == "off":
             return
-        for full in self._full(model, policies, loading=loading):
+        for full in self._full(names, policies, loading=loading):
             if mode == "dry_run":
                 self._would_deny(full.rule, would_deny)
             else:
                 self.refused[full.rule] += 1
                 raise self._overloaded(full, policies)
 
-    def _full(self, model: str, policies: PolicySet, *, loading: bool) -> Iterator[_Full]:
+    def _full(self, names: _Names, policies: PolicySet, *, loading: bool) -> Iterator[_Full]:
         """The limits that leave no slot."""
+        model = names[0]
         most = policies.limits.concurrency.max_in_flight
         if len(self._active) >= most:
             yield _Full(_CONCURRENCY, _MAX_IN_FLIGHT, _busy(most))
-        own = _own_limit(model, policies)
+        own = _own_limit(names, policies)
         if own is not None and self.active_by_model()[model] >= own.limit:
             yield _Full(own.rule, own.key, _busy(own.limit))
         waiting = sum(ticket.loading and ticket.model == model for ticket in self._active)
@@ -332,12 +339,15 @@ class _Own:
     key: str
 
 
-def _own_limit(model: str, policies: PolicySet) -> _Own | None:
+def _own_limit(names: _Names, policies: PolicySet) -> _Own | None:
     """By limits.concurrency.per_model, else by models.yaml; None: it has none of its own."""
-    for written, limit in policies.limits.concurrency.per_model.items():
-        if canonical(written) == canonical(model):
+    per_model = policies.limits.concurrency.per_model
+    for name, (written, limit) in product(names, per_model.items()):
+        if canonical(written) == canonical(name):
             key = dotted(("limits", "concurrency", "per_model", written))
             return _Own(limit, _model_rule(written), key)
+    listed = (name for name in names if settings_of(name, policies.models) is not None)
+    model = next(listed, names[0])
     number = max_concurrency_of(model, policies.models)
     if number is None:
         return None

@@ -56,8 +56,13 @@ class Dispatcher:
         loading = self._residency.delays_others(card.spec)
         async with (
             self._admission.admit(
-                asker.client, card.name, policies, asker.would_deny, loading=loading
-            ) as ticket,
+                asker.client,
+                card.original,
+                policies,
+                asker.would_deny,
+                loading=loading,
+                called=card.name,
+            ) as ticket,  # fmt: skip
             self._residency.lease(card, request.keep_alive, policies) as worker,
             aclosing(worker.generate(_order(request, card, policies, arrived))) as bursts,
         ):

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from mlxd.control.catalog import Catalog
 from mlxd.control.model_settings import HOW_TO_LOAD, ways_of_loading
-from mlxd.control.names import Names, settings_of
+from mlxd.control.names import Names, settings_for, settings_of
 from mlxd.control.residency import Residency, Resident
 from mlxd.control.succession import Fate, Succession
+from mlxd.core.models import ModelCard
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.schema import Model, Models
 from mlxd.policy.strict_yaml import dotted
@@ -47,6 +48,10 @@ class _Loaded:
         return self.resident.card.name
 
     @property
+    def original(self) -> str:
+        return self.resident.card.original
+
+    @property
     def running(self) -> str:
         leases = self.resident.leases
         requests = "1 request" if leases == 1 else f"{leases} requests"
@@ -55,7 +60,7 @@ class _Loaded:
 
 def _moves(loaded: list[_Loaded], old: Models, new: Models) -> Iterator[str]:
     for one in loaded:
-        who, key = f"worker of {one.name} (pid {one.pid})", _key_that_moved(one.name, old, new)
+        who, key = f"worker of {one.name} (pid {one.pid})", _key_that_moved(one.original, old, new)
         if one.fate.card is None and one.fate.successor is not None:
             yield f"{who} would be replaced: {key} changed{one.running}"
         elif one.fate.card is None:
@@ -77,13 +82,13 @@ def _idle_times(loaded: list[_Loaded], old: Models, after: Names) -> Iterator[st
     for one in loaded:
         if one.fate.card is None or one.resident.asked is not None or one.resident.spec in listed:
             continue
-        was, now = _ttl(one.name, old), _ttl(one.fate.card.name, after.models)
+        was, now = _ttl(one.resident.card, old), _ttl(one.fate.card, after.models)
         if float(was) != float(now):
             yield f"{one.fate.card.name} would idle out {_when(now)} instead of {_when(was)}"
 
 
-def _ttl(name: str, models: Models) -> KeepFor:
-    own = settings_of(name, models)
+def _ttl(card: ModelCard, models: Models) -> KeepFor:
+    own = settings_for(card, models)
     return own.ttl if own is not None and own.ttl is not None else models.defaults.ttl
 
 

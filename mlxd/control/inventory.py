@@ -29,7 +29,7 @@ from mlxd.control.ledger import (
     reserve_of,
 )
 from mlxd.control.memory import MemoryReading
-from mlxd.control.names import settings_of
+from mlxd.control.names import settings_for
 from mlxd.control.process_limit import private_of
 from mlxd.control.resident import Evicts, Resident
 from mlxd.control.supervisor import Supervisor
@@ -49,18 +49,17 @@ class Inventory:
         clock: Clock,
         read_memory: Callable[[], MemoryReading | None],
         forecasts: Forecaster,
-        private_of: Callable[[int], int] = private_of,
     ) -> None:
-        """`private_of` tells what a process has taken before its engine says so."""
         self.residents: dict[ModelSpec, Resident] = {}
         self.preloaded: frozenset[ModelSpec] = frozenset()
         self.working_set = 0
         """What the GPU recommends to hold at most, once a worker has said so."""
         self.read_memory = read_memory
+        self.private_of: Callable[[int], int] = private_of
+        """Tells what a process has taken before its engine says so."""
         self._supervisor = supervisor
         self._clock = clock
         self._forecasts = forecasts
-        self._private_of = private_of
 
     def worker_of(self, resident: Resident) -> Worker | None:
         """The worker that serves it; None while there is none."""
@@ -83,7 +82,7 @@ class Inventory:
     def _taken_by(self, resident: Resident) -> int:
         """Of what a load was promised, the bytes that are already missing from what is there."""
         loading = [w for w in self._supervisor.workers() if w.spec == resident.spec]
-        return sum(self._private_of(worker.pid) for worker in loading)
+        return sum(self.private_of(worker.pid) for worker in loading)
 
     def free(self, policies: PolicySet) -> int | None:
         """Bytes for a new promise; below 0 where there are too many. None: nobody can tell."""
@@ -95,7 +94,7 @@ class Inventory:
     def candidate(
         self, resident: Resident, policies: PolicySet, evicts: Evicts = Evicts.IDLE
     ) -> Candidate:
-        own = settings_of(resident.card.name, policies.models)
+        own = settings_for(resident.card, policies.models)
         preloaded = resident.spec in self.preloaded
         spared = evicts is Evicts.NOBODY or (evicts is Evicts.UNLISTED and preloaded)
         return Candidate(

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 
 from mlxd.control.catalog import Catalog
-from mlxd.control.names import Names, settings_of
+from mlxd.control.names import Names, settings_for
 from mlxd.control.own_names import OwnName, OwnNames
 from mlxd.control.pull import Puller, Record
 from mlxd.control.pulled import PulledModels
@@ -90,7 +90,7 @@ class Library:
             )
 
     async def _remove_model(self, card: ModelCard, names: Names, policies: PolicySet) -> None:
-        declared = settings_of(card.name, policies.models)
+        declared = settings_for(card, policies.models)
         if not self.pulled.holds(card.path) or (declared is not None and declared.path):
             raise Forbidden(
                 f"model '{card.name}' was not pulled: its folder is its owner's, and is not removed"

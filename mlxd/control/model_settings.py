@@ -34,6 +34,11 @@ def settings_of(name: str, models: Models) -> Model | None:
     return by_last or next((s for key, s in free if short_key(key) == short), None)
 
 
+def settings_for(card: ModelCard, models: Models) -> Model | None:
+    """What models.yaml says of a model; of a copy's own name only where it says nothing of that."""
+    return settings_of(card.original, models) or settings_of(card.name, models)
+
+
 def max_concurrency_of(name: str, models: Models) -> int | None:
     """Generations at one time of this model by models.yaml; None leaves it to limits.yaml."""
     own = settings_of(name, models)

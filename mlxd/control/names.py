@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from mlxd.control.model_settings import (
     max_concurrency_of,
+    settings_for,
     settings_of,
     settled,
     waits_for_files,
@@ -18,7 +19,7 @@ from mlxd.core.models import ModelCard, canonical
 from mlxd.core.wildcard import literal_prefix, matches
 from mlxd.policy.schema import Models
 
-__all__ = ["DEFAULT", "Names", "max_concurrency_of", "settings_of"]
+__all__ = ["DEFAULT", "Names", "max_concurrency_of", "settings_for", "settings_of"]
 
 DEFAULT = "default"
 _LONGEST_NAME = 350
@@ -152,7 +153,7 @@ class Names:
     def _copy(self, copies: Mapping[str, str]) -> None:
         """Copies are models of their own names, in the place of a list where these belong."""
         made = [
-            replace(card, name=name, aliases=(), source="copy")
+            replace(card, name=name, aliases=(), source="copy", copy_of=card.name)
             for name, target in copies.items()
             if name not in self.cards and (card := self._meant(target)) is not None
         ]

@@ -18,7 +18,6 @@ from mlxd.control.forecasting import ByWeight, Forecaster
 from mlxd.control.inventory import Inventory
 from mlxd.control.loading import Check, Loads
 from mlxd.control.memory import MemoryReading
-from mlxd.control.process_limit import private_of
 from mlxd.control.resident import Evicts, Resident, ttl_of
 from mlxd.control.room import Room
 from mlxd.control.succession import Succession
@@ -48,11 +47,8 @@ class Residency:
         forecasts: Forecaster | None = None,
         *,
         check: Check | None = None,
-        private_of: Callable[[int], int] = private_of,
     ) -> None:
-        """`check` looks at a model's files once more before they are loaded; `private_of` tells
-        what a process holds.
-        """
+        """`check` looks at a model's files once more before they are loaded."""
         self.on_memory_error: Callable[[str], None] | None = None
         """Told the name of a model whose worker ended because its engine found no memory."""
         self._supervisor = supervisor
@@ -60,7 +56,7 @@ class Residency:
         self._forecasts = forecasts or ByWeight()
         self._policies: PolicySet | None = None
         """Those in force, once `apply` was called; until then those of who asked first."""
-        self._inventory = Inventory(supervisor, clock, read_memory, self._forecasts, private_of)
+        self._inventory = Inventory(supervisor, clock, read_memory, self._forecasts)
         self._room = Room(self._inventory, supervisor, clock, self._in_force)
         self._loads = Loads(
             self._inventory, self._room, supervisor, clock, self._forecasts,

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from enum import IntEnum
 
-from mlxd.control.names import settings_of
+from mlxd.control.names import settings_for
 from mlxd.core.errors import MlxdError
 from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.ipc import messages as ipc
@@ -91,6 +91,6 @@ class Resident:
 
 def ttl_of(card: ModelCard, policies: PolicySet) -> float:
     """Seconds that policy lets this model idle."""
-    own = settings_of(card.name, policies.models)
+    own = settings_for(card, policies.models)
     ttl = own.ttl if own is not None and own.ttl is not None else policies.models.defaults.ttl
     return float(ttl)

@@ -79,6 +79,8 @@ class ModelCard:
     """Whether it cannot be loaded without that."""
     source: str = ""
     """Where it was found: folder, huggingface, lmstudio, pulled, declared or guide."""
+    copy_of: str = ""
+    """The catalogue's name of the model that this is one more name of; empty: none."""
     short_name: str = ""
     """The name that people type for it, where that leads to it alone."""
     aliases: tuple[str, ...] = ()
@@ -88,6 +90,11 @@ class ModelCard:
     template_file: str = ""
     trust_remote_code: bool = False
     kv_bits: int = 0
+
+    @property
+    def original(self) -> str:
+        """The name by which policy limits it: a copy's own would let it escape."""
+        return self.copy_of or self.name
 
     @property
     def spec(self) -> ModelSpec:

@@ -176,7 +176,7 @@ def _cached_model(parts: Parts, resident: Resident) -> Json:
         "use_count": resident.use_count,
         "last_used": iso(resident.last_used_wall) if resident.last_used_wall else None,
         "load_time_seconds": round(resident.load_seconds, 3),
-        "active_requests": parts.admission.active_by_model()[resident.card.name],
+        "active_requests": parts.admission.active_by_model()[resident.card.original],
         "is_loading": resident.loading is not None,
         "memory_bytes": memory_report.of_worker(parts.residency.worker_of(resident)),
     }

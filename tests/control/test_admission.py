@@ -418,6 +418,26 @@ def test_a_model_has_the_concurrency_that_is_said_for_it(
     assert refused.value.policy.key == key
 
 
+@pytest.mark.parametrize(
+    ("per_model", "models", "key"),
+    [
+        ("", "models: {m: {max_concurrency: 1}}\n", "models.models.m.max_concurrency"),
+        ("m: 1, copy: 5", "", "limits.concurrency.per_model.m"),
+        ("copy: 1", "", "limits.concurrency.per_model.copy"),
+        ("", "models: {copy: {max_concurrency: 1}}\n", "models.models.copy.max_concurrency"),
+    ],
+)
+def test_a_copy_takes_of_the_slots_of_its_model(admission, tmp_path, per_model, models, key):
+    text = f"concurrency: {{max_in_flight: 9, per_model: {{{per_model}}}}}\nrate_limit: []\n"
+    policies = load(write_policies(tmp_path, {"limits": text, "models": models}))
+    admission.enter("a", "m", policies)
+    with pytest.raises(Overloaded) as refused:
+        admission.enter("a", "m", policies, called="copy")
+    assert refused.value.policy is not None
+    assert refused.value.policy.key == key
+    assert admission.active_by_model() == {"m": 1}
+
+
 def test_the_concurrency_of_models_is_among_the_rules_once(tmp_path):
     text = "concurrency: {per_model: {A: 1}}\nrate_limit: []\n"
     models = "models: {a: {max_concurrency: 2}, b: {max_concurrency: 2}, c: {ttl: never}}\n"

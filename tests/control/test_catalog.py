@@ -484,6 +484,7 @@ async def test_a_copy_is_a_model_of_its_own_name_and_the_same_weights(world):
     world.copies = {"mine": CODER, "again:1b": "mine", "lost": "gone", "small": CODER}
     assert await world.resolve("Mine:latest") == "mine"
     assert (await world.card("mine")).spec == (await world.card(CODER)).spec
+    assert [(await world.card(name)).original for name in ("mine", CODER)] == [CODER, CODER]
     assert await world.resolve("small") == "small", "a folder is not hidden by a copy"
     await world.refused("lost")
     assert (await world.names())[-1] == GUIDE

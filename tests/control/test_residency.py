@@ -137,8 +137,8 @@ class World:
             self.processes,  # type: ignore[arg-type]
             self.clock,
             self.read,
-            private_of=self.processes.private_of,
         )
+        self.residency._inventory.private_of = self.processes.private_of
         self.policies = self.load(models)
 
     def read(self):
@@ -178,6 +178,17 @@ async def world(tmp_path):
     made = World(tmp_path)
     yield made
     await made.residency.close(0)
+
+
+async def test_a_copy_has_what_policy_says_of_its_model(world):
+    copy = replace(card("a"), name="copy", copy_of="a")
+    world.change("defaults: {ttl: 10s}\nmodels: {a: {ttl: 77s, pinned: true, priority: high}}\n")
+    async with world.residency.lease(copy, None, world.policies):
+        (resident,) = world.residency.residents()
+        candidate = world.residency._inventory.candidate(resident, world.policies)
+        assert (resident.ttl, candidate.pinned, candidate.priority) == (77, True, "high")
+    world.change("defaults: {ttl: 10s}\nmodels: {copy: {ttl: 88s}}\n")
+    assert resident.ttl == 88, "of a model of which nothing is said"
 
 
 async def test_many_requests_for_a_cold_model_cause_one_load(world):

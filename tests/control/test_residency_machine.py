@@ -192,8 +192,8 @@ class ResidencyMachine(RuleBasedStateMachine):
             self.loop,
             self.read,
             Forecasts(),
-            private_of=self.processes.private_of,
         )
+        self.residency._inventory.private_of = self.processes.private_of
         self.users: list[tuple[str, asyncio.Event, asyncio.Task[None]]] = []
         self.chores: list[tuple[str, asyncio.Task[None]]] = []
         self.hung_up: set[asyncio.Task[None]] = set()
