@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event
 
@@ -28,6 +28,7 @@ from mlxd.ipc.pulling import (
     Part,
     Planned,
     Pulled,
+    Told,
     Verifying,
     Writing,
     decode,
@@ -61,7 +62,8 @@ def test_code_comes_along_where_it_is_trusted(pulling: Pulling) -> None:
 
 
 def test_the_manifest_says_what_every_file_must_be(pulling: Pulling, remote: Hub) -> None:
-    pulling.run(REPO)
+    told = pulling.run(REPO)
+    check_progress(told)
     written = manifest.read(pulling.into / REPO)
     assert written is not None
     assert (written.repo, written.revision) == (REPO, remote.repos[REPO].commit)
@@ -71,8 +73,8 @@ def test_the_manifest_says_what_every_file_must_be(pulling: Pulling, remote: Hub
     assert all(len(file.sha256) == 64 for file in written.files)
 
 
-def test_it_tells_how_far_each_file_is_and_then_verifies_it(pulling: Pulling) -> None:
-    told = pulling.run(REPO)
+def check_progress(told: Sequence[Told]) -> None:
+    """It told how far each file was, and then that it verified it."""
     assert isinstance(told[0], Planned)
     sizes = {part.digest: part.size for part in told[0].parts}
     last = {one.digest: one.bytes for one in told if isinstance(one, Fetched)}
@@ -80,13 +82,9 @@ def test_it_tells_how_far_each_file_is_and_then_verifies_it(pulling: Pulling) ->
     assert [one.digest for one in told if isinstance(one, Verifying)] == list(sizes)
 
 
-def test_nothing_is_left_beside_the_model(pulling: Pulling) -> None:
-    pulling.run(REPO)
-    assert sorted(path.name for path in pulling.into.iterdir()) == ["org"]
-
-
 def test_a_model_that_is_there_is_not_fetched_again(pulling: Pulling, remote: Hub) -> None:
     pulling.run(REPO)
+    assert [path.name for path in pulling.into.iterdir()] == ["org"], "left beside the model"
     before = remote.sent(WEIGHTS)
     told = pulling.run(REPO)
     assert told == [Pulled(remote.repos[REPO].commit, 0)]
