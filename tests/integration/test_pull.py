@@ -35,12 +35,20 @@ def until(fact: Callable[[], object], within: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture
-def remote(models: Path) -> Iterator[Hub]:
-    """It has one small model, under the name of a well-known build."""
+@pytest.fixture(scope="module")
+def served() -> Iterator[Hub]:
     with hub() as running:
-        running.add(REPO, models / "tiny-a")
         yield running
+
+
+@pytest.fixture
+def remote(served: Hub, models: Path) -> Hub:
+    """It has one small model, under the name of a well-known build, and no fault."""
+    served.gate.set()
+    served.waiting.clear()
+    served.asked.clear()
+    served.add(REPO, models / "tiny-a")
+    return served
 
 
 @pytest.fixture
@@ -54,19 +62,34 @@ def start(start_daemon: Callable[..., Daemon], remote: Hub) -> Callable[..., Dae
 
 
 @pytest.fixture
-def running(start: Callable[..., Daemon], tmp_path: Path) -> Daemon:
+def alone(start: Callable[..., Daemon]) -> Daemon:
+    """A daemon that the test may end."""
     return start()
 
 
 @pytest.fixture(scope="module")
-def untouched(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon for what is refused: its tests leave it, and the hub's model unpulled."""
+def untouched(
+    served: Hub, models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Daemon]:
+    """One daemon for all whose tests leave it as it was."""
     folder = tmp_path_factory.mktemp("untouched")
-    with hub() as remote:
-        remote.add(REPO, models / "tiny-a")
-        environment = remote.environment()
-        with daemon(folder, models=models, policies=POLICIES, environment=environment) as shared:
-            yield shared
+    environment = served.environment()
+    with daemon(folder, models=models, policies=POLICIES, environment=environment) as shared:
+        yield shared
+
+
+@pytest.fixture
+def running(untouched: Daemon, remote: Hub) -> Iterator[Daemon]:
+    """The same, whose pulled models and names are removed after the test."""
+    before = names(untouched)
+    yield untouched
+    remote.gate.set()
+    for _ in range(2):  # a model after the names that lead to it
+        for name in names(untouched) - before:
+            untouched.http.request("DELETE", "/api/delete", json={"model": name})
+    assert names(untouched) == before
+    untouched.http.post("/api/generate", json={"model": "tiny-a", "keep_alive": 0})
+    until(lambda: untouched.health()["models_cached"] == 0)
 
 
 def pull(running: Daemon, name: str, **fields: object) -> list[Json]:
@@ -143,13 +166,13 @@ class TestPull:
         assert pull(running, REPO)[-1] == {"status": "success"}
         assert remote.sent(WEIGHTS) == sent
 
-    def test_the_model_is_there_after_a_restart(self, running: Daemon, remote: Hub) -> None:
-        pull(running, SHORT)
-        running.stop()
-        written = manifest.read(running.state / "models" / REPO)
+    def test_the_model_is_there_after_a_restart(self, alone: Daemon, remote: Hub) -> None:
+        pull(alone, SHORT)
+        alone.stop()
+        written = manifest.read(alone.state / "models" / REPO)
         assert written is not None
         assert written.revision == remote.repos[REPO].commit
-        assert not (running.state / "models" / ".partial").exists()
+        assert not (alone.state / "models" / ".partial").exists()
 
     def test_all_who_want_one_model_share_one_download(self, running: Daemon, remote: Hub) -> None:
         remote.gate.clear()
@@ -202,33 +225,33 @@ class TestPull:
         assert pull(running, REPO)[-1] == {"status": "success"}
 
     def test_a_killed_daemon_takes_its_process_along_and_the_next_one_goes_on(
-        self, running: Daemon, start: Callable[..., Daemon], remote: Hub
+        self, alone: Daemon, start: Callable[..., Daemon], remote: Hub
     ) -> None:
         remote.gate.clear()
-        reader = threading.Thread(target=lambda: _ignored(running), daemon=True)
+        reader = threading.Thread(target=lambda: _ignored(alone), daemon=True)
         reader.start()
         assert remote.waiting.wait(20)
-        (process,) = pullers(running)
-        blobs = running.state / "models" / ".partial" / REPO / "blobs"
+        (process,) = pullers(alone)
+        blobs = alone.state / "models" / ".partial" / REPO / "blobs"
         until(lambda: any(p.stat().st_size and "sha256" in p.name for p in blobs.iterdir()))
-        running.process.kill()
-        running.process.wait()
+        alone.process.kill()
+        alone.process.wait()
         psutil.wait_procs([process], 20)
         assert not process.is_running()
         remote.gate.set()
         second = start()
-        (running.state / "models").replace(second.state / "models")
+        (alone.state / "models").replace(second.state / "models")
         assert pull(second, REPO)[-1] == {"status": "success"}
         assert any(asked.startswith("bytes=") for asked in [
             *remote.ranges(WEIGHTS), *remote.ranges("tokenizer.json")
         ])  # fmt: skip
 
-    def test_a_stopping_daemon_ends_it_and_says_so(self, running: Daemon, remote: Hub) -> None:
+    def test_a_stopping_daemon_ends_it_and_says_so(self, alone: Daemon, remote: Hub) -> None:
         remote.gate.clear()
-        reader = Reader(running, REPO)
+        reader = Reader(alone, REPO)
         assert remote.waiting.wait(20)
-        (process,) = pullers(running)
-        assert running.stop() == 0
+        (process,) = pullers(alone)
+        assert alone.stop() == 0
         assert not process.is_running()
         reader.join(20)
         assert "stopping" in reader.records[-1]["error"]
