@@ -80,17 +80,23 @@ async def _told(process: Process) -> AsyncIterator[Told]:
         with contextlib.suppress(BrokenLine, ValueError):  # no line, or one without an end
             while line := await process.stdout.readline():
                 told = decode(line)
+                if isinstance(told, Failed):
+                    await _log_end(process, complaints)
                 yield told
                 if isinstance(told, Pulled | Failed):
                     return
-        await _end(process)
-        if said := await complaints:
-            log.warning("the process that pulls said last: %s", said)
+        await _log_end(process, complaints)
         raise PullFailed(
             f"the process that pulls ended without a word (status {process.returncode})"
         )
     finally:
         complaints.cancel()
+
+
+async def _log_end(process: Process, complaints: asyncio.Task[str]) -> None:
+    await _end(process)
+    if said := await complaints:
+        log.warning("the process that pulls said last: %s", said)
 
 
 async def _tail(stream: asyncio.StreamReader) -> str:

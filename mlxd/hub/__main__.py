@@ -1,4 +1,4 @@
-"""`python -m mlxd.hub REPO --into DIR [--endpoint URL] [--code]`: pull, tell of it, end.
+"""`python -m mlxd.hub REPO --into DIR [--endpoint URL] [--code] [--wait S]`: pull, tell of it, end.
 
 Exit status 0: it is there; 1: it failed, and the last line says why. It ends with its stdin too:
 with the daemon, however that ends.
@@ -10,7 +10,13 @@ import argparse
 import os
 import sys
 import threading
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlxd.hub.telling import Telling
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "0",
@@ -30,19 +36,38 @@ def main() -> int:
     arguments = _parser().parse_args()
     threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
     os.environ.update(ENVIRONMENT)
-    from mlxd.hub.failure import PullFailure
     from mlxd.hub.patience import Patience
     from mlxd.hub.pull import Pull
     from mlxd.hub.session import open_hub
     from mlxd.hub.telling import Telling
-    from mlxd.ipc.pulling import Failed
 
     telling = Telling()
-    try:
+    patience = Patience(first=arguments.wait)
+
+    def pull() -> None:
         hub = open_hub(arguments.endpoint)
-        Pull(hub, arguments.repo, telling, Patience(), arguments.code).run(arguments.into)
+        Pull(hub, arguments.repo, telling, patience, arguments.code).run(arguments.into)
+
+    return ended(pull, telling)
+
+
+def ended(pull: Callable[[], None], telling: Telling) -> int:
+    """Its exit status; whatever ends it is told. An exception's own words may hold an address:
+    stderr has only its kind and where it arose.
+    """
+    from mlxd.hub.failure import PullFailure
+    from mlxd.ipc.pulling import Failed
+
+    try:
+        pull()
     except PullFailure as failure:
         telling.tell(Failed(failure.kind, failure.message))
+        return 1
+    except Exception as error:  # noqa: BLE001 - the edge: whoever waits is answered
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        sys.stderr.write(f"{type(error).__name__} in {where.filename}:{where.lineno}\n")
+        sys.stderr.flush()
+        telling.tell(Failed("refused", "the hub answers what cannot be understood"))
         return 1
     return 0
 
@@ -53,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--into", type=Path, required=True, help="the folder of pulled models")
     parser.add_argument("--endpoint", default="", help="of the hub; the library's own")
     parser.add_argument("--code", action="store_true", help="with the Python files in it")
+    parser.add_argument("--wait", type=float, default=0.5, help="before the first try again, in s")
     return parser
 
 

@@ -14,12 +14,12 @@ from threading import Event
 from typing import BinaryIO
 
 import httpx2
-from huggingface_hub import get_session, hf_hub_url
+from huggingface_hub import hf_hub_url
 
 from mlxd.hub.failure import PullFailure
 from mlxd.hub.listing import Remote
 from mlxd.hub.patience import Faltered, Patience, may_pass, wait_of
-from mlxd.hub.session import Hub
+from mlxd.hub.session import Hub, answer
 
 Tell = Callable[[int], None]
 """Told how many bytes of the file are here."""
@@ -68,10 +68,8 @@ class Fetcher:
         url = hf_hub_url(
             self.repo, file.name, revision=self.revision, endpoint=self.hub.endpoint
         )  # fmt: skip
-        headers = {**self.hub.headers, "Accept-Encoding": "identity"}
-        if have:
-            headers["Range"] = f"bytes={have}-"
-        with get_session().stream("GET", url, headers=headers) as response:
+        part = {"Range": f"bytes={have}-"} if have else {}
+        with answer(self.hub, url, **part) as response:
             if not _goes_on(response, have, file):
                 _empty(stream)
                 if response.status_code == 416:

@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import httpx2
-from huggingface_hub import HfApi
+import msgspec
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.hf_api import ModelInfo, RepoSibling
+from huggingface_hub.utils._http import hf_raise_for_status
+from huggingface_hub.utils._validators import validate_repo_id
 
 from mlxd.hub.failure import PullFailure
-from mlxd.hub.patience import Patience, may_pass
-from mlxd.hub.session import Hub
+from mlxd.hub.patience import Faltered, Patience, may_pass, wait_of
+from mlxd.hub.session import Hub, answer
 
 _WANTED = (
     "*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "tiktoken.model",
@@ -33,6 +35,33 @@ _SHA1 = re.compile(r"[0-9a-f]{40}")
 _LARGEST = 2**48
 _SMALL = 64 * 2**20
 """A file without a sha256 is in git itself, and git is not for large ones."""
+_LONGEST_ANSWER = 32 * 2**20
+_MOST_FILES = 2000
+"""All of them are told of in one line, which the daemon takes up to 1 MiB of."""
+_REASONS = ("X-Error-Code", "X-Error-Message")
+
+
+class _Lfs(msgspec.Struct, frozen=True):
+    sha256: str
+    size: int
+
+
+class _File(msgspec.Struct, frozen=True):
+    rfilename: str
+    size: int | None = None
+    blob_id: str = msgspec.field(default="", name="blobId")
+    lfs: _Lfs | None = None
+
+
+class _Info(msgspec.Struct, frozen=True):
+    """What the hub tells of a repository, as far as it matters."""
+
+    id: str
+    sha: str = ""
+    siblings: tuple[_File, ...] = ()
+
+
+_decoder = msgspec.json.Decoder(_Info)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +86,45 @@ def list_model(hub: Hub, repo: str, *, code: bool, patience: Patience) -> Listin
     """Raises PullFailure."""
     info = patience.ask(lambda: _info(hub, repo))
     if info.id.lower() != repo.lower():
-        raise PullFailure("refused", f"{repo} is called {info.id} now: pull that")
-    revision = info.sha or ""
-    if not _SHA1.fullmatch(revision):
+        raise PullFailure("refused", f"{repo} is called {info.id[:200]} now: pull that")
+    if not _SHA1.fullmatch(info.sha):
         raise PullFailure("refused", f"the hub does not say which commit of {repo} it has")
     wanted = (*_WANTED, _CODE) if code else _WANTED
-    files = [_remote(one) for one in info.siblings or () if _is_wanted(one.rfilename, wanted)]
+    files = [_remote(one) for one in info.siblings if _is_wanted(one.rfilename, wanted)]
     _check_is_model(repo, [file.name for file in files])
-    return Listing(revision, tuple(sorted(files, key=lambda file: (file.size, file.name))))
+    return Listing(info.sha, tuple(sorted(files, key=lambda file: (file.size, file.name))))
 
 
-def _info(hub: Hub, repo: str) -> ModelInfo:
-    api = HfApi(endpoint=hub.endpoint, token=hub.token, library_name="mlxd")
+def _info(hub: Hub, repo: str) -> _Info:
+    """Raises PullFailure, Faltered, TransportError."""
     try:
-        return api.model_info(repo, revision="main", files_metadata=True, timeout=30.0)
+        validate_repo_id(repo)
+        url = f"{hub.endpoint}/api/models/{repo}/revision/main?blobs=true"
+        with answer(hub, url) as response:
+            _check_status(response, repo)
+            return _decoder.decode(_body(response))
+    except (msgspec.DecodeError, HFValidationError, RecursionError, UnicodeError) as error:
+        raise PullFailure("refused", "what answers there is no hub") from error
+
+
+def _body(response: httpx2.Response) -> bytes:
+    """Raises PullFailure."""
+    body = bytearray()
+    for chunk in response.iter_raw():
+        body += chunk
+        if len(body) > _LONGEST_ANSWER:
+            raise PullFailure("refused", "the hub's list of files does not end")
+    return bytes(body)
+
+
+def _check_status(response: httpx2.Response, repo: str) -> None:
+    """Raises PullFailure, Faltered. What is in the body of a refusal is not read."""
+    status = response.status_code
+    if may_pass(status):
+        raise Faltered(f"it answers {status}", wait_of(response))
+    reasons = {name: response.headers[name] for name in _REASONS if name in response.headers}
+    try:
+        hf_raise_for_status(httpx2.Response(status, headers=reasons, request=response.request))
     except GatedRepoError as error:
         raise PullFailure(
             "denied", f"{repo} is gated: agree to its terms on the hub, and set HF_TOKEN"
@@ -80,15 +134,8 @@ def _info(hub: Hub, repo: str) -> ModelInfo:
             "not_found", f"the hub has no {repo}, or shows it only to those who may read it"
         ) from error
     except HfHubHTTPError as error:
-        status = error.response.status_code
-        if may_pass(status):
-            raise
         words = f"the hub answered {status} to a question about {repo}"
         raise PullFailure("denied" if status in (401, 403) else "refused", words) from error
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise PullFailure("refused", "what answers there is no hub") from error
-    except httpx2.TooManyRedirects as error:
-        raise PullFailure("refused", "the hub sends us in a circle") from error
 
 
 def _is_wanted(name: str, patterns: Sequence[str]) -> bool:
@@ -96,22 +143,26 @@ def _is_wanted(name: str, patterns: Sequence[str]) -> bool:
     return bool(_NAME.fullmatch(name)) and any(fnmatchcase(name, one) for one in patterns)
 
 
-def _remote(file: RepoSibling) -> Remote:
+def _remote(file: _File) -> Remote:
     """Raises PullFailure for a file that could not be checked."""
     if file.lfs is not None:
         size, digest = file.lfs.size, f"sha256:{file.lfs.sha256}"
-        known = bool(_SHA256.fullmatch(str(file.lfs.sha256)))
+        known = bool(_SHA256.fullmatch(file.lfs.sha256))
     else:
         size, digest = file.size or 0, f"sha1:{file.blob_id}"
-        known = bool(_SHA1.fullmatch(str(file.blob_id))) and file.size is not None
+        known = bool(_SHA1.fullmatch(file.blob_id)) and file.size is not None
     largest = _LARGEST if file.lfs is not None else _SMALL
-    if not known or type(size) is not int or not 0 <= size <= largest:
+    if not known or not 0 <= size <= largest:
         raise PullFailure("refused", f"the hub does not say what {file.rfilename} must be")
     return Remote(file.rfilename, size, digest)
 
 
 def _check_is_model(repo: str, names: Sequence[str]) -> None:
     """Raises PullFailure."""
+    if len(names) > _MOST_FILES or len(set(names)) < len(names):
+        raise PullFailure(
+            "refused", f"{repo} has more files than a model has (over {_MOST_FILES}), or one twice"
+        )
     weights = [name for name in names if name.endswith(".safetensors")]
     if "config.json" not in names or not weights:
         raise PullFailure(

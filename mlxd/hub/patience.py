@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import httpx2
-from huggingface_hub.errors import HfHubHTTPError
 
 from mlxd.hub.failure import PullFailure
 
@@ -57,15 +56,13 @@ class Patience:
         while True:
             try:
                 return question()
-            except (httpx2.TransportError, HfHubHTTPError, Faltered) as error:
+            except (httpx2.TransportError, Faltered) as error:
                 failures += 1
                 self.bear(failures, error)
 
     def bear(self, failures: int, error: Exception) -> None:
         """Wait after so many failures in a row. Raises PullFailure when it is enough."""
         wait = error.wait if isinstance(error, Faltered) else None
-        if isinstance(error, HfHubHTTPError):
-            wait = wait_of(error.response)
         if failures >= self.tries or (wait is not None and wait > _LONGEST_WAIT):
             raise PullFailure("unreachable", f"the hub cannot be reached: {_words(error)}")
         self.pause(max(wait or 0.0, self.first * 2 ** (failures - 1)))
@@ -73,8 +70,6 @@ class Patience:
 
 def _words(error: Exception) -> str:
     """No address: the hub's may be signed."""
-    if isinstance(error, HfHubHTTPError):
-        return f"it answers {error.response.status_code}"
     if isinstance(error, Faltered):
         return str(error)
     for kind, words in _WORDS.items():

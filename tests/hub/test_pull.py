@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import io
+import json
 import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Event
 
+import httpx2
 import pytest
+from huggingface_hub import constants
 
+from mlxd.control.pulling import _LONGEST_LINE
 from mlxd.core import manifest
-from mlxd.ipc.pulling import Failed, Fetched, Planned, Pulled, Verifying, Writing
+from mlxd.hub.__main__ import ended
+from mlxd.hub.failure import PullFailure
+from mlxd.hub.fetch import Fetcher
+from mlxd.hub.listing import _MOST_FILES, Remote, list_model
+from mlxd.hub.patience import Patience
+from mlxd.hub.session import Walls, open_hub
+from mlxd.hub.telling import Telling
+from mlxd.ipc.pulling import (
+    Failed,
+    Fetched,
+    Part,
+    Planned,
+    Pulled,
+    Told,
+    Verifying,
+    Writing,
+    decode,
+    encode,
+)
 from tests.support.hub import Hub, hub
 from tests.support.pulling import Pulling, safetensors
 
@@ -37,7 +62,8 @@ def test_code_comes_along_where_it_is_trusted(pulling: Pulling) -> None:
 
 
 def test_the_manifest_says_what_every_file_must_be(pulling: Pulling, remote: Hub) -> None:
-    pulling.run(REPO)
+    told = pulling.run(REPO)
+    check_progress(told)
     written = manifest.read(pulling.into / REPO)
     assert written is not None
     assert (written.repo, written.revision) == (REPO, remote.repos[REPO].commit)
@@ -47,8 +73,8 @@ def test_the_manifest_says_what_every_file_must_be(pulling: Pulling, remote: Hub
     assert all(len(file.sha256) == 64 for file in written.files)
 
 
-def test_it_tells_how_far_each_file_is_and_then_verifies_it(pulling: Pulling) -> None:
-    told = pulling.run(REPO)
+def check_progress(told: Sequence[Told]) -> None:
+    """It told how far each file was, and then that it verified it."""
     assert isinstance(told[0], Planned)
     sizes = {part.digest: part.size for part in told[0].parts}
     last = {one.digest: one.bytes for one in told if isinstance(one, Fetched)}
@@ -56,13 +82,9 @@ def test_it_tells_how_far_each_file_is_and_then_verifies_it(pulling: Pulling) ->
     assert [one.digest for one in told if isinstance(one, Verifying)] == list(sizes)
 
 
-def test_nothing_is_left_beside_the_model(pulling: Pulling) -> None:
-    pulling.run(REPO)
-    assert sorted(path.name for path in pulling.into.iterdir()) == ["org"]
-
-
 def test_a_model_that_is_there_is_not_fetched_again(pulling: Pulling, remote: Hub) -> None:
     pulling.run(REPO)
+    assert [path.name for path in pulling.into.iterdir()] == ["org"], "left beside the model"
     before = remote.sent(WEIGHTS)
     told = pulling.run(REPO)
     assert told == [Pulled(remote.repos[REPO].commit, 0)]
@@ -238,6 +260,143 @@ class TestRefusals:
         assert b'"failed"' not in output or first.returncode == 1
 
 
+def listed(**changes: object) -> bytes:
+    """A listing of a model, with one thing changed."""
+    files = [
+        {"rfilename": "config.json", "size": 2, "blobId": "a" * 40},
+        {"rfilename": WEIGHTS, "size": 9, "lfs": {"sha256": "a" * 64, "size": 9}},
+    ]
+    return json.dumps({"id": REPO, "sha": "c" * 40, "siblings": files, **changes}).encode()
+
+
+class TestHostileHubs:
+    @pytest.fixture(autouse=True)
+    def online(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    @pytest.fixture
+    def ask(self, remote: Hub) -> Callable[[], str]:
+        """What pulling says, in this process: the refusal's words."""
+
+        def asked() -> str:
+            connected = open_hub(remote.url)
+            with pytest.raises(PullFailure) as caught:
+                list_model(connected, REPO, code=False, patience=Patience(first=0.01))
+            assert caught.value.kind == "refused"
+            return caught.value.message
+
+        return asked
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            b"[" * 200_000,
+            b"[]",
+            b"null",
+            b"\xff",
+            b"",
+            listed(id=5),
+            listed(sha=5),
+            listed(siblings=[1, 2]),
+            listed(siblings=5),
+            listed(siblings=[{"rfilename": 5, "size": 5, "blobId": "a" * 40}]),
+            listed(siblings=[{"rfilename": WEIGHTS, "lfs": {"sha256": [], "size": 1}}]),
+        ],
+        ids=lambda answer: answer[:40].decode("latin-1"),
+    )
+    def test_an_answer_of_another_shape_is_no_hubs(
+        self, remote: Hub, ask: Callable[[], str], answer: bytes
+    ) -> None:
+        remote.listing = answer
+        assert ask() == "what answers there is no hub"
+
+    def test_another_repositorys_listing_is_told_of_in_few_words(
+        self, remote: Hub, ask: Callable[[], str]
+    ) -> None:
+        remote.listing = listed(id="x" * 2**20)
+        assert len(ask()) < 300
+
+    def test_a_listing_that_does_not_end_is_not_read_on(
+        self, pulling: Pulling, remote: Hub
+    ) -> None:
+        remote.endless = True
+        failed = pulling.fails(REPO, most_memory=2 * 2**20)
+        assert (failed.kind, "does not end" in failed.message) == ("refused", True)
+
+    def test_a_redirect_with_a_body_that_does_not_end_is_not_followed(
+        self, remote: Hub, fetch: Callable[[], PullFailure]
+    ) -> None:
+        remote.redirect = "self"
+        remote.endless = True
+        assert "too many words" in fetch().message
+
+    def test_more_files_than_can_be_told_of_are_refused(
+        self, remote: Hub, ask: Callable[[], str]
+    ) -> None:
+        files = [{"rfilename": f"f{i}.json", "size": 2, "blobId": f"{i:040x}"} for i in range(2001)]
+        remote.listing = listed(siblings=files)
+        assert "more files" in ask()
+
+    def test_as_many_files_as_are_taken_fit_the_daemons_longest_line(self) -> None:
+        part = Part("n" * 200, 2**48, "sha256:" + "a" * 64)
+        assert len(encode(Planned("c" * 40, (part,) * _MOST_FILES))) < _LONGEST_LINE
+
+    @pytest.fixture
+    def fetch(self, remote: Hub, tmp_path: Path) -> Callable[[], PullFailure]:
+        """How fetching a file ends; no second try is needed to see it."""
+
+        def fetched() -> PullFailure:
+            def never(_: float) -> None:
+                raise AssertionError("it is asked again")
+
+            patience = Patience(pause=never)
+            fetcher = Fetcher(open_hub(remote.url), REPO, "main", patience, Event())
+            with pytest.raises(PullFailure) as caught:
+                fetcher.fetch(Remote(WEIGHTS, 9, ""), tmp_path / "blob", lambda _: None)
+            assert caught.value.kind == "refused"
+            return caught.value
+
+        return fetched
+
+    @pytest.mark.parametrize(
+        "where",
+        [
+            "self",
+            "file:///etc/passwd",
+            "ftp://hub.example/a",
+            "http://a:99999/x",
+            "http://[::1",
+            "http://a:b/",
+            "http://169.254.169.254/latest",
+            "http://[fe80::1]/",
+        ],
+    )
+    def test_a_redirect_that_leads_nowhere_is_refused_at_once(
+        self, remote: Hub, fetch: Callable[[], PullFailure], where: str
+    ) -> None:
+        remote.redirect = where
+        assert "the hub sends us" in fetch().message
+
+    def test_whatever_else_ends_it_is_told_without_its_words(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def breaks() -> None:
+            raise ZeroDivisionError("https://hub.example/?signature=secret")
+
+        out = io.BytesIO()
+        assert ended(breaks, Telling(out)) == 1
+        told = decode(out.getvalue())
+        assert told == Failed("refused", "the hub answers what cannot be understood")
+        said = capsys.readouterr().err
+        assert said.startswith("ZeroDivisionError in ")
+        assert "secret" not in said
+
+    def test_an_address_that_is_none_is_said_so(self) -> None:
+        for endpoint in ("http://a:99999", "ftp://a", "a.example"):
+            with pytest.raises(PullFailure, match="no http or https URL"):
+                open_hub(endpoint)
+
+
 class TestDisk:
     def test_a_model_larger_than_the_disk_is_not_begun(self, pulling: Pulling, remote: Hub) -> None:
         remote.repos[REPO].sizes[WEIGHTS] = 2**47
@@ -275,16 +434,16 @@ def test_nobody_listening_is_said_in_words_without_an_address(tmp_path: Path) ->
         ("https://hub.example", "https://169.254.169.254/latest", False),
         ("https://hub.example", "https://93.184.215.14/a", True),
         ("http://127.0.0.1:9", "http://localhost:8/a", True),
+        ("http://127.0.0.1:9", "http://169.254.169.254/latest", False),
+        ("http://10.0.0.1", "http://[::ffff:169.254.169.254]/latest", False),
+        ("http://127.0.0.1:9", "http://[fe80::1]/a", False),
+        ("http://127.0.0.1:9", "file:///etc/passwd", False),
+        ("http://127.0.0.1:9", "http://a:99999/", False),
     ],
 )
 def test_a_redirect_leads_neither_into_this_network_nor_down_from_https(
     endpoint: str, url: str, fits: bool
 ) -> None:
-    import httpx2
-
-    from mlxd.hub.failure import PullFailure
-    from mlxd.hub.session import Walls
-
     def check() -> None:
         Walls(endpoint).check(httpx2.Request("GET", url))
 

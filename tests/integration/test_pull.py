@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from mlxd.core import manifest
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, daemon
 from tests.support.hub import Hub, hub
 
 pytestmark = pytest.mark.mlx
@@ -35,12 +35,20 @@ def until(fact: Callable[[], object], within: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture
-def remote(models: Path) -> Iterator[Hub]:
-    """It has one small model, under the name of a well-known build."""
+@pytest.fixture(scope="module")
+def served() -> Iterator[Hub]:
     with hub() as running:
-        running.add(REPO, models / "tiny-a")
         yield running
+
+
+@pytest.fixture
+def remote(served: Hub, models: Path) -> Hub:
+    """It has one small model, under the name of a well-known build, and no fault."""
+    served.gate.set()
+    served.waiting.clear()
+    served.asked.clear()
+    served.add(REPO, models / "tiny-a")
+    return served
 
 
 @pytest.fixture
@@ -54,8 +62,34 @@ def start(start_daemon: Callable[..., Daemon], remote: Hub) -> Callable[..., Dae
 
 
 @pytest.fixture
-def running(start: Callable[..., Daemon], tmp_path: Path) -> Daemon:
+def alone(start: Callable[..., Daemon]) -> Daemon:
+    """A daemon that the test may end."""
     return start()
+
+
+@pytest.fixture(scope="module")
+def untouched(
+    served: Hub, models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Daemon]:
+    """One daemon for all whose tests leave it as it was."""
+    folder = tmp_path_factory.mktemp("untouched")
+    environment = served.environment()
+    with daemon(folder, models=models, policies=POLICIES, environment=environment) as shared:
+        yield shared
+
+
+@pytest.fixture
+def running(untouched: Daemon, remote: Hub) -> Iterator[Daemon]:
+    """The same, whose pulled models and names are removed after the test."""
+    before = names(untouched)
+    yield untouched
+    remote.gate.set()
+    for _ in range(2):  # a model after the names that lead to it
+        for name in names(untouched) - before:
+            untouched.http.request("DELETE", "/api/delete", json={"model": name})
+    assert names(untouched) == before
+    untouched.http.post("/api/generate", json={"model": "tiny-a", "keep_alive": 0})
+    until(lambda: untouched.health()["models_cached"] == 0)
 
 
 def pull(running: Daemon, name: str, **fields: object) -> list[Json]:
@@ -122,24 +156,23 @@ class TestPull:
             assert answer.json().get("done"), answer.text
         assert running.health()["models_cached"] == 1
 
-    def test_one_object_when_no_stream_is_wanted(self, running: Daemon) -> None:
+    def test_one_object_when_no_stream_is_wanted_and_a_second_pull_fetches_nothing(
+        self, running: Daemon, remote: Hub
+    ) -> None:
         response = running.http.post("/api/pull", json={"name": REPO, "stream": False})
         assert response.headers["content-type"] == "application/json; charset=utf-8"
         assert response.json() == {"status": "success"}
-
-    def test_a_second_pull_fetches_nothing(self, running: Daemon, remote: Hub) -> None:
-        pull(running, REPO)
         sent = remote.sent(WEIGHTS)
         assert pull(running, REPO)[-1] == {"status": "success"}
         assert remote.sent(WEIGHTS) == sent
 
-    def test_the_model_is_there_after_a_restart(self, running: Daemon, remote: Hub) -> None:
-        pull(running, SHORT)
-        running.stop()
-        written = manifest.read(running.state / "models" / REPO)
+    def test_the_model_is_there_after_a_restart(self, alone: Daemon, remote: Hub) -> None:
+        pull(alone, SHORT)
+        alone.stop()
+        written = manifest.read(alone.state / "models" / REPO)
         assert written is not None
         assert written.revision == remote.repos[REPO].commit
-        assert not (running.state / "models" / ".partial").exists()
+        assert not (alone.state / "models" / ".partial").exists()
 
     def test_all_who_want_one_model_share_one_download(self, running: Daemon, remote: Hub) -> None:
         remote.gate.clear()
@@ -192,33 +225,33 @@ class TestPull:
         assert pull(running, REPO)[-1] == {"status": "success"}
 
     def test_a_killed_daemon_takes_its_process_along_and_the_next_one_goes_on(
-        self, running: Daemon, start: Callable[..., Daemon], remote: Hub
+        self, alone: Daemon, start: Callable[..., Daemon], remote: Hub
     ) -> None:
         remote.gate.clear()
-        reader = threading.Thread(target=lambda: _ignored(running), daemon=True)
+        reader = threading.Thread(target=lambda: _ignored(alone), daemon=True)
         reader.start()
         assert remote.waiting.wait(20)
-        (process,) = pullers(running)
-        blobs = running.state / "models" / ".partial" / REPO / "blobs"
+        (process,) = pullers(alone)
+        blobs = alone.state / "models" / ".partial" / REPO / "blobs"
         until(lambda: any(p.stat().st_size and "sha256" in p.name for p in blobs.iterdir()))
-        running.process.kill()
-        running.process.wait()
+        alone.process.kill()
+        alone.process.wait()
         psutil.wait_procs([process], 20)
         assert not process.is_running()
         remote.gate.set()
         second = start()
-        (running.state / "models").replace(second.state / "models")
+        (alone.state / "models").replace(second.state / "models")
         assert pull(second, REPO)[-1] == {"status": "success"}
         assert any(asked.startswith("bytes=") for asked in [
             *remote.ranges(WEIGHTS), *remote.ranges("tokenizer.json")
         ])  # fmt: skip
 
-    def test_a_stopping_daemon_ends_it_and_says_so(self, running: Daemon, remote: Hub) -> None:
+    def test_a_stopping_daemon_ends_it_and_says_so(self, alone: Daemon, remote: Hub) -> None:
         remote.gate.clear()
-        reader = Reader(running, REPO)
+        reader = Reader(alone, REPO)
         assert remote.waiting.wait(20)
-        (process,) = pullers(running)
-        assert running.stop() == 0
+        (process,) = pullers(alone)
+        assert alone.stop() == 0
         assert not process.is_running()
         reader.join(20)
         assert "stopping" in reader.records[-1]["error"]
@@ -264,31 +297,36 @@ class TestRefusals:
         ],
     )
     def test_a_pull_that_cannot_be_says_why(
-        self, running: Daemon, body: Json, status: int, words: str
+        self, untouched: Daemon, body: Json, status: int, words: str
     ) -> None:
-        found, said = refused(running, "POST", "/api/pull", body)
+        found, said = refused(untouched, "POST", "/api/pull", body)
         assert found == status
         assert words in said
 
-    def test_an_empty_list_pulls_none(self, start: Callable[..., Daemon], tmp_path: Path) -> None:
-        running = start(models=f"dirs: [{tmp_path}/none]\npull: {{allow: []}}\n")
-        assert refused(running, "POST", "/api/pull", {"model": REPO})[0] == 403
-
-    def test_through_a_proxy_nobody_manages_models(self, running: Daemon) -> None:
+    def test_through_a_proxy_nobody_manages_models(self, untouched: Daemon) -> None:
         for method, path in (
             ("POST", "/api/pull"), ("POST", "/api/copy"), ("POST", "/api/create"),
             ("DELETE", "/api/delete"),
         ):  # fmt: skip
-            answer = running.http.request(
+            answer = untouched.http.request(
                 method, path, json={}, headers={"X-Forwarded-For": "10.0.0.9"}
             )
             assert answer.status_code == 403
             assert answer.headers["X-Mlxd-Policy-Key"] == "clients.manage_models"
 
-    def test_never_is_never_and_any_is_anybody(self, start: Callable[..., Daemon]) -> None:
-        running = start(clients="manage_models: never\n")
-        assert refused(running, "POST", "/api/pull", {"model": REPO})[0] == 403
+    def test_an_empty_list_pulls_none_never_is_never_and_any_is_anybody(
+        self, start: Callable[..., Daemon], tmp_path: Path
+    ) -> None:
+        empty = f"dirs: [{tmp_path}/none]\npull: {{allow: []}}\n"
+        running = start(clients="manage_models: never\n", models=empty)
+        answer = running.http.post("/api/pull", json={"model": REPO})
+        assert answer.status_code == 403
+        assert answer.headers["X-Mlxd-Policy-Key"] == "clients.manage_models"
         running.edit("clients", "manage_models: any\n")
+        running.reload()
+        status, words = refused(running, "POST", "/api/pull", {"model": REPO})
+        assert (status, "models.pull.allow: []" in words) == (403, True)
+        running.edit("models", f"dirs: [{tmp_path}/none]\n")
         running.reload()
         answer = running.http.post(
             "/api/pull", json={"model": REPO}, headers={"X-Forwarded-For": "10.0.0.9"}
@@ -309,12 +347,19 @@ class TestCopies:
         kept = json.loads((running.state / "models.d" / "my-model%3Av1.json").read_text())
         assert kept == {"schema": 1, "name": "my-model:v1", "model": "tiny-a", "made_by": "copy"}
 
-    def test_a_copy_of_a_copy_does_not_need_the_first(self, running: Daemon) -> None:
+    def test_a_copy_of_a_copy_does_not_need_the_first_and_create_is_a_copy(
+        self, running: Daemon
+    ) -> None:
         for source, destination in (("tiny-a", "one"), ("one", "two")):
             running.http.post("/api/copy", json={"source": source, "destination": destination})
         assert running.http.request("DELETE", "/api/delete", json={"model": "one"}).is_success
         assert running.http.post("/api/show", json={"model": "two"}).status_code == 200
         assert running.http.post("/api/show", json={"model": "one"}).status_code == 404
+        answer = running.http.post("/api/create", json={"model": "mine", "from": "tiny-a"})
+        assert [json.loads(line)["status"] for line in answer.text.splitlines()][1:] == [
+            "writing manifest", "success",
+        ]  # fmt: skip
+        assert "mine:latest" in names(running)
 
     @pytest.mark.parametrize(
         ("body", "status", "words"),
@@ -327,22 +372,17 @@ class TestCopies:
         ],
     )
     def test_a_copy_that_cannot_be_says_why(
-        self, running: Daemon, body: Json, status: int, words: str
+        self, untouched: Daemon, body: Json, status: int, words: str
     ) -> None:
-        found, said = refused(running, "POST", "/api/copy", body)
+        found, said = refused(untouched, "POST", "/api/copy", body)
         assert found == status
         assert words in said
 
-    def test_create_from_a_model_is_a_copy(self, running: Daemon) -> None:
-        answer = running.http.post("/api/create", json={"model": "mine", "from": "tiny-a"})
-        assert [json.loads(line)["status"] for line in answer.text.splitlines()][1:] == [
-            "writing manifest", "success",
-        ]  # fmt: skip
-        assert "mine:latest" in names(running)
-        status, words = refused(running, "POST", "/api/create", {"model": "x"})
+    def test_create_makes_nothing_but_copies(self, untouched: Daemon) -> None:
+        status, words = refused(untouched, "POST", "/api/create", {"model": "x"})
         assert (status, words) == (400, "neither 'from' or 'files' was specified")
         asked = {"model": "x", "from": "tiny-a", "system": "be kind"}
-        assert "models.yaml" in refused(running, "POST", "/api/create", asked)[1]
+        assert "models.yaml" in refused(untouched, "POST", "/api/create", asked)[1]
 
 
 class TestDelete:
@@ -378,15 +418,15 @@ class TestDelete:
         assert last["done"]
         assert "error" not in last
 
-    def test_what_was_not_pulled_is_not_deleted(self, running: Daemon, models: Path) -> None:
+    def test_what_was_not_pulled_is_not_deleted(self, untouched: Daemon, models: Path) -> None:
         for name in ("tiny-a", "mlxd-guide"):
-            status, words = refused(running, "DELETE", "/api/delete", {"model": name})
+            status, words = refused(untouched, "DELETE", "/api/delete", {"model": name})
             assert (status, "was not pulled" in words) == (403, True)
         assert (models / "tiny-a" / "config.json").exists()
-        assert refused(running, "DELETE", "/api/delete", {"model": "nobody"}) == (
+        assert refused(untouched, "DELETE", "/api/delete", {"model": "nobody"}) == (
             404, "model 'nobody' not found",
         )  # fmt: skip
-        assert refused(running, "DELETE", "/api/delete", {"name": ""})[0] == 400
+        assert refused(untouched, "DELETE", "/api/delete", {"name": ""})[0] == 400
 
     def test_a_model_with_copies_is_kept_for_them(self, running: Daemon) -> None:
         pull(running, REPO)
@@ -412,14 +452,23 @@ class TestDelete:
         assert reader.statuses()[-1] == "success"
 
 
+ClientOf = Callable[[Daemon], ollama.Client]
+
+
 class TestOllamasClient:
     @pytest.fixture
-    def client(self, running: Daemon) -> Iterator[ollama.Client]:
-        made = ollama.Client(host=running.url)
-        yield made
-        made._client.close()
+    def client_of(self) -> Iterator[ClientOf]:
+        with contextlib.ExitStack() as stack:
 
-    def test_it_pulls_copies_and_deletes(self, client: ollama.Client) -> None:
+            def made(running: Daemon) -> ollama.Client:
+                client = ollama.Client(host=running.url)
+                stack.callback(client._client.close)
+                return client
+
+            yield made
+
+    def test_it_pulls_copies_and_deletes(self, running: Daemon, client_of: ClientOf) -> None:
+        client = client_of(running)
         progress = [*client.pull(SHORT, stream=True)]
         assert progress[-1].status == "success"
         assert any(one.completed == one.total for one in progress if one.digest)
@@ -431,7 +480,8 @@ class TestOllamasClient:
         with pytest.raises(ollama.ResponseError, match="not found"):
             client.show(SHORT)
 
-    def test_it_raises_what_the_stream_says(self, client: ollama.Client) -> None:
+    def test_it_raises_what_the_stream_says(self, untouched: Daemon, client_of: ClientOf) -> None:
+        client = client_of(untouched)
         with pytest.raises(ollama.ResponseError, match="the hub has no"):
             list(client.pull("mlx-community/absent", stream=True))
         with pytest.raises(ollama.ResponseError, match="may not be pulled"):

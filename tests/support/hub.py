@@ -66,6 +66,12 @@ class Hub:
     without_ranges: bool = False
     elsewhere: str = ""
     """Where redirects for large files lead, in place of this server."""
+    listing: bytes | None = None
+    """What it answers to a question about a repository, in place of the truth."""
+    endless: bool = False
+    """Whether that answer, or a redirect's body, never ends."""
+    redirect: str = ""
+    """The Location in place of any file; `self`: the file itself, again."""
     gate: threading.Event = field(default_factory=threading.Event)
     """While it is not set, no byte of a large file goes out after the first piece."""
     waiting: threading.Event = field(default_factory=threading.Event)
@@ -162,6 +168,9 @@ class _Handler(BaseHTTPRequestHandler):
         if revision not in ("main", repo.commit):
             self._refuse(404, "RevisionNotFound")
             return
+        if self._hub.listing is not None or self._hub.endless:
+            self._send(200, {"Content-Type": "application/json"}, self._hub.listing or b"")
+            return
         blobs = bool(parse_qs(urlsplit(self.path).query).get("blobs"))
         siblings = [_sibling(repo, file, blobs=blobs) for file in sorted(repo.files)]
         body = {"id": name, "modelId": name, "sha": repo.commit, "siblings": siblings,
@@ -171,6 +180,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _resolve(self, name: str, revision: str, file: str) -> None:
         if (repo := self._repo(name)) is None:
+            return
+        if self._hub.redirect:
+            where = self.path if self._hub.redirect == "self" else self._hub.redirect
+            self._send(302, {"Location": where}, b"")
             return
         if revision not in ("main", repo.commit):
             self._refuse(404, "RevisionNotFound")
@@ -231,8 +244,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        endless = self._hub.endless and status != 206
+        if not endless:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        if endless:
+            self.close_connection = True
+            while self._write(b" " * _PIECE, slow=False):
+                pass
         sent = 0
         try:
             if self.command == "GET":

@@ -37,14 +37,16 @@ class Pulling:
         repo: str,
         *arguments: str,
         largest_file: int | None = None,
+        most_memory: int | None = None,
         environment: dict[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
-        """`largest_file` in KiB: a disk that is full after so much."""
+        """`largest_file` in KiB: a disk that is full after so much; `most_memory` too."""
         limit = "" if largest_file is None else f"ulimit -f {largest_file}; "
+        limit += "" if most_memory is None else f"ulimit -v {most_memory}; "
         return subprocess.Popen(
             ["bash", "-c", f'{limit}exec "$@"', "bash",
              sys.executable, "-P", "-m", "mlxd.hub", repo, "--into", str(self.into),
-             "--endpoint", self.hub.url, *arguments],
+             "--endpoint", self.hub.url, "--wait", "0.01", *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**os.environ, **(environment or {})},
         )  # fmt: skip
@@ -54,10 +56,14 @@ class Pulling:
         repo: str,
         *arguments: str,
         largest_file: int | None = None,
+        most_memory: int | None = None,
         environment: dict[str, str] | None = None,
     ) -> list[Told]:
         """Everything it told of, to its end; what it says on stderr is a defect."""
-        process = self.start(repo, *arguments, largest_file=largest_file, environment=environment)
+        process = self.start(
+            repo, *arguments,
+            largest_file=largest_file, most_memory=most_memory, environment=environment,
+        )  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
         told = [decode(line) for line in process.stdout]

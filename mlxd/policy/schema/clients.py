@@ -181,7 +181,9 @@ class Clients(Policy):
     manage_models: Literal["loopback", "never", "any"] = field(
         "loopback", "Who may pull, copy and delete models over HTTP, as Ollama's API has it: "
         "loopback is this machine while only it can reach the daemon, not through a proxy; never "
-        "leaves it to `mlxd` on the admin socket. Loading and unloading is everybody's.",
+        "leaves it to `mlxd` on the admin socket. A proxy on this machine that adds none "
+        "of Forwarded, X-Forwarded-For, X-Real-IP and Via makes everybody behind it this machine: "
+        "set never there. Loading and unloading is everybody's.",
         example="never",
     )  # fmt: skip
     trusted_proxies: Networks = field(
