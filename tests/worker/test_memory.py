@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxd.core.footprint import Footprint
+from mlxd.core.footprint import Footprint, Moment
 from mlxd.ipc.messages import EXIT_MEMORY, Budget, Cancel, LoadFailed, Ping, Ready, Shutdown, Trim
 from tests.integration.reciter import make_fragile
 from tests.support.model_maker import SLIDING, Shape
@@ -49,6 +49,13 @@ def test_what_a_model_takes_is_measured_as_it_is_loaded(tight: WorkerProcess):
     assert tight.first.peak_bytes >= found.weights_bytes
     token = 2 * 2 * 2 * 16 * 4  # keys and values, layers, heads, numbers, bytes
     assert found.cache_bytes([256]) == 256 * token
+
+
+def test_what_an_earlier_load_has_measured_is_taken_over(tight: WorkerProcess, varied: Path):
+    told = replace(footprint(tight), weights_bytes=1, decode=(Moment(row=12345),))
+    again = WorkerProcess(varied, footprint=told, measured=True)
+    again.close()
+    assert footprint(again) == replace(told, weights_bytes=footprint(tight).weights_bytes)
 
 
 def test_what_would_pad_the_batch_beyond_its_budget_waits_and_runs_alone(tight: WorkerProcess):
