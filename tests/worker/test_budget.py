@@ -12,7 +12,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from mlxd.core.footprint import Footprint, LayerGroup
 from mlxd.ipc.messages import Budget, Need, Refused
-from mlxd.worker.budget import ANSWER_SECONDS, GROWTH_MARGIN, Claim, Ledger, Verdict
+from mlxd.worker.budget import (
+    ANSWER_SECONDS,
+    GRANT_SECONDS,
+    GROWTH_MARGIN,
+    LEAST_GROWTH,
+    Claim,
+    Ledger,
+    Verdict,
+)
 
 KIB = 1024
 WEIGHTS = 100 * KIB
@@ -220,6 +228,39 @@ def test_growth_is_asked_for_before_it_is_needed():
     made.set_budget(budget(3, answers=1))
     made.decide(0)
     assert decode(made, 1, 5000) == 768 - used
+
+
+def standing() -> Ledger:
+    """One token before the end of its reservation, with more asked for at 5."""
+    made = ledger(2, claim(1, 256, max_tokens=5000))
+    made.decide(0)
+    begin(made, 1)
+    for _ in range(512 - 257 - 1):
+        assert not made.stands_until
+        made.decide(5)
+        assert not made.took([1])
+    return made
+
+
+def test_at_the_end_of_a_reservation_the_answer_is_awaited_for_a_while():
+    made = standing()
+    assert made.stands_until == 5 + GRANT_SECONDS
+    made.set_budget(budget(3, answers=1))
+    made.decide(6)
+    assert not made.stands_until
+    assert not made.took([1])
+
+
+def test_at_the_end_of_a_reservation_a_denial_is_final():
+    made = standing()
+    made.set_budget(budget(2, answers=1))
+    made.decide(6)
+    assert not made.stands_until
+    assert made.took([1]) == {1}
+
+
+def test_what_has_just_grown_does_not_ask_at_once():
+    assert GROWTH_MARGIN < LEAST_GROWTH
 
 
 def test_growth_comes_before_those_who_wait():
