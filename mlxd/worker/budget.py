@@ -228,12 +228,12 @@ class Ledger:
         if not self._budget.bytes or needed <= self._budget.bytes:
             self._admit(claim, verdict)
             return True
+        if self._need(claim.id, needed, verdict, now) or self._pending(claim.id, now):
+            return False
         most = max(self._budget.most, self._budget.bytes)
         if self._budget.most and self._alone(claim) > most:
             self._refuse(claim, self._too_long(claim, most), verdict)
             return True
-        if self._need(claim.id, needed, verdict, now) or self._pending(claim.id, now):
-            return False
         if self._shares and now < claim.until:
             return False
         self._refuse(claim, self._no_room(claim, needed), verdict)
@@ -296,11 +296,12 @@ class Ledger:
     # -- asking
 
     def _need(self, id: int, needed: int, verdict: Verdict, now: float) -> bool:
-        """Ask once for so much; and again, when less will do. Not for what cannot be had."""
+        """Ask once for so much; and again, when less will do.
+
+        For more than `Budget.most`, too: that is as old as the budget.
+        """
         asked = self._asked.get(id)
         if asked is not None and needed >= asked.bytes:
-            return False
-        if self._budget.most and needed > self._budget.most:
             return False
         self._asked[id] = _Asked(needed, now)
         verdict.say.append(Need(id, needed))
