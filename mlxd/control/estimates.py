@@ -61,6 +61,8 @@ class Estimate(msgspec.Struct, frozen=True, omit_defaults=True):
     count: int = 0
     loads: list[Observation] = []
     footprint: Footprint | None = None
+    engine: str = ""
+    """The versions that measured it."""
 
     @property
     def error_percent(self) -> float | None:

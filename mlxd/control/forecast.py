@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
@@ -16,6 +19,7 @@ from mlxd.core.models import ModelCard
 from mlxd.ipc import messages as ipc
 from mlxd.policy.policy_set import PolicySet
 
+_MEASURING = ("mlxd", "mlx-lm", "mlx", "mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
 _DIGITS = 32
 """Of a digest, enough to tell models apart."""
 _TIMES = 4
@@ -35,11 +39,13 @@ class Forecasts:
 
     def footprint(self, card: ModelCard) -> Footprint:
         """As the loaded model told it, now or at an earlier time; else from its files."""
+        return self._told(card) or self._from_files(card)
+
+    def measured(self, card: ModelCard) -> Footprint | None:
+        """As it was told by a model that these versions of everything have loaded."""
         estimate = self._estimates.get(key_of(card))
-        told = estimate.footprint if estimate is not None else None
-        if told is not None and _is_of(card, told):
-            return told
-        return self._from_files(card)
+        known = estimate is not None and estimate.engine == _engine()
+        return self._told(card) if known else None
 
     def load_bytes(self, card: ModelCard, policies: PolicySet) -> int:
         """The most that loading holds, or what the first generation takes."""
@@ -79,6 +85,7 @@ class Forecasts:
                 estimate,
                 footprint=ready.footprint,
                 weights_bytes=ready.footprint.weights_bytes,
+                engine=_engine(),
             )
         if ready.peak_bytes > 0 and shape.loading_bytes(card) > 0:
             estimate = learned_load(estimate, shape.loading_bytes(card), ready.peak_bytes)
@@ -113,11 +120,26 @@ class Forecasts:
     def _known(self, key: str) -> Estimate:
         return self._estimates.get(key) or Estimate(used=0.0)
 
+    def _told(self, card: ModelCard) -> Footprint | None:
+        estimate = self._estimates.get(key_of(card))
+        told = estimate.footprint if estimate is not None else None
+        return told if told is not None and _is_of(card, told) else None
+
     def _from_files(self, card: ModelCard) -> Footprint:
         key = key_of(card)
         if key not in self._computed:
             self._computed[key] = _computed(card)
         return self._computed[key]
+
+
+@cache
+def _engine() -> str:
+    """The versions of what measures and of what is measured, mlx's backend included."""
+    found = []
+    for package in _MEASURING:
+        with contextlib.suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    return ", ".join(found)
 
 
 def _is_of(card: ModelCard, footprint: Footprint) -> bool:

@@ -16,6 +16,10 @@ class Forecaster(Protocol):
 
     def footprint(self, card: ModelCard) -> Footprint: ...
 
+    def measured(self, card: ModelCard) -> Footprint | None:
+        """What need not be measured when the model is loaded again."""
+        ...
+
     def load_bytes(self, card: ModelCard, policies: PolicySet) -> int:
         """The most that loading holds, or what the first generation takes beside the weights."""
         ...
@@ -42,6 +46,9 @@ class ByWeight:
 
     def footprint(self, card: ModelCard) -> Footprint:
         return Footprint(card.size_bytes, ())
+
+    def measured(self, card: ModelCard) -> Footprint | None:
+        return None
 
     def load_bytes(self, card: ModelCard, policies: PolicySet) -> int:
         return card.size_bytes

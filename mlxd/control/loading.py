@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from mlxd.control.forecasting import Forecaster
 from mlxd.control.inventory import Inventory
+from mlxd.control.process import Known
 from mlxd.control.resident import Evicts, Resident
 from mlxd.control.room import Room
 from mlxd.control.supervisor import Supervisor
@@ -130,7 +131,11 @@ class Loads:
         began = self._clock.monotonic()
         try:
             worker = await self._supervisor.start(
-                resident.spec, resident.card.name, resident.budget, self._prepare
+                resident.spec,
+                resident.card.name,
+                resident.budget,
+                self._prepare,
+                self._known(resident.card),
             )
             resident.loaded_at = self._clock.monotonic()
             resident.load_seconds = resident.loaded_at - began
@@ -138,6 +143,12 @@ class Loads:
         finally:
             resident.reserved = False
             self._room.changes.tell()
+
+    def _known(self, card: ModelCard) -> Known:
+        measured = self._forecasts.measured(card)
+        if measured is not None:
+            return Known(measured, measured=True)
+        return Known(self._forecasts.footprint(card))
 
     def _learn(self, resident: Resident, worker: Worker) -> None:
         if worker.ready is not None:

@@ -10,8 +10,10 @@ import signal
 import socket
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
+from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
 from mlxd.ipc.messages import Budget, Launch, launch_words
 
@@ -22,6 +24,18 @@ _DEAF = frozenset(
     ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "HF_TOKEN")
 )
 """What systemd tells the daemon and no worker must answer; and the hub's token is not for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a model before it is loaded."""
+
+    footprint: Footprint | None = None
+    measured: bool = False
+    """Whether it was taken from the loaded model, by the versions that load it now."""
+
+
+UNKNOWN = Known()
 
 
 class EngineProcess:
@@ -38,7 +52,11 @@ class EngineProcess:
 
     @classmethod
     async def spawn(
-        cls, spec: ModelSpec, temporary: Path, budget: Budget | None = None
+        cls,
+        spec: ModelSpec,
+        temporary: Path,
+        budget: Budget | None = None,
+        known: Known = UNKNOWN,
     ) -> tuple[EngineProcess, socket.socket]:
         """The process, and our end of its socket. Raises OSError; then nothing is left of it."""
         private = _private_folder(temporary)
@@ -48,7 +66,7 @@ class EngineProcess:
             undo.callback(ours.close)
             with theirs:
                 process = await asyncio.create_subprocess_exec(
-                    *_command(_launch(spec, temporary, budget), theirs.fileno()),
+                    *_command(_launch(spec, temporary, budget, known), theirs.fileno()),
                     pass_fds=[theirs.fileno()],
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
@@ -104,7 +122,7 @@ def _private_folder(temporary: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix="worker-", dir=temporary))
 
 
-def _launch(spec: ModelSpec, temporary: Path, budget: Budget | None) -> Launch:
+def _launch(spec: ModelSpec, temporary: Path, budget: Budget | None, known: Known) -> Launch:
     return Launch(
         path=spec.path,
         context=spec.context,
@@ -114,6 +132,8 @@ def _launch(spec: ModelSpec, temporary: Path, budget: Budget | None) -> Launch:
         kv_bits=spec.kv_bits,
         budget=budget,
         turns=str(temporary / _TURNS),
+        footprint=known.footprint,
+        measured=known.measured,
     )
 
 

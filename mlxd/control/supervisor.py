@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from mlxd.control.process import UNKNOWN, Known
 from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock
 from mlxd.core.errors import MlxdError
@@ -43,6 +44,7 @@ class Supervisor:
         name: str,
         budget: ipc.Budget | None = None,
         prepare: Callable[[Worker], None] = _unprepared,
+        known: Known = UNKNOWN,
     ) -> Worker:
         """A new worker with its model loaded. Raises ModelLoadFailed; cancelled, it leaves nothing.
 
@@ -54,7 +56,7 @@ class Supervisor:
             old.kill()
         began = self._clock.monotonic()
         worker = await Worker.spawn(
-            spec, name, self._clock, temporary=self._temporary, budget=budget
+            spec, name, self._clock, temporary=self._temporary, budget=budget, known=known
         )
         prepare(worker)
         self._workers[spec] = worker

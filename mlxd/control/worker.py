@@ -17,7 +17,7 @@ from typing import cast
 from msgspec.structs import replace
 
 from mlxd.control.generation import Generation, Limits, Pulse
-from mlxd.control.process import EngineProcess
+from mlxd.control.process import UNKNOWN, EngineProcess, Known
 from mlxd.core.clock import Clock
 from mlxd.core.errors import (
     InsufficientMemory,
@@ -103,13 +103,14 @@ class Worker(asyncio.Protocol):
         *,
         temporary: Path,
         budget: ipc.Budget | None = None,
+        known: Known = UNKNOWN,
     ) -> Worker:
         """Start the process; it loads its model by itself (see `until_ready`).
 
         Raises ModelLoadFailed when the system gives no process.
         """
         try:
-            process, sock = await EngineProcess.spawn(spec, temporary, budget)
+            process, sock = await EngineProcess.spawn(spec, temporary, budget, known)
         except OSError as error:
             raise ModelLoadFailed(
                 f"no engine process could be started for '{name}': {error.strerror}",

@@ -78,6 +78,10 @@ class Launch(msgspec.Struct, frozen=True):
     """Until the first `Budget` comes; None: no limit."""
     turns: str = ""
     """The file that exclusive engines lock while they step; empty: none."""
+    footprint: Footprint | None = None
+    """What the daemon takes the model's to be; None: it knows nothing."""
+    measured: bool = False
+    """Whether `footprint` is of an earlier load with the same versions: nothing is recorded."""
 
 
 class Trim(msgspec.Struct, frozen=True, tag="trim"):

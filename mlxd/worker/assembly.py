@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -40,7 +41,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         allocator.apply(launch.budget)
         turns.exclusive = launch.budget.exclusive
     loaded = _loaded(launch)
-    footprint = _footprint(loaded)
+    footprint = _footprint(loaded, launch.footprint, measured=launch.measured)
     peak = mx.get_peak_memory()
     mx.clear_cache()
     markup = Markup(loaded.tokenizer)
@@ -86,8 +87,13 @@ def _loaded(launch: Launch) -> Loaded:
     )
 
 
-def _footprint(loaded: Loaded) -> Footprint:
-    """All that is held now are weights; caches that have seen a token tell the rest."""
+def _footprint(
+    loaded: Loaded, known: Footprint | None = None, *, measured: bool = False
+) -> Footprint:
+    """All that is held now are weights; caches that have seen a token tell the rest.
+
+    `known` is what the daemon said, `measured` whether it knows it from an earlier load.
+    """
     weights = mx.get_active_memory()
     cache = make_prompt_cache(loaded.model)
     mx.eval(loaded.model(mx.array([[0]]), cache=cache))
@@ -98,13 +104,15 @@ def _footprint(loaded: Loaded) -> Footprint:
             weights,
             fused=mx.metal.is_available() or mx.cuda.is_available(),
             kv_bits=loaded.kv.bits if loaded.kv is not None else 0,
+            known=known,
+            measured=measured,
         )
     except Exception:  # noqa: BLE001 - models are others' code, and need not let themselves be read
         traceback.print_exc()
         if loaded.kv is not None:
             loaded.kv.apply(cache)
-        per_token = sum(layer.nbytes for layer in cache) // STEP_TOKENS
-        return Footprint(weights, (LayerGroup(1, per_token),))
+        groups = (LayerGroup(1, sum(layer.nbytes for layer in cache) // STEP_TOKENS),)
+        return replace(known or Footprint(0, ()), weights_bytes=weights, groups=groups)
 
 
 def _engine(loaded: Loaded) -> Engine:

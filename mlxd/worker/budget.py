@@ -16,9 +16,13 @@ from mlxd.core.footprint import PREFILL_BESIDE_DECODE, Footprint
 from mlxd.core.sizes import spoken
 from mlxd.ipc.messages import Budget, Need, Refused
 
-GROWTH_MARGIN = 64
-"""Tokens before the end of its reservation at which a sequence asks for more."""
+GROWTH_MARGIN = 192
+"""Tokens before the end of its reservation at which a sequence asks for more: some seconds of
+decoding, in which another model may be evicted for it."""
 LEAST_GROWTH = 256
+"""More than the margin: what has just grown need not ask at once."""
+GRANT_SECONDS = 2.0
+"""How long after its `Need` a sequence at the end of its reservation keeps the others standing."""
 ANSWER_SECONDS = 10.0
 """How long the answer to a `Need` keeps those from being refused who no longer wait."""
 
@@ -197,6 +201,12 @@ class Ledger:
         """What the engine may hold: the budget, or what was once promised; 0: no limit."""
         return max(self._budget.bytes, self._reserved()) if self._budget.bytes else 0
 
+    @property
+    def stands_until(self) -> float:
+        """No step before this time, or an answer: with it a sequence would have to end that may
+        yet be granted more."""
+        return max(map(self._stands_until, self._growing), default=0.0)
+
     def victim(self) -> int | None:
         """Whom to end when more is held than allowed: who grew last, else who came last."""
         if self._last_grown in self._shares:
@@ -218,12 +228,12 @@ class Ledger:
         if not self._budget.bytes or needed <= self._budget.bytes:
             self._admit(claim, verdict)
             return True
+        if self._need(claim.id, needed, verdict, now) or self._pending(claim.id, now):
+            return False
         most = max(self._budget.most, self._budget.bytes)
         if self._budget.most and self._alone(claim) > most:
             self._refuse(claim, self._too_long(claim, most), verdict)
             return True
-        if self._need(claim.id, needed, verdict, now) or self._pending(claim.id, now):
-            return False
         if self._shares and now < claim.until:
             return False
         self._refuse(claim, self._no_room(claim, needed), verdict)
@@ -286,11 +296,12 @@ class Ledger:
     # -- asking
 
     def _need(self, id: int, needed: int, verdict: Verdict, now: float) -> bool:
-        """Ask once for so much; and again, when less will do. Not for what cannot be had."""
+        """Ask once for so much; and again, when less will do.
+
+        For more than `Budget.most`, too: that is as old as the budget.
+        """
         asked = self._asked.get(id)
         if asked is not None and needed >= asked.bytes:
-            return False
-        if self._budget.most and needed > self._budget.most:
             return False
         self._asked[id] = _Asked(needed, now)
         verdict.say.append(Need(id, needed))
@@ -321,6 +332,13 @@ class Ledger:
             self._changed = True
         if share.used >= share.reserved:
             over.add(share.claim.id)
+
+    def _stands_until(self, id: int) -> float:
+        share, asked = self._shares[id], self._asked.get(id)
+        at_its_end = share.may_grow and share.used + 1 >= share.reserved
+        if not at_its_end or asked is None or asked.answered:
+            return 0.0
+        return asked.at + GRANT_SECONDS
 
     def _grow(self, share: _Share, verdict: Verdict, now: float) -> None:
         before, share.reserved = share.reserved, share.grown

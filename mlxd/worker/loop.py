@@ -76,7 +76,7 @@ class Loop:
             for command in commands:
                 self._obey(command)
             self._settle()
-            if self._running:
+            if self._running and not self._standstill():
                 self._step()
                 self._settle()
 
@@ -90,6 +90,8 @@ class Loop:
         commands: list[Command] = []
         if not self._running:
             commands += self._pause()
+        elif left := self._standstill():
+            commands += self._hear(min(left, SIGN_OF_LIFE_SECONDS))
         while not self._inbox.empty():
             commands += self._inbox.get()
         return commands
@@ -99,8 +101,16 @@ class Loop:
         if not self._ledger.waits:
             self._rest()
             return self._inbox.get()
+        return self._hear(SIGN_OF_LIFE_SECONDS)
+
+    def _standstill(self) -> float:
+        """Seconds for which there is to be no step, unless memory is granted before."""
+        return max(0.0, self._ledger.stands_until - time.monotonic())
+
+    def _hear(self, seconds: float) -> list[Command]:
+        """What comes in this time; a sign of life when nothing does."""
         try:
-            return self._inbox.get(timeout=SIGN_OF_LIFE_SECONDS)
+            return self._inbox.get(timeout=seconds)
         except queue.Empty:
             self._report([])
             return []

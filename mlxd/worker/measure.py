@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -27,49 +30,110 @@ from mlxd.worker.stand_ins import is_window
 
 KV_GROUP = 64
 """Numbers that share a scale and a bias in a quantised cache."""
+RECORD_SECONDS = 2.0
+"""Of the processor, for all records of a model: enough for some 40 layers. Whoever waits for a load
+waits for them too, and what they tell is learned from use as well."""
 _FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 _log = logging.getLogger(__name__)
 
 
 def footprint_of(
-    model: Any, cache: Sequence[Any], weights_bytes: int, *, fused: bool, kv_bits: int = 0
+    model: Any,
+    cache: Sequence[Any],
+    weights_bytes: int,
+    *,
+    fused: bool,
+    kv_bits: int = 0,
+    known: Footprint | None = None,
+    measured: bool = False,
 ) -> Footprint:
     """`cache` has seen at least one token. `fused`: attention keeps no matrix of scores.
 
-    That is asked only where a step cannot be recorded.
+    That is asked only where a step cannot be recorded and nothing is `known`. What is known by an
+    earlier load (`measured`) is not recorded again, unless its caches were others.
     """
     kinds = Counter(kind for layer in cache for kind in _kinds(layer, kv_bits))
     groups = tuple(
         LayerGroup(layers, token_bytes, window, constant)
         for (token_bytes, window, constant), layers in kinds.items()
     )
+    if known is not None and measured and known.groups == groups:
+        return replace(known, weights_bytes=weights_bytes)
     if kv_bits:
         cache = [_quantised(layer, kv_bits) for layer in cache]
-    estimated = _estimated(model, weights_bytes, groups, fused=fused)
+    if known is not None and known.prefill and not measured:
+        estimated = replace(known, weights_bytes=weights_bytes, groups=groups)
+    else:
+        estimated = _estimated(model, weights_bytes, groups, fused=fused)
+    with _no_collection():
+        return _recorded(_Hurried(model, RECORD_SECONDS), cache, estimated)
+
+
+class _LateError(Exception):
+    """The time for records is over."""
+
+
+class _Hurried:
+    """A model that is not called any more when its time is over."""
+
+    def __init__(self, model: Any, seconds: float) -> None:
+        self._model = model
+        self._until = time.thread_time() + seconds
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if time.thread_time() > self._until:
+            raise _LateError
+        return self._model(*arguments, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Records are many small objects without cycles: looking for some takes half of the time."""
+    was = gc.isenabled()
+    gc.disable()
     try:
-        return _recorded(model, cache, estimated)
-    except Exception:  # noqa: BLE001 - a model's own code, which may refuse to be recorded
-        _log.warning("its steps cannot be recorded; they are estimated", exc_info=True)
-        return estimated
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _recorded(model: Any, cache: Sequence[Any], estimated: Footprint) -> Footprint:
-    """On a GPU the recorded steps have its own operations, fused ones where it has them."""
-    groups = estimated.groups
-    found = replace(
-        estimated,
-        start=start_moments(model, cache, groups),
-        decode=decode_moments(model, cache, groups),
-        join=join_moments(model, cache, groups),
-    )
-    if not is_parallel(model, cache):
+    """With what can be recorded in time in place of what is estimated.
+
+    On a GPU the recorded steps have its own operations, fused ones where it has them.
+    """
+    found = estimated
+    try:
+        for more in _records(model, cache, estimated):
+            found = more
+    except _LateError:
+        _log.warning("not all of its steps were recorded in time; the others are estimated")
+    except Exception:  # noqa: BLE001 - a model's own code, which may refuse to be recorded
+        _log.warning("its steps cannot be recorded; they are estimated", exc_info=True)
+        return estimated
+    return found
+
+
+def _records(model: Any, cache: Sequence[Any], found: Footprint) -> Iterator[Footprint]:
+    """One kind of step after the other, prompts first: they take most."""
+    groups = found.groups
+    if is_parallel(model, cache):
+        found = replace(found, prefill=prefill_moments(model, cache, groups))
+        yield found
+        found = replace(found, first=first_moments(model, groups))
+    else:
         scanned = scan_moments(model, cache, groups)
-        return replace(found, prefill=(*estimated.prefill, *scanned))
-    return replace(
-        found,
-        first=first_moments(model, groups),
-        prefill=prefill_moments(model, cache, groups),
-    )
+        found = replace(found, prefill=(*found.prefill, *scanned))
+    yield found
+    found = replace(found, join=join_moments(model, cache, groups))
+    yield found
+    found = replace(found, decode=decode_moments(model, cache, groups))
+    yield found
+    yield replace(found, start=start_moments(model, cache, groups))
 
 
 def _estimated(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mlxd.control import forecast
 from mlxd.control.forecast import Forecasts, key_of
 from mlxd.core.clock import ManualClock
 from mlxd.core.footprint import Footprint, LayerGroup
@@ -62,6 +63,27 @@ async def test_a_loaded_model_tells_its_own(tmp_path: Path) -> None:
     assert told.footprint(CARD) == MEASURED
     assert told.confidence(CARD) == ("measured", 0, None)
     await told.saved()
+
+
+async def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
+    earlier = forecasts(tmp_path)
+    assert earlier.measured(CARD) is None
+    earlier.loaded(CARD, ready())
+    await earlier.saved()
+    assert forecasts(tmp_path).measured(CARD) == MEASURED
+    assert forecasts(tmp_path).measured(replace(CARD, size_bytes=2**40)) is None
+
+
+async def test_what_other_versions_measured_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = forecasts(tmp_path)
+    earlier.loaded(CARD, ready())
+    await earlier.saved()
+    monkeypatch.setattr(forecast, "_engine", lambda: "mlx 0.1")
+    told = forecasts(tmp_path)
+    assert told.measured(CARD) is None
+    assert told.footprint(CARD) == MEASURED
 
 
 async def test_an_earlier_daemon_has_taught(tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ import asyncio
 
 import pytest
 
+from mlxd.control.forecasting import ByWeight
+from mlxd.control.process import Known
 from mlxd.core.errors import InsufficientMemory, ModelLoadFailed
+from mlxd.core.footprint import Footprint
 from tests.control.test_residency import GIB, card
 from tests.control.test_room import PATIENT, Timed
 
@@ -54,6 +57,22 @@ def test_a_worker_that_failed_is_replaced_after_a_pause_that_doubles(failing):
     assert world.loaded == ["a"]
     assert world.waited == [0, 2, 6]
     assert world.residency.failed([card("a")]) == {}
+
+
+def test_a_worker_is_told_what_is_known_of_its_model(failing, monkeypatch):
+    world, told = failing(failures=0), []
+    start = world.processes.start
+
+    async def listening(*args):
+        told.append(args[4])
+        return await start(*args)
+
+    world.processes.start = listening
+    world.begin("a")
+    size = card("a").size_bytes
+    monkeypatch.setattr(ByWeight, "measured", lambda *_: Footprint(5, ()))
+    world.begin("b")
+    assert told == [Known(Footprint(size, ())), Known(Footprint(5, ()), measured=True)]
 
 
 def test_attempts_come_to_an_end_and_the_last_reason_is_told(failing):

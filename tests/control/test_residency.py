@@ -81,7 +81,7 @@ class Processes:
     def workers(self):
         return [*self.up.values(), *self.loading]
 
-    async def start(self, spec, name, budget, prepare):
+    async def start(self, spec, name, budget, prepare, known):
         self.log.append(f"start {name}")
         process = Process(spec, name, budget)
         self.loading.append(process)

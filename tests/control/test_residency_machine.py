@@ -129,7 +129,7 @@ class Processes:
     def workers(self):
         return [process for process in self.all if process.alive]
 
-    async def start(self, spec, name, budget, prepare):
+    async def start(self, spec, name, budget, prepare, known):
         world = self.world
         assert self.of(spec) is None, "one model, two workers"
         process = Process(spec, name, budget)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,10 +11,12 @@ import pytest
 from msgspec.structs import replace
 
 from mlxd.control.generation import Limits
+from mlxd.control.process import Known
 from mlxd.control.worker import Order, Worker
 from mlxd.core.clock import SystemClock
 from mlxd.core.errors import ContextExceeded, InsufficientMemory, MlxdError, PolicyLine
 from mlxd.core.events import Burst, Finished
+from mlxd.core.footprint import Moment
 from mlxd.core.models import ModelSpec
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.ipc import messages as ipc
@@ -62,6 +65,17 @@ async def worker(fragile: Path, tmp_path: Path) -> AsyncIterator[Worker]:
     running.set_budget(ipc.Budget(print_of.peak_bytes([], [512], prompts=[256]), 0, FREELY))
     yield running
     await running.stop(5)
+
+
+async def test_a_worker_is_told_what_is_known_of_its_model(worker: Worker, tmp_path: Path) -> None:
+    assert worker.footprint is not None
+    told = dataclasses.replace(worker.footprint, decode=(Moment(row=12345),))
+    other = await Worker.spawn(
+        worker.spec, "m", SystemClock(), temporary=tmp_path, known=Known(told, measured=True)
+    )
+    await other.until_ready()
+    assert other.footprint == told
+    await other.stop(5)
 
 
 async def test_a_model_has_a_footprint_and_holds_what_it_says(worker: Worker) -> None:

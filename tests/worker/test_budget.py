@@ -12,7 +12,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from mlxd.core.footprint import Footprint, LayerGroup
 from mlxd.ipc.messages import Budget, Need, Refused
-from mlxd.worker.budget import ANSWER_SECONDS, GROWTH_MARGIN, Claim, Ledger, Verdict
+from mlxd.worker.budget import (
+    ANSWER_SECONDS,
+    GRANT_SECONDS,
+    GROWTH_MARGIN,
+    LEAST_GROWTH,
+    Claim,
+    Ledger,
+    Verdict,
+)
 
 KIB = 1024
 WEIGHTS = 100 * KIB
@@ -99,11 +107,19 @@ def test_less_that_will_do_is_asked_for_again():
     assert needs(made.decide(2)) == [(2, 6)]
 
 
-def test_what_cannot_be_had_beside_others_is_not_asked_for():
+def test_what_could_not_be_had_when_the_budget_was_set_is_asked_for():
     made = ledger(8, claim(1, 1280), claim(2, 1280), most=10)
-    assert made.decide(0) == Verdict([1], [])
-    made.left(1)
+    verdict = made.decide(0)
+    assert (verdict.admit, needs(verdict)) == ([1], [(2, 12)])
+    made.set_budget(budget(12, most=12, answers=2))
     assert made.decide(1).admit == [2]
+
+
+def test_what_could_not_fit_when_the_budget_was_set_is_admitted_when_granted():
+    made = ledger(4, claim(1, 3000), most=8)
+    assert needs(made.decide(0)) == [(1, 13)]
+    made.set_budget(budget(13, most=20, answers=1))
+    assert made.decide(1).admit == [1]
 
 
 def test_a_denied_request_is_refused_when_nothing_runs_that_could_leave():
@@ -157,6 +173,8 @@ def test_a_wait_ends_at_its_time():
 
 def test_what_fits_into_no_budget_is_told_what_would():
     made = ledger(4, claim(1, 3000), most=8)
+    assert not refusals(made.decide(0)), "most may have risen"
+    made.set_budget(budget(4, most=8, answers=1))
     (refused,) = refusals(made.decide(0))
     assert refused.code == "context_exceeded"
     assert "prompt and answer of 2048 tokens together would fit" in refused.message
@@ -220,6 +238,39 @@ def test_growth_is_asked_for_before_it_is_needed():
     made.set_budget(budget(3, answers=1))
     made.decide(0)
     assert decode(made, 1, 5000) == 768 - used
+
+
+def standing() -> Ledger:
+    """One token before the end of its reservation, with more asked for at 5."""
+    made = ledger(2, claim(1, 256, max_tokens=5000))
+    made.decide(0)
+    begin(made, 1)
+    for _ in range(512 - 257 - 1):
+        assert not made.stands_until
+        made.decide(5)
+        assert not made.took([1])
+    return made
+
+
+def test_at_the_end_of_a_reservation_the_answer_is_awaited_for_a_while():
+    made = standing()
+    assert made.stands_until == 5 + GRANT_SECONDS
+    made.set_budget(budget(3, answers=1))
+    made.decide(6)
+    assert not made.stands_until
+    assert not made.took([1])
+
+
+def test_at_the_end_of_a_reservation_a_denial_is_final():
+    made = standing()
+    made.set_budget(budget(2, answers=1))
+    made.decide(6)
+    assert not made.stands_until
+    assert made.took([1]) == {1}
+
+
+def test_what_has_just_grown_does_not_ask_at_once():
+    assert GROWTH_MARGIN < LEAST_GROWTH
 
 
 def test_growth_comes_before_those_who_wait():
@@ -361,7 +412,7 @@ class Life(RuleBasedStateMachine):
         verdict = self.ledger.decide(self.now)
         for message in verdict.say:
             if isinstance(message, Need):
-                assert self.budget.bytes < message.bytes <= self.budget.most
+                assert self.budget.bytes < message.bytes
                 self.asked.append(message)
             else:
                 assert message.needed_bytes > message.available_bytes

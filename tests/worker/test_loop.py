@@ -29,6 +29,7 @@ from mlxd.ipc.messages import (
     Trim,
     Up,
 )
+from mlxd.worker import budget
 from mlxd.worker.budget import Ledger
 from mlxd.worker.engine import Prompt, Step
 from mlxd.worker.job import Job, Progress
@@ -374,7 +375,27 @@ def test_a_job_waits_no_longer_than_it_may():
     assert [m.id for m in wire.of(Refused)] == [2]
 
 
-def test_an_answer_ends_with_length_where_its_reservation_cannot_grow():
+def test_an_answer_stands_at_the_end_of_its_reservation_until_it_is_granted_more():
+    longer = replace(job(1), max_tokens=5000, expected_output=10)
+    until_then: list[list[Any]] = [[] for _ in range(254)]
+    engine = Endless()
+    wire = turns(
+        engine, [longer], *until_then, None, None, [allowed(3, answers=1)], budget=allowed(2)
+    )
+    assert len([m for m in wire.of(Output) if not m.pieces]) == 2, "signs of life"
+    assert engine.steps == 255 + 256
+    assert [m.id for m in wire.of(Need)] == [1, 1]
+
+
+def test_a_worker_that_stands_shuts_down():
+    longer = replace(job(1), max_tokens=5000, expected_output=10)
+    engine = Endless()
+    turns(engine, [longer], *[[] for _ in range(254)], budget=allowed(2))
+    assert engine.steps == 255
+
+
+def test_an_answer_ends_with_length_where_its_reservation_cannot_grow(monkeypatch):
+    monkeypatch.setattr(budget, "GRANT_SECONDS", 0.0)
     longer = replace(job(1), max_tokens=5000, expected_output=10)
     wire = turns(Endless(), [longer], budget=allowed(2))
     (ended,) = wire.of(Ended)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +20,8 @@ import pytest
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 
 from benchmarks.memory_shapes import Scenario, Shape
-from mlxd.core.footprint import LayerGroup
+from mlxd.core.footprint import Footprint, LayerGroup, Moment
+from mlxd.worker import measure
 from mlxd.worker.measure import footprint_of
 from mlxd.worker.tape import record
 
@@ -117,6 +121,67 @@ def test_a_model_that_cannot_be_recorded_is_estimated() -> None:
     found = footprint_of(Refusing(), [cache], 10, fused=False)
     assert found.groups == (LayerGroup(1, 2 * 2 * 32 * 4),)
     assert found.prefill[0].pair >= 4 * 4
+
+
+OTHER = (Moment(row=7, token=8, key=9),)
+KNOWN = Footprint(5, (), prefill=OTHER, start=OTHER, decode=OTHER, join=OTHER)
+
+
+def test_what_an_earlier_load_has_measured_is_not_recorded_again() -> None:
+    model = model_of(LLAMA)
+    told = replace(KNOWN, groups=(LayerGroup(4, 2 * 2 * 32 * 4),))
+    found = footprint_of(model, seen(model), 10, fused=False, known=told, measured=True)
+    assert found == replace(told, weights_bytes=10)
+
+
+def test_what_was_measured_of_other_caches_is_measured_again() -> None:
+    model = model_of(LLAMA)
+    found = footprint_of(model, seen(model), 10, fused=False, known=KNOWN, measured=True)
+    assert found == footprint_of(model, seen(model), 10, fused=False)
+
+
+def test_what_was_computed_is_measured() -> None:
+    model = model_of(LLAMA)
+    found = footprint_of(model, seen(model), 10, fused=False, known=KNOWN)
+    assert found == footprint_of(model, seen(model), 10, fused=False)
+
+
+def test_what_is_not_recorded_in_time_stays_as_it_was_computed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(measure, "RECORD_SECONDS", -1.0)
+    model = model_of(LLAMA)
+    found = footprint_of(model, seen(model), 10, fused=False, known=KNOWN)
+    assert found == replace(KNOWN, weights_bytes=10, groups=(LayerGroup(4, 2 * 2 * 32 * 4),))
+    assert len(caplog.records) == 1
+
+
+def test_prompts_are_recorded_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(LLAMA)
+    whole = footprint_of(model, seen(model), 10, fused=False)
+    calls = itertools.count()
+    monkeypatch.setattr(time, "thread_time", lambda: 10.0 * (next(calls) > 6))
+    found = footprint_of(model, seen(model), 10, fused=False, known=KNOWN)
+    assert found == replace(whole, first=(), start=OTHER, decode=OTHER, join=OTHER)
+
+
+def test_a_model_that_cannot_be_recorded_is_as_the_daemon_computed_it() -> None:
+    class Refusing:
+        def parameters(self) -> dict[str, mx.array]:
+            return {}
+
+        def __call__(self, *_: Any, **__: Any) -> mx.array:
+            raise TypeError("not like this")
+
+    cache = KVCache()
+    cache.update_and_fetch(mx.zeros((1, 2, 1, 32)), mx.zeros((1, 2, 1, 32)))
+    found = footprint_of(Refusing(), [cache], 10, fused=False, known=KNOWN)
+    assert found == replace(KNOWN, weights_bytes=10, groups=(LayerGroup(1, 2 * 2 * 32 * 4),))
+
+
+def test_garbage_is_collected_again_after_a_measuring() -> None:
+    groups_of(LLAMA)
+    assert gc.isenabled()
 
 
 def test_a_record_is_undone_when_it_fails() -> None:

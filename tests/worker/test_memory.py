@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxd.core.footprint import Footprint
+from mlxd.core.footprint import Footprint, Moment
 from mlxd.ipc.messages import EXIT_MEMORY, Budget, Cancel, LoadFailed, Ping, Ready, Shutdown, Trim
 from tests.integration.reciter import make_fragile
 from tests.support.model_maker import SLIDING, Shape
@@ -51,6 +51,13 @@ def test_what_a_model_takes_is_measured_as_it_is_loaded(tight: WorkerProcess):
     assert found.cache_bytes([256]) == 256 * token
 
 
+def test_what_an_earlier_load_has_measured_is_taken_over(tight: WorkerProcess, varied: Path):
+    told = replace(footprint(tight), weights_bytes=1, decode=(Moment(row=12345),))
+    again = WorkerProcess(varied, footprint=told, measured=True)
+    again.close()
+    assert footprint(again) == replace(told, weights_bytes=footprint(tight).weights_bytes)
+
+
 def test_what_would_pad_the_batch_beyond_its_budget_waits_and_runs_alone(tight: WorkerProcess):
     size = room(tight, 100, 3700)
     allow(tight, size, most=size)
@@ -65,7 +72,7 @@ def test_what_would_pad_the_batch_beyond_its_budget_waits_and_runs_alone(tight: 
     tight.send(Cancel(long))
     tight.until(lambda: told[after].over)
     assert told[after].ended is not None
-    assert not tight.needs, "more than there is was not asked for"
+    assert {need.id for need in tight.needs} == {long, after}, "the daemon decides"
 
 
 def test_a_request_that_waits_for_memory_is_cancelled(tight: WorkerProcess):
@@ -118,7 +125,11 @@ def test_a_refusal_says_what_it_would_take(tight: WorkerProcess):
 def test_a_prompt_that_fits_into_no_budget_is_told_the_length_that_would(tight: WorkerProcess):
     size = room(tight, 1024, 0)
     allow(tight, size, most=size)
-    refused = tight.run(token_ids=(9,) * 2000, max_tokens=10).refused
+    id = tight.generate(token_ids=(9,) * 2000, max_tokens=10)
+    tight.until(lambda: bool(tight.needs))
+    allow(tight, size, most=size, answers=id)
+    tight.until(lambda: tight.told[id].over)
+    refused = tight.told[id].refused
     assert refused is not None
     assert refused.code == "context_exceeded"
     assert f"of {footprint(tight).longest(size)} tokens together would fit" in refused.message
