@@ -164,10 +164,13 @@ def computed(
         seen = Moment(row=row, block=block, window_pair=scores, window_key=layer // 2)
     grown = Moment(row=_STATES * d.state_bytes, token=d.token_bytes(works[0]), key=layer)
     copied = (replace(grown, key=2 * layer),)
+    tokens = [read.token_bytes(work) for work in works]
+    if not (fused or d.scan_heads):
+        tokens.append(d.state_bytes + int(_BESIDE_STATES * max(tokens)))
     return Footprint(
         weights_bytes,
         tuple(groups),
-        prefill=tuple(replace(seen, token=read.token_bytes(work)) for work in works),
+        prefill=tuple(replace(seen, token=token) for token in tokens),
         start=copied,
         decode=(grown,),
         join=copied,
@@ -178,5 +181,7 @@ SCAN_BLOCK = 256
 """Tokens that a state-space layer works through together, each against each (mlx-lm's ssm_attn)."""
 _SCANS = 6.5
 """Matrices of a block against itself, for each head."""
+_BESIDE_STATES = 0.4
+"""Of what a step computes with, while linear attention holds a state for each token."""
 _STATES = 1
 """Copies of a recurrent state that are alive while it takes in tokens one by one."""

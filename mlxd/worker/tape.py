@@ -201,9 +201,11 @@ def _few_tokens(
     values: mx.array,
     *others: Any,
 ) -> tuple[mx.array, mx.array]:
-    """A scan of the first tokens, and as much room for what the others give.
+    """A scan of the first tokens, and as much as the others would hold.
 
-    `others` are decay, beta, the state (of no token) and perhaps a mask.
+    MLX goes backwards from the outputs when it makes its order, and so comes to work out all states
+    before the first output: each token's is held until then. `others` are decay, beta, the state
+    (of no token) and perhaps a mask.
     """
     decay, beta, state, *mask = others
     repeats = values.shape[2] // queries.shape[2]
@@ -213,7 +215,8 @@ def _few_tokens(
     by_token = [array[:, few] for array in (queries, keys, values, decay, beta)]
     given, state = scan(*by_token, state, *(m if m is None else m[:, few] for m in mask))
     if left > 0:
-        rest = mx.zeros((given.shape[0], left, *given.shape[2:]), given.dtype)
+        states = mx.zeros((state.shape[0], left, *state.shape[1:]), state.dtype)
+        rest = mx.sum(states, axis=-1).astype(given.dtype)
         given = mx.concatenate([given, rest], axis=1)
     return given, state
 
