@@ -19,10 +19,10 @@ from mlxd.policy.schema import Memory
 _GIB = 2**30
 _MIB = 2**20
 _RESERVE = 4 * _GIB
-_CACHE = (32 * _MIB, _GIB)
+_CACHE = (16 * _MIB, _GIB)
 """The least and the most of freed buffers that a worker keeps where policy does not say."""
 _CACHE_SHARE = 32
-PROCESS_BYTES = 96 * _MIB
+PROCESS_BYTES = 72 * _MIB
 """Of a worker's process beside its engine: 57 to 90 MiB were seen with small vocabularies."""
 
 

@@ -45,7 +45,7 @@ def _memory(**sections):
 def test_a_budget_follows_the_model_within_what_policy_says():
     auto = first_budget(64 * GIB, _memory())
     assert (auto.bytes, auto.cache_bytes, auto.wired_bytes) == (64 * GIB, GIB, 65 * GIB)
-    assert first_budget(2**20, _memory()).cache_bytes == 32 * 2**20
+    assert first_budget(2**20, _memory()).cache_bytes == 16 * 2**20
     assert first_budget(16 * GIB, _memory()).cache_bytes == GIB // 2
     limits = {"mlx_memory_limit": "48GiB", "mlx_cache_limit": "2GiB", "wired_limit": "40GiB"}
     set_ = first_budget(64 * GIB, _memory(worker_limits=limits))
