@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from mlxd.ipc.messages import EXIT_MEMORY, Launch, LoadFailed, launch_of
 from mlxd.worker.intake import Intake
@@ -22,11 +22,19 @@ if TYPE_CHECKING:
 EXIT_LOAD_FAILED = 1
 
 
-def main() -> int:
-    """The exit status: 0 after `Shutdown`, 1 when the model does not load, 70 after a defect, 71
+def main() -> NoReturn:
+    """Ends the process: 0 after `Shutdown`, 1 when the model does not load, 70 after a defect, 71
     when there was no memory.
+
+    The interpreter is not taken down: it would end the other threads inside native code that
+    cannot be left so, and then the process aborts (SIGABRT) instead of ending with its status.
     """
-    fd, launch = _arguments()
+    status = _served(*_arguments())
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _served(fd: int, launch: Launch) -> int:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     loop = _start(fd, launch)
@@ -35,7 +43,7 @@ def main() -> int:
     try:
         loop.run()
     except Exception as error:  # noqa: BLE001 - the engine's state is unknown now; the daemon replaces us
-        os._exit(_failed(loop, error))
+        return _failed(loop, error)
     return 0
 
 
@@ -52,7 +60,6 @@ def _failed(loop: Loop, error: Exception) -> int:
     from mlxd.worker.allocator import is_exhaustion
 
     traceback.print_exception(error)
-    sys.stderr.flush()
     if not is_exhaustion(error):
         return EXIT_BROKEN
     loop.last_words()
@@ -85,4 +92,4 @@ def _start(fd: int, launch: Launch) -> Loop | int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

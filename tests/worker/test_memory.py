@@ -249,6 +249,20 @@ def test_code_in_a_models_folder_runs_only_where_it_is_trusted(tmp_path: Path):
     worker.close()
 
 
+def test_a_worker_ends_with_its_status_and_without_taking_python_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What native threads do to an interpreter that ends, they do now and then: here, always."""
+    (tmp_path / "sitecustomize.py").write_text("import atexit, os\natexit.register(os.abort)\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    worker = WorkerProcess(make_fragile(tmp_path / "m"))
+    try:
+        assert isinstance(worker.first, LoadFailed)
+        assert worker.process.wait(10) == 1
+    finally:
+        worker.close()
+
+
 def test_a_load_without_memory_has_the_same_status(tmp_path: Path):
     folder = make_fragile(tmp_path / "m")
     code = (folder / "code.py").read_text()
