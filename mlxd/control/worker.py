@@ -16,6 +16,7 @@ from typing import cast
 
 from msgspec.structs import replace
 
+from mlxd.control.exit import Exit, Verdict
 from mlxd.control.generation import Generation, Limits, Pulse
 from mlxd.control.process import UNKNOWN, EngineProcess, Known
 from mlxd.core.clock import Clock
@@ -75,17 +76,21 @@ class Worker(asyncio.Protocol):
         """What the engine holds, as it said last."""
         self.budget = budget
         """What it was last allowed."""
-        self.out_of_memory = False
-        """Whether the process ended because its engine found no memory."""
+        self.exit: Exit | None = None
+        """How the process ended, once it has."""
         self.on_need: Callable[[Worker, ipc.Need], None] | None = None
         """Answers with `set_budget`, in its own time; without one the present budget is final."""
         self.on_observed: Callable[[Worker, ipc.Observed], None] | None = None
+        self.on_token: Callable[[Worker], None] | None = None
+        """Called once, when the first token of its first generation is delivered."""
         self.on_end: Callable[[Worker], None] | None = None
         """Called once, when the process is gone, asked for or not."""
         self._clock = clock
         self._process = process
         self._pulse = Pulse()
+        self._pong: asyncio.Future[ipc.Pong | None] | None = None
         self._last_pong = 0.0
+        self._verdict: Verdict | None = None
         self._frames = ipc.FrameReader()
         self._generations: dict[int, Generation] = {}
         self._next_id = 1
@@ -127,7 +132,18 @@ class Worker(asyncio.Protocol):
 
     @property
     def alive(self) -> bool:
+        """Whether it may be asked for something; neither stopping nor condemned."""
         return self._transport is not None and not self._stopping
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether the process ended because its engine found no memory."""
+        return self.exit is not None and self.exit.reason == "out_of_memory"
+
+    @property
+    def stderr(self) -> str:
+        """The last that it said there."""
+        return self._process.stderr
 
     @property
     def newest(self) -> float | None:
@@ -147,6 +163,19 @@ class Worker(asyncio.Protocol):
     def trim(self) -> None:
         """Have the engine free the buffers that it keeps for reuse."""
         self._send(ipc.Trim())
+
+    async def ping(self, timeout: float) -> ipc.Pong | None:
+        """Ask its IO side for a sign of life; None: it gave none in time, or is gone."""
+        if self._transport is None:
+            return None
+        if self._pong is None or self._pong.done():
+            self._pong = asyncio.get_running_loop().create_future()
+        self._send(ipc.Ping())
+        try:
+            async with asyncio.timeout(timeout):
+                return await asyncio.shield(self._pong)
+        except TimeoutError:
+            return None
 
     async def until_ready(self) -> ipc.Ready:
         """Wait for the model to be loaded. Raises ModelLoadFailed; the worker is then over."""
@@ -209,9 +238,15 @@ class Worker(asyncio.Protocol):
         await self._process.gone(_KILLED_SECONDS)
 
     def kill(self) -> None:
-        """SIGKILL the process's whole group."""
+        """SIGKILL the process's whole group: it is not wanted any more."""
         self._stopping = True
         self._process.signal(signal.SIGKILL)
+
+    def condemn(self, verdict: Verdict) -> None:
+        """SIGKILL the whole group, because it is not well: an end like that of a crash."""
+        if not self._stopping:
+            self._verdict = verdict
+        self.kill()
 
     # -- asyncio.Protocol
 
@@ -224,7 +259,7 @@ class Worker(asyncio.Protocol):
                 self._receive(ipc.decode_up(frame))
         except ipc.BrokenFrame as error:
             log.error("worker %s broke the protocol: %s", self.name, error)
-            self.kill()
+            self.condemn("protocol")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -251,6 +286,11 @@ class Worker(asyncio.Protocol):
             case ipc.Pong():
                 self._last_pong = self._clock.monotonic()
                 self.memory = message.memory
+                self._answer_ping(message)
+
+    def _answer_ping(self, pong: ipc.Pong | None) -> None:
+        if self._pong is not None and not self._pong.done():
+            self._pong.set_result(pong)
 
     def _serve(self, ready: ipc.Ready) -> None:
         self.ready = ready
@@ -306,14 +346,14 @@ class Worker(asyncio.Protocol):
             asked = self._clock.monotonic()
             if asked - max(self._pulse.at, generation.created) >= limits.inter_token:
                 log.error("worker %s makes no step and hears no cancel: killed", self.name)
-                self.kill()
+                self.condemn("stalled")
                 break
             self._send(ipc.Ping())
             if await generation.until_ended(limits.cancel_ack):
                 break
             if self._last_pong < asked:
                 log.error("worker %s answers neither cancel nor ping: killed", self.name)
-                self.kill()
+                self.condemn("unresponsive")
         self._generations.pop(generation.id, None)
 
     async def _bury(self) -> None:
@@ -322,12 +362,13 @@ class Worker(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
             self._transport = None
-        self.out_of_memory = status == ipc.EXIT_MEMORY
-        if status != 0 and not self._stopping:
+        self._answer_ping(None)
+        asked = self._stopping and self._verdict is None
+        self.exit = Exit(status, asked, self._verdict)
+        if not asked:
             log.error(
-                "worker %s ended with status %s", self.name, status,
-                extra={"stderr": self._process.stderr},
-            )  # fmt: skip
+                "worker %s ended: %s", self.name, self.exit.reason, extra={"stderr": self.stderr}
+            )
         self._fail_load("its worker ended before the model was loaded")
         self.fail_all(self._crashed())
         if self.on_end is not None:

@@ -18,6 +18,10 @@ MlxdError
 ├── ModelLoadFailed             model_load_failed       the model's worker did not become ready
 ├── WorkerCrashed               worker_crashed          the worker died while it served the request
 ├── WorkerStalled               worker_stalled          the worker lives and delivers nothing
+├── BreakerOpen                 breaker_open            its worker keeps failing: it rests now
+│   └── ModelQuarantined        model_quarantined       nor later, until it is reset or has changed
+├── RequestQuarantined          request_quarantined     workers died of this very request
+├── StartsHeld                  starts_held             the daemon keeps dying: nothing is started
 ├── ModelInUse                  model_in_use            it cannot be removed or replaced now
 ├── PullFailed                  pull_failed             the hub did not give what was asked
 ├── InsufficientStorage         insufficient_storage    the disk has no room for what is pulled
@@ -169,6 +173,22 @@ class WorkerCrashed(MlxdError):
 
 class WorkerStalled(MlxdError):
     code = "worker_stalled"
+
+
+class BreakerOpen(MlxdError):
+    code = "breaker_open"
+
+
+class ModelQuarantined(BreakerOpen):
+    code = "model_quarantined"
+
+
+class RequestQuarantined(MlxdError):
+    code = "request_quarantined"
+
+
+class StartsHeld(MlxdError):
+    code = "starts_held"
 
 
 class ModelInUse(MlxdError):

@@ -4,11 +4,17 @@ Down: `Generate`, `Cancel`, `Budget`, `Trim`, `Ping`, `Shutdown`. Up: `Ready` or
 then `Accepted` or `Refused` for each `Generate`, `Output` once per engine step, `Need`, `Observed`,
 `Pong`. Every `Generate` is ended
 by exactly one of `Refused`, a piece `Ended`, a piece `Cancelled`, or the end of the socket.
+
+What a worker was asked and has said about a request is enough to go on with it in another one: see
+`Resume`.
 """
 
 from __future__ import annotations
 
 import struct
+import sys
+from array import array
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -21,6 +27,18 @@ MAX_FRAME_BYTES = 64 * 2**20
 EXIT_MEMORY = 71
 """A worker's exit status when its engine found no memory (EX_OSERR)."""
 _LENGTH = struct.Struct("!I")
+
+
+class Resume(msgspec.Struct, frozen=True):
+    """A request that another worker has begun: go on where it was cut off.
+
+    Nothing that these tokens made known is said again; counts and limits include them.
+    """
+
+    prompt: bytes
+    """The prompt in tokens, as `Accepted.prompt` told it; `unpacked` reads it."""
+    tokens: bytes = b""
+    """The answer's tokens so far, in the same encoding."""
 
 
 class Generate(msgspec.Struct, frozen=True, tag="generate"):
@@ -39,6 +57,8 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     """memory.reserve.expected_output: tokens of the answer that memory is kept for at first."""
     wait_seconds: float = 300.0
     """How long it may wait for memory in the worker; 0: it is refused when it does not fit now."""
+    resume: Resume | None = None
+    """Set where another worker has begun it."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -127,6 +147,8 @@ class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
     id: int
     prompt_tokens: int
     cached_tokens: int = 0
+    prompt: bytes = b""
+    """The prompt in tokens, packed: what another worker needs to go on with it."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
@@ -199,6 +221,17 @@ class Cancelled(msgspec.Struct, frozen=True, array_like=True, tag="x"):
 Piece = Text | Reasoning | Call | Ended | Cancelled
 
 
+class Taken(msgspec.Struct, frozen=True, array_like=True):
+    """Tokens of request `id`'s answer, in order, that were not told before.
+
+    The pieces of this and of earlier messages are all that those tokens and the earlier ones have
+    made known: who goes on behind them says nothing twice and leaves nothing out.
+    """
+
+    id: int
+    tokens: list[int]
+
+
 class Memory(msgspec.Struct, frozen=True, array_like=True):
     """What the engine holds, in bytes."""
 
@@ -246,6 +279,8 @@ class Output(msgspec.Struct, frozen=True, tag="output", omit_defaults=True):
     """Requests whose prefill this step began; until then they wait behind others."""
     begun: list[int] = []
     """Requests whose first token this step gave, though its text may not be known yet."""
+    taken: list[Taken] = []
+    """The answers' tokens, for the case that another worker has to go on with them."""
 
 
 class Pong(msgspec.Struct, frozen=True, tag="pong"):
@@ -280,6 +315,23 @@ def encode(message: Down | Up) -> bytes:
     except (OverflowError, UnicodeEncodeError, RecursionError) as error:
         raise Unsendable(str(error)) from error
     return _LENGTH.pack(len(body)) + body
+
+
+def packed(tokens: Iterable[int]) -> bytes:
+    """Token ids as four bytes each, the low end first."""
+    ids = array("I", tokens)
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return ids.tobytes()
+
+
+def unpacked(data: bytes) -> list[int]:
+    """What `packed` made. Raises ValueError for a length that is no multiple of four."""
+    ids = array("I")
+    ids.frombytes(data)
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return ids.tolist()
 
 
 def launch_words(launch: Launch) -> str:

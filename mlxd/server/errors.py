@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from mlxd import __version__
-from mlxd.core.errors import InsufficientMemory, MlxdError
+from mlxd.core.errors import InsufficientMemory, MlxdError, RequestQuarantined
 from mlxd.dialects import ollama, openai
 from mlxd.dialects.base import to_json
 
@@ -31,6 +31,10 @@ STATUS: dict[str, int] = {
     "model_load_failed": 503,
     "worker_crashed": 503,
     "worker_stalled": 503,
+    "breaker_open": 503,
+    "model_quarantined": 503,
+    "request_quarantined": 503,
+    "starts_held": 503,
     "model_in_use": 409,
     "pull_failed": 502,
     "insufficient_storage": 507,
@@ -74,6 +78,8 @@ def error_response(error: MlxdError, render: Render) -> web.Response:
     if error.retry_after is not None:
         seconds = min(max(1, math.ceil(error.retry_after)), MAX_RETRY_AFTER)
         response.headers["Retry-After"] = str(seconds)
+    if isinstance(error, RequestQuarantined):
+        response.headers["X-Should-Retry"] = "false"
     if error.code in ("request_timeout", "request_too_large"):
         response.force_close()
     return response

@@ -46,6 +46,8 @@ from mlxd.ipc.messages import (
     encode,
     launch_of,
     launch_words,
+    packed,
+    unpacked,
 )
 
 REQUEST = GenerationRequest(
@@ -140,3 +142,10 @@ def test_a_value_no_message_can_carry_is_named(value):
 def test_a_launch_is_one_word_of_a_command_line():
     launch = Launch("/m odels/я", 512, adapter="/a", kv_bits=8, budget=Budget(1, 2, 3), turns="/t")
     assert launch_of(launch_words(launch)) == launch
+
+
+def test_tokens_travel_as_four_bytes_each_the_low_end_first():
+    assert packed([1, 0x01020304]) == b"\x01\0\0\0\x04\x03\x02\x01"
+    assert unpacked(packed(range(1000))) == list(range(1000))
+    with pytest.raises(ValueError, match="multiple"):
+        unpacked(b"\x01\0\0")
