@@ -21,6 +21,12 @@ from tests.support.model_maker import CHAT_TEMPLATE, Shape, make_model
 SHAPES = {
     "tiny": Shape(spread=1.5),
     "slow": Shape(hidden=256, layers=4, heads=4, kv_heads=4, intermediate=512, spread=1.5),
+    "billion": Shape(
+        hidden=2048, layers=16, heads=32, kv_heads=8, intermediate=8192, dtype="bfloat16"
+    ),
+    "seven-billion": Shape(
+        hidden=4096, layers=32, heads=32, kv_heads=8, intermediate=14336, dtype="bfloat16"
+    ),
 }
 
 
@@ -143,8 +149,10 @@ def _silence_special_tokens(folder: Path) -> None:
 
 
 def parameters(folder: Path) -> int:
-    """How many numbers the model holds: its files are float32 and little else."""
-    return (folder / "model.safetensors").stat().st_size // 4
+    """How many numbers the model holds: its files are those of one type and little else."""
+    dtype = json.loads((folder / "config.json").read_text())["torch_dtype"]
+    size = {"float32": 4, "bfloat16": 2}[dtype]
+    return (folder / "model.safetensors").stat().st_size // size
 
 
 if __name__ == "__main__":

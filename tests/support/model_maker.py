@@ -35,6 +35,7 @@ class Shape:
     vocab: int = 512
     context: int = 4096
     spread: float = 1.0
+    dtype: str = "float32"
     model_type: str = "llama"
     extra: dict[str, Any] = field(default_factory=dict)
     """More of config.json."""
@@ -138,7 +139,7 @@ def _config(shape: Shape) -> dict[str, Any]:
         "tie_word_embeddings": True,
         "eos_token_id": 0,
         "bos_token_id": 1,
-        "torch_dtype": "float32",
+        "torch_dtype": shape.dtype,
         **shape.extra,
     }
     if shape.model_type == "llama4":
@@ -182,13 +183,15 @@ def _write_weights(folder: Path, config: dict[str, Any], *, spread: float, seed:
 
     model_class, args_class = _get_classes(config)
     model = model_class(args_class.from_dict(config))
+    dtype = getattr(mx, config.get("text_config", config)["torch_dtype"])
     key = mx.random.key(seed)
     weights: dict[str, mx.array] = {}
     for name, value in tree_flatten(model.parameters()):
         key, draw = mx.random.split(key)
         if value.ndim < 2:
-            weights[name] = value.astype(mx.float32)
+            weights[name] = value.astype(dtype)
             continue
         scale = spread * value.shape[-1] ** -0.5
-        weights[name] = mx.random.normal(value.shape, key=draw) * scale
+        weights[name] = (mx.random.normal(value.shape, key=draw) * scale).astype(dtype)
+        mx.eval(weights[name])
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
