@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.daemon import Daemon, daemon
 from tests.support.model_maker import Shape, make_model
 
+settings.register_profile("suite", derandomize=True)
+settings.register_profile("explore")
+settings.load_profile(os.environ.get("MLXD_HYPOTHESIS", "suite"))
+"""A suite that fails now and then tells nobody anything: who looks for more says `explore`."""
 UNLIMITED = "concurrency: {max_in_flight: 64}\nrate_limit: []\n"
 
 

@@ -249,8 +249,12 @@ class Ledger:
         """Those behind the first who wait no longer; they fall with it, not before."""
         if any(self._pending(id, now) for id in self._waiting):
             return
-        for claim in [c for c in self._waiting.values() if now >= c.until]:
-            self._refuse(claim, self._no_room(claim, self._reserved(claim)), verdict)
+        ahead: list[Claim] = []
+        for claim in list(self._waiting.values()):
+            ahead.append(claim)
+            if now >= claim.until:
+                self._refuse(claim, self._no_room(claim, self._reserved(*ahead)), verdict)
+                ahead.pop()
 
     def _refuse(self, claim: Claim, refused: Refused, verdict: Verdict) -> None:
         del self._waiting[claim.id]
@@ -265,7 +269,9 @@ class Ledger:
     def _no_room(self, claim: Claim, needed: int) -> Refused:
         """`timeouts.generation` bounds the wait: what runs when it begins has ended by then."""
         available = self._budget.bytes
-        beside = " beside what runs" if self._shares else ""
+        first = next(iter(self._waiting)) == claim.id
+        running = " beside what runs" if first else " beside what runs and waits before it"
+        beside = running if self._shares else ""
         decided = None
         if self._shares:
             decided = "timeouts.generation" if claim.patient else "memory.reserve.when_full"
@@ -354,13 +360,12 @@ class Ledger:
 
     # -- arithmetic
 
-    def _reserved(self, more: Claim | None = None) -> int:
+    def _reserved(self, *more: Claim) -> int:
         """What the engine is predicted to hold at most, with `more` in it."""
         shares = self._shares.values()
         decoding = [s.reserved for s in shares if s.stage is _Stage.DECODING]
         joining = [(s.reserved, s.claim.prompt) for s in shares if s.stage is not _Stage.DECODING]
-        if more is not None:
-            joining.append((more.reserved, more.prompt))
+        joining += [(claim.reserved, claim.prompt) for claim in more]
         return self._peak(decoding, joining)
 
     def _alone(self, claim: Claim) -> int:

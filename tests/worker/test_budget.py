@@ -340,6 +340,18 @@ def test_who_grew_last_is_ended_first_else_who_came_last():
     assert made.victim() is None
 
 
+def test_who_is_refused_behind_others_is_told_what_there_is_not_room_for():
+    """It would fit by itself; nobody overtakes."""
+    small = claim(3, 1, max_tokens=1, until=0)
+    made = ledger(13, claim(1, 1280), claim(2, 2048, until=50), small)
+    assert made.decide(0).admit == [1]
+    made.set_budget(budget(13, answers=2))
+    (refused,) = refusals(made.decide(0))
+    assert refused.id == 3
+    assert refused.needed_bytes > refused.available_bytes
+    assert "beside what runs and waits before it" in refused.message
+
+
 def test_one_lane_holds_one_sequence_at_a_time():
     made = ledger(6, claim(1, 256), claim(2, 1280), claim(3, 256), rows=1)
     assert made.decide(0).admit == [1, 2, 3]
