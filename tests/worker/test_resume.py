@@ -10,7 +10,7 @@ import pytest
 from msgspec import structs
 
 from mlxd.core.request import Message, Sampling
-from mlxd.ipc.messages import Generate, Resume, Text, packed, unpacked
+from mlxd.ipc.messages import Generate, Output, Resume, Text, packed, unpacked
 from tests.support.model_maker import (
     HYBRID,
     MOE,
@@ -140,7 +140,12 @@ def test_think_blocks_go_on(bench_of: BenchOf, think: bool, logprobs: int | None
     marks = markers(bench)
     bias = ((marks["</think>"], 7.0), (marks["<think>"], 5.0))
     drawn = replace(HOT, logit_bias=bias)
-    asked = {"messages": ASKED, "max_tokens": 60, "logprobs": logprobs, "think": think}
+    asked: dict[str, Any] = {
+        "messages": ASKED,
+        "max_tokens": 60,
+        "logprobs": logprobs,
+        "think": think,
+    }
     whole = check(bench, bench.message(sampling=drawn, **asked))
     assert {kind for kind, _ in answer_of(whole.pieces).said} == {"Text", "Reasoning"}
 
@@ -163,7 +168,7 @@ def test_stop_strings_half_matched_go_on(
 def test_a_formatted_answer_behind_a_think_block_goes_on(bench_of: BenchOf) -> None:
     bench = bench_of("marked")
     drawn = replace(HOT, logit_bias=((markers(bench)["</think>"], 5.5),))
-    asked = {"messages": ASKED, "max_tokens": 90, "format": LONGER, "think": True}
+    asked: dict[str, Any] = {"messages": ASKED, "max_tokens": 90, "format": LONGER, "think": True}
     whole = check(bench, bench.message(sampling=drawn, **asked))
     assert [kind for kind, _ in answer_of(whole.pieces).said] == ["Reasoning", "Text"]
 
@@ -174,7 +179,12 @@ def test_a_whole_answer_goes_on_behind_what_was_sent(
     bench_of: BenchOf, cache: str, logprobs: int | None
 ) -> None:
     bench = bench_of(cache)
-    asked = {"messages": ASKED, "sampling": DRAWN, "max_tokens": 140, "logprobs": logprobs}
+    asked: dict[str, Any] = {
+        "messages": ASKED,
+        "sampling": DRAWN,
+        "max_tokens": 140,
+        "logprobs": logprobs,
+    }
     whole = check(bench, bench.message(**asked, stream=False), most=3)
     assert [n for _, n in cuts(whole)] == [0, 64, 128]
 
@@ -196,7 +206,12 @@ def test_tool_calls_half_said_go_on(
     bench = bench_of("marked")
     text = f"<think>a {CALL} b</think>so{CALL}{CALL} 😀 <tool_call>no</tool_call>x" + CALL * 2
     recite(bench, text, monkeypatch)
-    asked = {"messages": ASKED, "max_tokens": 400, "tools": (ADD,), "stop": ("</tool_call>z",)}
+    asked: dict[str, Any] = {
+        "messages": ASKED,
+        "max_tokens": 400,
+        "tools": (ADD,),
+        "stop": ("</tool_call>z",),
+    }
     message = bench.message(**asked, sampling=HOT, logprobs=logprobs, stream=stream)
     whole = check(bench, message)
     said = answer_of(whole.pieces).said
@@ -324,7 +339,7 @@ def test_tokens_travel_with_their_pieces_in_no_frame_of_their_own(bench_of: Benc
     message = bench.message(messages=ASKED, max_tokens=40)
     (heard,) = bench.run([message])
     for sent in bench.wire.sent:
-        for taken in getattr(sent, "taken", []):
+        for taken in sent.taken if isinstance(sent, Output) else []:
             assert taken.id == message.id
             assert sent.pieces or sent.begun
     assert heard.begun == 1
@@ -335,7 +350,12 @@ def test_memory_is_claimed_for_prompt_and_answer(model_of: MakeModel, monkeypatc
 
     claims: list[Claim] = []
     ask = Ledger.ask
-    monkeypatch.setattr(Ledger, "ask", lambda self, claim: (claims.append(claim), ask(self, claim)))
+
+    def noting(ledger: Ledger, claim: Claim) -> None:
+        claims.append(claim)
+        ask(ledger, claim)
+
+    monkeypatch.setattr(Ledger, "ask", noting)
     bench = Bench(model_of(CACHES["full"][0]))
     message = bench.message(text="x", max_tokens=30)
     bench.run([bench.resumed(message, packed([5] * 10), [6] * 20)])
