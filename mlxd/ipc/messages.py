@@ -288,6 +288,7 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
 
     step: int
     running: int
+    """Requests in the engine; 0 while it waits for its turn to step (`Budget.exclusive`)."""
     memory: Memory
 
 

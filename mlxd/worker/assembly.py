@@ -37,7 +37,8 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
     """`began` is when the process started, on the monotonic clock. Raises LoadError."""
     prepare_mlx()
     allocator = Allocator()
-    turns = Turns(Path(launch.turns) if launch.turns else None, _finish)
+    file = Path(launch.turns) if launch.turns else None
+    turns = Turns(file, _finish, intake.progress.stand)
     if launch.budget is not None:
         allocator.apply(launch.budget)
         turns.exclusive = launch.budget.exclusive

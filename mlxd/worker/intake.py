@@ -54,12 +54,18 @@ class Intake:
             case Budget() | Trim():
                 self.inbox.put([message])
             case Ping():
-                at = self.progress
-                self._link.send(Pong(at.step, at.running, at.measure()))
+                self._pong()
             case Shutdown():
                 if self.preparation.checks is None:
                     os._exit(0)
                 self.inbox.put([message])
+
+    def _pong(self) -> None:
+        """Who waits for a turn that another process has is well, and says so."""
+        at = self.progress
+        if at.standing:
+            self._link.send(Output(at.step, []))
+        self._link.send(Pong(at.step, 0 if at.standing else at.running, at.measure()))
 
     def _cancel(self, cancel: Cancel) -> None:
         """What the engine has not seen is cancelled here, without a word to the main thread."""

@@ -54,5 +54,10 @@ class Progress:
 
     step: int = 0
     running: int = 0
+    standing: bool = False
+    """Another process has the turn to step; this one waits for it."""
     measure: Callable[[], Memory] = lambda: Memory(0, 0, 0)
     """What the engine holds; nothing before MLX is imported."""
+
+    def stand(self, standing: bool) -> None:
+        self.standing = standing

@@ -14,13 +14,22 @@ class Turns:
 
     Two files: whoever holds the second is the next to get the first. So an engine that has just
     stepped queues behind one that waits, instead of taking the lock again before that wakes.
-    A holder that is stopped, not dead, holds the others up until the daemon misses its steps.
+    A holder that is stopped, not dead, holds the others up until the daemon misses its steps; they
+    are not missed themselves meanwhile (intake.py).
     """
 
-    def __init__(self, file: Path | None, finish: Callable[[], None] = lambda: None) -> None:
-        """`finish` waits until what a step began is done; None: never exclusive."""
+    def __init__(
+        self,
+        file: Path | None,
+        finish: Callable[[], None] = lambda: None,
+        standing: Callable[[bool], None] = lambda stands: None,
+    ) -> None:
+        """`finish` waits until what a step began is done; `standing` is told when this process
+        begins and ceases to wait for its turn. Without a file it is never exclusive.
+        """
         self._file = file
         self._finish = finish
+        self._standing = standing
         self._open: tuple[int, int] | None = None
         self.exclusive = False
 
@@ -31,9 +40,11 @@ class Turns:
             yield
             return
         turn, next_one = self._files(self._file)
+        self._standing(True)
         fcntl.flock(next_one, fcntl.LOCK_EX)
         fcntl.flock(turn, fcntl.LOCK_EX)
         fcntl.flock(next_one, fcntl.LOCK_UN)
+        self._standing(False)
         try:
             yield
             self._finish()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -204,7 +205,8 @@ def test_a_killed_exclusive_engine_does_not_hold_up_another(varied: Path, tmp_pa
         other.close()
 
 
-def test_an_engine_that_waits_for_its_turn_hears_pings(varied: Path, tmp_path: Path):
+def test_an_engine_that_waits_for_its_turn_says_that_it_is_well(varied: Path, tmp_path: Path):
+    """Each ping is a sign of life, and no step is missed: nothing of it runs."""
     from mlxd.worker.turns import Turns
 
     turns = Turns(tmp_path / "turns")
@@ -216,10 +218,17 @@ def test_an_engine_that_waits_for_its_turn_hears_pings(varied: Path, tmp_path: P
         with turns.turn():
             id = worker.generate(text="hello", max_tokens=3)
             worker.until(lambda: worker.told[id].accepted is not None)
-            worker.send(Ping())
-            worker.until(lambda: bool(worker.pongs))
-            assert worker.pongs[0].step == 0
+            deadline = time.monotonic() + 20
+            while not worker.pongs or worker.pongs[-1].running:
+                assert time.monotonic() < deadline, "it does not say that it waits"
+                signs, asked = worker.outputs, len(worker.pongs)
+                worker.send(Ping())
+                worker.until(lambda asked=asked: len(worker.pongs) > asked)
+            assert worker.outputs == signs + 1
+            assert worker.pongs[-1].step == 0
         worker.until(lambda: worker.told[id].over)
+        worker.send(Ping())
+        worker.until(lambda: worker.pongs[-1].step > 0)
     finally:
         worker.close()
 
