@@ -79,6 +79,8 @@ class Pulse:
 
     at: float = 0.0
     """When it last reported a step."""
+    forgiven: float = 0.0
+    """Silence before this moment does not count: nobody listened."""
     heard: float = 0.0
     """When it last answered a ping."""
     ask: Callable[[], None] = _nothing
@@ -124,8 +126,6 @@ class Generation:
         self._begun_at = 0.0
         """When its first token was there."""
         self._last_piece = 0.0
-        self._since = 0.0
-        """Silence before this moment does not count: nobody listened."""
         self._asked = 0.0
         """When the worker was last pinged for its silence."""
         self._due = 0.0
@@ -291,10 +291,10 @@ class Generation:
     def _quiet_since(self) -> float:
         """When the present silence began."""
         if not self._started_at:
-            return max(self.created, self._pulse.at, self._since)
+            return max(self.created, self._pulse.at, self._pulse.forgiven)
         if self._last_piece:
-            return max(self._last_piece, self._pulse.at, self._since)
-        return max(self._started_at, self._since)
+            return max(self._last_piece, self._pulse.at, self._pulse.forgiven)
+        return max(self._started_at, self._pulse.forgiven)
 
     def _last_moment(self) -> float:
         """When `generation` passes."""
@@ -326,7 +326,7 @@ class Generation:
         """What nobody could hear was no silence, and the time in which nothing ran does not count:
         a whole interval more, in which what came meanwhile is read.
         """
-        self._since = now
+        self._pulse.forgiven = now
         if self.transcript.started_at:
             self.transcript.started_at += late
 

@@ -257,7 +257,7 @@ class Worker(asyncio.Protocol):
             request=GenerationRequest(model=self.name, token_ids=(0,), max_tokens=1),
             sampling=Sampling(temperature=0.0),
             max_prompt=context, max_output=1, context=context,
-            limits=Limits(timeout, timeout, timeout, timeout, _no_line),
+            limits=Limits(2 * timeout, timeout, timeout, timeout, _no_line),
             arrived=self._clock.monotonic(),
             expected_output=1, wait_seconds=timeout,
         )  # fmt: skip
@@ -452,19 +452,18 @@ class Worker(asyncio.Protocol):
 
     async def _expect_end(self, generation: Generation) -> None:
         """Tell a long step from a wedge: it answers pings, and ends within the stall limit."""
-        limits, since = generation.limits, generation.created
+        limits = generation.limits
         while not generation.ended and self.alive:
             asked = self._clock.monotonic()
-            if asked - max(self._pulse.at, since) >= limits.inter_token:
+            since = max(self._pulse.at, self._pulse.forgiven, generation.created)
+            if asked - since >= limits.inter_token:
                 log.error("worker %s makes no step and hears no cancel: killed", self.name)
                 self.condemn("stalled")
                 break
             self._ask()
             if await generation.until_ended(limits.cancel_ack):
                 break
-            if not self._counts(asked + limits.cancel_ack):
-                since = self._clock.monotonic()
-            elif self._pulse.heard < asked:
+            if self._counts(asked + limits.cancel_ack) and self._pulse.heard < asked:
                 log.error("worker %s answers neither cancel nor ping: killed", self.name)
                 self.condemn("unresponsive")
         self._generations.pop(generation.id, None)
@@ -473,7 +472,11 @@ class Worker(asyncio.Protocol):
         """Whether a silence up to `due` says something: the daemon listened, and the machine had
         not just slept.
         """
-        return self._clock.monotonic() - due <= LATE_SECONDS and not self._pulse.calm()
+        now = self._clock.monotonic()
+        if now - due <= LATE_SECONDS and not self._pulse.calm():
+            return True
+        self._pulse.forgiven = now
+        return False
 
     async def _bury(self) -> None:
         """Runs for the life of the process; then ends all that waited for it."""
