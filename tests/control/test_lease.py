@@ -133,6 +133,22 @@ def test_what_a_dead_worker_held_is_nobodys_until_it_is_seen_to_be_free(loop, wo
     loop.run(run())
 
 
+def test_it_is_accounted_as_long_although_nobody_waits_for_the_model(loop, world):
+    """What a GPU may hold is known by what is accounted, not by a reading."""
+
+    async def run():
+        async with world.lease("a", size=600):
+            world.processes.leaks = 600 * GIB
+            world.processes.crash(A)
+        held = [world.residency._inventory.account(r).held for r in world.residency.residents()]
+        assert held == [600 * GIB]
+        world.processes.leaks = 0
+        await asyncio.sleep(0.1)
+        assert not world.residency.residents()
+
+    loop.run(run())
+
+
 def test_what_is_never_seen_to_be_free_is_not_waited_for_for_ever(loop, world):
     async def run():
         async with world.lease("a", size=300) as lease:

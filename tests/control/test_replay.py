@@ -297,6 +297,7 @@ def test_one_that_stalled_is_not_sent_to_the_same_worker_when_that_hears_no_canc
     assert len(one.asked) == 1
     world.spawn()
     assert one.asked[0].resume is not None
+    assert world.replays.suspected(one.case), "the worker had to be killed"
     assert world.told[0][1]["reason"] == "stalled"
     one.starts()
     one.ends()
