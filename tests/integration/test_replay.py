@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def _replays(running: Daemon, outcome: str) -> float:
 
 
 def _strike(running: Daemon, number: int, model: str = ENDLESS) -> int:
-    pid = workers_of(running)[model]
+    pid = eventually(lambda: workers_of(running).get(model, 0), f"a worker of {model}")
     os.kill(pid, number)
     return pid
 
@@ -212,7 +213,8 @@ def test_one_that_is_struck_again_and_again_is_exact_all_the_same(patient: Daemo
     with held(patient, prompt="again", tokens=LONG) as stream:
         for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGKILL):
             stream.read(20)
-            _strike(patient, number)
+            struck = _strike(patient, number)
+            eventually(partial(_replaced, patient, struck), "another worker")
         assert stream.rest()[-1]["eval_count"] == LONG
         assert stream.text == expected
 
