@@ -78,6 +78,13 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._replays = Counter(
+            "mlxd_replays_total",
+            "Requests whose worker died, by what became of them.",
+            ("outcome",),
+            registry=self.registry,
+        )
+
     def reloaded(self, *, result: str, trigger: str, seconds: float, at: float) -> None:
         """Count one attempt; `at` in seconds since the epoch."""
         self._reloads.labels(result, trigger).inc()
@@ -109,6 +116,10 @@ class Metrics:
     def evicted(self, reason: str, models: int = 1) -> None:
         """Count idle models that left memory; `reason` is one of a few words."""
         self._evictions.labels(reason).inc(models)
+
+    def replayed(self, outcome: str) -> None:
+        """Count a request whose worker died; `outcome` is one of a few words."""
+        self._replays.labels(outcome).inc()
 
     def watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
         """Ask `value` at each scrape."""
