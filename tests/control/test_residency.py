@@ -745,3 +745,18 @@ async def test_excess_is_told_and_nothing_done(world, tmp_path):
     assert [r.card.name for r in world.residency.excess(other)] == ["a"]
     await world.settle()
     assert world.loaded == ["a", "b"]
+
+
+@pytest.mark.parametrize("jump", [3600, -24 * 3600])
+async def test_a_wall_clock_that_jumps_neither_ends_nor_prolongs_a_stay(world, jump):
+    await world.use("a", keep_alive=60)
+    world.clock.epoch += jump
+    world.clock.advance(58)
+    world.change("defaults: {ttl: 60s}\n")
+    await world.settle()
+    assert world.loaded == ["a"]
+    world.clock.advance(3)
+    world.change("defaults: {ttl: 61s}\n")
+    world.change("defaults: {ttl: 60s}\n")
+    await world.settle()
+    assert world.loaded == []
