@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from mlxd.core.clock import Clock
+from mlxd.core.clock import Clock, within
 from mlxd.core.errors import (
     ContextExceeded,
     DeadlineExceeded,
@@ -173,7 +173,7 @@ class Generation:
     async def until_ended(self, timeout: float) -> bool:
         """Wait until the worker holds nothing of it; False when it does not say so in time."""
         try:
-            async with asyncio.timeout(timeout):
+            async with within(self._clock, timeout):
                 while not self.ended:
                     self._wake = self._loop.create_future()
                     await self._wake

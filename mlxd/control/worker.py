@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from mlxd.control.exit import Exit, Verdict
 from mlxd.control.generation import Generation, Limits, Pulse
 from mlxd.control.process import UNKNOWN, EngineProcess, Known
-from mlxd.core.clock import Clock
+from mlxd.core.clock import Clock, within
 from mlxd.core.errors import (
     InsufficientMemory,
     InvalidRequest,
@@ -172,7 +172,7 @@ class Worker(asyncio.Protocol):
             self._pong = asyncio.get_running_loop().create_future()
         self._send(ipc.Ping())
         try:
-            async with asyncio.timeout(timeout):
+            async with within(self._clock, timeout):
                 return await asyncio.shield(self._pong)
         except TimeoutError:
             return None
