@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
+from mlxd.control.backlog import Backlog
 from mlxd.core.clock import Clock, within
 from mlxd.core.errors import (
     ContextExceeded,
@@ -25,7 +26,6 @@ from mlxd.core.errors import (
 from mlxd.core.events import (
     Burst,
     Finished,
-    GenerationEvent,
     ReasoningDelta,
     TextDelta,
     TokenLogprob,
@@ -81,7 +81,7 @@ class Generation:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._accepted: asyncio.Future[ipc.Accepted] = self._loop.create_future()
-        self._waiting: list[GenerationEvent] = []
+        self._waiting = Backlog(clock)
         self._error: MlxdError | None = None
         self._wake: asyncio.Future[None] | None = None
         self.created = clock.monotonic()
@@ -103,20 +103,29 @@ class Generation:
                 self.fail(_refusal(message, self.limits.line))
 
     def take(self, piece: ipc.Piece) -> None:
-        """Something new came."""
+        """Something new came; after an error nobody reads any more of it."""
         self._last_piece = self._clock.monotonic()
         match piece:
+            case ipc.Text() | ipc.Reasoning() | ipc.Call() if self._error is not None:
+                pass
             case ipc.Text():
-                self._waiting.append(TextDelta(piece.text, _logprobs(piece.logprobs)))
+                self._waiting.add(TextDelta(piece.text, _logprobs(piece.logprobs)))
             case ipc.Reasoning():
-                self._waiting.append(ReasoningDelta(piece.text, _logprobs(piece.logprobs)))
+                self._waiting.add(ReasoningDelta(piece.text, _logprobs(piece.logprobs)))
             case ipc.Call():
-                self._waiting.append(ToolCall(piece.name, piece.arguments))
+                self._waiting.add(ToolCall(piece.name, piece.arguments))
             case ipc.Ended():
-                self._waiting.append(_finished(piece))
+                self._waiting.add(_finished(piece))
                 self._end()
             case ipc.Cancelled():
                 self._end()
+        if self._waiting.too_large and not self.ended:
+            self.interrupt(
+                DeadlineExceeded(
+                    "the client takes its answer too slowly",
+                    policy=self.limits.line("timeouts.client_write"),
+                )
+            )
         self._notify()
 
     def started(self) -> None:
@@ -163,8 +172,7 @@ class Generation:
                 await self._wake
                 self._wake = None
             if self._waiting:
-                burst, self._waiting = self._waiting, []
-                yield burst
+                yield self._waiting.take()
             elif self._error is not None:
                 raise self._error
             elif self.ended:

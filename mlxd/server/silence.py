@@ -1,0 +1,34 @@
+"""A client that is gone without a word: its machine lost power, or its packets are dropped.
+
+The kernel finds it, within `timeouts.client_write`: what was sent and is not acknowledged ends the
+connection, and where nothing is to be sent it asks now and then whether anybody is there. It tells
+of the end like of any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+
+_PROBES = 3
+_LATER = 1.0
+"""Seconds: a client that is there and takes nothing is found first, and said to be that."""
+_DARWIN_DROP_TIME = 0x80  # TCP_RXT_CONNDROPTIME, for which Python has no name
+
+
+def bound_silence(sock: socket.socket, seconds: float) -> None:
+    """Have a TCP connection end once its other side has not been heard for about so long."""
+    probe = max(1, round(seconds / (_PROBES + 1)))
+    tcp = socket.IPPROTO_TCP
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (tcp, socket.TCP_KEEPCNT, _PROBES)]
+    options.append((tcp, socket.TCP_KEEPINTVL, probe))
+    if sys.platform == "darwin":
+        options.append((tcp, socket.TCP_KEEPALIVE, probe))
+        options.append((tcp, _DARWIN_DROP_TIME, round(seconds + _LATER)))
+    else:
+        options.append((tcp, socket.TCP_KEEPIDLE, probe))
+        options.append((tcp, socket.TCP_USER_TIMEOUT, round((seconds + _LATER) * 1000)))
+    with contextlib.suppress(OSError, ValueError):  # it has ended meanwhile, as uvloop says it
+        for level, name, value in options:
+            sock.setsockopt(level, name, value)
