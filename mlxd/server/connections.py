@@ -86,6 +86,11 @@ class Connection(RequestHandler):
         if isinstance(server, GuardedServer) and not server.has_room():
             self.refuse(_TOO_MANY)
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if isinstance(exc, TimeoutError):  # the kernel's: see `silence`
+            log.info("a client reads nothing of its answer, or is gone: its connection is over")
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
         served = self._request_count
         super().data_received(data)

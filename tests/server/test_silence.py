@@ -1,3 +1,4 @@
+import contextlib
 import socket
 
 import pytest
@@ -43,3 +44,15 @@ def test_one_that_has_ended_meanwhile_is_left_alone(pair):
     sock.close()
     bound_silence(sock, 30.0)
     bound_silence(Uvloops(), 30.0)  # type: ignore[arg-type]
+
+
+def test_the_kernel_takes_little_for_a_client_that_reads_nothing(pair):
+    one, sock = pair
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    bound_silence(sock, 30.0)
+    sock.setblocking(False)
+    taken = 0
+    with contextlib.suppress(BlockingIOError):
+        while taken < 10**8:
+            taken += sock.send(bytes(16_384))
+    assert taken < 512 * 1024
