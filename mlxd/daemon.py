@@ -398,7 +398,8 @@ def _fresh_temporary(state: Path) -> Path:
     if temporary.is_symlink() or temporary.is_file():
         temporary.unlink()
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # a full disk: they are made elsewhere
+        temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
     return temporary
 
 
