@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 import struct
@@ -103,32 +102,6 @@ def test_fifty_clients_that_read_nothing_hold_little_and_lose_their_streams(hard
             assert time.monotonic() < deadline, "it waits for them"
     assert most - before < 50 * 512 * 1024
     calm(hardy)
-
-
-def test_a_client_that_takes_its_answer_by_drops_loses_it(start: Start) -> None:
-    """It always takes something, so that no pause is too long; all the same it is too slow."""
-    daemon = start({"timeouts": SHORT})
-    body = generate(ENDLESS, "x", tokens=MUCH) | {"logprobs": True, "top_logprobs": 20}
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        sock.connect(("127.0.0.1", daemon.port))
-        ask_on(sock, "/api/generate", body)
-        running(daemon)
-        ended = threading.Event()
-
-        def sip() -> None:
-            with contextlib.suppress(OSError):
-                while not ended.wait(0.2) and sock.recv(3000):
-                    pass
-
-        thread = threading.Thread(target=sip)
-        thread.start()
-        try:
-            idle(daemon, within=30)
-        finally:
-            ended.set()
-            thread.join()
-    calm(daemon)
 
 
 def through(port: int, number: int) -> str:
