@@ -20,6 +20,7 @@ import uvloop
 
 from mlxd import __version__
 from mlxd.control.admission import Admission
+from mlxd.control.caffeinate import Caffeinate
 from mlxd.control.catalog import Catalog
 from mlxd.control.dispatch import Dispatcher
 from mlxd.control.forecast import Forecasts
@@ -34,9 +35,10 @@ from mlxd.control.pull import Puller
 from mlxd.control.pulled import PulledModels
 from mlxd.control.replay import Replays
 from mlxd.control.residency import Residency
+from mlxd.control.sleep import Grace
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.watermarks import Level
-from mlxd.core.clock import Clock, SystemClock
+from mlxd.core.clock import AwakeClock, Clock, SystemClock
 from mlxd.core.errors import Draining
 from mlxd.core.instance import Address, Instance, authority
 from mlxd.core.threads import Threads
@@ -81,7 +83,8 @@ class Daemon:
     ) -> None:
         self._instance = instance
         self._temporary = _fresh_temporary(instance.state)
-        clock = SystemClock()
+        machine = SystemClock()
+        clock = AwakeClock(machine)
         store = boot.store
         history = history_of(instance.state)
         self._reloader = Reloader(
@@ -91,7 +94,7 @@ class Daemon:
         pulled = PulledModels(instance.state / "models")
         own_names = OwnNames(instance.state / "models.d")
         catalog = Catalog(GUIDE, clock, pulled=pulled.folder, names=own_names)
-        admission = Admission(clock)
+        admission = Admission(machine)  # windows of rates are what clients count too
         self._supervisor = Supervisor(clock, self._temporary)
         self._forecasts = Forecasts(instance.state, clock)
         self._residency = Residency(
@@ -102,6 +105,11 @@ class Daemon:
             store.current, self._residency, admission, clock=clock, events=events, metrics=metrics
         )
         self._replays = _replays(clock, self._guard, events=events, metrics=metrics)
+        self._grace = Grace(clock, lambda: float(store.current.supervision.sleep_wake.resume_grace))
+        self._residency.calm = self._grace.calm
+        self._caffeinate = Caffeinate(
+            clock, lambda: store.current.supervision.sleep_wake.prevent_idle_sleep, self._works
+        )
         self._puller = Puller(pulled, own_names, catalog, events.record)
         library = Library(catalog, self._residency, self._puller, pulled, own_names, events.record)
         self._parts = Parts(
@@ -140,6 +148,8 @@ class Daemon:
         self._announcing = asyncio.Lock()
         self._threads = Threads("state")
         self._tasks: set[asyncio.Task[None]] = set()
+        self._wakes: list[asyncio.Task[None]] = []
+        """They outlast the drain."""
 
     async def serve(self, sock: socket.socket) -> None:
         """Serve on a bound socket until a signal says stop; then drain and end every worker."""
@@ -148,6 +158,10 @@ class Daemon:
             loop.add_signal_handler(number, self._signalled, number)
         loop.add_signal_handler(signal.SIGHUP, self._told_to_reload)
         self._join()
+        self._wakes = [
+            loop.create_task(self._grace.run(), name="wake"),
+            loop.create_task(self._caffeinate.run(), name="caffeinate"),
+        ]
         listen = self._parts.policies.current.server.listen
         port = sock.getsockname()[1]
         self._bind_admin()
@@ -184,6 +198,17 @@ class Daemon:
         for task in self._tasks:
             task.cancel()
 
+    def _works(self) -> bool:
+        """Whether a request is served or a model loaded."""
+        return bool(self._parts.admission.active) or any(
+            resident.loading for resident in self._residency.residents()
+        )
+
+    def _woke(self, seconds: float) -> None:
+        """Nothing was done for so long."""
+        words = f"awake again after {seconds:.0f} s"
+        self._parts.events.record("wake", words, {"slept_seconds": round(seconds, 1)})
+
     def _join(self) -> None:
         """Who prepares and commits new policies, in this order, and who is told of it."""
         parts = self._parts
@@ -196,10 +221,14 @@ class Daemon:
             Live("memory", parts.guard.apply),
             Live("preload", parts.preloader.apply),
         )
+        self._grace.on_wake = self._woke
         self._reloader.observe(_log_outcome)
         self._reloader.observe(partial(policy_report.report, parts))
         policy_report.measure(parts)
         memory_report.measure(parts)
+        parts.metrics.watch(
+            "mlxd_log_lines_lost", "Log lines that could not be written.", logs.lost
+        )
 
     def _bind_admin(self) -> None:
         """Without it the daemon serves all the same."""
@@ -305,6 +334,9 @@ class Daemon:
         await self._residency.close(grace)
         await self._forecasts.close()
         killing.cancel()
+        for task in self._wakes:
+            task.cancel()
+        await asyncio.gather(*self._wakes, return_exceptions=True)
         shutil.rmtree(self._temporary, ignore_errors=True)
         log.info("stopped")
 
@@ -382,7 +414,8 @@ def _fresh_temporary(state: Path) -> Path:
     if temporary.is_symlink() or temporary.is_file():
         temporary.unlink()
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # a full disk: they are made elsewhere
+        temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
     return temporary
 
 

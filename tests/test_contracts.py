@@ -65,3 +65,18 @@ def test_nothing_imports_the_module_that_its_own_function_hides() -> None:
         plain = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         assert "mlx_lm.generate" not in plain, name
         assert "generate" not in taken_from(tree, "mlx_lm"), name
+
+
+def test_one_file_reads_the_wall_clock() -> None:
+    """Dates are for people, and come from `Clock.wall`; a duration from there would jump."""
+    readers = {"time", "time_ns", "now", "utcnow", "today", "localtime", "gmtime"}
+    reading = {
+        name
+        for name, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr in readers
+        and isinstance(node.value, ast.Name)
+        and node.value.id in {"time", "datetime", "date"}
+    }
+    assert reading == {"core/clock.py"}

@@ -12,6 +12,7 @@ from pathlib import Path
 from mlxd.cli import exits
 from mlxd.core import places
 from mlxd.core.instance import AlreadyRunning, Instance, authority
+from mlxd.telemetry.sink import hold_standard_streams
 
 _PROBE_TIMEOUT = 0.3
 
@@ -29,6 +30,7 @@ class Flags:
 
 def serve(flags: Flags) -> int:
     """Claim the state folder, then the port, then serve until stopped."""
+    hold_standard_streams()
     instance = Instance(places.find(flags.policies, flags.state).state.path)
     try:
         instance.claim()

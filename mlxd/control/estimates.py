@@ -111,7 +111,7 @@ class Estimates:
         """Remember it, in place of those that were not used for longest."""
         self._models.pop(key, None)
         self._models[key] = msgspec.structs.replace(estimate, used=self._clock.wall())
-        for old in sorted(self._models, key=self._used)[:-MOST_MODELS]:
+        for old in list(self._models)[:-MOST_MODELS]:  # put in this order, whatever the date was
             del self._models[old]
         self._changed = True
         self._save()
@@ -126,9 +126,6 @@ class Estimates:
         """Wait until what is known now is on the disk, or could not be written."""
         while self._writing is not None:
             await asyncio.shield(self._writing)
-
-    def _used(self, key: str) -> float:
-        return self._models[key].used
 
     def _save(self) -> None:
         """One write at a time; what comes meanwhile goes into the next."""

@@ -13,9 +13,10 @@ import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
+from mlxd.control.backlog import Backlog
 from mlxd.control.exit import Verdict
 from mlxd.control.transcript import Transcript
-from mlxd.core.clock import Clock
+from mlxd.core.clock import Clock, within
 from mlxd.core.errors import (
     ContextExceeded,
     DeadlineExceeded,
@@ -29,7 +30,6 @@ from mlxd.core.errors import (
 from mlxd.core.events import (
     Burst,
     Finished,
-    GenerationEvent,
     ReasoningDelta,
     TextDelta,
     TokenLogprob,
@@ -116,7 +116,7 @@ class Generation:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._accepted: asyncio.Future[ipc.Accepted] = self._loop.create_future()
-        self._waiting: list[GenerationEvent] = []
+        self._waiting = Backlog(clock)
         self._error: MlxdError | None = None
         self._broken_at = 0.0
         self._wake: asyncio.Future[None] | None = None
@@ -164,16 +164,23 @@ class Generation:
         self._last_piece = self._clock.monotonic()
         match piece:
             case ipc.Text():
-                self._waiting.append(TextDelta(piece.text, _logprobs(piece.logprobs)))
+                self._waiting.add(TextDelta(piece.text, _logprobs(piece.logprobs)))
             case ipc.Reasoning():
-                self._waiting.append(ReasoningDelta(piece.text, _logprobs(piece.logprobs)))
+                self._waiting.add(ReasoningDelta(piece.text, _logprobs(piece.logprobs)))
             case ipc.Call():
-                self._waiting.append(ToolCall(piece.name, piece.arguments))
+                self._waiting.add(ToolCall(piece.name, piece.arguments))
             case ipc.Ended():
-                self._waiting.append(_finished(piece, self.transcript.decode_seconds))
+                self._waiting.add(_finished(piece, self.transcript.decode_seconds))
                 self._end()
             case ipc.Cancelled():
                 self._end()
+        if self._waiting.too_large and not self.ended:
+            self.interrupt(
+                DeadlineExceeded(
+                    "the client takes its answer too slowly",
+                    policy=self.limits.line("timeouts.client_write"),
+                )
+            )
         self._notify()
 
     def note(self, tokens: Iterable[int]) -> None:
@@ -227,8 +234,7 @@ class Generation:
                 await self._wake
                 self._wake = None
             if self._waiting:
-                burst, self._waiting = self._waiting, []
-                yield burst
+                yield self._waiting.take()
             elif self._error is not None:
                 raise self._error
             elif self.ended:
@@ -237,7 +243,7 @@ class Generation:
     async def until_ended(self, timeout: float) -> bool:
         """Wait until the worker holds nothing of it; False when it does not say so in time."""
         try:
-            async with asyncio.timeout(timeout):
+            async with within(self._clock, timeout):
                 while not self.ended:
                     self._wake = self._loop.create_future()
                     await self._wake

@@ -13,7 +13,7 @@ from mlxd.control.resident import Evicts, Resident
 from mlxd.control.room import Room
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.worker import Worker
-from mlxd.core.clock import Clock
+from mlxd.core.clock import Clock, within
 from mlxd.core.errors import MlxdError, ModelLoadFailed
 from mlxd.core.models import ModelCard
 from mlxd.policy.policy_set import PolicySet
@@ -88,7 +88,7 @@ class Loads:
         """From the wait for room to a worker that serves, within `timeouts.model_load`."""
         card = resident.card
         try:
-            async with asyncio.timeout(float(policies.timeouts.model_load)):
+            async with within(self._clock, float(policies.timeouts.model_load)):
                 await self._attempts(resident, policies)
             self._failed.pop(card.name, None)
         except TimeoutError:

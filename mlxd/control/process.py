@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,14 +38,17 @@ class Known:
 
 
 UNKNOWN = Known()
+_ROOM = 8 * 2**20
+"""Bytes: what MLX compiles for a model on a CPU takes less."""
 
 
 class EngineProcess:
     """Leads a session of its own, with a private TMPDIR that goes when it goes."""
 
-    def __init__(self, process: asyncio.subprocess.Process, private: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, private: Path, temporary: Path) -> None:
         self._process = process
         self._private = private
+        self._temporary = temporary
         self._stderr = b""
         self.ended: asyncio.Task[int] = asyncio.create_task(
             self._reap(), name=f"reap {process.pid}"
@@ -61,7 +66,7 @@ class EngineProcess:
         """The process, and our end of its socket. Raises OSError; then nothing is left of it."""
         private = _private_folder(temporary)
         with contextlib.ExitStack() as undo:
-            undo.callback(shutil.rmtree, private, ignore_errors=True)
+            undo.callback(_remove, private, temporary)
             ours, theirs = socket.socketpair()
             undo.callback(ours.close)
             with theirs:
@@ -76,7 +81,7 @@ class EngineProcess:
                 )
             undo.pop_all()
         ours.setblocking(False)
-        return cls(process, private), ours
+        return cls(process, private, temporary), ours
 
     @property
     def pid(self) -> int:
@@ -106,7 +111,7 @@ class EngineProcess:
         status = await self._process.wait()
         self.signal(signal.SIGKILL)
         await stderr
-        await asyncio.to_thread(shutil.rmtree, self._private, ignore_errors=True)
+        await asyncio.to_thread(_remove, self._private, self._temporary)
         return status
 
     async def _collect_stderr(self) -> None:
@@ -117,9 +122,33 @@ class EngineProcess:
 
 
 def _private_folder(temporary: Path) -> Path:
-    """Mode 0700. What a cleaner took away meanwhile is made again."""
-    temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix="worker-", dir=temporary))
+    """Mode 0700. What a cleaner took away meanwhile is made again.
+
+    When the disk is full it is elsewhere, or the folder of all workers: no stranger reads that.
+    Raises OSError.
+    """
+    with contextlib.suppress(OSError):
+        temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for place in _places(temporary):
+        with contextlib.suppress(OSError):
+            if shutil.disk_usage(place).free >= _ROOM:
+                return Path(tempfile.mkdtemp(prefix="worker-", dir=place))
+    if not temporary.is_dir():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return temporary
+
+
+def _places(temporary: Path) -> Iterator[Path]:
+    """Where a worker's own folder may be, the best first."""
+    yield temporary
+    with contextlib.suppress(OSError):
+        yield Path(tempfile.gettempdir())
+    yield Path("/dev/shm")
+
+
+def _remove(private: Path, temporary: Path) -> None:
+    if private != temporary:
+        shutil.rmtree(private, ignore_errors=True)
 
 
 def _launch(spec: ModelSpec, temporary: Path, budget: Budget | None, known: Known) -> Launch:

@@ -21,7 +21,7 @@ from mlxd.control.exit import Exit, Verdict
 from mlxd.control.generation import LATE_SECONDS, Generation, Limits, Pulse
 from mlxd.control.process import UNKNOWN, EngineProcess, Known
 from mlxd.control.transcript import Transcript
-from mlxd.core.clock import Clock
+from mlxd.core.clock import Clock, within
 from mlxd.core.errors import (
     DeadlineExceeded,
     InsufficientMemory,
@@ -193,7 +193,7 @@ class Worker(asyncio.Protocol):
             self._pong = asyncio.get_running_loop().create_future()
         self._send(ipc.Ping())
         try:
-            async with asyncio.timeout(timeout):
+            async with within(self._clock, timeout):
                 return await asyncio.shield(self._pong)
         except TimeoutError:
             return None

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
+
+LOOKS = 0.5
+"""Seconds: somebody asks an AwakeClock at least this often, or it takes the time for lost."""
+_LATE = 0.5
+"""Seconds beyond that which a busy machine may take."""
 
 
 class Clock(Protocol):
@@ -27,6 +35,59 @@ class SystemClock:
 
     def wall(self) -> float:
         return time.time()
+
+
+class AwakeClock:
+    """Time as this process lived it: what passes while it is stopped, or gets no turn, is lost.
+
+    So no deadline passes in a moment in which nothing could be heard. The machine's sleep is not
+    in `monotonic` anyway. For one thread, which asks it at least every LOOKS seconds.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._seen = clock.monotonic()
+        self.lost = 0.0
+        """Seconds in all."""
+
+    def monotonic(self) -> float:
+        now = self._clock.monotonic()
+        late = now - self._seen - LOOKS
+        if late > _LATE:
+            self.lost += late
+        self._seen = now
+        return now - self.lost
+
+    def wall(self) -> float:
+        return self._clock.wall()
+
+
+@asynccontextmanager
+async def within(clock: Clock, seconds: float) -> AsyncIterator[None]:
+    """Raises TimeoutError once `seconds` have passed on `clock`.
+
+    asyncio's own timeout goes by the event loop's clock, which runs on while the process is
+    stopped, and on macOS while the machine sleeps.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = clock.monotonic() + seconds
+    limit = asyncio.timeout(None)
+    timer: asyncio.TimerHandle
+
+    def look() -> None:
+        nonlocal timer
+        left = deadline - clock.monotonic()
+        if left <= 0:
+            limit.reschedule(loop.time())
+        else:
+            timer = loop.call_later(left, look)
+
+    timer = loop.call_later(max(0.0, seconds), look)
+    try:
+        async with limit:
+            yield
+    finally:
+        timer.cancel()
 
 
 @dataclass(slots=True)

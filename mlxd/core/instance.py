@@ -6,6 +6,7 @@ lock decides: files of a daemon that is gone are stale and mean nothing.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -59,7 +60,8 @@ class Instance:
             os.close(self._lock)
             self._lock = -1
             raise AlreadyRunning(pid_of(self.state)) from None
-        _write(self.state / _PID, f"{os.getpid()}\n")
+        with contextlib.suppress(OSError):  # a full disk: the lock is what counts
+            _write(self.state / _PID, f"{os.getpid()}\n")
 
     def announce(self, address: Address) -> None:
         """Say where the daemon listens."""
@@ -112,6 +114,11 @@ def pid_of(state: Path) -> int:
 def _write(path: Path, text: str) -> None:
     """Whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.chmod(0o600)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.chmod(0o600)
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from mlxd.dialects.base import to_json
 from mlxd.policy.load import load
 from mlxd.policy.store import PolicyStore
 from mlxd.server.errors import error_response, identity, in_ollama
+from mlxd.server.silence import bound_silence
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +56,8 @@ class Connection(RequestHandler):
     """One client connection that knows since when it has been waiting, and for what."""
 
     __slots__ = (
-        "_clock", "_gone", "_header_since", "_idle_since", "_unread", "_unread_since", "_wire",
-        "leaving",
+        "_clock", "_gone", "_header_since", "_idle_since", "_silence", "_unread", "_unread_since",
+        "_wire", "leaving",
     )  # fmt: skip
 
     def __init__(self, server: GuardedServer, clock: Clock, **options: Any) -> None:
@@ -67,6 +69,7 @@ class Connection(RequestHandler):
         self._unread_since = 0.0
         self._wire: asyncio.Transport | None = None
         self._gone = False
+        self._silence = 0.0
         self.leaving = False
         """Its address will not be served for long: each answer says `Connection: close`."""
 
@@ -82,6 +85,11 @@ class Connection(RequestHandler):
         server = self._manager
         if isinstance(server, GuardedServer) and not server.has_room():
             self.refuse(_TOO_MANY)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if isinstance(exc, TimeoutError):  # the kernel's: see `silence`
+            log.info("a client reads nothing of its answer, or is gone: its connection is over")
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         served = self._request_count
@@ -112,6 +120,8 @@ class Connection(RequestHandler):
         """Cut the connection once its client has taken nothing for `limit` seconds."""
         if self._wire is None:
             return
+        if limit != self._silence:
+            self._bound_silence(limit)
         unread = self._wire.get_write_buffer_size()
         if unread == 0 or self._unread == 0 or unread < self._unread:
             self._unread_since = now
@@ -119,6 +129,13 @@ class Connection(RequestHandler):
             log.info("a client reads nothing of its answer: its connection is cut")
             self._wire.abort()
         self._unread = unread
+
+    def _bound_silence(self, limit: float) -> None:
+        """What the kernel has not sent yet is not seen here, and may be much."""
+        self._silence = limit
+        sock = self._wire.get_extra_info("socket") if self._wire is not None else None
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            bound_silence(sock, limit)
 
     def resume_writing(self) -> None:
         super().resume_writing()

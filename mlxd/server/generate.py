@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ from functools import partial
 from aiohttp import web
 
 from mlxd.control.dispatch import Asker
+from mlxd.core.clock import within
 from mlxd.core.errors import MlxdError
 from mlxd.core.events import collect
 from mlxd.dialects.base import Call, Codec
@@ -33,6 +35,14 @@ from mlxd.server.errors import Render
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
 
+log = logging.getLogger(__name__)
+
+_PIECE = 65536
+"""Bytes that are given to a client at a time; each piece has `timeouts.client_write`."""
+_TAKEN_AT_ONCE = 16384
+"""Bytes for which no write waits: where asyncio lets a paused writer go on."""
+_EVENTS = 64
+"""Encoded at a time: a client that was slow may have many waiting."""
 _ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -127,19 +137,37 @@ class _Stream:
             self._call.request, asker_of(self._request)
         ) as bursts:
             async for burst in bursts:
-                records = self._encoder.feed(burst, clock.wall())
-                if records:
-                    await self._write(records)
+                for at in range(0, len(burst), _EVENTS):
+                    records = self._encoder.feed(burst[at : at + _EVENTS], clock.wall())
+                    if records:
+                        await self._write(records)
 
     async def _write(self, records: bytes) -> None:
-        """A client that takes nothing is left to the connection's own timer."""
+        """Raises ConnectionResetError once the client has left or is too slow."""
         if not self._response.prepared:
             await self._prepare()
         self._last_write = self._parts.clock.monotonic()
-        if self._request.transport is None:
+        transport = self._request.transport
+        if transport is None:
             raise ConnectionResetError("the client has left")
-        if records:
+        if not records:
+            return
+        if transport.get_write_buffer_size() + len(records) <= _TAKEN_AT_ONCE:
             await self._response.write(records)
+        else:
+            await self._write_slowly(records, transport)
+
+    async def _write_slowly(self, records: bytes, transport: asyncio.Transport) -> None:
+        """What waits for the client stays small, and so does its patience."""
+        limit = float(self._policies.timeouts.client_write)
+        try:
+            for at in range(0, len(records), _PIECE):
+                async with within(self._parts.clock, limit):
+                    await self._response.write(records[at : at + _PIECE])
+        except TimeoutError:
+            log.info("a client takes its answer too slowly (timeouts.client_write): it is cut")
+            transport.abort()
+            raise ConnectionResetError("the client takes its answer too slowly") from None
 
     async def _prepare(self) -> None:
         async with self._preparing:

@@ -8,6 +8,8 @@ import re
 import sys
 from datetime import UTC, datetime
 
+from mlxd.telemetry.sink import Sink
+
 _EXTRA = ("request", "model", "seconds")
 _UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -48,9 +50,27 @@ def one_line(text: str) -> str:
 
 def configure(level: str, style: str) -> None:
     """Send the log of mlxd to stderr. `style` is json or text."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if style == "json" else PlainLines())
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    sink = _sink() or Sink(_descriptor())
+    sink.setFormatter(JsonLines() if style == "json" else PlainLines())
+    root.handlers[:] = [sink]
     root.setLevel(logging.WARNING)
     logging.getLogger("mlxd").setLevel(level.upper())
+
+
+def lost() -> int:
+    """Lines that could not be written."""
+    sink = _sink()
+    return sink.lost if sink is not None else 0
+
+
+def _sink() -> Sink | None:
+    return next((one for one in logging.getLogger().handlers if isinstance(one, Sink)), None)
+
+
+def _descriptor() -> int:
+    """Of stderr; -1: this process was started without one."""
+    try:
+        return sys.stderr.fileno() if sys.stderr is not None else -1
+    except (OSError, ValueError):
+        return -1

@@ -443,3 +443,17 @@ def test_the_concurrency_of_models_is_among_the_rules_once(tmp_path):
     models = "models: {a: {max_concurrency: 2}, b: {max_concurrency: 2}, c: {ttl: never}}\n"
     policies = load(write_policies(tmp_path, {"limits": text, "models": models}))
     assert rules_in_force(policies) == ["concurrency", "concurrency:A", "concurrency:b"]
+
+
+@pytest.mark.parametrize("jump", [3600, -24 * 3600])
+def test_a_wall_clock_that_jumps_moves_no_window(clock, admission, jump):
+    policies = rate_rule((2, 60.0), "x")
+    for _ in range(2):
+        admission.leave(admission.enter("a", "m", policies))
+    clock.advance(30)
+    clock.epoch += jump
+    with pytest.raises(RateLimited) as refused:
+        admission.enter("a", "m", policies)
+    assert refused.value.retry_after == pytest.approx(30, abs=1)
+    clock.advance(31)
+    admission.leave(admission.enter("a", "m", policies))

@@ -133,6 +133,18 @@ async def test_the_longest_unused_are_forgotten(tmp_path: Path) -> None:
     await estimates.saved()
 
 
+async def test_a_wall_clock_that_is_set_back_makes_nobody_forgotten(tmp_path: Path) -> None:
+    clock = ManualClock()
+    estimates = Estimates(tmp_path, clock)
+    for n in range(MOST_MODELS):
+        estimates.put(str(n), Estimate(used=0.0))
+    clock.epoch -= 24 * 3600
+    estimates.put("new", Estimate(used=0.0))
+    assert estimates.get("new") is not None
+    assert estimates.get("0") is None
+    await estimates.saved()
+
+
 @pytest.mark.parametrize(
     "content",
     [

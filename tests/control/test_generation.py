@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from mlxd.control.generation import Generation, Limits, Pulse
-from mlxd.core.clock import SystemClock
+from mlxd.core.clock import ManualClock, SystemClock
 from mlxd.core.errors import (
     ContextExceeded,
     DeadlineExceeded,
@@ -210,3 +210,19 @@ async def test_an_interrupted_generation_ends_for_its_client_and_not_yet_for_the
     running.take(ipc.Cancelled(1))
     assert running.ended
     assert not running.interrupt(InsufficientMemory("late"))
+
+
+async def test_a_consumer_that_falls_far_behind_loses_its_answer_and_is_told_why():
+    clock = ManualClock()
+    limits = Limits(60, 60, 60, 1.0, lambda key: PolicyLine(key, "x", "y"))
+    running = Generation(1, limits, clock, Pulse())
+    scores = [ipc.Logprob("x", b"x", -0.1, [("y", b"y", -1.0)] * 20)]
+    for _ in range(1000):
+        clock.advance(0.01)
+        running.take(ipc.Text(1, "x", scores))
+    bursts = running.bursts()
+    first = await anext(bursts)
+    assert len(first) < 300
+    with pytest.raises(DeadlineExceeded) as late:
+        await anext(bursts)
+    assert late.value.policy == PolicyLine("timeouts.client_write", "x", "y")

@@ -750,3 +750,32 @@ async def test_excess_is_told_and_nothing_done(world, tmp_path):
     assert [r.card.name for r in world.residency.excess(other)] == ["a"]
     await world.settle()
     assert world.loaded == ["a", "b"]
+
+
+@pytest.mark.parametrize("jump", [3600, -24 * 3600])
+async def test_a_wall_clock_that_jumps_neither_ends_nor_prolongs_a_stay(world, jump):
+    await world.use("a", keep_alive=60)
+    world.clock.epoch += jump
+    world.clock.advance(58)
+    world.change("defaults: {ttl: 60s}\n")
+    await world.settle()
+    assert world.loaded == ["a"]
+    world.clock.advance(3)
+    world.change("defaults: {ttl: 61s}\n")
+    world.change("defaults: {ttl: 60s}\n")
+    await world.settle()
+    assert world.loaded == []
+
+
+async def test_the_time_of_a_load_is_not_what_passed_while_the_daemon_was_stopped(tmp_path):
+    world = World(tmp_path, clock=ManualClock())
+    short = {"timeouts": "model_load: 20ms\n", "models": LOAD, "memory": AT_ONCE}
+    world.policies = load(write_policies(tmp_path / "short", short))
+    world.processes.gate.clear()
+    user = asyncio.create_task(world.use("a"))
+    await asyncio.sleep(0.1)  # on the loop's clock, and not on the world's
+    assert not user.done()
+    world.clock.advance(0.03)
+    with pytest.raises(ModelLoadFailed):
+        await user
+    await world.residency.close(0)

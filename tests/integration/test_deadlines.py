@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 
+from mlxd.control.generation import Limits
+from mlxd.control.worker import Order, Worker
+from mlxd.core.clock import SystemClock
+from mlxd.core.errors import DeadlineExceeded, PolicyLine
+from mlxd.core.events import collect
+from mlxd.core.models import ModelSpec
+from mlxd.core.request import GenerationRequest, Sampling
 from tests.integration.conftest import NO_LIMITS
 from tests.integration.talking import (
     ENDLESS,
     PATHS,
+    Json,
     body_for,
     events,
     eventually,
     generate,
+    gone,
     idle,
     ndjson,
+    say,
     unload,
+    workers_of,
 )
 from tests.support.daemon import Daemon, daemon
 
@@ -136,3 +153,116 @@ def test_no_first_token_in_time_is_504(start: object) -> None:
     answer = running.http.post("/api/generate", json=body)
     assert answer.status_code == 504
     assert "timeouts.first_token" in answer.text
+
+
+FIRST = "first_token: 1ms\nfirst_byte: 100ms\n"
+STALL = "first_token: 4s\ninter_token_stall: 700ms\nworker_cancel_ack: 500ms\n"
+NO_REPLAY = "replay: {when: off}\n"
+LONG_PROMPT = "много слов " * 1500
+
+
+def _error_of(path: str, response: httpx.Response) -> str:
+    """What a refusal says, or the last record of a stream that has begun."""
+    if response.status_code != 200:
+        return response.text
+    if path.startswith("/api/"):
+        return str(ndjson(response)[-1]["error"])
+    (*_, last) = [data for data in events(response) if data != "[DONE]"]
+    return str(json.loads(last)["error"]["message"])
+
+
+@pytest.fixture(scope="module")
+def eager(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon that gives no time for a first token."""
+    folder = tmp_path_factory.mktemp("eager")
+    policies = {"limits": NO_LIMITS, "timeouts": FIRST}
+    with daemon(folder, models=zoo, policies=policies) as running:
+        running.http.post("/api/generate", json={"model": ENDLESS})
+        yield running
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("path", PATHS)
+def test_a_first_token_that_is_late_is_said_in_every_dialect(
+    eager: Daemon, path: str, stream: bool
+) -> None:
+    body = body_for(path, ENDLESS, LONG_PROMPT, tokens=2) | {"stream": stream}
+    response = eager.http.post(path, json=body)
+    if not stream:
+        assert response.status_code == 504
+        assert response.headers["x-mlxd-policy-key"] == "timeouts.first_token"
+    said = _error_of(path, response)
+    assert "timeouts.first_token" in said
+    assert "timeouts.yaml:2" in said
+    idle(eager, within=4.0)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_load_that_is_late_is_the_last_record_of_a_stream_that_has_begun(
+    eager: Daemon, path: str
+) -> None:
+    eager.edit("timeouts", FIRST + "model_load: 250ms\n")
+    eager.reload()
+    body = body_for(path, "tiny-b", "cold", tokens=2) | {"stream": True}
+    response = eager.http.post(path, json=body)
+    assert response.status_code == 200
+    said = _error_of(path, response)
+    assert "timeouts.model_load" in said
+    assert "timeouts.yaml:4" in said
+    idle(eager, within=4.0)
+    eventually(lambda: "tiny-b" not in workers_of(eager), "its worker is gone")
+
+
+def test_a_stall_is_said_in_a_stream_and_in_a_whole_answer(start: object) -> None:
+    running: Daemon = start({"timeouts": STALL, "supervision": NO_REPLAY})  # type: ignore[operator]
+    for path, stream in (("/v1/chat/completions", True), ("/api/chat", False)):
+        say(running, ENDLESS, "warm", tokens=1)
+        worker = workers_of(running)[ENDLESS]
+        body = body_for(path, ENDLESS, "stall", tokens=MUCH) | {"stream": stream}
+        with ThreadPoolExecutor(1) as one:
+            answer = one.submit(running.http.post, path, json=body)
+            eventually(lambda: running.health()["active_requests"] == 1, "it runs")
+            time.sleep(0.1)  # until it decodes
+            os.kill(worker, signal.SIGSTOP)
+        said = _error_of(path, answer.result())
+        assert "timeouts.inter_token_stall" in said
+        assert "timeouts.yaml:3" in said
+        idle(running, within=4.0)
+        eventually(partial(gone, worker), "the worker is killed")
+
+
+@pytest.mark.parametrize(
+    ("limits", "key"),
+    [
+        ({"generation": 0.3}, "timeouts.generation"),
+        ({"first_token": 0.001, "prompt": 4000}, "timeouts.first_token"),
+        ({}, ""),
+    ],
+    ids=["total", "first token", "consumer leaves"],
+)
+async def test_what_has_ended_for_its_client_is_nothing_that_the_engine_runs(
+    zoo: Path, tmp_path: Path, limits: Json, key: str
+) -> None:
+    worker = await Worker.spawn(
+        ModelSpec(str(zoo / ENDLESS), 65536), "m", SystemClock(), temporary=tmp_path
+    )
+    await worker.until_ready()
+    bursts = worker.generate(_order(**limits))
+    if key:
+        with pytest.raises(DeadlineExceeded) as late:
+            await collect(bursts)
+        assert late.value.policy == PolicyLine(key, "x", "y")
+    else:
+        await anext(bursts)
+        await anext(bursts)
+        await bursts.aclose()
+    pong = await worker.ping(20)
+    assert pong is not None
+    assert pong.running == 0
+    await worker.stop(5)
+
+
+def _order(*, generation: float = 60.0, first_token: float = 60.0, prompt: int = 3) -> Order:
+    limits = Limits(generation, first_token, 60, 20, lambda key: PolicyLine(key, "x", "y"))
+    request = GenerationRequest(model="m", token_ids=(9,) * prompt, max_tokens=60_000)
+    return Order(request, Sampling(temperature=0.0), 65536, 60_000, 65536, limits, 0.0)

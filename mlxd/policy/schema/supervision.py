@@ -140,12 +140,12 @@ class Daemon(Policy):
 class SleepWake(Policy):
     resume_grace: Delay = field(
         "20s", "How long after the machine woke up no worker counts as stalled.",
-        unit="duration", enforced=False, example="1m",
+        unit="duration", example="1m",
     )  # fmt: skip
     prevent_idle_sleep: Literal["while_active", "always", "never"] = field(
         "while_active", "When the machine is kept from falling asleep by itself (macOS); the "
         "display may always sleep.",
-        enforced=False, example="never",
+        example="never",
     )  # fmt: skip
 
 

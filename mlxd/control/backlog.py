@@ -1,0 +1,60 @@
+"""What has come of one answer and is not yet taken by its consumer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mlxd.core.clock import Clock
+from mlxd.core.events import Burst, GenerationEvent, ReasoningDelta, TextDelta
+
+_MANY = 64
+"""Events from which on pieces of text are joined."""
+_LONG = 4096
+"""Characters of text that nothing more is joined to."""
+_MOST_BYTES = 256 * 1024
+_LOGPROB_BYTES = 100
+"""About what one token of a list of log-probabilities takes."""
+_PATIENCE = 1.0
+"""Seconds: what comes faster than it can be taken, for a moment, is not too much."""
+
+
+class Backlog:
+    """Small, whatever the consumer does: the text of an answer is, its pieces need not be."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._events: list[GenerationEvent] = []
+        self._bytes = 0
+        self._since = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self._events)
+
+    def add(self, event: GenerationEvent) -> None:
+        if not self._events:
+            self._since = self._clock.monotonic()
+        if isinstance(event, TextDelta | ReasoningDelta):
+            tokens = sum(1 + len(entry.top) for entry in event.logprobs)
+            self._bytes += len(event.text) + _LOGPROB_BYTES * tokens
+            if len(self._events) >= _MANY and self._joined(event):
+                return
+        self._events.append(event)
+
+    @property
+    def too_large(self) -> bool:
+        """Whether the consumer has fallen behind by more than is kept for it."""
+        return self._bytes > _MOST_BYTES and self._clock.monotonic() - self._since >= _PATIENCE
+
+    def take(self) -> Burst:
+        """All of it."""
+        burst, self._events, self._bytes = self._events, [], 0
+        return burst
+
+    def _joined(self, event: TextDelta | ReasoningDelta) -> bool:
+        last = self._events[-1]
+        if type(last) is not type(event) or len(last.text) >= _LONG:
+            return False
+        self._events[-1] = replace(
+            last, text=last.text + event.text, logprobs=last.logprobs + event.logprobs
+        )
+        return True
