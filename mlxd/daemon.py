@@ -152,7 +152,7 @@ class Daemon:
         self._parts.state.ready = True
         self._greet(port)
         await self._reloader.begin()
-        await self._admin.serve()
+        self._admin.serve()
         self._follow_edits()
         self._own(self._puller.tidy())
         sdnotify.SystemdNotifier().notify("READY=1")

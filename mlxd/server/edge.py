@@ -21,6 +21,7 @@ from mlxd.core.errors import (
     InsufficientMemory,
     InternalError,
     MlxdError,
+    Overloaded,
 )
 from mlxd.policy.load import PolicySet
 from mlxd.server.connections import Connection
@@ -31,6 +32,8 @@ log = logging.getLogger("mlxd.access")
 faults = logging.getLogger(__name__)
 
 _MAX_ID = 128
+_VITAL = frozenset(("/livez", "/readyz", "/health"))
+"""Answered even when hardly any file is left."""
 _BETWEEN = len(": \r\n")
 OWN_NAMES = "own-names"
 LOOPBACK_ADDRESSES = "loopback-addresses"
@@ -135,6 +138,7 @@ class Edge:
         render: Render = in_ollama
         try:
             if self._walls:
+                _check_room(request)
                 self._check_headers(request)
                 self._check_origin(request)
                 self._check_host(request)
@@ -204,6 +208,13 @@ class Edge:
             f"the Origin {origin[:80]!r} is not allowed",
             policy=policies.line("clients.cors.allow_origins"),
         )
+
+
+def _check_room(request: web.BaseRequest) -> None:
+    """Raises Overloaded for what cannot be served with the few files that are left."""
+    protocol = request.protocol
+    if isinstance(protocol, Connection) and protocol.scarce and request.path not in _VITAL:
+        raise Overloaded("the daemon has too many files open", retry_after=1.0)
 
 
 def policies_of(request: web.BaseRequest) -> PolicySet:
