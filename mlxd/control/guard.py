@@ -105,10 +105,10 @@ class Guard:
         self._marks = marks_of(new.memory)
         self._wake.set()
 
-    def start(self) -> None:
-        """Look from now on."""
-        self._task = asyncio.create_task(self.run(), name="memory")
-        self._task.add_done_callback(_ended)
+    def start(self) -> asyncio.Task[None]:
+        """Look from now on. The task does not end before `close`, or there is a defect."""
+        self._task = asyncio.create_task(self.run(), name="memory guard")
+        return self._task
 
     async def close(self) -> None:
         """Look no more; an eviction under way is hastened, not left half done."""
@@ -280,8 +280,3 @@ class Guard:
         data = {"model": found.worker.name, "resident": found.resident, "limit": found.limit}
         self._events.record("worker_over_limit", words, data)
         found.worker.kill()
-
-
-def _ended(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("memory is not watched any more: a defect of mlxd", exc_info=error)

@@ -16,6 +16,7 @@ from typing import Protocol
 from aiohttp import web
 
 from mlxd.core.errors import (
+    Draining,
     Forbidden,
     HeadersTooLarge,
     InsufficientMemory,
@@ -32,6 +33,8 @@ log = logging.getLogger("mlxd.access")
 faults = logging.getLogger(__name__)
 
 _MAX_ID = 128
+_RESTART_SECONDS = 5.0
+"""What a client is told to wait for the next daemon."""
 _VITAL = frozenset(("/livez", "/readyz", "/health"))
 """Answered even when hardly any file is left."""
 _BETWEEN = len(": \r\n")
@@ -149,7 +152,12 @@ class Edge:
             return await endpoint(request)
         except MlxdError as error:
             return await _failed(request, error, render)
-        except (ConnectionError, asyncio.CancelledError):
+        except asyncio.CancelledError:
+            if not self._given_up():
+                raise
+            stopping = Draining("the daemon is stopping", retry_after=_RESTART_SECONDS)
+            return await _failed(request, stopping, render)
+        except ConnectionError:
             raise
         except MemoryError:
             return await _failed(request, self._out_of_memory(request), render)
@@ -157,6 +165,11 @@ class Edge:
             faults.exception("request %s: a defect", request[ID])
             defect = InternalError("an internal error occurred; the log has it under this id")
             return await _failed(request, defect, render)
+
+    def _given_up(self) -> bool:
+        """Whether what the request waited for was cancelled, and not the request itself."""
+        task = asyncio.current_task()
+        return self._parts.admission.draining and task is not None and not task.cancelling()
 
     def _out_of_memory(self, request: web.BaseRequest) -> InsufficientMemory:
         """This process's own: the engines have theirs."""

@@ -128,6 +128,8 @@ class Listener:
         """New connections are refused from now on; those that are open go on."""
         self._current = None
         for door in list(self._doors):
+            for connection in door.connections:
+                connection.leaving = True
             self._shut(door)
 
     async def close(self) -> None:

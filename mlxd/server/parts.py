@@ -15,6 +15,7 @@ from mlxd.control.preload import Preloader
 from mlxd.control.pull import Puller
 from mlxd.control.residency import Residency
 from mlxd.core.clock import Clock
+from mlxd.core.starts import StartLedger
 from mlxd.policy.reload import Reloader
 from mlxd.policy.store import PolicyStore
 from mlxd.policy.watch import Watcher
@@ -52,3 +53,4 @@ class Parts:
     metrics: Metrics
     events: Events
     state: State
+    starts: StartLedger
