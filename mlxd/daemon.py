@@ -24,6 +24,7 @@ from mlxd.control.catalog import Catalog
 from mlxd.control.dispatch import Dispatcher
 from mlxd.control.forecast import Forecasts
 from mlxd.control.guard import Guard
+from mlxd.control.leftovers import end_leftovers
 from mlxd.control.library import Library
 from mlxd.control.memory import read_memory
 from mlxd.control.monitors import Monitors
@@ -509,6 +510,7 @@ def _log_outcome(outcome: Outcome) -> None:
 def _fresh_temporary(state: Path) -> Path:
     """Where workers keep their private TMPDIR; what a killed daemon left there is removed."""
     temporary = state / "tmp"
+    end_leftovers(temporary)
     if temporary.is_symlink() or temporary.is_file():
         temporary.unlink()
     shutil.rmtree(temporary, ignore_errors=True)

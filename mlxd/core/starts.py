@@ -53,7 +53,7 @@ class Starts:
         return replace(self, running=False) if self.held else Starts()
 
     def at(self, now: float) -> Starts:
-        """As things are at `now`: a quiet hour clears it. A clock that was set back is put up with."""
+        """As things are at `now`: a quiet hour clears it. The clock may have been set back."""
         recent = tuple(min(at, now) for at in self.recent)
         if not recent or now - recent[-1] < QUIET_SECONDS:
             return replace(self, recent=recent)
@@ -96,7 +96,7 @@ class StartLedger:
         )
 
     def begin(self) -> None:
-        """This run begins. Raises OSError when it cannot be written down; it counts all the same."""
+        """This run begins. Raises OSError when that cannot be written down; it has begun then, too."""
         now, wall = self._clock.monotonic(), self._clock.wall()
         self.starts = read(self._file).begun(wall, self._most)
         self._settles = now + SETTLED_SECONDS

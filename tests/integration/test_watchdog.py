@@ -14,7 +14,7 @@ from mlxd.cli import exits
 from tests.integration.conftest import Start
 from tests.integration.talking import ENDLESS, eventually, gone, held, say
 from tests.support import sabotage
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, free_port
 
 pytestmark = pytest.mark.mlx
 
@@ -85,11 +85,17 @@ def test_a_daemon_that_was_stopped_and_goes_on_is_not_ended(start: Start) -> Non
 
 def test_the_probe_follows_the_address(start: Start) -> None:
     """The daemon is deaf on no address: else it would end within seconds."""
-    daemon = start(
-        {**WATCHED, "server": "listen: {host: 127.0.0.1, port: 1, linger: 0s}\n"}, port_flag=True
-    )
+    first, second = free_port(), free_port()
+    policies = {**WATCHED, "server": f"listen: {{port: {first}, linger: 0s}}\n"}
+    daemon = start(policies, port=first, port_flag=False)
+    before = daemon.generation()
+    daemon.edit("server", f"listen: {{host: localhost, port: {second}, linger: 0s}}\n")
+    eventually(lambda: daemon.address().port == second, "it has moved")
+    daemon.follow()
+    assert daemon.generation() > before
     time.sleep(8.0)
     assert daemon.process.poll() is None
+    assert daemon.log_text().count("GET /livez 200") > 3
 
 
 def test_a_drain_that_takes_long_is_no_hang(start: Start) -> None:
