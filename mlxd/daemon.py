@@ -75,6 +75,7 @@ GUIDE = Path(__file__).parent / "guide"
 _FAREWELL_SECONDS = 0.5
 _BROKEN_SECONDS = 20.0
 """For the end of a daemon that has lost a part; then it is over in any case."""
+_HELD_RETRY_SECONDS = 60.0
 _NOTE_SECONDS = 1.0
 """For a word on the disk at the end; a disk may hang."""
 
@@ -315,7 +316,7 @@ class Daemon:
         if self._starts.held:
             raise StartsHeld(
                 self._starts.reason,
-                retry_after=self._starts.due(),
+                retry_after=_HELD_RETRY_SECONDS,
                 policy=self._parts.policies.current.line("supervision.daemon.max_restarts"),
             )
         await self._guard.before_load()

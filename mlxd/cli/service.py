@@ -24,7 +24,10 @@ def reset(policies: str | None, state: str | None, *, as_json: bool) -> int:
         else:
             held = starts.reset(folder)
     except (NoAnswer, Refused, OSError) as error:
-        print(json.dumps({"error": str(error)}) if as_json else f"mlxd: {error}", file=sys.stderr)
+        if as_json:
+            print(json.dumps({"error": str(error)}))
+        else:
+            print(f"mlxd: {error}", file=sys.stderr)
         return exits.FAILED
     if as_json:
         print(json.dumps({"was_held": held}))

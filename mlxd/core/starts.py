@@ -96,7 +96,7 @@ class StartLedger:
         )
 
     def begin(self) -> None:
-        """This run begins. Raises OSError when that cannot be written down; it has begun then, too."""
+        """This run begins, even if that cannot be written down, which raises OSError."""
         now, wall = self._clock.monotonic(), self._clock.wall()
         self.starts = read(self._file).begun(wall, self._most)
         self._settles = now + SETTLED_SECONDS
