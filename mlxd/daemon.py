@@ -190,7 +190,7 @@ class Daemon:
             loop.add_signal_handler(number, self._signalled, number)
         loop.add_signal_handler(signal.SIGHUP, self._told_to_reload)
         beating = asyncio.create_task(self._heartbeat.run(), name="heartbeat")
-        self._depend_on(beating)
+        beating.add_done_callback(self._lost)
         self._join()
         listen = self._parts.policies.current.server.listen
         port = sock.getsockname()[1]
@@ -218,8 +218,8 @@ class Daemon:
         self._following = True
         if self._told_early:
             self._told_to_reload()
-        self._depend_on(self._own(self._parts.watcher.run(), "policy watcher"))
-        self._depend_on(self._guard.start())
+        self._depend_on(self._parts.watcher.run(), "policy watcher")
+        self._guard.start(self._lost)
         self._own(self._follow_starts())
         self._preloader.start(self._parts.policies.current)
 
@@ -292,17 +292,20 @@ class Daemon:
         finally:
             _notify(f"READY=1\nSTATUS={status}")
 
-    def _own(self, work: Coroutine[None, None, None], name: str = "") -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name=name or None)
+    def _own(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
 
-    def _depend_on(self, task: asyncio.Task[None]) -> None:
-        """The daemon does not go on without it: it ends, for its service manager to start anew."""
+    def _depend_on(self, work: Coroutine[None, None, None], name: str) -> None:
+        """Run it until the daemon stops; the daemon does not go on without it."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         task.add_done_callback(self._lost)
 
     def _lost(self, task: asyncio.Task[None]) -> None:
+        """The daemon ends, for its service manager to start it anew."""
         if self._stop.is_set():
             return
         error = None if task.cancelled() else task.exception()
@@ -350,7 +353,7 @@ class Daemon:
             async with asyncio.timeout(_NOTE_SECONDS):
                 await self._threads.run(self._starts.save)
         except (OSError, TimeoutError) as error:
-            log.warning("starts cannot be written down: %s", error or "the disk does not answer")
+            log.warning("starts cannot be written down: %s", str(error) or "the disk hangs")
 
     def _signalled(self, number: signal.Signals) -> None:
         if self._stop.is_set():
@@ -443,14 +446,15 @@ def run(
 
     starts = _begun(boot.store.current, instance.state)
 
-    async def main() -> int:
+    async def serve() -> int:
         daemon = Daemon(
             boot, instance, starts,
             overrides=overrides, find_folder=find_folder, warnings=warnings,
         )  # fmt: skip
         return await daemon.serve(sock)
 
-    return uvloop.run(main())
+    status: int = uvloop.run(serve())
+    return status
 
 
 def _begun(policies: PolicySet, state: Path) -> StartLedger:

@@ -105,10 +105,11 @@ class Guard:
         self._marks = marks_of(new.memory)
         self._wake.set()
 
-    def start(self) -> asyncio.Task[None]:
-        """Look from now on. The task does not end before `close`, or there is a defect."""
+    def start(self, ended: Callable[[asyncio.Task[None]], None] | None = None) -> None:
+        """Look from now on. `ended` is told of the task's end: before `close`, that is a defect."""
         self._task = asyncio.create_task(self.run(), name="memory guard")
-        return self._task
+        if ended is not None:
+            self._task.add_done_callback(ended)
 
     async def close(self) -> None:
         """Look no more; an eviction under way is hastened, not left half done."""

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -68,6 +69,10 @@ def _asks(daemon: Daemon, path: str) -> int:
     return 0
 
 
+def _answers(daemon: Daemon, path: str) -> bool:
+    return _asks(daemon, path) == 200
+
+
 def test_out_of_files_it_takes_no_core_and_still_says_how_it_is(start: Start) -> None:
     daemon = start(PATIENT)
     say(daemon, ENDLESS, "x", tokens=1)
@@ -75,7 +80,7 @@ def test_out_of_files_it_takes_no_core_and_still_says_how_it_is(start: Start) ->
         eventually(lambda: "cannot be accepted" in daemon.log_text(), "it has run out of files")
         assert _cpu(daemon, 3.0) < 0.5
         for path in ("/livez", "/readyz", "/health"):
-            eventually(lambda path=path: _asks(daemon, path) == 200, f"{path} answers", within=15)
+            eventually(partial(_answers, daemon, path), f"{path} answers", within=15)
         assert daemon.admin.get("/admin/policy")["generation"] >= 1
         assert _asks(daemon, "/api/tags") == 503
     eventually(lambda: _asks(daemon, "/api/tags") == 200, "it serves again")

@@ -128,7 +128,7 @@ def test_want_of_files_is_its_own_trouble(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_freeze_during_a_probe_judges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0.0, 900.0])
-    monkeypatch.setattr(watchdog.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr("mlxd.server.watchdog.time.monotonic", lambda: next(times))
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         assert answers((socket.AF_INET, sock.getsockname()), 0.5) is None

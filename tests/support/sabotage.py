@@ -43,7 +43,7 @@ def _on_signal(act: Any) -> None:
         await opened(self, *arguments)
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, act)
 
-    Listener.open = open_and_wait  # type: ignore[method-assign]
+    Listener.open = open_and_wait  # type: ignore[method-assign, assignment]
 
 
 def _be_deaf() -> None:
@@ -54,7 +54,7 @@ def _be_deaf() -> None:
         await opened(self, *arguments)
         doors.append(self)
 
-    Listener.open = remembered  # type: ignore[method-assign]
+    Listener.open = remembered  # type: ignore[method-assign, assignment]
 
     def deafen() -> None:
         for listener in doors:
