@@ -176,7 +176,7 @@ def _write(file: Path, said: Mapping[str, Any]) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     with os.fdopen(os.open(temporary, flags, 0o600), "w") as stream:
-        json.dump({"schema": _SCHEMA} | said, stream)
+        json.dump({"schema": _SCHEMA, **said}, stream)
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(file)

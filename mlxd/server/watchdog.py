@@ -147,7 +147,9 @@ class Watchdog:
         misses = 0
         while not self._stopped.wait(self._within):
             address = self._address()
-            answered = answers(address, timeout) if address is not None else None
+            if address is None:
+                continue
+            answered = answers(address, timeout)
             if answered is None or address != self._address():
                 continue
             misses = 0 if answered else misses + 1
