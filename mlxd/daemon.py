@@ -25,6 +25,7 @@ from mlxd.control.catalog import Catalog
 from mlxd.control.dispatch import Dispatcher
 from mlxd.control.forecast import Forecasts
 from mlxd.control.guard import Guard
+from mlxd.control.leftovers import end_leftovers
 from mlxd.control.library import Library
 from mlxd.control.memory import read_memory
 from mlxd.control.monitors import Monitors
@@ -39,8 +40,9 @@ from mlxd.control.sleep import Grace
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.watermarks import Level
 from mlxd.core.clock import AwakeClock, Clock, SystemClock
-from mlxd.core.errors import Draining
+from mlxd.core.errors import Draining, StartsHeld
 from mlxd.core.instance import Address, Instance, authority
+from mlxd.core.starts import StartLedger
 from mlxd.core.threads import Threads
 from mlxd.policy.boot import Boot
 from mlxd.policy.history import history_of
@@ -58,6 +60,14 @@ from mlxd.server.edge import Edge
 from mlxd.server.effects import Effects
 from mlxd.server.listener import Listener
 from mlxd.server.parts import Parts, State
+from mlxd.server.watchdog import (
+    BROKEN,
+    Heartbeat,
+    Watchdog,
+    end_process,
+    end_process_after,
+    told_by_systemd,
+)
 from mlxd.telemetry import logs
 from mlxd.telemetry.events import Events
 from mlxd.telemetry.logs import one_line
@@ -67,6 +77,11 @@ log = logging.getLogger(__name__)
 
 GUIDE = Path(__file__).parent / "guide"
 _FAREWELL_SECONDS = 0.5
+_BROKEN_SECONDS = 20.0
+"""For the end of a daemon that has lost a part; then it is over in any case."""
+_HELD_RETRY_SECONDS = 60.0
+_NOTE_SECONDS = 1.0
+"""For a word on the disk at the end; a disk may hang."""
 
 
 class Daemon:
@@ -76,6 +91,7 @@ class Daemon:
         self,
         boot: Boot,
         instance: Instance,
+        starts: StartLedger,
         *,
         overrides: Sequence[Override] = (),
         find_folder: Callable[[], Path | None] = lambda: None,
@@ -110,6 +126,8 @@ class Daemon:
         self._caffeinate = Caffeinate(
             clock, lambda: store.current.supervision.sleep_wake.prevent_idle_sleep, self._works
         )
+        self._starts = starts
+        self._residency.before_load = self._before_load
         self._puller = Puller(pulled, own_names, catalog, events.record)
         library = Library(catalog, self._residency, self._puller, pulled, own_names, events.record)
         self._parts = Parts(
@@ -130,6 +148,7 @@ class Daemon:
             metrics=metrics,
             events=events,
             state=State(warnings=list(warnings)),
+            starts=starts,
         )
         server = GuardedServer(Edge(self._parts, routes(self._parts)), store, clock)
         self._listener = Listener(server, self._moved)
@@ -137,9 +156,12 @@ class Daemon:
             self._parts,
             history,
             Effects(self._listener, admission, catalog, self._residency),
+            self._reset_starts,
         )
         edge = Edge(self._parts, admin.routes(), walls=False)
         self._admin = AdminSocket(GuardedServer(edge, store, clock, limited=False), instance.state)
+        self._heartbeat, self._watchdog = self._watched(machine, metrics)
+        self._status = 0
         self._stop = asyncio.Event()
         self._at_once = asyncio.Event()
         self._following = False
@@ -151,12 +173,38 @@ class Daemon:
         self._wakes: list[asyncio.Task[None]] = []
         """They outlast the drain."""
 
-    async def serve(self, sock: socket.socket) -> None:
-        """Serve on a bound socket until a signal says stop; then drain and end every worker."""
+    def _watched(self, clock: Clock, metrics: Metrics) -> tuple[Heartbeat, Watchdog]:
+        within = float(self._parts.policies.current.supervision.daemon.watchdog)
+        systemd = told_by_systemd(os.environ, os.getpid())
+        heartbeat = Heartbeat(
+            clock,
+            within,
+            metrics.loop_lag,
+            _tell_alive if systemd is not None else lambda: None,
+            systemd=systemd,
+        )
+        watchdog = Watchdog(
+            within,
+            lambda: heartbeat.beats,
+            lambda: self._listener.present,
+            partial(end_process, state=self._instance.state, workers=self._worker_pids),
+        )
+        return heartbeat, watchdog
+
+    def _worker_pids(self) -> list[int]:
+        return [worker.pid for worker in self._supervisor.workers()]
+
+    async def serve(self, sock: socket.socket) -> int:
+        """Serve on a bound socket until a signal says stop; then drain and end every worker.
+
+        Returns the exit status: 0, or `BROKEN` after the loss of a part.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
         loop.add_signal_handler(signal.SIGHUP, self._told_to_reload)
+        beating = asyncio.create_task(self._heartbeat.run(), name="heartbeat")
+        beating.add_done_callback(self._lost)
         self._join()
         self._wakes = [
             loop.create_task(self._grace.run(), name="wake"),
@@ -170,27 +218,27 @@ class Daemon:
         self._parts.state.ready = True
         self._greet(port)
         await self._reloader.begin()
-        await self._admin.serve()
+        self._admin.serve()
         self._follow_edits()
         self._own(self._puller.tidy())
-        sdnotify.SystemdNotifier().notify("READY=1")
+        _notify("READY=1")
+        self._watchdog.start()
         try:
             await self._stop.wait()
-            self._forget_edits()
-            await self._preloader.close()
-            await self._puller.close()
             await self._drain()
         finally:
             self._forget_edits()
             await self._end()
+        return self._status
 
     def _follow_edits(self) -> None:
         """From here on; a signal that came before is answered now."""
         self._following = True
         if self._told_early:
             self._told_to_reload()
-        self._own(self._parts.watcher.run())
-        self._guard.start()
+        self._depend_on(self._parts.watcher.run(), "policy watcher")
+        self._guard.start(self._lost)
+        self._own(self._follow_starts())
         self._preloader.start(self._parts.policies.current)
 
     def _forget_edits(self) -> None:
@@ -269,19 +317,76 @@ class Daemon:
 
     async def _reload_on_signal(self) -> None:
         """SIGHUP. systemd's `notify-reload` waits for READY=1, and so for the outcome."""
-        notifier = sdnotify.SystemdNotifier()
         microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-        notifier.notify(f"RELOADING=1\nMONOTONIC_USEC={microseconds}")
+        _notify(f"RELOADING=1\nMONOTONIC_USEC={microseconds}")
         status = "the reload failed"
         try:
             status = one_line(str(await self._reloader.reload("signal")))
         finally:
-            notifier.notify(f"READY=1\nSTATUS={status}")
+            _notify(f"READY=1\nSTATUS={status}")
 
     def _own(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _depend_on(self, work: Coroutine[None, None, None], name: str) -> None:
+        """Run it until the daemon stops; the daemon does not go on without it."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._lost)
+
+    def _lost(self, task: asyncio.Task[None]) -> None:
+        """The daemon ends, for its service manager to start it anew."""
+        if self._stop.is_set():
+            return
+        error = None if task.cancelled() else task.exception()
+        log.critical("the %s has ended: so does the daemon", task.get_name(), exc_info=error)
+        self._status = BROKEN
+        end_process_after(_BROKEN_SECONDS)
+        self._at_once.set()
+        self._stop.set()
+
+    async def _before_load(self) -> None:
+        if self._starts.held:
+            raise StartsHeld(
+                self._starts.reason,
+                retry_after=_HELD_RETRY_SECONDS,
+                policy=self._parts.policies.current.line("supervision.daemon.max_restarts"),
+            )
+        await self._guard.before_load()
+
+    async def _follow_starts(self) -> None:
+        """Note that this run has lived for long enough, and the end of a hold."""
+        if self._starts.held:
+            log.critical("%s", self._starts.reason)
+            self._parts.events.record("starts_held", self._starts.reason)
+        while (seconds := self._starts.due()) is not None:
+            await asyncio.sleep(seconds)
+            if self._starts.advance():
+                self._release("an hour has passed without another unclean start")
+            await self._note_starts()
+
+    async def _reset_starts(self) -> bool:
+        """Whether that ended a hold."""
+        if held := self._starts.reset():
+            self._release("it was reset")
+        await self._note_starts()
+        return held
+
+    def _release(self, why: str) -> None:
+        words = f"models are loaded again: {why}"
+        log.warning("%s", words)
+        self._parts.events.record("starts_released", words)
+        self._preloader.apply(self._parts.policies.current)
+
+    async def _note_starts(self) -> None:
+        try:
+            async with asyncio.timeout(_NOTE_SECONDS):
+                await self._threads.run(self._starts.save)
+        except (OSError, TimeoutError) as error:
+            log.warning("starts cannot be written down: %s", str(error) or "the disk hangs")
 
     def _signalled(self, number: signal.Signals) -> None:
         if self._stop.is_set():
@@ -293,19 +398,35 @@ class Daemon:
 
     async def _drain(self) -> None:
         """Refuse new work, let what runs finish within its grace; end at once when told again."""
-        sdnotify.SystemdNotifier().notify("STOPPING=1")
         self._parts.state.ready = False
         self._parts.admission.draining = True
+        self._watchdog.stop()  # a drain may take long, and that is no hang
+        _notify("STOPPING=1")
+        self._tell_stage("not_ready", "no new request is admitted")
+        self._forget_edits()
+        if self._status != BROKEN:
+            self._starts.asked_to_end()
+            await self._note_starts()
+        await self._preloader.close()
+        await self._puller.close()
         drain = self._parts.policies.current.server.drain
         if self._parts.admission.active:
             await self._pause(float(drain.not_ready_delay))
+        self._tell_stage("closed", "no new connection is accepted")
         await self._listener.stop_accepting()
         if not await self._all_ended(float(drain.grace)):
-            log.warning("%s requests did not finish in time", self._parts.admission.active)
+            unfinished = f"{self._parts.admission.active} requests did not finish in time"
+            self._tell_stage("cancelled", unfinished)
             stopping = Draining("the daemon is stopping", retry_after=5.0)
             self._replays.fail_all(stopping)
             self._supervisor.fail_all(stopping)
+            self._residency.give_up_loads()
             await self._all_ended(_FAREWELL_SECONDS, even_if_told=True)
+
+    def _tell_stage(self, stage: str, words: str) -> None:
+        log.info("stopping: %s", words)
+        data = {"stage": stage, "active": self._parts.admission.active}
+        self._parts.events.record("drain", f"stopping: {words}", data)
 
     async def _all_ended(self, seconds: float, *, even_if_told: bool = False) -> bool:
         """Wait for every request's end; not longer than this, nor when told to end at once."""
@@ -330,6 +451,7 @@ class Daemon:
         await self._reloader.close()
         grace = float(self._parts.policies.current.timeouts.shutdown.term_grace)
         await self._guard.close()
+        self._tell_stage("workers", "the workers end")
         killing = asyncio.create_task(self._kill_when_told())
         await self._residency.close(grace)
         await self._forecasts.close()
@@ -353,17 +475,46 @@ def run(
     overrides: Sequence[Override] = (),
     find_folder: Callable[[], Path | None] = lambda: None,
     warnings: Sequence[str] = (),
-) -> None:
-    """Serve until stopped. `instance` is claimed and `sock` bound by the caller."""
+) -> int:
+    """Serve until stopped; returns the exit status.
+
+    `instance` is claimed and `sock` bound by the caller.
+    """
     _raise_file_limit()
 
-    async def main() -> None:
-        daemon = Daemon(
-            boot, instance, overrides=overrides, find_folder=find_folder, warnings=warnings
-        )
-        await daemon.serve(sock)
+    starts = _begun(boot.store.current, instance.state)
 
-    uvloop.run(main())
+    async def serve() -> int:
+        daemon = Daemon(
+            boot, instance, starts,
+            overrides=overrides, find_folder=find_folder, warnings=warnings,
+        )  # fmt: skip
+        return await daemon.serve(sock)
+
+    status: int = uvloop.run(serve())
+    return status
+
+
+def _begun(policies: PolicySet, state: Path) -> StartLedger:
+    starts = StartLedger(state, SystemClock(), policies.supervision.daemon.max_restarts)
+    try:
+        starts.begin()
+    except OSError as error:
+        log.warning("starts cannot be written down: %s", error)
+    return starts
+
+
+def _notify(words: str) -> None:
+    """Tell systemd, where it is the one that started us."""
+    sdnotify.SystemdNotifier().notify(words)
+
+
+def _tell_alive() -> None:
+    """To systemd; where it does not listen, nobody waits for it."""
+    notifier = sdnotify.SystemdNotifier()
+    if notifier.socket is not None:
+        notifier.socket.setblocking(False)
+    notifier.notify("WATCHDOG=1")
 
 
 def _guard(
@@ -411,6 +562,7 @@ def _log_outcome(outcome: Outcome) -> None:
 def _fresh_temporary(state: Path) -> Path:
     """Where workers keep their private TMPDIR; what a killed daemon left there is removed."""
     temporary = state / "tmp"
+    end_leftovers(temporary)
     if temporary.is_symlink() or temporary.is_file():
         temporary.unlink()
     shutil.rmtree(temporary, ignore_errors=True)

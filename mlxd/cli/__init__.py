@@ -1,7 +1,8 @@
 """The command line: arguments in, exit status out.
 
 0 done; 1 it failed (no daemon answers, it did not stop); 2 wrong usage, or a policy that is
-refused; 75 the port or the state folder is taken by another daemon.
+refused; 70 the daemon hung or lost a part, and ended itself; 75 the port or the state folder is
+taken by another daemon.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 
 from mlxd import __version__
 from mlxd.cli import exits, models, policy
-from mlxd.cli.arguments import add_places
+from mlxd.cli.arguments import add_json, add_places
 from mlxd.core.places import BadEnvFile
 
 
@@ -40,7 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mlxd",
         description="Serves language models with MLX.",
-        epilog="Exit status: 0 done, 1 failed, 2 wrong usage or policy, 75 already running.",
+        epilog="Exit status: 0 done, 1 failed, 2 wrong usage or policy, 70 the daemon broke,"
+        " 75 already running.",
     )
     parser.add_argument("--version", action="version", version=f"mlxd {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -63,6 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     stop = commands.add_parser("stop", help="stop the running daemon, letting requests finish")
     add_places(stop)
     stop.set_defaults(run=_stop)
+
+    service = commands.add_parser("service", help="the daemon as a service")
+    actions = service.add_subparsers(title="actions", required=True, metavar="ACTION")
+    reset = actions.add_parser("reset", help="let a daemon that kept dying load models again")
+    add_places(reset)
+    add_json(reset)
+    reset.set_defaults(run=_reset)
 
     models.add(commands)
     policy.add(commands)
@@ -103,3 +112,9 @@ def _env(arguments: argparse.Namespace) -> int:
     from mlxd.cli import status
 
     return status.env(arguments.policies, arguments.state)
+
+
+def _reset(arguments: argparse.Namespace) -> int:
+    from mlxd.cli import service
+
+    return service.reset(arguments.policies, arguments.state, as_json=arguments.json)

@@ -3,4 +3,5 @@
 DONE = 0
 FAILED = 1
 USAGE = 2
+BROKEN = 70
 TAKEN = 75

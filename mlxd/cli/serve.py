@@ -79,7 +79,7 @@ def _serve_claimed(instance: Instance, flags: Flags) -> int:
     gc.freeze()
     gc.enable()
     logs.configure(log.level, log.format)
-    daemon.run(
+    return daemon.run(
         booted,
         instance,
         sock,
@@ -87,7 +87,6 @@ def _serve_claimed(instance: Instance, flags: Flags) -> int:
         find_folder=_found_folder,
         warnings=settings.warnings(),
     )
-    return exits.DONE
 
 
 def _found_folder() -> Path | None:

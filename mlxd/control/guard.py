@@ -105,10 +105,11 @@ class Guard:
         self._marks = marks_of(new.memory)
         self._wake.set()
 
-    def start(self) -> None:
-        """Look from now on."""
-        self._task = asyncio.create_task(self.run(), name="memory")
-        self._task.add_done_callback(_ended)
+    def start(self, ended: Callable[[asyncio.Task[None]], None] | None = None) -> None:
+        """Look from now on. `ended` is told of the task's end: before `close`, that is a defect."""
+        self._task = asyncio.create_task(self.run(), name="memory guard")
+        if ended is not None:
+            self._task.add_done_callback(ended)
 
     async def close(self) -> None:
         """Look no more; an eviction under way is hastened, not left half done."""
@@ -280,8 +281,3 @@ class Guard:
         data = {"model": found.worker.name, "resident": found.resident, "limit": found.limit}
         self._events.record("worker_over_limit", words, data)
         found.worker.kill()
-
-
-def _ended(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("memory is not watched any more: a defect of mlxd", exc_info=error)

@@ -224,6 +224,12 @@ class Residency:
         """
         return await self._room.relieve(enough, all=all)
 
+    def give_up_loads(self) -> None:
+        """Cancel what is on its way into memory, under those who wait for it."""
+        for resident in self._inventory.residents.values():
+            if resident.loading is not None:
+                resident.loading.cancel()
+
     async def close(self, grace: float) -> None:
         """Stop every worker. Nothing may be leased any more."""
         self._room.closing = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 _ASKED_NICELY_SECONDS = 1.0
 """From the word `Shutdown` to SIGTERM. A healthy worker needs a tenth of it."""
 _KILLED_SECONDS = 5.0
+_FREEING_SECONDS = 30.0
+"""From SIGTERM to SIGKILL, for one that gives memory back all the while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +298,7 @@ class Worker(asyncio.Protocol):
             if await self._process.gone(_ASKED_NICELY_SECONDS):
                 return
             self._process.signal(signal.SIGTERM)
-            if await self._process.gone(grace):
+            if await self._ends_within(grace):
                 return
         except asyncio.CancelledError:
             self.kill()
@@ -310,6 +313,22 @@ class Worker(asyncio.Protocol):
                 return await self._buried.wait()
         except TimeoutError:
             return False
+
+    async def _ends_within(self, grace: float) -> bool:
+        """Whether it ends by itself: in `grace` seconds, and in `_FREEING_SECONDS` as long as each
+        look finds that it holds less memory than the one before.
+        """
+        looks = max(2, math.ceil(grace))
+        step = grace / looks
+        look, held = 0, 0
+        while not await self._process.gone(step):
+            look += 1
+            before, held = held, self.memory.active + self.memory.cache
+            frees = held < before and look * step < _FREEING_SECONDS
+            if look >= looks and not frees:
+                return False
+            self._send(ipc.Ping())  # whose answer tells what it holds
+        return True
 
     def kill(self) -> None:
         """SIGKILL the process's whole group: it is not wanted any more."""

@@ -7,7 +7,7 @@ Nothing of it is reachable over TCP. An answer carries the policies' `ETag`; wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -39,10 +39,17 @@ _MOST_DIGITS = 9
 class Admin:
     """The admin side's routes, and what each does."""
 
-    def __init__(self, parts: Parts, history: History, effects: Effects) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        history: History,
+        effects: Effects,
+        reset_starts: Callable[[], Awaitable[bool]],
+    ) -> None:
         self._parts = parts
         self._history = history
         self._effects = effects
+        self._reset_starts = reset_starts
         self._threads = Threads("admin")
         self._reading = load()
         """Bodies are read under the defaults: no policy can lock its operator out."""
@@ -59,6 +66,7 @@ class Admin:
             "/admin/policy/reload": (_CHANGING, self._reload),
             "/admin/policy/rollback": (_CHANGING, self._rollback),
             "/admin/events": (READING, self._events),
+            "/admin/service/reset": (_CHANGING, self._reset_service),
         }
         actions = {path: (methods, Action(act)) for path, (methods, act) in table.items()}
         return Routes({**actions, **self._models.routes()})
@@ -113,6 +121,9 @@ class Admin:
     async def _events(self, request: web.BaseRequest) -> Answer:
         events = self._parts.events.since(_number(request.query.get("since", "")) or 0)
         return {"events": [event.as_json() for event in events]}, policies_of(request).etag
+
+    async def _reset_service(self, request: web.BaseRequest) -> Answer:
+        return {"was_held": await self._reset_starts()}, policies_of(request).etag
 
     async def _planned(self, plan: Plan) -> Answer:
         old, new = plan.old, plan.policies

@@ -12,7 +12,8 @@ import stat
 import tempfile
 from pathlib import Path
 
-from mlxd.server.connections import GuardedServer
+from mlxd.server.accepting import Acceptor
+from mlxd.server.connections import TOO_MANY, Connection, GuardedServer
 
 MAX_PATH_BYTES = 100
 """A socket's path may have 103 bytes on macOS, 107 on Linux."""
@@ -38,7 +39,7 @@ class AdminSocket:
         self._shared = self.path.parent != state
         self._server = server
         self._sock: socket.socket | None = None
-        self._listener: asyncio.Server | None = None
+        self._acceptor: Acceptor | None = None
 
     def bind(self) -> None:
         """From here on clients may connect, and wait until it serves. Raises OSError.
@@ -58,22 +59,24 @@ class AdminSocket:
             raise
         self._sock = sock
 
-    async def serve(self) -> None:
+    def serve(self) -> None:
         """Answer, if it could be bound."""
         if self._sock is not None:
-            self._sock.setblocking(False)
-            self._listener = await asyncio.get_running_loop().create_unix_server(
-                self._server.connection, sock=self._sock, backlog=_BACKLOG
-            )
+            self._acceptor = Acceptor(self._sock, self._connection, TOO_MANY)
+            self._acceptor.start(_BACKLOG)
 
     async def close(self) -> None:
         """End every connection, and remove the socket."""
-        if self._listener is not None:
-            self._listener.close()
+        if self._acceptor is not None:
+            self._acceptor.close()
+            await asyncio.sleep(0)  # what was accepted in this turn is a connection in the next
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
             self._server.pre_shutdown()
             await self._server.shutdown(0.5)
+
+    def _connection(self, scarce: bool) -> Connection:
+        return self._server.connection(scarce=scarce)
 
 
 def _make_private(folder: Path) -> None:

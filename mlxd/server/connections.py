@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 SWEEP_SECONDS = 0.25
 LINGER_SECONDS = 1.0
 """For the rest of a body that is refused; without any, the refusal could be lost to a reset."""
+_SCARCE_SECONDS = 1.0
+"""For a header, when hardly any file is left."""
 _NEVER = 10.0 * 365 * 86400
 
 
@@ -45,7 +47,7 @@ def _last_words(status: str, message: str) -> bytes:
 
 
 _TOO_SLOW = _last_words("408 Request Timeout", "the request's header came too slowly")
-_TOO_MANY = _last_words(
+TOO_MANY = _last_words(
     "503 Service Unavailable", "too many connections (server.http.max_connections)"
 )
 
@@ -57,7 +59,7 @@ class Connection(RequestHandler):
 
     __slots__ = (
         "_clock", "_gone", "_header_since", "_idle_since", "_silence", "_unread", "_unread_since",
-        "_wire", "leaving",
+        "_wire", "leaving", "scarce",
     )  # fmt: skip
 
     def __init__(self, server: GuardedServer, clock: Clock, **options: Any) -> None:
@@ -72,6 +74,8 @@ class Connection(RequestHandler):
         self._silence = 0.0
         self.leaving = False
         """Its address will not be served for long: each answer says `Connection: close`."""
+        self.scarce = False
+        """There was no file for it but one that is kept for questions about the daemon's health."""
 
     @property
     def open(self) -> bool:
@@ -84,7 +88,7 @@ class Connection(RequestHandler):
         self._wire = self.transport
         server = self._manager
         if isinstance(server, GuardedServer) and not server.has_room():
-            self.refuse(_TOO_MANY)
+            self.refuse(TOO_MANY)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if isinstance(exc, TimeoutError):  # the kernel's: see `silence`
@@ -111,6 +115,8 @@ class Connection(RequestHandler):
             self._idle_since = None
             return None
         if self._header_since is not None:
+            if self.scarce:
+                header_timeout = min(header_timeout, _SCARCE_SECONDS)
             return _TOO_SLOW if now - self._header_since >= header_timeout else None
         if self._idle_since is None:
             self._idle_since = now
@@ -189,10 +195,10 @@ class GuardedServer(web.Server):
         self._sweeper: asyncio.TimerHandle | None = None
         self._sweep()
 
-    def connection(self) -> Connection:
+    def connection(self, *, scarce: bool = False) -> Connection:
         """The protocol of one new connection."""
         http = (self._policies.current if self._limited else self._defaults).server.http
-        return Connection(
+        connection = Connection(
             self,
             self._clock,
             loop=self._loop,
@@ -203,6 +209,8 @@ class GuardedServer(web.Server):
             max_field_size=int(http.max_header_bytes),
             max_headers=http.max_headers,
         )
+        connection.scarce = scarce
+        return connection
 
     @property
     def generation(self) -> int:

@@ -16,11 +16,13 @@ from typing import Protocol
 from aiohttp import web
 
 from mlxd.core.errors import (
+    Draining,
     Forbidden,
     HeadersTooLarge,
     InsufficientMemory,
     InternalError,
     MlxdError,
+    Overloaded,
 )
 from mlxd.policy.load import PolicySet
 from mlxd.server.connections import Connection
@@ -31,6 +33,10 @@ log = logging.getLogger("mlxd.access")
 faults = logging.getLogger(__name__)
 
 _MAX_ID = 128
+_RESTART_SECONDS = 5.0
+"""What a client is told to wait for the next daemon."""
+_VITAL = frozenset(("/livez", "/readyz", "/health"))
+"""Answered even when hardly any file is left."""
 _BETWEEN = len(": \r\n")
 OWN_NAMES = "own-names"
 LOOPBACK_ADDRESSES = "loopback-addresses"
@@ -135,6 +141,7 @@ class Edge:
         render: Render = in_ollama
         try:
             if self._walls:
+                _check_room(request)
                 self._check_headers(request)
                 self._check_origin(request)
                 self._check_host(request)
@@ -145,7 +152,12 @@ class Edge:
             return await endpoint(request)
         except MlxdError as error:
             return await _failed(request, error, render)
-        except (ConnectionError, asyncio.CancelledError):
+        except asyncio.CancelledError:
+            if not self._given_up():
+                raise
+            stopping = Draining("the daemon is stopping", retry_after=_RESTART_SECONDS)
+            return await _failed(request, stopping, render)
+        except ConnectionError:
             raise
         except MemoryError:
             return await _failed(request, self._out_of_memory(request), render)
@@ -153,6 +165,11 @@ class Edge:
             faults.exception("request %s: a defect", request[ID])
             defect = InternalError("an internal error occurred; the log has it under this id")
             return await _failed(request, defect, render)
+
+    def _given_up(self) -> bool:
+        """Whether what the request waited for was cancelled, and not the request itself."""
+        task = asyncio.current_task()
+        return self._parts.admission.draining and task is not None and not task.cancelling()
 
     def _out_of_memory(self, request: web.BaseRequest) -> InsufficientMemory:
         """This process's own: the engines have theirs."""
@@ -204,6 +221,13 @@ class Edge:
             f"the Origin {origin[:80]!r} is not allowed",
             policy=policies.line("clients.cors.allow_origins"),
         )
+
+
+def _check_room(request: web.BaseRequest) -> None:
+    """Raises Overloaded for what cannot be served with the few files that are left."""
+    protocol = request.protocol
+    if isinstance(protocol, Connection) and protocol.scarce and request.path not in _VITAL:
+        raise Overloaded("the daemon has too many files open", retry_after=1.0)
 
 
 def policies_of(request: web.BaseRequest) -> PolicySet:

@@ -78,6 +78,8 @@ class Ready:
     def _reason_not_to_be(self) -> str:
         if not self._parts.state.ready:
             return "draining" if self._parts.admission.draining else "starting"
+        if self._parts.starts.held:
+            return self._parts.starts.reason
         return "out of memory" if self._parts.guard.level is Level.EMERGENCY else ""
 
 
@@ -196,6 +198,8 @@ def _quarantined(one: Quarantined) -> Json:
 
 def _status(parts: Parts, policies: PolicySet, readings: Readings) -> str:
     """By the raw readings; what is done about them follows other rules."""
+    if parts.starts.held:
+        return "critical"
     full = memory_report.status(policies, readings, parts.guard.pressure)
     if full == "critical":
         return full
@@ -208,6 +212,7 @@ def _status(parts: Parts, policies: PolicySet, readings: Readings) -> str:
 
 def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str]:
     warnings = [*parts.state.warnings, *policy_warnings(parts, policies)]
+    warnings += [parts.starts.reason] if parts.starts.held else []
     warnings += parts.preloader.warnings()
     warnings += parts.guard.warnings()
     if readings.memory is None:

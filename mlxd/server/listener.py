@@ -8,26 +8,26 @@ idle connections are closed, and those with a request are after its answer.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from mlxd.core.instance import authority
 from mlxd.core.threads import Threads
 from mlxd.policy.load import PolicySet
 from mlxd.policy.schema.server import Listen
 from mlxd.policy.store import Prepared, PrepareFailed
-from mlxd.server.connections import Connection, GuardedServer
+from mlxd.server.accepting import Acceptor
+from mlxd.server.connections import TOO_MANY, Connection, GuardedServer
 from mlxd.server.port import PortTaken, bind, resolve
 
 log = logging.getLogger(__name__)
 
 _SHUTDOWN_SECONDS = 0.5
 _BIND_SECONDS = 10.0
-_MOST_WAITING = 65535
 
 Moved = Callable[[str, int], None]
 
@@ -39,7 +39,7 @@ class Door:
     host: str
     """As policy names it."""
     sock: socket.socket
-    server: asyncio.Server | None = None
+    acceptor: Acceptor | None = None
     connections: list[Connection] = field(default_factory=list)
     leaving: asyncio.TimerHandle | None = None
     """Set while it only waits for its clients to go elsewhere."""
@@ -71,6 +71,18 @@ class Listener:
     def addresses(self) -> list[str]:
         """Everything that accepts connections now, the present one first."""
         return [str(door) for door in sorted(self._doors, key=lambda d: d is not self._current)]
+
+    @property
+    def present(self) -> tuple[socket.AddressFamily, Any] | None:
+        """The family and address that clients are to connect to; None while none are wanted.
+
+        Any thread may ask.
+        """
+        door = self._current
+        try:
+            return (door.sock.family, door.sock.getsockname()) if door is not None else None
+        except OSError:  # closed meanwhile
+            return None
 
     async def open(self, sock: socket.socket, listen: Listen) -> None:
         """Serve on a bound socket."""
@@ -116,6 +128,8 @@ class Listener:
         """New connections are refused from now on; those that are open go on."""
         self._current = None
         for door in list(self._doors):
+            for connection in door.connections:
+                connection.leaving = True
             self._shut(door)
 
     async def close(self) -> None:
@@ -142,23 +156,21 @@ class Listener:
             door.leaving.cancel()
             door.leaving = None
         for connection in door.connections:
-            connection.leaving = False
+            connection.leaving = connection.scarce
 
     def forget(self, door: Door) -> None:
         """Stop accepting there at once; its connections end with their answers."""
         self._retire(door)
 
     async def _serve(self, door: Door, backlog: int) -> Door:
-        door.sock.setblocking(False)
-        door.server = await asyncio.get_running_loop().create_server(
-            partial(self._connection, door), sock=door.sock, backlog=backlog
-        )
+        door.acceptor = Acceptor(door.sock, partial(self._connection, door), TOO_MANY)
+        door.acceptor.start(backlog)
         self._doors.append(door)
         return door
 
-    def _connection(self, door: Door) -> Connection:
-        connection = self._server.connection()
-        connection.leaving = door.leaving is not None
+    def _connection(self, door: Door, scarce: bool) -> Connection:
+        connection = self._server.connection(scarce=scarce)
+        connection.leaving = scarce or door.leaving is not None
         door.connections = [known for known in door.connections if known.open]
         door.connections.append(connection)
         return connection
@@ -188,29 +200,10 @@ class Listener:
     def _shut(self, door: Door) -> None:
         if door.leaving is not None:
             door.leaving.cancel()
-        if door.server is not None:
-            self._take_waiting(door)
-            door.server.close()
+        if door.acceptor is not None:
+            door.acceptor.close()
         if door in self._doors:
             self._doors.remove(door)
-
-    def _take_waiting(self, door: Door) -> None:
-        """Accept whoever the kernel has connected already: closing the socket would reset them."""
-        for _ in range(_MOST_WAITING):
-            try:
-                sock, _address = door.sock.accept()
-            except ConnectionAbortedError:
-                continue
-            except OSError:
-                return
-            self._own(self._serve_accepted(door, sock))
-
-    async def _serve_accepted(self, door: Door, sock: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            sock.setblocking(False)
-            await asyncio.get_running_loop().connect_accepted_socket(
-                partial(self._connection, door), sock
-            )
 
     def _own(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -16,6 +16,7 @@ from mlxd.control.pull import Puller
 from mlxd.control.replay import Replays
 from mlxd.control.residency import Residency
 from mlxd.core.clock import Clock
+from mlxd.core.starts import StartLedger
 from mlxd.policy.reload import Reloader
 from mlxd.policy.store import PolicyStore
 from mlxd.policy.watch import Watcher
@@ -54,3 +55,4 @@ class Parts:
     metrics: Metrics
     events: Events
     state: State
+    starts: StartLedger

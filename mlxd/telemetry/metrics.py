@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 Values = Iterable[tuple[tuple[str, ...], float]]
 """Values by their labels."""
+_LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _APPLY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -84,6 +85,12 @@ class Metrics:
             ("outcome",),
             registry=self.registry,
         )
+        self._lag = Histogram(
+            "mlxd_event_loop_lag_seconds",
+            "How late the event loop was, each time that it was looked at: once a second.",
+            buckets=_LAG_BUCKETS,
+            registry=self.registry,
+        )
 
     def reloaded(self, *, result: str, trigger: str, seconds: float, at: float) -> None:
         """Count one attempt; `at` in seconds since the epoch."""
@@ -112,6 +119,10 @@ class Metrics:
     def memory_action(self, action: str) -> None:
         """Count what a watermark had done."""
         self._actions.labels(action).inc()
+
+    def loop_lag(self, seconds: float) -> None:
+        """Note how late the event loop was."""
+        self._lag.observe(seconds)
 
     def evicted(self, reason: str, models: int = 1) -> None:
         """Count idle models that left memory; `reason` is one of a few words."""

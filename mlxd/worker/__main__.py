@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 from mlxd.ipc.messages import EXIT_MEMORY, Launch, LoadFailed, launch_of
 from mlxd.worker.intake import Intake
 from mlxd.worker.link import Link
+from mlxd.worker.parent import end_with_parent
 from mlxd.worker.refusal import LoadError
 from mlxd.worker.threads import EXIT_BROKEN
 
@@ -72,7 +73,9 @@ def _start(fd: int, launch: Launch) -> Loop | int:
     The IO thread first: the daemon may go away while imports and weights load.
     """
     began = time.monotonic()
-    link = Link(socket.socket(fileno=fd))
+    sock = socket.socket(fileno=fd)
+    end_with_parent(sock)
+    link = Link(sock)
     intake = Intake(link)
     intake.start()
     try:

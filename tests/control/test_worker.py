@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from contextlib import aclosing
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -45,6 +45,63 @@ async def test_a_stop_that_is_given_up_leaves_no_process_behind():
     with pytest.raises(asyncio.CancelledError):
         await stopping
     assert process.signals == [signal.SIGKILL]
+
+
+class Freeing:
+    """A process that hears nothing but SIGKILL, and gives memory back for a while. Its time is told
+    by what is asked of it.
+    """
+
+    pid = 3
+    stderr = ""
+
+    def __init__(self, seconds: float, ends: float = 1e9) -> None:
+        self.now = 0.0
+        self.signals: list[tuple[signal.Signals, float]] = []
+        self.worker: Any = None
+        self._seconds = seconds
+        self._ends = ends
+
+    def signal(self, number: signal.Signals) -> None:
+        self.signals.append((number, self.now))
+
+    async def gone(self, timeout: float) -> bool:
+        self.now += timeout
+        left = int(1000 - min(self.now, self._seconds) * 10)
+        self.worker.data_received(ipc.encode(ipc.Pong(1, 0, ipc.Memory(left, 0, 1000))))
+        return self.now >= self._ends
+
+
+@pytest.mark.parametrize(
+    ("frees", "grace", "killed"),
+    [
+        (0.0, 10.0, 10.0),
+        (5.0, 10.0, 10.0),
+        (14.5, 10.0, 16.0),
+        (100.0, 10.0, 30.0),
+        (100.0, 40.0, 40.0),
+        (0.0, 0.5, 0.5),
+        (0.0, 7.3, 7.3),
+    ],
+)
+async def test_a_worker_that_frees_memory_is_given_time(
+    frees: float, grace: float, killed: float
+) -> None:
+    process = Freeing(1.0 + frees)
+    worker = Worker(ModelSpec("/m", 512), "m", SystemClock(), cast("Any", process))
+    process.worker = worker
+    await worker.stop(grace)
+    (term, began), (kill, at) = process.signals
+    assert (term, kill) == (signal.SIGTERM, signal.SIGKILL)
+    assert at - began == pytest.approx(killed, abs=0.01)
+
+
+async def test_a_worker_that_ends_while_it_frees_memory_is_not_killed() -> None:
+    process = Freeing(100.0, ends=20.0)
+    worker = Worker(ModelSpec("/m", 512), "m", SystemClock(), cast("Any", process))
+    process.worker = worker
+    await worker.stop(10.0)
+    assert [number for number, _ in process.signals] == [signal.SIGTERM]
 
 
 def order() -> Order:

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.integration.talking import ENDLESS, Json, cached, generate, held, idle
+from tests.integration.talking import (
+    ENDLESS,
+    Json,
+    cached,
+    eventually,
+    generate,
+    held,
+    idle,
+    say,
+    workers_of,
+)
 from tests.support.daemon import Daemon
 
 pytestmark = pytest.mark.mlx
@@ -174,6 +190,36 @@ def test_the_shell_commands_of_scripts_work_as_they_stand(loaded: Daemon, comman
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_health_answers_while_models_load_and_crash(start: Any) -> None:
+    """Within 50 ms; the bound here is that of a machine which does much else at the same time."""
+    daemon: Daemon = start()
+    seconds: list[float] = []
+    over = threading.Event()
+
+    def ask(path: str) -> None:
+        with httpx.Client(base_url=daemon.url) as client:
+            while not over.is_set():
+                began = time.monotonic()
+                assert client.get(path).status_code == 200
+                seconds.append(time.monotonic() - began)
+                time.sleep(0.01)
+
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(ask, path) for path in ("/readyz", "/health")]
+        for number in (signal.SIGKILL, signal.SIGSEGV):
+            for model in ("tiny-a", "tiny-b", ENDLESS):
+                say(daemon, model, "x", tokens=1)
+            for pid in workers_of(daemon).values():
+                os.kill(pid, number)
+            eventually(lambda: not cached(daemon), "the daemon knows")
+        over.set()
+        for one in asking:
+            one.result(10)
+    seconds.sort()
+    assert seconds[len(seconds) // 2] < 0.05
+    assert seconds[int(len(seconds) * 0.95)] < 0.25
 
 
 def test_jq_reads_the_memory(loaded: Daemon) -> None:

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,10 @@ from tests.integration.talking import (
     gone,
     held,
     say,
+    workers_of,
 )
 from tests.support.daemon import Daemon, free_port
+from tests.support.model_maker import Shape, make_model
 
 pytestmark = pytest.mark.mlx
 
@@ -226,3 +230,196 @@ def test_the_state_folder_is_private_and_tells_where_the_daemon_is(served: Daemo
     assert served.state.stat().st_mode & 0o777 == 0o700
     address = json.loads((served.state / "daemon.json").read_text())
     assert (address["pid"], address["port"]) == (served.pid, served.port)
+
+
+def test_no_worker_outlives_a_killed_daemon_by_a_second(start: Any) -> None:
+    """One in the middle of an answer, and one that is stopped and can notice nothing."""
+    daemon: Daemon = start()
+    say(daemon, "tiny-a", "x", tokens=1)
+    with held(daemon):
+        pids = [worker.pid for worker in daemon.workers()]
+        assert len(pids) == 2
+        os.kill(workers_of(daemon)["tiny-a"], signal.SIGSTOP)
+        daemon.process.kill()
+        daemon.process.wait(5)
+        eventually(lambda: all(map(gone, pids)), "every worker is gone", within=1.0)
+
+
+STUBBORN = """
+import os, signal, subprocess, sys, time
+from mlx_lm.models.llama import Model, ModelArgs
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+CHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", CHILD])
+_call = Model.__call__
+def stubborn(self, inputs, cache=None, **more):
+    try:
+        asked = inputs.tolist()[0][-1] == 77
+    except ValueError:
+        asked = False
+    while asked:
+        time.sleep(1)
+    return _call(self, inputs, cache=cache, **more)
+Model.__call__ = stubborn
+"""
+STUBBORN_MODELS = "dirs: [{zoo}]\nmodels:\n  tiny-stubborn: {{trust_remote_code: true}}\n"
+
+
+@pytest.fixture
+def stubborn(tmp_path: Path) -> dict[str, Any]:
+    """How to start a daemon with a model whose worker hears nothing once it is asked, and which has
+    started a process of its own.
+    """
+    folder = tmp_path / "stubborn"
+    make_model(folder / "tiny-stubborn", Shape(spread=3.0))
+    (folder / "tiny-stubborn" / "code.py").write_text(STUBBORN)
+    file = folder / "tiny-stubborn" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_file": "code.py"}))
+    return {"models": folder, "policies": {"models": STUBBORN_MODELS.format(zoo=folder)}}
+
+
+def _hang(daemon: Daemon) -> tuple[psutil.Process, psutil.Process]:
+    """Have its worker hang; returns that and the worker's child."""
+    say(daemon, "tiny-stubborn", "x", tokens=1)
+    (worker,) = daemon.workers()
+    (child,) = worker.children()
+    body = {"model": "tiny-stubborn", "prompt": [77], "max_tokens": 5}
+    with suppress(httpx.ReadTimeout):
+        daemon.http.post("/v1/completions", json=body, timeout=1.0)
+    return worker, child
+
+
+def test_a_worker_that_hears_nothing_is_killed_after_its_grace_with_all_it_has_started(
+    start: Any, stubborn: dict[str, Any]
+) -> None:
+    timeouts = "shutdown: {term_grace: 3s}\nworker_cancel_ack: 60s\n"
+    daemon: Daemon = start(
+        {**stubborn["policies"], "timeouts": timeouts, "server": "drain: {grace: 0s}\n"},
+        models=stubborn["models"],
+    )
+    worker, child = _hang(daemon)
+    daemon.process.send_signal(signal.SIGTERM)
+    eventually(lambda: "the workers end" in daemon.log_text(), "the workers are told")
+    began = time.monotonic()
+    eventually(lambda: gone(worker.pid), "it is killed")
+    seconds = time.monotonic() - began
+    assert 3.8 < seconds < 6.0, "a second for the word, then the grace"
+    eventually(lambda: gone(child.pid), "so is what it started", within=2.0)
+    assert daemon.process.wait(10) == 0
+
+
+def test_what_a_killed_daemons_worker_had_started_is_ended_by_the_next_one(
+    start: Any, stubborn: dict[str, Any]
+) -> None:
+    daemon: Daemon = start(stubborn["policies"], models=stubborn["models"])
+    worker, child = _hang(daemon)
+    daemon.process.kill()
+    daemon.process.wait(5)
+    eventually(lambda: gone(worker.pid), "the worker is gone", within=2.0)
+    assert not gone(child.pid)
+    again = _again(daemon, stubborn["models"])
+    try:
+        eventually(lambda: _lives(again, daemon.port), "the next daemon lives", within=40)
+        eventually(lambda: gone(child.pid), "the child is gone", within=1.0)
+    finally:
+        again.terminate()
+        again.wait(20)
+
+
+def test_what_a_killed_daemon_left_is_replaced(start: Any, zoo: Path) -> None:
+    daemon: Daemon = start()
+    say(daemon, "tiny-a", "x", tokens=1)
+    left = [daemon.state / name for name in ("admin.sock", "mlxd.pid", "daemon.json", "mlxd.lock")]
+    private = list((daemon.state / "tmp").glob("worker-*"))
+    daemon.process.kill()
+    daemon.process.wait(5)
+    assert all(file.exists() for file in left)
+    assert private
+    again = _again(daemon, zoo)
+    try:
+        eventually(lambda: _lives(again, daemon.port), "the next daemon lives", within=40)
+        eventually(lambda: daemon.address().pid == again.pid, "it says where it is")
+        assert daemon.admin.get("/admin/policy")["generation"] >= 1
+        assert not any(folder.exists() for folder in private)
+    finally:
+        again.terminate()
+        again.wait(20)
+
+
+def test_the_stages_of_an_end_are_logged_and_told(start: Any) -> None:
+    daemon: Daemon = start({"server": "drain: {not_ready_delay: 500ms, grace: 1s}\n"})
+    with held(daemon) as stream:
+        daemon.process.send_signal(signal.SIGTERM)
+        told: list[dict[str, Any]] = []
+
+        def cut() -> bool:
+            told[:] = daemon.admin.get("/admin/events")["events"]
+            return any(event["data"].get("stage") == "cancelled" for event in told)
+
+        eventually(cut, "the events tell of the cut")
+        stream.rest()
+    assert daemon.process.wait(20) == 0
+    stages = [event["data"]["stage"] for event in told if event["type"] == "drain"]
+    assert stages[:3] == ["not_ready", "closed", "cancelled"]
+    log = daemon.log_text()
+    order = [
+        log.index(f"stopping: {words}") for words in ("no new req", "no new con", "1 requests")
+    ]
+    assert order == sorted(order)
+    assert log.index("stopping: the workers end") > order[-1]
+
+
+def test_new_connections_are_accepted_until_the_delay_is_over(start: Any) -> None:
+    daemon: Daemon = start({"server": "drain: {not_ready_delay: 2s, grace: 30s}\n"})
+    with held(daemon) as stream:
+        daemon.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+
+        def unready() -> bool:
+            return httpx.get(f"{daemon.url}/readyz").status_code == 503
+
+        eventually(unready, "/readyz says 503 on a new connection", within=1.5)
+
+        def refused() -> bool:
+            try:
+                httpx.get(f"{daemon.url}/livez")
+            except httpx.ConnectError:
+                return True
+            return False
+
+        eventually(refused, "no new connection is accepted")
+        assert time.monotonic() - began >= 1.9
+        stream.hang_up()
+    assert daemon.process.wait(20) == 0
+
+
+def test_idle_connections_do_not_hold_up_an_end(start: Any) -> None:
+    daemon: Daemon = start({"server": "drain: {not_ready_delay: 20s, grace: 30s}\n"})
+    with ExitStack() as stack:
+        for _ in range(20):
+            client = stack.enter_context(httpx.Client(base_url=daemon.url))
+            client.get("/livez")
+        for _ in range(20):
+            stack.enter_context(socket.create_connection(("127.0.0.1", daemon.port)))
+        began = time.monotonic()
+        assert daemon.stop() == 0
+        assert time.monotonic() - began < 10.0
+
+
+def test_a_request_that_waits_for_its_model_at_the_end_is_told(
+    start: Any, stubborn: dict[str, Any]
+) -> None:
+    """Its load is cancelled when the grace is over; the client gets an answer, not a reset."""
+    file = stubborn["models"] / "tiny-stubborn" / "code.py"
+    file.write_text("import time; time.sleep(600)\n")
+    daemon: Daemon = start(
+        {**stubborn["policies"], "server": "drain: {not_ready_delay: 0s, grace: 1s}\n"},
+        models=stubborn["models"],
+    )
+    body = body_for("/api/generate", "tiny-stubborn", "x", tokens=1)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(httpx.post, f"{daemon.url}/api/generate", json=body, timeout=30)
+        eventually(daemon.workers, "it loads")
+        assert daemon.stop() == 0
+        refused = answer.result(5)
+    assert (refused.status_code, refused.headers["x-mlxd-code"]) == (503, "draining")

@@ -125,7 +125,7 @@ class Quarantine(Policy):
 class Daemon(Policy):
     max_restarts: int = field(
         10, "Starts after an unclean end before the daemon serves without workers.",
-        unit="starts", reload="restart", enforced=False, example="3", ge=1,
+        unit="starts", reload="restart", example="3", ge=1,
     )  # fmt: skip
     delay: Delay = field(
         "5s", "Between an end and the next start.",
@@ -133,7 +133,7 @@ class Daemon(Policy):
     )  # fmt: skip
     watchdog: Duration = field(
         "30s", "How long the daemon may show no progress before it is restarted.",
-        unit="duration", reload="restart", enforced=False, example="1m",
+        unit="duration", reload="restart", example="1m",
     )  # fmt: skip
 
 

@@ -1,0 +1,182 @@
+"""Whether the daemon keeps dying: its starts, written down in the state folder.
+
+A start is unclean when the run before it was not asked to end and lived for less than a minute.
+After more than `most` of them, five within the last hour, the daemon is held: it serves, but starts
+no worker. A run that lives for a minute, or was asked to end, breaks the series; while the daemon
+is held neither does, since a program that restarts what is not ready must not end the hold. Then an
+hour without an unclean start does, or `mlxd service reset`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mlxd.core.clock import Clock
+
+SETTLED_SECONDS = 60.0
+QUIET_SECONDS = 3600.0
+PER_HOUR = 5
+"""Unclean starts within an hour; for a smaller `most`, one more than that."""
+_FILE = "starts.json"
+_SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """The series so far, and the run that it has come to. Times are seconds since the epoch."""
+
+    unclean: int = 0
+    recent: tuple[float, ...] = ()
+    """When the last of them were, the newest last."""
+    held: bool = False
+    """The run is held."""
+    running: bool = False
+    """The run has neither settled nor been asked to end: dying now is unclean."""
+
+    def begun(self, now: float, most: int) -> Starts:
+        """The next run begins at `now`."""
+        series = self.at(now)
+        if self.running:
+            recent = (*series.recent, now)[-PER_HOUR:]
+            series = replace(series, unclean=series.unclean + 1, recent=recent)
+        return replace(series, running=True, held=series._too_many(now, most))
+
+    def settled(self) -> Starts:
+        """The run has lived for a minute, or ends because somebody wants it to."""
+        return replace(self, running=False) if self.held else Starts()
+
+    def at(self, now: float) -> Starts:
+        """As things are at `now`: a quiet hour clears it. The clock may have been set back."""
+        recent = tuple(min(at, now) for at in self.recent)
+        if not recent or now - recent[-1] < QUIET_SECONDS:
+            return replace(self, recent=recent)
+        return Starts(running=self.running)
+
+    def _too_many(self, now: float, most: int) -> bool:
+        within = sum(now - at < QUIET_SECONDS for at in self.recent)
+        return self.unclean > most and within >= min(PER_HOUR, most + 1)
+
+
+class StartLedger:
+    """The starts of one state folder, as this run knows and writes them.
+
+    Times of this run are of the monotonic clock: a clock that is set changes nothing.
+    """
+
+    def __init__(self, state: Path, clock: Clock, most: int) -> None:
+        self._file = state / _FILE
+        self._clock = clock
+        self._most = most
+        self._writing = threading.Lock()
+        self._settles: float | None = None
+        """When this run will have lived for a minute."""
+        self._quiet = 0.0
+        """When the last unclean start will be an hour ago."""
+        self.starts = Starts()
+
+    @property
+    def held(self) -> bool:
+        return self.starts.held
+
+    @property
+    def reason(self) -> str:
+        """Why no worker is started; empty: they are."""
+        if not self.held:
+            return ""
+        return (
+            f"the daemon ended {self.starts.unclean} times within a minute of its start, unasked:"
+            " no model is loaded until `mlxd service reset`, or after an hour"
+        )
+
+    def begin(self) -> None:
+        """This run begins, even if that cannot be written down, which raises OSError."""
+        now, wall = self._clock.monotonic(), self._clock.wall()
+        self.starts = read(self._file).begun(wall, self._most)
+        self._settles = now + SETTLED_SECONDS
+        if self.starts.recent:
+            self._quiet = now + QUIET_SECONDS - (wall - self.starts.recent[-1])
+        self.save()
+
+    def due(self) -> float | None:
+        """Seconds until `advance` changes something; None: nothing will."""
+        moments = [self._settles, self._quiet if self.held else None]
+        known = [moment for moment in moments if moment is not None]
+        return max(0.0, min(known) - self._clock.monotonic()) if known else None
+
+    def advance(self) -> bool:
+        """Take note of the time that has passed; whether that ended a hold."""
+        now, held = self._clock.monotonic(), self.held
+        if self._settles is not None and now >= self._settles:
+            self._settles = None
+            self.starts = self.starts.settled()
+        if held and now >= self._quiet:
+            self.starts = Starts(running=self.starts.running)
+        return held and not self.held
+
+    def asked_to_end(self) -> None:
+        """What follows is no crash, even if somebody loses patience."""
+        self._settles = None
+        self.starts = self.starts.settled()
+
+    def reset(self) -> bool:
+        """Forget the series; whether that ended a hold."""
+        held = self.held
+        self.starts = Starts(running=self.starts.running)
+        return held
+
+    def save(self) -> None:
+        """Raises OSError. May wait for the disk."""
+        with self._writing:
+            _write(self._file, asdict(self.starts))
+
+
+def reset(state: Path) -> bool:
+    """Of a folder that no daemon runs with: whether the next one would have been held.
+
+    Raises OSError.
+    """
+    file = state / _FILE
+    held = read(file).held
+    file.unlink(missing_ok=True)
+    return held
+
+
+def read(file: Path) -> Starts:
+    """What is not readable, or of a newer version, is set aside."""
+    try:
+        return _starts(json.loads(file.read_bytes()))
+    except OSError:
+        return Starts()
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        with contextlib.suppress(OSError):
+            file.replace(file.with_name(f"{file.name}.unreadable"))
+        return Starts()
+
+
+def _starts(said: Mapping[str, Any]) -> Starts:
+    if said["schema"] != _SCHEMA:
+        raise ValueError(f"schema {said['schema']!r}")
+    return Starts(
+        unclean=int(said["unclean"]),
+        recent=tuple(float(at) for at in said["recent"])[-PER_HOUR:],
+        held=bool(said["held"]),
+        running=bool(said["running"]),
+    )
+
+
+def _write(file: Path, said: Mapping[str, Any]) -> None:
+    """Whole or not at all, whenever the machine stops."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    with os.fdopen(os.open(temporary, flags, 0o600), "w") as stream:
+        json.dump({"schema": _SCHEMA, **said}, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)

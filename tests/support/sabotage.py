@@ -1,0 +1,83 @@
+"""A daemon with a defect: `python sabotage.py DEFECT python -m mlxd serve ...`.
+
+The defect shows when the daemon gets SIGUSR1. `block:SECONDS` stops its event loop that long;
+`deaf` leaves the loop turning and takes no connection any more; `lose:PART` has one of the tasks
+fail that the daemon depends on; `end:PART` has it end without a word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from typing import Any
+
+from mlxd.control.guard import Guard
+from mlxd.policy.watch import Watcher
+from mlxd.server.listener import Listener
+from mlxd.server.watchdog import Heartbeat
+
+PARTS: dict[str, Any] = {"guard": Guard, "watcher": Watcher, "heartbeat": Heartbeat}
+
+
+def main() -> int:
+    defect, _, detail = sys.argv[1].partition(":")
+    match defect:
+        case "block":
+            _on_signal(lambda: time.sleep(float(detail)))
+        case "deaf":
+            _be_deaf()
+        case _:
+            _lose(PARTS[detail], silently=defect == "end")
+    from mlxd.cli import main as command
+
+    return command(sys.argv[5:])
+
+
+def _on_signal(act: Any) -> None:
+    """On the loop, once the daemon serves."""
+    opened = Listener.open
+
+    async def open_and_wait(self: Listener, *arguments: Any) -> None:
+        await opened(self, *arguments)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, act)
+
+    Listener.open = open_and_wait  # type: ignore[method-assign, assignment]
+
+
+def _be_deaf() -> None:
+    doors: list[Listener] = []
+    opened = Listener.open
+
+    async def remembered(self: Listener, *arguments: Any) -> None:
+        await opened(self, *arguments)
+        doors.append(self)
+
+    Listener.open = remembered  # type: ignore[method-assign, assignment]
+
+    def deafen() -> None:
+        for listener in doors:
+            for door in listener._doors:
+                asyncio.get_running_loop().remove_reader(door.sock)
+
+    _on_signal(deafen)
+
+
+def _lose(part: Any, *, silently: bool) -> None:
+    lost = asyncio.Event()
+    ran = part.run
+
+    async def run(self: Any) -> None:
+        work = asyncio.create_task(ran(self))
+        await lost.wait()
+        work.cancel()
+        if not silently:
+            raise RuntimeError("sabotage")
+
+    part.run = run
+    _on_signal(lost.set)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
