@@ -51,6 +51,8 @@ class Residency:
         """`check` looks at a model's files once more before they are loaded."""
         self.on_memory_error: Callable[[str], None] | None = None
         """Told the name of a model whose worker ended because its engine found no memory."""
+        self.on_work: Callable[[], None] | None = None
+        """Called when a load or a generation begins or ends."""
         self._supervisor = supervisor
         self._clock = clock
         self._forecasts = forecasts or ByWeight()
@@ -257,6 +259,9 @@ class Residency:
         worker.on_need = self._needed
         worker.on_observed = self._observed
         worker.on_end = self._ended
+        worker.on_work = self.on_work
+        if self.on_work is not None:
+            self.on_work()
 
     def _needed(self, worker: Worker, need: ipc.Need) -> None:
         self._own(self._answered(worker, need), f"need of {worker.name}")

@@ -85,6 +85,12 @@ class Worker(asyncio.Protocol):
         """Called once, when the first token of its first generation is delivered."""
         self.on_end: Callable[[Worker], None] | None = None
         """Called once, when the process is gone, asked for or not."""
+        self.on_work: Callable[[], None] | None = None
+        """Called when its load or one of its generations begins or ends."""
+        self.step = 0
+        """The last one that it told of."""
+        self.lost = 0
+        """Generations that ran when its process ended."""
         self._clock = clock
         self._process = process
         self._pulse = Pulse()
@@ -151,6 +157,11 @@ class Worker(asyncio.Protocol):
         return max((g.created for g in self._generations.values() if not g.ended), default=None)
 
     @property
+    def running(self) -> int:
+        """Generations that have not ended."""
+        return sum(not generation.ended for generation in self._generations.values())
+
+    @property
     def footprint(self) -> Footprint | None:
         """What its model takes; known once that is loaded."""
         return self.ready.footprint if self.ready is not None else None
@@ -194,6 +205,7 @@ class Worker(asyncio.Protocol):
         self._next_id += 1
         self._generations[generation.id] = generation
         self._transport.write(frame)
+        self._note_work()
         try:
             accepted = await generation.accepted()
             yield (
@@ -286,7 +298,12 @@ class Worker(asyncio.Protocol):
             case ipc.Pong():
                 self._last_pong = self._clock.monotonic()
                 self.memory = message.memory
+                self.step = message.step
                 self._answer_ping(message)
+
+    def _note_work(self) -> None:
+        if self.on_work is not None:
+            self.on_work()
 
     def _answer_ping(self, pong: ipc.Pong | None) -> None:
         if self._pong is not None and not self._pong.done():
@@ -297,6 +314,7 @@ class Worker(asyncio.Protocol):
         self.memory = ipc.Memory(ready.active_bytes, 0, ready.peak_bytes)
         if not self._became_ready.done():
             self._became_ready.set_result(ready)
+        self._note_work()
 
     def _answer_need(self, need: ipc.Need) -> None:
         if self.on_need is not None:
@@ -306,6 +324,7 @@ class Worker(asyncio.Protocol):
 
     def _deliver(self, output: ipc.Output) -> None:
         self._pulse.at = self._clock.monotonic()
+        self.step += 1
         if output.memory is not None:
             self.memory = output.memory
         for id in output.started:
@@ -338,6 +357,7 @@ class Worker(asyncio.Protocol):
                 self._generations.pop(generation.id, None)
             else:
                 self._own(self._expect_end(generation))
+            self._note_work()
 
     async def _expect_end(self, generation: Generation) -> None:
         """Tell a long step from a wedge: it answers pings, and ends within the stall limit."""
@@ -370,7 +390,9 @@ class Worker(asyncio.Protocol):
                 "worker %s ended: %s", self.name, self.exit.reason, extra={"stderr": self.stderr}
             )
         self._fail_load("its worker ended before the model was loaded")
+        self.lost = self.running
         self.fail_all(self._crashed())
+        self._note_work()
         if self.on_end is not None:
             self.on_end(self)
 

@@ -32,6 +32,7 @@ from mlxd.server.edge import (
 from mlxd.server.errors import Render
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
+from mlxd.server.refusals import note_refusal
 
 _ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -48,8 +49,9 @@ class Generate:
         policies = policies_of(request)
         try:
             return await self._serve(request, policies)
-        except MlxdError:
+        except MlxdError as error:
             _note_quota(request, self._parts, policies)
+            note_refusal(request, self._parts.rejections, error)
             raise
 
     async def _serve(self, request: web.BaseRequest, policies: PolicySet) -> web.StreamResponse:

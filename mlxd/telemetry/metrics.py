@@ -78,6 +78,13 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._webhook = Counter(
+            "mlxd_webhook_posts_total",
+            "Events posted to the webhook, by result; given_up counts events, failed attempts.",
+            ("result",),
+            registry=self.registry,
+        )
+
     def reloaded(self, *, result: str, trigger: str, seconds: float, at: float) -> None:
         """Count one attempt; `at` in seconds since the epoch."""
         self._reloads.labels(result, trigger).inc()
@@ -109,6 +116,10 @@ class Metrics:
     def evicted(self, reason: str, models: int = 1) -> None:
         """Count idle models that left memory; `reason` is one of a few words."""
         self._evictions.labels(reason).inc(models)
+
+    def webhook_post(self, result: str) -> None:
+        """Count a post of an event, or an event that is given up."""
+        self._webhook.labels(result).inc()
 
     def watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
         """Ask `value` at each scrape."""
