@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from mlxd.core import durable
 from mlxd.core.clock import Clock
+from mlxd.core.sizes import spoken
 from mlxd.core.threads import Threads
 from mlxd.telemetry.events import ids_after
 
@@ -36,7 +37,6 @@ _AGAIN_SECONDS = 30.0
 _LAST_SECONDS = 2.0
 """For the last one; a disk may hang."""
 _MOST_BYTES = 1 << 20
-_GIB = 2**30
 
 Json = dict[str, Any]
 
@@ -254,5 +254,5 @@ def _doing(worker: Mapping[str, Any]) -> str:
     if state != "generating":
         return ""
     requests = "1 request" if worker["running"] == 1 else f"{int(worker['running'])} requests"
-    held = int(worker["memory"]) / _GIB
-    return f"{model} generated for {requests} ({held:.1f} GiB held, last step {worker['step']})"
+    held = spoken(int(worker["memory"]))
+    return f"{model} generated for {requests} ({held} held, last step {worker['step']})"

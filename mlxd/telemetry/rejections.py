@@ -35,7 +35,7 @@ class Rejections:
             "model": model,
             "client": client,
             "policy": error.policy.key if error.policy is not None else None,
-            "retry_after": error.retry_after,
+            "retry_after": None if error.retry_after is None else round(error.retry_after, 1),
         }
         flood = self._floods.get(error.code)
         if flood is None:
