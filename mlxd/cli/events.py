@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import sys
@@ -59,6 +60,9 @@ def local(at: float) -> str:
     return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+_FAREWELL = b": end"
+
+
 class _Refused(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -66,19 +70,12 @@ class _Refused(Exception):
 
 
 def _records(found: Places, since: int, types: str, *, follow: bool) -> Iterator[Json]:
-    """Over the admin socket, which tells more, or else over TCP. Raises NoAnswer, _Refused."""
-    daemon = running(found.state.path)
+    """Raises NoAnswer, _Refused."""
     query = urlencode({"since": since, "types": types}, errors="replace")
-    if daemon is not None and daemon.admin:
-        connection: http.client.HTTPConnection = unix_connection(daemon.admin, _TIMEOUT)
-        target, where = f"/admin/events?{query}", daemon.admin
-    else:
-        host, port = address_of(found)
-        connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT)
-        target, where = f"/api/events?{query}", f"http://{authority(host, port)}"
     accept = "text/event-stream" if follow else "application/json"
+    connection, path, where = _connected(found)
     try:
-        connection.request("GET", target, headers={"Accept": accept})
+        connection.request("GET", f"{path}?{query}", headers={"Accept": accept})
         response = connection.getresponse()
         if response.status >= 400:
             raise _refusal(response.status, json.loads(response.read()))
@@ -89,10 +86,36 @@ def _records(found: Places, since: int, types: str, *, follow: bool) -> Iterator
         connection.close()
 
 
+def _connected(found: Places) -> tuple[http.client.HTTPConnection, str, str]:
+    """By the admin socket, which tells more, or else over TCP: (connection, path, where).
+
+    Raises NoAnswer.
+    """
+    daemon = running(found.state.path)
+    if daemon is not None and daemon.admin:
+        unix = unix_connection(daemon.admin, _TIMEOUT)
+        with contextlib.suppress(OSError):
+            unix.connect()
+            return unix, "/admin/events", daemon.admin
+    host, port = address_of(found)
+    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT)
+    where = f"http://{authority(host, port)}"
+    try:
+        connection.connect()
+    except OSError as error:
+        raise NoAnswer(f"no answer from the daemon at {where}: {error}") from error
+    return connection, "/api/events", where
+
+
 def _streamed(response: http.client.HTTPResponse) -> Iterator[Json]:
+    """Raises ValueError when it ends without the daemon's last word."""
+    last = b""
     for line in response:
         if line.startswith(b"data: "):
             yield json.loads(line.removeprefix(b"data: "))
+        last = line.strip() or last
+    if last != _FAREWELL:
+        raise ValueError("it ended in the middle")
 
 
 def _listed(answer: Any) -> Iterator[Json]:

@@ -19,6 +19,8 @@ from mlxd.telemetry.events import LOST, TYPES, Follower, Record
 
 _HEARTBEAT_SECONDS = 15.0
 _HEARTBEAT = b":\n\n"
+_FAREWELL = b": end\n\n"
+"""Without it the stream was cut off."""
 _GREETING = b"retry: 2000\n\n"
 """A browser comes back after so many milliseconds."""
 _HEADERS = {
@@ -66,6 +68,7 @@ class EventStream:
             await response.prepare(request)
             await response.write(_GREETING)
             await self._follow(request, response, follower)
+            await response.write(_FAREWELL)
         await response.write_eof()
         return response
 

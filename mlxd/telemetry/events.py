@@ -35,7 +35,7 @@ PRIVATE = frozenset({"by", "client", "stderr"})
 _TEXT = 500
 _TAIL = 4000
 """Characters of a worker's stderr."""
-_ITEMS = 100
+_ITEMS = 50
 _DEPTH = 6
 
 TYPES: Mapping[str, int] = {
