@@ -88,7 +88,7 @@ class Supervisor:
         if worker.exit is not None:
             data = {
                 "model": worker.name, "pid": worker.pid, "reason": worker.exit.reason,
-                "status": worker.exit.status, "running": worker.lost, "step": worker.step,
+                "status": worker.exit.status, "running": worker.victims, "step": worker.step,
                 "memory": worker.memory.active + worker.memory.cache, "stderr": worker.stderr,
             }  # fmt: skip
             words = f"the worker of {worker.name} ended: {worker.exit.reason}"

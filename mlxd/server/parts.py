@@ -13,6 +13,7 @@ from mlxd.control.library import Library
 from mlxd.control.memory import MemoryReading
 from mlxd.control.preload import Preloader
 from mlxd.control.pull import Puller
+from mlxd.control.replay import Replays
 from mlxd.control.residency import Residency
 from mlxd.core.clock import Clock
 from mlxd.policy.reload import Reloader
@@ -47,6 +48,7 @@ class Parts:
     preloader: Preloader
     guard: Guard
     dispatcher: Dispatcher
+    replays: Replays
     puller: Puller
     library: Library
     clock: Clock

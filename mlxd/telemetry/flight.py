@@ -70,6 +70,11 @@ class Flown(Protocol):
         ...
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest of them so far, with its prompt."""
+        ...
+
+    @property
     def step(self) -> int:
         """The last that it told."""
         ...
@@ -228,6 +233,7 @@ def _entry(worker: Flown) -> Json:
         "pid": worker.pid,
         "state": state,
         "running": worker.running,
+        "tokens": worker.longest,
         "step": worker.step,
         "memory": memory.active + memory.cache,
         "peak": memory.peak,
@@ -255,4 +261,5 @@ def _doing(worker: Mapping[str, Any]) -> str:
         return ""
     requests = "1 request" if worker["running"] == 1 else f"{int(worker['running'])} requests"
     held = spoken(int(worker["memory"]))
-    return f"{model} generated for {requests} ({held} held, last step {worker['step']})"
+    numbers = f"up to {worker['tokens']} tokens, {held} held, last step {worker['step']}"
+    return f"{model} generated for {requests} ({numbers})"

@@ -84,6 +84,12 @@ class Metrics:
             ("result",),
             registry=self.registry,
         )
+        self._replays = Counter(
+            "mlxd_replays_total",
+            "Requests whose worker died, by what became of them.",
+            ("outcome",),
+            registry=self.registry,
+        )
 
     def reloaded(self, *, result: str, trigger: str, seconds: float, at: float) -> None:
         """Count one attempt; `at` in seconds since the epoch."""
@@ -120,6 +126,10 @@ class Metrics:
     def webhook_post(self, result: str) -> None:
         """Count a post of an event, or an event that is given up."""
         self._webhook.labels(result).inc()
+
+    def replayed(self, outcome: str) -> None:
+        """Count a request whose worker died; `outcome` is one of a few words."""
+        self._replays.labels(outcome).inc()
 
     def watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
         """Ask `value` at each scrape."""

@@ -33,6 +33,7 @@ class Worker:
     pid: int = 77
     ready: object | None = "ready"
     running: int = 0
+    longest: int = 0
     step: int = 0
     memory: Memory = field(default_factory=Memory)
 
@@ -90,7 +91,7 @@ async def test_it_says_what_runs_as_it_begins_goes_on_and_ends(bench: Bench) -> 
         "schema": 1, "ended": None, "at": bench.clock.wall(), "pid": os.getpid(), "mlxd": "1",
         "events": 5 * RUN_IDS, "available": 1000,
         "workers": [
-            {"model": "tiny", "pid": 77, "state": "generating", "running": 2, "step": 10,
+            {"model": "tiny", "pid": 77, "state": "generating", "running": 2, "tokens": 0, "step": 10,
              "memory": 4 * 2**30, "peak": 5 * 2**30}
         ],
     }  # fmt: skip
@@ -149,14 +150,15 @@ class TestLastRun:
 
     async def test_a_run_that_was_cut_off_says_what_it_did(self, bench: Bench) -> None:
         bench.workers = [
-            Worker(running=2, step=340), Worker("other", ready=None), Worker("third"),
+            Worker(running=2, longest=5170, step=340), Worker("other", ready=None), Worker("third"),
         ]  # fmt: skip
         bench.flight.start()
         await bench.until(lambda: bench.writes)
         last = last_run(bench.state)
         assert last.unclean
         assert last.message == (
-            "the last run ended while tiny generated for 2 requests (4 GiB held, last step 340)"
+            "the last run ended while tiny generated for 2 requests (up to 5170 tokens, 4 GiB held,"
+            " last step 340)"
             " and other was loading, at 2023-11-14T22:30:00Z"
         )
         assert last.data["workers"][0]["step"] == 340
