@@ -82,14 +82,16 @@ class TestStream:
 
     def test_ids_go_on_over_a_restart(self, zoo: Path, tmp_path: Path) -> None:
         with daemon(tmp_path, models=zoo, policies={}) as first:
+            first.reload()
             last = kept(first)[-1]["id"]
         with daemon(tmp_path, models=zoo, policies={}) as second:
+            second.reload()
             headers = {"Last-Event-ID": str(last)}
             with stream(second.http, headers=headers) as follower:
                 lost = follower.next()
                 assert (lost["type"], lost["data"]) == ("lost", {"count": None})
                 rest = follower.next()
-            assert rest["id"] == kept(second)[0]["id"] > last
+            assert rest["id"] > last
 
     def test_only_the_types_that_are_asked_for_come(self, start: Start) -> None:
         running = start()
@@ -183,7 +185,7 @@ def peers_of(running: Daemon) -> set[int]:
     import psutil
 
     found = psutil.Process(running.pid).net_connections("tcp")
-    return {one.raddr.port for one in found if one.raddr and one.status == "ESTABLISHED"}
+    return {one.raddr.port for one in found if one.status == "ESTABLISHED"}
 
 
 def connections_of(running: Daemon) -> int:

@@ -91,8 +91,8 @@ async def test_it_says_what_runs_as_it_begins_goes_on_and_ends(bench: Bench) -> 
         "schema": 1, "ended": None, "at": bench.clock.wall(), "pid": os.getpid(), "mlxd": "1",
         "events": 5 * RUN_IDS, "available": 1000,
         "workers": [
-            {"model": "tiny", "pid": 77, "state": "generating", "running": 2, "tokens": 0, "step": 10,
-             "memory": 4 * 2**30, "peak": 5 * 2**30}
+            {"model": "tiny", "pid": 77, "state": "generating", "running": 2, "tokens": 0,
+             "step": 10, "memory": 4 * 2**30, "peak": 5 * 2**30}
         ],
     }  # fmt: skip
     bench.workers[0].running = 0
@@ -158,8 +158,7 @@ class TestLastRun:
         assert last.unclean
         assert last.message == (
             "the last run ended while tiny generated for 2 requests (up to 5170 tokens, 4 GiB held,"
-            " last step 340)"
-            " and other was loading, at 2023-11-14T22:30:00Z"
+            " last step 340) and other was loading, at 2023-11-14T22:30:00Z"
         )
         assert last.data["workers"][0]["step"] == 340
         assert last.ids_after(ManualClock()) >= 6 * RUN_IDS
