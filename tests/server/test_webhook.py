@@ -143,24 +143,23 @@ async def test_nothing_is_posted_unsigned_for_want_of_the_secret(
     assert bench.receiver.requests == []
 
 
+@pytest.mark.parametrize(
+    "url", ["http://user:TOKEN@127.0.0.1:1/TOKEN?key=TOKEN", "ftp://TOKEN", "http://TOKEN:x/"]
+)
 async def test_the_url_may_be_a_secret_and_is_never_told(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, url: str,
+) -> None:  # fmt: skip
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
-    (tmp_path / "hook").write_text("http://user:TOKEN@127.0.0.1:1/TOKEN?key=TOKEN")
+    (tmp_path / "hook").write_text(url)
     bench.apply(url="credential:hook")
     bench.webhook.start()
     with caplog.at_level(logging.DEBUG):
         bench.events.record("load", "a")
         await until(lambda: bench.counts["failed"])
-        (tmp_path / "hook").write_text("ftp://TOKEN")
-        await until(lambda: bench.counts["failed"] > 2)
-        (tmp_path / "hook").write_text("http://TO KEN\x00:x/")
-        await until(lambda: bench.counts["failed"] > 4)
+    assert "the webhook does not take events" in caplog.text
     assert "TOKEN" not in caplog.text
-    assert "TO KEN" not in caplog.text
     (tmp_path / "hook").write_text(f"{bench.receiver.url}?key=TOKEN")
-    bench.events.record("load", "b")
     await until(lambda: bench.counts["delivered"])
 
 
