@@ -107,9 +107,12 @@ class TestStream:
         assert answer.headers["x-mlxd-code"] == "invalid_request"
 
     def test_a_head_is_answered_at_once(self, served: Daemon) -> None:
-        answer = served.http.head("/api/events")
-        assert answer.status_code == 200
-        assert answer.headers["content-type"] == "text/event-stream"
+        one = httpx.Limits(max_connections=1)
+        with httpx.Client(base_url=served.url, limits=one, timeout=10) as http:
+            answer = http.head("/api/events")
+            assert answer.status_code == 200
+            assert answer.headers["content-type"] == "text/event-stream"
+            assert http.get("/livez").status_code == 200
 
     def test_a_page_of_this_machine_may_follow_and_a_foreign_one_may_not(
         self, served: Daemon
