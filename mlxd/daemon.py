@@ -68,10 +68,14 @@ from mlxd.server.watchdog import (
     end_process_after,
     told_by_systemd,
 )
+from mlxd.server.webhook import Webhook
 from mlxd.telemetry import logs
 from mlxd.telemetry.events import Events
+from mlxd.telemetry.flight import last_run
 from mlxd.telemetry.logs import one_line
 from mlxd.telemetry.metrics import Metrics
+from mlxd.telemetry.records import Records
+from mlxd.telemetry.rejections import Rejections
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +110,8 @@ class Daemon:
         self._reloader = Reloader(
             store, history, clock, boot, overrides=overrides, find_folder=find_folder
         )
-        metrics, events = Metrics(), Events(clock)
+        last = last_run(instance.state)
+        metrics, events = Metrics(), Events(clock, last.ids_after(clock))
         pulled = PulledModels(instance.state / "models")
         own_names = OwnNames(instance.state / "models.d")
         catalog = Catalog(GUIDE, clock, pulled=pulled.folder, names=own_names)
@@ -120,6 +125,13 @@ class Daemon:
         self._guard = _guard(
             store.current, self._residency, admission, clock=clock, events=events, metrics=metrics
         )
+        self._records = Records(
+            instance.state, clock, events, last,
+            workers=self._residency.workers, available=_available_memory,
+        )  # fmt: skip
+        self._residency.on_work = self._records.flight.changed
+        self._supervisor.on_event = events.record
+        self._webhook = Webhook(store.current, events, metrics.webhook_post)
         self._replays = _replays(clock, self._guard, events=events, metrics=metrics)
         self._grace = Grace(clock, lambda: float(store.current.supervision.sleep_wake.resume_grace))
         self._residency.calm = self._grace.calm
@@ -147,6 +159,8 @@ class Daemon:
             read_memory=read_memory,
             metrics=metrics,
             events=events,
+            rejections=Rejections(events),
+            records=self._records,
             state=State(warnings=list(warnings)),
             starts=starts,
         )
@@ -210,6 +224,8 @@ class Daemon:
             loop.create_task(self._grace.run(), name="wake"),
             loop.create_task(self._caffeinate.run(), name="caffeinate"),
         ]
+        self._records.start()
+        self._webhook.start()
         listen = self._parts.policies.current.server.listen
         port = sock.getsockname()[1]
         self._bind_admin()
@@ -268,10 +284,11 @@ class Daemon:
             Live("residency", parts.residency.apply),
             Live("memory", parts.guard.apply),
             Live("preload", parts.preloader.apply),
+            Live("webhook", self._webhook.apply),
         )
         self._grace.on_wake = self._woke
-        self._reloader.observe(_log_outcome)
         self._reloader.observe(partial(policy_report.report, parts))
+        self._reloader.observe(_log_outcome)
         policy_report.measure(parts)
         memory_report.measure(parts)
         parts.metrics.watch(
@@ -377,7 +394,6 @@ class Daemon:
 
     def _release(self, why: str) -> None:
         words = f"models are loaded again: {why}"
-        log.warning("%s", words)
         self._parts.events.record("starts_released", words)
         self._preloader.apply(self._parts.policies.current)
 
@@ -424,7 +440,6 @@ class Daemon:
             await self._all_ended(_FAREWELL_SECONDS, even_if_told=True)
 
     def _tell_stage(self, stage: str, words: str) -> None:
-        log.info("stopping: %s", words)
         data = {"stage": stage, "active": self._parts.admission.active}
         self._parts.events.record("drain", f"stopping: {words}", data)
 
@@ -446,6 +461,7 @@ class Daemon:
 
     async def _end(self) -> None:
         await self._puller.close()
+        await self._end_events()
         await self._listener.close()
         await self._admin.close()
         await self._reloader.close()
@@ -460,7 +476,14 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._wakes, return_exceptions=True)
         shutil.rmtree(self._temporary, ignore_errors=True)
+        await self._records.close()
         log.info("stopped")
+
+    async def _end_events(self) -> None:
+        """Whoever follows is told the rest, and that it ends."""
+        self._parts.rejections.close()
+        self._parts.events.close()
+        await self._webhook.close()
 
     async def _kill_when_told(self) -> None:
         await self._at_once.wait()
@@ -551,12 +574,15 @@ def _apply_log(policies: PolicySet) -> None:
 
 
 def _log_outcome(outcome: Outcome) -> None:
-    """The start is greeted; each later attempt is a line, each reason against it one more."""
-    if outcome.trigger == "start":
-        return
-    log.log(logging.INFO if outcome.ok else logging.WARNING, "%s", outcome)
-    for error in outcome.errors[1:]:
-        log.warning("policies refused, also: %s", error)
+    """Each further reason against one: the first is in its event."""
+    if outcome.trigger != "start":
+        for error in outcome.errors[1:]:
+            log.warning("policies refused, also: %s", error)
+
+
+def _available_memory() -> int | None:
+    reading = read_memory()
+    return reading.available if reading is not None else None
 
 
 def _fresh_temporary(state: Path) -> Path:

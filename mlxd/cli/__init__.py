@@ -72,6 +72,21 @@ def _parser() -> argparse.ArgumentParser:
     add_places(reset)
     add_json(reset)
     reset.set_defaults(run=_reset)
+    events = commands.add_parser("events", help="what the daemon decided, and decides")
+    add_places(events)
+    add_json(events)
+    events.add_argument("--follow", action="store_true", help="go on with each as it comes")
+    events.add_argument("--since", type=_whole, metavar="ID", help="only what came after this one")
+    events.add_argument("--types", default="", metavar="A,B", help="only of these types")
+    events.set_defaults(run=_events)
+
+    crashes = commands.add_parser("crashes", help="how workers and the daemon ended unasked")
+    add_places(crashes)
+    add_json(crashes)
+    crashes.add_argument(
+        "-n", "--count", type=_whole, default=20, metavar="N", help="the last N; 20"
+    )
+    crashes.set_defaults(run=_crashes)
 
     models.add(commands)
     policy.add(commands)
@@ -106,6 +121,33 @@ def _stop(arguments: argparse.Namespace) -> int:
     from mlxd.cli import stop
 
     return stop.stop(arguments.policies, arguments.state)
+
+
+def _events(arguments: argparse.Namespace) -> int:
+    from mlxd.cli import events
+
+    return events.events(
+        arguments.policies,
+        arguments.state,
+        since=arguments.since,
+        types=arguments.types,
+        follow=arguments.follow,
+        as_json=arguments.json,
+    )
+
+
+def _crashes(arguments: argparse.Namespace) -> int:
+    from mlxd.cli import crashes
+
+    return crashes.crashes(
+        arguments.policies, arguments.state, arguments.count, as_json=arguments.json
+    )
+
+
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or not 0 < len(text) <= 18 or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")
+    return int(text)
 
 
 def _env(arguments: argparse.Namespace) -> int:

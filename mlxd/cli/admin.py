@@ -91,6 +91,11 @@ class AdminClient:
         return NoAnswer(f"no answer from the daemon at {self._path}: {error}")
 
 
+def unix_connection(path: str, timeout: float | None) -> http.client.HTTPConnection:
+    """HTTP over the socket at `path`."""
+    return _UnixConnection(path, timeout)
+
+
 def _refusal(status: int, answer: Any) -> Refused:
     said = answer.get("error", answer) if isinstance(answer, dict) else answer
     return Refused(status, str(said))

@@ -153,7 +153,6 @@ class Guard:
         """
         self._alarms.append(why)
         self._events.record("memory_emergency", why)
-        log.error("%s", why)
         self._readings = self.read()
         self._tell()
         self._hold(HOLDING)
@@ -194,9 +193,10 @@ class Guard:
         words = f"memory: {before.word} -> {level.word}: {self._words()}"
         shares = {name: round(share, 4) for name, share in self._readings.each().items()}
         data = {"from": before.word, "to": level.word, "monitors": shares}
-        self._events.record("memory_level", words, data)
         warns = level > before and any("warn" in mark.actions for mark in self._entered())
-        log.log(logging.WARNING if warns else logging.INFO, "%s", words)
+        self._events.record(
+            "pressure", words, data, level=logging.WARNING if warns else logging.INFO
+        )
         if warns:
             self._counts.memory_action("warn")
 
@@ -277,7 +277,6 @@ class Guard:
             f"the worker of {found.worker.name} is ended: its process holds"
             f" {in_gib(found.resident)} and may hold {in_gib(found.limit)} ({line})"
         )
-        log.error("%s", words)
         data = {"model": found.worker.name, "resident": found.resident, "limit": found.limit}
         self._events.record("worker_over_limit", words, data)
         found.worker.kill()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass, field
 
@@ -16,8 +15,6 @@ from mlxd.core.errors import Forbidden, InvalidRequest, ModelInUse, ModelNotFoun
 from mlxd.core.models import ModelCard, canonical
 from mlxd.core.threads import Threads
 from mlxd.policy.load import PolicySet
-
-log = logging.getLogger(__name__)
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}"
 _NAME = re.compile(rf"(?:{_PART}/){{0,2}}{_PART}(?::{_PART})?")
@@ -127,5 +124,4 @@ class Library:
         self._say("name_removed", f"{own.name} is no name of {own.model} any more", own.model)
 
     def _say(self, type: str, words: str, model: str) -> None:
-        log.info("%s", words)
         self.record(type, words, {"model": model})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,8 +11,6 @@ from mlxd.control.watermarks import Mark
 from mlxd.core.errors import InsufficientMemory, MlxdError, PolicyLine
 from mlxd.ipc import messages as ipc
 from mlxd.telemetry.events import Events
-
-log = logging.getLogger(__name__)
 
 EVICTING = frozenset({"evict_lru", "evict_all_idle"})
 HOLDING = frozenset({"block_loads", "stop_admission"})
@@ -168,7 +165,6 @@ class Measures:
         self._tell(words, "cancel_lowest_priority", occasion, [worker.name])
 
     def _tell(self, words: str, action: str, occasion: Occasion, models: list[str]) -> None:
-        log.warning("%s", words)
         data = {"action": action, "mark": occasion.mark.level.word, "models": models}
         self._events.record("memory_action", words, data)
 

@@ -162,7 +162,6 @@ class Puller:
             self._failed(pull, error)
             return
         words = f"{repo} was pulled" if verdict.fetched_bytes else f"{repo} was there already"
-        log.info("%s: %s bytes, commit %s", words, verdict.fetched_bytes, verdict.revision)
         data = {"model": repo, "bytes": verdict.fetched_bytes, "revision": verdict.revision}
         self._record("model_pulled", words, data)
         pull.board.post(Progress("success"))
@@ -199,8 +198,8 @@ class Puller:
         await self._catalog.rescanned(policies)
 
     def _failed(self, pull: _Pull, error: MlxdError) -> None:
-        log.warning("the pull of %s failed: %s", pull.repo, error.message)
-        self._record("pull_failed", error.message, {"model": pull.repo, "code": error.code})
+        words = f"the pull of {pull.repo} failed: {error.message}"
+        self._record("pull_failed", words, {"model": pull.repo, "code": error.code})
         pull.board.close(error)
 
 

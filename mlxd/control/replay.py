@@ -340,7 +340,6 @@ class _Run:
             f"a request to {self._case.model} goes on with the next worker"
             f" ({reason}; {self._died_at} tokens so far)"
         )
-        log.warning("%s", words)
         if self._replays.on_event is not None:
             data = {
                 "model": self._case.model, "attempt": self._attempt,

@@ -62,6 +62,8 @@ class Residency:
         """`check` looks at a model's files once more before they are loaded."""
         self.on_memory_error: Callable[[str], None] | None = None
         """Told the name of a model whose worker ended because its engine found no memory."""
+        self.on_work: Callable[[], None] | None = None
+        """Called when a load or a generation begins or ends."""
         self.calm: Callable[[], bool] = lambda: False
         """True while no worker may count as stalled."""
         self._supervisor = supervisor
@@ -281,6 +283,9 @@ class Residency:
         worker.on_need = self._needed
         worker.on_observed = self._observed
         worker.on_end = self._ended
+        worker.on_work = self.on_work
+        if self.on_work is not None:
+            self.on_work()
         worker.calm = self._is_calm
 
     def _is_calm(self) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mlxd.control.process import UNKNOWN, Known
 from mlxd.control.worker import Worker
@@ -28,6 +30,8 @@ class Supervisor:
         self._clock = clock
         self._temporary = temporary
         self._workers: dict[ModelSpec, Worker] = {}
+        self.on_event: Callable[[str, str, Mapping[str, Any]], object] | None = None
+        """Told what becomes of workers: a type of event, a message, data."""
 
     def serving(self, spec: ModelSpec) -> Worker | None:
         """The worker that can take a request for `spec` now."""
@@ -59,6 +63,7 @@ class Supervisor:
             spec, name, self._clock, temporary=self._temporary, budget=budget, known=known
         )
         prepare(worker)
+        worker.on_end = partial(self._ended, worker.on_end)
         self._workers[spec] = worker
         log.info("worker for %s started, pid %s", name, worker.pid)
         try:
@@ -66,10 +71,30 @@ class Supervisor:
         except asyncio.CancelledError:
             worker.kill()
             raise
-        log.info("%s loaded in %.2f s", name, self._clock.monotonic() - began)
+        seconds = round(self._clock.monotonic() - began, 3)
+        data = {"model": name, "pid": worker.pid, "load_seconds": seconds}
+        self._tell("worker_up", f"the worker of {name} serves, pid {worker.pid}", data)
+        data = {"model": name, "seconds": seconds, "bytes": ready.active_bytes}
+        self._tell("load", f"{name} loaded in {seconds:.2f} s", data)
         if not ready.batchable:
             log.info("%s cannot be batched: it serves one request at a time", name)
         return worker
+
+    def _tell(self, type: str, words: str, data: Mapping[str, Any]) -> None:
+        if self.on_event is not None:
+            self.on_event(type, words, data)
+
+    def _ended(self, tell_too: Callable[[Worker], None] | None, worker: Worker) -> None:
+        if worker.exit is not None:
+            data = {
+                "model": worker.name, "pid": worker.pid, "reason": worker.exit.reason,
+                "status": worker.exit.status, "running": worker.victims, "step": worker.step,
+                "memory": worker.memory.active + worker.memory.cache, "stderr": worker.stderr,
+            }  # fmt: skip
+            words = f"the worker of {worker.name} ended: {worker.exit.reason}"
+            self._tell("worker_down", words, data)
+        if tell_too is not None:
+            tell_too(worker)
 
     async def stop(self, spec: ModelSpec, grace: float) -> None:
         """Returns when the process is gone."""

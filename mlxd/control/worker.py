@@ -93,6 +93,10 @@ class Worker(asyncio.Protocol):
         """Called once, when the first token of its first generation is delivered."""
         self.on_end: Callable[[Worker], None] | None = None
         """Called once, when the process is gone, asked for or not."""
+        self.on_work: Callable[[], None] | None = None
+        """Called when its load or one of its generations begins or ends."""
+        self.step = 0
+        """The last one that it told of."""
         self._clock = clock
         self._process = process
         self.victims = 0
@@ -164,6 +168,12 @@ class Worker(asyncio.Protocol):
     def running(self) -> int:
         """Generations that it may still hold something of."""
         return sum(not generation.ended for generation in self._generations.values())
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest generation, prompt and answer, as far as it has told."""
+        found = (g.transcript for g in self._generations.values() if not g.ended)
+        return max((len(t.prompt) // ipc.TOKEN_BYTES + len(t.tokens) for t in found), default=0)
 
     @property
     def calm(self) -> Callable[[], bool]:
@@ -379,7 +389,12 @@ class Worker(asyncio.Protocol):
             case ipc.Pong():
                 self._pulse.heard = self._clock.monotonic()
                 self.memory = message.memory
+                self.step = message.step
                 self._answer_ping(message)
+
+    def _note_work(self) -> None:
+        if self.on_work is not None:
+            self.on_work()
 
     def _answer_ping(self, pong: ipc.Pong | None) -> None:
         if self._pong is not None and not self._pong.done():
@@ -390,6 +405,7 @@ class Worker(asyncio.Protocol):
         self.memory = ipc.Memory(ready.active_bytes, 0, ready.peak_bytes)
         if not self._became_ready.done():
             self._became_ready.set_result(ready)
+        self._note_work()
 
     def _answer_need(self, need: ipc.Need) -> None:
         if self.on_need is not None:
@@ -399,6 +415,7 @@ class Worker(asyncio.Protocol):
 
     def _deliver(self, output: ipc.Output) -> None:
         self._pulse.at = self._clock.monotonic()
+        self.step += 1
         if output.memory is not None:
             self.memory = output.memory
         for id in output.started:
@@ -436,6 +453,7 @@ class Worker(asyncio.Protocol):
         self._next_id += 1
         self._generations[generation.id] = generation
         self._transport.write(frame)
+        self._note_work()
         return generation
 
     def _ask(self) -> None:
@@ -456,6 +474,7 @@ class Worker(asyncio.Protocol):
                 self._generations.pop(generation.id, None)
             else:
                 self._own(self._expect_end(generation))
+            self._note_work()
 
     async def _cancel(self, generation: Generation) -> None:
         limits, asked = generation.limits, self._clock.monotonic()
@@ -506,13 +525,10 @@ class Worker(asyncio.Protocol):
         self._answer_ping(None)
         asked = self._stopping and self._verdict is None
         self.exit = Exit(status, asked, self._verdict)
-        if not asked:
-            log.error(
-                "worker %s ended: %s", self.name, self.exit.reason, extra={"stderr": self.stderr}
-            )
         self._fail_load("its worker ended before the model was loaded")
         self.victims = self.running
         self.fail_all(self._crashed())
+        self._note_work()
         if self.on_end is not None:
             self.on_end(self)
         self._buried.set()

@@ -318,6 +318,10 @@ def encode(message: Down | Up) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
+TOKEN_BYTES = 4
+"""Of each id in what `packed` gives."""
+
+
 def packed(tokens: Iterable[int]) -> bytes:
     """Token ids as four bytes each, the low end first."""
     ids = array("I", tokens)

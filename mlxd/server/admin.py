@@ -25,7 +25,9 @@ from mlxd.server.admin_models import AdminModels
 from mlxd.server.app import READING, Routes
 from mlxd.server.edge import policies_of
 from mlxd.server.effects import Effects
+from mlxd.server.events import EventStream
 from mlxd.server.intake import read_json
+from mlxd.server.managers import ForOwner
 from mlxd.server.parts import Parts
 from mlxd.server.peer import peer_of
 from mlxd.server.policy_report import effective, summary
@@ -65,11 +67,11 @@ class Admin:
             "/admin/policy/plan": (_CHANGING, self._plan),
             "/admin/policy/reload": (_CHANGING, self._reload),
             "/admin/policy/rollback": (_CHANGING, self._rollback),
-            "/admin/events": (READING, self._events),
             "/admin/service/reset": (_CHANGING, self._reset_service),
         }
         actions = {path: (methods, Action(act)) for path, (methods, act) in table.items()}
-        return Routes({**actions, **self._models.routes()})
+        events = ForOwner(EventStream(self._parts, owner=True))
+        return Routes({**actions, **self._models.routes(), "/admin/events": (READING, events)})
 
     async def _status(self, request: web.BaseRequest) -> Answer:
         policies = policies_of(request)
@@ -117,10 +119,6 @@ class Admin:
             force=request.query.get("force") == "1",
         )
         return outcome.as_json(), outcome.etag
-
-    async def _events(self, request: web.BaseRequest) -> Answer:
-        events = self._parts.events.since(_number(request.query.get("since", "")) or 0)
-        return {"events": [event.as_json() for event in events]}, policies_of(request).etag
 
     async def _reset_service(self, request: web.BaseRequest) -> Answer:
         return {"was_held": await self._reset_starts()}, policies_of(request).etag

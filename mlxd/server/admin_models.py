@@ -14,7 +14,7 @@ from aiohttp import web
 
 from mlxd.control.residency import Resident
 from mlxd.core import manifest
-from mlxd.core.errors import InvalidRequest, ModelNotFound
+from mlxd.core.errors import InvalidRequest, MlxdError, ModelNotFound
 from mlxd.core.models import ModelCard
 from mlxd.core.threads import Threads
 from mlxd.dialects.fields import Fields
@@ -22,11 +22,12 @@ from mlxd.dialects.keep_alive import keep_alive
 from mlxd.policy.load import PolicySet
 from mlxd.server.action import Action, Answer
 from mlxd.server.answers import iso
-from mlxd.server.edge import Endpoint, policies_of
+from mlxd.server.edge import MODEL, Endpoint, policies_of
 from mlxd.server.intake import read_json
 from mlxd.server.managers import ForOwner
 from mlxd.server.parts import Parts
 from mlxd.server.pull import Pull, named
+from mlxd.server.refusals import note_refusal
 
 Json = dict[str, Any]
 
@@ -96,7 +97,12 @@ class AdminModels:
     async def _load(self, request: web.BaseRequest) -> Answer:
         policies = policies_of(request)
         name, seconds = await read_json(request, self._reading, _model_and_keep_alive)
-        await self._parts.dispatcher.load(name, seconds, policies)
+        request[MODEL] = name
+        try:
+            await self._parts.dispatcher.load(name, seconds, policies)
+        except MlxdError as error:
+            note_refusal(request, self._parts.rejections, error)
+            raise
         return await self._named(name, policies)
 
     async def _unload(self, request: web.BaseRequest) -> Answer:

@@ -13,6 +13,7 @@ from mlxd.server.catalog import Model, Nowhere, OpenAIModels, Ps, Show, Tags, Ve
 from mlxd.server.copies import Copy, Create, Delete
 from mlxd.server.edge import Endpoint
 from mlxd.server.errors import in_ollama, in_openai
+from mlxd.server.events import EventStream
 from mlxd.server.generate import Generate
 from mlxd.server.managers import ForManagers
 from mlxd.server.parts import Parts
@@ -57,6 +58,7 @@ def routes(parts: Parts) -> Routes:
         "/queue/stats": (READING, health.Report(partial(health.queue_stats, parts))),
         "/api/chat/mlx/metrics": (READING, health.Report(partial(health.health, parts))),
         "/api/chat/status": (READING, health.Report(partial(health.chat_status, parts))),
+        "/api/events": (READING, EventStream(parts)),
         "/api/version": (READING, version),
         "/api/tags": (READING, tags),
         "/api/ps": (READING, Ps(parts)),

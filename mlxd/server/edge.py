@@ -51,7 +51,7 @@ _ALLOWED_HEADERS = (
     " traceparent, x-stainless-arch, x-stainless-async, x-stainless-custom-poll-interval,"
     " x-stainless-helper-method, x-stainless-lang, x-stainless-os, x-stainless-package-version,"
     " x-stainless-poll-helper, x-stainless-retry-count, x-stainless-runtime,"
-    " x-stainless-runtime-version, x-stainless-timeout"
+    " x-stainless-runtime-version, x-stainless-timeout, Last-Event-ID"
 )
 
 

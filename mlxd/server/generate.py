@@ -34,6 +34,7 @@ from mlxd.server.edge import (
 from mlxd.server.errors import Render
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
+from mlxd.server.refusals import note_refusal
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,9 @@ class Generate:
         policies = policies_of(request)
         try:
             return await self._serve(request, policies)
-        except MlxdError:
+        except MlxdError as error:
             _note_quota(request, self._parts, policies)
+            note_refusal(request, self._parts.rejections, error)
             raise
 
     async def _serve(self, request: web.BaseRequest, policies: PolicySet) -> web.StreamResponse:

@@ -213,6 +213,7 @@ def _status(parts: Parts, policies: PolicySet, readings: Readings) -> str:
 def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str]:
     warnings = [*parts.state.warnings, *policy_warnings(parts, policies)]
     warnings += [parts.starts.reason] if parts.starts.held else []
+    warnings += parts.records.warnings()
     warnings += parts.preloader.warnings()
     warnings += parts.guard.warnings()
     if readings.memory is None:

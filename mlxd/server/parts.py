@@ -22,6 +22,8 @@ from mlxd.policy.store import PolicyStore
 from mlxd.policy.watch import Watcher
 from mlxd.telemetry.events import Events
 from mlxd.telemetry.metrics import Metrics
+from mlxd.telemetry.records import Records
+from mlxd.telemetry.rejections import Rejections
 
 
 @dataclass(slots=True)
@@ -54,5 +56,7 @@ class Parts:
     read_memory: Callable[[], MemoryReading | None]
     metrics: Metrics
     events: Events
+    rejections: Rejections
+    records: Records
     state: State
     starts: StartLedger

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,7 +82,9 @@ def report(parts: Parts, last: Outcome) -> None:
     metrics.policy_error(file, line, key, message)
     told = last.as_json()
     told["changes"] = told["changes"][:_MOST_CHANGES]
-    parts.events.record("policy_reload", str(last), told)
+    greeted = last.trigger == "start"
+    level = logging.DEBUG if greeted else logging.INFO if last.ok else logging.WARNING
+    parts.events.record("reload", str(last), told, level=level)
 
 
 def measure(parts: Parts) -> None:

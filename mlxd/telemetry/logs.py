@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from mlxd.telemetry.sink import Sink
 
-_EXTRA = ("request", "model", "seconds")
+_EXTRA = ("event", "request", "model", "seconds")
 _UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 

@@ -79,6 +79,12 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._webhook = Counter(
+            "mlxd_webhook_posts_total",
+            "Events posted to the webhook, by result; given_up counts events, failed attempts.",
+            ("result",),
+            registry=self.registry,
+        )
         self._replays = Counter(
             "mlxd_replays_total",
             "Requests whose worker died, by what became of them.",
@@ -127,6 +133,10 @@ class Metrics:
     def evicted(self, reason: str, models: int = 1) -> None:
         """Count idle models that left memory; `reason` is one of a few words."""
         self._evictions.labels(reason).inc(models)
+
+    def webhook_post(self, result: str) -> None:
+        """Count a post of an event, or an event that is given up."""
+        self._webhook.labels(result).inc()
 
     def replayed(self, outcome: str) -> None:
         """Count a request whose worker died; `outcome` is one of a few words."""

@@ -169,7 +169,7 @@ async def test_over_warning_buffers_are_freed_and_it_is_told_once(machine: Machi
     assert guard.level == Level.WARNING
     assert worker.trims == 2
     assert machine.idle == {"a": 0.1}
-    assert kinds(machine) == ["memory_level"]
+    assert kinds(machine) == ["pressure"]
     (warning,) = guard.warnings()
     assert warning.startswith("memory is at 86.0 %, 14.0 GiB of 100.0 GiB are available: unused")
     assert "(memory.watermarks.warning.enter: 85% (built-in default" in warning
@@ -234,7 +234,7 @@ async def test_a_jump_to_emergency_does_all_lower_marks_actions_first(machine: M
     assert isinstance(machine.closed, InsufficientMemory)
     assert machine.closed.policy is not None
     assert machine.closed.policy.key == "memory.watermarks.emergency.enter"
-    assert kinds(machine) == ["memory_level"] + ["memory_action"] * 3
+    assert kinds(machine) == ["pressure"] + ["memory_action"] * 3
 
 
 async def test_in_an_emergency_one_generation_is_ended_per_look(machine: Machine) -> None:
@@ -411,7 +411,7 @@ async def test_an_engine_out_of_memory_is_an_emergency_at_once(machine: Machine)
     assert [deed for deed in machine.deeds if deed.startswith("evict")] == ["evict a", "evict b"]
     assert worker.errors == []  # readings say that there is memory again
     assert (guard.level, machine.refuses) == (Level.NORMAL, (False, False))
-    assert kinds(machine)[:2] == ["memory_emergency", "memory_level"]
+    assert kinds(machine)[:2] == ["memory_emergency", "pressure"]
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ async def test_an_emergency_falls_back_to_what_readings_say(
     await guard.check()
     assert guard.level == left
     assert machine.refuses == (left >= Level.CRITICAL, left >= Level.EMERGENCY)
-    steps = [event.data["to"] for event in machine.events.since() if event.type == "memory_level"]
+    steps = [event.data["to"] for event in machine.events.since() if event.type == "pressure"]
     assert steps[-1:] == [left.word]
 
 

@@ -216,7 +216,7 @@ class TestReload:
     def test_an_event_tells_of_each_attempt(self, running: Daemon, admin: httpx.Client) -> None:
         asked(running, "reload")
         events = admin.get("/admin/events").json()["events"]
-        assert [event["type"] for event in events] == ["policy_reload"] * len(events)
+        assert [event["type"] for event in events] == ["reload"] * len(events)
         assert events[0]["data"]["trigger"] == "start"
         assert events[-1]["data"]["trigger"] == "admin"
         later = admin.get(f"/admin/events?since={events[-2]['id']}").json()["events"]

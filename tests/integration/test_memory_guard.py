@@ -86,7 +86,7 @@ def test_in_an_emergency_the_newest_answer_ends_and_traffic_is_to_stay_away(star
     assert metric(running, "mlxd_memory_level") == 3
     assert metric(running, 'mlxd_memory_actions_total{action="stop_admission"}') == 1
     kinds = [event["type"] for event in running.admin.get("/admin/events")["events"]]
-    assert "memory_level" in kinds
+    assert "pressure" in kinds
     assert "memory_action" in kinds
     running.edit("memory", QUIET)
     eventually(lambda: running.http.get("/readyz").status_code == 200, "it is ready again")

@@ -12,7 +12,7 @@ from mlxd.policy.units import Delay, Duration, Share
 
 Event = Literal[
     "worker_up", "worker_down", "restart", "load", "evict", "pressure", "breaker", "reload",
-    "reject",
+    "reject", "replay", "unclean_end",
 ]  # fmt: skip
 
 
@@ -153,23 +153,21 @@ class Delivery(Policy):
     url: Webhook | None = field(
         None, "Where events are posted, as JSON. A URL that is a secret itself, or has a user or "
         "a query, goes behind `credential:NAME`.",
-        unit="URL", enforced=False, secret=True, example="https://ops.example/mlxd",
+        unit="URL", secret=True, example="https://ops.example/mlxd",
     )  # fmt: skip
     secret: Reference | None = field(
         None, "The key that signs what is posted (HMAC-SHA256): `credential:NAME`, or the "
         "absolute path of a file.",
-        unit="reference", enforced=False, secret=True, example="credential:webhook",
+        unit="reference", secret=True, example="credential:webhook",
     )  # fmt: skip
-    timeout: Duration = field(
-        "5s", "How long one post may take.", unit="duration", enforced=False, example="2s"
-    )
+    timeout: Duration = field("5s", "How long one post may take.", unit="duration", example="2s")
     events: Annotated[tuple[Event, ...], Field(strict=False)] = field(
         (
             "worker_up", "worker_down", "restart", "load", "evict", "pressure", "breaker",
-            "reload", "reject",
+            "reload", "reject", "replay", "unclean_end",
         ),
         "Which kinds of events are posted.",
-        enforced=False, example="[worker_down, breaker]",
+        example="[worker_down, breaker]",
     )  # fmt: skip
 
 

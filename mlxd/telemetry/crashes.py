@@ -1,0 +1,114 @@
+"""Crash records: how workers and the daemon ended that nobody asked to end, on the disk.
+
+One line of JSON each, the newest `KEPT` of them. Where a crash cut a line off, the others are read
+all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlxd.core import durable
+from mlxd.core.threads import Threads
+from mlxd.telemetry.events import ASKED, Event, Events
+
+log = logging.getLogger(__name__)
+
+FILE = "crashes.jsonl"
+KEPT = 200
+_SCHEMA = 1
+_MOST_LINES = 2 * KEPT
+"""Until the oldest are cut off."""
+_MOST_BYTES = 32 << 20
+_LAST_SECONDS = 2.0
+_TYPES = frozenset({"worker_down", "unclean_end"})
+
+Json = dict[str, Any]
+
+
+class Crashes:
+    """Writes down every event that tells of a crash."""
+
+    def __init__(self, state: Path, events: Events) -> None:
+        self.failure = ""
+        """Why crashes are not written down now."""
+        self._file = state / FILE
+        self._events = events
+        self._threads = Threads("crash records")
+        self._lines: int | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Write down from now on, and what is in the list of events already."""
+        self._task = asyncio.create_task(self._run(), name="crash records")
+
+    async def close(self) -> None:
+        """After the end of `events`: what there is still is written down."""
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=_LAST_SECONDS)
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        with self._events.subscribe(since=0, types=_TYPES) as follower:
+            async for event in follower.records():
+                if isinstance(event, Event) and event.data.get("reason") != ASKED:
+                    await self._add(event)
+
+    async def _add(self, event: Event) -> None:
+        try:
+            self._lines = await self._threads.run(_add, self._file, record_of(event), self._lines)
+        except OSError as error:
+            self._lines = None
+            if not self.failure:
+                self.failure = f"crashes cannot be written down: {error.strerror or error}"
+                log.warning("%s", self.failure)
+        else:
+            self.failure = ""
+
+
+def record_of(event: Event) -> Json:
+    """What is kept of it."""
+    kind = "worker" if event.type == "worker_down" else "daemon"
+    about = {"schema": _SCHEMA, "kind": kind, "event": event.id}
+    return about | {"message": event.message} | {"at": event.at} | dict(event.data)
+
+
+def read(state: Path) -> list[Json]:
+    """The newest `KEPT`, the oldest first. Raises OSError; without a file there are none."""
+    try:
+        with (state / FILE).open("rb") as stream:
+            lines = stream.read(_MOST_BYTES).splitlines()
+    except FileNotFoundError:
+        return []
+    return [found for line in lines if (found := _decoded(line)) is not None][-KEPT:]
+
+
+def _add(file: Path, record: Mapping[str, Any], lines: int | None) -> int:
+    """How many lines the file has then; `lines`: before, None: not known. Raises OSError."""
+    if lines is None or lines >= _MOST_LINES:
+        kept = read(file.parent)
+        if lines is not None:
+            durable.write(file, b"".join(_encoded(one) + b"\n" for one in kept))
+        lines = len(kept)
+    durable.append(file, _encoded(record))
+    return lines + 1
+
+
+def _encoded(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def _decoded(line: bytes) -> Json | None:
+    """None: empty, cut off, or of another version."""
+    try:
+        record = json.loads(line)
+        sound = record["schema"] == _SCHEMA and math.isfinite(record["at"])
+        return record if sound and isinstance(record["message"], str) else None
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None

@@ -1,0 +1,67 @@
+"""What is written is there after a power cut: whole, and under its name."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from mlxd.core import durable
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was handed to the disk, in order."""
+    found: list[str] = []
+    monkeypatch.setattr(durable, "_FULL", None)
+    monkeypatch.setattr(
+        os, "fsync", lambda open: found.append(str(Path(f"/proc/self/fd/{open}").readlink()))
+    )
+    return found
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /proc")
+
+
+@needs_proc
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_before_it_counts(
+    tmp_path: Path, synced: list[str]
+) -> None:
+    durable.write(tmp_path / "a", b"one")
+    content, folder = synced
+    assert Path(content).name.startswith(".a.")
+    assert Path(folder) == tmp_path
+    assert (tmp_path / "a").read_bytes() == b"one"
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+@needs_proc
+def test_an_added_line_is_on_the_disk(tmp_path: Path, synced: list[str]) -> None:
+    durable.append(tmp_path / "a", b"one")
+    assert [Path(one) for one in synced] == [tmp_path / "a", tmp_path]
+    durable.append(tmp_path / "a", b"two")
+    assert [Path(one) for one in synced[2:]] == [tmp_path / "a"]
+
+
+def test_a_line_that_was_cut_off_is_not_added_to(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"cut o")
+    durable.append(tmp_path / "a", b"whole")
+    assert (tmp_path / "a").read_bytes().splitlines() == [b"cut o", b"whole"]
+
+
+def test_what_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    durable.write(tmp_path / "a", b"old")
+
+    def broken(descriptor: int) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(durable, "_sync", broken)
+    with pytest.raises(OSError, match="the disk is gone"):
+        durable.write(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
