@@ -415,7 +415,7 @@ class Worker(asyncio.Protocol):
 
     def _deliver(self, output: ipc.Output) -> None:
         self._pulse.at = self._clock.monotonic()
-        self.step += 1
+        self.step = output.step
         if output.memory is not None:
             self.memory = output.memory
         for id in output.started:

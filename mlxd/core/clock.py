@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Protocol
 
 LOOKS = 0.5
@@ -62,32 +61,40 @@ class AwakeClock:
         return self._clock.wall()
 
 
-@asynccontextmanager
-async def within(clock: Clock, seconds: float) -> AsyncIterator[None]:
-    """Raises TimeoutError once `seconds` have passed on `clock`.
+class within:  # noqa: N801  # it is used as asyncio.timeout is
+    """Raises TimeoutError once `seconds` have passed on `clock`: `async with within(clock, 2.0)`.
 
     asyncio's own timeout goes by the event loop's clock, which runs on while the process is
     stopped, and on macOS while the machine sleeps.
     """
-    loop = asyncio.get_running_loop()
-    deadline = clock.monotonic() + seconds
-    limit = asyncio.timeout(None)
-    timer: asyncio.TimerHandle
 
-    def look() -> None:
-        nonlocal timer
-        left = deadline - clock.monotonic()
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self._clock = clock
+        self._deadline = clock.monotonic() + seconds
+        self._limit = asyncio.timeout(None)
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> None:
+        await self._limit.__aenter__()
+        self._look()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._limit.__aexit__(kind, error, trace)
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        left = self._deadline - self._clock.monotonic()
         if left <= 0:
-            limit.reschedule(loop.time())
+            self._limit.reschedule(loop.time())
         else:
-            timer = loop.call_later(left, look)
-
-    timer = loop.call_later(max(0.0, seconds), look)
-    try:
-        async with limit:
-            yield
-    finally:
-        timer.cancel()
+            self._timer = loop.call_later(left, self._look)
 
 
 @dataclass(slots=True)
