@@ -32,8 +32,10 @@ from mlxd.control.preload import Preloader
 from mlxd.control.pressure import read_pressure
 from mlxd.control.pull import Puller
 from mlxd.control.pulled import PulledModels
+from mlxd.control.recovery import Recovery
 from mlxd.control.residency import Residency
 from mlxd.control.supervisor import Supervisor
+from mlxd.control.vitals import Vitals
 from mlxd.core.clock import Clock, SystemClock
 from mlxd.core.errors import Draining
 from mlxd.core.instance import Address, Instance, authority
@@ -45,7 +47,7 @@ from mlxd.policy.outcome import Outcome
 from mlxd.policy.reload import Reloader
 from mlxd.policy.store import Live
 from mlxd.policy.watch import Watcher
-from mlxd.server import memory_report, policy_report
+from mlxd.server import memory_report, policy_report, worker_report
 from mlxd.server.admin import Admin
 from mlxd.server.admin_socket import AdminSocket
 from mlxd.server.app import routes
@@ -90,12 +92,18 @@ class Daemon:
         own_names = OwnNames(instance.state / "models.d")
         catalog = Catalog(GUIDE, clock, pulled=pulled.folder, names=own_names)
         admission = Admission(clock)
-        self._supervisor = Supervisor(clock, self._temporary)
+        self._supervisor = Supervisor(clock, self._temporary, store.current, counts=metrics)
+        self._supervisor.on_event = events.record
+        self._vitals = Vitals(self._supervisor, clock, store.current)
         self._forecasts = Forecasts(instance.state, clock)
         self._residency = Residency(
             self._supervisor, clock, read_memory, self._forecasts, check=catalog.check
         )
         self._preloader = Preloader(catalog, self._residency)
+        self._recovery = Recovery(
+            self._supervisor, self._residency, clock,
+            lambda: store.current, self._preloader.keeps,
+        )  # fmt: skip
         self._guard = _guard(
             store.current, self._residency, admission, clock=clock, events=events, metrics=metrics
         )
@@ -107,7 +115,9 @@ class Daemon:
             watcher=Watcher(lambda: self._reloader.folder, self._reloader.look),
             catalog=catalog,
             admission=admission,
+            supervisor=self._supervisor,
             residency=self._residency,
+            reset_requests=lambda card: 0,
             preloader=self._preloader,
             guard=self._guard,
             dispatcher=Dispatcher(catalog, admission, self._residency, clock),
@@ -160,6 +170,7 @@ class Daemon:
             await self._stop.wait()
             self._forget_edits()
             await self._preloader.close()
+            await self._recovery.close()
             await self._puller.close()
             await self._drain()
         finally:
@@ -173,6 +184,8 @@ class Daemon:
             self._told_to_reload()
         self._own(self._parts.watcher.run())
         self._guard.start()
+        self._own(self._vitals.run())
+        self._own(self._recovery.run())
         self._preloader.start(self._parts.policies.current)
 
     def _forget_edits(self) -> None:
@@ -188,6 +201,8 @@ class Daemon:
             Live("log", _apply_log),
             Live("admission", parts.admission.apply),
             Live("catalog", parts.catalog.apply),
+            Live("supervisor", self._supervisor.apply),
+            Live("vitals", self._vitals.apply),
             Live("residency", parts.residency.apply),
             Live("memory", parts.guard.apply),
             Live("preload", parts.preloader.apply),
@@ -196,6 +211,7 @@ class Daemon:
         self._reloader.observe(partial(policy_report.report, parts))
         policy_report.measure(parts)
         memory_report.measure(parts)
+        worker_report.measure(parts)
 
     def _bind_admin(self) -> None:
         """Without it the daemon serves all the same."""
@@ -344,8 +360,16 @@ def _guard(
     )
     residency.before_load = guard.before_load
     residency.on_memory_error = guard.out_of_memory
-    residency.on_evicted = metrics.evicted
+    residency.on_evicted = partial(_evicted, events, metrics)
     return guard
+
+
+def _evicted(events: Events, metrics: Metrics, reason: str, model: str, size: int) -> None:
+    """What a watermark has dropped is counted where that is decided."""
+    if reason != "watermark":
+        metrics.evicted(reason)
+    data = {"model": model, "reason": reason, "bytes": size}
+    events.record("evict", f"{model} had to leave memory: {reason}", data)
 
 
 def _apply_log(policies: PolicySet) -> None:

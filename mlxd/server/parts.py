@@ -14,7 +14,9 @@ from mlxd.control.memory import MemoryReading
 from mlxd.control.preload import Preloader
 from mlxd.control.pull import Puller
 from mlxd.control.residency import Residency
+from mlxd.control.supervisor import Supervisor
 from mlxd.core.clock import Clock
+from mlxd.core.models import ModelCard
 from mlxd.policy.reload import Reloader
 from mlxd.policy.store import PolicyStore
 from mlxd.policy.watch import Watcher
@@ -41,7 +43,10 @@ class Parts:
     watcher: Watcher
     catalog: Catalog
     admission: Admission
+    supervisor: Supervisor
     residency: Residency
+    reset_requests: Callable[[ModelCard], int]
+    """Forgets the quarantined requests of a model; returns how many there were."""
     preloader: Preloader
     guard: Guard
     dispatcher: Dispatcher

@@ -81,6 +81,18 @@ class Processes:
     def workers(self):
         return [*self.up.values(), *self.loading]
 
+    def admit(self, card):
+        pass
+
+    def check(self, card):
+        pass
+
+    async def turn(self, card, waits):
+        pass
+
+    def late(self, spec):
+        pass
+
     async def start(self, spec, name, budget, prepare, known):
         self.log.append(f"start {name}")
         process = Process(spec, name, budget)
