@@ -29,13 +29,15 @@ from mlxd.control.memory import read_memory
 from mlxd.control.monitors import Monitors
 from mlxd.control.own_names import OwnNames
 from mlxd.control.preload import Preloader
-from mlxd.control.pressure import read_pressure
+from mlxd.control.pressure import OomKills, read_pressure
 from mlxd.control.pull import Puller
 from mlxd.control.pulled import PulledModels
 from mlxd.control.recovery import Recovery
+from mlxd.control.replay import Replays
 from mlxd.control.residency import Residency
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.vitals import Vitals
+from mlxd.control.watermarks import Level
 from mlxd.core.clock import Clock, SystemClock
 from mlxd.core.errors import Draining
 from mlxd.core.instance import Address, Instance, authority
@@ -94,10 +96,12 @@ class Daemon:
         admission = Admission(clock)
         self._supervisor = Supervisor(clock, self._temporary, store.current, counts=metrics)
         self._supervisor.on_event = events.record
-        self._vitals = Vitals(self._supervisor, clock, store.current)
         self._forecasts = Forecasts(instance.state, clock)
         self._residency = Residency(
             self._supervisor, clock, read_memory, self._forecasts, check=catalog.check
+        )
+        self._vitals = Vitals(
+            self._supervisor, clock, store.current, lambda: self._residency.calm()
         )
         self._preloader = Preloader(catalog, self._residency)
         self._recovery = Recovery(
@@ -107,6 +111,7 @@ class Daemon:
         self._guard = _guard(
             store.current, self._residency, admission, clock=clock, events=events, metrics=metrics
         )
+        self._replays = _replays(clock, self._guard, events=events, metrics=metrics)
         self._puller = Puller(pulled, own_names, catalog, events.record)
         library = Library(catalog, self._residency, self._puller, pulled, own_names, events.record)
         self._parts = Parts(
@@ -117,10 +122,10 @@ class Daemon:
             admission=admission,
             supervisor=self._supervisor,
             residency=self._residency,
-            reset_requests=lambda card: 0,
             preloader=self._preloader,
             guard=self._guard,
-            dispatcher=Dispatcher(catalog, admission, self._residency, clock),
+            dispatcher=Dispatcher(catalog, admission, self._residency, self._replays, clock=clock),
+            replays=self._replays,
             puller=self._puller,
             library=library,
             clock=clock,
@@ -285,7 +290,9 @@ class Daemon:
         await self._listener.stop_accepting()
         if not await self._all_ended(float(drain.grace)):
             log.warning("%s requests did not finish in time", self._parts.admission.active)
-            self._supervisor.fail_all(Draining("the daemon is stopping", retry_after=5.0))
+            stopping = Draining("the daemon is stopping", retry_after=5.0)
+            self._replays.fail_all(stopping)
+            self._supervisor.fail_all(stopping)
             await self._all_ended(_FAREWELL_SECONDS, even_if_told=True)
 
     async def _all_ended(self, seconds: float, *, even_if_told: bool = False) -> bool:
@@ -354,7 +361,7 @@ def _guard(
     metrics: Metrics,
 ) -> Guard:
     """It looks at memory, and is asked before each load."""
-    monitors = Monitors(read_memory, read_pressure, residency.workers)
+    monitors = Monitors(residency.read_memory, read_pressure, residency.workers)
     guard = Guard(
         policies, monitors, residency, admission, clock=clock, events=events, counts=metrics
     )
@@ -370,6 +377,15 @@ def _evicted(events: Events, metrics: Metrics, reason: str, model: str, size: in
         metrics.evicted(reason)
     data = {"model": model, "reason": reason, "bytes": size}
     events.record("evict", f"{model} had to leave memory: {reason}", data)
+
+
+def _replays(clock: Clock, guard: Guard, *, events: Events, metrics: Metrics) -> Replays:
+    """A SIGKILL may be the system's, for want of memory."""
+    killed = OomKills()
+    replays = Replays(clock, lambda: killed.more() or guard.level >= Level.WARNING)
+    replays.on_event = events.record
+    replays.on_replay = metrics.replayed
+    return replays
 
 
 def _apply_log(policies: PolicySet) -> None:

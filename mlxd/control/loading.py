@@ -21,6 +21,8 @@ from mlxd.policy.policy_set import PolicySet
 
 log = logging.getLogger(__name__)
 
+_DYING_SECONDS = 5.0
+"""How long a killed worker may take to be gone before the next one is started beside it."""
 
 Check = Callable[[ModelCard, PolicySet], Awaitable[None]]
 """Raises ModelLoadFailed for files that are not to be loaded."""
@@ -137,7 +139,10 @@ class Loads:
             await self.before()
         if self._check is not None:
             await self._check(resident.card, policies)
+        if resident.worker is not None:
+            await resident.worker.gone(_DYING_SECONDS)
         await self._room.reserve(resident)
+        resident.remains = None
         began = self._clock.monotonic()
         try:
             worker = await self._supervisor.start(
@@ -147,6 +152,7 @@ class Loads:
                 self._prepare,
                 self._known(resident.card),
             )
+            resident.worker = worker
             resident.loaded_at = self._clock.monotonic()
             resident.load_seconds = resident.loaded_at - began
             self._learn(resident, worker)
@@ -167,6 +173,7 @@ class Loads:
                 worker.ready.working_set_bytes or self._inventory.working_set
             )
         self._room.settle(resident, worker, idle=True)
+        self._inventory.read_memory()
 
     def _over(self, resident: Resident) -> None:
         resident.loading = None

@@ -20,7 +20,6 @@ from mlxd.control.changes import Changes
 from mlxd.control.inventory import Inventory
 from mlxd.control.judgement import Judgement
 from mlxd.control.ledger import promised_by, reserve_of
-from mlxd.control.memory import MemoryReading
 from mlxd.control.refusal import not_its_turn, refusal
 from mlxd.control.resident import Evicts, Resident
 from mlxd.control.supervisor import Supervisor
@@ -90,9 +89,23 @@ class Room:
         self.forget(resident)
         await self._supervisor.stop(resident.spec, grace)
         if before is not None and held:
-            await self._reclaimed(resident.card.name, held, before)
+            await self._reclaimed(resident.card.name, held, before.available + held, before.total)
         if reason and self.on_evicted is not None:
             self.on_evicted(reason, resident.card.name, held)
+        self.changes.tell()
+
+    async def mourn(self, resident: Resident, expected: tuple[float, int] | None) -> None:
+        """A worker died of itself: nothing is decided before what it held is seen to be free.
+
+        `expected`: what should be available then, and what it held.
+        """
+        reading = self._inventory.read_memory()
+        async with self.deciding:
+            if expected is not None and reading is not None:
+                available, held = expected
+                await self._reclaimed(resident.card.name, held, available, reading.total)
+        if resident.remains:
+            resident.remains = 0
         self.changes.tell()
 
     def forget(self, resident: Resident) -> None:
@@ -331,16 +344,19 @@ class Room:
             memory.eviction.verify_reclaim
         )
 
-    async def _reclaimed(self, name: str, held: int, before: MemoryReading) -> None:
-        """Wait until what a worker held is seen to be free again, not for ever."""
-        wanted = before.available + _SEEN * held - _DRIFT * before.total
+    async def _reclaimed(self, name: str, held: int, expected: float, total: int) -> None:
+        """Wait until what a worker held is seen to be free again, not for ever.
+
+        `expected`: what is available then, if nobody else takes of it.
+        """
+        wanted = expected - (1 - _SEEN) * held - _DRIFT * total
         limit = float(self._in_force().memory.eviction.verify_reclaim)
         for _ in range(math.ceil(limit / _LOOK_SECONDS)):
             if self.closing or self._available() >= wanted:
                 return
             await asyncio.sleep(_LOOK_SECONDS)
         log.warning(
-            "%s is unloaded, and its %s are not seen to be free again after %g s",
+            "%s is gone, and its %s are not seen to be free again after %g s",
             name, spoken(held), limit,
         )  # fmt: skip
 

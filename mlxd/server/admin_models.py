@@ -115,7 +115,7 @@ class AdminModels:
         reset = {
             "model": card.name,
             "reset": self._parts.supervisor.reset(card.spec),
-            "requests": self._parts.reset_requests(card),
+            "requests": self._parts.replays.reset(card),
         }
         return reset, policies.etag
 

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from mlxd import __version__
 from mlxd.control.monitors import Readings
+from mlxd.control.replay import Quarantined
 from mlxd.control.residency import Resident
 from mlxd.control.watermarks import Level
 from mlxd.core.instance import authority
@@ -122,6 +123,7 @@ def health(parts: Parts, policies: PolicySet) -> Json:
             "window_seconds": float(rules[0].window) if rules else None,
         },
         "policy": summary(parts, policies),
+        "quarantined_requests": [_quarantined(one) for one in parts.replays.quarantined()],
         "pid": os.getpid(),
         "warnings": _warnings(parts, policies, readings),
         "timestamp": iso(parts.clock.wall()),
@@ -180,6 +182,16 @@ def _cached_model(parts: Parts, resident: Resident) -> Json:
         "active_requests": parts.admission.active_by_model()[resident.card.original],
         "is_loading": resident.loading is not None,
         "memory_bytes": memory_report.of_worker(parts.residency.worker_of(resident)),
+    }
+
+
+def _quarantined(one: Quarantined) -> Json:
+    """Nothing of what it says."""
+    return {
+        "model": one.model,
+        "client": one.client,
+        "since": iso(one.since),
+        "until": iso(one.until),
     }
 
 

@@ -13,10 +13,10 @@ from mlxd.control.library import Library
 from mlxd.control.memory import MemoryReading
 from mlxd.control.preload import Preloader
 from mlxd.control.pull import Puller
+from mlxd.control.replay import Replays
 from mlxd.control.residency import Residency
 from mlxd.control.supervisor import Supervisor
 from mlxd.core.clock import Clock
-from mlxd.core.models import ModelCard
 from mlxd.policy.reload import Reloader
 from mlxd.policy.store import PolicyStore
 from mlxd.policy.watch import Watcher
@@ -45,11 +45,10 @@ class Parts:
     admission: Admission
     supervisor: Supervisor
     residency: Residency
-    reset_requests: Callable[[ModelCard], int]
-    """Forgets the quarantined requests of a model; returns how many there were."""
     preloader: Preloader
     guard: Guard
     dispatcher: Dispatcher
+    replays: Replays
     puller: Puller
     library: Library
     clock: Clock

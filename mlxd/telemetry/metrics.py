@@ -90,6 +90,12 @@ class Metrics:
             ("model",),
             registry=self.registry,
         )
+        self._replays = Counter(
+            "mlxd_replays_total",
+            "Requests whose worker died, by what became of them.",
+            ("outcome",),
+            registry=self.registry,
+        )
 
     def reloaded(self, *, result: str, trigger: str, seconds: float, at: float) -> None:
         """Count one attempt; `at` in seconds since the epoch."""
@@ -130,6 +136,10 @@ class Metrics:
     def worker_restarted(self, model: str) -> None:
         """Count a start after a failure."""
         self._restarts.labels(model).inc()
+
+    def replayed(self, outcome: str) -> None:
+        """Count a request whose worker died; `outcome` is one of a few words."""
+        self._replays.labels(outcome).inc()
 
     def watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
         """Ask `value` at each scrape."""

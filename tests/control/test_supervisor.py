@@ -1,4 +1,4 @@
-"""Workers that fail, on a virtual clock: when the next one is started, and what requests are told."""
+"""Workers that fail, on a virtual clock: when the next one starts, and what requests are told."""
 
 from __future__ import annotations
 

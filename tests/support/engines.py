@@ -45,6 +45,7 @@ class Engine:
         self.out_of_memory = False
         self.stderr, self.victims, self.running = "first\nlast /home/me/words\n", 0, 0
         self.canaries = 0
+        self.calm: Any = None
         self.pongs: list[ipc.Pong | None] = []
         """What it answers to pings; the last for ever."""
         self.on_need: Any = None
@@ -91,6 +92,9 @@ class Engine:
     def condemn(self, verdict: Any) -> None:
         self.ends(-9, verdict=verdict)
 
+    async def gone(self, timeout: float) -> bool:
+        return self.exit is not None
+
     async def stop(self, grace: float) -> None:
         self.ends(0, asked=True)
 
@@ -108,7 +112,6 @@ class World:
 
     def __init__(self, folder: Path, policies: Mapping[str, str] | None = None) -> None:
         self.loop = VirtualLoop()
-        asyncio.set_event_loop(self.loop)
         self.folder = folder / "policies"
         self.load_seconds = 1.0
         self.fate: Callable[[Engine, str], None] = lambda engine, when: None
@@ -145,8 +148,8 @@ class World:
         """A request that wants a worker, and lets it go at once."""
 
         async def leased() -> Any:
-            async with self.residency.lease(card(name, **of), None, self.policies) as worker:
-                return worker
+            async with self.residency.lease(card(name, **of), None, self.policies) as lease:
+                return await lease.worker()
 
         return self.loop.create_task(leased())
 
@@ -175,7 +178,6 @@ class World:
             await self.residency.close(0.0)
 
         self.loop.run(closed())
-        asyncio.set_event_loop(None)
         self.loop.close()
 
     def _load(self, policies: Mapping[str, str]) -> Any:
@@ -194,8 +196,8 @@ class World:
 
 
 async def _outcome(task: asyncio.Task[Any]) -> Any:
-    (found,) = await asyncio.gather(task, return_exceptions=True)
-    return found
+    found: Any = await asyncio.gather(task, return_exceptions=True)
+    return found[0]
 
 
 def dies(status: int = -11) -> Callable[[Engine, str], None]:

@@ -99,23 +99,23 @@ class Worker(Policy):
 class Replay(Policy):
     attempts: int = field(
         1, "How often a request that a crash interrupted is continued on another worker.",
-        unit="attempts", enforced=False, example="2", ge=1, le=10,
+        unit="attempts", example="2", ge=1, le=10,
     )  # fmt: skip
     when: Literal["any", "before_first_token", "off"] = field(
         "any", "Which requests are: any whose answer can be continued exactly, those of which "
         "the client has seen nothing, or none.",
-        enforced=False, example="before_first_token",
+        example="before_first_token",
     )  # fmt: skip
 
 
 class Quarantine(Policy):
     kills: int = field(
         2, "Workers that died of a request before it is refused.",
-        unit="workers", enforced=False, example="1", ge=1,
+        unit="workers", example="1", ge=1,
     )  # fmt: skip
     held: Duration = field(
         "1h", "How long an equal request is refused.",
-        unit="duration", enforced=False, example="1d", alias="for",
+        unit="duration", example="1d", alias="for",
     )  # fmt: skip
 
 
