@@ -191,9 +191,11 @@ class Supervisor:
             if worker is not None:
                 self._unfinished[spec] = worker
                 worker.kill()
+            slot.gone()
             raise
         except ModelLoadFailed as error:
-            self._failed(slot, worker, _reason(error, name), error)
+            if worker is None or worker.exit is None or not worker.exit.asked:
+                self._failed(slot, worker, _reason(error, name), error)
             raise
         self._serve(slot, worker, ready, self._clock.monotonic() - began)
         return worker

@@ -17,7 +17,7 @@ from mlxd.core.errors import (
     WorkerCrashed,
 )
 from mlxd.ipc import messages as ipc
-from tests.support.engines import Engine, World, dies
+from tests.support.engines import Engine, World, card, dies
 
 PATIENT_REQUESTS = {"timeouts": "model_load: 10m\n"}
 
@@ -191,6 +191,31 @@ def test_a_load_that_nobody_waits_for_has_not_failed(world: World) -> None:
     world.loop.run(world.residency.close(0.0))
     asking.cancel()
     world.loop.settle()
+    assert world.slot().failures == 0
+
+
+def test_a_start_that_was_given_up_leaves_nothing(world: World) -> None:
+    world.load_seconds = 10.0
+    world.supervisor.admit(card("a"))
+    budget = ipc.Budget(1, 1, 0)
+    for turns in range(6):
+        starting = world.loop.create_task(
+            world.supervisor.start(world.slot().spec, "a", budget, lambda engine: None)
+        )
+        world.loop.settle(turns)
+        starting.cancel()
+        world.loop.settle()
+        assert (world.slot().state, world.slot().failures) == (State.IDLE, 0)
+    assert not any(engine.alive for engine in world.engines)
+
+
+def test_a_worker_that_the_daemon_itself_ends_while_it_loads_has_not_failed(world: World) -> None:
+    world.load_seconds = 10.0
+    asking = world.ask()
+    world.advance(1)
+    world.loop.do(world.engines[0].kill)
+    world.loop.settle()
+    assert isinstance(asking.exception(), ModelLoadFailed)
     assert world.slot().failures == 0
 
 
@@ -412,6 +437,14 @@ def test_a_load_and_an_end_are_told_with_their_numbers(world: World) -> None:
     assert world.counts.exits == [("a", "SIGABRT")]
     world.answer()
     assert world.counts.restarts == ["a"]
+
+
+def test_an_eviction_is_told_with_its_reason_and_its_bytes(world: World) -> None:
+    told: list[tuple[str, str, int]] = []
+    world.residency.on_evicted = lambda *what: told.append(what)
+    size = world.answer("a", size=600).memory.active
+    world.answer("b", size=600)
+    assert told == [("load", "a", size)]
 
 
 def test_a_dead_worker_is_in_no_list(world: World) -> None:
