@@ -27,7 +27,9 @@ from tests.worker.conftest import MakeModel
 pytestmark = pytest.mark.mlx
 
 ASKED = (Message("user", "server Сервер token 模型 stream отвечает fox 请求 dog 😀" * 2),)
-DRAWN = Sampling(temperature=0.9, top_p=0.95, top_k=80, min_p=0.01, seed=7, logit_bias=((0, -99.0),))
+DRAWN = Sampling(
+    temperature=0.9, top_p=0.95, top_k=80, min_p=0.01, seed=7, logit_bias=((0, -99.0),)
+)
 """Never the end token."""
 PENALISED = replace(
     DRAWN,
@@ -265,9 +267,7 @@ def test_the_end_of_what_was_allowed_is_said_without_the_engine(bench_of: BenchO
 
 
 @pytest.mark.parametrize("cache", ["full", "serial"])
-def test_tokens_behind_an_end_or_a_stop_string_break_nothing(
-    bench_of: BenchOf, cache: str
-) -> None:
+def test_tokens_behind_an_end_or_a_stop_string_break_nothing(bench_of: BenchOf, cache: str) -> None:
     bench = bench_of(cache)
     (whole,) = bench.run([bench.message(messages=ASKED, max_tokens=9)])
     text = answer_of(whole.pieces).said[0][1]
@@ -334,4 +334,3 @@ def test_memory_is_claimed_for_prompt_and_answer(model_of: MakeModel, monkeypatc
     message = bench.message(text="x", max_tokens=30)
     bench.run([bench.resumed(message, packed([5] * 10), [6] * 20)])
     assert [(claim.prompt, claim.max_tokens) for claim in claims] == [(30, 10)]
-
