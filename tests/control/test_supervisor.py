@@ -257,6 +257,15 @@ def test_a_worker_that_makes_no_token_is_ended_and_has_failed(world: World) -> N
     assert (world.slot().failures, world.slot().state) == (1, State.BACKING_OFF)
 
 
+def test_a_token_is_a_part_of_the_load_and_has_as_long(world: World) -> None:
+    world.edit(timeouts="model_load: 5s\n")
+    world.token_seconds = 1000.0
+    assert isinstance(world.answer(), ModelLoadFailed)
+    assert world.loop.now - world.began == 5
+    assert (world.slot().failures, world.slot().reason) == (1, "it was not loaded in time")
+    assert not world.engines[0].alive
+
+
 def test_a_token_that_finds_no_memory_says_nothing_against_a_worker(world: World) -> None:
     def full(engine: Engine, when: str) -> None:
         if when == "canary":
