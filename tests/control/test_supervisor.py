@@ -394,6 +394,14 @@ def test_a_preloaded_model_is_started_again_after_its_back_off(world: World) -> 
     assert world.slot("b").state is State.IDLE
 
 
+def test_a_model_that_never_served_is_not_missed(world: World) -> None:
+    world.kept = {"a"}
+    world.fate = dies()
+    world.answer()
+    world.advance(100)
+    assert len(world.starts) == 1
+
+
 def test_a_preloaded_model_that_keeps_failing_goes_the_same_way(world: World) -> None:
     world.kept = {"a"}
     world.answer()
