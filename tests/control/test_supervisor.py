@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from mlxd.core.errors import (
     ModelQuarantined,
     WorkerCrashed,
 )
+from mlxd.core.models import ModelCard
 from mlxd.ipc import messages as ipc
 from tests.support.engines import Engine, World, card, dies
 
@@ -423,6 +425,29 @@ def test_a_preloaded_model_without_room_is_tried_now_and_then(world: World) -> N
     world.loop.run(world.supervisor.stop(world.slot("b").spec, 1.0))
     world.advance(11)
     assert world.slot().state is State.SERVING
+
+
+def test_a_defect_of_one_start_neither_spins_nor_ends_the_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.kept = {"a", "b"}
+    world.answer("a")
+    world.answer("b")
+    load, asked = world.residency.load, 0
+
+    async def broken(card: ModelCard, *others: Any) -> None:
+        nonlocal asked
+        if card.name == "a":
+            asked += 1
+            raise RuntimeError("a defect")
+        await load(card, *others)
+
+    monkeypatch.setattr(world.residency, "load", broken)
+    for engine in world.engines[:2]:
+        world.loop.do(engine.ends, -11)
+    world.advance(32.5)
+    assert world.slot("b").state is State.SERVING
+    assert asked == 4, "after 2 s, and every 10 s"
 
 
 def test_what_a_client_had_unloaded_stays_so(world: World) -> None:
