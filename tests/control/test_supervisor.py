@@ -456,6 +456,10 @@ def test_what_a_client_had_unloaded_stays_so(world: World) -> None:
     world.loop.run(world.supervisor.stop(world.slot().spec, 1.0))
     world.advance(100)
     assert len(world.engines) == 1
+    world.loop.do(world.answer().ends, -11)
+    world.loop.run(world.supervisor.stop(world.slot().spec, 1.0))
+    world.advance(100)
+    assert len(world.engines) == 2, "as little as one that died a moment before"
 
 
 # -- what is told
