@@ -270,10 +270,9 @@ class Supervisor:
         on_need, worker.on_need = worker.on_need, None
         canary = asyncio.create_task(worker.canary(float(self._policies.timeouts.model_load)))
         try:
-            await asyncio.shield(canary)
+            await asyncio.shield(canary)  # cancelled, it would wait for the worker's word
             slot.delivered()
         except asyncio.CancelledError:
-            worker.kill()  # or it would be asked to end its generation, and waited for
             canary.cancel()
             raise
         except MlxdError as error:

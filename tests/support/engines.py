@@ -69,8 +69,8 @@ class Engine:
         try:
             await asyncio.sleep(self.world.token_seconds)
         finally:
-            while self.world.token_seconds and self.alive:  # it is to say that it has ended it
-                await asyncio.sleep(1.0)
+            if self.world.token_seconds:  # whoever cancels it waits for its word
+                await asyncio.wait([self._failing])
         self.world.fate(self, "canary")
         if not self.alive:
             raise WorkerStalled("it is gone")
