@@ -353,6 +353,8 @@ def test_a_reset_ends_an_open_breaker_and_a_quarantine(world: World) -> None:
     assert [at - world.starts[6] for at in world.starts[6:]] == [0, 2, 6, 14, 30, 62]
     world.advance(5 * 60)
     assert world.slot().state is State.QUARANTINED
+    world.advance(3600)
+    assert world.of("breaker")[-1]["to"] == "idle", "it is told though nobody asks"
     world.loop.do(world.supervisor.reset, world.slot().spec)
     world.fate = lambda engine, when: None
     assert world.answer() is world.engines[-1]

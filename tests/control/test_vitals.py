@@ -95,7 +95,7 @@ def test_a_busy_worker_that_makes_steps_is_well(ward: Ward) -> None:
 
 def test_a_worker_that_has_just_become_busy_has_made_no_step_yet(ward: Ward) -> None:
     ward.policy("failures_down", "1")
-    engine = ward.engine(pongs=[IDLE, *steps(5, 6), IDLE, *steps(6, 7)])
+    engine = ward.engine(pongs=[IDLE, *steps(5, 6), ipc.Pong(6, 0, NOTHING), *steps(6, 7)])
     ward.watch()
     ward.advance(49)
     assert engine.alive
@@ -165,7 +165,9 @@ def test_after_a_sleep_each_idle_worker_makes_a_token_or_is_ended(ward: Ward) ->
 
 
 def test_one_that_is_silent_delays_no_check_of_another(ward: Ward) -> None:
-    ward.engine("a", pongs=[None])
+    ward.policy("failures_down", "99")
+    for name in "xyz":
+        ward.engine(name, pongs=[None])
     others = [ward.engine(name, pongs=steps(*range(99))) for name in "bcdef"]
     ward.watch()
     ward.advance(51)
