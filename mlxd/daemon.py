@@ -34,10 +34,12 @@ from mlxd.control.preload import Preloader
 from mlxd.control.pressure import OomKills, read_pressure
 from mlxd.control.pull import Puller
 from mlxd.control.pulled import PulledModels
+from mlxd.control.recovery import Recovery
 from mlxd.control.replay import Replays
 from mlxd.control.residency import Residency
 from mlxd.control.sleep import Grace
 from mlxd.control.supervisor import Supervisor
+from mlxd.control.vitals import Vitals
 from mlxd.control.watermarks import Level
 from mlxd.core.clock import AwakeClock, Clock, SystemClock
 from mlxd.core.errors import Draining, StartsHeld
@@ -51,7 +53,7 @@ from mlxd.policy.outcome import Outcome
 from mlxd.policy.reload import Reloader
 from mlxd.policy.store import Live
 from mlxd.policy.watch import Watcher
-from mlxd.server import memory_report, policy_report
+from mlxd.server import memory_report, policy_report, worker_report
 from mlxd.server.admin import Admin
 from mlxd.server.admin_socket import AdminSocket
 from mlxd.server.app import routes
@@ -116,12 +118,20 @@ class Daemon:
         own_names = OwnNames(instance.state / "models.d")
         catalog = Catalog(GUIDE, clock, pulled=pulled.folder, names=own_names)
         admission = Admission(machine)  # windows of rates are what clients count too
-        self._supervisor = Supervisor(clock, self._temporary)
+        self._supervisor = Supervisor(clock, self._temporary, store.current, counts=metrics)
+        self._supervisor.on_event = events.record
         self._forecasts = Forecasts(instance.state, clock)
         self._residency = Residency(
             self._supervisor, clock, read_memory, self._forecasts, check=catalog.check
         )
+        self._grace = Grace(clock, lambda: float(store.current.supervision.sleep_wake.resume_grace))
+        self._residency.calm = self._grace.calm
+        self._vitals = Vitals(self._supervisor, clock, store.current, self._grace.calm)
         self._preloader = Preloader(catalog, self._residency)
+        self._recovery = Recovery(
+            self._supervisor, self._residency, clock,
+            lambda: store.current, self._preloader.keeps,
+        )  # fmt: skip
         self._guard = _guard(
             store.current, self._residency, admission, clock=clock, events=events, metrics=metrics
         )
@@ -130,11 +140,8 @@ class Daemon:
             workers=self._residency.workers, available=_available_memory,
         )  # fmt: skip
         self._residency.on_work = self._records.flight.changed
-        self._supervisor.on_event = events.record
         self._webhook = Webhook(store.current, events, metrics.webhook_post)
         self._replays = _replays(clock, self._guard, events=events, metrics=metrics)
-        self._grace = Grace(clock, lambda: float(store.current.supervision.sleep_wake.resume_grace))
-        self._residency.calm = self._grace.calm
         self._caffeinate = Caffeinate(
             clock, lambda: store.current.supervision.sleep_wake.prevent_idle_sleep, self._works
         )
@@ -148,6 +155,7 @@ class Daemon:
             watcher=Watcher(lambda: self._reloader.folder, self._reloader.look),
             catalog=catalog,
             admission=admission,
+            supervisor=self._supervisor,
             residency=self._residency,
             preloader=self._preloader,
             guard=self._guard,
@@ -196,6 +204,7 @@ class Daemon:
             metrics.loop_lag,
             _tell_alive if systemd is not None else lambda: None,
             systemd=systemd,
+            supervised=lambda: not self._vitals.overdue,
         )
         watchdog = Watchdog(
             within,
@@ -253,6 +262,8 @@ class Daemon:
         if self._told_early:
             self._told_to_reload()
         self._depend_on(self._parts.watcher.run(), "policy watcher")
+        self._depend_on(self._vitals.run(), "vitals")
+        self._depend_on(self._recovery.run(), "recovery")
         self._guard.start(self._lost)
         self._own(self._follow_starts())
         self._preloader.start(self._parts.policies.current)
@@ -272,6 +283,7 @@ class Daemon:
         """Nothing was done for so long."""
         words = f"awake again after {seconds:.0f} s"
         self._parts.events.record("wake", words, {"slept_seconds": round(seconds, 1)})
+        self._own(self._vitals.wake())
 
     def _join(self) -> None:
         """Who prepares and commits new policies, in this order, and who is told of it."""
@@ -281,6 +293,8 @@ class Daemon:
             Live("log", _apply_log),
             Live("admission", parts.admission.apply),
             Live("catalog", parts.catalog.apply),
+            Live("supervisor", self._supervisor.apply),
+            Live("vitals", self._vitals.apply),
             Live("residency", parts.residency.apply),
             Live("memory", parts.guard.apply),
             Live("preload", parts.preloader.apply),
@@ -291,6 +305,7 @@ class Daemon:
         self._reloader.observe(_log_outcome)
         policy_report.measure(parts)
         memory_report.measure(parts)
+        worker_report.measure(parts)
         parts.metrics.watch(
             "mlxd_log_lines_lost", "Log lines that could not be written.", logs.lost
         )
@@ -424,6 +439,7 @@ class Daemon:
             self._starts.asked_to_end()
             await self._note_starts()
         await self._preloader.close()
+        await self._recovery.close()
         await self._puller.close()
         drain = self._parts.policies.current.server.drain
         if self._parts.admission.active:
@@ -556,8 +572,16 @@ def _guard(
     )
     residency.before_load = guard.before_load
     residency.on_memory_error = guard.out_of_memory
-    residency.on_evicted = metrics.evicted
+    residency.on_evicted = partial(_evicted, events, metrics)
     return guard
+
+
+def _evicted(events: Events, metrics: Metrics, reason: str, model: str, size: int) -> None:
+    """What a watermark has dropped is counted where that is decided."""
+    if reason != "watermark":
+        metrics.evicted(reason)
+    data = {"model": model, "reason": reason, "bytes": size}
+    events.record("evict", f"{model} had to leave memory: {reason}", data)
 
 
 def _replays(clock: Clock, guard: Guard, *, events: Events, metrics: Metrics) -> Replays:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
 from mlxd.control.forecasting import Forecaster
 from mlxd.control.inventory import Inventory
@@ -57,8 +58,13 @@ class Loads:
         """Name of a model whose last load failed to (digest, reason)."""
 
     async def worker_of(self, resident: Resident, policies: PolicySet, evicts: Evicts) -> Worker:
-        """One load serves everyone who waits for it; it goes on when one of them leaves."""
+        """One load serves everyone who waits for it; it goes on when one of them leaves.
+
+        Who may evict what is idle is a request: it is refused at once where its engine rests.
+        """
         while (worker := self._supervisor.serving(resident.spec)) is None:
+            if evicts is Evicts.IDLE:
+                self._supervisor.admit(resident.card)
             if evicts > resident.evicts:
                 resident.evicts = evicts
                 self._room.changes.tell()
@@ -92,6 +98,7 @@ class Loads:
                 await self._attempts(resident, policies)
             self._failed.pop(card.name, None)
         except TimeoutError:
+            self._supervisor.late(card.spec)
             error = resident.waits or _late(card, policies)
             self._note(card, error)
             raise error from None
@@ -107,7 +114,8 @@ class Loads:
     async def _attempts(self, resident: Resident, policies: PolicySet) -> None:
         """A worker that failed is replaced, with room judged anew; one that said why is not.
 
-        Nor is one that nobody waits for any more.
+        Nor is one that nobody waits for any more, or whose breaker has opened. Between two attempts
+        is what `models.load.retry` says, or the worker's back-off where that is longer.
         """
         retry = policies.models.load.retry
         pause = float(retry.backoff)
@@ -117,7 +125,8 @@ class Loads:
             except ModelLoadFailed as error:
                 if error.final or not left or resident.leases == 0:
                     raise
-                log.warning("%s; another attempt in %g s", error.message, pause)
+                self._supervisor.check(resident.card)
+                log.warning("%s; another attempt in %g s or later", error.message, pause)
                 resident.waits = error
             else:
                 return
@@ -125,6 +134,7 @@ class Loads:
             pause *= 2
 
     async def _attempt(self, resident: Resident, policies: PolicySet) -> None:
+        await self._supervisor.turn(resident.card, partial(_waits, resident))
         if self.before is not None:
             await self.before()
         if self._check is not None:
@@ -173,6 +183,11 @@ class Loads:
     def _note(self, card: ModelCard, error: MlxdError) -> None:
         if isinstance(error, ModelLoadFailed):
             self._failed[card.name] = (card.digest, error.message)
+
+
+def _waits(resident: Resident, why: MlxdError) -> None:
+    """A reason of its own stays: it says more."""
+    resident.waits = resident.waits or why
 
 
 def _late(card: ModelCard, policies: PolicySet) -> ModelLoadFailed:

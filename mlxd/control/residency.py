@@ -206,12 +206,12 @@ class Residency:
         self._loads.before = hook
 
     @property
-    def on_evicted(self) -> Callable[[str], None] | None:
-        """Told the reason, `load` or `growth`, for which an idle model had to leave."""
+    def on_evicted(self) -> Callable[[str, str, int], None] | None:
+        """Told why an idle model had to leave, its name, and the bytes that it held."""
         return self._room.on_evicted
 
     @on_evicted.setter
-    def on_evicted(self, hook: Callable[[str], None] | None) -> None:
+    def on_evicted(self, hook: Callable[[str, str, int], None] | None) -> None:
         self._room.on_evicted = hook
 
     def block_loads(self, why: MlxdError | None) -> None:

@@ -57,8 +57,9 @@ class Room:
         self.blocked: MlxdError | None = None
         """While set, no load is given room; this is why."""
         self.closing = False
-        self.on_evicted: Callable[[str], None] | None = None
-        """Told why an idle model had to leave: `load` or `growth`."""
+        self.on_evicted: Callable[[str, str, int], None] | None = None
+        """Told why an idle model had to leave (`load`, `growth`, `watermark` or `max_loaded`), its
+        name, and the bytes that it held."""
         self._inventory = inventory
         self._supervisor = supervisor
         self._clock = clock
@@ -78,14 +79,19 @@ class Room:
                 return
             await self.changes.wait(pause)
 
-    async def clear(self, resident: Resident, grace: float) -> None:
-        """Have a resident out of memory and see its bytes back. The caller holds the lock."""
+    async def clear(self, resident: Resident, grace: float, reason: str = "") -> None:
+        """Have a resident out of memory and see its bytes back. The caller holds the lock.
+
+        `reason`: why it has to leave before its time.
+        """
         before = self._inventory.read_memory()
         held = self._inventory.account(resident).held
         self.forget(resident)
         await self._supervisor.stop(resident.spec, grace)
         if before is not None and held:
             await self._reclaimed(resident.card.name, held, before.available + held, before.total)
+        if reason and self.on_evicted is not None:
+            self.on_evicted(reason, resident.card.name, held)
         self.changes.tell()
 
     async def mourn(self, resident: Resident, expected: tuple[float, int] | None) -> None:
@@ -116,7 +122,7 @@ class Room:
                     return plan.at
                 victim = self._inventory.named(plan)[0]
                 log.info("unloading %s: models.max_loaded", victim.card.name)
-                await self.clear(victim, self._grace)
+                await self.clear(victim, self._grace, "max_loaded")
         return None
 
     async def relieve(self, enough: Callable[[], bool], *, all: bool) -> list[str]:
@@ -134,7 +140,7 @@ class Room:
                     break
                 gone.append(victims[0].card.name)
                 log.warning("evicting %s: memory is short", victims[0].card.name)
-                await self.clear(victims[0], self._grace)
+                await self.clear(victims[0], self._grace, "watermark")
         return gone
 
     # -- what workers are promised
@@ -297,11 +303,9 @@ class Room:
         """Have one leave for what was judged."""
         self._spare = judged.at_best - judged.needed
         try:
-            await self.clear(victim, self._grace)
+            await self.clear(victim, self._grace, reason)
         finally:
             self._spare = math.inf
-        if self.on_evicted is not None:
-            self.on_evicted(reason)
 
     def _wait(self, incoming: Resident, judged: Judgement, policies: PolicySet) -> float:
         """How long until the next try. Raises the refusal where there is nothing to wait for."""

@@ -12,11 +12,8 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from typing import Protocol
 
-from mlxd.control.exit import Verdict
 from mlxd.core.clock import LOOKS, AwakeClock
-from mlxd.core.errors import DeadlineExceeded, MlxdError, WorkerStalled
 
 log = logging.getLogger(__name__)
 
@@ -84,24 +81,3 @@ class Grace:
     def _total(self) -> float:
         self._clock.monotonic()
         return self._clock.lost + self._asleep()
-
-
-class Tried(Protocol):
-    """A worker, as far as it matters after a wake."""
-
-    name: str
-
-    async def canary(self, timeout: float) -> None: ...
-
-    def condemn(self, verdict: Verdict) -> None: ...
-
-
-async def try_out(worker: Tried, timeout: float) -> None:
-    """Have it make one token after a wake; one that cannot is not kept."""
-    try:
-        await worker.canary(timeout)
-    except (WorkerStalled, DeadlineExceeded):
-        log.error("worker %s makes no token since the machine woke up: killed", worker.name)
-        worker.condemn("canary")
-    except MlxdError as error:
-        log.warning("worker %s could not be tried after the wake: %s", worker.name, error.message)

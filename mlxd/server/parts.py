@@ -15,6 +15,7 @@ from mlxd.control.preload import Preloader
 from mlxd.control.pull import Puller
 from mlxd.control.replay import Replays
 from mlxd.control.residency import Residency
+from mlxd.control.supervisor import Supervisor
 from mlxd.core.clock import Clock
 from mlxd.core.starts import StartLedger
 from mlxd.policy.reload import Reloader
@@ -45,6 +46,7 @@ class Parts:
     watcher: Watcher
     catalog: Catalog
     admission: Admission
+    supervisor: Supervisor
     residency: Residency
     preloader: Preloader
     guard: Guard

@@ -85,6 +85,18 @@ class Metrics:
             ("result",),
             registry=self.registry,
         )
+        self._exits = Counter(
+            "mlxd_worker_exits_total",
+            "Ends of engine processes, by how they ended.",
+            ("model", "reason"),
+            registry=self.registry,
+        )
+        self._restarts = Counter(
+            "mlxd_worker_restarts_total",
+            "Starts of a worker after one that failed.",
+            ("model",),
+            registry=self.registry,
+        )
         self._replays = Counter(
             "mlxd_replays_total",
             "Requests whose worker died, by what became of them.",
@@ -137,6 +149,14 @@ class Metrics:
     def webhook_post(self, result: str) -> None:
         """Count a post of an event, or an event that is given up."""
         self._webhook.labels(result).inc()
+
+    def worker_exited(self, model: str, reason: str) -> None:
+        """Count the end of one; `model` is a name of the catalogue."""
+        self._exits.labels(model, reason).inc()
+
+    def worker_restarted(self, model: str) -> None:
+        """Count a start after a failure."""
+        self._restarts.labels(model).inc()
 
     def replayed(self, outcome: str) -> None:
         """Count a request whose worker died; `outcome` is one of a few words."""

@@ -51,7 +51,23 @@ class Process:
         self.on_observed(self, ipc.Observed(1, 1, 1, 1))
 
 
-class Processes:
+class AlwaysWell:
+    """What a supervisor is asked before a start, where no worker ever failed."""
+
+    def admit(self, card):
+        pass
+
+    def check(self, card):
+        pass
+
+    async def turn(self, card, waits):
+        pass
+
+    def late(self, spec):
+        pass
+
+
+class Processes(AlwaysWell):
     """Stands beside the supervisor: counts starts and stops, and can be made slow or broken."""
 
     def __init__(self):

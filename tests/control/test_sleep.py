@@ -1,8 +1,7 @@
 import pytest
 
-from mlxd.control.sleep import Grace, machine_asleep, try_out
+from mlxd.control.sleep import Grace, machine_asleep
 from mlxd.core.clock import LOOKS, AwakeClock, ManualClock
-from mlxd.core.errors import WorkerCrashed, WorkerStalled
 
 GRACE = 20.0
 
@@ -80,28 +79,3 @@ def test_the_wall_clock_has_no_say(jump):
 
 def test_the_pair_of_this_machine_agrees_while_it_is_awake():
     assert machine_asleep() == pytest.approx(machine_asleep(), abs=0.05)
-
-
-class Tried:
-    name = "m"
-
-    def __init__(self, error=None):
-        self.error = error
-        self.verdicts = []
-
-    async def canary(self, timeout):
-        if self.error is not None:
-            raise self.error
-
-    def condemn(self, verdict):
-        self.verdicts.append(verdict)
-
-
-@pytest.mark.parametrize(
-    ("error", "verdicts"),
-    [(None, []), (WorkerStalled("mute"), ["canary"]), (WorkerCrashed("gone"), [])],
-)
-async def test_a_worker_that_makes_no_token_after_a_wake_is_not_kept(error, verdicts):
-    worker = Tried(error)
-    await try_out(worker, 1.0)
-    assert worker.verdicts == verdicts

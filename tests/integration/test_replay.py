@@ -62,9 +62,16 @@ def _replays(running: Daemon, outcome: str) -> float:
 
 
 def _strike(running: Daemon, number: int, model: str = ENDLESS) -> int:
-    pid = eventually(lambda: workers_of(running).get(model, 0), f"a worker of {model}")
+    """What it has sent may be read long after its end: wait for one that serves."""
+    pid = eventually(lambda: _serving(running, model), f"a worker of {model} serves")
     os.kill(pid, number)
     return pid
+
+
+def _serving(running: Daemon, model: str) -> int:
+    workers = running.health()["workers"]
+    found = [one["pid"] for one in workers if (one["model"], one["state"]) == (model, "serving")]
+    return int(found[0]) if found else 0
 
 
 def _replaced(running: Daemon, first: int) -> bool:
