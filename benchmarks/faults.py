@@ -112,6 +112,7 @@ class Run:
         self.faults: list[Fault] = []
         self.quiet: list[Span] = []
         self.unrecovered: list[str] = []
+        self._left: list[str] = []
         self.workers = Workers(running.pid)
         self.polling = Polling(running.port)
         self.streams = Streams(running.port, asks, EACH, options.seed)
@@ -132,7 +133,7 @@ class Run:
         taken = sum(min(f.delivered, time.monotonic()) - f.at for f in self.faults[-len(numbers) :])
         time.sleep(0.5)
         began = time.monotonic()
-        time.sleep(max(taken, self.options.quiet))
+        time.sleep(taken if self.options.quiet is None else self.options.quiet)
         self.quiet.append((began, time.monotonic()))
         say(f"{numbers[-1] + 1} of {self.options.faults} faults, {self._words()}")
 
@@ -141,8 +142,7 @@ class Run:
         return f"{len(self.streams.done)} streams ended: {dict(kinds)}"
 
     def _strike(self, number: int) -> None:
-        model = self.chance.choice(MODELS)
-        kind = self.chance.choice(tuple(KINDS))
+        model, kind = self._draw()
         patient = not self.options.storm and number < self.options.faults * _PATIENT
         if patient:
             self._recover(model)
@@ -158,6 +158,13 @@ class Run:
             self._strike(number)
             return
         self.faults.append(fault)
+
+    def _draw(self) -> tuple[str, str]:
+        """By chance; but each kind comes about as often as any other."""
+        if not self._left:
+            self._left = list(KINDS)
+            self.chance.shuffle(self._left)
+        return self.chance.choice(MODELS), self._left.pop()
 
     def _alive(self, model: str) -> Life | None:
         """One that was not struck yet."""
@@ -663,9 +670,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--storm", action="store_true", help="faults wait for nothing")
     parser.add_argument("--spacing", type=float, default=2.0, help="seconds, at most, before each")
-    parser.add_argument(
-        "--quiet", type=float, default=5.0, help="seconds, at least, of a quiet time"
-    )
+    parser.add_argument("--quiet", type=float, help="seconds after a round; else as it needed")
     parser.add_argument("--layers", type=int, help="of the models; else calibrated")
     parser.add_argument("--asks", type=int, default=32, help="different requests of each model")
     parser.add_argument("--tokens", type=int, nargs=2, default=(60, 160), help="fewest and most")
@@ -676,8 +681,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.tokens = tuple(options.tokens)
     if options.short:
         options.layers, options.asks, options.tokens = options.layers or 2, 8, (40, 80)
-        options.spacing, options.quiet = 0.5, 1.0
-    options.faults = options.faults or (6 if options.short else 200)
+        options.spacing, options.quiet = 0.5, 2.0
+    options.faults = options.faults or (4 if options.short else 200)
     return options
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import random
+import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -22,7 +23,8 @@ _MOST_PAUSE = 0.5
 """What a client waits at most before it asks again after an error; Retry-After may say less."""
 _REFUSED = (503, 504)
 
-Kind = Literal["finished", "failed", "other"]
+Kind = Literal["finished", "failed", "left", "other"]
+"""`failed` says clearly why; `left`: the client hung up."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,18 @@ def _piece_of(record: Json) -> str:
     return str(record.get("response") or record.get("message", {}).get("content") or "")
 
 
-def run(port: int, stream: Stream) -> Stream:
-    """Ask, and read to the end of the answer, whatever that is."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_SILENT_SECONDS)
+def run(
+    port: int, stream: Stream, *, source: str = "127.0.0.1", leave_after: int = sys.maxsize
+) -> Stream:
+    """Ask, and read to the end of the answer, whatever that is, or so many records of it.
+
+    `source` is the address to ask from.
+    """
+    connection = http.client.HTTPConnection(
+        "127.0.0.1", port, timeout=_SILENT_SECONDS, source_address=(source, 0)
+    )
     try:
-        _exchange(connection, stream)
+        _exchange(connection, stream, leave_after)
     except TimeoutError:
         stream.code = "silent"
     except (OSError, http.client.HTTPException) as error:
@@ -126,7 +135,7 @@ def run(port: int, stream: Stream) -> Stream:
     return stream
 
 
-def _exchange(connection: http.client.HTTPConnection, stream: Stream) -> None:
+def _exchange(connection: http.client.HTTPConnection, stream: Stream, leave_after: int) -> None:
     body = json.dumps(stream.ask.body())
     headers = {"Content-Type": "application/json"}
     connection.request("POST", stream.ask.path, body, headers)
@@ -141,6 +150,9 @@ def _exchange(connection: http.client.HTTPConnection, stream: Stream) -> None:
         if text.startswith(b"{"):
             stream.records.append((time.monotonic(), text))
         last = text or last
+        if len(stream.records) >= leave_after:
+            stream.kind = "left"
+            return
     _judge_end(stream, last)
 
 
