@@ -69,7 +69,7 @@ _ROUND = 20
 _END = 120.0
 _POLICIES = {
     "limits": "concurrency: {max_in_flight: 64}\nrate_limit: []\n",
-    "timeouts": f"inter_token_stall: {STALL:g}s\nworker_cancel_ack: 500ms\n",
+    "timeouts": f"inter_token_stall: {STALL:g}s\nworker_cancel_ack: 500ms\nmodel_load: 30s\n",
     "memory": "eviction: {protect_recent: 0s, min_residency: 0s}\n",
 }
 _SUPERVISION = """\

@@ -412,7 +412,7 @@ def served(scratch: Path, quota: int) -> Iterator[Daemon]:
     policies = {
         "limits": limits(MOST, quota),
         "models": f"dirs: [{models}]\ndefaults: {{ttl: never}}\nmodels: {{{trusted}}}\n",
-        "timeouts": "inter_token_stall: 2s\nfirst_token: 10s\nworker_cancel_ack: 500ms\n",
+        "timeouts": "inter_token_stall: 2s\nfirst_token: 10s\nmodel_load: 15s\nworker_cancel_ack: 500ms\n",
         "supervision": _SUPERVISION,
     }
     with daemon(folder, models=models, policies=policies) as running:
