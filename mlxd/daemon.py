@@ -29,11 +29,15 @@ from mlxd.control.memory import read_memory
 from mlxd.control.monitors import Monitors
 from mlxd.control.own_names import OwnNames
 from mlxd.control.preload import Preloader
-from mlxd.control.pressure import read_pressure
+from mlxd.control.pressure import OomKills, read_pressure
 from mlxd.control.pull import Puller
 from mlxd.control.pulled import PulledModels
+from mlxd.control.recovery import Recovery
+from mlxd.control.replay import Replays
 from mlxd.control.residency import Residency
 from mlxd.control.supervisor import Supervisor
+from mlxd.control.vitals import Vitals
+from mlxd.control.watermarks import Level
 from mlxd.core.clock import Clock, SystemClock
 from mlxd.core.errors import Draining
 from mlxd.core.instance import Address, Instance, authority
@@ -45,7 +49,7 @@ from mlxd.policy.outcome import Outcome
 from mlxd.policy.reload import Reloader
 from mlxd.policy.store import Live
 from mlxd.policy.watch import Watcher
-from mlxd.server import memory_report, policy_report
+from mlxd.server import memory_report, policy_report, worker_report
 from mlxd.server.admin import Admin
 from mlxd.server.admin_socket import AdminSocket
 from mlxd.server.app import routes
@@ -90,15 +94,24 @@ class Daemon:
         own_names = OwnNames(instance.state / "models.d")
         catalog = Catalog(GUIDE, clock, pulled=pulled.folder, names=own_names)
         admission = Admission(clock)
-        self._supervisor = Supervisor(clock, self._temporary)
+        self._supervisor = Supervisor(clock, self._temporary, store.current, counts=metrics)
+        self._supervisor.on_event = events.record
         self._forecasts = Forecasts(instance.state, clock)
         self._residency = Residency(
             self._supervisor, clock, read_memory, self._forecasts, check=catalog.check
         )
+        self._vitals = Vitals(
+            self._supervisor, clock, store.current, lambda: self._residency.calm()
+        )
         self._preloader = Preloader(catalog, self._residency)
+        self._recovery = Recovery(
+            self._supervisor, self._residency, clock,
+            lambda: store.current, self._preloader.keeps,
+        )  # fmt: skip
         self._guard = _guard(
             store.current, self._residency, admission, clock=clock, events=events, metrics=metrics
         )
+        self._replays = _replays(clock, self._guard, events=events, metrics=metrics)
         self._puller = Puller(pulled, own_names, catalog, events.record)
         library = Library(catalog, self._residency, self._puller, pulled, own_names, events.record)
         self._parts = Parts(
@@ -107,10 +120,12 @@ class Daemon:
             watcher=Watcher(lambda: self._reloader.folder, self._reloader.look),
             catalog=catalog,
             admission=admission,
+            supervisor=self._supervisor,
             residency=self._residency,
             preloader=self._preloader,
             guard=self._guard,
-            dispatcher=Dispatcher(catalog, admission, self._residency, clock),
+            dispatcher=Dispatcher(catalog, admission, self._residency, self._replays, clock=clock),
+            replays=self._replays,
             puller=self._puller,
             library=library,
             clock=clock,
@@ -160,6 +175,7 @@ class Daemon:
             await self._stop.wait()
             self._forget_edits()
             await self._preloader.close()
+            await self._recovery.close()
             await self._puller.close()
             await self._drain()
         finally:
@@ -173,6 +189,8 @@ class Daemon:
             self._told_to_reload()
         self._own(self._parts.watcher.run())
         self._guard.start()
+        self._own(self._vitals.run())
+        self._own(self._recovery.run())
         self._preloader.start(self._parts.policies.current)
 
     def _forget_edits(self) -> None:
@@ -188,6 +206,8 @@ class Daemon:
             Live("log", _apply_log),
             Live("admission", parts.admission.apply),
             Live("catalog", parts.catalog.apply),
+            Live("supervisor", self._supervisor.apply),
+            Live("vitals", self._vitals.apply),
             Live("residency", parts.residency.apply),
             Live("memory", parts.guard.apply),
             Live("preload", parts.preloader.apply),
@@ -196,6 +216,7 @@ class Daemon:
         self._reloader.observe(partial(policy_report.report, parts))
         policy_report.measure(parts)
         memory_report.measure(parts)
+        worker_report.measure(parts)
 
     def _bind_admin(self) -> None:
         """Without it the daemon serves all the same."""
@@ -269,7 +290,9 @@ class Daemon:
         await self._listener.stop_accepting()
         if not await self._all_ended(float(drain.grace)):
             log.warning("%s requests did not finish in time", self._parts.admission.active)
-            self._supervisor.fail_all(Draining("the daemon is stopping", retry_after=5.0))
+            stopping = Draining("the daemon is stopping", retry_after=5.0)
+            self._replays.fail_all(stopping)
+            self._supervisor.fail_all(stopping)
             await self._all_ended(_FAREWELL_SECONDS, even_if_told=True)
 
     async def _all_ended(self, seconds: float, *, even_if_told: bool = False) -> bool:
@@ -338,14 +361,31 @@ def _guard(
     metrics: Metrics,
 ) -> Guard:
     """It looks at memory, and is asked before each load."""
-    monitors = Monitors(read_memory, read_pressure, residency.workers)
+    monitors = Monitors(residency.read_memory, read_pressure, residency.workers)
     guard = Guard(
         policies, monitors, residency, admission, clock=clock, events=events, counts=metrics
     )
     residency.before_load = guard.before_load
     residency.on_memory_error = guard.out_of_memory
-    residency.on_evicted = metrics.evicted
+    residency.on_evicted = partial(_evicted, events, metrics)
     return guard
+
+
+def _evicted(events: Events, metrics: Metrics, reason: str, model: str, size: int) -> None:
+    """What a watermark has dropped is counted where that is decided."""
+    if reason != "watermark":
+        metrics.evicted(reason)
+    data = {"model": model, "reason": reason, "bytes": size}
+    events.record("evict", f"{model} had to leave memory: {reason}", data)
+
+
+def _replays(clock: Clock, guard: Guard, *, events: Events, metrics: Metrics) -> Replays:
+    """A SIGKILL may be the system's, for want of memory."""
+    killed = OomKills()
+    replays = Replays(clock, lambda: killed.more() or guard.level >= Level.WARNING)
+    replays.on_event = events.record
+    replays.on_replay = metrics.replayed
+    return replays
 
 
 def _apply_log(policies: PolicySet) -> None:

@@ -74,6 +74,12 @@ def limits(group: Group) -> Iterator[Limit]:
                 yield Limit(total, _used(folder, group.version))
 
 
+def oom_kills(group: Group) -> int:
+    """Processes that the kernel has killed in the group for want of memory. Raises OSError."""
+    name = "memory.oom_control" if group.version == 1 else "memory.events"
+    return _stat(group.folder / name, "oom_kill")
+
+
 def _limit_of(folder: Path, version: int) -> int | None:
     """None: none is set, or this level has no memory controller."""
     if version == 1:

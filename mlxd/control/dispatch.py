@@ -1,4 +1,4 @@
-"""The life of one request, on one page: resolve, admit, lease, generate."""
+"""The life of one request, on one page: resolve, admit, lease, generate, replay."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from mlxd.control.admission import Admission
 from mlxd.control.catalog import Catalog
 from mlxd.control.generation import Limits
+from mlxd.control.replay import Replays, fresh_seed, seeded
 from mlxd.control.residency import Residency
+from mlxd.control.suspects import Case
 from mlxd.control.worker import Order
 from mlxd.core.clock import Clock
 from mlxd.core.errors import UnsupportedFeature
 from mlxd.core.events import Burst, Started
 from mlxd.core.models import ModelCard
-from mlxd.core.request import GenerationRequest
+from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.policy.load import PolicySet
 
 
@@ -37,12 +39,17 @@ class Dispatcher:
         catalog: Catalog,
         admission: Admission,
         residency: Residency,
+        replays: Replays,
+        *,
         clock: Clock,
+        draw_seed: Callable[[], int] = fresh_seed,
     ) -> None:
         self._catalog = catalog
         self._admission = admission
         self._residency = residency
+        self._replays = replays
         self._clock = clock
+        self._draw_seed = draw_seed
 
     @asynccontextmanager
     async def open(
@@ -53,6 +60,9 @@ class Dispatcher:
         policies = asker.policies
         card = await self._catalog.resolve(request.model, policies)
         _check_capabilities(request, card)
+        case = _case(request, card, asker)
+        self._replays.check(case, policies)
+        order = _order(case, policies, arrived, seeded(case.sampling, self._draw_seed))
         loading = self._residency.delays_others(card.spec)
         async with (
             self._admission.admit(
@@ -63,8 +73,8 @@ class Dispatcher:
                 loading=loading,
                 called=card.name,
             ) as ticket,  # fmt: skip
-            self._residency.lease(card, request.keep_alive, policies) as worker,
-            aclosing(worker.generate(_order(request, card, policies, arrived))) as bursts,
+            self._residency.lease(card, request.keep_alive, policies) as lease,
+            aclosing(self._replays.run(order, case, lease, policies)) as bursts,
         ):
             ticket.loading = False
             yield bursts if policies.limits.tokens.mode == "enforce" else _judged(bursts, asker)
@@ -103,17 +113,20 @@ def _check_capabilities(request: GenerationRequest, card: ModelCard) -> None:
         raise UnsupportedFeature(f'"{request.model}" does not support thinking', param="think")
 
 
-def _order(
-    request: GenerationRequest, card: ModelCard, policies: PolicySet, arrived: float
-) -> Order:
+def _case(request: GenerationRequest, card: ModelCard, asker: Asker) -> Case:
     """The client decides, then the model's own files, then the dialect."""
+    sampling = request.sampling.over(card.sampling).over(request.fallback)
+    return Case(asker.client, card, request, sampling)
+
+
+def _order(case: Case, policies: PolicySet, arrived: float, sampling: Sampling) -> Order:
     timeouts, tokens, reserve = policies.timeouts, policies.limits.tokens, policies.memory.reserve
     return Order(
-        request=request,
-        sampling=request.sampling.over(card.sampling).over(request.fallback),
-        max_prompt=tokens.max_prompt if tokens.mode == "enforce" else card.context,
+        request=case.request,
+        sampling=sampling,
+        max_prompt=tokens.max_prompt if tokens.mode == "enforce" else case.card.context,
         max_output=tokens.max_output,
-        context=card.context,
+        context=case.card.context,
         limits=Limits(
             generation=float(timeouts.generation),
             first_token=float(timeouts.first_token),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from dataclasses import dataclass
 from typing import Literal
 
 from mlxd.ipc.messages import EXIT_MEMORY
+
+_LONGEST = 200
+_FOLDERS = re.compile(r"(?<![\w/])/(?:[^/\n'\":]+/)+")
+"""The folders of an absolute path, whatever they are called; its last part says what it is of."""
 
 Verdict = Literal["stalled", "unresponsive", "protocol", "canary"]
 """Why the daemon itself killed a worker that was not well."""
@@ -55,3 +60,9 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def last_words(stderr: str) -> str:
+    """The last line that a process said there, no longer than a line and without folders."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    return _FOLDERS.sub("", lines[-1])[:_LONGEST] if lines else ""

@@ -2,15 +2,19 @@
 
 Pieces arrive by calls (`take`), events leave by iteration (`bursts`): everything that came since
 the consumer last looked is one burst. Deadlines cost nothing per token: one timer looks at the
-time of the last piece and re-arms itself.
+time of the last piece and re-arms itself. Half way to a limit of silence it has the worker pinged,
+so that at the limit a dead worker is told from a slow one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import math
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
+from mlxd.control.exit import Verdict
+from mlxd.control.transcript import Transcript
 from mlxd.core.clock import Clock
 from mlxd.core.errors import (
     ContextExceeded,
@@ -40,14 +44,17 @@ _REFUSALS: dict[str, type[InvalidRequest]] = {
 }
 
 _MEMORY_RETRY_SECONDS = 5.0
+LATE_SECONDS = 1.0
+"""A timer that is later than this says that the daemon itself stood still."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The time limits of one generation in seconds, counted from the start of its prefill.
 
-    What waits for memory in its worker has not started: silence of that worker ends it after
-    `first_token`, and the worker refuses it when its `Generate.wait_seconds` are over.
+    `generation` is counted from the first of its prefills where there are several. What waits for
+    memory in its worker has not started: silence of that worker ends it after `first_token`, and
+    the worker refuses it when its `Generate.wait_seconds` are over.
     """
 
     generation: float
@@ -58,11 +65,30 @@ class Limits:
     """Where a limit was set, asked only when it is passed."""
 
 
+def _nothing(*_: object) -> None:
+    """For a worker that nobody reaches."""
+
+
+def _never() -> bool:
+    return False
+
+
 @dataclass(slots=True)
 class Pulse:
-    """When a worker last reported a step; on the monotonic clock."""
+    """A worker's signs of life, on the monotonic clock, and what is done for want of them."""
 
     at: float = 0.0
+    """When it last reported a step."""
+    forgiven: float = 0.0
+    """Silence before this moment does not count: nobody listened."""
+    heard: float = 0.0
+    """When it last answered a ping."""
+    ask: Callable[[], None] = _nothing
+    """Pings it."""
+    condemn: Callable[[Verdict], None] = _nothing
+    """Ends it."""
+    calm: Callable[[], bool] = _never
+    """True while no worker may count as stalled, such as after the machine slept."""
 
 
 class Generation:
@@ -72,9 +98,18 @@ class Generation:
     tool call, or a whole answer that travels in large pieces.
     """
 
-    def __init__(self, id: int, limits: Limits, clock: Clock, pulse: Pulse) -> None:
+    def __init__(
+        self,
+        id: int,
+        limits: Limits,
+        clock: Clock,
+        pulse: Pulse,
+        transcript: Transcript | None = None,
+    ) -> None:
+        """`transcript`: what earlier ones of the same request got, and where this one's goes."""
         self.id = id
         self.limits = limits
+        self.transcript = transcript if transcript is not None else Transcript()
         self._pulse = pulse
         self.ended = False
         """True once the worker holds nothing of it any more."""
@@ -83,13 +118,29 @@ class Generation:
         self._accepted: asyncio.Future[ipc.Accepted] = self._loop.create_future()
         self._waiting: list[GenerationEvent] = []
         self._error: MlxdError | None = None
+        self._broken_at = 0.0
         self._wake: asyncio.Future[None] | None = None
         self.created = clock.monotonic()
         self._started_at = 0.0
         """When its prefill began; 0 while it waits in the worker behind others."""
+        self._begun_at = 0.0
+        """When its first token was there."""
         self._last_piece = 0.0
+        self._asked = 0.0
+        """When the worker was last pinged for its silence."""
+        self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._arm()
+
+    @property
+    def stalled(self) -> bool:
+        """It was broken off because nothing came."""
+        return isinstance(self._error, WorkerStalled)
+
+    @property
+    def broken_at(self) -> float:
+        """When its consumer was given an error; on the monotonic clock."""
+        return self._broken_at
 
     # -- filled by the worker's handle
 
@@ -98,12 +149,18 @@ class Generation:
         match message:
             case ipc.Accepted():
                 if not self._accepted.done():
+                    self.transcript.prompt = self.transcript.prompt or message.prompt
                     self._accepted.set_result(message)
             case ipc.Refused():
                 self.fail(_refusal(message, self.limits.line))
 
     def take(self, piece: ipc.Piece) -> None:
-        """Something new came."""
+        """Something new came. Of what comes after an error nothing is delivered."""
+        if self._error is not None:
+            if isinstance(piece, ipc.Ended | ipc.Cancelled):
+                self._end()
+                self._notify()
+            return
         self._last_piece = self._clock.monotonic()
         match piece:
             case ipc.Text():
@@ -113,20 +170,27 @@ class Generation:
             case ipc.Call():
                 self._waiting.append(ToolCall(piece.name, piece.arguments))
             case ipc.Ended():
-                self._waiting.append(_finished(piece))
+                self._waiting.append(_finished(piece, self.transcript.decode_seconds))
                 self._end()
             case ipc.Cancelled():
                 self._end()
         self._notify()
 
+    def note(self, tokens: Iterable[int]) -> None:
+        """Tokens of its answer, which the pieces up to now have made known."""
+        if self._error is None:
+            self.transcript.tokens.extend(tokens)
+
     def started(self) -> None:
         """The engine has begun with it: from now on its time limits count."""
         self._started_at = self._clock.monotonic()
+        self.transcript.started_at = self.transcript.started_at or self._started_at
         self._look_again()
 
     def begun(self) -> None:
         """Its first token is there: from now on silence is what counts."""
-        self._last_piece = self._clock.monotonic()
+        self._last_piece = self._begun_at = self._clock.monotonic()
+        self.transcript.begun = True
         self._look_again()
 
     def fail(self, error: MlxdError) -> None:
@@ -184,10 +248,15 @@ class Generation:
     # -- inside
 
     def _break(self, error: MlxdError) -> None:
-        """The consumer gets `error` after what has already come."""
-        self._error = error
+        """The consumer gets `error` after what has already come; the first one counts."""
+        if self._error is None:
+            self._error = error
+            self._broken_at = self._clock.monotonic()
+            if self._begun_at:
+                spent = max(self._last_piece, self._begun_at) - self._begun_at
+                self.transcript.decode_seconds += spent
         if not self._accepted.done():
-            self._accepted.set_exception(error)
+            self._accepted.set_exception(self._error)
             self._accepted.exception()
         self._notify()
 
@@ -206,31 +275,71 @@ class Generation:
             self._arm()
 
     def _arm(self) -> None:
-        """Look again when the nearest limit would pass if nothing more came."""
+        """Look again when the nearest limit would pass if nothing more came, or half way there."""
         if self._timer is not None:
             self._timer.cancel()
-        delay = max(0.0, self._nearest() - self._clock.monotonic())
-        self._timer = self._loop.call_later(delay, self._check)
+        now, quiet = self._clock.monotonic(), self._quiet_since()
+        limit = self._silence / (1 if self._asked > quiet else 2)
+        self._due = max(now, min(quiet + limit, self._last_moment()))
+        self._timer = self._loop.call_later(self._due - now, self._check)
 
-    def _nearest(self) -> float:
-        """When the first of its limits passes."""
-        limits = self.limits
+    @property
+    def _silence(self) -> float:
+        """How long nothing may come."""
+        return self.limits.inter_token if self._last_piece else self.limits.first_token
+
+    def _quiet_since(self) -> float:
+        """When the present silence began."""
         if not self._started_at:
-            return max(self.created, self._pulse.at) + limits.first_token
+            return max(self.created, self._pulse.at, self._pulse.forgiven)
         if self._last_piece:
-            silence = max(self._last_piece, self._pulse.at) + limits.inter_token
-        else:
-            silence = self._started_at + limits.first_token
-        return min(silence, self._started_at + limits.generation)
+            return max(self._last_piece, self._pulse.at, self._pulse.forgiven)
+        return max(self._started_at, self._pulse.forgiven)
 
-    def _passed(self) -> MlxdError:
+    def _last_moment(self) -> float:
+        """When `generation` passes."""
+        began = self.transcript.started_at
+        return began + self.limits.generation if began else math.inf
+
+    def _check(self) -> None:
+        """The timer: what has passed, if anything has."""
+        self._timer = None
+        now = self._clock.monotonic()
+        late, quiet = now - self._due, self._quiet_since()
+        asked = self._asked > quiet
+        if late > LATE_SECONDS:
+            self._forgive(now, late)
+        elif now >= self._last_moment():
+            self._break(too_long(self.limits))
+            return
+        elif asked and now >= quiet + self._silence:
+            if not self._pulse.calm():
+                self._judge()
+                return
+            self._forgive(now)
+        elif not asked and now >= quiet + self._silence / 2:
+            self._asked = now
+            self._pulse.ask()
+        self._arm()
+
+    def _forgive(self, now: float, late: float = 0.0) -> None:
+        """What nobody could hear was no silence, and the time in which nothing ran does not count:
+        a whole interval more, in which what came meanwhile is read.
+        """
+        self._pulse.forgiven = now
+        if self.transcript.started_at:
+            self.transcript.started_at += late
+
+    def _judge(self) -> None:
+        """It was silent for too long: a worker that does not even answer a ping is dead."""
+        unheard = self._pulse.heard < self._asked
+        self._break(self._silent())
+        if unheard:
+            self._pulse.condemn("unresponsive")
+
+    def _silent(self) -> MlxdError:
         """Which limit it was, in words."""
         limits = self.limits
-        if self._started_at and self._clock.monotonic() >= self._started_at + limits.generation:
-            return DeadlineExceeded(
-                f"the generation took longer than {limits.generation:g} s",
-                policy=limits.line("timeouts.generation"),
-            )
         if self._last_piece:
             return WorkerStalled(
                 f"no token for {limits.inter_token:g} s",
@@ -242,12 +351,13 @@ class Generation:
             policy=limits.line("timeouts.first_token"),
         )
 
-    def _check(self) -> None:
-        if self._clock.monotonic() < self._nearest():
-            self._arm()
-            return
-        self._timer = None
-        self._break(self._passed())
+
+def too_long(limits: Limits) -> DeadlineExceeded:
+    """`timeouts.generation` is over."""
+    return DeadlineExceeded(
+        f"the generation took longer than {limits.generation:g} s",
+        policy=limits.line("timeouts.generation"),
+    )
 
 
 def _refusal(refused: ipc.Refused, line: Callable[[str], PolicyLine]) -> MlxdError:
@@ -270,13 +380,14 @@ def _logprobs(entries: list[ipc.Logprob]) -> tuple[TokenLogprob, ...]:
     return tuple(TokenLogprob(e.token, e.raw, e.logprob, tuple(e.top)) for e in entries)
 
 
-def _finished(piece: ipc.Ended) -> Finished:
+def _finished(piece: ipc.Ended, spent_before: float) -> Finished:
+    """`spent_before`: seconds of decoding by workers that did not finish."""
     return Finished(
         reason=piece.reason,
         prompt_tokens=piece.prompt_tokens,
         completion_tokens=piece.completion_tokens,
         cached_tokens=piece.cached_tokens,
         prefill_seconds=piece.prefill_seconds,
-        decode_seconds=piece.decode_seconds,
+        decode_seconds=spent_before + piece.decode_seconds,
         stop_string=piece.stop_string,
     )

@@ -6,6 +6,7 @@ Asking changes nothing, so what a plan tells is what a load will do.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
 from mlxd.control.eviction import (
@@ -40,6 +41,14 @@ from mlxd.ipc import messages as ipc
 from mlxd.policy.policy_set import PolicySet
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Memory at one moment, and what the models' workers held then."""
+
+    reading: MemoryReading
+    held: dict[ModelSpec, int]
+
+
 class Inventory:
     """Knows every resident; decides by the policies it is given, with a reading of its own."""
 
@@ -54,12 +63,32 @@ class Inventory:
         self.preloaded: frozenset[ModelSpec] = frozenset()
         self.working_set = 0
         """What the GPU recommends to hold at most, once a worker has said so."""
-        self.read_memory = read_memory
+        self._read_memory = read_memory
+        self._seen: Seen | None = None
         self.private_of: Callable[[int], int] = private_of
         """Tells what a process has taken before its engine says so."""
         self._supervisor = supervisor
         self._clock = clock
         self._forecasts = forecasts
+
+    def read_memory(self) -> MemoryReading | None:
+        """Now. What was held at this moment is kept, for the death of one that holds it."""
+        reading = self._read_memory()
+        if reading is not None:
+            held = {spec: held_by(self._holder(r)) for spec, r in self.residents.items()}
+            self._seen = Seen(reading, held)
+        return reading
+
+    def expected(self, spec: ModelSpec) -> tuple[float, int] | None:
+        """What should be available once a worker that has just died is gone, by the last reading,
+        and what it held then. None: nothing is known of it.
+        """
+        if self._seen is None or not (held := self._seen.held.get(spec, 0)):
+            return None
+        others = [r for r in self.residents.values() if r.spec != spec]
+        now = sum(held_by(self._holder(r)) for r in others)
+        grown = now - sum(self._seen.held.get(r.spec, 0) for r in others)
+        return self._seen.reading.available + held - max(0, grown), held
 
     def worker_of(self, resident: Resident) -> Worker | None:
         """The worker that serves it; None while there is none."""
@@ -67,16 +96,27 @@ class Inventory:
 
     def present(self) -> list[Resident]:
         """Those that take room in memory, or are about to."""
-        return [r for r in self.residents.values() if r.reserved or self.worker_of(r)]
+        return [
+            r
+            for r in self.residents.values()
+            if r.reserved or r.remains is not None or self._holder(r)
+        ]
+
+    def _holder(self, resident: Resident) -> Worker | None:
+        """The worker that serves it, or one that does no more and is not over yet."""
+        return self.worker_of(resident) or resident.worker
 
     def loading(self) -> int:
         """How many take room that they did not have before."""
         return sum(r.reserved for r in self.residents.values())
 
     def account(self, resident: Resident) -> Account:
-        if not resident.reserved:
-            return Account(promised_by(resident.budget), held_by(self.worker_of(resident)))
+        worker = self._holder(resident)
+        if worker is not None and not resident.reserved:
+            return Account(promised_by(resident.budget), held_by(worker))
         promised = promised_by(resident.budget) + PROCESS_BYTES
+        if not resident.reserved:
+            return Account(promised, resident.remains or 0)
         return Account(promised, min(promised, self._taken_by(resident)))
 
     def _taken_by(self, resident: Resident) -> int:
@@ -84,11 +124,14 @@ class Inventory:
         loading = [w for w in self._supervisor.workers() if w.spec == resident.spec]
         return sum(self.private_of(worker.pid) for worker in loading)
 
-    def free(self, policies: PolicySet) -> int | None:
-        """Bytes for a new promise; below 0 where there are too many. None: nobody can tell."""
+    def free(self, policies: PolicySet, without: ModelSpec | None = None) -> int | None:
+        """Bytes for a new promise; below 0 where there are too many. None: nobody can tell.
+
+        `without`: a model whose place is for what is promised.
+        """
         reading = self.read_memory()
         reserve = reserve_of(policies.memory, reading.total) if reading is not None else 0
-        accounts = [self.account(resident) for resident in self.present()]
+        accounts = [self.account(r) for r in self.present() if r.spec != without]
         return free_bytes(reading, reserve, accounts, self.working_set)
 
     def candidate(
@@ -167,7 +210,7 @@ class Inventory:
             return beyond
         want = Want(
             bytes=PROCESS_BYTES + promised_by(budget),
-            free=self.free(policies),
+            free=self.free(policies, without=card.spec),
             weights=card.size_bytes,
             **_bounds(policies),
         )

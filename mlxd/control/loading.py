@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
 from mlxd.control.forecasting import Forecaster
 from mlxd.control.inventory import Inventory
@@ -20,6 +21,8 @@ from mlxd.policy.policy_set import PolicySet
 
 log = logging.getLogger(__name__)
 
+_DYING_SECONDS = 5.0
+"""How long a killed worker may take to be gone before the next one is started beside it."""
 
 Check = Callable[[ModelCard, PolicySet], Awaitable[None]]
 """Raises ModelLoadFailed for files that are not to be loaded."""
@@ -55,8 +58,13 @@ class Loads:
         """Name of a model whose last load failed to (digest, reason)."""
 
     async def worker_of(self, resident: Resident, policies: PolicySet, evicts: Evicts) -> Worker:
-        """One load serves everyone who waits for it; it goes on when one of them leaves."""
+        """One load serves everyone who waits for it; it goes on when one of them leaves.
+
+        Who may evict what is idle is a request: it is refused at once where its engine rests.
+        """
         while (worker := self._supervisor.serving(resident.spec)) is None:
+            if evicts is Evicts.IDLE:
+                self._supervisor.admit(resident.card)
             if evicts > resident.evicts:
                 resident.evicts = evicts
                 self._room.changes.tell()
@@ -90,6 +98,7 @@ class Loads:
                 await self._attempts(resident, policies)
             self._failed.pop(card.name, None)
         except TimeoutError:
+            self._supervisor.late(card.spec)
             error = resident.waits or _late(card, policies)
             self._note(card, error)
             raise error from None
@@ -105,7 +114,8 @@ class Loads:
     async def _attempts(self, resident: Resident, policies: PolicySet) -> None:
         """A worker that failed is replaced, with room judged anew; one that said why is not.
 
-        Nor is one that nobody waits for any more.
+        Nor is one that nobody waits for any more, or whose breaker has opened. Between two attempts
+        is what `models.load.retry` says, or the worker's back-off where that is longer.
         """
         retry = policies.models.load.retry
         pause = float(retry.backoff)
@@ -115,7 +125,8 @@ class Loads:
             except ModelLoadFailed as error:
                 if error.final or not left or resident.leases == 0:
                     raise
-                log.warning("%s; another attempt in %g s", error.message, pause)
+                self._supervisor.check(resident.card)
+                log.warning("%s; another attempt in %g s or later", error.message, pause)
                 resident.waits = error
             else:
                 return
@@ -123,11 +134,15 @@ class Loads:
             pause *= 2
 
     async def _attempt(self, resident: Resident, policies: PolicySet) -> None:
+        await self._supervisor.turn(resident.card, partial(_waits, resident))
         if self.before is not None:
             await self.before()
         if self._check is not None:
             await self._check(resident.card, policies)
+        if resident.worker is not None:
+            await resident.worker.gone(_DYING_SECONDS)
         await self._room.reserve(resident)
+        resident.remains = None
         began = self._clock.monotonic()
         try:
             worker = await self._supervisor.start(
@@ -137,6 +152,7 @@ class Loads:
                 self._prepare,
                 self._known(resident.card),
             )
+            resident.worker = worker
             resident.loaded_at = self._clock.monotonic()
             resident.load_seconds = resident.loaded_at - began
             self._learn(resident, worker)
@@ -157,6 +173,7 @@ class Loads:
                 worker.ready.working_set_bytes or self._inventory.working_set
             )
         self._room.settle(resident, worker, idle=True)
+        self._inventory.read_memory()
 
     def _over(self, resident: Resident) -> None:
         resident.loading = None
@@ -167,6 +184,11 @@ class Loads:
     def _note(self, card: ModelCard, error: MlxdError) -> None:
         if isinstance(error, ModelLoadFailed):
             self._failed[card.name] = (card.digest, error.message)
+
+
+def _waits(resident: Resident, why: MlxdError) -> None:
+    """A reason of its own stays: it says more."""
+    resident.waits = resident.waits or why
 
 
 def _late(card: ModelCard, policies: PolicySet) -> ModelLoadFailed:

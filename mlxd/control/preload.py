@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterable
 
 from mlxd.control.catalog import Catalog
 from mlxd.control.model_settings import ways_of_loading
+from mlxd.control.names import settings_for
 from mlxd.control.residency import Residency
 from mlxd.control.resident import Evicts
 from mlxd.core.errors import MlxdError
@@ -62,6 +63,13 @@ class Preloader:
         task = asyncio.create_task(self._work(new), name="preload")
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+
+    def keeps(self, card: ModelCard) -> bool:
+        """Whether a model is to be in memory always: it is listed, or pinned."""
+        if self._policies is None:
+            return False
+        own = settings_for(card, self._policies.models)
+        return card.spec in self._meant.values() or (own is not None and own.pinned)
 
     def warnings(self) -> list[str]:
         """What is listed and could not be loaded, as long as it is not in memory."""

@@ -94,6 +94,26 @@ class Sustained:
         return believed
 
 
+class OomKills:
+    """Whether the kernel has killed for want of memory, in this process's own group."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._root = root
+        self._known = self._count()
+
+    def more(self) -> bool:
+        """Since it was asked last."""
+        before, self._known = self._known, self._count()
+        return self._known > before
+
+    def _count(self) -> int:
+        try:
+            group = cgroup.own_group(self._root)
+            return cgroup.oom_kills(group) if group is not None else 0
+        except (OSError, ValueError):
+            return 0
+
+
 def _stalled(file: Path) -> float | None:
     try:
         found = _SOME_AVG10.search(file.read_text())

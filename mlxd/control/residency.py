@@ -36,6 +36,17 @@ log = logging.getLogger(__name__)
 _UNLOAD_GRACE_SECONDS = 5.0
 
 
+class Lease:
+    """The right to have a model in memory, whatever becomes of its workers."""
+
+    def __init__(self, find: Callable[[], Awaitable[Worker]]) -> None:
+        self._find = find
+
+    async def worker(self) -> Worker:
+        """The one that serves, started where there is none. Raises what leasing raises."""
+        return await self._find()
+
+
 class Residency:
     """Leases models; loads them when they are not there."""
 
@@ -51,6 +62,8 @@ class Residency:
         """`check` looks at a model's files once more before they are loaded."""
         self.on_memory_error: Callable[[str], None] | None = None
         """Told the name of a model whose worker ended because its engine found no memory."""
+        self.calm: Callable[[], bool] = lambda: False
+        """True while no worker may count as stalled."""
         self._supervisor = supervisor
         self._clock = clock
         self._forecasts = forecasts or ByWeight()
@@ -69,17 +82,17 @@ class Residency:
     @asynccontextmanager
     async def lease(
         self, card: ModelCard, keep_alive: float | None, policies: PolicySet
-    ) -> AsyncIterator[Worker]:
+    ) -> AsyncIterator[Lease]:
         """Hold a model in memory for the length of the block, loading it first if need be.
 
-        `keep_alive` replaces the model's present value; None leaves it. Raises ModelLoadFailed,
-        ModelsBusy, InsufficientMemory.
+        When its worker dies its place is kept for the next one. `keep_alive` replaces the model's
+        present value; None leaves it. Raises ModelLoadFailed, ModelsBusy, InsufficientMemory.
         """
-        async with self._held(card, policies, Evicts.IDLE) as (resident, worker):
+        async with self._held(card, policies, Evicts.IDLE) as resident:
             if keep_alive is not None:
                 resident.asked = keep_alive
             resident.use_count += 1
-            yield worker
+            yield Lease(lambda: self._loads.worker_of(resident, policies, Evicts.IDLE))
 
     async def load(self, card: ModelCard, policies: PolicySet, evicts: Evicts) -> None:
         """Have a model in memory that no client asked for. Raises what leasing raises."""
@@ -177,6 +190,10 @@ class Residency:
 
     # -- for the guard of memory
 
+    def read_memory(self) -> MemoryReading | None:
+        """Memory now, remembered with what models hold for when one of them dies."""
+        return self._inventory.read_memory()
+
     @property
     def before_load(self) -> Callable[[], Awaitable[None]] | None:
         """Awaited before room is made for a load."""
@@ -187,12 +204,12 @@ class Residency:
         self._loads.before = hook
 
     @property
-    def on_evicted(self) -> Callable[[str], None] | None:
-        """Told the reason, `load` or `growth`, for which an idle model had to leave."""
+    def on_evicted(self) -> Callable[[str, str, int], None] | None:
+        """Told why an idle model had to leave, its name, and the bytes that it held."""
         return self._room.on_evicted
 
     @on_evicted.setter
-    def on_evicted(self, hook: Callable[[str], None] | None) -> None:
+    def on_evicted(self, hook: Callable[[str, str, int], None] | None) -> None:
         self._room.on_evicted = hook
 
     def block_loads(self, why: MlxdError | None) -> None:
@@ -228,7 +245,7 @@ class Residency:
     @asynccontextmanager
     async def _held(
         self, card: ModelCard, policies: PolicySet, evicts: Evicts
-    ) -> AsyncIterator[tuple[Resident, Worker]]:
+    ) -> AsyncIterator[Resident]:
         if self._policies is None:
             self._policies = policies
         resident = self._inventory.residents.get(card.spec)
@@ -238,7 +255,8 @@ class Residency:
         resident.leases += 1
         resident.disarm()
         try:
-            yield resident, await self._loads.worker_of(resident, policies, evicts)
+            await self._loads.worker_of(resident, policies, evicts)
+            yield resident
         finally:
             resident.leases -= 1
             if resident.leases == 0:
@@ -257,6 +275,10 @@ class Residency:
         worker.on_need = self._needed
         worker.on_observed = self._observed
         worker.on_end = self._ended
+        worker.calm = self._is_calm
+
+    def _is_calm(self) -> bool:
+        return self.calm()
 
     def _needed(self, worker: Worker, need: ipc.Need) -> None:
         self._own(self._answered(worker, need), f"need of {worker.name}")
@@ -290,7 +312,22 @@ class Residency:
         if worker.out_of_memory and self.on_memory_error is not None:
             self.on_memory_error(worker.name)
         resident = self._inventory.residents.get(worker.spec)
-        if resident is not None and self._is_over(resident):
+        if resident is not None and resident.worker is worker:
+            self._mourn(resident)
+        self._changed()
+
+    def _mourn(self, resident: Resident) -> None:
+        """Its worker died and nobody had it leave: others may have what it held once that is seen
+        to be free, and its place once nobody waits for the next one.
+        """
+        expected = self._inventory.expected(resident.spec)
+        resident.worker, resident.wanted = None, 0
+        resident.remains = expected[1] if expected is not None else 0
+        self._own(self._mourned(resident, expected), f"memory of {resident.card.name}")
+
+    async def _mourned(self, resident: Resident, expected: tuple[float, int] | None) -> None:
+        await self._room.mourn(resident, expected)
+        if self._inventory.residents.get(resident.spec) is resident and self._is_over(resident):
             self._room.forget(resident)
         self._changed()
 
@@ -347,8 +384,8 @@ class Residency:
 
     def _is_over(self, resident: Resident) -> bool:
         """It is not in memory, and nobody waits for that."""
-        loading = resident.leases > 0 or resident.loading is not None
-        return not loading and self.worker_of(resident) is None
+        wanted = resident.leases > 0 or resident.loading is not None or resident.remains
+        return not wanted and self.worker_of(resident) is None
 
     def _rearm(self, resident: Resident) -> None:
         """Have it unloaded when its time since the last use is over; now, if it is over already."""

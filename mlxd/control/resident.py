@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from mlxd.control.names import settings_for
+from mlxd.control.worker import Worker
 from mlxd.core.errors import MlxdError
 from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.ipc import messages as ipc
@@ -52,6 +53,12 @@ class Resident:
     """Room has been made for it and it is about to take it."""
     budget: ipc.Budget = ipc.Budget(0, 0, 0)  # noqa: RUF009  # never changes
     """What it is promised, from the moment that it is reserved."""
+    remains: int | None = None
+    """Set where its worker died of itself: what that held, as long as it is not seen to be free
+    again, then 0. Those who have leased it keep its place for the next one.
+    """
+    worker: Worker | None = None
+    """The last that was loaded."""
     wanted: int = 0
     """A budget that was denied, in bytes; it is given once there is room. 0: none."""
     retired: bool = False

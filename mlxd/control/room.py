@@ -20,7 +20,6 @@ from mlxd.control.changes import Changes
 from mlxd.control.inventory import Inventory
 from mlxd.control.judgement import Judgement
 from mlxd.control.ledger import promised_by, reserve_of
-from mlxd.control.memory import MemoryReading
 from mlxd.control.refusal import not_its_turn, refusal
 from mlxd.control.resident import Evicts, Resident
 from mlxd.control.supervisor import Supervisor
@@ -58,8 +57,9 @@ class Room:
         self.blocked: MlxdError | None = None
         """While set, no load is given room; this is why."""
         self.closing = False
-        self.on_evicted: Callable[[str], None] | None = None
-        """Told why an idle model had to leave: `load` or `growth`."""
+        self.on_evicted: Callable[[str, str, int], None] | None = None
+        """Told why an idle model had to leave (`load`, `growth`, `watermark` or `max_loaded`), its
+        name, and the bytes that it held."""
         self._inventory = inventory
         self._supervisor = supervisor
         self._clock = clock
@@ -79,14 +79,33 @@ class Room:
                 return
             await self.changes.wait(pause)
 
-    async def clear(self, resident: Resident, grace: float) -> None:
-        """Have a resident out of memory and see its bytes back. The caller holds the lock."""
+    async def clear(self, resident: Resident, grace: float, reason: str = "") -> None:
+        """Have a resident out of memory and see its bytes back. The caller holds the lock.
+
+        `reason`: why it has to leave before its time.
+        """
         before = self._inventory.read_memory()
         held = self._inventory.account(resident).held
         self.forget(resident)
         await self._supervisor.stop(resident.spec, grace)
         if before is not None and held:
-            await self._reclaimed(resident.card.name, held, before)
+            await self._reclaimed(resident.card.name, held, before.available + held, before.total)
+        if reason and self.on_evicted is not None:
+            self.on_evicted(reason, resident.card.name, held)
+        self.changes.tell()
+
+    async def mourn(self, resident: Resident, expected: tuple[float, int] | None) -> None:
+        """A worker died of itself: nothing is decided before what it held is seen to be free.
+
+        `expected`: what should be available then, and what it held.
+        """
+        reading = self._inventory.read_memory()
+        async with self.deciding:
+            if expected is not None and reading is not None:
+                available, held = expected
+                await self._reclaimed(resident.card.name, held, available, reading.total)
+        if resident.remains:
+            resident.remains = 0
         self.changes.tell()
 
     def forget(self, resident: Resident) -> None:
@@ -103,7 +122,7 @@ class Room:
                     return plan.at
                 victim = self._inventory.named(plan)[0]
                 log.info("unloading %s: models.max_loaded", victim.card.name)
-                await self.clear(victim, self._grace)
+                await self.clear(victim, self._grace, "max_loaded")
         return None
 
     async def relieve(self, enough: Callable[[], bool], *, all: bool) -> list[str]:
@@ -121,7 +140,7 @@ class Room:
                     break
                 gone.append(victims[0].card.name)
                 log.warning("evicting %s: memory is short", victims[0].card.name)
-                await self.clear(victims[0], self._grace)
+                await self.clear(victims[0], self._grace, "watermark")
         return gone
 
     # -- what workers are promised
@@ -284,11 +303,9 @@ class Room:
         """Have one leave for what was judged."""
         self._spare = judged.at_best - judged.needed
         try:
-            await self.clear(victim, self._grace)
+            await self.clear(victim, self._grace, reason)
         finally:
             self._spare = math.inf
-        if self.on_evicted is not None:
-            self.on_evicted(reason)
 
     def _wait(self, incoming: Resident, judged: Judgement, policies: PolicySet) -> float:
         """How long until the next try. Raises the refusal where there is nothing to wait for."""
@@ -327,16 +344,19 @@ class Room:
             memory.eviction.verify_reclaim
         )
 
-    async def _reclaimed(self, name: str, held: int, before: MemoryReading) -> None:
-        """Wait until what a worker held is seen to be free again, not for ever."""
-        wanted = before.available + _SEEN * held - _DRIFT * before.total
+    async def _reclaimed(self, name: str, held: int, expected: float, total: int) -> None:
+        """Wait until what a worker held is seen to be free again, not for ever.
+
+        `expected`: what is available then, if nobody else takes of it.
+        """
+        wanted = expected - (1 - _SEEN) * held - _DRIFT * total
         limit = float(self._in_force().memory.eviction.verify_reclaim)
         for _ in range(math.ceil(limit / _LOOK_SECONDS)):
             if self.closing or self._available() >= wanted:
                 return
             await asyncio.sleep(_LOOK_SECONDS)
         log.warning(
-            "%s is unloaded, and its %s are not seen to be free again after %g s",
+            "%s is gone, and its %s are not seen to be free again after %g s",
             name, spoken(held), limit,
         )  # fmt: skip
 

@@ -1,42 +1,163 @@
-"""One slot per model spec: a worker is started when one is needed, and replaced when it is gone."""
+"""One slot per model spec: a worker is started when one is needed and may be, and replaced when it
+is gone. What became of each is counted, told, and decides when the next is started.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
+from mlxd.control import resting
+from mlxd.control.breaker import REFUSED, RESTING, State
+from mlxd.control.changes import Changes
+from mlxd.control.exit import last_words
 from mlxd.control.process import UNKNOWN, Known
+from mlxd.control.slot import Slot
 from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock
-from mlxd.core.errors import MlxdError
-from mlxd.core.models import ModelSpec
+from mlxd.core.errors import InsufficientMemory, MlxdError, ModelLoadFailed
+from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.ipc import messages as ipc
+from mlxd.policy.policy_set import PolicySet
+from mlxd.policy.schema.supervision import Worker as WorkerPolicy
 
 log = logging.getLogger(__name__)
+
+
+class Counts(Protocol):
+    """What is counted."""
+
+    def worker_exited(self, model: str, reason: str) -> None: ...
+    def worker_restarted(self, model: str) -> None: ...
+
+
+class Uncounted:
+    """For those who count nothing."""
+
+    def worker_exited(self, model: str, reason: str) -> None:
+        pass
+
+    def worker_restarted(self, model: str) -> None:
+        pass
 
 
 def _unprepared(worker: Worker) -> None:
     """For those to whom a worker's own words do not matter."""
 
 
+def _unheard(type: str, message: str, data: Mapping[str, Any]) -> object:
+    """For those who keep no events."""
+
+
 class Supervisor:
     """Starts and stops workers. Does not decide who is evicted."""
 
-    def __init__(self, clock: Clock, temporary: Path) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        temporary: Path,
+        policies: PolicySet,
+        *,
+        counts: Counts | None = None,
+        spawn: Callable[..., Any] = Worker.spawn,
+    ) -> None:
+        self.on_event: Callable[[str, str, Mapping[str, Any]], object] = _unheard
+        """Told what was decided: its type, a line for people, the numbers."""
+        self.changes = Changes()
+        """Told when a slot may be in another state than before."""
         self._clock = clock
         self._temporary = temporary
-        self._workers: dict[ModelSpec, Worker] = {}
+        self._policies = policies
+        self._counts = counts or Uncounted()
+        self._spawn = spawn
+        self._slots: dict[ModelSpec, Slot] = {}
+        self._unfinished: dict[ModelSpec, Worker] = {}
+        """Workers whose start was given up."""
+
+    def apply(self, new: PolicySet) -> None:
+        """Waits and limits follow `new`; what has happened is remembered."""
+        self._policies = new
+        self.changes.tell()
+
+    # -- what there is
 
     def serving(self, spec: ModelSpec) -> Worker | None:
         """The worker that can take a request for `spec` now."""
-        worker = self._workers.get(spec)
-        return worker if worker is not None and worker.alive and worker.ready else None
+        slot = self._slots.get(spec)
+        return slot.serving if slot is not None else None
 
     def workers(self) -> list[Worker]:
         """Those whose process lives, loading ones included."""
-        return [worker for worker in self._workers.values() if worker.alive]
+        return [slot.worker for slot in self._slots.values() if slot.worker and slot.worker.alive]
+
+    def slots(self) -> list[Slot]:
+        """One for each model that was ever asked for in its present way of loading."""
+        return list(self._slots.values())
+
+    # -- who may start what
+
+    def admit(self, card: ModelCard) -> None:
+        """A request wants a worker started. Raises BreakerOpen, or the reason of a final failure.
+
+        A few requests may wait for a probe.
+        """
+        slot = self._slot(card)
+        if slot.state is State.PROBING:
+            if slot.joined >= self._worker_policy().breaker.half_open_probes:
+                raise resting.full(slot, self._policies)
+            slot.joined += 1
+        else:
+            self.check(card)
+
+    def check(self, card: ModelCard) -> None:
+        """Raises what `admit` raises while no probe is under way."""
+        if (error := resting.refusal(self._slot(card), self._policies)) is not None:
+            raise error
+
+    async def turn(self, card: ModelCard, waits: Callable[[MlxdError], None]) -> None:
+        """Wait until a worker may be started; `waits` is told why it may not yet.
+
+        Raises what `check` raises.
+        """
+        self._unfinished.pop(card.spec, None)
+        while True:
+            self.check(card)
+            slot = self._slot(card)
+            if slot.next_start is None:
+                return
+            waits(resting.backing_off(slot))
+            await self.changes.wait(slot.wait)
+
+    def probe(self, slot: Slot) -> None:
+        """The next start of an open slot is its probe."""
+        slot.probe()
+        self._look(slot)
+
+    def end_probe(self, slot: Slot) -> None:
+        """A probe that was not made, for want of room or such, is none: the next is `open` away."""
+        if slot.state is State.PROBING:
+            slot.put_off()
+            self._look(slot)
+
+    def reset(self, spec: ModelSpec) -> bool:
+        """Forget a slot's failures: it may start at once. False: there was nothing to forget."""
+        slot = self._slots.get(spec)
+        if slot is None or (slot.state not in RESTING and not slot.failures):
+            return False
+        slot.reset()
+        self._look(slot)
+        return True
+
+    def look(self) -> None:
+        """Tell of what has changed by the passing of time alone."""
+        for slot in self.slots():
+            self._look(slot)
+
+    # -- starts
 
     async def start(
         self,
@@ -46,50 +167,208 @@ class Supervisor:
         prepare: Callable[[Worker], None] = _unprepared,
         known: Known = UNKNOWN,
     ) -> Worker:
-        """A new worker with its model loaded. Raises ModelLoadFailed; cancelled, it leaves nothing.
+        """A new worker with its model loaded that has made a token. Raises ModelLoadFailed;
+        cancelled, it leaves nothing.
 
-        `prepare` is shown the worker before its first message. The caller sees to it that one spec
-        is not started twice at once.
+        `prepare` is shown the worker before its first message. The caller has waited for its
+        `turn`, and sees to it that one spec is not started twice at once.
         """
-        old = self._workers.pop(spec, None)
-        if old is not None:
-            old.kill()
-        began = self._clock.monotonic()
-        worker = await Worker.spawn(
-            spec, name, self._clock, temporary=self._temporary, budget=budget, known=known
-        )
-        prepare(worker)
-        self._workers[spec] = worker
-        log.info("worker for %s started, pid %s", name, worker.pid)
+        slot, began = self._slots[spec], self._clock.monotonic()
+        self._begin(slot)
+        worker: Worker | None = None
         try:
+            worker = await self._spawn(
+                spec, name, self._clock, temporary=self._temporary, budget=budget, known=known
+            )
+            log.info("worker for %s started, pid %s", name, worker.pid)
+            slot.worker = worker
+            prepare(worker)
+            worker.on_token = partial(self._delivered, slot)
+            worker.on_end = partial(self._ended, slot, worker.on_end)
             ready = await worker.until_ready()
+            await self._try(slot, worker)
         except asyncio.CancelledError:
-            worker.kill()
+            if worker is not None:
+                self._unfinished[spec] = worker
+                worker.kill()
             raise
-        log.info("%s loaded in %.2f s", name, self._clock.monotonic() - began)
-        if not ready.batchable:
-            log.info("%s cannot be batched: it serves one request at a time", name)
+        except ModelLoadFailed as error:
+            self._failed(slot, worker, _reason(error, name), error)
+            raise
+        self._serve(slot, worker, ready, self._clock.monotonic() - began)
         return worker
+
+    def late(self, spec: ModelSpec) -> None:
+        """A start was given up because it took too long: it failed."""
+        worker, slot = self._unfinished.pop(spec, None), self._slots.get(spec)
+        if worker is not None and slot is not None:
+            self._failed(slot, worker, "it was not loaded in time")
 
     async def stop(self, spec: ModelSpec, grace: float) -> None:
         """Returns when the process is gone."""
-        worker = self._workers.pop(spec, None)
+        slot = self._slots.get(spec)
+        if slot is None:
+            return
+        slot.lost = False
+        worker = slot.worker
         if worker is not None:
+            slot.gone()
             await worker.stop(grace)
             log.info("worker for %s stopped", worker.name)
 
     async def stop_all(self, grace: float) -> None:
         """Every worker, side by side."""
-        workers = list(self._workers.values())
+        workers = [slot.worker for slot in self._slots.values() if slot.worker is not None]
         await asyncio.gather(*(worker.stop(grace) for worker in workers))
-        self._workers.clear()
+        for slot in self._slots.values():
+            slot.gone()
 
     def kill_all(self) -> None:
         """Every process, now."""
-        for worker in self._workers.values():
+        for worker in self.workers():
             worker.kill()
 
     def fail_all(self, error: MlxdError) -> None:
         """End every generation with `error`."""
-        for worker in self._workers.values():
+        for worker in self.workers():
             worker.fail_all(error)
+
+    # -- inside
+
+    def _worker_policy(self) -> WorkerPolicy:
+        return self._policies.supervision.worker
+
+    def _slot(self, card: ModelCard) -> Slot:
+        """The slot of a card; made anew where its files, or its way of loading, have changed."""
+        slot = self._slots.get(card.spec)
+        if slot is not None and (slot.busy or slot.card.digest == card.digest):
+            return slot
+        for other in self.slots():
+            if other.name == card.name and not other.busy:
+                del self._slots[other.spec]
+        slot = self._slots[card.spec] = Slot(card, self._clock, self._worker_policy)
+        return slot
+
+    def _begin(self, slot: Slot) -> None:
+        """Whatever is left of the worker before is in nobody's way."""
+        if slot.worker is not None:
+            slot.worker.kill()
+        attempt, after = max(1, slot.failures), slot.since_failure
+        if slot.started():
+            self._counts.worker_restarted(slot.name)
+            data = {"model": slot.name, "attempt": attempt, "after_seconds": round(after, 3)}
+            self.on_event("restart", f"{slot.name} is started again", data)
+        self._look(slot)
+
+    async def _try(self, slot: Slot, worker: Worker) -> None:
+        """Have it make one token. Raises ModelLoadFailed; the worker is then over.
+
+        Nobody can make room for it before it serves: what needs more memory than it has is refused
+        there, and says nothing against it.
+        """
+        on_need, worker.on_need = worker.on_need, None
+        try:
+            await worker.canary(float(self._policies.timeouts.first_token))
+            slot.delivered()
+        except MlxdError as error:
+            if worker.alive and isinstance(error.__cause__, InsufficientMemory):
+                return
+            if worker.alive:
+                worker.condemn("canary")
+            raise ModelLoadFailed(
+                f"model '{slot.name}' could not be loaded: it makes no token: {error.message}",
+                retry_after=10.0,
+            ) from error
+        finally:
+            worker.on_need = on_need
+
+    def _serve(self, slot: Slot, worker: Worker, ready: ipc.Ready, seconds: float) -> None:
+        slot.well()
+        name, seconds = slot.name, round(seconds, 3)
+        log.info("%s loaded in %.2f s", name, seconds)
+        if not ready.batchable:
+            log.info("%s cannot be batched: it serves one request at a time", name)
+        self.on_event(
+            "load",
+            f"{name} is loaded",
+            {"model": name, "seconds": seconds, "bytes": worker.memory.active},
+        )
+        self.on_event(
+            "worker_up",
+            f"the engine of {name} serves",
+            {"model": name, "pid": worker.pid, "load_seconds": seconds},
+        )
+        self._look(slot)
+
+    def _delivered(self, slot: Slot, worker: Worker) -> None:
+        if slot.serving is worker:
+            slot.delivered()
+            self._look(slot)
+
+    def _ended(self, slot: Slot, then: Callable[[Worker], None] | None, worker: Worker) -> None:
+        """The worker's process is gone; `then` is what else is to be told of it."""
+        if worker.exit is not None:
+            self._counts.worker_exited(slot.name, worker.exit.reason)
+            self.on_event(
+                "worker_down",
+                f"the engine of {slot.name} ended: {worker.exit.reason}",
+                _end_of(slot, worker),
+            )
+            if not worker.exit.asked:
+                self._failed(slot, worker, worker.exit.reason)
+        if slot.worker is worker:
+            slot.gone()
+        self._look(slot)
+        if then is not None:
+            then(worker)
+
+    def _failed(
+        self, slot: Slot, worker: Worker | None, reason: str, error: ModelLoadFailed | None = None
+    ) -> None:
+        """Count an end or a failed start once, whoever tells of it first."""
+        slot.failed(worker, reason)
+        if error is not None and error.final:
+            slot.final = error
+        self._look(slot)
+
+    def _look(self, slot: Slot) -> None:
+        """Tell of a breaker that opened, is tried, closed or gave up."""
+        before, now = slot.told, slot.state
+        slot.told = now
+        if before is not now and REFUSED & {before, now}:
+            next_start = round(slot.wait, 3) if slot.next_start is not None else None
+            log.log(
+                logging.INFO if now not in REFUSED else logging.WARNING,
+                "the breaker of %s: %s, was %s, %s failures", slot.name, now, before, slot.failures,
+            )  # fmt: skip
+            self.on_event(
+                "breaker",
+                resting.words_of(slot) or f"the breaker of {slot.name} is closed",
+                {
+                    "model": slot.name,
+                    "from": str(before),
+                    "to": str(now),
+                    "failures": slot.failures,
+                    "next_seconds": next_start,
+                },
+            )
+        self.changes.tell()
+
+
+def _end_of(slot: Slot, worker: Worker) -> dict[str, Any]:
+    exit = worker.exit
+    return {
+        "model": slot.name,
+        "pid": worker.pid,
+        "reason": exit.reason if exit is not None else "",
+        "status": exit.status if exit is not None else None,
+        "running": worker.victims,
+        "step": slot.pong.step if slot.pong is not None else None,
+        "memory_bytes": worker.memory.active,
+        "stderr": last_words(worker.stderr),
+    }
+
+
+def _reason(error: ModelLoadFailed, name: str) -> str:
+    """Without the words that every failed load begins with."""
+    return error.message.removeprefix(f"model '{name}' could not be loaded: ")

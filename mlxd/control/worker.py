@@ -10,6 +10,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -17,15 +18,19 @@ from typing import cast
 from msgspec.structs import replace
 
 from mlxd.control.exit import Exit, Verdict
-from mlxd.control.generation import Generation, Limits, Pulse
+from mlxd.control.generation import LATE_SECONDS, Generation, Limits, Pulse
 from mlxd.control.process import UNKNOWN, EngineProcess, Known
+from mlxd.control.transcript import Transcript
 from mlxd.core.clock import Clock
 from mlxd.core.errors import (
+    DeadlineExceeded,
     InsufficientMemory,
     InvalidRequest,
     MlxdError,
     ModelLoadFailed,
+    PolicyLine,
     WorkerCrashed,
+    WorkerStalled,
 )
 from mlxd.core.events import Burst, Started
 from mlxd.core.footprint import Footprint
@@ -87,9 +92,11 @@ class Worker(asyncio.Protocol):
         """Called once, when the process is gone, asked for or not."""
         self._clock = clock
         self._process = process
-        self._pulse = Pulse()
+        self.victims = 0
+        """How many generations its end has cut off."""
+        self._pulse = Pulse(ask=self._ask, condemn=self.condemn)
         self._pong: asyncio.Future[ipc.Pong | None] | None = None
-        self._last_pong = 0.0
+        self._buried = asyncio.Event()
         self._verdict: Verdict | None = None
         self._frames = ipc.FrameReader()
         self._generations: dict[int, Generation] = {}
@@ -151,6 +158,20 @@ class Worker(asyncio.Protocol):
         return max((g.created for g in self._generations.values() if not g.ended), default=None)
 
     @property
+    def running(self) -> int:
+        """Generations that it may still hold something of."""
+        return sum(not generation.ended for generation in self._generations.values())
+
+    @property
+    def calm(self) -> Callable[[], bool]:
+        """True while its silence says nothing, such as after the machine slept."""
+        return self._pulse.calm
+
+    @calm.setter
+    def calm(self, calm: Callable[[], bool]) -> None:
+        self._pulse.calm = calm
+
+    @property
     def footprint(self) -> Footprint | None:
         """What its model takes; known once that is loaded."""
         return self.ready.footprint if self.ready is not None else None
@@ -181,37 +202,82 @@ class Worker(asyncio.Protocol):
         """Wait for the model to be loaded. Raises ModelLoadFailed; the worker is then over."""
         return await asyncio.shield(self._became_ready)
 
-    async def generate(self, order: Order) -> AsyncGenerator[Burst, None]:
+    async def generate(
+        self, order: Order, transcript: Transcript | None = None
+    ) -> AsyncGenerator[Burst, None]:
         """Run one generation. Leaving the iterator early cancels it, and waits for that.
 
-        Raises what went wrong: InvalidRequest, InsufficientMemory, WorkerCrashed, WorkerStalled,
-        DeadlineExceeded.
+        It goes on behind `transcript`, and adds to it. Raises what went wrong: InvalidRequest,
+        InsufficientMemory, WorkerCrashed, WorkerStalled, DeadlineExceeded.
         """
-        if self._transport is None or self._stopping:
-            raise self._crashed()
-        frame = _frame_of(order, self._next_id)
-        generation = Generation(self._next_id, order.limits, self._clock, self._pulse)
-        self._next_id += 1
-        self._generations[generation.id] = generation
-        self._transport.write(frame)
+        generation = self._begin(order, transcript or Transcript())
         try:
             accepted = await generation.accepted()
-            yield (
-                Started(
-                    accepted.prompt_tokens,
-                    accepted.cached_tokens,
-                    self._clock.monotonic() - order.arrived,
-                ),
-            )
+            if not generation.transcript.told_start:
+                generation.transcript.told_start = True
+                yield (
+                    Started(
+                        accepted.prompt_tokens,
+                        accepted.cached_tokens,
+                        self._clock.monotonic() - order.arrived,
+                    ),
+                )
             async for burst in generation.bursts():
                 yield burst
         finally:
             await self._settle(generation)
 
+    async def canary(self, timeout: float) -> None:
+        """Have it generate one token, which is for nobody.
+
+        Raises WorkerStalled when none comes in time, WorkerCrashed, or ModelLoadFailed from a
+        worker that answers and gives none.
+        """
+        transcript = Transcript()
+        try:
+            async with aclosing(self.generate(self._canary(timeout), transcript)) as bursts:
+                async for _ in bursts:
+                    pass
+        except DeadlineExceeded as error:
+            raise WorkerStalled(
+                f"the engine of model '{self.name}' gave no token within {timeout:g} s",
+                retry_after=2.0,
+            ) from error
+        except (InvalidRequest, InsufficientMemory) as error:
+            if self.alive:
+                raise self._fruitless(error.message) from error
+            raise
+        if not transcript.begun:
+            raise self._fruitless("it ended without one")
+
+    def _canary(self, timeout: float) -> Order:
+        """One greedy token behind one token that every vocabulary has."""
+        context = self.ready.context if self.ready is not None else self.spec.context
+        return Order(
+            request=GenerationRequest(model=self.name, token_ids=(0,), max_tokens=1),
+            sampling=Sampling(temperature=0.0),
+            max_prompt=context, max_output=1, context=context,
+            limits=Limits(2 * timeout, timeout, timeout, timeout, _no_line),
+            arrived=self._clock.monotonic(),
+            expected_output=1, wait_seconds=timeout,
+        )  # fmt: skip
+
+    def _fruitless(self, why: str) -> ModelLoadFailed:
+        return ModelLoadFailed(
+            f"model '{self.name}' is loaded and generates nothing: {why}", retry_after=10.0
+        )
+
     def fail_all(self, error: MlxdError) -> None:
         """End every generation with `error`; what the process still does is for nobody."""
         for generation in list(self._generations.values()):
             generation.fail(error)
+
+    def interrupt(self, transcript: Transcript, error: MlxdError) -> bool:
+        """Cancel the generation that fills `transcript`, whose consumer gets `error` after all that
+        has come; False: it has ended.
+        """
+        running = (g for g in self._generations.values() if g.transcript is transcript)
+        return any(generation.interrupt(error) for generation in running)
 
     def end_newest(self, error: MlxdError) -> bool:
         """Cancel the newest generation, whose client gets `error`; False: none runs."""
@@ -236,6 +302,14 @@ class Worker(asyncio.Protocol):
             raise
         self.kill()
         await self._process.gone(_KILLED_SECONDS)
+
+    async def gone(self, timeout: float) -> bool:
+        """Wait until its process is over and that is known; False: not in time."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._buried.wait()
+        except TimeoutError:
+            return False
 
     def kill(self) -> None:
         """SIGKILL the process's whole group: it is not wanted any more."""
@@ -284,7 +358,7 @@ class Worker(asyncio.Protocol):
                 if self.on_observed is not None:
                     self.on_observed(self, message)
             case ipc.Pong():
-                self._last_pong = self._clock.monotonic()
+                self._pulse.heard = self._clock.monotonic()
                 self.memory = message.memory
                 self._answer_ping(message)
 
@@ -314,47 +388,95 @@ class Worker(asyncio.Protocol):
         for id in output.begun:
             if id in self._generations:
                 self._generations[id].begun()
+                self._tell_of_token()
         for piece in output.pieces:
             generation = self._generations.get(piece.id)
             if generation is not None:
                 generation.take(piece)
+        for taken in output.taken:
+            generation = self._generations.get(taken.id)
+            if generation is not None:
+                generation.note(taken.tokens)
+
+    def _tell_of_token(self) -> None:
+        """Once: the first token shows that it works."""
+        told, self.on_token = self.on_token, None
+        if told is not None:
+            told(self)
 
     def _send(self, message: ipc.Down) -> None:
         if self._transport is not None:
             self._transport.write(ipc.encode(message))
 
+    def _begin(self, order: Order, transcript: Transcript) -> Generation:
+        """Raises WorkerCrashed; InvalidRequest."""
+        if self._transport is None or self._stopping:
+            raise self._crashed()
+        frame = _frame_of(order, self._next_id, transcript.resume())
+        generation = Generation(self._next_id, order.limits, self._clock, self._pulse, transcript)
+        self._next_id += 1
+        self._generations[generation.id] = generation
+        self._transport.write(frame)
+        return generation
+
+    def _ask(self) -> None:
+        self._send(ipc.Ping())
+
     async def _settle(self, generation: Generation) -> None:
         """Cancel a generation that was left before its end, and wait for the worker's word.
 
         That word comes between two steps. When a step takes longer than `cancel_ack`, the slot is
-        given back without it, and somebody else goes on waiting.
+        given back without it, and somebody else goes on waiting; but not where the worker had been
+        silent for too long already.
         """
         try:
             if not generation.ended and self._transport is not None:
-                self._send(ipc.Cancel(generation.id))
-                await generation.until_ended(generation.limits.cancel_ack)
+                await self._cancel(generation)
         finally:
             if generation.ended or self._transport is None:
                 self._generations.pop(generation.id, None)
             else:
                 self._own(self._expect_end(generation))
 
+    async def _cancel(self, generation: Generation) -> None:
+        limits, asked = generation.limits, self._clock.monotonic()
+        self._send(ipc.Cancel(generation.id))
+        if await generation.until_ended(limits.cancel_ack):
+            return
+        silent = generation.stalled and self._pulse.at < generation.broken_at
+        if silent and self._counts(asked + limits.cancel_ack):
+            log.error("worker %s stalled and hears no cancel: killed", self.name)
+            self.condemn("stalled")
+        if self._verdict is not None:
+            await generation.until_ended(_KILLED_SECONDS)
+
     async def _expect_end(self, generation: Generation) -> None:
         """Tell a long step from a wedge: it answers pings, and ends within the stall limit."""
         limits = generation.limits
         while not generation.ended and self.alive:
             asked = self._clock.monotonic()
-            if asked - max(self._pulse.at, generation.created) >= limits.inter_token:
+            since = max(self._pulse.at, self._pulse.forgiven, generation.created)
+            if asked - since >= limits.inter_token:
                 log.error("worker %s makes no step and hears no cancel: killed", self.name)
                 self.condemn("stalled")
                 break
-            self._send(ipc.Ping())
+            self._ask()
             if await generation.until_ended(limits.cancel_ack):
                 break
-            if self._last_pong < asked:
+            if self._counts(asked + limits.cancel_ack) and self._pulse.heard < asked:
                 log.error("worker %s answers neither cancel nor ping: killed", self.name)
                 self.condemn("unresponsive")
         self._generations.pop(generation.id, None)
+
+    def _counts(self, due: float) -> bool:
+        """Whether a silence up to `due` says something: the daemon listened, and the machine had
+        not just slept.
+        """
+        now = self._clock.monotonic()
+        if now - due <= LATE_SECONDS and not self._pulse.calm():
+            return True
+        self._pulse.forgiven = now
+        return False
 
     async def _bury(self) -> None:
         """Runs for the life of the process; then ends all that waited for it."""
@@ -370,9 +492,11 @@ class Worker(asyncio.Protocol):
                 "worker %s ended: %s", self.name, self.exit.reason, extra={"stderr": self.stderr}
             )
         self._fail_load("its worker ended before the model was loaded")
+        self.victims = self.running
         self.fail_all(self._crashed())
         if self.on_end is not None:
             self.on_end(self)
+        self._buried.set()
 
     def _fail_load(self, reason: str, *, final: bool = False) -> None:
         if not self._became_ready.done():
@@ -399,7 +523,12 @@ class Worker(asyncio.Protocol):
         task.add_done_callback(self._tasks.discard)
 
 
-def _frame_of(order: Order, id: int) -> bytes:
+def _no_line(key: str) -> PolicyLine:
+    """For a generation that no policy limits."""
+    return PolicyLine(key, "", "")
+
+
+def _frame_of(order: Order, id: int, resume: ipc.Resume | None) -> bytes:
     """Raises InvalidRequest for values that no message can carry."""
     message = ipc.Generate(
         id=id,
@@ -410,6 +539,7 @@ def _frame_of(order: Order, id: int) -> bytes:
         context=order.context,
         expected_output=order.expected_output,
         wait_seconds=order.wait_seconds,
+        resume=resume,
     )
     try:
         return ipc.encode(message)

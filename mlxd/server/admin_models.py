@@ -12,6 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
+from mlxd.control import resting
 from mlxd.control.residency import Resident
 from mlxd.core import manifest
 from mlxd.core.errors import InvalidRequest, ModelNotFound
@@ -20,6 +21,7 @@ from mlxd.core.threads import Threads
 from mlxd.dialects.fields import Fields
 from mlxd.dialects.keep_alive import keep_alive
 from mlxd.policy.load import PolicySet
+from mlxd.server import worker_report
 from mlxd.server.action import Action, Answer
 from mlxd.server.answers import iso
 from mlxd.server.edge import Endpoint, policies_of
@@ -47,6 +49,7 @@ class AdminModels:
         return {
             "/admin/models": (_GET, Action(self._list)),
             "/admin/models/show": (_GET, Action(self._show)),
+            "/admin/models/reset": (_POST, Action(self._reset)),
             "/admin/ps": (_GET, Action(self._ps)),
             "/admin/plan": (_POST, Action(self._plan)),
             "/admin/load": (_POST, Action(self._load)),
@@ -105,6 +108,17 @@ class AdminModels:
         await self._parts.dispatcher.unload(name, policies)
         return await self._named(name, policies)
 
+    async def _reset(self, request: web.BaseRequest) -> Answer:
+        """Only what the daemon remembers is forgotten: files and settings are another matter."""
+        policies = policies_of(request)
+        card = await self._found(request.query.get("name", ""), policies)
+        reset = {
+            "model": card.name,
+            "reset": self._parts.supervisor.reset(card.spec),
+            "requests": self._parts.replays.reset(card),
+        }
+        return reset, policies.etag
+
     async def _copy(self, request: web.BaseRequest) -> Answer:
         policies = policies_of(request)
         source, destination = await read_json(
@@ -150,7 +164,13 @@ class AdminModels:
             "modified": iso(card.modified),
             "loaded": card.path in loaded,
             "unavailable": card.unavailable,
+            "state": self._state_of(card),
         }
+
+    def _state_of(self, card: ModelCard) -> str:
+        """Where its worker has failed, what follows from that."""
+        slot = worker_report.states(self._parts).get(card.name)
+        return resting.words_of(slot) if slot is not None else ""
 
 
 def _process(resident: Resident, pid: int | None, now: float) -> Json:

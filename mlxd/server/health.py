@@ -10,11 +10,12 @@ from aiohttp import web
 
 from mlxd import __version__
 from mlxd.control.monitors import Readings
+from mlxd.control.replay import Quarantined
 from mlxd.control.residency import Resident
 from mlxd.control.watermarks import Level
 from mlxd.core.instance import authority
 from mlxd.policy.policy_set import PolicySet
-from mlxd.server import memory_report
+from mlxd.server import memory_report, worker_report
 from mlxd.server.answers import iso, json_response
 from mlxd.server.edge import policies_of
 from mlxd.server.errors import Render, in_ollama
@@ -114,6 +115,7 @@ def health(parts: Parts, policies: PolicySet) -> Json:
         "models_cached": len(_loaded(parts)),
         "total_models": len(parts.catalog.known()),
         "cached_models": [_cached_model(parts, resident) for resident in residents],
+        "workers": worker_report.workers(parts),
         "loading_models": [r.card.name for r in residents if r.loading],
         "default_model": parts.catalog.default(policies),
         "rate_limit": {
@@ -121,6 +123,7 @@ def health(parts: Parts, policies: PolicySet) -> Json:
             "window_seconds": float(rules[0].window) if rules else None,
         },
         "policy": summary(parts, policies),
+        "quarantined_requests": [_quarantined(one) for one in parts.replays.quarantined()],
         "pid": os.getpid(),
         "warnings": _warnings(parts, policies, readings),
         "timestamp": iso(parts.clock.wall()),
@@ -182,12 +185,23 @@ def _cached_model(parts: Parts, resident: Resident) -> Json:
     }
 
 
+def _quarantined(one: Quarantined) -> Json:
+    """Nothing of what it says."""
+    return {
+        "model": one.model,
+        "client": one.client,
+        "since": iso(one.since),
+        "until": iso(one.until),
+    }
+
+
 def _status(parts: Parts, policies: PolicySet, readings: Readings) -> str:
     """By the raw readings; what is done about them follows other rules."""
     full = memory_report.status(policies, readings, parts.guard.pressure)
     if full == "critical":
         return full
-    if full or _failed(parts) or not parts.reloader.last.ok:
+    ill = _failed(parts) or worker_report.states(parts)
+    if full or ill or not parts.reloader.last.ok:
         return "warning"
     if parts.admission.active >= policies.limits.concurrency.max_in_flight:
         return "degraded"
@@ -201,6 +215,7 @@ def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str
     if readings.memory is None:
         warnings.append("memory cannot be read: protection of memory is limited")
     warnings += _failed(parts).values()
+    warnings += worker_report.warnings(parts)
     warnings += [
         f"model {card.name} is unavailable: {card.unavailable}"
         for card in parts.catalog.known()

@@ -13,7 +13,9 @@ from mlxd.control.library import Library
 from mlxd.control.memory import MemoryReading
 from mlxd.control.preload import Preloader
 from mlxd.control.pull import Puller
+from mlxd.control.replay import Replays
 from mlxd.control.residency import Residency
+from mlxd.control.supervisor import Supervisor
 from mlxd.core.clock import Clock
 from mlxd.policy.reload import Reloader
 from mlxd.policy.store import PolicyStore
@@ -41,10 +43,12 @@ class Parts:
     watcher: Watcher
     catalog: Catalog
     admission: Admission
+    supervisor: Supervisor
     residency: Residency
     preloader: Preloader
     guard: Guard
     dispatcher: Dispatcher
+    replays: Replays
     puller: Puller
     library: Library
     clock: Clock

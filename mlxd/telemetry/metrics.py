@@ -78,6 +78,25 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._exits = Counter(
+            "mlxd_worker_exits_total",
+            "Ends of engine processes, by how they ended.",
+            ("model", "reason"),
+            registry=self.registry,
+        )
+        self._restarts = Counter(
+            "mlxd_worker_restarts_total",
+            "Starts of a worker after one that failed.",
+            ("model",),
+            registry=self.registry,
+        )
+        self._replays = Counter(
+            "mlxd_replays_total",
+            "Requests whose worker died, by what became of them.",
+            ("outcome",),
+            registry=self.registry,
+        )
+
     def reloaded(self, *, result: str, trigger: str, seconds: float, at: float) -> None:
         """Count one attempt; `at` in seconds since the epoch."""
         self._reloads.labels(result, trigger).inc()
@@ -109,6 +128,18 @@ class Metrics:
     def evicted(self, reason: str, models: int = 1) -> None:
         """Count idle models that left memory; `reason` is one of a few words."""
         self._evictions.labels(reason).inc(models)
+
+    def worker_exited(self, model: str, reason: str) -> None:
+        """Count the end of one; `model` is a name of the catalogue."""
+        self._exits.labels(model, reason).inc()
+
+    def worker_restarted(self, model: str) -> None:
+        """Count a start after a failure."""
+        self._restarts.labels(model).inc()
+
+    def replayed(self, outcome: str) -> None:
+        """Count a request whose worker died; `outcome` is one of a few words."""
+        self._replays.labels(outcome).inc()
 
     def watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
         """Ask `value` at each scrape."""

@@ -19,15 +19,22 @@ class Allocator:
     def __init__(self) -> None:
         self._unlimited = mx.get_memory_limit()
         """MLX's own, for a budget without a limit."""
+        self._applied: Budget | None = None
 
     def apply(self, budget: Budget) -> None:
         """At once. On a GPU an allocation beyond the limit first waits for running work, and frees
         kept buffers; on a CPU the number is only kept.
         """
+        self._applied = budget
         mx.set_memory_limit(budget.bytes or self._unlimited)
         mx.set_cache_limit(budget.cache_bytes)
         if mx.metal.is_available():
             mx.set_wired_limit(min(budget.wired_bytes, working_set()))
+
+    def reapply(self) -> None:
+        """mlx-lm's generators set limits of their own as they come and go."""
+        if self._applied is not None:
+            self.apply(self._applied)
 
     def active(self) -> int:
         return mx.get_active_memory()

@@ -17,6 +17,7 @@ class PlainAnswer:
 
     __slots__ = ("_detokenizer", "_id")
     stopped: str | None = None
+    settled = True
 
     def __init__(self, id: int, detokenizer: Detokenizer) -> None:
         self._id = id
@@ -60,8 +61,15 @@ class Answer:
         """The stop string that ended it; nothing that follows is wanted."""
         return self._stops.found
 
+    @property
+    def settled(self) -> bool:
+        """Whether no log-probability waits for its text: then the tokens so far make known exactly
+        the pieces so far, log-probabilities included. Of those since it last was, there is none.
+        """
+        return not self._scores
+
     def take(self, token: int, row: Any, out: list[Piece]) -> None:
-        """Add one token; `row` are its log-probabilities, if asked for."""
+        """Add one token; `row` are its log-probabilities, if asked for and not sent before."""
         if self._scorer is not None and row is not None:
             self._scores.append(self._scorer.score(token, row))
         text = self._detokenizer.add(token)
@@ -91,6 +99,8 @@ class Answer:
             if isinstance(part, CalledTool):
                 self._say(self._stops.release(), out)
                 out.append(Call(self._id, part.name, part.arguments))
+                if self._scores:
+                    self._send_scores(out)
             elif part[0] == "text":
                 self._say(self._stops.feed(part[1]), out)
             else:

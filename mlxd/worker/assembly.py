@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -53,7 +54,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         context=launch.context,
     )
     loop = Loop(
-        _engine(loaded),
+        partial(_engine, loaded),
         link,
         intake.inbox,
         intake.progress,

@@ -9,7 +9,7 @@ steps; a sequence that has used up its own and cannot grow ends there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from mlxd.core.footprint import PREFILL_BESIDE_DECODE, Footprint
@@ -170,6 +170,15 @@ class Ledger:
         self._half_read = self._half_read or share.stage is _Stage.JOINING
         self._asked.pop(id, None)
         self._growing.pop(id, None)
+        self._changed = True
+
+    def again(self) -> None:
+        """The engine was made anew, and reads all sequences again with their answers so far."""
+        for share in self._shares.values():
+            left = share.claim.longest - share.used
+            share.claim = replace(share.claim, prompt=share.used, max_tokens=left)
+            share.stage = _Stage.QUEUED
+        self._half_read = True
         self._changed = True
 
     # -- what is to be done

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from mlxd.core.request import Sampling
-from mlxd.ipc.messages import Generate
+from mlxd.ipc.messages import Generate, Resume, unpacked
 from mlxd.worker.grammar import Grammars
 from mlxd.worker.job import Grammar, Job
 from mlxd.worker.prompt import Prompter, Rendered
@@ -32,7 +32,13 @@ class Checks:
         self._check_sampling(generate.sampling)
         _check_stops(request.stop)
         room = self._room(generate)
-        rendered = self.prompter.render(request, room)
+        earlier: list[int] = []
+        if generate.resume is None:
+            rendered = self.prompter.render(request, room)
+        else:
+            prompt, earlier = _begun(generate.resume)
+            rendered = self.prompter.rendered(prompt)
+            self._check_ids(earlier, "resume")
         self._check_prompt(rendered.tokens, room)
         return Job(
             id=generate.id,
@@ -45,6 +51,7 @@ class Checks:
             grammar=self._grammar(generate, rendered),
             expected_output=generate.expected_output,
             wait_seconds=generate.wait_seconds,
+            earlier=earlier,
         )
 
     def _check_sampling(self, sampling: Sampling) -> None:
@@ -87,6 +94,15 @@ class Checks:
             reasoning=rendered.reasoning,
             may_think=request.messages is not None and request.think is not False,
         )
+
+
+def _begun(resume: Resume) -> tuple[list[int], list[int]]:
+    try:
+        return unpacked(resume.prompt), unpacked(resume.tokens)
+    except ValueError as error:
+        raise Refusal(
+            "what another worker has begun is not in whole tokens", param="resume"
+        ) from error
 
 
 def _check_finite(name: str, value: float | None) -> None:

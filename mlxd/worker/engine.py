@@ -28,6 +28,8 @@ class Prompt:
     processors: tuple[Processor, ...] = ()
     scored: bool = False
     """Whether log-probabilities are wanted with its tokens."""
+    answered: int = 0
+    """How many of `tokens`, the last ones, are its own answer so far."""
 
 
 class Token(Protocol):

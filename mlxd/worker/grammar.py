@@ -37,9 +37,13 @@ class Grammars:
         wrong = LLMatcher.validate_grammar(source, vocabulary)
         if wrong:
             raise Refusal(f"format: {wrong}", param="format")
-        thinking = _Thinking(self._tokenizer, reasoning, may_think)
         matcher = LLMatcher(vocabulary, source)
-        return lambda: _Constraint(matcher, self._width, prompt_tokens, thinking)
+
+        def make() -> _Constraint:
+            thinking = _Thinking(self._tokenizer, reasoning, may_think)
+            return _Constraint(matcher.deep_copy(), self._width, prompt_tokens, thinking)
+
+        return make
 
     def _known_vocabulary(self) -> Any:
         if self._vocabulary is None:

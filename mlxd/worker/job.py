@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from mlxd.core.request import GenerationRequest, Sampling
@@ -13,7 +13,7 @@ from mlxd.worker.engine import Processor
 from mlxd.worker.stops import StopStrings
 
 Grammar: TypeAlias = Callable[[], Processor]
-"""Makes the processor that holds one sequence to its grammar."""
+"""Makes a processor that holds one sequence to its grammar, from the answer's first token on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Job:
     request: GenerationRequest
     sampling: Sampling
     tokens: list[int]
+    """The prompt."""
     max_tokens: int
     """The least of what was asked, what policy allows and what the context leaves."""
     reasoning: bool
@@ -34,6 +35,13 @@ class Job:
     """Tokens of the answer that memory is kept for at first."""
     wait_seconds: float = 300.0
     """How long it may wait for memory; 0: not at all."""
+    earlier: list[int] = field(default_factory=list)
+    """The answer's tokens so far, where another worker has begun it."""
+
+    @property
+    def left(self) -> int:
+        """Tokens that the answer may still have; below 1 it has all."""
+        return self.max_tokens - len(self.earlier)
 
 
 Command = Job | Cancel | Budget | Trim | Shutdown

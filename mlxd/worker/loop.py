@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import queue
+import sys
 import time
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from mlxd.core.sizes import spoken
 from mlxd.ipc.messages import (
@@ -18,10 +21,11 @@ from mlxd.ipc.messages import (
     Refused,
     Shutdown,
     Trim,
+    packed,
 )
-from mlxd.worker.allocator import Allocator
+from mlxd.worker.allocator import Allocator, is_exhaustion
 from mlxd.worker.budget import Claim, Ledger
-from mlxd.worker.engine import Engine, Token
+from mlxd.worker.engine import Engine, Step, Token
 from mlxd.worker.job import Command, Inbox, Job, Progress
 from mlxd.worker.link import Link
 from mlxd.worker.making import Maker
@@ -33,14 +37,19 @@ MEMORY_EVERY = 64
 CHECK_EVERY = 8
 """Steps between two comparisons of what is held with what is allowed."""
 SIGN_OF_LIFE_SECONDS = 1.0
+SOUND_STEPS = 64
+"""After so many, an engine that fails again is made anew again; sooner, the worker ends."""
 
 
 class Loop:
-    """Runs the engine over all requests until told to shut down."""
+    """Runs the engine over all requests until told to shut down.
+
+    An engine that fails in a step is made anew, and all its sequences go on where they were.
+    """
 
     def __init__(
         self,
-        engine: Engine,
+        make_engine: Callable[[], Engine],
         link: Link,
         inbox: Inbox,
         progress: Progress,
@@ -50,7 +59,8 @@ class Loop:
         allocator: Allocator,
         turns: Turns,
     ) -> None:
-        self._engine = engine
+        self._make_engine = make_engine
+        self._engine = make_engine()
         self._link = link
         self._inbox = inbox
         self._progress = progress
@@ -66,9 +76,12 @@ class Loop:
         self._reported = 0.0
         self._busy = False
         self._exceeded = False
+        self._broken = False
+        self._sound_from = 0
+        """The step from which on a failure is mended."""
 
     def run(self) -> None:
-        """Returns on `Shutdown`. Whatever escapes the engine escapes this."""
+        """Returns on `Shutdown`. Want of memory escapes this, and whatever fails too often."""
         while True:
             commands = self._commands()
             if any(isinstance(command, Shutdown) for command in commands):
@@ -130,8 +143,7 @@ class Loop:
     def _obey(self, command: Command) -> None:
         match command:
             case Job():
-                self._waiting[command.id] = command
-                self._ledger.ask(_claim_of(command))
+                self._receive(command)
             case Cancel():
                 self._cancel(command.id)
             case Budget():
@@ -144,6 +156,17 @@ class Loop:
                 self._report([])
             case Shutdown():
                 pass
+
+    def _receive(self, job: Job) -> None:
+        """One that has been given all it may have needs no engine to end."""
+        if job.left > 0:
+            self._waiting[job.id] = job
+            self._ledger.ask(_claim_of(job))
+            return
+        pieces: list[Piece] = []
+        ended = self._maker.running(job, Guard()).close(time.perf_counter(), pieces)
+        self._link.send(_accepted(job))
+        self._report([*pieces, ended], [job.id])
 
     # -- in and out of the engine
 
@@ -164,7 +187,7 @@ class Loop:
             self._allocator.reset_peak()
         guards = [Guard() for _ in jobs]
         make = self._maker.prompt
-        prompts = [make(job, guard) for job, guard in zip(jobs, guards, strict=True)]
+        prompts = [make(job, guard, job.earlier) for job, guard in zip(jobs, guards, strict=True)]
         try:
             uids = self._engine.insert(prompts)
         except ValueError as error:
@@ -173,7 +196,7 @@ class Loop:
         for uid, job, guard in zip(uids, jobs, guards, strict=True):
             self._running[uid] = self._maker.running(job, guard)
             self._uids[job.id] = uid
-            self._link.send(Accepted(job.id, len(job.tokens)))
+            self._link.send(_accepted(job))
         self._progress.running = len(self._running)
 
     def _insert_apart(self, jobs: list[Job], reason: str) -> None:
@@ -196,61 +219,101 @@ class Loop:
 
     def _forget(self, uids: Iterable[int]) -> None:
         uids = list(uids)
-        self._engine.remove(uids)
         for uid in uids:
             id = self._running.pop(uid).job.id
             del self._uids[id]
             self._ledger.left(id)
         self._progress.running = len(self._running)
+        with self._bearing():
+            self._engine.remove(uids)
+        self._mend()
+
+    # -- an engine that fails
+
+    @contextmanager
+    def _bearing(self) -> Iterator[None]:
+        """What the engine raises in the block breaks it, if it has been sound for long enough; else
+        it is raised on.
+        """
+        try:
+            yield
+        except Exception as error:
+            if is_exhaustion(error) or self._progress.step < self._sound_from:
+                raise
+            traceback.print_exception(error)
+            self._broken = True
+
+    def _mend(self) -> None:
+        """Make a broken engine anew; those in it are read again and go on behind what they have."""
+        if not self._broken:
+            return
+        self._broken = False
+        self._sound_from = self._progress.step + SOUND_STEPS
+        self._engine = self._make_engine()
+        self._allocator.reapply()
+        self._allocator.trim()
+        runs = list(self._running.values())
+        for running in runs:
+            running.guard = Guard()
+        prompts = [self._maker.prompt(run.job, run.guard, run.tokens) for run in runs]
+        uids = self._engine.insert(prompts) if prompts else []
+        self._running = dict(zip(uids, runs, strict=True))
+        self._uids = {run.job.id: uid for uid, run in self._running.items()}
+        self._ledger.again()
+        sys.stderr.write(f"the engine was made anew, and {len(runs)} requests go on in it\n")
 
     # -- stepping
 
     def _step(self) -> None:
-        with self._turns.turn():
+        step, before = Step([], []), 0.0
+        with self._bearing(), self._turns.turn():
             before = time.perf_counter()
             step = self._engine.step()
+        if self._broken:
+            self._mend()
+            return
         self._progress.step += 1
         started = self._start(step.started, before)
         now = time.perf_counter()
-        pieces, begun, failed = self._take(step.tokens, now)
+        runs = [self._running[token.uid] for token in step.tokens]
+        pieces, begun, failed = self._take(runs, step.tokens, now)
         if pieces or started or begun or now - self._reported >= SIGN_OF_LIFE_SECONDS:
-            self._report(pieces, started, begun)
+            self._report(pieces, started, begun, runs)
         for running in failed:
             self._fail(running)
         if self._progress.step % CHECK_EVERY == 0:
             self._enforce()
 
     def _take(
-        self, tokens: Sequence[Token], now: float
+        self, runs: Sequence[Running], tokens: Sequence[Token], now: float
     ) -> tuple[list[Piece], list[int], list[Running]]:
         """What a step's tokens make known; those whose first it is; those whose sampling failed."""
-        runs = [self._running[token.uid] for token in tokens]
         last = self._ledger.took([running.job.id for running in runs])
         pieces: list[Piece] = []
         begun: list[int] = []
         leaving: list[int] = []
         failed: list[Running] = []
         for running, token in zip(runs, tokens, strict=True):
+            if running.begins:
+                begun.append(running.job.id)
             if running.take(token, now, pieces, last=running.job.id in last):
                 pieces.append(running.ended(now))
                 leaving.append(token.uid)
             elif running.guard.error is not None:
                 failed.append(running)
                 leaving.append(token.uid)
-            if running.tokens == 1:
-                begun.append(running.job.id)
         if leaving:
             self._forget(leaving)
         return pieces, begun, failed
 
     def _start(self, uids: Sequence[int], now: float) -> list[int]:
-        """Their prefill begins; returns the requests' ids."""
-        ids: list[int] = []
-        for uid in uids:
-            self._running[uid].started = now
-            ids.append(self._running[uid].job.id)
-        self._ledger.started(ids)
-        return ids
+        """Their prefill begins; returns the ids of those for which it does so first."""
+        runs = [self._running[uid] for uid in uids]
+        self._ledger.started([running.job.id for running in runs])
+        first = [running for running in runs if not running.started]
+        for running in first:
+            running.started = now
+        return [running.job.id for running in first]
 
     def _fail(self, running: Running) -> None:
         words = f"sampling failed: {running.guard.error}"
@@ -270,22 +333,32 @@ class Loop:
             self._link.send(_ended_for_room(victim, active, allowed))
 
     def _report(
-        self, pieces: list[Piece], started: Sequence[int] = (), begun: Sequence[int] = ()
+        self,
+        pieces: list[Piece],
+        started: Sequence[int] = (),
+        begun: Sequence[int] = (),
+        runs: Iterable[Running] = (),
     ) -> None:
+        """`runs`: those whose tokens gave the pieces."""
         step = self._progress.step
         self._reported = time.perf_counter()
         memory = None
         if step >= self._memory_due:
             memory = self._allocator.measure()
             self._memory_due = step + MEMORY_EVERY
-        self._link.send(Output(step, pieces, memory, list(started), list(begun)))
+        taken = [told for running in runs if (told := running.tell()) is not None]
+        self._link.send(Output(step, pieces, memory, list(started), list(begun), taken))
+
+
+def _accepted(job: Job) -> Accepted:
+    return Accepted(job.id, len(job.tokens), prompt=packed(job.tokens))
 
 
 def _claim_of(job: Job) -> Claim:
     return Claim(
         id=job.id,
-        prompt=len(job.tokens),
-        max_tokens=job.max_tokens,
+        prompt=len(job.tokens) + len(job.earlier),
+        max_tokens=job.left,
         expected_output=job.expected_output,
         until=time.monotonic() + job.wait_seconds,
         patient=job.wait_seconds > 0,

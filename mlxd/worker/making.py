@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mlxd.ipc.messages import Piece
 from mlxd.worker.answer import Answer, PlainAnswer
 from mlxd.worker.detokenize import Detokenizers
 from mlxd.worker.engine import Processor, Prompt
@@ -24,21 +25,28 @@ class Maker:
     markup: Markup
     vocabulary: int
 
-    def prompt(self, job: Job, guard: Guard) -> Prompt:
+    def prompt(self, job: Job, guard: Guard, answer: list[int]) -> Prompt:
+        """`answer`: its tokens so far; the sequence goes on behind them."""
         sampling = job.sampling
         processors: list[Processor] = processors_of(sampling, guard, prompt_tokens=len(job.tokens))
         if job.grammar is not None:
             processors.append(guard.processor(job.grammar()))
         return Prompt(
-            tokens=job.tokens,
-            max_tokens=job.max_tokens,
-            sampler=sampler_of(sampling, guard, vocabulary=self.vocabulary),
+            tokens=job.tokens + answer,
+            max_tokens=max(1, job.max_tokens - len(answer)),
+            sampler=sampler_of(sampling, guard, vocabulary=self.vocabulary, drawn=len(answer)),
             processors=tuple(processors),
             scored=job.request.logprobs is not None,
+            answered=len(answer),
         )
 
     def running(self, job: Job, guard: Guard) -> Running:
-        return Running(job, self._answer(job), guard)
+        """What its earlier tokens have made known is not said again."""
+        answer = self._answer(job)
+        said: list[Piece] = []
+        for token in job.earlier:
+            answer.take(token, None, said)
+        return Running(job, answer, guard, list(job.earlier), told=len(job.earlier))
 
     def _answer(self, job: Job) -> Answer | PlainAnswer:
         request = job.request

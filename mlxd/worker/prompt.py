@@ -46,6 +46,10 @@ class Prompter:
             tokens = self._encode(request.text, room)
         else:
             tokens = self._conversation(request, room)
+        return self.rendered(tokens)
+
+    def rendered(self, tokens: list[int]) -> Rendered:
+        """A prompt that another worker has rendered."""
         return Rendered(tokens, self._reasoning(tokens))
 
     def _encode(self, text: str, room: Room) -> list[int]:

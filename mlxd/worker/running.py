@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mlxd.core.events import FinishReason
-from mlxd.ipc.messages import Ended, Piece
+from mlxd.ipc.messages import Ended, Piece, Taken
 from mlxd.worker.answer import Answer, PlainAnswer, joined
 from mlxd.worker.engine import Token
 from mlxd.worker.job import Job
@@ -22,11 +22,13 @@ class Running:
     job: Job
     answer: Answer | PlainAnswer
     guard: Guard
+    tokens: list[int] = field(default_factory=list)
+    """The answer's, from its very first; an end-of-sequence token counts, as mlx-lm counts it."""
+    told: int = 0
+    """How many of them the daemon knows."""
     started: float = 0.0
-    """When its prefill began."""
+    """When its prefill began here; 0: it has not."""
     first: float = 0.0
-    tokens: int = 0
-    """Generated ones; an end-of-sequence token counts, as mlx-lm counts it."""
     finish: FinishReason | None = None
     """Set by its last token."""
     kept: list[Piece] = field(default_factory=list)
@@ -37,9 +39,9 @@ class Running:
 
         `last`: there is no memory for another.
         """
-        self.tokens += 1
-        if self.tokens == 1:
+        if self.begins:
             self.first = now
+        self.tokens.append(token.token)
         pieces = out if self.job.request.stream else self.kept
         if token.finish_reason != "stop":
             self.answer.take(token.token, token.logprobs, pieces)
@@ -47,10 +49,29 @@ class Running:
         over = self.finish is not None
         if over:
             self.answer.finish(pieces, truncated=self.finish == "length")
-        if pieces is self.kept and (over or self.tokens % WHOLE_EVERY == 0):
+        if pieces is self.kept and self._telling:
             out += joined(pieces)
             pieces.clear()
         return over
+
+    def tell(self) -> Taken | None:
+        """The tokens behind the pieces that were put out, when there are new ones."""
+        if not self._telling:
+            return None
+        tokens, self.told = self.tokens[self.told :], len(self.tokens)
+        return Taken(self.job.id, tokens)
+
+    def close(self, now: float, out: list[Piece]) -> Ended:
+        """It has all tokens that it may have, and none of them ended it."""
+        self.started = self.first = now
+        self.finish = "length"
+        self.answer.finish(out, truncated=True)
+        return self.ended(now)
+
+    @property
+    def begins(self) -> bool:
+        """Whether no token has come here yet."""
+        return len(self.tokens) == len(self.job.earlier)
 
     def ended(self, now: float) -> Ended:
         stopped = self.answer.stopped
@@ -58,12 +79,22 @@ class Running:
             id=self.job.id,
             reason="length" if self.finish == "length" and stopped is None else "stop",
             prompt_tokens=len(self.job.tokens),
-            completion_tokens=self.tokens,
+            completion_tokens=len(self.tokens),
             cached_tokens=0,
             prefill_seconds=self.first - self.started,
             decode_seconds=now - self.first,
             stop_string=stopped,
         )
+
+    @property
+    def _telling(self) -> bool:
+        """Whether what is known goes out now: a stream's at once, as far as its scores do; that of
+        an unstreamed answer in large pieces.
+        """
+        if self.finish is not None:
+            return True
+        enough = 1 if self.job.request.stream else WHOLE_EVERY
+        return len(self.tokens) - self.told >= enough and self.answer.settled
 
     def _finish(self, said: str | None, last: bool) -> FinishReason | None:
         if said == "stop" or self.answer.stopped is not None:

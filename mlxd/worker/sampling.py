@@ -56,8 +56,11 @@ class Guard:
         return guarded
 
 
-def sampler_of(sampling: Sampling, guard: Guard, *, vocabulary: int) -> Sampler:
-    """Greedy requests share one object: a batch of them is then sampled in one call."""
+def sampler_of(sampling: Sampling, guard: Guard, *, vocabulary: int, drawn: int = 0) -> Sampler:
+    """Greedy requests share one object: a batch of them is then sampled in one call.
+
+    `drawn`: how many tokens of the answer there are already.
+    """
     temperature = sampling.temperature
     if temperature is None:
         temperature = DEFAULT_TEMPERATURE
@@ -70,6 +73,7 @@ def sampler_of(sampling: Sampling, guard: Guard, *, vocabulary: int) -> Sampler:
             top_k=_top_k(sampling.top_k, vocabulary),
             top_p=_fraction(sampling.top_p, off=1.0) or _COLDEST,
             min_p=_fraction(sampling.min_p, off=0.0),
+            drawn=drawn,
         )
     )
 

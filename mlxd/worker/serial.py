@@ -74,7 +74,8 @@ class SerialEngine:
     def _run(self, uid: int, prompt: Prompt) -> Iterator[_Token | None]:
         """None after each chunk of the prompt, then the tokens."""
         cache = make_prompt_cache(self._model)
-        yield from self._prefill(prompt.tokens[:-1], cache)
+        for part in _parts(prompt):
+            yield from self._prefill(part, cache)
         generated = generate_step(
             mx.array(prompt.tokens[-1:]),
             self._model,
@@ -107,6 +108,15 @@ class SerialEngine:
                 mx.eval([c.state for c in cache])
             mx.clear_cache()
             yield None
+
+
+def _parts(prompt: Prompt) -> list[list[int]]:
+    """All but the last token, cut where the engine that began with it had quantised its caches:
+    before the last token of the prompt and behind it. Within a part more is exact than later.
+    """
+    begun = len(prompt.tokens) - prompt.answered
+    *read, _ = prompt.tokens
+    return [read[: begun - 1], read[begun - 1 : begun], read[begun:]]
 
 
 def _seeing(earlier: list[int], processors: tuple[Processor, ...]) -> list[Processor]:

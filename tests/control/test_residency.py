@@ -41,6 +41,9 @@ class Process:
     def set_budget(self, budget):
         self.budgets.append(budget)
 
+    async def gone(self, timeout):
+        return True
+
     def need(self, size, id=1):
         self.on_need(self, ipc.Need(id, size))
 
@@ -80,6 +83,18 @@ class Processes:
 
     def workers(self):
         return [*self.up.values(), *self.loading]
+
+    def admit(self, card):
+        pass
+
+    def check(self, card):
+        pass
+
+    async def turn(self, card, waits):
+        pass
+
+    def late(self, spec):
+        pass
 
     async def start(self, spec, name, budget, prepare, known):
         self.log.append(f"start {name}")
@@ -615,7 +630,8 @@ async def test_a_load_nobody_asked_for_counts_as_no_use_and_leaves_a_loaded_mode
 
 async def test_a_model_without_a_name_goes_when_nothing_uses_it(world):
     await world.use("a", keep_alive=math.inf)
-    async with world.lease("b") as worker:
+    async with world.lease("b") as lease:
+        worker = await lease.worker()
         await world.residency.follow([card("c")], world.policies)
         await world.settle()
         assert world.loaded == ["b"]
@@ -644,10 +660,11 @@ async def test_the_successor_is_loaded_before_the_old_one_goes(world):
 
 
 async def test_a_stream_on_the_old_worker_finishes_beside_the_successor(world):
-    async with world.lease("a") as worker:
+    async with world.lease("a") as lease:
+        worker = await lease.worker()
         await world.residency.follow([card("a", path="new")], world.policies)
         async with world.residency.lease(card("a", path="new"), None, world.policies) as other:
-            assert other is not worker
+            assert await other.worker() is not worker
         await world.settle()
         assert world.loaded == ["a", "new"]
     await world.settle()

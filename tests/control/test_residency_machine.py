@@ -106,6 +106,9 @@ class Process:
         if raised:
             self.on_budget()
 
+    async def gone(self, timeout):
+        return True
+
 
 class Processes:
     """Stands beside the supervisor, and holds against the rules what it is told to do."""

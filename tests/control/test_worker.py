@@ -15,6 +15,7 @@ from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.ipc import messages as ipc
+from tests.support.conversation import Conversation
 
 
 class Wedged:
@@ -44,57 +45,6 @@ async def test_a_stop_that_is_given_up_leaves_no_process_behind():
     with pytest.raises(asyncio.CancelledError):
         await stopping
     assert process.signals == [signal.SIGKILL]
-
-
-class Ending:
-    """A process that ends when it is told to."""
-
-    pid = 2
-    stderr = ""
-
-    def __init__(self) -> None:
-        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    def signal(self, number: signal.Signals) -> None:
-        if not self.ended.done():
-            self.ended.set_result(-number)
-
-
-class Pipe(asyncio.Transport):
-    """Keeps what the daemon says to the worker."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.frames = ipc.FrameReader()
-        self.said: list[ipc.Down] = []
-
-    def write(self, data: Any) -> None:
-        self.said += [ipc.decode_down(frame) for frame in self.frames.feed(data)]
-
-    def close(self) -> None:
-        pass
-
-
-class Conversation:
-    """A worker without a process: what it is told, and what it says."""
-
-    def __init__(self, budget: ipc.Budget | None = None) -> None:
-        self.process = Ending()
-        process: Any = self.process
-        self.worker = Worker(ModelSpec("/m", 512), "m", SystemClock(), process, budget)
-        self.pipe = Pipe()
-        self.worker.connection_made(self.pipe)
-        self.burial = asyncio.create_task(self.worker._bury())
-
-    def says(self, *messages: ipc.Up) -> None:
-        self.worker.data_received(b"".join(ipc.encode(message) for message in messages))
-
-    async def ends(self, status: int) -> None:
-        self.process.ended.set_result(status)
-        await self.burial
-
-    def of(self, kind: type) -> list[Any]:
-        return [message for message in self.pipe.said if isinstance(message, kind)]
 
 
 def order() -> Order:

@@ -78,11 +78,11 @@ def test_the_defaults_ask_for_nothing_that_is_not_there() -> None:
 @pytest.mark.parametrize(
     ("key", "text", "warns"),
     [
-        ("supervision.worker.health.interval", "15s", True),
-        ("supervision.worker.health.interval", "10s", False),
+        ("limits.concurrency.retry_after", "15s", True),
+        ("limits.concurrency.retry_after", "auto", False),
         ("limits.concurrency.max_waiting", "10", True),
         ("timeouts.queue", "5s", True),
-        ("supervision.worker.backoff.max", "5m", True),
+        ("limits.adaptive.percentile", "90%", True),
         ("supervision.quarantine.for", "2h", True),
         ("clients.auth.required", "false", False),
         ("limits.concurrency.max_in_flight", "3", False),
@@ -96,8 +96,8 @@ def test_a_choice_that_has_no_effect_is_said_to_have_none(key: str, text: str, w
 @pytest.mark.parametrize(
     ("key", "text", "listed"),
     [
-        ("supervision.worker.health.interval", "15s", True),
-        ("supervision.worker.health.interval", "10s", True),
+        ("limits.concurrency.retry_after", "15s", True),
+        ("limits.concurrency.retry_after", "auto", True),
         ("clients.auth.required", "false", False),
         ("limits.concurrency.max_in_flight", "3", False),
     ],
@@ -113,12 +113,9 @@ def test_an_entry_that_has_no_effect_is_said_to_have_none(tmp_path: Path) -> Non
         "schema: mlxd/v1\n"
         "models: {a.b: {draft: small, priority: normal, trust_remote_code: false}}\n"
     )
-    (tmp_path / "supervision.yaml").write_text(
-        "schema: mlxd/v1\nworker: {budget: [{max: 5, per: 300s}, {max: 20, per: 1h}]}\n"
-    )
+    (tmp_path / "clients.yaml").write_text("schema: mlxd/v1\ntenants: {a: {weight: 4}}\n")
     found = [warning for warning in load(tmp_path).warnings() if "watermarks" not in warning]
     assert found == [
         'models.models["a.b"].draft small is not enforced yet',
-        "supervision.worker.budget[1].max 20 is not enforced yet",
-        "supervision.worker.budget[1].per 1h is not enforced yet",
+        "clients.tenants.a.weight 4 is not enforced yet",
     ]

@@ -93,7 +93,7 @@ def _leaves(found: PolicySet) -> dict[str, str]:
         ("supervision.worker.backoff.base", "2s"),
         ("supervision.worker.backoff.max", "60s"),
         ("supervision.worker.backoff.reset_after", "300s"),
-        ("supervision.worker.breaker.failures", "6"),
+        ("supervision.worker.breaker.failures", "auto"),
         ("supervision.worker.breaker.open", "60s"),
         ("supervision.worker.breaker.probes", "5"),
         ("supervision.replay.attempts", "1"),

@@ -29,6 +29,7 @@ from mlxd.control.residency import Residency
 from mlxd.control.supervisor import Supervisor
 from mlxd.core.clock import SystemClock
 from mlxd.policy import settle
+from mlxd.policy.load import load
 from mlxd.policy.store import Live
 from tests.support.policy_daemon import Holder, holding, save, save_all
 from tests.support.policy_mutations import shipped
@@ -77,7 +78,7 @@ async def _residue(reloads: int, scratch: Path, progress: Callable[[int], None])
     clock = SystemClock()
     save_all(scratch / "policies", {**shipped(), "models.yaml": _no_models(scratch)})
     admission, catalog = Admission(clock), Catalog(scratch, clock)
-    residency = Residency(Supervisor(clock, scratch), clock, read_memory)
+    residency = Residency(Supervisor(clock, scratch, load()), clock, read_memory)
     preloader = Preloader(catalog, residency)
     appliers = [
         Live("admission", admission.apply), Live("catalog", catalog.apply),

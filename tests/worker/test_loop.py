@@ -189,7 +189,7 @@ def run(
     loop: Any = Loop
     maker: Any = Maker
     loop(
-        engine,
+        lambda: engine,
         wire,
         Inbox(),
         Progress(),

@@ -23,6 +23,9 @@ def add(commands: Actions[argparse.ArgumentParser]) -> None:
     )
     _named(_command(actions, "show", "what a model is, and where it is from", _show))
     _named(_command(actions, "rm", "remove a pulled model, or a name made by mlxd cp", _remove))
+    _named(
+        _command(actions, "reset", "have a model tried at once whose worker keeps failing", _reset)
+    )
     fit = _named(_command(actions, "fit", "say whether a model fits in memory", _fit))
     fit.add_argument(
         "--context", type=_tokens, metavar="N", help="for N tokens of prompt and answer together"
@@ -103,6 +106,12 @@ def _remove(arguments: argparse.Namespace) -> int:
     from mlxd.cli.models.change import remove
 
     return remove(arguments.policies, arguments.state, arguments.name, as_json=arguments.json)
+
+
+def _reset(arguments: argparse.Namespace) -> int:
+    from mlxd.cli.models.change import reset
+
+    return reset(arguments.policies, arguments.state, arguments.name, as_json=arguments.json)
 
 
 def _copy(arguments: argparse.Namespace) -> int:

@@ -1,10 +1,13 @@
-"""`mlxd models rm`, `mlxd cp`, `mlxd load` and `mlxd unload`."""
+"""`mlxd models rm`, `mlxd models reset`, `mlxd cp`, `mlxd load` and `mlxd unload`."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from mlxd.cli import exits
 from mlxd.cli.admin import AdminClient
 from mlxd.cli.models.asking import asking, print_json, print_lines
+from mlxd.cli.models.words import plural
 
 
 def remove(policies: str | None, state: str | None, name: str, *, as_json: bool) -> int:
@@ -35,6 +38,28 @@ def unload(policies: str | None, state: str | None, name: str, *, as_json: bool)
     """Requests that use it finish first."""
     words = f"{name} leaves memory when nothing uses it"
     return _done((policies, state), "/admin/unload", {"model": name}, words, as_json=as_json)
+
+
+def reset(policies: str | None, state: str | None, name: str, *, as_json: bool) -> int:
+    """Its failures are forgotten, and the requests that were refused because of them."""
+
+    def ask(daemon: AdminClient) -> int:
+        answer = daemon.post("/admin/models/reset", name=name)
+        if as_json:
+            print_json(answer)
+        else:
+            print_lines([_forgotten(answer)])
+        return exits.DONE
+
+    return asking(policies, state, ask, as_json=as_json)
+
+
+def _forgotten(answer: dict[str, Any]) -> str:
+    model, requests = answer["model"], answer["requests"]
+    told = f"; {plural(requests, 'request', 'requests')} may be made again" if requests else ""
+    if answer["reset"]:
+        return f"{model} is tried with the next request{told}"
+    return f"nothing was held against {model}{told}"
 
 
 def _done(

@@ -68,7 +68,7 @@ def _row(model: Json) -> tuple[str, ...]:
         count(model["parameters"]),
         model["quantization"],
         str(model["context"]),
-        "loaded" if model["loaded"] else "",
+        "loaded" if model["loaded"] else model["state"],
     )
 
 

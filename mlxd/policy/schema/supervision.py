@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mlxd.policy.schema.base import Policy, field, section
+from mlxd.policy.schema.base import Auto, Policy, Positive, field, section
 from mlxd.policy.schema.references import Reference, Webhook
 from mlxd.policy.units import Delay, Duration, Share
 
@@ -18,74 +18,71 @@ Event = Literal[
 
 class Health(Policy):
     interval: Duration = field(
-        "10s", "Between two checks of a worker.", unit="duration", enforced=False, example="5s"
+        "10s", "Between two checks of a worker.", unit="duration", example="5s"
     )
-    timeout: Duration = field(
-        "5s", "How long one check may take.", unit="duration", enforced=False, example="2s"
-    )
+    timeout: Duration = field("5s", "How long one check may take.", unit="duration", example="2s")
     failures_down: int = field(
         3, "Checks missed in a row after which a worker counts as down.",
-        unit="checks", enforced=False, example="2", ge=1,
+        unit="checks", example="2", ge=1,
     )  # fmt: skip
     probe: Literal["ipc", "token"] = field(
         "ipc", "What a check of an idle worker is: a ping, or the generation of one token. A busy "
         "one is judged by the steps it makes.",
-        enforced=False, example="token",
+        example="token",
     )  # fmt: skip
 
 
 class Restarts(Policy):
     max: int = field(
-        5, "Restarts of one worker within the time.",
-        unit="restarts", enforced=False, example="20", ge=1,
+        5, "Restarts of one worker within the time; one more opens the breaker.",
+        unit="restarts", example="20", ge=1, le=10_000,
     )  # fmt: skip
     per: Duration = field(
-        "300s", "The time within which they count.", unit="duration", enforced=False, example="1h"
+        "300s", "The time within which they count.", unit="duration", example="1h"
     )
 
 
 class Backoff(Policy):
-    base: Duration = field(
-        "2s", "Before the first restart.", unit="duration", enforced=False, example="500ms"
-    )
+    base: Duration = field("2s", "Before the first restart.", unit="duration", example="500ms")
     factor: int = field(
         2, "How many times longer each further restart waits than the one before it.",
-        unit="times", enforced=False, example="3", ge=1, le=10,
+        unit="times", example="3", ge=1, le=10,
     )  # fmt: skip
     max: Duration = field(
-        "60s", "The longest wait before a restart.", unit="duration", enforced=False, example="5m"
+        "60s", "The longest wait before a restart.", unit="duration", example="5m"
     )
     jitter: Share = field(
         "0%", "How much of each wait is left to chance.",
-        unit="ratio", enforced=False, example="20%",
+        unit="ratio", example="20%",
     )  # fmt: skip
     reset_after: Duration = field(
         "300s", "Time without a crash after which the count begins anew.",
-        unit="duration", enforced=False, example="10m",
+        unit="duration", example="10m",
     )  # fmt: skip
 
 
 class Breaker(Policy):
-    failures: int = field(
-        6, "The failure that opens it: the first crash and failed restarts count.",
-        unit="failures", enforced=False, example="3", ge=1,
+    failures: Auto | Positive = field(
+        "auto", "The failure that opens it: the first crash and failed restarts count; auto is the "
+        "first for which the smallest `max` of the budget has no restart left, so 6.",
+        unit="failures", example="3",
     )  # fmt: skip
     open: Duration = field(
         "60s", "How long it stays open before a probe: one start, outside the budget.",
-        unit="duration", enforced=False, example="30s",
+        unit="duration", example="30s",
     )  # fmt: skip
     half_open_probes: int = field(
-        1, "Requests that a probe admits; a delivered token closes the breaker.",
-        unit="requests", enforced=False, example="2", ge=1,
+        1, "Requests that may wait for a probe's worker; a delivered token closes the breaker.",
+        unit="requests", example="2", ge=1,
     )  # fmt: skip
     probes: int = field(
         5, "Failed probes after which the model is quarantined.",
-        unit="probes", enforced=False, example="3", ge=1,
+        unit="probes", example="3", ge=1,
     )  # fmt: skip
     quarantine: Duration = field(
         "1h", "How long a quarantined model is left alone, unless it is reset or its settings "
         "change.",
-        unit="duration", enforced=False, example="10m",
+        unit="duration", example="10m",
     )  # fmt: skip
 
 
@@ -93,7 +90,7 @@ class Worker(Policy):
     health: Health = section("How a worker is known to be well.")
     budget: Annotated[tuple[Restarts, ...], Field(strict=False, min_length=1)] = field(
         ({},), "How often a worker may be restarted. Every window of the list holds.",
-        enforced=False, example="[{max: 5, per: 300s}, {max: 20, per: 1h}]",
+        example="[{max: 5, per: 300s}, {max: 20, per: 1h}]",
     )  # fmt: skip
     backoff: Backoff = section("How long a restart waits: base, times factor for each further one.")
     breaker: Breaker = section("When a worker that keeps failing is no longer started.")
@@ -102,23 +99,23 @@ class Worker(Policy):
 class Replay(Policy):
     attempts: int = field(
         1, "How often a request that a crash interrupted is continued on another worker.",
-        unit="attempts", enforced=False, example="2", ge=1, le=10,
+        unit="attempts", example="2", ge=1, le=10,
     )  # fmt: skip
     when: Literal["any", "before_first_token", "off"] = field(
         "any", "Which requests are: any whose answer can be continued exactly, those of which "
         "the client has seen nothing, or none.",
-        enforced=False, example="before_first_token",
+        example="before_first_token",
     )  # fmt: skip
 
 
 class Quarantine(Policy):
     kills: int = field(
         2, "Workers that died of a request before it is refused.",
-        unit="workers", enforced=False, example="1", ge=1,
+        unit="workers", example="1", ge=1,
     )  # fmt: skip
     held: Duration = field(
         "1h", "How long an equal request is refused.",
-        unit="duration", enforced=False, example="1d", alias="for",
+        unit="duration", example="1d", alias="for",
     )  # fmt: skip
 
 

@@ -1,0 +1,348 @@
+"""Goes on with a request on the next worker when its worker died, in the same stream of events.
+
+The ticket and the lease are held all the while. What a worker died of is not known: see suspects.py
+for who runs alone next, and who is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from asyncio import FIRST_COMPLETED
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from mlxd.control.exit import Exit
+from mlxd.control.gate import Gate, Turn
+from mlxd.control.generation import too_long
+from mlxd.control.residency import Lease
+from mlxd.control.suspects import Case, Suspect, Suspects
+from mlxd.control.transcript import Transcript
+from mlxd.control.worker import Order, Worker
+from mlxd.core.clock import Clock
+from mlxd.core.errors import (
+    InsufficientMemory,
+    MlxdError,
+    ModelLoadFailed,
+    RequestQuarantined,
+    WorkerCrashed,
+    WorkerStalled,
+)
+from mlxd.core.events import Burst, Started
+from mlxd.core.models import ModelCard
+from mlxd.core.request import Sampling
+from mlxd.policy.policy_set import PolicySet
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_CLEARED_TOKENS = 16
+"""How much further than before a suspect must come, alone, to be none any more."""
+_GONE_SECONDS = 5.0
+"""How long a killed worker may take to be gone."""
+
+
+class _MakesWay(MlxdError):
+    """It has come far enough, and somebody else must be alone now."""
+
+
+def fresh_seed() -> int:
+    """One that nobody can foretell."""
+    return int.from_bytes(os.urandom(8), "big") >> 1
+
+
+def seeded(sampling: Sampling, draw: Callable[[], int]) -> Sampling:
+    """With a seed where tokens are drawn: whoever goes on must draw the same ones."""
+    if sampling.seed is not None or sampling.temperature == 0:
+        return sampling
+    return replace(sampling, seed=draw())
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A request that is refused; dates in seconds since the epoch."""
+
+    model: str
+    client: str
+    since: float
+    until: float
+
+
+class Replays:
+    """Runs every generation of the daemon."""
+
+    def __init__(self, clock: Clock, under_pressure: Callable[[], bool] = lambda: False) -> None:
+        """`under_pressure`: whether the system may have killed somebody for want of memory."""
+        self.on_replay: Callable[[str], None] | None = None
+        """Told what became of each request whose worker died: `completed` or `failed` on another
+        one, `abandoned` by its client meanwhile, or `refused` a replay.
+        """
+        self.on_event: Callable[[str, str, Mapping[str, Any]], object] | None = None
+        """Told of each replay: type, words, data."""
+        self._clock = clock
+        self._under_pressure = under_pressure
+        self._suspects = Suspects()
+        self._gates: WeakKeyDictionary[Worker, Gate] = WeakKeyDictionary()
+        self._accused: WeakKeyDictionary[Worker, bool] = WeakKeyDictionary()
+        """Whether a worker's death says something against what ran on it."""
+        self._waits: set[asyncio.Future[MlxdError]] = set()
+        self._over: MlxdError | None = None
+
+    def check(self, case: Case, policies: PolicySet) -> None:
+        """Raises RequestQuarantined."""
+        found = self._suspects.find(case, self._clock.monotonic())
+        if found is not None and found.quarantined:
+            raise self._refusal(case, found, policies)
+
+    def run(
+        self, order: Order, case: Case, lease: Lease, policies: PolicySet
+    ) -> AsyncGenerator[Burst, None]:
+        """One generation, on as many workers as it takes. Raises what the last one did."""
+        return _Run(self, order, case, lease, policies).bursts()
+
+    def fail_all(self, error: MlxdError) -> None:
+        """From now on nobody waits for a worker: who does, or would, gets `error`."""
+        self._over = error
+        for wait in self._waits:
+            if not wait.done():
+                wait.set_result(error)
+
+    def quarantined(self) -> list[Quarantined]:
+        """Those that are refused, the oldest first."""
+        now = self._clock.monotonic()
+        ahead = self._clock.wall() - now
+        return [
+            Quarantined(one.model, one.client, one.since + ahead, one.until + ahead)
+            for one in self._suspects.quarantined(now)
+        ]
+
+    def reset(self, card: ModelCard) -> int:
+        """Forget what is held against requests to a model; says how many were refused."""
+        return self._suspects.reset(card)
+
+    # -- for a run
+
+    def gate_of(self, worker: Worker) -> Gate:
+        if worker not in self._gates:
+            self._gates[worker] = Gate()
+        return self._gates[worker]
+
+    def suspected(self, case: Case) -> bool:
+        return self._suspects.find(case, self._clock.monotonic()) is not None
+
+    def clear(self, case: Case) -> None:
+        log.info("a request to %s that was suspected has come further than before", case.model)
+        self._suspects.clear(case)
+
+    def accuse(self, case: Case, worker: Worker, policies: PolicySet) -> Suspect | None:
+        """Hold a worker's death against a request that ran on it, where that says something."""
+        if worker.exit is not None and worker not in self._accused:
+            self._accused[worker] = self._accuses(worker.exit)
+        if not self._accused.get(worker):
+            return None
+        quarantine, now = policies.supervision.quarantine, self._clock.monotonic()
+        alone = worker.victims <= 1
+        found = self._suspects.accuse(case, worker.pid, quarantine, now, alone=alone)
+        if found.quarantined:
+            log.error("%s", self._refusal(case, found, policies).message)
+        return found
+
+    def refuse(self, case: Case, found: Suspect, policies: PolicySet) -> RequestQuarantined:
+        return self._refusal(case, found, policies)
+
+    def monotonic(self) -> float:
+        return self._clock.monotonic()
+
+    async def wait(self, work: Awaitable[T], seconds: float, late: MlxdError) -> T:
+        """What `work` gives; raises `late` after that time, or what everybody is told to raise."""
+        if self._over is not None:
+            raise copy(self._over)
+        stop: asyncio.Future[MlxdError] = asyncio.get_running_loop().create_future()
+        self._waits.add(stop)
+        task = asyncio.ensure_future(work)
+        try:
+            both: set[asyncio.Future[Any]] = {task, stop}
+            await asyncio.wait(both, timeout=max(0.0, seconds), return_when=FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise copy(stop.result()) if stop.done() else late
+        finally:
+            self._waits.discard(stop)
+            task.cancel()
+
+    # -- inside
+
+    def _accuses(self, end: Exit) -> bool:
+        """The system sends SIGKILL to whoever took its memory; else signals come from people."""
+        if end.asked:
+            return False
+        if not end.from_outside:
+            return True
+        return end.status == -signal.SIGKILL and self._under_pressure()
+
+    def _refusal(self, case: Case, found: Suspect, policies: PolicySet) -> RequestQuarantined:
+        left = found.until - self._clock.monotonic()
+        workers = "1 worker" if found.kills == 1 else f"{found.kills} workers"
+        return RequestQuarantined(
+            f"{workers} of model '{case.model}' died of this request; it is refused for another"
+            f" {left:.0f} s, or until `mlxd models reset {case.model}`",
+            retry_after=left,
+            policy=policies.line("supervision.quarantine.for"),
+        )
+
+
+class _Run:
+    """One request, over all its workers."""
+
+    def __init__(
+        self, replays: Replays, order: Order, case: Case, lease: Lease, policies: PolicySet
+    ) -> None:
+        self._replays = replays
+        self._order = order
+        self._case = case
+        self._lease = lease
+        self._policies = policies
+        self._transcript = Transcript()
+        self._interrupted = False
+        self._attempt = 0
+        """How often it was replayed."""
+        self._seen = False
+        """The client has got something of the answer."""
+        self._died_at = 0
+        """Tokens that there were when the last worker died."""
+
+    async def bursts(self) -> AsyncGenerator[Burst, None]:
+        """To its end, or to the error that it ends with."""
+        outcome = "abandoned"
+        try:
+            async with aclosing(self._all()) as bursts:
+                async for burst in bursts:
+                    self._note(burst)
+                    yield burst
+            outcome = "completed"
+        except MlxdError:
+            outcome = "failed" if self._attempt else "refused"
+            raise
+        finally:
+            if self._interrupted and self._replays.on_replay is not None:
+                self._replays.on_replay(outcome)
+
+    async def _all(self) -> AsyncGenerator[Burst, None]:
+        while True:
+            worker = await self._worker()
+            turn = self._replays.gate_of(worker).enter(alone=self._suspected())
+            try:
+                await self._inside(turn)
+                if not worker.alive:
+                    continue
+                async with aclosing(self._on(worker, turn)) as bursts:
+                    async for burst in bursts:
+                        yield burst
+                return
+            except _MakesWay:
+                continue
+            except (WorkerCrashed, WorkerStalled, InsufficientMemory) as error:
+                cause = error
+            finally:
+                turn.leave()
+            await self._judge(worker, cause)
+
+    async def _on(self, worker: Worker, turn: Turn) -> AsyncGenerator[Burst, None]:
+        """On one worker, to the end or until it makes way for another."""
+        async with aclosing(worker.generate(self._order, self._transcript)) as bursts:
+            async for burst in bursts:
+                if turn.alone and len(self._transcript.tokens) >= self._died_at + _CLEARED_TOKENS:
+                    self._clear(worker, turn)
+                yield burst
+        if turn.alone:
+            self._replays.clear(self._case)
+
+    def _clear(self, worker: Worker, turn: Turn) -> None:
+        """It was not the cause. Where another suspect waits that one comes next, and this goes on
+        beside others afterwards: otherwise each would wait for the whole answer of those before it.
+        """
+        self._replays.clear(self._case)
+        turn.alone = False
+        contested = self._replays.gate_of(worker).contested
+        if not (contested and worker.interrupt(self._transcript, _MakesWay("another's turn"))):
+            turn.share()
+
+    # -- waiting
+
+    async def _worker(self) -> Worker:
+        """The first one is there already; for a further one there is no more time than for any
+        load, nor than the generation has left.
+        """
+        if not self._interrupted:
+            return await self._lease.worker()
+        limit, left = float(self._policies.timeouts.model_load), self._left()
+        late: MlxdError = too_long(self._order.limits)
+        if limit < left:
+            late = ModelLoadFailed(
+                f"no worker of model '{self._case.model}' was there within {limit:g} s",
+                retry_after=10.0,
+                policy=self._policies.line("timeouts.model_load"),
+            )
+        return await self._replays.wait(self._lease.worker(), min(limit, left), late)
+
+    async def _inside(self, turn: Turn) -> None:
+        if not turn.ready.done():
+            await self._replays.wait(turn.ready, self._left(), too_long(self._order.limits))
+
+    def _left(self) -> float:
+        """Seconds of `timeouts.generation`: they count from the first prefill on."""
+        began, limit = self._transcript.started_at, self._order.limits.generation
+        return began + limit - self._replays.monotonic() if began else limit
+
+    # -- judging
+
+    def _suspected(self) -> bool:
+        return self._replays.suspected(self._case)
+
+    def _note(self, burst: Burst) -> None:
+        """A client that wants the whole answer has seen nothing before its end."""
+        if self._order.request.stream and not self._seen:
+            self._seen = any(not isinstance(event, Started) for event in burst)
+
+    async def _judge(self, worker: Worker, error: MlxdError) -> None:
+        """Raises the error, or a better one, where there is no replay."""
+        if not worker.alive and worker.exit is None:
+            await worker.gone(_GONE_SECONDS)
+        if isinstance(error, InsufficientMemory) and not worker.out_of_memory:
+            raise error
+        self._interrupted = True
+        found = self._replays.accuse(self._case, worker, self._policies)
+        if found is not None and found.quarantined and not worker.out_of_memory:
+            raise self._replays.refuse(self._case, found, self._policies) from error
+        if (found is not None and found.quarantined) or not self._may_replay():
+            raise error
+        self._attempt += 1
+        self._died_at = len(self._transcript.tokens)
+        self._tell(worker)
+
+    def _may_replay(self) -> bool:
+        policy = self._policies.supervision.replay
+        if policy.when == "off" or self._attempt >= policy.attempts:
+            return False
+        return policy.when == "any" or not self._seen
+
+    def _tell(self, worker: Worker) -> None:
+        reason = worker.exit.reason if worker.exit is not None else "stalled"
+        words = (
+            f"a request to {self._case.model} goes on with the next worker"
+            f" ({reason}; {self._died_at} tokens so far)"
+        )
+        log.warning("%s", words)
+        if self._replays.on_event is not None:
+            data = {
+                "model": self._case.model, "attempt": self._attempt,
+                "tokens": self._died_at, "reason": reason,
+            }  # fmt: skip
+            self._replays.on_event("replay", words, data)

@@ -1,0 +1,35 @@
+"""What one request has got so far: all that another worker needs to go on behind it."""
+
+from __future__ import annotations
+
+from array import array
+
+from mlxd.ipc import messages as ipc
+
+
+class Transcript:
+    """Outlives the generations of its request, which fill it one after the other.
+
+    What its tokens made known has been given to the consumer, or is given before it learns of an
+    error: see `Taken`.
+    """
+
+    def __init__(self) -> None:
+        self.prompt = b""
+        """The prompt in tokens, packed; empty until a worker has told it."""
+        self.tokens: array[int] = array("I")
+        """The answer's."""
+        self.told_start = False
+        """The consumer has had its `Started`."""
+        self.begun = False
+        """A worker has computed a token of the answer."""
+        self.started_at = 0.0
+        """When its prefill began for the first time, on the monotonic clock; 0: it has not."""
+        self.decode_seconds = 0.0
+        """What generations that did not finish have spent behind their first token."""
+
+    def resume(self) -> ipc.Resume | None:
+        """None where no worker has said what the prompt is: it begins at the beginning."""
+        if not self.prompt:
+            return None
+        return ipc.Resume(self.prompt, ipc.packed(self.tokens))

@@ -1,0 +1,119 @@
+"""Whether workers are well: each is asked now and then, and one that misses too often is ended.
+
+A worker that loads is not asked: `timeouts.model_load` bounds that. One whose process ends is
+noticed by its end, at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mlxd.control.changes import Changes
+from mlxd.control.exit import Verdict
+from mlxd.control.slot import Slot
+from mlxd.control.supervisor import Supervisor
+from mlxd.control.worker import Worker
+from mlxd.core.clock import Clock
+from mlxd.core.errors import MlxdError
+from mlxd.policy.policy_set import PolicySet
+from mlxd.policy.schema.supervision import Health
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Record:
+    """What is known of one worker's checks."""
+
+    misses: int = 0
+    """In a row."""
+    step: int = -1
+    """Of its engine, at the check before, where that found it busy."""
+
+
+def _never() -> bool:
+    return False
+
+
+class Vitals:
+    """One round for all workers, side by side, every `supervision.worker.health.interval`."""
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        clock: Clock,
+        policies: PolicySet,
+        calm: Callable[[], bool] = _never,
+    ) -> None:
+        """`calm` is true while no worker may count as stalled, such as after the machine slept."""
+        self._supervisor = supervisor
+        self._clock = clock
+        self._policies = policies
+        self._calm = calm
+        self._edited = Changes()
+        self._records: dict[Worker, Record] = {}
+        self._last = clock.monotonic()
+
+    def apply(self, new: PolicySet) -> None:
+        """The next round follows `new`, and comes when it says."""
+        self._policies = new
+        self._edited.tell()
+
+    async def run(self) -> None:
+        """For the life of the daemon."""
+        while True:
+            self._last = self._clock.monotonic()
+            await self.look()
+            while (left := self._left()) > 0:
+                await self._edited.wait(left)
+
+    async def look(self) -> None:
+        """One round."""
+        slots = [slot for slot in self._supervisor.slots() if slot.serving is not None]
+        workers = {slot.serving for slot in slots}
+        self._records = {w: record for w, record in self._records.items() if w in workers}
+        await asyncio.gather(*(self._check(slot) for slot in slots))
+
+    def _left(self) -> float:
+        interval = float(self._policies.supervision.worker.health.interval)
+        return self._last + interval - self._clock.monotonic()
+
+    async def _check(self, slot: Slot) -> None:
+        worker = slot.serving
+        if worker is None:
+            return
+        record = self._records.setdefault(worker, Record())
+        health = self._policies.supervision.worker.health
+        verdict = await self._verdict(slot, worker, record, health)
+        if not worker.alive or self._calm():
+            return
+        record.misses = record.misses + 1 if verdict is not None else 0
+        if verdict is not None and record.misses >= health.failures_down:
+            log.error("worker %s is %s at %s checks: killed", slot.name, verdict, record.misses)
+            worker.condemn(verdict)
+
+    async def _verdict(
+        self, slot: Slot, worker: Worker, record: Record, health: Health
+    ) -> Verdict | None:
+        """What is wrong with it now; None: nothing."""
+        if health.probe == "token" and worker.running == 0:
+            return await self._try(worker, float(health.timeout))
+        pong = await worker.ping(float(health.timeout))
+        if pong is None:
+            return "unresponsive"
+        slot.pong = pong
+        stands_still = pong.running > 0 and pong.step == record.step
+        record.step = pong.step if pong.running else -1
+        return "stalled" if stands_still else None
+
+    async def _try(self, worker: Worker, timeout: float) -> Verdict | None:
+        try:
+            async with asyncio.timeout(timeout):
+                await worker.canary(timeout)
+        except (MlxdError, TimeoutError) as error:
+            log.warning("worker %s makes no token: %s", worker.name, error)
+            return "unresponsive"
+        return None

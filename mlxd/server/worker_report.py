@@ -1,0 +1,66 @@
+"""What the daemon says of its workers: in /health, in lists of models, and as metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlxd.control import resting
+from mlxd.control.breaker import RESTING, State
+from mlxd.control.slot import Slot
+from mlxd.server.parts import Parts
+from mlxd.telemetry.metrics import Values
+
+Json = dict[str, Any]
+
+
+def workers(parts: Parts) -> list[Json]:
+    """`workers` in /health: those that start, serve, or have failed."""
+    return [
+        {
+            "model": slot.name,
+            "state": str(slot.state),
+            "pid": slot.pid,
+            "failures": slot.failures,
+            "restarts": slot.restarts,
+            "next_start_in": round(slot.wait, 3) if slot.next_start is not None else None,
+            "reason": slot.reason if slot.state in RESTING else "",
+        }
+        for slot in parts.supervisor.slots()
+        if slot.state is not State.IDLE
+    ]
+
+
+def warnings(parts: Parts) -> list[str]:
+    """A line for each that rests."""
+    return [words for slot in parts.supervisor.slots() if (words := resting.words_of(slot))]
+
+
+def states(parts: Parts) -> dict[str, Slot]:
+    """By the name of their model, those that rest."""
+    return {slot.name: slot for slot in parts.supervisor.slots() if slot.state in RESTING}
+
+
+def measure(parts: Parts) -> None:
+    """The metrics that are asked for at each scrape."""
+    parts.metrics.watch_each(
+        "mlxd_worker_up",
+        "1 while a model's worker serves, 0 while one that was asked for does not.",
+        ("model",),
+        lambda: [((slot.name,), slot.state is State.SERVING) for slot in _known(parts)],
+    )
+    parts.metrics.watch_each(
+        "mlxd_breaker_state",
+        "1, with the state of a model's worker.",
+        ("model", "state"),
+        lambda: _each_state(parts),
+    )
+
+
+def _each_state(parts: Parts) -> Values:
+    return [((slot.name, str(slot.state)), 1.0) for slot in _known(parts)]
+
+
+def _known(parts: Parts) -> list[Slot]:
+    """Of the catalogue's models: there are no more label values than of those."""
+    names = {card.name for card in parts.catalog.known()}
+    return [slot for slot in parts.supervisor.slots() if slot.name in names]

@@ -1,0 +1,376 @@
+"""Silence of a worker: who is pinged, cancelled, condemned, and what says nothing. Virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from mlxd.control.generation import Limits
+from mlxd.control.transcript import Transcript
+from mlxd.control.worker import Order
+from mlxd.core.errors import (
+    DeadlineExceeded,
+    MlxdError,
+    ModelLoadFailed,
+    PolicyLine,
+    WorkerCrashed,
+    WorkerStalled,
+)
+from mlxd.core.events import Finished, Started, TextDelta
+from mlxd.core.footprint import Footprint
+from mlxd.core.request import GenerationRequest, Sampling
+from mlxd.ipc import messages as ipc
+from tests.support.conversation import Conversation
+from tests.support.virtual_time import VirtualLoop
+
+MEMORY = ipc.Memory(0, 0, 0)
+PONG = ipc.Pong(1, 1, MEMORY)
+READY = ipc.Ready(True, 5, 512, 1.0, 40, False, False, Footprint(1000, ()))
+
+
+class Scene:
+    """One generation on one worker, on a virtual clock: 30 s between tokens, 120 s to the first."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self.loop = loop
+        self.talk = loop.do(lambda: Conversation(clock=loop))
+        self.transcript = Transcript()
+        self.events: list[object] = []
+        self.error: BaseException | None = None
+        self.answers = True
+        """Whether it answers pings."""
+        self.pinged = 0
+
+    def begin(self, total: float = 3000.0, transcript: Transcript | None = None) -> None:
+        limits = Limits(total, 120, 30, 2, lambda key: PolicyLine(key, "x", "y"))
+        request = GenerationRequest(model="m", text="x")
+        order = Order(request, Sampling(), 100, 50, 500, limits, self.loop.now)
+        self.transcript = transcript or self.transcript
+
+        async def consume() -> None:
+            try:
+                async for burst in self.talk.worker.generate(order, self.transcript):
+                    self.events += burst
+            except MlxdError as error:
+                self.error = error
+
+        self.task = self.loop.do(lambda: asyncio.ensure_future(consume()))
+        self.loop.settle()
+
+    def says(self, *messages: ipc.Up) -> None:
+        self.loop.do(self.talk.says, *messages)
+        self.loop.settle()
+
+    def token(self, number: int = 1, **more) -> None:
+        id = self.talk.ids[-1]
+        text = ipc.Text(id, f"t{number} ")
+        self.says(ipc.Output(number, [text], taken=[ipc.Taken(id, [number])], **more))
+
+    def runs(self) -> None:
+        """It is accepted, started, and has its first token."""
+        id = self.talk.ids[-1]
+        self.says(
+            ipc.Accepted(id, 3, prompt=ipc.packed([7, 8, 9])), ipc.Output(1, [], started=[id])
+        )
+        self.token(1, begun=[id])
+
+    def advance(self, seconds: float) -> None:
+        """Time passes; pings are answered as they come, unless it does not answer."""
+        end = self.loop.now + seconds
+        while self.loop.now < end:
+            self.loop.advance(min(0.25, end - self.loop.now))
+            pings = len(self.talk.of(ipc.Ping))
+            if pings > self.pinged and self.answers:
+                self.says(PONG)
+            self.pinged = pings
+
+    @property
+    def dead(self) -> bool:
+        return self.talk.worker.exit is not None
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    loop = VirtualLoop()
+    asyncio.set_event_loop(loop)
+    made = Scene(loop)
+    yield made
+    loop.run(_cleared(loop, made))
+    loop.close()
+    asyncio.set_event_loop(None)
+
+
+async def _cleared(loop: VirtualLoop, scene: Scene) -> None:
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def test_half_way_to_the_limit_the_worker_is_pinged_once(scene):
+    scene.begin()
+    scene.runs()
+    scene.advance(14.5)
+    assert not scene.talk.of(ipc.Ping)
+    scene.advance(1)
+    assert len(scene.talk.of(ipc.Ping)) == 1
+    scene.advance(13)
+    assert len(scene.talk.of(ipc.Ping)) == 1
+    assert scene.error is None
+
+
+def test_a_worker_that_answers_no_ping_is_dead_at_the_limit(scene):
+    scene.begin()
+    scene.runs()
+    scene.answers = False
+    scene.advance(29.5)
+    assert scene.error is None
+    scene.advance(1)
+    assert isinstance(scene.error, WorkerStalled)
+    assert scene.error.policy is not None
+    assert scene.error.policy.key == "timeouts.inter_token_stall"
+    assert scene.dead
+    assert scene.talk.worker.exit is not None
+    assert scene.talk.worker.exit.reason == "unresponsive"
+    assert scene.talk.worker.victims == 1
+
+
+def test_a_worker_that_answers_is_told_to_cancel_and_lives_when_it_does(scene):
+    scene.begin()
+    scene.runs()
+    scene.advance(30.5)
+    assert [m.id for m in scene.talk.of(ipc.Cancel)] == [1]
+    assert not scene.dead
+    scene.says(ipc.Output(2, [ipc.Cancelled(1)]))
+    assert isinstance(scene.error, WorkerStalled)
+    assert scene.talk.worker.alive
+    assert scene.talk.worker.running == 0
+    scene.advance(60)
+    assert scene.talk.worker.alive
+
+
+def test_a_worker_that_stalled_and_hears_no_cancel_is_condemned(scene):
+    scene.begin()
+    scene.runs()
+    scene.advance(31.5)
+    assert not scene.dead
+    scene.advance(1.5)
+    assert scene.dead
+    assert scene.talk.worker.exit.reason == "stalled"
+    assert isinstance(scene.error, WorkerStalled)
+
+
+def test_a_step_since_the_stall_saves_the_worker(scene):
+    scene.begin()
+    scene.runs()
+    scene.advance(31)
+    scene.says(ipc.Output(2, []))
+    scene.advance(5)
+    assert not scene.dead
+    assert isinstance(scene.error, WorkerStalled)
+
+
+def test_what_comes_after_the_error_is_neither_delivered_nor_noted(scene):
+    scene.begin()
+    scene.runs()
+    scene.advance(30.5)
+    scene.token(2)
+    scene.says(ipc.Output(3, [ipc.Cancelled(1)]))
+    assert [e.text for e in scene.events if isinstance(e, TextDelta)] == ["t1 "]
+    assert list(scene.transcript.tokens) == [1]
+
+
+def test_no_first_token_is_a_deadline_and_a_dead_worker_is_condemned(scene):
+    scene.begin()
+    scene.says(ipc.Accepted(1, 3), ipc.Output(1, [], started=[1]))
+    scene.answers = False
+    scene.advance(59)
+    assert not scene.talk.of(ipc.Ping)
+    scene.advance(62)
+    assert isinstance(scene.error, DeadlineExceeded)
+    assert scene.error.policy.key == "timeouts.first_token"
+    assert scene.dead
+
+
+def test_no_first_token_from_a_worker_that_answers_is_a_deadline_and_nobody_dies(scene):
+    scene.begin()
+    scene.says(ipc.Accepted(1, 3), ipc.Output(1, [], started=[1]))
+    scene.advance(121)
+    scene.says(ipc.Output(2, [ipc.Cancelled(1)]))
+    scene.advance(60)
+    assert isinstance(scene.error, DeadlineExceeded)
+    assert not scene.dead
+
+
+def test_tokens_are_no_silence(scene):
+    scene.begin()
+    scene.runs()
+    for number in range(2, 20):
+        scene.advance(13)
+        scene.token(number)
+    assert not scene.talk.of(ipc.Ping)
+    assert scene.error is None
+
+
+def test_no_stall_is_judged_while_it_is_calm(scene):
+    calm = [True]
+    scene.talk.worker.calm = lambda: calm[0]
+    scene.begin()
+    scene.runs()
+    scene.answers = False
+    scene.advance(100)
+    assert scene.error is None
+    calm[0] = False
+    scene.advance(31)
+    assert isinstance(scene.error, WorkerStalled)
+    assert scene.dead
+
+
+@pytest.mark.parametrize("frozen", [16.0, 40.0, 3600.0])
+def test_a_timer_that_is_late_because_the_daemon_stood_still_judges_nothing(scene, frozen):
+    scene.begin()
+    scene.runs()
+    scene.advance(1)
+    scene.loop.now += frozen
+    scene.loop.settle()
+    assert scene.error is None
+    scene.token(2)
+    scene.answers = False
+    scene.advance(29)
+    assert scene.error is None
+    assert not scene.dead
+    scene.advance(2)
+    assert isinstance(scene.error, WorkerStalled), "and then silence counts again"
+
+
+def test_the_time_in_which_the_daemon_stood_still_is_not_taken_from_the_generation(scene):
+    scene.begin(total=100.0)
+    scene.runs()
+    scene.advance(1)
+    scene.loop.now += 3600.0
+    scene.loop.settle()
+    for number in range(2, 8):
+        scene.advance(13)
+        scene.token(number)
+    assert scene.error is None
+    scene.advance(40)
+    assert isinstance(scene.error, DeadlineExceeded)
+
+
+def test_a_cancel_that_is_unheard_while_the_daemon_stood_still_condemns_nobody(scene):
+    scene.begin()
+    scene.runs()
+    scene.loop.do(scene.task.cancel)
+    scene.loop.settle()
+    assert scene.talk.of(ipc.Cancel)
+    scene.loop.now += 600.0
+    scene.loop.settle()
+    scene.advance(1)
+    assert not scene.dead
+    scene.loop.now += 600.0
+    scene.loop.settle()
+    assert not scene.dead
+    scene.says(ipc.Output(2, [ipc.Cancelled(1)]))
+    assert scene.talk.worker.running == 0
+
+
+# -- over several workers
+
+
+def test_time_counts_from_the_first_attempt_and_a_start_is_told_once(scene):
+    first = scene.talk
+    scene.begin(total=100.0)
+    scene.runs()
+    scene.loop.advance(10)
+    scene.token(2)
+    scene.loop.run(first.ends(-9))
+    scene.loop.settle()
+    assert isinstance(scene.error, WorkerCrashed)
+    scene.loop.advance(20)
+    scene.talk = scene.loop.do(lambda: Conversation(clock=scene.loop))
+    scene.error = None
+    scene.begin(total=100.0, transcript=scene.transcript)
+    (asked,) = scene.talk.of(ipc.Generate)
+    assert asked.resume == ipc.Resume(ipc.packed([7, 8, 9]), ipc.packed([1, 2]))
+    scene.runs()
+    scene.says(ipc.Output(2, [ipc.Ended(1, "stop", 3, 3, 0, 0.5, 4.0)]))
+    assert [type(event) for event in scene.events].count(Started) == 1
+    finished = scene.events[-1]
+    assert isinstance(finished, Finished)
+    assert finished.completion_tokens == 3
+    assert finished.decode_seconds == pytest.approx(14.0)
+
+
+def test_a_generation_does_not_get_its_time_anew_with_each_worker(scene):
+    scene.begin(total=100.0)
+    scene.runs()
+    scene.loop.run(scene.talk.ends(-9))
+    scene.loop.advance(80)
+    scene.talk = scene.loop.do(lambda: Conversation(clock=scene.loop))
+    scene.error = None
+    scene.begin(total=100.0, transcript=scene.transcript)
+    scene.advance(19)
+    assert not scene.talk.of(ipc.Cancel)
+    scene.advance(4)
+    assert isinstance(scene.error, DeadlineExceeded)
+    assert scene.error.policy.key == "timeouts.generation"
+
+
+# -- one token for nobody
+
+
+def canary(scene, timeout=10.0):
+    scene.says(READY)
+    task = scene.loop.do(lambda: asyncio.ensure_future(scene.talk.worker.canary(timeout)))
+    scene.loop.settle()
+    return task
+
+
+def test_a_canary_is_one_greedy_token(scene):
+    tokens: list[object] = []
+    scene.talk.worker.on_token = tokens.append
+    task = canary(scene)
+    (asked,) = scene.talk.of(ipc.Generate)
+    assert asked.request.max_tokens == 1
+    assert asked.sampling.temperature == 0
+    assert scene.talk.worker.running == 1
+    scene.says(ipc.Accepted(1, 1), ipc.Output(1, [], started=[1]))
+    assert not tokens
+    scene.says(ipc.Output(2, [ipc.Ended(1, "length", 1, 1, 0, 0.1, 0.0)], begun=[1]))
+    scene.loop.run(task)
+    assert tokens == [scene.talk.worker]
+    scene.begin()
+    scene.runs()
+    assert len(tokens) == 1, "the first token only"
+
+
+def test_an_engine_that_ends_without_a_token_is_no_engine(scene):
+    task = canary(scene)
+    scene.says(ipc.Accepted(1, 1), ipc.Output(1, [ipc.Ended(1, "stop", 1, 0, 0, 0.1, 0.0)]))
+    with pytest.raises(ModelLoadFailed, match="generates nothing"):
+        scene.loop.run(task)
+
+
+def test_an_engine_that_refuses_one_token_is_no_engine(scene):
+    task = canary(scene)
+    scene.says(ipc.Refused(1, "invalid_request", "cannot"))
+    with pytest.raises(ModelLoadFailed, match="cannot"):
+        scene.loop.run(task)
+
+
+def test_a_canary_that_gets_nothing_is_a_stall(scene):
+    task = canary(scene)
+    scene.says(ipc.Accepted(1, 1), ipc.Output(1, [], started=[1]))
+    scene.answers = False
+    with pytest.raises(WorkerStalled, match="within 10 s"):
+        scene.loop.run(task)
+    assert scene.dead
+
+
+def test_a_canary_in_a_worker_that_dies_says_so(scene):
+    task = canary(scene)
+    scene.loop.run(scene.talk.ends(-11))
+    with pytest.raises(WorkerCrashed):
+        scene.loop.run(task)

@@ -1,0 +1,422 @@
+"""Workers that fail, on a virtual clock: when the next one starts, and what requests are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlxd.control.breaker import State
+from mlxd.core.errors import (
+    BreakerOpen,
+    InsufficientMemory,
+    ModelLoadFailed,
+    ModelQuarantined,
+    WorkerCrashed,
+)
+from mlxd.ipc import messages as ipc
+from tests.support.engines import Engine, World, dies
+
+PATIENT_REQUESTS = {"timeouts": "model_load: 10m\n"}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    made.load_seconds = 0.0
+    yield made
+    made.close()
+
+
+def fail_to_open(world: World) -> None:
+    """Requests come as soon as they may."""
+    world.fate = dies()
+    for _ in range(6):
+        world.answer()
+    assert world.slot().state is State.OPEN
+
+
+def test_the_whole_series_from_the_first_crash_to_the_quarantine(world: World) -> None:
+    world.fate = dies()
+    for _ in range(6):
+        assert isinstance(world.answer(), ModelLoadFailed)
+    assert world.starts == [0, 2, 6, 14, 30, 62]
+    assert world.slot().state is State.OPEN
+    for probes in range(1, 6):
+        assert isinstance(world.answer(), BreakerOpen)
+        world.advance(60)
+        assert len(world.starts) == 6 + probes
+    assert world.starts[6:] == [122, 182, 242, 302, 362]
+    assert world.slot().state is State.QUARANTINED
+    refused = world.answer()
+    assert isinstance(refused, ModelQuarantined)
+    assert refused.retry_after == 3600
+    world.advance(3599)
+    assert len(world.starts) == 11
+    assert isinstance(world.answer(), ModelQuarantined)
+    world.fate = lambda engine, when: None
+    world.advance(1)
+    assert world.answer() is world.engines[-1]
+    told = [(data["from"], data["to"]) for data in world.of("breaker")]
+    probed = [("open", "probing"), ("probing", "open")] * 4
+    probed += [("open", "probing"), ("probing", "quarantined"), ("quarantined", "idle")]
+    assert told == [("starting", "open"), *probed]
+    restarts = [data["attempt"] for data in world.of("restart")]
+    assert restarts[:10] == list(range(1, 11))
+    assert [data["after_seconds"] for data in world.of("restart")][:6] == [2, 4, 8, 16, 32, 60]
+
+
+def test_a_probe_that_makes_a_token_closes_it_and_the_next_failure_opens_it_again(
+    world: World,
+) -> None:
+    fail_to_open(world)
+    world.fate = lambda engine, when: None
+    world.advance(60)
+    assert world.slot().state is State.SERVING
+    assert world.of("breaker")[-1] | {"to": "serving", "failures": 6} == world.of("breaker")[-1]
+    world.loop.do(world.engines[-1].ends, -11)
+    assert (world.slot().state, world.slot().failures) == (State.OPEN, 7)
+
+
+def test_what_a_request_is_told_says_why_when_and_what_to_do(world: World) -> None:
+    fail_to_open(world)
+    world.advance(20)
+    refused = world.answer()
+    assert isinstance(refused, BreakerOpen)
+    assert refused.retry_after == 40
+    assert "SIGSEGV" in refused.message
+    assert "6 times in a row" in refused.message
+    assert "the next probe is in 40 s" in refused.message
+    assert "mlxd models reset a" in refused.message
+    assert refused.policy is not None
+    assert refused.policy.key == "supervision.worker.breaker.open"
+
+
+def test_a_request_waits_for_the_back_off_of_a_crash(world: World) -> None:
+    assert world.answer() is world.engines[0]
+    world.loop.do(world.engines[0].ends, -11)
+    assert world.slot().state is State.BACKING_OFF
+    world.advance(0.5)
+    began = world.loop.now
+    assert world.answer() is world.engines[1]
+    assert world.loop.now - began == 1.5
+    assert world.slot().restarts == 1
+
+
+def test_a_request_after_the_back_off_starts_it_at_once(world: World) -> None:
+    world.answer()
+    world.loop.do(world.engines[0].ends, 70)
+    world.advance(30)
+    assert len(world.engines) == 1, "nobody asks for it"
+    began = world.loop.now
+    world.answer()
+    assert world.loop.now == began
+
+
+def test_a_request_waits_for_a_back_off_no_longer_than_for_a_load(world: World) -> None:
+    world.edit(
+        timeouts="model_load: 5s\n", supervision="worker: {backoff: {base: 60s, max: 60s}}\n"
+    )
+    world.answer()
+    world.loop.do(world.engines[0].ends, -11)
+    began = world.loop.now
+    refused = world.answer()
+    assert world.loop.now - began == 5
+    assert isinstance(refused, WorkerCrashed)
+    assert refused.retry_after == 60, "as of when it began to wait"
+    assert "SIGSEGV" in refused.message
+    assert world.slot().failures == 1, "nothing was started that could have been late"
+
+
+def test_a_model_that_says_why_it_cannot_be_loaded_is_refused_at_once_meanwhile(
+    world: World,
+) -> None:
+    def unreadable(engine: Engine, when: str) -> None:
+        error = ModelLoadFailed(f"model '{engine.name}' could not be loaded: no tokenizer")
+        error.final = True
+        raise error
+
+    world.fate = unreadable
+    assert isinstance(world.answer(), ModelLoadFailed)
+    began = world.loop.now
+    refused = world.answer()
+    assert isinstance(refused, ModelLoadFailed)
+    assert (world.loop.now, refused.retry_after) == (began, 2)
+    assert "no tokenizer" in refused.message
+    assert len(world.starts) == 1
+    world.advance(2)
+    world.answer()
+    assert len(world.starts) == 2
+    assert world.slot().failures == 2
+
+
+def test_between_the_attempts_of_one_load_is_the_longer_of_both_pauses(world: World) -> None:
+    load = "load: {max_parallel: 9, retry: {max: 3, backoff: 3s}}\n"
+    world.edit(models=load)
+    world.fate = dies()
+    assert isinstance(world.answer(), ModelLoadFailed)
+    assert world.starts == [0, 3, 9, 21], "3, 6 and 12 s against 2, 4 and 8"
+    world.loop.do(world.supervisor.reset, world.slot().spec)
+    world.edit(models=load, supervision="worker: {backoff: {base: 10s}}\n")
+    world.answer()
+    assert [at - world.starts[4] for at in world.starts[4:]] == [0, 10, 30, 70]
+
+
+def test_a_load_stops_trying_when_the_breaker_opens(world: World) -> None:
+    world.edit(
+        models="load: {max_parallel: 9, retry: {max: 9, backoff: 1s}}\n",
+        timeouts="model_load: 1h\n",
+    )
+    world.fate = dies()
+    refused = world.answer()
+    assert isinstance(refused, BreakerOpen)
+    assert world.starts == [0, 2, 6, 14, 30, 62]
+    assert world.loop.now - world.began == 62
+
+
+def test_a_load_that_took_too_long_has_failed(world: World) -> None:
+    world.edit(timeouts="model_load: 5s\n")
+    world.load_seconds = 100.0
+    assert isinstance(world.answer(), ModelLoadFailed)
+    assert (world.slot().state, world.slot().failures) == (State.BACKING_OFF, 1)
+    assert world.slot().reason == "it was not loaded in time"
+
+
+def test_a_load_that_nobody_waits_for_has_not_failed(world: World) -> None:
+    world.load_seconds = 10.0
+    asking = world.ask()
+    world.advance(1)
+    world.loop.run(world.residency.close(0.0))
+    asking.cancel()
+    world.loop.settle()
+    assert world.slot().failures == 0
+
+
+def test_a_wish_to_stop_is_no_failure(world: World) -> None:
+    world.answer()
+    world.loop.run(world.supervisor.stop(world.slot().spec, 1.0))
+    assert (world.slot().state, world.slot().failures) == (State.IDLE, 0)
+    assert world.counts.exits == [("a", "stopped")]
+
+
+def test_one_end_is_one_failure_whoever_tells_of_it(world: World) -> None:
+    world.fate = dies(70)
+    world.answer()
+    assert world.slot().failures == 1
+    assert world.slot().reason == "exit 70"
+
+
+# -- the canary
+
+
+def test_a_worker_serves_when_it_has_made_a_token(world: World) -> None:
+    world.fate = lambda engine, when: None if when == "load" else serving.append(world.slot().state)
+    serving: list[State] = []
+    assert world.answer().canaries == 1
+    assert serving == [State.STARTING]
+    assert world.slot().state is State.SERVING
+
+
+def test_a_worker_that_makes_no_token_is_ended_and_has_failed(world: World) -> None:
+    def silent(engine: Engine, when: str) -> None:
+        if when == "canary":
+            raise WorkerCrashed("no token within 120 s")
+
+    world.fate = silent
+    failed = world.answer()
+    assert isinstance(failed, ModelLoadFailed)
+    assert "makes no token" in failed.message
+    assert world.counts.exits == [("a", "canary")]
+    assert (world.slot().failures, world.slot().state) == (1, State.BACKING_OFF)
+
+
+def test_a_token_that_finds_no_memory_says_nothing_against_a_worker(world: World) -> None:
+    def full(engine: Engine, when: str) -> None:
+        if when == "canary":
+            assert engine.on_need is None, "nobody can answer it yet"
+            raise ModelLoadFailed("it generates nothing") from InsufficientMemory("none left")
+
+    world.fate = full
+    engine = world.answer()
+    assert world.slot().state is State.SERVING
+    assert engine.on_need is not None
+
+
+# -- probes
+
+
+def test_requests_that_may_join_a_probe_are_counted(world: World) -> None:
+    fail_to_open(world)
+    world.edit(supervision="worker: {breaker: {half_open_probes: 2}}\n")
+    world.fate = lambda engine, when: None
+    world.load_seconds = 5.0
+    world.advance(61)
+    assert world.slot().state is State.PROBING
+    asking = [world.ask() for _ in range(3)]
+    world.loop.settle()
+    assert [task.done() for task in asking] == [False, False, True]
+    refused = asking[2].exception()
+    assert isinstance(refused, BreakerOpen)
+    assert refused.policy is not None
+    assert refused.policy.key == "supervision.worker.breaker.half_open_probes"
+    world.advance(5)
+    assert [task.result() for task in asking[:2]] == [world.engines[-1]] * 2
+
+
+def test_a_probe_without_room_is_no_failed_probe_and_evicts_nobody(world: World) -> None:
+    fail_to_open(world)
+    world.fate = lambda engine, when: None
+    assert not isinstance(world.answer("b", size=950), Exception)
+    for _ in range(6):
+        world.advance(60)
+        assert world.slot().state is State.OPEN
+    assert world.slot("b").state is State.SERVING
+    world.loop.run(world.supervisor.stop(world.slot("b").spec, 1.0))
+    world.advance(60)
+    assert world.slot().state is State.SERVING
+
+
+def test_nothing_is_awake_while_nothing_is_open(world: World) -> None:
+    world.answer()
+    looks = 0
+    look = world.supervisor.look
+
+    def counted() -> None:
+        nonlocal looks
+        looks += 1
+        look()
+
+    world.supervisor.look = counted  # type: ignore[method-assign]
+    world.advance(3000)
+    assert looks <= 1
+
+
+# -- what ends it before its time
+
+
+def test_a_reset_ends_a_back_off_for_those_who_wait(world: World) -> None:
+    world.answer()
+    world.edit(supervision="worker: {backoff: {base: 50s}}\n")
+    world.loop.do(world.engines[0].ends, -11)
+    asking = world.ask()
+    world.advance(1)
+    assert not asking.done()
+    assert world.loop.do(world.supervisor.reset, world.slot().spec)
+    world.loop.settle()
+    assert asking.result() is world.engines[1]
+    assert not world.supervisor.reset(world.slot().spec), "it is well"
+
+
+def test_a_reset_ends_an_open_breaker_and_a_quarantine(world: World) -> None:
+    fail_to_open(world)
+    assert world.loop.do(world.supervisor.reset, world.slot().spec)
+    assert (world.slot().state, world.slot().failures) == (State.IDLE, 0)
+    fail_to_open(world)
+    assert [at - world.starts[6] for at in world.starts[6:]] == [0, 2, 6, 14, 30, 62]
+    world.advance(5 * 60)
+    assert world.slot().state is State.QUARANTINED
+    world.loop.do(world.supervisor.reset, world.slot().spec)
+    world.fate = lambda engine, when: None
+    assert world.answer() is world.engines[-1]
+
+
+def test_other_files_are_another_model(world: World) -> None:
+    fail_to_open(world)
+    world.fate = lambda engine, when: None
+    assert isinstance(world.answer(), BreakerOpen)
+    assert world.answer(digest="1") is world.engines[-1]
+    assert [slot.name for slot in world.supervisor.slots()] == ["a"]
+
+
+def test_an_edit_is_followed_by_those_who_wait(world: World) -> None:
+    world.edit(supervision="worker: {backoff: {base: 50s}}\n")
+    world.answer()
+    world.loop.do(world.engines[0].ends, -11)
+    asking = world.ask()
+    world.advance(5)
+    assert not asking.done()
+    world.edit(supervision="worker: {backoff: {base: 3s}}\n")
+    world.loop.settle()
+    assert asking.done()
+
+
+# -- what is to be in memory always
+
+
+def test_a_preloaded_model_is_started_again_after_its_back_off(world: World) -> None:
+    world.kept = {"a"}
+    world.answer()
+    world.answer("b")
+    for engine in world.engines[:2]:
+        world.loop.do(engine.ends, -11)
+    world.advance(1.9)
+    assert len(world.engines) == 2
+    world.advance(0.1)
+    world.loop.settle()
+    assert world.slot("a").state is State.SERVING
+    world.advance(60)
+    assert world.slot("b").state is State.IDLE
+
+
+def test_a_preloaded_model_that_keeps_failing_goes_the_same_way(world: World) -> None:
+    world.kept = {"a"}
+    world.answer()
+    world.fate = dies()
+    world.loop.do(world.engines[0].ends, -11)
+    world.advance(62.5)
+    assert world.starts == [0, 2, 6, 14, 30, 62]
+    assert world.slot().state is State.OPEN
+
+
+def test_a_preloaded_model_without_room_is_tried_now_and_then(world: World) -> None:
+    world.kept = {"a", "b"}
+    world.answer()
+    world.loop.do(world.engines[0].ends, -11)
+    assert not isinstance(world.answer("b", size=950), Exception)
+    world.residency.protect(frozenset({world.slot("b").spec}))
+    world.advance(100)
+    assert world.slot().state is State.IDLE
+    world.loop.run(world.supervisor.stop(world.slot("b").spec, 1.0))
+    world.advance(11)
+    assert world.slot().state is State.SERVING
+
+
+def test_what_a_client_had_unloaded_stays_so(world: World) -> None:
+    world.kept = {"a"}
+    world.answer()
+    world.loop.run(world.supervisor.stop(world.slot().spec, 1.0))
+    world.advance(100)
+    assert len(world.engines) == 1
+
+
+# -- what is told
+
+
+def test_a_load_and_an_end_are_told_with_their_numbers(world: World) -> None:
+    world.load_seconds = 1.5
+    engine = world.answer()
+    engine.victims = 3
+    world.slot().pong = ipc.Pong(77, 3, ipc.Memory(1, 2, 3))
+    world.loop.do(engine.ends, -6)
+    size = engine.memory.active
+    assert world.of("load") == [{"model": "a", "seconds": 1.5, "bytes": size}]
+    assert world.of("worker_up") == [{"model": "a", "pid": engine.pid, "load_seconds": 1.5}]
+    assert world.of("worker_down") == [
+        {
+            "model": "a", "pid": engine.pid, "reason": "SIGABRT", "status": -6, "running": 3,
+            "step": 77, "memory_bytes": size, "stderr": "last words",
+        }
+    ]  # fmt: skip
+    assert world.counts.exits == [("a", "SIGABRT")]
+    world.answer()
+    assert world.counts.restarts == ["a"]
+
+
+def test_a_dead_worker_is_in_no_list(world: World) -> None:
+    engine = world.answer()
+    world.loop.do(engine.ends, -9)
+    assert world.supervisor.workers() == []
+    assert world.slot().pid is None
+    assert asyncio.isfuture(engine._failing)
