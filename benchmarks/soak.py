@@ -59,6 +59,7 @@ _SUPERVISION = (
     "worker: {backoff: {base: 100ms, max: 100ms}, budget: [{max: 100000, per: 300s}]}\n"
     "replay: {attempts: 3}\n"
 )
+_TIMEOUTS = "inter_token_stall: 2s\nworker_cancel_ack: 500ms\nfirst_token: 10s\nmodel_load: 15s\n"
 
 
 class Gate:
@@ -412,7 +413,7 @@ def served(scratch: Path, quota: int) -> Iterator[Daemon]:
     policies = {
         "limits": limits(MOST, quota),
         "models": f"dirs: [{models}]\ndefaults: {{ttl: never}}\nmodels: {{{trusted}}}\n",
-        "timeouts": "inter_token_stall: 2s\nfirst_token: 10s\nmodel_load: 15s\nworker_cancel_ack: 500ms\n",
+        "timeouts": _TIMEOUTS,
         "supervision": _SUPERVISION,
     }
     with daemon(folder, models=models, policies=policies) as running:
