@@ -12,6 +12,7 @@ import argparse
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -366,15 +367,16 @@ class Judged:
     def found(self) -> Json:
         interrupted = [s for s in self._streams if self._met[id(s)]]
         late = [s for s in self._streams if not self._met[id(s)] and self._is_late(s)]
-        known = {id(s) for s in [*interrupted, *late]}
+        late = [s for s in late if not self._was_quarantined(s)]
+        refused = [s for s in self._streams if not self._met[id(s)] and self._was_quarantined(s)]
+        known = {id(s) for s in [*interrupted, *late, *refused]}
         calm = [s for s in self._streams if id(s) not in known]
         return {
             "faults": len(self._noted.faults), "streams": len(self._streams),
             "by_kind": {kind: self._of_kind(kind) for kind in KINDS},
             "interrupted": self._came(interrupted), "late": self._came(late),
-            "calm": self._came(calm),
-            "errors": dict(Counter(s.code for s in self._streams if s.kind != "finished")),
-            "examples": {s.code: s.error[:300] for s in self._streams if s.kind != "finished"},
+            "calm": self._came(calm), "refused": self._came(refused),
+            "errors": dict(Counter(_error(s) for s in self._streams if s.kind != "finished")),
             "strange": [self._words(s) for s in self._streams if self._what(s) in _STRANGE],
             "not_calm": [self._words(s) for s in calm if self._what(s) != "exact"],
             **self._gaps(),
@@ -392,6 +394,13 @@ class Judged:
         return any(
             fault.model == stream.ask.model and fault.at <= stream.began < fault.delivered
             for fault in self._noted.faults
+        )
+
+    def _was_quarantined(self, stream: Stream) -> bool:
+        """The same request was held to be the cause of faults that it had met before."""
+        return stream.code == "request_quarantined" and any(
+            self._met[id(other)] and other.ask == stream.ask and other.ended <= stream.ended
+            for other in self._streams
         )
 
     def _of_kind(self, kind: str) -> Json:
@@ -456,6 +465,11 @@ class Judged:
             f"ratio_{q}": found[f"beside_{q}"] / max(found[f"quiet_{q}"], 1e-6)
             for q in ("p50", "p99", "max")
         }
+
+
+def _error(stream: Stream) -> str:
+    """Which one it is, without what differs from one to the next."""
+    return re.sub(r"\d+", "N", f"{stream.kind} {stream.code}: {stream.error[:400]}")
 
 
 _STRANGE = ("wrong", "else")
@@ -589,7 +603,8 @@ def page(found: Json) -> str:
          _seconds(row.get("first_token_p50")), _seconds(row.get("first_token_max"))]
         for name, row in [
             *found["by_kind"].items(), ("all, each stream once", found["interrupted"]),
-            ("began while their model was down", found["late"]), ("never met one", found["calm"]),
+            ("began while their model was down", found["late"]),
+            ("none: refused as quarantined", found["refused"]), ("none", found["calm"]),
         ]
     ]  # fmt: skip
     header = ["streams that met", "faults", "streams", "exact", "wrong", "error", "else",
@@ -603,10 +618,7 @@ def page(found: Json) -> str:
         f"The texts have at least {found['distinct_least']:.0%} distinct tokens. A stream that met",
         "several kinds of faults counts for each; the first token is the model's first new one.",
     ]
-    errors = [
-        f"- {count} times {code}: `{found['examples'][code]}`"
-        for code, count in found["errors"].items()
-    ]
+    errors = [f"- {count} times `{text}`" for text, count in found["errors"].items()]
     return report.page(
         f"Faults, {'-'.join(found['family'])} attention", found, words,
         table.grid(header, streams), errors or ["No errors."], _times(found), _residues(found),

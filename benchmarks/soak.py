@@ -56,7 +56,7 @@ _OF_KILLS = frozenset(
 )  # fmt: skip
 _APPLIED_WITHIN = 10.0
 _SUPERVISION = (
-    "worker: {backoff: {base: 100ms, max: 100ms}, budget: [{max: 100000, per: 300s}]}\n"
+    "worker: {backoff: {base: 100ms, max: 100ms}, budget: [{max: 10000, per: 300s}]}\n"
     "replay: {attempts: 3}\n"
 )
 _TIMEOUTS = "inter_token_stall: 2s\nworker_cancel_ack: 500ms\nfirst_token: 10s\nmodel_load: 15s\n"
