@@ -575,8 +575,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     report.add_options(parser)
     options = parser.parse_args(argv)
     if options.short:
-        options.minutes, options.requests, options.reloads = 0.25, 60, 60
-        options.kills, options.lulls, options.quota = 3, 2, 3
+        options.minutes, options.requests, options.reloads = 0.2, 60, 60
+        options.kills, options.lulls, options.quota = 3, 2, 5
     return options
 
 
