@@ -1,4 +1,4 @@
-"""A worker without its process: real models, threads' work done in turn, frames as they are sent."""
+"""A worker without its process: real models, its threads' work in turn, frames as they are sent."""
 
 from __future__ import annotations
 
@@ -62,12 +62,13 @@ class Bench:
         from mlxd.worker.assembly import assemble
         from mlxd.worker.intake import Intake
 
-        self.wire: Any = _Wire()
-        self.intake = Intake(self.wire)
+        self.wire = _Wire()
+        link: Any = self.wire
+        self.intake = Intake(link)
         self.intake.inbox = _Inbox()
         self.intake.preparation._inbox = self.intake.inbox
         spec = Launch(path=str(model), context=4096, **launch)
-        self.loop, self.ready = assemble(spec, self.wire, self.intake, time.monotonic())
+        self.loop, self.ready = assemble(spec, link, self.intake, time.monotonic())
         self._next_id = 1
 
     def message(self, *, sampling: Sampling = GREEDY, **request: Any) -> Generate:

@@ -30,7 +30,7 @@ from mlxd.ipc.messages import (
     Up,
 )
 from mlxd.worker import budget
-from mlxd.worker.budget import Ledger
+from mlxd.worker.budget import Claim, Ledger
 from mlxd.worker.engine import Prompt, Step
 from mlxd.worker.job import Job, Progress
 from mlxd.worker.stops import StopStrings
@@ -96,6 +96,9 @@ class Script:
     def __len__(self) -> int:
         return len(self.running)
 
+    def make(self) -> Script:
+        return self
+
 
 class Letters:
     def make(self) -> Letters:
@@ -139,6 +142,7 @@ class Heap:
         self.budgets: list[Budget] = []
         self.trims = 0
         self.resets = 0
+        self.applied_again = 0
 
     def apply(self, budget: Budget) -> None:
         self.budgets.append(budget)
@@ -155,6 +159,9 @@ class Heap:
     def reset_peak(self) -> None:
         self.resets += 1
 
+    def reapply(self) -> None:
+        self.applied_again += 1
+
 
 def run(
     engine: Script,
@@ -162,6 +169,7 @@ def run(
     heap: Heap | None = None,
     budget: Budget | None = None,
     paced: bool = False,
+    at: Progress | None = None,
 ) -> Wire:
     """All batches are seen at once, or `paced`: one before each step, where None is a time in
     which nothing comes. After the last, the loop runs dry and shuts down.
@@ -189,10 +197,10 @@ def run(
     loop: Any = Loop
     maker: Any = Maker
     loop(
-        lambda: engine,
+        engine.make,
         wire,
         Inbox(),
-        Progress(),
+        at or Progress(),
         maker=maker(Letters(), Plain(), 64),
         ledger=Ledger(FOOTPRINT, 32, budget),
         allocator=heap or Heap(),
@@ -231,9 +239,103 @@ def test_a_cancel_in_the_batch_of_its_request_counts():
     assert engine.steps == 0
 
 
-def test_what_the_engine_raises_is_not_caught_here():
+class Breaking(Script):
+    """Fails where it is told to; its sequences end at their own length."""
+
+    def __init__(self, *at: int, error: Exception | None = None, removing: bool = False) -> None:
+        super().__init__()
+        self.at = at
+        self.error = error or RuntimeError("[METAL] Command buffer execution failed")
+        self.removing = removing
+        self.tries = 0
+        self.given: dict[int, int] = {}
+
+    def make(self) -> Breaking:
+        """Forgets all but what it is to do."""
+        self.running.clear()
+        self.started.clear()
+        return self
+
+    def step(self) -> Step:
+        self.tries += 1
+        if self.tries in self.at and not self.removing:
+            raise self.error
+        step = super().step()
+        for token in step.tokens:
+            self.given[token.uid] = self.given.get(token.uid, 0) + 1
+            over = self.given[token.uid] >= self.running[token.uid].max_tokens
+            token.finish_reason = "length" if over else None
+        return step
+
+    def remove(self, uids: Sequence[int]) -> None:
+        if self.tries in self.at and self.removing:
+            raise self.error
+        super().remove(uids)
+
+
+def test_an_engine_that_fails_is_made_anew_and_its_requests_go_on(capsys):
+    engine, heap = Breaking(3), Heap()
+    jobs = [job(1, max_tokens=6), replace(job(2, tokens=7, max_tokens=6), earlier=[1, 2])]
+    wire = run(engine, jobs, heap=heap)
+    assert [p.completion_tokens for p in wire.of(Ended)] == [6, 6]
+    assert [p.text for p in wire.of(Text) if p.id == 1] == list("abcdef")
+    assert [p.text for p in wire.of(Text) if p.id == 2] == list("abcd")
+    outputs = wire.of(Output)
+    assert [m.started for m in outputs if m.started] == [[1, 2]]
+    assert [m.begun for m in outputs if m.begun] == [[1, 2]]
+    assert "Command buffer" in capsys.readouterr().err
+    assert (heap.applied_again, heap.trims) == (1, 2)
+    assert [m.predicted_bytes for m in wire.of(Observed)] == [0], "nothing is learnt from it"
+
+
+def test_an_engine_that_fails_while_a_sequence_leaves_is_made_anew():
+    engine = Breaking(2, removing=True)
+    wire = run(engine, [job(1, max_tokens=2), job(2, max_tokens=4), job(3, max_tokens=4)])
+    assert sorted(p.id for p in wire.of(Ended)) == [1, 2, 3]
+    assert [p.text for p in wire.of(Text) if p.id == 3] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("second", [4, 66])
+def test_an_engine_that_fails_again_too_soon_ends_the_worker(second):
     with pytest.raises(RuntimeError, match="METAL"):
-        run(Script(breaks_at=2), [job(1)])
+        run(Breaking(2, second), [job(1, max_tokens=200)])
+
+
+def test_an_engine_that_fails_again_after_long_is_made_anew_again():
+    (ended,) = run(Breaking(2, 67), [job(1, max_tokens=200)]).of(Ended)
+    assert ended.reason == "length"
+
+
+def test_an_engine_without_memory_ends_the_worker():
+    with pytest.raises(RuntimeError, match="malloc"):
+        run(Breaking(2, error=RuntimeError("[malloc] Unable to allocate 1 bytes.")), [job(1)])
+
+
+def test_memory_of_what_is_read_again_is_reserved_as_for_a_prompt():
+    ledger = Ledger(FOOTPRINT, 32)
+    ledger.ask(Claim(1, 10, 500, 100, 0.0))
+    ledger.decide(0.0)
+    ledger.started([1])
+    for _ in range(40):
+        ledger.took([1])
+    ledger.again()
+    share = ledger._shares[1]
+    assert (share.claim.prompt, share.claim.longest, share.used) == (50, 510, 50)
+    assert share.stage.name == "QUEUED"
+
+
+def test_those_who_wait_for_memory_do_not_count_as_running():
+    seen: list[int] = []
+
+    class Watching(Endless):
+        def step(self) -> Step:
+            seen.append(progress.running)
+            return super().step()
+
+    progress = Progress()
+    turns(Watching(), [job(1), long(2, 1300)], [], [Cancel(1)], budget=allowed(4), at=progress)
+    assert seen == [1, 1]
+    assert progress.running == 0
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from msgspec import structs
 
 from mlxd.core.request import Message, Sampling
-from mlxd.ipc.messages import Generate, Resume, Text, packed, unpacked
+from mlxd.ipc.messages import Generate, Output, Resume, Text, packed, unpacked
 from tests.support.model_maker import (
     HYBRID,
     MOE,
@@ -27,7 +27,9 @@ from tests.worker.conftest import MakeModel
 pytestmark = pytest.mark.mlx
 
 ASKED = (Message("user", "server Сервер token 模型 stream отвечает fox 请求 dog 😀" * 2),)
-DRAWN = Sampling(temperature=0.9, top_p=0.95, top_k=80, min_p=0.01, seed=7, logit_bias=((0, -99.0),))
+DRAWN = Sampling(
+    temperature=0.9, top_p=0.95, top_k=80, min_p=0.01, seed=7, logit_bias=((0, -99.0),)
+)
 """Never the end token."""
 PENALISED = replace(
     DRAWN,
@@ -56,8 +58,8 @@ CACHES: dict[str, tuple[Shape, dict[str, Any]]] = {
     "moe": (replace(MOE, spread=3.0), {}),
     "serial": (replace(UNMERGEABLE, spread=3.0), {}),
     "quantised": (Shape(hidden=256, spread=3.0), {"kv_bits": 8}),
-    "marked": (Shape(spread=3.0, markers=THINKING + TOOLS, template=TOOL_TEMPLATE), {}),
 }
+MARKED = Shape(spread=3.0, markers=THINKING + TOOLS, template=TOOL_TEMPLATE)
 BenchOf = Callable[[str], Bench]
 
 
@@ -67,7 +69,7 @@ def bench_of(model_of: MakeModel) -> BenchOf:
 
     def bench_of(name: str) -> Bench:
         if name not in made:
-            shape, launch = CACHES[name]
+            shape, launch = CACHES.get(name, (MARKED, {}))
             made[name] = Bench(model_of(shape), **launch)
         return made[name]
 
@@ -76,16 +78,16 @@ def bench_of(model_of: MakeModel) -> BenchOf:
 
 def cuts(heard: Heard) -> list[tuple[int, int]]:
     """After how many pieces and tokens a worker's death can leave the answer."""
-    return sorted(set(heard.frames[:-1]))
+    return sorted({known for known in heard.frames if known[1] < len(heard.tokens)})
 
 
-def check(bench: Bench, message: Generate, *, most: int = 1000) -> Heard:
+def check(bench: Bench, message: Generate, *, most: int = 12) -> Heard:
     """Cut one answer everywhere, or at `most` places, and continue each; returns the whole one."""
     (whole,) = bench.run([message])
     assert whole.refused is None
     expected = answer_of(whole.pieces)
     assert len(whole.tokens) == whole.ended.completion_tokens
-    places = [cut for cut in cuts(whole) if cut[1] < len(whole.tokens)]
+    places = cuts(whole)
     places = places[:: -(-len(places) // most)]
     asked = [bench.resumed(message, whole.prompt, whole.tokens[:n]) for _, n in places]
     for (pieces, n), again in zip(places, bench.run(asked), strict=True):
@@ -113,12 +115,18 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("cache", ["full", "sliding", "hybrid", "moe", "serial", "quantised"])
+@pytest.mark.parametrize(
+    ("cache", "kind"),
+    [
+        *[(cache, kind) for cache in CACHES for kind in ("greedy", "penalised")],
+        *[(cache, "formatted") for cache in ("full", "sliding", "serial")],
+        ("full", "drawn"),
+    ],
+)
 def test_a_stream_goes_on_wherever_it_was_cut(bench_of: BenchOf, cache: str, kind: str) -> None:
     bench = bench_of(cache)
-    asked: dict[str, Any] = {"messages": ASKED, "max_tokens": 40} | KINDS[kind]
-    most = 1000 if cache == "full" and kind != "formatted" else 8
+    asked: dict[str, Any] = {"messages": ASKED, "max_tokens": 32} | KINDS[kind]
+    most = 1000 if (cache, kind) == ("full", "penalised") else 6
     whole = check(bench, bench.message(**asked), most=most)
     assert varied(whole)
     assert len(cuts(whole)) > 15
@@ -132,7 +140,12 @@ def test_think_blocks_go_on(bench_of: BenchOf, think: bool, logprobs: int | None
     marks = markers(bench)
     bias = ((marks["</think>"], 7.0), (marks["<think>"], 5.0))
     drawn = replace(HOT, logit_bias=bias)
-    asked = {"messages": ASKED, "max_tokens": 60, "logprobs": logprobs, "think": think}
+    asked: dict[str, Any] = {
+        "messages": ASKED,
+        "max_tokens": 60,
+        "logprobs": logprobs,
+        "think": think,
+    }
     whole = check(bench, bench.message(sampling=drawn, **asked))
     assert {kind for kind, _ in answer_of(whole.pieces).said} == {"Text", "Reasoning"}
 
@@ -154,8 +167,8 @@ def test_stop_strings_half_matched_go_on(
 
 def test_a_formatted_answer_behind_a_think_block_goes_on(bench_of: BenchOf) -> None:
     bench = bench_of("marked")
-    drawn = replace(HOT, logit_bias=((markers(bench)["</think>"], 7.0),))
-    asked = {"messages": ASKED, "max_tokens": 90, "format": LONGER, "think": True}
+    drawn = replace(HOT, logit_bias=((markers(bench)["</think>"], 5.5),))
+    asked: dict[str, Any] = {"messages": ASKED, "max_tokens": 90, "format": LONGER, "think": True}
     whole = check(bench, bench.message(sampling=drawn, **asked))
     assert [kind for kind, _ in answer_of(whole.pieces).said] == ["Reasoning", "Text"]
 
@@ -166,9 +179,14 @@ def test_a_whole_answer_goes_on_behind_what_was_sent(
     bench_of: BenchOf, cache: str, logprobs: int | None
 ) -> None:
     bench = bench_of(cache)
-    asked = {"messages": ASKED, "sampling": DRAWN, "max_tokens": 200, "logprobs": logprobs}
-    whole = check(bench, bench.message(**asked, stream=False))
-    assert [n for _, n in cuts(whole)] == [0, 64, 128, 192]
+    asked: dict[str, Any] = {
+        "messages": ASKED,
+        "sampling": DRAWN,
+        "max_tokens": 140,
+        "logprobs": logprobs,
+    }
+    whole = check(bench, bench.message(**asked, stream=False), most=3)
+    assert [n for _, n in cuts(whole)] == [0, 64, 128]
 
 
 def markers(bench: Bench) -> dict[str, int]:
@@ -188,7 +206,12 @@ def test_tool_calls_half_said_go_on(
     bench = bench_of("marked")
     text = f"<think>a {CALL} b</think>so{CALL}{CALL} 😀 <tool_call>no</tool_call>x" + CALL * 2
     recite(bench, text, monkeypatch)
-    asked = {"messages": ASKED, "max_tokens": 400, "tools": (ADD,), "stop": ("</tool_call>z",)}
+    asked: dict[str, Any] = {
+        "messages": ASKED,
+        "max_tokens": 400,
+        "tools": (ADD,),
+        "stop": ("</tool_call>z",),
+    }
     message = bench.message(**asked, sampling=HOT, logprobs=logprobs, stream=stream)
     whole = check(bench, message)
     said = answer_of(whole.pieces).said
@@ -235,7 +258,7 @@ def test_a_score_is_sent_with_the_call_it_ended_in(model_of: MakeModel) -> None:
         def score(self, token: int, row: Any) -> Logprob:
             return Logprob(parts[token], parts[token].encode(), -1.0)
 
-    markup = Markup(load(model_of(CACHES["marked"][0])))
+    markup = Markup(load(model_of(MARKED)))
     scorer: Any = Scores()
     separator = markup.separator((ADD,), reasoning=False)
     answer = Answer(1, Pieces(), separator, StopStrings(()), scorer)
@@ -265,9 +288,7 @@ def test_the_end_of_what_was_allowed_is_said_without_the_engine(bench_of: BenchO
 
 
 @pytest.mark.parametrize("cache", ["full", "serial"])
-def test_tokens_behind_an_end_or_a_stop_string_break_nothing(
-    bench_of: BenchOf, cache: str
-) -> None:
+def test_tokens_behind_an_end_or_a_stop_string_break_nothing(bench_of: BenchOf, cache: str) -> None:
     bench = bench_of(cache)
     (whole,) = bench.run([bench.message(messages=ASKED, max_tokens=9)])
     text = answer_of(whole.pieces).said[0][1]
@@ -318,9 +339,9 @@ def test_tokens_travel_with_their_pieces_in_no_frame_of_their_own(bench_of: Benc
     message = bench.message(messages=ASKED, max_tokens=40)
     (heard,) = bench.run([message])
     for sent in bench.wire.sent:
-        for taken in getattr(sent, "taken", []):
+        for taken in sent.taken if isinstance(sent, Output) else []:
             assert taken.id == message.id
-            assert sent.pieces
+            assert sent.pieces or sent.begun
     assert heard.begun == 1
 
 
@@ -329,9 +350,13 @@ def test_memory_is_claimed_for_prompt_and_answer(model_of: MakeModel, monkeypatc
 
     claims: list[Claim] = []
     ask = Ledger.ask
-    monkeypatch.setattr(Ledger, "ask", lambda self, claim: (claims.append(claim), ask(self, claim)))
+
+    def noting(ledger: Ledger, claim: Claim) -> None:
+        claims.append(claim)
+        ask(ledger, claim)
+
+    monkeypatch.setattr(Ledger, "ask", noting)
     bench = Bench(model_of(CACHES["full"][0]))
     message = bench.message(text="x", max_tokens=30)
     bench.run([bench.resumed(message, packed([5] * 10), [6] * 20)])
     assert [(claim.prompt, claim.max_tokens) for claim in claims] == [(30, 10)]
-
