@@ -162,9 +162,9 @@ class Replays:
 
     async def wait(self, work: Awaitable[T], seconds: float, late: MlxdError) -> T:
         """What `work` gives; raises `late` after that time, or what everybody is told to raise."""
-        if self._over is not None:
-            raise copy(self._over)
         stop: asyncio.Future[MlxdError] = asyncio.get_running_loop().create_future()
+        if self._over is not None:
+            stop.set_result(self._over)
         self._waits.add(stop)
         task = asyncio.ensure_future(work)
         try:
@@ -253,6 +253,7 @@ class _Run:
             finally:
                 turn.leave()
             await self._judge(worker, cause)
+            del worker, cause  # whose traceback holds the dead one
 
     async def _on(self, worker: Worker, turn: Turn) -> AsyncGenerator[Burst, None]:
         """On one worker, to the end or until it makes way for another."""
@@ -284,7 +285,7 @@ class _Run:
             return await self._lease.worker()
         limit, left = float(self._policies.timeouts.model_load), self._left()
         late: MlxdError = too_long(self._order.limits)
-        if limit < left:
+        if limit <= left:
             late = ModelLoadFailed(
                 f"no worker of model '{self._case.model}' was there within {limit:g} s",
                 retry_after=10.0,

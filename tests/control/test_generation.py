@@ -203,6 +203,7 @@ async def test_an_interrupted_generation_ends_for_its_client_and_not_yet_for_the
     bursts = running.bursts()
     assert await anext(bursts) == [TextDelta("a")]
     running.begun()
+    running.take(ipc.Text(1, "b"))
     with pytest.raises(InsufficientMemory, match="memory is short"):
         await anext(bursts)
     assert not running.ended

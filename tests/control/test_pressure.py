@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from mlxd.control.pressure import Pressure, Sustained, linux_pressure, macos_pressure, read_pressure
+from mlxd.control.pressure import (
+    OomKills,
+    Pressure,
+    Sustained,
+    linux_pressure,
+    macos_pressure,
+    read_pressure,
+)
 from mlxd.control.watermarks import Level
 
 
@@ -50,6 +57,22 @@ def test_a_kernel_that_does_not_tell_says_nothing(tmp_path: Path) -> None:
     assert linux_pressure(tmp_path) is None
     (machine(tmp_path, 1) / "proc/pressure/memory").write_text("nonsense\n")
     assert linux_pressure(tmp_path) is None
+
+
+def test_a_process_that_the_kernel_killed_for_memory_is_noticed_once(tmp_path: Path) -> None:
+    events = own_group(tmp_path, 0) / "cg/memory.events"
+    events.write_text("low 0\noom 4\noom_kill 3\n")
+    kills = OomKills(tmp_path)
+    assert not kills.more()
+    events.write_text("low 0\noom 5\noom_kill 4\n")
+    assert kills.more()
+    assert not kills.more()
+    events.unlink()
+    assert not kills.more()
+
+
+def test_where_nobody_counts_kills_there_are_none(tmp_path: Path) -> None:
+    assert not OomKills(tmp_path).more()
 
 
 def sysctl(level: int, status: int = 0):

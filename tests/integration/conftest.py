@@ -17,6 +17,13 @@ from tests.support.daemon import Daemon, daemon
 from tests.support.model_maker import Shape, make_model
 
 NO_LIMITS = "concurrency: {max_in_flight: 64}\nrate_limit: []\n"
+IMPATIENT = (
+    "worker:\n"
+    "  budget: [{max: 1000, per: 300s}]\n"
+    "  backoff: {base: 100ms, max: 100ms}\n"
+    "  breaker: {failures: 1000}\n"
+)
+"""supervision.yaml of a daemon whose workers may die as often as tests like."""
 _NEVER_SAMPLED = 100_000
 """An end-of-sequence id outside the vocabulary: such a model stops only when told to."""
 Start = Callable[..., Daemon]

@@ -1,4 +1,6 @@
-"""Engine processes that die or hang: their streams fail clearly, the others never notice."""
+"""Engine processes that die or hang, with replay off: their streams fail clearly, the others never
+notice. What replay makes of it is in test_replay.py.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.conftest import NO_LIMITS
+from tests.integration.conftest import IMPATIENT, NO_LIMITS
 from tests.integration.talking import (
     ENDLESS,
     Json,
@@ -32,6 +34,7 @@ from tests.support.daemon import Daemon, daemon
 
 pytestmark = pytest.mark.mlx
 
+NO_REPLAY = f"replay: {{when: 'off'}}\nquarantine: {{kills: 1000}}\n{IMPATIENT}"
 TIMEOUTS = "inter_token_stall: 700ms\nworker_cancel_ack: 500ms\nfirst_token: 3s\n"
 
 
@@ -39,7 +42,7 @@ TIMEOUTS = "inter_token_stall: 700ms\nworker_cancel_ack: 500ms\nfirst_token: 3s\
 def watched(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon that soon loses patience with a silent worker."""
     folder = tmp_path_factory.mktemp("watched")
-    policies = {"limits": NO_LIMITS, "timeouts": TIMEOUTS}
+    policies = {"limits": NO_LIMITS, "timeouts": TIMEOUTS, "supervision": NO_REPLAY}
     with daemon(folder, models=zoo, policies=policies) as running:
         yield running
 

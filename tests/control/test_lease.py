@@ -1,0 +1,186 @@
+"""A model that is leased while its worker dies: its place, its memory, its next worker."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from mlxd.core.errors import InsufficientMemory, ModelsBusy
+from mlxd.core.models import ModelSpec
+from tests.control.test_residency import AT_ONCE, GIB, World
+from tests.support.virtual_time import VirtualLoop
+
+A = ModelSpec("a", 512)
+
+
+@pytest.fixture
+def loop():
+    made = VirtualLoop()
+    asyncio.set_event_loop(made)
+    yield made
+    made.close()
+    asyncio.set_event_loop(None)
+
+
+@pytest.fixture
+def world(loop, tmp_path):
+    made = World(tmp_path, "max_loaded: auto\n", AT_ONCE, loop)
+    yield made
+    loop.run(made.residency.close(0))
+
+
+def use(world, name, size=100):
+    async def used():
+        async with world.lease(name, size=size):
+            pass
+
+    return used()
+
+
+def test_a_lease_gives_the_worker_that_serves_and_the_next_one_when_it_died(loop, world):
+    async def run():
+        async with world.lease("a") as lease:
+            first = await lease.worker()
+            assert await lease.worker() is first
+            world.processes.crash(A)
+            second = await lease.worker()
+            assert second is not first
+            assert await lease.worker() is second
+            assert [r.use_count for r in world.residency.residents()] == [1]
+        assert world.loaded == ["a"]
+
+    loop.run(run())
+
+
+def test_many_leases_of_a_model_that_died_cause_one_load(loop, world):
+    async def one(died):
+        async with world.lease("a") as lease:
+            await died.wait()
+            await lease.worker()
+
+    async def run():
+        died = asyncio.Event()
+        users = [asyncio.create_task(one(died)) for _ in range(20)]
+        await world.settle()
+        world.processes.crash(A)
+        died.set()
+        await asyncio.gather(*users)
+
+    loop.run(run())
+    assert world.processes.log == ["start a", "start a"]
+
+
+def test_nobody_takes_the_place_of_a_leased_model_whose_worker_died(loop, world):
+    async def run():
+        async with world.lease("a", size=600) as lease:
+            world.processes.crash(A)
+            await world.settle()
+            with pytest.raises(InsufficientMemory):
+                await use(world, "b", size=600)
+            await use(world, "c", size=100)
+            await lease.worker()
+        assert world.processes.log == ["start a", "start c", "start a"]
+
+    loop.run(run())
+
+
+def test_nor_its_place_among_as_many_as_may_be_loaded(loop, tmp_path):
+    world = World(tmp_path, "max_loaded: 1\n", AT_ONCE, loop)
+
+    async def run():
+        async with world.lease("a"):
+            world.processes.crash(A)
+            with pytest.raises(ModelsBusy):
+                await use(world, "b")
+        await use(world, "b")
+        await world.residency.close(0)
+
+    loop.run(run())
+
+
+def test_the_place_is_free_once_nobody_waits_for_it(loop, world):
+    async def run():
+        async with world.lease("a", size=600):
+            world.processes.crash(A)
+        await world.settle()
+        assert not world.residency.residents()
+        await use(world, "b", size=600)
+
+    loop.run(run())
+
+
+@pytest.mark.parametrize("leased", [True, False])
+def test_what_a_dead_worker_held_is_nobodys_until_it_is_seen_to_be_free(loop, world, leased):
+    """It is free again after 2 s; the next load is judged then, and evicts nobody for it."""
+
+    async def run():
+        await use(world, "other", size=300)
+        async with world.lease("a", size=600) as lease:
+            if leased:
+                next_one = await died(lease)
+        if not leased:
+            next_one = await died(None)
+        assert next_one == pytest.approx(2.0, abs=0.2)
+        assert "other" in world.loaded
+
+    async def died(lease):
+        began = loop.now
+        world.processes.leaks = 600 * GIB
+        world.processes.crash(A)
+        loop.call_later(2, setattr, world.processes, "leaks", 0)
+        await (lease.worker() if lease is not None else use(world, "a", size=600))
+        return loop.now - began
+
+    loop.run(run())
+
+
+def test_what_is_never_seen_to_be_free_is_not_waited_for_for_ever(loop, world):
+    async def run():
+        async with world.lease("a", size=300) as lease:
+            world.processes.leaks = 300 * GIB
+            world.processes.crash(A)
+            began = loop.now
+            await lease.worker()
+            assert loop.now - began == pytest.approx(5.0, abs=0.2), "verify_reclaim"
+
+    loop.run(run())
+
+
+def test_memory_that_others_took_meanwhile_is_not_waited_for(loop, world):
+    """What their workers hold more by their own word is known."""
+
+    async def run():
+        async with world.lease("b", size=100) as other, world.lease("a", size=300) as lease:
+            grown = await other.worker()
+            grown.memory = grown.memory.__class__(grown.memory.active + 200 * GIB, 0, 0)
+            world.processes.crash(A)
+            began = loop.now
+            await lease.worker()
+            assert loop.now - began < 0.1
+
+    loop.run(run())
+
+
+def test_a_worker_that_is_killed_and_not_over_yet_keeps_its_place(loop, world):
+    """It serves no more, and holds what it held."""
+
+    async def run():
+        async with world.lease("a", size=600) as lease:
+            worker = await lease.worker()
+            over = asyncio.Event()
+            worker.gone = lambda timeout: over.wait()
+            worker.alive = False
+            world.processes.dying = [world.processes.up.pop(A)]
+            world.processes.leaks = 600 * GIB
+            with pytest.raises(InsufficientMemory):
+                await use(world, "b", size=600)
+            next_one = asyncio.create_task(lease.worker())
+            await asyncio.sleep(1)
+            assert world.processes.log == ["start a"], "not beside the one that dies"
+            world.processes.leaks = 0
+            worker.on_end(worker)
+            over.set()
+            await next_one
+
+    loop.run(run())

@@ -1,0 +1,515 @@
+"""One request on several workers: when it goes on, who is accused, and what policy says of it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mlxd.control.generation import Limits
+from mlxd.control.replay import Replays, seeded
+from mlxd.control.suspects import Case
+from mlxd.control.worker import Order, Worker
+from mlxd.core.errors import (
+    DeadlineExceeded,
+    Draining,
+    InsufficientMemory,
+    InvalidRequest,
+    ModelLoadFailed,
+    RequestQuarantined,
+    WorkerCrashed,
+    WorkerStalled,
+)
+from mlxd.core.events import Finished, Started, TextDelta
+from mlxd.core.models import ModelCard
+from mlxd.core.request import GenerationRequest, Sampling
+from mlxd.ipc import messages as ipc
+from mlxd.policy.load import load
+from tests.support.conversation import Conversation
+from tests.support.daemon import write_policies
+from tests.support.virtual_time import VirtualLoop
+
+CARD = ModelCard("m", "/m", 1, "0" * 64, 0.0, "llama", 1, "f32", 512)
+SIGKILL, SIGSEGV, SIGTERM, MEMORY = -9, -11, -15, 71
+
+
+class Lease:
+    """Gives the worker that lives, or the next one once a test has made it."""
+
+    def __init__(self) -> None:
+        self.talks: list[Conversation] = []
+        self.error: Exception | None = None
+        self.came = asyncio.Event()
+
+    async def worker(self) -> Worker:
+        while not self.talks or not self.talks[-1].worker.alive:
+            if self.error is not None:
+                raise self.error
+            self.came.clear()
+            await self.came.wait()
+        return self.talks[-1].worker
+
+
+class Request:
+    """A client's, and what it has got."""
+
+    def __init__(self, world: World, name: str, **more: Any) -> None:
+        self.world, self.name = world, name
+        self.case = Case("c", CARD, GenerationRequest(model="m", text=name, **more), Sampling())
+        limits = Limits(300, 120, 30, 2, world.policies.line)
+        order = Order(self.case.request, Sampling(), 100, 50, 500, limits, world.loop.now)
+        self.bursts = world.replays.run(order, self.case, world.lease, world.policies)  # type: ignore[arg-type]
+        self.events: list[object] = []
+        self.error: BaseException | None = None
+        self.task = world.loop.do(lambda: asyncio.ensure_future(self.consume()))
+        world.loop.settle()
+
+    async def consume(self) -> None:
+        try:
+            async for burst in self.bursts:
+                self.events += burst
+        except Exception as error:  # noqa: BLE001
+            self.error = error
+        finally:
+            await self.bursts.aclose()
+
+    @property
+    def text(self) -> str:
+        return "".join(event.text for event in self.events if isinstance(event, TextDelta))
+
+    @property
+    def asked(self) -> list[ipc.Generate]:
+        """What the worker that lives was asked of it."""
+        return [g for g in self.world.talk.of(ipc.Generate) if g.request.text == self.name]
+
+    @property
+    def runs(self) -> bool:
+        return bool(self.asked) and not self.task.done()
+
+    def starts(self) -> None:
+        """It is accepted, its prefill done."""
+        id = self.asked[-1].id
+        accepted = ipc.Accepted(id, 3, prompt=ipc.packed([7, 8, 9]))
+        self.world.says(accepted, ipc.Output(1, [], started=[id], begun=[id]))
+
+    def gets(self, *tokens: int) -> None:
+        id = self.asked[-1].id
+        for token in tokens:
+            output = ipc.Output(1, [ipc.Text(id, f"{token} ")], taken=[ipc.Taken(id, [token])])
+            self.world.says(output)
+
+    def ends(self) -> None:
+        count = sum(1 for _ in self.text.split())
+        self.world.says(
+            ipc.Output(1, [ipc.Ended(self.asked[-1].id, "stop", 3, count, 0, 0.1, 0.2)])
+        )
+
+    def hangs_up(self) -> None:
+        self.world.loop.do(self.task.cancel)
+        self.world.loop.settle()
+
+
+class World:
+    def __init__(self, loop: VirtualLoop, tmp_path: Any, supervision: str = "") -> None:
+        self.loop = loop
+        files = {"supervision": supervision} if supervision else {}
+        self.policies = load(write_policies(tmp_path / "policies", files))
+        self.pressure = False
+        self.replays = Replays(loop, lambda: self.pressure)
+        self.outcomes: list[str] = []
+        self.told: list[Any] = []
+        self.replays.on_replay = self.outcomes.append
+        self.replays.on_event = lambda type, words, data: self.told.append((type, data))
+        self.lease = loop.do(Lease)
+        self.spawn()
+
+    @property
+    def talk(self) -> Conversation:
+        return self.lease.talks[-1]
+
+    def spawn(self) -> None:
+        pid = 100 + len(self.lease.talks)
+        self.lease.talks.append(self.loop.do(lambda: Conversation(clock=self.loop, pid=pid)))
+        self.loop.do(self.lease.came.set)
+        self.loop.settle()
+
+    def says(self, *messages: ipc.Up) -> None:
+        self.loop.do(self.talk.says, *messages)
+        self.loop.settle()
+
+    def dies(self, status: int, *, next_one: bool = True) -> None:
+        self.loop.run(self.talk.ends(status))
+        self.loop.settle()
+        if next_one:
+            self.spawn()
+
+    def gate_is_free(self) -> bool:
+        gate = self.replays.gate_of(self.talk.worker)
+        return not gate._inside and not gate._queue
+
+
+@pytest.fixture
+def loop() -> Iterator[VirtualLoop]:
+    made = VirtualLoop()
+    asyncio.set_event_loop(made)
+    yield made
+
+    async def clear() -> None:
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    made.run(clear())
+    made.run(made.shutdown_asyncgens())
+    made.close()
+    asyncio.set_event_loop(None)
+
+
+@pytest.fixture
+def world(loop: VirtualLoop, tmp_path: Any) -> World:
+    return World(loop, tmp_path)
+
+
+def test_a_request_goes_on_behind_what_the_client_has_got(world):
+    one = Request(world, "one")
+    one.starts()
+    one.gets(1, 2)
+    world.dies(SIGKILL)
+    (asked,) = one.asked
+    assert asked.resume == ipc.Resume(ipc.packed([7, 8, 9]), ipc.packed([1, 2]))
+    one.starts()
+    one.gets(3)
+    one.ends()
+    assert one.text == "1 2 3 "
+    assert [type(e) for e in one.events].count(Started) == 1
+    assert isinstance(one.events[-1], Finished)
+    assert world.outcomes == ["completed"]
+    assert world.told == [
+        ("replay", {"model": "m", "attempt": 1, "tokens": 2, "reason": "SIGKILL"})
+    ]
+    assert world.gate_is_free()
+
+
+def test_one_that_no_worker_has_accepted_begins_at_the_beginning(world):
+    one = Request(world, "one")
+    world.dies(SIGKILL)
+    assert one.asked[0].resume is None
+    one.starts()
+    one.ends()
+    assert isinstance(one.events[0], Started)
+    assert isinstance(one.events[-1], Finished)
+
+
+def test_an_undisturbed_request_is_counted_nowhere(world):
+    one = Request(world, "one")
+    one.starts()
+    one.ends()
+    assert not world.outcomes
+    assert not world.told
+
+
+def test_the_error_after_the_last_replay_is_the_clients(loop, tmp_path):
+    world = World(loop, tmp_path, "replay: {attempts: 2}\n")
+    one = Request(world, "one")
+    for _ in range(3):
+        assert one.error is None
+        world.dies(SIGKILL)
+    assert isinstance(one.error, WorkerCrashed)
+    assert world.outcomes == ["failed"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_before_the_first_token_means_that_the_client_has_seen_nothing(loop, tmp_path, stream):
+    world = World(loop, tmp_path, "replay: {when: before_first_token}\n")
+    one = Request(world, "one", stream=stream)
+    one.starts()
+    one.gets(1)
+    world.dies(SIGKILL)
+    assert one.runs is not stream
+    assert world.outcomes == (["refused"] if stream else [])
+    other = Request(world, "other", stream=stream)
+    other.starts()
+    world.dies(SIGKILL)
+    assert other.runs
+
+
+def test_off_is_off(loop, tmp_path):
+    world = World(loop, tmp_path, "replay: {when: 'off'}\n")
+    one = Request(world, "one")
+    world.dies(SIGKILL)
+    assert isinstance(one.error, WorkerCrashed)
+    assert world.outcomes == ["refused"]
+
+
+def test_a_refusal_is_no_death(world):
+    one = Request(world, "one")
+    world.says(ipc.Refused(1, "invalid_request", "no"))
+    assert isinstance(one.error, InvalidRequest)
+    two = Request(world, "two")
+    world.says(ipc.Refused(2, "insufficient_memory", "no room"))
+    assert isinstance(two.error, InsufficientMemory)
+    assert not world.outcomes
+    assert world.talk.worker.alive
+
+
+def test_a_worker_without_memory_is_replaced_and_the_last_error_says_memory(world):
+    one = Request(world, "one")
+    world.dies(MEMORY)
+    assert one.runs
+    world.dies(MEMORY)
+    assert isinstance(one.error, InsufficientMemory)
+    assert world.replays.quarantined(), "it was alone both times"
+
+
+def test_a_stalled_request_goes_on_on_the_same_worker_that_heard_the_cancel(world):
+    one = Request(world, "one")
+    one.starts()
+    one.gets(1)
+    world.loop.advance(15.5)
+    world.says(ipc.Pong(1, 1, ipc.Memory(0, 0, 0)))
+    world.loop.advance(15)
+    world.says(ipc.Output(1, [ipc.Cancelled(1)]))
+    assert len(world.lease.talks) == 1
+    assert [g.resume is not None for g in one.asked] == [False, True]
+    assert world.told[0][1]["reason"] == "stalled"
+    one.starts()
+    one.gets(2)
+    one.ends()
+    assert one.text == "1 2 "
+    assert world.outcomes == ["completed"]
+
+
+def test_the_next_worker_is_waited_for_as_long_as_any_load(world):
+    one = Request(world, "one")
+    world.dies(SIGKILL, next_one=False)
+    world.loop.advance(299)
+    assert one.error is None
+    world.loop.advance(2)
+    assert isinstance(one.error, ModelLoadFailed)
+    assert one.error.policy.key == "timeouts.model_load"
+    assert world.outcomes == ["failed"]
+
+
+def test_no_longer_than_the_generation_has_left(world):
+    one = Request(world, "one")
+    one.starts()
+    for token in range(20):
+        world.loop.advance(10)
+        one.gets(token)
+    world.dies(SIGKILL, next_one=False)
+    world.loop.advance(99)
+    assert one.error is None
+    world.loop.advance(2)
+    assert isinstance(one.error, DeadlineExceeded)
+    assert one.error.policy.key == "timeouts.generation"
+
+
+def test_who_waits_for_a_worker_is_told_that_the_daemon_stops(world):
+    one = Request(world, "one")
+    world.dies(SIGKILL, next_one=False)
+    world.loop.do(world.replays.fail_all, Draining("stopping"))
+    world.loop.settle()
+    assert isinstance(one.error, Draining)
+
+
+def test_nor_does_anybody_begin_to_wait_then(world):
+    one = Request(world, "one")
+    world.loop.do(world.replays.fail_all, Draining("stopping"))
+    world.dies(SIGKILL, next_one=False)
+    assert isinstance(one.error, Draining)
+
+
+def test_a_load_that_fails_says_so(world):
+    one = Request(world, "one")
+    world.lease.error = ModelLoadFailed("broken")
+    world.dies(SIGKILL, next_one=False)
+    assert one.error is world.lease.error
+
+
+def test_a_client_that_leaves_meanwhile_leaves_nothing(world):
+    one = Request(world, "one")
+    world.dies(SIGKILL, next_one=False)
+    one.hangs_up()
+    assert one.task.cancelled()
+    assert world.outcomes == ["abandoned"]
+    assert not world.replays._waits
+
+
+# -- suspects
+
+
+def two_that_died(world: World, status: int = SIGSEGV) -> tuple[Request, Request]:
+    one, two = Request(world, "one"), Request(world, "two")
+    for each in (one, two):
+        each.starts()
+        each.gets(1)
+    world.dies(status)
+    return one, two
+
+
+def test_what_ran_when_a_worker_crashed_runs_alone(world):
+    one, two = two_that_died(world)
+    assert (one.runs, two.runs) == (True, False)
+    later = Request(world, "later")
+    assert not later.runs, "nobody runs beside a suspect"
+    one.starts()
+    one.ends()
+    assert two.runs
+    two.starts()
+    two.ends()
+    assert later.runs
+    later.starts()
+    later.ends()
+    assert world.gate_is_free()
+
+
+def test_a_suspect_waits_for_those_who_run(world):
+    one = Request(world, "one")
+    world.dies(SIGSEGV)
+    other = Request(world, "other")
+    one.hangs_up()
+    world.says(ipc.Output(1, [ipc.Cancelled(1)]))
+    assert other.runs
+    again = Request(world, "one")
+    assert not again.asked[1:], "it has died before"
+    other.starts()
+    other.ends()
+    assert again.runs
+
+
+def test_one_that_has_come_further_than_before_is_cleared_and_makes_way(world):
+    one, two = two_that_died(world)
+    one.starts()
+    one.gets(*range(2, 17))
+    assert not two.runs
+    one.gets(17)
+    assert [m.id for m in world.talk.of(ipc.Cancel)] == [1], "it goes on beside others later"
+    world.says(ipc.Output(1, [ipc.Cancelled(1)]))
+    assert two.runs
+    assert len(one.asked) == 1
+    two.starts()
+    two.gets(*range(2, 18))
+    assert len(one.asked) == 2, "and nobody is under suspicion any more"
+    assert one.asked[-1].resume == ipc.Resume(ipc.packed([7, 8, 9]), ipc.packed([1, *range(2, 18)]))
+    one.starts()
+    one.gets(18)
+    one.ends()
+    two.ends()
+    assert one.text == " ".join(map(str, range(1, 19))) + " "
+    assert world.outcomes == ["completed", "completed"]
+    assert world.gate_is_free()
+
+
+def test_others_come_in_beside_one_that_is_cleared(world):
+    one = Request(world, "one")
+    one.starts()
+    one.gets(1)
+    world.dies(SIGSEGV)
+    later = Request(world, "later")
+    one.starts()
+    one.gets(*range(2, 17))
+    assert not later.runs
+    one.gets(17)
+    assert later.runs
+    assert not world.talk.of(ipc.Cancel)
+
+
+@pytest.mark.parametrize(
+    ("status", "pressure", "accused"),
+    [
+        (SIGKILL, False, False), (SIGKILL, True, True), (SIGTERM, True, False),
+        (SIGSEGV, False, True), (70, False, True), (0, False, True),
+    ],
+)  # fmt: skip
+def test_which_deaths_accuse(world, status, pressure, accused):
+    world.pressure = pressure
+    _, two = two_that_died(world, status)
+    assert two.runs is not accused
+
+
+def test_a_second_death_while_alone_is_quarantine(world):
+    one = Request(world, "one")
+    world.dies(SIGSEGV)
+    assert one.runs
+    world.dies(SIGSEGV)
+    assert isinstance(one.error, RequestQuarantined)
+    assert "2 workers" in one.error.message
+    assert "mlxd models reset m" in one.error.message
+    assert one.error.policy.key == "supervision.quarantine.for"
+    with pytest.raises(RequestQuarantined):
+        world.replays.check(one.case, world.policies)
+    (listed,) = world.replays.quarantined()
+    assert (listed.model, listed.client) == ("m", "c")
+    assert listed.until - listed.since == pytest.approx(3600)
+    assert listed.since == pytest.approx(world.loop.wall(), abs=1)
+    world.replays.check(Request(world, "other").case, world.policies)
+    assert world.replays.reset(CARD) == 1
+    world.replays.check(one.case, world.policies)
+
+
+def test_one_that_died_in_company_is_not_refused(world):
+    one, two = two_that_died(world)
+    one.starts()
+    world.dies(SIGSEGV)
+    assert isinstance(one.error, RequestQuarantined), "the second time it was alone"
+    assert two.runs
+    two.starts()
+    two.ends()
+    assert isinstance(two.events[-1], Finished)
+
+
+def test_a_suspect_that_waits_does_not_wait_for_ever(world):
+    one, two = two_that_died(world)
+    one.starts()
+    for token in range(2, 15):
+        world.loop.advance(20)
+        one.gets(token)
+    assert two.error is None
+    world.loop.advance(25)
+    one.gets(15)
+    world.loop.advance(25)
+    assert isinstance(two.error, DeadlineExceeded)
+    assert two.error.policy.key == "timeouts.generation"
+
+
+def test_a_suspect_that_hangs_up_in_the_queue_holds_nobody_up(world):
+    one, two = two_that_died(world)
+    later = Request(world, "later")
+    two.hangs_up()
+    one.hangs_up()
+    world.says(ipc.Output(1, [ipc.Cancelled(1)]))
+    assert later.runs
+    later.starts()
+    later.ends()
+    assert world.gate_is_free()
+
+
+def test_nothing_is_kept_of_a_worker_that_is_over(world):
+    two_that_died(world)
+    world.lease.talks.pop(0)
+    gc.collect()
+    assert len(world.replays._gates) == 1
+    assert not world.replays._accused
+
+
+# -- seeds
+
+
+def test_whoever_draws_tokens_has_a_seed():
+    assert seeded(Sampling(temperature=0.8), lambda: 7).seed == 7
+    assert seeded(Sampling(), lambda: 7).seed == 7
+    assert seeded(Sampling(temperature=0.8, seed=3), lambda: 7).seed == 3
+    assert seeded(Sampling(temperature=0.0), lambda: 7).seed is None
+
+
+def test_a_stall_after_the_last_replay_is_a_stall(loop, tmp_path):
+    world = World(loop, tmp_path, "replay: {when: 'off'}\n")
+    one = Request(world, "one")
+    one.starts()
+    one.gets(1)
+    world.loop.advance(33)
+    assert isinstance(one.error, WorkerStalled)

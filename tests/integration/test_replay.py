@@ -1,0 +1,310 @@
+"""A worker that dies or hangs, and its requests that go on with the next one, token by token the
+same, in the same answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.integration.conftest import IMPATIENT, NO_LIMITS, Start
+from tests.integration.talking import (
+    ENDLESS,
+    PATHS,
+    Json,
+    body_for,
+    cached,
+    eventually,
+    generate,
+    gone,
+    held,
+    idle,
+    piece_of,
+    say,
+    whole_text,
+    workers_of,
+)
+from tests.support.daemon import Daemon, daemon
+
+pytestmark = pytest.mark.mlx
+
+TIMEOUTS = "inter_token_stall: 700ms\nworker_cancel_ack: 500ms\nfirst_token: 60s\n"
+MANY = f"{IMPATIENT}replay: {{attempts: 10}}\nquarantine: {{kills: 1000}}\n"
+LONG = 600
+"""Tokens of an answer that is not over before somebody has struck."""
+OTHER = "tiny-b"
+
+
+@pytest.fixture(scope="module")
+def patient(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon that replays every request, as often as it takes."""
+    folder = tmp_path_factory.mktemp("patient")
+    policies = {"limits": NO_LIMITS, "timeouts": TIMEOUTS, "supervision": MANY}
+    with daemon(folder, models=zoo, policies=policies) as running:
+        yield running
+
+
+def _replays(running: Daemon, outcome: str) -> float:
+    """As the metrics have it."""
+    name = f'mlxd_replays_total{{outcome="{outcome}"}} '
+    lines = running.http.get("/metrics").text.splitlines()
+    return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+
+def _strike(running: Daemon, number: int, model: str = ENDLESS) -> int:
+    pid = workers_of(running)[model]
+    os.kill(pid, number)
+    return pid
+
+
+def _replaced(running: Daemon, first: int) -> bool:
+    """Whether another worker has the model loaded."""
+    model = cached(running).get(ENDLESS, {"is_loading": True})
+    return workers_of(running).get(ENDLESS, first) != first and not model["is_loading"]
+
+
+class Stream:
+    """One streamed answer in any dialect, read piece by piece."""
+
+    def __init__(self, path: str, response: httpx.Response) -> None:
+        self.path = path
+        self.lines = response.iter_lines()
+        self.records: list[Json] = []
+        self.done = False
+
+    def read(self, pieces: int = 1_000_000) -> None:
+        """Until so many records with text have come, or its end."""
+        for line in self.lines:
+            data = line.removeprefix("data: ")
+            if data == "[DONE]":
+                self.done = True
+                continue
+            if not data or data.startswith(":"):
+                continue
+            self.records.append(json.loads(data))
+            pieces -= bool("error" not in self.records[-1] and self._text(self.records[-1]))
+            if not pieces:
+                return
+
+    def _text(self, record: Json) -> str:
+        return piece_of(self.path, record) if record.get("choices", True) else ""
+
+    @property
+    def text(self) -> str:
+        assert not [record for record in self.records if "error" in record], self.records[-1]
+        return "".join(map(self._text, self.records))
+
+    @property
+    def finish(self) -> Any:
+        """Why it ended, and how many tokens it took."""
+        *_, last = self.records
+        if "done_reason" in last:
+            return last["done_reason"], last["eval_count"]
+        reasons = [r["choices"][0]["finish_reason"] for r in self.records if r["choices"]]
+        assert self.done
+        return [reason for reason in reasons if reason]
+
+
+SAMPLINGS = pytest.mark.parametrize(
+    "sampling", [{"temperature": 0}, {"temperature": 0.9, "seed": 11}], ids=["greedy", "seeded"]
+)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@SAMPLINGS
+def test_a_stream_goes_on_exactly_where_a_killed_worker_left_it(
+    patient: Daemon, path: str, sampling: Json
+) -> None:
+    body = body_for(path, ENDLESS, "exact", tokens=LONG, **sampling) | {"stream": True}
+    with patient.http.stream("POST", path, json=body) as response:
+        undisturbed = Stream(path, response)
+        undisturbed.read()
+    completed = _replays(patient, "completed")
+    with patient.http.stream("POST", path, json=body) as response:
+        stream = Stream(path, response)
+        stream.read(5)
+        pid = _strike(patient, signal.SIGKILL)
+        stream.read()
+    assert stream.text == undisturbed.text
+    assert stream.finish == undisturbed.finish
+    assert _replays(patient, "completed") == completed + 1
+    assert workers_of(patient)[ENDLESS] != pid
+    idle(patient)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_whole_answer_is_that_of_an_undisturbed_worker(patient: Daemon, path: str) -> None:
+    body = body_for(path, ENDLESS, "whole", tokens=LONG)
+    undisturbed = patient.http.post(path, json=body)
+    completed = _replays(patient, "completed")
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(patient.http.post, path, json=body)
+        eventually(lambda: patient.health()["active_requests"], "the request runs")
+        time.sleep(0.1)
+        _strike(patient, signal.SIGKILL)
+        answered = answer.result(60)
+    assert answered.status_code == 200
+    assert whole_text(path, answered.json()) == whole_text(path, undisturbed.json())
+    assert _replays(patient, "completed") == completed + 1
+
+
+def test_a_worker_that_dies_before_the_first_token_is_not_noticed(patient: Daemon) -> None:
+    """A prompt that takes its time, and a worker that is stopped meanwhile so that it has none."""
+    prompt = "word " * 1500
+    body = generate(ENDLESS, prompt, tokens=8)
+    expected = say(patient, ENDLESS, prompt, tokens=8)
+    completed = _replays(patient, "completed")
+    with ThreadPoolExecutor(1) as pool:
+        pid = _strike(patient, signal.SIGSTOP)
+        answer = pool.submit(patient.http.post, "/api/generate", json=body | {"stream": False})
+        eventually(lambda: patient.health()["active_requests"], "the request runs")
+        os.kill(pid, signal.SIGKILL)
+        answered = answer.result(60)
+    assert answered.status_code == 200
+    assert answered.json()["response"] == expected
+    assert _replays(patient, "completed") == completed + 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV])
+def test_streams_of_another_model_are_exact_and_notice_nothing(
+    patient: Daemon, number: signal.Signals
+) -> None:
+    mine = say(patient, ENDLESS, "mine", tokens=LONG)
+    other = say(patient, OTHER, "other", tokens=40)
+    pid = workers_of(patient).get(OTHER)
+    with held(patient, prompt="mine", tokens=LONG) as stream:
+        body = generate(OTHER, "other", tokens=40)
+        with patient.http.stream("POST", "/api/generate", json=body) as response:
+            beside = Stream("/api/generate", response)
+            beside.read(1)
+            _strike(patient, number)
+            beside.read()
+        assert stream.rest()[-1]["done_reason"] == "length"
+        assert stream.text == mine
+    assert beside.text == other
+    assert workers_of(patient)[OTHER] == pid
+    idle(patient)
+
+
+def test_a_stopped_workers_stream_goes_on_within_the_stall_limit(patient: Daemon) -> None:
+    expected = say(patient, ENDLESS, "stop", tokens=LONG)
+    with held(patient, prompt="stop", tokens=LONG) as stream:
+        began = time.monotonic()
+        pid = _strike(patient, signal.SIGSTOP)
+        eventually(lambda: gone(pid), "the stopped worker is killed", within=10.0)
+        assert time.monotonic() - began < 5.0
+        stream.rest()
+        assert stream.text == expected
+    idle(patient)
+
+
+def test_one_that_is_struck_again_and_again_is_exact_all_the_same(patient: Daemon) -> None:
+    expected = say(patient, ENDLESS, "again", tokens=LONG)
+    with held(patient, prompt="again", tokens=LONG) as stream:
+        for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGKILL):
+            stream.read(20)
+            _strike(patient, number)
+        assert stream.rest()[-1]["eval_count"] == LONG
+        assert stream.text == expected
+
+
+def test_several_that_ran_together_all_go_on_and_are_exact(patient: Daemon) -> None:
+    """Suspects, that run alone for a while: a death by SIGSEGV accuses."""
+    prompts = [f"together {number}" for number in range(4)]
+    expected = [say(patient, ENDLESS, prompt, tokens=LONG) for prompt in prompts]
+
+    def run(prompt: str) -> str:
+        with (
+            httpx.Client(base_url=patient.url, timeout=60) as client,
+            held(patient, prompt=prompt, tokens=LONG, client=client) as stream,
+        ):
+            stream.rest()
+            return stream.text
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        runs = [pool.submit(run, prompt) for prompt in prompts]
+        eventually(lambda: patient.health()["active_requests"] == len(prompts), "all run")
+        time.sleep(0.2)
+        _strike(patient, signal.SIGSEGV)
+        assert [running.result(90) for running in runs] == expected
+    assert patient.health()["quarantined_requests"] == []
+
+
+def test_a_daemon_that_is_told_to_stop_ends_those_who_wait_for_a_worker(start: Start) -> None:
+    running = start({"supervision": MANY, "server": "drain: {grace: 1s, not_ready_delay: 1ms}\n"})
+    say(running, ENDLESS, "warm", tokens=1)
+    with held(running) as stream:
+        os.kill(workers_of(running)[ENDLESS], signal.SIGSTOP)
+        assert running.stop() == 0
+        last = stream.rest()[-1]
+    assert "stopping" in last["error"]
+
+
+# -- what policy says
+
+
+def test_no_more_replays_than_policy_says(start: Start) -> None:
+    running = start({"supervision": f"{IMPATIENT}replay: {{attempts: 1}}\n"})
+    with held(running) as stream:
+        stream.read(5)
+        first = _strike(running, signal.SIGKILL)
+        eventually(lambda: _replaced(running, first), "another worker")
+        _strike(running, signal.SIGKILL)
+        last = stream.rest()[-1]
+    assert last.keys() == {"error"}
+    assert _replays(running, "failed") == 1
+
+
+def test_before_the_first_token_only(start: Start) -> None:
+    running = start({"supervision": f"{IMPATIENT}replay: {{when: before_first_token}}\n"})
+    with held(running) as stream:
+        stream.read(5)
+        _strike(running, signal.SIGKILL)
+        assert stream.rest()[-1].keys() == {"error"}
+    assert _replays(running, "refused") == 1
+    say(running, ENDLESS, "warm", tokens=1)
+    body = body_for("/api/generate", ENDLESS, "whole", tokens=LONG)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(running.http.post, "/api/generate", json=body)
+        eventually(lambda: running.health()["active_requests"], "the request runs")
+        time.sleep(0.1)
+        _strike(running, signal.SIGKILL)
+        assert answer.result(60).status_code == 200, "the client has seen nothing of it"
+    assert _replays(running, "completed") == 1
+
+
+def test_a_request_that_a_worker_died_of_is_refused_and_no_other(start: Start) -> None:
+    """It was alone, and one worker is enough here."""
+    running = start({"supervision": f"{IMPATIENT}quarantine: {{kills: 1}}\n"})
+    with held(running, prompt="poison") as stream:
+        _strike(running, signal.SIGSEGV)
+        error = stream.rest()[-1]["error"]
+    assert f"mlxd models reset {ENDLESS}" in error
+    (listed,) = running.health()["quarantined_requests"]
+    assert listed["model"] == ENDLESS
+    assert "poison" not in json.dumps(running.health())
+    refused = running.http.post("/api/generate", json=generate(ENDLESS, "poison", tokens=8192))
+    assert refused.status_code == 503
+    assert refused.headers["x-mlxd-code"] == "request_quarantined"
+    assert refused.headers["x-should-retry"] == "false"
+    assert refused.headers["x-mlxd-policy-key"] == "supervision.quarantine.for"
+    assert say(running, ENDLESS, "harmless", tokens=3)
+
+
+def test_a_worker_that_somebody_killed_accuses_nobody(start: Start) -> None:
+    running = start({"supervision": f"{IMPATIENT}quarantine: {{kills: 1}}\n"})
+    expected = say(running, ENDLESS, "mine", tokens=LONG)
+    with held(running, prompt="mine", tokens=LONG) as stream:
+        _strike(running, signal.SIGKILL)
+        stream.rest()
+        assert stream.text == expected
+    assert running.health()["quarantined_requests"] == []
