@@ -20,13 +20,13 @@ async def test_one_who_must_be_alone_waits_for_the_others_and_they_for_it():
     first = gate.enter(alone=False)
     alone = gate.enter(alone=True)
     later = gate.enter(alone=False)
-    assert gate.contested
+    contested = [gate.contested]
     assert not alone.ready.done()
     assert not later.ready.done(), "it would overtake"
     first.leave()
     assert alone.ready.done()
     assert not later.ready.done()
-    assert not gate.contested
+    assert [*contested, gate.contested] == [True, False]
     alone.leave()
     assert later.ready.done()
 

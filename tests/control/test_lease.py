@@ -117,11 +117,9 @@ def test_what_a_dead_worker_held_is_nobodys_until_it_is_seen_to_be_free(loop, wo
     async def run():
         await use(world, "other", size=300)
         async with world.lease("a", size=600) as lease:
-            if leased:
-                next_one = await died(lease)
-        if not leased:
-            next_one = await died(None)
-        assert next_one == pytest.approx(2.0, abs=0.2)
+            waited = await died(lease) if leased else 0.0
+        waited = waited if leased else await died(None)
+        assert waited == pytest.approx(2.0, abs=0.2)
         assert "other" in world.loaded
 
     async def died(lease):

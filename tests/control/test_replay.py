@@ -85,8 +85,7 @@ class Request:
         """What the worker that lives was asked of it."""
         return [g for g in self.world.talk.of(ipc.Generate) if g.request.text == self.name]
 
-    @property
-    def runs(self) -> bool:
+    def is_running(self) -> bool:
         return bool(self.asked) and not self.task.done()
 
     def starts(self) -> None:
@@ -149,6 +148,11 @@ class World:
     def gate_is_free(self) -> bool:
         gate = self.replays.gate_of(self.talk.worker)
         return not gate._inside and not gate._queue
+
+
+def key_of(error: Any) -> str:
+    """Of the policy that decided."""
+    return str(error.policy.key)
 
 
 @pytest.fixture
@@ -216,7 +220,7 @@ def test_the_error_after_the_last_replay_is_the_clients(loop, tmp_path):
     world = World(loop, tmp_path, "replay: {attempts: 2}\n")
     one = Request(world, "one")
     for _ in range(3):
-        assert one.error is None
+        assert not one.error
         world.dies(SIGKILL)
     assert isinstance(one.error, WorkerCrashed)
     assert world.outcomes == ["failed"]
@@ -229,12 +233,12 @@ def test_before_the_first_token_means_that_the_client_has_seen_nothing(loop, tmp
     one.starts()
     one.gets(1)
     world.dies(SIGKILL)
-    assert one.runs is not stream
+    assert one.is_running() is not stream
     assert world.outcomes == (["refused"] if stream else [])
     other = Request(world, "other", stream=stream)
     other.starts()
     world.dies(SIGKILL)
-    assert other.runs
+    assert other.is_running()
 
 
 def test_off_is_off(loop, tmp_path):
@@ -259,7 +263,7 @@ def test_a_refusal_is_no_death(world):
 def test_a_worker_without_memory_is_replaced_and_the_last_error_says_memory(world):
     one = Request(world, "one")
     world.dies(MEMORY)
-    assert one.runs
+    assert one.is_running()
     world.dies(MEMORY)
     assert isinstance(one.error, InsufficientMemory)
     assert world.replays.quarantined(), "it was alone both times"
@@ -283,14 +287,30 @@ def test_a_stalled_request_goes_on_on_the_same_worker_that_heard_the_cancel(worl
     assert world.outcomes == ["completed"]
 
 
+def test_one_that_stalled_is_not_sent_to_the_same_worker_when_that_hears_no_cancel(world):
+    one = Request(world, "one")
+    one.starts()
+    one.gets(1)
+    world.loop.advance(15.5)
+    world.says(ipc.Pong(1, 1, ipc.Memory(0, 0, 0)))
+    world.loop.advance(17)
+    assert len(one.asked) == 1
+    world.spawn()
+    assert one.asked[0].resume is not None
+    assert world.told[0][1]["reason"] == "stalled"
+    one.starts()
+    one.ends()
+    assert world.outcomes == ["completed"]
+
+
 def test_the_next_worker_is_waited_for_as_long_as_any_load(world):
     one = Request(world, "one")
     world.dies(SIGKILL, next_one=False)
     world.loop.advance(299)
-    assert one.error is None
+    assert not one.error
     world.loop.advance(2)
     assert isinstance(one.error, ModelLoadFailed)
-    assert one.error.policy.key == "timeouts.model_load"
+    assert key_of(one.error) == "timeouts.model_load"
     assert world.outcomes == ["failed"]
 
 
@@ -302,10 +322,10 @@ def test_no_longer_than_the_generation_has_left(world):
         one.gets(token)
     world.dies(SIGKILL, next_one=False)
     world.loop.advance(99)
-    assert one.error is None
+    assert not one.error
     world.loop.advance(2)
     assert isinstance(one.error, DeadlineExceeded)
-    assert one.error.policy.key == "timeouts.generation"
+    assert key_of(one.error) == "timeouts.generation"
 
 
 def test_who_waits_for_a_worker_is_told_that_the_daemon_stops(world):
@@ -353,15 +373,15 @@ def two_that_died(world: World, status: int = SIGSEGV) -> tuple[Request, Request
 
 def test_what_ran_when_a_worker_crashed_runs_alone(world):
     one, two = two_that_died(world)
-    assert (one.runs, two.runs) == (True, False)
+    assert (one.is_running(), two.is_running()) == (True, False)
     later = Request(world, "later")
-    assert not later.runs, "nobody runs beside a suspect"
+    assert not later.is_running(), "nobody runs beside a suspect"
     one.starts()
     one.ends()
-    assert two.runs
+    assert two.is_running()
     two.starts()
     two.ends()
-    assert later.runs
+    assert later.is_running()
     later.starts()
     later.ends()
     assert world.gate_is_free()
@@ -373,23 +393,23 @@ def test_a_suspect_waits_for_those_who_run(world):
     other = Request(world, "other")
     one.hangs_up()
     world.says(ipc.Output(1, [ipc.Cancelled(1)]))
-    assert other.runs
+    assert other.is_running()
     again = Request(world, "one")
     assert not again.asked[1:], "it has died before"
     other.starts()
     other.ends()
-    assert again.runs
+    assert again.is_running()
 
 
 def test_one_that_has_come_further_than_before_is_cleared_and_makes_way(world):
     one, two = two_that_died(world)
     one.starts()
     one.gets(*range(2, 17))
-    assert not two.runs
+    assert not two.is_running()
     one.gets(17)
     assert [m.id for m in world.talk.of(ipc.Cancel)] == [1], "it goes on beside others later"
     world.says(ipc.Output(1, [ipc.Cancelled(1)]))
-    assert two.runs
+    assert two.is_running()
     assert len(one.asked) == 1
     two.starts()
     two.gets(*range(2, 18))
@@ -412,9 +432,9 @@ def test_others_come_in_beside_one_that_is_cleared(world):
     later = Request(world, "later")
     one.starts()
     one.gets(*range(2, 17))
-    assert not later.runs
+    assert not later.is_running()
     one.gets(17)
-    assert later.runs
+    assert later.is_running()
     assert not world.talk.of(ipc.Cancel)
 
 
@@ -428,18 +448,28 @@ def test_others_come_in_beside_one_that_is_cleared(world):
 def test_which_deaths_accuse(world, status, pressure, accused):
     world.pressure = pressure
     _, two = two_that_died(world, status)
-    assert two.runs is not accused
+    assert two.is_running() is not accused
+
+
+def test_a_worker_that_was_to_go_accuses_nobody(world):
+    """Such as one whose process held more than it may."""
+    one, two = Request(world, "one"), Request(world, "two")
+    world.loop.do(world.talk.worker.kill)
+    world.loop.settle()
+    world.spawn()
+    assert one.asked
+    assert two.asked
 
 
 def test_a_second_death_while_alone_is_quarantine(world):
     one = Request(world, "one")
     world.dies(SIGSEGV)
-    assert one.runs
+    assert one.is_running()
     world.dies(SIGSEGV)
     assert isinstance(one.error, RequestQuarantined)
     assert "2 workers" in one.error.message
     assert "mlxd models reset m" in one.error.message
-    assert one.error.policy.key == "supervision.quarantine.for"
+    assert key_of(one.error) == "supervision.quarantine.for"
     with pytest.raises(RequestQuarantined):
         world.replays.check(one.case, world.policies)
     (listed,) = world.replays.quarantined()
@@ -456,7 +486,7 @@ def test_one_that_died_in_company_is_not_refused(world):
     one.starts()
     world.dies(SIGSEGV)
     assert isinstance(one.error, RequestQuarantined), "the second time it was alone"
-    assert two.runs
+    assert two.is_running()
     two.starts()
     two.ends()
     assert isinstance(two.events[-1], Finished)
@@ -468,12 +498,12 @@ def test_a_suspect_that_waits_does_not_wait_for_ever(world):
     for token in range(2, 15):
         world.loop.advance(20)
         one.gets(token)
-    assert two.error is None
+    assert not two.error
     world.loop.advance(25)
     one.gets(15)
     world.loop.advance(25)
     assert isinstance(two.error, DeadlineExceeded)
-    assert two.error.policy.key == "timeouts.generation"
+    assert key_of(two.error) == "timeouts.generation"
 
 
 def test_a_suspect_that_hangs_up_in_the_queue_holds_nobody_up(world):
@@ -482,7 +512,7 @@ def test_a_suspect_that_hangs_up_in_the_queue_holds_nobody_up(world):
     two.hangs_up()
     one.hangs_up()
     world.says(ipc.Output(1, [ipc.Cancelled(1)]))
-    assert later.runs
+    assert later.is_running()
     later.starts()
     later.ends()
     assert world.gate_is_free()

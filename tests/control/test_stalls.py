@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -87,8 +88,13 @@ class Scene:
             self.pinged = pings
 
     @property
-    def dead(self) -> bool:
-        return self.talk.worker.exit is not None
+    def worker_lives(self) -> bool:
+        return self.talk.worker.exit is None
+
+
+def key_of(error: Any) -> str:
+    """Of the policy that decided."""
+    return str(error.policy.key)
 
 
 @pytest.fixture
@@ -118,7 +124,7 @@ def test_half_way_to_the_limit_the_worker_is_pinged_once(scene):
     assert len(scene.talk.of(ipc.Ping)) == 1
     scene.advance(13)
     assert len(scene.talk.of(ipc.Ping)) == 1
-    assert scene.error is None
+    assert not scene.error
 
 
 def test_a_worker_that_answers_no_ping_is_dead_at_the_limit(scene):
@@ -126,12 +132,11 @@ def test_a_worker_that_answers_no_ping_is_dead_at_the_limit(scene):
     scene.runs()
     scene.answers = False
     scene.advance(29.5)
-    assert scene.error is None
+    assert not scene.error
     scene.advance(1)
     assert isinstance(scene.error, WorkerStalled)
-    assert scene.error.policy is not None
-    assert scene.error.policy.key == "timeouts.inter_token_stall"
-    assert scene.dead
+    assert key_of(scene.error) == "timeouts.inter_token_stall"
+    assert not scene.worker_lives
     assert scene.talk.worker.exit is not None
     assert scene.talk.worker.exit.reason == "unresponsive"
     assert scene.talk.worker.victims == 1
@@ -142,7 +147,7 @@ def test_a_worker_that_answers_is_told_to_cancel_and_lives_when_it_does(scene):
     scene.runs()
     scene.advance(30.5)
     assert [m.id for m in scene.talk.of(ipc.Cancel)] == [1]
-    assert not scene.dead
+    assert scene.worker_lives
     scene.says(ipc.Output(2, [ipc.Cancelled(1)]))
     assert isinstance(scene.error, WorkerStalled)
     assert scene.talk.worker.alive
@@ -155,9 +160,9 @@ def test_a_worker_that_stalled_and_hears_no_cancel_is_condemned(scene):
     scene.begin()
     scene.runs()
     scene.advance(31.5)
-    assert not scene.dead
+    assert scene.worker_lives
     scene.advance(1.5)
-    assert scene.dead
+    assert not scene.worker_lives
     assert scene.talk.worker.exit.reason == "stalled"
     assert isinstance(scene.error, WorkerStalled)
 
@@ -168,7 +173,7 @@ def test_a_step_since_the_stall_saves_the_worker(scene):
     scene.advance(31)
     scene.says(ipc.Output(2, []))
     scene.advance(5)
-    assert not scene.dead
+    assert scene.worker_lives
     assert isinstance(scene.error, WorkerStalled)
 
 
@@ -190,8 +195,8 @@ def test_no_first_token_is_a_deadline_and_a_dead_worker_is_condemned(scene):
     assert not scene.talk.of(ipc.Ping)
     scene.advance(62)
     assert isinstance(scene.error, DeadlineExceeded)
-    assert scene.error.policy.key == "timeouts.first_token"
-    assert scene.dead
+    assert key_of(scene.error) == "timeouts.first_token"
+    assert not scene.worker_lives
 
 
 def test_no_first_token_from_a_worker_that_answers_is_a_deadline_and_nobody_dies(scene):
@@ -201,7 +206,7 @@ def test_no_first_token_from_a_worker_that_answers_is_a_deadline_and_nobody_dies
     scene.says(ipc.Output(2, [ipc.Cancelled(1)]))
     scene.advance(60)
     assert isinstance(scene.error, DeadlineExceeded)
-    assert not scene.dead
+    assert scene.worker_lives
 
 
 def test_tokens_are_no_silence(scene):
@@ -211,7 +216,7 @@ def test_tokens_are_no_silence(scene):
         scene.advance(13)
         scene.token(number)
     assert not scene.talk.of(ipc.Ping)
-    assert scene.error is None
+    assert not scene.error
 
 
 def test_no_stall_is_judged_while_it_is_calm(scene):
@@ -221,11 +226,11 @@ def test_no_stall_is_judged_while_it_is_calm(scene):
     scene.runs()
     scene.answers = False
     scene.advance(100)
-    assert scene.error is None
+    assert not scene.error
     calm[0] = False
     scene.advance(31)
     assert isinstance(scene.error, WorkerStalled)
-    assert scene.dead
+    assert not scene.worker_lives
 
 
 @pytest.mark.parametrize("frozen", [16.0, 40.0, 3600.0])
@@ -235,12 +240,12 @@ def test_a_timer_that_is_late_because_the_daemon_stood_still_judges_nothing(scen
     scene.advance(1)
     scene.loop.now += frozen
     scene.loop.settle()
-    assert scene.error is None
+    assert not scene.error
     scene.token(2)
     scene.answers = False
     scene.advance(29)
-    assert scene.error is None
-    assert not scene.dead
+    assert not scene.error
+    assert scene.worker_lives
     scene.advance(2)
     assert isinstance(scene.error, WorkerStalled), "and then silence counts again"
 
@@ -254,7 +259,7 @@ def test_the_time_in_which_the_daemon_stood_still_is_not_taken_from_the_generati
     for number in range(2, 8):
         scene.advance(13)
         scene.token(number)
-    assert scene.error is None
+    assert not scene.error
     scene.advance(40)
     assert isinstance(scene.error, DeadlineExceeded)
 
@@ -268,12 +273,38 @@ def test_a_cancel_that_is_unheard_while_the_daemon_stood_still_condemns_nobody(s
     scene.loop.now += 600.0
     scene.loop.settle()
     scene.advance(1)
-    assert not scene.dead
+    assert scene.worker_lives
     scene.loop.now += 600.0
     scene.loop.settle()
-    assert not scene.dead
+    assert scene.worker_lives
     scene.says(ipc.Output(2, [ipc.Cancelled(1)]))
     assert scene.talk.worker.running == 0
+
+
+def test_nor_does_one_of_a_generation_that_stalled(scene):
+    scene.begin()
+    scene.runs()
+    scene.advance(30.5)
+    assert scene.talk.of(ipc.Cancel)
+    scene.loop.now += 600.0
+    scene.loop.settle()
+    assert scene.worker_lives
+    scene.says(PONG)
+    scene.advance(1)
+    assert scene.worker_lives
+    scene.says(ipc.Output(2, [ipc.Cancelled(1)]))
+    assert scene.talk.worker.alive
+
+
+def test_a_ping_that_is_unheard_while_the_daemon_stood_still_condemns_nobody(scene):
+    scene.begin()
+    scene.runs()
+    scene.loop.do(scene.task.cancel)
+    scene.loop.advance(2.1)
+    assert scene.talk.of(ipc.Ping)
+    scene.loop.now += 600.0
+    scene.loop.settle()
+    assert scene.worker_lives
 
 
 # -- over several workers
@@ -315,7 +346,7 @@ def test_a_generation_does_not_get_its_time_anew_with_each_worker(scene):
     assert not scene.talk.of(ipc.Cancel)
     scene.advance(4)
     assert isinstance(scene.error, DeadlineExceeded)
-    assert scene.error.policy.key == "timeouts.generation"
+    assert key_of(scene.error) == "timeouts.generation"
 
 
 # -- one token for nobody
@@ -366,7 +397,7 @@ def test_a_canary_that_gets_nothing_is_a_stall(scene):
     scene.answers = False
     with pytest.raises(WorkerStalled, match="within 10 s"):
         scene.loop.run(task)
-    assert scene.dead
+    assert not scene.worker_lives
 
 
 def test_a_canary_in_a_worker_that_dies_says_so(scene):

@@ -308,22 +308,25 @@ def test_tokens_behind_an_end_or_a_stop_string_break_nothing(bench_of: BenchOf, 
 
 
 WRONG = [
-    Resume(b"123", b""),
-    Resume(packed([5, 6]), b"12345"),
-    Resume(b"", packed([5])),
-    Resume(packed([512]), b""),
-    Resume(packed([5]), packed([2**32 - 1])),
-    Resume(packed([5] * 4096), b""),
+    (Resume(b"123", b""), "resume"),
+    (Resume(packed([5, 6]), b"12345"), "resume"),
+    (Resume(b"", packed([5])), "prompt"),
+    (Resume(packed([512]), b""), "prompt"),
+    (Resume(packed([5]), packed([2**32 - 1])), "resume"),
+    (Resume(packed([5] * 4096), b""), None),
 ]
 
 
-@pytest.mark.parametrize("resume", WRONG)
-def test_what_cannot_be_continued_is_refused(bench_of: BenchOf, resume: Resume) -> None:
+@pytest.mark.parametrize(("resume", "param"), WRONG)
+def test_what_cannot_be_continued_is_refused(
+    bench_of: BenchOf, resume: Resume, param: str | None
+) -> None:
     bench = bench_of("full")
     message = bench.message(text="x", max_tokens=3)
     (heard,) = bench.run([structs.replace(message, resume=resume)])
     assert heard.refused is not None
-    assert heard.refused.code in ("invalid_request", "context_exceeded")
+    assert heard.refused.param == param
+    assert heard.refused.code == ("invalid_request" if param else "context_exceeded")
 
 
 def test_a_prompt_is_not_rendered_again(bench_of: BenchOf) -> None:
@@ -338,10 +341,9 @@ def test_tokens_travel_with_their_pieces_in_no_frame_of_their_own(bench_of: Benc
     bench = bench_of("full")
     message = bench.message(messages=ASKED, max_tokens=40)
     (heard,) = bench.run([message])
-    for sent in bench.wire.sent:
-        for taken in sent.taken if isinstance(sent, Output) else []:
-            assert taken.id == message.id
-            assert sent.pieces or sent.begun
+    outputs = [sent for sent in bench.wire.sent if isinstance(sent, Output) and sent.taken]
+    assert len(outputs) > 20
+    assert all(sent.pieces or sent.begun for sent in outputs)
     assert heard.begun == 1
 
 
