@@ -191,9 +191,11 @@ class Supervisor:
             if worker is not None:
                 self._unfinished[spec] = worker
                 worker.kill()
+            slot.gone()
             raise
         except ModelLoadFailed as error:
-            self._failed(slot, worker, _reason(error, name), error)
+            if worker is None or worker.exit is None or not worker.exit.asked:
+                self._failed(slot, worker, _reason(error, name), error)
             raise
         self._serve(slot, worker, ready, self._clock.monotonic() - began)
         return worker
@@ -263,13 +265,18 @@ class Supervisor:
     async def _try(self, slot: Slot, worker: Worker) -> None:
         """Have it make one token. Raises ModelLoadFailed; the worker is then over.
 
-        Nobody can make room for it before it serves: what needs more memory than it has is refused
-        there, and says nothing against it.
+        It is a part of the load, and has as long. Nobody can make room for it before it serves:
+        what needs more memory than it has is refused there, and says nothing against it.
         """
         on_need, worker.on_need = worker.on_need, None
+        canary = asyncio.create_task(worker.canary(float(self._policies.timeouts.model_load)))
         try:
-            await worker.canary(float(self._policies.timeouts.first_token))
+            await asyncio.shield(canary)
             slot.delivered()
+        except asyncio.CancelledError:
+            worker.kill()  # or it would be asked to end its generation, and waited for
+            canary.cancel()
+            raise
         except MlxdError as error:
             if worker.alive and isinstance(error.__cause__, InsufficientMemory):
                 return

@@ -77,6 +77,11 @@ class Vitals:
         self._records = {w: record for w, record in self._records.items() if w in workers}
         await asyncio.gather(*(self._check(slot) for slot in slots))
 
+    async def wake(self) -> None:
+        """The machine has slept: each idle worker is to make a token, and is ended if it cannot."""
+        slots = [slot for slot in self._supervisor.slots() if slot.serving is not None]
+        await asyncio.gather(*(self._awake(slot) for slot in slots))
+
     def _left(self) -> float:
         interval = float(self._policies.supervision.worker.health.interval)
         return self._last + interval - self._clock.monotonic()
@@ -94,6 +99,14 @@ class Vitals:
         if verdict is not None and record.misses >= health.failures_down:
             log.error("worker %s is %s at %s checks: killed", slot.name, verdict, record.misses)
             worker.condemn(verdict)
+
+    async def _awake(self, slot: Slot) -> None:
+        worker = slot.serving
+        if worker is None or worker.running:
+            return
+        limit = float(self._policies.timeouts.first_token)
+        if await self._try(worker, limit) is not None and worker.alive:
+            worker.condemn("canary")
 
     async def _verdict(
         self, slot: Slot, worker: Worker, record: Record, health: Health

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlxd.control.exit import Exit
+from mlxd.control.exit import Exit, last_words
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,18 @@ def test_an_end_has_one_word(end: Exit, reason: str):
 )
 def test_only_a_signal_that_others_send_accuses_nobody(end: Exit, outside: bool):
     assert end.from_outside is outside
+
+
+@pytest.mark.parametrize(
+    ("stderr", "words"),
+    [
+        ("", ""),
+        ("a\nb\n\n  \n", "b"),
+        ("open /home/me/my models/x/code.py: denied", "open code.py: denied"),
+        ("File '/srv/a/b.py', line 3", "File 'b.py', line 3"),
+        ("half of it 1/2, and/or", "half of it 1/2, and/or"),
+        ("x" * 999, "x" * 200),
+    ],
+)
+def test_the_last_words_are_one_line_and_name_no_folder(stderr: str, words: str) -> None:
+    assert last_words(stderr) == words

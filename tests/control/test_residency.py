@@ -51,7 +51,23 @@ class Process:
         self.on_observed(self, ipc.Observed(1, 1, 1, 1))
 
 
-class Processes:
+class AlwaysWell:
+    """What a supervisor is asked before a start, where no worker ever failed."""
+
+    def admit(self, card):
+        pass
+
+    def check(self, card):
+        pass
+
+    async def turn(self, card, waits):
+        pass
+
+    def late(self, spec):
+        pass
+
+
+class Processes(AlwaysWell):
     """Stands beside the supervisor: counts starts and stops, and can be made slow or broken."""
 
     def __init__(self):
@@ -83,18 +99,6 @@ class Processes:
 
     def workers(self):
         return [*self.up.values(), *self.loading]
-
-    def admit(self, card):
-        pass
-
-    def check(self, card):
-        pass
-
-    async def turn(self, card, waits):
-        pass
-
-    def late(self, spec):
-        pass
 
     async def start(self, spec, name, budget, prepare, known):
         self.log.append(f"start {name}")

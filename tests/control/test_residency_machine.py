@@ -26,6 +26,7 @@ from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelCard
 from mlxd.ipc import messages as ipc
 from mlxd.policy.load import load
+from tests.control.test_residency import AlwaysWell
 from tests.support.daemon import write_policies
 from tests.support.virtual_time import VirtualLoop
 
@@ -110,7 +111,7 @@ class Process:
         return True
 
 
-class Processes:
+class Processes(AlwaysWell):
     """Stands beside the supervisor, and holds against the rules what it is told to do."""
 
     def __init__(self, world):

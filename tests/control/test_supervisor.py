@@ -17,7 +17,7 @@ from mlxd.core.errors import (
     WorkerCrashed,
 )
 from mlxd.ipc import messages as ipc
-from tests.support.engines import Engine, World, dies
+from tests.support.engines import Engine, World, card, dies
 
 PATIENT_REQUESTS = {"timeouts": "model_load: 10m\n"}
 
@@ -194,6 +194,31 @@ def test_a_load_that_nobody_waits_for_has_not_failed(world: World) -> None:
     assert world.slot().failures == 0
 
 
+def test_a_start_that_was_given_up_leaves_nothing(world: World) -> None:
+    world.load_seconds = 10.0
+    world.supervisor.admit(card("a"))
+    budget = ipc.Budget(1, 1, 0)
+    for turns in range(6):
+        starting = world.loop.create_task(
+            world.supervisor.start(world.slot().spec, "a", budget, lambda engine: None)
+        )
+        world.loop.settle(turns)
+        starting.cancel()
+        world.loop.settle()
+        assert (world.slot().state, world.slot().failures) == (State.IDLE, 0)
+    assert not any(engine.alive for engine in world.engines)
+
+
+def test_a_worker_that_the_daemon_itself_ends_while_it_loads_has_not_failed(world: World) -> None:
+    world.load_seconds = 10.0
+    asking = world.ask()
+    world.advance(1)
+    world.loop.do(world.engines[0].kill)
+    world.loop.settle()
+    assert isinstance(asking.exception(), ModelLoadFailed)
+    assert world.slot().failures == 0
+
+
 def test_a_wish_to_stop_is_no_failure(world: World) -> None:
     world.answer()
     world.loop.run(world.supervisor.stop(world.slot().spec, 1.0))
@@ -230,6 +255,15 @@ def test_a_worker_that_makes_no_token_is_ended_and_has_failed(world: World) -> N
     assert "makes no token" in failed.message
     assert world.counts.exits == [("a", "canary")]
     assert (world.slot().failures, world.slot().state) == (1, State.BACKING_OFF)
+
+
+def test_a_token_is_a_part_of_the_load_and_has_as_long(world: World) -> None:
+    world.edit(timeouts="model_load: 5s\n")
+    world.token_seconds = 1000.0
+    assert isinstance(world.answer(), ModelLoadFailed)
+    assert world.loop.now - world.began == 5
+    assert (world.slot().failures, world.slot().reason) == (1, "it was not loaded in time")
+    assert not world.engines[0].alive
 
 
 def test_a_token_that_finds_no_memory_says_nothing_against_a_worker(world: World) -> None:
@@ -412,6 +446,14 @@ def test_a_load_and_an_end_are_told_with_their_numbers(world: World) -> None:
     assert world.counts.exits == [("a", "SIGABRT")]
     world.answer()
     assert world.counts.restarts == ["a"]
+
+
+def test_an_eviction_is_told_with_its_reason_and_its_bytes(world: World) -> None:
+    told: list[tuple[str, str, int]] = []
+    world.residency.on_evicted = lambda *what: told.append(what)
+    size = world.answer("a", size=600).memory.active
+    world.answer("b", size=600)
+    assert told == [("load", "a", size)]
 
 
 def test_a_dead_worker_is_in_no_list(world: World) -> None:

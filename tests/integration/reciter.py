@@ -60,6 +60,42 @@ def make_fragile(folder: Path, error: str = "MemoryError('none left')") -> Path:
     return folder
 
 
+_DYING = """
+import os
+import signal
+
+from mlx_lm.models.llama import Model as Llama, ModelArgs
+
+
+def _live_or_die():
+    if not os.path.exists(CURE):
+        END
+
+
+class Model(Llama):
+    def __init__(self, args):
+        if WHEN == "load":
+            _live_or_die()
+        super().__init__(args)
+
+    def __call__(self, inputs, cache=None, **more):
+        if WHEN == "step":
+            _live_or_die()
+        return super().__call__(inputs, cache=cache, **more)
+"""
+SEGFAULT = "os.kill(os.getpid(), signal.SIGSEGV)"
+
+
+def make_dying(folder: Path, cure: Path, *, when: str = "load", end: str = SEGFAULT) -> Path:
+    """One whose code ends its process at each `load` or `step`, until there is a file `cure`."""
+    make_model(folder, Shape(spread=3.0))
+    code = _DYING.replace("CURE", repr(str(cure))).replace("WHEN", repr(when)).replace("END", end)
+    (folder / "code.py").write_text(code)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_file": "code.py"}))
+    return folder
+
+
 def _successors(folder: Path) -> dict[int, int]:
     """The chain begins behind the line break that ends the chat template."""
     from tokenizers import Tokenizer

@@ -66,6 +66,11 @@ class Engine:
 
     async def canary(self, timeout: float) -> None:
         self.canaries += 1
+        try:
+            await asyncio.sleep(self.world.token_seconds)
+        finally:
+            while self.world.token_seconds and self.alive:  # it is to say that it has ended it
+                await asyncio.sleep(1.0)
         self.world.fate(self, "canary")
         if not self.alive:
             raise WorkerStalled("it is gone")
@@ -114,6 +119,7 @@ class World:
         self.loop = VirtualLoop()
         self.folder = folder / "policies"
         self.load_seconds = 1.0
+        self.token_seconds = 0.0
         self.fate: Callable[[Engine, str], None] = lambda engine, when: None
         self.kept: set[str] = set()
         self.engines: list[Engine] = []
