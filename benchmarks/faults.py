@@ -74,6 +74,7 @@ _POLICIES = {
     "timeouts": f"inter_token_stall: {STALL:g}s\nworker_cancel_ack: 500ms\nmodel_load: 30s\n",
     "memory": "eviction: {protect_recent: 0s, min_residency: 0s}\n",
 }
+_LOAD = "load: {retry: {max: 10, backoff: 100ms}}\n"
 _SUPERVISION = """\
 worker:
   backoff: {{base: 100ms, max: 100ms}}
@@ -131,8 +132,9 @@ class Run:
         for number in numbers:
             self._strike(number)
         self._settle()
-        link(self.faults, self.workers, self.streams.all)
-        taken = sum(min(f.delivered, time.monotonic()) - f.at for f in self.faults[-len(numbers) :])
+        latest = self.faults[-len(numbers) :]
+        link(latest, self.workers, self.streams.all)
+        taken = sum(min(fault.delivered, time.monotonic()) - fault.at for fault in latest)
         time.sleep(0.5)
         began = time.monotonic()
         time.sleep(taken if self.options.quiet is None else self.options.quiet)
@@ -217,9 +219,10 @@ def link(faults: list[Fault], workers: Workers, streams: list[Stream]) -> None:
         fault.successor = workers.after(fault.life)
         if fault.successor is None:
             continue
-        own = [stream for stream in streams if stream.ask.model == fault.model]
+        born = fault.successor.seen
+        own = [s for s in streams if s.ask.model == fault.model and s.ended > born]
         fault.delivered = min(
-            (at for s in own for at, _ in list(s.pieces) if at > fault.successor.seen),
+            (next((at for at, _ in stream.pieces if at > born), math.inf) for stream in own),
             default=math.inf,
         )
 
@@ -242,7 +245,7 @@ def served(options: argparse.Namespace, scratch: Path, name: str) -> Iterator[Da
     models = scratch / "models"
     policies = {
         **_POLICIES,
-        "models": f"dirs: [{models}]\ndefaults: {{ttl: never}}\nmodels: {{{trusted}}}\n",
+        "models": f"dirs: [{models}]\ndefaults: {{ttl: never}}\nmodels: {{{trusted}}}\n{_LOAD}",
         "supervision": _SUPERVISION.format(kills=options.kills),
     }
     with daemon(folder, models=models, policies=policies) as running:

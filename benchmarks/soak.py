@@ -55,6 +55,7 @@ _OF_KILLS = frozenset(
      "request_quarantined", "deadline_exceeded")
 )  # fmt: skip
 _APPLIED_WITHIN = 10.0
+_LOAD = "load: {retry: {max: 10, backoff: 100ms}}\n"
 _SUPERVISION = (
     "worker: {backoff: {base: 100ms, max: 100ms}, budget: [{max: 10000, per: 300s}]}\n"
     "replay: {attempts: 3}\n"
@@ -412,7 +413,7 @@ def served(scratch: Path, quota: int) -> Iterator[Daemon]:
     trusted = ", ".join(f"{model}: {{trust_remote_code: true}}" for model in MODELS)
     policies = {
         "limits": limits(MOST, quota),
-        "models": f"dirs: [{models}]\ndefaults: {{ttl: never}}\nmodels: {{{trusted}}}\n",
+        "models": f"dirs: [{models}]\ndefaults: {{ttl: never}}\nmodels: {{{trusted}}}\n{_LOAD}",
         "timeouts": _TIMEOUTS,
         "supervision": _SUPERVISION,
     }

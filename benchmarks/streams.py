@@ -83,14 +83,18 @@ class Stream:
     error: str = ""
     retry_after: float = 0.0
     kind: Kind = "other"
+    _pieces: list[tuple[float, str]] | None = None
 
     @property
     def pieces(self) -> list[tuple[float, str]]:
         """Texts and when they came."""
-        if self.status != 200:
-            return []
-        found = [(at, _piece_of(json.loads(record))) for at, record in self.records]
-        return [(at, text) for at, text in found if text]
+        if self._pieces is not None:
+            return self._pieces
+        found = [(at, _piece_of(json.loads(record))) for at, record in list(self.records)]
+        found = [(at, text) for at, text in found if text]
+        if self.ended < float("inf"):
+            self._pieces = found
+        return found
 
     @property
     def text(self) -> str:
