@@ -320,6 +320,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> Json:
         noted.run()
         after = _left(options, running, scratch, before)
         if options.log is not None:
+            options.log.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(running.log, options.log)
     seconds = time.monotonic() - began
     streams = noted.streams.done
