@@ -59,7 +59,7 @@ def test_answers_go_on_in_an_engine_made_anew(model_of: MakeModel, cache: str) -
     bench = Bench(model_of(shape), **launch)
     asks = ASKS[:3] if cache == "hybrid" else ASKS
     expected = bench.run([bench.message(messages=ASKED, **ask) for ask in asks])
-    for at, late in ((1, True), (2, False), (9, True), (17, False)):
+    for at, late in ((1, True), (9, True), (17, False)):
         fail_once(bench, at, late=late)
         bench.loop._sound_from = 0
         failed = bench.loop._engine

@@ -81,7 +81,7 @@ def cuts(heard: Heard) -> list[tuple[int, int]]:
     return sorted({known for known in heard.frames if known[1] < len(heard.tokens)})
 
 
-def check(bench: Bench, message: Generate, *, most: int = 12) -> Heard:
+def check(bench: Bench, message: Generate, *, most: int = 8) -> Heard:
     """Cut one answer everywhere, or at `most` places, and continue each; returns the whole one."""
     (whole,) = bench.run([message])
     assert whole.refused is None
