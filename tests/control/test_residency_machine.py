@@ -207,6 +207,8 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.loaded_at: dict[str, float] = dict.fromkeys(SIZES, 0.0)
         self.needs: list[tuple[Process, int]] = []
         self.ids = count(1)
+        self.died = asyncio.Event()
+        """Some worker has; another such event takes its place then."""
         self.unexpected: list[str] = []
         self.loop.set_exception_handler(lambda _, context: self.unexpected.append(str(context)))
         self.loop.do(self.residency.apply, self.policies)
@@ -267,10 +269,10 @@ class ResidencyMachine(RuleBasedStateMachine):
 
         async def user():
             try:
-                async with self.residency.lease(card(name), None, self.policies):
+                async with self.residency.lease(card(name), None, self.policies) as lease:
                     self.held[name] += 1
                     try:
-                        await done.wait()
+                        await self._work(lease, done)
                     finally:
                         self.held[name] -= 1
                         self.used(name)
@@ -279,6 +281,18 @@ class ResidencyMachine(RuleBasedStateMachine):
 
         self.users.append((name, done, self.loop.create_task(user())))
         self.loop.settle(turns)
+
+    async def _work(self, lease, done):
+        """To the end, on one worker after the other."""
+        while not done.is_set():
+            await lease.worker()
+            died = asyncio.ensure_future(self.died.wait())
+            ended = asyncio.ensure_future(done.wait())
+            try:
+                await asyncio.wait({died, ended}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                died.cancel()
+                ended.cancel()
 
     @rule(name=NAMES, seconds=st.sampled_from([0.0, 1.5, 5.0]))
     def use_and_end(self, name, seconds):
@@ -348,8 +362,13 @@ class ResidencyMachine(RuleBasedStateMachine):
     def crash(self, data, out_of_memory):
         process = data.draw(st.sampled_from(self.processes.workers()))
         process.out_of_memory = out_of_memory
-        self.loop.do(self.processes.gone, process)
+        self.loop.do(self._crash, process)
         self.loop.settle(2)
+
+    def _crash(self, process):
+        self.processes.gone(process)
+        died, self.died = self.died, asyncio.Event()
+        died.set()
 
     @rule(broken=st.booleans(), load=st.sampled_from([0.0, 1.0, 20.0]), stop=st.booleans())
     def change_processes(self, broken, load, stop):

@@ -16,7 +16,8 @@ class Timeouts(Policy):
     """Every time limit on a request and on a worker."""
 
     generation: Duration = field(
-        "300s", "From a worker's acceptance to the last token; then 504.",
+        "300s", "From a worker's acceptance to the last token, over all workers that it takes; "
+        "then 504.",
         unit="duration", example="15m",
     )  # fmt: skip
     queue: Duration = field(
@@ -33,7 +34,8 @@ class Timeouts(Policy):
         unit="duration", example="4m",
     )  # fmt: skip
     inter_token_stall: Duration = field(
-        "30s", "Longest pause between two tokens; then the worker counts as stalled.",
+        "30s", "Longest pause between two tokens; then the worker is ended if it does not answer, "
+        "else the request cancelled, and either way replayed.",
         unit="duration", example="1m",
     )  # fmt: skip
     model_load: Duration = field(

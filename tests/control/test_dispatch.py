@@ -1,0 +1,81 @@
+"""What becomes of a request before a worker hears of it."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from mlxd.control.admission import Admission
+from mlxd.control.dispatch import Asker, Dispatcher
+from mlxd.core.clock import ManualClock
+from mlxd.core.errors import RequestQuarantined
+from mlxd.core.models import ModelCard
+from mlxd.core.request import GenerationRequest, Sampling
+from mlxd.policy.load import load
+
+
+class Parts:
+    """Stand beside a dispatcher: a model in memory, and whoever runs generations."""
+
+    def __init__(self) -> None:
+        self.card = ModelCard("m", "/m", 1, "0" * 64, 0.0, "llama", 1, "f32", 512)
+        self.orders: list[Any] = []
+        self.cases: list[Any] = []
+        self.refusal: Exception | None = None
+
+    async def resolve(self, model, policies):
+        return self.card
+
+    def delays_others(self, spec):
+        return False
+
+    @asynccontextmanager
+    async def lease(self, card, keep_alive, policies):
+        yield None
+
+    def check(self, case, policies):
+        if self.refusal is not None:
+            raise self.refusal
+
+    async def run(self, order, case, lease, policies):
+        self.orders.append(order)
+        self.cases.append(case)
+        for burst in ():
+            yield burst
+
+
+async def opened(parts: Any, sampling: Sampling, admission: Admission | None = None) -> None:
+    admission = admission or Admission(ManualClock())
+    dispatcher = Dispatcher(
+        parts, admission, parts, parts, clock=ManualClock(), draw_seed=lambda: 77
+    )
+    request = GenerationRequest(model="m", text="x", sampling=sampling)
+    async with dispatcher.open(request, Asker("c", load(), lambda rule: None)) as bursts:
+        assert [burst async for burst in bursts] == []
+
+
+@pytest.mark.parametrize(
+    ("sampling", "seed"),
+    [
+        (Sampling(temperature=0.8), 77),
+        (Sampling(), 77),
+        (Sampling(temperature=0.8, seed=5), 5),
+        (Sampling(temperature=0.0), None),
+    ],
+)
+async def test_tokens_are_drawn_with_a_seed_that_is_no_part_of_the_case(sampling, seed):
+    parts = Parts()
+    await opened(parts, sampling)
+    assert parts.orders[0].sampling.seed == seed
+    assert parts.cases[0].sampling == sampling
+
+
+async def test_a_request_in_quarantine_takes_no_slot():
+    parts, admission = Parts(), Admission(ManualClock())
+    parts.refusal = RequestQuarantined("no")
+    with pytest.raises(RequestQuarantined):
+        await opened(parts, Sampling(), admission)
+    assert admission.totals.processed == 0
+    assert not parts.orders
