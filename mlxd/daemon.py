@@ -101,8 +101,9 @@ class Daemon:
             self._supervisor, clock, read_memory, self._forecasts, check=catalog.check
         )
         self._vitals = Vitals(
-            self._supervisor, clock, store.current, lambda: self._residency.calm()
-        )
+            self._supervisor, clock, store.current,
+            lambda: self._residency.calm(),  # noqa: PLW0108  # as it is then
+        )  # fmt: skip
         self._preloader = Preloader(catalog, self._residency)
         self._recovery = Recovery(
             self._supervisor, self._residency, clock,

@@ -173,7 +173,6 @@ class Loads:
                 worker.ready.working_set_bytes or self._inventory.working_set
             )
         self._room.settle(resident, worker, idle=True)
-        self._inventory.read_memory()
 
     def _over(self, resident: Resident) -> None:
         resident.loading = None

@@ -94,14 +94,13 @@ class Recovery:
 
     async def _restart(self, slot: Slot) -> None:
         policies = self._policies()
+        later = float(policies.memory.check_interval)
+        self._not_before[slot.spec] = self._clock.monotonic() + later
         try:
             await self._residency.load(slot.card, policies, Evicts.UNLISTED)
         except MlxdError as error:
             log.info("%s is not started again yet: %s", slot.name, error)
-            if slot.state is State.IDLE:
-                later = float(policies.memory.check_interval)
-                self._not_before[slot.spec] = self._clock.monotonic() + later
-        else:
+        if slot.state is not State.IDLE:  # it serves, or its own failure says when
             self._not_before.pop(slot.spec, None)
 
     def _own(self, slot: Slot, work: Coroutine[None, None, None]) -> None:
@@ -110,6 +109,8 @@ class Recovery:
 
         def ended(task: asyncio.Task[None]) -> None:
             del self._tasks[slot.spec]
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("%s could not be started: a defect", slot.name, exc_info=error)
             self._supervisor.changes.tell()
 
         task.add_done_callback(ended)

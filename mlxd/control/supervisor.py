@@ -123,7 +123,6 @@ class Supervisor:
 
         Raises what `check` raises.
         """
-        self._unfinished.pop(card.spec, None)
         while True:
             self.check(card)
             slot = self._slot(card)

@@ -23,6 +23,7 @@ class Parts:
         self.card = ModelCard("m", "/m", 1, "0" * 64, 0.0, "llama", 1, "f32", 512)
         self.orders: list[Any] = []
         self.cases: list[Any] = []
+        self.bursts: list[Any] = []
         self.refusal: Exception | None = None
 
     async def resolve(self, model, policies):
@@ -42,7 +43,7 @@ class Parts:
     async def run(self, order, case, lease, policies):
         self.orders.append(order)
         self.cases.append(case)
-        for burst in ():
+        for burst in self.bursts:
             yield burst
 
 

@@ -161,7 +161,7 @@ def test_memory_that_others_took_meanwhile_is_not_waited_for(loop, world):
 
 
 def test_a_worker_that_is_killed_and_not_over_yet_keeps_its_place(loop, world):
-    """It serves no more, and holds what it held."""
+    """It serves no more, and has what it was promised."""
 
     async def run():
         async with world.lease("a", size=600) as lease:
@@ -169,8 +169,9 @@ def test_a_worker_that_is_killed_and_not_over_yet_keeps_its_place(loop, world):
             over = asyncio.Event()
             worker.gone = lambda timeout: over.wait()
             worker.alive = False
-            world.processes.dying = [world.processes.up.pop(A)]
-            world.processes.leaks = 600 * GIB
+            worker.memory = worker.memory.__class__(100 * GIB, 0, 0)
+            world.processes.up.pop(A)
+            world.processes.leaks = 100 * GIB
             with pytest.raises(InsufficientMemory):
                 await use(world, "b", size=600)
             next_one = asyncio.create_task(lease.worker())

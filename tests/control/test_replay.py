@@ -492,6 +492,14 @@ def test_one_that_died_in_company_is_not_refused(world):
     assert isinstance(two.events[-1], Finished)
 
 
+def test_where_one_death_is_enough_company_is_still_a_doubt(loop, tmp_path):
+    world = World(loop, tmp_path, "quarantine: {kills: 1}\n")
+    one, two = two_that_died(world)
+    assert not one.error
+    assert not two.error
+    assert not world.replays.quarantined()
+
+
 def test_a_suspect_that_waits_does_not_wait_for_ever(world):
     one, two = two_that_died(world)
     one.starts()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from mlxd.core.errors import (
     ModelQuarantined,
     WorkerCrashed,
 )
+from mlxd.core.models import ModelCard
 from mlxd.ipc import messages as ipc
 from tests.support.engines import Engine, World, card, dies
 
@@ -394,6 +396,14 @@ def test_a_preloaded_model_is_started_again_after_its_back_off(world: World) -> 
     assert world.slot("b").state is State.IDLE
 
 
+def test_a_model_that_never_served_is_not_missed(world: World) -> None:
+    world.kept = {"a"}
+    world.fate = dies()
+    world.answer()
+    world.advance(100)
+    assert len(world.starts) == 1
+
+
 def test_a_preloaded_model_that_keeps_failing_goes_the_same_way(world: World) -> None:
     world.kept = {"a"}
     world.answer()
@@ -417,12 +427,39 @@ def test_a_preloaded_model_without_room_is_tried_now_and_then(world: World) -> N
     assert world.slot().state is State.SERVING
 
 
+def test_a_defect_of_one_start_neither_spins_nor_ends_the_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.kept = {"a", "b"}
+    world.answer("a")
+    world.answer("b")
+    load, asked = world.residency.load, 0
+
+    async def broken(card: ModelCard, *others: Any) -> None:
+        nonlocal asked
+        if card.name == "a":
+            asked += 1
+            raise RuntimeError("a defect")
+        await load(card, *others)
+
+    monkeypatch.setattr(world.residency, "load", broken)
+    for engine in world.engines[:2]:
+        world.loop.do(engine.ends, -11)
+    world.advance(32.5)
+    assert world.slot("b").state is State.SERVING
+    assert asked == 4, "after 2 s, and every 10 s"
+
+
 def test_what_a_client_had_unloaded_stays_so(world: World) -> None:
     world.kept = {"a"}
     world.answer()
     world.loop.run(world.supervisor.stop(world.slot().spec, 1.0))
     world.advance(100)
     assert len(world.engines) == 1
+    world.loop.do(world.answer().ends, -11)
+    world.loop.run(world.supervisor.stop(world.slot().spec, 1.0))
+    world.advance(100)
+    assert len(world.engines) == 2, "as little as one that died a moment before"
 
 
 # -- what is told

@@ -197,6 +197,7 @@ class World:
         self, spec: Any, name: str, clock: Any, *, temporary: Path, budget: Any, known: Any
     ) -> Engine:
         self.starts.append(self.loop.now - self.began)
+        await asyncio.sleep(0)
         self.engines.append(Engine(self, spec, name, budget))
         return self.engines[-1]
 
