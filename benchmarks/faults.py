@@ -54,6 +54,8 @@ KINDS = {
     "exit(70)": signal.SIGUSR1,  # mortal.py
 }
 STALL = 2.0
+SPACING = 2.0
+"""Of an answer's length, at most, before each fault: else some meet more than replays allow."""
 WANTED_EXACT = 0.95
 WANTED_RATIO = 2.0
 WANTED_NOTICED = 1.0
@@ -108,8 +110,11 @@ class Fault:
 class Run:
     """A daemon under streams, and everything that is noted of it."""
 
-    def __init__(self, options: argparse.Namespace, running: Daemon, asks: list[list[Ask]]) -> None:
+    def __init__(
+        self, options: argparse.Namespace, running: Daemon, asks: list[list[Ask]], spacing: float
+    ) -> None:
         self.options = options
+        self.spacing = spacing
         self.running = running
         self.chance = random.Random(options.seed)
         self.faults: list[Fault] = []
@@ -150,7 +155,7 @@ class Run:
         patient = not self.options.storm and number < self.options.faults * _PATIENT
         if patient:
             self._recover(model)
-        time.sleep(self.chance.uniform(0, self.options.spacing))
+        time.sleep(self.chance.uniform(0, self.spacing))
         life = self._alive(model)
         if life is None:
             self.unrecovered.append(f"fault {number}: model {model} has no worker to strike")
@@ -316,7 +321,10 @@ def measure(options: argparse.Namespace, scratch: Path) -> Json:
         say(f"{len(first)} undisturbed answers")
         began = time.monotonic()
         before = _residue(running, scratch)
-        noted = Run(options, running, asks)
+        usual = median(stream.ended - stream.began for stream in first)
+        spacing = usual * SPACING if options.spacing is None else options.spacing
+        say(f"an answer takes {usual:.1f} s: up to {spacing:.1f} s before each fault")
+        noted = Run(options, running, asks, spacing)
         noted.run()
         after = _left(options, running, scratch, before)
         if options.log is not None:
@@ -697,7 +705,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--family", nargs="+", default=["full"], help="of each model: full, sliding or hybrid"
     )
     parser.add_argument("--storm", action="store_true", help="faults wait for nothing")
-    parser.add_argument("--spacing", type=float, default=2.0, help="seconds, at most, before each")
+    parser.add_argument(
+        "--spacing",
+        type=float,
+        help="seconds before a fault, at most; else as a stream needs twice",
+    )
     parser.add_argument("--quiet", type=float, help="seconds after a round; else as it needed")
     parser.add_argument("--layers", type=int, help="of the models; else calibrated")
     parser.add_argument("--asks", type=int, default=32, help="different requests of each model")
@@ -710,7 +722,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.tokens = tuple(options.tokens)
     if options.short:
         options.layers, options.asks, options.tokens = options.layers or 2, 8, (40, 80)
-        options.spacing, options.quiet = 0.5, 2.0
+        options.quiet = 2.0
     options.faults = options.faults or (4 if options.short else 200)
     return options
 

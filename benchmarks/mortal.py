@@ -25,11 +25,23 @@ _SPREAD = 3.0
 _CODE = """
 import os
 import signal
+import threading
 
 import mlx.core as mx
 from mlx_lm.models.MODULE import Model as Usual, ModelArgs
 
-signal.signal(signal.SIGUSR1, lambda *_: os._exit(STATUS))
+
+def _end(pipe):
+    while os.read(pipe, 1)[0] != signal.SIGUSR1:
+        pass
+    os._exit(STATUS)
+
+
+reading, writing = os.pipe()  # a handler alone would wait for the end of a step
+os.set_blocking(writing, False)
+signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+signal.signal(signal.SIGUSR1, lambda *_: None)
+threading.Thread(target=_end, args=(reading,), daemon=True).start()
 
 
 class Model(Usual):

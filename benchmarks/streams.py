@@ -61,7 +61,7 @@ def draw_asks(model: str, count: int, tokens: tuple[int, int], seed: int) -> lis
     return [
         Ask(
             number=number, path=PATHS[number % len(PATHS)], model=model,
-            words=chance.randint(2, 60), tokens=chance.randint(*tokens),
+            words=chance.randint(2, 20), tokens=chance.randint(*tokens),
             seed=chance.randint(1, 1 << 30) if number // len(PATHS) % 2 else None,
         )
         for number in range(count)
