@@ -64,8 +64,6 @@ WANTED_STEP = 0.020
 WANTED_DISTINCT = 0.30
 _SLACK = 0.5
 """Between what is known and what a poll, or a look at processes, shows of it."""
-_CALIBRATED_STEP = 0.028
-_MOST_LAYERS = 24
 _RECOVERY = 90.0
 _PATIENT = 0.75
 """The share of faults, the first ones, that come when their model delivers again."""
@@ -235,11 +233,12 @@ def link(faults: list[Fault], workers: Workers, streams: list[Stream]) -> None:
 # -- models, daemon, and the texts without faults
 
 
-def make_models(scratch: Path, families: Sequence[str], layers: int) -> None:
+def make_models(options: argparse.Namespace, scratch: Path) -> None:
     """In a process of its own: this one stays free of mlx."""
     folders = [str(scratch / "models" / name) for name in MODELS]
     command = [sys.executable, str(HERE / "mortal.py"), *folders]
-    subprocess.run([*command, "--family", *families, "--layers", str(layers)], check=True)
+    command += ["--layers", str(options.layers), "--pace", str(options.pace)]
+    subprocess.run([*command, "--family", *options.family], check=True)
 
 
 @contextmanager
@@ -255,22 +254,6 @@ def served(options: argparse.Namespace, scratch: Path, name: str) -> Iterator[Da
     }
     with daemon(folder, models=models, policies=policies) as running:
         yield running
-
-
-def calibrate(options: argparse.Namespace, scratch: Path) -> int:
-    """Layers with the step that is wanted while streams of both models run."""
-    layers = options.layers or 2
-    while not options.layers:
-        make_models(scratch, options.family, layers)
-        with served(options, scratch, f"calibrated-{layers}") as running:
-            undisturbed(running, pool(2 * EACH, (30, 30), 0))
-            step = median(gaps(undisturbed(running, pool(2 * EACH, (30, 30), 0))))
-        say(f"{layers} layers: a step of {step * 1e3:.1f} ms")
-        if step >= _CALIBRATED_STEP * 0.85 or layers == _MOST_LAYERS:
-            return layers
-        layers = min(_MOST_LAYERS, max(layers + 1, math.ceil(layers * _CALIBRATED_STEP / step)))
-    make_models(scratch, options.family, layers)
-    return layers
 
 
 def pool(count: int, tokens: tuple[int, int], seed: int) -> list[list[Ask]]:
@@ -314,7 +297,7 @@ def distinct(stream: Stream) -> float:
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> Json:
-    layers = calibrate(options, scratch)
+    make_models(options, scratch)
     asks = pool(options.asks, options.tokens, options.seed)
     with served(options, scratch, "served") as running:
         first = undisturbed(running, asks)
@@ -336,7 +319,8 @@ def measure(options: argparse.Namespace, scratch: Path) -> Json:
     texts = {stream.ask: stream.text for stream in first}
     return {
         "judged": not options.short, "family": options.family, "storm": options.storm,
-        "layers": layers, "seed": options.seed, "kills": options.kills, "seconds": seconds,
+        "layers": options.layers, "pace": options.pace, "seed": options.seed,
+        "kills": options.kills, "seconds": seconds,
         "asks": options.asks * len(MODELS), "wanted_faults": options.faults,
         "distinct_least": min(map(distinct, first)),
         **Judged(noted, streams, texts).found(),
@@ -472,7 +456,10 @@ class Judged:
         quiet: list[float] = []
         for stream in self._streams:
             (other,) = set(MODELS) - {stream.ask.model}
+            met = min((fault.at for fault in self._met[id(stream)]), default=math.inf)
             for (a, _), (b, _) in pairwise(stream.pieces):
+                if b >= met:  # from then on it waits for its turn among suspects, too
+                    break
                 if _meets(down[other], a, b) and not _meets(down[stream.ask.model], a, b):
                     beside.append(b - a)
                 elif any(first <= a and b <= last for first, last in self._noted.quiet):
@@ -635,7 +622,8 @@ def page(found: Json) -> str:
               "first token p50 s", "max s"]  # fmt: skip
     words = [
         f"{found['faults']} faults in {found['seconds']:.0f} s under {EACH} streams of each of two"
-        f" models ({', '.join(found['family'])}, {found['layers']} layers);"
+        f" models ({', '.join(found['family'])}, {found['layers']} layers,"
+        f" {found['pace'] * 1e3:g} ms of each step idle);"
         f" {found['asks']} different requests, greedy and seeded, at four endpoints;"
         f" {'a storm' if found['storm'] else 'most of them when the model delivers again'};"
         f" seed {found['seed']}.",
@@ -711,7 +699,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="seconds before a fault, at most; else as a stream needs twice",
     )
     parser.add_argument("--quiet", type=float, help="seconds after a round; else as it needed")
-    parser.add_argument("--layers", type=int, help="of the models; else calibrated")
+    parser.add_argument("--layers", type=int, default=2, help="of the models")
+    parser.add_argument("--pace", type=float, default=WANTED_STEP, help="seconds of each step")
     parser.add_argument("--asks", type=int, default=32, help="different requests of each model")
     parser.add_argument("--tokens", type=int, nargs=2, default=(60, 160), help="fewest and most")
     parser.add_argument("--kills", type=int, default=2, help="the policy quarantine.kills")
@@ -721,8 +710,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     options.tokens = tuple(options.tokens)
     if options.short:
-        options.layers, options.asks, options.tokens = options.layers or 2, 8, (40, 80)
-        options.quiet = 2.0
+        options.asks, options.tokens = 8, (40, 80)
+        options.quiet, options.kills = 2.0, 10
     options.faults = options.faults or (4 if options.short else 200)
     return options
 

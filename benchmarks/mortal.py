@@ -2,7 +2,9 @@
 
 Their folders hold code of their own (`models.<name>.trust_remote_code: true` lets it run in the
 worker): the usual architecture, whose special tokens are never chosen, and SIGUSR1 ends the process
-with status 70, as a worker ends whose engine is broken.
+with status 70, as a worker ends whose engine is broken. A step that makes tokens takes `pace`
+seconds more, in which no core is used, as if a device made it: on a CPU, where a token of a prompt
+costs as much as one of an answer, prompts would take seconds of models with such steps.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ _CODE = """
 import os
 import signal
 import threading
+import time
 
 import mlx.core as mx
 from mlx_lm.models.MODULE import Model as Usual, ModelArgs
@@ -45,8 +48,10 @@ threading.Thread(target=_end, args=(reading,), daemon=True).start()
 
 
 class Model(Usual):
-    def __call__(self, *inputs, **more):
-        logits = super().__call__(*inputs, **more)
+    def __call__(self, tokens, *inputs, **more):
+        if tokens.shape[-1] == 1:
+            time.sleep(PACE)
+        logits = super().__call__(tokens, *inputs, **more)
         return mx.where(mx.arange(logits.shape[-1]) < SPECIAL, -1e9, logits)
 """
 
@@ -75,12 +80,13 @@ def hybrid(layers: int) -> Shape:
 FAMILIES = {"full": full, "sliding": sliding, "hybrid": hybrid}
 
 
-def make(folder: Path, family: str, layers: int, seed: int) -> Path:
+def make(folder: Path, family: str, layers: int, pace: float, seed: int) -> Path:
     shape = replace(FAMILIES[family](layers), spread=_SPREAD)
     make_model(folder, shape, seed=seed)
     write_tokenizer(folder, shape.vocab)
     code = _CODE.replace("MODULE", shape.model_type).replace("STATUS", str(EXIT_STATUS))
-    (folder / "code.py").write_text(code.replace("SPECIAL", str(len(SPECIAL))))
+    code = code.replace("SPECIAL", str(len(SPECIAL))).replace("PACE", str(pace))
+    (folder / "code.py").write_text(code)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_file": "code.py"}))
     return folder
@@ -91,7 +97,8 @@ if __name__ == "__main__":
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--family", choices=FAMILIES, nargs="+", default=["full"])
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--pace", type=float, default=0.0, help="seconds")
     arguments = parser.parse_args()
     for number, folder in enumerate(arguments.folders):
         family = arguments.family[number % len(arguments.family)]
-        make(folder, family, arguments.layers, seed=number)
+        make(folder, family, arguments.layers, arguments.pace, seed=number)
