@@ -712,6 +712,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if options.short:
         options.asks, options.tokens = 8, (40, 80)
         options.quiet, options.kills = 2.0, 10
+        options.spacing = options.spacing or 2.0
     options.faults = options.faults or (4 if options.short else 200)
     return options
 

@@ -133,10 +133,9 @@ def test_load_beside_says_every_figure(tmp_path: Path) -> None:
 
 @pytest.mark.mlx
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("family", ["full", "hybrid"])
-def test_streams_survive_the_faults_of_their_workers(tmp_path: Path, family: str) -> None:
+def test_streams_survive_the_faults_of_their_workers(tmp_path: Path) -> None:
     """Its times are judged by the full form."""
-    found = run("faults.py", tmp_path, "--short", "--family", family)
+    found = run("faults.py", tmp_path, "--short", "--family", "full", "hybrid")
 
     assert found["faults"] == 4
     assert all(row["faults"] == 1 for row in found["by_kind"].values())
@@ -156,5 +155,5 @@ def test_nothing_is_left_of_requests_reloads_and_kills(tmp_path: Path) -> None:
     assert (found["requests"], found["reloads"]) == (60, 60)
     assert found["rate_refused"] == found["rate_expected"] > 0
     assert sum(found["kills"].values()) > 0
-    assert found["came"]["finished 200"] > 0
+    assert sum(found["came"].values()) == 60
     assert found["misses"] == []
