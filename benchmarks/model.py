@@ -71,7 +71,7 @@ def make(folder: Path, shape: str, size: int | None = None, seed: int = 0) -> Pa
     """A complete model folder; `size` is for those of SIZED."""
     chosen = SHAPES[shape] if size is None else SIZED[shape](size)
     make_model(folder, chosen, seed=seed)
-    _write_tokenizer(folder, chosen.vocab)
+    write_tokenizer(folder, chosen.vocab)
     _silence_special_tokens(folder)
     return folder
 
@@ -102,7 +102,7 @@ def _length(tokenizer: object, words: list[str]) -> int:
     return len(tokenizer.encode(rendered, add_special_tokens=False).ids)
 
 
-def _write_tokenizer(folder: Path, vocabulary: int) -> None:
+def write_tokenizer(folder: Path, vocabulary: int) -> None:
     """BPE over printable ASCII: as costly to use as any other, but without parts of characters."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

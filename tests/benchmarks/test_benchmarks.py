@@ -129,3 +129,31 @@ def test_load_beside_says_every_figure(tmp_path: Path) -> None:
     assert min(found["gaps_alone"], found["gaps_loading"]) > 0
     assert 0 <= found["step_p50"] <= found["alone_p99"] <= found["alone_max"]
     assert found["ratio_p99"] > 0
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(240)
+def test_streams_survive_the_faults_of_their_workers(tmp_path: Path) -> None:
+    """Its times are judged by the full form."""
+    found = run("faults.py", tmp_path, "--short", "--family", "full", "hybrid")
+
+    assert found["faults"] == 4
+    assert all(row["faults"] == 1 for row in found["by_kind"].values())
+    assert found["interrupted"]["count"] > 0
+    for met in ("interrupted", "late", "calm"):
+        assert found[met]["wrong"] == found[met]["else"] == 0
+    assert found["calm"]["exact"] == found["calm"]["count"] > 0
+    assert min(found["gaps_quiet"], found["gaps_beside"], found["polls"]) > 0
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(240)
+def test_nothing_is_left_of_requests_reloads_and_kills(tmp_path: Path) -> None:
+    """How memory grows is judged by the full form."""
+    found = run("soak.py", tmp_path, "--short")
+
+    assert (found["requests"], found["reloads"]) == (60, 60)
+    assert found["rate_refused"] == found["rate_expected"] > 0
+    assert sum(found["kills"].values()) > 0
+    assert sum(found["came"].values()) == 60
+    assert found["misses"] == []
