@@ -13,8 +13,8 @@ _LONGEST = 200
 _FOLDERS = re.compile(r"(?<![\w/])/(?:[^/\n'\":]+/)+")
 """The folders of an absolute path, whatever they are called; its last part says what it is of."""
 
-Verdict = Literal["stalled", "unresponsive", "protocol", "canary"]
-"""Why the daemon itself killed a worker that was not well."""
+Verdict = Literal["stalled", "unresponsive", "suspended", "protocol", "canary"]
+"""Why the daemon itself killed a worker that was not well; `suspended`: a signal had stopped it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,9 @@ class Exit:
 
         SIGKILL is also what an exhausted system sends; who knows of memory pressure decides.
         """
-        return not self.asked and self.verdict is None and self.status in _SENT
+        if self.asked or self.verdict is not None:
+            return self.verdict == "suspended"
+        return self.status in _SENT
 
 
 _SENT = frozenset(

@@ -281,12 +281,12 @@ class Generation:
             self._arm()
 
     def _arm(self) -> None:
-        """Look again when the nearest limit would pass if nothing more came, or half way there."""
+        """Look again when something would be due if nothing more came."""
         if self._timer is not None:
             self._timer.cancel()
-        now, quiet = self._clock.monotonic(), self._quiet_since()
-        limit = self._silence / (1 if self._asked > quiet else 2)
-        self._due = max(now, min(quiet + limit, self._last_moment()))
+        now = self._clock.monotonic()
+        first = min(self._word_due(), self._quiet_since() + self._silence, self._last_moment())
+        self._due = max(now, first)
         self._timer = self._loop.call_later(self._due - now, self._check)
 
     @property
@@ -302,6 +302,18 @@ class Generation:
             return max(self._last_piece, self._pulse.at, self._pulse.forgiven)
         return max(self._started_at, self._pulse.forgiven)
 
+    def _alive_at(self) -> float:
+        """The last sign of life of its worker, whatever that was about."""
+        pulse = self._pulse
+        return max(self.created, self._last_piece, pulse.at, pulse.heard, pulse.forgiven)
+
+    def _word_due(self) -> float:
+        """When its silent worker is pinged; or where it has been, when it must have answered: it
+        may read a prompt for long, but not be deaf.
+        """
+        alive, patience = self._alive_at(), self.limits.inter_token
+        return alive + (patience if self._asked > alive else min(patience, self._silence) / 2)
+
     def _last_moment(self) -> float:
         """When `generation` passes."""
         began = self.transcript.started_at
@@ -311,19 +323,18 @@ class Generation:
         """The timer: what has passed, if anything has."""
         self._timer = None
         now = self._clock.monotonic()
-        late, quiet = now - self._due, self._quiet_since()
-        asked = self._asked > quiet
+        late, mute = now - self._due, self._asked > self._alive_at()
         if late > LATE_SECONDS:
             self._forgive(now, late)
         elif now >= self._last_moment():
             self._break(too_long(self.limits))
             return
-        elif asked and now >= quiet + self._silence:
+        elif now >= self._quiet_since() + self._silence or (mute and now >= self._word_due()):
             if not self._pulse.calm():
-                self._judge()
+                self._judge(now)
                 return
             self._forgive(now)
-        elif not asked and now >= quiet + self._silence / 2:
+        elif now >= self._word_due():
             self._asked = now
             self._pulse.ask()
         self._arm()
@@ -336,16 +347,22 @@ class Generation:
         if self.transcript.started_at:
             self.transcript.started_at += late
 
-    def _judge(self) -> None:
+    def _judge(self, now: float) -> None:
         """It was silent for too long: a worker that does not even answer a ping is dead."""
         unheard = self._pulse.heard < self._asked
-        self._break(self._silent())
+        self._break(self._silent(now))
         if unheard:
             self._pulse.condemn("unresponsive")
 
-    def _silent(self) -> MlxdError:
+    def _silent(self, now: float) -> MlxdError:
         """Which limit it was, in words."""
         limits = self.limits
+        if now < self._quiet_since() + self._silence:
+            return WorkerStalled(
+                f"no sign of life for {limits.inter_token:g} s",
+                retry_after=2.0,
+                policy=limits.line("timeouts.inter_token_stall"),
+            )
         if self._last_piece:
             return WorkerStalled(
                 f"no token for {limits.inter_token:g} s",

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
 from mlxd.ipc.messages import Budget, Launch, launch_words
@@ -91,6 +93,14 @@ class EngineProcess:
     def stderr(self) -> str:
         """The last that it said."""
         return self._stderr.decode("utf-8", "replace")
+
+    @property
+    def suspended(self) -> bool:
+        """A signal has stopped it, and none has let it go on."""
+        try:
+            return bool(psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
+        except psutil.Error:
+            return False
 
     def signal(self, number: signal.Signals) -> None:
         """To its whole group."""

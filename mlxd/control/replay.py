@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_CLEARED_TOKENS = 16
+_CLEARED_TOKENS = 4
 """How much further than before a suspect must come, alone, to be none any more."""
 _GONE_SECONDS = 5.0
 """How long a killed worker may take to be gone."""
@@ -185,7 +185,8 @@ class Replays:
             return False
         if not end.from_outside:
             return True
-        return end.status == -signal.SIGKILL and self._under_pressure()
+        sent = end.verdict is None and end.status == -signal.SIGKILL
+        return sent and self._under_pressure()
 
     def _refusal(self, case: Case, found: Suspect, policies: PolicySet) -> RequestQuarantined:
         left = found.until - self._clock.monotonic()

@@ -348,7 +348,7 @@ class Worker(asyncio.Protocol):
     def condemn(self, verdict: Verdict) -> None:
         """SIGKILL the whole group, because it is not well: an end like that of a crash."""
         if not self._stopping:
-            self._verdict = verdict
+            self._verdict = "suspended" if self._process.suspended else verdict
         self.kill()
 
     # -- asyncio.Protocol

@@ -142,6 +142,16 @@ def test_a_worker_that_answers_no_ping_is_dead_at_the_limit(scene):
     assert scene.talk.worker.victims == 1
 
 
+def test_a_dead_worker_that_a_signal_had_stopped_accuses_nobody(scene):
+    scene.begin()
+    scene.runs()
+    scene.answers = False
+    scene.talk.process.suspended = True
+    scene.advance(31)
+    assert scene.talk.worker.exit.reason == "suspended"
+    assert scene.talk.worker.exit.from_outside
+
+
 def test_a_worker_that_answers_is_told_to_cancel_and_lives_when_it_does(scene):
     scene.begin()
     scene.runs()
@@ -187,15 +197,31 @@ def test_what_comes_after_the_error_is_neither_delivered_nor_noted(scene):
     assert list(scene.transcript.tokens) == [1]
 
 
-def test_no_first_token_is_a_deadline_and_a_dead_worker_is_condemned(scene):
+def test_no_first_token_is_a_deadline(scene):
+    """It reads a prompt for as long as that takes, and says all the while that it lives."""
     scene.begin()
     scene.says(ipc.Accepted(1, 3), ipc.Output(1, [], started=[1]))
-    scene.answers = False
-    scene.advance(59)
-    assert not scene.talk.of(ipc.Ping)
-    scene.advance(62)
+    scene.advance(119)
+    assert not scene.error
+    assert len(scene.talk.of(ipc.Ping)) == 7
+    scene.advance(5)
     assert isinstance(scene.error, DeadlineExceeded)
     assert key_of(scene.error) == "timeouts.first_token"
+    assert scene.talk.of(ipc.Cancel)
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_before_the_first_token_too_a_worker_that_answers_no_ping_is_dead(scene, accepted):
+    """Such as one that was stopped while it had nothing to do."""
+    scene.begin()
+    scene.answers = False
+    if accepted:
+        scene.says(ipc.Accepted(1, 3), ipc.Output(1, [], started=[1]))
+    scene.advance(29)
+    assert not scene.error
+    scene.advance(2)
+    assert isinstance(scene.error, WorkerStalled)
+    assert key_of(scene.error) == "timeouts.inter_token_stall"
     assert not scene.worker_lives
 
 

@@ -54,6 +54,7 @@ class Freeing:
 
     pid = 3
     stderr = ""
+    suspended = False
 
     def __init__(self, seconds: float, ends: float = 1e9) -> None:
         self.now = 0.0

@@ -268,7 +268,7 @@ def test_a_stopped_idle_worker_is_found_by_its_checks_and_ended(make: Make) -> N
     os.kill(pid, signal.SIGSTOP)
     eventually(lambda: gone(pid), "it is killed", within=30)
     eventually(lambda: told(running, "worker_down"), "that is told")
-    assert told(running, "worker_down")[0]["data"]["reason"] == "unresponsive"
+    assert told(running, "worker_down")[0]["data"]["reason"] == "suspended"
     assert ask(running).status_code == 200
 
 

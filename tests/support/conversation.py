@@ -16,6 +16,7 @@ class Ending:
     """A process that ends when it is told to."""
 
     stderr = ""
+    suspended = False
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
