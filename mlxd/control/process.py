@@ -17,11 +17,13 @@ from pathlib import Path
 
 import psutil
 
+from mlxd.control.kernels import VARIABLE, Kernels
 from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
 from mlxd.ipc.messages import Budget, Launch, launch_words
 
 _STDERR_TAIL = 8192
+_KERNELS = "kernels"
 _TURNS = "turns"
 """What engines that step one at a time lock; made by the first of them."""
 _DEAF = frozenset(
@@ -69,6 +71,7 @@ class EngineProcess:
         private = _private_folder(temporary)
         with contextlib.ExitStack() as undo:
             undo.callback(_remove, private, temporary)
+            kernels = await asyncio.to_thread(_kernels(temporary).lend, private)
             ours, theirs = socket.socketpair()
             undo.callback(ours.close)
             with theirs:
@@ -79,7 +82,7 @@ class EngineProcess:
                     stdout=asyncio.subprocess.DEVNULL,
                     stderr=asyncio.subprocess.PIPE,
                     start_new_session=True,
-                    env=_environment(private),
+                    env=_environment(private, kernels),
                 )
             undo.pop_all()
         ours.setblocking(False)
@@ -121,8 +124,12 @@ class EngineProcess:
         status = await self._process.wait()
         self.signal(signal.SIGKILL)
         await stderr
-        await asyncio.to_thread(_remove, self._private, self._temporary)
+        await asyncio.to_thread(self._clear, ended_well=status == 0)
         return status
+
+    def _clear(self, *, ended_well: bool) -> None:
+        _kernels(self._temporary).keep(self._private, ended_well=ended_well)
+        _remove(self._private, self._temporary)
 
     async def _collect_stderr(self) -> None:
         assert self._process.stderr is not None
@@ -156,6 +163,11 @@ def _places(temporary: Path) -> Iterator[Path]:
     yield Path("/dev/shm")
 
 
+def _kernels(temporary: Path) -> Kernels:
+    """Beside what goes with the workers."""
+    return Kernels(temporary.with_name(_KERNELS))
+
+
 def _remove(private: Path, temporary: Path) -> None:
     if private != temporary:
         shutil.rmtree(private, ignore_errors=True)
@@ -184,13 +196,14 @@ def _command(launch: Launch, fd: int) -> list[str]:
     ]
 
 
-def _environment(private: Path) -> dict[str, str]:
+def _environment(private: Path, kernels: Path) -> dict[str, str]:
     """The daemon's, with a TMPDIR of its own: MLX may compile kernels into it, under names that
     anybody can predict.
     """
     kept = {key: value for key, value in os.environ.items() if key not in _DEAF}
     return kept | {
         "TMPDIR": str(private),
+        VARIABLE: str(kernels),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
