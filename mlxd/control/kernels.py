@@ -7,6 +7,7 @@ file to nobody. On an H200 a new engine needs half a minute without them.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 from collections import defaultdict
@@ -40,7 +41,7 @@ class Kernels:
     def keep(self, private: Path, *, ended_well: bool) -> None:
         """Take over what an engine has compiled, once its process is gone."""
         with contextlib.suppress(OSError):
-            latest = _now(private) - (0 if ended_well else _WHOLE_SECONDS)
+            latest = math.inf if ended_well else _now(private) - _WHOLE_SECONDS
             left = MOST_BYTES - sum(file.stat().st_size for file in _files(self._folder))
             for file in _whole(private / _OWN, latest):
                 kept = self._folder / file.relative_to(private / _OWN)
