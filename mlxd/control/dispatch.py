@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from mlxd.control.admission import Admission
 from mlxd.control.catalog import Catalog
 from mlxd.control.generation import Limits
+from mlxd.control.order import Order
 from mlxd.control.replay import Replays, fresh_seed, seeded
 from mlxd.control.residency import Residency
 from mlxd.control.suspects import Case
-from mlxd.control.worker import Order
 from mlxd.core.clock import Clock
 from mlxd.core.errors import UnsupportedFeature
 from mlxd.core.events import Burst, Started

@@ -22,6 +22,8 @@ from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
 from mlxd.ipc.messages import Budget, Launch, launch_words
 
+KILLED_SECONDS = 5.0
+"""From SIGKILL to the end; the system may need a moment for its memory."""
 _STDERR_TAIL = 8192
 _KERNELS = "kernels"
 _TURNS = "turns"

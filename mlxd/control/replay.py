@@ -21,10 +21,11 @@ from weakref import WeakKeyDictionary
 from mlxd.control.exit import Exit
 from mlxd.control.gate import Gate, Turn
 from mlxd.control.generation import too_long
+from mlxd.control.order import Order
 from mlxd.control.residency import Lease
 from mlxd.control.suspects import Case, Suspect, Suspects
 from mlxd.control.transcript import Transcript
-from mlxd.control.worker import Order, Worker
+from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock
 from mlxd.core.errors import (
     InsufficientMemory,

@@ -12,15 +12,16 @@ import math
 import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from msgspec.structs import replace
 
 from mlxd.control.exit import Exit, Verdict
-from mlxd.control.generation import LATE_SECONDS, Generation, Limits, Pulse
-from mlxd.control.process import UNKNOWN, EngineProcess, Known
+from mlxd.control.farewell import Farewell
+from mlxd.control.generation import Generation, Pulse
+from mlxd.control.order import Order, canary
+from mlxd.control.process import KILLED_SECONDS, UNKNOWN, EngineProcess, Known
 from mlxd.control.transcript import Transcript
 from mlxd.core.clock import Clock, within
 from mlxd.core.errors import (
@@ -29,41 +30,20 @@ from mlxd.core.errors import (
     InvalidRequest,
     MlxdError,
     ModelLoadFailed,
-    PolicyLine,
     WorkerCrashed,
     WorkerStalled,
 )
 from mlxd.core.events import Burst, Started
 from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
-from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.ipc import messages as ipc
 
 log = logging.getLogger(__name__)
 
 _ASKED_NICELY_SECONDS = 1.0
 """From the word `Shutdown` to SIGTERM. A healthy worker needs a tenth of it."""
-_KILLED_SECONDS = 5.0
 _FREEING_SECONDS = 30.0
 """From SIGTERM to SIGKILL, for one that gives memory back all the while."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """One generation as a worker is asked for it: the request with everything resolved."""
-
-    request: GenerationRequest
-    sampling: Sampling
-    max_prompt: int
-    max_output: int
-    context: int
-    limits: Limits
-    arrived: float
-    """When the client's request came, on the monotonic clock."""
-    expected_output: int = 1024
-    """Tokens of the answer that memory is kept for at first."""
-    wait_seconds: float = 300.0
-    """How long it may wait for memory in the worker; 0: not at all."""
 
 
 class Worker(asyncio.Protocol):
@@ -102,6 +82,7 @@ class Worker(asyncio.Protocol):
         self.victims = 0
         """How many generations its end has cut off."""
         self._pulse = Pulse(ask=self._ask, condemn=self.condemn)
+        self._farewell = Farewell(self, clock, self._pulse)
         self._pong: asyncio.Future[ipc.Pong | None] | None = None
         self._buried = asyncio.Event()
         self._verdict: Verdict | None = None
@@ -148,6 +129,11 @@ class Worker(asyncio.Protocol):
     def alive(self) -> bool:
         """Whether it may be asked for something; neither stopping nor condemned."""
         return self._transport is not None and not self._stopping
+
+    @property
+    def condemned(self) -> bool:
+        """Whether it was killed because it is not well."""
+        return self._verdict is not None
 
     @property
     def out_of_memory(self) -> bool:
@@ -246,9 +232,11 @@ class Worker(asyncio.Protocol):
         Raises WorkerStalled when none comes in time, WorkerCrashed, or ModelLoadFailed from a
         worker that answers and gives none.
         """
+        context = self.ready.context if self.ready is not None else self.spec.context
+        order = canary(self.name, context, timeout, self._clock.monotonic())
         transcript = Transcript()
         try:
-            async with aclosing(self.generate(self._canary(timeout), transcript)) as bursts:
+            async with aclosing(self.generate(order, transcript)) as bursts:
                 async for _ in bursts:
                     pass
         except DeadlineExceeded as error:
@@ -262,18 +250,6 @@ class Worker(asyncio.Protocol):
             raise
         if not transcript.begun:
             raise self._fruitless("it ended without one")
-
-    def _canary(self, timeout: float) -> Order:
-        """One greedy token behind one token that every vocabulary has."""
-        context = self.ready.context if self.ready is not None else self.spec.context
-        return Order(
-            request=GenerationRequest(model=self.name, token_ids=(0,), max_tokens=1),
-            sampling=Sampling(temperature=0.0),
-            max_prompt=context, max_output=1, context=context,
-            limits=Limits(2 * timeout, timeout, timeout, timeout, _no_line),
-            arrived=self._clock.monotonic(),
-            expected_output=1, wait_seconds=timeout,
-        )  # fmt: skip
 
     def _fruitless(self, why: str) -> ModelLoadFailed:
         return ModelLoadFailed(
@@ -314,7 +290,7 @@ class Worker(asyncio.Protocol):
             self.kill()
             raise
         self.kill()
-        await self._process.gone(_KILLED_SECONDS)
+        await self._process.gone(KILLED_SECONDS)
 
     async def gone(self, timeout: float) -> bool:
         """Wait until its process is over and that is known; False: not in time."""
@@ -448,7 +424,7 @@ class Worker(asyncio.Protocol):
         """Raises WorkerCrashed; InvalidRequest."""
         if self._transport is None or self._stopping:
             raise self._crashed()
-        frame = _frame_of(order, self._next_id, transcript.resume())
+        frame = order.frame(self._next_id, transcript.resume())
         generation = Generation(self._next_id, order.limits, self._clock, self._pulse, transcript)
         self._next_id += 1
         self._generations[generation.id] = generation
@@ -468,7 +444,8 @@ class Worker(asyncio.Protocol):
         """
         try:
             if not generation.ended and self._transport is not None:
-                await self._cancel(generation)
+                self._send(ipc.Cancel(generation.id))
+                await self._farewell.take(generation)
         finally:
             if generation.ended or self._transport is None:
                 self._generations.pop(generation.id, None)
@@ -476,45 +453,9 @@ class Worker(asyncio.Protocol):
                 self._own(self._expect_end(generation))
             self._note_work()
 
-    async def _cancel(self, generation: Generation) -> None:
-        limits, asked = generation.limits, self._clock.monotonic()
-        self._send(ipc.Cancel(generation.id))
-        if await generation.until_ended(limits.cancel_ack):
-            return
-        silent = generation.stalled and self._pulse.at < generation.broken_at
-        if silent and self._counts(asked + limits.cancel_ack):
-            log.error("worker %s stalled and hears no cancel: killed", self.name)
-            self.condemn("stalled")
-        if self._verdict is not None:
-            await generation.until_ended(_KILLED_SECONDS)
-
     async def _expect_end(self, generation: Generation) -> None:
-        """Tell a long step from a wedge: it answers pings, and ends within the stall limit."""
-        limits = generation.limits
-        while not generation.ended and self.alive:
-            asked = self._clock.monotonic()
-            since = max(self._pulse.at, self._pulse.forgiven, generation.created)
-            if asked - since >= limits.inter_token:
-                log.error("worker %s makes no step and hears no cancel: killed", self.name)
-                self.condemn("stalled")
-                break
-            self._ask()
-            if await generation.until_ended(limits.cancel_ack):
-                break
-            if self._counts(asked + limits.cancel_ack) and self._pulse.heard < asked:
-                log.error("worker %s answers neither cancel nor ping: killed", self.name)
-                self.condemn("unresponsive")
+        await self._farewell.outlast(generation)
         self._generations.pop(generation.id, None)
-
-    def _counts(self, due: float) -> bool:
-        """Whether a silence up to `due` says something: the daemon listened, and the machine had
-        not just slept.
-        """
-        now = self._clock.monotonic()
-        if now - due <= LATE_SECONDS and not self._pulse.calm():
-            return True
-        self._pulse.forgiven = now
-        return False
 
     async def _bury(self) -> None:
         """Runs for the life of the process; then ends all that waited for it."""
@@ -556,27 +497,3 @@ class Worker(asyncio.Protocol):
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _no_line(key: str) -> PolicyLine:
-    """For a generation that no policy limits."""
-    return PolicyLine(key, "", "")
-
-
-def _frame_of(order: Order, id: int, resume: ipc.Resume | None) -> bytes:
-    """Raises InvalidRequest for values that no message can carry."""
-    message = ipc.Generate(
-        id=id,
-        request=order.request,
-        sampling=order.sampling,
-        max_prompt=order.max_prompt,
-        max_output=order.max_output,
-        context=order.context,
-        expected_output=order.expected_output,
-        wait_seconds=order.wait_seconds,
-        resume=resume,
-    )
-    try:
-        return ipc.encode(message)
-    except ipc.Unsendable as error:
-        raise InvalidRequest(f"the request holds an unusable value: {error}") from error

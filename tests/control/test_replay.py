@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from mlxd.control.generation import Limits
+from mlxd.control.order import Order
 from mlxd.control.replay import Replays, seeded
 from mlxd.control.suspects import Case
-from mlxd.control.worker import Order, Worker
+from mlxd.control.worker import Worker
 from mlxd.core.errors import (
     DeadlineExceeded,
     Draining,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mlxd.control.generation import Limits
+from mlxd.control.order import Order
 from mlxd.control.transcript import Transcript
-from mlxd.control.worker import Order
 from mlxd.core.errors import (
     DeadlineExceeded,
     MlxdError,

@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 
 from mlxd.control.generation import Limits
-from mlxd.control.worker import Order, Worker
+from mlxd.control.order import Order
+from mlxd.control.worker import Worker
 from mlxd.core.clock import SystemClock
 from mlxd.core.errors import InsufficientMemory, PolicyLine, WorkerCrashed
 from mlxd.core.footprint import Footprint

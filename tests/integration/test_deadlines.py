@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from mlxd.control.generation import Limits
-from mlxd.control.worker import Order, Worker
+from mlxd.control.order import Order
+from mlxd.control.worker import Worker
 from mlxd.core.clock import SystemClock
 from mlxd.core.errors import DeadlineExceeded, PolicyLine
 from mlxd.core.events import collect

@@ -11,8 +11,9 @@ import pytest
 from msgspec.structs import replace
 
 from mlxd.control.generation import Limits
+from mlxd.control.order import Order
 from mlxd.control.process import Known
-from mlxd.control.worker import Order, Worker
+from mlxd.control.worker import Worker
 from mlxd.core.clock import SystemClock
 from mlxd.core.errors import ContextExceeded, InsufficientMemory, MlxdError, PolicyLine
 from mlxd.core.events import Burst, Finished

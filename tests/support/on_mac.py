@@ -8,12 +8,12 @@ from __future__ import annotations
 import sys
 from functools import partial
 
-from mlxd import daemon
 from mlxd.cli import main
 from mlxd.control.caffeinate import Caffeinate
+from mlxd.daemon import composition
 
 if __name__ == "__main__":
     program, _python, _m, _mlxd, *arguments = sys.argv[1:]
     part = partial(Caffeinate, program=program, platform="darwin", lingers=1.0)
-    vars(daemon)["Caffeinate"] = part
+    vars(composition)["Caffeinate"] = part
     sys.exit(main(arguments))

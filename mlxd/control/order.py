@@ -1,0 +1,63 @@
+"""One generation as a worker is asked for it, and as that travels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlxd.control.generation import Limits
+from mlxd.core.errors import InvalidRequest, PolicyLine
+from mlxd.core.request import GenerationRequest, Sampling
+from mlxd.ipc import messages as ipc
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """The request with everything resolved."""
+
+    request: GenerationRequest
+    sampling: Sampling
+    max_prompt: int
+    max_output: int
+    context: int
+    limits: Limits
+    arrived: float
+    """When the client's request came, on the monotonic clock."""
+    expected_output: int = 1024
+    """Tokens of the answer that memory is kept for at first."""
+    wait_seconds: float = 300.0
+    """How long it may wait for memory in the worker; 0: not at all."""
+
+    def frame(self, id: int, resume: ipc.Resume | None) -> bytes:
+        """Raises InvalidRequest for values that no message can carry."""
+        message = ipc.Generate(
+            id=id,
+            request=self.request,
+            sampling=self.sampling,
+            max_prompt=self.max_prompt,
+            max_output=self.max_output,
+            context=self.context,
+            expected_output=self.expected_output,
+            wait_seconds=self.wait_seconds,
+            resume=resume,
+        )
+        try:
+            return ipc.encode(message)
+        except ipc.Unsendable as error:
+            raise InvalidRequest(f"the request holds an unusable value: {error}") from error
+
+
+def canary(model: str, context: int, timeout: float, now: float) -> Order:
+    """One greedy token, which is for nobody, behind one token that every vocabulary has."""
+    return Order(
+        request=GenerationRequest(model=model, token_ids=(0,), max_tokens=1),
+        sampling=Sampling(temperature=0.0),
+        max_prompt=context, max_output=1, context=context,
+        limits=Limits(2 * timeout, timeout, timeout, timeout, _no_line),
+        arrived=now,
+        expected_output=1, wait_seconds=timeout,
+    )  # fmt: skip
+
+
+def _no_line(key: str) -> PolicyLine:
+    """For a generation that no policy limits."""
+    return PolicyLine(key, "", "")

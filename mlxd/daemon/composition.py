@@ -1,0 +1,392 @@
+"""The daemon's parts: made, each with those it needs, and joined. Nothing runs yet."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from mlxd.control.admission import Admission
+from mlxd.control.caffeinate import Caffeinate
+from mlxd.control.catalog import Catalog
+from mlxd.control.dispatch import Dispatcher
+from mlxd.control.forecast import Forecasts
+from mlxd.control.guard import Guard
+from mlxd.control.leftovers import end_leftovers
+from mlxd.control.library import Library
+from mlxd.control.memory import read_memory
+from mlxd.control.monitors import Monitors
+from mlxd.control.own_names import OwnNames
+from mlxd.control.preload import Preloader
+from mlxd.control.pressure import OomKills, read_pressure
+from mlxd.control.pull import Puller
+from mlxd.control.pulled import PulledModels
+from mlxd.control.recovery import Recovery
+from mlxd.control.replay import Replays
+from mlxd.control.residency import Residency
+from mlxd.control.sleep import Grace
+from mlxd.control.supervisor import Supervisor
+from mlxd.control.vitals import Vitals
+from mlxd.control.watermarks import Level
+from mlxd.core.clock import AwakeClock, SystemClock
+from mlxd.core.instance import Instance
+from mlxd.core.starts import StartLedger
+from mlxd.core.threads import Threads
+from mlxd.daemon import systemd
+from mlxd.daemon.hold import Hold
+from mlxd.policy.boot import Boot
+from mlxd.policy.history import History, history_of
+from mlxd.policy.load import Override, PolicySet
+from mlxd.policy.outcome import Outcome
+from mlxd.policy.reload import Reloader
+from mlxd.policy.store import Live, PolicyStore
+from mlxd.policy.watch import Watcher
+from mlxd.server import memory_report, policy_report, worker_report
+from mlxd.server.admin import Admin
+from mlxd.server.admin_socket import AdminSocket
+from mlxd.server.app import routes
+from mlxd.server.connections import GuardedServer
+from mlxd.server.edge import Edge
+from mlxd.server.effects import Effects
+from mlxd.server.listener import Listener, Moved
+from mlxd.server.parts import Parts, State
+from mlxd.server.watchdog import Heartbeat, Watchdog, end_process, told_by_systemd
+from mlxd.server.webhook import Webhook
+from mlxd.telemetry import logs
+from mlxd.telemetry.events import Events
+from mlxd.telemetry.flight import LastRun, last_run
+from mlxd.telemetry.metrics import Metrics
+from mlxd.telemetry.records import Records
+from mlxd.telemetry.rejections import Rejections
+
+log = logging.getLogger(__name__)
+
+GUIDE = Path(__file__).parents[1] / "guide"
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """Everything that a daemon is made of: what the server sees, and what only its life needs."""
+
+    parts: Parts
+    listener: Listener
+    admin: AdminSocket
+    hold: Hold
+    vitals: Vitals
+    recovery: Recovery
+    grace: Grace
+    caffeinate: Caffeinate
+    forecasts: Forecasts
+    webhook: Webhook
+    heartbeat: Heartbeat
+    watchdog: Watchdog
+    threads: Threads
+    """For words on the disk of the state folder."""
+    temporary: Path
+    """The workers' private TMPDIRs are in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What the parts stand on: time, policies, what earlier runs left, and who is told."""
+
+    state: Path
+    temporary: Path
+    machine: SystemClock
+    clock: AwakeClock
+    store: PolicyStore
+    history: History
+    last: LastRun
+    metrics: Metrics
+    events: Events
+    threads: Threads
+
+
+@dataclass(frozen=True, slots=True)
+class _Models:
+    """Who finds models, has them in memory, and keeps them well there."""
+
+    pulled: PulledModels
+    own_names: OwnNames
+    catalog: Catalog
+    admission: Admission
+    supervisor: Supervisor
+    forecasts: Forecasts
+    residency: Residency
+    grace: Grace
+    vitals: Vitals
+    preloader: Preloader
+    recovery: Recovery
+    guard: Guard
+
+
+def compose(
+    boot: Boot,
+    instance: Instance,
+    starts: StartLedger,
+    *,
+    overrides: Sequence[Override],
+    find_folder: Callable[[], Path | None],
+    warnings: Sequence[str],
+    moved: Moved,
+) -> Composition:
+    """`moved` is told where the listener is, after each change of that."""
+    ground = _ground(boot.store, instance.state)
+    reloader = Reloader(
+        ground.store, ground.history, ground.clock, boot,
+        overrides=overrides, find_folder=find_folder,
+    )  # fmt: skip
+    models = _models(ground)
+    hold = Hold(
+        starts, ground.store, models.preloader,
+        look=models.guard.before_load, events=ground.events, threads=ground.threads,
+    )  # fmt: skip
+    models.residency.before_load = hold.before_load
+    parts = _parts(ground, models, reloader, starts, State(warnings=list(warnings)))
+    listener = Listener(_server(parts, ground), moved)
+    heartbeat, watchdog = _watched(ground, models, listener)
+    return Composition(
+        parts=parts,
+        listener=listener,
+        admin=_admin(parts, ground, listener, hold),
+        hold=hold,
+        vitals=models.vitals,
+        recovery=models.recovery,
+        grace=models.grace,
+        caffeinate=_caffeinate(ground, models),
+        forecasts=models.forecasts,
+        webhook=Webhook(ground.store.current, ground.events, ground.metrics.webhook_post),
+        heartbeat=heartbeat,
+        watchdog=watchdog,
+        threads=ground.threads,
+        temporary=ground.temporary,
+    )
+
+
+def join(made: Composition) -> None:
+    """Who prepares and commits new policies, in this order, and who is told of it."""
+    parts = made.parts
+    parts.reloader.use(
+        made.listener,
+        Live("log", _apply_log),
+        Live("admission", parts.admission.apply),
+        Live("catalog", parts.catalog.apply),
+        Live("supervisor", parts.supervisor.apply),
+        Live("vitals", made.vitals.apply),
+        Live("residency", parts.residency.apply),
+        Live("memory", parts.guard.apply),
+        Live("preload", parts.preloader.apply),
+        Live("webhook", made.webhook.apply),
+    )
+    parts.reloader.observe(partial(policy_report.report, parts))
+    parts.reloader.observe(_log_outcome)
+    policy_report.measure(parts)
+    memory_report.measure(parts)
+    worker_report.measure(parts)
+    parts.metrics.watch("mlxd_log_lines_lost", "Log lines that could not be written.", logs.lost)
+
+
+def _ground(store: PolicyStore, state: Path) -> _Ground:
+    temporary = _fresh_temporary(state)
+    machine = SystemClock()
+    clock = AwakeClock(machine)
+    last = last_run(state)
+    return _Ground(
+        state=state,
+        temporary=temporary,
+        machine=machine,
+        clock=clock,
+        store=store,
+        history=history_of(state),
+        last=last,
+        metrics=Metrics(),
+        events=Events(clock, last.ids_after(clock)),
+        threads=Threads("state"),
+    )
+
+
+def _models(ground: _Ground) -> _Models:
+    clock, store = ground.clock, ground.store
+    pulled = PulledModels(ground.state / "models")
+    own_names = OwnNames(ground.state / "models.d")
+    catalog = Catalog(GUIDE, clock, pulled=pulled.folder, names=own_names)
+    admission = Admission(ground.machine)  # windows of rates are what clients count too
+    supervisor = _supervisor(ground)
+    forecasts = Forecasts(ground.state, clock)
+    residency = Residency(supervisor, clock, read_memory, forecasts, check=catalog.check)
+    grace = Grace(clock, lambda: float(store.current.supervision.sleep_wake.resume_grace))
+    residency.calm = grace.calm
+    preloader = Preloader(catalog, residency)
+    return _Models(
+        pulled=pulled,
+        own_names=own_names,
+        catalog=catalog,
+        admission=admission,
+        supervisor=supervisor,
+        forecasts=forecasts,
+        residency=residency,
+        grace=grace,
+        vitals=Vitals(supervisor, clock, store.current, grace.calm),
+        preloader=preloader,
+        recovery=Recovery(supervisor, residency, clock, lambda: store.current, preloader.keeps),
+        guard=_guard(ground, residency, admission),
+    )
+
+
+def _supervisor(ground: _Ground) -> Supervisor:
+    supervisor = Supervisor(
+        ground.clock, ground.temporary, ground.store.current, counts=ground.metrics
+    )
+    supervisor.on_event = ground.events.record
+    return supervisor
+
+
+def _guard(ground: _Ground, residency: Residency, admission: Admission) -> Guard:
+    """It looks at memory, and is told who found none."""
+    monitors = Monitors(residency.read_memory, read_pressure, residency.workers)
+    guard = Guard(
+        ground.store.current, monitors, residency, admission,
+        clock=ground.clock, events=ground.events, counts=ground.metrics,
+    )  # fmt: skip
+    residency.on_memory_error = guard.out_of_memory
+    residency.on_evicted = partial(_evicted, ground.events, ground.metrics)
+    return guard
+
+
+def _evicted(events: Events, metrics: Metrics, reason: str, model: str, size: int) -> None:
+    """What a watermark has dropped is counted where that is decided."""
+    if reason != "watermark":
+        metrics.evicted(reason)
+    data = {"model": model, "reason": reason, "bytes": size}
+    events.record("evict", f"{model} had to leave memory: {reason}", data)
+
+
+def _parts(
+    ground: _Ground, models: _Models, reloader: Reloader, starts: StartLedger, state: State
+) -> Parts:
+    catalog, residency, events = models.catalog, models.residency, ground.events
+    pulled, own_names = models.pulled, models.own_names
+    replays = _replays(ground, models.guard)
+    puller = Puller(pulled, own_names, catalog, events.record)
+    return Parts(
+        policies=ground.store,
+        reloader=reloader,
+        watcher=Watcher(lambda: reloader.folder, reloader.look),
+        catalog=catalog,
+        admission=models.admission,
+        supervisor=models.supervisor,
+        residency=residency,
+        preloader=models.preloader,
+        guard=models.guard,
+        dispatcher=Dispatcher(catalog, models.admission, residency, replays, clock=ground.clock),
+        replays=replays,
+        puller=puller,
+        library=Library(catalog, residency, puller, pulled, own_names, events.record),
+        clock=ground.clock,
+        read_memory=read_memory,
+        metrics=ground.metrics,
+        events=events,
+        rejections=Rejections(events),
+        records=_records(ground, residency),
+        state=state,
+        starts=starts,
+    )
+
+
+def _records(ground: _Ground, residency: Residency) -> Records:
+    records = Records(
+        ground.state, ground.clock, ground.events, ground.last,
+        workers=residency.workers, available=_available_memory,
+    )  # fmt: skip
+    residency.on_work = records.flight.changed
+    return records
+
+
+def _replays(ground: _Ground, guard: Guard) -> Replays:
+    """A SIGKILL may be the system's, for want of memory."""
+    killed = OomKills()
+    replays = Replays(ground.clock, lambda: killed.more() or guard.level >= Level.WARNING)
+    replays.on_event = ground.events.record
+    replays.on_replay = ground.metrics.replayed
+    return replays
+
+
+def _server(parts: Parts, ground: _Ground) -> GuardedServer:
+    return GuardedServer(Edge(parts, routes(parts)), ground.store, ground.clock)
+
+
+def _admin(parts: Parts, ground: _Ground, listener: Listener, hold: Hold) -> AdminSocket:
+    effects = Effects(listener, parts.admission, parts.catalog, parts.residency)
+    admin = Admin(parts, ground.history, effects, hold.reset)
+    edge = Edge(parts, admin.routes(), walls=False)
+    server = GuardedServer(edge, ground.store, ground.clock, limited=False)
+    return AdminSocket(server, ground.state)
+
+
+def _caffeinate(ground: _Ground, models: _Models) -> Caffeinate:
+    def works() -> bool:
+        """Whether a request is served or a model loaded."""
+        return bool(models.admission.active) or any(
+            resident.loading for resident in models.residency.residents()
+        )
+
+    return Caffeinate(
+        ground.clock, lambda: ground.store.current.supervision.sleep_wake.prevent_idle_sleep, works
+    )
+
+
+def _watched(ground: _Ground, models: _Models, listener: Listener) -> tuple[Heartbeat, Watchdog]:
+    within = float(ground.store.current.supervision.daemon.watchdog)
+    by_systemd = told_by_systemd(os.environ, os.getpid())
+    heartbeat = Heartbeat(
+        ground.machine,
+        within,
+        ground.metrics.loop_lag,
+        systemd.alive if by_systemd is not None else lambda: None,
+        systemd=by_systemd,
+        supervised=lambda: not models.vitals.overdue,
+    )
+
+    def worker_pids() -> list[int]:
+        return [worker.pid for worker in models.supervisor.workers()]
+
+    watchdog = Watchdog(
+        within,
+        lambda: heartbeat.beats,
+        lambda: listener.present,
+        partial(end_process, state=ground.state, workers=worker_pids),
+    )
+    return heartbeat, watchdog
+
+
+def _fresh_temporary(state: Path) -> Path:
+    """Where workers keep their private TMPDIR; what a killed daemon left there is removed."""
+    temporary = state / "tmp"
+    end_leftovers(temporary)
+    if temporary.is_symlink() or temporary.is_file():
+        temporary.unlink()
+    shutil.rmtree(temporary, ignore_errors=True)
+    with contextlib.suppress(OSError):  # a full disk: they are made elsewhere
+        temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return temporary
+
+
+def _available_memory() -> int | None:
+    reading = read_memory()
+    return reading.available if reading is not None else None
+
+
+def _apply_log(policies: PolicySet) -> None:
+    logs.configure(policies.server.log.level, policies.server.log.format)
+
+
+def _log_outcome(outcome: Outcome) -> None:
+    """Each further reason against one: the first is in its event."""
+    if outcome.trigger != "start":
+        for error in outcome.errors[1:]:
+            log.warning("policies refused, also: %s", error)

@@ -1,0 +1,113 @@
+"""The end of a daemon: it drains, then ends its workers and itself. Each stage is told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+from collections.abc import Sequence
+
+from mlxd.core.errors import Draining
+from mlxd.daemon import systemd
+from mlxd.daemon.composition import Composition
+
+log = logging.getLogger(__name__)
+
+_FAREWELL_SECONDS = 0.5
+
+
+class Ending:
+    """First `drain`, then `end`; `hasten` skips every wait of both."""
+
+    def __init__(self, made: Composition) -> None:
+        self._made = made
+        self._parts = made.parts
+        self._at_once = asyncio.Event()
+
+    def hasten(self) -> None:
+        self._at_once.set()
+
+    async def drain(self, *, asked: bool) -> None:
+        """Refuse new work, let what runs finish within its grace; end at once when told again.
+
+        `asked`: somebody wants this end; else a part was lost.
+        """
+        self._parts.state.ready = False
+        self._parts.admission.draining = True
+        self._made.watchdog.stop()  # a drain may take long, and that is no hang
+        systemd.stopping()
+        self._tell_stage("not_ready", "no new request is admitted")
+        if asked:
+            await self._made.hold.asked_to_end()
+        await self._parts.preloader.close()
+        await self._made.recovery.close()
+        await self._parts.puller.close()
+        drain = self._parts.policies.current.server.drain
+        if self._parts.admission.active:
+            await self._pause(float(drain.not_ready_delay))
+        self._tell_stage("closed", "no new connection is accepted")
+        await self._made.listener.stop_accepting()
+        if not await self._all_ended(float(drain.grace)):
+            await self._cut_off()
+
+    async def end(self, lasting: Sequence[asyncio.Task[None]]) -> None:
+        """End every part. The tasks in `lasting` go on until no worker is left."""
+        await self._parts.puller.close()
+        await self._end_events()
+        await self._made.listener.close()
+        await self._made.admin.close()
+        await self._parts.reloader.close()
+        grace = float(self._parts.policies.current.timeouts.shutdown.term_grace)
+        await self._parts.guard.close()
+        self._tell_stage("workers", "the workers end")
+        killing = asyncio.create_task(self._kill_when_told())
+        await self._parts.residency.close(grace)
+        await self._made.forecasts.close()
+        killing.cancel()
+        for task in lasting:
+            task.cancel()
+        await asyncio.gather(*lasting, return_exceptions=True)
+        shutil.rmtree(self._made.temporary, ignore_errors=True)
+        await self._parts.records.close()
+        log.info("stopped")
+
+    async def _cut_off(self) -> None:
+        """What did not finish is told so, loads included."""
+        unfinished = f"{self._parts.admission.active} requests did not finish in time"
+        self._tell_stage("cancelled", unfinished)
+        stopping = Draining("the daemon is stopping", retry_after=5.0)
+        self._parts.replays.fail_all(stopping)
+        self._parts.supervisor.fail_all(stopping)
+        self._parts.residency.give_up_loads()
+        await self._all_ended(_FAREWELL_SECONDS, even_if_told=True)
+
+    def _tell_stage(self, stage: str, words: str) -> None:
+        data = {"stage": stage, "active": self._parts.admission.active}
+        self._parts.events.record("drain", f"stopping: {words}", data)
+
+    async def _all_ended(self, seconds: float, *, even_if_told: bool = False) -> bool:
+        """Wait for every request's end; not longer than this, nor when told to end at once."""
+        waits = {asyncio.create_task(self._parts.admission.idle())}
+        if not even_if_told:
+            waits.add(asyncio.create_task(self._at_once.wait()))
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        return not self._parts.admission.active
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, unless told to end at once."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._at_once.wait()
+
+    async def _end_events(self) -> None:
+        """Whoever follows is told the rest, and that it ends."""
+        self._parts.rejections.close()
+        self._parts.events.close()
+        await self._made.webhook.close()
+
+    async def _kill_when_told(self) -> None:
+        await self._at_once.wait()
+        self._parts.supervisor.kill_all()

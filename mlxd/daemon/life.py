@@ -1,0 +1,258 @@
+"""The life of one daemon: it starts its parts, serves, hears signals, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+
+import uvloop
+
+from mlxd import __version__
+from mlxd.core.instance import Address, Instance, authority
+from mlxd.core.starts import StartLedger
+from mlxd.daemon import systemd
+from mlxd.daemon.composition import compose, join
+from mlxd.daemon.ending import Ending
+from mlxd.daemon.hold import begun
+from mlxd.policy.boot import Boot
+from mlxd.policy.load import Override
+from mlxd.server import policy_report
+from mlxd.server.watchdog import BROKEN, end_process_after
+from mlxd.telemetry.logs import one_line
+
+log = logging.getLogger(__name__)
+
+_BROKEN_SECONDS = 20.0
+"""For the end of a daemon that has lost a part; then it is over in any case."""
+
+
+def run(
+    boot: Boot,
+    instance: Instance,
+    sock: socket.socket,
+    *,
+    overrides: Sequence[Override] = (),
+    find_folder: Callable[[], Path | None] = lambda: None,
+    warnings: Sequence[str] = (),
+) -> int:
+    """Serve until stopped; returns the exit status.
+
+    `instance` is claimed and `sock` bound by the caller.
+    """
+    _raise_file_limit()
+
+    starts = begun(boot.store.current, instance.state)
+
+    async def serve() -> int:
+        daemon = Daemon(
+            boot, instance, starts,
+            overrides=overrides, find_folder=find_folder, warnings=warnings,
+        )  # fmt: skip
+        return await daemon.serve(sock)
+
+    status: int = uvloop.run(serve())
+    return status
+
+
+class Daemon:
+    """One running mlxd."""
+
+    def __init__(
+        self,
+        boot: Boot,
+        instance: Instance,
+        starts: StartLedger,
+        *,
+        overrides: Sequence[Override] = (),
+        find_folder: Callable[[], Path | None] = lambda: None,
+        warnings: Sequence[str] = (),
+    ) -> None:
+        self._instance = instance
+        self._made = compose(
+            boot, instance, starts,
+            overrides=overrides, find_folder=find_folder, warnings=warnings, moved=self._moved,
+        )  # fmt: skip
+        self._parts = self._made.parts
+        self._ending = Ending(self._made)
+        self._status = 0
+        self._stop = asyncio.Event()
+        self._following = False
+        self._told_early = False
+        """A SIGHUP came while the daemon was starting."""
+        self._announcing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wakes: list[asyncio.Task[None]] = []
+        """They outlast the drain."""
+
+    async def serve(self, sock: socket.socket) -> int:
+        """Serve on a bound socket until a signal says stop; then drain and end every worker.
+
+        Returns the exit status: 0, or `BROKEN` after the loss of a part.
+        """
+        self._hear_signals()
+        beating = asyncio.create_task(self._made.heartbeat.run(), name="heartbeat")
+        beating.add_done_callback(self._lost)
+        join(self._made)
+        self._watch_sleep()
+        self._parts.records.start()
+        self._made.webhook.start()
+        listen = self._parts.policies.current.server.listen
+        port = sock.getsockname()[1]
+        self._bind_admin()
+        await self._announce(listen.host, port)
+        await self._made.listener.open(sock, listen)
+        self._parts.state.ready = True
+        self._greet(port)
+        await self._parts.reloader.begin()
+        self._made.admin.serve()
+        self._follow_edits()
+        self._own(self._parts.puller.tidy())
+        systemd.ready()
+        self._made.watchdog.start()
+        try:
+            await self._stop.wait()
+            self._forget_edits()
+            await self._ending.drain(asked=self._status != BROKEN)
+        finally:
+            self._forget_edits()
+            await self._ending.end(self._wakes)
+        return self._status
+
+    # -- the start
+
+    def _hear_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, number)
+        loop.add_signal_handler(signal.SIGHUP, self._told_to_reload)
+
+    def _watch_sleep(self) -> None:
+        """The machine's: what to do after one, and that none comes in the middle of work."""
+        self._made.grace.on_wake = self._woke
+        self._wakes = [
+            asyncio.create_task(self._made.grace.run(), name="wake"),
+            asyncio.create_task(self._made.caffeinate.run(), name="caffeinate"),
+        ]
+
+    def _bind_admin(self) -> None:
+        """Without it the daemon serves all the same."""
+        admin = self._made.admin
+        try:
+            admin.bind()
+        except OSError as error:
+            words = f"no admin socket at {admin.path}: {error.strerror or error}"
+            self._parts.state.warnings.append(words)
+
+    def _greet(self, port: int) -> None:
+        policies = self._parts.policies.current
+        log.info(
+            "mlxd %s serves on http://%s, pid %s, policies from %s",
+            __version__, authority(policies.server.listen.host, port), os.getpid(),
+            policies.folder or "built-in defaults",
+        )  # fmt: skip
+        warnings = [*self._parts.state.warnings, *policy_report.warnings(self._parts, policies)]
+        for warning in warnings:
+            log.warning("%s", warning)
+
+    # -- meanwhile
+
+    def _follow_edits(self) -> None:
+        """From here on; a signal that came before is answered now."""
+        self._following = True
+        if self._told_early:
+            self._told_to_reload()
+        self._depend_on(self._parts.watcher.run(), "policy watcher")
+        self._depend_on(self._made.vitals.run(), "vitals")
+        self._depend_on(self._made.recovery.run(), "recovery")
+        self._parts.guard.start(self._lost)
+        self._own(self._made.hold.follow())
+        self._parts.preloader.start(self._parts.policies.current)
+
+    def _forget_edits(self) -> None:
+        """A daemon that stops follows no more edits."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _moved(self, host: str, port: int) -> None:
+        self._own(self._announce(host, port))
+
+    async def _announce(self, host: str, port: int) -> None:
+        """Tell the commands where the daemon is: of two moves in a row, the last."""
+        address = Address(os.getpid(), host, port, __version__, str(self._made.admin.path))
+        async with self._announcing:
+            try:
+                await self._made.threads.run(self._instance.announce, address)
+            except OSError as error:
+                log.warning("the state folder cannot be written: %s", error)
+
+    def _woke(self, seconds: float) -> None:
+        """Nothing was done for so long."""
+        words = f"awake again after {seconds:.0f} s"
+        self._parts.events.record("wake", words, {"slept_seconds": round(seconds, 1)})
+        self._own(self._made.vitals.wake())
+
+    # -- signals
+
+    def _signalled(self, number: signal.Signals) -> None:
+        if self._stop.is_set():
+            log.warning("%s again: stopping at once", number.name)
+            self._ending.hasten()
+        else:
+            log.info("%s: draining", number.name)
+            self._stop.set()
+
+    def _told_to_reload(self) -> None:
+        if not self._following:
+            self._told_early = True
+        elif not self._stop.is_set():
+            self._own(self._reload_on_signal())
+
+    async def _reload_on_signal(self) -> None:
+        """SIGHUP. systemd waits for the outcome."""
+        systemd.reloading()
+        status = "the reload failed"
+        try:
+            status = one_line(str(await self._parts.reloader.reload("signal")))
+        finally:
+            systemd.ready(status)
+
+    # -- tasks
+
+    def _own(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _depend_on(self, work: Coroutine[None, None, None], name: str) -> None:
+        """Run it until the daemon stops; the daemon does not go on without it."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._lost)
+
+    def _lost(self, task: asyncio.Task[None]) -> None:
+        """The daemon ends, for its service manager to start it anew."""
+        if self._stop.is_set():
+            return
+        error = None if task.cancelled() else task.exception()
+        log.critical("the %s has ended: so does the daemon", task.get_name(), exc_info=error)
+        self._status = BROKEN
+        end_process_after(_BROKEN_SECONDS)
+        self._ending.hasten()
+        self._stop.set()
+
+
+def _raise_file_limit() -> None:
+    """launchd starts with a soft limit of 256 files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else hard
+    if soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
