@@ -135,7 +135,7 @@ async def test_no_limit_counts_while_a_request_waits_behind_others_in_a_working_
 
 
 async def test_tokens_keep_a_stall_away():
-    running = generation(between=0.2)
+    running = generation(between=1.0)
     running.answer(ipc.Accepted(1, 3))
     running.started()
     running.begun()
@@ -143,7 +143,7 @@ async def test_tokens_keep_a_stall_away():
     async def feed():
         for _ in range(5):
             running.take(ipc.Text(1, "a"))
-            await asyncio.sleep(0.06)
+            await asyncio.sleep(0.3)
         running.take(ENDED)
 
     async with asyncio.TaskGroup() as group:
