@@ -26,6 +26,7 @@ from mlxd.worker.engine import Prompt
 from mlxd.worker.loading import prepare_mlx
 from mlxd.worker.measure import footprint_of
 from mlxd.worker.mlx_engine import MlxEngine
+from mlxd.worker.pace import FIRST_TOKENS
 from mlxd.worker.sampling import greedy
 
 _ENDLESS = 10**6
@@ -100,8 +101,11 @@ def _predicted(footprint: Footprint, scenario: Scenario) -> int:
 
 
 def _peak(model: Any, scenario: Scenario) -> int:
-    """Nothing that an earlier scenario left counts."""
-    engine = MlxEngine(model, [])
+    """Nothing that an earlier scenario left counts, nor how long anything takes."""
+    engine = MlxEngine(model, [], clock=lambda: 0.0)
+    engine.insert([Prompt([1] * FIRST_TOKENS, 1, greedy)])
+    while len(engine):
+        engine.step()
     mx.clear_cache()
     mx.reset_peak_memory()
     rows = 0

@@ -2,21 +2,23 @@
 
 Two things differ from the bare generator. Log-probabilities are sliced out and evaluated for the
 sequences that asked, instead of for every row at every step. And a step prefills a bounded number
-of tokens, however many prompts share it, and fewer while something decodes: so cancels are heard
-soon, and long prompts do not hold the running sequences up.
+of tokens, however many prompts share it, and fewer while something decodes or where they take
+long: so cancels are heard soon, and long prompts do not hold the running sequences up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator, GenerationBatch
+from mlx_lm.generate import BatchGenerator, GenerationBatch, PromptProcessingBatch
 
 from mlxd.core.footprint import PREFILL_ALONE, PREFILL_ROWS, chunk_tokens
 from mlxd.worker.engine import COMPLETION_BATCH, Prompt, Sampler, Step
+from mlxd.worker.pace import Pace
 from mlxd.worker.sampling import greedy
 
 
@@ -74,6 +76,16 @@ class _Batch(GenerationBatch):  # type: ignore[misc]
         return mx.concatenate(rows, axis=0)
 
 
+class _Prompts(PromptProcessingBatch):  # type: ignore[misc]
+    """Prompts that note how many tokens a step has read, padding included."""
+
+    read = 0
+
+    def prompt(self, tokens: list[list[int]]) -> None:
+        self.read = len(tokens) * max(map(len, tokens), default=0)
+        super().prompt(tokens)
+
+
 def _log_softmax(row: mx.array) -> mx.array:
     row = row.astype(mx.float32)
     return row - mx.logsumexp(row)
@@ -82,7 +94,17 @@ def _log_softmax(row: mx.array) -> mx.array:
 class MlxEngine:
     """Any number of sequences, joining and leaving one running batch."""
 
-    def __init__(self, model: Any, stop_tokens: Iterable[int]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        stop_tokens: Iterable[int],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._pace = Pace()
+        self._cell = (0, 0)
+        """How long a chunk may be without regard to time, and where in the prompts one began."""
         self._generator = BatchGenerator(
             model,
             stop_tokens=[(token,) for token in stop_tokens],
@@ -90,6 +112,8 @@ class MlxEngine:
             prefill_batch_size=PREFILL_ROWS,
             prefill_step_size=PREFILL_ALONE,
         )
+        self._prompts = _Prompts.empty(model, greedy)
+        self._generator._prompt_batch = self._prompts
         self._batch = _Batch.empty(model, greedy)
         self._batch.scored = set()
         self._generator._generation_batch = self._batch
@@ -117,7 +141,14 @@ class MlxEngine:
 
     def step(self) -> Step:
         self._size_prefill()
+        self._prompts.read = 0
+        begun = self._clock()
         prompts, tokens = self._generator.next()
+        seconds = self._clock() - begun
+        if self._prompts.read:
+            self._pace.prefilled(self._prompts.read, seconds, decoding=bool(tokens))
+        elif not prompts:
+            self._pace.decoded(seconds)
         started = [prompt.uid for prompt in prompts if prompt.uid in self._waiting]
         self._waiting.difference_update(started)
         ended = [token.uid for token in tokens if token.finish_reason is not None]
@@ -134,7 +165,11 @@ class MlxEngine:
         self._batch.scored.difference_update(uids)
 
     def _size_prefill(self) -> None:
-        """A chunk is as long for each prompt, so the fewer share it, the longer it may be."""
+        """A chunk is as long for each prompt, so the fewer share it, the longer it may be.
+
+        Where time bounds it, too, several make up one that goes by `chunk_tokens` alone, and none
+        is part of two: so none takes more memory than was predicted for those.
+        """
         generator = self._generator
         prompts = generator._currently_processing
         room = min(
@@ -143,10 +178,15 @@ class MlxEngine:
         entering = list(islice(generator._unprocessed_sequences, max(0, room)))
         segments = [prompt[0] for prompt in prompts] + [sequence[1] for sequence in entering]
         rows = sum(not _is_last_token(left) for left in segments)
-        decoding = self._batch.uids or rows < len(segments)
-        size = chunk_tokens(rows, decoding=bool(decoding))
+        decoding = bool(self._batch.uids or rows < len(segments))
+        most = chunk_tokens(rows, decoding=decoding)
+        read = max((p[1] for p in prompts if not _is_last_token(p[0])), default=0)
+        if self._cell[0] != most or read < self._cell[1]:
+            self._cell = (most, read)
+        left = most - (read - self._cell[1]) % most
+        size = min(left, self._pace.tokens(rows, decoding=decoding))
         generator.prefill_step_size = size
-        generator._prompt_batch.prefill_step_size = size
+        self._prompts.prefill_step_size = size
 
 
 def _is_last_token(segments: list[list[int]]) -> bool:

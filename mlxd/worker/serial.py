@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlxd.core.footprint import PREFILL_BESIDE_DECODE
 from mlxd.worker.engine import Processor, Prompt, Step
+from mlxd.worker.pace import Pace
 from mlxd.worker.quantised import QuantisedCache
 
 PREFILL_CHUNK = PREFILL_BESIDE_DECODE
@@ -30,8 +32,15 @@ class SerialEngine:
     """First come, first served. A step is one token, or one chunk of one prompt."""
 
     def __init__(
-        self, model: Any, stop_tokens: Iterable[int], kv: QuantisedCache | None = None
+        self,
+        model: Any,
+        stop_tokens: Iterable[int],
+        kv: QuantisedCache | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
+        self._pace = Pace()
         self._model = model
         self._kv = kv
         self._stop_tokens = frozenset(stop_tokens)
@@ -99,15 +108,26 @@ class SerialEngine:
         return {"kv_bits": bits, "kv_group_size": group, "quantized_kv_start": 0}
 
     def _prefill(self, tokens: list[int], cache: list[Any]) -> Iterator[None]:
-        for start in range(0, len(tokens), PREFILL_CHUNK):
+        done = 0
+        while done < len(tokens):
+            begun = self._clock()
             with mx.stream(generation_stream):
-                chunk = mx.array(tokens[start : start + PREFILL_CHUNK])
+                chunk = mx.array(tokens[done : done + self._size(done)])
                 self._model(chunk[None], cache=cache)
                 if self._kv is not None:
                     self._kv.apply(cache)
                 mx.eval([c.state for c in cache])
             mx.clear_cache()
+            self._pace.prefilled(chunk.size, self._clock() - begun, decoding=False)
+            done += chunk.size
             yield None
+
+    def _size(self, done: int) -> int:
+        """Of the next chunk of a part. Quantised caches are read again in the same chunks only."""
+        if self._kv is not None:
+            return PREFILL_CHUNK
+        left = PREFILL_CHUNK - done % PREFILL_CHUNK
+        return min(left, self._pace.tokens(1, decoding=False))
 
 
 def _parts(prompt: Prompt) -> list[list[int]]:

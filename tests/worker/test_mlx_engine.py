@@ -93,12 +93,17 @@ def steps_to_first(engine: Engine, uid: int) -> int:
     raise AssertionError("no token")
 
 
+def timeless() -> float:
+    """The clock of a machine that takes no time for anything."""
+    return 0.0
+
+
 def test_a_long_prompt_is_cut_smaller_while_others_decode(model):
     from mlxd.worker.mlx_engine import MlxEngine
 
-    engine = MlxEngine(model, [])
+    engine = MlxEngine(model, [], clock=timeless)
     alone = steps_to_first(engine, *engine.insert([prompt(1, 2000)]))
-    engine = MlxEngine(model, [])
+    engine = MlxEngine(model, [], clock=timeless)
     engine.insert([prompt(2, 3, max_tokens=90)])
     for _ in range(4):
         engine.step()
@@ -132,7 +137,7 @@ def test_a_step_prefills_a_bounded_number_of_tokens(model, decoding):
     from mlxd.worker.mlx_engine import MlxEngine
 
     spy = Spy(model)
-    engine = MlxEngine(spy, [])
+    engine = MlxEngine(spy, [], clock=timeless)
     if decoding:
         engine.insert([prompt(9, 1, max_tokens=1000)])
         engine.step()
@@ -151,11 +156,171 @@ def test_eight_prompts_of_two_hundred_tokens_are_one_chunk(model):
     from mlxd.worker.mlx_engine import MlxEngine
 
     spy = Spy(model)
-    engine = MlxEngine(spy, [])
+    engine = MlxEngine(spy, [], clock=timeless)
+    run(engine, [prompt(0, 50, max_tokens=1)])
+    spy.shapes.clear()
     engine.insert([prompt(n, 200) for n in range(8)])
     while len(engine):
         engine.step()
     assert spy.chunks == [8 * 199]
+
+
+class Machine(Spy):
+    """One that needs time, on a clock that nothing else moves."""
+
+    def __init__(self, model: Any, token_seconds: float, decode_seconds: float = 0.0) -> None:
+        super().__init__(model)
+        self.token_seconds = token_seconds
+        self.decode_seconds = decode_seconds
+        self.now = 0.0
+
+    def __call__(self, tokens: Any, cache: Any = None) -> Any:
+        rows, width = tokens.shape
+        prefill = rows * width * self.token_seconds if width > 1 else 0.0
+        self.now += max(prefill, self.decode_seconds)
+        return super().__call__(tokens, cache)
+
+    def clock(self) -> float:
+        return self.now
+
+    def widths(self, engine: Engine, *prompts: Prompt) -> list[int]:
+        """Tokens of each of these in the chunks that they are read in together."""
+        self.shapes.clear()
+        uids = engine.insert(prompts)
+        steps_to_first(engine, uids[-1])
+        return [width for _, width in self.shapes if width > 1]
+
+
+SLOW = 2.0**-6
+"""Seconds of a token: 128 take two seconds, 32 half a second."""
+FAST = 2.0**-16
+
+
+def test_on_a_slow_machine_a_chunk_takes_so_long_and_no_longer(model):
+    from mlxd.worker.mlx_engine import MlxEngine
+
+    machine = Machine(model, SLOW)
+    engine = MlxEngine(machine, [], clock=machine.clock)
+    assert machine.widths(engine, prompt(1, 600, max_tokens=1)) == [64, *[128] * 4, 23]
+    assert machine.widths(engine, prompt(1, 300, max_tokens=1)) == [128, 128, 43]
+    four = [prompt(n, 90, max_tokens=1) for n in range(4)]
+    assert machine.widths(engine, *four) == [32, 32, 25]
+
+
+def test_on_a_slow_machine_a_chunk_beside_a_decode_takes_half_a_second(model):
+    from mlxd.worker.mlx_engine import MlxEngine
+
+    machine = Machine(model, SLOW, decode_seconds=2.0**-4)
+    engine = MlxEngine(machine, [], clock=machine.clock)
+    steps_to_first(engine, *engine.insert([prompt(9, 1, max_tokens=1000)]))
+    engine.step()
+    assert machine.widths(engine, prompt(1, 200, max_tokens=1)) == [64, *[32] * 4, 7]
+    assert machine.widths(engine, *[prompt(n, 20, max_tokens=1) for n in range(4)]) == [8, 8, 3]
+
+
+def test_a_step_prefills_something_however_slow_it_is(model):
+    from mlxd.worker.mlx_engine import MlxEngine
+
+    machine = Machine(model, 1.0)
+    engine = MlxEngine(machine, [], clock=machine.clock)
+    assert machine.widths(engine, prompt(1, 100, max_tokens=1)) == [64, 16, 16, 3]
+    assert machine.widths(engine, *[prompt(n, 19, max_tokens=1) for n in range(3)]) == [6, 6, 6]
+
+
+def test_on_a_fast_machine_one_prompt_is_cut_once(model):
+    from mlxd.worker.mlx_engine import MlxEngine
+
+    machine = Machine(model, FAST)
+    engine = MlxEngine(machine, [], clock=machine.clock)
+    assert machine.widths(engine, prompt(1, 200, max_tokens=1)) == [64, 135]
+    for n in range(3):
+        assert machine.widths(engine, prompt(n, 200, max_tokens=1)) == [199]
+    assert machine.widths(engine, prompt(1, 3000, max_tokens=1)) == [2048, 951]
+
+
+def test_a_machine_that_is_fast_again_is_seen_to_be(model):
+    from mlxd.worker.mlx_engine import MlxEngine
+
+    machine = Machine(model, 1.0)
+    engine = MlxEngine(machine, [], clock=machine.clock)
+    assert machine.widths(engine, prompt(1, 120, max_tokens=1))[1:] == [16, 16, 16, 7]
+    machine.token_seconds = FAST
+    widths = machine.widths(engine, prompt(1, 3000, max_tokens=1))
+    assert len(widths) <= 14
+    assert machine.widths(engine, prompt(1, 2048, max_tokens=1)) == [2047]
+
+
+def test_a_machine_that_gets_slow_is_seen_after_one_chunk(model):
+    from mlxd.worker.mlx_engine import MlxEngine
+
+    machine = Machine(model, FAST)
+    engine = MlxEngine(machine, [], clock=machine.clock)
+    machine.widths(engine, prompt(1, 200, max_tokens=1))
+    machine.token_seconds = SLOW
+    first, *others = machine.widths(engine, prompt(1, 3000, max_tokens=1))
+    assert first == 2048
+    assert 128 <= max(others) < 140
+
+
+def test_what_a_short_prompt_takes_is_not_laid_on_each_of_its_tokens(model):
+    from mlxd.worker.mlx_engine import MlxEngine
+
+    machine = Machine(model, FAST, decode_seconds=2.0**-5)
+    engine = MlxEngine(machine, [], clock=machine.clock)
+    machine.widths(engine, prompt(1, 200, max_tokens=1))
+    for _ in range(20):
+        machine.widths(engine, prompt(1, 3, max_tokens=1))
+    assert machine.widths(engine, prompt(1, 2000, max_tokens=1)) == [1999]
+
+
+def test_small_chunks_are_parts_of_those_that_memory_was_counted_for(model):
+    from mlxd.core.footprint import PREFILL_ALONE
+    from mlxd.worker.mlx_engine import MlxEngine
+
+    for seconds in (FAST, SLOW, 2.0**-8 * 1.5):
+        machine = Machine(model, seconds)
+        engine = MlxEngine(machine, [], clock=machine.clock)
+        widths = machine.widths(engine, prompt(1, 3000, max_tokens=1))
+        ends = {sum(widths[:n]) for n in range(len(widths) + 1)}
+        assert {PREFILL_ALONE, 2999} <= ends
+
+
+def test_time_changes_no_text(model):
+    from mlxd.worker.mlx_engine import MlxEngine
+    from mlxd.worker.serial import SerialEngine
+
+    prompts = [prompt(n, length) for n, length in enumerate([5, 60, 3, 200, 1, 170])]
+    wanted = run(MlxEngine(model, [], clock=timeless), prompts)
+    for make in (MlxEngine, SerialEngine):
+        machine = Machine(model, 0.1, decode_seconds=0.3)
+        assert run(make(machine, [], clock=machine.clock), prompts) == wanted
+
+
+def test_one_lane_takes_no_longer_for_a_chunk_either(model):
+    from mlxd.worker.serial import PREFILL_CHUNK, SerialEngine
+
+    machine = Machine(model, SLOW)
+    engine = SerialEngine(machine, [], clock=machine.clock)
+    widths = machine.widths(engine, prompt(1, 700, max_tokens=1))
+    assert widths == [64, 128, 128, 128, PREFILL_CHUNK - 448, 128, 59]
+    machine.token_seconds = FAST
+    machine.widths(engine, prompt(1, 700, max_tokens=1))
+    assert machine.widths(engine, prompt(1, 700, max_tokens=1)) == [PREFILL_CHUNK, 187]
+
+
+def test_quantised_caches_are_read_in_the_same_chunks_at_any_pace(model):
+    from mlxd.worker.serial import PREFILL_CHUNK, SerialEngine
+
+    class Unquantised:
+        bits, group = None, 64
+
+        def apply(self, cache: Any) -> None:
+            """As it is."""
+
+    machine = Machine(model, SLOW)
+    engine = SerialEngine(machine, [], Unquantised(), clock=machine.clock)  # type: ignore[arg-type]
+    for _ in range(2):
+        assert machine.widths(engine, prompt(1, 700, max_tokens=1)) == [PREFILL_CHUNK, 187]
 
 
 def test_a_short_prompt_among_long_ones_does_not_wait_for_them(model):
@@ -163,7 +328,7 @@ def test_a_short_prompt_among_long_ones_does_not_wait_for_them(model):
     from mlxd.worker.mlx_engine import MlxEngine
 
     spy = Spy(model)
-    engine = MlxEngine(spy, [])
+    engine = MlxEngine(spy, [], clock=timeless)
     long = [prompt(n, 1500) for n in range(5)]
     uids = engine.insert([*long, prompt(7, 4)])
     steps_to_first(engine, uids[-1])
