@@ -12,7 +12,7 @@ PACKAGE = Path(mlxd.__file__).parent
 GENERATOR = ("BatchGenerator", "GenerationBatch", "PromptProcessingBatch")
 NAMES_THE_GENERATOR = {"worker/mlx_engine.py"}
 TAKES_FROM_MLX_LM_GENERATE = {
-    "worker/mlx_engine.py": {"BatchGenerator", "GenerationBatch"},
+    "worker/mlx_engine.py": {"BatchGenerator", "GenerationBatch", "PromptProcessingBatch"},
     "worker/serial.py": {"generate_step", "generation_stream"},
     "worker/assembly.py": {"generation_stream"},
     "worker/markup.py": {"TextStateMachine", "make_text_state_machine"},

@@ -56,13 +56,13 @@ def test_check_of_valid_files(run: Run, folder: Path) -> None:
 
 
 def test_check_names_what_is_set_and_not_enforced_yet(run: Run, folder: Path) -> None:
-    write_policies(folder, {"supervision": "worker: {health: {interval: 10s}}\n"})
+    write_policies(folder, {"clients": "trusted_proxies: [10.0.0.0/8]\n"})
     status, out, _ = run("check")
     assert status == 0
     assert "set and not enforced yet: " in out
-    assert "supervision.worker.health" in out
+    assert "clients.trusted_proxies" in out
     _, report = in_json(run, "check")
-    assert "supervision.worker.health.interval" in report["not_enforced"]
+    assert "clients.trusted_proxies" in report["not_enforced"]
 
 
 def test_check_of_broken_files_says_everything_at_once(run: Run, folder: Path) -> None:

@@ -83,7 +83,7 @@ def test_the_defaults_ask_for_nothing_that_is_not_there() -> None:
         ("limits.concurrency.max_waiting", "10", True),
         ("timeouts.queue", "5s", True),
         ("limits.adaptive.percentile", "90%", True),
-        ("supervision.quarantine.for", "2h", True),
+        ("supervision.quarantine.for", "2h", False),
         ("clients.auth.required", "false", False),
         ("limits.concurrency.max_in_flight", "3", False),
     ],
