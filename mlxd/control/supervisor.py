@@ -267,7 +267,10 @@ class Supervisor:
         what needs more memory than it has is refused there, and says nothing against it.
         """
         on_need, worker.on_need = worker.on_need, None
-        canary = asyncio.create_task(worker.canary(float(self._policies.timeouts.model_load)))
+        timeouts = self._policies.timeouts
+        canary = asyncio.create_task(
+            worker.canary(float(timeouts.model_load), float(timeouts.inter_token_stall))
+        )
         try:
             await asyncio.shield(canary)  # cancelled, it would wait for the worker's word
             slot.delivered()

@@ -240,15 +240,16 @@ class Worker(asyncio.Protocol):
         finally:
             await self._settle(generation)
 
-    async def canary(self, timeout: float) -> None:
-        """Have it generate one token, which is for nobody.
+    async def canary(self, timeout: float, stall: float) -> None:
+        """Have it generate one token, which is for nobody. One that is late is cancelled; a worker
+        that makes no step for `stall` seconds and hears no cancel is ended.
 
         Raises WorkerStalled when none comes in time, WorkerCrashed, or ModelLoadFailed from a
         worker that answers and gives none.
         """
         transcript = Transcript()
         try:
-            async with aclosing(self.generate(self._canary(timeout), transcript)) as bursts:
+            async with aclosing(self.generate(self._canary(timeout, stall), transcript)) as bursts:
                 async for _ in bursts:
                     pass
         except DeadlineExceeded as error:
@@ -263,16 +264,16 @@ class Worker(asyncio.Protocol):
         if not transcript.begun:
             raise self._fruitless("it ended without one")
 
-    def _canary(self, timeout: float) -> Order:
+    def _canary(self, timeout: float, stall: float) -> Order:
         """One greedy token behind one token that every vocabulary has."""
         context = self.ready.context if self.ready is not None else self.spec.context
         return Order(
             request=GenerationRequest(model=self.name, token_ids=(0,), max_tokens=1),
             sampling=Sampling(temperature=0.0),
             max_prompt=context, max_output=1, context=context,
-            limits=Limits(2 * timeout, timeout, timeout, timeout, _no_line),
+            limits=Limits(2 * timeout, timeout, stall, timeout, _no_line),
             arrived=self._clock.monotonic(),
-            expected_output=1, wait_seconds=timeout,
+            expected_output=1, wait_seconds=timeout / 2,  # so that its refusal is in time
         )  # fmt: skip
 
     def _fruitless(self, why: str) -> ModelLoadFailed:
@@ -482,7 +483,7 @@ class Worker(asyncio.Protocol):
         if await generation.until_ended(limits.cancel_ack):
             return
         silent = generation.stalled and self._pulse.at < generation.broken_at
-        if silent and self._counts(asked + limits.cancel_ack):
+        if self._counts(asked + limits.cancel_ack) and silent:
             log.error("worker %s stalled and hears no cancel: killed", self.name)
             self.condemn("stalled")
         if self._verdict is not None:

@@ -64,7 +64,7 @@ class Engine:
         self.ready = ipc.Ready(True, 1, 512, 0.0, self.budget.bytes, False, False, Footprint(0, ()))
         return self.ready
 
-    async def canary(self, timeout: float) -> None:
+    async def canary(self, timeout: float, stall: float) -> None:
         self.canaries += 1
         try:
             await asyncio.sleep(self.world.token_seconds)
