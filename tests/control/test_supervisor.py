@@ -501,3 +501,18 @@ def test_a_dead_worker_is_in_no_list(world: World) -> None:
     assert world.supervisor.workers() == []
     assert world.slot().pid is None
     assert asyncio.isfuture(engine._failing)
+def test_a_preloaded_model_is_tried_again_when_its_quarantine_ends(world: World) -> None:
+    world.kept = {"a"}
+    world.edit(supervision="worker: {breaker: {quarantine: 10m, probes: 1}}\n")
+    world.answer()
+    world.fate = dies()
+    world.loop.do(world.engines[0].ends, -11)
+    world.advance(62 + 60)
+    assert world.slot().state is State.QUARANTINED
+    world.fate = lambda engine, when: None
+    world.advance(599)
+    assert world.slot().state is State.QUARANTINED
+    world.advance(1)
+    assert world.slot().state is State.SERVING
+
+
