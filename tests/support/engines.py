@@ -48,6 +48,8 @@ class Engine:
         self.calm: Any = None
         self.pongs: list[ipc.Pong | None] = []
         """What it answers to pings; the last for ever."""
+        self.lingers = False
+        """Killed, it is gone only when a test says that it `ends`."""
         self.on_need: Any = None
         self.on_observed: Any = None
         self.on_end: Any = None
@@ -93,10 +95,14 @@ class Engine:
             self.on_end(self)
 
     def kill(self) -> None:
-        self.ends(-9, asked=True)
+        self.alive = False
+        if not self.lingers:
+            self.ends(-9, asked=True)
 
     def condemn(self, verdict: Any) -> None:
-        self.ends(-9, verdict=verdict)
+        self.alive = False
+        if not self.lingers:
+            self.ends(-9, verdict=verdict)
 
     async def gone(self, timeout: float) -> bool:
         return self.exit is not None
