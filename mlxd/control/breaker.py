@@ -5,8 +5,8 @@
     a probe's first token closed; the count stays, so the next failure opens it again
     `probes` failed ones  quarantined, for `quarantine` or until it is reset
 
-The count returns to 0 after `reset_after` without a failure. What a policy says is asked when it is
-needed: an edit counts at once, for what has happened before it too.
+The count returns to 0 after `reset_after` without a failure, the time of loads not counted. What a
+policy says is asked when it is needed: an edit counts at once, for what has happened before it too.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ class Breaker:
         self._count = 0
         self.failed_at = -math.inf
         """When it failed last."""
+        self._load_began: float | None = None
+        self._loaded_for = 0.0
+        """Seconds of loads since it failed last, without the present one."""
         self._drawn = 0.0
         self._restart_due = False
         self._restarts: deque[float] = deque(maxlen=_KEPT_RESTARTS)
@@ -62,6 +65,15 @@ class Breaker:
         """When it opened, a probe ended, or the quarantine began."""
 
     # -- what happens
+
+    def load_begins(self, now: float) -> None:
+        """Until it ends, the time without a failure does not grow."""
+        self._load_began = now
+
+    def load_ended(self, now: float) -> None:
+        if self._load_began is not None:
+            self._loaded_for += now - max(self._load_began, self.failed_at)
+            self._load_began = None
 
     def started(self, now: float) -> bool:
         """A start begins; True: it is a restart. Probes are outside the budget."""
@@ -75,11 +87,12 @@ class Breaker:
         self._end_quarantine(now, policy)
         self._count = self.failures(now, policy) + 1
         self.failed_at = now
+        self._loaded_for = 0.0
         self._drawn = self._chance()
         self._restart_due = True
         if self._probing:
             self._probe_failed(now, policy)
-        elif not self._opened and self._is_too_much(policy):
+        elif self._opened or self._is_too_much(policy):
             self._opened = True
             self._rests_from = now
 
@@ -93,9 +106,10 @@ class Breaker:
         self._probing = self._opened and not self._quarantined
 
     def put_off(self, now: float) -> None:
-        """A probe ends without having been made: nothing is known against the worker."""
-        self._probing = False
-        self._rests_from = now
+        """A probe that is still under way ends: nothing is known against the worker."""
+        if self._probing:
+            self._probing = False
+            self._rests_from = now
 
     # -- what follows
 
@@ -110,7 +124,7 @@ class Breaker:
 
     def failures(self, now: float, policy: WorkerPolicy) -> int:
         """In a row, each less than `reset_after` after the one before."""
-        return self._count if now - self.failed_at < float(policy.backoff.reset_after) else 0
+        return self._count if self._quiet(now) < float(policy.backoff.reset_after) else 0
 
     def next_start(self, now: float, policy: WorkerPolicy) -> float:
         """When the next start may be made, a probe where it is open; it may be past."""
@@ -122,6 +136,11 @@ class Breaker:
         return self.failed_at + self._wait(self.failures(now, policy), policy)
 
     # -- inside
+
+    def _quiet(self, now: float) -> float:
+        """Seconds since it failed last, without those that loads took."""
+        end = now if self._load_began is None else max(self._load_began, self.failed_at)
+        return end - self.failed_at - self._loaded_for
 
     def _probe_failed(self, now: float, policy: WorkerPolicy) -> None:
         self._probing = False

@@ -44,7 +44,7 @@ class Farewell:
         if await generation.until_ended(limits.cancel_ack):
             return
         silent = generation.stalled and self._pulse.at < generation.broken_at
-        if silent and self._counts(asked + limits.cancel_ack):
+        if self._counts(asked + limits.cancel_ack) and silent:
             log.error("worker %s stalled and hears no cancel: killed", self._worker.name)
             self._pulse.condemn("stalled")
         if self._worker.condemned:

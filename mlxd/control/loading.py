@@ -64,16 +64,10 @@ class Loads:
         """
         while (worker := self._supervisor.serving(resident.spec)) is None:
             if evicts is Evicts.IDLE:
-                self._supervisor.admit(resident.card)
-            if evicts > resident.evicts:
-                resident.evicts = evicts
-                self._room.changes.tell()
-            if resident.loading is None:
-                resident.loading = asyncio.create_task(
-                    self._load(resident, policies), name=f"load {resident.card.name}"
-                )
-                resident.loading.add_done_callback(_heard)
-            await asyncio.shield(resident.loading)
+                with self._supervisor.admitted(resident.card):
+                    await self._loaded(resident, policies, evicts)
+            else:
+                await self._loaded(resident, policies, evicts)
         return worker
 
     def abandon(self, resident: Resident) -> None:
@@ -90,12 +84,25 @@ class Loads:
             if self._failed.get(card.name, ("", ""))[0] == card.digest
         }
 
+    async def _loaded(self, resident: Resident, policies: PolicySet, evicts: Evicts) -> None:
+        """Wait for the load under way, or for a new one."""
+        if evicts > resident.evicts:
+            resident.evicts = evicts
+            self._room.changes.tell()
+        if resident.loading is None:
+            resident.loading = asyncio.create_task(
+                self._load(resident, policies), name=f"load {resident.card.name}"
+            )
+            resident.loading.add_done_callback(_heard)
+        await asyncio.shield(resident.loading)
+
     async def _load(self, resident: Resident, policies: PolicySet) -> None:
         """From the wait for room to a worker that serves, within `timeouts.model_load`."""
         card = resident.card
         try:
-            async with within(self._clock, float(policies.timeouts.model_load)):
-                await self._attempts(resident, policies)
+            with self._supervisor.load_under_way(card):
+                async with within(self._clock, float(policies.timeouts.model_load)):
+                    await self._attempts(resident, policies)
             self._failed.pop(card.name, None)
         except TimeoutError:
             self._supervisor.late(card.spec)
@@ -146,8 +153,7 @@ class Loads:
         began = self._clock.monotonic()
         try:
             worker = await self._supervisor.start(
-                resident.spec,
-                resident.card.name,
+                resident.card,
                 resident.budget,
                 self._prepare,
                 self._known(resident.card),

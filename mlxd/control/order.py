@@ -46,15 +46,18 @@ class Order:
             raise InvalidRequest(f"the request holds an unusable value: {error}") from error
 
 
-def canary(model: str, context: int, timeout: float, now: float) -> Order:
-    """One greedy token, which is for nobody, behind one token that every vocabulary has."""
+def canary(model: str, context: int, timeout: float, stall: float, now: float) -> Order:
+    """One greedy token, which is for nobody, behind one token that every vocabulary has.
+
+    `stall`: how long the engine may make no step after one that was late is cancelled.
+    """
     return Order(
         request=GenerationRequest(model=model, token_ids=(0,), max_tokens=1),
         sampling=Sampling(temperature=0.0),
         max_prompt=context, max_output=1, context=context,
-        limits=Limits(2 * timeout, timeout, timeout, timeout, _no_line),
+        limits=Limits(2 * timeout, timeout, stall, timeout, _no_line),
         arrived=now,
-        expected_output=1, wait_seconds=timeout,
+        expected_output=1, wait_seconds=timeout / 2,  # so that its refusal is in time
     )  # fmt: skip
 
 

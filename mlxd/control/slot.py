@@ -31,6 +31,8 @@ class Slot:
         """A worker that served has ended unasked, and no other has taken its place."""
         self.joined = 0
         """Requests that wait for the present probe."""
+        self.loads = 0
+        """Loads of it under way, from their wait for a turn on."""
         self.told = State.IDLE
         """The state that was told of last."""
         self._starting = False
@@ -72,7 +74,7 @@ class Slot:
     @property
     def busy(self) -> bool:
         """Whether it has a worker, or is about to."""
-        return self.alive or self._starting
+        return self.alive or self._starting or self.loads > 0
 
     @property
     def since_failure(self) -> float:
@@ -104,6 +106,17 @@ class Slot:
 
     # -- what happens to it
 
+    def load_begins(self) -> None:
+        """Its wait for a turn and for room, and its start: no time without a failure."""
+        if not self.loads:
+            self._breaker.load_begins(self._clock.monotonic())
+        self.loads += 1
+
+    def load_ended(self) -> None:
+        self.loads -= 1
+        if not self.loads:
+            self._breaker.load_ended(self._clock.monotonic())
+
     def started(self) -> bool:
         """A start begins; True: it is a restart."""
         self.gone()
@@ -122,12 +135,16 @@ class Slot:
         self._breaker.delivered()
 
     def failed(self, worker: Worker | None, reason: str) -> bool:
-        """A worker ended unasked, or a start failed; False: that was counted already."""
+        """A worker ended unasked, or a start failed; False: that was counted already.
+
+        One whose process is gone only after the next was started is counted and no more.
+        """
         if worker is not None and worker is self._counted:
             return False
         self._counted = worker
-        self.lost = self.lost or self.serves
-        self._starting = self.serves = False
+        if worker is None or worker is self.worker:
+            self.lost = self.lost or self.serves
+            self._starting = self.serves = False
         self.reason, self.final = reason, None
         self._breaker.failed(self._clock.monotonic(), self._policy())
         return True
@@ -139,14 +156,15 @@ class Slot:
 
     def probe(self) -> None:
         """A probe begins."""
-        self.joined = 0
         self._breaker.probe()
 
     def put_off(self) -> None:
-        """The probe was not made."""
+        """The probe is over, and if it has neither delivered nor failed, it was not made."""
         self._breaker.put_off(self._clock.monotonic())
 
     def reset(self) -> None:
         """Forget its failures; a worker that runs goes on."""
         self._breaker = Breaker()
+        if self.loads:
+            self._breaker.load_begins(self._clock.monotonic())
         self.reason, self.final = "", None

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,21 +100,27 @@ class Supervisor:
 
     # -- who may start what
 
-    def admit(self, card: ModelCard) -> None:
-        """A request wants a worker started. Raises BreakerOpen, or the reason of a final failure.
+    @contextmanager
+    def admitted(self, card: ModelCard) -> Iterator[None]:
+        """Around a request's wait for a worker. Raises BreakerOpen, or why a load failed for good.
 
-        A few requests may wait for a probe.
+        A few requests at a time may wait for a probe.
         """
         slot = self._slot(card)
-        if slot.state is State.PROBING:
-            if slot.joined >= self._worker_policy().breaker.half_open_probes:
-                raise resting.full(slot, self._policies)
-            slot.joined += 1
-        else:
+        if slot.state is not State.PROBING:
             self.check(card)
+            yield
+            return
+        if slot.joined >= self._worker_policy().breaker.half_open_probes:
+            raise resting.full(slot, self._policies)
+        slot.joined += 1
+        try:
+            yield
+        finally:
+            slot.joined -= 1
 
     def check(self, card: ModelCard) -> None:
-        """Raises what `admit` raises while no probe is under way."""
+        """Raises what `admitted` raises while no probe is under way."""
         if (error := resting.refusal(self._slot(card), self._policies)) is not None:
             raise error
 
@@ -136,10 +143,12 @@ class Supervisor:
         self._look(slot)
 
     def end_probe(self, slot: Slot) -> None:
-        """A probe that was not made, for want of room or such, is none: the next is `open` away."""
-        if slot.state is State.PROBING:
-            slot.put_off()
-            self._look(slot)
+        """A probe that was not made, for want of room or such, is none: the next is `open` away.
+
+        Nor is one whose worker serves and had no memory for a token.
+        """
+        slot.put_off()
+        self._look(slot)
 
     def reset(self, spec: ModelSpec) -> bool:
         """Forget a slot's failures: it may start at once. False: there was nothing to forget."""
@@ -157,10 +166,19 @@ class Supervisor:
 
     # -- starts
 
+    @contextmanager
+    def load_under_way(self, card: ModelCard) -> Iterator[None]:
+        """Around a load, from its wait for a turn to a worker that serves: its slot stays."""
+        slot = self._slot(card)
+        slot.load_begins()
+        try:
+            yield
+        finally:
+            slot.load_ended()
+
     async def start(
         self,
-        spec: ModelSpec,
-        name: str,
+        card: ModelCard,
         budget: ipc.Budget | None = None,
         prepare: Callable[[Worker], None] = _unprepared,
         known: Known = UNKNOWN,
@@ -171,7 +189,8 @@ class Supervisor:
         `prepare` is shown the worker before its first message. The caller has waited for its
         `turn`, and sees to it that one spec is not started twice at once.
         """
-        slot, began = self._slots[spec], self._clock.monotonic()
+        spec, name = card.spec, card.name
+        slot, began = self._slot(card), self._clock.monotonic()
         self._begin(slot)
         worker: Worker | None = None
         try:
@@ -267,7 +286,10 @@ class Supervisor:
         what needs more memory than it has is refused there, and says nothing against it.
         """
         on_need, worker.on_need = worker.on_need, None
-        canary = asyncio.create_task(worker.canary(float(self._policies.timeouts.model_load)))
+        timeouts = self._policies.timeouts
+        canary = asyncio.create_task(
+            worker.canary(float(timeouts.model_load), float(timeouts.inter_token_stall))
+        )
         try:
             await asyncio.shield(canary)  # cancelled, it would wait for the worker's word
             slot.delivered()

@@ -17,7 +17,7 @@ from mlxd.control.slot import Slot
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock
-from mlxd.core.errors import MlxdError
+from mlxd.core.errors import InsufficientMemory, MlxdError
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.schema.supervision import Health
 
@@ -32,6 +32,8 @@ class Record:
     """In a row."""
     step: int = -1
     """Of its engine, at the check before, where that found it busy."""
+    under_way: bool = False
+    """A check goes on."""
 
 
 def _never() -> bool:
@@ -39,7 +41,10 @@ def _never() -> bool:
 
 
 class Vitals:
-    """One round for all workers, side by side, every `supervision.worker.health.interval`."""
+    """One round for all workers, side by side, every `supervision.worker.health.interval`.
+
+    No round waits for the one before: a worker whose check goes on is passed over.
+    """
 
     def __init__(
         self,
@@ -64,23 +69,28 @@ class Vitals:
 
     async def run(self) -> None:
         """For the life of the daemon."""
-        while True:
-            self._last = self._clock.monotonic()
-            await self.look()
-            while (left := self._left()) > 0:
-                await self._edited.wait(left)
+        async with asyncio.TaskGroup() as rounds:
+            while True:
+                self._last = self._clock.monotonic()
+                rounds.create_task(self.look())
+                while (left := self._left()) > 0:
+                    await self._edited.wait(left)
 
     async def look(self) -> None:
         """One round."""
-        slots = [slot for slot in self._supervisor.slots() if slot.serving is not None]
-        workers = {slot.serving for slot in slots}
-        self._records = {w: record for w, record in self._records.items() if w in workers}
-        await asyncio.gather(*(self._check(slot) for slot in slots))
+        serving = self._serving()
+        self._records = {worker: self._records.get(worker, Record()) for _, worker in serving}
+        await asyncio.gather(
+            *(
+                self._check(slot, worker, record)
+                for slot, worker in serving
+                if not (record := self._records[worker]).under_way
+            )
+        )
 
     async def wake(self) -> None:
         """The machine has slept: each idle worker is to make a token, and is ended if it cannot."""
-        slots = [slot for slot in self._supervisor.slots() if slot.serving is not None]
-        await asyncio.gather(*(self._awake(slot) for slot in slots))
+        await asyncio.gather(*(self._awake(worker) for _, worker in self._serving()))
 
     @property
     def overdue(self) -> bool:
@@ -93,13 +103,18 @@ class Vitals:
         interval = float(self._policies.supervision.worker.health.interval)
         return self._last + interval - self._clock.monotonic()
 
-    async def _check(self, slot: Slot) -> None:
-        worker = slot.serving
-        if worker is None:
-            return
-        record = self._records.setdefault(worker, Record())
+    def _serving(self) -> list[tuple[Slot, Worker]]:
+        """Those that can be asked: no loading ones."""
+        found = ((slot, slot.serving) for slot in self._supervisor.slots())
+        return [(slot, worker) for slot, worker in found if worker is not None]
+
+    async def _check(self, slot: Slot, worker: Worker, record: Record) -> None:
         health = self._policies.supervision.worker.health
-        verdict = await self._verdict(slot, worker, record, health)
+        record.under_way = True
+        try:
+            verdict = await self._verdict(worker, record, health)
+        finally:
+            record.under_way = False
         if not worker.alive or self._calm():
             return
         record.misses = record.misses + 1 if verdict is not None else 0
@@ -107,17 +122,14 @@ class Vitals:
             log.error("worker %s is %s at %s checks: killed", slot.name, verdict, record.misses)
             worker.condemn(verdict)
 
-    async def _awake(self, slot: Slot) -> None:
-        worker = slot.serving
-        if worker is None or worker.running:
+    async def _awake(self, worker: Worker) -> None:
+        if worker.running:
             return
         limit = float(self._policies.timeouts.first_token)
         if await self._try(worker, limit) is not None and worker.alive:
             worker.condemn("canary")
 
-    async def _verdict(
-        self, slot: Slot, worker: Worker, record: Record, health: Health
-    ) -> Verdict | None:
+    async def _verdict(self, worker: Worker, record: Record, health: Health) -> Verdict | None:
         """What is wrong with it now; None: nothing."""
         if health.probe == "token" and worker.running == 0:
             return await self._try(worker, float(health.timeout))
@@ -129,10 +141,13 @@ class Vitals:
         return "stalled" if stands_still else None
 
     async def _try(self, worker: Worker, timeout: float) -> Verdict | None:
+        """Have it make a token; that it finds no memory for one says nothing against it."""
         try:
             async with asyncio.timeout(timeout):
-                await worker.canary(timeout)
+                await worker.canary(timeout, float(self._policies.timeouts.inter_token_stall))
         except (MlxdError, TimeoutError) as error:
+            if worker.alive and isinstance(error.__cause__, InsufficientMemory):
+                return None
             log.warning("worker %s makes no token: %s", worker.name, error)
             return "unresponsive"
         return None

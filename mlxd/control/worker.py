@@ -226,14 +226,15 @@ class Worker(asyncio.Protocol):
         finally:
             await self._settle(generation)
 
-    async def canary(self, timeout: float) -> None:
-        """Have it generate one token, which is for nobody.
+    async def canary(self, timeout: float, stall: float) -> None:
+        """Have it generate one token, which is for nobody. One that is late is cancelled; a worker
+        that makes no step for `stall` seconds and hears no cancel is ended.
 
         Raises WorkerStalled when none comes in time, WorkerCrashed, or ModelLoadFailed from a
         worker that answers and gives none.
         """
         context = self.ready.context if self.ready is not None else self.spec.context
-        order = canary(self.name, context, timeout, self._clock.monotonic())
+        order = canary(self.name, context, timeout, stall, self._clock.monotonic())
         transcript = Transcript()
         try:
             async with aclosing(self.generate(order, transcript)) as bursts:

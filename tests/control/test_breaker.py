@@ -144,6 +144,35 @@ def test_the_count_begins_anew_only_after_a_time_without_a_failure(quiet, count)
         assert series.wait == 2
 
 
+def test_time_that_loads_take_is_none_without_a_failure():
+    series = Series()
+    series.fail(5)
+    series.breaker.load_begins(series.now)
+    series.now += 900
+    assert series.failures == 5
+    series.breaker.load_ended(series.now)
+    series.now += 299
+    assert series.failures == 5
+    series.fail()
+    series.now += 299
+    assert series.failures == 6
+    series.now += 1
+    assert series.failures == 0
+
+
+def test_of_a_load_that_began_before_the_failure_only_the_rest_is_taken_off():
+    series = Series()
+    series.breaker.load_begins(series.now)
+    series.now += 900
+    series.fail()
+    series.now += 10
+    series.breaker.load_ended(series.now)
+    series.now += 299
+    assert series.failures == 1
+    series.now += 1
+    assert series.failures == 0
+
+
 def test_a_quarantine_ends_by_itself_and_what_follows_is_a_start_like_any():
     series = Series().opened()
     for _ in range(5):
@@ -176,6 +205,9 @@ def test_a_probe_that_could_not_be_made_is_none():
         series.restart()
         series.breaker.put_off(series.now)
         assert (series.state(), series.wait) == (State.OPEN, 60)
+    series.now += 20
+    series.breaker.put_off(series.now)
+    assert series.wait == 40, "there was none to put off"
 
 
 def test_a_probe_of_what_is_not_open_is_a_start_like_any():

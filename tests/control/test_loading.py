@@ -64,7 +64,7 @@ def test_a_worker_is_told_what_is_known_of_its_model(failing, monkeypatch):
     start = world.processes.start
 
     async def listening(*args):
-        told.append(args[4])
+        told.append(args[3])
         return await start(*args)
 
     world.processes.start = listening

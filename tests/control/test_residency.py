@@ -1,5 +1,6 @@
 import asyncio
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -54,8 +55,11 @@ class Process:
 class AlwaysWell:
     """What a supervisor is asked before a start, where no worker ever failed."""
 
-    def admit(self, card):
-        pass
+    def admitted(self, card):
+        return nullcontext()
+
+    def load_under_way(self, card):
+        return nullcontext()
 
     def check(self, card):
         pass
@@ -100,7 +104,8 @@ class Processes(AlwaysWell):
     def workers(self):
         return [*self.up.values(), *self.loading]
 
-    async def start(self, spec, name, budget, prepare, known):
+    async def start(self, card, budget, prepare, known):
+        spec, name = card.spec, card.name
         self.log.append(f"start {name}")
         process = Process(spec, name, budget)
         self.loading.append(process)

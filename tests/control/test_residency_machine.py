@@ -133,8 +133,8 @@ class Processes(AlwaysWell):
     def workers(self):
         return [process for process in self.all if process.alive]
 
-    async def start(self, spec, name, budget, prepare, known):
-        world = self.world
+    async def start(self, card, budget, prepare, known):
+        world, spec, name = self.world, card.spec, card.name
         assert self.of(spec) is None, "one model, two workers"
         process = Process(spec, name, budget)
         process.on_budget = world.check_promises

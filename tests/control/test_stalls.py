@@ -380,7 +380,7 @@ def test_a_generation_does_not_get_its_time_anew_with_each_worker(scene):
 
 def canary(scene, timeout=10.0):
     scene.says(READY)
-    task = scene.loop.do(lambda: asyncio.ensure_future(scene.talk.worker.canary(timeout)))
+    task = scene.loop.do(lambda: asyncio.ensure_future(scene.talk.worker.canary(timeout, 30.0)))
     scene.loop.settle()
     return task
 
@@ -431,3 +431,51 @@ def test_a_canary_in_a_worker_that_dies_says_so(scene):
     scene.loop.run(scene.talk.ends(-11))
     with pytest.raises(WorkerCrashed):
         scene.loop.run(task)
+
+
+def test_a_canary_that_is_late_has_a_worker_ended_by_the_limit_of_every_stall(scene):
+    """Its thread that reads is well, the other one is in a step that takes long."""
+    task = canary(scene, timeout=5.0)
+    scene.advance(11)
+    assert isinstance(task.exception(), WorkerStalled)
+    scene.advance(18)
+    assert scene.worker_lives
+    scene.advance(8)
+    assert not scene.worker_lives
+    assert scene.talk.worker.exit.reason == "stalled"
+
+
+def test_a_canary_waits_for_memory_less_long_than_for_its_token(scene):
+    canary(scene, timeout=5.0)
+    (asked,) = scene.talk.of(ipc.Generate)
+    assert 0 < asked.wait_seconds < 5
+
+
+@pytest.mark.parametrize("before", [20, 35])
+def test_a_wedge_is_not_judged_while_it_is_calm(scene, before):
+    calm = [False]
+    scene.talk.worker.calm = lambda: calm[0]
+    scene.begin()
+    scene.says(ipc.Accepted(1, 3), ipc.Output(1, [], started=[1]))
+    scene.advance(before)
+    calm[0] = True
+    scene.talk.worker.interrupt(scene.transcript, DeadlineExceeded("enough"))
+    scene.advance(60)
+    assert scene.worker_lives
+    calm[0] = False
+    scene.advance(25)
+    assert scene.worker_lives, "a whole limit more"
+    scene.advance(10)
+    assert not scene.worker_lives
+
+
+def test_time_in_which_the_daemon_stood_still_is_none_of_a_wedge(scene):
+    scene.begin()
+    scene.runs()
+    scene.talk.worker.interrupt(scene.transcript, WorkerStalled("enough"))
+    scene.loop.settle()
+    assert scene.talk.of(ipc.Cancel)
+    scene.loop.now += 600.0
+    scene.loop.settle()
+    scene.advance(1)
+    assert scene.worker_lives

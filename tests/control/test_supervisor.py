@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from mlxd.core.models import ModelCard
 from mlxd.ipc import messages as ipc
 from tests.support.engines import Engine, World, card, dies
 
+PATIENT_MEMORY = (
+    "eviction: {protect_recent: 0s, min_residency: 0s}\nreserve: {system: 1B, when_full: wait}\n"
+)
 PATIENT_REQUESTS = {"timeouts": "model_load: 10m\n"}
 
 
@@ -198,11 +202,12 @@ def test_a_load_that_nobody_waits_for_has_not_failed(world: World) -> None:
 
 def test_a_start_that_was_given_up_leaves_nothing(world: World) -> None:
     world.load_seconds = 10.0
-    world.supervisor.admit(card("a"))
+    world.answer()
+    world.loop.run(world.supervisor.stop(world.slot().spec, 1.0))
     budget = ipc.Budget(1, 1, 0)
     for turns in range(6):
         starting = world.loop.create_task(
-            world.supervisor.start(world.slot().spec, "a", budget, lambda engine: None)
+            world.supervisor.start(card("a"), budget, lambda engine: None)
         )
         world.loop.settle(turns)
         starting.cancel()
@@ -233,6 +238,141 @@ def test_one_end_is_one_failure_whoever_tells_of_it(world: World) -> None:
     world.answer()
     assert world.slot().failures == 1
     assert world.slot().reason == "exit 70"
+
+
+def test_a_worker_that_is_gone_late_takes_the_next_one_out_of_nothing(world: World) -> None:
+    world.kept = {"a"}
+    first = world.answer()
+    first.lingers = True
+    world.loop.do(first.condemn, "stalled")
+    second = world.answer()
+    assert second is not first
+    world.loop.do(lambda: first.ends(-9, verdict="stalled"))
+    world.loop.settle()
+    assert world.supervisor.serving(second.spec) is second
+    assert (world.slot().failures, world.slot().lost) == (1, False)
+    world.advance(60)
+    assert world.answer() is second
+    assert second.alive
+
+
+def test_nor_does_it_while_the_next_one_loads(world: World) -> None:
+    first = world.answer()
+    first.lingers = True
+    world.loop.do(first.condemn, "stalled")
+    world.load_seconds = 5.0
+    asking = world.ask()
+    world.advance(1)
+    world.loop.do(lambda: first.ends(-9, verdict="stalled"))
+    assert world.slot().state is State.STARTING
+    world.advance(5)
+    assert asking.result() is world.engines[1]
+    assert world.slot().state is State.SERVING
+
+
+# -- time that is spent on loads
+
+
+def test_loads_that_hang_open_the_breaker(world: World) -> None:
+    world.load_seconds = 10_000.0
+    for n in range(1, 7):
+        assert isinstance(world.answer(), ModelLoadFailed)
+        assert world.slot().failures == n
+    assert world.slot().state is State.OPEN
+
+
+def test_loads_that_fail_at_their_end_open_the_breaker(world: World) -> None:
+    world.load_seconds, world.fate = 280.0, dies()
+    for _ in range(6):
+        world.advance(25)
+        assert isinstance(world.answer(), ModelLoadFailed)
+    assert world.slot().state is State.OPEN
+
+
+def test_so_do_those_that_waited_long_for_room(world: World) -> None:
+    world.edit(**PATIENT_REQUESTS, memory=PATIENT_MEMORY)
+    world.fate = lambda engine, when: dies()(engine, when) if engine.name == "a" else None
+    for n in range(1, 7):
+        held, hold = hold_room(world)
+        asking = world.ask()
+        world.advance(400)
+        assert not asking.done()
+        world.loop.do(hold.set)
+        world.loop.settle()
+        assert isinstance(asking.exception(), ModelLoadFailed)
+        assert held.done()
+        assert world.slot().failures == n
+    assert world.slot().state is State.OPEN
+
+
+def test_a_time_without_a_failure_begins_when_it_serves(world: World) -> None:
+    world.load_seconds, world.fate = 280.0, dies()
+    world.answer()
+    world.fate = lambda engine, when: None
+    engine = world.answer()
+    assert not isinstance(engine, Exception)
+    world.advance(290)
+    assert world.slot().failures == 1
+    world.advance(10)
+    assert world.slot().failures == 0
+
+
+def test_a_reset_while_it_loads_forgets_what_was(world: World) -> None:
+    world.edit(
+        models="load: {max_parallel: 9, retry: {max: 1, backoff: 1s}}\n",
+        timeouts="model_load: 1h\n",
+    )
+    world.load_seconds, world.fate = 400.0, dies()
+    world.answer()
+    assert world.slot().failures == 2
+    asking = world.ask()
+    world.advance(100)
+    world.loop.do(world.supervisor.reset, world.slot().spec)
+    world.advance(310)
+    assert world.slot().failures == 1
+    world.advance(401)
+    assert asking.done()
+    assert world.slot().failures == 2, "and the time of the load is still none without a failure"
+
+
+# -- several ways of loading one model
+
+
+def test_a_slot_stays_while_a_load_of_it_waits_for_room(world: World) -> None:
+    world.edit(memory=PATIENT_MEMORY)
+    _, hold = hold_room(world)
+    first = world.ask()
+    world.advance(1)
+    second = world.loop.create_task(lease(world, replace(card("a"), context=256)))
+    world.advance(1)
+    assert not first.done()
+    assert [slot.spec.context for slot in world.supervisor.slots()] == [512, 512, 256]
+    world.loop.do(hold.set)
+    world.advance(10)
+    assert {first.result().spec.context, second.result().spec.context} == {512, 256}
+
+
+def test_a_start_needs_nothing_that_was_there_before(world: World) -> None:
+    budget = ipc.Budget(1, 1, 0)
+    engine = world.loop.run(world.supervisor.start(card("a"), budget))
+    assert world.supervisor.serving(card("a").spec) is engine
+
+
+def hold_room(world: World) -> tuple[asyncio.Task[Any], asyncio.Event]:
+    """A model that leaves no room for another, in use until the event is set."""
+    hold = asyncio.Event()
+    held = world.loop.create_task(lease(world, card("big", 950), hold))
+    world.loop.settle()
+    assert world.slot("big").state is State.SERVING
+    return held, hold
+
+
+async def lease(world: World, of: ModelCard, hold: asyncio.Event | None = None) -> Any:
+    async with world.residency.lease(of, None, world.policies) as held:
+        worker = await held.worker()
+        if hold is not None:
+            await hold.wait()
+        return worker
 
 
 # -- the canary
@@ -299,6 +439,65 @@ def test_requests_that_may_join_a_probe_are_counted(world: World) -> None:
     assert refused.policy.key == "supervision.worker.breaker.half_open_probes"
     world.advance(5)
     assert [task.result() for task in asking[:2]] == [world.engines[-1]] * 2
+
+
+def test_a_request_that_joined_a_probe_and_left_makes_room_for_another(world: World) -> None:
+    fail_to_open(world)
+    world.fate = lambda engine, when: None
+    world.load_seconds = 5.0
+    world.advance(61)
+    for _ in range(3):
+        asking = world.ask()
+        world.loop.settle()
+        assert not asking.done()
+        asking.cancel()
+        world.loop.settle()
+    assert world.slot().joined == 0
+
+
+def test_so_does_one_whose_probe_failed(world: World) -> None:
+    fail_to_open(world)
+    world.load_seconds = 5.0
+    for _ in range(3):
+        world.advance(61)
+        assert world.slot().state is State.PROBING
+        assert isinstance(world.answer(), ModelLoadFailed)
+        assert (world.slot().state, world.slot().joined) == (State.OPEN, 0)
+
+
+def test_a_probe_whose_worker_finds_no_memory_for_a_token_is_over(world: World) -> None:
+    def full(engine: Engine, when: str) -> None:
+        if when == "canary":
+            raise ModelLoadFailed("it generates nothing") from InsufficientMemory("none left")
+
+    fail_to_open(world)
+    world.fate = full
+    world.advance(60)
+    assert world.slot().state is State.SERVING
+    world.loop.do(world.residency.unload, card("a"))
+    world.loop.settle()
+    assert (world.slot().state, world.slot().wait) == (State.OPEN, 60)
+    world.fate = lambda engine, when: None
+    world.advance(60)
+    assert world.answer() is world.engines[-1]
+    assert world.of("breaker")[-1]["to"] == "serving"
+
+
+def test_a_worker_without_a_token_yet_that_fails_is_not_tried_again_at_once(world: World) -> None:
+    def full(engine: Engine, when: str) -> None:
+        if when == "canary":
+            raise ModelLoadFailed("it generates nothing") from InsufficientMemory("none left")
+
+    fail_to_open(world)
+    world.fate = full
+    world.advance(60)
+    world.advance(100)
+    starts = len(world.starts)
+    world.loop.do(world.engines[-1].ends, -11)
+    world.advance(59)
+    assert (world.slot().state, len(world.starts)) == (State.OPEN, starts)
+    world.advance(1)
+    assert len(world.starts) == starts + 1
 
 
 def test_a_probe_without_room_is_no_failed_probe_and_evicts_nobody(world: World) -> None:
@@ -414,6 +613,21 @@ def test_a_preloaded_model_that_keeps_failing_goes_the_same_way(world: World) ->
     world.advance(62.5)
     assert world.starts == [0, 2, 6, 14, 30, 62]
     assert world.slot().state is State.OPEN
+
+
+def test_a_preloaded_model_is_tried_again_when_its_quarantine_ends(world: World) -> None:
+    world.kept = {"a"}
+    world.edit(supervision="worker: {breaker: {quarantine: 10m, probes: 1}}\n")
+    world.answer()
+    world.fate = dies()
+    world.loop.do(world.engines[0].ends, -11)
+    world.advance(62 + 60)
+    assert world.slot().state is State.QUARANTINED
+    world.fate = lambda engine, when: None
+    world.advance(599)
+    assert world.slot().state is State.QUARANTINED
+    world.advance(1)
+    assert world.slot().state is State.SERVING
 
 
 def test_a_preloaded_model_without_room_is_tried_now_and_then(world: World) -> None:

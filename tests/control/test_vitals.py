@@ -10,7 +10,7 @@ import pytest
 
 from mlxd.control.breaker import State
 from mlxd.control.vitals import Vitals
-from mlxd.core.errors import WorkerStalled
+from mlxd.core.errors import InsufficientMemory, ModelLoadFailed, WorkerStalled
 from mlxd.ipc import messages as ipc
 from mlxd.policy.load import Override, load
 from tests.support.engines import Engine, World
@@ -50,6 +50,7 @@ class Ward(World):
     def close(self) -> None:
         if self.watching is not None:
             self.watching.cancel()
+            self.loop.settle()
         super().close()
 
 
@@ -105,8 +106,12 @@ def test_a_worker_that_loads_is_not_asked(ward: Ward) -> None:
     ward.load_seconds = 200.0
     asking = ward.ask()
     ward.watch()
+    assert ward.watching is not None
+    ward.engines[0].pongs = [None]
+    ward.loop.run(ward.vitals.wake())
     ward.advance(100)
-    assert ward.engines[0].alive, "a ping of it would have failed"
+    assert ward.engines[0].alive
+    assert not ward.watching.done(), "nothing of it can be asked"
     asking.cancel()
 
 
@@ -162,6 +167,48 @@ def test_after_a_sleep_each_idle_worker_makes_a_token_or_is_ended(ward: Ward) ->
     assert (well.canaries, busy.canaries) == (2, 1)
     assert [data["reason"] for data in ward.of("worker_down")] == ["canary"]
     assert (well.alive, ill.alive, busy.alive) == (True, False, True)
+
+
+@pytest.mark.parametrize("probed", [False, True])
+def test_no_memory_for_a_token_says_nothing_against_a_worker(ward: Ward, probed: bool) -> None:
+    def full(engine: Engine, when: str) -> None:
+        raise ModelLoadFailed("it generates nothing") from InsufficientMemory("none left")
+
+    engine = ward.engine()
+    ward.fate = full
+    if probed:
+        ward.policy("probe", "token")
+        ward.watch()
+        ward.advance(100)
+    else:
+        ward.loop.run(ward.vitals.wake())
+    assert engine.canaries > 1
+    assert engine.alive
+
+
+def test_a_check_that_does_not_end_delays_no_round_and_no_other_check(ward: Ward) -> None:
+    ward.policy("probe", "token")
+    stuck, other = ward.engine("a"), ward.engine("b", pongs=steps(*range(99)))
+    other.running = 1
+    ward.token_seconds = 1000.0  # whoever gives up waits for the engine's word, which does not come
+    ward.watch()
+    for _ in range(40):
+        ward.advance(5)
+        assert not ward.vitals.overdue
+    assert stuck.canaries == 2, "one check of it at a time"
+    assert 99 - len(other.pongs) == 21
+    ward.loop.do(stuck.ends, -9)
+    ward.loop.settle()
+
+
+def test_a_defect_in_a_check_ends_the_watch(ward: Ward) -> None:
+    """The daemon depends on it, and does not go on unsupervised."""
+    ward.engine().pongs = []
+    ward.watch()
+    assert ward.watching is not None
+    ward.loop.settle()
+    assert ward.watching.done()
+    assert ward.watching.exception() is not None
 
 
 def test_one_that_is_silent_delays_no_check_of_another(ward: Ward) -> None:

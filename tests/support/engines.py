@@ -48,6 +48,8 @@ class Engine:
         self.calm: Any = None
         self.pongs: list[ipc.Pong | None] = []
         """What it answers to pings; the last for ever."""
+        self.lingers = False
+        """Killed, it is gone only when a test says that it `ends`."""
         self.on_need: Any = None
         self.on_observed: Any = None
         self.on_end: Any = None
@@ -64,7 +66,7 @@ class Engine:
         self.ready = ipc.Ready(True, 1, 512, 0.0, self.budget.bytes, False, False, Footprint(0, ()))
         return self.ready
 
-    async def canary(self, timeout: float) -> None:
+    async def canary(self, timeout: float, stall: float) -> None:
         self.canaries += 1
         try:
             await asyncio.sleep(self.world.token_seconds)
@@ -93,10 +95,14 @@ class Engine:
             self.on_end(self)
 
     def kill(self) -> None:
-        self.ends(-9, asked=True)
+        self.alive = False
+        if not self.lingers:
+            self.ends(-9, asked=True)
 
     def condemn(self, verdict: Any) -> None:
-        self.ends(-9, verdict=verdict)
+        self.alive = False
+        if not self.lingers:
+            self.ends(-9, verdict=verdict)
 
     async def gone(self, timeout: float) -> bool:
         return self.exit is not None
