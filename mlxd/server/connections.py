@@ -24,7 +24,7 @@ from mlxd.dialects.base import to_json
 from mlxd.policy.load import PolicySet, load
 from mlxd.policy.store import PolicyStore
 from mlxd.server.errors import error_response, identity, in_ollama
-from mlxd.server.silence import bound_silence, queued
+from mlxd.server.silence import acknowledged, bound_silence, queued
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +58,8 @@ class Connection(RequestHandler):
     """One client connection that knows since when it has been waiting, and for what."""
 
     __slots__ = (
-        "_clock", "_gone", "_header_since", "_idle_since", "_silence", "_unread", "_unread_since",
-        "_waiting", "_wire", "leaving", "scarce",
+        "_acknowledged", "_clock", "_gone", "_header_since", "_idle_since", "_silence", "_unread",
+        "_unread_since", "_waiting", "_wire", "leaving", "scarce",
     )  # fmt: skip
 
     def __init__(self, server: GuardedServer, clock: Clock, **options: Any) -> None:
@@ -71,6 +71,7 @@ class Connection(RequestHandler):
         """Bytes that the kernel has not taken."""
         self._unread = 0
         """Those and what the kernel has."""
+        self._acknowledged: int | None = None
         self._unread_since = 0.0
         self._wire: asyncio.Transport | None = None
         self._gone = False
@@ -132,14 +133,20 @@ class Connection(RequestHandler):
         if limit != self._silence:
             self._bound_silence(limit)
         waiting = self._wire.get_write_buffer_size()
-        unread = waiting + self._queued() if waiting else 0
-        taken = waiting < self._waiting or unread < self._unread
+        queued, acknowledged = self._sent()
+        if acknowledged is None and not waiting:
+            queued = 0  # what is on its way may always be as much
+        unread = waiting + queued
+        taken = (
+            waiting < self._waiting or unread < self._unread or acknowledged != self._acknowledged
+        )
         if unread == 0 or self._unread == 0 or taken:
             self._unread_since = now
         elif now - self._unread_since >= limit:
             log.info("a client reads nothing of its answer: its connection is cut")
             self._wire.abort()
         self._waiting, self._unread = waiting, unread
+        self._acknowledged = acknowledged
 
     def _bound_silence(self, limit: float) -> None:
         """What the kernel has not sent yet is not seen here, and may be much."""
@@ -148,10 +155,13 @@ class Connection(RequestHandler):
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             bound_silence(sock, limit)
 
-    def _queued(self) -> int:
-        """The kernel takes the next bytes only when many of these are gone."""
+    def _sent(self) -> tuple[int, int | None]:
+        """Bytes that the kernel has, and that the client has acknowledged.
+
+        The kernel takes the next ones only when many of those are gone.
+        """
         sock = self._wire.get_extra_info("socket") if self._wire is not None else None
-        return queued(sock) if sock is not None else 0
+        return (queued(sock), acknowledged(sock)) if sock is not None else (0, None)
 
     def resume_writing(self) -> None:
         super().resume_writing()

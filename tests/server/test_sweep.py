@@ -30,6 +30,7 @@ class Wire:
     def __init__(self) -> None:
         self.waiting = 50_000
         self.queued = 90_000
+        self.acknowledged: int | None = None
         self.aborted = False
 
     def get_write_buffer_size(self) -> int:
@@ -65,6 +66,7 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     monkeypatch.setattr(connections, "queued", lambda wire: wire.queued)
+    monkeypatch.setattr(connections, "acknowledged", lambda wire: wire.acknowledged)
     bench = Bench(tmp_path)
     yield bench
     bench.server._connections.clear()
@@ -89,6 +91,31 @@ async def test_who_takes_only_a_little_of_what_the_kernel_has_is_not_cut(bench: 
         bench.clock.advance(LIMIT / 2)
         wire.queued -= 10
     assert not wire.aborted
+
+
+async def test_one_that_is_gone_is_cut_though_the_kernel_has_taken_all(bench: Bench) -> None:
+    wire = Wire()
+    wire.waiting, wire.acknowledged = 0, 5
+    bench.connection(wire)
+    for _ in range(3):
+        bench.server._sweep()
+        bench.clock.advance(LIMIT / 2)
+    bench.server._sweep()
+    assert wire.aborted
+
+
+async def test_what_is_always_on_its_way_is_nobodys_silence(bench: Bench) -> None:
+    steady, unknown = Wire(), Wire()
+    steady.acknowledged = 0
+    unknown.waiting = 0
+    bench.connection(steady)
+    bench.connection(unknown)
+    for sent in range(20):
+        steady.acknowledged = sent
+        bench.server._sweep()
+        bench.clock.advance(LIMIT / 2)
+    assert not steady.aborted
+    assert not unknown.aborted
 
 
 async def test_one_connection_that_cannot_be_looked_at_ends_no_sweep(
