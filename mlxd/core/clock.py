@@ -10,8 +10,8 @@ from typing import Protocol
 
 LOOKS = 0.5
 """Seconds: somebody asks an AwakeClock at least this often, or it takes the time for lost."""
-_LATE = 0.5
-"""Seconds beyond that which a busy machine may take."""
+_LATE = 2.0
+"""Seconds beyond that which a busy loop or machine may take: they pass."""
 
 
 class Clock(Protocol):
@@ -37,7 +37,8 @@ class SystemClock:
 
 
 class AwakeClock:
-    """Time as this process lived it: what passes while it is stopped, or gets no turn, is lost.
+    """Time as this process lived it: what passes while it is stopped, or gets no turn, is lost,
+    unless it is so little that it may just be busy: one that always is has no longer deadlines.
 
     So no deadline passes in a moment in which nothing could be heard. The machine's sleep is not
     in `monotonic` anyway. For one thread, which asks it at least every LOOKS seconds.

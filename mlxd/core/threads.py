@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -31,7 +32,10 @@ class Threads:
         self._idle: list[SimpleQueue[_Job | None]] = []
 
     def run(self, work: Callable[[Unpack[Ts]], T], *arguments: *Ts) -> asyncio.Future[T]:
-        """Start `work`; the future gets what it returns or raises. Giving up does not stop it."""
+        """Start `work`; the future gets what it returns or raises. Giving up does not stop it.
+
+        Raises OSError when the system has no thread for it.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         jobs = self._idle.pop() if self._idle else self._made()
@@ -52,7 +56,10 @@ class Threads:
 
     def _made(self) -> SimpleQueue[_Job | None]:
         jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        threading.Thread(target=_work, args=(jobs,), name=self._name, daemon=True).start()
+        try:
+            threading.Thread(target=_work, args=(jobs,), name=self._name, daemon=True).start()
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, str(error)) from error
         return jobs
 
     def _done(self, jobs: SimpleQueue[_Job | None], future: asyncio.Future[T], told: _Job) -> None:

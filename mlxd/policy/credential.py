@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,7 +23,10 @@ def read(reference: str, environ: Mapping[str, str] | None = None) -> str:
     May block. Raises Unreadable, also for one that is empty.
     """
     try:
-        with _file(reference, os.environ if environ is None else environ).open("rb") as stream:
+        file = _file(reference, os.environ if environ is None else environ)
+        with open(file, "rb", opener=_opened) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise Unreadable("it is no regular file")
             found = stream.read(_MOST_BYTES + 1)
         text = found.decode().rstrip("\r\n")
     except OSError as error:
@@ -32,6 +36,11 @@ def read(reference: str, environ: Mapping[str, str] | None = None) -> str:
     if not text or len(found) > _MOST_BYTES:
         raise Unreadable("it is empty" if not text else "it is too long")
     return text
+
+
+def _opened(path: str, flags: int) -> int:
+    """Without waiting for somebody at the other end of a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _file(reference: str, environ: Mapping[str, str]) -> Path:

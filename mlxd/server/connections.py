@@ -21,10 +21,10 @@ from aiohttp.web_protocol import RequestHandler
 from mlxd.core.clock import Clock
 from mlxd.core.errors import InvalidRequest
 from mlxd.dialects.base import to_json
-from mlxd.policy.load import load
+from mlxd.policy.load import PolicySet, load
 from mlxd.policy.store import PolicyStore
 from mlxd.server.errors import error_response, identity, in_ollama
-from mlxd.server.silence import bound_silence
+from mlxd.server.silence import acknowledged, bound_silence, queued
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +58,8 @@ class Connection(RequestHandler):
     """One client connection that knows since when it has been waiting, and for what."""
 
     __slots__ = (
-        "_clock", "_gone", "_header_since", "_idle_since", "_silence", "_unread", "_unread_since",
-        "_wire", "leaving", "scarce",
+        "_acknowledged", "_clock", "_gone", "_header_since", "_idle_since", "_silence", "_unread",
+        "_unread_since", "_waiting", "_wire", "leaving", "scarce",
     )  # fmt: skip
 
     def __init__(self, server: GuardedServer, clock: Clock, **options: Any) -> None:
@@ -67,7 +67,11 @@ class Connection(RequestHandler):
         self._clock = clock
         self._header_since: float | None = clock.monotonic()
         self._idle_since: float | None = None
+        self._waiting = 0
+        """Bytes that the kernel has not taken."""
         self._unread = 0
+        """Those and what the kernel has."""
+        self._acknowledged: int | None = None
         self._unread_since = 0.0
         self._wire: asyncio.Transport | None = None
         self._gone = False
@@ -128,13 +132,21 @@ class Connection(RequestHandler):
             return
         if limit != self._silence:
             self._bound_silence(limit)
-        unread = self._wire.get_write_buffer_size()
-        if unread == 0 or self._unread == 0 or unread < self._unread:
+        waiting = self._wire.get_write_buffer_size()
+        queued, acknowledged = self._sent()
+        if acknowledged is None and not waiting:
+            queued = 0  # what is on its way may always be as much
+        unread = waiting + queued
+        taken = (
+            waiting < self._waiting or unread < self._unread or acknowledged != self._acknowledged
+        )
+        if unread == 0 or self._unread == 0 or taken:
             self._unread_since = now
         elif now - self._unread_since >= limit:
             log.info("a client reads nothing of its answer: its connection is cut")
             self._wire.abort()
-        self._unread = unread
+        self._waiting, self._unread = waiting, unread
+        self._acknowledged = acknowledged
 
     def _bound_silence(self, limit: float) -> None:
         """What the kernel has not sent yet is not seen here, and may be much."""
@@ -142,6 +154,14 @@ class Connection(RequestHandler):
         sock = self._wire.get_extra_info("socket") if self._wire is not None else None
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             bound_silence(sock, limit)
+
+    def _sent(self) -> tuple[int, int | None]:
+        """Bytes that the kernel has, and that the client has acknowledged.
+
+        The kernel takes the next ones only when many of those are gone.
+        """
+        sock = self._wire.get_extra_info("socket") if self._wire is not None else None
+        return (queued(sock), acknowledged(sock)) if sock is not None else (0, None)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -197,7 +217,7 @@ class GuardedServer(web.Server):
 
     def connection(self, *, scarce: bool = False) -> Connection:
         """The protocol of one new connection."""
-        http = (self._policies.current if self._limited else self._defaults).server.http
+        http = self._in_force.server.http
         connection = Connection(
             self,
             self._clock,
@@ -211,6 +231,10 @@ class GuardedServer(web.Server):
         )
         connection.scarce = scarce
         return connection
+
+    @property
+    def _in_force(self) -> PolicySet:
+        return self._policies.current if self._limited else self._defaults
 
     @property
     def generation(self) -> int:
@@ -228,15 +252,21 @@ class GuardedServer(web.Server):
         await super().shutdown(timeout)
 
     def _sweep(self) -> None:
-        policies = self._policies.current
+        try:
+            for connection in self.connections:
+                if isinstance(connection, Connection):
+                    self._look_at(connection)
+        finally:
+            self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    def _look_at(self, connection: Connection) -> None:
+        policies = self._in_force
         http = policies.server.http
         now = self._clock.monotonic()
-        for connection in self.connections:
-            if isinstance(connection, Connection):
-                connection.end_if_unread(now, float(policies.timeouts.client_write))
-                farewell = connection.overdue(
-                    now, float(http.header_timeout), float(http.keep_alive)
-                )
-                if farewell is not None:
-                    connection.refuse(farewell)
-        self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        try:
+            connection.end_if_unread(now, float(policies.timeouts.client_write))
+            farewell = connection.overdue(now, float(http.header_timeout), float(http.keep_alive))
+            if farewell is not None:
+                connection.refuse(farewell)
+        except Exception:
+            log.exception("a connection cannot be swept: a defect")

@@ -2,17 +2,18 @@
 
 A follower is no generation: nothing waits for it, a drain neither. One that reads nothing holds a
 place in the list and no copy of it; its connection is cut as any other (`timeouts.client_write`).
+All together they may hold a share of the connections.
 """
 
 from __future__ import annotations
 
 from aiohttp import web
 
-from mlxd.core.errors import InvalidRequest
+from mlxd.core.errors import InvalidRequest, Overloaded
 from mlxd.dialects.base import to_json
 from mlxd.server.answers import json_response
 from mlxd.server.connections import Connection
-from mlxd.server.edge import common_headers
+from mlxd.server.edge import common_headers, policies_of
 from mlxd.server.errors import Render, in_ollama
 from mlxd.server.parts import Parts
 from mlxd.telemetry.events import LOST, TYPES, Follower, Record
@@ -29,6 +30,9 @@ _HEADERS = {
     "X-Accel-Buffering": "no",
 }
 _MOST_DIGITS = 18
+_SHARE = 4
+"""Followers may have one connection of so many, and this many in any case."""
+_RETRY_SECONDS = 30.0
 
 
 class EventStream:
@@ -43,6 +47,7 @@ class EventStream:
     def __init__(self, parts: Parts, *, owner: bool = False) -> None:
         self._parts = parts
         self._owner = owner
+        self._followers = 0
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         since, types = _since(request), _types(request)
@@ -52,7 +57,23 @@ class EventStream:
             return self._list(since or 0, types)
         if request.method == "HEAD":
             return web.Response(headers=_HEADERS)
-        return await self._stream(request, since, types)
+        self._check_room(request)
+        self._followers += 1
+        try:
+            return await self._stream(request, since, types)
+        finally:
+            self._followers -= 1
+
+    def _check_room(self, request: web.BaseRequest) -> None:
+        """Raises Overloaded."""
+        policies = policies_of(request)
+        most = max(_SHARE, policies.server.http.max_connections // _SHARE)
+        if not self._owner and self._followers >= most:
+            raise Overloaded(
+                f"{most} clients follow the events already",
+                retry_after=_RETRY_SECONDS,
+                policy=policies.line("server.http.max_connections"),
+            )
 
     def _list(self, since: int, types: frozenset[str]) -> web.Response:
         with self._parts.events.subscribe(since, types) as follower:
@@ -76,14 +97,24 @@ class EventStream:
         self, request: web.BaseRequest, response: web.StreamResponse, follower: Follower
     ) -> None:
         """Until the daemon ends, or its address is not to be served any more."""
+        clock = self._parts.clock
+        written = clock.monotonic()
         while True:
-            found = follower.take()
-            if found:
+            silence = clock.monotonic() - written
+            if found := follower.take():
                 await response.write(b"".join(map(self._block, found)))
-            elif self._parts.events.closed or _leaving(request):
+            elif self._parts.events.closed or self._moved(request):
                 return
-            elif not await follower.wait(_HEARTBEAT_SECONDS):
+            elif silence >= _HEARTBEAT_SECONDS:
                 await response.write(_HEARTBEAT)
+            else:
+                await follower.wait(_HEARTBEAT_SECONDS - silence)
+                continue
+            written = clock.monotonic()
+
+    def _moved(self, request: web.BaseRequest) -> bool:
+        """Its address is left by a daemon that stays; one that drains has more to tell."""
+        return _leaving(request) and not self._parts.admission.draining
 
     def _block(self, record: Record) -> bytes:
         head = f"id: {record.id}\nevent: {record.type}\ndata: "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 from dataclasses import replace
 from functools import partial
@@ -16,7 +15,6 @@ from functools import partial
 from aiohttp import web
 
 from mlxd.control.dispatch import Asker
-from mlxd.core.clock import within
 from mlxd.core.errors import MlxdError
 from mlxd.core.events import collect
 from mlxd.dialects.base import Call, Codec
@@ -36,10 +34,8 @@ from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
 from mlxd.server.refusals import note_refusal
 
-log = logging.getLogger(__name__)
-
 _PIECE = 65536
-"""Bytes that are given to a client at a time; each piece has `timeouts.client_write`."""
+"""Bytes that are given to a client at a time."""
 _TAKEN_AT_ONCE = 16384
 """Bytes for which no write waits: where asyncio lets a paused writer go on."""
 _EVENTS = 64
@@ -109,7 +105,10 @@ class _Stream:
         self._response = web.StreamResponse(
             headers={"Content-Type": codec.content_type, "Cache-Control": "no-cache"}
         )
-        self._preparing = asyncio.Lock()
+        self._writing = asyncio.Lock()
+        """Held for a whole write: nothing else gets into the middle of a record."""
+        self._torn = False
+        """A record was begun and given up."""
         self._last_write = 0.0
 
     async def run(self) -> web.StreamResponse:
@@ -128,7 +127,10 @@ class _Stream:
         return self._response.prepared
 
     async def fail(self, error: MlxdError) -> web.StreamResponse:
-        """Say in the stream that it ends here, and why."""
+        """Say in the stream that it ends here, and why.
+
+        Raises ConnectionResetError where that would be read as the rest of a record.
+        """
         await self._write(self._encoder.fail(error))
         await self._response.write_eof()
         return self._response
@@ -145,38 +147,40 @@ class _Stream:
                         await self._write(records)
 
     async def _write(self, records: bytes) -> None:
-        """Raises ConnectionResetError once the client has left or is too slow."""
+        """Raises ConnectionResetError once the client has left."""
+        async with self._writing:
+            await self._write_now(records)
+
+    async def _write_now(self, records: bytes) -> None:
         if not self._response.prepared:
             await self._prepare()
         self._last_write = self._parts.clock.monotonic()
         transport = self._request.transport
         if transport is None:
             raise ConnectionResetError("the client has left")
+        if self._torn:
+            transport.abort()
+            raise ConnectionResetError("the last record has no end")
         if not records:
             return
         if transport.get_write_buffer_size() + len(records) <= _TAKEN_AT_ONCE:
             await self._response.write(records)
         else:
-            await self._write_slowly(records, transport)
+            await self._write_slowly(records)
+        self._last_write = self._parts.clock.monotonic()
 
-    async def _write_slowly(self, records: bytes, transport: asyncio.Transport) -> None:
-        """What waits for the client stays small, and so does its patience."""
-        limit = float(self._policies.timeouts.client_write)
-        try:
-            for at in range(0, len(records), _PIECE):
-                async with within(self._parts.clock, limit):
-                    await self._response.write(records[at : at + _PIECE])
-        except TimeoutError:
-            log.info("a client takes its answer too slowly (timeouts.client_write): it is cut")
-            transport.abort()
-            raise ConnectionResetError("the client takes its answer too slowly") from None
+    async def _write_slowly(self, records: bytes) -> None:
+        """What waits for the client stays small. One that takes nothing is cut by the server's
+        sweep (`timeouts.client_write`): however slow it is, it may go on taking.
+        """
+        for at in range(0, len(records), _PIECE):
+            self._torn = at + _PIECE < len(records)
+            await self._response.write(records[at : at + _PIECE])
 
     async def _prepare(self) -> None:
-        async with self._preparing:
-            if not self._response.prepared:
-                _note_quota(self._request, self._parts, self._policies)
-                self._response.headers.update(common_headers(self._request))
-                await self._response.prepare(self._request)
+        _note_quota(self._request, self._parts, self._policies)
+        self._response.headers.update(common_headers(self._request))
+        await self._response.prepare(self._request)
 
     async def _beat(self) -> None:
         """Sends the status line when there is nothing to say for long, then a sign of life."""
@@ -184,11 +188,12 @@ class _Stream:
         self._last_write = self._parts.clock.monotonic()
         with contextlib.suppress(ConnectionError):
             while True:
-                silence = self._parts.clock.monotonic() - self._last_write
-                if silence >= interval:
-                    await self._write(self._codec.heartbeat)
-                else:
-                    await asyncio.sleep(interval - silence)
+                async with self._writing:
+                    silence = self._parts.clock.monotonic() - self._last_write
+                    if silence >= interval:
+                        await self._write_now(self._codec.heartbeat)
+                        silence = 0.0
+                await asyncio.sleep(interval - silence)
 
 
 def asker_of(request: web.BaseRequest) -> Asker:

@@ -34,7 +34,9 @@ _BEAT_SECONDS = 1.0
 _LATE_SECONDS = 5.0
 _PROBE_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 3.0
-_OWN_TROUBLE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_MISSED = frozenset((errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT))
+"""What a listener that hangs or is gone can cause; all else is the trouble of the probe itself."""
+_MOST_STACKS = 1 << 20
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 Address = tuple[socket.AddressFamily, Any]
@@ -178,7 +180,7 @@ def answers(address: Address, timeout: float) -> bool | None:
             if sock.recv(8).startswith(b"HTTP/"):
                 return True
     except OSError as error:
-        if error.errno in _OWN_TROUBLE:
+        if not isinstance(error, TimeoutError) and error.errno not in _MISSED:
             return None
     frozen = time.monotonic() - began > 2 * timeout
     return None if frozen else False
@@ -194,10 +196,8 @@ def end_process(why: str, state: Path, workers: Callable[[], Iterable[int]]) -> 
     Neither the log nor a lock is used: whoever hangs may hold them. Nor is a disk waited for.
     """
     words = f"mlxd: {why}: the daemon ends itself with status {BROKEN}; stacks of its threads:\n"
-    teller = threading.Thread(target=_tell, args=(words.encode(), state / STACKS), daemon=True)
-    teller.start()
-    teller.join(_LAST_WORDS_SECONDS)
     try:
+        _tell_all(words.encode(), state / STACKS)
         for pid in workers():
             _kill_group(pid)
     finally:
@@ -211,15 +211,47 @@ def end_process_after(seconds: float) -> None:
     timer.start()
 
 
-def _tell(words: bytes, file: Path) -> None:
+def _tell_all(words: bytes, file: Path) -> None:
+    """A disk that hangs keeps nothing from stderr, nor a stderr that nobody reads from the disk."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    for opened in (sys.stderr.fileno, lambda: os.open(file, flags, 0o600)):
-        try:
-            descriptor = opened()
-            os.write(descriptor, words)
-            faulthandler.dump_traceback(file=descriptor, all_threads=True)
-        except OSError:
-            continue
+    words += _stacks()
+    tellers = []
+    for opened in (lambda: os.open(file, flags, 0o600), sys.stderr.fileno):
+        teller = threading.Thread(target=_tell, args=(words, opened), daemon=True)
+        with contextlib.suppress(RuntimeError):  # no thread can be had: so it ends unheard
+            teller.start()
+            tellers.append(teller)
+    for teller in tellers:
+        teller.join(_LAST_WORDS_SECONDS)
+
+
+def _tell(words: bytes, opened: Callable[[], int]) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        os.write(opened(), words)
+
+
+def _stacks() -> bytes:
+    """Of all threads; empty, and on stderr already, when no file is left for the way they take.
+
+    The dump holds the interpreter while it writes, so it goes where it cannot be made to wait.
+    """
+    try:
+        ours, theirs = os.pipe()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            os.set_blocking(sys.stderr.fileno(), False)
+            faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        return b""
+    try:
+        os.set_blocking(ours, False)
+        os.set_blocking(theirs, False)
+        faulthandler.dump_traceback(file=theirs, all_threads=True)
+        return os.read(ours, _MOST_STACKS)
+    except OSError:
+        return b""
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 def _kill_group(pid: int) -> None:

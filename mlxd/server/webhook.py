@@ -13,12 +13,14 @@ import hmac
 import logging
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from mlxd import __version__
+from mlxd.core.tasks import tell_defect
 from mlxd.core.threads import Threads
 from mlxd.dialects.base import to_json
 from mlxd.policy import credential
@@ -50,6 +52,8 @@ class Webhook:
         self._events = events
         self._count = count
         self._threads = Threads("webhook")
+        self._reads: dict[str, asyncio.Future[str]] = {}
+        """Under way."""
         self._session: aiohttp.ClientSession | None = None
         self._task: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
@@ -59,7 +63,7 @@ class Webhook:
     def start(self) -> None:
         """Post what is in the list of events, and what comes."""
         self._task = asyncio.create_task(self._run(), name="webhook")
-        self._task.add_done_callback(_ended)
+        self._task.add_done_callback(tell_defect)
 
     def apply(self, policies: PolicySet) -> None:
         """An event that waits for another attempt is tried at once, if this changes where."""
@@ -149,11 +153,24 @@ class Webhook:
         return url
 
     async def _behind(self, reference: str) -> str:
-        """Read at each attempt: a secret may be replaced at any time. Raises _Failed."""
+        """Read at each attempt: a secret may be replaced at any time. Raises _Failed.
+
+        A read that hangs is not begun again.
+        """
         try:
-            return await self._threads.run(credential.read, reference)
-        except credential.Unreadable as error:
+            read = self._reads.get(reference)
+            if read is None:
+                read = self._threads.run(credential.read, reference)
+                self._reads[reference] = read
+                read.add_done_callback(partial(self._has_read, reference))
+            await asyncio.wait({read})
+            return read.result()
+        except (credential.Unreadable, OSError) as error:
             raise _Failed(f"its URL or secret cannot be read: {error}") from None
+
+    def _has_read(self, reference: str, read: asyncio.Future[str]) -> None:
+        del self._reads[reference]
+        read.exception()  # nobody may wait for it any more
 
     async def _wait(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -188,11 +205,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return type(error).__name__
-
-
-def _ended(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("no more events are posted: a defect of mlxd", exc_info=error)
 
 
 class _Resolver(AbstractResolver):

@@ -10,11 +10,13 @@ import asyncio
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mlxd.core import durable
+from mlxd.core.tasks import tell_defect
 from mlxd.core.threads import Threads
 from mlxd.telemetry.events import ASKED, Event, Events
 
@@ -47,6 +49,7 @@ class Crashes:
     def start(self) -> None:
         """Write down from now on, and what is in the list of events already."""
         self._task = asyncio.create_task(self._run(), name="crash records")
+        self._task.add_done_callback(tell_defect)
 
     async def close(self) -> None:
         """After the end of `events`: what there is still is written down."""
@@ -83,6 +86,7 @@ def read(state: Path) -> list[Json]:
     """The newest `KEPT`, the oldest first. Raises OSError; without a file there are none."""
     try:
         with (state / FILE).open("rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - _MOST_BYTES))
             lines = stream.read(_MOST_BYTES).splitlines()
     except FileNotFoundError:
         return []
@@ -91,13 +95,25 @@ def read(state: Path) -> list[Json]:
 
 def _add(file: Path, record: Mapping[str, Any], lines: int | None) -> int:
     """How many lines the file has then; `lines`: before, None: not known. Raises OSError."""
-    if lines is None or lines >= _MOST_LINES:
+    if lines is None:
+        lines = _count(file)
+    if lines >= _MOST_LINES:
         kept = read(file.parent)
-        if lines is not None:
-            durable.write(file, b"".join(_encoded(one) + b"\n" for one in kept))
+        durable.write(file, b"".join(_encoded(one) + b"\n" for one in kept))
         lines = len(kept)
     durable.append(file, _encoded(record))
     return lines + 1
+
+
+def _count(file: Path) -> int:
+    """Lines, of whatever; `_MOST_LINES` are as good as any more. Raises OSError."""
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
+    except FileNotFoundError:
+        return 0
+    full = len(content) > _MOST_BYTES
+    return _MOST_LINES if full else sum(map(bool, content.splitlines()))
 
 
 def _encoded(record: Mapping[str, Any]) -> bytes:

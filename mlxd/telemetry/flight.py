@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from mlxd.core import durable
 from mlxd.core.clock import Clock
 from mlxd.core.sizes import spoken
+from mlxd.core.tasks import tell_defect
 from mlxd.core.threads import Threads
 from mlxd.telemetry.events import ids_after
 
@@ -166,6 +167,7 @@ class Flight:
     def start(self) -> None:
         """Keep it from now on."""
         self._task = asyncio.create_task(self._run(), name="flight record")
+        self._task.add_done_callback(tell_defect)
 
     def changed(self) -> None:
         """Something has begun or ended."""

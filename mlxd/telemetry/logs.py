@@ -31,7 +31,9 @@ class JsonLines(logging.Formatter):
 
 
 class PlainLines(logging.Formatter):
-    """Time, level, message, and what is known of the request; one line, but for a trace."""
+    """Time, level, message, and what is known of the request; one line, but for a trace, whose
+    lines are indented: none of them looks like another record.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
@@ -40,7 +42,8 @@ class PlainLines(logging.Formatter):
             f"{key}={getattr(record, key)}" for key in _EXTRA if getattr(record, key, "") != ""
         ]
         text = one_line(" ".join([f"{time} {record.levelname.lower():<7} {message}", *extra]))
-        return text + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
+        trace = self.formatException(record.exc_info).split("\n") if record.exc_info else []
+        return "\n".join([text, *(f"  {one_line(line)}" for line in trace)])
 
 
 def one_line(text: str) -> str:

@@ -37,9 +37,19 @@ def test_time_in_which_nobody_could_look_is_lost():
 def test_a_look_that_is_a_little_late_loses_nothing():
     machine = ManualClock()
     clock = AwakeClock(machine)
-    machine.advance(LOOKS + 0.4)
+    machine.advance(LOOKS + 1.9)
     clock.monotonic()
     assert clock.lost == 0
+
+
+def test_a_loop_that_is_always_slow_has_no_longer_deadlines():
+    machine = ManualClock()
+    clock = AwakeClock(machine)
+    began = clock.monotonic()
+    for _ in range(100):
+        machine.advance(1.2)
+        clock.monotonic()
+    assert clock.monotonic() - began == pytest.approx(120)
 
 
 def test_dates_are_the_machines():

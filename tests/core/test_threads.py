@@ -50,6 +50,17 @@ async def test_threads_are_used_again_and_few_stay_idle(threads: Threads) -> Non
         await asyncio.sleep(0.01)
 
 
+async def test_want_of_threads_is_a_failure_as_a_disks_is(
+    threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(_self: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    with pytest.raises(OSError, match="can't start new thread"):
+        await threads.run(divmod, 7, 2)
+
+
 def test_a_process_ends_though_one_hangs() -> None:
     program = (
         "import asyncio, threading\n"

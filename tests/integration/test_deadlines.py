@@ -74,7 +74,7 @@ def test_an_ollama_stream_that_takes_too_long_ends_with_an_error_and_no_reason(
         hurried.http.post("/api/generate", json=generate(ENDLESS, "long", tokens=MUCH))
     )
     assert len(texts) > 3
-    assert last.keys() == {"error"}
+    assert last.keys() == {"error", "code"}
     assert "timeouts.generation" in last["error"]
     assert LINE in last["error"]
     assert not any(record["done"] for record in texts)

@@ -139,6 +139,15 @@ class TestStream:
             assert time.monotonic() - began < 10
             assert follower.ended.wait(5)
 
+    def test_it_tells_of_a_drain_to_its_end(self, start: Start) -> None:
+        running = start({"server": "drain: {grace: 300ms, not_ready_delay: 0s}\n"})
+        with held(running, tokens=60_000), stream(running.http) as follower:
+            running.process.send_signal(signal.SIGTERM)
+            for stage in ("not_ready", "closed", "cancelled"):
+                follower.until("drain", stage=stage)
+            assert follower.ended.wait(20)
+            assert running.process.wait(30) == 0
+
     def test_the_owner_is_told_more(self, start: Start) -> None:
         running = start({"limits": FULL})
         with held(running):
@@ -167,6 +176,29 @@ class TestFollowers:
             ids = {follower.until("reload", trigger="admin")["id"] for follower in followers}
             assert len(ids) == 1
         eventually(lambda: connections_of(running) < 50, "they have left")
+
+    def test_they_leave_connections_to_others(self, start: Start) -> None:
+        running = start({"server": "http: {max_connections: 20}\n"})
+        limits = httpx.Limits(max_connections=20)
+        with httpx.Client(base_url=running.url, limits=limits) as http:
+            with ExitStack() as stack:
+                for _ in range(5):
+                    stack.enter_context(stream(http))
+                refused = running.http.get("/api/events")
+                assert refused.status_code == 503
+                assert refused.headers["x-mlxd-code"] == "overloaded"
+                assert int(refused.headers["retry-after"]) > 0
+                assert "server.http.max_connections" in refused.json()["error"]
+                assert running.http.get("/readyz").status_code == 200
+                assert kept(running) != []
+                listed = running.admin.get("/admin/events")["events"]
+                assert listed != []
+
+            def room() -> bool:
+                with http.stream("GET", "/api/events") as answer:
+                    return answer.status_code == 200
+
+            eventually(room, "one that leaves makes room")
 
     def test_one_that_reads_nothing_is_cut_off(self, start: Start) -> None:
         """Each refused edit is told with fifty reasons: the system's own buffers are soon full."""

@@ -122,7 +122,7 @@ def test_a_second_signal_ends_the_daemon_at_once(start: Any) -> None:
         daemon.process.wait(30)
         assert time.monotonic() - began < 12.0
         stream.rest()
-        assert stream.records[-1].keys() == {"error"}
+        assert stream.records[-1].keys() == {"error", "code"}
         assert "the daemon is stopping" in stream.records[-1]["error"]
     assert gone(worker.pid)
 

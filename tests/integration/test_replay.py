@@ -269,7 +269,7 @@ def test_no_more_replays_than_policy_says(start: Start) -> None:
         eventually(lambda: _replaced(running, first), "another worker")
         _strike(running, signal.SIGKILL)
         last = stream.rest()[-1]
-    assert last.keys() == {"error"}
+    assert last.keys() == {"error", "code"}
     assert _replays(running, "failed") == 1
 
 
@@ -278,7 +278,7 @@ def test_before_the_first_token_only(start: Start) -> None:
     with held(running) as stream:
         stream.read(5)
         _strike(running, signal.SIGKILL)
-        assert stream.rest()[-1].keys() == {"error"}
+        assert stream.rest()[-1].keys() == {"error", "code"}
     assert _replays(running, "refused") == 1
     say(running, ENDLESS, "warm", tokens=1)
     body = body_for("/api/generate", ENDLESS, "whole", tokens=LONG)

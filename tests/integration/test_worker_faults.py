@@ -51,7 +51,7 @@ def _check_failed(records: list[Json]) -> str:
     """The stream ended with an error and without a finish."""
     *texts, last = records
     assert not any(record.get("done") for record in texts)
-    assert last.keys() == {"error"}
+    assert last.keys() == {"error", "code"}
     return str(last["error"])
 
 

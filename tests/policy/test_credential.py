@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,13 @@ def test_what_is_no_secret_is_refused_and_not_quoted(
     with pytest.raises(credential.Unreadable, match=why) as refused:
         credential.read(str(tmp_path / "key"), {})
     assert str(tmp_path) not in str(refused.value)
+
+
+def test_only_a_regular_file_is_read_and_nothing_is_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for strange in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(credential.Unreadable, match="no regular file"):
+            credential.read(str(strange), {})
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import socket
 
 import pytest
 
-from mlxd.server.silence import bound_silence
+from mlxd.server.silence import acknowledged, bound_silence, queued
 
 
 @pytest.fixture
@@ -25,11 +25,43 @@ def test_a_connection_asks_in_time_whether_anybody_is_there(pair, seconds, probe
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) * probe <= max(seconds, 3)
 
 
-@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="no TCP_USER_TIMEOUT here")
-def test_what_is_not_acknowledged_ends_it_in_time(pair):
+def test_what_policy_allows_and_the_kernel_does_not_is_the_most_it_takes(pair):
     _, sock = pair
-    bound_silence(sock, 30.0)
-    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 31_000
+    bound_silence(sock, 365 * 86400.0)
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 32767
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, OverflowError])
+def test_an_option_that_is_refused_drops_no_other(error):
+    tried = []
+
+    class Refusing:
+        def setsockopt(self, *option):
+            tried.append(option)
+            raise error
+
+    bound_silence(Refusing(), 30.0)  # type: ignore[arg-type]
+    assert len(tried) >= 5
+
+
+def test_what_the_kernel_still_holds_is_known(pair):
+    one, sock = pair
+    assert queued(sock) == 0
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sock.send(bytes(65_536))
+    before, taken = queued(sock), acknowledged(sock)
+    assert before > 0
+    one.settimeout(5)
+    read = 0
+    while queued(sock) >= before and read < 10**8:
+        read += len(one.recv(65_536))
+    assert queued(sock) < before
+    assert taken is None or (acknowledged(sock) or 0) > taken
+    sock.close()
+    assert queued(sock) == 0
+    assert acknowledged(sock) is None
 
 
 class Uvloops:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -124,6 +128,80 @@ def test_want_of_files_is_its_own_trouble(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(socket, "socket", none_left)
     assert answers((socket.AF_INET, ("127.0.0.1", 1)), 0.5) is None
+
+
+class _Unable(socket.socket):
+    error: OSError
+
+    def connect(self, _address: object) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["EADDRNOTAVAIL", "ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EACCES", "EPERM", "EINVAL"],
+)
+def test_what_no_listener_can_cause_judges_nothing(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(_Unable, "error", OSError(getattr(errno, name), "x"), raising=False)
+    monkeypatch.setattr(socket, "socket", _Unable)
+    assert answers((socket.AF_INET, ("127.0.0.1", 1)), 0.5) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionRefusedError(errno.ECONNREFUSED, "x"), ConnectionResetError(errno.ECONNRESET, "x"),
+     BrokenPipeError(errno.EPIPE, "x"), TimeoutError(errno.ETIMEDOUT, "x"), TimeoutError("x")],
+)  # fmt: skip
+def test_what_a_listener_can_cause_is_a_miss(
+    monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    monkeypatch.setattr(_Unable, "error", error, raising=False)
+    monkeypatch.setattr(socket, "socket", _Unable)
+    assert answers((socket.AF_INET, ("127.0.0.1", 1)), 0.5) is False
+
+
+_LAST_WORDS = """
+import contextlib, os, sys
+from pathlib import Path
+from mlxd.server.watchdog import end_process
+_ours, full = os.pipe()
+os.set_blocking(full, False)
+room = int(sys.argv[2])
+with contextlib.suppress(BlockingIOError):
+    while True:
+        os.write(full, b"x" * 512)
+os.set_blocking(full, True)
+os.read(_ours, room)
+os.dup2(full, 2)
+end_process("it hung", Path(sys.argv[1]), lambda: [])
+"""
+
+
+@pytest.mark.parametrize("room", [1, 512])
+def test_a_stderr_that_nobody_reads_keeps_no_stacks_from_the_disk(
+    tmp_path: Path, room: int
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LAST_WORDS, str(tmp_path), str(room)], check=False, timeout=60
+    )
+    assert done.returncode == watchdog.BROKEN
+    told = (tmp_path / watchdog.STACKS).read_text()
+    assert "it hung" in told
+    assert "hread 0x" in told
+
+
+def test_a_disk_that_hangs_keeps_no_stacks_from_stderr(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / watchdog.STACKS)  # opening it waits for a reader
+    program = _LAST_WORDS.replace("os.dup2(full, 2)", "")
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path), "1"],
+        check=False, timeout=60, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == watchdog.BROKEN
+    assert "it hung" in done.stderr
+    assert "hread 0x" in done.stderr
 
 
 def test_a_freeze_during_a_probe_judges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import logging
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from mlxd.core.clock import SystemClock
+from mlxd.policy import credential
 from mlxd.policy.load import Override, PolicySet, load
 from mlxd.server import webhook
 from mlxd.server.webhook import ATTEMPTS, Webhook, signature
@@ -141,6 +143,44 @@ async def test_nothing_is_posted_unsigned_for_want_of_the_secret(
     bench.events.record("load", "a")
     await until(lambda: bench.counts["failed"])
     assert bench.receiver.requests == []
+
+
+async def test_a_secret_that_hangs_holds_one_thread(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    begun: list[str] = []
+
+    def hanging(reference: str) -> str:
+        begun.append(reference)
+        release.wait(20)
+        return "key"
+
+    monkeypatch.setattr(credential, "read", hanging)
+    bench.apply(secret=str(tmp_path / "key"), timeout="20ms")
+    bench.webhook.start()
+    bench.events.record("load", "a")
+    await until(lambda: bench.counts["failed"] >= 4)
+    assert len(begun) == 1
+    bench.apply(secret=str(tmp_path / "key"))
+    release.set()
+    await until(lambda: bench.counts["delivered"])
+
+
+async def test_want_of_a_thread_is_one_more_failed_attempt(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(_self: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    (tmp_path / "key").write_text("key")
+    bench.apply(secret=str(tmp_path / "key"))
+    bench.webhook.start()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", none)
+        bench.events.record("load", "a")
+        await until(lambda: bench.counts["failed"])
+    await until(lambda: bench.counts["delivered"])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 
 from mlxd.core import durable
 from mlxd.core.clock import ManualClock
+from mlxd.telemetry import crashes
 from mlxd.telemetry.crashes import FILE, KEPT, Crashes, read
 from mlxd.telemetry.events import Events
 
@@ -83,6 +84,54 @@ async def test_the_newest_are_kept_and_the_file_stays_small(bench: Bench) -> Non
     found = await bench.end()
     assert [one["step"] for one in found] == list(range(2 * KEPT, 3 * KEPT))
     assert len((bench.state / FILE).read_text().split("\n\n")) <= 2 * KEPT + 1
+
+
+def test_over_many_runs_the_file_stays_small_and_keeps_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable, "_sync", lambda _: None)
+    monkeypatch.setattr(durable, "_sync_folder", lambda _: None)
+    file = tmp_path / FILE
+    for run in range(8):
+        lines: int | None = None
+        for step in range(KEPT - 20):
+            lines = crashes._add(file, {"schema": 1, "at": run, "message": str(step)}, lines)
+            assert lines <= 2 * KEPT
+    assert file.read_bytes().count(b'"at"') <= 2 * KEPT
+    assert [one["message"] for one in read(tmp_path)][-1] == str(KEPT - 21)
+    assert len(read(tmp_path)) == KEPT
+
+
+def test_lines_that_say_nothing_fill_no_disk_either(tmp_path: Path) -> None:
+    file = tmp_path / FILE
+    file.write_bytes(b"{}\n" * 5000)
+    crashes._add(file, {"schema": 1, "at": 1.0, "message": "new"}, None)
+    assert file.stat().st_size < 100
+
+
+def test_of_a_file_that_is_too_large_the_newest_are_read_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crashes, "_MOST_BYTES", 5000)
+    file = tmp_path / FILE
+    durable.append(file, json.dumps({"schema": 1, "at": 1, "message": "x" * 90_000}).encode())
+    durable.append(file, json.dumps({"schema": 1, "at": 2, "message": "late"}).encode())
+    assert [one["message"] for one in read(tmp_path)] == ["late"]
+    crashes._add(file, {"schema": 1, "at": 3.0, "message": "new"}, None)
+    assert [one["message"] for one in read(tmp_path)] == ["late", "new"]
+    assert file.stat().st_size < 5000
+
+
+async def test_a_writer_that_ends_by_a_defect_says_so(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(crashes, "_add", broken)
+    bench.crashes.start()
+    bench.crash()
+    await until(lambda: "the crash records has ended: a defect" in caplog.text)
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,16 @@ class TestLastRun:
             " 2023-11-14T22:30:00Z"
         )
 
+    async def test_a_defect_that_ends_the_record_is_told(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def broken(file: Path, content: bytes) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(durable, "write", broken)
+        bench.flight.start()
+        await bench.until(lambda: "the flight record has ended: a defect" in caplog.text)
+
     def test_without_a_record_there_is_nothing_to_tell(self, tmp_path: Path) -> None:
         last = last_run(tmp_path)
         assert (last.unclean, last.problem) == (False, "")

@@ -43,7 +43,19 @@ def test_a_trace_follows_its_plain_line():
         raise ValueError("x")
     except ValueError:
         made.exc_info = sys.exc_info()
-    assert PlainLines().format(made).splitlines()[1].startswith("Traceback")
+    assert PlainLines().format(made).splitlines()[1] == "  Traceback (most recent call last):"
+
+
+def test_a_trace_forges_no_line():
+    made = record("broke")
+    try:
+        raise ValueError("x\n09:00:00 error   FORGED\r09:00:01 error   FORGED\x1b[2J")
+    except ValueError:
+        made.exc_info = sys.exc_info()
+    _first, *others = PlainLines().format(made).splitlines()
+    assert all(line.startswith("  ") for line in others)
+    assert any("FORGED" in line for line in others)
+    assert "\x1b" not in "".join(others)
 
 
 def test_plain_lines_name_what_is_known_of_the_request():

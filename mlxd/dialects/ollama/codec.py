@@ -103,7 +103,8 @@ class RecordEncoder:
         return b"".join(records)
 
     def fail(self, error: MlxdError) -> bytes:
-        return to_json(self._codec.render_error(error)) + b"\n"
+        """With its code, which no header can carry any more; Ollama's clients pass it over."""
+        return to_json(self._codec.render_error(error) | {"code": error.code}) + b"\n"
 
     def _before(self, now: float) -> bytes:
         """A text record up to its text; the date is made once a second."""
