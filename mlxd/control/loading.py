@@ -73,7 +73,11 @@ class Loads:
                     self._load(resident, policies), name=f"load {resident.card.name}"
                 )
                 resident.loading.add_done_callback(_heard)
-            await asyncio.shield(resident.loading)
+            resident.waiting += 1
+            try:
+                await asyncio.shield(resident.loading)
+            finally:
+                resident.waiting -= 1
         return worker
 
     def abandon(self, resident: Resident) -> None:
