@@ -17,8 +17,8 @@ class Changes:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def wait(self, seconds: float) -> None:
-        """Until the next change, not longer than this."""
+    async def wait(self, seconds: float | None) -> None:
+        """Until the next change, not longer than this where it is a number."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters[waiter] = None
         try:

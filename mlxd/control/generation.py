@@ -113,6 +113,8 @@ class Generation:
         self._pulse = pulse
         self.ended = False
         """True once the worker holds nothing of it any more."""
+        self.cancelled = False
+        """The worker has been told to drop it."""
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._accepted: asyncio.Future[ipc.Accepted] = self._loop.create_future()
@@ -186,10 +188,12 @@ class Generation:
     def note(self, tokens: Iterable[int]) -> None:
         """Tokens of its answer, which the pieces up to now have made known."""
         if self._error is None:
-            self.transcript.tokens.extend(tokens)
+            self.transcript.add(tokens)
 
     def started(self) -> None:
         """The engine has begun with it: from now on its time limits count."""
+        if not self._started_at:
+            self._not_since_created()
         self._started_at = self._clock.monotonic()
         self.transcript.started_at = self.transcript.started_at or self._started_at
         self._look_again()
@@ -232,7 +236,6 @@ class Generation:
             if not self._waiting and self._error is None and not self.ended:
                 self._wake = self._loop.create_future()
                 await self._wake
-                self._wake = None
             if self._waiting:
                 yield self._waiting.take()
             elif self._error is not None:
@@ -245,8 +248,9 @@ class Generation:
         try:
             async with within(self._clock, timeout):
                 while not self.ended:
-                    self._wake = self._loop.create_future()
-                    await self._wake
+                    if self._wake is None or self._wake.done():
+                        self._wake = self._loop.create_future()
+                    await asyncio.shield(self._wake)
         except TimeoutError:
             return False
         return True
@@ -258,6 +262,8 @@ class Generation:
         if self._error is None:
             self._error = error
             self._broken_at = self._clock.monotonic()
+            if not self._started_at:
+                self._not_since_created()
             if self._begun_at:
                 spent = max(self._last_piece, self._begun_at) - self._begun_at
                 self.transcript.decode_seconds += spent
@@ -317,7 +323,12 @@ class Generation:
     def _last_moment(self) -> float:
         """When `generation` passes."""
         began = self.transcript.started_at
-        return began + self.limits.generation if began else math.inf
+        return began + self.limits.generation if self._started_at else math.inf
+
+    def _not_since_created(self) -> None:
+        """What it has waited in this worker behind others is none of the time that it may take."""
+        if self.transcript.started_at:
+            self.transcript.started_at += self._clock.monotonic() - self.created
 
     def _check(self) -> None:
         """The timer: what has passed, if anything has."""
@@ -344,7 +355,7 @@ class Generation:
         a whole interval more, in which what came meanwhile is read.
         """
         self._pulse.forgiven = now
-        if self.transcript.started_at:
+        if self._started_at:
             self.transcript.started_at += late
 
     def _judge(self, now: float) -> None:

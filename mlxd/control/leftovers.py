@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
+from mlxd.control.process import WORKER_OF
+
 log = logging.getLogger(__name__)
 
 
-def end_leftovers(temporary: Path) -> None:
-    """Kill every process that works in a worker's private folder below `temporary`.
+def end_leftovers(state: Path) -> None:
+    """Kill every process that is, or descends from, a worker of a daemon with this state folder.
 
-    The caller holds the state folder and has started no worker.
+    The caller holds that folder and has started no worker.
     """
-    if not any(temporary.glob("worker-*")):
-        return  # the last daemon came to its end
-    for process in _of_workers(temporary):
+    for process in _of_workers(os.path.realpath(state)):
         log.warning("process %s, left by a daemon that is gone, is killed", process.pid)
         try:
             process.kill()
@@ -26,12 +27,12 @@ def end_leftovers(temporary: Path) -> None:
             log.warning("process %s cannot be killed: %s", process.pid, error)
 
 
-def _of_workers(temporary: Path) -> Iterator[psutil.Process]:
-    """A worker's TMPDIR is its own, and whatever it starts has it too."""
+def _of_workers(state: str) -> Iterator[psutil.Process]:
+    """A worker is marked in its environment, and so is whatever it starts."""
     for process in psutil.process_iter():
         try:
-            folder = process.environ().get("TMPDIR", "")
+            mark = process.environ().get(WORKER_OF)
         except (psutil.Error, OSError):  # another user's, or gone
             continue
-        if Path(folder).parent == temporary and Path(folder).name.startswith("worker-"):
+        if mark == state and process.pid != os.getpid():
             yield process

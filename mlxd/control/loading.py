@@ -94,7 +94,11 @@ class Loads:
                 self._load(resident, policies), name=f"load {resident.card.name}"
             )
             resident.loading.add_done_callback(_heard)
-        await asyncio.shield(resident.loading)
+        resident.waiting += 1
+        try:
+            await asyncio.shield(resident.loading)
+        finally:
+            resident.waiting -= 1
 
     async def _load(self, resident: Resident, policies: PolicySet) -> None:
         """From the wait for room to a worker that serves, within `timeouts.model_load`."""

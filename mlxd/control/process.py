@@ -11,20 +11,28 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 import psutil
 
 from mlxd.control.kernels import VARIABLE, Kernels
+from mlxd.core.clock import Clock, SystemClock, within
 from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
 from mlxd.ipc.messages import Budget, Launch, launch_words
 
 KILLED_SECONDS = 5.0
 """From SIGKILL to the end; the system may need a moment for its memory."""
+WORKER_OF = "MLXD_WORKER_OF"
+"""The variable that names the state folder of the daemon whose worker it is: see leftovers.py."""
 _STDERR_TAIL = 8192
+_STDERR_SECONDS = 0.5
+"""How long its last words are waited for: what it started may hold its stderr for ever."""
 _KERNELS = "kernels"
 _TURNS = "turns"
 """What engines that step one at a time lock; made by the first of them."""
@@ -48,18 +56,41 @@ _ROOM = 8 * 2**20
 """Bytes: what MLX compiles for a model on a CPU takes less."""
 
 
+class _Words(asyncio.Protocol):
+    """The last that came through a pipe, until nobody holds its other end."""
+
+    def __init__(self) -> None:
+        self.tail = b""
+        self.over = asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        self.tail = (self.tail + data)[-_STDERR_TAIL:]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.over.set()
+
+
 class EngineProcess:
     """Leads a session of its own, with a private TMPDIR that goes when it goes."""
 
-    def __init__(self, process: asyncio.subprocess.Process, private: Path, temporary: Path) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        private: Path,
+        temporary: Path,
+        clock: Clock,
+        stderr: tuple[asyncio.ReadTransport, _Words],
+    ) -> None:
         self._process = process
+        self._clock = clock
+        self._cleared = asyncio.Event()
         self._private = private
         self._temporary = temporary
-        self._stderr = b""
+        self._pipe, self._words = stderr
         self.ended: asyncio.Task[int] = asyncio.create_task(
             self._reap(), name=f"reap {process.pid}"
         )
-        """Its exit status, once it is gone and so is what it leaves."""
+        """Its exit status, once it is gone."""
 
     @classmethod
     async def spawn(
@@ -68,6 +99,7 @@ class EngineProcess:
         temporary: Path,
         budget: Budget | None = None,
         known: Known = UNKNOWN,
+        clock: Clock | None = None,
     ) -> tuple[EngineProcess, socket.socket]:
         """The process, and our end of its socket. Raises OSError; then nothing is left of it."""
         private = _private_folder(temporary)
@@ -76,19 +108,21 @@ class EngineProcess:
             kernels = await asyncio.to_thread(_kernels(temporary).lend, private)
             ours, theirs = socket.socketpair()
             undo.callback(ours.close)
-            with theirs:
+            pipe, words, stderr = await _pipe()
+            undo.callback(pipe.close)
+            with theirs, stderr:
                 process = await asyncio.create_subprocess_exec(
                     *_command(_launch(spec, temporary, budget, known), theirs.fileno()),
                     pass_fds=[theirs.fileno()],
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
-                    stderr=asyncio.subprocess.PIPE,
+                    stderr=stderr,
                     start_new_session=True,
-                    env=_environment(private, kernels),
+                    env=_environment(private, kernels, temporary.parent),
                 )
             undo.pop_all()
         ours.setblocking(False)
-        return cls(process, private, temporary), ours
+        return cls(process, private, temporary, clock or SystemClock(), (pipe, words)), ours
 
     @property
     def pid(self) -> int:
@@ -97,7 +131,7 @@ class EngineProcess:
     @property
     def stderr(self) -> str:
         """The last that it said."""
-        return self._stderr.decode("utf-8", "replace")
+        return self._words.tail.decode("utf-8", "replace")
 
     @property
     def suspended(self) -> bool:
@@ -115,29 +149,51 @@ class EngineProcess:
     async def gone(self, timeout: float) -> bool:
         """Wait for its end; False when it does not come in time."""
         try:
-            async with asyncio.timeout(timeout):
+            async with within(self._clock, timeout):
                 await asyncio.shield(self.ended)
         except TimeoutError:
             return False
         return True
 
+    async def cleared(self, timeout: float) -> bool:
+        """Wait until what it leaves is gone, too; False when that takes longer."""
+        try:
+            async with within(self._clock, timeout):
+                return await self._cleared.wait()
+        except TimeoutError:
+            return False
+
     async def _reap(self) -> int:
-        stderr = asyncio.create_task(self._collect_stderr(), name=f"stderr {self.pid}")
         status = await self._process.wait()
         self.signal(signal.SIGKILL)
-        await stderr
-        await asyncio.to_thread(self._clear, ended_well=status == 0)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STDERR_SECONDS):
+                await self._words.over.wait()
+        self._pipe.close()
+        clear = partial(self._clear, asyncio.get_running_loop(), ended_well=status == 0)
+        threading.Thread(target=clear, name=f"clear {self.pid}", daemon=True).start()
         return status
 
-    def _clear(self, *, ended_well: bool) -> None:
-        _kernels(self._temporary).keep(self._private, ended_well=ended_well)
-        _remove(self._private, self._temporary)
+    def _clear(self, loop: asyncio.AbstractEventLoop, *, ended_well: bool) -> None:
+        """In a thread of its own: the disk may hang, and nobody waits for that."""
+        try:
+            _kernels(self._temporary).keep(self._private, ended_well=ended_well)
+            _remove(self._private, self._temporary)
+        finally:
+            with contextlib.suppress(RuntimeError):  # the daemon is over
+                loop.call_soon_threadsafe(self._cleared.set)
 
-    async def _collect_stderr(self) -> None:
-        assert self._process.stderr is not None
-        with contextlib.suppress(ConnectionError):
-            while chunk := await self._process.stderr.read(_STDERR_TAIL):
-                self._stderr = (self._stderr + chunk)[-_STDERR_TAIL:]
+
+async def _pipe() -> tuple[asyncio.ReadTransport, _Words, IO[bytes]]:
+    """One that is read from here, and its other end. asyncio's own would have the end of a process
+    wait for whoever still holds that.
+    """
+    mine, theirs = os.pipe()
+    stderr = os.fdopen(theirs, "wb", 0)
+    transport, words = await asyncio.get_running_loop().connect_read_pipe(
+        _Words, os.fdopen(mine, "rb", 0)
+    )
+    return transport, words, stderr
 
 
 def _private_folder(temporary: Path) -> Path:
@@ -198,13 +254,14 @@ def _command(launch: Launch, fd: int) -> list[str]:
     ]
 
 
-def _environment(private: Path, kernels: Path) -> dict[str, str]:
+def _environment(private: Path, kernels: Path, state: Path) -> dict[str, str]:
     """The daemon's, with a TMPDIR of its own: MLX may compile kernels into it, under names that
     anybody can predict.
     """
     kept = {key: value for key, value in os.environ.items() if key not in _DEAF}
     return kept | {
         "TMPDIR": str(private),
+        WORKER_OF: os.path.realpath(state),
         VARIABLE: str(kernels),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",

@@ -11,13 +11,16 @@ import logging
 import os
 import signal
 from asyncio import FIRST_COMPLETED
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+from mlxd.control.changes import Changes
 from mlxd.control.exit import Exit
 from mlxd.control.gate import Gate, Turn
 from mlxd.control.generation import too_long
@@ -26,7 +29,7 @@ from mlxd.control.residency import Lease
 from mlxd.control.suspects import Case, Suspect, Suspects
 from mlxd.control.transcript import Transcript
 from mlxd.control.worker import Worker
-from mlxd.core.clock import Clock
+from mlxd.core.clock import Clock, within
 from mlxd.core.errors import (
     InsufficientMemory,
     MlxdError,
@@ -36,7 +39,7 @@ from mlxd.core.errors import (
     WorkerStalled,
 )
 from mlxd.core.events import Burst, Started
-from mlxd.core.models import ModelCard
+from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.core.request import Sampling
 from mlxd.policy.policy_set import PolicySet
 
@@ -46,12 +49,14 @@ T = TypeVar("T")
 
 _CLEARED_TOKENS = 4
 """How much further than before a suspect must come, alone, to be none any more."""
+_WAYS = 2
+"""How often a request makes way for others before it has come that much further, too."""
 _GONE_SECONDS = 5.0
 """How long a killed worker may take to be gone."""
 
 
 class _MakesWay(MlxdError):
-    """It has come far enough, and somebody else must be alone now."""
+    """Somebody else must be alone now; it goes on right after."""
 
 
 def fresh_seed() -> int:
@@ -93,6 +98,10 @@ class Replays:
         self._gates: WeakKeyDictionary[Worker, Gate] = WeakKeyDictionary()
         self._accused: WeakKeyDictionary[Worker, bool] = WeakKeyDictionary()
         """Whether a worker's death says something against what ran on it."""
+        self._coming: Counter[ModelSpec] = Counter()
+        """Interrupted requests that wait for the next worker."""
+        self._came = Changes()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._waits: set[asyncio.Future[MlxdError]] = set()
         self._over: MlxdError | None = None
 
@@ -128,6 +137,11 @@ class Replays:
         """Forget what is held against requests to a model; says how many were refused."""
         return self._suspects.reset(card)
 
+    @property
+    def waiting(self) -> int:
+        """How many stand in line at the gate of a worker: somebody must be alone there."""
+        return sum(gate.waiting for gate in self._gates.values())
+
     # -- for a run
 
     def gate_of(self, worker: Worker) -> Gate:
@@ -161,8 +175,8 @@ class Replays:
     def monotonic(self) -> float:
         return self._clock.monotonic()
 
-    async def wait(self, work: Awaitable[T], seconds: float, late: MlxdError) -> T:
-        """What `work` gives; raises `late` after that time, or what everybody is told to raise."""
+    async def wait(self, work: Awaitable[T]) -> T:
+        """What `work` gives; raises what everybody is told to raise meanwhile."""
         stop: asyncio.Future[MlxdError] = asyncio.get_running_loop().create_future()
         if self._over is not None:
             stop.set_result(self._over)
@@ -170,13 +184,44 @@ class Replays:
         task = asyncio.ensure_future(work)
         try:
             both: set[asyncio.Future[Any]] = {task, stop}
-            await asyncio.wait(both, timeout=max(0.0, seconds), return_when=FIRST_COMPLETED)
+            await asyncio.wait(both, return_when=FIRST_COMPLETED)
             if task.done():
                 return task.result()
-            raise copy(stop.result()) if stop.done() else late
+            raise copy(stop.result())
         finally:
             self._waits.discard(stop)
             task.cancel()
+
+    async def wait_until(self, work: Awaitable[T], seconds: float, late: MlxdError) -> T:
+        """The same; raises `late` after that time."""
+        try:
+            async with within(self._clock, max(0.0, seconds)):
+                return await self.wait(work)
+        except TimeoutError:
+            raise late from None
+
+    @contextmanager
+    def comes(self, spec: ModelSpec) -> Iterator[None]:
+        """An interrupted request waits for the next worker, and then enters its gate at once."""
+        self._coming[spec] += 1
+        try:
+            yield
+        finally:
+            self._coming[spec] -= 1
+            if not self._coming[spec]:
+                del self._coming[spec]
+                self._came.tell()
+
+    async def let_come(self, spec: ModelSpec) -> None:
+        """Wait until those that were interrupted stand at the gate: they were here first."""
+        while spec in self._coming:
+            await self._came.wait(None)
+
+    def own(self, work: Coroutine[None, None, None]) -> None:
+        """To be done, whoever asked for it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # -- inside
 
@@ -213,6 +258,12 @@ class _Run:
         self._policies = policies
         self._transcript = Transcript()
         self._interrupted = False
+        self._early = False
+        """It has run before, and goes on before others begin."""
+        self._ways = 0
+        """How often it has made way since it came further."""
+        self._way_at = 0
+        """Tokens that there were when it last did."""
         self._attempt = 0
         """How often it was replayed."""
         self._seen = False
@@ -239,10 +290,10 @@ class _Run:
     async def _all(self) -> AsyncGenerator[Burst, None]:
         while True:
             worker = await self._worker()
-            turn = self._replays.gate_of(worker).enter(alone=self._suspected())
+            turn = self._enter(worker)
             try:
                 await self._inside(turn)
-                if not worker.alive:
+                if turn.over or not worker.alive:
                     continue
                 async with aclosing(self._on(worker, turn)) as bursts:
                     async for burst in bursts:
@@ -259,23 +310,49 @@ class _Run:
 
     async def _on(self, worker: Worker, turn: Turn) -> AsyncGenerator[Burst, None]:
         """On one worker, to the end or until it makes way for another."""
+        if turn.alone:
+            enough = self._died_at + _CLEARED_TOKENS
+            self._transcript.at(enough, partial(self._clear, worker, turn))
         async with aclosing(worker.generate(self._order, self._transcript)) as bursts:
             async for burst in bursts:
-                if turn.alone and len(self._transcript.tokens) >= self._died_at + _CLEARED_TOKENS:
-                    self._clear(worker, turn)
                 yield burst
         if turn.alone:
             self._replays.clear(self._case)
 
     def _clear(self, worker: Worker, turn: Turn) -> None:
-        """It was not the cause. Where another suspect waits that one comes next, and this goes on
-        beside others afterwards: otherwise each would wait for the whole answer of those before it.
-        """
-        self._replays.clear(self._case)
-        turn.alone = False
-        contested = self._replays.gate_of(worker).contested
-        if not (contested and worker.interrupt(self._transcript, _MakesWay("another's turn"))):
+        """It was not the cause, if it still runs."""
+        if worker.alive and not turn.over:
+            self._replays.clear(self._case)
             turn.share()
+
+    # -- beside others
+
+    def _enter(self, worker: Worker) -> Turn:
+        gate = self._replays.gate_of(worker)
+        make_way = partial(self._make_way, worker)
+        return gate.enter(alone=self._suspected(), early=self._early, make_way=make_way)
+
+    def _make_way(self, worker: Worker, turn: Turn) -> bool:
+        """Leave the worker, and go on behind whoever must be alone; not again and again without
+        coming further meanwhile.
+        """
+        got, enough = len(self._transcript.tokens), self._way_at + _CLEARED_TOKENS
+        if got >= enough:
+            self._ways = 0
+        elif self._ways >= _WAYS:
+            self._transcript.at(enough, turn.ask)
+            return False
+        self._ways, self._way_at, self._early = self._ways + 1, got, True
+        worker.interrupt(self._transcript, _MakesWay("another must be alone"))
+        self._replays.own(self._depart(worker, turn))
+        return True
+
+    async def _depart(self, worker: Worker, turn: Turn) -> None:
+        """Its client may be slow to take what there is: nobody waits for that."""
+        try:
+            await worker.withdraw(self._transcript)
+        finally:
+            turn.leave()
 
     # -- waiting
 
@@ -283,8 +360,10 @@ class _Run:
         """The first one is there already; for a further one there is no more time than for any
         load, nor than the generation has left.
         """
-        if not self._interrupted:
-            return await self._lease.worker()
+        if not self._early:
+            worker = await self._lease.worker()
+            await self._replays.let_come(self._case.card.spec)
+            return worker
         limit, left = float(self._policies.timeouts.model_load), self._left()
         late: MlxdError = too_long(self._order.limits)
         if limit <= left:
@@ -293,11 +372,17 @@ class _Run:
                 retry_after=10.0,
                 policy=self._policies.line("timeouts.model_load"),
             )
-        return await self._replays.wait(self._lease.worker(), min(limit, left), late)
+        with self._replays.comes(self._case.card.spec):
+            return await self._replays.wait_until(self._lease.worker(), min(limit, left), late)
 
     async def _inside(self, turn: Turn) -> None:
-        if not turn.ready.done():
-            await self._replays.wait(turn.ready, self._left(), too_long(self._order.limits))
+        """What it waits here for others, each of which has its limits, is none of its own time."""
+        if turn.ready.done():
+            return
+        came = self._replays.monotonic()
+        await self._replays.wait(turn.ready)
+        if self._transcript.started_at:
+            self._transcript.started_at += self._replays.monotonic() - came
 
     def _left(self) -> float:
         """Seconds of `timeouts.generation`: they count from the first prefill on."""
@@ -320,7 +405,7 @@ class _Run:
             await worker.gone(_GONE_SECONDS)
         if isinstance(error, InsufficientMemory) and not worker.out_of_memory:
             raise error
-        self._interrupted = True
+        self._interrupted = self._early = True
         found = self._replays.accuse(self._case, worker, self._policies)
         if found is not None and found.quarantined and not worker.out_of_memory:
             raise self._replays.refuse(self._case, found, self._policies) from error

@@ -24,7 +24,7 @@ from mlxd.control.succession import Succession
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock
-from mlxd.core.errors import MlxdError
+from mlxd.core.errors import InsufficientMemory, MlxdError, ModelsBusy
 from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.ipc import messages as ipc
 from mlxd.policy.load import PolicySet, load
@@ -190,6 +190,16 @@ class Residency:
         fitting = Fitting(self._inventory, self._forecasts)
         return fitting.report(card, policies, context, now, blocked)
 
+    def waiting(self) -> dict[str, int]:
+        """How many wait for a worker: `memory`, for room or for their turn among loads; `load`, for
+        the load itself, or for the time when it may be tried again.
+        """
+        found = {"load": 0, "memory": 0}
+        for resident in self._inventory.residents.values():
+            short = isinstance(resident.waits, InsufficientMemory | ModelsBusy)
+            found["memory" if short else "load"] += resident.waiting
+        return found
+
     # -- for the guard of memory
 
     def read_memory(self) -> MemoryReading | None:
@@ -333,11 +343,15 @@ class Residency:
         """
         expected = self._inventory.expected(resident.spec)
         resident.worker, resident.wanted = None, 0
+        resident.deaths += 1
         resident.remains = expected[1] if expected is not None else 0
-        self._own(self._mourned(resident, expected), f"memory of {resident.card.name}")
+        mourned = self._mourned(resident, expected, resident.deaths)
+        self._own(mourned, f"memory of {resident.card.name}")
 
-    async def _mourned(self, resident: Resident, expected: tuple[float, int] | None) -> None:
-        await self._room.mourn(resident, expected)
+    async def _mourned(
+        self, resident: Resident, expected: tuple[float, int] | None, death: int
+    ) -> None:
+        await self._room.mourn(resident, expected, death)
         if self._inventory.residents.get(resident.spec) is resident and self._is_over(resident):
             self._room.forget(resident)
         self._changed()
@@ -394,9 +408,10 @@ class Residency:
         self._changed()
 
     def _is_over(self, resident: Resident) -> bool:
-        """It is not in memory, and nobody waits for that."""
+        """It is not in memory, and nobody waits for that. One that dies is still there."""
         wanted = resident.leases > 0 or resident.loading is not None or resident.remains
-        return not wanted and self.worker_of(resident) is None
+        dies = resident.worker is not None and resident.worker.exit is None
+        return not wanted and not dies and self.worker_of(resident) is None
 
     def _rearm(self, resident: Resident) -> None:
         """Have it unloaded when its time since the last use is over; now, if it is over already."""

@@ -45,6 +45,8 @@ class Resident:
     loading: asyncio.Task[None] | None = None
     evicts: Evicts = Evicts.NOBODY
     """What its load may evict."""
+    waiting: int = 0
+    """How many wait for its worker."""
     waits: MlxdError | None = None
     """Why its load waits for room; what those who wait are told when their time is over."""
     short_since: float | None = None
@@ -57,6 +59,8 @@ class Resident:
     """Set where its worker died of itself: what that held, as long as it is not seen to be free
     again, then 0. Those who have leased it keep its place for the next one.
     """
+    deaths: int = 0
+    """How often a worker of it died of itself."""
     worker: Worker | None = None
     """The last that was loaded."""
     wanted: int = 0

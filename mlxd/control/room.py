@@ -94,17 +94,20 @@ class Room:
             self.on_evicted(reason, resident.card.name, held)
         self.changes.tell()
 
-    async def mourn(self, resident: Resident, expected: tuple[float, int] | None) -> None:
+    async def mourn(
+        self, resident: Resident, expected: tuple[float, int] | None, death: int
+    ) -> None:
         """A worker died of itself: nothing is decided before what it held is seen to be free.
 
-        `expected`: what should be available then, and what it held.
+        `expected`: what should be available then, and what it held. `death`: which one of the
+        resident's it was; what remains of a later one is that one's.
         """
         reading = self._inventory.read_memory()
         async with self.deciding:
             if expected is not None and reading is not None:
                 available, held = expected
                 await self._reclaimed(resident.card.name, held, available, reading.total)
-        if resident.remains:
+        if resident.remains and resident.deaths == death:
             resident.remains = 0
         self.changes.tell()
 

@@ -27,6 +27,9 @@ from mlxd.policy.schema.supervision import Worker as WorkerPolicy
 
 log = logging.getLogger(__name__)
 
+_CLEARING_SECONDS = 1.0
+"""How long the daemon's end waits for folders of workers to be removed."""
+
 
 class Counts(Protocol):
     """What is counted."""
@@ -236,9 +239,10 @@ class Supervisor:
             log.info("worker for %s stopped", worker.name)
 
     async def stop_all(self, grace: float) -> None:
-        """Every worker, side by side."""
+        """Every worker, side by side, with what it leaves on disk."""
         workers = [slot.worker for slot in self._slots.values() if slot.worker is not None]
         await asyncio.gather(*(worker.stop(grace) for worker in workers))
+        await asyncio.gather(*(worker.cleared(_CLEARING_SECONDS) for worker in workers))
         for slot in self._slots.values():
             slot.gone()
 

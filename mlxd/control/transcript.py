@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from array import array
+from collections.abc import Callable, Iterable
 
 from mlxd.ipc import messages as ipc
 
@@ -27,6 +29,21 @@ class Transcript:
         """When its prefill began for the first time, on the monotonic clock; 0: it has not."""
         self.decode_seconds = 0.0
         """What generations that did not finish have spent behind their first token."""
+        self._awaited: tuple[int, Callable[[], object]] | None = None
+
+    def add(self, tokens: Iterable[int]) -> None:
+        """More of the answer."""
+        self.tokens.extend(tokens)
+        if self._awaited is not None and len(self.tokens) >= self._awaited[0]:
+            _, call = self._awaited
+            self._awaited = None
+            asyncio.get_running_loop().call_soon(call)
+
+    def at(self, count: int, call: Callable[[], object]) -> None:
+        """Have `call` called once, soon after there are so many tokens, whoever takes them when.
+        It replaces what was asked for before.
+        """
+        self._awaited = (count, call)
 
     def resume(self) -> ipc.Resume | None:
         """None where no worker has said what the prompt is: it begins at the beginning."""

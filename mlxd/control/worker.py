@@ -91,6 +91,8 @@ class Worker(asyncio.Protocol):
         self._next_id = 1
         self._became_ready: asyncio.Future[ipc.Ready] = asyncio.get_running_loop().create_future()
         self._stopping = False
+        self._lost = False
+        """Its end has begun before anybody asked for it."""
         self._transport: asyncio.Transport | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -110,7 +112,7 @@ class Worker(asyncio.Protocol):
         Raises ModelLoadFailed when the system gives no process.
         """
         try:
-            process, sock = await EngineProcess.spawn(spec, temporary, budget, known)
+            process, sock = await EngineProcess.spawn(spec, temporary, budget, known, clock)
         except OSError as error:
             raise ModelLoadFailed(
                 f"no engine process could be started for '{name}': {error.strerror}",
@@ -269,6 +271,14 @@ class Worker(asyncio.Protocol):
         running = (g for g in self._generations.values() if g.transcript is transcript)
         return any(generation.interrupt(error) for generation in running)
 
+    async def withdraw(self, transcript: Transcript) -> None:
+        """See to it that it holds nothing more of what fills `transcript` and was interrupted, even
+        if the consumer does not look.
+        """
+        for generation in list(self._generations.values()):
+            if generation.transcript is transcript:
+                await self._settle(generation)
+
     def end_newest(self, error: MlxdError) -> bool:
         """Cancel the newest generation, whose client gets `error`; False: none runs."""
         newest_first = sorted(self._generations.values(), key=lambda g: g.id, reverse=True)
@@ -296,10 +306,14 @@ class Worker(asyncio.Protocol):
     async def gone(self, timeout: float) -> bool:
         """Wait until its process is over and that is known; False: not in time."""
         try:
-            async with asyncio.timeout(timeout):
+            async with within(self._clock, timeout):
                 return await self._buried.wait()
         except TimeoutError:
             return False
+
+    async def cleared(self, timeout: float) -> bool:
+        """Wait until what its process leaves on disk is gone; False: not in time."""
+        return await self._process.cleared(timeout)
 
     async def _ends_within(self, grace: float) -> bool:
         """Whether it ends by itself: in `grace` seconds, and in `_FREEING_SECONDS` as long as each
@@ -342,6 +356,7 @@ class Worker(asyncio.Protocol):
             self.condemn("protocol")
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = not self._stopping
         self._transport = None
 
     # -- inside
@@ -445,7 +460,9 @@ class Worker(asyncio.Protocol):
         """
         try:
             if not generation.ended and self._transport is not None:
-                self._send(ipc.Cancel(generation.id))
+                if not generation.cancelled:
+                    generation.cancelled = True
+                    self._send(ipc.Cancel(generation.id))
                 await self._farewell.take(generation)
         finally:
             if generation.ended or self._transport is None:
@@ -465,7 +482,7 @@ class Worker(asyncio.Protocol):
             self._transport.close()
             self._transport = None
         self._answer_ping(None)
-        asked = self._stopping and self._verdict is None
+        asked = self._stopping and not self._lost and self._verdict is None
         self.exit = Exit(status, asked, self._verdict)
         self._fail_load("its worker ended before the model was loaded")
         self.victims = self.running

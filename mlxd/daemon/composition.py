@@ -367,7 +367,7 @@ def _watched(ground: _Ground, models: _Models, listener: Listener) -> tuple[Hear
 def _fresh_temporary(state: Path) -> Path:
     """Where workers keep their private TMPDIR; what a killed daemon left there is removed."""
     temporary = state / "tmp"
-    end_leftovers(temporary)
+    end_leftovers(state)
     if temporary.is_symlink() or temporary.is_file():
         temporary.unlink()
     shutil.rmtree(temporary, ignore_errors=True)

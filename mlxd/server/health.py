@@ -113,6 +113,7 @@ def health(parts: Parts, policies: PolicySet) -> Json:
         "active_requests": parts.admission.active,
         "max_concurrent": policies.limits.concurrency.max_in_flight,
         "active_model_requests": dict(parts.admission.active_by_model()),
+        "waiting_requests": _waiting(parts),
         "memory": memory_report.details(parts, policies, readings),
         "models_cached": len(_loaded(parts)),
         "total_models": len(parts.catalog.known()),
@@ -133,13 +134,15 @@ def health(parts: Parts, policies: PolicySet) -> Json:
 
 
 def queue_stats(parts: Parts, policies: PolicySet) -> Json:
-    """`GET /queue/stats`. Nothing waits yet: a request runs at once or is refused."""
+    """`GET /queue/stats`. There is no queue before admission: what waits is active."""
     concurrency = policies.limits.concurrency
+    waiting = _waiting(parts)
     totals = parts.admission.totals
     return {
         "active_requests": parts.admission.active,
         "max_concurrent": concurrency.max_in_flight,
-        "queue_size": 0,
+        "queue_size": sum(waiting.values()),
+        "waiting": waiting,
         "max_queue_size": 0,
         "stats": {
             "total_queued": 0,
@@ -158,6 +161,11 @@ def queue_stats(parts: Parts, policies: PolicySet) -> Json:
         "is_processing": parts.admission.active > 0,
         "wait_seconds": {"p50": 0.0, "p99": 0.0},
     }
+
+
+def _waiting(parts: Parts) -> Json:
+    """How many of the active requests do not run, and what they wait for."""
+    return {"gate": parts.replays.waiting, **parts.residency.waiting()}
 
 
 def chat_status(parts: Parts, policies: PolicySet) -> Json:

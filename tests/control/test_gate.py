@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,13 +21,13 @@ async def test_one_who_must_be_alone_waits_for_the_others_and_they_for_it():
     first = gate.enter(alone=False)
     alone = gate.enter(alone=True)
     later = gate.enter(alone=False)
-    contested = [gate.contested]
+    waiting = [gate.waiting]
     assert not alone.ready.done()
     assert not later.ready.done(), "it would overtake"
     first.leave()
     assert alone.ready.done()
     assert not later.ready.done()
-    assert [*contested, gate.contested] == [True, False]
+    assert [*waiting, gate.waiting] == [2, 1]
     alone.leave()
     assert later.ready.done()
 
@@ -54,6 +55,68 @@ async def test_one_that_is_given_up_in_the_queue_holds_nobody_up():
     inside.leave()
     behind.leave()
     assert gate.enter(alone=True).ready.done()
+
+
+def asked(gate: Gate, turns: list[Turn], **how: Any) -> Turn:
+    """One that makes way when it is asked to, and is then in `turns`."""
+
+    def make_way(turn: Turn) -> bool:
+        turns.append(turn)
+        return True
+
+    return gate.enter(make_way=make_way, **how)
+
+
+async def test_interrupted_ones_enter_before_new_ones_and_those_who_must_be_alone_first():
+    gate = Gate()
+    inside = gate.enter(alone=True)
+    new = gate.enter(alone=False)
+    early = gate.enter(alone=False, early=True)
+    first = gate.enter(alone=True, early=True)
+    inside.leave()
+    assert [turn.ready.done() for turn in (first, early, new)] == [True, False, False]
+    first.share()
+    assert early.ready.done()
+    assert new.ready.done()
+
+
+async def test_those_inside_make_way_once_for_one_who_must_be_alone():
+    gate = Gate()
+    left: list[Turn] = []
+    one, two = (asked(gate, left, alone=False) for _ in range(2))
+    alone = asked(gate, left, alone=True)
+    assert set(left) == {one, two}
+    for turn in (one, two):
+        turn.leave()
+        assert not asked(gate, left, alone=False, early=True).ready.done(), "it stands behind"
+    assert alone.ready.done()
+    alone.share()
+    assert not gate.waiting
+    assert set(left) == {one, two}
+
+
+async def test_one_that_is_alone_is_left_alone_and_makes_way_as_soon_as_it_need_not_be():
+    gate = Gate()
+    left: list[Turn] = []
+    one = asked(gate, left, alone=True, early=True)
+    two = asked(gate, left, alone=True, early=True)
+    assert not left
+    one.share()
+    assert left == [one]
+    one.leave()
+    assert two.ready.done()
+
+
+async def test_one_that_says_no_is_asked_again_when_it_says_so():
+    gate = Gate()
+    answers = [False, True]
+    inside = gate.enter(alone=False, make_way=lambda turn: answers.pop(0))
+    gate.enter(alone=True)
+    assert answers == [True]
+    inside.ask()
+    assert not answers
+    gate.enter(alone=False)
+    inside.ask()
 
 
 @given(st.lists(st.tuples(st.sampled_from(["enter", "alone", "leave", "share"]), st.integers(0))))

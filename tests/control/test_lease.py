@@ -199,3 +199,84 @@ def test_a_worker_that_is_killed_and_not_over_yet_keeps_its_place(loop, world):
             await next_one
 
     loop.run(run())
+
+
+def test_one_that_dies_is_accounted_although_its_last_lease_ends_before_it_is_gone(loop, world):
+    async def run():
+        async with world.lease("a", size=600) as lease:
+            worker = await lease.worker()
+            worker.alive = False  # condemned
+            world.processes.up.pop(A)
+            world.processes.leaks = 600 * GIB
+        (resident,) = world.residency.residents()
+        assert world.residency._inventory.account(resident).held == 600 * GIB
+        with pytest.raises(InsufficientMemory):
+            await use(world, "b", size=600)
+        worker.on_end(worker)
+        assert world.residency._inventory.account(resident).held == 600 * GIB
+        world.processes.leaks = 0
+        await asyncio.sleep(0.1)
+        assert not world.residency.residents()
+        await use(world, "b", size=600)
+
+    loop.run(run())
+
+
+def test_what_a_second_death_left_is_not_taken_for_free_when_the_first_is_mourned(loop, world):
+    async def run():
+        deciding = world.residency._room.deciding
+        async with world.lease("a", size=600) as lease:
+            async with deciding:
+                next_one = asyncio.create_task(lease.worker())
+                world.processes.crash(A)
+                (resident,) = world.residency.residents()
+                next_one.cancel()
+                next_one = asyncio.create_task(lease.worker())
+                first = resident.deaths
+            await next_one
+            await asyncio.sleep(0.1)
+            async with deciding:
+                late = asyncio.create_task(world.residency._mourned(resident, None, first))
+                await asyncio.sleep(0)
+                world.processes.leaks = 600 * GIB
+                world.processes.crash(A)
+            await asyncio.sleep(0.2)
+            assert late.done()
+            assert resident.remains == 600 * GIB
+            world.processes.leaks = 0
+            await late
+            await asyncio.sleep(0.1)
+            assert resident.remains == 0
+
+    loop.run(run())
+
+
+def test_who_waits_for_what_is_counted(loop, world):
+    async def run():
+        world.processes.gate.clear()
+        waiting = [asyncio.create_task(use(world, "a")) for _ in range(3)]
+        await asyncio.sleep(1)
+        assert world.residency.waiting() == {"load": 3, "memory": 0}
+        waiting[0].cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert world.residency.waiting() == {"load": 2, "memory": 0}
+        world.processes.gate.set()
+        await asyncio.gather(*waiting[1:])
+        assert world.residency.waiting() == {"load": 0, "memory": 0}
+
+    loop.run(run())
+
+
+def test_who_waits_for_room_waits_for_memory(loop, tmp_path):
+    world = World(tmp_path, "max_loaded: auto\n", AT_ONCE.replace("refuse", "wait"), loop)
+
+    async def run():
+        async with world.lease("a", size=600):
+            waiting = asyncio.create_task(use(world, "b", size=600))
+            await asyncio.sleep(1)
+            assert world.residency.waiting() == {"load": 0, "memory": 1}
+        await waiting
+        await world.residency.close(0)
+
+    loop.run(run())

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from mlxd.control.gate import Turn
 from mlxd.control.generation import Limits
 from mlxd.control.order import Order
 from mlxd.control.replay import Replays, seeded
 from mlxd.control.suspects import Case
 from mlxd.control.worker import Worker
+from mlxd.core.clock import ManualClock
 from mlxd.core.errors import (
     DeadlineExceeded,
     Draining,
@@ -57,8 +59,10 @@ class Lease:
 class Request:
     """A client's, and what it has got."""
 
-    def __init__(self, world: World, name: str, **more: Any) -> None:
-        self.world, self.name = world, name
+    def __init__(self, world: World, name: str, reads: int = 10**6, **more: Any) -> None:
+        """`reads`: so many bursts, and no more before it `goes_on`."""
+        self.world, self.name, self.reads = world, name, reads
+        self.goes = asyncio.Event()
         self.case = Case("c", CARD, GenerationRequest(model="m", text=name, **more), Sampling())
         limits = Limits(300, 120, 30, 2, world.policies.line)
         order = Order(self.case.request, Sampling(), 100, 50, 500, limits, world.loop.now)
@@ -72,6 +76,9 @@ class Request:
         try:
             async for burst in self.bursts:
                 self.events += burst
+                self.reads -= 1
+                if not self.reads:
+                    await self.goes.wait()
         except Exception as error:  # noqa: BLE001
             self.error = error
         finally:
@@ -106,6 +113,16 @@ class Request:
         self.world.says(
             ipc.Output(1, [ipc.Ended(self.asked[-1].id, "stop", 3, count, 0, 0.1, 0.2)])
         )
+
+    def is_cancelled(self) -> None:
+        """The worker has heard that it is."""
+        id = self.asked[-1].id
+        assert id in [cancel.id for cancel in self.world.talk.of(ipc.Cancel)]
+        self.world.says(ipc.Output(1, [ipc.Cancelled(id)]))
+
+    def goes_on(self) -> None:
+        self.world.loop.do(self.goes.set)
+        self.world.loop.settle()
 
     def hangs_up(self) -> None:
         self.world.loop.do(self.task.cancel)
@@ -316,6 +333,18 @@ def test_the_next_worker_is_waited_for_as_long_as_any_load(world):
     assert world.outcomes == ["failed"]
 
 
+def test_a_time_in_which_the_daemon_stood_still_does_not_count(world):
+    """The loop's clock goes on then, and the daemon's does not."""
+    world.replays._clock = clock = ManualClock()
+    one = Request(world, "one")
+    world.dies(SIGKILL, next_one=False)
+    world.loop.advance(400)
+    assert not one.error
+    clock.advance(400)
+    world.loop.advance(301)
+    assert isinstance(one.error, ModelLoadFailed)
+
+
 def test_no_longer_than_the_generation_has_left(world):
     one = Request(world, "one")
     one.starts()
@@ -389,18 +418,183 @@ def test_what_ran_when_a_worker_crashed_runs_alone(world):
     assert world.gate_is_free()
 
 
-def test_a_suspect_waits_for_those_who_run(world):
+def test_those_who_run_make_way_for_a_suspect_and_go_on_beside_it(world):
+    """Such as a client's that repeats a request that was suspected."""
     one = Request(world, "one")
-    world.dies(SIGSEGV)
-    other = Request(world, "other")
+    world.dies(SIGSEGV, next_one=False)
     one.hangs_up()
-    world.says(ipc.Output(1, [ipc.Cancelled(1)]))
-    assert other.is_running()
-    again = Request(world, "one")
-    assert not again.asked[1:], "it has died before"
+    world.spawn()
+    other = Request(world, "other")
     other.starts()
-    other.ends()
+    other.gets(1, 2)
+    again = Request(world, "one")
+    third = Request(world, "third")
+    assert not again.is_running()
+    other.is_cancelled()
     assert again.is_running()
+    assert [len(other.asked), len(third.asked)] == [1, 0]
+    again.starts()
+    again.gets(1, 2, 3, 4)
+    assert other.asked[1].resume == ipc.Resume(ipc.packed([7, 8, 9]), ipc.packed([1, 2]))
+    assert third.is_running()
+    other.starts()
+    other.gets(3)
+    third.starts()
+    for each in (again, other, third):
+        each.ends()
+    assert other.text == "1 2 3 "
+    assert [type(e) for e in other.events].count(Started) == 1
+    assert world.gate_is_free()
+    assert not world.outcomes[1:], "nobody's worker died but the first one's"
+
+
+def test_one_that_waited_for_the_load_does_not_begin_before_those_that_were_interrupted(world):
+    one = Request(world, "one")
+    one.starts()
+    one.gets(1)
+    world.dies(SIGSEGV, next_one=False)
+    new = Request(world, "new")
+    world.loop.advance(2)
+    world.spawn()
+    assert (one.is_running(), new.is_running()) == (True, False)
+    assert world.replays.waiting == 1
+    one.starts()
+    one.gets(2, 3, 4, 5)
+    assert new.is_running()
+    assert not world.replays.waiting
+
+
+def test_nor_where_nobody_is_suspected(world):
+    """An engine that does one after the other does what was interrupted first."""
+    one = Request(world, "one")
+    world.dies(SIGKILL, next_one=False)
+    new = Request(world, "new")
+    world.spawn()
+    assert [g.request.text for g in world.talk.of(ipc.Generate)] == ["one", "new"]
+    assert new.is_running()
+    assert one.is_running()
+
+
+def test_time_at_the_gate_is_not_the_generations(world):
+    one, two = two_that_died(world)
+    one.starts()
+    for _ in range(28):
+        world.loop.advance(10)
+        world.says(ipc.Output(1, []))
+    one.gets(2, 3, 4, 5)
+    one.is_cancelled()
+    assert two.is_running()
+    two.starts()
+    world.loop.advance(25)
+    two.gets(2, 3, 4, 5)
+    world.loop.advance(25)
+    assert not two.error, "its own 300 s are not over"
+    two.ends()
+    assert isinstance(two.events[-1], Finished)
+
+
+def test_nor_is_the_time_behind_others_in_the_next_worker(world):
+    """Which does one after the other."""
+    one, two = Request(world, "one"), Request(world, "two")
+    two.starts()
+    two.gets(1)
+    world.dies(SIGKILL)
+    one.starts()
+    for token in range(28):
+        world.loop.advance(10)
+        one.gets(token)
+    one.ends()
+    two.starts()
+    for token in range(28):
+        world.loop.advance(10)
+        two.gets(token)
+    two.ends()
+    assert isinstance(two.events[-1], Finished)
+
+
+def test_many_suspects_each_have_their_turn_and_make_way_once(world):
+    all = [Request(world, f"{number}") for number in range(6)]
+    for each in all:
+        each.starts()
+        each.gets(1)
+    world.dies(SIGSEGV)
+    for number, each in enumerate(all):
+        assert [one.is_running() for one in all[number:]] == [True] + [False] * (5 - number)
+        each.starts()
+        each.gets(2, 3, 4, 5)
+        if each is not all[-1]:
+            each.is_cancelled()
+    assert [len(each.asked) for each in all] == [2] * 5 + [1]
+    assert not world.replays.waiting
+
+
+def test_who_has_made_way_twice_comes_further_before_it_does_again(world):
+    """Though somebody repeats a suspected request for ever, and always hangs up."""
+    other = Request(world, "other")
+    for _ in range(2):
+        again = repeated(world)
+        other.is_cancelled()
+        assert again.is_running()
+        again.hangs_up()
+        again.is_cancelled()
+        assert not other.asked[-1].resume
+    repeated(world)
+    cancelled = len(world.talk.of(ipc.Cancel))
+    new = Request(world, "new")
+    other.starts()
+    other.gets(1, 2, 3)
+    assert len(world.talk.of(ipc.Cancel)) == cancelled
+    assert not new.is_running()
+    other.gets(4)
+    assert len(world.talk.of(ipc.Cancel)) == cancelled + 1
+
+
+def repeated(world: World) -> Request:
+    """A client's request that is under suspicion."""
+    again = Request(world, "again")
+    accused = world.policies.supervision.quarantine
+    if not world.replays.suspected(again.case):
+        again.hangs_up()
+        again.is_cancelled()
+        world.replays._suspects.accuse(again.case, 1, accused, world.loop.now, alone=False)
+        again = Request(world, "again")
+    return again
+
+
+def test_a_client_that_is_slow_to_take_its_answer_holds_up_no_suspect(world):
+    slow = Request(world, "slow", reads=1)
+    slow.starts()
+    slow.gets(1, 2, 3)
+    again = repeated(world)
+    slow.is_cancelled()
+    assert again.is_running()
+    again.starts()
+    again.ends()
+    slow.goes_on()
+    assert slow.text == "1 2 3 "
+    assert slow.asked[-1].resume == ipc.Resume(ipc.packed([7, 8, 9]), ipc.packed([1, 2, 3]))
+    slow.starts()
+    slow.ends()
+    assert isinstance(slow.events[-1], Finished)
+    assert world.gate_is_free()
+
+
+def test_one_that_was_let_in_and_has_not_begun_makes_way_too(world):
+    gate = world.replays.gate_of(world.talk.worker)
+    alone = world.loop.do(lambda: gate.enter(alone=True))
+    one = Request(world, "one")
+
+    async def let_in() -> Turn:
+        alone.leave()
+        return gate.enter(alone=True)
+
+    turn = world.loop.run(let_in())
+    world.loop.settle()
+    assert turn.ready.done()
+    assert not one.asked
+    world.loop.do(turn.leave)
+    world.loop.settle()
+    assert one.is_running()
 
 
 def test_one_that_has_come_further_than_before_is_cleared_and_makes_way(world):
@@ -511,9 +705,10 @@ def test_a_suspect_that_waits_does_not_wait_for_ever(world):
     assert not two.error
     world.loop.advance(25)
     world.says(ipc.Output(1, []))
-    world.loop.advance(25)
-    assert isinstance(two.error, DeadlineExceeded)
-    assert key_of(two.error) == "timeouts.generation"
+    world.loop.advance(15.5)
+    one.is_cancelled()
+    assert isinstance(one.error, DeadlineExceeded)
+    assert two.is_running()
 
 
 def test_a_suspect_that_hangs_up_in_the_queue_holds_nobody_up(world):

@@ -368,6 +368,7 @@ def test_a_generation_does_not_get_its_time_anew_with_each_worker(scene):
     scene.talk = scene.loop.do(lambda: Conversation(clock=scene.loop))
     scene.error = None
     scene.begin(total=100.0, transcript=scene.transcript)
+    scene.runs()
     scene.advance(19)
     assert not scene.talk.of(ipc.Cancel)
     scene.advance(4)

@@ -10,7 +10,7 @@ import pytest
 from mlxd.control.generation import Limits
 from mlxd.control.order import Order
 from mlxd.control.worker import Worker
-from mlxd.core.clock import SystemClock
+from mlxd.core.clock import ManualClock, SystemClock
 from mlxd.core.errors import InsufficientMemory, PolicyLine, WorkerCrashed
 from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
@@ -208,3 +208,35 @@ async def test_an_order_says_what_to_keep_memory_for_and_how_long_to_wait():
         talk.says(ipc.Accepted(1, 3))
         await asking
         talk.says(ipc.Output(1, [ipc.Ended(1, "stop", 3, 4, 0, 0.1, 0.2)]))
+
+
+async def test_a_crash_that_is_seen_before_anybody_kills_it_was_not_asked_for():
+    talk = Conversation()
+    talk.process.deaf = True
+    talk.worker.connection_lost(None)
+    talk.worker.kill()
+    await talk.ends(-11)
+    assert talk.worker.exit is not None
+    assert not talk.worker.exit.asked
+
+
+async def test_the_end_of_one_that_was_told_to_end_was_asked_for():
+    talk = Conversation()
+    talk.process.deaf = True
+    talk.worker.kill()
+    talk.worker.connection_lost(None)
+    await talk.ends(-9)
+    assert talk.worker.exit is not None
+    assert talk.worker.exit.asked
+
+
+async def test_a_time_in_which_the_daemon_stood_still_does_not_count_for_its_end():
+    clock = ManualClock()
+    talk = Conversation(clock=clock)
+    gone = asyncio.create_task(talk.worker.gone(0.02))
+    await asyncio.sleep(0.1)
+    assert not gone.done()
+    clock.advance(1)
+    assert await gone is False
+    await talk.ends(0)
+    assert await talk.worker.gone(0.02)

@@ -34,6 +34,7 @@ from tests.integration.talking import (
     whole_text,
     workers_of,
 )
+from tests.support import model_maker
 from tests.support.daemon import Daemon, daemon
 
 pytestmark = pytest.mark.mlx
@@ -246,6 +247,52 @@ def test_several_that_ran_together_all_go_on_and_are_exact(patient: Daemon) -> N
         _strike(patient, signal.SIGSEGV)
         assert [running.result(90) for running in runs] == expected
     assert patient.health()["quarantined_requests"] == []
+
+
+@SAMPLINGS
+@pytest.mark.parametrize("path", ["/api/generate", "/v1/completions"])
+def test_one_that_makes_way_for_a_suspect_goes_on_exactly_where_it_was(
+    patient: Daemon, path: str, sampling: Json
+) -> None:
+    body = body_for(path, ENDLESS, "mine", tokens=LONG, **sampling) | {"stream": True}
+    _make_way(patient, path, body, ENDLESS)
+
+
+@SAMPLINGS
+def test_so_does_one_whose_engine_does_one_after_the_other(
+    start: Start, tmp_path: Path, sampling: Json
+) -> None:
+    """The suspect is done first, all of it."""
+    model_maker.make_model(tmp_path / "zoo" / "serial", model_maker.UNMERGEABLE)
+    running = start({"supervision": MANY}, models=tmp_path / "zoo")
+    path = "/api/generate"
+    body = body_for(path, "serial", "mine", tokens=200, **sampling) | {"stream": True}
+    _make_way(running, path, body, "serial")
+
+
+def _make_way(running: Daemon, path: str, body: Json, model: str) -> None:
+    """Somebody repeats a request that is under suspicion, while another one runs."""
+    with running.http.stream("POST", path, json=body) as response:
+        undisturbed = Stream(path, response)
+        undisturbed.read()
+    suspect = generate(model, f"suspect {path} {body}", tokens=50)
+    with httpx.Client(base_url=running.url, timeout=60) as other:
+        with other.stream("POST", "/api/generate", json=suspect) as response:
+            Stream("/api/generate", response).read(2)
+            pid = _strike(running, signal.SIGSEGV, model)
+            eventually(lambda: _serving(running, model) != pid, "its death is known")
+        idle(running)
+        say(running, model, "there again", tokens=1)
+        with running.http.stream("POST", path, json=body) as response:
+            stream = Stream(path, response)
+            stream.read(3)
+            answer = other.post("/api/generate", json=suspect | {"stream": False})
+            assert answer.json()["eval_count"] == 50
+            assert len(stream.records) < len(undisturbed.records) / 2
+            stream.read()
+    assert stream.text == undisturbed.text
+    assert stream.finish == undisturbed.finish
+    idle(running)
 
 
 def test_a_daemon_that_is_told_to_stop_ends_those_who_wait_for_a_worker(start: Start) -> None:

@@ -110,6 +110,9 @@ class Engine:
     async def stop(self, grace: float) -> None:
         self.ends(0, asked=True)
 
+    async def cleared(self, timeout: float) -> bool:
+        return True
+
     def set_budget(self, budget: ipc.Budget) -> None:
         self.budget = budget
 

@@ -1,0 +1,153 @@
+"""The end of an engine process is known at once, whatever else hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import uvloop
+
+from mlxd.control import process as module
+from mlxd.control.leftovers import end_leftovers
+from mlxd.control.process import EngineProcess
+from mlxd.core.clock import ManualClock
+
+SLEEPS = "import sys, time; print('ready', file=sys.stderr, flush=True); time.sleep(100)"
+LEAVES_ANOTHER = f"""
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    print(f'other {{os.getpid()}}', file=__import__('sys').stderr, flush=True)
+    time.sleep(60)
+{SLEEPS}
+"""
+LOOPS = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+
+
+async def spawned(folder: Path, words: str, wanted: str = "ready", **more: Any) -> EngineProcess:
+    """A process that has said what is wanted."""
+    process, sock = await EngineProcess.spawn(Any, folder / "tmp", **more)  # type: ignore[arg-type]
+    sock.close()
+    while wanted not in process.stderr:  # noqa: ASYNC110  # nothing tells of it
+        await asyncio.sleep(0.01)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = getattr(request, "param", SLEEPS)
+    monkeypatch.setattr(module, "_command", lambda launch, fd: [sys.executable, "-c", words])
+    monkeypatch.setattr(module, "_launch", lambda *_: None)
+
+
+@LOOPS
+@pytest.mark.parametrize("program", [LEAVES_ANOTHER], indirect=True)
+def test_a_descendant_that_holds_its_stderr_delays_nothing(run: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        process = await spawned(tmp_path, LEAVES_ANOTHER, "other")
+        other = int(process.stderr.split("other ")[1].split()[0])
+        try:
+            os.kill(process.pid, signal.SIGKILL)
+            assert await process.gone(10.0)
+            assert process.ended.result() == -signal.SIGKILL
+            assert psutil.pid_exists(other)
+        finally:
+            os.kill(other, signal.SIGKILL)
+
+    run(main())
+
+
+@LOOPS
+def test_a_disk_that_hangs_delays_nothing(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = threading.Event()
+    remove = module._remove
+
+    def slow(*folders: Path) -> None:
+        hangs.wait(60)
+        remove(*folders)
+
+    monkeypatch.setattr(module, "_remove", slow)
+
+    async def main() -> None:
+        process = await spawned(tmp_path, SLEEPS)
+        loop = asyncio.get_running_loop()
+        full = [loop.run_in_executor(None, hangs.wait, 60) for _ in range(64)]
+        try:
+            os.kill(process.pid, signal.SIGKILL)
+            assert await process.gone(10.0)
+            assert not await process.cleared(0.05)
+        finally:
+            hangs.set()
+        assert await process.cleared(10.0)
+        assert not list((tmp_path / "tmp").glob("worker-*"))
+        await asyncio.gather(*full)
+
+    run(main())
+
+
+def test_its_last_words_are_there_at_its_end(tmp_path: Path) -> None:
+    async def main() -> None:
+        process = await spawned(tmp_path, SLEEPS)
+        os.kill(process.pid, signal.SIGKILL)
+        began = time.monotonic()
+        assert await process.gone(10.0)
+        assert time.monotonic() - began < 0.4, "nobody holds its stderr"
+        assert process.stderr == "ready\n"
+
+    asyncio.run(main())
+
+
+def test_a_time_in_which_the_daemon_stood_still_is_none_that_it_had(tmp_path: Path) -> None:
+    async def main() -> None:
+        clock = ManualClock()
+        process = await spawned(tmp_path, SLEEPS, clock=clock)
+        gone = asyncio.create_task(process.gone(0.05))
+        await asyncio.sleep(0.3)
+        assert not gone.done()
+        clock.advance(1.0)
+        assert await gone is False
+        os.kill(process.pid, signal.SIGKILL)
+        assert await process.gone(10.0)
+
+    asyncio.run(main())
+
+
+def test_what_a_killed_daemon_left_is_found_wherever_its_folder_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as with a full disk: it works in /tmp."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr(module, "_places", lambda temporary: [elsewhere])
+
+    async def main() -> None:
+        mine = await spawned(tmp_path / "state", SLEEPS)
+        another = await spawned(tmp_path / "another", SLEEPS)
+        (tmp_path / "link").symlink_to(tmp_path / "state")
+        await asyncio.to_thread(end_leftovers, tmp_path / "link")
+        assert await mine.gone(10.0)
+        assert not another.ended.done()
+        os.kill(another.pid, signal.SIGKILL)
+        assert await another.gone(10.0)
+
+    asyncio.run(main())
+
+
+def test_somebody_elses_process_is_left_alone(tmp_path: Path) -> None:
+    """Though its shell names the same state folder, as the command line has it."""
+    environment = os.environ | {"MLXD_STATE": str(tmp_path), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(["sleep", "60"], env=environment) as other:
+        end_leftovers(tmp_path)
+        assert other.poll() is None
+        other.kill()
