@@ -6,6 +6,8 @@ import gc
 import importlib.util
 import os
 import sys
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from mlxd.core.instance import AlreadyRunning, Instance, authority
 from mlxd.telemetry.sink import hold_standard_streams
 
 _PROBE_TIMEOUT = 0.3
+_RELEASE_SECONDS = 5.0
+"""For the state folder; a disk may hang, and the lock dies with the process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ def serve(flags: Flags) -> int:
     try:
         return _serve_claimed(instance, flags)
     finally:
-        instance.release()
+        _release(instance)
 
 
 def _serve_claimed(instance: Instance, flags: Flags) -> int:
@@ -87,6 +91,16 @@ def _serve_claimed(instance: Instance, flags: Flags) -> int:
         find_folder=_found_folder,
         warnings=settings.warnings(),
     )
+
+
+def _release(instance: Instance) -> None:
+    def release() -> None:
+        with suppress(OSError):
+            instance.release()
+
+    thread = threading.Thread(target=release, name="release", daemon=True)
+    thread.start()
+    thread.join(_RELEASE_SECONDS)
 
 
 def _found_folder() -> Path | None:

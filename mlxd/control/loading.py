@@ -110,7 +110,9 @@ class Loads:
             self._failed.pop(card.name, None)
         except TimeoutError:
             self._supervisor.late(card.spec)
-            error = resident.waits or _late(card, policies)
+            late = _late(card, policies)
+            error = resident.waits or late
+            error.policy = error.policy or late.policy
             self._note(card, error)
             raise error from None
         except ModelLoadFailed as error:
@@ -145,7 +147,9 @@ class Loads:
             pause *= 2
 
     async def _attempt(self, resident: Resident, policies: PolicySet) -> None:
+        earlier = resident.waits
         await self._supervisor.turn(resident.card, partial(_waits, resident))
+        resident.waits = earlier
         if self.before is not None:
             await self.before()
         if self._check is not None:

@@ -67,7 +67,9 @@ class Starts:
 class StartLedger:
     """The starts of one state folder, as this run knows and writes them.
 
-    Times of this run are of the monotonic clock: a clock that is set changes nothing.
+    Times of this run are of the monotonic clock: a clock that is set back keeps nothing held. Of a
+    hold the wall clock may end the hour sooner: the monotonic one stands still while the machine
+    sleeps.
     """
 
     def __init__(self, state: Path, clock: Clock, most: int) -> None:
@@ -79,6 +81,8 @@ class StartLedger:
         """When this run will have lived for a minute."""
         self._quiet = 0.0
         """When the last unclean start will be an hour ago."""
+        self._quiet_wall = 0.0
+        """The same, on the wall clock."""
         self.starts = Starts()
 
     @property
@@ -101,14 +105,18 @@ class StartLedger:
         self.starts = read(self._file).begun(wall, self._most)
         self._settles = now + SETTLED_SECONDS
         if self.starts.recent:
-            self._quiet = now + QUIET_SECONDS - (wall - self.starts.recent[-1])
+            self._quiet_wall = self.starts.recent[-1] + QUIET_SECONDS
+            self._quiet = now + self._quiet_wall - wall
         self.save()
 
     def due(self) -> float | None:
         """Seconds until `advance` changes something; None: nothing will."""
-        moments = [self._settles, self._quiet if self.held else None]
-        known = [moment for moment in moments if moment is not None]
-        return max(0.0, min(known) - self._clock.monotonic()) if known else None
+        left = []
+        if self._settles is not None:
+            left.append(self._settles - self._clock.monotonic())
+        if self.held:
+            left.append(self._until_quiet())
+        return max(0.0, min(left)) if left else None
 
     def advance(self) -> bool:
         """Take note of the time that has passed; whether that ended a hold."""
@@ -116,9 +124,13 @@ class StartLedger:
         if self._settles is not None and now >= self._settles:
             self._settles = None
             self.starts = self.starts.settled()
-        if held and now >= self._quiet:
+        if held and self._until_quiet() <= 0:
             self.starts = Starts(running=self.starts.running)
         return held and not self.held
+
+    def _until_quiet(self) -> float:
+        by_wall = self._quiet_wall - self._clock.wall()
+        return min(self._quiet - self._clock.monotonic(), by_wall)
 
     def asked_to_end(self) -> None:
         """What follows is no crash, even if somebody loses patience."""

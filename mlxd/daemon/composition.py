@@ -37,8 +37,8 @@ from mlxd.core.clock import AwakeClock, SystemClock
 from mlxd.core.instance import Instance
 from mlxd.core.starts import StartLedger
 from mlxd.core.threads import Threads
-from mlxd.daemon import systemd
 from mlxd.daemon.hold import Hold
+from mlxd.daemon.systemd import Systemd
 from mlxd.policy.boot import Boot
 from mlxd.policy.history import History, history_of
 from mlxd.policy.load import Override, PolicySet
@@ -83,6 +83,7 @@ class Composition:
     caffeinate: Caffeinate
     forecasts: Forecasts
     webhook: Webhook
+    systemd: Systemd
     heartbeat: Heartbeat
     watchdog: Watchdog
     threads: Threads
@@ -149,7 +150,8 @@ def compose(
     models.residency.before_load = hold.before_load
     parts = _parts(ground, models, reloader, starts, State(warnings=list(warnings)))
     listener = Listener(_server(parts, ground), moved)
-    heartbeat, watchdog = _watched(ground, models, listener)
+    systemd = Systemd()
+    heartbeat, watchdog = _watched(ground, models, listener, systemd)
     return Composition(
         parts=parts,
         listener=listener,
@@ -161,6 +163,7 @@ def compose(
         caffeinate=_caffeinate(ground, models),
         forecasts=models.forecasts,
         webhook=Webhook(ground.store.current, ground.events, ground.metrics.webhook_post),
+        systemd=systemd,
         heartbeat=heartbeat,
         watchdog=watchdog,
         threads=ground.threads,
@@ -340,7 +343,9 @@ def _caffeinate(ground: _Ground, models: _Models) -> Caffeinate:
     )
 
 
-def _watched(ground: _Ground, models: _Models, listener: Listener) -> tuple[Heartbeat, Watchdog]:
+def _watched(
+    ground: _Ground, models: _Models, listener: Listener, systemd: Systemd
+) -> tuple[Heartbeat, Watchdog]:
     within = float(ground.store.current.supervision.daemon.watchdog)
     by_systemd = told_by_systemd(os.environ, os.getpid())
     heartbeat = Heartbeat(

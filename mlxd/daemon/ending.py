@@ -7,14 +7,17 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Sequence
+from functools import partial
 
 from mlxd.core.errors import Draining
-from mlxd.daemon import systemd
 from mlxd.daemon.composition import Composition
 
 log = logging.getLogger(__name__)
 
 _FAREWELL_SECONDS = 0.5
+_LOOK_SECONDS = 0.02
+_TIDY_SECONDS = 5.0
+"""For what is removed at the end; a disk may hang."""
 
 
 class Ending:
@@ -36,7 +39,7 @@ class Ending:
         self._parts.state.ready = False
         self._parts.admission.draining = True
         self._made.watchdog.stop()  # a drain may take long, and that is no hang
-        systemd.stopping()
+        self._made.systemd.stopping()
         self._tell_stage("not_ready", "no new request is admitted")
         if asked:
             await self._made.hold.asked_to_end()
@@ -48,28 +51,32 @@ class Ending:
             await self._pause(float(drain.not_ready_delay))
         self._tell_stage("closed", "no new connection is accepted")
         await self._made.listener.stop_accepting()
+        until = self._parts.clock.monotonic() + float(drain.grace)
         if not await self._all_ended(float(drain.grace)):
             await self._cut_off()
+        await self._end_events()
+        await self._all_taken(until)
 
     async def end(self, lasting: Sequence[asyncio.Task[None]]) -> None:
         """End every part. The tasks in `lasting` go on until no worker is left."""
         await self._parts.puller.close()
         await self._end_events()
         await self._made.listener.close()
+        killing = asyncio.create_task(self._kill_when_told())
         await self._made.admin.close()
         await self._parts.reloader.close()
         grace = float(self._parts.policies.current.timeouts.shutdown.term_grace)
         await self._parts.guard.close()
         self._tell_stage("workers", "the workers end")
-        killing = asyncio.create_task(self._kill_when_told())
         await self._parts.residency.close(grace)
         await self._made.forecasts.close()
         killing.cancel()
         for task in lasting:
             task.cancel()
         await asyncio.gather(*lasting, return_exceptions=True)
-        shutil.rmtree(self._made.temporary, ignore_errors=True)
+        await self._remove_temporary()
         await self._parts.records.close()
+        self._made.systemd.close()
         log.info("stopped")
 
     async def _cut_off(self) -> None:
@@ -95,6 +102,24 @@ class Ending:
         for wait in waits:
             wait.cancel()
         return not self._parts.admission.active
+
+    async def _all_taken(self, until: float) -> None:
+        """Wait for clients that still read their answers; not longer than this, nor when told to
+        end at once.
+        """
+        listener, clock = self._made.listener, self._parts.clock
+        if listener.answering:
+            log.info("stopping: answers are still being read")
+        while listener.answering and not self._at_once.is_set():
+            if clock.monotonic() >= until:
+                return
+            await self._pause(_LOOK_SECONDS)
+
+    async def _remove_temporary(self) -> None:
+        remove = partial(shutil.rmtree, ignore_errors=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TIDY_SECONDS):
+                await self._made.threads.run(remove, self._made.temporary)
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, unless told to end at once."""

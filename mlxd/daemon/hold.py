@@ -19,6 +19,8 @@ from mlxd.telemetry.events import Events
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 60.0
+_LOOK_SECONDS = 60.0
+"""At least so often: no timer runs while the machine sleeps."""
 _NOTE_SECONDS = 1.0
 """For a word on the disk at the end; a disk may hang."""
 
@@ -70,10 +72,12 @@ class Hold:
             log.critical("%s", self._starts.reason)
             self._events.record("starts_held", self._starts.reason)
         while (seconds := self._starts.due()) is not None:
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(min(seconds, _LOOK_SECONDS))
+            before = self._starts.starts
             if self._starts.advance():
                 self._release("an hour has passed without another unclean start")
-            await self._note()
+            if self._starts.starts != before:
+                await self._note()
 
     async def reset(self) -> bool:
         """Whether that ended a hold."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import resource
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Sequence
@@ -17,10 +15,11 @@ import uvloop
 from mlxd import __version__
 from mlxd.core.instance import Address, Instance, authority
 from mlxd.core.starts import StartLedger
-from mlxd.daemon import systemd
 from mlxd.daemon.composition import compose, join
 from mlxd.daemon.ending import Ending
+from mlxd.daemon.file_limit import raise_file_limit
 from mlxd.daemon.hold import begun
+from mlxd.daemon.stops import Stops
 from mlxd.policy.boot import Boot
 from mlxd.policy.load import Override
 from mlxd.server import policy_report
@@ -31,6 +30,8 @@ log = logging.getLogger(__name__)
 
 _BROKEN_SECONDS = 20.0
 """For the end of a daemon that has lost a part; then it is over in any case."""
+_ANNOUNCE_SECONDS = 5.0
+"""For a word on the disk; a disk may hang."""
 
 
 def run(
@@ -46,13 +47,14 @@ def run(
 
     `instance` is claimed and `sock` bound by the caller.
     """
-    _raise_file_limit()
-
+    stops = Stops(boot.store)
+    stops.hear()
+    warnings = [*warnings, *raise_file_limit()]
     starts = begun(boot.store.current, instance.state)
 
     async def serve() -> int:
         daemon = Daemon(
-            boot, instance, starts,
+            boot, instance, starts, stops,
             overrides=overrides, find_folder=find_folder, warnings=warnings,
         )  # fmt: skip
         return await daemon.serve(sock)
@@ -69,12 +71,14 @@ class Daemon:
         boot: Boot,
         instance: Instance,
         starts: StartLedger,
+        stops: Stops,
         *,
         overrides: Sequence[Override] = (),
         find_folder: Callable[[], Path | None] = lambda: None,
         warnings: Sequence[str] = (),
     ) -> None:
         self._instance = instance
+        self._stops = stops
         self._made = compose(
             boot, instance, starts,
             overrides=overrides, find_folder=find_folder, warnings=warnings, moved=self._moved,
@@ -112,9 +116,10 @@ class Daemon:
         self._greet(port)
         await self._parts.reloader.begin()
         self._made.admin.serve()
-        self._follow_edits()
+        if not self._stop.is_set():  # else a signal came while it was starting
+            self._follow_edits()
         self._own(self._parts.puller.tidy())
-        systemd.ready()
+        self._made.systemd.ready()
         self._made.watchdog.start()
         try:
             await self._stop.wait()
@@ -128,9 +133,8 @@ class Daemon:
     # -- the start
 
     def _hear_signals(self) -> None:
+        self._stops.tell(self._signalled)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled, number)
         loop.add_signal_handler(signal.SIGHUP, self._told_to_reload)
 
     def _watch_sleep(self) -> None:
@@ -188,9 +192,11 @@ class Daemon:
         address = Address(os.getpid(), host, port, __version__, str(self._made.admin.path))
         async with self._announcing:
             try:
-                await self._made.threads.run(self._instance.announce, address)
-            except OSError as error:
-                log.warning("the state folder cannot be written: %s", error)
+                async with asyncio.timeout(_ANNOUNCE_SECONDS):
+                    await self._made.threads.run(self._instance.announce, address)
+            except (OSError, TimeoutError) as error:
+                why = str(error) or "the disk hangs"
+                log.warning("the state folder cannot be written: %s", why)
 
     def _woke(self, seconds: float) -> None:
         """Nothing was done for so long."""
@@ -216,12 +222,12 @@ class Daemon:
 
     async def _reload_on_signal(self) -> None:
         """SIGHUP. systemd waits for the outcome."""
-        systemd.reloading()
+        self._made.systemd.reloading()
         status = "the reload failed"
         try:
             status = one_line(str(await self._parts.reloader.reload("signal")))
         finally:
-            systemd.ready(status)
+            self._made.systemd.ready(status)
 
     # -- tasks
 
@@ -247,12 +253,3 @@ class Daemon:
         end_process_after(_BROKEN_SECONDS)
         self._ending.hasten()
         self._stop.set()
-
-
-def _raise_file_limit() -> None:
-    """launchd starts with a soft limit of 256 files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 65536 if hard == resource.RLIM_INFINITY else hard
-    if soft < wanted:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

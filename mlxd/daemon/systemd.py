@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import sdnotify
 
-
-def ready(status: str = "") -> None:
-    """At the start, and after each `reloading`."""
-    _notify(f"READY=1\nSTATUS={status}" if status else "READY=1")
+_WORD_SECONDS = 1.0
+"""For a word that is not said again. systemd takes them at once unless the machine is in need."""
 
 
-def reloading() -> None:
-    """Its `notify-reload` then waits for `ready`, and so for the outcome."""
-    microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-    _notify(f"RELOADING=1\nMONOTONIC_USEC={microseconds}")
+class Systemd:
+    """One socket for all that is said: later there may be no file left for another."""
 
+    def __init__(self) -> None:
+        listens = bool(os.environ.get("NOTIFY_SOCKET"))
+        self._notifier = sdnotify.SystemdNotifier() if listens else None
 
-def stopping() -> None:
-    _notify("STOPPING=1")
+    def close(self) -> None:
+        if self._notifier is not None and self._notifier.socket is not None:
+            self._notifier.socket.close()
 
+    def ready(self, status: str = "") -> None:
+        """At the start, and after each `reloading`."""
+        self._notify(f"READY=1\nSTATUS={status}" if status else "READY=1")
 
-def alive() -> None:
-    """Never waits for systemd: the event loop says it."""
-    notifier = sdnotify.SystemdNotifier()
-    if notifier.socket is not None:
-        notifier.socket.setblocking(False)
-    notifier.notify("WATCHDOG=1")
+    def reloading(self) -> None:
+        """Its `notify-reload` then waits for `ready`, and so for the outcome."""
+        microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._notify(f"RELOADING=1\nMONOTONIC_USEC={microseconds}")
 
+    def stopping(self) -> None:
+        self._notify("STOPPING=1")
 
-def _notify(words: str) -> None:
-    sdnotify.SystemdNotifier().notify(words)
+    def alive(self) -> None:
+        """Never waits for systemd: the event loop says it."""
+        self._notify("WATCHDOG=1", within=0.0)
+
+    def _notify(self, words: str, *, within: float = _WORD_SECONDS) -> None:
+        if self._notifier is None or self._notifier.socket is None:
+            return
+        self._notifier.socket.settimeout(within)
+        self._notifier.notify(words.encode().decode("latin-1"))  # which is what it encodes with

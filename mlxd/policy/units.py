@@ -148,6 +148,18 @@ class Duration(Written, float):
         return getattr(self, "written", f"{float(self):g}s")
 
 
+class LongDuration(Duration):
+    """A time, in seconds, of a second or more."""
+
+    expected = "a duration of at least 1s such as 30s, 5m or 1h30m"
+
+    @classmethod
+    def _made(cls, seconds: float, written: str) -> Self:
+        if seconds < 1:
+            raise cls._refused(written)
+        return super()._made(seconds, written)
+
+
 class Delay(Duration):
     """A time, in seconds, that may be zero."""
 

@@ -59,7 +59,7 @@ class Connection(RequestHandler):
 
     __slots__ = (
         "_acknowledged", "_clock", "_gone", "_header_since", "_idle_since", "_silence", "_unread",
-        "_unread_since", "_waiting", "_wire", "leaving", "scarce",
+        "_unread_since", "_waiting", "_wire", "following", "leaving", "scarce",
     )  # fmt: skip
 
     def __init__(self, server: GuardedServer, clock: Clock, **options: Any) -> None:
@@ -80,11 +80,21 @@ class Connection(RequestHandler):
         """Its address will not be served for long: each answer says `Connection: close`."""
         self.scarce = False
         """There was no file for it but one that is kept for questions about the daemon's health."""
+        self.following = False
+        """What is said on it ends with the daemon, and never before."""
 
     @property
     def open(self) -> bool:
         """False once it is over; true before it has begun."""
         return self._wire is None or not self._wire.is_closing()
+
+    @property
+    def answering(self) -> bool:
+        """Somebody waits for an answer, or has not taken all of one. False for who follows."""
+        if self.following or self._wire is None:
+            return False
+        asked = self._request_in_progress or bool(self._messages)
+        return asked or self._wire.get_write_buffer_size() > 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -240,6 +250,15 @@ class GuardedServer(web.Server):
     def generation(self) -> int:
         """Of the policies in force."""
         return self._policies.current.generation
+
+    @property
+    def answering(self) -> int:
+        """Connections on which an answer is under way, or not wholly taken by its client."""
+        return sum(
+            connection.answering
+            for connection in self.connections
+            if isinstance(connection, Connection)
+        )
 
     def has_room(self) -> bool:
         """Within server.http.max_connections, where that holds."""

@@ -87,6 +87,8 @@ class EventStream:
         response.headers.update(common_headers(request))
         with self._parts.events.subscribe(since, types) as follower:
             await response.prepare(request)
+            if isinstance(request.protocol, Connection):
+                request.protocol.following = True
             await response.write(_GREETING)
             await self._follow(request, response, follower)
             await response.write(_FAREWELL)

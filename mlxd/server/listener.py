@@ -73,6 +73,11 @@ class Listener:
         return [str(door) for door in sorted(self._doors, key=lambda d: d is not self._current)]
 
     @property
+    def answering(self) -> int:
+        """Connections on which an answer is under way, or not wholly taken by its client."""
+        return self._server.answering
+
+    @property
     def present(self) -> tuple[socket.AddressFamily, Any] | None:
         """The family and address that clients are to connect to; None while none are wanted.
 

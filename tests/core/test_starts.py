@@ -133,6 +133,19 @@ def test_a_quiet_hour_ends_the_hold_of_a_running_daemon(tmp_path: Path) -> None:
     assert ledger(tmp_path, clock).starts == Starts(running=True)
 
 
+def test_an_hour_in_which_the_machine_sleeps_is_quiet_too(tmp_path: Path) -> None:
+    """The monotonic clock stands still meanwhile."""
+    clock = ManualClock()
+    run = crash(tmp_path, clock, MOST + 1)
+    live(run, clock, 600.0)
+    clock.epoch += 2990.0
+    assert run.due() == pytest.approx(10.0)
+    assert run.advance() is False
+    clock.epoch += 10.0
+    assert run.due() == 0.0
+    assert run.advance() is True
+
+
 def test_an_hour_without_a_daemon_is_quiet_too(tmp_path: Path) -> None:
     clock = ManualClock()
     crash(tmp_path, clock, MOST + 1)

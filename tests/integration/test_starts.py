@@ -38,7 +38,7 @@ def _check_held(running: Daemon) -> None:
         refused = running.http.post(path, json=body_for(path, ENDLESS, "x", tokens=1))
         assert (refused.status_code, refused.headers["x-mlxd-code"]) == (503, "starts_held")
         assert refused.headers["retry-after"] == "60"
-        assert "supervision.daemon.max_restarts: 2 (supervision.yaml:2)" in refused.text
+        assert "supervision.daemon.max_restarts: 2 (policies/supervision.yaml:2)" in refused.text
     loaded = running.http.post("/api/generate", json={"model": ENDLESS})
     assert loaded.headers["x-mlxd-code"] == "starts_held"
     ready = running.http.get("/readyz")

@@ -63,6 +63,15 @@ def test_a_short_delay_of_the_loop_is_measured_and_nothing_else(start: Start) ->
     assert daemon.process.poll() is None
 
 
+def test_the_shortest_watch_ends_no_daemon_that_works(start: Start) -> None:
+    daemon = _with(start, "block:0.3", {"supervision": "daemon: {watchdog: 1s}\n"})
+    for _ in range(8):
+        say(daemon, ENDLESS, "x", tokens=8)
+        daemon.process.send_signal(signal.SIGUSR1)
+        time.sleep(0.5)
+    assert daemon.http.get("/livez").status_code == 200
+
+
 def test_a_listener_that_nobody_serves_ends_the_daemon(start: Start) -> None:
     daemon = _with(start, "deaf")
     status, seconds = _trigger(daemon, within=60)

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from mlxd.policy.schema import Limits, Supervision
 from mlxd.policy.strict_yaml import parse
-from mlxd.policy.units import Delay, Duration, KeepFor, Ratio, Share, Size, got, written
+from mlxd.policy.units import (
+    Delay,
+    Duration,
+    KeepFor,
+    LongDuration,
+    Ratio,
+    Share,
+    Size,
+    got,
+    written,
+)
 
 SAME_EVERY_TIME = settings(deadline=None, derandomize=True)
 
@@ -50,6 +60,14 @@ def test_a_bare_number_is_told_which_unit_to_write() -> None:
         Duration.parse(300)
     with pytest.raises(ValueError, match=r'got "300": write the unit: ms, s, m, h or d$'):
         Duration.parse("300")
+
+
+@pytest.mark.parametrize("text", ["999ms", "0.5s", "1ms", "0s"])
+def test_what_is_to_be_long_is_a_second_at_least(text: str) -> None:
+    assert LongDuration.parse("1s") == 1.0
+    assert LongDuration.parse("1000ms") == 1.0
+    with pytest.raises(ValueError, match="at least 1s"):
+        LongDuration.parse(text)
 
 
 def test_a_delay_may_be_zero_and_a_ttl_for_ever() -> None:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from mlxd.policy.schema.base import Auto, Policy, Positive, field, section
 from mlxd.policy.schema.references import Reference, Webhook
-from mlxd.policy.units import Delay, Duration, Share
+from mlxd.policy.units import Delay, Duration, LongDuration, Share
 
 Event = Literal[
     "worker_up", "worker_down", "restart", "load", "evict", "pressure", "breaker", "reload",
@@ -128,7 +128,7 @@ class Daemon(Policy):
         "5s", "Between an end and the next start.",
         unit="duration", reload="restart", enforced=False, example="30s",
     )  # fmt: skip
-    watchdog: Duration = field(
+    watchdog: LongDuration = field(
         "30s", "How long the daemon may show no progress before it is restarted.",
         unit="duration", reload="restart", example="1m",
     )  # fmt: skip

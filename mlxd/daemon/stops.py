@@ -1,0 +1,70 @@
+"""The signals that end a daemon: heard before its start is written down, and backed by a limit."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from types import FrameType
+
+from mlxd.policy.store import PolicyStore
+from mlxd.server.watchdog import end_process_after
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_FREEING_SECONDS = 30.0
+"""Until memory of ended workers is seen to be back."""
+_SLACK_SECONDS = 30.0
+_HASTE_SECONDS = 10.0
+
+Told = Callable[[signal.Signals], None]
+
+
+class Stops:
+    """From `hear` on a signal kills the process no more; `tell` says whom to tell.
+
+    Whatever hangs then, the process ends: late after a first signal, soon after a second.
+    """
+
+    def __init__(self, policies: PolicyStore) -> None:
+        self._policies = policies
+        self._noted: list[signal.Signals] = []
+        self._told: Told | None = None
+        self._count = 0
+
+    def hear(self) -> None:
+        for number in _SIGNALS:
+            signal.signal(number, self._signalled_early)
+
+    def tell(self, told: Told) -> None:
+        """On the running loop, from now on; of those that came before, too."""
+        self._told = told
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._signalled, number)
+        noted, self._noted = self._noted, []
+        for number in noted:
+            told(number)
+
+    def _signalled_early(self, number: int, _frame: FrameType | None) -> None:
+        self._signalled(signal.Signals(number))
+
+    def _signalled(self, number: signal.Signals) -> None:
+        self._count += 1
+        if self._count <= 2:
+            end_process_after(self._haste() if self._count == 2 else self._patience())
+        if self._told is None:
+            self._noted.append(number)
+        else:
+            self._told(number)
+
+    def _haste(self) -> float:
+        """Seconds that an end at once may take."""
+        return float(self._policies.current.timeouts.shutdown.term_grace) + _HASTE_SECONDS
+
+    def _patience(self) -> float:
+        """Seconds that a whole drain may take."""
+        drain = self._policies.current.server.drain
+        return (
+            float(drain.not_ready_delay) + float(drain.grace) + self._haste()
+            + _FREEING_SECONDS + _SLACK_SECONDS
+        )  # fmt: skip
