@@ -54,6 +54,7 @@ class Ending:
         until = self._parts.clock.monotonic() + float(drain.grace)
         if not await self._all_ended(float(drain.grace)):
             await self._cut_off()
+        self._tell_stage("workers", "the workers end once all answers are read")
         await self._end_events()
         await self._all_taken(until)
 
@@ -67,7 +68,6 @@ class Ending:
         await self._parts.reloader.close()
         grace = float(self._parts.policies.current.timeouts.shutdown.term_grace)
         await self._parts.guard.close()
-        self._tell_stage("workers", "the workers end")
         await self._parts.residency.close(grace)
         await self._made.forecasts.close()
         killing.cancel()
