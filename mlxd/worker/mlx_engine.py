@@ -102,7 +102,7 @@ class MlxEngine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._pace = Pace()
+        self._pace = Pace(gpu=mx.metal.is_available() or mx.cuda.is_available())
         self._cell = (0, 0)
         """How long a chunk may be without regard to time, and where in the prompts one began."""
         self._generator = BatchGenerator(

@@ -10,6 +10,9 @@ ALONE_SECONDS = 2.0
 """And while nothing does: so long a cancel goes unheard, and a ping says that no step ended."""
 FIRST_TOKENS = 64
 """Of all prompts together in the first step, before anything is known."""
+FIRST_ON_GPU_TOKENS = 512
+"""There even a large model reads as many in a second or so, and a short prompt stays in one piece:
+on a GPU the pieces change the last bits of what is computed, and so, now and then, a token."""
 LEAST_TOKENS = 16
 """And at least, however slow they are; fewer tell nothing, where they take as long as one does."""
 
@@ -17,7 +20,8 @@ LEAST_TOKENS = 16
 class Pace:
     """Of one model on one machine, as both are now."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, gpu: bool = False) -> None:
+        self._first = FIRST_ON_GPU_TOKENS if gpu else FIRST_TOKENS
         self._token: float | None = None
         """Seconds that a token of prefill takes."""
         self._decode = 0.0
@@ -26,7 +30,7 @@ class Pace:
     def tokens(self, rows: int, *, decoding: bool) -> int:
         """Of each of `rows` prompts, for the next step."""
         rows = max(1, rows)
-        together = float(FIRST_TOKENS)
+        together = float(self._first)
         if self._token is not None:
             seconds = STALL_SECONDS if decoding else ALONE_SECONDS
             together = seconds / max(self._token, 1e-9)

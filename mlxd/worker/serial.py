@@ -40,7 +40,7 @@ class SerialEngine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._pace = Pace()
+        self._pace = Pace(gpu=mx.metal.is_available() or mx.cuda.is_available())
         self._model = model
         self._kv = kv
         self._stop_tokens = frozenset(stop_tokens)

@@ -390,3 +390,8 @@ def test_no_generator_wires_memory(model, monkeypatch):
     monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 2**30})
     MlxEngine(model, [])
     assert sys.modules["mlx_lm.generate"].maybe_set_recommended_wired_limit() is None
+
+
+def test_on_a_gpu_a_short_prompt_is_read_in_one_piece_from_the_first_on() -> None:
+    assert Pace(gpu=True).tokens(1, decoding=False) == 512
+    assert Pace().tokens(1, decoding=False) == 64
