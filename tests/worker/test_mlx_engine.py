@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mlxd.worker.engine import Engine, Prompt
+from mlxd.worker.pace import Pace
 from tests.support.model_maker import Shape
 from tests.worker.conftest import MakeModel
 
