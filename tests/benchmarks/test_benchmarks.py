@@ -38,7 +38,7 @@ def run(program: str, out: Path, *options: str) -> dict[str, Any]:
 
 @pytest.mark.mlx
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("api", ["openai", "ollama"])
+@pytest.mark.parametrize("api", ["openai", pytest.param("ollama", marks=pytest.mark.slow)])
 def test_throughput_says_every_figure(tmp_path: Path, api: str) -> None:
     report = run(
         "throughput.py", tmp_path,
@@ -63,6 +63,7 @@ def test_throughput_says_every_figure(tmp_path: Path, api: str) -> None:
 
 @pytest.mark.mlx
 @pytest.mark.timeout(240)
+@pytest.mark.slow
 def test_startup_says_every_figure(tmp_path: Path) -> None:
     report = run(
         "startup.py", tmp_path,
@@ -78,6 +79,7 @@ def test_startup_says_every_figure(tmp_path: Path) -> None:
 
 @pytest.mark.mlx
 @pytest.mark.timeout(240)
+@pytest.mark.slow
 def test_policy_latency_says_every_figure(tmp_path: Path) -> None:
     """R18 is judged by the full form."""
     report = run(
@@ -121,6 +123,7 @@ def test_nothing_is_killed_under_a_memory_limit(tmp_path: Path) -> None:
 
 @pytest.mark.mlx
 @pytest.mark.timeout(240)
+@pytest.mark.slow
 def test_load_beside_says_every_figure(tmp_path: Path) -> None:
     """Its ratio is judged by the full form."""
     found = run("load_beside.py", tmp_path, "--short")

@@ -472,7 +472,7 @@ class ResidencyMachine(RuleBasedStateMachine):
 ResidencyMachine.TestCase.settings = settings(
     deadline=None,
     derandomize=True,
-    max_examples=400,
+    max_examples=120,
     report_multiple_bugs=False,
     stateful_step_count=40,
     suppress_health_check=list(HealthCheck),

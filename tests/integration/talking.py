@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import httpx
 import psutil
+import pytest
 
 from mlxd.ipc.messages import launch_of
 from tests.support.daemon import Daemon
@@ -21,6 +22,10 @@ T = TypeVar("T")
 
 ENDLESS = "tiny-endless"
 PATHS = ("/api/generate", "/api/chat", "/v1/completions", "/v1/chat/completions")
+IN_TURN = [
+    pytest.param(path, marks=[pytest.mark.slow] if n % 2 else []) for n, path in enumerate(PATHS)
+]
+"""Every path; each second one in the long form of the suite only."""
 _POLL = 0.01
 AT_ONCE = "eviction: {protect_recent: 0s, min_residency: 0s}\nreserve: {when_full: refuse}\n"
 """memory.yaml of a daemon that spares no idle model and lets no load wait."""

@@ -25,6 +25,7 @@ from mlxd.core.request import GenerationRequest, Sampling
 from tests.integration.conftest import NO_LIMITS
 from tests.integration.talking import (
     ENDLESS,
+    IN_TURN,
     PATHS,
     Json,
     body_for,
@@ -183,7 +184,7 @@ def eager(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemo
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", IN_TURN)
 def test_a_first_token_that_is_late_is_said_in_every_dialect(
     eager: Daemon, path: str, stream: bool
 ) -> None:
@@ -198,7 +199,7 @@ def test_a_first_token_that_is_late_is_said_in_every_dialect(
     idle(eager, within=4.0)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", IN_TURN)
 def test_a_load_that_is_late_is_the_last_record_of_a_stream_that_has_begun(
     eager: Daemon, path: str
 ) -> None:

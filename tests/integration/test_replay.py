@@ -20,7 +20,7 @@ import pytest
 from tests.integration.conftest import IMPATIENT, NO_LIMITS, Start
 from tests.integration.talking import (
     ENDLESS,
-    PATHS,
+    IN_TURN,
     Json,
     body_for,
     cached,
@@ -128,7 +128,7 @@ SAMPLINGS = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", IN_TURN)
 @SAMPLINGS
 def test_a_stream_goes_on_exactly_where_a_killed_worker_left_it(
     patient: Daemon, path: str, sampling: Json
@@ -150,7 +150,7 @@ def test_a_stream_goes_on_exactly_where_a_killed_worker_left_it(
     idle(patient)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", IN_TURN)
 def test_a_whole_answer_is_that_of_an_undisturbed_worker(patient: Daemon, path: str) -> None:
     body = body_for(path, ENDLESS, "whole", tokens=LONG)
     undisturbed = patient.http.post(path, json=body)
@@ -183,7 +183,13 @@ def test_a_worker_that_dies_before_the_first_token_is_not_noticed(patient: Daemo
     assert _replays(patient, "completed") == completed + 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGSEGV,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGKILL, signal.SIGABRT)),
+    ],
+)
 def test_streams_of_another_model_are_exact_and_notice_nothing(
     patient: Daemon, number: signal.Signals
 ) -> None:
