@@ -101,6 +101,7 @@ def test_policy_sweeps_say_every_figure(tmp_path: Path) -> None:
 
 @pytest.mark.mlx
 @pytest.mark.timeout(240)
+@pytest.mark.slow
 def test_two_models_that_do_not_fit_together_answer_by_turns(tmp_path: Path) -> None:
     found = run("alternate.py", tmp_path, "--short")
 

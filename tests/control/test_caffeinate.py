@@ -107,8 +107,7 @@ async def test_one_that_dies_is_started_again_but_not_at_once(mac, program):
     mac.work = True
     await mac.part.look()
     one(program)
-    (child,) = psutil.Process().children()
-    child.send_signal(signal.SIGKILL)
+    os.kill(mac.part._process.pid, signal.SIGKILL)
     for _ in range(500):
         await mac.part.look()
         if mac.part._process is None:

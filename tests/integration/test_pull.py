@@ -178,6 +178,7 @@ class TestPull:
         remote.gate.clear()
         readers = [Reader(running, name) for name in (REPO, SHORT, f"hf.co/{REPO.lower()}")]
         until(lambda: all(len(reader.records) > 1 for reader in readers))
+        until(lambda: pullers(running))
         assert len(pullers(running)) == 1
         remote.gate.set()
         for reader in readers:
