@@ -146,6 +146,7 @@ def test_after_a_storm_nothing_is_left_of_it(hardy: Daemon) -> None:
 
 
 @pytest.mark.skipif(bool(storm.no_wire()), reason=storm.no_wire())
+@pytest.mark.slow
 def test_a_wire_that_loses_packets_or_is_cut_leaves_nothing_behind(start: Start) -> None:
     listen = "listen: {host: 0.0.0.0}\n"
     clients = "auth: {required: false}\n"

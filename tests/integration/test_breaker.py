@@ -281,6 +281,7 @@ def test_a_preloaded_model_comes_back_by_itself(make: Make) -> None:
     until(running, "serving", ENDLESS)
 
 
+@pytest.mark.slow
 def test_changed_files_end_a_quarantine(make: Make) -> None:
     running, _ = make(breaker="failures: 1, probes: 1, ")
     fail(running, 1)

@@ -164,6 +164,7 @@ class TestStream:
 
 
 class TestFollowers:
+    @pytest.mark.slow
     def test_two_hundred_hurt_nobody(self, start: Start) -> None:
         running = start({"server": "http: {max_connections: 1000}\n"})
         expected = say(running, ENDLESS, "same", tokens=20)
@@ -177,6 +178,7 @@ class TestFollowers:
             assert len(ids) == 1
         eventually(lambda: connections_of(running) < 50, "they have left")
 
+    @pytest.mark.slow
     def test_they_leave_connections_to_others(self, start: Start) -> None:
         running = start({"server": "http: {max_connections: 20}\n"})
         limits = httpx.Limits(max_connections=20)
@@ -324,6 +326,7 @@ class TestAfterwards:
             assert not any(one.startswith("the last run") for one in third.health()["warnings"])
             assert kept(third, types="unclean_end") == []
 
+    @pytest.mark.slow
     def test_an_idle_daemon_writes_nothing(self, start: Start) -> None:
         running = start()
         say(running, ENDLESS, "warm", tokens=1)
