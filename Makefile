@@ -13,12 +13,12 @@ ifeq ($(shell uname -s),Linux)
 EXTRA := [cpu]
 endif
 
-.PHONY: help serve test test-all check format bench build clean
+.PHONY: help serve test long check format bench build clean
 
 help:
 	@echo "make serve   serve on http://127.0.0.1:11435 with policies/ and .state/"
 	@echo "make test    check, then the tests"
-	@echo "make test-all  the same with the long forms"
+	@echo "make long    the same with their long forms"
 	@echo "make check   format, lint, types, import contracts"
 	@echo "make format  rewrite the code as make check wants it"
 	@echo "make bench   the throughput table of benchmarks/"
@@ -31,7 +31,7 @@ serve: $(VENV)/.serve
 test: check
 	$(BIN)/python -m pytest -n 4 --dist loadfile -m "not slow"
 
-test-all: check
+long: check
 	$(BIN)/python -m pytest -n 4 --dist loadfile
 
 check: $(VENV)/.dev

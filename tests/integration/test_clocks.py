@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -99,9 +100,17 @@ def test_a_mac_is_kept_awake_while_work_runs(start: Start, tmp_path: Path) -> No
     program.chmod(0o755)
     daemon = start(prefix=(sys.executable, str(ON_MAC), str(program)))
 
+    def awake() -> dict[int, list[str]]:
+        """What keeps the machine awake: its arguments by its pid."""
+        found = {}
+        for child in psutil.Process(daemon.pid).children():
+            with contextlib.suppress(psutil.Error):
+                words = child.cmdline()
+                found |= {child.pid: words[2:]} if str(program) in words else {}
+        return found
+
     def arguments() -> list[list[str]]:
-        found = [child.cmdline() for child in psutil.Process(daemon.pid).children()]
-        return [words[2:] for words in found if str(program) in words]
+        return list(awake().values())
 
     say(daemon, ENDLESS, "warm", tokens=2)
     eventually(lambda: not arguments(), "it ends after the last request")
@@ -116,6 +125,6 @@ def test_a_mac_is_kept_awake_while_work_runs(start: Start, tmp_path: Path) -> No
     daemon.edit("supervision", "sleep_wake: {prevent_idle_sleep: always}\n")
     daemon.reload()
     eventually(arguments, "it runs without work when policy says so")
-    (pid,) = (c.pid for c in psutil.Process(daemon.pid).children() if str(program) in c.cmdline())
+    (pid,) = awake()
     assert daemon.stop() == 0
     eventually(lambda: not psutil.pid_exists(pid), "it ends with the daemon")

@@ -202,6 +202,7 @@ class TestFollowers:
 
             eventually(room, "one that leaves makes room")
 
+    @pytest.mark.slow
     def test_one_that_reads_nothing_is_cut_off(self, start: Start) -> None:
         """Each refused edit is told with fifty reasons: the system's own buffers are soon full."""
         running = start({"timeouts": "client_write: 1s\n"})
@@ -356,6 +357,7 @@ class TestAfterwards:
         running.stop()
         assert "ended: SIGSEGV\n    1 request, " in mlxd(running, "crashes")
 
+    @pytest.mark.slow
     def test_a_state_folder_that_cannot_be_written_stops_no_service(self, start: Start) -> None:
         running = start()
         eventually(lambda: flown(running) == {}, "it is written")
@@ -406,6 +408,7 @@ class TestCommand:
         assert b"the daemon has stopped" in os.read(ours, 4096)
         os.close(ours)
 
+    @pytest.mark.slow
     def test_a_daemon_that_is_killed_is_a_failure(self, start: Start) -> None:
         running = start()
         command = [sys.executable, "-m", "mlxd", "events", "--follow"]

@@ -309,6 +309,7 @@ def test_a_worker_that_hears_nothing_is_killed_after_its_grace_with_all_it_has_s
     assert daemon.process.wait(10) == 0
 
 
+@pytest.mark.slow
 def test_what_a_killed_daemons_worker_had_started_is_ended_by_the_next_one(
     start: Any, stubborn: dict[str, Any]
 ) -> None:
@@ -403,6 +404,7 @@ def _slow_reader(daemon: Daemon, body: bytes) -> socket.socket:
     return client
 
 
+@pytest.mark.slow
 def test_a_follower_of_events_who_reads_nothing_does_not_hold_up_an_end(start: Any) -> None:
     daemon: Daemon = start({"server": "drain: {not_ready_delay: 0s, grace: 120s}\n"})
     with sse.silent_follower(daemon.port):
@@ -450,6 +452,7 @@ def test_a_signal_during_the_start_is_no_unclean_end(tmp_path: Path, number: str
     assert json.loads((tmp_path / "s" / "starts.json").read_text())["running"] is False
 
 
+@pytest.mark.slow
 def test_a_disk_that_hangs_during_the_start_does_not_hold_up_an_end(tmp_path: Path) -> None:
     """Where the daemon is can never be written down."""
     (tmp_path / "s").mkdir(mode=0o700)
@@ -464,6 +467,7 @@ def test_a_disk_that_hangs_during_the_start_does_not_hold_up_an_end(tmp_path: Pa
         process.kill()
 
 
+@pytest.mark.slow
 def test_an_end_that_hangs_is_over_soon_after_a_second_signal(tmp_path: Path) -> None:
     defect = (
         "import asyncio\n"

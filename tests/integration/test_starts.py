@@ -65,6 +65,7 @@ def test_kills_in_a_row_hold_the_daemon_until_it_is_reset(tmp_path: Path, zoo: P
         assert json.loads(_reset(running.state, "--json").stdout) == {"was_held": False}
 
 
+@pytest.mark.slow
 def test_a_hold_outlives_an_end_that_was_asked_for(tmp_path: Path, zoo: Path) -> None:
     _killed(tmp_path, zoo, 3)
     for _ in range(2):
@@ -85,6 +86,7 @@ def test_an_end_that_was_asked_for_breaks_the_series(tmp_path: Path, zoo: Path) 
             assert running.stop() == 0
 
 
+@pytest.mark.slow
 def test_the_default_allows_ten(tmp_path: Path) -> None:
     """What is written down counts, whoever wrote it."""
     for unclean, status in ((9, 200), (10, 503)):
@@ -96,6 +98,7 @@ def test_the_default_allows_ten(tmp_path: Path) -> None:
             assert running.http.get("/readyz").status_code == status
 
 
+@pytest.mark.slow
 def test_a_ledger_that_cannot_be_written_is_no_reason_not_to_serve(
     tmp_path: Path, zoo: Path
 ) -> None:

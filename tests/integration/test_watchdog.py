@@ -49,6 +49,7 @@ def test_a_loop_that_stands_still_ends_the_daemon_with_its_stacks_and_workers(
     eventually(lambda: gone(worker.pid), "its worker is gone", within=5)
 
 
+@pytest.mark.slow
 def test_a_short_delay_of_the_loop_is_measured_and_nothing_else(start: Start) -> None:
     daemon = _with(start, "block:0.6")
     daemon.process.send_signal(signal.SIGUSR1)
@@ -63,6 +64,7 @@ def test_a_short_delay_of_the_loop_is_measured_and_nothing_else(start: Start) ->
     assert daemon.process.poll() is None
 
 
+@pytest.mark.slow
 def test_the_shortest_watch_ends_no_daemon_that_works(start: Start) -> None:
     daemon = _with(start, "block:0.3", {"supervision": "daemon: {watchdog: 1s}\n"})
     for _ in range(8):
@@ -107,6 +109,7 @@ def test_the_probe_follows_the_address(start: Start) -> None:
     assert daemon.log_text().count("GET /livez 200") > 3
 
 
+@pytest.mark.slow
 def test_a_drain_that_takes_long_is_no_hang(start: Start) -> None:
     daemon = _with(start, "block:4", {"server": "drain: {not_ready_delay: 0s, grace: 40s}\n"})
     with held(daemon, tokens=300) as stream:
