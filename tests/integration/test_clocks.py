@@ -102,7 +102,7 @@ def test_a_mac_is_kept_awake_while_work_runs(start: Start, tmp_path: Path) -> No
 
     def awake() -> dict[int, list[str]]:
         """What keeps the machine awake: its arguments by its pid."""
-        found = {}
+        found: dict[int, list[str]] = {}
         for child in psutil.Process(daemon.pid).children():
             with contextlib.suppress(psutil.Error):
                 words = child.cmdline()
