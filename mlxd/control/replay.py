@@ -109,7 +109,7 @@ class Replays:
         """Raises RequestQuarantined."""
         found = self._suspects.find(case, self._clock.monotonic())
         if found is not None and found.quarantined:
-            raise self._refusal(case, found, policies)
+            raise self.refusal(case, found, policies)
 
     def run(
         self, order: Order, case: Case, lease: Lease, policies: PolicySet
@@ -166,11 +166,19 @@ class Replays:
         alone = worker.victims <= 1
         found = self._suspects.accuse(case, worker.pid, quarantine, now, alone=alone)
         if found.quarantined:
-            log.error("%s", self._refusal(case, found, policies).message)
+            log.error("%s", self.refusal(case, found, policies).message)
         return found
 
-    def refuse(self, case: Case, found: Suspect, policies: PolicySet) -> RequestQuarantined:
-        return self._refusal(case, found, policies)
+    def refusal(self, case: Case, found: Suspect, policies: PolicySet) -> RequestQuarantined:
+        """What a quarantined request is told."""
+        left = found.until - self._clock.monotonic()
+        workers = "1 worker" if found.kills == 1 else f"{found.kills} workers"
+        return RequestQuarantined(
+            f"{workers} of model '{case.model}' died of this request; it is refused for another"
+            f" {left:.0f} s, or until `mlxd models reset {case.model}`",
+            retry_after=left,
+            policy=policies.line("supervision.quarantine.for"),
+        )
 
     def monotonic(self) -> float:
         return self._clock.monotonic()
@@ -233,16 +241,6 @@ class Replays:
             return True
         sent = end.verdict is None and end.status == -signal.SIGKILL
         return sent and self._under_pressure()
-
-    def _refusal(self, case: Case, found: Suspect, policies: PolicySet) -> RequestQuarantined:
-        left = found.until - self._clock.monotonic()
-        workers = "1 worker" if found.kills == 1 else f"{found.kills} workers"
-        return RequestQuarantined(
-            f"{workers} of model '{case.model}' died of this request; it is refused for another"
-            f" {left:.0f} s, or until `mlxd models reset {case.model}`",
-            retry_after=left,
-            policy=policies.line("supervision.quarantine.for"),
-        )
 
 
 class _Run:
@@ -408,7 +406,7 @@ class _Run:
         self._interrupted = self._early = True
         found = self._replays.accuse(self._case, worker, self._policies)
         if found is not None and found.quarantined and not worker.out_of_memory:
-            raise self._replays.refuse(self._case, found, self._policies) from error
+            raise self._replays.refusal(self._case, found, self._policies) from error
         if (found is not None and found.quarantined) or not self._may_replay():
             raise error
         self._attempt += 1

@@ -287,5 +287,5 @@ class GuardedServer(web.Server):
             farewell = connection.overdue(now, float(http.header_timeout), float(http.keep_alive))
             if farewell is not None:
                 connection.refuse(farewell)
-        except Exception:
+        except Exception:  # the edge: the others are looked at all the same
             log.exception("a connection cannot be swept: a defect")

@@ -180,10 +180,11 @@ def loop() -> Iterator[VirtualLoop]:
     yield made
 
     async def clear() -> None:
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """A task that is cancelled may begin another, which waits for the worker's word."""
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     made.run(clear())
     made.run(made.shutdown_asyncgens())

@@ -109,10 +109,11 @@ def scene() -> Iterator[Scene]:
 
 
 async def _cleared(loop: VirtualLoop, scene: Scene) -> None:
-    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    """A task that is cancelled may begin another, which waits for the worker's word."""
+    while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def test_half_way_to_the_limit_the_worker_is_pinged_once(scene):
