@@ -36,14 +36,13 @@ from mlxd.core.errors import (
 from mlxd.core.events import Burst, Started
 from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
+from mlxd.core.stopping import FREEING_SECONDS
 from mlxd.ipc import messages as ipc
 
 log = logging.getLogger(__name__)
 
 _ASKED_NICELY_SECONDS = 1.0
 """From the word `Shutdown` to SIGTERM. A healthy worker needs a tenth of it."""
-_FREEING_SECONDS = 30.0
-"""From SIGTERM to SIGKILL, for one that gives memory back all the while."""
 
 
 class Worker(asyncio.Protocol):
@@ -316,7 +315,7 @@ class Worker(asyncio.Protocol):
         return await self._process.cleared(timeout)
 
     async def _ends_within(self, grace: float) -> bool:
-        """Whether it ends by itself: in `grace` seconds, and in `_FREEING_SECONDS` as long as each
+        """Whether it ends by itself: in `grace` seconds, and in `FREEING_SECONDS` as long as each
         look finds that it holds less memory than the one before.
         """
         looks = max(2, math.ceil(grace))
@@ -325,7 +324,7 @@ class Worker(asyncio.Protocol):
         while not await self._process.gone(step):
             look += 1
             before, held = held, self.memory.active + self.memory.cache
-            frees = held < before and look * step < _FREEING_SECONDS
+            frees = held < before and look * step < FREEING_SECONDS
             if look >= looks and not frees:
                 return False
             self._send(ipc.Ping())  # whose answer tells what it holds

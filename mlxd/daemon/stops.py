@@ -7,12 +7,11 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
+from mlxd.core.stopping import FREEING_SECONDS
 from mlxd.policy.store import PolicyStore
 from mlxd.server.watchdog import end_process_after
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_FREEING_SECONDS = 30.0
-"""Until memory of ended workers is seen to be back."""
 _SLACK_SECONDS = 30.0
 _HASTE_SECONDS = 10.0
 
@@ -66,5 +65,5 @@ class Stops:
         drain = self._policies.current.server.drain
         return (
             float(drain.not_ready_delay) + float(drain.grace) + self._haste()
-            + _FREEING_SECONDS + _SLACK_SECONDS
+            + FREEING_SECONDS + _SLACK_SECONDS
         )  # fmt: skip

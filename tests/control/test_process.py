@@ -21,7 +21,7 @@ from mlxd.control.leftovers import end_leftovers
 from mlxd.control.process import EngineProcess
 from mlxd.core.clock import ManualClock
 
-SLEEPS = "import sys, time; print('ready', file=sys.stderr, flush=True); time.sleep(100)"
+SLEEPS = "import sys, time; sys.stderr.write('ready\\n'); sys.stderr.flush(); time.sleep(100)"
 LEAVES_ANOTHER = f"""
 import os, time
 if os.fork() == 0:

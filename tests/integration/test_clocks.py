@@ -106,7 +106,8 @@ def test_a_mac_is_kept_awake_while_work_runs(start: Start, tmp_path: Path) -> No
         for child in psutil.Process(daemon.pid).children():
             with contextlib.suppress(psutil.Error):
                 words = child.cmdline()
-                found |= {child.pid: words[2:]} if str(program) in words else {}
+                # A child that has not yet become another program has the daemon's own arguments.
+                found |= {child.pid: words[2:]} if words[1:2] == [str(program)] else {}
         return found
 
     def arguments() -> list[list[str]]:

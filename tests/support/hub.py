@@ -271,7 +271,7 @@ class _Handler(BaseHTTPRequestHandler):
             for start in range(0, len(body), _PIECE):
                 self.wfile.write(body[start : start + _PIECE])
                 sent += len(body[start : start + _PIECE])
-                if slow and not self._hub.gate.is_set():
+                if slow and sent < len(body) and not self._hub.gate.is_set():
                     self._hub.waiting.set()
                     self._hub.gate.wait()
         except OSError:

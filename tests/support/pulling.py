@@ -90,7 +90,7 @@ class Pulling:
             return {}
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def wait_for_bytes(self, repo: str, content: bytes, within: float = 20.0) -> None:
+    def wait_for_bytes(self, repo: str, content: bytes, within: float = 60.0) -> None:
         """Until a part of a file is on the disk."""
         digest = hashlib.sha256(content).hexdigest()
         blob = self.into / ".partial" / repo / "blobs" / f"sha256-{digest}"

@@ -1,0 +1,44 @@
+"""Where the parts of an installation are, as the service's files name them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+LABEL = "dev.mlxd"
+"""launchd's name for the service."""
+UNIT = "mlxd"
+"""systemd's, without `.service` and `.socket`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Absolute paths of one installation."""
+
+    program: PurePosixPath
+    """The `mlxd` to run."""
+    policies: PurePosixPath
+    state: PurePosixPath
+    logs: PurePosixPath
+    models: PurePosixPath | None = None
+    """A folder for models that belongs to the machine, not to a user."""
+    user: str = ""
+    """Whom the service runs as; empty: whoever installed it."""
+
+
+SYSTEM_LINUX = Layout(
+    program=PurePosixPath("/usr/bin/mlxd"),
+    policies=PurePosixPath("/etc/mlxd/policies"),
+    state=PurePosixPath("/var/lib/mlxd"),
+    logs=PurePosixPath("/var/log/mlxd"),
+    models=PurePosixPath("/srv/mlxd/models"),
+    user="mlxd",
+)
+SYSTEM_MAC = Layout(
+    program=PurePosixPath("/usr/local/bin/mlxd"),
+    policies=PurePosixPath("/usr/local/etc/mlxd/policies"),
+    state=PurePosixPath("/usr/local/var/mlxd"),
+    logs=PurePosixPath("/usr/local/var/log/mlxd"),
+    models=PurePosixPath("/Users/Shared/mlxd/models"),
+    user="_mlxd",
+)
