@@ -427,6 +427,7 @@ class TestLimits:
         assert error.response.headers["x-mlxd-policy-key"].startswith(key)
         assert error.response.headers["retry-after"]
 
+    @pytest.mark.slow
     def test_the_packages_own_retry_waits_for_the_slot(
         self, start_daemon: Callable[..., Daemon]
     ) -> None:

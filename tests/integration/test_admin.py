@@ -73,6 +73,7 @@ def test_the_socket_is_for_its_owner_and_goes_with_the_daemon(running: Daemon) -
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_a_stale_socket_of_a_killed_daemon_is_no_obstacle(
     start_daemon: Callable[..., Daemon],
 ) -> None:
@@ -98,6 +99,7 @@ def test_a_stale_socket_of_a_killed_daemon_is_no_obstacle(
         again.wait(20)
 
 
+@pytest.mark.slow
 def test_a_path_too_long_for_a_socket_gets_a_short_one(
     tmp_path: Path,
 ) -> None:

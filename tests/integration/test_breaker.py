@@ -234,6 +234,7 @@ def _check_metrics(running: Daemon) -> None:
     assert f'mlxd_worker_restarts_total{{model="{DYING}"}}' in text
 
 
+@pytest.mark.slow
 def test_one_that_dies_of_its_first_token_never_serves(make: Make) -> None:
     """Its load is not reported before it has made a token."""
     running, cure = make("step", "os._exit(3)")
@@ -246,6 +247,7 @@ def test_one_that_dies_of_its_first_token_never_serves(make: Make) -> None:
     assert len(told(running, "load")) == 1
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_out_of_every_list_at_once(make: Make) -> None:
     running, cure = make()
     cure.touch()
@@ -272,6 +274,7 @@ def test_a_stopped_idle_worker_is_found_by_its_checks_and_ended(make: Make) -> N
     assert ask(running).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_preloaded_model_comes_back_by_itself(make: Make) -> None:
     running, _ = make(models=f"preload: [{ENDLESS}]\n")
     pid = eventually(lambda: workers_of(running).get(ENDLESS, 0), "it is preloaded")

@@ -41,6 +41,7 @@ def wakes(daemon: Daemon) -> list[dict[str, Any]]:
     return [event["data"] for event in told if event["type"] == "wake"]
 
 
+@pytest.mark.slow
 def test_a_daemon_that_was_stopped_blames_no_worker(start: Start) -> None:
     """Everything that was due has passed by its clocks, before it has read what came meanwhile."""
     daemon = start({"timeouts": HASTY, "supervision": WATCHFUL})

@@ -185,6 +185,7 @@ def eager(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemo
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("path", IN_TURN)
+@pytest.mark.slow
 def test_a_first_token_that_is_late_is_said_in_every_dialect(
     eager: Daemon, path: str, stream: bool
 ) -> None:
@@ -215,6 +216,7 @@ def test_a_load_that_is_late_is_the_last_record_of_a_stream_that_has_begun(
     eventually(lambda: "tiny-b" not in workers_of(eager), "its worker is gone")
 
 
+@pytest.mark.slow
 def test_a_stall_is_said_in_a_stream_and_in_a_whole_answer(start: object) -> None:
     running: Daemon = start({"timeouts": STALL, "supervision": NO_REPLAY})  # type: ignore[operator]
     for path, stream in (("/v1/chat/completions", True), ("/api/chat", False)):

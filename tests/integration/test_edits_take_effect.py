@@ -83,6 +83,7 @@ def test_aliases_chains_and_folders_follow_their_edits(
     assert post(daemon, "tiny-late").status_code == 404
 
 
+@pytest.mark.slow
 def test_an_added_preload_is_loaded_and_a_removed_one_is_not_killed(
     start: Start, zoo: Path
 ) -> None:
@@ -98,6 +99,7 @@ def test_an_added_preload_is_loaded_and_a_removed_one_is_not_killed(
     assert workers_of(daemon)["tiny-a"] == before["tiny-a"]
 
 
+@pytest.mark.slow
 def test_what_is_listed_for_preload_is_there_after_a_start(start: Start, zoo: Path) -> None:
     daemon = start({"models": f"dirs: [{zoo}]\npreload: [tiny-b]\n"})
     until(lambda: "tiny-b" in workers_of(daemon))
@@ -137,6 +139,7 @@ class TestDryRun:
         name = f'mlxd_policy_would_deny_total{{rule="{rule}"}}'
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
+    @pytest.mark.slow
     def test_of_the_rate_and_of_slots(self, start: Start) -> None:
         daemon = start(
             {
@@ -157,6 +160,7 @@ class TestDryRun:
         assert self.counted(daemon, "rate_limit:per-ip") == 3
         assert self.counted(daemon, "concurrency") == 1
 
+    @pytest.mark.slow
     def test_of_the_length_of_prompts(self, start: Start) -> None:
         daemon = start({"limits": f"tokens: {{max_prompt: 3, mode: dry_run}}\n{NO_RATE}"})
         marked = post(daemon, prompt="one two three four five six seven")

@@ -93,6 +93,7 @@ class TestStream:
                 rest = follower.next()
             assert rest["id"] > last
 
+    @pytest.mark.slow
     def test_only_the_types_that_are_asked_for_come(self, start: Start) -> None:
         running = start()
         say(running, ENDLESS, "warm", tokens=1)
@@ -139,6 +140,7 @@ class TestStream:
             assert time.monotonic() - began < 10
             assert follower.ended.wait(5)
 
+    @pytest.mark.slow
     def test_it_tells_of_a_drain_to_its_end(self, start: Start) -> None:
         running = start({"server": "drain: {grace: 300ms, not_ready_delay: 0s}\n"})
         with held(running, tokens=60_000), stream(running.http) as follower:
@@ -148,6 +150,7 @@ class TestStream:
             assert follower.ended.wait(20)
             assert running.process.wait(30) == 0
 
+    @pytest.mark.slow
     def test_the_owner_is_told_more(self, start: Start) -> None:
         running = start({"limits": FULL})
         with held(running):
@@ -264,6 +267,7 @@ def receiver() -> Iterator[Receiver]:
     receiver.server.server_close()
 
 
+@pytest.mark.slow
 def test_a_receiver_that_fails_twice_gets_each_event_signed_and_in_order(
     start: Start, receiver: Receiver, tmp_path: Path
 ) -> None:
@@ -422,6 +426,7 @@ class TestCommand:
         _, errors = process.communicate(timeout=20)
         assert (process.returncode, "no answer from the daemon" in errors) == (1, True), errors
 
+    @pytest.mark.slow
     def test_without_its_admin_socket_it_asks_over_tcp(self, zoo: Path, tmp_path: Path) -> None:
         (tmp_path / "state" / "admin.sock").mkdir(parents=True)
         with daemon(tmp_path, models=zoo, policies={}) as running:

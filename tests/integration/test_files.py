@@ -82,7 +82,7 @@ def test_out_of_files_it_takes_no_core_and_still_says_how_it_is(start: Start) ->
         for path in ("/livez", "/readyz", "/health"):
             eventually(partial(_answers, daemon, path), f"{path} answers", within=15)
         assert daemon.admin.get("/admin/policy")["generation"] >= 1
-        assert _asks(daemon, "/api/tags") == 503
+        eventually(lambda: _asks(daemon, "/api/tags") == 503, "nothing else is answered")
     eventually(lambda: _asks(daemon, "/api/tags") == 200, "it serves again")
     assert say(daemon, ENDLESS, "x", tokens=2)
     assert daemon.process.poll() is None
@@ -104,6 +104,7 @@ def test_who_finds_no_room_is_told_so(start: Start) -> None:
     assert answer.startswith((b"HTTP/1.1 503", b"HTTP/1.1 408"))
 
 
+@pytest.mark.slow
 def test_a_limit_below_what_is_open_is_survived(start: Start) -> None:
     """Not even what is kept can be used then."""
     daemon = start(PATIENT)
@@ -117,6 +118,7 @@ def test_a_limit_below_what_is_open_is_survived(start: Start) -> None:
     assert daemon.process.poll() is None
 
 
+@pytest.mark.slow
 def test_no_file_is_lost_by_it(start: Start) -> None:
     daemon = start(PATIENT)
     _asks(daemon, "/livez")

@@ -38,6 +38,7 @@ def check_it_serves(running: Daemon) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux's")
+@pytest.mark.slow
 def test_a_daemon_that_can_write_no_file_any_more_serves(start: Start) -> None:
     """As on a disk that is full everywhere: for the log, the state, and what workers write."""
     import resource

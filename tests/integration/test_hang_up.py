@@ -110,6 +110,7 @@ def test_eight_that_hang_up_together_leave_the_ninth_exact(served: Daemon) -> No
     idle(served, within=SOON)
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_while_its_model_loads_frees_its_slot(start: object) -> None:
     daemon: Daemon = start()  # type: ignore[operator]
     with socket.create_connection(("127.0.0.1", daemon.port)) as sock:

@@ -185,6 +185,7 @@ def test_the_daemon_has_no_engine_in_it(served: Daemon) -> None:
     assert "libmlx" in Path(f"/proc/{served.workers()[0].pid}/maps").read_text()
 
 
+@pytest.mark.slow
 def test_the_daemon_stays_small(start: Any) -> None:
     daemon: Daemon = start()
     process = psutil.Process(daemon.pid)
@@ -328,6 +329,7 @@ def test_what_a_killed_daemons_worker_had_started_is_ended_by_the_next_one(
         again.wait(20)
 
 
+@pytest.mark.slow
 def test_what_a_killed_daemon_left_is_replaced(start: Any, zoo: Path) -> None:
     daemon: Daemon = start()
     say(daemon, "tiny-a", "x", tokens=1)
@@ -373,6 +375,7 @@ def test_the_stages_of_an_end_are_logged_and_told(start: Any) -> None:
     assert log.index("stopping: the workers end") > order[-1]
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_still_read_at_the_end_is_not_cut(start: Any) -> None:
     """Its generation has ended long before."""
     daemon: Daemon = start({"server": "drain: {not_ready_delay: 0s, grace: 120s}\n"})
@@ -485,6 +488,7 @@ def test_an_end_that_hangs_is_over_soon_after_a_second_signal(tmp_path: Path) ->
         process.kill()
 
 
+@pytest.mark.slow
 def test_new_connections_are_accepted_until_the_delay_is_over(start: Any) -> None:
     daemon: Daemon = start({"server": "drain: {not_ready_delay: 6s, grace: 30s}\n"})
     with held(daemon) as stream:
@@ -509,6 +513,7 @@ def test_new_connections_are_accepted_until_the_delay_is_over(start: Any) -> Non
     assert daemon.process.wait(20) == 0
 
 
+@pytest.mark.slow
 def test_idle_connections_do_not_hold_up_an_end(start: Any) -> None:
     daemon: Daemon = start({"server": "drain: {not_ready_delay: 20s, grace: 30s}\n"})
     with ExitStack() as stack:
@@ -522,6 +527,7 @@ def test_idle_connections_do_not_hold_up_an_end(start: Any) -> None:
         assert time.monotonic() - began < 10.0
 
 
+@pytest.mark.slow
 def test_a_request_that_waits_for_its_model_at_the_end_is_told(
     start: Any, stubborn: dict[str, Any]
 ) -> None:

@@ -148,6 +148,7 @@ def test_another_folder_for_one_model_replaces_its_worker_and_no_other(
     assert not gone(before[ENDLESS])
 
 
+@pytest.mark.slow
 def test_another_ttl_for_one_model_unloads_that_one_only(start: Any, zoo: Path) -> None:
     daemon: Daemon = start()
     for model in ("tiny-a", "tiny-b"):
@@ -195,6 +196,7 @@ def test_a_change_that_is_in_force_is_not_shown_as_pending(start: Any) -> None:
     assert _pending(daemon) == ([], 0)
 
 
+@pytest.mark.slow
 def test_a_request_under_way_keeps_the_limit_it_came_under(start: Any) -> None:
     """An answer's length is bounded by the policies of its start, and so is the header's number."""
     limits = "rate_limit: []\ntokens: {{max_output: {}}}\n"

@@ -73,6 +73,7 @@ def test_over_critical_idle_models_leave_and_none_is_loaded_until_it_is_left(sta
     assert answered.status_code == 200
 
 
+@pytest.mark.slow
 def test_in_an_emergency_the_newest_answer_ends_and_traffic_is_to_stay_away(start: Any) -> None:
     running: Daemon = start({"memory": QUIET})
     with held(running) as stream:

@@ -46,6 +46,7 @@ def _meaning(daemon: Daemon, name: str) -> str:
     return str(shown["model_info"]["general.basename"])
 
 
+@pytest.mark.slow
 def test_fifty_requests_on_a_cold_model_load_it_once(start: Any) -> None:
     daemon: Daemon = start()
     body = generate("tiny-a", "herd", tokens=3)
@@ -57,6 +58,7 @@ def test_fifty_requests_on_a_cold_model_load_it_once(start: Any) -> None:
     assert len(daemon.workers()) == 1
 
 
+@pytest.mark.slow
 def test_two_models_answer_side_by_side_from_workers_of_their_own(served: Daemon) -> None:
     alone = {model: say(served, model, "two", tokens=30) for model in ("tiny-b", ENDLESS)}
     assert alone["tiny-b"] != alone[ENDLESS]
@@ -102,6 +104,7 @@ def test_the_least_recently_used_is_evicted_and_one_in_use_never(start: Any, zoo
     assert len(daemon.workers()) == 1
 
 
+@pytest.mark.slow
 def test_of_two_idle_models_the_one_used_longer_ago_goes(start: Any, zoo: Path) -> None:
     daemon: Daemon = start({"models": f"dirs: [{zoo}]\nmax_loaded: 2\n", "memory": AT_ONCE})
     for model in ("tiny-a", "tiny-b", "tiny-a"):
@@ -111,6 +114,7 @@ def test_of_two_idle_models_the_one_used_longer_ago_goes(start: Any, zoo: Path) 
     assert set(workers_of(daemon)) == {"tiny-a", ENDLESS}
 
 
+@pytest.mark.slow
 def test_an_idle_model_is_unloaded_after_the_time_that_policy_gives(start: Any, zoo: Path) -> None:
     policy = f"dirs: [{zoo}]\ndefaults: {{ttl: 300ms}}\nmodels: {{tiny-b: {{ttl: never}}}}\n"
     daemon: Daemon = start({"models": policy})
@@ -145,6 +149,7 @@ def test_default_is_the_first_model_by_name_and_stays_until_it_disappears(
     assert daemon.health()["default_model"] == "first"
 
 
+@pytest.mark.slow
 def test_a_new_folder_is_served_without_a_restart(start: Any, models: Path, tmp_path: Path) -> None:
     folder = tmp_path / "growing"
     folder.mkdir()
@@ -174,6 +179,7 @@ def test_health_names_what_a_declared_chain_makes_the_default(served: Daemon) ->
     assert served.health()["default_model"] == "tiny-b"
 
 
+@pytest.mark.slow
 def test_models_are_found_one_folder_deeper_and_by_their_last_name(
     start: Any, models: Path, tmp_path: Path
 ) -> None:
@@ -279,6 +285,7 @@ def test_broken_folders_are_listed_as_unavailable_and_the_others_work(
     assert say(daemon, "good", "x", tokens=3)
 
 
+@pytest.mark.slow
 def test_where_policy_wants_every_byte_checked_a_changed_one_is_not_loaded(
     start: Any, broken: Path
 ) -> None:
@@ -358,6 +365,7 @@ def test_sampling_that_policy_gives_a_model_counts_where_a_request_says_nothing(
     assert ask(daemon, hot)["response"] != greedy, "the client's word comes first"
 
 
+@pytest.mark.slow
 def test_a_truncated_folder_can_be_used_once_it_is_whole(
     start: Any, broken: Path, models: Path
 ) -> None:
@@ -372,6 +380,7 @@ def test_a_truncated_folder_can_be_used_once_it_is_whole(
     eventually(usable, "the mended model can be used")
 
 
+@pytest.mark.slow
 def test_a_link_that_leads_to_itself_hides_no_other_model(
     start: Any, models: Path, tmp_path: Path
 ) -> None:

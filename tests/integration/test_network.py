@@ -32,6 +32,7 @@ def _why_not() -> str:
     return f"no network namespace: {tried.stderr.strip()}" if tried.returncode else ""
 
 
+@pytest.mark.slow
 def test_start_serve_and_restart_work_with_loopback_only_and_leave_11434_alone(
     models: Path, tmp_path: Path
 ) -> None:

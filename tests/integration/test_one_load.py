@@ -66,6 +66,7 @@ async def test_all_names_of_one_folder_share_one_load(start: Start, zoo: Path) -
     assert len(cached(daemon)) == 1
 
 
+@pytest.mark.slow
 async def test_the_wait_of_many_for_a_load_that_fails_ends_for_all_of_them(
     start: Start, zoo: Path, tmp_path: Path
 ) -> None:

@@ -212,6 +212,7 @@ def test_eight_clients_that_follow_three_changes_of_the_port_lose_nothing(movabl
 # -- the address before
 
 
+@pytest.mark.slow
 def test_a_stream_on_the_port_before_ends_as_it_should(movable: Daemon) -> None:
     expected = ask(movable, generate(ENDLESS, "to its end", tokens=900))
     with held(movable, ENDLESS, "to its end", tokens=900) as stream:
@@ -364,6 +365,7 @@ def test_a_check_changes_no_address(movable: Daemon, host: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the whole of 127.0.0.0/8")
+@pytest.mark.slow
 def test_eight_clients_that_follow_a_change_of_the_host_lose_nothing(movable: Daemon) -> None:
     port = movable.port
     with followed(movable) as followers:

@@ -63,6 +63,7 @@ def until_content(daemon: Daemon) -> None:
     eventually(content, "no warning about a listed name")
 
 
+@pytest.mark.slow
 def test_added_names_are_loaded_in_the_order_of_the_list(start: Start, zoo: Path) -> None:
     daemon = start({"models": listed("tiny-b", dirs=zoo)})
     until_loaded(daemon, "tiny-b")
@@ -76,6 +77,7 @@ def test_added_names_are_loaded_in_the_order_of_the_list(start: Start, zoo: Path
     until_content(daemon)
 
 
+@pytest.mark.slow
 def test_a_removed_name_stays_for_its_streams_and_goes_when_its_time_is_over(
     start: Start, zoo: Path
 ) -> None:
@@ -126,6 +128,7 @@ def test_a_name_that_memory_has_no_room_for_is_skipped_and_says_what_it_needs(
     until_content(daemon)
 
 
+@pytest.mark.slow
 def test_a_broken_name_is_skipped_and_loaded_once_it_is_mended(
     start: Start, models: Path, tmp_path: Path
 ) -> None:

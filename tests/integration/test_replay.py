@@ -123,13 +123,21 @@ class Stream:
         return [reason for reason in reasons if reason]
 
 
-SAMPLINGS = pytest.mark.parametrize(
-    "sampling", [{"temperature": 0}, {"temperature": 0.9, "seed": 11}], ids=["greedy", "seeded"]
+GREEDY: Json = {"temperature": 0}
+SEEDED: Json = {"temperature": 0.9, "seed": 11}
+SAMPLINGS = pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+APIS_AND_SAMPLINGS = pytest.mark.parametrize(
+    ("path", "sampling"),
+    [
+        pytest.param("/api/generate", SEEDED, id="ollama-seeded"),
+        pytest.param("/v1/completions", GREEDY, id="openai-greedy"),
+        pytest.param("/api/generate", GREEDY, id="ollama-greedy", marks=pytest.mark.slow),
+        pytest.param("/v1/completions", SEEDED, id="openai-seeded", marks=pytest.mark.slow),
+    ],
 )
 
 
-@pytest.mark.parametrize("path", IN_TURN)
-@SAMPLINGS
+@APIS_AND_SAMPLINGS
 def test_a_stream_goes_on_exactly_where_a_killed_worker_left_it(
     patient: Daemon, path: str, sampling: Json
 ) -> None:
@@ -151,6 +159,7 @@ def test_a_stream_goes_on_exactly_where_a_killed_worker_left_it(
 
 
 @pytest.mark.parametrize("path", IN_TURN)
+@pytest.mark.slow
 def test_a_whole_answer_is_that_of_an_undisturbed_worker(patient: Daemon, path: str) -> None:
     body = body_for(path, ENDLESS, "whole", tokens=LONG)
     undisturbed = patient.http.post(path, json=body)
@@ -222,6 +231,7 @@ def test_a_stopped_workers_stream_goes_on_within_the_stall_limit(patient: Daemon
     idle(patient)
 
 
+@pytest.mark.slow
 def test_one_that_is_struck_again_and_again_is_exact_all_the_same(patient: Daemon) -> None:
     expected = say(patient, ENDLESS, "again", tokens=LONG)
     with held(patient, prompt="again", tokens=LONG) as stream:
@@ -255,8 +265,7 @@ def test_several_that_ran_together_all_go_on_and_are_exact(patient: Daemon) -> N
     assert patient.health()["quarantined_requests"] == []
 
 
-@SAMPLINGS
-@pytest.mark.parametrize("path", ["/api/generate", "/v1/completions"])
+@APIS_AND_SAMPLINGS
 def test_one_that_makes_way_for_a_suspect_goes_on_exactly_where_it_was(
     patient: Daemon, path: str, sampling: Json
 ) -> None:
@@ -265,6 +274,7 @@ def test_one_that_makes_way_for_a_suspect_goes_on_exactly_where_it_was(
 
 
 @SAMPLINGS
+@pytest.mark.slow
 def test_so_does_one_whose_engine_does_one_after_the_other(
     start: Start, tmp_path: Path, sampling: Json
 ) -> None:
@@ -301,6 +311,7 @@ def _make_way(running: Daemon, path: str, body: Json, model: str) -> None:
     idle(running)
 
 
+@pytest.mark.slow
 def test_a_daemon_that_is_told_to_stop_ends_those_who_wait_for_a_worker(start: Start) -> None:
     running = start({"supervision": MANY, "server": "drain: {grace: 1s, not_ready_delay: 1ms}\n"})
     say(running, ENDLESS, "warm", tokens=1)
@@ -326,6 +337,7 @@ def test_no_more_replays_than_policy_says(start: Start) -> None:
     assert _replays(running, "failed") == 1
 
 
+@pytest.mark.slow
 def test_before_the_first_token_only(start: Start) -> None:
     running = start({"supervision": f"{IMPATIENT}replay: {{when: before_first_token}}\n"})
     with held(running) as stream:

@@ -42,6 +42,7 @@ def loading(daemon: Daemon, model: str) -> bool:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_two_models_that_do_not_fit_together_alternate(start: Any, zoo: Path) -> None:
     daemon: Daemon = start({"models": f"dirs: [{zoo}]\n{ONE}", "memory": WAITS})
     models = ("tiny-a", "tiny-b")
@@ -109,6 +110,7 @@ def test_what_memory_does_not_allow_is_refused_with_numbers_and_skipped_as_a_pre
     assert post(daemon, "tiny-a").status_code == 200
 
 
+@pytest.mark.slow
 def test_those_who_wait_for_one_load_leave_a_slot_to_the_models_in_memory(
     start: Any, zoo: Path
 ) -> None:

@@ -125,6 +125,7 @@ def test_a_connection_is_reused_and_a_request_counts_anew(walled: Daemon) -> Non
             assert b"200" in sock.recv(4096)
 
 
+@pytest.mark.slow
 def test_a_stream_outlasts_every_timer_of_the_walls(walled: Daemon) -> None:
     with held(walled, tokens=8192) as stream:
         began = time.monotonic()

@@ -82,6 +82,7 @@ def test_a_listener_that_nobody_serves_ends_the_daemon(start: Start) -> None:
     assert "nobody answered /livez" in daemon.log_text()
 
 
+@pytest.mark.slow
 def test_a_daemon_that_was_stopped_and_goes_on_is_not_ended(start: Start) -> None:
     daemon = start(WATCHED)
     for _ in range(2):
@@ -94,6 +95,7 @@ def test_a_daemon_that_was_stopped_and_goes_on_is_not_ended(start: Start) -> Non
     assert daemon.process.poll() is None
 
 
+@pytest.mark.slow
 def test_the_probe_follows_the_address(start: Start) -> None:
     """The daemon is deaf on no address: else it would end within seconds."""
     first, second = free_port(), free_port()

@@ -109,6 +109,7 @@ def test_a_killed_worker_makes_a_whole_answer_503(watched: Daemon) -> None:
     assert refused.json().keys() == {"error"}
 
 
+@pytest.mark.slow
 def test_an_idle_worker_that_dies_is_replaced_unnoticed(watched: Daemon) -> None:
     expected = say(watched, ENDLESS, "idle", tokens=10)
     pid = workers_of(watched)[ENDLESS]
@@ -117,6 +118,7 @@ def test_an_idle_worker_that_dies_is_replaced_unnoticed(watched: Daemon) -> None
     assert say(watched, ENDLESS, "idle", tokens=10) == expected
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_while_it_loads_is_replaced_and_the_request_answered(
     watched: Daemon,
 ) -> None:
@@ -148,6 +150,7 @@ def test_a_stopped_worker_fails_its_stream_and_is_replaced(watched: Daemon) -> N
     idle(watched, within=5.0)
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_does_not_take_a_new_request_for_ever(watched: Daemon) -> None:
     say(watched, ENDLESS, "warm", tokens=1)
     pid = workers_of(watched)[ENDLESS]

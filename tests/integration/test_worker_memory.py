@@ -68,6 +68,7 @@ async def worker(fragile: Path, tmp_path: Path) -> AsyncIterator[Worker]:
     await running.stop(5)
 
 
+@pytest.mark.slow
 async def test_a_worker_is_told_what_is_known_of_its_model(worker: Worker, tmp_path: Path) -> None:
     assert worker.footprint is not None
     told = dataclasses.replace(worker.footprint, decode=(Moment(row=12345),))
@@ -130,6 +131,7 @@ async def test_an_engine_without_memory_is_known_and_its_clients_are_told(worker
     assert not worker.alive
 
 
+@pytest.mark.slow
 async def test_the_newest_is_cancelled_in_favour_of_the_machine(worker: Worker) -> None:
     bursts = worker.generate(order(5, tokens=200))
     await anext(bursts)

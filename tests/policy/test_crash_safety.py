@@ -72,6 +72,7 @@ def test_a_rollback_killed_anywhere_is_done_or_undone(killed: Killed) -> None:
     assert found.problems() == []
 
 
+@pytest.mark.slow
 def test_a_rollback_that_fails_may_be_killed_while_it_is_undone(killed: Killed) -> None:
     found = killed("rollback-undone", 0, 12)
 
@@ -79,6 +80,7 @@ def test_a_rollback_that_fails_may_be_killed_while_it_is_undone(killed: Killed) 
     assert found.problems() == []
 
 
+@pytest.mark.slow
 def test_a_boot_that_finishes_a_rollback_may_be_killed_as_well(killed: Killed) -> None:
     found = killed("finish", 2, 6)
 
@@ -86,6 +88,7 @@ def test_a_boot_that_finishes_a_rollback_may_be_killed_as_well(killed: Killed) -
     assert found.problems() == []
 
 
+@pytest.mark.slow
 def test_without_its_note_a_rollback_would_leave_a_mix_somewhere(killed: Killed) -> None:
     found = killed("rollback-without-note", 0, 48)
 

@@ -44,6 +44,7 @@ def residue(tmp_path_factory: pytest.TempPathFactory) -> Residue:
     return read_residue(done.stdout)
 
 
+@pytest.mark.slow
 def test_many_reloads_take_no_memory_and_no_descriptors(residue: Residue) -> None:
     assert residue.applied == RELOADS
     assert 2 * min(residue.rss_growth_of_halves) < 1_000_000
@@ -52,10 +53,12 @@ def test_many_reloads_take_no_memory_and_no_descriptors(residue: Residue) -> Non
     assert residue.threads_growth <= 1  # one may be on its way out
 
 
+@pytest.mark.slow
 def test_after_many_reloads_one_generation_is_alive(residue: Residue) -> None:
     assert residue.generations_alive == 1
 
 
+@pytest.mark.slow
 def test_the_history_forgets_all_but_the_last_generations(residue: Residue) -> None:
     assert residue.history_files == KEPT
 

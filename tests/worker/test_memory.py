@@ -78,6 +78,7 @@ def test_what_would_pad_the_batch_beyond_its_budget_waits_and_runs_alone(tight: 
     assert {need.id for need in tight.needs} == {long, after}, "the daemon decides"
 
 
+@pytest.mark.slow
 def test_a_request_that_waits_for_memory_is_cancelled(tight: WorkerProcess):
     allow(tight, room(tight, 256))
     waiting = tight.generate(token_ids=(9,) * 2000, max_tokens=10)
@@ -88,6 +89,7 @@ def test_a_request_that_waits_for_memory_is_cancelled(tight: WorkerProcess):
     assert tight.run(text="hello", max_tokens=3, expected_output=8).ended is not None
 
 
+@pytest.mark.slow
 def test_a_worker_in_which_a_request_waits_gives_signs_of_life_and_shuts_down(
     tight: WorkerProcess,
 ):
@@ -153,6 +155,7 @@ def test_an_answer_grows_with_what_is_granted_else_it_ends_with_length(tight: Wo
     assert 400 < ended.completion_tokens < 1000
 
 
+@pytest.mark.slow
 def test_what_was_predicted_and_what_it_took_is_told_when_all_is_done(tight: WorkerProcess):
     ids = [tight.generate(text="hello", max_tokens=400) for _ in range(3)]
     tight.until(lambda: bool(tight.observed))
@@ -165,6 +168,7 @@ def test_what_was_predicted_and_what_it_took_is_told_when_all_is_done(tight: Wor
     assert tight.memories[-1].active < observed.measured_bytes, "it rests"
 
 
+@pytest.mark.slow
 def test_what_is_held_is_told_when_buffers_are_freed(tight: WorkerProcess):
     tight.run(text="hello", max_tokens=10)
     tight.until(lambda: bool(tight.observed))
@@ -174,6 +178,7 @@ def test_what_is_held_is_told_when_buffers_are_freed(tight: WorkerProcess):
     assert tight.memories[0].cache == 0
 
 
+@pytest.mark.slow
 def test_exclusive_engines_of_two_processes_both_get_on(varied: Path, tmp_path: Path):
     budget = Budget(0, 0, FREELY, exclusive=True)
     turns = str(tmp_path / "turns")
@@ -191,6 +196,7 @@ def test_exclusive_engines_of_two_processes_both_get_on(varied: Path, tmp_path: 
             worker.close()
 
 
+@pytest.mark.slow
 def test_a_killed_exclusive_engine_does_not_hold_up_another(varied: Path, tmp_path: Path):
     budget = Budget(0, 0, FREELY, exclusive=True)
     turns = str(tmp_path / "turns")
@@ -205,6 +211,7 @@ def test_a_killed_exclusive_engine_does_not_hold_up_another(varied: Path, tmp_pa
         other.close()
 
 
+@pytest.mark.slow
 def test_an_engine_that_waits_for_its_turn_says_that_it_is_well(varied: Path, tmp_path: Path):
     """Each ping is a sign of life, and no step is missed: nothing of it runs."""
     from mlxd.worker.turns import Turns
@@ -322,6 +329,7 @@ def test_caches_that_cannot_be_quantised_are_refused_in_words(
     worker.close()
 
 
+@pytest.mark.slow
 def test_a_prompt_of_one_token_is_quantised_too(model_of: MakeModel):
     for bits in (2, 3, 4, 6, 8):
         worker = WorkerProcess(model_of(Shape(hidden=256, spread=3.0)), kv_bits=bits)

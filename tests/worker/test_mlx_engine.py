@@ -228,6 +228,7 @@ def test_a_step_prefills_something_however_slow_it_is(model):
     assert machine.widths(engine, *[prompt(n, 19, max_tokens=1) for n in range(3)]) == [6, 6, 6]
 
 
+@pytest.mark.slow
 def test_on_a_fast_machine_one_prompt_is_cut_once(model):
     from mlxd.worker.mlx_engine import MlxEngine
 
@@ -239,6 +240,7 @@ def test_on_a_fast_machine_one_prompt_is_cut_once(model):
     assert machine.widths(engine, prompt(1, 3000, max_tokens=1)) == [2048, 951]
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_fast_again_is_seen_to_be(model):
     from mlxd.worker.mlx_engine import MlxEngine
 
@@ -263,6 +265,7 @@ def test_a_machine_that_gets_slow_is_seen_after_one_chunk(model):
     assert 128 <= max(others) < 140
 
 
+@pytest.mark.slow
 def test_what_a_short_prompt_takes_is_not_laid_on_each_of_its_tokens(model):
     from mlxd.worker.mlx_engine import MlxEngine
 
@@ -274,6 +277,7 @@ def test_what_a_short_prompt_takes_is_not_laid_on_each_of_its_tokens(model):
     assert machine.widths(engine, prompt(1, 2000, max_tokens=1)) == [1999]
 
 
+@pytest.mark.slow
 def test_small_chunks_are_parts_of_those_that_memory_was_counted_for(model):
     from mlxd.core.footprint import PREFILL_ALONE
     from mlxd.worker.mlx_engine import MlxEngine

@@ -373,6 +373,7 @@ def test_the_templates_own_words_reach_the_client(model_of: MakeModel):
         worker.close()
 
 
+@pytest.mark.slow
 def test_one_request_at_a_time_gives_the_same_answers(serial_worker):
     assert isinstance(serial_worker.first, Ready)
     assert not serial_worker.first.batchable
@@ -425,6 +426,7 @@ def test_a_closed_socket_ends_the_process_at_once(varied: Path):
     worker.close()
 
 
+@pytest.mark.slow
 def test_a_socket_closed_during_the_start_ends_the_process(varied: Path):
     worker = WorkerProcess(varied, wait=False)
     worker.socket.close()
@@ -458,6 +460,7 @@ def test_a_worker_that_tokenises_hears_pings_and_cancels(roomy):
     assert roomy.told[other].accepted is None
 
 
+@pytest.mark.slow
 def test_a_prompt_is_cancelled_while_it_is_tokenised(roomy):
     long = roomy.generate(text=HUGE, max_prompt=400_000)
     roomy.send(Cancel(long))
@@ -469,6 +472,7 @@ def test_a_prompt_is_cancelled_while_it_is_tokenised(roomy):
 
 
 @pytest.mark.parametrize("word", [Shutdown(), None])
+@pytest.mark.slow
 def test_a_worker_that_tokenises_ends_at_once(roomy, word):
     roomy.generate(text=HUGE * 2)
     roomy.send(Ping())
@@ -482,6 +486,7 @@ def test_a_worker_that_tokenises_ends_at_once(roomy, word):
     assert time.monotonic() - began < 3
 
 
+@pytest.mark.slow
 def test_what_is_no_protocol_ends_the_process(varied: Path):
     worker = WorkerProcess(varied)
     worker.socket.sendall(b"\xff" * 64)

@@ -114,6 +114,7 @@ def test_a_models_own_code_that_fails_once_is_survived(tmp_path: Path) -> None:
         worker.close()
 
 
+@pytest.mark.slow
 def test_a_models_own_code_that_always_fails_ends_the_worker_with_70(tmp_path: Path) -> None:
     folder = make_fragile(tmp_path / "m", "RuntimeError('never')")
     worker = WorkerProcess(folder, trust_remote_code=True)
