@@ -164,8 +164,6 @@ _GPU = """\
 PrivateDevices=no
 DevicePolicy=closed
 DeviceAllow=char-nvidia* rw
-# PrivateDevices did this:
-SystemCallFilter=~@raw-io
 # The driver makes code at run time, and places its memory and threads.
 MemoryDenyWriteExecute=no
 SystemCallFilter=@resources

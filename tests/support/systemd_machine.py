@@ -85,9 +85,10 @@ class Machine:
         return done.stdout
 
     def told(self) -> str:
-        """The last words of systemd and of the units."""
+        """How the units are, and their last words."""
         unit = self.root / UNIT_LOG
-        return "\n".join(log.read_text()[-3000:] for log in (self.log, unit) if log.exists())
+        states = self.run("systemctl", "status", "*.service", "*.socket").stdout
+        return states + (unit.read_text()[-3000:] if unit.exists() else "")
 
     def show(self, unit: str, *properties: str) -> dict[str, str]:
         said = self.systemctl("show", unit, *(f"--property={name}" for name in properties))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import httpx
@@ -21,7 +21,7 @@ import pytest
 from mlxd.policy.load import load
 from mlxd.service import systemd
 from mlxd.service.facts import facts
-from mlxd.service.layout import SYSTEM_LINUX
+from mlxd.service.layout import SYSTEM_LINUX, Layout
 from tests.support.daemon import free_port
 from tests.support.systemd_machine import (
     UNIT_LOG,
@@ -45,6 +45,25 @@ ALWAYS = (
     f"[Service]\nStandardOutput=append:/{UNIT_LOG}\nStandardError=inherit\n"
     "LoadCredential=api-keys:/etc/mlxd/api-keys\n"
 )
+UID = 12345
+ACCOUNT = f"mlxd-user:x:{UID}:{UID}::/home/mlxd-user:/bin/sh"
+GROUP = f"mlxd-user:x:{UID}:"
+AS_USER = (
+    *("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups"),
+    *("env", f"XDG_RUNTIME_DIR=/run/user/{UID}"),
+)
+MANAGER = f"""\
+[Service]
+Type=notify
+User=mlxd-user
+Environment=HOME=/home/mlxd-user XDG_RUNTIME_DIR=/run/user/{UID}
+RuntimeDirectory=user/{UID}
+RuntimeDirectoryMode=0700
+Delegate=yes
+ExecStart=/lib/systemd/systemd --user
+StandardOutput=append:/{UNIT_LOG}
+StandardError=inherit
+"""
 ENDED = "[Service]\nType=exec\nRestartSec=0\nExecStart=\nExecStart=/bin/sh -c 'exit {}'\n"
 HIDDEN = ("/home", "/root", "/home/somebody/notes", "/etc/shadow", "/etc/mlxd/api-keys")
 SHOWN = ("/proc/meminfo", "/proc/pressure", f"/{POLICIES}/server.yaml", "/srv/mlxd/models")
@@ -95,13 +114,8 @@ class Service:
         except httpx.TransportError:
             return False
 
-    def said(self, tokens: int = 3) -> str:
-        """By the guide model."""
-        asked = {"model": "mlxd-guide", "prompt": "What is mlxd?", "stream": False,
-                 "options": {"num_predict": tokens}}  # fmt: skip
-        answer = httpx.post(f"{self.url}/api/generate", json=asked, timeout=60)
-        assert answer.status_code == 200, answer.text
-        return str(answer.json()["response"])
+    def said(self) -> str:
+        return said(self.url)
 
     def pid(self) -> int:
         return self.machine.host_pid(UNIT)
@@ -111,6 +125,15 @@ class Service:
 
     def log(self) -> str:
         return (self.machine.root / UNIT_LOG).read_text()
+
+
+def said(url: str) -> str:
+    """By the guide model."""
+    asked = {"model": "mlxd-guide", "prompt": "What is mlxd?", "stream": False,
+             "options": {"num_predict": 3}}  # fmt: skip
+    answer = httpx.post(f"{url}/api/generate", json=asked, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["response"])
 
 
 @pytest.fixture(scope="module")
@@ -284,3 +307,27 @@ def answers(url: str, over: threading.Event) -> int:
         over.wait(0.01)
     httpx.get(f"{url}/livez", timeout=60).raise_for_status()
     return count
+
+
+def test_a_users_manager_runs_the_users_unit(booted: Machine) -> None:
+    """With what of the sandbox needs no privilege."""
+    for file, line in ("etc/passwd", ACCOUNT), ("etc/group", GROUP):
+        booted.write(file, f"{(booted.root / file).read_text()}{line}\n")
+    booted.run("install", "-d", "-o", str(UID), "-m", "0700", "/home/mlxd-user")
+    port = free_port()
+    layout = Layout(PurePosixPath("/usr/bin/mlxd"), None, None, PurePosixPath("/nowhere"))
+    unit = systemd.user(facts(load(None)), layout)[UNIT]
+    unit = unit.replace("[Service]\n", f"[Service]\nEnvironment=MLXD_PORT={port}\n")
+    booted.write(f"home/mlxd-user/.config/systemd/user/{UNIT}", unit)
+    booted.install({"manager.service": MANAGER})
+    booted.systemctl("start", "manager.service")
+    try:
+        started = booted.run(*AS_USER, "systemctl", "--user", "start", UNIT)
+        assert started.returncode == 0, started.stderr + booted.told()
+        assert said(f"http://127.0.0.1:{port}")
+        main = booted.run(*AS_USER, "systemctl", "--user", "show", "-PMainPID", UNIT).stdout.strip()
+        status = booted.run("cat", f"/proc/{main}/status").stdout
+        assert "\nNoNewPrivs:\t1\n" in status
+        assert "\nSeccomp:\t2\n" in status
+    finally:
+        booted.systemctl("stop", "manager.service")
