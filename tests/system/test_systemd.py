@@ -31,7 +31,7 @@ from tests.support.systemd_machine import (
     machine,
 )
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("systemd")]
+pytestmark = pytest.mark.system
 
 UNIT = systemd.SERVICE
 TEST = f"{UNIT}.d/test.conf"
