@@ -117,7 +117,12 @@ class Service:
             return False
 
     def said(self) -> str:
-        return said(self.url)
+        """By the guide model."""
+        asked = {"model": "mlxd-guide", "prompt": "What is mlxd?", "stream": False,
+                 "options": {"num_predict": 3}}  # fmt: skip
+        answer = httpx.post(f"{self.url}/api/generate", json=asked, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["response"])
 
     def pid(self) -> int:
         return self.machine.host_pid(UNIT)
@@ -127,15 +132,6 @@ class Service:
 
     def log(self) -> str:
         return (self.machine.root / UNIT_LOG).read_text()
-
-
-def said(url: str) -> str:
-    """By the guide model."""
-    asked = {"model": "mlxd-guide", "prompt": "What is mlxd?", "stream": False,
-             "options": {"num_predict": 3}}  # fmt: skip
-    answer = httpx.post(f"{url}/api/generate", json=asked, timeout=60)
-    assert answer.status_code == 200, answer.text
-    return str(answer.json()["response"])
 
 
 @pytest.fixture(scope="module")
@@ -327,7 +323,7 @@ def test_a_users_manager_runs_the_users_unit(booted: Machine) -> None:
     try:
         started = booted.run(*AS_USER, "systemctl", "--user", "start", UNIT)
         assert started.returncode == 0, started.stderr + booted.told()
-        assert said(f"http://127.0.0.1:{port}")
+        assert httpx.get(f"http://127.0.0.1:{port}/livez", timeout=60).status_code == 200
         main = booted.run(*AS_USER, "systemctl", "--user", "show", "-PMainPID", UNIT).stdout.strip()
         status = booted.run("cat", f"/proc/{main}/status").stdout
         assert "\nNoNewPrivs:\t1\n" in status
