@@ -13,12 +13,12 @@ UNIT = "mlxd"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Absolute paths of one installation."""
+    """Absolute paths of one installation. What is None is looked for by the daemon itself."""
 
     program: PurePosixPath
     """The `mlxd` to run."""
-    policies: PurePosixPath
-    state: PurePosixPath
+    policies: PurePosixPath | None
+    state: PurePosixPath | None
     logs: PurePosixPath
     models: PurePosixPath | None = None
     """A folder for models that belongs to the machine, not to a user."""
