@@ -13,12 +13,12 @@ UNIT = "mlxd"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Absolute paths of one installation."""
+    """Absolute paths of one installation. What is None is looked for by the daemon itself."""
 
     program: PurePosixPath
     """The `mlxd` to run."""
-    policies: PurePosixPath
-    state: PurePosixPath
+    policies: PurePosixPath | None
+    state: PurePosixPath | None
     logs: PurePosixPath
     models: PurePosixPath | None = None
     """A folder for models that belongs to the machine, not to a user."""
@@ -42,3 +42,20 @@ SYSTEM_MAC = Layout(
     models=PurePosixPath("/Users/Shared/mlxd/models"),
     user="_mlxd",
 )
+BREW_MAC = Layout(
+    program=PurePosixPath("/opt/homebrew/opt/mlxd/bin/mlxd"),
+    policies=None,
+    state=None,
+    logs=PurePosixPath("/opt/homebrew/var/log"),
+)
+"""As Homebrew has it for every user of a Mac with Apple silicon."""
+
+
+def of_mac_user(home: PurePosixPath, program: PurePosixPath) -> Layout:
+    """The logs are where Console shows them."""
+    return Layout(program, policies=None, state=None, logs=home / "Library/Logs/mlxd")
+
+
+def of_linux_user(home: PurePosixPath, program: PurePosixPath) -> Layout:
+    """The logs are in the journal."""
+    return Layout(program, policies=None, state=None, logs=home / ".local/state/mlxd/logs")
