@@ -13,7 +13,7 @@ ifeq ($(shell uname -s),Linux)
 EXTRA := [cpu]
 endif
 
-.PHONY: help serve test long check format bench build clean
+.PHONY: help serve test long check format bench build tap clean
 
 help:
 	@echo "make serve   serve on http://127.0.0.1:11435 with policies/ and .state/"
@@ -22,7 +22,8 @@ help:
 	@echo "make check   format, lint, types, import contracts"
 	@echo "make format  rewrite the code as make check wants it"
 	@echo "make bench   the throughput table of benchmarks/"
-	@echo "make build   the wheel, in dist/"
+	@echo "make build   the wheel and the source archive, in dist/"
+	@echo "make tap     a tap that Homebrew installs this checkout from, in dist/tap"
 	@echo "make clean   remove what these have made"
 
 serve: $(VENV)/.serve
@@ -48,7 +49,12 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/throughput.py
 
 build: $(VENV)/.dev
-	$(PIP) wheel --no-deps --wheel-dir dist .
+	$(BIN)/hatchling build -d dist
+
+# Needs the build backend and git, nothing that mlxd runs on.
+tap: $(BIN)/python
+	@$(PIP) install 'hatchling>=1.27'
+	@$(BIN)/python packaging/homebrew/tap.py dist
 
 clean:
 	rm -rf $(VENV) .state dist

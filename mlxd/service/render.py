@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from mlxd.service import launchd
+from mlxd.service import homebrew, launchd
 from mlxd.service.facts import Facts
 from mlxd.service.layout import BREW_MAC, SYSTEM_MAC, Layout
 
@@ -33,6 +33,7 @@ class Target:
 TARGETS = (
     Target("launchd", "launchd", "user", "launchd", launchd.agent, BREW_MAC),
     Target("launchd-daemon", "launchd", "system", "launchd/daemon", launchd.daemon, SYSTEM_MAC),
+    Target("homebrew", "homebrew", "user", "homebrew", homebrew.formula, homebrew.BREW),
 )
 
 
