@@ -125,8 +125,9 @@ class Daemon(Policy):
         unit="starts", reload="restart", example="3", ge=1,
     )  # fmt: skip
     delay: Delay = field(
-        "5s", "Between an end and the next start.",
-        unit="duration", reload="restart", enforced=False, example="30s",
+        "5s", "From an end until it serves again: what the service manager waits, and a second for "
+        "the start. launchd waits for 10 s or more. Takes effect as the service is installed anew.",
+        unit="duration", reload="restart", example="30s",
     )  # fmt: skip
     watchdog: LongDuration = field(
         "30s", "How long the daemon may show no progress before it is restarted.",
