@@ -69,11 +69,11 @@ class Mlxd < Formula
     # An older Homebrew has no phase of its own for it.
     fetch unless (buildpath/"wheels").directory?
 
-    system builder, "-m", "pip", "wheel", "--no-index", "--no-deps", "--no-build-isolation",
-                    "--wheel-dir=wheels", "."
+    system builder, "-m", "pip", "wheel", "--no-index", "--no-cache-dir", "--no-deps",
+                    "--no-build-isolation", "--wheel-dir=wheels", "."
     virtualenv_create(libexec, "python@python@", system_site_packages: false)
     system builder, "-m", "pip", "--python=#{libexec}/bin/python", "install",
-                    "--no-index", "--no-deps", *buildpath.glob("wheels/*.whl")
+                    "--no-index", "--no-cache-dir", "--no-deps", *buildpath.glob("wheels/*.whl")
 
     # The commands look where the service does, unless they are told otherwise.
     (bin/"mlxd").write_env_script libexec/"bin/mlxd",
