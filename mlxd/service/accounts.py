@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import PurePosixPath
 
 from mlxd.service.layout import Layout
 from mlxd.service.machine import Commands, ServiceError
@@ -47,14 +48,18 @@ def add_on_mac(commands: Commands, user: str) -> None:
 
 
 def add_folders(commands: Commands, layout: Layout) -> None:
-    """Those that launchd and the daemon need to be there, for its user alone."""
-    machine = commands.machine
-    for folder in (layout.state, layout.logs, layout.models):
-        if folder is not None and not (machine.root / str(folder).lstrip("/")).is_dir():
-            mode = "0755" if folder == layout.models else "0750"
-            commands.do(
-                "install", "-d", "-o", layout.user, "-g", layout.user, "-m", mode, str(folder)
-            )
+    """Those that launchd and the daemon need to be there. Policies are root's: they are read."""
+    if not _is_there(commands, layout.policies):
+        commands.do("install", "-d", "-m", "0755", str(layout.policies))
+    owned = ("install", "-d", "-o", layout.user, "-g", layout.user, "-m")
+    for folder, mode in ((layout.state, "0700"), (layout.logs, "0750"), (layout.models, "0755")):
+        if not _is_there(commands, folder):
+            commands.do(*owned, mode, str(folder))
+
+
+def _is_there(commands: Commands, folder: PurePosixPath | None) -> bool:
+    """True as well where there need be none."""
+    return folder is None or (commands.machine.root / str(folder).lstrip("/")).is_dir()
 
 
 def _create(commands: Commands, record: str, key: str, value: str) -> None:

@@ -16,7 +16,7 @@ from mlxd.service.facts import Facts
 from mlxd.service.layout import Layout
 from mlxd.service.machine import Commands, ServiceError, within_a_home
 from mlxd.service.manager import Manager, State
-from mlxd.service.render import Target
+from mlxd.service.render import Files, Target
 from mlxd.service.written import Found
 
 _SERVING_SECONDS = 60.0
@@ -55,7 +55,7 @@ class Installation:
             self._refuse_outside(state)
         self._prepare()
         changed = [*self._write(files), *self._drop(self._obsolete(files))]
-        said = self.manager.put(changed, now=now)
+        said = self.manager.put(files, changed, now=now)
         if now:
             self._see_it_serve()
         return said
@@ -78,12 +78,17 @@ class Installation:
         return [*(() if ours or ended else (nothing,)), *((left,) if pid else ())]
 
     def _files(self) -> Mapping[Path, str]:
-        rendered = self.target.render(self.facts, self.layout)
         return {
             self.folder / name: written.marked(content)
-            for name, content in rendered.items()
+            for name, content in self._rendered().items()
             if self.manager.wanted(name)
         }
+
+    def _rendered(self) -> Files:
+        try:
+            return self.target.render(self.facts, self.layout)
+        except ValueError as error:
+            raise ServiceError(f"{self.manager.name} cannot have it so: {error}") from error
 
     def _refuse_foreign(self, files: Mapping[Path, str]) -> None:
         foreign = [file for file in files if written.found(file) is Found.FOREIGN]
@@ -127,7 +132,7 @@ class Installation:
             accounts.add_on_mac(self.commands, self.layout.user)
             accounts.add_folders(self.commands, self.layout)
         elif system:
-            user = accounts.user_of_units(self.target.render(self.facts, self.layout))
+            user = accounts.user_of_units(self._rendered())
             if user:
                 accounts.add_on_linux(self.commands, user)
         elif on_mac and not Path(self.layout.logs).is_dir():
@@ -150,8 +155,7 @@ class Installation:
 
     def _ours(self) -> Iterator[Path]:
         """Every file that we wrote. Raises ServiceError for somebody else's in its place."""
-        names = self.target.render(self.facts, self.layout)
-        main = [self.folder / name for name in names if "/" not in name]
+        main = [self.folder / name for name in self._rendered() if "/" not in name]
         self._refuse_foreign(dict.fromkeys(main, ""))
         yield from (file for file in main if written.found(file) is not Found.NOTHING)
         yield from self._drop_ins()

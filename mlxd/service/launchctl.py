@@ -42,13 +42,14 @@ class Launchctl:
     def wanted(self, name: str) -> bool:
         return True
 
-    def put(self, changed: Collection[Path], *, now: bool) -> list[str]:
+    def put(self, files: Collection[Path], changed: Collection[Path], *, now: bool) -> list[str]:
         domain, before = self._look()
         target = f"{domain}/{LABEL}"
-        if not before.enabled:
+        if not self._is_enabled(domain):
             self._commands.do("launchctl", "enable", target)
         if not now:
-            words = f"the running one goes on as it was started, until: launchctl bootout {target}"
+            again = f"launchctl bootout {target}; launchctl bootstrap {domain} '{self._file}'"
+            words = f"the running one goes on as it was started, until: {again}"
             return [words] if changed and before.running else []
         if before.loaded and changed:
             self._bootout(target)
@@ -61,7 +62,7 @@ class Launchctl:
     def end(self) -> None:
         domain, before = self._look()
         if before.loaded:
-                self._bootout(f"{domain}/{LABEL}")
+            self._bootout(f"{domain}/{LABEL}")
 
     def forget(self) -> None:
         """launchd has no list of files."""
@@ -116,9 +117,7 @@ class Launchctl:
 
 
 def _state(text: str) -> State:
-    said: dict[str, str] = {}
-    for name, value in _LINE.findall(text):
-        said.setdefault(name, value)
+    said: dict[str, str] = dict(_LINE.findall(text))
     pid = int(said["pid"]) if said.get("pid", "").isdecimal() else 0
     return State(
         loaded=True,

@@ -44,11 +44,18 @@ SYSTEM_MAC = Layout(
 )
 BREW_MAC = Layout(
     program=PurePosixPath("/opt/homebrew/opt/mlxd/bin/mlxd"),
+    policies=PurePosixPath("/opt/homebrew/etc/mlxd/policies"),
+    state=PurePosixPath("/opt/homebrew/var/mlxd"),
+    logs=PurePosixPath("/opt/homebrew/var/log/mlxd"),
+)
+"""As Homebrew has it on a Mac with Apple silicon."""
+USER_LINUX = Layout(
+    program=PurePosixPath("%h/.local/bin/mlxd"),
     policies=None,
     state=None,
-    logs=PurePosixPath("/opt/homebrew/var/log"),
+    logs=PurePosixPath("%h/.local/state/mlxd"),
 )
-"""As Homebrew has it for every user of a Mac with Apple silicon."""
+"""As pipx and uv put it into the home of whoever it is, which systemd writes as %h."""
 
 
 def of_mac_user(home: PurePosixPath, program: PurePosixPath) -> Layout:
@@ -57,5 +64,5 @@ def of_mac_user(home: PurePosixPath, program: PurePosixPath) -> Layout:
 
 
 def of_linux_user(home: PurePosixPath, program: PurePosixPath) -> Layout:
-    """The logs are in the journal."""
-    return Layout(program, policies=None, state=None, logs=home / ".local/state/mlxd/logs")
+    """The log is in the journal."""
+    return Layout(program, policies=None, state=None, logs=home / ".local/state/mlxd")

@@ -41,6 +41,8 @@ class Machine:
     home: Path
     root: Path = Path("/")
     """Where /etc and /Library are."""
+    prefix: Path = Path(sys.prefix)
+    """Of the environment that mlxd is installed in."""
 
     @classmethod
     def here(cls) -> Machine:

@@ -43,10 +43,11 @@ class Manager(Protocol):
         """Whether a file that was rendered is of use to this version, on this machine."""
         ...
 
-    def put(self, changed: Collection[Path], *, now: bool) -> list[str]:
+    def put(self, files: Collection[Path], changed: Collection[Path], *, now: bool) -> list[str]:
         """The files are there: have the service started from now on, and with `now` at once.
 
-        Returns what is left to say.
+        `changed`: those that the manager may know otherwise, or that are gone. Returns what is left
+        to say.
         """
         ...
 

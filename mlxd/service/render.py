@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from mlxd.service import homebrew, launchd
+from mlxd.service import homebrew, launchd, systemd
 from mlxd.service.facts import Facts
-from mlxd.service.layout import BREW_MAC, SYSTEM_MAC, Layout
+from mlxd.service.layout import BREW_MAC, SYSTEM_LINUX, SYSTEM_MAC, USER_LINUX, Layout
 
 Files: TypeAlias = Mapping[str, str]
 """Contents by name, relative to the target's folder: `mlxd.service`, `mlxd.service.d/254.conf`."""
@@ -33,6 +33,8 @@ class Target:
 TARGETS = (
     Target("launchd", "launchd", "user", "launchd", launchd.agent, BREW_MAC),
     Target("launchd-daemon", "launchd", "system", "launchd/daemon", launchd.daemon, SYSTEM_MAC),
+    Target("systemd", "systemd", "system", "systemd", systemd.system, SYSTEM_LINUX),
+    Target("systemd-user", "systemd", "user", "systemd/user", systemd.user, USER_LINUX),
     Target("homebrew", "homebrew", "user", "homebrew", homebrew.formula, homebrew.BREW),
 )
 

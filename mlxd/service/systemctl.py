@@ -52,11 +52,11 @@ class Systemctl:
             return self._version() >= int(number)
         return folder != OPTIONAL
 
-    def put(self, changed: Collection[Path], *, now: bool) -> list[str]:
+    def put(self, files: Collection[Path], changed: Collection[Path], *, now: bool) -> list[str]:
         before = self.state()
         if changed:
             self._do("daemon-reload")
-        units = self._units()
+        units = _units(any(file.name == SOCKET for file in files))
         if not before.enabled or changed:
             self._do("enable", *units)
         if not now:
@@ -70,7 +70,7 @@ class Systemctl:
 
     def end(self) -> None:
         if self.state().loaded:
-            self._do("disable", "--now", *self._units())
+            self._do("disable", "--now", *_units(self._has_socket()))
 
     def forget(self) -> None:
         self._do("daemon-reload")
@@ -79,12 +79,9 @@ class Systemctl:
         command = " ".join(("systemctl", *self._flag, "restart", UNIT))
         return f"the running one goes on as it was started, until: {command}"
 
-    def _units(self) -> tuple[str, ...]:
-        """The socket first, where there is one: it may pass a connection on at once."""
-        done = self._commands.ask(
-            "systemctl", *self._flag, "show", "--property=LoadState", "--value", SOCKET
-        )
-        return (SOCKET, SERVICE) if done.out.strip() == "loaded" else (SERVICE,)
+    def _has_socket(self) -> bool:
+        asked = ("show", "--property=LoadState", "--value", SOCKET)
+        return self._commands.ask("systemctl", *self._flag, *asked).out.strip() == "loaded"
 
     def _version(self) -> int:
         found = _VERSION.match(self._commands.ask("systemctl", "--version").out)
@@ -97,6 +94,11 @@ class Systemctl:
             "systemctl", *self._flag, verb, *units,
             hint=hint if verb in {"start", "restart"} else "",
         )  # fmt: skip
+
+
+def _units(socket: bool) -> tuple[str, ...]:
+    """The socket first: it may pass a connection on at once."""
+    return (SOCKET, SERVICE) if socket else (SERVICE,)
 
 
 def _state(said: Mapping[str, str]) -> State:

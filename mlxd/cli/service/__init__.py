@@ -43,6 +43,7 @@ def _add_install(actions: Actions[argparse.ArgumentParser]) -> None:
     install.add_argument(
         "--now", action="store_true", help="start it at once, not only at the next login or boot"
     )
+    _add_path(install, "program", "the mlxd to run, if not this one")
     uninstall = _action(
         actions, "uninstall", "end that again; policies, models and state stay", _uninstall
     )
@@ -69,7 +70,7 @@ def _add_render(actions: Actions[argparse.ArgumentParser]) -> None:
         "models": "folder of models that belongs to the machine",
     }
     for name, words in paths.items():
-        render.add_argument(f"--{name}", type=_absolute, metavar="PATH", help=words)
+        _add_path(render, name, words)
     render.add_argument("--user", metavar="NAME", help="whom a service of the machine runs as")
 
 
@@ -77,6 +78,10 @@ def _add_system(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--system", action="store_true", help="the machine's service, not this user's"
     )
+
+
+def _add_path(parser: argparse.ArgumentParser, name: str, words: str) -> None:
+    parser.add_argument(f"--{name}", type=_absolute, metavar="PATH", help=words)
 
 
 def _absolute(text: str) -> str:
@@ -89,7 +94,9 @@ def _install(arguments: argparse.Namespace) -> int:
     from mlxd.cli.service import install
     from mlxd.cli.service.site import Site
 
-    site = Site(arguments.policies, arguments.state, system=arguments.system)
+    site = Site(
+        arguments.policies, arguments.state, system=arguments.system, program=arguments.program
+    )
     return install.install(site, now=arguments.now, rehearsal=arguments.dry_run)
 
 

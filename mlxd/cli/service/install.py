@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 from mlxd.cli import exits
 from mlxd.cli.policy.here import refused
@@ -14,36 +15,41 @@ from mlxd.service.installation import Installation, Outside
 from mlxd.service.machine import ServiceError
 from mlxd.settings import SettingsRefused
 
+_ANY = "/usr/bin/mlxd"
 _FOR_ROOT = "this is root's own service: leave out sudo for yours, or add --system"
 _NEEDS_ROOT = "a service of the machine needs root: sudo, or leave out --system"
 
 
 def install(site: Site, *, now: bool, rehearsal: bool) -> int:
     """Write our files, and have the manager use them."""
-    try:
-        policies = site.policies_on_disk()
-    except (SettingsRefused, PolicyErrors) as error:
-        return refused(error, as_json=False)
-    except ServiceError as error:
-        return _failed(error)
     for name in unseen(site.machine):
         print(f"{name} is set here, and the service will not see it: put it into mlxd.env")
-    hint = "see: mlxd service status" if now else "start it now: mlxd service install --now"
-    return _run(site, policies, lambda made: made.install(now=now), hint, rehearsal=rehearsal)
+    whose = " --system" if site.system else ""
+    start = f"start it now: mlxd service install{whose} --now"
+    hint = "see: mlxd service status" if now else start
+
+    def work(made: Installation) -> list[str]:
+        return made.install(now=now)
+
+    return _run(site, Site.policies_on_disk, work, hint, rehearsal=rehearsal)
 
 
 def uninstall(site: Site, *, rehearsal: bool) -> int:
-    """Stop our service, and remove our files, whatever the policies are."""
+    """Stop our service, and remove our files, whatever the policies and the program are."""
+    site = replace(site, program=_ANY)
+    return _run(site, _policies_if_good, Installation.uninstall, "", rehearsal=rehearsal)
+
+
+def _policies_if_good(site: Site) -> PolicySet:
     try:
-        policies = site.policies_on_disk()
-    except (SettingsRefused, PolicyErrors, ServiceError):
-        policies = load()
-    return _run(site, policies, Installation.uninstall, "", rehearsal=rehearsal)
+        return site.policies_on_disk()
+    except (SettingsRefused, PolicyErrors):
+        return load()
 
 
 def _run(
     site: Site,
-    policies: PolicySet,
+    policies: Callable[[Site], PolicySet],
     work: Callable[[Installation], list[str]],
     hint: str,
     *,
@@ -60,7 +66,9 @@ def _run(
             print("this would be done:")
         else:
             _check_user(site)
-        said = work(site.installation(policies, show, rehearsal=rehearsal))
+        said = work(site.installation(policies(site), show, rehearsal=rehearsal))
+    except (SettingsRefused, PolicyErrors) as error:
+        return refused(error, as_json=False)
     except (ServiceError, OSError) as error:
         return _failed(error)
     if not shown and not said:

@@ -13,7 +13,7 @@ from mlxd.policy.load import PolicyErrors
 from mlxd.service.facts import facts
 from mlxd.service.layout import Layout
 from mlxd.service.machine import Machine, ServiceError
-from mlxd.service.render import Files, NoSuchTarget, Scope, Target, joined, target
+from mlxd.service.render import Files, Scope, Target, joined, target
 from mlxd.settings import SettingsRefused
 
 
@@ -35,8 +35,8 @@ def render(policies: str | None, state: str | None, options: Options, *, as_json
     try:
         chosen = target(options.target, options.scope)
         known = facts(on_disk(policies, state))
-        layout = _layout(chosen, options, policies, state)
-    except NoSuchTarget as error:
+        files = chosen.render(known, _layout(chosen, options, policies, state))
+    except ValueError as error:  # no such target, or a layout that it cannot have
         print(f"mlxd: {error}", file=sys.stderr)
         return exits.USAGE
     except (SettingsRefused, PolicyErrors) as error:
@@ -44,7 +44,6 @@ def render(policies: str | None, state: str | None, options: Options, *, as_json
     except ServiceError as error:
         print(f"mlxd: {error}", file=sys.stderr)
         return exits.FAILED
-    files = chosen.render(known, layout)
     if options.output is not None:
         return _write(Path(options.output), files, as_json=as_json)
     if as_json:
@@ -55,6 +54,8 @@ def render(policies: str | None, state: str | None, options: Options, *, as_json
 
 
 def _layout(chosen: Target, options: Options, policies: str | None, state: str | None) -> Layout:
+    if chosen.manager == "homebrew":
+        return chosen.layout  # its paths are for the formula to know
     machine = Machine.here()
     made = standard(chosen, machine, options.program or own_program(machine))
     layout = with_places(made, policies, state, machine)

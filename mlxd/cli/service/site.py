@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -22,6 +21,7 @@ from mlxd.service.machine import Commands, Machine, ServiceError
 from mlxd.service.manager import Manager
 from mlxd.service.render import Scope, Target, target
 from mlxd.service.systemctl import Systemctl
+from mlxd.service.written import is_homebrews
 from mlxd.settings import Settings
 
 _MANAGERS = {"darwin": "launchd", "linux": "systemd"}
@@ -35,6 +35,8 @@ class Site:
     policies: str | None = None
     state: str | None = None
     system: bool = False
+    program: str | None = None
+    """The `mlxd` to run; None: this one."""
     machine: Machine = field(default_factory=Machine.here)
 
     @property
@@ -74,7 +76,8 @@ class Site:
         self, policies: PolicySet, show: Callable[[str], None], *, rehearsal: bool
     ) -> Installation:
         """Raises ServiceError."""
-        made = standard(self.target, self.machine, own_program(self.machine))
+        program = self.program or own_program(self.machine)
+        made = standard(self.target, self.machine, program)
         known = facts(policies)
         patience = known.stop + _STOP_SLACK_SECONDS
         commands = Commands(self.machine, show, rehearsal, patience)
@@ -96,11 +99,12 @@ class Site:
     def policies_on_disk(self) -> PolicySet:
         """The machine's service reads the machine's policies, whoever installs it.
 
-        Raises SettingsRefused, PolicyErrors.
+        Raises SettingsRefused, PolicyErrors, ServiceError.
         """
-        if self.system and not self.policies:
-            return on_disk(str(self._below_root(_system(self.target).policies)), self.state)
-        return on_disk(self.policies, self.state)
+        if not self.system or self.policies:
+            return on_disk(self.policies, self.state)
+        folder = self._below_root(_system(self.target).policies)
+        return on_disk(str(folder), self.state) if folder.is_dir() else load()
 
     def _below_root(self, path: PurePosixPath | None) -> Path:
         return self.machine.root / str(path).lstrip("/")
@@ -158,15 +162,17 @@ def unseen(machine: Machine) -> list[str]:
     return [name for name in names if machine.environ.get(name)]
 
 
-def own_program(machine: Machine, prefix: str = sys.prefix) -> str:
+def own_program(machine: Machine) -> str:
     """The `mlxd` of this environment, by the name that survives an upgrade where there is one.
 
     Raises ServiceError.
     """
-    own = Path(prefix) / "bin/mlxd"
+    own = machine.prefix / "bin/mlxd"
+    if is_homebrews(str(own)):  # its folder is named by the version
+        raise ServiceError("this mlxd is Homebrew's: brew services start mlxd")
     found = shutil.which("mlxd", path=machine.environ.get("PATH", os.defpath))
     if found is not None and own.exists() and Path(found).samefile(own):
         return str(Path(found).absolute())
     if own.exists():
         return str(own)
-    raise ServiceError(f"there is no program {own}: install mlxd, or name one with --program")
+    raise ServiceError(f"there is no program {own}: name another with --program")

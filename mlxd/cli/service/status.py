@@ -42,13 +42,28 @@ def status(site: Site, *, as_json: bool) -> int:
 
 
 def _of_whom(site: Site) -> tuple[Site, State]:
-    """The user's service; where there is none, and the machine has one, that."""
-    state = _state(site)
-    if site.system or state.loaded or _file(site).exists():
-        return site, state
+    """The user's service; where there is none, and the machine has one, that.
+
+    Raises ServiceError: neither can be asked for.
+    """
+    if site.system:
+        return site, _state(site)
     machines = replace(site, system=True)
+    try:
+        state = _state(site)
+    except ServiceError:  # root without a login has no systemd of its own
+        found = _state(machines)
+        if not _is_there(machines, found):
+            raise
+        return machines, found
+    if _is_there(site, state):
+        return site, state
     found = _state(machines)
-    return (machines, found) if found.loaded or _file(machines).exists() else (site, state)
+    return (machines, found) if _is_there(machines, found) else (site, state)
+
+
+def _is_there(site: Site, state: State) -> bool:
+    return state.loaded or _file(site).exists()
 
 
 def _state(site: Site) -> State:
