@@ -23,7 +23,7 @@ BREW = Layout(
     program=PurePosixPath("/brew.opt_bin/mlxd"),
     policies=PurePosixPath("/brew.pkgetc/policies"),
     state=PurePosixPath("/brew.var/mlxd"),
-    logs=PurePosixPath("/brew.var/log"),
+    logs=PurePosixPath("/brew.var/log/mlxd"),
 )
 """The first part of each path is a method of the formula, which knows Homebrew's folders."""
 
@@ -83,7 +83,7 @@ class Mlxd < Formula
     # Files that were edited stay; what is new for them lies beside them as *.default.
     pkgetc.install "policies", "etc/mlxd.env"
     (var/"mlxd").mkpath
-    (var/"log").mkpath
+    (var/"log/mlxd").mkpath
 
     (prefix/"@label@.plist").write <<~XML
 @plist@

@@ -52,7 +52,7 @@ class Mlxd < Formula
     # Files that were edited stay; what is new for them lies beside them as *.default.
     pkgetc.install "policies", "etc/mlxd.env"
     (var/"mlxd").mkpath
-    (var/"log").mkpath
+    (var/"log/mlxd").mkpath
 
     (prefix/"dev.mlxd.plist").write <<~XML
       <?xml version="1.0" encoding="UTF-8"?>
@@ -96,9 +96,9 @@ class Mlxd < Formula
           <integer>10240</integer>
         </dict>
         <key>StandardOutPath</key>
-        <string>#{var}/log/mlxd.log</string>
+        <string>#{var}/log/mlxd/mlxd.log</string>
         <key>StandardErrorPath</key>
-        <string>#{var}/log/mlxd.log</string>
+        <string>#{var}/log/mlxd/mlxd.log</string>
         <key>LimitLoadToSessionType</key>
         <array>
           <string>Aqua</string>
