@@ -13,17 +13,18 @@ ifeq ($(shell uname -s),Linux)
 EXTRA := [cpu]
 endif
 
-.PHONY: help serve test test-system long check format bench build clean
+.PHONY: help serve test test-system long check format bench build tap clean
 
 help:
 	@echo "make serve        serve on http://127.0.0.1:11435 with policies/ and .state/"
 	@echo "make test         check, then the tests"
 	@echo "make test-system  the tests that start systemd, alone (root, Linux)"
-	@echo "make long         the same with their long forms"
+	@echo "make long         the tests with their long forms"
 	@echo "make check        format, lint, types, import contracts"
 	@echo "make format       rewrite the code as make check wants it"
 	@echo "make bench        the throughput table of benchmarks/"
-	@echo "make build        the wheel, in dist/"
+	@echo "make build        the wheel and the source archive, in dist/"
+	@echo "make tap          a tap that Homebrew installs this checkout from, in dist/tap"
 	@echo "make clean        remove what these have made"
 
 serve: $(VENV)/.serve
@@ -52,7 +53,12 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/throughput.py
 
 build: $(VENV)/.dev
-	$(PIP) wheel --no-deps --wheel-dir dist .
+	$(BIN)/hatchling build -d dist
+
+# Needs the build backend and git, nothing that mlxd runs on.
+tap: $(BIN)/python
+	@$(PIP) install 'hatchling>=1.27'
+	@$(BIN)/python packaging/homebrew/tap.py dist
 
 clean:
 	rm -rf $(VENV) .state dist

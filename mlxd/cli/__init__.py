@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from mlxd import __version__
-from mlxd.cli import exits, models, policy
+from mlxd.cli import exits, models, policy, service
 from mlxd.cli.arguments import add_json, add_places
 from mlxd.core.places import BadEnvFile
 
@@ -66,12 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     add_places(stop)
     stop.set_defaults(run=_stop)
 
-    service = commands.add_parser("service", help="the daemon as a service")
-    actions = service.add_subparsers(title="actions", required=True, metavar="ACTION")
-    reset = actions.add_parser("reset", help="let a daemon that kept dying load models again")
-    add_places(reset)
-    add_json(reset)
-    reset.set_defaults(run=_reset)
+    service.add(commands)
+
     events = commands.add_parser("events", help="what the daemon decided, and decides")
     add_places(events)
     add_json(events)
@@ -154,9 +150,3 @@ def _env(arguments: argparse.Namespace) -> int:
     from mlxd.cli import status
 
     return status.env(arguments.policies, arguments.state)
-
-
-def _reset(arguments: argparse.Namespace) -> int:
-    from mlxd.cli import service
-
-    return service.reset(arguments.policies, arguments.state, as_json=arguments.json)

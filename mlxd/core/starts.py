@@ -160,6 +160,11 @@ def reset(state: Path) -> bool:
     return held
 
 
+def look(state: Path) -> Starts:
+    """What the folder's last run wrote down, or the present one."""
+    return read(state / _FILE)
+
+
 def read(file: Path) -> Starts:
     """What is not readable, or of a newer version, is set aside."""
     try:

@@ -42,3 +42,27 @@ SYSTEM_MAC = Layout(
     models=PurePosixPath("/Users/Shared/mlxd/models"),
     user="_mlxd",
 )
+BREW_MAC = Layout(
+    program=PurePosixPath("/opt/homebrew/opt/mlxd/bin/mlxd"),
+    policies=PurePosixPath("/opt/homebrew/etc/mlxd/policies"),
+    state=PurePosixPath("/opt/homebrew/var/mlxd"),
+    logs=PurePosixPath("/opt/homebrew/var/log/mlxd"),
+)
+"""As Homebrew has it on a Mac with Apple silicon."""
+USER_LINUX = Layout(
+    program=PurePosixPath("%h/.local/bin/mlxd"),
+    policies=None,
+    state=None,
+    logs=PurePosixPath("%h/.local/state/mlxd"),
+)
+"""As pipx and uv put it into the home of whoever it is, which systemd writes as %h."""
+
+
+def of_mac_user(home: PurePosixPath, program: PurePosixPath) -> Layout:
+    """The logs are where Console shows them."""
+    return Layout(program, policies=None, state=None, logs=home / "Library/Logs/mlxd")
+
+
+def of_linux_user(home: PurePosixPath, program: PurePosixPath) -> Layout:
+    """The log is in the journal."""
+    return Layout(program, policies=None, state=None, logs=home / ".local/state/mlxd")
