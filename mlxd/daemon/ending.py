@@ -113,10 +113,17 @@ class Ending:
         listener, clock = self._made.listener, self._parts.clock
         if listener.answering:
             log.info("stopping: answers are still being read")
-        while (listener.answering or listener.expecting) and not self._at_once.is_set():
+        while await self._in_use() and not self._at_once.is_set():
             if clock.monotonic() >= until:
                 return
             await self._pause(_LOOK_SECONDS)
+
+    async def _in_use(self) -> bool:
+        """Whether a client is answered or about to ask: what has come by now is read first."""
+        listener = self._made.listener
+        for _ in range(2):
+            await asyncio.sleep(0)
+        return bool(listener.answering or listener.expecting)
 
     async def _remove_temporary(self) -> None:
         remove = partial(shutil.rmtree, ignore_errors=True)
