@@ -6,7 +6,7 @@ import asyncio
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 
 import pytest
@@ -23,12 +23,6 @@ from mlxd.server.port import Bound
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-async def answer(request: web.BaseRequest) -> web.StreamResponse:
-    protocol = request.protocol
-    assert isinstance(protocol, Connection)
-    return web.Response(text=f"leaving: {protocol.leaving}")
-
-
 @pytest.fixture
 def kept() -> Iterator[list[socket.socket]]:
     """A manager's own two."""
@@ -37,8 +31,16 @@ def kept() -> Iterator[list[socket.socket]]:
 
 
 @asynccontextmanager
-async def serving(kept: list[socket.socket]) -> AsyncIterator[Listener]:
-    """One daemon's listener, on its copies."""
+async def serving(kept: list[socket.socket], name: str = "one") -> AsyncIterator[Listener]:
+    """One daemon's listener, on its copies; each answer says whose it is, and whether the
+    connection is to end.
+    """
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        protocol = request.protocol
+        assert isinstance(protocol, Connection)
+        return web.Response(text=f"{name}, leaving" if protocol.leaving else name)
+
     policies = load()
     server = GuardedServer(answer, PolicyStore(policies), SystemClock())
     listener = Listener(server, lambda *_: None)
@@ -66,15 +68,15 @@ async def test_who_waits_at_a_shared_socket_is_answered_by_the_next_daemon(
     async with serving(kept) as listener:
         for sock in kept:
             with connected(sock) as client:
-                assert (await received(client)).startswith(b"HTTP/1.1 200")
+                assert (await received(client)).endswith(b"one")
         with connected(kept[1]) as early:  # nobody has looked yet
             await listener.stop_accepting()
             assert listener.present is None
             with connected(kept[0]) as late:
                 await listener.close()
-                async with serving(kept) as following:
+                async with serving(kept, "the next") as following:
                     for client in (early, late):
-                        assert (await received(client)).startswith(b"HTTP/1.1 200")
+                        assert (await received(client)).endswith(b"the next")
                     assert len(following.present_addresses) == 2
 
 
@@ -107,24 +109,39 @@ async def test_who_has_just_come_when_it_stops_is_awaited_and_told_to_go(
             await listener.stop_accepting()
             assert listener.expecting == 1
             client.sendall(LIVEZ)
-            assert (await received(client)).endswith(b"leaving: True")
+            assert (await received(client)).endswith(b"one, leaving")
 
 
-async def test_who_has_just_been_answered_may_ask_again_and_who_says_nothing_is_not_awaited(
+async def test_who_has_just_been_answered_may_ask_again(
     kept: list[socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "_COMING_SECONDS", 0.3)
+    monkeypatch.setattr(connections, "_NEXT_SECONDS", 60.0)
+    async with serving(kept) as listener:
+        with connected(kept[0]) as known:
+            assert (await received(known)).endswith(b"one")
+            await listener.stop_accepting()
+            assert await until(lambda: listener.expecting == 1)
+            known.sendall(LIVEZ)
+            assert (await received(known)).endswith(b"one, leaving")
+
+
+async def test_who_says_nothing_for_long_is_not_awaited(
+    kept: list[socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_COMING_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "_NEXT_SECONDS", 0.1)
     async with serving(kept) as listener:
         with connected(kept[0]) as known, socket.create_connection(kept[1].getsockname()):
-            assert (await received(known)).endswith(b"leaving: False")
-            await listener.stop_accepting()
-            known.sendall(LIVEZ)
-            assert (await received(known)).endswith(b"leaving: True")
-            for _ in range(2000):
-                if not listener.expecting:
-                    break
-                await asyncio.sleep(0.01)
-            assert not listener.expecting
+            assert (await received(known)).endswith(b"one")
+            assert await until(lambda: listener.expecting == 0)
+
+
+async def until(fact: Callable[[], bool]) -> bool:
+    for _ in range(2000):
+        if fact():
+            return True
+        await asyncio.sleep(0.01)
+    return False
 
 
 async def test_who_is_idle_when_it_closes_is_told_before_and_never_reset(
@@ -135,7 +152,6 @@ async def test_who_is_idle_when_it_closes_is_told_before_and_never_reset(
             await received(client)
             await asyncio.sleep(0.15)
             assert not listener.expecting
-            closing = asyncio.create_task(listener.close())
+            client.sendall(LIVEZ)  # nobody reads that
+            await listener.close()
             assert await received(client) == b""
-            client.sendall(LIVEZ)  # it has not looked
-            await closing
