@@ -47,6 +47,8 @@ async def test_an_end_waits_for_answers_that_are_still_read(tmp_path: Path) -> N
     await asyncio.sleep(0.3)
     assert not draining.done()
     made.parts.events.close.assert_called_once_with()  # who follows is not waited for
+    made.watchdog.stop.assert_called_once_with()
+    made.systemd.stopping.assert_called_once_with(LONG)
     made.listener.answering = 0
     await asyncio.wait_for(draining, LONG / 2)
 

@@ -41,7 +41,7 @@ async def serving(kept: list[socket.socket], name: str = "one") -> AsyncIterator
         assert isinstance(protocol, Connection)
         return web.Response(text=f"{name}, leaving" if protocol.leaving else name)
 
-    policies = load()
+    policies = load(None, [Override("server.http.header_timeout", "60s", "a test")])
     server = GuardedServer(answer, PolicyStore(policies), SystemClock())
     listener = Listener(server, lambda *_: None)
     copies = tuple(sock.dup() for sock in kept)
