@@ -25,6 +25,10 @@ class CannotListen(Exception):
     """Why, in words."""
 
 
+class Unusable(Exception):
+    """What was handed over cannot be served; the message says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """The first policies, and whether they have the daemon serve what was handed over."""
@@ -71,10 +75,10 @@ def _declined(start: Start, own: Sequence[Override]) -> Found | None:
 
 
 def bound(found: Found, inherited: Inherited) -> Bound:
-    """Raises Taken, CannotListen."""
+    """Raises Unusable, Taken, CannotListen."""
     listen = found.booted.policies.server.listen
     if found.inherits and inherited.problem:
-        raise CannotListen(inherited.problem)
+        raise Unusable(inherited.problem)
     if found.inherits and inherited.socks:
         return Bound(inherited.socks, shared=True)
     where = authority(listen.host, listen.port)

@@ -78,7 +78,7 @@ def _serve_claimed(instance: Instance, flags: Flags) -> int:
         own = [Override(*override) for override in settings.overrides()]
         found = listening.find(start, own, inherited)
         bound = listening.bound(found, inherited)
-    except (SettingsRefused, PolicyErrors) as error:
+    except (SettingsRefused, PolicyErrors, listening.Unusable) as error:
         return _refuse(str(error), exits.USAGE)
     except listening.Taken as error:
         return _refuse(str(error), exits.TAKEN)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlxd.cli import listening
-from mlxd.cli.listening import CannotListen, Found, Taken
+from mlxd.cli.listening import Found, Taken, Unusable
 from mlxd.policy.boot import boot
 from mlxd.policy.explain import explain
 from mlxd.policy.history import history_of
@@ -100,7 +100,7 @@ def test_one_that_cannot_be_served_is_refused_unless_it_is_declined(
     find: Callable[..., Found],
 ) -> None:
     inherited = Inherited("launchd", problem="the socket http of launchd is odd")
-    with pytest.raises(CannotListen, match="is odd"):
+    with pytest.raises(Unusable, match="is odd"):
         listening.bound(find({}, inherited), inherited)
     port = free_port()
     found = find({"server": f"listen: {{inherit: never, port: {port}}}\n"}, inherited)

@@ -201,10 +201,11 @@ def test_a_start_that_is_refused_says_why_to_who_reads_the_log_and_to_systemd(
             tmp_path, prefix=activator.prefix([bad.fileno()], "http"), pass_fds=[bad.fileno()],
             NOTIFY_SOCKET=str(path),
         )  # fmt: skip
-        assert done.returncode == 1, done.stderr
+        assert done.returncode == 2, done.stderr
         assert "is a unix-domain socket" in done.stderr
         assert len(done.stderr.splitlines()) == 1
-        assert manager.recv(4096).decode() == f"STATUS={done.stderr.strip().removeprefix('mlxd: ')}"
+        words = done.stderr.strip().removeprefix("mlxd: ")
+        assert manager.recv(4096).decode() == f"ERRNO=22\nSTATUS={words}"
 
 
 def test_a_supervisor_hears_by_its_file_that_the_daemon_is_ready(tmp_path: Path) -> None:
