@@ -55,6 +55,10 @@ def _parser() -> argparse.ArgumentParser:
         "--strict-boot", action="store_true",
         help="with broken policy files, do not start on the last good ones",
     )  # fmt: skip
+    serve.add_argument(
+        "--ready-fd", type=_file, metavar="N",
+        help="write a line to this open file once the daemon is ready (s6)",
+    )  # fmt: skip
     serve.set_defaults(run=_serve)
 
     status = commands.add_parser("status", help="what the running daemon is doing")
@@ -103,6 +107,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             host=arguments.host,
             port=arguments.port,
             strict_boot=arguments.strict_boot,
+            ready_file=arguments.ready_fd,
         )
     )
 
@@ -143,6 +148,12 @@ def _crashes(arguments: argparse.Namespace) -> int:
 def _whole(text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or not 0 < len(text) <= 18 or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")
+    return int(text)
+
+
+def _file(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 6 or int(text) < 3:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of an open file from 3 on")
     return int(text)
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib.util
 import os
 import sys
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mlxd.cli import exits
 from mlxd.core import places
-from mlxd.core.instance import AlreadyRunning, Instance, authority
+from mlxd.core.instance import AlreadyRunning, Instance
 from mlxd.telemetry.sink import hold_standard_streams
 
-_PROBE_TIMEOUT = 0.3
+_ERRNO = {exits.TAKEN: errno.EADDRINUSE, exits.USAGE: errno.EINVAL}
 _RELEASE_SECONDS = 5.0
 """For the state folder; a disk may hang, and the lock dies with the process."""
 
@@ -30,12 +32,19 @@ class Flags:
     host: str | None = None
     port: str | None = None
     strict_boot: bool = False
+    ready_file: int | None = None
+    """Written to as soon as the daemon is ready."""
 
 
 def serve(flags: Flags) -> int:
     """Claim the state folder, then the port, then serve until stopped."""
+    if not _is_open(flags.ready_file):
+        return _refuse(f"--ready-fd {flags.ready_file}: no such file is open", exits.USAGE)
     hold_standard_streams()
-    instance = Instance(places.find(flags.policies, flags.state).state.path)
+    try:
+        instance = Instance(places.find(flags.policies, flags.state).state.path)
+    except places.BadEnvFile as error:
+        return _refuse(str(error), exits.USAGE)
     try:
         instance.claim()
     except AlreadyRunning as error:
@@ -52,45 +61,56 @@ def serve(flags: Flags) -> int:
 def _serve_claimed(instance: Instance, flags: Flags) -> int:
     if missing := missing_backend():
         return _refuse(missing, exits.FAILED)
+    from mlxd.cli import listening
     from mlxd.policy.boot import boot
     from mlxd.policy.history import history_of
     from mlxd.policy.load import Override, PolicyErrors
-    from mlxd.server.port import PortTaken, bind
+    from mlxd.server.inherited import inherit
     from mlxd.settings import Settings, SettingsRefused
 
+    inherited = inherit(os.environ, os.getpid())
     try:
         settings = Settings.read(
             policies=flags.policies, state=instance.state, host=flags.host, port=flags.port
         )
         folder = settings.policies.path if settings.policies is not None else None
-        overrides = [Override(*override) for override in settings.overrides()]
-        booted = boot(folder, overrides, history_of(instance.state), strict=flags.strict_boot)
-    except (SettingsRefused, PolicyErrors) as error:
+        start = partial(boot, folder, history=history_of(instance.state), strict=flags.strict_boot)
+        own = [Override(*override) for override in settings.overrides()]
+        found = listening.find(start, own, inherited)
+        bound = listening.bound(found, inherited)
+    except (SettingsRefused, PolicyErrors, listening.Unusable) as error:
         return _refuse(str(error), exits.USAGE)
-    listen, log = booted.policies.server.listen, booted.policies.server.log
-    try:
-        sock = bind(listen.host, listen.port)
-    except PortTaken:
-        return _refuse(_taken(listen.host, listen.port), exits.TAKEN)
-    except OSError as error:
-        return _refuse(
-            f"cannot listen on {authority(listen.host, listen.port)}: {error}", exits.FAILED
-        )
+    except listening.Taken as error:
+        return _refuse(str(error), exits.TAKEN)
+    except listening.CannotListen as error:
+        return _refuse(str(error), exits.FAILED)
 
     from mlxd import daemon
     from mlxd.telemetry import logs
 
     gc.freeze()
     gc.enable()
+    log = found.booted.policies.server.log
     logs.configure(log.level, log.format)
     return daemon.run(
-        booted,
+        found.booted,
         instance,
-        sock,
-        overrides=overrides,
+        bound,
+        overrides=found.overrides,
         find_folder=_found_folder,
-        warnings=settings.warnings(),
+        warnings=[*settings.warnings(), *listening.vain(own, found, inherited)],
+        ready_file=flags.ready_file,
     )
+
+
+def _is_open(file: int | None) -> bool:
+    """What a supervisor has opened for us is open when we begin; no other process gets it."""
+    try:
+        if file is not None:
+            os.set_inheritable(file, False)
+    except OSError:
+        return False
+    return True
 
 
 def _release(instance: Instance) -> None:
@@ -126,42 +146,11 @@ def missing_backend() -> str:
     )
 
 
-def _taken(host: str, port: int) -> str:
-    holder = _holder(host, port)
-    return (
-        f"{authority(host, port)} is taken by {holder}; see --port, MLXD_PORT or server.listen.port"
-    )
-
-
-def _holder(host: str, port: int) -> str:
-    """Who listens there, in words: another mlxd says so itself, the system may know the others."""
-    from mlxd.cli.client import NoAnswer, get_json
-
-    try:
-        health = get_json((host, port), "/health", timeout=_PROBE_TIMEOUT)
-    except NoAnswer:
-        health = {}
-    if health.get("service") == "mlxd" and isinstance(health.get("pid"), int):
-        return f"another mlxd (pid {health['pid']})"
-    pid = _listener_pid(port)
-    return f"another process (pid {pid})" if pid else "another process"
-
-
-def _listener_pid(port: int) -> int:
-    """0 where the system does not tell."""
-    import psutil
-
-    try:
-        connections = psutil.net_connections("tcp")
-    except (psutil.Error, OSError):
-        return 0
-    for connection in connections:
-        address = connection.laddr
-        if connection.status == psutil.CONN_LISTEN and address and address.port == port:
-            return connection.pid or 0
-    return 0
-
-
 def _refuse(message: str, status: int) -> int:
     print(f"mlxd: {message}", file=sys.stderr)
+    if os.environ.get("NOTIFY_SOCKET"):
+        from mlxd.daemon.systemd import Systemd
+
+        with closing(Systemd()) as systemd:
+            systemd.failed(message, _ERRNO.get(status, 0))
     return status

@@ -354,7 +354,7 @@ def _watched(
         ground.metrics.loop_lag,
         systemd.alive if by_systemd is not None else lambda: None,
         systemd=by_systemd,
-        supervised=lambda: not models.vitals.overdue,
+        supervised=lambda: models.admission.draining or not models.vitals.overdue,
     )
 
     def worker_pids() -> list[int]:

@@ -31,15 +31,16 @@ class Ending:
     def hasten(self) -> None:
         self._at_once.set()
 
-    async def drain(self, *, asked: bool) -> None:
+    async def drain(self, *, asked: bool, within: float) -> None:
         """Refuse new work, let what runs finish within its grace; end at once when told again.
 
-        `asked`: somebody wants this end; else a part was lost.
+        `asked`: somebody wants this end; else a part was lost. `within`: seconds after which the
+        process is over in any case.
         """
         self._parts.state.ready = False
         self._parts.admission.draining = True
         self._made.watchdog.stop()  # a drain may take long, and that is no hang
-        self._made.systemd.stopping()
+        self._made.systemd.stopping(within)
         self._tell_stage("not_ready", "no new request is admitted")
         if asked:
             await self._made.hold.asked_to_end()
@@ -90,8 +91,10 @@ class Ending:
         await self._all_ended(_FAREWELL_SECONDS, even_if_told=True)
 
     def _tell_stage(self, stage: str, words: str) -> None:
-        data = {"stage": stage, "active": self._parts.admission.active}
+        active = self._parts.admission.active
+        data = {"stage": stage, "active": active}
         self._parts.events.record("drain", f"stopping: {words}", data)
+        self._made.systemd.status(f"stopping, {active} requests under way: {words}")
 
     async def _all_ended(self, seconds: float, *, even_if_told: bool = False) -> bool:
         """Wait for every request's end; not longer than this, nor when told to end at once."""
@@ -104,16 +107,23 @@ class Ending:
         return not self._parts.admission.active
 
     async def _all_taken(self, until: float) -> None:
-        """Wait for clients that still read their answers; not longer than this, nor when told to
-        end at once.
+        """Wait for clients that still read their answers, or are about to ask; not longer than
+        this, nor when told to end at once.
         """
         listener, clock = self._made.listener, self._parts.clock
         if listener.answering:
             log.info("stopping: answers are still being read")
-        while listener.answering and not self._at_once.is_set():
+        while await self._in_use() and not self._at_once.is_set():
             if clock.monotonic() >= until:
                 return
             await self._pause(_LOOK_SECONDS)
+
+    async def _in_use(self) -> bool:
+        """Whether a client is answered or about to ask: what has come by now is read first."""
+        listener = self._made.listener
+        for _ in range(2):
+            await asyncio.sleep(0)
+        return bool(listener.answering or listener.expecting)
 
     async def _remove_temporary(self) -> None:
         remove = partial(shutil.rmtree, ignore_errors=True)

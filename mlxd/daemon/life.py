@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
-import socket
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
@@ -22,9 +22,10 @@ from mlxd.daemon.hold import begun
 from mlxd.daemon.stops import Stops
 from mlxd.policy.boot import Boot
 from mlxd.policy.load import Override
+from mlxd.policy.outcome import Outcome
 from mlxd.server import policy_report
+from mlxd.server.port import Bound
 from mlxd.server.watchdog import BROKEN, end_process_after
-from mlxd.telemetry.logs import one_line
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +38,17 @@ _ANNOUNCE_SECONDS = 5.0
 def run(
     boot: Boot,
     instance: Instance,
-    sock: socket.socket,
+    bound: Bound,
     *,
     overrides: Sequence[Override] = (),
     find_folder: Callable[[], Path | None] = lambda: None,
     warnings: Sequence[str] = (),
+    ready_file: int | None = None,
 ) -> int:
     """Serve until stopped; returns the exit status.
 
-    `instance` is claimed and `sock` bound by the caller.
+    `instance` is claimed by the caller. `ready_file` gets one line as soon as the daemon is ready,
+    and is closed.
     """
     stops = Stops(boot.store)
     stops.hear()
@@ -57,7 +60,7 @@ def run(
             boot, instance, starts, stops,
             overrides=overrides, find_folder=find_folder, warnings=warnings,
         )  # fmt: skip
-        return await daemon.serve(sock)
+        return await daemon.serve(bound, ready_file)
 
     status: int = uvloop.run(serve())
     return status
@@ -95,8 +98,8 @@ class Daemon:
         self._wakes: list[asyncio.Task[None]] = []
         """They outlast the drain."""
 
-    async def serve(self, sock: socket.socket) -> int:
-        """Serve on a bound socket until a signal says stop; then drain and end every worker.
+    async def serve(self, bound: Bound, ready_file: int | None = None) -> int:
+        """Serve on bound sockets until a signal says stop; then drain and end every worker.
 
         Returns the exit status: 0, or `BROKEN` after the loss of a part.
         """
@@ -104,27 +107,30 @@ class Daemon:
         beating = asyncio.create_task(self._made.heartbeat.run(), name="heartbeat")
         beating.add_done_callback(self._lost)
         join(self._made)
+        self._parts.reloader.observe(self._tell_outcome)
         self._watch_sleep()
         self._parts.records.start()
         self._made.webhook.start()
         listen = self._parts.policies.current.server.listen
-        port = sock.getsockname()[1]
+        port = bound.socks[0].getsockname()[1]
         self._bind_admin()
         await self._announce(listen.host, port)
-        await self._made.listener.open(sock, listen)
+        await self._made.listener.open(bound, listen)
         self._parts.state.ready = True
-        self._greet(port)
+        self._greet(authority(listen.host, port))
         await self._parts.reloader.begin()
         self._made.admin.serve()
         if not self._stop.is_set():  # else a signal came while it was starting
             self._follow_edits()
         self._own(self._parts.puller.tidy())
-        self._made.systemd.ready()
+        self._tell_ready(ready_file)
         self._made.watchdog.start()
         try:
             await self._stop.wait()
             self._forget_edits()
-            await self._ending.drain(asked=self._status != BROKEN)
+            asked = self._status != BROKEN
+            within = self._stops.patience() if asked else _BROKEN_SECONDS
+            await self._ending.drain(asked=asked, within=within)
         finally:
             self._forget_edits()
             await self._ending.end(self._wakes)
@@ -154,18 +160,38 @@ class Daemon:
             words = f"no admin socket at {admin.path}: {error.strerror or error}"
             self._parts.state.warnings.append(words)
 
-    def _greet(self, port: int) -> None:
+    def _greet(self, address: str) -> None:
         policies = self._parts.policies.current
+        urls = _urls([address, *self._made.listener.addresses[1:]])
         log.info(
-            "mlxd %s serves on http://%s, pid %s, policies from %s",
-            __version__, authority(policies.server.listen.host, port), os.getpid(),
-            policies.folder or "built-in defaults",
+            "mlxd %s serves on %s, pid %s, policies from %s",
+            __version__, urls, os.getpid(), policies.folder or "built-in defaults",
         )  # fmt: skip
         warnings = [*self._parts.state.warnings, *policy_report.warnings(self._parts, policies)]
         for warning in warnings:
             log.warning("%s", warning)
 
+    def _tell_ready(self, file: int | None) -> None:
+        """Whoever started it: connections are accepted."""
+        self._made.systemd.ready(self._serving())
+        if file is not None:
+            with contextlib.suppress(OSError):  # nobody reads it
+                os.write(file, b"\n")
+            os.close(file)
+
     # -- meanwhile
+
+    def _serving(self) -> str:
+        """For `systemctl status`."""
+        generation = self._parts.policies.current.generation
+        refused = "" if self._parts.reloader.last.ok else "; the last edit of them is refused"
+        urls = _urls(self._made.listener.present_addresses)
+        return f"serving on {urls}, policies generation {generation}{refused}"
+
+    def _tell_outcome(self, outcome: Outcome) -> None:
+        """Of an attempt that nobody waits for."""
+        if outcome.trigger not in ("start", "signal") and not self._stop.is_set():
+            self._made.systemd.status(self._serving())
 
     def _follow_edits(self) -> None:
         """From here on; a signal that came before is answered now."""
@@ -225,9 +251,9 @@ class Daemon:
         self._made.systemd.reloading()
         status = "the reload failed"
         try:
-            status = one_line(str(await self._parts.reloader.reload("signal")))
+            status = str(await self._parts.reloader.reload("signal"))
         finally:
-            self._made.systemd.ready(status)
+            self._made.systemd.ready(f"{status}; {self._serving()}")
 
     # -- tasks
 
@@ -253,3 +279,7 @@ class Daemon:
         end_process_after(_BROKEN_SECONDS)
         self._ending.hasten()
         self._stop.set()
+
+
+def _urls(addresses: Sequence[str]) -> str:
+    return " and ".join(f"http://{address}" for address in addresses)

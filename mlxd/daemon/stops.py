@@ -44,13 +44,21 @@ class Stops:
         for number in noted:
             told(number)
 
+    def patience(self) -> float:
+        """Seconds that a whole drain may take."""
+        drain = self._policies.current.server.drain
+        return (
+            float(drain.not_ready_delay) + float(drain.grace) + self._haste()
+            + FREEING_SECONDS + _SLACK_SECONDS
+        )  # fmt: skip
+
     def _signalled_early(self, number: int, _frame: FrameType | None) -> None:
         self._signalled(signal.Signals(number))
 
     def _signalled(self, number: signal.Signals) -> None:
         self._count += 1
         if self._count <= 2:
-            end_process_after(self._haste() if self._count == 2 else self._patience())
+            end_process_after(self._haste() if self._count == 2 else self.patience())
         if self._told is None:
             self._noted.append(number)
         else:
@@ -59,11 +67,3 @@ class Stops:
     def _haste(self) -> float:
         """Seconds that an end at once may take."""
         return float(self._policies.current.timeouts.shutdown.term_grace) + _HASTE_SECONDS
-
-    def _patience(self) -> float:
-        """Seconds that a whole drain may take."""
-        drain = self._policies.current.server.drain
-        return (
-            float(drain.not_ready_delay) + float(drain.grace) + self._haste()
-            + FREEING_SECONDS + _SLACK_SECONDS
-        )  # fmt: skip

@@ -7,6 +7,9 @@ import time
 
 import sdnotify
 
+from mlxd.telemetry.logs import one_line
+
+_LONGEST_STATUS = 1000
 _WORD_SECONDS = 1.0
 """For a word that is not said again. systemd takes them at once unless the machine is in need."""
 
@@ -22,17 +25,29 @@ class Systemd:
         if self._notifier is not None and self._notifier.socket is not None:
             self._notifier.socket.close()
 
-    def ready(self, status: str = "") -> None:
+    def ready(self, status: str) -> None:
         """At the start, and after each `reloading`."""
-        self._notify(f"READY=1\nSTATUS={status}" if status else "READY=1")
+        self._notify(f"READY=1\n{_status(status)}")
+
+    def status(self, words: str) -> None:
+        """What `systemctl status` shows from now on. It is not waited for."""
+        self._notify(_status(words), within=0.0)
 
     def reloading(self) -> None:
         """Its `notify-reload` then waits for `ready`, and so for the outcome."""
         microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._notify(f"RELOADING=1\nMONOTONIC_USEC={microseconds}")
 
-    def stopping(self) -> None:
-        self._notify("STOPPING=1")
+    def stopping(self, within: float) -> None:
+        """It waits for so many seconds even if the unit, which may be older than the policies,
+        allows less.
+        """
+        self._notify(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={round(within * 1e6)}")
+
+    def failed(self, words: str, number: int) -> None:
+        """Why this start comes to nothing; `number` is an errno, or 0."""
+        failure = f"ERRNO={number}\n" if number else ""
+        self._notify(failure + _status(words.replace("\n", "; ")))
 
     def alive(self) -> None:
         """Never waits for systemd: the event loop says it."""
@@ -43,3 +58,7 @@ class Systemd:
             return
         self._notifier.socket.settimeout(within)
         self._notifier.notify(words.encode().decode("latin-1"))  # which is what it encodes with
+
+
+def _status(words: str) -> str:
+    return f"STATUS={one_line(words)[:_LONGEST_STATUS]}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlxd.policy import keys
-from mlxd.policy.policy_set import PolicySet, Source
+from mlxd.policy.policy_set import PolicySet, Shadowed, Source
 from mlxd.policy.strict_yaml import Path, dotted, parts
 from mlxd.policy.units import written
 
@@ -51,6 +51,24 @@ def explained(policies: PolicySet, path: Path) -> Json:
         "enforced": key.enforced if key is not None else True,
         "meaning": key.description if key is not None else "",
     }
+
+
+def hidden_line(policies: PolicySet, path: Path, hidden: Shadowed) -> str:
+    """What a value says in vain."""
+    winner = policies.sources[path]
+    return f"{dotted(path)}: {hidden.value} ({hidden.source}) is shadowed by {winner}"
+
+
+def newly_hidden(old: PolicySet, new: PolicySet) -> list[str]:
+    """What `new` says in vain, and `old` does not."""
+    before = set(_hidden(old))
+    return [line for line in _hidden(new) if line not in before]
+
+
+def _hidden(policies: PolicySet) -> Iterator[str]:
+    for path, hidden in policies.shadowed.items():
+        for one in hidden:
+            yield hidden_line(policies, path, one)
 
 
 def _position(source: Source | None) -> Json:

@@ -371,7 +371,7 @@ class Reloader:
         """In a thread."""
         old = self._store.current
         try:
-            new = judge(files, (*self._overrides, *settings))
+            new = judge(files, (*settings, *self._overrides))
         except PolicyErrors as refused:
             return Plan(old, errors=refused.errors)
         return Plan(old, changes(old, new), policies=new)

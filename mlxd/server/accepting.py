@@ -32,11 +32,21 @@ Connection = Callable[[bool], asyncio.BaseProtocol]
 class Acceptor:
     """Of one socket, from `start` to `close`."""
 
-    def __init__(self, sock: socket.socket, connection: Connection, no_room: bytes = b"") -> None:
-        """`no_room`: the last words for whom there is no file."""
+    def __init__(
+        self,
+        sock: socket.socket,
+        connection: Connection,
+        no_room: bytes = b"",
+        *,
+        shared: bool = False,
+    ) -> None:
+        """`no_room`: the last words for whom there is no file. `shared`: the socket has another
+        owner, who goes on when this one stops.
+        """
         self._sock = sock
         self._connection = connection
         self._no_room = no_room
+        self._shared = shared
         self._kept: list[int] = []
         self._quiet_until = 0.0
         self._pause: asyncio.TimerHandle | None = None
@@ -50,7 +60,7 @@ class Acceptor:
 
     def close(self) -> None:
         """Accept no more; whoever the kernel has connected already is still taken: closing the
-        socket would reset them.
+        socket would reset them. They wait on one that is shared.
         """
         if self._sock.fileno() < 0:
             return
@@ -58,9 +68,15 @@ class Acceptor:
             self._pause.cancel()
         asyncio.get_running_loop().remove_reader(self._sock)
         self._let_go()
-        with contextlib.suppress(OSError):
-            self._take(_MOST_WAITING)
+        if not self._shared:
+            with contextlib.suppress(OSError):
+                self._take(_MOST_WAITING)
         self._sock.close()
+
+    async def settled(self) -> None:
+        """Until all that was accepted is a connection."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     def _accept(self) -> None:
         try:

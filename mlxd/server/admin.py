@@ -14,7 +14,7 @@ from aiohttp import web
 
 from mlxd.core.errors import InvalidRequest
 from mlxd.core.threads import Threads
-from mlxd.policy.explain import NoSuchKey, explain
+from mlxd.policy.explain import NoSuchKey, explain, newly_hidden
 from mlxd.policy.history import History, story
 from mlxd.policy.load import Override, load
 from mlxd.policy.outcome import error_json
@@ -132,11 +132,13 @@ class Admin:
             "errors": [error_json(error) for error in plan.errors],
             "changes": [change.as_json() for change in plan.changes],
             "effects": [],
+            "shadowed": [],
             "warnings": [],
             "not_enforced": [],
         }
         if new is not None:
             report["effects"] = await self._effects.of(old, new, plan.changes)
+            report["shadowed"] = newly_hidden(old, new)
             report["warnings"] = new.warnings()
             report["not_enforced"] = new.not_enforced()
         return report, old.etag

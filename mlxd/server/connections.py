@@ -9,6 +9,7 @@ those whose client reads nothing of what it is sent, whatever that is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import socket
@@ -31,6 +32,10 @@ log = logging.getLogger(__name__)
 SWEEP_SECONDS = 0.25
 LINGER_SECONDS = 1.0
 """For the rest of a body that is refused; without any, the refusal could be lost to a reset."""
+_COMING_SECONDS = 1.0
+"""For a request on a new connection, or the rest of a header, while the daemon stops."""
+_NEXT_SECONDS = 0.1
+"""For the next request after an answer, while the daemon stops."""
 _SCARCE_SECONDS = 1.0
 """For a header, when hardly any file is left."""
 _NEVER = 10.0 * 365 * 86400
@@ -93,8 +98,25 @@ class Connection(RequestHandler):
         """Somebody waits for an answer, or has not taken all of one. False for who follows."""
         if self.following or self._wire is None:
             return False
-        asked = self._request_in_progress or bool(self._messages)
-        return asked or self._wire.get_write_buffer_size() > 0
+        return self._asked or self._wire.get_write_buffer_size() > 0
+
+    @property
+    def _asked(self) -> bool:
+        return self._request_in_progress or bool(self._messages)
+
+    @property
+    def expecting(self) -> bool:
+        """A request may be on its way: the client has just come, or has just had an answer, or has
+        begun to ask.
+        """
+        if self._wire is None or self._wire.is_closing() or self._close or self._asked:
+            return False
+        if not self.waiting:
+            return True  # aiohttp turns from one request to the next
+        if self._header_since is not None:
+            return self._clock.monotonic() - self._header_since < _COMING_SECONDS
+        answered = self._next_keepalive_close_time - self._keepalive_timeout
+        return self._loop.time() - answered < _NEXT_SECONDS
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -184,6 +206,19 @@ class Connection(RequestHandler):
                 self.transport.write(farewell)
             self.force_close()
 
+    def part(self) -> bool:
+        """Tell a client who asks nothing that it ends; false if an answer is under way.
+
+        A request that crosses this word is not reset but finds the connection ended, and a client
+        that asks later sees so before.
+        """
+        if not self.waiting or self._wire is None or self._wire.is_closing():
+            return False
+        self.close()
+        with contextlib.suppress(OSError, RuntimeError):
+            self._wire.write_eof()
+        return True
+
     def leave(self) -> None:
         """Its address is served no more: end it once nothing is under way or coming on it.
 
@@ -256,6 +291,23 @@ class GuardedServer(web.Server):
         """Connections on which an answer is under way, or not wholly taken by its client."""
         return sum(
             connection.answering
+            for connection in self.connections
+            if isinstance(connection, Connection)
+        )
+
+    @property
+    def expecting(self) -> int:
+        """Connections on which a request may be on its way."""
+        return sum(
+            connection.expecting
+            for connection in self.connections
+            if isinstance(connection, Connection)
+        )
+
+    def part(self) -> int:
+        """Tell all whose connections are idle that they end; returns how many there are."""
+        return sum(
+            connection.part()
             for connection in self.connections
             if isinstance(connection, Connection)
         )

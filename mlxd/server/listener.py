@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,12 +22,14 @@ from mlxd.policy.schema.server import Listen
 from mlxd.policy.store import Prepared, PrepareFailed
 from mlxd.server.accepting import Acceptor
 from mlxd.server.connections import TOO_MANY, Connection, GuardedServer
-from mlxd.server.port import PortTaken, bind, resolve
+from mlxd.server.port import Bound, PortTaken, bind, resolve
 
 log = logging.getLogger(__name__)
 
 _SHUTDOWN_SECONDS = 0.5
 _BIND_SECONDS = 10.0
+_PARTING_SECONDS = 0.02
+"""For a client to hear that an idle connection ends, before it is closed."""
 
 Moved = Callable[[str, int], None]
 
@@ -39,10 +41,14 @@ class Door:
     host: str
     """As policy names it."""
     sock: socket.socket
+    shared: bool = False
+    """A service manager has the socket too."""
     acceptor: Acceptor | None = None
     connections: list[Connection] = field(default_factory=list)
     leaving: asyncio.TimerHandle | None = None
     """Set while it only waits for its clients to go elsewhere."""
+    shut: bool = False
+    """Nobody is accepted any more."""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -73,9 +79,20 @@ class Listener:
         return [str(door) for door in sorted(self._doors, key=lambda d: d is not self._current)]
 
     @property
+    def present_addresses(self) -> list[str]:
+        """Those that clients are to use: without what lingers."""
+        going = [str(door) for door in self._doors if door.leaving is not None]
+        return [address for address in self.addresses if address not in going]
+
+    @property
     def answering(self) -> int:
         """Connections on which an answer is under way, or not wholly taken by its client."""
         return self._server.answering
+
+    @property
+    def expecting(self) -> int:
+        """Connections on which a request may be on its way."""
+        return self._server.expecting
 
     @property
     def present(self) -> tuple[socket.AddressFamily, Any] | None:
@@ -89,9 +106,13 @@ class Listener:
         except OSError:  # closed meanwhile
             return None
 
-    async def open(self, sock: socket.socket, listen: Listen) -> None:
-        """Serve on a bound socket."""
-        self._current = await self._serve(Door(listen.host, sock), listen.backlog)
+    async def open(self, bound: Bound, listen: Listen) -> None:
+        """Serve on bound sockets."""
+        doors = [
+            await self._serve(Door(listen.host, sock, bound.shared), listen.backlog)
+            for sock in bound.socks
+        ]
+        self._current = doors[0]
 
     async def prepare(self, old: PolicySet, new: PolicySet) -> Prepared:
         """Bind and serve on what `new` names. Raises PrepareFailed; then nothing has changed."""
@@ -102,7 +123,8 @@ class Listener:
         ):  # fmt: skip
             return _Stay()
         if (was.host, was.port) == (wanted.host, wanted.port):
-            return _Backlog(current.sock, was.backlog, wanted.backlog)
+            present = [door.sock for door in self._doors if door.leaving is None]
+            return _Backlog(present, was.backlog, wanted.backlog)
         try:
             async with asyncio.timeout(_BIND_SECONDS):
                 return await self._move(current, wanted)
@@ -130,17 +152,24 @@ class Listener:
         return _Move(self, current, door, wanted, opened=True)
 
     async def stop_accepting(self) -> None:
-        """New connections are refused from now on; those that are open go on."""
+        """New connections are refused from now on, or wait for the next daemon; those that are
+        open go on.
+        """
         self._current = None
-        for door in list(self._doors):
+        doors = list(self._doors)
+        for door in doors:
             for connection in door.connections:
                 connection.leaving = True
             self._shut(door)
+        for door in doors:
+            if door.acceptor is not None:
+                await door.acceptor.settled()
 
     async def close(self) -> None:
         """End every connection, whatever it is doing."""
         await self.stop_accepting()
-        await asyncio.sleep(0)  # what was accepted in this turn is a connection in the next
+        if self._server.part():
+            await asyncio.sleep(_PARTING_SECONDS)
         self._server.pre_shutdown()
         await self._server.shutdown(_SHUTDOWN_SECONDS)
 
@@ -168,14 +197,16 @@ class Listener:
         self._retire(door)
 
     async def _serve(self, door: Door, backlog: int) -> Door:
-        door.acceptor = Acceptor(door.sock, partial(self._connection, door), TOO_MANY)
+        door.acceptor = Acceptor(
+            door.sock, partial(self._connection, door), TOO_MANY, shared=door.shared
+        )
         door.acceptor.start(backlog)
         self._doors.append(door)
         return door
 
     def _connection(self, door: Door, scarce: bool) -> Connection:
         connection = self._server.connection(scarce=scarce)
-        connection.leaving = scarce or door.leaving is not None
+        connection.leaving = scarce or door.leaving is not None or door.shut
         door.connections = [known for known in door.connections if known.open]
         door.connections.append(connection)
         return connection
@@ -203,6 +234,7 @@ class Listener:
         door.connections.clear()
 
     def _shut(self, door: Door) -> None:
+        door.shut = True
         if door.leaving is not None:
             door.leaving.cancel()
         if door.acceptor is not None:
@@ -227,18 +259,23 @@ class _Stay:
 
 
 class _Backlog:
-    """Another length for the kernel's queue of one socket."""
+    """Another length for the kernel's queues."""
 
-    def __init__(self, sock: socket.socket, old: int, new: int) -> None:
-        self._sock = sock
+    def __init__(self, socks: Sequence[socket.socket], old: int, new: int) -> None:
+        self._socks = socks
         self._old = old
         self._new = new
 
     def commit(self) -> None:
-        self._sock.listen(self._new)
+        self._listen(self._new)
 
     def undo(self) -> None:
-        self._sock.listen(self._old)
+        self._listen(self._old)
+
+    def _listen(self, backlog: int) -> None:
+        for sock in self._socks:
+            if sock.fileno() >= 0:  # the daemon has not begun to stop
+                sock.listen(backlog)
 
 
 class _Move:

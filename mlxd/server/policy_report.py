@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlxd.policy import keys
-from mlxd.policy.explain import explained
+from mlxd.policy.explain import explained, hidden_line
 from mlxd.policy.outcome import Outcome, error_json
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.strict_yaml import dotted
+from mlxd.policy.units import written
 from mlxd.server.answers import iso
 from mlxd.server.parts import Parts
 
@@ -61,14 +62,15 @@ def warnings(parts: Parts, policies: PolicySet) -> Iterator[str]:
 
 
 def shadowed(policies: PolicySet, *, chosen: bool = False) -> Iterator[str]:
-    """Which lines of files something stronger hides; `chosen`: those that are no default."""
+    """Which lines of files something stronger hides; `chosen`: those that are no default, and say
+    something else.
+    """
     for path, hidden in policies.shadowed.items():
         key = keys.find(path)
+        same = {key.default if key is not None else None, written(policies.at(path))}
         for one in hidden:
-            default = key is not None and one.value == key.default
-            if one.source.place is not None and not (chosen and default):
-                winner = policies.sources[path]
-                yield f"{dotted(path)}: {one.value} ({one.source}) is shadowed by {winner}"
+            if one.source.place is not None and not (chosen and one.value in same):
+                yield hidden_line(policies, path, one)
 
 
 def report(parts: Parts, last: Outcome) -> None:

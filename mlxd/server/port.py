@@ -6,6 +6,7 @@ import errno
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mlxd.core.instance import authority
@@ -15,6 +16,16 @@ _PROBE_SECONDS = 0.3
 
 class PortTaken(Exception):
     """Somebody else listens there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a daemon begins to listen with."""
+
+    socks: tuple[socket.socket, ...]
+    """At least one; the first is the one that policies and commands name."""
+    shared: bool = False
+    """A service manager has them too. Who waits there when the daemon goes waits for the next."""
 
 
 def resolve(host: str, port: int) -> tuple[Any, ...]:

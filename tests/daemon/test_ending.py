@@ -36,17 +36,19 @@ def composed(tmp_path: Path, *, grace: str = "30s") -> Any:
         part.close = AsyncMock()
     made.hold.asked_to_end = AsyncMock()
     made.listener.stop_accepting = AsyncMock()
-    made.listener.answering = 0
+    made.listener.answering = made.listener.expecting = 0
     return made
 
 
 async def test_an_end_waits_for_answers_that_are_still_read(tmp_path: Path) -> None:
     made = composed(tmp_path)
     made.listener.answering = 1
-    draining = asyncio.create_task(Ending(made).drain(asked=True))
+    draining = asyncio.create_task(Ending(made).drain(asked=True, within=LONG))
     await asyncio.sleep(0.3)
     assert not draining.done()
     made.parts.events.close.assert_called_once_with()  # who follows is not waited for
+    made.watchdog.stop.assert_called_once_with()
+    made.systemd.stopping.assert_called_once_with(LONG)
     made.listener.answering = 0
     await asyncio.wait_for(draining, LONG / 2)
 
@@ -54,14 +56,14 @@ async def test_an_end_waits_for_answers_that_are_still_read(tmp_path: Path) -> N
 async def test_no_longer_than_its_grace(tmp_path: Path) -> None:
     made = composed(tmp_path, grace="300ms")
     made.listener.answering = 1
-    await asyncio.wait_for(Ending(made).drain(asked=True), LONG / 2)
+    await asyncio.wait_for(Ending(made).drain(asked=True, within=LONG), LONG / 2)
 
 
 async def test_nor_once_it_is_told_again(tmp_path: Path) -> None:
     made = composed(tmp_path)
     made.listener.answering = 1
     end = Ending(made)
-    draining = asyncio.create_task(end.drain(asked=True))
+    draining = asyncio.create_task(end.drain(asked=True, within=LONG))
     await asyncio.sleep(0.1)
     end.hasten()
     await asyncio.wait_for(draining, LONG / 2)

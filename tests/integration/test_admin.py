@@ -207,13 +207,23 @@ class TestReload:
             manager.bind(str(path))
             manager.settimeout(10)
             running = start_daemon(environment={"NOTIFY_SOCKET": str(path)})
-            assert manager.recv(4096) == b"READY=1"
+            ready = manager.recv(4096).decode()
+            url = f"http://127.0.0.1:{running.port}"
+            assert ready == f"READY=1\nSTATUS=serving on {url}, policies generation 1"
             running.process.send_signal(signal.SIGHUP)
             begun = manager.recv(4096).decode()
             assert begun.startswith("RELOADING=1\nMONOTONIC_USEC=")
             stamp = int(begun.rpartition("=")[2])
             assert 0 <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000 - stamp < 10_000_000
             assert manager.recv(4096).startswith(b"READY=1\nSTATUS=policies unchanged")
+            edit(running, limits=SLOTS.format(9))
+            told = manager.recv(4096).decode()
+            assert told == f"STATUS=serving on {url}, policies generation 2"
+            running.process.send_signal(signal.SIGTERM)
+            ending = manager.recv(4096).decode()
+            assert ending.startswith("STOPPING=1\nEXTEND_TIMEOUT_USEC=")
+            assert int(ending.rpartition("=")[2]) > 60e6, "grace, and what else a stop may take"
+            assert manager.recv(4096).startswith(b"STATUS=stopping, 0 requests under way: ")
 
     def test_an_event_tells_of_each_attempt(self, running: Daemon, admin: httpx.Client) -> None:
         asked(running, "reload")

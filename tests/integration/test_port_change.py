@@ -26,7 +26,7 @@ from mlxd.policy.load import load
 from mlxd.policy.store import PolicyStore
 from mlxd.server.connections import GuardedServer
 from mlxd.server.listener import Listener
-from mlxd.server.port import bind
+from mlxd.server.port import Bound, bind
 from tests.integration.conftest import NO_LIMITS
 from tests.integration.talking import (
     ENDLESS,
@@ -287,7 +287,7 @@ async def test_whoever_is_connected_when_an_address_goes_is_answered_though_not_
         GuardedServer(answer, PolicyStore(policies), SystemClock()), lambda *_: None
     )
     sock = bind("127.0.0.1", 0)
-    await listener.open(sock, policies.server.listen)
+    await listener.open(Bound((sock,)), policies.server.listen)
     with socket.create_connection(sock.getsockname(), timeout=5) as client:
         client.sendall(LIVEZ)
         await listener.stop_accepting()

@@ -11,7 +11,7 @@ import pytest
 
 from mlxd.policy import reload as reload_module
 from mlxd.policy import settle
-from mlxd.policy.explain import explain
+from mlxd.policy.explain import explain, newly_hidden
 from mlxd.policy.load import Override
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.store import Live, Prepared
@@ -326,6 +326,16 @@ class TestOverrides:
         assert [(one.value, str(one.source)) for one in ground.current.shadowed[path]] == [
             ("12000", "environment MLX_API_PORT"),
             ("11999", "server.yaml:3"),
+        ]
+
+    async def test_a_plan_stands_behind_an_override_as_the_edit_would(self, ground: Ground) -> None:
+        reloader = ground.start(overrides=[self.FLAG])
+        one = Override("server.listen.port", "12345", "--set", yaml=True)
+        plan = await reloader.plan({}, [one])
+        assert plan.policies is not None
+        assert plan.changes == ()
+        assert newly_hidden(plan.old, plan.policies) == [
+            "server.listen.port: 12345 (--set) is shadowed by --port"
         ]
 
 

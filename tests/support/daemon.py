@@ -135,12 +135,13 @@ def daemon(
     port: int | None = None,
     port_flag: bool = True,
     prefix: Sequence[str] = (),
+    pass_fds: Sequence[int] = (),
 ) -> Iterator[Daemon]:
     """Start a daemon below `folder` and stop it at the end; its log is shown if it does not start.
 
     No folder of the user's is scanned: only `models`. Without `port_flag` the port is what
     `policies` say, so that they can change it; `port` must be the same. `prefix` is a program that
-    starts the daemon in circumstances of its own.
+    starts the daemon in circumstances of its own, and gets `pass_fds`.
     """
     port = port or free_port()
     models = models or folder / "no-models"
@@ -158,6 +159,7 @@ def daemon(
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=sink,
+            pass_fds=pass_fds,
             env={**_clean_environment(), **(environment or {})},
         )
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:

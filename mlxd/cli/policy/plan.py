@@ -13,6 +13,7 @@ from mlxd.cli.client import NoAnswer
 from mlxd.cli.policy.diff import line_of
 from mlxd.cli.policy.here import Here, errors_json, failed, here, print_json, refused
 from mlxd.policy.diff import changes
+from mlxd.policy.explain import newly_hidden
 from mlxd.policy.files import bytes_of, read
 from mlxd.policy.load import Override, PolicyErrors, judge
 from mlxd.policy.policy_set import FILES
@@ -60,10 +61,11 @@ def _without_daemon(
     """No daemon runs: the files as they are against the files as they would be."""
     present = read(this.folder)
     put = {name: text.encode("utf-8", "surrogateescape") for name, text in edited.items()}
-    overrides = [*this.overrides, *(Override(*one, yaml=True) for one in wanted)]
+    overrides = [*(Override(*one, yaml=True) for one in wanted), *this.overrides]
     try:
+        old = this.load()
         new = judge(present.with_contents({**present.contents, **put}), overrides)
-        found = changes(this.load(), new)
+        found = changes(old, new)
     except PolicyErrors as error:
         return {"valid": False, "errors": errors_json(error), "changes": [], "effects": []}
     return {
@@ -71,6 +73,7 @@ def _without_daemon(
         "errors": [],
         "changes": [change.as_json() for change in found],
         "effects": ["no daemon runs: this is what the next start would do"],
+        "shadowed": newly_hidden(old, new),
         "warnings": new.warnings(),
         "not_enforced": new.not_enforced(),
     }
@@ -109,7 +112,7 @@ def _show(report: Json, *, as_json: bool) -> int:
         print("\n".join(error["text"] for error in report["errors"]), file=sys.stderr)
     else:
         print("\n".join(map(line_of, report["changes"])) or "no value would change")
-        for effect in report["effects"]:
+        for effect in (*report["effects"], *report["shadowed"]):
             print(f"  => {effect}")
         changed = {change["key"] for change in report["changes"]}
         for key in report["not_enforced"]:

@@ -31,8 +31,9 @@ class Listen(Policy):
     )  # fmt: skip
     inherit: Literal["auto", "never"] = field(
         "auto", "Whether a listener named `http` that launchd or systemd hands over is served: "
-        "auto serves it where there is one, and host and port are then theirs to say.",
-        reload="restart", enforced=False, example="never",
+        "auto serves it where there is one, and host and port are then theirs to say; never "
+        "leaves it alone, and host and port are served.",
+        reload="restart", example="never",
     )  # fmt: skip
 
     @property
