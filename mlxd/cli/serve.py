@@ -67,7 +67,7 @@ def _serve_claimed(instance: Instance, flags: Flags) -> int:
         booted = boot(folder, overrides, history_of(instance.state), strict=flags.strict_boot)
     except (SettingsRefused, PolicyErrors) as error:
         return _refuse(str(error), exits.USAGE)
-    listen, log = booted.policies.server.listen, booted.policies.server.log
+    listen = booted.policies.server.listen
     try:
         sock = bind(listen.host, listen.port)
     except PortTaken:
@@ -78,11 +78,13 @@ def _serve_claimed(instance: Instance, flags: Flags) -> int:
         )
 
     from mlxd import daemon
-    from mlxd.telemetry import logs
 
     gc.freeze()
     gc.enable()
-    logs.configure(log.level, log.format)
+    log = daemon.Log(
+        places.logs_folder(settings.variables, os.environ, terminal=os.isatty(2)),
+    )
+    log.apply(booted.policies)
     return daemon.run(
         booted,
         instance,
@@ -90,6 +92,7 @@ def _serve_claimed(instance: Instance, flags: Flags) -> int:
         overrides=overrides,
         find_folder=_found_folder,
         warnings=settings.warnings(),
+        log=log,
     )
 
 

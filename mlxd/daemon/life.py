@@ -13,12 +13,14 @@ from pathlib import Path
 import uvloop
 
 from mlxd import __version__
+from mlxd.control.process import kernels_of
 from mlxd.core.instance import Address, Instance, authority
 from mlxd.core.starts import StartLedger
 from mlxd.daemon.composition import compose, join
 from mlxd.daemon.ending import Ending
 from mlxd.daemon.file_limit import raise_file_limit
 from mlxd.daemon.hold import begun
+from mlxd.daemon.log import Log
 from mlxd.daemon.stops import Stops
 from mlxd.policy.boot import Boot
 from mlxd.policy.load import Override
@@ -42,6 +44,7 @@ def run(
     overrides: Sequence[Override] = (),
     find_folder: Callable[[], Path | None] = lambda: None,
     warnings: Sequence[str] = (),
+    log: Log,
 ) -> int:
     """Serve until stopped; returns the exit status.
 
@@ -55,7 +58,7 @@ def run(
     async def serve() -> int:
         daemon = Daemon(
             boot, instance, starts, stops,
-            overrides=overrides, find_folder=find_folder, warnings=warnings,
+            overrides=overrides, find_folder=find_folder, warnings=warnings, kept=log,
         )  # fmt: skip
         return await daemon.serve(sock)
 
@@ -76,8 +79,10 @@ class Daemon:
         overrides: Sequence[Override] = (),
         find_folder: Callable[[], Path | None] = lambda: None,
         warnings: Sequence[str] = (),
+        kept: Log,
     ) -> None:
         self._instance = instance
+        self._log = kept
         self._stops = stops
         self._made = compose(
             boot, instance, starts,
@@ -103,7 +108,7 @@ class Daemon:
         self._hear_signals()
         beating = asyncio.create_task(self._made.heartbeat.run(), name="heartbeat")
         beating.add_done_callback(self._lost)
-        join(self._made)
+        join(self._made, self._log)
         self._watch_sleep()
         self._parts.records.start()
         self._made.webhook.start()
@@ -118,7 +123,7 @@ class Daemon:
         self._made.admin.serve()
         if not self._stop.is_set():  # else a signal came while it was starting
             self._follow_edits()
-        self._own(self._parts.puller.tidy())
+        self._own(self._tidy())
         self._made.systemd.ready()
         self._made.watchdog.start()
         try:
@@ -164,6 +169,11 @@ class Daemon:
         warnings = [*self._parts.state.warnings, *policy_report.warnings(self._parts, policies)]
         for warning in warnings:
             log.warning("%s", warning)
+
+    async def _tidy(self) -> None:
+        """Remove what earlier runs have left."""
+        await self._parts.puller.tidy()
+        await self._made.threads.run(kernels_of(self._made.temporary).tidy)
 
     # -- meanwhile
 
