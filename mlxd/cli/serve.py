@@ -124,8 +124,11 @@ def missing_backend() -> str:
     if sys.platform == "darwin":
         return "mlx is not installed; install it with: pip install mlxd"
     return (
-        "mlx has no backend here; install one of: pip install 'mlxd[cpu]', or for an NVIDIA GPU"
-        " pip install 'mlxd[cuda13]' (not both: they own the same library file)"
+        "mlx has no backend here; on Linux that is an extra of mlxd:\n"
+        "  pip install 'mlxd[cpu]'\n"
+        "  pip install 'mlxd[cuda13]'    for an NVIDIA GPU\n"
+        "(not both: they own the same library file); or pipx install --force 'mlxd[cpu]',"
+        " uv tool install --force 'mlxd[cpu]'"
     )
 
 
