@@ -12,7 +12,6 @@ import io
 import sys
 from collections.abc import Sequence
 
-from mlxd import __version__
 from mlxd.cli import exits, models, policy, service
 from mlxd.cli.arguments import add_json, add_places
 from mlxd.core.places import BadEnvFile
@@ -44,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 done, 1 failed, 2 wrong usage or policy, 70 the daemon broke,"
         " 75 already running.",
     )
-    parser.add_argument("--version", action="version", version=f"mlxd {__version__}")
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="of mlxd, the engine and Python, a line each"
+    )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="run the daemon in the foreground")
@@ -95,6 +96,17 @@ def _parser() -> argparse.ArgumentParser:
     add_places(env)
     env.set_defaults(run=_env)
     return parser
+
+
+class _Version(argparse.Action):
+    """Looks for the versions only when it is asked for them: other commands answer at once."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from mlxd.core import versions
+
+        for name, version in versions.everything().items():
+            print(name, version)
+        parser.exit()
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -86,12 +86,13 @@ def _serve_claimed(instance: Instance, flags: Flags) -> int:
         return _refuse(str(error), exits.FAILED)
 
     from mlxd import daemon
-    from mlxd.telemetry import logs
 
     gc.freeze()
     gc.enable()
-    log = found.booted.policies.server.log
-    logs.configure(log.level, log.format)
+    log = daemon.Log(
+        places.logs_folder(settings.variables, os.environ, terminal=os.isatty(2)),
+    )
+    log.apply(found.booted.policies)
     return daemon.run(
         found.booted,
         instance,
@@ -100,6 +101,7 @@ def _serve_claimed(instance: Instance, flags: Flags) -> int:
         find_folder=_found_folder,
         warnings=[*settings.warnings(), *listening.vain(own, found, inherited)],
         ready_file=flags.ready_file,
+        log=log,
     )
 
 
@@ -141,8 +143,11 @@ def missing_backend() -> str:
     if sys.platform == "darwin":
         return "mlx is not installed; install it with: pip install mlxd"
     return (
-        "mlx has no backend here; install one of: pip install 'mlxd[cpu]', or for an NVIDIA GPU"
-        " pip install 'mlxd[cuda13]' (not both: they own the same library file)"
+        "mlx has no backend here; on Linux that is an extra of mlxd:\n"
+        "  pip install 'mlxd[cpu]'\n"
+        "  pip install 'mlxd[cuda13]'    for an NVIDIA GPU\n"
+        "(not both: they own the same library file); or pipx install --force 'mlxd[cpu]',"
+        " uv tool install --force 'mlxd[cpu]'"
     )
 
 

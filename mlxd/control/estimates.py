@@ -17,10 +17,10 @@ from pathlib import Path
 
 import msgspec
 
+from mlxd.core import aside, durable
 from mlxd.core.clock import Clock
 from mlxd.core.footprint import Footprint, LayerGroup, Moment
 from mlxd.core.threads import Threads
-from mlxd.policy.history import write_whole
 
 FILE = "estimates.json"
 SCHEMA = 1
@@ -199,25 +199,13 @@ def _factor(factors: list[float], quantile: float) -> float:
 
 def _read(path: Path) -> dict[str, Estimate]:
     """What the file holds; nothing where there is none, or one that is not understood."""
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise msgspec.DecodeError("the file is too large")
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        _log.warning("%s: %s; estimates start anew", path.name, error.strerror)
-        return {}
-    except msgspec.DecodeError as error:
-        return _set_aside(path, str(error))
-    try:
-        version = msgspec.json.decode(content, type=_Version).schema
-        if version != SCHEMA:
-            return _set_aside(path, f"its schema is {version}, not {SCHEMA}")
-        models = msgspec.json.decode(content, type=_File).models
-        return {key: _believable(estimate) for key, estimate in models.items()}
-    except (ValueError, RecursionError) as error:  # ValueError: bytes that are no UTF-8, too
-        return _set_aside(path, str(error))
+    return aside.read(path, SCHEMA, _decoded, most=_MOST_BYTES) or {}
+
+
+def _decoded(content: bytes) -> dict[str, Estimate]:
+    aside.check_version(msgspec.json.decode(content, type=_Version).schema, SCHEMA)
+    models = msgspec.json.decode(content, type=_File).models
+    return {key: _believable(estimate) for key, estimate in models.items()}
 
 
 def _believable(estimate: Estimate) -> Estimate:
@@ -259,16 +247,9 @@ def _exists(footprint: Footprint) -> bool:
     )
 
 
-def _set_aside(path: Path, reason: str) -> dict[str, Estimate]:
-    _log.warning("%s is set aside as %s.old: %s", path.name, path.name, reason)
-    with contextlib.suppress(OSError):
-        path.replace(path.with_name(f"{path.name}.old"))
-    return {}
-
-
 def _written(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_whole(path, content)
+        durable.write(path, content)
     except OSError as error:
         _log.warning("%s cannot be written: %s", path.name, error.strerror)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
 
+from mlxd import __version__
 from mlxd.control import shape
 from mlxd.control.estimates import Estimate, Estimates, learned
 from mlxd.control.estimates import loaded as learned_load
 from mlxd.control.fit import Confidence
+from mlxd.core import versions
 from mlxd.core.clock import Clock
 from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelCard
 from mlxd.ipc import messages as ipc
 from mlxd.policy.policy_set import PolicySet
 
-_MEASURING = ("mlxd", "mlx-lm", "mlx", "mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
 _DIGITS = 32
 """Of a digest, enough to tell models apart."""
 _TIMES = 4
@@ -135,11 +134,8 @@ class Forecasts:
 @cache
 def _engine() -> str:
     """The versions of what measures and of what is measured, mlx's backend included."""
-    found = []
-    for package in _MEASURING:
-        with contextlib.suppress(PackageNotFoundError):
-            found.append(f"{package} {version(package)}")
-    return ", ".join(found)
+    found = {"mlxd": __version__, **versions.engine()}
+    return ", ".join(f"{package} {version}" for package, version in found.items())
 
 
 def _is_of(card: ModelCard, footprint: Footprint) -> bool:

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from mlxd.core import aside
+
 VARIABLE = "MLX_PTX_CACHE_DIR"
 """Where MLX looks for them, and puts them (mlx 0.32)."""
 MOST_BYTES = 512 * 2**20
@@ -28,7 +30,16 @@ class Kernels:
     """Those of one state folder, and of the installed version of MLX."""
 
     def __init__(self, folder: Path) -> None:
+        self._all = folder
         self._folder = folder / _engine_version()
+
+    def tidy(self) -> None:
+        """Remove those of other versions of MLX, of which each may be as much as is kept in all."""
+        aside.clear_for_folder(self._all)
+        with contextlib.suppress(OSError):
+            for entry in self._all.iterdir():
+                if entry != self._folder and entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
 
     def lend(self, private: Path) -> Path:
         """A folder in an engine's own one, with all that is kept; without them on a full disk."""

@@ -1,25 +1,24 @@
 """Names that clients gave to models: what /api/copy makes, and the short name of a pull.
 
-One small file each in `<state>/models.d/`; one that this version does not read is left alone, and
-means nothing.
+One small file each in `<state>/models.d/`; one that this version does not read is set aside.
 """
 
 from __future__ import annotations
 
+import errno
 import json
-import logging
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
+from mlxd.core import aside, durable
 from mlxd.core.models import canonical
 
-log = logging.getLogger(__name__)
-
 SCHEMA = 1
+MOST_NAMES = 1000
+"""Every client that lists the models is told all of them."""
 _MOST_BYTES = 4096
 
 
@@ -55,11 +54,11 @@ class OwnNames:
 
     def put(self, own: OwnName) -> None:
         """Add it, in place of one that is called the same. Raises OSError."""
+        if len(self._names) >= MOST_NAMES and canonical(own.name) not in self._names:
+            raise OSError(errno.EDQUOT, f"there are {MOST_NAMES} such names already")
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self._path(own.name)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps({"schema": SCHEMA} | asdict(own)) + "\n")
-        temporary.replace(path)
+        said = json.dumps({"schema": SCHEMA} | asdict(own)) + "\n"
+        durable.write(self._path(own.name), said.encode())
         self._names[canonical(own.name)] = own
 
     def remove(self, own: OwnName) -> None:
@@ -72,21 +71,17 @@ class OwnNames:
 
 
 def _read_all(folder: Path) -> list[OwnName]:
-    try:
-        files = sorted(path for path in folder.iterdir() if path.suffix == ".json")
-    except OSError:
-        return []
-    found = [_read(path) for path in files if not path.name.startswith(".")]
+    aside.clear_for_folder(folder)
+    durable.tidy(folder)
+    files = [folder / name for name in sorted(aside.names(folder, ".json", SCHEMA))]
+    found = [aside.read(file, SCHEMA, _decoded, most=_MOST_BYTES) for file in files]
     return [own for own in found if own is not None]
 
 
-def _read(path: Path) -> OwnName | None:
-    try:
-        with path.open("rb") as stream:
-            data = json.loads(stream.read(_MOST_BYTES))
-        if data["schema"] == SCHEMA and data["made_by"] in ("copy", "pull"):
-            return OwnName(str(data["name"]), str(data["model"]), data["made_by"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    log.warning("a name is left aside: %s cannot be read by this version", path.name)
-    return None
+def _decoded(content: bytes) -> OwnName:
+    """Raises one of `aside.STRANGE`."""
+    said = json.loads(content)
+    aside.check_version(said["schema"], SCHEMA)
+    if said["made_by"] not in ("copy", "pull"):
+        raise ValueError("it does not say how it came")
+    return OwnName(str(said["name"]), str(said["model"]), said["made_by"])

@@ -105,7 +105,7 @@ class EngineProcess:
         private = _private_folder(temporary)
         with contextlib.ExitStack() as undo:
             undo.callback(_remove, private, temporary)
-            kernels = await asyncio.to_thread(_kernels(temporary).lend, private)
+            kernels = await asyncio.to_thread(kernels_of(temporary).lend, private)
             ours, theirs = socket.socketpair()
             undo.callback(ours.close)
             pipe, words, stderr = await _pipe()
@@ -177,7 +177,7 @@ class EngineProcess:
     def _clear(self, loop: asyncio.AbstractEventLoop, *, ended_well: bool) -> None:
         """In a thread of its own: the disk may hang, and nobody waits for that."""
         try:
-            _kernels(self._temporary).keep(self._private, ended_well=ended_well)
+            kernels_of(self._temporary).keep(self._private, ended_well=ended_well)
             _remove(self._private, self._temporary)
         finally:
             with contextlib.suppress(RuntimeError):  # the daemon is over
@@ -221,7 +221,7 @@ def _places(temporary: Path) -> Iterator[Path]:
     yield Path("/dev/shm")
 
 
-def _kernels(temporary: Path) -> Kernels:
+def kernels_of(temporary: Path) -> Kernels:
     """Beside what goes with the workers."""
     return Kernels(temporary.with_name(_KERNELS))
 

@@ -65,6 +65,7 @@ class Puller:
         self._pulls: dict[str, _Pull] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
         """Downloads that nobody watches any more, until their processes are gone."""
+        self._tidying = asyncio.Lock()
         self._draining = False
 
     @asynccontextmanager
@@ -138,8 +139,9 @@ class Puller:
         return repo.lower() in self._pulls
 
     async def tidy(self) -> None:
-        """Finish what a daemon that was killed was removing."""
-        await self._threads.run(self._pulled.tidy)
+        """Remove what is left of models that nobody pulls any more."""
+        async with self._tidying:
+            await self._threads.run(self._pulled.tidy, {*self._pulls, *self._ending})
 
     async def close(self) -> None:
         """End every download; their watchers are told."""
@@ -155,6 +157,7 @@ class Puller:
             if last is not None:
                 await asyncio.wait([last])
             pull.board.post(Progress("pulling manifest"))
+            await self.tidy()
             repo = await self._threads.run(self._pulled.spelled, pull.repo)
             verdict = await self._fetched(pull, repo, policies)
             await self._name(pull, repo, policies)

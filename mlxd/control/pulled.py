@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import logging
 import os
 import shutil
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from mlxd.core import manifest
-from mlxd.core.manifest import Manifest
+from mlxd.core import aside, manifest
+from mlxd.core.manifest import PARTIAL, Manifest
+
+log = logging.getLogger(__name__)
 
 _GOING = ".going"
+MOST_PARTIAL = 8
+"""Models that are fetched in part, and by nobody now; each may be as large as a whole one."""
+PARTIAL_SECONDS = 14 * 86_400.0
+"""Since one of them last grew: who wanted it has been back from a holiday."""
 
 
 class PulledModels:
@@ -46,8 +55,63 @@ class PulledModels:
         model.rename(grave)
         with contextlib.suppress(OSError):  # others of the same organisation are left
             model.parent.rmdir()
-        self.tidy()
+        self._bury()
 
-    def tidy(self) -> None:
-        """Remove what is going; after a daemon that was killed while it did."""
+    def tidy(self, pulling: Collection[str]) -> None:
+        """Remove what is going, after a daemon that was killed while it did; and what nobody goes
+        on with. `pulling`: repositories that are being pulled, in lower case.
+        """
+        aside.clear_for_folder(self.folder)
+        self._bury()
+        parts = [one for one in self._parts() if _repo(one).lower() not in pulling]
+        latest = _now(self.folder / PARTIAL) - PARTIAL_SECONDS
+        for number, part in enumerate(sorted(parts, key=_grown, reverse=True)):
+            if number >= MOST_PARTIAL or _grown(part) < latest:
+                _remove_part(part)
+
+    def _bury(self) -> None:
         shutil.rmtree(self.folder / _GOING, ignore_errors=True)
+
+    def _parts(self) -> Iterator[Path]:
+        """The folders of models that were fetched in part."""
+        with contextlib.suppress(OSError):
+            for organisation in (self.folder / PARTIAL).iterdir():
+                yield from (one for one in organisation.iterdir() if one.is_dir())
+
+
+def _repo(part: Path) -> str:
+    return f"{part.parent.name}/{part.name}"
+
+
+def _now(folder: Path) -> float:
+    """As the file system there tells the time; 0 where it does not."""
+    try:
+        os.utime(folder)
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _grown(part: Path) -> float:
+    """When something was last added to it, in seconds since the epoch; 0 if that is not known."""
+    with contextlib.suppress(OSError):
+        places = (part, part / "blobs", *(part / "blobs").iterdir())
+        return max(place.stat().st_mtime for place in places)
+    return 0.0
+
+
+def _remove_part(part: Path) -> None:
+    """Unless a process holds it (hub/place.py)."""
+    try:
+        lock = os.open(part / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(part, ignore_errors=True)
+        log.info("what was fetched of %s is removed: nobody went on with it", _repo(part))
+        part.parent.rmdir()
+    except OSError:
+        pass
+    finally:
+        os.close(lock)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import re
+import stat
 import threading
 from pathlib import Path
+
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+_FULL = getattr(fcntl, "F_FULLFSYNC", None)
+"""On macOS fsync alone leaves data in the drive's own memory."""
+_TEMPORARY = re.compile(r"\..+\.[0-9]+(-[0-9]+)?")
 
 
 def write(file: Path, content: bytes) -> None:
@@ -39,9 +47,33 @@ def append(file: Path, line: bytes) -> None:
         _sync_folder(file.parent)
 
 
-_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
-_FULL = getattr(fcntl, "F_FULLFSYNC", None)
-"""On macOS fsync alone leaves data in the drive's own memory."""
+def read(file: Path, most: int) -> bytes:
+    """All of it. Raises OSError, and ValueError for what is no file or has more bytes than `most`.
+
+    Waits for nobody: a pipe in the file's place may have no writer.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is no file")
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            content = stream.read(most + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > most:
+        raise ValueError(f"it has more than {most} bytes")
+    return content
+
+
+def tidy(folder: Path) -> None:
+    """Remove what writers that were killed have left. The caller is the only one who writes there.
+
+    A kill leaves one such file: without this a series of them would fill the disk.
+    """
+    with contextlib.suppress(OSError):
+        for entry in folder.iterdir():
+            if _TEMPORARY.fullmatch(entry.name) and entry.is_file():
+                entry.unlink(missing_ok=True)
 
 
 def _sync(descriptor: int) -> None:

@@ -13,6 +13,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mlxd.core import aside, durable
+
 _LOCK = "mlxd.lock"
 _PID = "mlxd.pid"
 _ADDRESS = "daemon.json"
@@ -53,6 +55,8 @@ class Instance:
     def claim(self) -> None:
         """Take the folder, creating it if need be. Raises AlreadyRunning, OSError."""
         self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in (_LOCK, _PID, _ADDRESS):
+            aside.clear_for_file(self.state / name)
         self._lock = os.open(self.state / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -60,6 +64,7 @@ class Instance:
             os.close(self._lock)
             self._lock = -1
             raise AlreadyRunning(pid_of(self.state)) from None
+        durable.tidy(self.state)
         with contextlib.suppress(OSError):  # a full disk: the lock is what counts
             _write(self.state / _PID, f"{os.getpid()}\n")
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 FILE = ".mlxd.json"
+PARTIAL = ".partial"
+"""The folder, beside pulled models, of those that are not whole yet."""
 SCHEMA = 1
 
 

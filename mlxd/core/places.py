@@ -20,6 +20,7 @@ VARIABLES = (
     "MLXD_HOST",
     "MLXD_PORT",
     "MLXD_MODELS",
+    "MLXD_LOGS",
     "MLX_API_PORT",
     "MLX_API_WORKERS",
     "MLX_API_URL",
@@ -116,6 +117,24 @@ def state_folder(
     if given := environ.get("STATE_DIRECTORY", "").partition(":")[0]:
         return Found(Path(given), "environment STATE_DIRECTORY")
     return Found(_usual_state(environ, system), "default")
+
+
+def logs_folder(
+    settings: Mapping[str, Setting], environ: Mapping[str, str], *, terminal: bool
+) -> Path | None:
+    """Where a log file of the daemon's own belongs; None: somebody keeps what it says on stderr.
+
+    `terminal`: stderr is one.
+    """
+    if setting := settings.get("MLXD_LOGS"):
+        return _path(setting.text, environ)
+    if terminal or environ.get("JOURNAL_STREAM"):
+        return None
+    if given := environ.get("LOGS_DIRECTORY", "").partition(":")[0]:
+        return Path(given)
+    home = _home(environ)
+    by_launchd = sys.platform == "darwin" and os.getppid() == 1
+    return home / "Library/Logs/mlxd" if by_launchd and home is not None else None
 
 
 def read_env(file: Path) -> dict[str, tuple[str, int]]:

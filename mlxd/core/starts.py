@@ -9,15 +9,14 @@ hour without an unclean start does, or `mlxd service reset`.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mlxd.core import aside, durable
 from mlxd.core.clock import Clock
 
 SETTLED_SECONDS = 60.0
@@ -26,6 +25,7 @@ PER_HOUR = 5
 """Unclean starts within an hour; for a smaller `most`, one more than that."""
 _FILE = "starts.json"
 _SCHEMA = 1
+_MOST_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,8 @@ class StartLedger:
     def save(self) -> None:
         """Raises OSError. May wait for the disk."""
         with self._writing:
-            _write(self._file, asdict(self.starts))
+            said = {"schema": _SCHEMA, **asdict(self.starts)}
+            durable.write(self._file, json.dumps(said).encode())
 
 
 def reset(state: Path) -> bool:
@@ -166,34 +167,16 @@ def look(state: Path) -> Starts:
 
 
 def read(file: Path) -> Starts:
-    """What is not readable, or of a newer version, is set aside."""
-    try:
-        return _starts(json.loads(file.read_bytes()))
-    except OSError:
-        return Starts()
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        with contextlib.suppress(OSError):
-            file.replace(file.with_name(f"{file.name}.unreadable"))
-        return Starts()
+    """What cannot be read, or is of another version, is set aside."""
+    return aside.read(file, _SCHEMA, _decoded, most=_MOST_BYTES) or Starts()
 
 
-def _starts(said: Mapping[str, Any]) -> Starts:
-    if said["schema"] != _SCHEMA:
-        raise ValueError(f"schema {said['schema']!r}")
+def _decoded(content: bytes) -> Starts:
+    said: Mapping[str, Any] = json.loads(content)
+    aside.check_version(said["schema"], _SCHEMA)
     return Starts(
         unclean=int(said["unclean"]),
         recent=tuple(float(at) for at in said["recent"])[-PER_HOUR:],
         held=bool(said["held"]),
         running=bool(said["running"]),
     )
-
-
-def _write(file: Path, said: Mapping[str, Any]) -> None:
-    """Whole or not at all, whenever the machine stops."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    with os.fdopen(os.open(temporary, flags, 0o600), "w") as stream:
-        json.dump({"schema": _SCHEMA, **said}, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)

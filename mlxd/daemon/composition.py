@@ -33,15 +33,17 @@ from mlxd.control.sleep import Grace
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.vitals import Vitals
 from mlxd.control.watermarks import Level
+from mlxd.core import aside
 from mlxd.core.clock import AwakeClock, SystemClock
 from mlxd.core.instance import Instance
 from mlxd.core.starts import StartLedger
 from mlxd.core.threads import Threads
 from mlxd.daemon.hold import Hold
+from mlxd.daemon.log import Log
 from mlxd.daemon.systemd import Systemd
 from mlxd.policy.boot import Boot
 from mlxd.policy.history import History, history_of
-from mlxd.policy.load import Override, PolicySet
+from mlxd.policy.load import Override
 from mlxd.policy.outcome import Outcome
 from mlxd.policy.reload import Reloader
 from mlxd.policy.store import Live, PolicyStore
@@ -67,6 +69,7 @@ from mlxd.telemetry.rejections import Rejections
 log = logging.getLogger(__name__)
 
 GUIDE = Path(__file__).parents[1] / "guide"
+_NAMES = "models.d"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +151,8 @@ def compose(
         look=models.guard.before_load, events=ground.events, threads=ground.threads,
     )  # fmt: skip
     models.residency.before_load = hold.before_load
-    parts = _parts(ground, models, reloader, starts, State(warnings=list(warnings)))
+    warnings = [*warnings, *_unread(ground)]
+    parts = _parts(ground, models, reloader, starts, State(warnings=warnings))
     listener = Listener(_server(parts, ground), moved)
     systemd = Systemd()
     heartbeat, watchdog = _watched(ground, models, listener, systemd)
@@ -171,12 +175,12 @@ def compose(
     )
 
 
-def join(made: Composition) -> None:
+def join(made: Composition, log: Log) -> None:
     """Who prepares and commits new policies, in this order, and who is told of it."""
     parts = made.parts
     parts.reloader.use(
         made.listener,
-        Live("log", _apply_log),
+        Live("log", log.apply),
         Live("admission", parts.admission.apply),
         Live("catalog", parts.catalog.apply),
         Live("supervisor", parts.supervisor.apply),
@@ -213,10 +217,16 @@ def _ground(store: PolicyStore, state: Path) -> _Ground:
     )
 
 
+def _unread(ground: _Ground) -> list[str]:
+    """What the state folder holds that is not for this version, for people."""
+    folders = [ground.state, ground.history.folder, ground.state / _NAMES]
+    return [*aside.told(folders), *ground.history.unread()]
+
+
 def _models(ground: _Ground) -> _Models:
     clock, store = ground.clock, ground.store
     pulled = PulledModels(ground.state / "models")
-    own_names = OwnNames(ground.state / "models.d")
+    own_names = OwnNames(ground.state / _NAMES)
     catalog = Catalog(GUIDE, clock, pulled=pulled.folder, names=own_names)
     admission = Admission(ground.machine)  # windows of rates are what clients count too
     supervisor = _supervisor(ground)
@@ -384,10 +394,6 @@ def _fresh_temporary(state: Path) -> Path:
 def _available_memory() -> int | None:
     reading = read_memory()
     return reading.available if reading is not None else None
-
-
-def _apply_log(policies: PolicySet) -> None:
-    logs.configure(policies.server.log.level, policies.server.log.format)
 
 
 def _log_outcome(outcome: Outcome) -> None:

@@ -13,12 +13,14 @@ from pathlib import Path
 import uvloop
 
 from mlxd import __version__
+from mlxd.control.process import kernels_of
 from mlxd.core.instance import Address, Instance, authority
 from mlxd.core.starts import StartLedger
 from mlxd.daemon.composition import compose, join
 from mlxd.daemon.ending import Ending
 from mlxd.daemon.file_limit import raise_file_limit
 from mlxd.daemon.hold import begun
+from mlxd.daemon.log import Log
 from mlxd.daemon.stops import Stops
 from mlxd.policy.boot import Boot
 from mlxd.policy.load import Override
@@ -44,6 +46,7 @@ def run(
     find_folder: Callable[[], Path | None] = lambda: None,
     warnings: Sequence[str] = (),
     ready_file: int | None = None,
+    log: Log,
 ) -> int:
     """Serve until stopped; returns the exit status.
 
@@ -58,7 +61,7 @@ def run(
     async def serve() -> int:
         daemon = Daemon(
             boot, instance, starts, stops,
-            overrides=overrides, find_folder=find_folder, warnings=warnings,
+            overrides=overrides, find_folder=find_folder, warnings=warnings, kept=log,
         )  # fmt: skip
         return await daemon.serve(bound, ready_file)
 
@@ -79,8 +82,10 @@ class Daemon:
         overrides: Sequence[Override] = (),
         find_folder: Callable[[], Path | None] = lambda: None,
         warnings: Sequence[str] = (),
+        kept: Log,
     ) -> None:
         self._instance = instance
+        self._log = kept
         self._stops = stops
         self._made = compose(
             boot, instance, starts,
@@ -106,7 +111,7 @@ class Daemon:
         self._hear_signals()
         beating = asyncio.create_task(self._made.heartbeat.run(), name="heartbeat")
         beating.add_done_callback(self._lost)
-        join(self._made)
+        join(self._made, self._log)
         self._parts.reloader.observe(self._tell_outcome)
         self._watch_sleep()
         self._parts.records.start()
@@ -122,7 +127,7 @@ class Daemon:
         self._made.admin.serve()
         if not self._stop.is_set():  # else a signal came while it was starting
             self._follow_edits()
-        self._own(self._parts.puller.tidy())
+        self._own(self._tidy())
         self._tell_ready(ready_file)
         self._made.watchdog.start()
         try:
@@ -178,6 +183,11 @@ class Daemon:
             with contextlib.suppress(OSError):  # nobody reads it
                 os.write(file, b"\n")
             os.close(file)
+
+    async def _tidy(self) -> None:
+        """Remove what earlier runs have left."""
+        await self._parts.puller.tidy()
+        await self._made.threads.run(kernels_of(self._made.temporary).tidy)
 
     # -- meanwhile
 

@@ -26,7 +26,6 @@ from mlxd.core.manifest import File, Manifest
 from mlxd.hub.failure import PullFailure
 from mlxd.hub.listing import Listing, Remote
 
-PARTIAL = ".partial"
 _CHUNK = 2**20
 _SPARE_BYTES = 64 * 2**20
 """Of the disk, left to others."""
@@ -38,7 +37,7 @@ class Place:
     def __init__(self, into: Path, repo: str) -> None:
         self.repo = repo
         self.final = into / repo
-        self._partial = into / PARTIAL / repo
+        self._partial = into / manifest.PARTIAL / repo
         self._blobs = self._partial / "blobs"
         self._whole = self._partial / "whole"
 

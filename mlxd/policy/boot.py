@@ -39,6 +39,7 @@ def boot(
     strict: bool = False,
 ) -> Boot:
     """Raises PolicyErrors: the files are broken, and nothing good is known, or `strict`."""
+    history.tidy()
     rollback.finish(history)
     found = read(folder)
     try:

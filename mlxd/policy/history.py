@@ -7,20 +7,20 @@ never find a mix. Policies name secrets and never hold them, so neither does thi
 from __future__ import annotations
 
 import json
-import os
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mlxd.core import aside, durable
 from mlxd.policy.files import PolicyFiles
 
 KEPT = 10
 """Generations; older ones are forgotten."""
 _VERSION = 1
+_MOST_BYTES = 16 << 20
 _NAME = re.compile(r"([0-9]{8})\.json")
 
 
@@ -51,6 +51,27 @@ class History:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def tidy(self) -> None:
+        """At a start: set aside what is no file, or could never be forgotten."""
+        aside.clear_for_folder(self.folder)
+        durable.tidy(self.folder)
+        for number in self.numbers():
+            aside.clear_for_file(self._file(number))
+
+    def unread(self) -> list[str]:
+        """Which generations cannot be used, for people. What another version wrote, or is damaged,
+        stays where it is: no other generation gets its number, and it goes when it is old.
+        """
+        found = []
+        for number in self.numbers():
+            try:
+                self._read(number)
+            except aside.OtherVersion as error:
+                found.append(f"policy generation {number} cannot be used: {error}")
+            except (OSError, *aside.STRANGE):
+                found.append(f"policy generation {number} cannot be used: it is damaged")
+        return found
+
     def record(self, generation: Generation) -> None:
         """Write it down. One of this number keeps its story and gets the new text.
 
@@ -60,7 +81,7 @@ class History:
         if known is not None and known.digest == generation.digest:
             generation = replace(known, folder=generation.folder, contents=generation.contents)
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_whole(self._file(generation.number), _encoded(generation))
+        durable.write(self._file(generation.number), _encoded(generation))
         for number in self.numbers()[:-KEPT]:
             self._file(number).unlink(missing_ok=True)
 
@@ -75,8 +96,8 @@ class History:
     def get(self, number: int) -> Generation | None:
         """None: not kept, or not readable by this version."""
         try:
-            return _decoded(number, self._file(number).read_bytes())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            return self._read(number)
+        except (OSError, *aside.STRANGE):
             return None
 
     def newest_first(self) -> Iterator[Generation]:
@@ -85,6 +106,10 @@ class History:
             generation = self.get(number)
             if generation is not None:
                 yield generation
+
+    def _read(self, number: int) -> Generation:
+        """Raises OSError, and one of `aside.STRANGE`."""
+        return _decoded(number, durable.read(self._file(number), _MOST_BYTES))
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:08d}.json"
@@ -108,17 +133,6 @@ def history_of(state: Path) -> History:
     return History(state / "lkg")
 
 
-def write_whole(file: Path, content: bytes) -> None:
-    """Whole or not at all, whenever the machine stops. Mode 0600. Raises OSError."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(descriptor)
-    temporary.replace(file)
-
-
 def _encoded(generation: Generation) -> bytes:
     """Policy files are UTF-8, or they would not have been in force."""
     return json.dumps(
@@ -138,11 +152,10 @@ def _encoded(generation: Generation) -> bytes:
 
 
 def _decoded(number: int, raw: bytes) -> Generation:
-    """Raises ValueError, KeyError, TypeError for what another version wrote."""
+    """Raises one of `aside.STRANGE` for what this version did not write."""
     said = json.loads(raw)
+    aside.check_version(said["version"], _VERSION)
     datetime.fromtimestamp(said["at"], UTC)  # it will be shown
-    if said["version"] != _VERSION:
-        raise ValueError(f"version {said['version']}")
     return Generation(
         number=number,
         folder=said["folder"],

@@ -14,10 +14,12 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlxd.policy.history import History, write_whole
+from mlxd.core import aside, durable
+from mlxd.policy.history import History
 
 _NOTE = "writing.json"
 _VERSION = 1
+_MOST_BYTES = 32 << 20
 
 Contents = Mapping[str, bytes | None]
 """By file name; None: there is no such file."""
@@ -57,7 +59,7 @@ class WriteBack:
     def _replace(self, old: Contents, new: Contents) -> None:
         """The note stays behind only if this process is killed. Raises OSError."""
         self._note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_whole(self._note, _encoded(self._folder, old, new))
+        durable.write(self._note, _encoded(self._folder, old, new))
         try:
             _write_all(self._folder, new)
         finally:
@@ -67,17 +69,26 @@ class WriteBack:
 def finish(history: History) -> None:
     """Go on with what a killed daemon had begun to write; what cannot be written is left."""
     note = history.folder / _NOTE
-    try:
-        said = json.loads(note.read_bytes())
-        if said["version"] == _VERSION:
-            folder, old, new = Path(said["folder"]), _decoded(said["old"]), _decoded(said["new"])
-            present = _present(folder, new)
-            if all(present[name] in (old[name], new[name]) for name in new):
-                _write_all(folder, new)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
+    work = aside.read(note, _VERSION, _work, most=_MOST_BYTES)
+    if work is None:
+        return
+    folder, old, new = work
+    with contextlib.suppress(OSError):
+        present = _present(folder, new)
+        if all(present[name] in (old[name], new[name]) for name in new):
+            _write_all(folder, new)
     with contextlib.suppress(OSError):
         note.unlink(missing_ok=True)
+
+
+def _work(content: bytes) -> tuple[Path, Contents, Contents]:
+    """The folder, what was there, what is to be. Raises one of `aside.STRANGE`."""
+    said = json.loads(content)
+    aside.check_version(said["version"], _VERSION)
+    old, new = _decoded(said["old"]), _decoded(said["new"])
+    if old.keys() != new.keys():
+        raise ValueError("it speaks of different files")
+    return Path(said["folder"]), old, new
 
 
 def _present(folder: Path, names: Contents) -> Contents:

@@ -12,6 +12,7 @@ import stat
 import tempfile
 from pathlib import Path
 
+from mlxd.core import aside
 from mlxd.server.accepting import Acceptor
 from mlxd.server.connections import TOO_MANY, Connection, GuardedServer
 
@@ -48,6 +49,8 @@ class AdminSocket:
         """
         if self._shared:
             _make_private(self.path.parent)
+        if self.path.is_dir():
+            aside.set_aside(self.path, "it is no socket")
         self.path.unlink(missing_ok=True)
         sock = socket.socket(socket.AF_UNIX)
         try:

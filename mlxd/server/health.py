@@ -22,6 +22,7 @@ from mlxd.server.errors import Render, in_ollama
 from mlxd.server.parts import Parts
 from mlxd.server.policy_report import summary
 from mlxd.server.policy_report import warnings as policy_warnings
+from mlxd.telemetry import logs
 from mlxd.telemetry.metrics import CONTENT_TYPE
 
 Json = dict[str, Any]
@@ -224,6 +225,7 @@ def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str
     warnings = [*parts.state.warnings, *policy_warnings(parts, policies)]
     warnings += [parts.starts.reason] if parts.starts.held else []
     warnings += parts.records.warnings()
+    warnings += logs.warnings()
     warnings += parts.preloader.warnings()
     warnings += parts.guard.warnings()
     if readings.memory is None:

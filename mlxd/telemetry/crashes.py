@@ -1,7 +1,7 @@
 """Crash records: how workers and the daemon ended that nobody asked to end, on the disk.
 
-One line of JSON each, the newest `KEPT` of them. Where a crash cut a line off, the others are read
-all the same.
+One line of JSON each, the newest `KEPT` of them. Where a crash cut a line off, or another version
+of mlxd wrote it, the others are read all the same.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxd.core import durable
+from mlxd.core import aside, durable
 from mlxd.core.tasks import tell_defect
 from mlxd.core.threads import Threads
 from mlxd.telemetry.events import ASKED, Event, Events
@@ -84,22 +84,28 @@ def record_of(event: Event) -> Json:
 
 def read(state: Path) -> list[Json]:
     """The newest `KEPT`, the oldest first. Raises OSError; without a file there are none."""
+    found = (_decoded(line) for line in _lines(state / FILE))
+    return [record for record in found if record is not None][-KEPT:]
+
+
+def _lines(file: Path) -> list[bytes]:
+    """The last of them. Raises OSError; without a file there are none."""
     try:
-        with (state / FILE).open("rb") as stream:
+        with file.open("rb") as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - _MOST_BYTES))
-            lines = stream.read(_MOST_BYTES).splitlines()
+            return stream.read(_MOST_BYTES).splitlines()
     except FileNotFoundError:
         return []
-    return [found for line in lines if (found := _decoded(line)) is not None][-KEPT:]
 
 
 def _add(file: Path, record: Mapping[str, Any], lines: int | None) -> int:
     """How many lines the file has then; `lines`: before, None: not known. Raises OSError."""
     if lines is None:
+        aside.clear_for_file(file)
         lines = _count(file)
     if lines >= _MOST_LINES:
-        kept = read(file.parent)
-        durable.write(file, b"".join(_encoded(one) + b"\n" for one in kept))
+        kept = [line for line in _lines(file) if _of_some_version(line)][-KEPT:]
+        durable.write(file, b"".join(line + b"\n" for line in kept))
         lines = len(kept)
     durable.append(file, _encoded(record))
     return lines + 1
@@ -128,3 +134,11 @@ def _decoded(line: bytes) -> Json | None:
         return record if sound and isinstance(record["message"], str) else None
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
+
+
+def _of_some_version(line: bytes) -> bool:
+    """Whether a version of mlxd may know it: this one may be older than the one that wrote it."""
+    try:
+        return type(json.loads(line)["schema"]) is int
+    except aside.STRANGE:
+        return False

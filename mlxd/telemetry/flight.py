@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlxd.core import durable
+from mlxd.core import aside, durable
 from mlxd.core.clock import Clock
 from mlxd.core.sizes import spoken
 from mlxd.core.tasks import tell_defect
@@ -89,9 +89,7 @@ class LastRun:
     """What the run before left behind."""
 
     record: Mapping[str, Any]
-    """Empty: none."""
-    problem: str = ""
-    """Why its record cannot be read."""
+    """Empty: none, or none that can be read."""
 
     @property
     def unclean(self) -> bool:
@@ -127,16 +125,7 @@ _SHOWN = ("at", "pid", "mlxd", "engine", "available", "workers")
 
 def last_run(state: Path) -> LastRun:
     """Read before this run writes anything."""
-    try:
-        with (state / FILE).open("rb") as stream:
-            record = _checked(json.loads(stream.read(_MOST_BYTES)))
-    except FileNotFoundError:
-        return LastRun({})
-    except OSError as error:
-        return LastRun({}, f"the record of the last run cannot be read: {error.strerror}")
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return LastRun({}, "the record of the last run is damaged")
-    return LastRun(record)
+    return LastRun(aside.read(state / FILE, _SCHEMA, _decoded, most=_MOST_BYTES) or {})
 
 
 class Flight:
@@ -242,10 +231,10 @@ def _entry(worker: Flown) -> Json:
     }
 
 
-def _checked(record: Json) -> Json:
-    """Raises ValueError, KeyError, TypeError for what this version did not write."""
-    if record["schema"] != _SCHEMA:
-        raise ValueError("another schema")
+def _decoded(content: bytes) -> Json:
+    """Raises one of `aside.STRANGE` for what this version did not write."""
+    record: Json = json.loads(content)
+    aside.check_version(record["schema"], _SCHEMA)
     if not math.isfinite(record["at"]) or not isinstance(record["events"], int):
         raise ValueError("a number that is none")
     datetime.fromtimestamp(record["at"], UTC)  # it will be shown

@@ -8,6 +8,7 @@ import re
 import sys
 from datetime import UTC, datetime
 
+from mlxd.telemetry.log_file import LogFile, Target
 from mlxd.telemetry.sink import Sink
 
 _EXTRA = ("event", "request", "model", "seconds")
@@ -51,24 +52,68 @@ def one_line(text: str) -> str:
     return _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def configure(level: str, style: str) -> None:
-    """Send the log of mlxd to stderr. `style` is json or text."""
-    root = logging.getLogger()
-    sink = _sink() or Sink(_descriptor())
-    sink.setFormatter(JsonLines() if style == "json" else PlainLines())
-    root.handlers[:] = [sink]
+def configure(level: str, style: str, target: Target | None = None) -> None:
+    """Send the log of mlxd to `target`, else to stderr. `style` is json or text."""
+    root, before = logging.getLogger(), _handler()
+    stderr = _stderr() or Sink(_descriptor())
+    after = _to_file(target, before, stderr) if target is not None else stderr
+    for handler in (stderr, after):
+        handler.setFormatter(JsonLines() if style == "json" else PlainLines())
+    root.handlers[:] = [after]
+    if after is not before:
+        _tell_move(before, after, stderr)
     root.setLevel(logging.WARNING)
     logging.getLogger("mlxd").setLevel(level.upper())
 
 
 def lost() -> int:
     """Lines that could not be written."""
-    sink = _sink()
-    return sink.lost if sink is not None else 0
+    return sum(one.lost for one in (_stderr(), _file()) if one is not None)
 
 
-def _sink() -> Sink | None:
-    return next((one for one in logging.getLogger().handlers if isinstance(one, Sink)), None)
+def warnings() -> list[str]:
+    """For people."""
+    file = _file()
+    return [file.failure] if file is not None and file.failure else []
+
+
+def _to_file(target: Target, before: Sink | LogFile | None, stderr: Sink) -> Sink | LogFile:
+    """The same as before, if its path is."""
+    if isinstance(before, LogFile) and before.target.path == target.path:
+        before.follow(target)
+        return before
+    try:
+        return LogFile(target, stderr)
+    except RuntimeError:  # there is no thread for it
+        return stderr
+
+
+def _tell_move(before: Sink | LogFile | None, after: Sink | LogFile, stderr: Sink) -> None:
+    """Where the log was, and where somebody may look for it."""
+    where = after.target.path if isinstance(after, LogFile) else "stderr"
+    words = f"the log goes to {where}"
+    record = logging.LogRecord("mlxd", logging.INFO, __file__, 0, words, (), None)
+    if isinstance(after, LogFile):
+        stderr.handle(record)
+    if isinstance(before, LogFile):
+        before.handle(record)
+        before.finish()
+
+
+def _handler() -> Sink | LogFile | None:
+    """What `configure` has put there."""
+    ours = (one for one in logging.getLogger().handlers if isinstance(one, Sink | LogFile))
+    return next(ours, None)
+
+
+def _stderr() -> Sink | None:
+    handler = _handler()
+    return handler.stderr if isinstance(handler, LogFile) else handler
+
+
+def _file() -> LogFile | None:
+    handler = _handler()
+    return handler if isinstance(handler, LogFile) else None
 
 
 def _descriptor() -> int:

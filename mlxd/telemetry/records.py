@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mlxd import __version__
+from mlxd.core import versions
 from mlxd.core.clock import Clock
 from mlxd.telemetry.crashes import Crashes
 from mlxd.telemetry.events import Events
 from mlxd.telemetry.flight import Flight, Flown, LastRun
-
-log = logging.getLogger(__name__)
-
-_ENGINE = ("mlx", "mlx-lm")
 
 
 class Records:
@@ -31,7 +26,7 @@ class Records:
         workers: Callable[[], Sequence[Flown]],
         available: Callable[[], int | None],
     ) -> None:
-        about = {"mlxd": __version__, "engine": _versions(), "events": events.after}
+        about = {"mlxd": __version__, "engine": versions.engine(), "events": events.after}
         self.flight = Flight(state, clock, workers, about=about, available=available)
         self._crashes = Crashes(state, events)
         self._events = events
@@ -41,8 +36,6 @@ class Records:
         """Tell of the last run, if it ended badly, and keep the records of this one."""
         if self._last.unclean:
             self._events.record("unclean_end", self._last.message, self._last.data)
-        elif self._last.problem:
-            log.warning("%s", self._last.problem)
         self._crashes.start()
         self.flight.start()
 
@@ -53,17 +46,5 @@ class Records:
 
     def warnings(self) -> list[str]:
         """For people."""
-        last = self._last.message if self._last.unclean else self._last.problem
+        last = self._last.message if self._last.unclean else ""
         return [words for words in (last, self.flight.failure, self._crashes.failure) if words]
-
-
-def _versions() -> dict[str, str]:
-    """Of the engine, without importing it."""
-    return {name: _version(name) for name in _ENGINE}
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""

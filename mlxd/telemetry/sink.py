@@ -32,16 +32,17 @@ class Sink(logging.Handler):
             line = self.format(record)
         except Exception:  # noqa: BLE001 - the edge: a bad log call is no reason to fail
             line = f"a log line that cannot be written: {record.msg!r}"
-        if self._untold and self._wrote(f"{self._lost_line(record)}\n"):
+        if self._untold and self._wrote(f"{self.lost_line(record, self._untold)}\n"):
             self._untold = 0
         if not self._wrote(f"{line}\n"):
             self._untold += 1
             self.lost += 1
 
-    def _lost_line(self, record: logging.LogRecord) -> str:
+    def lost_line(self, record: logging.LogRecord, count: int) -> str:
+        """Says before `record` that so many lines are missing."""
         told = logging.makeLogRecord(record.__dict__)
         told.levelno, told.levelname = logging.WARNING, "WARNING"
-        told.msg, told.args, told.exc_info = "%s log lines were lost", (self._untold,), None
+        told.msg, told.args, told.exc_info = "%s log lines were lost", (count,), None
         return self.format(told)
 
     def _wrote(self, line: str) -> bool:

@@ -1,3 +1,6 @@
+import platform
+from importlib.metadata import version
+
 import pytest
 
 from mlxd import __version__
@@ -8,7 +11,12 @@ def test_the_version_is_told(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
     assert ended.value.code == 0
-    assert capsys.readouterr().out == f"mlxd {__version__}\n"
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first == f"mlxd {__version__}"
+    told = dict(line.split(" ", 1) for line in others)
+    assert told["mlx"] == version("mlx")
+    assert told["mlx-lm"] == version("mlx-lm")
+    assert told["python"] == platform.python_version()
 
 
 def test_wrong_usage_ends_with_2(capsys):

@@ -108,9 +108,7 @@ async def test_what_is_learned_outlives_the_daemon(tmp_path: Path) -> None:
 
 async def test_many_changes_are_few_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writes: list[bytes] = []
-    monkeypatch.setattr(
-        "mlxd.control.estimates.write_whole", lambda path, content: writes.append(content)
-    )
+    monkeypatch.setattr("mlxd.core.durable.write", lambda path, content: writes.append(content))
     estimates = Estimates(tmp_path, ManualClock())
     for n in range(100):
         estimates.put(f"model {n}", Estimate(used=0.0))
@@ -157,7 +155,8 @@ async def test_a_file_that_is_not_understood_is_set_aside(tmp_path: Path, conten
     (tmp_path / FILE).write_bytes(content)
     estimates = Estimates(tmp_path, ManualClock())
     assert estimates.get("a") is None
-    assert (tmp_path / f"{FILE}.old").read_bytes() == content
+    (lies_aside,) = tmp_path.glob(f"{FILE}.set-aside-*")
+    assert lies_aside.read_bytes() == content
     estimates.put("a", Estimate(used=0.0))
     await estimates.saved()
     assert Estimates(tmp_path, ManualClock()).get("a") is not None
@@ -210,7 +209,7 @@ async def test_a_disk_that_hangs_does_not_hold_up_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shut = threading.Event()
-    monkeypatch.setattr("mlxd.control.estimates.write_whole", lambda *_: shut.wait(30))
+    monkeypatch.setattr("mlxd.core.durable.write", lambda *_: shut.wait(30))
     monkeypatch.setattr("mlxd.control.estimates._PATIENCE_S", 0.01)
     estimates = Estimates(tmp_path, ManualClock())
     estimates.put("a", Estimate(used=0.0))

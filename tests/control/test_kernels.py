@@ -84,3 +84,14 @@ def test_without_any_or_without_a_disk_nothing_happens(tmp_path: Path):
     compiled(own, "add.ptx", "add")
     kernels.keep(tmp_path / "a", ended_well=True)
     assert names(engine(tmp_path / "b", kernels)) == []
+
+
+def test_those_of_another_version_are_removed(tmp_path: Path, kernels: Kernels) -> None:
+    own = engine(tmp_path / "a", kernels)
+    compiled(own, "add.ptx", "add")
+    kernels.keep(tmp_path / "a", ended_well=True)
+    (tmp_path / "kernels" / "0.1.2").mkdir()
+    (tmp_path / "kernels" / "0.1.2" / "old.ptx").touch()
+    kernels.tidy()
+    assert [Path(name).name for name in names(tmp_path / "kernels")] == ["add.ptx"]
+    Kernels(tmp_path / "nowhere").tidy()

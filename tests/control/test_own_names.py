@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mlxd.control import own_names
 from mlxd.control.own_names import OwnName, OwnNames
 
 COPY = OwnName("My-Model:v1", "org/model", "copy")
@@ -53,7 +54,22 @@ def test_a_name_is_no_path(tmp_path: Path) -> None:
         "[" * 100_000,
     ],
 )
-def test_a_file_that_this_version_does_not_read_is_left_aside(tmp_path: Path, text: str) -> None:
+def test_a_file_that_this_version_does_not_read_is_set_aside(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
-    assert OwnNames(tmp_path)() == {}
-    assert (tmp_path / "x.json").read_text() == text
+    names = OwnNames(tmp_path)
+    assert names() == {}
+    names.put(OwnName("x", "m", "copy"))
+    (lies_aside,) = tmp_path.glob("x.json.set-aside-*")
+    assert lies_aside.read_text() == text
+
+
+def test_there_are_no_more_than_anybody_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_names, "MOST_NAMES", 2)
+    names = OwnNames(tmp_path)
+    for name in ("a", "b", "A"):
+        names.put(OwnName(name, "m", "copy"))
+    with pytest.raises(OSError, match="there are 2 such names already"):
+        names.put(COPY)
+    assert names().keys() == {"a", "b"}

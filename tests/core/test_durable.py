@@ -65,3 +65,23 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(
         durable.write(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_is_read_is_a_file_of_a_bounded_size(tmp_path: Path) -> None:
+    """A pipe would make its reader wait for a writer."""
+    (tmp_path / "a").write_bytes(b"12345")
+    assert durable.read(tmp_path / "a", 5) == b"12345"
+    os.mkfifo(tmp_path / "pipe")
+    for strange, most in ((tmp_path / "a", 4), (tmp_path / "pipe", 9), (tmp_path, 9)):
+        with pytest.raises(ValueError, match="it "):
+            durable.read(strange, most)
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = {"a", ".a", ".a.b", "a.1", ".lock"}
+    for name in {".a.json.12-345", ".a.json.12", *kept}:
+        (tmp_path / name).touch()
+    (tmp_path / ".b.1").mkdir()
+    durable.tidy(tmp_path)
+    assert {entry.name for entry in tmp_path.iterdir()} == kept | {".b.1"}
+    durable.tidy(tmp_path / "none")

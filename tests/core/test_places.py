@@ -200,6 +200,37 @@ def test_a_folder_that_may_not_be_looked_into_is_passed_over(
     assert found.path == last
 
 
+class TestLogsFolder:
+    """Where the log is a file only if somebody asks for that, or keeps no log himself."""
+
+    @pytest.mark.parametrize(
+        ("environ", "terminal", "found"),
+        [
+            ({}, False, None),
+            ({"LOGS_DIRECTORY": "/var/log/mlxd:/var/log/more"}, False, Path("/var/log/mlxd")),
+            ({"LOGS_DIRECTORY": "/var/log/mlxd", "JOURNAL_STREAM": "8:1"}, False, None),
+            ({"LOGS_DIRECTORY": "/var/log/mlxd"}, True, None),
+        ],
+    )
+    def test_by_the_service_manager(
+        self, environ: dict[str, str], terminal: bool, found: Path | None
+    ) -> None:
+        assert places.logs_folder({}, environ, terminal=terminal) == found
+
+    def test_by_name_whatever_the_manager_does(self) -> None:
+        settings = {"MLXD_LOGS": Setting("~/logs", "environment MLXD_LOGS")}
+        environ = {"HOME": "/home/me", "JOURNAL_STREAM": "8:1"}
+        found = places.logs_folder(settings, environ, terminal=True)
+        assert found == Path("/home/me/logs")
+
+    @pytest.mark.parametrize(("parent", "there"), [(1, True), (500, False)])
+    def test_under_launchd(self, monkeypatch: pytest.MonkeyPatch, parent: int, there: bool) -> None:
+        user(monkeypatch, "darwin")
+        monkeypatch.setattr("os.getppid", lambda: parent)
+        found = places.logs_folder({}, {"HOME": "/Users/me"}, terminal=False)
+        assert found == (Path("/Users/me/Library/Logs/mlxd") if there else None)
+
+
 def test_looking_costs_nothing_beyond_the_standard_library() -> None:
     code = (
         "import sys; before = set(sys.modules); import mlxd.core.places as p; p.find();"

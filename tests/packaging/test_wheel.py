@@ -5,13 +5,10 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
-import os
 import re
-import signal
 import subprocess
 import sys
 import sysconfig
-import time
 import tomllib
 import venv
 import zipfile
@@ -20,29 +17,16 @@ from email.parser import Parser
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from mlxd import __version__
 from mlxd.policy.schema import KINDS
-from tests.support.daemon import free_port
+from tests.support.installed import check_a_token, environment, served
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "mlxd" / "guide"
 MOST_BYTES = 5 * 2**20
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built as `make build` does; without a download where the build backend is installed."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-cache-dir"]
-    if importlib.util.find_spec("hatchling"):
-        command.append("--no-build-isolation")
-    subprocess.run([*command, "--wheel-dir", str(folder), str(ROOT)], check=True, timeout=200)
-    (built,) = folder.glob("*.whl")
-    return built
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +54,6 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder / "bin" / "mlxd"
-
-
-def environment(home: Path, **more: str) -> dict[str, str]:
-    """A user's without any setting of mlxd's."""
-    return {"PATH": os.environ["PATH"], "HOME": str(home), **more}
 
 
 def run(command: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -112,6 +91,32 @@ def test_it_holds_the_shipped_policies(names: set[str], wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for name in held:
             assert archive.read(name) == (ROOT / name.removeprefix("mlxd/")).read_bytes()
+
+
+def service_files() -> set[str]:
+    """What service managers are given, as it is committed."""
+    folders = (ROOT / "packaging" / manager for manager in ("systemd", "launchd"))
+    files = (file for folder in folders for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(ROOT)) for file in files}
+
+
+def test_it_holds_the_service_files(names: set[str], wheel: Path) -> None:
+    held = {name for name in names if name.startswith("mlxd/packaging/")}
+    assert held == {f"mlxd/{name}" for name in service_files()}
+    with zipfile.ZipFile(wheel) as archive:
+        for name in held:
+            assert archive.read(name) == (ROOT / name.removeprefix("mlxd/")).read_bytes()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("hatchling"), reason="no hatchling")
+def test_the_source_archive_holds_what_a_wheel_is_made_of() -> None:
+    from hatchling.builders.sdist import SdistBuilder
+
+    held = {one.distribution_path for one in SdistBuilder(str(ROOT)).recurse_included_files()}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "mlxd").rglob("*.py")}
+    policies = {f"policies/{kind}.yaml" for kind in KINDS}
+    guide = {str(path.relative_to(ROOT)) for path in GUIDE.iterdir() if path.is_file()}
+    assert modules | policies | guide | service_files() | {"LICENSE", "README.md"} <= held
 
 
 def test_it_holds_the_guide(names: set[str]) -> None:
@@ -201,7 +206,10 @@ def test_both_backends_are_of_the_pinned_engine() -> None:
 
 def test_the_command_says_its_version(installed: Path, tmp_path: Path) -> None:
     done = run(installed, "--version", **environment(tmp_path))
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"mlxd {__version__}\n", "")
+    assert (done.returncode, done.stderr) == (0, "")
+    told = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert told["mlxd"] == __version__
+    assert f"mlx=={told['mlx']}" in PROJECT["project"]["dependencies"]
 
 
 def test_the_commented_policies_are_written_and_valid(installed: Path, tmp_path: Path) -> None:
@@ -217,41 +225,13 @@ def test_the_commented_policies_are_written_and_valid(installed: Path, tmp_path:
 
 
 def test_it_serves(installed: Path, tmp_path: Path) -> None:
-    port = free_port()
-    command = [str(installed), "serve", "--port", str(port), "--state", str(tmp_path / "state")]
-    log = tmp_path / "log"
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            command, env=environment(tmp_path), cwd=tmp_path, stdout=sink, stderr=sink
-        )
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
-            wait_until_live(http, process, log)
-            assert http.get("/livez").text.strip() == "ok"
-            assert http.get("/api/version").json() == {"version": __version__}
-            assert http.get("/health").json()["policy"]["folder"] == ""
-            (guide,) = http.get("/api/tags").json()["models"]
-            assert guide["name"] == "mlxd-guide:latest"
-            if (GUIDE / "config.json").exists():
-                assert "unavailable" not in guide
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0, log.read_text()
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-
-
-def wait_until_live(http: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            http.get("/livez")
-        except httpx.TransportError:
-            time.sleep(0.02)
-        else:
-            return
-    raise AssertionError(log.read_text())
+    with served(installed, tmp_path) as http:
+        assert http.get("/livez").text.strip() == "ok"
+        assert http.get("/api/version").json() == {"version": __version__}
+        assert http.get("/health").json()["policy"]["folder"] == ""
+        (guide,) = http.get("/api/tags").json()["models"]
+        assert (guide["name"], guide.get("unavailable")) == ("mlxd-guide:latest", None)
+        check_a_token(http)
 
 
 def test_a_start_without_a_backend_names_the_extra(installed: Path, tmp_path: Path) -> None:

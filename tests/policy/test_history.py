@@ -51,13 +51,28 @@ def test_the_last_ones_are_kept(history: History) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "{", '{"version": 99}', "\0"])
-def test_what_another_version_wrote_is_left_alone(history: History, text: str) -> None:
+def test_what_another_version_wrote_or_is_damaged_is_told_and_left_alone(
+    history: History, text: str
+) -> None:
     history.record(generation(1))
     strange = history.folder / "00000002.json"
     strange.write_text(text)
     assert history.get(2) is None
     assert [one.number for one in history.newest_first()] == [1]
-    assert strange.exists()
+    history.tidy()
+    assert strange.read_text() == text
+    (told,) = history.unread()
+    assert told.startswith("policy generation 2 cannot be used: ")
+
+
+def test_a_folder_in_the_place_of_a_generation_keeps_none_from_being_forgotten(
+    history: History,
+) -> None:
+    (history.folder / "00000001.json").mkdir(parents=True)
+    history.tidy()
+    for number in range(2, KEPT + 4):
+        history.record(generation(number))
+    assert len(history.numbers()) == KEPT
 
 
 def test_without_a_state_folder_there_is_no_history(history: History) -> None:
@@ -153,11 +168,12 @@ class TestWritingBack:
         assert (folder / "limits.yaml").read_bytes() == b"\xff\xfe"
 
     @pytest.mark.parametrize("text", ["", "[]", '{"version": 2, "files": {}}', "{"])
-    def test_a_note_that_cannot_be_read_is_dropped(self, history: History, text: str) -> None:
+    def test_a_note_that_cannot_be_read_is_set_aside(self, history: History, text: str) -> None:
         history.folder.mkdir(parents=True)
         (history.folder / "writing.json").write_text(text)
         rollback.finish(history)
-        assert names(history.folder) == []
+        (lies_aside,) = names(history.folder)
+        assert lies_aside.startswith("writing.json.set-aside-")
 
 
 def test_equal_generations_are_equal() -> None:

@@ -25,13 +25,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import mlxd.policy
+from mlxd.core import durable
 from mlxd.policy import history as history_module
 from mlxd.policy import rollback
 from mlxd.policy.boot import boot
@@ -64,7 +65,7 @@ NEXT = {
     "timeouts.yaml": f"{_HEAD}queue: 3s\n",
 }
 _POLICY = str(Path(mlxd.policy.__file__).parent)
-_WRITING = frozenset((rollback.__file__, history_module.__file__))
+_WRITING = frozenset((rollback.__file__, history_module.__file__, durable.__file__))
 _LIBRARY = frozenset((pathlib.__file__, shutil.__file__))
 
 
@@ -192,7 +193,7 @@ async def _rollback(holder: Holder, meter: Meter) -> None:
 
 async def _rollback_without_note(holder: Holder, meter: Meter) -> None:
     """How it would be if nothing was noted first: the sweep must find this out."""
-    vars(rollback)["write_whole"] = lambda file, content: None
+    vars(rollback)["durable"] = SimpleNamespace(write=lambda file, content: None)
     await _rollback(holder, meter)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Literal
 
-from mlxd.policy.schema.base import Host, Policy, field, section
+from mlxd.policy.schema.base import Folder, Host, Policy, field, section
 from mlxd.policy.units import Delay, Duration, Size
 
 
@@ -115,11 +115,11 @@ class Drain(Policy):
 class Rotation(Policy):
     size: Size = field(
         "100MiB", "How large the log file grows before a new one is begun.",
-        unit="size", enforced=False, example="1GiB",
+        unit="size", example="1GiB",
     )  # fmt: skip
     keep: int = field(
         5, "Finished log files that are kept; the oldest is deleted first.",
-        unit="files", enforced=False, example="20", ge=0, le=1000,
+        unit="files", example="20", ge=0, le=1000,
     )  # fmt: skip
 
 
@@ -130,6 +130,12 @@ class Log(Policy):
     format: Literal["json", "text"] = field(
         "json", "One JSON object per line, or text for people.", example="text"
     )
+    file: Literal["auto", "none"] | Folder = field(
+        "auto", "A file of the daemon's own for the log; none is stderr. auto is `mlxd.log` in "
+        "`MLXD_LOGS`, or in the logs folder that a service manager without a journal names (under "
+        "launchd ~/Library/Logs/mlxd), and stderr where there is none.",
+        example="/var/log/mlxd/mlxd.log",
+    )  # fmt: skip
     rotate: Rotation = section("Where the log is a file of the daemon's own.")
 
 
