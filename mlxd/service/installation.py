@@ -71,11 +71,10 @@ class Installation:
         if ours:
             self._drop(ours)
             self.manager.forget()
-        ended = state.loaded and self._is_from_here(state) and not self.commands.rehearsal
-        pid = self._outside(State() if ended else state)
+        pid = self._outside(state)
         nothing = "nothing of ours is installed"
         left = f"mlxd (pid {pid}) was not started by {self.manager.name}, and runs on: mlxd stop"
-        return [*(() if ours or ended else (nothing,)), *((left,) if pid else ())]
+        return [*(() if ours else (nothing,)), *((left,) if pid else ())]
 
     def _files(self) -> Mapping[Path, str]:
         return {
