@@ -13,24 +13,28 @@ ifeq ($(shell uname -s),Linux)
 EXTRA := [cpu]
 endif
 
-.PHONY: help serve test long check format bench build tap clean
+.PHONY: help serve test test-system long check format bench build tap clean
 
 help:
-	@echo "make serve   serve on http://127.0.0.1:11435 with policies/ and .state/"
-	@echo "make test    check, then the tests"
-	@echo "make long    the same with their long forms"
-	@echo "make check   format, lint, types, import contracts"
-	@echo "make format  rewrite the code as make check wants it"
-	@echo "make bench   the throughput table of benchmarks/"
-	@echo "make build   the wheel and the source archive, in dist/"
-	@echo "make tap     a tap that Homebrew installs this checkout from, in dist/tap"
-	@echo "make clean   remove what these have made"
+	@echo "make serve        serve on http://127.0.0.1:11435 with policies/ and .state/"
+	@echo "make test         check, then the tests"
+	@echo "make test-system  the tests that start systemd, alone (root, Linux)"
+	@echo "make long         the same with their long forms"
+	@echo "make check        format, lint, types, import contracts"
+	@echo "make format       rewrite the code as make check wants it"
+	@echo "make bench        the throughput table of benchmarks/"
+	@echo "make build        the wheel and the source archive, in dist/"
+	@echo "make tap          a tap that Homebrew installs this checkout from, in dist/tap"
+	@echo "make clean        remove what these have made"
 
 serve: $(VENV)/.serve
 	exec $(BIN)/mlxd serve --policies policies --state .state
 
 test: check
 	$(BIN)/python -m pytest -n 4 --dist loadfile -m "not slow"
+
+test-system: $(VENV)/.dev
+	$(BIN)/python -m pytest -m system tests/system
 
 long: check
 	$(BIN)/python -m pytest -n 4 --dist loadfile

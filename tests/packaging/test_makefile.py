@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-VERBS = re.findall(r"^(\w+):", MAKEFILE, re.MULTILINE)
+VERBS = re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE)
 
 
 def plan(folder: Path, *arguments: str) -> str:
@@ -62,7 +62,7 @@ def test_each_verb_is_helped_with(tmp_path: Path) -> None:
     planned = plan(tmp_path)
     for verb in set(VERBS) - {"help"}:
         assert f"make {verb} " in planned
-    assert set(re.findall(r"\w+", MAKEFILE.partition(".PHONY:")[2].partition("\n")[0])) == set(
+    assert set(re.findall(r"[\w-]+", MAKEFILE.partition(".PHONY:")[2].partition("\n")[0])) == set(
         VERBS
     )
 

@@ -7,8 +7,10 @@ that a test puts there. Only root can make one, on Linux, where overlays and cgr
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -16,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +29,8 @@ import mlxd
 _SECONDS = 60.0
 _BOOT = Path(__file__).with_name("systemd_boot.sh")
 _PROGRAMS = ("unshare", "nsenter", "setpriv", "systemctl", "pivot_root", "mount")
+_GROUP = "mlxd-test-"
+_PR_SET_PDEATHSIG = 1
 _UNITS = "etc/systemd/system"
 _TARGET = "[Unit]\nDescription={name}\nDefaultDependencies=no\n"
 _TARGETS = ("idle", "sysinit", "basic", "sockets", "network", "multi-user", "shutdown")
@@ -142,7 +147,7 @@ def machine(folder: Path) -> Iterator[Machine]:
         with log.open("wb") as sink:
             process = subprocess.Popen(
                 _command(folder), stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
-                preexec_fn=lambda: (cgroup / "cgroup.procs").write_text("0"),  # noqa: PLW1509
+                preexec_fn=partial(_enter, cgroup),  # noqa: PLW1509
             )  # fmt: skip
         try:
             yield _booted(process, log, cgroup)
@@ -169,13 +174,22 @@ def _own_cgroup() -> Path:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         if after.startswith("cgroup2 "):
-            folder = Path(before.split(" ")[4]) / f"mlxd-test-{os.getpid()}"
+            top = Path(before.split(" ")[4])
+            _tidy(top)
+            folder = top / f"{_GROUP}{os.getpid()}"
             try:
                 folder.mkdir()
             except OSError as error:
                 raise Unavailable(f"no cgroup can be made: {error}") from None
             return folder
     raise Unavailable("no cgroup hierarchy of version 2 is mounted")
+
+
+def _tidy(top: Path) -> None:
+    """Remove what runs have left that were killed."""
+    for folder in top.glob(f"{_GROUP}*"):
+        if not psutil.pid_exists(int(folder.name.removeprefix(_GROUP))):
+            _remove(folder)
 
 
 def _prepare(folder: Path) -> None:
@@ -242,6 +256,12 @@ def _first_of(process: subprocess.Popen[bytes]) -> int:
             if child.name() == "systemd":
                 return int(child.pid)
     return 0
+
+
+def _enter(cgroup: Path) -> None:
+    """In the new process: it is of the group, and does not outlive the tests."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    (cgroup / "cgroup.procs").write_text("0")
 
 
 def _remove(cgroup: Path) -> None:

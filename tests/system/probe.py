@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _CLONE_NEWUSER = 0x10000000
+_PER_LINUX32 = 8
 _CAPABILITIES = ("CapEff", "CapPrm", "CapBnd", "CapAmb")
 _ELSEWHERE = ("192.0.2.1", 9)
 """An address that is nobody's (RFC 5737)."""
@@ -41,10 +42,15 @@ def writable_code() -> None:
     mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
 
 
-def new_namespace() -> None:
+def called(name: str, argument: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWUSER) != 0:
-        raise OSError(ctypes.get_errno(), "unshare")
+    if getattr(libc, name)(argument) == -1:
+        raise OSError(ctypes.get_errno(), name)
+
+
+def marked(file: Path) -> None:
+    file.touch()
+    file.chmod(0o4700)
 
 
 def status_of(pid: int | str) -> dict[str, str]:
@@ -85,7 +91,10 @@ def seen() -> dict[str, object]:
         "write": {path: writable(path) for path in sys.argv[3].split(":")},
         "credential": credential.read_text(),
         "setuid": outcome(lambda: os.setuid(0)),
-        "namespace": outcome(new_namespace),
+        "namespace": outcome(lambda: called("unshare", _CLONE_NEWUSER)),
+        "personality": outcome(lambda: called("personality", _PER_LINUX32)),
+        "priority": outcome(lambda: os.nice(1)),
+        "set_user_id": outcome(lambda: marked(Path(sys.argv[1]).with_name("marked"))),
         "writable_code": outcome(writable_code),
         "netlink": outcome(lambda: opened(socket.AF_NETLINK, socket.SOCK_RAW)),
         "packet": outcome(lambda: opened(socket.AF_PACKET, socket.SOCK_RAW)),
