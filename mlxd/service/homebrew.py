@@ -23,7 +23,7 @@ BREW = Layout(
     program=PurePosixPath("/brew.opt_bin/mlxd"),
     policies=PurePosixPath("/brew.pkgetc/policies"),
     state=PurePosixPath("/brew.var/mlxd"),
-    logs=PurePosixPath("/brew.var/log"),
+    logs=PurePosixPath("/brew.var/log/mlxd"),
 )
 """The first part of each path is a method of the formula, which knows Homebrew's folders."""
 
@@ -69,11 +69,11 @@ class Mlxd < Formula
     # An older Homebrew has no phase of its own for it.
     fetch unless (buildpath/"wheels").directory?
 
-    system builder, "-m", "pip", "wheel", "--no-index", "--no-deps", "--no-build-isolation",
-                    "--wheel-dir=wheels", "."
+    system builder, "-m", "pip", "wheel", "--no-index", "--no-cache-dir", "--no-deps",
+                    "--no-build-isolation", "--wheel-dir=wheels", "."
     virtualenv_create(libexec, "python@python@", system_site_packages: false)
     system builder, "-m", "pip", "--python=#{libexec}/bin/python", "install",
-                    "--no-index", "--no-deps", *buildpath.glob("wheels/*.whl")
+                    "--no-index", "--no-cache-dir", "--no-deps", *buildpath.glob("wheels/*.whl")
 
     # The commands look where the service does, unless they are told otherwise.
     (bin/"mlxd").write_env_script libexec/"bin/mlxd",
@@ -83,7 +83,7 @@ class Mlxd < Formula
     # Files that were edited stay; what is new for them lies beside them as *.default.
     pkgetc.install "policies", "etc/mlxd.env"
     (var/"mlxd").mkpath
-    (var/"log").mkpath
+    (var/"log/mlxd").mkpath
 
     (prefix/"@label@.plist").write <<~XML
 @plist@

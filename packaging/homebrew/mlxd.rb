@@ -38,11 +38,11 @@ class Mlxd < Formula
     # An older Homebrew has no phase of its own for it.
     fetch unless (buildpath/"wheels").directory?
 
-    system builder, "-m", "pip", "wheel", "--no-index", "--no-deps", "--no-build-isolation",
-                    "--wheel-dir=wheels", "."
+    system builder, "-m", "pip", "wheel", "--no-index", "--no-cache-dir", "--no-deps",
+                    "--no-build-isolation", "--wheel-dir=wheels", "."
     virtualenv_create(libexec, "python3.13", system_site_packages: false)
     system builder, "-m", "pip", "--python=#{libexec}/bin/python", "install",
-                    "--no-index", "--no-deps", *buildpath.glob("wheels/*.whl")
+                    "--no-index", "--no-cache-dir", "--no-deps", *buildpath.glob("wheels/*.whl")
 
     # The commands look where the service does, unless they are told otherwise.
     (bin/"mlxd").write_env_script libexec/"bin/mlxd",
@@ -52,7 +52,7 @@ class Mlxd < Formula
     # Files that were edited stay; what is new for them lies beside them as *.default.
     pkgetc.install "policies", "etc/mlxd.env"
     (var/"mlxd").mkpath
-    (var/"log").mkpath
+    (var/"log/mlxd").mkpath
 
     (prefix/"dev.mlxd.plist").write <<~XML
       <?xml version="1.0" encoding="UTF-8"?>
@@ -96,9 +96,9 @@ class Mlxd < Formula
           <integer>10240</integer>
         </dict>
         <key>StandardOutPath</key>
-        <string>#{var}/log/mlxd.log</string>
+        <string>#{var}/log/mlxd/mlxd.log</string>
         <key>StandardErrorPath</key>
-        <string>#{var}/log/mlxd.log</string>
+        <string>#{var}/log/mlxd/mlxd.log</string>
         <key>LimitLoadToSessionType</key>
         <array>
           <string>Aqua</string>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -41,23 +42,16 @@ def _packages() -> Path:
     folder = Path(tempfile.gettempdir()) / f"mlxd-tests-ruby-2.10.1-{os.getuid()}"
     if (folder / "package.json").exists():
         return folder
-    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
-        Path(name, "package.json").write_text('{"private": true}')
-        install = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *_PACKAGES]
-        done = subprocess.run(
-            install, cwd=name, check=False, capture_output=True, text=True, timeout=100
-        )
-        if done.returncode:
-            pytest.skip(f"the packages cannot be had: {done.stderr[-300:]}")
-        _keep(Path(name), folder)
+    made = Path(tempfile.mkdtemp(dir=folder.parent))
+    (made / "package.json").write_text('{"private": true}')
+    install = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *_PACKAGES]
+    done = subprocess.run(
+        install, cwd=made, check=False, capture_output=True, text=True, timeout=100
+    )
+    if done.returncode == 0:
+        with contextlib.suppress(OSError):  # another run was quicker
+            made.rename(folder)
+    shutil.rmtree(made, ignore_errors=True)
+    if not folder.exists():
+        pytest.skip(f"the packages cannot be had: {done.stderr[-300:]}")
     return folder
-
-
-def _keep(made: Path, folder: Path) -> None:
-    """As a whole, and once: another run may have been quicker."""
-    whole = made.with_name(f"{folder.name}-{os.getpid()}")
-    shutil.copytree(made, whole)
-    try:
-        whole.rename(folder)
-    except OSError:
-        shutil.rmtree(whole)
