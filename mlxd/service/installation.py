@@ -177,6 +177,6 @@ class Installation:
             lambda: self.where(self.state_folder) is not None, self.serving_seconds
         )
         if not serves:
-            log = self.layout.logs / "mlxd.log"
-            where = str(log) if self.target.manager == "launchd" else "journalctl"
+            on_mac = self.target.manager == "launchd"
+            where = f"the logs in {self.layout.logs}" if on_mac else "journalctl"
             raise ServiceError(f"it was started, and does not serve yet: see {where}")

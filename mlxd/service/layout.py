@@ -46,7 +46,7 @@ BREW_MAC = Layout(
     program=PurePosixPath("/opt/homebrew/opt/mlxd/bin/mlxd"),
     policies=PurePosixPath("/opt/homebrew/etc/mlxd/policies"),
     state=PurePosixPath("/opt/homebrew/var/mlxd"),
-    logs=PurePosixPath("/opt/homebrew/var/log"),
+    logs=PurePosixPath("/opt/homebrew/var/log/mlxd"),
 )
 """As Homebrew has it on a Mac with Apple silicon."""
 USER_LINUX = Layout(

@@ -229,7 +229,7 @@ def test_what_is_rendered_is_of_the_policies_on_disk(tmp_path: Path, capsys: Cap
     (tmp_path / "server.yaml").write_text("schema: mlxd/v1\ndrain: {grace: 100s}\n")
     base = ("--target", "launchd", "--program", "/opt/mlxd/bin/mlxd")
     text = rendered(capsys, *base, "--policies", str(tmp_path), "--logs", "/l")
-    for words in ("<integer>147</integer>", "/opt/mlxd/bin/mlxd", "/l/mlxd.log", str(tmp_path)):
+    for words in ("<integer>147</integer>", "/opt/mlxd/bin/mlxd", "/l/mlxd.err.log", str(tmp_path)):
         assert words in text
     files = json.loads(rendered(capsys, *base, "--policies", str(tmp_path), "--json"))["files"]
     assert "<integer>147</integer>" in files["dev.mlxd.plist"]
@@ -256,7 +256,7 @@ def test_several_files_in_one_stream_are_named(capsys: Captured) -> None:
 def test_the_formula_is_rendered_with_paths_of_its_own(capsys: Captured) -> None:
     text = rendered(capsys, "--target", "homebrew")
     assert text.startswith("class Mlxd < Formula\n")
-    assert "#{var}/log/mlxd.log" in text
+    assert "#{var}/log/mlxd/mlxd.err.log" in text
 
 
 def test_what_cannot_be_rendered_is_2(tmp_path: Path, capsys: Captured) -> None:
