@@ -71,11 +71,10 @@ class Installation:
         if ours:
             self._drop(ours)
             self.manager.forget()
-        ended = state.loaded and self._is_from_here(state) and not self.commands.rehearsal
-        pid = self._outside(State() if ended else state)
+        pid = self._outside(state)
         nothing = "nothing of ours is installed"
         left = f"mlxd (pid {pid}) was not started by {self.manager.name}, and runs on: mlxd stop"
-        return [*(() if ours or ended else (nothing,)), *((left,) if pid else ())]
+        return [*(() if ours else (nothing,)), *((left,) if pid else ())]
 
     def _files(self) -> Mapping[Path, str]:
         return {
@@ -178,6 +177,6 @@ class Installation:
             lambda: self.where(self.state_folder) is not None, self.serving_seconds
         )
         if not serves:
-            log = self.layout.logs / "mlxd.log"
-            where = str(log) if self.target.manager == "launchd" else "journalctl"
+            on_mac = self.target.manager == "launchd"
+            where = f"the logs in {self.layout.logs}" if on_mac else "journalctl"
             raise ServiceError(f"it was started, and does not serve yet: see {where}")

@@ -17,7 +17,9 @@ Keys: TypeAlias = Mapping[str, Any]
 
 FILE = f"{LABEL}.plist"
 LOG = "mlxd.log"
-"""Below the layout's folder for logs."""
+"""The daemon's own, which it bounds; below the layout's folder for logs."""
+_OUTPUT = "mlxd.err.log"
+"""What launchd keeps beside it: a start that is refused, the stacks of a daemon that hung."""
 
 _LEAST_THROTTLE = 10
 """Seconds between two starts below which launchd does not go by itself."""
@@ -50,7 +52,7 @@ def daemon(facts: Facts, layout: Layout) -> dict[str, str]:
 
 
 def _common(facts: Facts, layout: Layout) -> Keys:
-    log = str(layout.logs / LOG)
+    output = str(layout.logs / _OUTPUT)
     return {
         "Label": LABEL,
         "ProgramArguments": [str(layout.program), "serve"],
@@ -62,8 +64,8 @@ def _common(facts: Facts, layout: Layout) -> Keys:
         "ProcessType": "Interactive",
         "AbandonProcessGroup": False,
         "SoftResourceLimits": {"NumberOfFiles": _FILES},
-        "StandardOutPath": log,
-        "StandardErrorPath": log,
+        "StandardOutPath": output,
+        "StandardErrorPath": output,
     }
 
 
@@ -72,6 +74,7 @@ def _environment(layout: Layout) -> Mapping[str, str]:
         "MLXD_POLICIES": layout.policies,
         "MLXD_STATE": layout.state,
         "MLXD_MODELS": layout.models,
+        "MLXD_LOGS": layout.logs,
     }
     return {"PATH": _PATH, **{name: str(path) for name, path in places.items() if path}}
 

@@ -74,6 +74,8 @@ class Mlxd < Formula
           <string>#{pkgetc}/policies</string>
           <key>MLXD_STATE</key>
           <string>#{var}/mlxd</string>
+          <key>MLXD_LOGS</key>
+          <string>#{var}/log/mlxd</string>
         </dict>
         <key>RunAtLoad</key>
         <true/>
@@ -96,9 +98,9 @@ class Mlxd < Formula
           <integer>10240</integer>
         </dict>
         <key>StandardOutPath</key>
-        <string>#{var}/log/mlxd/mlxd.log</string>
+        <string>#{var}/log/mlxd/mlxd.err.log</string>
         <key>StandardErrorPath</key>
-        <string>#{var}/log/mlxd/mlxd.log</string>
+        <string>#{var}/log/mlxd/mlxd.err.log</string>
         <key>LimitLoadToSessionType</key>
         <array>
           <string>Aqua</string>

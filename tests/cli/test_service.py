@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -104,19 +105,36 @@ def test_the_machines_service_is_found_where_the_user_has_none(
     assert (ended, said["scope"], said["file"]) == (0, "system", None)
 
 
-def test_root_without_a_systemd_of_its_own_is_told_of_the_machines(
-    tmp_path: Path, capsys: Captured
+@pytest.mark.parametrize("uid", [0, 501])
+def test_without_a_systemd_of_ones_own_it_is_the_machines(
+    tmp_path: Path, capsys: Captured, uid: int
 ) -> None:
-    linux = scripted(tmp_path, "linux", uid=0)
+    linux = scripted(tmp_path, "linux", uid=uid)
     site = Site(machine=linux.machine)
     linux.tell("no-bus")
-    assert status.status(site, as_json=True) == 1
-    assert "linger" in json.loads(capsys.readouterr().out)["error"]
-    unit = tmp_path / "etc/systemd/system/mlxd.service"
-    linux.tell("known/mlxd.service", str(unit))
+    ended, said = report(site, capsys)
+    if uid == 0:
+        assert (ended, said["scope"], said["loaded"]) == (1, "system", False)
+    else:
+        assert (ended, "linger" in said["error"]) == (1, True)
+    linux.tell("known/mlxd.service", str(tmp_path / "etc/systemd/system/mlxd.service"))
     linux.tell("active", str(os.getpid()))
     ended, said = report(site, capsys)
-    assert (ended, said["scope"], said["file"]) == (0, "system", None)
+    assert (ended, said["scope"], said["running"]) == (0, "system", True)
+
+
+def test_asking_for_the_status_starts_nothing(made: Scripted, capsys: Captured) -> None:
+    """A connection to the socket that systemd holds would."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.2)
+        port = str(listener.getsockname()[1])
+        environ = {**made.machine.environ, "MLXD_PORT": port}
+        site = Site(
+            state=str(made.machine.home / "state"), machine=replace(made.machine, environ=environ)
+        )
+        assert report(site, capsys)[1]["daemon"] == {"status": "down"}
+        with pytest.raises(TimeoutError):
+            listener.accept()
 
 
 def test_a_stranger_in_the_state_folder_is_75(
@@ -150,6 +168,7 @@ def test_whose_service_it_is_has_to_be_meant(made: Scripted, capsys: Captured) -
     root = Site(machine=replace(made.machine, uid=0, environ=by_sudo))
     assert install.install(root, now=False, rehearsal=False) == 1
     assert "leave out sudo" in capsys.readouterr().err
+    assert install.install(user, now=False, rehearsal=True) == 0, "a rehearsal may be anybody's"
     assert made.calls() == []
 
 
@@ -210,7 +229,7 @@ def test_what_is_rendered_is_of_the_policies_on_disk(tmp_path: Path, capsys: Cap
     (tmp_path / "server.yaml").write_text("schema: mlxd/v1\ndrain: {grace: 100s}\n")
     base = ("--target", "launchd", "--program", "/opt/mlxd/bin/mlxd")
     text = rendered(capsys, *base, "--policies", str(tmp_path), "--logs", "/l")
-    for words in ("<integer>147</integer>", "/opt/mlxd/bin/mlxd", "/l/mlxd.log", str(tmp_path)):
+    for words in ("<integer>147</integer>", "/opt/mlxd/bin/mlxd", "/l/mlxd.err.log", str(tmp_path)):
         assert words in text
     files = json.loads(rendered(capsys, *base, "--policies", str(tmp_path), "--json"))["files"]
     assert "<integer>147</integer>" in files["dev.mlxd.plist"]
@@ -237,7 +256,7 @@ def test_several_files_in_one_stream_are_named(capsys: Captured) -> None:
 def test_the_formula_is_rendered_with_paths_of_its_own(capsys: Captured) -> None:
     text = rendered(capsys, "--target", "homebrew")
     assert text.startswith("class Mlxd < Formula\n")
-    assert "#{var}/mlxd" in text
+    assert "#{var}/log/mlxd/mlxd.err.log" in text
 
 
 def test_what_cannot_be_rendered_is_2(tmp_path: Path, capsys: Captured) -> None:

@@ -246,7 +246,9 @@ def test_a_start_that_fails_says_where_to_look(linux: Scripted) -> None:
 
 
 def test_a_service_that_does_not_serve_is_a_failure(mac: Scripted) -> None:
-    with pytest.raises(ServiceError, match=r"does not serve yet: see .*/mlxd\.log"):
+    with pytest.raises(
+        ServiceError, match=r"does not serve yet: see the logs in .*/Library/Logs/mlxd"
+    ):
         installation(mac, serves=False).install(now=True)
 
 

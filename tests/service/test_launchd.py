@@ -69,12 +69,14 @@ def test_what_both_say() -> None:
         assert keys["SoftResourceLimits"]["NumberOfFiles"] > 256
         assert "/usr/bin" in keys["EnvironmentVariables"]["PATH"].split(":"), "caffeinate"
         assert keys["StandardOutPath"] == keys["StandardErrorPath"]
+        logs = keys["EnvironmentVariables"]["MLXD_LOGS"]
+        assert keys["StandardErrorPath"] == f"{logs}/mlxd.err.log", "mlxd.log is the daemon's own"
 
 
 def test_an_agent_runs_in_a_login_at_the_screen_and_over_ssh() -> None:
     keys = agent()
     assert {"Aqua", "Background"} <= set(keys["LimitLoadToSessionType"])
-    assert keys["StandardErrorPath"] == "/Users/ann/Library/Logs/mlxd/mlxd.log"
+    assert keys["StandardErrorPath"] == "/Users/ann/Library/Logs/mlxd/mlxd.err.log"
     assert "UserName" not in keys
     assert "MLXD_STATE" not in keys["EnvironmentVariables"], "the commands look there, too"
 

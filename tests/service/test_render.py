@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mlxd.service import homebrew
 from mlxd.service.golden import golden
+from mlxd.service.layout import BREW_MAC
 from mlxd.service.render import TARGETS, NoSuchTarget, joined, target
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
@@ -25,6 +27,18 @@ def test_nothing_of_a_target_that_is_gone_is_committed() -> None:
     for folder in {one.folder.partition("/")[0] for one in TARGETS}:
         committed = {file for file in (PACKAGING / folder).rglob("*") if file.suffix in kinds}
         assert committed <= rendered
+
+
+def test_the_agent_that_is_committed_is_the_one_that_homebrew_installs() -> None:
+    folders = {
+        "/brew.opt_bin": "/opt/homebrew/opt/mlxd/bin",
+        "/brew.pkgetc": "/opt/homebrew/etc/mlxd",
+        "/brew.var": "/opt/homebrew/var",
+    }
+    in_formula, on_mac = repr(homebrew.BREW), repr(BREW_MAC)
+    for method, folder in folders.items():
+        in_formula = in_formula.replace(method, folder)
+    assert in_formula == on_mac
 
 
 def test_a_target_is_named_by_itself_or_by_manager_and_scope() -> None:

@@ -14,7 +14,7 @@ from mlxd.cli.client import NoAnswer, address_of, get_json
 from mlxd.cli.policy.here import print_json
 from mlxd.cli.service.site import Site
 from mlxd.core import places, starts
-from mlxd.core.instance import authority
+from mlxd.core.instance import authority, is_claimed
 from mlxd.service import written
 from mlxd.service.machine import Commands, ServiceError
 from mlxd.service.manager import State
@@ -53,7 +53,7 @@ def _of_whom(site: Site) -> tuple[Site, State]:
         state = _state(site)
     except ServiceError:  # root without a login has no systemd of its own
         found = _state(machines)
-        if not _is_there(machines, found):
+        if not _is_there(machines, found) and site.machine.uid != 0:
             raise
         return machines, found
     if _is_there(site, state):
@@ -89,12 +89,14 @@ def _report(site: Site, state: State) -> Json:
         "since": _iso(state.since),
         "last_exit": state.last_exit or None,
         "starts_held": starts.look(site.state_folder).held,
-        "daemon": _daemon(site),
+        "daemon": _daemon(site, state),
     }
 
 
-def _daemon(site: Site) -> Json:
-    """What answers at the service's address, if something does."""
+def _daemon(site: Site, state: State) -> Json:
+    """What it says of itself. Where none runs nobody is asked: systemd's socket would start one."""
+    if not state.running and not is_claimed(site.state_folder):
+        return {"status": "down"}
     found = places.find(site.policies, site.state, site.machine.environ)
     address = address_of(replace(found, state=replace(found.state, path=site.state_folder)))
     try:
@@ -142,7 +144,7 @@ def _file_words(report: Json) -> str:
 def _daemon_words(report: Json) -> str:
     daemon = report["daemon"]
     if daemon["status"] == "down":
-        return str(daemon["error"])
+        return str(daemon.get("error", "does not run"))
     words = f"{daemon['status']}  {daemon['url']}  mlxd {daemon['version']}  pid {daemon['pid']}"
     if daemon["pid"] == report["pid"]:
         return words
