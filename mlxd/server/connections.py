@@ -98,18 +98,15 @@ class Connection(RequestHandler):
         """Somebody waits for an answer, or has not taken all of one. False for who follows."""
         if self.following or self._wire is None:
             return False
-        return self._asked or self._wire.get_write_buffer_size() > 0
-
-    @property
-    def _asked(self) -> bool:
-        return self._request_in_progress or bool(self._messages)
+        asked = self._request_in_progress or bool(self._messages)
+        return asked or self._wire.get_write_buffer_size() > 0
 
     @property
     def expecting(self) -> bool:
         """A request may be on its way: the client has just come, or has just had an answer, or has
         begun to ask.
         """
-        if self._wire is None or self._wire.is_closing() or self._close or self._asked:
+        if not self.open or self._close or self.following or self.answering:
             return False
         if not self.waiting:
             return True  # aiohttp turns from one request to the next
