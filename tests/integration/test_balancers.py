@@ -124,7 +124,6 @@ def pid_that_answers(balancer: Balancer) -> set[int]:
 def test_what_a_balancer_passes_on(program: str, front: Front, daemons: list[Daemon]) -> None:
     balancer = front(program)
     with client_of(balancer) as client:
-        assert client.get("/readyz").headers["server"].startswith(("mlxd", "nginx"))
         deleting = client.request("DELETE", "/api/delete", json={"model": PACED})
         assert deleting.status_code == 403, "whoever is behind a balancer is not this machine"
         claims = {"X-Forwarded-For": "", "Forwarded": ""}

@@ -96,15 +96,15 @@ def test_an_idle_daemon_with_a_loaded_model_stops_within_three_seconds(start: An
 def test_a_stream_under_way_finishes_and_then_the_daemon_ends(start: Any) -> None:
     daemon: Daemon = start({"server": "drain: {not_ready_delay: 300ms, grace: 40s}\n"})
     with held(daemon, tokens=2000) as stream, httpx.Client(base_url=daemon.url) as known:
-        known.get("/livez")
+        for client in (known, daemon.http):  # each on a connection of its own
+            client.get("/livez")
         daemon.process.send_signal(signal.SIGTERM)
         eventually(lambda: "no new connection" in daemon.log_text(), "the delay is over")
-        assert known.get("/readyz").status_code == 503
         refused = known.post("/api/generate", json=generate(ENDLESS, "x", tokens=1))
         assert refused.status_code == 503
         assert refused.headers["x-mlxd-code"] == "draining"
         assert refused.headers["retry-after"]
-        assert known.get("/health").status_code == 200
+        assert daemon.http.get("/health").status_code == 200
         found = stream.rest()
     assert (found[-1]["done"], found[-1]["eval_count"]) == (True, 2000)
     assert daemon.process.wait(30) == 0
