@@ -82,10 +82,12 @@ async def test_who_was_connected_last_may_still_ask(tmp_path: Path) -> None:
 async def test_an_end_waits_for_answers_that_are_still_read(tmp_path: Path) -> None:
     made = composed(tmp_path)
     made.listener.answering = 1
+    told = asyncio.Event()
+    made.parts.events.close.side_effect = told.set  # who follows is not waited for
     draining = asyncio.create_task(Ending(made).drain(asked=True))
+    await asyncio.wait_for(told.wait(), LONG / 2)
     await asyncio.sleep(0.3)
     assert not draining.done()
-    made.parts.events.close.assert_called_once_with()  # who follows is not waited for
     made.listener.answering = 0
     await asyncio.wait_for(draining, LONG / 2)
 
