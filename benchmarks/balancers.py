@@ -63,8 +63,10 @@ class Bench:
     long: Callers
 
 
-Event = Callable[[Bench, int], float | None]
-"""Does it to one of the daemons; the time at which it was killed, if it was."""
+Kill = tuple[float, float]
+"""When the signal was sent, and when the process was gone."""
+Event = Callable[[Bench, int], Kill | None]
+"""Does it to one of the daemons."""
 
 
 def drained(bench: Bench, n: int) -> None:
@@ -75,12 +77,12 @@ def drained(bench: Bench, n: int) -> None:
     assert status == 0, f"it ended with {status}"
 
 
-def killed(bench: Bench, n: int) -> float:
+def killed(bench: Bench, n: int) -> Kill:
     daemon = bench.daemons.daemons[n]
-    at = time.monotonic()
+    began = time.monotonic()
     daemon.process.kill()
     daemon.process.wait(_PATIENCE_SECONDS)
-    return at
+    return began, time.monotonic()
 
 
 def moved(bench: Bench, n: int) -> None:
@@ -121,13 +123,13 @@ def bench_of(program: str, daemons: Fleet, folder: Path, *, busy: bool) -> Itera
 def strike(event: str, program: str, daemons: Fleet, folder: Path, rounds: int) -> Row:
     act, busy = EVENTS[event]
     row = Row(program, event, rounds)
-    kills: list[float] = []
+    kills: list[Kill] = []
     with bench_of(program, daemons, folder, busy=busy) as bench:
         for number in range(rounds):
             n = number % len(SERVERS)
             _until_asked(daemons.complete()[n])
-            at = act(bench, n)
-            kills += [at] if at is not None else []
+            kill = act(bench, n)
+            kills += [kill] if kill is not None else []
             _go_on(bench.short)
     row.answers, row.streams = bench.short.answers, bench.long.answers
     for callers, is_stream in ((bench.short, False), (bench.long, True)):
@@ -137,12 +139,13 @@ def strike(event: str, program: str, daemons: Fleet, folder: Path, rounds: int) 
     return row
 
 
-def _judge(failure: Failure, kills: list[float], row: Row, *, is_stream: bool) -> None:
-    if any(failure.began <= at <= failure.ended for at in kills):
+def _judge(failure: Failure, kills: list[Kill], row: Row, *, is_stream: bool) -> None:
+    if any(failure.began <= gone and failure.ended >= sent for sent, gone in kills):
         row.excused += 1
         row.excused_streams += is_stream
     else:
-        row.failures.append(failure.why)
+        after = min((failure.began - gone for _, gone in kills), key=abs, default=0.0)
+        row.failures.append(f"{failure.why}, begun {after:.3f} s after the last kill")
 
 
 def _until_asked(daemon: Daemon) -> None:
