@@ -155,7 +155,7 @@ def compose(
     parts = _parts(ground, models, reloader, starts, State(warnings=warnings))
     listener = Listener(_server(parts, ground), moved)
     systemd = Systemd()
-    heartbeat, watchdog = _watched(ground, models, listener, systemd)
+    heartbeat, watchdog = _watched(ground, models, parts, listener, systemd)
     return Composition(
         parts=parts,
         listener=listener,
@@ -354,7 +354,7 @@ def _caffeinate(ground: _Ground, models: _Models) -> Caffeinate:
 
 
 def _watched(
-    ground: _Ground, models: _Models, listener: Listener, systemd: Systemd
+    ground: _Ground, models: _Models, parts: Parts, listener: Listener, systemd: Systemd
 ) -> tuple[Heartbeat, Watchdog]:
     within = float(ground.store.current.supervision.daemon.watchdog)
     by_systemd = told_by_systemd(os.environ, os.getpid())
@@ -364,7 +364,7 @@ def _watched(
         ground.metrics.loop_lag,
         systemd.alive if by_systemd is not None else lambda: None,
         systemd=by_systemd,
-        supervised=lambda: models.admission.draining or not models.vitals.overdue,
+        supervised=lambda: parts.state.draining or not models.vitals.overdue,
     )
 
     def worker_pids() -> list[int]:

@@ -1,4 +1,8 @@
-"""The end of a daemon: it drains, then ends its workers and itself. Each stage is told."""
+"""The end of a daemon: it drains, then ends its workers and itself. Each stage is told.
+
+Whoever sends requests by /readyz, such as a balancer, needs a moment to hear of it. Until then they
+are served, and their answers say `Connection: close`: nothing is refused that could go elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,10 @@ log = logging.getLogger(__name__)
 
 _FAREWELL_SECONDS = 0.5
 _LOOK_SECONDS = 0.02
+_PROBED_SECONDS = 30.0
+"""Whoever asks /readyz by the clock has asked within this."""
+_LAST_CALL_SECONDS = 0.1
+"""For the requests of those who were connected just before nobody could be any more."""
 _TIDY_SECONDS = 5.0
 """For what is removed at the end; a disk may hang."""
 
@@ -32,26 +40,29 @@ class Ending:
         self._at_once.set()
 
     async def drain(self, *, asked: bool, within: float) -> None:
-        """Refuse new work, let what runs finish within its grace; end at once when told again.
+        """Say so, then refuse new work, and let what runs finish within its grace; end at once
+        when told again.
 
         `asked`: somebody wants this end; else a part was lost. `within`: seconds after which the
         process is over in any case.
         """
         self._parts.state.ready = False
-        self._parts.admission.draining = True
+        self._parts.state.draining = True
         self._made.watchdog.stop()  # a drain may take long, and that is no hang
         self._made.systemd.stopping(within)
-        self._tell_stage("not_ready", "no new request is admitted")
+        self._tell_stage("not_ready", "clients are asked to go elsewhere")
         if asked:
             await self._made.hold.asked_to_end()
         await self._parts.preloader.close()
         await self._made.recovery.close()
         await self._parts.puller.close()
         drain = self._parts.policies.current.server.drain
-        if self._parts.admission.active:
+        if self._parts.admission.active or self._is_probed():
             await self._pause(float(drain.not_ready_delay))
-        self._tell_stage("closed", "no new connection is accepted")
         await self._made.listener.stop_accepting()
+        await self._pause(_LAST_CALL_SECONDS)
+        self._parts.admission.draining = True
+        self._tell_stage("closed", "no new connection is accepted, and no new request")
         until = self._parts.clock.monotonic() + float(drain.grace)
         if not await self._all_ended(float(drain.grace)):
             await self._cut_off()
@@ -79,6 +90,11 @@ class Ending:
         await self._parts.records.close()
         self._made.systemd.close()
         log.info("stopped")
+
+    def _is_probed(self) -> bool:
+        """Whether somebody goes by /readyz, and may send requests until it has seen this end."""
+        probed = self._parts.state.probed
+        return probed is not None and self._parts.clock.monotonic() - probed < _PROBED_SECONDS
 
     async def _cut_off(self) -> None:
         """What did not finish is told so, loads included."""

@@ -115,6 +115,8 @@ class Edge:
         request[ID] = _request_id(request)
         request[POLICIES] = self._parts.policies.current
         request[MARKS] = Marks(self._parts.metrics.would_deny)
+        if self._parts.state.draining and isinstance(request.protocol, Connection):
+            request.protocol.leaving = True
         began = self._parts.clock.monotonic()
         status = 499
         try:

@@ -116,7 +116,7 @@ class EventStream:
 
     def _moved(self, request: web.BaseRequest) -> bool:
         """Its address is left by a daemon that stays; one that drains has more to tell."""
-        return _leaving(request) and not self._parts.admission.draining
+        return _leaving(request) and not self._parts.state.draining
 
     def _block(self, record: Record) -> bytes:
         head = f"id: {record.id}\nevent: {record.type}\ndata: "

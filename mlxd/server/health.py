@@ -1,4 +1,6 @@
-"""What the daemon says of itself: health, liveness, readiness, queue. Reading changes nothing."""
+"""What the daemon says of itself: health, liveness, readiness, queue. Reading changes nothing,
+except that a stop takes account of who asks /readyz (daemon/ending.py).
+"""
 
 from __future__ import annotations
 
@@ -71,6 +73,7 @@ class Ready:
         self._parts = parts
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._parts.state.probed = self._parts.clock.monotonic()
         reason = self._reason_not_to_be()
         if not reason:
             return web.Response(text="ok\n")
@@ -78,7 +81,7 @@ class Ready:
 
     def _reason_not_to_be(self) -> str:
         if not self._parts.state.ready:
-            return "draining" if self._parts.admission.draining else "starting"
+            return "draining" if self._parts.state.draining else "starting"
         if self._parts.starts.held:
             return self._parts.starts.reason
         return "out of memory" if self._parts.guard.level is Level.EMERGENCY else ""

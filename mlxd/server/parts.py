@@ -33,6 +33,10 @@ class State:
 
     ready: bool = False
     """Listeners are bound, a policy is in force, and the daemon is not draining."""
+    draining: bool = False
+    """The daemon stops. New requests are served as long as connections are accepted."""
+    probed: float | None = None
+    """When /readyz was last asked, on the monotonic clock."""
     warnings: list[str] = field(default_factory=list)
     """Found at the start; shown for as long as the daemon runs."""
 

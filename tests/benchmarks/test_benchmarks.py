@@ -114,6 +114,16 @@ def test_two_models_that_do_not_fit_together_answer_by_turns(tmp_path: Path) -> 
 @pytest.mark.mlx
 @pytest.mark.timeout(240)
 @pytest.mark.slow
+def test_no_request_is_lost_behind_a_balancer(tmp_path: Path) -> None:
+    found = run("balancers.py", tmp_path, "--short")
+
+    assert [row["failures"] for row in found["rows"]] == [[]] * 8
+    assert all((row["excused"] == 0) == (row["event"] != "kill -9") for row in found["rows"])
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(240)
+@pytest.mark.slow
 def test_nothing_is_killed_under_a_memory_limit(tmp_path: Path) -> None:
     found = run("memory_limit.py", tmp_path, "--short")
 

@@ -17,17 +17,20 @@ from mlxd.core.threads import Threads
 from mlxd.daemon import ending
 from mlxd.daemon.ending import Ending
 from mlxd.policy.load import load
+from mlxd.server.parts import State
 from tests.support.daemon import write_policies
 
 LONG = 30.0
 
 
-def composed(tmp_path: Path, *, grace: str = "30s") -> Any:
+def composed(tmp_path: Path, *, grace: str = "30s", delay: str = "0s") -> Any:
     """A composition in which nothing is under way."""
-    files = {"server": f"drain: {{not_ready_delay: 0s, grace: {grace}}}\n"}
+    files = {"server": f"drain: {{not_ready_delay: {delay}, grace: {grace}}}\n"}
     parts = MagicMock(clock=SystemClock())
     parts.policies.current = load(write_policies(tmp_path / "policies", files))
+    parts.state = State(ready=True)
     parts.admission.active = 0
+    parts.admission.draining = False
     for name in ("preloader", "puller", "reloader", "guard", "residency", "records"):
         getattr(parts, name).close = AsyncMock()
     parts.admission.idle = AsyncMock()
@@ -40,13 +43,51 @@ def composed(tmp_path: Path, *, grace: str = "30s") -> Any:
     return made
 
 
+async def test_who_goes_by_readyz_is_served_until_it_has_seen_the_end(tmp_path: Path) -> None:
+    """Though nothing is under way."""
+    made = composed(tmp_path, delay="1h")
+    made.parts.state.probed = made.parts.clock.monotonic()
+    end = Ending(made)
+    draining = asyncio.create_task(end.drain(asked=True, within=LONG))
+    await asyncio.sleep(0.2)
+    assert not made.parts.state.ready
+    assert not made.parts.admission.draining
+    made.listener.stop_accepting.assert_not_awaited()
+    end.hasten()
+    await asyncio.wait_for(draining, LONG / 2)
+    assert made.parts.admission.draining
+
+
+@pytest.mark.parametrize("ago", [None, ending._PROBED_SECONDS + 1])
+async def test_where_nobody_goes_by_it_an_idle_end_waits_for_nothing(
+    tmp_path: Path, ago: float | None
+) -> None:
+    made = composed(tmp_path, delay="1h")
+    made.parts.state.probed = None if ago is None else made.parts.clock.monotonic() - ago
+    await asyncio.wait_for(Ending(made).drain(asked=True, within=LONG), LONG / 2)
+
+
+async def test_who_was_connected_last_may_still_ask(tmp_path: Path) -> None:
+    made = composed(tmp_path)
+    closed = asyncio.Event()
+    made.listener.stop_accepting = AsyncMock(side_effect=closed.set)
+    draining = asyncio.create_task(Ending(made).drain(asked=True, within=LONG))
+    await asyncio.wait_for(closed.wait(), LONG / 2)
+    await asyncio.sleep(ending._LAST_CALL_SECONDS / 10)
+    assert not made.parts.admission.draining
+    await asyncio.wait_for(draining, LONG / 2)
+    assert made.parts.admission.draining
+
+
 async def test_an_end_waits_for_answers_that_are_still_read(tmp_path: Path) -> None:
     made = composed(tmp_path)
     made.listener.answering = 1
+    told = asyncio.Event()
+    made.parts.events.close.side_effect = told.set  # who follows is not waited for
     draining = asyncio.create_task(Ending(made).drain(asked=True, within=LONG))
+    await asyncio.wait_for(told.wait(), LONG / 2)
     await asyncio.sleep(0.3)
     assert not draining.done()
-    made.parts.events.close.assert_called_once_with()  # who follows is not waited for
     made.watchdog.stop.assert_called_once_with()
     made.systemd.stopping.assert_called_once_with(LONG)
     made.listener.answering = 0

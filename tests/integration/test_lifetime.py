@@ -94,22 +94,35 @@ def test_an_idle_daemon_with_a_loaded_model_stops_within_three_seconds(start: An
 
 
 def test_a_stream_under_way_finishes_and_then_the_daemon_ends(start: Any) -> None:
-    daemon: Daemon = start({"server": DRAIN})
-    with held(daemon, tokens=400) as stream:
+    daemon: Daemon = start({"server": "drain: {not_ready_delay: 300ms, grace: 40s}\n"})
+    with held(daemon, tokens=2000) as stream, httpx.Client(base_url=daemon.url) as known:
+        for client in (known, daemon.http):  # each on a connection of its own
+            client.get("/livez")
         daemon.process.send_signal(signal.SIGTERM)
-
-        def draining() -> bool:
-            return daemon.http.get("/readyz").status_code == 503
-
-        eventually(draining, "/readyz says 503")
-        refused = daemon.http.post("/api/generate", json=generate(ENDLESS, "x", tokens=1))
+        eventually(lambda: "no new connection" in daemon.log_text(), "the delay is over")
+        refused = known.post("/api/generate", json=generate(ENDLESS, "x", tokens=1))
         assert refused.status_code == 503
         assert refused.headers["x-mlxd-code"] == "draining"
         assert refused.headers["retry-after"]
         assert daemon.http.get("/health").status_code == 200
         found = stream.rest()
-    assert (found[-1]["done"], found[-1]["eval_count"]) == (True, 400)
+    assert (found[-1]["done"], found[-1]["eval_count"]) == (True, 2000)
     assert daemon.process.wait(30) == 0
+
+
+def test_until_the_delay_is_over_requests_are_served_and_sent_elsewhere(start: Any) -> None:
+    """Nothing is under way; somebody goes by /readyz, as a balancer does."""
+    daemon: Daemon = start({"server": "drain: {not_ready_delay: 60s, grace: 40s}\n"})
+    assert daemon.http.get("/readyz").status_code == 200
+    daemon.process.send_signal(signal.SIGTERM)
+
+    def draining() -> bool:
+        return daemon.http.get("/readyz").status_code == 503
+
+    eventually(draining, "/readyz says 503")
+    served = daemon.http.post("/api/generate", json=generate(ENDLESS, "x", tokens=1))
+    assert (served.status_code, served.headers["connection"]) == (200, "close")
+    assert daemon.stop() == 0
 
 
 def test_a_second_signal_ends_the_daemon_at_once(start: Any) -> None:
@@ -369,7 +382,7 @@ def test_the_stages_of_an_end_are_logged_and_told(start: Any) -> None:
     ]  # fmt: skip
     log = daemon.log_text()
     order = [
-        log.index(f"stopping: {words}") for words in ("no new req", "no new con", "1 requests")
+        log.index(f"stopping: {words}") for words in ("clients are", "no new con", "1 requests")
     ]
     assert order == sorted(order)
     assert log.index("stopping: the workers end") > order[-1]

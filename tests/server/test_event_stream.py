@@ -11,6 +11,7 @@ import pytest
 from mlxd.server import events as stream
 from mlxd.server.connections import Connection
 from mlxd.server.events import EventStream
+from mlxd.server.parts import State
 from mlxd.telemetry.events import Events
 from tests.support.virtual_time import VirtualLoop
 
@@ -22,9 +23,9 @@ class Bench:
         self.loop = VirtualLoop()
         self.events = Events(self.loop)
         self.written: list[bytes] = []
-        self.admission = SimpleNamespace(draining=False)
+        self.state = State()
         self.protocol: Any = None
-        parts: Any = SimpleNamespace(events=self.events, clock=self.loop, admission=self.admission)
+        parts: Any = SimpleNamespace(events=self.events, clock=self.loop, state=self.state)
         self.stream = EventStream(parts)
 
     async def write(self, data: bytes) -> None:
@@ -86,7 +87,7 @@ def test_it_ends_with_its_address(bench: Bench) -> None:
 
 def test_of_a_drain_it_tells_all(bench: Bench) -> None:
     bench.protocol = _leaving()
-    bench.admission.draining = True
+    bench.state.draining = True
     task = bench.follow()
     bench.loop.do(bench.events.record, "drain", "stopping: requests did not finish in time")
     bench.loop.settle()

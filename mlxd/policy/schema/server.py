@@ -107,7 +107,8 @@ class Drain(Policy):
         unit="duration", example="2m",
     )  # fmt: skip
     not_ready_delay: Delay = field(
-        "2s", "Between /readyz saying 503 and the listener closing, if requests are under way.",
+        "2s", "Between /readyz saying 503 and the listener closing, if requests are under way or a"
+        " balancer asks /readyz; new requests are served meanwhile.",
         unit="duration", example="10s",
     )  # fmt: skip
 
