@@ -19,11 +19,11 @@ def test_systemd_hears_of_a_daemon_that_drains_though_nobody_looks_after_workers
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
     ground = MagicMock(machine=ManualClock())
     ground.store.current = load()
-    models, systemd = MagicMock(), MagicMock()
-    models.admission.draining, models.vitals.overdue = False, True
-    heartbeat, _ = composition._watched(ground, models, MagicMock(), systemd)
+    models, parts, systemd = MagicMock(), MagicMock(), MagicMock()
+    parts.state.draining, models.vitals.overdue = False, True
+    heartbeat, _ = composition._watched(ground, models, parts, MagicMock(), systemd)
     heartbeat.beat(0.0)
     systemd.alive.assert_not_called()
-    models.admission.draining = True
+    parts.state.draining = True
     heartbeat.beat(0.0)
     systemd.alive.assert_called_once_with()
