@@ -144,8 +144,7 @@ def _judge(failure: Failure, kills: list[Kill], row: Row, *, is_stream: bool) ->
         row.excused += 1
         row.excused_streams += is_stream
     else:
-        after = min((failure.began - gone for _, gone in kills), key=abs, default=0.0)
-        row.failures.append(f"{failure.why}, begun {after:.3f} s after the last kill")
+        row.failures.append(failure.why)
 
 
 def _until_asked(daemon: Daemon) -> None:
