@@ -29,7 +29,7 @@ _SHOWN = 10
 _MARK = ".set-aside-"
 _LIES_ASIDE = re.compile(rf"(.+){re.escape(_MARK)}(v?)([0-9]{{1,9}})")
 _FOR_GOOD = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO})
-"""Reasons that a file cannot be opened which do not pass, and lie in the file."""
+"""Reasons that something cannot be looked at which do not pass, and lie in it."""
 STRANGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 """What decoding something strange raises."""
 
@@ -59,12 +59,9 @@ def read(file: Path, version: int, decode: Callable[[bytes], T], *, most: int) -
         _take_back(file, version)
         try:
             return decode(durable.read(file, most))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except OSError as error:
-            if error.errno not in _FOR_GOOD:
-                log.warning("%s cannot be read: %s", file.name, error.strerror)
-                return None
+        except OSError as error:  # even one that passes: what is written next must not replace it
             done = set_aside(file, f"it cannot be read: {error.strerror}")
         except OtherVersion as error:
             done = set_aside(file, str(error), error.version)

@@ -98,8 +98,9 @@ def test_many_are_told_of_in_few_words(tmp_path: Path) -> None:
     assert aside.told([tmp_path])[-1] == "19 more lie aside in the state folder"
 
 
-def test_what_passes_by_itself_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that has no more files to open, or a disk that was away, spoils nothing."""
+def test_what_could_not_be_read_just_then_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
 
     def gone(file: Path, most: int) -> bytes:
         raise OSError(5, "Input/output error")
@@ -108,7 +109,7 @@ def test_what_passes_by_itself_is_left(tmp_path: Path, monkeypatch: pytest.Monke
     with monkeypatch.context() as broken:
         broken.setattr("mlxd.core.durable.read", gone)
         assert read(tmp_path / "a") is None
-    assert read(tmp_path / "a") == "x"
+    assert read(tmp_path / "a.set-aside-1") == "x"
 
 
 def test_a_link_whose_disk_is_not_there_yet_is_left(tmp_path: Path) -> None:
