@@ -90,9 +90,10 @@ class Stream:
         """Texts and when they came."""
         if self._pieces is not None:
             return self._pieces
+        over = self.ended < float("inf")  # before they are read: one may come meanwhile
         found = [(at, _piece_of(json.loads(record))) for at, record in list(self.records)]
         found = [(at, text) for at, text in found if text]
-        if self.ended < float("inf"):
+        if over:
             self._pieces = found
         return found
 
