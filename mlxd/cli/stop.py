@@ -31,7 +31,7 @@ def stop(policies: str | None, state: str | None) -> int:
         print(f"mlxd (pid {pid}) cannot be signalled: {error.strerror}", file=sys.stderr)
         return exits.FAILED
     deadline = time.monotonic() + _PATIENCE
-    while is_claimed(folder):
+    while is_claimed(folder) and pid_of(folder) in (0, pid):  # a socket may start the next one
         if time.monotonic() > deadline:
             print(f"mlxd (pid {pid}) has not stopped within {_PATIENCE:g} s", file=sys.stderr)
             return exits.FAILED

@@ -44,7 +44,8 @@ class Library:
         own = self.own_names.get(card.name)
         model = own.model if own is not None else card.name
         try:
-            self.own_names.put(OwnName(destination.strip(), model, "copy"))
+            name = OwnName(destination.strip(), model, "copy")
+            await self.threads.run(self.own_names.put, name)
         except OSError as error:
             raise ModelInUse(f"the name cannot be kept: {error.strerror}") from error
         self._say("model_copied", f"{destination} is {model}", model)
@@ -61,7 +62,7 @@ class Library:
         own = self.own_names.get(name)
         card = names.find(name)
         if own is not None and (card is None or self._is_one_of_several(own)):
-            self._remove_name(own)
+            await self._remove_name(own)
         elif card is not None:
             await self._remove_model(card, names, policies)
         else:
@@ -107,7 +108,7 @@ class Library:
         except OSError as error:
             raise ModelInUse(f"'{folder.name}' cannot be removed: {error.strerror}") from error
         for own in others:
-            self._remove_name(own)
+            await self._remove_name(own)
         self.residency.unload(card)
         await self.catalog.rescanned(policies)
         self._say("model_removed", f"{folder.name} was removed", folder.name)
@@ -116,9 +117,9 @@ class Library:
         """Whether this is the model that `card` may be a copy of."""
         return one.path == card.path and self.own_names.get(key) is None
 
-    def _remove_name(self, own: OwnName) -> None:
+    async def _remove_name(self, own: OwnName) -> None:
         try:
-            self.own_names.remove(own)
+            await self.threads.run(self.own_names.remove, own)
         except OSError as error:
             raise ModelInUse(f"'{own.name}' cannot be removed: {error.strerror}") from error
         self._say("name_removed", f"{own.name} is no name of {own.model} any more", own.model)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,10 +35,14 @@ class OwnName:
 
 
 class OwnNames:
-    """All of them, and what is on the disk. The daemon alone writes there."""
+    """All of them, and what is on the disk. The daemon alone writes there.
+
+    `put` and `remove` wait for the disk, and may be called in any thread.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._changing = threading.Lock()
         self._names = {canonical(one.name): one for one in _read_all(folder)}
 
     def __call__(self) -> Mapping[str, str]:
@@ -54,17 +59,21 @@ class OwnNames:
 
     def put(self, own: OwnName) -> None:
         """Add it, in place of one that is called the same. Raises OSError."""
-        if len(self._names) >= MOST_NAMES and canonical(own.name) not in self._names:
-            raise OSError(errno.EDQUOT, f"there are {MOST_NAMES} such names already")
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key = canonical(own.name)
         said = json.dumps({"schema": SCHEMA} | asdict(own)) + "\n"
-        durable.write(self._path(own.name), said.encode())
-        self._names[canonical(own.name)] = own
+        with self._changing:
+            if len(self._names) >= MOST_NAMES and key not in self._names:
+                raise OSError(errno.EDQUOT, f"there are {MOST_NAMES} such names already")
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            durable.write(self._path(own.name), said.encode())
+            self._names = {**self._names, key: own}
 
     def remove(self, own: OwnName) -> None:
         """Raises OSError."""
-        self._path(own.name).unlink(missing_ok=True)
-        self._names.pop(canonical(own.name), None)
+        key = canonical(own.name)
+        with self._changing:
+            self._path(own.name).unlink(missing_ok=True)
+            self._names = {name: one for name, one in self._names.items() if name != key}
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{quote(canonical(name), safe='')}.json"

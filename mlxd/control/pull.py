@@ -195,7 +195,7 @@ class Puller:
             if own is not None and own.model == repo:
                 continue
             try:
-                self._own_names.put(OwnName(name, repo, "pull"))
+                await self._threads.run(self._own_names.put, OwnName(name, repo, "pull"))
             except OSError as error:
                 log.warning("%s: its name %s is not kept: %s", repo, name, error.strerror)
         await self._catalog.rescanned(policies)

@@ -133,7 +133,11 @@ def logs_folder(
     if given := environ.get("LOGS_DIRECTORY", "").partition(":")[0]:
         return Path(given)
     home = _home(environ)
-    by_launchd = sys.platform == "darwin" and os.getppid() == 1
+    by_launchd = (
+        sys.platform == "darwin"
+        and os.getppid() == 1
+        and environ.get("XPC_SERVICE_NAME", "0") != "0"
+    )
     return home / "Library/Logs/mlxd" if by_launchd and home is not None else None
 
 

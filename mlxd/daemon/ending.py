@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 _FAREWELL_SECONDS = 0.5
 _LOOK_SECONDS = 0.02
-_PROBED_SECONDS = 30.0
-"""Whoever asks /readyz by the clock has asked within this."""
 _LAST_CALL_SECONDS = 0.1
 """For the requests of those who were connected just before nobody could be any more."""
+_COMING_SECONDS = 1.0
+"""For those of whom it is known that they have connected and not yet asked."""
 _TIDY_SECONDS = 5.0
 """For what is removed at the end; a disk may hang."""
 
@@ -57,10 +57,11 @@ class Ending:
         await self._made.recovery.close()
         await self._parts.puller.close()
         drain = self._parts.policies.current.server.drain
-        if self._parts.admission.active or self._is_probed():
-            await self._pause(float(drain.not_ready_delay))
+        delay = float(drain.not_ready_delay)
+        if self._parts.admission.active or self._is_probed(delay):
+            await self._pause(delay)
         await self._made.listener.stop_accepting()
-        await self._pause(_LAST_CALL_SECONDS)
+        await self._last_call()
         self._parts.admission.draining = True
         self._tell_stage("closed", "no new connection is accepted, and no new request")
         until = self._parts.clock.monotonic() + float(drain.grace)
@@ -91,10 +92,21 @@ class Ending:
         self._made.systemd.close()
         log.info("stopped")
 
-    def _is_probed(self) -> bool:
-        """Whether somebody goes by /readyz, and may send requests until it has seen this end."""
+    def _is_probed(self, delay: float) -> bool:
+        """Whether somebody goes by /readyz, and may send requests until it has seen this end. Who
+        asks more rarely than every `delay` seconds, and some, does not see it in that time anyway.
+        """
         probed = self._parts.state.probed
-        return probed is not None and self._parts.clock.monotonic() - probed < _PROBED_SECONDS
+        return probed is not None and self._parts.clock.monotonic() - probed < 2 * delay
+
+    async def _last_call(self) -> None:
+        """Serve those who were connected already and are about to ask."""
+        await self._pause(_LAST_CALL_SECONDS)
+        until = self._parts.clock.monotonic() + _COMING_SECONDS
+        while await self._is_expected() and not self._at_once.is_set():
+            if self._parts.clock.monotonic() >= until:
+                return
+            await self._pause(_LOOK_SECONDS)
 
     async def _cut_off(self) -> None:
         """What did not finish is told so, loads included."""
@@ -136,10 +148,13 @@ class Ending:
 
     async def _in_use(self) -> bool:
         """Whether a client is answered or about to ask: what has come by now is read first."""
-        listener = self._made.listener
+        expected = await self._is_expected()
+        return expected or bool(self._made.listener.answering)
+
+    async def _is_expected(self) -> bool:
         for _ in range(2):
             await asyncio.sleep(0)
-        return bool(listener.answering or listener.expecting)
+        return bool(self._made.listener.expecting)
 
     async def _remove_temporary(self) -> None:
         remove = partial(shutil.rmtree, ignore_errors=True)

@@ -147,9 +147,20 @@ def _unfit(sock: socket.socket) -> str:
         return f"is a unix-domain socket ({path}): mlxd serves TCP, at an address and a port"
     if sock.family not in _FAMILIES or sock.type != socket.SOCK_STREAM:
         return "is no TCP socket"
-    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+    if not _listens(sock):
         return "is not listening; a socket unit of systemd has to say Accept=no"
     return ""
+
+
+def _listens(sock: socket.socket) -> bool:
+    """macOS does not tell (ENOPROTOOPT): there, one without a peer is taken for a listener."""
+    with contextlib.suppress(OSError):
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    try:
+        sock.getpeername()
+    except OSError:
+        return True
+    return False
 
 
 def _close(file: int) -> None:

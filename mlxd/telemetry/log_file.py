@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 import threading
 from dataclasses import dataclass
@@ -170,7 +171,7 @@ class RotatedFile:
 def _numbers(path: Path) -> list[int]:
     """Of the finished files that there are."""
     ends = (entry.name.removeprefix(f"{path.name}.") for entry in path.parent.iterdir())
-    return [int(end) for end in ends if end.isascii() and end.isdecimal() and len(end) < 6]
+    return [int(end) for end in ends if re.fullmatch("[1-9][0-9]{0,4}", end)]
 
 
 def _numbered(path: Path, number: int) -> Path:

@@ -78,7 +78,7 @@ def test_what_is_read_is_a_file_of_a_bounded_size(tmp_path: Path) -> None:
 
 
 def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    kept = {"a", ".a", ".a.b", "a.1", ".lock"}
+    kept = {"a", ".a", ".a.b", "a.1", ".lock", ".vimrc.1", ".bash_history.20261126"}
     for name in {".a.json.12-345", ".a.json.12", *kept}:
         (tmp_path / name).touch()
     (tmp_path / ".b.1").mkdir()

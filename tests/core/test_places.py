@@ -223,11 +223,18 @@ class TestLogsFolder:
         found = places.logs_folder(settings, environ, terminal=True)
         assert found == Path("/home/me/logs")
 
-    @pytest.mark.parametrize(("parent", "there"), [(1, True), (500, False)])
-    def test_under_launchd(self, monkeypatch: pytest.MonkeyPatch, parent: int, there: bool) -> None:
+    @pytest.mark.parametrize(
+        ("parent", "job", "there"),
+        [(1, "dev.mlxd", True), (500, "dev.mlxd", False), (1, "0", False)],
+    )
+    def test_under_launchd(
+        self, monkeypatch: pytest.MonkeyPatch, parent: int, job: str, there: bool
+    ) -> None:
+        """`0` is what a shell's orphan has."""
         user(monkeypatch, "darwin")
         monkeypatch.setattr("os.getppid", lambda: parent)
-        found = places.logs_folder({}, {"HOME": "/Users/me"}, terminal=False)
+        environ = {"HOME": "/Users/me", "XPC_SERVICE_NAME": job}
+        found = places.logs_folder({}, environ, terminal=False)
         assert found == (Path("/Users/me/Library/Logs/mlxd") if there else None)
 
 

@@ -58,13 +58,24 @@ async def test_who_goes_by_readyz_is_served_until_it_has_seen_the_end(tmp_path: 
     assert made.parts.admission.draining
 
 
-@pytest.mark.parametrize("ago", [None, ending._PROBED_SECONDS + 1])
+@pytest.mark.parametrize("ago", [None, 7201.0])
 async def test_where_nobody_goes_by_it_an_idle_end_waits_for_nothing(
     tmp_path: Path, ago: float | None
 ) -> None:
     made = composed(tmp_path, delay="1h")
     made.parts.state.probed = None if ago is None else made.parts.clock.monotonic() - ago
     await asyncio.wait_for(Ending(made).drain(asked=True, within=LONG), LONG / 2)
+
+
+async def test_who_has_connected_and_not_yet_asked_has_a_second_for_it(tmp_path: Path) -> None:
+    made = composed(tmp_path)
+    made.listener.expecting = 1
+    draining = asyncio.create_task(Ending(made).drain(asked=True, within=LONG))
+    await asyncio.sleep(3 * ending._LAST_CALL_SECONDS)
+    assert not made.parts.admission.draining
+    made.listener.expecting = 0
+    await asyncio.wait_for(draining, LONG / 2)
+    assert made.parts.admission.draining
 
 
 async def test_who_was_connected_last_may_still_ask(tmp_path: Path) -> None:

@@ -213,3 +213,21 @@ class TestLaunchd:
         monkeypatch.setenv("TEST_FAILURE", str(errno.EALREADY))
         found = inherit({}, PID, lambda name: activated_by(library, name))
         assert found.problem == f"launchd keeps the socket http: {os.strerror(errno.EALREADY)}"
+
+
+class _OnMac(socket.socket):
+    """Where SO_ACCEPTCONN cannot be asked for."""
+
+    def getsockopt(self, *_: object) -> int:  # type: ignore[override]
+        raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+
+
+def test_where_a_listener_cannot_be_asked_one_without_a_peer_is_one() -> None:
+    with _OnMac() as listener, socket.socket() as client:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        client.connect(listener.getsockname())
+        assert inherited._listens(listener)
+        accepted, _ = socket.socket.accept(listener)
+        with accepted, _OnMac(fileno=accepted.detach()) as connected:
+            assert not inherited._listens(connected)
