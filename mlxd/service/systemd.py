@@ -199,7 +199,7 @@ def system(facts: Facts, layout: Layout) -> dict[str, str]:
     files = {SERVICE: "".join(unit), NEWER: _NEWER.format(restart=_restart(facts)), GPU: _GPU}
     if facts.loopback:
         files[NETWORK] = _NETWORK
-    if (address := _numeric(facts.address)) is not None:
+    if facts.inherit and (address := _numeric(facts.address)) is not None:
         files[SOCKET] = _SOCKET.format(address=address, backlog=facts.backlog)
     return {name: head + content for name, content in files.items()}
 

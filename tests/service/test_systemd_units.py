@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from mlxd.policy.load import load
+from mlxd.policy.load import Override, load
 from mlxd.service import systemd
 from mlxd.service.facts import facts
 from mlxd.service.layout import SYSTEM_LINUX, Layout
@@ -105,6 +105,11 @@ def test_a_socket_is_for_an_address_and_not_for_a_name(address: str, listens: st
     socket = systemd.system(replace(LOOPBACK, address=address), HERE).get(systemd.SOCKET)
     found = re.search(r"^ListenStream=(.*)$", socket or "", re.MULTILINE)
     assert (found[1] if found else None) == listens
+
+
+def test_no_listener_is_made_that_the_policy_declines() -> None:
+    declines = facts(load(None, [Override("server.listen.inherit", "never", "a test")]))
+    assert systemd.SOCKET not in systemd.system(declines, HERE)
 
 
 def test_a_path_is_one_word_whatever_is_in_it() -> None:
