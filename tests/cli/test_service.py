@@ -16,6 +16,7 @@ from mlxd.cli import main
 from mlxd.cli.service import install, status
 from mlxd.cli.service.site import Site, own_program
 from mlxd.core.instance import Address, Instance
+from mlxd.policy.load import load
 from mlxd.service.machine import Machine, ServiceError
 from tests.support.managers import Scripted, scripted
 
@@ -245,6 +246,25 @@ def test_a_service_does_not_see_the_variables_of_this_shell(
     text = rendered(capsys, "--target", "systemd", "--program", "/usr/bin/mlxd")
     assert "9999" not in text
     assert "11435" in text
+
+
+def test_the_machines_service_takes_no_folders_from_a_users_shell(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
+) -> None:
+    variables = {"MLXD_POLICIES": str(tmp_path / "mine"), "MLXD_STATE": str(tmp_path / "own")}
+    for platform in ("darwin", "linux"):
+        made = scripted(tmp_path / platform, platform, uid=0)
+        environ = {**made.machine.environ, **variables}
+        site = Site(system=True, machine=replace(made.machine, environ=environ))
+        assert install.uninstall(site, rehearsal=False) == 0, capsys.readouterr().err
+        layout = site.installation(load(), print, rehearsal=True).layout
+        standard = site.target.layout
+        assert (layout.policies, layout.state) == (standard.policies, standard.state)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "mine").mkdir()
+    text = rendered(capsys, "--target", "launchd-daemon", "--program", "/opt/mlxd/bin/mlxd")
+    assert str(tmp_path) not in text
 
 
 def test_several_files_in_one_stream_are_named(capsys: Captured) -> None:

@@ -97,7 +97,7 @@ def _daemon(site: Site, state: State) -> Json:
     """What it says of itself. Where none runs nobody is asked: systemd's socket would start one."""
     if not state.running and not is_claimed(site.state_folder):
         return {"status": "down"}
-    found = places.find(site.policies, site.state, site.machine.environ)
+    found = places.find(site.policies, site.state, site.environ)
     address = address_of(replace(found, state=replace(found.state, path=site.state_folder)))
     try:
         health = get_json(address, "/health")
