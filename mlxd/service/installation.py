@@ -122,10 +122,10 @@ class Installation:
     def _prepare(self) -> None:
         """The user and the folders that must be there before the first start."""
         system, on_mac = self.target.scope == "system", self.target.manager == "launchd"
-        if system and within_a_home(self.layout):
+        if system and (hidden := within_a_home(self.layout)):
             raise ServiceError(
-                f"{self.layout.program} is in a user's home, where a service of the machine cannot"
-                " read it: install mlxd for all users (under /opt, say), or leave out --system"
+                f"{self.layout.program} cannot be run by a service of the machine: {hidden} is in a"
+                " user's home. Install mlxd for all users (under /opt, say), or leave out --system"
             )
         if system and on_mac:
             accounts.add_on_mac(self.commands, self.layout.user)

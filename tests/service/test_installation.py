@@ -359,3 +359,17 @@ def test_a_program_in_a_home_is_none_for_the_machine(tmp_path: Path) -> None:
         with pytest.raises(ServiceError, match="for all users"):
             lost.install(now=True)
     assert linux.calls() == []
+
+
+def test_a_link_or_a_python_that_leads_into_a_home_is_none_either(tmp_path: Path) -> None:
+    linux = scripted(tmp_path, "linux", uid=0)
+    made = installation(linux, system=True)
+    link, script, python = (tmp_path / name for name in ("link", "script", "python"))
+    link.symlink_to("/root/.local/share/tools/mlxd/bin/mlxd")
+    python.symlink_to("/home/ann/.local/share/python/bin/python3")
+    script.write_text(f"#!{python} -I\n")
+    for program in (link, script):
+        lost = replace(made, layout=replace(made.layout, program=PurePosixPath(program)))
+        with pytest.raises(ServiceError, match="is in a user's home"):
+            lost.install(now=True)
+    assert linux.calls() == []
