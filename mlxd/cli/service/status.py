@@ -120,7 +120,8 @@ def _lines(report: Json) -> Iterator[str]:
         yield f"last end  {report['last_exit']}"
     yield f"daemon    {_daemon_words(report)}"
     if report["starts_held"]:
-        yield "starts    held after too many unclean ends: mlxd service reset"
+        whose = " --system" if report["scope"] == "system" else ""
+        yield f"starts    held after too many unclean ends: mlxd service reset{whose}"
 
 
 def _words(report: Json) -> str:
