@@ -137,9 +137,14 @@ Description=mlxd's listener, which stays while mlxd restarts
 ListenStream={address}
 FileDescriptorName=http
 Backlog={backlog}
-
+{early}
 [Install]
 WantedBy=sockets.target
+"""
+
+_EARLY = """\
+# Sockets are made before the network is up: the address may come later.
+FreeBind=yes
 """
 
 _NEWER = """\
@@ -200,8 +205,13 @@ def system(facts: Facts, layout: Layout) -> dict[str, str]:
     if facts.loopback:
         files[NETWORK] = _NETWORK
     if facts.inherit and (address := _numeric(facts.address)) is not None:
-        files[SOCKET] = _SOCKET.format(address=address, backlog=facts.backlog)
+        files[SOCKET] = _socket(facts, address)
     return {name: head + content for name, content in files.items()}
+
+
+def _socket(facts: Facts, address: str) -> str:
+    early = "" if facts.loopback else _EARLY
+    return _SOCKET.format(address=address, backlog=facts.backlog, early=early)
 
 
 def user(facts: Facts, layout: Layout) -> dict[str, str]:

@@ -92,6 +92,12 @@ def test_one_that_others_reach_waits_for_the_network_and_may_use_it() -> None:
     assert "ListenStream=0.0.0.0:11435\n" in files[systemd.SOCKET]
 
 
+def test_a_listener_at_an_address_that_comes_later_is_no_failure() -> None:
+    early = systemd.system(replace(OPEN, address="10.0.0.11:11435"), HERE)[systemd.SOCKET]
+    assert "FreeBind=yes\n" in early
+    assert "FreeBind" not in systemd.system(LOOPBACK, HERE)[systemd.SOCKET]
+
+
 @pytest.mark.parametrize(
     ("address", "listens"),
     [
