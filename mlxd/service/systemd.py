@@ -88,17 +88,23 @@ _BY_FILTER = """\
 
 NoNewPrivileges=yes
 LockPersonality=yes
-MemoryDenyWriteExecute=yes
 RestrictNamespaces=yes
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
-SystemCallFilter=~@privileged @resources
+SystemCallFilter=~@privileged
 SystemCallErrorNumber=EPERM
 """
 """What needs no privilege to set up: a user's manager can do it too."""
+
+_NO_DRIVER = """\
+# A GPU's driver needs what these forbid: optional/gpu.conf gives it back.
+MemoryDenyWriteExecute=yes
+SystemCallFilter=~@resources
+"""
+"""Not for a user's unit, whose daemon has the user's GPU."""
 
 _SANDBOX = """\
 
@@ -196,6 +202,7 @@ def system(facts: Facts, layout: Layout) -> dict[str, str]:
         _places(layout, state=False),
         _own(layout),
         _BY_FILTER,
+        _NO_DRIVER,
         _SANDBOX,
         _LOCAL if facts.loopback else "",
         _INSTALL.format(target="multi-user.target"),

@@ -73,6 +73,13 @@ def test_systemd_knows_every_word_of_a_users_unit(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_users_daemon_may_use_a_gpu() -> None:
+    """Which is what the drop-in gives back to the machine's, beside the devices."""
+    unit = systemd.user(LOOPBACK, OF_A_USER)[systemd.SERVICE]
+    assert "MemoryDenyWriteExecute" not in unit
+    assert "@resources" not in unit
+
+
 @analyzed
 def test_how_exposed_it_is(tmp_path: Path) -> None:
     files = systemd.system(LOOPBACK, HERE)
