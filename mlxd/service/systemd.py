@@ -155,16 +155,20 @@ FreeBind=yes
 
 _NEWER = """\
 [Service]
-# The first restarts of a row are sooner; after three of them the wait is as long as everywhere.
-RestartSec=1
-RestartSteps=3
-RestartMaxDelaySec={restart}
+{steps}\
 # What depends on mlxd is not stopped because mlxd restarts.
 RestartMode=direct
 # All of /etc/credstore/mlxd.*: `credential:mlxd.api-keys` in a policy. None is no error.
 ImportCredential=mlxd.*
 # The daemon has a memory guard of its own.
 MemoryPressureWatch=off
+"""
+
+_STEPS = """\
+# The first restarts of a row are sooner; after three of them the wait is as long as everywhere.
+RestartSec=1
+RestartSteps=3
+RestartMaxDelaySec={restart}
 """
 
 _GPU = """\
@@ -208,12 +212,18 @@ def system(facts: Facts, layout: Layout) -> dict[str, str]:
         _INSTALL.format(target="multi-user.target"),
     ]
     head = _HEAD.format(user="")
-    files = {SERVICE: "".join(unit), NEWER: _NEWER.format(restart=_restart(facts)), GPU: _GPU}
+    files = {SERVICE: "".join(unit), NEWER: _newer(facts), GPU: _GPU}
     if facts.loopback:
         files[NETWORK] = _NETWORK
     if facts.inherit and (address := _numeric(facts.address)) is not None:
         files[SOCKET] = _socket(facts, address)
     return {name: head + content for name, content in files.items()}
+
+
+def _newer(facts: Facts) -> str:
+    """A wait of a second, or none, has no steps."""
+    restart = _restart(facts)
+    return _NEWER.format(steps=_STEPS.format(restart=restart) if restart > 1 else "")
 
 
 def _socket(facts: Facts, address: str) -> str:

@@ -120,6 +120,14 @@ def test_a_socket_is_for_an_address_and_not_for_a_name(address: str, listens: st
     assert (found[1] if found else None) == listens
 
 
+@pytest.mark.parametrize(("delay", "steps"), [(0, False), (1, False), (2, False), (3, True)])
+def test_no_restart_waits_longer_than_the_policy_says(delay: int, steps: bool) -> None:
+    newer = systemd.system(replace(LOOPBACK, delay=delay), HERE)[systemd.NEWER]
+    assert ("RestartSec=1\nRestartSteps=3\n" in newer) == steps
+    assert f"RestartMaxDelaySec={delay - 1}\n" in newer or not steps
+    assert "[Service]\n# " in newer
+
+
 def test_no_listener_is_made_that_the_policy_declines() -> None:
     declines = facts(load(None, [Override("server.listen.inherit", "never", "a test")]))
     assert systemd.SOCKET not in systemd.system(declines, HERE)
