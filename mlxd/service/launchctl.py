@@ -30,7 +30,7 @@ _HINT = (
 
 class Launchctl:
     name = "launchd"
-    names = (FILE,)
+    names: tuple[str, ...] = (FILE,)
 
     def __init__(self, commands: Commands, scope: Scope, file: Path) -> None:
         self._commands = commands

@@ -30,7 +30,7 @@ _VERSION = re.compile(r"^systemd (\d+)")
 
 class Systemctl:
     name = "systemd"
-    names = (SERVICE, SOCKET)
+    names: tuple[str, ...] = (SERVICE, SOCKET)
 
     def __init__(self, commands: Commands, scope: Scope) -> None:
         self._commands = commands

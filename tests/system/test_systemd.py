@@ -202,7 +202,6 @@ def test_a_killed_daemon_serves_again_within_six_seconds(service: Service) -> No
     os.kill(first, signal.SIGKILL)
     eventually(lambda: service.pid() not in (0, first), "another runs")
     began = int(service.property("ExecMainStartTimestampMonotonic")) / 1e6
-    assert service.property("RestartUSec") == "4s"
     assert began - killed < 6.0
     eventually(service.live, "it serves again")
     assert int(service.property("NRestarts")) == restarts + 1
