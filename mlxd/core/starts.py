@@ -162,8 +162,11 @@ def reset(state: Path) -> bool:
 
 
 def look(state: Path) -> Starts:
-    """What the folder's last run wrote down, or the present one."""
-    return read(state / _FILE)
+    """What the folder's last run wrote down, or the present one, whose file is left as it is."""
+    try:
+        return _decoded(durable.read(state / _FILE, _MOST_BYTES))
+    except (OSError, *aside.STRANGE):
+        return Starts()
 
 
 def read(file: Path) -> Starts:

@@ -20,6 +20,8 @@ class Facts:
     """`host:port`, an IPv6 host in brackets."""
     loopback: bool
     """Only this machine can reach it."""
+    inherit: bool
+    """A listener of the manager's is served; otherwise it would only hold the port."""
     backlog: int
     stop: int
     """From the manager's SIGTERM to its SIGKILL: all that a stop may take, and 5 s."""
@@ -37,6 +39,7 @@ def facts(policies: PolicySet) -> Facts:
     return Facts(
         address=authority(listen.host, listen.port),
         loopback=listen.loopback,
+        inherit=listen.inherit == "auto",
         backlog=listen.backlog,
         stop=math.ceil(
             float(drain.not_ready_delay)

@@ -54,7 +54,7 @@ class Installation:
         if now:
             self._refuse_outside(state)
         self._prepare()
-        changed = [*self._write(files), *self._drop(self._obsolete(files))]
+        changed = [*self._write(files), *self._drop(self._retired(files))]
         said = self.manager.put(files, changed, now=now)
         if now:
             self._see_it_serve()
@@ -122,10 +122,10 @@ class Installation:
     def _prepare(self) -> None:
         """The user and the folders that must be there before the first start."""
         system, on_mac = self.target.scope == "system", self.target.manager == "launchd"
-        if system and within_a_home(self.layout):
+        if system and (hidden := within_a_home(self.layout)):
             raise ServiceError(
-                f"{self.layout.program} is in a user's home, where a service of the machine cannot"
-                " read it: install mlxd for all users (under /opt, say), or leave out --system"
+                f"{self.layout.program} cannot be run by a service of the machine: {hidden} is in a"
+                " user's home. Install mlxd for all users (under /opt, say), or leave out --system"
             )
         if system and on_mac:
             accounts.add_on_mac(self.commands, self.layout.user)
@@ -148,16 +148,26 @@ class Installation:
                     written.write(file, content)
                 yield file
 
-    def _obsolete(self, files: Mapping[Path, str]) -> list[Path]:
-        """Drop-ins that an earlier version wrote, or for a machine that was another."""
-        return [file for file in self._drop_ins() if file not in files]
+    def _retired(self, files: Mapping[Path, str]) -> list[Path]:
+        """What an earlier version wrote, or for other policies, or for a machine that was another.
+
+        A unit among it is stopped.
+        """
+        units = [file for file in self._units() if file not in files]
+        if units:
+            self.manager.retire([file.name for file in units])
+        return [*units, *(file for file in self._drop_ins() if file not in files)]
 
     def _ours(self) -> Iterator[Path]:
         """Every file that we wrote. Raises ServiceError for somebody else's in its place."""
         main = [self.folder / name for name in self._rendered() if "/" not in name]
         self._refuse_foreign(dict.fromkeys(main, ""))
-        yield from (file for file in main if written.found(file) is not Found.NOTHING)
+        yield from self._units()
         yield from self._drop_ins()
+
+    def _units(self) -> list[Path]:
+        files = [self.folder / name for name in self.manager.names]
+        return [file for file in files if written.found(file) in {Found.SAME, Found.OLDER}]
 
     def _drop_ins(self) -> list[Path]:
         found = sorted(self.folder.glob("mlxd.*.d/*.conf"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from mlxd.service.launchd import FILE
 from mlxd.service.layout import LABEL
 from mlxd.service.machine import Commands, ServiceError
 from mlxd.service.manager import State
@@ -29,6 +30,7 @@ _HINT = (
 
 class Launchctl:
     name = "launchd"
+    names: tuple[str, ...] = (FILE,)
 
     def __init__(self, commands: Commands, scope: Scope, file: Path) -> None:
         self._commands = commands
@@ -41,6 +43,9 @@ class Launchctl:
 
     def wanted(self, name: str) -> bool:
         return True
+
+    def retire(self, names: Collection[str]) -> None:
+        """It has one file, which is always of use."""
 
     def put(self, files: Collection[Path], changed: Collection[Path], *, now: bool) -> list[str]:
         domain, before = self._look()

@@ -16,6 +16,7 @@ from mlxd.service.layout import Layout
 
 _QUERY_SECONDS = 30.0
 _STEP_SECONDS = 0.2
+_LINE_BYTES = 1024
 
 
 class ServiceError(Exception):
@@ -122,9 +123,33 @@ class Commands:
         return Done(command, done.returncode, done.stdout, done.stderr)
 
 
-def within_a_home(layout: Layout) -> bool:
-    """Whether another user could not read the program."""
-    parts = layout.program.parts[1:]
-    return parts[:1] in {("home",), ("root",)} or (
-        parts[:1] == ("Users",) and parts[1:2] != ("Shared",)
+def within_a_home(layout: Layout) -> Path | None:
+    """What the program needs and another user could not read: itself, where it leads, its Python.
+
+    None: nothing.
+    """
+    program = Path(layout.program)
+    needed = (program, Path(os.path.realpath(program)), _interpreter(program))
+    return next((path for path in needed if _is_in_a_home(path)), None)
+
+
+def _is_in_a_home(path: Path) -> bool:
+    parts = path.parts[1:]
+    return (
+        parts[:1] in {("home",), ("root",)}
+        or parts[:2] == ("run", "user")
+        or (parts[:1] == ("Users",) and parts[1:2] != ("Shared",))
     )
+
+
+def _interpreter(program: Path) -> Path:
+    """Of a script, as its first line has it, and where that leads; else the program itself."""
+    try:
+        with program.open("rb") as file:
+            first = file.readline(_LINE_BYTES)
+    except OSError:
+        return program
+    words = first.removeprefix(b"#!").split()
+    if not first.startswith(b"#!") or not words:
+        return program
+    return Path(os.path.realpath(os.fsdecode(words[0])))

@@ -36,11 +36,17 @@ class Manager(Protocol):
     """One scope of one service manager. Everything raises ServiceError."""
 
     name: str
+    names: tuple[str, ...]
+    """Of the files that it starts from, rendered for these policies or not."""
 
     def state(self) -> State: ...
 
     def wanted(self, name: str) -> bool:
         """Whether a file that was rendered is of use to this version, on this machine."""
+        ...
+
+    def retire(self, names: Collection[str]) -> None:
+        """Those files of ours are not used any more, and are still there."""
         ...
 
     def put(self, files: Collection[Path], changed: Collection[Path], *, now: bool) -> list[str]:

@@ -30,6 +30,7 @@ _VERSION = re.compile(r"^systemd (\d+)")
 
 class Systemctl:
     name = "systemd"
+    names: tuple[str, ...] = (SERVICE, SOCKET)
 
     def __init__(self, commands: Commands, scope: Scope) -> None:
         self._commands = commands
@@ -51,6 +52,10 @@ class Systemctl:
         if number.isdecimal():
             return self._version() >= int(number)
         return folder != OPTIONAL
+
+    def retire(self, names: Collection[str]) -> None:
+        """A socket that stays would be handed to the next daemon, and hold its port."""
+        self._do("disable", "--now", *names)
 
     def put(self, files: Collection[Path], changed: Collection[Path], *, now: bool) -> list[str]:
         before = self.state()

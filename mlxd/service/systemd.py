@@ -88,17 +88,23 @@ _BY_FILTER = """\
 
 NoNewPrivileges=yes
 LockPersonality=yes
-MemoryDenyWriteExecute=yes
 RestrictNamespaces=yes
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
-SystemCallFilter=~@privileged @resources
+SystemCallFilter=~@privileged
 SystemCallErrorNumber=EPERM
 """
 """What needs no privilege to set up: a user's manager can do it too."""
+
+_NO_DRIVER = """\
+# A GPU's driver needs what these forbid: optional/gpu.conf gives it back.
+MemoryDenyWriteExecute=yes
+SystemCallFilter=~@resources
+"""
+"""Not for a user's unit, whose daemon has the user's GPU."""
 
 _SANDBOX = """\
 
@@ -137,23 +143,32 @@ Description=mlxd's listener, which stays while mlxd restarts
 ListenStream={address}
 FileDescriptorName=http
 Backlog={backlog}
-
+{early}
 [Install]
 WantedBy=sockets.target
 """
 
+_EARLY = """\
+# Sockets are made before the network is up: the address may come later.
+FreeBind=yes
+"""
+
 _NEWER = """\
 [Service]
-# The first restarts of a row are sooner; after three of them the wait is as long as everywhere.
-RestartSec=1
-RestartSteps=3
-RestartMaxDelaySec={restart}
+{steps}\
 # What depends on mlxd is not stopped because mlxd restarts.
 RestartMode=direct
 # All of /etc/credstore/mlxd.*: `credential:mlxd.api-keys` in a policy. None is no error.
 ImportCredential=mlxd.*
 # The daemon has a memory guard of its own.
 MemoryPressureWatch=off
+"""
+
+_STEPS = """\
+# The first restarts of a row are sooner; after three of them the wait is as long as everywhere.
+RestartSec=1
+RestartSteps=3
+RestartMaxDelaySec={restart}
 """
 
 _GPU = """\
@@ -191,17 +206,29 @@ def system(facts: Facts, layout: Layout) -> dict[str, str]:
         _places(layout, state=False),
         _own(layout),
         _BY_FILTER,
+        _NO_DRIVER,
         _SANDBOX,
         _LOCAL if facts.loopback else "",
         _INSTALL.format(target="multi-user.target"),
     ]
     head = _HEAD.format(user="")
-    files = {SERVICE: "".join(unit), NEWER: _NEWER.format(restart=_restart(facts)), GPU: _GPU}
+    files = {SERVICE: "".join(unit), NEWER: _newer(facts), GPU: _GPU}
     if facts.loopback:
         files[NETWORK] = _NETWORK
-    if (address := _numeric(facts.address)) is not None:
-        files[SOCKET] = _SOCKET.format(address=address, backlog=facts.backlog)
+    if facts.inherit and (address := _numeric(facts.address)) is not None:
+        files[SOCKET] = _socket(facts, address)
     return {name: head + content for name, content in files.items()}
+
+
+def _newer(facts: Facts) -> str:
+    """A wait of a second, or none, has no steps."""
+    restart = _restart(facts)
+    return _NEWER.format(steps=_STEPS.format(restart=restart) if restart > 1 else "")
+
+
+def _socket(facts: Facts, address: str) -> str:
+    early = "" if facts.loopback else _EARLY
+    return _SOCKET.format(address=address, backlog=facts.backlog, early=early)
 
 
 def user(facts: Facts, layout: Layout) -> dict[str, str]:

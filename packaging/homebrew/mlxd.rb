@@ -150,14 +150,13 @@ class Mlxd < Formula
 
       NoNewPrivileges=yes
       LockPersonality=yes
-      MemoryDenyWriteExecute=yes
       RestrictNamespaces=yes
       RestrictRealtime=yes
       RestrictSUIDSGID=yes
       RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
       SystemCallArchitectures=native
       SystemCallFilter=@system-service
-      SystemCallFilter=~@privileged @resources
+      SystemCallFilter=~@privileged
       SystemCallErrorNumber=EPERM
 
       [Install]

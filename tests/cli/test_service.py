@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from mlxd.cli import main
-from mlxd.cli.service import install, status
+from mlxd.cli.service import install, reset, status
 from mlxd.cli.service.site import Site, own_program
 from mlxd.core.instance import Address, Instance
+from mlxd.policy.load import load
 from mlxd.service.machine import Machine, ServiceError
 from tests.support.managers import Scripted, scripted
 
@@ -93,6 +94,22 @@ def test_what_the_ledger_holds_is_told(made: Scripted, capsys: Captured) -> None
     assert "mlxd service reset" in capsys.readouterr().out
 
 
+def test_the_machines_hold_is_told_of_and_ended(tmp_path: Path, capsys: Captured) -> None:
+    mac = scripted(tmp_path, "darwin", uid=0)
+    site = Site(system=True, machine=mac.machine)
+    site.state_folder.mkdir(parents=True)
+    held = {"schema": 1, "unclean": 11, "recent": [1.0] * 5, "held": True, "running": False}
+    (site.state_folder / "starts.json").write_text(json.dumps(held))
+    status.status(site, as_json=False)
+    assert "mlxd service reset --system" in capsys.readouterr().out
+    assert reset.reset(site, as_json=True) == 0
+    assert json.loads(capsys.readouterr().out) == {"was_held": True}
+    assert report(site, capsys)[1]["starts_held"] is False
+    lost = replace(site, machine=replace(mac.machine, platform="freebsd14"))
+    assert reset.reset(lost, as_json=False) == 1
+    assert "freebsd14" in capsys.readouterr().err
+
+
 def test_the_machines_service_is_found_where_the_user_has_none(
     tmp_path: Path, capsys: Captured
 ) -> None:
@@ -161,7 +178,7 @@ def test_policies_that_are_refused_are_2_and_hinder_no_uninstall(
 
 
 def test_whose_service_it_is_has_to_be_meant(made: Scripted, capsys: Captured) -> None:
-    user = Site(system=True, machine=made.machine)
+    user = Site(system=True, program="/usr/bin/mlxd", machine=made.machine)
     assert install.install(user, now=False, rehearsal=False) == 1
     assert "needs root" in capsys.readouterr().err
     by_sudo = {**made.machine.environ, "SUDO_USER": "ann"}
@@ -245,6 +262,25 @@ def test_a_service_does_not_see_the_variables_of_this_shell(
     text = rendered(capsys, "--target", "systemd", "--program", "/usr/bin/mlxd")
     assert "9999" not in text
     assert "11435" in text
+
+
+def test_the_machines_service_takes_no_folders_from_a_users_shell(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
+) -> None:
+    variables = {"MLXD_POLICIES": str(tmp_path / "mine"), "MLXD_STATE": str(tmp_path / "own")}
+    for platform in ("darwin", "linux"):
+        made = scripted(tmp_path / platform, platform, uid=0)
+        environ = {**made.machine.environ, **variables}
+        site = Site(system=True, machine=replace(made.machine, environ=environ))
+        assert install.uninstall(site, rehearsal=False) == 0, capsys.readouterr().err
+        layout = site.installation(load(), print, rehearsal=True).layout
+        standard = site.target.layout
+        assert (layout.policies, layout.state) == (standard.policies, standard.state)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "mine").mkdir()
+    text = rendered(capsys, "--target", "launchd-daemon", "--program", "/opt/mlxd/bin/mlxd")
+    assert str(tmp_path) not in text
 
 
 def test_several_files_in_one_stream_are_named(capsys: Captured) -> None:

@@ -204,6 +204,15 @@ def test_what_cannot_be_read_is_set_aside(tmp_path: Path, text: str) -> None:
     assert json.loads(file.read_text())["schema"] == 1
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 2}'])
+def test_who_only_looks_moves_nothing(tmp_path: Path, text: str) -> None:
+    """The folder may be a running daemon's."""
+    assert starts.look(tmp_path) == Starts()
+    (tmp_path / "starts.json").write_text(text)
+    assert starts.look(tmp_path) == Starts()
+    assert [file.name for file in tmp_path.iterdir()] == ["starts.json"]
+
+
 def test_a_disk_that_takes_nothing_costs_the_note_and_nothing_else(tmp_path: Path) -> None:
     run = StartLedger(tmp_path / "nowhere", ManualClock(), MOST)
     with pytest.raises(OSError, match="No such file"):

@@ -314,6 +314,35 @@ def test_the_machines_units_with_their_drop_ins(tmp_path: Path) -> None:
     assert [file for file in folder.rglob("*") if file.is_file()] == [override]
 
 
+def named(made: Installation, address: str) -> Installation:
+    facts = replace(made.facts, address=address)
+    return replace(made, facts=facts, layout=made.target.layout)
+
+
+def test_a_listener_that_is_rendered_no_more_is_given_up(tmp_path: Path) -> None:
+    linux = scripted(tmp_path, "linux", uid=0)
+    made = installation(linux, system=True)
+    named(made, "127.0.0.1:1").install(now=True)
+    linux.calls()
+    named(made, "llm.example:1").install(now=True)
+    assert linux.calls() == [
+        "systemctl disable --now mlxd.socket",
+        "systemctl daemon-reload",
+        "systemctl enable mlxd.service",
+        "systemctl restart mlxd.service",
+    ]
+    folder = tmp_path / "etc/systemd/system"
+    assert [file.name for file in folder.rglob("mlxd*")] == ["mlxd.service"]
+    named(made, "127.0.0.1:1").install(now=True)
+    linux.calls()
+    named(made, "llm.example:1").uninstall()
+    assert "systemctl disable --now mlxd.socket mlxd.service" in linux.calls()
+    assert list(folder.iterdir()) == [], "the listener goes, whatever the policies are by then"
+    (folder / "mlxd.socket").write_text("[Socket]\n")
+    named(made, "llm.example:1").install(now=False)
+    assert (folder / "mlxd.socket").exists(), "somebody else's"
+
+
 def test_folders_that_systemd_cannot_give_are_refused(tmp_path: Path) -> None:
     linux = scripted(tmp_path, "linux", uid=0)
     made = installation(linux, system=True, state=tmp_path / "state")
@@ -328,5 +357,19 @@ def test_a_program_in_a_home_is_none_for_the_machine(tmp_path: Path) -> None:
     for program in ("/home/ann/.local/bin/mlxd", "/root/.venv/bin/mlxd", "/Users/ann/bin/mlxd"):
         lost = replace(made, layout=replace(made.layout, program=PurePosixPath(program)))
         with pytest.raises(ServiceError, match="for all users"):
+            lost.install(now=True)
+    assert linux.calls() == []
+
+
+def test_a_link_or_a_python_that_leads_into_a_home_is_none_either(tmp_path: Path) -> None:
+    linux = scripted(tmp_path, "linux", uid=0)
+    made = installation(linux, system=True)
+    link, script, python = (tmp_path / name for name in ("link", "script", "python"))
+    link.symlink_to("/root/.local/share/tools/mlxd/bin/mlxd")
+    python.symlink_to("/home/ann/.local/share/python/bin/python3")
+    script.write_text(f"#!{python} -I\n")
+    for program in (link, script):
+        lost = replace(made, layout=replace(made.layout, program=PurePosixPath(program)))
+        with pytest.raises(ServiceError, match="is in a user's home"):
             lost.install(now=True)
     assert linux.calls() == []

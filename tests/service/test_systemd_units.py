@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from mlxd.policy.load import load
+from mlxd.policy.load import Override, load
 from mlxd.service import systemd
 from mlxd.service.facts import facts
 from mlxd.service.layout import SYSTEM_LINUX, Layout
@@ -73,6 +73,13 @@ def test_systemd_knows_every_word_of_a_users_unit(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_users_daemon_may_use_a_gpu() -> None:
+    """Which is what the drop-in gives back to the machine's, beside the devices."""
+    unit = systemd.user(LOOPBACK, OF_A_USER)[systemd.SERVICE]
+    assert "MemoryDenyWriteExecute" not in unit
+    assert "@resources" not in unit
+
+
 @analyzed
 def test_how_exposed_it_is(tmp_path: Path) -> None:
     files = systemd.system(LOOPBACK, HERE)
@@ -92,6 +99,12 @@ def test_one_that_others_reach_waits_for_the_network_and_may_use_it() -> None:
     assert "ListenStream=0.0.0.0:11435\n" in files[systemd.SOCKET]
 
 
+def test_a_listener_at_an_address_that_comes_later_is_no_failure() -> None:
+    early = systemd.system(replace(OPEN, address="10.0.0.11:11435"), HERE)[systemd.SOCKET]
+    assert "FreeBind=yes\n" in early
+    assert "FreeBind" not in systemd.system(LOOPBACK, HERE)[systemd.SOCKET]
+
+
 @pytest.mark.parametrize(
     ("address", "listens"),
     [
@@ -105,6 +118,19 @@ def test_a_socket_is_for_an_address_and_not_for_a_name(address: str, listens: st
     socket = systemd.system(replace(LOOPBACK, address=address), HERE).get(systemd.SOCKET)
     found = re.search(r"^ListenStream=(.*)$", socket or "", re.MULTILINE)
     assert (found[1] if found else None) == listens
+
+
+@pytest.mark.parametrize(("delay", "steps"), [(0, False), (1, False), (2, False), (3, True)])
+def test_no_restart_waits_longer_than_the_policy_says(delay: int, steps: bool) -> None:
+    newer = systemd.system(replace(LOOPBACK, delay=delay), HERE)[systemd.NEWER]
+    assert ("RestartSec=1\nRestartSteps=3\n" in newer) == steps
+    assert f"RestartMaxDelaySec={delay - 1}\n" in newer or not steps
+    assert "[Service]\n# " in newer
+
+
+def test_no_listener_is_made_that_the_policy_declines() -> None:
+    declines = facts(load(None, [Override("server.listen.inherit", "never", "a test")]))
+    assert systemd.SOCKET not in systemd.system(declines, HERE)
 
 
 def test_a_path_is_one_word_whatever_is_in_it() -> None:

@@ -64,7 +64,7 @@ enable|start|restart)
     fi
     echo "$NEXT_PID" > "$TOLD/active" ;;
 disable)
-    rm -f "$TOLD/enabled" "$TOLD/active" ;;
+    [ "$last" = mlxd.socket ] || rm -f "$TOLD/enabled" "$TOLD/active" ;;
 *)
     echo "Unknown command verb $1." >&2; exit 1 ;;
 esac

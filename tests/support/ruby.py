@@ -45,13 +45,22 @@ def _packages() -> Path:
     made = Path(tempfile.mkdtemp(dir=folder.parent))
     (made / "package.json").write_text('{"private": true}')
     install = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *_PACKAGES]
-    done = subprocess.run(
-        install, cwd=made, check=False, capture_output=True, text=True, timeout=100
-    )
-    if done.returncode == 0:
+    problem = _problem(install, made)
+    if not problem:
         with contextlib.suppress(OSError):  # another run was quicker
             made.rename(folder)
     shutil.rmtree(made, ignore_errors=True)
     if not folder.exists():
-        pytest.skip(f"the packages cannot be had: {done.stderr[-300:]}")
+        pytest.skip(f"the packages cannot be had: {problem}")
     return folder
+
+
+def _problem(install: list[str], folder: Path) -> str:
+    """Why it failed; empty: it did not."""
+    try:
+        done = subprocess.run(
+            install, cwd=folder, check=False, capture_output=True, text=True, timeout=100
+        )
+    except subprocess.TimeoutExpired as error:
+        return str(error)
+    return done.stderr[-300:] if done.returncode else ""

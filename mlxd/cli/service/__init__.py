@@ -22,7 +22,9 @@ def add(commands: Actions[argparse.ArgumentParser]) -> None:
     status = _action(actions, "status", "whether the service runs, and since when", _status)
     add_json(status)
     _add_system(status)
-    add_json(_action(actions, "reset", "let a daemon that kept dying load models again", _reset))
+    reset = _action(actions, "reset", "let a daemon that kept dying load models again", _reset)
+    add_json(reset)
+    _add_system(reset)
     _add_render(actions)
 
 
@@ -118,8 +120,10 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _reset(arguments: argparse.Namespace) -> int:
     from mlxd.cli.service import reset
+    from mlxd.cli.service.site import Site
 
-    return reset.reset(arguments.policies, arguments.state, as_json=arguments.json)
+    site = Site(arguments.policies, arguments.state, system=arguments.system)
+    return reset.reset(site, as_json=arguments.json)
 
 
 def _render(arguments: argparse.Namespace) -> int:

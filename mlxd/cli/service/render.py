@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from mlxd.cli import exits
 from mlxd.cli.policy.here import print_json, refused
-from mlxd.cli.service.site import on_disk, own_program, standard, with_places
+from mlxd.cli.service.site import on_disk, own_program, seen, standard, with_places
 from mlxd.policy.load import PolicyErrors
 from mlxd.service.facts import facts
 from mlxd.service.layout import Layout
@@ -58,7 +58,7 @@ def _layout(chosen: Target, options: Options, policies: str | None, state: str |
         return chosen.layout  # its paths are for the formula to know
     machine = Machine.here()
     made = standard(chosen, machine, options.program or own_program(machine))
-    layout = with_places(made, policies, state, machine)
+    layout = with_places(made, policies, state, seen(chosen.scope, machine))
     return replace(
         layout,
         logs=PurePosixPath(options.logs) if options.logs else layout.logs,

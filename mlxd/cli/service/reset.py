@@ -8,14 +8,16 @@ import sys
 from mlxd.cli import exits
 from mlxd.cli.admin import AdminClient, Refused
 from mlxd.cli.client import NoAnswer
-from mlxd.core import places, starts
+from mlxd.cli.service.site import Site
+from mlxd.core import starts
 from mlxd.core.instance import is_claimed, running
+from mlxd.service.machine import ServiceError
 
 
-def reset(policies: str | None, state: str | None, *, as_json: bool) -> int:
+def reset(site: Site, *, as_json: bool) -> int:
     """Forget that the daemon kept dying, whether one runs now or not."""
-    folder = places.find(policies, state).state.path
     try:
+        folder = site.state_folder
         if is_claimed(folder):
             address = running(folder)
             if address is None or not address.admin:
@@ -23,7 +25,7 @@ def reset(policies: str | None, state: str | None, *, as_json: bool) -> int:
             held = bool(AdminClient(address.admin).post("/admin/service/reset")["was_held"])
         else:
             held = starts.reset(folder)
-    except (NoAnswer, Refused, OSError) as error:
+    except (NoAnswer, Refused, ServiceError, OSError) as error:
         if as_json:
             print(json.dumps({"error": str(error)}))
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -44,6 +44,10 @@ class Site:
         return "system" if self.system else "user"
 
     @property
+    def environ(self) -> Mapping[str, str]:
+        return seen(self.scope, self.machine)
+
+    @property
     def target(self) -> Target:
         """Raises ServiceError."""
         manager = _MANAGERS.get(self.machine.platform)
@@ -67,7 +71,7 @@ class Site:
     def state_folder(self) -> Path:
         """The one that the service's daemon uses."""
         if not self.system:
-            return places.find(self.policies, self.state, self.machine.environ).state.path
+            return places.find(self.policies, self.state, self.environ).state.path
         if self.state:
             return Path(self.state).absolute()
         return self._below_root(_system(self.target).state)
@@ -83,7 +87,7 @@ class Site:
         commands = Commands(self.machine, show, rehearsal, patience)
         return Installation(
             self.target,
-            with_places(made, self.policies, self.state, self.machine),
+            with_places(made, self.policies, self.state, self.environ),
             known,
             self.folder,
             self.state_folder,
@@ -122,13 +126,18 @@ def _system(of: Target) -> Layout:
     return SYSTEM_MAC if of.manager == "launchd" else SYSTEM_LINUX
 
 
+def seen(scope: Scope, machine: Machine) -> Mapping[str, str]:
+    """The variables that folders are looked for with: of the machine's service no user's shell."""
+    return machine.environ if scope == "user" else {}
+
+
 def with_places(
-    layout: Layout, policies: str | None, state: str | None, machine: Machine
+    layout: Layout, policies: str | None, state: str | None, environ: Mapping[str, str]
 ) -> Layout:
-    """With the folders that somebody named, by a flag or in the environment: a service does not
-    see this environment.
+    """With the folders that somebody named, by a flag or in `environ`: a service does not see what
+    is set here.
     """
-    found = places.find(policies, state, machine.environ)
+    found = places.find(policies, state, environ)
     named = found.policies is not None and found.policies.named
     return replace(
         layout,

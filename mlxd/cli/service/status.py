@@ -97,7 +97,7 @@ def _daemon(site: Site, state: State) -> Json:
     """What it says of itself. Where none runs nobody is asked: systemd's socket would start one."""
     if not state.running and not is_claimed(site.state_folder):
         return {"status": "down"}
-    found = places.find(site.policies, site.state, site.machine.environ)
+    found = places.find(site.policies, site.state, site.environ)
     address = address_of(replace(found, state=replace(found.state, path=site.state_folder)))
     try:
         health = get_json(address, "/health")
@@ -120,7 +120,8 @@ def _lines(report: Json) -> Iterator[str]:
         yield f"last end  {report['last_exit']}"
     yield f"daemon    {_daemon_words(report)}"
     if report["starts_held"]:
-        yield "starts    held after too many unclean ends: mlxd service reset"
+        whose = " --system" if report["scope"] == "system" else ""
+        yield f"starts    held after too many unclean ends: mlxd service reset{whose}"
 
 
 def _words(report: Json) -> str:
