@@ -38,7 +38,8 @@ def run(program: str, out: Path, *options: str) -> dict[str, Any]:
 
 @pytest.mark.mlx
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("api", ["openai", pytest.param("ollama", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("api", ["openai", "ollama"])
 def test_throughput_says_every_figure(tmp_path: Path, api: str) -> None:
     report = run(
         "throughput.py", tmp_path,

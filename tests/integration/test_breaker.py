@@ -262,6 +262,7 @@ def test_a_dead_worker_is_out_of_every_list_at_once(make: Make) -> None:
     assert ask(running).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_stopped_idle_worker_is_found_by_its_checks_and_ended(make: Make) -> None:
     running, cure = make()
     cure.touch()

@@ -342,6 +342,7 @@ class TestAfterwards:
         time.sleep(2.5)
         assert record.stat().st_mtime_ns == before
 
+    @pytest.mark.slow
     def test_a_workers_death_is_a_record(self, start: Start) -> None:
         running = start()
         with held(running, tokens=60_000) as answer:

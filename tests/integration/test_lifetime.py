@@ -247,6 +247,7 @@ def test_the_state_folder_is_private_and_tells_where_the_daemon_is(served: Daemo
     assert (address["pid"], address["port"]) == (served.pid, served.port)
 
 
+@pytest.mark.slow
 def test_no_worker_outlives_a_killed_daemon_by_a_second(start: Any) -> None:
     """One in the middle of an answer, and one that is stopped and can notice nothing."""
     daemon: Daemon = start()
@@ -363,6 +364,7 @@ def test_what_a_killed_daemon_left_is_replaced(start: Any, zoo: Path) -> None:
         again.wait(20)
 
 
+@pytest.mark.slow
 def test_the_stages_of_an_end_are_logged_and_told(start: Any) -> None:
     daemon: Daemon = start({"server": "drain: {not_ready_delay: 500ms, grace: 1s}\n"})
     owner = httpx.HTTPTransport(uds=daemon.address().admin)

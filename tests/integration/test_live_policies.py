@@ -54,6 +54,7 @@ def _assert_consistent(run: Swaps, *, swaps: int, requests: int) -> None:
     assert {told.generation for told in run.told} >= set(list(run.values)[1:-1])
 
 
+@pytest.mark.slow
 def test_every_answer_tells_the_values_of_the_generation_that_it_names(start: Any) -> None:
     daemon: Daemon = start({"limits": Values.of(0).text()})
     run = swap(daemon, ENDLESS, swaps=SWAPS, requests=REQUESTS)
@@ -82,9 +83,8 @@ def test_a_stream_says_the_same_while_fifty_reloads_change_every_policy_that_can
         _assert_untouched(run)
         assert daemon.process.poll() is None
         assert not _FAULT.search(daemon.log_text())
-    assert len(set(run.tokens)) > 0.05 * len(run.tokens), (
-        "a text that repeats itself proves nothing"
-    )
+    distinct = len(set(run.tokens))  # of a vocabulary of some hundreds
+    assert distinct > min(200, 0.05 * len(run.tokens)), "a text that repeats itself proves nothing"
     assert run.tokens == undisturbed(served, ENDLESS, len(run.tokens))
 
 
@@ -124,6 +124,7 @@ def _place_of_refusal(daemon: Daemon) -> str:
     return refused.headers["x-mlxd-policy-place"]
 
 
+@pytest.mark.slow
 def test_another_folder_for_one_model_replaces_its_worker_and_no_other(
     start: Any, zoo: Path
 ) -> None:

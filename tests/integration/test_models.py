@@ -126,6 +126,7 @@ def test_an_idle_model_is_unloaded_after_the_time_that_policy_gives(start: Any, 
     eventually(lambda: len(daemon.workers()) == 1, "its worker is gone")
 
 
+@pytest.mark.slow
 def test_a_request_that_comes_while_its_model_unloads_is_served(served: Daemon) -> None:
     say(served, "tiny-b", "x", tokens=1)
     served.http.post("/api/generate", json={"model": "tiny-b", "keep_alive": 0})
@@ -253,6 +254,7 @@ UNAVAILABLE = [
 ]
 
 
+@pytest.mark.slow
 def test_broken_folders_are_listed_as_unavailable_and_the_others_work(
     start: Any, broken: Path
 ) -> None:

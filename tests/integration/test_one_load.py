@@ -50,6 +50,7 @@ async def test_two_hundred_requests_on_a_cold_model_cause_one_load(start: Start)
     assert len(workers_of(daemon)) == 1
 
 
+@pytest.mark.slow
 async def test_all_names_of_one_folder_share_one_load(start: Start, zoo: Path) -> None:
     models = (
         f"dirs: [{zoo}]\n"

@@ -243,6 +243,7 @@ def test_one_that_is_struck_again_and_again_is_exact_all_the_same(patient: Daemo
         assert stream.text == expected
 
 
+@pytest.mark.slow
 def test_several_that_ran_together_all_go_on_and_are_exact(patient: Daemon) -> None:
     """Suspects, that run alone for a while: a death by SIGSEGV accuses."""
     prompts = [f"together {number}" for number in range(4)]
@@ -266,6 +267,7 @@ def test_several_that_ran_together_all_go_on_and_are_exact(patient: Daemon) -> N
 
 
 @APIS_AND_SAMPLINGS
+@pytest.mark.slow
 def test_one_that_makes_way_for_a_suspect_goes_on_exactly_where_it_was(
     patient: Daemon, path: str, sampling: Json
 ) -> None:

@@ -135,6 +135,7 @@ def test_those_who_wait_for_one_load_leave_a_slot_to_the_models_in_memory(
     idle(daemon)
 
 
+@pytest.mark.slow
 def test_a_worker_is_given_more_when_it_needs_it_and_says_so_when_it_gets_none(
     start: Any, zoo: Path
 ) -> None:

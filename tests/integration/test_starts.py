@@ -78,6 +78,7 @@ def test_a_hold_outlives_an_end_that_was_asked_for(tmp_path: Path, zoo: Path) ->
         assert running.http.get("/readyz").status_code == 200
 
 
+@pytest.mark.slow
 def test_an_end_that_was_asked_for_breaks_the_series(tmp_path: Path, zoo: Path) -> None:
     for _ in range(2):
         _killed(tmp_path, zoo, 2)

@@ -74,6 +74,7 @@ def test_the_shortest_watch_ends_no_daemon_that_works(start: Start) -> None:
     assert daemon.http.get("/livez").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_listener_that_nobody_serves_ends_the_daemon(start: Start) -> None:
     daemon = _with(start, "deaf")
     status, seconds = _trigger(daemon, within=60)
@@ -122,7 +123,16 @@ def test_a_drain_that_takes_long_is_no_hang(start: Start) -> None:
     assert daemon.process.wait(40) == 0
 
 
-@pytest.mark.parametrize("defect", ["lose:guard", "lose:watcher", "lose:heartbeat", "end:guard"])
+@pytest.mark.parametrize(
+    "defect",
+    [
+        "lose:guard",
+        *(
+            pytest.param(defect, marks=pytest.mark.slow)
+            for defect in ("lose:watcher", "lose:heartbeat", "end:guard")
+        ),
+    ],
+)
 def test_a_lost_part_ends_the_daemon(start: Start, defect: str) -> None:
     daemon = _with(start, defect, {"supervision": "daemon: {watchdog: 30s}\n"})
     say(daemon, ENDLESS, "x", tokens=1)

@@ -18,7 +18,7 @@ from mlxd.policy.load import load
 from tests.support.policy_agreement import agreement, checked, compared
 from tests.support.policy_mutations import mutated, shipped
 
-SETS = 120
+SETS = 60
 """benchmarks/policy_sweeps.py makes thousands."""
 
 
@@ -29,7 +29,7 @@ async def test_check_and_reload_agree_on_mutated_policies(tmp_path: Path) -> Non
     assert found.valid + found.refused == SETS
     assert SETS / 3 < found.valid < SETS * 2 / 3
     assert found.valid - found.unchanged > SETS / 5
-    assert len(found.messages) > 25
+    assert len(found.messages) > 15
     assert found.placed > found.errors * 0.9
 
 

@@ -64,6 +64,7 @@ def test_a_refused_reload_killed_anywhere_leaves_the_last_good_policies(killed: 
     assert found.problems() == []
 
 
+@pytest.mark.slow
 def test_a_rollback_killed_anywhere_is_done_or_undone(killed: Killed) -> None:
     found = killed("rollback")
 

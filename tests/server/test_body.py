@@ -253,7 +253,7 @@ SCRAPS = st.sampled_from(
 )
 
 
-@settings(max_examples=250, deadline=None, database=None)
+@settings(max_examples=100, deadline=None, database=None)
 @given(pieces=st.lists(SCRAPS, max_size=40))
 def test_any_bytes_are_read_or_refused(pieces: list[bytes]) -> None:
     decide(b"".join(pieces))

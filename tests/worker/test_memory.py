@@ -292,6 +292,7 @@ def test_a_load_without_memory_has_the_same_status(tmp_path: Path):
     worker.close()
 
 
+@pytest.mark.slow
 def test_quantised_caches_take_less_and_answer_alone(model_of: MakeModel):
     shape = Shape(hidden=256, spread=3.0)
     plain = WorkerProcess(model_of(shape))

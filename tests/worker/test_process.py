@@ -449,6 +449,7 @@ def roomy(varied: Path) -> Iterator[WorkerProcess]:
     worker.close()
 
 
+@pytest.mark.slow
 def test_a_worker_that_tokenises_hears_pings_and_cancels(roomy):
     long = roomy.generate(text=HUGE, max_prompt=400_000)
     other = roomy.generate(text="hello", max_tokens=3)
