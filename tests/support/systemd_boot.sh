@@ -14,6 +14,8 @@ mkdir "$work"/layers/upper "$work"/layers/work
 mount -t overlay overlay "$work"/root \
     -o "lowerdir=/,upperdir=$work/layers/upper,workdir=$work/layers/work"
 cd "$work"/root
+# Not what a daemon of the host's has: folders of the layer below cannot become a dynamic user's.
+rm -rf etc/mlxd srv/mlxd var/lib/mlxd var/lib/private/mlxd var/log/mlxd var/log/private/mlxd
 
 mount -t proc -o nosuid,nodev,noexec proc proc
 mount --bind proc/sys proc/sys

@@ -31,8 +31,8 @@ def mlxd(on: Machine, *words: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def install(on: Machine, grace: int, port: int) -> str:
-    on.write(POLICY, f"schema: mlxd/v1\nlisten: {{port: {port}}}\ndrain: {{grace: {grace}s}}\n")
+def install(on: Machine, grace: int, listen: str) -> str:
+    on.write(POLICY, f"schema: mlxd/v1\nlisten: {{{listen}}}\ndrain: {{grace: {grace}s}}\n")
     ended, said = mlxd(on, "install", "--system", "--now", "--program", "/usr/bin/mlxd")
     assert ended == 0, said + on.told()
     return said
@@ -44,12 +44,15 @@ def status(on: Machine) -> dict[str, Any]:
 
 
 def test_a_service_from_its_install_to_its_end(booted: Machine) -> None:
-    port = free_port()
-    assert "start mlxd.socket mlxd.service" in install(booted, 30, port)
+    listen = f"port: {free_port()}"
+    assert "start mlxd.socket mlxd.service" in install(booted, 30, listen)
     first = status(booted)
     assert (first["running"], first["enabled"], first["ours"]) == (True, True, True)
     assert first["daemon"]["pid"] == first["pid"]
-    assert "restart mlxd.service" in install(booted, 12, port)
+    said = install(booted, 12, f"{listen}, inherit: never")
+    assert "disable --now mlxd.socket" in said
+    assert "restart mlxd.service" in said
+    assert booted.show("mlxd.socket", "ActiveState")["ActiveState"] == "inactive"
     assert "TimeoutStopSec=59" in (booted.root / UNIT).read_text()
     assert status(booted)["pid"] not in {None, first["pid"]}
     ended, said = mlxd(booted, "uninstall", "--system")

@@ -290,8 +290,13 @@ def test_no_connection_is_refused_over_a_restart_with_the_socket(service: Servic
         assert service.pid() != first
         over.set()
         counts = [client.result() for client in asking]
-    service.stop()
     assert min(counts) > 0
+    service.machine.systemctl("stop", systemd.SOCKET)
+    assert service.live(), "which is how a drain begins"
+    service.machine.systemctl("stop", UNIT)
+    assert not service.live()
+    assert service.property("ActiveState") == "inactive", "nobody starts it again"
+    service.stop()
 
 
 def answers(url: str, over: threading.Event) -> int:
