@@ -233,7 +233,7 @@ class TestChat:
     async def test_a_stream_may_be_left(self, async_client: openai.AsyncOpenAI) -> None:
         create = async_client.chat.completions.create
         stream: Any = await create(
-            model=MODEL, messages=MESSAGES, temperature=0, max_tokens=4000, stream=True
+            model=MODEL, messages=MESSAGES, temperature=0, max_tokens=20_000, stream=True
         )
         async with stream:
             assert (await anext(aiter(stream))).choices

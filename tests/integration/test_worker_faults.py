@@ -35,7 +35,7 @@ from tests.support.daemon import Daemon, daemon
 pytestmark = pytest.mark.mlx
 
 NO_REPLAY = f"replay: {{when: 'off'}}\nquarantine: {{kills: 1000}}\n{IMPATIENT}"
-TIMEOUTS = "inter_token_stall: 700ms\nworker_cancel_ack: 500ms\nfirst_token: 3s\n"
+TIMEOUTS = "inter_token_stall: 2s\nworker_cancel_ack: 500ms\nfirst_token: 3s\n"
 
 
 @pytest.fixture(scope="module")

@@ -216,9 +216,9 @@ def test_what_was_read_is_held_while_a_hundred_dispatches_are_under_way() -> Non
     ("kind", "config", "dtype"),
     [
         ("llama", LLAMA, "float16"),
-        ("sliding", SLIDING, "float32"),
-        ("hybrid", HYBRID, "float32"),
-        ("moe", MOE, "float32"),
+        pytest.param("sliding", SLIDING, "float32", marks=pytest.mark.slow),
+        pytest.param("hybrid", HYBRID, "float32", marks=pytest.mark.slow),
+        pytest.param("moe", MOE, "float32", marks=pytest.mark.slow),
     ],
 )
 def test_a_peak_is_predicted_within_fifteen_percent(
