@@ -46,13 +46,15 @@ WANTED_SLOPE = 1.0
 """MB of memory in an hour."""
 _LONGEST_PROMPT = 200
 _TOO_LONG, _UNKNOWN = 400, 404
+_OF_LENGTH = "limits.tokens.max_prompt"
+"""In the words of a refusal."""
 _WINDOW = "24h"
 _WARM_UP = 0.2
 _KILL_SHOWS = 20.0
 """Seconds for which a kill explains what becomes of requests."""
 _OF_KILLS = frozenset(
     ("worker_crashed", "worker_stalled", "model_load_failed", "breaker_open", "model_quarantined",
-     "request_quarantined", "deadline_exceeded")
+     "request_quarantined", "deadline_exceeded", "models_busy")
 )  # fmt: skip
 _APPLIED_WITHIN = 10.0
 _LOAD = "load: {retry: {max: 10, backoff: 100ms}}\n"
@@ -145,8 +147,13 @@ class Address:
             return True
         used_up = self.counted >= self.quota
         self.refused += stream.status == 429
-        self.counted += stream.status not in (429, _TOO_LONG)
+        self.counted += not (stream.status == 429 or _is_too_long(stream))
         return used_up == (stream.status == 429)
+
+
+def _is_too_long(stream: Stream) -> bool:
+    """Where the worker says so late, it is the last record of a stream that has begun."""
+    return stream.status == _TOO_LONG or _OF_LENGTH in stream.error
 
 
 class Addresses:
@@ -295,7 +302,7 @@ class Soak:
             return ""
         if stream.status == 503 and stream.code == "overloaded":
             return ""
-        if stream.status == _TOO_LONG and ask.words > _LONGEST_PROMPT:
+        if _is_too_long(stream) and ask.words > _LONGEST_PROMPT:
             return ""
         code = stream.code
         if stream.kind == "failed" and (code in _OF_KILLS or code == "error in the stream"):
