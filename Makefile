@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE := 1
+# Else each process that a test starts would compile the sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # On Linux the backend is an extra; for an NVIDIA GPU: make EXTRA=[cuda13] serve
 ifeq ($(shell uname -s),Linux)

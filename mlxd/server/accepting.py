@@ -105,7 +105,9 @@ class Acceptor:
                 os.close(self._kept.pop())
                 sock, _address = self._sock.accept()
                 self._own(self._serve(sock, kept=True))
-            for _ in range(_AT_ONCE if self._kept else 0):
+            for _ in range(_AT_ONCE):
+                if not self._kept:  # somebody else has taken the file that was let go for a moment
+                    break
                 self._refuse_one()
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._sock)

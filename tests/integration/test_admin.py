@@ -136,12 +136,13 @@ def test_no_policy_locks_the_operator_out(running: Daemon) -> None:
     assert asked(running, "rollback", "1")[1]["result"] == "applied"
 
 
-def test_without_its_admin_socket_the_daemon_serves_and_says_so(
+def test_a_folder_in_the_place_of_the_admin_socket_is_set_aside(
     models: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "state" / "admin.sock").mkdir(parents=True)
-    with daemon(tmp_path, models=models, policies={}) as without:
-        assert any("no admin socket at" in warning for warning in without.health()["warnings"])
+    with daemon(tmp_path, models=models, policies={}) as running:
+        assert any("admin.sock" in warning for warning in running.health()["warnings"])
+        assert running.admin.get("/admin/policy")["generation"] >= 1
 
 
 def test_a_command_that_names_no_folder_means_the_daemons(running: Daemon) -> None:

@@ -39,6 +39,7 @@ def post(daemon: Daemon, model: str = "tiny-a", tokens: int = 1, **more: Any) ->
     return daemon.http.post("/api/generate", json=body)
 
 
+@pytest.mark.slow
 def test_more_slots_are_there_at_once_and_fewer_stop_nothing(start: Start) -> None:
     daemon = start({"limits": f"concurrency: {{max_in_flight: 1}}\n{NO_RATE}"})
     with held(daemon, prompt="x") as stream:
@@ -107,6 +108,7 @@ def test_what_is_listed_for_preload_is_there_after_a_start(start: Start, zoo: Pa
     until(lambda: "tiny-b" not in workers_of(daemon))  # a client may still have it unloaded
 
 
+@pytest.mark.slow
 def test_time_limits_and_body_limits_follow_their_edits(start: Start) -> None:
     daemon = start({"limits": NO_RATE})
     edit(daemon, "timeouts", "generation: 300ms\nfirst_byte: 100ms\nfirst_token: 200ms\n")

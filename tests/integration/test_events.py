@@ -52,6 +52,7 @@ def kept(running: Daemon, **query: str) -> list[Json]:
 
 
 class TestStream:
+    @pytest.mark.slow
     def test_it_tells_of_loads_deaths_and_edits_as_they_happen(self, start: Start) -> None:
         running = start()
         with stream(running.http) as follower:

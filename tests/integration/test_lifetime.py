@@ -141,6 +141,7 @@ def test_a_second_signal_ends_the_daemon_at_once(start: Any) -> None:
     assert gone(worker.pid)
 
 
+@pytest.mark.slow
 def test_a_stream_that_outlasts_the_grace_is_cut_and_the_daemon_ends(start: Any) -> None:
     daemon: Daemon = start({"server": "drain: {not_ready_delay: 0s, grace: 300ms}\n"})
     with held(daemon) as stream:

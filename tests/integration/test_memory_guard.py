@@ -51,6 +51,7 @@ def test_the_memory_of_a_loaded_models_engine_is_shown(start: Any) -> None:
     assert shown is None or shown.keys() == {"budget", "active", "cache", "peak"}
 
 
+@pytest.mark.slow
 def test_over_critical_idle_models_leave_and_none_is_loaded_until_it_is_left(start: Any) -> None:
     running: Daemon = start({"memory": QUIET})
     running.http.post("/api/generate", json=generate("tiny-a", "hi", tokens=2))

@@ -70,6 +70,7 @@ def test_two_models_answer_side_by_side_from_workers_of_their_own(served: Daemon
     assert pids["tiny-b"] != pids[ENDLESS]
 
 
+@pytest.mark.slow
 def test_a_link_and_an_alias_share_the_worker_of_their_folder(
     start: Any, models: Path, tmp_path: Path
 ) -> None:
@@ -84,6 +85,7 @@ def test_a_link_and_an_alias_share_the_worker_of_their_folder(
     assert len(daemon.workers()) == 1
 
 
+@pytest.mark.slow
 def test_the_least_recently_used_is_evicted_and_one_in_use_never(start: Any, zoo: Path) -> None:
     daemon: Daemon = start({"models": f"dirs: [{zoo}]\nmax_loaded: 1\n", "memory": AT_ONCE})
     say(daemon, "tiny-a", "x", tokens=2)
@@ -133,6 +135,7 @@ def test_a_request_that_comes_while_its_model_unloads_is_served(served: Daemon) 
     assert say(served, "tiny-b", "x", tokens=1)
 
 
+@pytest.mark.slow
 def test_default_is_the_first_model_by_name_and_stays_until_it_disappears(
     start: Any, models: Path, tmp_path: Path
 ) -> None:
@@ -355,6 +358,7 @@ def test_names_as_people_type_them_are_served(start: Any, models: Path, tmp_path
     assert str(tmp_path) not in str(shown)
 
 
+@pytest.mark.slow
 def test_sampling_that_policy_gives_a_model_counts_where_a_request_says_nothing(
     start: Any, zoo: Path
 ) -> None:
@@ -428,6 +432,7 @@ def test_code_in_a_models_folder_is_never_run(start: Any, models: Path, tmp_path
     assert daemon.http.get("/livez").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_model_whose_caches_do_not_merge_serves_one_request_at_a_time(
     start: Any, tmp_path: Path
 ) -> None:

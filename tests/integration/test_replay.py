@@ -39,7 +39,7 @@ from tests.support.daemon import Daemon, daemon
 
 pytestmark = pytest.mark.mlx
 
-TIMEOUTS = "inter_token_stall: 2s\nworker_cancel_ack: 500ms\nfirst_token: 60s\n"
+TIMEOUTS = "inter_token_stall: 4s\nworker_cancel_ack: 500ms\nfirst_token: 60s\n"
 MANY = f"{IMPATIENT}replay: {{attempts: 10}}\nquarantine: {{kills: 1000}}\n"
 LONG = 600
 """Tokens of an answer that is not over before somebody has struck."""

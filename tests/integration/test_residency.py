@@ -56,6 +56,7 @@ def test_two_models_that_do_not_fit_together_alternate(start: Any, zoo: Path) ->
     assert "not seen to be free" not in daemon.log_text()
 
 
+@pytest.mark.slow
 def test_a_load_waits_until_what_is_in_its_way_is_given_back(start: Any, zoo: Path) -> None:
     daemon: Daemon = start({"models": f"dirs: [{zoo}]\n{ONE}", "memory": WAITS})
     with ThreadPoolExecutor(1) as pool, held(daemon) as stream:
@@ -69,6 +70,7 @@ def test_a_load_waits_until_what_is_in_its_way_is_given_back(start: Any, zoo: Pa
     assert set(cached(daemon)) == {"tiny-b"}
 
 
+@pytest.mark.slow
 def test_weights_are_bounded_and_a_model_alone_over_the_bound_is_refused_for_good(
     start: Any, zoo: Path
 ) -> None:

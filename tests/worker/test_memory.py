@@ -260,6 +260,7 @@ def test_an_engine_without_memory_ends_its_process_with_a_status_of_its_own(
     worker.close()
 
 
+@pytest.mark.slow
 def test_code_in_a_models_folder_runs_only_where_it_is_trusted(tmp_path: Path):
     worker = WorkerProcess(make_fragile(tmp_path / "m"))
     assert isinstance(worker.first, LoadFailed)
@@ -321,6 +322,7 @@ def test_quantised_caches_take_less_and_answer_alone(model_of: MakeModel):
     ],
     ids=["head of 16", "sliding"],
 )
+@pytest.mark.slow
 def test_caches_that_cannot_be_quantised_are_refused_in_words(
     model_of: MakeModel, shape: Shape, words: str
 ):

@@ -80,6 +80,7 @@ def test_the_texts_compared_do_not_repeat_themselves(worker):
 
 
 @pytest.mark.parametrize("shape", [SLIDING, MOE, HYBRID], ids=["sliding", "moe", "hybrid"])
+@pytest.mark.slow
 def test_every_kind_of_cache_is_batched_exactly(model_of: MakeModel, shape: Shape):
     worker = WorkerProcess(model_of(replace(shape, spread=3.0)))
     try:
@@ -299,6 +300,7 @@ def test_cancelling_what_has_ended_does_nothing(worker):
     assert 77_777 not in worker.told
 
 
+@pytest.mark.slow
 def test_a_ping_is_answered_while_the_model_computes(worker):
     id = worker.generate(token_ids=(9,) * 2500, max_tokens=50)
     worker.pongs.clear()

@@ -54,6 +54,7 @@ def fail_once(bench: Bench, at: int, *, late: bool) -> None:
 
 
 @pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.slow
 def test_answers_go_on_in_an_engine_made_anew(model_of: MakeModel, cache: str) -> None:
     shape, launch = CACHES[cache]
     bench = Bench(model_of(shape), **launch)

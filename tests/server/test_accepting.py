@@ -1,0 +1,58 @@
+"""Where there are no files any more, connections are refused and the loop does not spin."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from typing import Any
+
+import pytest
+
+from mlxd.server import accepting
+from mlxd.server.accepting import Acceptor
+
+
+class _Kept(asyncio.Protocol):
+    """Ended at once: the client is told nothing, and nothing is left open."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+class _Short(socket.socket):
+    """Its first `accept` finds no file."""
+
+    short = True
+
+    def accept(self) -> Any:
+        if self.short:
+            self.short = False
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+async def test_somebody_else_may_take_the_last_file_that_was_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the moment in which it was let go for the refusal of one client."""
+
+    def none(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(_Short())
+        listener.bind(("127.0.0.1", 0))
+        acceptor = Acceptor(listener, lambda _: _Kept(), b"no room")
+        acceptor.start(8)
+        clients = [stack.enter_context(socket.socket()) for _ in range(accepting.KEPT_FILES + 3)]
+        for client in clients:
+            client.connect(listener.getsockname())
+        monkeypatch.setattr(os, "open", none)
+        acceptor._accept()
+        monkeypatch.undo()
+        await asyncio.to_thread(clients[accepting.KEPT_FILES - 1].recv, 16)
+        acceptor.close()
+        await acceptor.settled()
