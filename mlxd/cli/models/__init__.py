@@ -9,9 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from mlxd.cli.arguments import add_json, add_places
-
-Actions = argparse._SubParsersAction  # the type that add_subparsers returns has no public name
+from mlxd.cli.arguments import Actions, add_action, add_json
 
 
 def add(commands: Actions[argparse.ArgumentParser]) -> None:
@@ -49,10 +47,8 @@ def _command(
     words: str,
     run: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=words, description=words)
-    add_places(parser)
+    parser = add_action(commands, name, words, run)
     add_json(parser)
-    parser.set_defaults(run=run)
     return parser
 
 

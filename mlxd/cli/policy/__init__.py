@@ -8,13 +8,10 @@ alone where none does. Exit status: 0 done; 1 it failed, or (diff, test) somethi
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
-from mlxd.cli.arguments import add_json, add_places
+from mlxd.cli.arguments import Actions, add_action, add_json
 
 _MOST_DIGITS = 9
-
-Actions = argparse._SubParsersAction  # the type that add_subparsers returns has no public name
 
 
 def add(commands: Actions[argparse.ArgumentParser]) -> None:
@@ -26,42 +23,30 @@ def add(commands: Actions[argparse.ArgumentParser]) -> None:
     _add_files(actions)
 
 
-def _action(
-    actions: Actions[argparse.ArgumentParser],
-    name: str,
-    words: str,
-    run: Callable[[argparse.Namespace], int],
-) -> argparse.ArgumentParser:
-    parser = actions.add_parser(name, help=words, description=words)
-    add_places(parser)
-    parser.set_defaults(run=run)
-    return parser
-
-
 def _add_looking(actions: Actions[argparse.ArgumentParser]) -> None:
-    check = _action(actions, "check", "say all that is wrong with the policy files", _check)
+    check = add_action(actions, "check", "say all that is wrong with the policy files", _check)
     add_json(check)
     check.add_argument(
         "--online", action="store_true",
         help="also what only the running daemon can try: whether a port can be had",
     )  # fmt: skip
-    explain = _action(actions, "explain", "say why a value is what it is", _explain)
+    explain = add_action(actions, "explain", "say why a value is what it is", _explain)
     add_json(explain)
     explain.add_argument(
         "key", metavar="KEY", nargs="?", default="",
         help="such as limits.concurrency.max_in_flight, or a group; without it, every value",
     )  # fmt: skip
-    diff = _action(actions, "diff", "say which values differ; exit status 1 if any does", _diff)
+    diff = add_action(actions, "diff", "say which values differ; exit status 1 if any does", _diff)
     add_json(diff)
     states = "running, disk, defaults, or the number of a generation"
     diff.add_argument("old", metavar="A", nargs="?", default="", help=states)
     diff.add_argument("new", metavar="B", nargs="?", default="disk", help=states)
-    history = _action(actions, "history", "list the generations that are kept", _history)
+    history = add_action(actions, "history", "list the generations that are kept", _history)
     add_json(history)
 
 
 def _add_changing(actions: Actions[argparse.ArgumentParser]) -> None:
-    plan = _action(actions, "plan", "say what an edit would do, before it is saved", _plan)
+    plan = add_action(actions, "plan", "say what an edit would do, before it is saved", _plan)
     add_json(plan)
     plan.add_argument(
         "files", metavar="FILE", nargs="*",
@@ -71,10 +56,12 @@ def _add_changing(actions: Actions[argparse.ArgumentParser]) -> None:
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="settings",
         help="instead of a file: one value, such as limits.concurrency.max_in_flight=2",
     )  # fmt: skip
-    reload = _action(actions, "reload", "read the files now, and say what came of it", _reload)
+    reload = add_action(actions, "reload", "read the files now, and say what came of it", _reload)
     add_json(reload)
     reload.add_argument("--etag", default="", help="only if these policies are still in force")
-    rollback = _action(actions, "rollback", "write an earlier generation's files back", _rollback)
+    rollback = add_action(
+        actions, "rollback", "write an earlier generation's files back", _rollback
+    )
     add_json(rollback)
     rollback.add_argument(
         "generation", metavar="N", type=_generation, help="see mlxd policy history"
@@ -86,15 +73,15 @@ def _add_changing(actions: Actions[argparse.ArgumentParser]) -> None:
 
 
 def _add_files(actions: Actions[argparse.ArgumentParser]) -> None:
-    schema = _action(actions, "schema", "print the JSON Schema of a policy file", _schema)
+    schema = add_action(actions, "schema", "print the JSON Schema of a policy file", _schema)
     add_json(schema)
     schema.add_argument("kind", metavar="KIND", nargs="?", default="", help="such as limits")
-    test = _action(actions, "test", "run the policies' own tests on a virtual clock", _test)
+    test = add_action(actions, "test", "run the policies' own tests on a virtual clock", _test)
     add_json(test)
     test.add_argument(
         "paths", metavar="PATH", nargs="*", help="files or folders; tests/ of the policy folder"
     )
-    _action(actions, "init", "write the commented defaults where they are looked for", _init)
+    add_action(actions, "init", "write the commented defaults where they are looked for", _init)
 
 
 def _generation(text: str) -> int:

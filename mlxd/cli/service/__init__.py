@@ -7,11 +7,8 @@ or a policy that is refused; 75 a daemon runs that the manager did not start.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
-from mlxd.cli.arguments import add_json, add_places
-
-Actions = argparse._SubParsersAction  # the type that add_subparsers returns has no public name
+from mlxd.cli.arguments import Actions, add_action, add_json
 
 
 def add(commands: Actions[argparse.ArgumentParser]) -> None:
@@ -19,34 +16,22 @@ def add(commands: Actions[argparse.ArgumentParser]) -> None:
     service = commands.add_parser("service", help="the daemon as a service of launchd or systemd")
     actions = service.add_subparsers(title="actions", required=True, metavar="ACTION")
     _add_install(actions)
-    status = _action(actions, "status", "whether the service runs, and since when", _status)
+    status = add_action(actions, "status", "whether the service runs, and since when", _status)
     add_json(status)
     _add_system(status)
-    reset = _action(actions, "reset", "let a daemon that kept dying load models again", _reset)
+    reset = add_action(actions, "reset", "let a daemon that kept dying load models again", _reset)
     add_json(reset)
     _add_system(reset)
     _add_render(actions)
 
 
-def _action(
-    actions: Actions[argparse.ArgumentParser],
-    name: str,
-    words: str,
-    run: Callable[[argparse.Namespace], int],
-) -> argparse.ArgumentParser:
-    parser = actions.add_parser(name, help=words, description=words)
-    add_places(parser)
-    parser.set_defaults(run=run)
-    return parser
-
-
 def _add_install(actions: Actions[argparse.ArgumentParser]) -> None:
-    install = _action(actions, "install", "have launchd or systemd run the daemon", _install)
+    install = add_action(actions, "install", "have launchd or systemd run the daemon", _install)
     install.add_argument(
         "--now", action="store_true", help="start it at once, not only at the next login or boot"
     )
     _add_path(install, "program", "the mlxd to run, if not this one")
-    uninstall = _action(
+    uninstall = add_action(
         actions, "uninstall", "end that again; policies, models and state stay", _uninstall
     )
     for parser in (install, uninstall):
@@ -57,7 +42,7 @@ def _add_install(actions: Actions[argparse.ArgumentParser]) -> None:
 
 
 def _add_render(actions: Actions[argparse.ArgumentParser]) -> None:
-    render = _action(actions, "render", "print what a service manager would be given", _render)
+    render = add_action(actions, "render", "print what a service manager would be given", _render)
     add_json(render)
     render.add_argument(
         "--target", required=True, metavar="T", help="such as launchd; another lists them all"
