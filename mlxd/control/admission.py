@@ -132,15 +132,19 @@ class Admission:
         *,
         loading: bool = False,
         called: str = "",
+        rated: bool = True,
     ) -> AsyncIterator[Ticket]:
         """Hold a slot for the length of the block.
 
         Raises RateLimited, Overloaded, Draining, or what admission is shut for. A request that
         turns out to be wrong in itself does not count towards the client's rate. `loading`: it is
         going to wait for its model while another one could serve; the ticket says when it has it.
-        `called`: a copy's name of the model, whose limits count where the model has none.
+        `called`: a copy's name of the model, whose limits count where the model has none. `rated`:
+        whether it counts towards the client's rate.
         """
-        ticket = self.enter(client, model, policies, would_deny, loading=loading, called=called)
+        ticket = self.enter(
+            client, model, policies, would_deny, loading=loading, called=called, rated=rated
+        )
         try:
             yield ticket
         except (InvalidRequest, ModelNotFound):
@@ -158,6 +162,7 @@ class Admission:
         *,
         loading: bool = False,
         called: str = "",
+        rated: bool = True,
     ) -> Ticket:
         """Take a slot, to be given back by `leave`. Raises what `admit` raises.
 
@@ -165,7 +170,7 @@ class Admission:
         `would_deny`, and the request goes on as if that rule were not there.
         """
         self._check_draining()
-        counted = self._count_towards_rate(client, policies, would_deny)
+        counted = self._count_towards_rate(client, policies, would_deny) if rated else []
         self._check_shut()
         self._check_slots((model, called or model), policies, would_deny, loading=loading)
         ticket = Ticket(client, model, policies, self._clock.monotonic(), counted, loading)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 
-from mlxd.control.admission import Admission
+from mlxd.control.admission import Admission, Ticket
 from mlxd.control.catalog import Catalog
 from mlxd.control.generation import Limits
+from mlxd.control.merging import merged
 from mlxd.control.order import Order
 from mlxd.control.replay import Replays, fresh_seed, seeded
 from mlxd.control.residency import Residency
@@ -17,7 +18,7 @@ from mlxd.core.clock import Clock
 from mlxd.core.errors import UnsupportedFeature
 from mlxd.core.events import Burst, Started
 from mlxd.core.models import ModelCard
-from mlxd.core.request import GenerationRequest, Sampling
+from mlxd.core.request import GenerationRequest, Sampling, Want
 from mlxd.policy.load import PolicySet
 
 
@@ -56,28 +57,65 @@ class Dispatcher:
         self, request: GenerationRequest, asker: Asker
     ) -> AsyncIterator[AsyncIterator[Burst]]:
         """Everything acquired here is given back on the way out, whatever the way out is."""
+        async with self._begun((request,), asker) as (bursts,):
+            yield bursts
+
+    @asynccontextmanager
+    async def open_all(
+        self, requests: Sequence[GenerationRequest], asker: Asker
+    ) -> AsyncIterator[AsyncIterator[tuple[int, Burst]]]:
+        """Several generations of one call to one model: it has one slot, and counts once. Each
+        burst comes with the number of its request. The first failure ends them all.
+        """
+        async with self._begun(requests, asker) as each, aclosing(merged(each)) as bursts:
+            yield bursts
+
+    @asynccontextmanager
+    async def _begun(
+        self, requests: Sequence[GenerationRequest], asker: Asker
+    ) -> AsyncIterator[list[AsyncIterator[Burst]]]:
         arrived = self._clock.monotonic()
-        policies = asker.policies
-        card = await self._catalog.resolve(request.model, policies)
-        _check_capabilities(request, card)
-        case = _case(request, card, asker)
-        self._replays.check(case, policies)
-        order = _order(case, policies, arrived, seeded(case.sampling, self._draw_seed))
-        loading = self._residency.delays_others(card.spec)
+        first, policies = requests[0], asker.policies
+        card = await self._catalog.resolve(first.model, policies)
+        cases = [_case(request, card, asker) for request in requests]
+        for case in cases:
+            _check_capabilities(case.request, card)
+            self._replays.check(case, policies)
         async with (
-            self._admission.admit(
-                asker.client,
-                card.original,
-                policies,
-                asker.would_deny,
-                loading=loading,
-                called=card.name,
-            ) as ticket,  # fmt: skip
-            self._residency.lease(card, request.keep_alive, policies) as lease,
-            aclosing(self._replays.run(order, case, lease, policies)) as bursts,
+            self._admitted(first.want, card, asker) as ticket,
+            self._residency.lease(card, first.keep_alive, policies) as lease,
+            AsyncExitStack() as stack,
         ):
-            ticket.loading = False
-            yield bursts if policies.limits.tokens.mode == "enforce" else _judged(bursts, asker)
+            each: list[AsyncIterator[Burst]] = []
+            for case in cases:
+                order = _order(case, policies, arrived, seeded(case.sampling, self._draw_seed))
+                run = aclosing(self._replays.run(order, case, lease, policies))
+                bursts = await stack.enter_async_context(run)
+                enforced = policies.limits.tokens.mode == "enforce"
+                each.append(bursts if enforced else _judged(bursts, asker))
+            if ticket is not None:
+                ticket.loading = False
+            yield each
+
+    @asynccontextmanager
+    async def _admitted(
+        self, want: Want, card: ModelCard, asker: Asker
+    ) -> AsyncIterator[Ticket | None]:
+        """A slot, for whatever steps the engine; a place in the rate, for an answer alone."""
+        if want == "prompt":
+            self._admission.check_open()
+            yield None
+            return
+        async with self._admission.admit(
+            asker.client,
+            card.original,
+            asker.policies,
+            asker.would_deny,
+            loading=self._residency.delays_others(card.spec),
+            called=card.name,
+            rated=want == "answer",
+        ) as ticket:
+            yield ticket
 
     async def load(self, model: str, keep_alive: float | None, policies: PolicySet) -> None:
         """Have a model in memory. Not a generation: neither counted nor limited.

@@ -29,7 +29,10 @@ from mlxd.core.errors import (
 )
 from mlxd.core.events import (
     Burst,
+    Echo,
+    Embedding,
     Finished,
+    GenerationEvent,
     ReasoningDelta,
     TextDelta,
     TokenLogprob,
@@ -165,17 +168,13 @@ class Generation:
             return
         self._last_piece = self._clock.monotonic()
         match piece:
-            case ipc.Text():
-                self._waiting.add(TextDelta(piece.text, _logprobs(piece.logprobs)))
-            case ipc.Reasoning():
-                self._waiting.add(ReasoningDelta(piece.text, _logprobs(piece.logprobs)))
-            case ipc.Call():
-                self._waiting.add(ToolCall(piece.name, piece.arguments))
             case ipc.Ended():
                 self._waiting.add(_finished(piece, self.transcript.decode_seconds))
                 self._end()
             case ipc.Cancelled():
                 self._end()
+            case _:
+                self._waiting.add(_event(piece))
         if self._waiting.too_large and not self.ended:
             self.interrupt(
                 DeadlineExceeded(
@@ -408,6 +407,22 @@ def _refusal(refused: ipc.Refused, line: Callable[[str], PolicyLine]) -> MlxdErr
     return _REFUSALS[refused.code](refused.message, param=refused.param, policy=policy)
 
 
+def _event(
+    piece: ipc.Text | ipc.Reasoning | ipc.Echoed | ipc.Vector | ipc.Call,
+) -> GenerationEvent:
+    match piece:
+        case ipc.Text():
+            return TextDelta(piece.text, _logprobs(piece.logprobs))
+        case ipc.Reasoning():
+            return ReasoningDelta(piece.text, _logprobs(piece.logprobs))
+        case ipc.Echoed():
+            return Echo(piece.text, _logprobs(piece.logprobs))
+        case ipc.Vector():
+            return Embedding(piece.values)
+        case ipc.Call():
+            return ToolCall(piece.name, piece.arguments)
+
+
 def _logprobs(entries: list[ipc.Logprob]) -> tuple[TokenLogprob, ...]:
     if not entries:
         return ()
@@ -424,4 +439,6 @@ def _finished(piece: ipc.Ended, spent_before: float) -> Finished:
         prefill_seconds=piece.prefill_seconds,
         decode_seconds=spent_before + piece.decode_seconds,
         stop_string=piece.stop_string,
+        reasoning_tokens=piece.reasoning_tokens,
+        malformed_calls=piece.malformed_calls,
     )

@@ -38,9 +38,10 @@ from mlxd.core.errors import (
     WorkerCrashed,
     WorkerStalled,
 )
-from mlxd.core.events import Burst, Started
+from mlxd.core.events import Burst, Finished, Started
 from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.core.request import Sampling
+from mlxd.ipc import messages as ipc
 from mlxd.policy.policy_set import PolicySet
 
 log = logging.getLogger(__name__)
@@ -276,7 +277,7 @@ class _Run:
             async with aclosing(self._all()) as bursts:
                 async for burst in bursts:
                     self._note(burst)
-                    yield burst
+                    yield self._with_context(burst) if self._order.request.tell_context else burst
             outcome = "completed"
         except MlxdError:
             outcome = "failed" if self._attempt else "refused"
@@ -396,6 +397,14 @@ class _Run:
         """A client that wants the whole answer has seen nothing before its end."""
         if self._order.request.stream and not self._seen:
             self._seen = any(not isinstance(event, Started) for event in burst)
+
+    def _with_context(self, burst: Burst) -> Burst:
+        """Its end tells the tokens of the prompt and of the answer, whoever computed them."""
+        *before, last = burst
+        if not isinstance(last, Finished):
+            return burst
+        tokens = (*ipc.unpacked(self._transcript.prompt), *self._transcript.tokens)
+        return [*before, replace(last, context=tokens)]
 
     async def _judge(self, worker: Worker, error: MlxdError) -> None:
         """Raises the error, or a better one, where there is no replay."""

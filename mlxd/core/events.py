@@ -1,5 +1,8 @@
 """What a generation produces, in order: `Started`, deltas and tool calls, one `Finished`.
 
+Where something else than an answer is wanted: `Started`, `Embedding` or the prompt as one
+`TextDelta`, `Finished`. A prompt that is to be told with its answer comes as `Echo`, before it.
+
 Failure is not an event: inside the daemon it is an exception. Events that became ready together
 travel together, as a `Burst`; a `Completion` is the fold of them all.
 """
@@ -51,6 +54,21 @@ class ReasoningDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class Echo:
+    """The prompt. Of its first token there is no log-probability: it is NaN."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """What the prompt means: float32, the low end first; not normalised."""
+
+    vector: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ToolCall:
     """One complete call."""
 
@@ -70,9 +88,15 @@ class Finished:
     decode_seconds: float = 0.0
     stop_string: str | None = None
     """Which of the request's stop strings ended it, if one did."""
+    reasoning_tokens: int = 0
+    """Of the completion's, those of its thinking."""
+    malformed_calls: int = 0
+    """Tool calls that no parser could read; their text was delivered as it stood."""
+    context: tuple[int, ...] = ()
+    """The prompt's tokens and the answer's, where `GenerationRequest.tell_context` asked."""
 
 
-GenerationEvent = Started | TextDelta | ReasoningDelta | ToolCall | Finished
+GenerationEvent = Started | TextDelta | ReasoningDelta | ToolCall | Echo | Embedding | Finished
 Burst = Sequence[GenerationEvent]
 """Events that became ready together, in order; never empty."""
 
@@ -86,29 +110,57 @@ class Completion:
     reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    echo: Echo | None = None
+    embedding: Embedding | None = None
     finished: Finished | None = None
 
 
-async def collect(bursts: AsyncIterator[Burst]) -> Completion:
-    """Fold a generation into one Completion."""
-    whole = Completion()
-    text: list[str] = []
-    reasoning: list[str] = []
-    async for burst in bursts:
+class _Fold:
+    """Becomes a Completion, burst by burst."""
+
+    def __init__(self) -> None:
+        self._whole = Completion()
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+
+    def add(self, burst: Burst) -> None:
+        whole = self._whole
         for event in burst:
             match event:
                 case Started():
                     whole.started = event
                 case TextDelta():
-                    text.append(event.text)
+                    self._text.append(event.text)
                     whole.logprobs.extend(event.logprobs)
                 case ReasoningDelta():
-                    reasoning.append(event.text)
+                    self._reasoning.append(event.text)
                     whole.logprobs.extend(event.logprobs)
                 case ToolCall():
                     whole.tool_calls.append(event)
+                case Echo():
+                    whole.echo = event
+                case Embedding():
+                    whole.embedding = event
                 case Finished():
                     whole.finished = event
-    whole.text = "".join(text)
-    whole.reasoning = "".join(reasoning)
-    return whole
+
+    def whole(self) -> Completion:
+        self._whole.text = "".join(self._text)
+        self._whole.reasoning = "".join(self._reasoning)
+        return self._whole
+
+
+async def collect(bursts: AsyncIterator[Burst]) -> Completion:
+    """Fold a generation into one Completion."""
+    fold = _Fold()
+    async for burst in bursts:
+        fold.add(burst)
+    return fold.whole()
+
+
+async def collect_all(bursts: AsyncIterator[tuple[int, Burst]], count: int) -> list[Completion]:
+    """Fold `count` generations, whose bursts come with their numbers."""
+    folds = [_Fold() for _ in range(count)]
+    async for number, burst in bursts:
+        folds[number].add(burst)
+    return [fold.whole() for fold in folds]

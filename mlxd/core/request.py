@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 Json = dict[str, Any]
 
@@ -65,18 +65,52 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """What the client leaves the model to decide about tools."""
+
+    required: bool = False
+    """The answer is at least one call, and no text."""
+    names: tuple[str, ...] = ()
+    """The tools that may be called; empty: any."""
+    parallel: bool = True
+    """False: one call at most."""
+
+
+Want = Literal["answer", "embedding", "prompt"]
+"""What is wanted of a model: that it goes on behind a prompt; what the prompt means, as a vector;
+or how the prompt reads, and how many tokens it has, without running the model.
+"""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One generation. Exactly one of `messages`, `text`, `token_ids` is given."""
 
     model: str
     """The name as the client sent it."""
+    want: Want = "answer"
     messages: tuple[Message, ...] | None = None
     """Rendered by the model's own chat template."""
     text: str | None = None
     """Tokenised as it is."""
     token_ids: tuple[int, ...] | None = None
+    suffix: str | None = None
+    """What stands behind the gap that `text` ends at: the answer fills it. Not for every model."""
+    context: tuple[int, ...] = ()
+    """Tokens of an earlier exchange, which the conversation goes on from."""
+    tell_context: bool = False
+    """`Finished.context` is wanted."""
+    echo: bool = False
+    """The prompt is told before the answer, scored like it where `logprobs` are asked for; with
+    `max_tokens` 0 there is no answer.
+    """
+    truncate: bool = False
+    """With "embedding": a prompt that is too long is cut; otherwise it is refused."""
+    template: str = ""
+    """A chat template (Jinja) in place of the model's own."""
     tools: tuple[Json, ...] = ()
     """`{"type": "function", "function": {...}}`, as chat templates want them."""
+    tool_choice: ToolChoice = ToolChoice()
     think: bool | str | None = None
     """None leaves it to the model's template; a string is an effort such as "low"."""
     think_or_refuse: bool = False
@@ -85,7 +119,13 @@ class GenerationRequest:
     """More variables for the chat template."""
     format: str | Json | None = None
     """None is free text, "json" any JSON object, a mapping a JSON schema."""
+    pattern: str = ""
+    """A regular expression that the whole answer matches; not together with `format`."""
     max_tokens: int | None = None
+    min_tokens: int = 0
+    """Until the answer has so many, nothing but its length ends it."""
+    ignore_eos: bool = False
+    """Nothing but its length and stop strings end the answer."""
     stop: tuple[str, ...] = ()
     """Strings that end the text; none of them appears in it."""
     sampling: Sampling = field(default_factory=Sampling)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -48,16 +49,23 @@ class Call:
     action: Action
     request: GenerationRequest
     """For `load` and `unload` only `model` and `keep_alive` mean something."""
+    more: tuple[GenerationRequest, ...] = ()
+    """Further generations of the same call, to the same model: its choice 1, 2 and so on."""
     category: str = ""
     """mlxd's own: a chain of models.yaml to take the model from, where `request.model` is empty."""
     include_usage: bool = False
     """OpenAI's stream_options.include_usage."""
 
+    @property
+    def requests(self) -> tuple[GenerationRequest, ...]:
+        """One for each choice."""
+        return (self.request, *self.more)
+
 
 class Encoder(Protocol):
     """One streamed answer. Stateful: feed it every burst once, in order."""
 
-    def feed(self, burst: Burst, now: float) -> bytes:
+    def feed(self, burst: Burst, now: float, choice: int = 0) -> bytes:
         """The records for these events. `now` is in seconds since the epoch. May be empty."""
         ...
 
@@ -81,8 +89,8 @@ class Codec(Protocol):
 
     def encoder(self, call: Call) -> Encoder: ...
 
-    def render(self, call: Call, completion: Completion, now: float) -> Json:
-        """The whole answer."""
+    def render(self, call: Call, completions: Sequence[Completion], now: float) -> Json:
+        """The whole answer; one completion for each of the call's requests."""
         ...
 
     def render_action(self, call: Call, now: float) -> Json:

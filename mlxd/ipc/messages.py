@@ -191,6 +191,23 @@ class Reasoning(msgspec.Struct, frozen=True, array_like=True, tag="r"):
     logprobs: list[Logprob] = []
 
 
+class Echoed(msgspec.Struct, frozen=True, array_like=True, tag="p"):
+    """Request `id`'s prompt, told before its answer."""
+
+    id: int
+    text: str
+    logprobs: list[Logprob] = []
+    """Of its first token there is none: NaN."""
+
+
+class Vector(msgspec.Struct, frozen=True, array_like=True, tag="v"):
+    """What request `id`'s prompt means."""
+
+    id: int
+    values: bytes
+    """float32, the low end first."""
+
+
 class Call(msgspec.Struct, frozen=True, array_like=True, tag="c"):
     """A complete tool call of request `id`."""
 
@@ -210,6 +227,8 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, tag="e"):
     prefill_seconds: float
     decode_seconds: float
     stop_string: str | None = None
+    reasoning_tokens: int = 0
+    malformed_calls: int = 0
 
 
 class Cancelled(msgspec.Struct, frozen=True, array_like=True, tag="x"):
@@ -218,7 +237,7 @@ class Cancelled(msgspec.Struct, frozen=True, array_like=True, tag="x"):
     id: int
 
 
-Piece = Text | Reasoning | Call | Ended | Cancelled
+Piece = Text | Reasoning | Echoed | Vector | Call | Ended | Cancelled
 
 
 class Taken(msgspec.Struct, frozen=True, array_like=True):

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from mlxd.control.dispatch import Asker
 from mlxd.core.errors import MlxdError
-from mlxd.core.events import collect
+from mlxd.core.events import Burst, collect, collect_all
 from mlxd.dialects.base import Call, Codec
 from mlxd.policy.load import PolicySet
 from mlxd.server.answers import json_response
@@ -79,10 +79,15 @@ class Generate:
     async def _whole(
         self, call: Call, request: web.BaseRequest, policies: PolicySet
     ) -> web.StreamResponse:
-        async with self._parts.dispatcher.open(call.request, asker_of(request)) as bursts:
-            completion = await collect(bursts)
+        dispatcher, asker = self._parts.dispatcher, asker_of(request)
+        if call.more:
+            async with dispatcher.open_all(call.requests, asker) as numbered:
+                completions = await collect_all(numbered, len(call.requests))
+        else:
+            async with dispatcher.open(call.request, asker) as bursts:
+                completions = [await collect(bursts)]
         _note_quota(request, self._parts, policies)
-        return json_response(self._codec.render(call, completion, self._parts.clock.wall()))
+        return json_response(self._codec.render(call, completions, self._parts.clock.wall()))
 
 
 class _Stream:
@@ -136,15 +141,22 @@ class _Stream:
         return self._response
 
     async def _send_records(self) -> None:
-        clock = self._parts.clock
-        async with self._parts.dispatcher.open(
-            self._call.request, asker_of(self._request)
-        ) as bursts:
-            async for burst in bursts:
-                for at in range(0, len(burst), _EVENTS):
-                    records = self._encoder.feed(burst[at : at + _EVENTS], clock.wall())
-                    if records:
-                        await self._write(records)
+        dispatcher, asker = self._parts.dispatcher, asker_of(self._request)
+        if self._call.more:
+            async with dispatcher.open_all(self._call.requests, asker) as numbered:
+                async for choice, burst in numbered:
+                    await self._send(burst, choice)
+        else:
+            async with dispatcher.open(self._call.request, asker) as bursts:
+                async for burst in bursts:
+                    await self._send(burst, 0)
+
+    async def _send(self, burst: Burst, choice: int) -> None:
+        for at in range(0, len(burst), _EVENTS):
+            now = self._parts.clock.wall()
+            records = self._encoder.feed(burst[at : at + _EVENTS], now, choice)
+            if records:
+                await self._write(records)
 
     async def _write(self, records: bytes) -> None:
         """Raises ConnectionResetError once the client has left."""
@@ -205,7 +217,8 @@ def _with_category(call: Call) -> Call:
     """A category stands for a chain of models.yaml where no model is named."""
     if call.request.model or not call.category:
         return call
-    return replace(call, request=replace(call.request, model=call.category))
+    named = [replace(request, model=call.category) for request in call.requests]
+    return replace(call, request=named[0], more=tuple(named[1:]))
 
 
 def _note_quota(request: web.BaseRequest, parts: Parts, policies: PolicySet) -> None:

@@ -11,6 +11,7 @@ from mlxd.control.admission import Admission
 from mlxd.control.dispatch import Asker, Dispatcher
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import RequestQuarantined
+from mlxd.core.events import Finished, TextDelta
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.policy.load import load
@@ -80,3 +81,38 @@ async def test_a_request_in_quarantine_takes_no_slot():
         await opened(parts, Sampling(), admission)
     assert admission.totals.processed == 0
     assert not parts.orders
+
+
+async def test_several_generations_take_one_slot_and_count_once() -> None:
+    parts: Any = Parts()
+    parts.bursts = [[TextDelta("x")], [Finished("stop", 1, 1)]]
+    admission = Admission(ManualClock())
+    dispatcher = Dispatcher(parts, admission, parts, parts, clock=ManualClock())
+    policies = load()
+    requests = [GenerationRequest(model="m", text=str(n)) for n in range(8)]
+    before = admission.rate_state("c", policies)
+    async with dispatcher.open_all(requests, Asker("c", policies, lambda rule: None)) as bursts:
+        got = []
+        async for number, _ in bursts:
+            assert admission.active == 1
+            got.append(number)
+    after = admission.rate_state("c", policies)
+    assert sorted(got) == sorted([*range(8), *range(8)])
+    assert admission.active == 0
+    assert before is not None
+    assert after is not None
+    assert before.remaining - after.remaining == 1
+
+
+@pytest.mark.parametrize(("want", "slots", "rated"), [("embedding", 1, 0), ("prompt", 0, 0)])
+async def test_what_is_no_answer_is_not_rated(want: Any, slots: int, rated: int) -> None:
+    parts: Any = Parts()
+    admission = Admission(ManualClock())
+    dispatcher = Dispatcher(parts, admission, parts, parts, clock=ManualClock())
+    policies = load()
+    request = GenerationRequest(model="m", want=want, text="x")
+    async with dispatcher.open(request, Asker("c", policies, lambda rule: None)):
+        assert admission.active == slots
+    state = admission.rate_state("c", policies)
+    assert state is not None
+    assert state.requests - state.remaining == rated

@@ -23,7 +23,7 @@ async def test_every_recorded_generation_has_its_bytes(
     for name, events in recorded.items():
         call = spoken.call(**_asked(spoken.name, events))
         encoder = spoken.codec.encoder(call)
-        whole = spoken.codec.render(call, await completion_of(events), now)
+        whole = spoken.codec.render(call, [await completion_of(events)], now)
         sections += (f"## {name}\n".encode(), encoder.feed(events, now))
         sections += (b"## ... whole\n", to_json(whole), b"\n")
     broken = spoken.codec.encoder(spoken.call())

@@ -114,7 +114,7 @@ async def test_what_is_streamed_is_what_is_answered_whole(
 ) -> None:
     call = spoken.call(**asked)
     streamed = spoken.codec.encoder(call).feed(events, now)
-    whole = spoken.codec.render(call, await completion_of(events), now)
+    whole = spoken.codec.render(call, [await completion_of(events)], now)
     assert FOLDS[spoken.name](streamed) == json.loads(json.dumps(whole))
 
 

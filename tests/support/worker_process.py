@@ -19,6 +19,7 @@ from mlxd.ipc.messages import (
     Call,
     Cancelled,
     Down,
+    Echoed,
     Ended,
     FrameReader,
     Generate,
@@ -32,6 +33,7 @@ from mlxd.ipc.messages import (
     Refused,
     Text,
     Up,
+    Vector,
     decode_up,
     encode,
     launch_words,
@@ -49,7 +51,7 @@ class Told:
         self.ended: Ended | None = None
         self.started = 0
         self.cancelled = False
-        self.pieces: list[Text | Reasoning | Call] = []
+        self.pieces: list[Text | Reasoning | Echoed | Vector | Call] = []
 
     @property
     def over(self) -> bool:
@@ -72,7 +74,7 @@ class Told:
         return [
             entry
             for piece in self.pieces
-            if not isinstance(piece, Call)
+            if not isinstance(piece, Call | Vector)
             for entry in piece.logprobs
         ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -10,6 +10,8 @@ from mlxd.core.errors import MlxdError
 from mlxd.core.events import (
     Burst,
     Completion,
+    Echo,
+    Embedding,
     Finished,
     GenerationEvent,
     ReasoningDelta,
@@ -38,7 +40,8 @@ class _Codec:
     def encoder(self, call: Call) -> RecordEncoder:
         return RecordEncoder(call, self)
 
-    def render(self, call: Call, completion: Completion, now: float) -> Json:
+    def render(self, call: Call, completions: Sequence[Completion], now: float) -> Json:
+        (completion,) = completions
         calls = [_tool_call(call, index, c) for index, c in enumerate(completion.tool_calls)]
         record = _head(call, now) | self.body(completion.text, completion.reasoning, calls)
         if call.request.logprobs is not None:
@@ -92,7 +95,7 @@ class RecordEncoder:
         self._text_before = b'Z",' + before.removeprefix(b"{")
         self._text_after = after.removesuffix(b"}") + b',"done":false}\n'
 
-    def feed(self, burst: Burst, now: float) -> bytes:
+    def feed(self, burst: Burst, now: float, choice: int = 0) -> bytes:
         before, after = self._before(now), self._text_after
         records: list[bytes] = []
         for event in burst:
@@ -127,6 +130,8 @@ class RecordEncoder:
                 index, self._tool_calls = self._tool_calls, self._tool_calls + 1
                 calls = [_tool_call(self._call, index, event)]
                 return self._line(now, self._codec.body("", tool_calls=calls))
+            case Echo() | Embedding():
+                return b""
             case Finished():
                 end = _end(self._call, self._started, event, now)
                 return to_json(_head(self._call, now) | self._codec.body("") | end) + b"\n"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from mlxd.core.errors import InvalidRequest, MlxdError, UnsupportedFeature
 from mlxd.core.events import (
     Completion,
+    Echo,
+    Embedding,
     Finished,
     GenerationEvent,
     ReasoningDelta,
@@ -73,7 +75,8 @@ class ChatCodec:
     def encoder(self, call: Call) -> ChatEncoder:
         return ChatEncoder(call, _envelope(call, "chat.completion.chunk"))
 
-    def render(self, call: Call, completion: Completion, now: float) -> Json:
+    def render(self, call: Call, completions: Sequence[Completion], now: float) -> Json:
+        (completion,) = completions
         finished = completion.finished
         calls = [_tool_call(call, index, c) for index, c in enumerate(completion.tool_calls)]
         message: Json = {
@@ -95,7 +98,7 @@ class ChatCodec:
 
     def render_action(self, call: Call, now: float) -> Json:
         """This API can ask for neither load nor unload."""
-        return self.render(call, Completion(), now)
+        return self.render(call, [Completion()], now)
 
     def render_error(self, error: MlxdError) -> Json:
         return render_error(error)
@@ -121,7 +124,7 @@ class ChatEncoder(ChunkEncoder):
 
     def _other(self, event: GenerationEvent) -> bytes:
         match event:
-            case Started():
+            case Started() | Echo() | Embedding():
                 return b""
             case TextDelta(text, logprobs):
                 return self._chunk(self._text_choice(text, logprobs))

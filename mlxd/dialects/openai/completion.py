@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from mlxd.core.errors import InvalidRequest, MlxdError, UnsupportedFeature
 from mlxd.core.events import (
     Completion,
+    Echo,
+    Embedding,
     Finished,
     GenerationEvent,
     ReasoningDelta,
@@ -61,8 +63,9 @@ class CompletionCodec:
     def encoder(self, call: Call) -> CompletionEncoder:
         return CompletionEncoder(call, _envelope(call))
 
-    def render(self, call: Call, completion: Completion, now: float) -> Json:
+    def render(self, call: Call, completions: Sequence[Completion], now: float) -> Json:
         """A prompt taken as it is knows no reasoning: what a model marks as such is text here."""
+        (completion,) = completions
         finished = completion.finished
         entries = _LogprobLists(call).extend(completion.logprobs)
         choice = {
@@ -75,7 +78,7 @@ class CompletionCodec:
 
     def render_action(self, call: Call, now: float) -> Json:
         """This API can ask for neither load nor unload."""
-        return self.render(call, Completion(), now)
+        return self.render(call, [Completion()], now)
 
     def render_error(self, error: MlxdError) -> Json:
         return render_error(error)
@@ -94,7 +97,7 @@ class CompletionEncoder(ChunkEncoder):
 
     def _other(self, event: GenerationEvent) -> bytes:
         match event:
-            case Started() | ToolCall():
+            case Started() | ToolCall() | Echo() | Embedding():
                 return b""
             case TextDelta(text, logprobs) | ReasoningDelta(text, logprobs):
                 return self._chunk(self._text_choice(text, logprobs))

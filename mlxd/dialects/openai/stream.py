@@ -32,7 +32,7 @@ class ChunkEncoder:
         # A chunk of empty text holds its last `""` where the text goes.
         self._before, _, self._after = self._chunk(self._text_choice("")).rpartition(b'""')
 
-    def feed(self, burst: Burst, now: float) -> bytes:
+    def feed(self, burst: Burst, now: float, choice: int = 0) -> bytes:
         before, after = self._before, self._after
         chunks: list[bytes] = []
         if self._opening and type(burst[-1]) is not Started:

@@ -14,7 +14,7 @@ def test_no_duration_is_ever_zero() -> None:
     codec = GenerateCodec()
     call = codec.parse(BODY, id="a", now=5.0)
     whole = Completion(started=Started(1), finished=Finished("stop", 1, 1))
-    record = codec.render(call, whole, 5.0)
+    record = codec.render(call, [whole], 5.0)
     durations = {name: value for name, value in record.items() if name.endswith("duration")}
     assert len(durations) == 4
     assert set(durations.values()) == {1}

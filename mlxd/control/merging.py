@@ -1,0 +1,55 @@
+"""Several generations of one call, read as one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+
+from mlxd.core.events import Burst
+
+AT_ONCE = 32
+"""Generations of one call that run together; the others wait for their turn."""
+
+_Said = tuple[int, Burst] | BaseException | None
+"""What one of them has to say: a burst, what went wrong, or that it is over."""
+
+
+async def merged(each: Sequence[AsyncIterator[Burst]]) -> AsyncGenerator[tuple[int, Burst], None]:
+    """Bursts as they come, each with the number of its generation.
+
+    The first error of any of them is raised, and then none is read any more; closing them is left
+    to whoever made them.
+    """
+    said: asyncio.Queue[_Said] = asyncio.Queue(1)  # a slow reader holds them up, as it does one
+    room = asyncio.Semaphore(AT_ONCE)
+    tasks = [asyncio.create_task(_pump(n, one, room, said)) for n, one in enumerate(each)]
+    try:
+        left = len(tasks)
+        while left:
+            word = await said.get()
+            if word is None:
+                left -= 1
+            elif isinstance(word, BaseException):
+                raise word
+            else:
+                yield word
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pump(
+    number: int,
+    bursts: AsyncIterator[Burst],
+    room: asyncio.Semaphore,
+    said: asyncio.Queue[_Said],
+) -> None:
+    end: BaseException | None = None
+    async with room:
+        try:
+            async for burst in bursts:
+                await said.put((number, burst))
+        except Exception as error:  # noqa: BLE001 - it is raised where the bursts are read
+            end = error
+    await said.put(end)

@@ -1,0 +1,65 @@
+"""Several generations of one call, read as one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import pytest
+
+from mlxd.control.merging import AT_ONCE, merged
+from mlxd.core.errors import WorkerCrashed
+from mlxd.core.events import Burst, TextDelta
+
+
+class Source:
+    """One generation, which notes what becomes of it."""
+
+    def __init__(self, *texts: str, error: Exception | None = None) -> None:
+        self._texts = texts
+        self._error = error
+        self.begun = self.over = False
+
+    async def bursts(self) -> AsyncIterator[Burst]:
+        self.begun = True
+        try:
+            for text in self._texts:
+                await asyncio.sleep(0)
+                yield [TextDelta(text)]
+            if self._error is not None:
+                raise self._error
+        finally:
+            self.over = True
+
+
+async def test_each_keeps_its_order_and_its_number() -> None:
+    sources = [Source("a", "b", "c"), Source(), Source("x", "y")]
+    got: dict[int, str] = {}
+    async for number, burst in merged([source.bursts() for source in sources]):
+        got[number] = got.get(number, "") + "".join(event.text for event in burst)  # type: ignore[union-attr]
+    assert got == {0: "abc", 2: "xy"}
+
+
+async def test_the_first_failure_ends_them_all() -> None:
+    sources = [Source(*"abc" * 1000), Source("x", error=WorkerCrashed("it died"))]
+    with pytest.raises(WorkerCrashed, match="it died"):
+        async for _ in merged([source.bursts() for source in sources]):
+            pass
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_reader_that_leaves_ends_them_all() -> None:
+    sources = [Source(*"abc" * 1000) for _ in range(3)]
+    async with aclosing(merged([source.bursts() for source in sources])) as bursts:
+        await anext(bursts)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_only_so_many_run_together() -> None:
+    sources = [Source(*"ab") for _ in range(AT_ONCE + 5)]
+    most = 0
+    async for _ in merged([source.bursts() for source in sources]):
+        most = max(most, sum(source.begun and not source.over for source in sources))
+    assert most == AT_ONCE
+    assert all(source.over for source in sources)
