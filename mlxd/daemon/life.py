@@ -16,6 +16,7 @@ from mlxd import __version__
 from mlxd.control.process import kernels_of
 from mlxd.core.instance import Address, Instance, authority
 from mlxd.core.starts import StartLedger
+from mlxd.daemon import heap
 from mlxd.daemon.composition import compose, join
 from mlxd.daemon.ending import Ending
 from mlxd.daemon.file_limit import raise_file_limit
@@ -128,6 +129,7 @@ class Daemon:
         if not self._stop.is_set():  # else a signal came while it was starting
             self._follow_edits()
         self._own(self._tidy())
+        self._own(heap.keep_small(self._made.threads))
         self._tell_ready(ready_file)
         self._made.watchdog.start()
         try:
