@@ -7,14 +7,20 @@ has come further than before; a death while it was alone leaves no doubt.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.policy.schema.supervision import Quarantine
 
 KEPT = 1000
+_DELIVERY: dict[str, Any] = {
+    "stream": True, "logprobs": None, "keep_alive": None,
+    "tell_context": False, "think_or_refuse": False,
+}  # fmt: skip
+"""What of a request says only how its answer is delivered."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +40,10 @@ class Case:
     @cached_property
     def key(self) -> bytes:
         """Equal for equal requests, however they are delivered; nothing can be read from it."""
-        request = self.request
-        parts = (
-            self.client, self.card.spec, self.sampling,
-            request.messages, request.text, request.token_ids, request.tools, request.format,
-            request.stop, request.max_tokens, request.think, request.template_options,
-        )  # fmt: skip
+        request = replace(
+            self.request, model="", sampling=self.sampling, fallback=Sampling(), **_DELIVERY
+        )
+        parts = (self.client, self.card.spec, request)
         return hashlib.sha256(repr(parts).encode()).digest()
 
 

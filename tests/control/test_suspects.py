@@ -8,7 +8,7 @@ import pytest
 
 from mlxd.control.suspects import KEPT, Case, Suspects
 from mlxd.core.models import ModelCard
-from mlxd.core.request import GenerationRequest, Message, Sampling
+from mlxd.core.request import GenerationRequest, Message, Sampling, ToolChoice
 from mlxd.policy.schema.supervision import Quarantine
 
 TWO = Quarantine.model_validate({"kills": 2, "for": "1h"})
@@ -42,6 +42,14 @@ def case(client="c", model="m", sampling=GREEDY, **request):
         case(max_tokens=9),
         case(think=True),
         case(template_options={"a": 1}),
+        case(want="embedding"),
+        case(suffix="x"),
+        case(context=(1, 2)),
+        case(pattern="x+"),
+        case(tool_choice=ToolChoice(required=True)),
+        case(template="{{ messages }}"),
+        case(echo=True),
+        case(min_tokens=3),
     ],
 )
 def test_another_request_is_another_case(other):
