@@ -15,6 +15,8 @@ from mlxd.worker.room import Room
 from mlxd.worker.stops import StopStrings
 
 LONGEST_STOP = 1000
+MOST_COUNTED = 1 << 20
+"""Tokens of a prompt that is only to be told: how much too long one is, is worth knowing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,13 @@ class Checks:
             wait_seconds=generate.wait_seconds,
             earlier=earlier,
         )
+
+    def prompt_of(self, generate: Generate) -> tuple[str, list[int]]:
+        """A request's prompt as it reads, and in tokens. Raises Refusal."""
+        room = Room(MOST_COUNTED + 1, MOST_COUNTED)
+        rendered = self.prompter.render(generate.request, room)
+        self._check_prompt(rendered.tokens, room)
+        return self.prompter.text_of(rendered), rendered.tokens
 
     def _check_sampling(self, sampling: Sampling) -> None:
         for name in ("temperature", "top_p", "min_p", "repeat_penalty"):
