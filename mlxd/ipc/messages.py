@@ -39,6 +39,8 @@ class Resume(msgspec.Struct, frozen=True):
     """The prompt in tokens, as `Accepted.prompt` told it; `unpacked` reads it."""
     tokens: bytes = b""
     """The answer's tokens so far, in the same encoding."""
+    echoed: bool = False
+    """The prompt has been told, where it was to be."""
 
 
 class Generate(msgspec.Struct, frozen=True, tag="generate"):

@@ -23,12 +23,15 @@ from mlxd.worker.grammar import Grammars
 from mlxd.worker.intake import Intake
 from mlxd.worker.link import Link
 from mlxd.worker.loading import Loaded, load, prepare_mlx
+from mlxd.worker.logprobs import Scorer
 from mlxd.worker.loop import Loop
 from mlxd.worker.making import Maker
 from mlxd.worker.markup import Markup
 from mlxd.worker.measure import footprint_of
 from mlxd.worker.mlx_engine import MlxEngine
+from mlxd.worker.pooling import recipe_of
 from mlxd.worker.prompt import Prompter
+from mlxd.worker.reading import Reader
 from mlxd.worker.serial import SerialEngine
 from mlxd.worker.turns import Turns
 
@@ -46,7 +49,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
     footprint = _footprint(loaded, launch.footprint, measured=launch.measured)
     peak = mx.get_peak_memory()
     mx.clear_cache()
-    markup = Markup(loaded.tokenizer)
+    markup, detokenizers = Markup(loaded.tokenizer), Detokenizers(loaded.tokenizer)
     intake.progress.measure = allocator.measure
     intake.preparation.checks = Checks(
         prompter=Prompter(loaded.tokenizer),
@@ -59,7 +62,14 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         link,
         intake.inbox,
         intake.progress,
-        maker=Maker(Detokenizers(loaded.tokenizer), markup, loaded.vocabulary),
+        maker=Maker(detokenizers, markup, loaded.vocabulary),
+        reader=Reader(
+            loaded.model,
+            loaded.width,
+            loaded.kv,
+            partial(recipe_of, Path(launch.path)),
+            partial(Scorer, detokenizers),
+        ),
         ledger=Ledger(footprint, COMPLETION_BATCH if loaded.batchable else 1, launch.budget),
         allocator=allocator,
         turns=turns,

@@ -43,7 +43,9 @@ class Prompter:
     def render(self, request: GenerationRequest, room: Room) -> Rendered:
         """Raises Refusal; for a text that is certainly too long, before its tokens are counted."""
         text = request.text
-        if request.token_ids is not None:
+        if request.truncate:
+            tokens = self._cut(request, room)
+        elif request.token_ids is not None:
             tokens = list(request.token_ids)
         elif text is not None:
             tokens = self._encode(text, room)
@@ -61,6 +63,24 @@ class Prompter:
     def rendered(self, tokens: list[int]) -> Rendered:
         """A prompt that another worker has rendered."""
         return Rendered(tokens, self._reasoning(tokens))
+
+    def added_before(self, rendered: Rendered) -> int:
+        """How many of a text's tokens, the first ones, stand for none of it."""
+        bos, text = self._tokenizer.bos_token, rendered.text
+        added = bos and text is not None and not text.startswith(bos)
+        return int(bool(added) and rendered.tokens[:1] == [self._tokenizer.bos_token_id])
+
+    def _cut(self, request: GenerationRequest, room: Room) -> list[int]:
+        """As much of an input as there is room for, with the special tokens around it."""
+        if request.token_ids is not None:
+            return list(request.token_ids[: room.most])
+        text = request.text or ""
+        if self._longest is not None:  # no more of it than could matter is looked at
+            text = text[: 2 * room.most * self._longest]
+        tokens: list[int] = self._tokenizer.encode(
+            text, add_special_tokens=True, truncation=True, max_length=room.most
+        )
+        return tokens[: room.most]
 
     def _encode(self, text: str, room: Room) -> list[int]:
         bos = self._tokenizer.bos_token
