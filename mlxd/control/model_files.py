@@ -98,7 +98,7 @@ def _mark(entry: os.DirEntry[str]) -> tuple[str, int, int, int]:
 
 def with_template(card: ModelCard, template: str) -> ModelCard:
     """The card of the same model, told to use another chat template."""
-    embeds = "embedding" in card.capabilities
+    embeds = "completion" not in card.capabilities
     return replace(card, chat_template=template, capabilities=_capabilities(template, embeds))
 
 
@@ -199,7 +199,7 @@ def _capabilities(template: str, embeds: bool, *, can_think: bool = True) -> tup
         found.append("tools")
     if can_think and any(marker in template for marker in _THINKING):
         found.append("thinking")
-    return tuple(found)
+    return (*found, "embedding")
 
 
 def _code(folder: Path, config: Json, tokenizer: Json) -> tuple[str, bool]:

@@ -67,7 +67,7 @@ def test_a_card_says_what_the_files_say(tmp_path):
     card = read_card(folder, "M")
     assert (card.family, card.context, card.parameters) == ("llama", 2048, 32)
     assert card.quantization == "f16"
-    assert card.capabilities == ("completion", "tools", "thinking")
+    assert card.capabilities == ("completion", "tools", "thinking", "embedding")
     assert (card.sampling.temperature, card.sampling.top_k, card.sampling.top_p) == (0.6, 20, None)
     assert len(card.digest) == 64
     assert not card.unavailable
