@@ -135,6 +135,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """The most that loading held at one time."""
     working_set_bytes: int = 0
     """What the GPU recommends to hold at most; 0: it recommends nothing."""
+    answers: bool = True
+    """Whether it produces text; else it makes vectors alone."""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):

@@ -18,6 +18,7 @@ from mlxd.worker.allocator import Allocator, working_set
 from mlxd.worker.budget import Ledger
 from mlxd.worker.checks import Checks
 from mlxd.worker.detokenize import Detokenizers
+from mlxd.worker.encoder import encoder_footprint
 from mlxd.worker.engine import COMPLETION_BATCH, Engine
 from mlxd.worker.grammar import Grammars
 from mlxd.worker.intake import Intake
@@ -31,7 +32,8 @@ from mlxd.worker.measure import footprint_of
 from mlxd.worker.mlx_engine import MlxEngine
 from mlxd.worker.pooling import recipe_of
 from mlxd.worker.prompt import Prompter
-from mlxd.worker.reading import Reader
+from mlxd.worker.reading import EncoderReader, Reader
+from mlxd.worker.readings import Reads
 from mlxd.worker.serial import SerialEngine
 from mlxd.worker.turns import Turns
 
@@ -56,6 +58,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         grammars=Grammars(loaded.tokenizer, loaded.width),
         vocabulary=loaded.vocabulary,
         context=launch.context,
+        answers=not loaded.encodes,
     )
     loop = Loop(
         partial(_engine, loaded),
@@ -63,13 +66,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         intake.inbox,
         intake.progress,
         maker=Maker(detokenizers, markup, loaded.vocabulary),
-        reader=Reader(
-            loaded.model,
-            loaded.width,
-            loaded.kv,
-            partial(recipe_of, Path(launch.path)),
-            partial(Scorer, detokenizers),
-        ),
+        reader=_reader(loaded, Path(launch.path), detokenizers),
         ledger=Ledger(footprint, COMPLETION_BATCH if loaded.batchable else 1, launch.budget),
         allocator=allocator,
         turns=turns,
@@ -85,6 +82,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         footprint=footprint,
         peak_bytes=peak,
         working_set_bytes=working_set(),
+        answers=not loaded.encodes,
     )
     return loop, ready
 
@@ -107,6 +105,8 @@ def _footprint(
     `known` is what the daemon said, `measured` whether it knows it from an earlier load.
     """
     weights = mx.get_active_memory()
+    if loaded.encodes:
+        return encoder_footprint(loaded.model, weights)
     cache = make_prompt_cache(loaded.model)
     mx.eval(loaded.model(mx.array([[0]]), cache=cache))
     try:
@@ -125,6 +125,14 @@ def _footprint(
             loaded.kv.apply(cache)
         groups = (LayerGroup(1, sum(layer.nbytes for layer in cache) // STEP_TOKENS),)
         return replace(known or Footprint(0, ()), weights_bytes=weights, groups=groups)
+
+
+def _reader(loaded: Loaded, folder: Path, detokenizers: Detokenizers) -> Reads:
+    recipe = partial(recipe_of, folder, causal=not loaded.encodes)
+    if loaded.encodes:
+        return EncoderReader(loaded.model, recipe)
+    scorer = partial(Scorer, detokenizers)
+    return Reader(loaded.model, loaded.width, loaded.kv, recipe, scorer)
 
 
 def _engine(loaded: Loaded) -> Engine:

@@ -27,10 +27,14 @@ class Checks:
     grammars: Grammars
     vocabulary: int
     context: int
+    answers: bool = True
+    """Whether the model produces text."""
 
     def job_of(self, generate: Generate) -> Job:
         """Raises Refusal."""
         request = generate.request
+        if request.want == "answer" and not self.answers:
+            raise Refusal("this model makes vectors and produces no text", code="unsupported")
         self._check_sampling(generate.sampling)
         _check_stops(request.stop)
         room = self._room(generate)

@@ -19,6 +19,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlxd.core.footprint import PREFILL_BESIDE_DECODE
 from mlxd.ipc.messages import Echoed, Logprob, Piece, Vector
 from mlxd.worker.backbone import backbone_of
+from mlxd.worker.encoder import Encoder
 from mlxd.worker.job import Job
 from mlxd.worker.logprobs import Scorer
 from mlxd.worker.pooling import Pool, Recipe, UnknownRecipe
@@ -67,13 +68,7 @@ class Reader:
             with mx.stream(generation_stream):
                 pool.add(backbone(mx.array([chunk]), cache=cache)[0].astype(mx.float32))
                 self._settle(cache, pool.arrays)
-        with mx.stream(generation_stream):
-            vector = np.asarray(recipe.vector(pool))
-        if not np.isfinite(vector).all():
-            raise Refusal(
-                "this input has no embedding: the model's numbers overflow", param="input"
-            )
-        yield [Vector(job.id, vector.astype("<f4").tobytes())]
+        yield [_made(job, recipe, pool)]
 
     def _scores(self, job: Job) -> Work:
         echo, scorer = job.echo, self._scorer(job.request.logprobs or 0)
@@ -101,10 +96,7 @@ class Reader:
     @functools.cached_property
     def _means(self) -> tuple[Any, Recipe]:
         """How vectors are made; raises Refusal where this model makes none."""
-        try:
-            recipe = self._recipe()
-        except UnknownRecipe as error:
-            raise _makes_none(str(error)) from error
+        recipe = _known(self._recipe)
         backbone = backbone_of(self._model, self._width)
         if backbone is None:
             raise _makes_none("its hidden states cannot be had")
@@ -116,6 +108,41 @@ class Reader:
         gpu = mx.metal.is_available() or mx.cuda.is_available()
         held = sum(array.nbytes for _, array in tree_flatten(self._model.parameters()))
         return chunk_of(held, gpu=gpu)
+
+
+class EncoderReader:
+    """Reads with a model that sees a whole input at once: a step is one of its layers."""
+
+    def __init__(self, model: Encoder, recipe: Callable[[], Recipe]) -> None:
+        self._model = model
+        self._recipe = recipe
+
+    def read(self, job: Job) -> Work:
+        """Raises Refusal."""
+        recipe = _known(self._recipe)
+        states = mx.array([])
+        for layer, states in enumerate(self._model.states(mx.array([job.tokens]))):
+            mx.eval(states)
+            if layer + 1 < self._model.args.num_hidden_layers:
+                yield None
+        pool = Pool(recipe.ways)
+        pool.add(states[0].astype(mx.float32))
+        yield [_made(job, recipe, pool)]
+
+
+def _known(recipe: Callable[[], Recipe]) -> Recipe:
+    try:
+        return recipe()
+    except UnknownRecipe as error:
+        raise _makes_none(str(error)) from error
+
+
+def _made(job: Job, recipe: Recipe, pool: Pool) -> Vector:
+    with mx.stream(generation_stream):
+        vector = np.asarray(recipe.vector(pool))
+    if not np.isfinite(vector).all():
+        raise Refusal("this input has no embedding: the model's numbers overflow", param="input")
+    return Vector(job.id, vector.astype("<f4").tobytes())
 
 
 def chunk_of(weights_bytes: int, *, gpu: bool) -> int:
