@@ -145,6 +145,11 @@ async def _judged(bursts: AsyncIterator[Burst], asker: Asker) -> AsyncIterator[B
 
 def _check_capabilities(request: GenerationRequest, card: ModelCard) -> None:
     """Raises UnsupportedFeature, in the words that Ollama's clients look for."""
+    if request.want == "embedding" and "embedding" not in card.capabilities:
+        raise UnsupportedFeature(f'"{request.model}" does not support embeddings', param="model")
+    if request.want == "answer" and "completion" not in card.capabilities:
+        what = "generate" if request.messages is None else "chat"
+        raise UnsupportedFeature(f'"{request.model}" does not support {what}', param="model")
     if request.tools and "tools" not in card.capabilities:
         raise UnsupportedFeature(f"{request.model} does not support tools", param="tools")
     if request.think and request.think_or_refuse and "thinking" not in card.capabilities:

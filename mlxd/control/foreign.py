@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+from mlxd.core.models import ENCODERS
+
 _BY_FILE: tuple[tuple[str, str], ...] = (
     ("model_index.json", "it makes pictures (a diffusers pipeline), and mlxd serves text models"),
     ("adapters.safetensors", "it is an adapter: name its folder in models.<name>.adapter"),
@@ -19,7 +21,10 @@ _BY_FILE: tuple[tuple[str, str], ...] = (
 """A file that is there while `model*.safetensors` is not, and what that means."""
 _HEARS = "it works on sound, and mlxd serves text models"
 _SEES = "it works on pictures, and mlxd serves text models"
-_ENCODES = "it is an encoder, which produces no text"
+_ENCODES = "it is an encoder of a kind that mlxd does not serve"
+_CLASSIFIES = "it sorts texts into classes, and mlxd serves models that make text or vectors"
+_CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+"""Ends of the names of encoders' architectures."""
 _TRANSLATES = "it is an encoder with a decoder, which MLX's language models are not"
 _BY_TYPE: Mapping[str, str] = {
     **dict.fromkeys(
@@ -41,10 +46,7 @@ _BY_TYPE: Mapping[str, str] = {
         _SEES,
     ),
     **dict.fromkeys(
-        (
-            *("bert", "roberta", "xlm-roberta", "distilbert", "albert", "electra", "mpnet"),
-            *("camembert", "deberta", "deberta-v2", "modernbert", "nomic_bert", "new", "jina_bert"),
-        ),
+        (*("albert", "electra", "deberta", "deberta-v2", "modernbert", "new", "jina_bert"),),
         _ENCODES,
     ),
     **dict.fromkeys(
@@ -64,6 +66,10 @@ def foreign_files(names: Iterable[str]) -> str:
 
 
 def foreign_type(config: Mapping[str, Any]) -> str:
-    """What a model of this config is, where it is none that produces text; else empty."""
+    """What a model of this config is, where it makes neither text nor vectors; else empty."""
     kind = config.get("model_type")
+    if str(kind) in ENCODERS and str(config.get("architectures")).strip("[]'").endswith(
+        _CLASSIFIERS
+    ):
+        return _CLASSIFIES
     return _BY_TYPE.get(kind, "") if isinstance(kind, str) else ""

@@ -174,6 +174,7 @@ class Generation:
             case ipc.Cancelled():
                 self._end()
             case _:
+                self.transcript.told_prompt |= isinstance(piece, ipc.Echoed)
                 self._waiting.add(_event(piece))
         if self._waiting.too_large and not self.ended:
             self.interrupt(

@@ -26,7 +26,7 @@ from mlxd.control.reading import (
     text_of,
 )
 from mlxd.control.weights import WEIGHTS, read_weights
-from mlxd.core.models import ModelCard
+from mlxd.core.models import ENCODERS, ModelCard
 from mlxd.core.request import Sampling
 
 Json = dict[str, Any]
@@ -39,6 +39,7 @@ _MOST_TOKENIZER_BYTES = 16 * 2**20
 _LAST_SECOND = 253402300799.0
 """The end of the year 9999, the last that a date can show."""
 _CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
+_PADDED = ("roberta", "xlm-roberta", "camembert", "mpnet")
 _THINKING = ("<think>", "<|channel>", "<longcat_think>", "<|think:start|>")
 
 
@@ -98,7 +99,7 @@ def _mark(entry: os.DirEntry[str]) -> tuple[str, int, int, int]:
 
 def with_template(card: ModelCard, template: str) -> ModelCard:
     """The card of the same model, told to use another chat template."""
-    embeds = "embedding" in card.capabilities
+    embeds = "completion" not in card.capabilities
     return replace(card, chat_template=template, capabilities=_capabilities(template, embeds))
 
 
@@ -124,7 +125,7 @@ def _read(folder: Path, name: str, marks: Fingerprint) -> ModelCard:
         parameters=weights.parameters,
         quantization=quantization.name or weights.dtype,
         context=_context(shape),
-        capabilities=_capabilities(template, _embeds(real), can_think=can_think),
+        capabilities=_capabilities(template, _embeds(real, config), can_think=can_think),
         chat_template=template,
         sampling=_stored_sampling(_optional(real / "generation_config.json")),
         config=shape,
@@ -169,7 +170,11 @@ def _word(value: object) -> str:
 
 def _context(shape: Mapping[str, Any]) -> int:
     found = (count_of(shape, key) for key in _CONTEXT_KEYS)
-    return next((context for context in found if context), _DEFAULT_CONTEXT)
+    stated = next((context for context in found if context), _DEFAULT_CONTEXT)
+    if shape.get("model_type") in _PADDED:  # whose table has rows that stand for no place
+        padding = count_of(shape, "pad_token_id")
+        return max(1, stated - 1 - (1 if padding is None else padding))
+    return min(stated, count_of(shape, "max_trained_positions") or stated)
 
 
 def _template(folder: Path, tokenizer: Json) -> str:
@@ -185,8 +190,10 @@ def _template(folder: Path, tokenizer: Json) -> str:
     return _encodable(template) if isinstance(template, str) else ""
 
 
-def _embeds(folder: Path) -> bool:
-    """Whether it is packed for sentence-transformers, which makes vectors of texts."""
+def _embeds(folder: Path, config: Json) -> bool:
+    """Whether it is an encoder, or packed for sentence-transformers: it makes vectors of texts."""
+    if str(config.get("model_type")) in ENCODERS:
+        return True
     return exists(folder / "config_sentence_transformers.json") or exists(folder / "1_Pooling")
 
 
@@ -199,7 +206,7 @@ def _capabilities(template: str, embeds: bool, *, can_think: bool = True) -> tup
         found.append("tools")
     if can_think and any(marker in template for marker in _THINKING):
         found.append("thinking")
-    return tuple(found)
+    return (*found, "embedding")
 
 
 def _code(folder: Path, config: Json, tokenizer: Json) -> tuple[str, bool]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mlxd.control.generation import Limits
 from mlxd.core.errors import InvalidRequest, PolicyLine
-from mlxd.core.request import GenerationRequest, Sampling
+from mlxd.core.request import GenerationRequest, Sampling, Want
 from mlxd.ipc import messages as ipc
 
 
@@ -46,13 +46,16 @@ class Order:
             raise InvalidRequest(f"the request holds an unusable value: {error}") from error
 
 
-def canary(model: str, context: int, timeout: float, stall: float, now: float) -> Order:
-    """One greedy token, which is for nobody, behind one token that every vocabulary has.
+def canary(
+    model: str, context: int, timeout: float, stall: float, now: float, *, want: Want = "answer"
+) -> Order:
+    """One greedy token, which is for nobody, behind one token that every vocabulary has; or that
+    one's vector.
 
     `stall`: how long the engine may make no step after one that was late is cancelled.
     """
     return Order(
-        request=GenerationRequest(model=model, token_ids=(0,), max_tokens=1),
+        request=GenerationRequest(model=model, want=want, token_ids=(0,), max_tokens=1),
         sampling=Sampling(temperature=0.0),
         max_prompt=context, max_output=1, context=context,
         limits=Limits(2 * timeout, timeout, stall, timeout, _no_line),

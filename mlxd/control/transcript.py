@@ -23,6 +23,8 @@ class Transcript:
         """The answer's."""
         self.told_start = False
         """The consumer has had its `Started`."""
+        self.told_prompt = False
+        """It has had its prompt, where that was to be told before the answer."""
         self.begun = False
         """A worker has computed a token of the answer."""
         self.started_at = 0.0
@@ -49,4 +51,4 @@ class Transcript:
         """None where no worker has said what the prompt is: it begins at the beginning."""
         if not self.prompt:
             return None
-        return ipc.Resume(self.prompt, ipc.packed(self.tokens))
+        return ipc.Resume(self.prompt, ipc.packed(self.tokens), self.told_prompt)

@@ -36,6 +36,7 @@ from mlxd.core.errors import (
 from mlxd.core.events import Burst, Started
 from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
+from mlxd.core.request import Want
 from mlxd.core.stopping import FREEING_SECONDS
 from mlxd.ipc import messages as ipc
 
@@ -235,7 +236,10 @@ class Worker(asyncio.Protocol):
         worker that answers and gives none.
         """
         context = self.ready.context if self.ready is not None else self.spec.context
-        order = canary(self.name, context, timeout, stall, self._clock.monotonic())
+        encodes = self.ready is not None and not self.ready.answers
+        want: Want = "embedding" if encodes else "answer"
+        now = self._clock.monotonic()
+        order = canary(self.name, context, timeout, stall, now, want=want)
         transcript = Transcript()
         try:
             async with aclosing(self.generate(order, transcript)) as bursts:

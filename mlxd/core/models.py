@@ -7,6 +7,11 @@ from typing import Any
 
 from mlxd.core.request import Sampling
 
+ENCODERS = frozenset((
+    "bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet", "nomic_bert",
+))  # fmt: skip
+"""Types of models (`model_type` of a config.json) that make vectors and no text."""
+
 
 def canonical(name: str) -> str:
     """Names are compared without case; `:latest` is implied and `:local` says nothing new."""

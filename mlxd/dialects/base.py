@@ -55,6 +55,10 @@ class Call:
     """mlxd's own: a chain of models.yaml to take the model from, where `request.model` is empty."""
     include_usage: bool = False
     """OpenAI's stream_options.include_usage."""
+    dimensions: int | None = None
+    """Numbers of each vector that are wanted, the first ones; None: all."""
+    base64: bool = False
+    """Vectors are wanted as the base64 of their bytes."""
 
     @property
     def requests(self) -> tuple[GenerationRequest, ...]:

@@ -39,6 +39,8 @@ class Resume(msgspec.Struct, frozen=True):
     """The prompt in tokens, as `Accepted.prompt` told it; `unpacked` reads it."""
     tokens: bytes = b""
     """The answer's tokens so far, in the same encoding."""
+    echoed: bool = False
+    """The prompt has been told, where it was to be."""
 
 
 class Generate(msgspec.Struct, frozen=True, tag="generate"):
@@ -133,6 +135,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """The most that loading held at one time."""
     working_set_bytes: int = 0
     """What the GPU recommends to hold at most; 0: it recommends nothing."""
+    answers: bool = True
+    """Whether it produces text; else it makes vectors alone."""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):

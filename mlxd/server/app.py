@@ -74,8 +74,11 @@ def routes(parts: Parts) -> Routes:
     for codec in (
         ollama.GenerateCodec(),
         ollama.ChatCodec(),
+        ollama.EmbedCodec(),
+        ollama.EmbeddingsCodec(),
         openai.ChatCodec(),
         openai.CompletionCodec(),
+        openai.EmbeddingsCodec(),
     ):
         table[codec.path] = (ASKING, Generate(parts, codec))
     return Routes(table)

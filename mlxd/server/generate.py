@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -16,7 +17,8 @@ from aiohttp import web
 
 from mlxd.control.dispatch import Asker
 from mlxd.core.errors import MlxdError
-from mlxd.core.events import Burst, collect, collect_all
+from mlxd.core.events import Burst, Completion, collect, collect_all
+from mlxd.core.threads import Threads
 from mlxd.dialects.base import Call, Codec
 from mlxd.policy.load import PolicySet
 from mlxd.server.answers import json_response
@@ -40,6 +42,7 @@ _TAKEN_AT_ONCE = 16384
 """Bytes for which no write waits: where asyncio lets a paused writer go on."""
 _EVENTS = 64
 """Encoded at a time: a client that was slow may have many waiting."""
+_threads = Threads("vectors")
 _ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -87,7 +90,15 @@ class Generate:
             async with dispatcher.open(call.request, asker) as bursts:
                 completions = [await collect(bursts)]
         _note_quota(request, self._parts, policies)
-        return json_response(self._codec.render(call, completions, self._parts.clock.wall()))
+        now = self._parts.clock.wall()
+        if call.request.want == "embedding":  # which may be millions of numbers
+            return await _threads.run(self._rendered, call, completions, now)
+        return self._rendered(call, completions, now)
+
+    def _rendered(
+        self, call: Call, completions: Sequence[Completion], now: float
+    ) -> web.StreamResponse:
+        return json_response(self._codec.render(call, completions, now))
 
 
 class _Stream:

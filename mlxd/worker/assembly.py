@@ -18,17 +18,22 @@ from mlxd.worker.allocator import Allocator, working_set
 from mlxd.worker.budget import Ledger
 from mlxd.worker.checks import Checks
 from mlxd.worker.detokenize import Detokenizers
+from mlxd.worker.encoder import encoder_footprint
 from mlxd.worker.engine import COMPLETION_BATCH, Engine
 from mlxd.worker.grammar import Grammars
 from mlxd.worker.intake import Intake
 from mlxd.worker.link import Link
 from mlxd.worker.loading import Loaded, load, prepare_mlx
+from mlxd.worker.logprobs import Scorer
 from mlxd.worker.loop import Loop
 from mlxd.worker.making import Maker
 from mlxd.worker.markup import Markup
 from mlxd.worker.measure import footprint_of
 from mlxd.worker.mlx_engine import MlxEngine
+from mlxd.worker.pooling import recipe_of
 from mlxd.worker.prompt import Prompter
+from mlxd.worker.reading import EncoderReader, Reader
+from mlxd.worker.readings import Reads
 from mlxd.worker.serial import SerialEngine
 from mlxd.worker.turns import Turns
 
@@ -46,20 +51,22 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
     footprint = _footprint(loaded, launch.footprint, measured=launch.measured)
     peak = mx.get_peak_memory()
     mx.clear_cache()
-    markup = Markup(loaded.tokenizer)
+    markup, detokenizers = Markup(loaded.tokenizer), Detokenizers(loaded.tokenizer)
     intake.progress.measure = allocator.measure
     intake.preparation.checks = Checks(
         prompter=Prompter(loaded.tokenizer),
         grammars=Grammars(loaded.tokenizer, loaded.width),
         vocabulary=loaded.vocabulary,
         context=launch.context,
+        answers=not loaded.encodes,
     )
     loop = Loop(
         partial(_engine, loaded),
         link,
         intake.inbox,
         intake.progress,
-        maker=Maker(Detokenizers(loaded.tokenizer), markup, loaded.vocabulary),
+        maker=Maker(detokenizers, markup, loaded.vocabulary),
+        reader=_reader(loaded, Path(launch.path), detokenizers),
         ledger=Ledger(footprint, COMPLETION_BATCH if loaded.batchable else 1, launch.budget),
         allocator=allocator,
         turns=turns,
@@ -75,6 +82,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         footprint=footprint,
         peak_bytes=peak,
         working_set_bytes=working_set(),
+        answers=not loaded.encodes,
     )
     return loop, ready
 
@@ -97,6 +105,8 @@ def _footprint(
     `known` is what the daemon said, `measured` whether it knows it from an earlier load.
     """
     weights = mx.get_active_memory()
+    if loaded.encodes:
+        return encoder_footprint(loaded.model, weights)
     cache = make_prompt_cache(loaded.model)
     mx.eval(loaded.model(mx.array([[0]]), cache=cache))
     try:
@@ -115,6 +125,14 @@ def _footprint(
             loaded.kv.apply(cache)
         groups = (LayerGroup(1, sum(layer.nbytes for layer in cache) // STEP_TOKENS),)
         return replace(known or Footprint(0, ()), weights_bytes=weights, groups=groups)
+
+
+def _reader(loaded: Loaded, folder: Path, detokenizers: Detokenizers) -> Reads:
+    recipe = partial(recipe_of, folder, causal=not loaded.encodes)
+    if loaded.encodes:
+        return EncoderReader(loaded.model, recipe)
+    scorer = partial(Scorer, detokenizers)
+    return Reader(loaded.model, loaded.width, loaded.kv, recipe, scorer)
 
 
 def _engine(loaded: Loaded) -> Engine:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from mlxd.core.request import Sampling
+from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.ipc.messages import Generate, Resume, unpacked
 from mlxd.worker.grammar import Grammars
-from mlxd.worker.job import Grammar, Job
+from mlxd.worker.job import Echo, Grammar, Job
 from mlxd.worker.prompt import Prompter, Rendered
 from mlxd.worker.refusal import Refusal
-from mlxd.worker.room import Room
+from mlxd.worker.room import InputRoom, Room
 from mlxd.worker.stops import StopStrings
 
 LONGEST_STOP = 1000
+MOST_COUNTED = 1 << 20
+"""Tokens of a prompt that is only to be told: how much too long one is, is worth knowing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +27,19 @@ class Checks:
     grammars: Grammars
     vocabulary: int
     context: int
+    answers: bool = True
+    """Whether the model produces text."""
 
     def job_of(self, generate: Generate) -> Job:
         """Raises Refusal."""
         request = generate.request
+        if request.want == "answer" and not self.answers:
+            raise Refusal("this model makes vectors and produces no text", code="unsupported")
         self._check_sampling(generate.sampling)
         _check_stops(request.stop)
         room = self._room(generate)
-        earlier: list[int] = []
-        if generate.resume is None:
-            rendered = self.prompter.render(request, room)
-        else:
-            prompt, earlier = _begun(generate.resume)
-            rendered = self.prompter.rendered(prompt)
-            self._check_ids(earlier, "resume")
-        self._check_prompt(rendered.tokens, room)
+        rendered, earlier = self._rendered(generate, room)
+        self._check_prompt(rendered.tokens, room, _name_of(request))
         return Job(
             id=generate.id,
             request=request,
@@ -52,7 +52,15 @@ class Checks:
             expected_output=generate.expected_output,
             wait_seconds=generate.wait_seconds,
             earlier=earlier,
+            echo=self._echo(generate, rendered),
         )
+
+    def prompt_of(self, generate: Generate) -> tuple[str, list[int]]:
+        """A request's prompt as it reads, and in tokens. Raises Refusal."""
+        room = Room(MOST_COUNTED + 1, MOST_COUNTED)
+        rendered = self.prompter.render(generate.request, room)
+        self._check_prompt(rendered.tokens, room, "prompt")
+        return self.prompter.text_of(rendered), rendered.tokens
 
     def _check_sampling(self, sampling: Sampling) -> None:
         for name in ("temperature", "top_p", "min_p", "repeat_penalty"):
@@ -66,13 +74,28 @@ class Checks:
 
     def _room(self, generate: Generate) -> Room:
         """Policy may allow less than the model could take."""
-        return Room(min(generate.context, self.context), generate.max_prompt)
+        kind = InputRoom if generate.request.want == "embedding" else Room
+        return kind(min(generate.context, self.context), generate.max_prompt)
 
-    def _check_prompt(self, tokens: list[int], room: Room) -> None:
+    def _rendered(self, generate: Generate, room: Room) -> tuple[Rendered, list[int]]:
+        """The prompt, and what another worker has answered."""
+        if generate.resume is None:
+            return self.prompter.render(generate.request, room), []
+        prompt, earlier = _begun(generate.resume)
+        self._check_ids(earlier, "resume")
+        return replace(self.prompter.rendered(prompt), text=generate.request.text), earlier
+
+    def _echo(self, generate: Generate, rendered: Rendered) -> Echo | None:
+        told = generate.resume is not None and generate.resume.echoed
+        if told or not generate.request.echo:
+            return None
+        return Echo(self.prompter.text_of(rendered), self.prompter.added_before(rendered))
+
+    def _check_prompt(self, tokens: list[int], room: Room, name: str) -> None:
         if not tokens:
-            raise Refusal("the prompt is empty", param="prompt")
+            raise Refusal(f"the {name} is empty", param=name)
         room.check(len(tokens))
-        self._check_ids(tokens, "prompt")
+        self._check_ids(tokens, name)
 
     def _check_ids(self, tokens: list[int], param: str) -> None:
         for token in (min(tokens, default=0), max(tokens, default=0)):
@@ -105,6 +128,10 @@ def _begun(resume: Resume) -> tuple[list[int], list[int]]:
         ) from error
 
 
+def _name_of(request: GenerationRequest) -> str:
+    return "input" if request.want == "embedding" else "prompt"
+
+
 def _check_finite(name: str, value: float | None) -> None:
     if value is not None and not math.isfinite(value):
         raise Refusal(f"{name} must be a finite number", param=name)
@@ -117,7 +144,9 @@ def _check_stops(stops: tuple[str, ...]) -> None:
 
 def _max_tokens(generate: Generate, left: int) -> int:
     """`left`: by the context."""
-    asked = generate.request.max_tokens
+    request, asked = generate.request, generate.request.max_tokens
+    if request.want == "embedding" or (request.echo and asked == 0):
+        return 0
     if asked is not None and asked < 1:
         raise Refusal("max_tokens must be at least 1", param="max_tokens")
     room = min(generate.max_output, left)

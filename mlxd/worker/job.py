@@ -17,6 +17,15 @@ Grammar: TypeAlias = Callable[[], Processor]
 
 
 @dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt that is to be told before its answer."""
+
+    text: str
+    skipped: int = 0
+    """Its first tokens that are not of the text: the tokenizer put them there."""
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A request that is checked and in tokens; the engine can take it as it is."""
 
@@ -37,6 +46,14 @@ class Job:
     """How long it may wait for memory; 0: not at all."""
     earlier: list[int] = field(default_factory=list)
     """The answer's tokens so far, where another worker has begun it."""
+    echo: Echo | None = None
+    """None also where another worker has told it."""
+
+    @property
+    def reads(self) -> bool:
+        """Whether its prompt is read by itself first: for a vector, or to be scored."""
+        scored = self.echo is not None and self.request.logprobs is not None
+        return scored or self.request.want == "embedding"
 
     @property
     def left(self) -> int:

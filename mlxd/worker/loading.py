@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxd.worker.allocator import is_exhaustion
+from mlxd.worker.architectures import classes_of
+from mlxd.worker.encoder import Encoder
 from mlxd.worker.quantised import QuantisedCache, quantised
 from mlxd.worker.refusal import LoadError
 
@@ -40,6 +43,11 @@ class Loaded:
     batchable: bool
     kv: QuantisedCache | None = None
     """How its caches are quantised, if they are."""
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it makes vectors and no text: it has neither caches nor logits."""
+        return isinstance(self.model, Encoder)
 
 
 def prepare_mlx() -> None:
@@ -73,7 +81,10 @@ def load(
 
     with _one_reader():
         model, config = stage(
-            "the weights", lambda: mlx_lm.utils.load_model(folder, trust_remote_code=trust)
+            "the weights",
+            lambda: mlx_lm.utils.load_model(
+                folder, trust_remote_code=trust, get_model_classes=partial(classes_of, folder)
+            ),
         )
     if adapter is not None:
         stage("the adapter", lambda: _adapt(model, adapter))
@@ -85,7 +96,7 @@ def load(
         tokenizer=tokenizer,
         vocabulary=min(width, _embedding_rows(model, config)),
         width=width,
-        batchable=kv is None and all(hasattr(cache, "merge") for cache in make_prompt_cache(model)),
+        batchable=kv is None and _batches(model),
         kv=kv,
     )
 
@@ -154,10 +165,21 @@ def _tokenizer(
 
 def _first_step(model: Any) -> int:
     """The width of its logits; and whatever a backend compiles at first use is compiled."""
-    logits = model(mx.array([[0]]), cache=make_prompt_cache(model))
+    tokens = mx.array([[0]])
+    if isinstance(model, Encoder):
+        mx.eval(model(tokens))
+        return model.args.vocab_size
+    logits = model(tokens, cache=make_prompt_cache(model))
     mx.eval(logits)
     width: int = logits.shape[-1]
     return width
+
+
+def _batches(model: Any) -> bool:
+    """Whether several sequences can share its steps."""
+    if isinstance(model, Encoder):
+        return False
+    return all(hasattr(cache, "merge") for cache in make_prompt_cache(model))
 
 
 def _embedding_rows(model: Any, config: dict[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import mlx.core as mx
@@ -24,9 +25,18 @@ class Scorer:
     def score(self, token: int, row: Any) -> Logprob:
         if row.dtype != mx.float32:
             row = row.astype(mx.float32)
-        values = np.nan_to_num(np.asarray(row), nan=FLOOR, neginf=FLOOR)
+        return self.score_values(token, np.asarray(row))
+
+    def score_values(self, token: int, row: Any) -> Logprob:
+        """The same, of numbers that are numpy's."""
+        values = np.nan_to_num(row, nan=FLOOR, neginf=FLOOR)
         text, raw, logprob = self._entry(token, values)
         return Logprob(text, raw, logprob, [self._entry(t, values) for t in self._best(values)])
+
+    def unscored(self, token: int) -> Logprob:
+        """Of a token that nothing stands before."""
+        raw = self._detokenizers.bytes_of(token)
+        return Logprob(raw.decode("utf-8", "ignore"), raw, math.nan)
 
     def _best(self, values: Any) -> list[int]:
         if not self._top:

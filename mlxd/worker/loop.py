@@ -8,13 +8,17 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
+from mlxd.core.events import FinishReason
 from mlxd.core.sizes import spoken
 from mlxd.ipc.messages import (
     Accepted,
     Budget,
     Cancel,
     Cancelled,
+    Echoed,
+    Ended,
     Observed,
     Output,
     Piece,
@@ -29,6 +33,8 @@ from mlxd.worker.engine import Engine, Step, Token
 from mlxd.worker.job import Command, Inbox, Job, Progress
 from mlxd.worker.link import Link
 from mlxd.worker.making import Maker
+from mlxd.worker.readings import Readings, Reads
+from mlxd.worker.refusal import Refusal
 from mlxd.worker.running import Running
 from mlxd.worker.sampling import Guard
 from mlxd.worker.turns import Turns
@@ -44,6 +50,7 @@ SOUND_STEPS = 64
 class Loop:
     """Runs the engine over all requests until told to shut down.
 
+    A prompt that is read by itself (readings.py) has one chunk read after each step.
     An engine that fails in a step is made anew, and all its sequences go on where they were.
     """
 
@@ -55,6 +62,7 @@ class Loop:
         progress: Progress,
         *,
         maker: Maker,
+        reader: Reads,
         ledger: Ledger,
         allocator: Allocator,
         turns: Turns,
@@ -65,6 +73,7 @@ class Loop:
         self._inbox = inbox
         self._progress = progress
         self._maker = maker
+        self._readings = Readings(reader)
         self._ledger = ledger
         self._allocator = allocator
         self._turns = turns
@@ -92,6 +101,9 @@ class Loop:
             if self._running and not self._standstill():
                 self._step()
                 self._settle()
+            if self._readings.current is not None:
+                self._read(self._readings.current)
+                self._settle()
 
     def last_words(self) -> None:
         """What the engine held when it found no more memory; it is never stepped again."""
@@ -101,7 +113,9 @@ class Loop:
     def _commands(self) -> list[Command]:
         """All that wait; with nothing to step, waits for some."""
         commands: list[Command] = []
-        if not self._running:
+        if self._readings.current is not None:
+            pass
+        elif not self._running:
             commands += self._pause()
         elif left := self._standstill():
             commands += self._hear(min(left, SIGN_OF_LIFE_SECONDS))
@@ -159,32 +173,52 @@ class Loop:
 
     def _receive(self, job: Job) -> None:
         """One that has been given all it may have needs no engine to end."""
-        if job.left > 0:
-            self._waiting[job.id] = job
-            self._ledger.ask(_claim_of(job))
-            return
-        pieces: list[Piece] = []
-        ended = self._maker.running(job, Guard()).close(time.perf_counter(), pieces)
-        self._link.send(_accepted(job))
-        self._report([*pieces, ended], [job.id])
+        if job.reads:
+            self._readings.add(job)
+            self._call()
+        elif job.left > 0:
+            self._ask(job)
+        else:
+            pieces = _told(job)
+            ended = self._maker.running(job, Guard()).close(time.perf_counter(), pieces)
+            self._link.send(_accepted(job))
+            self._report([*pieces, ended], [job.id])
 
     # -- in and out of the engine
 
-    def _settle(self) -> None:
-        """Do what the ledger decides."""
-        verdict = self._ledger.decide(time.monotonic())
-        for message in verdict.say:
-            if isinstance(message, Refused):
-                del self._waiting[message.id]
-            self._link.send(message)
-        self._insert([self._waiting.pop(id) for id in verdict.admit])
+    def _ask(self, job: Job) -> None:
+        """For memory."""
+        self._waiting[job.id] = job
+        self._ledger.ask(_claim_of(job))
 
-    def _insert(self, jobs: list[Job]) -> None:
-        if not jobs:
-            return
-        if not self._busy:
+    def _settle(self) -> None:
+        """Do what the ledger decides; whoever asks because of that is decided about, too."""
+        again = True
+        while again:
+            before = len(self._readings)
+            verdict = self._ledger.decide(time.monotonic())
+            for message in verdict.say:
+                if isinstance(message, Refused):
+                    del self._waiting[message.id]
+                    self._stop_reading(message.id)
+                self._link.send(message)
+            self._admit([self._waiting.pop(id) for id in verdict.admit])
+            again = len(self._readings) < before
+
+    def _admit(self, jobs: list[Job]) -> None:
+        if jobs and not self._busy:
             self._busy = True
             self._allocator.reset_peak()
+        for job in jobs:
+            if job.reads:
+                self._readings.begin()
+                self._link.send(_accepted(job))
+        self._insert([job for job in jobs if not job.reads])
+
+    def _insert(self, jobs: list[Job], *, told: bool = False) -> None:
+        """`told`: that they are accepted."""
+        if not jobs:
+            return
         guards = [Guard() for _ in jobs]
         make = self._maker.prompt
         prompts = [make(job, guard, job.earlier) for job, guard in zip(jobs, guards, strict=True)]
@@ -196,8 +230,12 @@ class Loop:
         for uid, job, guard in zip(uids, jobs, guards, strict=True):
             self._running[uid] = self._maker.running(job, guard)
             self._uids[job.id] = uid
-            self._link.send(_accepted(job))
-        self._progress.running = len(self._running)
+            if not told:
+                self._link.send(_accepted(job))
+        self._count()
+        pieces = [piece for job in jobs for piece in _told(job)]
+        if pieces:
+            self._report(pieces)
 
     def _insert_apart(self, jobs: list[Job], reason: str) -> None:
         """The engine refuses a list whole: find out whose fault it is."""
@@ -211,11 +249,22 @@ class Loop:
     def _cancel(self, id: int) -> None:
         if self._ledger.withdraw(id):
             del self._waiting[id]
-        elif id in self._uids:
-            self._forget([self._uids[id]])
-        else:
+            self._stop_reading(id)
+        elif not self._drop(id) and not self._stop_reading(id):
             return
         self._report([Cancelled(id)])
+
+    def _drop(self, id: int) -> bool:
+        """Whether it held memory; it no longer does."""
+        current = self._readings.current
+        if id in self._uids:
+            self._forget([self._uids[id]])
+        elif current is not None and current.id == id:
+            self._ledger.left(id)
+            self._stop_reading(id)
+        else:
+            return False
+        return True
 
     def _forget(self, uids: Iterable[int]) -> None:
         uids = list(uids)
@@ -223,10 +272,62 @@ class Loop:
             id = self._running.pop(uid).job.id
             del self._uids[id]
             self._ledger.left(id)
-        self._progress.running = len(self._running)
+        self._count()
         with self._bearing():
             self._engine.remove(uids)
         self._mend()
+
+    def _count(self) -> None:
+        self._progress.running = len(self._running) + len(self._readings)
+
+    # -- reading beside the engine
+
+    def _call(self) -> None:
+        """Have the next one ask for memory."""
+        job = self._readings.call()
+        if job is not None:
+            self._ask(job)
+        self._count()
+
+    def _stop_reading(self, id: int) -> bool:
+        """Whether it was to be read."""
+        if not self._readings.leave(id):
+            return False
+        self._call()
+        return True
+
+    def _read(self, job: Job) -> None:
+        """One chunk of its prompt."""
+        first = not self._readings.since
+        if first:
+            self._ledger.started([job.id])
+        try:
+            with self._turns.turn():
+                pieces = self._readings.step()
+        except Refusal as refusal:
+            self._drop(job.id)
+            self._link.send(Refused(job.id, refusal.code, refusal.message, refusal.param))
+            return
+        self._progress.step += 1
+        started = [job.id] if first else []
+        if pieces is not None:
+            self._have_read(job, pieces, started)
+        elif started or time.perf_counter() - self._reported >= SIGN_OF_LIFE_SECONDS:
+            self._report([], started)
+        self._look()
+
+    def _have_read(self, job: Job, pieces: list[Piece], started: list[int]) -> None:
+        """It ends with that, or goes on in the engine, with the memory that it has."""
+        seconds = time.perf_counter() - self._readings.since
+        if job.left > 0:
+            self._report(pieces, started)
+            self._stop_reading(job.id)
+            self._insert([replace(job, echo=None)], told=True)
+            return
+        reason: FinishReason = "stop" if job.request.want == "embedding" else "length"
+        ended = Ended(job.id, reason, len(job.tokens), 0, 0, seconds, 0.0)
+        self._drop(job.id)
+        self._report([*pieces, ended], started, [job.id])
 
     # -- an engine that fails
 
@@ -281,8 +382,7 @@ class Loop:
             self._report(pieces, started, begun, runs)
         for running in failed:
             self._fail(running)
-        if self._progress.step % CHECK_EVERY == 0:
-            self._enforce()
+        self._look()
 
     def _take(
         self, runs: Sequence[Running], tokens: Sequence[Token], now: float
@@ -319,6 +419,11 @@ class Loop:
         words = f"sampling failed: {running.guard.error}"
         self._link.send(Refused(running.job.id, "invalid_request", words))
 
+    def _look(self) -> None:
+        """Now and then, at what is held."""
+        if self._progress.step % CHECK_EVERY == 0:
+            self._enforce()
+
     def _enforce(self) -> None:
         """When more is held than allowed: free what is kept; if that is not it, end a sequence."""
         allowed = self._ledger.allowance
@@ -329,7 +434,7 @@ class Loop:
         self._allocator.trim()
         victim = self._ledger.victim()
         if already and victim is not None:
-            self._forget([self._uids[victim]])
+            self._drop(victim)
             self._link.send(_ended_for_room(victim, active, allowed))
 
     def _report(
@@ -352,6 +457,11 @@ class Loop:
 
 def _accepted(job: Job) -> Accepted:
     return Accepted(job.id, len(job.tokens), prompt=packed(job.tokens))
+
+
+def _told(job: Job) -> list[Piece]:
+    """Its prompt, where that is told unscored."""
+    return [] if job.echo is None else [Echoed(job.id, job.echo.text)]
 
 
 def _claim_of(job: Job) -> Claim:

@@ -1,7 +1,8 @@
 """The preparation thread: requests become jobs here, in the order in which they came.
 
-Templates, tokenising, checks, grammars: all that may last and needs no engine. Nothing here
-touches MLX's streams; what could break the engine is refused here, so that it never gets there.
+Templates, tokenising, checks, grammars: all that may last and needs no engine. A request that wants
+its prompt alone is answered here. Nothing here touches MLX's streams; what could break the engine
+is refused here, so that it never gets there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlxd.ipc.messages import Generate, Refused
+from mlxd.ipc.messages import Accepted, Ended, Generate, Output, Refused, Text, packed
 from mlxd.worker.job import Inbox, Job, Progress
 from mlxd.worker.link import Link
 from mlxd.worker.refusal import Refusal
@@ -113,12 +114,15 @@ class Preparation:
                 self._inbox.put(list(wanted))
 
     def _prepare(self, generate: Generate) -> Job | None:
-        """A job; or a refusal is sent. Whatever goes wrong here is answered here."""
+        """A job; or its answer or a refusal is sent. Whatever goes wrong here is answered here."""
         if generate.id not in self._open:
             return None
         try:
             if self.checks is None:
                 raise Refusal("the model is still loading")
+            if generate.request.want == "prompt":
+                self._tell(generate.id, *self.checks.prompt_of(generate))
+                return None
             return self.checks.job_of(generate)
         except Refusal as refusal:
             self._refuse(generate.id, refusal)
@@ -126,6 +130,14 @@ class Preparation:
             traceback.print_exc()
             self._refuse(generate.id, Refusal("the request could not be prepared for this model"))
         return None
+
+    def _tell(self, id: int, text: str, tokens: list[int]) -> None:
+        """In one message behind its acceptance: who must ask another worker asks for all of it."""
+        if self.claim(id):
+            count = len(tokens)
+            ended = Ended(id, "stop", count, 0, 0, 0.0, 0.0)
+            self._link.send(Accepted(id, count, prompt=packed(tokens)))
+            self._link.send(Output(self._progress.step, [Text(id, text), ended]))
 
     def _refuse(self, id: int, refusal: Refusal) -> None:
         if self.claim(id):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -28,6 +28,8 @@ class Rendered:
 
     tokens: list[int]
     reasoning: bool
+    text: str | None = None
+    """As the client or the template wrote it; None where that were tokens."""
 
 
 class Prompter:
@@ -40,17 +42,45 @@ class Prompter:
 
     def render(self, request: GenerationRequest, room: Room) -> Rendered:
         """Raises Refusal; for a text that is certainly too long, before its tokens are counted."""
-        if request.token_ids is not None:
+        text = request.text
+        if request.truncate:
+            tokens = self._cut(request, room)
+        elif request.token_ids is not None:
             tokens = list(request.token_ids)
-        elif request.text is not None:
-            tokens = self._encode(request.text, room)
+        elif text is not None:
+            tokens = self._encode(text, room)
         else:
-            tokens = self._conversation(request, room)
-        return self.rendered(tokens)
+            text, tokens = self._conversation(request, room)
+        return replace(self.rendered(tokens), text=text)
+
+    def text_of(self, rendered: Rendered) -> str:
+        """How a prompt reads, special tokens included."""
+        if rendered.text is not None:
+            return rendered.text
+        text: str = self._tokenizer.decode(rendered.tokens)
+        return text
 
     def rendered(self, tokens: list[int]) -> Rendered:
         """A prompt that another worker has rendered."""
         return Rendered(tokens, self._reasoning(tokens))
+
+    def added_before(self, rendered: Rendered) -> int:
+        """How many of a text's tokens, the first ones, stand for none of it."""
+        bos, text = self._tokenizer.bos_token, rendered.text
+        added = bos and text is not None and not text.startswith(bos)
+        return int(bool(added) and rendered.tokens[:1] == [self._tokenizer.bos_token_id])
+
+    def _cut(self, request: GenerationRequest, room: Room) -> list[int]:
+        """As much of an input as there is room for, with the special tokens around it."""
+        if request.token_ids is not None:
+            return list(request.token_ids[: room.most])
+        text = request.text or ""
+        if self._longest is not None:  # no more of it than could matter is looked at
+            text = text[: 2 * room.most * self._longest]
+        tokens: list[int] = self._tokenizer.encode(
+            text, add_special_tokens=True, truncation=True, max_length=room.most
+        )
+        return tokens[: room.most]
 
     def _encode(self, text: str, room: Room) -> list[int]:
         bos = self._tokenizer.bos_token
@@ -68,12 +98,14 @@ class Prompter:
         """Worked out for the first text that may be too long."""
         return longest_token(self._tokenizer)
 
-    def _conversation(self, request: GenerationRequest, room: Room) -> list[int]:
+    def _conversation(self, request: GenerationRequest, room: Room) -> tuple[str | None, list[int]]:
+        """Its text, where there is one, and its tokens."""
         messages = [_template_message(message) for message in request.messages or ()]
         if not messages:
             raise Refusal("the conversation has no messages", param="messages")
         if not self._tokenizer.has_chat_template:
-            return self._encode(_transcript(messages), room)
+            text = _transcript(messages)
+            return text, self._encode(text, room)
         try:
             prompt: str | list[int] = self._tokenizer.apply_chat_template(
                 messages,
@@ -84,7 +116,9 @@ class Prompter:
             )
         except TemplateError as error:
             raise Refusal(f"the model's chat template refuses this: {error}") from error
-        return self._tokens(prompt, room, special=False) if isinstance(prompt, str) else prompt
+        if isinstance(prompt, str):
+            return prompt, self._tokens(prompt, room, special=False)
+        return None, prompt
 
     def _options(self, request: GenerationRequest) -> dict[str, Any]:
         for name in request.template_options:

@@ -45,12 +45,33 @@ class Room:
                 f"{said} exceeds the model's maximum context length ({self.context} tokens)",
                 code="context_exceeded",
             )
+        self._refuse_over_policy(tokens, said)
+
+    def _refuse_over_policy(self, tokens: int, said: str) -> None:
         if tokens > self.max_prompt:
             raise Refusal(
                 f"{said} exceeds limits.tokens.max_prompt ({self.max_prompt} tokens)",
                 code="context_exceeded",
                 policy_key="limits.tokens.max_prompt",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class InputRoom(Room):
+    """What limits an input that is not answered: it may fill the whole context."""
+
+    @property
+    def most(self) -> int:
+        return min(self.context, self.max_prompt)
+
+    def _refuse_over(self, tokens: int, said: str) -> None:
+        if tokens > self.context:
+            raise Refusal(
+                f"the input length exceeds the context length ({self.context} tokens)",
+                code="context_exceeded",
+                param="input",
+            )
+        self._refuse_over_policy(tokens, said)
 
 
 def longest_token(tokenizer: TokenizerWrapper) -> int | None:

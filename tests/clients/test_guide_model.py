@@ -146,7 +146,7 @@ def test_it_is_listed_with_what_it_can(by_ollama: ollama.Client, by_openai: open
     assert listed.model == "mlxd-guide:latest"
     assert [model.id for model in by_openai.models.list()] == ["mlxd-guide"]
     shown = by_ollama.show("default")
-    assert set(shown.capabilities or ()) == {"completion", "tools"}
+    assert set(shown.capabilities or ()) == {"completion", "tools", "embedding"}
     assert "temperature" in (shown.parameters or "")
 
 

@@ -98,7 +98,7 @@ class TestModels:
         assert shown.modelinfo is not None
         assert shown.modelinfo["general.architecture"] == "llama"
         assert shown.modelinfo["llama.context_length"] == 4096
-        assert shown.capabilities == ["completion"]
+        assert shown.capabilities == ["completion", "embedding"]
         assert shown.template is not None
         assert "<|im_start|>" in shown.template
 
@@ -130,7 +130,7 @@ class TestModels:
         names = [model.model for model in (await async_client.list()).models]
         assert "tiny-a:latest" in names
         assert "tiny-a:latest" in [model.model for model in (await async_client.ps()).models]
-        assert (await async_client.show(MODEL)).capabilities == ["completion"]
+        assert (await async_client.show(MODEL)).capabilities == ["completion", "embedding"]
         with pytest.raises(ollama.ResponseError) as caught:
             await async_client.show("nobody")
         assert caught.value.status_code == 404
@@ -318,6 +318,55 @@ class TestGenerate:
         whole = await async_client.generate(MODEL, "Foxes", options=SAMPLED)
         stream = await async_client.generate(MODEL, "Foxes", options=SAMPLED, stream=True)
         assert whole.response == generate_text([part async for part in stream]) == expected
+
+
+class TestEmbeddings:
+    TEXTS = ("Foxes run.", "模型在内存中", "A server answers requests. " * 40)
+
+    def test_one_text(self, client: ollama.Client) -> None:
+        answer = client.embed(MODEL, self.TEXTS[0])
+        (vector,) = answer.embeddings
+        assert len(vector) == 64
+        assert sum(value**2 for value in vector) == pytest.approx(1.0, abs=1e-6)
+        assert answer.model == MODEL
+        assert answer.prompt_eval_count
+        assert answer.total_duration
+        assert answer.load_duration
+
+    def test_many_texts_in_their_order(self, client: ollama.Client) -> None:
+        alone = [client.embed(MODEL, text) for text in self.TEXTS]
+        together = client.embed(MODEL, self.TEXTS * 2)
+        vectors = [answer.embeddings[0] for answer in alone]
+        assert list(together.embeddings) == vectors * 2
+        counts = [answer.prompt_eval_count or 0 for answer in alone]
+        assert together.prompt_eval_count == 2 * sum(counts)
+
+    def test_fewer_dimensions(self, client: ollama.Client) -> None:
+        (whole,) = client.embed(MODEL, self.TEXTS[0]).embeddings
+        (cut,) = client.embed(MODEL, self.TEXTS[0], dimensions=8).embeddings
+        length = sum(value**2 for value in whole[:8]) ** 0.5
+        assert list(cut) == pytest.approx([value / length for value in whole[:8]], abs=1e-6)
+
+    def test_the_old_call_gives_the_vector_as_it_is(self, client: ollama.Client) -> None:
+        (unit,) = client.embed(MODEL, self.TEXTS[0]).embeddings
+        raw = client.embeddings(MODEL, self.TEXTS[0]).embedding
+        length = sum(value**2 for value in raw) ** 0.5
+        assert length != pytest.approx(1.0, abs=1e-3)
+        assert [value / length for value in raw] == pytest.approx(list(unit), abs=1e-6)
+        assert list(client.embeddings(MODEL, "").embedding) == []
+
+    def test_nothing_to_embed_loads(self, client: ollama.Client) -> None:
+        assert list(client.embed(MODEL, []).embeddings) == []
+
+    def test_what_is_too_long_is_cut_unless_that_is_refused(self, client: ollama.Client) -> None:
+        long = "fox " * 5000
+        assert client.embed(MODEL, long).prompt_eval_count == 4096
+        with pytest.raises(ollama.ResponseError, match="the input length exceeds the context"):
+            client.embed(MODEL, [self.TEXTS[0], long], truncate=False)
+
+    async def test_the_same_asynchronously(self, async_client: ollama.AsyncClient) -> None:
+        answer = await async_client.embed(MODEL, list(self.TEXTS))
+        assert len(answer.embeddings) == 3
 
 
 class TestRefusals:

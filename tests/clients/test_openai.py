@@ -301,6 +301,54 @@ class TestCompletions:
         assert whole.choices[0].text == streamed == complete(client, **GREEDY).choices[0].text
 
 
+class TestEmbeddings:
+    TEXTS = ("Foxes run.", "模型在内存中", "A server answers requests. " * 40)
+
+    def test_one_text(self, client: openai.OpenAI) -> None:
+        answer = client.embeddings.create(model=MODEL, input=self.TEXTS[0])
+        (data,) = answer.data
+        assert (data.index, data.object, answer.model) == (0, "embedding", MODEL)
+        assert len(data.embedding) == 64
+        assert sum(value**2 for value in data.embedding) == pytest.approx(1.0, abs=1e-6)
+        assert answer.usage.prompt_tokens == answer.usage.total_tokens > 0
+
+    def test_many_texts_in_their_order_and_in_both_encodings(self, client: openai.OpenAI) -> None:
+        """As the package has it when nothing is said (base64), and as floats."""
+        as_is = client.embeddings.create(model=MODEL, input=list(self.TEXTS))
+        floats = client.embeddings.create(
+            model=MODEL, input=list(self.TEXTS), encoding_format="float"
+        )
+        assert [data.index for data in as_is.data] == [0, 1, 2]
+        for one, other in zip(as_is.data, floats.data, strict=True):
+            assert one.embedding == other.embedding
+        assert as_is.data[0].embedding != as_is.data[1].embedding
+
+    def test_dimensions(self, client: openai.OpenAI) -> None:
+        answer = client.embeddings.create(model=MODEL, input="fox", dimensions=8)
+        assert len(answer.data[0].embedding) == 8
+        with pytest.raises(openai.BadRequestError, match="at most 64") as refused:
+            client.embeddings.create(model=MODEL, input="fox", dimensions=65)
+        assert refused.value.param == "dimensions"
+
+    def test_token_ids(self, client: openai.OpenAI) -> None:
+        one = client.embeddings.create(model=MODEL, input=[300, 301])
+        two = client.embeddings.create(model=MODEL, input=[[300, 301], [302]])
+        assert one.data[0].embedding == two.data[0].embedding
+        assert two.usage.prompt_tokens == 3
+        with pytest.raises(openai.BadRequestError, match="token id 512 is not in") as refused:
+            client.embeddings.create(model=MODEL, input=[[300], [512]])
+        assert refused.value.param == "input"
+
+    def test_what_is_too_long_is_refused(self, client: openai.OpenAI) -> None:
+        with pytest.raises(openai.BadRequestError, match="exceeds the context length") as refused:
+            client.embeddings.create(model=MODEL, input=["fox", "fox " * 5000])
+        assert refused.value.code == "context_length_exceeded"
+
+    async def test_the_same_asynchronously(self, async_client: openai.AsyncOpenAI) -> None:
+        answer = await async_client.embeddings.create(model=MODEL, input=list(self.TEXTS))
+        assert len(answer.data) == 3
+
+
 class TestRefusals:
     """The package's own exceptions, streaming or not."""
 

@@ -552,11 +552,11 @@ async def test_what_policy_adds_to_a_model_makes_it_another_worker(world):
     assert (spec.chat_template, spec.kv_bits, spec.trust_remote_code) == (str(template), 8, True)
     assert spec != plain.spec
     assert card.chat_template == "{{ tools }}<think>"
-    assert card.capabilities == ("completion", "tools", "thinking")
+    assert card.capabilities == ("completion", "tools", "thinking", "embedding")
     assert card.weights_bytes == plain.weights_bytes + 12
     assert card.digest != plain.digest
     template.write_text("none of it")
-    assert (await world.card("m")).capabilities == ("completion",)
+    assert (await world.card("m")).capabilities == ("completion", "embedding")
 
 
 async def test_trust_in_code_that_a_model_has_not_is_no_other_worker(world):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,10 +11,10 @@ import pytest
 from mlxd.control.admission import Admission
 from mlxd.control.dispatch import Asker, Dispatcher
 from mlxd.core.clock import ManualClock
-from mlxd.core.errors import RequestQuarantined
+from mlxd.core.errors import RequestQuarantined, UnsupportedFeature
 from mlxd.core.events import Finished, TextDelta
 from mlxd.core.models import ModelCard
-from mlxd.core.request import GenerationRequest, Sampling
+from mlxd.core.request import GenerationRequest, Message, Sampling
 from mlxd.policy.load import load
 
 
@@ -21,7 +22,9 @@ class Parts:
     """Stand beside a dispatcher: a model in memory, and whoever runs generations."""
 
     def __init__(self) -> None:
-        self.card = ModelCard("m", "/m", 1, "0" * 64, 0.0, "llama", 1, "f32", 512)
+        self.card = ModelCard(
+            "m", "/m", 1, "0" * 64, 0.0, "llama", 1, "f32", 512, ("completion", "embedding")
+        )
         self.orders: list[Any] = []
         self.cases: list[Any] = []
         self.bursts: list[Any] = []
@@ -116,3 +119,24 @@ async def test_what_is_no_answer_is_not_rated(want: Any, slots: int, rated: int)
     state = admission.rate_state("c", policies)
     assert state is not None
     assert state.requests - state.remaining == rated
+
+
+@pytest.mark.parametrize(
+    ("capable", "asked", "words"),
+    [
+        (("completion",), {"want": "embedding", "text": "x"}, "embeddings"),
+        (("embedding",), {"text": "x"}, "generate"),
+        (("embedding",), {"messages": (Message("user"),)}, "chat"),
+        (("embedding",), {"want": "embedding", "text": "x"}, ""),
+        (("embedding",), {"want": "prompt", "text": "x"}, ""),
+    ],
+)
+async def test_only_what_a_model_can_is_asked_of_it(capable, asked, words) -> None:
+    parts: Any = Parts()
+    parts.card = replace(parts.card, capabilities=capable)
+    dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())
+    refused = pytest.raises(UnsupportedFeature, match=f'"m" does not support {words}')
+    with refused if words else nullcontext():
+        request = GenerationRequest(model="m", **asked)
+        async with dispatcher.open(request, Asker("c", load(), lambda rule: None)):
+            pass

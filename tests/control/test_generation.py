@@ -226,3 +226,20 @@ async def test_a_consumer_that_falls_far_behind_loses_its_answer_and_is_told_why
     with pytest.raises(DeadlineExceeded) as late:
         await anext(bursts)
     assert late.value.policy == PolicyLine("timeouts.client_write", "x", "y")
+
+
+async def test_who_goes_on_knows_whether_the_prompt_was_told():
+    running = generation()
+    running.answer(ipc.Accepted(1, 3, prompt=ipc.packed([7, 8, 9])))
+    assert running.transcript.resume() == ipc.Resume(ipc.packed([7, 8, 9]))
+    running.take(ipc.Text(1, "a"))
+    assert not running.transcript.told_prompt
+    running.take(ipc.Echoed(1, "once"))
+    assert running.transcript.resume() == ipc.Resume(ipc.packed([7, 8, 9]), echoed=True)
+
+
+async def test_a_prompt_that_came_too_late_was_not_told():
+    running = generation()
+    running.interrupt(WorkerStalled("no"))
+    running.take(ipc.Echoed(1, "once"))
+    assert not running.transcript.told_prompt

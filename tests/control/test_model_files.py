@@ -67,7 +67,7 @@ def test_a_card_says_what_the_files_say(tmp_path):
     card = read_card(folder, "M")
     assert (card.family, card.context, card.parameters) == ("llama", 2048, 32)
     assert card.quantization == "f16"
-    assert card.capabilities == ("completion", "tools", "thinking")
+    assert card.capabilities == ("completion", "tools", "thinking", "embedding")
     assert (card.sampling.temperature, card.sampling.top_k, card.sampling.top_p) == (0.6, 20, None)
     assert len(card.digest) == 64
     assert not card.unavailable
@@ -263,6 +263,30 @@ def test_a_model_that_makes_vectors_completes_nothing(tmp_path):
     assert read_card(folder, "m").capabilities == ("embedding",)
 
 
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [
+        ({"model_type": "bert", "max_position_embeddings": 512}, 512),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "xlm-roberta", "max_position_embeddings": 8194, "pad_token_id": 1}, 8192),
+        ({"model_type": "mpnet", "max_position_embeddings": 514}, 512),
+        ({"model_type": "nomic_bert", "n_positions": 8192, "max_trained_positions": 2048,
+          "max_position_embeddings": None}, 2048),
+    ],
+)  # fmt: skip
+def test_an_encoder_makes_vectors_as_long_as_it_has_places(tmp_path, config, context):
+    card = read_card(write_model(tmp_path / "m", config=config), "m")
+    assert not card.unavailable
+    assert (card.capabilities, card.context) == (("embedding",), context)
+
+
+def test_an_encoder_that_sorts_texts_is_none_of_ours(tmp_path):
+    config = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
+    card = read_card(write_model(tmp_path / "m", config=config), "m")
+    assert card.foreign
+    assert card.unavailable.startswith("it sorts texts into classes")
+
+
 INDEX = "model.safetensors.index.json"
 
 
@@ -413,7 +437,7 @@ def test_the_fingerprint_sees_what_keeps_its_size_and_time(tmp_path, change):
         (["adapters.safetensors", "adapter_config.json"], None, "it is an adapter: name"),
         (["model.safetensors"], {"model_type": "whisper"}, "it works on sound"),
         (["model.safetensors"], {"model_type": "siglip"}, "it works on pictures"),
-        (["model.safetensors"], {"model_type": "bert"}, "it is an encoder, which"),
+        (["model.safetensors"], {"model_type": "albert"}, "it is an encoder of a kind"),
         (["model.safetensors"], {"model_type": "t5"}, "it is an encoder with a decoder"),
     ],
 )

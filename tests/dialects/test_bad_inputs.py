@@ -17,8 +17,11 @@ BAD = Path(__file__).parents[1] / "data" / "dialects" / "bad"
 CODECS: dict[str, Codec] = {
     "ollama.generate": ollama.GenerateCodec(),
     "ollama.chat": ollama.ChatCodec(),
+    "ollama.embed": ollama.EmbedCodec(),
+    "ollama.embeddings": ollama.EmbeddingsCodec(),
     "openai.chat": openai.ChatCodec(),
     "openai.completion": openai.CompletionCodec(),
+    "openai.embeddings": openai.EmbeddingsCodec(),
 }
 ROWS = [
     pytest.param(name, row, id=f"{name}-{number}")

@@ -16,6 +16,9 @@ CODECS: tuple[Codec, ...] = (
     ollama.ChatCodec(),
     openai.ChatCodec(),
     openai.CompletionCodec(),
+    ollama.EmbedCodec(),
+    ollama.EmbeddingsCodec(),
+    openai.EmbeddingsCodec(),
 )
 WORDS = """
 model prompt messages role content user assistant tool system type text function name tools
@@ -25,6 +28,7 @@ stream stream_options include_usage logprobs top_logprobs logit_bias max_tokens 
 images context template category reasoning_effort reasoning effort chat_template_kwargs 5m 7
 max_completion_tokens repeat_penalty repetition_penalty presence_penalty tool_call_id required
 none auto parameters description enable_thinking typical_p num_ctx function_call refusal {}
+input dimensions encoding_format base64 truncate
 """.split()  # noqa: SIM905 - as a list it would take eighty lines
 LEAVES = (
     st.none()
@@ -52,6 +56,7 @@ BODIES = st.builds(
             {},
             {"model": "m"},
             {"model": "m", "prompt": "x"},
+            {"model": "m", "input": ["x"]},
             {"model": "m", "messages": [{"role": "user", "content": "x"}]},
         ]
     ),

@@ -158,6 +158,23 @@ def test_a_stream_goes_on_exactly_where_a_killed_worker_left_it(
     idle(patient)
 
 
+@pytest.mark.slow
+def test_vectors_are_those_of_an_undisturbed_worker(patient: Daemon) -> None:
+    texts = [f"{n} server token fox " * (n % 40 + 1) for n in range(600)]
+    body: Json = {"model": ENDLESS, "input": texts}
+    undisturbed = patient.http.post("/api/embed", json=body).json()["embeddings"]
+    completed = _replays(patient, "completed")
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(patient.http.post, "/api/embed", json=body)
+        eventually(lambda: patient.health()["active_requests"], "the request runs")
+        time.sleep(0.1)
+        _strike(patient, signal.SIGKILL)
+        answered = answer.result(60)
+    assert answered.status_code == 200
+    assert answered.json()["embeddings"] == undisturbed
+    assert _replays(patient, "completed") > completed
+
+
 @pytest.mark.parametrize("path", IN_TURN)
 @pytest.mark.slow
 def test_a_whole_answer_is_that_of_an_undisturbed_worker(patient: Daemon, path: str) -> None:

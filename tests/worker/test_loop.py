@@ -170,6 +170,7 @@ def run(
     budget: Budget | None = None,
     paced: bool = False,
     at: Progress | None = None,
+    reader: Any = None,
 ) -> Wire:
     """All batches are seen at once, or `paced`: one before each step, where None is a time in
     which nothing comes. After the last, the loop runs dry and shuts down.
@@ -202,6 +203,7 @@ def run(
         Inbox(),
         at or Progress(),
         maker=maker(Letters(), Plain(), 64),
+        reader=reader,
         ledger=Ledger(FOOTPRINT, 32, budget),
         allocator=heap or Heap(),
         turns=Turns(None),

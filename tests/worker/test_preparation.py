@@ -13,7 +13,19 @@ from typing import Any
 import pytest
 
 from mlxd.core.request import GenerationRequest, Sampling
-from mlxd.ipc.messages import Cancel, Cancelled, Generate, Output, Ping, Pong, Refused, Up
+from mlxd.ipc.messages import (
+    Accepted,
+    Cancel,
+    Cancelled,
+    Ended,
+    Generate,
+    Output,
+    Ping,
+    Pong,
+    Refused,
+    Text,
+    Up,
+)
 from mlxd.worker import preparation
 from mlxd.worker.intake import Intake
 from mlxd.worker.job import Job
@@ -59,9 +71,13 @@ class Scene:
         self.work(generate.id)
         return Job(generate.id, REQUEST, Sampling(), [1], 1, False, StopStrings(()))
 
-    def ask(self, *ids: int, size: int = 100) -> None:
+    def prompt_of(self, generate: Generate) -> tuple[str, list[int]]:
+        self.work(generate.id)
+        return "x", [1, 2]
+
+    def ask(self, *ids: int, size: int = 100, request: GenerationRequest = REQUEST) -> None:
         for id in ids:
-            self.intake.handle(Generate(id, REQUEST, Sampling(), 9, 9, 9), size)
+            self.intake.handle(Generate(id, request, Sampling(), 9, 9, 9), size)
 
     def cancel(self, id: int) -> None:
         self.intake.handle(Cancel(id), 10)
@@ -227,3 +243,31 @@ def test_whatever_the_interleaving_each_request_goes_one_way():
     assert set(done) == set(range(count))
     assert set(done.values()) == {1}
     assert len({way for way, _ in scene.wire.ends()}) == 2
+
+
+TELL = GenerationRequest(model="m", want="prompt", text="x")
+
+
+def test_a_prompt_is_told_and_goes_no_further() -> None:
+    scene = Scene()
+    scene.ask(1, request=TELL)
+    scene.preparation.turn()
+    accepted, output = scene.wire.sent
+    assert isinstance(accepted, Accepted)
+    assert isinstance(output, Output)
+    assert accepted.prompt_tokens == 2
+    text, ended = output.pieces
+    assert text == Text(1, "x")
+    assert isinstance(ended, Ended)
+    assert (ended.reason, ended.prompt_tokens, ended.completion_tokens) == ("stop", 2, 0)
+    assert scene.handed() == []
+    assert not scene.preparation.claim(1)
+
+
+def test_a_prompt_that_is_cancelled_meanwhile_is_not_told() -> None:
+    scene = Scene()
+    scene.work = scene.cancel
+    scene.ask(1, request=TELL)
+    scene.preparation.turn()
+    assert scene.wire.ends() == [("cancelled", 1)]
+    assert len(scene.wire.sent) == 1

@@ -1,5 +1,6 @@
-"""Ollama's API: /api/generate and /api/chat, NDJSON streams."""
+"""Ollama's API: /api/generate and /api/chat, NDJSON streams; /api/embed and /api/embeddings."""
 
 from mlxd.dialects.ollama.codec import ChatCodec, GenerateCodec
+from mlxd.dialects.ollama.embed import EmbedCodec, EmbeddingsCodec
 
-__all__ = ["ChatCodec", "GenerateCodec"]
+__all__ = ["ChatCodec", "EmbedCodec", "EmbeddingsCodec", "GenerateCodec"]

@@ -188,15 +188,16 @@ def _end(call: Call, started: Started | None, finished: Finished | None, now: fl
     """What the last record adds. Clients divide by durations, so none is 0."""
     reason: Literal["stop", "length"] = finished.reason if finished else "stop"
     counts: dict[str, Any] = {"done": True, "done_reason": reason}
-    counts["total_duration"] = _nanoseconds(now - call.received)
-    counts["load_duration"] = _nanoseconds(started.wait_seconds if started else 0.0)
+    counts["total_duration"] = nanoseconds(now - call.received)
+    counts["load_duration"] = nanoseconds(started.wait_seconds if started else 0.0)
     if finished:
         counts["prompt_eval_count"] = finished.prompt_tokens
-        counts["prompt_eval_duration"] = _nanoseconds(finished.prefill_seconds)
+        counts["prompt_eval_duration"] = nanoseconds(finished.prefill_seconds)
         counts["eval_count"] = finished.completion_tokens
-        counts["eval_duration"] = _nanoseconds(finished.decode_seconds)
+        counts["eval_duration"] = nanoseconds(finished.decode_seconds)
     return counts
 
 
-def _nanoseconds(seconds: float) -> int:
+def nanoseconds(seconds: float) -> int:
+    """Of a duration, which is never 0."""
     return max(1, round(seconds * 1e9))

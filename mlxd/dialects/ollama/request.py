@@ -20,7 +20,7 @@ _MOST_LOGPROBS = 20
 
 def parse_generate(body: Json, *, id: str, now: float) -> Call:
     """Raises InvalidRequest, and ModelNotFound when no model and no category is named."""
-    fields = FoldedFields(body, _complain)
+    fields = FoldedFields(body, complain)
     request = _common(fields)
     category = fields.text("category") or ""
     prompt = fields.text("prompt") or ""
@@ -29,20 +29,20 @@ def parse_generate(body: Json, *, id: str, now: float) -> Call:
     _refuse_unoffered(fields, request.model)
     request = _with_old_names(fields, request)
     request = _with_prompt(fields, request, prompt)
-    action = "generate" if prompt else _idle_action(request)
+    action = "generate" if prompt else idle_action(request)
     return Call(id=id, received=now, action=action, request=request, category=category)
 
 
 def parse_chat(body: Json, *, id: str, now: float) -> Call:
     """Raises InvalidRequest."""
-    fields = FoldedFields(body, _complain)
+    fields = FoldedFields(body, complain)
     request = _common(fields)
     if not request.model:
         raise InvalidRequest("model is required", param="model")
     messages = tuple(_message(message, request.model) for message in fields.each("messages"))
     tools = tuple(_tool(tool) for tool in fields.each("tools"))
     request = replace(request, messages=messages, tools=tools)
-    action = "generate" if messages else _idle_action(request)
+    action = "generate" if messages else idle_action(request)
     return Call(id=id, received=now, action=action, request=request)
 
 
@@ -67,7 +67,8 @@ def _common(fields: Fields) -> GenerationRequest:
     )
 
 
-def _idle_action(request: GenerationRequest) -> Action:
+def idle_action(request: GenerationRequest) -> Action:
+    """Of a request that says nothing."""
     return "unload" if request.keep_alive == 0 else "load"
 
 
@@ -199,5 +200,6 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 100 else text[:100] + "..."
 
 
-def _complain(path: str, expected: str, found: Any) -> str:
+def complain(path: str, expected: str, found: Any) -> str:
+    """Of a field of the wrong type."""
     return f"{path} must be of type {expected}, not {kind_of(found)}"
