@@ -50,7 +50,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
     intake.progress.measure = allocator.measure
     intake.preparation.checks = Checks(
         prompter=Prompter(loaded.tokenizer),
-        grammars=Grammars(loaded.tokenizer, loaded.width),
+        grammars=Grammars(loaded.tokenizer, loaded.width, markup.json_markers),
         vocabulary=loaded.vocabulary,
         context=launch.context,
     )
@@ -59,7 +59,12 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         link,
         intake.inbox,
         intake.progress,
-        maker=Maker(Detokenizers(loaded.tokenizer), markup, loaded.vocabulary),
+        maker=Maker(
+            Detokenizers(loaded.tokenizer),
+            markup,
+            loaded.vocabulary,
+            ends=tuple(t for t in sorted(loaded.tokenizer.eos_token_ids) if t < loaded.width),
+        ),
         ledger=Ledger(footprint, COMPLETION_BATCH if loaded.batchable else 1, launch.budget),
         allocator=allocator,
         turns=turns,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mlxd.core.request import Sampling
+from mlxd.core.request import GenerationRequest, Sampling
+from mlxd.grammar.source import is_held
 from mlxd.ipc.messages import Generate, Resume, unpacked
 from mlxd.worker.grammar import Grammars
 from mlxd.worker.job import Grammar, Job
@@ -40,6 +41,7 @@ class Checks:
             rendered = self.prompter.rendered(prompt)
             self._check_ids(earlier, "resume")
         self._check_prompt(rendered.tokens, room)
+        may_think = self._may_think(request)
         return Job(
             id=generate.id,
             request=request,
@@ -47,8 +49,9 @@ class Checks:
             tokens=rendered.tokens,
             max_tokens=_max_tokens(generate, room.context - len(rendered.tokens)),
             reasoning=rendered.reasoning,
+            may_think=may_think,
             stops=StopStrings(request.stop),
-            grammar=self._grammar(generate, rendered),
+            grammar=self._grammar(request, rendered, may_think),
             expected_output=generate.expected_output,
             wait_seconds=generate.wait_seconds,
             earlier=earlier,
@@ -83,17 +86,15 @@ class Checks:
                     param=param,
                 )
 
-    def _grammar(self, generate: Generate, rendered: Rendered) -> Grammar | None:
-        format = generate.request.format
-        if format is None:
+    def _may_think(self, request: GenerationRequest) -> bool:
+        return self.prompter.thinks and request.messages is not None and request.think is not False
+
+    def _grammar(
+        self, request: GenerationRequest, rendered: Rendered, may_think: bool
+    ) -> Grammar | None:
+        if not is_held(request):
             return None
-        request = generate.request
-        return self.grammars.compile(
-            format,
-            len(rendered.tokens),
-            reasoning=rendered.reasoning,
-            may_think=request.messages is not None and request.think is not False,
-        )
+        return self.grammars.compile(request, reasoning=rendered.reasoning, may_think=may_think)
 
 
 def _begun(resume: Resume) -> tuple[list[int], list[int]]:
