@@ -42,6 +42,11 @@ def calls_are_forced(request: GenerationRequest) -> bool:
     return request.tool_choice.required
 
 
+def calls_are_free(request: GenerationRequest) -> bool:
+    """Whether an answer that a grammar holds may be a tool call in place of what that says."""
+    return bool(request.tools) and is_held(request) and not calls_are_forced(request)
+
+
 def sources_of(request: GenerationRequest, markers: Markers | None = None) -> Iterator[Source]:
     """The grammars that say what is asked, the best first; the first that compiles counts.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxd.worker.masks import ANY, Mask, masked
 from mlxd.worker.sampling import Guard
@@ -16,45 +16,56 @@ class GrammarFailed(Exception):
     """The grammar cannot be followed any further."""
 
 
+class Opening:
+    """Tokens that an answer may begin with, in place of what its grammar says."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = list(tokens)
+        self._matched = 0
+
+    @property
+    def next(self) -> int | None:
+        """The token that goes on with it; None: it is complete, or something else was said."""
+        return self._tokens[self._matched] if self._matched < len(self._tokens) else None
+
+    @property
+    def begun(self) -> bool:
+        """It has begun, and nothing else may follow."""
+        return 0 < self._matched < len(self._tokens)
+
+    @property
+    def complete(self) -> bool:
+        return bool(self._tokens) and self._matched == len(self._tokens)
+
+    def take(self, token: int) -> bool:
+        """Whether the token belongs to it; from the first that does not, none does."""
+        if token != self.next:
+            self._tokens = []
+            return False
+        self._matched += 1
+        return True
+
+
 class Thinking:
     """Whether the sequence is in a think block, where no grammar holds, or may still open one."""
 
-    def __init__(self, starts: list[int], ends: list[int], *, inside: bool) -> None:
+    def __init__(self, starts: Sequence[int], ends: Sequence[int], *, inside: bool) -> None:
         """`starts`: the tokens that open it; empty: it may not be opened."""
-        self._starts = starts
-        self._ends = ends
-        self._matched = 0
+        self.opening = Opening([] if inside else starts)
+        self._ends = list(ends)
         self._seen: list[int] = []
         self.inside = inside
 
-    @classmethod
-    def of(cls, tokenizer: TokenizerWrapper, *, inside: bool, may_start: bool) -> Thinking:
-        starts = list(tokenizer.think_start_tokens or ()) if may_start and not inside else []
-        return cls(starts, list(tokenizer.think_end_tokens or ()), inside=inside)
-
-    @property
-    def next_start(self) -> int | None:
-        """The token that goes on opening it."""
-        return self._starts[self._matched] if self._matched < len(self._starts) else None
-
-    @property
-    def opening(self) -> bool:
-        """It has begun to open, and nothing else may follow."""
-        return 0 < self._matched < len(self._starts)
-
     def take(self, token: int) -> bool:
-        """Whether the token belongs to the thinking; from the first that does not, none does."""
+        """Whether the token belongs to the thinking."""
         if self.inside:
             self._seen = [*self._seen, token][-len(self._ends) :]
             self.inside = self._seen != self._ends
-            self._starts = []
             return True
-        if token == self.next_start:
-            self._matched += 1
-            self.inside = self._matched == len(self._starts)
-            return True
-        self._starts = []
-        return False
+        if self.opening.complete or not self.opening.take(token):
+            return False
+        self.inside = self.opening.complete
+        return True
 
 
 class Constrained:
@@ -63,12 +74,22 @@ class Constrained:
     """
 
     def __init__(
-        self, matcher: Any, guard: Guard, thinking: Thinking, eos: list[int], least: float
+        self,
+        matcher: Any,
+        guard: Guard,
+        thinking: Thinking,
+        call: Opening,
+        *,
+        eos: Sequence[int],
+        least: float,
     ) -> None:
-        """`least`: tokens before which it does not end, unless its grammar is at its end."""
+        """`call` opens a tool call, behind which no grammar holds. `least`: tokens before which it
+        does not end, unless its grammar is at its end.
+        """
         self._matcher = matcher
         self._guard = guard
         self._thinking = thinking
+        self._call = call
         self._eos = eos
         self._least = least
         self._taken = 0
@@ -89,13 +110,18 @@ class Constrained:
             return
         self._taken += 1
         try:
-            if not self._thinking.take(token) and not self._matcher.consume_token(token):
-                self._fail()
+            self._take(token)
         except Exception as error:  # noqa: BLE001 - it must not break the step of the others
             self._guard.error = error
 
+    def _take(self, token: int) -> None:
+        if self._thinking.take(token) or self._call.complete or self._call.take(token):
+            return
+        if not self._matcher.consume_token(token):
+            self._fail()
+
     def fill(self, row: Mask) -> None:
-        if self._guard.error is not None or self._thinking.inside:
+        if self._guard.error is not None or self._thinking.inside or self._call.complete:
             return
         try:
             self._fill(row)
@@ -104,14 +130,17 @@ class Constrained:
             row[:] = ANY
 
     def _fill(self, row: Mask) -> None:
-        if self._thinking.opening:
+        openings = [self._thinking.opening, self._call]
+        if any(opening.begun for opening in openings):
             row[:] = 0
+            openings = [opening for opening in openings if opening.begun]
         else:
             self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
             if self._matcher.is_error():
                 self._fail()
-        if self._thinking.next_start is not None:
-            _allow(row, self._thinking.next_start)
+        for opening in openings:
+            if opening.next is not None:
+                _allow(row, opening.next)
         if self._taken < self._least:
             _forbid(row, self._eos)
 
@@ -130,7 +159,7 @@ def _allow(row: Mask, token: int) -> None:
     row.view(np.uint32)[token // 32] |= np.uint32(1 << token % 32)
 
 
-def _forbid(row: Mask, tokens: list[int]) -> None:
+def _forbid(row: Mask, tokens: Sequence[int]) -> None:
     """Unless nothing else is allowed."""
     left = row.copy()
     for token in tokens:

@@ -11,8 +11,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlxd.core.request import GenerationRequest
 from mlxd.grammar.compiling import compiled, matcher_of
 from mlxd.grammar.markers import Markers
-from mlxd.grammar.source import BadGrammar, sources_of
-from mlxd.worker.constraint import Constrained, Thinking
+from mlxd.grammar.source import BadGrammar, calls_are_free, sources_of
+from mlxd.worker.constraint import Constrained, Opening, Thinking
 from mlxd.worker.job import Grammar
 from mlxd.worker.refusal import Refusal
 from mlxd.worker.sampling import Guard
@@ -40,12 +40,16 @@ class Grammars:
             matcher = self._compiled(request)
         except BadGrammar as error:
             raise Refusal(f"{error.param}: {error.message}", param=error.param) from error
-        eos = sorted(self._tokenizer.eos_token_ids)
+        tokenizer = self._tokenizer
+        eos = sorted(tokenizer.eos_token_ids)
         least = inf if request.ignore_eos else request.min_tokens
+        starts = (tokenizer.think_start_tokens or ()) if may_think else ()
+        call = (tokenizer.tool_call_start_tokens or ()) if calls_are_free(request) else ()
 
         def make(guard: Guard, answer: list[int]) -> Constrained:
-            thinking = Thinking.of(self._tokenizer, inside=reasoning, may_start=may_think)
-            constraint = Constrained(matcher.deep_copy(), guard, thinking, eos, least)
+            thinking = Thinking(starts, tokenizer.think_end_tokens or (), inside=reasoning)
+            copy = matcher.deep_copy()
+            constraint = Constrained(copy, guard, thinking, Opening(call), eos=eos, least=least)
             for token in answer:
                 constraint.take(token)
             return constraint
@@ -75,6 +79,6 @@ class Grammars:
                     eos_token=list(self._tokenizer.eos_token_ids),
                 )
             except ValueError as error:
-                words = "format is not offered by this model: its tokenizer cannot be read that way"
+                words = "no grammar holds this model's answers: its tokenizer cannot be read"
                 raise Refusal(words, code="unsupported", param="format") from error
         return self._vocabulary

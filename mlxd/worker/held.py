@@ -26,7 +26,7 @@ class Reader(Protocol):
 
     def feed(self, text: str) -> list[Part]: ...
 
-    def finish(self) -> list[Part]: ...
+    def finish(self, *, truncated: bool) -> list[Part]: ...
 
 
 class Held:
@@ -69,7 +69,7 @@ class Held:
             parts.append(("reasoning", self._taken()))
         elif self._waiting:
             parts += self._reader.feed(self._taken())
-        return parts + self._reader.finish()
+        return parts + self._reader.finish(truncated=truncated)
 
     def _start(self) -> None:
         if self._waiting.startswith(self._opens) and self._opens:
@@ -101,8 +101,43 @@ class Words:
     def feed(self, text: str) -> list[Part]:
         return [("text", text)]
 
-    def finish(self) -> list[Part]:
+    def finish(self, *, truncated: bool) -> list[Part]:
         return []
+
+
+class WordsOrCalls:
+    """Text; or where it begins with `opens` what `calls` makes of it, which is told apart there."""
+
+    def __init__(self, opens: str, calls: Reader) -> None:
+        self._opens = opens
+        self._calls = calls
+        self._waiting = ""
+        self._reader: Reader | None = None
+
+    @property
+    def holding(self) -> bool:
+        return self._reader.holding if self._reader is not None else bool(self._waiting)
+
+    @property
+    def malformed(self) -> int:
+        return self._reader.malformed if self._reader is not None else 0
+
+    def feed(self, text: str) -> list[Part]:
+        if self._reader is not None:
+            return self._reader.feed(text)
+        self._waiting += text
+        if self._waiting.startswith(self._opens):
+            self._reader = self._calls
+        elif not self._opens.startswith(self._waiting):
+            self._reader = Words()
+        else:
+            return []
+        return self._reader.feed(self._waiting)
+
+    def finish(self, *, truncated: bool) -> list[Part]:
+        if self._reader is not None:
+            return self._reader.finish(truncated=truncated)
+        return [("text", self._waiting)] if self._waiting else []
 
 
 class Calls:
@@ -134,7 +169,7 @@ class Calls:
             self._call += text[begun:]
         return parts
 
-    def finish(self) -> list[Part]:
+    def finish(self, *, truncated: bool) -> list[Part]:
         """A call that was cut is text: it was said, and is no call."""
         cut, self._call, self._depth = self._call, "", 0
         return [("text", cut)] if cut else []

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-from mlxd.grammar.source import calls_are_forced, is_held
+from mlxd.grammar.source import calls_are_forced, calls_are_free, is_held
 from mlxd.ipc.messages import Piece
 from mlxd.worker.answer import Answer, PlainAnswer
 from mlxd.worker.detokenize import Detokenizers
 from mlxd.worker.engine import Processor, Prompt
-from mlxd.worker.held import Calls, Held, Words
+from mlxd.worker.held import Calls, Held, Reader, Words
 from mlxd.worker.job import Job
 from mlxd.worker.logprobs import Scorer
 from mlxd.worker.markup import Markup, Separator
@@ -74,7 +74,11 @@ class Maker:
         request = job.request
         if not is_held(request):
             return self.markup.separator(request.tools, reasoning=job.reasoning)
-        forced = calls_are_forced(request)
-        if not forced and not job.reasoning and not job.may_think:
+        reader: Reader = Words()
+        if calls_are_forced(request):
+            reader = Calls()
+        elif calls_are_free(request):
+            reader = self.markup.words_or_calls(request.tools) or reader
+        elif not job.reasoning and not job.may_think:
             return None
-        return self.markup.held(Calls() if forced else Words(), job.reasoning, job.may_think)
+        return self.markup.held(reader, job.reasoning, job.may_think)

@@ -14,7 +14,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxd.core.request import CalledTool, Json
 from mlxd.grammar.markers import Markers
-from mlxd.worker.held import Held, Reader
+from mlxd.worker.held import Held, Reader, WordsOrCalls
 from mlxd.worker.parts import Part, call_of
 
 _JSON_PARSER = "mlx_lm.tool_parsers.json_tools"
@@ -50,6 +50,13 @@ class Markup:
             opens=(self._tokenizer.think_start or "") if may_think else "",
             closes=self._tokenizer.think_end or "",
         )
+
+    def words_or_calls(self, tools: tuple[Json, ...]) -> WordsOrCalls | None:
+        """None: the model has no calls."""
+        if not self.tools:
+            return None
+        calls = Separator(self._machines[True].make_state("normal"), _Calls(self._tokenizer, tools))
+        return WordsOrCalls(self._tokenizer.tool_call_start, calls)
 
     @property
     def json_markers(self) -> Markers | None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mlxd.core.request import CalledTool
-from mlxd.worker.held import Calls, Held, Words
+from mlxd.worker.held import Calls, Held, Words, WordsOrCalls
 
 
 def read(held: Held, text: str, size: int, *, truncated: bool = False) -> list[Any]:
@@ -95,6 +95,17 @@ def test_a_call_that_no_message_holds_is_text_and_counted():
     said = '{"name": "f", "arguments": {"a": "\\ud800"}}'
     assert read(reader, said, 3) == [("text", said)]
     assert reader.malformed == 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 1000])
+def test_text_or_what_begins_with_a_marker(size):
+    def reader() -> Held:
+        either = WordsOrCalls("<call>", Calls())
+        return Held(either, inside=False, opens="<think>", closes="</think>")
+
+    assert read(reader(), '{"a": "<call>"}', size) == [("text", '{"a": "<call>"}')]
+    assert read(reader(), f"<think>x</think><call>{CALL}", size) == [("reasoning", "x"), CALLED]
+    assert read(reader(), "<cal", size) == [("text", "<cal")]
 
 
 def test_thinking_is_told():

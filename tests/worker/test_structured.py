@@ -135,6 +135,28 @@ def test_those_beside_a_constrained_answer_say_what_they_say_alone(bench: Bench)
         Draft202012Validator(SCHEMA).validate(json.loads(text))
 
 
+@pytest.mark.parametrize("call", [False, True])
+def test_an_answer_in_a_format_may_be_a_call_instead(bench: Bench, call: bool) -> None:
+    """As the model wants it; nothing else is said."""
+    liked = {token_of(bench, "<tool_call>"): 40.0 if call else -40.0}
+    end = token_of(bench, "</tool_call>")
+    sampling = replace(HOT, logit_bias=((end, 5.0), *liked.items()))
+    asked = [
+        bench.message(
+            messages=ASKED, think=False, tools=TOOLS_OFFERED, format=SCHEMA, max_tokens=60,
+            sampling=replace(sampling, seed=seed),
+        )
+        for seed in range(3)
+    ]  # fmt: skip
+    for heard in bench.run(asked):
+        assert heard.refused is None
+        text = "".join(piece.text for piece in heard.pieces if isinstance(piece, Text))
+        if call:
+            assert text.startswith("<tool_call>")
+        else:
+            Draft202012Validator(SCHEMA).validate(json.loads(text))
+
+
 def test_an_answer_matches_its_pattern(bench: Bench) -> None:
     pattern = r"(red|green)-\d{2}"
     asked = [
