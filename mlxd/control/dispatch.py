@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 
@@ -44,13 +44,16 @@ class Dispatcher:
         *,
         clock: Clock,
         draw_seed: Callable[[], int] = fresh_seed,
+        check_grammar: Callable[[GenerationRequest], Awaitable[None]] | None = None,
     ) -> None:
+        """`check_grammar` raises what is wrong with what an answer is to be held to."""
         self._catalog = catalog
         self._admission = admission
         self._residency = residency
         self._replays = replays
         self._clock = clock
         self._draw_seed = draw_seed
+        self._check_grammar = check_grammar
 
     @asynccontextmanager
     async def open(
@@ -81,6 +84,8 @@ class Dispatcher:
         for case in cases:
             _check_capabilities(case.request, card)
             self._replays.check(case, policies)
+            if self._check_grammar is not None:
+                await self._check_grammar(case.request)
         async with (
             self._admitted(first.want, card, asker) as ticket,
             self._residency.lease(card, first.keep_alive, policies) as lease,

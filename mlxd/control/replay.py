@@ -91,6 +91,8 @@ class Replays:
         """Told what became of each request whose worker died: `completed` or `failed` on another
         one, `abandoned` by its client meanwhile, or `refused` a replay.
         """
+        self.on_malformed: Callable[[str, int], None] | None = None
+        """Told of tool calls that could not be read: the model's name, and how many."""
         self.on_event: Callable[[str, str, Mapping[str, Any]], object] | None = None
         """Told of each replay: type, words, data."""
         self._clock = clock
@@ -180,6 +182,12 @@ class Replays:
             retry_after=left,
             policy=policies.line("supervision.quarantine.for"),
         )
+
+    def malformed(self, model: str, calls: int) -> None:
+        """Tool calls of one answer could not be read; their text went out as it stood."""
+        log.warning("%d tool calls of %s could not be read, and are text", calls, model)
+        if self.on_malformed is not None:
+            self.on_malformed(model, calls)
 
     def monotonic(self) -> float:
         return self._clock.monotonic()
@@ -395,6 +403,9 @@ class _Run:
 
     def _note(self, burst: Burst) -> None:
         """A client that wants the whole answer has seen nothing before its end."""
+        last = burst[-1]
+        if isinstance(last, Finished) and last.malformed_calls:
+            self._replays.malformed(self._case.card.name, last.malformed_calls)
         if self._order.request.stream and not self._seen:
             self._seen = any(not isinstance(event, Started) for event in burst)
 

@@ -16,6 +16,7 @@ from mlxd.control.caffeinate import Caffeinate
 from mlxd.control.catalog import Catalog
 from mlxd.control.dispatch import Dispatcher
 from mlxd.control.forecast import Forecasts
+from mlxd.control.grammars import Grammars
 from mlxd.control.guard import Guard
 from mlxd.control.leftovers import end_leftovers
 from mlxd.control.library import Library
@@ -85,6 +86,7 @@ class Composition:
     grace: Grace
     caffeinate: Caffeinate
     forecasts: Forecasts
+    grammars: Grammars
     webhook: Webhook
     systemd: Systemd
     heartbeat: Heartbeat
@@ -127,6 +129,7 @@ class _Models:
     preloader: Preloader
     recovery: Recovery
     guard: Guard
+    grammars: Grammars
 
 
 def compose(
@@ -166,6 +169,7 @@ def compose(
         grace=models.grace,
         caffeinate=_caffeinate(ground, models),
         forecasts=models.forecasts,
+        grammars=models.grammars,
         webhook=Webhook(ground.store.current, ground.events, ground.metrics.webhook_post),
         systemd=systemd,
         heartbeat=heartbeat,
@@ -248,6 +252,7 @@ def _models(ground: _Ground) -> _Models:
         preloader=preloader,
         recovery=Recovery(supervisor, residency, clock, lambda: store.current, preloader.keeps),
         guard=_guard(ground, residency, admission),
+        grammars=Grammars(clock),
     )
 
 
@@ -296,7 +301,14 @@ def _parts(
         residency=residency,
         preloader=models.preloader,
         guard=models.guard,
-        dispatcher=Dispatcher(catalog, models.admission, residency, replays, clock=ground.clock),
+        dispatcher=Dispatcher(
+            catalog,
+            models.admission,
+            residency,
+            replays,
+            clock=ground.clock,
+            check_grammar=models.grammars.check,
+        ),
         replays=replays,
         puller=puller,
         library=Library(catalog, residency, puller, pulled, own_names, events.record),
@@ -326,6 +338,7 @@ def _replays(ground: _Ground, guard: Guard) -> Replays:
     replays = Replays(ground.clock, lambda: killed.more() or guard.level >= Level.WARNING)
     replays.on_event = ground.events.record
     replays.on_replay = ground.metrics.replayed
+    replays.on_malformed = ground.metrics.malformed_calls
     return replays
 
 

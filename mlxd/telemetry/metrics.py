@@ -103,6 +103,12 @@ class Metrics:
             ("outcome",),
             registry=self.registry,
         )
+        self._malformed = Counter(
+            "mlxd_malformed_tool_calls_total",
+            "Tool calls that could not be read, and were delivered as text.",
+            ("model",),
+            registry=self.registry,
+        )
         self._lag = Histogram(
             "mlxd_event_loop_lag_seconds",
             "How late the event loop was, each time that it was looked at: once a second.",
@@ -161,6 +167,10 @@ class Metrics:
     def replayed(self, outcome: str) -> None:
         """Count a request whose worker died; `outcome` is one of a few words."""
         self._replays.labels(outcome).inc()
+
+    def malformed_calls(self, model: str, calls: int) -> None:
+        """Count tool calls of one answer that could not be read."""
+        self._malformed.labels(model).inc(calls)
 
     def watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
         """Ask `value` at each scrape."""

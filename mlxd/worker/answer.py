@@ -7,8 +7,10 @@ from typing import Any
 from mlxd.core.request import CalledTool
 from mlxd.ipc.messages import Call, Logprob, Piece, Reasoning, Text
 from mlxd.worker.detokenize import Detokenizer
+from mlxd.worker.held import Held
 from mlxd.worker.logprobs import Scorer
-from mlxd.worker.markup import Part, Separator
+from mlxd.worker.markup import Separator
+from mlxd.worker.parts import Part
 from mlxd.worker.stops import StopStrings
 
 
@@ -17,7 +19,10 @@ class PlainAnswer:
 
     __slots__ = ("_detokenizer", "_id")
     stopped: str | None = None
+    over = False
     settled = True
+    reasoning_tokens = 0
+    malformed_calls = 0
 
     def __init__(self, id: int, detokenizer: Detokenizer) -> None:
         self._id = id
@@ -45,21 +50,37 @@ class Answer:
         self,
         id: int,
         detokenizer: Detokenizer,
-        separator: Separator | None,
+        separator: Separator | Held | None,
         stops: StopStrings,
         scorer: Scorer | None,
+        *,
+        one_call: bool = False,
     ) -> None:
+        """`one_call`: its first call is its end."""
         self._id = id
         self._detokenizer = detokenizer
         self._separator = separator
         self._stops = stops
         self._scorer = scorer
         self._scores: list[Logprob] = []
+        self._one_call = one_call
+        self._called = False
+        self.reasoning_tokens = 0
+        """Tokens of its thinking, its marks included."""
 
     @property
     def stopped(self) -> str | None:
-        """The stop string that ended it; nothing that follows is wanted."""
+        """The stop string that ended it."""
         return self._stops.found
+
+    @property
+    def over(self) -> bool:
+        """Nothing that follows is wanted."""
+        return self._stops.found is not None or (self._one_call and self._called)
+
+    @property
+    def malformed_calls(self) -> int:
+        return self._separator.malformed if self._separator is not None else 0
 
     @property
     def settled(self) -> bool:
@@ -72,16 +93,19 @@ class Answer:
         """Add one token; `row` are its log-probabilities, if asked for and not sent before."""
         if self._scorer is not None and row is not None:
             self._scores.append(self._scorer.score(token, row))
+        thought = self._thinking
         text = self._detokenizer.add(token)
         if text:
             parts: list[Part] = [("text", text)]
             self._put(self._separator.feed(text) if self._separator else parts, out)
+        if thought or self._thinking:
+            self.reasoning_tokens += 1
         if self._scores and not self._holding():
             self._send_scores(out)
 
     def finish(self, out: list[Piece], *, truncated: bool) -> None:
-        """Deliver what was held back; nothing, when a stop string ended it."""
-        if self.stopped is not None:
+        """Deliver what was held back; nothing, when what was delivered ended it."""
+        if self.over:
             return
         text = self._detokenizer.finish()
         parts: list[Part] = [("text", text)] if text else []
@@ -89,16 +113,21 @@ class Answer:
             parts = self._separator.feed(text) + self._separator.finish(truncated=truncated)
         self._put(parts, out)
         self._say(self._stops.release(), out)
-        if self._scores and self.stopped is None:
+        if self._scores and not self.over:
             self._send_scores(out)
+
+    @property
+    def _thinking(self) -> bool:
+        return self._separator is not None and self._separator.thinking
 
     def _put(self, parts: list[Part], out: list[Piece]) -> None:
         for part in parts:
-            if self.stopped is not None:
+            if self.over:
                 return
             if isinstance(part, CalledTool):
                 self._say(self._stops.release(), out)
                 out.append(Call(self._id, part.name, part.arguments))
+                self._called = True
                 if self._scores:
                     self._send_scores(out)
             elif part[0] == "text":
@@ -120,7 +149,7 @@ class Answer:
 
     def _holding(self) -> bool:
         held = self._separator is not None and self._separator.holding
-        return held or self._stops.holding or self.stopped is not None
+        return held or self._stops.holding or self.over
 
 
 def joined(pieces: list[Piece]) -> list[Piece]:

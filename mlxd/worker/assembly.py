@@ -55,7 +55,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
     intake.progress.measure = allocator.measure
     intake.preparation.checks = Checks(
         prompter=Prompter(loaded.tokenizer),
-        grammars=Grammars(loaded.tokenizer, loaded.width),
+        grammars=Grammars(loaded.tokenizer, loaded.width, markup.json_markers),
         vocabulary=loaded.vocabulary,
         context=launch.context,
         answers=not loaded.encodes,
@@ -65,7 +65,12 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         link,
         intake.inbox,
         intake.progress,
-        maker=Maker(detokenizers, markup, loaded.vocabulary),
+        maker=Maker(
+            detokenizers,
+            markup,
+            loaded.vocabulary,
+            ends=tuple(t for t in sorted(loaded.tokenizer.eos_token_ids) if t < loaded.width),
+        ),
         reader=_reader(loaded, Path(launch.path), detokenizers),
         ledger=Ledger(footprint, COMPLETION_BATCH if loaded.batchable else 1, launch.budget),
         allocator=allocator,

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from mlxd.core.request import GenerationRequest, Sampling
+from mlxd.grammar.source import is_held
 from mlxd.ipc.messages import Generate, Resume, unpacked
 from mlxd.worker.grammar import Grammars
 from mlxd.worker.job import Echo, Grammar, Job
@@ -40,6 +41,7 @@ class Checks:
         room = self._room(generate)
         rendered, earlier = self._rendered(generate, room)
         self._check_prompt(rendered.tokens, room, _name_of(request))
+        may_think = self._may_think(request)
         return Job(
             id=generate.id,
             request=request,
@@ -47,8 +49,9 @@ class Checks:
             tokens=rendered.tokens,
             max_tokens=_max_tokens(generate, room.context - len(rendered.tokens)),
             reasoning=rendered.reasoning,
+            may_think=may_think,
             stops=StopStrings(request.stop),
-            grammar=self._grammar(generate, rendered),
+            grammar=self._grammar(request, rendered, may_think),
             expected_output=generate.expected_output,
             wait_seconds=generate.wait_seconds,
             earlier=earlier,
@@ -106,17 +109,15 @@ class Checks:
                     param=param,
                 )
 
-    def _grammar(self, generate: Generate, rendered: Rendered) -> Grammar | None:
-        format = generate.request.format
-        if format is None:
+    def _may_think(self, request: GenerationRequest) -> bool:
+        return self.prompter.thinks and request.messages is not None and request.think is not False
+
+    def _grammar(
+        self, request: GenerationRequest, rendered: Rendered, may_think: bool
+    ) -> Grammar | None:
+        if not is_held(request):
             return None
-        request = generate.request
-        return self.grammars.compile(
-            format,
-            len(rendered.tokens),
-            reasoning=rendered.reasoning,
-            may_think=request.messages is not None and request.think is not False,
-        )
+        return self.grammars.compile(request, reasoning=rendered.reasoning, may_think=may_think)
 
 
 def _begun(resume: Resume) -> tuple[list[int], list[int]]:

@@ -18,6 +18,22 @@ Processor: TypeAlias = "Callable[[mx.array, mx.array], mx.array]"
 """All tokens so far, the prompt's included, and logits of shape (1, vocabulary) to new logits."""
 
 
+class Constraint(Protocol):
+    """Says which tokens one sequence may have next. It never raises."""
+
+    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        """As a processor, for a sequence that is stepped by itself."""
+        ...
+
+    def take(self, token: int) -> None:
+        """The sequence has another token."""
+        ...
+
+    def fill(self, row: Any) -> None:
+        """Write a bit for each token into `row`, an array of int32 in which all are allowed."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One sequence to continue. Neither its sampler nor its processors may ever raise."""
@@ -26,6 +42,8 @@ class Prompt:
     max_tokens: int
     sampler: Sampler
     processors: tuple[Processor, ...] = ()
+    constraint: Constraint | None = None
+    """Its word counts after that of the processors."""
     scored: bool = False
     """Whether log-probabilities are wanted with its tokens."""
     answered: int = 0

@@ -5,15 +5,18 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.ipc.messages import Budget, Cancel, Memory, Shutdown, Trim
-from mlxd.worker.engine import Processor
+from mlxd.worker.engine import Constraint
 from mlxd.worker.stops import StopStrings
 
-Grammar: TypeAlias = Callable[[], Processor]
-"""Makes a processor that holds one sequence to its grammar, from the answer's first token on."""
+if TYPE_CHECKING:
+    from mlxd.worker.sampling import Guard
+
+Grammar: TypeAlias = "Callable[[Guard, list[int]], Constraint]"
+"""Makes what holds one sequence to its grammar, behind the tokens that its answer has already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class Job:
     """The prompt ends inside a think block."""
     stops: StopStrings
     grammar: Grammar | None = None
+    may_think: bool = False
+    """Its answer may open a think block, whatever it is held to."""
     expected_output: int = 1024
     """Tokens of the answer that memory is kept for at first."""
     wait_seconds: float = 300.0

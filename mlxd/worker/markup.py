@@ -6,17 +6,18 @@ delivered as such, markers included.
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 from mlx_lm.generate import TextStateMachine, make_text_state_machine
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxd.core.request import CalledTool, Json
-from mlxd.ipc.messages import Call, Output, Unsendable, encode
+from mlxd.grammar.markers import Markers
+from mlxd.worker.held import Held, Reader, WordsOrCalls
+from mlxd.worker.parts import Part, call_of
 
-Part = tuple[Literal["text", "reasoning"], str] | CalledTool
+_JSON_PARSER = "mlx_lm.tool_parsers.json_tools"
 
 
 class Markup:
@@ -40,6 +41,37 @@ class Markup:
             "reasoning" if reasoning and self.thinking else "normal"
         )
         return Separator(self._machines[wanted].make_state(initial), _Calls(self._tokenizer, tools))
+
+    def held(self, reader: Reader, inside: bool, may_think: bool) -> Held:
+        """For an answer that a grammar holds; `inside`: the prompt left it thinking."""
+        return Held(
+            reader,
+            inside=inside and self.thinking,
+            opens=(self._tokenizer.think_start or "") if may_think else "",
+            closes=self._tokenizer.think_end or "",
+        )
+
+    def words_or_calls(self, tools: tuple[Json, ...]) -> WordsOrCalls | None:
+        """None: the model has no calls."""
+        if not self.tools:
+            return None
+        calls = Separator(self._machines[True].make_state("normal"), _Calls(self._tokenizer, tools))
+        return WordsOrCalls(self._tokenizer.tool_call_start, calls)
+
+    @property
+    def json_markers(self) -> Markers | None:
+        """Where its tool calls are JSON between markers."""
+        tokenizer = self._tokenizer
+        parser = getattr(tokenizer.tool_parser, "__module__", "")
+        if not self.tools or parser != _JSON_PARSER:
+            return None
+        start, end = tokenizer.tool_call_start_tokens, tokenizer.tool_call_end_tokens
+        return Markers(
+            tokenizer.tool_call_start,
+            tokenizer.tool_call_end,
+            start[0] if len(start) == 1 else None,
+            end[0] if len(end) == 1 else None,
+        )
 
     def _machine(self, tools: bool) -> TextStateMachine:
         """Without `tools` a tool call's markers are text like any other."""
@@ -69,6 +101,14 @@ class Separator:
     @property
     def holding(self) -> bool:
         return self._call is not None or bool(self._state[3])
+
+    @property
+    def thinking(self) -> bool:
+        return bool(self._state[0] == "reasoning")
+
+    @property
+    def malformed(self) -> int:
+        return self._calls.malformed
 
     def feed(self, text: str) -> list[Part]:
         self._state, segments = TextStateMachine.split(self._state, text)
@@ -105,17 +145,22 @@ class _Calls:
     def __init__(self, tokenizer: TokenizerWrapper, tools: tuple[Json, ...]) -> None:
         self._tokenizer = tokenizer
         self._tools = list(tools)
+        self.malformed = 0
+        """What stood between markers and was no call."""
 
     def closed(self, markup: str) -> list[Part]:
         calls = self._parsed(markup)
         if calls:
             return list(calls)
+        self.malformed += 1
         return [("text", self._start + markup + (self._tokenizer.tool_call_end or ""))]
 
     def unclosed(self, markup: str, *, truncated: bool) -> list[Part]:
         """Some formats have no end marker at all: there, only the parser can tell."""
-        cut = truncated and self._tokenizer.tool_call_end
+        cut = bool(truncated and self._tokenizer.tool_call_end)
         calls = [] if cut else self._parsed(markup)
+        if not calls and not truncated:
+            self.malformed += 1
         return list(calls) or [("text", self._start + markup)]
 
     @property
@@ -129,29 +174,5 @@ class _Calls:
             parsed = self._tokenizer.tool_parser(markup, self._tools)
         except Exception:  # noqa: BLE001 - fourteen parsers, which promise no kind of error
             return []
-        calls = [_call_of(entry) for entry in (parsed if isinstance(parsed, list) else [parsed])]
+        calls = [call_of(entry) for entry in (parsed if isinstance(parsed, list) else [parsed])]
         return [call for call in calls if call is not None] if None not in calls else []
-
-
-def _call_of(parsed: Any) -> CalledTool | None:
-    if not isinstance(parsed, dict):
-        return None
-    name = parsed.get("name")
-    arguments = parsed.get("arguments", {} if parsed.keys() <= {"name", "id"} else None)
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            return None
-    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
-        return None
-    return CalledTool(name, arguments) if _sendable(name, arguments) else None
-
-
-def _sendable(name: str, arguments: Json) -> bool:
-    """JSON can hold what a message cannot: integers without end, halves of surrogate pairs."""
-    try:
-        encode(Output(0, [Call(0, name, arguments)]))
-    except (Unsendable, TypeError):
-        return False
-    return True

@@ -17,7 +17,8 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, GenerationBatch, PromptProcessingBatch
 
 from mlxd.core.footprint import PREFILL_ALONE, PREFILL_ROWS, chunk_tokens
-from mlxd.worker.engine import COMPLETION_BATCH, Prompt, Sampler, Step
+from mlxd.worker.engine import COMPLETION_BATCH, Constraint, Processor, Prompt, Sampler, Step
+from mlxd.worker.masks import masked
 from mlxd.worker.pace import Pace
 from mlxd.worker.sampling import greedy
 
@@ -30,6 +31,7 @@ class _Batch(GenerationBatch):  # type: ignore[misc]
     """
 
     scored: set[int]
+    constraints: dict[int, Constraint]
     _next_tokens: mx.array
     _next_logprobs: list[mx.array | None]
 
@@ -39,6 +41,8 @@ class _Batch(GenerationBatch):  # type: ignore[misc]
         self._current_tokens, self._current_logprobs = inputs, rows
         logits = self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :]
         logits, contexts = self._process(logits, inputs)
+        if self.constraints:
+            logits = self._constrained(logits, inputs)
         self._next_tokens = self._sample(logits)
         self._next_logprobs = [
             _log_softmax(logits[e]) if uid in self.scored else None
@@ -51,12 +55,32 @@ class _Batch(GenerationBatch):  # type: ignore[misc]
             sequence.append(token)
         return tokens, rows
 
+    def _constrained(self, logits: mx.array, inputs: mx.array) -> mx.array:
+        """The forward pass has begun, and goes on while the constraints are asked: they wait for
+        the last step alone, and the other sequences for nothing.
+        """
+        constraints = [self.constraints.get(uid) for uid in self.uids]
+        if not any(constraints):
+            return logits
+        mx.async_eval(logits)  # type: ignore[no-untyped-call]
+        tokens: list[int] = inputs.tolist()  # type: ignore[assignment]
+        for constraint, token in zip(constraints, tokens, strict=True):
+            if constraint is not None:
+                constraint.take(token)
+        return masked(logits, constraints)
+
     def _process(self, logits: mx.array, inputs: mx.array) -> tuple[mx.array, list[mx.array]]:
         """Only sequences with processors keep the context that those read."""
         if not any(self.logits_processors):
             return logits, []
+        each = [
+            [process for process in processors if process is not self.constraints.get(uid)]
+            for uid, processors in zip(self.uids, self.logits_processors, strict=True)
+        ]
+        if not any(each):
+            return logits, []
         rows, contexts = [], []
-        for e, processors in enumerate(self.logits_processors):
+        for e, processors in enumerate(each):
             row = logits[e : e + 1]
             if processors:
                 context = self._token_context[e].update_and_fetch(inputs[e : e + 1])
@@ -116,6 +140,7 @@ class MlxEngine:
         self._generator._prompt_batch = self._prompts
         self._batch = _Batch.empty(model, greedy)
         self._batch.scored = set()
+        self._batch.constraints = {}
         self._generator._generation_batch = self._batch
         self._alive: set[int] = set()
         self._waiting: set[int] = set()
@@ -126,12 +151,17 @@ class MlxEngine:
             [prompt.tokens for prompt in prompts],
             max_tokens=[prompt.max_tokens for prompt in prompts],
             samplers=[prompt.sampler for prompt in prompts],
-            logits_processors=[list(prompt.processors) for prompt in prompts],
+            logits_processors=[_processors(prompt) for prompt in prompts],
         )
         self._alive.update(uids)
         self._waiting.update(uids)
         self._batch.scored.update(
             uid for uid, prompt in zip(uids, prompts, strict=True) if prompt.scored
+        )
+        self._batch.constraints.update(
+            (uid, prompt.constraint)
+            for uid, prompt in zip(uids, prompts, strict=True)
+            if prompt.constraint is not None
         )
         return uids
 
@@ -159,10 +189,12 @@ class MlxEngine:
     def __len__(self) -> int:
         return len(self._alive)
 
-    def _forget(self, uids: Iterable[int]) -> None:
+    def _forget(self, uids: Sequence[int]) -> None:
         self._alive.difference_update(uids)
         self._waiting.difference_update(uids)
         self._batch.scored.difference_update(uids)
+        for uid in uids:
+            self._batch.constraints.pop(uid, None)
 
     def _size_prefill(self) -> None:
         """A chunk is as long for each prompt, so the fewer share it, the longer it may be.
@@ -187,6 +219,13 @@ class MlxEngine:
         size = min(left, self._pace.tokens(rows, decoding=decoding))
         generator.prefill_step_size = size
         self._prompts.prefill_step_size = size
+
+
+def _processors(prompt: Prompt) -> list[Processor]:
+    """A sequence's first token is drawn where no constraint is known as such: there it is one of
+    the processors.
+    """
+    return [*prompt.processors, *([prompt.constraint] if prompt.constraint is not None else [])]
 
 
 def _is_last_token(segments: list[list[int]]) -> bool:

@@ -40,6 +40,11 @@ class Prompter:
         self._renders_text = hasattr(tokenizer, "backend_tokenizer")
         """Not so where templates are the tokenizer's own code, which may write no text."""
 
+    @property
+    def thinks(self) -> bool:
+        """Whether the model has think blocks."""
+        return bool(self._tokenizer.has_thinking)
+
     def render(self, request: GenerationRequest, room: Room) -> Rendered:
         """Raises Refusal; for a text that is certainly too long, before its tokens are counted."""
         text = request.text

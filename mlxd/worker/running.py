@@ -74,16 +74,18 @@ class Running:
         return len(self.tokens) == len(self.job.earlier)
 
     def ended(self, now: float) -> Ended:
-        stopped = self.answer.stopped
+        answer = self.answer
         return Ended(
             id=self.job.id,
-            reason="length" if self.finish == "length" and stopped is None else "stop",
+            reason="length" if self.finish == "length" and not answer.over else "stop",
             prompt_tokens=len(self.job.tokens),
             completion_tokens=len(self.tokens),
             cached_tokens=0,
             prefill_seconds=self.first - self.started,
             decode_seconds=now - self.first,
-            stop_string=stopped,
+            stop_string=answer.stopped,
+            reasoning_tokens=answer.reasoning_tokens,
+            malformed_calls=answer.malformed_calls,
         )
 
     @property
@@ -97,6 +99,6 @@ class Running:
         return len(self.tokens) - self.told >= enough and self.answer.settled
 
     def _finish(self, said: str | None, last: bool) -> FinishReason | None:
-        if said == "stop" or self.answer.stopped is not None:
+        if said == "stop" or self.answer.over:
             return "stop"
         return "length" if said is not None or last else None

@@ -7,6 +7,7 @@ token ahead of their sequences. So everything here that runs in a step goes thro
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -93,6 +94,21 @@ def processors_of(sampling: Sampling, guard: Guard, *, prompt_tokens: int) -> li
     if sampling.logit_bias:
         processors.append(_bias(dict(sampling.logit_bias)))
     return [guard.processor(process) for process in processors]
+
+
+def no_end(tokens: Iterable[int], prompt_tokens: int, least: float) -> Processor:
+    """Keeps `tokens`, which end an answer, from coming before it has `least` tokens."""
+    ids: list[mx.array] = []
+
+    def process(seen: mx.array, logits: mx.array) -> mx.array:
+        if len(seen) - prompt_tokens >= least:
+            return logits
+        if not ids:
+            ids.append(mx.array(list(tokens)))
+        logits[:, ids[0]] = -mx.inf
+        return logits
+
+    return process
 
 
 def fresh_seed() -> int:

@@ -90,7 +90,7 @@ class SerialEngine:
             self._model,
             max_tokens=prompt.max_tokens,
             sampler=prompt.sampler,
-            logits_processors=_seeing(prompt.tokens[:-1], prompt.processors),
+            logits_processors=_processors(prompt),
             prompt_cache=cache,
             **self._quantising(),
         )
@@ -137,6 +137,12 @@ def _parts(prompt: Prompt) -> list[list[int]]:
     begun = len(prompt.tokens) - prompt.answered
     *read, _ = prompt.tokens
     return [read[: begun - 1], read[begun - 1 : begun], read[begun:]]
+
+
+def _processors(prompt: Prompt) -> list[Processor]:
+    """A constraint has taken what was there before, and sees the new tokens alone."""
+    constraint = [prompt.constraint] if prompt.constraint is not None else []
+    return [*_seeing(prompt.tokens[:-1], prompt.processors), *constraint]
 
 
 def _seeing(earlier: list[int], processors: tuple[Processor, ...]) -> list[Processor]:

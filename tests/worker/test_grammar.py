@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mlxd.core.request import GenerationRequest
 from mlxd.worker.refusal import Refusal
 from tests.support.model_maker import THINKING, TOOLS, Shape
 from tests.worker.conftest import MakeModel
@@ -35,6 +36,17 @@ def grammars(tokenizer) -> Any:
     return Grammars(tokenizer, 512)
 
 
+def asked(format: Any, **more: Any) -> GenerationRequest:
+    return GenerationRequest(model="m", text="x", format=format, **more)
+
+
+def made(grammars: Any, request: GenerationRequest, **how: Any) -> Any:
+    from mlxd.worker.sampling import Guard
+
+    how = {"reasoning": False, "may_think": False} | how
+    return grammars.compile(request, **how)(Guard(), [])
+
+
 def drawn(tokenizer: Any, process: Any, forced: str = "", limit: int = 60) -> str:
     """Random text under a grammar; `forced` is what the model insists on saying first."""
     import mlx.core as mx
@@ -53,24 +65,23 @@ def drawn(tokenizer: Any, process: Any, forced: str = "", limit: int = 60) -> st
 
 
 def test_text_follows_the_schema(tokenizer, grammars):
-    make = grammars.compile(SCHEMA, 2, reasoning=False, may_think=False)
-    assert json.loads(drawn(tokenizer, make()))["a"] in ("x", "y")
+    process = made(grammars, asked(SCHEMA))
+    assert json.loads(drawn(tokenizer, process))["a"] in ("x", "y")
 
 
 def test_json_is_an_object(tokenizer, grammars):
-    text = drawn(tokenizer, grammars.compile("json", 2, reasoning=False, may_think=False)())
-    assert text.lstrip().startswith("{")
+    assert drawn(tokenizer, made(grammars, asked("json"))).startswith("{")
 
 
 def test_a_grammar_begins_after_the_thinking(tokenizer, grammars):
-    process = grammars.compile(SCHEMA, 2, reasoning=True, may_think=True)()
+    process = made(grammars, asked(SCHEMA), reasoning=True, may_think=True)
     thought, _, answer = drawn(tokenizer, process, "well [then]</think>").partition("</think>")
     assert thought == "well [then]"
     assert json.loads(answer)["a"] in ("x", "y")
 
 
 def test_a_model_may_open_its_thinking_itself(tokenizer, grammars):
-    process = grammars.compile(SCHEMA, 2, reasoning=False, may_think=True)()
+    process = made(grammars, asked(SCHEMA), may_think=True)
     text = drawn(tokenizer, process, "<think>hm</think>")
     assert text.startswith("<think>hm</think>")
     assert json.loads(text.partition("</think>")[2])["a"] in ("x", "y")
@@ -81,5 +92,5 @@ def test_a_model_may_open_its_thinking_itself(tokenizer, grammars):
 )
 def test_a_schema_that_is_none_is_refused_with_words(grammars, schema):
     with pytest.raises(Refusal, match=r"format: .{10,}") as caught:
-        grammars.compile(schema, 2, reasoning=False, may_think=False)
+        made(grammars, asked(schema))
     assert caught.value.param == "format"

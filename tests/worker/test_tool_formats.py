@@ -1,0 +1,148 @@
+"""Calls as models write them, in every format that mlx-lm reads, cut into any pieces."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlxd.core.request import CalledTool
+
+pytestmark = pytest.mark.mlx
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+        },
+    },
+}
+CALLED = CalledTool("get_weather", {"city": "Orléans <2>", "days": 3})
+_GLM = (
+    "<tool_call>get_weather<arg_key>city</arg_key><arg_value>Orléans <2></arg_value>"
+    "<arg_key>days</arg_key><arg_value>3</arg_value></tool_call>"
+)
+FORMATS = {
+    "json_tools": '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Orléans <2>", '
+    '"days": 3}}\n</tool_call>',
+    "qwen3_coder": "<tool_call>\n<function=get_weather>\n<parameter=city>\nOrléans <2>\n"
+    "</parameter>\n<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>",
+    "glm47": _GLM,
+    "laguna": _GLM,
+    "longcat": "<longcat_tool_call>get_weather\n<longcat_arg_key>city</longcat_arg_key>\n"
+    "<longcat_arg_value>Orléans <2></longcat_arg_value>\n<longcat_arg_key>days</longcat_arg_key>\n"
+    "<longcat_arg_value>3</longcat_arg_value>\n</longcat_tool_call>",
+    "minimax_m2": '<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">'
+    'Orléans <2></parameter>\n<parameter name="days">3</parameter>\n</invoke>\n'
+    "</minimax:tool_call>",
+    "minicpm5": '<function name="get_weather"><param name="city"><![CDATA[Orléans <2>]]></param>'
+    '<param name="days">3</param></function>',
+    "mistral": '[TOOL_CALLS]get_weather[ARGS]{"city": "Orléans <2>", "days": 3}',
+    "kimi_k2": "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0"
+    '<|tool_call_argument_begin|>{"city": "Orléans <2>", "days": 3}<|tool_call_end|>'
+    "<|tool_calls_section_end|>",
+    "kimi_k3": '<|open|>tools<|sep|><|open|>call tool="get_weather" index="1"<|sep|><|open|>'
+    'argument key="city" type="string"<|sep|>Orléans <2><|close|>argument<|sep|><|open|>argument '
+    'key="days" type="integer"<|sep|>3<|close|>argument<|sep|><|close|>call<|sep|>'
+    "<|close|>tools<|sep|>",
+    "function_gemma": "<start_function_call>call:get_weather{city:<escape>Orléans <2><escape>,"
+    "days:3}<end_function_call>",
+    "gemma4": '<|tool_call>call:get_weather{city:<|"|>Orléans <2><|"|>,days:3}<tool_call|>',
+    "pythonic": '<|tool_call_start|>[get_weather(city="Orléans <2>", days=3)]<|tool_call_end|>',
+    "muse_spark": '<atem:function_calls>\n<atem:invoke name="get_weather">\n<atem:parameter '
+    'name="city">Orléans <2></atem:parameter>\n<atem:parameter name="days">3</atem:parameter>\n'
+    "</atem:invoke>\n</atem:function_calls>",
+}
+THOUGHT = "<think>a < b, so </thin</think>"
+
+
+def markup_of(format: str) -> Any:
+    from mlxd.worker.markup import Markup
+
+    module = importlib.import_module(f"mlx_lm.tool_parsers.{format}")
+    tokenizer = SimpleNamespace(
+        has_thinking=True,
+        think_start="<think>",
+        think_end="</think>",
+        has_tool_calling=True,
+        tool_call_start=module.tool_call_start,
+        tool_call_end=module.tool_call_end,
+        tool_parser=module.parse_tool_call,
+        structural_markers=(),
+        response_transitions={},
+        response_initial_state=None,
+    )
+    return Markup(tokenizer)
+
+
+def parts_of(markup: Any, pieces: list[str], *, truncated: bool = False) -> tuple[list[Any], int]:
+    """Text and reasoning that follow each other as one; and how many calls were none."""
+    separator = markup.separator((TOOL,), reasoning=False)
+    parts: list[Any] = []
+    for piece in pieces:
+        parts += separator.feed(piece)
+    parts += separator.finish(truncated=truncated)
+    joined: list[Any] = []
+    for part in parts:
+        kind = part[0] if isinstance(part, tuple) else None
+        if joined and kind and isinstance(joined[-1], tuple) and joined[-1][0] == kind:
+            joined[-1] = (kind, joined[-1][1] + part[1])
+        else:
+            joined.append(part)
+    return joined, separator.malformed
+
+
+def cut(text: str, chance: random.Random) -> list[str]:
+    """At random places; some pieces are single characters."""
+    places = sorted(chance.sample(range(1, len(text)), chance.randint(0, len(text) // 2)))
+    return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+
+
+def test_every_format_is_tried():
+    from mlx_lm import tool_parsers
+
+    assert {module.name for module in pkgutil.iter_modules(tool_parsers.__path__)} == {*FORMATS}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_call_is_the_same_however_it_is_cut(format):
+    markup, chance = markup_of(format), random.Random(format)
+    text = f"{THOUGHT}I look. {FORMATS[format]}"
+    expected = [("reasoning", "a < b, so </thin"), ("text", "I look. "), CALLED]
+    for pieces in [[text], list(text), *(cut(text, chance) for _ in range(25))]:
+        assert parts_of(markup, pieces) == (expected, 0)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_no_call_is_said_as_it_stands_and_counted(format):
+    """Garbled: the end is missing half way through the call."""
+    markup, chance = markup_of(format), random.Random(format)
+    start, end = markup._tokenizer.tool_call_start, markup._tokenizer.tool_call_end
+    text = f"I look. {start}\x00{{[(<{end} Hm."
+    parts, malformed = parts_of(markup, [text])
+    for pieces in [list(text), *(cut(text, chance) for _ in range(25))]:
+        assert parts_of(markup, pieces) == (parts, malformed)
+    if malformed:
+        assert parts == [("text", text)]
+    else:
+        assert format in ("glm47", "laguna"), "a parser that takes anything for a call"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_call_cut_by_a_length_limit_is_said_as_it_stands(format):
+    markup = markup_of(format)
+    text = FORMATS[format]
+    for length in range(len(markup._tokenizer.tool_call_start), len(text) - 1, 7):
+        parts, malformed = parts_of(markup, list(text[:length]), truncated=True)
+        if any(isinstance(part, CalledTool) for part in parts):
+            assert not markup._tokenizer.tool_call_end
+        else:
+            assert parts == [("text", text[:length])]
+        assert malformed == 0
