@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -55,6 +55,8 @@ class Call:
     """mlxd's own: a chain of models.yaml to take the model from, where `request.model` is empty."""
     include_usage: bool = False
     """OpenAI's stream_options.include_usage."""
+    about: Json = field(default_factory=dict)
+    """What else its codec has to know of the request when it answers."""
 
     @property
     def requests(self) -> tuple[GenerationRequest, ...]:

@@ -19,6 +19,7 @@ CODECS: dict[str, Codec] = {
     "ollama.chat": ollama.ChatCodec(),
     "openai.chat": openai.ChatCodec(),
     "openai.completion": openai.CompletionCodec(),
+    "openai.responses": openai.ResponsesCodec(),
 }
 ROWS = [
     pytest.param(name, row, id=f"{name}-{number}")

@@ -16,6 +16,7 @@ CODECS: tuple[Codec, ...] = (
     ollama.ChatCodec(),
     openai.ChatCodec(),
     openai.CompletionCodec(),
+    openai.ResponsesCodec(),
 )
 WORDS = """
 model prompt messages role content user assistant tool system type text function name tools
@@ -25,6 +26,8 @@ stream stream_options include_usage logprobs top_logprobs logit_bias max_tokens 
 images context template category reasoning_effort reasoning effort chat_template_kwargs 5m 7
 max_completion_tokens repeat_penalty repetition_penalty presence_penalty tool_call_id required
 none auto parameters description enable_thinking typical_p num_ctx function_call refusal {}
+input input_text output_text message function_call_output call_id output summary id include store
+previous_response_id instructions metadata max_output_tokens custom namespace item_reference
 """.split()  # noqa: SIM905 - as a list it would take eighty lines
 LEAVES = (
     st.none()
@@ -53,6 +56,7 @@ BODIES = st.builds(
             {"model": "m"},
             {"model": "m", "prompt": "x"},
             {"model": "m", "messages": [{"role": "user", "content": "x"}]},
+            {"model": "m", "input": "x"},
         ]
     ),
     objects(VALUES),
