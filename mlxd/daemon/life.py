@@ -128,6 +128,7 @@ class Daemon:
         if not self._stop.is_set():  # else a signal came while it was starting
             self._follow_edits()
         self._own(self._tidy())
+        self._own(self._parts.archive.run())
         self._tell_ready(ready_file)
         self._made.watchdog.start()
         try:
