@@ -3,6 +3,7 @@
 MlxdError
 ├── InvalidRequest              invalid_request         the request itself is wrong
 │   ├── ContextExceeded         context_exceeded        the prompt is longer than is allowed
+│   ├── EarlierResponseNotFound previous_response_not_found  it would go on behind one that is gone
 │   └── UnsupportedFeature      unsupported             understood, but not offered (by this model)
 ├── RequestTimeout              request_timeout         the client sent its request too slowly
 ├── RequestTooLarge             request_too_large       the body is over server.http.max_body
@@ -10,6 +11,7 @@ MlxdError
 ├── UnsupportedEncoding         unsupported_encoding    a Content-Encoding that is not read
 ├── Forbidden                   forbidden               something that policy does not allow
 ├── ModelNotFound               model_not_found         no model of that name
+├── ResponseNotFound            response_not_found      no response of that id is kept
 ├── RateLimited                 rate_limited            this client's quota is used up
 ├── Overloaded                  overloaded              every slot is taken
 ├── Draining                    draining                the daemon is stopping
@@ -92,6 +94,10 @@ class ContextExceeded(InvalidRequest):
     code = "context_exceeded"
 
 
+class EarlierResponseNotFound(InvalidRequest):
+    code = "previous_response_not_found"
+
+
 class UnsupportedFeature(InvalidRequest):
     code = "unsupported"
 
@@ -124,6 +130,10 @@ class ModelNotFound(MlxdError):
     def __init__(self, model: str, hint: str = "", *, policy: PolicyLine | None = None) -> None:
         super().__init__(f"model '{model}' not found{hint}", param="model", policy=policy)
         self.model = model
+
+
+class ResponseNotFound(MlxdError):
+    code = "response_not_found"
 
 
 class RateLimited(MlxdError):

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from mlxd.control.admission import Admission
+from mlxd.control.archive import Archive
 from mlxd.control.caffeinate import Caffeinate
 from mlxd.control.catalog import Catalog
 from mlxd.control.dispatch import Dispatcher
@@ -49,7 +50,7 @@ from mlxd.policy.outcome import Outcome
 from mlxd.policy.reload import Reloader
 from mlxd.policy.store import Live, PolicyStore
 from mlxd.policy.watch import Watcher
-from mlxd.server import memory_report, policy_report, worker_report
+from mlxd.server import kept_responses, memory_report, policy_report, worker_report
 from mlxd.server.admin import Admin
 from mlxd.server.admin_socket import AdminSocket
 from mlxd.server.app import routes
@@ -192,6 +193,7 @@ def join(made: Composition, log: Log) -> None:
         Live("residency", parts.residency.apply),
         Live("memory", parts.guard.apply),
         Live("preload", parts.preloader.apply),
+        Live("archive", parts.archive.apply),
         Live("webhook", made.webhook.apply),
     )
     parts.reloader.observe(partial(policy_report.report, parts))
@@ -199,6 +201,7 @@ def join(made: Composition, log: Log) -> None:
     policy_report.measure(parts)
     memory_report.measure(parts)
     worker_report.measure(parts)
+    kept_responses.measure(parts)
     parts.metrics.watch("mlxd_log_lines_lost", "Log lines that could not be written.", logs.lost)
 
 
@@ -312,6 +315,7 @@ def _parts(
         replays=replays,
         puller=puller,
         library=Library(catalog, residency, puller, pulled, own_names, events.record),
+        archive=Archive(ground.clock, ground.store.current),
         clock=ground.clock,
         read_memory=read_memory,
         metrics=ground.metrics,

@@ -130,6 +130,7 @@ class Daemon:
             self._follow_edits()
         self._own(self._tidy())
         self._own(heap.keep_small(self._made.threads))
+        self._own(self._parts.archive.run())
         self._tell_ready(ready_file)
         self._made.watchdog.start()
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -59,6 +59,8 @@ class Call:
     """Numbers of each vector that are wanted, the first ones; None: all."""
     base64: bool = False
     """Vectors are wanted as the base64 of their bytes."""
+    about: Json = field(default_factory=dict)
+    """What else its codec has to know of the request when it answers."""
 
     @property
     def requests(self) -> tuple[GenerationRequest, ...]:

@@ -15,13 +15,16 @@ from mlxd.server.edge import Endpoint
 from mlxd.server.errors import in_ollama, in_openai
 from mlxd.server.events import EventStream
 from mlxd.server.generate import Generate
+from mlxd.server.kept_responses import KeptResponses
 from mlxd.server.managers import ForManagers
 from mlxd.server.parts import Parts
 from mlxd.server.pull import Pull
+from mlxd.server.responses import Respond
 
 READING = frozenset({"GET", "HEAD"})
 ASKING = frozenset({"POST"})
 REMOVING = frozenset({"DELETE"})
+KEEPING = READING | ASKING | REMOVING
 
 
 class Routes:
@@ -70,6 +73,7 @@ def routes(parts: Parts) -> Routes:
         "/api/models/*": (READING, Model(parts)),
         "/v1/models": (READING, models),
         "/v1/models/*": (READING, models),
+        "/v1/responses/*": (KEEPING, KeptResponses(parts)),
     }
     for codec in (
         ollama.GenerateCodec(),
@@ -81,4 +85,6 @@ def routes(parts: Parts) -> Routes:
         openai.EmbeddingsCodec(),
     ):
         table[codec.path] = (ASKING, Generate(parts, codec))
+    for responses in (openai.ResponsesCodec(), openai.InputTokensCodec()):
+        table[responses.path] = (ASKING, Respond(parts, responses))
     return Routes(table)

@@ -16,6 +16,7 @@ from mlxd.dialects.base import to_json
 STATUS: dict[str, int] = {
     "invalid_request": 400,
     "context_exceeded": 400,
+    "previous_response_not_found": 400,
     "unsupported": 400,
     "request_timeout": 408,
     "request_too_large": 413,
@@ -23,6 +24,7 @@ STATUS: dict[str, int] = {
     "unsupported_encoding": 415,
     "forbidden": 403,
     "model_not_found": 404,
+    "response_not_found": 404,
     "rate_limited": 429,
     "overloaded": 503,
     "draining": 503,

@@ -64,8 +64,7 @@ class Generate:
             raise
 
     async def _serve(self, request: web.BaseRequest, policies: PolicySet) -> web.StreamResponse:
-        parse = partial(self._codec.parse, id=_new_id(), now=self._parts.clock.wall())
-        call = _with_category(await read_json(request, policies, parse))
+        call = _with_category(await self._read(request, policies))
         request[MODEL] = call.request.model
         if call.action == "load":
             dispatcher, wanted = self._parts.dispatcher, call.request
@@ -78,6 +77,10 @@ class Generate:
             return await self._whole(call, request, policies)
         answer = self._codec.render_action(call, self._parts.clock.wall())
         return json_response(answer)
+
+    async def _read(self, request: web.BaseRequest, policies: PolicySet) -> Call:
+        parse = partial(self._codec.parse, id=new_id(), now=self._parts.clock.wall())
+        return await read_json(request, policies, parse)
 
     async def _whole(
         self, call: Call, request: web.BaseRequest, policies: PolicySet
@@ -252,5 +255,6 @@ def _note_quota(request: web.BaseRequest, parts: Parts, policies: PolicySet) -> 
     request[QUOTA] = headers
 
 
-def _new_id() -> str:
+def new_id() -> str:
+    """A call's own; nobody guesses it."""
     return "".join(secrets.choice(_ID_ALPHABET) for _ in range(24))

@@ -53,9 +53,12 @@ async def read_json(request: web.BaseRequest, policies: PolicySet, read: Callabl
     def parse() -> T:
         return read(parse_json(body, allowed, line_of))
 
-    if len(body) <= AT_ONCE:
-        return parse()
-    return await asyncio.get_running_loop().run_in_executor(_reader(), parse)
+    return parse() if len(body) <= AT_ONCE else await in_thread(parse)
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """What would take the event loop too long."""
+    return await asyncio.get_running_loop().run_in_executor(_reader(), work)
 
 
 @cache

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mlxd.control.admission import Admission
+from mlxd.control.archive import Archive
 from mlxd.control.catalog import Catalog
 from mlxd.control.dispatch import Dispatcher
 from mlxd.control.guard import Guard
@@ -58,6 +59,7 @@ class Parts:
     replays: Replays
     puller: Puller
     library: Library
+    archive: Archive
     clock: Clock
     read_memory: Callable[[], MemoryReading | None]
     metrics: Metrics

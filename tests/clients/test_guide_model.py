@@ -121,6 +121,24 @@ def test_the_openai_stream_helper_gets_a_tool_call(by_openai: openai.OpenAI) -> 
     assert json.loads(call.function.arguments) == {"city": "Paris"}
 
 
+def test_openai_responses_loop_through_a_tool(by_openai: openai.OpenAI) -> None:
+    """Streamed, then gone on from by its id, and by sending all of it again: the same answer."""
+    tool = {"type": "function", "strict": None} | TOOL["function"]
+    options: Any = {"model": "default", "tools": [tool], "max_output_tokens": MOST_TOKENS}
+    with by_openai.responses.stream(input=WEATHER, **options) as stream:
+        first: Any = stream.get_final_response()
+    (call,) = first.output
+    assert (call.type, call.name) == ("function_call", "get_weather")
+    assert json.loads(call.arguments) == {"city": "Paris"}
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny, 31 C"}
+    create: Any = by_openai.responses.create
+    second = create(input=[result], previous_response_id=first.id, **options)
+    again = create(input=[*WEATHER, *first.to_dict()["output"], result], **options)
+    assert [item.type for item in second.output] == ["message"]
+    assert second.output_text == again.output_text
+    assert second.usage.input_tokens == again.usage.input_tokens > first.usage.input_tokens
+
+
 def test_json_on_request(by_ollama: ollama.Client) -> None:
     asked = by_ollama.chat("default", JSON, options={"num_predict": MOST_TOKENS})
     assert asked.done_reason == "stop"

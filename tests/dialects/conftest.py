@@ -37,6 +37,7 @@ _EVENTS: dict[str, Callable[..., GenerationEvent]] = {
 }
 _CHAT = {"model": "Some/Model:1b", "messages": [{"role": "user", "content": "hi"}]}
 _PROMPT = {"model": "Some/Model:1b", "prompt": "hi"}
+_INPUT = {"model": "Some/Model:1b", "input": "hi"}
 _USAGE = {"stream_options": {"include_usage": True}}
 
 
@@ -59,6 +60,7 @@ SPOKEN = {
         Spoken("ollama.chat", ollama.ChatCodec(), _CHAT),
         Spoken("openai.chat", openai.ChatCodec(), _CHAT | _USAGE),
         Spoken("openai.completion", openai.CompletionCodec(), _PROMPT | _USAGE),
+        Spoken("openai.responses", openai.ResponsesCodec(), _INPUT),
     )
 }
 

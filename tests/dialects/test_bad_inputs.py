@@ -22,6 +22,7 @@ CODECS: dict[str, Codec] = {
     "openai.chat": openai.ChatCodec(),
     "openai.completion": openai.CompletionCodec(),
     "openai.embeddings": openai.EmbeddingsCodec(),
+    "openai.responses": openai.ResponsesCodec(),
 }
 ROWS = [
     pytest.param(name, row, id=f"{name}-{number}")

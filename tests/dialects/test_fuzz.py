@@ -19,6 +19,7 @@ CODECS: tuple[Codec, ...] = (
     ollama.EmbedCodec(),
     ollama.EmbeddingsCodec(),
     openai.EmbeddingsCodec(),
+    openai.ResponsesCodec(),
 )
 WORDS = """
 model prompt messages role content user assistant tool system type text function name tools
@@ -29,6 +30,8 @@ images context template category reasoning_effort reasoning effort chat_template
 max_completion_tokens repeat_penalty repetition_penalty presence_penalty tool_call_id required
 none auto parameters description enable_thinking typical_p num_ctx function_call refusal {}
 input dimensions encoding_format base64 truncate
+input input_text output_text message function_call_output call_id output summary id include store
+previous_response_id instructions metadata max_output_tokens custom namespace item_reference
 """.split()  # noqa: SIM905 - as a list it would take eighty lines
 LEAVES = (
     st.none()
@@ -58,6 +61,7 @@ BODIES = st.builds(
             {"model": "m", "prompt": "x"},
             {"model": "m", "input": ["x"]},
             {"model": "m", "messages": [{"role": "user", "content": "x"}]},
+            {"model": "m", "input": "x"},
         ]
     ),
     objects(VALUES),

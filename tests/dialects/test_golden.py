@@ -10,6 +10,10 @@ from mlxd.core.events import GenerationEvent
 from mlxd.dialects.base import to_json
 
 GOLDEN = Path(__file__).parents[1] / "data" / "dialects" / "golden"
+LOGPROBS: dict[str, dict[str, object]] = {
+    "openai.completion": {"logprobs": 1},
+    "openai.responses": {"include": ["message.output_text.logprobs"]},
+}
 CRASH = WorkerCrashed(
     "the model's worker died",
     policy=PolicyLine("supervision.replay", "0", "supervision.yaml:3"),
@@ -34,7 +38,7 @@ async def test_every_recorded_generation_has_its_bytes(
 def _asked(name: str, events: list[GenerationEvent]) -> dict[str, object]:
     if not any(getattr(event, "logprobs", ()) for event in events):
         return {}
-    return {"logprobs": 1 if name == "openai.completion" else True}
+    return LOGPROBS.get(name, {"logprobs": True})
 
 
 def _compare(path: Path, found: bytes) -> None:

@@ -93,11 +93,52 @@ def fold_openai_completion(stream: bytes) -> Json:
     return usage | {"choices": [choice]}
 
 
+def fold_openai_responses(stream: bytes) -> Json:
+    """The last response, with every item made of the pieces that were streamed."""
+    events = [
+        json.loads(line.removeprefix("data: "))
+        for line in stream.decode().splitlines()
+        if line.startswith("data: ")
+    ]
+    items: list[Json] = []
+    for event in events:
+        fold_event(items, event)
+    return events[-1]["response"] | {"output": items}
+
+
+def fold_event(items: list[Json], event: Json) -> None:
+    item = items[event["output_index"]] if "item_id" in event else {}
+    match event["type"].removeprefix("response."):
+        case "output_item.added":
+            assert event["output_index"] == len(items)
+            items.append(event["item"])
+        case "content_part.added":
+            item["content"].append(event["part"])
+        case "reasoning_summary_part.added":
+            item["summary"].append(event["part"])
+        case "output_text.delta":
+            item["content"][0]["text"] += event["delta"]
+            item["content"][0]["logprobs"] += event["logprobs"]
+        case "reasoning_summary_text.delta":
+            item["summary"][0]["text"] += event["delta"]
+        case "function_call_arguments.delta":
+            item["arguments"] += event["delta"]
+        case "output_item.done":
+            items[-1]["status"] = event["item"]["status"]
+        case _:
+            pass
+
+
 FOLDS: dict[str, Callable[[bytes], Json]] = {
     "ollama.generate": fold_ollama,
     "ollama.chat": fold_ollama,
     "openai.chat": fold_openai_chat,
     "openai.completion": fold_openai_completion,
+    "openai.responses": fold_openai_responses,
+}
+LOGPROBS: dict[str, Json] = {
+    "openai.completion": {"logprobs": 1},
+    "openai.responses": {"include": ["message.output_text.logprobs"]},
 }
 
 
@@ -106,7 +147,7 @@ def asked(spoken, events) -> Json:
     """Ask for logprobs exactly when the recording has them."""
     if not any(getattr(event, "logprobs", ()) for event in events):
         return {}
-    return {"logprobs": 1} if spoken.name == "openai.completion" else {"logprobs": True}
+    return LOGPROBS.get(spoken.name, {"logprobs": True})
 
 
 async def test_what_is_streamed_is_what_is_answered_whole(

@@ -19,9 +19,10 @@ from mlxd.core.events import (
     ToolCall,
 )
 from mlxd.core.request import GenerationRequest
-from mlxd.dialects.base import Call, logprob_of, to_json
+from mlxd.dialects.base import Call, to_json
 from mlxd.dialects.fields import Fields, Json
 from mlxd.dialects.openai.errors import render_error
+from mlxd.dialects.openai.logprobs import entry_of
 from mlxd.dialects.openai.messages import MessageReader, choose_tools, read_tool
 from mlxd.dialects.openai.parameters import include_usage, read_request
 from mlxd.dialects.openai.stream import (
@@ -238,14 +239,4 @@ def _finish_reason(finished: Finished | None, called: bool) -> str:
 def _logprobs(call: Call, entries: Iterable[TokenLogprob]) -> Json | None:
     if call.request.logprobs is None:
         return None
-    return {"content": [_entry(entry) for entry in entries], "refusal": None}
-
-
-def _entry(entry: TokenLogprob) -> Json:
-    alternatives = [_alternative(*alternative) for alternative in entry.top]
-    shown = _alternative(entry.token, entry.raw, entry.logprob)
-    return shown | {"top_logprobs": alternatives}
-
-
-def _alternative(token: str, raw: bytes, logprob: float) -> Json:
-    return {"token": token, "logprob": logprob_of(logprob), "bytes": list(raw)}
+    return {"content": [entry_of(entry) for entry in entries], "refusal": None}

@@ -11,6 +11,7 @@ from mlxd.dialects.fields import Json, kind_of
 NAMES: dict[str, tuple[str, str]] = {
     "invalid_request": ("invalid_request_error", "invalid_request"),
     "context_exceeded": ("invalid_request_error", "context_length_exceeded"),
+    "previous_response_not_found": ("invalid_request_error", "previous_response_not_found"),
     "unsupported": ("invalid_request_error", "unsupported"),
     "request_timeout": ("invalid_request_error", "request_timeout"),
     "request_too_large": ("invalid_request_error", "request_too_large"),
@@ -18,6 +19,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "unsupported_encoding": ("invalid_request_error", "unsupported_encoding"),
     "forbidden": ("permission_error", "forbidden"),
     "model_not_found": ("invalid_request_error", "model_not_found"),
+    "response_not_found": ("invalid_request_error", "response_not_found"),
     "rate_limited": ("rate_limit_error", "rate_limit_exceeded"),
     "overloaded": ("overloaded", "overloaded"),
     "draining": ("overloaded", "draining"),

@@ -18,7 +18,7 @@ from mlxd.policy.schema.base import (
     mode,
     section,
 )
-from mlxd.policy.units import Duration, Ratio
+from mlxd.policy.units import Duration, Ratio, Size
 
 
 class Concurrency(Policy):
@@ -107,6 +107,27 @@ class Adaptive(Policy):
     )  # fmt: skip
 
 
+class Responses(Policy):
+    store: Literal["memory", "off"] = field(
+        "memory", "Where answers of /v1/responses are kept for clients that come back to them "
+        "(`previous_response_id`, GET /v1/responses/ID): in memory, as long as the daemon runs; "
+        "off keeps none. A client's own `store: false` keeps that one answer from being kept.",
+        example="off",
+    )  # fmt: skip
+    max_count: int = field(
+        1000, "Answers that are kept; the oldest are forgotten first.",
+        unit="responses", example="100", ge=1,
+    )  # fmt: skip
+    max_bytes: Size = field(
+        "64MiB", "Answers and what led to them, together; the oldest are forgotten first. An "
+        "answer that alone is larger is not kept.",
+        unit="size", example="256MiB",
+    )  # fmt: skip
+    ttl: Duration = field(
+        "24h", "How long an answer is kept.", unit="duration", example="1h"
+    )  # fmt: skip
+
+
 class Limits(Policy):
     """How much clients may ask for."""
 
@@ -116,4 +137,7 @@ class Limits(Policy):
         example="[{requests: 10, window: 1s}]",
     )  # fmt: skip
     tokens: Tokens = section("How long prompts and answers may be.")
+    responses: Responses = section(
+        "Answers of OpenAI's responses API that are kept for the client that asked."
+    )
     adaptive: Adaptive = section("A concurrency limit that finds its own value.")

@@ -1,0 +1,131 @@
+"""Answers that clients may come back to, in memory: each with what was said before it.
+
+Answers of one conversation share what they have in common, and it counts once. The oldest go first;
+what a younger one goes on from stays as long as that does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from mlxd.core.clock import Clock
+from mlxd.policy.policy_set import PolicySet
+
+_SWEEP_SECONDS = 60.0
+_OVERHEAD = 1024
+"""Bytes that one takes beside what it says."""
+
+
+@dataclass(slots=True, eq=False)
+class Kept:
+    """One answer. Nothing of it changes but who holds it."""
+
+    id: str
+    owner: str
+    """Nobody else is told of it."""
+    response: bytes
+    """As the client got it."""
+    said: bytes
+    """What the client had said in this turn."""
+    before: Kept | None = None
+    """The one that it goes on from."""
+    since: float = 0.0
+    """Seconds, on the archive's clock."""
+    holders: int = 0
+    """The archive, if it is listed there, and those that go on from it."""
+
+    @property
+    def size(self) -> int:
+        return len(self.response) + len(self.said) + _OVERHEAD
+
+    def conversation(self) -> list[Kept]:
+        """It and all before it, the oldest first."""
+        found: list[Kept] = []
+        one: Kept | None = self
+        while one is not None:
+            found.append(one)
+            one = one.before
+        return found[::-1]
+
+
+class Archive:
+    """Bounded by `limits.responses`. For the event loop's thread."""
+
+    def __init__(self, clock: Clock, policies: PolicySet) -> None:
+        self._clock = clock
+        self._kept: OrderedDict[str, Kept] = OrderedDict()
+        """By id, the oldest first."""
+        self._bytes = 0
+        self._bounds = policies.limits.responses
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def bytes(self) -> int:
+        """All that is held, listed or not."""
+        return self._bytes
+
+    def apply(self, policies: PolicySet) -> None:
+        """Other bounds hold at once."""
+        self._bounds = policies.limits.responses
+        self.sweep()
+
+    def keep(self, kept: Kept) -> None:
+        """Until its time is over, or younger ones need its room: what alone is too large is not
+        kept at all.
+        """
+        kept.since = self._clock.monotonic()
+        self._kept[kept.id] = kept
+        self._hold(kept)
+        self.sweep()
+
+    def get(self, id: str, owner: str) -> Kept | None:
+        self.sweep()
+        kept = self._kept.get(id)
+        return kept if kept is not None and kept.owner == owner else None
+
+    def remove(self, kept: Kept) -> None:
+        """It cannot be asked for any more."""
+        if self._kept.pop(kept.id, None) is not None:
+            self._let_go(kept)
+
+    def sweep(self) -> None:
+        """Remove what is too old, or too much."""
+        while self._kept:
+            oldest = next(iter(self._kept.values()))
+            if not self._surplus(oldest):
+                return
+            self.remove(oldest)
+
+    async def run(self) -> None:
+        """Sweep now and then: its time is over for what nobody asks for, too."""
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            self.sweep()
+
+    def _surplus(self, oldest: Kept) -> bool:
+        bounds = self._bounds
+        most = bounds.max_count if bounds.store != "off" else 0
+        late = self._clock.monotonic() - oldest.since >= bounds.ttl
+        return late or len(self._kept) > most or self._bytes > bounds.max_bytes
+
+    def _hold(self, kept: Kept) -> None:
+        one: Kept | None = kept
+        while one is not None:
+            one.holders += 1
+            if one.holders > 1:
+                return
+            self._bytes += one.size
+            one = one.before
+
+    def _let_go(self, kept: Kept) -> None:
+        one: Kept | None = kept
+        while one is not None:
+            one.holders -= 1
+            if one.holders:
+                return
+            self._bytes -= one.size
+            one = one.before

@@ -1,0 +1,88 @@
+"""/v1/responses, and /v1/responses/input_tokens beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mlxd.core.errors import MlxdError
+from mlxd.core.events import Completion, Finished
+from mlxd.dialects.base import Call
+from mlxd.dialects.fields import Json
+from mlxd.dialects.openai.errors import render_error
+from mlxd.dialects.openai.responses.items import with_ids
+from mlxd.dialects.openai.responses.request import SEALED_REASONING, Earlier, read
+from mlxd.dialects.openai.responses.stream import ResponsesEncoder
+from mlxd.dialects.openai.stream import CONTENT_TYPE, HEARTBEAT
+
+_NOTHING = Earlier()
+
+
+class ResponsesCodec:
+    """OpenAI's responses."""
+
+    path = "/v1/responses"
+    content_type = CONTENT_TYPE
+    heartbeat = HEARTBEAT
+
+    def parse(
+        self,
+        body: Json,
+        *,
+        id: str,
+        now: float,
+        earlier: Earlier = _NOTHING,
+        keeps: bool = True,
+    ) -> Call:
+        """`earlier` is what the body refers to (`references`); `keeps`: whether anybody keeps
+        answers.
+        """
+        asked = read(body, earlier, keeps=keeps)
+        included = body.get("include") or []
+        about = {
+            "settings": asked.settings,
+            "items": with_ids(asked.items, id),
+            "sealed": SEALED_REASONING in included,
+        }
+        return Call(id=id, received=now, action="generate", request=asked.request, about=about)
+
+    def encoder(self, call: Call) -> ResponsesEncoder:
+        return ResponsesEncoder(call)
+
+    def render(self, call: Call, completions: Sequence[Completion], now: float) -> Json:
+        """What the last event of a stream holds."""
+        (completion,) = completions
+        encoder = ResponsesEncoder(call)
+        encoder.feed([*completion.pieces, completion.finished or Finished("stop", 0, 0)], now)
+        assert encoder.whole is not None
+        return encoder.whole
+
+    def render_action(self, call: Call, now: float) -> Json:
+        """This API can ask for neither load nor unload."""
+        return self.render(call, [Completion()], now)
+
+    def render_error(self, error: MlxdError) -> Json:
+        return render_error(error)
+
+
+class InputTokensCodec(ResponsesCodec):
+    """How many tokens the input of such a request has, as the model would read it."""
+
+    path = "/v1/responses/input_tokens"
+
+    def parse(
+        self,
+        body: Json,
+        *,
+        id: str,
+        now: float,
+        earlier: Earlier = _NOTHING,
+        keeps: bool = False,
+    ) -> Call:
+        call = super().parse(body, id=id, now=now, earlier=earlier, keeps=False)
+        return replace(call, request=replace(call.request, want="prompt", stream=False))
+
+    def render(self, call: Call, completions: Sequence[Completion], now: float) -> Json:
+        (completion,) = completions
+        finished = completion.finished or Finished("stop", 0, 0)
+        return {"object": "response.input_tokens", "input_tokens": finished.prompt_tokens}

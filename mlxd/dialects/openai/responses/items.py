@@ -1,0 +1,207 @@
+"""Items of a conversation: read as messages, and as they are kept and listed."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable
+from dataclasses import replace
+
+from mlxd.core.errors import InvalidRequest
+from mlxd.core.request import CalledTool, Message
+from mlxd.dialects.fields import Fields, Json
+from mlxd.dialects.openai.messages import MessageReader
+from mlxd.dialects.openai.responses.parts import required, texts
+from mlxd.dialects.openai.responses.tools import told_name
+
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_KINDS = (
+    "message, reasoning, function_call, function_call_output, custom_tool_call, "
+    "custom_tool_call_output or item_reference"
+)
+_PREFIXES = {
+    "message": "msg",
+    "reasoning": "rs",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "custom_tool_call": "ctc",
+    "custom_tool_call_output": "ctco",
+}
+_LONGEST_ID = 128
+
+
+class ItemReader(MessageReader):
+    """Reads items in order; what a model said in one go is one turn of the conversation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._messages: list[Message] = []
+        self._turn: Message | None = None
+        """The model's, as long as it goes on."""
+
+    def messages(self) -> tuple[Message, ...]:
+        """What was read; instructions at the beginning are one message, as templates want it."""
+        self._end_turn()
+        leading: list[str] = []
+        for message in self._messages:
+            if message.role != "system":
+                break
+            leading.append(message.content)
+        head = (Message("system", "\n\n".join(leading)),) if leading else ()
+        return (*head, *self._messages[len(leading) :])
+
+    def instruct(self, instructions: str) -> None:
+        self._messages.append(Message("system", instructions))
+
+    def read_item(self, fields: Fields) -> Json:
+        """The item as it is kept: checked, and without what nobody reads."""
+        kind = fields.text("type") or ("message" if fields.get("role") is not None else "")
+        match kind:
+            case "message":
+                item = self._message(fields)
+            case "reasoning":
+                item = self._reasoning(fields)
+            case "function_call":
+                item = self._function_call(fields)
+            case "custom_tool_call":
+                item = self._custom_call(fields)
+            case "function_call_output" | "custom_tool_call_output":
+                item = self._output(fields, kind)
+            case _:
+                path = fields.path("type")
+                raise InvalidRequest(f"Invalid value for '{path}': expected {_KINDS}.", param=path)
+        id = fields.text("id") or ""
+        return ({"id": id} if 0 < len(id) <= _LONGEST_ID else {}) | item
+
+    def _message(self, fields: Fields) -> Json:
+        role = fields.text("role")
+        if role not in _ROLES:
+            path = fields.path("role")
+            raise InvalidRequest(
+                f"Invalid value for '{path}': expected one of {', '.join(_ROLES)}.", param=path
+            )
+        said = texts(fields, "content")
+        if role == "assistant":
+            self._say("\n".join(said))
+            content = [output_text(text) for text in said]
+        else:
+            self._end_turn()
+            self._messages.append(Message(_ROLES[role], "\n".join(said)))
+            content = [{"type": "input_text", "text": text} for text in said]
+        return {"type": "message", "role": role, "status": "completed", "content": content}
+
+    def _reasoning(self, fields: Fields) -> Json:
+        summary = texts(fields, "summary") if fields.get("summary") is not None else []
+        content = texts(fields, "content") if fields.get("content") is not None else []
+        sealed = fields.text("encrypted_content")
+        self._think("\n".join(content or summary) or _unsealed(sealed or ""))
+        item: Json = {"type": "reasoning", "summary": [summary_text(text) for text in summary]}
+        if content:
+            item["content"] = [{"type": "reasoning_text", "text": text} for text in content]
+        if sealed is not None:
+            item["encrypted_content"] = sealed
+        return item
+
+    def _function_call(self, fields: Fields) -> Json:
+        call_id, name = required(fields, "call_id"), required(fields, "name")
+        namespace = fields.text("namespace") or ""
+        self._call(replace(self._called_function(fields, call_id), name=told_name(name, namespace)))
+        item = _call(call_id, name, namespace, "function_call")
+        return item | {"arguments": fields.text("arguments") or "{}"}
+
+    def _custom_call(self, fields: Fields) -> Json:
+        call_id, name = required(fields, "call_id"), required(fields, "name")
+        namespace = fields.text("namespace") or ""
+        text = fields.text("input") or ""
+        self._call(CalledTool(told_name(name, namespace), {"input": text}, call_id))
+        return _call(call_id, name, namespace, "custom_tool_call") | {"input": text}
+
+    def _output(self, fields: Fields, kind: str) -> Json:
+        call_id = required(fields, "call_id")
+        if call_id not in self._tool_names:
+            path = fields.path("call_id")
+            raise InvalidRequest(
+                f"No tool call found for function call output with call_id {call_id[:80]}.",
+                param=path,
+            )
+        said = "\n".join(texts(fields, "output"))
+        self._end_turn()
+        name = self._tool_names[call_id]
+        self._messages.append(Message("tool", said, tool_call_id=call_id, tool_name=name))
+        return {"type": kind, "call_id": call_id, "output": said, "status": "completed"}
+
+    # -- the model's turn
+
+    def _think(self, text: str) -> None:
+        if self._turn is not None and (self._turn.content or self._turn.tool_calls):
+            self._end_turn()
+        turn = self._turn or Message("assistant")
+        self._turn = replace(turn, thinking=_joined(turn.thinking, text))
+
+    def _say(self, text: str) -> None:
+        if self._turn is not None and self._turn.tool_calls:
+            self._end_turn()
+        turn = self._turn or Message("assistant")
+        self._turn = replace(turn, content=_joined(turn.content, text))
+
+    def _call(self, call: CalledTool) -> None:
+        self._tool_names[call.id] = call.name
+        turn = self._turn or Message("assistant")
+        self._turn = replace(turn, tool_calls=(*turn.tool_calls, call))
+
+    def _end_turn(self) -> None:
+        if self._turn is not None:
+            self._messages.append(self._turn)
+        self._turn = None
+
+
+def with_ids(items: Iterable[Json], call_id: str) -> list[Json]:
+    """Each with an id of its own, where the client gave it none."""
+    return [
+        {"id": f"{_PREFIXES[item['type']]}_{call_id}_in{number}"} | item
+        for number, item in enumerate(items)
+    ]
+
+
+def response_id(call_id: str) -> str:
+    return f"resp_{call_id}"
+
+
+def item_id(kind: str, call_id: str, index: int) -> str:
+    """Of an item of an answer. It leads to the response that it is part of."""
+    return f"{_PREFIXES[kind]}_{call_id}_{index}"
+
+
+def response_of(item_id: str) -> str:
+    """The id of the response that an item is part of, by the item's own."""
+    return response_id(item_id.partition("_")[2].rpartition("_")[0])
+
+
+def output_text(text: str, logprobs: Iterable[Json] = ()) -> Json:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
+
+
+def summary_text(text: str) -> Json:
+    return {"type": "summary_text", "text": text}
+
+
+def sealed(text: str) -> str:
+    """Reasoning for a client that takes it along unread; nothing is secret about it."""
+    return base64.b64encode(text.encode()).decode()
+
+
+def _unsealed(text: str) -> str:
+    """Empty for what another service has sealed."""
+    try:
+        return base64.b64decode(text, validate=True).decode()
+    except (binascii.Error, UnicodeError, ValueError):
+        return ""
+
+
+def _call(call_id: str, name: str, namespace: str, kind: str) -> Json:
+    item: Json = {"type": kind, "call_id": call_id, "name": name, "status": "completed"}
+    return item | {"namespace": namespace} if namespace else item
+
+
+def _joined(before: str, more: str) -> str:
+    return f"{before}\n{more}" if before and more else before or more

@@ -1,0 +1,261 @@
+"""A body of /v1/responses -> mlxd's request, and what its answer repeats of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mlxd.core.errors import InvalidRequest, UnsupportedFeature
+from mlxd.core.request import GenerationRequest, Message
+from mlxd.dialects.fields import Fields, Json
+from mlxd.dialects.openai.errors import complain
+from mlxd.dialects.openai.parameters import read_request
+from mlxd.dialects.openai.responses.items import ItemReader
+from mlxd.dialects.openai.responses.tools import check_names, offers, read_choice, read_tools
+
+LOGPROBS = "message.output_text.logprobs"
+SEALED_REASONING = "reasoning.encrypted_content"
+_MOST_LOGPROBS = 20
+_MOST_PAIRS = 16
+_LONGEST_KEY = 64
+_LONGEST_VALUE = 512
+_EFFORTS: dict[str, bool | str] = {
+    "none": False,
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "max",
+    "ultra": "max",
+    "max": "max",
+}
+_NOT_OFFERED = {
+    "background": "responses in the background are not offered: stream, or wait for the answer",
+    "conversation": "conversations are not offered: go on with previous_response_id, or send all",
+    "prompt": "stored prompts are not offered: send instructions and input",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What a request refers to, and does not bring along."""
+
+    conversation: Sequence[Json] = ()
+    """All items up to the end of `previous_response_id`, the oldest first."""
+    items: Mapping[str, Json] = field(default_factory=dict)
+    """Items that are referred to, by their ids; those that nobody keeps are missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One parsed body."""
+
+    request: GenerationRequest
+    settings: Json
+    """What the answer repeats."""
+    items: list[Json]
+    """The input of this turn, as it is kept."""
+
+
+def references(body: Json) -> tuple[str | None, list[str]]:
+    """`previous_response_id`, and the ids of the items that the input refers to."""
+    previous, given = body.get("previous_response_id"), body.get("input")
+    items = given if isinstance(given, list) else []
+    ids = [item["id"] for item in items if isinstance(item, dict) and _refers(item)]
+    return previous if isinstance(previous, str) and previous else None, ids
+
+
+def read(body: Json, earlier: Earlier, *, keeps: bool) -> Asked:
+    """Raises InvalidRequest. `keeps`: whether there is somewhere to keep the answer."""
+    fields, request = read_request(body)
+    for name, words in _NOT_OFFERED.items():
+        if fields.get(name):
+            raise UnsupportedFeature(words, param=name)
+    tools = read_tools(fields)
+    check_names(tools)
+    choice, offered, demand = read_choice(fields, offers(tools))
+    messages, items = _conversation(fields, earlier)
+    settings = _settings(fields, request, keeps=keeps) | {"tools": tools, "tool_choice": choice}
+    settings["parallel_tool_calls"] = demand.parallel
+    text, form = _text(fields)
+    request = replace(
+        _with_thinking(fields, request),
+        messages=messages,
+        tools=offered,
+        tool_choice=demand,
+        format=form,
+        max_tokens=settings["max_output_tokens"],
+        logprobs=_logprobs_asked(fields, settings),
+    )
+    return Asked(request, settings | {"text": text}, items)
+
+
+def _conversation(fields: Fields, earlier: Earlier) -> tuple[tuple[Message, ...], list[Json]]:
+    reader = ItemReader()
+    instructions = fields.text("instructions")
+    if instructions:
+        reader.instruct(instructions)
+    for item in earlier.conversation:
+        reader.read_item(Fields(item, complain, "previous_response_id"))
+    items = [_resolved(reader, item, earlier) for item in _input(fields)]
+    messages = reader.messages()
+    if not messages:
+        raise InvalidRequest(
+            "Missing required parameter: one of 'input' or 'previous_response_id'.", param="input"
+        )
+    return messages, items
+
+
+def _input(fields: Fields) -> list[Fields]:
+    value = fields.get("input")
+    if isinstance(value, str):
+        message: Json = {"type": "message", "role": "user", "content": value}
+        return [Fields(message, complain, "input")]
+    if value is not None and not isinstance(value, list):
+        raise fields.wrong("input", "string or array of items")
+    return list(fields.each("input"))
+
+
+def _resolved(reader: ItemReader, fields: Fields, earlier: Earlier) -> Json:
+    if not _refers({name: fields.get(name) for name in ("type", "role", "id")}):
+        return reader.read_item(fields)
+    id = fields.text("id") or ""
+    if id not in earlier.items:
+        raise InvalidRequest(
+            f"Item with id '{id[:128]}' not found: it is not kept, or not any more. Send the item.",
+            param=fields.path("id"),
+        )
+    return reader.read_item(Fields(earlier.items[id], complain, fields.path("id")))
+
+
+def _refers(item: Json) -> bool:
+    kind = item.get("type")
+    unsaid = kind is None and item.get("role") is None
+    return (kind == "item_reference" or unsaid) and isinstance(item.get("id"), str)
+
+
+def _settings(fields: Fields, request: GenerationRequest, *, keeps: bool) -> Json:
+    sampling, fallback = request.sampling, request.fallback
+    store = fields.flag("store")
+    return {
+        "background": False,
+        "frequency_penalty": sampling.frequency_penalty or 0.0,
+        "instructions": fields.text("instructions"),
+        "max_output_tokens": fields.integer("max_output_tokens", low=1),
+        "max_tool_calls": fields.integer("max_tool_calls", low=1),
+        "metadata": _metadata(fields),
+        "presence_penalty": sampling.presence_penalty or 0.0,
+        "previous_response_id": fields.text("previous_response_id"),
+        "prompt_cache_key": _said(fields, "prompt_cache_key"),
+        "reasoning": _reasoning(fields),
+        "safety_identifier": _said(fields, "safety_identifier"),
+        "service_tier": "default",
+        "store": keeps and store is not False,
+        "temperature": _first(sampling.temperature, fallback.temperature),
+        "top_logprobs": fields.integer("top_logprobs", low=0, high=_MOST_LOGPROBS) or 0,
+        "top_p": _first(sampling.top_p, fallback.top_p),
+        "truncation": _truncation(fields),
+        "user": _said(fields, "user"),
+    }
+
+
+def _first(said: float | None, assumed: float | None) -> float | None:
+    return assumed if said is None else said
+
+
+def _said(fields: Fields, name: str) -> Any:
+    """Of fields that say nothing to mlxd: repeated where the type is right."""
+    value = fields.get(name)
+    return value if isinstance(value, str) else None
+
+
+def _metadata(fields: Fields) -> Json:
+    pairs = fields.mapping("metadata") or {}
+    fits = len(pairs) <= _MOST_PAIRS and all(
+        len(key) <= _LONGEST_KEY and isinstance(value, str) and len(value) <= _LONGEST_VALUE
+        for key, value in pairs.items()
+    )
+    if not fits:
+        raise InvalidRequest(
+            f"metadata takes at most {_MOST_PAIRS} pairs of strings, keys of at most "
+            f"{_LONGEST_KEY} characters and values of at most {_LONGEST_VALUE}",
+            param="metadata",
+        )
+    return pairs
+
+
+def _reasoning(fields: Fields) -> Json:
+    wanted = fields.fields("reasoning")
+    if wanted is None:
+        return {"effort": None, "summary": None}
+    summary = wanted.text("summary") or wanted.text("generate_summary")
+    return {"effort": wanted.text("effort"), "summary": summary}
+
+
+def _truncation(fields: Fields) -> str:
+    """`auto` is taken, and what is too long is refused all the same: so it is not repeated."""
+    if fields.text("truncation") not in (None, "auto", "disabled"):
+        raise InvalidRequest("truncation must be auto or disabled", param="truncation")
+    return "disabled"
+
+
+def _with_thinking(fields: Fields, request: GenerationRequest) -> GenerationRequest:
+    """`reasoning.effort` over the template's own switch."""
+    options = dict(fields.mapping("chat_template_kwargs") or {})
+    think: bool | str | None = None
+    wanted = fields.fields("reasoning")
+    effort = wanted.text("effort") if wanted is not None else None
+    if effort is not None:
+        if effort not in _EFFORTS:
+            raise InvalidRequest(
+                f"reasoning.effort must be one of {', '.join(_EFFORTS)}", param="reasoning.effort"
+            )
+        think = _EFFORTS[effort]
+    elif isinstance(options.get("enable_thinking"), bool):
+        think = options["enable_thinking"]
+    return replace(request, think=think, template_options=options)
+
+
+def _text(fields: Fields) -> tuple[Json, str | Json | None]:
+    """`text` as the answer repeats it, and the format that it asks for."""
+    wanted = fields.fields("text")
+    shown: Json = {"format": {"type": "text"}, "verbosity": "medium"}
+    if wanted is None:
+        return shown, None
+    shown["verbosity"] = wanted.text("verbosity") or "medium"
+    form = wanted.fields("format")
+    if form is None:
+        return shown, None
+    match form.text("type"):
+        case "text":
+            return shown, None
+        case "json_object":
+            return shown | {"format": {"type": "json_object"}}, "json"
+        case "json_schema":
+            described = _described(form)
+            return shown | {"format": described}, described["schema"]
+        case _:
+            pass
+    raise InvalidRequest(
+        "text.format.type must be text, json_object or json_schema", param="text.format.type"
+    )
+
+
+def _described(form: Fields) -> Json:
+    schema = form.mapping("schema")
+    if schema is None:
+        raise form.wrong("schema", "object")
+    return {
+        "type": "json_schema",
+        "name": form.text("name") or "",
+        "description": form.text("description"),
+        "schema": schema,
+        "strict": form.flag("strict") or False,
+    }
+
+
+def _logprobs_asked(fields: Fields, settings: Json) -> int | None:
+    top: int = settings["top_logprobs"]
+    included = fields.texts("include")
+    return top if top or LOGPROBS in included else None

@@ -1,0 +1,333 @@
+"""What bodies of /v1/responses mean, and what is kept of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from mlxd.core.errors import InvalidRequest
+from mlxd.core.events import Completion, Finished
+from mlxd.core.request import CalledTool, GenerationRequest, Message, Sampling, ToolChoice
+from mlxd.dialects.base import Call
+from mlxd.dialects.openai import ChatCodec, InputTokensCodec, ResponsesCodec
+from mlxd.dialects.openai.responses import Earlier, references, response_of
+
+Json = dict[str, Any]
+USER = {"role": "user", "content": "hi"}
+F = {"type": "function", "name": "f", "description": "does", "parameters": {"type": "object"}}
+G = {"type": "function", "name": "g"}
+CUSTOM = {"type": "custom", "name": "run"}
+CALL = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": '{"a": 1}'}
+OUTPUT = {"type": "function_call_output", "call_id": "c1", "output": "42"}
+
+
+def call(*items: Any, earlier: Sequence[Json] = (), **body: Any) -> Call:
+    body = {"model": "m", "input": list(items or (USER,))} | body
+    return ResponsesCodec().parse(body, id="abc", now=5.0, earlier=Earlier(conversation=earlier))
+
+
+def parse(*items: Any, **body: Any) -> GenerationRequest:
+    return call(*items, **body).request
+
+
+def messages(*items: Any, **body: Any) -> tuple[Message, ...]:
+    found = parse(*items, **body).messages
+    assert found is not None
+    return found
+
+
+def told(request: GenerationRequest) -> list[str]:
+    return [tool["function"]["name"] for tool in request.tools]
+
+
+def test_the_least_that_is_valid() -> None:
+    assert parse(input="hi") == GenerationRequest(
+        model="m",
+        messages=(Message("user", "hi"),),
+        fallback=Sampling(temperature=1.0, top_p=1.0),
+        stream=False,
+    )
+
+
+def test_it_means_what_a_chat_of_the_same_words_means() -> None:
+    sampling = {"temperature": 0, "top_p": 0.5, "seed": 3, "top_k": 5, "stop": "x"}
+    chat = {"model": "m", "messages": [USER], "max_tokens": 5, "stream": True} | sampling
+    asked = parse(USER, max_output_tokens=5, stream=True, **sampling)
+    assert asked == ChatCodec().parse(chat, id="abc", now=5.0).request
+
+
+def test_null_is_absent_everywhere() -> None:
+    names = """instructions previous_response_id store stream tools tool_choice text reasoning
+    temperature top_p top_logprobs max_output_tokens max_tool_calls metadata include truncation
+    service_tier user background conversation prompt parallel_tool_calls""".split()  # noqa: SIM905
+    absent: dict[str, Any] = dict.fromkeys(names)
+    assert call(**absent) == call()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a\nb",
+        [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}],
+        [{"type": "output_text", "text": "a", "annotations": []}, {"type": "text", "text": "b"}],
+        [{"type": "refusal", "refusal": "a\nb"}],
+    ],
+)
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_content_in_each_of_its_forms(role: str, content: Any) -> None:
+    assert messages({"role": role, "content": content}) == (Message(role, "a\nb"),)
+
+
+def test_instructions_come_first_and_are_one_message_with_what_follows_them() -> None:
+    developer = {"type": "message", "role": "developer", "content": "d"}
+    found = messages(developer, USER, developer, instructions="i")
+    assert found == (
+        Message("system", "i\n\nd"),
+        Message("user", "hi"),
+        Message("system", "d"),
+    )
+
+
+def test_what_the_model_said_in_one_go_is_one_turn() -> None:
+    reasoning = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}
+    said = {"type": "message", "role": "assistant", "content": "Let me see."}
+    more = {"type": "function_call", "call_id": "c2", "name": "g", "arguments": ""}
+    done = {
+        "type": "function_call_output",
+        "call_id": "c2",
+        "output": [{"type": "input_text", "text": "x"}],
+    }
+    last = {"role": "assistant", "content": "42."}
+    found = messages(USER, reasoning, said, CALL, more, OUTPUT, done, reasoning, last)
+    calls = (CalledTool("f", {"a": 1}, "c1"), CalledTool("g", {}, "c2"))
+    assert found == (
+        Message("user", "hi"),
+        Message("assistant", "Let me see.", thinking="Hm.", tool_calls=calls),
+        Message("tool", "42", tool_name="f", tool_call_id="c1"),
+        Message("tool", "x", tool_name="g", tool_call_id="c2"),
+        Message("assistant", "42.", thinking="Hm."),
+    )
+
+
+def test_words_after_a_call_are_a_turn_of_their_own() -> None:
+    said = {"role": "assistant", "content": "so"}
+    assert [message.content for message in messages(USER, CALL, said)] == ["hi", "", "so"]
+
+
+def test_reasoning_in_either_form_is_read() -> None:
+    content = [{"type": "reasoning_text", "text": "raw"}]
+    both = {"type": "reasoning", "summary": [], "content": content, "encrypted_content": "%%"}
+    foreign = {"type": "reasoning", "summary": [], "encrypted_content": "gAAAA=="}
+    assert messages(both, {"role": "assistant", "content": "x"})[0].thinking == "raw"
+    assert messages(foreign, {"role": "assistant", "content": "x"})[0].thinking == ""
+
+
+def test_it_goes_on_behind_an_earlier_response() -> None:
+    """Its conversation is read like the input; its instructions are not part of it."""
+    earlier = [*call(USER, instructions="old").about["items"], CALL | {"id": "fc_x_0"}]
+    found = call(OUTPUT, earlier=earlier, instructions="new", previous_response_id="resp_x")
+    assert found.request.messages == (
+        Message("system", "new"),
+        Message("user", "hi"),
+        Message("assistant", tool_calls=(CalledTool("f", {"a": 1}, "c1"),)),
+        Message("tool", "42", tool_name="f", tool_call_id="c1"),
+    )
+    kept = [item["type"] for item in found.about["items"]]
+    assert kept == ["function_call_output"], "of this turn alone"
+
+
+def test_an_earlier_response_is_enough() -> None:
+    assert messages(input=[], earlier=[USER]) == (Message("user", "hi"),)
+
+
+def test_items_are_kept_without_what_nobody_reads_and_mean_the_same_again() -> None:
+    items = [
+        {"id": "msg_own", "type": "message", "role": "user", "content": "hi", "secret": "x"},
+        {"type": "reasoning", "summary": [], "encrypted_content": "SG0=", "status": None},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "Hm", "logprobs": [1]}]},
+        CALL,
+        OUTPUT,
+        {"type": "custom_tool_call", "call_id": "c2", "name": "run", "input": "ls"},
+        {"type": "custom_tool_call_output", "call_id": "c2", "output": "a b"},
+    ]
+    first = call(*items)
+    kept = first.about["items"]
+    assert [item["id"] for item in kept] == [
+        "msg_own",
+        "rs_abc_in1",
+        "msg_abc_in2",
+        "fc_abc_in3",
+        "fco_abc_in4",
+        "ctc_abc_in5",
+        "ctco_abc_in6",
+    ]
+    assert "secret" not in kept[0]
+    again = call(*kept)
+    assert again.request.messages == first.request.messages
+    assert again.about["items"] == kept
+
+
+def test_items_are_referred_to_by_their_ids() -> None:
+    reference = {"type": "item_reference", "id": "fc_xyz_1"}
+    bare = {"id": "msg_xyz_0"}
+    body = {"model": "m", "input": [bare, reference, OUTPUT], "previous_response_id": "resp_q"}
+    assert references(body) == ("resp_q", ["msg_xyz_0", "fc_xyz_1"])
+    assert {response_of(id) for id in references(body)[1]} == {"resp_xyz"}
+    items = {"msg_xyz_0": USER, "fc_xyz_1": CALL}
+    found = ResponsesCodec().parse(body, id="a", now=0.0, earlier=Earlier(items=items)).request
+    assert found.messages is not None
+    assert [message.role for message in found.messages] == ["user", "assistant", "tool"]
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"input": "x"}, {"input": [5, {"id": 5}, USER]}, {"previous_response_id": 5}]
+)
+def test_whatever_the_body_its_references_are_found(body: Json) -> None:
+    assert references(body) == (None, [])
+
+
+def test_a_tool_is_told_as_chat_templates_want_it() -> None:
+    found = parse(tools=[F, G])
+    assert found.tools == (
+        {"type": "function", "function": {k: v for k, v in F.items() if k != "type"}},
+        {"type": "function", "function": {"name": "g"}},
+    )
+    assert found.tool_choice == ToolChoice()
+
+
+def test_a_custom_tool_is_a_function_of_one_text() -> None:
+    (tool,) = parse(tools=[CUSTOM]).tools
+    assert tool["function"]["name"] == "run"
+    assert tool["function"]["parameters"]["required"] == ["input"]
+
+
+def test_tools_of_namespaces_are_told_apart() -> None:
+    spaces = [
+        {"type": "namespace", "name": name, "description": "", "tools": [F | {"strict": None}]}
+        for name in ("a", "mcp__b__")
+    ]
+    found = parse(CALL | {"namespace": "a"}, tools=[F, *spaces])
+    assert told(found) == ["f", "a__f", "mcp__b__f"]
+    assert found.messages is not None
+    assert found.messages[0].tool_calls[0].name == "a__f"
+
+
+@pytest.mark.parametrize("kind", ["web_search", "web_search_preview", "image_generation"])
+def test_hosted_tools_are_left_out_beside_others(kind: str) -> None:
+    found = call(tools=[{"type": kind}, F])
+    assert told(found.request) == ["f"]
+    assert [tool["type"] for tool in found.about["settings"]["tools"]] == ["function"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "names", "meant"),
+    [
+        ("auto", ["f", "g", "run"], ToolChoice()),
+        ("none", [], ToolChoice()),
+        ("required", ["f", "g", "run"], ToolChoice(required=True)),
+        ({"type": "function", "name": "g"}, ["g"], ToolChoice(True, ("g",))),
+        ({"type": "custom", "name": "run"}, ["run"], ToolChoice(True, ("run",))),
+        (
+            {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]},
+            ["f"],
+            ToolChoice(),
+        ),
+        (
+            {
+                "type": "allowed_tools",
+                "mode": "required",
+                "tools": [
+                    {"type": "function", "name": "g"},
+                    {"type": "web_search"},
+                    {"type": "function", "name": "f"},
+                    {"type": "function", "name": "f"},
+                ],
+            },
+            ["g", "f"],
+            ToolChoice(True, ("g", "f")),
+        ),
+    ],
+)
+def test_tool_choice(choice: Any, names: list[str], meant: ToolChoice) -> None:
+    found = parse(tools=[F, G, CUSTOM], tool_choice=choice)
+    assert (told(found), found.tool_choice) == (names, meant)
+
+
+def test_one_call_at_most() -> None:
+    assert parse(tools=[F], parallel_tool_calls=False).tool_choice == ToolChoice(parallel=False)
+
+
+@pytest.mark.parametrize(
+    ("form", "meant"),
+    [
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, "json"),
+        ({"type": "json_schema", "name": "n", "schema": {"type": "object"}}, {"type": "object"}),
+    ],
+)
+def test_format(form: Json, meant: Any) -> None:
+    found = call(text={"format": form, "verbosity": "low"})
+    assert found.request.format == meant
+    shown = found.about["settings"]["text"]
+    assert shown["verbosity"] == "low"
+    assert shown["format"]["type"] == form["type"]
+
+
+@pytest.mark.parametrize(
+    ("body", "think"),
+    [
+        ({"reasoning": {"effort": "none"}}, False),
+        ({"reasoning": {"effort": "high", "summary": "auto"}}, "high"),
+        ({"reasoning": {"summary": "auto"}}, None),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, False),
+        (
+            {"reasoning": {"effort": "low"}, "chat_template_kwargs": {"enable_thinking": False}},
+            "low",
+        ),
+    ],
+)
+def test_thinking(body: Json, think: Any) -> None:
+    assert parse(**body).think == think
+
+
+@pytest.mark.parametrize(
+    ("body", "meant"),
+    [
+        ({}, None),
+        ({"top_logprobs": 0}, None),
+        ({"top_logprobs": 3}, 3),
+        ({"include": ["message.output_text.logprobs"]}, 0),
+        ({"include": ["file_search_call.results"]}, None),
+    ],
+)
+def test_logprobs(body: Json, meant: int | None) -> None:
+    assert parse(**body).logprobs == meant
+
+
+@pytest.mark.parametrize(
+    ("keeps", "store", "kept"),
+    [(True, None, True), (True, False, False), (False, True, False), (False, None, False)],
+)
+def test_an_answer_says_whether_it_is_kept(keeps: bool, store: bool | None, kept: bool) -> None:
+    body = {"model": "m", "input": "hi", "store": store}
+    found = ResponsesCodec().parse(body, id="abc", now=5.0, keeps=keeps)
+    assert found.about["settings"]["store"] is kept
+
+
+def test_sixteen_pairs_of_metadata_are_taken_and_no_more() -> None:
+    pairs = {f"{number:064}": "v" * 512 for number in range(16)}
+    assert call(metadata=pairs).about["settings"]["metadata"] == pairs
+    with pytest.raises(InvalidRequest, match="metadata takes at most 16 pairs"):
+        call(metadata=pairs | {"more": ""})
+
+
+def test_input_tokens_are_those_of_the_prompt() -> None:
+    codec = InputTokensCodec()
+    found = codec.parse({"model": "m", "input": "hi", "stream": True}, id="abc", now=0.0)
+    assert (found.request.want, found.request.stream) == ("prompt", False)
+    assert found.about["settings"]["store"] is False
+    completion = Completion(finished=Finished("stop", 12, 0))
+    answer = codec.render(found, [completion], 0.0)
+    assert answer == {"object": "response.input_tokens", "input_tokens": 12}
