@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length"]
@@ -92,10 +93,14 @@ class Finished:
     """Of the completion's, those of its thinking."""
     malformed_calls: int = 0
     """Tool calls that no parser could read; their text was delivered as it stood."""
+    context_full: bool = False
+    """Prompt and answer are as long as the model's context."""
     context: tuple[int, ...] = ()
     """The prompt's tokens and the answer's, where `GenerationRequest.tell_context` asked."""
 
 
+Piece = TextDelta | ReasoningDelta | ToolCall
+"""What an answer is made of."""
 GenerationEvent = Started | TextDelta | ReasoningDelta | ToolCall | Echo | Embedding | Finished
 Burst = Sequence[GenerationEvent]
 """Events that became ready together, in order; never empty."""
@@ -110,6 +115,10 @@ class Completion:
     reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+    """Text, reasoning and calls in the order they came: deltas of a kind that follow each other are
+    one.
+    """
     echo: Echo | None = None
     embedding: Embedding | None = None
     finished: Finished | None = None
@@ -122,6 +131,7 @@ class _Fold:
         self._whole = Completion()
         self._text: list[str] = []
         self._reasoning: list[str] = []
+        self._runs: list[list[Piece]] = []
 
     def add(self, burst: Burst) -> None:
         whole = self._whole
@@ -132,11 +142,14 @@ class _Fold:
                 case TextDelta():
                     self._text.append(event.text)
                     whole.logprobs.extend(event.logprobs)
+                    self._run_on(event)
                 case ReasoningDelta():
                     self._reasoning.append(event.text)
                     whole.logprobs.extend(event.logprobs)
+                    self._run_on(event)
                 case ToolCall():
                     whole.tool_calls.append(event)
+                    self._runs.append([event])
                 case Echo():
                     whole.echo = event
                 case Embedding():
@@ -147,7 +160,23 @@ class _Fold:
     def whole(self) -> Completion:
         self._whole.text = "".join(self._text)
         self._whole.reasoning = "".join(self._reasoning)
+        self._whole.pieces = [_joined(run) for run in self._runs]
         return self._whole
+
+    def _run_on(self, delta: TextDelta | ReasoningDelta) -> None:
+        if self._runs and type(self._runs[-1][0]) is type(delta):
+            self._runs[-1].append(delta)
+        else:
+            self._runs.append([delta])
+
+
+def _joined(run: Sequence[Piece]) -> Piece:
+    first = run[0]
+    if isinstance(first, ToolCall):
+        return first
+    deltas = [delta for delta in run if not isinstance(delta, ToolCall)]
+    text = "".join(delta.text for delta in deltas)
+    return type(first)(text, tuple(chain.from_iterable(delta.logprobs for delta in deltas)))
 
 
 async def collect(bursts: AsyncIterator[Burst]) -> Completion:
