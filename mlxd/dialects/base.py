@@ -55,6 +55,8 @@ class Call:
     """mlxd's own: a chain of models.yaml to take the model from, where `request.model` is empty."""
     include_usage: bool = False
     """OpenAI's stream_options.include_usage."""
+    request_id: str = ""
+    """The HTTP request's, for an API that tells it in the stream's errors."""
 
     @property
     def requests(self) -> tuple[GenerationRequest, ...]:

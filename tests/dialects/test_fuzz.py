@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from mlxd.core.errors import InvalidRequest, ModelNotFound
-from mlxd.dialects import ollama, openai
+from mlxd.dialects import anthropic, ollama, openai
 from mlxd.dialects.base import Call, Codec, to_json
 
 CODECS: tuple[Codec, ...] = (
+    anthropic.MessagesCodec(),
+    anthropic.CountCodec(),
     ollama.GenerateCodec(),
     ollama.ChatCodec(),
     openai.ChatCodec(),
@@ -25,6 +27,9 @@ stream stream_options include_usage logprobs top_logprobs logit_bias max_tokens 
 images context template category reasoning_effort reasoning effort chat_template_kwargs 5m 7
 max_completion_tokens repeat_penalty repetition_penalty presence_penalty tool_call_id required
 none auto parameters description enable_thinking typical_p num_ctx function_call refusal {}
+stop_sequences thinking budget_tokens enabled adaptive disabled output_config output_format any
+input_schema custom tool_use tool_result tool_use_id is_error id input document search_result image
+source data title disable_parallel_tool_use mcp_servers redacted_thinking web_search_tool_result
 """.split()  # noqa: SIM905 - as a list it would take eighty lines
 LEAVES = (
     st.none()
@@ -53,6 +58,7 @@ BODIES = st.builds(
             {"model": "m"},
             {"model": "m", "prompt": "x"},
             {"model": "m", "messages": [{"role": "user", "content": "x"}]},
+            {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]},
         ]
     ),
     objects(VALUES),
