@@ -285,7 +285,7 @@ class _Run:
             async with aclosing(self._all()) as bursts:
                 async for burst in bursts:
                     self._note(burst)
-                    yield self._with_context(burst) if self._order.request.tell_context else burst
+                    yield self._ended(burst) if type(burst[-1]) is Finished else burst
             outcome = "completed"
         except MlxdError:
             outcome = "failed" if self._attempt else "refused"
@@ -409,13 +409,16 @@ class _Run:
         if self._order.request.stream and not self._seen:
             self._seen = any(not isinstance(event, Started) for event in burst)
 
-    def _with_context(self, burst: Burst) -> Burst:
-        """Its end tells the tokens of the prompt and of the answer, whoever computed them."""
+    def _ended(self, burst: Burst) -> Burst:
+        """Its end tells what came of it over all its workers."""
         *before, last = burst
-        if not isinstance(last, Finished):
-            return burst
-        tokens = (*ipc.unpacked(self._transcript.prompt), *self._transcript.tokens)
-        return [*before, replace(last, context=tokens)]
+        assert isinstance(last, Finished)
+        taken = last.prompt_tokens + last.completion_tokens
+        last = replace(last, context_full=taken >= self._order.context)
+        if self._order.request.tell_context:
+            tokens = (*ipc.unpacked(self._transcript.prompt), *self._transcript.tokens)
+            last = replace(last, context=tokens)
+        return [*before, last]
 
     async def _judge(self, worker: Worker, error: MlxdError) -> None:
         """Raises the error, or a better one, where there is no replay."""

@@ -93,6 +93,8 @@ class Finished:
     """Of the completion's, those of its thinking."""
     malformed_calls: int = 0
     """Tool calls that no parser could read; their text was delivered as it stood."""
+    context_full: bool = False
+    """Prompt and answer are as long as the model's context."""
     context: tuple[int, ...] = ()
     """The prompt's tokens and the answer's, where `GenerationRequest.tell_context` asked."""
 

@@ -91,6 +91,8 @@ class GenerationRequest:
     want: Want = "answer"
     messages: tuple[Message, ...] | None = None
     """Rendered by the model's own chat template."""
+    continue_last: bool = False
+    """The last message is the beginning of the answer, which goes on behind it."""
     text: str | None = None
     """Tokenised as it is."""
     token_ids: tuple[int, ...] | None = None

@@ -61,6 +61,8 @@ class Call:
     """Vectors are wanted as the base64 of their bytes."""
     about: Json = field(default_factory=dict)
     """What else its codec has to know of the request when it answers."""
+    request_id: str = ""
+    """The HTTP request's, for an API that tells it in the stream's errors."""
 
     @property
     def requests(self) -> tuple[GenerationRequest, ...]:

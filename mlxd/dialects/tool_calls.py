@@ -8,7 +8,7 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 _LENGTH = 8
 
 
-def tool_call_id(call_id: str, index: int) -> str:
-    """`call_` and 8 of [a-z0-9]."""
+def tool_call_id(call_id: str, index: int, *, prefix: str = "call_") -> str:
+    """`prefix` and 8 of [a-z0-9]."""
     digest = hashlib.blake2s(f"{call_id}:{index}".encode(), digest_size=_LENGTH).digest()
-    return "call_" + "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in digest)
+    return prefix + "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in digest)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 
 from aiohttp import web
 
-from mlxd.dialects import ollama, openai
+from mlxd.dialects import anthropic, ollama, openai
 from mlxd.server import health
+from mlxd.server.anthropic_models import AnthropicModels
 from mlxd.server.catalog import Model, Nowhere, OpenAIModels, Ps, Show, Tags, Version
 from mlxd.server.copies import Copy, Create, Delete
 from mlxd.server.edge import Endpoint
-from mlxd.server.errors import in_ollama, in_openai
+from mlxd.server.errors import speaks_anthropic, words_for
 from mlxd.server.events import EventStream
 from mlxd.server.generate import Generate
 from mlxd.server.kept_responses import KeptResponses
@@ -27,32 +27,43 @@ REMOVING = frozenset({"DELETE"})
 KEEPING = READING | ASKING | REMOVING
 
 
+Table = dict[str, tuple[frozenset[str], Endpoint]]
+
+
 class Routes:
     """From method and path to an endpoint; a path ending in `/*` takes everything under it."""
 
-    def __init__(self, table: Mapping[str, tuple[frozenset[str], Endpoint]]) -> None:
+    def __init__(self, table: Table, anthropics: Table | None = None) -> None:
+        """`anthropics` are found first by Anthropic's clients, on paths that are OpenAI's too."""
         self._exact = {path: entry for path, entry in table.items() if not path.endswith("/*")}
         self._below = {path[:-1]: entry for path, entry in table.items() if path.endswith("/*")}
+        self._anthropics = Routes(anthropics) if anthropics else None
 
     def __call__(self, request: web.BaseRequest) -> Endpoint:
-        path = request.path
-        entry = self._exact.get(path)
+        entry = self._entry(request)
         if entry is None:
-            entry = next((e for prefix, e in self._below.items() if path.startswith(prefix)), None)
-        render = in_openai if path.startswith("/v1/") else in_ollama
-        if entry is None:
-            return Nowhere(render)
+            return Nowhere(words_for(request))
         methods, endpoint = entry
         if request.method not in methods:
-            return Nowhere(render, allow=", ".join(sorted(methods)))
+            return Nowhere(words_for(request), allow=", ".join(sorted(methods)))
         return endpoint
+
+    def _entry(self, request: web.BaseRequest) -> tuple[frozenset[str], Endpoint] | None:
+        if self._anthropics is not None and speaks_anthropic(request):
+            entry = self._anthropics._entry(request)
+            if entry is not None:
+                return entry
+        path = request.path
+        if path in self._exact:
+            return self._exact[path]
+        return next((e for prefix, e in self._below.items() if path.startswith(prefix)), None)
 
 
 def routes(parts: Parts) -> Routes:
     """Everything that is served."""
     tags, version = Tags(parts), Version(parts)
     models = OpenAIModels(parts)
-    table: dict[str, tuple[frozenset[str], Endpoint]] = {
+    table: Table = {
         "/": (READING, health.Report(partial(health.root, parts))),
         "/health": (READING, health.Report(partial(health.health, parts))),
         "/livez": (READING, health.Live()),
@@ -83,8 +94,11 @@ def routes(parts: Parts) -> Routes:
         openai.ChatCodec(),
         openai.CompletionCodec(),
         openai.EmbeddingsCodec(),
+        anthropic.MessagesCodec(),
+        anthropic.CountCodec(),
     ):
         table[codec.path] = (ASKING, Generate(parts, codec))
     for responses in (openai.ResponsesCodec(), openai.InputTokensCodec()):
         table[responses.path] = (ASKING, Respond(parts, responses))
-    return Routes(table)
+    listed = AnthropicModels(parts)
+    return Routes(table, dict.fromkeys(("/v1/models", "/v1/models/*"), (READING, listed)))

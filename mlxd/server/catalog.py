@@ -16,8 +16,8 @@ from mlxd.core.errors import InvalidRequest, MlxdError, ModelNotFound
 from mlxd.core.models import ModelCard
 from mlxd.core.request import Sampling
 from mlxd.server.answers import iso, json_response
-from mlxd.server.edge import policies_of
-from mlxd.server.errors import Render, in_ollama, in_openai
+from mlxd.server.edge import ID, policies_of
+from mlxd.server.errors import Render, error_body, in_ollama, in_openai
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
 
@@ -130,17 +130,23 @@ class Nowhere:
         self._allow = allow
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        headers = {"Allow": self._allow} if self._allow else {}
+        status, words = (405, "method not allowed") if self._allow else (404, "page not found")
+        if not request.path.startswith("/v1/"):
+            return web.Response(status=status, text=f"{status} {words}", headers=headers)
+        body = error_body(self._error(request), self.render_error, request[ID])
+        if "code" in body["error"]:
+            body["error"]["code"] = "method_not_supported" if self._allow else "unknown_url"
+        response = json_response(body, status=status)
+        response.headers.update(headers)
+        return response
+
+    def _error(self, request: web.BaseRequest) -> MlxdError:
         if self._allow:
-            return web.Response(
-                status=405, text="405 method not allowed", headers={"Allow": self._allow}
-            )
-        if request.path.startswith("/v1/"):
-            error: MlxdError = ModelNotFound(request.path)
-            error.message = f"there is no {request.path}"
-            body = self.render_error(error)
-            body["error"]["code"] = "unknown_url"
-            return json_response(body, status=404)
-        return web.Response(status=404, text="404 page not found")
+            return InvalidRequest(f"{request.method} is not allowed here: {self._allow} is")
+        error = ModelNotFound(request.path)
+        error.message = f"there is no {request.path}"
+        return error
 
 
 def _asked_name(body: Json) -> str:

@@ -26,7 +26,7 @@ from mlxd.core.errors import (
 )
 from mlxd.policy.load import PolicySet
 from mlxd.server.connections import Connection
-from mlxd.server.errors import Render, error_response, identity, in_ollama
+from mlxd.server.errors import Render, error_response, identity, words_for
 from mlxd.server.parts import Parts
 
 log = logging.getLogger("mlxd.access")
@@ -43,7 +43,9 @@ LOOPBACK_ADDRESSES = "loopback-addresses"
 PRIVATE_ADDRESSES = "private-addresses"
 _EXPOSED = (
     "X-Request-Id, Request-Id, Retry-After, RateLimit, RateLimit-Policy, X-Mlxd-Code,"
-    " X-Mlxd-Policy, X-Mlxd-Policy-Key, X-Mlxd-Policy-Place, X-Mlxd-Would-Deny"
+    " X-Mlxd-Policy, X-Mlxd-Policy-Key, X-Mlxd-Policy-Place, X-Mlxd-Would-Deny,"
+    " anthropic-ratelimit-requests-limit, anthropic-ratelimit-requests-remaining,"
+    " anthropic-ratelimit-requests-reset"
 )
 _ALLOWED_HEADERS = (
     "Authorization, Content-Type, User-Agent, Accept, X-Requested-With, OpenAI-Beta, x-api-key,"
@@ -140,7 +142,7 @@ class Edge:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """The one edge: whatever went wrong behind it becomes an answer here."""
-        render: Render = in_ollama
+        render: Render = words_for(request)
         try:
             if self._walls:
                 _check_room(request)
@@ -307,7 +309,7 @@ async def _failed(request: web.BaseRequest, error: MlxdError, render: Render) ->
     stream: Begun | None = request.get(STREAM)
     if stream is not None and stream.begun:
         return await stream.fail(error)
-    response = error_response(error, render)
+    response = error_response(error, render, request[ID])
     if request.content.exception() is not None:
         # What is left of a body that cannot be read is not waited for, and its end not searched.
         request.content.feed_eof()

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from mlxd import __version__
 from mlxd.core.errors import InsufficientMemory, MlxdError, RequestQuarantined
-from mlxd.dialects import ollama, openai
+from mlxd.dialects import anthropic, ollama, openai
 from mlxd.dialects.base import to_json
 
 STATUS: dict[str, int] = {
@@ -51,6 +51,26 @@ Render = Callable[[MlxdError], dict[str, Any]]
 
 in_ollama: Render = ollama.ChatCodec().render_error
 in_openai: Render = openai.ChatCodec().render_error
+in_anthropic: Render = anthropic.MessagesCodec().render_error
+
+_MESSAGES = anthropic.MessagesCodec.path
+
+
+def speaks_anthropic(request: web.BaseRequest) -> bool:
+    """Whether a request is of Anthropic's API: by its path, or where that is OpenAI's too, by the
+    header that its clients send.
+    """
+    path = request.path
+    if path == _MESSAGES or path.startswith(f"{_MESSAGES}/"):
+        return True
+    return path.startswith("/v1/") and "anthropic-version" in request.headers
+
+
+def words_for(request: web.BaseRequest) -> Render:
+    """How the API that a request is of says an error."""
+    if speaks_anthropic(request):
+        return in_anthropic
+    return in_openai if request.path.startswith("/v1/") else in_ollama
 
 
 def identity(request_id: str) -> dict[str, str]:
@@ -62,11 +82,19 @@ def identity(request_id: str) -> dict[str, str]:
     }
 
 
-def error_response(error: MlxdError, render: Render) -> web.Response:
+def error_body(error: MlxdError, render: Render, request_id: str) -> dict[str, Any]:
+    """With the request's id, in an API that has a place for it."""
+    body = render(error)
+    if "request_id" in body:
+        body["request_id"] = request_id
+    return body
+
+
+def error_response(error: MlxdError, render: Render, request_id: str = "") -> web.Response:
     """The answer to a request that failed before its status line went out."""
     response = web.Response(
         status=STATUS[error.code],
-        body=to_json(render(error)),
+        body=to_json(error_body(error, render, request_id)),
         content_type="application/json",
         charset="utf-8",
     )

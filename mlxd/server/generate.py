@@ -21,8 +21,9 @@ from mlxd.core.events import Burst, Completion, collect, collect_all
 from mlxd.core.threads import Threads
 from mlxd.dialects.base import Call, Codec
 from mlxd.policy.load import PolicySet
-from mlxd.server.answers import json_response
+from mlxd.server.answers import iso, json_response
 from mlxd.server.edge import (
+    ID,
     MARKS,
     MODEL,
     QUOTA,
@@ -31,7 +32,7 @@ from mlxd.server.edge import (
     common_headers,
     policies_of,
 )
-from mlxd.server.errors import Render
+from mlxd.server.errors import Render, speaks_anthropic
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
 from mlxd.server.refusals import note_refusal
@@ -65,6 +66,7 @@ class Generate:
 
     async def _serve(self, request: web.BaseRequest, policies: PolicySet) -> web.StreamResponse:
         call = _with_category(await self._read(request, policies))
+        call = replace(call, request_id=request[ID])
         request[MODEL] = call.request.model
         if call.action == "load":
             dispatcher, wanted = self._parts.dispatcher, call.request
@@ -238,7 +240,7 @@ def _with_category(call: Call) -> Call:
 def _note_quota(request: web.BaseRequest, parts: Parts, policies: PolicySet) -> None:
     """What the client has left, for the headers of its answer or refusal.
 
-    RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers), and OpenAI's own.
+    RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers), and the API's own.
     """
     state = parts.admission.rate_state(client_of(request), policies)
     if state is None:
@@ -248,7 +250,11 @@ def _note_quota(request: web.BaseRequest, parts: Parts, policies: PolicySet) -> 
         "RateLimit-Policy": f'"{state.name}";q={state.requests};w={round(state.window)}',
         "RateLimit": f'"{state.name}";r={state.remaining};t={reset}',
     }
-    if request.path.startswith("/v1/"):
+    if speaks_anthropic(request):
+        headers["anthropic-ratelimit-requests-limit"] = str(state.requests)
+        headers["anthropic-ratelimit-requests-remaining"] = str(state.remaining)
+        headers["anthropic-ratelimit-requests-reset"] = iso(round(parts.clock.wall()) + reset)
+    elif request.path.startswith("/v1/"):
         headers["x-ratelimit-limit-requests"] = str(state.requests)
         headers["x-ratelimit-remaining-requests"] = str(state.remaining)
         headers["x-ratelimit-reset-requests"] = f"{reset}s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from dataclasses import dataclass, replace
@@ -109,21 +110,53 @@ class Prompter:
         if not messages:
             raise Refusal("the conversation has no messages", param="messages")
         if not self._tokenizer.has_chat_template:
-            text = _transcript(messages)
+            text = _transcript(messages, goes_on=request.continue_last)
             return text, self._encode(text, room)
+        prompt = self._rendered(messages, request)
+        if isinstance(prompt, str):
+            return prompt, self._tokens(prompt, room, special=False)
+        return None, prompt
+
+    def _rendered(self, messages: list[Json], request: GenerationRequest) -> str | list[int]:
+        if not request.continue_last:
+            return self._template(messages, request, add_generation_prompt=True)
+        if self._renders_text:
+            with contextlib.suppress(ValueError):  # it does not show the last turn as it is
+                return self._template(messages, request, continue_final_message=True)
+        return self._appended(messages, request)
+
+    def _appended(self, messages: list[Json], request: GenerationRequest) -> str | list[int]:
+        """The last turn behind what the template puts before an answer."""
+        *before, last = messages
+        if not before:
+            raise Refusal("there is nothing before the turn that is to go on", param="messages")
+        prompt = self._template(before, request, add_generation_prompt=True)
+        if isinstance(prompt, str):
+            thinking = self._tokenizer.has_thinking
+            opened = thinking and prompt.rstrip().endswith(self._tokenizer.think_start)
+        else:
+            opened = self._reasoning(prompt)
+        closing = f"{self._tokenizer.think_end}\n\n" if opened else ""
+        text: str = closing + last["content"]
+        if isinstance(prompt, str):
+            return prompt + text
+        return [*prompt, *self._tokenizer.encode(text, add_special_tokens=False)]
+
+    def _template(
+        self, messages: list[Json], request: GenerationRequest, **how: bool
+    ) -> str | list[int]:
+        """Text, or tokens where the tokenizer writes none."""
         try:
             prompt: str | list[int] = self._tokenizer.apply_chat_template(
                 messages,
                 tools=list(request.tools) or None,
-                add_generation_prompt=True,
                 tokenize=not self._renders_text,
+                **how,
                 **self._options(request),
             )
         except TemplateError as error:
             raise Refusal(f"the model's chat template refuses this: {error}") from error
-        if isinstance(prompt, str):
-            return prompt, self._tokens(prompt, room, special=False)
-        return None, prompt
+        return prompt
 
     def _options(self, request: GenerationRequest) -> dict[str, Any]:
         for name in request.template_options:
@@ -166,7 +199,7 @@ def _template_call(call: CalledTool) -> Json:
     return {"id": call.id, "type": "function", "function": function}
 
 
-def _transcript(messages: list[Json]) -> str:
+def _transcript(messages: list[Json], *, goes_on: bool = False) -> str:
     """For a model without a chat template."""
-    turns = [f"{turn['role'].upper()}: {turn['content']}\n" for turn in messages]
-    return "".join(turns) + "ASSISTANT:"
+    turns = [f"{turn['role'].upper()}: {turn['content']}" for turn in messages]
+    return "\n".join(turns if goes_on else [*turns, "ASSISTANT:"])

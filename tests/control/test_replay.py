@@ -217,6 +217,18 @@ def test_a_request_goes_on_behind_what_the_client_has_got(world):
     assert world.gate_is_free()
 
 
+@pytest.mark.parametrize(("tokens", "full"), [(496, False), (497, True)])
+def test_the_end_tells_whether_the_context_is_full(world, tokens, full):
+    """It has 500 tokens, of which the prompt takes 3."""
+    one = Request(world, "one")
+    one.starts()
+    ended = ipc.Ended(one.asked[-1].id, "length", 3, tokens, 0, 0.1, 0.2)
+    world.says(ipc.Output(1, [ended]))
+    last = one.events[-1]
+    assert isinstance(last, Finished)
+    assert last.context_full is full
+
+
 def test_one_that_no_worker_has_accepted_begins_at_the_beginning(world):
     one = Request(world, "one")
     world.dies(SIGKILL)

@@ -22,7 +22,7 @@ from mlxd.core.events import (
     ToolCall,
     collect,
 )
-from mlxd.dialects import ollama, openai
+from mlxd.dialects import anthropic, ollama, openai
 from mlxd.dialects.base import Call, Codec
 
 DATA = Path(__file__).parents[1] / "data" / "dialects"
@@ -56,6 +56,7 @@ class Spoken:
 SPOKEN = {
     spoken.name: spoken
     for spoken in (
+        Spoken("anthropic.messages", anthropic.MessagesCodec(), _CHAT | {"max_tokens": 100}),
         Spoken("ollama.generate", ollama.GenerateCodec(), _PROMPT),
         Spoken("ollama.chat", ollama.ChatCodec(), _CHAT),
         Spoken("openai.chat", openai.ChatCodec(), _CHAT | _USAGE),

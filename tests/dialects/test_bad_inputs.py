@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from mlxd.core import errors
-from mlxd.dialects import ollama, openai
+from mlxd.dialects import anthropic, ollama, openai
 from mlxd.dialects.base import Codec
 
 BAD = Path(__file__).parents[1] / "data" / "dialects" / "bad"
 CODECS: dict[str, Codec] = {
+    "anthropic.messages": anthropic.MessagesCodec(),
+    "anthropic.count": anthropic.CountCodec(),
     "ollama.generate": ollama.GenerateCodec(),
     "ollama.chat": ollama.ChatCodec(),
     "ollama.embed": ollama.EmbedCodec(),

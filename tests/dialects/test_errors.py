@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from mlxd.core.errors import MlxdError, ModelNotFound, Overloaded, PolicyLine, RateLimited
+from mlxd.core.errors import (
+    ContextExceeded,
+    DeadlineExceeded,
+    MlxdError,
+    ModelNotFound,
+    Overloaded,
+    PolicyLine,
+    RateLimited,
+    RequestTooLarge,
+)
+from mlxd.dialects import anthropic
+from mlxd.dialects.anthropic.errors import NAMES as ANTHROPIC_NAMES
 from mlxd.dialects.openai.errors import NAMES
 
 LINE = PolicyLine("limits.concurrency.max_in_flight", "5", "limits.yaml:5")
@@ -21,8 +33,9 @@ def every(kind: type[MlxdError] = MlxdError) -> Iterator[type[MlxdError]]:
 KINDS = sorted(set(every()), key=lambda kind: kind.__name__)
 
 
-def test_openai_has_a_name_for_every_code_and_no_other() -> None:
+def test_there_is_a_name_for_every_code_and_no_other() -> None:
     assert {kind.code for kind in KINDS} == NAMES.keys()
+    assert {kind.code for kind in KINDS} == ANTHROPIC_NAMES.keys()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -30,9 +43,10 @@ def test_every_error_is_rendered_whole_and_in_the_stream(spoken, kind) -> None:
     error = kind("what", policy=LINE)
     rendered = spoken.codec.render_error(error)
     text = rendered["error"]
-    if spoken.name.startswith("openai"):
-        assert rendered["error"].keys() == {"message", "type", "param", "code", "policy"}
-        text = rendered["error"]["message"]
+    if not spoken.name.startswith("ollama"):
+        own = {"param", "code"} if spoken.name.startswith("openai") else set()
+        assert rendered["error"].keys() == {"message", "type", "policy"} | own
+        text = rendered["error"]["message"].removeprefix("prompt is too long: ")
         assert rendered["error"]["policy"] == {
             "key": "limits.concurrency.max_in_flight",
             "value": "5",
@@ -45,7 +59,7 @@ def test_every_error_is_rendered_whole_and_in_the_stream(spoken, kind) -> None:
 
 
 def test_ollama_says_an_error_and_nothing_else(spoken) -> None:
-    if spoken.name.startswith("openai"):
+    if not spoken.name.startswith("ollama"):
         return
     assert spoken.codec.render_error(Overloaded("busy")) == {"error": "busy"}
     assert spoken.codec.render_error(ModelNotFound("x")) == {"error": "model 'x' not found"}
@@ -60,7 +74,35 @@ def test_ollama_says_an_error_and_nothing_else(spoken) -> None:
     ],
 )
 def test_openai_names_what_sdks_look_for(spoken, error, kind, code, param) -> None:
-    if spoken.name.startswith("ollama"):
+    if not spoken.name.startswith("openai"):
         return
     expected = {"message": error.message, "type": kind, "param": param, "code": code}
     assert spoken.codec.render_error(error) == {"error": expected}
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (ModelNotFound("x"), "not_found_error", "model 'x' not found"),
+        (Overloaded("full"), "overloaded_error", "full"),
+        (RateLimited("slow"), "rate_limit_error", "slow"),
+        (DeadlineExceeded("late"), "timeout_error", "late"),
+        (RequestTooLarge("large"), "request_too_large", "large"),
+        (ContextExceeded("9 > 8"), "invalid_request_error", "prompt is too long: 9 > 8"),
+    ],
+)
+def test_anthropic_names_what_clients_look_for(error, kind, words) -> None:
+    assert anthropic.MessagesCodec().render_error(error) == {
+        "type": "error",
+        "error": {"type": kind, "message": words},
+        "request_id": None,
+    }
+
+
+def test_anthropics_stream_tells_the_requests_id_with_its_error() -> None:
+    codec = anthropic.MessagesCodec()
+    body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
+    call = replace(codec.parse(body, id="a", now=0.0), request_id="req-1")
+    record = codec.encoder(call).fail(Overloaded("full"))
+    assert record.startswith(b"event: error\ndata: {")
+    assert b'"request_id":"req-1"' in record

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from mlxd.core.errors import InvalidRequest, ModelNotFound
-from mlxd.dialects import ollama, openai
+from mlxd.dialects import anthropic, ollama, openai
 from mlxd.dialects.base import Call, Codec, to_json
 
 CODECS: tuple[Codec, ...] = (
+    anthropic.MessagesCodec(),
+    anthropic.CountCodec(),
     ollama.GenerateCodec(),
     ollama.ChatCodec(),
     openai.ChatCodec(),
@@ -32,6 +34,9 @@ none auto parameters description enable_thinking typical_p num_ctx function_call
 input dimensions encoding_format base64 truncate
 input input_text output_text message function_call_output call_id output summary id include store
 previous_response_id instructions metadata max_output_tokens custom namespace item_reference
+stop_sequences thinking budget_tokens enabled adaptive disabled output_config output_format any
+input_schema custom tool_use tool_result tool_use_id is_error id input document search_result image
+source data title disable_parallel_tool_use mcp_servers redacted_thinking web_search_tool_result
 """.split()  # noqa: SIM905 - as a list it would take eighty lines
 LEAVES = (
     st.none()
@@ -62,6 +67,7 @@ BODIES = st.builds(
             {"model": "m", "input": ["x"]},
             {"model": "m", "messages": [{"role": "user", "content": "x"}]},
             {"model": "m", "input": "x"},
+            {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]},
         ]
     ),
     objects(VALUES),

@@ -129,7 +129,63 @@ def fold_event(items: list[Json], event: Json) -> None:
             pass
 
 
+def events_of(stream: bytes) -> list[Json]:
+    """Anthropic's: each is named after its type."""
+    assert stream.endswith(b"\n\n")
+    events = []
+    for text in stream.decode().removesuffix("\n\n").split("\n\n"):
+        name, data = text.split("\n")
+        events.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {events[-1]['type']}"
+    return events
+
+
+def fold_anthropic(stream: bytes) -> Json:
+    """Blocks neither overlap nor skip a number; nothing comes before the start or after the end."""
+    first, *events, delta, last = events_of(stream)
+    message: Json = first["message"]
+    assert (first["type"], message["content"], last) == (
+        "message_start",
+        [],
+        {"type": last["type"]},
+    )
+    assert (delta["type"], last["type"]) == ("message_delta", "message_stop")
+    block: Json | None = None
+    for event in events:
+        assert event["index"] == len(message["content"])
+        if event["type"] == "content_block_start":
+            assert block is None
+            block = event["content_block"]
+            continue
+        assert block is not None
+        if event["type"] == "content_block_stop":
+            message["content"].append(block)
+            block = None
+        else:
+            add_to(block, event["delta"])
+    assert block is None
+    return message | delta["delta"] | {"usage": message["usage"] | delta["usage"]}
+
+
+def add_to(block: Json, delta: Json) -> None:
+    kind = delta.pop("type")
+    assert (
+        kind
+        in {
+            "text": ("text_delta",),
+            "thinking": ("thinking_delta", "signature_delta"),
+            "tool_use": ("input_json_delta",),
+        }[block["type"]]
+    )
+    ((name, value),) = delta.items()
+    if name == "partial_json":
+        block["input"] = json.loads(value)
+    else:
+        block[name] += value
+
+
 FOLDS: dict[str, Callable[[bytes], Json]] = {
+    "anthropic.messages": fold_anthropic,
     "ollama.generate": fold_ollama,
     "ollama.chat": fold_ollama,
     "openai.chat": fold_openai_chat,

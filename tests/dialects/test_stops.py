@@ -8,6 +8,8 @@ from mlxd.core.errors import InvalidRequest
 
 
 def asked(name: str, stops: object) -> dict[str, object]:
+    if name.startswith("anthropic"):
+        return {"stop_sequences": stops}
     return {"stop": stops} if name.startswith("openai") else {"options": {"stop": stops}}
 
 

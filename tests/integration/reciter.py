@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tests.support.model_maker import Shape, make_model
+from tests.support.model_maker import THINKING, TOOLS, Shape, make_model
 
 RECITED = "Съешь ещё этих мягких французских булок 天地玄黃 宇宙洪荒 😀 👍🏽"
 _VOCABULARY = 512
@@ -28,6 +28,63 @@ def make_reciter(folder: Path) -> Path:
     make_model(folder, shape)
     _write_weights(folder, _successors(folder))
     return folder
+
+
+_ASKED, _ASKED_TO_THINK = "<|asked|>", "<|asked-to-think|>"
+_TOLD, _TOLD_TO_THINK = "<|told|>", "<|told-to-think|>"
+AGENT_TEMPLATE = (
+    "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>{% set tool_call = call.function %}"
+    "{{ tool_call.name }} {{ tool_call.arguments | tojson }}</tool_call>{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking %}<think>{% endif %}"
+    "<|{{ 'told' if messages[-1].role == 'tool' else 'asked' }}"
+    "{{ '-to-think' if enable_thinking else '' }}|>{% endif %}"
+)
+AGENT_CALLS = ({"path": "a.py"}, {"path": "b.py", "lines": [1, 20]})
+"""What it calls `read` with, both in one answer."""
+
+
+def make_agent(folder: Path) -> Path:
+    """One for an agent with a tool `read`: asked, it calls that twice; told, it is content.
+
+    Each of its answers is a chain of tokens that are whole sentences.
+    """
+    calls = [
+        f"<tool_call>{json.dumps({'name': 'read', 'arguments': arguments})}</tool_call>"
+        for arguments in AGENT_CALLS
+    ]
+    look = ["I will look.", *calls]
+    chains = (
+        [_ASKED, *look],
+        [_ASKED_TO_THINK, "Two files.", "</think>", *look],
+        [_TOLD, "Both are fine."],
+        [_TOLD_TO_THINK, "Nothing is left.</think>", "Both are fine."],
+    )
+    words = dict.fromkeys(word for chain in chains for word in chain)
+    markers = (*dict.fromkeys((*THINKING, *TOOLS, *words)),)
+    shape = Shape(
+        hidden=_VOCABULARY,
+        layers=1,
+        vocab=_VOCABULARY,
+        markers=markers,
+        template=AGENT_TEMPLATE,
+        extra={"tie_word_embeddings": False},
+    )
+    make_model(folder, shape)
+    _write_weights(folder, _followers(folder, chains))
+    return folder
+
+
+def _followers(folder: Path, chains: tuple[list[str], ...]) -> dict[int, int]:
+    """Whatever ends no prompt and stands in no chain is followed by the end."""
+    from tokenizers import Tokenizer
+
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    return dict(
+        pair for chain in chains for pair in pairwise([*(ids[word] for word in chain), _STOP])
+    )
 
 
 FATAL = 77

@@ -1,10 +1,18 @@
 import json
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
 from mlxd.core import errors
 from mlxd.core.errors import InsufficientMemory, MlxdError, Overloaded, PolicyLine
-from mlxd.server.errors import STATUS, error_response, in_ollama, in_openai
+from mlxd.server.errors import (
+    STATUS,
+    error_response,
+    in_anthropic,
+    in_ollama,
+    in_openai,
+    words_for,
+)
 
 
 def every_error(kind=MlxdError):
@@ -26,7 +34,7 @@ def test_the_tree_in_the_docstring_is_the_tree():
         assert f" {error.code} " in errors.__doc__
 
 
-@pytest.mark.parametrize("render", [in_ollama, in_openai])
+@pytest.mark.parametrize("render", [in_ollama, in_openai, in_anthropic])
 def test_a_refusal_explains_itself_in_headers_and_body(render):
     line = PolicyLine("limits.concurrency.max_in_flight", "5", "policies/limits.yaml:7")
     response = error_response(Overloaded("full", retry_after=2.2, policy=line), render)
@@ -50,3 +58,26 @@ def test_a_refusal_for_memory_names_what_was_compared():
     assert (headers["X-Mlxd-Needed-Bytes"], headers["X-Mlxd-Available-Bytes"]) == ("9", "4")
     nothing_said = error_response(InsufficientMemory("no room"), in_ollama).headers
     assert "X-Mlxd-Needed-Bytes" not in nothing_said
+
+
+@pytest.mark.parametrize(
+    ("path", "version", "render"),
+    [
+        ("/v1/messages", "", in_anthropic),
+        ("/v1/messages?beta=true", "", in_anthropic),
+        ("/v1/messages/batches", "", in_anthropic),
+        ("/v1/models", "2023-06-01", in_anthropic),
+        ("/v1/models", "", in_openai),
+        ("/v1/messages-of-mine", "", in_openai),
+        ("/api/tags", "2023-06-01", in_ollama),
+    ],
+)
+def test_an_error_is_said_in_the_words_of_the_callers_api(path, version, render):
+    headers = {"anthropic-version": version} if version else {}
+    assert words_for(make_mocked_request("GET", path, headers=headers)) is render
+
+
+def test_anthropics_errors_tell_the_requests_id():
+    body = error_response(Overloaded("full"), in_anthropic, "req-1").body
+    assert isinstance(body, bytes)
+    assert json.loads(body)["request_id"] == "req-1"

@@ -1,0 +1,80 @@
+"""Anthropic's words: for a wrong field, and for every error there is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlxd.core.errors import ContextExceeded, InvalidRequest, MlxdError
+from mlxd.dialects.fields import Fields, Json, kind_of
+
+# Our code -> their type. Complete: a test walks the tree of core/errors.py.
+NAMES: dict[str, str] = {
+    "invalid_request": "invalid_request_error",
+    "context_exceeded": "invalid_request_error",
+    "unsupported": "invalid_request_error",
+    "request_timeout": "invalid_request_error",
+    "request_too_large": "request_too_large",
+    "headers_too_large": "invalid_request_error",
+    "unsupported_encoding": "invalid_request_error",
+    "forbidden": "permission_error",
+    "model_not_found": "not_found_error",
+    "rate_limited": "rate_limit_error",
+    "overloaded": "overloaded_error",
+    "draining": "overloaded_error",
+    "insufficient_memory": "overloaded_error",
+    "models_busy": "overloaded_error",
+    "model_load_failed": "api_error",
+    "worker_crashed": "api_error",
+    "worker_stalled": "api_error",
+    "breaker_open": "api_error",
+    "model_quarantined": "api_error",
+    "request_quarantined": "api_error",
+    "starts_held": "api_error",
+    "model_in_use": "conflict_error",
+    "pull_failed": "api_error",
+    "insufficient_storage": "api_error",
+    "deadline_exceeded": "timeout_error",
+    "policy_conflict": "conflict_error",
+    "policy_out_of_date": "invalid_request_error",
+    "internal_error": "api_error",
+}
+_TOO_LONG = "prompt is too long: "
+"""What coding agents look for: then they shorten the conversation and try again."""
+
+
+def render_error(error: MlxdError, request_id: str | None = None) -> Json:
+    """`request_id` has its place here; where None is given, whoever sends this knows it."""
+    words = error.explained()
+    if isinstance(error, ContextExceeded):
+        words = _TOO_LONG + words
+    inner: Json = {"type": NAMES[error.code], "message": words}
+    if error.policy is not None:
+        policy = error.policy
+        inner["policy"] = {"key": policy.key, "value": policy.value, "place": policy.place}
+    return {"type": "error", "error": inner, "request_id": request_id}
+
+
+def complain(path: str, expected: str, found: Any) -> str:
+    return f"{path}: expected {_article(expected)}, but got {_found(found)}"
+
+
+def missing(fields: Fields, name: str) -> InvalidRequest:
+    """To be raised for a field that has to be there."""
+    path = fields.path(name)
+    return InvalidRequest(f"{path}: Field required", param=path)
+
+
+def required(fields: Fields, name: str) -> str:
+    """A text that says something."""
+    value = fields.text(name)
+    if not value:
+        raise missing(fields, name)
+    return value
+
+
+def _found(value: Any) -> str:
+    return "null" if value is None else _article(kind_of(value))
+
+
+def _article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeio' else 'a'} {kind}"
