@@ -89,7 +89,9 @@ def told(words: str) -> str:
     """In one line, without the lines that point at a place in the grammar."""
     lines = (line.strip() for line in words.splitlines())
     line = " ".join(line for line in lines if line.strip("^") and not _SHOWS.match(line))
-    line = _PLACE.sub("", line).strip()
+    line = _PLACE.sub("", line).replace("<non-verbose/>", "").strip()
+    if line.startswith("NoExtension"):
+        return "nothing can ever match it"
     if len(line) > LONGEST_WORDS:
         line = f"{line[: LONGEST_WORDS // 2]} ... {line[-LONGEST_WORDS // 2 :]}"
     return line or "it cannot be compiled"

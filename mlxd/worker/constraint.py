@@ -145,14 +145,8 @@ class Constrained:
             _forbid(row, self._eos)
 
     def _fail(self) -> None:
-        reason = self._matcher.stop_reason()
-        raise GrammarFailed(_WORDS.get(reason, "the answer left its grammar"))
-
-
-_WORDS = {
-    "ParserTooComplex": "the grammar takes too long to follow: it is too ambiguous",
-    "LexerTooComplex": "the grammar takes too long to follow: its patterns are too complex",
-}
+        """Of the tokens that it allowed one was drawn: what else fails are its limits."""
+        raise GrammarFailed("the grammar is too complex, and cannot be followed any further")
 
 
 def _allow(row: Mask, token: int) -> None:

@@ -6,10 +6,10 @@ delivered as such, markers included.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections import defaultdict
 from typing import Any
 
-from mlx_lm.generate import TextStateMachine, make_text_state_machine
+from mlx_lm.generate import TextStateMachine
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxd.core.request import CalledTool, Json
@@ -75,19 +75,42 @@ class Markup:
 
     def _machine(self, tools: bool) -> TextStateMachine:
         """Without `tools` a tool call's markers are text like any other."""
-        tokenizer = self._tokenizer
-        return make_text_state_machine(
-            SimpleNamespace(
-                has_thinking=tokenizer.has_thinking,
-                think_start=tokenizer.think_start,
-                think_end=tokenizer.think_end,
-                has_tool_calling=tools and tokenizer.has_tool_calling,
-                tool_call_start=tokenizer.tool_call_start,
-                tool_call_end=tokenizer.tool_call_end,
-                structural_markers=tokenizer.structural_markers,
-                response_transitions=tokenizer.response_transitions,
-            )
-        )
+        return TextStateMachine(_transitions(self._tokenizer, tools and self.tools))
+
+
+def _transitions(tokenizer: TokenizerWrapper, tools: bool) -> dict[str, list[tuple[str, str]]]:
+    """Markers and where they lead to, by where they are looked for: as in mlx-lm's own, but for a
+    call amid thinking. A model may take its thinking for over there, or close it later: that mark
+    is no text either.
+    """
+    edges: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    opens, closes = tokenizer.think_start, tokenizer.think_end
+    if tokenizer.has_thinking:
+        edges["normal"].append((opens, "reasoning"))
+        edges["reasoning"].append((closes, "normal"))
+        edges["unclosed"] += [(opens, "reasoning"), (closes, "normal")]
+    if tools:
+        call, end = tokenizer.tool_call_start, tokenizer.tool_call_end
+        if not _decides(tokenizer.response_transitions):
+            edges["normal"].append((call, "tool"))
+        if tokenizer.has_thinking:
+            edges["reasoning"].append((call, "tool amid thinking"))
+            edges["unclosed"].append((call, "tool amid thinking"))
+        if end:
+            edges["tool"].append((end, "normal"))
+            edges["tool amid thinking"].append((end, "unclosed"))
+    for state in ("normal", "unclosed"):
+        edges[state] += [(marker, state) for marker in tokenizer.structural_markers or ()]
+    for state, more in tokenizer.response_transitions.items():
+        edges[state] += more
+    for _, target in [edge for found in edges.values() for edge in found]:
+        edges.setdefault(target, [])
+    return edges
+
+
+def _decides(response: dict[str, list[tuple[str, str]]]) -> bool:
+    """Whether a model's own format says where calls start."""
+    return any(target == "tool" for edges in response.values() for _, target in edges)
 
 
 class Separator:
@@ -126,13 +149,13 @@ class Separator:
     def _parts(self, segments: list[tuple[str, str]]) -> list[Part]:
         parts: list[Part] = []
         for name, text in segments:
-            if name == "tool":
+            if name in ("tool", "tool amid thinking"):
                 self._call = (self._call or "") + text
                 continue
             if self._call is not None:
                 parts += self._calls.closed(self._call)
                 self._call = None
-            if text and name == "normal":
+            if text and name in ("normal", "unclosed"):
                 parts.append(("text", text))
             elif text and name == "reasoning":
                 parts.append(("reasoning", text))

@@ -176,3 +176,25 @@ def test_nothing_is_left_of_requests_reloads_and_kills(tmp_path: Path) -> None:
     assert sum(found["kills"].values()) > 0
     assert sum(found["came"].values()) == 60
     assert found["misses"] == []
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(240)
+@pytest.mark.slow
+def test_what_a_grammar_costs_is_said(tmp_path: Path) -> None:
+    """The ratio is judged by the full form."""
+    found = run("grammar.py", tmp_path, "--short")
+
+    assert {(row["schema"], row["streams"]) for row in found["rows"]} >= {("long text", 1)}
+    assert all(row["free_ms"] > 0 and row["ratio"] > 0 for row in found["rows"])
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(240)
+@pytest.mark.slow
+def test_answers_that_end_are_what_their_schemas_ask_for(tmp_path: Path) -> None:
+    found = run("schemas.py", tmp_path, "--short")
+
+    [row] = found["rows"]
+    assert (row["answers"], row["refused"], row["invalid"]) == (16, 0, 0)
+    assert row["share"] >= 0.95

@@ -11,7 +11,7 @@ import pytest
 from mlxd.control.admission import Admission
 from mlxd.control.dispatch import Asker, Dispatcher
 from mlxd.core.clock import ManualClock
-from mlxd.core.errors import RequestQuarantined, UnsupportedFeature
+from mlxd.core.errors import InvalidRequest, RequestQuarantined, UnsupportedFeature
 from mlxd.core.events import Finished, TextDelta
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest, Message, Sampling
@@ -82,6 +82,27 @@ async def test_a_request_in_quarantine_takes_no_slot():
     parts.refusal = RequestQuarantined("no")
     with pytest.raises(RequestQuarantined):
         await opened(parts, Sampling(), admission)
+    assert admission.totals.processed == 0
+    assert not parts.orders
+
+
+async def test_a_request_with_a_bad_grammar_takes_no_slot_and_is_not_counted() -> None:
+    parts: Any = Parts()
+    admission, policies = Admission(ManualClock()), load()
+
+    async def refuse(request: GenerationRequest) -> None:
+        raise InvalidRequest("format: no")
+
+    dispatcher = Dispatcher(
+        parts, admission, parts, parts, clock=ManualClock(), check_grammar=refuse
+    )
+    request = GenerationRequest(model="m", text="x", format={"type": 5})
+    with pytest.raises(InvalidRequest):
+        async with dispatcher.open(request, Asker("c", policies, lambda rule: None)):
+            pass
+    state = admission.rate_state("c", policies)
+    assert state is not None
+    assert state.requests == state.remaining
     assert admission.totals.processed == 0
     assert not parts.orders
 

@@ -34,6 +34,7 @@ async def test_the_validators_words_are_told(grammars: Grammars) -> None:
         (asked(format={"type": "no such"}), "format", "no such"),
         (asked(format={"$ref": "#/missing"}), "format", "missing"),
         (asked(format={"type": "string", "pattern": "(?=x)"}), "format", "look-around"),
+        (asked(format={"$ref": "#"}), "format", "nothing can ever match it"),
         (asked(pattern="(a"), "pattern", "unclosed"),
         (asked(tool_choice=ToolChoice(required=True)), "tools", "none is offered"),
         (

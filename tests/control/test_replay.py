@@ -229,6 +229,18 @@ def test_the_end_tells_whether_the_context_is_full(world, tokens, full):
     assert last.context_full is full
 
 
+def test_calls_that_could_not_be_read_are_counted_and_logged_once(world, caplog):
+    told = []
+    world.replays.on_malformed = lambda model, calls: told.append((model, calls))
+    one = Request(world, "secret")
+    one.starts()
+    ended = ipc.Ended(one.asked[-1].id, "stop", 3, 1, 0, 0.1, 0.2, malformed_calls=2)
+    world.says(ipc.Output(1, [ended]))
+    assert told == [("m", 2)]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == "2 tool calls of m could not be read, and are text"
+
+
 def test_one_that_no_worker_has_accepted_begins_at_the_beginning(world):
     one = Request(world, "one")
     world.dies(SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,6 +72,26 @@ CASES: list[tuple[str, list[Piece]]] = [
     (f"a{CALL}b", [Text(1, "a"), ADD, Text(1, "b")]),
     (CALL + CALL, [ADD, ADD]),
     (f"<think>hm{CALL}", [Reasoning(1, "hm"), ADD]),
+    (
+        f"<think>hm{CALL}\n</think>so{CALL}</think>",
+        [
+            Reasoning(1, "hm"),
+            ADD,
+            Text(1, "\nso"),
+            ADD,
+            Text(1, "</think>"),
+        ],
+    ),
+    (
+        f"<think>hm{CALL}{CALL}<think>x</think>y",
+        [
+            Reasoning(1, "hm"),
+            ADD,
+            ADD,
+            Reasoning(1, "x"),
+            Text(1, "y"),
+        ],
+    ),
     ("a < b <tool", [Text(1, "a < b <tool")]),
     ("<tool_call>oops</tool_call>!", [Text(1, "<tool_call>oops</tool_call>!")]),
     ("<tool_call>null</tool_call>", [Text(1, "<tool_call>null</tool_call>")]),
@@ -92,6 +113,49 @@ CASES: list[tuple[str, list[Piece]]] = [
     ("a<tool_call>{", [Text(1, "a<tool_call>{")]),
     ('<tool_call>{"name": "add", "arguments": {"a": 1}}', [ADD]),
 ]
+
+
+def test_its_marks_are_those_of_the_engine():
+    """Whatever mlx-lm's own machine makes of an answer without calls amid thinking, this does."""
+    from mlx_lm.generate import TextStateMachine, make_text_state_machine
+
+    from mlxd.worker.markup import _transitions
+
+    for shape in _tokenizers():
+        theirs, mine = make_text_state_machine(shape), TextStateMachine(_transitions(shape, True))
+        for state, (_, targets) in theirs._states.items():
+            markers = _markers(theirs, state)
+            assert markers <= _markers(mine, state), state
+            assert {*targets} <= {*mine._states[state][1], "tool"}
+
+
+def _markers(machine: Any, state: str) -> set[str]:
+    found, waiting = set(), [machine._states[state][0]]
+    while waiting:
+        node = waiting.pop()
+        found |= {node["__match__"][0]} if "__match__" in node else set()
+        waiting += [child for key, child in node.items() if len(key) == 1]
+    return {"".join(marker) for marker in found}
+
+
+def _tokenizers() -> list[Any]:
+    from mlx_lm.chat_templates.muse_spark import RESPONSE_FORMAT
+
+    plain = {
+        "has_thinking": True, "think_start": "<think>", "think_end": "</think>",
+        "has_tool_calling": True, "tool_call_start": "<tool_call>", "tool_call_end": "</tool_call>",
+        "structural_markers": (), "response_transitions": {},
+    }  # fmt: skip
+    return [
+        SimpleNamespace(**plain | more)
+        for more in (
+            {},
+            {"has_thinking": False},
+            {"tool_call_end": ""},
+            {"structural_markers": ("<|open|>", "<|close|>")},
+            {"response_transitions": RESPONSE_FORMAT["transitions"]},
+        )
+    ]
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
