@@ -111,6 +111,38 @@ def test_what_the_model_said_in_one_go_is_one_turn() -> None:
     )
 
 
+def test_a_coding_agents_session() -> None:
+    """Two developer messages, tools of every kind, reasoning that comes back with nulls."""
+    spawn = {"type": "function", "name": "spawn", "parameters": {"type": "object"}}
+    agents = {"type": "namespace", "name": "agents", "description": "", "tools": [spawn]}
+    seen = [{"type": "summary_text", "text": "Run it."}]
+    reasoning = {"type": "reasoning", "summary": seen, "content": None, "encrypted_content": "x"}
+    found = call(
+        {"type": "message", "id": "msg_1", "role": "developer", "content": "You are an agent."},
+        {"type": "message", "id": "msg_2", "role": "developer", "content": "You have skills."},
+        USER,
+        reasoning,
+        {"type": "message", "role": "assistant", "content": "Running."},
+        CALL | {"status": "completed"},
+        OUTPUT,
+        tools=[F, agents, {"type": "web_search", "external_web_access": False}],
+        tool_choice="auto",
+        parallel_tool_calls=True,
+        reasoning={"summary": "auto"},
+        store=False,
+        include=["reasoning.encrypted_content"],
+        prompt_cache_key="session",
+        client_metadata={"a": "b"},
+    )
+    assert told(found.request) == ["f", "agents__spawn"]
+    assert [(m.role, m.content, m.thinking) for m in found.request.messages or ()] == [
+        ("system", "You are an agent.\n\nYou have skills.", ""),
+        ("user", "hi", ""),
+        ("assistant", "Running.", "Run it."),
+        ("tool", "42", ""),
+    ]
+
+
 def test_words_after_a_call_are_a_turn_of_their_own() -> None:
     said = {"role": "assistant", "content": "so"}
     assert [message.content for message in messages(USER, CALL, said)] == ["hi", "", "so"]

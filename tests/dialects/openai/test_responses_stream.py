@@ -62,9 +62,7 @@ def types_of(events: list[Json]) -> list[str]:
     return [event["type"].removeprefix("response.") for event in events]
 
 
-def test_recorded_generations_are_valid_and_fold(events, spoken) -> None:
-    if spoken.name != "openai.responses":
-        return
+def test_recorded_generations_are_valid_and_fold(events) -> None:
     found = told(*events[1:], include=["message.output_text.logprobs"])
     last = found[-1]
     if last["type"] == "response.completed":
