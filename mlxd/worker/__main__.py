@@ -99,8 +99,7 @@ def _assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple
     """`assemble`, once all of mlx-lm is imported; that much stays, and is not searched for garbage:
     it would take a tenth of a start.
     """
-    if not launch.trust_remote_code:  # code of a model's own may expect the whole of transformers
-        stand_in.install()
+    stand_in.install()
     gc.disable()
     from mlxd.worker.assembly import assemble
 

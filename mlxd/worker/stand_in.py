@@ -34,13 +34,22 @@ class StandIn(ModuleType):
     """A package whose modules can be imported, and which is replaced when that is not enough."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") and name != "__all__":
             raise AttributeError(name)
         found = _defined(name) if self.__name__ == PACKAGE else None
         if found is None:
             found = getattr(whole(self.__name__), name)
         setattr(self, name, found)
         return found
+
+
+class _LastFinder:
+    """Asked for a module that nobody has found: transformers knows more, under older names."""
+
+    def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
+        if name.startswith(f"{PACKAGE}.") and isinstance(sys.modules.get(PACKAGE), StandIn):
+            whole(PACKAGE)  # it adds a finder of its own behind this one
+        return None
 
 
 def install() -> None:
@@ -55,6 +64,7 @@ def install() -> None:
     if not number.startswith(_MAJOR) or spec is None or spec.submodule_search_locations is None:
         return
     _place(spec, number)
+    sys.meta_path.append(_LastFinder())
     models = importlib.util.find_spec(MODELS)
     if models is not None:
         _place(models, number)
