@@ -65,6 +65,7 @@ def _serve_claimed(instance: Instance, flags: Flags) -> int:
     from mlxd.policy.boot import boot
     from mlxd.policy.history import history_of
     from mlxd.policy.load import Override, PolicyErrors
+    from mlxd.server import certificates
     from mlxd.server.inherited import inherit
     from mlxd.settings import Settings, SettingsRefused
 
@@ -85,7 +86,8 @@ def _serve_claimed(instance: Instance, flags: Flags) -> int:
     except listening.CannotListen as error:
         return _refuse(str(error), exits.FAILED)
 
-    from mlxd import daemon
+    with certificates.unread():
+        from mlxd import daemon
 
     gc.freeze()
     gc.enable()

@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import logging
 import socket
+import ssl
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ from mlxd.dialects.base import to_json
 from mlxd.policy import credential
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.schema.supervision import Delivery
+from mlxd.server import certificates
 from mlxd.telemetry.events import Event, Events, Record
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class Webhook:
         self._reads: dict[str, asyncio.Future[str]] = {}
         """Under way."""
         self._session: aiohttp.ClientSession | None = None
+        self._trust: ssl.SSLContext | None = None
         self._task: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
         """Policies have changed, or the daemon ends: do not wait to try again."""
@@ -135,8 +138,10 @@ class Webhook:
                 connector=connector, cookie_jar=aiohttp.DummyCookieJar()
             )
         try:
+            if self._trust is None and url.startswith("https:"):
+                self._trust = await self._threads.run(certificates.read)
             async with self._session.post(
-                url, data=body, headers=headers, allow_redirects=False
+                url, data=body, headers=headers, allow_redirects=False, ssl=self._trust or True
             ) as response:
                 if not 200 <= response.status < 300:
                     raise _Failed(f"it answered {response.status}")

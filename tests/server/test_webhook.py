@@ -7,12 +7,14 @@ import hashlib
 import hmac
 import json
 import logging
+import ssl
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -20,7 +22,7 @@ from aiohttp.test_utils import TestServer
 from mlxd.core.clock import SystemClock
 from mlxd.policy import credential
 from mlxd.policy.load import Override, PolicySet, load
-from mlxd.server import webhook
+from mlxd.server import certificates, webhook
 from mlxd.server.webhook import ATTEMPTS, Webhook, signature
 from mlxd.telemetry.events import KEPT, Events
 
@@ -118,6 +120,43 @@ async def test_what_was_not_taken_is_posted_again_and_the_order_stays(bench: Ben
     assert bench.receiver.messages == ["0", "0", "0", "0", "1", "2"]
     assert bench.counts == {"failed": 3, "delivered": 3}
     assert not any("elsewhere" in str(headers) for headers, _ in bench.receiver.requests)
+
+
+class Asked:
+    """A session that nobody answers, and that knows what each URL was asked with."""
+
+    def __init__(self) -> None:
+        self.trust: dict[str, object] = {}
+
+    def post(self, url: str, *, ssl: object, **_: Any) -> Any:
+        self.trust[url] = ssl
+        raise aiohttp.ClientError
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+async def test_whom_the_machine_trusts_is_read_for_https_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[ssl.SSLContext] = []
+
+    def read() -> ssl.SSLContext:
+        reads.append(ssl.create_default_context())
+        return reads[-1]
+
+    monkeypatch.setattr(certificates, "read", read)
+    asked = Asked()
+    monkeypatch.setattr(bench.webhook, "_session", asked)
+    bench.apply(url="http://hook.example/")
+    bench.events.record("load", "a")
+    bench.webhook.start()
+    await until(lambda: asked.trust)
+    assert (asked.trust, reads) == ({"http://hook.example/": True}, [])
+    bench.apply(url="https://hook.example/")
+    await until(lambda: len(asked.trust) == 2)
+    await until(lambda: bench.counts["given_up"])
+    assert [asked.trust["https://hook.example/"]] == reads
 
 
 async def test_it_is_signed_with_a_secret_that_may_change(bench: Bench, tmp_path: Path) -> None:

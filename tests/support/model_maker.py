@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlxd.worker import stand_in
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -177,6 +179,7 @@ def _write_tokenizer(folder: Path, shape: Shape) -> None:
 
 def _write_weights(folder: Path, config: dict[str, Any], *, spread: float, seed: int) -> None:
     """Random weights for whatever architecture mlx-lm builds from `config`."""
+    stand_in.install()  # as in a worker: all of transformers takes a second
     import mlx.core as mx
     from mlx.utils import tree_flatten
     from mlx_lm.utils import _get_classes

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mlxd.worker import stand_in
 from tests.support.model_maker import (
     THINKING,
     TOOL_TEMPLATE,
@@ -18,6 +19,8 @@ from tests.support.model_maker import (
 )
 from tests.support.worker_process import WorkerProcess
 
+stand_in.install()
+"""Before a test module imports mlx-lm: as in a worker."""
 MakeModel = Callable[[Shape], Path]
 
 

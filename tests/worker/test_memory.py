@@ -8,11 +8,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from mlxd.core.footprint import Footprint, Moment
 from mlxd.ipc.messages import EXIT_MEMORY, Budget, Cancel, LoadFailed, Ping, Ready, Shutdown, Trim
+from mlxd.worker.__main__ import _failed
 from tests.integration.reciter import make_fragile
 from tests.support.model_maker import SLIDING, Shape
 from tests.support.worker_process import WorkerProcess
@@ -44,38 +46,53 @@ def tight(varied: Path) -> Iterator[WorkerProcess]:
     worker.close()
 
 
-def test_what_a_model_takes_is_measured_as_it_is_loaded(tight: WorkerProcess):
-    found = footprint(tight)
-    assert isinstance(tight.first, Ready)
+@pytest.fixture(scope="module")
+def shared(varied: Path) -> Iterator[WorkerProcess]:
+    worker = WorkerProcess(varied)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def kept(shared: WorkerProcess) -> WorkerProcess:
+    """For tests that tell it their budget, and leave nothing running in it."""
+    assert all(told.over for told in shared.told.values())
+    shared.needs.clear()
+    return shared
+
+
+def test_what_a_model_takes_is_measured_as_it_is_loaded(kept: WorkerProcess):
+    found = footprint(kept)
+    assert isinstance(kept.first, Ready)
     assert found.weights_bytes > 100_000
-    assert tight.first.active_bytes == found.weights_bytes
-    assert tight.first.peak_bytes >= found.weights_bytes
+    assert kept.first.active_bytes == found.weights_bytes
+    assert kept.first.peak_bytes >= found.weights_bytes
     token = 2 * 2 * 2 * 16 * 4  # keys and values, layers, heads, numbers, bytes
     assert found.cache_bytes([256]) == 256 * token
 
 
-def test_what_an_earlier_load_has_measured_is_taken_over(tight: WorkerProcess, varied: Path):
-    told = replace(footprint(tight), weights_bytes=1, decode=(Moment(row=12345),))
+def test_what_an_earlier_load_has_measured_is_taken_over(kept: WorkerProcess, varied: Path):
+    told = replace(footprint(kept), weights_bytes=1, decode=(Moment(row=12345),))
     again = WorkerProcess(varied, footprint=told, measured=True)
     again.close()
-    assert footprint(again) == replace(told, weights_bytes=footprint(tight).weights_bytes)
+    assert footprint(again) == replace(told, weights_bytes=footprint(kept).weights_bytes)
 
 
-def test_what_would_pad_the_batch_beyond_its_budget_waits_and_runs_alone(tight: WorkerProcess):
-    size = room(tight, 100, 3700)
-    allow(tight, size, most=size)
-    short = [tight.generate(text="hello", max_tokens=60, expected_output=64) for _ in range(4)]
-    tight.until(lambda: all(tight.told[id].accepted for id in short))
-    long = tight.generate(token_ids=(9,) * 100, max_tokens=3700, expected_output=3700)
-    after = tight.generate(text="hello", max_tokens=3)
-    told = tight.told
-    tight.until(lambda: told[long].accepted is not None)
+def test_what_would_pad_the_batch_beyond_its_budget_waits_and_runs_alone(kept: WorkerProcess):
+    size = room(kept, 100, 3700)
+    allow(kept, size, most=size)
+    short = [kept.generate(text="hello", max_tokens=60, expected_output=64) for _ in range(4)]
+    kept.until(lambda: all(kept.told[id].accepted for id in short))
+    long = kept.generate(token_ids=(9,) * 100, max_tokens=3700, expected_output=3700)
+    after = kept.generate(text="hello", max_tokens=3)
+    told = kept.told
+    kept.until(lambda: told[long].accepted is not None)
     assert all(told[id].ended for id in short)
     assert told[after].accepted is None, "it came later"
-    tight.send(Cancel(long))
-    tight.until(lambda: told[after].over)
+    kept.send(Cancel(long))
+    kept.until(lambda: told[after].over)
     assert told[after].ended is not None
-    assert {need.id for need in tight.needs} == {long, after}, "the daemon decides"
+    assert {need.id for need in kept.needs} == {long, after}, "the daemon decides"
 
 
 @pytest.mark.slow
@@ -102,54 +119,54 @@ def test_a_worker_in_which_a_request_waits_gives_signs_of_life_and_shuts_down(
     assert tight.process.wait(5) == 0
 
 
-def test_more_is_asked_for_granted_and_taken_back(tight: WorkerProcess):
-    small, large = room(tight, 256), room(tight, 2000, 10)
-    allow(tight, small)
-    id = tight.generate(token_ids=(9,) * 2000, max_tokens=10)
-    tight.until(lambda: bool(tight.needs))
-    assert small < tight.needs[0].bytes == large
-    allow(tight, tight.needs[0].bytes, answers=tight.needs[0].id)
-    tight.until(lambda: tight.told[id].over)
-    assert tight.told[id].ended is not None
+def test_more_is_asked_for_granted_and_taken_back(kept: WorkerProcess):
+    small, large = room(kept, 256), room(kept, 2000, 10)
+    allow(kept, small)
+    id = kept.generate(token_ids=(9,) * 2000, max_tokens=10)
+    kept.until(lambda: bool(kept.needs))
+    assert small < kept.needs[0].bytes == large
+    allow(kept, kept.needs[0].bytes, answers=kept.needs[0].id)
+    kept.until(lambda: kept.told[id].over)
+    assert kept.told[id].ended is not None
 
 
-def test_a_refusal_says_what_it_would_take(tight: WorkerProcess):
-    size = room(tight, 256)
-    allow(tight, size)
-    id = tight.generate(token_ids=(9,) * 2000, max_tokens=10)
-    tight.until(lambda: bool(tight.needs))
-    allow(tight, size, answers=tight.needs[0].id)
-    tight.until(lambda: tight.told[id].over)
-    refused = tight.told[id].refused
+def test_a_refusal_says_what_it_would_take(kept: WorkerProcess):
+    size = room(kept, 256)
+    allow(kept, size)
+    id = kept.generate(token_ids=(9,) * 2000, max_tokens=10)
+    kept.until(lambda: bool(kept.needs))
+    allow(kept, size, answers=kept.needs[0].id)
+    kept.until(lambda: kept.told[id].over)
+    refused = kept.told[id].refused
     assert refused is not None
     assert refused.code == "insufficient_memory"
-    assert refused.needed_bytes == tight.needs[0].bytes
+    assert refused.needed_bytes == kept.needs[0].bytes
     assert refused.available_bytes == size
 
 
-def test_a_prompt_that_fits_into_no_budget_is_told_the_length_that_would(tight: WorkerProcess):
-    size = room(tight, 1024, 0)
-    allow(tight, size, most=size)
-    id = tight.generate(token_ids=(9,) * 2000, max_tokens=10)
-    tight.until(lambda: bool(tight.needs))
-    allow(tight, size, most=size, answers=id)
-    tight.until(lambda: tight.told[id].over)
-    refused = tight.told[id].refused
+def test_a_prompt_that_fits_into_no_budget_is_told_the_length_that_would(kept: WorkerProcess):
+    size = room(kept, 1024, 0)
+    allow(kept, size, most=size)
+    id = kept.generate(token_ids=(9,) * 2000, max_tokens=10)
+    kept.until(lambda: bool(kept.needs))
+    allow(kept, size, most=size, answers=id)
+    kept.until(lambda: kept.told[id].over)
+    refused = kept.told[id].refused
     assert refused is not None
     assert refused.code == "context_exceeded"
-    assert f"of {footprint(tight).longest(size)} tokens together would fit" in refused.message
+    assert f"of {footprint(kept).longest(size)} tokens together would fit" in refused.message
 
 
-def test_an_answer_grows_with_what_is_granted_else_it_ends_with_length(tight: WorkerProcess):
-    allow(tight, room(tight, 20))
-    id = tight.generate(text="hello", max_tokens=2000, expected_output=8)
-    tight.until(lambda: len(tight.needs) == 1)
-    assert tight.needs[0].id == id
-    allow(tight, tight.needs[0].bytes, answers=id)
-    tight.until(lambda: len(tight.needs) == 2)
-    allow(tight, tight.needs[0].bytes, answers=id)
-    tight.until(lambda: tight.told[id].over)
-    ended = tight.told[id].ended
+def test_an_answer_grows_with_what_is_granted_else_it_ends_with_length(kept: WorkerProcess):
+    allow(kept, room(kept, 20))
+    id = kept.generate(text="hello", max_tokens=2000, expected_output=8)
+    kept.until(lambda: len(kept.needs) == 1)
+    assert kept.needs[0].id == id
+    allow(kept, kept.needs[0].bytes, answers=id)
+    kept.until(lambda: len(kept.needs) == 2)
+    allow(kept, kept.needs[0].bytes, answers=id)
+    kept.until(lambda: kept.told[id].over)
+    ended = kept.told[id].ended
     assert ended is not None
     assert ended.reason == "length"
     assert 400 < ended.completion_tokens < 1000
@@ -243,9 +260,13 @@ def test_an_engine_that_waits_for_its_turn_says_that_it_is_well(varied: Path, tm
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        ("MemoryError('none left')", EXIT_MEMORY),
         ("RuntimeError('[metal::malloc] Resource limit (499000) exceeded.')", EXIT_MEMORY),
-        ("RuntimeError('[METAL] Command buffer execution failed: hang')", 70),
+        pytest.param("MemoryError('none left')", EXIT_MEMORY, marks=pytest.mark.slow),
+        pytest.param(
+            "RuntimeError('[METAL] Command buffer execution failed: hang')",
+            70,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_an_engine_without_memory_ends_its_process_with_a_status_of_its_own(
@@ -258,6 +279,21 @@ def test_an_engine_without_memory_ends_its_process_with_a_status_of_its_own(
         worker.until(lambda: False)
     assert worker.process.wait(10) == status
     worker.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (MemoryError("none left"), EXIT_MEMORY),
+        (RuntimeError("[metal::malloc] Resource limit (499000) exceeded."), EXIT_MEMORY),
+        (RuntimeError("[METAL] Command buffer execution failed: hang"), 70),
+        (ValueError("[metal::malloc] Resource limit (499000) exceeded."), 70),
+    ],
+)
+def test_what_the_engine_raised_decides_the_status(error: Exception, status: int):
+    loop = Mock()
+    assert _failed(loop, error) == status
+    assert loop.last_words.called == (status == EXIT_MEMORY)
 
 
 @pytest.mark.slow

@@ -107,6 +107,10 @@ def varied(heard: Heard) -> bool:
     return len(set(heard.tokens)) >= 0.3 * len(heard.tokens)
 
 
+def long(*values: object) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 KINDS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "drawn": {"sampling": DRAWN},
@@ -118,9 +122,12 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("cache", "kind"),
     [
-        *[(cache, kind) for cache in CACHES for kind in ("greedy", "penalised")],
-        *[(cache, "formatted") for cache in ("full", "sliding", "serial")],
+        ("full", "greedy"),
         ("full", "drawn"),
+        *[(cache, "penalised") for cache in CACHES],
+        *[(cache, "formatted") for cache in ("full", "sliding")],
+        *[long(cache, "greedy") for cache in CACHES if cache != "full"],
+        long("serial", "formatted"),
     ],
 )
 def test_a_stream_goes_on_wherever_it_was_cut(bench_of: BenchOf, cache: str, kind: str) -> None:
@@ -133,8 +140,9 @@ def test_a_stream_goes_on_wherever_it_was_cut(bench_of: BenchOf, cache: str, kin
     assert whole.ended.reason == ("stop" if kind == "formatted" else "length")
 
 
-@pytest.mark.parametrize("think", [True, False])
-@pytest.mark.parametrize("logprobs", [None, 1])
+@pytest.mark.parametrize(
+    ("logprobs", "think"), [(1, True), (None, False), long(1, False), long(None, True)]
+)
 def test_think_blocks_go_on(bench_of: BenchOf, think: bool, logprobs: int | None) -> None:
     bench = bench_of("marked")
     marks = markers(bench)
@@ -150,8 +158,9 @@ def test_think_blocks_go_on(bench_of: BenchOf, think: bool, logprobs: int | None
     assert {kind for kind, _ in answer_of(whole.pieces).said} == {"Text", "Reasoning"}
 
 
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("logprobs", [None, 1])
+@pytest.mark.parametrize(
+    ("logprobs", "stream"), [(1, True), (None, False), long(1, False), long(None, True)]
+)
 def test_stop_strings_half_matched_go_on(
     bench_of: BenchOf, logprobs: int | None, stream: bool
 ) -> None:
@@ -173,8 +182,10 @@ def test_a_formatted_answer_behind_a_think_block_goes_on(bench_of: BenchOf) -> N
     assert [kind for kind, _ in answer_of(whole.pieces).said] == ["Reasoning", "Text"]
 
 
-@pytest.mark.parametrize("cache", ["full", "quantised"])
-@pytest.mark.parametrize("logprobs", [None, 1])
+@pytest.mark.parametrize(
+    ("logprobs", "cache"),
+    [(1, "full"), (None, "quantised"), long(None, "full"), long(1, "quantised")],
+)
 def test_a_whole_answer_goes_on_behind_what_was_sent(
     bench_of: BenchOf, cache: str, logprobs: int | None
 ) -> None:
@@ -197,8 +208,9 @@ def markers(bench: Bench) -> dict[str, int]:
 CALL = '<tool_call>{"name": "add", "arguments": {"a": "Сервер"}}</tool_call>'
 
 
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("logprobs", [None, 1])
+@pytest.mark.parametrize(
+    ("logprobs", "stream"), [(1, True), (None, False), long(1, False), long(None, True)]
+)
 def test_tool_calls_half_said_go_on(
     bench_of: BenchOf, logprobs: int | None, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
