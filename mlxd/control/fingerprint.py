@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from functools import cache, lru_cache
 
+from mlxd import __version__
 from mlxd.core import versions
 from mlxd.core.models import ModelCard
 from mlxd.core.request import Sampling
@@ -28,4 +29,4 @@ def _fingerprint(digest: str, template: str, sampling: Sampling, kv_bits: int) -
 
 @cache
 def _engine() -> str:
-    return repr(versions.everything())
+    return repr({"mlxd": __version__, **versions.engine()})

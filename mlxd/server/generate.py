@@ -15,7 +15,7 @@ from functools import partial
 from aiohttp import web
 
 from mlxd.control.dispatch import Asker
-from mlxd.core.errors import MlxdError
+from mlxd.core.errors import InvalidRequest, MlxdError
 from mlxd.core.events import Burst, collect, collect_all
 from mlxd.dialects.base import Call, Codec
 from mlxd.policy.load import PolicySet
@@ -64,6 +64,7 @@ class Generate:
         parse = partial(self._codec.parse, id=_new_id(), now=self._parts.clock.wall())
         call = _with_category(await read_json(request, policies, parse))
         request[MODEL] = call.request.model
+        _check_choices(call, policies)
         if call.action == "load":
             dispatcher, wanted = self._parts.dispatcher, call.request
             await dispatcher.load(wanted.model, wanted.keep_alive, policies)
@@ -211,6 +212,17 @@ class _Stream:
 def asker_of(request: web.BaseRequest) -> Asker:
     """Whoever asks, under the policies of this request; dry runs mark its answer."""
     return Asker(client_of(request), policies_of(request), request[MARKS].add)
+
+
+def _check_choices(call: Call, policies: PolicySet) -> None:
+    """Raises InvalidRequest for more answers than one request may ask for."""
+    count, most = len(call.requests), policies.limits.choices
+    if call.request.want == "answer" and count > most:
+        raise InvalidRequest(
+            f"the request asks for {count} answers; at most {most} are given",
+            param=call.plural,
+            policy=policies.line("limits.choices"),
+        )
 
 
 def _with_category(call: Call) -> Call:

@@ -169,8 +169,9 @@ OPENAI_ONLY: dict[str, Json] = {
     "a bias is too large": {"logit_bias": {"5": 101}},
     "a bias is null": {"logit_bias": {"5": None}},
     "biases are a list": {"logit_bias": [5]},
-    "n is two": {"n": 2},
     "n is zero": {"n": 0},
+    "n is more than policy allows": {"n": 17},
+    "n is past all bounds": {"n": 2**40},
     "stream_options is a word": {"stream_options": "x"},
     "five stops": {"stop": ["a", "b", "c", "d", "e"]},
 }
