@@ -213,8 +213,9 @@ COMPLETION: dict[str, Json] = {
     "an id is a fraction": {"prompt": [1.5]},
     "an id is a truth": {"prompt": [True]},
     "ids and words": {"prompt": [1, "a"]},
-    "two prompts": {"prompt": ["a", "b"]},
-    "echo": {"echo": True},
+    "a prompt of several is empty": {"prompt": ["a", ""]},
+    "a prompt of several is out of the vocabulary": {"prompt": ["a", [5, 10**6]]},
+    "nothing of an answer without an echo": {"max_tokens": 0},
     "logprobs is too many": {"logprobs": 6},
 }
 GENERATE: dict[str, Json] = {
