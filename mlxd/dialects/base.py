@@ -57,10 +57,6 @@ class Call:
     """How many of those are told, the likeliest; 0: all. OpenAI's best_of."""
     plural: str = "n"
     """The parameter that asked for several answers: a refusal names it."""
-    category: str = ""
-    """mlxd's own: a chain of models.yaml to take the model from, where `request.model` is empty."""
-    include_usage: bool = False
-    """OpenAI's stream_options.include_usage."""
     padded: bool = False
     """OpenAI's stream_options.include_obfuscation: lengths of chunks tell nothing of the text."""
     tells_logprobs: bool = True
@@ -69,6 +65,10 @@ class Call:
     """OpenAI's: the tier that the answer says it was served in; empty: none was asked for."""
     old_functions: bool = False
     """OpenAI's `functions`, the form before `tools`: the answer is in that form, too."""
+    category: str = ""
+    """mlxd's own: a chain of models.yaml to take the model from, where `request.model` is empty."""
+    include_usage: bool = False
+    """OpenAI's stream_options.include_usage."""
 
     @property
     def requests(self) -> tuple[GenerationRequest, ...]:

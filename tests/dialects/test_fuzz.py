@@ -18,6 +18,8 @@ CODECS: tuple[Codec, ...] = (
     openai.CompletionCodec(),
 )
 WORDS = """
+functions parallel_tool_calls mode best_of echo min_tokens ignore_eos service_tier guided_json
+guided_regex guided_choice structured_outputs regex choice json_object include_obfuscation
 model prompt messages role content user assistant tool system type text function name tools
 arguments tool_calls tool_choice allowed_tools options temperature top_p top_k min_p seed stop
 num_predict keep_alive format json response_format json_schema schema json_object think low
@@ -25,8 +27,6 @@ stream stream_options include_usage logprobs top_logprobs logit_bias max_tokens 
 images context template category reasoning_effort reasoning effort chat_template_kwargs 5m 7
 max_completion_tokens repeat_penalty repetition_penalty presence_penalty tool_call_id required
 none auto parameters description enable_thinking typical_p num_ctx function_call refusal {}
-functions parallel_tool_calls mode best_of echo min_tokens ignore_eos service_tier guided_json
-guided_regex guided_choice structured_outputs regex choice json_object include_obfuscation
 """.split()  # noqa: SIM905 - as a list it would take eighty lines
 LEAVES = (
     st.none()
