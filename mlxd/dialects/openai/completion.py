@@ -155,7 +155,7 @@ class _LogprobLists:
         }
         for entry in entries:
             known = not isnan(entry.logprob)
-            lists["tokens"].append(entry.token)
+            lists["tokens"].append(_name(entry.token, entry.raw))
             lists["token_logprobs"].append(logprob_of(entry.logprob) if known else None)
             lists["top_logprobs"].append(_top(entry) if self._asked and known else None)
             lists["text_offset"].append(self._offset)
@@ -183,8 +183,17 @@ def _characters() -> IncrementalDecoder:
 
 def _top(entry: TokenLogprob) -> dict[str, float]:
     """The likeliest, and the sampled one where it is not among them."""
-    top = {token: logprob_of(logprob) for token, _, logprob in entry.top}
-    return top | {entry.token: logprob_of(entry.logprob)}
+    top = {_name(token, raw): logprob_of(logprob) for token, raw, logprob in entry.top}
+    return top | {_name(entry.token, entry.raw): logprob_of(entry.logprob)}
+
+
+def _name(token: str, raw: bytes) -> str:
+    """What is no text is called by its bytes, as OpenAI does where a token is all that is told."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+    return token
 
 
 def _envelope(call: Call) -> Json:

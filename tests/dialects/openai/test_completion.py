@@ -63,6 +63,17 @@ def test_max_tokens(body: dict[str, Any], limit: int) -> None:
     assert parse(**body).max_tokens == limit
 
 
+def test_a_token_that_is_no_text_is_called_by_its_bytes() -> None:
+    """Else two of them would be one key of an object."""
+    codec = CompletionCodec()
+    call = codec.parse({"model": "m", "prompt": "hi", "logprobs": 2}, id="a", now=0.0)
+    top = (("", b"\xd0", -1.0), ("", b"\xe4\xb8", -2.0))
+    answer = Completion(logprobs=[TokenLogprob("", b"\xd0", -1.0, top)])
+    (choice,) = codec.render(call, [answer], 0.0)["choices"]
+    assert choice["logprobs"]["tokens"] == [r"bytes:\xd0"]
+    assert choice["logprobs"]["top_logprobs"] == [{r"bytes:\xd0": -1.0, r"bytes:\xe4\xb8": -2.0}]
+
+
 def test_offsets_count_whole_characters() -> None:
     """A token may be half a character, and one of the prompt may be none of its text."""
     codec = CompletionCodec()
