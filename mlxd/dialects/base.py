@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -57,6 +57,9 @@ class Call:
     """How many of those are told, the likeliest; 0: all. OpenAI's best_of."""
     plural: str = "n"
     """The parameter that asked for several answers: a refusal names it."""
+    names: dict[str, str] = field(default_factory=dict)
+    """Where a parameter has another name than its field of GenerationRequest: that name, by field.
+    """
     padded: bool = False
     """OpenAI's stream_options.include_obfuscation: lengths of chunks tell nothing of the text."""
     tells_logprobs: bool = True

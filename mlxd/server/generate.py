@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -40,6 +41,7 @@ _TAKEN_AT_ONCE = 16384
 """Bytes for which no write waits: where asyncio lets a paused writer go on."""
 _EVENTS = 64
 """Encoded at a time: a client that was slow may have many waiting."""
+_NAMES: web.RequestKey[dict[str, str]] = web.RequestKey("names", dict)
 _ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -56,6 +58,7 @@ class Generate:
         try:
             return await self._serve(request, policies)
         except MlxdError as error:
+            _reword(error, request.get(_NAMES, {}))
             _note_quota(request, self._parts, policies)
             note_refusal(request, self._parts.rejections, error)
             raise
@@ -64,6 +67,7 @@ class Generate:
         parse = partial(self._codec.parse, id=_new_id(), now=self._parts.clock.wall())
         call = _with_category(await read_json(request, policies, parse))
         request[MODEL] = call.request.model
+        request[_NAMES] = call.names
         _check_choices(call, policies)
         if call.action == "load":
             dispatcher, wanted = self._parts.dispatcher, call.request
@@ -223,6 +227,16 @@ def _check_choices(call: Call, policies: PolicySet) -> None:
             param=call.plural,
             policy=policies.line("limits.choices"),
         )
+
+
+def _reword(error: MlxdError, names: Mapping[str, str]) -> None:
+    """What is wrong with a request is called as the client called it."""
+    name = names.get(error.param or "")
+    if name is not None:
+        prefix = f"{error.param}: "
+        if error.message.startswith(prefix):
+            error.message = f"{name}: {error.message.removeprefix(prefix)}"
+        error.param = name
 
 
 def _with_category(call: Call) -> Call:

@@ -401,6 +401,10 @@ class TestRefusals:
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"tool_choice": "required"}, "tool_choice"),
+        (
+            {"response_format": {"type": "json_object", "schema": {"type": "none at all"}}},
+            "response_format",
+        ),
     )
 
     @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])

@@ -19,6 +19,7 @@ from mlxd.dialects.base import Call, logprob_of, to_json
 from mlxd.dialects.fields import Fields, Json
 from mlxd.dialects.openai.choices import choices_of, read_count
 from mlxd.dialects.openai.errors import render_error
+from mlxd.dialects.openai.formats import format_names
 from mlxd.dialects.openai.messages import MessageReader
 from mlxd.dialects.openai.parameters import limited, read_request, stream_options
 from mlxd.dialects.openai.stream import (
@@ -69,6 +70,7 @@ class ChatCodec:
             choices=1 + len(more),
             service_tier="default" if fields.text("service_tier") else "",
             old_functions=old_form(fields),
+            names=format_names(fields),
             **stream_options(fields),
         )
 

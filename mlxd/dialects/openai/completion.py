@@ -28,6 +28,7 @@ from mlxd.dialects.openai.choices import (
     told,
 )
 from mlxd.dialects.openai.errors import render_error
+from mlxd.dialects.openai.formats import format_names
 from mlxd.dialects.openai.parameters import limited, read_request, stream_options, token_id
 from mlxd.dialects.openai.stream import (
     CONTENT_TYPE,
@@ -77,6 +78,7 @@ class CompletionCodec:
             kept=wanted if made > wanted else 0,
             plural="prompt" if made == 1 else "n" if made == wanted else "best_of",
             tells_logprobs=logprobs is not None,
+            names=format_names(fields),
             **stream_options(fields),
         )
 

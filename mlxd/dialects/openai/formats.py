@@ -26,16 +26,24 @@ class _Form:
 
 
 def with_format(fields: Fields, request: GenerationRequest) -> GenerationRequest:
-    forms = [*_response_format(fields), *_constraints(fields, "guided_"), *_structured(fields)]
-    if not forms:
-        return request
-    first, *others = forms
+    first, *others = [*_forms(fields)] or [_Form("")]
     if others:
         raise InvalidRequest(
             f"{first.param} and {others[0].param} cannot both say what form the answer has",
             param=others[0].param,
         )
     return replace(request, format=first.json, pattern=first.pattern)
+
+
+def format_names(fields: Fields) -> dict[str, str]:
+    """What the client calls the field that says what form the answer has, as in Call."""
+    return {"pattern" if form.pattern else "format": form.param for form in _forms(fields)}
+
+
+def _forms(fields: Fields) -> Iterator[_Form]:
+    yield from _response_format(fields)
+    yield from _constraints(fields, "guided_")
+    yield from _structured(fields)
 
 
 def _response_format(fields: Fields) -> Iterator[_Form]:

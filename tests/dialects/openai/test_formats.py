@@ -76,3 +76,18 @@ def test_a_schema_in_a_string_has_bounds(schema: str) -> None:
 def test_one_text_format_leaves_room_for_another() -> None:
     request = parse(response_format={"type": "text"}, guided_regex="a")
     assert (request.format, request.pattern) == (None, "a")
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        ({}, {}),
+        ({"response_format": {"type": "text"}}, {}),
+        ({"response_format": {"type": "json_object"}}, {"format": "response_format"}),
+        ({"guided_json": SCHEMA}, {"format": "guided_json"}),
+        ({"structured_outputs": {"choice": ["a"]}}, {"pattern": "structured_outputs.choice"}),
+    ],
+)
+def test_a_refusal_may_name_the_parameter(body: dict[str, Any], names: dict[str, str]) -> None:
+    usual = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    assert ChatCodec().parse(usual | body, id="abc", now=5.0).names == names
