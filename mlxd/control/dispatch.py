@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mlxd.control.admission import Admission, Ticket
 from mlxd.control.catalog import Catalog
+from mlxd.control.fingerprint import fingerprint_of
 from mlxd.control.generation import Limits
 from mlxd.control.merging import merged
 from mlxd.control.order import Order
@@ -185,4 +186,5 @@ def _order(case: Case, policies: PolicySet, arrived: float, sampling: Sampling) 
         arrived=arrived,
         expected_output=reserve.expected_output,
         wait_seconds=float(timeouts.generation) if reserve.when_full == "wait" else 0.0,
+        fingerprint=fingerprint_of(case.card),
     )

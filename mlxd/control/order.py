@@ -26,6 +26,8 @@ class Order:
     """Tokens of the answer that memory is kept for at first."""
     wait_seconds: float = 300.0
     """How long it may wait for memory in the worker; 0: not at all."""
+    fingerprint: str = ""
+    """Of the model and of what computes with it; for the client, not for the worker."""
 
     def frame(self, id: int, resume: ipc.Resume | None) -> bytes:
         """Raises InvalidRequest for values that no message can carry."""

@@ -221,6 +221,7 @@ class Worker(asyncio.Protocol):
                         accepted.prompt_tokens,
                         accepted.cached_tokens,
                         self._clock.monotonic() - order.arrived,
+                        order.fingerprint,
                     ),
                 )
             async for burst in generation.bursts():

@@ -36,6 +36,8 @@ class Started:
     cached_tokens: int = 0
     wait_seconds: float = 0.0
     """From arrival to acceptance: waiting and loading."""
+    fingerprint: str = ""
+    """Of what computes the answer: the same as long as a seed gives the same text."""
 
 
 @dataclass(frozen=True, slots=True)

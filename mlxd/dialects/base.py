@@ -51,6 +51,23 @@ class Call:
     """For `load` and `unload` only `model` and `keep_alive` mean something."""
     more: tuple[GenerationRequest, ...] = ()
     """Further generations of the same call, to the same model: its choice 1, 2 and so on."""
+    choices: int = 1
+    """Answers made of each prompt: those of one prompt stand in a row in `requests`."""
+    kept: int = 0
+    """How many of those are told, the likeliest; 0: all. OpenAI's best_of."""
+    plural: str = "n"
+    """The parameter that asked for several answers: a refusal names it."""
+    names: dict[str, str] = field(default_factory=dict)
+    """Where a parameter has another name than its field of GenerationRequest: that name, by field.
+    """
+    padded: bool = False
+    """OpenAI's stream_options.include_obfuscation: lengths of chunks tell nothing of the text."""
+    tells_logprobs: bool = True
+    """False where log-probabilities are asked of the worker for the sake of `kept` alone."""
+    service_tier: str = ""
+    """OpenAI's: the tier that the answer says it was served in; empty: none was asked for."""
+    old_functions: bool = False
+    """OpenAI's `functions`, the form before `tools`: the answer is in that form, too."""
     category: str = ""
     """mlxd's own: a chain of models.yaml to take the model from, where `request.model` is empty."""
     include_usage: bool = False

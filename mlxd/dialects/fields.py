@@ -61,6 +61,11 @@ class Fields:
         """The full name of a field, such as `messages[0].content`."""
         return f"{self._path}.{name}" if self._path else name
 
+    @property
+    def values(self) -> Json:
+        """The object, as it is."""
+        return self._values
+
     def get(self, name: str) -> Any:
         """Whatever is there; None for null and for nothing."""
         return self._values.get(name)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from aiohttp import web
 
 from mlxd.control.dispatch import Asker
-from mlxd.core.errors import MlxdError
+from mlxd.core.errors import InvalidRequest, MlxdError
 from mlxd.core.events import Burst, Completion, collect, collect_all
 from mlxd.core.threads import Threads
 from mlxd.dialects.base import Call, Codec
@@ -44,6 +44,7 @@ _TAKEN_AT_ONCE = 16384
 _EVENTS = 64
 """Encoded at a time: a client that was slow may have many waiting."""
 _threads = Threads("vectors")
+_NAMES: web.RequestKey[dict[str, str]] = web.RequestKey("names", dict)
 _ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -60,6 +61,7 @@ class Generate:
         try:
             return await self._serve(request, policies)
         except MlxdError as error:
+            _reword(error, request.get(_NAMES, {}))
             _note_quota(request, self._parts, policies)
             note_refusal(request, self._parts.rejections, error)
             raise
@@ -68,6 +70,8 @@ class Generate:
         call = _with_category(await self._read(request, policies))
         call = replace(call, request_id=request[ID])
         request[MODEL] = call.request.model
+        request[_NAMES] = call.names
+        _check_choices(call, policies)
         if call.action == "load":
             dispatcher, wanted = self._parts.dispatcher, call.request
             await dispatcher.load(wanted.model, wanted.keep_alive, policies)
@@ -227,6 +231,27 @@ class _Stream:
 def asker_of(request: web.BaseRequest) -> Asker:
     """Whoever asks, under the policies of this request; dry runs mark its answer."""
     return Asker(client_of(request), policies_of(request), request[MARKS].add)
+
+
+def _check_choices(call: Call, policies: PolicySet) -> None:
+    """Raises InvalidRequest for more answers than one request may ask for."""
+    count, most = len(call.requests), policies.limits.choices
+    if call.request.want == "answer" and count > most:
+        raise InvalidRequest(
+            f"the request asks for {count} answers; at most {most} are given",
+            param=call.plural,
+            policy=policies.line("limits.choices"),
+        )
+
+
+def _reword(error: MlxdError, names: Mapping[str, str]) -> None:
+    """What is wrong with a request is called as the client called it."""
+    name = names.get(error.param or "")
+    if name is not None:
+        prefix = f"{error.param}: "
+        if error.message.startswith(prefix):
+            error.message = f"{name}: {error.message.removeprefix(prefix)}"
+        error.param = name
 
 
 def _with_category(call: Call) -> Call:

@@ -276,10 +276,11 @@ class TestCompletions:
         ("change", "param"),
         [
             ({"prompt": ""}, "prompt"),
-            ({"prompt": ["a", "b"]}, "prompt"),
+            ({"prompt": ["a", ""]}, "prompt[1]"),
             ({"prompt": [10**6]}, "prompt"),
-            ({"echo": True}, "echo"),
-            ({"best_of": 2}, "best_of"),
+            ({"prompt": ["one", [5, 10**6]]}, "prompt"),
+            ({"prompt": ["one"] * 17}, "prompt"),
+            ({"best_of": 2, "n": 3}, "best_of"),
             ({"logprobs": 6}, "logprobs"),
         ],
         ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -349,11 +350,94 @@ class TestEmbeddings:
         assert len(answer.data) == 3
 
 
+@pytest.fixture(scope="module")
+def alone(client: openai.OpenAI) -> list[str]:
+    """What each of three seeds gives by itself."""
+    return [
+        ask(client, **{**SAMPLED, "seed": 7 + index}).choices[0].message.content
+        for index in range(3)
+    ]
+
+
+class TestChoices:
+    """Several answers to one request."""
+
+    def test_whole(self, client: openai.OpenAI, alone: list[str]) -> None:
+        answer = ask(client, **SAMPLED, n=3)
+        assert [choice.index for choice in answer.choices] == [0, 1, 2]
+        assert [choice.message.content for choice in answer.choices] == alone
+        assert len(set(alone)) == 3
+        one = ask(client, **SAMPLED).usage
+        assert answer.usage.prompt_tokens == one.prompt_tokens
+        assert answer.usage.completion_tokens == 3 * one.completion_tokens
+        assert answer.system_fingerprint.startswith("fp_")
+
+    def test_streamed(self, client: openai.OpenAI, alone: list[str]) -> None:
+        *chunks, last = ask(
+            client, **SAMPLED, n=3, stream=True, stream_options={"include_usage": True}
+        )
+        assert last.choices == []
+        assert last.usage.completion_tokens == 3 * SAMPLED["max_tokens"]
+        texts, ends = ["", "", ""], [0, 0, 0]
+        for chunk in chunks:
+            (choice,) = chunk.choices
+            texts[choice.index] += choice.delta.content or ""
+            ends[choice.index] += choice.finish_reason is not None
+        assert (texts, ends) == (alone, [1, 1, 1])
+        assert len({chunk.system_fingerprint for chunk in [*chunks, last]}) == 1
+
+    def test_the_stream_helper(self, client: openai.OpenAI, alone: list[str]) -> None:
+        """It takes the place in which a choice first appears for its index."""
+        stops = [text[len(text) // 2 : len(text) // 2 + 4] for text in alone]
+        with client.chat.completions.stream(
+            model=MODEL, messages=MESSAGES, n=3, stop=stops, **SAMPLED
+        ) as stream:
+            final = stream.get_final_completion()
+        for choice, text in zip(final.choices, alone, strict=True):
+            assert choice.message.content
+            assert text.startswith(choice.message.content)
+
+    def test_without_a_seed_each_draws_its_own(self, client: openai.OpenAI) -> None:
+        answer = ask(client, temperature=1.0, max_tokens=24, n=4)
+        assert len({choice.message.content for choice in answer.choices}) == 4
+
+    def test_several_prompts(self, client: openai.OpenAI) -> None:
+        prompts = ["Foxes", "A much longer prompt about foxes and what they eat. " * 5, "x"]
+        answers = [complete(client, prompt=prompt, **SAMPLED, n=2) for prompt in prompts]
+        together = complete(client, prompt=prompts, **SAMPLED, n=2)
+        texts = [choice.text for answer in answers for choice in answer.choices]
+        assert [choice.text for choice in together.choices] == texts
+        assert [choice.index for choice in together.choices] == list(range(6))
+        assert together.usage.prompt_tokens == sum(one.usage.prompt_tokens for one in answers)
+        streamed = [""] * 6
+        for chunk in complete(client, prompt=prompts, **SAMPLED, n=2, stream=True):
+            streamed[chunk.choices[0].index] += chunk.choices[0].text
+        assert streamed == texts
+
+    def test_the_best_of_some(self, client: openai.OpenAI) -> None:
+        def likelihood(choice: Any) -> float:
+            return float(sum(choice.logprobs.token_logprobs) / len(choice.logprobs.token_logprobs))
+
+        every = complete(client, **SAMPLED, n=4, logprobs=0).choices
+        best = complete(client, **SAMPLED, best_of=4)
+        (choice,) = best.choices
+        assert choice.text == max(every, key=likelihood).text
+        assert choice.logprobs is None
+        assert best.usage.completion_tokens == 4 * SAMPLED["max_tokens"]
+
+    def test_more_than_policy_allows(self, client: openai.OpenAI) -> None:
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask(client, n=17)
+        assert isinstance(caught.value.body, dict)
+        assert caught.value.body["policy"]["key"] == "limits.choices"
+
+
 class TestRefusals:
     """The package's own exceptions, streaming or not."""
 
     CASES: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": 17}, "n"),
         ({"temperature": 3}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"top_p": 1.5}, "top_p"),
@@ -365,6 +449,10 @@ class TestRefusals:
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"tool_choice": "required"}, "tool_choice"),
+        (
+            {"response_format": {"type": "json_object", "schema": {"type": "none at all"}}},
+            "response_format",
+        ),
     )
 
     @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
@@ -399,7 +487,7 @@ class TestRefusals:
     async def test_the_same_asynchronously(self, async_client: openai.AsyncOpenAI) -> None:
         create = async_client.chat.completions.create
         with pytest.raises(openai.BadRequestError) as caught:
-            await create(model=MODEL, messages=MESSAGES, n=2)
+            await create(model=MODEL, messages=MESSAGES, n=0)
         assert caught.value.param == "n"
         with pytest.raises(openai.NotFoundError):
             await create(model="nobody", messages=MESSAGES, stream=True)
@@ -415,7 +503,7 @@ class TestRequestId:
         answer = ask(client, **GREEDY, extra_headers={"X-Request-Id": "mine-1"})
         assert answer._request_id == "mine-1"
         with pytest.raises(openai.BadRequestError) as caught:
-            ask(client, n=2, extra_headers={"X-Request-Id": "mine-2"})
+            ask(client, n=0, extra_headers={"X-Request-Id": "mine-2"})
         assert caught.value.request_id == "mine-2"
 
     def test_a_stream_has_one_too(self, client: openai.OpenAI) -> None:

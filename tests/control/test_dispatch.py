@@ -10,6 +10,7 @@ import pytest
 
 from mlxd.control.admission import Admission
 from mlxd.control.dispatch import Asker, Dispatcher
+from mlxd.control.fingerprint import fingerprint_of
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import InvalidRequest, RequestQuarantined, UnsupportedFeature
 from mlxd.core.events import Finished, TextDelta
@@ -75,6 +76,12 @@ async def test_tokens_are_drawn_with_a_seed_that_is_no_part_of_the_case(sampling
     await opened(parts, sampling)
     assert parts.orders[0].sampling.seed == seed
     assert parts.cases[0].sampling == sampling
+
+
+async def test_an_order_knows_what_computes_it():
+    parts = Parts()
+    await opened(parts, Sampling())
+    assert parts.orders[0].fingerprint == fingerprint_of(parts.card)
 
 
 async def test_a_request_in_quarantine_takes_no_slot():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from mlxd.core.events import (
     Burst,
     Completion,
+    Echo,
     Finished,
     GenerationEvent,
     ReasoningDelta,
@@ -33,6 +35,7 @@ _EVENTS: dict[str, Callable[..., GenerationEvent]] = {
     "text": TextDelta,
     "reasoning": ReasoningDelta,
     "call": ToolCall,
+    "echo": Echo,
     "finished": Finished,
 }
 _CHAT = {"model": "Some/Model:1b", "messages": [{"role": "user", "content": "hi"}]}
@@ -122,6 +125,6 @@ def _logprob(values: dict[str, Any]) -> TokenLogprob:
     return TokenLogprob(
         token=values["token"],
         raw=bytes.fromhex(values["raw"]),
-        logprob=values["logprob"],
+        logprob=math.nan if values["logprob"] is None else values["logprob"],
         top=top,
     )

@@ -24,6 +24,8 @@ CODECS: tuple[Codec, ...] = (
     openai.ResponsesCodec(),
 )
 WORDS = """
+functions parallel_tool_calls mode best_of echo min_tokens ignore_eos service_tier guided_json
+guided_regex guided_choice structured_outputs regex choice json_object include_obfuscation
 model prompt messages role content user assistant tool system type text function name tools
 arguments tool_calls tool_choice allowed_tools options temperature top_p top_k min_p seed stop
 num_predict keep_alive format json response_format json_schema schema json_object think low

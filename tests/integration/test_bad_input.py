@@ -169,8 +169,9 @@ OPENAI_ONLY: dict[str, Json] = {
     "a bias is too large": {"logit_bias": {"5": 101}},
     "a bias is null": {"logit_bias": {"5": None}},
     "biases are a list": {"logit_bias": [5]},
-    "n is two": {"n": 2},
     "n is zero": {"n": 0},
+    "n is more than policy allows": {"n": 17},
+    "n is past all bounds": {"n": 2**40},
     "stream_options is a word": {"stream_options": "x"},
     "five stops": {"stop": ["a", "b", "c", "d", "e"]},
 }
@@ -212,8 +213,9 @@ COMPLETION: dict[str, Json] = {
     "an id is a fraction": {"prompt": [1.5]},
     "an id is a truth": {"prompt": [True]},
     "ids and words": {"prompt": [1, "a"]},
-    "two prompts": {"prompt": ["a", "b"]},
-    "echo": {"echo": True},
+    "a prompt of several is empty": {"prompt": ["a", ""]},
+    "a prompt of several is out of the vocabulary": {"prompt": ["a", [5, 10**6]]},
+    "nothing of an answer without an echo": {"max_tokens": 0},
     "logprobs is too many": {"logprobs": 6},
 }
 GENERATE: dict[str, Json] = {

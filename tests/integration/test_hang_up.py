@@ -73,6 +73,22 @@ def test_a_whole_answer_that_nobody_waits_for_is_not_finished(
     idle(served, within=SOON)
 
 
+def test_several_answers_in_one_stream_end_together(served: Daemon) -> None:
+    idle(served)
+    body = body_for("/v1/chat/completions", ENDLESS, "leave", tokens=8192)
+    body |= {"stream": True, "n": 4}
+    with served.http.stream("POST", "/v1/chat/completions", json=body) as response:
+        begun: set[int] = set()
+        for line in response.iter_lines():
+            choices = json.loads(line[6:])["choices"] if line.startswith("data: ") else []
+            begun |= {one["index"] for one in choices if one["delta"].get("content")}
+            if len(begun) == 4:
+                break
+        assert served.health()["active_requests"] == 1
+    idle(served, within=SOON)
+    assert _busy(served, ENDLESS) < 0.1
+
+
 def test_a_whole_answer_that_nobody_waits_for_leaves_the_worker_idle(served: Daemon) -> None:
     ask(served, generate(ENDLESS, "warm", tokens=1))
     with socket.create_connection(("127.0.0.1", served.port)) as sock:

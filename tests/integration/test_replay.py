@@ -261,6 +261,25 @@ def test_one_that_is_struck_again_and_again_is_exact_all_the_same(patient: Daemo
 
 
 @pytest.mark.slow
+def test_the_choices_of_one_request_all_go_on_and_are_exact(patient: Daemon) -> None:
+    """Equal but for their seeds; each is a suspect."""
+    path = "/v1/completions"
+    body = body_for(path, ENDLESS, "choices", tokens=LONG, **SEEDED) | {"n": 3}
+    whole = patient.http.post(path, json=body).json()["choices"]
+    texts = ["", "", ""]
+    with patient.http.stream("POST", path, json=body | {"stream": True}) as response:
+        stream = Stream(path, response)
+        stream.read(9)
+        _strike(patient, signal.SIGSEGV)
+        stream.read()
+    for record in stream.records:
+        texts[record["choices"][0]["index"]] += record["choices"][0]["text"]
+    assert stream.done
+    assert texts == [choice["text"] for choice in whole]
+    idle(patient)
+
+
+@pytest.mark.slow
 def test_several_that_ran_together_all_go_on_and_are_exact(patient: Daemon) -> None:
     """Suspects, that run alone for a while: a death by SIGSEGV accuses."""
     prompts = [f"together {number}" for number in range(4)]

@@ -8,30 +8,29 @@ from dataclasses import replace
 from mlxd.core.errors import InvalidRequest, MlxdError, UnsupportedFeature
 from mlxd.core.events import (
     Completion,
-    Echo,
-    Embedding,
     Finished,
     GenerationEvent,
     ReasoningDelta,
-    Started,
-    TextDelta,
     TokenLogprob,
     ToolCall,
 )
 from mlxd.core.request import GenerationRequest
 from mlxd.dialects.base import Call, to_json
 from mlxd.dialects.fields import Fields, Json
+from mlxd.dialects.openai.choices import choices_of, read_count
 from mlxd.dialects.openai.errors import render_error
+from mlxd.dialects.openai.formats import format_names
 from mlxd.dialects.openai.logprobs import entry_of
-from mlxd.dialects.openai.messages import MessageReader, choose_tools, read_tool
-from mlxd.dialects.openai.parameters import include_usage, read_request
+from mlxd.dialects.openai.messages import MessageReader
+from mlxd.dialects.openai.parameters import limited, read_request, stream_options
 from mlxd.dialects.openai.stream import (
     CONTENT_TYPE,
     HEARTBEAT,
     ChunkEncoder,
     envelope_of,
-    usage_of,
+    whole,
 )
+from mlxd.dialects.openai.tools import old_form, with_tools
 from mlxd.dialects.tool_calls import tool_call_id
 
 _MOST_LOGPROBS = 20
@@ -56,46 +55,33 @@ class ChatCodec:
 
     def parse(self, body: Json, *, id: str, now: float) -> Call:
         fields, request = read_request(body)
-        _refuse_unoffered(fields)
-        request = _with_conversation(fields, request)
-        request = _with_thinking(fields, request)
+        _refuse_audio(fields)
+        request = _with_thinking(fields, _with_conversation(fields, request))
         request = replace(
-            request,
-            max_tokens=_max_tokens(fields),
-            format=_format(fields),
+            limited(request, _max_tokens(fields)),
             logprobs=_logprobs_asked(fields),
         )
+        first, *more = choices_of(request, read_count(fields))
         return Call(
             id=id,
             received=now,
             action="generate",
-            request=request,
-            include_usage=include_usage(fields),
+            request=first,
+            more=tuple(more),
+            choices=1 + len(more),
+            service_tier="default" if fields.text("service_tier") else "",
+            old_functions=old_form(fields),
+            names=format_names(fields),
+            **stream_options(fields),
         )
 
-    def encoder(self, call: Call) -> ChatEncoder:
-        return ChatEncoder(call, _envelope(call, "chat.completion.chunk"))
+    def encoder(self, call: Call) -> ChunkEncoder:
+        deltas = [ChatDeltas(call, index) for index in range(len(call.requests))]
+        return ChunkEncoder(call, _envelope(call, "chat.completion.chunk"), deltas)
 
     def render(self, call: Call, completions: Sequence[Completion], now: float) -> Json:
-        (completion,) = completions
-        finished = completion.finished
-        calls = [_tool_call(call, index, c) for index, c in enumerate(completion.tool_calls)]
-        message: Json = {
-            "role": "assistant",
-            "content": None if calls and not completion.text else completion.text,
-            "refusal": None,
-        }
-        message |= _reasoning(completion.reasoning)
-        if calls:
-            message["tool_calls"] = calls
-        choice = {
-            "index": 0,
-            "message": message,
-            "logprobs": _logprobs(call, completion.logprobs),
-            "finish_reason": _finish_reason(finished, bool(calls)),
-        }
-        usage = usage_of(finished, reasoned=bool(completion.reasoning))
-        return _envelope(call, "chat.completion") | {"choices": [choice], "usage": usage}
+        choices = [_whole_choice(call, index, one) for index, one in enumerate(completions)]
+        return whole(call, _envelope(call, "chat.completion"), choices, completions)
 
     def render_action(self, call: Call, now: float) -> Json:
         """This API can ask for neither load nor unload."""
@@ -105,51 +91,67 @@ class ChatCodec:
         return render_error(error)
 
 
-class ChatEncoder(ChunkEncoder):
-    """A stream of chat.completion.chunk objects."""
+class ChatDeltas:
+    """What the chunks of one choice hold."""
 
-    def __init__(self, call: Call, envelope: Json) -> None:
-        super().__init__(call, envelope)
-        self._tool_calls = 0
-        self._reasoned = False
+    def __init__(self, call: Call, index: int) -> None:
+        self._call = call
+        self._index = index
+        self._calls = 0
 
-    def _open(self) -> bytes:
-        return self._chunk(self._choice({"role": "assistant", "content": ""}))
+    def opening(self) -> Json:
+        return self._choice({"role": "assistant", "content": ""})
 
-    def _text_choice(self, text: str, logprobs: Iterable[TokenLogprob] = ()) -> Json:
+    def text(self, text: str, logprobs: Iterable[TokenLogprob] = ()) -> Json:
         return self._choice({"content": text}, logprobs)
+
+    def other(self, event: GenerationEvent) -> Json | None:
+        match event:
+            case ReasoningDelta(text, logprobs):
+                return self._choice(_reasoning(text), logprobs)
+            case ToolCall():
+                return self._called(event)
+            case Finished():
+                reason = _finish_reason(self._call, event, called=self._calls > 0)
+                return self._choice({}) | {"finish_reason": reason}
+            case _:
+                return None
+
+    def _called(self, event: ToolCall) -> Json | None:
+        number, self._calls = self._calls, self._calls + 1
+        if self._call.old_functions:
+            return None if number else self._choice({"function_call": _function(event)})
+        piece = {"index": number} | _tool_call(self._call, self._index, number, event)
+        return self._choice({"tool_calls": [piece]})
 
     def _choice(self, delta: Json, logprobs: Iterable[TokenLogprob] = ()) -> Json:
         entries = _logprobs(self._call, logprobs) if logprobs else None
-        return {"index": 0, "delta": delta, "logprobs": entries, "finish_reason": None}
-
-    def _other(self, event: GenerationEvent) -> bytes:
-        match event:
-            case Started() | Echo() | Embedding():
-                return b""
-            case TextDelta(text, logprobs):
-                return self._chunk(self._text_choice(text, logprobs))
-            case ReasoningDelta(text, logprobs):
-                self._reasoned = self._reasoned or bool(text)
-                return self._chunk(self._choice(_reasoning(text), logprobs))
-            case ToolCall():
-                index, self._tool_calls = self._tool_calls, self._tool_calls + 1
-                piece = {"index": index} | _tool_call(self._call, index, event)
-                return self._chunk(self._choice({"tool_calls": [piece]}))
-            case Finished():
-                reason = _finish_reason(event, self._tool_calls > 0)
-                last = self._choice({}) | {"finish_reason": reason}
-                return self._end(last, usage_of(event, reasoned=self._reasoned))
+        return {"index": self._index, "delta": delta, "logprobs": entries, "finish_reason": None}
 
 
 def _envelope(call: Call, object: str) -> Json:
     return envelope_of(call, f"chatcmpl-{call.id}", object)
 
 
-def _refuse_unoffered(fields: Fields) -> None:
-    for name in ("functions", "function_call"):
-        if fields.get(name):
-            raise UnsupportedFeature(f"{name} is not offered: use tools", param=name)
+def _whole_choice(call: Call, index: int, completion: Completion) -> Json:
+    called = bool(completion.tool_calls)
+    message: Json = {
+        "role": "assistant",
+        "content": None if called and not completion.text else completion.text,
+        "refusal": None,
+    }
+    message |= _reasoning(completion.reasoning)
+    if called:
+        message |= _calls(call, index, completion.tool_calls)
+    return {
+        "index": index,
+        "message": message,
+        "logprobs": _logprobs(call, completion.logprobs),
+        "finish_reason": _finish_reason(call, completion.finished, called=called),
+    }
+
+
+def _refuse_audio(fields: Fields) -> None:
     if fields.get("audio") or "audio" in (fields.array("modalities") or ()):
         raise UnsupportedFeature("audio output is not offered", param="modalities")
 
@@ -159,9 +161,7 @@ def _with_conversation(fields: Fields, request: GenerationRequest) -> Generation
     messages = tuple(reader.read(message) for message in fields.each("messages"))
     if not messages:
         raise InvalidRequest("messages must not be empty", param="messages")
-    tools = choose_tools(fields, tuple(read_tool(tool) for tool in fields.each("tools")))
-    fields.flag("parallel_tool_calls")
-    return replace(request, messages=messages, tools=tools)
+    return with_tools(fields, replace(request, messages=messages))
 
 
 def _with_thinking(fields: Fields, request: GenerationRequest) -> GenerationRequest:
@@ -192,29 +192,6 @@ def _max_tokens(fields: Fields) -> int | None:
     return old if new is None else new
 
 
-def _format(fields: Fields) -> str | Json | None:
-    wanted = fields.fields("response_format")
-    if wanted is None:
-        return None
-    match wanted.text("type"):
-        case "text":
-            return None
-        case "json_object":
-            return "json"
-        case "json_schema":
-            described = wanted.fields("json_schema")
-            if described is None:
-                raise wanted.wrong("json_schema", "object")
-            schema = described.mapping("schema")
-            return "json" if schema is None else schema
-        case _:
-            pass
-    raise InvalidRequest(
-        "response_format.type must be text, json_object or json_schema",
-        param="response_format.type",
-    )
-
-
 def _logprobs_asked(fields: Fields) -> int | None:
     top = fields.integer("top_logprobs", low=0, high=_MOST_LOGPROBS) or 0
     return top if fields.flag("logprobs") else None
@@ -225,15 +202,28 @@ def _reasoning(text: str) -> Json:
     return {"reasoning": text, "reasoning_content": text} if text else {}
 
 
-def _tool_call(call: Call, index: int, event: ToolCall) -> Json:
-    function = {"name": event.name, "arguments": to_json(event.arguments).decode()}
-    return {"id": tool_call_id(call.id, index), "type": "function", "function": function}
+def _calls(call: Call, choice: int, made: list[ToolCall]) -> Json:
+    if call.old_functions:
+        return {"function_call": _function(made[0])}
+    return {"tool_calls": [_tool_call(call, choice, *one) for one in enumerate(made)]}
 
 
-def _finish_reason(finished: Finished | None, called: bool) -> str:
-    if called:
-        return "tool_calls"
-    return finished.reason if finished else "stop"
+def _tool_call(call: Call, choice: int, number: int, event: ToolCall) -> Json:
+    known_by = f"{call.id}/{choice}" if choice else call.id
+    id = tool_call_id(known_by, number)
+    return {"id": id, "type": "function", "function": _function(event)}
+
+
+def _function(event: ToolCall) -> Json:
+    return {"name": event.name, "arguments": to_json(event.arguments).decode()}
+
+
+def _finish_reason(call: Call, finished: Finished | None, *, called: bool) -> str:
+    """An answer that was cut says so, whatever it called before: it may have gone on to more."""
+    reason = finished.reason if finished else "stop"
+    if not called or reason == "length":
+        return reason
+    return "function_call" if call.old_functions else "tool_calls"
 
 
 def _logprobs(call: Call, entries: Iterable[TokenLogprob]) -> Json | None:

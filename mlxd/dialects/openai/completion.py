@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
+from codecs import IncrementalDecoder, getincrementaldecoder
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from math import isnan
 from typing import Any
 
 from mlxd.core.errors import InvalidRequest, MlxdError, UnsupportedFeature
 from mlxd.core.events import (
     Completion,
     Echo,
-    Embedding,
     Finished,
     GenerationEvent,
     ReasoningDelta,
-    Started,
-    TextDelta,
     TokenLogprob,
-    ToolCall,
 )
 from mlxd.core.request import GenerationRequest
 from mlxd.dialects.base import Call, logprob_of
 from mlxd.dialects.fields import Fields, Json
+from mlxd.dialects.openai.choices import (
+    MOST_IN_ALL,
+    choices_of,
+    read_best_of,
+    read_count,
+    told,
+)
 from mlxd.dialects.openai.errors import render_error
-from mlxd.dialects.openai.parameters import include_usage, read_request, token_id
+from mlxd.dialects.openai.formats import format_names
+from mlxd.dialects.openai.parameters import limited, read_request, stream_options, token_id
 from mlxd.dialects.openai.stream import (
     CONTENT_TYPE,
     HEARTBEAT,
     ChunkEncoder,
     envelope_of,
-    usage_of,
+    whole,
 )
 
 _DEFAULT_MAX_TOKENS = 16
 _MOST_LOGPROBS = 5
-_PROMPT_FORMS = "string, array of one string, array of token ids"
+_MOST_SKIPPED = 8
+"""Characters of a prompt's text that no token of it says: its tokenizer has changed them."""
+_PROMPT_FORMS = "string, array of strings, array of token ids, or array of those"
 
 
 class CompletionCodec:
@@ -46,35 +54,42 @@ class CompletionCodec:
 
     def parse(self, body: Json, *, id: str, now: float) -> Call:
         fields, request = read_request(body)
-        _refuse_unoffered(fields)
+        echo = fields.flag("echo") or False
+        wanted = read_count(fields)
+        made = read_best_of(fields, wanted, stream=request.stream)
+        logprobs = fields.integer("logprobs", low=0, high=_MOST_LOGPROBS)
         request = replace(
-            _with_prompt(fields, request),
-            max_tokens=fields.integer("max_tokens", low=1) or _DEFAULT_MAX_TOKENS,
-            logprobs=fields.integer("logprobs", low=0, high=_MOST_LOGPROBS),
+            limited(request, _max_tokens(fields, echo=echo)),
+            logprobs=0 if logprobs is None and made > wanted else logprobs,
+            echo=echo,
         )
+        prompts = _with_prompts(fields, request)
+        if made * len(prompts) > MOST_IN_ALL:
+            words = f"the request asks for more than {MOST_IN_ALL} answers"
+            raise InvalidRequest(words, param="prompt")
+        first, *more = (one for each in prompts for one in choices_of(each, made))
         return Call(
             id=id,
             received=now,
             action="generate",
-            request=request,
-            include_usage=include_usage(fields),
+            request=first,
+            more=tuple(more),
+            choices=made,
+            kept=wanted if made > wanted else 0,
+            plural="prompt" if made == 1 else "n" if made == wanted else "best_of",
+            tells_logprobs=logprobs is not None,
+            names=format_names(fields),
+            **stream_options(fields),
         )
 
-    def encoder(self, call: Call) -> CompletionEncoder:
-        return CompletionEncoder(call, _envelope(call))
+    def encoder(self, call: Call) -> ChunkEncoder:
+        deltas = [TextDeltas(call, index) for index in range(len(call.requests))]
+        return ChunkEncoder(call, _envelope(call), deltas)
 
     def render(self, call: Call, completions: Sequence[Completion], now: float) -> Json:
-        """A prompt taken as it is knows no reasoning: what a model marks as such is text here."""
-        (completion,) = completions
-        finished = completion.finished
-        entries = _LogprobLists(call).extend(completion.logprobs)
-        choice = {
-            "index": 0,
-            "text": completion.reasoning + completion.text,
-            "logprobs": entries,
-            "finish_reason": finished.reason if finished else "stop",
-        }
-        return _envelope(call) | {"choices": [choice], "usage": usage_of(finished)}
+        answers = enumerate(told(call, completions))
+        choices = [_whole_choice(call, index, one) for index, one in answers]
+        return whole(call, _envelope(call), choices, completions)
 
     def render_action(self, call: Call, now: float) -> Json:
         """This API can ask for neither load nor unload."""
@@ -84,34 +99,52 @@ class CompletionCodec:
         return render_error(error)
 
 
-class CompletionEncoder(ChunkEncoder):
-    """A stream of text_completion objects."""
+class TextDeltas:
+    """What the chunks of one choice hold.
 
-    def __init__(self, call: Call, envelope: Json) -> None:
+    A prompt taken as it is knows no reasoning: what a model marks as such is text here.
+    """
+
+    def __init__(self, call: Call, index: int) -> None:
+        self._index = index
         self._lists = _LogprobLists(call)
-        super().__init__(call, envelope)
 
-    def _text_choice(self, text: str, logprobs: Iterable[TokenLogprob] = ()) -> Json:
-        entries = self._lists.extend(logprobs) if logprobs else None
-        return {"index": 0, "text": text, "logprobs": entries, "finish_reason": None}
+    def opening(self) -> None:
+        return None
 
-    def _other(self, event: GenerationEvent) -> bytes:
+    def text(self, text: str, logprobs: Iterable[TokenLogprob] = ()) -> Json:
+        return self._choice(text, self._lists.extend(logprobs) if logprobs else None)
+
+    def other(self, event: GenerationEvent) -> Json | None:
         match event:
-            case Started() | ToolCall() | Echo() | Embedding():
-                return b""
-            case TextDelta(text, logprobs) | ReasoningDelta(text, logprobs):
-                return self._chunk(self._text_choice(text, logprobs))
+            case Echo():
+                return self._choice(event.text, self._lists.begin(event))
+            case ReasoningDelta(text, logprobs):
+                return self.text(text, logprobs)
             case Finished(reason):
-                last = self._text_choice("") | {"finish_reason": reason}
-                return self._end(last, usage_of(event))
+                return self._choice("", None) | {"finish_reason": reason}
+            case _:
+                return None
+
+    def _choice(self, text: str, logprobs: Json | None) -> Json:
+        return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": None}
 
 
 class _LogprobLists:
     """OpenAI's old form: parallel lists, and where in the text each token begins."""
 
     def __init__(self, call: Call) -> None:
-        self._asked = call.request.logprobs
+        self._asked = call.request.logprobs if call.tells_logprobs else None
         self._offset = 0
+        self._characters = _characters()
+
+    def begin(self, echo: Echo) -> Json | None:
+        """Those of the prompt; what follows begins behind its text, whatever its tokens say."""
+        lists = self.extend(echo.logprobs) if echo.logprobs else None
+        if lists is not None:
+            lists["text_offset"] = _offsets(echo)
+        self._offset, self._characters = len(echo.text), _characters()
+        return lists
 
     def extend(self, entries: Iterable[TokenLogprob]) -> Json | None:
         if self._asked is None:
@@ -123,52 +156,103 @@ class _LogprobLists:
             "text_offset": [],
         }
         for entry in entries:
-            lists["tokens"].append(entry.token)
-            lists["token_logprobs"].append(logprob_of(entry.logprob))
-            lists["top_logprobs"].append(_top(entry) if self._asked else None)
+            known = not isnan(entry.logprob)
+            lists["tokens"].append(_name(entry.token, entry.raw))
+            lists["token_logprobs"].append(logprob_of(entry.logprob) if known else None)
+            lists["top_logprobs"].append(_top(entry) if self._asked and known else None)
             lists["text_offset"].append(self._offset)
-            self._offset += len(entry.token)
+            self._offset += len(self._characters.decode(entry.raw))
         return lists
+
+
+def _offsets(echo: Echo) -> list[int]:
+    """A token that is not in the text, as one that only opens it, begins where the next does."""
+    offsets: list[int] = []
+    at, characters = 0, _characters()
+    for entry in echo.logprobs:
+        piece = characters.decode(entry.raw)
+        found = echo.text.find(piece, at, at + len(piece) + _MOST_SKIPPED)
+        at = max(found, at)
+        offsets.append(at)
+        at += len(piece) if found >= 0 else 0
+    return offsets
+
+
+def _characters() -> IncrementalDecoder:
+    """Gives a character with the token that ends it."""
+    return getincrementaldecoder("utf-8")("ignore")
 
 
 def _top(entry: TokenLogprob) -> dict[str, float]:
     """The likeliest, and the sampled one where it is not among them."""
-    top = {token: logprob_of(logprob) for token, _, logprob in entry.top}
-    return top | {entry.token: logprob_of(entry.logprob)}
+    top = {_name(token, raw): logprob_of(logprob) for token, raw, logprob in entry.top}
+    return top | {_name(entry.token, entry.raw): logprob_of(entry.logprob)}
+
+
+def _name(token: str, raw: bytes) -> str:
+    """What is no text is called by its bytes, as OpenAI does where a token is all that is told."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+    return token
 
 
 def _envelope(call: Call) -> Json:
     return envelope_of(call, f"cmpl-{call.id}", "text_completion")
 
 
-def _refuse_unoffered(fields: Fields) -> None:
-    if fields.flag("echo"):
-        raise UnsupportedFeature("echo is not offered", param="echo")
-    if (fields.integer("best_of", low=1) or 1) > 1:
-        raise UnsupportedFeature("best_of > 1 is not offered", param="best_of")
-    if fields.text("suffix"):
-        raise UnsupportedFeature("suffix is not offered", param="suffix")
+def _whole_choice(call: Call, index: int, completion: Completion) -> Json:
+    lists, echo, finished = _LogprobLists(call), completion.echo, completion.finished
+    before = lists.begin(echo) if echo else None
+    after = lists.extend(completion.logprobs)
+    return {
+        "index": index,
+        "text": (echo.text if echo else "") + completion.reasoning + completion.text,
+        "logprobs": _joined(before, after) if before and after else after,
+        "finish_reason": finished.reason if finished else "stop",
+    }
 
 
-def _with_prompt(fields: Fields, request: GenerationRequest) -> GenerationRequest:
-    prompt = fields.get("prompt")
-    if isinstance(prompt, list) and prompt and not token_id(prompt[0]):
-        if len(prompt) > 1:
-            raise _several_or_wrong(fields, prompt)
-        prompt = prompt[0]
-    if prompt in (None, "", []):
-        raise InvalidRequest("prompt must not be empty", param="prompt")
-    if isinstance(prompt, str):
+def _joined(before: Json, after: Json) -> Json:
+    return {name: values + after[name] for name, values in before.items()}
+
+
+def _max_tokens(fields: Fields, *, echo: bool) -> int:
+    """None at all is for whoever wants the prompt scored."""
+    value = fields.integer("max_tokens", low=0 if echo else 1)
+    return _DEFAULT_MAX_TOKENS if value is None else value
+
+
+def _with_prompts(fields: Fields, request: GenerationRequest) -> list[GenerationRequest]:
+    """One for each prompt."""
+    suffix = fields.text("suffix") or None
+    if suffix is not None:
+        if request.echo:
+            raise UnsupportedFeature("echo is not offered with suffix", param="echo")
+        request = replace(request, suffix=suffix)
+    value = fields.get("prompt")
+    several = isinstance(value, list) and bool(value) and not token_id(value[0])
+    prompts = value if several else [value]
+    if len(prompts) > MOST_IN_ALL:
+        raise InvalidRequest(f"prompt takes at most {MOST_IN_ALL} prompts", param="prompt")
+    if len(prompts) == 1:
+        return [_with_prompt(fields, request, prompts[0], "prompt")]
+    return [
+        _with_prompt(fields, request, prompt, f"prompt[{index}]")
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def _with_prompt(
+    fields: Fields, request: GenerationRequest, prompt: Any, path: str
+) -> GenerationRequest:
+    if isinstance(prompt, str) and (prompt or request.suffix):
         return replace(request, text=prompt)
-    if isinstance(prompt, list) and all(map(token_id, prompt)):
-        return replace(request, token_ids=tuple(prompt))
-    raise fields.wrong("prompt", _PROMPT_FORMS)
-
-
-def _several_or_wrong(fields: Fields, prompt: list[Any]) -> InvalidRequest:
-    if all(isinstance(one, str | list) for one in prompt):
-        return UnsupportedFeature(
-            "several prompts in one request are not offered: send one request per prompt",
-            param="prompt",
-        )
-    return fields.wrong("prompt", _PROMPT_FORMS)
+    if prompt in (None, "", []):
+        raise InvalidRequest(f"{path} must not be empty", param=path)
+    if not isinstance(prompt, list) or not all(map(token_id, prompt)):
+        raise fields.wrong("prompt", _PROMPT_FORMS)
+    if request.suffix is not None:
+        raise UnsupportedFeature("suffix is offered for prompts of text only", param="suffix")
+    return replace(request, token_ids=tuple(prompt))

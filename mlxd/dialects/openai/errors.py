@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlxd.core.errors import MlxdError
-from mlxd.dialects.fields import Json, kind_of
+from mlxd.core.errors import InvalidRequest, MlxdError
+from mlxd.dialects.fields import Fields, Json, kind_of
 
 # Our code -> their (type, code). Complete: a test walks the tree of core/errors.py.
 NAMES: dict[str, tuple[str, str]] = {
@@ -59,6 +59,16 @@ def render_error(error: MlxdError) -> Json:
 def complain(path: str, expected: str, found: Any) -> str:
     got = "null" if found is None else _article(kind_of(found))
     return f"Invalid type for '{path}': expected {_article(expected)}, but got {got} instead."
+
+
+def required(fields: Fields, name: str) -> str:
+    """A text that is there and not empty."""
+    value = fields.text(name)
+    if not value:
+        raise InvalidRequest(
+            f"Missing required parameter: '{fields.path(name)}'.", param=fields.path(name)
+        )
+    return value
 
 
 def _article(kind: str) -> str:

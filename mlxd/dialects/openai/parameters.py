@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypedDict
 
-from mlxd.core.errors import InvalidRequest, UnsupportedFeature
+from mlxd.core.errors import InvalidRequest
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.dialects.fields import Fields, check_stops
 from mlxd.dialects.keep_alive import keep_alive
+from mlxd.dialects.openai.choices import LARGEST_SEED
 from mlxd.dialects.openai.errors import complain
+from mlxd.dialects.openai.formats import with_format
 
 FALLBACK = Sampling(temperature=1.0, top_p=1.0)
 
@@ -19,28 +22,47 @@ _MOST_BIASES = 1024
 _MOST_STOPS = 4
 
 
+class StreamOptions(TypedDict, total=False):
+    """As in Call."""
+
+    include_usage: bool
+    padded: bool
+
+
 def read_request(body: dict[str, Any]) -> tuple[Fields, GenerationRequest]:
     """What both endpoints read alike; prompt, length and logprobs are still missing."""
     fields = Fields(body, complain)
     model = fields.text("model")
     if not model:
         raise InvalidRequest("you must provide a model parameter", param="model")
-    if (fields.integer("n", low=1) or 1) > 1:
-        raise UnsupportedFeature("n > 1 is not offered: send one request per choice", param="n")
     request = GenerationRequest(
         model=model,
+        min_tokens=fields.integer("min_tokens", low=0) or 0,
+        ignore_eos=fields.flag("ignore_eos") or False,
         stop=_stop(fields),
         sampling=_sampling(fields),
         fallback=FALLBACK,
         keep_alive=keep_alive(fields),
         stream=fields.flag("stream") or False,
     )
-    return fields, request
+    return fields, with_format(fields, request)
 
 
-def include_usage(fields: Fields) -> bool:
+def limited(request: GenerationRequest, max_tokens: int | None) -> GenerationRequest:
+    """The same, of at most so many tokens."""
+    if max_tokens is not None and request.min_tokens > max_tokens:
+        raise InvalidRequest("min_tokens must be at most max_tokens", param="min_tokens")
+    return replace(request, max_tokens=max_tokens)
+
+
+def stream_options(fields: Fields) -> StreamOptions:
     options = fields.fields("stream_options")
-    return bool(options and options.flag("include_usage"))
+    if options is None:
+        return {}
+    return {
+        "include_usage": options.flag("include_usage") or False,
+        "padded": options.flag("include_obfuscation") or False,
+    }
 
 
 def token_id(value: Any) -> bool:
@@ -60,7 +82,7 @@ def _sampling(fields: Fields) -> Sampling:
         presence_penalty=fields.number("presence_penalty", low=-2.0, high=2.0),
         frequency_penalty=fields.number("frequency_penalty", low=-2.0, high=2.0),
         logit_bias=_logit_bias(fields),
-        seed=None if seed is None else seed & (2**63 - 1),
+        seed=None if seed is None else seed & LARGEST_SEED,
     )
 
 

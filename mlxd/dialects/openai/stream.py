@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from mlxd.core.errors import MlxdError
 from mlxd.core.events import (
     Burst,
+    Completion,
     Finished,
     GenerationEvent,
     Started,
@@ -20,80 +22,147 @@ from mlxd.dialects.openai.errors import render_error
 CONTENT_TYPE = "text/event-stream"
 HEARTBEAT = b": waiting\n\n"
 _DONE = b"data: [DONE]\n\n"
+_PADDING = b',"obfuscation":"'
+_BLOCK = 64
+"""Bytes: each padded chunk is a multiple of it long."""
+
+
+class Deltas(Protocol):
+    """What the chunks of one choice hold. Stateful: each event is told once, in order."""
+
+    def opening(self) -> Json | None:
+        """The choice that comes before the first piece of any answer, if one does."""
+        ...
+
+    def text(self, text: str, logprobs: Iterable[TokenLogprob] = ()) -> Json:
+        """The choice that holds a piece of the answer."""
+        ...
+
+    def other(self, event: GenerationEvent) -> Json | None:
+        """The choice of anything but plain text and the start; None where nothing is told."""
+        ...
+
+
+class _Choice:
+    """One choice on its way out. A chunk of plain text is the same bytes around it each time."""
+
+    __slots__ = ("after", "before", "deltas")
+
+    def __init__(self, deltas: Deltas, empty_chunk: bytes) -> None:
+        self.deltas = deltas
+        # A chunk of empty text holds its last `""` where the text goes.
+        self.before, _, self.after = empty_chunk.rpartition(b'""')
 
 
 class ChunkEncoder:
-    """One stream of chunks. A chunk of plain text is the same bytes around the text each time."""
+    """One stream of chunks: those of all choices as they come, and one usage at the end."""
 
-    def __init__(self, call: Call, envelope: Json) -> None:
+    def __init__(self, call: Call, envelope: Json, deltas: Sequence[Deltas]) -> None:
+        """`deltas`: one for each of the call's requests."""
         self._call = call
         self._envelope = envelope
-        self._opening = self._open()
-        # A chunk of empty text holds its last `""` where the text goes.
-        self._before, _, self._after = self._chunk(self._text_choice("")).rpartition(b'""')
+        self._deltas = deltas
+        self._choices: list[_Choice] = []
+        """Empty until there is something to say."""
+        self._ends: dict[int, Finished] = {}
 
     def feed(self, burst: Burst, now: float, choice: int = 0) -> bytes:
-        before, after = self._before, self._after
         chunks: list[bytes] = []
-        if self._opening and type(burst[-1]) is not Started:
-            chunks.append(self._opening)
-            self._opening = b""
+        if not self._choices:
+            _note_start(self._envelope, burst[0])
+            if type(burst[-1]) is Started:
+                return b""
+            chunks.append(self._open())
+        told = self._choices[choice]
+        before, after = told.before, told.after
         for event in burst:
-            if type(event) is TextDelta and not event.logprobs:
+            if type(event) is TextDelta and not event.logprobs and not self._call.padded:
                 chunks += (before, to_json(event.text), after)
-            else:
-                chunks.append(self._other(event))
+            elif type(event) is not Started:
+                chunks.append(self._other(told.deltas, event))
+                if type(event) is Finished:
+                    chunks.append(self._end(choice, event))
         return b"".join(chunks)
 
     def fail(self, error: MlxdError) -> bytes:
         return sse(to_json(render_error(error)))
 
     def _open(self) -> bytes:
-        """What comes before the first piece of the answer; a start alone sends nothing."""
-        return b""
+        """All at once and in order: the client library numbers choices as they first appear."""
+        self._choices = [_Choice(one, self._chunk(one.text(""))) for one in self._deltas]
+        openings = [one.opening() for one in self._deltas]
+        return b"".join(self._chunk(opening) for opening in openings if opening is not None)
 
-    def _text_choice(self, text: str, logprobs: Iterable[TokenLogprob] = ()) -> Json:
-        """The choice that holds a piece of the answer."""
-        raise NotImplementedError
-
-    def _other(self, event: GenerationEvent) -> bytes:
-        """The chunks of anything but plain text."""
-        raise NotImplementedError
+    def _other(self, deltas: Deltas, event: GenerationEvent) -> bytes:
+        choice = deltas.text(event.text, event.logprobs) if type(event) is TextDelta else None
+        choice = choice or deltas.other(event)
+        return b"" if choice is None else self._chunk(choice)
 
     def _chunk(self, choice: Json) -> bytes:
         chunk = self._envelope | {"choices": [choice]}
         if self._call.include_usage:
             chunk["usage"] = None
-        return sse(to_json(chunk))
+        data = to_json(chunk)
+        return sse(_padded(data) if self._call.padded else data)
 
-    def _end(self, last_choice: Json, usage: Json) -> bytes:
-        end = self._chunk(last_choice)
-        if self._call.include_usage:
-            end += sse(to_json(self._envelope | {"choices": [], "usage": usage}))
-        return end + _DONE
+    def _end(self, choice: int, finished: Finished) -> bytes:
+        """Nothing, until every choice has ended."""
+        self._ends[choice] = finished
+        if len(self._ends) < len(self._deltas):
+            return b""
+        if not self._call.include_usage:
+            return _DONE
+        ends = [self._ends[number] for number in sorted(self._ends)]
+        usage = usage_of(self._call, ends)
+        return sse(to_json(self._envelope | {"choices": [], "usage": usage})) + _DONE
 
 
 def envelope_of(call: Call, id: str, object: str) -> Json:
     """What every answer and every chunk of one call begins with."""
-    return {
+    envelope: Json = {
         "id": id,
         "object": object,
         "created": int(call.received),
         "model": call.request.model,
-        "system_fingerprint": "mlxd",
+        "system_fingerprint": None,
+    }
+    if call.service_tier:
+        envelope["service_tier"] = call.service_tier
+    return envelope
+
+
+def whole(
+    call: Call, envelope: Json, choices: list[Json], completions: Sequence[Completion]
+) -> Json:
+    """A whole answer. Those of `completions` that are not told have their part in its usage."""
+    _note_start(envelope, completions[0].started)
+    usage = usage_of(call, [completion.finished for completion in completions])
+    return envelope | {"choices": choices, "usage": usage}
+
+
+def usage_of(call: Call, ends: Sequence[Finished | None]) -> Json:
+    """Token counts of all answers together; a prompt counts once, however many it has."""
+    made = [end for end in ends if end is not None]
+    read = [end for end in ends[:: call.choices] if end is not None]
+    prompt = sum(end.prompt_tokens for end in read)
+    completion = sum(end.completion_tokens for end in made)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(end.cached_tokens for end in read)},
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(end.reasoning_tokens for end in made)
+        },
     }
 
 
-def usage_of(finished: Finished | None, *, reasoned: bool = False) -> Json:
-    """Token counts. How many were reasoning is only known when none were."""
-    if finished is None:
-        return {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-    usage: Json = {
-        "prompt_tokens": finished.prompt_tokens,
-        "completion_tokens": finished.completion_tokens,
-        "total_tokens": finished.prompt_tokens + finished.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": finished.cached_tokens},
-    }
-    if not reasoned:
-        usage["completion_tokens_details"] = {"reasoning_tokens": 0}
-    return usage
+def _note_start(envelope: Json, event: GenerationEvent | None) -> None:
+    if type(event) is Started and event.fingerprint:
+        envelope["system_fingerprint"] = event.fingerprint
+
+
+def _padded(data: bytes) -> bytes:
+    """The same object, as long as the next multiple of `_BLOCK`."""
+    missing = -(len(data) + len(_PADDING) + 1) % _BLOCK
+    return data[:-1] + _PADDING + b"0" * missing + b'"}'

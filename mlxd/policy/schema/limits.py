@@ -140,4 +140,10 @@ class Limits(Policy):
     responses: Responses = section(
         "Answers of OpenAI's responses API that are kept for the client that asked."
     )
+    choices: int = field(
+        16, "Answers that one request may ask for, over all of its prompts (OpenAI's `n` and "
+        "`best_of`, several prompts); one for more is refused (400). It counts once and takes one "
+        "slot, so this bounds what a slot can be used for.",
+        unit="answers", example="4", ge=1, le=2048,
+    )  # fmt: skip
     adaptive: Adaptive = section("A concurrency limit that finds its own value.")

@@ -14,8 +14,6 @@ from mlxd.core.request import CalledTool, GenerationRequest, Message, Sampling
 from mlxd.dialects.openai import ChatCodec
 
 USER = {"role": "user", "content": "hi"}
-F = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-G = {"type": "function", "function": {"name": "g"}}
 
 
 def parse(*messages: Any, **body: Any) -> GenerationRequest:
@@ -79,14 +77,42 @@ def test_null_is_absent_everywhere() -> None:
         "logit_bias",
     )
     rest = ("reasoning", "reasoning_effort", "chat_template_kwargs", "user", "metadata", "audio")
-    assert parse(**dict.fromkeys((*names, *more, *rest))) == parse()
+    old = ("functions", "function_call", "parallel_tool_calls", "service_tier")
+    vllm = ("guided_json", "guided_regex", "guided_choice", "structured_outputs", "min_tokens")
+    assert parse(**dict.fromkeys((*names, *more, *rest, *old, *vllm, "ignore_eos"))) == parse()
 
 
 def test_what_is_not_ours_is_ignored() -> None:
     assert (
-        parse(user=5, metadata=[], store="x", service_tier=None, prediction=1, nonsense={})
+        parse(user=5, metadata=[], store="x", priority=-3, prediction=1, verbosity=2, nonsense={})
         == parse()
     )
+
+
+def test_the_tier_is_said_where_one_was_asked_for() -> None:
+    """There is one: whatever was asked for, that is what it was served in."""
+    first, *_ = chunks(Started(5), END, service_tier="priority")
+    assert first["service_tier"] == "default"
+    assert "service_tier" not in chunks(Started(5), END)[0]
+
+
+def test_how_an_answer_may_end() -> None:
+    request = parse(min_tokens=5, ignore_eos=True, max_tokens=5)
+    assert (request.min_tokens, request.ignore_eos, request.max_tokens) == (5, True, 5)
+    assert (parse().min_tokens, parse().ignore_eos) == (0, False)
+
+
+def test_padded_chunks_tell_nothing_of_their_texts_length() -> None:
+    codec = ChatCodec()
+    body = {"model": "m", "messages": [USER], "stream_options": {"include_obfuscation": True}}
+    encoder = codec.encoder(codec.parse(body, id="abc", now=5.5))
+    encoder.feed([Started(5), TextDelta("")], 9.0)
+    for length in range(130):
+        chunk = encoder.feed([TextDelta("x" * length)], 9.0)
+        data = json.loads(chunk.removeprefix(b"data: "))
+        assert data["choices"][0]["delta"] == {"content": "x" * length}
+        assert set(data["obfuscation"]) <= {"0"}
+        assert (len(chunk) - len(b"data: \n\n")) % 64 == 0
 
 
 @pytest.mark.parametrize(
@@ -183,37 +209,6 @@ def test_arguments_are_bounded_over_the_whole_conversation() -> None:
     parse({"role": "assistant", "tool_calls": [call] * 100})
     with pytest.raises(InvalidRequest, match="too many values"):
         parse({"role": "assistant", "tool_calls": [call] * 200})
-
-
-@pytest.mark.parametrize(
-    ("choice", "left"),
-    [
-        (None, (F, G)),
-        ("auto", (F, G)),
-        ("required", (F, G)),
-        ("none", ()),
-        ({"type": "function", "function": {"name": "g"}}, (G,)),
-        ({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [F]}}, (F,)),
-    ],
-)
-def test_tool_choice(choice: Any, left: tuple[Any, ...]) -> None:
-    assert parse(tools=[F, G], tool_choice=choice).tools == left
-
-
-@pytest.mark.parametrize(
-    ("given", "meant"),
-    [
-        ({"type": "text"}, None),
-        ({"type": "json_object"}, "json"),
-        ({"type": "json_schema", "json_schema": {"name": "x"}}, "json"),
-        (
-            {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array"}}},
-            {"type": "array"},
-        ),
-    ],
-)
-def test_response_format(given: Any, meant: Any) -> None:
-    assert parse(response_format=given).format == meant
 
 
 @pytest.mark.parametrize(

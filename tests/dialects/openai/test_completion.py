@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mlxd.core.events import Completion, Echo, Finished, TokenLogprob
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.dialects.openai import CompletionCodec
 
@@ -46,3 +47,45 @@ def test_logprobs(logprobs: int | None, meant: int | None) -> None:
 
 def test_what_asks_for_nothing_special_passes() -> None:
     assert parse(n=1, best_of=1, echo=False, suffix="", max_tokens=None) == parse()
+
+
+def test_a_suffix_needs_no_prefix() -> None:
+    request = parse(prompt="", suffix=" end")
+    assert (request.text, request.suffix) == ("", " end")
+    assert parse(suffix=None).suffix is None
+
+
+@pytest.mark.parametrize(
+    ("body", "limit"),
+    [({}, 16), ({"echo": True}, 16), ({"echo": True, "max_tokens": 0}, 0), ({"max_tokens": 1}, 1)],
+)
+def test_max_tokens(body: dict[str, Any], limit: int) -> None:
+    assert parse(**body).max_tokens == limit
+
+
+def test_a_token_that_is_no_text_is_called_by_its_bytes() -> None:
+    """Else two of them would be one key of an object."""
+    codec = CompletionCodec()
+    call = codec.parse({"model": "m", "prompt": "hi", "logprobs": 2}, id="a", now=0.0)
+    top = (("", b"\xd0", -1.0), ("", b"\xe4\xb8", -2.0))
+    answer = Completion(logprobs=[TokenLogprob("", b"\xd0", -1.0, top)])
+    (choice,) = codec.render(call, [answer], 0.0)["choices"]
+    assert choice["logprobs"]["tokens"] == [r"bytes:\xd0"]
+    assert choice["logprobs"]["top_logprobs"] == [{r"bytes:\xd0": -1.0, r"bytes:\xe4\xb8": -2.0}]
+
+
+def test_offsets_count_whole_characters() -> None:
+    """A token may be half a character, and one of the prompt may be none of its text."""
+    codec = CompletionCodec()
+    call = codec.parse({"model": "m", "prompt": "hi", "logprobs": 0, "echo": True}, id="a", now=0.0)
+    tokens = [("<s>", b"<s>"), ("▁hi", b" hi"), ("▁you", b" you"), ("!", b"!")]
+    echo = Echo("hi you!", tuple(TokenLogprob(token, raw, -1.0) for token, raw in tokens))
+    halves = [TokenLogprob("\ufffd", b"\xd0", -1.0), TokenLogprob("\ufffd", b"\xaf", -1.0)]
+    answer = Completion(
+        echo=echo,
+        text="\u042f!",
+        logprobs=[*halves, TokenLogprob("!", b"!", -1.0)],
+        finished=Finished("stop", 2, 3),
+    )
+    (choice,) = codec.render(call, [answer], 0.0)["choices"]
+    assert choice["logprobs"]["text_offset"] == [0, 0, 2, 6, 7, 7, 8]
