@@ -6,6 +6,8 @@ import contextlib
 import functools
 import inspect
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -145,17 +147,30 @@ class Prompter:
     def _template(
         self, messages: list[Json], request: GenerationRequest, **how: bool
     ) -> str | list[int]:
-        """Text, or tokens where the tokenizer writes none."""
+        """Text, or tokens where the tokenizer writes none. A template that takes the system's turn
+        at the beginning only is given later ones as the user's.
+        """
         try:
-            prompt: str | list[int] = self._tokenizer.apply_chat_template(
-                messages,
-                tools=list(request.tools) or None,
-                tokenize=not self._renders_text,
-                **how,
-                **self._options(request),
-            )
+            return self._applied(messages, request, **how)
         except TemplateError as error:
-            raise Refusal(f"the model's chat template refuses this: {error}") from error
+            changed = _with_one_system_turn(messages)
+            if changed == messages:
+                raise _refused(error) from error
+        try:
+            return self._applied(changed, request, **how)
+        except TemplateError as error:
+            raise _refused(error) from error
+
+    def _applied(
+        self, messages: list[Json], request: GenerationRequest, **how: bool
+    ) -> str | list[int]:
+        prompt: str | list[int] = self._tokenizer.apply_chat_template(
+            messages,
+            tools=list(request.tools) or None,
+            tokenize=not self._renders_text,
+            **how,
+            **self._options(request),
+        )
         return prompt
 
     def _options(self, request: GenerationRequest) -> dict[str, Any]:
@@ -178,6 +193,24 @@ def _thinking(think: bool | str | None) -> dict[str, Any]:
     if isinstance(think, bool):
         return {"enable_thinking": think}
     return {"enable_thinking": think != "none", "reasoning_effort": think}
+
+
+def _refused(error: TemplateError) -> Refusal:
+    return Refusal(f"the model's chat template refuses this: {error}")
+
+
+def _with_one_system_turn(messages: list[Json]) -> list[Json]:
+    """The first may be the system's; neighbours that then are the user's become one."""
+    first, *later = messages
+    asked = [turn | {"role": "user"} if turn["role"] == "system" else turn for turn in later]
+    turns: list[Json] = []
+    for role, neighbours in groupby([first, *asked], key=itemgetter("role")):
+        if role == "user":
+            content = "\n".join(turn["content"] for turn in neighbours)
+            turns.append({"role": "user", "content": content})
+        else:
+            turns += neighbours
+    return turns
 
 
 def _template_message(message: Message) -> Json:

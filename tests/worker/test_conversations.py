@@ -1,4 +1,4 @@
-"""Conversations whose last turn is the beginning of the answer."""
+"""Conversations that templates do not take as they are: answers begun, late instructions."""
 
 from __future__ import annotations
 
@@ -28,6 +28,14 @@ HIDES = (
     "{% for message in messages %}{% if message.role == 'user' %}{{ message.content }}\n"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}A:<think>{% endif %}"
 )
+
+
+# As Qwen3.5 and Gemma have it.
+STRICT = (
+    "{% for message in messages %}{% if message.role == 'system' and not loop.first %}"
+    "{{ raise_exception('System message must be at the beginning.') }}{% endif %}{% endfor %}"
+    "{% if messages[-1].content == 'No.' %}{{ raise_exception('Say yes.') }}{% endif %}"
+) + CHAT_TEMPLATE
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +97,31 @@ def test_a_turn_that_is_not_to_go_on_is_closed(prompter_of: Any) -> None:
 def test_without_a_template_an_answer_begins_as_before(prompter_of: Any) -> None:
     text, _ = prompt(prompter_of(None), ASKED, continue_last=False)
     assert text == "USER: How?\nASSISTANT:"
+
+
+SYSTEM = Message("system", "Be short.")
+
+
+def test_a_later_turn_of_the_systems_stays_where_it_is(prompter_of: Any) -> None:
+    text, _ = prompt(prompter_of(CHAT_TEMPLATE), ASKED, SYSTEM, continue_last=False)
+    assert "<|im_start|>system\nBe short.<|im_end|>" in text
+
+
+def test_where_a_template_does_not_take_it_there_it_is_the_users(prompter_of: Any) -> None:
+    turns = (SYSTEM, ASKED, SYSTEM, Message("assistant", "So."), SYSTEM)
+    text, _ = prompt(prompter_of(STRICT), *turns, continue_last=False)
+    assert text == (
+        "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nHow?\nBe short.<|im_end|>\n"
+        "<|im_start|>assistant\nSo.<|im_end|>\n<|im_start|>user\nBe short.<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize("before", [(), (ASKED, SYSTEM, Message("assistant", "Hm."))])
+def test_a_template_that_refuses_all_the_same_says_why(prompter_of: Any, before: Any) -> None:
+    turns = (*before, Message("user", "No."))
+    with pytest.raises(Refusal, match="Say yes"):
+        prompt(prompter_of(STRICT), *turns, continue_last=False)
 
 
 def test_what_no_template_shows_cannot_go_on_alone(prompter_of: Any) -> None:
