@@ -137,7 +137,7 @@ class Limits(Policy):
         example="[{requests: 10, window: 1s}]",
     )  # fmt: skip
     tokens: Tokens = section("How long prompts and answers may be.")
+    adaptive: Adaptive = section("A concurrency limit that finds its own value.")
     responses: Responses = section(
         "Answers of OpenAI's responses API that are kept for the client that asked."
     )
-    adaptive: Adaptive = section("A concurrency limit that finds its own value.")
