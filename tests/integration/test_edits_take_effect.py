@@ -57,13 +57,19 @@ def test_more_slots_are_there_at_once_and_fewer_stop_nothing(start: Start) -> No
             second.read(3)
 
 
-def test_a_rate_limit_follows_its_edit_and_forgives_nothing(start: Start) -> None:
+def test_limits_follow_their_edits(start: Start) -> None:
+    """A rate that is limited otherwise forgives nothing; answers that are kept may be forgotten."""
     daemon = start({"limits": "rate_limit: [{requests: 2}]\n"})
     assert [post(daemon).status_code for _ in range(3)] == [200, 200, 429]
     edit(daemon, "limits", "rate_limit: [{requests: 3, name: another}]\n")
     assert [post(daemon).status_code for _ in range(2)] == [200, 429]
     edit(daemon, "limits", NO_RATE)
     assert post(daemon).status_code == 200
+    asked = {"model": "tiny-a", "input": "x", "max_output_tokens": 1}
+    kept = f"/v1/responses/{daemon.http.post('/v1/responses', json=asked).json()['id']}"
+    assert daemon.http.get(kept).status_code == 200
+    edit(daemon, "limits", f"{NO_RATE}responses: {{store: off}}\n")
+    assert daemon.http.get(kept).status_code == 404
 
 
 def test_aliases_chains_and_folders_follow_their_edits(

@@ -137,9 +137,6 @@ class Limits(Policy):
         example="[{requests: 10, window: 1s}]",
     )  # fmt: skip
     tokens: Tokens = section("How long prompts and answers may be.")
-    responses: Responses = section(
-        "Answers of OpenAI's responses API that are kept for the client that asked."
-    )
     choices: int = field(
         16, "Answers that one request may ask for, over all of its prompts (OpenAI's `n` and "
         "`best_of`, several prompts); one for more is refused (400). It counts once and takes one "
@@ -147,3 +144,6 @@ class Limits(Policy):
         unit="answers", example="4", ge=1, le=2048,
     )  # fmt: skip
     adaptive: Adaptive = section("A concurrency limit that finds its own value.")
+    responses: Responses = section(
+        "Answers of OpenAI's responses API that are kept for the client that asked."
+    )

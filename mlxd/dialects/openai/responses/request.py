@@ -84,7 +84,7 @@ def read(body: Json, earlier: Earlier, *, keeps: bool) -> Asked:
         messages=messages,
         tools=offered,
         tool_choice=demand,
-        format=form,
+        format=request.format if form is None else form,
         max_tokens=settings["max_output_tokens"],
         logprobs=_logprobs_asked(fields, settings),
     )
