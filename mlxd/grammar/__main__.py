@@ -78,7 +78,9 @@ def _bytes() -> Any:
 
 
 def _limit_memory() -> None:
-    """Where the system keeps to it: Linux does."""
+    """Where the system keeps to it."""
+    if sys.platform != "linux":
+        return
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = MOST_BYTES if hard == resource.RLIM_INFINITY else min(MOST_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_AS, (most, hard))
