@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 
 from mlxd.cli.models import fit, words
 from mlxd.cli.models.pull import Told
+from tests.support import command
 from tests.support.daemon import Daemon, daemon
 from tests.support.hub import Hub, hub
 from tests.support.model_maker import Shape, make_model
@@ -166,10 +166,7 @@ def test_wrong_usage_is_exit_status_2(tmp_path: Path, arguments: tuple[str, ...]
 
 
 def call(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mlxd", *arguments, "--state", str(state)],
-        check=False, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    return command.mlxd(*arguments, "--state", state)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from mlxd.server.admin_socket import MAX_PATH_BYTES
+from tests.support import command
 from tests.support.daemon import Daemon, daemon, free_port, write_policies
 
 pytestmark = pytest.mark.mlx
@@ -33,10 +34,7 @@ def edit(running: Daemon, **files: str) -> None:
 def mlxd(running: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
     folder = running.state.parent
     places = ["--state", str(running.state), "--policies", str(folder / "policies")]
-    return subprocess.run(
-        [sys.executable, "-m", "mlxd", "policy", *arguments, *places],
-        check=False, capture_output=True, text=True, timeout=30,
-    )  # fmt: skip
+    return command.mlxd("policy", *arguments, *places)
 
 
 def asked(running: Daemon, *arguments: str) -> tuple[int, Json]:
@@ -147,11 +145,9 @@ def test_a_folder_in_the_place_of_the_admin_socket_is_set_aside(
 
 def test_a_command_that_names_no_folder_means_the_daemons(running: Daemon) -> None:
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "mlxd", "policy", *arguments, "--state", str(running.state)],
-            check=False, capture_output=True, text=True, timeout=30,
-            env={k: v for k, v in os.environ.items() if not k.startswith("MLXD_")},
-        )  # fmt: skip
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MLXD_")}
+        places = ("--state", running.state)
+        return command.mlxd("policy", *arguments, *places, environment=environment)
 
     folder = running.state.parent / "policies"
     assert call("check").stdout.startswith(f"{folder}: valid\n")
@@ -394,10 +390,7 @@ def test_a_daemon_without_a_folder_follows_the_one_that_init_makes(tmp_path: Pat
                     return {}
 
             until(lambda: policy().get("source") == "defaults", 20.0)
-            subprocess.run(
-                [sys.executable, "-m", "mlxd", "policy", "init"], env=environment, check=True,
-                capture_output=True,
-            )  # fmt: skip
+            assert command.mlxd("policy", "init", environment=environment).returncode == 0
             until(lambda: policy()["source"] == "files", 8.0)
             write_policies(tmp_path / "config/mlxd/policies", {"limits": SLOTS.format(2)})
             until(lambda: http.get("/health").json()["max_concurrent"] == 2, 4.0)

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from tests.integration.talking import (
     say,
     workers_of,
 )
+from tests.support import command
 from tests.support.daemon import Daemon, daemon
 
 pytestmark = pytest.mark.mlx
@@ -119,8 +119,7 @@ def moves(running: Daemon) -> list[tuple[str, str]]:
 
 
 def mlxd(running: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mlxd", *arguments, "--state", str(running.state)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    return command.mlxd(*arguments, "--state", running.state)
 
 
 class Reader:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support import command
 from tests.support.daemon import Daemon, free_port, write_policies
 
 pytestmark = pytest.mark.mlx
@@ -22,6 +23,8 @@ USAGE = 2
 
 def _mlxd(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MLXD_", "MLX_API_"))}
+    if arguments[0] != "serve":
+        return command.mlxd(*arguments, environment={**clean, **environment})
     return subprocess.run(
         [sys.executable, "-m", "mlxd", *map(str, arguments)],
         check=False,

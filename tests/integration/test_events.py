@@ -23,6 +23,7 @@ import pytest
 
 from tests.integration.conftest import NO_LIMITS
 from tests.integration.talking import ENDLESS, eventually, generate, held, say, workers_of
+from tests.support import command
 from tests.support.daemon import Daemon, daemon
 from tests.support.sse import silent_follower, stream
 
@@ -35,10 +36,7 @@ FULL = "concurrency: {max_in_flight: 1}\nrate_limit: []\n"
 
 def mlxd(running: Daemon, *arguments: str, status: int = 0) -> str:
     """A command's output."""
-    done = subprocess.run(
-        [sys.executable, "-m", "mlxd", *arguments, "--state", str(running.state)],
-        check=False, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    done = command.mlxd(*arguments, "--state", running.state)
     assert done.returncode == status, done.stderr
     return done.stdout
 
@@ -444,10 +442,7 @@ class TestCommand:
         running = start(policies={"server": "listen: {port: 1}\n"}, port_flag=True)
         running.stop()
         environment = {**os.environ, "MLX_API_PORT": "1"}
-        done = subprocess.run(
-            [sys.executable, "-m", "mlxd", "events", "--state", str(running.state)],
-            check=False, capture_output=True, text=True, timeout=60, env=environment,
-        )  # fmt: skip
+        done = command.mlxd("events", "--state", running.state, environment=environment)
         assert (done.returncode, done.stdout) == (1, "")
         assert "no answer from the daemon" in done.stderr
         assert mlxd(running, "crashes") == f"no crash is recorded in {running.state}\n"

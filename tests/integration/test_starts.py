@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.integration.conftest import NO_LIMITS
 from tests.integration.talking import ENDLESS, body_for, eventually, say
+from tests.support import command
 from tests.support.daemon import Daemon, daemon
 
 pytestmark = pytest.mark.mlx
@@ -21,8 +20,7 @@ POLICIES = {"limits": NO_LIMITS, "supervision": "daemon: {max_restarts: 2}\n"}
 
 
 def _reset(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mlxd", "service", "reset", "--state", str(state), *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
+    return command.mlxd("service", "reset", "--state", state, *arguments)
 
 
 def _killed(folder: Path, zoo: Path, times: int, policies: dict[str, str] | None = None) -> None:
@@ -114,7 +112,5 @@ def test_a_reset_that_cannot_be_had_is_said(tmp_path: Path) -> None:
 
 
 def test_wrong_usage_is_two(tmp_path: Path) -> None:
-    command: list[Any] = [sys.executable, "-m", "mlxd", "service"]
     for arguments in ([], ["restart"], ["reset", "--nonsense"]):
-        done = subprocess.run([*command, *arguments], check=False, capture_output=True, timeout=30)
-        assert done.returncode == 2
+        assert command.mlxd("service", *arguments).returncode == 2
