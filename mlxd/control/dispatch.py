@@ -147,6 +147,8 @@ def _check_capabilities(request: GenerationRequest, card: ModelCard) -> None:
     """Raises UnsupportedFeature, in the words that Ollama's clients look for."""
     if request.tools and "tools" not in card.capabilities:
         raise UnsupportedFeature(f"{request.model} does not support tools", param="tools")
+    if request.suffix is not None and "insert" not in card.capabilities:
+        raise UnsupportedFeature(f"{request.model} does not support insert", param="suffix")
     if request.think and request.think_or_refuse and "thinking" not in card.capabilities:
         raise UnsupportedFeature(f'"{request.model}" does not support thinking', param="think")
 
@@ -164,7 +166,7 @@ def _order(case: Case, policies: PolicySet, arrived: float, sampling: Sampling) 
         sampling=sampling,
         max_prompt=tokens.max_prompt if tokens.mode == "enforce" else case.card.context,
         max_output=tokens.max_output,
-        context=case.card.context,
+        context=min(case.card.context, case.request.max_context or case.card.context),
         limits=Limits(
             generation=float(timeouts.generation),
             first_token=float(timeouts.first_token),

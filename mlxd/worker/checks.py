@@ -47,7 +47,7 @@ class Checks:
             tokens=rendered.tokens,
             max_tokens=_max_tokens(generate, room.context - len(rendered.tokens)),
             reasoning=rendered.reasoning,
-            stops=StopStrings(request.stop),
+            stops=StopStrings((*request.stop, *self.prompter.ends(request))),
             grammar=self._grammar(generate, rendered),
             expected_output=generate.expected_output,
             wait_seconds=generate.wait_seconds,

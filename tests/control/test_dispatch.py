@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from mlxd.control.admission import Admission
 from mlxd.control.dispatch import Asker, Dispatcher
 from mlxd.core.clock import ManualClock
-from mlxd.core.errors import RequestQuarantined
+from mlxd.core.errors import RequestQuarantined, UnsupportedFeature
 from mlxd.core.events import Finished, TextDelta
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest, Sampling
@@ -116,3 +117,28 @@ async def test_what_is_no_answer_is_not_rated(want: Any, slots: int, rated: int)
     state = admission.rate_state("c", policies)
     assert state is not None
     assert state.requests - state.remaining == rated
+
+
+@pytest.mark.parametrize(("asked", "meant"), [(None, 512), (100, 100), (1000, 512)])
+async def test_a_request_may_want_less_context_than_its_model_has(
+    asked: int | None, meant: int
+) -> None:
+    parts: Any = Parts()
+    dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())
+    request = GenerationRequest(model="m", text="x", max_context=asked)
+    async with dispatcher.open(request, Asker("c", load(), lambda rule: None)) as bursts:
+        assert [burst async for burst in bursts] == []
+    assert [order.context for order in parts.orders] == [meant]
+
+
+async def test_a_gap_is_for_models_that_fill_one() -> None:
+    parts: Any = Parts()
+    dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())
+    request = GenerationRequest(model="m:1b", text="x", suffix="y")
+    asker = Asker("c", load(), lambda rule: None)
+    with pytest.raises(UnsupportedFeature, match=r"^m:1b does not support insert$"):
+        async with dispatcher.open(request, asker):
+            pass
+    parts.card = replace(parts.card, capabilities=("insert",))
+    async with dispatcher.open(request, asker) as bursts:
+        assert [burst async for burst in bursts] == []
