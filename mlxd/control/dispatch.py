@@ -154,7 +154,9 @@ def _check_capabilities(request: GenerationRequest, card: ModelCard) -> None:
 
 
 def _case(request: GenerationRequest, card: ModelCard, asker: Asker) -> Case:
-    """The client decides, then the model's own files, then the dialect."""
+    """The client decides, then who created the model, its files, then the dialect."""
+    if card.preset is not None:
+        request = card.preset.applied(request)
     sampling = request.sampling.over(card.sampling).over(request.fallback)
     return Case(asker.client, card, request, sampling)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from mlxd.control.pulled import PulledModels
 from mlxd.control.residency import Residency
 from mlxd.core.errors import Forbidden, InvalidRequest, ModelInUse, ModelNotFound
 from mlxd.core.models import ModelCard, canonical
+from mlxd.core.preset import Preset
 from mlxd.core.threads import Threads
 from mlxd.policy.load import PolicySet
 
@@ -36,20 +38,52 @@ class Library:
         """Give a model one more name; its files are not copied. Raises InvalidRequest,
         ModelNotFound.
         """
-        names = await self.catalog.rescanned(policies)
-        card = names.find(source)
-        if card is None:
-            raise ModelNotFound(source)
+        names, card = await self._found(source, policies)
         self._check_free(destination, names, policies)
         own = self.own_names.get(card.name)
-        model = own.model if own is not None else card.name
-        try:
-            name = OwnName(destination.strip(), model, "copy")
-            await self.threads.run(self.own_names.put, name)
-        except OSError as error:
-            raise ModelInUse(f"the name cannot be kept: {error.strerror}") from error
-        self._say("model_copied", f"{destination} is {model}", model)
+        preset = own.preset if own is not None else None
+        name = OwnName(destination.strip(), self._root(card), "copy", preset)
+        await self._keep(name)
+        self._say("model_copied", f"{destination} is {name.model}", name.model)
         return card
+
+    async def create(
+        self, name: str, source: str, preset: Preset, policies: PolicySet
+    ) -> ModelCard:
+        """A model that is another one with `preset` in front; what that does not say the other one
+        does. One that was created before is replaced. Raises InvalidRequest, ModelNotFound.
+        """
+        names, card = await self._found(source, policies)
+        self._check_free(name, names, policies, "model")
+        known = self.own_names.get(card.name)
+        if known is not None and known.preset is not None:
+            preset = preset.over(known.preset)
+        said = preset if preset != Preset() else None
+        own = OwnName(name.strip(), self._root(card), "create" if said else "copy", said)
+        await self._keep(own)
+        self._say("model_copied", f"{name} is made of {own.model}", own.model)
+        return card
+
+    async def _found(self, name: str, policies: PolicySet) -> tuple[Names, ModelCard]:
+        """Raises ModelNotFound."""
+        names = await self.catalog.rescanned(policies)
+        card = names.find(name)
+        if card is None:
+            raise ModelNotFound(name)
+        return names, card
+
+    def _root(self, card: ModelCard) -> str:
+        """The name of what an own name stands for, else the card's."""
+        own = self.own_names.get(card.name)
+        return own.model if own is not None else card.name
+
+    async def _keep(self, own: OwnName) -> None:
+        try:
+            await self.threads.run(self.own_names.put, own)
+        except OSError as error:
+            if error.errno == errno.EFBIG:
+                raise InvalidRequest(f"{own.name}: {error.strerror}") from error
+            raise ModelInUse(f"the name cannot be kept: {error.strerror}") from error
 
     async def delete(self, name: str, policies: PolicySet) -> None:
         """Remove a copy's name, or a model that was pulled; of several names that it was pulled by,
@@ -69,13 +103,15 @@ class Library:
             raise ModelNotFound(name)
 
     def _is_one_of_several(self, own: OwnName) -> bool:
-        return own.made_by == "copy" or len(self.own_names.of(own.model)) > 1
+        return own.made_by != "pull" or len(self.own_names.of(own.model)) > 1
 
-    def _check_free(self, name: str, names: Names, policies: PolicySet) -> None:
+    def _check_free(
+        self, name: str, names: Names, policies: PolicySet, param: str = "destination"
+    ) -> None:
         """Raises InvalidRequest for what is no name, or is a name already."""
         wanted = canonical(name)
         if not _NAME.fullmatch(name.strip()):
-            raise InvalidRequest(f'destination "{name[:200]}" is invalid', param="destination")
+            raise InvalidRequest(f'{param} "{name[:200]}" is invalid', param=param)
         settings = policies.models
         aliases = (alias for model in settings.models.values() for alias in model.aliases)
         taken = {*map(canonical, settings.chains), *map(canonical, aliases)}
@@ -83,8 +119,7 @@ class Library:
             taken |= names.cards.keys()
         if wanted in taken:
             raise InvalidRequest(
-                f'destination "{name}" is invalid: a model is called so already',
-                param="destination",
+                f'{param} "{name}" is invalid: a model is called so already', param=param
             )
 
     async def _remove_model(self, card: ModelCard, names: Names, policies: PolicySet) -> None:
@@ -97,7 +132,7 @@ class Library:
             (one for key, one in names.cards.items() if self._is_folder(one, key, card)), card
         )
         others = self.own_names.of(folder.name)
-        if copies := sorted(one.name for one in others if one.made_by == "copy"):
+        if copies := sorted(one.name for one in others if one.made_by != "pull"):
             raise ModelInUse(
                 f"{', '.join(copies)} would go with '{folder.name}': delete that first"
             )

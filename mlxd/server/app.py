@@ -9,8 +9,9 @@ from aiohttp import web
 
 from mlxd.dialects import ollama, openai
 from mlxd.server import health
-from mlxd.server.catalog import Model, Nowhere, OpenAIModels, Ps, Show, Tags, Version
-from mlxd.server.copies import Copy, Create, Delete
+from mlxd.server.catalog import Model, Nowhere, OpenAIModels, Ps, Tags, Version
+from mlxd.server.copies import Copy, Delete
+from mlxd.server.create import Create
 from mlxd.server.edge import Endpoint
 from mlxd.server.errors import in_ollama, in_openai
 from mlxd.server.events import EventStream
@@ -18,6 +19,7 @@ from mlxd.server.generate import Generate
 from mlxd.server.managers import ForManagers
 from mlxd.server.parts import Parts
 from mlxd.server.pull import Pull
+from mlxd.server.show import Show
 
 READING = frozenset({"GET", "HEAD"})
 ASKING = frozenset({"POST"})

@@ -14,7 +14,8 @@ from mlxd.core.clock import ManualClock
 from mlxd.core.errors import RequestQuarantined, UnsupportedFeature
 from mlxd.core.events import Finished, TextDelta
 from mlxd.core.models import ModelCard
-from mlxd.core.request import GenerationRequest, Sampling
+from mlxd.core.preset import Preset
+from mlxd.core.request import GenerationRequest, Message, Sampling
 from mlxd.policy.load import load
 
 
@@ -142,3 +143,16 @@ async def test_a_gap_is_for_models_that_fill_one() -> None:
     parts.card = replace(parts.card, capabilities=("insert",))
     async with dispatcher.open(request, asker) as bursts:
         assert [burst async for burst in bursts] == []
+
+
+async def test_what_a_created_model_says_stands_in_each_request() -> None:
+    parts: Any = Parts()
+    preset = Preset(system="S", stop=("x",), max_tokens=3)
+    parts.card = replace(parts.card, preset=preset)
+    dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())
+    request = GenerationRequest(model="m", messages=(Message("user", "hi"),))
+    async with dispatcher.open(request, Asker("c", load(), lambda rule: None)) as bursts:
+        assert [burst async for burst in bursts] == []
+    (order,) = parts.orders
+    assert order.request == preset.applied(request)
+    assert order.request.messages[0] == Message("system", "S")

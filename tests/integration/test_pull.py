@@ -383,11 +383,70 @@ class TestCopies:
         assert found == status
         assert words in said
 
-    def test_create_makes_nothing_but_copies(self, untouched: Daemon) -> None:
-        status, words = refused(untouched, "POST", "/api/create", {"model": "x"})
-        assert (status, words) == (400, "neither 'from' or 'files' was specified")
-        asked = {"model": "x", "from": "tiny-a", "system": "be kind"}
-        assert "models.yaml" in refused(untouched, "POST", "/api/create", asked)[1]
+    def test_a_created_model_says_it_in_every_dialect(self, running: Daemon) -> None:
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        said = {
+            "system": "Be kind.", "messages": turns, "license": "MIT",
+            "parameters": {"temperature": 0, "num_predict": 5, "stop": ["zzzz"], "num_ctx": 512},
+        }  # fmt: skip
+        made = running.http.post("/api/create", json={"model": "kind", "from": "tiny-a"} | said)
+        assert made.status_code == 200
+        asked: list[Json] = [
+            {"model": "tiny-a", "messages": [
+                {"role": "system", "content": "Be kind."}, *turns, {"role": "user", "content": "x"}
+            ], "options": {"temperature": 0, "num_predict": 5}},
+            {"model": "kind", "messages": [{"role": "user", "content": "x"}]},
+        ]  # fmt: skip
+        by_hand, created = (
+            running.http.post("/api/chat", json=body | {"stream": False}).json() for body in asked
+        )
+        assert by_hand["message"] == created["message"]
+        assert by_hand["prompt_eval_count"] == created["prompt_eval_count"]
+        other = running.http.post("/v1/chat/completions", json=asked[1]).json()
+        assert other["choices"][0]["message"]["content"] == created["message"]["content"]
+        assert running.health()["models_cached"] == 1
+        shown = running.http.post("/api/show", json={"model": "kind", "verbose": True}).json()
+        assert (shown["system"], shown["messages"], shown["license"]) == ("Be kind.", turns, "MIT")
+        assert [line.split() for line in shown["parameters"].splitlines()] == [
+            ["temperature", "0"], ["num_ctx", "512"], ["num_predict", "5"], ["stop", '"zzzz"'],
+        ]  # fmt: skip
+        assert "FROM tiny-a\n" in shown["modelfile"]
+        assert 'SYSTEM """Be kind."""' in shown["modelfile"]
+        assert shown["details"]["parent_model"] == "tiny-a"
+        assert {"name", "type", "shape"} == set(shown["tensors"][0])
+
+    def test_one_made_of_it_goes_on_when_it_is_gone(self, running: Daemon) -> None:
+        for body in (
+            {"model": "one", "from": "tiny-a", "system": "S", "parameters": {"top_k": 3}},
+            {"model": "two", "from": "one", "parameters": {"top_p": 0.5}},
+            {"model": "one", "from": "one", "system": "T"},
+        ):
+            assert running.http.post("/api/create", json=body).status_code == 200
+        running.http.post("/api/copy", json={"source": "one", "destination": "three"})
+        assert running.http.request("DELETE", "/api/delete", json={"model": "one"}).is_success
+        two, three = (
+            running.http.post("/api/show", json={"model": name}).json() for name in ("two", "three")
+        )
+        assert (two["system"], three["system"]) == ("S", "T")
+        assert two["parameters"].split() == ["top_p", "0.5", "top_k", "3"]
+
+    @pytest.mark.parametrize(
+        ("body", "status", "words"),
+        [
+            ({"model": "x"}, 400, "neither 'from' or 'files' was specified"),
+            ({"model": "x", "from": "nobody"}, 404, "model 'nobody' not found"),
+            ({"model": "tiny-b", "from": "tiny-a"}, 400, "called so already"),
+            ({"model": "../x", "from": "tiny-a"}, 400, 'model "../x" is invalid'),
+            ({"model": "x", "from": "tiny-a", "adapters": {"a": "b"}}, 400, "models.yaml"),
+            ({"model": "x", "from": "tiny-a", "system": "x" * 300_000}, 400, "262144 bytes"),
+        ],
+    )
+    def test_one_that_cannot_be_says_why(
+        self, untouched: Daemon, body: Json, status: int, words: str
+    ) -> None:
+        found, said = refused(untouched, "POST", "/api/create", body)
+        assert found == status
+        assert words in said
 
 
 class TestDelete:

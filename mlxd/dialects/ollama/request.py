@@ -21,7 +21,7 @@ _MOST_LOGPROBS = 20
 
 def parse_generate(body: Json, *, id: str, now: float) -> Call:
     """Raises InvalidRequest, and ModelNotFound when no model and no category is named."""
-    fields = FoldedFields(body, _complain)
+    fields = FoldedFields(body, complain)
     request = _common(fields)
     category = fields.text("category") or ""
     prompt = fields.text("prompt") or ""
@@ -36,7 +36,7 @@ def parse_generate(body: Json, *, id: str, now: float) -> Call:
 
 def parse_chat(body: Json, *, id: str, now: float) -> Call:
     """Raises InvalidRequest."""
-    fields = FoldedFields(body, _complain)
+    fields = FoldedFields(body, complain)
     request = _common(fields)
     if not request.model:
         raise InvalidRequest("model is required", param="model")
@@ -179,5 +179,6 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 100 else text[:100] + "..."
 
 
-def _complain(path: str, expected: str, found: Any) -> str:
+def complain(path: str, expected: str, found: Any) -> str:
+    """The words for a field of the wrong type."""
     return f"{path} must be of type {expected}, not {kind_of(found)}"
