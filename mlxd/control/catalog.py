@@ -43,12 +43,15 @@ class Catalog:
         guide: Path,
         clock: Clock,
         pulled: Path | None = None,
+        created: Path | None = None,
         names: Callable[[], Mapping[str, OwnName]] = dict,
     ) -> None:
-        """`pulled`: the folder of the models that mlxd fetched itself. `names`: what clients called
+        """`pulled`, `created`: the folders of the models that mlxd fetched itself, and of those
+        that were made of uploaded files. `names`: what clients called
         models, by canonical name.
         """
-        self._scanner = Scanner(guide, () if pulled is None else (pulled,))
+        own = (("pulled", pulled), ("created", created))
+        self._scanner = Scanner(guide, [(source, root) for source, root in own if root is not None])
         self._names = names
         self._named: Mapping[str, OwnName] = {}
         """`names` as the views know it."""

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mlxd.control.blobs import Blobs
 from mlxd.control.catalog import Catalog
+from mlxd.control.created import CreatedModels
 from mlxd.control.names import Names, settings_for
 from mlxd.control.own_names import OwnName, OwnNames
 from mlxd.control.pull import Puller, Record
 from mlxd.control.pulled import PulledModels
 from mlxd.control.residency import Residency
-from mlxd.core.errors import Forbidden, InvalidRequest, ModelInUse, ModelNotFound
+from mlxd.core.errors import (
+    Forbidden,
+    InsufficientStorage,
+    InvalidRequest,
+    ModelInUse,
+    ModelNotFound,
+)
 from mlxd.core.models import ModelCard, canonical
 from mlxd.core.preset import Preset
 from mlxd.core.threads import Threads
@@ -31,6 +40,8 @@ class Library:
     puller: Puller
     pulled: PulledModels
     own_names: OwnNames
+    created: CreatedModels
+    blobs: Blobs
     record: Record
     threads: Threads = field(default_factory=lambda: Threads("pulled models"))
 
@@ -54,7 +65,7 @@ class Library:
         does. One that was created before is replaced. Raises InvalidRequest, ModelNotFound.
         """
         names, card = await self._found(source, policies)
-        self._check_free(name, names, policies, "model")
+        self._check_free(name, names, policies, "model", over=card)
         known = self.own_names.get(card.name)
         if known is not None and known.preset is not None:
             preset = preset.over(known.preset)
@@ -63,6 +74,35 @@ class Library:
         await self._keep(own)
         self._say("model_copied", f"{name} is made of {own.model}", own.model)
         return card
+
+    async def build(
+        self, name: str, files: Sequence[tuple[str, str]], preset: Preset, policies: PolicySet
+    ) -> None:
+        """A model of uploaded files, with `preset` in front. One that was built under this name
+        before is replaced. Raises InvalidRequest, ModelInUse, InsufficientStorage.
+        """
+        names = await self.catalog.rescanned(policies)
+        old = names.cards.get(canonical(name))
+        self._check_free(name, names, policies, "model", over=old)
+        replaced = old.path if old is not None and old.source == "created" else ""
+        try:
+            await self.threads.run(self.created.build, name, files, replaced)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise InsufficientStorage("the disk has no room for this model") from error
+            raise ModelInUse(f"'{name}' cannot be built: {error.strerror}") from error
+        own = self.own_names.get(name)
+        if preset != Preset():
+            await self._keep(OwnName(name.strip(), name.strip(), "create", preset))
+        elif own is not None:
+            await self._remove_name(own)
+        await self.catalog.rescanned(policies)
+        self._say("model_created", f"{name} was made of uploaded files", name)
+
+    async def tidy(self, policies: PolicySet) -> None:
+        """Remove what earlier runs have left half made, and uploads that nobody wanted."""
+        await self.threads.run(self.created.tidy)
+        await self.threads.run(self.blobs.sweep, float(policies.models.uploads.keep))
 
     async def _found(self, name: str, policies: PolicySet) -> tuple[Names, ModelCard]:
         """Raises ModelNotFound."""
@@ -95,36 +135,48 @@ class Library:
         names = await self.catalog.rescanned(policies)
         own = self.own_names.get(name)
         card = names.find(name)
-        if own is not None and (card is None or self._is_one_of_several(own)):
+        if own is not None and (card is None or self._leads_elsewhere(own)):
             await self._remove_name(own)
         elif card is not None:
             await self._remove_model(card, names, policies)
         else:
             raise ModelNotFound(name)
 
-    def _is_one_of_several(self, own: OwnName) -> bool:
+    def _leads_elsewhere(self, own: OwnName) -> bool:
+        """Whether what it stands for stays when the name goes."""
+        if canonical(own.model) == canonical(own.name):
+            return False
         return own.made_by != "pull" or len(self.own_names.of(own.model)) > 1
 
     def _check_free(
-        self, name: str, names: Names, policies: PolicySet, param: str = "destination"
+        self,
+        name: str,
+        names: Names,
+        policies: PolicySet,
+        param: str = "destination",
+        *,
+        over: ModelCard | None = None,
     ) -> None:
-        """Raises InvalidRequest for what is no name, or is a name already."""
+        """Raises InvalidRequest for what is no name, or is a name already: but for an own name, and
+        for `over` where that was made of uploaded files.
+        """
         wanted = canonical(name)
         if not _NAME.fullmatch(name.strip()):
             raise InvalidRequest(f'{param} "{name[:200]}" is invalid', param=param)
         settings = policies.models
         aliases = (alias for model in settings.models.values() for alias in model.aliases)
         taken = {*map(canonical, settings.chains), *map(canonical, aliases)}
-        if self.own_names.get(name) is None:
-            taken |= names.cards.keys()
-        if wanted in taken:
+        card = names.cards.get(wanted)
+        free = card is None or bool(card.copy_of) or (card is over and card.source == "created")
+        if wanted in taken or not free:
             raise InvalidRequest(
                 f'{param} "{name}" is invalid: a model is called so already', param=param
             )
 
     async def _remove_model(self, card: ModelCard, names: Names, policies: PolicySet) -> None:
         declared = settings_for(card, policies.models)
-        if not self.pulled.holds(card.path) or (declared is not None and declared.path):
+        place = self.created if self.created.holds(card.path) else self.pulled
+        if not place.holds(card.path) or (declared is not None and declared.path):
             raise Forbidden(
                 f"model '{card.name}' was not pulled: its folder is its owner's, and is not removed"
             )
@@ -132,14 +184,15 @@ class Library:
             (one for key, one in names.cards.items() if self._is_folder(one, key, card)), card
         )
         others = self.own_names.of(folder.name)
-        if copies := sorted(one.name for one in others if one.made_by != "pull"):
+        elsewhere = (one for one in others if canonical(one.name) != canonical(folder.name))
+        if copies := sorted(one.name for one in elsewhere if one.made_by != "pull"):
             raise ModelInUse(
                 f"{', '.join(copies)} would go with '{folder.name}': delete that first"
             )
         if self.puller.is_pulling(folder.name):
             raise ModelInUse(f"'{folder.name}' is being pulled")
         try:
-            await self.threads.run(self.pulled.remove, card.path)
+            await self.threads.run(place.remove, card.path)
         except OSError as error:
             raise ModelInUse(f"'{folder.name}' cannot be removed: {error.strerror}") from error
         for own in others:

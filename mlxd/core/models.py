@@ -79,7 +79,7 @@ class ModelCard:
     needs_code: bool = False
     """Whether it cannot be loaded without that."""
     source: str = ""
-    """Where it was found: folder, huggingface, lmstudio, pulled, declared or guide."""
+    """Where it was found: folder, huggingface, lmstudio, pulled, created, declared or guide."""
     copy_of: str = ""
     """The catalogue's name of the model that this is one more name of; empty: none."""
     preset: Preset | None = None

@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 
 from mlxd.control.admission import Admission
+from mlxd.control.blobs import Blobs
 from mlxd.control.caffeinate import Caffeinate
 from mlxd.control.catalog import Catalog
+from mlxd.control.created import CreatedModels
 from mlxd.control.dispatch import Dispatcher
 from mlxd.control.forecast import Forecasts
 from mlxd.control.guard import Guard
@@ -117,6 +119,8 @@ class _Models:
 
     pulled: PulledModels
     own_names: OwnNames
+    blobs: Blobs
+    created: CreatedModels
     catalog: Catalog
     admission: Admission
     supervisor: Supervisor
@@ -227,7 +231,9 @@ def _models(ground: _Ground) -> _Models:
     clock, store = ground.clock, ground.store
     pulled = PulledModels(ground.state / "models")
     own_names = OwnNames(ground.state / _NAMES)
-    catalog = Catalog(GUIDE, clock, pulled=pulled.folder, names=own_names)
+    blobs = Blobs(ground.state / "blobs")
+    created = CreatedModels(ground.state / "created", blobs)
+    catalog = Catalog(GUIDE, clock, pulled=pulled.folder, created=created.folder, names=own_names)
     admission = Admission(ground.machine)  # windows of rates are what clients count too
     supervisor = _supervisor(ground)
     forecasts = Forecasts(ground.state, clock)
@@ -238,6 +244,8 @@ def _models(ground: _Ground) -> _Models:
     return _Models(
         pulled=pulled,
         own_names=own_names,
+        blobs=blobs,
+        created=created,
         catalog=catalog,
         admission=admission,
         supervisor=supervisor,
@@ -299,7 +307,16 @@ def _parts(
         dispatcher=Dispatcher(catalog, models.admission, residency, replays, clock=ground.clock),
         replays=replays,
         puller=puller,
-        library=Library(catalog, residency, puller, pulled, own_names, events.record),
+        library=Library(
+            catalog,
+            residency,
+            puller,
+            pulled,
+            own_names,
+            models.created,
+            models.blobs,
+            events.record,
+        ),
         clock=ground.clock,
         read_memory=read_memory,
         metrics=ground.metrics,

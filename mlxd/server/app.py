@@ -9,6 +9,9 @@ from aiohttp import web
 
 from mlxd.dialects import ollama, openai
 from mlxd.server import health
+from mlxd.server.account import Account, Cloud, Push
+from mlxd.server.blobs import PATH as BLOBS
+from mlxd.server.blobs import Blob
 from mlxd.server.catalog import Model, Nowhere, OpenAIModels, Ps, Tags, Version
 from mlxd.server.copies import Copy, Delete
 from mlxd.server.create import Create
@@ -68,6 +71,12 @@ def routes(parts: Parts) -> Routes:
         "/api/pull": (ASKING, ForManagers(Pull(parts))),
         "/api/copy": (ASKING, ForManagers(Copy(parts))),
         "/api/create": (ASKING, ForManagers(Create(parts))),
+        f"{BLOBS}*": (frozenset({"HEAD", "POST"}), ForManagers(Blob(parts))),
+        "/api/push": (ASKING, Push(parts)),
+        "/api/status": (READING, Cloud()),
+        "/api/me": (ASKING, Account()),
+        "/api/signout": (ASKING, Account()),
+        "/api/user/keys/*": (REMOVING, Account()),
         "/api/delete": (REMOVING, ForManagers(Delete(parts))),
         "/api/models/*": (READING, Model(parts)),
         "/v1/models": (READING, models),

@@ -1,14 +1,12 @@
-"""/api/create: a model out of another one, with words and numbers of its own in front."""
+"""/api/create: a model out of another one or of uploaded files, with words of its own in front."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from aiohttp import web
 
 from mlxd.control.progress import Progress
-from mlxd.core.errors import UnsupportedFeature
-from mlxd.core.models import ModelCard
 from mlxd.dialects.ollama.create import parse_create
 from mlxd.server.edge import MODEL, policies_of
 from mlxd.server.errors import Render, in_ollama
@@ -18,7 +16,7 @@ from mlxd.server.progress import answer
 
 
 class Create:
-    """Nothing is copied and no weights are changed."""
+    """No weights are changed, and none of another model copied."""
 
     render_error: Render = staticmethod(in_ollama)
 
@@ -29,13 +27,18 @@ class Create:
         policies = policies_of(request)
         asked = await read_json(request, policies, parse_create)
         request[MODEL] = asked.name
+        library = self._parts.library
         if asked.files:
-            raise UnsupportedFeature("files are not taken; a model is made `from` another one")
-        card = await self._parts.library.create(asked.name, asked.source, asked.preset, policies)
-        return await answer(request, _lines(card), stream=asked.stream)
+            await library.build(asked.name, asked.files, asked.preset, policies)
+            layers = [digest for _, digest in asked.files]
+        else:
+            card = await library.create(asked.name, asked.source, asked.preset, policies)
+            layers = [card.digest]
+        return await answer(request, _lines(layers), stream=asked.stream)
 
 
-async def _lines(card: ModelCard) -> AsyncIterator[Progress]:
-    yield Progress(f"using existing layer sha256:{card.digest}")
+async def _lines(layers: Sequence[str]) -> AsyncIterator[Progress]:
+    for digest in dict.fromkeys(layers):
+        yield Progress(f"using existing layer sha256:{digest}")
     yield Progress("writing manifest")
     yield Progress("success")

@@ -31,7 +31,7 @@ class World:
         self.copies: dict[str, str] = {}
         self.presets: dict[str, Preset] = {}
         guide = write_model(root / "guide")
-        self.catalog = Catalog(guide, self.clock, self.pulled, self.own_names)
+        self.catalog = Catalog(guide, self.clock, self.pulled, names=self.own_names)
         self.declare("")
 
     def own_names(self):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import threading
 import time
@@ -447,6 +448,93 @@ class TestCopies:
         found, said = refused(untouched, "POST", "/api/create", body)
         assert found == status
         assert words in said
+
+
+class TestUploads:
+    """Files over /api/blobs, and models of them."""
+
+    def upload(self, running: Daemon, folder: Path) -> dict[str, str]:
+        files = {}
+        for file in folder.iterdir():
+            digest = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
+            url = f"/api/blobs/{digest}"
+            if running.http.head(url).status_code == 404:
+                pieces = (file.read_bytes()[at : at + 50_000] for at in range(0, 10**6, 50_000))
+                assert running.http.post(url, content=pieces).status_code == 201
+            assert running.http.head(url).status_code == 200
+            assert running.http.post(url, content=b"").status_code == 200
+            files[file.name] = digest
+        return files
+
+    def test_a_model_of_uploaded_files_is_served_shown_replaced_and_deleted(
+        self, running: Daemon, models: Path
+    ) -> None:
+        body = {"model": "mine:v1", "files": self.upload(running, models / "tiny-a")}
+        made = running.http.post("/api/create", json=body | {"system": "S"})
+        lines = [json.loads(line)["status"] for line in made.text.splitlines()]
+        assert lines[-2:] == ["writing manifest", "success"]
+        assert len(lines) == len(body["files"]) + 2
+        asked: Json = {"prompt": "x", "options": {"temperature": 0, "num_predict": 8}}
+        asked |= {"stream": False}
+        ours, theirs = (
+            running.http.post("/api/generate", json=asked | more).json()["response"]
+            for more in ({"model": "mine:v1"}, {"model": "tiny-a", "system": "S"})
+        )
+        assert ours == theirs
+        shown = running.http.post("/api/show", json={"model": "mine:v1"}).json()
+        assert (shown["source"], shown["system"]) == ("created", "S")
+        running.http.post("/api/copy", json={"source": "mine:v1", "destination": "other"})
+        status, words = refused(running, "DELETE", "/api/delete", {"model": "mine:v1"})
+        assert (status, "other" in words) == (409, True)
+        again = body | {"files": self.upload(running, models / "tiny-b"), "stream": False}
+        assert running.http.post("/api/create", json=again).json() == {"status": "success"}
+        now = running.http.post("/api/show", json={"model": "mine:v1"}).json()
+        assert "system" not in now
+        for name in ("other", "mine:v1"):
+            assert running.http.request("DELETE", "/api/delete", json={"model": name}).is_success
+        assert not (running.state / "created" / "mine:v1").exists()
+        assert refused(running, "POST", "/api/show", {"model": "mine:v1"})[0] == 404
+
+    @pytest.mark.parametrize(
+        ("body", "words"),
+        [
+            ({"model": "x", "files": {"a.json": f"sha256:{'0' * 64}"}}, "not found"),
+            ({"model": "tiny-a", "files": {"a.json": f"sha256:{'0' * 64}"}}, "called so already"),
+            ({"model": "a/b/c", "files": {"a.json": f"sha256:{'0' * 64}"}}, "ORGANISATION/NAME"),
+        ],
+    )
+    def test_one_that_cannot_be_says_why(self, untouched: Daemon, body: Json, words: str) -> None:
+        status, said = refused(untouched, "POST", "/api/create", body)
+        assert (status, words in said) == (400, True)
+
+    def test_bytes_that_are_not_the_digests_are_refused(self, untouched: Daemon) -> None:
+        url = f"/api/blobs/sha256:{'0' * 64}"
+        answer = untouched.http.post(url, content=b"x")
+        assert (answer.status_code, "digest mismatch" in answer.text) == (400, True)
+        assert untouched.http.head(url).status_code == 404
+        for bad in ("sha256:x", "..%2F..%2Fetc", f"sha256:{'g' * 64}"):
+            assert untouched.http.post(f"/api/blobs/{bad}", content=b"x").status_code == 400
+
+    def test_a_proxys_clients_may_not(self, untouched: Daemon) -> None:
+        for method in ("HEAD", "POST"):
+            url, headers = f"/api/blobs/sha256:{'0' * 64}", {"Via": "1.1 x"}
+            assert untouched.http.request(method, url, headers=headers).status_code == 403
+
+
+class TestAccounts:
+    def test_there_is_none(self, untouched: Daemon) -> None:
+        for method, path in (
+            ("POST", "/api/me"), ("POST", "/api/signout"), ("DELETE", "/api/user/keys/abc"),
+        ):  # fmt: skip
+            answer = untouched.http.request(method, path)
+            assert (answer.status_code, answer.json()["signin_url"]) == (401, "")
+        status = untouched.http.get("/api/status").json()
+        assert status == {"cloud": {"disabled": True, "source": "none"}}
+
+    def test_nothing_is_pushed(self, untouched: Daemon) -> None:
+        assert refused(untouched, "POST", "/api/push", {"model": "nobody"})[0] == 404
+        status, words = refused(untouched, "POST", "/api/push", {"model": "tiny-a"})
+        assert (status, words) == (400, "tiny-a is not pushed: mlxd sends no model to anybody")
 
 
 class TestDelete:
