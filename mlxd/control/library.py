@@ -91,6 +91,8 @@ class Library:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise InsufficientStorage("the disk has no room for this model") from error
             raise ModelInUse(f"'{name}' cannot be built: {error.strerror}") from error
+        if replaced and old is not None:
+            self.residency.unload(old)
         own = self.own_names.get(name)
         if preset != Preset():
             await self._keep(OwnName(name.strip(), name.strip(), "create", preset))

@@ -12,8 +12,9 @@ import time
 from typing import Any
 
 from mlxd.worker.refusal import Refusal
-from mlxd.worker.templating import LENGTH
 
+LENGTH = 4
+"""Bytes of a frame that say how long it is."""
 SECONDS = 2.0
 """What a template may take; whoever asks next waits as long."""
 _START_SECONDS = 20.0

@@ -25,7 +25,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-LENGTH = 4
+from mlxd.worker.templates import LENGTH
+
 CPU_SECONDS = 3
 """For one template; its worker looks at the clock, and this is for the case that there is none."""
 MOST_MEMORY = 512 * 2**20

@@ -490,6 +490,12 @@ class TestUploads:
         assert running.http.post("/api/create", json=again).json() == {"status": "success"}
         now = running.http.post("/api/show", json={"model": "mine:v1"}).json()
         assert "system" not in now
+        ours, theirs = (
+            running.http.post("/api/generate", json=asked | {"model": name}).json()["response"]
+            for name in ("mine:v1", "tiny-b")
+        )
+        assert ours == theirs, "the files that it was made of before are not in memory any more"
+        running.http.post("/api/generate", json={"model": "tiny-b", "keep_alive": 0})
         for name in ("other", "mine:v1"):
             assert running.http.request("DELETE", "/api/delete", json={"model": name}).is_success
         assert not (running.state / "created" / "mine:v1").exists()
@@ -618,6 +624,19 @@ class TestOllamasClient:
                 return client
 
             yield made
+
+    def test_it_creates(self, running: Daemon, client_of: ClientOf, models: Path) -> None:
+        client = client_of(running)
+        parameters = ollama.Options(temperature=0, num_predict=3)
+        made = client.create("kind", from_="tiny-a", system="S", parameters=parameters)
+        assert made.status == "success"
+        assert client.generate("kind", "x").eval_count == 3
+        files = {file.name: client.create_blob(file) for file in (models / "tiny-a").iterdir()}
+        progress = [*client.create("mine", files=files, license="MIT", stream=True)]
+        assert progress[-1].status == "success"
+        assert client.show("mine").license == "MIT"
+        with pytest.raises(ollama.ResponseError, match="mlxd sends no model"):
+            client.push("mine")
 
     def test_it_pulls_copies_and_deletes(self, running: Daemon, client_of: ClientOf) -> None:
         client = client_of(running)
