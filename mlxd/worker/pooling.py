@@ -56,43 +56,38 @@ class Pool:
     def __init__(self, ways: Sequence[str]) -> None:
         self._ways = ways
         self._tokens = 0
-        self._first: mx.array | None = None
-        self._last: mx.array | None = None
-        self._max: mx.array | None = None
-        self._sum: mx.array | float = 0.0
-        self._weighted: mx.array | float = 0.0
+        self._held: dict[str, mx.array] = {}
 
     def add(self, states: mx.array) -> None:
         """Of shape (tokens, numbers), in float32."""
         before, self._tokens = self._tokens, self._tokens + states.shape[0]
-        self._first = states[0] if self._first is None else self._first
-        self._last = states[-1]
-        if "max" in self._ways:
-            highest = states.max(axis=0)
-            self._max = highest if self._max is None else mx.maximum(self._max, highest)
-        if "weightedmean" in self._ways:
-            places = mx.arange(before + 1, self._tokens + 1, dtype=mx.float32)
-            self._weighted = self._weighted + (states * places[:, None]).sum(axis=0)
-        self._sum = self._sum + states.sum(axis=0)
+        places = mx.arange(before + 1, self._tokens + 1, dtype=mx.float32)[:, None]
+        for way in self._ways:
+            held = self._held.get(way)
+            match way:
+                case "cls":
+                    new = states[0] if held is None else held
+                case "lasttoken":
+                    new = states[-1]
+                case "max":
+                    new = states.max(axis=0)
+                    new = new if held is None else mx.maximum(held, new)
+                case _:
+                    new = (states * places if way == "weightedmean" else states).sum(axis=0)
+                    new = new if held is None else held + new
+            self._held[way] = new
 
     @property
     def arrays(self) -> list[mx.array]:
         """What is held; the states can go once it is evaluated."""
-        held: list[Any] = [self._first, self._last, self._max, self._sum, self._weighted]
-        return [array for array in held if isinstance(array, mx.array)]
+        return list(self._held.values())
 
     def vector(self) -> mx.array:
         """Of all that was added."""
         count = self._tokens
-        made: dict[str, Any] = {
-            "cls": self._first,
-            "max": self._max,
-            "mean": self._sum / count,
-            "mean_sqrt_len": self._sum / math.sqrt(count),
-            "weightedmean": self._weighted / (count * (count + 1) / 2),
-            "lasttoken": self._last,
-        }
-        return mx.concatenate([made[way] for way in self._ways])
+        parts = {"mean": count, "mean_sqrt_len": math.sqrt(count)}
+        parts["weightedmean"] = count * (count + 1) / 2
+        return mx.concatenate([self._held[way] / parts.get(way, 1) for way in self._ways])
 
 
 def recipe_of(folder: Path, *, causal: bool = True) -> Recipe:

@@ -55,7 +55,7 @@ class Prompter:
     def render(self, request: GenerationRequest, room: Room) -> Rendered:
         """Raises Refusal; for a text that is certainly too long, before its tokens are counted."""
         text = request.text
-        if request.truncate:
+        if request.truncate and request.want == "embedding":
             tokens = self._cut(request, room)
         elif request.token_ids is not None:
             tokens = list(request.token_ids)
@@ -74,7 +74,7 @@ class Prompter:
         """How a prompt reads, special tokens included."""
         if rendered.text is not None:
             return rendered.text
-        text: str = self._tokenizer.decode(rendered.tokens)
+        text: str = self._tokenizer.decode(rendered.tokens, clean_up_tokenization_spaces=False)
         return text
 
     def rendered(self, tokens: list[int]) -> Rendered:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from mlxd.control.generation import Limits
 from mlxd.control.order import Order
@@ -380,8 +381,11 @@ def test_a_generation_does_not_get_its_time_anew_with_each_worker(scene):
 # -- one token for nobody
 
 
-def canary(scene, timeout=10.0):
-    scene.says(READY)
+ENDED = ipc.Ended(1, "stop", 1, 0, 0, 0.1, 0.0)
+
+
+def canary(scene, timeout=10.0, ready=READY):
+    scene.says(ready)
     task = scene.loop.do(lambda: asyncio.ensure_future(scene.talk.worker.canary(timeout, 30.0)))
     scene.loop.settle()
     return task
@@ -403,6 +407,15 @@ def test_a_canary_is_one_greedy_token(scene):
     scene.begin()
     scene.runs()
     assert len(tokens) == 1, "the first token only"
+
+
+def test_a_canary_asks_an_encoder_for_a_vector(scene):
+    task = canary(scene, ready=structs.replace(READY, answers=False))
+    (asked,) = scene.talk.of(ipc.Generate)
+    assert asked.request.want == "embedding"
+    vector = ipc.Output(1, [ipc.Vector(1, b"1234"), ENDED], started=[1], begun=[1])
+    scene.says(ipc.Accepted(1, 1), vector)
+    scene.loop.run(task)
 
 
 def test_an_engine_that_ends_without_a_token_is_no_engine(scene):

@@ -67,7 +67,7 @@ def test_quantised_weights_are_read(tmp_path: Path) -> None:
     assert np.array_equal(np.array(loaded(tmp_path)(tokens)), np.array(whole(tokens)))
 
 
-@pytest.mark.parametrize("length", [100, 2048])
+@pytest.mark.parametrize("length", [100, pytest.param(2048, marks=pytest.mark.slow)])
 def test_it_takes_no_more_memory_than_is_predicted(length: int) -> None:
     config = json.loads((DATA / "bert" / "config.json").read_text())
     larger = {"hidden_size": 128, "intermediate_size": 512, "max_position_embeddings": length}
