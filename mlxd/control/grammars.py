@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import OrderedDict
@@ -108,18 +109,23 @@ class Grammars:
         return _Verdict(told["words"], told.get("param", ""))
 
     async def _told(self, asked: bytes) -> Json | None:
-        """None where a new process dies of it; one that was there already may die of anything."""
+        """None where it takes too long, or a new process dies of it: one that was there already may
+        die of anything.
+        """
         new = self._process is None
-        self._process = self._process or await _started(self._core_seconds)
-        answer = b""
-        with contextlib.suppress(TimeoutError, OSError, ValueError):
+        process = self._process = self._process or await _started(self._core_seconds)
+        answer, late = b"", True
+        with contextlib.suppress(TimeoutError):
             async with within(self._clock, PATIENCE_SECONDS):
-                answer = await _answer(self._process, asked)
+                answer = await _answer(process, asked)
+                late = False
         if answer.endswith(b"\n"):
             told: Json = json.loads(answer)
             return told
         await self._end()
-        return None if new else await self._told(asked)
+        if new or late or process.returncode == -signal.SIGPROF:
+            return None
+        return await self._told(asked)
 
     def _end_idle(self) -> None:
         if not self._tasks:
@@ -159,13 +165,15 @@ async def _started(core_seconds: float) -> Process:
 async def _answer(process: Process, asked: bytes) -> bytes:
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(asked)
-    await process.stdin.drain()
+    with contextlib.suppress(OSError):  # it is gone: there is no answer either
+        process.stdin.write(asked)
+        await process.stdin.drain()
     return await process.stdout.readline()
 
 
 async def _ended(process: Process) -> None:
-    """It may have ended already."""
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
+    """It may have ended already, or be about to: how it ended is then its own."""
+    if process.stdout is None or not process.stdout.at_eof():
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
     await process.wait()

@@ -70,8 +70,10 @@ def _schemas(format: str | Json) -> Iterator[Json]:
     if isinstance(format, str):
         yield {"type": "object"}
         return
-    yield narrowed(format)
-    yield format
+    narrow = narrowed(format)
+    yield narrow
+    if narrow != format:
+        yield format
 
 
 def _of_schema(schema: Json) -> str:

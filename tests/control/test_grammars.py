@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from mlxd.control import grammars as grammars_module
 from mlxd.control.grammars import Grammars
 from mlxd.core.clock import SystemClock
 from mlxd.core.errors import InvalidRequest
@@ -91,6 +93,28 @@ async def test_one_that_takes_too_long_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="pattern: it is too complex"):
         await judge.check(asked(pattern="abc"))
     assert judge._process is None
+
+
+async def test_it_is_told_how_a_process_that_served_before_has_died(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the question, which is not put again; or of something else."""
+    await grammars.check(asked(format="json"))
+    started = []
+
+    async def start(core_seconds: float) -> Any:
+        started.append(core_seconds)
+        return await real(core_seconds)
+
+    real = grammars_module._started
+    monkeypatch.setattr(grammars_module, "_started", start)
+    assert grammars._process is not None
+    grammars._process.send_signal(signal.SIGPROF)
+    with pytest.raises(InvalidRequest, match="too complex"):
+        await grammars.check(asked(format={"type": "string"}))
+    assert started == []
+    await grammars.check(asked(format={"type": "integer"}))
+    assert len(started) == 1
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from mlxd.core.request import Message, Sampling
+from mlxd.core.request import Message, Sampling, ToolChoice
 from mlxd.ipc.messages import Generate, Output, Resume, Text, packed, unpacked
 from tests.support.model_maker import (
     HYBRID,
@@ -180,6 +180,17 @@ def test_a_formatted_answer_behind_a_think_block_goes_on(bench_of: BenchOf) -> N
     asked: dict[str, Any] = {"messages": ASKED, "max_tokens": 90, "format": LONGER, "think": True}
     whole = check(bench, bench.message(sampling=drawn, **asked))
     assert [kind for kind, _ in answer_of(whole.pieces).said] == ["Reasoning", "Text"]
+
+
+def test_calls_that_are_forced_go_on(bench_of: BenchOf) -> None:
+    parameters = {"type": "object", "properties": {"a": LONGER}, "required": ["a"]}
+    tool = {"type": "function", "function": {"name": "add", "parameters": parameters}}
+    asked: dict[str, Any] = {"messages": ASKED, "max_tokens": 200, "think": False}
+    choice = ToolChoice(required=True, parallel=False)
+    bench = bench_of("marked")
+    message = bench.message(sampling=HOT, tools=(tool,), tool_choice=choice, **asked)
+    whole = check(bench, message, most=4)
+    assert [kind for kind, _ in answer_of(whole.pieces).said] == ["add"]
 
 
 @pytest.mark.parametrize(
