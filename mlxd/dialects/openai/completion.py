@@ -63,10 +63,7 @@ class CompletionCodec:
             logprobs=0 if logprobs is None and made > wanted else logprobs,
             echo=echo,
         )
-        prompts = _with_prompts(fields, request)
-        if made * len(prompts) > MOST_IN_ALL:
-            words = f"the request asks for more than {MOST_IN_ALL} answers"
-            raise InvalidRequest(words, param="prompt")
+        prompts = _with_prompts(fields, request, _prompts(fields, made))
         first, *more = (one for each in prompts for one in choices_of(each, made))
         return Call(
             id=id,
@@ -224,18 +221,27 @@ def _max_tokens(fields: Fields, *, echo: bool) -> int:
     return _DEFAULT_MAX_TOKENS if value is None else value
 
 
-def _with_prompts(fields: Fields, request: GenerationRequest) -> list[GenerationRequest]:
+def _prompts(fields: Fields, made: int) -> list[Any]:
+    """Whatever stands for them: not so many that `made` answers of each were too many."""
+    value = fields.get("prompt")
+    several = isinstance(value, list) and bool(value) and not token_id(value[0])
+    prompts = value if several else [value]
+    if made * len(prompts) > MOST_IN_ALL:
+        raise InvalidRequest(
+            f"the request asks for more than {MOST_IN_ALL} answers", param="prompt"
+        )
+    return prompts
+
+
+def _with_prompts(
+    fields: Fields, request: GenerationRequest, prompts: list[Any]
+) -> list[GenerationRequest]:
     """One for each prompt."""
     suffix = fields.text("suffix") or None
     if suffix is not None:
         if request.echo:
             raise UnsupportedFeature("echo is not offered with suffix", param="echo")
         request = replace(request, suffix=suffix)
-    value = fields.get("prompt")
-    several = isinstance(value, list) and bool(value) and not token_id(value[0])
-    prompts = value if several else [value]
-    if len(prompts) > MOST_IN_ALL:
-        raise InvalidRequest(f"prompt takes at most {MOST_IN_ALL} prompts", param="prompt")
     if len(prompts) == 1:
         return [_with_prompt(fields, request, prompts[0], "prompt")]
     return [

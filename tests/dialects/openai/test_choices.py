@@ -109,6 +109,14 @@ def test_choices_open_together_and_in_order() -> None:
     assert {chunk["system_fingerprint"] for chunk in chunks} == {"fp_1"}
 
 
+def test_a_prompt_counts_as_its_first_choice_read_it_whichever_ends_first() -> None:
+    call = asked(n=2, stream_options={"include_usage": True})
+    *_, last = streamed(
+        CHAT, call, (1, [STARTED, Finished("stop", 5, 2, 5)]), (0, [Finished("stop", 5, 2, 1)])
+    )
+    assert last["usage"]["prompt_tokens_details"] == {"cached_tokens": 1}
+
+
 @pytest.mark.parametrize("codec", [CHAT, COMPLETION], ids=["chat", "completion"])
 def test_one_usage_behind_the_last_end(codec: Codec) -> None:
     end = Finished("length", 5, 2, 3)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mlxd.core.errors import InvalidRequest
 from mlxd.core.events import Completion, Echo, Finished, TokenLogprob
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.dialects.openai import CompletionCodec
@@ -89,3 +90,11 @@ def test_offsets_count_whole_characters() -> None:
     )
     (choice,) = codec.render(call, [answer], 0.0)["choices"]
     assert choice["logprobs"]["text_offset"] == [0, 0, 2, 6, 7, 7, 8]
+
+
+@pytest.mark.parametrize("body", [{"prompt": ["a"] * 2049}, {"prompt": ["a"] * 128, "n": 17}])
+def test_a_body_makes_so_many_requests_of_itself_and_no_more(body: dict[str, Any]) -> None:
+    """Before any policy is asked."""
+    with pytest.raises(InvalidRequest, match="2048") as caught:
+        parse(**body)
+    assert caught.value.param == "prompt"

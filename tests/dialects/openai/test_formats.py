@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mlxd.core.errors import InvalidRequest
 from mlxd.core.request import GenerationRequest
 from mlxd.dialects.openai import ChatCodec, CompletionCodec
 
@@ -67,9 +68,13 @@ def test_completions_have_it_too() -> None:
     assert CompletionCodec().parse(body, id="a", now=0.0).request.pattern == "a+"
 
 
-@pytest.mark.parametrize("schema", ['{"a":' * 65 + "1" + "}" * 65, "[" * 250_000])
+@pytest.mark.parametrize(
+    "schema",
+    ['{"a":' * 65 + "1" + "}" * 65, "[" * 250_000, '{"a":[' + "0," * 200_000 + "0]}"],
+    ids=["deep", "open", "long"],
+)
 def test_a_schema_in_a_string_has_bounds(schema: str) -> None:
-    with pytest.raises(Exception, match="guided_json"):
+    with pytest.raises(InvalidRequest, match="guided_json"):
         parse(guided_json=schema)
 
 
