@@ -13,6 +13,7 @@ from pathlib import Path
 from mlxd.control.checksums import Checksums
 from mlxd.control.model_files import read_card
 from mlxd.control.names import DEFAULT, Names
+from mlxd.control.own_names import OwnName
 from mlxd.control.scan import GUIDE, Scan, Scanner, Scope
 from mlxd.core.clock import Clock
 from mlxd.core.errors import ModelLoadFailed, ModelNotFound
@@ -42,14 +43,17 @@ class Catalog:
         guide: Path,
         clock: Clock,
         pulled: Path | None = None,
-        names: Callable[[], Mapping[str, str]] = dict,
+        created: Path | None = None,
+        names: Callable[[], Mapping[str, OwnName]] = dict,
     ) -> None:
-        """`pulled`: the folder of the models that mlxd fetched itself. `names`: what clients called
-        copies of models, canonical, each with the name of the model.
+        """`pulled`, `created`: the folders of the models that mlxd fetched itself, and of those
+        that were made of uploaded files. `names`: what clients called
+        models, by canonical name.
         """
-        self._scanner = Scanner(guide, () if pulled is None else (pulled,))
+        own = (("pulled", pulled), ("created", created))
+        self._scanner = Scanner(guide, [(source, root) for source, root in own if root is not None])
         self._names = names
-        self._named: Mapping[str, str] = {}
+        self._named: Mapping[str, OwnName] = {}
         """`names` as the views know it."""
         self._checksums = Checksums()
         self._clock = clock
@@ -171,9 +175,9 @@ class Catalog:
         named = self._names()
         if scan is not self._latest:
             return Names(scan, models, self._default, named, self._checksums.known)
-        if named != self._named:
+        if named is not self._named:
             self._views.clear()
-            self._named = dict(named)
+            self._named = named
         names = self._views.get(id(models))
         if names is None:
             if len(self._views) >= _VIEWS:

@@ -158,12 +158,16 @@ def _check_capabilities(request: GenerationRequest, card: ModelCard) -> None:
         raise UnsupportedFeature(f'"{request.model}" does not support {what}', param="model")
     if request.tools and "tools" not in card.capabilities:
         raise UnsupportedFeature(f"{request.model} does not support tools", param="tools")
+    if request.suffix is not None and "insert" not in card.capabilities:
+        raise UnsupportedFeature(f"{request.model} does not support insert", param="suffix")
     if request.think and request.think_or_refuse and "thinking" not in card.capabilities:
         raise UnsupportedFeature(f'"{request.model}" does not support thinking', param="think")
 
 
 def _case(request: GenerationRequest, card: ModelCard, asker: Asker) -> Case:
-    """The client decides, then the model's own files, then the dialect."""
+    """The client decides, then who created the model, its files, then the dialect."""
+    if card.preset is not None:
+        request = card.preset.applied(request)
     sampling = request.sampling.over(card.sampling).over(request.fallback)
     return Case(asker.client, card, request, sampling)
 
@@ -175,7 +179,7 @@ def _order(case: Case, policies: PolicySet, arrived: float, sampling: Sampling) 
         sampling=sampling,
         max_prompt=tokens.max_prompt if tokens.mode == "enforce" else case.card.context,
         max_output=tokens.max_output,
-        context=case.card.context,
+        context=min(case.card.context, case.request.max_context or case.card.context),
         limits=Limits(
             generation=float(timeouts.generation),
             first_token=float(timeouts.first_token),

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mlxd.control.blobs import Blobs
 from mlxd.control.catalog import Catalog
+from mlxd.control.created import CreatedModels
 from mlxd.control.names import Names, settings_for
 from mlxd.control.own_names import OwnName, OwnNames
 from mlxd.control.pull import Puller, Record
 from mlxd.control.pulled import PulledModels
 from mlxd.control.residency import Residency
-from mlxd.core.errors import Forbidden, InvalidRequest, ModelInUse, ModelNotFound
+from mlxd.core.errors import (
+    Forbidden,
+    InsufficientStorage,
+    InvalidRequest,
+    ModelInUse,
+    ModelNotFound,
+)
 from mlxd.core.models import ModelCard, canonical
+from mlxd.core.preset import Preset
 from mlxd.core.threads import Threads
 from mlxd.policy.load import PolicySet
 
@@ -29,6 +40,8 @@ class Library:
     puller: Puller
     pulled: PulledModels
     own_names: OwnNames
+    created: CreatedModels
+    blobs: Blobs
     record: Record
     threads: Threads = field(default_factory=lambda: Threads("pulled models"))
 
@@ -36,20 +49,83 @@ class Library:
         """Give a model one more name; its files are not copied. Raises InvalidRequest,
         ModelNotFound.
         """
-        names = await self.catalog.rescanned(policies)
-        card = names.find(source)
-        if card is None:
-            raise ModelNotFound(source)
+        names, card = await self._found(source, policies)
         self._check_free(destination, names, policies)
         own = self.own_names.get(card.name)
-        model = own.model if own is not None else card.name
-        try:
-            name = OwnName(destination.strip(), model, "copy")
-            await self.threads.run(self.own_names.put, name)
-        except OSError as error:
-            raise ModelInUse(f"the name cannot be kept: {error.strerror}") from error
-        self._say("model_copied", f"{destination} is {model}", model)
+        preset = own.preset if own is not None else None
+        name = OwnName(destination.strip(), self._root(card), "copy", preset)
+        await self._keep(name)
+        self._say("model_copied", f"{destination} is {name.model}", name.model)
         return card
+
+    async def create(
+        self, name: str, source: str, preset: Preset, policies: PolicySet
+    ) -> ModelCard:
+        """A model that is another one with `preset` in front; what that does not say the other one
+        does. One that was created before is replaced. Raises InvalidRequest, ModelNotFound.
+        """
+        names, card = await self._found(source, policies)
+        self._check_free(name, names, policies, "model", over=card)
+        known = self.own_names.get(card.name)
+        if known is not None and known.preset is not None:
+            preset = preset.over(known.preset)
+        said = preset if preset != Preset() else None
+        own = OwnName(name.strip(), self._root(card), "create" if said else "copy", said)
+        await self._keep(own)
+        self._say("model_copied", f"{name} is made of {own.model}", own.model)
+        return card
+
+    async def build(
+        self, name: str, files: Sequence[tuple[str, str]], preset: Preset, policies: PolicySet
+    ) -> None:
+        """A model of uploaded files, with `preset` in front. One that was built under this name
+        before is replaced. Raises InvalidRequest, ModelInUse, InsufficientStorage.
+        """
+        names = await self.catalog.rescanned(policies)
+        old = names.cards.get(canonical(name))
+        self._check_free(name, names, policies, "model", over=old)
+        replaced = old.path if old is not None and old.source == "created" else ""
+        try:
+            await self.threads.run(self.created.build, name, files, replaced)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise InsufficientStorage("the disk has no room for this model") from error
+            raise ModelInUse(f"'{name}' cannot be built: {error.strerror}") from error
+        if replaced and old is not None:
+            self.residency.unload(old)
+        own = self.own_names.get(name)
+        if preset != Preset():
+            await self._keep(OwnName(name.strip(), name.strip(), "create", preset))
+        elif own is not None:
+            await self._remove_name(own)
+        await self.catalog.rescanned(policies)
+        self._say("model_created", f"{name} was made of uploaded files", name)
+
+    async def tidy(self, policies: PolicySet) -> None:
+        """Remove what earlier runs have left half made, and uploads that nobody wanted."""
+        await self.threads.run(self.created.tidy)
+        await self.threads.run(self.blobs.sweep, float(policies.models.uploads.keep))
+
+    async def _found(self, name: str, policies: PolicySet) -> tuple[Names, ModelCard]:
+        """Raises ModelNotFound."""
+        names = await self.catalog.rescanned(policies)
+        card = names.find(name)
+        if card is None:
+            raise ModelNotFound(name)
+        return names, card
+
+    def _root(self, card: ModelCard) -> str:
+        """The name of what an own name stands for, else the card's."""
+        own = self.own_names.get(card.name)
+        return own.model if own is not None else card.name
+
+    async def _keep(self, own: OwnName) -> None:
+        try:
+            await self.threads.run(self.own_names.put, own)
+        except OSError as error:
+            if error.errno == errno.EFBIG:
+                raise InvalidRequest(f"{own.name}: {error.strerror}") from error
+            raise ModelInUse(f"the name cannot be kept: {error.strerror}") from error
 
     async def delete(self, name: str, policies: PolicySet) -> None:
         """Remove a copy's name, or a model that was pulled; of several names that it was pulled by,
@@ -61,35 +137,48 @@ class Library:
         names = await self.catalog.rescanned(policies)
         own = self.own_names.get(name)
         card = names.find(name)
-        if own is not None and (card is None or self._is_one_of_several(own)):
+        if own is not None and (card is None or self._leads_elsewhere(own)):
             await self._remove_name(own)
         elif card is not None:
             await self._remove_model(card, names, policies)
         else:
             raise ModelNotFound(name)
 
-    def _is_one_of_several(self, own: OwnName) -> bool:
-        return own.made_by == "copy" or len(self.own_names.of(own.model)) > 1
+    def _leads_elsewhere(self, own: OwnName) -> bool:
+        """Whether what it stands for stays when the name goes."""
+        if canonical(own.model) == canonical(own.name):
+            return False
+        return own.made_by != "pull" or len(self.own_names.of(own.model)) > 1
 
-    def _check_free(self, name: str, names: Names, policies: PolicySet) -> None:
-        """Raises InvalidRequest for what is no name, or is a name already."""
+    def _check_free(
+        self,
+        name: str,
+        names: Names,
+        policies: PolicySet,
+        param: str = "destination",
+        *,
+        over: ModelCard | None = None,
+    ) -> None:
+        """Raises InvalidRequest for what is no name, or is a name already: but for an own name, and
+        for `over` where that was made of uploaded files.
+        """
         wanted = canonical(name)
         if not _NAME.fullmatch(name.strip()):
-            raise InvalidRequest(f'destination "{name[:200]}" is invalid', param="destination")
+            raise InvalidRequest(f'{param} "{name[:200]}" is invalid', param=param)
         settings = policies.models
         aliases = (alias for model in settings.models.values() for alias in model.aliases)
         taken = {*map(canonical, settings.chains), *map(canonical, aliases)}
-        if self.own_names.get(name) is None:
-            taken |= names.cards.keys()
-        if wanted in taken:
+        card = names.cards.get(wanted)
+        free = card is None or bool(card.copy_of) or (card is over and card.source == "created")
+        if wanted in taken or not free:
             raise InvalidRequest(
-                f'destination "{name}" is invalid: a model is called so already',
-                param="destination",
+                f'{param} "{name}" is invalid: a model is called so already', param=param
             )
 
     async def _remove_model(self, card: ModelCard, names: Names, policies: PolicySet) -> None:
         declared = settings_for(card, policies.models)
-        if not self.pulled.holds(card.path) or (declared is not None and declared.path):
+        place = self.created if self.created.holds(card.path) else self.pulled
+        if not place.holds(card.path) or (declared is not None and declared.path):
             raise Forbidden(
                 f"model '{card.name}' was not pulled: its folder is its owner's, and is not removed"
             )
@@ -97,14 +186,15 @@ class Library:
             (one for key, one in names.cards.items() if self._is_folder(one, key, card)), card
         )
         others = self.own_names.of(folder.name)
-        if copies := sorted(one.name for one in others if one.made_by == "copy"):
+        elsewhere = (one for one in others if canonical(one.name) != canonical(folder.name))
+        if copies := sorted(one.name for one in elsewhere if one.made_by != "pull"):
             raise ModelInUse(
                 f"{', '.join(copies)} would go with '{folder.name}': delete that first"
             )
         if self.puller.is_pulling(folder.name):
             raise ModelInUse(f"'{folder.name}' is being pulled")
         try:
-            await self.threads.run(self.pulled.remove, card.path)
+            await self.threads.run(place.remove, card.path)
         except OSError as error:
             raise ModelInUse(f"'{folder.name}' cannot be removed: {error.strerror}") from error
         for own in others:

@@ -26,6 +26,7 @@ from mlxd.control.reading import (
     text_of,
 )
 from mlxd.control.weights import WEIGHTS, read_weights
+from mlxd.core.infill import written_in
 from mlxd.core.models import ENCODERS, ModelCard
 from mlxd.core.request import Sampling
 
@@ -36,6 +37,8 @@ _LARGEST = 2**48
 _LONGEST_WORD = 100
 _LONGEST_LICENSE = 100_000
 _MOST_TOKENIZER_BYTES = 16 * 2**20
+_TOKENIZER_HEAD = 2**19
+"""Bytes."""
 _LAST_SECOND = 253402300799.0
 """The end of the year 9999, the last that a date can show."""
 _CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
@@ -99,8 +102,9 @@ def _mark(entry: os.DirEntry[str]) -> tuple[str, int, int, int]:
 
 def with_template(card: ModelCard, template: str) -> ModelCard:
     """The card of the same model, told to use another chat template."""
-    embeds = "completion" not in card.capabilities
-    return replace(card, chat_template=template, capabilities=_capabilities(template, embeds))
+    embeds, inserts = ("completion" not in card.capabilities, "insert" in card.capabilities)
+    found = _capabilities(template, embeds, inserts=inserts)
+    return replace(card, chat_template=template, capabilities=found)
 
 
 def _read(folder: Path, name: str, marks: Fingerprint) -> ModelCard:
@@ -125,7 +129,9 @@ def _read(folder: Path, name: str, marks: Fingerprint) -> ModelCard:
         parameters=weights.parameters,
         quantization=quantization.name or weights.dtype,
         context=_context(shape),
-        capabilities=_capabilities(template, _embeds(real, config), can_think=can_think),
+        capabilities=_capabilities(
+            template, _embeds(real, config), can_think=can_think, inserts=_inserts(real)
+        ),
         chat_template=template,
         sampling=_stored_sampling(_optional(real / "generation_config.json")),
         config=shape,
@@ -197,7 +203,15 @@ def _embeds(folder: Path, config: Json) -> bool:
     return exists(folder / "config_sentence_transformers.json") or exists(folder / "1_Pooling")
 
 
-def _capabilities(template: str, embeds: bool, *, can_think: bool = True) -> tuple[str, ...]:
+def _inserts(folder: Path) -> bool:
+    """Whether its tokenizer knows the marks of a gap; added tokens stand at a file's beginning."""
+    files = (folder / "tokenizer.json", folder / "tokenizer_config.json")
+    return any(written_in(text_of(f, _TOKENIZER_HEAD)) for f in files if exists(f))
+
+
+def _capabilities(
+    template: str, embeds: bool, *, can_think: bool = True, inserts: bool = False
+) -> tuple[str, ...]:
     """What can be asked of it here; thinking needs a tokenizer that knows its marks."""
     if embeds:
         return ("embedding",)
@@ -206,6 +220,8 @@ def _capabilities(template: str, embeds: bool, *, can_think: bool = True) -> tup
         found.append("tools")
     if can_think and any(marker in template for marker in _THINKING):
         found.append("thinking")
+    if inserts:
+        found.append("insert")
     return (*found, "embedding")
 
 

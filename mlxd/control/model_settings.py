@@ -10,6 +10,7 @@ from mlxd.control.model_files import with_template
 from mlxd.control.scan import Findings, Scope, expanded
 from mlxd.control.short_names import short_key, short_name
 from mlxd.core.models import ModelCard, canonical
+from mlxd.core.preset import Preset
 from mlxd.core.request import Sampling
 from mlxd.policy.schema import Model, Models
 
@@ -96,6 +97,24 @@ def _with_own(card: ModelCard, own: Model, found: Findings) -> ModelCard:
         kv_bits=0 if own.kv_bits == "none" else own.kv_bits,
     )
     return _with_template(_with_adapter(card, own, found), own, found)
+
+
+def with_preset(card: ModelCard, preset: Preset) -> ModelCard:
+    """The card of a created model: what its client said comes before models.yaml and the model's
+    own files, and never widens what policy allows. It is loaded as the model that it was made of.
+    """
+    card = replace(
+        card,
+        preset=preset,
+        sampling=preset.sampling.over(card.sampling),
+        license=preset.license or card.license,
+    )
+    if preset.template:
+        card = with_template(card, preset.template)
+    if preset.context is None or preset.context >= card.context:
+        return card
+    trained = card.trained_context or card.context
+    return replace(card, context=preset.context, trained_context=trained)
 
 
 def _sampling(own: Model) -> Sampling:

@@ -12,7 +12,9 @@ from mlxd.control.model_settings import (
     settings_of,
     settled,
     waits_for_files,
+    with_preset,
 )
+from mlxd.control.own_names import OwnName
 from mlxd.control.scan import GUIDE, Scan, Scope
 from mlxd.control.short_names import family_key, short_key, short_name
 from mlxd.core.models import ModelCard, canonical
@@ -49,11 +51,11 @@ class Names:
         scan: Scan,
         models: Models,
         default: str | None,
-        copies: Mapping[str, str] | None = None,
+        copies: Mapping[str, OwnName] | None = None,
         damage: Damage = _none_known,
     ) -> None:
-        """`default` is the last one chosen; it is kept until it disappears. `copies`: names that a
-        client gave to models, each with the name of the model.
+        """`default` is the last one chosen; it is kept until it disappears. `copies`: names that
+        clients gave to models.
         """
         scope = Scope.of(models)
         self.models = models
@@ -150,15 +152,21 @@ class Names:
             self._shorts.setdefault(short_key(short), []).append(card)
             self._families.setdefault(family_key(short), []).append(card)
 
-    def _copy(self, copies: Mapping[str, str]) -> None:
-        """Copies are models of their own names, in the place of a list where these belong."""
-        made = [
-            replace(card, name=name, aliases=(), source="copy", copy_of=card.name)
-            for name, target in copies.items()
-            if name not in self.cards and (card := self._meant(target)) is not None
-        ]
-        *own, guide = self.cards.values()
-        cards = sorted([*own, *made], key=lambda card: card.name.lower())
+    def _copy(self, copies: Mapping[str, OwnName]) -> None:
+        """Copies are models of their own names, in the place of a list where these belong. What is
+        said of a created model by its own name is put on that.
+        """
+        made: list[ModelCard] = []
+        for name, own in copies.items():
+            card = self.cards.get(name)
+            if card is not None:
+                if own.preset is not None and canonical(own.model) == name:
+                    self.cards[name] = with_preset(card, own.preset)
+            elif (card := self._meant(own.model)) is not None:
+                copy = replace(card, name=name, aliases=(), source="copy", copy_of=card.name)
+                made.append(copy if own.preset is None else with_preset(copy, own.preset))
+        *found, guide = self.cards.values()
+        cards = sorted([*found, *made], key=lambda card: card.name.lower())
         self.cards = {canonical(card.name): card for card in (*cards, guide)}
         self._short = {key: self._short.get(key) or short_name(key) for key in self.cards}
 

@@ -1,4 +1,5 @@
-"""Names that clients gave to models: what /api/copy makes, and the short name of a pull.
+"""Names that clients gave to models: what /api/copy and /api/create make, and the short name of a
+pull.
 
 One small file each in `<state>/models.d/`; one that this version does not read is set aside.
 """
@@ -14,13 +15,21 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
+import msgspec
+
 from mlxd.core import aside, durable
 from mlxd.core.models import canonical
+from mlxd.core.preset import Preset
 
-SCHEMA = 1
+SCHEMA = 2
+_PLAIN_SCHEMA = 1
+"""Of a name without a preset: an older mlxd reads it, too."""
 MOST_NAMES = 1000
 """Every client that lists the models is told all of them."""
-_MOST_BYTES = 4096
+MOST_BYTES = 2**18
+"""Of one, as it is written."""
+MOST_BYTES_IN_ALL = 2**25
+"""They are held in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +39,9 @@ class OwnName:
     name: str
     """As the client wrote it."""
     model: str
-    """The catalogue's name of what it stands for; never an own name itself."""
-    made_by: Literal["copy", "pull"]
+    """The catalogue's name of what it stands for; never another own name."""
+    made_by: Literal["copy", "pull", "create"]
+    preset: Preset | None = None
 
 
 class OwnNames:
@@ -43,11 +53,11 @@ class OwnNames:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._changing = threading.Lock()
-        self._names = {canonical(one.name): one for one in _read_all(folder)}
+        self._names: Mapping[str, OwnName] = {canonical(o.name): o for o in _read_all(folder)}
 
-    def __call__(self) -> Mapping[str, str]:
-        """From canonical names to the models they stand for."""
-        return {name: one.model for name, one in self._names.items()}
+    def __call__(self) -> Mapping[str, OwnName]:
+        """By canonical names. What it returned does not change."""
+        return self._names
 
     def get(self, name: str) -> OwnName | None:
         return self._names.get(canonical(name))
@@ -60,13 +70,23 @@ class OwnNames:
     def put(self, own: OwnName) -> None:
         """Add it, in place of one that is called the same. Raises OSError."""
         key = canonical(own.name)
-        said = json.dumps({"schema": SCHEMA} | asdict(own)) + "\n"
+        said = _encoded(own)
         with self._changing:
-            if len(self._names) >= MOST_NAMES and key not in self._names:
-                raise OSError(errno.EDQUOT, f"there are {MOST_NAMES} such names already")
+            self._check_room(key, said)
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            durable.write(self._path(own.name), said.encode())
+            durable.write(self._path(own.name), said)
             self._names = {**self._names, key: own}
+
+    def _check_room(self, key: str, said: bytes) -> None:
+        """Raises OSError."""
+        if len(self._names) >= MOST_NAMES and key not in self._names:
+            raise OSError(errno.EDQUOT, f"there are {MOST_NAMES} such names already")
+        if len(said) > MOST_BYTES:
+            raise OSError(errno.EFBIG, f"what it says has more than {MOST_BYTES} bytes")
+        others = (one for name, one in self._names.items() if name != key and one.preset)
+        if len(said) + sum(len(_encoded(one)) for one in others) > MOST_BYTES_IN_ALL:
+            words = f"what created models say has more than {MOST_BYTES_IN_ALL} bytes in all"
+            raise OSError(errno.EDQUOT, words)
 
     def remove(self, own: OwnName) -> None:
         """Raises OSError."""
@@ -83,14 +103,33 @@ def _read_all(folder: Path) -> list[OwnName]:
     aside.clear_for_folder(folder)
     durable.tidy(folder)
     files = [folder / name for name in sorted(aside.names(folder, ".json", SCHEMA))]
-    found = [aside.read(file, SCHEMA, _decoded, most=_MOST_BYTES) for file in files]
+    found = [aside.read(file, SCHEMA, _decoded, most=MOST_BYTES) for file in files]
     return [own for own in found if own is not None]
+
+
+def _encoded(own: OwnName) -> bytes:
+    """A name that says nothing more is written as it always was."""
+    said = asdict(own)
+    if said.pop("preset") is None:
+        said = {"schema": _PLAIN_SCHEMA} | said
+    else:
+        said = {"schema": SCHEMA} | said | {"preset": msgspec.to_builtins(own.preset)}
+    return (json.dumps(said) + "\n").encode()
 
 
 def _decoded(content: bytes) -> OwnName:
     """Raises one of `aside.STRANGE`."""
     said = json.loads(content)
-    aside.check_version(said["schema"], SCHEMA)
-    if said["made_by"] not in ("copy", "pull"):
+    if said["schema"] != _PLAIN_SCHEMA:
+        aside.check_version(said["schema"], SCHEMA)
+    if said["made_by"] not in ("copy", "pull", "create"):
         raise ValueError("it does not say how it came")
-    return OwnName(str(said["name"]), str(said["model"]), said["made_by"])
+    preset = _preset(said["preset"]) if said.get("preset") is not None else None
+    return OwnName(str(said["name"]), str(said["model"]), said["made_by"], preset)
+
+
+def _preset(said: object) -> Preset:
+    try:
+        return msgspec.convert(said, Preset)
+    except msgspec.ValidationError as error:
+        raise ValueError("it is damaged") from error

@@ -101,7 +101,7 @@ class Scan:
             return place.name == GUIDE or (place.name, place.folder) in scope.declared
         if canonical(place.name) in declared:
             return False
-        if place.source == "pulled":  # those come before all roots
+        if place.source in ("pulled", "created"):  # those come before all roots
             return True
         return place.root in scope.roots and scope.before(place.root) <= self.scope.before(
             place.root
@@ -111,8 +111,10 @@ class Scan:
 class Scanner:
     """Reads folders. Blocks: call it in a thread."""
 
-    def __init__(self, guide: Path, extra: Sequence[Path] = ()) -> None:
-        """`extra`: folders of models that mlxd pulled; they come before those of policy."""
+    def __init__(self, guide: Path, extra: Sequence[tuple[str, Path]] = ()) -> None:
+        """`extra`: folders of models that are mlxd's own, each with what they are (`ModelCard`'s
+        `source`); they come before those of policy.
+        """
         self._guide = guide
         self._extra = tuple(extra)
         self._cards = _Kept(fingerprint, read_card)
@@ -122,7 +124,7 @@ class Scanner:
     def read(self, scope: Scope) -> Findings:
         """Everything in `scope`; of one name the first place counts, declared ones first."""
         places = [Place(name, folder, "declared") for name, folder in scope.declared]
-        places += [p for root in self._extra for p in models_under(root, "pulled")]
+        places += [p for source, root in self._extra for p in models_under(root, source)]
         places += [p for root in scope.roots for p in models_under(root)]
         finds: dict[str, Find] = {}
         for place in places:

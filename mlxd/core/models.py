@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlxd.core.preset import Preset
 from mlxd.core.request import Sampling
 
 ENCODERS = frozenset((
@@ -83,9 +84,11 @@ class ModelCard:
     needs_code: bool = False
     """Whether it cannot be loaded without that."""
     source: str = ""
-    """Where it was found: folder, huggingface, lmstudio, pulled, declared or guide."""
+    """Where it was found: folder, huggingface, lmstudio, pulled, created, declared or guide."""
     copy_of: str = ""
     """The catalogue's name of the model that this is one more name of; empty: none."""
+    preset: Preset | None = None
+    """What a client who created it wants said in each request."""
     short_name: str = ""
     """The name that people type for it, where that leads to it alone."""
     aliases: tuple[str, ...] = ()

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from mlxd.control.admission import Admission
 from mlxd.control.archive import Archive
+from mlxd.control.blobs import Blobs
 from mlxd.control.caffeinate import Caffeinate
 from mlxd.control.catalog import Catalog
+from mlxd.control.created import CreatedModels
 from mlxd.control.dispatch import Dispatcher
 from mlxd.control.forecast import Forecasts
 from mlxd.control.grammars import Grammars
@@ -120,6 +122,8 @@ class _Models:
 
     pulled: PulledModels
     own_names: OwnNames
+    blobs: Blobs
+    created: CreatedModels
     catalog: Catalog
     admission: Admission
     supervisor: Supervisor
@@ -234,7 +238,9 @@ def _models(ground: _Ground) -> _Models:
     clock, store = ground.clock, ground.store
     pulled = PulledModels(ground.state / "models")
     own_names = OwnNames(ground.state / _NAMES)
-    catalog = Catalog(GUIDE, clock, pulled=pulled.folder, names=own_names)
+    blobs = Blobs(ground.state / "blobs")
+    created = CreatedModels(ground.state / "created", blobs)
+    catalog = Catalog(GUIDE, clock, pulled=pulled.folder, created=created.folder, names=own_names)
     admission = Admission(ground.machine)  # windows of rates are what clients count too
     supervisor = _supervisor(ground)
     forecasts = Forecasts(ground.state, clock)
@@ -245,6 +251,8 @@ def _models(ground: _Ground) -> _Models:
     return _Models(
         pulled=pulled,
         own_names=own_names,
+        blobs=blobs,
+        created=created,
         catalog=catalog,
         admission=admission,
         supervisor=supervisor,
@@ -314,7 +322,16 @@ def _parts(
         ),
         replays=replays,
         puller=puller,
-        library=Library(catalog, residency, puller, pulled, own_names, events.record),
+        library=Library(
+            catalog,
+            residency,
+            puller,
+            pulled,
+            own_names,
+            models.created,
+            models.blobs,
+            events.record,
+        ),
         archive=Archive(ground.clock, ground.store.current),
         clock=ground.clock,
         read_memory=read_memory,

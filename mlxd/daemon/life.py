@@ -190,6 +190,7 @@ class Daemon:
     async def _tidy(self) -> None:
         """Remove what earlier runs have left."""
         await self._parts.puller.tidy()
+        await self._parts.library.tidy(self._parts.policies.current)
         await self._made.threads.run(kernels_of(self._made.temporary).tidy)
 
     # -- meanwhile

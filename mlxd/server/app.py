@@ -8,9 +8,13 @@ from aiohttp import web
 
 from mlxd.dialects import anthropic, ollama, openai
 from mlxd.server import health
+from mlxd.server.account import Account, Cloud, Push
 from mlxd.server.anthropic_models import AnthropicModels
-from mlxd.server.catalog import Model, Nowhere, OpenAIModels, Ps, Show, Tags, Version
-from mlxd.server.copies import Copy, Create, Delete
+from mlxd.server.blobs import PATH as BLOBS
+from mlxd.server.blobs import Blob
+from mlxd.server.catalog import Model, Nowhere, OpenAIModels, Ps, Tags, Version
+from mlxd.server.copies import Copy, Delete
+from mlxd.server.create import Create
 from mlxd.server.edge import Endpoint
 from mlxd.server.errors import speaks_anthropic, words_for
 from mlxd.server.events import EventStream
@@ -20,6 +24,7 @@ from mlxd.server.managers import ForManagers
 from mlxd.server.parts import Parts
 from mlxd.server.pull import Pull
 from mlxd.server.responses import Respond
+from mlxd.server.show import Show
 
 READING = frozenset({"GET", "HEAD"})
 ASKING = frozenset({"POST"})
@@ -80,6 +85,12 @@ def routes(parts: Parts) -> Routes:
         "/api/pull": (ASKING, ForManagers(Pull(parts))),
         "/api/copy": (ASKING, ForManagers(Copy(parts))),
         "/api/create": (ASKING, ForManagers(Create(parts))),
+        f"{BLOBS}*": (frozenset({"HEAD", "POST"}), ForManagers(Blob(parts))),
+        "/api/push": (ASKING, Push(parts)),
+        "/api/status": (READING, Cloud()),
+        "/api/me": (ASKING, Account()),
+        "/api/signout": (ASKING, Account()),
+        "/api/user/keys/*": (REMOVING, Account()),
         "/api/delete": (REMOVING, ForManagers(Delete(parts))),
         "/api/models/*": (READING, Model(parts)),
         "/v1/models": (READING, models),

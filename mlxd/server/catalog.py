@@ -1,4 +1,4 @@
-"""Lists models, in each dialect: tags, ps, show, /v1/models, /api/models/{name}."""
+"""Lists models, in each dialect: tags, ps, /v1/models, /api/models/{name}."""
 
 from __future__ import annotations
 
@@ -14,23 +14,14 @@ from mlxd.control.reading import readable
 from mlxd.control.residency import Resident
 from mlxd.core.errors import InvalidRequest, MlxdError, ModelNotFound
 from mlxd.core.models import ModelCard
-from mlxd.core.request import Sampling
 from mlxd.server.answers import iso, json_response
 from mlxd.server.edge import ID, policies_of
 from mlxd.server.errors import Render, error_body, in_ollama, in_openai
-from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
 
 Json = dict[str, Any]
 _FAR_SECONDS = 100.0 * 365 * 86400
 """Added to now for a model that never expires: any far date does."""
-_SHOWN_PARAMETERS = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "repeat_penalty": "repeat_penalty",
-}
 
 
 class _OllamaList:
@@ -68,16 +59,6 @@ class Version(_OllamaList):
         return json_response({"version": __version__})
 
 
-class Show(_OllamaList):
-    """/api/show."""
-
-    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        policies = policies_of(request)
-        name = await read_json(request, policies, _asked_name)
-        card = await self._parts.catalog.look_up(name, policies)
-        return json_response(_show(card, name, str(request.headers.get("User-Agent", ""))))
-
-
 class Model(_OllamaList):
     """/api/models/{name}."""
 
@@ -98,7 +79,7 @@ class Model(_OllamaList):
                 "context_length": card.context,
                 "quantization": card.quantization,
                 "parameters": card.parameters,
-                **_names(card),
+                **names_of(card),
             }
         )
 
@@ -149,16 +130,10 @@ class Nowhere:
         return error
 
 
-def _asked_name(body: Json) -> str:
-    name = body.get("model") or body.get("name") or ""
-    if not isinstance(name, str) or not name:
-        raise InvalidRequest("model is required", param="model")
-    return name
-
-
-def _details(card: ModelCard) -> Json:
+def details_of(card: ModelCard) -> Json:
+    """What Ollama shows of a model wherever it is listed."""
     return {
-        "parent_model": "",
+        "parent_model": readable(card.copy_of),
         "format": "safetensors",
         "family": card.family,
         "families": [card.family],
@@ -177,7 +152,7 @@ def _tag(card: ModelCard) -> Json:
         "modified_at": iso(card.modified),
         "size": card.size_bytes,
         "digest": card.digest,
-        "details": _details(card),
+        "details": details_of(card),
         "capabilities": list(card.capabilities),
     }
     if card.unavailable:
@@ -193,29 +168,14 @@ def _process(resident: Resident, now: float) -> Json:
         "model": _tagged(card.name),
         "size": card.size_bytes,
         "digest": card.digest,
-        "details": _details(card),
+        "details": details_of(card),
         "expires_at": iso(now + _FAR_SECONDS if math.isinf(expires) else expires),
         "size_vram": card.size_bytes,
         "context_length": card.context,
     }
 
 
-def _show(card: ModelCard, asked: str, user_agent: str) -> Json:
-    basename = asked if user_agent.startswith("GitHubCopilotChat/") else card.name
-    return {
-        "license": card.license,
-        "modelfile": f"# {card.name}, served by mlxd\nFROM {card.name}\n",
-        "parameters": _parameters(card.sampling),
-        "template": card.chat_template,
-        "details": _details(card),
-        "model_info": _model_info(card, basename),
-        "capabilities": list(card.capabilities),
-        "modified_at": iso(card.modified),
-        **_names(card),
-    }
-
-
-def _names(card: ModelCard) -> Json:
+def names_of(card: ModelCard) -> Json:
     """What else it answers to, and where it was found; mlxd's own keys."""
     return {
         "short_name": card.short_name or None,
@@ -228,36 +188,6 @@ def _folder_name(card: ModelCard) -> str:
     """In a hub's cache the folder has the name of a revision, which says nothing."""
     whole = card.name if card.source == "huggingface" else card.path
     return whole.rpartition("/")[2]
-
-
-def _model_info(card: ModelCard, basename: str) -> Json:
-    info: Json = {
-        "general.architecture": card.family,
-        "general.basename": basename,
-        "general.parameter_count": card.parameters,
-        f"{card.family}.context_length": card.context,
-    }
-    for key, source in (
-        ("embedding_length", "hidden_size"),
-        ("block_count", "num_hidden_layers"),
-        ("attention.head_count", "num_attention_heads"),
-        ("attention.head_count_kv", "num_key_value_heads"),
-        ("feed_forward_length", "intermediate_size"),
-        ("vocab_size", "vocab_size"),
-    ):
-        value = count_of(card.config, source)
-        if value is not None:
-            info[f"{card.family}.{key}"] = value
-    return info
-
-
-def _parameters(sampling: Sampling) -> str:
-    lines = [
-        f"{shown:<30} {value:g}"
-        for field, shown in _SHOWN_PARAMETERS.items()
-        if (value := getattr(sampling, field)) is not None
-    ]
-    return "\n".join(lines)
 
 
 def _openai_model(card: ModelCard) -> Json:

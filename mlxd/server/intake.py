@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from functools import cache
 from typing import TypeVar
 
@@ -98,21 +99,41 @@ def _ask_for_it(request: web.BaseRequest) -> None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
-async def _read(request: web.BaseRequest, policies: PolicySet) -> bytes:
-    http = policies.server.http
-    pieces: list[bytes] = []
-    size = 0
+async def pieces_of(request: web.BaseRequest, policies: PolicySet) -> AsyncGenerator[bytes, None]:
+    """A body of any size as it comes, as long as it comes. Raises RequestTimeout, InvalidRequest,
+    and UnsupportedEncoding: it is a file, and taken as it is.
+    """
+    if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+        raise UnsupportedEncoding("an upload is taken without any Content-Encoding")
+    _ask_for_it(request)
+    try:
+        async with aclosing(_pieces(request, policies)) as pieces:
+            async for piece in pieces:
+                yield piece
+    except web.RequestPayloadError as error:
+        raise InvalidRequest("the body is cut short") from error
+
+
+async def _pieces(request: web.BaseRequest, policies: PolicySet) -> AsyncGenerator[bytes, None]:
     while not request.content.at_eof():
         try:
-            async with asyncio.timeout(float(http.body_idle_timeout)):
+            async with asyncio.timeout(float(policies.server.http.body_idle_timeout)):
                 piece = await request.content.readany()
         except TimeoutError:
             raise _too_slow(policies.line("server.http.body_idle_timeout")) from None
-        size += len(piece)
-        if size > http.max_body:
-            raise _too_large(policies)
-        pieces.append(piece)
-    return b"".join(pieces)
+        yield piece
+
+
+async def _read(request: web.BaseRequest, policies: PolicySet) -> bytes:
+    read: list[bytes] = []
+    size = 0
+    async with aclosing(_pieces(request, policies)) as pieces:
+        async for piece in pieces:
+            size += len(piece)
+            if size > policies.server.http.max_body:
+                raise _too_large(policies)
+            read.append(piece)
+    return b"".join(read)
 
 
 def _too_large(policies: PolicySet) -> RequestTooLarge:

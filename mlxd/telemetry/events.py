@@ -60,6 +60,7 @@ TYPES: Mapping[str, int] = {
     "model_pulled": logging.INFO,
     "pull_failed": logging.WARNING,
     "model_copied": logging.INFO,
+    "model_created": logging.INFO,
     "model_removed": logging.INFO,
     "name_removed": logging.INFO,
 }

@@ -50,7 +50,7 @@ class Checks:
             max_tokens=_max_tokens(generate, room.context - len(rendered.tokens)),
             reasoning=rendered.reasoning,
             may_think=may_think,
-            stops=StopStrings(request.stop),
+            stops=StopStrings((*request.stop, *self.prompter.ends(request))),
             grammar=self._grammar(request, rendered, may_think),
             expected_output=generate.expected_output,
             wait_seconds=generate.wait_seconds,

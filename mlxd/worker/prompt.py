@@ -15,8 +15,10 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from mlxd.core.request import CalledTool, GenerationRequest, Json, Message
+from mlxd.worker.infill import Infill
 from mlxd.worker.refusal import Refusal
 from mlxd.worker.room import Room, longest_token
+from mlxd.worker.templates import Templates
 
 _RESERVED = {
     "messages",
@@ -42,6 +44,8 @@ class Prompter:
         self._tokenizer = tokenizer
         self._renders_text = hasattr(tokenizer, "backend_tokenizer")
         """Not so where templates are the tokenizer's own code, which may write no text."""
+        self._templates = Templates()
+        self._infill = Infill(tokenizer)
 
     @property
     def thinks(self) -> bool:
@@ -55,8 +59,13 @@ class Prompter:
             tokens = self._cut(request, room)
         elif request.token_ids is not None:
             tokens = list(request.token_ids)
+        elif request.suffix is not None:
+            text, tokens = None, self._around_gap(request, room)
         elif text is not None:
             tokens = self._encode(text, room)
+        elif request.context:
+            _, turns = self._conversation(request, room)
+            tokens = self._going_on(request.context, turns)
         else:
             text, tokens = self._conversation(request, room)
         return replace(self.rendered(tokens), text=text)
@@ -71,6 +80,29 @@ class Prompter:
     def rendered(self, tokens: list[int]) -> Rendered:
         """A prompt that another worker has rendered."""
         return Rendered(tokens, self._reasoning(tokens))
+
+    def ends(self, request: GenerationRequest) -> tuple[str, ...]:
+        """Beside the request's own stop strings, what ends its answer."""
+        return self._infill.ends if request.suffix is not None else ()
+
+    def _around_gap(self, request: GenerationRequest, room: Room) -> list[int]:
+        marks = self._infill.marks
+        if marks is None:
+            words = f"{request.model} does not support insert"
+            raise Refusal(words, code="unsupported", param="suffix")
+        before, behind = (
+            self._tokens(text or "", room, special=False) for text in (request.text, request.suffix)
+        )
+        return self._infill.around(marks, before, behind)
+
+    def _going_on(self, context: tuple[int, ...], turns: list[int]) -> list[int]:
+        """An answer that was cut off is ended first."""
+        ends = self._tokenizer.eos_token_ids
+        end = self._tokenizer.eos_token_id
+        gap = [] if end is None or context[-1] in ends else [end]
+        bos = self._tokenizer.bos_token_id
+        begun = bos is not None and turns[:1] == [bos]
+        return [*context, *gap, *(turns[1:] if begun else turns)]
 
     def added_before(self, rendered: Rendered) -> int:
         """How many of a text's tokens, the first ones, stand for none of it."""
@@ -111,6 +143,9 @@ class Prompter:
         messages = [_template_message(message) for message in request.messages or ()]
         if not messages:
             raise Refusal("the conversation has no messages", param="messages")
+        if request.template:
+            text = self._by_template(request, messages)
+            return text, self._tokens(text, room, special=False)
         if not self._tokenizer.has_chat_template:
             text = _transcript(messages, goes_on=request.continue_last)
             return text, self._encode(text, room)
@@ -172,6 +207,24 @@ class Prompter:
             **self._options(request),
         )
         return prompt
+
+    def _by_template(self, request: GenerationRequest, messages: list[Json]) -> str:
+        """The request's own template gets what the model's would."""
+        return self._templates.render(
+            request.template,
+            {
+                **{name: str(token) for name, token in self._special_tokens()},
+                "enable_thinking": bool(self._tokenizer.has_thinking),
+                **self._options(request),
+                "messages": messages,
+                "tools": list(request.tools) or None,
+                "add_generation_prompt": True,
+            },
+        )
+
+    def _special_tokens(self) -> list[tuple[str, Any]]:
+        known = self._tokenizer.special_tokens_map.items()
+        return [(name, token) for name, token in known if not isinstance(token, list)]
 
     def _options(self, request: GenerationRequest) -> dict[str, Any]:
         for name in request.template_options:

@@ -293,6 +293,30 @@ class TestGenerate:
         assert (raw.prompt_eval_count or 0) < (rendered.prompt_eval_count or 0)
         assert raw.context is None
 
+    def test_an_exchange_goes_on_from_its_context(self, client: ollama.Client) -> None:
+        first = client.generate(MODEL, "Foxes", options=GREEDY)
+        assert first.context is not None
+        assert len(first.context) == (first.prompt_eval_count or 0) + (first.eval_count or 0)
+        assert first.done_reason == "stop", "its end is the last token of it"
+        second = client.generate(MODEL, "And dogs?", context=first.context, options=GREEDY)
+        alone = client.generate(MODEL, "And dogs?", options=GREEDY)
+        assert second.prompt_eval_count == len(first.context) + (alone.prompt_eval_count or 0)
+        assert second.response != alone.response
+        parts = list(client.generate(MODEL, "Foxes", options=GREEDY, stream=True))
+        assert parts[-1].context == first.context
+
+    def test_a_template_of_the_clients_own(self, client: ollama.Client) -> None:
+        bare = client.generate(MODEL, "Foxes", template="{{ messages[0].content }}", options=GREEDY)
+        raw = client.generate(MODEL, "Foxes", raw=True, options=GREEDY)
+        assert bare.response == raw.response
+        assert bare.prompt_eval_count == raw.prompt_eval_count
+
+    def test_num_ctx_bounds_prompt_and_answer(self, client: ollama.Client) -> None:
+        options = {"temperature": 0, "num_ctx": 26}
+        answer = client.generate(MODEL, "Foxes", options=options)
+        assert (answer.prompt_eval_count or 0) + (answer.eval_count or 0) == 26
+        assert answer.done_reason == "length"
+
     def test_a_system_text_is_part_of_the_prompt(self, client: ollama.Client) -> None:
         plain = client.generate(MODEL, "Foxes", options=GREEDY)
         with_system = client.generate(MODEL, "Foxes", system="Be short.", options=GREEDY)
@@ -415,11 +439,25 @@ class TestRefusals:
             client.generate(MODEL, "What is this?", images=[image])
         assert caught.value.status_code == 400
 
-    @pytest.mark.parametrize("name", ["suffix", "template", "context"])
-    def test_what_is_not_offered(self, client: ollama.Client, name: str) -> None:
-        value: Any = [1, 2] if name == "context" else "x"
-        with pytest.raises(ollama.ResponseError) as caught:
+    @pytest.mark.parametrize(
+        ("name", "value", "words"),
+        [
+            ("suffix", "x", "tiny-a does not support insert"),
+            ("template", "{{ .Prompt }}", "Go's template language"),
+            ("template", "{% if %}", "Expected an expression"),
+            ("context", [1, 9999], "token id 9999 is not in the model's vocabulary"),
+        ],
+    )
+    def test_what_this_model_does_not_take(
+        self, client: ollama.Client, name: str, value: Any, words: str
+    ) -> None:
+        with pytest.raises(ollama.ResponseError, match=words) as caught:
             client.generate(MODEL, "Foxes", **{name: value})
+        assert caught.value.status_code == 400
+
+    def test_a_prompt_longer_than_num_ctx(self, client: ollama.Client) -> None:
+        with pytest.raises(ollama.ResponseError, match=r"exceeds .* context length") as caught:
+            client.generate(MODEL, "Foxes " * 40, options={"num_ctx": 32})
         assert caught.value.status_code == 400
 
     async def test_the_same_asynchronously(self, async_client: ollama.AsyncClient) -> None:

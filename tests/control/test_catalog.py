@@ -7,9 +7,11 @@ import pytest
 
 from mlxd.control.catalog import Catalog
 from mlxd.control.names import max_concurrency_of
+from mlxd.control.own_names import OwnName
 from mlxd.control.scan import GUIDE, Scanner
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import ModelLoadFailed, ModelNotFound
+from mlxd.core.preset import Preset
 from mlxd.core.request import Sampling
 from mlxd.policy.load import load
 from tests.control.test_checksums import by_list, flip
@@ -27,9 +29,16 @@ class World:
         self.clock = ManualClock()
         self.pulled = root / "pulled"
         self.copies: dict[str, str] = {}
+        self.presets: dict[str, Preset] = {}
         guide = write_model(root / "guide")
-        self.catalog = Catalog(guide, self.clock, self.pulled, lambda: self.copies)
+        self.catalog = Catalog(guide, self.clock, self.pulled, names=self.own_names)
         self.declare("")
+
+    def own_names(self):
+        return {
+            name: OwnName(name, model, "copy", self.presets.get(name))
+            for name, model in self.copies.items()
+        }
 
     def declare(self, text):
         files = {"models": f"dirs: [{self.dirs}]\n{text}"}
@@ -491,6 +500,34 @@ async def test_a_copy_is_a_model_of_its_own_name_and_the_same_weights(world):
     assert await world.resolve("default") == CODER
     world.copies = {}
     await world.refused("mine")
+
+
+async def test_a_created_model_is_loaded_as_the_one_it_was_made_of(world):
+    files = {"chat_template.jinja": "{{ tools }}", "generation_config.json": '{"top_k": 20}'}
+    world.add("m", files=files)
+    world.declare("models: {m: {sampling: {temperature: 0.1, top_p: 0.5}}}")
+    world.copies = {"kind": "m", "small": "m"}
+    said = Sampling(temperature=0.9)
+    world.presets = {
+        "kind": Preset(system="S", template="T", sampling=said, context=10**9, license="L"),
+        "small": Preset(context=64),
+    }
+    plain, kind, small = [await world.card(name) for name in ("m", "kind", "small")]
+    assert plain.spec == kind.spec == small.spec
+    assert (kind.chat_template, kind.license, kind.preset.system) == ("T", "L", "S")
+    assert (plain.capabilities, kind.capabilities) == (("completion", "tools"), ("completion",))
+    wanted = Sampling(temperature=0.9, top_p=0.5, top_k=20)
+    assert kind.sampling == wanted, "who created it, then models.yaml, then its files"
+    assert (plain.context, kind.context, small.context) == (2048, 2048, 64)
+    world.presets = {"kind": Preset(system="other")}
+    assert (await world.card("kind")).preset == Preset(system="other")
+
+
+async def test_a_model_of_uploaded_files_has_what_is_said_of_its_own_name(world):
+    world.add("m")
+    world.copies, world.presets = {"m": "m"}, {"m": Preset(system="S")}
+    card = await world.card("m")
+    assert (card.preset, card.copy_of) == (Preset(system="S"), "")
 
 
 async def test_what_was_pulled_is_found_before_a_folder_of_its_name(world):

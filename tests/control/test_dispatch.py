@@ -15,6 +15,7 @@ from mlxd.core.clock import ManualClock
 from mlxd.core.errors import InvalidRequest, RequestQuarantined, UnsupportedFeature
 from mlxd.core.events import Finished, TextDelta
 from mlxd.core.models import ModelCard
+from mlxd.core.preset import Preset
 from mlxd.core.request import GenerationRequest, Message, Sampling
 from mlxd.policy.load import load
 
@@ -168,3 +169,41 @@ async def test_only_what_a_model_can_is_asked_of_it(capable, asked, words) -> No
         request = GenerationRequest(model="m", **asked)
         async with dispatcher.open(request, Asker("c", load(), lambda rule: None)):
             pass
+
+
+@pytest.mark.parametrize(("asked", "meant"), [(None, 512), (100, 100), (1000, 512)])
+async def test_a_request_may_want_less_context_than_its_model_has(
+    asked: int | None, meant: int
+) -> None:
+    parts: Any = Parts()
+    dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())
+    request = GenerationRequest(model="m", text="x", max_context=asked)
+    async with dispatcher.open(request, Asker("c", load(), lambda rule: None)) as bursts:
+        assert [burst async for burst in bursts] == []
+    assert [order.context for order in parts.orders] == [meant]
+
+
+async def test_a_gap_is_for_models_that_fill_one() -> None:
+    parts: Any = Parts()
+    dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())
+    request = GenerationRequest(model="m:1b", text="x", suffix="y")
+    asker = Asker("c", load(), lambda rule: None)
+    with pytest.raises(UnsupportedFeature, match=r"^m:1b does not support insert$"):
+        async with dispatcher.open(request, asker):
+            pass
+    parts.card = replace(parts.card, capabilities=("insert",))
+    async with dispatcher.open(request, asker) as bursts:
+        assert [burst async for burst in bursts] == []
+
+
+async def test_what_a_created_model_says_stands_in_each_request() -> None:
+    parts: Any = Parts()
+    preset = Preset(system="S", stop=("x",), max_tokens=3)
+    parts.card = replace(parts.card, preset=preset)
+    dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())
+    request = GenerationRequest(model="m", messages=(Message("user", "hi"),))
+    async with dispatcher.open(request, Asker("c", load(), lambda rule: None)) as bursts:
+        assert [burst async for burst in bursts] == []
+    (order,) = parts.orders
+    assert order.request == preset.applied(request)
+    assert order.request.messages[0] == Message("system", "S")

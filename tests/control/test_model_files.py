@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from mlxd.control.model_files import count_of, fingerprint, read_card
+from mlxd.control.model_files import count_of, fingerprint, read_card, with_template
 from mlxd.control.reading import readable
 from mlxd.control.safetensors import BITS
 from mlxd.control.weights import read_weights
@@ -53,6 +53,17 @@ def write_adapter(folder):
     (folder / "adapter_config.json").write_text("{}")
     write_weights(folder / "adapters.safetensors", {"lora_a": ("F16", [2, 3])})
     return folder
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_with_marks_of_a_gap_can_insert(tmp_path, file):
+    marks = [{"content": f"<|fim_{part}|>"} for part in ("prefix", "suffix", "middle")]
+    folder = write_model(tmp_path / "m", files={file: json.dumps({"added_tokens": marks})})
+    card = read_card(folder, "m")
+    assert card.capabilities == ("completion", "insert")
+    assert with_template(card, "{{ tools }}").capabilities == ("completion", "tools", "insert")
+    (folder / file).write_text(json.dumps({"added_tokens": marks[:2]}))
+    assert read_card(folder, "m").capabilities == ("completion",)
 
 
 def test_a_card_says_what_the_files_say(tmp_path):

@@ -3,29 +3,63 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mlxd.control import own_names
 from mlxd.control.own_names import OwnName, OwnNames
+from mlxd.core.preset import Preset
+from mlxd.core.request import CalledTool, Message, Sampling
 
 COPY = OwnName("My-Model:v1", "org/model", "copy")
+CREATED = OwnName(
+    "kind",
+    "org/model",
+    "create",
+    Preset(
+        system="Be kind.",
+        messages=(Message("assistant", "b", tool_calls=(CalledTool("f", {"a": [1]}),)),),
+        sampling=Sampling(temperature=0.0, logit_bias=((1, 2.0),)),
+        stop=("x",),
+    ),
+)
 
 
 def test_a_name_is_there_after_a_restart(tmp_path: Path) -> None:
     OwnNames(tmp_path / "names").put(COPY)
     again = OwnNames(tmp_path / "names")
-    assert again() == {"my-model:v1": "org/model"}
+    assert again() == {"my-model:v1": COPY}
     assert again.get("MY-MODEL:V1") == COPY
     assert again.of("Org/Model") == [COPY]
+
+
+def test_what_a_created_model_says_is_kept_with_its_name(tmp_path: Path) -> None:
+    OwnNames(tmp_path).put(CREATED)
+    assert OwnNames(tmp_path).get("kind") == CREATED
+    assert json.loads((tmp_path / "kind.json").read_bytes())["schema"] == 2
+
+
+def test_created_models_have_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = OwnNames(tmp_path)
+    names.put(CREATED)
+    monkeypatch.setattr(own_names, "MOST_BYTES", 10_000)
+    with pytest.raises(OSError, match="more than 10000 bytes"):
+        names.put(replace(CREATED, preset=Preset(system="x" * 10_000)))
+    size = len((tmp_path / "kind.json").read_bytes())
+    monkeypatch.setattr(own_names, "MOST_BYTES_IN_ALL", 2 * size - 1)
+    names.put(CREATED)
+    with pytest.raises(OSError, match="in all"):
+        names.put(replace(CREATED, name="kin2"))
+    assert names.get("kind") == CREATED
 
 
 def test_a_second_one_called_the_same_takes_its_place(tmp_path: Path) -> None:
     names = OwnNames(tmp_path)
     names.put(COPY)
     names.put(OwnName("my-model:V1", "other", "copy"))
-    assert OwnNames(tmp_path)() == {"my-model:v1": "other"}
+    assert [one.model for one in OwnNames(tmp_path)().values()] == ["other"]
     assert len([*tmp_path.iterdir()]) == 1
 
 
@@ -48,7 +82,8 @@ def test_a_name_is_no_path(tmp_path: Path) -> None:
         "",
         "no json",
         "[]",
-        json.dumps({"schema": 2, "name": "x", "model": "m", "made_by": "copy"}),
+        json.dumps({"schema": 3, "name": "x", "model": "m", "made_by": "copy"}),
+        json.dumps({"schema": 2, "name": "x", "model": "m", "made_by": "create", "preset": 1}),
         json.dumps({"schema": 1, "name": "x", "model": "m", "made_by": "magic"}),
         json.dumps({"schema": 1, "name": "x"}),
         "[" * 100_000,

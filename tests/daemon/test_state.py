@@ -76,7 +76,7 @@ def _note(state: Path) -> None:
 def _own_names(state: Path) -> None:
     names = OwnNames(state / "models.d")
     names.put(OwnName("x", "m", "copy"))
-    assert OwnNames(state / "models.d")() == {"x": "m"}
+    assert OwnNames(state / "models.d")() == {"x": OwnName("x", "m", "copy")}
 
 
 def _manifest(state: Path) -> None:

@@ -32,6 +32,7 @@ num_predict keep_alive format json response_format json_schema schema json_objec
 stream stream_options include_usage logprobs top_logprobs logit_bias max_tokens n raw suffix
 images context template category reasoning_effort reasoning effort chat_template_kwargs 5m 7
 max_completion_tokens repeat_penalty repetition_penalty presence_penalty tool_call_id required
+_debug_render_only
 none auto parameters description enable_thinking typical_p num_ctx function_call refusal {}
 input dimensions encoding_format base64 truncate
 input input_text output_text message function_call_output call_id output summary id include store

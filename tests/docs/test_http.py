@@ -43,7 +43,7 @@ def test_every_route_is_documented_and_nothing_else() -> None:
 def test_head_works_wherever_get_does() -> None:
     table = routes(cast("Parts", None))
     for methods, _ in [*table._exact.values(), *table._below.values()]:
-        assert ("HEAD" in methods) == ("GET" in methods)
+        assert "HEAD" in methods or "GET" not in methods
 
 
 def every_error(root: type[errors.MlxdError]) -> Iterator[type[errors.MlxdError]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import threading
 import time
@@ -383,11 +384,163 @@ class TestCopies:
         assert found == status
         assert words in said
 
-    def test_create_makes_nothing_but_copies(self, untouched: Daemon) -> None:
-        status, words = refused(untouched, "POST", "/api/create", {"model": "x"})
-        assert (status, words) == (400, "neither 'from' or 'files' was specified")
-        asked = {"model": "x", "from": "tiny-a", "system": "be kind"}
-        assert "models.yaml" in refused(untouched, "POST", "/api/create", asked)[1]
+    def test_a_created_model_says_it_in_every_dialect(self, running: Daemon) -> None:
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        said = {
+            "system": "Be kind.", "messages": turns, "license": "MIT",
+            "parameters": {"temperature": 0, "num_predict": 5, "stop": ["zzzz"], "num_ctx": 512},
+        }  # fmt: skip
+        made = running.http.post("/api/create", json={"model": "kind", "from": "tiny-a"} | said)
+        assert made.status_code == 200
+        asked: list[Json] = [
+            {"model": "tiny-a", "messages": [
+                {"role": "system", "content": "Be kind."}, *turns, {"role": "user", "content": "x"}
+            ], "options": {"temperature": 0, "num_predict": 5}},
+            {"model": "kind", "messages": [{"role": "user", "content": "x"}]},
+        ]  # fmt: skip
+        by_hand, created = (
+            running.http.post("/api/chat", json=body | {"stream": False}).json() for body in asked
+        )
+        assert by_hand["message"] == created["message"]
+        assert by_hand["prompt_eval_count"] == created["prompt_eval_count"]
+        other = running.http.post("/v1/chat/completions", json=asked[1]).json()
+        assert other["choices"][0]["message"]["content"] == created["message"]["content"]
+        assert running.health()["models_cached"] == 1
+        shown = running.http.post("/api/show", json={"model": "kind", "verbose": True}).json()
+        assert (shown["system"], shown["messages"], shown["license"]) == ("Be kind.", turns, "MIT")
+        assert [line.split() for line in shown["parameters"].splitlines()] == [
+            ["temperature", "0"], ["num_ctx", "512"], ["num_predict", "5"], ["stop", '"zzzz"'],
+        ]  # fmt: skip
+        assert "FROM tiny-a\n" in shown["modelfile"]
+        assert 'SYSTEM """Be kind."""' in shown["modelfile"]
+        assert shown["details"]["parent_model"] == "tiny-a"
+        assert {"name", "type", "shape"} == set(shown["tensors"][0])
+
+    def test_one_made_of_it_goes_on_when_it_is_gone(self, running: Daemon) -> None:
+        for body in (
+            {"model": "one", "from": "tiny-a", "system": "S", "parameters": {"top_k": 3}},
+            {"model": "two", "from": "one", "parameters": {"top_p": 0.5}},
+            {"model": "one", "from": "one", "system": "T"},
+        ):
+            assert running.http.post("/api/create", json=body).status_code == 200
+        running.http.post("/api/copy", json={"source": "one", "destination": "three"})
+        assert running.http.request("DELETE", "/api/delete", json={"model": "one"}).is_success
+        two, three = (
+            running.http.post("/api/show", json={"model": name}).json() for name in ("two", "three")
+        )
+        assert (two["system"], three["system"]) == ("S", "T")
+        assert two["parameters"].split() == ["top_p", "0.5", "top_k", "3"]
+
+    @pytest.mark.parametrize(
+        ("body", "status", "words"),
+        [
+            ({"model": "x"}, 400, "neither 'from' or 'files' was specified"),
+            ({"model": "x", "from": "nobody"}, 404, "model 'nobody' not found"),
+            ({"model": "tiny-b", "from": "tiny-a"}, 400, "called so already"),
+            ({"model": "../x", "from": "tiny-a"}, 400, 'model "../x" is invalid'),
+            ({"model": "x", "from": "tiny-a", "adapters": {"a": "b"}}, 400, "models.yaml"),
+            ({"model": "x", "from": "tiny-a", "system": "x" * 300_000}, 400, "262144 bytes"),
+        ],
+    )
+    def test_one_that_cannot_be_says_why(
+        self, untouched: Daemon, body: Json, status: int, words: str
+    ) -> None:
+        found, said = refused(untouched, "POST", "/api/create", body)
+        assert found == status
+        assert words in said
+
+
+class TestUploads:
+    """Files over /api/blobs, and models of them."""
+
+    def upload(self, running: Daemon, folder: Path) -> dict[str, str]:
+        files = {}
+        for file in folder.iterdir():
+            digest = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
+            url = f"/api/blobs/{digest}"
+            if running.http.head(url).status_code == 404:
+                pieces = (file.read_bytes()[at : at + 50_000] for at in range(0, 10**6, 50_000))
+                assert running.http.post(url, content=pieces).status_code == 201
+            assert running.http.head(url).status_code == 200
+            assert running.http.post(url, content=b"").status_code == 200
+            files[file.name] = digest
+        return files
+
+    def test_a_model_of_uploaded_files_is_served_shown_replaced_and_deleted(
+        self, running: Daemon, models: Path
+    ) -> None:
+        body = {"model": "mine:v1", "files": self.upload(running, models / "tiny-a")}
+        made = running.http.post("/api/create", json=body | {"system": "S"})
+        lines = [json.loads(line)["status"] for line in made.text.splitlines()]
+        assert lines[-2:] == ["writing manifest", "success"]
+        assert len(lines) == len(body["files"]) + 2
+        asked: Json = {"prompt": "x", "options": {"temperature": 0, "num_predict": 8}}
+        asked |= {"stream": False}
+        ours, theirs = (
+            running.http.post("/api/generate", json=asked | more).json()["response"]
+            for more in ({"model": "mine:v1"}, {"model": "tiny-a", "system": "S"})
+        )
+        assert ours == theirs
+        shown = running.http.post("/api/show", json={"model": "mine:v1"}).json()
+        assert (shown["source"], shown["system"]) == ("created", "S")
+        running.http.post("/api/copy", json={"source": "mine:v1", "destination": "other"})
+        status, words = refused(running, "DELETE", "/api/delete", {"model": "mine:v1"})
+        assert (status, "other" in words) == (409, True)
+        again = body | {"files": self.upload(running, models / "tiny-b"), "stream": False}
+        assert running.http.post("/api/create", json=again).json() == {"status": "success"}
+        now = running.http.post("/api/show", json={"model": "mine:v1"}).json()
+        assert "system" not in now
+        ours, theirs = (
+            running.http.post("/api/generate", json=asked | {"model": name}).json()["response"]
+            for name in ("mine:v1", "tiny-b")
+        )
+        assert ours == theirs, "the files that it was made of before are not in memory any more"
+        running.http.post("/api/generate", json={"model": "tiny-b", "keep_alive": 0})
+        for name in ("other", "mine:v1"):
+            assert running.http.request("DELETE", "/api/delete", json={"model": name}).is_success
+        assert not (running.state / "created" / "mine:v1").exists()
+        assert refused(running, "POST", "/api/show", {"model": "mine:v1"})[0] == 404
+
+    @pytest.mark.parametrize(
+        ("body", "words"),
+        [
+            ({"model": "x", "files": {"a.json": f"sha256:{'0' * 64}"}}, "not found"),
+            ({"model": "tiny-a", "files": {"a.json": f"sha256:{'0' * 64}"}}, "called so already"),
+            ({"model": "a/b/c", "files": {"a.json": f"sha256:{'0' * 64}"}}, "ORGANISATION/NAME"),
+        ],
+    )
+    def test_one_that_cannot_be_says_why(self, untouched: Daemon, body: Json, words: str) -> None:
+        status, said = refused(untouched, "POST", "/api/create", body)
+        assert (status, words in said) == (400, True)
+
+    def test_bytes_that_are_not_the_digests_are_refused(self, untouched: Daemon) -> None:
+        url = f"/api/blobs/sha256:{'0' * 64}"
+        answer = untouched.http.post(url, content=b"x")
+        assert (answer.status_code, "digest mismatch" in answer.text) == (400, True)
+        assert untouched.http.head(url).status_code == 404
+        for bad in ("sha256:x", "..%2F..%2Fetc", f"sha256:{'g' * 64}"):
+            assert untouched.http.post(f"/api/blobs/{bad}", content=b"x").status_code == 400
+
+    def test_a_proxys_clients_may_not(self, untouched: Daemon) -> None:
+        for method in ("HEAD", "POST"):
+            url, headers = f"/api/blobs/sha256:{'0' * 64}", {"Via": "1.1 x"}
+            assert untouched.http.request(method, url, headers=headers).status_code == 403
+
+
+class TestAccounts:
+    def test_there_is_none(self, untouched: Daemon) -> None:
+        for method, path in (
+            ("POST", "/api/me"), ("POST", "/api/signout"), ("DELETE", "/api/user/keys/abc"),
+        ):  # fmt: skip
+            answer = untouched.http.request(method, path)
+            assert (answer.status_code, answer.json()["signin_url"]) == (401, "")
+        status = untouched.http.get("/api/status").json()
+        assert status == {"cloud": {"disabled": True, "source": "none"}}
+
+    def test_nothing_is_pushed(self, untouched: Daemon) -> None:
+        assert refused(untouched, "POST", "/api/push", {"model": "nobody"})[0] == 404
+        status, words = refused(untouched, "POST", "/api/push", {"model": "tiny-a"})
+        assert (status, words) == (400, "tiny-a is not pushed: mlxd sends no model to anybody")
 
 
 class TestDelete:
@@ -471,6 +624,19 @@ class TestOllamasClient:
                 return client
 
             yield made
+
+    def test_it_creates(self, running: Daemon, client_of: ClientOf, models: Path) -> None:
+        client = client_of(running)
+        parameters = ollama.Options(temperature=0, num_predict=3)
+        made = client.create("kind", from_="tiny-a", system="S", parameters=parameters)
+        assert made.status == "success"
+        assert client.generate("kind", "x").eval_count == 3
+        files = {file.name: client.create_blob(file) for file in (models / "tiny-a").iterdir()}
+        progress = [*client.create("mine", files=files, license="MIT", stream=True)]
+        assert progress[-1].status == "success"
+        assert client.show("mine").license == "MIT"
+        with pytest.raises(ollama.ResponseError, match="mlxd sends no model"):
+            client.push("mine")
 
     def test_it_pulls_copies_and_deletes(self, running: Daemon, client_of: ClientOf) -> None:
         client = client_of(running)

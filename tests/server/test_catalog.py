@@ -15,7 +15,8 @@ from mlxd.control.model_files import read_card
 from mlxd.core.models import ModelCard
 from mlxd.dialects.base import to_json
 from mlxd.server.answers import json_response
-from mlxd.server.catalog import _model_info, _openai_model, _show, _tag
+from mlxd.server.catalog import _openai_model, _tag
+from mlxd.server.show import model_info, show
 
 NAME = os.fsdecode(b"bad\xff\xfe")
 
@@ -46,7 +47,7 @@ def test_every_folder_can_be_shown(
     tmp_path: Path, name: str, config: dict[str, Any], shape: list[int]
 ) -> None:
     card = card_of(tmp_path / name, config, shape)
-    for shown in (_tag(card), _show(card, "m", ""), _openai_model(card)):
+    for shown in (_tag(card), show(card, "m", ""), _openai_model(card)):
         json.loads(json_response(shown).body)  # type: ignore[arg-type]
 
 
@@ -60,7 +61,7 @@ def test_the_numbers_of_a_text_model_inside_are_shown(tmp_path: Path) -> None:
     inner = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
     card = card_of(tmp_path / "m", {"text_config": inner}, [1])
     assert _tag(card)["details"]["embedding_length"] == 64
-    info = _model_info(card, "m")
+    info = model_info(card, "m")
     assert info["llama.embedding_length"] == 64
     assert info["llama.block_count"] == 3
     assert info["llama.attention.head_count"] == 4

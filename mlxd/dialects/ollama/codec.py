@@ -42,6 +42,8 @@ class _Codec:
 
     def render(self, call: Call, completions: Sequence[Completion], now: float) -> Json:
         (completion,) = completions
+        if call.request.want == "prompt":
+            return _head(call, now) | self.body("") | _debug(completion.text)
         calls = [_tool_call(call, index, c) for index, c in enumerate(completion.tool_calls)]
         record = _head(call, now) | self.body(completion.text, completion.reasoning, calls)
         if call.request.logprobs is not None:
@@ -195,7 +197,14 @@ def _end(call: Call, started: Started | None, finished: Finished | None, now: fl
         counts["prompt_eval_duration"] = nanoseconds(finished.prefill_seconds)
         counts["eval_count"] = finished.completion_tokens
         counts["eval_duration"] = nanoseconds(finished.decode_seconds)
+        if finished.context:
+            counts["context"] = finished.context
     return counts
+
+
+def _debug(prompt: str) -> Json:
+    """`_debug_render_only`: how the prompt reads, and nothing else."""
+    return {"done": False, "_debug_info": {"rendered_template": prompt, "image_count": 0}}
 
 
 def nanoseconds(seconds: float) -> int:

@@ -21,11 +21,12 @@ FALLBACK = Sampling(
 )
 
 # Accepted, and without effect: how a model is loaded is the operator's to say.
-_LOAD_INTEGERS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "draft_num_predict")
+_LOAD_INTEGERS = ("num_batch", "num_gpu", "main_gpu", "num_thread", "draft_num_predict")
 _LOAD_FLAGS = ("use_mmap",)
 _IDLE_INTEGERS = ("num_keep",)
 _IDLE_FLOATS = ("typical_p",)
 _MOST_STOPS = 64
+_LEAST_CONTEXT = 4
 _LARGEST = 1e4
 """Beyond it a number means nothing and could leave the range of the engine's float16."""
 
@@ -37,6 +38,8 @@ class Options:
     sampling: Sampling
     max_tokens: int | None
     stop: tuple[str, ...]
+    context: int | None = None
+    """`num_ctx`: tokens of prompt and answer together, at most."""
 
 
 def read_options(values: Json) -> Options:
@@ -52,6 +55,7 @@ def read_options(values: Json) -> Options:
         sampling=_sampling(options),
         max_tokens=positive(options.integer("num_predict", truncate=True)),
         stop=_stop(options),
+        context=_at_least(positive(options.integer("num_ctx", truncate=True)), _LEAST_CONTEXT),
     )
 
 

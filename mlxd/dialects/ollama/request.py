@@ -12,6 +12,7 @@ from mlxd.dialects.base import Action, Call
 from mlxd.dialects.fields import Fields, FoldedFields, Json, kind_of
 from mlxd.dialects.keep_alive import keep_alive
 from mlxd.dialects.ollama.options import FALLBACK, positive, read_options
+from mlxd.dialects.ollama.prompt import with_prompt
 
 _ROLES = ("system", "user", "assistant", "tool")
 _EFFORTS = ("low", "medium", "high", "max")
@@ -26,10 +27,10 @@ def parse_generate(body: Json, *, id: str, now: float) -> Call:
     prompt = fields.text("prompt") or ""
     if not request.model and not category:
         raise ModelNotFound("")
-    _refuse_unoffered(fields, request.model)
+    _refuse_images(fields, request.model)
     request = _with_old_names(fields, request)
-    request = _with_prompt(fields, request, prompt)
-    action = "generate" if prompt else idle_action(request)
+    request = with_prompt(fields, request, prompt)
+    action = "generate" if prompt or request.suffix else idle_action(request)
     return Call(id=id, received=now, action=action, request=request, category=category)
 
 
@@ -39,7 +40,7 @@ def parse_chat(body: Json, *, id: str, now: float) -> Call:
     request = _common(fields)
     if not request.model:
         raise InvalidRequest("model is required", param="model")
-    messages = tuple(_message(message, request.model) for message in fields.each("messages"))
+    messages = tuple(read_message(message, request.model) for message in fields.each("messages"))
     tools = tuple(_tool(tool) for tool in fields.each("tools"))
     request = replace(request, messages=messages, tools=tools)
     action = "generate" if messages else idle_action(request)
@@ -52,18 +53,21 @@ def _common(fields: Fields) -> GenerationRequest:
     fields.flag("truncate")
     fields.flag("shift")
     stream = fields.flag("stream")
+    rendered = fields.flag("_debug_render_only") is True
     return GenerationRequest(
         model=fields.text("model") or "",
+        want="prompt" if rendered else "answer",
         think=_think(fields),
         think_or_refuse=True,
         format=_format(fields),
         max_tokens=options.max_tokens,
+        max_context=options.context,
         stop=options.stop,
         sampling=options.sampling,
         fallback=FALLBACK,
         logprobs=_logprobs(fields),
         keep_alive=keep_alive(fields),
-        stream=stream is not False,
+        stream=stream is not False and not rendered,
     )
 
 
@@ -82,37 +86,13 @@ def _with_old_names(fields: Fields, request: GenerationRequest) -> GenerationReq
     return replace(request, max_tokens=request.max_tokens or max_tokens, sampling=sampling)
 
 
-def _with_prompt(fields: Fields, request: GenerationRequest, prompt: str) -> GenerationRequest:
-    system = fields.text("system") or ""
-    if fields.flag("raw"):
-        if system or fields.text("template") or fields.array("context"):
-            raise InvalidRequest("raw mode does not support template, system, or context")
-        return replace(request, text=prompt)
-    for name in ("template", "context"):
-        if fields.get(name):
-            raise UnsupportedFeature(
-                f"{name} is not offered: a prompt is rendered by the model's own chat template; "
-                "use /api/chat for a conversation",
-                param=name,
-            )
-    turns = [Message("system", system)] if system else []
-    return replace(request, messages=(*turns, Message("user", prompt)))
-
-
-def _refuse_unoffered(fields: Fields, model: str) -> None:
-    fields.text("template")
-    fields.array("context")
-    if fields.text("suffix"):
-        raise UnsupportedFeature(f"{model} does not support insert", param="suffix")
-    _refuse_images(fields, model)
-
-
 def _refuse_images(fields: Fields, model: str) -> None:
     if fields.texts("images"):
         raise UnsupportedFeature(f'"{model}" does not support images', param=fields.path("images"))
 
 
-def _message(fields: Fields, model: str) -> Message:
+def read_message(fields: Fields, model: str) -> Message:
+    """One turn of a conversation. Raises InvalidRequest."""
     role = (fields.text("role") or "").lower()
     if role not in _ROLES:
         raise InvalidRequest(

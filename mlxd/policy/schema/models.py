@@ -20,7 +20,7 @@ from mlxd.policy.schema.base import (
     field,
     section,
 )
-from mlxd.policy.units import Delay, KeepFor, Size
+from mlxd.policy.units import Delay, Duration, KeepFor, Size
 
 
 class ModelDefaults(Policy):
@@ -155,6 +155,19 @@ class Pull(Policy):
     )  # fmt: skip
 
 
+class Uploads(Policy):
+    max_bytes: Size = field(
+        "200GiB", "Files that clients upload to create models of, all together; beyond that an "
+        "upload is refused (507).",
+        unit="size", example="20GiB",
+    )  # fmt: skip
+    keep: Duration = field(
+        "1d", "How long an uploaded file is kept that no model was made of, or that one was made "
+        "of already: the model has its own.",
+        unit="duration", example="1h",
+    )  # fmt: skip
+
+
 CHAINS = ("default", "reasoning", "coding", "fast", "tiny")
 
 
@@ -192,6 +205,7 @@ class Models(Policy):
     )  # fmt: skip
     load: Load = section("How models are loaded.")
     pull: Pull = section("What may be fetched over the network.")
+    uploads: Uploads = section("What clients upload to create models of.")
     chains: Annotated[Mapping[Name, Names], AfterValidator(_with_all_chains)] = field(
         {}, "Names that stand for the first available model of a list; an empty list is 404. "
         "default, reasoning, coding, fast and tiny are always there.",

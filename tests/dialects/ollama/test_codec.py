@@ -66,3 +66,21 @@ def test_every_line_is_one_record_and_none_is_blank() -> None:
     lines = stream.decode().splitlines()
     assert [json.loads(line)["response"] for line in lines] == [*texts, ""]
     assert codec.heartbeat == b""
+
+
+def test_an_exchange_to_go_on_from_is_told_with_the_end() -> None:
+    codec = GenerateCodec()
+    call = codec.parse(BODY, id="a", now=0.0)
+    end = Finished("stop", 1, 1, context=(7, 8))
+    assert codec.render(call, [Completion(finished=end)], 1.0)["context"] == (7, 8)
+    assert json.loads(codec.encoder(call).feed([end], 1.0))["context"] == [7, 8]
+    assert "context" not in codec.render(call, [Completion(finished=Finished("stop", 1, 1))], 1.0)
+
+
+def test_a_prompt_that_is_only_rendered() -> None:
+    for codec in (GenerateCodec(), ChatCodec()):
+        body = BODY | {"messages": [{"role": "user"}], "_debug_render_only": True}
+        call = codec.parse(body, id="a", now=0.0)
+        shown = codec.render(call, [Completion(text="<|im_start|>x")], 1.0)
+        assert shown["_debug_info"] == {"rendered_template": "<|im_start|>x", "image_count": 0}
+        assert shown["done"] is False

@@ -14,6 +14,7 @@ from mlxd.dialects.ollama.options import read_options
 def test_nothing_said_is_nothing_known() -> None:
     options = read_options({})
     assert (options.sampling, options.max_tokens, options.stop) == (Sampling(), None, ())
+    assert options.context is None
 
 
 def test_every_runtime_option_arrives() -> None:
@@ -90,7 +91,6 @@ def test_stop_strings_are_bounded() -> None:
 def test_old_unknown_and_load_time_options_do_nothing() -> None:
     options = read_options(
         {
-            "num_ctx": 4096,
             "num_batch": 512.0,
             "num_gpu": -1,
             "use_mmap": True,

@@ -49,6 +49,46 @@ def test_raw_with_empty_template_system_and_context_is_fine() -> None:
     assert generate(prompt="hi", raw=True, **empty).request.text == "hi"
 
 
+def test_a_suffix_makes_a_gap_even_at_the_beginning() -> None:
+    call = generate(prompt="def f(", suffix="return 1", system="ignored")
+    assert (call.request.text, call.request.suffix) == ("def f(", "return 1")
+    assert call.request.messages is None
+    at_the_beginning = generate(suffix="x")
+    assert (at_the_beginning.action, at_the_beginning.request.text) == ("generate", "")
+    assert generate(prompt="x", suffix="").request.suffix is None
+
+
+def test_an_exchange_goes_on_and_tells_its_tokens() -> None:
+    request = generate(prompt="hi", context=[1, 2]).request
+    assert (request.context, request.tell_context) == ((1, 2), True)
+    assert not generate(prompt="hi", raw=True).request.tell_context
+    assert not chat({"role": "user"}).request.tell_context
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ messages[0].content }}", "{{ range(3) }}{{ not x }}", "{% if x %}{% else %}{% endif %}"],
+)
+def test_a_template_in_jinja_goes_along(template: str) -> None:
+    assert generate(prompt="hi", template=template).request.template == template
+
+
+@pytest.mark.parametrize("stream", [None, True, False])
+def test_only_the_prompt_is_wanted(stream: bool | None) -> None:
+    for call in (
+        generate(prompt="hi", _debug_render_only=True, stream=stream),
+        chat({"role": "user"}, _debug_render_only=True, stream=stream),
+    ):
+        assert (call.request.want, call.request.stream) == ("prompt", False)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [(2048, 2048), (8192.7, 8192), (1, 4), (0, None), (-1, None), (None, None)]
+)
+def test_num_ctx_bounds_one_request(given: float | None, meant: int | None) -> None:
+    assert generate(prompt="hi", options={"num_ctx": given}).request.max_context == meant
+
+
 def test_the_dialects_defaults_stand_behind_what_the_client_says() -> None:
     request = generate(prompt="hi", options={"temperature": 0, "top_k": None}).request
     assert request.sampling.temperature == 0

@@ -1,0 +1,48 @@
+"""/api/blobs/sha256:DIGEST: files for /api/create."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from urllib.parse import unquote
+
+from aiohttp import web
+
+from mlxd.control.blobs import Bounds
+from mlxd.core.errors import InvalidRequest
+from mlxd.dialects.ollama.create import digest_of
+from mlxd.policy.load import PolicySet
+from mlxd.server.edge import policies_of
+from mlxd.server.errors import Render, in_ollama
+from mlxd.server.intake import pieces_of
+from mlxd.server.parts import Parts
+
+PATH = "/api/blobs/"
+
+
+class Blob:
+    """HEAD asks whether it is there, POST brings it."""
+
+    render_error: Render = staticmethod(in_ollama)
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        said = unquote(request.path.removeprefix(PATH))
+        digest = digest_of(said)
+        if digest is None:
+            raise InvalidRequest(f"invalid digest {said[:100]!r}: write sha256:<hex>")
+        blobs = self._parts.library.blobs
+        if request.method == "HEAD":
+            return web.Response(status=200 if await blobs.has(digest) else 404)
+        policies = policies_of(request)
+        async with aclosing(pieces_of(request, policies)) as pieces:
+            new = await blobs.receive(digest, pieces, bounds_of(policies))
+        return web.Response(status=201 if new else 200)
+
+
+def bounds_of(policies: PolicySet) -> Bounds:
+    """models.uploads."""
+    uploads = policies.models.uploads
+    line = policies.line("models.uploads.max_bytes")
+    return Bounds(int(uploads.max_bytes), float(uploads.keep), line)

@@ -1,0 +1,98 @@
+"""Chat templates that clients sent, rendered by a process that may be killed (templating.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from typing import Any
+
+from mlxd.worker.refusal import Refusal
+
+LENGTH = 4
+"""Bytes of a frame that say how long it is."""
+SECONDS = 2.0
+"""What a template may take; whoever asks next waits as long."""
+_START_SECONDS = 20.0
+_PIECE = 2**16
+
+
+class Templates:
+    """Keeps one process, started with the first template. Used by one thread."""
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self._seconds = seconds
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def render(self, template: str, variables: dict[str, Any]) -> str:
+        """Raises Refusal."""
+        question = json.dumps([template, variables]).encode()
+        try:
+            process = self._running()
+            _write(process, question)
+            answer = json.loads(_read(process, self._seconds))
+        except TimeoutError:
+            self.close()
+            words = f"the template takes more than {self._seconds:g} s to render"
+            raise Refusal(words, param="template") from None
+        except (OSError, EOFError):
+            self.close()
+            words = "the template cannot be rendered: it takes too much"
+            raise Refusal(words, param="template") from None
+        if "error" in answer:
+            raise Refusal(f"the template refuses this: {answer['error']}", param="template")
+        text: str = answer["text"]
+        return text
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        with contextlib.suppress(OSError):  # what it did not read
+            process.communicate()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        """Raises OSError, EOFError, TimeoutError where none can be had."""
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self.close()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mlxd.worker.templating"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        _read(self._process, _START_SECONDS)
+        return self._process
+
+
+def _write(process: subprocess.Popen[bytes], body: bytes) -> None:
+    assert process.stdin is not None
+    process.stdin.write(len(body).to_bytes(LENGTH, "big") + body)
+    process.stdin.flush()
+
+
+def _read(process: subprocess.Popen[bytes], seconds: float) -> bytes:
+    """One frame. Raises EOFError at the end, TimeoutError."""
+    assert process.stdout is not None
+    stream = process.stdout.fileno()
+    until = time.monotonic() + seconds
+    found = bytearray()
+    wanted = LENGTH
+    while len(found) < wanted:
+        ready, _, _ = select.select([stream], [], [], max(0.0, until - time.monotonic()))
+        if not ready:
+            raise TimeoutError
+        piece = os.read(stream, min(_PIECE, wanted - len(found)))
+        if not piece:
+            raise EOFError
+        found += piece
+        if len(found) == LENGTH:
+            wanted = LENGTH + int.from_bytes(found, "big")
+    return bytes(found[LENGTH:])

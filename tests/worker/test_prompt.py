@@ -1,0 +1,99 @@
+"""Prompts with a gap, behind an earlier exchange, and by a client's own template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx_lm.utils
+import pytest
+
+from mlxd.core.request import GenerationRequest, Message
+from mlxd.worker.prompt import Prompter
+from mlxd.worker.refusal import Refusal
+from mlxd.worker.room import Room
+from tests.support.model_maker import Shape, _write_tokenizer
+
+pytestmark = pytest.mark.mlx
+
+ROOM = Room(4096, 4096)
+QWEN = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>")
+SEED = ("<[fim-prefix]>", "<[fim-suffix]>", "<[fim-middle]>")
+USER = (Message("user", "hi"),)
+
+
+class Reader:
+    """A prompter, and how its tokens read."""
+
+    def __init__(self, folder: Path, *markers: str, **config: Any) -> None:
+        _write_tokenizer(folder, Shape(markers=markers))
+        self.tokenizer = mlx_lm.utils.load_tokenizer(folder, config)
+        self.prompter = Prompter(self.tokenizer)
+
+    def tokens(self, **fields: Any) -> list[int]:
+        request = GenerationRequest(model="m", **fields)
+        return self.prompter.render(request, ROOM).tokens
+
+    def text(self, **fields: Any) -> str:
+        return str(self.tokenizer.decode(self.tokens(**fields)))
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    reader = Reader(tmp_path_factory.mktemp("qwen"), *QWEN)
+    yield reader
+    reader.prompter._templates.close()
+
+
+def test_a_gap_is_marked_by_single_tokens(qwen: Reader) -> None:
+    tokens = qwen.tokens(text="def f(", suffix="return 1")
+    assert qwen.tokenizer.decode(tokens) == (
+        "<|fim_prefix|>def f(<|fim_suffix|>return 1<|fim_middle|>"
+    )
+    ids = [qwen.tokenizer.convert_tokens_to_ids(name) for name in QWEN[:3]]
+    assert [token for token in tokens if token in ids] == ids
+
+
+def test_some_read_what_is_behind_it_first_and_begin_as_every_text(tmp_path: Path) -> None:
+    reader = Reader(tmp_path, *SEED)
+    assert reader.text(text="a", suffix="b") == "<[fim-suffix]>b<[fim-prefix]>a<[fim-middle]>"
+
+
+def test_what_ends_an_infill_ends_no_other_answer(qwen: Reader) -> None:
+    gap = GenerationRequest(model="m", text="a", suffix="b")
+    assert set(qwen.prompter.ends(gap)) == set(QWEN)
+    assert qwen.prompter.ends(GenerationRequest(model="m", text="a")) == ()
+
+
+def test_a_model_without_marks_says_so(tmp_path: Path) -> None:
+    reader = Reader(tmp_path)
+    with pytest.raises(Refusal, match="m does not support insert") as caught:
+        reader.tokens(text="a", suffix="b")
+    assert (caught.value.code, caught.value.param) == ("unsupported", "suffix")
+
+
+def test_an_exchange_goes_on_behind_the_end_of_its_last_answer(qwen: Reader) -> None:
+    end = qwen.tokenizer.eos_token_id
+    alone = qwen.tokens(messages=USER)
+    assert qwen.tokens(messages=USER, context=(5, 6)) == [5, 6, end, *alone]
+    assert qwen.tokens(messages=USER, context=(5, end)) == [5, end, *alone]
+
+
+def test_the_start_of_a_text_is_not_said_twice(tmp_path: Path) -> None:
+    reader = Reader(tmp_path, "<s>", bos_token="<s>")
+    bos = reader.tokenizer.bos_token_id
+    template = "{{ bos_token }}{{ messages[0].content }}"
+    alone = reader.tokens(messages=USER, template=template)
+    assert alone[0] == bos
+    assert bos not in reader.tokens(messages=USER, template=template, context=(5,))
+    reader.prompter._templates.close()
+
+
+def test_a_clients_template_is_in_place_of_the_models(qwen: Reader) -> None:
+    template = "{{ eos_token }}|{{ messages[0].content }}|{{ add_generation_prompt }}|{{ think }}"
+    options = {"think": "x"}
+    shown = qwen.text(messages=USER, template=template, template_options=options)
+    assert shown == "<|im_end|>|hi|True|x"
+    with pytest.raises(Refusal, match="not an option"):
+        qwen.text(messages=USER, template=template, template_options={"messages": []})
