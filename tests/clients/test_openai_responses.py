@@ -114,6 +114,20 @@ class TestCreate:
         assert answer.usage.input_tokens > first.usage.input_tokens
         assert answer.instructions == "Say nothing."
 
+    def test_its_tokens_can_be_counted_before(self, client: Any, first: Any) -> None:
+        counted = client.responses.input_tokens.count(model=MODEL, input=FOXES)
+        assert counted.input_tokens == first.usage.input_tokens
+        more = client.responses.input_tokens.count(
+            model=MODEL, input="And bears?", previous_response_id=first.id
+        )
+        assert more.input_tokens > counted.input_tokens
+
+    def test_a_schema_that_cannot_be_kept_to_is_refused_by_its_name(self, client: Any) -> None:
+        form = {"type": "json_schema", "name": "x", "schema": {"type": "nothing"}}
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask(client, text={"format": form})
+        assert caught.value.param == "text.format"
+
     def test_logprobs(self, client: Any) -> None:
         options: Any = {"top_logprobs": 2, "include": ["message.output_text.logprobs"]}
         answer = ask(client, **options)

@@ -20,7 +20,7 @@ from mlxd.core.request import GenerationRequest
 from mlxd.dialects import openai
 from mlxd.policy.load import Override, PolicySet, load
 from mlxd.server import responses
-from mlxd.server.edge import MARKS, POLICIES, Marks
+from mlxd.server.edge import ID, MARKS, POLICIES, Marks
 from mlxd.server.responses import Respond, _Exchange
 
 Json = dict[str, Any]
@@ -79,6 +79,7 @@ def request_of(policies: PolicySet, client: str, body: Json) -> BaseRequest:
         get_extra_info=lambda name, default=None: (client, 1) if name == "peername" else default
     )
     request = make_mocked_request("POST", "/v1/responses", transport=transport)
+    request[ID] = "1"
     request[POLICIES] = policies
     request[MARKS] = Marks(lambda _: None)
     request[BODY] = body

@@ -289,6 +289,7 @@ def test_tool_choice(choice: Any, names: list[str], meant: ToolChoice) -> None:
 
 def test_one_call_at_most() -> None:
     assert parse(tools=[F], parallel_tool_calls=False).tool_choice == ToolChoice(parallel=False)
+    assert parse(parallel_tool_calls=False).tool_choice == ToolChoice()
 
 
 @pytest.mark.parametrize(
@@ -305,6 +306,14 @@ def test_format(form: Json, meant: Any) -> None:
     shown = found.about["settings"]["text"]
     assert shown["verbosity"] == "low"
     assert shown["format"]["type"] == form["type"]
+
+
+def test_what_form_an_answer_has_may_be_said_in_other_words() -> None:
+    found = call(guided_regex="[ab]", text={"format": {"type": "text"}})
+    assert (found.request.pattern, found.request.format) == ("[ab]", None)
+    assert found.names["pattern"] == "guided_regex"
+    assert call(text={"format": {"type": "json_object"}}).names["format"] == "text.format"
+    assert found.names["max_tokens"] == "max_output_tokens"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from mlxd.dialects.openai.responses.stream import ResponsesEncoder
 from mlxd.dialects.openai.stream import CONTENT_TYPE, HEARTBEAT
 
 _NOTHING = Earlier()
+_NAMES = {"max_tokens": "max_output_tokens", "messages": "input"}
 
 
 class ResponsesCodec:
@@ -44,7 +45,14 @@ class ResponsesCodec:
             "items": with_ids(asked.items, id),
             "sealed": SEALED_REASONING in included,
         }
-        return Call(id=id, received=now, action="generate", request=asked.request, about=about)
+        return Call(
+            id=id,
+            received=now,
+            action="generate",
+            request=asked.request,
+            names=_NAMES | asked.names,
+            about=about,
+        )
 
     def encoder(self, call: Call) -> ResponsesEncoder:
         return ResponsesEncoder(call)

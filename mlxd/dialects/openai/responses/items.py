@@ -10,8 +10,9 @@ from dataclasses import replace
 from mlxd.core.errors import InvalidRequest
 from mlxd.core.request import CalledTool, Message
 from mlxd.dialects.fields import Fields, Json
+from mlxd.dialects.openai.errors import required
 from mlxd.dialects.openai.messages import MessageReader
-from mlxd.dialects.openai.responses.parts import required, texts
+from mlxd.dialects.openai.responses.parts import texts
 from mlxd.dialects.openai.responses.tools import told_name
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}

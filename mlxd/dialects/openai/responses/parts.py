@@ -9,15 +9,6 @@ _TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 _OTHER_MEDIA = ("input_image", "input_file", "input_audio", "computer_screenshot")
 
 
-def required(fields: Fields, name: str) -> str:
-    """A text that may not be absent or empty."""
-    value = fields.text(name)
-    if not value:
-        path = fields.path(name)
-        raise InvalidRequest(f"Missing required parameter: '{path}'.", param=path)
-    return value
-
-
 def texts(fields: Fields, name: str) -> list[str]:
     """Of a string, or of an array of parts; other media are refused."""
     value = fields.get(name)

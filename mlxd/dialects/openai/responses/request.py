@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlxd.core.errors import InvalidRequest, UnsupportedFeature
-from mlxd.core.request import GenerationRequest, Message
+from mlxd.core.request import GenerationRequest, Message, ToolChoice
 from mlxd.dialects.fields import Fields, Json
 from mlxd.dialects.openai.errors import complain
-from mlxd.dialects.openai.parameters import read_request
+from mlxd.dialects.openai.formats import format_names
+from mlxd.dialects.openai.parameters import limited, read_request
 from mlxd.dialects.openai.responses.items import ItemReader
 from mlxd.dialects.openai.responses.tools import check_names, offers, read_choice, read_tools
 
@@ -56,6 +57,8 @@ class Asked:
     """What the answer repeats."""
     items: list[Json]
     """The input of this turn, as it is kept."""
+    names: dict[str, str]
+    """What the client calls the field that says what form the answer has, as in Call."""
 
 
 def references(body: Json) -> tuple[str | None, list[str]]:
@@ -80,15 +83,14 @@ def read(body: Json, earlier: Earlier, *, keeps: bool) -> Asked:
     settings["parallel_tool_calls"] = demand.parallel
     text, form = _text(fields)
     request = replace(
-        _with_thinking(fields, request),
+        limited(_with_form(_with_thinking(fields, request), form), settings["max_output_tokens"]),
         messages=messages,
         tools=offered,
-        tool_choice=demand,
-        format=request.format if form is None else form,
-        max_tokens=settings["max_output_tokens"],
+        tool_choice=demand if offered else ToolChoice(),
         logprobs=_logprobs_asked(fields, settings),
     )
-    return Asked(request, settings | {"text": text}, items)
+    names = format_names(fields) if form is None else {"format": "text.format"}
+    return Asked(request, settings | {"text": text}, items, names)
 
 
 def _conversation(fields: Fields, earlier: Earlier) -> tuple[tuple[Message, ...], list[Json]]:
@@ -240,6 +242,17 @@ def _text(fields: Fields) -> tuple[Json, str | Json | None]:
     raise InvalidRequest(
         "text.format.type must be text, json_object or json_schema", param="text.format.type"
     )
+
+
+def _with_form(request: GenerationRequest, form: str | Json | None) -> GenerationRequest:
+    if form is None:
+        return request
+    if request.format is not None or request.pattern:
+        raise InvalidRequest(
+            "only one parameter may say what form the answer has: text.format or another",
+            param="text.format",
+        )
+    return replace(request, format=form)
 
 
 def _described(form: Fields) -> Json:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mlxd.core.errors import InvalidRequest, UnsupportedFeature
 from mlxd.core.request import ToolChoice
 from mlxd.dialects.fields import Fields, Json
-from mlxd.dialects.openai.responses.parts import required
+from mlxd.dialects.openai.errors import required
 
 _HOSTED = frozenset(
     {
