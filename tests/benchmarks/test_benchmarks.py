@@ -150,7 +150,8 @@ def test_load_beside_says_every_figure(tmp_path: Path) -> None:
 
 @pytest.mark.mlx
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("faults", [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("faults", [4, 20])
 def test_streams_survive_the_faults_of_their_workers(tmp_path: Path, faults: int) -> None:
     """Its times are judged by the full form."""
     options = ("--short", "--faults", str(faults), "--family", "full", "hybrid")

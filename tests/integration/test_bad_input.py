@@ -31,12 +31,14 @@ pytestmark = pytest.mark.mlx
 REFUSED = {400, 404, 413, 415}
 CHATS = ("/api/chat", "/v1/chat/completions")
 OLLAMA, OPENAI = PATHS[:2], PATHS[2:]
-BESIDE = 8
+BESIDE = 4
+TESTS_PER_STREAM = 6
+"""A stream outlasts some refusals; to have several all the while took most of the suite's time."""
 MAX_BODY = 8 * 2**20
 
 
 class Beside:
-    """Streams that run all the while, each compared with what it says alone."""
+    """Streams that begin as the tests go on, each compared with what it says alone."""
 
     def __init__(self, daemon: Daemon) -> None:
         self.rounds = 0
@@ -48,10 +50,12 @@ class Beside:
         ]
         self._alone = [ask(daemon, body)["response"] for body in self._bodies]
         self._over = threading.Event()
+        self._due = threading.Semaphore(BESIDE)
+        self._tests = 0
         self._counting = threading.Lock()
 
     def run(self, index: int) -> None:
-        while not self._over.is_set():
+        while self._next():
             response = self._daemon.http.post("/api/generate", json=self._bodies[index])
             found = ndjson(response)
             text = "".join(record.get("response", "") for record in found)
@@ -60,13 +64,23 @@ class Beside:
                 if text != self._alone[index] or not found[-1].get("done"):
                     self.mistakes.append(text)
 
+    def test_begins(self) -> None:
+        self._tests += 1
+        if self._tests % TESTS_PER_STREAM == 0:
+            self._due.release()
+
     def finish(self) -> None:
         self._over.set()
+        self._due.release(BESIDE)
+
+    def _next(self) -> bool:
+        self._due.acquire()
+        return not self._over.is_set()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def beside(served: Daemon) -> Iterator[Beside]:
-    """Eight streams that run while this file's tests do."""
+    """Streams that run while this file's tests do."""
     streams = Beside(served)
     with ThreadPoolExecutor(BESIDE) as pool:
         runs = [pool.submit(streams.run, index) for index in range(BESIDE)]
@@ -78,6 +92,11 @@ def beside(served: Daemon) -> Iterator[Beside]:
             run.result()
     assert streams.rounds >= BESIDE
     assert streams.mistakes == []
+
+
+@pytest.fixture(autouse=True)
+def another(beside: Beside) -> None:
+    beside.test_begins()
 
 
 def _check_refusal(path: str, answer: httpx.Response) -> None:
