@@ -89,7 +89,7 @@ $(VENV)/.dev: $(VENV)/.serve
 	@touch $@
 
 # All that an environment has is pinned: nothing is resolved here.
-$(CLIENTS)/%/.made: $(PINNED)/%.txt $(BIN)/python
+$(CLIENTS)/%/.made: $(PINNED)/%.txt | $(BIN)/python
 	@echo "Installing clients into $(CLIENTS)/$*"
 	@rm -rf $(@D)
 	@$(BIN)/python -m venv --without-pip $(@D)
