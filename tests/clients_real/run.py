@@ -78,7 +78,8 @@ def _run_pytest(
 ) -> int:
     command = [
         *(str(MADE / name / "bin" / "python"), "-m", "pytest"),
-        *("-c", str(HERE / "pytest.ini"), "--confcutdir", str(HERE)),
+        # From the root on, a test's name is no other package's, as `instructor` would be.
+        *("-c", str(HERE / "pytest.ini"), "--rootdir", str(ROOT), "--confcutdir", str(HERE)),
         *("--junitxml", str(report), *options, str(HERE / name)),
     ]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
