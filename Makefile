@@ -15,11 +15,17 @@ ifeq ($(shell uname -s),Linux)
 EXTRA := [cpu]
 endif
 
-.PHONY: help serve test test-system long check format bench build tap clean
+# The clients that people use, each as its registry has it, apart from what mlxd runs on.
+CLIENTS := .venv-clients
+PINNED := tests/clients_real/environments
+CLIENT_PYTHONS := newest llama_index instructor
+
+.PHONY: help serve test test-clients test-system long check format bench build tap clean
 
 help:
 	@echo "make serve        serve on http://127.0.0.1:11435 with policies/ and .state/"
 	@echo "make test         check, then the tests"
+	@echo "make test-clients the clients' own packages against running daemons (needs PyPI and npm, the first time)"
 	@echo "make test-system  the tests that start systemd, alone (root, Linux)"
 	@echo "make long         the tests with their long forms"
 	@echo "make check        format, lint, types, import contracts"
@@ -34,6 +40,9 @@ serve: $(VENV)/.serve
 
 test: check
 	$(BIN)/python -m pytest -n 4 --dist loadfile -m "not slow"
+
+test-clients: $(VENV)/.dev $(CLIENT_PYTHONS:%=$(CLIENTS)/%/.made) $(CLIENTS)/node/.made
+	$(BIN)/python -m tests.clients_real.run
 
 test-system: $(VENV)/.dev
 	$(BIN)/python -m pytest -m system tests/system
@@ -63,7 +72,7 @@ tap: $(BIN)/python
 	@$(BIN)/python packaging/homebrew/tap.py dist
 
 clean:
-	rm -rf $(VENV) .state dist
+	rm -rf $(VENV) $(CLIENTS) .state dist
 
 # A link to a Python that is gone counts as absent: then the environment is made anew.
 $(BIN)/python:
@@ -77,4 +86,19 @@ $(VENV)/.serve: $(BIN)/python pyproject.toml
 $(VENV)/.dev: $(VENV)/.serve
 	@echo "Installing the development tools into $(VENV)"
 	@$(PIP) install --group dev
+	@touch $@
+
+# All that an environment has is pinned: nothing is resolved here.
+$(CLIENTS)/%/.made: $(PINNED)/%.txt | $(BIN)/python
+	@echo "Installing clients into $(CLIENTS)/$*"
+	@rm -rf $(@D)
+	@$(BIN)/python -m venv --without-pip $(@D)
+	@$(PIP) --python $(@D) install --no-deps --requirement $<
+	@touch $@
+
+$(CLIENTS)/node/.made: $(PINNED)/node/package-lock.json $(PINNED)/node/package.json $(CLIENTS)/newest/.made
+	@echo "Installing clients into $(CLIENTS)/node"
+	@mkdir -p $(@D)
+	@cp $(PINNED)/node/*.json $(@D)
+	@$(PINNED)/node/install $(CLIENTS)/newest $(@D)
 	@touch $@

@@ -16,7 +16,9 @@ from mlxd.cli import exits
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-VERBS = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+VERBS = set(
+    re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+)
 PAGES = [
     *ROOT.glob("*.md"),
     *(ROOT / "docs").rglob("*.md"),
@@ -116,7 +118,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_verb_that_is_named_is_in_the_makefile(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    named: list[Any] = re.findall(r"`make (\w+)`", text)
+    named: list[Any] = re.findall(r"`make ([\w-]+)`", text)
     named += [
         line.split()[1]
         for block in blocks(text)

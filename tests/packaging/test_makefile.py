@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -56,6 +57,34 @@ def test_test_checks_first(tmp_path: Path) -> None:
         "-m pytest",
     )
     assert in_order(planned, *steps)
+
+
+def test_clients_are_set_up_apart_from_what_mlxd_runs_on(tmp_path: Path) -> None:
+    pinned = Path("tests", "clients_real", "environments")
+    shutil.copytree(ROOT / pinned, tmp_path / pinned)
+    planned = plan(tmp_path, "test-clients")
+    for name in ("newest", "llama_index", "instructor"):
+        made = f"-m venv --without-pip .venv-clients/{name}"
+        filled = (
+            f"--python .venv-clients/{name} install --no-deps --requirement {pinned}/{name}.txt"
+        )
+        assert in_order(planned, "--group dev", made, filled, "tests.clients_real.run")
+    assert in_order(planned, f"{pinned}/node/install .venv-clients/newest .venv-clients/node")
+    assert "venv-clients" not in plan(tmp_path, "test")
+
+
+def test_what_clients_bring_along_is_pinned() -> None:
+    pinned = ROOT / "tests" / "clients_real" / "environments"
+    for file in pinned.glob("*.txt"):
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line[0] != "#"]
+        names = {re.split(r"==| ;", line)[0] for line in lines}
+        assert all(re.match(r"[\w-]+==[\w.]+( ;|$)", line) for line in lines), file
+        wanted = file.with_suffix(".in").read_text(encoding="utf-8").split()
+        assert {re.split(r"[\[>=]", name)[0] for name in wanted} <= names
+    package = json.loads((pinned / "node" / "package.json").read_text(encoding="utf-8"))
+    lock = json.loads((pinned / "node" / "package-lock.json").read_text(encoding="utf-8"))
+    assert lock["packages"][""]["dependencies"] == package["dependencies"]
+    assert all("integrity" in found for name, found in lock["packages"].items() if name)
 
 
 def test_each_verb_is_helped_with(tmp_path: Path) -> None:
