@@ -222,7 +222,7 @@ class TestModels:
         assert client.models.retrieve("tiny-a").id == "tiny-a"
         with pytest.raises(anthropic.NotFoundError) as caught:
             client.models.retrieve("nobody/at-all:7b")
-        assert caught.value.body["error"]["type"] == "not_found_error"  # type: ignore[index]
+        assert caught.value.body["error"]["type"] == "not_found_error"
 
     def test_who_names_no_version_gets_openais_list(self, shared_daemon: Daemon) -> None:
         assert shared_daemon.http.get("/v1/models").json()["object"] == "list"
