@@ -119,6 +119,17 @@ def test_one_that_waits_for_its_turn_is_cancelled_too() -> None:
     assert reader.chunks == [1] * 9 + [3]
 
 
+def test_one_that_waits_for_memory_is_cancelled_and_makes_way() -> None:
+    room = Budget(101 * KIB, 0, 0)
+    wire = run(
+        Script(), [embedding(1, 300), embedding(2)], [Cancel(1)],
+        budget=room, reader=Reader(), paced=True,
+    )  # fmt: skip
+    assert [need.id for need in wire.of(Need)] == [1]
+    assert kinds(wire.sent, 1) == ["Cancelled"]
+    assert kinds(wire.sent, 2)[-1] == "Ended"
+
+
 def test_one_that_is_refused_makes_way() -> None:
     wire = run(Script(), [embedding(1), embedding(2)], reader=Reader(refuse=1))
     assert said(wire.sent, 1)[-1] == Refused(1, "unsupported", "no vector")
