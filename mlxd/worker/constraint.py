@@ -121,7 +121,7 @@ class Constrained:
             self._fail()
 
     def fill(self, row: Mask) -> None:
-        if self._guard.error is not None or self._thinking.inside or self._call.complete:
+        if self._guard.error is not None or self._call.complete:
             return
         try:
             self._fill(row)
@@ -130,6 +130,9 @@ class Constrained:
             row[:] = ANY
 
     def _fill(self, row: Mask) -> None:
+        if self._thinking.inside:
+            _forbid(row, self._eos)  # an answer that ended there would not be what its grammar says
+            return
         openings = [self._thinking.opening, self._call]
         if any(opening.begun for opening in openings):
             row[:] = 0

@@ -106,6 +106,22 @@ def test_thinking_comes_before_a_forced_call(bench: Bench) -> None:
     assert ended.reasoning_tokens == thinking
 
 
+def test_an_answer_does_not_end_amid_its_thinking(bench: Bench) -> None:
+    """The model would: nothing of what was asked would be there."""
+    end = token_of(bench, "</think>")
+    sampling = replace(HOT, logit_bias=((0, 50.0), (end, 7.0)))
+    [heard] = bench.run(
+        [
+            bench.message(
+                messages=ASKED, think=True, format=SCHEMA, max_tokens=400, sampling=sampling
+            )
+        ]
+    )
+    text = "".join(piece.text for piece in heard.pieces if isinstance(piece, Text))
+    Draft202012Validator(SCHEMA).validate(json.loads(text))
+    assert heard.ended.reasoning_tokens > 1
+
+
 def replace_sampling(message: Any, sampling: Sampling) -> Any:
     from msgspec import structs
 
