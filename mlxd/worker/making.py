@@ -52,7 +52,7 @@ class Maker:
         request = job.request
         detokenizer = self.detokenizers.make()
         separator = self.markup.separator(request.tools, reasoning=job.reasoning)
-        if separator is None and not request.stop and request.logprobs is None:
+        if separator is None and job.stops.empty and request.logprobs is None:
             return PlainAnswer(job.id, detokenizer)
         scorer = None
         if request.logprobs is not None:

@@ -515,7 +515,7 @@ async def test_a_created_model_is_loaded_as_the_one_it_was_made_of(world):
     plain, kind, small = [await world.card(name) for name in ("m", "kind", "small")]
     assert plain.spec == kind.spec == small.spec
     assert (kind.chat_template, kind.license, kind.preset.system) == ("T", "L", "S")
-    assert (plain.capabilities, kind.capabilities) == (("completion", "tools"), ("completion",))
+    assert ("tools" in plain.capabilities, "tools" in kind.capabilities) == (True, False)
     wanted = Sampling(temperature=0.9, top_p=0.5, top_k=20)
     assert kind.sampling == wanted, "who created it, then models.yaml, then its files"
     assert (plain.context, kind.context, small.context) == (2048, 2048, 64)
