@@ -530,6 +530,13 @@ async def test_a_model_of_uploaded_files_has_what_is_said_of_its_own_name(world)
     assert (card.preset, card.copy_of) == (Preset(system="S"), "")
 
 
+async def test_a_folder_takes_nothing_from_a_created_model_of_its_name(world):
+    world.add("m")
+    world.add("small")
+    world.copies, world.presets = {"small": "m"}, {"small": Preset(system="S")}
+    assert (await world.card("small")).preset is None
+
+
 async def test_what_was_pulled_is_found_before_a_folder_of_its_name(world):
     world.add("org/m")
     assert (await world.card("org/m")).source == "folder"
