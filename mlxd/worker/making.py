@@ -59,8 +59,7 @@ class Maker:
         request = job.request
         detokenizer = self.detokenizers.make()
         separator = self._separator(job)
-        plain = separator is None and not request.stop and request.logprobs is None
-        if plain:
+        if separator is None and job.stops.empty and request.logprobs is None:
             return PlainAnswer(job.id, detokenizer)
         scorer = None
         if request.logprobs is not None:

@@ -143,10 +143,7 @@ class Prompter:
         messages = [_template_message(message) for message in request.messages or ()]
         if not messages:
             raise Refusal("the conversation has no messages", param="messages")
-        if request.template:
-            text = self._by_template(request, messages)
-            return text, self._tokens(text, room, special=False)
-        if not self._tokenizer.has_chat_template:
+        if not self._tokenizer.has_chat_template and not request.template:
             text = _transcript(messages, goes_on=request.continue_last)
             return text, self._encode(text, room)
         prompt = self._rendered(messages, request)
@@ -199,6 +196,10 @@ class Prompter:
     def _applied(
         self, messages: list[Json], request: GenerationRequest, **how: bool
     ) -> str | list[int]:
+        if request.template:
+            if "continue_final_message" in how:
+                raise ValueError("the last turn is put behind it")
+            return self._by_template(request, messages)
         prompt: str | list[int] = self._tokenizer.apply_chat_template(
             messages,
             tools=list(request.tools) or None,

@@ -16,6 +16,11 @@ class StopStrings:
         self.found: str | None = None
 
     @property
+    def empty(self) -> bool:
+        """There are none to be found."""
+        return not self._needles
+
+    @property
     def holding(self) -> bool:
         return bool(self._held)
 

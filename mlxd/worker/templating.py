@@ -30,7 +30,7 @@ from mlxd.worker.templates import LENGTH
 CPU_SECONDS = 3
 """For one template; its worker looks at the clock, and this is for the case that there is none."""
 MOST_MEMORY = 512 * 2**20
-MOST_OUTPUT = 16 * 2**20
+MOST_OUTPUT = 8 * 2**20
 """Characters."""
 LONGEST_WORDS = 300
 

@@ -103,7 +103,7 @@ def chat(name: str, *messages: Json, **more: Any) -> Json:
 
 def test_run_asks_loads_and_talks(cli: Cli) -> None:
     shown = cli.ask("POST", "/api/show", show("tiny-a")).json()
-    assert shown["capabilities"] == ["completion"]
+    assert "completion" in shown["capabilities"]
     assert {"details", "model_info", "modified_at", "parameters", "template"} <= shown.keys()
     loaded = cli.ask("POST", "/api/generate", load("tiny-a", keep_alive="5m0s")).json()
     assert (loaded["done"], loaded["done_reason"]) == (True, "load")

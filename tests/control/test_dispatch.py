@@ -191,7 +191,7 @@ async def test_a_gap_is_for_models_that_fill_one() -> None:
     with pytest.raises(UnsupportedFeature, match=r"^m:1b does not support insert$"):
         async with dispatcher.open(request, asker):
             pass
-    parts.card = replace(parts.card, capabilities=("insert",))
+    parts.card = replace(parts.card, capabilities=("completion", "insert"))
     async with dispatcher.open(request, asker) as bursts:
         assert [burst async for burst in bursts] == []
 

@@ -60,10 +60,10 @@ def test_a_tokenizer_with_marks_of_a_gap_can_insert(tmp_path, file):
     marks = [{"content": f"<|fim_{part}|>"} for part in ("prefix", "suffix", "middle")]
     folder = write_model(tmp_path / "m", files={file: json.dumps({"added_tokens": marks})})
     card = read_card(folder, "m")
-    assert card.capabilities == ("completion", "insert")
-    assert with_template(card, "{{ tools }}").capabilities == ("completion", "tools", "insert")
+    assert {"completion", "insert"} <= set(card.capabilities)
+    assert {"tools", "insert"} <= set(with_template(card, "{{ tools }}").capabilities)
     (folder / file).write_text(json.dumps({"added_tokens": marks[:2]}))
-    assert read_card(folder, "m").capabilities == ("completion",)
+    assert "insert" not in read_card(folder, "m").capabilities
 
 
 def test_a_card_says_what_the_files_say(tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mlxd.core.request import Message, Sampling
-from mlxd.ipc.messages import Cancel, LoadFailed, Ping, Ready, Shutdown, encode
+from mlxd.ipc.messages import Cancel, Ended, LoadFailed, Ping, Ready, Shutdown, encode
 from tests.support.model_maker import HYBRID, MOE, SLIDING, Shape, make_model
 from tests.support.worker_process import GREEDY, Told, WorkerProcess
 from tests.worker.conftest import MakeModel
@@ -89,6 +89,29 @@ def test_every_kind_of_cache_is_batched_exactly(model_of: MakeModel, shape: Shap
         assert crowd.together() == alone
     finally:
         worker.close()
+
+
+@pytest.mark.slow
+def test_a_gap_is_filled_until_a_mark_says_that_it_is_full(model_of: MakeModel):
+    marks = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>")
+    worker = WorkerProcess(model_of(Shape(spread=3.0, markers=marks)))
+    try:
+        texts = ("def f(", "return 1")
+        counts = [_ended(worker.run(text=text, max_tokens=1)).prompt_tokens for text in texts]
+        filled = worker.run(text="def f(", suffix="return 1", max_tokens=20)
+        assert _ended(filled).prompt_tokens == sum(counts) + 3
+        pad = Sampling(temperature=0.0, logit_bias=((511, 1000.0),))
+        full = worker.run(text="def f(", suffix="return 1", max_tokens=20, sampling=pad)
+        assert (full.text, _ended(full).reason) == ("", "stop")
+        plain = worker.run(text="def f(", max_tokens=3, sampling=pad)
+        assert _ended(plain).reason == "length"
+    finally:
+        worker.close()
+
+
+def _ended(told: Told) -> Ended:
+    assert told.ended is not None
+    return told.ended
 
 
 HUGE = "The quick brown fox jumps " * 150_000

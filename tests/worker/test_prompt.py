@@ -9,10 +9,15 @@ from typing import Any
 import mlx_lm.utils
 import pytest
 
-from mlxd.core.request import GenerationRequest, Message
+from mlxd.core.request import GenerationRequest, Message, Sampling
+from mlxd.worker.detokenize import Detokenizers
+from mlxd.worker.job import Job
+from mlxd.worker.making import Maker
+from mlxd.worker.markup import Markup
 from mlxd.worker.prompt import Prompter
 from mlxd.worker.refusal import Refusal
 from mlxd.worker.room import Room
+from mlxd.worker.stops import StopStrings
 from tests.support.model_maker import Shape, _write_tokenizer
 
 pytestmark = pytest.mark.mlx
@@ -66,6 +71,16 @@ def test_what_ends_an_infill_ends_no_other_answer(qwen: Reader) -> None:
     assert qwen.prompter.ends(GenerationRequest(model="m", text="a")) == ()
 
 
+def test_they_are_looked_for_where_the_client_named_no_stop_string(qwen: Reader) -> None:
+    gap = GenerationRequest(model="m", text="a", suffix="b")
+    stops = StopStrings(qwen.prompter.ends(gap))
+    job = Job(1, gap, Sampling(), [1], 9, False, stops)
+    answer = Maker(Detokenizers(qwen.tokenizer), Markup(qwen.tokenizer), 512)._answer(job)
+    said: list[Any] = []
+    answer.take(qwen.tokenizer.convert_tokens_to_ids("<|fim_pad|>"), None, said)
+    assert (answer.stopped, said) == ("<|fim_pad|>", [])
+
+
 def test_a_model_without_marks_says_so(tmp_path: Path) -> None:
     reader = Reader(tmp_path)
     with pytest.raises(Refusal, match="m does not support insert") as caught:
@@ -97,3 +112,10 @@ def test_a_clients_template_is_in_place_of_the_models(qwen: Reader) -> None:
     assert shown == "<|im_end|>|hi|True|x"
     with pytest.raises(Refusal, match="not an option"):
         qwen.text(messages=USER, template=template, template_options={"messages": []})
+
+
+def test_a_last_turn_goes_on_behind_a_clients_template(qwen: Reader) -> None:
+    turns = (*USER, Message("assistant", "It is"))
+    template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    template += "{% if add_generation_prompt %}>{% endif %}"
+    assert qwen.text(messages=turns, template=template, continue_last=True) == "[hi]>It is"
