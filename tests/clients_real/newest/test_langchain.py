@@ -15,7 +15,7 @@ from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_ollama import ChatOllama, OllamaEmbeddings, OllamaLLM
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, SecretStr
 
 from tests.clients_real.questions import FOXES, GUIDE, NOBODY, PORT, TINY, TOOLBOX, WEATHER
 from tests.clients_real.servers import Server
@@ -35,7 +35,6 @@ class Fox(BaseModel):
 
     colour: Literal["red", "white"]
     tame: bool
-    age: int = Field(ge=0, le=99)
 
 
 @tool  # type: ignore[untyped-decorator]

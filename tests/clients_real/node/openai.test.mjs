@@ -8,7 +8,6 @@ import * as ask from "./servers.mjs";
 
 const at = (baseURL, more = {}) => new OpenAI({ baseURL, apiKey: "any", maxRetries: 0, ...more });
 const client = at(ask.v1.main);
-const tool = { type: "function", function: ask.FUNCTION };
 const Fox = z.object({ colour: z.enum(["red", "white"]), tame: z.boolean() });
 const chat = (of, options) =>
   of.chat.completions.create({ model: ask.TINY, messages: ask.said(ask.FOXES), ...options });
