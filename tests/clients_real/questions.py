@@ -32,6 +32,11 @@ FUNCTION: dict[str, Any] = {
     "description": "Get the current weather of a city",
     "parameters": PARAMETERS,
 }
+BOUNDED: dict[str, Any] = {
+    **PARAMETERS,
+    "properties": {"city": {"type": "string", "maxLength": 12}},
+}
+"""For a random model, which would never end a text by itself."""
 TOOL: dict[str, Any] = {"type": "function", "function": FUNCTION}
 PERSON: dict[str, Any] = {
     "type": "object",

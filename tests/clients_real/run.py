@@ -34,7 +34,7 @@ Results = dict[str, Counter[str]]
 
 
 def main(arguments: Sequence[str]) -> int:
-    names, _, options = _split(arguments)
+    names, options = _split(arguments)
     unknown = set(names) - {*PYTHON, NODE}
     if unknown:
         print(f"no such environment: {', '.join(sorted(unknown))}", file=sys.stderr)
@@ -58,10 +58,11 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if sound else 1
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], str, list[str]]:
-    found = [*arguments, "--"]
-    at = found.index("--")
-    return found[:at], "--", found[at + 1 : -1]
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Before the `--`, and behind it."""
+    given = list(arguments)
+    at = given.index("--") if "--" in given else len(given)
+    return given[:at], given[at + 1 :]
 
 
 def _environment(folder: Path, daemons: Mapping[str, Daemon]) -> dict[str, str]:

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import anthropic
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from tests.clients_real.asking import BOTH, Asker
 from tests.clients_real.questions import (
+    BOUNDED,
     ENDLESS,
     FOXES,
     GUIDE,
@@ -29,16 +30,19 @@ from tests.clients_real.servers import Server
 
 CREATE = "messages.create"
 ENOUGH = 200
-LONG = 8000
+LONG: Any = {"max_tokens": 8000, "extra_body": {"temperature": 0}}
 TOOL: Any = {"name": "get_weather", "description": "The weather", "input_schema": PARAMETERS}
-OTHER: Any = {**TOOL, "name": "get_time"}
+BOTH_TOOLS: Any = [
+    {**TOOL, "name": name, "input_schema": BOUNDED} for name in ("get_weather", "get_time")
+]
 CLIENTS: dict[str, Any] = {"sync": anthropic.Anthropic, "async": anthropic.AsyncAnthropic}
 
 
 class Fox(BaseModel):
+    """Without bounds: the package takes them out of a schema."""
+
     colour: Literal["red", "white"]
     tame: bool
-    age: int = Field(ge=0, le=99)
 
 
 def said(content: Any) -> list[Any]:
@@ -226,7 +230,7 @@ class TestTools:
             model=TOOLBOX,
             messages=said(WEATHER),
             max_tokens=400,
-            tools=[TOOL, OTHER],
+            tools=BOTH_TOOLS,
             tool_choice={"type": choice, "disable_parallel_tool_use": True, **named},
             stream=stream,
         )
@@ -370,13 +374,13 @@ class TestRefusals:
     def test_too_late(self, hasty: Server, kind: str) -> None:
         hasty.post("/api/generate", {"model": ENDLESS})
         with at(hasty, kind) as ask, pytest.raises(anthropic.InternalServerError) as caught:
-            ask(CREATE, model=ENDLESS, messages=said(FOXES), max_tokens=LONG)
+            ask(CREATE, model=ENDLESS, messages=said(FOXES), **LONG)
         assert caught.value.status_code == 504
 
     def test_too_late_in_the_middle(self, hasty: Server, kind: str) -> None:
         hasty.post("/api/generate", {"model": ENDLESS})
         with at(hasty, kind) as ask, pytest.raises(anthropic.APIStatusError) as caught:
-            ask(CREATE, model=ENDLESS, messages=said(FOXES), max_tokens=LONG, stream=True)
+            ask(CREATE, model=ENDLESS, messages=said(FOXES), stream=True, **LONG)
         assert caught.value.body["error"]["type"]
 
     def test_a_foreign_host_header(self, main: Server, kind: str) -> None:
@@ -397,15 +401,13 @@ class TestRefusals:
 
     def test_a_client_that_waits_no_longer(self, main: Server, kind: str) -> None:
         with at(main, kind, timeout=0.3) as ask, pytest.raises(anthropic.APITimeoutError):
-            ask(CREATE, model=ENDLESS, messages=said(FOXES), max_tokens=LONG)
+            ask(CREATE, model=ENDLESS, messages=said(FOXES), **LONG)
         main.wait_until_idle()
 
 
 def test_a_worker_that_dies_in_the_middle(single: Server) -> None:
     with anthropic.Anthropic(base_url=single.url, api_key="any", max_retries=0) as client:
-        stream = client.messages.create(
-            model=ENDLESS, messages=said(FOXES), max_tokens=LONG, stream=True
-        )
+        stream = client.messages.create(model=ENDLESS, messages=said(FOXES), stream=True, **LONG)
         events = iter(stream)
         while next(events).type != "content_block_delta":
             pass

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 
 from tests.clients_real.asking import BOTH, Asker
 from tests.clients_real.questions import (
+    BOUNDED,
     ENDLESS,
     FOXES,
     FUNCTION,
@@ -33,7 +34,10 @@ LONG: Any = {"temperature": 0, "max_tokens": 8000}
 ENOUGH = 200
 CLIENTS: dict[str, Any] = {"sync": openai.OpenAI, "async": openai.AsyncOpenAI}
 CHAT = "chat.completions.create"
-OTHER = {**TOOL, "function": {**FUNCTION, "name": "get_time"}}
+BOTH_TOOLS = [
+    {"type": "function", "function": {"name": name, "parameters": BOUNDED}}
+    for name in ("get_weather", "get_time")
+]
 
 
 class Fox(BaseModel):
@@ -251,7 +255,7 @@ class TestTools:
             CHAT,
             model=TOOLBOX,
             messages=said(WEATHER),
-            tools=[TOOL, OTHER],
+            tools=BOTH_TOOLS,
             tool_choice="required" if choice == "required" else named,
             parallel_tool_calls=False,
             max_tokens=400,

@@ -73,6 +73,8 @@ async def test_a_tool_is_called(main: Server, kind: str) -> None:
 @pytest.mark.parametrize("way", ["tool", "native"])
 async def test_a_typed_answer(main: Server, kind: str, way: str) -> None:
     """Of a random model: what holds it to the type is the daemon."""
+    if (kind, way) == ("anthropic", "native"):
+        pytest.skip("it knows by the model's name whether the API takes a schema")
     wanted: Any = Fox if way == "tool" else NativeOutput(Fox)
     agent: Any = Agent(
         model_at(main, kind, TOOLBOX), output_type=wanted, model_settings={"max_tokens": 400}

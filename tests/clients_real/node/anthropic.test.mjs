@@ -62,7 +62,8 @@ test("a tool and its result", async () => {
 });
 
 test("a tool is demanded of a random model", async () => {
-  const request = { model: ask.TOOLBOX, tools: [tool], max_tokens: 400 };
+  const tools = [{ ...tool, input_schema: ask.BOUNDED }];
+  const request = { model: ask.TOOLBOX, tools, max_tokens: 400 };
   for (const choice of [{ type: "any" }, { type: "tool", name: "get_weather" }]) {
     const tool_choice = { ...choice, disable_parallel_tool_use: true };
     const answer = await create(client, { ...request, tool_choice });
@@ -107,13 +108,13 @@ test("an image is refused", async () => {
 
 test("what fails in the middle", async () => {
   await ask.load(ask.at.hasty, ask.ENDLESS);
-  const request = { model: ask.ENDLESS, max_tokens: ask.LONG, stream: true };
+  const request = { model: ask.ENDLESS, temperature: 0, max_tokens: ask.LONG, stream: true };
   const broken = async () => ask.collect(await create(at(ask.at.hasty), request));
   await assert.rejects(broken, Anthropic.APIError);
 });
 
 test("who waits no longer, aborts, or finds nobody", async () => {
-  const request = { model: ask.ENDLESS, max_tokens: ask.LONG };
+  const request = { model: ask.ENDLESS, temperature: 0, max_tokens: ask.LONG };
   const hurried = at(ask.at.main, { timeout: 300 });
   await assert.rejects(create(hurried, request), Anthropic.APIConnectionTimeoutError);
   const stream = client.messages.stream({ ...request, messages: ask.said(ask.FOXES) });

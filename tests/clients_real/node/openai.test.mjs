@@ -8,7 +8,6 @@ import * as ask from "./servers.mjs";
 
 const at = (baseURL, more = {}) => new OpenAI({ baseURL, apiKey: "any", maxRetries: 0, ...more });
 const client = at(ask.v1.main);
-const tool = { type: "function", function: ask.FUNCTION };
 const Fox = z.object({ colour: z.enum(["red", "white"]), tame: z.boolean() });
 const chat = (of, options) =>
   of.chat.completions.create({ model: ask.TINY, messages: ask.said(ask.FOXES), ...options });
@@ -80,7 +79,8 @@ test("the package runs a tool by itself", async () => {
 
 test("a tool is demanded of a random model", async () => {
   for (const choice of ["required", { type: "function", function: { name: "get_weather" } }]) {
-    const request = { model: ask.TOOLBOX, tools: [tool], tool_choice: choice, max_tokens: 400 };
+    const bounded = { type: "function", function: { ...ask.FUNCTION, parameters: ask.BOUNDED } };
+    const request = { model: ask.TOOLBOX, tools: [bounded], tool_choice: choice, max_tokens: 400 };
     const answer = await chat(client, { ...request, parallel_tool_calls: false });
     const [call] = answer.choices[0].message.tool_calls;
     assert.equal(typeof JSON.parse(call.function.arguments).city, "string");

@@ -20,6 +20,11 @@ export const PARAMETERS = {
   required: ["city"],
   properties: { city: { type: "string", description: "its name" } },
 };
+// For a random model, which would never end a text by itself.
+export const BOUNDED = {
+  ...PARAMETERS,
+  properties: { city: { type: "string", maxLength: 12 } },
+};
 export const FUNCTION = {
   name: "get_weather",
   description: "Get the current weather of a city",
