@@ -45,6 +45,9 @@ def accepted(kind: str, data: dict[str, Any]) -> bool:
     return True
 
 
+editor_schema = cache(json_schema.editor_schema)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_committed_schema_is_current(kind: str) -> None:
     text = (FOLDER / f"{kind}.schema.json").read_text(encoding="utf-8")
@@ -82,7 +85,7 @@ def test_a_file_needs_its_version(kind: str) -> None:
 
 @pytest.mark.parametrize("key", keys.table().values(), ids=lambda key: key.name)
 def test_every_key_is_there_and_says_what_the_reference_says(key: keys.Key) -> None:
-    here: Any = json_schema.editor_schema(key.path[0])
+    here: Any = editor_schema(key.path[0])
     for part in key.path[1:]:
         here = _under(here, part)
     assert key.description in here.get("description", "")
