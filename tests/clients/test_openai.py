@@ -481,7 +481,7 @@ class TestRefusals:
 
     def test_an_unknown_path(self, client: openai.OpenAI) -> None:
         with pytest.raises(openai.NotFoundError) as caught:
-            client.embeddings.create(model=MODEL, input="x")
+            client.moderations.create(input="x")
         assert caught.value.code == "unknown_url"
 
     async def test_the_same_asynchronously(self, async_client: openai.AsyncOpenAI) -> None:
