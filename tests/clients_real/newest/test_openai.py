@@ -435,6 +435,11 @@ class TestResponses:
         with pytest.raises(openai.NotFoundError):
             ask("responses.retrieve", made.id)
 
+    def test_counted_tokens_are_the_used_ones(self, ask: Asker) -> None:
+        counted = ask("responses.input_tokens.count", model=GUIDE, input=PORT)
+        used = ask("responses.create", model=GUIDE, input=PORT).usage
+        assert counted.input_tokens == used.input_tokens
+
     def test_what_is_not_stored(self, ask: Asker) -> None:
         made = ask("responses.create", model=TINY, input=FOXES, max_output_tokens=16, store=False)
         with pytest.raises(openai.NotFoundError):
