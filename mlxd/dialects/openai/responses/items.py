@@ -29,6 +29,22 @@ _PREFIXES = {
     "custom_tool_call_output": "ctco",
 }
 _LONGEST_ID = 128
+_NOT_FOR_THE_MODEL = frozenset(
+    {
+        "code_interpreter_call",
+        "compaction",
+        "file_search_call",
+        "image_generation_call",
+        "mcp_approval_request",
+        "mcp_approval_response",
+        "mcp_call",
+        "mcp_list_tools",
+        "tool_search_call",
+        "tool_search_output",
+        "web_search_call",
+    }
+)
+"""What another service did by itself in an earlier turn: what came of it is said beside it."""
 
 
 @dataclass(slots=True)
@@ -75,8 +91,8 @@ class ItemReader(MessageReader):
     def instruct(self, instructions: str) -> None:
         self._messages.append(Message("system", instructions))
 
-    def read_item(self, fields: Fields) -> Json:
-        """The item as it is kept: checked, and without what nobody reads."""
+    def read_item(self, fields: Fields) -> Json | None:
+        """The item as it is kept: checked, and without what nobody reads; None: passed over."""
         kind = fields.text("type") or ("message" if fields.get("role") is not None else "")
         match kind:
             case "message":
@@ -89,6 +105,8 @@ class ItemReader(MessageReader):
                 item = self._custom_call(fields)
             case "function_call_output" | "custom_tool_call_output":
                 item = self._output(fields, kind)
+            case _ if kind in _NOT_FOR_THE_MODEL:
+                return None
             case _:
                 path = fields.path("type")
                 raise InvalidRequest(f"Invalid value for '{path}': expected {_KINDS}.", param=path)
