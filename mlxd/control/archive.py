@@ -1,13 +1,14 @@
 """Answers that clients may come back to, in memory: each with what was said before it.
 
-Answers of one conversation share what they have in common, and it counts once. The oldest go first;
-what a younger one goes on from stays as long as that does.
+Answers of one conversation share what they have in common, and it counts once. The oldest go first,
+and for want of room the oldest of the client that takes the most; what a younger one goes on from
+stays as long as that does.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
 from mlxd.core.clock import Clock
@@ -57,6 +58,8 @@ class Archive:
         self._clock = clock
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         """By id, the oldest first."""
+        self._taken: Counter[str] = Counter()
+        """Bytes by owner, of all that is held; whoever holds nothing is not there."""
         self._bytes = 0
         self._bounds = policies.limits.responses
 
@@ -94,11 +97,8 @@ class Archive:
 
     def sweep(self) -> None:
         """Remove what is too old, or too much."""
-        while self._kept:
-            oldest = next(iter(self._kept.values()))
-            if not self._surplus(oldest):
-                return
-            self.remove(oldest)
+        while self._kept and (one := self._surplus()) is not None:
+            self.remove(one)
 
     async def run(self) -> None:
         """Sweep now and then: its time is over for what nobody asks for, too."""
@@ -106,11 +106,23 @@ class Archive:
             await asyncio.sleep(_SWEEP_SECONDS)
             self.sweep()
 
-    def _surplus(self, oldest: Kept) -> bool:
-        bounds = self._bounds
+    def _surplus(self) -> Kept | None:
+        """What has to go next."""
+        bounds, oldest = self._bounds, next(iter(self._kept.values()))
         most = bounds.max_count if bounds.store != "off" else 0
         late = self._clock.monotonic() - oldest.since >= bounds.ttl
-        return late or len(self._kept) > most or self._bytes > bounds.max_bytes
+        if late or len(self._kept) > most:
+            return oldest
+        if self._bytes <= bounds.max_bytes:
+            return None
+        ((owner, _),) = self._taken.most_common(1)
+        return next(kept for kept in self._kept.values() if kept.owner == owner)
+
+    def _count(self, owner: str, size: int) -> None:
+        self._bytes += size
+        self._taken[owner] += size
+        if not self._taken[owner]:
+            del self._taken[owner]
 
     def _hold(self, kept: Kept) -> None:
         one: Kept | None = kept
@@ -118,7 +130,7 @@ class Archive:
             one.holders += 1
             if one.holders > 1:
                 return
-            self._bytes += one.size
+            self._count(one.owner, one.size)
             one = one.before
 
     def _let_go(self, kept: Kept) -> None:
@@ -127,5 +139,5 @@ class Archive:
             one.holders -= 1
             if one.holders:
                 return
-            self._bytes -= one.size
+            self._count(one.owner, -one.size)
             one = one.before

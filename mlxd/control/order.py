@@ -30,7 +30,7 @@ class Order:
     """Of the model and of what computes with it; for the client, not for the worker."""
 
     def frame(self, id: int, resume: ipc.Resume | None) -> bytes:
-        """Raises InvalidRequest for values that no message can carry."""
+        """Raises InvalidRequest for what no message can carry."""
         message = ipc.Generate(
             id=id,
             request=self.request,
@@ -44,6 +44,8 @@ class Order:
         )
         try:
             return ipc.encode(message)
+        except ipc.TooLong as error:
+            raise InvalidRequest(f"the request is too large for a worker: {error}") from error
         except ipc.Unsendable as error:
             raise InvalidRequest(f"the request holds an unusable value: {error}") from error
 

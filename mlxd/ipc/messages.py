@@ -332,12 +332,18 @@ class Unsendable(Exception):
     """A value that no message carries: an integer over 64 bits, half a surrogate pair."""
 
 
+class TooLong(Unsendable):
+    """The other side would take its frame for a broken one."""
+
+
 def encode(message: Down | Up) -> bytes:
     """One frame: four bytes of length, big end first, then the message. Raises Unsendable."""
     try:
         body = _encoder.encode(message)
     except (OverflowError, UnicodeEncodeError, RecursionError) as error:
         raise Unsendable(str(error)) from error
+    if len(body) > MAX_FRAME_BYTES:
+        raise TooLong(f"{len(body)} bytes, and a message takes at most {MAX_FRAME_BYTES}")
     return _LENGTH.pack(len(body)) + body
 
 

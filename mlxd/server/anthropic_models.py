@@ -11,6 +11,7 @@ from aiohttp import web
 from mlxd.control.reading import readable
 from mlxd.core.errors import InvalidRequest
 from mlxd.core.models import ModelCard
+from mlxd.policy.schema.limits import Tokens
 from mlxd.server.answers import iso, json_response
 from mlxd.server.edge import policies_of
 from mlxd.server.errors import Render, in_anthropic
@@ -31,13 +32,13 @@ class AnthropicModels:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         policies = policies_of(request)
-        most = policies.limits.tokens.max_output
+        tokens = policies.limits.tokens
         name = unquote(request.path.removeprefix("/v1/models").removeprefix("/"))
         if name:
             card = await self._parts.catalog.look_up(name, policies)
-            return json_response(_model(card, most))
+            return json_response(_model(card, tokens))
         cards = [c for c in await self._parts.catalog.cards(policies) if not c.unavailable]
-        return json_response(page([_model(card, most) for card in cards], request.query))
+        return json_response(page([_model(card, tokens) for card in cards], request.query))
 
 
 def page(models: Sequence[Json], query: Any) -> Json:
@@ -81,15 +82,16 @@ def _place(ids: Sequence[str], id: str, name: str) -> int:
     return ids.index(id)
 
 
-def _model(card: ModelCard, most: int) -> Json:
-    """`most`: tokens of an answer."""
+def _model(card: ModelCard, tokens: Tokens) -> Json:
+    """Agents shorten a conversation in time by these figures."""
     name = readable(card.name)
+    enforced = tokens.mode == "enforce"
     return {
         "type": "model",
         "id": name,
         "display_name": name,
         "created_at": iso(int(card.modified)),
         "lifecycle": "active",
-        "max_input_tokens": card.context,
-        "max_tokens": min(most, card.context),
+        "max_input_tokens": min(card.context, tokens.max_prompt) if enforced else card.context,
+        "max_tokens": min(card.context, tokens.max_output),
     }

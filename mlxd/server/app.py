@@ -50,6 +50,8 @@ class Routes:
             return Nowhere(words_for(request))
         methods, endpoint = entry
         if request.method not in methods:
+            if isinstance(endpoint, KeptResponses):
+                return Nowhere(words_for(request), allow=endpoint.allowed(request))
             return Nowhere(words_for(request), allow=", ".join(sorted(methods)))
         return endpoint
 

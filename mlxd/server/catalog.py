@@ -118,6 +118,7 @@ class Nowhere:
         body = error_body(self._error(request), self.render_error, request[ID])
         if "code" in body["error"]:
             body["error"]["code"] = "method_not_supported" if self._allow else "unknown_url"
+            body["error"]["param"] = None
         response = json_response(body, status=status)
         response.headers.update(headers)
         return response

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import re
 import secrets
 import socket
 from collections.abc import Callable, Sequence
@@ -44,6 +45,8 @@ PRIVATE_ADDRESSES = "private-addresses"
 _EXPOSED = (
     "X-Request-Id, Request-Id, Retry-After, RateLimit, RateLimit-Policy, X-Mlxd-Code,"
     " X-Mlxd-Policy, X-Mlxd-Policy-Key, X-Mlxd-Policy-Place, X-Mlxd-Would-Deny,"
+    " X-Mlxd-Needed-Bytes, X-Mlxd-Available-Bytes, X-Should-Retry,"
+    " x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests,"
     " anthropic-ratelimit-requests-limit, anthropic-ratelimit-requests-remaining,"
     " anthropic-ratelimit-requests-reset"
 )
@@ -53,8 +56,12 @@ _ALLOWED_HEADERS = (
     " traceparent, x-stainless-arch, x-stainless-async, x-stainless-custom-poll-interval,"
     " x-stainless-helper-method, x-stainless-lang, x-stainless-os, x-stainless-package-version,"
     " x-stainless-poll-helper, x-stainless-retry-count, x-stainless-runtime,"
-    " x-stainless-runtime-version, x-stainless-timeout, Last-Event-ID"
+    " x-stainless-runtime-version, x-stainless-timeout, x-stainless-helper, Last-Event-ID,"
+    " Idempotency-Key, OpenAI-Organization, OpenAI-Project, tracestate"
 )
+_LONGEST_WISH = 2048
+_NAMES_OF_HEADERS = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]+")
+_KEYS = "/api/user/keys/"
 
 
 class Endpoint(Protocol):
@@ -131,7 +138,7 @@ class Edge:
             log.info(
                 "%s %s %s",
                 request.method,
-                request.path,
+                _path_of(request),
                 status,
                 extra={
                     "request": request[ID],
@@ -150,7 +157,7 @@ class Edge:
                 self._check_origin(request)
                 self._check_host(request)
             if request.method == "OPTIONS":
-                return _preflight()
+                return _preflight(request)
             endpoint = self._route(request)
             render = endpoint.render_error
             return await endpoint(request)
@@ -317,12 +324,22 @@ async def _failed(request: web.BaseRequest, error: MlxdError, render: Render) ->
     return response
 
 
-def _preflight() -> web.Response:
+def _path_of(request: web.BaseRequest) -> str:
+    """For the log: a client's key is nobody's business."""
+    return f"{_KEYS}*" if request.path.startswith(_KEYS) else request.path
+
+
+def _preflight(request: web.BaseRequest) -> web.Response:
+    """A page that may ask may send what it likes: clients have headers of their own."""
+    allowed = _ALLOWED_HEADERS
+    wished = request.headers.get("Access-Control-Request-Headers", "")
+    if len(wished) <= _LONGEST_WISH and _NAMES_OF_HEADERS.fullmatch(wished):
+        allowed = f"{allowed}, {wished}"
     return web.Response(
         status=204,
         headers={
             "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS",
-            "Access-Control-Allow-Headers": _ALLOWED_HEADERS,
+            "Access-Control-Allow-Headers": allowed,
             "Access-Control-Max-Age": "43200",
         },
     )

@@ -45,7 +45,12 @@ class KeptResponses:
             return await _listed(self._kept(request, id), request.query)
         if request.method == "POST":
             self._refuse(request, id, what)
-        return await Nowhere(in_openai, allow=_ALLOWED.get(what, ""))(request)
+        return await Nowhere(in_openai, allow=self.allowed(request))(request)
+
+    def allowed(self, request: web.BaseRequest) -> str:
+        """The methods of the request's path; empty: there is no such path."""
+        _, _, what = request.path.removeprefix(_BELOW).partition("/")
+        return _ALLOWED.get(what, "")
 
     def _refuse(self, request: web.BaseRequest, id: str, what: str) -> None:
         """What there is, and cannot be done here."""

@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from mlxd.control.archive import Archive, Kept
-from mlxd.core.errors import EarlierResponseNotFound, MlxdError
+from mlxd.core.errors import EarlierResponseNotFound, InvalidRequest, MlxdError
 from mlxd.core.events import Burst, Completion
 from mlxd.dialects.base import Call, Encoder, to_json
 from mlxd.dialects.openai.responses import (
@@ -68,8 +68,9 @@ class _Exchange(Generate):
         answers = {
             name: self._parts.archive.get(name, self._owner) for name in map(response_of, ids)
         }
+        budget = _Budget(policies)
         body = read
-        return await in_thread(lambda: parse(body, earlier=_earlier(before, answers, ids)))
+        return await in_thread(lambda: parse(body, earlier=_earlier(before, answers, ids, budget)))
 
     def _previous(self, id: str, policies: PolicySet) -> Kept:
         kept = self._parts.archive.get(id, self._owner)
@@ -131,24 +132,70 @@ class _KeptStream:
         return self._encoder.fail(error)
 
 
+class _Answer(msgspec.Struct):
+    output: list[msgspec.Raw]
+
+
+class _Item(msgspec.Struct):
+    id: str = ""
+
+
+_said = msgspec.json.Decoder(list[msgspec.Raw])
+_answer = msgspec.json.Decoder(_Answer)
+_item = msgspec.json.Decoder(_Item)
+
+
 def items_of(kept: Kept) -> list[Json]:
     """What was said in its turn, then what was answered."""
-    said: list[Json] = msgspec.json.decode(kept.said)
-    return said + output_of(kept)
+    return [msgspec.json.decode(item) for item in _written(kept)]
 
 
 def output_of(kept: Kept) -> list[Json]:
-    response: Json = msgspec.json.decode(kept.response)
-    output: list[Json] = response["output"]
-    return output
+    return [msgspec.json.decode(item) for item in _answer.decode(kept.response).output]
+
+
+def _written(kept: Kept) -> list[msgspec.Raw]:
+    """Its items, none of them read yet."""
+    return _said.decode(kept.said) + _answer.decode(kept.response).output
+
+
+class _Budget:
+    """What a request refers to is as long as a body may be, at most."""
+
+    def __init__(self, policies: PolicySet) -> None:
+        self._policies = policies
+        self._most = int(policies.server.http.max_body)
+        self._size = 0
+
+    def spend(self, size: int, param: str) -> None:
+        """Raises InvalidRequest."""
+        self._size += size
+        if self._size > self._most:
+            raise InvalidRequest(
+                f"{param} refers to more than {self._most} bytes of earlier items: begin a new"
+                " conversation, or send what matters of this one",
+                param=param,
+                policy=self._policies.line("server.http.max_body"),
+            )
 
 
 def _earlier(
-    before: Kept | None, answers: Mapping[str, Kept | None], ids: Sequence[str]
+    before: Kept | None,
+    answers: Mapping[str, Kept | None],
+    ids: Sequence[str],
+    budget: _Budget,
 ) -> Earlier:
+    """Nothing is read before its length is known to be within the budget."""
     turns = before.conversation() if before is not None else []
-    conversation = [item for turn in turns for item in items_of(turn)]
-    known = {
-        item["id"]: item for kept in answers.values() if kept is not None for item in items_of(kept)
-    }
-    return Earlier(conversation, {id: known[id] for id in ids if id in known})
+    conversation: list[Json] = []
+    for kept in turns:
+        for item in _written(kept):
+            budget.spend(len(item), "previous_response_id")
+            conversation.append(msgspec.json.decode(item))
+    wanted = set(ids)
+    written: dict[str, msgspec.Raw] = {}
+    for kept in filter(None, answers.values()):
+        written |= {id: item for item in _written(kept) if (id := _item.decode(item).id) in wanted}
+    for id in ids:
+        budget.spend(len(written.get(id, b"")), "input")
+    return Earlier(conversation, {id: msgspec.json.decode(item) for id, item in written.items()})

@@ -15,6 +15,7 @@ from mlxd.control.safetensors import read_header
 from mlxd.core.errors import InvalidRequest
 from mlxd.core.models import ModelCard
 from mlxd.core.preset import Preset
+from mlxd.core.request import CalledTool, Message
 from mlxd.core.threads import Threads
 from mlxd.server.answers import iso, json_response
 from mlxd.server.catalog import details_of, names_of
@@ -69,11 +70,21 @@ def show(card: ModelCard, asked: str, user_agent: str) -> Json:
     if preset.system:
         shown["system"] = preset.system
     if preset.messages:
-        shown["messages"] = [
-            {key: value for key, value in asdict(message).items() if value}
-            for message in preset.messages
-        ]
+        shown["messages"] = [_message(message) for message in preset.messages]
     return shown
+
+
+def _message(message: Message) -> Json:
+    """As its clients send one."""
+    told = {key: value for key, value in asdict(message).items() if value}
+    if message.tool_calls:
+        told["tool_calls"] = [_tool_call(call) for call in message.tool_calls]
+    return told
+
+
+def _tool_call(call: CalledTool) -> Json:
+    told: Json = {"id": call.id} if call.id else {}
+    return told | {"function": {"name": call.name, "arguments": call.arguments}}
 
 
 def model_info(card: ModelCard, basename: str) -> Json:

@@ -7,7 +7,9 @@ import socket
 import threading
 from typing import NoReturn
 
-from mlxd.ipc.messages import FrameReader, Up, encode
+from msgspec.structs import replace
+
+from mlxd.ipc.messages import FrameReader, Output, Refused, TooLong, Up, encode
 
 CHUNK = 1 << 18
 
@@ -21,11 +23,20 @@ class Link:
         self._sending = threading.Lock()
 
     def send(self, message: Up) -> None:
-        """Waits while the daemon does not read: there is no use in generating ahead of it."""
-        frame = encode(message)
+        """Waits while the daemon does not read: there is no use in generating ahead of it.
+
+        What is too long to be told ends its request alone.
+        """
+        try:
+            frames = [encode(message)]
+        except TooLong:
+            if not isinstance(message, Output):
+                raise
+            frames = _one_by_one(message)
         try:
             with self._sending:
-                self._socket.sendall(frame)
+                for frame in frames:
+                    self._socket.sendall(frame)
         except OSError:
             _daemon_is_gone()
 
@@ -38,6 +49,20 @@ class Link:
         if not data:
             _daemon_is_gone()
         return self._reader.feed(data)
+
+
+def _one_by_one(output: Output) -> list[bytes]:
+    """The rest last: its tokens have made the pieces known. Whatever is said of a request behind
+    its refusal the daemon passes over.
+    """
+    frames = []
+    for piece in output.pieces:
+        try:
+            frames.append(encode(Output(output.step, [piece])))
+        except TooLong:
+            refused = Refused(piece.id, "invalid_request", "what it asks to be told is too long")
+            frames.append(encode(refused))
+    return [*frames, encode(replace(output, pieces=[]))]
 
 
 def _daemon_is_gone() -> NoReturn:

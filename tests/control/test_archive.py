@@ -62,6 +62,17 @@ def test_what_alone_is_too_large_is_not_kept(clock: ManualClock) -> None:
     assert (len(archive), archive.bytes) == (0, 0)
 
 
+def test_whoever_takes_the_most_makes_room(clock: ManualClock) -> None:
+    """A conversation frees nothing before its last answer goes; others' stay all the same."""
+    archive = archive_of(clock, kept("a", owner="you"), max_bytes="4kB")
+    last: Kept | None = None
+    for number in range(5):
+        last = kept(str(number), last)
+        archive.keep(last)
+    assert archive.get("a", "you") is not None
+    assert archive.bytes <= 4000
+
+
 def test_its_time_is_over_some_day(clock: ManualClock) -> None:
     archive = archive_of(clock, kept("a"), ttl="60s")
     clock.advance(59.0)

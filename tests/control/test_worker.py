@@ -11,7 +11,7 @@ from mlxd.control.generation import Limits
 from mlxd.control.order import Order
 from mlxd.control.worker import Worker
 from mlxd.core.clock import ManualClock, SystemClock
-from mlxd.core.errors import InsufficientMemory, PolicyLine, WorkerCrashed
+from mlxd.core.errors import InsufficientMemory, InvalidRequest, PolicyLine, WorkerCrashed
 from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
 from mlxd.core.request import GenerationRequest, Sampling
@@ -112,6 +112,14 @@ def order() -> Order:
     return Order(
         request, Sampling(), 100, 50, 500, limits, 0.0, expected_output=77, wait_seconds=3.0
     )
+
+
+def test_an_order_that_is_too_long_for_a_message_is_the_clients_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ipc, "MAX_FRAME_BYTES", 100)
+    with pytest.raises(InvalidRequest, match="too large for a worker"):
+        order().frame(1, None)
 
 
 FOOTPRINT = Footprint(1000, ())

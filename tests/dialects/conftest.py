@@ -43,6 +43,8 @@ _PROMPT = {"model": "Some/Model:1b", "prompt": "hi"}
 _INPUT = {"model": "Some/Model:1b", "input": "hi"}
 _USAGE = {"stream_options": {"include_usage": True}}
 
+_THINKING = {"max_tokens": 100, "thinking": {"type": "adaptive"}}
+
 
 @dataclass(frozen=True)
 class Spoken:
@@ -59,7 +61,7 @@ class Spoken:
 SPOKEN = {
     spoken.name: spoken
     for spoken in (
-        Spoken("anthropic.messages", anthropic.MessagesCodec(), _CHAT | {"max_tokens": 100}),
+        Spoken("anthropic.messages", anthropic.MessagesCodec(), _CHAT | _THINKING),
         Spoken("ollama.generate", ollama.GenerateCodec(), _PROMPT),
         Spoken("ollama.chat", ollama.ChatCodec(), _CHAT),
         Spoken("openai.chat", openai.ChatCodec(), _CHAT | _USAGE),

@@ -38,6 +38,7 @@ from mlxd.ipc.messages import (
     Refused,
     Shutdown,
     Text,
+    TooLong,
     Trim,
     Unsendable,
     Up,
@@ -137,6 +138,11 @@ def test_what_is_no_message_is_broken(frame):
 def test_a_value_no_message_can_carry_is_named(value):
     with pytest.raises(Unsendable):
         encode(Output(1, [Call(1, "f", {"a": value})]))
+
+
+def test_what_the_other_side_would_take_for_broken_is_not_sent():
+    with pytest.raises(TooLong, match="at most"):
+        encode(Output(1, [Text(1, "x" * MAX_FRAME_BYTES)]))
 
 
 def test_a_launch_is_one_word_of_a_command_line():

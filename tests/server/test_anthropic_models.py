@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mlxd.core.errors import InvalidRequest
-from mlxd.server.anthropic_models import page
+from mlxd.policy.schema.limits import Tokens
+from mlxd.server.anthropic_models import _model, page
 
 MODELS = [{"id": id} for id in "abcde"]
 
@@ -33,6 +35,16 @@ def test_a_page(query: Any, ids: str, more: bool) -> None:
         "first_id": ids[0] if ids else None,
         "last_id": ids[-1] if ids else None,
     }
+
+
+@pytest.mark.parametrize(
+    ("mode", "context", "most"),
+    [("enforce", 500, 100), ("enforce", 50, 50), ("dry_run", 500, 500), ("off", 500, 500)],
+)
+def test_no_more_input_is_promised_than_policy_takes(mode: Any, context: int, most: int) -> None:
+    card: Any = SimpleNamespace(name="m", modified=0.0, context=context)
+    told = _model(card, Tokens(max_prompt=100, max_output=20, mode=mode))
+    assert (told["max_input_tokens"], told["max_tokens"]) == (most, 20)
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,32 @@ import os
 import struct
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
 from mlxd.control.model_files import read_card
 from mlxd.core.models import ModelCard
+from mlxd.core.preset import Preset
+from mlxd.core.request import CalledTool, Message
 from mlxd.dialects.base import to_json
 from mlxd.server.answers import json_response
-from mlxd.server.catalog import _openai_model, _tag
+from mlxd.server.app import KEEPING, Routes
+from mlxd.server.catalog import Nowhere, _openai_model, _tag
+from mlxd.server.edge import ID
+from mlxd.server.errors import in_openai
+from mlxd.server.kept_responses import KeptResponses
 from mlxd.server.show import model_info, show
 
+MEANT = Preset(
+    messages=(
+        Message("user", "Rain?"),
+        Message("assistant", tool_calls=(CalledTool("look", {"at": "sky"}, "c1"),)),
+        Message("tool", "wet", tool_name="look", tool_call_id="c1"),
+    )
+)
 NAME = os.fsdecode(b"bad\xff\xfe")
 
 
@@ -65,3 +80,33 @@ def test_the_numbers_of_a_text_model_inside_are_shown(tmp_path: Path) -> None:
     assert info["llama.embedding_length"] == 64
     assert info["llama.block_count"] == 3
     assert info["llama.attention.head_count"] == 4
+
+
+def test_turns_of_a_created_model_are_shown_as_its_clients_send_them(tmp_path: Path) -> None:
+    card = replace(card_of(tmp_path / "m", {"hidden_size": 8}, [1]), preset=MEANT)
+    assert show(card, "m", "")["messages"] == [
+        {"role": "user", "content": "Rain?"},
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "c1", "function": {"name": "look", "arguments": {"at": "sky"}}}],
+        },
+        {"role": "tool", "content": "wet", "tool_name": "look", "tool_call_id": "c1"},
+    ]
+
+
+async def test_a_path_that_is_not_there_is_no_models_fault() -> None:
+    request = make_mocked_request("GET", "/v1/nowhere")
+    request[ID] = "1"
+    answer: Any = await Nowhere(in_openai)(request)
+    error = json.loads(answer.body)["error"]
+    assert (answer.status, error["code"], error["param"]) == (404, "unknown_url", None)
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "POST"])
+async def test_a_kept_response_says_what_is_allowed_there(method: str) -> None:
+    parts: Any = SimpleNamespace()
+    request = make_mocked_request(method, "/v1/responses/resp_1")
+    request[ID] = "1"
+    endpoint = Routes({"/v1/responses/*": (KEEPING, KeptResponses(parts))})(request)
+    answer = await endpoint(request)
+    assert (answer.status, answer.headers["Allow"]) == (405, "DELETE, GET, HEAD")

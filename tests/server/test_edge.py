@@ -1,3 +1,5 @@
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,6 +14,8 @@ from mlxd.server.edge import (
     POLICIES,
     Edge,
     Marks,
+    _path_of,
+    _preflight,
     common_headers,
     host_allowed,
     origin_allowed,
@@ -95,6 +99,41 @@ def test_an_allowed_origin_is_not_marked():
     request = asked(("clients.cors.mode", "dry_run"), Origin="http://localhost:3000")
     EDGE._check_origin(request)
     assert request[MARKS].rules == []
+
+
+def test_a_page_reads_every_header_that_is_documented():
+    shown = common_headers(asked_by_a_page())["Access-Control-Expose-Headers"].lower().split(", ")
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "http.md").read_text()
+    named = re.findall(r"`((?:X-|x-ratelimit-|RateLimit|Retry-After|Request-Id)[\w-]*)", text)
+    assert len(named) > 10
+    assert {name.lower() for name in named} <= set(shown)
+
+
+def asked_by_a_page():
+    request = asked(Origin="http://localhost:3000")
+    EDGE._check_origin(request)
+    return request
+
+
+@pytest.mark.parametrize(
+    ("wished", "allowed"),
+    [
+        ("x-stainless-helper, idempotency-key", True),
+        ("x-of-a-client-s-own,tracestate", True),
+        ("x-one\tx-two", False),
+        ("x" * 3000, False),
+    ],
+)
+def test_a_page_may_send_the_headers_that_it_asks_for(wished, allowed):
+    request = asked(Access_Control_Request_Headers=wished)
+    told = _preflight(request).headers["Access-Control-Allow-Headers"]
+    assert told.endswith(wished) == allowed
+    assert "x-stainless-helper" in told
+
+
+def test_a_key_is_not_logged():
+    assert _path_of(make_mocked_request("DELETE", "/api/user/keys/sk-1")) == "/api/user/keys/*"
+    assert _path_of(make_mocked_request("GET", "/api/tags")) == "/api/tags"
 
 
 def test_headers_are_measured_together():

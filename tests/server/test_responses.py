@@ -69,7 +69,8 @@ class Machine:
 
 def policies(**overrides: str) -> PolicySet:
     chosen = [
-        Override(f"limits.responses.{key}", text, "a test") for key, text in overrides.items()
+        Override(key if "." in key else f"limits.responses.{key}", text, "a test")
+        for key, text in overrides.items()
     ]
     return load(None, chosen)
 
@@ -152,6 +153,34 @@ async def test_another_client_finds_nothing_to_go_on_from() -> None:
     assert found["status"] == "completed"
     assert machine.asked[-1].messages is not None
     assert machine.asked[-1].messages[0].content == "one two"
+
+
+async def test_what_a_body_refers_to_is_as_long_as_a_body_may_be_at_most() -> None:
+    machine = Machine(**{"server.http.max_body": "10kB"})
+    first = await machine.ask(input="word " * 800)
+    reference = {"id": first["id"].replace("resp", "msg") + "_in0"}
+    await machine.ask(input=[reference] * 2)
+    with pytest.raises(InvalidRequest, match="more than 10000 bytes") as caught:
+        await machine.ask(input=[reference] * 3)
+    assert caught.value.param == "input"
+    assert caught.value.policy is not None
+    assert caught.value.policy.key == "server.http.max_body"
+    with pytest.raises(InvalidRequest) as caught:
+        await machine.ask(input=[reference] * 2, previous_response_id=first["id"])
+    assert caught.value.param == "input"
+
+
+async def test_so_is_the_conversation_that_it_goes_on_from() -> None:
+    """What answers repeat of the request does not count."""
+    machine = Machine(**{"server.http.max_body": "10kB"})
+    last: Json = {"id": None}
+    for _ in range(3):
+        settings = {"instructions": "i" * 9000, "previous_response_id": last["id"]}
+        last = await machine.ask(input="word " * 700, **settings)
+    with pytest.raises(InvalidRequest, match="more than 10000 bytes") as caught:
+        await machine.ask(previous_response_id=last["id"])
+    assert caught.value.param == "previous_response_id"
+    assert len(machine.asked) == 3
 
 
 async def test_one_that_was_forgotten_while_its_successor_ran_is_told_all_the_same() -> None:

@@ -9,7 +9,7 @@ from mlxd.core.errors import MlxdError
 from mlxd.core.events import Completion
 from mlxd.dialects.anthropic.content import content_of, message_of, stop_of, usage_of
 from mlxd.dialects.anthropic.errors import render_error
-from mlxd.dialects.anthropic.parameters import read_prompt, with_sampling
+from mlxd.dialects.anthropic.parameters import format_name, read_prompt, with_sampling
 from mlxd.dialects.anthropic.stream import CONTENT_TYPE, HEARTBEAT, MessageEncoder
 from mlxd.dialects.base import Call
 from mlxd.dialects.fields import Json
@@ -36,7 +36,8 @@ class MessagesCodec(_Codec):
         request = with_sampling(fields, request)
         if request.max_tokens == 0:
             request = replace(request, want="prompt", max_tokens=None)
-        return Call(id=id, received=now, action="generate", request=request)
+        names = {"format": format_name(fields), "stop": "stop_sequences"}
+        return Call(id=id, received=now, action="generate", request=request, names=names)
 
     def render(self, call: Call, completions: Sequence[Completion], now: float) -> Json:
         (completion,) = completions

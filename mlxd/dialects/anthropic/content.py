@@ -45,7 +45,14 @@ def blocks_of(pieces: Iterable[Piece]) -> list[Piece]:
     return blocks
 
 
+def tells_thoughts(call: Call) -> bool:
+    """Some models think whatever they are told; who did not ask finds text in the first block."""
+    return call.request.think is not False
+
+
 def content_of(call: Call, pieces: Iterable[Piece]) -> list[Json]:
+    if not tells_thoughts(call):
+        pieces = (piece for piece in pieces if not isinstance(piece, ReasoningDelta))
     content: list[Json] = []
     calls = 0
     for block in blocks_of(pieces):
@@ -68,16 +75,16 @@ def tool_use(call: Call, index: int, called: ToolCall) -> Json:
 
 
 def stop_of(call: Call, finished: Finished | None, *, called: bool) -> Json:
-    """Why it ended."""
+    """Why it ended. One that was cut says so, whatever it called before: it may have gone on."""
     stop = finished.stop_string if finished else None
-    if called:
+    if finished and finished.reason == "length":
+        reason = _length(call, finished)
+    elif called:
         reason = "tool_use"
     elif stop is not None:
         reason = "stop_sequence"
     elif call.request.want == "prompt":
         reason = "max_tokens"
-    elif finished and finished.reason == "length":
-        reason = _length(call, finished)
     else:
         reason = "end_turn"
     return {"stop_reason": reason, "stop_sequence": None if called else stop}

@@ -90,12 +90,14 @@ def _effort(fields: Fields) -> str | None:
     return _EFFORTS[effort]
 
 
+def format_name(fields: Fields) -> str:
+    """What the client calls the schema that its answer is held to."""
+    wanted = _format_fields(fields)
+    return "output_config.format.schema" if wanted is None else wanted.path("schema")
+
+
 def _format(fields: Fields) -> Json | None:
-    """Of `output_config`, or where earlier clients have it."""
-    config = fields.fields("output_config")
-    wanted = None if config is None else config.fields("format")
-    if wanted is None:
-        wanted = fields.fields("output_format")
+    wanted = _format_fields(fields)
     if wanted is None:
         return None
     if wanted.text("type") != "json_schema":
@@ -105,6 +107,13 @@ def _format(fields: Fields) -> Json | None:
     if schema is None:
         raise missing(wanted, "schema")
     return schema
+
+
+def _format_fields(fields: Fields) -> Fields | None:
+    """Of `output_config`, or where earlier clients have it."""
+    config = fields.fields("output_config")
+    wanted = None if config is None else config.fields("format")
+    return fields.fields("output_format") if wanted is None else wanted
 
 
 def _max_tokens(fields: Fields) -> int:

@@ -16,7 +16,14 @@ from mlxd.core.events import (
     TextDelta,
     ToolCall,
 )
-from mlxd.dialects.anthropic.content import Signature, message_of, stop_of, tool_use, usage_of
+from mlxd.dialects.anthropic.content import (
+    Signature,
+    message_of,
+    stop_of,
+    tells_thoughts,
+    tool_use,
+    usage_of,
+)
 from mlxd.dialects.anthropic.errors import render_error
 from mlxd.dialects.base import Call, to_json
 from mlxd.dialects.fields import Json
@@ -39,6 +46,7 @@ class MessageEncoder:
     def __init__(self, call: Call) -> None:
         self._call = call
         self._answered = call.request.want == "answer"
+        self._tells_thoughts = tells_thoughts(call)
         self._started: Started | None = None
         self._begun = False
         self._index = -1
@@ -74,7 +82,7 @@ class MessageEncoder:
             case TextDelta(text):
                 return self._piece("text", text)
             case ReasoningDelta(text):
-                return self._piece("thinking", text)
+                return self._piece("thinking", text) if self._tells_thoughts else b""
             case ToolCall():
                 return self._begin() + self._close() + self._tool_use(event)
             case Finished():

@@ -16,6 +16,7 @@ from mlxd.core.events import (
     GenerationEvent,
     ReasoningDelta,
     TokenLogprob,
+    ToolCall,
 )
 from mlxd.core.request import GenerationRequest
 from mlxd.dialects.base import Call, logprob_of
@@ -205,10 +206,15 @@ def _whole_choice(call: Call, index: int, completion: Completion) -> Json:
     after = lists.extend(completion.logprobs)
     return {
         "index": index,
-        "text": (echo.text if echo else "") + completion.reasoning + completion.text,
+        "text": (echo.text if echo else "") + _written(completion),
         "logprobs": _joined(before, after) if before and after else after,
         "finish_reason": finished.reason if finished else "stop",
     }
+
+
+def _written(completion: Completion) -> str:
+    """Thoughts where they stood: offsets of log-probabilities count them, too."""
+    return "".join(p.text for p in completion.pieces if not isinstance(p, ToolCall))
 
 
 def _joined(before: Json, after: Json) -> Json:

@@ -95,9 +95,10 @@ def _only(names: Sequence[str], tools: tuple[Json, ...], param: str, *, demanded
     for name in names:
         if name not in known:
             raise InvalidRequest(
-                f"{param} names '{name}', which is not among the tools", param=param
+                f"{param} names '{name[:80]}', which is not among the tools", param=param
             )
-    left = tuple(tool for tool in tools if tool["function"]["name"] in names)
+    wanted = frozenset(names)
+    left = tuple(tool for tool in tools if tool["function"]["name"] in wanted)
     return _Offer(left, ToolChoice(required=demanded, names=tuple(dict.fromkeys(names))))
 
 

@@ -119,8 +119,8 @@ class Responses(Policy):
         unit="responses", example="100", ge=1,
     )  # fmt: skip
     max_bytes: Size = field(
-        "64MiB", "Answers and what led to them, together; the oldest are forgotten first. An "
-        "answer that alone is larger is not kept.",
+        "64MiB", "Answers and what led to them, together; those of the client that takes the most "
+        "are forgotten first, from the oldest on. An answer that alone is larger is not kept.",
         unit="size", example="256MiB",
     )  # fmt: skip
     ttl: Duration = field(

@@ -12,6 +12,7 @@ from mlxd.dialects.anthropic import CountCodec, MessagesCodec
 
 USER = {"role": "user", "content": "hi"}
 SCHEMA = {"type": "object", "properties": {"path": {"type": "string"}}}
+WANTED = {"type": "json_schema", "schema": SCHEMA}
 READ = {"name": "read", "description": "Read a file", "input_schema": SCHEMA}
 READ_FOR_TEMPLATES = {
     "type": "function",
@@ -239,9 +240,8 @@ def test_thinking(thinking: Any, effort: Any, think: Any, options: dict[str, str
 
 
 def test_a_schema_for_the_answer_where_new_and_where_old_clients_have_it() -> None:
-    wanted = {"type": "json_schema", "schema": SCHEMA}
-    assert parse(output_config={"format": wanted}).format == SCHEMA
-    assert parse(output_format=wanted).format == SCHEMA
+    assert parse(output_config={"format": WANTED}).format == SCHEMA
+    assert parse(output_format=WANTED).format == SCHEMA
     assert parse(output_config={"effort": "low"}).format is None
 
 
@@ -258,3 +258,17 @@ def test_a_count_reads_the_prompt_as_its_answer_would() -> None:
     assert (counted.want, counted.stream) == ("prompt", False)
     for name in ("messages", "continue_last", "tools", "think", "template_options"):
         assert getattr(counted, name) == getattr(answered, name)
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        ({"output_config": {"format": WANTED}}, "output_config.format.schema"),
+        ({"output_format": WANTED}, "output_format.schema"),
+    ],
+)
+def test_a_refusal_calls_a_schema_what_the_client_called_it(body: Any, name: str) -> None:
+    call = MessagesCodec().parse(
+        {"model": "m", "max_tokens": 9, "messages": [USER]} | body, id="abc", now=0.0
+    )
+    assert call.names == {"format": name, "stop": "stop_sequences"}

@@ -24,6 +24,7 @@ from mlxd.core.events import (
 )
 from mlxd.dialects.anthropic import CountCodec, MessagesCodec
 from mlxd.dialects.anthropic.content import content_of
+from mlxd.dialects.base import Call
 from tests.dialects.test_parity import events_of, fold_anthropic
 
 BODY: dict[str, Any] = {
@@ -32,14 +33,15 @@ BODY: dict[str, Any] = {
     "messages": [{"role": "user", "content": "x"}],
 }
 CODEC = MessagesCodec()
-CALL = CODEC.parse(BODY, id="abc", now=0.0)
+CALL = CODEC.parse(BODY | {"thinking": {"type": "adaptive"}}, id="abc", now=0.0)
+UNASKED = CODEC.parse(BODY, id="abc", now=0.0)
 STARTED = Started(12, cached_tokens=4)
 FINISHED = Finished("stop", 12, 5, cached_tokens=4, reasoning_tokens=2)
 LOOK = ToolCall("look", {"at": 1})
 
 
-def streamed(*parts: GenerationEvent) -> bytes:
-    return CODEC.encoder(CALL).feed([STARTED, *parts, FINISHED], 0.0)
+def streamed(*parts: GenerationEvent, call: Call = CALL) -> bytes:
+    return CODEC.encoder(call).feed([STARTED, *parts, FINISHED], 0.0)
 
 
 def kinds(stream: bytes) -> list[str]:
@@ -128,6 +130,8 @@ def test_thoughts_are_signed() -> None:
         ),
         (replace(FINISHED, stop_string="##"), False, "stop_sequence", "##"),
         (FINISHED, True, "tool_use", None),
+        (replace(FINISHED, stop_string="##"), True, "tool_use", None),
+        (replace(FINISHED, reason="length"), True, "max_tokens", None),
     ],
 )
 def test_why_it_ended(finished: Finished, called: bool, reason: str, stop: str | None) -> None:
@@ -168,9 +172,18 @@ PARTS = st.lists(
 )
 
 
+def test_thoughts_that_nobody_asked_for_are_not_told() -> None:
+    """A model may think whatever it is told; clients read text in the first block."""
+    stream = streamed(ReasoningDelta("hm"), TextDelta("so"), call=UNASKED)
+    message = fold_anthropic(stream)
+    assert message["content"] == [{"type": "text", "text": "so"}]
+    assert message["usage"]["output_tokens_details"] == {"thinking_tokens": 2}
+
+
+@pytest.mark.parametrize("call", [CALL, UNASKED], ids=["asked", "unasked"])
 @settings(max_examples=100, deadline=None, database=None)
 @given(parts=PARTS)
-def test_whatever_comes_whole_and_streamed_agree(parts: Sequence[Piece]) -> None:
-    whole = content_of(CALL, parts)
-    assert fold_anthropic(streamed(*parts))["content"] == json.loads(json.dumps(whole))
+def test_whatever_comes_whole_and_streamed_agree(call: Call, parts: Sequence[Piece]) -> None:
+    whole = content_of(call, parts)
+    assert fold_anthropic(streamed(*parts, call=call))["content"] == json.loads(json.dumps(whole))
     assert all(block.get("text", "x").strip() for block in whole)

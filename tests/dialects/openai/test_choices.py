@@ -13,6 +13,7 @@ from mlxd.core.events import (
     Completion,
     Echo,
     Finished,
+    Piece,
     ReasoningDelta,
     Started,
     TextDelta,
@@ -44,7 +45,8 @@ def streamed(codec: Codec, call: Call, *bursts: tuple[int, Burst]) -> list[Any]:
 def text(value: str, *logprobs: float) -> Completion:
     entries = [TokenLogprob("x", b"x", one) for one in logprobs]
     ended = Finished("stop", 5, 2, 3, reasoning_tokens=1)
-    return Completion(started=STARTED, text=value, logprobs=entries, finished=ended)
+    pieces: list[Piece] = [TextDelta(value)]
+    return Completion(STARTED, text=value, logprobs=entries, pieces=pieces, finished=ended)
 
 
 def test_one_generation_for_each() -> None:

@@ -148,6 +148,28 @@ def test_words_after_a_call_are_a_turn_of_their_own() -> None:
     assert [message.content for message in messages(USER, CALL, said)] == ["hi", "", "so"]
 
 
+@pytest.mark.parametrize("kind", ["web_search_call", "mcp_list_tools", "compaction"])
+def test_what_another_service_did_is_passed_over(kind: str) -> None:
+    there = {"type": kind, "id": "x_1", "status": "completed", "action": {"type": "search"}}
+    said = [{"role": "assistant", "content": text} for text in ("I look.", "It rains.")]
+    made = call(USER, said[0], there, said[1])
+    assert made.request.messages == (
+        Message("user", "hi"),
+        Message("assistant", "I look.\nIt rains."),
+    )
+    assert [item["type"] for item in made.about["items"]] == ["message"] * 3
+
+
+def test_what_the_client_has_to_answer_is_not() -> None:
+    with pytest.raises(InvalidRequest, match=r"input\[1\].type"):
+        call(USER, {"type": "computer_call", "call_id": "c1"})
+
+
+def test_an_effort_is_repeated_in_a_word_that_clients_know() -> None:
+    made = call(USER, reasoning={"effort": "ultra"})
+    assert made.about["settings"]["reasoning"]["effort"] == made.request.think == "max"
+
+
 def test_reasoning_in_either_form_is_read() -> None:
     content = [{"type": "reasoning_text", "text": "raw"}]
     both = {"type": "reasoning", "summary": [], "content": content, "encrypted_content": "%%"}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mlxd.core.errors import InvalidRequest
 from mlxd.core.events import Burst, Completion, Finished, Started, TextDelta, ToolCall
 from mlxd.core.request import GenerationRequest, ToolChoice
 from mlxd.dialects.base import Call
@@ -61,6 +62,12 @@ def test_tool_choice(choice: Any, left: tuple[Any, ...], meant: ToolChoice) -> N
 )
 def test_one_call_at_most(body: dict[str, Any], parallel: bool) -> None:
     assert parse(tools=[F], **body).tool_choice.parallel is parallel
+
+
+def test_a_refusal_does_not_repeat_any_length_of_a_name() -> None:
+    with pytest.raises(InvalidRequest, match="not among the tools") as caught:
+        parse(tools=[F], tool_choice={"type": "function", "function": {"name": "x" * 5000}})
+    assert len(caught.value.message) < 200
 
 
 def test_without_tools_there_is_nothing_to_choose() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from mlxd.core.errors import InvalidRequest
 from mlxd.core.request import CalledTool, Message
@@ -29,6 +29,43 @@ _PREFIXES = {
     "custom_tool_call_output": "ctco",
 }
 _LONGEST_ID = 128
+_NOT_FOR_THE_MODEL = frozenset(
+    {
+        "code_interpreter_call",
+        "compaction",
+        "file_search_call",
+        "image_generation_call",
+        "mcp_approval_request",
+        "mcp_approval_response",
+        "mcp_call",
+        "mcp_list_tools",
+        "tool_search_call",
+        "tool_search_output",
+        "web_search_call",
+    }
+)
+"""What another service did by itself in an earlier turn: what came of it is said beside it."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """The model's turn, as it is read: joined once, however many items it has."""
+
+    texts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[CalledTool] = field(default_factory=list)
+
+    @property
+    def spoke(self) -> bool:
+        return bool(self.calls) or any(self.texts)
+
+    def message(self) -> Message:
+        return Message(
+            "assistant",
+            "\n".join(filter(None, self.texts)),
+            thinking="\n".join(filter(None, self.thoughts)),
+            tool_calls=tuple(self.calls),
+        )
 
 
 class ItemReader(MessageReader):
@@ -37,7 +74,7 @@ class ItemReader(MessageReader):
     def __init__(self) -> None:
         super().__init__()
         self._messages: list[Message] = []
-        self._turn: Message | None = None
+        self._turn: _Turn | None = None
         """The model's, as long as it goes on."""
 
     def messages(self) -> tuple[Message, ...]:
@@ -54,8 +91,8 @@ class ItemReader(MessageReader):
     def instruct(self, instructions: str) -> None:
         self._messages.append(Message("system", instructions))
 
-    def read_item(self, fields: Fields) -> Json:
-        """The item as it is kept: checked, and without what nobody reads."""
+    def read_item(self, fields: Fields) -> Json | None:
+        """The item as it is kept: checked, and without what nobody reads; None: passed over."""
         kind = fields.text("type") or ("message" if fields.get("role") is not None else "")
         match kind:
             case "message":
@@ -68,6 +105,8 @@ class ItemReader(MessageReader):
                 item = self._custom_call(fields)
             case "function_call_output" | "custom_tool_call_output":
                 item = self._output(fields, kind)
+            case _ if kind in _NOT_FOR_THE_MODEL:
+                return None
             case _:
                 path = fields.path("type")
                 raise InvalidRequest(f"Invalid value for '{path}': expected {_KINDS}.", param=path)
@@ -134,25 +173,27 @@ class ItemReader(MessageReader):
     # -- the model's turn
 
     def _think(self, text: str) -> None:
-        if self._turn is not None and (self._turn.content or self._turn.tool_calls):
+        if self._turn is not None and self._turn.spoke:
             self._end_turn()
-        turn = self._turn or Message("assistant")
-        self._turn = replace(turn, thinking=_joined(turn.thinking, text))
+        self._going_on().thoughts.append(text)
 
     def _say(self, text: str) -> None:
-        if self._turn is not None and self._turn.tool_calls:
+        if self._turn is not None and self._turn.calls:
             self._end_turn()
-        turn = self._turn or Message("assistant")
-        self._turn = replace(turn, content=_joined(turn.content, text))
+        self._going_on().texts.append(text)
 
     def _call(self, call: CalledTool) -> None:
         self._tool_names[call.id] = call.name
-        turn = self._turn or Message("assistant")
-        self._turn = replace(turn, tool_calls=(*turn.tool_calls, call))
+        self._going_on().calls.append(call)
+
+    def _going_on(self) -> _Turn:
+        if self._turn is None:
+            self._turn = _Turn()
+        return self._turn
 
     def _end_turn(self) -> None:
         if self._turn is not None:
-            self._messages.append(self._turn)
+            self._messages.append(self._turn.message())
         self._turn = None
 
 
@@ -202,7 +243,3 @@ def _unsealed(text: str) -> str:
 def _call(call_id: str, name: str, namespace: str, kind: str) -> Json:
     item: Json = {"type": kind, "call_id": call_id, "name": name, "status": "completed"}
     return item | {"namespace": namespace} if namespace else item
-
-
-def _joined(before: str, more: str) -> str:
-    return f"{before}\n{more}" if before and more else before or more

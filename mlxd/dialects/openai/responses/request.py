@@ -100,13 +100,13 @@ def _conversation(fields: Fields, earlier: Earlier) -> tuple[tuple[Message, ...]
         reader.instruct(instructions)
     for item in earlier.conversation:
         reader.read_item(Fields(item, complain, "previous_response_id"))
-    items = [_resolved(reader, item, earlier) for item in _input(fields)]
+    read = [_resolved(reader, item, earlier) for item in _input(fields)]
     messages = reader.messages()
     if not messages:
         raise InvalidRequest(
             "Missing required parameter: one of 'input' or 'previous_response_id'.", param="input"
         )
-    return messages, items
+    return messages, [item for item in read if item is not None]
 
 
 def _input(fields: Fields) -> list[Fields]:
@@ -119,7 +119,7 @@ def _input(fields: Fields) -> list[Fields]:
     return list(fields.each("input"))
 
 
-def _resolved(reader: ItemReader, fields: Fields, earlier: Earlier) -> Json:
+def _resolved(reader: ItemReader, fields: Fields, earlier: Earlier) -> Json | None:
     if not _refers({name: fields.get(name) for name in ("type", "role", "id")}):
         return reader.read_item(fields)
     id = fields.text("id") or ""
@@ -188,11 +188,13 @@ def _metadata(fields: Fields) -> Json:
 
 
 def _reasoning(fields: Fields) -> Json:
+    """`ultra` is a client's own word: those that read the answer know `max`."""
     wanted = fields.fields("reasoning")
     if wanted is None:
         return {"effort": None, "summary": None}
+    effort = wanted.text("effort")
     summary = wanted.text("summary") or wanted.text("generate_summary")
-    return {"effort": wanted.text("effort"), "summary": summary}
+    return {"effort": "max" if effort == "ultra" else effort, "summary": summary}
 
 
 def _truncation(fields: Fields) -> str:

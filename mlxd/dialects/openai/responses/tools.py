@@ -90,9 +90,10 @@ def read_choice(
     kind = wanted.text("type")
     if kind == "allowed_tools":
         demanded = _mode(wanted) == "required"
-        chosen = [_known(tool, offered) for tool in wanted.each("tools") if not _hosted(tool)]
+        known = _by_name(offered)
+        chosen = [_known(tool, known) for tool in wanted.each("tools") if not _hosted(tool)]
     elif kind in ("function", "custom"):
-        demanded, chosen = True, [_known(wanted, offered)]
+        demanded, chosen = True, [_known(wanted, _by_name(offered))]
     else:
         raise InvalidRequest(
             "tool_choice.type must be function, custom or allowed_tools", param="tool_choice.type"
@@ -129,14 +130,23 @@ def _mode(choice: Fields) -> str:
     return mode
 
 
-def _known(choice: Fields, offered: Mapping[str, Offer]) -> Offer:
-    name, namespace = required(choice, "name"), choice.text("namespace")
+def _by_name(offered: Mapping[str, Offer]) -> dict[tuple[str, str | None], Offer]:
+    """By the client's name and namespace; and by its name alone, where the first one has it."""
+    found: dict[tuple[str, str | None], Offer] = {}
     for offer in offered.values():
-        if offer.name == name and namespace in (None, offer.namespace):
-            return offer
-    raise InvalidRequest(
-        f"tool_choice names '{name[:80]}', which is not among the tools", param="tool_choice"
-    )
+        found.setdefault((offer.name, None), offer)
+        found[offer.name, offer.namespace] = offer
+    return found
+
+
+def _known(choice: Fields, known: Mapping[tuple[str, str | None], Offer]) -> Offer:
+    name = required(choice, "name")
+    offer = known.get((name, choice.text("namespace")))
+    if offer is None:
+        raise InvalidRequest(
+            f"tool_choice names '{name[:80]}', which is not among the tools", param="tool_choice"
+        )
+    return offer
 
 
 def _hosted(fields: Fields) -> bool:
