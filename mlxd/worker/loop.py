@@ -305,8 +305,13 @@ class Loop:
             with self._turns.turn():
                 pieces = self._readings.step()
         except Refusal as refusal:
-            self._drop(job.id)
-            self._link.send(Refused(job.id, refusal.code, refusal.message, refusal.param))
+            self._refuse(job, refusal)
+            return
+        except Exception as error:
+            if is_exhaustion(error):
+                raise
+            traceback.print_exception(error)
+            self._refuse(job, Refusal("this model cannot read the input", code="unsupported"))
             return
         self._progress.step += 1
         started = [job.id] if first else []
@@ -315,6 +320,11 @@ class Loop:
         elif started or time.perf_counter() - self._reported >= SIGN_OF_LIFE_SECONDS:
             self._report([], started)
         self._look()
+
+    def _refuse(self, job: Job, refusal: Refusal) -> None:
+        """One that is being read: nobody else is touched, whatever was wrong with it."""
+        self._drop(job.id)
+        self._link.send(Refused(job.id, refusal.code, refusal.message, refusal.param))
 
     def _have_read(self, job: Job, pieces: list[Piece], started: list[int]) -> None:
         """It ends with that, or goes on in the engine, with the memory that it has."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -32,6 +33,7 @@ BYTE_TOKENS, BYTE_TOKENS_ON_GPU = 2**31, 2**39
 """Bytes of weights times tokens that take some tenths of a second on a common machine."""
 MOST_SCORES = 2**22
 """Numbers of a chunk's logits, which no prediction counts."""
+T = TypeVar("T")
 Work = Iterator[list[Piece] | None]
 """None between two chunks; behind the last one what is to be said."""
 
@@ -130,16 +132,17 @@ class EncoderReader:
         yield [_made(job, recipe, pool)]
 
 
-def _known(recipe: Callable[[], Recipe]) -> Recipe:
+def _known(made: Callable[[], T]) -> T:
+    """Raises Refusal for an unknown recipe."""
     try:
-        return recipe()
+        return made()
     except UnknownRecipe as error:
         raise _makes_none(str(error)) from error
 
 
 def _made(job: Job, recipe: Recipe, pool: Pool) -> Vector:
     with mx.stream(generation_stream):
-        vector = np.asarray(recipe.vector(pool))
+        vector = np.asarray(_known(partial(recipe.vector, pool)))
     if not np.isfinite(vector).all():
         raise Refusal("this input has no embedding: the model's numbers overflow", param="input")
     return Vector(job.id, vector.astype("<f4").tobytes())
