@@ -196,12 +196,15 @@ class Reasoning(msgspec.Struct, frozen=True, array_like=True, tag="r"):
 
 
 class Echoed(msgspec.Struct, frozen=True, array_like=True, tag="p"):
-    """Request `id`'s prompt, told before its answer."""
+    """Request `id`'s prompt, told before its answer: a long one's scores in several of these."""
 
     id: int
     text: str
+    """All of it, with the last one."""
     logprobs: list[Logprob] = []
     """Of its first token there is none: NaN."""
+    more: bool = False
+    """Another one follows."""
 
 
 class Vector(msgspec.Struct, frozen=True, array_like=True, tag="v"):

@@ -329,6 +329,11 @@ class Loop:
     def _have_read(self, job: Job, pieces: list[Piece], started: list[int]) -> None:
         """It ends with that, or goes on in the engine, with the memory that it has."""
         seconds = time.perf_counter() - self._readings.since
+        *early, last = pieces
+        for piece in early:  # in messages of their own, or together they would be too long for one
+            self._report([piece], started)
+            started = []
+        pieces = [last]
         if job.left > 0:
             self._report(pieces, started)
             self._stop_reading(job.id)
