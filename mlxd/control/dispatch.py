@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 
@@ -45,9 +45,11 @@ class Dispatcher:
         *,
         clock: Clock,
         draw_seed: Callable[[], int] = fresh_seed,
-        check_grammar: Callable[[GenerationRequest], Awaitable[None]] | None = None,
+        check_grammar: Callable[[GenerationRequest, str], Awaitable[None]] | None = None,
     ) -> None:
-        """`check_grammar` raises what is wrong with what an answer is to be held to."""
+        """`check_grammar` raises what is wrong with what an answer is to be held to; it is told the
+        client, too.
+        """
         self._catalog = catalog
         self._admission = admission
         self._residency = residency
@@ -85,8 +87,9 @@ class Dispatcher:
         for case in cases:
             _check_capabilities(case.request, card)
             self._replays.check(case, policies)
-            if self._check_grammar is not None:
-                await self._check_grammar(case.request)
+        if self._check_grammar is not None:
+            for request in _distinct_grammars(cases):
+                await self._check_grammar(request, asker.client)
         async with (
             self._admitted(first.want, card, asker) as ticket,
             self._residency.lease(card, first.keep_alive, policies) as lease,
@@ -170,6 +173,12 @@ def _case(request: GenerationRequest, card: ModelCard, asker: Asker) -> Case:
         request = card.preset.applied(request)
     sampling = request.sampling.over(card.sampling).over(request.fallback)
     return Case(asker.client, card, request, sampling)
+
+
+def _distinct_grammars(cases: Sequence[Case]) -> Iterable[GenerationRequest]:
+    """A request for each grammar of a call: most often all its choices have the same."""
+    each = [case.request for case in cases]
+    return {(id(r.format), r.pattern, id(r.tools), r.tool_choice): r for r in each}.values()
 
 
 def _order(case: Case, policies: PolicySet, arrived: float, sampling: Sampling) -> Order:

@@ -98,7 +98,7 @@ async def test_a_request_with_a_bad_grammar_takes_no_slot_and_is_not_counted() -
     parts: Any = Parts()
     admission, policies = Admission(ManualClock()), load()
 
-    async def refuse(request: GenerationRequest) -> None:
+    async def refuse(request: GenerationRequest, client: str) -> None:
         raise InvalidRequest("format: no")
 
     dispatcher = Dispatcher(
@@ -113,6 +113,24 @@ async def test_a_request_with_a_bad_grammar_takes_no_slot_and_is_not_counted() -
     assert state.requests == state.remaining
     assert admission.totals.processed == 0
     assert not parts.orders
+
+
+async def test_each_grammar_of_a_call_is_judged_once() -> None:
+    parts: Any = Parts()
+    parts.bursts = [[Finished("stop", 1, 1)]]
+    told: list[tuple[Any, str]] = []
+
+    async def note(request: GenerationRequest, client: str) -> None:
+        told.append((request.format or request.pattern, client))
+
+    clock = ManualClock()
+    dispatcher = Dispatcher(parts, Admission(clock), parts, parts, clock=clock, check_grammar=note)
+    schema = {"type": "object"}
+    requests = [GenerationRequest(model="m", text=str(n), format=schema) for n in range(8)]
+    requests.append(GenerationRequest(model="m", text="x", pattern="a+"))
+    async with dispatcher.open_all(requests, Asker("c", load(), lambda rule: None)):
+        pass
+    assert told == [(schema, "c"), ("a+", "c")]
 
 
 async def test_several_generations_take_one_slot_and_count_once() -> None:
