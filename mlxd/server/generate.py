@@ -21,7 +21,7 @@ from mlxd.core.events import Burst, Completion, Echo, collect, collect_all
 from mlxd.core.threads import Threads
 from mlxd.dialects.base import Call, Codec
 from mlxd.policy.load import PolicySet
-from mlxd.server.answers import iso, json_response
+from mlxd.server.answers import iso, json_response, large_json_response
 from mlxd.server.edge import (
     ID,
     MARKS,
@@ -108,13 +108,13 @@ class Generate:
         now = self._parts.clock.wall()
         if call.request.want == "embedding" or call.request.logprobs is not None:
             # which may be millions of numbers
-            return await _threads.run(self._rendered, call, completions, now)
-        return self._rendered(call, completions, now)
+            return await _threads.run(self._rendered_large, call, completions, now)
+        return json_response(self._codec.render(call, completions, now))
 
-    def _rendered(
+    def _rendered_large(
         self, call: Call, completions: Sequence[Completion], now: float
     ) -> web.StreamResponse:
-        return json_response(self._codec.render(call, completions, now))
+        return large_json_response(self._codec.render(call, completions, now))
 
 
 class _Stream:
