@@ -380,13 +380,18 @@ class Worker(asyncio.Protocol):
             case ipc.Need():
                 self._answer_need(message)
             case ipc.Observed():
-                if self.on_observed is not None:
-                    self.on_observed(self, message)
+                self._note_observed(message)
+            case ipc.Deaf():
+                self._pulse.forgiven = self._clock.monotonic() + message.seconds
             case ipc.Pong():
                 self._pulse.heard = self._clock.monotonic()
                 self.memory = message.memory
                 self.step = message.step
                 self._answer_ping(message)
+
+    def _note_observed(self, observed: ipc.Observed) -> None:
+        if self.on_observed is not None:
+            self.on_observed(self, observed)
 
     def _note_work(self) -> None:
         if self.on_work is not None:

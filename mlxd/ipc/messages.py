@@ -319,7 +319,18 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
 
 
 Down = Generate | Cancel | Budget | Trim | Ping | Shutdown
-Up = Ready | LoadFailed | Accepted | Refused | Output | Need | Observed | Pong
+
+
+class Deaf(msgspec.Struct, frozen=True, tag="deaf"):
+    """It neither hears nor says anything for up to so long, and is well: something that must be
+    made holds Python's lock.
+    """
+
+    seconds: float
+    """0: it is over."""
+
+
+Up = Ready | LoadFailed | Accepted | Refused | Output | Need | Observed | Pong | Deaf
 
 _encoder = msgspec.msgpack.Encoder()
 _launch = msgspec.json.Decoder(Launch)
