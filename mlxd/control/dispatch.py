@@ -12,6 +12,7 @@ from mlxd.control.fingerprint import fingerprint_of
 from mlxd.control.generation import Limits
 from mlxd.control.merging import merged
 from mlxd.control.order import Order
+from mlxd.control.prompts import Prompts
 from mlxd.control.replay import Replays, fresh_seed, seeded
 from mlxd.control.residency import Residency
 from mlxd.control.suspects import Case
@@ -34,7 +35,7 @@ class Asker:
 
 
 class Dispatcher:
-    """Strings the parts together. Holds nothing of its own."""
+    """Strings the parts together. Holds nothing of its own but the line for prompts."""
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class Dispatcher:
         self._clock = clock
         self._draw_seed = draw_seed
         self._check_grammar = check_grammar
+        self._prompts = Prompts()
 
     @asynccontextmanager
     async def open(
@@ -110,10 +112,13 @@ class Dispatcher:
     async def _admitted(
         self, want: Want, card: ModelCard, asker: Asker
     ) -> AsyncIterator[Ticket | None]:
-        """A slot, for whatever steps the engine; a place in the rate, for an answer alone."""
+        """A slot, for whatever steps the engine; a place in the rate, for an answer alone. A prompt
+        that is only to be told waits for the client's others.
+        """
         if want == "prompt":
             self._admission.check_open()
-            yield None
+            async with self._prompts.turn(asker.client):
+                yield None
             return
         async with self._admission.admit(
             asker.client,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from mlxd.control.admission import Admission
 from mlxd.control.dispatch import Asker, Dispatcher
 from mlxd.control.fingerprint import fingerprint_of
 from mlxd.core.clock import ManualClock
-from mlxd.core.errors import InvalidRequest, RequestQuarantined, UnsupportedFeature
+from mlxd.core.errors import InvalidRequest, Overloaded, RequestQuarantined, UnsupportedFeature
 from mlxd.core.events import Finished, TextDelta
 from mlxd.core.models import ModelCard
 from mlxd.core.preset import Preset
@@ -166,6 +167,30 @@ async def test_what_is_no_answer_is_not_rated(want: Any, slots: int, rated: int)
     state = admission.rate_state("c", policies)
     assert state is not None
     assert state.requests - state.remaining == rated
+
+
+async def test_few_prompts_of_one_client_are_told_at_a_time() -> None:
+    parts: Any = Parts()
+    parts.bursts, go, inside = [[Finished("stop", 1, 0)]], asyncio.Event(), list[str]()
+    dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())
+    request = GenerationRequest(model="m", want="prompt", text="x")
+
+    async def tell(client: str) -> None:
+        async with dispatcher.open(request, Asker(client, load(), lambda rule: None)):
+            inside.append(client)
+            await go.wait()
+
+    tasks = [asyncio.create_task(tell("a")) for _ in range(34)]
+    tasks.append(asyncio.create_task(tell("b")))
+    await asyncio.sleep(0.01)
+    assert inside == ["a", "a", "b"]
+    with pytest.raises(Overloaded):
+        await tell("a")
+    tasks[5].cancel()
+    go.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert inside.count("a") == 33
+    assert not dispatcher._prompts._lines
 
 
 @pytest.mark.parametrize(
