@@ -337,6 +337,7 @@ class Loop:
         if job.left > 0:
             self._report(pieces, started)
             self._stop_reading(job.id)
+            self._ledger.entered(job.id)
             self._insert([replace(job, echo=None)], told=True)
             return
         reason: FinishReason = "stop" if job.request.want == "embedding" else "length"
@@ -487,6 +488,7 @@ def _claim_of(job: Job) -> Claim:
         expected_output=job.expected_output,
         until=time.monotonic() + job.wait_seconds,
         patient=job.wait_seconds > 0,
+        apart=job.reads,
     )
 
 
