@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from mlxd.control.admission import Admission, Ticket
 from mlxd.control.catalog import Catalog
 from mlxd.control.fingerprint import fingerprint_of
 from mlxd.control.generation import Limits
-from mlxd.control.merging import merged
+from mlxd.control.merging import closing_all, merged
 from mlxd.control.order import Order
 from mlxd.control.prompts import Prompts
 from mlxd.control.replay import Replays, fresh_seed, seeded
@@ -92,21 +92,23 @@ class Dispatcher:
         if self._check_grammar is not None:
             for request in _distinct_grammars(cases):
                 await self._check_grammar(request, asker.client)
+        orders = [
+            _order(case, policies, arrived, seeded(case.sampling, self._draw_seed))
+            for case in cases
+        ]
         async with (
             self._admitted(first.want, card, asker) as ticket,
             self._residency.lease(card, first.keep_alive, policies) as lease,
-            AsyncExitStack() as stack,
         ):
-            each: list[AsyncIterator[Burst]] = []
-            for case in cases:
-                order = _order(case, policies, arrived, seeded(case.sampling, self._draw_seed))
-                run = aclosing(self._replays.run(order, case, lease, policies))
-                bursts = await stack.enter_async_context(run)
-                enforced = policies.limits.tokens.mode == "enforce"
-                each.append(bursts if enforced else _judged(bursts, asker))
+            runs = [
+                self._replays.run(order, case, lease, policies)
+                for order, case in zip(orders, cases, strict=True)
+            ]
             if ticket is not None:
                 ticket.loading = False
-            yield each
+            enforced = policies.limits.tokens.mode == "enforce"
+            async with closing_all(runs):
+                yield [run if enforced else _judged(run, asker) for run in runs]
 
     @asynccontextmanager
     async def _admitted(
