@@ -113,6 +113,7 @@ class Generation:
         self.id = id
         self.limits = limits
         self.transcript = transcript if transcript is not None else Transcript()
+        self.transcript.reached = False
         self._pulse = pulse
         self.ended = False
         """True once the worker holds nothing of it any more."""
@@ -201,6 +202,7 @@ class Generation:
         if not self._started_at:
             self._not_since_created()
         self._started_at = self._clock.monotonic()
+        self.transcript.reached = True
         self.transcript.started_at = self.transcript.started_at or self._started_at
         self._look_again()
 
