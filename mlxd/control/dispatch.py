@@ -17,10 +17,11 @@ from mlxd.control.replay import Replays, fresh_seed, seeded
 from mlxd.control.residency import Residency
 from mlxd.control.suspects import Case
 from mlxd.core.clock import Clock
-from mlxd.core.errors import UnsupportedFeature
+from mlxd.core.errors import InvalidRequest, UnsupportedFeature
 from mlxd.core.events import Burst, Started
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest, Sampling, Want
+from mlxd.grammar.source import is_held
 from mlxd.policy.load import PolicySet
 
 
@@ -88,6 +89,7 @@ class Dispatcher:
         cases = [_case(request, card, asker) for request in requests]
         for case in cases:
             _check_capabilities(case.request, card)
+            _check_beginning(case.request)
             self._replays.check(case, policies)
         if self._check_grammar is not None:
             for request in _distinct_grammars(cases):
@@ -172,6 +174,16 @@ def _check_capabilities(request: GenerationRequest, card: ModelCard) -> None:
         raise UnsupportedFeature(f"{request.model} does not support insert", param="suffix")
     if request.think and request.think_or_refuse and "thinking" not in card.capabilities:
         raise UnsupportedFeature(f'"{request.model}" does not support thinking', param="think")
+
+
+def _check_beginning(request: GenerationRequest) -> None:
+    """Raises InvalidRequest: a grammar holds an answer from its first token on."""
+    if request.want == "answer" and request.continue_last and is_held(request):
+        raise InvalidRequest(
+            "messages: an answer whose format is given, or that must be a tool call, cannot go on"
+            " behind a last message of the assistant",
+            param="messages",
+        )
 
 
 def _case(request: GenerationRequest, card: ModelCard, asker: Asker) -> Case:

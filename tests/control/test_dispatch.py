@@ -17,7 +17,7 @@ from mlxd.core.errors import InvalidRequest, Overloaded, RequestQuarantined, Uns
 from mlxd.core.events import Finished, TextDelta
 from mlxd.core.models import ModelCard
 from mlxd.core.preset import Preset
-from mlxd.core.request import GenerationRequest, Message, Sampling
+from mlxd.core.request import GenerationRequest, Message, Sampling, ToolChoice
 from mlxd.policy.load import load
 
 
@@ -210,6 +210,26 @@ async def test_only_what_a_model_can_is_asked_of_it(capable, asked, words) -> No
     refused = pytest.raises(UnsupportedFeature, match=f'"m" does not support {words}')
     with refused if words else nullcontext():
         request = GenerationRequest(model="m", **asked)
+        async with dispatcher.open(request, Asker("c", load(), lambda rule: None)):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("asked", "refused"),
+    [
+        ({"format": {"type": "object"}}, True),
+        ({"tool_choice": ToolChoice(required=True)}, True),
+        ({"format": {"type": "object"}, "want": "prompt"}, False),
+        ({}, False),
+    ],
+)
+async def test_what_a_grammar_holds_goes_on_behind_nothing(asked: Any, *, refused: bool) -> None:
+    parts: Any = Parts()
+    dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())
+    turns = (Message("user", "hi"), Message("assistant", "{"))
+    request = GenerationRequest(model="m", messages=turns, continue_last=True, **asked)
+    words = pytest.raises(InvalidRequest, match="cannot go on behind")
+    with words if refused else nullcontext():
         async with dispatcher.open(request, Asker("c", load(), lambda rule: None)):
             pass
 
