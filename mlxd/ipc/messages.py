@@ -104,6 +104,9 @@ class Launch(msgspec.Struct, frozen=True):
     """What the daemon takes the model's to be; None: it knows nothing."""
     measured: bool = False
     """Whether `footprint` is of an earlier load with the same versions: nothing is recorded."""
+    held: bool = False
+    """Grammars have held answers of this model before: what that takes is made with the load, and
+    not while others stream."""
 
 
 class Trim(msgspec.Struct, frozen=True, tag="trim"):

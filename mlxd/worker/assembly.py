@@ -52,15 +52,18 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
     peak = mx.get_peak_memory()
     mx.clear_cache()
     markup, detokenizers = Markup(loaded.tokenizer), Detokenizers(loaded.tokenizer)
+    grammars = Grammars(
+        loaded.tokenizer,
+        loaded.width,
+        markup.json_markers,
+        deaf=lambda seconds: link.send(Deaf(seconds)),
+    )
+    if launch.held:
+        grammars.prepare()
     intake.progress.measure = allocator.measure
     intake.preparation.checks = Checks(
         prompter=Prompter(loaded.tokenizer),
-        grammars=Grammars(
-            loaded.tokenizer,
-            loaded.width,
-            markup.json_markers,
-            deaf=lambda seconds: link.send(Deaf(seconds)),
-        ),
+        grammars=grammars,
         vocabulary=loaded.vocabulary,
         context=launch.context,
         answers=not loaded.encodes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from typing import Any
 
@@ -44,6 +45,11 @@ class Grammars:
         self._markers = markers
         self._vocabulary: Any = None
         self._kept: OrderedDict[str, Any] = OrderedDict()
+
+    def prepare(self) -> None:
+        """What the first grammar would take long to make."""
+        with suppress(Refusal):  # it is refused to whoever asks for a grammar
+            self._known_vocabulary()
 
     def compile(self, request: GenerationRequest, *, reasoning: bool, may_think: bool) -> Grammar:
         """`may_think`: it may open a think block first. Raises Refusal, as the validator put it."""

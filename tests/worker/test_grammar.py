@@ -72,6 +72,11 @@ def test_it_is_told_when_the_lock_is_held(tokenizer) -> None:
     made(grammars, asked(SCHEMA))
     made(grammars, asked("json"))
     assert told == [DEAF_SECONDS, 0.0]
+    early = Grammars(tokenizer, 512, deaf=told.append)
+    early.prepare()
+    told.clear()
+    made(early, asked(SCHEMA))
+    assert told == []
 
 
 def test_text_follows_the_schema(tokenizer, grammars):

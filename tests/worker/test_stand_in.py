@@ -34,13 +34,15 @@ look("another version")
 stand_in.version = known
 stand_in.install()
 import mlxd.worker.assembly
+from mlxd.core.request import GenerationRequest
 from mlxd.worker.grammar import Grammars
 from mlxd.worker.loading import load
 from mlxd.worker.prompt import Prompter
 
 loaded = load(Path(sys.argv[1]))
 Prompter(loaded.tokenizer)
-Grammars(loaded.tokenizer, loaded.width).compile("json", 1, reasoning=False, may_think=False)
+request = GenerationRequest(model="m", text="x", format="json")
+Grammars(loaded.tokenizer, loaded.width).compile(request, reasoning=False, may_think=False)
 loaded.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])
 look("loaded")
 
