@@ -15,6 +15,7 @@ TAKES_FROM_MLX_LM_GENERATE = {
     "worker/mlx_engine.py": {"BatchGenerator", "GenerationBatch", "PromptProcessingBatch"},
     "worker/serial.py": {"generate_step", "generation_stream"},
     "worker/assembly.py": {"generation_stream"},
+    "worker/reading.py": {"generation_stream"},
     "worker/markup.py": {"TextStateMachine"},
     "worker/quantised.py": {"maybe_quantize_kv_cache"},
 }

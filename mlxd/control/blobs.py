@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from mlxd.core.clock import Clock
 from mlxd.core.errors import InsufficientStorage, InvalidRequest, Overloaded, PolicyLine
 from mlxd.core.threads import Threads
 
@@ -39,8 +40,9 @@ class Bounds:
 class Blobs:
     """The daemon alone writes there."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, clock: Clock) -> None:
         self._folder = folder
+        self._clock = clock
         self._threads = Threads("uploads")
         self._parts: set[Path] = set()
         """Of uploads under way."""
@@ -78,7 +80,7 @@ class Blobs:
 
     def sweep(self, keep_seconds: float) -> None:
         """Remove what nobody wanted for so long, and uploads that were cut off. Blocks."""
-        before = time.time() - keep_seconds
+        before = self._clock.wall() - keep_seconds
         with contextlib.suppress(OSError):
             for entry in self._folder.iterdir():
                 if entry in self._parts or not (_is_part(entry) or _NAME.fullmatch(entry.name)):

@@ -207,7 +207,7 @@ def _order(case: Case, policies: PolicySet, arrived: float, sampling: Sampling) 
         sampling=sampling,
         max_prompt=tokens.max_prompt if tokens.mode == "enforce" else case.card.context,
         max_output=tokens.max_output,
-        context=min(case.card.context, case.request.max_context or case.card.context),
+        context=case.card.context,
         limits=Limits(
             generation=float(timeouts.generation),
             first_token=float(timeouts.first_token),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from array import array
+from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -28,7 +30,8 @@ class SlidingWindow:
     """
 
     def __init__(self) -> None:
-        self._times: OrderedDict[str, deque[float]] = OrderedDict()
+        self._times: OrderedDict[str, array[float]] = OrderedDict()
+        """Rising. An array takes a fifth of what a list of numbers does, and clients are many."""
 
     def __len__(self) -> int:
         return len(self._times)
@@ -36,7 +39,7 @@ class SlidingWindow:
     def copy(self) -> SlidingWindow:
         """One with the same memory, which then goes its own way."""
         other = SlidingWindow()
-        other._times.update((key, times.copy()) for key, times in self._times.items())
+        other._times.update((key, times[:]) for key, times in self._times.items())
         return other
 
     def take(self, key: str, quota: Quota, now: float) -> float | None:
@@ -64,12 +67,12 @@ class SlidingWindow:
         over = max(0, len(times) - quota.requests)
         return left, (times[over] + quota.window - now if times else 0.0)
 
-    def _recent(self, key: str, quota: Quota, now: float) -> deque[float]:
+    def _recent(self, key: str, quota: Quota, now: float) -> array[float]:
         times = self._times.get(key)
         if times is None:
-            return deque()
-        while times and times[0] <= now - quota.window:
-            times.popleft()
+            return array("d")
+        if times and times[0] <= now - quota.window:
+            del times[: bisect_right(times, now - quota.window)]
         return times
 
 

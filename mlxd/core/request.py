@@ -124,8 +124,6 @@ class GenerationRequest:
     pattern: str = ""
     """A regular expression that the whole answer matches; not together with `format`."""
     max_tokens: int | None = None
-    max_context: int | None = None
-    """Tokens of prompt and answer together; None, or more than the model's: the model's own."""
     min_tokens: int = 0
     """Until the answer has so many, nothing but its length ends it."""
     ignore_eos: bool = False

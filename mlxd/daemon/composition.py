@@ -238,7 +238,7 @@ def _models(ground: _Ground) -> _Models:
     clock, store = ground.clock, ground.store
     pulled = PulledModels(ground.state / "models")
     own_names = OwnNames(ground.state / _NAMES)
-    blobs = Blobs(ground.state / "blobs")
+    blobs = Blobs(ground.state / "blobs", ground.clock)
     created = CreatedModels(ground.state / "created", blobs)
     catalog = Catalog(GUIDE, clock, pulled=pulled.folder, created=created.folder, names=own_names)
     admission = Admission(ground.machine)  # windows of rates are what clients count too

@@ -1,5 +1,6 @@
 """A JSON schema as it is compiled: an object that lists its properties has no others, unless it
-says so. The standard would let a model add any, and a model that may does not end.
+says so, and an integer without bounds has as many digits as programs read. The standard would let a
+model add any, and a model that may does not end.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ _OF_NAMES = ("properties", "patternProperties", "$defs", "definitions")
 _OF_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _OF_ONE = ("items", "additionalProperties", "additionalItems")
 _SHAPING = ("properties", "required", "minProperties", "maxProperties", "additionalProperties")
+_FARTHEST = 10**18
+"""From zero: of an integer whose schema sets no bound. It fits into 64 bits."""
 _OPENING = ("additionalProperties", "patternProperties", "unevaluatedProperties")
 
 
@@ -85,6 +88,8 @@ class _Narrowing:
                 narrow[key] = self._narrow(node[key])
         if id(node) not in self._joined and _lists_its_properties(node):
             narrow["additionalProperties"] = False
+        if node.get("type") == "integer":
+            narrow = _bounds(node) | narrow
         return narrow
 
 
@@ -106,6 +111,16 @@ def _all(node: Any) -> Iterator[Json]:
 
 def _list(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else ()
+
+
+def _bounds(node: Json) -> Json:
+    """Those that are missing."""
+    bounds: Json = {}
+    if "minimum" not in node and "exclusiveMinimum" not in node:
+        bounds["minimum"] = -_FARTHEST
+    if "maximum" not in node and "exclusiveMaximum" not in node:
+        bounds["maximum"] = _FARTHEST
+    return bounds
 
 
 def _lists_its_properties(node: Json) -> bool:

@@ -25,6 +25,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from mlxd.core.clock import SystemClock
 from mlxd.worker.templates import LENGTH
 
 CPU_SECONDS = 3
@@ -139,7 +140,7 @@ def _raise(message: str) -> NoReturn:
 
 
 def _now(format: str) -> str:
-    return datetime.now().astimezone().strftime(format)
+    return datetime.fromtimestamp(SystemClock().wall()).astimezone().strftime(format)
 
 
 def _words(text: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from mlxd.control import blobs
 from mlxd.control.blobs import Blobs, Bounds
+from mlxd.core.clock import SystemClock
 from mlxd.core.errors import InsufficientStorage, InvalidRequest, Overloaded, PolicyLine
 
 DATA = b"weights" * 1000
@@ -28,7 +29,7 @@ async def pieces(*given: bytes) -> AsyncIterator[bytes]:
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Blobs:
-    return Blobs(tmp_path / "blobs")
+    return Blobs(tmp_path / "blobs", SystemClock())
 
 
 def names(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ from mlxd.control.blobs import Blobs
 from mlxd.control.checksums import recorded
 from mlxd.control.created import CreatedModels
 from mlxd.control.model_files import read_card
+from mlxd.core.clock import SystemClock
 from mlxd.core.errors import InvalidRequest
 from tests.control.test_model_files import write_model
 
@@ -19,7 +20,7 @@ Files = list[tuple[str, str]]
 
 @pytest.fixture
 def created(tmp_path: Path) -> CreatedModels:
-    return CreatedModels(tmp_path / "created", Blobs(tmp_path / "blobs"))
+    return CreatedModels(tmp_path / "created", Blobs(tmp_path / "blobs", SystemClock()))
 
 
 @pytest.fixture

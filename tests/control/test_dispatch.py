@@ -234,18 +234,6 @@ async def test_what_a_grammar_holds_goes_on_behind_nothing(asked: Any, *, refuse
             pass
 
 
-@pytest.mark.parametrize(("asked", "meant"), [(None, 512), (100, 100), (1000, 512)])
-async def test_a_request_may_want_less_context_than_its_model_has(
-    asked: int | None, meant: int
-) -> None:
-    parts: Any = Parts()
-    dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())
-    request = GenerationRequest(model="m", text="x", max_context=asked)
-    async with dispatcher.open(request, Asker("c", load(), lambda rule: None)) as bursts:
-        assert [burst async for burst in bursts] == []
-    assert [order.context for order in parts.orders] == [meant]
-
-
 async def test_a_gap_is_for_models_that_fill_one() -> None:
     parts: Any = Parts()
     dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())

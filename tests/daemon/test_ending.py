@@ -35,7 +35,9 @@ def composed(tmp_path: Path, *, grace: str = "30s", delay: str = "0s") -> Any:
         getattr(parts, name).close = AsyncMock()
     parts.admission.idle = AsyncMock()
     made = MagicMock(parts=parts, threads=Threads("test"), temporary=tmp_path / "tmp")
-    for part in (made.recovery, made.webhook, made.listener, made.admin, made.forecasts):
+    for part in (
+        made.recovery, made.webhook, made.listener, made.admin, made.forecasts, made.grammars
+    ):  # fmt: skip
         part.close = AsyncMock()
     made.hold.asked_to_end = AsyncMock()
     made.listener.stop_accepting = AsyncMock()

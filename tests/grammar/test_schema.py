@@ -91,3 +91,12 @@ def test_a_reference_alone_in_an_all_of_describes_it_alone():
 )
 def test_whatever_it_is_it_does_not_fail_here(schema):
     narrowed(schema)
+
+
+def test_an_integer_has_an_end() -> None:
+    whole = {"type": "integer"}
+    assert narrowed(whole) == {"type": "integer", "minimum": -(10**18), "maximum": 10**18}
+    assert narrowed({**whole, "minimum": 0}) == {**whole, "minimum": 0, "maximum": 10**18}
+    bounded = {**whole, "exclusiveMinimum": 1, "exclusiveMaximum": 9}
+    assert narrowed(bounded) == bounded
+    assert narrowed({"type": ["integer", "null"]}) == {"type": ["integer", "null"]}

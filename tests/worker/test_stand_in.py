@@ -41,8 +41,8 @@ from mlxd.worker.prompt import Prompter
 
 loaded = load(Path(sys.argv[1]))
 Prompter(loaded.tokenizer)
-request = GenerationRequest(model="m", text="x", format="json")
-Grammars(loaded.tokenizer, loaded.width).compile(request, reasoning=False, may_think=False)
+asked = GenerationRequest(model="m", text="x", format="json")
+Grammars(loaded.tokenizer, loaded.width).compile(asked, reasoning=False, may_think=False)
 loaded.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])
 look("loaded")
 

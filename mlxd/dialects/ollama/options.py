@@ -39,7 +39,9 @@ class Options:
     max_tokens: int | None
     stop: tuple[str, ...]
     context: int | None = None
-    """`num_ctx`: tokens of prompt and answer together, at most."""
+    """`num_ctx`, for a model that is created. Of a request it says nothing: Ollama sets memory
+    aside by it, and cuts what is longer; here a request takes the memory that it needs.
+    """
 
 
 def read_options(values: Json) -> Options:

@@ -61,7 +61,6 @@ def _common(fields: Fields) -> GenerationRequest:
         think_or_refuse=True,
         format=_format(fields),
         max_tokens=options.max_tokens,
-        max_context=options.context,
         stop=options.stop,
         sampling=options.sampling,
         fallback=FALLBACK,

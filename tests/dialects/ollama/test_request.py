@@ -82,13 +82,6 @@ def test_only_the_prompt_is_wanted(stream: bool | None) -> None:
         assert (call.request.want, call.request.stream) == ("prompt", False)
 
 
-@pytest.mark.parametrize(
-    ("given", "meant"), [(2048, 2048), (8192.7, 8192), (1, 4), (0, None), (-1, None), (None, None)]
-)
-def test_num_ctx_bounds_one_request(given: float | None, meant: int | None) -> None:
-    assert generate(prompt="hi", options={"num_ctx": given}).request.max_context == meant
-
-
 def test_the_dialects_defaults_stand_behind_what_the_client_says() -> None:
     request = generate(prompt="hi", options={"temperature": 0, "top_k": None}).request
     assert request.sampling.temperature == 0
