@@ -6,7 +6,8 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mlxd.control.blobs import Blobs
@@ -50,13 +51,29 @@ class CreatedModels:
             staging.mkdir(mode=0o755, parents=True)
             try:
                 self._fill(staging, name, files)
-                if old:
-                    self.remove(old)
-                target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-                staging.rename(target)
+                with self._aside(old):
+                    target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                    staging.rename(target)
                 _sync(target.parent)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
+
+    @contextmanager
+    def _aside(self, old: str) -> Iterator[None]:
+        """Where it is again if the block fails, and gone if it does not. Raises OSError."""
+        if not old:
+            yield
+            return
+        place, aside = Path(old), self.folder / PARTIAL / secrets.token_hex(8)
+        place.rename(aside)
+        try:
+            yield
+        except OSError:
+            aside.rename(place)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+        with suppress(OSError):  # others of the same organisation are left
+            place.parent.rmdir()
 
     def _place(self, name: str) -> Path:
         """Where a scan finds it under this name. Raises InvalidRequest."""

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from mlxd.control.admission import Admission, Ticket
 from mlxd.control.catalog import Catalog
 from mlxd.control.fingerprint import fingerprint_of
 from mlxd.control.generation import Limits
-from mlxd.control.merging import merged
+from mlxd.control.merging import closing_all, merged
 from mlxd.control.order import Order
+from mlxd.control.prompts import Prompts
 from mlxd.control.replay import Replays, fresh_seed, seeded
 from mlxd.control.residency import Residency
 from mlxd.control.suspects import Case
 from mlxd.core.clock import Clock
-from mlxd.core.errors import UnsupportedFeature
+from mlxd.core.errors import InvalidRequest, UnsupportedFeature
 from mlxd.core.events import Burst, Started
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest, Sampling, Want
+from mlxd.grammar.source import is_held
 from mlxd.policy.load import PolicySet
 
 
@@ -34,7 +36,7 @@ class Asker:
 
 
 class Dispatcher:
-    """Strings the parts together. Holds nothing of its own."""
+    """Strings the parts together. Holds nothing of its own but the line for prompts."""
 
     def __init__(
         self,
@@ -45,9 +47,11 @@ class Dispatcher:
         *,
         clock: Clock,
         draw_seed: Callable[[], int] = fresh_seed,
-        check_grammar: Callable[[GenerationRequest], Awaitable[None]] | None = None,
+        check_grammar: Callable[[GenerationRequest, str], Awaitable[None]] | None = None,
     ) -> None:
-        """`check_grammar` raises what is wrong with what an answer is to be held to."""
+        """`check_grammar` raises what is wrong with what an answer is to be held to; it is told the
+        client, too.
+        """
         self._catalog = catalog
         self._admission = admission
         self._residency = residency
@@ -55,6 +59,7 @@ class Dispatcher:
         self._clock = clock
         self._draw_seed = draw_seed
         self._check_grammar = check_grammar
+        self._prompts = Prompts()
 
     @asynccontextmanager
     async def open(
@@ -84,33 +89,40 @@ class Dispatcher:
         cases = [_case(request, card, asker) for request in requests]
         for case in cases:
             _check_capabilities(case.request, card)
+            _check_beginning(case.request)
             self._replays.check(case, policies)
-            if self._check_grammar is not None:
-                await self._check_grammar(case.request)
+        if self._check_grammar is not None:
+            for request in _distinct_grammars(cases):
+                await self._check_grammar(request, asker.client)
+        orders = [
+            _order(case, policies, arrived, seeded(case.sampling, self._draw_seed))
+            for case in cases
+        ]
         async with (
             self._admitted(first.want, card, asker) as ticket,
             self._residency.lease(card, first.keep_alive, policies) as lease,
-            AsyncExitStack() as stack,
         ):
-            each: list[AsyncIterator[Burst]] = []
-            for case in cases:
-                order = _order(case, policies, arrived, seeded(case.sampling, self._draw_seed))
-                run = aclosing(self._replays.run(order, case, lease, policies))
-                bursts = await stack.enter_async_context(run)
-                enforced = policies.limits.tokens.mode == "enforce"
-                each.append(bursts if enforced else _judged(bursts, asker))
+            runs = [
+                self._replays.run(order, case, lease, policies)
+                for order, case in zip(orders, cases, strict=True)
+            ]
             if ticket is not None:
                 ticket.loading = False
-            yield each
+            enforced = policies.limits.tokens.mode == "enforce"
+            async with closing_all(runs):
+                yield [run if enforced else _judged(run, asker) for run in runs]
 
     @asynccontextmanager
     async def _admitted(
         self, want: Want, card: ModelCard, asker: Asker
     ) -> AsyncIterator[Ticket | None]:
-        """A slot, for whatever steps the engine; a place in the rate, for an answer alone."""
+        """A slot, for whatever steps the engine; a place in the rate, for an answer alone. A prompt
+        that is only to be told waits for the client's others.
+        """
         if want == "prompt":
             self._admission.check_open()
-            yield None
+            async with self._prompts.turn(asker.client):
+                yield None
             return
         async with self._admission.admit(
             asker.client,
@@ -164,12 +176,28 @@ def _check_capabilities(request: GenerationRequest, card: ModelCard) -> None:
         raise UnsupportedFeature(f'"{request.model}" does not support thinking', param="think")
 
 
+def _check_beginning(request: GenerationRequest) -> None:
+    """Raises InvalidRequest: a grammar holds an answer from its first token on."""
+    if request.want == "answer" and request.continue_last and is_held(request):
+        raise InvalidRequest(
+            "messages: an answer whose format is given, or that must be a tool call, cannot go on"
+            " behind a last message of the assistant",
+            param="messages",
+        )
+
+
 def _case(request: GenerationRequest, card: ModelCard, asker: Asker) -> Case:
     """The client decides, then who created the model, its files, then the dialect."""
     if card.preset is not None:
         request = card.preset.applied(request)
     sampling = request.sampling.over(card.sampling).over(request.fallback)
     return Case(asker.client, card, request, sampling)
+
+
+def _distinct_grammars(cases: Sequence[Case]) -> Iterable[GenerationRequest]:
+    """A request for each grammar of a call: most often all its choices have the same."""
+    each = [case.request for case in cases]
+    return {(id(r.format), r.pattern, id(r.tools), r.tool_choice): r for r in each}.values()
 
 
 def _order(case: Case, policies: PolicySet, arrived: float, sampling: Sampling) -> Order:

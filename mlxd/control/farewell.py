@@ -63,7 +63,8 @@ class Farewell:
             self._pulse.ask()
             if await generation.until_ended(limits.cancel_ack):
                 return
-            if self._counts(asked + limits.cancel_ack) and self._pulse.heard < asked:
+            counts = self._counts(asked + limits.cancel_ack)
+            if counts and max(self._pulse.heard, self._pulse.forgiven) < asked:
                 log.error("worker %s answers neither cancel nor ping: killed", self._worker.name)
                 self._pulse.condemn("unresponsive")
 
@@ -74,5 +75,5 @@ class Farewell:
         now = self._clock.monotonic()
         if now - due <= LATE_SECONDS and not self._pulse.calm():
             return True
-        self._pulse.forgiven = now
+        self._pulse.forgiven = max(now, self._pulse.forgiven)
         return False

@@ -113,6 +113,7 @@ class Generation:
         self.id = id
         self.limits = limits
         self.transcript = transcript if transcript is not None else Transcript()
+        self.transcript.reached = False
         self._pulse = pulse
         self.ended = False
         """True once the worker holds nothing of it any more."""
@@ -122,6 +123,8 @@ class Generation:
         self._loop = asyncio.get_running_loop()
         self._accepted: asyncio.Future[ipc.Accepted] = self._loop.create_future()
         self._waiting = Backlog(clock)
+        self._scores: list[TokenLogprob] = []
+        """Of its prompt, until that is told."""
         self._error: MlxdError | None = None
         self._broken_at = 0.0
         self._wake: asyncio.Future[None] | None = None
@@ -173,8 +176,12 @@ class Generation:
                 self._end()
             case ipc.Cancelled():
                 self._end()
+            case ipc.Echoed():
+                self._scores += _logprobs(piece.logprobs)
+                if not piece.more:
+                    self.transcript.told_prompt = True
+                    self._waiting.add(Echo(piece.text, tuple(self._scores)))
             case _:
-                self.transcript.told_prompt |= isinstance(piece, ipc.Echoed)
                 self._waiting.add(_event(piece))
         if self._waiting.too_large and not self.ended:
             self.interrupt(
@@ -195,6 +202,7 @@ class Generation:
         if not self._started_at:
             self._not_since_created()
         self._started_at = self._clock.monotonic()
+        self.transcript.reached = True
         self.transcript.started_at = self.transcript.started_at or self._started_at
         self._look_again()
 
@@ -408,16 +416,12 @@ def _refusal(refused: ipc.Refused, line: Callable[[str], PolicyLine]) -> MlxdErr
     return _REFUSALS[refused.code](refused.message, param=refused.param, policy=policy)
 
 
-def _event(
-    piece: ipc.Text | ipc.Reasoning | ipc.Echoed | ipc.Vector | ipc.Call,
-) -> GenerationEvent:
+def _event(piece: ipc.Text | ipc.Reasoning | ipc.Vector | ipc.Call) -> GenerationEvent:
     match piece:
         case ipc.Text():
             return TextDelta(piece.text, _logprobs(piece.logprobs))
         case ipc.Reasoning():
             return ReasoningDelta(piece.text, _logprobs(piece.logprobs))
-        case ipc.Echoed():
-            return Echo(piece.text, _logprobs(piece.logprobs))
         case ipc.Vector():
             return Embedding(piece.values)
         case ipc.Call():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from mlxd.core.events import Burst
 
@@ -12,6 +13,18 @@ AT_ONCE = 32
 
 _Said = tuple[int, Burst] | BaseException | None
 """What one of them has to say: a burst, what went wrong, or that it is over."""
+
+
+@asynccontextmanager
+async def closing_all(each: Sequence[AsyncGenerator[Burst, None]]) -> AsyncIterator[None]:
+    """Close them on the way out, all at once: each may have to wait for its worker's word."""
+    try:
+        yield
+    finally:
+        ends = await asyncio.gather(*(one.aclose() for one in each), return_exceptions=True)
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end
 
 
 async def merged(each: Sequence[AsyncIterator[Burst]]) -> AsyncGenerator[tuple[int, Burst], None]:

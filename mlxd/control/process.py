@@ -49,6 +49,8 @@ class Known:
     footprint: Footprint | None = None
     measured: bool = False
     """Whether it was taken from the loaded model, by the versions that load it now."""
+    held: bool = False
+    """Whether grammars have held its answers."""
 
 
 UNKNOWN = Known()
@@ -243,6 +245,7 @@ def _launch(spec: ModelSpec, temporary: Path, budget: Budget | None, known: Know
         turns=str(temporary / _TURNS),
         footprint=known.footprint,
         measured=known.measured,
+        held=known.held,
     )
 
 

@@ -427,7 +427,7 @@ class _Run:
         if isinstance(error, InsufficientMemory) and not worker.out_of_memory:
             raise error
         self._interrupted = self._early = True
-        found = self._replays.accuse(self._case, worker, self._policies)
+        found = self._accused(worker)
         if found is not None and found.quarantined and not worker.out_of_memory:
             raise self._replays.refusal(self._case, found, self._policies) from error
         if (found is not None and found.quarantined) or not self._may_replay():
@@ -435,6 +435,12 @@ class _Run:
         self._attempt += 1
         self._died_at = len(self._transcript.tokens)
         self._tell(worker)
+
+    def _accused(self, worker: Worker) -> Suspect | None:
+        """Inputs are read one after the other: those that were not yet read did nothing."""
+        if self._order.request.want == "embedding" and not self._transcript.reached:
+            return None
+        return self._replays.accuse(self._case, worker, self._policies)
 
     def _may_replay(self) -> bool:
         policy = self._policies.supervision.replay

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,6 +79,8 @@ class Supervisor:
         self._counts = counts or Uncounted()
         self._spawn = spawn
         self._slots: dict[ModelSpec, Slot] = {}
+        self._held: set[ModelSpec] = set()
+        """Those whose answers grammars have held."""
         self._unfinished: dict[ModelSpec, Worker] = {}
         """Workers whose start was given up."""
 
@@ -196,6 +199,7 @@ class Supervisor:
         slot, began = self._slot(card), self._clock.monotonic()
         self._begin(slot)
         worker: Worker | None = None
+        known = replace(known, held=spec in self._held)
         try:
             worker = await self._spawn(
                 spec, name, self._clock, temporary=self._temporary, budget=budget, known=known
@@ -203,6 +207,7 @@ class Supervisor:
             log.info("worker for %s started, pid %s", name, worker.pid)
             slot.worker = worker
             prepare(worker)
+            worker.on_grammar = partial(self._held.add, spec)
             worker.on_token = partial(self._delivered, slot)
             worker.on_end = partial(self._ended, slot, worker.on_end)
             ready = await worker.until_ready()

@@ -25,6 +25,8 @@ class Transcript:
         """The consumer has had its `Started`."""
         self.told_prompt = False
         """It has had its prompt, where that was to be told before the answer."""
+        self.reached = False
+        """The present worker's engine has begun with it."""
         self.begun = False
         """A worker has computed a token of the answer."""
         self.started_at = 0.0

@@ -68,6 +68,8 @@ class Worker(asyncio.Protocol):
         """How the process ended, once it has."""
         self.on_need: Callable[[Worker, ipc.Need], None] | None = None
         """Answers with `set_budget`, in its own time; without one the present budget is final."""
+        self.on_grammar: Callable[[], object] | None = None
+        """Told when it makes what it needs for grammars."""
         self.on_observed: Callable[[Worker, ipc.Observed], None] | None = None
         self.on_token: Callable[[Worker], None] | None = None
         """Called once, when the first token of its first generation is delivered."""
@@ -380,13 +382,23 @@ class Worker(asyncio.Protocol):
             case ipc.Need():
                 self._answer_need(message)
             case ipc.Observed():
-                if self.on_observed is not None:
-                    self.on_observed(self, message)
+                self._note_observed(message)
+            case ipc.Deaf():
+                self._note_deaf(message)
             case ipc.Pong():
                 self._pulse.heard = self._clock.monotonic()
                 self.memory = message.memory
                 self.step = message.step
                 self._answer_ping(message)
+
+    def _note_deaf(self, deaf: ipc.Deaf) -> None:
+        self._pulse.forgiven = self._clock.monotonic() + deaf.seconds
+        if self.on_grammar is not None:
+            self.on_grammar()
+
+    def _note_observed(self, observed: ipc.Observed) -> None:
+        if self.on_observed is not None:
+            self.on_observed(self, observed)
 
     def _note_work(self) -> None:
         if self.on_work is not None:

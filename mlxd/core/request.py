@@ -125,9 +125,11 @@ class GenerationRequest:
     """A regular expression that the whole answer matches; not together with `format`."""
     max_tokens: int | None = None
     min_tokens: int = 0
-    """Until the answer has so many, nothing but its length ends it."""
+    """Until the answer has so many, the model does not end it; a stop string does, or the one call
+    that is wanted.
+    """
     ignore_eos: bool = False
-    """Nothing but its length and stop strings end the answer."""
+    """The model does not end the answer, however long it is."""
     stop: tuple[str, ...] = ()
     """Strings that end the text; none of them appears in it."""
     sampling: Sampling = field(default_factory=Sampling)

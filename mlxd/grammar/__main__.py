@@ -13,6 +13,8 @@ import signal
 import sys
 from typing import Any
 
+import msgspec
+
 from mlxd.core.request import GenerationRequest, Json, ToolChoice
 from mlxd.grammar.compiling import compiled, matcher_of
 from mlxd.grammar.source import BadGrammar, sources_of
@@ -26,23 +28,33 @@ def main() -> None:
     _limit_memory()
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_PROF, seconds)
-        answer = _judged(json.loads(line))
+        answer = _answer(line)
         signal.setitimer(signal.ITIMER_PROF, 0)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
 
-def question(request: GenerationRequest) -> str:
-    """A request's grammar as one line."""
+def question(request: GenerationRequest) -> bytes:
+    """A request's grammar as one line, soon: schemas may be of megabytes."""
     choice = request.tool_choice
-    return json.dumps(
-        {
-            "format": request.format,
-            "pattern": request.pattern,
-            "tools": request.tools if choice.required else (),
-            "choice": [choice.required, choice.names, choice.parallel],
-        }
-    )
+    asked: Json = {
+        "format": request.format,
+        "pattern": request.pattern,
+        "tools": request.tools if choice.required else (),
+        "choice": [choice.required, choice.names, choice.parallel],
+    }
+    try:
+        return msgspec.json.encode(asked)
+    except (UnicodeEncodeError, OverflowError):  # half a character; a number of very many digits
+        return json.dumps(asked).encode()
+
+
+def _answer(line: bytes) -> Json | None:
+    """None for what is too complex."""
+    try:
+        return _judged(json.loads(line))
+    except (MemoryError, RecursionError):
+        return None
 
 
 def _judged(asked: Json) -> Json:

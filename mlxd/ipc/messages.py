@@ -104,6 +104,9 @@ class Launch(msgspec.Struct, frozen=True):
     """What the daemon takes the model's to be; None: it knows nothing."""
     measured: bool = False
     """Whether `footprint` is of an earlier load with the same versions: nothing is recorded."""
+    held: bool = False
+    """Grammars have held answers of this model before: what that takes is made with the load, and
+    not while others stream."""
 
 
 class Trim(msgspec.Struct, frozen=True, tag="trim"):
@@ -196,12 +199,15 @@ class Reasoning(msgspec.Struct, frozen=True, array_like=True, tag="r"):
 
 
 class Echoed(msgspec.Struct, frozen=True, array_like=True, tag="p"):
-    """Request `id`'s prompt, told before its answer."""
+    """Request `id`'s prompt, told before its answer: a long one's scores in several of these."""
 
     id: int
     text: str
+    """All of it, with the last one."""
     logprobs: list[Logprob] = []
     """Of its first token there is none: NaN."""
+    more: bool = False
+    """Another one follows."""
 
 
 class Vector(msgspec.Struct, frozen=True, array_like=True, tag="v"):
@@ -316,7 +322,18 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
 
 
 Down = Generate | Cancel | Budget | Trim | Ping | Shutdown
-Up = Ready | LoadFailed | Accepted | Refused | Output | Need | Observed | Pong
+
+
+class Deaf(msgspec.Struct, frozen=True, tag="deaf"):
+    """It neither hears nor says anything for up to so long, and is well: something that must be
+    made holds Python's lock.
+    """
+
+    seconds: float
+    """0: it is over."""
+
+
+Up = Ready | LoadFailed | Accepted | Refused | Output | Need | Observed | Pong | Deaf
 
 _encoder = msgspec.msgpack.Encoder()
 _launch = msgspec.json.Decoder(Launch)

@@ -17,11 +17,11 @@ from aiohttp import web
 
 from mlxd.control.dispatch import Asker
 from mlxd.core.errors import InvalidRequest, MlxdError
-from mlxd.core.events import Burst, Completion, collect, collect_all
+from mlxd.core.events import Burst, Completion, Echo, collect, collect_all
 from mlxd.core.threads import Threads
 from mlxd.dialects.base import Call, Codec
 from mlxd.policy.load import PolicySet
-from mlxd.server.answers import iso, json_response
+from mlxd.server.answers import iso, json_response, large_json_response
 from mlxd.server.edge import (
     ID,
     MARKS,
@@ -43,7 +43,12 @@ _TAKEN_AT_ONCE = 16384
 """Bytes for which no write waits: where asyncio lets a paused writer go on."""
 _EVENTS = 64
 """Encoded at a time: a client that was slow may have many waiting."""
-_threads = Threads("vectors")
+_MOST_SCORED = 2**19
+"""Characters of prompts, times the log-probabilities that are told of each token."""
+_TOKEN_CHARACTERS = 4
+"""Of most languages; a token id counts as so many."""
+_MANY_SCORES = 4096
+_threads = Threads("numbers")
 _NAMES: web.RequestKey[dict[str, str]] = web.RequestKey("names", dict)
 _ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -72,6 +77,7 @@ class Generate:
         request[MODEL] = call.request.model
         request[_NAMES] = call.names
         _check_choices(call, policies)
+        _check_scored(call)
         if call.action == "load":
             dispatcher, wanted = self._parts.dispatcher, call.request
             await dispatcher.load(wanted.model, wanted.keep_alive, policies)
@@ -100,14 +106,15 @@ class Generate:
                 completions = [await collect(bursts)]
         _note_quota(request, self._parts, policies)
         now = self._parts.clock.wall()
-        if call.request.want == "embedding":  # which may be millions of numbers
-            return await _threads.run(self._rendered, call, completions, now)
-        return self._rendered(call, completions, now)
+        if call.request.want == "embedding" or call.request.logprobs is not None:
+            # which may be millions of numbers
+            return await _threads.run(self._rendered_large, call, completions, now)
+        return json_response(self._codec.render(call, completions, now))
 
-    def _rendered(
+    def _rendered_large(
         self, call: Call, completions: Sequence[Completion], now: float
     ) -> web.StreamResponse:
-        return json_response(self._codec.render(call, completions, now))
+        return large_json_response(self._codec.render(call, completions, now))
 
 
 class _Stream:
@@ -174,7 +181,13 @@ class _Stream:
     async def _send(self, burst: Burst, choice: int) -> None:
         for at in range(0, len(burst), _EVENTS):
             now = self._parts.clock.wall()
-            records = self._encoder.feed(burst[at : at + _EVENTS], now, choice)
+            events = burst[at : at + _EVENTS]
+            if any(
+                isinstance(event, Echo) and len(event.logprobs) > _MANY_SCORES for event in events
+            ):
+                records = await _threads.run(self._encoder.feed, events, now, choice)
+            else:
+                records = self._encoder.feed(events, now, choice)
             if records:
                 await self._write(records)
 
@@ -241,6 +254,22 @@ def _check_choices(call: Call, policies: PolicySet) -> None:
             f"the request asks for {count} answers; at most {most} are given",
             param=call.plural,
             policy=policies.line("limits.choices"),
+        )
+
+
+def _check_scored(call: Call) -> None:
+    """Raises InvalidRequest for prompts whose scores would take the daemon long to write."""
+    scored = [one for one in call.requests if one.echo and one.logprobs is not None]
+    size = sum(
+        (len(one.text or "") + _TOKEN_CHARACTERS * len(one.token_ids or ()))
+        * (1 + (one.logprobs or 0))
+        for one in scored
+    )
+    if size > _MOST_SCORED:
+        raise InvalidRequest(
+            f"echo with logprobs takes prompts of {_MOST_SCORED // (1 + (scored[0].logprobs or 0))}"
+            f" characters ({_TOKEN_CHARACTERS} for a token id) in all, with each choice",
+            param="logprobs",
         )
 
 

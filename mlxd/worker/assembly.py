@@ -13,7 +13,7 @@ from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxd.core.footprint import STEP_TOKENS, Footprint, LayerGroup
-from mlxd.ipc.messages import Launch, Ready
+from mlxd.ipc.messages import Deaf, Launch, Ready
 from mlxd.worker.allocator import Allocator, working_set
 from mlxd.worker.budget import Ledger
 from mlxd.worker.checks import Checks
@@ -52,10 +52,18 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
     peak = mx.get_peak_memory()
     mx.clear_cache()
     markup, detokenizers = Markup(loaded.tokenizer), Detokenizers(loaded.tokenizer)
+    grammars = Grammars(
+        loaded.tokenizer,
+        loaded.width,
+        markup.json_markers,
+        deaf=lambda seconds: link.send(Deaf(seconds)),
+    )
+    if launch.held:
+        grammars.prepare()
     intake.progress.measure = allocator.measure
     intake.preparation.checks = Checks(
         prompter=Prompter(loaded.tokenizer),
-        grammars=Grammars(loaded.tokenizer, loaded.width, markup.json_markers),
+        grammars=grammars,
         vocabulary=loaded.vocabulary,
         context=launch.context,
         answers=not loaded.encodes,

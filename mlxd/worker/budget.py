@@ -41,6 +41,13 @@ class Claim:
     """When it stops waiting; in the past for one that does not wait at all."""
     patient: bool = True
     """Whether it was to wait at all."""
+    apart: bool = False
+    """Its prompt is read outside the batch: beside that, whatever rows it has."""
+
+    @property
+    def enters(self) -> bool:
+        """Whether it comes into the batch at all."""
+        return not self.apart or self.max_tokens > 0
 
     @property
     def longest(self) -> int:
@@ -162,6 +169,12 @@ class Ledger:
             if share.used >= share.reserved - GROWTH_MARGIN and share.may_grow:
                 self._near_the_end(share, over)
         return over
+
+    def entered(self, id: int) -> None:
+        """What was read apart is with the others from now on."""
+        share = self._shares[id]
+        share.claim, share.stage = replace(share.claim, apart=False), _Stage.QUEUED
+        self._changed = True
 
     def left(self, id: int) -> None:
         """A sequence is out of the engine, for whatever reason."""
@@ -373,9 +386,28 @@ class Ledger:
         """What the engine is predicted to hold at most, with `more` in it."""
         shares = self._shares.values()
         decoding = [s.reserved for s in shares if s.stage is _Stage.DECODING]
-        joining = [(s.reserved, s.claim.prompt) for s in shares if s.stage is not _Stage.DECODING]
-        joining += [(claim.reserved, claim.prompt) for claim in more]
-        return self._peak(decoding, joining)
+        new = [s for s in shares if s.stage is not _Stage.DECODING]
+        joining = [(s.reserved, s.claim.prompt) for s in new if s.claim.enters]
+        joining += [(claim.reserved, claim.prompt) for claim in more if claim.enters]
+        return max(self._peak(decoding, joining), self._beside(more))
+
+    def _beside(self, more: Sequence[Claim]) -> int:
+        """The most while one prompt is read apart; 0 when none is. Others hold what they may hold
+        meanwhile, and step between its chunks.
+        """
+        shares = self._shares.values()
+        apart = [claim.prompt for claim in (*(s.claim for s in shares), *more) if claim.apart]
+        if not apart:
+            return 0
+        prompt = max(apart)
+        decoding = [s.reserved for s in shares if s.stage is _Stage.DECODING]
+        others = [s for s in shares if s.stage is not _Stage.DECODING and not s.claim.apart]
+        joining = [(s.reserved, s.claim.prompt) for s in others]
+        joining += [(claim.reserved, claim.prompt) for claim in more if not claim.apart]
+        rows = sorted([*decoding, *(length for length, _ in joining)], reverse=True)[: self._rows]
+        chunk = PREFILL_BESIDE_DECODE
+        held, read = self._footprint.cache_bytes, self._footprint.peak_bytes([], [prompt], chunk)
+        return max(self._peak(decoding, joining) + held([prompt]), held(rows) + read)
 
     def _alone(self, claim: Claim) -> int:
         return self._peak([], [(claim.reserved, claim.prompt)])

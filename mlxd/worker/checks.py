@@ -12,12 +12,13 @@ from mlxd.worker.grammar import Grammars
 from mlxd.worker.job import Echo, Grammar, Job
 from mlxd.worker.prompt import Prompter, Rendered
 from mlxd.worker.refusal import Refusal
-from mlxd.worker.room import InputRoom, Room
+from mlxd.worker.room import CountingRoom, InputRoom, Room
 from mlxd.worker.stops import StopStrings
 
 LONGEST_STOP = 1000
-MOST_COUNTED = 1 << 20
-"""Tokens of a prompt that is only to be told: how much too long one is, is worth knowing."""
+LEAST_COUNTED, MOST_COUNTED = 1 << 16, 1 << 20
+"""Tokens of a prompt that is only to be told: how much too long one is, is worth knowing, up to
+twice the context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,8 @@ class Checks:
 
     def prompt_of(self, generate: Generate) -> tuple[str, list[int]]:
         """A request's prompt as it reads, and in tokens. Raises Refusal."""
-        room = Room(MOST_COUNTED + 1, MOST_COUNTED)
+        most = min(MOST_COUNTED, max(LEAST_COUNTED, 2 * self.context))
+        room = CountingRoom(most + 1, most)
         rendered = self.prompter.render(generate.request, room)
         self._check_prompt(rendered.tokens, room, "prompt")
         return self.prompter.text_of(rendered), rendered.tokens

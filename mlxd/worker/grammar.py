@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from typing import Any
 
@@ -17,6 +19,9 @@ from mlxd.worker.job import Grammar
 from mlxd.worker.refusal import Refusal
 from mlxd.worker.sampling import Guard
 
+DEAF_SECONDS = 15.0
+"""For some hundred thousand tokens, on a slow and busy machine, it takes up to so long to show them
+to llguidance; which keeps Python's lock all the while."""
 KEPT = 32
 """Compiled grammars that are kept: clients ask for the same few again and again."""
 
@@ -25,14 +30,26 @@ class Grammars:
     """Compiles for one model. llguidance is imported, and shown the vocabulary, at first use."""
 
     def __init__(
-        self, tokenizer: TokenizerWrapper, width: int, markers: Markers | None = None
+        self,
+        tokenizer: TokenizerWrapper,
+        width: int,
+        markers: Markers | None = None,
+        deaf: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        """`markers`: of tool calls, where the model writes them as JSON."""
+        """`markers`: of tool calls, where the model writes them as JSON. `deaf` is told before
+        Python's lock is held for up to so many seconds, and of 0 when it no longer is.
+        """
+        self._deaf = deaf
         self._tokenizer = tokenizer
         self._width = width
         self._markers = markers
         self._vocabulary: Any = None
         self._kept: OrderedDict[str, Any] = OrderedDict()
+
+    def prepare(self) -> None:
+        """What the first grammar would take long to make."""
+        with suppress(Refusal):  # it is refused to whoever asks for a grammar
+            self._known_vocabulary()
 
     def compile(self, request: GenerationRequest, *, reasoning: bool, may_think: bool) -> Grammar:
         """`may_think`: it may open a think block first. Raises Refusal, as the validator put it."""
@@ -72,6 +89,7 @@ class Grammars:
         if self._vocabulary is None:
             from llguidance.hf import from_tokenizer
 
+            self._deaf(DEAF_SECONDS)
             try:
                 self._vocabulary = from_tokenizer(
                     self._tokenizer._tokenizer,
@@ -81,4 +99,6 @@ class Grammars:
             except ValueError as error:
                 words = "no grammar holds this model's answers: its tokenizer cannot be read"
                 raise Refusal(words, code="unsupported", param="format") from error
+            finally:
+                self._deaf(0.0)
         return self._vocabulary

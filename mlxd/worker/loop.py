@@ -305,8 +305,13 @@ class Loop:
             with self._turns.turn():
                 pieces = self._readings.step()
         except Refusal as refusal:
-            self._drop(job.id)
-            self._link.send(Refused(job.id, refusal.code, refusal.message, refusal.param))
+            self._refuse(job, refusal)
+            return
+        except Exception as error:
+            if is_exhaustion(error):
+                raise
+            traceback.print_exception(error)
+            self._refuse(job, Refusal("this model cannot read the input", code="unsupported"))
             return
         self._progress.step += 1
         started = [job.id] if first else []
@@ -316,12 +321,23 @@ class Loop:
             self._report([], started)
         self._look()
 
+    def _refuse(self, job: Job, refusal: Refusal) -> None:
+        """One that is being read: nobody else is touched, whatever was wrong with it."""
+        self._drop(job.id)
+        self._link.send(Refused(job.id, refusal.code, refusal.message, refusal.param))
+
     def _have_read(self, job: Job, pieces: list[Piece], started: list[int]) -> None:
         """It ends with that, or goes on in the engine, with the memory that it has."""
         seconds = time.perf_counter() - self._readings.since
+        *early, last = pieces
+        for piece in early:  # in messages of their own, or together they would be too long for one
+            self._report([piece], started)
+            started = []
+        pieces = [last]
         if job.left > 0:
             self._report(pieces, started)
             self._stop_reading(job.id)
+            self._ledger.entered(job.id)
             self._insert([replace(job, echo=None)], told=True)
             return
         reason: FinishReason = "stop" if job.request.want == "embedding" else "length"
@@ -472,6 +488,7 @@ def _claim_of(job: Job) -> Claim:
         expected_output=job.expected_output,
         until=time.monotonic() + job.wait_seconds,
         patient=job.wait_seconds > 0,
+        apart=job.reads,
     )
 
 

@@ -44,6 +44,7 @@ class Recipe:
     steps: tuple[Step, ...] = ()
 
     def vector(self, pool: Pool) -> mx.array:
+        """Raises UnknownRecipe where a step does not fit."""
         vector = pool.vector()
         for step in self.steps:
             vector = step(vector)
@@ -118,7 +119,7 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
         found = [(str(one["type"]).rpartition(".")[2], str(one["path"])) for one in listed]
     except FileNotFoundError:
         return [("Pooling", _POOLING)] if (folder / _POOLING).is_dir() else []
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UnknownRecipe("its modules.json cannot be read") from error
     if any(Path(path).name != path for _, path in found):
         raise UnknownRecipe("its modules.json names a folder outside its own")
@@ -128,7 +129,7 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
 def _object(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnknownRecipe(f"its {path.parent.name}/{path.name} cannot be read") from error
     if not isinstance(found, dict):
         raise UnknownRecipe(f"its {path.parent.name}/{path.name} is no object")
@@ -137,7 +138,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _ways(config: Mapping[str, Any]) -> tuple[str, ...]:
     named = config.get("pooling_mode")
-    asked = {named} if isinstance(named, str) else set(named or ())
+    asked = set(map(str, named)) if isinstance(named, list) else {str(named)} if named else set()
     asked |= {way for key, way in _OLD_NAMES.items() if config.get(key)}
     if not asked or not asked <= set(_WAYS):
         words = ", ".join(sorted(map(str, asked))) or "none"
@@ -157,4 +158,12 @@ def _dense(folder: Path) -> Step:
     except (OSError, RuntimeError, KeyError) as error:
         raise UnknownRecipe(f"its {folder.name}/model.safetensors cannot be read") from error
     bias = weights.get("linear.bias", mx.zeros(weight.shape[0])).astype(mx.float32)
-    return lambda vector: activation(weight @ vector + bias)
+    if weight.ndim != 2 or bias.shape != weight.shape[:1]:
+        raise UnknownRecipe(f"its {folder.name}/model.safetensors has other shapes than a step has")
+
+    def step(vector: mx.array) -> mx.array:
+        if weight.shape[1:] != vector.shape:
+            raise UnknownRecipe(f"its {folder.name} takes other vectors than there are")
+        return activation(weight @ vector + bias)
+
+    return step

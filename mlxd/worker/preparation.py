@@ -41,6 +41,8 @@ class _Entry:
 class Preparation:
     """Turns requests into jobs and hands them to the main thread.
 
+    In order; those that want their prompt alone come when there are no others.
+
     A request is open until it is handed on, refused or cancelled. Whoever claims it ends it, so
     that it is ended once.
     """
@@ -51,6 +53,8 @@ class Preparation:
         self._progress = progress
         self._changed = threading.Condition()
         self._queue: deque[_Entry] = deque()
+        self._prompts: deque[_Entry] = deque()
+        """Those that want their prompt alone: whoever wants an answer is before them."""
         self._open: set[int] = set()
         self.checks: Checks | None = None
         """None until the model is loaded."""
@@ -62,7 +66,8 @@ class Preparation:
         """Queue a request; `size` tells roughly how long it will take."""
         with self._changed:
             self._open.add(generate.id)
-            self._queue.append(_Entry(generate, size))
+            queue = self._prompts if generate.request.want == "prompt" else self._queue
+            queue.append(_Entry(generate, size))
             self._changed.notify()
 
     def claim(self, id: int) -> bool:
@@ -87,9 +92,9 @@ class Preparation:
 
     def _first(self) -> _Entry:
         with self._changed:
-            while not self._queue:
+            while not self._queue and not self._prompts:
                 self._changed.wait()
-            return self._queue.popleft()
+            return (self._queue or self._prompts).popleft()
 
     def _another(self, began: float, taken: float) -> _Entry | None:
         """One that may travel with those prepared since `began`, the last one taken at `taken`."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -32,6 +33,9 @@ BYTE_TOKENS, BYTE_TOKENS_ON_GPU = 2**31, 2**39
 """Bytes of weights times tokens that take some tenths of a second on a common machine."""
 MOST_SCORES = 2**22
 """Numbers of a chunk's logits, which no prediction counts."""
+MOST_TOLD = 4096
+"""Log-probabilities that are told at a time."""
+T = TypeVar("T")
 Work = Iterator[list[Piece] | None]
 """None between two chunks; behind the last one what is to be said."""
 
@@ -86,7 +90,7 @@ class Reader:
             following = job.tokens[at + 1 : at + 1 + len(chunk)]
             values = np.asarray(rows)
             entries += [scorer.score_values(t, values[n]) for n, t in enumerate(following)]
-        yield [Echoed(job.id, echo.text, entries[echo.skipped :])]
+        yield _echoed(job.id, echo.text, entries[echo.skipped :])
 
     def _settle(self, cache: list[Any], arrays: list[mx.array]) -> None:
         if self._kv is not None:
@@ -130,19 +134,28 @@ class EncoderReader:
         yield [_made(job, recipe, pool)]
 
 
-def _known(recipe: Callable[[], Recipe]) -> Recipe:
+def _known(made: Callable[[], T]) -> T:
+    """Raises Refusal for an unknown recipe."""
     try:
-        return recipe()
+        return made()
     except UnknownRecipe as error:
         raise _makes_none(str(error)) from error
 
 
 def _made(job: Job, recipe: Recipe, pool: Pool) -> Vector:
     with mx.stream(generation_stream):
-        vector = np.asarray(recipe.vector(pool))
+        vector = np.asarray(_known(partial(recipe.vector, pool)))
     if not np.isfinite(vector).all():
         raise Refusal("this input has no embedding: the model's numbers overflow", param="input")
     return Vector(job.id, vector.astype("<f4").tobytes())
+
+
+def _echoed(id: int, text: str, entries: list[Logprob]) -> list[Piece]:
+    """Each one short enough that whoever reads it may do something else soon."""
+    size = max(1, MOST_TOLD // (1 + max((len(entry.top) for entry in entries), default=0)))
+    parts = [entries[at : at + size] for at in range(0, len(entries), size)] or [[]]
+    early: list[Piece] = [Echoed(id, "", part, more=True) for part in parts[:-1]]
+    return [*early, Echoed(id, text, parts[-1])]
 
 
 def chunk_of(weights_bytes: int, *, gpu: bool) -> int:

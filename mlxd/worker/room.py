@@ -12,6 +12,8 @@ from tokenizers import Tokenizer, models
 from mlxd.worker.detokenize import BYTE_ALPHABET, byte_level_bytes
 from mlxd.worker.refusal import Refusal
 
+USUAL_BYTES = 8
+"""Of a text, for a token: seldom more."""
 _NFC_SHRINKS = 4
 """Canonical composition shortens no text more: at worst U+1FBE U+0308 U+0301, 7 bytes, to 2."""
 _KEEPING = {"ByteLevel", "Split", "Digits", "Punctuation", "Metaspace"}
@@ -54,6 +56,16 @@ class Room:
                 code="context_exceeded",
                 policy_key="limits.tokens.max_prompt",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class CountingRoom(Room):
+    """What limits a prompt that is only counted: by what tokens usually stand for, not by what they
+    may; counting alone takes seconds for each megabyte.
+    """
+
+    def check_bytes(self, size: int, longest: int) -> None:
+        self._refuse_over(-(-size // min(longest, USUAL_BYTES)), "input length")
 
 
 @dataclass(frozen=True, slots=True)

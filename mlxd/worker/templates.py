@@ -58,12 +58,14 @@ class Templates:
             process.communicate()
 
     def _running(self) -> subprocess.Popen[bytes]:
-        """Raises OSError, EOFError, TimeoutError where none can be had."""
+        """Raises OSError, EOFError, TimeoutError where none can be had. -P: the folder that the
+        daemon was started in is no place to import from.
+        """
         if self._process is not None and self._process.poll() is None:
             return self._process
         self.close()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mlxd.worker.templating"],
+            [sys.executable, "-P", "-m", "mlxd.worker.templating"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -79,6 +79,20 @@ def test_what_is_no_model_leaves_nothing_and_spares_the_old_one(
     assert folders(created) == ["mine"]
 
 
+def test_one_that_cannot_take_its_place_spares_the_old_one(
+    created: CreatedModels, files: Files
+) -> None:
+    created.build("org/mine", files)
+    (created.folder / "other").touch()
+    with pytest.raises(OSError, match="other"):
+        created.build("other/mine", files, str(created.folder / "org" / "mine"))
+    assert folders(created) == ["org/mine"]
+    (created.folder / "other").unlink()
+    created.build("other/mine", files, str(created.folder / "org" / "mine"))
+    assert folders(created) == ["other/mine"]
+    assert not (created.folder / "org").exists()
+
+
 @pytest.mark.parametrize("name", ["a/b/c", "mine/inner"])
 def test_a_scan_must_find_it(created: CreatedModels, files: Files, name: str) -> None:
     created.build("mine", files)

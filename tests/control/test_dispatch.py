@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -12,11 +13,11 @@ from mlxd.control.admission import Admission
 from mlxd.control.dispatch import Asker, Dispatcher
 from mlxd.control.fingerprint import fingerprint_of
 from mlxd.core.clock import ManualClock
-from mlxd.core.errors import InvalidRequest, RequestQuarantined, UnsupportedFeature
+from mlxd.core.errors import InvalidRequest, Overloaded, RequestQuarantined, UnsupportedFeature
 from mlxd.core.events import Finished, TextDelta
 from mlxd.core.models import ModelCard
 from mlxd.core.preset import Preset
-from mlxd.core.request import GenerationRequest, Message, Sampling
+from mlxd.core.request import GenerationRequest, Message, Sampling, ToolChoice
 from mlxd.policy.load import load
 
 
@@ -98,7 +99,7 @@ async def test_a_request_with_a_bad_grammar_takes_no_slot_and_is_not_counted() -
     parts: Any = Parts()
     admission, policies = Admission(ManualClock()), load()
 
-    async def refuse(request: GenerationRequest) -> None:
+    async def refuse(request: GenerationRequest, client: str) -> None:
         raise InvalidRequest("format: no")
 
     dispatcher = Dispatcher(
@@ -113,6 +114,24 @@ async def test_a_request_with_a_bad_grammar_takes_no_slot_and_is_not_counted() -
     assert state.requests == state.remaining
     assert admission.totals.processed == 0
     assert not parts.orders
+
+
+async def test_each_grammar_of_a_call_is_judged_once() -> None:
+    parts: Any = Parts()
+    parts.bursts = [[Finished("stop", 1, 1)]]
+    told: list[tuple[Any, str]] = []
+
+    async def note(request: GenerationRequest, client: str) -> None:
+        told.append((request.format or request.pattern, client))
+
+    clock = ManualClock()
+    dispatcher = Dispatcher(parts, Admission(clock), parts, parts, clock=clock, check_grammar=note)
+    schema = {"type": "object"}
+    requests = [GenerationRequest(model="m", text=str(n), format=schema) for n in range(8)]
+    requests.append(GenerationRequest(model="m", text="x", pattern="a+"))
+    async with dispatcher.open_all(requests, Asker("c", load(), lambda rule: None)):
+        pass
+    assert told == [(schema, "c"), ("a+", "c")]
 
 
 async def test_several_generations_take_one_slot_and_count_once() -> None:
@@ -150,6 +169,30 @@ async def test_what_is_no_answer_is_not_rated(want: Any, slots: int, rated: int)
     assert state.requests - state.remaining == rated
 
 
+async def test_few_prompts_of_one_client_are_told_at_a_time() -> None:
+    parts: Any = Parts()
+    parts.bursts, go, inside = [[Finished("stop", 1, 0)]], asyncio.Event(), list[str]()
+    dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())
+    request = GenerationRequest(model="m", want="prompt", text="x")
+
+    async def tell(client: str) -> None:
+        async with dispatcher.open(request, Asker(client, load(), lambda rule: None)):
+            inside.append(client)
+            await go.wait()
+
+    tasks = [asyncio.create_task(tell("a")) for _ in range(34)]
+    tasks.append(asyncio.create_task(tell("b")))
+    await asyncio.sleep(0.01)
+    assert inside == ["a", "a", "b"]
+    with pytest.raises(Overloaded):
+        await tell("a")
+    tasks[5].cancel()
+    go.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert inside.count("a") == 33
+    assert not dispatcher._prompts._lines
+
+
 @pytest.mark.parametrize(
     ("capable", "asked", "words"),
     [
@@ -167,6 +210,26 @@ async def test_only_what_a_model_can_is_asked_of_it(capable, asked, words) -> No
     refused = pytest.raises(UnsupportedFeature, match=f'"m" does not support {words}')
     with refused if words else nullcontext():
         request = GenerationRequest(model="m", **asked)
+        async with dispatcher.open(request, Asker("c", load(), lambda rule: None)):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("asked", "refused"),
+    [
+        ({"format": {"type": "object"}}, True),
+        ({"tool_choice": ToolChoice(required=True)}, True),
+        ({"format": {"type": "object"}, "want": "prompt"}, False),
+        ({}, False),
+    ],
+)
+async def test_what_a_grammar_holds_goes_on_behind_nothing(asked: Any, *, refused: bool) -> None:
+    parts: Any = Parts()
+    dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())
+    turns = (Message("user", "hi"), Message("assistant", "{"))
+    request = GenerationRequest(model="m", messages=turns, continue_last=True, **asked)
+    words = pytest.raises(InvalidRequest, match="cannot go on behind")
+    with words if refused else nullcontext():
         async with dispatcher.open(request, Asker("c", load(), lambda rule: None)):
             pass
 

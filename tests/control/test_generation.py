@@ -243,3 +243,15 @@ async def test_a_prompt_that_came_too_late_was_not_told():
     running.interrupt(WorkerStalled("no"))
     running.take(ipc.Echoed(1, "once"))
     assert not running.transcript.told_prompt
+
+
+async def test_a_prompt_that_is_told_in_parts_is_one_event_and_told_with_the_last():
+    running = generation()
+    scores = [ipc.Logprob(name, name.encode(), -1.0) for name in "abc"]
+    running.take(ipc.Echoed(1, "", scores[:2], more=True))
+    assert not running.transcript.told_prompt
+    running.take(ipc.Echoed(1, "abc", scores[2:]))
+    assert running.transcript.told_prompt
+    running.take(ENDED)
+    echo, _ = await events_of(running)
+    assert (echo.text, [entry.token for entry in echo.logprobs]) == ("abc", list("abc"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ import pytest
 from mlxd.control import grammars as grammars_module
 from mlxd.control.grammars import Grammars
 from mlxd.core.clock import SystemClock
-from mlxd.core.errors import InvalidRequest
+from mlxd.core.errors import InvalidRequest, Overloaded
 from mlxd.core.request import GenerationRequest, ToolChoice
 
 
@@ -93,6 +94,71 @@ async def test_one_that_takes_too_long_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="pattern: it is too complex"):
         await judge.check(asked(pattern="abc"))
     assert judge._process is None
+
+
+@pytest.mark.parametrize("accident", ["late", "killed", "ended"])
+async def test_an_accident_is_no_verdict(accident: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may come again, and is then judged."""
+    judge, request = Grammars(SystemClock(), patience=0.0001), asked(format={"type": "string"})
+    if accident != "late":
+        judge = Grammars(SystemClock())
+
+    async def answer(process: Any, line: bytes) -> bytes:
+        if accident == "killed":
+            process.kill()
+        else:
+            process.stdin.close()
+        await process.wait()
+        return b""
+
+    if accident != "late":
+        monkeypatch.setattr(grammars_module, "_answer", answer)
+    with pytest.raises(Overloaded) as caught:
+        await judge.check(request)
+    assert caught.value.retry_after == 1.0
+    assert not judge._known
+    monkeypatch.undo()
+    judge._patience = 10.0
+    await judge.check(request)
+    await judge.close()
+
+
+async def test_one_client_does_not_fill_the_queue_and_what_it_gave_up_leaves_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judge, put, go = Grammars(SystemClock()), list[bytes](), asyncio.Event()
+
+    async def told(line: bytes) -> Any:
+        put.append(line)
+        await go.wait()
+        return {"words": ""}
+
+    monkeypatch.setattr(judge, "_told", told)
+
+    def ask(number: int, client: str) -> asyncio.Task[None]:
+        return asyncio.create_task(judge.check(asked(format={"const": number}), client))
+
+    async def until(count: int) -> None:
+        for _ in range(1000):
+            await asyncio.sleep(0.001)
+            if len(judge._questions) == count:
+                return
+        raise AssertionError(judge._questions)
+
+    tasks = [ask(n, "a") for n in range(8)]
+    await until(8)
+    same = [ask(3, "a"), ask(3, "b")]
+    with pytest.raises(Overloaded):
+        await ask(8, "a")
+    tasks.append(ask(9, "b"))
+    await until(9)
+    for task in tasks[4:8]:
+        task.cancel()
+    await until(5)
+    go.set()
+    await asyncio.gather(*tasks[:4], *same, tasks[8])
+    assert len(put) == 5
+    await judge.close()
 
 
 async def test_it_is_told_how_a_process_that_served_before_has_died(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 import pytest
 
-from mlxd.control.merging import AT_ONCE, merged
+from mlxd.control.merging import AT_ONCE, closing_all, merged
 from mlxd.core.errors import WorkerCrashed
 from mlxd.core.events import Burst, TextDelta
 
@@ -63,3 +63,26 @@ async def test_only_so_many_run_together() -> None:
         most = max(most, sum(source.begun and not source.over for source in sources))
     assert most == AT_ONCE
     assert all(source.over for source in sources)
+
+
+async def test_they_are_closed_all_at_once() -> None:
+    waiting = 0
+
+    async def slow() -> AsyncGenerator[Burst, None]:
+        nonlocal waiting
+        try:
+            yield [TextDelta("x")]
+        finally:
+            waiting += 1
+            for _ in range(100):
+                if waiting == 3:
+                    break
+                await asyncio.sleep(0)
+            else:
+                raise AssertionError(waiting)
+
+    each = [slow() for _ in range(3)]
+    async with closing_all(each):
+        for one in each:
+            await anext(one)
+    assert waiting == 3

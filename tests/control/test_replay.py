@@ -672,6 +672,19 @@ def test_which_deaths_accuse(world, status, pressure, accused):
     assert two.is_running() is not accused
 
 
+def test_inputs_that_were_not_yet_read_are_not_accused(world):
+    one, two, three = (Request(world, name, want="embedding") for name in ("one", "two", "three"))
+    one.starts()
+    world.dies(SIGSEGV)
+    accused = [world.replays.suspected(each.case) for each in (one, two, three)]
+    assert accused == [True, False, False]
+    assert one.is_running()
+    one.starts()
+    one.ends()
+    assert two.is_running()
+    assert three.is_running()
+
+
 def test_a_worker_that_was_to_go_accuses_nobody(world):
     """Such as one whose process held more than it may."""
     one, two = Request(world, "one"), Request(world, "two")

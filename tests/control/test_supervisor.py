@@ -715,3 +715,14 @@ def test_a_dead_worker_is_in_no_list(world: World) -> None:
     assert world.supervisor.workers() == []
     assert world.slot().pid is None
     assert asyncio.isfuture(engine._failing)
+
+
+def test_the_next_worker_knows_that_grammars_have_held_answers(world: World) -> None:
+    assert isinstance(world.answer(), Engine)
+    assert not world.known[-1].held
+    first: Any = world.engines[0]
+    world.loop.do(first.on_grammar)
+    world.loop.do(first.ends, -11)
+    world.advance(5)
+    world.answer()
+    assert [known.held for known in world.known] == [False, True]

@@ -20,6 +20,7 @@ from mlxd.ipc.messages import (
     Call,
     Cancel,
     Cancelled,
+    Deaf,
     Down,
     Ended,
     FrameReader,
@@ -94,6 +95,7 @@ UP: tuple[Up, ...] = (
     Need(1, 2**40),
     Observed(90, 100, 4, 1000),
     Pong(1, 2, Memory(3, 4, 5)),
+    Deaf(15.0),
 )
 
 

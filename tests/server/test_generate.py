@@ -10,7 +10,7 @@ from mlxd.core.errors import InvalidRequest
 from mlxd.core.request import GenerationRequest
 from mlxd.dialects.base import Call
 from mlxd.policy.load import Override, load
-from mlxd.server.generate import _check_choices, _reword
+from mlxd.server.generate import _check_choices, _check_scored, _reword
 
 POLICIES: Any = load(None, [Override("limits.choices", "3", "a test")])
 
@@ -32,6 +32,16 @@ def test_one_for_more_than_policy_allows_is_refused_with_its_line() -> None:
 
 def test_what_is_no_answer_is_not_limited_by_it() -> None:
     _check_choices(call_of(2048, want="embedding"), POLICIES)
+
+
+@pytest.mark.parametrize("prompt", [{"text": "x" * 60_000}, {"token_ids": (1,) * 15_000}])
+def test_scores_of_more_than_can_be_written_soon_are_refused(prompt: dict[str, Any]) -> None:
+    _check_scored(call_of(1, **prompt, echo=True, logprobs=5))
+    _check_scored(call_of(4, **prompt, echo=True, logprobs=0))
+    _check_scored(call_of(9, **prompt, echo=True))
+    _check_scored(call_of(9, **prompt, logprobs=5))
+    with pytest.raises(InvalidRequest, match=r"prompts of 87381 characters \(4 for a token id\)"):
+        _check_scored(call_of(2, **prompt, echo=True, logprobs=5))
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,7 @@ class World:
         self.engines: list[Engine] = []
         self.dead: list[Engine] = []
         self.starts: list[float] = []
+        self.known: list[Any] = []
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.counts = SimpleNamespace(exits=[], restarts=[])
         self.counts.worker_exited = lambda model, reason: self.counts.exits.append((model, reason))
@@ -207,6 +208,7 @@ class World:
         self, spec: Any, name: str, clock: Any, *, temporary: Path, budget: Any, known: Any
     ) -> Engine:
         self.starts.append(self.loop.now - self.began)
+        self.known.append(known)
         await asyncio.sleep(0)
         self.engines.append(Engine(self, spec, name, budget))
         return self.engines[-1]

@@ -357,6 +357,30 @@ def test_one_lane_holds_one_sequence_at_a_time():
     assert made.decide(0).admit == [1, 2, 3]
 
 
+@pytest.mark.parametrize("rows", [1, 8])
+def test_what_is_read_apart_is_held_beside_whatever_rows_there_are(rows: int) -> None:
+    apart = replace(claim(9, 1280, max_tokens=0), apart=True)
+    others = [claim(n, 256) for n in range(rows)]
+    made = ledger(2 * rows + 4, *others, apart, rows=rows)
+    assert made.decide(0).admit == list(range(rows))
+    begin(made, *range(rows))
+    made.set_budget(budget(2 * rows + 5))
+    assert made.decide(0).admit == [9]
+    made.started([9])
+    assert made.allowance == WEIGHTS + (2 * rows + 5) * KIB
+    made.left(9)
+
+
+def test_what_was_read_apart_is_a_row_like_others_from_then_on() -> None:
+    made = ledger(12, claim(1, 256), replace(claim(2, 1280), apart=True), rows=1)
+    assert made.decide(0).admit == [1, 2]
+    begin(made, 1)
+    made.set_budget(budget(4))
+    assert made.allowance == WEIGHTS + 7 * KIB
+    made.entered(2)
+    assert made.allowance == WEIGHTS + 6 * KIB
+
+
 def test_beyond_the_rows_of_a_batch_nothing_is_held():
     made = ledger(16, *[claim(n, 256) for n in range(12)], rows=8)
     assert made.decide(0).admit == list(range(12))

@@ -64,6 +64,21 @@ def drawn(tokenizer: Any, process: Any, forced: str = "", limit: int = 60) -> st
     return str(tokenizer.decode(tokens[2:]))
 
 
+def test_it_is_told_when_the_lock_is_held(tokenizer) -> None:
+    from mlxd.worker.grammar import DEAF_SECONDS, Grammars
+
+    told: list[float] = []
+    grammars = Grammars(tokenizer, 512, deaf=told.append)
+    made(grammars, asked(SCHEMA))
+    made(grammars, asked("json"))
+    assert told == [DEAF_SECONDS, 0.0]
+    early = Grammars(tokenizer, 512, deaf=told.append)
+    early.prepare()
+    told.clear()
+    made(early, asked(SCHEMA))
+    assert told == []
+
+
 def test_text_follows_the_schema(tokenizer, grammars):
     process = made(grammars, asked(SCHEMA))
     assert json.loads(drawn(tokenizer, process))["a"] in ("x", "y")

@@ -107,6 +107,8 @@ def test_further_steps_are_taken_in_order(tmp_path: Path) -> None:
         ({"modules.json": [module("Pooling", "1_Pooling")]}, "1_Pooling/config.json cannot be"),
         ({"1_Pooling__config.json": {}}, "its pooling is not offered: none"),
         ({"1_Pooling__config.json": {"pooling_mode": "best"}}, "its pooling is not offered: best"),
+        ({"1_Pooling__config.json": {"pooling_mode": 5}}, "its pooling is not offered: 5"),
+        ({"1_Pooling__config.json": {"pooling_mode": [["cls"]]}}, "its pooling is not offered"),
         ({"1_Pooling__config.json": []}, "1_Pooling/config.json is no object"),
         (
             {
@@ -126,3 +128,24 @@ def test_further_steps_are_taken_in_order(tmp_path: Path) -> None:
 def test_what_is_not_offered_is_said(tmp_path: Path, files: Any, words: str) -> None:
     with pytest.raises(UnknownRecipe, match=words):
         recipe_of(folder_with(tmp_path, **files))
+
+
+def test_steps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    files = {"modules.json": [module("Dense", "2_Dense")], "2_Dense__config.json": {}}
+    folder = folder_with(tmp_path, **files)
+    path = str(folder / "2_Dense" / "model.safetensors")
+    mx.save_safetensors(path, {"linear.weight": mx.zeros((3, 4))})
+    pool = Pool(("mean",))
+    pool.add(mx.array(STATES))
+    with pytest.raises(UnknownRecipe, match="2_Dense takes other vectors"):
+        recipe_of(folder).vector(pool)
+    mx.save_safetensors(path, {"linear.weight": mx.zeros(3)})
+    with pytest.raises(UnknownRecipe, match="other shapes"):
+        recipe_of(folder)
+
+
+def test_a_list_of_steps_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path)
+    (folder / "modules.json").write_text("[" * 100_000)
+    with pytest.raises(UnknownRecipe, match=r"its modules\.json cannot be read"):
+        recipe_of(folder)

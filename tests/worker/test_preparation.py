@@ -264,6 +264,16 @@ def test_a_prompt_is_told_and_goes_no_further() -> None:
     assert not scene.preparation.claim(1)
 
 
+def test_prompts_let_answers_pass() -> None:
+    order: list[int] = []
+    scene = Scene(order.append)
+    scene.ask(1, 2, request=TELL)
+    scene.ask(3, 4)
+    for _ in range(3):
+        scene.preparation.turn()
+    assert order == [3, 4, 1, 2]
+
+
 def test_a_prompt_that_is_cancelled_meanwhile_is_not_told() -> None:
     scene = Scene()
     scene.work = scene.cancel

@@ -256,8 +256,11 @@ def test_larger_models_are_read_in_shorter_chunks(weights: int, tokens: int, *, 
 
 
 def echoed(heard: Heard) -> Echoed:
-    (found,) = [piece for piece in heard.pieces if isinstance(piece, Echoed)]
-    return found
+    """As one, however many there were."""
+    *early, last = [piece for piece in heard.pieces if isinstance(piece, Echoed)]
+    assert all(piece.more for piece in early)
+    assert not last.more
+    return structs.replace(last, logprobs=[e for one in (*early, last) for e in one.logprobs])
 
 
 def test_a_prompt_is_told_before_its_answer(bench: Bench) -> None:
@@ -273,6 +276,7 @@ def test_its_tokens_are_scored_by_those_before_them(
 ) -> None:
     bench = bench_of(kind)
     monkeypatch.setattr(reading, "MOST_SCORES", 512 * 32)
+    monkeypatch.setattr(reading, "MOST_TOLD", 256)
     asked: dict[str, Any] = {"text": LONG, "max_tokens": 5, "logprobs": 2}
     plain, told = bench.run([bench.message(**asked), bench.message(**asked, echo=True)])
     tokens = unpacked(told.prompt)
@@ -289,6 +293,10 @@ def test_its_tokens_are_scored_by_those_before_them(
         assert len(entry.top) == 2
     assert told.tokens == plain.tokens
     assert told.started >= 1
+    lengths = [len(one.logprobs) for one in told.pieces if isinstance(one, Echoed)]
+    assert max(lengths) == 256 // 3
+    sent = [message for message in bench.wire.sent if isinstance(message, Output)]
+    assert max(sum(isinstance(p, Echoed) for p in message.pieces) for message in sent) == 1
 
 
 @pytest.mark.parametrize("logprobs", [None, 0])

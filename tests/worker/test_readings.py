@@ -33,8 +33,9 @@ pytestmark = pytest.mark.mlx
 class Reader:
     """Takes as many chunks for each prompt as that has tokens; refuses those that it is told to."""
 
-    def __init__(self, refuse: int = -1) -> None:
+    def __init__(self, refuse: int = -1, fail: int = -1) -> None:
         self.refuse = refuse
+        self.fail = fail
         self.chunks: list[int] = []
 
     def read(self, job: Job) -> Work:
@@ -42,6 +43,8 @@ class Reader:
             if n:
                 yield None
             self.chunks.append(job.id)
+        if job.id == self.fail:
+            raise TypeError("no such number")
         if job.id == self.refuse:
             raise Refusal("no vector", code="unsupported")
         if job.echo is not None:
@@ -134,6 +137,14 @@ def test_one_that_is_refused_makes_way() -> None:
     wire = run(Script(), [embedding(1), embedding(2)], reader=Reader(refuse=1))
     assert said(wire.sent, 1)[-1] == Refused(1, "unsupported", "no vector")
     assert kinds(wire.sent, 2)[-1] == "Ended"
+
+
+def test_one_that_fails_in_any_way_ends_alone() -> None:
+    engine = Script()
+    wire = run(engine, [job(1), embedding(2, 2), embedding(3)], reader=Reader(fail=2))
+    refused = said(wire.sent, 2)[-1]
+    assert refused == Refused(2, "unsupported", "this model cannot read the input")
+    assert [kinds(wire.sent, id)[-1] for id in (1, 3)] == ["Ended", "Ended"]
 
 
 def test_only_one_asks_for_memory_and_the_others_do_not_add_up() -> None:

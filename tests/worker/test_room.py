@@ -111,3 +111,14 @@ def test_nothing_is_certain_where_bytes_are_missing():
     whole = Tokenizer(models.BPE(pieces, [], byte_fallback=True))
     whole.pre_tokenizer = pre_tokenizers.Metaspace()
     assert longest_token(wrapped(whole)) == 6
+
+
+def test_what_is_only_counted_is_judged_by_what_tokens_usually_stand_for() -> None:
+    from mlxd.worker.room import CountingRoom
+
+    room = CountingRoom(101, 100)
+    room.check_bytes(800, 128)
+    room.check_bytes(300, 3)
+    for size, longest in ((801, 128), (301, 3)):
+        with pytest.raises(Refusal, match="input length exceeds"):
+            room.check_bytes(size, longest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,3 +86,13 @@ def test_a_process_that_was_killed_is_replaced(templates: Templates) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert templates.render("y", TURNS) == "y"
+
+
+def test_nothing_is_imported_from_where_the_daemon_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "jinja2.py").write_text("raise SystemExit(1)")
+    monkeypatch.chdir(tmp_path)
+    templates = Templates()
+    assert templates.render("x", TURNS) == "x"
+    templates.close()
