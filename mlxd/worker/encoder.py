@@ -272,9 +272,11 @@ class Encoder(_Module):
 
     @property
     def token_bytes(self) -> int:
-        """About what a layer computes with for each token, its scores left aside."""
+        """About what a layer computes with for each token, its scores left aside; its activation
+        is computed step by step where MLX compiles nothing, as on a CPU.
+        """
         args = self.args
-        return self._item_bytes * (8 * args.hidden_size + 3 * args.intermediate_size)
+        return self._item_bytes * (8 * args.hidden_size + 4 * args.intermediate_size)
 
     @property
     def pair_bytes(self) -> int:

@@ -79,7 +79,8 @@ def test_several_answers_in_one_stream_end_together(served: Daemon) -> None:
     body |= {"stream": True, "n": 4}
     with served.http.stream("POST", "/v1/chat/completions", json=body) as response:
         begun: set[int] = set()
-        for line in response.iter_lines():
+        lines = response.iter_lines()  # forgotten, it would hang up
+        for line in lines:
             choices = json.loads(line[6:])["choices"] if line.startswith("data: ") else []
             begun |= {one["index"] for one in choices if one["delta"].get("content")}
             if len(begun) == 4:
