@@ -81,7 +81,7 @@ def test_what_an_earlier_load_has_measured_is_taken_over(kept: WorkerProcess, va
 def test_what_would_pad_the_batch_beyond_its_budget_waits_and_runs_alone(kept: WorkerProcess):
     size = room(kept, 100, 3700)
     allow(kept, size, most=size)
-    short = [kept.generate(text="hello", max_tokens=60, expected_output=64) for _ in range(4)]
+    short = [kept.generate(text="hello", max_tokens=400, expected_output=400) for _ in range(4)]
     kept.until(lambda: all(kept.told[id].accepted for id in short))
     long = kept.generate(token_ids=(9,) * 100, max_tokens=3700, expected_output=3700)
     after = kept.generate(text="hello", max_tokens=3)
