@@ -18,6 +18,7 @@ from mlxd.core.request import GenerationRequest
 from mlxd.dialects.base import Call, to_json
 from mlxd.dialects.fields import Fields, Json
 from mlxd.dialects.openai.choices import choices_of, read_count
+from mlxd.dialects.openai.efforts import read_effort
 from mlxd.dialects.openai.errors import render_error
 from mlxd.dialects.openai.formats import format_names
 from mlxd.dialects.openai.logprobs import entry_of
@@ -34,16 +35,6 @@ from mlxd.dialects.openai.tools import old_form, with_tools
 from mlxd.dialects.tool_calls import tool_call_id
 
 _MOST_LOGPROBS = 20
-_EFFORTS: dict[str, bool | str] = {
-    "none": False,
-    "minimal": "low",
-    "low": "low",
-    "medium": "medium",
-    "high": "high",
-    "xhigh": "max",
-    "ultra": "max",
-    "max": "max",
-}
 
 
 class ChatCodec:
@@ -167,23 +158,13 @@ def _with_conversation(fields: Fields, request: GenerationRequest) -> Generation
 def _with_thinking(fields: Fields, request: GenerationRequest) -> GenerationRequest:
     """`reasoning_effort` over `reasoning.effort` over the template's own switch."""
     options = dict(fields.mapping("chat_template_kwargs") or {})
-    think = _effort(fields, "reasoning_effort")
+    think = read_effort(fields, "reasoning_effort")
     reasoning = fields.fields("reasoning")
     if think is None and reasoning is not None:
-        think = _effort(reasoning, "effort")
+        think = read_effort(reasoning, "effort")
     if think is None and isinstance(options.get("enable_thinking"), bool):
         think = options["enable_thinking"]
     return replace(request, think=think, template_options=options)
-
-
-def _effort(fields: Fields, name: str) -> bool | str | None:
-    effort = fields.text(name)
-    if effort is None:
-        return None
-    if effort not in _EFFORTS:
-        path = fields.path(name)
-        raise InvalidRequest(f"{path} must be one of {', '.join(_EFFORTS)}", param=path)
-    return _EFFORTS[effort]
 
 
 def _max_tokens(fields: Fields) -> int | None:

@@ -9,6 +9,7 @@ from typing import Any
 from mlxd.core.errors import InvalidRequest, UnsupportedFeature
 from mlxd.core.request import GenerationRequest, Message, ToolChoice
 from mlxd.dialects.fields import Fields, Json
+from mlxd.dialects.openai.efforts import read_effort
 from mlxd.dialects.openai.errors import complain
 from mlxd.dialects.openai.formats import format_names
 from mlxd.dialects.openai.parameters import limited, read_request
@@ -21,16 +22,6 @@ _MOST_LOGPROBS = 20
 _MOST_PAIRS = 16
 _LONGEST_KEY = 64
 _LONGEST_VALUE = 512
-_EFFORTS: dict[str, bool | str] = {
-    "none": False,
-    "minimal": "low",
-    "low": "low",
-    "medium": "medium",
-    "high": "high",
-    "xhigh": "max",
-    "ultra": "max",
-    "max": "max",
-}
 _NOT_OFFERED = {
     "background": "responses in the background are not offered: stream, or wait for the answer",
     "conversation": "conversations are not offered: go on with previous_response_id, or send all",
@@ -207,16 +198,9 @@ def _truncation(fields: Fields) -> str:
 def _with_thinking(fields: Fields, request: GenerationRequest) -> GenerationRequest:
     """`reasoning.effort` over the template's own switch."""
     options = dict(fields.mapping("chat_template_kwargs") or {})
-    think: bool | str | None = None
     wanted = fields.fields("reasoning")
-    effort = wanted.text("effort") if wanted is not None else None
-    if effort is not None:
-        if effort not in _EFFORTS:
-            raise InvalidRequest(
-                f"reasoning.effort must be one of {', '.join(_EFFORTS)}", param="reasoning.effort"
-            )
-        think = _EFFORTS[effort]
-    elif isinstance(options.get("enable_thinking"), bool):
+    think = read_effort(wanted, "effort") if wanted is not None else None
+    if think is None and isinstance(options.get("enable_thinking"), bool):
         think = options["enable_thinking"]
     return replace(request, think=think, template_options=options)
 
