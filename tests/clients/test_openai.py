@@ -530,7 +530,8 @@ class TestLimits:
             yield client
 
     def test_too_many_and_too_often(self, tight: openai.OpenAI) -> None:
-        running = ask(tight, temperature=0, max_tokens=4000, stream=True)
+        # of eight answers, so that it still runs when this process has had to wait for its turn
+        running = ask(tight, temperature=0, max_tokens=4000, n=8, stream=True)
         with running:
             next(iter(running))
             with pytest.raises(openai.InternalServerError) as busy:
