@@ -16,11 +16,13 @@ from mlxd.control.prompts import Prompts
 from mlxd.control.replay import Replays, fresh_seed, seeded
 from mlxd.control.residency import Residency
 from mlxd.control.suspects import Case
+from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock
 from mlxd.core.errors import InvalidRequest, UnsupportedFeature
 from mlxd.core.events import Burst, Started
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest, Sampling, Want
+from mlxd.core.story import Story
 from mlxd.grammar.source import is_held
 from mlxd.policy.load import PolicySet
 
@@ -29,10 +31,19 @@ from mlxd.policy.load import PolicySet
 class Asker:
     """Who asks, and under which policies: the same from the first wall to the last token."""
 
-    client: str
+    caller: Caller
     policies: PolicySet
     would_deny: Callable[[str], None]
     """Told the name of each rule on trial that would have refused the request."""
+    story: Story
+    """Told what becomes of the request."""
+    priority: Priority | None = None
+    """The class that its header asks for; it goes before the body's."""
+
+    @property
+    def client(self) -> str:
+        """Whose share and belongings they are."""
+        return self.caller.name
 
 
 class Dispatcher:

@@ -18,7 +18,7 @@ from mlxd.policy.schema.supervision import Quarantine
 KEPT = 1000
 _DELIVERY: dict[str, Any] = {
     "stream": True, "logprobs": None, "keep_alive": None,
-    "tell_context": False, "think_or_refuse": False,
+    "tell_context": False, "think_or_refuse": False, "priority": None, "user": "",
 }  # fmt: skip
 """What of a request says only how its answer is delivered."""
 

@@ -9,11 +9,18 @@ MlxdError
 ├── RequestTooLarge             request_too_large       the body is over server.http.max_body
 ├── HeadersTooLarge             headers_too_large       over server.http.max_header_bytes
 ├── UnsupportedEncoding         unsupported_encoding    a Content-Encoding that is not read
+├── Unauthorized                unauthorized            no API key, or one that is not known
 ├── Forbidden                   forbidden               something that policy does not allow
 ├── ModelNotFound               model_not_found         no model of that name
 ├── ResponseNotFound            response_not_found      no response of that id is kept
 ├── RateLimited                 rate_limited            this client's quota is used up
-├── Overloaded                  overloaded              every slot is taken
+│   ├── TokensExhausted         tokens_exhausted        its tenant's quota of tokens is used up
+│   ├── TenantBusy              tenant_busy             as many of its tenant's requests run as may
+│   └── TooManyGuesses          too_many_guesses        too many unknown API keys from its address
+├── Overloaded                  overloaded              every slot is taken, and nobody may wait
+│   ├── QueueFull               queue_full              every place in the queue is taken
+│   ├── QueueTimeout            queue_timeout           no slot was free within timeouts.queue
+│   └── Shed                    shed                    requests of its class are refused now
 ├── Draining                    draining                the daemon is stopping
 ├── InsufficientMemory          insufficient_memory     a model or a request does not fit now
 ├── ModelsBusy                  models_busy             max_loaded models are loaded and all in use
@@ -38,6 +45,7 @@ name each API has for it is in that dialect's `render_error`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -60,7 +68,8 @@ class PolicyLine:
 class MlxdError(Exception):
     """A failure that a client is told about, in its own dialect.
 
-    `retry_after` is in seconds. `policy` names the line that decided, if one did.
+    `retry_after` is in seconds. `policy` names the line that decided, if one did. `numbers` are
+    what it decided by, by names that stay; `would_pass` says in words what would have passed.
     """
 
     code: ClassVar[str] = "internal_error"
@@ -72,12 +81,16 @@ class MlxdError(Exception):
         param: str | None = None,
         retry_after: float | None = None,
         policy: PolicyLine | None = None,
+        numbers: Mapping[str, float | str] | None = None,
+        would_pass: str = "",
     ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.retry_after = retry_after
         self.policy = policy
+        self.numbers = numbers or {}
+        self.would_pass = would_pass
 
     def explained(self) -> str:
         """The message, and the policy line to change where one decided."""
@@ -118,6 +131,10 @@ class UnsupportedEncoding(MlxdError):
     code = "unsupported_encoding"
 
 
+class Unauthorized(MlxdError):
+    code = "unauthorized"
+
+
 class Forbidden(MlxdError):
     code = "forbidden"
 
@@ -140,8 +157,32 @@ class RateLimited(MlxdError):
     code = "rate_limited"
 
 
+class TokensExhausted(RateLimited):
+    code = "tokens_exhausted"
+
+
+class TenantBusy(RateLimited):
+    code = "tenant_busy"
+
+
+class TooManyGuesses(RateLimited):
+    code = "too_many_guesses"
+
+
 class Overloaded(MlxdError):
     code = "overloaded"
+
+
+class QueueFull(Overloaded):
+    code = "queue_full"
+
+
+class QueueTimeout(Overloaded):
+    code = "queue_timeout"
+
+
+class Shed(Overloaded):
+    code = "shed"
 
 
 class Draining(MlxdError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from mlxd.core.caller import Priority
+
 Json = dict[str, Any]
 
 
@@ -140,4 +142,8 @@ class GenerationRequest:
     """None: not asked. 0 to 20: the sampled token's, and this many alternatives."""
     keep_alive: float | None = None
     """Seconds the model stays loaded after this; inf for ever; None keeps what is in force."""
+    priority: Priority | None = None
+    """The class that the client asks for; None: it does not say."""
+    user: str = ""
+    """For whom the client asks, by the client's own word; a rate rule may count by it."""
     stream: bool = True

@@ -102,13 +102,6 @@ def _limits(policies: Policies, written: Written) -> Iterator[Problem]:
         _Bound(("limits", "adaptive", "max"), adaptive.max),
         written,
     )
-    for index, limit in enumerate(policies.limits.rate_limit):
-        if limit.key != "client_ip":
-            yield Problem(
-                ("limits", "rate_limit", index, "key"),
-                f"{limit.key} cannot be counted yet, so this limit would hold nobody: write "
-                "client_ip, or remove the line",
-            )
 
 
 def _restarts(policies: Policies, written: Written) -> Iterator[Problem]:

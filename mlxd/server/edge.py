@@ -16,6 +16,7 @@ from typing import Protocol
 
 from aiohttp import web
 
+from mlxd.core.caller import Caller
 from mlxd.core.errors import (
     Draining,
     Forbidden,
@@ -25,6 +26,7 @@ from mlxd.core.errors import (
     MlxdError,
     Overloaded,
 )
+from mlxd.core.story import Story
 from mlxd.policy.load import PolicySet
 from mlxd.server.connections import Connection
 from mlxd.server.errors import Render, error_response, identity, words_for
@@ -98,6 +100,8 @@ Route = Callable[[web.BaseRequest], Endpoint]
 ID = web.RequestKey("id", str)
 POLICIES = web.RequestKey("policies", PolicySet)
 MARKS = web.RequestKey("marks", Marks)
+CALLER = web.RequestKey("caller", Caller)
+STORY = web.RequestKey("story", Story)
 MODEL = web.RequestKey("model", str)
 """As the client named it; for the log."""
 ORIGIN = web.RequestKey("origin", str)
@@ -126,7 +130,9 @@ class Edge:
         request[MARKS] = Marks(self._parts.metrics.would_deny)
         if self._parts.state.draining and isinstance(request.protocol, Connection):
             request.protocol.leaving = True
+        request[CALLER] = Caller(client_at(request.remote or ""))
         began = self._parts.clock.monotonic()
+        request[STORY] = self._story(request, began)
         status = 499
         try:
             response = await self._answer(request)
@@ -146,6 +152,14 @@ class Edge:
                     "model": request.get(MODEL, ""),
                 },
             )
+
+    def _story(self, request: web.BaseRequest, began: float) -> Story:
+        clock = self._parts.clock
+        generation = policies_of(request).generation
+        return Story(
+            request[ID], request.path, caller_of(request), generation,
+            clock.wall(), clock.monotonic, began,
+        )  # fmt: skip
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """The one edge: whatever went wrong behind it becomes an answer here."""
@@ -261,9 +275,14 @@ def common_headers(request: web.BaseRequest) -> dict[str, str]:
     return headers
 
 
+def caller_of(request: web.BaseRequest) -> Caller:
+    """Who asks."""
+    return request[CALLER]
+
+
 def client_of(request: web.BaseRequest) -> str:
-    """Whose quota a request counts on."""
-    return client_at(request.remote or "")
+    """Whose share a request takes, and whose belongings it may touch."""
+    return caller_of(request).name
 
 
 def client_at(remote: str) -> str:

@@ -27,7 +27,9 @@ from mlxd.server.edge import (
     MARKS,
     MODEL,
     QUOTA,
+    STORY,
     STREAM,
+    caller_of,
     client_of,
     common_headers,
     policies_of,
@@ -243,7 +245,7 @@ class _Stream:
 
 def asker_of(request: web.BaseRequest) -> Asker:
     """Whoever asks, under the policies of this request; dry runs mark its answer."""
-    return Asker(client_of(request), policies_of(request), request[MARKS].add)
+    return Asker(caller_of(request), policies_of(request), request[MARKS].add, request[STORY])
 
 
 def _check_choices(call: Call, policies: PolicySet) -> None:

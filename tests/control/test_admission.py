@@ -201,7 +201,7 @@ def test_a_dry_run_does_not_count_what_it_would_have_refused(admission, tmp_path
     for _ in range(4):  # at 0, 4, 8 and 12 seconds: as if it enforced, only the first one counted
         admission.leave(admission.enter("a", "m", policies, told.append))
         clock.advance(4)
-    assert told == ["rate_limit:per-ip"] * 2
+    assert told == ["rate_limit:per-client"] * 2
 
 
 def test_a_rule_that_enforces_still_refuses_beside_a_dry_run(admission, tmp_path):
@@ -241,7 +241,7 @@ def test_concurrency_that_is_off_is_not_judged(admission, tmp_path):
     for _ in range(3):
         admission.enter("a", "m", policies, told.append)
     assert told == []
-    assert rules_in_force(policies) == ["rate_limit:per-ip"]
+    assert rules_in_force(policies) == ["rate_limit:per-client"]
 
 
 def test_a_lower_limit_stops_nothing_and_refuses_until_enough_have_ended(admission, tmp_path):

@@ -12,13 +12,19 @@ import pytest
 from mlxd.control.admission import Admission
 from mlxd.control.dispatch import Asker, Dispatcher
 from mlxd.control.fingerprint import fingerprint_of
+from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import InvalidRequest, Overloaded, RequestQuarantined, UnsupportedFeature
 from mlxd.core.events import Finished, TextDelta
 from mlxd.core.models import ModelCard
 from mlxd.core.preset import Preset
 from mlxd.core.request import GenerationRequest, Message, Sampling, ToolChoice
-from mlxd.policy.load import load
+from mlxd.core.story import untold
+from mlxd.policy.load import PolicySet, load
+
+
+def asker(client: str, policies: PolicySet) -> Asker:
+    return Asker(Caller(client), policies, lambda rule: None, untold(client))
 
 
 class Parts:
@@ -60,7 +66,7 @@ async def opened(parts: Any, sampling: Sampling, admission: Admission | None = N
         parts, admission, parts, parts, clock=ManualClock(), draw_seed=lambda: 77
     )
     request = GenerationRequest(model="m", text="x", sampling=sampling)
-    async with dispatcher.open(request, Asker("c", load(), lambda rule: None)) as bursts:
+    async with dispatcher.open(request, asker("c", load())) as bursts:
         assert [burst async for burst in bursts] == []
 
 
@@ -107,7 +113,7 @@ async def test_a_request_with_a_bad_grammar_takes_no_slot_and_is_not_counted() -
     )
     request = GenerationRequest(model="m", text="x", format={"type": 5})
     with pytest.raises(InvalidRequest):
-        async with dispatcher.open(request, Asker("c", policies, lambda rule: None)):
+        async with dispatcher.open(request, asker("c", policies)):
             pass
     state = admission.rate_state("c", policies)
     assert state is not None
@@ -129,7 +135,7 @@ async def test_each_grammar_of_a_call_is_judged_once() -> None:
     schema = {"type": "object"}
     requests = [GenerationRequest(model="m", text=str(n), format=schema) for n in range(8)]
     requests.append(GenerationRequest(model="m", text="x", pattern="a+"))
-    async with dispatcher.open_all(requests, Asker("c", load(), lambda rule: None)):
+    async with dispatcher.open_all(requests, asker("c", load())):
         pass
     assert told == [(schema, "c"), ("a+", "c")]
 
@@ -142,7 +148,7 @@ async def test_several_generations_take_one_slot_and_count_once() -> None:
     policies = load()
     requests = [GenerationRequest(model="m", text=str(n)) for n in range(8)]
     before = admission.rate_state("c", policies)
-    async with dispatcher.open_all(requests, Asker("c", policies, lambda rule: None)) as bursts:
+    async with dispatcher.open_all(requests, asker("c", policies)) as bursts:
         got = []
         async for number, _ in bursts:
             assert admission.active == 1
@@ -162,7 +168,7 @@ async def test_what_is_no_answer_is_not_rated(want: Any, slots: int, rated: int)
     dispatcher = Dispatcher(parts, admission, parts, parts, clock=ManualClock())
     policies = load()
     request = GenerationRequest(model="m", want=want, text="x")
-    async with dispatcher.open(request, Asker("c", policies, lambda rule: None)):
+    async with dispatcher.open(request, asker("c", policies)):
         assert admission.active == slots
     state = admission.rate_state("c", policies)
     assert state is not None
@@ -176,7 +182,7 @@ async def test_few_prompts_of_one_client_are_told_at_a_time() -> None:
     request = GenerationRequest(model="m", want="prompt", text="x")
 
     async def tell(client: str) -> None:
-        async with dispatcher.open(request, Asker(client, load(), lambda rule: None)):
+        async with dispatcher.open(request, asker(client, load())):
             inside.append(client)
             await go.wait()
 
@@ -210,7 +216,7 @@ async def test_only_what_a_model_can_is_asked_of_it(capable, asked, words) -> No
     refused = pytest.raises(UnsupportedFeature, match=f'"m" does not support {words}')
     with refused if words else nullcontext():
         request = GenerationRequest(model="m", **asked)
-        async with dispatcher.open(request, Asker("c", load(), lambda rule: None)):
+        async with dispatcher.open(request, asker("c", load())):
             pass
 
 
@@ -230,7 +236,7 @@ async def test_what_a_grammar_holds_goes_on_behind_nothing(asked: Any, *, refuse
     request = GenerationRequest(model="m", messages=turns, continue_last=True, **asked)
     words = pytest.raises(InvalidRequest, match="cannot go on behind")
     with words if refused else nullcontext():
-        async with dispatcher.open(request, Asker("c", load(), lambda rule: None)):
+        async with dispatcher.open(request, asker("c", load())):
             pass
 
 
@@ -238,12 +244,12 @@ async def test_a_gap_is_for_models_that_fill_one() -> None:
     parts: Any = Parts()
     dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())
     request = GenerationRequest(model="m:1b", text="x", suffix="y")
-    asker = Asker("c", load(), lambda rule: None)
+    someone = asker("c", load())
     with pytest.raises(UnsupportedFeature, match=r"^m:1b does not support insert$"):
-        async with dispatcher.open(request, asker):
+        async with dispatcher.open(request, someone):
             pass
     parts.card = replace(parts.card, capabilities=("completion", "insert"))
-    async with dispatcher.open(request, asker) as bursts:
+    async with dispatcher.open(request, someone) as bursts:
         assert [burst async for burst in bursts] == []
 
 
@@ -253,7 +259,7 @@ async def test_what_a_created_model_says_stands_in_each_request() -> None:
     parts.card = replace(parts.card, preset=preset)
     dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())
     request = GenerationRequest(model="m", messages=(Message("user", "hi"),))
-    async with dispatcher.open(request, Asker("c", load(), lambda rule: None)) as bursts:
+    async with dispatcher.open(request, asker("c", load())) as bursts:
         assert [burst async for burst in bursts] == []
     (order,) = parts.orders
     assert order.request == preset.applied(request)

@@ -158,14 +158,14 @@ class TestDryRun:
         assert "x-mlxd-would-deny" not in post(daemon).headers
         marked = post(daemon)
         assert marked.status_code == 200
-        assert marked.headers["x-mlxd-would-deny"] == "rate_limit:per-ip"
+        assert marked.headers["x-mlxd-would-deny"] == "rate_limit:per-client"
         with held(daemon, prompt="x") as stream:
-            assert stream.response.headers["x-mlxd-would-deny"] == "rate_limit:per-ip"
+            assert stream.response.headers["x-mlxd-would-deny"] == "rate_limit:per-client"
             stream.read(2)
             both = post(daemon)
         assert both.status_code == 200
-        assert both.headers["x-mlxd-would-deny"] == "rate_limit:per-ip, concurrency"
-        assert self.counted(daemon, "rate_limit:per-ip") == 3
+        assert both.headers["x-mlxd-would-deny"] == "rate_limit:per-client, concurrency"
+        assert self.counted(daemon, "rate_limit:per-client") == 3
         assert self.counted(daemon, "concurrency") == 1
 
     @pytest.mark.slow

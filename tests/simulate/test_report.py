@@ -6,7 +6,7 @@ BAD = Result("bad", "t.yaml", Place(5, 3), Failure(Place(8, 9), "status 503", "2
 
 
 def test_a_report_names_what_failed_and_where():
-    report = Report((GOOD, BAD), ("rate_limit:per-ip", "concurrency"))
+    report = Report((GOOD, BAD), ("rate_limit:per-client", "concurrency"))
     assert str(report).splitlines() == [
         "t.yaml",
         "  passed  good",
@@ -14,13 +14,13 @@ def test_a_report_names_what_failed_and_where():
         "          t.yaml:8:9: start at 1s: expected status 503, got 200",
         "1 passed, 1 failed",
         "rules that a test has seen refuse: concurrency",
-        "rules that no test has seen refuse: rate_limit:per-ip",
+        "rules that no test has seen refuse: rate_limit:per-client",
     ]
     assert report.exit_status == 1
 
 
 def test_a_report_is_json_for_programs():
-    report = Report((GOOD, BAD), ("rate_limit:per-ip", "concurrency"))
+    report = Report((GOOD, BAD), ("rate_limit:per-client", "concurrency"))
     assert report.as_json() == {
         "passed": False,
         "tests": [
@@ -39,7 +39,7 @@ def test_a_report_is_json_for_programs():
                 },
             },
         ],
-        "rules": {"covered": ["concurrency"], "not_covered": ["rate_limit:per-ip"]},
+        "rules": {"covered": ["concurrency"], "not_covered": ["rate_limit:per-client"]},
         "errors": [],
     }
 

@@ -81,7 +81,7 @@ def test_promtool_finds_nothing_to_mend() -> None:
     metrics.reloaded(result="applied", trigger="watch", seconds=0.02, at=1000.0)
     metrics.policies("aa", "files")
     metrics.policy_error("limits.yaml", "3", "limits.x", 'expected "a"\\b, got\ntwo lines')
-    metrics.would_deny("rate_limit:per-ip")
+    metrics.would_deny("rate_limit:per-client")
     metrics.memory_action("evict_lru")
     metrics.evicted("load")
     metrics.watch_each("mlxd_x_ratio", "Of x.", ("y",), lambda: [(("z",), 0.5)])

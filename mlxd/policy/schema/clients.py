@@ -23,22 +23,38 @@ from mlxd.policy.schema.references import Reference
 from mlxd.policy.units import Duration, Ratio
 
 
+class Guesses(Policy):
+    max: int = field(
+        10, "Unknown API keys from one address within the window, where keys are required; then "
+        "the address is refused (429), whatever key it has.",
+        unit="requests", example="5", ge=1,
+    )  # fmt: skip
+    window: Duration = field(
+        "60s", "The window over which they count.", unit="duration", example="10m"
+    )
+    penalty: Duration = field(
+        "60s", "How long such an address is refused.", unit="duration", example="15m"
+    )
+
+
 class Auth(Policy):
     required: Auto | bool = field(
-        "auto", "Whether clients need an API key; auto requires one unless only this machine can "
-        "reach the daemon. Keys are not checked yet: true is refused, and false must be written "
-        "down to listen beyond this machine.",
-        enforced=False, example="false",
+        "auto", "Whether clients need an API key (401); auto requires one unless only this machine "
+        "can reach the daemon. Where none is required, a key that is known still says whose tenant "
+        "a request is, and any other is as good as none.",
+        example="true",
     )  # fmt: skip
-    keys_file: Reference = field(
-        "credential:api-keys", "Where the keys are: `credential:NAME`, or the absolute path of a "
-        "file. The file holds hashes and the tenant of each key.",
-        unit="reference", enforced=False, secret=True, example="/etc/mlxd/api-keys",
+    keys_file: Auto | Reference = field(
+        "auto", "Where the keys are: `credential:NAME`, or the absolute path of a file; auto is "
+        "`keys.yaml` in the state folder, which `mlxd keys` writes. The file holds a hash and the "
+        "tenant of each key, never the key itself; it is read anew when it changes.",
+        unit="reference", secret=True, example="/etc/mlxd/api-keys",
     )  # fmt: skip
     headers: Headers = field(
         ("authorization", "x-api-key"), "Headers in which a key is looked for, in this order.",
-        enforced=False, example="[authorization]",
+        example="[authorization]",
     )  # fmt: skip
+    guesses: Guesses = section("What guessing keys costs.")
 
 
 class Hosts(Policy):
@@ -80,14 +96,14 @@ class Cors(Policy):
 def _weight(default: int, example: str) -> Any:
     return field(
         default, "Its share of free slots while all classes wait, against the others' weights.",
-        unit="shares", reload="live-drain", enforced=False, example=example, ge=1, le=1000,
+        unit="shares", reload="live-drain", example=example, ge=1, le=1000,
     )  # fmt: skip
 
 
 def _shed_at(default: str, example: str) -> Any:
     return field(
         default, "The memory watermark from which its new requests are refused.",
-        reload="live-drain", enforced=False, example=example,
+        reload="live-drain", example=example,
     )  # fmt: skip
 
 
@@ -100,15 +116,15 @@ class Class(Policy):
     weight: int
     max_share: Ratio = field(
         "100%", "The most of all slots that it may hold at one time.",
-        unit="ratio", reload="live-drain", enforced=False, example="50%",
+        unit="ratio", reload="live-drain", example="50%",
     )  # fmt: skip
     queue: int = field(
         50, "Its requests that may wait at one time, within `limits.concurrency.max_waiting`.",
-        unit="requests", reload="live-drain", enforced=False, example="10", ge=0,
+        unit="requests", reload="live-drain", example="10", ge=0,
     )  # fmt: skip
     borrow: bool = field(
         True, "Whether it may use slots that the other classes leave free.",
-        reload="live-drain", enforced=False, example="false",
+        reload="live-drain", example="false",
     )  # fmt: skip
     shed_at: Shed
 
@@ -129,6 +145,11 @@ class Low(Class):
 
 
 class Priorities(Policy):
+    ageing: Duration = field(
+        "20s", "A class that has waited so long without getting a slot gets the next one, whatever "
+        "the weights say: so none starves.",
+        unit="duration", example="1m",
+    )  # fmt: skip
     high: High = section("For what a person waits for.")
     medium: Medium = section("For what names no class.")
     low: Low = section("For what can wait.")
@@ -136,39 +157,55 @@ class Priorities(Policy):
 
 class Tenant(Policy):
     weight: int = field(
-        1, "Its share against the other tenants of its class.",
-        unit="shares", enforced=False, example="4", ge=1, le=1000,
+        1, "Its share against the other clients of its class, counted in tokens.",
+        unit="shares", example="4", ge=1, le=1000,
     )  # fmt: skip
-    priority: Priority | None = field(
-        None, "The class of all its requests, whatever X-Request-Priority says.",
-        enforced=False, example="low",
+    priority: Priority = field("medium", "The class of its requests that name none.", example="low")
+    max_priority: Priority = field(
+        "high", "The highest class that its requests may have; who asks for more gets this.",
+        example="medium",
     )  # fmt: skip
     max_in_flight: Positive | None = field(
-        None, "Its generations at one time.",
-        unit="requests", reload="live-drain", enforced=False, example="2",
+        None, "Its generations at one time; one more waits, or is refused (429) where nobody may.",
+        unit="requests", reload="live-drain", example="2",
     )  # fmt: skip
     requests: Positive | None = field(
-        None, "Its generations in each window.", unit="requests", enforced=False, example="600"
-    )
+        None, "Its generations in each window, beside `limits.rate_limit` (429).",
+        unit="requests", example="600",
+    )  # fmt: skip
+    tokens: Positive | None = field(
+        None, "Tokens of its prompts and answers together in each window; once they are used up, "
+        "its next request is refused (429).",
+        unit="tokens", example="200000",
+    )  # fmt: skip
     window: Duration = field(
-        "60s", "The window over which its `requests` count.",
-        unit="duration", enforced=False, example="1h",
+        "60s", "The window over which its `requests` and `tokens` count.",
+        unit="duration", example="1h",
     )  # fmt: skip
     daily_tokens: Positive | None = field(
-        None, "Tokens of its prompts and answers together in a day (UTC).",
-        unit="tokens", enforced=False, example="5000000",
+        None, "Tokens of its prompts and answers together in a day (UTC), over restarts; once they "
+        "are used up, its next request is refused (429).",
+        unit="tokens", example="5000000",
     )  # fmt: skip
     max_context: Positive | None = field(
-        None, "Tokens of prompt and answer together, for its requests.",
-        unit="tokens", enforced=False, example="16384",
+        None, "Tokens of prompt and answer together, for each of its requests.",
+        unit="tokens", example="16384",
     )  # fmt: skip
     max_output: Positive | None = field(
-        None, "As `limits.tokens.max_output`, for its requests.",
-        unit="tokens", enforced=False, example="2048",
-    )  # fmt: skip
+        None, "As `limits.tokens.max_output`, for its requests.", unit="tokens", example="2048"
+    )
     models: Names = field(
-        (), "The models it may use, where `*` stands for any text; `[]` is all.",
-        enforced=False, example='["qwen2.5-coder:*"]',
+        (), "The models it may use, where `*` stands for any text (403); `[]` is all.",
+        example='["qwen2.5-coder:*"]',
+    )  # fmt: skip
+    max_keep_alive: Duration | None = field(
+        None, "How long its requests may have a model kept in memory behind them; a longer "
+        "`keep_alive` is cut to this.",
+        unit="duration", example="10m",
+    )  # fmt: skip
+    unload: bool = field(
+        True, "Whether it may have models unloaded (`keep_alive: 0`); otherwise that is ignored.",
+        example="false",
     )  # fmt: skip
 
 
@@ -188,13 +225,15 @@ class Clients(Policy):
     )  # fmt: skip
     trusted_proxies: Networks = field(
         (), "Networks of proxies whose X-Forwarded-For is believed.",
-        enforced=False, example='[127.0.0.1, 10.0.0.0/8, "fd00::/8"]',
+        example='[127.0.0.1, 10.0.0.0/8, "fd00::/8"]',
     )  # fmt: skip
     priorities: Priorities = section(
-        "The classes that X-Request-Priority names. Those that wait the longest move up, so low "
-        "never starves."
+        "The classes that X-Request-Priority names. They share the slots by their weights while "
+        "all of them wait."
     )
     tenants: Mapping[Name, Tenant] = field(
-        {}, "Limits of single tenants, by the name that `clients.auth.keys_file` gives their keys.",
-        enforced=False, example="{agents: {max_in_flight: 2}}",
+        {}, "Limits of single tenants, by the name that `clients.auth.keys_file` gives their keys; "
+        "one that is not listed has the defaults of these. All keys of a tenant are one client. "
+        "`anonymous` are those without a key, each address for itself.",
+        example="{agents: {max_in_flight: 2}}",
     )  # fmt: skip

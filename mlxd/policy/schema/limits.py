@@ -29,13 +29,23 @@ class Concurrency(Policy):
     max_waiting: int = field(
         0, "Generations that may wait for a free slot; 0 refuses at once. How long they wait is "
         "`timeouts.queue`.",
-        unit="requests", reload="live-drain", enforced=False, example="20", ge=0,
+        unit="requests", reload="live-drain", example="20", ge=0,
+    )  # fmt: skip
+    max_waiting_tokens: int = field(
+        2_000_000, "Tokens of prompts and answers that are expected of all that wait together; a "
+        "request that would make them more is refused, unless it is the only one.",
+        unit="tokens", reload="live-drain", example="500000", ge=1,
+    )  # fmt: skip
+    affinity: int = field(
+        4, "How often a waiting request may be passed by others of its class whose model is in "
+        "memory while its own is not; 0 keeps the order. Fewer swaps, a bounded wait.",
+        unit="requests", example="16", ge=0, le=1000,
     )  # fmt: skip
     mode: Mode = mode("What being over max_in_flight or per_model does.")
     retry_after: Auto | Duration = field(
         "auto", "What Retry-After tells a refused client; auto is when a slot is expected to "
-        "be free.",
-        unit="duration", enforced=False, example="5s",
+        "be free, from 1 to 30 s.",
+        unit="duration", example="5s",
     )  # fmt: skip
     per_model: Mapping[Name, Positive] = field(
         {}, "Generations at one time of one model, by its name.",
@@ -44,12 +54,15 @@ class Concurrency(Policy):
 
 
 class RateLimit(Policy):
-    name: Name = field("per-ip", "What refusals and metrics call this limit.", example="everyone")
-    key: Literal["client_ip", "api_key", "user"] | HeaderKey = field(
-        "client_ip",
-        "What is counted apart from each other: addresses, API keys, the request's `user`, or the "
-        "values of a header (`header:NAME`). Only client_ip can be counted yet; others are "
-        "refused.",
+    name: Name = field(
+        "per-client", "What refusals and metrics call this limit.", example="everyone"
+    )
+    key: Literal["client", "client_ip", "api_key", "user"] | HeaderKey = field(
+        "client",
+        "What is counted apart from each other: `client` is the API key, or the address of who has "
+        "none; `client_ip` the address always; `api_key` only those with a key; `user` what the "
+        "request says it is for; `header:NAME` the values of a header. Who has no such thing is "
+        "not counted by that rule.",
         example="client_ip",
     )
     requests: int = field(
@@ -60,8 +73,9 @@ class RateLimit(Policy):
     )
     algorithm: Literal["sliding_window", "token_bucket", "gcra"] = field(
         "sliding_window", "How they count: sliding_window counts those of the last window, "
-        "token_bucket lets a saved-up quota go at once, gcra spaces them evenly.",
-        enforced=False, so_far="sliding_window always", example="gcra",
+        "token_bucket lets a saved-up quota go at once and fills it up evenly, gcra spaces them "
+        "evenly.",
+        example="gcra",
     )  # fmt: skip
     mode: Mode = mode("What being over it does (429).")
     max_keys: int = field(
@@ -91,19 +105,33 @@ class Adaptive(Policy):
     enabled: bool = field(
         False, "Whether the number of generations at one time follows the measured latency per "
         "token. `limits.concurrency.max_in_flight` stays the most.",
-        enforced=False, example="true",
+        example="true",
     )  # fmt: skip
     min: int = field(
         1, "The fewest generations that it allows.",
-        unit="requests", enforced=False, example="2", ge=1,
+        unit="requests", example="2", ge=1,
     )  # fmt: skip
     max: int = field(
         5, "The most generations that it allows.",
-        unit="requests", enforced=False, example="32", ge=1,
+        unit="requests", example="32", ge=1,
+    )  # fmt: skip
+    ttft: Duration = field(
+        "5s", "The time to first token that is aimed for, from a slot on.",
+        unit="duration", example="2s",
+    )  # fmt: skip
+    token_gap: Duration = field(
+        "200ms", "The time between two tokens of an answer that is aimed for.",
+        unit="duration", example="100ms",
     )  # fmt: skip
     percentile: Ratio = field(
-        "50%", "Which of the measured latencies is compared with the best; 50% is their median.",
-        unit="ratio", enforced=False, example="90%",
+        "90%", "Of the latencies of an interval, which one has to be within the aims; 50% is their "
+        "median.",
+        unit="ratio", example="50%",
+    )  # fmt: skip
+    interval: Duration = field(
+        "10s", "How often it decides anew: one more after an interval within the aims in which all "
+        "were in use, a quarter fewer after one beyond them.",
+        unit="duration", example="30s",
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Literal
 
-from mlxd.policy.schema.base import Folder, Host, Policy, field, section
+from mlxd.policy.schema.base import Auto, Folder, Host, Policy, field, section
 from mlxd.policy.units import Delay, Duration, Size
 
 
@@ -140,6 +140,18 @@ class Log(Policy):
     rotate: Rotation = section("Where the log is a file of the daemon's own.")
 
 
+class Traffic(Policy):
+    record: bool = field(
+        False, "Whether each generation is written down for `mlxd policy simulate`: when it came, "
+        "for whom, of which model, its sizes and times, and what came of it. Never what it says.",
+        example="true",
+    )  # fmt: skip
+    folder: Auto | Folder = field(
+        "auto", "Where; auto is `traffic` in the state folder.", example="/var/lib/mlxd/traffic"
+    )
+    rotate: Rotation = section("How much of it is kept.")
+
+
 class Server(Policy):
     """Where and how the daemon listens."""
 
@@ -147,3 +159,8 @@ class Server(Policy):
     http: Http = section("What a connection and a request may take.")
     drain: Drain = section("How the daemon stops.")
     log: Log = section("The daemon's log.")
+    traffic: Traffic = section("A log of what was asked, for simulations.")
+    stories: int = field(
+        500, "Requests whose story is remembered for `mlxd explain`, beside those under way.",
+        unit="requests", example="5000", ge=0, le=100_000,
+    )  # fmt: skip

@@ -22,7 +22,7 @@ class Timeouts(Policy):
     )  # fmt: skip
     queue: Duration = field(
         "30s", "Longest wait for a free slot; then 503.",
-        unit="duration", enforced=False, example="2m",
+        unit="duration", example="2m",
     )  # fmt: skip
     first_byte: Duration = field(
         "10s", "After this the status line goes out even without a token, and an event stream "

@@ -1,0 +1,71 @@
+"""Who wants to run: all that a decision about one request goes by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlxd.core.caller import PRIORITIES, Caller, Priority
+from mlxd.core.errors import PolicyLine
+from mlxd.policy.policy_set import PolicySet
+from mlxd.policy.schema.clients import Tenant
+from mlxd.policy.strict_yaml import Path, dotted
+
+ANONYMOUS = "anonymous"
+"""The entry of `clients.tenants` for those without a key; no key is of such a tenant."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Applicant:
+    """One call that asks for a slot."""
+
+    caller: Caller
+    policies: PolicySet
+    """Those in force when it came."""
+    model: str
+    """Its own name."""
+    called: str = ""
+    """A copy's name that it was called by, whose limits count where the model has none."""
+    priority: Priority | None = None
+    """The class that it asks for; None: its tenant's."""
+    cost: float = 1.0
+    """Tokens that are expected of its prompts and answers together."""
+    rated: bool = True
+    """Whether it counts towards rates."""
+    user: str = ""
+
+    @property
+    def terms(self) -> Terms:
+        return terms_of(self.caller, self.policies)
+
+    @property
+    def klass(self) -> Priority:
+        """The class that it has: what it asks for, within what its tenant may."""
+        tenant = self.terms.tenant
+        wanted = self.priority or tenant.priority
+        return max(wanted, tenant.max_priority, key=PRIORITIES.index)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What one client may, and where that stands."""
+
+    tenant: Tenant
+    path: Path
+    """Of the tenant in the policies."""
+    policies: PolicySet
+
+    def line(self, field: str) -> PolicyLine:
+        """Where one of its limits was set."""
+        return self.policies.line(dotted((*self.path, field)))
+
+
+def terms_of(caller: Caller, policies: PolicySet) -> Terms:
+    """A tenant that no policy names has the limits that `Tenant` has by itself: none."""
+    wanted = (caller.tenant or ANONYMOUS).casefold()
+    for name, tenant in policies.clients.tenants.items():
+        if name.casefold() == wanted:
+            return Terms(tenant, ("clients", "tenants", name), policies)
+    return Terms(_UNLISTED, ("clients", "tenants"), policies)
+
+
+_UNLISTED = Tenant()

@@ -1,0 +1,96 @@
+"""What became of one request, from its arrival to its end: kept for `mlxd explain`, and the source
+of the traffic log's records. Never anything of what it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mlxd.core.caller import Caller, Priority
+
+Fact = float | str | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One thing that happened."""
+
+    after: float
+    """Seconds since the request came."""
+    what: str
+    """Stable and snake_case, such as `admitted`; docs/reference/stories.md lists them."""
+    facts: dict[str, Fact]
+
+
+@dataclass(slots=True, eq=False)
+class Story:
+    """One request's. What is not known yet, or never came to be, is 0, empty or None.
+
+    For use on the event loop's thread only; told as it happens, by whoever knows.
+    """
+
+    id: str
+    """X-Request-Id: the caller's own, so not always unique."""
+    path: str
+    caller: Caller
+    generation: int
+    """Of the policies that it is served under."""
+    wall: float
+    """When it came, in seconds since the epoch."""
+    clock: Callable[[], float]
+    """The monotonic clock."""
+    came: float
+    """On it."""
+    model: str = ""
+    """Its own name (ModelCard.original), once it is resolved."""
+    want: str = ""
+    stream: bool = False
+    priority: Priority = "medium"
+    """The class that it waits and runs in."""
+    user: str = ""
+    rated: bool = True
+    requests: int = 1
+    """Generations of the call: they share one slot."""
+    cost: float = 0.0
+    """Tokens that were expected of prompt and answer, all choices together."""
+    max_tokens: int | None = None
+    admitted: float | None = None
+    """Seconds from its arrival to its slot."""
+    leased: float | None = None
+    """Seconds from its arrival to having its model in memory."""
+    accepted: float | None = None
+    """Seconds from its arrival to a worker's acceptance."""
+    first_token: float | None = None
+    """Seconds from its arrival."""
+    ended: float | None = None
+    """Seconds from its arrival to its end; None: under way."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    replays: int = 0
+    status: int = 0
+    code: str = ""
+    """Of the error that it ended with; empty: of none."""
+    notes: list[Note] = field(default_factory=list)
+
+    @property
+    def now(self) -> float:
+        """Seconds since it came."""
+        return self.clock() - self.came
+
+    @property
+    def tokens(self) -> int:
+        """That it has taken so far."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def note(self, what: str, **facts: Fact) -> None:
+        """Add one. What comes too often is for whoever tells to bound."""
+        self.notes.append(Note(self.now, what, facts))
+
+
+def untold(client: str = "local", generation: int = 0) -> Story:
+    """For callers whom nobody asks afterwards: it tells no time."""
+    return Story("", "", Caller(client), generation, 0.0, lambda: 0.0, 0.0)
