@@ -45,6 +45,7 @@ from mlxd.core.threads import Threads
 from mlxd.daemon.hold import Hold
 from mlxd.daemon.log import Log
 from mlxd.daemon.systemd import Systemd
+from mlxd.daemon.traffic import Traffic
 from mlxd.policy.boot import Boot
 from mlxd.policy.history import History, history_of
 from mlxd.policy.load import Override
@@ -91,6 +92,7 @@ class Composition:
     forecasts: Forecasts
     grammars: Grammars
     webhook: Webhook
+    traffic: Traffic
     systemd: Systemd
     heartbeat: Heartbeat
     watchdog: Watchdog
@@ -159,6 +161,8 @@ def compose(
         look=models.guard.before_load, events=ground.events, threads=ground.threads,
     )  # fmt: skip
     models.residency.before_load = hold.before_load
+    traffic = Traffic(ground.state, ground.machine.wall, _total_memory)
+    ground.events.observers.append(traffic.happened)
     warnings = [*warnings, *_unread(ground)]
     parts = _parts(ground, models, reloader, starts, State(warnings=warnings))
     listener = Listener(_server(parts, ground), moved)
@@ -176,6 +180,7 @@ def compose(
         forecasts=models.forecasts,
         grammars=models.grammars,
         webhook=Webhook(ground.store.current, ground.events, ground.metrics.webhook_post),
+        traffic=traffic,
         systemd=systemd,
         heartbeat=heartbeat,
         watchdog=watchdog,
@@ -199,7 +204,9 @@ def join(made: Composition, log: Log) -> None:
         Live("preload", parts.preloader.apply),
         Live("archive", parts.archive.apply),
         Live("webhook", made.webhook.apply),
+        Live("traffic", made.traffic.apply),
     )
+    made.traffic.apply(parts.policies.current)
     parts.reloader.observe(partial(policy_report.report, parts))
     parts.reloader.observe(_log_outcome)
     policy_report.measure(parts)
@@ -207,6 +214,11 @@ def join(made: Composition, log: Log) -> None:
     worker_report.measure(parts)
     kept_responses.measure(parts)
     parts.metrics.watch("mlxd_log_lines_lost", "Log lines that could not be written.", logs.lost)
+    parts.metrics.watch(
+        "mlxd_traffic_lines_lost",
+        "Lines of the traffic log that could not be written.",
+        lambda: made.traffic.lost,
+    )
 
 
 def _ground(store: PolicyStore, state: Path) -> _Ground:
@@ -428,6 +440,11 @@ def _fresh_temporary(state: Path) -> Path:
 def _available_memory() -> int | None:
     reading = read_memory()
     return reading.available if reading is not None else None
+
+
+def _total_memory() -> int:
+    reading = read_memory()
+    return reading.total if reading is not None else 0
 
 
 def _log_outcome(outcome: Outcome) -> None:
