@@ -21,6 +21,12 @@ FOLDER = "traffic"
 """In the state folder, where policy names none."""
 
 
+def folder_of(policies: PolicySet, state: Path) -> Path:
+    """Where the traffic log is, or would be."""
+    folder = policies.server.traffic.folder
+    return state / FOLDER if folder == "auto" else Path(os.path.expanduser(folder))  # noqa: PTH111 - Path's may raise
+
+
 class Traffic:
     """Follows `server.traffic`; told of every request that has ended, and of every event."""
 
@@ -70,8 +76,7 @@ class Traffic:
         settings = policies.server.traffic
         if not settings.record:
             return None
-        auto = settings.folder == "auto"
-        folder = self._state / FOLDER if auto else Path(os.path.expanduser(settings.folder))  # noqa: PTH111 - Path's may raise
+        folder = folder_of(policies, self._state)
         return Target(folder / traffic.FILE, int(settings.rotate.size), settings.rotate.keep)
 
     def _model_line(self, event: Event) -> Line | None:
