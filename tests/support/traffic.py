@@ -7,20 +7,34 @@ from __future__ import annotations
 import heapq
 import random
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlxd.policy.load import Override, load
+from mlxd.policy.policy_set import PolicySet
 from mlxd.telemetry.traffic import FILE, SCHEMA, Known, Line, Opening, Request, encode
 
 ZERO = 1_800_000_000.0
 """When every such day begins."""
 
 
+def policies(values: Mapping[str, str]) -> PolicySet:
+    """The defaults, but for these values by their keys, in YAML."""
+    return load(None, [Override(key, text, "a test", True) for key, text in values.items()])
+
+
 def opening(**facts: Any) -> Opening:
     known = {"tiny": Known(bytes=2**20, seconds=1.0, loaded=True)}
-    plain = {"schema": SCHEMA, "mlxd": "1", "at": ZERO, "memory": 0, "salt": "s", "models": known}
+    plain: dict[str, Any] = {
+        "schema": SCHEMA,
+        "mlxd": "1",
+        "at": ZERO,
+        "memory": 0,
+        "salt": "s",
+        "models": known,
+    }
     return Opening(**(plain | facts))
 
 
@@ -52,45 +66,49 @@ def refused(at: float, code: str = "rate_limited", status: int = 429, **facts: A
 
 @dataclass(frozen=True, slots=True)
 class House:
-    """A daemon with one model and one tenant, whose keys are counted apart."""
+    """A daemon with one model. Where one waits, all are one client's: they go in their order."""
 
     slots: int = 2
     max_waiting: int = 3
+    clients: str = "a"
+    """Their addresses; where one may wait there is one of them."""
     queue: float = 4.0
     requests: int = 30
     window: float = 60.0
+    gap: float = 1.2
+    """Seconds between two requests, on average."""
 
-    def policies(self) -> dict[str, str]:
-        return {
-            "limits.yaml": (
-                "version: 1\nconcurrency:\n"
-                f"  max_in_flight: {self.slots}\n  max_waiting: {self.max_waiting}\n"
-                f"rate_limit: [{{requests: {self.requests}, window: {self.window:g}s}}]\n"
-            ),
-            "timeouts.yaml": f"version: 1\nqueue: {self.queue:g}s\n",
-        }
+    def policies(self) -> PolicySet:
+        return policies(
+            {
+                "limits.concurrency.max_in_flight": f"{self.slots}",
+                "limits.concurrency.max_waiting": f"{self.max_waiting}",
+                "limits.rate_limit": (f"[{{requests: {self.requests}, window: {self.window:g}s}}]"),
+                "timeouts.queue": f"{self.queue:g}s",
+            }
+        )
 
 
 @dataclass(slots=True)
 class _Asks:
     at: float
-    key: str
+    who: str
     first: float
     decode: float
     tokens: int
     patience: float
 
 
-def day(house: House, seed: int, count: int, gap: float) -> list[Request]:
-    """So many requests, in bursts, about `gap` seconds apart; and what became of each."""
+def day(house: House, seed: int, count: int) -> list[Request]:
+    """So many requests, in bursts, and what became of each."""
     rng = random.Random(seed)
     asks: list[_Asks] = []
     now = 0.0
     for _ in range(count):
-        now = round(now + rng.expovariate(1 / gap) * rng.choice((0.1, 0.1, 2.8)), 6)
+        now = round(now + rng.expovariate(1 / house.gap) * rng.choice((0.1, 0.1, 2.8)), 6)
         asks.append(
             _Asks(
-                now, rng.choice("abc"), round(rng.uniform(0.1, 1.0), 6),
+                now, rng.choice(house.clients), round(rng.uniform(0.1, 1.0), 6),
                 round(rng.uniform(0.5, 3.0), 6), rng.randrange(8, 60),
                 round(rng.uniform(0.5, 3.0), 6) if rng.random() < 0.1 else 1e6,
             )
@@ -113,7 +131,7 @@ def _lived(house: House, asks: Sequence[_Asks]) -> list[Request]:
         ttft = now + one.first - one.at
         found.append(
             served(
-                one.at, key=one.key, tenant="people", waited=now - one.at, completion=one.tokens,
+                one.at, address=one.who, waited=now - one.at, completion=one.tokens,
                 ttft=ttft if now + one.first <= ends else None, held=ends - now,
                 lasted=ends - one.at, status=499 if left else 200,
             )
@@ -137,11 +155,11 @@ def _lived(house: House, asks: Sequence[_Asks]) -> list[Request]:
 
     for one in asks:
         until(one.at)
-        times = counted[one.key]
+        times = counted[one.who]
         while times and times[0] <= one.at - house.window:
             times.popleft()
         if len(times) >= house.requests:
-            found.append(refused(one.at, key=one.key, tenant="people"))
+            found.append(refused(one.at, address=one.who))
             continue
         times.append(one.at)
         if len(running) < house.slots:
@@ -149,7 +167,8 @@ def _lived(house: House, asks: Sequence[_Asks]) -> list[Request]:
         elif len(line) < house.max_waiting:
             line.append(one)
         else:
-            found.append(refused(one.at, "queue_full", 503, key=one.key, tenant="people"))
+            code = "queue_full" if house.max_waiting else "overloaded"
+            found.append(refused(one.at, code, 503, address=one.who))
     until(1e9)
     return sorted(found, key=lambda one: one.at)
 
@@ -160,5 +179,5 @@ def _gone_by(house: House) -> Any:
 
 def _gave_up(one: _Asks, house: House) -> Request:
     if one.patience < house.queue:
-        return refused(one.at, "", 499, key=one.key, tenant="people", lasted=one.patience)
-    return refused(one.at, "queue_timeout", 503, key=one.key, tenant="people", lasted=house.queue)
+        return refused(one.at, "", 499, address=one.who, lasted=one.patience)
+    return refused(one.at, "queue_timeout", 503, address=one.who, lasted=house.queue)
