@@ -140,6 +140,8 @@ class Admission:
         A request that turns out to be wrong in itself does not count towards the client's rate.
         `on_wait` is told when it begins to wait, and now and then how it stands.
         """
+        if story is not None:
+            _tell_asked(story, applicant)
         ticket = self._asked(applicant, would_deny)
         place = ticket.place
         try:
@@ -152,6 +154,8 @@ class Admission:
             raise
         finally:
             self.leave(ticket)
+            if story is not None:
+                story.released = story.now
 
     def enter(self, applicant: Applicant, would_deny: WouldDeny = _unheard) -> Ticket:
         """Take a slot that is free now, to be given back by `leave`. Raises what `admit` raises,
@@ -380,6 +384,12 @@ class Admission:
         now = self._clock.monotonic()
         self._view.tell(now)
         self._arm(now)
+
+
+def _tell_asked(story: Story, applicant: Applicant) -> None:
+    """What it is judged by, before it is."""
+    story.judged, story.wished, story.priority = story.now, applicant.priority, applicant.klass
+    story.cost, story.rated, story.user = applicant.cost, applicant.rated, applicant.user
 
 
 def _stopping() -> Draining:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -143,6 +144,7 @@ class Dispatcher:
             async with self._prompts.turn(asker.client):
                 yield None
             return
+        asker.story.keep_alive = _told_keep_alive(orders[0].request.keep_alive)
         async with self._admission.admit(
             _applicant(orders, card, asker),
             asker.would_deny,
@@ -186,6 +188,11 @@ class Dispatcher:
             if not rights.may_unload:
                 return
         self._residency.unload(card)
+
+
+def _told_keep_alive(seconds: float | None) -> float | None:
+    """As a story has it."""
+    return -1.0 if seconds == math.inf else seconds
 
 
 def _applicant(orders: Sequence[Order], card: ModelCard, asker: Asker) -> Applicant:

@@ -51,7 +51,7 @@ class Story:
     wished: Priority | None = None
     """The class that it asked for; None: it named none."""
     keep_alive: float | None = None
-    """Seconds that it wants its model kept in memory; None: it does not say."""
+    """Seconds that it wants its model kept in memory; -1: for ever, None: it does not say."""
     user: str = ""
     rated: bool = True
     requests: int = 1

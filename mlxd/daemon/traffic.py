@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -36,13 +36,15 @@ class Traffic:
         self._wall = wall
         self._memory = memory
         self._log: TrafficLog | None = None
+        self._before: list[TrafficLog] = []
+        """Those that are being finished."""
         self._lost_before = 0
         self._models: dict[str, Known] = {}
 
     @property
     def lost(self) -> int:
         """Lines that could not be written."""
-        return self._lost_before + (self._log.lost if self._log is not None else 0)
+        return self._lost_before + sum(log.lost for log in self._logs())
 
     def apply(self, policies: PolicySet) -> None:
         """Write where policy says, from the next line on."""
@@ -52,13 +54,13 @@ class Traffic:
             log.follow(target)
             return
         if log is not None:
-            self._lost_before += log.lost
             log.finish()
+            self._before = [*self._unfinished(), log]
         self._log = TrafficLog(target, self._opening) if target is not None else None
 
     def ended(self, story: Story) -> None:
         """A request has ended, whatever came of it. What generates nothing is not written."""
-        if self._log is not None and (story.want or story.code):
+        if self._log is not None and story.want in traffic.GENERATIONS:
             self._log.add(traffic.request_of(story))
 
     def happened(self, event: Event) -> None:
@@ -69,8 +71,18 @@ class Traffic:
 
     def close(self) -> None:
         """At the end of the daemon: what is waiting is written, if the disk takes it at once."""
-        if self._log is not None:
-            self._log.close()
+        for log in self._logs():
+            log.close()
+
+    def _logs(self) -> list[TrafficLog]:
+        return [*self._before, *([self._log] if self._log is not None else [])]
+
+    def _unfinished(self) -> Iterator[TrafficLog]:
+        for log in self._before:
+            if log.over:
+                self._lost_before += log.lost
+            else:
+                yield log
 
     def _target(self, policies: PolicySet) -> Target | None:
         settings = policies.server.traffic

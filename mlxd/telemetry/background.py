@@ -28,6 +28,11 @@ class Background(Generic[T]):
         """How many are not written yet."""
         return self._waiting.qsize()
 
+    @property
+    def over(self) -> bool:
+        """All is written that ever will be."""
+        return not self._thread.is_alive()
+
     def put(self, one: T) -> None:
         """Never waits; how many may wait is for who puts to say."""
         self._waiting.put(one)

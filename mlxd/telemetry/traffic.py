@@ -95,7 +95,7 @@ class Request(
     model: str = ""
     """The model's own name."""
     want: str = ""
-    """answer, embedding or prompt; none: it was refused before that was known."""
+    """answer, embedding or prompt (counted and told, not generated)."""
     stream: bool = False
     """Whether the answer was streamed."""
     wished: str = ""
@@ -169,6 +169,10 @@ def decode(line: bytes) -> Line:
     return _decoder.decode(line)
 
 
+GENERATIONS = ("answer", "embedding", "prompt")
+"""What is wanted by requests that are written; loading a model and the like is none of them."""
+
+
 def request_of(story: Story) -> Request:
     """What the log keeps of an ended one. Its identities are not hashed yet."""
     caller, admitted, leased = story.caller, story.admitted, story.leased
@@ -189,7 +193,7 @@ def request_of(story: Story) -> Request:
         choices=story.requests,
         cost=story.cost,
         max_tokens=story.max_tokens,
-        keep_alive=-1.0 if story.keep_alive == float("inf") else story.keep_alive,
+        keep_alive=story.keep_alive,
         rated=story.rated,
         prompt=story.prompt_tokens,
         cached=story.cached_tokens,

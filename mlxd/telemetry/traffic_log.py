@@ -48,6 +48,11 @@ class TrafficLog:
         """Lines that nobody will read."""
         return self._dropped + self._failed
 
+    @property
+    def over(self) -> bool:
+        """It was finished, and all is written."""
+        return self._waiting.over
+
     def add(self, line: Line) -> None:
         """Whoever it names is hashed on the way to the disk."""
         if self._waiting.waiting() >= MOST_WAITING:

@@ -47,7 +47,7 @@ def story(**facts: object) -> Story:
 
 SERVED = {
     "model": "tiny", "want": "answer", "stream": True, "priority": "low", "wished": "high",
-    "user": "kim", "requests": 2, "cost": 140.0, "max_tokens": 100, "keep_alive": float("inf"),
+    "user": "kim", "requests": 2, "cost": 140.0, "max_tokens": 100, "keep_alive": -1.0,
     "judged": 0.25, "admitted": 1.25, "leased": 3.25, "accepted": 3.5, "first_token": 4.0,
     "released": 6.0, "ended": 6.5, "prompt_tokens": 40, "cached_tokens": 8,
     "completion_tokens": 60, "prefill_seconds": 0.5, "decode_seconds": 2.0, "replays": 1,
@@ -276,7 +276,7 @@ class TestFollowed:
         recorded.happened(Event(1, 5.0, "load", "", {"model": "tiny", "bytes": 9, "seconds": 1.5}))
         recorded.apply(policies())
         recorded.ended(story(**SERVED))
-        recorded.ended(story(status=200))  # such as /health
+        recorded.ended(story(status=200, want="unload", model="tiny"))
         recorded.happened(Event(2, 6.0, "evict", "", {"model": "tiny", "reason": "load"}))
         recorded.apply(policies(folder=str(tmp_path / "elsewhere")))
         recorded.ended(story(**SERVED))
