@@ -172,6 +172,9 @@ class Generation:
         self._last_piece = self._clock.monotonic()
         match piece:
             case ipc.Ended():
+                if self.transcript.tempo is not None:
+                    spoken = piece.completion_tokens
+                    self.transcript.tempo.tokens(self._last_piece, spoken, last=True)
                 self._waiting.add(_finished(piece, self.transcript.decode_seconds))
                 self._end()
             case ipc.Cancelled():
@@ -196,6 +199,8 @@ class Generation:
         """Tokens of its answer, which the pieces up to now have made known."""
         if self._error is None:
             self.transcript.add(tokens)
+            if self.transcript.tempo is not None:
+                self.transcript.tempo.tokens(self._clock.monotonic(), len(self.transcript.tokens))
 
     def started(self) -> None:
         """The engine has begun with it: from now on its time limits count."""
@@ -209,6 +214,9 @@ class Generation:
     def begun(self) -> None:
         """Its first token is there: from now on silence is what counts."""
         self._last_piece = self._begun_at = self._clock.monotonic()
+        if self.transcript.tempo is not None:
+            asked = None if self.transcript.begun else self.created
+            self.transcript.tempo.begun(self._begun_at, asked, len(self.transcript.tokens))
         self.transcript.begun = True
         self._look_again()
 
