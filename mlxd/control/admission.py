@@ -17,6 +17,7 @@ from typing import Literal
 
 from mlxd.control.names import max_concurrency_of, settings_of
 from mlxd.control.ratelimit import Quota, RuleWindows, SlidingWindow
+from mlxd.control.shedding import Strain
 from mlxd.core.clock import Clock
 from mlxd.core.errors import (
     Draining,
@@ -110,6 +111,7 @@ class Admission:
         """What rules in mode dry_run would have refused."""
         self.draining = False
         self._shut: MlxdError | None = None
+        self._strain: Strain | None = None
 
     @property
     def active(self) -> int:
@@ -121,6 +123,12 @@ class Admission:
     def shut(self, error: MlxdError | None) -> None:
         """While it is set, every new generation and load raises it; what runs goes on."""
         self._shut = error
+
+    def strain(self, strain: Strain | None) -> None:
+        """While it is set, new generations of the classes whose `shed_at` is reached are refused;
+        what waits or runs goes on.
+        """
+        self._strain = strain
 
     @asynccontextmanager
     async def admit(

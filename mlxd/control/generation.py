@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from mlxd.control.backlog import Backlog
 from mlxd.control.exit import Verdict
 from mlxd.control.transcript import Transcript
+from mlxd.core.caller import PRIORITIES, Priority
 from mlxd.core.clock import Clock, within
 from mlxd.core.errors import (
     ContextExceeded,
@@ -108,9 +109,13 @@ class Generation:
         clock: Clock,
         pulse: Pulse,
         transcript: Transcript | None = None,
+        *,
+        priority: Priority = "medium",
     ) -> None:
         """`transcript`: what earlier ones of the same request got, and where this one's goes."""
         self.id = id
+        self.rank = PRIORITIES.index(priority)
+        """Its class: who has the highest number goes first."""
         self.limits = limits
         self.transcript = transcript if transcript is not None else Transcript()
         self.transcript.reached = False
@@ -139,6 +144,11 @@ class Generation:
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._arm()
+
+    @property
+    def under_way(self) -> bool:
+        """Nothing has ended it, nor broken it off."""
+        return not self.ended and self._error is None
 
     @property
     def stalled(self) -> bool:
@@ -232,7 +242,7 @@ class Generation:
 
         Until the worker confirms that, it may still hold what it held.
         """
-        if self.ended or self._error is not None:
+        if not self.under_way:
             return False
         if self._timer is not None:
             self._timer.cancel()
@@ -299,7 +309,7 @@ class Generation:
             self._wake.set_result(None)
 
     def _look_again(self) -> None:
-        if not self.ended and self._error is None:
+        if self.under_way:
             self._arm()
 
     def _arm(self) -> None:

@@ -124,8 +124,8 @@ class World:
     def admission_stopped(self) -> bool:
         return "stop_admission" in self.guard.lasting
 
-    def _newest(self) -> float | None:
-        return self._running[-1].admitted if self._running else None
+    def _newest(self) -> tuple[int, float] | None:
+        return (1, self._running[-1].admitted) if self._running else None
 
     def _end_newest(self) -> bool:
         if self._running:
