@@ -136,6 +136,7 @@ class Adaptive:
             retry_after=max(1.0, left),
             policy=self._policies.line(f"limits.adaptive.{missed.aim}"),
             numbers={
+                "rule": f"shed:{klass}",
                 "measured": round(missed.measured, 4),
                 "aim": missed.wanted,
                 "limit": self._limit,

@@ -13,8 +13,6 @@ from mlxd.core.errors import Shed
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.strict_yaml import dotted
 
-RULE = "shed"
-
 
 @dataclass(frozen=True, slots=True)
 class Strain:
@@ -53,6 +51,7 @@ class Shedding:
             retry_after=strain.retry_after,
             policy=applicant.policies.line(dotted(("clients", "priorities", klass, "shed_at"))),
             numbers={
+                "rule": shed_rule(klass),
                 "class": klass,
                 "mark": mark.word,
                 "level": strain.level.word,
@@ -68,6 +67,23 @@ class Shedding:
         if error is not None:
             self.counts[applicant.klass] += 1
         return error
+
+
+def shed_rule(klass: Priority) -> str:
+    """What metrics and policy tests call it."""
+    return f"shed:{klass}"
+
+
+def rules_of(policies: PolicySet) -> list[str]:
+    """The rules by which a class may be refused."""
+    marks = policies.memory.watermarks
+    strained = any(
+        "shed_low_priority" in mark.actions
+        for mark in (marks.warning, marks.critical, marks.emergency)
+    )
+    found = classes_shed(policies, Level.EMERGENCY) if strained else []
+    late = ("medium", "low") if policies.limits.adaptive.enabled else ()
+    return [shed_rule(klass) for klass in PRIORITIES if klass in found or klass in late]
 
 
 def classes_shed(policies: PolicySet, level: Level) -> list[Priority]:

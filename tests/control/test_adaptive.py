@@ -238,7 +238,9 @@ def test_low_is_shed_first_then_medium_and_never_high(tmp_path: Path) -> None:
     )
     assert error.policy is not None
     assert error.policy.key == "limits.adaptive.token_gap"
-    assert error.numbers == {"measured": 0.25, "aim": 0.1, "limit": 3, "class": "medium"}
+    assert error.numbers == {
+        "rule": "shed:medium", "measured": 0.25, "aim": 0.1, "limit": 3, "class": "medium",
+    }  # fmt: skip
     assert error.would_pass == "a request of class high, or one that finds a free slot"
     late(adaptive, 40, gap=0.05)
     assert shed(adaptive) == []

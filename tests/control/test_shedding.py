@@ -8,7 +8,7 @@ import pytest
 
 from mlxd.control.adaptive import Adaptive
 from mlxd.control.applicant import Applicant
-from mlxd.control.shedding import Shedding, Strain
+from mlxd.control.shedding import Shedding, Strain, rules_of
 from mlxd.control.watermarks import Level
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.errors import Shed
@@ -70,11 +70,27 @@ def test_a_refusal_tells_the_mark_the_readings_and_the_policy() -> None:
     assert str(error.policy).startswith("clients.priorities.low.shed_at: critical (built-in")
     assert error.retry_after == 10.0
     assert error.numbers == {
-        "class": "low", "mark": "critical", "level": "emergency", "share": 0.961,
+        "rule": "shed:low", "class": "low",
+        "mark": "critical", "level": "emergency", "share": 0.961,
     }  # fmt: skip
     assert error.would_pass == (
         "a request of class high or medium, or any once memory has left the critical mark"
     )
+
+
+@pytest.mark.parametrize(
+    ("written", "rules"),
+    [
+        ({}, ["shed:low"]),
+        ({"memory": "watermarks: {critical: {actions: [block_loads]}}\n"}, []),
+        ({"clients": "priorities: {low: {shed_at: never}}\n"}, []),
+        ({"limits": "adaptive: {enabled: true}\n"}, ["shed:medium", "shed:low"]),
+    ],
+)
+def test_rules_that_may_shed_are_known(
+    tmp_path: Path, written: dict[str, str], rules: list[str]
+) -> None:
+    assert rules_of(load(write_policies(tmp_path, written))) == rules
 
 
 def test_what_is_shed_for_latency_is_counted_too(tmp_path: Path) -> None:
