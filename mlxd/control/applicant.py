@@ -40,9 +40,7 @@ class Applicant:
     @property
     def klass(self) -> Priority:
         """The class that it has: what it asks for, within what its tenant may."""
-        tenant = self.terms.tenant
-        wanted = self.priority or tenant.priority
-        return max(wanted, tenant.max_priority, key=PRIORITIES.index)
+        return self.terms.klass(self.priority)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +52,10 @@ class Terms:
     """Of the tenant in the policies."""
     policies: PolicySet
 
+    def klass(self, wanted: Priority | None) -> Priority:
+        """Of a request that asks for this class, or for none."""
+        return max(wanted or self.tenant.priority, self.tenant.max_priority, key=PRIORITIES.index)
+
     def line(self, field: str) -> PolicyLine:
         """Where one of its limits was set."""
         return self.policies.line(dotted((*self.path, field)))
@@ -61,11 +63,10 @@ class Terms:
 
 def terms_of(caller: Caller, policies: PolicySet) -> Terms:
     """A tenant that no policy names has the limits that `Tenant` has by itself: none."""
-    wanted = (caller.tenant or ANONYMOUS).casefold()
-    for name, tenant in policies.clients.tenants.items():
-        if name.casefold() == wanted:
-            return Terms(tenant, ("clients", "tenants", name), policies)
-    return Terms(_UNLISTED, ("clients", "tenants"), policies)
+    name = policies.tenants.get((caller.tenant or ANONYMOUS).casefold())
+    if name is None:
+        return Terms(_UNLISTED, ("clients", "tenants"), policies)
+    return Terms(policies.clients.tenants[name], ("clients", "tenants", name), policies)
 
 
 _UNLISTED = Tenant()

@@ -31,6 +31,8 @@ class Order:
     """Of the model and of what computes with it; for the client, not for the worker."""
     priority: Priority = "medium"
     """The class that it runs in; the worker does not go by it."""
+    context_key: str = ""
+    """The policy that allows no more `context`; empty: the model does not."""
 
     def frame(self, id: int, resume: ipc.Resume | None) -> bytes:
         """Raises InvalidRequest for what no message can carry."""
@@ -44,6 +46,7 @@ class Order:
             expected_output=self.expected_output,
             wait_seconds=self.wait_seconds,
             resume=resume,
+            context_key=self.context_key,
         )
         try:
             return ipc.encode(message)
