@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal
 
+from mlxd.control.applicant import Applicant
 from mlxd.control.names import max_concurrency_of, settings_of
-from mlxd.control.ratelimit import Quota, RuleWindows, SlidingWindow
+from mlxd.control.rates import Counted, Rates, RateState, rate_rules
+from mlxd.core.caller import Caller
 from mlxd.core.clock import Clock
 from mlxd.core.errors import (
     Draining,
@@ -28,7 +30,6 @@ from mlxd.core.errors import (
 )
 from mlxd.core.models import canonical
 from mlxd.policy.load import PolicySet
-from mlxd.policy.schema import RateLimit
 from mlxd.policy.strict_yaml import dotted
 
 _SMOOTHING = 0.2
@@ -40,18 +41,6 @@ WouldDeny = Callable[[str], None]
 """Told the name of each rule in mode dry_run that would have refused; see `rules_in_force`."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Counted:
-    """One request in one rule's window."""
-
-    window: SlidingWindow
-    client: str
-    at: float
-
-    def refund(self) -> None:
-        self.window.refund(self.client, self.at)
-
-
 @dataclass(slots=True, eq=False)
 class Ticket:
     """One admitted request, and the policies it runs under until its end."""
@@ -61,21 +50,10 @@ class Ticket:
     policies: PolicySet
     admitted: float
     """On the monotonic clock."""
-    counted: list[_Counted] = field(default_factory=list, repr=False)
+    counted: Counted = field(default_factory=Counted, repr=False)
     """Where it counts towards the client's rate."""
     loading: bool = False
     """It waits for its model while another one could serve."""
-
-
-@dataclass(frozen=True, slots=True)
-class RateState:
-    """What a client has left, for the RateLimit headers."""
-
-    name: str
-    requests: int
-    window: float
-    remaining: int
-    reset: float
 
 
 @dataclass(slots=True)
@@ -101,7 +79,7 @@ class Admission:
         self._active: set[Ticket] = set()
         self._none_active = asyncio.Event()
         self._none_active.set()
-        self._windows = RuleWindows()
+        self.rates = Rates()
         self._typical_seconds = 1.0
         self.totals = Totals()
         self.refused: Counter[str] = Counter()
@@ -170,7 +148,8 @@ class Admission:
         `would_deny`, and the request goes on as if that rule were not there.
         """
         self._check_draining()
-        counted = self._count_towards_rate(client, policies, would_deny) if rated else []
+        applicant = Applicant(Caller(client), policies, model, rated=rated)
+        counted = self._count_towards_rate(applicant, would_deny)
         self._check_shut()
         self._check_slots((model, called or model), policies, would_deny, loading=loading)
         ticket = Ticket(client, model, policies, self._clock.monotonic(), counted, loading)
@@ -183,7 +162,7 @@ class Admission:
         if ticket not in self._active:
             return
         if refund:
-            _refund(ticket.counted)
+            ticket.counted.refund()
         self._active.discard(ticket)
         self._ended(ticket)
 
@@ -191,12 +170,10 @@ class Admission:
         """New policies are in force. Cannot fail; stops nothing that is under way.
 
         Counts survive: with a lower max_in_flight new requests are refused until enough have ended,
-        and a rate rule keeps what it has counted under its name, or leaves it to the rule that took
-        its place (RuleWindows.apply). A longer window counts what is still remembered
-        (SlidingWindow). What comes in under the policies before, because it was on its way, is
-        still judged by those.
+        and a rate rule keeps what it has counted (Rates.apply). What comes in under the policies
+        before, because it was on its way, is still judged by those.
         """
-        self._windows.apply(new.limits.rate_limit)
+        self.rates.apply(new)
 
     async def idle(self) -> Literal[True]:
         """Wait until no request is admitted."""
@@ -215,43 +192,24 @@ class Admission:
         if self._shut is not None:
             raise copy(self._shut)
 
+    def rate_states(self, caller: Caller, policies: PolicySet, user: str = "") -> list[RateState]:
+        """What each rule leaves a client."""
+        return self.rates.states(caller, policies, self._clock.monotonic(), user)
+
     def rate_state(self, client: str, policies: PolicySet) -> RateState | None:
         """How much the tightest rule leaves this client."""
-        now = self._clock.monotonic()
-        states = []
-        for rule in policies.limits.rate_limit:
-            if rule.mode != "enforce":
-                continue
-            quota = _quota(rule)
-            left, reset = self._windows.of(rule).remaining(client, quota, now)
-            states.append(RateState(rule.name, quota.requests, quota.window, left, reset))
+        states = self.rate_states(Caller(client), policies)
         return min(states, key=lambda state: state.remaining, default=None)
 
-    def _count_towards_rate(
-        self, client: str, policies: PolicySet, would_deny: WouldDeny
-    ) -> list[_Counted]:
-        """What a rule refuses, or in mode dry_run would refuse, it does not count."""
-        now = self._clock.monotonic()
-        counted: list[_Counted] = []
-        for index, rule in enumerate(policies.limits.rate_limit):
-            if rule.mode == "off":
-                continue
-            window = self._windows.of(rule)
-            wait = window.take(client, _quota(rule), now)
-            if wait is None:
-                counted.append(_Counted(window, client, now))
-            elif rule.mode == "dry_run":
-                self._would_deny(_rate_rule(rule), would_deny)
-            else:
-                _refund(counted)
-                self.refused[_rate_rule(rule)] += 1
-                raise RateLimited(
-                    f"Rate limit exceeded. Max {rule.requests} requests"
-                    f" per {float(rule.window):g} seconds",
-                    retry_after=max(1.0, wait),
-                    policy=policies.line(dotted(("limits", "rate_limit", index, "requests"))),
-                )
-        return counted
+    def _count_towards_rate(self, applicant: Applicant, would_deny: WouldDeny) -> Counted:
+        def denied(rule: str) -> None:
+            self._would_deny(rule, would_deny)
+
+        try:
+            return self.rates.take(applicant, self._clock.monotonic(), denied)
+        except RateLimited as error:
+            self.refused[str(error.numbers["rule"])] += 1
+            raise
 
     def _check_slots(
         self, names: _Names, policies: PolicySet, would_deny: WouldDeny, *, loading: bool
@@ -305,11 +263,11 @@ class Admission:
 def rules_in_force(policies: PolicySet) -> list[str]:
     """The names of the rules that judge at all (mode enforce or dry_run), in order of judgement.
 
-    `rate_limit:<name>`, `concurrency`, and `concurrency:<model>` with the model as it is written,
+    Those of `rate_rules`, `concurrency`, and `concurrency:<model>` with the model as it is written,
     first those of limits.yaml, then those that only models.yaml names.
     """
     limits, models = policies.limits, policies.models
-    names = [_rate_rule(rule) for rule in limits.rate_limit if rule.mode != "off"]
+    names = rate_rules(policies)
     if limits.concurrency.mode == "off":
         return names
     per_model = limits.concurrency.per_model
@@ -374,18 +332,5 @@ def _keeps_one(model: str, waiting: int, most: int) -> str:
     )
 
 
-def _rate_rule(rule: RateLimit) -> str:
-    return f"rate_limit:{rule.name}"
-
-
 def _model_rule(model: str) -> str:
     return f"{_CONCURRENCY}:{model}"
-
-
-def _refund(counted: list[_Counted]) -> None:
-    for one in counted:
-        one.refund()
-
-
-def _quota(rule: RateLimit) -> Quota:
-    return Quota(rule.requests, float(rule.window), rule.max_keys)
