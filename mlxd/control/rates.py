@@ -142,6 +142,11 @@ def rate_rules(policies: PolicySet) -> list[str]:
     ]
 
 
+def rate_rule(rule: RateLimit) -> str:
+    """What counters call a rule of `limits.rate_limit`."""
+    return f"rate_limit:{rule.name}"
+
+
 def identity(key: str, caller: Caller, user: str) -> str:
     """What a rule of this `key` counts a request by; empty: it is none of that rule's."""
     match key:
@@ -176,7 +181,7 @@ def _rules_for(caller: Caller, policies: PolicySet) -> Iterator[_Rule]:
 def _rules(policies: PolicySet) -> Iterator[_Rule]:
     for index, rule in enumerate(policies.limits.rate_limit):
         path: Path = ("limits", "rate_limit", index, "requests")
-        yield _Rule(f"rate_limit:{rule.name}", rule.name, rule.key, _quota(rule), rule.mode, path)
+        yield _Rule(rate_rule(rule), rule.name, rule.key, _quota(rule), rule.mode, path)
 
 
 def _quota(rule: RateLimit) -> Quota:

@@ -188,7 +188,7 @@ def test_a_refund_is_made_everywhere_and_once(files: Files) -> None:
     policies = files("rate_limit: [{requests: 9}]\n", clients="tenants: {agents: {requests: 5}}\n")
     rates = Rates()
     applicant = Applicant(AGENT, policies, "m")
-    first, _ = (rates.take(applicant, 0.0, [].append) for _ in range(2))
+    first, _ = (rates.take(applicant, 0.0, list[str]().append) for _ in range(2))
     first.refund()
     first.refund()
     assert [one.remaining for one in rates.states(AGENT, policies, 0.0)] == [8, 4]
@@ -198,7 +198,7 @@ def test_what_is_not_rated_counts_nowhere(files: Files) -> None:
     policies = files("rate_limit: [{requests: 1}]\n")
     rates = Rates()
     for _ in range(3):
-        rates.take(Applicant(HOME, policies, "m", rated=False), 0.0, [].append)
+        rates.take(Applicant(HOME, policies, "m", rated=False), 0.0, list[str]().append)
     assert ask(rates, HOME, policies) is None
 
 
