@@ -17,6 +17,7 @@ from typing import Literal
 
 from mlxd.control.applicant import Applicant
 from mlxd.control.names import max_concurrency_of, settings_of
+from mlxd.control.quotas import Quotas, quota_rules
 from mlxd.control.rates import Counted, Rates, RateState, rate_rules
 from mlxd.core.caller import Caller
 from mlxd.core.clock import Clock
@@ -27,6 +28,7 @@ from mlxd.core.errors import (
     ModelNotFound,
     Overloaded,
     RateLimited,
+    TokensExhausted,
 )
 from mlxd.core.models import canonical
 from mlxd.policy.load import PolicySet
@@ -54,6 +56,8 @@ class Ticket:
     """Where it counts towards the client's rate."""
     loading: bool = False
     """It waits for its model while another one could serve."""
+    tokens: int = 0
+    """That it has taken so far."""
 
 
 @dataclass(slots=True)
@@ -74,8 +78,9 @@ class Admission:
     A request is judged by the policies it came with; the counts outlive them (`apply`).
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, quotas: Quotas | None = None) -> None:
         self._clock = clock
+        self._quotas = quotas or Quotas()
         self._active: set[Ticket] = set()
         self._none_active = asyncio.Event()
         self._none_active.set()
@@ -149,6 +154,7 @@ class Admission:
         """
         self._check_draining()
         applicant = Applicant(Caller(client), policies, model, rated=rated)
+        self._check_quota(applicant)
         counted = self._count_towards_rate(applicant, would_deny)
         self._check_shut()
         self._check_slots((model, called or model), policies, would_deny, loading=loading)
@@ -164,6 +170,8 @@ class Admission:
         if refund:
             ticket.counted.refund()
         self._active.discard(ticket)
+        now, wall = self._clock.monotonic(), self._clock.wall()
+        self._quotas.charge(Caller(ticket.client), ticket.policies, ticket.tokens, now, wall)
         self._ended(ticket)
 
     def apply(self, new: PolicySet) -> None:
@@ -193,13 +201,23 @@ class Admission:
             raise copy(self._shut)
 
     def rate_states(self, caller: Caller, policies: PolicySet, user: str = "") -> list[RateState]:
-        """What each rule leaves a client."""
-        return self.rates.states(caller, policies, self._clock.monotonic(), user)
+        """What each rule and quota leaves a client."""
+        now, wall = self._clock.monotonic(), self._clock.wall()
+        rates = self.rates.states(caller, policies, now, user)
+        return [*rates, *self._quotas.remaining(caller, policies, now, wall)]
 
     def rate_state(self, client: str, policies: PolicySet) -> RateState | None:
         """How much the tightest rule leaves this client."""
-        states = self.rate_states(Caller(client), policies)
+        states = self.rates.states(Caller(client), policies, self._clock.monotonic())
         return min(states, key=lambda state: state.remaining, default=None)
+
+    def _check_quota(self, applicant: Applicant) -> None:
+        now, wall = self._clock.monotonic(), self._clock.wall()
+        try:
+            self._quotas.check(applicant.caller, applicant.policies, now, wall)
+        except TokensExhausted as error:
+            self.refused[str(error.numbers["rule"])] += 1
+            raise
 
     def _count_towards_rate(self, applicant: Applicant, would_deny: WouldDeny) -> Counted:
         def denied(rule: str) -> None:
@@ -263,11 +281,11 @@ class Admission:
 def rules_in_force(policies: PolicySet) -> list[str]:
     """The names of the rules that judge at all (mode enforce or dry_run), in order of judgement.
 
-    Those of `rate_rules`, `concurrency`, and `concurrency:<model>` with the model as it is written,
-    first those of limits.yaml, then those that only models.yaml names.
+    Those of `quota_rules` and `rate_rules`, `concurrency`, and `concurrency:<model>` with the model
+    as it is written, first those of limits.yaml, then those that only models.yaml names.
     """
     limits, models = policies.limits, policies.models
-    names = rate_rules(policies)
+    names = [*quota_rules(policies), *rate_rules(policies)]
     if limits.concurrency.mode == "off":
         return names
     per_model = limits.concurrency.per_model

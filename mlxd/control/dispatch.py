@@ -19,7 +19,7 @@ from mlxd.control.suspects import Case
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock
 from mlxd.core.errors import InvalidRequest, UnsupportedFeature
-from mlxd.core.events import Burst, Started
+from mlxd.core.events import Burst, Finished, Started
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest, Sampling, Want
 from mlxd.core.story import Story
@@ -119,9 +119,10 @@ class Dispatcher:
             ]
             if ticket is not None:
                 ticket.loading = False
+            told = runs if ticket is None else [_counted(run, ticket) for run in runs]
             enforced = policies.limits.tokens.mode == "enforce"
             async with closing_all(runs):
-                yield [run if enforced else _judged(run, asker) for run in runs]
+                yield [run if enforced else _judged(run, asker) for run in told]
 
     @asynccontextmanager
     async def _admitted(
@@ -159,6 +160,17 @@ class Dispatcher:
     async def unload(self, model: str, policies: PolicySet) -> None:
         """Let a model go when nothing uses it any more; returns at once."""
         self._residency.unload(await self._catalog.resolve(model, policies))
+
+
+async def _counted(bursts: AsyncIterator[Burst], ticket: Ticket) -> AsyncIterator[Burst]:
+    """The same; the ticket is told what it takes."""
+    async for burst in bursts:
+        for event in burst:
+            if isinstance(event, Started):
+                ticket.tokens += event.prompt_tokens
+            elif isinstance(event, Finished):
+                ticket.tokens += event.completion_tokens
+        yield burst
 
 
 async def _judged(bursts: AsyncIterator[Burst], asker: Asker) -> AsyncIterator[Burst]:
