@@ -35,6 +35,7 @@ from mlxd.control.replay import Replays
 from mlxd.control.residency import Residency
 from mlxd.control.sleep import Grace
 from mlxd.control.supervisor import Supervisor
+from mlxd.control.usage import Usage
 from mlxd.control.vitals import Vitals
 from mlxd.control.watermarks import Level
 from mlxd.core import aside
@@ -125,6 +126,7 @@ class _Models:
     blobs: Blobs
     created: CreatedModels
     catalog: Catalog
+    usage: Usage
     admission: Admission
     supervisor: Supervisor
     forecasts: Forecasts
@@ -241,7 +243,9 @@ def _models(ground: _Ground) -> _Models:
     blobs = Blobs(ground.state / "blobs", ground.clock)
     created = CreatedModels(ground.state / "created", blobs)
     catalog = Catalog(GUIDE, clock, pulled=pulled.folder, created=created.folder, names=own_names)
-    admission = Admission(ground.machine)  # windows of rates are what clients count too
+    usage = Usage(ground.state, ground.machine)
+    # windows of rates and quotas are what clients count too
+    admission = Admission(ground.machine, quotas=usage.quotas)
     supervisor = _supervisor(ground)
     forecasts = Forecasts(ground.state, clock)
     residency = Residency(supervisor, clock, read_memory, forecasts, check=catalog.check)
@@ -254,6 +258,7 @@ def _models(ground: _Ground) -> _Models:
         blobs=blobs,
         created=created,
         catalog=catalog,
+        usage=usage,
         admission=admission,
         supervisor=supervisor,
         forecasts=forecasts,
@@ -308,6 +313,7 @@ def _parts(
         watcher=Watcher(lambda: reloader.folder, reloader.look),
         catalog=catalog,
         admission=models.admission,
+        usage=models.usage,
         supervisor=models.supervisor,
         residency=residency,
         preloader=models.preloader,
