@@ -106,11 +106,9 @@ class Admission:
         """
         self._clock = clock
         self._real = real or clock
-        self._rates = rates or Rates()
+        self._rates, self._quotas = rates or Rates(), quotas or Quotas()
         policies = policies or load()
-        self.scheduler = Scheduler(
-            policies, scene or _AllInMemory(), self._rates, quotas or Quotas()
-        )
+        self.scheduler = Scheduler(policies, scene or _AllInMemory(), self._rates, self._quotas)
         self._tickets: set[Ticket] = set()
         self._waiters: dict[Place, asyncio.Future[None]] = {}
         self._view = QueueView(self.scheduler)
@@ -277,8 +275,10 @@ class Admission:
         return self.scheduler.expected_wait(klass, self._clock.monotonic())
 
     def rate_states(self, caller: Caller, policies: PolicySet, user: str = "") -> list[RateState]:
-        """What each rate rule leaves a client."""
-        return self._rates.states(caller, policies, self._real.monotonic(), user)
+        """What each rate rule and quota leaves a client."""
+        now, wall = self._real.monotonic(), self._clock.wall()
+        rates = self._rates.states(caller, policies, now, user)
+        return [*rates, *self._quotas.remaining(caller, policies, now, wall)]
 
     @property
     def refused(self) -> Counter[str]:

@@ -13,7 +13,9 @@ from mlxd.control.adaptive import Adaptive
 from mlxd.control.applicant import Applicant, terms_of
 from mlxd.control.names import max_concurrency_of, settings_of
 from mlxd.control.place import Place
-from mlxd.control.rates import rate_rule
+from mlxd.control.quotas import quota_rules
+from mlxd.control.rates import rate_rule, rate_rules
+from mlxd.control.shedding import rules_of as shed_rules
 from mlxd.core.caller import PRIORITIES, Caller, Priority
 from mlxd.core.errors import MlxdError
 from mlxd.core.models import canonical
@@ -211,21 +213,33 @@ class Slots:
 def rules_in_force(policies: PolicySet) -> list[str]:
     """The names of the rules that judge at all (mode enforce or dry_run), in order of judgement.
 
-    `rate_limit:<name>`, `concurrency`, and `concurrency:<model>` with the model as it is written,
-    first those of limits.yaml, then those that only models.yaml names.
+    Those of `quota_rules` and `rate_rules`; `shed:<class>`; `concurrency`, `concurrency:<model>`
+    with the model as it is written, first those of limits.yaml, then those that only models.yaml
+    names; `priority:<class>` and `tenant:<name>` where they have slots of their own; and `queue`,
+    where somebody may wait.
     """
-    limits, models = policies.limits, policies.models
-    names = [rate_rule(rule) for rule in limits.rate_limit if rule.mode != "off"]
+    limits, clients = policies.limits, policies.clients
+    names = [*quota_rules(policies), *rate_rules(policies), *shed_rules(policies)]
     if limits.concurrency.mode == "off":
         return names
-    per_model = limits.concurrency.per_model
+    names += [CONCURRENCY, *map(_model_rule, _limited_models(policies))]
+    classes = ((name, getattr(clients.priorities, name)) for name in PRIORITIES)
+    names += [_class_rule(name) for name, own in classes if own.max_share < 1 or not own.borrow]
+    tenants = clients.tenants.items()
+    names += [tenant_rule(name) for name, own in tenants if own.max_in_flight is not None]
+    queue = ["queue"] if limits.concurrency.max_waiting else []
+    return list(dict.fromkeys([*names, *queue]))
+
+
+def _limited_models(policies: PolicySet) -> list[str]:
+    per_model = policies.limits.concurrency.per_model
     limited = set(map(canonical, per_model))
     elsewhere = [
         name
-        for name, own in models.models.items()
+        for name, own in policies.models.models.items()
         if isinstance(own.max_concurrency, int) and canonical(name) not in limited
     ]
-    return [*names, CONCURRENCY, *map(_model_rule, [*per_model, *elsewhere])]
+    return [*per_model, *elsewhere]
 
 
 def tenant_rule(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from mlxd.control.admission import RateState
+from mlxd.control.rates import RateState
 from mlxd.policy.load import load
 from mlxd.server.edge import QUOTA
 from mlxd.server.generate import _note_quota
