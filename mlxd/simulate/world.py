@@ -11,12 +11,14 @@ from mlxd.control.monitors import Monitors
 from mlxd.control.place import Place
 from mlxd.control.quotas import Quotas
 from mlxd.control.rates import Rates
+from mlxd.control.rights import check_model
 from mlxd.control.scheduler import Scheduler
 from mlxd.control.shedding import Strain
 from mlxd.control.slots import rule_of
 from mlxd.core.caller import PRIORITIES, Caller, Priority
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import MlxdError
+from mlxd.core.models import canonical
 from mlxd.policy.policy_set import PolicySet
 from mlxd.server.errors import error_response, in_ollama
 from mlxd.server.memory_report import status
@@ -171,6 +173,7 @@ class World:
         )
         now, wall = self.clock.monotonic(), self.clock.wall()
         try:
+            check_model(applicant.terms, asking.model, [canonical(asking.model)])
             place = self.scheduler.ask(applicant, now, wall, would_deny.append)
         except MlxdError as error:
             self.acted |= {rule_of(error, applicant), *would_deny}
@@ -186,15 +189,16 @@ class World:
         return Answer(200, would_deny=tuple(would_deny))
 
     def end(self, count: int | None, which: Which, tokens: int | None = None) -> int:
-        """End the oldest running of these, all of them without a count; says how many. By name one
-        that waits may be ended too. `tokens`: what each took; None: as much as was said of it.
+        """End the oldest running of these, one after the other, or all that run now; says how many.
+        By name one that waits is ended too. `tokens`: what each took; None: as was said of it.
         """
-        found = [one for one in self._running if which.holds(one)]
-        if which.name is not None:
-            found += [one for one in self._waiting.values() if which.holds(one)]
-        for request in found[:count]:
-            self._leave(request, tokens)
-        return len(found[:count])
+        most = len(self._which(which)) if count is None else count
+        for ended in range(most):
+            found = self._which(which)
+            if not found:
+                return ended
+            self._leave(found[0], tokens)
+        return most
 
     # -- policies and memory
 
@@ -250,6 +254,12 @@ class World:
         self.scheduler.shedding.strain = strain
 
     # -- inside
+
+    def _which(self, which: Which) -> list[Request]:
+        """Those that run, the longest first; by a name also those that wait."""
+        running = [one for one in self._running if which.holds(one)]
+        named = self._waiting.values() if which.name is not None else ()
+        return running + [one for one in named if which.holds(one)]
 
     def _leave(self, request: Request, tokens: int | None = None) -> None:
         self._give_back(request, request.asking.tokens if tokens is None else tokens)
