@@ -19,6 +19,7 @@ from mlxd.control.queue_view import OnWait, QueueView, Waiting
 from mlxd.control.quotas import Quotas
 from mlxd.control.rates import Rates, RateState, WouldDeny
 from mlxd.control.scheduler import Scene, Scheduler
+from mlxd.control.shedding import Strain
 from mlxd.control.totals import Totals
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock
@@ -105,11 +106,9 @@ class Admission:
         """
         self._clock = clock
         self._real = real or clock
-        self._rates = rates or Rates()
+        self._rates, self._quotas = rates or Rates(), quotas or Quotas()
         policies = policies or load()
-        self.scheduler = Scheduler(
-            policies, scene or _AllInMemory(), self._rates, quotas or Quotas()
-        )
+        self.scheduler = Scheduler(policies, scene or _AllInMemory(), self._rates, self._quotas)
         self._tickets: set[Ticket] = set()
         self._waiters: dict[Place, asyncio.Future[None]] = {}
         self._view = QueueView(self.scheduler)
@@ -201,6 +200,11 @@ class Admission:
         if not self._tickets:
             self._empty.set()
 
+    def measured(self, ttft: float | None, gap: float | None) -> None:
+        """How fast an answer is: seconds to its first token, or between two tokens."""
+        if self.scheduler.adaptive.observe(self._clock.monotonic(), ttft=ttft, gap=gap):
+            self.look()
+
     def apply(self, policies: PolicySet) -> None:
         """New policies are in force. Cannot fail; stops nothing that is under way.
 
@@ -230,6 +234,12 @@ class Admission:
         self._shut = self.scheduler.shut = error
         if error is not None:
             self._turn_away(lambda: copy(error))
+
+    def strain(self, strain: Strain | None) -> None:
+        """While it is set, new generations of the classes whose `shed_at` is reached are refused;
+        what waits or runs goes on.
+        """
+        self.scheduler.shedding.strain = strain
 
     async def idle(self) -> Literal[True]:
         """Wait until no request is admitted, and none waits."""
@@ -269,8 +279,10 @@ class Admission:
         return self.scheduler.expected_wait(klass, self._clock.monotonic())
 
     def rate_states(self, caller: Caller, policies: PolicySet, user: str = "") -> list[RateState]:
-        """What each rate rule leaves a client."""
-        return self._rates.states(caller, policies, self._real.monotonic(), user)
+        """What each rate rule and quota leaves a client."""
+        now, wall = self._real.monotonic(), self._clock.wall()
+        rates = self._rates.states(caller, policies, now, user)
+        return [*rates, *self._quotas.remaining(caller, policies, now, wall)]
 
     @property
     def refused(self) -> Counter[str]:

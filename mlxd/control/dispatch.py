@@ -115,7 +115,7 @@ class Dispatcher:
             for request in _distinct_grammars(cases):
                 await self._check_grammar(request, asker.client)
         orders = [
-            _order(case, rights, policies, arrived, seeded(case.sampling, self._draw_seed))
+            _order(case, rights, asker, arrived, seeded(case.sampling, self._draw_seed))
             for case in cases
         ]
         async with (
@@ -260,9 +260,8 @@ def _distinct_grammars(cases: Sequence[Case]) -> Iterable[GenerationRequest]:
     return {(id(r.format), r.pattern, id(r.tools), r.tool_choice): r for r in each}.values()
 
 
-def _order(
-    case: Case, rights: Rights, policies: PolicySet, arrived: float, sampling: Sampling
-) -> Order:
+def _order(case: Case, rights: Rights, asker: Asker, arrived: float, sampling: Sampling) -> Order:
+    policies = asker.policies
     timeouts, tokens, reserve = policies.timeouts, policies.limits.tokens, policies.memory.reserve
     context, context_key = rights.context()
     return Order(
@@ -283,4 +282,5 @@ def _order(
         wait_seconds=float(timeouts.generation) if reserve.when_full == "wait" else 0.0,
         fingerprint=fingerprint_of(case.card),
         context_key=context_key,
+        priority=rights.terms.klass(asker.priority or case.request.priority),
     )

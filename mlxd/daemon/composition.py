@@ -36,6 +36,7 @@ from mlxd.control.residency import Residency
 from mlxd.control.scene import ResidentScene
 from mlxd.control.sleep import Grace
 from mlxd.control.supervisor import Supervisor
+from mlxd.control.usage import Usage
 from mlxd.control.vitals import Vitals
 from mlxd.control.watermarks import Level
 from mlxd.core import aside
@@ -128,6 +129,7 @@ class _Models:
     blobs: Blobs
     created: CreatedModels
     catalog: Catalog
+    usage: Usage
     admission: Admission
     supervisor: Supervisor
     forecasts: Forecasts
@@ -259,9 +261,10 @@ def _models(ground: _Ground) -> _Models:
     residency = Residency(supervisor, clock, read_memory, forecasts, check=catalog.check)
     grace = Grace(clock, lambda: float(store.current.supervision.sleep_wake.resume_grace))
     residency.calm = grace.calm
+    usage = Usage(ground.state, ground.machine)
     admission = Admission(
-        clock, store.current, ResidentScene(residency),
-        real=ground.machine,  # windows of rates are what clients count too
+        clock, store.current, ResidentScene(residency), quotas=usage.quotas,
+        real=ground.machine,  # windows of rates and quotas are what clients count too
     )  # fmt: skip
     preloader = Preloader(catalog, residency)
     return _Models(
@@ -270,6 +273,7 @@ def _models(ground: _Ground) -> _Models:
         blobs=blobs,
         created=created,
         catalog=catalog,
+        usage=usage,
         admission=admission,
         supervisor=supervisor,
         forecasts=forecasts,
@@ -317,6 +321,7 @@ def _parts(
     catalog, residency, events = models.catalog, models.residency, ground.events
     pulled, own_names = models.pulled, models.own_names
     replays = _replays(ground, models.guard)
+    replays.on_latency = models.admission.measured
     puller = Puller(pulled, own_names, catalog, events.record)
     return Parts(
         policies=ground.store,
@@ -324,6 +329,7 @@ def _parts(
         watcher=Watcher(lambda: reloader.folder, reloader.look),
         catalog=catalog,
         admission=models.admission,
+        usage=models.usage,
         supervisor=models.supervisor,
         residency=residency,
         preloader=models.preloader,

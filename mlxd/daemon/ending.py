@@ -83,6 +83,7 @@ class Ending:
         await self._parts.guard.close()
         await self._parts.residency.close(grace)
         await self._made.forecasts.close()
+        await self._parts.usage.close()
         await self._made.grammars.close()
         killing.cancel()
         for task in lasting:

@@ -131,6 +131,7 @@ class Daemon:
         self._own(self._tidy())
         self._own(heap.keep_small(self._made.threads))
         self._own(self._parts.archive.run())
+        self._own(self._parts.usage.run())
         self._tell_ready(ready_file)
         self._made.watchdog.start()
         try:

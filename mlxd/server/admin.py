@@ -31,6 +31,7 @@ from mlxd.server.managers import ForOwner
 from mlxd.server.parts import Parts
 from mlxd.server.peer import peer_of
 from mlxd.server.policy_report import effective, summary
+from mlxd.server.usage_report import usage_of
 
 Json = dict[str, Any]
 
@@ -68,6 +69,7 @@ class Admin:
             "/admin/policy/reload": (_CHANGING, self._reload),
             "/admin/policy/rollback": (_CHANGING, self._rollback),
             "/admin/service/reset": (_CHANGING, self._reset_service),
+            "/admin/usage": (READING, self._usage),
         }
         actions = {path: (methods, Action(act)) for path, (methods, act) in table.items()}
         events = ForOwner(EventStream(self._parts, owner=True))
@@ -122,6 +124,10 @@ class Admin:
 
     async def _reset_service(self, request: web.BaseRequest) -> Answer:
         return {"was_held": await self._reset_starts()}, policies_of(request).etag
+
+    async def _usage(self, request: web.BaseRequest) -> Answer:
+        policies = policies_of(request)
+        return usage_of(self._parts.usage, policies), policies.etag
 
     async def _planned(self, plan: Plan) -> Answer:
         old, new = plan.old, plan.policies

@@ -17,6 +17,7 @@ from mlxd.control.pull import Puller
 from mlxd.control.replay import Replays
 from mlxd.control.residency import Residency
 from mlxd.control.supervisor import Supervisor
+from mlxd.control.usage import Usage
 from mlxd.core.clock import Clock
 from mlxd.core.starts import StartLedger
 from mlxd.policy.reload import Reloader
@@ -51,6 +52,7 @@ class Parts:
     watcher: Watcher
     catalog: Catalog
     admission: Admission
+    usage: Usage
     supervisor: Supervisor
     residency: Residency
     preloader: Preloader

@@ -109,6 +109,12 @@ class Metrics:
             ("model",),
             registry=self.registry,
         )
+        self._tenant_tokens = Counter(
+            "mlxd_tenant_tokens_total",
+            "Tokens of prompts and answers, by whose they were.",
+            ("tenant", "kind"),
+            registry=self.registry,
+        )
         self._lag = Histogram(
             "mlxd_event_loop_lag_seconds",
             "How late the event loop was, each time that it was looked at: once a second.",
@@ -171,6 +177,11 @@ class Metrics:
     def malformed_calls(self, model: str, calls: int) -> None:
         """Count tool calls of one answer that could not be read."""
         self._malformed.labels(model).inc(calls)
+
+    def tenant_tokens(self, tenant: str, prompt: int, completion: int) -> None:
+        """Count what one request took; `tenant` is that of a known key, or anonymous."""
+        self._tenant_tokens.labels(tenant, "prompt").inc(prompt)
+        self._tenant_tokens.labels(tenant, "completion").inc(completion)
 
     def watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
         """Ask `value` at each scrape."""

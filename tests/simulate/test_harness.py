@@ -270,9 +270,10 @@ def test_rules_that_no_test_has_seen_refuse_are_named(tmp_path: Path) -> None:
         "  steps: [{start: {n: 2, model: small}, expect: [{}, {status: 503}]}]\n"
     )
     report = run(folder, paths=[file])
-    assert report.rules == ("rate_limit:a", "concurrency", "concurrency:small", "concurrency:big")
+    concurrency = ("concurrency", "concurrency:small", "concurrency:big")
+    assert report.rules == ("rate_limit:a", "shed:low", *concurrency)
     assert report.covered == ["rate_limit:a", "concurrency:small"]
-    assert report.uncovered == ["concurrency", "concurrency:big"]
+    assert report.uncovered == ["shed:low", "concurrency", "concurrency:big"]
 
 
 def test_wrong_policies_and_wrong_tests_are_told_and_nothing_is_run(tmp_path: Path) -> None:
