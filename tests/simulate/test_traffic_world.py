@@ -104,6 +104,32 @@ def test_rates_count_by_what_the_log_tells_apart(tmp_path: Path) -> None:
     assert codes(result) == ["", "", "", "", "rate_limited", ""]
 
 
+@pytest.mark.parametrize("key", ["client", "client_ip", "api_key", "user", "header:X-Team"])
+def test_each_rule_counts_by_its_own_key(tmp_path: Path, key: str) -> None:
+    """Of four requests the second is another client by everything but what the rule counts by."""
+    one = {"address": "a", "key": "k", "user": "u", "headers": {"x-team": "t"}}
+    other = {"address": "b", "key": "l", "user": "v", "headers": {"x-team": "s"}}
+    kept = {"client": "key", "client_ip": "address", "api_key": "key", "user": "user"}
+    field = kept.get(key, "headers")
+    both = [one, other | {field: one[field]}, other, one]
+    lines = [served(float(n), tenant="people", **who) for n, who in enumerate(both)]
+    rule = {"limits.rate_limit": f"[{{key: '{key}', requests: 2, window: 60s}}]"}
+    assert codes(simulated(tmp_path, lines, rule)) == ["", "", "", "rate_limited"]
+
+
+def test_a_header_that_nobody_counted_by_is_not_known(tmp_path: Path) -> None:
+    rule = {"limits.rate_limit": "[{name: teams, key: 'header:X-Team', requests: 1}]"}
+    result = simulated(tmp_path, [served(0.0), served(1.0)], rule)
+    assert codes(result) == ["", ""]
+    assert result.warnings == ["rate limit teams: the header X-Team is not in the log: none counts"]
+
+
+def test_tokens_of_a_tenant_are_charged(tmp_path: Path) -> None:
+    lines = [served(3.0 * n, tenant="people", key="k") for n in range(4)]
+    tenants = {"clients.tenants": "{people: {tokens: 100, window: 60s}}"}  # 50 each
+    assert codes(simulated(tmp_path, lines, tenants)) == ["", "", *["tokens_exhausted"] * 2]
+
+
 def test_one_on_trial_only_counts(tmp_path: Path) -> None:
     rate = {"limits.rate_limit": "[{requests: 2, window: 60s, mode: dry_run}]"}
     result = simulated(tmp_path, [served(float(n)) for n in range(5)], rate)
@@ -240,3 +266,24 @@ class TestModels:
         assert [one.ttft for one in result.outcomes] == pytest.approx([0.5, 2.5, 4.5])
         both = simulated(tmp_path, [*loads, *lines], BOTH | {"models.load.max_parallel": "2"})
         assert [one.ttft for one in both.outcomes] == pytest.approx([0.5, 2.5, 2.5])
+
+
+def test_slots_follow_latencies_where_policy_says_so(tmp_path: Path) -> None:
+    """Each answer takes half a second to its first token: with that aimed for, all have slots;
+    with less, soon one at a time.
+    """
+    lines = [served(n * 0.6) for n in range(300)]
+    rules = {
+        "limits.rate_limit": "[]",
+        "limits.concurrency.max_in_flight": "8",
+        "limits.concurrency.max_waiting": "2",
+        "limits.adaptive.enabled": "true",
+        "limits.adaptive.max": "8",
+        "limits.adaptive.interval": "5s",
+        "limits.adaptive.ttft": "600ms",
+    }
+    assert Counter(codes(simulated(tmp_path, lines, rules))) == {"": 300}
+    slow = Counter(codes(simulated(tmp_path, lines, rules | {"limits.adaptive.ttft": "400ms"})))
+    assert slow["queue_full"] + slow["queue_timeout"] + slow["shed"] > 150
+    gap = rules | {"limits.adaptive.token_gap": "50ms"}  # it is 100 ms
+    assert Counter(codes(simulated(tmp_path, lines, gap)))[""] < 150

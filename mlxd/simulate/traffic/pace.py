@@ -154,7 +154,8 @@ class Batch:
         self._now = 0.0
         self._width = 0
         self._ends: list[tuple[float, int, Hashable]] = []
-        self._widths: dict[Hashable, int] = {}
+        self._widths: dict[Hashable, tuple[int, float]] = {}
+        """Of each its width, and the step that it ends with."""
         self._numbers = count()
         self.version = 0
         """Another one: what `next` said may be otherwise now."""
@@ -162,7 +163,7 @@ class Batch:
     def enter(self, one: Hashable, work: float, width: int, now: float) -> None:
         """It has its first token, and so much work before it."""
         self._advance(now)
-        self._widths[one] = width
+        self._widths[one] = (width, self._done + work)
         self._width += width
         heapq.heappush(self._ends, (self._done + work, next(self._numbers), one))
         self.version += 1
@@ -171,8 +172,13 @@ class Batch:
         """It is given up, or over; nothing if it is not there."""
         if one in self._widths:
             self._advance(now)
-            self._width -= self._widths.pop(one)
+            self._width -= self._widths.pop(one)[0]
             self.version += 1
+
+    def left(self, one: Hashable, now: float) -> float:
+        """Steps of its work that are still before it; 0: it is not there."""
+        self._advance(now)
+        return max(0.0, self._widths[one][1] - self._done) if one in self._widths else 0.0
 
     def next(self) -> float | None:
         """When the next of them is over, as long as no other comes or goes."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import get_args
@@ -19,6 +20,7 @@ from mlxd.control.applicant import ANONYMOUS, Applicant
 from mlxd.control.quotas import Quotas
 from mlxd.control.rates import Rates
 from mlxd.control.scheduler import Place, Scheduler
+from mlxd.control.tempo import Tempo
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.errors import MlxdError
 from mlxd.policy.policy_set import PolicySet
@@ -31,6 +33,8 @@ from mlxd.telemetry.traffic import Request
 
 _STEP = 5000
 """Requests between two words of progress."""
+_TEMPO_SECONDS = 1.0
+"""Between two looks at how fast an answer is."""
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +51,8 @@ class _Going:
     """It has a slot, and so counts for its model."""
     serving: bool = False
     """Its model is in memory, and it is at work."""
+    tempo: Tempo | None = None
+    """Where somebody wants to know how fast its answer is."""
     over: bool = False
 
 
@@ -138,6 +144,8 @@ class World:
                 return
             if what == "first":
                 self._first_token(of)
+            elif what == "tempo":
+                self._measure(of)
             else:
                 self._end(of, LEFT)
         elif isinstance(of, str):
@@ -208,9 +216,30 @@ class World:
         batch = self._batch(request.model)
         batch.enter(going, going.service.work, request.choices, self._now)
         self._look_again(request.model, batch)
+        if self._policies.limits.adaptive.enabled:
+            going.tempo = Tempo(self._tell)
+            going.tempo.begun(self._now, self._now - going.service.first, 0)
+            self._at(self._now + _TEMPO_SECONDS, "tempo", going)
+
+    def _measure(self, going: _Going, *, last: bool = False) -> None:
+        """How fast its answer has been of late."""
+        service = going.service
+        if going.tempo is None or not 0.0 < service.work < math.inf:
+            return
+        left = self._batch(going.request.model).left(going, self._now) / service.work
+        tokens = round(service.completion / going.request.choices * (1.0 - left))
+        going.tempo.tokens(self._now, tokens, last=last)
+        if not last:
+            self._at(self._now + _TEMPO_SECONDS, "tempo", going)
+
+    def _tell(self, ttft: float | None, gap: float | None) -> None:
+        if self._scheduler.adaptive.observe(self._now, ttft=ttft, gap=gap):
+            self._turn()
 
     def _end(self, going: _Going, code: str) -> None:
         """Whatever it did, it does it no more."""
+        if code == going.service.code:
+            self._measure(going, last=True)
         going.over = True
         going.outcome.code = code
         self._waiting.pop(going.place, None)
@@ -287,12 +316,21 @@ class World:
     def _warnings(self) -> list[str]:
         unknown = [m for m in sorted(self._unknown) if self._shelf.loads[m]]
         return [
+            *self._uncounted(),
             *(f"{m}: no load of it is in the log; it is taken to load at once" for m in unknown),
             *(
                 f"{m}: none of its requests was served; its times are those of all models"
                 for m in sorted(self._services.guessed)
             ),
         ]
+
+    def _uncounted(self) -> Iterator[str]:
+        """Rules that count by what was not recorded: only what some rule counted by then was."""
+        for rule in self._policies.limits.rate_limit:
+            kind, _, header = rule.key.partition(":")
+            name = header.lower()
+            if kind == "header" and not any(name in one.headers for one in self._log.requests):
+                yield f"rate limit {rule.name}: the header {header} is not in the log: none counts"
 
 
 def _applicant(request: Request, policies: PolicySet) -> Applicant:
