@@ -82,9 +82,11 @@ class Generate:
         _check_scored(call)
         if call.action == "load":
             dispatcher, wanted = self._parts.dispatcher, call.request
-            await dispatcher.load(wanted.model, wanted.keep_alive, policies)
+            caller = caller_of(request)
+            await dispatcher.load(wanted.model, wanted.keep_alive, policies, caller)
         elif call.action == "unload":
-            await self._parts.dispatcher.unload(call.request.model, policies)
+            dispatcher, name = self._parts.dispatcher, call.request.model
+            await dispatcher.unload(name, policies, caller_of(request))
         elif call.request.stream:
             return await _Stream(self._parts, self._codec, call, request, policies).run()
         else:

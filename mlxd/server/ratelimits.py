@@ -36,6 +36,8 @@ def headers_of(states: Sequence[RateState], api: Api, wall: float) -> dict[str, 
             headers |= _openais(states)
         case "anthropic":
             headers |= _anthropics(states, wall)
+        case "ollama":
+            pass
     return headers
 
 

@@ -100,5 +100,6 @@ def _is_refused(client: httpx.Client, used: int) -> None:
         assert f"Token quota used up. {used} of 120 tokens per day (UTC)" in refused.text
         assert "r=0;" in refused.headers["ratelimit"]
         assert int(refused.headers["retry-after"]) >= 1
-    assert refused.headers["x-ratelimit-remaining-tokens"] == "0"
+        openais = path.startswith("/v1/")
+        assert refused.headers.get("x-ratelimit-remaining-tokens") == ("0" if openais else None)
     assert client.get("/health").status_code == 200
