@@ -106,7 +106,8 @@ class Admission:
         """
         self._clock = clock
         self._real = real or clock
-        self._rates, self._quotas = rates or Rates(), quotas or Quotas()
+        self._rates = rates or Rates()
+        self._quotas = quotas or Quotas()
         policies = policies or load()
         self.scheduler = Scheduler(policies, scene or _AllInMemory(), self._rates, self._quotas)
         self._tickets: set[Ticket] = set()
@@ -209,7 +210,7 @@ class Admission:
         """New policies are in force. Cannot fail; stops nothing that is under way.
 
         With a lower limit nobody is let in until enough have ended; a higher one lets in who
-        waits. What rates have counted survives (RuleWindows.apply).
+        waits. What rates have counted survives (Rates.apply).
         """
         self.scheduler.apply(policies)
         self.look()
@@ -280,7 +281,7 @@ class Admission:
 
     def rate_states(self, caller: Caller, policies: PolicySet, user: str = "") -> list[RateState]:
         """What each rate rule and quota leaves a client."""
-        now, wall = self._real.monotonic(), self._clock.wall()
+        now, wall = self._real.monotonic(), self._real.wall()
         rates = self._rates.states(caller, policies, now, user)
         return [*rates, *self._quotas.remaining(caller, policies, now, wall)]
 

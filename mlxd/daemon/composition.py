@@ -55,7 +55,7 @@ from mlxd.policy.outcome import Outcome
 from mlxd.policy.reload import Reloader
 from mlxd.policy.store import Live, PolicyStore
 from mlxd.policy.watch import Watcher
-from mlxd.server import kept_responses, memory_report, policy_report, worker_report
+from mlxd.server import adaptive_report, kept_responses, memory_report, policy_report, worker_report
 from mlxd.server.admin import Admin
 from mlxd.server.admin_socket import AdminSocket
 from mlxd.server.app import routes
@@ -213,6 +213,7 @@ def join(made: Composition, log: Log) -> None:
     parts.reloader.observe(partial(policy_report.report, parts))
     parts.reloader.observe(_log_outcome)
     policy_report.measure(parts)
+    adaptive_report.measure(parts)
     memory_report.measure(parts)
     worker_report.measure(parts)
     kept_responses.measure(parts)

@@ -49,8 +49,10 @@ _EXPOSED = (
     " X-Mlxd-Policy, X-Mlxd-Policy-Key, X-Mlxd-Policy-Place, X-Mlxd-Would-Deny,"
     " X-Mlxd-Needed-Bytes, X-Mlxd-Available-Bytes, X-Should-Retry,"
     " x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests,"
+    " x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens,"
     " anthropic-ratelimit-requests-limit, anthropic-ratelimit-requests-remaining,"
-    " anthropic-ratelimit-requests-reset"
+    " anthropic-ratelimit-requests-reset, anthropic-ratelimit-tokens-limit,"
+    " anthropic-ratelimit-tokens-remaining, anthropic-ratelimit-tokens-reset"
 )
 _ALLOWED_HEADERS = (
     "Authorization, Content-Type, User-Agent, Accept, X-Requested-With, OpenAI-Beta, x-api-key,"

@@ -21,7 +21,7 @@ from mlxd.core.events import Burst, Completion, Echo, collect, collect_all
 from mlxd.core.threads import Threads
 from mlxd.dialects.base import Call, Codec
 from mlxd.policy.load import PolicySet
-from mlxd.server.answers import iso, json_response, large_json_response
+from mlxd.server.answers import json_response, large_json_response
 from mlxd.server.edge import (
     ID,
     MARKS,
@@ -36,6 +36,7 @@ from mlxd.server.edge import (
 from mlxd.server.errors import Render, speaks_anthropic
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
+from mlxd.server.ratelimits import Api, headers_of
 from mlxd.server.refusals import note_refusal
 
 _PIECE = 65536
@@ -295,28 +296,15 @@ def _with_category(call: Call) -> Call:
 
 
 def _note_quota(request: web.BaseRequest, parts: Parts, policies: PolicySet) -> None:
-    """What the client has left, for the headers of its answer or refusal.
+    """What the client has left, for the headers of its answer or refusal."""
+    states = parts.admission.rate_states(caller_of(request), policies, request[STORY].user)
+    request[QUOTA] = headers_of(states, _api_of(request), parts.clock.wall())
 
-    RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers), and the API's own.
-    """
-    states = parts.admission.rate_states(caller_of(request), policies)
-    if not states:
-        return
-    state = min(states, key=lambda state: state.remaining)
-    reset = max(0, round(state.reset))
-    headers = {
-        "RateLimit-Policy": f'"{state.name}";q={state.requests};w={round(state.window)}',
-        "RateLimit": f'"{state.name}";r={state.remaining};t={reset}',
-    }
+
+def _api_of(request: web.BaseRequest) -> Api:
     if speaks_anthropic(request):
-        headers["anthropic-ratelimit-requests-limit"] = str(state.requests)
-        headers["anthropic-ratelimit-requests-remaining"] = str(state.remaining)
-        headers["anthropic-ratelimit-requests-reset"] = iso(round(parts.clock.wall()) + reset)
-    elif request.path.startswith("/v1/"):
-        headers["x-ratelimit-limit-requests"] = str(state.requests)
-        headers["x-ratelimit-remaining-requests"] = str(state.remaining)
-        headers["x-ratelimit-reset-requests"] = f"{reset}s"
-    request[QUOTA] = headers
+        return "anthropic"
+    return "openai" if request.path.startswith("/v1/") else "ollama"
 
 
 def new_id() -> str:
