@@ -19,6 +19,7 @@ from mlxd.control.names import max_concurrency_of, settings_of
 from mlxd.control.ratelimit import Quota, RuleWindows, SlidingWindow
 from mlxd.core.clock import Clock
 from mlxd.core.errors import (
+    AFTER_DRAIN,
     Draining,
     InvalidRequest,
     MlxdError,
@@ -209,7 +210,7 @@ class Admission:
 
     def _check_draining(self) -> None:
         if self.draining:
-            raise Draining("the daemon is stopping", retry_after=5.0)
+            raise Draining("the daemon is stopping", retry_after=5.0, would_pass=AFTER_DRAIN)
 
     def _check_shut(self) -> None:
         if self._shut is not None:

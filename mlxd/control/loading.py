@@ -113,6 +113,8 @@ class Loads:
             late = _late(card, policies)
             error = resident.waits or late
             error.policy = error.policy or late.policy
+            error.numbers = {**late.numbers, **error.numbers}
+            error.would_pass = error.would_pass or late.would_pass
             self._note(card, error)
             raise error from None
         except ModelLoadFailed as error:
@@ -209,6 +211,8 @@ def _late(card: ModelCard, policies: PolicySet) -> ModelLoadFailed:
         f"model '{card.name}' was not loaded within {float(policies.timeouts.model_load):g} s",
         retry_after=10.0,
         policy=policies.line("timeouts.model_load"),
+        numbers={"limit_seconds": float(policies.timeouts.model_load)},
+        would_pass="the same request once the model is loaded, or a longer limit",
     )
 
 

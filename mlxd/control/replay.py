@@ -176,11 +176,14 @@ class Replays:
         """What a quarantined request is told."""
         left = found.until - self._clock.monotonic()
         workers = "1 worker" if found.kills == 1 else f"{found.kills} workers"
+        cure = f"`mlxd models reset {case.model}`"
         return RequestQuarantined(
             f"{workers} of model '{case.model}' died of this request; it is refused for another"
-            f" {left:.0f} s, or until `mlxd models reset {case.model}`",
+            f" {left:.0f} s, or until {cure}",
             retry_after=left,
             policy=policies.line("supervision.quarantine.for"),
+            numbers={"workers_died": found.kills, "left_seconds": round(left)},
+            would_pass=f"another request, or the same one after {cure}",
         )
 
     def malformed(self, model: str, calls: int) -> None:
@@ -372,12 +375,14 @@ class _Run:
             await self._replays.let_come(self._case.card.spec)
             return worker
         limit, left = float(self._policies.timeouts.model_load), self._left()
-        late: MlxdError = too_long(self._order.limits)
+        late: MlxdError = too_long(self._order.limits, self._order.limits.generation)
         if limit <= left:
             late = ModelLoadFailed(
                 f"no worker of model '{self._case.model}' was there within {limit:g} s",
                 retry_after=10.0,
                 policy=self._policies.line("timeouts.model_load"),
+                numbers={"limit_seconds": limit},
+                would_pass="the same request once its model is loaded, or a longer limit",
             )
         with self._replays.comes(self._case.card.spec):
             return await self._replays.wait_until(self._lease.worker(), min(limit, left), late)
@@ -431,7 +436,7 @@ class _Run:
         if found is not None and found.quarantined and not worker.out_of_memory:
             raise self._replays.refusal(self._case, found, self._policies) from error
         if (found is not None and found.quarantined) or not self._may_replay():
-            raise error
+            raise self._not_replayed(error) from error
         self._attempt += 1
         self._died_at = len(self._transcript.tokens)
         self._tell(worker)
@@ -447,6 +452,15 @@ class _Run:
         if policy.when == "off" or self._attempt >= policy.attempts:
             return False
         return policy.when == "any" or not self._seen
+
+    def _not_replayed(self, error: MlxdError) -> MlxdError:
+        """The same, saying by which policy it ends here; others got it, too."""
+        policy, told = self._policies.supervision.replay, copy(error)
+        spent = policy.when != "off" and self._attempt >= policy.attempts
+        key = f"supervision.replay.{'attempts' if spent else 'when'}"
+        told.policy = told.policy or self._policies.line(key)
+        told.numbers = {**told.numbers, "replays": self._attempt}
+        return told
 
     def _tell(self, worker: Worker) -> None:
         reason = worker.exit.reason if worker.exit is not None else "stalled"

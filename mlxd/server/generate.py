@@ -256,6 +256,8 @@ def _check_choices(call: Call, policies: PolicySet) -> None:
             f"the request asks for {count} answers; at most {most} are given",
             param=call.plural,
             policy=policies.line("limits.choices"),
+            numbers={"asked": count, "allowed": most},
+            would_pass=f"at most {most} answers in one request",
         )
 
 
