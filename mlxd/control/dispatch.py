@@ -16,13 +16,14 @@ from mlxd.control.prompts import Prompts
 from mlxd.control.replay import Replays, fresh_seed, seeded
 from mlxd.control.residency import Residency
 from mlxd.control.suspects import Case
+from mlxd.control.telling import leased
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock
 from mlxd.core.errors import InvalidRequest, UnsupportedFeature
 from mlxd.core.events import Burst, Started
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest, Sampling, Want
-from mlxd.core.story import Story
+from mlxd.core.story import Story, untold
 from mlxd.grammar.source import is_held
 from mlxd.policy.load import PolicySet
 
@@ -97,6 +98,7 @@ class Dispatcher:
         arrived = self._clock.monotonic()
         first, policies = requests[0], asker.policies
         card = await self._catalog.resolve(first.model, policies)
+        asker.story.model = card.original
         cases = [_case(request, card, asker) for request in requests]
         for case in cases:
             _check_capabilities(case.request, card)
@@ -106,13 +108,13 @@ class Dispatcher:
             for request in _distinct_grammars(cases):
                 await self._check_grammar(request, asker.client)
         orders = [
-            _order(case, policies, arrived, seeded(case.sampling, self._draw_seed))
-            for case in cases
+            _order(case, asker, arrived, seeded(case.sampling, self._draw_seed)) for case in cases
         ]
         async with (
             self._admitted(first.want, card, asker) as ticket,
             self._residency.lease(card, first.keep_alive, policies) as lease,
         ):
+            leased(asker.story, lease.load)
             runs = [
                 self._replays.run(order, case, lease, policies)
                 for order, case in zip(orders, cases, strict=True)
@@ -146,15 +148,23 @@ class Dispatcher:
         ) as ticket:
             yield ticket
 
-    async def load(self, model: str, keep_alive: float | None, policies: PolicySet) -> None:
+    async def load(
+        self,
+        model: str,
+        keep_alive: float | None,
+        policies: PolicySet,
+        story: Story | None = None,
+    ) -> None:
         """Have a model in memory. Not a generation: neither counted nor limited.
 
         Raises Draining; ModelNotFound; what leasing raises.
         """
         self._admission.check_open()
+        story = story or untold()
         card = await self._catalog.resolve(model, policies)
-        async with self._residency.lease(card, keep_alive, policies):
-            pass
+        story.model = card.original
+        async with self._residency.lease(card, keep_alive, policies) as lease:
+            leased(story, lease.load)
 
     async def unload(self, model: str, policies: PolicySet) -> None:
         """Let a model go when nothing uses it any more; returns at once."""
@@ -211,7 +221,8 @@ def _distinct_grammars(cases: Sequence[Case]) -> Iterable[GenerationRequest]:
     return {(id(r.format), r.pattern, id(r.tools), r.tool_choice): r for r in each}.values()
 
 
-def _order(case: Case, policies: PolicySet, arrived: float, sampling: Sampling) -> Order:
+def _order(case: Case, asker: Asker, arrived: float, sampling: Sampling) -> Order:
+    policies = asker.policies
     timeouts, tokens, reserve = policies.timeouts, policies.limits.tokens, policies.memory.reserve
     return Order(
         request=case.request,
@@ -230,4 +241,5 @@ def _order(case: Case, policies: PolicySet, arrived: float, sampling: Sampling) 
         expected_output=reserve.expected_output,
         wait_seconds=float(timeouts.generation) if reserve.when_full == "wait" else 0.0,
         fingerprint=fingerprint_of(case.card),
+        story=asker.story,
     )

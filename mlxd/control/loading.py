@@ -10,7 +10,7 @@ from functools import partial
 from mlxd.control.forecasting import Forecaster
 from mlxd.control.inventory import Inventory
 from mlxd.control.process import Known
-from mlxd.control.resident import Evicts, Resident
+from mlxd.control.resident import Evicts, Load, Resident
 from mlxd.control.room import Room
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.worker import Worker
@@ -149,7 +149,8 @@ class Loads:
             pause *= 2
 
     async def _attempt(self, resident: Resident, policies: PolicySet) -> None:
-        earlier = resident.waits
+        came, earlier = self._clock.monotonic(), resident.waits
+        resident.put_off, resident.evicted = None, ()
         await self._supervisor.turn(resident.card, partial(_waits, resident))
         resident.waits = earlier
         if self.before is not None:
@@ -171,6 +172,9 @@ class Loads:
             resident.worker = worker
             resident.loaded_at = self._clock.monotonic()
             resident.load_seconds = resident.loaded_at - began
+            resident.load = Load(
+                began - came, resident.load_seconds, resident.put_off, resident.evicted
+            )
             self._learn(resident, worker)
         finally:
             resident.reserved = False
@@ -204,6 +208,7 @@ class Loads:
 def _waits(resident: Resident, why: MlxdError) -> None:
     """A reason of its own stays: it says more."""
     resident.waits = resident.waits or why
+    resident.put_off = why
 
 
 def _late(card: ModelCard, policies: PolicySet) -> ModelLoadFailed:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlxd.control.generation import Limits
 from mlxd.core.errors import InvalidRequest, PolicyLine
 from mlxd.core.request import GenerationRequest, Sampling, Want
+from mlxd.core.story import Story, untold
 from mlxd.ipc import messages as ipc
 
 
@@ -28,6 +29,8 @@ class Order:
     """How long it may wait for memory in the worker; 0: not at all."""
     fingerprint: str = ""
     """Of the model and of what computes with it; for the client, not for the worker."""
+    story: Story = field(default_factory=untold)
+    """Of the call that it is a part of."""
 
     def frame(self, id: int, resume: ipc.Resume | None) -> bytes:
         """Raises InvalidRequest for what no message can carry."""

@@ -13,18 +13,19 @@ from mlxd.policy.policy_set import PolicySet
 _IN_USE_RETRY = 10.0
 _NEVER_RETRY = 60.0
 
-_KEYS: dict[Obstacle, str] = {
+KEYS: dict[Obstacle, str] = {
     "count": "models.max_loaded",
     "weights": "models.max_loaded_bytes",
     "memory": "memory.reserve.system",
     "limit": "memory.worker_limits.mlx_memory_limit",
 }
+"""The policy that is in the way."""
 
 
 def refusal(judged: Judgement, name: str, policies: PolicySet, now: float) -> MlxdError:
     """Of model `name`, whose load has an obstacle."""
     plan = judged.plan
-    key = f"memory.eviction.{judged.spares}" if judged.spares else _KEYS[plan.obstacle]
+    key = f"memory.eviction.{judged.spares}" if judged.spares else KEYS[plan.obstacle]
     words = _obstacle(judged, name, policies) + _in_the_way(judged, now)
     retry = _retry(judged, now)
     if plan.obstacle == "count":

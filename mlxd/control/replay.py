@@ -27,6 +27,7 @@ from mlxd.control.generation import too_long
 from mlxd.control.order import Order
 from mlxd.control.residency import Lease
 from mlxd.control.suspects import Case, Suspect, Suspects
+from mlxd.control.telling import Telling
 from mlxd.control.transcript import Transcript
 from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock, within
@@ -267,6 +268,7 @@ class _Run:
         self._lease = lease
         self._policies = policies
         self._transcript = Transcript()
+        self._telling = Telling(order.story)
         self._interrupted = False
         self._early = False
         """It has run before, and goes on before others begin."""
@@ -294,6 +296,7 @@ class _Run:
             outcome = "failed" if self._attempt else "refused"
             raise
         finally:
+            self._telling.cut(len(self._transcript.tokens), self._transcript.decode_seconds)
             if self._interrupted and self._replays.on_replay is not None:
                 self._replays.on_replay(outcome)
 
@@ -408,6 +411,8 @@ class _Run:
 
     def _note(self, burst: Burst) -> None:
         """A client that wants the whole answer has seen nothing before its end."""
+        if self._telling.listens:
+            self._telling.hear(burst)
         last = burst[-1]
         if isinstance(last, Finished) and last.malformed_calls:
             self._replays.malformed(self._case.card.name, last.malformed_calls)
@@ -418,6 +423,7 @@ class _Run:
         """Its end tells what came of it over all its workers."""
         *before, last = burst
         assert isinstance(last, Finished)
+        self._telling.finished(last)
         taken = last.prompt_tokens + last.completion_tokens
         last = replace(last, context_full=taken >= self._order.context)
         if self._order.request.tell_context:
@@ -468,6 +474,7 @@ class _Run:
             f"a request to {self._case.model} goes on with the next worker"
             f" ({reason}; {self._died_at} tokens so far)"
         )
+        self._telling.replayed(reason, self._died_at)
         if self._replays.on_event is not None:
             data = {
                 "model": self._case.model, "attempt": self._attempt,

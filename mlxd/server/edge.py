@@ -36,6 +36,8 @@ from mlxd.server.parts import Parts
 log = logging.getLogger("mlxd.access")
 faults = logging.getLogger(__name__)
 
+_LEFT = 499
+"""What stands for the status where the client has gone."""
 _MAX_ID = 128
 _RESTART_SECONDS = 5.0
 """What a client is told to wait for the next daemon."""
@@ -134,7 +136,7 @@ class Edge:
         request[CALLER] = Caller(client_at(request.remote or ""))
         began = self._parts.clock.monotonic()
         request[STORY] = self._story(request, began)
-        status = 499
+        status = _LEFT
         try:
             response = await self._answer(request)
             if not response.prepared:
@@ -142,6 +144,7 @@ class Edge:
             status = response.status
             return response
         finally:
+            self._end(request, status)
             log.info(
                 "%s %s %s",
                 request.method,
@@ -161,6 +164,15 @@ class Edge:
             request[ID], request.path, caller_of(request), generation,
             clock.wall(), clock.monotonic, began,
         )  # fmt: skip
+
+    def _end(self, request: web.BaseRequest, status: int) -> None:
+        """Of its story, if it has one."""
+        story = request[STORY]
+        for rule in request[MARKS].rules:
+            story.note("would_deny", rule=rule)
+        if status == _LEFT:
+            story.note("left")
+        self._parts.stories.end(story, status, story.code)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """The one edge: whatever went wrong behind it becomes an answer here."""
@@ -357,6 +369,7 @@ def _own_names() -> frozenset[str]:
 
 
 async def _failed(request: web.BaseRequest, error: MlxdError, render: Render) -> web.StreamResponse:
+    request[STORY].failed(error)
     stream: Begun | None = request.get(STREAM)
     if stream is not None and stream.begun:
         return await stream.fail(error)

@@ -38,6 +38,7 @@ from mlxd.server.errors import Render, speaks_anthropic
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
 from mlxd.server.refusals import note_refusal
+from mlxd.server.stories import begin
 
 _PIECE = 65536
 """Bytes that are given to a client at a time."""
@@ -78,11 +79,12 @@ class Generate:
         call = replace(call, request_id=request[ID])
         request[MODEL] = call.request.model
         request[_NAMES] = call.names
+        begin(request, self._parts, call)
         _check_choices(call, policies)
         _check_scored(call)
         if call.action == "load":
             dispatcher, wanted = self._parts.dispatcher, call.request
-            await dispatcher.load(wanted.model, wanted.keep_alive, policies)
+            await dispatcher.load(wanted.model, wanted.keep_alive, policies, request[STORY])
         elif call.action == "unload":
             await self._parts.dispatcher.unload(call.request.model, policies)
         elif call.request.stream:

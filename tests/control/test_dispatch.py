@@ -12,6 +12,8 @@ import pytest
 from mlxd.control.admission import Admission
 from mlxd.control.dispatch import Asker, Dispatcher
 from mlxd.control.fingerprint import fingerprint_of
+from mlxd.control.residency import Lease
+from mlxd.control.resident import Load
 from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import InvalidRequest, Overloaded, RequestQuarantined, UnsupportedFeature
@@ -38,6 +40,7 @@ class Parts:
         self.cases: list[Any] = []
         self.bursts: list[Any] = []
         self.refusal: Exception | None = None
+        self.load: Load | None = None
 
     async def resolve(self, model, policies):
         return self.card
@@ -47,7 +50,10 @@ class Parts:
 
     @asynccontextmanager
     async def lease(self, card, keep_alive, policies):
-        yield None
+        yield Lease(self.worker, self.load)
+
+    async def worker(self):
+        raise AssertionError("nobody runs anything here")
 
     def check(self, case, policies):
         if self.refusal is not None:

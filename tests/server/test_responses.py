@@ -13,14 +13,17 @@ from aiohttp.test_utils import make_mocked_request
 from aiohttp.web import BaseRequest, RequestKey
 
 from mlxd.control.archive import Archive
+from mlxd.control.stories import Stories
+from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import EarlierResponseNotFound, InvalidRequest, WorkerCrashed
 from mlxd.core.events import Burst, Finished, Started, TextDelta
 from mlxd.core.request import GenerationRequest
+from mlxd.core.story import untold
 from mlxd.dialects import openai
 from mlxd.policy.load import Override, PolicySet, load
 from mlxd.server import responses
-from mlxd.server.edge import ID, MARKS, POLICIES, Marks
+from mlxd.server.edge import CALLER, ID, MARKS, POLICIES, STORY, Marks
 from mlxd.server.responses import Respond, _Exchange
 
 Json = dict[str, Any]
@@ -42,6 +45,7 @@ class Machine:
         self.bursts: Sequence[Burst] = SAID
         self.parts: Any = SimpleNamespace(
             archive=self.archive,
+            stories=Stories(self.policies),
             clock=ManualClock(),
             dispatcher=SimpleNamespace(open=self._open),
             admission=SimpleNamespace(rate_state=lambda *_: None),
@@ -83,6 +87,8 @@ def request_of(policies: PolicySet, client: str, body: Json) -> BaseRequest:
     request[ID] = "1"
     request[POLICIES] = policies
     request[MARKS] = Marks(lambda _: None)
+    request[CALLER] = Caller(client)
+    request[STORY] = untold(client)
     request[BODY] = body
     return request
 
