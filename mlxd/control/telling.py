@@ -62,6 +62,8 @@ class Telling:
 
     def finished(self, end: Finished) -> None:
         story, self._ended = self._story, True
+        if end.completion_tokens and story.first_token is None:
+            story.first_token = story.now  # none of them was text
         story.completion_tokens += end.completion_tokens
         story.cached_tokens += end.cached_tokens - self._cached
         story.prefill_seconds += end.prefill_seconds
