@@ -48,7 +48,7 @@ class Machine:
             stories=Stories(self.policies),
             clock=ManualClock(),
             dispatcher=SimpleNamespace(open=self._open),
-            admission=SimpleNamespace(rate_state=lambda *_: None),
+            admission=SimpleNamespace(rate_states=lambda *_: []),
             rejections=None,
         )
 
