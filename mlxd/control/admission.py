@@ -23,7 +23,14 @@ from mlxd.control.shedding import Strain
 from mlxd.control.totals import Totals
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock
-from mlxd.core.errors import Draining, InvalidRequest, MlxdError, ModelNotFound, Overloaded
+from mlxd.core.errors import (
+    AFTER_DRAIN,
+    Draining,
+    InvalidRequest,
+    MlxdError,
+    ModelNotFound,
+    Overloaded,
+)
 from mlxd.core.story import Story
 from mlxd.policy.load import PolicySet, load
 
@@ -326,11 +333,14 @@ class Admission:
         view = self._view.of(place, now)
         if story is not None:
             story.priority, story.cost = place.klass, place.cost
+            line = self.scheduler.line(place.waits_for)
             story.note(
                 "queued",
                 position=view.position,
                 expected_wait=round(view.expected_wait, 3),
-                waits_for=place.waits_for,
+                policy=line.key,
+                value=line.value,
+                place=line.place,
             )
         if on_wait is not None:
             self._view.begin(place, on_wait, view)
@@ -406,4 +416,4 @@ def _tell_asked(story: Story, applicant: Applicant) -> None:
 
 
 def _stopping() -> Draining:
-    return Draining("the daemon is stopping", retry_after=5.0)
+    return Draining("the daemon is stopping", retry_after=5.0, would_pass=AFTER_DRAIN)

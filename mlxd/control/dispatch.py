@@ -21,13 +21,14 @@ from mlxd.control.replay import Replays, fresh_seed, seeded
 from mlxd.control.residency import Residency
 from mlxd.control.rights import Rights, rights_of
 from mlxd.control.suspects import Case
+from mlxd.control.telling import leased
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock
 from mlxd.core.errors import InvalidRequest, UnsupportedFeature
 from mlxd.core.events import Burst, Started
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest, Sampling
-from mlxd.core.story import Story
+from mlxd.core.story import Story, untold
 from mlxd.grammar.source import is_held
 from mlxd.policy.load import PolicySet
 
@@ -104,6 +105,7 @@ class Dispatcher:
         arrived = self._clock.monotonic()
         first, policies = requests[0], asker.policies
         card = await self._catalog.resolve(first.model, policies)
+        asker.story.model = card.original
         rights = rights_of(asker.caller, card, policies)
         rights.check_model()
         cases = [_case(request, card, asker) for request in requests]
@@ -122,6 +124,7 @@ class Dispatcher:
             self._admitted(orders, card, asker) as ticket,
             self._residency.lease(card, rights.keep_alive(first.keep_alive), policies) as lease,
         ):
+            leased(asker.story, lease.load)
             runs = [
                 self._replays.run(order, case, lease, policies)
                 for order, case in zip(orders, cases, strict=True)
@@ -144,9 +147,10 @@ class Dispatcher:
             async with self._prompts.turn(asker.client):
                 yield None
             return
+        applicant = _applicant(orders, card, asker)
         asker.story.keep_alive = _told_keep_alive(orders[0].request.keep_alive)
         async with self._admission.admit(
-            _applicant(orders, card, asker),
+            applicant,
             asker.would_deny,
             story=asker.story,
             on_wait=asker.on_wait,
@@ -162,6 +166,8 @@ class Dispatcher:
         keep_alive: float | None,
         policies: PolicySet,
         caller: Caller | None = None,
+        *,
+        story: Story | None = None,
     ) -> None:
         """Have a model in memory. Not a generation: neither counted nor limited, but by what the
         caller's tenant may; None: an administrator's.
@@ -169,13 +175,15 @@ class Dispatcher:
         Raises Draining; ModelNotFound; Forbidden; what leasing raises.
         """
         self._admission.check_open()
+        story = story or untold()
         card = await self._catalog.resolve(model, policies)
+        story.model = card.original
         if caller is not None:
             rights = rights_of(caller, card, policies)
             rights.check_model()
             keep_alive = rights.keep_alive(keep_alive)
-        async with self._residency.lease(card, keep_alive, policies):
-            pass
+        async with self._residency.lease(card, keep_alive, policies) as lease:
+            leased(story, lease.load)
 
     async def unload(self, model: str, policies: PolicySet, caller: Caller | None = None) -> None:
         """Let a model go when nothing uses it any more; returns at once. Ignored where the caller's
@@ -283,4 +291,5 @@ def _order(case: Case, rights: Rights, asker: Asker, arrived: float, sampling: S
         fingerprint=fingerprint_of(case.card),
         context_key=context_key,
         priority=rights.terms.klass(asker.priority or case.request.priority),
+        story=asker.story,
     )

@@ -35,6 +35,7 @@ from mlxd.control.replay import Replays
 from mlxd.control.residency import Residency
 from mlxd.control.scene import ResidentScene
 from mlxd.control.sleep import Grace
+from mlxd.control.stories import Stories
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.usage import Usage
 from mlxd.control.vitals import Vitals
@@ -44,6 +45,7 @@ from mlxd.core.clock import AwakeClock, SystemClock
 from mlxd.core.instance import Instance
 from mlxd.core.starts import StartLedger
 from mlxd.core.threads import Threads
+from mlxd.daemon.evictions import Evictions
 from mlxd.daemon.hold import Hold
 from mlxd.daemon.log import Log
 from mlxd.daemon.systemd import Systemd
@@ -206,6 +208,7 @@ def join(made: Composition, log: Log) -> None:
         Live("memory", parts.guard.apply),
         Live("preload", parts.preloader.apply),
         Live("archive", parts.archive.apply),
+        Live("stories", parts.stories.apply),
         Live("webhook", made.webhook.apply),
         Live("traffic", made.traffic.apply),
     )
@@ -304,16 +307,8 @@ def _guard(ground: _Ground, residency: Residency, admission: Admission) -> Guard
         clock=ground.clock, events=ground.events, counts=ground.metrics,
     )  # fmt: skip
     residency.on_memory_error = guard.out_of_memory
-    residency.on_evicted = partial(_evicted, ground.events, ground.metrics)
+    residency.on_evicted = Evictions(ground.events, ground.metrics, guard).add
     return guard
-
-
-def _evicted(events: Events, metrics: Metrics, reason: str, model: str, size: int) -> None:
-    """What a watermark has dropped is counted where that is decided."""
-    if reason != "watermark":
-        metrics.evicted(reason)
-    data = {"model": model, "reason": reason, "bytes": size}
-    events.record("evict", f"{model} had to leave memory: {reason}", data)
 
 
 def _parts(
@@ -356,6 +351,7 @@ def _parts(
             events.record,
         ),
         archive=Archive(ground.clock, ground.store.current),
+        stories=Stories(ground.store.current),
         clock=ground.clock,
         read_memory=read_memory,
         metrics=ground.metrics,
