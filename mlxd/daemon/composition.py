@@ -213,6 +213,7 @@ def join(made: Composition, log: Log) -> None:
         Live("traffic", made.traffic.apply),
     )
     made.traffic.apply(parts.policies.current)
+    parts.stories.on_end.append(made.traffic.ended)
     parts.reloader.observe(partial(policy_report.report, parts))
     parts.reloader.observe(_log_outcome)
     policy_report.measure(parts)
