@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import shutil
 import sys
@@ -16,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,21 @@ import aiohttp
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import model
+from benchmarks import model, report, table
+from benchmarks.report import milliseconds as ms
 from mlxd.daemon.traffic import FOLDER
 from mlxd.policy.load import load
 from mlxd.simulate.traffic.outcome import Outcome, measured
 from mlxd.simulate.traffic.reading import read
-from mlxd.simulate.traffic.report import figures_of
+from mlxd.simulate.traffic.report import FIGURES, figures_of
 from mlxd.simulate.traffic.world import World
 from tests.support.daemon import Daemon, daemon
 
+Json = dict[str, Any]
 MODELS = ("left", "right")
 SLOTS, PLACES = 3, 12
 RATE_WINDOW = 10.0
+RATE = "rate_limited"
 BUSY = ("overloaded", "queue_full", "queue_timeout", "shed")
 """Refusals with 503 that admission gives."""
 MOST_BUSY_OFF = 0.01
@@ -76,40 +78,7 @@ class Ask:
     patience: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """What the real daemon did, and what the simulated one does."""
-
-    requests: int
-    rate_refusals: int
-    rate_refusals_simulated: int
-    rate_mismatches: int
-    """Requests that only one of the two refused for their rate."""
-    busy: int
-    busy_simulated: int
-    wait_p50: float
-    wait_p50_simulated: float
-    wait_p99: float
-    wait_p99_simulated: float
-    ttft_p50: float
-    ttft_p50_simulated: float
-
-    def problems(self) -> list[str]:
-        """Where they are further apart than is promised."""
-        found = []
-        if self.rate_mismatches:
-            found.append(f"{self.rate_mismatches} rate refusals are other requests'")
-        if abs(self.busy - self.busy_simulated) > MOST_BUSY_OFF * self.requests:
-            found.append(f"503: {self.busy} were, {self.busy_simulated} are simulated")
-        off = abs(self.wait_p50 - self.wait_p50_simulated)
-        if off > max(_LEAST_WAIT_OFF, MOST_WAIT_OFF * self.wait_p50):
-            found.append(
-                f"median wait: {self.wait_p50:.3f} s was, {self.wait_p50_simulated:.3f} s is"
-            )
-        return found
-
-
-def measure(folder: Path, seconds: float, seed: int) -> Agreement:
+def measure(folder: Path, seconds: float, seed: int) -> Json:
     """Record a daemon below `folder` for so long, and simulate what was recorded."""
     models = folder / "models"
     for number, name in enumerate(MODELS):
@@ -122,37 +91,47 @@ def measure(folder: Path, seconds: float, seed: int) -> Agreement:
         running.edit("server", "traffic: {record: true}\n")
         time.sleep(RATE_WINDOW)  # what was asked so far counts no more, and the edit is in force
         asyncio.run(_played(running, _asks(seconds, rate, seed)))
-        policies = running.policies
-    return compare(folder / "state" / FOLDER, policies)
+    found = compare(folder / "state" / FOLDER, folder / "policies")
+    return found | {"seed": seed, "seconds": seconds, "slots": SLOTS, "quota": requests}
 
 
-def compare(traffic: Path, policies: Path) -> Agreement:
+def compare(traffic: Path, policies: Path) -> Json:
     """A log, and the policies that it was recorded under."""
     log = read([traffic])
     was = measured(log.requests)
     now = World(log, load(policies)).run().outcomes
-    before, after = figures_of(was), figures_of(now)
-    return Agreement(
-        requests=len(was),
-        rate_refusals=_count(was, ("rate_limited",)),
-        rate_refusals_simulated=_count(now, ("rate_limited",)),
-        rate_mismatches=sum(
-            (one.code == "rate_limited") != (other.code == "rate_limited")
-            for one, other in zip(was, now, strict=True)
+    return {
+        "requests": len(was),
+        "rate_mismatches": sum(
+            (one.code == RATE) != (other.code == RATE) for one, other in zip(was, now, strict=True)
         ),
-        busy=_count(was, BUSY),
-        busy_simulated=_count(now, BUSY),
-        wait_p50=before.wait_p50 or 0.0,
-        wait_p50_simulated=after.wait_p50 or 0.0,
-        wait_p99=before.wait_p99 or 0.0,
-        wait_p99_simulated=after.wait_p99 or 0.0,
-        ttft_p50=before.ttft_p50 or 0.0,
-        ttft_p50_simulated=after.ttft_p50 or 0.0,
-    )
+        "was": _figures(was),
+        "simulated": _figures(now),
+    }
 
 
-def _count(outcomes: Sequence[Outcome], codes: Sequence[str]) -> int:
-    return sum(one.code in codes for one in outcomes)
+def _figures(outcomes: Sequence[Outcome]) -> Json:
+    found = figures_of(outcomes)
+    return {
+        "served": found.served,
+        "rate": found.codes[RATE],
+        "busy": sum(found.codes[code] for code in BUSY),
+        **{name: getattr(found, name) or 0.0 for name in FIGURES},
+    }
+
+
+def problems(found: Json) -> list[str]:
+    """Where they are further apart than is wanted."""
+    was, now = found["was"], found["simulated"]
+    wrong = []
+    if found["rate_mismatches"]:
+        wrong.append(f"{found['rate_mismatches']} rate refusals are other requests'")
+    if abs(was["busy"] - now["busy"]) > MOST_BUSY_OFF * found["requests"]:
+        wrong.append(f"503: {was['busy']} were, {now['busy']} are simulated")
+    off = abs(was["wait_p50"] - now["wait_p50"])
+    if off > max(_LEAST_WAIT_OFF, MOST_WAIT_OFF * was["wait_p50"]):
+        wrong.append(f"median wait: {was['wait_p50']:.3f} s was, {now['wait_p50']:.3f} s is")
+    return wrong
 
 
 def _policies(requests: int) -> dict[str, str]:
@@ -227,34 +206,52 @@ async def _calibrated(running: Daemon) -> float:
     return sorted(took)[len(took) // 2]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def page(found: Json) -> str:
+    was, now = found["was"], found["simulated"]
+    rows = [
+        ["refused by rate (429)", str(was["rate"]), str(now["rate"]), "the same requests"],
+        ["refused as busy (503)", str(was["busy"]), str(now["busy"]), "1 % of the requests"],
+        ["served", str(was["served"]), str(now["served"]), ""],
+        *(
+            [name.replace("_", " ") + ", ms", ms(was[name]), ms(now[name]),
+             "20 %" if name == "wait_p50" else ""]
+            for name in FIGURES
+        ),
+    ]  # fmt: skip
+    words = [
+        f"{found['requests']} requests in {found['seconds'] / 60:.1f} minutes, seed"
+        f" {found['seed']}: bursts at twice what {found['slots']} slots can do, and quiet times at",
+        f"half of it; {len(CLIENTS)} clients of three classes, {len(MODELS)} models, a queue of"
+        f" {PLACES}, {found['quota']} requests in {RATE_WINDOW:g} s for each client.",
+    ]
+    grid = table.grid(["what", "was", "simulated", "may differ by"], rows)
+    return report.page("Simulation", found, words, grid)
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse(argv)
+    found = report.begun()
+    with tempfile.TemporaryDirectory(prefix="mlxd-bench-") as scratch:
+        folder = Path(scratch)
+        found |= measure(folder, options.minutes * 60, options.seed)
+        if options.keep is not None:
+            shutil.copytree(folder / "state" / FOLDER, options.keep / FOLDER)
+            shutil.copytree(folder / "policies", options.keep / "policies")
+    found["problems"] = problems(found)
+    return report.publish(options, "simulation", found, page(found))
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", type=Path, help="where the log and the policies are left")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="mlxd-simulation-"))
-    try:
-        agreement = measure(folder, arguments.minutes * 60, arguments.seed)
-        if arguments.keep is not None:
-            shutil.copytree(folder / "state" / FOLDER, arguments.keep / FOLDER)
-            shutil.copytree(folder / "policies", arguments.keep / "policies")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    _show(agreement, as_json=arguments.json)
-    return 1 if agreement.problems() else 0
-
-
-def _show(agreement: Agreement, *, as_json: bool) -> None:
-    found: dict[str, Any] = asdict(agreement)
-    if as_json:
-        print(json.dumps(found | {"problems": agreement.problems()}))
-        return
-    for name, value in found.items():
-        print(f"{name:26} {value:.4g}" if isinstance(value, float) else f"{name:26} {value}")
-    print("\n".join(agreement.problems()) or "it agrees")
+    report.add_options(parser)
+    options = parser.parse_args(argv)
+    if options.short:
+        options.minutes = 0.35
+    return options
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())
