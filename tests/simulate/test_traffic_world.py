@@ -4,6 +4,7 @@ what these say.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -249,6 +250,13 @@ class TestModels:
         refuses = BOTH | {"models.max_loaded": "1", "memory.reserve.when_full": "refuse"}
         assert codes(simulated(tmp_path, lines, refuses, models=TWO)) == ["", "models_busy"]
 
+    def test_who_found_no_room_is_judged_anew(self, tmp_path: Path) -> None:
+        failed = refused(1.0, "models_busy", 503, model="other", waited=0.0, held=0.5, lasted=0.5)
+        lines = [served(0.0, held=9.0, lasted=9.0), failed, served(20.0, model="other")]
+        assert codes(simulated(tmp_path, lines, BOTH, models=TWO)) == ["", "", ""]
+        still = BOTH | {"models.max_loaded": "1", "memory.reserve.when_full": "refuse"}
+        assert codes(simulated(tmp_path, lines, still, models=TWO)) == ["", "models_busy", ""]
+
     def test_what_the_log_does_not_know_is_said(self, tmp_path: Path) -> None:
         lines = [served(0.0), refused(5.0, model="new")]
         result = simulated(tmp_path, lines, BOTH)
@@ -287,3 +295,15 @@ def test_slots_follow_latencies_where_policy_says_so(tmp_path: Path) -> None:
     assert slow["queue_full"] + slow["queue_timeout"] + slow["shed"] > 150
     gap = rules | {"limits.adaptive.token_gap": "50ms"}  # it is 100 ms
     assert Counter(codes(simulated(tmp_path, lines, gap)))[""] < 150
+
+
+@pytest.mark.parametrize("count", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.timeout(600)
+def test_a_long_log_takes_little_time(tmp_path: Path, count: int) -> None:
+    """Of a core; 100,000 requests well under a minute."""
+    house = House(slots=5, max_waiting=20, requests=100_000, gap=0.4)
+    file = write(tmp_path / "log", day(house, 1, count))
+    began = time.process_time()
+    result = World(read([file]), house.policies()).run()
+    assert len(result.outcomes) == count
+    assert time.process_time() - began < count * 45e-5

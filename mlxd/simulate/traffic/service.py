@@ -19,6 +19,8 @@ LOADS = 0.05
 """Seconds that a request waited for its model: it was not in memory. What is less is the daemon's
 own work.
 """
+_OF_MEMORY = ("insufficient_memory", "models_busy")
+"""Codes of those that had a slot and no model: whether they get one is decided anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,8 @@ class Services:
 
     def of(self, index: int, one: Request, tokens: Tokens, tenant: Tenant) -> Service:
         """Under these bounds of what an answer may be."""
-        service = self._measured(index, one) if one.waited is not None else self._guess(one)
+        ran = one.waited is not None and one.code not in _OF_MEMORY
+        service = self._measured(index, one) if ran else self._guess(one)
         return _within(service, one, tokens, tenant)
 
     def _measured(self, index: int, one: Request) -> Service:
