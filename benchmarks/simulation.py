@@ -86,7 +86,7 @@ def measure(folder: Path, seconds: float, seed: int) -> Json:
     with daemon(folder, models=models, policies=_policies(1000)) as running:
         typical = asyncio.run(_calibrated(running))
         rate = SLOTS / typical
-        requests = max(3, round(0.28 * rate * RATE_WINDOW))
+        requests = max(4, round(0.5 * rate * RATE_WINDOW))
         running.edit("limits", _policies(requests)["limits"])
         running.edit("server", "traffic: {record: true}\n")
         time.sleep(RATE_WINDOW)  # what was asked so far counts no more, and the edit is in force
@@ -144,13 +144,13 @@ def _policies(requests: int) -> dict[str, str]:
 
 
 def _asks(seconds: float, rate: float, seed: int) -> list[Ask]:
-    """In bursts at twice what the slots can do, with quiet times at half of it between them."""
+    """In bursts at three times what the slots can do, and quieter between them."""
     rng = random.Random(seed)
     asks: list[Ask] = []
     now = 0.0
     while now < seconds:
         bursting = now % _BURST < _BURST / 2
-        now += rng.expovariate(rate * (2.0 if bursting else 0.5))
+        now += rng.expovariate(rate * (3.0 if bursting else 0.7))
         client = rng.choices(CLIENTS, [one.share for one in CLIENTS])[0]
         patience = rng.uniform(0.2, 2.0) if rng.random() < _LEAVES else None
         asks.append(Ask(now, client, rng.choice(MODELS), rng.randrange(60, 400), patience))
@@ -220,8 +220,8 @@ def page(found: Json) -> str:
     ]  # fmt: skip
     words = [
         f"{found['requests']} requests in {found['seconds'] / 60:.1f} minutes, seed"
-        f" {found['seed']}: bursts at twice what {found['slots']} slots can do, and quiet times at",
-        f"half of it; {len(CLIENTS)} clients of three classes, {len(MODELS)} models, a queue of"
+        f" {found['seed']}: bursts at three times what {found['slots']} slots can do, and quieter",
+        f"times between them; {len(CLIENTS)} clients of three classes, {len(MODELS)} models, a queue of"
         f" {PLACES}, {found['quota']} requests in {RATE_WINDOW:g} s for each client.",
     ]
     grid = table.grid(["what", "was", "simulated", "may differ by"], rows)
