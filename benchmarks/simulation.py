@@ -221,8 +221,8 @@ def page(found: Json) -> str:
     words = [
         f"{found['requests']} requests in {found['seconds'] / 60:.1f} minutes, seed"
         f" {found['seed']}: bursts at three times what {found['slots']} slots can do, and quieter",
-        f"times between them; {len(CLIENTS)} clients of three classes, {len(MODELS)} models, a queue of"
-        f" {PLACES}, {found['quota']} requests in {RATE_WINDOW:g} s for each client.",
+        f"times between them; {len(CLIENTS)} clients of three classes, {len(MODELS)} models,",
+        f"a queue of {PLACES}, {found['quota']} requests in {RATE_WINDOW:g} s for each client.",
     ]
     grid = table.grid(["what", "was", "simulated", "may differ by"], rows)
     return report.page("Simulation", found, words, grid)
