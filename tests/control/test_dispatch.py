@@ -312,7 +312,13 @@ async def test_an_applicant_is_all_that_is_known_of_a_call(tenants: PolicySet) -
     parts.card = replace(parts.card, name="copy", copy_of="m")
     admission = Asked(tenants)
     dispatcher = Dispatcher(parts, admission, parts, parts, clock=ManualClock())
-    ask = {"model": "copy", "text": "x" * 80, "priority": "low", "user": "u", "max_tokens": 10}
+    ask: dict[str, Any] = {
+        "model": "copy",
+        "text": "x" * 80,
+        "priority": "low",
+        "user": "u",
+        "max_tokens": 10,
+    }
     requests = [GenerationRequest(**ask), GenerationRequest(**ask)]
     someone = of_tenant("agents", tenants)
     async with dispatcher.open_all(requests, someone):
