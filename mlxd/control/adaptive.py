@@ -76,21 +76,25 @@ class Adaptive:
         return changed
 
     def look(self, now: float, running: int | None = None) -> bool:
-        """End the intervals that are over; whether another number may run now. `running`: how many
-        do, which is to be told whenever that has changed.
+        """End the intervals that are over; whether another number may run now, or other classes are
+        refused. `running`: as of `ran`.
         """
         if not self.enabled:
             return False
-        before = self._limit
         self._began = now if self._began is None else self._began
         over = math.floor((now - self._began) / float(self._aims.interval))
+        before = (self._limit, self.sheds) if over > 0 else None
         for _ in range(min(over, 2)):  # what followed the first one had no samples
             self._judge()
         self._began += max(0, over) * float(self._aims.interval)
         if running is not None:
-            self._running = running
-            self._most, self._least = max(self._most, running), min(self._least, running)
-        return self._limit != before
+            self.ran(running)
+        return before is not None and before != (self._limit, self.sheds)
+
+    def ran(self, running: int) -> None:
+        """So many run now: to be told whenever that has changed."""
+        self._running = running
+        self._most, self._least = max(self._most, running), min(self._least, running)
 
     def limit(self, most: int) -> int:
         """Of so many slots those that may be used."""

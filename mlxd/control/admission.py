@@ -248,6 +248,7 @@ class Admission:
         what waits or runs goes on.
         """
         self.scheduler.shedding.strain = strain
+        self.look()
 
     async def idle(self) -> Literal[True]:
         """Wait until no request is admitted, and none waits."""

@@ -87,7 +87,8 @@ class Scheduler:
         error = self.shedding.for_memory(applicant)
         if error is not None:
             raise error
-        self.adaptive.look(now)
+        if not len(self._lines):  # else it might take what is for those that wait
+            self.adaptive.look(now)
         place = self._placed(applicant, counted, now)
         if self._slots.enforced:
             full = next(self._slots.full(place), None)
@@ -162,7 +163,7 @@ class Scheduler:
         self._slots.give_back(place)
         self._lines.end(place, tokens)
         self._holds.note(place.model, now - place.started)
-        self.adaptive.look(now, self.active)
+        self.adaptive.ran(self.active)
         if tokens:
             caller, policies = place.applicant.caller, place.applicant.policies
             self._quotas.charge(caller, policies, tokens, now if real is None else real, wall)
@@ -273,14 +274,14 @@ class Scheduler:
         if not slots.free:
             return None
         return self._lines.next(
-            now, slots.admits, lambda klass: not slots.class_is_full(klass), in_memory
+            now, slots.gate(), lambda klass: not slots.class_is_full(klass), in_memory
         )
 
     def _start(self, place: Place, now: float, *, waited: bool) -> None:
         place.started = now
         self._lines.start(place, now, waited=waited)
         self._slots.take(place)
-        self.adaptive.look(now, self.active)
+        self.adaptive.ran(self.active)
 
     def _queue(self, place: Place, full: Full, now: float) -> None:
         """Have it wait, or raise why it may not."""

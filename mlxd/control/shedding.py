@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from mlxd.control.adaptive import Adaptive
@@ -34,8 +33,6 @@ class Shedding:
         self._adaptive = adaptive
         self.strain: Strain | None = None
         """While it is set, a mark holds whose actions include shed_low_priority."""
-        self.counts: Counter[Priority] = Counter()
-        """Requests that were refused, by class."""
 
     def for_memory(self, applicant: Applicant) -> Shed | None:
         """What a new request is refused with, whether a slot is free or not; None: it is not."""
@@ -44,7 +41,6 @@ class Shedding:
             return None
         mark = _shed_at(applicant.policies, klass)
         assert mark is not None
-        self.counts[klass] += 1
         return Shed(
             f"{strain.words}: new requests of class {klass} are refused"
             " (server busy, please try again)",
@@ -63,10 +59,7 @@ class Shedding:
 
     def for_latency(self, applicant: Applicant, now: float) -> Shed | None:
         """What a new request is refused with that cannot run at once; None: it is not."""
-        error = self._adaptive.shed(applicant, now)
-        if error is not None:
-            self.counts[applicant.klass] += 1
-        return error
+        return self._adaptive.shed(applicant, now)
 
 
 def shed_rule(klass: Priority) -> str:

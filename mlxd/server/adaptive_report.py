@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlxd.control.adaptive import AIMS
+from mlxd.control.shedding import shed_rule
 from mlxd.core.caller import PRIORITIES
 from mlxd.server.parts import Parts
 
@@ -20,6 +21,7 @@ def details(parts: Parts) -> Json | None:
 def measure(parts: Parts) -> None:
     """The metrics that are asked for at each scrape."""
     scheduler, metrics = parts.admission.scheduler, parts.metrics
+    refused = parts.admission.refused
     metrics.watch(
         "mlxd_adaptive_limit",
         "Slots that latencies allow; limits.concurrency.max_in_flight while that is off.",
@@ -35,5 +37,5 @@ def measure(parts: Parts) -> None:
         "mlxd_shed",
         "Requests that were refused for their class, by class.",
         ("class",),
-        lambda: [((klass,), scheduler.shedding.counts[klass]) for klass in PRIORITIES],
+        lambda: [((klass,), refused[shed_rule(klass)]) for klass in PRIORITIES],
     )

@@ -248,7 +248,11 @@ class World:
     # -- what the guard has done
 
     def shut(self, error: MlxdError | None) -> None:
+        """Those that wait are refused with it, too."""
         self.scheduler.shut = error
+        if error is not None:
+            for request in list(self._waiting.values()):
+                self._give_back(request, None)
 
     def strain(self, strain: Strain | None) -> None:
         self.scheduler.shedding.strain = strain

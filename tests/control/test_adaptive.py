@@ -247,9 +247,28 @@ def test_low_is_shed_first_then_medium_and_never_high(tmp_path: Path) -> None:
     assert adaptive.shed(asks(rules, "low"), 51.0) is None
 
 
+def test_it_says_when_something_has_changed_for_those_who_ask(adaptive: Adaptive) -> None:
+    assert not adaptive.observe(0.0, gap=0.2)
+    assert not adaptive.look(9.0, 20)
+    assert adaptive.look(10.0)
+    assert not adaptive.look(10.0)
+    assert adaptive.observe(10.0, gap=0.05) is False
+    adaptive.ran(3)
+    assert adaptive.look(20.0), "low is not refused any more, though the limit is what it was"
+
+
 def test_a_refusal_names_the_policy_that_bounds(adaptive: Adaptive) -> None:
     assert adaptive.key == "limits.adaptive.max"
     late(adaptive, 0, ttft=5.0)
     assert adaptive.key == "limits.adaptive.ttft"
     late(adaptive, 10, ttft=0.5)
     assert adaptive.key == "limits.adaptive.enabled"
+
+
+def test_medium_is_shed_when_the_fewest_miss_an_aim_again_and_not_at_once(tmp_path: Path) -> None:
+    adaptive = Adaptive(policies(tmp_path, min=4, max=4))
+    seen = []
+    for number, gap in enumerate((0.25, 0.25, 0.05, 0.25)):
+        late(adaptive, 10.0 * number, gap=gap)
+        seen.append(shed(adaptive))
+    assert seen == [["low"], ["medium", "low"], [], ["low"]]

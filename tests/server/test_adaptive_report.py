@@ -80,6 +80,20 @@ async def _served(admission: Admission, ask: Applicant) -> None:
         pass
 
 
+async def test_an_interval_that_ends_lets_nobody_overtake(tmp_path: Path) -> None:
+    text = "concurrency: {max_waiting: 5}\nadaptive: {enabled: true, max: 3, ttft: 1s}\n"
+    policies, clock = load(write_policies(tmp_path, {"limits": text})), ManualClock()
+    scheduler = Admission(clock, policies).scheduler
+    ask = Applicant(Caller("10.0.0.1"), policies, "m")
+    scheduler.adaptive.observe(0.0, ttft=2.0)
+    scheduler.adaptive.look(10.0)
+    places = [scheduler.ask(ask, 10.0, 0.0, lambda rule: None) for _ in range(3)]
+    scheduler.adaptive.observe(19.0, ttft=0.5)
+    late = scheduler.ask(ask, 20.0, 0.0, lambda rule: None)
+    assert late.started is None
+    assert scheduler.turn(20.0) == [places[2]]
+
+
 async def test_memory_refuses_the_classes_of_its_mark(tmp_path: Path) -> None:
     policies = load()
     admission = Admission(ManualClock(), policies)
