@@ -56,6 +56,7 @@ def _lines(health: Json, address: tuple[str, int]) -> Iterator[str]:
     url = f"http://{authority(*address)}"
     yield f"mlxd {health['version']}  {health['status']}  {url}  pid {health['pid']}"
     yield f"requests  {health['active_requests']} of {health['max_concurrent']}"
+    yield f"queue     {_queue(health)}"
     yield f"memory    {_memory(health['memory'])}"
     yield f"models    {health['models_cached']} loaded of {health['total_models']}"
     for model in health["cached_models"]:
@@ -64,6 +65,14 @@ def _lines(health: Json, address: tuple[str, int]) -> Iterator[str]:
     yield f"policy    {_policy(health['policy'])}"
     for warning in health["warnings"]:
         yield f"warning   {warning}"
+
+
+def _queue(health: Json) -> str:
+    queue, waits = health["queue"], health["expected_wait_seconds"]
+    if not queue["max_waiting"] and not queue["waiting"]:
+        return "off: who finds no slot is refused"
+    expected = ", ".join(f"{klass} {seconds:g} s" for klass, seconds in waits.items())
+    return f"{queue['waiting']} of {queue['max_waiting']} wait; expected: {expected}"
 
 
 def _policy(policy: Json) -> str:

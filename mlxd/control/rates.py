@@ -46,6 +46,7 @@ class RateState:
     window: float
     remaining: int
     reset: float
+    unit: str = "requests"
 
 
 class Rates:
