@@ -85,7 +85,8 @@ class Client(asyncio.Protocol):
 def request_of(tokens: int, number: int) -> bytes:
     """`number` makes it another one than the others; its body is BODY bytes long."""
     text = f"tell of number {number} "
-    text += "a" * (BODY - len(_body_of(tokens, text)))
+    missing = BODY - len(_body_of(tokens, text))
+    text += ("the server answers a request " * BODY)[:missing]
     body = _body_of(tokens, text)
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
