@@ -81,6 +81,18 @@ def _parser() -> argparse.ArgumentParser:
     events.add_argument("--types", default="", metavar="A,B", help="only of these types")
     events.set_defaults(run=_events)
 
+    explain = commands.add_parser("explain", help="what became of a request, and why")
+    add_places(explain)
+    add_json(explain)
+    explain.add_argument(
+        "id", metavar="REQUEST_ID", nargs="?", default="",
+        help="the X-Request-Id of its answer; without it, the last requests are listed",
+    )  # fmt: skip
+    explain.add_argument(
+        "-n", "--count", type=_whole, default=20, metavar="N", help="list the last N; 20"
+    )
+    explain.set_defaults(run=_explain)
+
     crashes = commands.add_parser("crashes", help="how workers and the daemon ended unasked")
     add_places(crashes)
     add_json(crashes)
@@ -145,6 +157,18 @@ def _events(arguments: argparse.Namespace) -> int:
         since=arguments.since,
         types=arguments.types,
         follow=arguments.follow,
+        as_json=arguments.json,
+    )
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from mlxd.cli import explain
+
+    return explain.explain(
+        arguments.policies,
+        arguments.state,
+        arguments.id,
+        arguments.count,
         as_json=arguments.json,
     )
 

@@ -22,7 +22,14 @@ from mlxd.control.scheduler import Scene, Scheduler
 from mlxd.control.totals import Totals
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock
-from mlxd.core.errors import Draining, InvalidRequest, MlxdError, ModelNotFound, Overloaded
+from mlxd.core.errors import (
+    AFTER_DRAIN,
+    Draining,
+    InvalidRequest,
+    MlxdError,
+    ModelNotFound,
+    Overloaded,
+)
 from mlxd.core.story import Story
 from mlxd.policy.load import PolicySet, load
 
@@ -384,4 +391,4 @@ class Admission:
 
 
 def _stopping() -> Draining:
-    return Draining("the daemon is stopping", retry_after=5.0)
+    return Draining("the daemon is stopping", retry_after=5.0, would_pass=AFTER_DRAIN)

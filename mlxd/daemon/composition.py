@@ -35,6 +35,7 @@ from mlxd.control.replay import Replays
 from mlxd.control.residency import Residency
 from mlxd.control.scene import ResidentScene
 from mlxd.control.sleep import Grace
+from mlxd.control.stories import Stories
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.usage import Usage
 from mlxd.control.vitals import Vitals
@@ -44,6 +45,7 @@ from mlxd.core.clock import AwakeClock, SystemClock
 from mlxd.core.instance import Instance
 from mlxd.core.starts import StartLedger
 from mlxd.core.threads import Threads
+from mlxd.daemon.evictions import Evictions
 from mlxd.daemon.hold import Hold
 from mlxd.daemon.log import Log
 from mlxd.daemon.systemd import Systemd
@@ -63,6 +65,7 @@ from mlxd.server.edge import Edge
 from mlxd.server.effects import Effects
 from mlxd.server.listener import Listener, Moved
 from mlxd.server.parts import Parts, State
+from mlxd.server.usage_report import count_tokens
 from mlxd.server.watchdog import Heartbeat, Watchdog, end_process, told_by_systemd
 from mlxd.server.webhook import Webhook
 from mlxd.telemetry import logs
@@ -201,10 +204,12 @@ def join(made: Composition, log: Log) -> None:
         Live("memory", parts.guard.apply),
         Live("preload", parts.preloader.apply),
         Live("archive", parts.archive.apply),
+        Live("stories", parts.stories.apply),
         Live("webhook", made.webhook.apply),
     )
     parts.reloader.observe(partial(policy_report.report, parts))
     parts.reloader.observe(_log_outcome)
+    parts.stories.on_end.append(partial(count_tokens, parts.metrics))
     policy_report.measure(parts)
     memory_report.measure(parts)
     worker_report.measure(parts)
@@ -291,16 +296,8 @@ def _guard(ground: _Ground, residency: Residency, admission: Admission) -> Guard
         clock=ground.clock, events=ground.events, counts=ground.metrics,
     )  # fmt: skip
     residency.on_memory_error = guard.out_of_memory
-    residency.on_evicted = partial(_evicted, ground.events, ground.metrics)
+    residency.on_evicted = Evictions(ground.events, ground.metrics, guard).add
     return guard
-
-
-def _evicted(events: Events, metrics: Metrics, reason: str, model: str, size: int) -> None:
-    """What a watermark has dropped is counted where that is decided."""
-    if reason != "watermark":
-        metrics.evicted(reason)
-    data = {"model": model, "reason": reason, "bytes": size}
-    events.record("evict", f"{model} had to leave memory: {reason}", data)
 
 
 def _parts(
@@ -342,6 +339,7 @@ def _parts(
             events.record,
         ),
         archive=Archive(ground.clock, ground.store.current),
+        stories=Stories(ground.store.current),
         clock=ground.clock,
         read_memory=read_memory,
         metrics=ground.metrics,

@@ -22,6 +22,7 @@ from mlxd.policy.policy_set import FILES
 from mlxd.policy.reload import Plan
 from mlxd.server.action import Action, Answer
 from mlxd.server.admin_models import AdminModels
+from mlxd.server.admin_requests import AdminRequests
 from mlxd.server.app import READING, Routes
 from mlxd.server.edge import policies_of
 from mlxd.server.effects import Effects
@@ -73,7 +74,9 @@ class Admin:
         }
         actions = {path: (methods, Action(act)) for path, (methods, act) in table.items()}
         events = ForOwner(EventStream(self._parts, owner=True))
-        return Routes({**actions, **self._models.routes(), "/admin/events": (READING, events)})
+        requests = AdminRequests(self._parts).routes()
+        others = {**self._models.routes(), **requests, "/admin/events": (READING, events)}
+        return Routes({**actions, **others})
 
     async def _status(self, request: web.BaseRequest) -> Answer:
         policies = policies_of(request)

@@ -18,6 +18,7 @@ from aiohttp import web
 
 from mlxd.core.caller import Caller
 from mlxd.core.errors import (
+    AFTER_DRAIN,
     Draining,
     Forbidden,
     HeadersTooLarge,
@@ -35,6 +36,8 @@ from mlxd.server.parts import Parts
 log = logging.getLogger("mlxd.access")
 faults = logging.getLogger(__name__)
 
+_LEFT = 499
+"""What stands for the status where the client has gone."""
 _MAX_ID = 128
 _RESTART_SECONDS = 5.0
 """What a client is told to wait for the next daemon."""
@@ -135,7 +138,7 @@ class Edge:
         request[CALLER] = Caller(client_at(request.remote or ""))
         began = self._parts.clock.monotonic()
         request[STORY] = self._story(request, began)
-        status = 499
+        status = _LEFT
         try:
             response = await self._answer(request)
             if not response.prepared:
@@ -143,6 +146,7 @@ class Edge:
             status = response.status
             return response
         finally:
+            self._end(request, status)
             log.info(
                 "%s %s %s",
                 request.method,
@@ -163,6 +167,15 @@ class Edge:
             clock.wall(), clock.monotonic, began,
         )  # fmt: skip
 
+    def _end(self, request: web.BaseRequest, status: int) -> None:
+        """Of its story, if it has one."""
+        story = request[STORY]
+        for rule in request[MARKS].rules:
+            story.note("would_deny", rule=rule)
+        if status == _LEFT:
+            story.note("left")
+        self._parts.stories.end(story, status, story.code)
+
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """The one edge: whatever went wrong behind it becomes an answer here."""
         render: Render = words_for(request)
@@ -182,8 +195,7 @@ class Edge:
         except asyncio.CancelledError:
             if not self._given_up():
                 raise
-            stopping = Draining("the daemon is stopping", retry_after=_RESTART_SECONDS)
-            return await _failed(request, stopping, render)
+            return await _failed(request, _stopping(policies_of(request)), render)
         except ConnectionError:
             raise
         except MemoryError:
@@ -202,16 +214,23 @@ class Edge:
         """This process's own: the engines have theirs."""
         self._parts.guard.emergency("the daemon found no memory for a request")
         interval = float(policies_of(request).memory.check_interval)
-        return InsufficientMemory("there is no memory for this request now", retry_after=interval)
+        return InsufficientMemory(
+            "there is no memory for this request now",
+            retry_after=interval,
+            would_pass="the same request once other processes have given memory back",
+        )
 
     def _check_headers(self, request: web.BaseRequest) -> None:
         """The sum; aiohttp bounds how many there are and how long each is."""
         policies = policies_of(request)
         limit = int(policies.server.http.max_header_bytes)
-        if sum(len(name) + len(value) + _BETWEEN for name, value in request.raw_headers) > limit:
+        size = sum(len(name) + len(value) + _BETWEEN for name, value in request.raw_headers)
+        if size > limit:
             raise HeadersTooLarge(
                 f"the request's headers are larger than {limit} bytes",
                 policy=policies.line("server.http.max_header_bytes"),
+                numbers={"header_bytes": size, "allowed_bytes": limit},
+                would_pass=f"headers of at most {limit} bytes together",
             )
 
     def _check_host(self, request: web.BaseRequest) -> None:
@@ -227,7 +246,9 @@ class Edge:
             request[MARKS].add("hosts")
             return
         raise Forbidden(
-            f"the Host {host[:80]!r} is not allowed", policy=policies.line("clients.hosts.allow")
+            f"the Host {host[:80]!r} is not allowed",
+            policy=policies.line("clients.hosts.allow"),
+            would_pass="a Host that is allowed there, such as localhost",
         )
 
     def _check_origin(self, request: web.BaseRequest) -> None:
@@ -247,6 +268,7 @@ class Edge:
         raise Forbidden(
             f"the Origin {origin[:80]!r} is not allowed",
             policy=policies.line("clients.cors.allow_origins"),
+            would_pass="a page of an origin that is allowed there, or a client that is no browser",
         )
 
 
@@ -254,7 +276,22 @@ def _check_room(request: web.BaseRequest) -> None:
     """Raises Overloaded for what cannot be served with the few files that are left."""
     protocol = request.protocol
     if isinstance(protocol, Connection) and protocol.scarce and request.path not in _VITAL:
-        raise Overloaded("the daemon has too many files open", retry_after=1.0)
+        raise Overloaded(
+            "the daemon has too many files open",
+            retry_after=1.0,
+            would_pass="the same request once other connections have ended",
+        )
+
+
+def _stopping(policies: PolicySet) -> Draining:
+    """What those are told who were cut off."""
+    return Draining(
+        "the daemon is stopping",
+        retry_after=_RESTART_SECONDS,
+        policy=policies.line("server.drain.grace"),
+        numbers={"grace_seconds": float(policies.server.drain.grace)},
+        would_pass=AFTER_DRAIN,
+    )
 
 
 def policies_of(request: web.BaseRequest) -> PolicySet:
@@ -334,6 +371,7 @@ def _own_names() -> frozenset[str]:
 
 
 async def _failed(request: web.BaseRequest, error: MlxdError, render: Render) -> web.StreamResponse:
+    request[STORY].failed(error)
     stream: Begun | None = request.get(STREAM)
     if stream is not None and stream.begun:
         return await stream.fail(error)

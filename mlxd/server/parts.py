@@ -16,6 +16,7 @@ from mlxd.control.preload import Preloader
 from mlxd.control.pull import Puller
 from mlxd.control.replay import Replays
 from mlxd.control.residency import Residency
+from mlxd.control.stories import Stories
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.usage import Usage
 from mlxd.core.clock import Clock
@@ -62,6 +63,7 @@ class Parts:
     puller: Puller
     library: Library
     archive: Archive
+    stories: Stories
     clock: Clock
     read_memory: Callable[[], MemoryReading | None]
     metrics: Metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from pathlib import Path
@@ -87,6 +88,13 @@ def _use_up(running: Daemon, client: httpx.Client) -> int:
     assert used_today(running) == seen < 120
     seen += took("/api/generate", client.post("/api/generate", json=_asked(100)))  # it is not cut
     assert used_today(running) == seen > 120
+    kinds = re.findall(
+        r'^mlxd_tenant_tokens_total\{kind="(\w+)",tenant="anonymous"\} (\S+)$',
+        client.get("/metrics").text,
+        re.MULTILINE,
+    )
+    assert {kind for kind, _ in kinds} == {"prompt", "completion"}
+    assert sum(float(tokens) for _, tokens in kinds) == seen
     return seen
 
 
