@@ -156,6 +156,13 @@ def _ended(verb: str) -> Callable[[Json], str]:
 
 _NOTES: dict[str, Callable[[Json], str]] = {
     "asked": lambda facts: f"it asked for {facts['model'] or 'no model by name'}",
+    "queued": lambda facts: (
+        f"it waits in the queue: place {facts['position']}, about"
+        f" {facts['expected_wait']} s; {_line(facts)}"
+    ),
+    "admitted": lambda facts: (
+        f"it has a slot, one of {facts['slots']}, after a wait of {facts['waited']} s"
+    ),
     "leased": _leased,
     "started": lambda facts: (
         f"a worker took it: {plural(facts['prompt_tokens'], 'token', 'tokens')} of prompt,"

@@ -317,11 +317,14 @@ class Admission:
         view = self._view.of(place, now)
         if story is not None:
             story.priority, story.cost = place.klass, place.cost
+            line = self.scheduler.line(place.waits_for)
             story.note(
                 "queued",
                 position=view.position,
                 expected_wait=round(view.expected_wait, 3),
-                waits_for=place.waits_for,
+                policy=line.key,
+                value=line.value,
+                place=line.place,
             )
         if on_wait is not None:
             self._view.begin(place, on_wait, view)

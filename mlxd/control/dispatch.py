@@ -146,8 +146,10 @@ class Dispatcher:
             async with self._prompts.turn(asker.client):
                 yield None
             return
+        applicant = _applicant(orders, card, asker)
+        asker.story.priority, asker.story.user = applicant.klass, applicant.user
         async with self._admission.admit(
-            _applicant(orders, card, asker),
+            applicant,
             asker.would_deny,
             story=asker.story,
             on_wait=asker.on_wait,
@@ -163,6 +165,7 @@ class Dispatcher:
         keep_alive: float | None,
         policies: PolicySet,
         caller: Caller | None = None,
+        *,
         story: Story | None = None,
     ) -> None:
         """Have a model in memory. Not a generation: neither counted nor limited, but by what the

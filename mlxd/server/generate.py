@@ -84,8 +84,9 @@ class Generate:
         _check_scored(call)
         if call.action == "load":
             dispatcher, wanted = self._parts.dispatcher, call.request
-            caller, story = caller_of(request), request[STORY]
-            await dispatcher.load(wanted.model, wanted.keep_alive, policies, caller, story)
+            await dispatcher.load(
+                wanted.model, wanted.keep_alive, policies, caller_of(request), story=request[STORY]
+            )
         elif call.action == "unload":
             dispatcher, name = self._parts.dispatcher, call.request.model
             await dispatcher.unload(name, policies, caller_of(request))

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,26 @@ def test_one_that_was_refused_and_one_that_waits_while_it_is_told(running: Daemo
     assert (left["status"], notes(left)[-1]) == (499, "left")
     assert left["completion_tokens"] > 0
     assert "the client left" in explained(running, newest[1]["id"])
+
+
+def test_one_that_waits_and_is_served_then(running: Daemon) -> None:
+    before = running.generation()
+    running.edit("limits", LIMITS.replace("max_waiting: 0", "max_waiting: 5"))
+    running.wait_for_generation(before, 10.0)
+    with ThreadPoolExecutor(1) as threads:
+        with held(running):
+            answer = threads.submit(ask, running, "patient", ENDLESS)
+            eventually(lambda: "patient" in explained(running), "it has come")
+            eventually(lambda: "in the queue" in explained(running, "patient"), "it waits")
+            assert "under way" in explained(running, "patient")
+        assert answer.result() == 200
+    told = story(running, "patient")
+    assert [note["what"] for note in told["notes"]][:4] == ["asked", "queued", "admitted", "leased"]
+    queued = facts_of(told, "queued")
+    assert queued["position"] == 1
+    assert queued["policy"] == "limits.concurrency.max_in_flight"
+    assert told["admitted"] > 0
+    assert "(policies/limits.yaml:2)" in explained(running, "patient")
 
 
 def test_one_that_another_had_to_leave_memory_for(running: Daemon) -> None:
