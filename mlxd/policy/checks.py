@@ -224,12 +224,6 @@ def _web_pages(policies: Policies) -> Iterator[Problem]:
 def _open_to_others(policies: Policies, written: Written) -> Iterator[Problem]:
     listen, required = policies.server.listen, policies.clients.auth.required
     key = ("clients", "auth", "required")
-    if listen.loopback and required is True:
-        yield Problem(
-            key,
-            "API keys are not checked yet, so true would keep nobody out: write auto, or remove "
-            "the line, to serve whoever is on this machine",
-        )
     if listen.loopback or (required is False and key in written):
         return
     yield Problem(

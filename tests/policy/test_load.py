@@ -265,10 +265,9 @@ class TestListening:
         write(folder, "clients", f"auth: {{required: {required}}}\n")
         assert "can be reached by other machines" in refused(folder)[0]
 
-    def test_keys_that_nobody_checks_cannot_be_required(self, folder: Path) -> None:
+    def test_keys_may_be_required_of_this_machine_too(self, folder: Path) -> None:
         write(folder, "clients", "auth: {required: true}\n")
-        (said,) = refused(folder)
-        assert said.startswith("clients.yaml:2:8: clients.auth.required: API keys are not checked")
+        assert load(folder).clients.auth.required is True
 
     def test_a_written_false_opens_it_and_warns_for_ever(self, folder: Path) -> None:
         write(folder, "clients", "auth: {required: false}\n")

@@ -117,7 +117,7 @@ def _header(text: str) -> str:
 
 def _header_key(text: str) -> str:
     if not re.fullmatch(f"header:{_HEADER}", text):
-        raise ValueError("expected client_ip, api_key, user or header:NAME")
+        raise ValueError("expected client, client_ip, api_key, user or header:NAME")
     return text
 
 
