@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_a_key_is_known_by_its_secret_alone() -> None:
         ({"revoked": NOW + 5}, "revoked"),
     ],
 )
-def test_one_that_is_over_is_unknown(changes: dict[str, float], state: str) -> None:
+def test_one_that_is_over_is_unknown(changes: dict[str, Any], state: str) -> None:
     key = a_key(**changes)
     assert key.state(NOW) == state
     assert (Keyring((key,)).find("s", NOW) is key) is (state == "valid")
