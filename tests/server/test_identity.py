@@ -8,6 +8,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
+from mlxd.core.caller import Caller
 from mlxd.core.errors import TooManyGuesses, Unauthorized
 from mlxd.policy.keyring import Key, Keyring, digest_of
 from mlxd.policy.load import Override, load
@@ -120,7 +121,7 @@ class TestKeys:
 
     @pytest.mark.parametrize("path", sorted(OPEN))
     def test_whoever_looks_whether_it_lives_needs_none(self, identity, path):
-        for headers in ({}, bearer("mlxd_bad")):
+        for headers in (bearer(""), bearer("mlxd_bad")):
             assert not identity.identify(asked(path, **headers), policies(REQUIRED), 1.0).key
         assert identity.identify(asked(path, **bearer(GOOD)), policies(REQUIRED), 1.0).key == "a-1"
 
@@ -148,7 +149,7 @@ class TestGuesses:
     def test_an_address_that_guesses_is_refused_whatever_key_it_has(self, identity, keys):
         self.guess(identity, 3)
         before = keys.asked
-        for headers in (bearer(GOOD), bearer("mlxd_bad"), {}):
+        for headers in (bearer(GOOD), bearer("mlxd_bad"), bearer("")):
             with pytest.raises(TooManyGuesses) as refused:
                 identity.identify(asked(**headers), policies(*self.LIMITS), 11.0)
             assert refused.value.retry_after == 20.0
@@ -270,7 +271,7 @@ class TestEdge:
             request[edge.ID] = "1"
             request[edge.POLICIES] = policies(REQUIRED)
             request[edge.MARKS] = edge.Marks(lambda _: None)
-            request[edge.CALLER] = edge.Caller("10.9.9.9")
+            request[edge.CALLER] = Caller("10.9.9.9")
             return await wall._answer(request)
 
         return ask
