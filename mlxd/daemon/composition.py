@@ -21,6 +21,7 @@ from mlxd.control.dispatch import Dispatcher
 from mlxd.control.forecast import Forecasts
 from mlxd.control.grammars import Grammars
 from mlxd.control.guard import Guard
+from mlxd.control.keys import Keys
 from mlxd.control.leftovers import end_leftovers
 from mlxd.control.library import Library
 from mlxd.control.memory import read_memory
@@ -63,6 +64,7 @@ from mlxd.server.app import routes
 from mlxd.server.connections import GuardedServer
 from mlxd.server.edge import Edge
 from mlxd.server.effects import Effects
+from mlxd.server.identity import Identity
 from mlxd.server.listener import Listener, Moved
 from mlxd.server.parts import Parts, State
 from mlxd.server.usage_report import count_tokens
@@ -194,6 +196,7 @@ def join(made: Composition, log: Log) -> None:
     """Who prepares and commits new policies, in this order, and who is told of it."""
     parts = made.parts
     parts.reloader.use(
+        parts.keys,  # before the listener: no door is opened to those who cannot have a key
         made.listener,
         Live("log", log.apply),
         Live("admission", parts.admission.apply),
@@ -309,6 +312,7 @@ def _parts(
     puller = Puller(pulled, own_names, catalog, events.record)
     return Parts(
         policies=ground.store,
+        keys=Keys(ground.store.current, ground.state, ground.clock),
         reloader=reloader,
         watcher=Watcher(lambda: reloader.folder, reloader.look),
         catalog=catalog,
@@ -376,7 +380,8 @@ def _replays(ground: _Ground, guard: Guard) -> Replays:
 
 
 def _server(parts: Parts, ground: _Ground) -> GuardedServer:
-    return GuardedServer(Edge(parts, routes(parts)), ground.store, ground.clock)
+    edge = Edge(parts, routes(parts), callers=Identity(parts.keys))
+    return GuardedServer(edge, ground.store, ground.clock)
 
 
 def _admin(parts: Parts, ground: _Ground, listener: Listener, hold: Hold) -> AdminSocket:

@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from mlxd import __version__
-from mlxd.core.errors import InsufficientMemory, MlxdError, RequestQuarantined
+from mlxd.core.errors import InsufficientMemory, MlxdError, RequestQuarantined, Unauthorized
 from mlxd.dialects import anthropic, ollama, openai
 from mlxd.dialects.base import to_json
 
@@ -116,6 +116,8 @@ def error_response(error: MlxdError, render: Render, request_id: str = "") -> we
     if error.retry_after is not None:
         seconds = min(max(1, math.ceil(error.retry_after)), MAX_RETRY_AFTER)
         response.headers["Retry-After"] = str(seconds)
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, RequestQuarantined):
         response.headers["X-Should-Retry"] = "false"
     if error.code in ("request_timeout", "request_too_large"):
