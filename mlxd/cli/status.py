@@ -62,6 +62,7 @@ def _lines(health: Json, address: tuple[str, int]) -> Iterator[str]:
     if "memory" not in health:
         yield "the rest is told to those with an API key, and on the admin socket"
         return
+    yield f"queue     {_queue(health)}"
     yield f"memory    {_memory(health['memory'])}"
     yield f"models    {health['models_cached']} loaded of {health['total_models']}"
     for model in health["cached_models"]:
@@ -70,6 +71,14 @@ def _lines(health: Json, address: tuple[str, int]) -> Iterator[str]:
     yield f"policy    {_policy(health['policy'])}"
     for warning in health["warnings"]:
         yield f"warning   {warning}"
+
+
+def _queue(health: Json) -> str:
+    queue, waits = health["queue"], health["expected_wait_seconds"]
+    if not queue["max_waiting"] and not queue["waiting"]:
+        return "off: who finds no slot is refused"
+    expected = ", ".join(f"{klass} {seconds:g} s" for klass, seconds in waits.items())
+    return f"{queue['waiting']} of {queue['max_waiting']} wait; expected: {expected}"
 
 
 def _policy(policy: Json) -> str:

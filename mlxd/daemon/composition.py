@@ -57,7 +57,7 @@ from mlxd.policy.outcome import Outcome
 from mlxd.policy.reload import Reloader
 from mlxd.policy.store import Live, PolicyStore
 from mlxd.policy.watch import Watcher
-from mlxd.server import kept_responses, memory_report, policy_report, worker_report
+from mlxd.server import kept_responses, memory_report, policy_report, queue_report, worker_report
 from mlxd.server.admin import Admin
 from mlxd.server.admin_socket import AdminSocket
 from mlxd.server.app import routes
@@ -216,6 +216,7 @@ def join(made: Composition, log: Log) -> None:
     policy_report.measure(parts)
     memory_report.measure(parts)
     worker_report.measure(parts)
+    queue_report.measure(parts)
     kept_responses.measure(parts)
     parts.metrics.watch("mlxd_log_lines_lost", "Log lines that could not be written.", logs.lost)
 

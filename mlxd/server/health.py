@@ -17,7 +17,7 @@ from mlxd.control.residency import Resident
 from mlxd.control.watermarks import Level
 from mlxd.core.instance import authority
 from mlxd.policy.policy_set import PolicySet
-from mlxd.server import memory_report, worker_report
+from mlxd.server import memory_report, queue_report, worker_report
 from mlxd.server.answers import iso, json_response
 from mlxd.server.edge import caller_of, policies_of
 from mlxd.server.errors import Render, in_ollama
@@ -138,6 +138,7 @@ def health(parts: Parts, policies: PolicySet) -> Json:
         "version": __version__,
         "active_requests": parts.admission.active,
         "max_concurrent": policies.limits.concurrency.max_in_flight,
+        **queue_report.hints(parts, policies),
         "active_model_requests": dict(parts.admission.active_by_model()),
         "waiting_requests": _waiting(parts),
         "memory": memory_report.details(parts, policies, readings),
@@ -160,33 +161,8 @@ def health(parts: Parts, policies: PolicySet) -> Json:
 
 
 def queue_stats(parts: Parts, policies: PolicySet) -> Json:
-    """`GET /queue/stats`. There is no queue before admission: what waits is active."""
-    concurrency = policies.limits.concurrency
-    waiting = _waiting(parts)
-    totals = parts.admission.totals
-    return {
-        "active_requests": parts.admission.active,
-        "max_concurrent": concurrency.max_in_flight,
-        "queue_size": sum(waiting.values()),
-        "waiting": waiting,
-        "max_queue_size": 0,
-        "stats": {
-            "total_queued": 0,
-            "total_processed": totals.processed,
-            "total_expired": 0,
-            "total_rejected": totals.rejected,
-            "by_priority": {
-                "high": 0,
-                "medium": totals.processed,
-                "low": 0,
-                "1": 0,
-                "2": totals.processed,
-                "3": 0,
-            },
-        },
-        "is_processing": parts.admission.active > 0,
-        "wait_seconds": {"p50": 0.0, "p99": 0.0},
-    }
+    """`GET /queue/stats`: who waits for a slot, and what those wait for that have one."""
+    return {**queue_report.stats(parts, policies), "waiting": _waiting(parts)}
 
 
 def _waiting(parts: Parts) -> Json:
