@@ -22,7 +22,14 @@ from mlxd.control.scheduler import Scene, Scheduler
 from mlxd.control.totals import Totals
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock
-from mlxd.core.errors import Draining, InvalidRequest, MlxdError, ModelNotFound, Overloaded
+from mlxd.core.errors import (
+    AFTER_DRAIN,
+    Draining,
+    InvalidRequest,
+    MlxdError,
+    ModelNotFound,
+    Overloaded,
+)
 from mlxd.core.story import Story
 from mlxd.policy.load import PolicySet, load
 
@@ -106,10 +113,9 @@ class Admission:
         self._clock = clock
         self._real = real or clock
         self._rates = rates or Rates()
+        self._quotas = quotas or Quotas()
         policies = policies or load()
-        self.scheduler = Scheduler(
-            policies, scene or _AllInMemory(), self._rates, quotas or Quotas()
-        )
+        self.scheduler = Scheduler(policies, scene or _AllInMemory(), self._rates, self._quotas)
         self._tickets: set[Ticket] = set()
         self._waiters: dict[Place, asyncio.Future[None]] = {}
         self._view = QueueView(self.scheduler)
@@ -201,7 +207,7 @@ class Admission:
         """New policies are in force. Cannot fail; stops nothing that is under way.
 
         With a lower limit nobody is let in until enough have ended; a higher one lets in who
-        waits. What rates have counted survives (RuleWindows.apply).
+        waits. What rates have counted survives (Rates.apply).
         """
         self.scheduler.apply(policies)
         self.look()
@@ -265,8 +271,10 @@ class Admission:
         return self.scheduler.expected_wait(klass, self._clock.monotonic())
 
     def rate_states(self, caller: Caller, policies: PolicySet, user: str = "") -> list[RateState]:
-        """What each rate rule leaves a client."""
-        return self._rates.states(caller, policies, self._real.monotonic(), user)
+        """What each rate rule and quota leaves a client."""
+        now, wall = self._real.monotonic(), self._real.wall()
+        rates = self._rates.states(caller, policies, now, user)
+        return [*rates, *self._quotas.remaining(caller, policies, now, wall)]
 
     @property
     def refused(self) -> Counter[str]:
@@ -309,11 +317,14 @@ class Admission:
         view = self._view.of(place, now)
         if story is not None:
             story.priority, story.cost = place.klass, place.cost
+            line = self.scheduler.line(place.waits_for)
             story.note(
                 "queued",
                 position=view.position,
                 expected_wait=round(view.expected_wait, 3),
-                waits_for=place.waits_for,
+                policy=line.key,
+                value=line.value,
+                place=line.place,
             )
         if on_wait is not None:
             self._view.begin(place, on_wait, view)
@@ -383,4 +394,4 @@ class Admission:
 
 
 def _stopping() -> Draining:
-    return Draining("the daemon is stopping", retry_after=5.0)
+    return Draining("the daemon is stopping", retry_after=5.0, would_pass=AFTER_DRAIN)

@@ -9,7 +9,13 @@ from typing import Any
 from aiohttp import web
 
 from mlxd import __version__
-from mlxd.core.errors import InsufficientMemory, MlxdError, RateLimited, RequestQuarantined
+from mlxd.core.errors import (
+    InsufficientMemory,
+    MlxdError,
+    RateLimited,
+    RequestQuarantined,
+    Unauthorized,
+)
 from mlxd.dialects import anthropic, ollama, openai
 from mlxd.dialects.base import to_json
 
@@ -26,6 +32,7 @@ STATUS: dict[str, int] = {
     "forbidden": 403,
     "model_not_found": 404,
     "response_not_found": 404,
+    "request_not_found": 404,
     "rate_limited": 429,
     "tokens_exhausted": 429,
     "tenant_busy": 429,
@@ -115,6 +122,8 @@ def error_response(error: MlxdError, render: Render, request_id: str = "") -> we
         response.headers["X-Mlxd-Available-Bytes"] = str(error.available_bytes)
     if error.retry_after is not None:
         response.headers.update(_when_to_retry(error, error.retry_after))
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, RequestQuarantined):
         response.headers["X-Should-Retry"] = "false"
     if error.code in ("request_timeout", "request_too_large"):

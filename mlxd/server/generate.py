@@ -33,6 +33,7 @@ from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
 from mlxd.server.quota import note_quota
 from mlxd.server.refusals import note_refusal
+from mlxd.server.stories import begin
 from mlxd.server.stream import Stream
 
 _MOST_SCORED = 2**19
@@ -70,12 +71,14 @@ class Generate:
         call = replace(call, request_id=request[ID])
         request[MODEL] = call.request.model
         request[_NAMES] = call.names
+        begin(request, self._parts, call)
         _check_choices(call, policies)
         _check_scored(call)
         if call.action == "load":
             dispatcher, wanted = self._parts.dispatcher, call.request
-            caller = caller_of(request)
-            await dispatcher.load(wanted.model, wanted.keep_alive, policies, caller)
+            await dispatcher.load(
+                wanted.model, wanted.keep_alive, policies, caller_of(request), story=request[STORY]
+            )
         elif call.action == "unload":
             dispatcher, name = self._parts.dispatcher, call.request.model
             await dispatcher.unload(name, policies, caller_of(request))
@@ -154,6 +157,8 @@ def _check_choices(call: Call, policies: PolicySet) -> None:
             f"the request asks for {count} answers; at most {most} are given",
             param=call.plural,
             policy=policies.line("limits.choices"),
+            numbers={"asked": count, "allowed": most},
+            would_pass=f"at most {most} answers in one request",
         )
 
 

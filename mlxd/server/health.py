@@ -19,7 +19,7 @@ from mlxd.core.instance import authority
 from mlxd.policy.policy_set import PolicySet
 from mlxd.server import memory_report, queue_report, worker_report
 from mlxd.server.answers import iso, json_response
-from mlxd.server.edge import policies_of
+from mlxd.server.edge import caller_of, policies_of
 from mlxd.server.errors import Render, in_ollama
 from mlxd.server.parts import Parts
 from mlxd.server.policy_report import summary
@@ -28,6 +28,10 @@ from mlxd.telemetry import logs
 from mlxd.telemetry.metrics import CONTENT_TYPE
 
 Json = dict[str, Any]
+_PUBLIC = frozenset(
+    ("status", "service", "version", "active_requests", "max_concurrent", "timestamp")
+)
+"""What a stranger is told of /health."""
 
 
 class Report:
@@ -40,6 +44,24 @@ class Report:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         return json_response(self._report(policies_of(request)))
+
+
+class Health:
+    """`GET /health`, which needs no API key: without one, where they are required, it says nothing
+    of models, clients and this machine.
+    """
+
+    render_error: Render = staticmethod(in_ollama)
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        policies = policies_of(request)
+        report = health(self._parts, policies)
+        if policies.keys_required and not caller_of(request).key:
+            report = {name: value for name, value in report.items() if name in _PUBLIC}
+        return json_response(report)
 
 
 class Scrape:
@@ -205,6 +227,7 @@ def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str
     warnings += [parts.starts.reason] if parts.starts.held else []
     warnings += parts.records.warnings()
     warnings += logs.warnings()
+    warnings += parts.keys.warnings(policies)
     warnings += parts.preloader.warnings()
     warnings += parts.guard.warnings()
     if readings.memory is None:

@@ -111,6 +111,12 @@ class Metrics:
             ("model",),
             registry=self.registry,
         )
+        self._tenant_tokens = Counter(
+            "mlxd_tenant_tokens_total",
+            "Tokens of prompts and answers, by whose they were.",
+            ("tenant", "kind"),
+            registry=self.registry,
+        )
         self._waits = Histogram(
             "mlxd_queue_wait_seconds",
             "How long requests that got a slot had waited for it, by class.",
@@ -186,6 +192,11 @@ class Metrics:
     def malformed_calls(self, model: str, calls: int) -> None:
         """Count tool calls of one answer that could not be read."""
         self._malformed.labels(model).inc(calls)
+
+    def tenant_tokens(self, tenant: str, prompt: int, completion: int) -> None:
+        """Count what one request took; `tenant` is that of a known key, or anonymous."""
+        self._tenant_tokens.labels(tenant, "prompt").inc(prompt)
+        self._tenant_tokens.labels(tenant, "completion").inc(completion)
 
     def waited(self, klass: str, seconds: float) -> None:
         """Note how long one waited that has its slot now."""

@@ -12,6 +12,8 @@ import pytest
 from mlxd.control.admission import Admission
 from mlxd.control.dispatch import Asker, Dispatcher
 from mlxd.control.fingerprint import fingerprint_of
+from mlxd.control.residency import Lease
+from mlxd.control.resident import Load
 from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import InvalidRequest, Overloaded, RequestQuarantined, UnsupportedFeature
@@ -38,16 +40,17 @@ class Parts:
         self.cases: list[Any] = []
         self.bursts: list[Any] = []
         self.refusal: Exception | None = None
+        self.load: Load | None = None
 
     async def resolve(self, model, policies):
         return self.card
 
-    def delays_others(self, spec):
-        return False
-
     @asynccontextmanager
     async def lease(self, card, keep_alive, policies):
-        yield None
+        yield Lease(self.worker, self.load)
+
+    async def worker(self):
+        raise AssertionError("nobody runs anything here")
 
     def check(self, case, policies):
         if self.refusal is not None:
@@ -92,6 +95,28 @@ async def test_an_order_knows_what_computes_it():
     assert parts.orders[0].fingerprint == fingerprint_of(parts.card)
 
 
+@pytest.mark.parametrize("how", [None, Load(0.0, 1.0, None, ())])
+async def test_its_story_says_which_model_it_got_and_how(how):
+    parts: Any = Parts()
+    parts.load = how
+    who = asker("c", load())
+    dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())
+    async with dispatcher.open(GenerationRequest(model="copy", text="x"), who) as bursts:
+        assert [burst async for burst in bursts] == []
+    assert who.story.model == "m"
+    assert parts.orders[0].story is who.story
+    (note,) = [note for note in who.story.notes if note.what == "leased"]
+    assert note.facts["loaded"] is (how is not None)
+
+
+async def test_so_does_that_of_a_load():
+    parts: Any = Parts()
+    story = untold()
+    dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())
+    await dispatcher.load("m", None, load(), story=story)
+    assert (story.model, [note.what for note in story.notes]) == ("m", ["leased"])
+
+
 async def test_a_request_in_quarantine_takes_no_slot():
     parts, admission = Parts(), Admission(ManualClock())
     parts.refusal = RequestQuarantined("no")
@@ -115,8 +140,7 @@ async def test_a_request_with_a_bad_grammar_takes_no_slot_and_is_not_counted() -
     with pytest.raises(InvalidRequest):
         async with dispatcher.open(request, asker("c", policies)):
             pass
-    state = admission.rate_state("c", policies)
-    assert state is not None
+    (state,) = admission.rate_states(Caller("c"), policies)
     assert state.requests == state.remaining
     assert admission.totals.processed == 0
     assert not parts.orders
@@ -147,17 +171,15 @@ async def test_several_generations_take_one_slot_and_count_once() -> None:
     dispatcher = Dispatcher(parts, admission, parts, parts, clock=ManualClock())
     policies = load()
     requests = [GenerationRequest(model="m", text=str(n)) for n in range(8)]
-    before = admission.rate_state("c", policies)
+    (before,) = admission.rate_states(Caller("c"), policies)
     async with dispatcher.open_all(requests, asker("c", policies)) as bursts:
         got = []
         async for number, _ in bursts:
             assert admission.active == 1
             got.append(number)
-    after = admission.rate_state("c", policies)
+    (after,) = admission.rate_states(Caller("c"), policies)
     assert sorted(got) == sorted([*range(8), *range(8)])
     assert admission.active == 0
-    assert before is not None
-    assert after is not None
     assert before.remaining - after.remaining == 1
 
 
@@ -170,8 +192,7 @@ async def test_what_is_no_answer_is_not_rated(want: Any, slots: int, rated: int)
     request = GenerationRequest(model="m", want=want, text="x")
     async with dispatcher.open(request, asker("c", policies)):
         assert admission.active == slots
-    state = admission.rate_state("c", policies)
-    assert state is not None
+    (state,) = admission.rate_states(Caller("c"), policies)
     assert state.requests - state.remaining == rated
 
 

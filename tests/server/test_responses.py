@@ -13,6 +13,7 @@ from aiohttp.test_utils import make_mocked_request
 from aiohttp.web import BaseRequest, RequestKey
 
 from mlxd.control.archive import Archive
+from mlxd.control.stories import Stories
 from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import EarlierResponseNotFound, InvalidRequest, WorkerCrashed
@@ -44,6 +45,7 @@ class Machine:
         self.bursts: Sequence[Burst] = SAID
         self.parts: Any = SimpleNamespace(
             archive=self.archive,
+            stories=Stories(self.policies),
             clock=ManualClock(),
             dispatcher=SimpleNamespace(open=self._open),
             metrics=SimpleNamespace(refused=lambda code: None),
