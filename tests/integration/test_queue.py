@@ -261,7 +261,7 @@ def test_the_clients_of_event_streams_pass_over_comments(queue: Daemon) -> None:
     def of_anthropic() -> str:
         client = anthropic.Anthropic(base_url=queue.url, api_key="any", max_retries=0)
         said = [{"role": "user", "content": "wait"}]
-        with client.messages.stream(model=ENDLESS, messages=said, max_tokens=8) as stream:  # type: ignore[arg-type]
+        with client.messages.stream(model=ENDLESS, messages=said, max_tokens=8) as stream:
             return "".join(stream.text_stream)
 
     readers = (of_openai, of_responses, of_anthropic)
