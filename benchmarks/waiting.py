@@ -33,7 +33,7 @@ from benchmarks.throughput import say
 from tests.support.daemon import Daemon, daemon
 
 Json = dict[str, Any]
-MODEL = "small"
+MODEL = "tiny"
 WANTED_BYTES = 40_000
 """Of the daemon's memory, for each."""
 WANTED_HEALTH = 0.050
@@ -210,7 +210,7 @@ def served(scratch: Path, count: int) -> Iterator[Daemon]:
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> Json:
-    make(scratch / "models" / MODEL, "stepping", 1)  # with a context that is not soon full
+    make(scratch / "models" / MODEL, "tiny-long")
     _allow_files(2 * options.streams + 1000)
     with served(scratch, options.streams) as running, Polling(running.port) as polling:
         found = asyncio.run(wait_together(running, options.streams))

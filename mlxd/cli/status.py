@@ -78,7 +78,7 @@ def _queue(health: Json) -> str:
     if not queue["max_waiting"] and not queue["waiting"]:
         return "off: who finds no slot is refused"
     expected = ", ".join(f"{klass} {seconds:g} s" for klass, seconds in waits.items())
-    return f"{queue['waiting']} of {queue['max_waiting']} wait; expected: {expected}"
+    return f"{queue['waiting']} of {queue['max_waiting']} wait; one more would for: {expected}"
 
 
 def _policy(policy: Json) -> str:
