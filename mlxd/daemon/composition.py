@@ -21,6 +21,7 @@ from mlxd.control.dispatch import Dispatcher
 from mlxd.control.forecast import Forecasts
 from mlxd.control.grammars import Grammars
 from mlxd.control.guard import Guard
+from mlxd.control.keys import Keys
 from mlxd.control.leftovers import end_leftovers
 from mlxd.control.library import Library
 from mlxd.control.memory import read_memory, returns_late
@@ -57,15 +58,24 @@ from mlxd.policy.outcome import Outcome
 from mlxd.policy.reload import Reloader
 from mlxd.policy.store import Live, PolicyStore
 from mlxd.policy.watch import Watcher
-from mlxd.server import adaptive_report, kept_responses, memory_report, policy_report, worker_report
+from mlxd.server import (
+    adaptive_report,
+    kept_responses,
+    memory_report,
+    policy_report,
+    queue_report,
+    worker_report,
+)
 from mlxd.server.admin import Admin
 from mlxd.server.admin_socket import AdminSocket
 from mlxd.server.app import routes
 from mlxd.server.connections import GuardedServer
 from mlxd.server.edge import Edge
 from mlxd.server.effects import Effects
+from mlxd.server.identity import Identity
 from mlxd.server.listener import Listener, Moved
 from mlxd.server.parts import Parts, State
+from mlxd.server.usage_report import count_tokens
 from mlxd.server.watchdog import Heartbeat, Watchdog, end_process, told_by_systemd
 from mlxd.server.webhook import Webhook
 from mlxd.telemetry import logs
@@ -198,6 +208,7 @@ def join(made: Composition, log: Log) -> None:
     """Who prepares and commits new policies, in this order, and who is told of it."""
     parts = made.parts
     parts.reloader.use(
+        parts.keys,  # before the listener: no door is opened to those who cannot have a key
         made.listener,
         Live("log", log.apply),
         Live("admission", parts.admission.apply),
@@ -216,10 +227,12 @@ def join(made: Composition, log: Log) -> None:
     parts.stories.on_end.append(made.traffic.ended)
     parts.reloader.observe(partial(policy_report.report, parts))
     parts.reloader.observe(_log_outcome)
+    parts.stories.on_end.append(partial(count_tokens, parts.metrics))
     policy_report.measure(parts)
     adaptive_report.measure(parts)
     memory_report.measure(parts)
     worker_report.measure(parts)
+    queue_report.measure(parts)
     kept_responses.measure(parts)
     parts.metrics.watch("mlxd_log_lines_lost", "Log lines that could not be written.", logs.lost)
     parts.metrics.watch(
@@ -325,6 +338,7 @@ def _parts(
     puller = Puller(pulled, own_names, catalog, events.record)
     return Parts(
         policies=ground.store,
+        keys=Keys(ground.store.current, ground.state, ground.clock),
         reloader=reloader,
         watcher=Watcher(lambda: reloader.folder, reloader.look),
         catalog=catalog,
@@ -392,7 +406,8 @@ def _replays(ground: _Ground, guard: Guard) -> Replays:
 
 
 def _server(parts: Parts, ground: _Ground) -> GuardedServer:
-    return GuardedServer(Edge(parts, routes(parts)), ground.store, ground.clock)
+    edge = Edge(parts, routes(parts), callers=Identity(parts.keys))
+    return GuardedServer(edge, ground.store, ground.clock)
 
 
 def _admin(parts: Parts, ground: _Ground, listener: Listener, hold: Hold) -> AdminSocket:

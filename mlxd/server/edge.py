@@ -26,11 +26,14 @@ from mlxd.core.errors import (
     InternalError,
     MlxdError,
     Overloaded,
+    TooManyGuesses,
+    Unauthorized,
 )
 from mlxd.core.story import Story
 from mlxd.policy.load import PolicySet
 from mlxd.server.connections import Connection
-from mlxd.server.errors import Render, error_response, identity, words_for
+from mlxd.server.errors import STATUS, Render, error_response, identity, words_for
+from mlxd.server.identity import OPEN, Identity, address_of
 from mlxd.server.parts import Parts
 
 log = logging.getLogger("mlxd.access")
@@ -41,16 +44,15 @@ _LEFT = 499
 _MAX_ID = 128
 _RESTART_SECONDS = 5.0
 """What a client is told to wait for the next daemon."""
-_VITAL = frozenset(("/livez", "/readyz", "/health"))
-"""Answered even when hardly any file is left."""
 _BETWEEN = len(": \r\n")
 OWN_NAMES = "own-names"
 LOOPBACK_ADDRESSES = "loopback-addresses"
 PRIVATE_ADDRESSES = "private-addresses"
 _EXPOSED = (
-    "X-Request-Id, Request-Id, Retry-After, RateLimit, RateLimit-Policy, X-Mlxd-Code,"
-    " X-Mlxd-Policy, X-Mlxd-Policy-Key, X-Mlxd-Policy-Place, X-Mlxd-Would-Deny,"
-    " X-Mlxd-Needed-Bytes, X-Mlxd-Available-Bytes, X-Should-Retry,"
+    "X-Request-Id, Request-Id, Retry-After, retry-after-ms, RateLimit, RateLimit-Policy,"
+    " X-Mlxd-Code, X-Mlxd-Policy, X-Mlxd-Policy-Key, X-Mlxd-Policy-Place, X-Mlxd-Would-Deny,"
+    " X-Mlxd-Needed-Bytes, X-Mlxd-Available-Bytes, X-Mlxd-Priority, X-Mlxd-Free-Slots,"
+    " X-Mlxd-Expected-Wait, X-Mlxd-Queue-Position, X-Should-Retry,"
     " x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests,"
     " x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens,"
     " anthropic-ratelimit-requests-limit, anthropic-ratelimit-requests-remaining,"
@@ -60,6 +62,7 @@ _EXPOSED = (
 _ALLOWED_HEADERS = (
     "Authorization, Content-Type, User-Agent, Accept, X-Requested-With, OpenAI-Beta, x-api-key,"
     " anthropic-version, anthropic-beta, anthropic-dangerous-direct-browser-access, X-Request-Id,"
+    " X-Request-Priority,"
     " traceparent, x-stainless-arch, x-stainless-async, x-stainless-custom-poll-interval,"
     " x-stainless-helper-method, x-stainless-lang, x-stainless-os, x-stainless-package-version,"
     " x-stainless-poll-helper, x-stainless-retry-count, x-stainless-runtime,"
@@ -124,10 +127,19 @@ class Edge:
     the one that is in force when it comes (`policies_of`).
     """
 
-    def __init__(self, parts: Parts, route: Route, *, walls: bool = True) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        route: Route,
+        *,
+        walls: bool = True,
+        callers: Identity | None = None,
+    ) -> None:
+        """`callers` says who asks; without it, nobody needs a key."""
         self._parts = parts
         self._route = route
         self._walls = walls
+        self._callers = callers
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         request[ID] = _request_id(request)
@@ -135,7 +147,7 @@ class Edge:
         request[MARKS] = Marks(self._parts.metrics.would_deny)
         if self._parts.state.draining and isinstance(request.protocol, Connection):
             request.protocol.leaving = True
-        request[CALLER] = Caller(client_at(request.remote or ""))
+        request[CALLER] = Caller(address_of(request, policies_of(request)))
         began = self._parts.clock.monotonic()
         request[STORY] = self._story(request, began)
         status = _LEFT
@@ -156,6 +168,8 @@ class Edge:
                     "request": request[ID],
                     "seconds": round(self._parts.clock.monotonic() - began, 4),
                     "model": request.get(MODEL, ""),
+                    "tenant": caller_of(request).tenant,
+                    "key": caller_of(request).key,
                 },
             )
 
@@ -187,6 +201,7 @@ class Edge:
                 self._check_host(request)
             if request.method == "OPTIONS":
                 return _preflight(request)
+            self._identify(request)
             endpoint = self._route(request)
             render = endpoint.render_error
             return await endpoint(request)
@@ -204,6 +219,20 @@ class Edge:
             faults.exception("request %s: a defect", request[ID])
             defect = InternalError("an internal error occurred; the log has it under this id")
             return await _failed(request, defect, render)
+
+    def _identify(self, request: web.BaseRequest) -> None:
+        """Raises Unauthorized, TooManyGuesses."""
+        if self._callers is None:
+            return
+        now = self._parts.clock.monotonic()
+        try:
+            caller = self._callers.identify(request, policies_of(request), now)
+        except (Unauthorized, TooManyGuesses) as error:
+            self._parts.rejections.add(
+                error, STATUS[error.code], model="", client=client_of(request)
+            )
+            raise
+        request[CALLER] = request[STORY].caller = caller
 
     def _given_up(self) -> bool:
         """Whether what the request waited for was cancelled, and not the request itself."""
@@ -275,7 +304,7 @@ class Edge:
 def _check_room(request: web.BaseRequest) -> None:
     """Raises Overloaded for what cannot be served with the few files that are left."""
     protocol = request.protocol
-    if isinstance(protocol, Connection) and protocol.scarce and request.path not in _VITAL:
+    if isinstance(protocol, Connection) and protocol.scarce and request.path not in OPEN:
         raise Overloaded(
             "the daemon has too many files open",
             retry_after=1.0,
@@ -322,19 +351,6 @@ def caller_of(request: web.BaseRequest) -> Caller:
 def client_of(request: web.BaseRequest) -> str:
     """Whose share a request takes, and whose belongings it may touch."""
     return caller_of(request).name
-
-
-def client_at(remote: str) -> str:
-    """Whose quota a request from an address counts on: the address, the /64 of an IPv6 one."""
-    try:
-        address = ipaddress.ip_address(remote.partition("%")[0])
-    except ValueError:
-        return remote or "local"
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return str(address)
 
 
 def host_allowed(host: str, patterns: Sequence[str]) -> bool:

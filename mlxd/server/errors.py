@@ -9,7 +9,13 @@ from typing import Any
 from aiohttp import web
 
 from mlxd import __version__
-from mlxd.core.errors import InsufficientMemory, MlxdError, RequestQuarantined
+from mlxd.core.errors import (
+    InsufficientMemory,
+    MlxdError,
+    RateLimited,
+    RequestQuarantined,
+    Unauthorized,
+)
 from mlxd.dialects import anthropic, ollama, openai
 from mlxd.dialects.base import to_json
 
@@ -54,6 +60,7 @@ STATUS: dict[str, int] = {
     "internal_error": 500,
 }
 MAX_RETRY_AFTER = 60
+"""Seconds for which a client that retries by itself may be made to wait."""
 
 Render = Callable[[MlxdError], dict[str, Any]]
 
@@ -114,10 +121,27 @@ def error_response(error: MlxdError, render: Render, request_id: str = "") -> we
         response.headers["X-Mlxd-Needed-Bytes"] = str(error.needed_bytes)
         response.headers["X-Mlxd-Available-Bytes"] = str(error.available_bytes)
     if error.retry_after is not None:
-        seconds = min(max(1, math.ceil(error.retry_after)), MAX_RETRY_AFTER)
-        response.headers["Retry-After"] = str(seconds)
+        response.headers.update(_when_to_retry(error, error.retry_after))
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, RequestQuarantined):
         response.headers["X-Should-Retry"] = "false"
     if error.code in ("request_timeout", "request_too_large"):
         response.force_close()
     return response
+
+
+def _when_to_retry(error: MlxdError, seconds: float) -> dict[str, str]:
+    """A quota says the truth, however long that is: who came sooner would be refused again. All
+    else may be over before it was expected to be.
+
+    `retry-after-ms` goes before Retry-After where a client knows both.
+    """
+    soon = seconds <= MAX_RETRY_AFTER
+    if not soon and not isinstance(error, RateLimited):
+        soon, seconds = True, MAX_RETRY_AFTER
+    headers = {
+        "Retry-After": str(max(1, math.ceil(seconds))),
+        "retry-after-ms": str(max(1, math.ceil(seconds * 1000))),
+    }
+    return headers if soon else headers | {"X-Should-Retry": "false"}

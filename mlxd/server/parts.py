@@ -10,6 +10,7 @@ from mlxd.control.archive import Archive
 from mlxd.control.catalog import Catalog
 from mlxd.control.dispatch import Dispatcher
 from mlxd.control.guard import Guard
+from mlxd.control.keys import Keys
 from mlxd.control.library import Library
 from mlxd.control.memory import MemoryReading
 from mlxd.control.preload import Preloader
@@ -49,6 +50,7 @@ class Parts:
     """The daemon's parts, as the server sees them."""
 
     policies: PolicyStore
+    keys: Keys
     reloader: Reloader
     watcher: Watcher
     catalog: Catalog

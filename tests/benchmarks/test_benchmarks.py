@@ -212,3 +212,14 @@ def test_recorded_traffic_is_simulated_as_it_was(tmp_path: Path) -> None:
     assert found["requests"] > 10
     assert found["was"]["rate"] == found["simulated"]["rate"]
     assert found["problems"] == []
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(240)
+@pytest.mark.slow
+def test_those_who_wait_are_told_and_served(tmp_path: Path) -> None:
+    """What they cost is judged by the full form."""
+    found = run("waiting.py", tmp_path, "--short")
+
+    assert (found["streams"], found["left"], found["served"]) == (30, 3, 27)
+    assert found["health"]["waiting"]["asked"] > 0

@@ -27,7 +27,7 @@ class Guesses(Policy):
     max: int = field(
         10, "Unknown API keys from one address within the window, where keys are required; then "
         "the address is refused (429), whatever key it has.",
-        unit="requests", example="5", ge=1,
+        unit="requests", example="5", ge=1, le=1000,
     )  # fmt: skip
     window: Duration = field(
         "60s", "The window over which they count.", unit="duration", example="10m"
