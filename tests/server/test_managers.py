@@ -25,7 +25,9 @@ async def manages(peer, *overrides, **headers):
     transport = Mock()
     transport.get_extra_info.side_effect = lambda name: (peer, 1) if name == "peername" else None
     request = make_mocked_request("POST", "/api/pull", headers=names, transport=transport)
-    request[edge.POLICIES] = load(None, [Override(*one, "a test", yaml=True) for one in overrides])
+    request[edge.POLICIES] = load(
+        None, [Override(key, text, "a test", yaml=True) for key, text in overrides]
+    )
     try:
         await ForManagers(Endpoint())(request)
     except Forbidden:
