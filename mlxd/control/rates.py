@@ -79,6 +79,7 @@ class Rates:
                     f" per {float(rule.window):g} seconds",
                     retry_after=max(1.0, wait),
                     policy=policies.line(dotted(("limits", "rate_limit", index, "requests"))),
+                    would_pass=f"the same request in {max(1.0, wait):.0f} s",
                 )
         return Counted(tuple(ones))
 
