@@ -104,7 +104,7 @@ class MlxdError(Exception):
     def _more(self) -> Iterator[str]:
         said = _NUMBER.findall(self.message) if self.numbers else ()
         numbers = (
-            (name, f"{number:.3g}" if isinstance(number, float) else str(number))
+            (name, f"{number:.3g}" if type(number) is float else str(number))
             for name, number in self.numbers.items()
             if not isinstance(number, str)  # names, for programs
         )

@@ -19,8 +19,8 @@ from mlxd.dialects.anthropic.errors import NAMES as ANTHROPIC
 from mlxd.dialects.openai.errors import NAMES as OPENAI
 from mlxd.policy import keys
 from mlxd.policy.load import load
-from mlxd.policy.policy_set import parts
 from mlxd.policy.schema import KINDS
+from mlxd.policy.strict_yaml import parts
 from mlxd.server.errors import STATUS, in_openai
 
 ROOT = Path(__file__).parents[2]
