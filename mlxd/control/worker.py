@@ -257,6 +257,7 @@ class Worker(asyncio.Protocol):
             raise WorkerStalled(
                 f"the engine of model '{self.name}' gave no token within {timeout:g} s",
                 retry_after=2.0,
+                would_pass=_LOADED,
             ) from error
         except (InvalidRequest, InsufficientMemory) as error:
             if self.alive:

@@ -134,7 +134,9 @@ def test_the_time_of_a_load_ends_its_wait_and_the_reason_is_told(timed):
     assert "a would have to leave and is in use" in refused.message
     assert refused.policy is not None
     assert refused.policy.key == "memory.reserve.system"
-    assert refused.needed_bytes == 601 * GIB + PROCESS_BYTES
+    assert refused.would_pass == "the same request once a is not in use any more"
+    assert refused.numbers["limit_seconds"] == 300
+    assert refused.needed_bytes == refused.numbers["needed_bytes"] == 601 * GIB + PROCESS_BYTES
     assert 398 * GIB < refused.available_bytes < 400 * GIB
     assert not world.residency.failed([card("b")]), "it is not broken"
 
@@ -150,6 +152,8 @@ def test_a_daemon_that_does_not_wait_says_when_to_come_again(timed):
     assert refused.policy is not None
     assert refused.policy.key == "memory.eviction.protect_recent"
     assert refused.retry_after == 20
+    assert refused.would_pass == "the same request once a is left alone for as long as that says"
+    assert refused.numbers == {"max_loaded": "1"}
     assert "a would have to leave and may in 20 s" in refused.message
 
 
