@@ -12,6 +12,7 @@ import secrets
 import socket
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Protocol
 
 from aiohttp import web
@@ -36,6 +37,8 @@ log = logging.getLogger("mlxd.access")
 faults = logging.getLogger(__name__)
 
 _MAX_ID = 128
+_REMEMBERED = 256
+"""Addresses and hosts that have been judged: the same ones ask again and again."""
 _RESTART_SECONDS = 5.0
 """What a client is told to wait for the next daemon."""
 _VITAL = frozenset(("/livez", "/readyz", "/health"))
@@ -219,7 +222,7 @@ class Edge:
         if not policies.server.listen.loopback or hosts.mode == "off":
             return
         host = _host_of(request.headers.get("Host", ""))
-        if host_allowed(host, hosts.allow):
+        if _host_allowed(host, hosts.allow):
             return
         if hosts.mode == "dry_run":
             request[MARKS].add("hosts")
@@ -285,6 +288,7 @@ def client_of(request: web.BaseRequest) -> str:
     return caller_of(request).name
 
 
+@lru_cache(_REMEMBERED)
 def client_at(remote: str) -> str:
     """Whose quota a request from an address counts on: the address, the /64 of an IPv6 one."""
     try:
@@ -315,6 +319,9 @@ def host_allowed(host: str, patterns: Sequence[str]) -> bool:
         or (PRIVATE_ADDRESSES in patterns and private)
         or str(address) in patterns
     )
+
+
+_host_allowed = lru_cache(_REMEMBERED)(host_allowed)
 
 
 def origin_allowed(origin: str, patterns: Sequence[str]) -> bool:

@@ -97,26 +97,30 @@ def error_body(error: MlxdError, render: Render, request_id: str) -> dict[str, A
     return body
 
 
+def error_headers(error: MlxdError) -> dict[str, str]:
+    """What they say of the error, and of its body."""
+    headers = {"Content-Type": "application/json; charset=utf-8", "X-Mlxd-Code": error.code}
+    if error.policy is not None:
+        headers["X-Mlxd-Policy-Key"] = error.policy.key
+        headers["X-Mlxd-Policy-Place"] = error.policy.place
+    if isinstance(error, InsufficientMemory) and error.needed_bytes:
+        headers["X-Mlxd-Needed-Bytes"] = str(error.needed_bytes)
+        headers["X-Mlxd-Available-Bytes"] = str(error.available_bytes)
+    if error.retry_after is not None:
+        seconds = min(max(1, math.ceil(error.retry_after)), MAX_RETRY_AFTER)
+        headers["Retry-After"] = str(seconds)
+    if isinstance(error, RequestQuarantined):
+        headers["X-Should-Retry"] = "false"
+    return headers
+
+
 def error_response(error: MlxdError, render: Render, request_id: str = "") -> web.Response:
     """The answer to a request that failed before its status line went out."""
     response = web.Response(
         status=STATUS[error.code],
         body=to_json(error_body(error, render, request_id)),
-        content_type="application/json",
-        charset="utf-8",
+        headers=error_headers(error),
     )
-    response.headers["X-Mlxd-Code"] = error.code
-    if error.policy is not None:
-        response.headers["X-Mlxd-Policy-Key"] = error.policy.key
-        response.headers["X-Mlxd-Policy-Place"] = error.policy.place
-    if isinstance(error, InsufficientMemory) and error.needed_bytes:
-        response.headers["X-Mlxd-Needed-Bytes"] = str(error.needed_bytes)
-        response.headers["X-Mlxd-Available-Bytes"] = str(error.available_bytes)
-    if error.retry_after is not None:
-        seconds = min(max(1, math.ceil(error.retry_after)), MAX_RETRY_AFTER)
-        response.headers["Retry-After"] = str(seconds)
-    if isinstance(error, RequestQuarantined):
-        response.headers["X-Should-Retry"] = "false"
     if error.code in ("request_timeout", "request_too_large"):
         response.force_close()
     return response

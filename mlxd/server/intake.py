@@ -84,12 +84,22 @@ async def read_body(request: web.BaseRequest, policies: PolicySet) -> bytes:
         raise _too_large(policies)
     _ask_for_it(request)
     try:
+        if request.content.is_eof():
+            return _come(request, policies)
         async with asyncio.timeout(float(http.body_total_timeout)):
             return await _read(request, policies)
     except TimeoutError:
         raise _too_slow(policies.line("server.http.body_total_timeout")) from None
     except (web.RequestPayloadError, zlib.error) as error:
         raise InvalidRequest("the body is cut short or not encoded as it says") from error
+
+
+def _come(request: web.BaseRequest, policies: PolicySet) -> bytes:
+    """A body that has come with its header, as short ones do: nothing is waited for."""
+    body = request.content.read_nowait()
+    if len(body) > policies.server.http.max_body:
+        raise _too_large(policies)
+    return body
 
 
 def _ask_for_it(request: web.BaseRequest) -> None:
