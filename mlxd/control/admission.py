@@ -7,11 +7,13 @@ memory: whether a request waits for one is said by who asks.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import Literal
 
@@ -19,6 +21,7 @@ from mlxd.control.names import max_concurrency_of, settings_of
 from mlxd.control.ratelimit import Quota, RuleWindows, SlidingWindow
 from mlxd.core.clock import Clock
 from mlxd.core.errors import (
+    Again,
     Draining,
     InvalidRequest,
     MlxdError,
@@ -109,6 +112,8 @@ class Admission:
         self.would_deny: Counter[str] = Counter()
         """What rules in mode dry_run would have refused."""
         self.draining = False
+        self._changes = 0
+        """Of all that may let somebody in who was refused."""
         self._shut: MlxdError | None = None
 
     @property
@@ -120,6 +125,7 @@ class Admission:
 
     def shut(self, error: MlxdError | None) -> None:
         """While it is set, every new generation and load raises it; what runs goes on."""
+        self._changes += 1
         self._shut = error
 
     @asynccontextmanager
@@ -170,13 +176,37 @@ class Admission:
         `would_deny`, and the request goes on as if that rule were not there.
         """
         self._check_draining()
-        counted = self._count_towards_rate(client, policies, would_deny) if rated else []
-        self._check_shut()
-        self._check_slots((model, called or model), policies, would_deny, loading=loading)
+        rated_by = (client, policies, would_deny) if rated else None
+        try:
+            counted = self._count_towards_rate(*rated_by) if rated_by else []
+            self._check_shut()
+            self._check_slots((model, called or model), policies, would_deny, loading=loading)
+        except (RateLimited, Overloaded) as error:
+            whatever = isinstance(error, RateLimited)
+            until = self._clock.monotonic() + (error.retry_after or 0.0) if whatever else math.inf
+            error.again = Again(
+                partial(self._repeat, self._changes, until, None if whatever else rated_by),
+                whatever=whatever,
+            )
+            raise
         ticket = Ticket(client, model, policies, self._clock.monotonic(), counted, loading)
         self._active.add(ticket)
         self._none_active.clear()
         return ticket
+
+    def _repeat(
+        self, changes: int, until: float, rated_by: tuple[str, PolicySet, WouldDeny] | None
+    ) -> bool:
+        """Refuse another one like the one that was refused at `changes`, if that still holds."""
+        if self.draining or changes != self._changes or self._clock.monotonic() >= until:
+            return False
+        if rated_by is not None:
+            try:
+                self._count_towards_rate(*rated_by)
+            except RateLimited:
+                return False
+            self.totals.rejected += 1
+        return True
 
     def leave(self, ticket: Ticket, refund: bool = False) -> None:
         """Give the slot back, and with `refund` the place in the client's rate; once is enough."""
@@ -184,6 +214,7 @@ class Admission:
             return
         if refund:
             _refund(ticket.counted)
+        self._changes += 1
         self._active.discard(ticket)
         self._ended(ticket)
 
@@ -196,6 +227,7 @@ class Admission:
         (SlidingWindow). What comes in under the policies before, because it was on its way, is
         still judged by those.
         """
+        self._changes += 1
         self._windows.apply(new.limits.rate_limit)
 
     async def idle(self) -> Literal[True]:

@@ -8,9 +8,9 @@ import asyncio
 import ipaddress
 import logging
 import re
-import secrets
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Protocol
@@ -30,13 +30,19 @@ from mlxd.core.errors import (
 from mlxd.core.story import Story
 from mlxd.policy.load import PolicySet
 from mlxd.server.connections import Connection
-from mlxd.server.errors import Render, error_response, identity, words_for
+from mlxd.server.errors import (
+    Render,
+    error_response,
+    given_id,
+    identity,
+    new_request_id,
+    words_for,
+)
 from mlxd.server.parts import Parts
 
 log = logging.getLogger("mlxd.access")
 faults = logging.getLogger(__name__)
 
-_MAX_ID = 128
 _REMEMBERED = 256
 """Addresses and hosts that have been judged: the same ones ask again and again."""
 _RESTART_SECONDS = 5.0
@@ -86,6 +92,14 @@ class Begun(Protocol):
     async def fail(self, error: MlxdError) -> web.StreamResponse: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a request ended with, and how its API says that."""
+
+    error: MlxdError
+    render: Render
+
+
 class Marks:
     """The rules on trial that would have refused a request; each is counted when it is met."""
 
@@ -99,6 +113,7 @@ class Marks:
 
 
 Route = Callable[[web.BaseRequest], Endpoint]
+Refused = Callable[[web.BaseRequest, web.StreamResponse], None]
 
 ID = web.RequestKey("id", str)
 POLICIES = web.RequestKey("policies", PolicySet)
@@ -111,6 +126,10 @@ ORIGIN = web.RequestKey("origin", str)
 """Of a page that may read the answer."""
 QUOTA: web.RequestKey[dict[str, str]] = web.RequestKey("quota", dict)
 """Headers that say what the client has left."""
+FAILURE = web.RequestKey("failure", Failure)
+"""Why it was refused."""
+BODY = web.RequestKey("body", bytes)
+"""If it is short."""
 STREAM = web.RequestKey("stream", Begun)
 """The answer, once it is a stream: it says itself how it fails."""
 
@@ -122,10 +141,14 @@ class Edge:
     the one that is in force when it comes (`policies_of`).
     """
 
-    def __init__(self, parts: Parts, route: Route, *, walls: bool = True) -> None:
+    def __init__(
+        self, parts: Parts, route: Route, *, walls: bool = True, refused: Refused | None = None
+    ) -> None:
+        """`refused` is told of each request that was, and of its answer."""
         self._parts = parts
         self._route = route
         self._walls = walls
+        self._refused = refused
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         request[ID] = _request_id(request)
@@ -141,6 +164,8 @@ class Edge:
             response = await self._answer(request)
             if not response.prepared:
                 response.headers.update(common_headers(request))
+                if self._refused is not None and FAILURE in request:
+                    self._refused(request, response)
             status = response.status
             return response
         finally:
@@ -343,6 +368,7 @@ async def _failed(request: web.BaseRequest, error: MlxdError, render: Render) ->
     if stream is not None and stream.begun:
         return await stream.fail(error)
     response = error_response(error, render, request[ID])
+    request[FAILURE] = Failure(error, render)
     if request.content.exception() is not None:
         # What is left of a body that cannot be read is not waited for, and its end not searched.
         request.content.feed_eof()
@@ -373,10 +399,7 @@ def _preflight(request: web.BaseRequest) -> web.Response:
 
 def _request_id(request: web.BaseRequest) -> str:
     """The caller's, if it is short printable ASCII; else a new one."""
-    given = request.headers.get("X-Request-Id", "")
-    if given and len(given) <= _MAX_ID and given.isascii() and given.isprintable():
-        return given
-    return secrets.token_hex(12)
+    return given_id(request.headers.get("X-Request-Id", "")) or new_request_id()
 
 
 def _host_of(header: str) -> str:

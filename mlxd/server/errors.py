@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,7 @@ STATUS: dict[str, int] = {
     "internal_error": 500,
 }
 MAX_RETRY_AFTER = 60
+MAX_ID = 128
 
 Render = Callable[[MlxdError], dict[str, Any]]
 
@@ -78,6 +80,16 @@ def words_for(request: web.BaseRequest) -> Render:
     if speaks_anthropic(request):
         return in_anthropic
     return in_openai if request.path.startswith("/v1/") else in_ollama
+
+
+def given_id(text: str) -> str:
+    """A caller's own id for its request, if it is short printable ASCII; else nothing."""
+    return text if len(text) <= MAX_ID and text.isascii() and text.isprintable() else ""
+
+
+def new_request_id() -> str:
+    """For one that has none."""
+    return secrets.token_hex(12)
 
 
 def identity(request_id: str) -> dict[str, str]:

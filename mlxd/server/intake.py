@@ -26,11 +26,14 @@ from mlxd.core.errors import (
 from mlxd.dialects.base import Json
 from mlxd.policy.load import PolicySet
 from mlxd.server.body import JsonLimits, parse_json
+from mlxd.server.edge import BODY
 
 T = TypeVar("T")
 
 AT_ONCE = 128 * 2**10
 """Bytes of a body that are parsed between two turns of the event loop."""
+SHORT = 16 * 2**10
+"""Bytes of a body that is kept as long as its request."""
 _ENCODINGS = frozenset({"", "identity", "gzip", "deflate", "br", "zstd"})
 
 
@@ -47,6 +50,8 @@ async def read_json(request: web.BaseRequest, policies: PolicySet, read: Callabl
         max_int_digits=limits.max_int_digits,
     )
     body = await read_body(request, policies)
+    if len(body) <= SHORT:
+        request[BODY] = body
 
     def line_of(name: str) -> PolicyLine:
         return policies.line(f"server.http.json_limits.{name}")
