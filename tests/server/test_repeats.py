@@ -310,7 +310,7 @@ async def test_a_body_that_comes_in_parts_goes_the_ordinary_way(bench: Bench) ->
         ({"Host": "evil.example"}, b"403"),
         ({"Origin": "https://evil.example"}, b"403"),
         ({"Authorization": "Bearer other"}, b"429"),
-        ({"Padding": "x" * 20_000, "More": "x" * 20_000}, b"431"),
+        ({f"Padding-{n}": "x" * 6_000 for n in range(6)}, b"431"),
     ],
 )
 async def test_no_wall_is_passed_by(bench: Bench, header: dict[str, str], status: bytes) -> None:
