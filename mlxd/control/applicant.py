@@ -61,11 +61,10 @@ class Terms:
 
 def terms_of(caller: Caller, policies: PolicySet) -> Terms:
     """A tenant that no policy names has the limits that `Tenant` has by itself: none."""
-    wanted = (caller.tenant or ANONYMOUS).casefold()
-    for name, tenant in policies.clients.tenants.items():
-        if name.casefold() == wanted:
-            return Terms(tenant, ("clients", "tenants", name), policies)
-    return Terms(_UNLISTED, ("clients", "tenants"), policies)
+    name = policies.tenants.get((caller.tenant or ANONYMOUS).casefold())
+    if name is None:
+        return Terms(_UNLISTED, ("clients", "tenants"), policies)
+    return Terms(policies.clients.tenants[name], ("clients", "tenants", name), policies)
 
 
 _UNLISTED = Tenant()

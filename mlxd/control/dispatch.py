@@ -7,21 +7,25 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from mlxd.control.admission import Admission, Ticket
+from mlxd.control.applicant import Applicant
 from mlxd.control.catalog import Catalog
+from mlxd.control.costs import cost_of
 from mlxd.control.fingerprint import fingerprint_of
 from mlxd.control.generation import Limits
 from mlxd.control.merging import closing_all, merged
 from mlxd.control.order import Order
 from mlxd.control.prompts import Prompts
+from mlxd.control.queue_view import OnWait
 from mlxd.control.replay import Replays, fresh_seed, seeded
 from mlxd.control.residency import Residency
+from mlxd.control.rights import Rights, rights_of
 from mlxd.control.suspects import Case
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock
 from mlxd.core.errors import InvalidRequest, UnsupportedFeature
 from mlxd.core.events import Burst, Started
 from mlxd.core.models import ModelCard
-from mlxd.core.request import GenerationRequest, Sampling, Want
+from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.core.story import Story
 from mlxd.grammar.source import is_held
 from mlxd.policy.load import PolicySet
@@ -39,6 +43,8 @@ class Asker:
     """Told what becomes of the request."""
     priority: Priority | None = None
     """The class that its header asks for; it goes before the body's."""
+    on_wait: OnWait | None = None
+    """Told how it stands while the request waits for a slot."""
 
     @property
     def client(self) -> str:
@@ -97,6 +103,8 @@ class Dispatcher:
         arrived = self._clock.monotonic()
         first, policies = requests[0], asker.policies
         card = await self._catalog.resolve(first.model, policies)
+        rights = rights_of(asker.caller, card, policies)
+        rights.check_model()
         cases = [_case(request, card, asker) for request in requests]
         for case in cases:
             _check_capabilities(case.request, card)
@@ -106,59 +114,93 @@ class Dispatcher:
             for request in _distinct_grammars(cases):
                 await self._check_grammar(request, asker.client)
         orders = [
-            _order(case, policies, arrived, seeded(case.sampling, self._draw_seed))
+            _order(case, rights, policies, arrived, seeded(case.sampling, self._draw_seed))
             for case in cases
         ]
         async with (
-            self._admitted(first.want, card, asker) as ticket,
-            self._residency.lease(card, first.keep_alive, policies) as lease,
+            self._admitted(orders, card, asker) as ticket,
+            self._residency.lease(card, rights.keep_alive(first.keep_alive), policies) as lease,
         ):
             runs = [
                 self._replays.run(order, case, lease, policies)
                 for order, case in zip(orders, cases, strict=True)
             ]
             if ticket is not None:
-                ticket.loading = False
+                ticket.loaded()
             enforced = policies.limits.tokens.mode == "enforce"
             async with closing_all(runs):
                 yield [run if enforced else _judged(run, asker) for run in runs]
 
     @asynccontextmanager
     async def _admitted(
-        self, want: Want, card: ModelCard, asker: Asker
+        self, orders: Sequence[Order], card: ModelCard, asker: Asker
     ) -> AsyncIterator[Ticket | None]:
         """A slot, for whatever steps the engine; a place in the rate, for an answer alone. A prompt
         that is only to be told waits for the client's others.
         """
-        if want == "prompt":
+        if orders[0].request.want == "prompt":
             self._admission.check_open()
             async with self._prompts.turn(asker.client):
                 yield None
             return
         async with self._admission.admit(
-            asker.client,
-            card.original,
-            asker.policies,
+            _applicant(orders, card, asker),
             asker.would_deny,
-            loading=self._residency.delays_others(card.spec),
-            called=card.name,
-            rated=want == "answer",
+            story=asker.story,
+            on_wait=asker.on_wait,
         ) as ticket:
-            yield ticket
+            try:
+                yield ticket
+            finally:
+                ticket.tokens = asker.story.tokens
 
-    async def load(self, model: str, keep_alive: float | None, policies: PolicySet) -> None:
-        """Have a model in memory. Not a generation: neither counted nor limited.
+    async def load(
+        self,
+        model: str,
+        keep_alive: float | None,
+        policies: PolicySet,
+        caller: Caller | None = None,
+    ) -> None:
+        """Have a model in memory. Not a generation: neither counted nor limited, but by what the
+        caller's tenant may; None: an administrator's.
 
-        Raises Draining; ModelNotFound; what leasing raises.
+        Raises Draining; ModelNotFound; Forbidden; what leasing raises.
         """
         self._admission.check_open()
         card = await self._catalog.resolve(model, policies)
+        if caller is not None:
+            rights = rights_of(caller, card, policies)
+            rights.check_model()
+            keep_alive = rights.keep_alive(keep_alive)
         async with self._residency.lease(card, keep_alive, policies):
             pass
 
-    async def unload(self, model: str, policies: PolicySet) -> None:
-        """Let a model go when nothing uses it any more; returns at once."""
-        self._residency.unload(await self._catalog.resolve(model, policies))
+    async def unload(self, model: str, policies: PolicySet, caller: Caller | None = None) -> None:
+        """Let a model go when nothing uses it any more; returns at once. Ignored where the caller's
+        tenant may not have that. Raises ModelNotFound; Forbidden.
+        """
+        card = await self._catalog.resolve(model, policies)
+        if caller is not None:
+            rights = rights_of(caller, card, policies)
+            rights.check_model()
+            if not rights.may_unload:
+                return
+        self._residency.unload(card)
+
+
+def _applicant(orders: Sequence[Order], card: ModelCard, asker: Asker) -> Applicant:
+    """One call, however many generations it is."""
+    first = orders[0].request
+    return Applicant(
+        caller=asker.caller,
+        policies=asker.policies,
+        model=card.original,
+        called=card.name,
+        priority=asker.priority or first.priority,
+        cost=sum(map(cost_of, orders)),
+        rated=first.want == "answer",
+        user=first.user,
+    )
 
 
 async def _judged(bursts: AsyncIterator[Burst], asker: Asker) -> AsyncIterator[Burst]:
@@ -211,14 +253,17 @@ def _distinct_grammars(cases: Sequence[Case]) -> Iterable[GenerationRequest]:
     return {(id(r.format), r.pattern, id(r.tools), r.tool_choice): r for r in each}.values()
 
 
-def _order(case: Case, policies: PolicySet, arrived: float, sampling: Sampling) -> Order:
+def _order(
+    case: Case, rights: Rights, policies: PolicySet, arrived: float, sampling: Sampling
+) -> Order:
     timeouts, tokens, reserve = policies.timeouts, policies.limits.tokens, policies.memory.reserve
+    context, context_key = rights.context()
     return Order(
         request=case.request,
         sampling=sampling,
         max_prompt=tokens.max_prompt if tokens.mode == "enforce" else case.card.context,
-        max_output=tokens.max_output,
-        context=case.card.context,
+        max_output=rights.max_output(tokens.max_output),
+        context=context,
         limits=Limits(
             generation=float(timeouts.generation),
             first_token=float(timeouts.first_token),
@@ -230,4 +275,5 @@ def _order(case: Case, policies: PolicySet, arrived: float, sampling: Sampling) 
         expected_output=reserve.expected_output,
         wait_seconds=float(timeouts.generation) if reserve.when_full == "wait" else 0.0,
         fingerprint=fingerprint_of(case.card),
+        context_key=context_key,
     )

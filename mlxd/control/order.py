@@ -28,6 +28,8 @@ class Order:
     """How long it may wait for memory in the worker; 0: not at all."""
     fingerprint: str = ""
     """Of the model and of what computes with it; for the client, not for the worker."""
+    context_key: str = ""
+    """The policy that allows no more `context`; empty: the model does not."""
 
     def frame(self, id: int, resume: ipc.Resume | None) -> bytes:
         """Raises InvalidRequest for what no message can carry."""
@@ -41,6 +43,7 @@ class Order:
             expected_output=self.expected_output,
             wait_seconds=self.wait_seconds,
             resume=resume,
+            context_key=self.context_key,
         )
         try:
             return ipc.encode(message)

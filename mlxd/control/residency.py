@@ -167,11 +167,9 @@ class Residency:
         """Whether it is in memory."""
         return self._supervisor.serving(spec) is not None
 
-    def delays_others(self, spec: ModelSpec) -> bool:
-        """Whether one has to wait for it while another model could serve."""
-        return not self.serves(spec) and any(
-            map(self.worker_of, self._inventory.residents.values())
-        )
+    def serves_any(self) -> bool:
+        """Whether any model is in memory."""
+        return any(map(self.worker_of, self._inventory.residents.values()))
 
     def excess(self, policies: PolicySet) -> list[Resident]:
         """Idle models that `policies` would have unloaded for their bounds, in order.

@@ -33,6 +33,7 @@ from mlxd.control.pulled import PulledModels
 from mlxd.control.recovery import Recovery
 from mlxd.control.replay import Replays
 from mlxd.control.residency import Residency
+from mlxd.control.scene import ResidentScene
 from mlxd.control.sleep import Grace
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.vitals import Vitals
@@ -245,12 +246,15 @@ def _models(ground: _Ground) -> _Models:
     blobs = Blobs(ground.state / "blobs", ground.clock)
     created = CreatedModels(ground.state / "created", blobs)
     catalog = Catalog(GUIDE, clock, pulled=pulled.folder, created=created.folder, names=own_names)
-    admission = Admission(ground.machine)  # windows of rates are what clients count too
     supervisor = _supervisor(ground)
     forecasts = Forecasts(ground.state, clock)
     residency = Residency(supervisor, clock, read_memory, forecasts, check=catalog.check)
     grace = Grace(clock, lambda: float(store.current.supervision.sleep_wake.resume_grace))
     residency.calm = grace.calm
+    admission = Admission(
+        clock, store.current, ResidentScene(residency),
+        real=ground.machine,  # windows of rates are what clients count too
+    )  # fmt: skip
     preloader = Preloader(catalog, residency)
     return _Models(
         pulled=pulled,
@@ -342,18 +346,23 @@ def _parts(
         metrics=ground.metrics,
         events=events,
         rejections=Rejections(events),
-        records=_records(ground, residency),
+        records=_records(ground, residency, models.admission),
         state=state,
         starts=starts,
     )
 
 
-def _records(ground: _Ground, residency: Residency) -> Records:
+def _records(ground: _Ground, residency: Residency, admission: Admission) -> Records:
     records = Records(
         ground.state, ground.clock, ground.events, ground.last,
         workers=residency.workers, available=_available_memory,
     )  # fmt: skip
-    residency.on_work = records.flight.changed
+
+    def worked() -> None:
+        records.flight.changed()
+        admission.look()
+
+    residency.on_work = worked
     return records
 
 

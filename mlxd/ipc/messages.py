@@ -61,6 +61,8 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     """How long it may wait for memory in the worker; 0: it is refused when it does not fit now."""
     resume: Resume | None = None
     """Set where another worker has begun it."""
+    context_key: str = ""
+    """The policy that allows no more `context`; empty: the model does not."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

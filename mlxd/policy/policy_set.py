@@ -119,6 +119,11 @@ class PolicySet:
     def clients(self) -> Clients:
         return self.policies.clients
 
+    @cached_property
+    def tenants(self) -> Mapping[str, str]:
+        """The tenants of `clients.tenants` as they are written, by their names in lower case."""
+        return {name.casefold(): name for name in self.clients.tenants}
+
     def work_out(self) -> None:
         """Derive now what would else be derived when somebody first asks."""
         assert self.digest

@@ -30,7 +30,6 @@ from mlxd.server.edge import (
     STORY,
     STREAM,
     caller_of,
-    client_of,
     common_headers,
     policies_of,
 )
@@ -83,9 +82,11 @@ class Generate:
         _check_scored(call)
         if call.action == "load":
             dispatcher, wanted = self._parts.dispatcher, call.request
-            await dispatcher.load(wanted.model, wanted.keep_alive, policies)
+            caller = caller_of(request)
+            await dispatcher.load(wanted.model, wanted.keep_alive, policies, caller)
         elif call.action == "unload":
-            await self._parts.dispatcher.unload(call.request.model, policies)
+            dispatcher, name = self._parts.dispatcher, call.request.model
+            await dispatcher.unload(name, policies, caller_of(request))
         elif call.request.stream:
             return await _Stream(self._parts, self._codec, call, request, policies).run()
         else:
@@ -299,9 +300,10 @@ def _note_quota(request: web.BaseRequest, parts: Parts, policies: PolicySet) -> 
 
     RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers), and the API's own.
     """
-    state = parts.admission.rate_state(client_of(request), policies)
-    if state is None:
+    states = parts.admission.rate_states(caller_of(request), policies)
+    if not states:
         return
+    state = min(states, key=lambda state: state.remaining)
     reset = max(0, round(state.reset))
     headers = {
         "RateLimit-Policy": f'"{state.name}";q={state.requests};w={round(state.window)}',

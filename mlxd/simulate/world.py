@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from mlxd.control.admission import Admission, Ticket
+from mlxd.control.applicant import Applicant
 from mlxd.control.guard import Guard
 from mlxd.control.monitors import Monitors
+from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import MlxdError
 from mlxd.policy.policy_set import PolicySet
@@ -43,7 +45,7 @@ class World:
 
     def __init__(self, layers: Layers, policies: PolicySet) -> None:
         self.clock = ManualClock(now=0.0)
-        self.admission = Admission(self.clock)
+        self.admission = Admission(self.clock, policies)
         self.layers = layers
         self.policies = policies
         self._running: list[Ticket] = []
@@ -68,8 +70,9 @@ class World:
     def start(self, client: str, model: str) -> Answer:
         """One generation that runs until it is ended."""
         would_deny: list[str] = []
+        applicant = Applicant(Caller(client), self.policies, model)
         try:
-            ticket = self.admission.enter(client, model, self.policies, would_deny.append)
+            ticket = self.admission.enter(applicant, would_deny.append)
         except MlxdError as error:
             return self._refusal(error, tuple(would_deny))
         self._running.append(ticket)

@@ -80,7 +80,8 @@ class Checks:
     def _room(self, generate: Generate) -> Room:
         """Policy may allow less than the model could take."""
         kind = InputRoom if generate.request.want == "embedding" else Room
-        return kind(min(generate.context, self.context), generate.max_prompt)
+        key = generate.context_key if generate.context < self.context else ""
+        return kind(min(generate.context, self.context), generate.max_prompt, key)
 
     def _rendered(self, generate: Generate, room: Room) -> tuple[Rendered, list[int]]:
         """The prompt, and what another worker has answered."""

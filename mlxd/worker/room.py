@@ -27,6 +27,8 @@ class Room:
     context: int
     """Of prompt and answer together."""
     max_prompt: int
+    context_key: str = ""
+    """The policy that allows no more than `context`; empty: the model does not."""
 
     @property
     def most(self) -> int:
@@ -43,9 +45,11 @@ class Room:
 
     def _refuse_over(self, tokens: int, said: str) -> None:
         if tokens > self.context - 1:
+            whose = self.context_key or "the model's maximum context length"
             raise Refusal(
-                f"{said} exceeds the model's maximum context length ({self.context} tokens)",
+                f"{said} exceeds {whose} ({self.context} tokens)",
                 code="context_exceeded",
+                policy_key=self.context_key or None,
             )
         self._refuse_over_policy(tokens, said)
 
@@ -78,10 +82,12 @@ class InputRoom(Room):
 
     def _refuse_over(self, tokens: int, said: str) -> None:
         if tokens > self.context:
+            whose = self.context_key or "the context length"
             raise Refusal(
-                f"the input length exceeds the context length ({self.context} tokens)",
+                f"the input length exceeds {whose} ({self.context} tokens)",
                 code="context_exceeded",
                 param="input",
+                policy_key=self.context_key or None,
             )
         self._refuse_over_policy(tokens, said)
 

@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxd.control.admission import Admission, rules_in_force
+from mlxd.control.admission import Admission
+from mlxd.control.applicant import Applicant
+from mlxd.control.slots import rules_in_force
+from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import (
     Draining,
@@ -25,8 +28,13 @@ def clock():
 
 
 @pytest.fixture
-def admission(clock):
-    return Admission(clock)
+def scene():
+    return Models()
+
+
+@pytest.fixture
+def admission(clock, scene):
+    return Admission(clock, scene=scene)
 
 
 @pytest.fixture
@@ -34,11 +42,41 @@ def policies():
     return load()
 
 
+class Models:
+    """A scene: which models are not in memory."""
+
+    def __init__(self) -> None:
+        self.cold: set[str] = set()
+
+    def in_memory(self, model):
+        return model not in self.cold
+
+    def delays_others(self, model):
+        return model in self.cold
+
+
+def ask(policies, client="a", model="m", **more):
+    return Applicant(Caller(client), policies, model, **more)
+
+
+def enter(admission, policies, *told, client="a", model="m", **more):
+    """Under policies that are in force by then."""
+    if admission.scheduler.policies is not policies:
+        admission.apply(policies)
+    return admission.enter(ask(policies, client, model, **more), *told)
+
+
 async def hold(admission, policies, client="a", model="m"):
     """Enter without leaving; the caller closes it."""
-    held = admission.admit(client, model, policies)
+    admission.apply(policies)
+    held = admission.admit(ask(policies, client, model))
     await held.__aenter__()
     return held
+
+
+def left(admission, policies):
+    (state,) = admission.rate_states(Caller("a"), policies)
+    return state.remaining
 
 
 async def let_go(*held):
@@ -49,7 +87,7 @@ async def let_go(*held):
 async def test_the_sixth_is_refused_with_the_documented_words(admission, policies):
     held = [await hold(admission, policies) for _ in range(5)]
     with pytest.raises(Overloaded) as refused:
-        async with admission.admit("a", "m", policies):
+        async with admission.admit(ask(policies, "a")):
             pass
     assert refused.value.message == (
         "Server overloaded. Max 5 concurrent requests (server busy, please try again)"
@@ -65,7 +103,7 @@ async def test_the_sixth_is_refused_with_the_documented_words(admission, policie
 async def test_a_slot_is_given_back_whatever_the_way_out_is(admission, policies):
     for error in (ValueError, Overloaded, KeyboardInterrupt):
         with pytest.raises(error):
-            async with admission.admit("a", "m", policies):
+            async with admission.admit(ask(policies, "a")):
                 raise error("x")
     assert admission.active == 0
 
@@ -74,17 +112,17 @@ async def test_the_31st_in_a_window_is_refused_with_the_documented_words(
     admission, policies, clock
 ):
     for _ in range(30):
-        async with admission.admit("a", "m", policies):
+        async with admission.admit(ask(policies, "a")):
             clock.advance(1)
     with pytest.raises(RateLimited) as refused:
-        async with admission.admit("a", "m", policies):
+        async with admission.admit(ask(policies, "a")):
             pass
     assert refused.value.message == "Rate limit exceeded. Max 30 requests per 60 seconds"
     assert refused.value.retry_after == 30
-    async with admission.admit("b", "m", policies):
+    async with admission.admit(ask(policies, "b")):
         pass
     clock.advance(30)
-    async with admission.admit("a", "m", policies):
+    async with admission.admit(ask(policies, "a")):
         pass
 
 
@@ -96,9 +134,9 @@ async def test_a_request_refused_for_load_counts_and_a_wrong_one_does_not(admiss
     await let_go(*held)
     for _ in range(10):
         with pytest.raises(InvalidRequest):
-            async with admission.admit("a", "m", policies):
+            async with admission.admit(ask(policies, "a")):
                 raise InvalidRequest("its prompt is too long")
-    async with admission.admit("a", "m", policies):
+    async with admission.admit(ask(policies, "a")):
         pass
     with pytest.raises(RateLimited):
         await hold(admission, policies)
@@ -126,17 +164,16 @@ async def test_a_rule_that_is_off_neither_counts_nor_refuses(admission, tmp_path
     text = "rate_limit:\n  - {requests: 1, mode: 'off'}\n"
     policies = load(write_policies(tmp_path, {"limits": text}))
     for _ in range(3):
-        async with admission.admit("a", "m", policies):
+        async with admission.admit(ask(policies, "a")):
             pass
-    assert admission.rate_state("a", policies) is None
+    assert admission.rate_states(Caller("a"), policies) == []
 
 
 async def test_the_rate_state_tells_what_is_left(admission, policies, clock):
-    async with admission.admit("a", "m", policies):
+    async with admission.admit(ask(policies, "a")):
         pass
     clock.advance(20)
-    state = admission.rate_state("a", policies)
-    assert state is not None
+    (state,) = admission.rate_states(Caller("a"), policies)
     assert (state.remaining, state.reset) == (29, 40)
 
 
@@ -147,14 +184,14 @@ def limits(tmp_path, text):
 
 
 def test_leaving_twice_gives_one_slot_back(admission, policies):
-    first, second = (admission.enter("a", "m", policies) for _ in range(2))
+    first, second = (enter(admission, policies) for _ in range(2))
     admission.leave(first)
     admission.leave(first, refund=True)
     assert admission.active == 1
     assert admission.totals.processed == 1
-    assert admission.rate_state("a", policies).remaining == 28
+    assert left(admission, policies) == 28
     admission.leave(second, refund=True)
-    assert admission.rate_state("a", policies).remaining == 29
+    assert left(admission, policies) == 29
 
 
 def test_refusals_are_counted_by_rule(admission, tmp_path):
@@ -164,11 +201,11 @@ def test_refusals_are_counted_by_rule(admission, tmp_path):
     )
     policies = limits(tmp_path, text)
     assert rules_in_force(policies) == ["rate_limit:five", "concurrency", "concurrency:Small"]
-    admission.enter("a", "small", policies)
+    enter(admission, policies, model="small")
     for model in ("small", "other", "other", "small", "small"):
         with pytest.raises((Overloaded, RateLimited)) if model == "small" else does_nothing():
-            admission.enter("a", model, policies)
-            admission.leave(next(t for t in admission._active if t.model == "other"))
+            enter(admission, policies, model=model)
+            admission.leave(next(t for t in admission._tickets if t.model == "other"))
     assert admission.refused == Counter({"concurrency:Small": 2, "rate_limit:five": 1})
     assert admission.would_deny == Counter()
 
@@ -182,7 +219,7 @@ def test_a_dry_run_refuses_nothing_and_tells_what_it_would_have_refused(admissio
     told: list = []
     for _ in range(3):
         told.append([])
-        admission.enter("a", "m", policies, told[-1].append)
+        enter(admission, policies, told[-1].append)
     assert told == [
         [],
         ["concurrency:m"],
@@ -199,7 +236,7 @@ def test_a_dry_run_does_not_count_what_it_would_have_refused(admission, tmp_path
     policies = limits(tmp_path, "rate_limit: [{requests: 1, window: 10s, mode: dry_run}]\n")
     told: list = []
     for _ in range(4):  # at 0, 4, 8 and 12 seconds: as if it enforced, only the first one counted
-        admission.leave(admission.enter("a", "m", policies, told.append))
+        admission.leave(enter(admission, policies, told.append))
         clock.advance(4)
     assert told == ["rate_limit:per-client"] * 2
 
@@ -212,9 +249,9 @@ def test_a_rule_that_enforces_still_refuses_beside_a_dry_run(admission, tmp_path
     )
     policies = limits(tmp_path, text)
     for _ in range(2):
-        admission.leave(admission.enter("a", "m", policies))
+        admission.leave(enter(admission, policies))
     with pytest.raises(RateLimited) as refused:
-        admission.enter("a", "m", policies)
+        enter(admission, policies)
     assert refused.value.policy is not None
     assert refused.value.policy.key == "limits.rate_limit[1].requests"
     assert admission.refused == Counter({"rate_limit:real": 1})
@@ -227,43 +264,43 @@ def test_what_a_later_rule_refuses_does_not_count_in_an_earlier_one(admission, t
         "  - {name: second, requests: 1, window: 1s}\n"
     )
     policies = limits(tmp_path, text)
-    admission.leave(admission.enter("a", "m", policies))
+    admission.leave(enter(admission, policies))
     for _ in range(5):
         with pytest.raises(RateLimited):
-            admission.enter("a", "m", policies)
+            enter(admission, policies)
     clock.advance(1)
-    admission.leave(admission.enter("a", "m", policies))
+    admission.leave(enter(admission, policies))
 
 
 def test_concurrency_that_is_off_is_not_judged(admission, tmp_path):
     policies = limits(tmp_path, "concurrency: {max_in_flight: 1, per_model: {m: 1}, mode: 'off'}\n")
     told: list = []
     for _ in range(3):
-        admission.enter("a", "m", policies, told.append)
+        enter(admission, policies, told.append)
     assert told == []
     assert rules_in_force(policies) == ["rate_limit:per-client"]
 
 
 def test_a_lower_limit_stops_nothing_and_refuses_until_enough_have_ended(admission, tmp_path):
     five, two = (limits(tmp_path, f"concurrency: {{max_in_flight: {n}}}\n") for n in (5, 2))
-    held = [admission.enter("a", "m", five) for _ in range(5)]
+    held = [enter(admission, five) for _ in range(5)]
     admission.apply(two)
     assert admission.active == 5
     while admission.active >= 2:
         with pytest.raises(Overloaded) as refused:
-            admission.enter("b", "m", two)
+            enter(admission, two, client="b")
         assert "Max 2 concurrent" in refused.value.message
         admission.leave(held.pop())
-    held.append(admission.enter("b", "m", two))
+    held.append(enter(admission, two, client="b"))
     admission.apply(five)
-    held += [admission.enter("b", "m", five) for _ in range(3)]
+    held += [enter(admission, five, client="b") for _ in range(3)]
     assert admission.active == 5
 
 
 def test_the_rate_goes_on_counting_across_an_edit(admission, tmp_path, clock):
     before = limits(tmp_path, "rate_limit: [{requests: 3}]\n")
     for _ in range(3):
-        admission.leave(admission.enter("a", "m", before))
+        admission.leave(enter(admission, before))
     for text in (
         "rate_limit: [{requests: 3}, {name: more, requests: 9}]\n",
         "rate_limit: [{name: renamed, requests: 3}]\n",
@@ -272,21 +309,21 @@ def test_the_rate_goes_on_counting_across_an_edit(admission, tmp_path, clock):
         after = limits(tmp_path, text)
         admission.apply(after)
         with pytest.raises(RateLimited):
-            admission.enter("a", "m", after)
+            enter(admission, after)
     raised = limits(tmp_path, "rate_limit: [{name: renamed, requests: 4, window: 30s}]\n")
     admission.apply(raised)
-    admission.leave(admission.enter("a", "m", raised))
+    admission.leave(enter(admission, raised))
     with pytest.raises(RateLimited):
-        admission.enter("a", "m", raised)
+        enter(admission, raised)
 
 
 def test_a_refund_after_a_rename_is_given_to_the_heir(admission, tmp_path):
     before = limits(tmp_path, "rate_limit: [{requests: 1}]\n")
     after = limits(tmp_path, "rate_limit: [{name: renamed, requests: 1}]\n")
-    ticket = admission.enter("a", "m", before)
+    ticket = enter(admission, before)
     admission.apply(after)
     admission.leave(ticket, refund=True)
-    admission.leave(admission.enter("a", "m", after))
+    admission.leave(enter(admission, after))
 
 
 def rate_rule(quota, name):
@@ -325,7 +362,7 @@ def test_no_window_ever_holds_more_than_the_requests_in_force(story):
         clock.advance(values[0])
         before = sum(at > clock.now - quota[1] for at in taken)
         try:
-            admission.leave(admission.enter("a", "m", policies))
+            admission.leave(enter(admission, policies))
         except RateLimited:
             assert before >= quota[0]
         else:
@@ -334,48 +371,51 @@ def test_no_window_ever_holds_more_than_the_requests_in_force(story):
 
 
 def test_what_is_shut_refuses_every_generation_and_load_and_counts_them(admission, policies):
-    ticket = admission.enter("a", "m", policies)
+    ticket = enter(admission, policies)
     why = InsufficientMemory("memory is at 98 %")
     admission.shut(why)
     with pytest.raises(InsufficientMemory):
-        admission.enter("a", "m", policies)
+        enter(admission, policies)
     with pytest.raises(InsufficientMemory):
         admission.check_open()
     assert admission.active == 1
-    assert admission.rate_state("a", policies).remaining == 28
+    assert left(admission, policies) == 28
     admission.shut(None)
     admission.check_open()
-    admission.leave(admission.enter("a", "m", policies))
+    admission.leave(enter(admission, policies))
     admission.leave(ticket)
 
 
-def test_those_who_wait_for_one_load_leave_one_slot(admission, tmp_path):
+def test_those_who_wait_for_one_load_leave_one_slot(admission, scene, tmp_path):
+    scene.cold = {"cold", "other cold one"}
     policies = limits(tmp_path, "concurrency: {max_in_flight: 4}\nrate_limit: []\n")
-    waiting = [admission.enter("a", "cold", policies, loading=True) for _ in range(3)]
+    waiting = [enter(admission, policies, model="cold") for _ in range(3)]
     with pytest.raises(Overloaded) as refused:
-        admission.enter("a", "cold", policies, loading=True)
+        enter(admission, policies, model="cold")
     assert "3 requests wait for model 'cold'" in refused.value.message
     assert refused.value.policy is not None
     assert refused.value.policy.key == "limits.concurrency.max_in_flight"
-    other = admission.enter("a", "other cold one", policies, loading=True)
+    other = enter(admission, policies, model="other cold one")
     admission.leave(other)
-    admission.leave(admission.enter("a", "loaded", policies))
-    waiting[0].loading = False
-    admission.enter("a", "cold", policies, loading=True)
+    admission.leave(enter(admission, policies, model="loaded"))
+    waiting[0].loaded()
+    enter(admission, policies, model="cold")
 
 
-def test_one_may_always_wait_for_a_load(admission, tmp_path):
+def test_one_may_always_wait_for_a_load(admission, scene, tmp_path):
+    scene.cold = {"cold", "other cold one"}
     policies = limits(tmp_path, "concurrency: {max_in_flight: 1}\nrate_limit: []\n")
-    admission.enter("a", "cold", policies, loading=True)
+    enter(admission, policies, model="cold")
     with pytest.raises(Overloaded, match="Max 1 concurrent"):
-        admission.enter("a", "cold", policies, loading=True)
+        enter(admission, policies, model="cold")
 
 
-def test_waiting_for_a_load_is_judged_as_the_rest_of_concurrency_is(admission, tmp_path):
+def test_waiting_for_a_load_is_judged_as_the_rest_of_concurrency_is(admission, scene, tmp_path):
+    scene.cold = {"cold", "other cold one"}
     told: list[str] = []
     trial = limits(tmp_path, "concurrency: {max_in_flight: 2, mode: dry_run}\nrate_limit: []\n")
     for _ in range(2):
-        admission.enter("a", "cold", trial, told.append, loading=True)
+        enter(admission, trial, told.append, model="cold")
     assert told == ["concurrency"]
 
 
@@ -410,9 +450,9 @@ def test_a_model_has_the_concurrency_that_is_said_for_it(
     text = f"concurrency: {{max_in_flight: 9, per_model: {{{per_model}}}}}\nrate_limit: []\n"
     policies = load(write_policies(tmp_path, {"limits": text, "models": models}))
     for _ in range(limit):
-        admission.enter("a", "m", policies)
+        enter(admission, policies)
     with pytest.raises(Overloaded) as refused:
-        admission.enter("a", "m", policies)
+        enter(admission, policies)
     assert f"Max {limit} concurrent" in refused.value.message
     assert refused.value.policy is not None
     assert refused.value.policy.key == key
@@ -430,9 +470,9 @@ def test_a_model_has_the_concurrency_that_is_said_for_it(
 def test_a_copy_takes_of_the_slots_of_its_model(admission, tmp_path, per_model, models, key):
     text = f"concurrency: {{max_in_flight: 9, per_model: {{{per_model}}}}}\nrate_limit: []\n"
     policies = load(write_policies(tmp_path, {"limits": text, "models": models}))
-    admission.enter("a", "m", policies)
+    enter(admission, policies)
     with pytest.raises(Overloaded) as refused:
-        admission.enter("a", "m", policies, called="copy")
+        enter(admission, policies, called="copy")
     assert refused.value.policy is not None
     assert refused.value.policy.key == key
     assert admission.active_by_model() == {"m": 1}
@@ -449,11 +489,11 @@ def test_the_concurrency_of_models_is_among_the_rules_once(tmp_path):
 def test_a_wall_clock_that_jumps_moves_no_window(clock, admission, jump):
     policies = rate_rule((2, 60.0), "x")
     for _ in range(2):
-        admission.leave(admission.enter("a", "m", policies))
+        admission.leave(enter(admission, policies))
     clock.advance(30)
     clock.epoch += jump
     with pytest.raises(RateLimited) as refused:
-        admission.enter("a", "m", policies)
+        enter(admission, policies)
     assert refused.value.retry_after == pytest.approx(30, abs=1)
     clock.advance(31)
-    admission.leave(admission.enter("a", "m", policies))
+    admission.leave(enter(admission, policies))

@@ -42,9 +42,6 @@ class Parts:
     async def resolve(self, model, policies):
         return self.card
 
-    def delays_others(self, spec):
-        return False
-
     @asynccontextmanager
     async def lease(self, card, keep_alive, policies):
         yield None
@@ -115,8 +112,7 @@ async def test_a_request_with_a_bad_grammar_takes_no_slot_and_is_not_counted() -
     with pytest.raises(InvalidRequest):
         async with dispatcher.open(request, asker("c", policies)):
             pass
-    state = admission.rate_state("c", policies)
-    assert state is not None
+    (state,) = admission.rate_states(Caller("c"), policies)
     assert state.requests == state.remaining
     assert admission.totals.processed == 0
     assert not parts.orders
@@ -147,17 +143,15 @@ async def test_several_generations_take_one_slot_and_count_once() -> None:
     dispatcher = Dispatcher(parts, admission, parts, parts, clock=ManualClock())
     policies = load()
     requests = [GenerationRequest(model="m", text=str(n)) for n in range(8)]
-    before = admission.rate_state("c", policies)
+    (before,) = admission.rate_states(Caller("c"), policies)
     async with dispatcher.open_all(requests, asker("c", policies)) as bursts:
         got = []
         async for number, _ in bursts:
             assert admission.active == 1
             got.append(number)
-    after = admission.rate_state("c", policies)
+    (after,) = admission.rate_states(Caller("c"), policies)
     assert sorted(got) == sorted([*range(8), *range(8)])
     assert admission.active == 0
-    assert before is not None
-    assert after is not None
     assert before.remaining - after.remaining == 1
 
 
@@ -170,8 +164,7 @@ async def test_what_is_no_answer_is_not_rated(want: Any, slots: int, rated: int)
     request = GenerationRequest(model="m", want=want, text="x")
     async with dispatcher.open(request, asker("c", policies)):
         assert admission.active == slots
-    state = admission.rate_state("c", policies)
-    assert state is not None
+    (state,) = admission.rate_states(Caller("c"), policies)
     assert state.requests - state.remaining == rated
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from mlxd.control.admission import RateState
+from mlxd.control.rates import RateState
 from mlxd.policy.load import load
 from mlxd.server.edge import QUOTA
 from mlxd.server.generate import _note_quota
@@ -24,7 +24,7 @@ from mlxd.server.generate import _note_quota
 )
 def test_each_api_has_its_headers(path: str, prefix: str, reset: str) -> None:
     state = RateState("default", 10, 60.0, 4, 7.2)
-    admission = SimpleNamespace(rate_state=lambda client, policies: state)
+    admission = SimpleNamespace(rate_states=lambda caller, policies: [state])
     parts: Any = SimpleNamespace(admission=admission, clock=SimpleNamespace(wall=lambda: 0.3))
     request = make_mocked_request("POST", path)
     _note_quota(request, parts, load())

@@ -44,7 +44,7 @@ class Machine:
             archive=self.archive,
             clock=ManualClock(),
             dispatcher=SimpleNamespace(open=self._open),
-            admission=SimpleNamespace(rate_state=lambda *_: None),
+            admission=SimpleNamespace(rate_states=lambda *_: []),
             rejections=None,
         )
 

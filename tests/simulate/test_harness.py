@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from mlxd.control.admission import Admission
+from mlxd.control.applicant import Applicant
+from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import MlxdError
 from mlxd.policy import files, strict_yaml
@@ -305,7 +307,7 @@ def test_it_answers_as_admission_and_the_server_do(tmp_path: Path) -> None:
     expects = []
     for number in range(80):
         try:
-            ticket = admission.enter("10.0.0.1", "m", policies)
+            ticket = admission.enter(Applicant(Caller("10.0.0.1"), policies, "m"))
         except MlxdError as error:
             response = error_response(error, in_ollama)
             header = f"{{Retry-After: {response.headers['Retry-After']}}}"

@@ -1,0 +1,72 @@
+"""What a tenant may: which models, how long prompts and answers, and what becomes of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mlxd.control.applicant import Terms, terms_of
+from mlxd.control.resident import ttl_of
+from mlxd.core.caller import Caller
+from mlxd.core.errors import Forbidden
+from mlxd.core.models import ModelCard, canonical
+from mlxd.core.wildcard import matches
+from mlxd.policy.policy_set import PolicySet
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """Of one caller, towards one model."""
+
+    terms: Terms
+    card: ModelCard
+
+    def check_model(self) -> None:
+        """Raises Forbidden."""
+        allowed = self.terms.tenant.models
+        names = [*_names(self.card)]
+        if allowed and not any(matches(canonical(p), name) for p in allowed for name in names):
+            raise Forbidden(
+                f"this client may not use model '{self.card.name}'",
+                param="model",
+                policy=self.terms.line("models"),
+                would_pass=f"one of {', '.join(allowed)}",
+            )
+
+    def max_output(self, most: int) -> int:
+        """Tokens of an answer, where policy lets all have so many."""
+        own = self.terms.tenant.max_output
+        return most if own is None else min(most, own)
+
+    def context(self) -> tuple[int, str]:
+        """Tokens of prompt and answer together; and the policy that allows no more, where it is
+        not the model.
+        """
+        own = self.terms.tenant.max_context
+        if own is None or own >= self.card.context:
+            return self.card.context, ""
+        return own, self.terms.line("max_context").key
+
+    def keep_alive(self, asked: float | None) -> float | None:
+        """What of a request's keep_alive counts; None: nothing."""
+        if asked is None:
+            return None
+        tenant = self.terms.tenant
+        if not tenant.unload and asked < ttl_of(self.card, self.terms.policies):
+            return None
+        longest = tenant.max_keep_alive
+        return asked if longest is None else min(asked, float(longest))
+
+    @property
+    def may_unload(self) -> bool:
+        return self.terms.tenant.unload
+
+
+def rights_of(caller: Caller, card: ModelCard, policies: PolicySet) -> Rights:
+    return Rights(terms_of(caller, policies), card)
+
+
+def _names(card: ModelCard) -> Sequence[str]:
+    """All that it is called by, in the form in which names are compared."""
+    names = (card.name, card.original, card.short_name, *card.aliases)
+    return [canonical(name) for name in names if name]

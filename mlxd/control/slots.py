@@ -1,0 +1,286 @@
+"""The slots, and the limits that leave a request none: of all, of a model, a class, a tenant."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Protocol
+
+from mlxd.control.applicant import Applicant, terms_of
+from mlxd.control.names import max_concurrency_of, settings_of
+from mlxd.control.place import Place
+from mlxd.control.rates import rate_rule
+from mlxd.core.caller import PRIORITIES, Caller, Priority
+from mlxd.core.errors import MlxdError
+from mlxd.core.models import canonical
+from mlxd.policy.policy_set import PolicySet
+from mlxd.policy.strict_yaml import dotted, parts
+
+CONCURRENCY = "concurrency"
+_MAX_IN_FLIGHT = "limits.concurrency.max_in_flight"
+
+
+class Scene(Protocol):
+    """What the scheduler sees of the models."""
+
+    def in_memory(self, model: str) -> bool:
+        """Whether a request for it need not wait for a load."""
+        ...
+
+    def delays_others(self, model: str) -> bool:
+        """Whether one has to wait for a load of it while another model could serve."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """A limit that leaves no slot: its rule, where it is set, and what a client is told."""
+
+    rule: str
+    key: str
+    words: str
+    limit: int
+    taken: int
+    tenant: bool = False
+    """It is this client's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """How many there may be, and where that is set."""
+
+    most: int
+    rule: str
+    key: str
+
+
+class Slots:
+    """Who has one. Limits are those of the policies in force, whatever a request came with."""
+
+    def __init__(self, policies: PolicySet, scene: Scene) -> None:
+        self.limit: Callable[[int], int] = _as_it_is
+        """What becomes of max_in_flight."""
+        self.active: set[Place] = set()
+        self.by_model: Counter[str] = Counter()
+        self.by_client: Counter[str] = Counter()
+        self.by_class: Counter[Priority] = Counter()
+        self._loading: Counter[str] = Counter()
+        self._scene = scene
+        self._models: dict[tuple[str, str], _Limit | None] = {}
+        self._tenants: dict[str, tuple[int, _Limit | None]] = {}
+        self._policies = policies
+
+    def apply(self, policies: PolicySet) -> None:
+        """Stops nothing: with a lower limit nobody gets a slot until enough have ended."""
+        self._policies = policies
+        self._models.clear()
+        self._tenants.clear()
+
+    @property
+    def enforced(self) -> bool:
+        return self._policies.limits.concurrency.mode == "enforce"
+
+    @property
+    def most(self) -> int:
+        """Slots that there are now."""
+        return self.limit(self._policies.limits.concurrency.max_in_flight)
+
+    @property
+    def free(self) -> int:
+        return max(0, self.most - len(self.active))
+
+    def weight(self, caller: Caller) -> int:
+        """A client's, against the others of its class."""
+        return self._tenant(caller)[0]
+
+    def take(self, place: Place) -> None:
+        place.loading = self._scene.delays_others(place.model)
+        self.active.add(place)
+        self._count(place, 1)
+
+    def give_back(self, place: Place) -> None:
+        self.active.remove(place)
+        self._count(place, -1)
+
+    def loaded(self, place: Place) -> None:
+        """It waits for its model no longer."""
+        if place.loading and place in self.active:
+            self._loading[place.model] -= 1
+        place.loading = False
+
+    def full(self, place: Place) -> Iterator[Full]:
+        """The limits that leave it no slot; one of its tenant alone comes last."""
+        most = self.most
+        if len(self.active) >= most:
+            yield Full(CONCURRENCY, _MAX_IN_FLIGHT, _busy(most), most, len(self.active))
+        for limit, taken in (
+            (self._of_model(place), self.by_model[place.model]),
+            (self._of_class(place.klass, most), self.by_class[place.klass]),
+        ):
+            if limit is not None and taken >= limit.most:
+                yield Full(limit.rule, limit.key, _busy(limit.most), limit.most, taken)
+        if self._waits_behind_a_load(place, most):
+            waiting = self._loading[place.model]
+            words = _keeps_one(place.model, waiting, most)
+            yield Full(CONCURRENCY, _MAX_IN_FLIGHT, words, most - 1, waiting)
+        limit, taken = self._tenant(place.applicant.caller)[1], self.by_client[place.client]
+        if limit is not None and taken >= limit.most:
+            words = f"Max {limit.most} concurrent requests of this client (busy, please try again)"
+            yield Full(limit.rule, limit.key, words, limit.most, taken, tenant=True)
+
+    def admits(self, place: Place) -> bool:
+        """Whether neither its model nor its tenant is at a limit; those of all and of its class
+        are for whoever asks to know.
+        """
+        model, most = self._of_model(place), self.most
+        if model is not None and self.by_model[place.model] >= model.most:
+            return False
+        if self._waits_behind_a_load(place, most):
+            return False
+        tenant = self._tenant(place.applicant.caller)[1]
+        return tenant is None or self.by_client[place.client] < tenant.most
+
+    def class_is_full(self, klass: Priority) -> bool:
+        limit = self._of_class(klass, self.most)
+        return limit is not None and self.by_class[klass] >= limit.most
+
+    def _waits_behind_a_load(self, place: Place, most: int) -> bool:
+        """Whether it would take the last slot only to wait in it, while another model could serve
+        from it.
+        """
+        if self._loading[place.model] < max(1, most - 1):
+            return False
+        return self._scene.delays_others(place.model)
+
+    def _count(self, place: Place, step: int) -> None:
+        counts: tuple[tuple[Counter[str], str], ...] = (
+            (self.by_model, place.model),
+            (self.by_client, place.client),
+        )
+        if place.loading:
+            counts = (*counts, (self._loading, place.model))
+        for counter, name in counts:
+            counter[name] += step
+            if not counter[name]:
+                del counter[name]
+        self.by_class[place.klass] += step
+
+    def _of_model(self, place: Place) -> _Limit | None:
+        names = (place.model, place.applicant.called or place.model)
+        if names not in self._models:
+            self._models[names] = _own_limit(names, self._policies)
+        return self._models[names]
+
+    def _of_class(self, klass: Priority, most: int) -> _Limit | None:
+        """None: it may have them all."""
+        classes = self._policies.clients.priorities
+        own = getattr(classes, klass)
+        key = f"clients.priorities.{klass}"
+        limits = []
+        if float(own.max_share) < 1:
+            share = max(1, math.ceil(float(own.max_share) * most))
+            limits.append(_Limit(share, _class_rule(klass), f"{key}.max_share"))
+        if not own.borrow:
+            weights = sum(getattr(classes, name).weight for name in PRIORITIES)
+            share = max(1, most * own.weight // weights)
+            limits.append(_Limit(share, _class_rule(klass), f"{key}.borrow"))
+        return min(limits, key=lambda limit: limit.most, default=None)
+
+    def _tenant(self, caller: Caller) -> tuple[int, _Limit | None]:
+        """Its weight, and its limit where it has one."""
+        found = self._tenants.get(caller.tenant)
+        if found is None:
+            terms = terms_of(caller, self._policies)
+            most, limit = terms.tenant.max_in_flight, None
+            if most is not None:
+                key = dotted((*terms.path, "max_in_flight"))
+                limit = _Limit(most, tenant_rule(str(terms.path[-1])), key)
+            found = self._tenants[caller.tenant] = terms.tenant.weight, limit
+        return found
+
+
+def rules_in_force(policies: PolicySet) -> list[str]:
+    """The names of the rules that judge at all (mode enforce or dry_run), in order of judgement.
+
+    `rate_limit:<name>`, `concurrency`, and `concurrency:<model>` with the model as it is written,
+    first those of limits.yaml, then those that only models.yaml names.
+    """
+    limits, models = policies.limits, policies.models
+    names = [rate_rule(rule) for rule in limits.rate_limit if rule.mode != "off"]
+    if limits.concurrency.mode == "off":
+        return names
+    per_model = limits.concurrency.per_model
+    limited = set(map(canonical, per_model))
+    elsewhere = [
+        name
+        for name, own in models.models.items()
+        if isinstance(own.max_concurrency, int) and canonical(name) not in limited
+    ]
+    return [*names, CONCURRENCY, *map(_model_rule, [*per_model, *elsewhere])]
+
+
+def tenant_rule(name: str) -> str:
+    """What metrics call the limits of one."""
+    return f"tenant:{name}"
+
+
+def _as_it_is(most: int) -> int:
+    return most
+
+
+def _own_limit(names: tuple[str, str], policies: PolicySet) -> _Limit | None:
+    """Of a model, by its own name and the one that it was called by: by
+    limits.concurrency.per_model, else by models.yaml; None: it has none of its own.
+    """
+    per_model = policies.limits.concurrency.per_model
+    for name, (written, limit) in product(names, per_model.items()):
+        if canonical(written) == canonical(name):
+            key = dotted(("limits", "concurrency", "per_model", written))
+            return _Limit(limit, _model_rule(written), key)
+    listed = (name for name in names if settings_of(name, policies.models) is not None)
+    model = next(listed, names[0])
+    number = max_concurrency_of(model, policies.models)
+    if number is None:
+        return None
+    for written, own in policies.models.models.items():
+        if canonical(written) == canonical(model) and own.max_concurrency is not None:
+            key = dotted(("models", "models", written, "max_concurrency"))
+            return _Limit(number, _model_rule(written), key)
+    return _Limit(number, _model_rule(model), "models.defaults.max_concurrency")
+
+
+def _busy(limit: int) -> str:
+    return f"Server overloaded. Max {limit} concurrent requests (server busy, please try again)"
+
+
+def _keeps_one(model: str, waiting: int, most: int) -> str:
+    return (
+        f"{waiting} requests wait for model '{model}' to be loaded; of {most} slots one is kept"
+        " for the models in memory meanwhile"
+    )
+
+
+def _model_rule(model: str) -> str:
+    return f"{CONCURRENCY}:{model}"
+
+
+def _class_rule(klass: Priority) -> str:
+    return f"priority:{klass}"
+
+
+def rule_of(error: MlxdError, applicant: Applicant) -> str:
+    """The name of the rule that refused; empty: it was none."""
+    said = error.numbers.get("rule")
+    if isinstance(said, str):
+        return said
+    path = parts(error.policy.key) if error.policy is not None else ()
+    match path:
+        case ("limits", "rate_limit", int(index), *_):
+            return rate_rule(applicant.policies.limits.rate_limit[index])
+        case ("clients", "tenants", str(name), *_):
+            return tenant_rule(name)
+        case _:
+            return ""
