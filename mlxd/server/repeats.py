@@ -1,10 +1,10 @@
 """A flood of refusals: whoever asks again what was refused a moment ago is told the same, at once.
 
-The first refusals of each second go the ordinary way: each is logged, told as an event and kept.
-Then a request that equals one which was just refused, but for its id, gets the same answer before
-there is a handler, its body is parsed or its model looked up. Nothing is decided here: who refused
-says whether that still holds (`Again`), and counts it. What he said is good for half a second;
-then the next request goes the ordinary way again, so that times and places are never old.
+The first of each second go the ordinary way: each is logged, told as an event and kept. Then a
+request that equals one which was just refused, but for its id, gets the same answer before there is
+a handler, its body is parsed or its model looked up. Nothing is decided here: who refused says
+whether that still holds (`Again`), and counts it. Every half second one goes the ordinary way again
+and renews what is said, so that times and places in it are at most a second old.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ from mlxd.telemetry.rejections import Rejections
 
 log = logging.getLogger("mlxd.access")
 
-ORDINARY = 20
-"""Refusals of each second that go the ordinary way, all clients together."""
-HOLDS_SECONDS = 0.5
+ORDINARY = 10
+"""Repetitions of each second that go the ordinary way, all clients together."""
+HOLDS_SECONDS = 1.0
+"""It is said anew when half of that is over."""
 _TELL_SECONDS = 1.0
 _MOST_KNOWN = 256
 _IDS = frozenset(("x-request-id", "request-id"))
@@ -64,7 +65,10 @@ class _Refused:
     error: MlxdError
     again: Again
     policies: PolicySet
-    until: float
+    said: float
+    """On the monotonic clock."""
+    renewed: float
+    """When one was let on last that will say it anew."""
     path: str
     model: str
     client: str
@@ -89,20 +93,18 @@ class Repeats:
         """Stands for an id."""
         self._second = 0.0
         self._ordinary = 0
-        """Refusals that went the ordinary way in the second from then on."""
+        """Repetitions that went the ordinary way in the second from then on."""
         self._telling: asyncio.TimerHandle | None = None
 
     def learn(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """A request was refused, the ordinary way."""
-        now = self._clock.monotonic()
-        if now - self._second >= _TELL_SECONDS:
-            self._second, self._ordinary = now, 0
-        self._ordinary += 1
-        failure = request.get(FAILURE)
-        if failure is None or failure.error.again is None or len(self._known) >= _MOST_KNOWN:
+        failure, now = request[FAILURE], self._clock.monotonic()
+        if failure.error.again is None or not isinstance(response, web.Response):
             return
         key = _key(request, failure.error.again)
-        if key is None or request[MARKS].rules or not isinstance(response, web.Response):
+        if key is None or request[MARKS].rules:
+            return
+        if key not in self._known and len(self._known) >= _MOST_KNOWN:
             return
         text = to_json(error_body(failure.error, failure.render, self._place.decode()))
         lines = "".join(f"{name}: {value}\r\n" for name, value in self._headers(response))
@@ -112,7 +114,8 @@ class Repeats:
             error=failure.error,
             again=failure.error.again,
             policies=policies_of(request),
-            until=now + HOLDS_SECONDS,
+            said=now,
+            renewed=now,
             path=request.path,
             model=request.get(MODEL, ""),
             client=client_of(request),
@@ -132,20 +135,31 @@ class Repeats:
         self, connection: Connection, message: RawRequestMessage, body: bytes
     ) -> bytes | None:
         """The whole answer to a request that repeats a refused one; None: it is to be served."""
-        if not self._known or self._ordinary < ORDINARY or not _is_plain(message):
-            return None
-        now = self._clock.monotonic()
         given = message.headers.get("X-Request-Id", "")
-        if now - self._second >= _TELL_SECONDS or len(given) > MAX_ID:
+        if not self._known or not _is_plain(message) or len(given) > MAX_ID:
             return None
         known = self._find(_head(connection, message.path, message.raw_headers), body)
-        if known is None or now >= known.until or known.policies is not self._store.current:
-            return None
-        if not known.again.still():
-            known.until = 0.0
+        if known is None or self._goes_on(known) or not known.again.still():
             return None
         known.count += 1
         return self._said(known, given)
+
+    def _goes_on(self, known: _Refused) -> bool:
+        """Whether a repetition is to go the ordinary way: as one of the first in a second, because
+        policies have changed, or to renew what is said. Others need not wait for that one.
+        """
+        now = self._clock.monotonic()
+        if now - self._second >= _TELL_SECONDS:
+            self._second, self._ordinary = now, 0
+        if self._ordinary < ORDINARY:
+            self._ordinary += 1
+            return True
+        if now - known.said >= HOLDS_SECONDS or known.policies is not self._store.current:
+            return True
+        if now - known.renewed >= HOLDS_SECONDS / 2:
+            known.renewed = now
+            return True
+        return False
 
     def _find(self, head: _Head, body: bytes) -> _Refused | None:
         known = self._known.get((head, body))
@@ -179,8 +193,8 @@ class Repeats:
     def _look(self) -> None:
         self._telling = None
         self._tell()
-        now = self._clock.monotonic()
-        self._known = {key: one for key, one in self._known.items() if now < one.until}
+        since = self._clock.monotonic() - HOLDS_SECONDS
+        self._known = {key: one for key, one in self._known.items() if one.said > since}
         if self._known:
             self._arm()
 

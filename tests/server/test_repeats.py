@@ -28,6 +28,8 @@ from mlxd.telemetry.events import Events
 from mlxd.telemetry.rejections import Rejections
 
 OPENAI, OLLAMA, ANTHROPIC = "/v1/chat/completions", "/api/chat", "/v1/messages"
+FIRST = ORDINARY + 1
+"""What is repeated, and the repetitions that go the ordinary way."""
 PATHS = (OPENAI, OLLAMA, ANTHROPIC)
 GIVEN = 'mine \\ "quoted"'
 
@@ -139,9 +141,9 @@ class Bench:
     async def flooded(self, data: bytes) -> bytes:
         """Refused so often that repetitions are answered at once; returns an ordinary answer."""
         answer = b""
-        for _ in range(ORDINARY):
+        for _ in range(FIRST):
             answer = await self.ask(data)
-        assert self.handled == ORDINARY
+        assert self.handled == FIRST
         return answer
 
     async def at_once(self, data: bytes) -> bool:
@@ -170,6 +172,8 @@ class _Endpoint:
 async def bench() -> AsyncIterator[Bench]:
     bench = Bench()
     yield bench
+    if bench.hold is not None:
+        bench.hold.set()
     bench.repeats.close()
     bench.rejections.close()
     bench.connection.connection_lost(None)
@@ -202,7 +206,7 @@ async def test_a_repetition_is_told_what_the_ordinary_way_would_tell_it(
     bench.refuse = lambda body: getattr(bench, kind)()
     ordinary = await bench.flooded(raw(path))
     again = await bench.ask(raw(path))
-    assert bench.handled == ORDINARY
+    assert bench.handled == FIRST
     assert bench.asked_again == 1
     assert without_id(again) == without_id(ordinary)
     assert again != ordinary
@@ -212,22 +216,23 @@ async def test_a_repetition_is_told_what_the_ordinary_way_would_tell_it(
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_repetition_has_its_own_id(bench: Bench, path: str) -> None:
     ordinary = await bench.ask(raw(path, X_Request_Id=GIVEN))
-    for _ in range(ORDINARY - 1):
+    for _ in range(FIRST - 1):
         await bench.ask(raw(path))
     assert await bench.ask(raw(path, X_Request_Id=GIVEN)) == ordinary
-    assert bench.handled == ORDINARY
+    assert bench.handled == FIRST
     head, _, body = ordinary.partition(b"\r\n\r\n")
     assert f"X-Request-Id: {GIVEN}\r\nRequest-Id: {GIVEN}\r\n".encode() in head
     assert json.loads(body).get("request_id", GIVEN) == GIVEN
 
 
 async def test_the_first_of_each_second_go_the_ordinary_way(bench: Bench) -> None:
+    await bench.flooded(raw())
     for _ in range(3):
+        bench.clock.advance(1.0)
         bench.handled = 0
         for _ in range(3 * ORDINARY):
             await bench.ask(raw())
         assert bench.handled == ORDINARY
-        bench.clock.advance(1.0)
 
 
 async def test_answers_come_in_the_order_of_the_requests(bench: Bench) -> None:
@@ -237,7 +242,7 @@ async def test_answers_come_in_the_order_of_the_requests(bench: Bench) -> None:
     said = await bench.ask(raw() + raw() + other + raw())
     statuses = re.findall(rb"HTTP/1.1 (\d+)", said)
     assert statuses == [b"429", b"429", b"200", b"503"]
-    assert bench.handled == ORDINARY + 2
+    assert bench.handled == FIRST + 2
 
 
 async def test_no_repetition_overtakes_an_answer_that_is_under_way(bench: Bench) -> None:
@@ -259,7 +264,7 @@ async def test_as_many_as_come_at_once_are_answered(bench: Bench) -> None:
     await bench.flooded(raw())
     said = await bench.ask(raw() * 300)
     assert said.count(b"HTTP/1.1 429") == 300
-    assert bench.handled == ORDINARY
+    assert bench.handled == FIRST
     assert not bench.connection.expecting or bench.connection.waiting
     assert await bench.at_once(raw())
 
@@ -283,11 +288,11 @@ def chunked(data: bytes) -> bytes:
     ids=["chunked", "1.0", "1.0 that stays", "Expect", "Upgrade", "a long id"],
 )
 async def test_what_is_not_plain_goes_the_ordinary_way(bench: Bench, data: bytes) -> None:
-    for _ in range(ORDINARY):
+    for _ in range(FIRST):
         await bench.ask(raw())
     on = bench.connected()
     await bench.ask(data, on)
-    assert bench.handled == ORDINARY + 1
+    assert bench.handled == FIRST + 1
     on[0].connection_lost(None)
 
 
@@ -300,7 +305,7 @@ async def test_a_body_that_comes_in_parts_goes_the_ordinary_way(bench: Bench) ->
     bench.connection.data_received(data[-5:])
     await bench.settled(bench.connection)
     assert bench.wire.sent.startswith(b"HTTP/1.1 429")
-    assert bench.handled == ORDINARY + 1
+    assert bench.handled == FIRST + 1
     assert await bench.at_once(data)
 
 
@@ -329,7 +334,7 @@ async def test_another_address_is_another_client(bench: Bench) -> None:
     wire._extra["peername"] = ("127.0.0.2", 5000)  # type: ignore[attr-defined]
     connection.connection_made(wire)
     await bench.ask(raw(), (connection, wire))
-    assert bench.handled == ORDINARY + 1
+    assert bench.handled == FIRST + 1
     connection.connection_lost(None)
 
 
@@ -337,7 +342,7 @@ async def test_a_new_connection_of_the_same_client_is_answered_at_once(bench: Be
     await bench.flooded(raw())
     on = bench.connected()
     assert (await bench.ask(raw(), on)).startswith(b"HTTP/1.1 429")
-    assert bench.handled == ORDINARY
+    assert bench.handled == FIRST
     on[0].connection_lost(None)
 
 
@@ -354,13 +359,27 @@ async def test_who_refused_has_the_last_word(bench: Bench) -> None:
     assert not await bench.at_once(raw())
 
 
-async def test_what_was_said_is_not_repeated_for_long(bench: Bench) -> None:
+async def test_one_renews_what_is_said_when_it_gets_old(bench: Bench) -> None:
     await bench.flooded(raw())
-    bench.clock.advance(HOLDS_SECONDS - 0.01)
+    bench.clock.advance(HOLDS_SECONDS / 2 - 0.01)
     assert await bench.at_once(raw())
     bench.clock.advance(0.01)
     assert not await bench.at_once(raw())
+    bench.clock.advance(HOLDS_SECONDS / 2 - 0.01)
     assert await bench.at_once(raw())
+
+
+async def test_others_do_not_wait_for_the_one_that_renews_it(bench: Bench) -> None:
+    await bench.flooded(raw())
+    bench.clock.advance(HOLDS_SECONDS / 2)
+    bench.hold = asyncio.Event()
+    bench.connection.data_received(raw())
+    on = bench.connected()
+    assert (await bench.ask(raw(), on)).startswith(b"HTTP/1.1 429")
+    assert bench.handled == FIRST + 1
+    bench.hold.set()
+    await bench.settled(bench.connection)
+    on[0].connection_lost(None)
 
 
 async def test_what_nobody_vouches_for_is_not_repeated(bench: Bench) -> None:
@@ -396,7 +415,7 @@ async def test_a_connection_that_is_to_end_is_told_so(bench: Bench) -> None:
     await bench.flooded(raw())
     bench.connection.leaving = True
     assert b"Connection: close" in await bench.ask(raw())
-    assert bench.handled == ORDINARY + 1
+    assert bench.handled == FIRST + 1
 
 
 async def test_who_does_not_take_its_answers_is_not_sent_more(bench: Bench) -> None:
@@ -408,12 +427,12 @@ async def test_who_does_not_take_its_answers_is_not_sent_more(bench: Bench) -> N
 async def test_their_number_is_told(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "mlxd.access")
     await bench.flooded(raw())
-    assert len(caplog.records) == ORDINARY
+    assert len(caplog.records) == FIRST
     for _ in range(500):
         await bench.ask(raw())
     bench.repeats.close()
     bench.rejections.close()
-    assert [record.getMessage() for record in caplog.records][ORDINARY:] == [
+    assert [record.getMessage() for record in caplog.records][FIRST:] == [
         f"POST {OPENAI} 429, and 500 more like it"
     ]
     told = [event for event in bench.events.since() if event.type == "reject"]
@@ -431,5 +450,5 @@ async def test_they_are_told_while_the_flood_lasts(
     assert caplog.records[-1].getMessage() == f"POST {OPENAI} 429, and 1 more like it"
     bench.clock.advance(HOLDS_SECONDS)
     bench.repeats._look()
-    assert len(caplog.records) == ORDINARY + 1
+    assert len(caplog.records) == FIRST + 1
     assert not bench.repeats._known
