@@ -12,7 +12,7 @@ import io
 import sys
 from collections.abc import Sequence
 
-from mlxd.cli import exits, models, policy, service
+from mlxd.cli import exits, keys, models, policy, service
 from mlxd.cli.arguments import add_json, add_places
 from mlxd.core.places import BadEnvFile
 
@@ -81,6 +81,18 @@ def _parser() -> argparse.ArgumentParser:
     events.add_argument("--types", default="", metavar="A,B", help="only of these types")
     events.set_defaults(run=_events)
 
+    explain = commands.add_parser("explain", help="what became of a request, and why")
+    add_places(explain)
+    add_json(explain)
+    explain.add_argument(
+        "id", metavar="REQUEST_ID", nargs="?", default="",
+        help="the X-Request-Id of its answer; without it, the last requests are listed",
+    )  # fmt: skip
+    explain.add_argument(
+        "-n", "--count", type=_whole, default=20, metavar="N", help="list the last N; 20"
+    )
+    explain.set_defaults(run=_explain)
+
     crashes = commands.add_parser("crashes", help="how workers and the daemon ended unasked")
     add_places(crashes)
     add_json(crashes)
@@ -91,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 
     models.add(commands)
     policy.add(commands)
+    keys.add(commands)
 
     env = commands.add_parser("env", help="print variables that point clients at the daemon")
     add_places(env)
@@ -145,6 +158,18 @@ def _events(arguments: argparse.Namespace) -> int:
         since=arguments.since,
         types=arguments.types,
         follow=arguments.follow,
+        as_json=arguments.json,
+    )
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from mlxd.cli import explain
+
+    return explain.explain(
+        arguments.policies,
+        arguments.state,
+        arguments.id,
+        arguments.count,
         as_json=arguments.json,
     )
 

@@ -23,7 +23,14 @@ from mlxd.control.scheduler import Scene, Scheduler
 from mlxd.control.totals import Totals
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock
-from mlxd.core.errors import Draining, InvalidRequest, MlxdError, ModelNotFound, Overloaded
+from mlxd.core.errors import (
+    AFTER_DRAIN,
+    Draining,
+    InvalidRequest,
+    MlxdError,
+    ModelNotFound,
+    Overloaded,
+)
 from mlxd.core.story import Story
 from mlxd.policy.load import PolicySet, load
 
@@ -107,10 +114,9 @@ class Admission:
         self._clock = clock
         self._real = real or clock
         self._rates = rates or Rates()
+        self._quotas = quotas or Quotas()
         policies = policies or load()
-        self.scheduler = Scheduler(
-            policies, scene or _AllInMemory(), self._rates, quotas or Quotas()
-        )
+        self.scheduler = Scheduler(policies, scene or _AllInMemory(), self._rates, self._quotas)
         self._tickets: set[Ticket] = set()
         self._waiters: dict[Place, asyncio.Future[None]] = {}
         self._view = QueueView(self.scheduler)
@@ -204,7 +210,7 @@ class Admission:
         """New policies are in force. Cannot fail; stops nothing that is under way.
 
         With a lower limit nobody is let in until enough have ended; a higher one lets in who
-        waits. What rates have counted survives (RuleWindows.apply).
+        waits. What rates have counted survives (Rates.apply).
         """
         self.scheduler.apply(policies)
         self.look()
@@ -270,8 +276,10 @@ class Admission:
         return self.scheduler.expected_wait(klass, self._clock.monotonic())
 
     def rate_states(self, caller: Caller, policies: PolicySet, user: str = "") -> list[RateState]:
-        """What each rate rule leaves a client."""
-        return self._rates.states(caller, policies, self._real.monotonic(), user)
+        """What each rate rule and quota leaves a client."""
+        now, wall = self._real.monotonic(), self._real.wall()
+        rates = self._rates.states(caller, policies, now, user)
+        return [*rates, *self._quotas.remaining(caller, policies, now, wall)]
 
     @property
     def refused(self) -> Counter[str]:
@@ -315,11 +323,14 @@ class Admission:
         view = self._view.of(place, now)
         if story is not None:
             story.priority, story.cost = place.klass, place.cost
+            line = self.scheduler.line(place.waits_for)
             story.note(
                 "queued",
                 position=view.position,
                 expected_wait=round(view.expected_wait, 3),
-                waits_for=place.waits_for,
+                policy=line.key,
+                value=line.value,
+                place=line.place,
             )
         if on_wait is not None:
             self._view.begin(place, on_wait, view)
@@ -389,4 +400,4 @@ class Admission:
 
 
 def _stopping() -> Draining:
-    return Draining("the daemon is stopping", retry_after=5.0)
+    return Draining("the daemon is stopping", retry_after=5.0, would_pass=AFTER_DRAIN)

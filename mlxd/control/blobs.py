@@ -60,7 +60,12 @@ class Blobs:
         if await self.has(digest):
             return False
         if len(self._parts) >= MOST_AT_ONCE:
-            raise Overloaded(f"{MOST_AT_ONCE} uploads are under way already", retry_after=5.0)
+            raise Overloaded(
+                f"{MOST_AT_ONCE} uploads are under way already",
+                retry_after=5.0,
+                numbers={"uploads": len(self._parts), "allowed": MOST_AT_ONCE},
+                would_pass="the same upload once one of them is over",
+            )
         part = self._folder / f".{digest}.{time.monotonic_ns()}.part"
         upload = _Upload(part)
         self._parts.add(part)
@@ -102,7 +107,12 @@ class Blobs:
     def _write(self, upload: _Upload, data: bytes, bounds: Bounds) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._stored() + len(data) > bounds.most_bytes:
-            raise InsufficientStorage("uploads take no more room on the disk", policy=bounds.line)
+            raise InsufficientStorage(
+                "uploads take no more room on the disk",
+                policy=bounds.line,
+                numbers={"stored_bytes": self._stored(), "allowed_bytes": bounds.most_bytes},
+                would_pass="the same upload once others were swept",
+            )
         if len(data) + SPARE_BYTES > shutil.disk_usage(self._folder).free:
             raise InsufficientStorage("the disk has no room for this upload")
         upload.write(data)

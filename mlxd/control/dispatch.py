@@ -20,13 +20,14 @@ from mlxd.control.replay import Replays, fresh_seed, seeded
 from mlxd.control.residency import Residency
 from mlxd.control.rights import Rights, rights_of
 from mlxd.control.suspects import Case
+from mlxd.control.telling import leased
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock
 from mlxd.core.errors import InvalidRequest, UnsupportedFeature
 from mlxd.core.events import Burst, Started
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest, Sampling
-from mlxd.core.story import Story
+from mlxd.core.story import Story, untold
 from mlxd.grammar.source import is_held
 from mlxd.policy.load import PolicySet
 
@@ -103,6 +104,7 @@ class Dispatcher:
         arrived = self._clock.monotonic()
         first, policies = requests[0], asker.policies
         card = await self._catalog.resolve(first.model, policies)
+        asker.story.model = card.original
         rights = rights_of(asker.caller, card, policies)
         rights.check_model()
         cases = [_case(request, card, asker) for request in requests]
@@ -114,13 +116,14 @@ class Dispatcher:
             for request in _distinct_grammars(cases):
                 await self._check_grammar(request, asker.client)
         orders = [
-            _order(case, rights, policies, arrived, seeded(case.sampling, self._draw_seed))
+            _order(case, rights, asker, arrived, seeded(case.sampling, self._draw_seed))
             for case in cases
         ]
         async with (
             self._admitted(orders, card, asker) as ticket,
             self._residency.lease(card, rights.keep_alive(first.keep_alive), policies) as lease,
         ):
+            leased(asker.story, lease.load)
             runs = [
                 self._replays.run(order, case, lease, policies)
                 for order, case in zip(orders, cases, strict=True)
@@ -143,8 +146,10 @@ class Dispatcher:
             async with self._prompts.turn(asker.client):
                 yield None
             return
+        applicant = _applicant(orders, card, asker)
+        asker.story.priority, asker.story.user = applicant.klass, applicant.user
         async with self._admission.admit(
-            _applicant(orders, card, asker),
+            applicant,
             asker.would_deny,
             story=asker.story,
             on_wait=asker.on_wait,
@@ -160,6 +165,8 @@ class Dispatcher:
         keep_alive: float | None,
         policies: PolicySet,
         caller: Caller | None = None,
+        *,
+        story: Story | None = None,
     ) -> None:
         """Have a model in memory. Not a generation: neither counted nor limited, but by what the
         caller's tenant may; None: an administrator's.
@@ -167,13 +174,15 @@ class Dispatcher:
         Raises Draining; ModelNotFound; Forbidden; what leasing raises.
         """
         self._admission.check_open()
+        story = story or untold()
         card = await self._catalog.resolve(model, policies)
+        story.model = card.original
         if caller is not None:
             rights = rights_of(caller, card, policies)
             rights.check_model()
             keep_alive = rights.keep_alive(keep_alive)
-        async with self._residency.lease(card, keep_alive, policies):
-            pass
+        async with self._residency.lease(card, keep_alive, policies) as lease:
+            leased(story, lease.load)
 
     async def unload(self, model: str, policies: PolicySet, caller: Caller | None = None) -> None:
         """Let a model go when nothing uses it any more; returns at once. Ignored where the caller's
@@ -253,9 +262,8 @@ def _distinct_grammars(cases: Sequence[Case]) -> Iterable[GenerationRequest]:
     return {(id(r.format), r.pattern, id(r.tools), r.tool_choice): r for r in each}.values()
 
 
-def _order(
-    case: Case, rights: Rights, policies: PolicySet, arrived: float, sampling: Sampling
-) -> Order:
+def _order(case: Case, rights: Rights, asker: Asker, arrived: float, sampling: Sampling) -> Order:
+    policies = asker.policies
     timeouts, tokens, reserve = policies.timeouts, policies.limits.tokens, policies.memory.reserve
     context, context_key = rights.context()
     return Order(
@@ -276,4 +284,5 @@ def _order(
         wait_seconds=float(timeouts.generation) if reserve.when_full == "wait" else 0.0,
         fingerprint=fingerprint_of(case.card),
         context_key=context_key,
+        story=asker.story,
     )

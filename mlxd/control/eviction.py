@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Obstacle = Literal["", "count", "weights", "memory", "limit"]
@@ -85,6 +85,8 @@ class Plan:
     """With an obstacle: it would be there with everything else out of memory."""
     in_the_way: tuple[Hashable, ...] = ()
     """With an obstacle that can go: what would have to leave, in order."""
+    because: Obstacle = field(default="", compare=False)
+    """What is in the way as long as nothing leaves."""
 
 
 def plan_eviction(
@@ -99,10 +101,10 @@ def plan_eviction(
     def enough(order: Sequence[Candidate]) -> list[Candidate] | None:
         return _smallest(order, lambda gone: want.obstacle(loaded, gone))
 
+    obstacle = want.obstacle(loaded, ())
     victims = enough([candidate for candidate in idle if until(candidate) <= now])
     if victims is not None:
-        return Plan(_keys(victims))
-    obstacle = want.obstacle(loaded, ())
+        return Plan(_keys(victims), because=obstacle)
     for moment in sorted(set(map(until, idle))):
         waited = enough([candidate for candidate in idle if until(candidate) <= moment])
         if waited is not None:
@@ -128,7 +130,8 @@ def plan_excess(
             gone.append(candidate)
     obstacle = want.obstacle(loaded, gone)
     later = [c.protected_until(protection) for c in idle if c not in gone]
-    return Plan(_keys(gone), obstacle, min(later, default=None) if obstacle else None)
+    at = min(later, default=None) if obstacle else None
+    return Plan(_keys(gone), obstacle, at, because=want.obstacle(loaded, ()))
 
 
 def in_order(loaded: Iterable[Candidate], protection: Protection, now: float) -> list[Candidate]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from mlxd.control.backlog import Backlog
@@ -188,6 +188,7 @@ class Generation:
                 DeadlineExceeded(
                     "the client takes its answer too slowly",
                     policy=self.limits.line("timeouts.client_write"),
+                    would_pass="a client that reads its answer as it comes",
                 )
             )
         self._notify()
@@ -346,7 +347,7 @@ class Generation:
         if late > LATE_SECONDS:
             self._forgive(now, late)
         elif now >= self._last_moment():
-            self._break(too_long(self.limits))
+            self._break(too_long(self.limits, now - self.transcript.started_at))
             return
         elif now >= self._quiet_since() + self._silence or (mute and now >= self._word_due()):
             if not self._pulse.calm():
@@ -377,29 +378,38 @@ class Generation:
         """Which limit it was, in words."""
         limits = self.limits
         if now < self._quiet_since() + self._silence:
-            return WorkerStalled(
-                f"no sign of life for {limits.inter_token:g} s",
-                retry_after=2.0,
-                policy=limits.line("timeouts.inter_token_stall"),
-            )
+            return self._stalled("sign of life", now - self._alive_at())
         if self._last_piece:
-            return WorkerStalled(
-                f"no token for {limits.inter_token:g} s",
-                retry_after=2.0,
-                policy=limits.line("timeouts.inter_token_stall"),
-            )
+            return self._stalled("token", now - self._quiet_since())
         return DeadlineExceeded(
             f"no first token within {limits.first_token:g} s",
             policy=limits.line("timeouts.first_token"),
+            numbers=_passed(limits.first_token, now - self._quiet_since()),
+            would_pass="a shorter prompt, or a longer limit",
+        )
+
+    def _stalled(self, what: str, silent: float) -> WorkerStalled:
+        return WorkerStalled(
+            f"no {what} for {self.limits.inter_token:g} s",
+            retry_after=2.0,
+            policy=self.limits.line("timeouts.inter_token_stall"),
+            numbers=_passed(self.limits.inter_token, silent),
+            would_pass="the same request, which another worker begins anew",
         )
 
 
-def too_long(limits: Limits) -> DeadlineExceeded:
-    """`timeouts.generation` is over."""
+def too_long(limits: Limits, elapsed: float) -> DeadlineExceeded:
+    """`timeouts.generation` is over, after so many seconds."""
     return DeadlineExceeded(
         f"the generation took longer than {limits.generation:g} s",
         policy=limits.line("timeouts.generation"),
+        numbers=_passed(limits.generation, elapsed),
+        would_pass="an answer of fewer tokens, or a longer limit",
     )
+
+
+def _passed(limit: float, elapsed: float) -> dict[str, float]:
+    return {"limit_seconds": limit, "elapsed_seconds": round(elapsed, 3)}
 
 
 def _refusal(refused: ipc.Refused, line: Callable[[str], PolicyLine]) -> MlxdError:
@@ -412,8 +422,23 @@ def _refusal(refused: ipc.Refused, line: Callable[[str], PolicyLine]) -> MlxdErr
             available_bytes=refused.available_bytes,
             retry_after=_MEMORY_RETRY_SECONDS,
             policy=policy,
+            would_pass="the same request once so much is free, or a shorter one",
         )
-    return _REFUSALS[refused.code](refused.message, param=refused.param, policy=policy)
+    return _REFUSALS[refused.code](
+        refused.message,
+        param=refused.param,
+        policy=policy,
+        numbers=refused.numbers,
+        would_pass=_would_fit(refused.numbers),
+    )
+
+
+def _would_fit(numbers: Mapping[str, int]) -> str:
+    if allowed := numbers.get("allowed_tokens"):
+        return f"a prompt of at most {allowed} tokens"
+    if fitting := numbers.get("fitting_tokens"):
+        return f"prompt and answer of at most {fitting} tokens together"
+    return ""
 
 
 def _event(piece: ipc.Text | ipc.Reasoning | ipc.Vector | ipc.Call) -> GenerationEvent:

@@ -135,7 +135,12 @@ class Grammars:
         """Raises Overloaded."""
         own = sum(waiting.client == client for waiting in self._questions.values())
         if len(self._questions) >= MOST_WAITING or own >= MOST_OF_ONE_CLIENT:
-            raise Overloaded("too many schemas wait to be judged", retry_after=1.0)
+            raise Overloaded(
+                "too many schemas wait to be judged",
+                retry_after=1.0,
+                numbers={"waiting": len(self._questions), "waiting_of_client": own},
+                would_pass="the same request once some of them are judged",
+            )
 
     def _over(self, key: bytes, task: asyncio.Task[_Verdict]) -> None:
         found = self._questions.get(key)
@@ -195,7 +200,11 @@ class Grammars:
         if new or late:
             log.warning("a schema could not be judged: the process ended with %s%s",
                         process.returncode, ", as it took too long" if late else "")  # fmt: skip
-            raise Overloaded("the schema could not be judged in time", retry_after=1.0)
+            raise Overloaded(
+                "the schema could not be judged in time",
+                retry_after=1.0,
+                would_pass="the same request again, or a simpler schema",
+            )
         return await self._told(asked)
 
     def _end_idle(self) -> None:

@@ -22,7 +22,7 @@ from mlxd.control.pressure import Sustained
 from mlxd.control.process_limit import Oversized, oversized, resident_of
 from mlxd.control.watermarks import Level, Mark, Waterline, marks_of
 from mlxd.core.clock import Clock
-from mlxd.core.errors import MlxdError
+from mlxd.core.errors import MlxdError, PolicyLine
 from mlxd.policy.policy_set import PolicySet
 from mlxd.telemetry.events import Events
 
@@ -73,6 +73,12 @@ class Guard:
     def level(self) -> Level:
         """The highest mark that holds, by readings or by an alarm."""
         return Level.EMERGENCY if self._alarms else self._waterline.level
+
+    @property
+    def line(self) -> PolicyLine | None:
+        """Of the highest mark that was entered; None: of none."""
+        entered = self._entered()
+        return self._policies.line(entered[-1].key) if entered else None
 
     @property
     def pressure(self) -> Level:

@@ -6,8 +6,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlxd.control.eviction import Plan
+from mlxd.core.errors import PolicyLine
 
 Spares = Literal["", "protect_recent", "min_residency"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why an idle model has to leave memory before its time."""
+
+    reason: Literal["load", "growth", "watermark", "max_loaded"]
+    wanted_by: str = ""
+    """The model that it makes room for."""
+    needed: int = 0
+    """Bytes of memory that are asked for; 0: it is not about those."""
+    available: int = 0
+    """Of memory, as long as nothing leaves."""
+    policy: PolicyLine | None = None
+    """The line without which it might stay."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from functools import partial
 from mlxd.control.forecasting import Forecaster
 from mlxd.control.inventory import Inventory
 from mlxd.control.process import Known
-from mlxd.control.resident import Evicts, Resident
+from mlxd.control.resident import Evicts, Load, Resident
 from mlxd.control.room import Room
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.worker import Worker
@@ -113,6 +113,8 @@ class Loads:
             late = _late(card, policies)
             error = resident.waits or late
             error.policy = error.policy or late.policy
+            error.numbers = {**late.numbers, **error.numbers}
+            error.would_pass = error.would_pass or late.would_pass
             self._note(card, error)
             raise error from None
         except ModelLoadFailed as error:
@@ -147,7 +149,8 @@ class Loads:
             pause *= 2
 
     async def _attempt(self, resident: Resident, policies: PolicySet) -> None:
-        earlier = resident.waits
+        came, earlier = self._clock.monotonic(), resident.waits
+        resident.put_off, resident.evicted = None, ()
         await self._supervisor.turn(resident.card, partial(_waits, resident))
         resident.waits = earlier
         if self.before is not None:
@@ -169,6 +172,9 @@ class Loads:
             resident.worker = worker
             resident.loaded_at = self._clock.monotonic()
             resident.load_seconds = resident.loaded_at - began
+            resident.load = Load(
+                began - came, resident.load_seconds, resident.put_off, resident.evicted
+            )
             self._learn(resident, worker)
         finally:
             resident.reserved = False
@@ -202,6 +208,7 @@ class Loads:
 def _waits(resident: Resident, why: MlxdError) -> None:
     """A reason of its own stays: it says more."""
     resident.waits = resident.waits or why
+    resident.put_off = why
 
 
 def _late(card: ModelCard, policies: PolicySet) -> ModelLoadFailed:
@@ -209,6 +216,8 @@ def _late(card: ModelCard, policies: PolicySet) -> ModelLoadFailed:
         f"model '{card.name}' was not loaded within {float(policies.timeouts.model_load):g} s",
         retry_after=10.0,
         policy=policies.line("timeouts.model_load"),
+        numbers={"limit_seconds": float(policies.timeouts.model_load)},
+        would_pass="the same request once the model is loaded, or a longer limit",
     )
 
 

@@ -179,6 +179,11 @@ def _until(occasion: Occasion) -> str:
 
 
 def _refusal(what: str, occasion: Occasion) -> InsufficientMemory:
+    clear = round(100 * occasion.mark.clear, 1)
     return InsufficientMemory(
-        f"{occasion.words}: {what}", retry_after=occasion.retry_after, policy=occasion.line
+        f"{occasion.words}: {what}",
+        retry_after=occasion.retry_after,
+        policy=occasion.line,
+        numbers={"clear_percent": clear},
+        would_pass=f"the same request once memory is below {clear:g} %",
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlxd.control.generation import Limits
 from mlxd.core.errors import InvalidRequest, PolicyLine
 from mlxd.core.request import GenerationRequest, Sampling, Want
+from mlxd.core.story import Story, untold
 from mlxd.ipc import messages as ipc
 
 
@@ -30,6 +31,8 @@ class Order:
     """Of the model and of what computes with it; for the client, not for the worker."""
     context_key: str = ""
     """The policy that allows no more `context`; empty: the model does not."""
+    story: Story = field(default_factory=untold)
+    """Of the call that it is a part of."""
 
     def frame(self, id: int, resume: ipc.Resume | None) -> bytes:
         """Raises InvalidRequest for what no message can carry."""

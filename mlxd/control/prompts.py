@@ -32,7 +32,12 @@ class Prompts:
         """Hold a place for the length of the block. Raises Overloaded."""
         line = self._lines.setdefault(client, _Line())
         if line.count >= AT_ONCE + MOST_WAITING:
-            raise Overloaded("too many prompts of this client wait to be counted", retry_after=1.0)
+            raise Overloaded(
+                "too many prompts of this client wait to be counted",
+                retry_after=1.0,
+                numbers={"waiting": line.count - AT_ONCE, "may_wait": MOST_WAITING},
+                would_pass="the same request once some of them are counted",
+            )
         line.count += 1
         try:
             async with line.room:

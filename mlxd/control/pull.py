@@ -21,6 +21,7 @@ from mlxd.control.progress import Board, Progress
 from mlxd.control.pulled import PulledModels
 from mlxd.control.pulling import Fetch, pulling
 from mlxd.core.errors import (
+    AFTER_DRAIN,
     Draining,
     Forbidden,
     InsufficientStorage,
@@ -79,7 +80,7 @@ class Puller:
         repo = self.repository(name)
         _check_allowed(repo, policies)
         if self._draining:
-            raise Draining("the daemon is stopping", retry_after=5.0)
+            raise Draining("the daemon is stopping", retry_after=5.0, would_pass=AFTER_DRAIN)
         pull = self._pulls.get(repo.lower()) or self._begun(repo, policies)
         if "/" not in name:
             pull.short_names.add(name.strip())
@@ -148,7 +149,8 @@ class Puller:
         self._draining = True
         pulls = [*self._pulls.values()]
         for pull in pulls:
-            pull.board.close(Draining("the daemon is stopping; the pull goes on from here later"))
+            words = "the daemon is stopping; the pull goes on from here later"
+            pull.board.close(Draining(words, would_pass=AFTER_DRAIN))
         await asyncio.gather(*(_ended(pull) for pull in pulls))
 
     async def _run(self, pull: _Pull, policies: PolicySet, last: asyncio.Task[None] | None) -> None:
@@ -250,8 +252,10 @@ def _check_allowed(repo: str, policies: PolicySet) -> None:
     allowed = policies.models.pull.allow
     if not any(fnmatchcase(repo.lower(), pattern.lower()) for pattern in allowed):
         raise Forbidden(
-            f"{repo} may not be pulled", policy=policies.line("models.pull.allow")
-        )  # fmt: skip
+            f"{repo} may not be pulled",
+            policy=policies.line("models.pull.allow"),
+            would_pass="a repository that one of those patterns names",
+        )
 
 
 def _error_of(failed: Failed, repo: str) -> MlxdError:

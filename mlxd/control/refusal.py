@@ -13,28 +13,36 @@ from mlxd.policy.policy_set import PolicySet
 _IN_USE_RETRY = 10.0
 _NEVER_RETRY = 60.0
 
-_KEYS: dict[Obstacle, str] = {
+KEYS: dict[Obstacle, str] = {
     "count": "models.max_loaded",
     "weights": "models.max_loaded_bytes",
     "memory": "memory.reserve.system",
     "limit": "memory.worker_limits.mlx_memory_limit",
 }
+"""The policy that is in the way."""
 
 
 def refusal(judged: Judgement, name: str, policies: PolicySet, now: float) -> MlxdError:
     """Of model `name`, whose load has an obstacle."""
     plan = judged.plan
-    key = f"memory.eviction.{judged.spares}" if judged.spares else _KEYS[plan.obstacle]
+    key = f"memory.eviction.{judged.spares}" if judged.spares else KEYS[plan.obstacle]
     words = _obstacle(judged, name, policies) + _in_the_way(judged, now)
     retry = _retry(judged, now)
     if plan.obstacle == "count":
-        return ModelsBusy(words, retry_after=retry, policy=policies.line(key))
+        return ModelsBusy(
+            words,
+            retry_after=retry,
+            policy=policies.line(key),
+            numbers={"max_loaded": str(policies.models.max_loaded)},
+            would_pass=_would_pass(judged),
+        )
     return InsufficientMemory(
         words,
         needed_bytes=judged.needed,
         available_bytes=judged.at_best if plan.never else judged.available,
         retry_after=retry,
         policy=policies.line(key),
+        would_pass=_would_pass(judged),
     )
 
 
@@ -46,6 +54,8 @@ def not_its_turn(name: str, loading: list[str], policies: PolicySet) -> ModelsBu
         f" and no more than {most} may be at one time",
         retry_after=_IN_USE_RETRY,
         policy=policies.line(key),
+        numbers={"loading": len(loading), "max_parallel": most},
+        would_pass="the same request once one of those loads is over",
     )
 
 
@@ -74,6 +84,15 @@ def _in_the_way(judged: Judgement, now: float) -> str:
     if plan.at is None:
         return f"; {names} would have to leave and {_is(judged.names)} in use"
     return f"; {names} would have to leave and may in {max(0.0, plan.at - now):.3g} s"
+
+
+def _would_pass(judged: Judgement) -> str:
+    plan, names = judged.plan, ", ".join(judged.names)
+    if plan.never:
+        largest = f"a model that takes at most {spoken(judged.at_best)} ({judged.at_best} bytes)"
+        return largest if plan.obstacle != "count" else "nothing, as long as no model may be loaded"
+    idle = "left alone for as long as that says" if judged.spares else "not in use any more"
+    return f"the same request once {names} {_is(judged.names)} {idle}"
 
 
 def _is(names: Sequence[str]) -> str:

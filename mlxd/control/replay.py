@@ -27,6 +27,7 @@ from mlxd.control.generation import too_long
 from mlxd.control.order import Order
 from mlxd.control.residency import Lease
 from mlxd.control.suspects import Case, Suspect, Suspects
+from mlxd.control.telling import Telling
 from mlxd.control.transcript import Transcript
 from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock, within
@@ -176,11 +177,14 @@ class Replays:
         """What a quarantined request is told."""
         left = found.until - self._clock.monotonic()
         workers = "1 worker" if found.kills == 1 else f"{found.kills} workers"
+        cure = f"`mlxd models reset {case.model}`"
         return RequestQuarantined(
             f"{workers} of model '{case.model}' died of this request; it is refused for another"
-            f" {left:.0f} s, or until `mlxd models reset {case.model}`",
+            f" {left:.0f} s, or until {cure}",
             retry_after=left,
             policy=policies.line("supervision.quarantine.for"),
+            numbers={"workers_died": found.kills, "left_seconds": round(left)},
+            would_pass=f"another request, or the same one after {cure}",
         )
 
     def malformed(self, model: str, calls: int) -> None:
@@ -264,6 +268,7 @@ class _Run:
         self._lease = lease
         self._policies = policies
         self._transcript = Transcript()
+        self._telling = Telling(order.story)
         self._interrupted = False
         self._early = False
         """It has run before, and goes on before others begin."""
@@ -291,6 +296,7 @@ class _Run:
             outcome = "failed" if self._attempt else "refused"
             raise
         finally:
+            self._telling.cut(len(self._transcript.tokens), self._transcript.decode_seconds)
             if self._interrupted and self._replays.on_replay is not None:
                 self._replays.on_replay(outcome)
 
@@ -372,12 +378,14 @@ class _Run:
             await self._replays.let_come(self._case.card.spec)
             return worker
         limit, left = float(self._policies.timeouts.model_load), self._left()
-        late: MlxdError = too_long(self._order.limits)
+        late: MlxdError = too_long(self._order.limits, self._order.limits.generation)
         if limit <= left:
             late = ModelLoadFailed(
                 f"no worker of model '{self._case.model}' was there within {limit:g} s",
                 retry_after=10.0,
                 policy=self._policies.line("timeouts.model_load"),
+                numbers={"limit_seconds": limit},
+                would_pass="the same request once its model is loaded, or a longer limit",
             )
         with self._replays.comes(self._case.card.spec):
             return await self._replays.wait_until(self._lease.worker(), min(limit, left), late)
@@ -403,6 +411,8 @@ class _Run:
 
     def _note(self, burst: Burst) -> None:
         """A client that wants the whole answer has seen nothing before its end."""
+        if self._telling.listens:
+            self._telling.hear(burst)
         last = burst[-1]
         if isinstance(last, Finished) and last.malformed_calls:
             self._replays.malformed(self._case.card.name, last.malformed_calls)
@@ -413,6 +423,7 @@ class _Run:
         """Its end tells what came of it over all its workers."""
         *before, last = burst
         assert isinstance(last, Finished)
+        self._telling.finished(last)
         taken = last.prompt_tokens + last.completion_tokens
         last = replace(last, context_full=taken >= self._order.context)
         if self._order.request.tell_context:
@@ -431,7 +442,7 @@ class _Run:
         if found is not None and found.quarantined and not worker.out_of_memory:
             raise self._replays.refusal(self._case, found, self._policies) from error
         if (found is not None and found.quarantined) or not self._may_replay():
-            raise error
+            raise self._not_replayed(error) from error
         self._attempt += 1
         self._died_at = len(self._transcript.tokens)
         self._tell(worker)
@@ -448,12 +459,22 @@ class _Run:
             return False
         return policy.when == "any" or not self._seen
 
+    def _not_replayed(self, error: MlxdError) -> MlxdError:
+        """The same, saying by which policy it ends here; others got it, too."""
+        policy, told = self._policies.supervision.replay, copy(error)
+        spent = policy.when != "off" and self._attempt >= policy.attempts
+        key = f"supervision.replay.{'attempts' if spent else 'when'}"
+        told.policy = told.policy or self._policies.line(key)
+        told.numbers = {**told.numbers, "replays": self._attempt}
+        return told
+
     def _tell(self, worker: Worker) -> None:
         reason = worker.exit.reason if worker.exit is not None else "stalled"
         words = (
             f"a request to {self._case.model} goes on with the next worker"
             f" ({reason}; {self._died_at} tokens so far)"
         )
+        self._telling.replayed(reason, self._died_at)
         if self._replays.on_event is not None:
             data = {
                 "model": self._case.model, "attempt": self._attempt,

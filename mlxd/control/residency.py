@@ -18,8 +18,8 @@ from mlxd.control.forecasting import ByWeight, Forecaster
 from mlxd.control.inventory import Inventory
 from mlxd.control.loading import Check, Loads
 from mlxd.control.memory import MemoryReading
-from mlxd.control.resident import Evicts, Resident, ttl_of
-from mlxd.control.room import Room
+from mlxd.control.resident import Evicts, Load, Resident, ttl_of
+from mlxd.control.room import Evicted, Room
 from mlxd.control.succession import Succession
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.worker import Worker
@@ -39,7 +39,9 @@ _UNLOAD_GRACE_SECONDS = 5.0
 class Lease:
     """The right to have a model in memory, whatever becomes of its workers."""
 
-    def __init__(self, find: Callable[[], Awaitable[Worker]]) -> None:
+    def __init__(self, find: Callable[[], Awaitable[Worker]], load: Load | None = None) -> None:
+        self.load = load
+        """How the model came into memory for it; None: it was there."""
         self._find = find
 
     async def worker(self) -> Worker:
@@ -90,11 +92,13 @@ class Residency:
         When its worker dies its place is kept for the next one. `keep_alive` replaces the model's
         present value; None leaves it. Raises ModelLoadFailed, ModelsBusy, InsufficientMemory.
         """
+        served = self.serves(card.spec)
         async with self._held(card, policies, Evicts.IDLE) as resident:
             if keep_alive is not None:
                 resident.asked = keep_alive
             resident.use_count += 1
-            yield Lease(lambda: self._loads.worker_of(resident, policies, Evicts.IDLE))
+            load = None if served else resident.load
+            yield Lease(lambda: self._loads.worker_of(resident, policies, Evicts.IDLE), load)
 
     async def load(self, card: ModelCard, policies: PolicySet, evicts: Evicts) -> None:
         """Have a model in memory that no client asked for. Raises what leasing raises."""
@@ -214,12 +218,12 @@ class Residency:
         self._loads.before = hook
 
     @property
-    def on_evicted(self) -> Callable[[str, str, int], None] | None:
-        """Told why an idle model had to leave, its name, and the bytes that it held."""
+    def on_evicted(self) -> Evicted | None:
+        """Told of each idle model that had to leave."""
         return self._room.on_evicted
 
     @on_evicted.setter
-    def on_evicted(self, hook: Callable[[str, str, int], None] | None) -> None:
+    def on_evicted(self, hook: Evicted | None) -> None:
         self._room.on_evicted = hook
 
     def block_loads(self, why: MlxdError | None) -> None:

@@ -27,6 +27,20 @@ class Evicts(IntEnum):
     IDLE = 2
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How a model came into memory."""
+
+    room_seconds: float
+    """How long it waited before: for a start that was allowed, its turn, and room."""
+    seconds: float
+    """How long the load itself took."""
+    put_off: MlxdError | None
+    """Why it waited; None: it did not."""
+    evicted: tuple[str, ...]
+    """Who had to leave for it."""
+
+
 @dataclass(slots=True, eq=False)
 class Resident:
     """One model that is in memory, or on its way there."""
@@ -49,6 +63,12 @@ class Resident:
     """How many wait for its worker."""
     waits: MlxdError | None = None
     """Why its load waits for room; what those who wait are told when their time is over."""
+    put_off: MlxdError | None = None
+    """Why the present load last waited."""
+    evicted: tuple[str, ...] = ()
+    """Who has left for the present load."""
+    load: Load | None = None
+    """The last one that came to its end."""
     short_since: float | None = None
     """When its load was first found not to fit with everything else gone."""
     reserved: bool = False

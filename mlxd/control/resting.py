@@ -29,6 +29,8 @@ def refusal(slot: Slot, policies: PolicySet) -> MlxdError | None:
                 f"{slot.final.message}; it is not tried again for {spoken(slot.wait)}",
                 retry_after=slot.wait,
                 policy=policies.line("supervision.worker.backoff.base"),
+                numbers=_numbers(slot),
+                would_pass=_mended(slot),
             )
             error.final = True
             return error
@@ -42,13 +44,24 @@ def full(slot: Slot, policies: PolicySet) -> MlxdError:
         f"{_what_to_do(slot)}",
         retry_after=_PROBE_SECONDS,
         policy=policies.line("supervision.worker.breaker.half_open_probes"),
+        numbers={
+            "failures": slot.failures,
+            "waiting": slot.joined,
+            "may_wait": policies.supervision.worker.breaker.half_open_probes,
+        },
+        would_pass=_served_again(slot),
     )
 
 
-def backing_off(slot: Slot) -> MlxdError:
+def backing_off(slot: Slot, policies: PolicySet) -> MlxdError:
     """What those are told whose time is over before the next start."""
-    words = f"{_failed(slot)}; it is started again in {spoken(slot.wait)}"
-    return WorkerCrashed(words, retry_after=slot.wait)
+    return WorkerCrashed(
+        f"{_failed(slot)}; it is started again in {spoken(slot.wait)}",
+        retry_after=slot.wait,
+        policy=policies.line("supervision.worker.backoff.base"),
+        numbers=_numbers(slot),
+        would_pass=_served_again(slot),
+    )
 
 
 def words_of(slot: Slot) -> str:
@@ -71,6 +84,8 @@ def _open(slot: Slot, policies: PolicySet) -> MlxdError:
         f"{_failed(slot)}; the next probe is in {spoken(slot.wait)}. {_what_to_do(slot)}",
         retry_after=slot.wait,
         policy=policies.line("supervision.worker.breaker.open"),
+        numbers=_numbers(slot),
+        would_pass=_served_again(slot),
     )
 
 
@@ -79,7 +94,21 @@ def _quarantined(slot: Slot, policies: PolicySet) -> MlxdError:
         f"{_failed(slot)}; it is quarantined for {spoken(slot.wait)}. {_cure(slot)}",
         retry_after=slot.wait,
         policy=policies.line("supervision.worker.breaker.quarantine"),
+        numbers=_numbers(slot),
+        would_pass=_mended(slot),
     )
+
+
+def _numbers(slot: Slot) -> dict[str, float | str]:
+    return {"failures": slot.failures, "next_start_seconds": round(slot.wait)}
+
+
+def _served_again(slot: Slot) -> str:
+    return f"the same request once model '{slot.name}' serves again"
+
+
+def _mended(slot: Slot) -> str:
+    return f"the same request once the cause is mended and model '{slot.name}' was reset"
 
 
 def _failed(slot: Slot) -> str:

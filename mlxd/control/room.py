@@ -13,19 +13,21 @@ import logging
 import math
 from collections.abc import Callable
 from copy import copy
+from typing import Literal
 
 from msgspec.structs import replace
 
 from mlxd.control.changes import Changes
+from mlxd.control.eviction import Obstacle
 from mlxd.control.inventory import Inventory
-from mlxd.control.judgement import Judgement
+from mlxd.control.judgement import Cause, Judgement
 from mlxd.control.ledger import promised_by, reserve_of
-from mlxd.control.refusal import not_its_turn, refusal
+from mlxd.control.refusal import KEYS, not_its_turn, refusal
 from mlxd.control.resident import Evicts, Resident
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock
-from mlxd.core.errors import MlxdError
+from mlxd.core.errors import MlxdError, PolicyLine
 from mlxd.core.sizes import spoken
 from mlxd.ipc import messages as ipc
 from mlxd.policy.policy_set import PolicySet
@@ -38,6 +40,8 @@ _SETTLING_SECONDS = 0.25
 """Between two tries of a load that would fit, were it not for what just goes."""
 _SEEN = 0.9
 """The part of what a worker held that must be seen to be free again."""
+Evicted = Callable[[str, int, Cause], None]
+"""Told a model's name, the bytes that it held, and why it had to leave."""
 _DRIFT = 0.01
 """The part of the machine's memory by which others change a reading meanwhile."""
 
@@ -57,9 +61,8 @@ class Room:
         self.blocked: MlxdError | None = None
         """While set, no load is given room; this is why."""
         self.closing = False
-        self.on_evicted: Callable[[str, str, int], None] | None = None
-        """Told why an idle model had to leave (`load`, `growth`, `watermark` or `max_loaded`), its
-        name, and the bytes that it held."""
+        self.on_evicted: Evicted | None = None
+        """Told of each idle model that had to leave."""
         self._inventory = inventory
         self._supervisor = supervisor
         self._clock = clock
@@ -79,10 +82,10 @@ class Room:
                 return
             await self.changes.wait(pause)
 
-    async def clear(self, resident: Resident, grace: float, reason: str = "") -> None:
+    async def clear(self, resident: Resident, grace: float, cause: Cause | None = None) -> None:
         """Have a resident out of memory and see its bytes back. The caller holds the lock.
 
-        `reason`: why it has to leave before its time.
+        `cause`: why it has to leave before its time.
         """
         before = self._inventory.read_memory()
         held = self._inventory.account(resident).held
@@ -90,8 +93,8 @@ class Room:
         await self._supervisor.stop(resident.spec, grace)
         if before is not None and held:
             await self._reclaimed(resident.card.name, held, before.available + held, before.total)
-        if reason and self.on_evicted is not None:
-            self.on_evicted(reason, resident.card.name, held)
+        if cause is not None and self.on_evicted is not None:
+            self.on_evicted(resident.card.name, held, cause)
         self.changes.tell()
 
     async def mourn(
@@ -120,12 +123,14 @@ class Room:
         """Unload what is idle beyond the bounds in force; says when more of it may leave."""
         async with self.deciding:
             while not self.closing:
-                plan = self._inventory.plan_excess(self._in_force(), self._clock.monotonic())
+                policies = self._in_force()
+                plan = self._inventory.plan_excess(policies, self._clock.monotonic())
                 if not plan.victims:
                     return plan.at
                 victim = self._inventory.named(plan)[0]
                 log.info("unloading %s: models.max_loaded", victim.card.name)
-                await self.clear(victim, self._grace, "max_loaded")
+                line = _line(plan.because, policies)
+                await self.clear(victim, self._grace, Cause("max_loaded", policy=line))
         return None
 
     async def relieve(self, enough: Callable[[], bool], *, all: bool) -> list[str]:
@@ -143,7 +148,7 @@ class Room:
                     break
                 gone.append(victims[0].card.name)
                 log.warning("evicting %s: memory is short", victims[0].card.name)
-                await self.clear(victims[0], self._grace, "watermark")
+                await self.clear(victims[0], self._grace, Cause("watermark"))
         return gone
 
     # -- what workers are promised
@@ -269,7 +274,7 @@ class Room:
                 return judged.fits
             victim = self._inventory.named(judged.plan)[0]
             log.info("evicting %s for more of %s", victim.card.name, resident.card.name)
-            await self._evict(victim, "growth", judged)
+            await self._evict(victim, _cause("growth", resident, judged, self._in_force()), judged)
         return True
 
     def _resident_of(self, worker: Worker) -> Resident | None:
@@ -300,13 +305,14 @@ class Room:
                 return 0.0
             victim = self._inventory.named(judged.plan)[0]
             log.info("evicting %s for %s", victim.card.name, incoming.card.name)
-            await self._evict(victim, "load", judged)
+            incoming.evicted += (victim.card.name,)
+            await self._evict(victim, _cause("load", incoming, judged, policies), judged)
 
-    async def _evict(self, victim: Resident, reason: str, judged: Judgement) -> None:
+    async def _evict(self, victim: Resident, cause: Cause, judged: Judgement) -> None:
         """Have one leave for what was judged."""
         self._spare = judged.at_best - judged.needed
         try:
-            await self.clear(victim, self._grace, reason)
+            await self.clear(victim, self._grace, cause)
         finally:
             self._spare = math.inf
 
@@ -325,7 +331,7 @@ class Room:
     def _put_off(self, incoming: Resident, why: MlxdError) -> None:
         if incoming.waits is None:
             log.info("%s waits to be loaded: %s", incoming.card.name, why.message)
-        incoming.waits = why
+        incoming.waits = incoming.put_off = why
 
     def _loading(self) -> list[str]:
         return [r.card.name for r in self._inventory.residents.values() if r.reserved]
@@ -370,6 +376,17 @@ class Room:
     @property
     def _grace(self) -> float:
         return float(self._in_force().timeouts.shutdown.term_grace)
+
+
+def _cause(
+    reason: Literal["load", "growth"], wanted_by: Resident, judged: Judgement, policies: PolicySet
+) -> Cause:
+    line = _line(judged.plan.because, policies)
+    return Cause(reason, wanted_by.card.name, judged.needed, judged.available, line)
+
+
+def _line(obstacle: Obstacle, policies: PolicySet) -> PolicyLine | None:
+    return policies.line(KEYS[obstacle]) if obstacle else None
 
 
 def _patient(evicts: Evicts, at: float | None, policies: PolicySet) -> bool:

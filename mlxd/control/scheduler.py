@@ -326,6 +326,10 @@ class Scheduler:
         running = max(1, min(self._slots.most, len(self._slots.active)))
         return (ahead + 1) * self._holds.typical(self._slots.by_model) / running
 
+    def line(self, key: str) -> PolicyLine:
+        """Where a policy in force was set."""
+        return self._line(key)
+
     # -- refusing
 
     def _no_slot(self, place: Place, full: Full, now: float) -> MlxdError:

@@ -12,7 +12,8 @@ from typing import Protocol
 from mlxd.control.applicant import Applicant, terms_of
 from mlxd.control.names import max_concurrency_of, settings_of
 from mlxd.control.place import Place
-from mlxd.control.rates import rate_rule
+from mlxd.control.quotas import quota_rules
+from mlxd.control.rates import rate_rule, rate_rules
 from mlxd.core.caller import PRIORITIES, Caller, Priority
 from mlxd.core.errors import MlxdError
 from mlxd.core.models import canonical
@@ -205,11 +206,13 @@ class Slots:
 def rules_in_force(policies: PolicySet) -> list[str]:
     """The names of the rules that judge at all (mode enforce or dry_run), in order of judgement.
 
-    `rate_limit:<name>`, `concurrency`, and `concurrency:<model>` with the model as it is written,
-    first those of limits.yaml, then those that only models.yaml names.
+    Those of `quota_rules` and `rate_rules`, `tenant:<name>` for a tenant's own slots,
+    `concurrency`, and `concurrency:<model>` with the model as it is written, first those of
+    limits.yaml, then those that only models.yaml names.
     """
-    limits, models = policies.limits, policies.models
-    names = [rate_rule(rule) for rule in limits.rate_limit if rule.mode != "off"]
+    limits, models, tenants = policies.limits, policies.models, policies.clients.tenants
+    own = [tenant_rule(name) for name, one in tenants.items() if one.max_in_flight is not None]
+    names = list(dict.fromkeys([*quota_rules(policies), *rate_rules(policies), *own]))
     if limits.concurrency.mode == "off":
         return names
     per_model = limits.concurrency.per_model

@@ -140,7 +140,7 @@ class Supervisor:
             slot = self._slot(card)
             if slot.next_start is None:
                 return
-            waits(resting.backing_off(slot))
+            waits(resting.backing_off(slot, self._policies))
             await self.changes.wait(slot.wait)
 
     def probe(self, slot: Slot) -> None:
@@ -313,6 +313,7 @@ class Supervisor:
             raise ModelLoadFailed(
                 f"model '{slot.name}' could not be loaded: it makes no token: {error.message}",
                 retry_after=10.0,
+                would_pass="the same request once another worker of it makes tokens",
             ) from error
         finally:
             worker.on_need = on_need

@@ -43,6 +43,7 @@ from mlxd.ipc import messages as ipc
 log = logging.getLogger(__name__)
 
 _ASKED_NICELY_SECONDS = 1.0
+_LOADED = "the same request once that is mended; `mlxd crashes` shows its worker's last words"
 """From the word `Shutdown` to SIGTERM. A healthy worker needs a tenth of it."""
 
 
@@ -119,6 +120,7 @@ class Worker(asyncio.Protocol):
             raise ModelLoadFailed(
                 f"no engine process could be started for '{name}': {error.strerror}",
                 retry_after=5.0,
+                would_pass=_LOADED,
             ) from error
         worker = cls(spec, name, clock, process, budget)
         worker._own(worker._bury())
@@ -262,7 +264,9 @@ class Worker(asyncio.Protocol):
 
     def _fruitless(self, why: str) -> ModelLoadFailed:
         return ModelLoadFailed(
-            f"model '{self.name}' is loaded and generates nothing: {why}", retry_after=10.0
+            f"model '{self.name}' is loaded and generates nothing: {why}",
+            retry_after=10.0,
+            would_pass=_LOADED,
         )
 
     def fail_all(self, error: MlxdError) -> None:
@@ -511,7 +515,9 @@ class Worker(asyncio.Protocol):
     def _fail_load(self, reason: str, *, final: bool = False) -> None:
         if not self._became_ready.done():
             error = ModelLoadFailed(
-                f"model '{self.name}' could not be loaded: {reason}", retry_after=10.0
+                f"model '{self.name}' could not be loaded: {reason}",
+                retry_after=10.0,
+                would_pass=_LOADED,
             )
             error.final = final
             self._became_ready.set_exception(error)
@@ -520,11 +526,14 @@ class Worker(asyncio.Protocol):
     def _crashed(self) -> MlxdError:
         if self.out_of_memory:
             return InsufficientMemory(
-                f"the engine of model '{self.name}' ran out of memory", retry_after=5.0
+                f"the engine of model '{self.name}' ran out of memory",
+                retry_after=5.0,
+                would_pass="a shorter request, or the same one while less else is under way",
             )
         return WorkerCrashed(
             f"the engine process of model '{self.name}' ended; the next request starts a new one",
             retry_after=2.0,
+            would_pass="the same request again",
         )
 
     def _own(self, work: Coroutine[None, None, None]) -> None:

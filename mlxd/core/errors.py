@@ -13,6 +13,7 @@ MlxdError
 ├── Forbidden                   forbidden               something that policy does not allow
 ├── ModelNotFound               model_not_found         no model of that name
 ├── ResponseNotFound            response_not_found      no response of that id is kept
+├── RequestNotFound             request_not_found       no story of a request of that id is kept
 ├── RateLimited                 rate_limited            this client's quota is used up
 │   ├── TokensExhausted         tokens_exhausted        its tenant's quota of tokens is used up
 │   ├── TenantBusy              tenant_busy             as many of its tenant's requests run as may
@@ -45,7 +46,8 @@ name each API has for it is in that dialect's `render_error`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -107,10 +109,29 @@ class MlxdError(Exception):
         """Where that can be said at little cost, by who has refused it."""
 
     def explained(self) -> str:
-        """The message, and the policy line to change where one decided."""
-        if self.policy is None:
-            return self.message
-        return f"{self.message.rstrip('.')}. Policy: {self.policy}"
+        """The message, and behind it what it does not say: numbers, the policy line to change, what
+        would have passed.
+        """
+        more = [*self._more()]
+        return ". ".join([self.message.rstrip("."), *more]) if more else self.message
+
+    def _more(self) -> Iterator[str]:
+        said = _NUMBER.findall(self.message) if self.numbers else ()
+        numbers = ((name, _spoken(number)) for name, number in self.numbers.items())
+        unsaid = [f"{name} {number}" for name, number in numbers if number not in said]
+        if unsaid:
+            yield f"Numbers: {', '.join(unsaid)}"
+        if self.policy is not None:
+            yield f"Policy: {self.policy}"
+        if self.would_pass:
+            yield f"Would pass: {self.would_pass}"
+
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+def _spoken(number: float | str) -> str:
+    return f"{number:.3g}" if isinstance(number, float) else str(number)
 
 
 class InvalidRequest(MlxdError):
@@ -167,6 +188,10 @@ class ResponseNotFound(MlxdError):
     code = "response_not_found"
 
 
+class RequestNotFound(MlxdError):
+    code = "request_not_found"
+
+
 class RateLimited(MlxdError):
     code = "rate_limited"
 
@@ -203,6 +228,9 @@ class Draining(MlxdError):
     code = "draining"
 
 
+AFTER_DRAIN = "the same request once the next daemon serves"
+
+
 class InsufficientMemory(MlxdError):
     """`needed_bytes` and `available_bytes` are what was compared; 0 where nothing was."""
 
@@ -216,8 +244,14 @@ class InsufficientMemory(MlxdError):
         available_bytes: int = 0,
         retry_after: float | None = None,
         policy: PolicyLine | None = None,
+        numbers: Mapping[str, float | str] | None = None,
+        would_pass: str = "",
     ) -> None:
-        super().__init__(message, retry_after=retry_after, policy=policy)
+        compared = {"needed_bytes": needed_bytes, "available_bytes": available_bytes}
+        super().__init__(
+            message, retry_after=retry_after, policy=policy, would_pass=would_pass,
+            numbers={**(compared if needed_bytes else {}), **(numbers or {})},
+        )  # fmt: skip
         self.needed_bytes = needed_bytes
         self.available_bytes = available_bytes
 

@@ -8,8 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mlxd.core.caller import Caller, Priority
+from mlxd.core.errors import InvalidRequest, MlxdError
 
 Fact = float | str | bool | None
+
+MOST_NOTES = 64
+"""Of one story; what comes after them is only counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,8 @@ class Story:
     code: str = ""
     """Of the error that it ended with; empty: of none."""
     notes: list[Note] = field(default_factory=list)
+    untold: int = 0
+    """Notes that came after `MOST_NOTES`."""
 
     @property
     def now(self) -> float:
@@ -86,9 +92,26 @@ class Story:
         """That it has taken so far."""
         return self.prompt_tokens + self.completion_tokens
 
-    def note(self, what: str, **facts: Fact) -> None:
-        """Add one. What comes too often is for whoever tells to bound."""
-        self.notes.append(Note(self.now, what, facts))
+    def failed(self, error: MlxdError) -> None:
+        """It ends with this. Words about what a client has said are not told."""
+        self.code = error.code
+        facts: dict[str, Fact] = {"code": error.code, **error.numbers}
+        if error.policy is not None or not isinstance(error, InvalidRequest):
+            facts["message"] = error.message
+        if (line := error.policy) is not None:
+            facts |= {"policy": line.key, "value": line.value, "place": line.place}
+        if error.would_pass:
+            facts["would_pass"] = error.would_pass
+        if error.retry_after is not None:
+            facts["retry_after"] = error.retry_after
+        self.note("refused" if self.leased is None else "failed", **facts)
+
+    def note(self, what: str, /, **facts: Fact) -> None:
+        """Add one, while there are not too many."""
+        if len(self.notes) < MOST_NOTES:
+            self.notes.append(Note(self.now, what, facts))
+        else:
+            self.untold += 1
 
 
 def untold(client: str = "local", generation: int = 0) -> Story:

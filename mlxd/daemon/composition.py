@@ -21,6 +21,7 @@ from mlxd.control.dispatch import Dispatcher
 from mlxd.control.forecast import Forecasts
 from mlxd.control.grammars import Grammars
 from mlxd.control.guard import Guard
+from mlxd.control.keys import Keys
 from mlxd.control.leftovers import end_leftovers
 from mlxd.control.library import Library
 from mlxd.control.memory import read_memory
@@ -35,7 +36,9 @@ from mlxd.control.replay import Replays
 from mlxd.control.residency import Residency
 from mlxd.control.scene import ResidentScene
 from mlxd.control.sleep import Grace
+from mlxd.control.stories import Stories
 from mlxd.control.supervisor import Supervisor
+from mlxd.control.usage import Usage
 from mlxd.control.vitals import Vitals
 from mlxd.control.watermarks import Level
 from mlxd.core import aside
@@ -43,6 +46,7 @@ from mlxd.core.clock import AwakeClock, SystemClock
 from mlxd.core.instance import Instance
 from mlxd.core.starts import StartLedger
 from mlxd.core.threads import Threads
+from mlxd.daemon.evictions import Evictions
 from mlxd.daemon.hold import Hold
 from mlxd.daemon.log import Log
 from mlxd.daemon.systemd import Systemd
@@ -53,16 +57,18 @@ from mlxd.policy.outcome import Outcome
 from mlxd.policy.reload import Reloader
 from mlxd.policy.store import Live, PolicyStore
 from mlxd.policy.watch import Watcher
-from mlxd.server import kept_responses, memory_report, policy_report, worker_report
+from mlxd.server import kept_responses, memory_report, policy_report, queue_report, worker_report
 from mlxd.server.admin import Admin
 from mlxd.server.admin_socket import AdminSocket
 from mlxd.server.app import routes
 from mlxd.server.connections import GuardedServer
 from mlxd.server.edge import Edge
 from mlxd.server.effects import Effects
+from mlxd.server.identity import Identity
 from mlxd.server.listener import Listener, Moved
 from mlxd.server.parts import Parts, State
 from mlxd.server.repeats import Repeats
+from mlxd.server.usage_report import count_tokens
 from mlxd.server.watchdog import Heartbeat, Watchdog, end_process, told_by_systemd
 from mlxd.server.webhook import Webhook
 from mlxd.telemetry import logs
@@ -128,6 +134,7 @@ class _Models:
     blobs: Blobs
     created: CreatedModels
     catalog: Catalog
+    usage: Usage
     admission: Admission
     supervisor: Supervisor
     forecasts: Forecasts
@@ -164,7 +171,7 @@ def compose(
     models.residency.before_load = hold.before_load
     warnings = [*warnings, *_unread(ground)]
     parts = _parts(ground, models, reloader, starts, State(warnings=warnings))
-    repeats = Repeats(ground.store, ground.clock, parts.rejections)
+    repeats = Repeats(ground.store, ground.clock, parts.rejections, parts.metrics)
     listener = Listener(_server(parts, ground, repeats), moved)
     systemd = Systemd()
     heartbeat, watchdog = _watched(ground, models, parts, listener, systemd)
@@ -193,6 +200,7 @@ def join(made: Composition, log: Log) -> None:
     """Who prepares and commits new policies, in this order, and who is told of it."""
     parts = made.parts
     parts.reloader.use(
+        parts.keys,  # before the listener: no door is opened to those who cannot have a key
         made.listener,
         Live("log", log.apply),
         Live("admission", parts.admission.apply),
@@ -203,13 +211,16 @@ def join(made: Composition, log: Log) -> None:
         Live("memory", parts.guard.apply),
         Live("preload", parts.preloader.apply),
         Live("archive", parts.archive.apply),
+        Live("stories", parts.stories.apply),
         Live("webhook", made.webhook.apply),
     )
     parts.reloader.observe(partial(policy_report.report, parts))
     parts.reloader.observe(_log_outcome)
+    parts.stories.on_end.append(partial(count_tokens, parts.metrics))
     policy_report.measure(parts)
     memory_report.measure(parts)
     worker_report.measure(parts)
+    queue_report.measure(parts)
     kept_responses.measure(parts)
     parts.metrics.watch("mlxd_log_lines_lost", "Log lines that could not be written.", logs.lost)
 
@@ -251,9 +262,10 @@ def _models(ground: _Ground) -> _Models:
     residency = Residency(supervisor, clock, read_memory, forecasts, check=catalog.check)
     grace = Grace(clock, lambda: float(store.current.supervision.sleep_wake.resume_grace))
     residency.calm = grace.calm
+    usage = Usage(ground.state, ground.machine)
     admission = Admission(
-        clock, store.current, ResidentScene(residency),
-        real=ground.machine,  # windows of rates are what clients count too
+        clock, store.current, ResidentScene(residency), quotas=usage.quotas,
+        real=ground.machine,  # windows of rates and quotas are what clients count too
     )  # fmt: skip
     preloader = Preloader(catalog, residency)
     return _Models(
@@ -262,6 +274,7 @@ def _models(ground: _Ground) -> _Models:
         blobs=blobs,
         created=created,
         catalog=catalog,
+        usage=usage,
         admission=admission,
         supervisor=supervisor,
         forecasts=forecasts,
@@ -291,16 +304,8 @@ def _guard(ground: _Ground, residency: Residency, admission: Admission) -> Guard
         clock=ground.clock, events=ground.events, counts=ground.metrics,
     )  # fmt: skip
     residency.on_memory_error = guard.out_of_memory
-    residency.on_evicted = partial(_evicted, ground.events, ground.metrics)
+    residency.on_evicted = Evictions(ground.events, ground.metrics, guard).add
     return guard
-
-
-def _evicted(events: Events, metrics: Metrics, reason: str, model: str, size: int) -> None:
-    """What a watermark has dropped is counted where that is decided."""
-    if reason != "watermark":
-        metrics.evicted(reason)
-    data = {"model": model, "reason": reason, "bytes": size}
-    events.record("evict", f"{model} had to leave memory: {reason}", data)
 
 
 def _parts(
@@ -312,10 +317,12 @@ def _parts(
     puller = Puller(pulled, own_names, catalog, events.record)
     return Parts(
         policies=ground.store,
+        keys=Keys(ground.store.current, ground.state, ground.clock),
         reloader=reloader,
         watcher=Watcher(lambda: reloader.folder, reloader.look),
         catalog=catalog,
         admission=models.admission,
+        usage=models.usage,
         supervisor=models.supervisor,
         residency=residency,
         preloader=models.preloader,
@@ -341,6 +348,7 @@ def _parts(
             events.record,
         ),
         archive=Archive(ground.clock, ground.store.current),
+        stories=Stories(ground.store.current),
         clock=ground.clock,
         read_memory=read_memory,
         metrics=ground.metrics,
@@ -377,7 +385,7 @@ def _replays(ground: _Ground, guard: Guard) -> Replays:
 
 
 def _server(parts: Parts, ground: _Ground, repeats: Repeats) -> GuardedServer:
-    edge = Edge(parts, routes(parts), refused=repeats.learn)
+    edge = Edge(parts, routes(parts), callers=Identity(parts.keys), refused=repeats.learn)
     server = GuardedServer(edge, ground.store, ground.clock)
     server.answers = repeats
     return server

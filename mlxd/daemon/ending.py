@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Sequence
 from functools import partial
 
-from mlxd.core.errors import Draining
+from mlxd.core.errors import AFTER_DRAIN, Draining
 from mlxd.daemon.composition import Composition
 
 log = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ class Ending:
         await self._parts.guard.close()
         await self._parts.residency.close(grace)
         await self._made.forecasts.close()
+        await self._parts.usage.close()
         await self._made.grammars.close()
         killing.cancel()
         for task in lasting:
@@ -113,7 +114,14 @@ class Ending:
         """What did not finish is told so, loads included."""
         unfinished = f"{self._parts.admission.active} requests did not finish in time"
         self._tell_stage("cancelled", unfinished)
-        stopping = Draining("the daemon is stopping", retry_after=5.0)
+        policies = self._parts.policies.current
+        stopping = Draining(
+            "the daemon is stopping",
+            retry_after=5.0,
+            policy=policies.line("server.drain.grace"),
+            numbers={"grace_seconds": float(policies.server.drain.grace)},
+            would_pass=AFTER_DRAIN,
+        )
         self._parts.replays.fail_all(stopping)
         self._parts.supervisor.fail_all(stopping)
         self._parts.residency.give_up_loads()

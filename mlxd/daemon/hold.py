@@ -63,6 +63,8 @@ class Hold:
                 self._starts.reason,
                 retry_after=_RETRY_SECONDS,
                 policy=self._policies.current.line("supervision.daemon.max_restarts"),
+                would_pass="the same request after `mlxd service reset`, or an hour without another"
+                " unclean start",
             )
         await self._look()
 

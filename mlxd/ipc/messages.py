@@ -173,6 +173,9 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """With insufficient_memory: what it would take, in all."""
     available_bytes: int = 0
     """And what there is for it."""
+    numbers: dict[str, int] = {}
+    """With context_exceeded: `prompt_tokens` (or `prompt_tokens_at_least`) and `allowed_tokens`;
+    `fitting_tokens` of prompt and answer together, where memory is the limit."""
 
 
 class Logprob(msgspec.Struct, frozen=True, array_like=True):

@@ -28,7 +28,10 @@ class Action:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         if is_stranger(request):
-            raise Forbidden("the admin socket answers its own user and root")
+            raise Forbidden(
+                "the admin socket answers its own user and root",
+                would_pass="the same request of the user who runs mlxd, or of root",
+            )
         body, etag = await self._act(request)
         response = json_response(body)
         response.headers["ETag"] = etag

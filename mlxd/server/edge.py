@@ -19,6 +19,7 @@ from aiohttp import web
 
 from mlxd.core.caller import Caller
 from mlxd.core.errors import (
+    AFTER_DRAIN,
     Draining,
     Forbidden,
     HeadersTooLarge,
@@ -26,11 +27,14 @@ from mlxd.core.errors import (
     InternalError,
     MlxdError,
     Overloaded,
+    TooManyGuesses,
+    Unauthorized,
 )
 from mlxd.core.story import Story
 from mlxd.policy.load import PolicySet
 from mlxd.server.connections import Connection
 from mlxd.server.errors import (
+    STATUS,
     Render,
     error_response,
     given_id,
@@ -38,32 +42,37 @@ from mlxd.server.errors import (
     new_request_id,
     words_for,
 )
+from mlxd.server.identity import OPEN, Identity, address_of
 from mlxd.server.parts import Parts
 
 log = logging.getLogger("mlxd.access")
 faults = logging.getLogger(__name__)
 
 _REMEMBERED = 256
-"""Addresses and hosts that have been judged: the same ones ask again and again."""
+"""Hosts that have been judged: the same ones ask again and again."""
+_LEFT = 499
+"""What stands for the status where the client has gone."""
 _RESTART_SECONDS = 5.0
 """What a client is told to wait for the next daemon."""
-_VITAL = frozenset(("/livez", "/readyz", "/health"))
-"""Answered even when hardly any file is left."""
 _BETWEEN = len(": \r\n")
 OWN_NAMES = "own-names"
 LOOPBACK_ADDRESSES = "loopback-addresses"
 PRIVATE_ADDRESSES = "private-addresses"
 _EXPOSED = (
-    "X-Request-Id, Request-Id, Retry-After, RateLimit, RateLimit-Policy, X-Mlxd-Code,"
-    " X-Mlxd-Policy, X-Mlxd-Policy-Key, X-Mlxd-Policy-Place, X-Mlxd-Would-Deny,"
-    " X-Mlxd-Needed-Bytes, X-Mlxd-Available-Bytes, X-Should-Retry,"
+    "X-Request-Id, Request-Id, Retry-After, retry-after-ms, RateLimit, RateLimit-Policy,"
+    " X-Mlxd-Code, X-Mlxd-Policy, X-Mlxd-Policy-Key, X-Mlxd-Policy-Place, X-Mlxd-Would-Deny,"
+    " X-Mlxd-Needed-Bytes, X-Mlxd-Available-Bytes, X-Mlxd-Priority, X-Mlxd-Free-Slots,"
+    " X-Mlxd-Expected-Wait, X-Mlxd-Queue-Position, X-Should-Retry,"
     " x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests,"
+    " x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens,"
     " anthropic-ratelimit-requests-limit, anthropic-ratelimit-requests-remaining,"
-    " anthropic-ratelimit-requests-reset"
+    " anthropic-ratelimit-requests-reset, anthropic-ratelimit-tokens-limit,"
+    " anthropic-ratelimit-tokens-remaining, anthropic-ratelimit-tokens-reset"
 )
 _ALLOWED_HEADERS = (
     "Authorization, Content-Type, User-Agent, Accept, X-Requested-With, OpenAI-Beta, x-api-key,"
     " anthropic-version, anthropic-beta, anthropic-dangerous-direct-browser-access, X-Request-Id,"
+    " X-Request-Priority,"
     " traceparent, x-stainless-arch, x-stainless-async, x-stainless-custom-poll-interval,"
     " x-stainless-helper-method, x-stainless-lang, x-stainless-os, x-stainless-package-version,"
     " x-stainless-poll-helper, x-stainless-retry-count, x-stainless-runtime,"
@@ -142,12 +151,21 @@ class Edge:
     """
 
     def __init__(
-        self, parts: Parts, route: Route, *, walls: bool = True, refused: Refused | None = None
+        self,
+        parts: Parts,
+        route: Route,
+        *,
+        walls: bool = True,
+        callers: Identity | None = None,
+        refused: Refused | None = None,
     ) -> None:
-        """`refused` is told of each request that was, and of its answer."""
+        """`callers` says who asks; without it, nobody needs a key. `refused` is told of each
+        request that was, and of its answer.
+        """
         self._parts = parts
         self._route = route
         self._walls = walls
+        self._callers = callers
         self._refused = refused
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -156,10 +174,10 @@ class Edge:
         request[MARKS] = Marks(self._parts.metrics.would_deny)
         if self._parts.state.draining and isinstance(request.protocol, Connection):
             request.protocol.leaving = True
-        request[CALLER] = Caller(client_at(request.remote or ""))
+        request[CALLER] = Caller(address_of(request, policies_of(request)))
         began = self._parts.clock.monotonic()
         request[STORY] = self._story(request, began)
-        status = 499
+        status = _LEFT
         try:
             response = await self._answer(request)
             if not response.prepared:
@@ -169,6 +187,7 @@ class Edge:
             status = response.status
             return response
         finally:
+            self._end(request, status)
             log.info(
                 "%s %s %s",
                 request.method,
@@ -178,6 +197,8 @@ class Edge:
                     "request": request[ID],
                     "seconds": round(self._parts.clock.monotonic() - began, 4),
                     "model": request.get(MODEL, ""),
+                    "tenant": caller_of(request).tenant,
+                    "key": caller_of(request).key,
                 },
             )
 
@@ -188,6 +209,15 @@ class Edge:
             request[ID], request.path, caller_of(request), generation,
             clock.wall(), clock.monotonic, began,
         )  # fmt: skip
+
+    def _end(self, request: web.BaseRequest, status: int) -> None:
+        """Of its story, if it has one."""
+        story = request[STORY]
+        for rule in request[MARKS].rules:
+            story.note("would_deny", rule=rule)
+        if status == _LEFT:
+            story.note("left")
+        self._parts.stories.end(story, status, story.code)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """The one edge: whatever went wrong behind it becomes an answer here."""
@@ -200,6 +230,7 @@ class Edge:
                 self._check_host(request)
             if request.method == "OPTIONS":
                 return _preflight(request)
+            self._identify(request)
             endpoint = self._route(request)
             render = endpoint.render_error
             return await endpoint(request)
@@ -208,8 +239,7 @@ class Edge:
         except asyncio.CancelledError:
             if not self._given_up():
                 raise
-            stopping = Draining("the daemon is stopping", retry_after=_RESTART_SECONDS)
-            return await _failed(request, stopping, render)
+            return await _failed(request, _stopping(policies_of(request)), render)
         except ConnectionError:
             raise
         except MemoryError:
@@ -218,6 +248,20 @@ class Edge:
             faults.exception("request %s: a defect", request[ID])
             defect = InternalError("an internal error occurred; the log has it under this id")
             return await _failed(request, defect, render)
+
+    def _identify(self, request: web.BaseRequest) -> None:
+        """Raises Unauthorized, TooManyGuesses."""
+        if self._callers is None:
+            return
+        now = self._parts.clock.monotonic()
+        try:
+            caller = self._callers.identify(request, policies_of(request), now)
+        except (Unauthorized, TooManyGuesses) as error:
+            self._parts.rejections.add(
+                error, STATUS[error.code], model="", client=client_of(request)
+            )
+            raise
+        request[CALLER] = request[STORY].caller = caller
 
     def _given_up(self) -> bool:
         """Whether what the request waited for was cancelled, and not the request itself."""
@@ -228,16 +272,23 @@ class Edge:
         """This process's own: the engines have theirs."""
         self._parts.guard.emergency("the daemon found no memory for a request")
         interval = float(policies_of(request).memory.check_interval)
-        return InsufficientMemory("there is no memory for this request now", retry_after=interval)
+        return InsufficientMemory(
+            "there is no memory for this request now",
+            retry_after=interval,
+            would_pass="the same request once other processes have given memory back",
+        )
 
     def _check_headers(self, request: web.BaseRequest) -> None:
         """The sum; aiohttp bounds how many there are and how long each is."""
         policies = policies_of(request)
         limit = int(policies.server.http.max_header_bytes)
-        if sum(len(name) + len(value) + _BETWEEN for name, value in request.raw_headers) > limit:
+        size = sum(len(name) + len(value) + _BETWEEN for name, value in request.raw_headers)
+        if size > limit:
             raise HeadersTooLarge(
                 f"the request's headers are larger than {limit} bytes",
                 policy=policies.line("server.http.max_header_bytes"),
+                numbers={"header_bytes": size, "allowed_bytes": limit},
+                would_pass=f"headers of at most {limit} bytes together",
             )
 
     def _check_host(self, request: web.BaseRequest) -> None:
@@ -253,7 +304,9 @@ class Edge:
             request[MARKS].add("hosts")
             return
         raise Forbidden(
-            f"the Host {host[:80]!r} is not allowed", policy=policies.line("clients.hosts.allow")
+            f"the Host {host[:80]!r} is not allowed",
+            policy=policies.line("clients.hosts.allow"),
+            would_pass="a Host that is allowed there, such as localhost",
         )
 
     def _check_origin(self, request: web.BaseRequest) -> None:
@@ -273,14 +326,30 @@ class Edge:
         raise Forbidden(
             f"the Origin {origin[:80]!r} is not allowed",
             policy=policies.line("clients.cors.allow_origins"),
+            would_pass="a page of an origin that is allowed there, or a client that is no browser",
         )
 
 
 def _check_room(request: web.BaseRequest) -> None:
     """Raises Overloaded for what cannot be served with the few files that are left."""
     protocol = request.protocol
-    if isinstance(protocol, Connection) and protocol.scarce and request.path not in _VITAL:
-        raise Overloaded("the daemon has too many files open", retry_after=1.0)
+    if isinstance(protocol, Connection) and protocol.scarce and request.path not in OPEN:
+        raise Overloaded(
+            "the daemon has too many files open",
+            retry_after=1.0,
+            would_pass="the same request once other connections have ended",
+        )
+
+
+def _stopping(policies: PolicySet) -> Draining:
+    """What those are told who were cut off."""
+    return Draining(
+        "the daemon is stopping",
+        retry_after=_RESTART_SECONDS,
+        policy=policies.line("server.drain.grace"),
+        numbers={"grace_seconds": float(policies.server.drain.grace)},
+        would_pass=AFTER_DRAIN,
+    )
 
 
 def policies_of(request: web.BaseRequest) -> PolicySet:
@@ -311,20 +380,6 @@ def caller_of(request: web.BaseRequest) -> Caller:
 def client_of(request: web.BaseRequest) -> str:
     """Whose share a request takes, and whose belongings it may touch."""
     return caller_of(request).name
-
-
-@lru_cache(_REMEMBERED)
-def client_at(remote: str) -> str:
-    """Whose quota a request from an address counts on: the address, the /64 of an IPv6 one."""
-    try:
-        address = ipaddress.ip_address(remote.partition("%")[0])
-    except ValueError:
-        return remote or "local"
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return str(address)
 
 
 def host_allowed(host: str, patterns: Sequence[str]) -> bool:
@@ -364,6 +419,7 @@ def _own_names() -> frozenset[str]:
 
 
 async def _failed(request: web.BaseRequest, error: MlxdError, render: Render) -> web.StreamResponse:
+    request[STORY].failed(error)
     stream: Begun | None = request.get(STREAM)
     if stream is not None and stream.begun:
         return await stream.fail(error)

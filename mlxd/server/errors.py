@@ -10,7 +10,13 @@ from typing import Any
 from aiohttp import web
 
 from mlxd import __version__
-from mlxd.core.errors import InsufficientMemory, MlxdError, RequestQuarantined
+from mlxd.core.errors import (
+    InsufficientMemory,
+    MlxdError,
+    RateLimited,
+    RequestQuarantined,
+    Unauthorized,
+)
 from mlxd.dialects import anthropic, ollama, openai
 from mlxd.dialects.base import to_json
 
@@ -27,6 +33,7 @@ STATUS: dict[str, int] = {
     "forbidden": 403,
     "model_not_found": 404,
     "response_not_found": 404,
+    "request_not_found": 404,
     "rate_limited": 429,
     "tokens_exhausted": 429,
     "tenant_busy": 429,
@@ -54,6 +61,7 @@ STATUS: dict[str, int] = {
     "internal_error": 500,
 }
 MAX_RETRY_AFTER = 60
+"""Seconds for which a client that retries by itself may be made to wait."""
 MAX_ID = 128
 
 Render = Callable[[MlxdError], dict[str, Any]]
@@ -119,8 +127,9 @@ def error_headers(error: MlxdError) -> dict[str, str]:
         headers["X-Mlxd-Needed-Bytes"] = str(error.needed_bytes)
         headers["X-Mlxd-Available-Bytes"] = str(error.available_bytes)
     if error.retry_after is not None:
-        seconds = min(max(1, math.ceil(error.retry_after)), MAX_RETRY_AFTER)
-        headers["Retry-After"] = str(seconds)
+        headers |= _when_to_retry(error, error.retry_after)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, RequestQuarantined):
         headers["X-Should-Retry"] = "false"
     return headers
@@ -136,3 +145,19 @@ def error_response(error: MlxdError, render: Render, request_id: str = "") -> we
     if error.code in ("request_timeout", "request_too_large"):
         response.force_close()
     return response
+
+
+def _when_to_retry(error: MlxdError, seconds: float) -> dict[str, str]:
+    """A quota says the truth, however long that is: who came sooner would be refused again. All
+    else may be over before it was expected to be.
+
+    `retry-after-ms` goes before Retry-After where a client knows both.
+    """
+    soon = seconds <= MAX_RETRY_AFTER
+    if not soon and not isinstance(error, RateLimited):
+        soon, seconds = True, MAX_RETRY_AFTER
+    headers = {
+        "Retry-After": str(max(1, math.ceil(seconds))),
+        "retry-after-ms": str(max(1, math.ceil(seconds * 1000))),
+    }
+    return headers if soon else headers | {"X-Should-Retry": "false"}

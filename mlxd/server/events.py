@@ -73,6 +73,8 @@ class EventStream:
                 f"{most} clients follow the events already",
                 retry_after=_RETRY_SECONDS,
                 policy=policies.line("server.http.max_connections"),
+                numbers={"followers": self._followers, "allowed": most},
+                would_pass="the same request once one of them has left",
             )
 
     def _list(self, since: int, types: frozenset[str]) -> web.Response:

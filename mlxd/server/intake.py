@@ -83,10 +83,11 @@ async def read_body(request: web.BaseRequest, policies: PolicySet) -> bytes:
     encoding = request.headers.get("Content-Encoding", "").strip().lower()
     if encoding not in _ENCODINGS:
         raise UnsupportedEncoding(
-            f"Content-Encoding {encoding[:40]!r} is not read; send gzip, deflate, zstd or none"
+            f"Content-Encoding {encoding[:40]!r} is not read; send gzip, deflate, zstd or none",
+            would_pass="the same body in one of those",
         )
     if request.content_length is not None and request.content_length > http.max_body:
-        raise _too_large(policies)
+        raise _too_large(policies, request.content_length)
     _ask_for_it(request)
     try:
         if request.content.is_eof():
@@ -103,7 +104,7 @@ def _come(request: web.BaseRequest, policies: PolicySet) -> bytes:
     """A body that has come with its header, as short ones do: nothing is waited for."""
     body = request.content.read_nowait()
     if len(body) > policies.server.http.max_body:
-        raise _too_large(policies)
+        raise _too_large(policies, len(body))
     return body
 
 
@@ -119,7 +120,9 @@ async def pieces_of(request: web.BaseRequest, policies: PolicySet) -> AsyncGener
     and UnsupportedEncoding: it is a file, and taken as it is.
     """
     if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
-        raise UnsupportedEncoding("an upload is taken without any Content-Encoding")
+        raise UnsupportedEncoding(
+            "an upload is taken without any Content-Encoding", would_pass="the file as it is"
+        )
     _ask_for_it(request)
     try:
         async with aclosing(_pieces(request, policies)) as pieces:
@@ -146,17 +149,26 @@ async def _read(request: web.BaseRequest, policies: PolicySet) -> bytes:
         async for piece in pieces:
             size += len(piece)
             if size > policies.server.http.max_body:
-                raise _too_large(policies)
+                raise _too_large(policies, size)
             read.append(piece)
     return b"".join(read)
 
 
-def _too_large(policies: PolicySet) -> RequestTooLarge:
+def _too_large(policies: PolicySet, size: int) -> RequestTooLarge:
+    """`size`: of its body as far as that is known."""
+    limit = int(policies.server.http.max_body)
     return RequestTooLarge(
-        f"the request's body is larger than {int(policies.server.http.max_body)} bytes",
+        f"the request's body is larger than {limit} bytes",
         policy=policies.line("server.http.max_body"),
+        numbers={"body_bytes_at_least": size, "allowed_bytes": limit},
+        would_pass=f"a body of at most {limit} bytes",
     )
 
 
 def _too_slow(line: PolicyLine) -> RequestTimeout:
-    return RequestTimeout("the request's body came too slowly", policy=line)
+    return RequestTimeout(
+        "the request's body came too slowly",
+        policy=line,
+        numbers={"limit": line.value},
+        would_pass="a body that comes faster, or a shorter one",
+    )

@@ -32,6 +32,7 @@ class ForManagers:
                 "models are not pulled, copied or deleted from here; `mlxd` does it on the machine"
                 " itself",
                 policy=policies.line("clients.manage_models"),
+                would_pass="`mlxd models` on the machine itself",
             )
         return await self._endpoint(request)
 
@@ -45,7 +46,10 @@ class ForOwner:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         if is_stranger(request):
-            raise Forbidden("the admin socket answers its own user and root")
+            raise Forbidden(
+                "the admin socket answers its own user and root",
+                would_pass="the same request of the user who runs mlxd, or of root",
+            )
         return await self._endpoint(request)
 
 

@@ -27,8 +27,9 @@ from mlxd.dialects.base import to_json
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.store import PolicyStore
 from mlxd.server.connections import Connection
-from mlxd.server.edge import BODY, FAILURE, MARKS, MODEL, client_of, policies_of
+from mlxd.server.edge import BODY, FAILURE, MARKS, MODEL, caller_of, client_of, policies_of
 from mlxd.server.errors import MAX_ID, STATUS, error_body, given_id, new_request_id
+from mlxd.telemetry.metrics import Metrics
 from mlxd.telemetry.rejections import Rejections
 
 log = logging.getLogger("mlxd.access")
@@ -84,10 +85,13 @@ class _Refused:
 class Repeats:
     """Learns from the edge, answers for connections."""
 
-    def __init__(self, store: PolicyStore, clock: Clock, rejections: Rejections) -> None:
+    def __init__(
+        self, store: PolicyStore, clock: Clock, rejections: Rejections, metrics: Metrics
+    ) -> None:
         self._store = store
         self._clock = clock
         self._rejections = rejections
+        self._metrics = metrics
         self._known: dict[_Key, _Refused] = {}
         self._place = secrets.token_hex(12).encode()
         """Stands for an id."""
@@ -211,6 +215,7 @@ class Repeats:
                 known.count,
                 extra={"model": known.model},
             )
+            self._metrics.refused(known.error.code, known.count)
             self._rejections.add(
                 known.error, status, model=known.model, client=known.client, count=known.count
             )
@@ -222,6 +227,8 @@ def _key(request: web.BaseRequest, again: Again) -> _Key | None:
     connection, message = request.protocol, request._message
     if not isinstance(connection, Connection) or not _is_plain(message):
         return None
+    if "x-request-id" in caller_of(request).headers:
+        return None  # a rate rule counts by it
     if connection.leaving or "Expect" in request.headers or "Connection" in request.headers:
         return None
     head = _head(connection, message.path, message.raw_headers)

@@ -80,6 +80,7 @@ class _Exchange(Generate):
                 f"Previous response with id '{id[:128]}' not found.",
                 param="previous_response_id",
                 policy=policies.line("limits.responses.store") if off else None,
+                would_pass="the whole conversation as `input`, without previous_response_id",
             )
         return kept
 

@@ -37,6 +37,9 @@ class Rejections:
             "model": model,
             "client": client,
             "policy": error.policy.key if error.policy is not None else None,
+            "place": error.policy.place if error.policy is not None else None,
+            "numbers": dict(error.numbers),
+            "would_pass": error.would_pass or None,
             "retry_after": None if error.retry_after is None else round(error.retry_after, 1),
         }
         flood = self._floods.get(error.code)

@@ -319,6 +319,7 @@ class Ledger:
             param="messages",
             needed_bytes=needed,
             available_bytes=most,
+            numbers={"prompt_tokens": claim.prompt, "fitting_tokens": longest},
         )
 
     # -- asking

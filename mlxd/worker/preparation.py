@@ -147,4 +147,7 @@ class Preparation:
     def _refuse(self, id: int, refusal: Refusal) -> None:
         if self.claim(id):
             words = refusal.message[:LONGEST_REFUSAL]
-            self._link.send(Refused(id, refusal.code, words, refusal.param, refusal.policy_key))
+            refused = Refused(
+                id, refusal.code, words, refusal.param, refusal.policy_key, numbers=refusal.numbers
+            )
+            self._link.send(refused)

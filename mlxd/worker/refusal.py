@@ -17,12 +17,15 @@ class Refusal(Exception):
         code: Code = "invalid_request",
         param: str | None = None,
         policy_key: str | None = None,
+        numbers: dict[str, int] | None = None,
     ) -> None:
+        """`numbers`: those of `Refused`."""
         super().__init__(message)
         self.message = message
         self.code: Code = code
         self.param = param
         self.policy_key = policy_key
+        self.numbers = numbers or {}
 
 
 class LoadError(Exception):

@@ -41,25 +41,31 @@ class Room:
 
     def check_bytes(self, size: int, longest: int) -> None:
         """Raises Refusal when no tokens of at most `longest` bytes are few enough."""
-        self._refuse_over(-(-size // longest), "input length")
+        self._refuse_over(-(-size // longest), "input length", counted=False)
 
-    def _refuse_over(self, tokens: int, said: str) -> None:
+    def _refuse_over(self, tokens: int, said: str, *, counted: bool = True) -> None:
         if tokens > self.context - 1:
             whose = self.context_key or "the model's maximum context length"
             raise Refusal(
                 f"{said} exceeds {whose} ({self.context} tokens)",
                 code="context_exceeded",
                 policy_key=self.context_key or None,
+                numbers=self._numbers(tokens, counted=counted),
             )
-        self._refuse_over_policy(tokens, said)
+        self._refuse_over_policy(tokens, said, counted=counted)
 
-    def _refuse_over_policy(self, tokens: int, said: str) -> None:
+    def _refuse_over_policy(self, tokens: int, said: str, *, counted: bool) -> None:
         if tokens > self.max_prompt:
             raise Refusal(
                 f"{said} exceeds limits.tokens.max_prompt ({self.max_prompt} tokens)",
                 code="context_exceeded",
                 policy_key="limits.tokens.max_prompt",
+                numbers=self._numbers(tokens, counted=counted),
             )
+
+    def _numbers(self, tokens: int, *, counted: bool) -> dict[str, int]:
+        asked = "prompt_tokens" if counted else "prompt_tokens_at_least"
+        return {asked: tokens, "allowed_tokens": self.most}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +75,8 @@ class CountingRoom(Room):
     """
 
     def check_bytes(self, size: int, longest: int) -> None:
-        self._refuse_over(-(-size // min(longest, USUAL_BYTES)), "input length")
+        tokens = -(-size // min(longest, USUAL_BYTES))
+        self._refuse_over(tokens, "input length", counted=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,7 @@ class InputRoom(Room):
     def most(self) -> int:
         return min(self.context, self.max_prompt)
 
-    def _refuse_over(self, tokens: int, said: str) -> None:
+    def _refuse_over(self, tokens: int, said: str, *, counted: bool = True) -> None:
         if tokens > self.context:
             whose = self.context_key or "the context length"
             raise Refusal(
@@ -88,8 +95,9 @@ class InputRoom(Room):
                 code="context_exceeded",
                 param="input",
                 policy_key=self.context_key or None,
+                numbers=self._numbers(tokens, counted=counted),
             )
-        self._refuse_over_policy(tokens, said)
+        self._refuse_over_policy(tokens, said, counted=counted)
 
 
 def longest_token(tokenizer: TokenizerWrapper) -> int | None:

@@ -199,3 +199,14 @@ def test_answers_that_end_are_what_their_schemas_ask_for(tmp_path: Path) -> None
     [row] = found["rows"]
     assert (row["answers"], row["refused"], row["invalid"]) == (16, 0, 0)
     assert row["share"] >= 0.95
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(240)
+@pytest.mark.slow
+def test_those_who_wait_are_told_and_served(tmp_path: Path) -> None:
+    """What they cost is judged by the full form."""
+    found = run("waiting.py", tmp_path, "--short")
+
+    assert (found["streams"], found["left"], found["served"]) == (30, 3, 27)
+    assert found["health"]["waiting"]["asked"] > 0

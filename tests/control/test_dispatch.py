@@ -12,6 +12,8 @@ import pytest
 from mlxd.control.admission import Admission
 from mlxd.control.dispatch import Asker, Dispatcher
 from mlxd.control.fingerprint import fingerprint_of
+from mlxd.control.residency import Lease
+from mlxd.control.resident import Load
 from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import InvalidRequest, Overloaded, RequestQuarantined, UnsupportedFeature
@@ -38,13 +40,17 @@ class Parts:
         self.cases: list[Any] = []
         self.bursts: list[Any] = []
         self.refusal: Exception | None = None
+        self.load: Load | None = None
 
     async def resolve(self, model, policies):
         return self.card
 
     @asynccontextmanager
     async def lease(self, card, keep_alive, policies):
-        yield None
+        yield Lease(self.worker, self.load)
+
+    async def worker(self):
+        raise AssertionError("nobody runs anything here")
 
     def check(self, case, policies):
         if self.refusal is not None:
@@ -87,6 +93,28 @@ async def test_an_order_knows_what_computes_it():
     parts = Parts()
     await opened(parts, Sampling())
     assert parts.orders[0].fingerprint == fingerprint_of(parts.card)
+
+
+@pytest.mark.parametrize("how", [None, Load(0.0, 1.0, None, ())])
+async def test_its_story_says_which_model_it_got_and_how(how):
+    parts: Any = Parts()
+    parts.load = how
+    who = asker("c", load())
+    dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())
+    async with dispatcher.open(GenerationRequest(model="copy", text="x"), who) as bursts:
+        assert [burst async for burst in bursts] == []
+    assert who.story.model == "m"
+    assert parts.orders[0].story is who.story
+    (note,) = [note for note in who.story.notes if note.what == "leased"]
+    assert note.facts["loaded"] is (how is not None)
+
+
+async def test_so_does_that_of_a_load():
+    parts: Any = Parts()
+    story = untold()
+    dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())
+    await dispatcher.load("m", None, load(), story=story)
+    assert (story.model, [note.what for note in story.notes]) == ("m", ["leased"])
 
 
 async def test_a_request_in_quarantine_takes_no_slot():

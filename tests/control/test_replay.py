@@ -29,8 +29,9 @@ from mlxd.core.errors import (
 from mlxd.core.events import Finished, Started, TextDelta
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest, Sampling
+from mlxd.core.story import untold
 from mlxd.ipc import messages as ipc
-from mlxd.policy.load import load
+from mlxd.policy.load import Override, load
 from tests.support.conversation import Conversation
 from tests.support.daemon import write_policies
 from tests.support.virtual_time import VirtualLoop
@@ -65,7 +66,10 @@ class Request:
         self.goes = asyncio.Event()
         self.case = Case("c", CARD, GenerationRequest(model="m", text=name, **more), Sampling())
         limits = Limits(300, 120, 30, 2, world.policies.line)
-        order = Order(self.case.request, Sampling(), 100, 50, 500, limits, world.loop.now)
+        self.story = untold()
+        order = Order(
+            self.case.request, Sampling(), 100, 50, 500, limits, world.loop.now, story=self.story
+        )
         self.bursts = world.replays.run(order, self.case, world.lease, world.policies)  # type: ignore[arg-type]
         self.events: list[object] = []
         self.error: BaseException | None = None
@@ -215,6 +219,45 @@ def test_a_request_goes_on_behind_what_the_client_has_got(world):
         ("replay", {"model": "m", "attempt": 1, "tokens": 2, "reason": "SIGKILL"})
     ]
     assert world.gate_is_free()
+
+
+def test_its_story_tells_of_all_its_workers(world):
+    one = Request(world, "one")
+    one.starts()
+    one.gets(1, 2)
+    world.dies(SIGKILL)
+    one.starts()
+    one.gets(3)
+    one.ends()
+    assert [note.what for note in one.story.notes] == ["started", "replayed", "finished"]
+    assert one.story.notes[1].facts == {"reason": "SIGKILL", "tokens": 2}
+    assert (one.story.replays, one.story.prompt_tokens, one.story.completion_tokens) == (1, 3, 3)
+    assert one.story.first_token is not None
+
+
+def test_the_story_of_one_that_was_left_counts_what_there_was(world):
+    one = Request(world, "one")
+    one.starts()
+    one.gets(1, 2)
+    world.loop.do(one.task.cancel)
+    world.loop.settle()
+    one.is_cancelled()
+    assert (one.story.completion_tokens, one.story.prompt_tokens) == (2, 3)
+    assert [note.what for note in one.story.notes] == ["started"]
+
+
+def test_one_that_is_not_replayed_says_by_which_policy(world):
+    world.policies = load(None, [Override("supervision.replay.attempts", "1", "a test")])
+    one, other = Request(world, "one"), Request(world, "other", stream=True)
+    for deaths in range(2):
+        for request in one, other:
+            if request.is_running():
+                request.starts()
+        world.dies(SIGTERM, next_one=deaths == 0)
+    assert isinstance(one.error, WorkerCrashed)
+    assert key_of(one.error) == "supervision.replay.attempts"
+    assert one.error.numbers == {"replays": 1}
+    assert one.error is not other.error
 
 
 @pytest.mark.parametrize(("tokens", "full"), [(496, False), (497, True)])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mlxd.control.breaker import State
+from mlxd.control.judgement import Cause
 from mlxd.core.errors import (
     BreakerOpen,
     InsufficientMemory,
@@ -702,11 +703,16 @@ def test_a_load_and_an_end_are_told_with_their_numbers(world: World) -> None:
 
 
 def test_an_eviction_is_told_with_its_reason_and_its_bytes(world: World) -> None:
-    told: list[tuple[str, str, int]] = []
+    told: list[tuple[str, int, Cause]] = []
     world.residency.on_evicted = lambda *what: told.append(what)
     size = world.answer("a", size=600).memory.active
     world.answer("b", size=600)
-    assert told == [("load", "a", size)]
+    ((name, held, cause),) = told
+    assert (name, held) == ("a", size)
+    assert (cause.reason, cause.wanted_by) == ("load", "b")
+    assert cause.needed > cause.available > 0
+    assert cause.policy is not None
+    assert cause.policy.key == "memory.reserve.system"
 
 
 def test_a_dead_worker_is_in_no_list(world: World) -> None:

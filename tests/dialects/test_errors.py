@@ -58,6 +58,36 @@ def test_every_error_is_rendered_whole_and_in_the_stream(spoken, kind) -> None:
     assert b"limits.yaml:5" in record
 
 
+EXPLAINED = Overloaded(
+    "Server overloaded. Max 5 concurrent requests (server busy, please try again)",
+    retry_after=2.345,
+    policy=LINE,
+    numbers={"running": 5, "waiting": 7},
+    would_pass="the same request in 3 s",
+)
+
+
+def test_programs_are_told_what_decided_and_what_would_have_passed(spoken) -> None:
+    if spoken.name.startswith("ollama"):
+        return
+    told = spoken.codec.render_error(EXPLAINED)["error"]
+    assert told["numbers"] == {"running": 5, "waiting": 7}
+    assert told["would_pass"] == "the same request in 3 s"
+    assert told["retry_after"] == 2.3
+    record = spoken.codec.encoder(spoken.call()).fail(EXPLAINED)
+    assert b'"numbers":{"running":5,"waiting":7}' in record
+
+
+def test_ollamas_clients_read_it_behind_the_documented_text(spoken) -> None:
+    if not spoken.name.startswith("ollama"):
+        return
+    assert spoken.codec.render_error(EXPLAINED) == {
+        "error": "Server overloaded. Max 5 concurrent requests (server busy, please try again)."
+        " Numbers: waiting 7. Policy: limits.concurrency.max_in_flight: 5 (limits.yaml:5)."
+        " Would pass: the same request in 3 s"
+    }
+
+
 def test_ollama_says_an_error_and_nothing_else(spoken) -> None:
     if not spoken.name.startswith("ollama"):
         return

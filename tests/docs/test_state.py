@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxd.control import estimates, kernels, own_names, pulled
+from mlxd.control import estimates, kernels, own_names, pulled, quotas, usage
 from mlxd.core import aside
 from mlxd.policy import history
 from mlxd.server.watchdog import STACKS
@@ -29,6 +29,7 @@ ROWS = {
         (crashes.FILE, f"the newest {crashes.KEPT} "),
         (estimates.FILE, f"{estimates.MOST_MODELS} models, {estimates.MOST_OBSERVATIONS} "),
         (flight.FILE, "one record"),
+        (usage.FILE, f"{usage.MOST_TENANTS} tenants, {quotas.MOST_ADDRESSES} addresses"),
         ("lkg/NNNNNNNN.json", f"{history.KEPT} generations"),
         ("models.d/*.json", f"{own_names.MOST_NAMES} names"),
         ("models/.partial/", f"last {pulled.PARTIAL_SECONDS / 86_400:.0f} days"),

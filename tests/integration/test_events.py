@@ -159,9 +159,13 @@ class TestStream:
         (theirs,) = kept(running, types="reject")
         assert mine["data"].pop("client") == "127.0.0.1"
         assert mine == theirs
-        assert theirs["data"] | {"retry_after": 1} == {
+        data = theirs["data"]
+        assert isinstance(data.pop("numbers"), dict)
+        assert {"would_pass", "retry_after"} <= data.keys()
+        assert data | {"retry_after": 1, "would_pass": ""} == {
             "code": "overloaded", "status": 503, "model": ENDLESS, "retry_after": 1, "count": 1,
-            "policy": "limits.concurrency.max_in_flight",
+            "policy": "limits.concurrency.max_in_flight", "place": "policies/limits.yaml:2",
+            "would_pass": "",
         }  # fmt: skip
 
 

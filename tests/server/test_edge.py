@@ -7,11 +7,13 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from mlxd.core.errors import Forbidden, HeadersTooLarge
+from mlxd.core.story import untold
 from mlxd.policy.load import Override, load
 from mlxd.server.edge import (
     ID,
     MARKS,
     POLICIES,
+    STORY,
     Edge,
     Marks,
     _path_of,
@@ -70,6 +72,7 @@ def asked(*overrides, **headers):
     request[ID] = "1"
     request[POLICIES] = policies
     request[MARKS] = Marks(lambda _: None)
+    request[STORY] = untold()
     return request
 
 

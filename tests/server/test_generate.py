@@ -26,7 +26,8 @@ def test_one_for_more_than_policy_allows_is_refused_with_its_line() -> None:
         _check_choices(call_of(4), POLICIES)
     assert caught.value.param == "best_of"
     assert caught.value.explained() == (
-        "the request asks for 4 answers; at most 3 are given. Policy: limits.choices: 3 (a test)"
+        "the request asks for 4 answers; at most 3 are given. Policy: limits.choices: 3 (a test)."
+        " Would pass: at most 3 answers in one request"
     )
 
 

@@ -25,6 +25,7 @@ from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
 from mlxd.server.repeats import HOLDS_SECONDS, ORDINARY, Repeats
 from mlxd.telemetry.events import Events
+from mlxd.telemetry.metrics import Metrics
 from mlxd.telemetry.rejections import Rejections
 
 OPENAI, OLLAMA, ANTHROPIC = "/v1/chat/completions", "/api/chat", "/v1/messages"
@@ -72,11 +73,13 @@ class Bench:
         self.store = PolicyStore(load())
         self.events = Events(self.clock)
         self.rejections = Rejections(self.events)
-        self.repeats = Repeats(self.store, self.clock, self.rejections)
+        self.metrics = Metrics()
+        self.repeats = Repeats(self.store, self.clock, self.rejections, self.metrics)
         parts = SimpleNamespace(
             policies=self.store,
             clock=self.clock,
-            metrics=SimpleNamespace(would_deny=lambda rule: None),
+            metrics=self.metrics,
+            stories=SimpleNamespace(end=lambda story, status, code: None),
             state=SimpleNamespace(draining=False),
             admission=SimpleNamespace(draining=False),
         )
@@ -438,6 +441,7 @@ async def test_their_number_is_told(bench: Bench, caplog: pytest.LogCaptureFixtu
     told = [event for event in bench.events.since() if event.type == "reject"]
     assert [event.data["count"] for event in told] == [500]
     assert told[0].data["model"] == "m"
+    assert b'mlxd_refusals_total{code="rate_limited"} 500.0' in bench.metrics.render()
 
 
 async def test_they_are_told_while_the_flood_lasts(

@@ -13,14 +13,17 @@ from aiohttp.test_utils import make_mocked_request
 from aiohttp.web import BaseRequest, RequestKey
 
 from mlxd.control.archive import Archive
+from mlxd.control.stories import Stories
+from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import EarlierResponseNotFound, InvalidRequest, WorkerCrashed
 from mlxd.core.events import Burst, Finished, Started, TextDelta
 from mlxd.core.request import GenerationRequest
+from mlxd.core.story import untold
 from mlxd.dialects import openai
 from mlxd.policy.load import Override, PolicySet, load
-from mlxd.server import responses
-from mlxd.server.edge import ID, MARKS, POLICIES, Marks
+from mlxd.server import generate, responses
+from mlxd.server.edge import CALLER, ID, MARKS, POLICIES, STORY, Marks
 from mlxd.server.responses import Respond, _Exchange
 
 Json = dict[str, Any]
@@ -42,9 +45,10 @@ class Machine:
         self.bursts: Sequence[Burst] = SAID
         self.parts: Any = SimpleNamespace(
             archive=self.archive,
+            stories=Stories(self.policies),
             clock=ManualClock(),
             dispatcher=SimpleNamespace(open=self._open),
-            admission=SimpleNamespace(rate_states=lambda *_: []),
+            metrics=SimpleNamespace(refused=lambda code: None),
             rejections=None,
         )
 
@@ -83,6 +87,8 @@ def request_of(policies: PolicySet, client: str, body: Json) -> BaseRequest:
     request[ID] = "1"
     request[POLICIES] = policies
     request[MARKS] = Marks(lambda _: None)
+    request[CALLER] = Caller(client)
+    request[STORY] = untold(client)
     request[BODY] = body
     return request
 
@@ -93,6 +99,7 @@ def bodies(monkeypatch: pytest.MonkeyPatch) -> None:
         return read(request[BODY])
 
     monkeypatch.setattr(responses, "read_json", read_json)
+    monkeypatch.setattr(generate, "note_quota", lambda *_: None)
 
 
 async def test_what_is_kept_is_what_was_answered() -> None:

@@ -12,7 +12,9 @@ from mlxd.telemetry.rejections import EACH, Rejections
 from tests.support.virtual_time import VirtualLoop
 
 LINE = PolicyLine("limits.concurrency.max_in_flight", "1", "limits.yaml:3")
-BUSY = Overloaded("every slot is taken", retry_after=1.23, policy=LINE)
+BUSY = Overloaded(
+    "every slot is taken", retry_after=1.23, policy=LINE, numbers={"running": 1}, would_pass="later"
+)
 
 
 class Bench:
@@ -46,7 +48,8 @@ def test_a_refusal_says_why_and_to_whom(bench: Bench) -> None:
     assert event.message == "refused with 503 overloaded: every slot is taken"
     assert event.data == {
         "code": "overloaded", "status": 503, "model": "m", "client": "127.0.0.1",
-        "policy": "limits.concurrency.max_in_flight", "retry_after": 1.2, "count": 1,
+        "policy": "limits.concurrency.max_in_flight", "place": "limits.yaml:3",
+        "numbers": {"running": 1}, "would_pass": "later", "retry_after": 1.2, "count": 1,
     }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlxd.core.errors import ContextExceeded, InvalidRequest, MlxdError
+from mlxd.dialects.explaining import explanation
 from mlxd.dialects.fields import Fields, Json, kind_of
 
 # Our code -> their type. Complete: a test walks the tree of core/errors.py.
@@ -21,6 +22,7 @@ NAMES: dict[str, str] = {
     "forbidden": "permission_error",
     "model_not_found": "not_found_error",
     "response_not_found": "not_found_error",
+    "request_not_found": "not_found_error",
     "rate_limited": "rate_limit_error",
     "tokens_exhausted": "rate_limit_error",
     "tenant_busy": "rate_limit_error",
@@ -57,10 +59,7 @@ def render_error(error: MlxdError, request_id: str | None = None) -> Json:
     if isinstance(error, ContextExceeded):
         words = _TOO_LONG + words
     inner: Json = {"type": NAMES[error.code], "message": words}
-    if error.policy is not None:
-        policy = error.policy
-        inner["policy"] = {"key": policy.key, "value": policy.value, "place": policy.place}
-    return {"type": "error", "error": inner, "request_id": request_id}
+    return {"type": "error", "error": inner | explanation(error), "request_id": request_id}
 
 
 def complain(path: str, expected: str, found: Any) -> str:

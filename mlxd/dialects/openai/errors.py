@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlxd.core.errors import InvalidRequest, MlxdError
+from mlxd.dialects.explaining import explanation
 from mlxd.dialects.fields import Fields, Json, kind_of
 
 # Our code -> their (type, code). Complete: a test walks the tree of core/errors.py.
@@ -21,6 +22,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "forbidden": ("permission_error", "forbidden"),
     "model_not_found": ("invalid_request_error", "model_not_found"),
     "response_not_found": ("invalid_request_error", "response_not_found"),
+    "request_not_found": ("invalid_request_error", "request_not_found"),
     "rate_limited": ("rate_limit_error", "rate_limit_exceeded"),
     "tokens_exhausted": ("tokens", "rate_limit_exceeded"),
     "tenant_busy": ("rate_limit_error", "rate_limit_exceeded"),
@@ -57,10 +59,7 @@ def render_error(error: MlxdError) -> Json:
         "param": error.param,
         "code": code,
     }
-    if error.policy is not None:
-        policy = error.policy
-        inner["policy"] = {"key": policy.key, "value": policy.value, "place": policy.place}
-    return {"error": inner}
+    return {"error": inner | explanation(error)}
 
 
 def complain(path: str, expected: str, found: Any) -> str:

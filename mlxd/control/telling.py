@@ -1,0 +1,96 @@
+"""What a request's story is told while it is served. Nothing of it is done for each token."""
+
+from __future__ import annotations
+
+from mlxd.control.resident import Load
+from mlxd.core.errors import MlxdError
+from mlxd.core.events import Burst, Echo, Finished, Started
+from mlxd.core.story import Fact, Story
+
+_EACH = 8
+"""Generations of one call that are told one by one; of more of them only the sums are."""
+
+
+def leased(story: Story, load: Load | None) -> None:
+    """It has its model in memory, which had to be loaded for that or, with None, was there."""
+    story.leased = story.now
+    waited = round(story.leased - (story.admitted or 0.0), 3)
+    if load is None:
+        story.note("leased", loaded=False, waited_seconds=waited)
+        return
+    story.note(
+        "leased", loaded=True, waited_seconds=waited,
+        room_seconds=round(load.room_seconds, 3), load_seconds=round(load.seconds, 3),
+        evicted=", ".join(load.evicted), **_reason(load.put_off),
+    )  # fmt: skip
+
+
+def _reason(why: MlxdError | None) -> dict[str, Fact]:
+    """Why there was no room at first."""
+    if why is None:
+        return {}
+    facts: dict[str, Fact] = {"because": why.message}
+    if (line := why.policy) is not None:
+        facts |= {"policy": line.key, "value": line.value, "place": line.place}
+    return facts
+
+
+class Telling:
+    """One generation's part in the story of its call."""
+
+    def __init__(self, story: Story) -> None:
+        self.listens = True
+        """Nothing of the answer has come yet: `hear` is to be told what comes."""
+        self._story = story
+        self._cached = 0
+        self._ended = False
+
+    def hear(self, burst: Burst) -> None:
+        for event in burst:
+            if isinstance(event, Started):
+                self._accepted(event)
+            elif not isinstance(event, Echo | Finished):
+                self.listens = False
+                if self._story.first_token is None:
+                    self._story.first_token = self._story.now
+                return
+
+    def replayed(self, reason: str, tokens: int) -> None:
+        """Its worker is gone, and another goes on behind so many tokens."""
+        self._story.replays += 1
+        self._story.note("replayed", reason=reason, tokens=tokens)
+
+    def finished(self, end: Finished) -> None:
+        story, self._ended = self._story, True
+        if end.completion_tokens and story.first_token is None:
+            story.first_token = story.now  # none of them was text
+        story.completion_tokens += end.completion_tokens
+        story.cached_tokens += end.cached_tokens - self._cached
+        story.prefill_seconds += end.prefill_seconds
+        story.decode_seconds += end.decode_seconds
+        self._note(
+            "finished", reason=end.reason, completion_tokens=end.completion_tokens,
+            prefill_seconds=round(end.prefill_seconds, 4),
+            decode_seconds=round(end.decode_seconds, 4),
+        )  # fmt: skip
+
+    def cut(self, tokens: int, decode_seconds: float) -> None:
+        """It is over, with its end or without; `tokens` of its answer there were."""
+        if not self._ended:
+            self._ended = True
+            self._story.completion_tokens += tokens
+            self._story.decode_seconds += decode_seconds
+
+    def _accepted(self, start: Started) -> None:
+        story, self._cached = self._story, start.cached_tokens
+        story.prompt_tokens += start.prompt_tokens
+        story.cached_tokens += start.cached_tokens
+        if story.accepted is None:
+            story.accepted = story.now
+        self._note(
+            "started", prompt_tokens=start.prompt_tokens, cached_tokens=start.cached_tokens
+        )  # fmt: skip
+
+    def _note(self, what: str, **facts: Fact) -> None:
+        if self._story.requests <= _EACH:
+            self._story.note(what, **facts)

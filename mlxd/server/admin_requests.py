@@ -1,0 +1,64 @@
+"""What the admin socket tells of requests: the last ones, or the whole story of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from mlxd.core.errors import InvalidRequest, RequestNotFound
+from mlxd.core.story import Story
+from mlxd.server.action import Action, Answer
+from mlxd.server.app import READING, Table
+from mlxd.server.edge import policies_of
+from mlxd.server.parts import Parts
+from mlxd.server.stories import as_json
+
+Json = dict[str, Any]
+
+BELOW = "/admin/requests/"
+_USUAL = 20
+_MOST_DIGITS = 6
+
+
+class AdminRequests:
+    """The stories on the admin socket."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def routes(self) -> Table:
+        return {
+            "/admin/requests": (READING, Action(self._list)),
+            f"{BELOW}*": (READING, Action(self._show)),
+        }
+
+    async def _list(self, request: web.BaseRequest) -> Answer:
+        text = request.query.get("n", str(_USUAL))
+        if not text.isdecimal() or len(text) > _MOST_DIGITS:
+            raise InvalidRequest("n: expected a whole number", param="n")
+        found = self._parts.stories.newest(int(text))
+        return {"requests": [self._told(story) for story in found]}, policies_of(request).etag
+
+    async def _show(self, request: web.BaseRequest) -> Answer:
+        policies, id = policies_of(request), request.path.removeprefix(BELOW)
+        found = self._parts.stories.find(id)
+        if not found:
+            raise RequestNotFound(
+                f"no request with the id '{id[:128]}' is known: it never came, asked for no model,"
+                " could not be read, or is forgotten",
+                policy=policies.line("server.stories"),
+                would_pass="the X-Request-Id of one of the last requests",
+            )
+        return {"requests": [self._told(story) for story in found]}, policies.etag
+
+    def _told(self, story: Story) -> Json:
+        return as_json(story) | {"waits": self._waits(story)}
+
+    def _waits(self, story: Story) -> str | None:
+        """Why one that has a slot has no model yet, as of this moment."""
+        if story.ended is not None or story.admitted is None or story.leased is not None:
+            return None
+        residents = self._parts.residency.residents()
+        mine = (one for one in residents if one.card.original == story.model)
+        return next((one.waits.explained() for one in mine if one.waits is not None), None)

@@ -1,0 +1,50 @@
+"""An error says all that it knows, behind its message."""
+
+from __future__ import annotations
+
+from copy import copy
+
+import pytest
+
+from mlxd.core.errors import InsufficientMemory, MlxdError, Overloaded, PolicyLine
+
+LINE = PolicyLine("limits.choices", "3", "limits.yaml:3")
+
+
+def test_a_message_alone_stays_as_it_is() -> None:
+    assert Overloaded("A sentence.").explained() == "A sentence."
+
+
+def test_policy_and_what_would_pass_come_behind_it() -> None:
+    error = Overloaded("too many.", policy=LINE, would_pass="at most 3")
+    assert error.explained() == (
+        "too many. Policy: limits.choices: 3 (limits.yaml:3). Would pass: at most 3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("4 of 3", "4 of 3"),
+        ("4 of them", "4 of them. Numbers: allowed 3"),
+        ("14 of 33", "14 of 33. Numbers: asked 4, allowed 3"),
+    ],
+)
+def test_numbers_are_told_that_the_message_does_not_say(message: str, told: str) -> None:
+    assert Overloaded(message, numbers={"asked": 4, "allowed": 3}).explained() == told
+
+
+def test_fractions_are_short() -> None:
+    error = Overloaded("late", numbers={"elapsed_seconds": 3.14159})
+    assert error.explained() == "late. Numbers: elapsed_seconds 3.14"
+
+
+def test_what_was_compared_of_memory_is_among_the_numbers() -> None:
+    full = InsufficientMemory("no room", needed_bytes=9, available_bytes=4, numbers={"models": 1})
+    assert full.numbers == {"needed_bytes": 9, "available_bytes": 4, "models": 1}
+    assert InsufficientMemory("no room").numbers == {}
+
+
+def test_a_copy_says_the_same() -> None:
+    error: MlxdError = Overloaded("too many", policy=LINE, numbers={"a": 1}, would_pass="less")
+    assert copy(error).explained() == error.explained()
