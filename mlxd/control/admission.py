@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from copy import copy
 from typing import Literal
 
+from mlxd.control.again import Refusals
 from mlxd.control.applicant import Applicant
 from mlxd.control.place import Place
 from mlxd.control.queue_view import OnWait, QueueView, Waiting
@@ -129,6 +130,7 @@ class Admission:
         self._draining = False
         self._shut: MlxdError | None = None
         self.totals = Totals()
+        self._refusals = Refusals(self._rates, self.totals, self._real)
 
     # -- a request's way
 
@@ -198,6 +200,7 @@ class Admission:
 
     def look(self) -> None:
         """Something has changed that may let somebody in, or end a wait."""
+        self._refusals.changed()
         now = self._clock.monotonic()
         for place, error in self.scheduler.expire(now):
             self.totals.note_expired(place)
@@ -232,6 +235,7 @@ class Admission:
     @draining.setter
     def draining(self, draining: bool) -> None:
         self._draining = draining
+        self._refusals.changed()
         if draining:
             self._turn_away(_stopping)
 
@@ -239,6 +243,7 @@ class Admission:
         """While it is set, every new generation and load raises it, and so do those that wait;
         what runs goes on.
         """
+        self._refusals.changed()
         self._shut = self.scheduler.shut = error
         if error is not None:
             self._turn_away(lambda: copy(error))
@@ -320,6 +325,7 @@ class Admission:
             )
         except MlxdError as error:
             self.totals.note_turned_away(error, applicant)
+            error.again = self._refusals.again(error, applicant)
             raise
         ticket = Ticket(place, self._loaded)
         self._tickets.add(ticket)

@@ -75,6 +75,7 @@ from mlxd.server.effects import Effects
 from mlxd.server.identity import Identity
 from mlxd.server.listener import Listener, Moved
 from mlxd.server.parts import Parts, State
+from mlxd.server.repeats import Repeats
 from mlxd.server.usage_report import count_tokens
 from mlxd.server.watchdog import Heartbeat, Watchdog, end_process, told_by_systemd
 from mlxd.server.webhook import Webhook
@@ -97,6 +98,7 @@ class Composition:
 
     parts: Parts
     listener: Listener
+    repeats: Repeats
     admin: AdminSocket
     hold: Hold
     vitals: Vitals
@@ -180,12 +182,14 @@ def compose(
     ground.events.observers.append(traffic.happened)
     warnings = [*warnings, *_unread(ground)]
     parts = _parts(ground, models, reloader, starts, State(warnings=warnings))
-    listener = Listener(_server(parts, ground), moved)
+    repeats = Repeats(ground.store, ground.clock, parts.rejections, parts.metrics)
+    listener = Listener(_server(parts, ground, repeats), moved)
     systemd = Systemd()
     heartbeat, watchdog = _watched(ground, models, parts, listener, systemd)
     return Composition(
         parts=parts,
         listener=listener,
+        repeats=repeats,
         admin=_admin(parts, ground, listener, hold),
         hold=hold,
         vitals=models.vitals,
@@ -405,9 +409,11 @@ def _replays(ground: _Ground, guard: Guard) -> Replays:
     return replays
 
 
-def _server(parts: Parts, ground: _Ground) -> GuardedServer:
-    edge = Edge(parts, routes(parts), callers=Identity(parts.keys))
-    return GuardedServer(edge, ground.store, ground.clock)
+def _server(parts: Parts, ground: _Ground, repeats: Repeats) -> GuardedServer:
+    edge = Edge(parts, routes(parts), callers=Identity(parts.keys), refused=repeats.learn)
+    server = GuardedServer(edge, ground.store, ground.clock)
+    server.answers = repeats
+    return server
 
 
 def _admin(parts: Parts, ground: _Ground, listener: Listener, hold: Hold) -> AdminSocket:

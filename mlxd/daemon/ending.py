@@ -180,6 +180,7 @@ class Ending:
 
     async def _end_events(self) -> None:
         """Whoever follows is told the rest, and that it ends."""
+        self._made.repeats.close()
         self._parts.rejections.close()
         self._parts.events.close()
         await self._made.webhook.close()

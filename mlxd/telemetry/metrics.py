@@ -202,9 +202,9 @@ class Metrics:
         """Note how long one waited that has its slot now."""
         self._waits.labels(klass).observe(seconds)
 
-    def refused(self, code: str) -> None:
-        """Count an answer that is an error; `code` is one of core/errors.py."""
-        self._refusals.labels(code).inc()
+    def refused(self, code: str, count: int = 1) -> None:
+        """Count answers that are an error; `code` is one of core/errors.py."""
+        self._refusals.labels(code).inc(count)
 
     def watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
         """Ask `value` at each scrape."""
