@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from mlxd.control.admission import Admission, Ticket
-from mlxd.control.queue_view import QueueView, Waiting
+from mlxd.control.queue_view import OnWait, QueueView, Waiting
 from mlxd.control.quotas import Quotas
 from mlxd.control.rates import Rates
 from mlxd.control.scheduler import Scheduler
@@ -323,10 +323,12 @@ def test_only_who_moved_is_told_again() -> None:
     view, told = QueueView(scheduler), list[tuple[str, int]]()
     ask = of_tenant("a", ONE)
     holder, *places = (scheduler.ask(ask, 0.0, 0.0, lambda rule: None) for _ in range(4))
+
+    def teller(name: str) -> OnWait:
+        return lambda now: told.append((name, now.position))
+
     for name, place in zip("xyz", places, strict=True):
-        view.begin(
-            place, lambda now, name=name: told.append((name, now.position)), view.of(place, 0.0)
-        )
+        view.begin(place, teller(name), view.of(place, 0.0))
     view.tell(0.0)
     assert told == [("x", 1), ("y", 2), ("z", 3)]
     scheduler.leave(places[1], 0.0, 0.0)
