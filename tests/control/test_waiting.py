@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from mlxd.control.admission import Admission, Ticket
-from mlxd.control.queue_view import QueueView, Waiting
+from mlxd.control.queue_view import OnWait, QueueView, Waiting
 from mlxd.control.quotas import Quotas
 from mlxd.control.rates import Rates
 from mlxd.control.scheduler import Scheduler
@@ -175,6 +175,17 @@ async def test_a_timer_ends_it_though_nobody_looks() -> None:
         assert made[0].runs
 
 
+async def test_whose_time_is_shorter_is_not_kept_by_who_came_before() -> None:
+    long, short = (policies_of(max_in_flight=1, max_waiting=5, queue=time) for time in (60, 0.05))
+    admission = Admission(SystemClock(), long)
+    async with clients(admission, 2, long) as made:
+        late = Client(admission, policies=short)
+        with pytest.raises(QueueTimeout):
+            await asyncio.wait_for(late.task, 5)
+        assert not made[1].task.done()
+    assert admission._expiry is None
+
+
 async def test_a_limit_that_is_raised_lets_in_who_waits(admission: Admission) -> None:
     async with clients(admission, 4) as made:
         admission.apply(policies_of(max_in_flight=3, max_waiting=0))
@@ -323,10 +334,12 @@ def test_only_who_moved_is_told_again() -> None:
     view, told = QueueView(scheduler), list[tuple[str, int]]()
     ask = of_tenant("a", ONE)
     holder, *places = (scheduler.ask(ask, 0.0, 0.0, lambda rule: None) for _ in range(4))
+
+    def teller(name: str) -> OnWait:
+        return lambda now: told.append((name, now.position))
+
     for name, place in zip("xyz", places, strict=True):
-        view.begin(
-            place, lambda now, name=name: told.append((name, now.position)), view.of(place, 0.0)
-        )
+        view.begin(place, teller(name), view.of(place, 0.0))
     view.tell(0.0)
     assert told == [("x", 1), ("y", 2), ("z", 3)]
     scheduler.leave(places[1], 0.0, 0.0)
