@@ -11,6 +11,9 @@ from mlxd.control.place import Place
 from mlxd.core.caller import PRIORITIES, Priority
 from mlxd.policy.policy_set import PolicySet
 
+_EQUAL = 1e-9
+"""What differs less is the same time."""
+
 
 @dataclass(slots=True, eq=False)
 class _Line:
@@ -116,11 +119,14 @@ class Lines:
         return self._before(line, len(line.queue))
 
     def _before(self, line: _Line, rank: int) -> int:
-        finish, count = line.finish(self._now, rank), rank
+        finish, count, is_later = line.finish(self._now, rank), rank, False
         for other in self._lines.values():
-            if other is not line and len(other.queue):
-                head = other.finish(self._now)
-                fitting = math.floor((finish - head) * other.weight + 1e-9) + 1
+            if other is line:
+                is_later = True
+            elif len(other.queue):
+                ahead = (finish - other.finish(self._now)) * other.weight
+                # of two that would end at the same time the higher class goes first
+                fitting = math.ceil(ahead - _EQUAL) if is_later else math.floor(ahead + _EQUAL) + 1
                 count += min(len(other.queue), max(0, fitting))
         return count
 

@@ -39,6 +39,7 @@ input input_text output_text message function_call_output call_id output summary
 previous_response_id instructions metadata max_output_tokens custom namespace item_reference
 stop_sequences thinking budget_tokens enabled adaptive disabled output_config output_format any
 input_schema custom tool_use tool_result tool_use_id is_error id input document search_result image
+priority flex user user_id safety_identifier
 source data title disable_parallel_tool_use mcp_servers redacted_thinking web_search_tool_result
 """.split()  # noqa: SIM905 - as a list it would take eighty lines
 LEAVES = (

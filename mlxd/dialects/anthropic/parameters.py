@@ -12,6 +12,7 @@ from mlxd.dialects.anthropic.messages import Conversation
 from mlxd.dialects.anthropic.tools import read_tools
 from mlxd.dialects.fields import Fields, Json, check_stops
 from mlxd.dialects.keep_alive import keep_alive
+from mlxd.dialects.standing import priority, user
 
 FALLBACK = Sampling(temperature=1.0, top_p=1.0)
 
@@ -28,12 +29,15 @@ def read_prompt(body: dict[str, Any]) -> tuple[Fields, GenerationRequest]:
         raise UnsupportedFeature("mcp_servers: not offered here", param="mcp_servers")
     conversation = Conversation(fields)
     tools, choice = read_tools(fields)
+    about = fields.get("metadata")
     request = GenerationRequest(
         model=model,
         messages=conversation.messages,
         continue_last=conversation.goes_on,
         tools=tools,
         tool_choice=choice,
+        priority=priority(fields),
+        user=user(Fields(about, complain), "user_id") if isinstance(about, dict) else "",
         stream=False,
     )
     return fields, _with_thinking(fields, request)

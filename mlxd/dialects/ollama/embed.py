@@ -13,6 +13,7 @@ from mlxd.dialects.keep_alive import keep_alive
 from mlxd.dialects.ollama.codec import nanoseconds
 from mlxd.dialects.ollama.options import read_options
 from mlxd.dialects.ollama.request import complain, idle_action
+from mlxd.dialects.standing import priority, user
 from mlxd.dialects.vectors import floats, unit
 
 MOST_INPUTS = 2048
@@ -101,7 +102,7 @@ def _call(
     if not model:
         raise InvalidRequest("model is required", param="model")
     read_options(fields.mapping("options") or {})
-    kept = keep_alive(fields)
+    kept, wanted = keep_alive(fields), priority(fields)
     requests = [
         GenerationRequest(
             model=model,
@@ -109,6 +110,8 @@ def _call(
             text=text,
             truncate=truncate,
             keep_alive=kept,
+            priority=wanted,
+            user=user(fields, "user"),
             stream=False,
         )
         for text in inputs or ("",)

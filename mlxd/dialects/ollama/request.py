@@ -13,6 +13,7 @@ from mlxd.dialects.fields import Fields, FoldedFields, Json, kind_of
 from mlxd.dialects.keep_alive import keep_alive
 from mlxd.dialects.ollama.options import FALLBACK, positive, read_options
 from mlxd.dialects.ollama.prompt import with_prompt
+from mlxd.dialects.standing import priority, user
 
 _ROLES = ("system", "user", "assistant", "tool")
 _EFFORTS = ("low", "medium", "high", "max")
@@ -66,6 +67,8 @@ def _common(fields: Fields) -> GenerationRequest:
         fallback=FALLBACK,
         logprobs=_logprobs(fields),
         keep_alive=keep_alive(fields),
+        priority=priority(fields),
+        user=user(fields, "user"),
         stream=stream is not False and not rendered,
     )
 

@@ -13,6 +13,7 @@ from mlxd.dialects.fields import Fields, Json
 from mlxd.dialects.keep_alive import keep_alive
 from mlxd.dialects.openai.errors import complain, render_error
 from mlxd.dialects.openai.parameters import token_id
+from mlxd.dialects.standing import priority_or_tier, user
 from mlxd.dialects.vectors import floats, in_base64, unit
 
 MOST_INPUTS = 2048
@@ -32,7 +33,7 @@ class EmbeddingsCodec:
         model = fields.text("model")
         if not model:
             raise InvalidRequest("you must provide a model parameter", param="model")
-        kept = keep_alive(fields)
+        kept, wanted = keep_alive(fields), priority_or_tier(fields)
         requests = [
             GenerationRequest(
                 model=model,
@@ -40,6 +41,8 @@ class EmbeddingsCodec:
                 text=one if isinstance(one, str) else None,
                 token_ids=None if isinstance(one, str) else tuple(one),
                 keep_alive=kept,
+                priority=wanted,
+                user=user(fields, "safety_identifier", "user"),
                 stream=False,
             )
             for one in _inputs(fields)

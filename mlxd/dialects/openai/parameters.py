@@ -13,6 +13,7 @@ from mlxd.dialects.keep_alive import keep_alive
 from mlxd.dialects.openai.choices import LARGEST_SEED
 from mlxd.dialects.openai.errors import complain
 from mlxd.dialects.openai.formats import with_format
+from mlxd.dialects.standing import priority_or_tier, user
 
 FALLBACK = Sampling(temperature=1.0, top_p=1.0)
 
@@ -43,6 +44,8 @@ def read_request(body: dict[str, Any]) -> tuple[Fields, GenerationRequest]:
         sampling=_sampling(fields),
         fallback=FALLBACK,
         keep_alive=keep_alive(fields),
+        priority=priority_or_tier(fields),
+        user=user(fields, "safety_identifier", "user"),
         stream=fields.flag("stream") or False,
     )
     return fields, with_format(fields, request)

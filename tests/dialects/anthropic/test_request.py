@@ -90,7 +90,7 @@ def test_what_is_not_ours_is_ignored_and_null_is_absent() -> None:
     ours += ("tool_choice", "thinking", "output_config", "output_format", "mcp_servers")
     assert parse(**dict.fromkeys(ours)) == parse()
     foreign: dict[str, Any] = {
-        "metadata": {"user_id": "u"},
+        "metadata": {"trace": "t"},
         "service_tier": "auto",
         "container": "c",
     }
