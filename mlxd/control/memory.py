@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,15 @@ import psutil
 from mlxd.control import cgroup
 
 _ROOT = Path("/")
+
+
+def returns_late() -> bool:
+    """Whether what a process held may be missing for a while after its end.
+
+    macOS gives memory that was wired for a GPU back in its own time. Linux takes a process apart
+    (`exit_mm`) before it closes its files and tells of its end: what is then missing, others took.
+    """
+    return sys.platform == "darwin"
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,8 +60,11 @@ class Residency:
         forecasts: Forecaster | None = None,
         *,
         check: Check | None = None,
+        returns_late: bool = True,
     ) -> None:
-        """`check` looks at a model's files once more before they are loaded."""
+        """`check` looks at a model's files once more before they are loaded. `returns_late`:
+        whether memory may be missing after the end of who held it (memory.py).
+        """
         self.on_memory_error: Callable[[str], None] | None = None
         """Told the name of a model whose worker ended because its engine found no memory."""
         self.on_work: Callable[[], None] | None = None
@@ -74,7 +77,9 @@ class Residency:
         self._policies: PolicySet | None = None
         """Those in force, once `apply` was called; until then those of who asked first."""
         self._inventory = Inventory(supervisor, clock, read_memory, self._forecasts)
-        self._room = Room(self._inventory, supervisor, clock, self._in_force)
+        self._room = Room(
+            self._inventory, supervisor, clock, self._in_force, returns_late=returns_late
+        )
         self._loads = Loads(
             self._inventory, self._room, supervisor, clock, self._forecasts,
             prepare=self._prepare, left=self._used, check=check,

@@ -55,7 +55,11 @@ class Room:
         supervisor: Supervisor,
         clock: Clock,
         in_force: Callable[[], PolicySet],
+        *,
+        returns_late: bool,
     ) -> None:
+        """`returns_late`: whether memory may be missing after the end of who held it."""
+        self._returns_late = returns_late
         self.deciding = asyncio.Lock()
         self.changes = Changes()
         self.blocked: MlxdError | None = None
@@ -358,6 +362,8 @@ class Room:
 
         `expected`: what is available then, if nobody else takes of it.
         """
+        if not self._returns_late:
+            return
         wanted = expected - (1 - _SEEN) * held - _DRIFT * total
         limit = float(self._in_force().memory.eviction.verify_reclaim)
         for _ in range(math.ceil(limit / _LOOK_SECONDS)):

@@ -276,7 +276,7 @@ class Scheduler:
         if not slots.free:
             return None
         return self._lines.next(
-            now, slots.admits, lambda klass: not slots.class_is_full(klass), in_memory
+            now, slots.gate(), lambda klass: not slots.class_is_full(klass), in_memory
         )
 
     def _start(self, place: Place, now: float, *, waited: bool) -> None:

@@ -132,21 +132,34 @@ class Slots:
             words = f"Max {limit.most} concurrent requests of this client (busy, please try again)"
             yield Full(limit.rule, limit.key, words, limit.most, taken, tenant=True)
 
-    def admits(self, place: Place) -> bool:
-        """Whether neither its model nor its tenant is at a limit; those of all and of its class
-        are for whoever asks to know.
+    def gate(self) -> Callable[[Place], bool]:
+        """Says, until one gets a slot, whether neither its model nor its tenant is at a limit;
+        those of all and of its class are for whoever asks to know.
         """
-        model, most = self._of_model(place), self.most
-        if model is not None and self.by_model[place.model] >= model.most:
-            return False
-        if self._waits_behind_a_load(place, most):
-            return False
-        tenant = self._tenant(place.applicant.caller)[1]
-        return tenant is None or self.by_client[place.client] < tenant.most
+        most, models = self.most, dict[tuple[str, str], bool]()
+
+        def admits(place: Place) -> bool:
+            names = (place.model, place.applicant.called)
+            room = models.get(names)
+            if room is None:
+                room = models[names] = self._has_room(place, most)
+            if not room:
+                return False
+            tenant = self._tenant(place.applicant.caller)[1]
+            return tenant is None or self.by_client[place.client] < tenant.most
+
+        return admits
 
     def class_is_full(self, klass: Priority) -> bool:
         limit = self._of_class(klass, self.most)
         return limit is not None and self.by_class[klass] >= limit.most
+
+    def _has_room(self, place: Place, most: int) -> bool:
+        """Of its model."""
+        model = self._of_model(place)
+        if model is not None and self.by_model[place.model] >= model.most:
+            return False
+        return not self._waits_behind_a_load(place, most)
 
     def _waits_behind_a_load(self, place: Place, most: int) -> bool:
         """Whether it would take the last slot only to wait in it, while another model could serve

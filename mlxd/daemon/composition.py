@@ -24,7 +24,7 @@ from mlxd.control.guard import Guard
 from mlxd.control.keys import Keys
 from mlxd.control.leftovers import end_leftovers
 from mlxd.control.library import Library
-from mlxd.control.memory import read_memory
+from mlxd.control.memory import read_memory, returns_late
 from mlxd.control.monitors import Monitors
 from mlxd.control.own_names import OwnNames
 from mlxd.control.preload import Preloader
@@ -259,7 +259,10 @@ def _models(ground: _Ground) -> _Models:
     catalog = Catalog(GUIDE, clock, pulled=pulled.folder, created=created.folder, names=own_names)
     supervisor = _supervisor(ground)
     forecasts = Forecasts(ground.state, clock)
-    residency = Residency(supervisor, clock, read_memory, forecasts, check=catalog.check)
+    residency = Residency(
+        supervisor, clock, read_memory, forecasts,
+        check=catalog.check, returns_late=returns_late(),
+    )  # fmt: skip
     grace = Grace(clock, lambda: float(store.current.supervision.sleep_wake.resume_grace))
     residency.calm = grace.calm
     usage = Usage(ground.state, ground.machine)

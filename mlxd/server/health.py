@@ -121,6 +121,7 @@ def root(parts: Parts, policies: PolicySet) -> Json:
         "available_models": [c.name for c in parts.catalog.known() if not c.unavailable],
         "active_requests": parts.admission.active,
         "max_concurrent": policies.limits.concurrency.max_in_flight,
+        **queue_report.places(parts, policies),
         "memory": memory_report.summary(policies, readings.memory),
     }
 
@@ -217,7 +218,7 @@ def _status(parts: Parts, policies: PolicySet, readings: Readings) -> str:
     ill = _failed(parts) or worker_report.states(parts)
     if full or ill or not parts.reloader.last.ok:
         return "warning"
-    if parts.admission.active >= policies.limits.concurrency.max_in_flight:
+    if not parts.admission.free_slots:
         return "degraded"
     return "healthy"
 

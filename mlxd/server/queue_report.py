@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxd.control.admission import Waiting
-from mlxd.core.caller import PRIORITIES, Priority
+from mlxd.core.caller import PRIORITIES
+from mlxd.core.story import Story
 from mlxd.policy.load import PolicySet
 from mlxd.server.parts import Parts
 from mlxd.telemetry.metrics import Values
@@ -38,11 +39,11 @@ def place_headers(waiting: Waiting) -> dict[str, str]:
     }
 
 
-def load_headers(parts: Parts, klass: Priority) -> dict[str, str]:
-    """How busy it is now, for one that would come next in a class."""
-    admission = parts.admission
-    return {
-        "X-Mlxd-Priority": klass,
+def load_headers(parts: Parts, story: Story) -> dict[str, str]:
+    """The class of a request, once it is known, and how busy it is now for the next one in it."""
+    admission, klass = parts.admission, story.priority
+    known = {"X-Mlxd-Priority": klass} if story.model else {}
+    return known | {
         "X-Mlxd-Free-Slots": str(admission.free_slots),
         "X-Mlxd-Expected-Wait": str(_seconds(admission.expected_wait(klass))),
     }
@@ -60,14 +61,16 @@ def room(parts: Parts, policies: PolicySet) -> Room | None:
 
 def hints(parts: Parts, policies: PolicySet) -> Json:
     """What /health tells clients that choose when and where to ask."""
-    admission = parts.admission
+    waits = {klass: round(parts.admission.expected_wait(klass), 1) for klass in PRIORITIES}
+    return places(parts, policies) | {"expected_wait_seconds": waits}
+
+
+def places(parts: Parts, policies: PolicySet) -> Json:
+    """Those that are free, and those that are taken."""
     return {
-        "free_slots": admission.free_slots,
-        "expected_wait_seconds": {
-            klass: round(admission.expected_wait(klass), 1) for klass in PRIORITIES
-        },
+        "free_slots": parts.admission.free_slots,
         "queue": {
-            "waiting": sum(admission.waiting.values()),
+            "waiting": sum(parts.admission.waiting.values()),
             "max_waiting": policies.limits.concurrency.max_waiting,
         },
     }

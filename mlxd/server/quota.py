@@ -20,7 +20,7 @@ def note_quota(request: web.BaseRequest, parts: Parts, policies: PolicySet) -> N
     story = request[STORY]
     states = parts.admission.rate_states(caller_of(request), policies, story.user)
     told = headers_of([*states, *_queue(parts, policies)], _api_of(request), parts.clock.wall())
-    request[QUOTA] = told | load_headers(parts, story.priority)
+    request[QUOTA] = told | load_headers(parts, story)
 
 
 def _queue(parts: Parts, policies: PolicySet) -> Iterator[RateState]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import quote
 
@@ -80,6 +81,8 @@ def _integer(number: float) -> int:
     return min(max(0, math.ceil(number)), _LARGEST)
 
 
+@lru_cache(maxsize=256)
 def _string(text: str) -> str:
+    """Names of rules come again and again, on every refusal, too."""
     encoded = quote(text, safe=_PLAIN, errors="replace")
     return '"' + encoded.replace("\\", "\\\\").replace('"', '\\"') + '"'

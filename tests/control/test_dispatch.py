@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,13 +17,21 @@ from mlxd.control.residency import Lease
 from mlxd.control.resident import Load
 from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock
-from mlxd.core.errors import InvalidRequest, Overloaded, RequestQuarantined, UnsupportedFeature
+from mlxd.core.errors import (
+    Forbidden,
+    InvalidRequest,
+    Overloaded,
+    RequestQuarantined,
+    UnsupportedFeature,
+)
 from mlxd.core.events import Finished, TextDelta
 from mlxd.core.models import ModelCard
 from mlxd.core.preset import Preset
 from mlxd.core.request import GenerationRequest, Message, Sampling, ToolChoice
 from mlxd.core.story import untold
 from mlxd.policy.load import PolicySet, load
+from tests.support.daemon import write_policies
+from tests.support.queue_model import policies_of
 
 
 def asker(client: str, policies: PolicySet) -> Asker:
@@ -41,16 +50,22 @@ class Parts:
         self.bursts: list[Any] = []
         self.refusal: Exception | None = None
         self.load: Load | None = None
+        self.kept: list[float | None] = []
+        self.unloaded: list[Any] = []
 
     async def resolve(self, model, policies):
         return self.card
 
     @asynccontextmanager
     async def lease(self, card, keep_alive, policies):
+        self.kept.append(keep_alive)
         yield Lease(self.worker, self.load)
 
     async def worker(self):
         raise AssertionError("nobody runs anything here")
+
+    def unload(self, card):
+        self.unloaded.append(card)
 
     def check(self, case, policies):
         if self.refusal is not None:
@@ -285,3 +300,157 @@ async def test_what_a_created_model_says_stands_in_each_request() -> None:
     (order,) = parts.orders
     assert order.request == preset.applied(request)
     assert order.request.messages[0] == Message("system", "S")
+
+
+# -- who asks, and for how much
+
+
+TENANT = "max_output: 20, max_context: 100, max_keep_alive: 1m, unload: false, models: [m]"
+
+
+@pytest.fixture
+def tenants(tmp_path: Path) -> PolicySet:
+    text = f"tenants: {{agents: {{{TENANT}}}, other: {{models: [else]}}}}\n"
+    return load(write_policies(tmp_path, {"clients": text}))
+
+
+def of_tenant(tenant: str, policies: PolicySet, **more: Any) -> Asker:
+    caller = Caller("10.0.0.1", "k", tenant)
+    return Asker(caller, policies, lambda rule: None, untold(tenant), **more)
+
+
+class Asked(Admission):
+    """Remembers who asked."""
+
+    def __init__(self, policies: PolicySet) -> None:
+        super().__init__(ManualClock(), policies)
+        self.applicants: list[Any] = []
+        self.tickets: list[Any] = []
+
+    @asynccontextmanager
+    async def admit(self, applicant, *told, **more):
+        self.applicants.append(applicant)
+        async with super().admit(applicant, *told, **more) as ticket:
+            self.tickets.append(ticket)
+            yield ticket
+
+
+async def test_an_applicant_is_all_that_is_known_of_a_call(tenants: PolicySet) -> None:
+    parts: Any = Parts()
+    parts.card = replace(parts.card, name="copy", copy_of="m")
+    admission = Asked(tenants)
+    dispatcher = Dispatcher(parts, admission, parts, parts, clock=ManualClock())
+    ask: dict[str, Any] = {
+        "model": "copy",
+        "text": "x" * 80,
+        "priority": "low",
+        "user": "u",
+        "max_tokens": 10,
+    }
+    requests = [GenerationRequest(**ask), GenerationRequest(**ask)]
+    someone = of_tenant("agents", tenants)
+    async with dispatcher.open_all(requests, someone):
+        someone.story.prompt_tokens, someone.story.completion_tokens = 5, 6
+    (one,) = admission.applicants
+    assert (one.caller, one.policies) == (someone.caller, tenants)
+    assert (one.model, one.called, one.user, one.rated) == ("m", "copy", "u", True)
+    assert (one.priority, one.cost) == ("low", 2 * (20 + 10))
+    assert admission.tickets[0].tokens == 11
+    asks_for_more = of_tenant("agents", tenants, priority="high")
+    async with dispatcher.open(requests[0], asks_for_more):
+        pass
+    assert admission.applicants[1].priority == "high"
+
+
+async def test_what_a_tenant_may_is_in_its_orders(tenants: PolicySet) -> None:
+    parts: Any = Parts()
+    admission = Admission(ManualClock(), tenants)
+    dispatcher = Dispatcher(parts, admission, parts, parts, clock=ManualClock())
+    request = GenerationRequest(model="m", text="x", keep_alive=3600.0)
+    for tenant in ("agents", ""):
+        async with dispatcher.open(request, of_tenant(tenant, tenants)) as bursts:
+            assert [burst async for burst in bursts] == []
+    bounded, free = parts.orders
+    assert (bounded.max_output, bounded.context) == (20, 100)
+    assert bounded.context_key == "clients.tenants.agents.max_context"
+    assert (free.max_output, free.context, free.context_key) == (8192, 512, "")
+    assert parts.kept == [60.0, 3600.0]
+
+
+async def test_a_model_that_a_tenant_may_not_use_is_neither_run_nor_loaded_nor_told_of(
+    tenants: PolicySet,
+) -> None:
+    parts: Any = Parts()
+    admission = Admission(ManualClock(), tenants)
+    dispatcher = Dispatcher(parts, admission, parts, parts, clock=ManualClock())
+    someone = of_tenant("other", tenants)
+    for want in ("answer", "embedding", "prompt"):
+        request = GenerationRequest(model="m", want=want, text="x")
+        with pytest.raises(Forbidden):
+            async with dispatcher.open(request, someone):
+                pass
+    with pytest.raises(Forbidden):
+        await dispatcher.load("m", None, tenants, someone.caller)
+    with pytest.raises(Forbidden):
+        await dispatcher.unload("m", tenants, someone.caller)
+    assert (parts.kept, parts.unloaded) == ([], [])
+    (state,) = admission.rate_states(someone.caller, tenants)
+    assert state.remaining == state.requests
+
+
+async def test_loading_and_unloading_are_rights_but_of_an_administrator(
+    tenants: PolicySet,
+) -> None:
+    parts: Any = Parts()
+    dispatcher = Dispatcher(
+        parts, Admission(ManualClock(), tenants), parts, parts, clock=ManualClock()
+    )
+    agent = Caller("10.0.0.1", "k", "agents")
+    for caller in (agent, None):
+        await dispatcher.load("m", 3600.0, tenants, caller)
+        await dispatcher.unload("m", tenants, caller)
+    assert parts.kept == [60.0, 3600.0]
+    assert len(parts.unloaded) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "cost"),
+    [
+        ({"text": "x" * 400, "max_tokens": 10}, 100 + 10),
+        ({"text": "x" * 400}, 100 + 412),
+        ({"token_ids": (1,) * 7, "max_tokens": 2}, 7 + 2),
+        ({"messages": (Message("user", "x" * 40), Message("user", "x" * 40)), "max_tokens": 1}, 21),
+        ({"text": "x" * 9999, "max_tokens": 10}, 512),
+        ({"text": "x" * 40, "want": "embedding"}, 10),
+        ({"text": "", "max_tokens": 1, "tools": ({"a": "x" * 40},)}, 13 + 1),
+    ],
+)
+async def test_what_a_request_is_expected_to_take(asked: Any, cost: float) -> None:
+    """Its context is 512 tokens, and an answer whose length is not said is expected to be long."""
+    parts: Any = Parts()
+    parts.card = replace(parts.card, capabilities=("completion", "embedding", "tools"))
+    admission = Asked(load())
+    dispatcher = Dispatcher(parts, admission, parts, parts, clock=ManualClock())
+    async with dispatcher.open(GenerationRequest(model="m", **asked), asker("c", load())):
+        pass
+    assert admission.applicants[0].cost == cost
+
+
+async def test_who_waits_for_a_slot_is_told_and_holds_no_model() -> None:
+    parts: Any = Parts()
+    policies = policies_of(max_in_flight=1, max_waiting=1)
+    admission = Admission(ManualClock(), policies)
+    dispatcher = Dispatcher(parts, admission, parts, parts, clock=ManualClock())
+    request, told = GenerationRequest(model="m", text="x"), list[Any]()
+
+    async def wait() -> None:
+        async with dispatcher.open(request, of_tenant("b", policies, on_wait=told.append)):
+            pass
+
+    async with dispatcher.open(request, asker("a", policies)):
+        waits = asyncio.create_task(wait())
+        await asyncio.sleep(0.01)
+        assert [view.position for view in told] == [1]
+        assert len(parts.kept) == 1
+    await waits
+    assert len(parts.kept) == 2

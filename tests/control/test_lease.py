@@ -161,6 +161,21 @@ def test_what_is_never_seen_to_be_free_is_not_waited_for_for_ever(loop, world):
     loop.run(run())
 
 
+def test_where_memory_ends_with_its_process_nobody_waits_for_it(loop, world):
+    """Whatever is missing then, others took: a crash on a busy machine costs no time."""
+    world.residency._room._returns_late = False
+
+    async def run():
+        async with world.lease("a", size=300) as lease:
+            world.processes.leaks = 300 * GIB
+            world.processes.crash(A)
+            began = loop.now
+            await lease.worker()
+            assert loop.now - began < 0.2
+
+    loop.run(run())
+
+
 def test_memory_that_others_took_meanwhile_is_not_waited_for(loop, world):
     """What their workers hold more by their own word is known."""
 

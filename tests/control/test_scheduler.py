@@ -11,24 +11,25 @@ import pytest
 
 from mlxd.control.applicant import Applicant
 from mlxd.control.place import Place
-from mlxd.control.quotas import Quotas
-from mlxd.control.rates import Rates
 from mlxd.control.scheduler import Scheduler
 from mlxd.core.caller import Priority
 from mlxd.core.errors import MlxdError, Overloaded, QueueFull, QueueTimeout, RateLimited
 from mlxd.policy.policy_set import PolicySet
-from tests.support.queue_model import CLASSES, Counting, Models, of_tenant, policies_of
+from tests.support.queue_model import (
+    CLASSES,
+    Counting,
+    Models,
+    full,
+    of_tenant,
+    policies_of,
+    scheduler_of,
+    served,
+    unheard,
+    waiting,
+)
 
 TENANTS = ("a", "b", "c", "d")
 MODELS = ("m", "n", "cold")
-
-
-def scheduler_of(policies: PolicySet, models: Models | None = None) -> Scheduler:
-    return Scheduler(policies, models or Models(), Rates(), Quotas())
-
-
-def unheard(rule: str) -> None:
-    raise AssertionError(rule)
 
 
 # -- random schedules, against counting
@@ -298,28 +299,6 @@ def test_clients_share_tokens_by_their_weights_whatever_was_expected(most: int, 
     world.run(4000, refill)
     for share, wanted in shares(world.given, weights):
         assert share == pytest.approx(wanted, rel=0.05)
-
-
-def waiting(scheduler: Scheduler, *applicants: Applicant, now: float = 0.0) -> list[Place]:
-    places = [scheduler.ask(one, now, 0.0, unheard) for one in applicants]
-    assert not any(place.started for place in places)
-    return places
-
-
-def served(scheduler: Scheduler, first: Place, count: int, now: float = 0.0) -> list[Place]:
-    """Who goes in turn, when each leaves at once."""
-    order = []
-    for _ in range(count):
-        scheduler.leave(first, now, 0.0)
-        (first,) = scheduler.turn(now)
-        order.append(first)
-    return order
-
-
-def full(policies: PolicySet, models: Models | None = None) -> tuple[Scheduler, Place]:
-    """A scheduler whose only slot is taken."""
-    scheduler = scheduler_of(policies, models)
-    return scheduler, scheduler.ask(of_tenant("x", policies), 0.0, 0.0, unheard)
 
 
 @pytest.mark.parametrize(("cost", "before"), [(10, 1), (100, 10)])

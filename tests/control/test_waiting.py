@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from mlxd.control.admission import Admission, Ticket
-from mlxd.control.queue_view import QueueView, Waiting
+from mlxd.control.queue_view import OnWait, QueueView, Waiting
 from mlxd.control.quotas import Quotas
 from mlxd.control.rates import Rates
 from mlxd.control.scheduler import Scheduler
@@ -301,7 +301,9 @@ async def test_a_story_tells_of_the_wait_and_of_the_slot(
         assert story.notes[0].facts == {
             "position": 1,
             "expected_wait": 1.0,
-            "waits_for": "limits.concurrency.max_in_flight",
+            "policy": "limits.concurrency.max_in_flight",
+            "value": "1",
+            "place": "built-in default; set it in policies/limits.yaml",
         }
         assert story.notes[1].facts == {"waited": 4.0, "slots": 1}
         assert (story.priority, story.cost, story.rated) == ("medium", 1.0, True)
@@ -323,10 +325,12 @@ def test_only_who_moved_is_told_again() -> None:
     view, told = QueueView(scheduler), list[tuple[str, int]]()
     ask = of_tenant("a", ONE)
     holder, *places = (scheduler.ask(ask, 0.0, 0.0, lambda rule: None) for _ in range(4))
+
+    def teller(name: str) -> OnWait:
+        return lambda now: told.append((name, now.position))
+
     for name, place in zip("xyz", places, strict=True):
-        view.begin(
-            place, lambda now, name=name: told.append((name, now.position)), view.of(place, 0.0)
-        )
+        view.begin(place, teller(name), view.of(place, 0.0))
     view.tell(0.0)
     assert told == [("x", 1), ("y", 2), ("z", 3)]
     scheduler.leave(places[1], 0.0, 0.0)

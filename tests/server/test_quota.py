@@ -24,7 +24,9 @@ ON_TRIAL: dict[str, Any] = {"limits.concurrency.mode": "dry_run"}
 OF_TOKENS = RateState("tenant-tokens", 200_000, 3600.0, 1234, 1800.4, "tokens")
 
 
-def headers_for(path: str, *states: RateState, waiting: int = 0, **set: Any) -> dict[str, str]:
+def headers_for(
+    path: str, *states: RateState, waiting: int = 0, model: str = "m", **set: Any
+) -> dict[str, str]:
     admission = SimpleNamespace(
         rate_states=lambda caller, policies, user: list(states),
         slots=5,
@@ -36,7 +38,8 @@ def headers_for(path: str, *states: RateState, waiting: int = 0, **set: Any) -> 
     parts: Any = SimpleNamespace(admission=admission, clock=SimpleNamespace(wall=lambda: 0.3))
     request = make_mocked_request("POST", path)
     request[CALLER] = Caller("10.0.0.1")
-    request[STORY] = untold()
+    request[STORY] = story = untold()
+    story.model = model
     overrides = [Override(key, value, "a test") for key, value in set.items()]
     note_quota(request, parts, load(None, overrides))
     return request[QUOTA]
@@ -97,6 +100,10 @@ def test_the_load_is_told_for_the_class_of_the_request() -> None:
     assert headers["X-Mlxd-Free-Slots"] == "2"
     assert headers["X-Mlxd-Expected-Wait"] == "4"
     assert headers["X-Mlxd-Priority"] == "medium"
+
+
+def test_who_asked_for_no_model_that_there_is_had_no_class() -> None:
+    assert "X-Mlxd-Priority" not in headers_for("/api/chat", model="")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,9 @@ from typing import Any
 
 from mlxd.control.applicant import Applicant, terms_of
 from mlxd.control.place import Place
+from mlxd.control.quotas import Quotas
+from mlxd.control.rates import Rates
+from mlxd.control.scheduler import Scheduler
 from mlxd.core.caller import PRIORITIES, Caller, Priority
 from mlxd.policy.load import load
 from mlxd.policy.policy_set import PolicySet
@@ -83,6 +86,36 @@ def of_tenant(
     cost: float = 1.0,
 ) -> Applicant:
     return Applicant(Caller(f"at {tenant}", "", tenant), policies, model, "", priority, cost)
+
+
+def scheduler_of(policies: PolicySet, models: Models | None = None) -> Scheduler:
+    return Scheduler(policies, models or Models(), Rates(), Quotas())
+
+
+def unheard(rule: str) -> None:
+    raise AssertionError(rule)
+
+
+def waiting(scheduler: Scheduler, *applicants: Applicant, now: float = 0.0) -> list[Place]:
+    places = [scheduler.ask(one, now, 0.0, unheard) for one in applicants]
+    assert not any(place.started for place in places)
+    return places
+
+
+def served(scheduler: Scheduler, first: Place, count: int, now: float = 0.0) -> list[Place]:
+    """Who goes in turn, when each leaves at once."""
+    order = []
+    for _ in range(count):
+        scheduler.leave(first, now, 0.0)
+        (first,) = scheduler.turn(now)
+        order.append(first)
+    return order
+
+
+def full(policies: PolicySet, models: Models | None = None) -> tuple[Scheduler, Place]:
+    """A scheduler whose only slot is taken."""
+    scheduler = scheduler_of(policies, models)
+    return scheduler, scheduler.ask(of_tenant("x", policies), 0.0, 0.0, unheard)
 
 
 class Counting:

@@ -47,6 +47,16 @@ def test_the_policys_limit_is_named():
         room(max_prompt=50).check(51)
 
 
+@pytest.mark.parametrize("kind", ["Room", "InputRoom"])
+def test_so_is_one_that_allows_less_context_than_the_model(kind: str):
+    from mlxd.worker import room
+
+    bounded = getattr(room, kind)(50, 1000, "clients.tenants.a.max_context")
+    with pytest.raises(Refusal, match=r"clients\.tenants\.a\.max_context \(50 tokens\)") as caught:
+        bounded.check(51)
+    assert caught.value.policy_key == "clients.tenants.a.max_context"
+
+
 def test_bytes_that_cannot_fit_are_refused_without_a_count():
     room().check_bytes(99 * 8, 8)
     with pytest.raises(Refusal) as caught:

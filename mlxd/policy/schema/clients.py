@@ -187,14 +187,16 @@ class Tenant(Policy):
         unit="tokens", example="5000000",
     )  # fmt: skip
     max_context: Positive | None = field(
-        None, "Tokens of prompt and answer together, for each of its requests.",
+        None, "Tokens of prompt and answer together, for each of its requests; a longer prompt is "
+        "refused (400), a longer answer is cut.",
         unit="tokens", example="16384",
     )  # fmt: skip
     max_output: Positive | None = field(
         None, "As `limits.tokens.max_output`, for its requests.", unit="tokens", example="2048"
     )
     models: Names = field(
-        (), "The models it may use, where `*` stands for any text (403); `[]` is all.",
+        (), "The models it may use, by any of their names, where `*` stands for any text (403); "
+        "`[]` is all.",
         example='["qwen2.5-coder:*"]',
     )  # fmt: skip
     max_keep_alive: Duration | None = field(
@@ -203,7 +205,8 @@ class Tenant(Policy):
         unit="duration", example="10m",
     )  # fmt: skip
     unload: bool = field(
-        True, "Whether it may have models unloaded (`keep_alive: 0`); otherwise that is ignored.",
+        True, "Whether it may have models unloaded before policy would (`keep_alive: 0`, or one "
+        "that is shorter than the model's `ttl`); otherwise that is ignored.",
         example="false",
     )  # fmt: skip
 

@@ -122,7 +122,7 @@ class Eviction(Policy):
     )  # fmt: skip
     verify_reclaim: Duration = field(
         "5s", "How long to wait for the bytes of an evicted model to be free again before the "
-        "next load is judged.",
+        "next load is judged, on macOS; elsewhere they are free when its process is gone.",
         unit="duration", example="10s",
     )  # fmt: skip
 

@@ -1,0 +1,177 @@
+"""Whose turn it is, where a few requests tell."""
+
+from __future__ import annotations
+
+from itertools import count
+
+from mlxd.control.fair import FairQueue
+from mlxd.control.place import Place
+from mlxd.control.scheduler import Scheduler
+from mlxd.policy.policy_set import PolicySet
+from tests.support.queue_model import (
+    full,
+    of_tenant,
+    policies_of,
+    scheduler_of,
+    served,
+    unheard,
+    waiting,
+)
+
+
+class Queue:
+    """A fair queue, and places by their clients."""
+
+    def __init__(self) -> None:
+        self.fair = FairQueue()
+        self.numbers = count()
+        self.policies = policies_of()
+
+    def place(self, client: str, cost: float) -> Place:
+        applicant = of_tenant(client, self.policies, cost=cost)
+        return Place(applicant, "medium", client, cost, 0.0, 30.0, next(self.numbers))
+
+    def add(self, client: str, *costs: float) -> list[Place]:
+        places = [self.place(client, cost) for cost in costs]
+        for place in places:
+            self.fair.add(place, 1)
+        return places
+
+    def run(self, place: Place) -> Place:
+        self.fair.start(place, 1)
+        return place
+
+    def serve(self) -> str:
+        """The next, from its start to its end."""
+        place = self.run(next(iter(self.fair)))
+        self.fair.end(place, None)
+        return place.client
+
+    @property
+    def order(self) -> list[str]:
+        return [place.client for place in self.fair]
+
+
+def test_who_has_one_running_for_long_saves_nothing_up_meanwhile() -> None:
+    queue = Queue()
+    long = queue.run(queue.place("a", 1))
+    queue.add("b", *[10] * 20)
+    queue.add("c", *[10] * 20)
+    for _ in range(20):
+        queue.serve()
+    queue.add("a", *[10] * 5)
+    assert queue.order[:6].count("a") <= 2
+    queue.fair.end(long, None)
+    assert queue.order[:6].count("a") <= 2
+
+
+def test_a_large_request_is_not_passed_for_ever_by_small_ones_of_new_clients() -> None:
+    queue = Queue()
+    queue.add("large", 200)
+    for number in range(200):
+        queue.add(f"new {number}", 10)
+        if queue.serve() == "large":
+            return
+    raise AssertionError("it is passed for ever")
+
+
+def test_what_left_the_queue_costs_its_client_nothing() -> None:
+    queue = Queue()
+    first, _ = queue.add("a", 100, 10)
+    queue.add("b", 50)
+    assert queue.order == ["b", "a", "a"]
+    queue.fair.remove(first)
+    assert queue.order == ["a", "b"]
+
+
+def test_what_somebody_took_while_nobody_waited_is_forgotten() -> None:
+    queue = Queue()
+    a, b = queue.run(queue.place("a", 1000)), queue.run(queue.place("b", 10))
+    queue.fair.end(a, None)
+    queue.add("a", 10)
+    queue.add("c", 10)
+    assert queue.order == ["a", "c"]
+    queue.fair.end(b, None)
+    assert len(queue.fair._clients) == 2
+
+
+def test_what_somebody_took_while_others_waited_is_not() -> None:
+    queue = Queue()
+    a = queue.run(queue.place("a", 1000))
+    queue.add("b", *[10] * 10)
+    queue.fair.end(a, None)
+    queue.add("a", 10)
+    assert queue.order[-1] == "a"
+
+
+def test_an_own_one_that_went_before_counts_against_those_behind() -> None:
+    queue = Queue()
+    _, small = queue.add("a", 30, 20)
+    queue.add("b", 40)
+    assert queue.order == ["a", "b", "a"]
+    queue.run(small)
+    assert queue.order == ["b", "a"]
+
+
+# -- classes
+
+
+def test_a_class_that_was_idle_has_saved_nothing_up() -> None:
+    policies = policies_of(
+        max_in_flight=1, max_waiting=50, classes={"medium": {"weight": 1}, "low": {"weight": 1}}
+    )
+    scheduler, holder = full(policies)
+    waiting(scheduler, *(of_tenant("a", policies) for _ in range(15)))
+    *_, holder = served(scheduler, holder, 5)
+    waiting(scheduler, *(of_tenant("b", policies, priority="low") for _ in range(5)))
+    order = [place.klass for place in served(scheduler, holder, 4)]
+    assert order == ["low", "medium", "low", "medium"]
+
+
+def capped() -> tuple[Scheduler, PolicySet]:
+    """Low ones wait behind a limit of their own; thirty others have passed."""
+    low = {"weight": 1, "max_share": 0.5}
+    policies = policies_of(
+        max_in_flight=2, max_waiting=99, classes={"medium": {"weight": 1}, "low": low}
+    )
+    scheduler = scheduler_of(policies)
+    for _ in range(11):
+        scheduler.ask(of_tenant("a", policies, priority="low"), 0.0, 0.0, unheard)
+    other = scheduler.ask(of_tenant("b", policies), 0.0, 0.0, unheard)
+    waiting(scheduler, *(of_tenant("b", policies) for _ in range(49)))
+    *_, other = served(scheduler, other, 30)
+    assert other.klass == "medium"
+    classes = {"medium": {"weight": 1}, "low": {"weight": 1}}
+    scheduler.apply(policies_of(max_in_flight=2, max_waiting=99, classes=classes))
+    return scheduler, policies
+
+
+def test_what_a_cap_kept_from_a_class_is_not_made_up_for_when_it_is_raised() -> None:
+    scheduler, _ = capped()
+    lows = [place for place in scheduler.places_waiting() if place.klass == "low"]
+    positions = [scheduler.position(place) for place in lows[:5]]
+    assert max(positions) >= 8
+    (first, *_) = scheduler.running
+    order = [place.klass for place in served(scheduler, first, 8)]
+    assert order.count("medium") >= 3
+
+
+def test_a_class_that_had_nobody_waiting_is_not_old() -> None:
+    policies = policies_of(max_in_flight=1, max_waiting=50, ageing=20.0, queue=1e9)
+    scheduler = scheduler_of(policies)
+    low = of_tenant("a", policies, priority="low")
+    scheduler.leave(scheduler.ask(low, 0.0, 0.0, unheard), 1.0, 0.0)
+    holder = scheduler.ask(of_tenant("x", policies), 100.0, 0.0, unheard)
+    highs = [of_tenant("b", policies, priority="high") for _ in range(3)]
+    waiting(scheduler, low, *highs, now=100.0)
+    assert [place.klass for place in served(scheduler, holder, 3, 101.0)] == ["high"] * 3
+
+
+def test_what_is_over_is_not_kept_for_its_deadline() -> None:
+    policies = policies_of(max_in_flight=1, max_waiting=9)
+    scheduler, _ = full(policies)
+    waiting(scheduler, of_tenant("a", policies))
+    for _ in range(500):
+        (place,) = waiting(scheduler, of_tenant("b", policies))
+        scheduler.leave(place, 0.0, 0.0)
+    assert len(scheduler._deadlines) < 100
