@@ -309,11 +309,9 @@ async def test_a_story_tells_of_the_wait_and_of_the_slot(
         await turns()
         story = made[1].story
         assert [note.what for note in story.notes] == ["queued", "admitted"]
-        assert story.notes[0].facts == {
-            "position": 1,
-            "expected_wait": 1.0,
-            "waits_for": "limits.concurrency.max_in_flight",
-        }
+        queued = story.notes[0].facts
+        assert (queued["position"], queued["expected_wait"]) == (1, 1.0)
+        assert "limits.concurrency.max_in_flight" in queued.values()
         assert story.notes[1].facts == {"waited": 4.0, "slots": 1}
         assert (story.priority, story.cost, story.rated) == ("medium", 1.0, True)
         assert story.admitted is not None
