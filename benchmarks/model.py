@@ -20,6 +20,7 @@ from tests.support.model_maker import CHAT_TEMPLATE, Shape, make_model
 
 SHAPES = {
     "tiny": Shape(spread=1.5),
+    "tiny-long": Shape(context=65536, spread=1.5),
     "slow": Shape(hidden=256, layers=4, heads=4, kv_heads=4, intermediate=512, spread=1.5),
     "billion": Shape(
         hidden=2048, layers=16, heads=32, kv_heads=8, intermediate=8192, dtype="bfloat16"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -9,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from mlxd.cli.client import NoAnswer
+from mlxd.cli.client import HEALTH_SECONDS, NoAnswer, address_of, get_json
+from mlxd.core.instance import running
+from mlxd.core.places import Places
 
 _TIMEOUT = 60.0
 """A reload waits for a file that is being written, and for a port."""
@@ -27,19 +30,20 @@ class Refused(Exception):
 class AdminClient:
     """Asks the daemon that serves the socket at `path`."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, timeout: float = _TIMEOUT) -> None:
         self._path = path
+        self._timeout = timeout
 
     def get(self, target: str, **query: str) -> dict[str, Any]:
         """Raises NoAnswer, Refused."""
-        return self._ask("GET", target, query, None, {})
+        return self._ask("GET", target, query, None, {}, timeout=self._timeout)
 
     def post(
         self, target: str, body: object = None, *, etag: str = "", **query: str
     ) -> dict[str, Any]:
         """Raises NoAnswer, Refused."""
         headers = {"If-Match": etag.encode("ascii", "replace").decode()} if etag else {}
-        return self._ask("POST", target, query, body, headers)
+        return self._ask("POST", target, query, body, headers, timeout=self._timeout)
 
     def wait(self, target: str, body: object) -> dict[str, Any]:
         """As `post`, for as long as it takes."""
@@ -68,7 +72,7 @@ class AdminClient:
         body: object,
         headers: Mapping[str, str],
         *,
-        timeout: float | None = _TIMEOUT,
+        timeout: float | None,
     ) -> dict[str, Any]:
         connection = _UnixConnection(self._path, timeout)
         sent = json.dumps(body) if body is not None else None
@@ -89,6 +93,17 @@ class AdminClient:
 
     def _no_answer(self, error: Exception) -> NoAnswer:
         return NoAnswer(f"no answer from the daemon at {self._path}: {error}")
+
+
+def health_of(found: Places) -> dict[str, Any]:
+    """What the daemon says of itself: by the admin socket, where it tells all of it to whoever has
+    no API key, or else over TCP. Raises NoAnswer.
+    """
+    daemon = running(found.state.path)
+    if daemon is not None and daemon.admin:
+        with contextlib.suppress(NoAnswer, Refused):
+            return AdminClient(daemon.admin, HEALTH_SECONDS).get("/admin/health")
+    return get_json(address_of(found), "/health")
 
 
 def unix_connection(path: str, timeout: float | None) -> http.client.HTTPConnection:

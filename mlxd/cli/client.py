@@ -11,7 +11,7 @@ from mlxd.core.instance import authority, running
 from mlxd.core.places import Places
 
 DEFAULT_PORT = 11435
-_TIMEOUT = 5.0
+HEALTH_SECONDS = 5.0
 
 
 class NoAnswer(Exception):
@@ -30,7 +30,9 @@ def address_of(found: Places) -> tuple[str, int]:
     return "127.0.0.1", int(port) if port.isdigit() else DEFAULT_PORT
 
 
-def get_json(address: tuple[str, int], path: str, timeout: float = _TIMEOUT) -> dict[str, Any]:
+def get_json(
+    address: tuple[str, int], path: str, timeout: float = HEALTH_SECONDS
+) -> dict[str, Any]:
     """Raises NoAnswer."""
     host, port = address
     connection = http.client.HTTPConnection(host, port, timeout=timeout)

@@ -122,9 +122,9 @@ def _holder(host: str, port: int) -> str:
         health = get_json((host, port), "/health", timeout=_PROBE_TIMEOUT)
     except NoAnswer:
         health = {}
-    if health.get("service") == "mlxd" and isinstance(health.get("pid"), int):
-        return f"another mlxd (pid {health['pid']})"
-    pid = _listener_pid(port)
+    pid = health["pid"] if isinstance(health.get("pid"), int) else _listener_pid(port)
+    if health.get("service") == "mlxd":
+        return f"another mlxd (pid {pid})" if pid else "another mlxd"
     return f"another process (pid {pid})" if pid else "another process"
 
 

@@ -64,6 +64,7 @@ def _serve_claimed(instance: Instance, flags: Flags) -> int:
     from mlxd.cli import listening
     from mlxd.policy.boot import boot
     from mlxd.policy.history import history_of
+    from mlxd.policy.keys_file import demand
     from mlxd.policy.load import Override, PolicyErrors
     from mlxd.server import certificates
     from mlxd.server.inherited import inherit
@@ -75,7 +76,13 @@ def _serve_claimed(instance: Instance, flags: Flags) -> int:
             policies=flags.policies, state=instance.state, host=flags.host, port=flags.port
         )
         folder = settings.policies.path if settings.policies is not None else None
-        start = partial(boot, folder, history=history_of(instance.state), strict=flags.strict_boot)
+        start = partial(
+            boot,
+            folder,
+            history=history_of(instance.state),
+            strict=flags.strict_boot,
+            demand=partial(demand, state=instance.state),
+        )
         own = [Override(*override) for override in settings.overrides()]
         found = listening.find(start, own, inherited)
         bound = listening.bound(found, inherited)

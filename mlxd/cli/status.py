@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlxd.cli import exits
-from mlxd.cli.client import NoAnswer, address_of, get_json
+from mlxd.cli.admin import health_of
+from mlxd.cli.client import NoAnswer, address_of
 from mlxd.core import places
 from mlxd.core.instance import authority
 from mlxd.telemetry.logs import one_line
@@ -18,9 +19,10 @@ Json = dict[str, Any]
 
 def status(policies: str | None, state: str | None, *, as_json: bool) -> int:
     """Show what the daemon says of itself."""
-    address = address_of(places.find(policies, state))
+    found = places.find(policies, state)
+    address = address_of(found)
     try:
-        health = get_json(address, "/health")
+        health = health_of(found)
     except NoAnswer as error:
         if as_json:
             print(json.dumps({"status": "down", "error": str(error)}))
@@ -54,8 +56,13 @@ def env(policies: str | None, state: str | None) -> int:
 
 def _lines(health: Json, address: tuple[str, int]) -> Iterator[str]:
     url = f"http://{authority(*address)}"
-    yield f"mlxd {health['version']}  {health['status']}  {url}  pid {health['pid']}"
+    pid = f"  pid {health['pid']}" if "pid" in health else ""
+    yield f"mlxd {health['version']}  {health['status']}  {url}{pid}"
     yield f"requests  {health['active_requests']} of {health['max_concurrent']}"
+    if "memory" not in health:
+        yield "the rest is told to those with an API key, and on the admin socket"
+        return
+    yield f"queue     {_queue(health)}"
     yield f"memory    {_memory(health['memory'])}"
     yield f"models    {health['models_cached']} loaded of {health['total_models']}"
     for model in health["cached_models"]:
@@ -64,6 +71,14 @@ def _lines(health: Json, address: tuple[str, int]) -> Iterator[str]:
     yield f"policy    {_policy(health['policy'])}"
     for warning in health["warnings"]:
         yield f"warning   {warning}"
+
+
+def _queue(health: Json) -> str:
+    queue, waits = health["queue"], health["expected_wait_seconds"]
+    if not queue["max_waiting"] and not queue["waiting"]:
+        return "off: who finds no slot is refused"
+    expected = ", ".join(f"{klass} {seconds:g} s" for klass, seconds in waits.items())
+    return f"{queue['waiting']} of {queue['max_waiting']} wait; one more would for: {expected}"
 
 
 def _policy(policy: Json) -> str:

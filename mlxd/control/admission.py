@@ -13,12 +13,14 @@ from contextlib import asynccontextmanager
 from copy import copy
 from typing import Literal
 
+from mlxd.control.again import Refusals
 from mlxd.control.applicant import Applicant
 from mlxd.control.place import Place
 from mlxd.control.queue_view import OnWait, QueueView, Waiting
 from mlxd.control.quotas import Quotas
 from mlxd.control.rates import Rates, RateState, WouldDeny
 from mlxd.control.scheduler import Scene, Scheduler
+from mlxd.control.shedding import Strain
 from mlxd.control.totals import Totals
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock
@@ -113,10 +115,9 @@ class Admission:
         self._clock = clock
         self._real = real or clock
         self._rates = rates or Rates()
+        self._quotas = quotas or Quotas()
         policies = policies or load()
-        self.scheduler = Scheduler(
-            policies, scene or _AllInMemory(), self._rates, quotas or Quotas()
-        )
+        self.scheduler = Scheduler(policies, scene or _AllInMemory(), self._rates, self._quotas)
         self._tickets: set[Ticket] = set()
         self._waiters: dict[Place, asyncio.Future[None]] = {}
         self._view = QueueView(self.scheduler)
@@ -129,6 +130,7 @@ class Admission:
         self._draining = False
         self._shut: MlxdError | None = None
         self.totals = Totals()
+        self._refusals = Refusals(self._rates, self.totals, self._real)
 
     # -- a request's way
 
@@ -147,6 +149,8 @@ class Admission:
         A request that turns out to be wrong in itself does not count towards the client's rate.
         `on_wait` is told when it begins to wait, and now and then how it stands.
         """
+        if story is not None:
+            _tell_asked(story, applicant)
         ticket = self._asked(applicant, would_deny)
         place = ticket.place
         try:
@@ -159,6 +163,8 @@ class Admission:
             raise
         finally:
             self.leave(ticket)
+            if story is not None:
+                story.released = story.now
 
     def enter(self, applicant: Applicant, would_deny: WouldDeny = _unheard) -> Ticket:
         """Take a slot that is free now, to be given back by `leave`. Raises what `admit` raises,
@@ -194,6 +200,7 @@ class Admission:
 
     def look(self) -> None:
         """Something has changed that may let somebody in, or end a wait."""
+        self._refusals.changed()
         now = self._clock.monotonic()
         for place, error in self.scheduler.expire(now):
             self.totals.note_expired(place)
@@ -204,11 +211,16 @@ class Admission:
         if not self._tickets:
             self._empty.set()
 
+    def measured(self, ttft: float | None, gap: float | None) -> None:
+        """How fast an answer is: seconds to its first token, or between two tokens."""
+        if self.scheduler.adaptive.observe(self._clock.monotonic(), ttft=ttft, gap=gap):
+            self.look()
+
     def apply(self, policies: PolicySet) -> None:
         """New policies are in force. Cannot fail; stops nothing that is under way.
 
         With a lower limit nobody is let in until enough have ended; a higher one lets in who
-        waits. What rates have counted survives (RuleWindows.apply).
+        waits. What rates have counted survives (Rates.apply).
         """
         self.scheduler.apply(policies)
         self.look()
@@ -223,6 +235,7 @@ class Admission:
     @draining.setter
     def draining(self, draining: bool) -> None:
         self._draining = draining
+        self._refusals.changed()
         if draining:
             self._turn_away(_stopping)
 
@@ -230,9 +243,17 @@ class Admission:
         """While it is set, every new generation and load raises it, and so do those that wait;
         what runs goes on.
         """
+        self._refusals.changed()
         self._shut = self.scheduler.shut = error
         if error is not None:
             self._turn_away(lambda: copy(error))
+
+    def strain(self, strain: Strain | None) -> None:
+        """While it is set, new generations of the classes whose `shed_at` is reached are refused;
+        what waits or runs goes on.
+        """
+        self.scheduler.shedding.strain = strain
+        self.look()
 
     async def idle(self) -> Literal[True]:
         """Wait until no request is admitted, and none waits."""
@@ -272,8 +293,10 @@ class Admission:
         return self.scheduler.expected_wait(klass, self._clock.monotonic())
 
     def rate_states(self, caller: Caller, policies: PolicySet, user: str = "") -> list[RateState]:
-        """What each rate rule leaves a client."""
-        return self._rates.states(caller, policies, self._real.monotonic(), user)
+        """What each rate rule and quota leaves a client."""
+        now, wall = self._real.monotonic(), self._real.wall()
+        rates = self._rates.states(caller, policies, now, user)
+        return [*rates, *self._quotas.remaining(caller, policies, now, wall)]
 
     @property
     def refused(self) -> Counter[str]:
@@ -302,6 +325,7 @@ class Admission:
             )
         except MlxdError as error:
             self.totals.note_turned_away(error, applicant)
+            error.again = self._refusals.again(error, applicant)
             raise
         ticket = Ticket(place, self._loaded)
         self._tickets.add(ticket)
@@ -390,6 +414,12 @@ class Admission:
         now = self._clock.monotonic()
         self._view.tell(now)
         self._arm(now)
+
+
+def _tell_asked(story: Story, applicant: Applicant) -> None:
+    """What it is judged by, before it is."""
+    story.judged, story.wished, story.priority = story.now, applicant.priority, applicant.klass
+    story.cost, story.rated, story.user = applicant.cost, applicant.rated, applicant.user
 
 
 def _stopping() -> Draining:

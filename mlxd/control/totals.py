@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 
 from mlxd.control.applicant import Applicant
 from mlxd.control.place import Place
@@ -31,6 +32,8 @@ class Totals:
         """By rule; see `rule_of`."""
         self.would_deny: Counter[str] = Counter()
         """What rules in mode dry_run would have refused."""
+        self.on_started: Callable[[Priority, float], None] = _untold
+        """Told the class of each that gets a slot, and how long it waited."""
         self._waits: deque[float] = deque(maxlen=_KEPT_WAITS)
 
     def note_came(self, place: Place) -> None:
@@ -42,7 +45,9 @@ class Totals:
 
     def note_started(self, place: Place) -> None:
         self.by_class[place.klass] += 1
-        self._waits.append((place.started or place.came) - place.came)
+        waited = (place.started or place.came) - place.came
+        self._waits.append(waited)
+        self.on_started(place.klass, waited)
 
     def note_ended(self) -> None:
         self.processed += 1
@@ -63,3 +68,7 @@ class Totals:
         """Seconds that this share of those that got a slot last waited at most."""
         waits = sorted(self._waits)
         return waits[min(len(waits) - 1, int(share * len(waits)))] if waits else 0.0
+
+
+def _untold(klass: Priority, waited: float) -> None:
+    """For those who only count."""

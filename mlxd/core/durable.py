@@ -13,12 +13,13 @@ from pathlib import Path
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
 _FULL = getattr(fcntl, "F_FULLFSYNC", None)
 """On macOS fsync alone leaves data in the drive's own memory."""
-_TEMPORARY = re.compile(r"\..+\.(?:json|jsonl|pid)\.[0-9]+(?:-[0-9]+)?")
+_TEMPORARY = re.compile(r"\..+\.(?:json|jsonl|pid|yaml)\.[0-9]+(?:-[0-9]+)?")
 """Of the names that files in the state folder have; others' files may lie there, too."""
 
 
-def write(file: Path, content: bytes) -> None:
-    """Put `content` in the place of the file. Mode 0600. Raises OSError.
+def write(file: Path, content: bytes, *, owner: tuple[int, int] | None = None) -> None:
+    """Put `content` in the place of the file. Mode 0600, `owner` its user and group, if they are
+    to be others than ours. Raises OSError.
 
     Returns when the disk has it, and its name.
     """
@@ -26,6 +27,8 @@ def write(file: Path, content: bytes) -> None:
     try:
         descriptor = os.open(temporary, _FLAGS | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as stream:
+            if owner is not None:
+                os.fchown(descriptor, *owner)
             stream.write(content)
             stream.flush()
             _sync(descriptor)

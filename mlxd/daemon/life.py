@@ -131,6 +131,7 @@ class Daemon:
         self._own(self._tidy())
         self._own(heap.keep_small(self._made.threads))
         self._own(self._parts.archive.run())
+        self._own(self._parts.usage.run())
         self._tell_ready(ready_file)
         self._made.watchdog.start()
         try:
@@ -213,6 +214,7 @@ class Daemon:
         if self._told_early:
             self._told_to_reload()
         self._depend_on(self._parts.watcher.run(), "policy watcher")
+        self._depend_on(self._parts.keys.follow(), "keys")
         self._depend_on(self._made.vitals.run(), "vitals")
         self._depend_on(self._made.recovery.run(), "recovery")
         self._parts.guard.start(self._lost)

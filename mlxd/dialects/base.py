@@ -15,6 +15,7 @@ from mlxd.core.request import GenerationRequest
 
 Json = dict[str, Any]
 Action = Literal["generate", "load", "unload"]
+EVENT_STREAM = "text/event-stream"
 
 _json = msgspec.json.Encoder()
 _LINE_BREAKS = (
@@ -128,6 +129,11 @@ class Codec(Protocol):
 def sse(data: bytes) -> bytes:
     """One server-sent event."""
     return b"data: " + data + b"\n\n"
+
+
+def comment(words: str) -> bytes:
+    """What stands in a stream of server-sent events and is none of them. One line, in ASCII."""
+    return b": " + words.encode("ascii") + b"\n\n"
 
 
 def logprob_of(value: float) -> float:

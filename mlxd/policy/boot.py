@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from mlxd.policy.files import PolicyFiles, read
 from mlxd.policy.history import History
 from mlxd.policy.load import Override, PolicyError, PolicyErrors, PolicySet, judge
 from mlxd.policy.store import PolicyStore
+
+Demand = Callable[[PolicySet], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +39,20 @@ def boot(
     history: History,
     *,
     strict: bool = False,
+    demand: Demand = lambda _: None,
 ) -> Boot:
-    """Raises PolicyErrors: the files are broken, and nothing good is known, or `strict`."""
+    """Raises PolicyErrors: the files are broken, and nothing good is known, or `strict`.
+
+    `demand` judges what is beside the files: it raises PolicyErrors too.
+    """
     history.tidy()
     rollback.finish(history)
     found = read(folder)
     try:
         policies = judge(found, overrides)
+        demand(policies)
     except PolicyErrors as refused:
-        known = None if strict else _last_good(folder, overrides, history)
+        known = None if strict else _last_good(folder, overrides, history, demand)
         if known is None:
             raise
         good, files = known
@@ -55,7 +62,7 @@ def boot(
 
 
 def _last_good(
-    folder: Path | None, overrides: Sequence[Override], history: History
+    folder: Path | None, overrides: Sequence[Override], history: History, demand: Demand
 ) -> tuple[PolicySet, PolicyFiles] | None:
     """The newest generation of the same folder that this version still accepts."""
     for generation in history.newest_first():
@@ -64,6 +71,7 @@ def _last_good(
         files = generation.files()
         try:
             policies = judge(files, overrides)
+            demand(policies)
         except PolicyErrors:
             continue
         return replace(policies, generation=generation.number, lkg=True), files

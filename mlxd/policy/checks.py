@@ -34,7 +34,6 @@ def problems_between(policies: Policies, written: Written) -> Iterator[Problem]:
     yield from _priorities(policies, written)
     yield from _tenants(policies, written)
     yield from _web_pages(policies)
-    yield from _open_to_others(policies, written)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,21 +218,3 @@ def _web_pages(policies: Policies) -> Iterator[Problem]:
             "expected false while allow_origins has `*`, got true: no browser sends credentials "
             "where every origin may ask",
         )
-
-
-def _open_to_others(policies: Policies, written: Written) -> Iterator[Problem]:
-    listen, required = policies.server.listen, policies.clients.auth.required
-    key = ("clients", "auth", "required")
-    if listen.loopback and required is True:
-        yield Problem(
-            key,
-            "API keys are not checked yet, so true would keep nobody out: write auto, or remove "
-            "the line, to serve whoever is on this machine",
-        )
-    if listen.loopback or (required is False and key in written):
-        return
-    yield Problem(
-        ("server", "listen", "host"),
-        f"{listen.host} can be reached by other machines, and API keys are not checked yet: "
-        "to serve everyone there, write in clients.yaml `auth: {required: false}`",
-    )

@@ -23,7 +23,7 @@ def read(reference: str, environ: Mapping[str, str] | None = None) -> str:
     May block. Raises Unreadable, also for one that is empty.
     """
     try:
-        file = _file(reference, os.environ if environ is None else environ)
+        file = file_of(reference, environ)
         with open(file, "rb", opener=_opened) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise Unreadable("it is no regular file")
@@ -43,11 +43,16 @@ def _opened(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _file(reference: str, environ: Mapping[str, str]) -> Path:
-    """Raises Unreadable."""
-    if not reference.startswith(_CREDENTIAL):
+def is_credential(reference: str) -> bool:
+    """Whether a service manager hands it over: nobody else writes it."""
+    return reference.startswith(_CREDENTIAL)
+
+
+def file_of(reference: str, environ: Mapping[str, str] | None = None) -> Path:
+    """Where it is. Raises Unreadable."""
+    if not is_credential(reference):
         return Path(reference)
-    folder = environ.get(_FOLDER, "")
+    folder = (os.environ if environ is None else environ).get(_FOLDER, "")
     if not folder:
         raise Unreadable(f"{_FOLDER} is not set: no service manager has handed credentials over")
     return Path(folder) / reference.removeprefix(_CREDENTIAL)

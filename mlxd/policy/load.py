@@ -67,6 +67,14 @@ class PolicyErrors(Exception):
         super().__init__("\n".join(map(str, self.errors)))
 
 
+def error_at(policies: PolicySet, key: str, message: str) -> PolicyError:
+    """A reason that was found later, at the line that asked for it."""
+    source = policies.sources.get(parts(key))
+    if source is None:
+        return PolicyError(f"{parts(key)[0]}.yaml", message, key)
+    return PolicyError(source.name, message, key, source.place)
+
+
 def load(folder: FilePath | None = None, overrides: Sequence[Override] = ()) -> PolicySet:
     """The policies of a folder under the overrides; the last override of a key wins.
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path as FilePath
 from types import MappingProxyType
 from typing import Any, Literal
@@ -27,6 +28,9 @@ from mlxd.policy.schema import (
 )
 from mlxd.policy.strict_yaml import Path, Place, dotted, parts
 from mlxd.policy.units import Duration, Ratio, Size, written
+
+Network = IPv4Network | IPv6Network
+_HEADER = "header:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,23 @@ class PolicySet:
         """The tenants of `clients.tenants` as they are written, by their names in lower case."""
         return {name.casefold(): name for name in self.clients.tenants}
 
+    @cached_property
+    def keys_required(self) -> bool:
+        """Whether a client needs an API key."""
+        required = self.clients.auth.required
+        return not self.server.listen.loopback if required == "auto" else required
+
+    @cached_property
+    def proxies(self) -> tuple[Network, ...]:
+        """Whose X-Forwarded-For is believed."""
+        return tuple(ip_network(text, strict=False) for text in self.clients.trusted_proxies)
+
+    @cached_property
+    def counted_headers(self) -> frozenset[str]:
+        """Those that a rate rule counts by, in lower case."""
+        keys = (rule.key for rule in self.limits.rate_limit)
+        return frozenset(key.partition(":")[2].lower() for key in keys if key.startswith(_HEADER))
+
     def work_out(self) -> None:
         """Derive now what would else be derived when somebody first asks."""
         assert self.digest
@@ -148,8 +169,17 @@ class PolicySet:
 
     def line(self, key: str) -> PolicyLine:
         """The line that an operator changes to get another answer."""
-        path = parts(key)
-        return PolicyLine(key, written(self.at(path)), self.place(path))
+        line = self._lines.get(key)
+        if line is None:
+            path = parts(key)
+            line = PolicyLine(key, written(self.at(path)), self.place(path))
+            self._lines[key] = line
+        return line
+
+    @cached_property
+    def _lines(self) -> dict[str, PolicyLine]:
+        """Those that somebody has asked for: a refusal names one, and may come very often."""
+        return {}
 
     def not_enforced(self) -> list[str]:
         """Keys that are set, or whose value clients see, and that nothing acts on yet."""
@@ -176,7 +206,7 @@ class PolicySet:
             for path, key in self._idle
             if (value := written(self.at(path))) != key.default or key.extra("shown")
         ]
-        if not self.server.listen.loopback:
+        if not self.server.listen.loopback and not self.keys_required:
             host = self.line("server.listen.host")
             found.append(
                 f"server.listen.host {host.value} ({host.place}) can be reached by other machines "

@@ -22,12 +22,12 @@ from mlxd.policy.boot import Boot
 from mlxd.policy.diff import Change, changes, reload_class
 from mlxd.policy.files import PolicyFiles
 from mlxd.policy.history import Generation, History
-from mlxd.policy.load import Override, PolicyError, PolicyErrors, PolicySet, judge
+from mlxd.policy.load import Override, PolicyError, PolicyErrors, PolicySet, error_at, judge
 from mlxd.policy.outcome import Outcome, Result, Trigger
 from mlxd.policy.rollback import WriteBack
 from mlxd.policy.settle import QUIET_SECONDS, observe, settled
 from mlxd.policy.store import Applier, PolicyStore, Prepared, PrepareFailed
-from mlxd.policy.strict_yaml import dotted, parts
+from mlxd.policy.strict_yaml import dotted
 from mlxd.policy.units import written
 
 log = logging.getLogger(__name__)
@@ -362,7 +362,7 @@ class Reloader:
             try:
                 one = await applier.prepare(self._store.current, new)
             except PrepareFailed as failed:
-                raise Obstacle([_at(failed, new)]) from failed
+                raise Obstacle([error_at(new, failed.key, failed.message)]) from failed
             back.callback(one.undo)
             prepared.append(one)
         return prepared
@@ -460,11 +460,3 @@ def _restart_values(policies: PolicySet) -> dict[str, str]:
         for path, value in policies.leaves()
         if reload_class(path) == "restart"
     }
-
-
-def _at(failed: PrepareFailed, policies: PolicySet) -> PolicyError:
-    """A failed preparation, at the line that asked for it."""
-    source = policies.sources.get(parts(failed.key))
-    if source is None:
-        return PolicyError(f"{parts(failed.key)[0]}.yaml", failed.message, failed.key)
-    return PolicyError(source.name, failed.message, failed.key, source.place)

@@ -8,11 +8,12 @@ Nothing of it is reachable over TCP. An answer carries the policies' `ETag`; wha
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
-from mlxd.core.errors import InvalidRequest
+from mlxd.core.errors import InvalidRequest, Overloaded
 from mlxd.core.threads import Threads
 from mlxd.policy.explain import NoSuchKey, explain, newly_hidden
 from mlxd.policy.history import History, story
@@ -20,6 +21,7 @@ from mlxd.policy.load import Override, load
 from mlxd.policy.outcome import error_json
 from mlxd.policy.policy_set import FILES
 from mlxd.policy.reload import Plan
+from mlxd.server import health
 from mlxd.server.action import Action, Answer
 from mlxd.server.admin_models import AdminModels
 from mlxd.server.admin_requests import AdminRequests
@@ -32,6 +34,7 @@ from mlxd.server.managers import ForOwner
 from mlxd.server.parts import Parts
 from mlxd.server.peer import peer_of
 from mlxd.server.policy_report import effective, summary
+from mlxd.server.usage_report import usage_of
 
 Json = dict[str, Any]
 
@@ -68,12 +71,19 @@ class Admin:
             "/admin/policy/plan": (_CHANGING, self._plan),
             "/admin/policy/reload": (_CHANGING, self._reload),
             "/admin/policy/rollback": (_CHANGING, self._rollback),
+            "/admin/keys/reload": (_CHANGING, self._reload_keys),
             "/admin/service/reset": (_CHANGING, self._reset_service),
+            "/admin/usage": (READING, self._usage),
         }
         actions = {path: (methods, Action(act)) for path, (methods, act) in table.items()}
         events = ForOwner(EventStream(self._parts, owner=True))
-        requests = AdminRequests(self._parts).routes()
-        others = {**self._models.routes(), **requests, "/admin/events": (READING, events)}
+        report = ForOwner(health.Report(partial(health.health, self._parts)))
+        others = {
+            **self._models.routes(),
+            **AdminRequests(self._parts).routes(),
+            "/admin/events": (READING, events),
+            "/admin/health": (READING, report),
+        }
         return Routes({**actions, **others})
 
     async def _status(self, request: web.BaseRequest) -> Answer:
@@ -123,8 +133,28 @@ class Admin:
         )
         return outcome.as_json(), outcome.etag
 
+    async def _reload_keys(self, request: web.BaseRequest) -> Answer:
+        """Read their file now, and policies that wait for a key."""
+        keys = self._parts.keys
+        try:
+            await keys.reload()
+        except OSError as error:  # TimeoutError, too
+            words = str(error) or "the disk does not answer"
+            raise Overloaded(
+                f"the file of keys cannot be read now: {words}",
+                policy=policies_of(request).line("clients.auth.keys_file"),
+                would_pass="the same once that file can be read",
+            ) from error
+        await self._parts.reloader.look()
+        body = {"file": keys.file.reference, "valid": keys.valid(), "problem": keys.problem}
+        return body, self._parts.policies.current.etag
+
     async def _reset_service(self, request: web.BaseRequest) -> Answer:
         return {"was_held": await self._reset_starts()}, policies_of(request).etag
+
+    async def _usage(self, request: web.BaseRequest) -> Answer:
+        policies = policies_of(request)
+        return usage_of(self._parts.usage, policies), policies.etag
 
     async def _planned(self, plan: Plan) -> Answer:
         old, new = plan.old, plan.policies

@@ -104,7 +104,7 @@ class AdminModels:
         try:
             await self._parts.dispatcher.load(name, seconds, policies)
         except MlxdError as error:
-            note_refusal(request, self._parts.rejections, error)
+            note_refusal(request, self._parts, error)
             raise
         return await self._named(name, policies)
 

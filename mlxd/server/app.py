@@ -72,7 +72,7 @@ def routes(parts: Parts) -> Routes:
     models = OpenAIModels(parts)
     table: Table = {
         "/": (READING, health.Report(partial(health.root, parts))),
-        "/health": (READING, health.Report(partial(health.health, parts))),
+        "/health": (READING, health.Health(parts)),
         "/livez": (READING, health.Live()),
         "/readyz": (READING, health.Ready(parts)),
         "/metrics": (READING, health.Scrape(parts)),

@@ -8,10 +8,11 @@ import asyncio
 import ipaddress
 import logging
 import re
-import secrets
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Protocol
 
 from aiohttp import web
@@ -26,38 +27,52 @@ from mlxd.core.errors import (
     InternalError,
     MlxdError,
     Overloaded,
+    TooManyGuesses,
+    Unauthorized,
 )
 from mlxd.core.story import Story
 from mlxd.policy.load import PolicySet
 from mlxd.server.connections import Connection
-from mlxd.server.errors import Render, error_response, identity, words_for
+from mlxd.server.errors import (
+    STATUS,
+    Render,
+    error_response,
+    given_id,
+    identity,
+    new_request_id,
+    words_for,
+)
+from mlxd.server.identity import OPEN, Identity, address_of
 from mlxd.server.parts import Parts
 
 log = logging.getLogger("mlxd.access")
 faults = logging.getLogger(__name__)
 
+_REMEMBERED = 256
+"""Hosts that have been judged: the same ones ask again and again."""
 _LEFT = 499
 """What stands for the status where the client has gone."""
-_MAX_ID = 128
 _RESTART_SECONDS = 5.0
 """What a client is told to wait for the next daemon."""
-_VITAL = frozenset(("/livez", "/readyz", "/health"))
-"""Answered even when hardly any file is left."""
 _BETWEEN = len(": \r\n")
 OWN_NAMES = "own-names"
 LOOPBACK_ADDRESSES = "loopback-addresses"
 PRIVATE_ADDRESSES = "private-addresses"
 _EXPOSED = (
-    "X-Request-Id, Request-Id, Retry-After, RateLimit, RateLimit-Policy, X-Mlxd-Code,"
-    " X-Mlxd-Policy, X-Mlxd-Policy-Key, X-Mlxd-Policy-Place, X-Mlxd-Would-Deny,"
-    " X-Mlxd-Needed-Bytes, X-Mlxd-Available-Bytes, X-Should-Retry,"
+    "X-Request-Id, Request-Id, Retry-After, retry-after-ms, RateLimit, RateLimit-Policy,"
+    " X-Mlxd-Code, X-Mlxd-Policy, X-Mlxd-Policy-Key, X-Mlxd-Policy-Place, X-Mlxd-Would-Deny,"
+    " X-Mlxd-Needed-Bytes, X-Mlxd-Available-Bytes, X-Mlxd-Priority, X-Mlxd-Free-Slots,"
+    " X-Mlxd-Expected-Wait, X-Mlxd-Queue-Position, X-Should-Retry,"
     " x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests,"
+    " x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens,"
     " anthropic-ratelimit-requests-limit, anthropic-ratelimit-requests-remaining,"
-    " anthropic-ratelimit-requests-reset"
+    " anthropic-ratelimit-requests-reset, anthropic-ratelimit-tokens-limit,"
+    " anthropic-ratelimit-tokens-remaining, anthropic-ratelimit-tokens-reset"
 )
 _ALLOWED_HEADERS = (
     "Authorization, Content-Type, User-Agent, Accept, X-Requested-With, OpenAI-Beta, x-api-key,"
     " anthropic-version, anthropic-beta, anthropic-dangerous-direct-browser-access, X-Request-Id,"
+    " X-Request-Priority,"
     " traceparent, x-stainless-arch, x-stainless-async, x-stainless-custom-poll-interval,"
     " x-stainless-helper-method, x-stainless-lang, x-stainless-os, x-stainless-package-version,"
     " x-stainless-poll-helper, x-stainless-retry-count, x-stainless-runtime,"
@@ -86,6 +101,14 @@ class Begun(Protocol):
     async def fail(self, error: MlxdError) -> web.StreamResponse: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a request ended with, and how its API says that."""
+
+    error: MlxdError
+    render: Render
+
+
 class Marks:
     """The rules on trial that would have refused a request; each is counted when it is met."""
 
@@ -99,6 +122,7 @@ class Marks:
 
 
 Route = Callable[[web.BaseRequest], Endpoint]
+Refused = Callable[[web.BaseRequest, web.StreamResponse], None]
 
 ID = web.RequestKey("id", str)
 POLICIES = web.RequestKey("policies", PolicySet)
@@ -111,6 +135,10 @@ ORIGIN = web.RequestKey("origin", str)
 """Of a page that may read the answer."""
 QUOTA: web.RequestKey[dict[str, str]] = web.RequestKey("quota", dict)
 """Headers that say what the client has left."""
+FAILURE = web.RequestKey("failure", Failure)
+"""Why it was refused."""
+BODY = web.RequestKey("body", bytes)
+"""If it is short."""
 STREAM = web.RequestKey("stream", Begun)
 """The answer, once it is a stream: it says itself how it fails."""
 
@@ -122,10 +150,23 @@ class Edge:
     the one that is in force when it comes (`policies_of`).
     """
 
-    def __init__(self, parts: Parts, route: Route, *, walls: bool = True) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        route: Route,
+        *,
+        walls: bool = True,
+        callers: Identity | None = None,
+        refused: Refused | None = None,
+    ) -> None:
+        """`callers` says who asks; without it, nobody needs a key. `refused` is told of each
+        request that was, and of its answer.
+        """
         self._parts = parts
         self._route = route
         self._walls = walls
+        self._callers = callers
+        self._refused = refused
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         request[ID] = _request_id(request)
@@ -133,7 +174,7 @@ class Edge:
         request[MARKS] = Marks(self._parts.metrics.would_deny)
         if self._parts.state.draining and isinstance(request.protocol, Connection):
             request.protocol.leaving = True
-        request[CALLER] = Caller(client_at(request.remote or ""))
+        request[CALLER] = Caller(address_of(request, policies_of(request)))
         began = self._parts.clock.monotonic()
         request[STORY] = self._story(request, began)
         status = _LEFT
@@ -141,6 +182,8 @@ class Edge:
             response = await self._answer(request)
             if not response.prepared:
                 response.headers.update(common_headers(request))
+                if self._refused is not None and FAILURE in request:
+                    self._refused(request, response)
             status = response.status
             return response
         finally:
@@ -154,6 +197,8 @@ class Edge:
                     "request": request[ID],
                     "seconds": round(self._parts.clock.monotonic() - began, 4),
                     "model": request.get(MODEL, ""),
+                    "tenant": caller_of(request).tenant,
+                    "key": caller_of(request).key,
                 },
             )
 
@@ -185,6 +230,7 @@ class Edge:
                 self._check_host(request)
             if request.method == "OPTIONS":
                 return _preflight(request)
+            self._identify(request)
             endpoint = self._route(request)
             render = endpoint.render_error
             return await endpoint(request)
@@ -202,6 +248,20 @@ class Edge:
             faults.exception("request %s: a defect", request[ID])
             defect = InternalError("an internal error occurred; the log has it under this id")
             return await _failed(request, defect, render)
+
+    def _identify(self, request: web.BaseRequest) -> None:
+        """Raises Unauthorized, TooManyGuesses."""
+        if self._callers is None:
+            return
+        now = self._parts.clock.monotonic()
+        try:
+            caller = self._callers.identify(request, policies_of(request), now)
+        except (Unauthorized, TooManyGuesses) as error:
+            self._parts.rejections.add(
+                error, STATUS[error.code], model="", client=client_of(request)
+            )
+            raise
+        request[CALLER] = request[STORY].caller = caller
 
     def _given_up(self) -> bool:
         """Whether what the request waited for was cancelled, and not the request itself."""
@@ -238,7 +298,7 @@ class Edge:
         if not policies.server.listen.loopback or hosts.mode == "off":
             return
         host = _host_of(request.headers.get("Host", ""))
-        if host_allowed(host, hosts.allow):
+        if _host_allowed(host, hosts.allow):
             return
         if hosts.mode == "dry_run":
             request[MARKS].add("hosts")
@@ -273,7 +333,7 @@ class Edge:
 def _check_room(request: web.BaseRequest) -> None:
     """Raises Overloaded for what cannot be served with the few files that are left."""
     protocol = request.protocol
-    if isinstance(protocol, Connection) and protocol.scarce and request.path not in _VITAL:
+    if isinstance(protocol, Connection) and protocol.scarce and request.path not in OPEN:
         raise Overloaded(
             "the daemon has too many files open",
             retry_after=1.0,
@@ -322,19 +382,6 @@ def client_of(request: web.BaseRequest) -> str:
     return caller_of(request).name
 
 
-def client_at(remote: str) -> str:
-    """Whose quota a request from an address counts on: the address, the /64 of an IPv6 one."""
-    try:
-        address = ipaddress.ip_address(remote.partition("%")[0])
-    except ValueError:
-        return remote or "local"
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return str(address)
-
-
 def host_allowed(host: str, patterns: Sequence[str]) -> bool:
     """`host` is in lower case and without its port; none at all is allowed (HTTP/1.0)."""
     if not host:
@@ -352,6 +399,9 @@ def host_allowed(host: str, patterns: Sequence[str]) -> bool:
         or (PRIVATE_ADDRESSES in patterns and private)
         or str(address) in patterns
     )
+
+
+_host_allowed = lru_cache(_REMEMBERED)(host_allowed)
 
 
 def origin_allowed(origin: str, patterns: Sequence[str]) -> bool:
@@ -374,6 +424,7 @@ async def _failed(request: web.BaseRequest, error: MlxdError, render: Render) ->
     if stream is not None and stream.begun:
         return await stream.fail(error)
     response = error_response(error, render, request[ID])
+    request[FAILURE] = Failure(error, render)
     if request.content.exception() is not None:
         # What is left of a body that cannot be read is not waited for, and its end not searched.
         request.content.feed_eof()
@@ -404,10 +455,7 @@ def _preflight(request: web.BaseRequest) -> web.Response:
 
 def _request_id(request: web.BaseRequest) -> str:
     """The caller's, if it is short printable ASCII; else a new one."""
-    given = request.headers.get("X-Request-Id", "")
-    if given and len(given) <= _MAX_ID and given.isascii() and given.isprintable():
-        return given
-    return secrets.token_hex(12)
+    return given_id(request.headers.get("X-Request-Id", "")) or new_request_id()
 
 
 def _host_of(header: str) -> str:

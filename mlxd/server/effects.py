@@ -60,18 +60,47 @@ class Effects:
             yield "the listener's backlog changes in place; no connection is touched"
 
     def _admitting(self, new: PolicySet, changes: tuple[Change, ...]) -> Iterator[str]:
-        limits = new.limits
-        running = self._admission.active
-        most = limits.concurrency.max_in_flight
         if touches(changes, "limits.concurrency.max_in_flight"):
-            over = running - most
-            yield f"{running} requests run now, {most} may" + (
-                f": none is stopped, new ones are refused until {over + 1} have ended"
-                if over >= 0
-                else ""
+            yield _on_slots(new, self._admission.active, self._queued)
+        if touches(changes, "limits.concurrency.max_waiting"):
+            yield _on_places(new, self._queued)
+        if touches(changes, "timeouts.queue"):
+            yield (
+                f"requests wait up to {new.timeouts.queue} for a slot; those that wait now keep the"
+                " time that they came with"
             )
+        if touches(changes, "clients.priorities", "clients.tenants") and self._queued:
+            yield f"the {self._queued} that wait go on in the order of the new weights"
         if touches(changes, "limits.rate_limit"):
             yield "what clients have used of their rate limits stays counted"
+
+    @property
+    def _queued(self) -> int:
+        return sum(self._admission.waiting.values())
+
+
+def _on_slots(new: PolicySet, running: int, queued: int) -> str:
+    most = new.limits.concurrency.max_in_flight
+    words = f"{running} requests run now, {most} may"
+    over = running - most
+    if over >= 0:
+        fate = "wait" if new.limits.concurrency.max_waiting else "are refused"
+        return f"{words}: none is stopped, new ones {fate} until {over + 1} have ended"
+    if queued:
+        return f"{words}: up to {min(queued, -over)} of the {queued} that wait get a slot at once"
+    return words
+
+
+def _on_places(new: PolicySet, queued: int) -> str:
+    most = new.limits.concurrency.max_waiting
+    words = f"{queued} requests wait now, {most} may"
+    if not most:
+        fate = "; those that wait stay" if queued else ""
+        return f"{words}: who finds no slot is refused at once{fate}"
+    if queued >= most:
+        over = queued - most + 1
+        return f"{words}: none is sent away, new ones are refused until {over} have their slots"
+    return f"{words}: who finds no slot waits up to {new.timeouts.queue} for one"
 
 
 def _waiting(changes: tuple[Change, ...]) -> Iterator[str]:

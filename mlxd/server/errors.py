@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
 
 from mlxd import __version__
-from mlxd.core.errors import InsufficientMemory, MlxdError, RequestQuarantined
+from mlxd.core.errors import (
+    InsufficientMemory,
+    MlxdError,
+    RateLimited,
+    RequestQuarantined,
+    Unauthorized,
+)
 from mlxd.dialects import anthropic, ollama, openai
 from mlxd.dialects.base import to_json
 
@@ -54,6 +61,8 @@ STATUS: dict[str, int] = {
     "internal_error": 500,
 }
 MAX_RETRY_AFTER = 60
+"""Seconds for which a client that retries by itself may be made to wait."""
+MAX_ID = 128
 
 Render = Callable[[MlxdError], dict[str, Any]]
 
@@ -81,6 +90,16 @@ def words_for(request: web.BaseRequest) -> Render:
     return in_openai if request.path.startswith("/v1/") else in_ollama
 
 
+def given_id(text: str) -> str:
+    """A caller's own id for its request, if it is short printable ASCII; else nothing."""
+    return text if len(text) <= MAX_ID and text.isascii() and text.isprintable() else ""
+
+
+def new_request_id() -> str:
+    """For one that has none."""
+    return secrets.token_hex(12)
+
+
 def identity(request_id: str) -> dict[str, str]:
     """Who answers, and to which request."""
     return {
@@ -98,26 +117,47 @@ def error_body(error: MlxdError, render: Render, request_id: str) -> dict[str, A
     return body
 
 
+def error_headers(error: MlxdError) -> dict[str, str]:
+    """What they say of the error, and of its body."""
+    headers = {"Content-Type": "application/json; charset=utf-8", "X-Mlxd-Code": error.code}
+    if error.policy is not None:
+        headers["X-Mlxd-Policy-Key"] = error.policy.key
+        headers["X-Mlxd-Policy-Place"] = error.policy.place
+    if isinstance(error, InsufficientMemory) and error.needed_bytes:
+        headers["X-Mlxd-Needed-Bytes"] = str(error.needed_bytes)
+        headers["X-Mlxd-Available-Bytes"] = str(error.available_bytes)
+    if error.retry_after is not None:
+        headers |= _when_to_retry(error, error.retry_after)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, RequestQuarantined):
+        headers["X-Should-Retry"] = "false"
+    return headers
+
+
 def error_response(error: MlxdError, render: Render, request_id: str = "") -> web.Response:
     """The answer to a request that failed before its status line went out."""
     response = web.Response(
         status=STATUS[error.code],
         body=to_json(error_body(error, render, request_id)),
-        content_type="application/json",
-        charset="utf-8",
+        headers=error_headers(error),
     )
-    response.headers["X-Mlxd-Code"] = error.code
-    if error.policy is not None:
-        response.headers["X-Mlxd-Policy-Key"] = error.policy.key
-        response.headers["X-Mlxd-Policy-Place"] = error.policy.place
-    if isinstance(error, InsufficientMemory) and error.needed_bytes:
-        response.headers["X-Mlxd-Needed-Bytes"] = str(error.needed_bytes)
-        response.headers["X-Mlxd-Available-Bytes"] = str(error.available_bytes)
-    if error.retry_after is not None:
-        seconds = min(max(1, math.ceil(error.retry_after)), MAX_RETRY_AFTER)
-        response.headers["Retry-After"] = str(seconds)
-    if isinstance(error, RequestQuarantined):
-        response.headers["X-Should-Retry"] = "false"
     if error.code in ("request_timeout", "request_too_large"):
         response.force_close()
     return response
+
+
+def _when_to_retry(error: MlxdError, seconds: float) -> dict[str, str]:
+    """A quota says the truth, however long that is: who came sooner would be refused again. All
+    else may be over before it was expected to be.
+
+    `retry-after-ms` goes before Retry-After where a client knows both.
+    """
+    soon = seconds <= MAX_RETRY_AFTER
+    if not soon and not isinstance(error, RateLimited):
+        soon, seconds = True, MAX_RETRY_AFTER
+    headers = {
+        "Retry-After": str(max(1, math.ceil(seconds))),
+        "retry-after-ms": str(max(1, math.ceil(seconds * 1000))),
+    }
+    return headers if soon else headers | {"X-Should-Retry": "false"}

@@ -1,13 +1,10 @@
 """The one handler behind every generating endpoint, in whatever dialect.
 
-The status line of a stream waits for the first event, or for `timeouts.first_byte`: until then a
-refusal has a status of its own; after that it is the last record of the stream.
+How a stream is told is in stream.py.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,43 +13,40 @@ from functools import partial
 from aiohttp import web
 
 from mlxd.control.dispatch import Asker
+from mlxd.core.caller import PRIORITIES, Priority
 from mlxd.core.errors import InvalidRequest, MlxdError
-from mlxd.core.events import Burst, Completion, Echo, collect, collect_all
+from mlxd.core.events import Completion, collect, collect_all
 from mlxd.core.threads import Threads
 from mlxd.dialects.base import Call, Codec
 from mlxd.policy.load import PolicySet
-from mlxd.server.answers import iso, json_response, large_json_response
+from mlxd.server.answers import json_response, large_json_response
 from mlxd.server.edge import (
     ID,
     MARKS,
     MODEL,
-    QUOTA,
     STORY,
-    STREAM,
     caller_of,
-    common_headers,
     policies_of,
 )
-from mlxd.server.errors import Render, speaks_anthropic
+from mlxd.server.errors import Render
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
+from mlxd.server.quota import note_quota
 from mlxd.server.refusals import note_refusal
 from mlxd.server.stories import begin
+from mlxd.server.stream import Stream
 
-_PIECE = 65536
-"""Bytes that are given to a client at a time."""
-_TAKEN_AT_ONCE = 16384
-"""Bytes for which no write waits: where asyncio lets a paused writer go on."""
-_EVENTS = 64
-"""Encoded at a time: a client that was slow may have many waiting."""
 _MOST_SCORED = 2**19
 """Characters of prompts, times the log-probabilities that are told of each token."""
 _TOKEN_CHARACTERS = 4
 """Of most languages; a token id counts as so many."""
-_MANY_SCORES = 4096
 _threads = Threads("numbers")
+PRIORITY_HEADER = "X-Request-Priority"
+_OLD_NAMES = {"1": "high", "2": "medium", "3": "low"}
+"""As /queue/stats has them, too."""
 _NAMES: web.RequestKey[dict[str, str]] = web.RequestKey("names", dict)
-_ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
+_ID_LETTERS = (b"abcdefghijklmnopqrstuvwxyz0123456789" * 8)[:256]
+"""One for each byte."""
 
 
 class Generate:
@@ -69,8 +63,8 @@ class Generate:
             return await self._serve(request, policies)
         except MlxdError as error:
             _reword(error, request.get(_NAMES, {}))
-            _note_quota(request, self._parts, policies)
-            note_refusal(request, self._parts.rejections, error)
+            note_quota(request, self._parts, policies)
+            note_refusal(request, self._parts, error)
             raise
 
     async def _serve(self, request: web.BaseRequest, policies: PolicySet) -> web.StreamResponse:
@@ -90,7 +84,8 @@ class Generate:
             dispatcher, name = self._parts.dispatcher, call.request.model
             await dispatcher.unload(name, policies, caller_of(request))
         elif call.request.stream:
-            return await _Stream(self._parts, self._codec, call, request, policies).run()
+            stream = Stream(self._parts, self._codec, call, request, policies)
+            return await stream.run(asker_of(request))
         else:
             return await self._whole(call, request, policies)
         answer = self._codec.render_action(call, self._parts.clock.wall())
@@ -110,7 +105,7 @@ class Generate:
         else:
             async with dispatcher.open(call.request, asker) as bursts:
                 completions = [await collect(bursts)]
-        _note_quota(request, self._parts, policies)
+        note_quota(request, self._parts, policies)
         now = self._parts.clock.wall()
         if call.request.want == "embedding" or call.request.logprobs is not None:
             # which may be millions of numbers
@@ -123,133 +118,36 @@ class Generate:
         return large_json_response(self._codec.render(call, completions, now))
 
 
-class _Stream:
-    """One streamed answer: its status line, its records, its heartbeat."""
-
-    def __init__(
-        self,
-        parts: Parts,
-        codec: Codec,
-        call: Call,
-        request: web.BaseRequest,
-        policies: PolicySet,
-    ) -> None:
-        self._parts = parts
-        self._codec = codec
-        self._call = call
-        self._request = request
-        self._policies = policies
-        self._encoder = codec.encoder(call)
-        self._response = web.StreamResponse(
-            headers={"Content-Type": codec.content_type, "Cache-Control": "no-cache"}
-        )
-        self._writing = asyncio.Lock()
-        """Held for a whole write: nothing else gets into the middle of a record."""
-        self._torn = False
-        """A record was begun and given up."""
-        self._last_write = 0.0
-
-    async def run(self) -> web.StreamResponse:
-        self._request[STREAM] = self
-        beat = asyncio.create_task(self._beat(), name=f"beat {self._call.id}")
-        try:
-            await self._send_records()
-        finally:
-            beat.cancel()
-        await self._response.write_eof()
-        return self._response
-
-    @property
-    def begun(self) -> bool:
-        """The status line is out: a failure can only be said in the stream."""
-        return self._response.prepared
-
-    async def fail(self, error: MlxdError) -> web.StreamResponse:
-        """Say in the stream that it ends here, and why.
-
-        Raises ConnectionResetError where that would be read as the rest of a record.
-        """
-        await self._write(self._encoder.fail(error))
-        await self._response.write_eof()
-        return self._response
-
-    async def _send_records(self) -> None:
-        dispatcher, asker = self._parts.dispatcher, asker_of(self._request)
-        if self._call.more:
-            async with dispatcher.open_all(self._call.requests, asker) as numbered:
-                async for choice, burst in numbered:
-                    await self._send(burst, choice)
-        else:
-            async with dispatcher.open(self._call.request, asker) as bursts:
-                async for burst in bursts:
-                    await self._send(burst, 0)
-
-    async def _send(self, burst: Burst, choice: int) -> None:
-        for at in range(0, len(burst), _EVENTS):
-            now = self._parts.clock.wall()
-            events = burst[at : at + _EVENTS]
-            if any(
-                isinstance(event, Echo) and len(event.logprobs) > _MANY_SCORES for event in events
-            ):
-                records = await _threads.run(self._encoder.feed, events, now, choice)
-            else:
-                records = self._encoder.feed(events, now, choice)
-            if records:
-                await self._write(records)
-
-    async def _write(self, records: bytes) -> None:
-        """Raises ConnectionResetError once the client has left."""
-        async with self._writing:
-            await self._write_now(records)
-
-    async def _write_now(self, records: bytes) -> None:
-        if not self._response.prepared:
-            await self._prepare()
-        self._last_write = self._parts.clock.monotonic()
-        transport = self._request.transport
-        if transport is None:
-            raise ConnectionResetError("the client has left")
-        if self._torn:
-            transport.abort()
-            raise ConnectionResetError("the last record has no end")
-        if not records:
-            return
-        if transport.get_write_buffer_size() + len(records) <= _TAKEN_AT_ONCE:
-            await self._response.write(records)
-        else:
-            await self._write_slowly(records)
-        self._last_write = self._parts.clock.monotonic()
-
-    async def _write_slowly(self, records: bytes) -> None:
-        """What waits for the client stays small. One that takes nothing is cut by the server's
-        sweep (`timeouts.client_write`): however slow it is, it may go on taking.
-        """
-        for at in range(0, len(records), _PIECE):
-            self._torn = at + _PIECE < len(records)
-            await self._response.write(records[at : at + _PIECE])
-
-    async def _prepare(self) -> None:
-        _note_quota(self._request, self._parts, self._policies)
-        self._response.headers.update(common_headers(self._request))
-        await self._response.prepare(self._request)
-
-    async def _beat(self) -> None:
-        """Sends the status line when there is nothing to say for long, then a sign of life."""
-        interval = float(self._policies.timeouts.first_byte)
-        self._last_write = self._parts.clock.monotonic()
-        with contextlib.suppress(ConnectionError):
-            while True:
-                async with self._writing:
-                    silence = self._parts.clock.monotonic() - self._last_write
-                    if silence >= interval:
-                        await self._write_now(self._codec.heartbeat)
-                        silence = 0.0
-                await asyncio.sleep(interval - silence)
-
-
 def asker_of(request: web.BaseRequest) -> Asker:
-    """Whoever asks, under the policies of this request; dry runs mark its answer."""
-    return Asker(caller_of(request), policies_of(request), request[MARKS].add, request[STORY])
+    """Whoever asks, under the policies of this request; dry runs mark its answer.
+
+    Raises InvalidRequest.
+    """
+    return Asker(
+        caller_of(request),
+        policies_of(request),
+        request[MARKS].add,
+        request[STORY],
+        _priority_of(request),
+    )
+
+
+def _priority_of(request: web.BaseRequest) -> Priority | None:
+    """The class that its header asks for. A word that says none is refused: who believes to be
+    served first, and is not, has nobody to tell.
+    """
+    said = request.headers.get(PRIORITY_HEADER, "").strip().lower()
+    if not said:
+        return None
+    named = _OLD_NAMES.get(said, said)
+    for priority in PRIORITIES:
+        if named == priority:
+            return priority
+    raise InvalidRequest(
+        f"{PRIORITY_HEADER} {said[:40]!r} names no class; it may be high, medium or low",
+        param=PRIORITY_HEADER,
+        would_pass=f"{PRIORITY_HEADER}: high, medium or low, or none at all",
+    )
 
 
 def _check_choices(call: Call, policies: PolicySet) -> None:
@@ -299,31 +197,6 @@ def _with_category(call: Call) -> Call:
     return replace(call, request=named[0], more=tuple(named[1:]))
 
 
-def _note_quota(request: web.BaseRequest, parts: Parts, policies: PolicySet) -> None:
-    """What the client has left, for the headers of its answer or refusal.
-
-    RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers), and the API's own.
-    """
-    states = parts.admission.rate_states(caller_of(request), policies)
-    if not states:
-        return
-    state = min(states, key=lambda state: state.remaining)
-    reset = max(0, round(state.reset))
-    headers = {
-        "RateLimit-Policy": f'"{state.name}";q={state.requests};w={round(state.window)}',
-        "RateLimit": f'"{state.name}";r={state.remaining};t={reset}',
-    }
-    if speaks_anthropic(request):
-        headers["anthropic-ratelimit-requests-limit"] = str(state.requests)
-        headers["anthropic-ratelimit-requests-remaining"] = str(state.remaining)
-        headers["anthropic-ratelimit-requests-reset"] = iso(round(parts.clock.wall()) + reset)
-    elif request.path.startswith("/v1/"):
-        headers["x-ratelimit-limit-requests"] = str(state.requests)
-        headers["x-ratelimit-remaining-requests"] = str(state.remaining)
-        headers["x-ratelimit-reset-requests"] = f"{reset}s"
-    request[QUOTA] = headers
-
-
 def new_id() -> str:
     """A call's own; nobody guesses it."""
-    return "".join(secrets.choice(_ID_ALPHABET) for _ in range(24))
+    return secrets.token_bytes(24).translate(_ID_LETTERS).decode()

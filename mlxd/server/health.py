@@ -17,9 +17,9 @@ from mlxd.control.residency import Resident
 from mlxd.control.watermarks import Level
 from mlxd.core.instance import authority
 from mlxd.policy.policy_set import PolicySet
-from mlxd.server import memory_report, worker_report
+from mlxd.server import adaptive_report, memory_report, queue_report, worker_report
 from mlxd.server.answers import iso, json_response
-from mlxd.server.edge import policies_of
+from mlxd.server.edge import caller_of, policies_of
 from mlxd.server.errors import Render, in_ollama
 from mlxd.server.parts import Parts
 from mlxd.server.policy_report import summary
@@ -28,6 +28,10 @@ from mlxd.telemetry import logs
 from mlxd.telemetry.metrics import CONTENT_TYPE
 
 Json = dict[str, Any]
+_PUBLIC = frozenset(
+    ("status", "service", "version", "active_requests", "max_concurrent", "timestamp")
+)
+"""What a stranger is told of /health."""
 
 
 class Report:
@@ -40,6 +44,24 @@ class Report:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         return json_response(self._report(policies_of(request)))
+
+
+class Health:
+    """`GET /health`, which needs no API key: without one, where they are required, it says nothing
+    of models, clients and this machine.
+    """
+
+    render_error: Render = staticmethod(in_ollama)
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        policies = policies_of(request)
+        report = health(self._parts, policies)
+        if policies.keys_required and not caller_of(request).key:
+            report = {name: value for name, value in report.items() if name in _PUBLIC}
+        return json_response(report)
 
 
 class Scrape:
@@ -99,6 +121,7 @@ def root(parts: Parts, policies: PolicySet) -> Json:
         "available_models": [c.name for c in parts.catalog.known() if not c.unavailable],
         "active_requests": parts.admission.active,
         "max_concurrent": policies.limits.concurrency.max_in_flight,
+        **queue_report.places(parts, policies),
         "memory": memory_report.summary(policies, readings.memory),
     }
 
@@ -116,6 +139,7 @@ def health(parts: Parts, policies: PolicySet) -> Json:
         "version": __version__,
         "active_requests": parts.admission.active,
         "max_concurrent": policies.limits.concurrency.max_in_flight,
+        **queue_report.hints(parts, policies),
         "active_model_requests": dict(parts.admission.active_by_model()),
         "waiting_requests": _waiting(parts),
         "memory": memory_report.details(parts, policies, readings),
@@ -129,6 +153,7 @@ def health(parts: Parts, policies: PolicySet) -> Json:
             "max_per_window": rules[0].requests if rules else None,
             "window_seconds": float(rules[0].window) if rules else None,
         },
+        "adaptive": adaptive_report.details(parts),
         "policy": summary(parts, policies),
         "quarantined_requests": [_quarantined(one) for one in parts.replays.quarantined()],
         "pid": os.getpid(),
@@ -138,33 +163,8 @@ def health(parts: Parts, policies: PolicySet) -> Json:
 
 
 def queue_stats(parts: Parts, policies: PolicySet) -> Json:
-    """`GET /queue/stats`. There is no queue before admission: what waits is active."""
-    concurrency = policies.limits.concurrency
-    waiting = _waiting(parts)
-    totals = parts.admission.totals
-    return {
-        "active_requests": parts.admission.active,
-        "max_concurrent": concurrency.max_in_flight,
-        "queue_size": sum(waiting.values()),
-        "waiting": waiting,
-        "max_queue_size": 0,
-        "stats": {
-            "total_queued": 0,
-            "total_processed": totals.processed,
-            "total_expired": 0,
-            "total_rejected": totals.rejected,
-            "by_priority": {
-                "high": 0,
-                "medium": totals.processed,
-                "low": 0,
-                "1": 0,
-                "2": totals.processed,
-                "3": 0,
-            },
-        },
-        "is_processing": parts.admission.active > 0,
-        "wait_seconds": {"p50": 0.0, "p99": 0.0},
-    }
+    """`GET /queue/stats`: who waits for a slot, and what those wait for that have one."""
+    return {**queue_report.stats(parts, policies), "waiting": _waiting(parts)}
 
 
 def _waiting(parts: Parts) -> Json:
@@ -219,7 +219,7 @@ def _status(parts: Parts, policies: PolicySet, readings: Readings) -> str:
     ill = _failed(parts) or worker_report.states(parts)
     if full or ill or not parts.reloader.last.ok:
         return "warning"
-    if parts.admission.active >= policies.limits.concurrency.max_in_flight:
+    if not parts.admission.free_slots:
         return "degraded"
     return "healthy"
 
@@ -229,6 +229,7 @@ def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str
     warnings += [parts.starts.reason] if parts.starts.held else []
     warnings += parts.records.warnings()
     warnings += logs.warnings()
+    warnings += parts.keys.warnings(policies)
     warnings += parts.preloader.warnings()
     warnings += parts.guard.warnings()
     if readings.memory is None:

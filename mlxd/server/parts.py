@@ -10,6 +10,7 @@ from mlxd.control.archive import Archive
 from mlxd.control.catalog import Catalog
 from mlxd.control.dispatch import Dispatcher
 from mlxd.control.guard import Guard
+from mlxd.control.keys import Keys
 from mlxd.control.library import Library
 from mlxd.control.memory import MemoryReading
 from mlxd.control.preload import Preloader
@@ -18,6 +19,7 @@ from mlxd.control.replay import Replays
 from mlxd.control.residency import Residency
 from mlxd.control.stories import Stories
 from mlxd.control.supervisor import Supervisor
+from mlxd.control.usage import Usage
 from mlxd.core.clock import Clock
 from mlxd.core.starts import StartLedger
 from mlxd.policy.reload import Reloader
@@ -48,10 +50,12 @@ class Parts:
     """The daemon's parts, as the server sees them."""
 
     policies: PolicyStore
+    keys: Keys
     reloader: Reloader
     watcher: Watcher
     catalog: Catalog
     admission: Admission
+    usage: Usage
     supervisor: Supervisor
     residency: Residency
     preloader: Preloader

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from mlxd.telemetry.log_file import LogFile, Target
 from mlxd.telemetry.sink import Sink
 
-_EXTRA = ("event", "request", "model", "seconds")
+_EXTRA = ("event", "request", "tenant", "key", "model", "seconds")
 _UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 

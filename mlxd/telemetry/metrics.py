@@ -13,13 +13,15 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.exposition import generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 Values = Iterable[tuple[tuple[str, ...], float]]
 """Values by their labels."""
 _LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_WAIT_BUCKETS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
+"""The first counts those who did not wait at all."""
 _APPLY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -109,6 +111,25 @@ class Metrics:
             ("model",),
             registry=self.registry,
         )
+        self._tenant_tokens = Counter(
+            "mlxd_tenant_tokens_total",
+            "Tokens of prompts and answers, by whose they were.",
+            ("tenant", "kind"),
+            registry=self.registry,
+        )
+        self._waits = Histogram(
+            "mlxd_queue_wait_seconds",
+            "How long requests that got a slot had waited for it, by class.",
+            ("class",),
+            buckets=_WAIT_BUCKETS,
+            registry=self.registry,
+        )
+        self._refusals = Counter(
+            "mlxd_refusals_total",
+            "Generations and loads that were refused or failed, by the code that the client got.",
+            ("code",),
+            registry=self.registry,
+        )
         self._lag = Histogram(
             "mlxd_event_loop_lag_seconds",
             "How late the event loop was, each time that it was looked at: once a second.",
@@ -172,6 +193,19 @@ class Metrics:
         """Count tool calls of one answer that could not be read."""
         self._malformed.labels(model).inc(calls)
 
+    def tenant_tokens(self, tenant: str, prompt: int, completion: int) -> None:
+        """Count what one request took; `tenant` is that of a known key, or anonymous."""
+        self._tenant_tokens.labels(tenant, "prompt").inc(prompt)
+        self._tenant_tokens.labels(tenant, "completion").inc(completion)
+
+    def waited(self, klass: str, seconds: float) -> None:
+        """Note how long one waited that has its slot now."""
+        self._waits.labels(klass).observe(seconds)
+
+    def refused(self, code: str, count: int = 1) -> None:
+        """Count answers that are an error; `code` is one of core/errors.py."""
+        self._refusals.labels(code).inc(count)
+
     def watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
         """Ask `value` at each scrape."""
         self._gauge(name, meaning).set_function(value)
@@ -181,6 +215,12 @@ class Metrics:
     ) -> None:
         """Ask `values` at each scrape; what it does not tell any more is gone."""
         self.registry.register(_Each(name, meaning, labels, values))
+
+    def watch_counts(
+        self, name: str, meaning: str, labels: tuple[str, ...], values: Callable[[], Values]
+    ) -> None:
+        """As `watch_each`, of what only ever rises; it is served as `name` and `_total`."""
+        self.registry.register(_Each(name, meaning, labels, values, CounterMetricFamily))
 
     def render(self) -> bytes:
         """All of them, in Prometheus' text format."""
@@ -192,19 +232,25 @@ class Metrics:
 
 class _Each(Collector):
     def __init__(
-        self, name: str, meaning: str, labels: tuple[str, ...], values: Callable[[], Values]
+        self,
+        name: str,
+        meaning: str,
+        labels: tuple[str, ...],
+        values: Callable[[], Values],
+        kind: type[GaugeMetricFamily | CounterMetricFamily] = GaugeMetricFamily,
     ) -> None:
         self._name = name
         self._meaning = meaning
         self._labels = labels
         self._values = values
+        self._kind = kind
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        family = GaugeMetricFamily(self._name, self._meaning, labels=self._labels)
+    def collect(self) -> Iterator[Metric]:
+        family = self._kind(self._name, self._meaning, labels=self._labels)
         for labels, value in self._values():
             family.add_metric(labels, value)
         yield family
 
-    def describe(self) -> Iterator[GaugeMetricFamily]:
+    def describe(self) -> Iterator[Metric]:
         """Without values: a registration asks nobody."""
-        yield GaugeMetricFamily(self._name, self._meaning, labels=self._labels)
+        yield self._kind(self._name, self._meaning, labels=self._labels)

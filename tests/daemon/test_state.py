@@ -16,7 +16,9 @@ import pytest
 from mlxd.control import estimates
 from mlxd.control.estimates import Estimate, Estimates
 from mlxd.control.own_names import OwnName, OwnNames
+from mlxd.control.usage import Usage
 from mlxd.core import starts
+from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock, SystemClock
 from mlxd.core.instance import Address, Instance, running
 from mlxd.core.manifest import Manifest
@@ -26,6 +28,7 @@ from mlxd.core.starts import StartLedger
 from mlxd.policy import rollback
 from mlxd.policy.boot import boot
 from mlxd.policy.history import Generation, history_of
+from mlxd.policy.load import load
 from mlxd.telemetry import crashes
 from mlxd.telemetry.flight import last_run
 from tests.support.daemon import daemon
@@ -50,6 +53,15 @@ def _estimates(state: Path) -> None:
         await known.saved()
 
     asyncio.run(learn())
+
+
+def _usage(state: Path) -> None:
+    async def use() -> None:
+        usage = Usage(state, ManualClock())
+        usage.quotas.charge(Caller("a"), load(), 1, 0.0, 0.0)
+        await usage.saved()
+
+    asyncio.run(use())
 
 
 def _crashes(state: Path) -> None:
@@ -98,6 +110,7 @@ READERS: dict[str, Callable[[Path], None]] = {
     "starts.json": _starts,
     "flight.json": _flight,
     "estimates.json": _estimates,
+    "usage.json": _usage,
     "crashes.jsonl": _crashes,
     "lkg/00000001.json": _history,
     "lkg/writing.json": _note,

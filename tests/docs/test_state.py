@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from mlxd.control import estimates, kernels, own_names, pulled
+from mlxd.control import estimates, kernels, own_names, pulled, quotas, usage
 from mlxd.core import aside
+from mlxd.daemon.traffic import FOLDER
 from mlxd.policy import history
+from mlxd.policy.schema.server import Rotation
 from mlxd.server.watchdog import STACKS
-from mlxd.telemetry import crashes, events, flight
+from mlxd.telemetry import crashes, events, flight, traffic, traffic_log
 
 TEXT = (Path(__file__).parents[2] / "docs" / "reference" / "state.md").read_text(encoding="utf-8")
 ROWS = {
@@ -29,12 +31,15 @@ ROWS = {
         (crashes.FILE, f"the newest {crashes.KEPT} "),
         (estimates.FILE, f"{estimates.MOST_MODELS} models, {estimates.MOST_OBSERVATIONS} "),
         (flight.FILE, "one record"),
+        (usage.FILE, f"{usage.MOST_TENANTS} tenants, {quotas.MOST_ADDRESSES} addresses"),
         ("lkg/NNNNNNNN.json", f"{history.KEPT} generations"),
         ("models.d/*.json", f"{own_names.MOST_NAMES} names"),
         ("models/.partial/", f"last {pulled.PARTIAL_SECONDS / 86_400:.0f} days"),
         ("models/.partial/", f"at most {pulled.MOST_PARTIAL};"),
         ("kernels/VERSION/", f"{kernels.MOST_BYTES // 2**20} MiB"),
         (STACKS, "the last one"),
+        (f"{FOLDER}/{traffic.FILE}", f"{Rotation().keep} finished files"),
+        (f"{FOLDER}/{traffic_log.SALT}", "64 characters"),
         ("NAME.set-aside-*", f"{aside.KEPT} of each name"),
     ],
 )

@@ -162,6 +162,7 @@ def test_queue_stats_has_every_documented_key(served: Daemon) -> None:
         "active_requests",
         "max_concurrent",
         "queue_size",
+        "queued",
         "waiting",
         "max_queue_size",
         "stats",

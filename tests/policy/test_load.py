@@ -256,19 +256,22 @@ class TestListening:
         assert load(folder).server.listen.loopback
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "fe80::1", "studio.local"])
-    @pytest.mark.parametrize("required", ["auto", "true"])
-    def test_beyond_it_nothing_but_a_written_false_is_enough(
-        self, folder: Path, host: str, required: str
+    @pytest.mark.parametrize(
+        ("required", "wanted"), [("auto", True), ("true", True), ("false", False)]
+    )
+    def test_beyond_it_clients_need_a_key_unless_a_false_is_written(
+        self, folder: Path, host: str, required: str, wanted: bool
     ) -> None:
         write(folder, "server", f'listen: {{host: "{host}"}}\n')
-        assert "can be reached by other machines" in refused(folder)[0]
         write(folder, "clients", f"auth: {{required: {required}}}\n")
-        assert "can be reached by other machines" in refused(folder)[0]
+        found = load(folder)
+        assert found.keys_required is wanted
+        assert any("whoever reaches it" in warning for warning in found.warnings()) is not wanted
 
-    def test_keys_that_nobody_checks_cannot_be_required(self, folder: Path) -> None:
+    def test_keys_may_be_required_of_this_machine_too(self, folder: Path) -> None:
         write(folder, "clients", "auth: {required: true}\n")
-        (said,) = refused(folder)
-        assert said.startswith("clients.yaml:2:8: clients.auth.required: API keys are not checked")
+        assert load(folder).keys_required
+        assert not load().keys_required
 
     def test_a_written_false_opens_it_and_warns_for_ever(self, folder: Path) -> None:
         write(folder, "clients", "auth: {required: false}\n")
@@ -277,11 +280,6 @@ class TestListening:
             "server.listen.host 0.0.0.0 (--host) can be reached by other machines and "
             "clients.auth.required is false: whoever reaches it can use every model"
         ) in found.warnings()
-
-    def test_the_refusal_names_the_override(self) -> None:
-        assert refused(None, Override("server.listen.host", "0.0.0.0", "--host"))[0].startswith(
-            "--host: server.listen.host: 0.0.0.0 can be reached"
-        )
 
 
 @SAME_EVERY_TIME

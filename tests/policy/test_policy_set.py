@@ -78,11 +78,10 @@ def test_the_defaults_ask_for_nothing_that_is_not_there() -> None:
 @pytest.mark.parametrize(
     ("key", "text", "warns"),
     [
-        ("limits.concurrency.retry_after", "15s", True),
-        ("limits.concurrency.retry_after", "auto", False),
-        ("limits.concurrency.max_waiting", "10", True),
-        ("timeouts.queue", "5s", True),
-        ("limits.adaptive.percentile", "90%", True),
+        ("limits.tokens.max_batch_tokens", "8192", True),
+        ("limits.tokens.max_batch_tokens", "auto", False),
+        ("clients.cors.allow_credentials", "true", True),
+        ("server.http.per_ip", "16", True),
         ("supervision.quarantine.for", "2h", False),
         ("clients.auth.required", "false", False),
         ("limits.concurrency.max_in_flight", "3", False),
@@ -96,8 +95,8 @@ def test_a_choice_that_has_no_effect_is_said_to_have_none(key: str, text: str, w
 @pytest.mark.parametrize(
     ("key", "text", "listed"),
     [
-        ("limits.concurrency.retry_after", "15s", True),
-        ("limits.concurrency.retry_after", "auto", True),
+        ("limits.tokens.max_batch_tokens", "8192", True),
+        ("limits.tokens.max_batch_tokens", "auto", True),
         ("clients.auth.required", "false", False),
         ("limits.concurrency.max_in_flight", "3", False),
     ],
@@ -113,9 +112,9 @@ def test_an_entry_that_has_no_effect_is_said_to_have_none(tmp_path: Path) -> Non
         "schema: mlxd/v1\n"
         "models: {a.b: {draft: small, priority: normal, trust_remote_code: false}}\n"
     )
-    (tmp_path / "clients.yaml").write_text("schema: mlxd/v1\ntenants: {a: {weight: 4}}\n")
+    (tmp_path / "clients.yaml").write_text("schema: mlxd/v1\ncors: {allow_credentials: true}\n")
     found = [warning for warning in load(tmp_path).warnings() if "watermarks" not in warning]
     assert found == [
         'models.models["a.b"].draft small is not enforced yet',
-        "clients.tenants.a.weight 4 is not enforced yet",
+        "clients.cors.allow_credentials true is not enforced yet",
     ]

@@ -52,6 +52,23 @@ def test_retry_after_is_whole_seconds_and_small(asked, told):
     assert response.headers["Retry-After"] == told
 
 
+@pytest.mark.parametrize(
+    ("error", "seconds", "milliseconds", "should"),
+    [
+        (errors.RateLimited("slow", retry_after=0.2), "1", "200", None),
+        (errors.RateLimited("slow", retry_after=59.4), "60", "59400", None),
+        (errors.TokensExhausted("gone", retry_after=3600.5), "3601", "3600500", "false"),
+        (errors.BreakerOpen("rests", retry_after=600.0), "60", "60000", None),
+    ],
+)
+def test_a_quota_says_the_truth_and_when_nobody_should_wait_for_it(
+    error, seconds, milliseconds, should
+):
+    headers = error_response(error, in_ollama).headers
+    assert (headers["Retry-After"], headers["retry-after-ms"]) == (seconds, milliseconds)
+    assert headers.get("X-Should-Retry") == should
+
+
 def test_a_refusal_for_memory_names_what_was_compared():
     full = InsufficientMemory("no room", needed_bytes=9, available_bytes=4)
     headers = error_response(full, in_ollama).headers

@@ -22,7 +22,7 @@ from mlxd.core.request import GenerationRequest
 from mlxd.core.story import untold
 from mlxd.dialects import openai
 from mlxd.policy.load import Override, PolicySet, load
-from mlxd.server import responses
+from mlxd.server import generate, responses
 from mlxd.server.edge import CALLER, ID, MARKS, POLICIES, STORY, Marks
 from mlxd.server.responses import Respond, _Exchange
 
@@ -48,7 +48,7 @@ class Machine:
             stories=Stories(self.policies),
             clock=ManualClock(),
             dispatcher=SimpleNamespace(open=self._open),
-            admission=SimpleNamespace(rate_states=lambda *_: []),
+            metrics=SimpleNamespace(refused=lambda code: None),
             rejections=None,
         )
 
@@ -99,6 +99,7 @@ def bodies(monkeypatch: pytest.MonkeyPatch) -> None:
         return read(request[BODY])
 
     monkeypatch.setattr(responses, "read_json", read_json)
+    monkeypatch.setattr(generate, "note_quota", lambda *_: None)
 
 
 async def test_what_is_kept_is_what_was_answered() -> None:

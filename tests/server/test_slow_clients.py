@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from mlxd.core.errors import Draining
+from mlxd.core.story import untold
 from mlxd.policy.load import load
-from mlxd.server.generate import _Stream
+from mlxd.server.edge import STORY
+from mlxd.server.stream import Stream
 from tests.support.daemon import write_policies
 from tests.support.virtual_time import VirtualLoop
 
@@ -42,6 +44,10 @@ class Client:
         self.aborted = True
 
 
+class Request(dict[Any, Any]):
+    """With what is known of it."""
+
+
 @pytest.fixture
 def loop():
     made = VirtualLoop()
@@ -57,10 +63,11 @@ def stream_to(loop, tmp_path):
         codec: Any = SimpleNamespace(
             encoder=lambda call: encoder, content_type="text/plain", heartbeat=HEARTBEAT
         )
-        request: Any = SimpleNamespace(transport=client)
+        request: Any = Request({STORY: untold()})
+        request.transport = client
         parts: Any = SimpleNamespace(clock=loop)
-        call: Any = SimpleNamespace()
-        stream = _Stream(parts, codec, call, request, policies)
+        call: Any = SimpleNamespace(id="a")
+        stream = Stream(parts, codec, call, request, policies)
         stream._response = client
         return stream
 
@@ -85,7 +92,7 @@ def test_a_client_that_takes_slowly_but_steadily_is_not_cut(loop, stream_to):
 def test_no_heartbeat_gets_into_the_middle_of_a_record(loop, stream_to):
     client = Client(15)
     stream = stream_to(client)
-    beat = loop.create_task(stream._beat())
+    loop.call_soon(stream._arm)
     loop.settle()
     record = b"x" * 250_000
     loop.run(stream._write(record))
@@ -94,7 +101,7 @@ def test_no_heartbeat_gets_into_the_middle_of_a_record(loop, stream_to):
     assert client.taken == record, "it has only just been given something"
     loop.advance(2)
     assert client.taken == record + HEARTBEAT
-    beat.cancel()
+    stream._disarm()
     loop.settle()
 
 

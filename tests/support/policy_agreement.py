@@ -15,6 +15,7 @@ from unittest.mock import patch
 from mlxd.cli.policy.check import check
 from mlxd.cli.policy.here import here
 from mlxd.control.admission import Admission
+from mlxd.control.keys import Keys
 from mlxd.core.clock import ManualClock
 from mlxd.core.places import VARIABLES
 from mlxd.policy import settle
@@ -102,8 +103,13 @@ async def _all(numbers: list[int], place: Path, found: Agreement) -> AsyncIterat
     write(folder, base)
     overrides = here(str(folder), str(state)).overrides
     admission = Admission(ManualClock())
-    appliers = Live("admission", admission.apply), Live("other", lambda policies: None)
-    async with holding(folder, state, HastyClock(), *appliers, overrides=overrides) as holder:
+    clock = HastyClock()
+    appliers = (
+        Keys(load(folder, overrides), state, clock),
+        Live("admission", admission.apply),
+        Live("other", lambda policies: None),
+    )
+    async with holding(folder, state, clock, *appliers, overrides=overrides) as holder:
         for number in numbers:
             one = mutated(number, base)
             write(folder, one.files)

@@ -10,6 +10,7 @@ from mlxd.cli.admin import Refused
 from mlxd.cli.client import NoAnswer
 from mlxd.cli.policy.here import Here, failed, here, print_json, refused
 from mlxd.policy import keys
+from mlxd.policy.keys_file import demand
 from mlxd.policy.load import PolicyErrors
 from mlxd.policy.strict_yaml import Path, dotted, parts
 from mlxd.settings import SettingsRefused
@@ -25,6 +26,7 @@ def check(policies: str | None, state: str | None, *, as_json: bool, online: boo
     try:
         this = here(policies, state)
         found = this.load()
+        demand(found, this.state)
     except (SettingsRefused, PolicyErrors) as error:
         return refused(error, as_json=as_json)
     report: Json = {

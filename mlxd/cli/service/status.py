@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mlxd.cli import exits
-from mlxd.cli.client import NoAnswer, address_of, get_json
+from mlxd.cli.admin import health_of
+from mlxd.cli.client import NoAnswer, address_of
 from mlxd.cli.policy.here import print_json
 from mlxd.cli.service.site import Site
 from mlxd.core import places, starts
@@ -98,9 +99,10 @@ def _daemon(site: Site, state: State) -> Json:
     if not state.running and not is_claimed(site.state_folder):
         return {"status": "down"}
     found = places.find(site.policies, site.state, site.environ)
-    address = address_of(replace(found, state=replace(found.state, path=site.state_folder)))
+    found = replace(found, state=replace(found.state, path=site.state_folder))
+    address = address_of(found)
     try:
-        health = get_json(address, "/health")
+        health = health_of(found)
     except NoAnswer as error:
         return {"status": "down", "error": str(error)}
     url = f"http://{authority(*address)}"

@@ -83,8 +83,13 @@ def _host(text: str) -> str:
     return text
 
 
+def is_name(text: str) -> bool:
+    """Of a model, a tenant and the like."""
+    return text == text.strip() and 0 < len(text) <= 350 and text.isprintable()
+
+
 def _name(text: str) -> str:
-    if text != text.strip() or not 0 < len(text) <= 350 or not text.isprintable():
+    if not is_name(text):
         raise ValueError("expected a name of 1 to 350 printable characters")
     return text
 
@@ -117,7 +122,7 @@ def _header(text: str) -> str:
 
 def _header_key(text: str) -> str:
     if not re.fullmatch(f"header:{_HEADER}", text):
-        raise ValueError("expected client_ip, api_key, user or header:NAME")
+        raise ValueError("expected client, client_ip, api_key, user or header:NAME")
     return text
 
 

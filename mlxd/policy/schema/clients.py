@@ -27,7 +27,7 @@ class Guesses(Policy):
     max: int = field(
         10, "Unknown API keys from one address within the window, where keys are required; then "
         "the address is refused (429), whatever key it has.",
-        unit="requests", example="5", ge=1,
+        unit="requests", example="5", ge=1, le=1000,
     )  # fmt: skip
     window: Duration = field(
         "60s", "The window over which they count.", unit="duration", example="10m"
@@ -102,7 +102,8 @@ def _weight(default: int, example: str) -> Any:
 
 def _shed_at(default: str, example: str) -> Any:
     return field(
-        default, "The memory watermark from which its new requests are refused.",
+        default, "The memory watermark from which its new requests are refused (503), while one "
+        "with the action shed_low_priority holds. Those that wait or run go on.",
         reload="live-drain", example=example,
     )  # fmt: skip
 
@@ -174,8 +175,8 @@ class Tenant(Policy):
         unit="requests", example="600",
     )  # fmt: skip
     tokens: Positive | None = field(
-        None, "Tokens of its prompts and answers together in each window; once they are used up, "
-        "its next request is refused (429).",
+        None, "Tokens of its prompts and answers together in any window, counted when a request "
+        "ends; once they are used up, its next request is refused (429). None is cut for it.",
         unit="tokens", example="200000",
     )  # fmt: skip
     window: Duration = field(
@@ -183,8 +184,7 @@ class Tenant(Policy):
         unit="duration", example="1h",
     )  # fmt: skip
     daily_tokens: Positive | None = field(
-        None, "Tokens of its prompts and answers together in a day (UTC), over restarts; once they "
-        "are used up, its next request is refused (429).",
+        None, "As `tokens`, for a day (UTC) and over restarts: at midnight it begins anew.",
         unit="tokens", example="5000000",
     )  # fmt: skip
     max_context: Positive | None = field(

@@ -60,9 +60,9 @@ class RateLimit(Policy):
     key: Literal["client", "client_ip", "api_key", "user"] | HeaderKey = field(
         "client",
         "What is counted apart from each other: `client` is the API key, or the address of who has "
-        "none; `client_ip` the address always; `api_key` only those with a key; `user` what the "
-        "request says it is for; `header:NAME` the values of a header. Who has no such thing is "
-        "not counted by that rule.",
+        "none; `client_ip` the address always (of IPv6 the /64); `api_key` only those with a key; "
+        "`user` what the request says it is for; `header:NAME` the values of a header. Who has no "
+        "such thing is not counted by that rule: `user` and headers are the client's own words.",
         example="client_ip",
     )
     requests: int = field(
@@ -72,9 +72,10 @@ class RateLimit(Policy):
         "60s", "The window over which they count.", unit="duration", example="1h"
     )
     algorithm: Literal["sliding_window", "token_bucket", "gcra"] = field(
-        "sliding_window", "How they count: sliding_window counts those of the last window, "
-        "token_bucket lets a saved-up quota go at once and fills it up evenly, gcra spaces them "
-        "evenly.",
+        "sliding_window", "How they count: sliding_window lets as many through in any window, "
+        "exactly; token_bucket lets a saved-up quota of them go at once and fills it up evenly, so "
+        "that one window may see twice as many; gcra lets one through every `window` / `requests`, "
+        "and saves nothing up. What has counted under one counts under another after an edit.",
         example="gcra",
     )  # fmt: skip
     mode: Mode = mode("What being over it does (429).")
@@ -103,20 +104,24 @@ class Tokens(Policy):
 
 class Adaptive(Policy):
     enabled: bool = field(
-        False, "Whether the number of generations at one time follows the measured latency per "
-        "token. `limits.concurrency.max_in_flight` stays the most.",
+        False, "Whether the number of generations at one time follows what is measured of answers. "
+        "`limits.concurrency.max_in_flight` stays the most. While an aim is missed, requests of "
+        "class low that cannot run at once are refused (503); if the fewest generations miss it "
+        "again, those of class medium are, too.",
         example="true",
     )  # fmt: skip
     min: int = field(
-        1, "The fewest generations that it allows.",
+        1, "The fewest generations at one time that it allows.",
         unit="requests", example="2", ge=1,
     )  # fmt: skip
     max: int = field(
-        5, "The most generations that it allows.",
+        5, "The most generations at one time that it allows; it begins with so many.",
         unit="requests", example="32", ge=1,
     )  # fmt: skip
     ttft: Duration = field(
-        "5s", "The time to first token that is aimed for, from a slot on.",
+        "5s",
+        "The time to first token that is aimed for, once a request has its slot and its model "
+        "is loaded.",
         unit="duration", example="2s",
     )  # fmt: skip
     token_gap: Duration = field(

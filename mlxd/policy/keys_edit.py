@@ -1,0 +1,113 @@
+"""Changes the file of API keys: whole or not at all, one change at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mlxd.core import durable
+from mlxd.policy.keyring import SCHEMA, Key, Keyring, iso, parse
+from mlxd.policy.keys_file import KeysFile
+from mlxd.policy.strict_yaml import MAX_BYTES
+
+_HEAD = (
+    "# API keys of mlxd: who has one, and a hash of it, never the key itself.\n"
+    "# `mlxd keys` writes this file anew: comments are lost.\n"
+    f"schema: {SCHEMA}\n"
+)
+LOCK_SECONDS = 10.0
+_LOOK_SECONDS = 0.05
+
+
+class NotEdited(Exception):
+    """Why, in words."""
+
+
+def edit(file: KeysFile, change: Callable[[Keyring], Keyring]) -> Keyring:
+    """Have `change` make the next keys of the present ones. Returns those that are written.
+
+    Raises NotEdited, KeysRefused for a file that is broken already, and what `change` raises.
+    """
+    if not file.writable:
+        raise NotEdited(
+            "clients.auth.keys_file is a credential, which only the service manager writes: change"
+            " it there, or set clients.auth.keys_file: auto"
+        )
+    path = Path(os.path.realpath(file.reference))
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _alone(path.parent):
+            after = change(_read(path, file.name))
+            durable.write(path, _encoded(after), owner=_owner(path))
+    except OSError as error:
+        raise NotEdited(f"{path} cannot be written: {error.strerror or error}") from error
+    return after
+
+
+def _read(path: Path, name: str) -> Keyring:
+    try:
+        return parse(durable.read(path, MAX_BYTES), name)
+    except FileNotFoundError:
+        return Keyring()
+    except ValueError as error:
+        raise NotEdited(f"{path} cannot be used: {error}") from error
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """The folder itself is what is locked: nothing is left in it. Raises NotEdited, OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise NotEdited("another `mlxd keys` is at work") from None
+                time.sleep(_LOOK_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _owner(path: Path) -> tuple[int, int] | None:
+    """Whose the file is to be: root writes it for the user whom the daemon runs as."""
+    if os.geteuid() != 0:
+        return None
+    found = (path if path.exists() else path.parent).stat()
+    return found.st_uid, found.st_gid
+
+
+def _encoded(ring: Keyring) -> bytes:
+    """Raises NotEdited."""
+    listed = "".join(map(_entry, ring.keys))
+    content = f"{_HEAD}keys:{chr(10) + listed if listed else ' []' + chr(10)}".encode()
+    if len(content) > MAX_BYTES:
+        most = MAX_BYTES // 1024
+        raise NotEdited(f"there are too many keys for {most} KiB: remove old ones from the file")
+    return content
+
+
+def _entry(key: Key) -> str:
+    fields = {
+        "id": key.id,
+        "tenant": key.tenant,
+        "sha256": key.sha256,
+        "created": iso(key.created),
+        "note": key.note or None,
+        "expires": None if key.expires is None else iso(key.expires),
+        "revoked": None if key.revoked is None else iso(key.revoked),
+    }
+    lines = [
+        f"{name}: {json.dumps(value, ensure_ascii=False)}\n"
+        for name, value in fields.items()
+        if value is not None
+    ]
+    return "  - " + "    ".join(lines)

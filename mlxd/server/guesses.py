@@ -1,0 +1,49 @@
+"""Who guesses API keys: how often each address came with an unknown one, and for how long it is
+refused then. Pure.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+from mlxd.policy.schema.clients import Guesses as Limits
+
+MOST = 4096
+"""Addresses that are remembered; of more, the one longest silent is forgotten."""
+
+
+class Guesses:
+    """For one thread. `now` is on a monotonic clock."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
+        self._guessers: OrderedDict[str, _Guesser] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._guessers)
+
+    def penalty(self, address: str, now: float) -> float:
+        """Seconds for which it is still refused; 0: it is not."""
+        guesser = self._guessers.get(address)
+        return max(0.0, guesser.until - now) if guesser is not None else 0.0
+
+    def add(self, address: str, limits: Limits, now: float) -> None:
+        """It came with an unknown key."""
+        guesser = self._guessers.setdefault(address, _Guesser())
+        self._guessers.move_to_end(address)
+        times = guesser.times
+        times.append(now)
+        while times[0] <= now - limits.window:
+            times.popleft()
+        if len(times) >= limits.max:
+            guesser.until = now + limits.penalty
+            times.clear()
+        while len(self._guessers) > self._most:
+            self._guessers.popitem(last=False)
+
+
+@dataclass(slots=True)
+class _Guesser:
+    times: deque[float] = field(default_factory=deque)
+    until: float = 0.0

@@ -1,0 +1,163 @@
+"""Who asks: the address behind trusted proxies, and the API key, before anything else of a request
+is looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+
+from aiohttp import web
+
+from mlxd.control.keys import Keys
+from mlxd.core.caller import Caller
+from mlxd.core.errors import TooManyGuesses, Unauthorized
+from mlxd.policy.keyring import Key
+from mlxd.policy.policy_set import PolicySet
+from mlxd.server.guesses import Guesses
+
+OPEN = frozenset(("/livez", "/readyz", "/health"))
+"""Answered without a key: to whoever looks whether the daemon lives."""
+_BEARER = re.compile(r"bearer +(\S.*)", re.IGNORECASE)
+_MOST_PROXIES = 32
+_REMEMBERED = 256
+"""Addresses: the same ones ask again and again."""
+_PORT = re.compile(r"(?:\[(?P<six>[^\]]*)\]|(?P<four>[0-9.]+))(?::[0-9]{1,5})?")
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class Identity:
+    """Knows callers by the keys in force, and who has guessed too often."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._guesses = Guesses()
+
+    def identify(self, request: web.BaseRequest, policies: PolicySet, now: float) -> Caller:
+        """Raises Unauthorized, and TooManyGuesses whatever key it has."""
+        address = address_of(request, policies)
+        headers = _counted(request, policies)
+        if not policies.keys_required:
+            key, _ = self._looked_up(request, policies)
+        elif request.path in OPEN:
+            guessing = self._guesses.penalty(address, now)
+            key = None if guessing else self._looked_up(request, policies)[0]
+        else:
+            key = self._admitted(request, policies, address, now)
+        if key is None:
+            return Caller(address, headers=headers)
+        return Caller(address, key.id, key.tenant, headers)
+
+    def _admitted(
+        self, request: web.BaseRequest, policies: PolicySet, address: str, now: float
+    ) -> Key:
+        """Where a key is required."""
+        seconds = self._guesses.penalty(address, now)
+        if seconds:
+            raise TooManyGuesses(
+                "too many unknown API keys came from this address",
+                retry_after=seconds,
+                policy=policies.line("clients.auth.guesses.max"),
+                numbers={"max": policies.clients.auth.guesses.max},
+                would_pass=f"a known key, in {seconds:.0f} s",
+            )
+        key, given = self._looked_up(request, policies)
+        if key is not None:
+            return key
+        if given:
+            self._guesses.add(address, policies.clients.auth.guesses, now)
+        raise Unauthorized(
+            "the API key is not known" if given else f"an API key is required: {_how(policies)}",
+            policy=policies.line("clients.auth.required"),
+            would_pass="a key that `mlxd keys add NAME` has shown",
+        )
+
+    def _looked_up(self, request: web.BaseRequest, policies: PolicySet) -> tuple[Key | None, bool]:
+        """The first known key, and whether there was any key at all."""
+        given = False
+        for secret in _secrets(request, policies):
+            given = True
+            key = self._keys.find(secret)
+            if key is not None:
+                return key, True
+        return None, given
+
+
+def address_of(request: web.BaseRequest, policies: PolicySet) -> str:
+    """Whose quota a request counts on where it has no key: the rightmost address that no trusted
+    proxy has, or the peer's where there is none that can be read.
+    """
+    peer = request.remote or ""
+    if not policies.proxies:
+        return client_at(peer)
+    asks = _parsed(peer)
+    if asks is None:
+        return client_at(peer)
+    written = ",".join(request.headers.getall("X-Forwarded-For", ()))
+    for step, text in enumerate(reversed(written.split(","))):
+        if not _trusted(asks, policies) or not written or step == _MOST_PROXIES:
+            break
+        before = _parsed(text.strip())
+        if before is None:
+            return client_at(peer)
+        asks = before
+    return client_at(str(asks))
+
+
+@lru_cache(_REMEMBERED)
+def client_at(remote: str) -> str:
+    """Whose quota a request from an address counts on: the address, the /64 of an IPv6 one."""
+    address = _parsed(remote)
+    if address is None:
+        return remote or "local"
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
+
+
+def _trusted(address: Address, policies: PolicySet) -> bool:
+    return any(address in network for network in policies.proxies)
+
+
+def _parsed(text: str) -> Address | None:
+    """An address, with or without a port or a zone; None: it is none."""
+    if match := _PORT.fullmatch(text):
+        text = match["six"] or match["four"]
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _secrets(request: web.BaseRequest, policies: PolicySet) -> Iterator[str]:
+    """What may be keys, in the order of `clients.auth.headers`."""
+    for name in policies.clients.auth.headers:
+        text = request.headers.get(name, "").strip()
+        if name.lower() == "authorization":
+            match = _BEARER.fullmatch(text)
+            text = match[1] if match else ""
+        if text:
+            yield text
+
+
+def _how(policies: PolicySet) -> str:
+    """Where to put it."""
+    ways = [
+        "`Authorization: Bearer KEY`" if name.lower() == "authorization" else f"`{name}: KEY`"
+        for name in policies.clients.auth.headers
+    ]
+    return f"send it as {' or '.join(ways)}" if ways else "and no header is read for it"
+
+
+def _counted(request: web.BaseRequest, policies: PolicySet) -> dict[str, str]:
+    """What rate rules count by: of each value a digest, for it may be long, or a secret."""
+    return {
+        name: hashlib.blake2b(value.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
+        for name in policies.counted_headers
+        if (value := request.headers.get(name)) is not None
+    }

@@ -1,0 +1,219 @@
+"""One streamed answer: its status line, its records, and what is said while there is none.
+
+The status line waits for the first event, or for `timeouts.first_byte`: until then a refusal has a
+status of its own, also one of the queue; after that it is the last record of the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import replace
+
+from aiohttp import web
+
+from mlxd.control.admission import Waiting
+from mlxd.control.dispatch import Asker
+from mlxd.core.errors import MlxdError
+from mlxd.core.events import Burst, Echo
+from mlxd.core.threads import Threads
+from mlxd.dialects.base import EVENT_STREAM, Call, Codec, comment
+from mlxd.policy.load import PolicySet
+from mlxd.server.edge import STORY, STREAM, common_headers
+from mlxd.server.parts import Parts
+from mlxd.server.queue_report import place_headers, words_of
+from mlxd.server.quota import note_quota
+
+TELL_SECONDS = 1.0
+"""Between two words about a place in the queue."""
+_PIECE = 65536
+"""Bytes that are given to a client at a time."""
+_TAKEN_AT_ONCE = 16384
+"""Bytes for which no write waits: where asyncio lets a paused writer go on."""
+_EVENTS = 64
+"""Encoded at a time: a client that was slow may have many waiting."""
+_MANY_SCORES = 4096
+_threads = Threads("numbers")
+
+
+class Stream:
+    """Says what becomes of one call, as it becomes known."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        codec: Codec,
+        call: Call,
+        request: web.BaseRequest,
+        policies: PolicySet,
+    ) -> None:
+        self._parts = parts
+        self._codec = codec
+        self._call = call
+        self._request = request
+        self._policies = policies
+        self._encoder = codec.encoder(call)
+        self._response = web.StreamResponse(
+            headers={"Content-Type": codec.content_type, "Cache-Control": "no-cache"}
+        )
+        self._writing = asyncio.Lock()
+        """Held for a whole write: nothing else gets into the middle of a record."""
+        self._torn = False
+        """A record was begun and given up."""
+        self._last_write = parts.clock.monotonic()
+        self._waiting: Waiting | None = None
+        """How it stands in the queue, or stood last; None: it has not waited there."""
+        self._told = b""
+        """What was last said of it."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._saying: asyncio.Task[None] | None = None
+
+    async def run(self, asker: Asker) -> web.StreamResponse:
+        self._request[STREAM] = self
+        self._arm()
+        try:
+            await self._send_records(replace(asker, on_wait=self.wait))
+        finally:
+            self._disarm()
+        await self._response.write_eof()
+        return self._response
+
+    @property
+    def begun(self) -> bool:
+        """The status line is out: a failure can only be said in the stream."""
+        return self._response.prepared
+
+    def wait(self, waiting: Waiting) -> None:
+        """It waits in the queue, and stands like this from now on."""
+        self._waiting = waiting
+
+    @property
+    def _place(self) -> Waiting | None:
+        """In the queue, while it waits there."""
+        return self._waiting if self._request[STORY].admitted is None else None
+
+    async def fail(self, error: MlxdError) -> web.StreamResponse:
+        """Say in the stream that it ends here, and why.
+
+        Raises ConnectionResetError where that would be read as the rest of a record.
+        """
+        await self._write(self._encoder.fail(error))
+        await self._response.write_eof()
+        return self._response
+
+    async def _send_records(self, asker: Asker) -> None:
+        dispatcher = self._parts.dispatcher
+        if self._call.more:
+            async with dispatcher.open_all(self._call.requests, asker) as numbered:
+                async for choice, burst in numbered:
+                    await self._send(burst, choice)
+        else:
+            async with dispatcher.open(self._call.request, asker) as bursts:
+                async for burst in bursts:
+                    await self._send(burst, 0)
+
+    async def _send(self, burst: Burst, choice: int) -> None:
+        for at in range(0, len(burst), _EVENTS):
+            now = self._parts.clock.wall()
+            events = burst[at : at + _EVENTS]
+            if any(
+                isinstance(event, Echo) and len(event.logprobs) > _MANY_SCORES for event in events
+            ):
+                records = await _threads.run(self._encoder.feed, events, now, choice)
+            else:
+                records = self._encoder.feed(events, now, choice)
+            if records:
+                await self._write(records)
+
+    async def _write(self, records: bytes) -> None:
+        """Raises ConnectionResetError once the client has left."""
+        async with self._writing:
+            await self._write_now(records)
+
+    async def _write_now(self, records: bytes) -> None:
+        if not self._response.prepared:
+            await self._prepare()
+        self._last_write = self._parts.clock.monotonic()
+        transport = self._request.transport
+        if transport is None:
+            raise ConnectionResetError("the client has left")
+        if self._torn:
+            transport.abort()
+            raise ConnectionResetError("the last record has no end")
+        if not records:
+            return
+        if transport.get_write_buffer_size() + len(records) <= _TAKEN_AT_ONCE:
+            await self._response.write(records)
+        else:
+            await self._write_slowly(records)
+        self._last_write = self._parts.clock.monotonic()
+
+    async def _write_slowly(self, records: bytes) -> None:
+        """What waits for the client stays small. One that takes nothing is cut by the server's
+        sweep (`timeouts.client_write`): however slow it is, it may go on taking.
+        """
+        for at in range(0, len(records), _PIECE):
+            self._torn = at + _PIECE < len(records)
+            await self._response.write(records[at : at + _PIECE])
+
+    async def _prepare(self) -> None:
+        note_quota(self._request, self._parts, self._policies)
+        headers = self._response.headers
+        headers.update(common_headers(self._request))
+        if (place := self._place) is not None:
+            headers.update(place_headers(place))
+        await self._response.prepare(self._request)
+
+    def _arm(self) -> None:
+        """A timer and no task: many may wait for long."""
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._pause(), self._look)
+
+    def _disarm(self) -> None:
+        for work in (self._timer, self._saying):
+            if work is not None:
+                work.cancel()
+
+    def _silence(self) -> float:
+        return self._parts.clock.monotonic() - self._last_write
+
+    def _pause(self) -> float:
+        """Until there may be something to say."""
+        due = float(self._policies.timeouts.first_byte)
+        if not self._speaking:
+            due -= self._silence()
+        if self._tells_place and (self._speaking or self._response.prepared):
+            due = min(due, TELL_SECONDS)
+        return max(0.001, due)
+
+    @property
+    def _tells_place(self) -> bool:
+        return self._place is not None and self._codec.content_type == EVENT_STREAM
+
+    def _look(self) -> None:
+        if not self._speaking and self._due() is not None:
+            self._saying = asyncio.create_task(self._say(), name=f"beat {self._call.id}")
+        self._arm()
+
+    @property
+    def _speaking(self) -> bool:
+        return self._saying is not None and not self._saying.done()
+
+    def _due(self) -> bytes | None:
+        """What to say now, which may be the status line alone; None: nothing."""
+        silent = self._silence() >= float(self._policies.timeouts.first_byte)
+        if not silent and not self._response.prepared:
+            return None
+        place = self._place
+        if place is not None and self._tells_place:
+            words = comment(words_of(place))
+            return words if silent or words != self._told else None
+        return self._codec.heartbeat if silent else None
+
+    async def _say(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            async with self._writing:
+                words = self._due()  # a record may have gone before
+                if words is not None:
+                    self._told = words
+                    await self._write_now(words)

@@ -1,0 +1,156 @@
+"""The keys in force: they follow their file, and survive what is wrong with it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+
+from mlxd.control import keys as module
+from mlxd.control.keys import Keys
+from mlxd.core.clock import ManualClock
+from mlxd.policy.keyring import Key, Keyring, digest_of
+from mlxd.policy.keys_edit import edit
+from mlxd.policy.keys_file import KeysFile
+from mlxd.policy.load import Override, load
+from mlxd.policy.store import PrepareFailed
+
+OUTSIDE = [Override("server.listen.host", "0.0.0.0", "a test")]
+
+
+def put(path: Path, *secrets: str) -> None:
+    keys = tuple(Key(f"a-{secret}", "agents", digest_of(secret), 1.0) for secret in secrets)
+    edit(KeysFile(str(path), path.name), lambda _: Keyring(keys))
+
+
+def known(keys: Keys, *secrets: str) -> list[bool]:
+    return [keys.find(secret) is not None for secret in secrets]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    put(tmp_path / "keys.yaml", "one")
+    return tmp_path / "keys.yaml"
+
+
+def followed(state: Path) -> Keys:
+    return Keys(load(), state, ManualClock())
+
+
+async def test_a_change_is_read_when_it_is_asked_for(file: Path) -> None:
+    keys = followed(file.parent)
+    assert known(keys, "one", "two") == [True, False]
+    put(file, "two")
+    assert known(keys, "one", "two") == [True, False]
+    await keys.reload()
+    assert known(keys, "one", "two") == [False, True]
+
+
+async def test_a_change_is_noticed_without_being_asked(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    keys = followed(file.parent)
+    following = asyncio.create_task(keys.follow())
+    put(file, "two")
+    async with asyncio.timeout(10):
+        while not keys.find("two"):  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(0.01)
+        file.unlink()
+        while keys.find("two"):  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+    following.cancel()
+
+
+async def test_a_broken_file_leaves_the_last_good_keys_and_says_so(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = followed(file.parent)
+    file.write_text("schema: mlxd-keys/v1\nkeys: [mlxd_SECRET]\n")
+    with caplog.at_level(logging.INFO, "mlxd"):
+        await keys.reload()
+        await keys.reload()
+    assert known(keys, "one") == [True]
+    (warning,) = keys.warnings(load())
+    assert "keys.yaml:2:8: keys[0]: expected a mapping; the last good ones stay" in warning
+    assert len(caplog.records) == 1
+    assert "SECRET" not in warning + caplog.text
+    put(file.with_name("new"), "two")
+    file.with_name("new").replace(file)
+    await keys.reload()
+    assert known(keys, "one", "two") == [False, True]
+    assert keys.warnings(load()) == []
+
+
+async def test_who_needs_a_key_that_nobody_has_is_told(file: Path) -> None:
+    keys = followed(file.parent)
+    assert keys.warnings(load(None, OUTSIDE)) == []
+    file.unlink()
+    await keys.reload()
+    (warning,) = keys.warnings(load(None, OUTSIDE))
+    assert "all of them get 401 until `mlxd keys add NAME`" in warning
+    assert keys.warnings(load()) == []
+
+
+def test_a_file_that_others_may_read_is_told(file: Path) -> None:
+    file.chmod(0o644)
+    assert "chmod 600" in followed(file.parent).warnings(load())[0]
+
+
+async def test_another_file_comes_with_the_policies_that_name_it(
+    file: Path, tmp_path: Path
+) -> None:
+    keys, old = followed(file.parent), load()
+    put(tmp_path / "others", "two")
+    new = load(None, [Override("clients.auth.keys_file", str(tmp_path / "others"), "a test")])
+    prepared = await keys.prepare(old, new)
+    assert known(keys, "one", "two") == [True, False]
+    prepared.commit()
+    assert known(keys, "one", "two") == [False, True]
+    assert keys.file.reference == str(tmp_path / "others")
+    prepared.undo()
+    assert known(keys, "one", "two") == [True, False]
+
+
+async def test_keys_of_another_file_do_not_stand_in_for_a_broken_one(
+    file: Path, tmp_path: Path
+) -> None:
+    keys = followed(file.parent)
+    (tmp_path / "others").write_text("5")
+    new = load(None, [Override("clients.auth.keys_file", str(tmp_path / "others"), "a test")])
+    (await keys.prepare(load(), new)).commit()
+    assert known(keys, "one") == [False]
+
+
+async def test_policies_that_need_a_key_are_not_prepared_without_one(file: Path) -> None:
+    keys = followed(file.parent)
+    await keys.prepare(load(), load(None, OUTSIDE))
+    file.unlink()
+    with pytest.raises(PrepareFailed, match="mlxd keys add NAME") as failed:
+        await keys.prepare(load(), load(None, OUTSIDE))
+    assert failed.value.key == "server.listen.host"
+    assert known(keys, "one") == [True], "nothing that shows has changed"
+
+
+async def test_a_disk_that_hangs_holds_one_thread(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = followed(file.parent)
+    hanging = 0
+
+    def hang(_: object) -> asyncio.Future[object]:
+        nonlocal hanging
+        hanging += 1
+        return asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(module, "READ_SECONDS", 0.01)
+    monkeypatch.setattr(keys._threads, "run", lambda *_: hang(_))
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            await keys.reload()
+    with pytest.raises(PrepareFailed, match="it does not answer"):
+        await keys.prepare(load(), load(None, OUTSIDE))
+    assert hanging == 1
+    assert known(keys, "one") == [True]

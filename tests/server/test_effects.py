@@ -1,0 +1,56 @@
+"""What an edit of slots and queue would do, in words."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlxd.policy.diff import changes
+from mlxd.policy.load import Override, PolicySet, load
+from mlxd.server.effects import Effects
+
+SLOTS, PLACES = "limits.concurrency.max_in_flight", "limits.concurrency.max_waiting"
+
+
+def policies(**values: Any) -> PolicySet:
+    return load(None, [Override(key, str(value), "a test") for key, value in values.items()])
+
+
+def told(running: int, queued: int, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    admission: Any = SimpleNamespace(active=running, waiting={"high": 0, "low": queued})
+    nobody: Any = None
+    effects = Effects(nobody, admission, nobody, nobody)
+    before, after = policies(**old), policies(**new)
+    return list(effects._admitting(after, tuple(changes(before, after))))
+
+
+@pytest.mark.parametrize(
+    ("running", "queued", "old", "new", "words"),
+    [
+        (3, 0, {}, {SLOTS: 2}, "3 requests run now, 2 may: none is stopped, new ones are refused"
+         " until 2 have ended"),
+        (3, 1, {PLACES: 9}, {PLACES: 9, SLOTS: 2}, "3 requests run now, 2 may: none is stopped,"
+         " new ones wait until 2 have ended"),
+        (5, 7, {PLACES: 9}, {PLACES: 9, SLOTS: 8}, "5 requests run now, 8 may: up to 3 of the 7"
+         " that wait get a slot at once"),
+        (1, 0, {}, {SLOTS: 8}, "1 requests run now, 8 may"),
+        (5, 0, {}, {PLACES: 9}, "0 requests wait now, 9 may: who finds no slot waits up to 30s for"
+         " one"),
+        (5, 7, {PLACES: 9}, {PLACES: 5}, "7 requests wait now, 5 may: none is sent away, new ones"
+         " are refused until 3 have their slots"),
+        (5, 7, {PLACES: 9}, {}, "7 requests wait now, 0 may: who finds no slot is refused at once;"
+         " those that wait stay"),
+        (5, 0, {PLACES: 9}, {}, "0 requests wait now, 0 may: who finds no slot is refused at"
+         " once"),
+        (5, 7, {}, {"timeouts.queue": "5s"}, "requests wait up to 5s for a slot; those that wait"
+         " now keep the time that they came with"),
+        (5, 7, {}, {"clients.priorities.low.weight": 2}, "the 7 that wait go on in the order of"
+         " the new weights"),
+    ],
+)  # fmt: skip
+def test_it_says_what_becomes_of_those_that_run_and_wait(
+    running: int, queued: int, old: dict[str, Any], new: dict[str, Any], words: str
+) -> None:
+    assert told(running, queued, old, new) == [words]
