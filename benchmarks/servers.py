@@ -55,7 +55,7 @@ class Watched:
 
     def cpu_seconds(self) -> float:
         """User and system time of the whole tree, as finely as the system tells it."""
-        return sum(_cpu_seconds(process) for process in self.tree)
+        return sum(cpu_seconds(process.pid) for process in self.tree)
 
     def rss_bytes(self) -> int:
         """Of the first process alone."""
@@ -76,12 +76,13 @@ class Watched:
         self.process.wait(grace)
 
 
-def _cpu_seconds(process: psutil.Process) -> float:
+def cpu_seconds(pid: int) -> float:
+    """User and system time of one process, as finely as the system tells it."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            return time.clock_gettime((~process.pid << 3) | 2)  # clock_getcpuclockid(3)
+            return time.clock_gettime((~pid << 3) | 2)  # clock_getcpuclockid(3)
     with contextlib.suppress(psutil.Error):
-        used = process.cpu_times()
+        used = psutil.Process(pid).cpu_times()
         return used.user + used.system
     return 0.0
 

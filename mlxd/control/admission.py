@@ -13,12 +13,14 @@ from contextlib import asynccontextmanager
 from copy import copy
 from typing import Literal
 
+from mlxd.control.again import Refusals
 from mlxd.control.applicant import Applicant
 from mlxd.control.place import Place
 from mlxd.control.queue_view import OnWait, QueueView, Waiting
 from mlxd.control.quotas import Quotas
 from mlxd.control.rates import Rates, RateState, WouldDeny
 from mlxd.control.scheduler import Scene, Scheduler
+from mlxd.control.shedding import Strain
 from mlxd.control.totals import Totals
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock
@@ -128,6 +130,7 @@ class Admission:
         self._draining = False
         self._shut: MlxdError | None = None
         self.totals = Totals()
+        self._refusals = Refusals(self._rates, self.totals, self._real)
 
     # -- a request's way
 
@@ -146,6 +149,8 @@ class Admission:
         A request that turns out to be wrong in itself does not count towards the client's rate.
         `on_wait` is told when it begins to wait, and now and then how it stands.
         """
+        if story is not None:
+            _tell_asked(story, applicant)
         ticket = self._asked(applicant, would_deny)
         place = ticket.place
         try:
@@ -158,6 +163,8 @@ class Admission:
             raise
         finally:
             self.leave(ticket)
+            if story is not None:
+                story.released = story.now
 
     def enter(self, applicant: Applicant, would_deny: WouldDeny = _unheard) -> Ticket:
         """Take a slot that is free now, to be given back by `leave`. Raises what `admit` raises,
@@ -193,6 +200,7 @@ class Admission:
 
     def look(self) -> None:
         """Something has changed that may let somebody in, or end a wait."""
+        self._refusals.changed()
         now = self._clock.monotonic()
         for place, error in self.scheduler.expire(now):
             self.totals.note_expired(place)
@@ -202,6 +210,11 @@ class Admission:
         self._arm(now)
         if not self._tickets:
             self._empty.set()
+
+    def measured(self, ttft: float | None, gap: float | None) -> None:
+        """How fast an answer is: seconds to its first token, or between two tokens."""
+        if self.scheduler.adaptive.observe(self._clock.monotonic(), ttft=ttft, gap=gap):
+            self.look()
 
     def apply(self, policies: PolicySet) -> None:
         """New policies are in force. Cannot fail; stops nothing that is under way.
@@ -222,6 +235,7 @@ class Admission:
     @draining.setter
     def draining(self, draining: bool) -> None:
         self._draining = draining
+        self._refusals.changed()
         if draining:
             self._turn_away(_stopping)
 
@@ -229,9 +243,17 @@ class Admission:
         """While it is set, every new generation and load raises it, and so do those that wait;
         what runs goes on.
         """
+        self._refusals.changed()
         self._shut = self.scheduler.shut = error
         if error is not None:
             self._turn_away(lambda: copy(error))
+
+    def strain(self, strain: Strain | None) -> None:
+        """While it is set, new generations of the classes whose `shed_at` is reached are refused;
+        what waits or runs goes on.
+        """
+        self.scheduler.shedding.strain = strain
+        self.look()
 
     async def idle(self) -> Literal[True]:
         """Wait until no request is admitted, and none waits."""
@@ -303,6 +325,7 @@ class Admission:
             )
         except MlxdError as error:
             self.totals.note_turned_away(error, applicant)
+            error.again = self._refusals.again(error, applicant)
             raise
         ticket = Ticket(place, self._loaded)
         self._tickets.add(ticket)
@@ -391,6 +414,12 @@ class Admission:
         now = self._clock.monotonic()
         self._view.tell(now)
         self._arm(now)
+
+
+def _tell_asked(story: Story, applicant: Applicant) -> None:
+    """What it is judged by, before it is."""
+    story.judged, story.wished, story.priority = story.now, applicant.priority, applicant.klass
+    story.cost, story.rated, story.user = applicant.cost, applicant.rated, applicant.user
 
 
 def _stopping() -> Draining:

@@ -47,7 +47,7 @@ name each API has for it is in that dialect's `render_error`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -65,6 +65,18 @@ class PolicyLine:
 
     def __str__(self) -> str:
         return f"{self.key}: {self.value} ({self.place})"
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """How the same request would fare again."""
+
+    still: Callable[[], bool]
+    """Whether it would be refused in the same way now; then it has been, and counts as such. Says
+    no where that is not known for sure.
+    """
+    whatever: bool = False
+    """So would be whatever else its caller asks a model to answer."""
 
 
 class MlxdError(Exception):
@@ -93,6 +105,8 @@ class MlxdError(Exception):
         self.policy = policy
         self.numbers = numbers or {}
         self.would_pass = would_pass
+        self.again: Again | None = None
+        """Where that can be said at little cost, by who has refused it."""
 
     def explained(self) -> str:
         """The message, and behind it what it does not say: numbers, the policy line to change, what
@@ -103,7 +117,11 @@ class MlxdError(Exception):
 
     def _more(self) -> Iterator[str]:
         said = _NUMBER.findall(self.message) if self.numbers else ()
-        numbers = ((name, _spoken(number)) for name, number in self.numbers.items())
+        numbers = (
+            (name, f"{number:.3g}" if type(number) is float else str(number))
+            for name, number in self.numbers.items()
+            if not isinstance(number, str)  # names, for programs
+        )
         unsaid = [f"{name} {number}" for name, number in numbers if number not in said]
         if unsaid:
             yield f"Numbers: {', '.join(unsaid)}"
@@ -114,10 +132,6 @@ class MlxdError(Exception):
 
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-
-
-def _spoken(number: float | str) -> str:
-    return f"{number:.3g}" if isinstance(number, float) else str(number)
 
 
 class InvalidRequest(MlxdError):

@@ -35,13 +35,14 @@ class Sampling:
     def over(self, other: Sampling) -> Sampling:
         """Each field of this, or where this says nothing, of `other`."""
         return Sampling(
-            **{
-                f.name: mine
-                if (mine := getattr(self, f.name)) is not None
-                else getattr(other, f.name)
-                for f in fields(Sampling)
-            }
+            *[
+                getattr(other, name) if (mine := getattr(self, name)) is None else mine
+                for name in _SAMPLING
+            ]
         )
+
+
+_SAMPLING = tuple(one.name for one in fields(Sampling))
 
 
 @dataclass(frozen=True, slots=True)

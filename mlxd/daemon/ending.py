@@ -91,6 +91,7 @@ class Ending:
         await asyncio.gather(*lasting, return_exceptions=True)
         await self._remove_temporary()
         await self._parts.records.close()
+        self._made.traffic.close()
         self._made.systemd.close()
         log.info("stopped")
 
@@ -179,6 +180,7 @@ class Ending:
 
     async def _end_events(self) -> None:
         """Whoever follows is told the rest, and that it ends."""
+        self._made.repeats.close()
         self._parts.rejections.close()
         self._parts.events.close()
         await self._made.webhook.close()

@@ -169,8 +169,17 @@ class PolicySet:
 
     def line(self, key: str) -> PolicyLine:
         """The line that an operator changes to get another answer."""
-        path = parts(key)
-        return PolicyLine(key, written(self.at(path)), self.place(path))
+        line = self._lines.get(key)
+        if line is None:
+            path = parts(key)
+            line = PolicyLine(key, written(self.at(path)), self.place(path))
+            self._lines[key] = line
+        return line
+
+    @cached_property
+    def _lines(self) -> dict[str, PolicyLine]:
+        """Those that somebody has asked for: a refusal names one, and may come very often."""
+        return {}
 
     def not_enforced(self) -> list[str]:
         """Keys that are set, or whose value clients see, and that nothing acts on yet."""

@@ -20,7 +20,8 @@ KEPT_FILES = 4
 """The last of them is for refusing."""
 PAUSE_SECONDS = 0.1
 """Until it is tried again, when no file was left."""
-_AT_ONCE = 64
+_AT_ONCE = 16
+"""Between two turns of the event loop: whoever has an answer under way gets the next of it."""
 _MOST_WAITING = 65535
 _QUIET_SECONDS = 60.0
 """Between two words about a shortage."""

@@ -13,10 +13,11 @@ import contextlib
 import logging
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
 
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
 from mlxd.core.clock import Clock
@@ -57,18 +58,52 @@ TOO_MANY = _last_words(
 )
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+_Parsed = tuple[RawRequestMessage, StreamReader]
+
+
+class Answers(Protocol):
+    """Who answers some requests before there is a handler."""
+
+    def answer(
+        self, connection: Connection, message: RawRequestMessage, body: bytes
+    ) -> bytes | None: ...
+
+
+class _Parser:
+    """aiohttp's, without the requests that are answered at once."""
+
+    def __init__(self, parser: Any, unanswered: Callable[[Sequence[_Parsed]], int]) -> None:
+        """`unanswered` answers the first of some, and returns how many those were."""
+        self._parser = parser
+        self._unanswered = unanswered
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
+
+    def feed_data(self, data: bytes) -> tuple[Sequence[_Parsed], bool, bytes]:
+        while True:
+            messages, upgraded, tail = self._parser.feed_data(data)
+            answered = self._unanswered(messages) if messages else 0
+            for _ in range(answered):
+                self._parser.message_consumed()
+            if answered < len(messages) or answered < 2:
+                return messages[answered:], upgraded, tail
+            data = b""  # there may be more: it gives so many at a time
 
 
 class Connection(RequestHandler):
     """One client connection that knows since when it has been waiting, and for what."""
 
     __slots__ = (
-        "_acknowledged", "_clock", "_gone", "_header_since", "_idle_since", "_silence", "_unread",
-        "_unread_since", "_waiting", "_wire", "following", "leaving", "scarce",
+        "_acknowledged", "_answers", "_clock", "_gone", "_header_since", "_idle_since", "_silence",
+        "_unread", "_unread_since", "_waiting", "_wire", "following", "leaving", "scarce",
     )  # fmt: skip
 
     def __init__(self, server: GuardedServer, clock: Clock, **options: Any) -> None:
         super().__init__(server, **options)
+        self._answers = server.answers
+        if self._answers is not None:
+            self._parser = _Parser(self._parser, self._answer_first)  # type: ignore[assignment]
         self._clock = clock
         self._header_since: float | None = clock.monotonic()
         self._idle_since: float | None = None
@@ -87,6 +122,12 @@ class Connection(RequestHandler):
         """There was no file for it but one that is kept for questions about the daemon's health."""
         self.following = False
         """What is said on it ends with the daemon, and never before."""
+
+    @property
+    def peer(self) -> str:
+        """The address of its other end; empty where there is none."""
+        name = self.peername
+        return str(name[0]) if isinstance(name, tuple) else str(name or "")
 
     @property
     def open(self) -> bool:
@@ -127,6 +168,25 @@ class Connection(RequestHandler):
         if isinstance(exc, TimeoutError):  # the kernel's: see `silence`
             log.info("a client reads nothing of its answer, or is gone: its connection is over")
         super().connection_lost(exc)
+
+    def _answer_first(self, messages: Sequence[_Parsed]) -> int:
+        """Answer the first of these requests as long as that can be done at once, in their order
+        and behind every earlier answer; returns how many were.
+        """
+        answers, wire = self._answers, self.transport
+        if answers is None or wire is None or not self.waiting or self._messages:
+            return 0
+        for count, (message, payload) in enumerate(messages):
+            if self.leaving or self.scarce or self._close or wire.get_write_buffer_size():
+                return count
+            body = _whole(payload)
+            said = answers.answer(self, message, body) if body is not None else None
+            if said is None:
+                return count
+            wire.write(said)
+            self._request_count += 1
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        return len(messages)
 
     def data_received(self, data: bytes) -> None:
         served = self._request_count
@@ -242,6 +302,14 @@ class Connection(RequestHandler):
         return response
 
 
+def _whole(payload: StreamReader) -> bytes | None:
+    """A body that has come with its header; None: of any other. It is not taken out."""
+    if type(payload) is not StreamReader or not payload.is_eof() or payload.exception():
+        return None
+    pieces = payload._buffer
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
 class GuardedServer(web.Server):
     """aiohttp's server, with connections that are timed and counted."""
 
@@ -252,6 +320,8 @@ class GuardedServer(web.Server):
         self._policies = policies
         self._clock = clock
         self._limited = limited
+        self.answers: Answers | None = None
+        """For connections that come after it is set."""
         self._defaults = load()
         """What holds where policy does not: no edit can lock the operator out."""
         self._sweeper: asyncio.TimerHandle | None = None

@@ -8,10 +8,11 @@ import asyncio
 import ipaddress
 import logging
 import re
-import secrets
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Protocol
 
 from aiohttp import web
@@ -32,16 +33,25 @@ from mlxd.core.errors import (
 from mlxd.core.story import Story
 from mlxd.policy.load import PolicySet
 from mlxd.server.connections import Connection
-from mlxd.server.errors import STATUS, Render, error_response, identity, words_for
+from mlxd.server.errors import (
+    STATUS,
+    Render,
+    error_response,
+    given_id,
+    identity,
+    new_request_id,
+    words_for,
+)
 from mlxd.server.identity import OPEN, Identity, address_of
 from mlxd.server.parts import Parts
 
 log = logging.getLogger("mlxd.access")
 faults = logging.getLogger(__name__)
 
+_REMEMBERED = 256
+"""Hosts that have been judged: the same ones ask again and again."""
 _LEFT = 499
 """What stands for the status where the client has gone."""
-_MAX_ID = 128
 _RESTART_SECONDS = 5.0
 """What a client is told to wait for the next daemon."""
 _BETWEEN = len(": \r\n")
@@ -91,6 +101,14 @@ class Begun(Protocol):
     async def fail(self, error: MlxdError) -> web.StreamResponse: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a request ended with, and how its API says that."""
+
+    error: MlxdError
+    render: Render
+
+
 class Marks:
     """The rules on trial that would have refused a request; each is counted when it is met."""
 
@@ -104,6 +122,7 @@ class Marks:
 
 
 Route = Callable[[web.BaseRequest], Endpoint]
+Refused = Callable[[web.BaseRequest, web.StreamResponse], None]
 
 ID = web.RequestKey("id", str)
 POLICIES = web.RequestKey("policies", PolicySet)
@@ -116,6 +135,10 @@ ORIGIN = web.RequestKey("origin", str)
 """Of a page that may read the answer."""
 QUOTA: web.RequestKey[dict[str, str]] = web.RequestKey("quota", dict)
 """Headers that say what the client has left."""
+FAILURE = web.RequestKey("failure", Failure)
+"""Why it was refused."""
+BODY = web.RequestKey("body", bytes)
+"""If it is short."""
 STREAM = web.RequestKey("stream", Begun)
 """The answer, once it is a stream: it says itself how it fails."""
 
@@ -134,12 +157,16 @@ class Edge:
         *,
         walls: bool = True,
         callers: Identity | None = None,
+        refused: Refused | None = None,
     ) -> None:
-        """`callers` says who asks; without it, nobody needs a key."""
+        """`callers` says who asks; without it, nobody needs a key. `refused` is told of each
+        request that was, and of its answer.
+        """
         self._parts = parts
         self._route = route
         self._walls = walls
         self._callers = callers
+        self._refused = refused
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         request[ID] = _request_id(request)
@@ -155,6 +182,8 @@ class Edge:
             response = await self._answer(request)
             if not response.prepared:
                 response.headers.update(common_headers(request))
+                if self._refused is not None and FAILURE in request:
+                    self._refused(request, response)
             status = response.status
             return response
         finally:
@@ -269,7 +298,7 @@ class Edge:
         if not policies.server.listen.loopback or hosts.mode == "off":
             return
         host = _host_of(request.headers.get("Host", ""))
-        if host_allowed(host, hosts.allow):
+        if _host_allowed(host, hosts.allow):
             return
         if hosts.mode == "dry_run":
             request[MARKS].add("hosts")
@@ -372,6 +401,9 @@ def host_allowed(host: str, patterns: Sequence[str]) -> bool:
     )
 
 
+_host_allowed = lru_cache(_REMEMBERED)(host_allowed)
+
+
 def origin_allowed(origin: str, patterns: Sequence[str]) -> bool:
     """`:*` at the end of a pattern stands for any port and for none."""
     asked = origin.lower()
@@ -392,6 +424,7 @@ async def _failed(request: web.BaseRequest, error: MlxdError, render: Render) ->
     if stream is not None and stream.begun:
         return await stream.fail(error)
     response = error_response(error, render, request[ID])
+    request[FAILURE] = Failure(error, render)
     if request.content.exception() is not None:
         # What is left of a body that cannot be read is not waited for, and its end not searched.
         request.content.feed_eof()
@@ -422,10 +455,7 @@ def _preflight(request: web.BaseRequest) -> web.Response:
 
 def _request_id(request: web.BaseRequest) -> str:
     """The caller's, if it is short printable ASCII; else a new one."""
-    given = request.headers.get("X-Request-Id", "")
-    if given and len(given) <= _MAX_ID and given.isascii() and given.isprintable():
-        return given
-    return secrets.token_hex(12)
+    return given_id(request.headers.get("X-Request-Id", "")) or new_request_id()
 
 
 def _host_of(header: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,7 @@ STATUS: dict[str, int] = {
 }
 MAX_RETRY_AFTER = 60
 """Seconds for which a client that retries by itself may be made to wait."""
+MAX_ID = 128
 
 Render = Callable[[MlxdError], dict[str, Any]]
 
@@ -88,6 +90,16 @@ def words_for(request: web.BaseRequest) -> Render:
     return in_openai if request.path.startswith("/v1/") else in_ollama
 
 
+def given_id(text: str) -> str:
+    """A caller's own id for its request, if it is short printable ASCII; else nothing."""
+    return text if len(text) <= MAX_ID and text.isascii() and text.isprintable() else ""
+
+
+def new_request_id() -> str:
+    """For one that has none."""
+    return secrets.token_hex(12)
+
+
 def identity(request_id: str) -> dict[str, str]:
     """Who answers, and to which request."""
     return {
@@ -105,27 +117,31 @@ def error_body(error: MlxdError, render: Render, request_id: str) -> dict[str, A
     return body
 
 
+def error_headers(error: MlxdError) -> dict[str, str]:
+    """What they say of the error, and of its body."""
+    headers = {"Content-Type": "application/json; charset=utf-8", "X-Mlxd-Code": error.code}
+    if error.policy is not None:
+        headers["X-Mlxd-Policy-Key"] = error.policy.key
+        headers["X-Mlxd-Policy-Place"] = error.policy.place
+    if isinstance(error, InsufficientMemory) and error.needed_bytes:
+        headers["X-Mlxd-Needed-Bytes"] = str(error.needed_bytes)
+        headers["X-Mlxd-Available-Bytes"] = str(error.available_bytes)
+    if error.retry_after is not None:
+        headers |= _when_to_retry(error, error.retry_after)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, RequestQuarantined):
+        headers["X-Should-Retry"] = "false"
+    return headers
+
+
 def error_response(error: MlxdError, render: Render, request_id: str = "") -> web.Response:
     """The answer to a request that failed before its status line went out."""
     response = web.Response(
         status=STATUS[error.code],
         body=to_json(error_body(error, render, request_id)),
-        content_type="application/json",
-        charset="utf-8",
+        headers=error_headers(error),
     )
-    response.headers["X-Mlxd-Code"] = error.code
-    if error.policy is not None:
-        response.headers["X-Mlxd-Policy-Key"] = error.policy.key
-        response.headers["X-Mlxd-Policy-Place"] = error.policy.place
-    if isinstance(error, InsufficientMemory) and error.needed_bytes:
-        response.headers["X-Mlxd-Needed-Bytes"] = str(error.needed_bytes)
-        response.headers["X-Mlxd-Available-Bytes"] = str(error.available_bytes)
-    if error.retry_after is not None:
-        response.headers.update(_when_to_retry(error, error.retry_after))
-    if isinstance(error, Unauthorized):
-        response.headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, RequestQuarantined):
-        response.headers["X-Should-Retry"] = "false"
     if error.code in ("request_timeout", "request_too_large"):
         response.force_close()
     return response

@@ -8,6 +8,7 @@ import hashlib
 import ipaddress
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from aiohttp import web
 
@@ -22,6 +23,8 @@ OPEN = frozenset(("/livez", "/readyz", "/health"))
 """Answered without a key: to whoever looks whether the daemon lives."""
 _BEARER = re.compile(r"bearer +(\S.*)", re.IGNORECASE)
 _MOST_PROXIES = 32
+_REMEMBERED = 256
+"""Addresses: the same ones ask again and again."""
 _PORT = re.compile(r"(?:\[(?P<six>[^\]]*)\]|(?P<four>[0-9.]+))(?::[0-9]{1,5})?")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -105,6 +108,7 @@ def address_of(request: web.BaseRequest, policies: PolicySet) -> str:
     return client_at(str(asks))
 
 
+@lru_cache(_REMEMBERED)
 def client_at(remote: str) -> str:
     """Whose quota a request from an address counts on: the address, the /64 of an IPv6 one."""
     address = _parsed(remote)

@@ -26,11 +26,14 @@ from mlxd.core.errors import (
 from mlxd.dialects.base import Json
 from mlxd.policy.load import PolicySet
 from mlxd.server.body import JsonLimits, parse_json
+from mlxd.server.edge import BODY
 
 T = TypeVar("T")
 
 AT_ONCE = 128 * 2**10
 """Bytes of a body that are parsed between two turns of the event loop."""
+SHORT = 16 * 2**10
+"""Bytes of a body that is kept as long as its request."""
 _ENCODINGS = frozenset({"", "identity", "gzip", "deflate", "br", "zstd"})
 
 
@@ -47,6 +50,8 @@ async def read_json(request: web.BaseRequest, policies: PolicySet, read: Callabl
         max_int_digits=limits.max_int_digits,
     )
     body = await read_body(request, policies)
+    if len(body) <= SHORT:
+        request[BODY] = body
 
     def line_of(name: str) -> PolicyLine:
         return policies.line(f"server.http.json_limits.{name}")
@@ -85,12 +90,22 @@ async def read_body(request: web.BaseRequest, policies: PolicySet) -> bytes:
         raise _too_large(policies, request.content_length)
     _ask_for_it(request)
     try:
+        if request.content.is_eof():
+            return _come(request, policies)
         async with asyncio.timeout(float(http.body_total_timeout)):
             return await _read(request, policies)
     except TimeoutError:
         raise _too_slow(policies.line("server.http.body_total_timeout")) from None
     except (web.RequestPayloadError, zlib.error) as error:
         raise InvalidRequest("the body is cut short or not encoded as it says") from error
+
+
+def _come(request: web.BaseRequest, policies: PolicySet) -> bytes:
+    """A body that has come with its header, as short ones do: nothing is waited for."""
+    body = request.content.read_nowait()
+    if len(body) > policies.server.http.max_body:
+        raise _too_large(policies, len(body))
+    return body
 
 
 def _ask_for_it(request: web.BaseRequest) -> None:

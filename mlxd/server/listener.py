@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _SHUTDOWN_SECONDS = 0.5
 _BIND_SECONDS = 10.0
+_FEW = 16
+"""Connections."""
 _PARTING_SECONDS = 0.02
 """For a client to hear that an idle connection ends, before it is closed."""
 
@@ -45,10 +47,23 @@ class Door:
     """A service manager has the socket too."""
     acceptor: Acceptor | None = None
     connections: list[Connection] = field(default_factory=list)
+    """Some of them may be over: see `take`."""
     leaving: asyncio.TimerHandle | None = None
     """Set while it only waits for its clients to go elsewhere."""
     shut: bool = False
     """Nobody is accepted any more."""
+
+    _open: int = 0
+    """Connections that were not over when last somebody looked."""
+
+    def take(self, connection: Connection) -> None:
+        """One more. Those that are over are forgotten when they may be half of them: looking at all
+        for each new one would cost much in a flood of them.
+        """
+        if len(self.connections) > 2 * self._open + _FEW:
+            self.connections = [known for known in self.connections if known.open]
+            self._open = len(self.connections)
+        self.connections.append(connection)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -207,8 +222,7 @@ class Listener:
     def _connection(self, door: Door, scarce: bool) -> Connection:
         connection = self._server.connection(scarce=scarce)
         connection.leaving = scarce or door.leaving is not None or door.shut
-        door.connections = [known for known in door.connections if known.open]
-        door.connections.append(connection)
+        door.take(connection)
         return connection
 
     def leave(self, door: Door, linger: float) -> None:

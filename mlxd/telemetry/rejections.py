@@ -27,8 +27,10 @@ class Rejections:
         self._events = events
         self._floods: dict[str, _Flood] = {}
 
-    def add(self, error: MlxdError, status: int, *, model: str, client: str) -> None:
-        """One refusal. Called on the event loop."""
+    def add(
+        self, error: MlxdError, status: int, *, model: str, client: str, count: int = 1
+    ) -> None:
+        """One refusal, or so many that are alike. Called on the event loop."""
         data = {
             "code": error.code,
             "status": status,
@@ -43,12 +45,12 @@ class Rejections:
         flood = self._floods.get(error.code)
         if flood is None:
             flood = self._floods[error.code] = _Flood(self._arm(error.code, _SECONDS))
-        if flood.told < EACH:
+        if flood.told < EACH and count == 1:
             flood.told += 1
             words = f"refused with {status} {error.code}: {error.message}"
             self._events.record("reject", words, data | {"count": 1})
         else:
-            flood.add(data)
+            flood.add(data, count)
 
     def close(self) -> None:
         """Tell at once what is still to be told."""
@@ -91,8 +93,8 @@ class _Flood:
     data: dict[str, Any] | None = None
     """Of them; null where they differ."""
 
-    def add(self, data: dict[str, Any]) -> None:
-        self.count += 1
+    def add(self, data: dict[str, Any], count: int) -> None:
+        self.count += count
         if self.data is None:
             self.data = data
         else:

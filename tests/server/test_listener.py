@@ -8,6 +8,8 @@ import struct
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from aiohttp import web
@@ -17,7 +19,7 @@ from mlxd.policy.load import Override, load
 from mlxd.policy.store import PolicyStore
 from mlxd.server import connections
 from mlxd.server.connections import Connection, GuardedServer
-from mlxd.server.listener import Listener
+from mlxd.server.listener import Door, Listener
 from mlxd.server.port import Bound
 
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -155,3 +157,11 @@ async def test_who_is_idle_when_it_closes_is_told_before_and_never_reset(
             client.sendall(LIVEZ)  # nobody reads that
             await listener.close()
             assert await received(client) == b""
+
+
+def test_connections_that_are_over_are_forgotten_in_time() -> None:
+    door = Door("localhost", cast("Any", None))
+    for number in range(1000):
+        door.take(cast("Any", SimpleNamespace(open=number % 100 == 0)))
+        assert len(door.connections) <= 64
+    assert sum(connection.open for connection in door.connections) == 10

@@ -100,3 +100,12 @@ def test_at_the_end_none_is_left_untold(bench: Bench) -> None:
     assert sum(bench.counts()) == 10
     bench.loop.advance(5.0)
     assert sum(bench.counts()) == 10
+
+
+def test_many_that_are_alike_are_told_as_one(bench: Bench) -> None:
+    bench.refuse()
+    add = bench.rejections.add
+    bench.loop.do(lambda: add(BUSY, 503, model="m", client="127.0.0.1", count=400))
+    bench.refuse()
+    bench.loop.do(bench.rejections.close)
+    assert bench.counts() == [1, 1, 400]

@@ -2,5 +2,6 @@
 
 from mlxd.dialects.ollama.codec import ChatCodec, GenerateCodec
 from mlxd.dialects.ollama.embed import EmbedCodec, EmbeddingsCodec
+from mlxd.dialects.ollama.request import surely_asks
 
-__all__ = ["ChatCodec", "EmbedCodec", "EmbeddingsCodec", "GenerateCodec"]
+__all__ = ["ChatCodec", "EmbedCodec", "EmbeddingsCodec", "GenerateCodec", "surely_asks"]

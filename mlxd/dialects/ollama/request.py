@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from mlxd.core.errors import InvalidRequest, ModelNotFound, UnsupportedFeature
 from mlxd.core.request import CalledTool, GenerationRequest, Message
@@ -46,6 +48,27 @@ def parse_chat(body: Json, *, id: str, now: float) -> Call:
     request = replace(request, messages=messages, tools=tools)
     action = "generate" if messages else idle_action(request)
     return Call(id=id, received=now, action=action, request=request)
+
+
+class _Surface(msgspec.Struct):
+    """As much of a body as says that something is asked."""
+
+    prompt: str = ""
+    messages: list[msgspec.Raw] = []
+
+
+def surely_asks(field: Literal["prompt", "messages"], body: bytes) -> bool:
+    """Whether a body asks for an answer to `field`, as far as a glance tells: false for one that is
+    to load a model, or cannot be read, and for some that do ask.
+    """
+    try:
+        surface = _surface(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return bool(getattr(surface, field)) and b"_debug_render_only" not in body.lower()
+
+
+_surface = msgspec.json.Decoder(_Surface).decode
 
 
 def _common(fields: Fields) -> GenerationRequest:

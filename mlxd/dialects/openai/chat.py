@@ -48,10 +48,9 @@ class ChatCodec:
         fields, request = read_request(body)
         _refuse_audio(fields)
         request = _with_thinking(fields, _with_conversation(fields, request))
-        request = replace(
-            limited(request, _max_tokens(fields)),
-            logprobs=_logprobs_asked(fields),
-        )
+        request = limited(request, _max_tokens(fields))
+        if (logprobs := _logprobs_asked(fields)) is not None:
+            request = replace(request, logprobs=logprobs)
         first, *more = choices_of(request, read_count(fields))
         return Call(
             id=id,
@@ -164,6 +163,8 @@ def _with_thinking(fields: Fields, request: GenerationRequest) -> GenerationRequ
         think = read_effort(reasoning, "effort")
     if think is None and isinstance(options.get("enable_thinking"), bool):
         think = options["enable_thinking"]
+    if think is None and not options:
+        return request
     return replace(request, think=think, template_options=options)
 
 

@@ -26,7 +26,10 @@ class _Form:
 
 
 def with_format(fields: Fields, request: GenerationRequest) -> GenerationRequest:
-    first, *others = [*_forms(fields)] or [_Form("")]
+    forms = [*_forms(fields)]
+    if not forms:
+        return request
+    first, *others = forms
     if others:
         raise InvalidRequest(
             f"{first.param} and {others[0].param} cannot both say what form the answer has",

@@ -55,7 +55,7 @@ def limited(request: GenerationRequest, max_tokens: int | None) -> GenerationReq
     """The same, of at most so many tokens."""
     if max_tokens is not None and request.min_tokens > max_tokens:
         raise InvalidRequest("min_tokens must be at most max_tokens", param="min_tokens")
-    return replace(request, max_tokens=max_tokens)
+    return request if max_tokens is None else replace(request, max_tokens=max_tokens)
 
 
 def stream_options(fields: Fields) -> StreamOptions:

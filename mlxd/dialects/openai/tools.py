@@ -19,10 +19,15 @@ class _Offer:
     choice: ToolChoice = field(default_factory=ToolChoice)
 
 
+_NOTHING = _Offer()
+
+
 def with_tools(fields: Fields, request: GenerationRequest) -> GenerationRequest:
     offer = _old_offer(fields) if old_form(fields) else _offer(fields)
     if fields.flag("parallel_tool_calls") is False and offer.tools:
         offer = replace(offer, choice=replace(offer.choice, parallel=False))
+    if offer == _NOTHING:
+        return request
     return replace(request, tools=offer.tools, tool_choice=offer.choice)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from typing import Literal
 
 from mlxd.policy.schema.base import Auto, Folder, Host, Policy, field, section
@@ -12,9 +13,9 @@ from mlxd.policy.units import Delay, Duration, Size
 class Listen(Policy):
     host: Host = field(
         "127.0.0.1",
-        "The address to serve on. One that other machines can reach is refused unless "
-        "`clients.auth.required: false` is written down. A name is taken by its IPv4 address "
-        "where it has one: localhost is 127.0.0.1.",
+        "The address to serve on. One that other machines can reach is refused unless there is an "
+        "API key (`mlxd keys add`) or `clients.auth.required: false` is written down. A name is "
+        "taken by its IPv4 address where it has one: localhost is 127.0.0.1.",
         reload="rebind", example='"::1"',
     )  # fmt: skip
     port: int = field(
@@ -39,14 +40,19 @@ class Listen(Policy):
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach it."""
-        if self.host == "localhost" or self.host.endswith(".localhost"):
-            return True
-        try:
-            address = ipaddress.ip_address(self.host)
-        except ValueError:
-            return False
-        mapped = getattr(address, "ipv4_mapped", None)
-        return bool((mapped or address).is_loopback)
+        return _loopback(self.host)
+
+
+@lru_cache(8)
+def _loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
 
 
 class JsonLimits(Policy):

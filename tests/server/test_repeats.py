@@ -1,0 +1,458 @@
+"""A flood of refusals: what is answered before there is a handler, and what never is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from aiohttp import web
+
+from mlxd.core.clock import ManualClock
+from mlxd.core.errors import Again, MlxdError, Overloaded, RateLimited
+from mlxd.policy.load import Override, load
+from mlxd.policy.policy_set import PolicySet
+from mlxd.policy.store import PolicyStore
+from mlxd.server.answers import json_response
+from mlxd.server.connections import Connection, GuardedServer
+from mlxd.server.edge import MODEL, Edge, policies_of
+from mlxd.server.errors import Render, words_for
+from mlxd.server.intake import read_json
+from mlxd.server.parts import Parts
+from mlxd.server.repeats import HOLDS_SECONDS, ORDINARY, Repeats
+from mlxd.telemetry.events import Events
+from mlxd.telemetry.metrics import Metrics
+from mlxd.telemetry.rejections import Rejections
+
+OPENAI, OLLAMA, ANTHROPIC = "/v1/chat/completions", "/api/chat", "/v1/messages"
+FIRST = ORDINARY + 1
+"""What is repeated, and the repetitions that go the ordinary way."""
+PATHS = (OPENAI, OLLAMA, ANTHROPIC)
+GIVEN = 'mine \\ "quoted"'
+
+
+class Wire(asyncio.Transport):
+    """A client that takes what it is sent, unless a test says that it does not."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("127.0.0.1", 5000)})
+        self.sent = b""
+        self.untaken = 0
+
+    def write(self, data: Any) -> None:
+        self.sent += data
+
+    def writelines(self, pieces: Any) -> None:
+        self.write(b"".join(pieces))
+
+    def get_write_buffer_size(self) -> int:
+        return self.untaken
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
+class Bench:
+    """A server whose one endpoint does what a test says; it counts what reaches a handler."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.store = PolicyStore(load())
+        self.events = Events(self.clock)
+        self.rejections = Rejections(self.events)
+        self.metrics = Metrics()
+        self.repeats = Repeats(self.store, self.clock, self.rejections, self.metrics)
+        parts = SimpleNamespace(
+            policies=self.store,
+            clock=self.clock,
+            metrics=self.metrics,
+            stories=SimpleNamespace(end=lambda story, status, code: None),
+            state=SimpleNamespace(draining=False),
+            admission=SimpleNamespace(draining=False),
+        )
+        edge = Edge(cast("Parts", parts), self._route, refused=self.repeats.learn)
+        self.server = GuardedServer(edge, self.store, self.clock)
+        self.server.answers = self.repeats
+        self.handled = 0
+        self.still = True
+        self.asked_again = 0
+        self.refuse: Callable[[Any], MlxdError | None] = lambda body: self.rate_limited()
+        self.hold: asyncio.Event | None = None
+        self.connection, self.wire = self.connected()
+
+    def connected(self) -> tuple[Connection, Wire]:
+        connection, wire = self.server.connection(), Wire()
+        connection.connection_made(wire)
+        return connection, wire
+
+    def rate_limited(self) -> MlxdError:
+        return self._with_again(RateLimited("too often", retry_after=7.0), whatever=True)
+
+    def full(self) -> MlxdError:
+        return self._with_again(Overloaded("server busy", retry_after=2.0), whatever=False)
+
+    def _with_again(self, error: MlxdError, *, whatever: bool) -> MlxdError:
+        error.again = Again(self._still, whatever=whatever)
+        return error
+
+    def _still(self) -> bool:
+        self.asked_again += 1
+        return self.still
+
+    def _route(self, request: web.BaseRequest) -> Any:
+        return _Endpoint(self, words_for(request))
+
+    async def serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.handled += 1
+        body = await read_json(request, policies_of(request), lambda body: body)
+        request[MODEL] = str(body.get("model"))
+        if self.hold is not None:
+            await self.hold.wait()
+        error = self.refuse(body)
+        if error is not None:
+            raise error
+        return json_response({"served": self.handled})
+
+    async def ask(self, data: bytes, on: tuple[Connection, Wire] | None = None) -> bytes:
+        """Send it, and return what comes back once nothing more is under way."""
+        connection, wire = on or (self.connection, self.wire)
+        wire.sent = b""
+        await self.settled(connection)
+        connection.data_received(data)
+        await self.settled(connection)
+        return wire.sent
+
+    async def settled(self, connection: Connection) -> None:
+        for _ in range(200):
+            await asyncio.sleep(0)
+            if connection.waiting and not connection._messages:
+                return
+
+    async def flooded(self, data: bytes) -> bytes:
+        """Refused so often that repetitions are answered at once; returns an ordinary answer."""
+        answer = b""
+        for _ in range(FIRST):
+            answer = await self.ask(data)
+        assert self.handled == FIRST
+        return answer
+
+    async def at_once(self, data: bytes) -> bool:
+        """Whether it is answered without a handler."""
+        before = self.handled
+        assert await self.ask(data)
+        return self.handled == before
+
+    def edit(self) -> None:
+        self.store._current = self.edited()
+
+    def edited(self) -> PolicySet:
+        return load(None, [Override("limits.choices", "3", "a test")])
+
+
+class _Endpoint:
+    def __init__(self, bench: Bench, render: Render) -> None:
+        self._bench = bench
+        self.render_error = render
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        return await self._bench.serve(request)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    if bench.hold is not None:
+        bench.hold.set()
+    bench.repeats.close()
+    bench.rejections.close()
+    bench.connection.connection_lost(None)
+    await bench.server.shutdown(0.0)
+
+
+def raw(path: str = OPENAI, text: str = "hello", version: str = "1.1", **headers: str) -> bytes:
+    said = {"messages": [{"role": "user", "content": text}]} if text else {"messages": []}
+    body = json.dumps({"model": "m", **said}).encode()
+    all_headers = {"Host": "localhost:11435", "Content-Length": str(len(body))} | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in all_headers.items())
+    return f"POST {path} HTTP/{version}\r\n{lines}\r\n".encode() + body
+
+
+def without_id(answer: bytes) -> bytes:
+    """An answer whose id and date are those of all others."""
+    answer = re.sub(rb"Date: [^\r]+", b"Date: D", answer)
+    found = re.search(rb"X-Request-Id: ([^\r]+)", answer)
+    assert found is not None
+    return answer.replace(found[1], b"ID")
+
+
+@pytest.mark.parametrize("kind", ["rate_limited", "full"])
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_repetition_is_told_what_the_ordinary_way_would_tell_it(
+    bench: Bench, path: str, kind: str
+) -> None:
+    bench.refuse = lambda body: getattr(bench, kind)()
+    ordinary = await bench.flooded(raw(path))
+    again = await bench.ask(raw(path))
+    assert bench.handled == FIRST
+    assert bench.asked_again == 1
+    assert without_id(again) == without_id(ordinary)
+    assert again != ordinary
+    assert (b'"request_id":"' in again) == (path == ANTHROPIC)
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_repetition_has_its_own_id(bench: Bench, path: str) -> None:
+    ordinary = await bench.ask(raw(path, X_Request_Id=GIVEN))
+    for _ in range(FIRST - 1):
+        await bench.ask(raw(path))
+    assert await bench.ask(raw(path, X_Request_Id=GIVEN)) == ordinary
+    assert bench.handled == FIRST
+    head, _, body = ordinary.partition(b"\r\n\r\n")
+    assert f"X-Request-Id: {GIVEN}\r\nRequest-Id: {GIVEN}\r\n".encode() in head
+    assert json.loads(body).get("request_id", GIVEN) == GIVEN
+
+
+async def test_the_first_of_each_second_go_the_ordinary_way(bench: Bench) -> None:
+    await bench.flooded(raw())
+    for _ in range(3):
+        bench.clock.advance(1.0)
+        bench.handled = 0
+        for _ in range(3 * ORDINARY):
+            await bench.ask(raw())
+        assert bench.handled == ORDINARY
+
+
+async def test_answers_come_in_the_order_of_the_requests(bench: Bench) -> None:
+    await bench.flooded(raw())
+    bench.refuse = lambda body: None if body["messages"][0]["content"] == "other" else bench.full()
+    other = raw(text="other", Accept="x")
+    said = await bench.ask(raw() + raw() + other + raw())
+    statuses = re.findall(rb"HTTP/1.1 (\d+)", said)
+    assert statuses == [b"429", b"429", b"200", b"503"]
+    assert bench.handled == FIRST + 2
+
+
+async def test_no_repetition_overtakes_an_answer_that_is_under_way(bench: Bench) -> None:
+    await bench.flooded(raw())
+    bench.hold, bench.refuse = asyncio.Event(), lambda body: None
+    bench.wire.sent = b""
+    bench.connection.data_received(raw(Accept="x"))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    bench.connection.data_received(raw())
+    assert bench.wire.sent == b""
+    bench.hold.set()
+    await bench.settled(bench.connection)
+    assert bench.wire.sent.count(b"HTTP/1.1 200") == 2
+
+
+async def test_as_many_as_come_at_once_are_answered(bench: Bench) -> None:
+    """aiohttp's parser gives so many of them at a time, and then waits to be asked."""
+    await bench.flooded(raw())
+    said = await bench.ask(raw() * 300)
+    assert said.count(b"HTTP/1.1 429") == 300
+    assert bench.handled == FIRST
+    assert not bench.connection.expecting or bench.connection.waiting
+    assert await bench.at_once(raw())
+
+
+def chunked(data: bytes) -> bytes:
+    head, _, body = data.partition(b"\r\n\r\n")
+    head = re.sub(rb"Content-Length: \d+", b"Transfer-Encoding: chunked", head)
+    return head + b"\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        chunked(raw()),
+        raw(version="1.0"),
+        raw(version="1.0", Connection="keep-alive"),
+        raw(Expect="100-continue"),
+        raw(Upgrade="h2c"),
+        raw(X_Request_Id="x" * 129),
+    ],
+    ids=["chunked", "1.0", "1.0 that stays", "Expect", "Upgrade", "a long id"],
+)
+async def test_what_is_not_plain_goes_the_ordinary_way(bench: Bench, data: bytes) -> None:
+    for _ in range(FIRST):
+        await bench.ask(raw())
+    on = bench.connected()
+    await bench.ask(data, on)
+    assert bench.handled == FIRST + 1
+    on[0].connection_lost(None)
+
+
+async def test_a_body_that_comes_in_parts_goes_the_ordinary_way(bench: Bench) -> None:
+    await bench.flooded(raw())
+    data = raw()
+    bench.wire.sent = b""
+    bench.connection.data_received(data[:-5])
+    await asyncio.sleep(0)
+    bench.connection.data_received(data[-5:])
+    await bench.settled(bench.connection)
+    assert bench.wire.sent.startswith(b"HTTP/1.1 429")
+    assert bench.handled == FIRST + 1
+    assert await bench.at_once(data)
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ({"Host": "evil.example"}, b"403"),
+        ({"Origin": "https://evil.example"}, b"403"),
+        ({"Authorization": "Bearer other"}, b"429"),
+        ({f"Padding-{n}": "x" * 6_000 for n in range(6)}, b"431"),
+    ],
+)
+async def test_no_wall_is_passed_by(bench: Bench, header: dict[str, str], status: bytes) -> None:
+    await bench.flooded(raw())
+    on = bench.connected()
+    said = await bench.ask(raw(**header), on)
+    assert said.startswith(b"HTTP/1.1 " + status)
+    assert bench.repeats._known
+    assert not any(one.count for one in bench.repeats._known.values())
+    on[0].connection_lost(None)
+
+
+async def test_another_address_is_another_client(bench: Bench) -> None:
+    await bench.flooded(raw())
+    connection, wire = bench.server.connection(), Wire()
+    wire._extra["peername"] = ("127.0.0.2", 5000)  # type: ignore[attr-defined]
+    connection.connection_made(wire)
+    await bench.ask(raw(), (connection, wire))
+    assert bench.handled == FIRST + 1
+    connection.connection_lost(None)
+
+
+async def test_a_new_connection_of_the_same_client_is_answered_at_once(bench: Bench) -> None:
+    await bench.flooded(raw())
+    on = bench.connected()
+    assert (await bench.ask(raw(), on)).startswith(b"HTTP/1.1 429")
+    assert bench.handled == FIRST
+    on[0].connection_lost(None)
+
+
+async def test_an_edit_of_policies_holds_at_once(bench: Bench) -> None:
+    await bench.flooded(raw())
+    assert await bench.at_once(raw())
+    bench.edit()
+    assert not await bench.at_once(raw())
+
+
+async def test_who_refused_has_the_last_word(bench: Bench) -> None:
+    await bench.flooded(raw())
+    bench.still = False
+    assert not await bench.at_once(raw())
+
+
+async def test_one_renews_what_is_said_when_it_gets_old(bench: Bench) -> None:
+    await bench.flooded(raw())
+    bench.clock.advance(HOLDS_SECONDS / 2 - 0.01)
+    assert await bench.at_once(raw())
+    bench.clock.advance(0.01)
+    assert not await bench.at_once(raw())
+    bench.clock.advance(HOLDS_SECONDS / 2 - 0.01)
+    assert await bench.at_once(raw())
+
+
+async def test_others_do_not_wait_for_the_one_that_renews_it(bench: Bench) -> None:
+    await bench.flooded(raw())
+    bench.clock.advance(HOLDS_SECONDS / 2)
+    bench.hold = asyncio.Event()
+    bench.connection.data_received(raw())
+    on = bench.connected()
+    assert (await bench.ask(raw(), on)).startswith(b"HTTP/1.1 429")
+    assert bench.handled == FIRST + 1
+    bench.hold.set()
+    await bench.settled(bench.connection)
+    on[0].connection_lost(None)
+
+
+async def test_what_nobody_vouches_for_is_not_repeated(bench: Bench) -> None:
+    bench.refuse = lambda body: RateLimited("too often", retry_after=7.0)
+    await bench.flooded(raw())
+    assert not await bench.at_once(raw())
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_whom_no_answer_is_given_is_told_so_whatever_is_asked(
+    bench: Bench, path: str
+) -> None:
+    await bench.flooded(raw(path))
+    assert await bench.at_once(raw(path, "something else"))
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_slot_that_is_missing_is_missing_for_the_same_request(
+    bench: Bench, path: str
+) -> None:
+    bench.refuse = lambda body: bench.full()
+    await bench.flooded(raw(path))
+    assert not await bench.at_once(raw(path, "something else"))
+    assert await bench.at_once(raw(path))
+
+
+async def test_loading_a_model_is_no_answer(bench: Bench) -> None:
+    await bench.flooded(raw(OLLAMA))
+    assert not await bench.at_once(raw(OLLAMA, ""))
+
+
+async def test_a_connection_that_is_to_end_is_told_so(bench: Bench) -> None:
+    await bench.flooded(raw())
+    bench.connection.leaving = True
+    assert b"Connection: close" in await bench.ask(raw())
+    assert bench.handled == FIRST + 1
+
+
+async def test_who_does_not_take_its_answers_is_not_sent_more(bench: Bench) -> None:
+    await bench.flooded(raw())
+    bench.wire.untaken = 1
+    assert not await bench.at_once(raw())
+
+
+async def test_their_number_is_told(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "mlxd.access")
+    await bench.flooded(raw())
+    assert len(caplog.records) == FIRST
+    for _ in range(500):
+        await bench.ask(raw())
+    bench.repeats.close()
+    bench.rejections.close()
+    assert [record.getMessage() for record in caplog.records][FIRST:] == [
+        f"POST {OPENAI} 429, and 500 more like it"
+    ]
+    told = [event for event in bench.events.since() if event.type == "reject"]
+    assert [event.data["count"] for event in told] == [500]
+    assert told[0].data["model"] == "m"
+    assert b'mlxd_refusals_total{code="rate_limited"} 500.0' in bench.metrics.render()
+
+
+async def test_they_are_told_while_the_flood_lasts(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "mlxd.access")
+    await bench.flooded(raw())
+    await bench.ask(raw())
+    bench.repeats._look()
+    assert caplog.records[-1].getMessage() == f"POST {OPENAI} 429, and 1 more like it"
+    bench.clock.advance(HOLDS_SECONDS)
+    bench.repeats._look()
+    assert len(caplog.records) == FIRST + 1
+    assert not bench.repeats._known
