@@ -48,7 +48,7 @@ class AdminRequests:
         if not found:
             raise RequestNotFound(
                 f"no request with the id '{id[:128]}' is known: it never came, asked for no model,"
-                " could not be read, or is forgotten",
+                " could not be read, repeated what was just refused, or is forgotten",
                 policy=policies.line("server.stories"),
                 would_pass="the X-Request-Id of one of the last requests",
             )

@@ -10,6 +10,7 @@ from multidict import CIMultiDict
 
 from mlxd.core.caller import Caller
 from mlxd.core.errors import TooManyGuesses, Unauthorized
+from mlxd.core.story import untold
 from mlxd.policy.keyring import Key, Keyring, digest_of
 from mlxd.policy.load import Override, load
 from mlxd.server import edge
@@ -273,6 +274,7 @@ class TestEdge:
             request[edge.POLICIES] = policies(REQUIRED)
             request[edge.MARKS] = edge.Marks(lambda _: None)
             request[edge.CALLER] = Caller("10.9.9.9")
+            request[edge.STORY] = untold()
             return await wall._answer(request)
 
         return ask
