@@ -11,8 +11,11 @@ from mlxd.control.place import Place
 from mlxd.core.caller import PRIORITIES, Priority
 from mlxd.policy.policy_set import PolicySet
 
-_EQUAL = 1e-9
-"""What differs less is the same time."""
+_DIGITS = 9
+"""Of virtual times that are compared: sums of thirds differ by how they came about, and of two
+that are equal the higher class goes first.
+"""
+_EQUAL = 10.0**-_DIGITS
 
 
 @dataclass(slots=True, eq=False)
@@ -133,7 +136,7 @@ class Lines:
     def _urgency(self, line: _Line, now: float) -> tuple[bool, float]:
         if now - line.since > self._ageing:
             return False, line.since
-        return True, line.finish(self._now)
+        return True, round(line.finish(self._now), _DIGITS)
 
     def _first(
         self, line: _Line, admits: Callable[[Place], bool], in_memory: Callable[[str], bool]

@@ -13,7 +13,7 @@ _EACH = 8
 
 def leased(story: Story, load: Load | None) -> None:
     """It has its model in memory, which had to be loaded for that or, with None, was there."""
-    story.leased = story.now
+    story.leased, story.loaded = story.now, load is not None
     waited = round(story.leased - (story.admitted or 0.0), 3)
     if load is None:
         story.note("leased", loaded=False, waited_seconds=waited)

@@ -69,6 +69,8 @@ class Story:
     """Seconds from its arrival to its slot."""
     leased: float | None = None
     """Seconds from its arrival to having its model in memory."""
+    loaded: bool = False
+    """Its model was not there, and was loaded."""
     accepted: float | None = None
     """Seconds from its arrival to a worker's acceptance."""
     first_token: float | None = None

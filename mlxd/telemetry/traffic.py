@@ -127,7 +127,7 @@ class Request(
     waited: float | None = None
     """Seconds from there to its slot; none: it got none."""
     load: float = 0.0
-    """Seconds from its slot to having its model in memory."""
+    """Seconds from its slot to having its model in memory, where that had to be loaded."""
     ttft: float | None = None
     """Seconds from its arrival to its first token."""
     prefill: float = 0.0
@@ -202,7 +202,7 @@ def request_of(story: Story) -> Request:
         code=story.code,
         judged=_rounded(story.judged),
         waited=_between(story.judged or 0.0, admitted),
-        load=_between(admitted or 0.0, leased) or 0.0,
+        load=_between(admitted or 0.0, leased) or 0.0 if story.loaded else 0.0,
         ttft=_rounded(story.first_token),
         prefill=round(story.prefill_seconds, _DIGITS) or 0.0,
         decode=round(story.decode_seconds, _DIGITS) or 0.0,

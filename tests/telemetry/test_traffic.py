@@ -48,7 +48,8 @@ def story(**facts: object) -> Story:
 SERVED = {
     "model": "tiny", "want": "answer", "stream": True, "priority": "low", "wished": "high",
     "user": "kim", "requests": 2, "cost": 140.0, "max_tokens": 100, "keep_alive": -1.0,
-    "judged": 0.25, "admitted": 1.25, "leased": 3.25, "accepted": 3.5, "first_token": 4.0,
+    "judged": 0.25, "admitted": 1.25, "leased": 3.25, "loaded": True, "accepted": 3.5,
+    "first_token": 4.0,
     "released": 6.0, "ended": 6.5, "prompt_tokens": 40, "cached_tokens": 8,
     "completion_tokens": 60, "prefill_seconds": 0.5, "decode_seconds": 2.0, "replays": 1,
     "status": 200,

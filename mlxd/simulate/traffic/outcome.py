@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mlxd.control.applicant import ANONYMOUS
-from mlxd.simulate.traffic.service import LOADS
 from mlxd.telemetry.traffic import Request
 
 LEFT = "client_left"
@@ -40,7 +39,7 @@ def measured(requests: Iterable[Request]) -> list[Outcome]:
             code=LEFT if one.left else one.code,
             wait=one.waited,
             ttft=one.ttft,
-            loaded=one.load >= LOADS,
+            loaded=one.load > 0,
         )
         for one in requests
     ]

@@ -15,10 +15,6 @@ from mlxd.policy.schema.limits import Tokens
 from mlxd.simulate.traffic.pace import Paces
 from mlxd.telemetry.traffic import Request
 
-LOADS = 0.05
-"""Seconds that a request waited for its model: it was not in memory. What is less is the daemon's
-own work.
-"""
 _OF_MEMORY = ("insufficient_memory", "models_busy")
 """Codes of those that had a slot and no model: whether they get one is decided anew."""
 
@@ -116,7 +112,7 @@ class Services:
 def _typical(served: list[tuple[Request, float]]) -> _Typical:
     spoken = [(one, work) for one, work in served if one.completion]
     firsts = [
-        max(0.0, (one.ttft - (one.judged or 0.0) - (one.waited or 0.0) - one.load))
+        max(0.0, one.ttft - (one.judged or 0.0) - (one.waited or 0.0) - one.load)
         if one.ttft is not None
         else max(0.0, one.held - one.load)
         for one, _ in served

@@ -27,7 +27,7 @@ from mlxd.policy.policy_set import PolicySet
 from mlxd.simulate.traffic.outcome import LEFT, Outcome
 from mlxd.simulate.traffic.pace import Batch, paces_of
 from mlxd.simulate.traffic.reading import Log, Progress
-from mlxd.simulate.traffic.service import LOADS, Service, Services
+from mlxd.simulate.traffic.service import Service, Services
 from mlxd.simulate.traffic.shelf import Shelf
 from mlxd.telemetry.traffic import Request
 
@@ -303,7 +303,7 @@ class World:
 
     def _load_time(self, request: Request) -> float:
         """Its own, where it waited for one; else what is usual for its model."""
-        if request.load >= LOADS:
+        if request.load:
             return request.load
         model = request.model
         if model not in self._load_seconds:
@@ -359,6 +359,6 @@ def _at_first(log: Log) -> list[str]:
     for request in log.requests:
         if request.waited is not None and request.model not in seen:
             seen.add(request.model)
-            if request.load < LOADS:
+            if not request.load:
                 found[request.model] = None
     return list(found)
