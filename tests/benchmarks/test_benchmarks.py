@@ -223,3 +223,29 @@ def test_those_who_wait_are_told_and_served(tmp_path: Path) -> None:
 
     assert (found["streams"], found["left"], found["served"]) == (30, 3, 27)
     assert found["health"]["waiting"]["asked"] > 0
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(240)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["429", "503"])
+def test_streams_beside_refusals_are_measured(tmp_path: Path, kind: str) -> None:
+    """What they keep of their speed is judged by the full form."""
+    found = run("refusals.py", tmp_path, "--short", "--kind", kind)
+
+    assert [window["kind"] for window in found["windows"]] == ["quiet", "flood", "quiet", "few"]
+    assert set(found["windows"][1]["flood"]["statuses"]) == {kind}
+    assert found["daemon_us_per_refusal"] > 0
+    assert len(found["ratios"]) == 1
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(240)
+@pytest.mark.slow
+def test_a_refusal_in_a_flood_costs_a_small_part_of_an_ordinary_one(tmp_path: Path) -> None:
+    found = run("request_cost.py", tmp_path, "--requests", "200")
+
+    assert set(found["kinds"]) == {"200", "429", "503"}
+    for kind in ("429", "503"):
+        for costs in found["kinds"][kind].values():
+            assert costs["flood"] < costs["ordinary"] / 3
