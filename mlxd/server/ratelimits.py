@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import quote
 
@@ -44,7 +45,7 @@ def headers_of(states: Sequence[RateState], api: Api, wall: float) -> dict[str, 
 def _policy(state: RateState) -> str:
     item = f"{_string(state.name)};q={_integer(state.requests)}"
     if state.window:
-        item += f";w={max(1, _integer(state.window))}"
+        item += f";w={_integer(state.window)}"
     return item if state.unit == "requests" else f"{item};qu={_string(state.unit)}"
 
 
@@ -80,6 +81,8 @@ def _integer(number: float) -> int:
     return min(max(0, math.ceil(number)), _LARGEST)
 
 
+@lru_cache(maxsize=256)
 def _string(text: str) -> str:
+    """Names of rules come again and again, on every refusal, too."""
     encoded = quote(text, safe=_PLAIN, errors="replace")
     return '"' + encoded.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -312,7 +312,9 @@ async def test_a_story_tells_of_the_wait_and_of_the_slot(
         assert story.notes[0].facts == {
             "position": 1,
             "expected_wait": 1.0,
-            "waits_for": "limits.concurrency.max_in_flight",
+            "policy": "limits.concurrency.max_in_flight",
+            "value": "1",
+            "place": "built-in default; set it in policies/limits.yaml",
         }
         assert story.notes[1].facts == {"waited": 4.0, "slots": 1}
         assert (story.priority, story.cost, story.rated) == ("medium", 1.0, True)
