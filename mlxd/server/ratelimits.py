@@ -45,7 +45,7 @@ def headers_of(states: Sequence[RateState], api: Api, wall: float) -> dict[str, 
 def _policy(state: RateState) -> str:
     item = f"{_string(state.name)};q={_integer(state.requests)}"
     if state.window:
-        item += f";w={max(1, _integer(state.window))}"
+        item += f";w={_integer(state.window)}"
     return item if state.unit == "requests" else f"{item};qu={_string(state.unit)}"
 
 

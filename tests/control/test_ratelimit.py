@@ -65,6 +65,15 @@ def test_the_longest_silent_client_is_forgotten_first():
     assert window.take("c", quota, 3.0) is not None
 
 
+def test_who_asks_again_is_not_the_longest_silent():
+    window = Tally()
+    quota = Quota(requests=2, window=60.0, max_keys=2)
+    for second, key in enumerate("abac"):
+        window.take(key, quota, float(second))
+    assert window.counted("a", quota, 4.0) == 2
+    assert window.counted("b", quota, 4.0) == 0
+
+
 def test_what_is_left_under_a_smaller_quota_waits_for_the_request_that_makes_room():
     window = Tally()
     for second in (0.0, 10.0, 20.0):

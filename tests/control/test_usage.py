@@ -145,12 +145,13 @@ async def test_a_disk_that_hangs_or_is_full_holds_nobody_up(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    hangs = threading.Event()
+    hangs, written = threading.Event(), list[bool]()
     monkeypatch.setattr(module, "_PATIENCE_S", 0.01)
-    monkeypatch.setattr(durable, "write", lambda *_: hangs.wait(10))
+    monkeypatch.setattr(durable, "write", lambda *_: written.append(hangs.wait(10)))
     usage = Usage(tmp_path, clock)
     charge(usage, policies, clock)
     await usage.close()
+    assert written == []
     hangs.set()
 
     def full(*_: object) -> None:

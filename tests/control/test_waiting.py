@@ -175,6 +175,17 @@ async def test_a_timer_ends_it_though_nobody_looks() -> None:
         assert made[0].runs
 
 
+async def test_whose_time_is_shorter_is_not_kept_by_who_came_before() -> None:
+    long, short = (policies_of(max_in_flight=1, max_waiting=5, queue=time) for time in (60, 0.05))
+    admission = Admission(SystemClock(), long)
+    async with clients(admission, 2, long) as made:
+        late = Client(admission, policies=short)
+        with pytest.raises(QueueTimeout):
+            await asyncio.wait_for(late.task, 5)
+        assert not made[1].task.done()
+    assert admission._expiry is None
+
+
 async def test_a_limit_that_is_raised_lets_in_who_waits(admission: Admission) -> None:
     async with clients(admission, 4) as made:
         admission.apply(policies_of(max_in_flight=3, max_waiting=0))

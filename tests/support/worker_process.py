@@ -137,6 +137,7 @@ class WorkerProcess:
         context: int = 1 << 20,
         expected_output: int = 1024,
         wait_seconds: float = 300.0,
+        context_key: str = "",
         **request: Any,
     ) -> int:
         """Send one request and return its id."""
@@ -144,7 +145,7 @@ class WorkerProcess:
         self._next_id += 1
         message = self.message(id, sampling, max_prompt, max_output, context, **request)
         reserve = {"expected_output": expected_output, "wait_seconds": wait_seconds}
-        self.send(structs.replace(message, **reserve))
+        self.send(structs.replace(message, **reserve, context_key=context_key))
         return id
 
     def message(

@@ -213,6 +213,16 @@ def test_a_prompt_over_the_policy_names_the_policy(worker):
     assert "limits.tokens.max_prompt" in refused.message
 
 
+@pytest.mark.parametrize("context", [10, 1 << 20])
+def test_a_prompt_over_the_context_of_a_policy_names_that(worker, context):
+    key = "clients.tenants.a.max_context"
+    refused = worker.run(token_ids=(7,) * 4096, context=context, context_key=key).refused
+    assert refused is not None
+    assert refused.code == "context_exceeded"
+    assert (refused.policy_key == key) == (context == 10)
+    assert (key in refused.message) == (context == 10)
+
+
 @pytest.mark.parametrize(
     ("asked_for", "max_output", "prompt", "expected"),
     [(10_000, 30, 20, 30), (None, 25, 20, 25), (10_000, 10_000, 4090, 6), (12, 30, 20, 12)],
