@@ -121,12 +121,13 @@ def _line(facts: Json) -> str:
 
 
 def _words(note: Json) -> str:
-    facts = note["facts"]
-    return _NOTES.get(note["what"], _others)(facts) or f"{note['what']}: {_others(facts)}"
+    what, facts = note["what"], note["facts"]
+    say = _NOTES.get(what)
+    return say(facts) if say is not None else f"{what}: {_others(facts)}".removesuffix(": ")
 
 
 def _others(facts: Json) -> str:
-    """Of a note that has no words of its own: empty; else what it carries."""
+    """What a note carries that has no words of its own."""
     plain = [f"{name} {value}" for name, value in facts.items() if name not in _LINE]
     return ", ".join([*plain, _line(facts)] if facts.get("policy") else plain)
 

@@ -20,6 +20,7 @@ from mlxd.control.queue_view import OnWait, QueueView, Waiting
 from mlxd.control.quotas import Quotas
 from mlxd.control.rates import Rates, RateState, WouldDeny
 from mlxd.control.scheduler import Scene, Scheduler
+from mlxd.control.shedding import Strain
 from mlxd.control.totals import Totals
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock
@@ -148,6 +149,8 @@ class Admission:
         A request that turns out to be wrong in itself does not count towards the client's rate.
         `on_wait` is told when it begins to wait, and now and then how it stands.
         """
+        if story is not None:
+            _tell_asked(story, applicant)
         ticket = self._asked(applicant, would_deny)
         place = ticket.place
         try:
@@ -160,6 +163,8 @@ class Admission:
             raise
         finally:
             self.leave(ticket)
+            if story is not None:
+                story.released = story.now
 
     def enter(self, applicant: Applicant, would_deny: WouldDeny = _unheard) -> Ticket:
         """Take a slot that is free now, to be given back by `leave`. Raises what `admit` raises,
@@ -206,6 +211,11 @@ class Admission:
         if not self._tickets:
             self._empty.set()
 
+    def measured(self, ttft: float | None, gap: float | None) -> None:
+        """How fast an answer is: seconds to its first token, or between two tokens."""
+        if self.scheduler.adaptive.observe(self._clock.monotonic(), ttft=ttft, gap=gap):
+            self.look()
+
     def apply(self, policies: PolicySet) -> None:
         """New policies are in force. Cannot fail; stops nothing that is under way.
 
@@ -237,6 +247,13 @@ class Admission:
         self._shut = self.scheduler.shut = error
         if error is not None:
             self._turn_away(lambda: copy(error))
+
+    def strain(self, strain: Strain | None) -> None:
+        """While it is set, new generations of the classes whose `shed_at` is reached are refused;
+        what waits or runs goes on.
+        """
+        self.scheduler.shedding.strain = strain
+        self.look()
 
     async def idle(self) -> Literal[True]:
         """Wait until no request is admitted, and none waits."""
@@ -397,6 +414,12 @@ class Admission:
         now = self._clock.monotonic()
         self._view.tell(now)
         self._arm(now)
+
+
+def _tell_asked(story: Story, applicant: Applicant) -> None:
+    """What it is judged by, before it is."""
+    story.judged, story.wished, story.priority = story.now, applicant.priority, applicant.klass
+    story.cost, story.rated, story.user = applicant.cost, applicant.rated, applicant.user
 
 
 def _stopping() -> Draining:

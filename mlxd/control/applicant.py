@@ -40,9 +40,7 @@ class Applicant:
     @property
     def klass(self) -> Priority:
         """The class that it has: what it asks for, within what its tenant may."""
-        tenant = self.terms.tenant
-        wanted = self.priority or tenant.priority
-        return max(wanted, tenant.max_priority, key=PRIORITIES.index)
+        return self.terms.klass(self.priority)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +51,10 @@ class Terms:
     path: Path
     """Of the tenant in the policies."""
     policies: PolicySet
+
+    def klass(self, wanted: Priority | None) -> Priority:
+        """Of a request that asks for this class, or for none."""
+        return max(wanted or self.tenant.priority, self.tenant.max_priority, key=PRIORITIES.index)
 
     def line(self, field: str) -> PolicyLine:
         """Where one of its limits was set."""

@@ -204,7 +204,10 @@ class Catalog:
 
 
 def _unusable(name: str, why: str) -> ModelLoadFailed:
-    return ModelLoadFailed(f"model '{name}' cannot be used: {why}")
+    return ModelLoadFailed(
+        f"model '{name}' cannot be used: {why}",
+        would_pass="the same request once its files are mended",
+    )
 
 
 def _not_found(name: str, names: Names, policies: PolicySet) -> ModelNotFound:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -147,7 +148,7 @@ class Dispatcher:
                 yield None
             return
         applicant = _applicant(orders, card, asker)
-        asker.story.priority, asker.story.user = applicant.klass, applicant.user
+        asker.story.keep_alive = _told_keep_alive(orders[0].request.keep_alive)
         async with self._admission.admit(
             applicant,
             asker.would_deny,
@@ -195,6 +196,11 @@ class Dispatcher:
             if not rights.may_unload:
                 return
         self._residency.unload(card)
+
+
+def _told_keep_alive(seconds: float | None) -> float | None:
+    """As a story has it."""
+    return -1.0 if seconds == math.inf else seconds
 
 
 def _applicant(orders: Sequence[Order], card: ModelCard, asker: Asker) -> Applicant:
@@ -284,5 +290,6 @@ def _order(case: Case, rights: Rights, asker: Asker, arrived: float, sampling: S
         wait_seconds=float(timeouts.generation) if reserve.when_full == "wait" else 0.0,
         fingerprint=fingerprint_of(case.card),
         context_key=context_key,
+        priority=rights.terms.klass(asker.priority or case.request.priority),
         story=asker.story,
     )

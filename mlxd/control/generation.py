@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from mlxd.control.backlog import Backlog
 from mlxd.control.exit import Verdict
 from mlxd.control.transcript import Transcript
+from mlxd.core.caller import PRIORITIES, Priority
 from mlxd.core.clock import Clock, within
 from mlxd.core.errors import (
     ContextExceeded,
@@ -108,9 +109,13 @@ class Generation:
         clock: Clock,
         pulse: Pulse,
         transcript: Transcript | None = None,
+        *,
+        priority: Priority = "medium",
     ) -> None:
         """`transcript`: what earlier ones of the same request got, and where this one's goes."""
         self.id = id
+        self.rank = PRIORITIES.index(priority)
+        """Its class: who has the highest number goes first."""
         self.limits = limits
         self.transcript = transcript if transcript is not None else Transcript()
         self.transcript.reached = False
@@ -139,6 +144,11 @@ class Generation:
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._arm()
+
+    @property
+    def under_way(self) -> bool:
+        """Nothing has ended it, nor broken it off."""
+        return not self.ended and self._error is None
 
     @property
     def stalled(self) -> bool:
@@ -172,6 +182,9 @@ class Generation:
         self._last_piece = self._clock.monotonic()
         match piece:
             case ipc.Ended():
+                if self.transcript.tempo is not None:
+                    spoken = piece.completion_tokens
+                    self.transcript.tempo.tokens(self._last_piece, spoken, last=True)
                 self._waiting.add(_finished(piece, self.transcript.decode_seconds))
                 self._end()
             case ipc.Cancelled():
@@ -197,6 +210,8 @@ class Generation:
         """Tokens of its answer, which the pieces up to now have made known."""
         if self._error is None:
             self.transcript.add(tokens)
+            if self.transcript.tempo is not None:
+                self.transcript.tempo.tokens(self._clock.monotonic(), len(self.transcript.tokens))
 
     def started(self) -> None:
         """The engine has begun with it: from now on its time limits count."""
@@ -210,6 +225,9 @@ class Generation:
     def begun(self) -> None:
         """Its first token is there: from now on silence is what counts."""
         self._last_piece = self._begun_at = self._clock.monotonic()
+        if self.transcript.tempo is not None:
+            asked = None if self.transcript.begun else self.created
+            self.transcript.tempo.begun(self._begun_at, asked, len(self.transcript.tokens))
         self.transcript.begun = True
         self._look_again()
 
@@ -225,7 +243,7 @@ class Generation:
 
         Until the worker confirms that, it may still hold what it held.
         """
-        if self.ended or self._error is not None:
+        if not self.under_way:
             return False
         if self._timer is not None:
             self._timer.cancel()
@@ -292,7 +310,7 @@ class Generation:
             self._wake.set_result(None)
 
     def _look_again(self) -> None:
-        if not self.ended and self._error is None:
+        if self.under_way:
             self._arm()
 
     def _arm(self) -> None:

@@ -246,6 +246,8 @@ class Guard:
     def _occasion(self, mark: Mark) -> Occasion:
         return Occasion(
             mark=mark,
+            level=self.level,
+            share=self._readings.share,
             words=self._words(),
             line=self._policies.line(mark.key),
             retry_after=float(self._policies.memory.check_interval),

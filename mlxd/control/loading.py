@@ -208,7 +208,7 @@ class Loads:
 def _waits(resident: Resident, why: MlxdError) -> None:
     """A reason of its own stays: it says more."""
     resident.waits = resident.waits or why
-    resident.put_off = why
+    resident.put_off = resident.put_off or why
 
 
 def _late(card: ModelCard, policies: PolicySet) -> ModelLoadFailed:

@@ -7,21 +7,24 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mlxd.control.monitors import Engine
-from mlxd.control.watermarks import Mark
+from mlxd.control.shedding import Strain
+from mlxd.control.watermarks import Level, Mark
+from mlxd.core.caller import PRIORITIES
 from mlxd.core.errors import InsufficientMemory, MlxdError, PolicyLine
 from mlxd.ipc import messages as ipc
 from mlxd.telemetry.events import Events
 
 EVICTING = frozenset({"evict_lru", "evict_all_idle"})
-HOLDING = frozenset({"block_loads", "stop_admission"})
+HOLDING = frozenset({"block_loads", "shed_low_priority", "stop_admission"})
 """Those that last until their mark is left."""
 _WORDS = {
     "drop_mlx_cache": "unused buffers are freed",
     "block_loads": "loads are blocked",
     "evict_lru": "idle models are dropped",
     "evict_all_idle": "every unprotected model is dropped",
+    "shed_low_priority": "classes whose shed_at is reached are refused",
     "stop_admission": "no generation is admitted",
-    "cancel_lowest_priority": "the newest generations are ended",
+    "cancel_lowest_priority": "the newest generations of the lowest class are ended",
 }
 
 
@@ -35,12 +38,14 @@ class GuardedWorker(Engine, Protocol):
     @property
     def budget(self) -> ipc.Budget | None: ...
     @property
-    def newest(self) -> float | None:
-        """When its newest generation began, on the monotonic clock; None: none runs."""
+    def lowest(self) -> tuple[int, float] | None:
+        """Of its generations that go first: the class, as its place in PRIORITIES, and when the
+        newest of that class began, on the monotonic clock; None: none runs.
+        """
         ...
 
     def trim(self) -> None: ...
-    def end_newest(self, error: MlxdError) -> bool: ...
+    def end_lowest(self, error: MlxdError) -> bool: ...
     def kill(self) -> None: ...
 
 
@@ -65,6 +70,10 @@ class Gate(Protocol):
         """While set, every new generation raises it."""
         ...
 
+    def strain(self, strain: Strain | None) -> None:
+        """While set, new generations of the classes whose `shed_at` is reached are refused."""
+        ...
+
 
 class Counts(Protocol):
     """What is counted."""
@@ -78,6 +87,10 @@ class Occasion:
     """Why an action is called for."""
 
     mark: Mark
+    level: Level
+    """The highest mark that holds."""
+    share: float
+    """Of memory in use."""
     words: str
     """Such as `memory is at 96.1 %, ...`."""
     line: PolicyLine
@@ -113,7 +126,7 @@ class Measures:
             case "evict_all_idle":
                 await self._evict(action, occasion, lambda: False)
             case "cancel_lowest_priority":
-                self._end_newest(occasion)
+                self._end_lowest(occasion)
             case _:
                 self.hold(action, occasion)
 
@@ -121,6 +134,8 @@ class Measures:
         """An action that lasts, at once; of the others nothing."""
         if action == "block_loads":
             self._models.block_loads(_refusal(f"no model is loaded {_until(occasion)}", occasion))
+        elif action == "shed_low_priority":
+            self._gate.strain(_strain(occasion))
         elif action == "stop_admission":
             self._gate.shut(_refusal(f"no generation is admitted {_until(occasion)}", occasion))
         else:
@@ -134,6 +149,8 @@ class Measures:
         for action in self._held - set(wanted):
             if action == "block_loads":
                 self._models.block_loads(None)
+            elif action == "shed_low_priority":
+                self._gate.strain(None)
             else:
                 self._gate.shut(None)
             self._held.discard(action)
@@ -151,17 +168,20 @@ class Measures:
         self._counts.evicted("watermark", len(names))
         self._tell(f"{occasion.words}: dropped {', '.join(names)}", action, occasion, names)
 
-    def _end_newest(self, occasion: Occasion) -> None:
-        """One generation: the next check sees what that has brought."""
+    def _end_lowest(self, occasion: Occasion) -> None:
+        """One generation, the newest of the lowest class: the next check sees what that brought."""
         if not occasion.pressing:
             return
-        busy = [w for w in self._models.workers() if w.newest is not None]
-        worker = max(busy, key=lambda w: w.newest or 0.0, default=None)
+        busy = [(lowest, w) for w in self._models.workers() if (lowest := w.lowest) is not None]
         error = _refusal("this answer was ended to free memory", occasion)
-        if worker is None or not worker.end_newest(error):
+        if not busy:
+            return
+        (rank, _), worker = max(busy, key=lambda each: each[0])
+        if not worker.end_lowest(error):
             return
         self._counts.memory_action("cancel_lowest_priority")
-        words = f"{occasion.words}: the newest generation of {worker.name} was ended"
+        whose = f"of class {PRIORITIES[rank]} of {worker.name}"
+        words = f"{occasion.words}: the newest generation {whose} was ended"
         self._tell(words, "cancel_lowest_priority", occasion, [worker.name])
 
     def _tell(self, words: str, action: str, occasion: Occasion, models: list[str]) -> None:
@@ -176,6 +196,10 @@ def in_words(actions: Iterable[str]) -> str:
 
 def _until(occasion: Occasion) -> str:
     return f"until it is below {100 * occasion.mark.clear:g} %"
+
+
+def _strain(occasion: Occasion) -> Strain:
+    return Strain(occasion.level, occasion.share, occasion.words, occasion.retry_after)
 
 
 def _refusal(what: str, occasion: Occasion) -> InsufficientMemory:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mlxd.control.generation import Limits
+from mlxd.core.caller import Priority
 from mlxd.core.errors import InvalidRequest, PolicyLine
 from mlxd.core.request import GenerationRequest, Sampling, Want
 from mlxd.core.story import Story, untold
@@ -29,6 +30,8 @@ class Order:
     """How long it may wait for memory in the worker; 0: not at all."""
     fingerprint: str = ""
     """Of the model and of what computes with it; for the client, not for the worker."""
+    priority: Priority = "medium"
+    """The class that it runs in; the worker does not go by it."""
     context_key: str = ""
     """The policy that allows no more `context`; empty: the model does not."""
     story: Story = field(default_factory=untold)

@@ -28,6 +28,7 @@ from mlxd.control.order import Order
 from mlxd.control.residency import Lease
 from mlxd.control.suspects import Case, Suspect, Suspects
 from mlxd.control.telling import Telling
+from mlxd.control.tempo import Tell, Tempo
 from mlxd.control.transcript import Transcript
 from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock, within
@@ -94,6 +95,8 @@ class Replays:
         """
         self.on_malformed: Callable[[str, int], None] | None = None
         """Told of tool calls that could not be read: the model's name, and how many."""
+        self.on_latency: Tell | None = None
+        """Told how fast answers are."""
         self.on_event: Callable[[str, str, Mapping[str, Any]], object] | None = None
         """Told of each replay: type, words, data."""
         self._clock = clock
@@ -193,6 +196,11 @@ class Replays:
         if self.on_malformed is not None:
             self.on_malformed(model, calls)
 
+    def tempo_of(self, order: Order) -> Tempo | None:
+        """A vector is no token, and a prompt is told at once."""
+        tell = self.on_latency
+        return Tempo(tell) if tell is not None and order.request.want == "answer" else None
+
     def monotonic(self) -> float:
         return self._clock.monotonic()
 
@@ -267,7 +275,7 @@ class _Run:
         self._case = case
         self._lease = lease
         self._policies = policies
-        self._transcript = Transcript()
+        self._transcript = Transcript(replays.tempo_of(order))
         self._telling = Telling(order.story)
         self._interrupted = False
         self._early = False

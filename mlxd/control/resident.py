@@ -36,7 +36,7 @@ class Load:
     seconds: float
     """How long the load itself took."""
     put_off: MlxdError | None
-    """Why it waited; None: it did not."""
+    """Why it waited at first; None: it did not."""
     evicted: tuple[str, ...]
     """Who had to leave for it."""
 
@@ -64,7 +64,7 @@ class Resident:
     waits: MlxdError | None = None
     """Why its load waits for room; what those who wait are told when their time is over."""
     put_off: MlxdError | None = None
-    """Why the present load last waited."""
+    """Why the present load waits, or did at first."""
     evicted: tuple[str, ...] = ()
     """Who has left for the present load."""
     load: Load | None = None

@@ -53,12 +53,11 @@ def full(slot: Slot, policies: PolicySet) -> MlxdError:
     )
 
 
-def backing_off(slot: Slot, policies: PolicySet) -> MlxdError:
-    """What those are told whose time is over before the next start."""
+def backing_off(slot: Slot) -> MlxdError:
+    """What those are told whose time is over before the next start; loading.py says which time."""
     return WorkerCrashed(
         f"{_failed(slot)}; it is started again in {spoken(slot.wait)}",
         retry_after=slot.wait,
-        policy=policies.line("supervision.worker.backoff.base"),
         numbers=_numbers(slot),
         would_pass=_served_again(slot),
     )

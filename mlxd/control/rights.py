@@ -23,15 +23,7 @@ class Rights:
 
     def check_model(self) -> None:
         """Raises Forbidden."""
-        allowed = self.terms.tenant.models
-        names = [*_names(self.card)]
-        if allowed and not any(matches(canonical(p), name) for p in allowed for name in names):
-            raise Forbidden(
-                f"this client may not use model '{self.card.name}'",
-                param="model",
-                policy=self.terms.line("models"),
-                would_pass=f"one of {', '.join(allowed)}",
-            )
+        check_model(self.terms, self.card.name, _names(self.card))
 
     def max_output(self, most: int) -> int:
         """Tokens of an answer, where policy lets all have so many."""
@@ -60,6 +52,20 @@ class Rights:
     @property
     def may_unload(self) -> bool:
         return self.terms.tenant.unload
+
+
+def check_model(terms: Terms, model: str, names: Sequence[str]) -> None:
+    """Whether a client may use a model: by its names, in the form in which names are compared.
+    Raises Forbidden.
+    """
+    allowed = terms.tenant.models
+    if allowed and not any(matches(canonical(p), name) for p in allowed for name in names):
+        raise Forbidden(
+            f"this client may not use model '{model}'",
+            param="model",
+            policy=terms.line("models"),
+            would_pass=f"one of {', '.join(allowed)}",
+        )
 
 
 def rights_of(caller: Caller, card: ModelCard, policies: PolicySet) -> Rights:

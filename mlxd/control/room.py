@@ -335,7 +335,8 @@ class Room:
     def _put_off(self, incoming: Resident, why: MlxdError) -> None:
         if incoming.waits is None:
             log.info("%s waits to be loaded: %s", incoming.card.name, why.message)
-        incoming.waits = incoming.put_off = why
+        incoming.waits = why
+        incoming.put_off = incoming.put_off or why
 
     def _loading(self) -> list[str]:
         return [r.card.name for r in self._inventory.residents.values() if r.reserved]
@@ -387,8 +388,9 @@ class Room:
 def _cause(
     reason: Literal["load", "growth"], wanted_by: Resident, judged: Judgement, policies: PolicySet
 ) -> Cause:
-    line = _line(judged.plan.because, policies)
-    return Cause(reason, wanted_by.card.name, judged.needed, judged.available, line)
+    because = judged.plan.because
+    needed, available = (judged.needed, judged.available) if because == "memory" else (0, 0)
+    return Cause(reason, wanted_by.card.name, needed, available, _line(because, policies))
 
 
 def _line(obstacle: Obstacle, policies: PolicySet) -> PolicyLine | None:

@@ -10,12 +10,14 @@ import itertools
 from collections.abc import Callable, Mapping
 from copy import copy
 
+from mlxd.control.adaptive import Adaptive
 from mlxd.control.applicant import Applicant
 from mlxd.control.holds import Holds
 from mlxd.control.lines import Lines
 from mlxd.control.place import Place
 from mlxd.control.quotas import Quotas
 from mlxd.control.rates import Counted, Rates, WouldDeny
+from mlxd.control.shedding import Shedding
 from mlxd.control.slots import Full, Scene, Slots
 from mlxd.core.caller import PRIORITIES, Priority
 from mlxd.core.errors import (
@@ -39,19 +41,19 @@ class Scheduler:
 
     Limits, bounds and weights are those in force (`apply`), also for what came before them; rates,
     quotas and deadlines are those of the policies that a request came with. Whenever something
-    changed that may let somebody in (`leave`, `loaded`, `apply`, the hooks), ask `turn`.
+    changed that may let somebody in (`leave`, `loaded`, `apply`, what is measured), ask `turn`.
     """
 
     def __init__(self, policies: PolicySet, scene: Scene, rates: Rates, quotas: Quotas) -> None:
-        self.shed: Callable[[Applicant], MlxdError | None] = _nobody
-        """Says whom to refuse for now, whatever is free; told who asks."""
+        self.adaptive = Adaptive(policies)
+        self.shedding = Shedding(self.adaptive)
         self.shut: MlxdError | None = None
         """While it is set, whoever asks is refused with it."""
         self._policies = policies
         self._scene = scene
         self._rates = rates
         self._quotas = quotas
-        self._slots = Slots(policies, scene)
+        self._slots = Slots(policies, scene, self.adaptive)
         self._lines = Lines(policies, self._weight)
         self._holds = Holds()
         self._numbers = itertools.count()
@@ -73,8 +75,8 @@ class Scheduler:
         """A place that has its slot (`started`), or waits for one. `real` is the time that rates
         and quotas count by, where it is another.
 
-        Raises TokensExhausted, RateLimited, what admission is shut for, what `shed` says,
-        TenantBusy, QueueFull, Overloaded. A limit on trial (mode dry_run) that would have refused
+        Raises TokensExhausted, RateLimited, what admission is shut for, Shed, TenantBusy,
+        QueueFull, Overloaded. A limit on trial (mode dry_run) that would have refused
         it is told to `would_deny`.
         """
         real = now if real is None else real
@@ -82,9 +84,11 @@ class Scheduler:
         counted = self._rates.take(applicant, real, would_deny) if applicant.rated else None
         if self.shut is not None:
             raise copy(self.shut)
-        error = self.shed(applicant)
+        error = self.shedding.for_memory(applicant)
         if error is not None:
             raise error
+        if not len(self._lines):  # else it might take what is for those that wait
+            self.adaptive.look(now)
         place = self._placed(applicant, counted, now)
         if self._slots.enforced:
             full = next(self._slots.full(place), None)
@@ -98,6 +102,7 @@ class Scheduler:
 
     def turn(self, now: float) -> list[Place]:
         """Those that run from now on."""
+        self.adaptive.look(now)
         begun: list[Place] = []
         known: dict[str, bool] = {}
 
@@ -158,6 +163,7 @@ class Scheduler:
         self._slots.give_back(place)
         self._lines.end(place, tokens)
         self._holds.note(place.model, now - place.started)
+        self.adaptive.ran(self.active)
         if tokens:
             caller, policies = place.applicant.caller, place.applicant.policies
             self._quotas.charge(caller, policies, tokens, now if real is None else real, wall)
@@ -170,20 +176,12 @@ class Scheduler:
         """New policies are in force. Nothing that runs or waits is stopped by them."""
         self._policies = policies
         self._known_lines.clear()
+        self.adaptive.apply(policies)
         self._slots.apply(policies)
         self._lines.apply(policies)
         self._rates.apply(policies)
 
     # -- what there is
-
-    @property
-    def limit(self) -> Callable[[int], int]:
-        """What becomes of max_in_flight."""
-        return self._slots.limit
-
-    @limit.setter
-    def limit(self, limit: Callable[[int], int]) -> None:
-        self._slots.limit = limit
 
     @property
     def policies(self) -> PolicySet:
@@ -283,9 +281,13 @@ class Scheduler:
         place.started = now
         self._lines.start(place, now, waited=waited)
         self._slots.take(place)
+        self.adaptive.ran(self.active)
 
     def _queue(self, place: Place, full: Full, now: float) -> None:
         """Have it wait, or raise why it may not."""
+        error = self.shedding.for_latency(place.applicant, now)
+        if error is not None:
+            raise error
         waiting, limits = len(self._lines), self._policies.limits.concurrency
         own = getattr(self._policies.clients.priorities, place.klass)
         if not limits.max_waiting or not own.queue:
@@ -379,10 +381,6 @@ class Scheduler:
         if known is None:
             known = self._known_lines[key] = self._policies.line(key)
         return known
-
-
-def _nobody(applicant: Applicant) -> MlxdError | None:
-    return None
 
 
 def _anyone(place: object) -> bool:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Protocol
 
+from mlxd.control.adaptive import Adaptive
 from mlxd.control.applicant import Applicant, terms_of
 from mlxd.control.names import max_concurrency_of, settings_of
 from mlxd.control.place import Place
 from mlxd.control.quotas import quota_rules
 from mlxd.control.rates import rate_rule, rate_rules
+from mlxd.control.shedding import rules_of as shed_rules
 from mlxd.core.caller import PRIORITIES, Caller, Priority
 from mlxd.core.errors import MlxdError
 from mlxd.core.models import canonical
@@ -61,15 +63,15 @@ class _Limit:
 class Slots:
     """Who has one. Limits are those of the policies in force, whatever a request came with."""
 
-    def __init__(self, policies: PolicySet, scene: Scene) -> None:
-        self.limit: Callable[[int], int] = _as_it_is
-        """What becomes of max_in_flight."""
+    def __init__(self, policies: PolicySet, scene: Scene, adaptive: Adaptive) -> None:
+        """`adaptive` says what becomes of max_in_flight."""
         self.active: set[Place] = set()
         self.by_model: Counter[str] = Counter()
         self.by_client: Counter[str] = Counter()
         self.by_class: Counter[Priority] = Counter()
         self._loading: Counter[str] = Counter()
         self._scene = scene
+        self._adaptive = adaptive
         self._models: dict[tuple[str, str], _Limit | None] = {}
         self._tenants: dict[str, tuple[int, _Limit | None]] = {}
         self._policies = policies
@@ -87,7 +89,7 @@ class Slots:
     @property
     def most(self) -> int:
         """Slots that there are now."""
-        return self.limit(self._policies.limits.concurrency.max_in_flight)
+        return self._adaptive.limit(self._policies.limits.concurrency.max_in_flight)
 
     @property
     def free(self) -> int:
@@ -116,7 +118,7 @@ class Slots:
         """The limits that leave it no slot; one of its tenant alone comes last."""
         most = self.most
         if len(self.active) >= most:
-            yield Full(CONCURRENCY, _MAX_IN_FLIGHT, _busy(most), most, len(self.active))
+            yield Full(CONCURRENCY, self._key(most), _busy(most), most, len(self.active))
         for limit, taken in (
             (self._of_model(place), self.by_model[place.model]),
             (self._of_class(place.klass, most), self.by_class[place.klass]),
@@ -153,6 +155,11 @@ class Slots:
     def class_is_full(self, klass: Priority) -> bool:
         limit = self._of_class(klass, self.most)
         return limit is not None and self.by_class[klass] >= limit.most
+
+    def _key(self, most: int) -> str:
+        """Which policy says that there are so many slots."""
+        adapted = most < self._policies.limits.concurrency.max_in_flight
+        return self._adaptive.key if adapted else _MAX_IN_FLIGHT
 
     def _has_room(self, place: Place, most: int) -> bool:
         """Of its model."""
@@ -219,32 +226,38 @@ class Slots:
 def rules_in_force(policies: PolicySet) -> list[str]:
     """The names of the rules that judge at all (mode enforce or dry_run), in order of judgement.
 
-    Those of `quota_rules` and `rate_rules`, `tenant:<name>` for a tenant's own slots,
-    `concurrency`, and `concurrency:<model>` with the model as it is written, first those of
-    limits.yaml, then those that only models.yaml names.
+    Those of `quota_rules` and `rate_rules`; `shed:<class>`; `concurrency`, `concurrency:<model>`
+    with the model as it is written, first those of limits.yaml, then those that only models.yaml
+    names; `priority:<class>` and `tenant:<name>` where they have slots of their own; and `queue`,
+    where somebody may wait.
     """
-    limits, models, tenants = policies.limits, policies.models, policies.clients.tenants
-    own = [tenant_rule(name) for name, one in tenants.items() if one.max_in_flight is not None]
-    names = list(dict.fromkeys([*quota_rules(policies), *rate_rules(policies), *own]))
+    limits, clients = policies.limits, policies.clients
+    names = [*quota_rules(policies), *rate_rules(policies), *shed_rules(policies)]
     if limits.concurrency.mode == "off":
         return names
-    per_model = limits.concurrency.per_model
+    names += [CONCURRENCY, *map(_model_rule, _limited_models(policies))]
+    classes = ((name, getattr(clients.priorities, name)) for name in PRIORITIES)
+    names += [_class_rule(name) for name, own in classes if own.max_share < 1 or not own.borrow]
+    tenants = clients.tenants.items()
+    names += [tenant_rule(name) for name, own in tenants if own.max_in_flight is not None]
+    queue = ["queue"] if limits.concurrency.max_waiting else []
+    return list(dict.fromkeys([*names, *queue]))
+
+
+def _limited_models(policies: PolicySet) -> list[str]:
+    per_model = policies.limits.concurrency.per_model
     limited = set(map(canonical, per_model))
     elsewhere = [
         name
-        for name, own in models.models.items()
+        for name, own in policies.models.models.items()
         if isinstance(own.max_concurrency, int) and canonical(name) not in limited
     ]
-    return [*names, CONCURRENCY, *map(_model_rule, [*per_model, *elsewhere])]
+    return [*per_model, *elsewhere]
 
 
 def tenant_rule(name: str) -> str:
     """What metrics call the limits of one."""
     return f"tenant:{name}"
-
-
-def _as_it_is(most: int) -> int:
-    return most
 
 
 def _own_limit(names: tuple[str, str], policies: PolicySet) -> _Limit | None:

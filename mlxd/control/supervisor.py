@@ -140,7 +140,7 @@ class Supervisor:
             slot = self._slot(card)
             if slot.next_start is None:
                 return
-            waits(resting.backing_off(slot, self._policies))
+            waits(resting.backing_off(slot))
             await self.changes.wait(slot.wait)
 
     def probe(self, slot: Slot) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from array import array
 from collections.abc import Callable, Iterable
 
+from mlxd.control.tempo import Tempo
 from mlxd.ipc import messages as ipc
 
 
@@ -16,7 +17,9 @@ class Transcript:
     error: see `Taken`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tempo: Tempo | None = None) -> None:
+        """`tempo` is told how fast it grows."""
+        self.tempo = tempo
         self.prompt = b""
         """The prompt in tokens, packed; empty until a worker has told it."""
         self.tokens: array[int] = array("I")

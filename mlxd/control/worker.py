@@ -152,9 +152,12 @@ class Worker(asyncio.Protocol):
         return self._process.stderr
 
     @property
-    def newest(self) -> float | None:
-        """When its newest generation was made, on the monotonic clock; None: none runs."""
-        return max((g.created for g in self._generations.values() if not g.ended), default=None)
+    def lowest(self) -> tuple[int, float] | None:
+        """The class of its generations that go first, as its place in PRIORITIES, and when the
+        newest of that class was made, on the monotonic clock; None: none runs.
+        """
+        lowest = self._lowest()
+        return (lowest.rank, lowest.created) if lowest is not None else None
 
     @property
     def running(self) -> int:
@@ -254,6 +257,7 @@ class Worker(asyncio.Protocol):
             raise WorkerStalled(
                 f"the engine of model '{self.name}' gave no token within {timeout:g} s",
                 retry_after=2.0,
+                would_pass=_LOADED,
             ) from error
         except (InvalidRequest, InsufficientMemory) as error:
             if self.alive:
@@ -289,10 +293,12 @@ class Worker(asyncio.Protocol):
             if generation.transcript is transcript:
                 await self._settle(generation)
 
-    def end_newest(self, error: MlxdError) -> bool:
-        """Cancel the newest generation, whose client gets `error`; False: none runs."""
-        newest_first = sorted(self._generations.values(), key=lambda g: g.id, reverse=True)
-        return any(generation.interrupt(error) for generation in newest_first)
+    def end_lowest(self, error: MlxdError) -> bool:
+        """Cancel the newest generation of the lowest class that runs, whose client gets `error`;
+        False: none runs.
+        """
+        lowest = self._lowest()
+        return lowest is not None and lowest.interrupt(error)
 
     async def stop(self, grace: float) -> None:
         """Ask the process to end; SIGTERM; after `grace` seconds SIGKILL; wait until it is gone.
@@ -461,12 +467,23 @@ class Worker(asyncio.Protocol):
         if self._transport is None or self._stopping:
             raise self._crashed()
         frame = order.frame(self._next_id, transcript.resume())
-        generation = Generation(self._next_id, order.limits, self._clock, self._pulse, transcript)
+        generation = Generation(
+            self._next_id,
+            order.limits,
+            self._clock,
+            self._pulse,
+            transcript,
+            priority=order.priority,
+        )
         self._next_id += 1
         self._generations[generation.id] = generation
         self._transport.write(frame)
         self._note_work()
         return generation
+
+    def _lowest(self) -> Generation | None:
+        running = (g for g in self._generations.values() if g.under_way)
+        return max(running, key=lambda g: (g.rank, g.id), default=None)
 
     def _ask(self) -> None:
         self._send(ipc.Ping())

@@ -13,7 +13,7 @@ from pathlib import Path
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
 _FULL = getattr(fcntl, "F_FULLFSYNC", None)
 """On macOS fsync alone leaves data in the drive's own memory."""
-_TEMPORARY = re.compile(r"\..+\.(?:json|jsonl|pid)\.[0-9]+(?:-[0-9]+)?")
+_TEMPORARY = re.compile(r"\..+\.(?:json|jsonl|pid|yaml)\.[0-9]+(?:-[0-9]+)?")
 """Of the names that files in the state folder have; others' files may lie there, too."""
 
 

@@ -117,7 +117,11 @@ class MlxdError(Exception):
 
     def _more(self) -> Iterator[str]:
         said = _NUMBER.findall(self.message) if self.numbers else ()
-        numbers = ((name, _spoken(number)) for name, number in self.numbers.items())
+        numbers = (
+            (name, f"{number:.3g}" if type(number) is float else str(number))
+            for name, number in self.numbers.items()
+            if not isinstance(number, str)  # names, for programs
+        )
         unsaid = [f"{name} {number}" for name, number in numbers if number not in said]
         if unsaid:
             yield f"Numbers: {', '.join(unsaid)}"
@@ -128,10 +132,6 @@ class MlxdError(Exception):
 
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-
-
-def _spoken(number: float | str) -> str:
-    return f"{number:.3g}" if isinstance(number, float) else str(number)
 
 
 class InvalidRequest(MlxdError):

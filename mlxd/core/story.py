@@ -52,6 +52,10 @@ class Story:
     stream: bool = False
     priority: Priority = "medium"
     """The class that it waits and runs in."""
+    wished: Priority | None = None
+    """The class that it asked for; None: it named none."""
+    keep_alive: float | None = None
+    """Seconds that it wants its model kept in memory; -1: for ever, None: it does not say."""
     user: str = ""
     rated: bool = True
     requests: int = 1
@@ -59,6 +63,8 @@ class Story:
     cost: float = 0.0
     """Tokens that were expected of prompt and answer, all choices together."""
     max_tokens: int | None = None
+    judged: float | None = None
+    """Seconds from its arrival to its being asked whether it may run."""
     admitted: float | None = None
     """Seconds from its arrival to its slot."""
     leased: float | None = None
@@ -67,6 +73,8 @@ class Story:
     """Seconds from its arrival to a worker's acceptance."""
     first_token: float | None = None
     """Seconds from its arrival."""
+    released: float | None = None
+    """Seconds from its arrival to giving its slot back."""
     ended: float | None = None
     """Seconds from its arrival to its end; None: under way."""
     prompt_tokens: int = 0

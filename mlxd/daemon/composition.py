@@ -50,6 +50,7 @@ from mlxd.daemon.evictions import Evictions
 from mlxd.daemon.hold import Hold
 from mlxd.daemon.log import Log
 from mlxd.daemon.systemd import Systemd
+from mlxd.daemon.traffic import Traffic
 from mlxd.policy.boot import Boot
 from mlxd.policy.history import History, history_of
 from mlxd.policy.load import Override
@@ -57,7 +58,14 @@ from mlxd.policy.outcome import Outcome
 from mlxd.policy.reload import Reloader
 from mlxd.policy.store import Live, PolicyStore
 from mlxd.policy.watch import Watcher
-from mlxd.server import kept_responses, memory_report, policy_report, queue_report, worker_report
+from mlxd.server import (
+    adaptive_report,
+    kept_responses,
+    memory_report,
+    policy_report,
+    queue_report,
+    worker_report,
+)
 from mlxd.server.admin import Admin
 from mlxd.server.admin_socket import AdminSocket
 from mlxd.server.app import routes
@@ -100,6 +108,7 @@ class Composition:
     forecasts: Forecasts
     grammars: Grammars
     webhook: Webhook
+    traffic: Traffic
     systemd: Systemd
     heartbeat: Heartbeat
     watchdog: Watchdog
@@ -169,6 +178,8 @@ def compose(
         look=models.guard.before_load, events=ground.events, threads=ground.threads,
     )  # fmt: skip
     models.residency.before_load = hold.before_load
+    traffic = Traffic(ground.state, ground.machine.wall, _total_memory)
+    ground.events.observers.append(traffic.happened)
     warnings = [*warnings, *_unread(ground)]
     parts = _parts(ground, models, reloader, starts, State(warnings=warnings))
     repeats = Repeats(ground.store, ground.clock, parts.rejections, parts.metrics)
@@ -188,6 +199,7 @@ def compose(
         forecasts=models.forecasts,
         grammars=models.grammars,
         webhook=Webhook(ground.store.current, ground.events, ground.metrics.webhook_post),
+        traffic=traffic,
         systemd=systemd,
         heartbeat=heartbeat,
         watchdog=watchdog,
@@ -213,16 +225,25 @@ def join(made: Composition, log: Log) -> None:
         Live("archive", parts.archive.apply),
         Live("stories", parts.stories.apply),
         Live("webhook", made.webhook.apply),
+        Live("traffic", made.traffic.apply),
     )
+    made.traffic.apply(parts.policies.current)
+    parts.stories.on_end.append(made.traffic.ended)
     parts.reloader.observe(partial(policy_report.report, parts))
     parts.reloader.observe(_log_outcome)
     parts.stories.on_end.append(partial(count_tokens, parts.metrics))
     policy_report.measure(parts)
+    adaptive_report.measure(parts)
     memory_report.measure(parts)
     worker_report.measure(parts)
     queue_report.measure(parts)
     kept_responses.measure(parts)
     parts.metrics.watch("mlxd_log_lines_lost", "Log lines that could not be written.", logs.lost)
+    parts.metrics.watch(
+        "mlxd_traffic_lines_lost",
+        "Lines of the traffic log that could not be written.",
+        lambda: made.traffic.lost,
+    )
 
 
 def _ground(store: PolicyStore, state: Path) -> _Ground:
@@ -317,6 +338,7 @@ def _parts(
     catalog, residency, events = models.catalog, models.residency, ground.events
     pulled, own_names = models.pulled, models.own_names
     replays = _replays(ground, models.guard)
+    replays.on_latency = models.admission.measured
     puller = Puller(pulled, own_names, catalog, events.record)
     return Parts(
         policies=ground.store,
@@ -455,6 +477,11 @@ def _fresh_temporary(state: Path) -> Path:
 def _available_memory() -> int | None:
     reading = read_memory()
     return reading.available if reading is not None else None
+
+
+def _total_memory() -> int:
+    reading = read_memory()
+    return reading.total if reading is not None else 0
 
 
 def _log_outcome(outcome: Outcome) -> None:

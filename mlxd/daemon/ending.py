@@ -91,6 +91,7 @@ class Ending:
         await asyncio.gather(*lasting, return_exceptions=True)
         await self._remove_temporary()
         await self._parts.records.close()
+        self._made.traffic.close()
         self._made.systemd.close()
         log.info("stopped")
 

@@ -39,9 +39,7 @@ class Evictions:
 
 
 def _words(cause: Cause) -> str:
-    if not cause.wanted_by:
-        return cause.reason
-    return (
-        f"{cause.reason} of {cause.wanted_by}, which needs {spoken(cause.needed)};"
-        f" {spoken(cause.available)} are available"
-    )
+    words = f"{cause.reason} of {cause.wanted_by}" if cause.wanted_by else cause.reason
+    if not cause.needed:
+        return words
+    return f"{words}, which needs {spoken(cause.needed)}; {spoken(cause.available)} are available"

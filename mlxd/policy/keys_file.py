@@ -5,11 +5,11 @@ The daemon at its start, a reload and `mlxd policy check` all ask `demand`: they
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlxd.core import durable
+from mlxd.core.clock import SystemClock
 from mlxd.policy import credential
 from mlxd.policy.keyring import Keyring, KeysRefused, parse
 from mlxd.policy.load import PolicyErrors, error_at
@@ -127,6 +127,6 @@ def demand(policies: PolicySet, state: Path) -> None:
     if not policies.keys_required:
         return
     file = keys_file(policies, state)
-    failed = lacking(policies, read(file), file.name, time.time())
+    failed = lacking(policies, read(file), file.name, SystemClock().wall())
     if failed is not None:
         raise PolicyErrors([error_at(policies, failed.key, failed.message)])

@@ -140,7 +140,11 @@ class Admin:
             await keys.reload()
         except OSError as error:  # TimeoutError, too
             words = str(error) or "the disk does not answer"
-            raise Overloaded(f"the file of keys cannot be read now: {words}") from error
+            raise Overloaded(
+                f"the file of keys cannot be read now: {words}",
+                policy=policies_of(request).line("clients.auth.keys_file"),
+                would_pass="the same once that file can be read",
+            ) from error
         await self._parts.reloader.look()
         body = {"file": keys.file.reference, "valid": keys.valid(), "problem": keys.problem}
         return body, self._parts.policies.current.etag

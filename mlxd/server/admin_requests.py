@@ -18,6 +18,8 @@ Json = dict[str, Any]
 
 BELOW = "/admin/requests/"
 _USUAL = 20
+_SLOTTED = frozenset({"answer", "embedding"})
+"""What takes a slot before it waits for its model."""
 _MOST_DIGITS = 6
 
 
@@ -46,7 +48,7 @@ class AdminRequests:
         if not found:
             raise RequestNotFound(
                 f"no request with the id '{id[:128]}' is known: it never came, asked for no model,"
-                " could not be read, or is forgotten",
+                " could not be read, repeated what was just refused, or is forgotten",
                 policy=policies.line("server.stories"),
                 would_pass="the X-Request-Id of one of the last requests",
             )
@@ -56,8 +58,9 @@ class AdminRequests:
         return as_json(story) | {"waits": self._waits(story)}
 
     def _waits(self, story: Story) -> str | None:
-        """Why one that has a slot has no model yet, as of this moment."""
-        if story.ended is not None or story.admitted is None or story.leased is not None:
+        """Why one that waits for nothing else has no model yet, as of this moment."""
+        queued = story.want in _SLOTTED and story.admitted is None
+        if story.ended is not None or story.leased is not None or queued:
             return None
         residents = self._parts.residency.residents()
         mine = (one for one in residents if one.card.original == story.model)

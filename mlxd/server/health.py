@@ -17,7 +17,7 @@ from mlxd.control.residency import Resident
 from mlxd.control.watermarks import Level
 from mlxd.core.instance import authority
 from mlxd.policy.policy_set import PolicySet
-from mlxd.server import memory_report, queue_report, worker_report
+from mlxd.server import adaptive_report, memory_report, queue_report, worker_report
 from mlxd.server.answers import iso, json_response
 from mlxd.server.edge import caller_of, policies_of
 from mlxd.server.errors import Render, in_ollama
@@ -153,6 +153,7 @@ def health(parts: Parts, policies: PolicySet) -> Json:
             "max_per_window": rules[0].requests if rules else None,
             "window_seconds": float(rules[0].window) if rules else None,
         },
+        "adaptive": adaptive_report.details(parts),
         "policy": summary(parts, policies),
         "quarantined_requests": [_quarantined(one) for one in parts.replays.quarantined()],
         "pid": os.getpid(),

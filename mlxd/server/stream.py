@@ -26,6 +26,8 @@ from mlxd.server.quota import note_quota
 
 TELL_SECONDS = 1.0
 """Between two words about a place in the queue."""
+_PLACES_A_SECOND = 10
+"""Who stands further back than this is told more rarely: each of many changes says little there."""
 _PIECE = 65536
 """Bytes that are given to a client at a time."""
 _TAKEN_AT_ONCE = 16384
@@ -182,8 +184,9 @@ class Stream:
         due = float(self._policies.timeouts.first_byte)
         if not self._speaking:
             due -= self._silence()
-        if self._tells_place and (self._speaking or self._response.prepared):
-            due = min(due, TELL_SECONDS)
+        place = self._place
+        if place is not None and self._tells_place and (self._speaking or self._response.prepared):
+            due = min(due, max(TELL_SECONDS, place.position / _PLACES_A_SECOND))
         return max(0.001, due)
 
     @property

@@ -1,1 +1,3 @@
-"""Policies tried out on a virtual clock: policies/tests/*.yaml, against the daemon's decisions."""
+"""Policies tried out on a virtual clock: policies/tests/*.yaml, and recorded
+traffic (traffic/), against the daemon's decisions.
+"""

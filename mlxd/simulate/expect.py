@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import operator
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -98,6 +99,24 @@ Rules = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 @dataclass(frozen=True, slots=True)
+class InOrder:
+    """Requests in order. One is expected by its name or by its class."""
+
+    each: tuple[tuple[str, str], ...]
+
+    def agrees(self, wanted: Sequence[str] | Mapping[str, int]) -> bool:
+        """With a list of them, or with how many there are of each."""
+        if isinstance(wanted, Mapping):
+            counts = {word: sum(word in one for one in self.each) for word in wanted}
+            return counts == wanted and sum(wanted.values()) == len(self.each)
+        return len(wanted) == len(self.each) and all(map(operator.contains, self.each, wanted))
+
+    def written(self, wanted: Sequence[str] | Mapping[str, int]) -> str:
+        words = [name or klass for name, klass in self.each]
+        return written(dict(Counter(words)) if isinstance(wanted, Mapping) else words)
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What one request or other deed of a step came to."""
 
@@ -133,6 +152,12 @@ class Expect(Policy):
 
     running: Count | None = None
     """Requests running after the last of them."""
+    queued: Count | None = None
+    """Requests waiting then."""
+    queue_timeout: Count | None = None
+    """Those that have waited too long and were refused, since the step before."""
+    started: Rules | Mapping[str, Count] | None = None
+    """Those that had waited and run since: in order, or how many of each."""
 
     def disagreement(self, outcome: Outcome, last: bool) -> tuple[str, str, str] | None:
         """The first key that is otherwise, what it should be and what it is."""
@@ -144,12 +169,18 @@ class Expect(Policy):
         return None
 
     def _wanted(self, last: bool) -> Iterator[tuple[str, Any]]:
-        """In the order in which it is judged: at the end `running`, of the last outcome only."""
-        own = [name for name in type(self).model_fields if name not in ("count", "running")]
-        for name in [*own, "running"] if last else own:
+        """In the order in which it is judged: at the end what any step has, of the last outcome
+        only.
+        """
+        own = [name for name in type(self).model_fields if name not in _OF_ALL]
+        for name in [*own, *Expect.model_fields] if last else own:
             value = getattr(self, name)
-            if value is not None:
+            if value is not None and self.judges(name):
                 yield name, value
+
+    def judges(self, name: str) -> bool:
+        """Whether it looks at that key."""
+        return name != "count"
 
 
 class ExpectAnswers(Expect):
@@ -158,7 +189,10 @@ class ExpectAnswers(Expect):
     count: Annotated[int, Field(ge=1)] | None = None
     """In a list; 1 by itself."""
     status: Status = 200
-    """Requests are expected to pass unless it is written."""
+    """Requests are expected to pass unless it is written, or that they wait."""
+    waiting: bool | None = None
+    position: Annotated[int, Field(ge=1)] | None = None
+    """In the queue, as it came: 1 goes next."""
     code: Code | None = None
     """The reason of a refusal."""
     policy: PolicyKey | None = None
@@ -169,6 +203,10 @@ class ExpectAnswers(Expect):
     """Of a refusal."""
     would_deny: Rules | None = None
     """The rules in mode dry_run that would have refused."""
+
+    def judges(self, name: str) -> bool:
+        waits = self.waiting or self.position is not None
+        return super().judges(name) and not (name == "status" and waits)
 
 
 class ExpectEdit(Expect):
@@ -190,6 +228,7 @@ class ExpectMemory(Expect):
     health: Literal["healthy", "degraded", "warning", "critical"] | None = None
 
 
+_OF_ALL = frozenset(Expect.model_fields)
 Placed = tuple[Path, Expect]
 """An expectation and where it stands below its step; where it is not written, what it is of."""
 
@@ -216,6 +255,8 @@ def counted(expect: Expect) -> int:
 
 
 def _agree(wanted: Any, found: Any) -> bool:
+    if isinstance(found, InOrder):
+        return found.agrees(wanted)
     if isinstance(wanted, Mapping):
         return all(condition.holds(found.get(name)) for name, condition in wanted.items())
     if isinstance(wanted, tuple):
@@ -225,12 +266,14 @@ def _agree(wanted: Any, found: Any) -> bool:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
-        return written({name: condition.text for name, condition in value.items()})
+        return written({name: getattr(each, "text", each) for name, each in value.items()})
     return written(value)
 
 
 def _found(wanted: Any, found: Any) -> str:
     """Of many headers only those that were asked for."""
+    if isinstance(found, InOrder):
+        return found.written(wanted)
     if isinstance(wanted, Mapping):
         return written({name: found.get(name) for name in wanted})
     return written(found) if found != "" else "none"

@@ -64,13 +64,12 @@ def run_case(case: Case, layers: Layers, policies: PolicySet) -> Result:
             return _result(case, _failure(case, case.path, wrong, "policies"))
     world = World(layers, policies)
     failure = next(_failures(case, world), None)
-    acted = world.admission.refused + world.admission.would_deny
-    return _result(case, failure, frozenset(acted))
+    return _result(case, failure, frozenset(world.acted))
 
 
 def _failures(case: Case, world: World) -> Iterator[Failure]:
     for step in case.steps:
-        world.clock.now = step.at
+        world.begin(step.at)
         wrong = _run_step(step, world)
         if wrong is not None:
             yield _failure(case, step.path, wrong, f"{step.kind.kind} at {step.at:g}s")

@@ -18,9 +18,11 @@ _TOTAL = 10**12
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """All that run, as one worker does: `end` ends the newest, `newest` says when that began."""
+    """All that run, as one worker does: `end` ends the newest of the lowest class, `first` says
+    which class that is, as its place in PRIORITIES, and when it began.
+    """
 
-    began: Callable[[], float | None]
+    first: Callable[[], tuple[int, float] | None]
     end: Callable[[], bool]
     name: str = "some-model"
     pid: int = 0
@@ -29,10 +31,10 @@ class Requests:
     memory: ipc.Memory = ipc.Memory(0, 0, 0)  # noqa: RUF009  frozen
 
     @property
-    def newest(self) -> float | None:
-        return self.began()
+    def lowest(self) -> tuple[int, float] | None:
+        return self.first()
 
-    def end_newest(self, error: MlxdError) -> bool:
+    def end_lowest(self, error: MlxdError) -> bool:
         return self.end()
 
     def trim(self) -> None:

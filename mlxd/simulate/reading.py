@@ -77,7 +77,7 @@ class Reading:
 
     def _refuse_part(self, model: type[Policy], path: Path, problem: Mapping[str, Any]) -> None:
         if problem["type"] == "extra_forbidden":
-            self.unknown(str(path[-1]), list(model.model_fields), path)
+            self.unknown(str(path[-1]), list(model.attributes()), path)
             return
         if problem["type"] == "missing":
             self.refuse(path, f"missing: {problem['loc'][-1]}")
@@ -86,7 +86,7 @@ class Reading:
         if problem["type"] == "value_error":
             words = str(problem["ctx"]["error"])
         else:
-            field = model.model_fields[str(problem["loc"][0])]
+            field = model.model_fields[model.attributes()[str(problem["loc"][0])]]
             words = f"expected {keys.expected(field.annotation, field.metadata)}"
         self.refuse(path, words if ", got " in words else f"{words}, got {got(value)}")
 

@@ -11,10 +11,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from mlxd.core.caller import Caller
 from mlxd.policy import keys
 from mlxd.policy.load import PolicyErrors
 from mlxd.policy.schema import Policy
-from mlxd.policy.schema.base import Name
+from mlxd.policy.schema.base import Header, Name, Positive, Priority
 from mlxd.policy.strict_yaml import Path, parts
 from mlxd.policy.units import Delay, Ratio, got, written
 from mlxd.server.identity import client_at
@@ -31,7 +32,7 @@ from mlxd.simulate.expect import (
 from mlxd.simulate.layers import read_changes
 from mlxd.simulate.machine import State
 from mlxd.simulate.reading import Reading, suggestion
-from mlxd.simulate.world import Answer, World
+from mlxd.simulate.world import Answer, Asking, Which, World
 
 Many = Annotated[int, Field(ge=1, le=100_000)]
 
@@ -63,10 +64,13 @@ class StepKind(Policy):
 
 
 class _OfClient(StepKind):
-    """Something that a client does, whose quota is counted by address or by name."""
+    """Something that a client does: one by its address, by a name in its place, or of a tenant."""
 
     ip: Address | None = None
     client: Name | None = None
+    tenant: Name | None = None
+    name: Name | None = None
+    priority: Priority | None = None
 
     @classmethod
     def read(cls, reading: Reading, value: Any, path: Path) -> Self | None:
@@ -76,8 +80,8 @@ class _OfClient(StepKind):
         return found
 
     @property
-    def named(self) -> str | None:
-        """Whose quota it is, if the step says so."""
+    def address(self) -> str | None:
+        """If the step says so."""
         return client_at(self.ip) if self.ip is not None else self.client
 
 
@@ -85,32 +89,49 @@ class _Requests(_OfClient):
     """Requests, one after the other."""
 
     expects: ClassVar[type[Expect]] = ExpectAnswers
+    brief: ClassVar[bool]
     n: Many = 1
     model: Name = "some-model"
+    tokens: Positive | None = None
+    user: str = ""
+    headers: Mapping[Header, str] = {}
 
     @property
     def requests(self) -> int:
         return self.n
 
     @property
-    def whose(self) -> str:
-        return self.named or client_at("127.0.0.1")
+    def asking(self) -> Asking:
+        tenant = self.tenant or ""
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        caller = Caller(self.address or client_at("127.0.0.1"), tenant, tenant, headers)
+        return Asking(
+            caller=caller,
+            model=self.model,
+            priority=self.priority,
+            tokens=self.tokens,
+            user=self.user,
+            name=self.name or "",
+            brief=self.brief,
+        )
 
 
 class Start(_Requests):
-    """`start: {n, ip, client, model}`: requests that run until they are ended."""
+    """`start: {n, ip, ...}`: requests that run until they are ended."""
 
     kind: ClassVar[str] = "start"
+    brief: ClassVar[bool] = False
 
     def run(self, world: World) -> list[Outcome]:
-        whose = self.whose
-        return [_answered(world.start(whose, self.model)) for _ in range(self.n)]
+        asking = self.asking
+        return [_answered(world, world.ask(asking)) for _ in range(self.n)]
 
 
 class Call(_Requests):
-    """`call: {n, every, ip, client, model}`: requests that are each over at once."""
+    """`call: {n, every, ip, ...}`: requests that are each over at once."""
 
     kind: ClassVar[str] = "call"
+    brief: ClassVar[bool] = True
     every: Delay = Delay.parse("0s")
 
     @property
@@ -118,26 +139,50 @@ class Call(_Requests):
         return (self.n - 1) * float(self.every)
 
     def run(self, world: World) -> list[Outcome]:
-        began, every, whose = world.clock.now, float(self.every), self.whose
+        began, every, asking = world.clock.now, float(self.every), self.asking
         outcomes = []
         for number in range(self.n):
-            world.clock.now = began + number * every
-            outcomes.append(_answered(world.call(whose, self.model)))
+            world.advance(began + number * every)
+            outcomes.append(_answered(world, world.ask(asking)))
         return outcomes
 
 
 class End(_OfClient):
-    """`end: {n, ip, client}`: the oldest running requests end; `n: all` is all of them."""
+    """`end: {n, ip, ...}`: the oldest running requests end; `n: all` is all of them. By its name
+    one that waits is ended too: its client has gone.
+    """
 
     kind: ClassVar[str] = "end"
     n: Literal["all"] | Many = 1
+    tokens: Annotated[int, Field(ge=0)] | None = None
+    """That each of them took; as many as its step said, if it is not written."""
 
     def run(self, world: World) -> list[Outcome]:
         count = None if self.n == "all" else self.n
-        ended = world.end(count, self.named)
+        which = Which(self.address, self.tenant, self.priority, self.name)
+        ended = world.end(count, which, self.tokens)
         if count is not None and ended < count:
             raise Failed(Mismatch((self.kind, "n"), f"{count} running to be ended", str(ended)))
-        return [Outcome({"running": world.running})]
+        return [Outcome(world.facts())]
+
+
+class Wait(StepKind):
+    """`wait: 30s`: time passes, and who has waited too long in the queue is refused."""
+
+    kind: ClassVar[str] = "wait"
+    time: Delay
+
+    @classmethod
+    def read(cls, reading: Reading, value: Any, path: Path) -> Self | None:
+        return super().read(reading, {"time": value}, path)
+
+    @property
+    def lasts(self) -> float:
+        return float(self.time)
+
+    def run(self, world: World) -> list[Outcome]:
+        world.advance(world.clock.now + self.lasts)
+        return [Outcome(world.facts())]
 
 
 class Edit(StepKind):
@@ -157,7 +202,7 @@ class Edit(StepKind):
             world.edit(self.changes)
         except PolicyErrors as refused:
             errors = reasons(refused)
-        return [Outcome({"refused": bool(errors), "running": world.running}, errors)]
+        return [Outcome({"refused": bool(errors), **world.facts()}, errors)]
 
 
 class Check(StepKind):
@@ -185,7 +230,7 @@ class Check(StepKind):
                 found = None
             if found != wanted:
                 raise Failed(Mismatch((self.kind, name), written(wanted), written(found)))
-        return [Outcome({"running": world.running})]
+        return [Outcome(world.facts())]
 
 
 class MemoryUse(StepKind):
@@ -213,7 +258,7 @@ class MemoryUse(StepKind):
             "admission": "stopped" if world.admission_stopped else "open",
             "level": world.guard.level.word,
             "health": world.health,
-            "running": world.running,
+            **world.facts(),
         }
         return [Outcome(facts)]
 
@@ -235,17 +280,20 @@ def _parsed(name: str, text: Any) -> Any:
         raise ValueError(words or f"expected {key.expected}, got {got(text)}") from None
 
 
-def _answered(answer: Answer) -> Outcome:
+def _answered(world: World, answer: Answer) -> Outcome:
+    waits = bool(answer.position)
     facts = {
-        "status": answer.status,
+        "status": "waiting" if waits else answer.status,
+        "waiting": waits,
+        "position": answer.position,
         "code": answer.code,
         "policy": answer.policy,
         "message": answer.message,
         "header": answer.headers,
         "would_deny": answer.would_deny,
-        "running": answer.running,
+        **world.facts(),
     }
-    return Outcome(facts, answer.words)
+    return Outcome(facts, f"place {answer.position} in the queue" if waits else answer.words)
 
 
 def reasons(refused: PolicyErrors) -> str:
@@ -254,5 +302,5 @@ def reasons(refused: PolicyErrors) -> str:
 
 
 KINDS: dict[str, type[StepKind]] = {
-    kind.kind: kind for kind in (Start, Call, End, Edit, Check, MemoryUse)
+    kind.kind: kind for kind in (Start, Call, End, Wait, Edit, Check, MemoryUse)
 }

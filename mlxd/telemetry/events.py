@@ -12,7 +12,7 @@ import contextlib
 import logging
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -130,6 +130,8 @@ class Events:
     def __init__(self, clock: Clock, after: int = 0) -> None:
         """`after`: of `ids_after`; the first id is the next one."""
         self.after = after
+        self.observers: list[Callable[[Event], None]] = []
+        """Told of each as it happens; they raise nothing."""
         self.closed = False
         self._clock = clock
         self._recent: deque[Event] = deque(maxlen=KEPT)
@@ -156,6 +158,8 @@ class Events:
         log.log(_level(event) if level is None else level, "%s", event.message, extra=extra)
         for follower in self._followers:
             follower.wake.set()
+        for observer in self.observers:
+            observer(event)
         return event
 
     def since(self, id: int = 0) -> list[Event]:

@@ -10,17 +10,15 @@ import logging
 import os
 import re
 import stat
-import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 
+from mlxd.telemetry.background import Background
 from mlxd.telemetry.sink import Sink
 
 MOST_WAITING = 4000
 """Lines, about a megabyte: more than comes while a busy process does not run the thread."""
-_LAST_SECONDS = 1.0
-"""For what is waiting at the end; a disk may hang."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +45,17 @@ class LogFile(logging.Handler):
         self.failure = ""
         """Why the file is not written now."""
         self._file = RotatedFile(target)
-        self._waiting: SimpleQueue[tuple[str, logging.LogRecord] | None] = SimpleQueue()
         self._untold = 0
-        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
-        self._thread.start()
+        self._waiting = Background[tuple[str, logging.LogRecord]](
+            "log", self._write, self._file.close
+        )
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record)
         except Exception:  # noqa: BLE001 - the edge: a bad log call is no reason to fail
             line = f"a log line that cannot be written: {record.msg!r}"
-        if self._waiting.qsize() >= MOST_WAITING:
+        if self._waiting.waiting() >= MOST_WAITING:
             self.lost += 1
             self._untold += 1
             self.failure = f"the log file {self.target.path} takes no more lines: its disk hangs"
@@ -75,24 +73,21 @@ class LogFile(logging.Handler):
 
     def finish(self) -> None:
         """Write what is waiting, and nothing more; waits for nothing."""
-        self._waiting.put(None)
+        self._waiting.finish()
 
     def close(self) -> None:
         """At the end of the process."""
-        self.finish()
-        self._thread.join(_LAST_SECONDS)
+        self._waiting.close()
         super().close()
 
-    def _run(self) -> None:
-        while (waiting := self._waiting.get()) is not None:
-            line, record = waiting
-            try:
-                self._file.write(f"{line}\n".encode("utf-8", "backslashreplace"))
-            except OSError as error:
-                self._failed(error, record)
-            else:
-                self.failure = ""
-        self._file.close()
+    def _write(self, waiting: tuple[str, logging.LogRecord]) -> None:
+        line, record = waiting
+        try:
+            self._file.write(f"{line}\n".encode("utf-8", "backslashreplace"))
+        except OSError as error:
+            self._failed(error, record)
+        else:
+            self.failure = ""
 
     def _failed(self, error: OSError, record: logging.LogRecord) -> None:
         """Somebody may read stderr."""
@@ -109,8 +104,10 @@ class LogFile(logging.Handler):
 class RotatedFile:
     """Lines in a file that has at most so many bytes, and those before it."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, first: Callable[[], bytes] = bytes) -> None:
+        """`first`: what is written each time that a file is opened, before anything else."""
         self.target = target
+        self._first = first
         self._descriptor = -1
         self._torn = False
         """The last line was not written to its end."""
@@ -121,6 +118,9 @@ class RotatedFile:
         length = os.fstat(self._descriptor).st_size
         if length and length + len(line) > self.target.size:
             self._begin_anew()
+        self._put(line)
+
+    def _put(self, line: bytes) -> None:
         left = memoryview(b"\n" + line if self._torn else line)
         while left:
             written = os.write(self._descriptor, left)
@@ -151,6 +151,19 @@ class RotatedFile:
             self.close()
             raise OSError("it is no file")
         self._torn = False
+        if first := self._first():
+            self._begin_with(first)
+
+    def _begin_with(self, first: bytes) -> None:
+        """On a line of its own: another process may have been cut off in its last one. Without it
+        the file is not begun.
+        """
+        self._torn = os.fstat(self._descriptor).st_size > 0
+        try:
+            self._put(first)
+        except OSError:
+            self.close()
+            raise
 
     def _begin_anew(self) -> None:
         """The file becomes .1, .1 becomes .2; those beyond what is kept go."""

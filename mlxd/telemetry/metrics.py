@@ -13,7 +13,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.exposition import generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -216,6 +216,12 @@ class Metrics:
         """Ask `values` at each scrape; what it does not tell any more is gone."""
         self.registry.register(_Each(name, meaning, labels, values))
 
+    def watch_counts(
+        self, name: str, meaning: str, labels: tuple[str, ...], values: Callable[[], Values]
+    ) -> None:
+        """As `watch_each`, of what only ever rises; it is served as `name` and `_total`."""
+        self.registry.register(_Each(name, meaning, labels, values, CounterMetricFamily))
+
     def render(self) -> bytes:
         """All of them, in Prometheus' text format."""
         return generate_latest(self.registry)
@@ -226,19 +232,25 @@ class Metrics:
 
 class _Each(Collector):
     def __init__(
-        self, name: str, meaning: str, labels: tuple[str, ...], values: Callable[[], Values]
+        self,
+        name: str,
+        meaning: str,
+        labels: tuple[str, ...],
+        values: Callable[[], Values],
+        kind: type[GaugeMetricFamily | CounterMetricFamily] = GaugeMetricFamily,
     ) -> None:
         self._name = name
         self._meaning = meaning
         self._labels = labels
         self._values = values
+        self._kind = kind
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        family = GaugeMetricFamily(self._name, self._meaning, labels=self._labels)
+    def collect(self) -> Iterator[Metric]:
+        family = self._kind(self._name, self._meaning, labels=self._labels)
         for labels, value in self._values():
             family.add_metric(labels, value)
         yield family
 
-    def describe(self) -> Iterator[GaugeMetricFamily]:
+    def describe(self) -> Iterator[Metric]:
         """Without values: a registration asks nobody."""
-        yield GaugeMetricFamily(self._name, self._meaning, labels=self._labels)
+        yield self._kind(self._name, self._meaning, labels=self._labels)

@@ -204,6 +204,19 @@ def test_answers_that_end_are_what_their_schemas_ask_for(tmp_path: Path) -> None
 @pytest.mark.mlx
 @pytest.mark.timeout(240)
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the whole of 127.0.0.0/8 for clients")
+def test_recorded_traffic_is_simulated_as_it_was(tmp_path: Path) -> None:
+    """Exit status 1 would say that it is not."""
+    found = run("simulation.py", tmp_path, "--short")
+
+    assert found["requests"] > 10
+    assert found["was"]["rate"] == found["simulated"]["rate"]
+    assert found["problems"] == []
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(240)
+@pytest.mark.slow
 def test_those_who_wait_are_told_and_served(tmp_path: Path) -> None:
     """What they cost is judged by the full form."""
     found = run("waiting.py", tmp_path, "--short")

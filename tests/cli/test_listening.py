@@ -14,6 +14,7 @@ from mlxd.cli.listening import Found, Taken, Unusable
 from mlxd.policy.boot import boot
 from mlxd.policy.explain import explain
 from mlxd.policy.history import history_of
+from mlxd.policy.keys_file import demand
 from mlxd.policy.load import Override, PolicyErrors
 from mlxd.server.inherited import Inherited
 from tests.support.daemon import free_port, write_policies
@@ -33,7 +34,10 @@ def find(tmp_path: Path) -> Callable[..., Found]:
 
     def found(files: dict[str, str], inherited: Inherited, *own: Override) -> Found:
         folder = write_policies(tmp_path / "policies", files)
-        start = partial(boot, folder, history=history_of(tmp_path / "state"))
+        state = tmp_path / "state"
+        start = partial(
+            boot, folder, history=history_of(state), demand=partial(demand, state=state)
+        )
         return listening.find(start, own, inherited)
 
     return found

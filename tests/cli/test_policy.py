@@ -56,13 +56,13 @@ def test_check_of_valid_files(run: Run, folder: Path) -> None:
 
 
 def test_check_names_what_is_set_and_not_enforced_yet(run: Run, folder: Path) -> None:
-    write_policies(folder, {"clients": "trusted_proxies: [10.0.0.0/8]\n"})
+    write_policies(folder, {"clients": "cors: {allow_credentials: true}\n"})
     status, out, _ = run("check")
     assert status == 0
     assert "set and not enforced yet: " in out
-    assert "clients.trusted_proxies" in out
+    assert "clients.cors.allow_credentials" in out
     _, report = in_json(run, "check")
-    assert "clients.trusted_proxies" in report["not_enforced"]
+    assert "clients.cors.allow_credentials" in report["not_enforced"]
 
 
 def test_check_of_broken_files_says_everything_at_once(run: Run, folder: Path) -> None:

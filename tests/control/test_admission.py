@@ -200,7 +200,8 @@ def test_refusals_are_counted_by_rule(admission, tmp_path):
         "rate_limit: [{name: five, requests: 5}]\n"
     )
     policies = limits(tmp_path, text)
-    assert rules_in_force(policies) == ["rate_limit:five", "concurrency", "concurrency:Small"]
+    concurrency = ["concurrency", "concurrency:Small"]
+    assert rules_in_force(policies) == ["rate_limit:five", "shed:low", *concurrency]
     enter(admission, policies, model="small")
     for model in ("small", "other", "other", "small", "small"):
         with pytest.raises((Overloaded, RateLimited)) if model == "small" else does_nothing():
@@ -278,7 +279,7 @@ def test_concurrency_that_is_off_is_not_judged(admission, tmp_path):
     for _ in range(3):
         enter(admission, policies, told.append)
     assert told == []
-    assert rules_in_force(policies) == ["rate_limit:per-client"]
+    assert rules_in_force(policies) == ["rate_limit:per-client", "shed:low"]
 
 
 def test_a_lower_limit_stops_nothing_and_refuses_until_enough_have_ended(admission, tmp_path):
@@ -482,7 +483,21 @@ def test_the_concurrency_of_models_is_among_the_rules_once(tmp_path):
     text = "concurrency: {per_model: {A: 1}}\nrate_limit: []\n"
     models = "models: {a: {max_concurrency: 2}, b: {max_concurrency: 2}, c: {ttl: never}}\n"
     policies = load(write_policies(tmp_path, {"limits": text, "models": models}))
-    assert rules_in_force(policies) == ["concurrency", "concurrency:A", "concurrency:b"]
+    rules = ["shed:low", "concurrency", "concurrency:A", "concurrency:b"]
+    assert rules_in_force(policies) == rules
+
+
+def test_what_classes_and_tenants_have_of_their_own_is_among_the_rules(tmp_path):
+    text = "concurrency: {max_waiting: 5}\nrate_limit: []\n"
+    clients = (
+        "priorities: {high: {borrow: false}, low: {max_share: 50%, shed_at: never}}\n"
+        "tenants: {a: {requests: 5, max_in_flight: 2}, b: {daily_tokens: 5}, c: {weight: 2}}\n"
+    )
+    policies = load(write_policies(tmp_path, {"limits": text, "clients": clients}))
+    assert rules_in_force(policies) == [
+        "tenant:b:daily_tokens", "tenant:a", "concurrency",
+        "priority:high", "priority:low", "queue",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("jump", [3600, -24 * 3600])

@@ -74,6 +74,22 @@ async def test_a_refusal_reaches_whoever_waits_for_acceptance():
 
 
 @pytest.mark.parametrize(
+    ("numbers", "fits"),
+    [
+        ({"prompt_tokens": 9, "allowed_tokens": 8}, "a prompt of at most 8 tokens"),
+        ({"fitting_tokens": 20}, "prompt and answer of at most 20 tokens together"),
+        ({}, ""),
+    ],
+)
+async def test_a_prompt_that_is_too_long_says_what_would_fit(numbers, fits):
+    running = generation()
+    running.answer(ipc.Refused(1, "context_exceeded", "too long", numbers=numbers))
+    with pytest.raises(ContextExceeded) as refused:
+        await running.accepted()
+    assert (refused.value.numbers, refused.value.would_pass) == (numbers, fits)
+
+
+@pytest.mark.parametrize(
     ("limits", "error", "key"),
     [
         ({"total": 0.02}, DeadlineExceeded, "timeouts.generation"),
@@ -88,6 +104,10 @@ async def test_a_limit_that_passes_says_which_it_was(limits, error, key):
         await events_of(running)
     assert passed.value.policy is not None
     assert passed.value.policy.key == key
+    numbers = passed.value.numbers
+    assert numbers["limit_seconds"] == 0.02
+    assert 0.02 <= float(numbers["elapsed_seconds"]) < 60
+    assert passed.value.would_pass
     assert not running.ended, "the worker still works on it"
 
 

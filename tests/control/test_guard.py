@@ -13,7 +13,9 @@ from mlxd.control.guard import Guard
 from mlxd.control.memory import MemoryReading
 from mlxd.control.monitors import Monitors
 from mlxd.control.pressure import Pressure
+from mlxd.control.shedding import Strain
 from mlxd.control.watermarks import Level
+from mlxd.core.caller import PRIORITIES, Priority
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import InsufficientMemory, MlxdError
 from mlxd.ipc import messages as ipc
@@ -33,6 +35,7 @@ class Worker:
 
     name: str
     newest: float | None = None
+    priority: Priority = "medium"
     pid: int = 1
     memory: ipc.Memory = field(default_factory=lambda: ipc.Memory(0, 0, 0))
     ready: ipc.Ready | None = None
@@ -41,10 +44,14 @@ class Worker:
     killed: bool = False
     errors: list[MlxdError] = field(default_factory=list)
 
+    @property
+    def lowest(self) -> tuple[int, float] | None:
+        return (PRIORITIES.index(self.priority), self.newest) if self.newest is not None else None
+
     def trim(self) -> None:
         self.trims += 1
 
-    def end_newest(self, error: MlxdError) -> bool:
+    def end_lowest(self, error: MlxdError) -> bool:
         self.errors.append(error)
         return True
 
@@ -69,6 +76,7 @@ class Machine:
         self.evictions = 0
         self.blocked: MlxdError | None = None
         self.closed: MlxdError | None = None
+        self.strained: Strain | None = None
         self.resident: dict[int, int] = {}
         self.evicting = asyncio.Event()
         self.slow: asyncio.Event | None = None
@@ -116,6 +124,10 @@ class Machine:
         self.log.append("open" if error is None else "shut")
         self.closed = error
 
+    def strain(self, strain: Strain | None) -> None:
+        self.log.append("all classes" if strain is None else f"shed at {strain.level.word}")
+        self.strained = strain
+
     async def relieve(self, enough: Callable[[], bool], *, all: bool = False) -> list[str]:
         gone = []
         for models in (self.idle, self.pinned) if all else (self.idle,):
@@ -136,8 +148,8 @@ class Machine:
 
     @property
     def deeds(self) -> list[str]:
-        """The log so far, without counts, which is then empty."""
-        done = [line for line in self.log if not line.startswith("count")]
+        """The log so far, without counts and without who is shed; it is then empty."""
+        done = [line for line in self.log if not line.startswith(("count", "shed", "all"))]
         self.log.clear()
         return done
 
@@ -201,7 +213,8 @@ async def test_while_critical_no_model_is_loaded_and_it_is_said_why(machine: Mac
     assert error.retry_after == 10.0
     assert guard.warnings() == [
         "memory is at 96.1 %, 3.9 GiB of 100.0 GiB are available: loads are blocked, idle models"
-        " are dropped (memory.watermarks.critical.enter: 90% (policies/memory.yaml:2))"
+        " are dropped, classes whose shed_at is reached are refused"
+        " (memory.watermarks.critical.enter: 90% (policies/memory.yaml:2))"
     ]
     machine.used = 0.86
     await guard.check()
@@ -223,6 +236,7 @@ async def test_a_jump_to_emergency_does_all_lower_marks_actions_first(machine: M
         "count drop_mlx_cache",
         "no loads", "count block_loads",
         "evict a", "count evict_lru",
+        "shed at emergency", "count shed_low_priority",
         "evict b", "count evict_all_idle",
         "shut", "count stop_admission",
         "count cancel_lowest_priority",
@@ -235,6 +249,31 @@ async def test_a_jump_to_emergency_does_all_lower_marks_actions_first(machine: M
     assert machine.closed.policy is not None
     assert machine.closed.policy.key == "memory.watermarks.emergency.enter"
     assert kinds(machine) == ["pressure"] + ["memory_action"] * 3
+
+
+async def test_classes_are_shed_as_long_as_a_mark_that_sheds_holds(machine: Machine) -> None:
+    guard = machine.guard()
+    seen: list[Strain | None] = []
+    for machine.used in (0.96, 0.985, 0.91, 0.89):
+        await guard.check()
+        seen.append(machine.strained)
+    levels = [strain.level if strain is not None else None for strain in seen]
+    assert levels == [Level.CRITICAL, Level.EMERGENCY, Level.CRITICAL, None]
+    words = "memory is at 96.0 %, 4.0 GiB of 100.0 GiB are available"
+    assert seen[0] == Strain(Level.CRITICAL, 0.96, words, 10.0)
+
+
+async def test_the_newest_of_the_lowest_class_is_ended_first(machine: Machine) -> None:
+    guard = machine.guard()
+    low, older = Worker("low", 2.0, "low"), Worker("older", 1.0, "low")
+    machine.running = [Worker("new", 9.0), older, low, Worker("newest", 10.0, "high")]
+    machine.used = 0.99
+    for ended in (low, older, machine.running[0], machine.running[3]):
+        await guard.check()
+        assert len(ended.errors) == 1
+        ended.newest = None
+    told = [event.message for event in machine.events.since() if event.type == "memory_action"]
+    assert told[0].endswith("the newest generation of class low of low was ended")
 
 
 async def test_in_an_emergency_one_generation_is_ended_per_look(machine: Machine) -> None:

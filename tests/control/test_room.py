@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from mlxd.control.ledger import PROCESS_BYTES
-from mlxd.control.resident import Evicts
+from mlxd.control.resident import Evicts, Load
 from mlxd.core.errors import InsufficientMemory, ModelsBusy
 from mlxd.ipc import messages as ipc
 from mlxd.policy.load import load
@@ -27,13 +27,15 @@ class Timed(World):
         super().__init__(tmp_path, models, memory, clock=self.loop)
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.done: dict[str, asyncio.Event] = {}
+        self.loads: dict[str, Load | None] = {}
 
     def begin(self, name, size=100):
         """Use a model until `end`."""
         self.done[name] = asyncio.Event()
 
         async def user():
-            async with self.lease(name, size=size):
+            async with self.lease(name, size=size) as lease:
+                self.loads[name] = lease.load
                 await self.done[name].wait()
 
         self.tasks[name] = self.loop.create_task(user())
@@ -134,7 +136,9 @@ def test_the_time_of_a_load_ends_its_wait_and_the_reason_is_told(timed):
     assert "a would have to leave and is in use" in refused.message
     assert refused.policy is not None
     assert refused.policy.key == "memory.reserve.system"
-    assert refused.needed_bytes == 601 * GIB + PROCESS_BYTES
+    assert refused.would_pass == "the same request once a is not in use any more"
+    assert refused.numbers["limit_seconds"] == 300
+    assert refused.needed_bytes == refused.numbers["needed_bytes"] == 601 * GIB + PROCESS_BYTES
     assert 398 * GIB < refused.available_bytes < 400 * GIB
     assert not world.residency.failed([card("b")]), "it is not broken"
 
@@ -150,6 +154,8 @@ def test_a_daemon_that_does_not_wait_says_when_to_come_again(timed):
     assert refused.policy is not None
     assert refused.policy.key == "memory.eviction.protect_recent"
     assert refused.retry_after == 20
+    assert refused.would_pass == "the same request once a is left alone for as long as that says"
+    assert refused.numbers == {"max_loaded": "1"}
     assert "a would have to leave and may in 20 s" in refused.message
 
 
@@ -224,6 +230,38 @@ def test_a_load_that_waited_for_its_turn_until_its_time_was_over_has_not_failed(
     assert refused.policy is not None
     assert refused.policy.key == "models.load.max_parallel"
     assert world.residency.failed([card("a"), card("b")]).keys() == {"a"}
+
+
+def test_a_lease_tells_what_its_load_waited_for_and_who_left(timed):
+    world = timed(models="max_loaded: 1\n")
+    world.once("a")
+    first = world.loads["a"]
+    assert (first.put_off, first.evicted) == (None, ())
+    world.once("a")
+    assert world.loads["a"] is None, "it was there"
+    world.loop.advance(10)
+    world.begin("b")
+    world.loop.advance(21)
+    load = world.loads["b"]
+    assert load.evicted == ("a",)
+    assert load.room_seconds >= 20
+    assert "a would have to leave and may in 20 s" in load.put_off.message
+    assert load.put_off.policy.key == "memory.eviction.protect_recent"
+
+
+def test_whoever_leaves_is_told_with_what_had_it_leave(timed):
+    world = timed(PATIENT, models="max_loaded: 2\n")
+    told = []
+    world.residency.on_evicted = lambda name, held, cause: told.append((name, cause))
+    world.once("a", "b", "c")
+    world.loop.do(world.change, "max_loaded: 1\n")
+    world.loop.advance(1)
+    (first, for_c), (second, trimmed) = told
+    assert (first, for_c.reason, for_c.wanted_by) == ("a", "load", "c")
+    assert for_c.policy.key == "models.max_loaded"
+    assert (second, trimmed.reason, trimmed.wanted_by, trimmed.needed) == ("b", "max_loaded", "", 0)
+    assert trimmed.policy.key == "models.max_loaded"
+    assert trimmed.policy.value == "1"
 
 
 def preload(world, name):

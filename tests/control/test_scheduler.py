@@ -12,8 +12,10 @@ import pytest
 from mlxd.control.applicant import Applicant
 from mlxd.control.place import Place
 from mlxd.control.scheduler import Scheduler
+from mlxd.control.shedding import Strain
+from mlxd.control.watermarks import Level
 from mlxd.core.caller import Priority
-from mlxd.core.errors import MlxdError, Overloaded, QueueFull, QueueTimeout, RateLimited
+from mlxd.core.errors import MlxdError, QueueFull, QueueTimeout, RateLimited
 from mlxd.policy.policy_set import PolicySet
 from tests.support.queue_model import (
     CLASSES,
@@ -452,7 +454,7 @@ def test_raised_limits_let_in_who_waits_and_lowered_ones_stop_nobody() -> None:
     for place in (holder, *places[:2]):
         scheduler.leave(place, 1.0, 0.0)
     assert scheduler.turn(1.0) == places[3:4]
-    scheduler.limit = lambda most: most + 1
+    scheduler.apply(sized(3, 1))
     assert scheduler.turn(1.0) == places[4:5]
 
 
@@ -526,9 +528,9 @@ def test_a_tenants_own_limit_is_its_own_fault_and_counts_nothing() -> None:
 def test_what_is_shed_counts_and_takes_no_slot() -> None:
     policies = policies_of(rates=((2, 60.0),))
     scheduler = scheduler_of(policies)
-    scheduler.shed = lambda applicant: Overloaded("no") if applicant.klass == "low" else None
+    scheduler.shedding.strain = Strain(Level.CRITICAL, 0.96, "memory is full", 10.0)
     low = of_tenant("a", policies, priority="low")
-    assert [refused(scheduler, low).message for _ in range(2)] == ["no", "no"]
+    assert [refused(scheduler, low).code for _ in range(2)] == ["shed", "shed"]
     assert isinstance(refused(scheduler, low), RateLimited)
     assert scheduler.ask(of_tenant("b", policies), 0.0, 0.0, unheard).started is not None
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from mlxd.control.generation import Limits
 from mlxd.control.order import Order
 from mlxd.control.worker import Worker
+from mlxd.core.caller import Priority
 from mlxd.core.clock import ManualClock, SystemClock
 from mlxd.core.errors import InsufficientMemory, InvalidRequest, PolicyLine, WorkerCrashed
 from mlxd.core.footprint import Footprint
@@ -186,12 +188,30 @@ async def test_how_a_process_ended_is_known_and_said(status, out_of_memory, erro
         await asking
 
 
+async def test_the_newest_generation_of_the_lowest_class_is_ended_first():
+    talk = Conversation()
+    classes: tuple[Priority, ...] = ("low", "high", "low", "medium")
+    each = [talk.worker.generate(replace(order(), priority=klass)) for klass in classes]
+    asking = [asyncio.ensure_future(anext(bursts)) for bursts in each]
+    await asyncio.sleep(0)
+    ranks = []
+    while (lowest := talk.worker.lowest) is not None:
+        ranks.append(lowest[0])
+        assert talk.worker.end_lowest(InsufficientMemory("memory is short"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert ranks == [2, 2, 1, 0]
+    assert {m.id for m in talk.of(ipc.Cancel)} == {1, 2, 3, 4}
+    talk.says(ipc.Output(1, [ipc.Cancelled(id) for id in (1, 2, 3, 4)]))
+    await asyncio.gather(*asking, return_exceptions=True)
+
+
 async def test_the_newest_generation_is_ended_first():
     talk = Conversation()
     older, newer = talk.worker.generate(order()), talk.worker.generate(order())
     asking = [asyncio.ensure_future(anext(bursts)) for bursts in (older, newer)]
     await asyncio.sleep(0)
-    assert talk.worker.end_newest(InsufficientMemory("memory is short"))
+    assert talk.worker.end_lowest(InsufficientMemory("memory is short"))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert [m.id for m in talk.of(ipc.Cancel)] == [2]
@@ -199,8 +219,8 @@ async def test_the_newest_generation_is_ended_first():
     with pytest.raises(InsufficientMemory):
         await asking[1]
     assert not asking[0].done()
-    assert talk.worker.end_newest(InsufficientMemory("still"))
-    assert not talk.worker.end_newest(InsufficientMemory("nobody is left"))
+    assert talk.worker.end_lowest(InsufficientMemory("still"))
+    assert not talk.worker.end_lowest(InsufficientMemory("nobody is left"))
     talk.says(ipc.Output(2, [ipc.Cancelled(1)]))
     with pytest.raises(InsufficientMemory):
         await asking[0]

@@ -39,6 +39,11 @@ def test_fractions_are_short() -> None:
     assert error.explained() == "late. Numbers: elapsed_seconds 3.14"
 
 
+def test_names_among_them_are_for_programs() -> None:
+    error = Overloaded("full", numbers={"rule": "concurrency:m", "running": 2})
+    assert error.explained() == "full. Numbers: running 2"
+
+
 def test_what_was_compared_of_memory_is_among_the_numbers() -> None:
     full = InsufficientMemory("no room", needed_bytes=9, available_bytes=4, numbers={"models": 1})
     assert full.numbers == {"needed_bytes": 9, "available_bytes": 4, "models": 1}

@@ -9,9 +9,11 @@ import pytest
 
 from mlxd.control import estimates, kernels, own_names, pulled, quotas, usage
 from mlxd.core import aside
+from mlxd.daemon.traffic import FOLDER
 from mlxd.policy import history
+from mlxd.policy.schema.server import Rotation
 from mlxd.server.watchdog import STACKS
-from mlxd.telemetry import crashes, events, flight
+from mlxd.telemetry import crashes, events, flight, traffic, traffic_log
 
 TEXT = (Path(__file__).parents[2] / "docs" / "reference" / "state.md").read_text(encoding="utf-8")
 ROWS = {
@@ -36,6 +38,8 @@ ROWS = {
         ("models/.partial/", f"at most {pulled.MOST_PARTIAL};"),
         ("kernels/VERSION/", f"{kernels.MOST_BYTES // 2**20} MiB"),
         (STACKS, "the last one"),
+        (f"{FOLDER}/{traffic.FILE}", f"{Rotation().keep} finished files"),
+        (f"{FOLDER}/{traffic_log.SALT}", "64 characters"),
         ("NAME.set-aside-*", f"{aside.KEPT} of each name"),
     ],
 )

@@ -135,10 +135,10 @@ async def test_an_engine_without_memory_is_known_and_its_clients_are_told(worker
 async def test_the_newest_is_cancelled_in_favour_of_the_machine(worker: Worker) -> None:
     bursts = worker.generate(order(5, tokens=200))
     await anext(bursts)
-    assert worker.end_newest(InsufficientMemory("memory is short"))
+    assert worker.end_lowest(InsufficientMemory("memory is short"))
     with pytest.raises(InsufficientMemory, match="memory is short"):
         await _all(bursts)
-    assert not worker.end_newest(InsufficientMemory("nobody"))
+    assert not worker.end_lowest(InsufficientMemory("nobody"))
     assert (await finish(worker, order(5))).completion_tokens == 5
 
 

@@ -49,6 +49,7 @@ def test_a_key_is_known_by_its_secret_alone() -> None:
     for other in ("", "One", "one ", digest_of("one"), "one" * 500, "\udcff"):
         assert ring.find(other, NOW) is None
     assert Keyring().find("one", NOW) is None
+    assert Keyring((a_key("x" * 600),)).find("x" * 600, NOW) is None, "not even hashed"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import threading
 import time
@@ -154,6 +155,18 @@ class TestEditing:
         assert read(file).ring == Keyring(keys)
         edit(file, lambda _: Keyring())
         assert read(file).ring == Keyring()
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+    def test_root_writes_it_for_whom_the_folder_is(self, tmp_path: Path) -> None:
+        state = tmp_path / "state"
+        state.mkdir()
+        os.chown(state, 4711, 4712)
+        keep(state, a_key())
+        found = (state / "keys.yaml").stat()
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (4711, 4712, 0o600)
+        os.chown(state / "keys.yaml", 4713, 4714)
+        keep(state, a_key("t"))
+        assert (state / "keys.yaml").stat().st_uid == 4713
 
     def test_a_link_stays_one(self, tmp_path: Path) -> None:
         (tmp_path / "link").symlink_to(tmp_path / "real")

@@ -10,6 +10,7 @@ from multidict import CIMultiDict
 
 from mlxd.core.caller import Caller
 from mlxd.core.errors import TooManyGuesses, Unauthorized
+from mlxd.core.story import untold
 from mlxd.policy.keyring import Key, Keyring, digest_of
 from mlxd.policy.load import Override, load
 from mlxd.server import edge
@@ -209,6 +210,7 @@ class TestAddresses:
             ("fd00::1", ["203.0.113.5"], "203.0.113.5"),
             ("127.0.0.1", ["203.0.113.5"], "203.0.113.5"),
             ("10.0.0.1", ["unknown"], "10.0.0.1"),
+            ("10.0.0.1", ["unknown, 10.0.0.7"], "10.0.0.1"),
             ("10.0.0.1", ["203.0.113.5, unknown"], "10.0.0.1"),
             ("10.0.0.1", ["203.0.113.5, "], "10.0.0.1"),
             ("10.0.0.1", ["", ""], "10.0.0.1"),
@@ -228,7 +230,7 @@ class TestAddresses:
         assert address_of(request, policies()) == "127.0.0.1"
 
     def test_a_long_tale_is_not_read_to_its_end(self):
-        request = asked(peer="10.0.0.1", X_Forwarded_For=", ".join(["10.0.0.2"] * 5000))
+        request = asked(peer="10.0.0.1", X_Forwarded_For="203.0.113.5" + ", 10.0.0.2" * 5000)
         assert address_of(request, policies(("clients.trusted_proxies", PROXIES))) == "10.0.0.2"
 
     @pytest.mark.parametrize(
@@ -272,6 +274,7 @@ class TestEdge:
             request[edge.POLICIES] = policies(REQUIRED)
             request[edge.MARKS] = edge.Marks(lambda _: None)
             request[edge.CALLER] = Caller("10.9.9.9")
+            request[edge.STORY] = untold()
             return await wall._answer(request)
 
         return ask

@@ -100,6 +100,18 @@ def test_a_change_is_told_once_a_second_and_what_does_not_change_is_not(
     assert len(client.pieces) == 3, "a sign of life, as for everybody"
 
 
+def test_the_further_back_the_more_rarely(loop: VirtualLoop, begin: Begin) -> None:
+    stream, client = begin()
+    stream.wait(Waiting(60, 60.0))
+    loop.advance(10.1)
+    for position in range(59, 49, -1):
+        stream.wait(Waiting(position, 60.0))
+        loop.advance(0.58)
+    assert len(client.pieces) == 1
+    loop.advance(0.3)
+    assert client.pieces[1:] == [b": queued position=50 expected_wait=60\n\n"]
+
+
 def test_who_has_a_slot_is_told_of_no_queue_any_more(loop: VirtualLoop, begin: Begin) -> None:
     stream, client = begin()
     stream.wait(Waiting(1, 1.0))

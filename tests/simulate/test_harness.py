@@ -187,10 +187,77 @@ def test_what_was_expected_and_what_came_stand_in_one_line(tmp_path: Path) -> No
             "  - call: {n: 30}\n  - call: {}\n    expect: {status: 429, would_deny: [x]}\n",
             "8: expected would_deny [x], got []",
         ),
+        ("  - {start: {}, expect: {waiting: true}}\n", "6: expected waiting true, got false"),
+        ("  - {start: {}, expect: {position: 1}}\n", "6: expected position 1, got 0"),
+        ("  - {start: {}, expect: {queued: 1}}\n", "6: expected queued 1, got 0"),
+        ("  - {wait: 1s, expect: {queue_timeout: 1}}\n", "6: expected queue_timeout 1, got 0"),
+        ("  - {wait: 1s, expect: {started: [a]}}\n", "6: expected started [a], got []"),
     ],
 )
 def test_a_step_that_goes_otherwise_fails(tmp_path: Path, steps: str, wrong: str) -> None:
     assert failed(tmp_path, steps).startswith(wrong)
+
+
+QUEUE = "policies: {limits: {concurrency: {max_in_flight: 1, max_waiting: 9}}}"
+FILLED = (
+    "  - start: {}\n"
+    "  - {start: {n: 2, name: a, priority: low}, expect: {waiting: true}}\n"
+    "  - {start: {n: 2, priority: high}, expect: {waiting: true}}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("steps", "wrong"),
+    [
+        ("  - start: {}\n", "9: expected status 200, got waiting (place 3 in the queue)"),
+        ("  - {start: {}, expect: {waiting: false}}\n", "9: expected status 200, got waiting"),
+        ("  - {start: {}, expect: {position: 2}}\n", "9: expected position 2, got 3 (place 3"),
+        ("  - {wait: 29s, expect: {queued: 0}}\n", "9: expected queued 0, got 4"),
+        ("  - {wait: 31s, expect: {queue_timeout: 3}}\n", "9: expected queue_timeout 3, got 4"),
+        (
+            "  - {at: 31s, end: {}, expect: {queue_timeout: 3}}\n",
+            "9: expected queue_timeout 3, got",
+        ),
+        ("  - {end: {}, expect: {started: [low]}}\n", "9: expected started [low], got [high]"),
+        (
+            "  - {end: {n: 3}, expect: {started: [high, a, high]}}\n",
+            "9: expected started [high, a, high], got [high, high, a]",
+        ),
+        ("  - {end: {n: 3}, expect: {started: [high, high, low]}}\n", ""),
+        ("  - {end: {n: 3}, expect: {started: {high: 2, a: 1}}}\n", ""),
+        (
+            "  - {end: {n: 3}, expect: {started: {high: 3}}}\n",
+            "9: expected started {high: 3}, got {high: 2, a: 1}",
+        ),
+        ("  - {end: {n: 2, name: a}, expect: {queued: 2, started: [], running: 1}}\n", ""),
+        ("  - end: {n: 3, name: a}\n", "9: expected 3 running to be ended, got 2"),
+        ("  - {end: {n: all}, expect: {started: [high], running: 1}}\n", ""),
+        ("  - {end: {n: all, priority: low}, expect: {running: 1, queued: 4}}\n", ""),
+        (
+            "  - {edit: {limits: {concurrency: {max_in_flight: 3}}}, expect: {started: [high]}}\n",
+            "9: expected started [high], got [high, high]",
+        ),
+        ("  - {memory: 99%, expect: {running: 0, queued: 0, started: []}}\n", ""),
+    ],
+)
+def test_those_who_wait_are_seen(tmp_path: Path, steps: str, wrong: str) -> None:
+    failure = told(tmp_path, FILLED + steps, QUEUE).failure
+    if not wrong:
+        assert failure is None
+        return
+    assert failure is not None
+    line = f"{failure.place.line}: expected {failure.expected}, got {failure.got}"
+    assert line.startswith(wrong)
+
+
+def test_a_call_that_waits_is_over_as_soon_as_it_has_its_turn(tmp_path: Path) -> None:
+    steps = (
+        "  - start: {}\n"
+        "  - {call: {n: 3}, expect: {waiting: true}}\n"
+        "  - {start: {name: last}, expect: {waiting: true}}\n"
+        "  - {end: {}, expect: {started: [medium, medium, medium, last], running: 1, queued: 0}}\n"
+    )
+    assert told(tmp_path, steps, QUEUE).failure is None
 
 
 @pytest.mark.parametrize(
@@ -270,9 +337,10 @@ def test_rules_that_no_test_has_seen_refuse_are_named(tmp_path: Path) -> None:
         "  steps: [{start: {n: 2, model: small}, expect: [{}, {status: 503}]}]\n"
     )
     report = run(folder, paths=[file])
-    assert report.rules == ("rate_limit:a", "concurrency", "concurrency:small", "concurrency:big")
+    concurrency = ("concurrency", "concurrency:small", "concurrency:big")
+    assert report.rules == ("rate_limit:a", "shed:low", *concurrency)
     assert report.covered == ["rate_limit:a", "concurrency:small"]
-    assert report.uncovered == ["concurrency", "concurrency:big"]
+    assert report.uncovered == ["shed:low", "concurrency", "concurrency:big"]
 
 
 def test_wrong_policies_and_wrong_tests_are_told_and_nothing_is_run(tmp_path: Path) -> None:

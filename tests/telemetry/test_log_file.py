@@ -172,7 +172,7 @@ def test_a_disk_that_hangs_holds_nobody_up_and_its_lines_are_counted(
     assert file.failure.endswith("its disk hangs")
     hangs.set()
     until(lambda: file.failure == "")
-    until(lambda: file._waiting.qsize() == 0)
+    until(lambda: file._waiting.waiting() == 0)
     file.handle(record("again"))
     file.close()
     *_, told, last = file.target.path.read_text().splitlines()

@@ -20,6 +20,13 @@ def test_a_line_is_one_object_whatever_its_message_holds():
     assert (parsed["message"], parsed["request"], parsed["level"]) == ('a"b\nc\r', "id1", "info")
 
 
+def test_whose_a_request_is_stands_in_its_line_if_it_is_known():
+    known, unknown = record("GET /", tenant="a", key="a-1"), record("GET /", tenant="", key="")
+    assert json.loads(JsonLines().format(known))["key"] == "a-1"
+    assert PlainLines().format(known).endswith("GET / tenant=a key=a-1")
+    assert "tenant" not in JsonLines().format(unknown) + PlainLines().format(unknown)
+
+
 def test_a_trace_stays_inside_its_object():
     made = record("broke")
     try:

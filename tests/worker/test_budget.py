@@ -179,6 +179,7 @@ def test_what_fits_into_no_budget_is_told_what_would():
     assert refused.code == "context_exceeded"
     assert "prompt and answer of 2048 tokens together would fit" in refused.message
     assert refused.available_bytes == WEIGHTS + 8 * KIB
+    assert refused.numbers == {"prompt_tokens": 3000, "fitting_tokens": 2048}
 
 
 def test_nobody_overtakes_the_first_who_waits():

@@ -139,6 +139,7 @@ def test_one_that_is_cut_keeps_its_last_mark(bench: Bench) -> None:
     (refused,) = bench.run([structs.replace(asked, context=8)])
     assert refused.refused is not None
     assert refused.refused.code == "context_exceeded"
+    assert refused.refused.numbers == {"prompt_tokens": 92, "allowed_tokens": 8}
 
 
 def test_it_produces_no_text(bench: Bench) -> None:

@@ -57,6 +57,15 @@ def test_so_is_one_that_allows_less_context_than_the_model(kind: str):
     assert caught.value.policy_key == "clients.tenants.a.max_context"
 
 
+def test_what_was_asked_and_what_is_allowed_goes_along():
+    with pytest.raises(Refusal) as counted:
+        room(max_prompt=50).check(51)
+    assert counted.value.numbers == {"prompt_tokens": 51, "allowed_tokens": 50}
+    with pytest.raises(Refusal) as estimated:
+        room().check_bytes(1000, 10)
+    assert estimated.value.numbers == {"prompt_tokens_at_least": 100, "allowed_tokens": 99}
+
+
 def test_bytes_that_cannot_fit_are_refused_without_a_count():
     room().check_bytes(99 * 8, 8)
     with pytest.raises(Refusal) as caught:

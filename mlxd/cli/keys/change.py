@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import secrets
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +14,7 @@ from mlxd.cli.admin import Refused
 from mlxd.cli.client import NoAnswer
 from mlxd.cli.keys.here import Place, place
 from mlxd.cli.policy.here import failed, print_json, refused
+from mlxd.core.clock import SystemClock
 from mlxd.policy.keyring import Key, Keyring, digest_of, iso, new_secret, tenant_problem
 from mlxd.policy.keys_edit import NotEdited, edit
 from mlxd.policy.load import PolicyErrors
@@ -49,7 +49,7 @@ class _NoSuchKey(Exception):
 
 def add(policies: str | None, state: str | None, wanted: Wanted, *, as_json: bool) -> int:
     """Make a key; show it this once."""
-    now = time.time()
+    now = SystemClock().wall()
 
     def work(at: Place) -> int:
         secret = new_secret()
@@ -78,7 +78,7 @@ def add(policies: str | None, state: str | None, wanted: Wanted, *, as_json: boo
 
 def revoke(policies: str | None, state: str | None, key_id: str, *, as_json: bool) -> int:
     """Have it known no more. One that was revoked stays so."""
-    now = time.time()
+    now = SystemClock().wall()
 
     def work(at: Place) -> int:
         def without(ring: Keyring) -> Keyring:
@@ -102,7 +102,7 @@ def rotate(
     policies: str | None, state: str | None, key_id: str, grace: str, *, as_json: bool
 ) -> int:
     """Another key of the same tenant; the old one counts for `grace` more."""
-    now = time.time()
+    now = SystemClock().wall()
 
     def work(at: Place) -> int:
         secret = new_secret()

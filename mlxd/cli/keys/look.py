@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from mlxd.cli.admin import Refused
 from mlxd.cli.client import NoAnswer
 from mlxd.cli.keys.here import place
 from mlxd.cli.policy.here import failed, print_json, refused
+from mlxd.core.clock import SystemClock
 from mlxd.policy import keys_file
 from mlxd.policy.keyring import Key, iso
 from mlxd.policy.load import PolicyErrors
@@ -30,7 +30,7 @@ def look(policies: str | None, state: str | None, *, as_json: bool) -> int:
     except (NoAnswer, Refused) as error:
         return failed(error, as_json=as_json)
     found = keys_file.read(at.file)
-    now = time.time()
+    now = SystemClock().wall()
     keys = [_told(key, now) for key in (found.ring.keys if found.ring is not None else ())]
     if as_json:
         print_json(

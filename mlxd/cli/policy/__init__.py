@@ -1,8 +1,8 @@
 """`mlxd policy ...`: look at policies, try them, put them in force, take them back.
 
 Each command asks the running daemon where one answers on its admin socket, and works on the files
-alone where none does. Exit status: 0 done; 1 it failed, or (diff, test) something differs or fails;
-2 wrong usage, or a policy that is refused.
+alone where none does. Exit status: 0 done; 1 it failed, or (diff, test, simulate) something
+differs, fails or is missed; 2 wrong usage, or a policy that is refused.
 """
 
 from __future__ import annotations
@@ -81,7 +81,28 @@ def _add_files(actions: Actions[argparse.ArgumentParser]) -> None:
     test.add_argument(
         "paths", metavar="PATH", nargs="*", help="files or folders; tests/ of the policy folder"
     )
+    _add_simulate(actions)
     add_action(actions, "init", "write the commented defaults where they are looked for", _init)
+
+
+def _add_simulate(actions: Actions[argparse.ArgumentParser]) -> None:
+    simulate = add_action(
+        actions, "simulate", "play recorded traffic against policies, on a virtual clock", _simulate
+    )
+    add_json(simulate)
+    simulate.add_argument(
+        "--traffic", metavar="LOG", nargs="+", default=[],
+        help="files or folders of server.traffic; the state folder's",
+    )  # fmt: skip
+    simulate.add_argument(
+        "--baseline", metavar="DIR",
+        help="compare with these policies simulated, not with what was recorded",
+    )  # fmt: skip
+    simulate.add_argument(
+        "--expect", metavar="FILE",
+        help="objectives (mlxd-expect/v1); exit status 1 when one is missed",
+    )  # fmt: skip
+    simulate.add_argument("--image", metavar="FILE.svg", help="the table as a picture, too")
 
 
 def _generation(text: str) -> int:
@@ -158,6 +179,15 @@ def _test(arguments: argparse.Namespace) -> int:
     return run_tests.run_tests(
         arguments.policies, arguments.state, arguments.paths, as_json=arguments.json
     )
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from mlxd.cli.policy import simulate
+
+    asked = simulate.Asked(
+        arguments.traffic, arguments.baseline, arguments.expect, arguments.image, arguments.json
+    )
+    return simulate.simulate(arguments.policies, arguments.state, asked)
 
 
 def _init(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from mlxd.cli import exits
 from mlxd.cli.policy.here import refused
 from mlxd.cli.service.site import Site, unseen
+from mlxd.policy.keys_file import demand
 from mlxd.policy.load import PolicyErrors, load
 from mlxd.policy.policy_set import PolicySet
 from mlxd.service.installation import Installation, Outside
@@ -31,13 +32,20 @@ def install(site: Site, *, now: bool, rehearsal: bool) -> int:
     def work(made: Installation) -> list[str]:
         return made.install(now=now)
 
-    return _run(site, Site.policies_on_disk, work, hint, rehearsal=rehearsal)
+    return _run(site, _policies_with_keys, work, hint, rehearsal=rehearsal)
 
 
 def uninstall(site: Site, *, rehearsal: bool) -> int:
     """Stop our service, and remove our files, whatever the policies and the program are."""
     site = replace(site, program=_ANY)
     return _run(site, _policies_if_good, Installation.uninstall, "", rehearsal=rehearsal)
+
+
+def _policies_with_keys(site: Site) -> PolicySet:
+    """What a start would refuse is refused before anything is installed."""
+    policies = site.policies_on_disk()
+    demand(policies, site.state_folder)
+    return policies
 
 
 def _policies_if_good(site: Site) -> PolicySet:

@@ -102,7 +102,8 @@ def _weight(default: int, example: str) -> Any:
 
 def _shed_at(default: str, example: str) -> Any:
     return field(
-        default, "The memory watermark from which its new requests are refused.",
+        default, "The memory watermark from which its new requests are refused (503), while one "
+        "with the action shed_low_priority holds. Those that wait or run go on.",
         reload="live-drain", example=example,
     )  # fmt: skip
 

@@ -104,20 +104,24 @@ class Tokens(Policy):
 
 class Adaptive(Policy):
     enabled: bool = field(
-        False, "Whether the number of generations at one time follows the measured latency per "
-        "token. `limits.concurrency.max_in_flight` stays the most.",
+        False, "Whether the number of generations at one time follows what is measured of answers. "
+        "`limits.concurrency.max_in_flight` stays the most. While an aim is missed, requests of "
+        "class low that cannot run at once are refused (503); if the fewest generations miss it "
+        "again, those of class medium are, too.",
         example="true",
     )  # fmt: skip
     min: int = field(
-        1, "The fewest generations that it allows.",
+        1, "The fewest generations at one time that it allows.",
         unit="requests", example="2", ge=1,
     )  # fmt: skip
     max: int = field(
-        5, "The most generations that it allows.",
+        5, "The most generations at one time that it allows; it begins with so many.",
         unit="requests", example="32", ge=1,
     )  # fmt: skip
     ttft: Duration = field(
-        "5s", "The time to first token that is aimed for, from a slot on.",
+        "5s",
+        "The time to first token that is aimed for, once a request has its slot and its model "
+        "is loaded.",
         unit="duration", example="2s",
     )  # fmt: skip
     token_gap: Duration = field(

@@ -66,10 +66,11 @@ class WarningMark(Mark):
         ("warn", "drop_mlx_cache"), "[warn]",
         "What is done, in this order: warn reports it; drop_mlx_cache frees the engines' unused "
         "buffers; block_loads loads nothing more; evict_lru drops idle models, the longest unused "
-        "first, until the mark is left; shed_low_priority does nothing yet (it will refuse the "
-        "classes whose shed_at is reached); evict_all_idle drops every unprotected model; "
-        "stop_admission refuses all generations; cancel_lowest_priority ends the newest "
-        "generation, one in each check_interval. What lasts is undone when the mark is left.",
+        "first, until the mark is left; shed_low_priority refuses new generations (503) of "
+        "the classes whose `clients.priorities.<class>.shed_at` is reached; evict_all_idle drops "
+        "every unprotected model; stop_admission refuses all generations; cancel_lowest_priority "
+        "ends the newest generation of the lowest class that runs, one in each check_interval. "
+        "What lasts is undone when the mark is left.",
     )  # fmt: skip
 
 

@@ -13,9 +13,9 @@ from mlxd.policy.units import Delay, Duration, Size
 class Listen(Policy):
     host: Host = field(
         "127.0.0.1",
-        "The address to serve on. One that other machines can reach is refused unless "
-        "`clients.auth.required: false` is written down. A name is taken by its IPv4 address "
-        "where it has one: localhost is 127.0.0.1.",
+        "The address to serve on. One that other machines can reach is refused unless there is an "
+        "API key (`mlxd keys add`) or `clients.auth.required: false` is written down. A name is "
+        "taken by its IPv4 address where it has one: localhost is 127.0.0.1.",
         reload="rebind", example='"::1"',
     )  # fmt: skip
     port: int = field(

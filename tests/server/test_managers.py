@@ -1,0 +1,53 @@
+"""`clients.manage_models: loopback` is this machine, whatever keys and proxies say."""
+
+from unittest.mock import Mock
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+
+from mlxd.core.errors import Forbidden
+from mlxd.policy.load import Override, load
+from mlxd.server import edge
+from mlxd.server.errors import in_ollama
+from mlxd.server.managers import ForManagers
+
+
+class Endpoint:
+    render_error = staticmethod(in_ollama)
+
+    async def __call__(self, request):
+        return web.Response(text="done")
+
+
+async def manages(peer, *overrides, **headers):
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    transport = Mock()
+    transport.get_extra_info.side_effect = lambda name: (peer, 1) if name == "peername" else None
+    request = make_mocked_request("POST", "/api/pull", headers=names, transport=transport)
+    request[edge.POLICIES] = load(
+        None, [Override(key, text, "a test", yaml=True) for key, text in overrides]
+    )
+    try:
+        await ForManagers(Endpoint())(request)
+    except Forbidden:
+        return False
+    return True
+
+
+PROXIES = ("clients.trusted_proxies", "[127.0.0.1]")
+KEYS = ("clients.auth.required", "true")
+
+
+@pytest.mark.parametrize("overrides", [(), (PROXIES,), (KEYS,), (PROXIES, KEYS)])
+async def test_only_who_is_here_and_comes_through_nobody(overrides):
+    assert await manages("127.0.0.1", *overrides)
+    assert not await manages("10.0.0.1", *overrides)
+    for told in ("203.0.113.5", "127.0.0.1", "127.0.0.1, 127.0.0.1"):
+        assert not await manages("127.0.0.1", *overrides, X_Forwarded_For=told)
+
+
+async def test_not_while_others_can_reach_it_though_a_key_let_them_in():
+    wide = ("server.listen.host", "0.0.0.0")
+    assert not await manages("127.0.0.1", wide, KEYS)
+    assert await manages("10.0.0.1", wide, KEYS, ("clients.manage_models", "any"))
