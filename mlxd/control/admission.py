@@ -162,9 +162,9 @@ class Admission:
             self.leave(ticket, refund=True)
             raise
         finally:
-            self.leave(ticket)
             if story is not None:
                 story.released = story.now
+            self.leave(ticket)
 
     def enter(self, applicant: Applicant, would_deny: WouldDeny = _unheard) -> Ticket:
         """Take a slot that is free now, to be given back by `leave`. Raises what `admit` raises,
@@ -386,7 +386,7 @@ class Admission:
             return
         waited = (place.started or place.came) - place.came
         story.priority, story.cost = place.klass, place.cost
-        story.rated, story.admitted = place.applicant.rated, story.now
+        story.rated, story.admitted = place.applicant.rated, (story.judged or 0.0) + waited
         story.note("admitted", waited=round(waited, 3), slots=self.scheduler.slots)
 
     # -- time

@@ -31,7 +31,7 @@ def recorded() -> Iterator[str]:
                 continue
             name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
             first = node.args[0]
-            if name in TELLING and isinstance(first, ast.Constant):
+            if name in TELLING and isinstance(first, ast.Constant) and isinstance(first.value, str):
                 yield str(first.value)
 
 

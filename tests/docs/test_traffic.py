@@ -8,9 +8,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from mlxd.simulate.traffic.expect import MEASURES, parse
+from mlxd.simulate.traffic.expect import SCHEMA as SCHEMA_OF_OBJECTIVES
 from mlxd.telemetry.traffic import SCHEMA, Evicted, Known, Loaded, Missing, Opening, Request
 
-TEXT = (Path(__file__).parents[2] / "docs/reference/traffic.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = (DOCS / "reference/traffic.md").read_text(encoding="utf-8")
+GUIDE = (DOCS / "guides/simulate.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL))
 
 
@@ -38,3 +42,13 @@ def test_what_is_known_of_a_model_is_listed() -> None:
 
 def test_the_schema_is_the_present_one() -> None:
     assert f"| `schema` | `{SCHEMA}` |" in TEXT
+
+
+def test_the_guides_objectives_are_some() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL)
+    [objectives] = [text for text in blocks if SCHEMA_OF_OBJECTIVES in text]
+    assert len(parse(objectives.encode(), "expect.yaml")) == 3
+
+
+def test_the_guide_names_every_measure() -> None:
+    assert all(f"`{measure}`" in GUIDE for measure in MEASURES)

@@ -128,7 +128,7 @@ class Objective(Policy):
     """Requests that waited for their model."""
 
     def bounds(self) -> Iterator[tuple[str, _Bound]]:
-        for name in _MEASURES:
+        for name in MEASURES:
             bound = getattr(self, name)
             if bound is not None:
                 yield name, bound
@@ -145,7 +145,7 @@ class Objective(Policy):
 
 
 _WHOM = ("tenant", "klass", "model")
-_MEASURES = tuple(name for name in Objective.model_fields if name not in _WHOM)
+MEASURES = tuple(name for name in Objective.model_fields if name not in _WHOM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,5 +258,5 @@ def _objectives(reading: Reading) -> Iterator[Placed]:
         if objective is None:
             continue
         if not any(objective.bounds()):
-            reading.refuse(path, f"it expects nothing: known here are {', '.join(_MEASURES)}")
+            reading.refuse(path, f"it expects nothing: known here are {', '.join(MEASURES)}")
         yield Placed(objective, reading.document.place(path), reading.file)
