@@ -268,8 +268,16 @@ async def test_as_many_as_come_at_once_are_answered(bench: Bench) -> None:
     said = await bench.ask(raw() * 300)
     assert said.count(b"HTTP/1.1 429") == 300
     assert bench.handled == FIRST
-    assert not bench.connection.expecting or bench.connection.waiting
     assert await bench.at_once(raw())
+
+
+async def test_a_connection_is_idle_once_it_has_its_answer(bench: Bench) -> None:
+    await bench.flooded(raw())
+    assert await bench.at_once(raw())
+    now = bench.clock.monotonic()
+    assert bench.connection.overdue(now, header_timeout=5.0, keep_alive=60.0) is None
+    assert bench.connection.overdue(now + 59.0, header_timeout=5.0, keep_alive=60.0) is None
+    assert bench.connection.overdue(now + 60.0, header_timeout=5.0, keep_alive=60.0) == b""
 
 
 def chunked(data: bytes) -> bytes:
