@@ -83,10 +83,7 @@ def test_null_is_absent_everywhere() -> None:
 
 
 def test_what_is_not_ours_is_ignored() -> None:
-    assert (
-        parse(user=5, metadata=[], store="x", priority=-3, prediction=1, verbosity=2, nonsense={})
-        == parse()
-    )
+    assert parse(user=5, metadata=[], store="x", prediction=1, verbosity=2, nonsense={}) == parse()
 
 
 def test_the_tier_is_said_where_one_was_asked_for() -> None:

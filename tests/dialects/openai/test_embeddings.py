@@ -28,7 +28,9 @@ def completion(*numbers: float, tokens: int = 3) -> Completion:
 
 def test_the_least_that_is_valid() -> None:
     call = parse()
-    assert call.requests == (GenerationRequest("m", want="embedding", text="hi", stream=False),)
+    assert call.requests == (
+        GenerationRequest("m", want="embedding", text="hi", user="u", stream=False),
+    )
     assert (call.dimensions, call.base64) == (None, False)
 
 
