@@ -31,7 +31,7 @@ def composed(tmp_path: Path, *, grace: str = "30s", delay: str = "0s") -> Any:
     parts.state = State(ready=True)
     parts.admission.active = 0
     parts.admission.draining = False
-    for name in ("preloader", "puller", "reloader", "guard", "residency", "records"):
+    for name in ("preloader", "puller", "reloader", "guard", "residency", "records", "usage"):
         getattr(parts, name).close = AsyncMock()
     parts.admission.idle = AsyncMock()
     made = MagicMock(parts=parts, threads=Threads("test"), temporary=tmp_path / "tmp")
