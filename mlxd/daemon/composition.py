@@ -183,6 +183,7 @@ def compose(
     warnings = [*warnings, *_unread(ground)]
     parts = _parts(ground, models, reloader, starts, State(warnings=warnings))
     repeats = Repeats(ground.store, ground.clock, parts.rejections, parts.metrics)
+    repeats.on_told = traffic.repeated
     listener = Listener(_server(parts, ground, repeats), moved)
     systemd = Systemd()
     heartbeat, watchdog = _watched(ground, models, parts, listener, systemd)

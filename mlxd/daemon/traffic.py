@@ -63,6 +63,11 @@ class Traffic:
         if self._log is not None and story.want in traffic.GENERATIONS:
             self._log.add(traffic.request_of(story))
 
+    def repeated(self, story: Story, count: int, first: float, last: float) -> None:
+        """So many more were refused as this one was, the first and the last of them then."""
+        if self._log is not None and story.want in traffic.GENERATIONS:
+            self._log.add(traffic.repeats_of(story, count, first, last))
+
     def happened(self, event: Event) -> None:
         """Models come and go, whether that is written or not."""
         line = self._model_line(event)

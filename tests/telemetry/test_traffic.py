@@ -292,6 +292,20 @@ class TestFollowed:
         assert [type(line) for line in lines] == [Request]
         assert recorded.lost == 0
 
+    def test_repetitions_of_a_refusal_are_one_line(self, recorded: Traffic, tmp_path: Path) -> None:
+        recorded.apply(policies())
+        refused = story(
+            want="answer", model="tiny", judged=0.1, ended=0.2, status=503, code="overloaded"
+        )
+        recorded.repeated(refused, 7, 1001.0, 1002.5)
+        recorded.repeated(story(want="load"), 7, 1001.0, 1002.5)
+        recorded.close()
+        _, line, *more = lines_of(tmp_path / FOLDER / traffic.FILE)
+        assert isinstance(line, Request)
+        assert (line.at, line.last, line.repeats) == (1001.0, 1002.5, 7)
+        assert (line.judged, line.lasted, line.code) == (0.0, 0.0, "overloaded")
+        assert more == []
+
     def test_what_earlier_logs_lost_stays_counted(self, recorded: Traffic, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         recorded.apply(policies(folder=str(tmp_path / "file")))
