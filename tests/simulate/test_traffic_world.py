@@ -158,6 +158,24 @@ def test_one_that_turned_out_wrong_holds_its_slot_and_does_not_count(tmp_path: P
     assert codes(early) == ["context_exceeded", "rate_limited"]
 
 
+@pytest.mark.parametrize(
+    ("code", "status", "counts"),
+    [
+        ("context_exceeded", 200, False),
+        ("request_timeout", 408, True),
+        ("model_not_found", 404, False),
+    ],
+)
+def test_whether_it_counts_is_said_by_its_code(
+    tmp_path: Path, code: str, status: int, counts: bool
+) -> None:
+    """The status of an answer that was streamed is 200."""
+    wrong = served(0.0, status=status, code=code, ttft=None, held=1.0, lasted=1.0)
+    rate = {"limits.rate_limit": "[{requests: 1, window: 60s}]"}
+    result = simulated(tmp_path, [wrong, served(1.5)], rate)
+    assert codes(result) == [code, "rate_limited" if counts else ""]
+
+
 def test_who_left_leaves_as_long_after_it_came(tmp_path: Path) -> None:
     one = {"limits.concurrency.max_in_flight": "1", "limits.concurrency.max_waiting": "5"}
     left = [

@@ -10,11 +10,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
+from mlxd.core.errors import WRONG
 from mlxd.policy.schema.clients import Tenant
 from mlxd.policy.schema.limits import Tokens
 from mlxd.simulate.traffic.pace import Paces
 from mlxd.telemetry.traffic import Request
 
+_WRONG = frozenset(error.code for error in WRONG)
 _OF_MEMORY = ("insufficient_memory", "models_busy")
 """Codes of those that had a slot and no model: whether they get one is decided anew."""
 
@@ -81,14 +83,13 @@ class Services:
             until, work = one.held, 0.0
         if one.left:  # it would have gone on: how long, nobody knows
             until, work = (until, math.inf) if one.ttft is not None else (math.inf, 0.0)
-        wrong = 400 <= one.status < 500 and not one.left and one.status != 429
         return Service(
             first=max(0.0, until - one.load),
             work=work,
             prompt=one.prompt,
             completion=one.completion,
             code="" if one.left else one.code,
-            refund=wrong,
+            refund=one.code in _WRONG and not one.left,
             answers=one.ttft is not None,
         )
 
