@@ -128,9 +128,15 @@ def _typical(served: list[tuple[Request, float]]) -> _Typical:
 
 def _within(service: Service, one: Request, tokens: Tokens, tenant: Tenant) -> Service:
     """Cut to what policy allows; refused where the prompt is too long for it."""
-    if tokens.mode == "enforce" and service.prompt > tokens.max_prompt * one.choices:
+    prompt = service.prompt / one.choices
+    context = tenant.max_context or math.inf
+    longest = context - 1 if one.want == "answer" else context
+    if tokens.mode == "enforce":
+        longest = min(longest, tokens.max_prompt)
+    if prompt > longest:
         return Service(0.0, 0.0, service.prompt, 0, "context_exceeded", True, False)
-    most = min(tokens.max_output, tenant.max_output or tokens.max_output) * one.choices
+    room = min(tokens.max_output, tenant.max_output or math.inf, context - prompt)
+    most = round(room * one.choices)
     if service.completion <= most:
         return service
     work = service.work * most / service.completion
