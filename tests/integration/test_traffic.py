@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,16 @@ def recorded(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Da
 
 
 def turned_away(running: Daemon, ask: dict[str, Any]) -> None:
-    """A flood of requests over the rate, by a client that sends no header that it need not."""
-    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
-    for _ in range(FLOOD):
-        connection.request("POST", "/api/generate", json.dumps(ask).encode())
-        assert connection.getresponse().read()
-    connection.close()
+    """A flood of requests over the rate: each in one piece, without a header that need not be."""
+    body = json.dumps(ask).encode()
+    head = f"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", running.port), timeout=60) as connection:
+        for _ in range(FLOOD):
+            connection.sendall(head.encode() + body)
+            with http.client.HTTPResponse(connection) as answer:
+                answer.begin()
+                assert answer.status == 429
+                answer.read()
 
 
 def lines_of(running: Daemon) -> list[Line]:
@@ -121,6 +126,7 @@ def test_a_simulation_of_it_is_what_it_was(
         assert "overloaded 1" in line
         assert f"rate_limited {FLOOD}" in line
         assert "client_left 1" in line
+    assert any(line.startswith("loads 2 -> 2,") for line in table)
     log = read([recorded.state / FOLDER])
     simulated = World(log, load(recorded.policies)).run().outcomes
     assert [one.code for one in simulated] == [one.code for one in measured(log.requests)]
