@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlxd.control.applicant import Applicant
+from mlxd.control.retry import retry_after
 from mlxd.core.caller import PRIORITIES, Priority
 from mlxd.core.errors import Shed
 from mlxd.policy.policy_set import PolicySet
@@ -137,7 +138,7 @@ class Adaptive:
         return Shed(
             f"{_WORDS[missed.aim]} is {missed.measured:.3g} s, and {missed.wanted:g} s is aimed"
             f" for: requests of class {klass} do not wait now (server busy, please try again)",
-            retry_after=max(1.0, left),
+            retry_after=retry_after(self._policies, left),
             policy=self._policies.line(f"limits.adaptive.{missed.aim}"),
             numbers={
                 "rule": f"shed:{klass}",

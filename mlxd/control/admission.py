@@ -26,10 +26,9 @@ from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock
 from mlxd.core.errors import (
     AFTER_DRAIN,
+    WRONG,
     Draining,
-    InvalidRequest,
     MlxdError,
-    ModelNotFound,
     Overloaded,
 )
 from mlxd.core.story import Story
@@ -158,7 +157,7 @@ class Admission:
                 await self._slot(place, story, on_wait)
             self._tell_story(place, story)
             yield ticket
-        except (InvalidRequest, ModelNotFound):
+        except WRONG:
             self.leave(ticket, refund=True)
             raise
         finally:

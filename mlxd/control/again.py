@@ -42,13 +42,13 @@ class Refusals:
         if changes != self._changes or now >= until:
             return False
         if applicant.rated and isinstance(error, Overloaded):
+            on_trial: list[str] = []
             try:
-                self._rates.take(applicant, now, _unheard)
+                counted = self._rates.take(applicant, now, on_trial.append)
             except RateLimited:
+                return False
+            if on_trial:  # who asks is to be told: the ordinary way, which counts it
+                counted.refund()
                 return False
         self._totals.note_turned_away(error, applicant)
         return True
-
-
-def _unheard(rule: str) -> None:
-    """What a rule on trial would have refused was told of the request that was repeated."""

@@ -12,6 +12,7 @@ from mlxd.core.errors import Forbidden
 from mlxd.core.models import ModelCard, canonical
 from mlxd.core.wildcard import matches
 from mlxd.policy.policy_set import PolicySet
+from mlxd.policy.schema.clients import Tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +42,7 @@ class Rights:
 
     def keep_alive(self, asked: float | None) -> float | None:
         """What of a request's keep_alive counts; None: nothing."""
-        if asked is None:
-            return None
-        tenant = self.terms.tenant
-        if not tenant.unload and asked < ttl_of(self.card, self.terms.policies):
-            return None
-        longest = tenant.max_keep_alive
-        return asked if longest is None else min(asked, float(longest))
+        return kept_alive(self.terms.tenant, asked, ttl_of(self.card, self.terms.policies))
 
     @property
     def may_unload(self) -> bool:
@@ -66,6 +61,14 @@ def check_model(terms: Terms, model: str, names: Sequence[str]) -> None:
             policy=terms.line("models"),
             would_pass=f"one of {', '.join(allowed)}",
         )
+
+
+def kept_alive(tenant: Tenant, asked: float | None, ttl: float) -> float | None:
+    """As `Rights.keep_alive`, of a model that policy lets idle for `ttl` seconds."""
+    if asked is None or (not tenant.unload and asked < ttl):
+        return None
+    longest = tenant.max_keep_alive
+    return asked if longest is None else min(asked, float(longest))
 
 
 def rights_of(caller: Caller, card: ModelCard, policies: PolicySet) -> Rights:

@@ -17,6 +17,7 @@ from mlxd.control.lines import Lines
 from mlxd.control.place import Place
 from mlxd.control.quotas import Quotas
 from mlxd.control.rates import Counted, Rates, WouldDeny
+from mlxd.control.retry import retry_after
 from mlxd.control.shedding import Shedding
 from mlxd.control.slots import Full, Scene, Slots
 from mlxd.core.caller import PRIORITIES, Priority
@@ -31,9 +32,6 @@ from mlxd.core.errors import (
 from mlxd.policy.policy_set import PolicySet
 
 __all__ = ["Place", "Scene", "Scheduler"]
-
-LEAST_RETRY, MOST_RETRY = 1.0, 30.0
-"""Seconds."""
 
 
 class Scheduler:
@@ -248,10 +246,7 @@ class Scheduler:
 
     def retry_after(self, klass: Priority, now: float) -> float:
         """Seconds, for one that is refused."""
-        said = self._policies.limits.concurrency.retry_after
-        if said != "auto":
-            return float(said)
-        return min(max(LEAST_RETRY, self.expected_wait(klass, now)), MOST_RETRY)
+        return retry_after(self._policies, self.expected_wait(klass, now))
 
     # -- deciding
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mlxd.control.adaptive import Adaptive
 from mlxd.control.applicant import Applicant
+from mlxd.control.retry import retry_after
 from mlxd.control.watermarks import Level
 from mlxd.core.caller import PRIORITIES, Priority
 from mlxd.core.errors import Shed
@@ -44,7 +45,7 @@ class Shedding:
         return Shed(
             f"{strain.words}: new requests of class {klass} are refused"
             " (server busy, please try again)",
-            retry_after=strain.retry_after,
+            retry_after=retry_after(applicant.policies, strain.retry_after),
             policy=applicant.policies.line(dotted(("clients", "priorities", klass, "shed_at"))),
             numbers={
                 "rule": shed_rule(klass),

@@ -184,6 +184,16 @@ class ModelNotFound(MlxdError):
         self.model = model
 
 
+WRONG = (
+    InvalidRequest,
+    ContextExceeded,
+    EarlierResponseNotFound,
+    UnsupportedFeature,
+    ModelNotFound,
+)
+"""What a request is told that is wrong in itself: it does not count towards rates."""
+
+
 class ResponseNotFound(MlxdError):
     code = "response_not_found"
 

@@ -178,11 +178,14 @@ def compose(
         look=models.guard.before_load, events=ground.events, threads=ground.threads,
     )  # fmt: skip
     models.residency.before_load = hold.before_load
-    traffic = Traffic(ground.state, ground.machine.wall, _total_memory)
+    traffic = Traffic(
+        ground.state, ground.machine.wall, _total_memory, partial(_in_memory, models.residency)
+    )
     ground.events.observers.append(traffic.happened)
     warnings = [*warnings, *_unread(ground)]
     parts = _parts(ground, models, reloader, starts, State(warnings=warnings))
     repeats = Repeats(ground.store, ground.clock, parts.rejections, parts.metrics)
+    repeats.on_told = traffic.repeated
     listener = Listener(_server(parts, ground, repeats), moved)
     systemd = Systemd()
     heartbeat, watchdog = _watched(ground, models, parts, listener, systemd)
@@ -477,6 +480,12 @@ def _fresh_temporary(state: Path) -> Path:
 def _available_memory() -> int | None:
     reading = read_memory()
     return reading.available if reading is not None else None
+
+
+def _in_memory(residency: Residency) -> frozenset[str]:
+    """Names of the models that serve."""
+    workers = map(residency.worker_of, residency.residents())
+    return frozenset(worker.name for worker in workers if worker is not None)
 
 
 def _total_memory() -> int:

@@ -30,11 +30,22 @@ def folder_of(policies: PolicySet, state: Path) -> Path:
 class Traffic:
     """Follows `server.traffic`; told of every request that has ended, and of every event."""
 
-    def __init__(self, state: Path, wall: Callable[[], float], memory: Callable[[], int]) -> None:
-        """`memory`: bytes of memory that there are, 0 where it cannot be read."""
+    def __init__(
+        self,
+        state: Path,
+        wall: Callable[[], float],
+        memory: Callable[[], int],
+        present: Callable[[], frozenset[str]],
+    ) -> None:
+        """`memory`: bytes of memory that there are, 0 where it cannot be read. `present`: names of
+        the models that are in memory.
+        """
         self._state = state
         self._wall = wall
         self._memory = memory
+        self._look = present
+        self._present: frozenset[str] = frozenset()
+        """When the last line was added: the log's thread may not look itself."""
         self._log: TrafficLog | None = None
         self._before: list[TrafficLog] = []
         """Those that are being finished."""
@@ -61,18 +72,29 @@ class Traffic:
     def ended(self, story: Story) -> None:
         """A request has ended, whatever came of it. What generates nothing is not written."""
         if self._log is not None and story.want in traffic.GENERATIONS:
-            self._log.add(traffic.request_of(story))
+            self._add(self._log, traffic.request_of(story))
+
+    def repeated(self, story: Story, count: int, first: float, last: float) -> None:
+        """So many more were refused as this one was, the first and the last of them then."""
+        if self._log is not None and story.want in traffic.GENERATIONS:
+            self._add(self._log, traffic.repeats_of(story, count, first, last))
 
     def happened(self, event: Event) -> None:
         """Models come and go, whether that is written or not."""
         line = self._model_line(event)
         if line is not None and self._log is not None:
-            self._log.add(line)
+            self._add(self._log, line)
 
     def close(self) -> None:
         """At the end of the daemon: what is waiting is written, if the disk takes it at once."""
         for log in self._logs():
             log.close()
+
+    def _add(self, log: TrafficLog, line: Line) -> None:
+        self._present = self._look()
+        if isinstance(line, Loaded):  # a file that begins with it says what was there before
+            self._present -= {line.model}
+        log.add(line)
 
     def _logs(self) -> list[TrafficLog]:
         return [*self._before, *([self._log] if self._log is not None else [])]
@@ -95,21 +117,23 @@ class Traffic:
         model = str(event.data.get("model") or "")
         if event.type == "load":
             size, seconds = int(event.data["bytes"]), float(event.data["seconds"])
-            self._models[model] = Known(bytes=size, seconds=seconds, loaded=True)
+            self._models[model] = Known(bytes=size, seconds=seconds)
             return Loaded(at=event.at, model=model, bytes=size, seconds=seconds)
         if event.type == "evict":
-            known = self._models.get(model, Known())
-            self._models[model] = msgspec.structs.replace(known, loaded=False)
             return Evicted(at=event.at, model=model, reason=str(event.data["reason"]))
         return None
 
     def _opening(self) -> Opening:
         """Called in the log's thread."""
+        present = self._present
         return Opening(
             schema=traffic.SCHEMA,
             mlxd=__version__,
             at=self._wall(),
             memory=self._memory(),
             salt="",
-            models=dict(self._models),
+            models={
+                name: msgspec.structs.replace(known, loaded=name in present)
+                for name, known in dict(self._models).items()
+            },
         )

@@ -22,12 +22,22 @@ from aiohttp.http_parser import RawRequestMessage
 
 from mlxd.core.clock import Clock
 from mlxd.core.errors import Again, MlxdError
+from mlxd.core.story import Story
 from mlxd.dialects import ollama
 from mlxd.dialects.base import to_json
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.store import PolicyStore
 from mlxd.server.connections import Connection
-from mlxd.server.edge import BODY, FAILURE, MARKS, MODEL, caller_of, client_of, policies_of
+from mlxd.server.edge import (
+    BODY,
+    FAILURE,
+    MARKS,
+    MODEL,
+    STORY,
+    caller_of,
+    client_of,
+    policies_of,
+)
 from mlxd.server.errors import MAX_ID, STATUS, error_body, given_id, new_request_id
 from mlxd.telemetry.metrics import Metrics
 from mlxd.telemetry.rejections import Rejections
@@ -57,6 +67,8 @@ _Head = tuple[str, str, tuple[tuple[bytes, bytes], ...]]
 """Where a request comes from, its target, and its headers."""
 _Key = tuple[_Head, bytes | None]
 """And its body; None: any."""
+Told = Callable[[Story, int, float, float], None]
+"""Of the request that was refused: how many repeated it, and when the first and the last came."""
 
 
 @dataclass(slots=True)
@@ -70,6 +82,7 @@ class _Refused:
     """On the monotonic clock."""
     renewed: float
     """When one was let on last that will say it anew."""
+    story: Story
     path: str
     model: str
     client: str
@@ -80,6 +93,19 @@ class _Refused:
     body: bytes
     count: int = 0
     """Repetitions that are still to be told."""
+    first: float = 0.0
+    """When the first of them came, in seconds since the epoch."""
+    last: float = 0.0
+
+    def repeated(self, now: float) -> None:
+        """Once more, at this wall time."""
+        self.first = self.first if self.count else now
+        self.last = now
+        self.count += 1
+
+    def replaces(self, before: _Refused) -> None:
+        """It tells of its repetitions, too."""
+        self.count, self.first, self.last = before.count, before.first, before.last
 
 
 class Repeats:
@@ -99,6 +125,8 @@ class Repeats:
         self._ordinary = 0
         """Repetitions that went the ordinary way in the second from then on."""
         self._telling: asyncio.TimerHandle | None = None
+        self.on_told: Told = lambda story, count, first, last: None
+        """For those who keep each request: repetitions have no story of their own."""
 
     def learn(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """A request was refused, the ordinary way."""
@@ -113,21 +141,23 @@ class Repeats:
         text = to_json(error_body(failure.error, failure.render, self._place.decode()))
         lines = "".join(f"{name}: {value}\r\n" for name, value in self._headers(response))
         status_line = f"HTTP/1.1 {response.status} {response.reason}"
-        known = self._known.get(key)
-        self._known[key] = _Refused(
+        known = _Refused(
             error=failure.error,
             again=failure.error.again,
             policies=policies_of(request),
             said=now,
             renewed=now,
+            story=request[STORY],
             path=request.path,
             model=request.get(MODEL, ""),
             client=client_of(request),
             start=f"{status_line}\r\n{lines}Content-Length: ".encode(),
             rest=f"\r\nDate: {rfc822_formatted_time()}\r\n\r\n".encode(),
             body=text,
-            count=known.count if known is not None else 0,
         )
+        if key in self._known:
+            known.replaces(self._known[key])
+        self._known[key] = known
         self._arm()
 
     def _headers(self, response: web.Response) -> Iterable[tuple[str, str]]:
@@ -145,7 +175,7 @@ class Repeats:
         known = self._find(_head(connection, message.path, message.raw_headers), body)
         if known is None or self._goes_on(known) or not known.again.still():
             return None
-        known.count += 1
+        known.repeated(self._clock.wall())
         return self._said(known, given)
 
     def _goes_on(self, known: _Refused) -> bool:
@@ -219,6 +249,7 @@ class Repeats:
             self._rejections.add(
                 known.error, status, model=known.model, client=known.client, count=known.count
             )
+            self.on_told(known.story, known.count, known.first, known.last)
             known.count = 0
 
 

@@ -82,6 +82,10 @@ class Request(
 
     at: float
     """When it came, in seconds since the epoch."""
+    repeats: int = 0
+    """So many requests, all alike, which came from `at` to `last`; 0: it is one."""
+    last: float = 0.0
+    """When the last of them came, in seconds since the epoch."""
     tenant: str = ""
     """Its tenant; none: anonymous."""
     key: str = ""
@@ -210,6 +214,18 @@ def request_of(story: Story) -> Request:
         lasted=round(lasted, _DIGITS),
         replays=story.replays,
         generation=story.generation,
+    )
+
+
+def repeats_of(story: Story, count: int, first: float, last: float) -> Request:
+    """What the log keeps of so many that were told what this one was told, as soon as they came."""
+    return msgspec.structs.replace(
+        request_of(story),
+        at=round(first, _DIGITS),
+        repeats=count,
+        last=round(last, _DIGITS),
+        judged=0.0,
+        lasted=0.0,
     )
 
 

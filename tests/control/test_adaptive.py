@@ -247,6 +247,18 @@ def test_low_is_shed_first_then_medium_and_never_high(tmp_path: Path) -> None:
     assert adaptive.shed(asks(rules, "low"), 51.0) is None
 
 
+def test_nobody_is_told_to_come_back_in_ten_minutes(tmp_path: Path) -> None:
+    rules = policies(tmp_path, min=4, max=4, interval="10m")
+    adaptive = Adaptive(rules)
+    adaptive.look(0.0)
+    adaptive.observe(1.0, gap=0.25)
+    adaptive.look(600.0)
+    for now, told in ((601.0, 30.0), (1180.0, 20.0), (1199.5, 1.0)):
+        error = adaptive.shed(asks(rules, "low"), now)
+        assert error is not None
+        assert error.retry_after == told
+
+
 def test_it_says_when_something_has_changed_for_those_who_ask(adaptive: Adaptive) -> None:
     assert not adaptive.observe(0.0, gap=0.2)
     assert not adaptive.look(9.0, 20)

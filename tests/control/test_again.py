@@ -66,6 +66,21 @@ def test_each_refusal_for_want_of_a_slot_counts_towards_the_rate() -> None:
         bench.enter()
 
 
+def test_what_a_rule_on_trial_would_refuse_goes_the_ordinary_way() -> None:
+    trial = "{name: t, requests: 2, window: 60s, mode: dry_run}"
+    bench = Bench(("limits.rate_limit", f"[{{name: r, requests: 4, window: 60s}}, {trial}]"))
+    bench.enter("b")
+    again = bench.refused()
+    assert again.still()
+    assert not again.still()
+    assert not bench.admission.would_deny
+    bench.refused()
+    assert bench.admission.would_deny == {"rate_limit:t": 1}
+    bench.refused()  # the fourth that counts: what is not vouched for did not
+    with pytest.raises(RateLimited):
+        bench.enter()
+
+
 def test_a_quota_is_used_up_until_its_time() -> None:
     bench = Bench(rate(1))
     bench.admission.leave(bench.enter())

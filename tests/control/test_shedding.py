@@ -77,6 +77,23 @@ def test_a_refusal_tells_the_mark_the_readings_and_the_policy() -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "looks", "told"),
+    [("auto", 0.1, 1.0), ("auto", 10.0, 10.0), ("auto", 600.0, 30.0), ("7s", 600.0, 7.0)],
+)
+def test_when_to_come_back_is_told_within_bounds_or_by_policy(
+    tmp_path: Path, written: str, looks: float, told: float
+) -> None:
+    """`looks`: seconds until memory is read again."""
+    concurrency = f"concurrency: {{retry_after: {written}}}\n"
+    policies = load(write_policies(tmp_path, {"limits": concurrency}))
+    shedding = Shedding(Adaptive(policies))
+    shedding.strain = Strain(Level.EMERGENCY, 0.961, WORDS, looks)
+    error = shedding.for_memory(asks(policies, "low"))
+    assert error is not None
+    assert error.retry_after == told
+
+
+@pytest.mark.parametrize(
     ("written", "rules"),
     [
         ({}, ["shed:low"]),

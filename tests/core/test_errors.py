@@ -6,7 +6,14 @@ from copy import copy
 
 import pytest
 
-from mlxd.core.errors import InsufficientMemory, MlxdError, Overloaded, PolicyLine
+from mlxd.core.errors import (
+    WRONG,
+    InsufficientMemory,
+    InvalidRequest,
+    MlxdError,
+    Overloaded,
+    PolicyLine,
+)
 
 LINE = PolicyLine("limits.choices", "3", "limits.yaml:3")
 
@@ -32,6 +39,10 @@ def test_policy_and_what_would_pass_come_behind_it() -> None:
 )
 def test_numbers_are_told_that_the_message_does_not_say(message: str, told: str) -> None:
     assert Overloaded(message, numbers={"asked": 4, "allowed": 3}).explained() == told
+
+
+def test_whatever_is_an_invalid_request_is_wrong_in_itself() -> None:
+    assert {InvalidRequest, *InvalidRequest.__subclasses__()} < set(WRONG)
 
 
 def test_fractions_are_short() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,12 +28,14 @@ POLICIES = {
     "limits": "concurrency: {max_in_flight: 1}\nrate_limit: [{requests: 3, window: 1h}]\n",
     "server": "traffic: {record: true}\n",
 }
+FLOOD = 40
+"""More than go the ordinary way."""
 SECRET = "nobody shall read this"
 
 
 @pytest.fixture(scope="module")
 def recorded(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """It has served one, refused two, cut one off and ended."""
+    """It has served one, refused two, cut one off, turned a flood away and ended."""
     folder = tmp_path_factory.mktemp("recorded")
     with daemon(folder, models=zoo, policies=POLICIES) as running:
         ask: dict[str, Any] = generate("tiny-a", SECRET, tokens=9) | {"priority": "high"}
@@ -41,11 +46,24 @@ def recorded(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Da
             running.http.post("/api/generate", json=ask)  # no slot: and yet it counts
             stream.read(3)
         idle(running)
-        running.http.post("/api/generate", json=ask)  # over the rate
+        turned_away(running, ask)
         running.http.post("/api/generate", json={"model": "tiny-a", "keep_alive": 0})
         running.http.get("/api/tags")
         running.stop()
         yield running
+
+
+def turned_away(running: Daemon, ask: dict[str, Any]) -> None:
+    """A flood of requests over the rate: each in one piece, without a header that need not be."""
+    body = json.dumps(ask).encode()
+    head = f"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", running.port), timeout=60) as connection:
+        for _ in range(FLOOD):
+            connection.sendall(head.encode() + body)
+            with http.client.HTTPResponse(connection) as answer:
+                answer.begin()
+                assert answer.status == 429
+                answer.read()
 
 
 def lines_of(running: Daemon) -> list[Line]:
@@ -58,6 +76,9 @@ def test_every_generation_is_a_line_and_the_last_one_is_there_too(recorded: Daem
     assert isinstance(first, Opening)
     assert first.memory > 2**30
     requests = [line for line in lines if isinstance(line, Request)]
+    flood = [one for one in requests if one.code == "rate_limited"]
+    assert sum(one.repeats or 1 for one in flood) == FLOOD > len(flood)
+    requests = [one for one in requests if one not in flood[1:]]
     assert [(one.model, one.status, one.code) for one in requests] == [
         ("tiny-a", 200, ""),
         ("tiny-a", 503, "overloaded"),
@@ -103,8 +124,9 @@ def test_a_simulation_of_it_is_what_it_was(
     everybody = next(n for n, line in enumerate(table) if line.startswith("all "))
     for line in table[everybody : everybody + 2]:
         assert "overloaded 1" in line
-        assert "rate_limited 1" in line
+        assert f"rate_limited {FLOOD}" in line
         assert "client_left 1" in line
+    assert any(line.startswith("loads 2 -> 2,") for line in table)
     log = read([recorded.state / FOLDER])
     simulated = World(log, load(recorded.policies)).run().outcomes
     assert [one.code for one in simulated] == [one.code for one in measured(log.requests)]

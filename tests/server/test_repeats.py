@@ -464,3 +464,23 @@ async def test_they_are_told_while_the_flood_lasts(
     bench.repeats._look()
     assert len(caplog.records) == FIRST + 1
     assert not bench.repeats._known
+
+
+async def test_who_keeps_each_request_is_told_of_which_they_are(bench: Bench) -> None:
+    told: list[tuple[object, ...]] = []
+    bench.repeats.on_told = lambda story, *of: told.append((story.id, *of))
+    await bench.flooded(raw(X_Request_Id="first"))
+    zero = bench.clock.wall()
+    for _ in range(3):
+        bench.clock.advance(0.1)
+        assert await bench.at_once(raw())
+    bench.clock.advance(0.3)
+    assert not await bench.at_once(raw(X_Request_Id="second"))  # it renews what is said
+    assert await bench.at_once(raw())
+    bench.repeats._look()
+    bench.repeats._look()
+    assert told == [("second", 4, pytest.approx(zero + 0.1), pytest.approx(zero + 0.6))]
+    bench.clock.advance(0.1)
+    assert await bench.at_once(raw())
+    bench.repeats._look()
+    assert told[1:] == [("second", 1, pytest.approx(zero + 0.7), pytest.approx(zero + 0.7))]

@@ -26,6 +26,14 @@ def test_the_order_is_that_of_judgement(tmp_path: Path) -> None:
     assert [one.at - ZERO for one in log.requests] == [2.0, 1.0]
 
 
+def test_repetitions_of_one_line_come_evenly_over_its_time(tmp_path: Path) -> None:
+    flood = refused(1.0, repeats=5, last=ZERO + 3.0)
+    once = refused(2.25, repeats=1, last=ZERO + 2.25)
+    requests = read([write(tmp_path, [flood, once])]).requests
+    assert [one.at - ZERO for one in requests] == [1.0, 1.5, 2.0, 2.25, 2.5, 3.0]
+    assert {(one.code, one.repeats) for one in requests} == {("rate_limited", 0)}
+
+
 def test_a_file_that_is_named_twice_counts_once(tmp_path: Path) -> None:
     file = write(tmp_path, [served(1.0)])
     assert len(read([tmp_path, file, file]).requests) == 1

@@ -158,6 +158,24 @@ def test_one_that_turned_out_wrong_holds_its_slot_and_does_not_count(tmp_path: P
     assert codes(early) == ["context_exceeded", "rate_limited"]
 
 
+@pytest.mark.parametrize(
+    ("code", "status", "counts"),
+    [
+        ("context_exceeded", 200, False),
+        ("request_timeout", 408, True),
+        ("model_not_found", 404, False),
+    ],
+)
+def test_whether_it_counts_is_said_by_its_code(
+    tmp_path: Path, code: str, status: int, counts: bool
+) -> None:
+    """The status of an answer that was streamed is 200."""
+    wrong = served(0.0, status=status, code=code, ttft=None, held=1.0, lasted=1.0)
+    rate = {"limits.rate_limit": "[{requests: 1, window: 60s}]"}
+    result = simulated(tmp_path, [wrong, served(1.5)], rate)
+    assert codes(result) == [code, "rate_limited" if counts else ""]
+
+
 def test_who_left_leaves_as_long_after_it_came(tmp_path: Path) -> None:
     one = {"limits.concurrency.max_in_flight": "1", "limits.concurrency.max_waiting": "5"}
     left = [
@@ -177,6 +195,38 @@ def test_longer_prompts_and_answers_than_are_allowed(tmp_path: Path) -> None:
     result = simulated(tmp_path, [served(0.0), served(0.1, prompt=101), served(0.2)], bounds)
     assert codes(result) == ["", "context_exceeded", ""]
     assert waits(result) == [0.0, 1.4, 1.3]  # half of its answer is cut
+
+
+def test_a_tenant_may_have_less_room_than_others(tmp_path: Path) -> None:
+    bounds = {
+        "clients.tenants": "{people: {max_context: 40}}",  # served() has 30 and 20 tokens
+        "limits.concurrency.max_in_flight": "1", "limits.concurrency.max_waiting": "5",
+    }  # fmt: skip
+    lines = [
+        served(0.0, tenant="people"), served(0.1, tenant="people", prompt=40),
+        served(0.2, tenant="people", choices=2, prompt=60, completion=40),
+        served(0.3, tenant="people", prompt=39),
+        served(0.4, tenant="people", prompt=40, want="embedding", completion=0),
+    ]  # fmt: skip
+    result = simulated(tmp_path, lines, bounds)
+    assert codes(result) == ["", "context_exceeded", "", "", ""]
+    assert waits(result) == [0.0, 1.4, 1.3, 2.7, 3.2]  # of 20 tokens 10, twice 10, and 1
+
+
+def test_models_that_a_tenant_may_use_are_the_new_ones(tmp_path: Path) -> None:
+    name = "Org/Qwen2.5-Coder-32B-Instruct-4bit"
+    lines = [served(3.0 * n, model=name, tenant=who) for n, who in enumerate(["people", "agents"])]
+
+    def may_use(models: str) -> list[str]:
+        rules = {
+            "clients.tenants": f"{{people: {{models: [{models}], requests: 1}}}}",
+            "models.models": f"{{{name}: {{aliases: [coder]}}}}",
+        }
+        return codes(simulated(tmp_path, lines, rules))
+
+    for models in ("", name, "'qwen2.5-coder:*'", "other, coder", "'org/*'"):
+        assert may_use(models) == ["", ""]
+    assert may_use("other") == ["forbidden", ""]
 
 
 def test_classes_and_their_ceilings_are_the_new_ones(tmp_path: Path) -> None:
@@ -231,6 +281,19 @@ class TestModels:
         assert simulated(tmp_path, keep, rules, models=TWO).loads == 0
         preload = rules | {"models.preload": "[tiny]"}
         assert simulated(tmp_path, [served(0.0), served(8.0)], preload, models=TWO).loads == 0
+
+    def test_a_tenant_may_not_keep_it_for_longer_or_shorter(self, tmp_path: Path) -> None:
+        rules = BOTH | {"models.defaults.ttl": "10s"}
+        longer = [served(0.0, tenant="people", keep_alive=-1.0), served(20.0)]
+        shorter = [served(0.0, tenant="people", keep_alive=0.0), served(8.0)]
+        for lines, limits, loads in (
+            (longer, "max_keep_alive: 1h", 0),
+            (longer, "max_keep_alive: 12s", 1),
+            (shorter, "unload: true", 1),
+            (shorter, "unload: false", 0),
+        ):
+            tenants = {"clients.tenants": f"{{people: {{{limits}}}}}"}
+            assert simulated(tmp_path, lines, rules | tenants, models=TWO).loads == loads
 
     def test_memory_bounds_them_too(self, tmp_path: Path) -> None:
         room = 2 * 10**9

@@ -258,10 +258,15 @@ def policies(folder: str = "auto", record: str = "true") -> PolicySet:
     ])  # fmt: skip
 
 
+PRESENT: set[str] = set()
+"""Models that are in memory."""
+
+
 class TestFollowed:
     @pytest.fixture
     def recorded(self, tmp_path: Path) -> Iterator[Traffic]:
-        recorded = Traffic(tmp_path, lambda: 77.0, lambda: 2**30)
+        PRESENT.clear()
+        recorded = Traffic(tmp_path, lambda: 77.0, lambda: 2**30, lambda: frozenset(PRESENT))
         yield recorded
         recorded.close()
 
@@ -291,6 +296,47 @@ class TestFollowed:
         assert elsewhere.models == {"tiny": Known(bytes=9, seconds=1.5)}
         assert [type(line) for line in lines] == [Request]
         assert recorded.lost == 0
+
+    def test_a_file_says_which_models_are_there_when_it_begins(
+        self, recorded: Traffic, tmp_path: Path
+    ) -> None:
+        """One that idled out, or whose worker died, was not evicted."""
+        for model in ("tiny", "other"):
+            data = {"model": model, "bytes": 9, "seconds": 1.5}
+            recorded.happened(Event(1, 5.0, "load", "", data))
+        PRESENT.add("other")
+        recorded.apply(policies())
+        recorded.ended(story(**SERVED))
+        recorded.close()
+        first, *_ = lines_of(tmp_path / FOLDER / traffic.FILE)
+        assert isinstance(first, Opening)
+        known = Known(bytes=9, seconds=1.5)
+        assert first.models == {"tiny": known, "other": msgspec.structs.replace(known, loaded=True)}
+
+    def test_what_its_first_line_loads_was_not_there_before(
+        self, recorded: Traffic, tmp_path: Path
+    ) -> None:
+        recorded.apply(policies())
+        PRESENT.add("tiny")
+        recorded.happened(Event(1, 5.0, "load", "", {"model": "tiny", "bytes": 9, "seconds": 1.5}))
+        recorded.close()
+        first, *_ = lines_of(tmp_path / FOLDER / traffic.FILE)
+        assert isinstance(first, Opening)
+        assert not first.models["tiny"].loaded
+
+    def test_repetitions_of_a_refusal_are_one_line(self, recorded: Traffic, tmp_path: Path) -> None:
+        recorded.apply(policies())
+        refused = story(
+            want="answer", model="tiny", judged=0.1, ended=0.2, status=503, code="overloaded"
+        )
+        recorded.repeated(refused, 7, 1001.0, 1002.5)
+        recorded.repeated(story(want="load"), 7, 1001.0, 1002.5)
+        recorded.close()
+        _, line, *more = lines_of(tmp_path / FOLDER / traffic.FILE)
+        assert isinstance(line, Request)
+        assert (line.at, line.last, line.repeats) == (1001.0, 1002.5, 7)
+        assert (line.judged, line.lasted, line.code) == (0.0, 0.0, "overloaded")
+        assert more == []
 
     def test_what_earlier_logs_lost_stays_counted(self, recorded: Traffic, tmp_path: Path) -> None:
         (tmp_path / "file").touch()

@@ -156,10 +156,20 @@ def _named(hashed: str, salt: str) -> str:
     return f"{hashed}:{salt}" if hashed else ""
 
 
+def _each(line: Request) -> Iterator[Request]:
+    """The requests of a line, evenly over its time."""
+    if not line.repeats:
+        yield line
+        return
+    gap = (line.last - line.at) / max(1, line.repeats - 1)
+    for number in range(line.repeats):
+        yield msgspec.structs.replace(line, at=line.at + number * gap, repeats=0, last=0.0)
+
+
 def _take(line: traffic.Line, log: Log) -> None:
     match line:
         case Request():
-            log.requests.append(line)
+            log.requests.extend(_each(line))
         case Loaded():
             log.loads.append(line)
         case Evicted():

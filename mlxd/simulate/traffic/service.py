@@ -10,11 +10,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
+from mlxd.core.errors import WRONG
 from mlxd.policy.schema.clients import Tenant
 from mlxd.policy.schema.limits import Tokens
 from mlxd.simulate.traffic.pace import Paces
 from mlxd.telemetry.traffic import Request
 
+_WRONG = frozenset(error.code for error in WRONG)
 _OF_MEMORY = ("insufficient_memory", "models_busy")
 """Codes of those that had a slot and no model: whether they get one is decided anew."""
 
@@ -81,14 +83,13 @@ class Services:
             until, work = one.held, 0.0
         if one.left:  # it would have gone on: how long, nobody knows
             until, work = (until, math.inf) if one.ttft is not None else (math.inf, 0.0)
-        wrong = 400 <= one.status < 500 and not one.left and one.status != 429
         return Service(
             first=max(0.0, until - one.load),
             work=work,
             prompt=one.prompt,
             completion=one.completion,
             code="" if one.left else one.code,
-            refund=wrong,
+            refund=one.code in _WRONG and not one.left,
             answers=one.ttft is not None,
         )
 
@@ -127,9 +128,15 @@ def _typical(served: list[tuple[Request, float]]) -> _Typical:
 
 def _within(service: Service, one: Request, tokens: Tokens, tenant: Tenant) -> Service:
     """Cut to what policy allows; refused where the prompt is too long for it."""
-    if tokens.mode == "enforce" and service.prompt > tokens.max_prompt * one.choices:
+    prompt = service.prompt / one.choices
+    context = tenant.max_context or math.inf
+    longest = context - 1 if one.want == "answer" else context
+    if tokens.mode == "enforce":
+        longest = min(longest, tokens.max_prompt)
+    if prompt > longest:
         return Service(0.0, 0.0, service.prompt, 0, "context_exceeded", True, False)
-    most = min(tokens.max_output, tenant.max_output or tokens.max_output) * one.choices
+    room = min(tokens.max_output, tenant.max_output or math.inf, context - prompt)
+    most = round(room * one.choices)
     if service.completion <= most:
         return service
     work = service.work * most / service.completion

@@ -13,7 +13,9 @@ from mlxd.control.eviction import Candidate, Plan, Want, plan_eviction, plan_exc
 from mlxd.control.inventory import protection_of
 from mlxd.control.ledger import PROCESS_BYTES, reserve_of
 from mlxd.control.names import settings_of
+from mlxd.control.rights import kept_alive
 from mlxd.policy.policy_set import PolicySet
+from mlxd.policy.schema.clients import Tenant
 
 
 @dataclass(slots=True, eq=False)
@@ -91,13 +93,15 @@ class Shelf:
             self._decide(now)
         return False
 
-    def release(self, name: str, now: float, keep_alive: float | None) -> None:
-        """`keep_alive` as the log has it: seconds, -1 for ever, None: not said."""
+    def release(self, name: str, now: float, keep_alive: float | None, tenant: Tenant) -> None:
+        """`keep_alive` as the log has it: seconds, -1 for ever, None: not said; of this tenant."""
         model = self._model(name)
         model.leases -= 1
         model.last_used = now
-        if keep_alive is not None:
-            model.keep = math.inf if keep_alive < 0 else keep_alive
+        asked = math.inf if keep_alive is not None and keep_alive < 0 else keep_alive
+        kept = kept_alive(tenant, asked, self._idles(name))
+        if kept is not None:
+            model.keep = kept
         if not model.leases and not model.serves and not model.loading:
             model.wanted = None
         self._expire(now)
@@ -133,9 +137,11 @@ class Shelf:
         return model
 
     def _ttl(self, name: str) -> float:
+        return math.inf if name in self._policies.models.preload else self._idles(name)
+
+    def _idles(self, name: str) -> float:
+        """Seconds that policy lets it idle, were it not preloaded."""
         models = self._policies.models
-        if name in models.preload:
-            return math.inf
         own = settings_of(name, models)
         return float(own.ttl if own is not None and own.ttl is not None else models.defaults.ttl)
 

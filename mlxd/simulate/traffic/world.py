@@ -17,12 +17,16 @@ from itertools import count
 from typing import get_args
 
 from mlxd.control.applicant import ANONYMOUS, Applicant
+from mlxd.control.names import settings_of
 from mlxd.control.quotas import Quotas
 from mlxd.control.rates import Rates
+from mlxd.control.rights import check_model
 from mlxd.control.scheduler import Place, Scheduler
+from mlxd.control.short_names import short_name
 from mlxd.control.tempo import Tempo
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.errors import MlxdError
+from mlxd.core.models import canonical
 from mlxd.policy.policy_set import PolicySet
 from mlxd.simulate.traffic.outcome import LEFT, Outcome
 from mlxd.simulate.traffic.pace import Batch, paces_of
@@ -165,6 +169,7 @@ class World:
         applicant = _applicant(request, self._policies)
         outcome.klass = applicant.klass
         try:
+            _check_model(applicant)
             place = self._scheduler.ask(applicant, came, request.asked, self._mark)
         except MlxdError as error:
             outcome.code = error.code
@@ -262,7 +267,8 @@ class World:
         batch = self._batch(model)
         batch.leave(going, self._now)
         self._look_again(model, batch)
-        self._shelf.release(model, self._now, going.request.keep_alive)
+        tenant = going.place.applicant.terms.tenant
+        self._shelf.release(model, self._now, going.request.keep_alive, tenant)
 
     def _turn(self) -> None:
         for place in self._scheduler.turn(self._now):
@@ -344,6 +350,18 @@ def _applicant(request: Request, policies: PolicySet) -> Applicant:
         rated=request.rated,
         user=request.user,
     )
+
+
+def _check_model(applicant: Applicant) -> None:
+    """Whether its tenant may use its model, by the names that follow from the model's own: those of
+    copies are not known. Raises Forbidden.
+    """
+    terms, model = applicant.terms, applicant.model
+    if not terms.tenant.models:
+        return
+    own = settings_of(model, applicant.policies.models)
+    aliases = own.aliases if own is not None else ()
+    check_model(terms, model, [canonical(name) for name in (model, short_name(model), *aliases)])
 
 
 def _priority(text: str) -> Priority | None:
