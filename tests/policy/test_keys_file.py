@@ -26,6 +26,7 @@ from tests.support.policy_daemon import HastyClock, holding
 
 OUTSIDE = {"server": "listen: {host: 0.0.0.0}\n"}
 REQUIRED = {"clients": "auth: {required: true}\n"}
+AUTO = {**OUTSIDE, "clients": "auth: {required: auto}\n"}
 OPEN = {**OUTSIDE, "clients": "auth: {required: false}\n"}
 NO_KEY = "there is no key in"
 OVER = "is valid any more"
@@ -99,25 +100,48 @@ async def test_check_start_and_reload_demand_keys_in_the_same_words(
     assert "mlxd keys add NAME" in errors[0] or put is broken
 
 
-def test_a_start_without_a_key_falls_back_on_what_was_good(tmp_path: Path) -> None:
-    folder, history = write_policies(tmp_path / "policies", OUTSIDE), history_of(tmp_path)
+class TestStart:
+    """What was good before does not stand in for a key that is not there."""
 
-    def start() -> Boot:
-        return boot(folder, (), history, demand=lambda them: demand(them, tmp_path))
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        return write_policies(tmp_path / "policies", OPEN)
 
-    def remember(number: int) -> None:
-        contents, digest = files.read(folder).contents, load(folder).digest
-        history.record(Generation(number, str(folder), contents, digest, 0.0, "start", ""))
+    @pytest.fixture
+    def start(self, folder: Path, tmp_path: Path) -> Callable[[], Boot]:
+        history = history_of(tmp_path)
+        return lambda: boot(folder, (), history, demand=lambda them: demand(them, tmp_path))
 
-    remember(1)
-    with pytest.raises(PolicyErrors):
-        start()
-    write_policies(folder, {"server": "listen: {port: 1234}\n"})
-    remember(2)
-    write_policies(folder, OUTSIDE)
-    booted = start()
-    assert (booted.policies.lkg, booted.policies.generation) == (True, 2)
-    assert NO_KEY in str(booted.errors[0])
+    @pytest.fixture
+    def remember(self, folder: Path, tmp_path: Path) -> Callable[[int], None]:
+        def record(number: int) -> None:
+            contents, digest = files.read(folder).contents, load(folder).digest
+            kept = Generation(number, str(folder), contents, digest, 0.0, "start", "")
+            history_of(tmp_path).record(kept)
+
+        return record
+
+    def test_a_key_that_is_lacking_is_said_and_nothing_else_is_served(
+        self, folder: Path, start: Callable[[], Boot], remember: Callable[[int], None]
+    ) -> None:
+        remember(1)
+        write_policies(folder, AUTO)
+        with pytest.raises(PolicyErrors, match=NO_KEY):
+            start()
+
+    def test_broken_files_fall_back_on_nothing_more_open_than_the_newest(
+        self, folder: Path, tmp_path: Path, start: Callable[[], Boot],
+        remember: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        remember(1)
+        write_policies(folder, AUTO)
+        remember(2)
+        write_policies(folder, {"limits": "x: 1\n"})
+        with pytest.raises(PolicyErrors, match=r"limits\.yaml"):
+            start()
+        one(tmp_path)
+        booted = start()
+        assert (booted.policies.lkg, booted.policies.generation) == (True, 2)
 
 
 def test_the_refusal_names_the_override(tmp_path: Path) -> None:
