@@ -17,6 +17,7 @@ from mlxd.core.caller import Caller
 from mlxd.core.errors import TooManyGuesses, Unauthorized
 from mlxd.policy.keyring import Key
 from mlxd.policy.policy_set import PolicySet
+from mlxd.server.connections import Connection
 from mlxd.server.guesses import Guesses
 
 OPEN = frozenset(("/livez", "/readyz", "/health"))
@@ -41,7 +42,7 @@ class Identity:
         """Raises Unauthorized, and TooManyGuesses whatever key it has."""
         address = address_of(request, policies)
         headers = _counted(request, policies)
-        if not policies.keys_required:
+        if not keys_required_of(request, policies):
             key, _ = self._looked_up(request, policies)
         elif request.path in OPEN:
             guessing = self._guesses.penalty(address, now)
@@ -85,6 +86,18 @@ class Identity:
             if key is not None:
                 return key, True
         return None, given
+
+
+def keys_required_of(request: web.BaseRequest, policies: PolicySet) -> bool:
+    """Whether this request needs an API key.
+
+    While the daemon moves to another address it serves by two. By the one that other machines can
+    reach, nobody does without a key for what policy says of the other.
+    """
+    auto = policies.clients.auth.required == "auto"
+    protocol = request.protocol
+    outside = isinstance(protocol, Connection) and protocol.outside
+    return policies.keys_required or (auto and outside)
 
 
 def address_of(request: web.BaseRequest, policies: PolicySet) -> str:

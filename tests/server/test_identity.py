@@ -9,14 +9,17 @@ from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
 from mlxd.core.caller import Caller
+from mlxd.core.clock import ManualClock
 from mlxd.core.errors import TooManyGuesses, Unauthorized
 from mlxd.core.story import untold
 from mlxd.policy.keyring import Key, Keyring, digest_of
 from mlxd.policy.load import Override, load
+from mlxd.policy.store import PolicyStore
 from mlxd.server import edge
 from mlxd.server.app import routes
+from mlxd.server.connections import Connection, GuardedServer
 from mlxd.server.edge import Edge
-from mlxd.server.identity import OPEN, Identity, address_of, client_at
+from mlxd.server.identity import OPEN, Identity, address_of, client_at, keys_required_of
 from mlxd.server.parts import Parts
 
 NOW = 1_800_000_000.0
@@ -56,7 +59,7 @@ def policies(*overrides):
     return load(None, [Override(key, text, "a test", yaml=True) for key, text in overrides])
 
 
-def asked(path="/api/chat", *, peer="10.9.9.9", method="POST", **headers):
+def asked(path="/api/chat", *, peer="10.9.9.9", method="POST", protocol=None, **headers):
     pairs = [
         (name.replace("_", "-"), value)
         for name, given in headers.items()
@@ -64,7 +67,10 @@ def asked(path="/api/chat", *, peer="10.9.9.9", method="POST", **headers):
     ]
     transport = Mock()
     transport.get_extra_info.side_effect = lambda name: (peer, 1) if name == "peername" else None
-    return make_mocked_request(method, path, headers=CIMultiDict(pairs), transport=transport)
+    given = {} if protocol is None else {"protocol": protocol}
+    return make_mocked_request(
+        method, path, headers=CIMultiDict(pairs), transport=transport, **given
+    )
 
 
 def bearer(secret):
@@ -135,6 +141,52 @@ class TestKeys:
 
     def test_what_is_open_is_served(self):
         assert set(routes(cast("Parts", None))._exact) >= OPEN
+
+
+class TestDoors:
+    """While the daemon moves from one address to another, it serves by both."""
+
+    @pytest.mark.parametrize(
+        ("sockname", "outside"),
+        [
+            (("127.0.0.1", 1), False),
+            (("::1", 1, 0, 0), False),
+            (("::ffff:127.0.0.1", 1, 0, 0), False),
+            (("192.0.2.7", 1), True),
+            (("fe80::1%eth0", 1, 0, 2), True),
+            (None, True),
+        ],
+    )
+    async def test_a_connection_knows_by_which_it_came(self, sockname, outside):
+        server = GuardedServer(Mock(), PolicyStore(policies()), ManualClock())
+        wire = Mock()
+        wire.get_extra_info.side_effect = {"sockname": sockname}.get
+        connection = server.connection()
+        connection.connection_made(wire)
+        assert connection.outside is outside
+        connection.connection_lost(None)
+        await server.shutdown(0.0)
+
+    @pytest.mark.parametrize(
+        ("required", "host", "outside", "needed"),
+        [
+            ("auto", "127.0.0.1", False, False),
+            ("auto", "127.0.0.1", True, True),
+            ("auto", "0.0.0.0", False, True),
+            ("auto", "0.0.0.0", True, True),
+            ("false", "127.0.0.1", True, False),
+            ("true", "127.0.0.1", False, True),
+        ],
+    )
+    def test_the_open_one_opens_only_itself(self, identity, required, host, outside, needed):
+        request = asked(protocol=Mock(spec=Connection, outside=outside, peername=("10.9.9.9", 1)))
+        held = policies(("clients.auth.required", required), ("server.listen.host", host))
+        assert keys_required_of(request, held) is needed
+        if needed:
+            with pytest.raises(Unauthorized):
+                identity.identify(request, held, 1.0)
+        else:
+            assert not identity.identify(request, held, 1.0).key
 
 
 class TestGuesses:
