@@ -219,6 +219,13 @@ class TestGuesses:
         assert not identity.identify(request, policies(*self.LIMITS), 2.0).key
         assert keys.asked == before
 
+    @pytest.mark.parametrize("path", sorted(OPEN))
+    def test_a_guess_is_one_where_no_key_is_needed_too(self, identity, path):
+        for _ in range(3):
+            identity.identify(asked(path, **bearer("mlxd_bad")), policies(*self.LIMITS), 1.0)
+        with pytest.raises(TooManyGuesses):
+            identity.identify(asked(), policies(*self.LIMITS), 1.0)
+
     def test_no_key_is_no_guess(self, identity):
         for _ in range(9):
             with pytest.raises(Unauthorized):
