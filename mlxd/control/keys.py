@@ -45,6 +45,17 @@ class Keys:
         """Whose secret it is; None: nobody's."""
         return self._ring.find(secret, self._clock.wall())
 
+    def over(self, secret: str) -> str:
+        """`expired` or `revoked`, where it is the secret of such a key; else empty."""
+        key = self._ring.known(secret)
+        state = key.state(self._clock.wall()) if key is not None else ""
+        return state if state != "valid" else ""
+
+    @property
+    def certain(self) -> bool:
+        """Whether what is unknown is nobody's: the file can be read, and there are keys."""
+        return self._seen.ring is not None and bool(self._ring.keys)
+
     @property
     def problem(self) -> str:
         """Why the file cannot be used; empty: it can."""

@@ -97,7 +97,8 @@ class Connection(RequestHandler):
 
     __slots__ = (
         "_acknowledged", "_answers", "_clock", "_gone", "_header_since", "_idle_since", "_silence",
-        "_unread", "_unread_since", "_waiting", "_wire", "following", "leaving", "outside", "scarce",
+        "_unread", "_unread_since", "_waiting", "_wire", "following", "leaving", "outside",
+        "scarce",
     )  # fmt: skip
 
     def __init__(self, server: GuardedServer, clock: Clock, **options: Any) -> None:

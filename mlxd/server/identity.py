@@ -10,6 +10,7 @@ import ipaddress
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import NoReturn
 
 from aiohttp import web
 
@@ -23,6 +24,7 @@ from mlxd.server.guesses import Guesses
 
 OPEN = frozenset(("/livez", "/readyz", "/health"))
 """Answered without a key: to whoever looks whether the daemon lives."""
+_OVER = {"expired": "the API key has expired", "revoked": "the API key was revoked"}
 _BEARER = re.compile(r"bearer +(\S.*)", re.IGNORECASE)
 _MOST_PROXIES = 32
 _REMEMBERED = 256
@@ -40,11 +42,11 @@ class Identity:
         self._guesses = Guesses()
 
     def identify(self, request: web.BaseRequest, policies: PolicySet, now: float) -> Caller:
-        """Raises Unauthorized, and TooManyGuesses whatever key it has."""
+        """Raises Unauthorized, TooManyGuesses."""
         address = address_of(request, policies)
         headers = _counted(request, policies)
         if not keys_required_of(request, policies):
-            key, _ = self._looked_up(request, policies)
+            key = self._looked_up(request, policies)
         elif request.path in OPEN:
             key = None  # whoever guesses there is no less of a guesser
             with contextlib.suppress(Unauthorized, TooManyGuesses):
@@ -60,7 +62,10 @@ class Identity:
     ) -> Key:
         """Where a key is required."""
         seconds = self._guesses.penalty(address, now)
-        if seconds:
+        key = self._looked_up(request, policies)
+        if key is not None and not seconds:
+            self._guesses.succeed(address, key.id)
+        if seconds and not (key and self._guesses.succeeded(address, key.id)):
             raise TooManyGuesses(
                 "too many unknown API keys came from this address",
                 retry_after=seconds,
@@ -68,26 +73,29 @@ class Identity:
                 numbers={"max": policies.clients.auth.guesses.max},
                 would_pass=f"a known key, in {seconds:.0f} s",
             )
-        key, given = self._looked_up(request, policies)
-        if key is not None:
-            return key
-        if given:
+        return key or self._refuse(request, policies, address, now)
+
+    def _refuse(
+        self, request: web.BaseRequest, policies: PolicySet, address: str, now: float
+    ) -> NoReturn:
+        """Raises Unauthorized. A key that is over is no guess, and none where any key may be right
+        that cannot be read just now: one client would lock out all behind its address.
+        """
+        secrets = [*_secrets(request, policies)]
+        over = next(filter(None, map(self._keys.over, secrets)), "")
+        if secrets and not over and self._keys.certain:
             self._guesses.add(address, policies.clients.auth.guesses, now)
+        said = _OVER.get(over, "the API key is not known")
         raise Unauthorized(
-            "the API key is not known" if given else f"an API key is required: {_how(policies)}",
+            said if secrets else f"an API key is required: {_how(policies)}",
             policy=policies.line("clients.auth.required"),
             would_pass="a key that `mlxd keys add NAME` has shown",
         )
 
-    def _looked_up(self, request: web.BaseRequest, policies: PolicySet) -> tuple[Key | None, bool]:
-        """The first known key, and whether there was any key at all."""
-        given = False
-        for secret in _secrets(request, policies):
-            given = True
-            key = self._keys.find(secret)
-            if key is not None:
-                return key, True
-        return None, given
+    def _looked_up(self, request: web.BaseRequest, policies: PolicySet) -> Key | None:
+        """The first known key."""
+        found = (self._keys.find(secret) for secret in _secrets(request, policies))
+        return next((key for key in found if key is not None), None)
 
 
 def keys_required_of(request: web.BaseRequest, policies: PolicySet) -> bool:

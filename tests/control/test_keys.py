@@ -94,6 +94,22 @@ async def test_who_needs_a_key_that_nobody_has_is_told(file: Path) -> None:
     assert keys.warnings(load()) == []
 
 
+async def test_what_is_over_or_cannot_be_read_is_told_from_what_is_nobodys(file: Path) -> None:
+    over = Key("b-1", "b", digest_of("b"), 1.0, expires=2.0)
+    edit(KeysFile(str(file), file.name), lambda ring: Keyring((*ring.keys, over)))
+    clock = ManualClock()
+    clock.advance(5.0)
+    keys = Keys(load(), file.parent, clock)
+    assert [keys.over(secret) for secret in ("one", "b", "c")] == ["", "expired", ""]
+    certain = [keys.certain]
+    file.write_text("5")
+    await keys.reload()
+    certain.append(keys.certain)
+    file.unlink()
+    await keys.reload()
+    assert [*certain, keys.certain] == [True, False, False]
+
+
 def test_a_file_that_others_may_read_is_told(file: Path) -> None:
     file.chmod(0o644)
     assert "chmod 600" in followed(file.parent).warnings(load())[0]
