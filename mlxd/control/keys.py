@@ -84,15 +84,18 @@ class Keys:
         return found
 
     async def prepare(self, old: PolicySet, new: PolicySet) -> Prepared:
-        """Raises PrepareFailed where keys are required and there is none."""
+        """Raises PrepareFailed where keys are required from now on, or are in another file, and
+        there is none. What was so before is in no other edit's way.
+        """
         file = keys_file(new, self._state)
         try:
             found = await self._read(file)
         except OSError as error:  # TimeoutError, too
             found = Reading((), None, (f"{file.name}: {_why(error)}",))
-        failed = lacking(new, found, file.name, self._clock.wall())
-        if failed is not None:
-            raise failed
+        if not old.keys_required or file != self._file:
+            failed = lacking(new, found, file.name, self._clock.wall())
+            if failed is not None:
+                raise failed
         before = (self._file, self._seen, self._ring)
 
         def commit() -> None:

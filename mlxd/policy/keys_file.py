@@ -1,6 +1,7 @@
 """Where the API keys are, and whether there are any for those who need one.
 
-The daemon at its start, a reload and `mlxd policy check` all ask `demand`: they cannot disagree.
+The daemon at its start and `mlxd policy check` ask `demand`. A reload asks the same, where an edit
+has keys required, or looked for elsewhere.
 """
 
 from __future__ import annotations

@@ -150,6 +150,23 @@ async def test_policies_that_need_a_key_are_not_prepared_without_one(file: Path)
     assert known(keys, "one") == [True], "nothing that shows has changed"
 
 
+@pytest.mark.parametrize("text", ["5", None])
+async def test_an_edit_of_something_else_is_prepared_whatever_has_become_of_the_keys(
+    file: Path, tmp_path: Path, text: str | None
+) -> None:
+    keys = followed(file.parent)
+    old = load(None, OUTSIDE)
+    file.unlink()
+    if text is not None:
+        file.write_text(text)
+    more = Override("limits.concurrency.max_in_flight", "9", "a test")
+    (await keys.prepare(old, load(None, [*OUTSIDE, more]))).commit()
+    assert known(keys, "one") == [text is not None]
+    other = Override("clients.auth.keys_file", str(tmp_path / "others"), "a test")
+    with pytest.raises(PrepareFailed, match="there is no key"):
+        await keys.prepare(old, load(None, [*OUTSIDE, other]))
+
+
 async def test_a_disk_that_hangs_holds_one_thread(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
