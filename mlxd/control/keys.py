@@ -36,6 +36,9 @@ class Keys:
         self._state = state
         self._clock = clock
         self._threads = Threads("keys")
+        self._readings = 0
+        self._taken = 0
+        """The number of the reading in force."""
         self._under_way: asyncio.Future[Reading] | None = None
         self._file = keys_file(policies, state)
         self._seen = read(self._file)
@@ -89,21 +92,24 @@ class Keys:
         """
         file = keys_file(new, self._state)
         try:
-            found = await self._read(file)
+            number, found = await self._read(file)
         except OSError as error:  # TimeoutError, too
-            found = Reading((), None, (f"{file.name}: {_why(error)}",))
+            number, found = self._readings, Reading((), None, (f"{file.name}: {_why(error)}",))
         if not old.keys_required or file != self._file:
             failed = lacking(new, found, file.name, self._clock.wall())
             if failed is not None:
                 raise failed
-        before = (self._file, self._seen, self._ring)
+        before: list[tuple[KeysFile, Reading, Keyring]] = []
 
         def commit() -> None:
+            before.append((self._file, self._seen, self._ring))
             moved, self._file = file != self._file, file
-            self._take(found, Keyring() if moved else self._ring)
+            if moved or number > self._taken:  # else a later reading is in force
+                self._take(number, found, Keyring() if moved else self._ring)
 
         def undo() -> None:
-            self._file, self._seen, self._ring = before
+            if before:
+                self._file, self._seen, self._ring = before.pop()
 
         return _Prepared(commit, undo)
 
@@ -120,12 +126,13 @@ class Keys:
     async def reload(self) -> None:
         """Read the file now. Raises OSError: TimeoutError where the disk does not answer."""
         file = self._file
-        found = await self._read(file)
+        number, found = await self._read(file)
         if file is self._file:  # else other policies have come meanwhile, with what they read
-            self._take(found, self._ring)
+            self._take(number, found, self._ring)
 
-    def _take(self, found: Reading, otherwise: Keyring) -> None:
+    def _take(self, number: int, found: Reading, otherwise: Keyring) -> None:
         """What was read, and the keys that stay where it cannot be used."""
+        self._taken = number
         before, self._seen, was = self._seen, found, self._ring
         self._ring = otherwise if found.ring is None else found.ring
         if found.problem and found.problem != before.problem:
@@ -134,13 +141,17 @@ class Keys:
             gone = "" if found.there else ", for its file is gone"
             log.info("API keys: %d are valid now%s", self.valid(), gone)
 
-    async def _read(self, file: KeysFile) -> Reading:
-        """What it says from now on: in a thread, one at a time, however long a disk hangs."""
+    async def _read(self, file: KeysFile) -> tuple[int, Reading]:
+        """What it says from now on, and the reading's number: in a thread, one at a time, however
+        long a disk hangs.
+        """
         async with asyncio.timeout(READ_SECONDS):
             while self._under_way is not None and not self._under_way.done():
                 await asyncio.shield(self._under_way)
+            self._readings += 1
+            number = self._readings
             self._under_way = self._threads.run(read, file)
-            return await asyncio.shield(self._under_way)
+            return number, await asyncio.shield(self._under_way)
 
 
 def _why(error: OSError) -> str:

@@ -167,6 +167,21 @@ async def test_an_edit_of_something_else_is_prepared_whatever_has_become_of_the_
         await keys.prepare(old, load(None, [*OUTSIDE, other]))
 
 
+@pytest.mark.parametrize("committed", [True, False])
+async def test_a_key_that_was_revoked_since_an_edit_was_prepared_stays_so(
+    file: Path, committed: bool
+) -> None:
+    keys = followed(file.parent)
+    prepared = await keys.prepare(load(), load())
+    put(file, "two")
+    await keys.reload()
+    if committed:
+        prepared.commit()
+        assert known(keys, "one", "two") == [False, True]
+    prepared.undo()
+    assert known(keys, "one", "two") == [False, True]
+
+
 async def test_a_disk_that_hangs_holds_one_thread(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
