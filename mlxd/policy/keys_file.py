@@ -33,7 +33,9 @@ class KeysFile:
     reference: str
     """`credential:NAME`, or a path."""
     name: str
-    """For messages. Never what an operator wrote: it may be a secret, written there by mistake."""
+    """For messages, which clients may read: no path of this machine, and never what an operator
+    wrote, for it may be a secret, written there by mistake.
+    """
 
     @property
     def writable(self) -> bool:
@@ -71,7 +73,7 @@ class Reading:
 def keys_file(policies: PolicySet, state: Path) -> KeysFile:
     wanted = policies.clients.auth.keys_file
     if wanted == "auto":
-        return KeysFile(str(state / NAME), str(state / NAME))
+        return KeysFile(str(state / NAME), NAME)
     return KeysFile(wanted, "clients.auth.keys_file")
 
 
