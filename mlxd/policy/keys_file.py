@@ -1,7 +1,8 @@
 """Where the API keys are, and whether there are any for those who need one.
 
-The daemon at its start and `mlxd policy check` ask `demand`. A reload asks the same, where an edit
-has keys required, or looked for elsewhere.
+The daemon at its start asks `demand`, and a reload the same, where an edit has keys required, or
+looked for elsewhere. `demand_of_daemon` is for commands, from whose place the daemon's keys may not
+be readable.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ class Reading:
     shared: bool = False
     """Whether others than its owner may read it, or even write it."""
 
+    unseen: bool = False
+    """It cannot be read by us: the daemon's user, or who is handed credentials, may."""
+
     @property
     def problem(self) -> str:
         """In one line."""
@@ -101,7 +105,9 @@ def read(file: KeysFile) -> Reading:
         return Reading(seen, None, tuple(map(str, refused.errors)), shared)
     except (OSError, ValueError, credential.Unreadable) as error:
         why = error.strerror if isinstance(error, OSError) else None
-        return Reading(seen, None, (f"{file.name}: it cannot be read: {why or error}",), shared)
+        unseen = isinstance(error, (PermissionError, credential.Unreadable))
+        words = f"{file.name}: it cannot be read: {why or error}"
+        return Reading(seen, None, (words,), shared, unseen)
     return Reading(seen, ring, shared=shared)
 
 
@@ -133,3 +139,13 @@ def demand(policies: PolicySet, state: Path) -> None:
     failed = lacking(policies, read(file), file.name, SystemClock().wall())
     if failed is not None:
         raise PolicyErrors([error_at(policies, failed.key, failed.message)])
+
+
+def demand_of_daemon(policies: PolicySet, state: Path) -> str:
+    """As `demand`, for a daemon that another process is, or will be. Keys that it alone can read
+    are no error: what there is to say of them is returned, else nothing. May block.
+    """
+    if policies.keys_required and (found := read(keys_file(policies, state))).unseen:
+        return f"{found.problem}; whether there is a key, mlxd says at its start"
+    demand(policies, state)
+    return ""

@@ -6,12 +6,17 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from mlxd.cli import main
+from mlxd.cli.policy.here import Here
+from mlxd.cli.service.install import _policies_with_keys
+from mlxd.cli.service.site import Site
 from mlxd.policy.keyring import Keyring, parse
+from mlxd.policy.load import Override, load
 from tests.support.daemon import write_policies
 
 Run = Callable[..., tuple[int, str, str]]
@@ -198,7 +203,10 @@ def test_a_credential_is_read_and_not_written(
     status, out, err = run("add", "b")
     assert (status, out) == (1, "")
     assert "only the service manager writes" in err
-    assert run("list")[0] == 2
+    status, out, err = run("list")
+    assert (status, out) == (1, "credential:keys cannot be read from here\n")
+    assert "no service manager has handed credentials over" in err
+    assert "no mlxd runs" in err, "who could read it, or not, is asked"
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "state"))
     (tmp_path / "state" / "keys").symlink_to(tmp_path / "state" / "keys.yaml")
     assert [key["tenant"] for key in listed(run)] == ["a"]
@@ -220,3 +228,50 @@ def test_policy_check_is_content_once_there_is_a_key(
     assert "mlxd keys add NAME" in capsys.readouterr().err
     in_json(run, "add", "a")
     assert main(check) == 0
+
+
+class TestUnseen:
+    """Keys that only the daemon can read are no error of the policies that name them."""
+
+    @pytest.fixture
+    def check(self, folder: Path, tmp_path: Path) -> Callable[[], int]:
+        text = "auth: {required: true, keys_file: credential:keys}\n"
+        write_policies(folder, {"clients": text})
+        places = ["--policies", str(folder), "--state", str(tmp_path / "state")]
+        return lambda: main(["policy", "check", *places])
+
+    def test_without_a_daemon_that_is_a_note(
+        self, check: Callable[[], int], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert check() == 0
+        said = capsys.readouterr().out
+        assert "warning: clients.auth.keys_file: it cannot be read: CREDENTIALS_DIRECTORY" in said
+        assert "whether there is a key, mlxd says at its start" in said
+
+    @pytest.mark.parametrize(
+        ("errors", "same", "status", "noted"),
+        [([], True, 0, False), ([{"text": "no key"}], True, 2, False), ([], False, 0, True)],
+    )
+    def test_a_daemon_on_the_same_folder_knows(
+        self, check: Callable[[], int], capsys: pytest.CaptureFixture[str], folder: Path,
+        monkeypatch: pytest.MonkeyPatch, errors: list[Any], same: bool, status: int, noted: bool,
+    ) -> None:  # fmt: skip
+        report = {"folder": str(folder) if same else "/elsewhere", "errors": errors}
+        daemon = SimpleNamespace(post=lambda target: report)
+        monkeypatch.setattr(Here, "the_daemon", lambda this: daemon)
+        assert check() == status
+        said = capsys.readouterr()
+        assert ("cannot be read" in said.out) is noted
+        assert ("no key" in said.err) is bool(errors)
+
+    def test_a_service_is_installed_all_the_same(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        overrides = [
+            Override("clients.auth.required", "true", "a test"),
+            Override("clients.auth.keys_file", "credential:keys", "a test"),
+        ]
+        policies = load(None, overrides)
+        site = SimpleNamespace(policies_on_disk=lambda: policies, state_folder=tmp_path)
+        assert _policies_with_keys(cast("Site", site)) is policies
+        assert "it cannot be read" in capsys.readouterr().out

@@ -9,16 +9,18 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from mlxd.control.keys import Keys
+from mlxd.core import durable
 from mlxd.policy import files, keys_edit
 from mlxd.policy.boot import Boot, boot
 from mlxd.policy.history import Generation, history_of
 from mlxd.policy.keyring import Key, Keyring, KeysRefused, digest_of, parse
 from mlxd.policy.keys_edit import NotEdited, edit
-from mlxd.policy.keys_file import KeysFile, demand, keys_file, read
+from mlxd.policy.keys_file import KeysFile, demand, demand_of_daemon, keys_file, read
 from mlxd.policy.load import Override, PolicyErrors, load
 from tests.support.daemon import write_policies
 from tests.support.policy_agreement import checked
@@ -147,6 +149,21 @@ class TestStart:
 def test_the_refusal_names_the_override(tmp_path: Path) -> None:
     with pytest.raises(PolicyErrors, match=r"^--host: server\.listen\.host: 0\.0\.0\.0 can"):
         demand(load(None, [Override("server.listen.host", "0.0.0.0", "--host")]), tmp_path)
+
+
+def test_what_the_daemon_alone_may_read_is_a_note_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    required = load(None, [Override("clients.auth.required", "true", "a test")])
+    assert demand_of_daemon(load(), tmp_path) == ""
+    with pytest.raises(PolicyErrors, match=NO_KEY):
+        demand_of_daemon(required, tmp_path)
+    one(tmp_path)
+    assert demand_of_daemon(required, tmp_path) == ""
+    monkeypatch.setattr(durable, "read", Mock(side_effect=PermissionError(13, "Not for you")))
+    assert "keys.yaml: it cannot be read: Not for you" in demand_of_daemon(required, tmp_path)
+    with pytest.raises(PolicyErrors, match="Not for you"):
+        demand(required, tmp_path)
 
 
 def test_what_an_operator_wrote_for_a_file_is_not_quoted(tmp_path: Path) -> None:
