@@ -20,6 +20,8 @@ _HEAD = (
     "# `mlxd keys` writes this file anew: comments are lost.\n"
     f"schema: {SCHEMA}\n"
 )
+_PRIVATE = 0o600
+_GROUP_READS = 0o040
 LOCK_SECONDS = 10.0
 _LOOK_SECONDS = 0.05
 
@@ -43,7 +45,8 @@ def edit(file: KeysFile, change: Callable[[Keyring], Keyring]) -> Keyring:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _alone(path.parent):
             after = change(_read(path, file.name))
-            durable.write(path, _encoded(after), owner=_owner(path))
+            owner, mode = _whose(path)
+            durable.write(path, _encoded(after), owner=owner, mode=mode)
     except OSError as error:
         raise NotEdited(f"{path} cannot be written: {error.strerror or error}") from error
     return after
@@ -77,12 +80,22 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _owner(path: Path) -> tuple[int, int] | None:
-    """Whose the file is to be: root writes it for the user whom the daemon runs as."""
-    if os.geteuid() != 0:
-        return None
-    found = (path if path.exists() else path.parent).stat()
-    return found.st_uid, found.st_gid
+def _whose(path: Path) -> tuple[tuple[int, int] | None, int]:
+    """The user and group whose the file is to be, and its mode: as it was. Root writes it for the
+    user whom the daemon runs as, and for whom a group may stand.
+    """
+    root = os.geteuid() == 0
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        folder = path.parent.stat()
+        return ((folder.st_uid, folder.st_gid) if root else None), _PRIVATE
+    mode = _PRIVATE | found.st_mode & _GROUP_READS
+    if root:
+        return (found.st_uid, found.st_gid), mode
+    if found.st_gid in (os.getegid(), *os.getgroups()):
+        return (-1, found.st_gid), mode
+    return None, _PRIVATE
 
 
 def _encoded(ring: Keyring) -> bytes:

@@ -20,8 +20,8 @@ from mlxd.policy.store import PrepareFailed
 from mlxd.policy.strict_yaml import MAX_BYTES
 
 NAME = "keys.yaml"
-_OTHERS = 0o077
-"""What nobody but its owner needs of it."""
+_OTHERS = 0o027
+"""What nobody but its owner needs of it; the daemon may be of its group, and reads."""
 
 Stamp = tuple[int, ...]
 """Another one for another content; empty: there is no file."""
@@ -58,7 +58,7 @@ class Reading:
     problems: tuple[str, ...] = ()
     """Why it is not."""
     shared: bool = False
-    """Whether others than its owner may read it, or even write it."""
+    """Whether others than its owner and group may read it, or than its owner write it."""
 
     unseen: bool = False
     """It cannot be read by us: the daemon's user, or who is handed credentials, may."""

@@ -176,15 +176,17 @@ def test_what_an_operator_wrote_for_a_file_is_not_quoted(tmp_path: Path) -> None
 
 
 class TestEditing:
-    def test_only_its_owner_may_read_it(self, tmp_path: Path) -> None:
+    def test_only_its_owner_may_read_it_and_its_group_where_it_could(self, tmp_path: Path) -> None:
         file = keep(tmp_path / "state", a_key())
         kept = tmp_path / "state" / "keys.yaml"
         assert stat.S_IMODE(kept.stat().st_mode) == 0o600
         assert not read(file).shared
-        kept.chmod(0o640)
-        assert read(file).shared
-        keep(tmp_path / "state", a_key("t"))
-        assert not read(file).shared
+        for mode, after in ((0o640, 0o640), (0o660, 0o640), (0o644, 0o640), (0o604, 0o600)):
+            kept.chmod(mode)
+            assert read(file).shared is (mode != 0o640)
+            keep(tmp_path / "state", a_key(f"{mode:o}"))
+            assert stat.S_IMODE(kept.stat().st_mode) == after
+            assert not read(file).shared
         assert [entry.name for entry in kept.parent.iterdir()] == ["keys.yaml"]
 
     def test_what_is_written_is_read(self, tmp_path: Path) -> None:
@@ -205,9 +207,11 @@ class TestEditing:
         keep(state, a_key())
         found = (state / "keys.yaml").stat()
         assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (4711, 4712, 0o600)
-        os.chown(state / "keys.yaml", 4713, 4714)
+        os.chown(state / "keys.yaml", 0, 4714)
+        (state / "keys.yaml").chmod(0o640)
         keep(state, a_key("t"))
-        assert (state / "keys.yaml").stat().st_uid == 4713
+        found = (state / "keys.yaml").stat()
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, 4714, 0o640)
 
     def test_a_link_stays_one(self, tmp_path: Path) -> None:
         (tmp_path / "link").symlink_to(tmp_path / "real")
