@@ -27,7 +27,8 @@ def write(
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}")
     try:
-        descriptor = os.open(temporary, _FLAGS | os.O_TRUNC, 0o600)
+        temporary.unlink(missing_ok=True)  # a killed writer's, or laid there for us to follow
+        descriptor = os.open(temporary, _FLAGS | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "wb") as stream:
             if owner is not None:
                 os.fchown(descriptor, *owner)

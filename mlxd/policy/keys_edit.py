@@ -20,6 +20,7 @@ _HEAD = (
     "# `mlxd keys` writes this file anew: comments are lost.\n"
     f"schema: {SCHEMA}\n"
 )
+_MOST_LINKS = 8
 _PRIVATE = 0o600
 _GROUP_READS = 0o040
 LOCK_SECONDS = 10.0
@@ -40,16 +41,31 @@ def edit(file: KeysFile, change: Callable[[Keyring], Keyring]) -> Keyring:
             "clients.auth.keys_file is a credential, which only the service manager writes: change"
             " it there, or set clients.auth.keys_file: auto"
         )
-    path = Path(os.path.realpath(file.reference))
     try:
+        path = _real(Path(file.reference))
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _alone(path.parent):
             after = change(_read(path, file.name))
             owner, mode = _whose(path)
             durable.write(path, _encoded(after), owner=owner, mode=mode)
     except OSError as error:
-        raise NotEdited(f"{path} cannot be written: {error.strerror or error}") from error
+        raise NotEdited(f"{file.reference} cannot be written: {error.strerror or error}") from error
     return after
+
+
+def _real(path: Path) -> Path:
+    """What is there in the end: links stay. Raises NotEdited, OSError.
+
+    The folder may be the daemon's user's: root does not write wherever he has laid a link to.
+    """
+    at = path
+    for _ in range(_MOST_LINKS):
+        if not at.is_symlink():
+            return Path(os.path.realpath(at))
+        if os.geteuid() == 0 and at.lstat().st_uid != 0:
+            raise NotEdited(f"{at} is a link that is not root's: root does not follow it")
+        at = at.parent / at.readlink()
+    raise NotEdited(f"{path} is a link that leads nowhere")
 
 
 def _read(path: Path, name: str) -> Keyring:

@@ -219,6 +219,22 @@ class TestEditing:
         assert (tmp_path / "link").is_symlink()
         assert len(parse((tmp_path / "real").read_bytes(), "real").keys) == 1
 
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root writes for others")
+    def test_root_follows_nobodys_link_but_its_own(self, tmp_path: Path) -> None:
+        (tmp_path / "keys.yaml").symlink_to(tmp_path / "own")
+        (tmp_path / "own").symlink_to(tmp_path / "elsewhere")
+        keep(tmp_path, a_key())
+        os.chown(tmp_path / "own", 4711, 4711, follow_symlinks=False)
+        before = (tmp_path / "elsewhere").read_bytes()
+        with pytest.raises(NotEdited, match="own is a link that is not root's"):
+            keep(tmp_path, a_key("t"))
+        assert (tmp_path / "elsewhere").read_bytes() == before
+
+    def test_links_that_lead_nowhere_are_told(self, tmp_path: Path) -> None:
+        (tmp_path / "keys.yaml").symlink_to(tmp_path / "keys.yaml")
+        with pytest.raises(NotEdited, match="leads nowhere"):
+            keep(tmp_path, a_key())
+
     def test_a_broken_file_stays_as_it_is(self, tmp_path: Path) -> None:
         broken(tmp_path)
         before = (tmp_path / "keys.yaml").read_bytes()
