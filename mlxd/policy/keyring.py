@@ -127,7 +127,7 @@ def tenant_problem(name: object) -> str:
 
 def parse(raw: bytes, source: str) -> Keyring:
     """What a file of keys says; `source` is its name. Raises KeysRefused."""
-    document = strict_yaml.parse(raw)
+    document = strict_yaml.parse(raw, quotes=False)
     reader = _Reader(document, source)
     keys = reader.keys()
     if reader.errors:
