@@ -150,8 +150,9 @@ def _carried(
 
 
 def _show_secret(at: Place, key: Key, secret: str, more: Sequence[str], *, as_json: bool) -> int:
-    """The key alone on stdout, all else on stderr."""
-    said = [*more, *at.tell()]
+    """The key alone on stdout, all else on stderr. It is shown before the daemon is told of it:
+    that may take long, and who does not wait for it has a key whose secret is lost.
+    """
     ends = iso(key.expires) if key.expires is not None else None
     if as_json:
         print_json(
@@ -161,16 +162,19 @@ def _show_secret(at: Place, key: Key, secret: str, more: Sequence[str], *, as_js
                 "key": secret,
                 "expires": ends,
                 "file": at.file.reference,
-                "notes": said,
+                "notes": more,
             }
         )
-        return exits.DONE
-    until = f", until {ends}" if ends else ""
-    about = f"{key.id} of tenant {key.tenant}{until}, in {at.file.reference}"
-    for line in (about, *said, "the key, shown this once:"):
+    else:
+        until = f", until {ends}" if ends else ""
+        about = f"{key.id} of tenant {key.tenant}{until}, in {at.file.reference}"
+        for line in (about, *more, "the key, shown this once:"):
+            print(line, file=sys.stderr)
+        sys.stderr.flush()
+        print(secret)
+    sys.stdout.flush()
+    for line in at.tell():
         print(line, file=sys.stderr)
-    sys.stderr.flush()
-    print(secret)
     return exits.DONE
 
 
