@@ -51,6 +51,8 @@ class Key:
     note: str = ""
     expires: float | None = None
     revoked: float | None = None
+    rotated: float | None = None
+    """Since when another stands in its place, and it has an end."""
 
     def state(self, wall: float) -> str:
         """`revoked`, `expired` or `valid`."""
@@ -204,6 +206,7 @@ class _Reader:
             note=found["note"] or "",
             expires=found["expires"],
             revoked=found["revoked"],
+            rotated=found["rotated"],
         )
 
     def _unknown(self, entry: Mapping[str, Any], known: tuple[str, ...], here: Path) -> None:
@@ -260,5 +263,6 @@ _FIELDS = {
     "note": _note,
     "expires": _time,
     "revoked": _time,
+    "rotated": _time,
 }
 _NEEDED = ("id", "tenant", "sha256", "created")

@@ -133,6 +133,7 @@ def _entry(key: Key) -> str:
         "note": key.note or None,
         "expires": None if key.expires is None else iso(key.expires),
         "revoked": None if key.revoked is None else iso(key.revoked),
+        "rotated": None if key.rotated is None else iso(key.rotated),
     }
     lines = [
         f"{name}: {json.dumps(value, ensure_ascii=False)}\n"

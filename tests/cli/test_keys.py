@@ -186,6 +186,17 @@ def test_without_grace_the_old_one_is_over_at_once(run: Run) -> None:
     assert f"{made['id']} is expired: make another" in err
 
 
+def test_a_key_that_was_rotated_is_not_rotated_again(run: Run, tmp_path: Path) -> None:
+    """Its end is no length that another key could have."""
+    made = in_json(run, "add", "a")
+    new = in_json(run, "rotate", made["id"])
+    status, out, err = run("rotate", made["id"])
+    assert (status, out) == (1, "")
+    assert f"{made['id']} was rotated before" in err
+    assert len(ring(tmp_path).keys) == 2
+    assert in_json(run, "rotate", new["id"])["expires"] is None
+
+
 def test_a_rotation_prolongs_nothing(run: Run, tmp_path: Path) -> None:
     made = in_json(run, "add", "a", "--expires", "60s")
     run("rotate", made["id"], "--grace", "10d")

@@ -192,7 +192,7 @@ class TestEditing:
     def test_what_is_written_is_read(self, tmp_path: Path) -> None:
         keys = (
             Key("a-1", 'a "b": # c', digest_of("1"), 1.0, note="ключ ☃ \\ '", expires=5.0),
-            Key("b-1", "true", digest_of("2"), 2.0, revoked=9.0),
+            Key("b-1", "true", digest_of("2"), 2.0, revoked=9.0, rotated=3.0),
         )
         file = keep(tmp_path, *keys)
         assert read(file).ring == Keyring(keys)

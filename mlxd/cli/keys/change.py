@@ -44,7 +44,7 @@ class _Wrong(Exception):
 
 
 class _NoSuchKey(Exception):
-    """Or one that is over."""
+    """Or one that is over, or was rotated."""
 
 
 def add(policies: str | None, state: str | None, wanted: Wanted, *, as_json: bool) -> int:
@@ -112,6 +112,11 @@ def rotate(
             old = _known(ring, key_id)
             if not old.valid(now):
                 raise _NoSuchKey(f"{key_id} is {old.state(now)}: make another with `mlxd keys add`")
+            if old.rotated is not None:
+                raise _NoSuchKey(
+                    f"{key_id} was rotated before, and its end is its grace's: rotate"
+                    " the key in its place, or make another with `mlxd keys add`"
+                )
             new = Key(
                 id=_new_id(_NUMBERED.sub("", old.id), ring),
                 tenant=old.tenant,
@@ -121,7 +126,7 @@ def rotate(
                 expires=None if old.expires is None else now + old.expires - old.created,
             )
             ends = last if old.expires is None else min(last, old.expires)
-            return Keyring((*_with(ring, replace(old, expires=ends)).keys, new))
+            return Keyring((*_with(ring, replace(old, expires=ends, rotated=now)).keys, new))
 
         ring = edit(at.file, turned)
         ends = _known(ring, key_id).expires or now
