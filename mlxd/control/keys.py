@@ -36,6 +36,9 @@ class Keys:
         self._state = state
         self._clock = clock
         self._threads = Threads("keys")
+        self._readings = 0
+        self._taken = 0
+        """The number of the reading in force."""
         self._under_way: asyncio.Future[Reading] | None = None
         self._file = keys_file(policies, state)
         self._seen = read(self._file)
@@ -44,6 +47,17 @@ class Keys:
     def find(self, secret: str) -> Key | None:
         """Whose secret it is; None: nobody's."""
         return self._ring.find(secret, self._clock.wall())
+
+    def over(self, secret: str) -> str:
+        """`expired` or `revoked`, where it is the secret of such a key; else empty."""
+        key = self._ring.known(secret)
+        state = key.state(self._clock.wall()) if key is not None else ""
+        return state if state != "valid" else ""
+
+    @property
+    def certain(self) -> bool:
+        """Whether what is unknown is nobody's: the file can be read, and there are keys."""
+        return self._seen.ring is not None and bool(self._ring.keys)
 
     @property
     def problem(self) -> str:
@@ -73,23 +87,29 @@ class Keys:
         return found
 
     async def prepare(self, old: PolicySet, new: PolicySet) -> Prepared:
-        """Raises PrepareFailed where keys are required and there is none."""
+        """Raises PrepareFailed where keys are required from now on, or are in another file, and
+        there is none. What was so before is in no other edit's way.
+        """
         file = keys_file(new, self._state)
         try:
-            found = await self._read(file)
+            number, found = await self._read(file)
         except OSError as error:  # TimeoutError, too
-            found = Reading((), None, (f"{file.name}: {_why(error)}",))
-        failed = lacking(new, found, file.name, self._clock.wall())
-        if failed is not None:
-            raise failed
-        before = (self._file, self._seen, self._ring)
+            number, found = self._readings, Reading((), None, (f"{file.name}: {_why(error)}",))
+        if not old.keys_required or file != self._file:
+            failed = lacking(new, found, file.name, self._clock.wall())
+            if failed is not None:
+                raise failed
+        before: list[tuple[KeysFile, Reading, Keyring]] = []
 
         def commit() -> None:
+            before.append((self._file, self._seen, self._ring))
             moved, self._file = file != self._file, file
-            self._take(found, Keyring() if moved else self._ring)
+            if moved or number > self._taken:  # else a later reading is in force
+                self._take(number, found, Keyring() if moved else self._ring)
 
         def undo() -> None:
-            self._file, self._seen, self._ring = before
+            if before:
+                self._file, self._seen, self._ring = before.pop()
 
         return _Prepared(commit, undo)
 
@@ -106,12 +126,13 @@ class Keys:
     async def reload(self) -> None:
         """Read the file now. Raises OSError: TimeoutError where the disk does not answer."""
         file = self._file
-        found = await self._read(file)
+        number, found = await self._read(file)
         if file is self._file:  # else other policies have come meanwhile, with what they read
-            self._take(found, self._ring)
+            self._take(number, found, self._ring)
 
-    def _take(self, found: Reading, otherwise: Keyring) -> None:
+    def _take(self, number: int, found: Reading, otherwise: Keyring) -> None:
         """What was read, and the keys that stay where it cannot be used."""
+        self._taken = number
         before, self._seen, was = self._seen, found, self._ring
         self._ring = otherwise if found.ring is None else found.ring
         if found.problem and found.problem != before.problem:
@@ -120,13 +141,17 @@ class Keys:
             gone = "" if found.there else ", for its file is gone"
             log.info("API keys: %d are valid now%s", self.valid(), gone)
 
-    async def _read(self, file: KeysFile) -> Reading:
-        """What it says from now on: in a thread, one at a time, however long a disk hangs."""
+    async def _read(self, file: KeysFile) -> tuple[int, Reading]:
+        """What it says from now on, and the reading's number: in a thread, one at a time, however
+        long a disk hangs.
+        """
         async with asyncio.timeout(READ_SECONDS):
             while self._under_way is not None and not self._under_way.done():
                 await asyncio.shield(self._under_way)
+            self._readings += 1
+            number = self._readings
             self._under_way = self._threads.run(read, file)
-            return await asyncio.shield(self._under_way)
+            return number, await asyncio.shield(self._under_way)
 
 
 def _why(error: OSError) -> str:

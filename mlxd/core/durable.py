@@ -17,18 +17,22 @@ _TEMPORARY = re.compile(r"\..+\.(?:json|jsonl|pid|yaml)\.[0-9]+(?:-[0-9]+)?")
 """Of the names that files in the state folder have; others' files may lie there, too."""
 
 
-def write(file: Path, content: bytes, *, owner: tuple[int, int] | None = None) -> None:
-    """Put `content` in the place of the file. Mode 0600, `owner` its user and group, if they are
-    to be others than ours. Raises OSError.
+def write(
+    file: Path, content: bytes, *, owner: tuple[int, int] | None = None, mode: int = 0o600
+) -> None:
+    """Put `content` in the place of the file. `owner` are its user and group, if they are to be
+    others than ours; -1 leaves one as it is. Raises OSError.
 
     Returns when the disk has it, and its name.
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}")
     try:
-        descriptor = os.open(temporary, _FLAGS | os.O_TRUNC, 0o600)
+        temporary.unlink(missing_ok=True)  # a killed writer's, or laid there for us to follow
+        descriptor = os.open(temporary, _FLAGS | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "wb") as stream:
             if owner is not None:
                 os.fchown(descriptor, *owner)
+            os.fchmod(descriptor, mode)
             stream.write(content)
             stream.flush()
             _sync(descriptor)

@@ -43,20 +43,21 @@ def boot(
 ) -> Boot:
     """Raises PolicyErrors: the files are broken, and nothing good is known, or `strict`.
 
-    `demand` judges what is beside the files: it raises PolicyErrors too.
+    `demand` judges what is beside the files: it raises PolicyErrors too. Nothing falls back then:
+    the files say what is wanted.
     """
     history.tidy()
     rollback.finish(history)
     found = read(folder)
     try:
         policies = judge(found, overrides)
-        demand(policies)
     except PolicyErrors as refused:
         known = None if strict else _last_good(folder, overrides, history, demand)
         if known is None:
             raise
         good, files = known
         return Boot(PolicyStore(good), files, found, refused.errors)
+    demand(policies)
     numbered = replace(policies, generation=_number(policies, history))
     return Boot(PolicyStore(numbered), found, found)
 
@@ -64,13 +65,19 @@ def boot(
 def _last_good(
     folder: Path | None, overrides: Sequence[Override], history: History, demand: Demand
 ) -> tuple[PolicySet, PolicyFiles] | None:
-    """The newest generation of the same folder that this version still accepts."""
+    """The newest generation of the same folder that this version still accepts: one that lets
+    clients in without a key only if the newest of all did.
+    """
+    needs_keys = False
     for generation in history.newest_first():
         if generation.folder != str(folder or ""):
             continue
         files = generation.files()
         try:
             policies = judge(files, overrides)
+            if needs_keys and not policies.keys_required:
+                continue
+            needs_keys = policies.keys_required
             demand(policies)
         except PolicyErrors:
             continue

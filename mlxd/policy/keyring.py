@@ -51,6 +51,8 @@ class Key:
     note: str = ""
     expires: float | None = None
     revoked: float | None = None
+    rotated: float | None = None
+    """Since when another stands in its place, and it has an end."""
 
     def state(self, wall: float) -> str:
         """`revoked`, `expired` or `valid`."""
@@ -73,7 +75,12 @@ class Keyring:
         return {key.sha256: key for key in self.keys}
 
     def find(self, secret: str, wall: float) -> Key | None:
-        """Whose secret it is; None: nobody's, or of a key that is over.
+        """Whose secret it is; None: nobody's, or of a key that is over."""
+        key = self.known(secret)
+        return key if key is not None and key.valid(wall) else None
+
+    def known(self, secret: str) -> Key | None:
+        """As `find`, even of a key that is over.
 
         What takes longer for one guess than for another depends on hashes alone, which nobody
         can steer towards one that is kept.
@@ -84,7 +91,7 @@ class Keyring:
         key = self._by_digest.get(digest)
         if key is None or not hmac.compare_digest(key.sha256, digest):
             return None
-        return key if key.valid(wall) else None
+        return key
 
     def valid(self, wall: float) -> list[Key]:
         return [key for key in self.keys if key.valid(wall)]
@@ -122,7 +129,7 @@ def tenant_problem(name: object) -> str:
 
 def parse(raw: bytes, source: str) -> Keyring:
     """What a file of keys says; `source` is its name. Raises KeysRefused."""
-    document = strict_yaml.parse(raw)
+    document = strict_yaml.parse(raw, quotes=False)
     reader = _Reader(document, source)
     keys = reader.keys()
     if reader.errors:
@@ -199,6 +206,7 @@ class _Reader:
             note=found["note"] or "",
             expires=found["expires"],
             revoked=found["revoked"],
+            rotated=found["rotated"],
         )
 
     def _unknown(self, entry: Mapping[str, Any], known: tuple[str, ...], here: Path) -> None:
@@ -255,5 +263,6 @@ _FIELDS = {
     "note": _note,
     "expires": _time,
     "revoked": _time,
+    "rotated": _time,
 }
 _NEEDED = ("id", "tenant", "sha256", "created")

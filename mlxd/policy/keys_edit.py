@@ -20,6 +20,9 @@ _HEAD = (
     "# `mlxd keys` writes this file anew: comments are lost.\n"
     f"schema: {SCHEMA}\n"
 )
+_MOST_LINKS = 8
+_PRIVATE = 0o600
+_GROUP_READS = 0o040
 LOCK_SECONDS = 10.0
 _LOOK_SECONDS = 0.05
 
@@ -38,15 +41,31 @@ def edit(file: KeysFile, change: Callable[[Keyring], Keyring]) -> Keyring:
             "clients.auth.keys_file is a credential, which only the service manager writes: change"
             " it there, or set clients.auth.keys_file: auto"
         )
-    path = Path(os.path.realpath(file.reference))
     try:
+        path = _real(Path(file.reference))
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _alone(path.parent):
             after = change(_read(path, file.name))
-            durable.write(path, _encoded(after), owner=_owner(path))
+            owner, mode = _whose(path)
+            durable.write(path, _encoded(after), owner=owner, mode=mode)
     except OSError as error:
-        raise NotEdited(f"{path} cannot be written: {error.strerror or error}") from error
+        raise NotEdited(f"{file.reference} cannot be written: {error.strerror or error}") from error
     return after
+
+
+def _real(path: Path) -> Path:
+    """What is there in the end: links stay. Raises NotEdited, OSError.
+
+    The folder may be the daemon's user's: root does not write wherever he has laid a link to.
+    """
+    at = path
+    for _ in range(_MOST_LINKS):
+        if not at.is_symlink():
+            return Path(os.path.realpath(at))
+        if os.geteuid() == 0 and at.lstat().st_uid != 0:
+            raise NotEdited(f"{at} is a link that is not root's: root does not follow it")
+        at = at.parent / at.readlink()
+    raise NotEdited(f"{path} is a link that leads nowhere")
 
 
 def _read(path: Path, name: str) -> Keyring:
@@ -77,12 +96,22 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _owner(path: Path) -> tuple[int, int] | None:
-    """Whose the file is to be: root writes it for the user whom the daemon runs as."""
-    if os.geteuid() != 0:
-        return None
-    found = (path if path.exists() else path.parent).stat()
-    return found.st_uid, found.st_gid
+def _whose(path: Path) -> tuple[tuple[int, int] | None, int]:
+    """The user and group whose the file is to be, and its mode: as it was. Root writes it for the
+    user whom the daemon runs as, and for whom a group may stand.
+    """
+    root = os.geteuid() == 0
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        folder = path.parent.stat()
+        return ((folder.st_uid, folder.st_gid) if root else None), _PRIVATE
+    mode = _PRIVATE | found.st_mode & _GROUP_READS
+    if root:
+        return (found.st_uid, found.st_gid), mode
+    if found.st_gid in (os.getegid(), *os.getgroups()):
+        return (-1, found.st_gid), mode
+    return None, _PRIVATE
 
 
 def _encoded(ring: Keyring) -> bytes:
@@ -104,6 +133,7 @@ def _entry(key: Key) -> str:
         "note": key.note or None,
         "expires": None if key.expires is None else iso(key.expires),
         "revoked": None if key.revoked is None else iso(key.revoked),
+        "rotated": None if key.rotated is None else iso(key.rotated),
     }
     lines = [
         f"{name}: {json.dumps(value, ensure_ascii=False)}\n"

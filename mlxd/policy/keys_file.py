@@ -1,6 +1,8 @@
 """Where the API keys are, and whether there are any for those who need one.
 
-The daemon at its start, a reload and `mlxd policy check` all ask `demand`: they cannot disagree.
+The daemon at its start asks `demand`, and a reload the same, where an edit has keys required, or
+looked for elsewhere. `demand_of_daemon` is for commands, from whose place the daemon's keys may not
+be readable.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from mlxd.policy.store import PrepareFailed
 from mlxd.policy.strict_yaml import MAX_BYTES
 
 NAME = "keys.yaml"
-_OTHERS = 0o077
-"""What nobody but its owner needs of it."""
+_OTHERS = 0o027
+"""What nobody but its owner needs of it; the daemon may be of its group, and reads."""
 
 Stamp = tuple[int, ...]
 """Another one for another content; empty: there is no file."""
@@ -32,7 +34,9 @@ class KeysFile:
     reference: str
     """`credential:NAME`, or a path."""
     name: str
-    """For messages. Never what an operator wrote: it may be a secret, written there by mistake."""
+    """For messages, which clients may read: no path of this machine, and never what an operator
+    wrote, for it may be a secret, written there by mistake.
+    """
 
     @property
     def writable(self) -> bool:
@@ -54,7 +58,10 @@ class Reading:
     problems: tuple[str, ...] = ()
     """Why it is not."""
     shared: bool = False
-    """Whether others than its owner may read it, or even write it."""
+    """Whether others than its owner and group may read it, or than its owner write it."""
+
+    unseen: bool = False
+    """It cannot be read by us: the daemon's user, or who is handed credentials, may."""
 
     @property
     def problem(self) -> str:
@@ -70,7 +77,7 @@ class Reading:
 def keys_file(policies: PolicySet, state: Path) -> KeysFile:
     wanted = policies.clients.auth.keys_file
     if wanted == "auto":
-        return KeysFile(str(state / NAME), str(state / NAME))
+        return KeysFile(str(state / NAME), NAME)
     return KeysFile(wanted, "clients.auth.keys_file")
 
 
@@ -98,7 +105,9 @@ def read(file: KeysFile) -> Reading:
         return Reading(seen, None, tuple(map(str, refused.errors)), shared)
     except (OSError, ValueError, credential.Unreadable) as error:
         why = error.strerror if isinstance(error, OSError) else None
-        return Reading(seen, None, (f"{file.name}: it cannot be read: {why or error}",), shared)
+        unseen = isinstance(error, (PermissionError, credential.Unreadable))
+        words = f"{file.name}: it cannot be read: {why or error}"
+        return Reading(seen, None, (words,), shared, unseen)
     return Reading(seen, ring, shared=shared)
 
 
@@ -130,3 +139,13 @@ def demand(policies: PolicySet, state: Path) -> None:
     failed = lacking(policies, read(file), file.name, SystemClock().wall())
     if failed is not None:
         raise PolicyErrors([error_at(policies, failed.key, failed.message)])
+
+
+def demand_of_daemon(policies: PolicySet, state: Path) -> str:
+    """As `demand`, for a daemon that another process is, or will be. Keys that it alone can read
+    are no error: what there is to say of them is returned, else nothing. May block.
+    """
+    if policies.keys_required and (found := read(keys_file(policies, state))).unseen:
+        return f"{found.problem}; whether there is a key, mlxd says at its start"
+    demand(policies, state)
+    return ""

@@ -19,6 +19,7 @@ import yaml
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 16
 MAX_DIGITS = 18
+_NO_YAML = "not valid YAML"
 _TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 
 Path = tuple[str | int, ...]
@@ -66,6 +67,8 @@ class Document:
     keys: dict[Path, Place] = field(default_factory=dict)
     values: dict[Path, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    quotes: bool = True
+    """Whether these may say what the text says."""
 
     def place(self, path: Path) -> Place:
         """Where `path` stands: its key, or its list item, or the nearest thing around it."""
@@ -85,9 +88,11 @@ class _Skip:
     """Stands for a value that was refused."""
 
 
-def parse(raw: bytes) -> Document:
-    """Read one file's bytes; everything wrong with them is in `problems`."""
-    document = Document()
+def parse(raw: bytes, *, quotes: bool = True) -> Document:
+    """Read one file's bytes; everything wrong with them is in `problems`, without a word of the
+    file where `quotes` is false.
+    """
+    document = Document(quotes=quotes)
     try:
         text = _decoded(raw, document)
         _Reader(document, yaml.parse(text, Loader=_LOADER)).read()
@@ -96,11 +101,12 @@ def parse(raw: bytes) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Place(mark.line + 1, mark.column + 1) if mark is not None else Place(1, 1)
-        document.problems.append(Problem(place, _syntax(error)))
+        words = _syntax(error) if document.quotes else _NO_YAML
+        document.problems.append(Problem(place, words))
         document.data = None
     except yaml.YAMLError as error:
-        words = [str(error).partition("\n")[0]]
-        document.problems.append(Problem(Place(1, 1), f"not valid YAML: {words[0]}"))
+        more = f": {str(error).partition(chr(10))[0]}" if document.quotes else ""
+        document.problems.append(Problem(Place(1, 1), _NO_YAML + more))
         document.data = None
     return document
 
@@ -112,10 +118,10 @@ def _syntax(error: yaml.MarkedYAMLError) -> str:
     if error.problem == "exceeded maximum nesting depth":
         return _TOO_DEEP
     if not error.context:
-        return f"not valid YAML: {error.problem}"
+        return f"{_NO_YAML}: {error.problem}"
     begun = error.context_mark
     line = f" that begins in line {begun.line + 1}" if begun is not None else ""
-    return f"not valid YAML: {error.context}{line}, {error.problem}"
+    return f"{_NO_YAML}: {error.context}{line}, {error.problem}"
 
 
 def scalar(text: str) -> Scalar:
@@ -221,9 +227,11 @@ class _Reader:
             self._problem(event, "an alias: write the value out")
             return _Skip
         if anchor := getattr(event, "anchor", None):
-            self._problem(event, f"an anchor (&{anchor}): write the value out where it is used")
+            self._problem(
+                event, "an anchor{}: write the value out where it is used", f" (&{anchor})"
+            )
         if tag := getattr(event, "tag", None):
-            self._problem(event, f"a tag ({tag}): not used in policies")
+            self._problem(event, "a tag{}: not used in policies", f" ({tag})")
         self._document.values[path] = _place(event)
         if isinstance(event, yaml.ScalarEvent):
             return event.value if event.style else self._scalar(event)
@@ -259,7 +267,7 @@ class _Reader:
             known = key in entries
             if known:
                 first = self._document.keys[here].line
-                self._problem(event, f'duplicate key "{key}": first set in line {first}')
+                self._problem(event, f"duplicate key{{}}: first set in line {first}", f' "{key}"')
                 here = (
                     *path,
                     f"{key} ",
@@ -282,7 +290,10 @@ class _Reader:
             self._problem(event, "an empty key")
         return str(event.value)
 
-    def _problem(self, event: yaml.Event, message: str) -> None:
+    def _problem(self, event: yaml.Event, message: str, quoted: str | None = None) -> None:
+        """`quoted` is of the text, and stands at the `{}` of the message."""
+        if quoted is not None:
+            message = message.format(quoted if self._document.quotes else "")
         self._document.problems.append(Problem(_place(event), message))
 
     def _stopped(self, event: yaml.Event | None, message: str) -> _Stop:

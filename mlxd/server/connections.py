@@ -24,6 +24,7 @@ from mlxd.core.clock import Clock
 from mlxd.core.errors import InvalidRequest
 from mlxd.dialects.base import to_json
 from mlxd.policy.load import PolicySet, load
+from mlxd.policy.schema.server import is_loopback
 from mlxd.policy.store import PolicyStore
 from mlxd.server.errors import error_response, identity, in_ollama
 from mlxd.server.silence import acknowledged, bound_silence, queued
@@ -96,7 +97,8 @@ class Connection(RequestHandler):
 
     __slots__ = (
         "_acknowledged", "_answers", "_clock", "_gone", "_header_since", "_idle_since", "_silence",
-        "_unread", "_unread_since", "_waiting", "_wire", "following", "leaving", "scarce",
+        "_unread", "_unread_since", "_waiting", "_wire", "following", "leaving", "outside",
+        "scarce",
     )  # fmt: skip
 
     def __init__(self, server: GuardedServer, clock: Clock, **options: Any) -> None:
@@ -116,6 +118,8 @@ class Connection(RequestHandler):
         self._wire: asyncio.Transport | None = None
         self._gone = False
         self._silence = 0.0
+        self.outside = True
+        """It came by an address that other machines can reach, whatever policy names by now."""
         self.leaving = False
         """Its address will not be served for long: each answer says `Connection: close`."""
         self.scarce = False
@@ -160,6 +164,8 @@ class Connection(RequestHandler):
         super().connection_made(transport)
         # aiohttp lets go of a transport that it closes, though what is unread keeps it open.
         self._wire = self.transport
+        own = transport.get_extra_info("sockname")
+        self.outside = not (isinstance(own, tuple) and is_loopback(str(own[0])))
         server = self._manager
         if isinstance(server, GuardedServer) and not server.has_room():
             self.refuse(TOO_MANY)

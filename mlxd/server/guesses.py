@@ -1,5 +1,5 @@
 """Who guesses API keys: how often each address came with an unknown one, and for how long it is
-refused then. Pure.
+refused then, but for the keys that it came with before. Pure.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from mlxd.policy.schema.clients import Guesses as Limits
 
 MOST = 4096
-"""Addresses that are remembered; of more, the one longest silent is forgotten."""
+"""Addresses that are remembered, and keys with which they came; of more, the one longest silent is
+forgotten.
+"""
 
 
 class Guesses:
@@ -19,9 +21,22 @@ class Guesses:
     def __init__(self, most: int = MOST) -> None:
         self._most = most
         self._guessers: OrderedDict[str, _Guesser] = OrderedDict()
+        self._familiar: OrderedDict[tuple[str, str], None] = OrderedDict()
+        """Addresses and the ids of keys with which they came."""
 
     def __len__(self) -> int:
         return len(self._guessers)
+
+    def succeed(self, address: str, key_id: str) -> None:
+        """It came with this key, which is valid."""
+        self._familiar[address, key_id] = None
+        self._familiar.move_to_end((address, key_id))
+        while len(self._familiar) > self._most:
+            self._familiar.popitem(last=False)
+
+    def succeeded(self, address: str, key_id: str) -> bool:
+        """Whether it came with this key before."""
+        return (address, key_id) in self._familiar
 
     def penalty(self, address: str, now: float) -> float:
         """Seconds for which it is still refused; 0: it is not."""

@@ -21,6 +21,7 @@ from mlxd.server import adaptive_report, memory_report, queue_report, worker_rep
 from mlxd.server.answers import iso, json_response
 from mlxd.server.edge import caller_of, policies_of
 from mlxd.server.errors import Render, in_ollama
+from mlxd.server.identity import keys_required_of
 from mlxd.server.parts import Parts
 from mlxd.server.policy_report import summary
 from mlxd.server.policy_report import warnings as policy_warnings
@@ -59,7 +60,7 @@ class Health:
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         policies = policies_of(request)
         report = health(self._parts, policies)
-        if policies.keys_required and not caller_of(request).key:
+        if keys_required_of(request, policies) and not caller_of(request).key:
             report = {name: value for name, value in report.items() if name in _PUBLIC}
         return json_response(report)
 

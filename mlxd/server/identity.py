@@ -4,11 +4,13 @@ is looked at.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import ipaddress
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import NoReturn
 
 from aiohttp import web
 
@@ -17,10 +19,12 @@ from mlxd.core.caller import Caller
 from mlxd.core.errors import TooManyGuesses, Unauthorized
 from mlxd.policy.keyring import Key
 from mlxd.policy.policy_set import PolicySet
+from mlxd.server.connections import Connection
 from mlxd.server.guesses import Guesses
 
 OPEN = frozenset(("/livez", "/readyz", "/health"))
 """Answered without a key: to whoever looks whether the daemon lives."""
+_OVER = {"expired": "the API key has expired", "revoked": "the API key was revoked"}
 _BEARER = re.compile(r"bearer +(\S.*)", re.IGNORECASE)
 _MOST_PROXIES = 32
 _REMEMBERED = 256
@@ -38,14 +42,15 @@ class Identity:
         self._guesses = Guesses()
 
     def identify(self, request: web.BaseRequest, policies: PolicySet, now: float) -> Caller:
-        """Raises Unauthorized, and TooManyGuesses whatever key it has."""
+        """Raises Unauthorized, TooManyGuesses."""
         address = address_of(request, policies)
         headers = _counted(request, policies)
-        if not policies.keys_required:
-            key, _ = self._looked_up(request, policies)
+        if not keys_required_of(request, policies):
+            key = self._looked_up(request, policies)
         elif request.path in OPEN:
-            guessing = self._guesses.penalty(address, now)
-            key = None if guessing else self._looked_up(request, policies)[0]
+            key = None  # whoever guesses there is no less of a guesser
+            with contextlib.suppress(Unauthorized, TooManyGuesses):
+                key = self._admitted(request, policies, address, now)
         else:
             key = self._admitted(request, policies, address, now)
         if key is None:
@@ -57,7 +62,10 @@ class Identity:
     ) -> Key:
         """Where a key is required."""
         seconds = self._guesses.penalty(address, now)
-        if seconds:
+        key = self._looked_up(request, policies)
+        if key is not None and not seconds:
+            self._guesses.succeed(address, key.id)
+        if seconds and not (key and self._guesses.succeeded(address, key.id)):
             raise TooManyGuesses(
                 "too many unknown API keys came from this address",
                 retry_after=seconds,
@@ -65,26 +73,41 @@ class Identity:
                 numbers={"max": policies.clients.auth.guesses.max},
                 would_pass=f"a known key, in {seconds:.0f} s",
             )
-        key, given = self._looked_up(request, policies)
-        if key is not None:
-            return key
-        if given:
+        return key or self._refuse(request, policies, address, now)
+
+    def _refuse(
+        self, request: web.BaseRequest, policies: PolicySet, address: str, now: float
+    ) -> NoReturn:
+        """Raises Unauthorized. A key that is over is no guess, and none where any key may be right
+        that cannot be read just now: one client would lock out all behind its address.
+        """
+        secrets = [*_secrets(request, policies)]
+        over = next(filter(None, map(self._keys.over, secrets)), "")
+        if secrets and not over and self._keys.certain:
             self._guesses.add(address, policies.clients.auth.guesses, now)
+        said = _OVER.get(over, "the API key is not known")
         raise Unauthorized(
-            "the API key is not known" if given else f"an API key is required: {_how(policies)}",
+            said if secrets else f"an API key is required: {_how(policies)}",
             policy=policies.line("clients.auth.required"),
             would_pass="a key that `mlxd keys add NAME` has shown",
         )
 
-    def _looked_up(self, request: web.BaseRequest, policies: PolicySet) -> tuple[Key | None, bool]:
-        """The first known key, and whether there was any key at all."""
-        given = False
-        for secret in _secrets(request, policies):
-            given = True
-            key = self._keys.find(secret)
-            if key is not None:
-                return key, True
-        return None, given
+    def _looked_up(self, request: web.BaseRequest, policies: PolicySet) -> Key | None:
+        """The first known key."""
+        found = (self._keys.find(secret) for secret in _secrets(request, policies))
+        return next((key for key in found if key is not None), None)
+
+
+def keys_required_of(request: web.BaseRequest, policies: PolicySet) -> bool:
+    """Whether this request needs an API key.
+
+    While the daemon moves to another address it serves by two. By the one that other machines can
+    reach, nobody does without a key for what policy says of the other.
+    """
+    auto = policies.clients.auth.required == "auto"
+    protocol = request.protocol
+    outside = isinstance(protocol, Connection) and protocol.outside
+    return policies.keys_required or (auto and outside)
 
 
 def address_of(request: web.BaseRequest, policies: PolicySet) -> str:

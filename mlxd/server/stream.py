@@ -24,6 +24,8 @@ from mlxd.server.parts import Parts
 from mlxd.server.queue_report import place_headers, words_of
 from mlxd.server.quota import note_quota
 
+_LEAST_WAIT = 1.0
+"""Seconds that one who still waits is told of, unless it never was as long."""
 TELL_SECONDS = 1.0
 """Between two words about a place in the queue."""
 _PLACES_A_SECOND = 10
@@ -65,8 +67,10 @@ class Stream:
         self._last_write = parts.clock.monotonic()
         self._waiting: Waiting | None = None
         """How it stands in the queue, or stood last; None: it has not waited there."""
-        self._told = b""
-        """What was last said of it."""
+        self._waiting_since = 0.0
+        """When that was told."""
+        self._told = 0
+        """The position that was last said."""
         self._timer: asyncio.TimerHandle | None = None
         self._saying: asyncio.Task[None] | None = None
 
@@ -88,11 +92,16 @@ class Stream:
     def wait(self, waiting: Waiting) -> None:
         """It waits in the queue, and stands like this from now on."""
         self._waiting = waiting
+        self._waiting_since = self._parts.clock.monotonic()
 
     @property
     def _place(self) -> Waiting | None:
-        """In the queue, while it waits there."""
-        return self._waiting if self._request[STORY].admitted is None else None
+        """In the queue, while it waits there: what of the wait is over is none of it any more."""
+        if self._waiting is None or self._request[STORY].admitted is not None:
+            return None
+        expected = self._waiting.expected_wait
+        left = expected - (self._parts.clock.monotonic() - self._waiting_since)
+        return replace(self._waiting, expected_wait=max(left, min(expected, _LEAST_WAIT)))
 
     async def fail(self, error: MlxdError) -> web.StreamResponse:
         """Say in the stream that it ends here, and why.
@@ -209,8 +218,7 @@ class Stream:
             return None
         place = self._place
         if place is not None and self._tells_place:
-            words = comment(words_of(place))
-            return words if silent or words != self._told else None
+            return comment(words_of(place)) if silent or place.position != self._told else None
         return self._codec.heartbeat if silent else None
 
     async def _say(self) -> None:
@@ -218,5 +226,5 @@ class Stream:
             async with self._writing:
                 words = self._due()  # a record may have gone before
                 if words is not None:
-                    self._told = words
+                    self._told = place.position if (place := self._place) is not None else 0
                     await self._write_now(words)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from mlxd.cli import main
+from mlxd.cli.keys.here import Place
+from mlxd.cli.policy.here import Here
+from mlxd.cli.service.install import _policies_with_keys
+from mlxd.cli.service.site import Site
 from mlxd.policy.keyring import Keyring, parse
+from mlxd.policy.load import Override, load
 from tests.support.daemon import write_policies
 
 Run = Callable[..., tuple[int, str, str]]
@@ -36,7 +42,7 @@ def run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run
 
 def in_json(run: Run, *arguments: str) -> Any:
     status, out, err = run(*arguments, "--json")
-    assert (status, err) == (0, "")
+    assert (status, err.replace("no mlxd runs: the next start reads the file\n", "")) == (0, "")
     return json.loads(out)
 
 
@@ -64,6 +70,21 @@ def test_a_new_key_alone_is_on_stdout(run: Run, tmp_path: Path) -> None:
     assert out.strip() not in (tmp_path / "state" / "keys.yaml").read_text()
     found = ring(tmp_path).find(out.strip(), key.created)
     assert found == key
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_key_is_shown_before_a_daemon_is_told(
+    run: Run, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    def hang(_: Place) -> Iterator[str]:
+        raise KeyboardInterrupt
+
+    made = in_json(run, "add", "a")
+    monkeypatch.setattr(Place, "tell", hang)
+    for arguments in (("add", "b"), ("rotate", made["id"])):
+        status, out, _ = run(*arguments, *options)
+        assert status != 0
+        assert SECRET.search(out)
 
 
 def test_a_key_may_be_of_a_tenant_of_another_name(run: Run) -> None:
@@ -165,6 +186,17 @@ def test_without_grace_the_old_one_is_over_at_once(run: Run) -> None:
     assert f"{made['id']} is expired: make another" in err
 
 
+def test_a_key_that_was_rotated_is_not_rotated_again(run: Run, tmp_path: Path) -> None:
+    """Its end is no length that another key could have."""
+    made = in_json(run, "add", "a")
+    new = in_json(run, "rotate", made["id"])
+    status, out, err = run("rotate", made["id"])
+    assert (status, out) == (1, "")
+    assert f"{made['id']} was rotated before" in err
+    assert len(ring(tmp_path).keys) == 2
+    assert in_json(run, "rotate", new["id"])["expires"] is None
+
+
 def test_a_rotation_prolongs_nothing(run: Run, tmp_path: Path) -> None:
     made = in_json(run, "add", "a", "--expires", "60s")
     run("rotate", made["id"], "--grace", "10d")
@@ -198,7 +230,10 @@ def test_a_credential_is_read_and_not_written(
     status, out, err = run("add", "b")
     assert (status, out) == (1, "")
     assert "only the service manager writes" in err
-    assert run("list")[0] == 2
+    status, out, err = run("list")
+    assert (status, out) == (1, "credential:keys cannot be read from here\n")
+    assert "no service manager has handed credentials over" in err
+    assert "no mlxd runs" in err, "who could read it, or not, is asked"
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "state"))
     (tmp_path / "state" / "keys").symlink_to(tmp_path / "state" / "keys.yaml")
     assert [key["tenant"] for key in listed(run)] == ["a"]
@@ -220,3 +255,50 @@ def test_policy_check_is_content_once_there_is_a_key(
     assert "mlxd keys add NAME" in capsys.readouterr().err
     in_json(run, "add", "a")
     assert main(check) == 0
+
+
+class TestUnseen:
+    """Keys that only the daemon can read are no error of the policies that name them."""
+
+    @pytest.fixture
+    def check(self, folder: Path, tmp_path: Path) -> Callable[[], int]:
+        text = "auth: {required: true, keys_file: credential:keys}\n"
+        write_policies(folder, {"clients": text})
+        places = ["--policies", str(folder), "--state", str(tmp_path / "state")]
+        return lambda: main(["policy", "check", *places])
+
+    def test_without_a_daemon_that_is_a_note(
+        self, check: Callable[[], int], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert check() == 0
+        said = capsys.readouterr().out
+        assert "warning: clients.auth.keys_file: it cannot be read: CREDENTIALS_DIRECTORY" in said
+        assert "whether there is a key, mlxd says at its start" in said
+
+    @pytest.mark.parametrize(
+        ("errors", "same", "status", "noted"),
+        [([], True, 0, False), ([{"text": "no key"}], True, 2, False), ([], False, 0, True)],
+    )
+    def test_a_daemon_on_the_same_folder_knows(
+        self, check: Callable[[], int], capsys: pytest.CaptureFixture[str], folder: Path,
+        monkeypatch: pytest.MonkeyPatch, errors: list[Any], same: bool, status: int, noted: bool,
+    ) -> None:  # fmt: skip
+        report = {"folder": str(folder) if same else "/elsewhere", "errors": errors}
+        daemon = SimpleNamespace(post=lambda target: report)
+        monkeypatch.setattr(Here, "the_daemon", lambda this: daemon)
+        assert check() == status
+        said = capsys.readouterr()
+        assert ("cannot be read" in said.out) is noted
+        assert ("no key" in said.err) is bool(errors)
+
+    def test_a_service_is_installed_all_the_same(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        overrides = [
+            Override("clients.auth.required", "true", "a test"),
+            Override("clients.auth.keys_file", "credential:keys", "a test"),
+        ]
+        policies = load(None, overrides)
+        site = SimpleNamespace(policies_on_disk=lambda: policies, state_folder=tmp_path)
+        assert _policies_with_keys(cast("Site", site)) is policies
+        assert "it cannot be read" in capsys.readouterr().out

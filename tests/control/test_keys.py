@@ -75,6 +75,7 @@ async def test_a_broken_file_leaves_the_last_good_keys_and_says_so(
     assert known(keys, "one") == [True]
     (warning,) = keys.warnings(load())
     assert "keys.yaml:2:8: keys[0]: expected a mapping; the last good ones stay" in warning
+    assert str(file.parent) not in warning, "clients may read it"
     assert len(caplog.records) == 1
     assert "SECRET" not in warning + caplog.text
     put(file.with_name("new"), "two")
@@ -92,6 +93,22 @@ async def test_who_needs_a_key_that_nobody_has_is_told(file: Path) -> None:
     (warning,) = keys.warnings(load(None, OUTSIDE))
     assert "all of them get 401 until `mlxd keys add NAME`" in warning
     assert keys.warnings(load()) == []
+
+
+async def test_what_is_over_or_cannot_be_read_is_told_from_what_is_nobodys(file: Path) -> None:
+    over = Key("b-1", "b", digest_of("b"), 1.0, expires=2.0)
+    edit(KeysFile(str(file), file.name), lambda ring: Keyring((*ring.keys, over)))
+    clock = ManualClock()
+    clock.advance(5.0)
+    keys = Keys(load(), file.parent, clock)
+    assert [keys.over(secret) for secret in ("one", "b", "c")] == ["", "expired", ""]
+    certain = [keys.certain]
+    file.write_text("5")
+    await keys.reload()
+    certain.append(keys.certain)
+    file.unlink()
+    await keys.reload()
+    assert [*certain, keys.certain] == [True, False, False]
 
 
 def test_a_file_that_others_may_read_is_told(file: Path) -> None:
@@ -132,6 +149,38 @@ async def test_policies_that_need_a_key_are_not_prepared_without_one(file: Path)
         await keys.prepare(load(), load(None, OUTSIDE))
     assert failed.value.key == "server.listen.host"
     assert known(keys, "one") == [True], "nothing that shows has changed"
+
+
+@pytest.mark.parametrize("text", ["5", None])
+async def test_an_edit_of_something_else_is_prepared_whatever_has_become_of_the_keys(
+    file: Path, tmp_path: Path, text: str | None
+) -> None:
+    keys = followed(file.parent)
+    old = load(None, OUTSIDE)
+    file.unlink()
+    if text is not None:
+        file.write_text(text)
+    more = Override("limits.concurrency.max_in_flight", "9", "a test")
+    (await keys.prepare(old, load(None, [*OUTSIDE, more]))).commit()
+    assert known(keys, "one") == [text is not None]
+    other = Override("clients.auth.keys_file", str(tmp_path / "others"), "a test")
+    with pytest.raises(PrepareFailed, match="there is no key"):
+        await keys.prepare(old, load(None, [*OUTSIDE, other]))
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_a_key_that_was_revoked_since_an_edit_was_prepared_stays_so(
+    file: Path, committed: bool
+) -> None:
+    keys = followed(file.parent)
+    prepared = await keys.prepare(load(), load())
+    put(file, "two")
+    await keys.reload()
+    if committed:
+        prepared.commit()
+        assert known(keys, "one", "two") == [False, True]
+    prepared.undo()
+    assert known(keys, "one", "two") == [False, True]
 
 
 async def test_a_disk_that_hangs_holds_one_thread(

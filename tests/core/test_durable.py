@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,15 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) ->
     durable.tidy(tmp_path)
     assert {entry.name for entry in tmp_path.iterdir()} == kept | {".b.1"}
     durable.tidy(tmp_path / "none")
+
+
+def test_a_link_in_the_temporarys_place_is_not_followed(tmp_path: Path) -> None:
+    """Who may write to the folder could have laid it there."""
+    other = tmp_path / "other"
+    other.write_text("theirs")
+    name = f".file.json.{os.getpid()}-{threading.get_ident()}"
+    (tmp_path / name).symlink_to(other)
+    durable.write(tmp_path / "file.json", b"ours")
+    assert other.read_text() == "theirs"
+    assert (tmp_path / "file.json").read_text() == "ours"
+    assert not (tmp_path / "file.json").is_symlink()

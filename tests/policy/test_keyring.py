@@ -114,6 +114,30 @@ def test_a_wrong_entry_is_refused_at_its_place_without_a_quote(
     assert "SECRET" not in line
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mlxd_SECRET: 1\nmlxd_SECRET: 2\n",
+        "keys: [&mlxd_SECRET a]\n",
+        "keys: [*mlxd_SECRET]\n",
+        "keys: [!mlxd_SECRET a]\n",
+        "keys: [!mlxd_SECRET!x a]\n",
+        "&mlxd_SECRET a: 1\n",
+        "%TAG !mlxd_SECRET! x\n",
+        "%mlxd_SECRET\n",
+        'a: "\\mlxd_SECRET"\n',
+        "mlxd_SECRET\n",
+        "a: @mlxd_SECRET\n",
+        "a: 'mlxd_SECRET\n",
+        "? [mlxd_SECRET]\n: 1\n",
+    ],
+)
+def test_what_is_no_such_yaml_is_not_quoted_either(text: str) -> None:
+    lines = said(HEAD + text) + said(text)
+    assert lines
+    assert "SECRET" not in "".join(lines)
+
+
 def test_ids_and_hashes_are_of_one_key_each() -> None:
     found = said(f"{HEAD}keys:\n{entry()}{entry()}")
     assert [line.partition(": ")[2] for line in found] == [

@@ -9,16 +9,18 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from mlxd.control.keys import Keys
+from mlxd.core import durable
 from mlxd.policy import files, keys_edit
 from mlxd.policy.boot import Boot, boot
 from mlxd.policy.history import Generation, history_of
 from mlxd.policy.keyring import Key, Keyring, KeysRefused, digest_of, parse
 from mlxd.policy.keys_edit import NotEdited, edit
-from mlxd.policy.keys_file import KeysFile, demand, keys_file, read
+from mlxd.policy.keys_file import KeysFile, demand, demand_of_daemon, keys_file, read
 from mlxd.policy.load import Override, PolicyErrors, load
 from tests.support.daemon import write_policies
 from tests.support.policy_agreement import checked
@@ -26,6 +28,7 @@ from tests.support.policy_daemon import HastyClock, holding
 
 OUTSIDE = {"server": "listen: {host: 0.0.0.0}\n"}
 REQUIRED = {"clients": "auth: {required: true}\n"}
+AUTO = {**OUTSIDE, "clients": "auth: {required: auto}\n"}
 OPEN = {**OUTSIDE, "clients": "auth: {required: false}\n"}
 NO_KEY = "there is no key in"
 OVER = "is valid any more"
@@ -99,30 +102,68 @@ async def test_check_start_and_reload_demand_keys_in_the_same_words(
     assert "mlxd keys add NAME" in errors[0] or put is broken
 
 
-def test_a_start_without_a_key_falls_back_on_what_was_good(tmp_path: Path) -> None:
-    folder, history = write_policies(tmp_path / "policies", OUTSIDE), history_of(tmp_path)
+class TestStart:
+    """What was good before does not stand in for a key that is not there."""
 
-    def start() -> Boot:
-        return boot(folder, (), history, demand=lambda them: demand(them, tmp_path))
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        return write_policies(tmp_path / "policies", OPEN)
 
-    def remember(number: int) -> None:
-        contents, digest = files.read(folder).contents, load(folder).digest
-        history.record(Generation(number, str(folder), contents, digest, 0.0, "start", ""))
+    @pytest.fixture
+    def start(self, folder: Path, tmp_path: Path) -> Callable[[], Boot]:
+        history = history_of(tmp_path)
+        return lambda: boot(folder, (), history, demand=lambda them: demand(them, tmp_path))
 
-    remember(1)
-    with pytest.raises(PolicyErrors):
-        start()
-    write_policies(folder, {"server": "listen: {port: 1234}\n"})
-    remember(2)
-    write_policies(folder, OUTSIDE)
-    booted = start()
-    assert (booted.policies.lkg, booted.policies.generation) == (True, 2)
-    assert NO_KEY in str(booted.errors[0])
+    @pytest.fixture
+    def remember(self, folder: Path, tmp_path: Path) -> Callable[[int], None]:
+        def record(number: int) -> None:
+            contents, digest = files.read(folder).contents, load(folder).digest
+            kept = Generation(number, str(folder), contents, digest, 0.0, "start", "")
+            history_of(tmp_path).record(kept)
+
+        return record
+
+    def test_a_key_that_is_lacking_is_said_and_nothing_else_is_served(
+        self, folder: Path, start: Callable[[], Boot], remember: Callable[[int], None]
+    ) -> None:
+        remember(1)
+        write_policies(folder, AUTO)
+        with pytest.raises(PolicyErrors, match=NO_KEY):
+            start()
+
+    def test_broken_files_fall_back_on_nothing_more_open_than_the_newest(
+        self, folder: Path, tmp_path: Path, start: Callable[[], Boot],
+        remember: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        remember(1)
+        write_policies(folder, AUTO)
+        remember(2)
+        write_policies(folder, {"limits": "x: 1\n"})
+        with pytest.raises(PolicyErrors, match=r"limits\.yaml"):
+            start()
+        one(tmp_path)
+        booted = start()
+        assert (booted.policies.lkg, booted.policies.generation) == (True, 2)
 
 
 def test_the_refusal_names_the_override(tmp_path: Path) -> None:
     with pytest.raises(PolicyErrors, match=r"^--host: server\.listen\.host: 0\.0\.0\.0 can"):
         demand(load(None, [Override("server.listen.host", "0.0.0.0", "--host")]), tmp_path)
+
+
+def test_what_the_daemon_alone_may_read_is_a_note_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    required = load(None, [Override("clients.auth.required", "true", "a test")])
+    assert demand_of_daemon(load(), tmp_path) == ""
+    with pytest.raises(PolicyErrors, match=NO_KEY):
+        demand_of_daemon(required, tmp_path)
+    one(tmp_path)
+    assert demand_of_daemon(required, tmp_path) == ""
+    monkeypatch.setattr(durable, "read", Mock(side_effect=PermissionError(13, "Not for you")))
+    assert "keys.yaml: it cannot be read: Not for you" in demand_of_daemon(required, tmp_path)
+    with pytest.raises(PolicyErrors, match="Not for you"):
+        demand(required, tmp_path)
 
 
 def test_what_an_operator_wrote_for_a_file_is_not_quoted(tmp_path: Path) -> None:
@@ -135,21 +176,23 @@ def test_what_an_operator_wrote_for_a_file_is_not_quoted(tmp_path: Path) -> None
 
 
 class TestEditing:
-    def test_only_its_owner_may_read_it(self, tmp_path: Path) -> None:
+    def test_only_its_owner_may_read_it_and_its_group_where_it_could(self, tmp_path: Path) -> None:
         file = keep(tmp_path / "state", a_key())
         kept = tmp_path / "state" / "keys.yaml"
         assert stat.S_IMODE(kept.stat().st_mode) == 0o600
         assert not read(file).shared
-        kept.chmod(0o640)
-        assert read(file).shared
-        keep(tmp_path / "state", a_key("t"))
-        assert not read(file).shared
+        for mode, after in ((0o640, 0o640), (0o660, 0o640), (0o644, 0o640), (0o604, 0o600)):
+            kept.chmod(mode)
+            assert read(file).shared is (mode != 0o640)
+            keep(tmp_path / "state", a_key(f"{mode:o}"))
+            assert stat.S_IMODE(kept.stat().st_mode) == after
+            assert not read(file).shared
         assert [entry.name for entry in kept.parent.iterdir()] == ["keys.yaml"]
 
     def test_what_is_written_is_read(self, tmp_path: Path) -> None:
         keys = (
             Key("a-1", 'a "b": # c', digest_of("1"), 1.0, note="ключ ☃ \\ '", expires=5.0),
-            Key("b-1", "true", digest_of("2"), 2.0, revoked=9.0),
+            Key("b-1", "true", digest_of("2"), 2.0, revoked=9.0, rotated=3.0),
         )
         file = keep(tmp_path, *keys)
         assert read(file).ring == Keyring(keys)
@@ -164,15 +207,33 @@ class TestEditing:
         keep(state, a_key())
         found = (state / "keys.yaml").stat()
         assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (4711, 4712, 0o600)
-        os.chown(state / "keys.yaml", 4713, 4714)
+        os.chown(state / "keys.yaml", 0, 4714)
+        (state / "keys.yaml").chmod(0o640)
         keep(state, a_key("t"))
-        assert (state / "keys.yaml").stat().st_uid == 4713
+        found = (state / "keys.yaml").stat()
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, 4714, 0o640)
 
     def test_a_link_stays_one(self, tmp_path: Path) -> None:
         (tmp_path / "link").symlink_to(tmp_path / "real")
         edit(KeysFile(str(tmp_path / "link"), "link"), lambda _: Keyring((a_key(),)))
         assert (tmp_path / "link").is_symlink()
         assert len(parse((tmp_path / "real").read_bytes(), "real").keys) == 1
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root writes for others")
+    def test_root_follows_nobodys_link_but_its_own(self, tmp_path: Path) -> None:
+        (tmp_path / "keys.yaml").symlink_to(tmp_path / "own")
+        (tmp_path / "own").symlink_to(tmp_path / "elsewhere")
+        keep(tmp_path, a_key())
+        os.chown(tmp_path / "own", 4711, 4711, follow_symlinks=False)
+        before = (tmp_path / "elsewhere").read_bytes()
+        with pytest.raises(NotEdited, match="own is a link that is not root's"):
+            keep(tmp_path, a_key("t"))
+        assert (tmp_path / "elsewhere").read_bytes() == before
+
+    def test_links_that_lead_nowhere_are_told(self, tmp_path: Path) -> None:
+        (tmp_path / "keys.yaml").symlink_to(tmp_path / "keys.yaml")
+        with pytest.raises(NotEdited, match="leads nowhere"):
+            keep(tmp_path, a_key())
 
     def test_a_broken_file_stays_as_it_is(self, tmp_path: Path) -> None:
         broken(tmp_path)

@@ -52,3 +52,11 @@ def test_one_address_takes_no_more_memory_than_its_limit():
     for number in range(1000):
         guesses.add("a", limits(), 0.001 * number)
     assert len(guesses._guessers["a"].times) < 3
+
+
+def test_keys_that_an_address_came_with_are_remembered_and_bounded() -> None:
+    guesses = Guesses(most=2)
+    for key_id in ("a", "b", "a", "c"):
+        guesses.succeed("10.0.0.1", key_id)
+    assert [guesses.succeeded("10.0.0.1", key_id) for key_id in "abc"] == [True, False, True]
+    assert not guesses.succeeded("10.0.0.2", "a")

@@ -9,14 +9,17 @@ from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
 from mlxd.core.caller import Caller
+from mlxd.core.clock import ManualClock
 from mlxd.core.errors import TooManyGuesses, Unauthorized
 from mlxd.core.story import untold
 from mlxd.policy.keyring import Key, Keyring, digest_of
 from mlxd.policy.load import Override, load
+from mlxd.policy.store import PolicyStore
 from mlxd.server import edge
 from mlxd.server.app import routes
+from mlxd.server.connections import Connection, GuardedServer
 from mlxd.server.edge import Edge
-from mlxd.server.identity import OPEN, Identity, address_of, client_at
+from mlxd.server.identity import OPEN, Identity, address_of, client_at, keys_required_of
 from mlxd.server.parts import Parts
 
 NOW = 1_800_000_000.0
@@ -25,26 +28,30 @@ RING = Keyring(
     (
         Key("a-1", "agents", digest_of(GOOD), 1.0),
         Key("a-2", "agents", digest_of("mlxd_over"), 1.0, expires=2.0),
+        Key("a-3", "agents", digest_of("mlxd_gone"), 1.0, revoked=2.0),
     )
 )
 REQUIRED = ("clients.auth.required", "true")
 PROXIES = "[127.0.0.1, 10.0.0.0/8, 'fd00::/8']"
 
 
-class Counted:
-    """Keys that say how often they were asked."""
+class Held:
+    """Those of the ring, as they are at one time."""
 
     def __init__(self):
-        self.asked = 0
+        self.certain = True
 
     def find(self, secret):
-        self.asked += 1
         return RING.find(secret, NOW)
+
+    def over(self, secret):
+        key = RING.known(secret)
+        return "" if key is None or key.valid(NOW) else key.state(NOW)
 
 
 @pytest.fixture
 def keys():
-    return Counted()
+    return Held()
 
 
 @pytest.fixture
@@ -56,7 +63,7 @@ def policies(*overrides):
     return load(None, [Override(key, text, "a test", yaml=True) for key, text in overrides])
 
 
-def asked(path="/api/chat", *, peer="10.9.9.9", method="POST", **headers):
+def asked(path="/api/chat", *, peer="10.9.9.9", method="POST", protocol=None, **headers):
     pairs = [
         (name.replace("_", "-"), value)
         for name, given in headers.items()
@@ -64,7 +71,10 @@ def asked(path="/api/chat", *, peer="10.9.9.9", method="POST", **headers):
     ]
     transport = Mock()
     transport.get_extra_info.side_effect = lambda name: (peer, 1) if name == "peername" else None
-    return make_mocked_request(method, path, headers=CIMultiDict(pairs), transport=transport)
+    given = {} if protocol is None else {"protocol": protocol}
+    return make_mocked_request(
+        method, path, headers=CIMultiDict(pairs), transport=transport, **given
+    )
 
 
 def bearer(secret):
@@ -99,7 +109,6 @@ class TestKeys:
             ({"Authorization": GOOD}, False),
             ({"x_api_key": ""}, False),
             ({"x_api_key": "mlxd_bad"}, True),
-            ({"Authorization": "Bearer mlxd_over"}, True),
             ({"Authorization": f"Bearer {'x' * 9000}"}, True),
         ],
     )
@@ -137,6 +146,52 @@ class TestKeys:
         assert set(routes(cast("Parts", None))._exact) >= OPEN
 
 
+class TestDoors:
+    """While the daemon moves from one address to another, it serves by both."""
+
+    @pytest.mark.parametrize(
+        ("sockname", "outside"),
+        [
+            (("127.0.0.1", 1), False),
+            (("::1", 1, 0, 0), False),
+            (("::ffff:127.0.0.1", 1, 0, 0), False),
+            (("192.0.2.7", 1), True),
+            (("fe80::1%eth0", 1, 0, 2), True),
+            (None, True),
+        ],
+    )
+    async def test_a_connection_knows_by_which_it_came(self, sockname, outside):
+        server = GuardedServer(Mock(), PolicyStore(policies()), ManualClock())
+        wire = Mock()
+        wire.get_extra_info.side_effect = {"sockname": sockname}.get
+        connection = server.connection()
+        connection.connection_made(wire)
+        assert connection.outside is outside
+        connection.connection_lost(None)
+        await server.shutdown(0.0)
+
+    @pytest.mark.parametrize(
+        ("required", "host", "outside", "needed"),
+        [
+            ("auto", "127.0.0.1", False, False),
+            ("auto", "127.0.0.1", True, True),
+            ("auto", "0.0.0.0", False, True),
+            ("auto", "0.0.0.0", True, True),
+            ("false", "127.0.0.1", True, False),
+            ("true", "127.0.0.1", False, True),
+        ],
+    )
+    def test_the_open_one_opens_only_itself(self, identity, required, host, outside, needed):
+        request = asked(protocol=Mock(spec=Connection, outside=outside, peername=("10.9.9.9", 1)))
+        held = policies(("clients.auth.required", required), ("server.listen.host", host))
+        assert keys_required_of(request, held) is needed
+        if needed:
+            with pytest.raises(Unauthorized):
+                identity.identify(request, held, 1.0)
+        else:
+            assert not identity.identify(request, held, 1.0).key
+
+
 class TestGuesses:
     LIMITS = (REQUIRED, ("clients.auth.guesses", "{max: 3, window: 60s, penalty: 30s}"))
 
@@ -147,25 +202,52 @@ class TestGuesses:
                     asked(**bearer("mlxd_bad"), **changes), policies(*self.LIMITS), now
                 )
 
-    def test_an_address_that_guesses_is_refused_whatever_key_it_has(self, identity, keys):
+    def test_an_address_that_guesses_is_refused_whatever_key_it_has(self, identity):
         self.guess(identity, 3)
-        before = keys.asked
         for headers in (bearer(GOOD), bearer("mlxd_bad"), bearer("")):
             with pytest.raises(TooManyGuesses) as refused:
                 identity.identify(asked(**headers), policies(*self.LIMITS), 11.0)
             assert refused.value.retry_after == 20.0
-        assert keys.asked == before, "no key is looked up meanwhile"
         other = asked(peer="10.9.9.8", **bearer(GOOD))
         assert identity.identify(other, policies(*self.LIMITS), 11.0).key == "a-1"
         again = asked(**bearer(GOOD))
         assert identity.identify(again, policies(*self.LIMITS), 31.1).key == "a-1"
 
-    def test_it_is_told_whether_the_daemon_lives_all_the_same(self, identity, keys):
+    def test_it_is_told_whether_the_daemon_lives_all_the_same(self, identity):
         self.guess(identity, 3)
-        before = keys.asked
         request = asked("/livez", **bearer(GOOD))
         assert not identity.identify(request, policies(*self.LIMITS), 2.0).key
-        assert keys.asked == before
+
+    @pytest.mark.parametrize("path", sorted(OPEN))
+    def test_a_guess_is_one_where_no_key_is_needed_too(self, identity, path):
+        for _ in range(3):
+            identity.identify(asked(path, **bearer("mlxd_bad")), policies(*self.LIMITS), 1.0)
+        with pytest.raises(TooManyGuesses):
+            identity.identify(asked(), policies(*self.LIMITS), 1.0)
+
+    def test_a_key_that_an_address_came_with_before_stays_good_there(self, identity):
+        held = policies(*self.LIMITS)
+        assert identity.identify(asked(**bearer(GOOD)), held, 1.0).key == "a-1"
+        self.guess(identity, 3)
+        self.guess(identity, 3, peer="10.9.9.8")
+        assert identity.identify(asked(**bearer(GOOD)), held, 2.0).key == "a-1"
+        assert identity.identify(asked("/health", **bearer(GOOD)), held, 2.0).key == "a-1"
+        for request in (asked(**bearer("mlxd_bad")), asked(peer="10.9.9.8", **bearer(GOOD))):
+            with pytest.raises(TooManyGuesses):
+                identity.identify(request, held, 2.0)
+
+    @pytest.mark.parametrize(
+        ("secret", "said"), [("mlxd_over", "has expired"), ("mlxd_gone", "was revoked")]
+    )
+    def test_a_key_that_is_over_is_no_guess(self, identity, secret, said):
+        for headers in (bearer(secret), {"x_api_key": secret, **bearer("ollama")}):
+            for _ in range(3):
+                with pytest.raises(Unauthorized, match=said):
+                    identity.identify(asked(**headers), policies(*self.LIMITS), 1.0)
+
+    def test_nothing_is_a_guess_while_keys_cannot_be_read(self, identity, keys):
+        keys.certain = False
+        self.guess(identity, 9)
 
     def test_no_key_is_no_guess(self, identity):
         for _ in range(9):

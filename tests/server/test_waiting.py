@@ -82,7 +82,16 @@ def test_nothing_is_said_before_the_first_byte_is_due(loop: VirtualLoop, begin: 
     loop.advance(9.5)
     assert not client.prepared
     loop.advance(1)
-    assert client.pieces == [b": queued position=3 expected_wait=12\n\n"]
+    assert client.pieces == [b": queued position=3 expected_wait=2\n\n"]
+
+
+def test_what_is_over_of_the_wait_is_not_told_again(loop: VirtualLoop, begin: Begin) -> None:
+    stream, client = begin()
+    stream.wait(Waiting(2, 24.9))
+    loop.advance(35.5)
+    assert client.pieces == [
+        f": queued position=2 expected_wait={seconds}\n\n".encode() for seconds in (15, 5, 1)
+    ]
 
 
 def test_a_change_is_told_once_a_second_and_what_does_not_change_is_not(

@@ -44,7 +44,7 @@ class _Wrong(Exception):
 
 
 class _NoSuchKey(Exception):
-    """Or one that is over."""
+    """Or one that is over, or was rotated."""
 
 
 def add(policies: str | None, state: str | None, wanted: Wanted, *, as_json: bool) -> int:
@@ -112,6 +112,11 @@ def rotate(
             old = _known(ring, key_id)
             if not old.valid(now):
                 raise _NoSuchKey(f"{key_id} is {old.state(now)}: make another with `mlxd keys add`")
+            if old.rotated is not None:
+                raise _NoSuchKey(
+                    f"{key_id} was rotated before, and its end is its grace's: rotate"
+                    " the key in its place, or make another with `mlxd keys add`"
+                )
             new = Key(
                 id=_new_id(_NUMBERED.sub("", old.id), ring),
                 tenant=old.tenant,
@@ -121,7 +126,7 @@ def rotate(
                 expires=None if old.expires is None else now + old.expires - old.created,
             )
             ends = last if old.expires is None else min(last, old.expires)
-            return Keyring((*_with(ring, replace(old, expires=ends)).keys, new))
+            return Keyring((*_with(ring, replace(old, expires=ends, rotated=now)).keys, new))
 
         ring = edit(at.file, turned)
         ends = _known(ring, key_id).expires or now
@@ -150,8 +155,9 @@ def _carried(
 
 
 def _show_secret(at: Place, key: Key, secret: str, more: Sequence[str], *, as_json: bool) -> int:
-    """The key alone on stdout, all else on stderr."""
-    said = [*more, *at.tell()]
+    """The key alone on stdout, all else on stderr. It is shown before the daemon is told of it:
+    that may take long, and who does not wait for it has a key whose secret is lost.
+    """
     ends = iso(key.expires) if key.expires is not None else None
     if as_json:
         print_json(
@@ -161,16 +167,19 @@ def _show_secret(at: Place, key: Key, secret: str, more: Sequence[str], *, as_js
                 "key": secret,
                 "expires": ends,
                 "file": at.file.reference,
-                "notes": said,
+                "notes": more,
             }
         )
-        return exits.DONE
-    until = f", until {ends}" if ends else ""
-    about = f"{key.id} of tenant {key.tenant}{until}, in {at.file.reference}"
-    for line in (about, *said, "the key, shown this once:"):
+    else:
+        until = f", until {ends}" if ends else ""
+        about = f"{key.id} of tenant {key.tenant}{until}, in {at.file.reference}"
+        for line in (about, *more, "the key, shown this once:"):
+            print(line, file=sys.stderr)
+        sys.stderr.flush()
+        print(secret)
+    sys.stdout.flush()
+    for line in at.tell():
         print(line, file=sys.stderr)
-    sys.stderr.flush()
-    print(secret)
     return exits.DONE
 
 

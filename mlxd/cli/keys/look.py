@@ -48,7 +48,12 @@ def look(policies: str | None, state: str | None, *, as_json: bool) -> int:
         if found.shared:
             print(f"others may read or write the file: chmod 600 {at.file.reference}",
                   file=sys.stderr)  # fmt: skip
-    return exits.USAGE if found.ring is None else exits.DONE
+        if found.unseen:
+            for line in at.tell():
+                print(line, file=sys.stderr)
+    if found.ring is not None:
+        return exits.DONE
+    return exits.FAILED if found.unseen else exits.USAGE
 
 
 def _told(key: Key, now: float) -> Json:
@@ -65,7 +70,9 @@ def _told(key: Key, now: float) -> Json:
 
 
 def _lines(file: str, found: keys_file.Reading, keys: list[Json]) -> Iterator[str]:
-    if found.ring is None:
+    if found.unseen:
+        yield f"{file} cannot be read from here"
+    elif found.ring is None:
         yield f"{file} is refused: a running daemon keeps the last good keys"
     elif not keys:
         yield f"{file}: no key" if found.there else f"{file}: no key yet"

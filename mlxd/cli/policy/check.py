@@ -10,7 +10,7 @@ from mlxd.cli.admin import Refused
 from mlxd.cli.client import NoAnswer
 from mlxd.cli.policy.here import Here, failed, here, print_json, refused
 from mlxd.policy import keys
-from mlxd.policy.keys_file import demand
+from mlxd.policy.keys_file import demand_of_daemon
 from mlxd.policy.load import PolicyErrors
 from mlxd.policy.strict_yaml import Path, dotted, parts
 from mlxd.settings import SettingsRefused
@@ -26,7 +26,7 @@ def check(policies: str | None, state: str | None, *, as_json: bool, online: boo
     try:
         this = here(policies, state)
         found = this.load()
-        demand(found, this.state)
+        note = demand_of_daemon(found, this.state)
     except (SettingsRefused, PolicyErrors) as error:
         return refused(error, as_json=as_json)
     report: Json = {
@@ -36,6 +36,10 @@ def check(policies: str | None, state: str | None, *, as_json: bool, online: boo
         "warnings": [*this.warnings, *found.warnings()],
         "not_enforced": found.not_enforced(),
     }
+    if note and not online:
+        theirs = _known_to_daemon(this)
+        report["errors"], report["valid"] = theirs or [], not theirs
+        report["warnings"] += [note] if theirs is None else []
     if online:
         try:
             report["errors"] = _tried(this)
@@ -43,6 +47,18 @@ def check(policies: str | None, state: str | None, *, as_json: bool, online: boo
             return failed(error, as_json=as_json)
         report["valid"] = not report["errors"]
     return _show(report, as_json=as_json)
+
+
+def _known_to_daemon(this: Here) -> list[Json] | None:
+    """What a running daemon finds, which can read more than we; None: none runs on this folder, or
+    it does not answer us.
+    """
+    try:
+        report = this.the_daemon().post("/admin/policy/check")
+    except (NoAnswer, Refused):
+        return None
+    errors: list[Json] = report["errors"]
+    return errors if report["folder"] == str(this.folder or "") else None
 
 
 def _tried(this: Here) -> list[Json]:

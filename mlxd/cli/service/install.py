@@ -9,7 +9,7 @@ from dataclasses import replace
 from mlxd.cli import exits
 from mlxd.cli.policy.here import refused
 from mlxd.cli.service.site import Site, unseen
-from mlxd.policy.keys_file import demand
+from mlxd.policy.keys_file import demand_of_daemon
 from mlxd.policy.load import PolicyErrors, load
 from mlxd.policy.policy_set import PolicySet
 from mlxd.service.installation import Installation, Outside
@@ -44,7 +44,8 @@ def uninstall(site: Site, *, rehearsal: bool) -> int:
 def _policies_with_keys(site: Site) -> PolicySet:
     """What a start would refuse is refused before anything is installed."""
     policies = site.policies_on_disk()
-    demand(policies, site.state_folder)
+    if note := demand_of_daemon(policies, site.state_folder):
+        print(note)
     return policies
 
 

@@ -40,11 +40,12 @@ class Listen(Policy):
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach it."""
-        return _loopback(self.host)
+        return is_loopback(self.host)
 
 
-@lru_cache(8)
-def _loopback(host: str) -> bool:
+@lru_cache(32)
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach such a host."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
