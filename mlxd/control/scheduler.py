@@ -289,8 +289,8 @@ class Scheduler:
         if error is not None:
             raise error
         waiting, limits = len(self._lines), self._policies.limits.concurrency
-        own = getattr(self._policies.clients.priorities, place.klass)
-        if not limits.max_waiting or not own.queue:
+        most = self._most_waiting(place.klass)
+        if not most:
             if full.tenant and place.counted is not None:
                 place.counted.refund()  # as whatever is refused for the client's own sake
             raise self._no_slot(place, full, now)
@@ -299,11 +299,17 @@ class Scheduler:
         if waiting and self._lines.tokens + place.cost > limits.max_waiting_tokens:
             raise self._queue_full(place, "limits.concurrency.max_waiting_tokens", waiting, now)
         of_class = self._lines.waiting(place.klass)
-        if of_class >= own.queue:
+        if of_class >= most:
             raise self._queue_full(place, f"clients.priorities.{place.klass}.queue", of_class, now)
         place.waits_for = full.key
         self._lines.add(place, now)
         heapq.heappush(self._deadlines, (place.deadline, place.number, place))
+
+    def _most_waiting(self, klass: Priority) -> int:
+        """Of a class; whatever else waits may leave it less."""
+        most = self._policies.limits.concurrency.max_waiting
+        own = getattr(self._policies.clients.priorities, klass).queue
+        return most if own == "auto" else min(most, own)
 
     def _give_up(self, place: Place) -> None:
         place.over = True

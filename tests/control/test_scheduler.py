@@ -63,7 +63,7 @@ def drawn(random: random.Random, rates: tuple[tuple[int, float], ...]) -> Policy
             name: {
                 "max_share": random.choice((1.0, 1.0, 0.5)),
                 "borrow": random.random() < 0.8,
-                "queue": random.choice((50, 50, 2, 0)),
+                "queue": random.choice(("auto", "auto", 2, 0)),
             }
             for name in CLASSES
         },
@@ -307,7 +307,7 @@ def test_clients_share_tokens_by_their_weights_whatever_was_expected(most: int, 
 def test_a_thousand_of_one_client_delay_another_by_no_more_than_its_share(
     cost: int, before: int
 ) -> None:
-    policies = policies_of(max_waiting=2000, max_in_flight=1, classes={"medium": {"queue": 2000}})
+    policies = policies_of(max_waiting=2000, max_in_flight=1)
     scheduler, holder = full(policies)
     waiting(scheduler, *(of_tenant("many", policies, cost=10) for _ in range(1000)))
     (first,) = waiting(scheduler, of_tenant("other", policies, cost=cost))
@@ -392,7 +392,7 @@ def test_a_class_that_waited_for_long_goes_first_and_is_charged_for_it() -> None
 
 
 def test_high_goes_before_a_hundred_low_ones_that_wait() -> None:
-    policies = policies_of(max_in_flight=1, max_waiting=200, classes={"low": {"queue": 200}})
+    policies = policies_of(max_in_flight=1, max_waiting=200)
     scheduler, holder = full(policies)
     waiting(scheduler, *(of_tenant("a", policies, priority="low") for _ in range(100)))
     (high,) = waiting(scheduler, of_tenant("b", policies, priority="high"))
@@ -510,6 +510,16 @@ def test_a_full_queue_says_which_bound_it_is_and_what_would_pass(
     assert error.numbers["running"] == 1
     assert error.would_pass
     assert error.retry_after == 1.0 or isinstance(error, QueueFull)
+
+
+def test_a_class_may_have_as_many_waiting_as_may_wait_unless_it_is_said_otherwise() -> None:
+    scheduler, _ = full(policies_of(max_in_flight=1, max_waiting=0))
+    raised = policies_of(max_in_flight=1, max_waiting=200)
+    scheduler.apply(raised)
+    waiting(scheduler, *(of_tenant("a", raised) for _ in range(200)))
+    error = refused(scheduler, of_tenant("b", raised, priority="low"))
+    assert error.policy is not None
+    assert error.policy.key == "limits.concurrency.max_waiting"
 
 
 def test_a_tenants_own_limit_is_its_own_fault_and_counts_nothing() -> None:

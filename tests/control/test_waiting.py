@@ -28,7 +28,7 @@ from mlxd.core.story import Story, untold
 from mlxd.policy.policy_set import PolicySet
 from tests.support.queue_model import Models, of_tenant, policies_of
 
-ONE = policies_of(max_in_flight=1, max_waiting=300, classes={"medium": {"queue": 300}})
+ONE = policies_of(max_in_flight=1, max_waiting=300)
 
 
 class Client:

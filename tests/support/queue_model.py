@@ -190,6 +190,7 @@ class Counting:
     def _in_queue(self, applicant: Applicant, full: str) -> str:
         limits, klass = self.policies.limits.concurrency, self.klass(applicant)
         own = getattr(self.policies.clients.priorities, klass).queue
+        own = limits.max_waiting if own == "auto" else own
         if limits.max_waiting == 0 or own == 0:
             return full
         if len(self.waiting) >= limits.max_waiting:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from mlxd.policy.schema.base import (
     Auto,
+    Count,
     Headers,
     Mode,
     Name,
@@ -119,9 +120,10 @@ class Class(Policy):
         "100%", "The most of all slots that it may hold at one time.",
         unit="ratio", reload="live-drain", example="50%",
     )  # fmt: skip
-    queue: int = field(
-        50, "Its requests that may wait at one time, within `limits.concurrency.max_waiting`.",
-        unit="requests", reload="live-drain", example="10", ge=0,
+    queue: Auto | Count = field(
+        "auto", "Its requests that may wait at one time, within `limits.concurrency.max_waiting`; "
+        "auto is as many as that lets wait.",
+        unit="requests", reload="live-drain", example="10",
     )  # fmt: skip
     borrow: bool = field(
         True, "Whether it may use slots that the other classes leave free.",
