@@ -217,7 +217,8 @@ class Counting:
         ageing = float(self.policies.clients.priorities.ageing)
         for klass in CLASSES:
             late = now - self.since.get(klass, now) > ageing
-            if klass != place.klass and late and any(map(self.may, self.of(klass))):
+            old = [one for one in self.of(klass) if now - one.came > ageing]
+            if klass != place.klass and late and any(map(self.may, old)):
                 self.overdue[klass] += 1
                 assert self.overdue[klass] <= 2
         self.overdue[place.klass] = 0
