@@ -121,13 +121,15 @@ class Scheduler:
 
     def expire(self, now: float) -> list[tuple[Place, MlxdError]]:
         """Those whose time in the queue is over, and what they are told."""
-        expired: list[tuple[Place, MlxdError]] = []
+        late: list[Place] = []
         while self._deadlines and self._deadlines[0][0] <= now:
             _, _, place = heapq.heappop(self._deadlines)
             if not place.over and place.started is None:
-                error = self._too_late(place, now)
-                self._give_up(place)
-                expired.append((place, error))
+                late.append(place)
+        # all are told first: each that goes would have the order of the others made anew
+        expired = [(place, self._too_late(place, now)) for place in late]
+        for place in late:
+            self._give_up(place)
         return expired
 
     def next_expiry(self) -> float | None:

@@ -584,3 +584,13 @@ def test_what_is_told_of_a_wait_that_took_too_long() -> None:
     assert error.retry_after is not None
     assert "busy" in error.message
     assert scheduler.next_expiry() is None
+
+
+def test_the_order_is_made_once_for_all_that_waited_too_long() -> None:
+    policies = policies_of(max_in_flight=1, max_waiting=9, queue=4.0)
+    scheduler, _ = full(policies)
+    places = waiting(scheduler, *(of_tenant("a", policies) for _ in range(5)))
+    expired = scheduler.expire(4.0)
+    assert [place for place, _ in expired] == places
+    assert [error.numbers["position"] for _, error in expired] == [1, 2, 3, 4, 5]
+    assert scheduler.places_waiting() == []
