@@ -48,6 +48,8 @@ class Ticket:
         self.place = place
         self.tokens: int | None = None
         """That it took, once that is known."""
+        self.entered = False
+        """Its block has begun."""
         self._loaded = loaded
 
     @property
@@ -76,6 +78,22 @@ class Ticket:
         """It waits no longer for that."""
         if self.place.loading:
             self._loaded(self.place)
+
+
+class _Waiter(asyncio.Future[None]):
+    """Tells at once that it is cancelled. Its callbacks come after whatever is ready by then, and
+    that may give away a slot.
+    """
+
+    def __init__(self, on_cancel: Callable[[], None]) -> None:
+        super().__init__()
+        self._on_cancel = on_cancel
+
+    def cancel(self, msg: object = None) -> bool:
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self._on_cancel()
+        return cancelled
 
 
 class _AllInMemory:
@@ -119,7 +137,7 @@ class Admission:
         policies = policies or load()
         self.scheduler = Scheduler(policies, scene or _AllInMemory(), self._rates, self._quotas)
         self._tickets: set[Ticket] = set()
-        self._waiters: dict[Place, asyncio.Future[None]] = {}
+        self._waiters: dict[Place, _Waiter] = {}
         self._view = QueueView(self.scheduler)
         self._empty = asyncio.Event()
         self._empty.set()
@@ -155,8 +173,9 @@ class Admission:
         place = ticket.place
         try:
             if place.started is None:
-                await self._slot(place, story, on_wait)
+                await self._slot(ticket, story, on_wait)
             self._tell_story(place, story)
+            ticket.entered = True
             yield ticket
         except (InvalidRequest, ModelNotFound):
             self.leave(ticket, refund=True)
@@ -174,6 +193,7 @@ class Admission:
         if ticket.place.started is None:
             self.leave(ticket)
             raise Overloaded("no slot is free (server busy, please try again)", retry_after=1.0)
+        ticket.entered = True
         return ticket
 
     def leave(self, ticket: Ticket, refund: bool = False) -> None:
@@ -186,30 +206,32 @@ class Admission:
         waiter = self._waiters.pop(place, None)
         if waiter is not None:
             waiter.cancel()
-        if place.started is not None:
+        if ticket.entered:
             self.totals.note_ended()
+        now, waited = self._clock.monotonic(), place.started is None
         self.scheduler.leave(
             place,
-            self._clock.monotonic(),
+            now,
             self._clock.wall(),
             tokens=ticket.tokens,
+            used=ticket.entered,
             refund=refund,
             real=self._real.monotonic(),
         )
-        self.look()
+        if waited:
+            self._looked(now)  # it makes room in the queue, but lets nobody in
+        else:
+            self.look()
 
     def look(self) -> None:
         """Something has changed that may let somebody in, or end a wait."""
-        self._refusals.changed()
         now = self._clock.monotonic()
         for place, error in self.scheduler.expire(now):
             self.totals.note_expired(place)
             self._end_wait(place, error)
         for place in self.scheduler.turn(now):
             self._end_wait(place)
-        self._arm(now)
-        if not self._tickets:
-            self._empty.set()
+        self._looked(now)
 
     def measured(self, ttft: float | None, gap: float | None) -> None:
         """How fast an answer is: seconds to its first token, or between two tokens."""
@@ -333,10 +355,10 @@ class Admission:
         self.totals.note_came(place)
         return ticket
 
-    async def _slot(self, place: Place, story: Story | None, on_wait: OnWait | None) -> None:
+    async def _slot(self, ticket: Ticket, story: Story | None, on_wait: OnWait | None) -> None:
         """Wait for it. Raises what ends the wait."""
-        now = self._clock.monotonic()
-        waiter = self._waiters[place] = asyncio.get_running_loop().create_future()
+        place, now = ticket.place, self._clock.monotonic()
+        waiter = self._waiters[place] = _Waiter(lambda: self.leave(ticket))
         view = self._view.of(place, now)
         if story is not None:
             story.priority, story.cost = place.klass, place.cost
@@ -360,8 +382,8 @@ class Admission:
         waiter = self._waiters.pop(place, None)
         if error is None:
             self.totals.note_started(place)
-        if waiter is None or waiter.done():
-            return  # cancelled in this very moment: it leaves when it gets its turn
+        if waiter is None:
+            return
         if error is None:
             waiter.set_result(None)
         else:
@@ -388,6 +410,13 @@ class Admission:
         story.priority, story.cost = place.klass, place.cost
         story.rated, story.admitted = place.applicant.rated, (story.judged or 0.0) + waited
         story.note("admitted", waited=round(waited, 3), slots=self.scheduler.slots)
+
+    def _looked(self, now: float) -> None:
+        """Who runs and who waits has changed, or may have."""
+        self._refusals.changed()
+        self._arm(now)
+        if not self._tickets:
+            self._empty.set()
 
     # -- time
 

@@ -148,11 +148,13 @@ class Scheduler:
         wall: float,
         *,
         tokens: int | None = None,
+        used: bool = True,
         refund: bool = False,
         real: float | None = None,
     ) -> None:
         """It ends, or waits no longer; once is enough. `tokens`: what it took, None where that is
-        not known. `refund`: it does not count towards its client's rates.
+        not known. `used`: whether it did anything with its slot. `refund`: it does not count
+        towards its client's rates.
         """
         if place.over:
             return
@@ -163,8 +165,9 @@ class Scheduler:
             return
         place.over = True
         self._slots.give_back(place)
-        self._lines.end(place, tokens)
-        self._holds.note(place.model, now - place.started)
+        self._lines.end(place, tokens if used else 0)
+        if used:
+            self._holds.note(place.model, now - place.started)
         self.adaptive.ran(self.active)
         if tokens:
             caller, policies = place.applicant.caller, place.applicant.policies
