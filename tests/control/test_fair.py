@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import count
 
+import pytest
+
 from mlxd.control.fair import FairQueue
 from mlxd.control.place import Place
 from mlxd.control.scheduler import Scheduler
@@ -111,6 +113,20 @@ def test_an_own_one_that_went_before_counts_against_those_behind() -> None:
     assert queue.order == ["a", "b", "a"]
     queue.run(small)
     assert queue.order == ["b", "a"]
+
+
+def test_a_weight_that_was_edited_while_its_client_only_ran_counts() -> None:
+    one, nine = (
+        policies_of(max_in_flight=1, max_waiting=99, tenants={"a": {"weight": weight}, "b": {}})
+        for weight in (1, 9)
+    )
+    scheduler = scheduler_of(one)
+    holder = scheduler.ask(of_tenant("a", one, cost=100), 0.0, 0.0, unheard)
+    scheduler.apply(nine)
+    for _ in range(20):
+        waiting(scheduler, *(of_tenant(name, nine, cost=100) for name in "ab"))
+    order = [place.client for place in served(scheduler, holder, 20)]
+    assert order.count("a") == pytest.approx(18, abs=1)
 
 
 # -- classes
