@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping
 from copy import copy
 
@@ -253,10 +254,7 @@ class Scheduler:
 
     def retry_after(self, klass: Priority, now: float) -> float:
         """Seconds, for one that is refused."""
-        said = self._policies.limits.concurrency.retry_after
-        if said != "auto":
-            return float(said)
-        return min(max(LEAST_RETRY, self.expected_wait(klass, now)), MOST_RETRY)
+        return self._retry(self.expected_wait(klass, now))
 
     # -- deciding
 
@@ -339,6 +337,15 @@ class Scheduler:
         running = max(1, min(self._slots.most, len(self._slots.active)))
         return (ahead + 1) * self._holds.typical(self._slots.by_model) / running
 
+    def _retry(self, wait: float) -> float:
+        said = self._policies.limits.concurrency.retry_after
+        return min(max(LEAST_RETRY, wait), MOST_RETRY) if said == "auto" else float(said)
+
+    def _own_retry(self, place: Place) -> float:
+        """Where it waits for those of its client alone."""
+        own = Counter(one.model for one in self._slots.active if one.client == place.client)
+        return self._retry(self._holds.typical(own) / max(1, own.total()))
+
     def line(self, key: str) -> PolicyLine:
         """Where a policy in force was set."""
         return self._line(key)
@@ -347,9 +354,10 @@ class Scheduler:
 
     def _no_slot(self, place: Place, full: Full, now: float) -> MlxdError:
         kind = TenantBusy if full.tenant else Overloaded
+        retry = self._own_retry(place) if full.tenant else self.retry_after(place.klass, now)
         return kind(
             full.words,
-            retry_after=self.retry_after(place.klass, now),
+            retry_after=retry,
             policy=self._line(full.key),
             numbers={"running": full.taken, "limit": full.limit, "rule": full.rule},
             would_pass="the same request once one of those that run has ended",

@@ -535,6 +535,20 @@ def test_a_tenants_own_limit_is_its_own_fault_and_counts_nothing() -> None:
     scheduler.ask(of_tenant("b", policies), 0.0, 0.0, unheard)
 
 
+def test_who_is_at_its_own_limit_is_told_when_one_of_its_own_may_end() -> None:
+    policies = policies_of(max_in_flight=9, tenants={"a": {"max_in_flight": 2}})
+    scheduler = scheduler_of(policies)
+    for model, held in (("quick", 2.0), ("slow", 24.0)):
+        place = scheduler.ask(of_tenant("a", policies, model), 0.0, 0.0, unheard)
+        scheduler.leave(place, held, 0.0)
+    for _ in range(4):
+        scheduler.ask(of_tenant("b", policies, "quick"), 30.0, 0.0, unheard)
+    for _ in range(2):
+        scheduler.ask(of_tenant("a", policies, "slow"), 30.0, 0.0, unheard)
+    error = refused(scheduler, of_tenant("a", policies), 30.0)
+    assert (error.code, error.retry_after) == ("tenant_busy", 12.0)
+
+
 def test_what_is_shed_counts_and_takes_no_slot() -> None:
     policies = policies_of(rates=((2, 60.0),))
     scheduler = scheduler_of(policies)
