@@ -341,6 +341,8 @@ class Admission:
             would_deny(rule)
 
         clock, real = self._clock, self._real
+        if self.scheduler.adaptive.look(clock.monotonic()):
+            self.look()  # those that wait come first, and who was refused may be let in now
         try:
             place = self.scheduler.ask(
                 applicant, clock.monotonic(), clock.wall(), noted, real=real.monotonic()
