@@ -93,7 +93,7 @@ class Usage:
 
     async def _write(self) -> None:
         try:
-            day = self.quotas.day(self._clock.wall())
+            day = self.quotas.day(self._clock.monotonic(), self._clock.wall())
             self._kept = self.quotas.changes
             content = msgspec.json.encode(_File(SCHEMA, day.number, day.tenants, day.addresses))
             with contextlib.suppress(OSError):  # there is no thread for it: with the next change

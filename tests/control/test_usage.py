@@ -190,9 +190,9 @@ def test_what_nobody_can_have_used_is_not_believed(
         "addresses": {str(number): 1 for number in range(5)},
     }
     (tmp_path / FILE).write_text(json.dumps(said))
-    day = Usage(tmp_path, clock).quotas.day(clock.wall())
+    day = Usage(tmp_path, clock).quotas.day(0.0, clock.wall())
     assert (day.tenants, day.addresses) == ({"c": 3}, {"0": 1, "1": 1})
 
 
 def test_quotas_without_a_file_begin_at_nothing(clock: ManualClock) -> None:
-    assert Quotas().day(clock.wall()).tenants == {}
+    assert Quotas().day(0.0, clock.wall()).tenants == {}
