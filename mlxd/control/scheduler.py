@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 
 from mlxd.control.adaptive import Adaptive
@@ -91,13 +91,11 @@ class Scheduler:
         if not len(self._lines):  # else it might take what is for those that wait
             self.adaptive.look(now)
         place = self._placed(applicant, counted, now)
-        if self._slots.enforced:
-            full = next(self._slots.full(place), None)
-            if full is not None:
-                self._queue(place, full, now)
-                return place
-        else:
-            self._judge_trial(place, would_deny)
+        full = next(self._slots.full(place) if self._slots.enforced else self._own(place), None)
+        if full is not None:
+            self._queue(place, full, now)
+            return place
+        self._judge_trial(place, would_deny)
         self._start(place, now, waited=False)
         return place
 
@@ -272,9 +270,7 @@ class Scheduler:
 
     def _next(self, now: float, in_memory: Callable[[str], bool]) -> Place | None:
         slots = self._slots
-        if not slots.enforced:
-            return self._lines.next(now, _anyone, _anyone, in_memory)
-        if not slots.free:
+        if slots.enforced and not slots.free:
             return None
         return self._lines.next(
             now, slots.gate(), lambda klass: not slots.class_is_full(klass), in_memory
@@ -291,19 +287,14 @@ class Scheduler:
         error = self.shedding.for_latency(place.applicant, now)
         if error is not None:
             raise error
-        waiting, limits = len(self._lines), self._policies.limits.concurrency
-        most = self._most_waiting(place.klass)
-        if not most:
+        if not self._most_waiting(place.klass):
             if full.tenant and place.counted is not None:
                 place.counted.refund()  # as whatever is refused for the client's own sake
             raise self._no_slot(place, full, now)
-        if waiting >= limits.max_waiting:
-            raise self._queue_full(place, "limits.concurrency.max_waiting", waiting, now)
-        if waiting and self._lines.tokens + place.cost > limits.max_waiting_tokens:
-            raise self._queue_full(place, "limits.concurrency.max_waiting_tokens", waiting, now)
-        of_class = self._lines.waiting(place.klass)
-        if of_class >= most:
-            raise self._queue_full(place, f"clients.priorities.{place.klass}.queue", of_class, now)
+        lines = self._lines
+        bound = self._bound(place, len(lines), lines.tokens, lines.waiting(place.klass))
+        if bound is not None:
+            raise self._queue_full(place, *bound, now)
         place.waits_for = full.key
         self._lines.add(place, now)
         heapq.heappush(self._deadlines, (place.deadline, place.number, place))
@@ -314,6 +305,19 @@ class Scheduler:
         own = getattr(self._policies.clients.priorities, klass).queue
         return most if own == "auto" else min(most, own)
 
+    def _bound(
+        self, place: Place, waiting: int, tokens: float, of_class: int
+    ) -> tuple[str, int] | None:
+        """The policy by which it may not wait behind so many, and how many it counts."""
+        limits, most = self._policies.limits.concurrency, self._most_waiting(place.klass)
+        if waiting >= limits.max_waiting:
+            return "limits.concurrency.max_waiting", waiting
+        if waiting and tokens + place.cost > limits.max_waiting_tokens:
+            return "limits.concurrency.max_waiting_tokens", waiting
+        if of_class >= most:
+            return f"clients.priorities.{place.klass}.queue", of_class
+        return None
+
     def _give_up(self, place: Place) -> None:
         place.over = True
         self._lines.remove(place)
@@ -322,13 +326,21 @@ class Scheduler:
             self._deadlines = [entry for entry in live if entry[2].started is None]
             heapq.heapify(self._deadlines)
 
+    def _own(self, place: Place) -> Iterator[Full]:
+        """A tenant's limit holds whatever the mode of the server's is."""
+        return (full for full in self._slots.full(place) if full.tenant)
+
     def _judge_trial(self, place: Place, would_deny: WouldDeny) -> None:
-        """As many over a limit as may wait would not have been refused."""
-        limits = self._policies.limits.concurrency
-        if limits.mode == "dry_run":
-            for full in self._slots.full(place):
-                if full.taken - full.limit >= limits.max_waiting:
-                    would_deny(full.rule)
+        """Of those over a limit the newest would wait; only who may not would be refused."""
+        if self._policies.limits.concurrency.mode != "dry_run":
+            return
+        for full in self._slots.full(place):
+            beyond = full.taken - full.limit
+            others = self.running[-beyond:] if beyond > 0 else []
+            tokens = sum(one.cost for one in others)
+            of_class = sum(one.klass == place.klass for one in others)
+            if self._bound(place, beyond, tokens, of_class) is not None:
+                would_deny(full.rule)
 
     def _weight(self, place: Place) -> int:
         return self._slots.weight(place.applicant.caller)
@@ -400,7 +412,3 @@ class Scheduler:
         if known is None:
             known = self._known_lines[key] = self._policies.line(key)
         return known
-
-
-def _anyone(place: object) -> bool:
-    return True

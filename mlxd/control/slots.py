@@ -135,16 +135,16 @@ class Slots:
             yield Full(limit.rule, limit.key, words, limit.most, taken, tenant=True)
 
     def gate(self) -> Callable[[Place], bool]:
-        """Says, until one gets a slot, whether neither its model nor its tenant is at a limit;
-        those of all and of its class are for whoever asks to know.
+        """Says, until one gets a slot, whether neither its model nor its tenant is at a limit that
+        is enforced; those of all and of its class are for whoever asks to know.
         """
-        most, models = self.most, dict[tuple[str, str], bool]()
+        most, enforced, models = self.most, self.enforced, dict[tuple[str, str], bool]()
 
         def admits(place: Place) -> bool:
             names = (place.model, place.applicant.called)
             room = models.get(names)
             if room is None:
-                room = models[names] = self._has_room(place, most)
+                room = models[names] = not enforced or self._has_room(place, most)
             if not room:
                 return False
             tenant = self._tenant(place.applicant.caller)[1]
@@ -153,7 +153,7 @@ class Slots:
         return admits
 
     def class_is_full(self, klass: Priority) -> bool:
-        limit = self._of_class(klass, self.most)
+        limit = self._of_class(klass, self.most) if self.enforced else None
         return limit is not None and self.by_class[klass] >= limit.most
 
     def _key(self, most: int) -> str:
@@ -233,15 +233,17 @@ def rules_in_force(policies: PolicySet) -> list[str]:
     """
     limits, clients = policies.limits, policies.clients
     names = [*quota_rules(policies), *rate_rules(policies), *shed_rules(policies)]
+    tenants = clients.tenants.items()
+    own = [tenant_rule(name) for name, tenant in tenants if tenant.max_in_flight is not None]
+    queue = ["queue"] if limits.concurrency.max_waiting else []
     if limits.concurrency.mode == "off":
-        return names
+        return [*names, *own, *(queue if own else [])]
     names += [CONCURRENCY, *map(_model_rule, _limited_models(policies))]
     classes = ((name, getattr(clients.priorities, name)) for name in PRIORITIES)
-    names += [_class_rule(name) for name, own in classes if own.max_share < 1 or not own.borrow]
-    tenants = clients.tenants.items()
-    names += [tenant_rule(name) for name, own in tenants if own.max_in_flight is not None]
-    queue = ["queue"] if limits.concurrency.max_waiting else []
-    return list(dict.fromkeys([*names, *queue]))
+    names += [
+        _class_rule(name) for name, klass in classes if klass.max_share < 1 or not klass.borrow
+    ]
+    return list(dict.fromkeys([*names, *own, *queue]))
 
 
 def _limited_models(policies: PolicySet) -> list[str]:

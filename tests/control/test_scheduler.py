@@ -475,6 +475,41 @@ def test_on_trial_as_many_over_a_limit_as_may_wait_are_not_told_of() -> None:
     assert told == ["concurrency"]
 
 
+@pytest.mark.parametrize(
+    ("bounds", "told"),
+    [
+        ({"classes": {"low": {"queue": 2}}}, 1),
+        ({"classes": {"medium": {"queue": 0}}}, 0),
+        ({"max_waiting_tokens": 250}, 1),
+        ({}, 0),
+    ],
+)
+def test_on_trial_whoever_would_wait_is_judged_by_each_bound_of_the_queue(
+    bounds: dict[str, Any], told: int
+) -> None:
+    policies = policies_of(max_in_flight=1, max_waiting=9, mode="dry_run", **bounds)
+    scheduler, heard = scheduler_of(policies), list[str]()
+    for _ in range(4):
+        low = of_tenant("a", policies, priority="low", cost=100)
+        scheduler.ask(low, 0.0, 0.0, heard.append)
+    assert heard == ["concurrency"] * told
+
+
+@pytest.mark.parametrize("mode", ["off", "dry_run"])
+def test_a_tenants_own_limit_holds_whatever_the_mode_of_the_servers_is(mode: str) -> None:
+    rest: dict[str, Any] = {"max_in_flight": 1, "tenants": {"a": {"max_in_flight": 1}}}
+    policies = policies_of(max_waiting=9, mode=mode, **rest)
+    scheduler = scheduler_of(policies)
+    first = scheduler.ask(of_tenant("a", policies), 0.0, 0.0, unheard)
+    places = waiting(scheduler, *(of_tenant("a", policies) for _ in range(2)))
+    for _ in range(3):
+        assert scheduler.ask(of_tenant("b", policies), 0.0, 0.0, lambda rule: None).started == 0.0
+    assert scheduler.turn(0.0) == []
+    assert served(scheduler, first, 2) == places
+    scheduler.apply(policies_of(max_waiting=0, mode=mode, **rest))
+    assert refused(scheduler, of_tenant("a", policies)).code == "tenant_busy"
+
+
 # -- what is refused, and what a wait is expected to last
 
 

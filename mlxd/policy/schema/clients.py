@@ -117,7 +117,8 @@ class Class(Policy):
 
     weight: int
     max_share: Ratio = field(
-        "100%", "The most of all slots that it may hold at one time.",
+        "100%", "The most of all slots that it may hold at one time; refuses as "
+        "`limits.concurrency.mode` has it.",
         unit="ratio", reload="live-drain", example="50%",
     )  # fmt: skip
     queue: Auto | Count = field(
@@ -126,7 +127,8 @@ class Class(Policy):
         unit="requests", reload="live-drain", example="10",
     )  # fmt: skip
     borrow: bool = field(
-        True, "Whether it may use slots that the other classes leave free.",
+        True, "Whether it may use slots that the other classes leave free; refuses as "
+        "`limits.concurrency.mode` has it.",
         reload="live-drain", example="false",
     )  # fmt: skip
     shed_at: Shed
@@ -169,7 +171,8 @@ class Tenant(Policy):
         example="medium",
     )  # fmt: skip
     max_in_flight: Positive | None = field(
-        None, "Its generations at one time; one more waits, or is refused (429) where nobody may.",
+        None, "Its generations at one time, whatever `limits.concurrency.mode` is; one more waits, "
+        "or is refused (429) where nobody may.",
         unit="requests", reload="live-drain", example="2",
     )  # fmt: skip
     requests: Positive | None = field(
