@@ -111,7 +111,7 @@ class Slots:
     def loaded(self, place: Place) -> None:
         """It waits for its model no longer."""
         if place.loading and place in self.active:
-            self._loading[place.model] -= 1
+            _step(self._loading, place.model, -1)
         place.loading = False
 
     def full(self, place: Place) -> Iterator[Full]:
@@ -177,16 +177,10 @@ class Slots:
         return self._scene.delays_others(place.model)
 
     def _count(self, place: Place, step: int) -> None:
-        counts: tuple[tuple[Counter[str], str], ...] = (
-            (self.by_model, place.model),
-            (self.by_client, place.client),
-        )
+        _step(self.by_model, place.model, step)
+        _step(self.by_client, place.client, step)
         if place.loading:
-            counts = (*counts, (self._loading, place.model))
-        for counter, name in counts:
-            counter[name] += step
-            if not counter[name]:
-                del counter[name]
+            _step(self._loading, place.model, step)
         self.by_class[place.klass] += step
 
     def _of_model(self, place: Place) -> _Limit | None:
@@ -281,6 +275,13 @@ def _own_limit(names: tuple[str, str], policies: PolicySet) -> _Limit | None:
             key = dotted(("models", "models", written, "max_concurrency"))
             return _Limit(number, _model_rule(written), key)
     return _Limit(number, _model_rule(model), "models.defaults.max_concurrency")
+
+
+def _step(counter: Counter[str], name: str, step: int) -> None:
+    """No name stays without anything: there may be any number of them."""
+    counter[name] += step
+    if not counter[name]:
+        del counter[name]
 
 
 def _busy(limit: int) -> str:

@@ -510,6 +510,18 @@ def test_a_tenants_own_limit_holds_whatever_the_mode_of_the_servers_is(mode: str
     assert refused(scheduler, of_tenant("a", policies)).code == "tenant_busy"
 
 
+def test_nothing_is_kept_of_models_that_have_been_loaded() -> None:
+    models = Models({str(number) for number in range(100)})
+    policies = policies_of(max_in_flight=5)
+    scheduler = scheduler_of(policies, models)
+    for model in models.cold:
+        place = scheduler.ask(of_tenant(model, policies, model), 0.0, 0.0, unheard)
+        scheduler.loaded(place)
+        scheduler.leave(place, 1.0, 0.0)
+    slots = scheduler._slots
+    assert not any((slots._loading, slots.by_model, slots.by_client))
+
+
 # -- what is refused, and what a wait is expected to last
 
 
