@@ -364,7 +364,7 @@ class Admission:
         view = self._view.of(place, now)
         if story is not None:
             story.priority, story.cost = place.klass, place.cost
-            line = self.scheduler.line(place.waits_for)
+            line = self.scheduler.policies.line(place.waits_for)
             story.note(
                 "queued",
                 position=view.position,

@@ -24,7 +24,6 @@ from mlxd.core.caller import PRIORITIES, Priority
 from mlxd.core.errors import (
     MlxdError,
     Overloaded,
-    PolicyLine,
     QueueFull,
     QueueTimeout,
     TenantBusy,
@@ -60,7 +59,6 @@ class Scheduler:
         self._numbers = itertools.count()
         self._deadlines: list[tuple[float, int, Place]] = []
         """Of those that wait, and of some that no longer do."""
-        self._known_lines: dict[str, PolicyLine] = {}
 
     # -- what becomes of a request
 
@@ -179,7 +177,6 @@ class Scheduler:
     def apply(self, policies: PolicySet) -> None:
         """New policies are in force. Nothing that runs or waits is stopped by them."""
         self._policies = policies
-        self._known_lines.clear()
         self.adaptive.apply(policies)
         self._slots.apply(policies)
         self._lines.apply(policies)
@@ -358,10 +355,6 @@ class Scheduler:
         own = Counter(one.model for one in self._slots.active if one.client == place.client)
         return self._retry(self._holds.typical(own) / max(1, own.total()))
 
-    def line(self, key: str) -> PolicyLine:
-        """Where a policy in force was set."""
-        return self._line(key)
-
     # -- refusing
 
     def _no_slot(self, place: Place, full: Full, now: float) -> MlxdError:
@@ -370,7 +363,7 @@ class Scheduler:
         return kind(
             full.words,
             retry_after=retry,
-            policy=self._line(full.key),
+            policy=self._policies.line(full.key),
             numbers={"running": full.taken, "limit": full.limit, "rule": full.rule},
             would_pass="the same request once one of those that run has ended",
         )
@@ -380,7 +373,7 @@ class Scheduler:
             f"Server overloaded. {waiting} requests wait, as many as may"
             " (server busy, please try again)",
             retry_after=self.retry_after(place.klass, now),
-            policy=self._line(key),
+            policy=self._policies.line(key),
             numbers={
                 "waiting": waiting,
                 "waiting_tokens": round(self._lines.tokens),
@@ -406,9 +399,3 @@ class Scheduler:
             },
             would_pass="a longer timeouts.queue, or a request when fewer wait",
         )
-
-    def _line(self, key: str) -> PolicyLine:
-        known = self._known_lines.get(key)
-        if known is None:
-            known = self._known_lines[key] = self._policies.line(key)
-        return known
