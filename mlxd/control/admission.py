@@ -312,7 +312,7 @@ class Admission:
 
     def expected_wait(self, klass: Priority) -> float:
         """Seconds until one more of this class would get a slot; 0: at once."""
-        return self.scheduler.expected_wait(klass, self._clock.monotonic())
+        return self.scheduler.expected_wait(klass)
 
     def rate_states(self, caller: Caller, policies: PolicySet, user: str = "") -> list[RateState]:
         """What each rate rule and quota leaves a client."""
@@ -361,7 +361,7 @@ class Admission:
         """Wait for it. Raises what ends the wait."""
         place, now = ticket.place, self._clock.monotonic()
         waiter = self._waiters[place] = _Waiter(lambda: self.leave(ticket))
-        view = self._view.of(place, now)
+        view = self._view.of(place)
         if story is not None:
             story.priority, story.cost = place.klass, place.cost
             line = self.scheduler.policies.line(place.waits_for)
@@ -443,7 +443,7 @@ class Admission:
     def _tell_waiting(self) -> None:
         self._telling = None
         now = self._clock.monotonic()
-        self._view.tell(now)
+        self._view.tell()
         self._arm(now)
 
 

@@ -212,21 +212,8 @@ class Scheduler:
         return self._slots.by_model
 
     @property
-    def active_by_client(self) -> Mapping[str, int]:
-        return self._slots.by_client
-
-    @property
-    def active_by_class(self) -> Mapping[Priority, int]:
-        return self._slots.by_class
-
-    @property
     def waiting(self) -> dict[Priority, int]:
         return {klass: self._lines.waiting(klass) for klass in PRIORITIES}
-
-    @property
-    def waiting_tokens(self) -> float:
-        """Expected of all that wait."""
-        return self._lines.tokens
 
     def places_waiting(self) -> list[Place]:
         """Class by class, the next first."""
@@ -238,7 +225,7 @@ class Scheduler:
         """
         return self._lines.ahead(place) + 1
 
-    def expected_wait(self, who: Place | Priority, now: float) -> float:
+    def expected_wait(self, who: Place | Priority) -> float:
         """Seconds until one that waits gets its slot, or one more of a class would; roughly."""
         if isinstance(who, Place):
             return self._after(self._lines.ahead(who))
@@ -247,9 +234,9 @@ class Scheduler:
             return 0.0
         return self._after(ahead)
 
-    def retry_after(self, klass: Priority, now: float) -> float:
+    def retry_after(self, klass: Priority) -> float:
         """Seconds, for one that is refused."""
-        return self._retry(self.expected_wait(klass, now))
+        return self._retry(self.expected_wait(klass))
 
     # -- deciding
 
@@ -287,11 +274,11 @@ class Scheduler:
         if not self._most_waiting(place.klass):
             if full.tenant and place.counted is not None:
                 place.counted.refund()  # as whatever is refused for the client's own sake
-            raise self._no_slot(place, full, now)
+            raise self._no_slot(place, full)
         lines = self._lines
         bound = self._bound(place, len(lines), lines.tokens, lines.waiting(place.klass))
         if bound is not None:
-            raise self._queue_full(place, *bound, now)
+            raise self._queue_full(place, *bound)
         place.waits_for = full.key
         self._lines.add(place, now)
         heapq.heappush(self._deadlines, (place.deadline, place.number, place))
@@ -357,9 +344,9 @@ class Scheduler:
 
     # -- refusing
 
-    def _no_slot(self, place: Place, full: Full, now: float) -> MlxdError:
+    def _no_slot(self, place: Place, full: Full) -> MlxdError:
         kind = TenantBusy if full.tenant else Overloaded
-        retry = self._own_retry(place) if full.tenant else self.retry_after(place.klass, now)
+        retry = self._own_retry(place) if full.tenant else self.retry_after(place.klass)
         return kind(
             full.words,
             retry_after=retry,
@@ -368,11 +355,11 @@ class Scheduler:
             would_pass="the same request once one of those that run has ended",
         )
 
-    def _queue_full(self, place: Place, key: str, waiting: int, now: float) -> MlxdError:
+    def _queue_full(self, place: Place, key: str, waiting: int) -> MlxdError:
         return QueueFull(
             f"Server overloaded. {waiting} requests wait, as many as may"
             " (server busy, please try again)",
-            retry_after=self.retry_after(place.klass, now),
+            retry_after=self.retry_after(place.klass),
             policy=self._policies.line(key),
             numbers={
                 "waiting": waiting,
@@ -389,7 +376,7 @@ class Scheduler:
         return QueueTimeout(
             f"Server overloaded. No slot was free within {float(policies.timeouts.queue):g} s"
             " (server busy, please try again)",
-            retry_after=self.retry_after(place.klass, now),
+            retry_after=self.retry_after(place.klass),
             policy=policies.line("timeouts.queue"),
             numbers={
                 "waited": round(waited, 3),

@@ -381,17 +381,17 @@ def test_only_who_moved_is_told_again() -> None:
         return lambda now: told.append((name, now.position))
 
     for name, place in zip("xyz", places, strict=True):
-        view.begin(place, teller(name), view.of(place, 0.0))
-    view.tell(0.0)
+        view.begin(place, teller(name), view.of(place))
+    view.tell()
     assert told == [("x", 1), ("y", 2), ("z", 3)]
     scheduler.leave(places[1], 0.0, 0.0)
     view.end(places[1])
-    view.tell(0.0)
+    view.tell()
     assert told[3:] == [("z", 2)]
     scheduler.leave(holder, 0.0, 0.0)
     (started,) = scheduler.turn(0.0)
     view.end(started)
-    view.tell(0.0)
+    view.tell()
     assert told[4:] == [("z", 1)]
 
 
