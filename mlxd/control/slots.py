@@ -10,19 +10,15 @@ from itertools import product
 from typing import Protocol
 
 from mlxd.control.adaptive import Adaptive
-from mlxd.control.applicant import Applicant, terms_of
+from mlxd.control.applicant import terms_of
 from mlxd.control.names import max_concurrency_of, settings_of
 from mlxd.control.place import Place
-from mlxd.control.quotas import quota_rules
-from mlxd.control.rates import rate_rule, rate_rules
-from mlxd.control.shedding import rules_of as shed_rules
+from mlxd.control.rules import CONCURRENCY, class_rule, model_rule, tenant_rule
 from mlxd.core.caller import PRIORITIES, Caller, Priority
-from mlxd.core.errors import MlxdError
 from mlxd.core.models import canonical
 from mlxd.policy.policy_set import PolicySet
-from mlxd.policy.strict_yaml import dotted, parts
+from mlxd.policy.strict_yaml import dotted
 
-CONCURRENCY = "concurrency"
 _MAX_IN_FLIGHT = "limits.concurrency.max_in_flight"
 
 
@@ -197,11 +193,11 @@ class Slots:
         limits = []
         if float(own.max_share) < 1:
             share = max(1, math.ceil(float(own.max_share) * most))
-            limits.append(_Limit(share, _class_rule(klass), f"{key}.max_share"))
+            limits.append(_Limit(share, class_rule(klass), f"{key}.max_share"))
         if not own.borrow:
             weights = sum(getattr(classes, name).weight for name in PRIORITIES)
             share = max(1, most * own.weight // weights)
-            limits.append(_Limit(share, _class_rule(klass), f"{key}.borrow"))
+            limits.append(_Limit(share, class_rule(klass), f"{key}.borrow"))
         return min(limits, key=lambda limit: limit.most, default=None)
 
     def _tenant(self, caller: Caller) -> tuple[int, _Limit | None]:
@@ -217,45 +213,6 @@ class Slots:
         return found
 
 
-def rules_in_force(policies: PolicySet) -> list[str]:
-    """The names of the rules that judge at all (mode enforce or dry_run), in order of judgement.
-
-    Those of `quota_rules` and `rate_rules`; `shed:<class>`; `concurrency`, `concurrency:<model>`
-    with the model as it is written, first those of limits.yaml, then those that only models.yaml
-    names; `priority:<class>` and `tenant:<name>` where they have slots of their own; and `queue`,
-    where somebody may wait.
-    """
-    limits, clients = policies.limits, policies.clients
-    names = [*quota_rules(policies), *rate_rules(policies), *shed_rules(policies)]
-    tenants = clients.tenants.items()
-    own = [tenant_rule(name) for name, tenant in tenants if tenant.max_in_flight is not None]
-    queue = ["queue"] if limits.concurrency.max_waiting else []
-    if limits.concurrency.mode == "off":
-        return [*names, *own, *(queue if own else [])]
-    names += [CONCURRENCY, *map(_model_rule, _limited_models(policies))]
-    classes = ((name, getattr(clients.priorities, name)) for name in PRIORITIES)
-    names += [
-        _class_rule(name) for name, klass in classes if klass.max_share < 1 or not klass.borrow
-    ]
-    return list(dict.fromkeys([*names, *own, *queue]))
-
-
-def _limited_models(policies: PolicySet) -> list[str]:
-    per_model = policies.limits.concurrency.per_model
-    limited = set(map(canonical, per_model))
-    elsewhere = [
-        name
-        for name, own in policies.models.models.items()
-        if isinstance(own.max_concurrency, int) and canonical(name) not in limited
-    ]
-    return [*per_model, *elsewhere]
-
-
-def tenant_rule(name: str) -> str:
-    """What metrics call the limits of one."""
-    return f"tenant:{name}"
-
-
 def _own_limit(names: tuple[str, str], policies: PolicySet) -> _Limit | None:
     """Of a model, by its own name and the one that it was called by: by
     limits.concurrency.per_model, else by models.yaml; None: it has none of its own.
@@ -264,7 +221,7 @@ def _own_limit(names: tuple[str, str], policies: PolicySet) -> _Limit | None:
     for name, (written, limit) in product(names, per_model.items()):
         if canonical(written) == canonical(name):
             key = dotted(("limits", "concurrency", "per_model", written))
-            return _Limit(limit, _model_rule(written), key)
+            return _Limit(limit, model_rule(written), key)
     listed = (name for name in names if settings_of(name, policies.models) is not None)
     model = next(listed, names[0])
     number = max_concurrency_of(model, policies.models)
@@ -273,8 +230,8 @@ def _own_limit(names: tuple[str, str], policies: PolicySet) -> _Limit | None:
     for written, own in policies.models.models.items():
         if canonical(written) == canonical(model) and own.max_concurrency is not None:
             key = dotted(("models", "models", written, "max_concurrency"))
-            return _Limit(number, _model_rule(written), key)
-    return _Limit(number, _model_rule(model), "models.defaults.max_concurrency")
+            return _Limit(number, model_rule(written), key)
+    return _Limit(number, model_rule(model), "models.defaults.max_concurrency")
 
 
 def _step(counter: Counter[str], name: str, step: int) -> None:
@@ -293,26 +250,3 @@ def _keeps_one(model: str, waiting: int, most: int) -> str:
         f"{waiting} requests wait for model '{model}' to be loaded; of {most} slots one is kept"
         " for the models in memory meanwhile"
     )
-
-
-def _model_rule(model: str) -> str:
-    return f"{CONCURRENCY}:{model}"
-
-
-def _class_rule(klass: Priority) -> str:
-    return f"priority:{klass}"
-
-
-def rule_of(error: MlxdError, applicant: Applicant) -> str:
-    """The name of the rule that refused; empty: it was none."""
-    said = error.numbers.get("rule")
-    if isinstance(said, str):
-        return said
-    path = parts(error.policy.key) if error.policy is not None else ()
-    match path:
-        case ("limits", "rate_limit", int(index), *_):
-            return rate_rule(applicant.policies.limits.rate_limit[index])
-        case ("clients", "tenants", str(name), *_):
-            return tenant_rule(name)
-        case _:
-            return ""

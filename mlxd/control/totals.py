@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from mlxd.control.applicant import Applicant
 from mlxd.control.place import Place
-from mlxd.control.slots import rule_of
+from mlxd.control.rules import rule_of
 from mlxd.core.caller import Priority
 from mlxd.core.errors import MlxdError, Overloaded
 

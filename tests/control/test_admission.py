@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mlxd.control.admission import Admission
 from mlxd.control.applicant import Applicant
-from mlxd.control.slots import rules_in_force
+from mlxd.control.rules import rules_in_force
 from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import (
