@@ -21,6 +21,7 @@ from mlxd.control.quotas import Quotas
 from mlxd.control.rates import Rates, RateState, WouldDeny
 from mlxd.control.scheduler import Scene, Scheduler
 from mlxd.control.shedding import Strain
+from mlxd.control.ticket import Ticket, Waiter
 from mlxd.control.totals import Totals
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock
@@ -39,61 +40,6 @@ __all__ = ["Admission", "Ticket", "Waiting"]
 
 _TELL_SECONDS = 1.0
 """Between two times that those who wait are told of a change."""
-
-
-class Ticket:
-    """One admitted request, and the policies it runs under until its end."""
-
-    def __init__(self, place: Place, loaded: Callable[[Place], None]) -> None:
-        self.place = place
-        self.tokens: int | None = None
-        """That it took, once that is known."""
-        self.entered = False
-        """Its block has begun."""
-        self._loaded = loaded
-
-    @property
-    def client(self) -> str:
-        return self.place.client
-
-    @property
-    def model(self) -> str:
-        return self.place.model
-
-    @property
-    def policies(self) -> PolicySet:
-        return self.place.applicant.policies
-
-    @property
-    def admitted(self) -> float:
-        """On the clock of admission."""
-        return self.place.started or 0.0
-
-    @property
-    def loading(self) -> bool:
-        """It waits for its model while another one could serve."""
-        return self.place.loading
-
-    def loaded(self) -> None:
-        """It waits no longer for that."""
-        if self.place.loading:
-            self._loaded(self.place)
-
-
-class _Waiter(asyncio.Future[None]):
-    """Tells at once that it is cancelled. Its callbacks come after whatever is ready by then, and
-    that may give away a slot.
-    """
-
-    def __init__(self, on_cancel: Callable[[], None]) -> None:
-        super().__init__()
-        self._on_cancel = on_cancel
-
-    def cancel(self, msg: object = None) -> bool:
-        cancelled = super().cancel(msg)
-        if cancelled:
-            self._on_cancel()
-        return cancelled
 
 
 class _AllInMemory:
@@ -137,7 +83,7 @@ class Admission:
         policies = policies or load()
         self.scheduler = Scheduler(policies, scene or _AllInMemory(), self._rates, self._quotas)
         self._tickets: set[Ticket] = set()
-        self._waiters: dict[Place, _Waiter] = {}
+        self._waiters: dict[Place, Waiter] = {}
         self._view = QueueView(self.scheduler)
         self._empty = asyncio.Event()
         self._empty.set()
@@ -360,7 +306,7 @@ class Admission:
     async def _slot(self, ticket: Ticket, story: Story | None, on_wait: OnWait | None) -> None:
         """Wait for it. Raises what ends the wait."""
         place, now = ticket.place, self._clock.monotonic()
-        waiter = self._waiters[place] = _Waiter(lambda: self.leave(ticket))
+        waiter = self._waiters[place] = Waiter(lambda: self.leave(ticket))
         view = self._view.of(place)
         if story is not None:
             story.priority, story.cost = place.klass, place.cost
