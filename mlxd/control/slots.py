@@ -134,17 +134,22 @@ class Slots:
         """Says, until one gets a slot, whether neither its model nor its tenant is at a limit that
         is enforced; those of all and of its class are for whoever asks to know.
         """
-        most, enforced, models = self.most, self.enforced, dict[tuple[str, str], bool]()
+        most, enforced = self.most, self.enforced
+        clients, models = dict[str, bool](), dict[tuple[str, str], bool]()
 
         def admits(place: Place) -> bool:
+            own = clients.get(place.client)
+            if own is None:
+                limit = self._tenant(place.applicant.caller)[1]
+                own = limit is None or self.by_client[place.client] < limit.most
+                clients[place.client] = own
+            if not own or not enforced:
+                return own
             names = (place.model, place.applicant.called)
             room = models.get(names)
             if room is None:
-                room = models[names] = not enforced or self._has_room(place, most)
-            if not room:
-                return False
-            tenant = self._tenant(place.applicant.caller)[1]
-            return tenant is None or self.by_client[place.client] < tenant.most
+                room = models[names] = self._has_room(place, most)
+            return room
 
         return admits
 
