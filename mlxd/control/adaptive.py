@@ -76,9 +76,9 @@ class Adaptive:
                 self._samples["token_gap"].add(gap)
         return changed
 
-    def look(self, now: float, running: int | None = None) -> bool:
+    def look(self, now: float) -> bool:
         """End the intervals that are over; whether another number may run now, or other classes are
-        refused. `running`: as of `ran`.
+        refused.
         """
         if not self.enabled:
             return False
@@ -88,8 +88,6 @@ class Adaptive:
         for _ in range(min(over, 2)):  # what followed the first one had no samples
             self._judge()
         self._began += max(0, over) * float(self._aims.interval)
-        if running is not None:
-            self.ran(running)
         return before is not None and before != (self._limit, self.sheds)
 
     def ran(self, running: int) -> None:

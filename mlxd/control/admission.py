@@ -21,6 +21,7 @@ from mlxd.control.quotas import Quotas
 from mlxd.control.rates import Rates, RateState, WouldDeny
 from mlxd.control.scheduler import Scene, Scheduler
 from mlxd.control.shedding import Strain
+from mlxd.control.ticket import Ticket, Waiter
 from mlxd.control.totals import Totals
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock
@@ -38,43 +39,6 @@ __all__ = ["Admission", "Ticket", "Waiting"]
 
 _TELL_SECONDS = 1.0
 """Between two times that those who wait are told of a change."""
-
-
-class Ticket:
-    """One admitted request, and the policies it runs under until its end."""
-
-    def __init__(self, place: Place, loaded: Callable[[Place], None]) -> None:
-        self.place = place
-        self.tokens: int | None = None
-        """That it took, once that is known."""
-        self._loaded = loaded
-
-    @property
-    def client(self) -> str:
-        return self.place.client
-
-    @property
-    def model(self) -> str:
-        return self.place.model
-
-    @property
-    def policies(self) -> PolicySet:
-        return self.place.applicant.policies
-
-    @property
-    def admitted(self) -> float:
-        """On the clock of admission."""
-        return self.place.started or 0.0
-
-    @property
-    def loading(self) -> bool:
-        """It waits for its model while another one could serve."""
-        return self.place.loading
-
-    def loaded(self) -> None:
-        """It waits no longer for that."""
-        if self.place.loading:
-            self._loaded(self.place)
 
 
 class _AllInMemory:
@@ -118,7 +82,7 @@ class Admission:
         policies = policies or load()
         self.scheduler = Scheduler(policies, scene or _AllInMemory(), self._rates, self._quotas)
         self._tickets: set[Ticket] = set()
-        self._waiters: dict[Place, asyncio.Future[None]] = {}
+        self._waiters: dict[Place, Waiter] = {}
         self._view = QueueView(self.scheduler)
         self._empty = asyncio.Event()
         self._empty.set()
@@ -154,8 +118,9 @@ class Admission:
         place = ticket.place
         try:
             if place.started is None:
-                await self._slot(place, story, on_wait)
+                await self._slot(ticket, story, on_wait)
             self._tell_story(place, story)
+            ticket.entered = True
             yield ticket
         except WRONG:
             self.leave(ticket, refund=True)
@@ -173,6 +138,7 @@ class Admission:
         if ticket.place.started is None:
             self.leave(ticket)
             raise Overloaded("no slot is free (server busy, please try again)", retry_after=1.0)
+        ticket.entered = True
         return ticket
 
     def leave(self, ticket: Ticket, refund: bool = False) -> None:
@@ -185,30 +151,32 @@ class Admission:
         waiter = self._waiters.pop(place, None)
         if waiter is not None:
             waiter.cancel()
-        if place.started is not None:
+        if ticket.entered:
             self.totals.note_ended()
+        now, waited = self._clock.monotonic(), place.started is None
         self.scheduler.leave(
             place,
-            self._clock.monotonic(),
+            now,
             self._clock.wall(),
             tokens=ticket.tokens,
+            used=ticket.entered,
             refund=refund,
             real=self._real.monotonic(),
         )
-        self.look()
+        if waited:
+            self._looked(now)  # it makes room in the queue, but lets nobody in
+        else:
+            self.look()
 
     def look(self) -> None:
         """Something has changed that may let somebody in, or end a wait."""
-        self._refusals.changed()
         now = self._clock.monotonic()
         for place, error in self.scheduler.expire(now):
             self.totals.note_expired(place)
             self._end_wait(place, error)
         for place in self.scheduler.turn(now):
             self._end_wait(place)
-        self._arm(now)
-        if not self._tickets:
-            self._empty.set()
+        self._looked(now)
 
     def measured(self, ttft: float | None, gap: float | None) -> None:
         """How fast an answer is: seconds to its first token, or between two tokens."""
@@ -289,7 +257,7 @@ class Admission:
 
     def expected_wait(self, klass: Priority) -> float:
         """Seconds until one more of this class would get a slot; 0: at once."""
-        return self.scheduler.expected_wait(klass, self._clock.monotonic())
+        return self.scheduler.expected_wait(klass)
 
     def rate_states(self, caller: Caller, policies: PolicySet, user: str = "") -> list[RateState]:
         """What each rate rule and quota leaves a client."""
@@ -318,6 +286,8 @@ class Admission:
             would_deny(rule)
 
         clock, real = self._clock, self._real
+        if self.scheduler.adaptive.look(clock.monotonic()):
+            self.look()  # those that wait come first, and who was refused may be let in now
         try:
             place = self.scheduler.ask(
                 applicant, clock.monotonic(), clock.wall(), noted, real=real.monotonic()
@@ -332,14 +302,14 @@ class Admission:
         self.totals.note_came(place)
         return ticket
 
-    async def _slot(self, place: Place, story: Story | None, on_wait: OnWait | None) -> None:
+    async def _slot(self, ticket: Ticket, story: Story | None, on_wait: OnWait | None) -> None:
         """Wait for it. Raises what ends the wait."""
-        now = self._clock.monotonic()
-        waiter = self._waiters[place] = asyncio.get_running_loop().create_future()
-        view = self._view.of(place, now)
+        place, now = ticket.place, self._clock.monotonic()
+        waiter = self._waiters[place] = Waiter(lambda: self.leave(ticket))
+        view = self._view.of(place)
         if story is not None:
             story.priority, story.cost = place.klass, place.cost
-            line = self.scheduler.line(place.waits_for)
+            line = self.scheduler.policies.line(place.waits_for)
             story.note(
                 "queued",
                 position=view.position,
@@ -359,8 +329,8 @@ class Admission:
         waiter = self._waiters.pop(place, None)
         if error is None:
             self.totals.note_started(place)
-        if waiter is None or waiter.done():
-            return  # cancelled in this very moment: it leaves when it gets its turn
+        if waiter is None:
+            return
         if error is None:
             waiter.set_result(None)
         else:
@@ -388,6 +358,13 @@ class Admission:
         story.rated, story.admitted = place.applicant.rated, (story.judged or 0.0) + waited
         story.note("admitted", waited=round(waited, 3), slots=self.scheduler.slots)
 
+    def _looked(self, now: float) -> None:
+        """Who runs and who waits has changed, or may have."""
+        self._refusals.changed()
+        self._arm(now)
+        if not self._tickets:
+            self._empty.set()
+
     # -- time
 
     def _arm(self, now: float) -> None:
@@ -411,7 +388,7 @@ class Admission:
     def _tell_waiting(self) -> None:
         self._telling = None
         now = self._clock.monotonic()
-        self._view.tell(now)
+        self._view.tell()
         self._arm(now)
 
 

@@ -141,6 +141,9 @@ class FairQueue:
         elif self._idle.pop(name, None) is not None:
             client.weight, client.expected = weight, 0.0
             self._weights += weight
+        elif not client.waiting:  # with those that do, `reweigh` sees to it
+            self._weights += weight - client.weight
+            client.weight = weight
         return client
 
     def _take_out(self, client: _Client, place: Place) -> None:

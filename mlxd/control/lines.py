@@ -27,6 +27,8 @@ class _Line:
     time: float = 0.0
     since: float = 0.0
     """Since when it waits for a slot: it had nobody waiting, or got one."""
+    passed: bool = False
+    """Since then another class has got a slot that it could have taken."""
     queue: FairQueue = field(default_factory=FairQueue)
 
     def finish(self, now: float, behind: int = 0) -> float:
@@ -37,8 +39,8 @@ class _Line:
 class Lines:
     """Weighted fair queueing of classes by their admissions; inside each, fair.py's.
 
-    One that has waited for `ageing` without a slot goes first, whatever the weights say. Only
-    places that `admits` lets in count: a limit of one client's holds up nobody else.
+    One that has waited for `ageing` while others got slots goes first, whatever the weights say.
+    A place that a limit holds back counts for nothing in that, and holds up nobody else.
     """
 
     def __init__(self, policies: PolicySet, weight_of: Callable[[Place], int]) -> None:
@@ -70,7 +72,7 @@ class Lines:
     def add(self, place: Place, now: float) -> None:
         line = self._lines[place.klass]
         if not len(line.queue):
-            line.since = now
+            line.since, line.passed = now, False
             line.time = max(line.time, self._now)
         line.queue.add(place, self._weight_of(place))
         self.tokens += place.cost
@@ -86,7 +88,7 @@ class Lines:
         line.time = max(line.time, self._now - (0 if idle else 1 / line.weight))
         self._now = max(self._now, line.time)
         line.time += 1 / line.weight
-        line.since = now
+        line.since, line.passed = now, False
         line.queue.start(place, self._weight_of(place))
         if waited:
             self._less(place)
@@ -101,15 +103,18 @@ class Lines:
         class_admits: Callable[[Priority], bool],
         in_memory: Callable[[str], bool],
     ) -> Place | None:
-        """Who goes next of those who may; None: nobody may."""
-        lines = [line for line in self._lines.values() if len(line.queue)]
-        lines.sort(key=lambda line: self._urgency(line, now))
-        for line in lines:
-            if class_admits(line.name):
-                place = self._first(line, admits, in_memory)
-                if place is not None:
-                    return place
-        return None
+        """Who goes next of those who may, to be started; None: nobody may."""
+        able = [
+            line
+            for line in self._lines.values()
+            if class_admits(line.name) and any(map(admits, line.queue))
+        ]
+        if not able:
+            return None
+        chosen = min(able, key=lambda line: self._urgency(line, now, admits))
+        for line in able:
+            line.passed = True  # the chosen one no longer, once it has started
+        return self._first(chosen, admits, in_memory)
 
     def ahead(self, place: Place) -> int:
         """How many would go before one that waits."""
@@ -133,9 +138,13 @@ class Lines:
                 count += min(len(other.queue), max(0, fitting))
         return count
 
-    def _urgency(self, line: _Line, now: float) -> tuple[bool, float]:
-        if now - line.since > self._ageing:
-            return False, line.since
+    def _urgency(
+        self, line: _Line, now: float, admits: Callable[[Place], bool]
+    ) -> tuple[bool, float]:
+        if line.passed and now - line.since > self._ageing:
+            old = (place for place in line.queue if now - place.came > self._ageing)
+            if any(map(admits, old)):
+                return False, line.since
         return True, round(line.finish(self._now), _DIGITS)
 
     def _first(

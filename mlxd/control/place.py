@@ -33,7 +33,7 @@ class Place:
     passed: int = 0
     """How often one whose model was in memory went before it."""
     waits_for: str = ""
-    """The policy that left no slot when it came; empty: none did."""
+    """The first policy that left it no slot when it came; empty: it did not have to wait."""
     finish: float = 0.0
     """In its client's virtual time; see fair.py."""
     charged: float = 0.0

@@ -45,14 +45,14 @@ class QueueView:
     def end(self, place: Place) -> None:
         self._told.pop(place, None)
 
-    def of(self, place: Place, now: float) -> Waiting:
+    def of(self, place: Place) -> Waiting:
         scheduler = self._scheduler
-        return Waiting(scheduler.position(place), scheduler.expected_wait(place, now))
+        return Waiting(scheduler.position(place), scheduler.expected_wait(place))
 
-    def tell(self, now: float) -> None:
+    def tell(self) -> None:
         """Each whose position has changed since it was told."""
         for place, told in [*self._told.items()]:
             position = self._scheduler.position(place)
             if position != told.position:
                 told.position = position
-                told.on_wait(Waiting(position, self._scheduler.expected_wait(place, now)))
+                told.on_wait(Waiting(position, self._scheduler.expected_wait(place)))

@@ -25,6 +25,8 @@ T = TypeVar("T")
 MOST_ADDRESSES = 10_000
 """Of clients without a key, those whose use is remembered; the longest silent goes first."""
 DAY_S = 86_400
+_BELIEVED_S = 3600.0
+"""A clock that says an earlier day for so long is right, and was wrong before."""
 _DAILY = "daily_tokens"
 
 
@@ -75,6 +77,8 @@ class Quotas:
     def __init__(self, day: Day | None = None) -> None:
         day = day or Day()
         self._day = day.number
+        self._behind: float | None = None
+        """Since when the clock says an earlier day."""
         self._today = dict(day.tenants)
         self._addresses_today = OrderedDict(day.addresses)
         self._recent: dict[str, Spent] = {}
@@ -93,7 +97,7 @@ class Quotas:
         self, caller: Caller, policies: PolicySet, tokens: int, now: float, wall: float
     ) -> None:
         """So many were used. Of an address, only what a limit is set for is remembered."""
-        self._roll(wall)
+        self._roll(now, wall)
         if tokens <= 0:
             return
         limits = terms_of(caller, policies).tenant
@@ -131,14 +135,14 @@ class Quotas:
 
     def uses(self, policies: PolicySet, now: float, wall: float) -> list[Use]:
         """Of every tenant that has limits or has used something lately; anonymous last."""
-        self._roll(wall)
+        self._roll(now, wall)
         listed = {name.casefold(): name for name in policies.clients.tenants}
         names = sorted({*listed, *self._today, *self._recent} - {ANONYMOUS})
         return [self._use(listed.get(name, name), policies, now) for name in (*names, ANONYMOUS)]
 
-    def day(self, wall: float) -> Day:
+    def day(self, now: float, wall: float) -> Day:
         """For the state file."""
-        self._roll(wall)
+        self._roll(now, wall)
         return Day(self._day, dict(self._today), dict(self._addresses_today))
 
     # -- how much
@@ -153,7 +157,7 @@ class Quotas:
             reset = recent.until_more(quota, window, now)
             yield _Standing("tokens", quota, recent.used(window, now), window, wait, reset)
         if (quota := limits.daily_tokens) is not None:
-            used, rest = self._used_today(caller, wall), self._midnight - wall
+            used, rest = self._used_today(caller, now, wall), DAY_S - wall % DAY_S
             wait, reset = rest if used >= quota else 0.0, rest if used else 0.0
             yield _Standing(_DAILY, quota, used, DAY_S, wait, reset)
 
@@ -164,8 +168,8 @@ class Quotas:
             found = self._addresses_recent.get(caller.address)
         return found or Spent()
 
-    def _used_today(self, caller: Caller, wall: float) -> int:
-        self._roll(wall)
+    def _used_today(self, caller: Caller, now: float, wall: float) -> int:
+        self._roll(now, wall)
         if caller.tenant:
             return self._today.get(_name_of(caller), 0)
         return self._addresses_today.get(caller.address, 0)
@@ -178,18 +182,20 @@ class Quotas:
 
     # -- time
 
-    @property
-    def _midnight(self) -> float:
-        return float((self._day + 1) * DAY_S)
-
-    def _roll(self, wall: float) -> None:
-        """A new day begins at nothing. A clock that is set back begins none."""
+    def _roll(self, now: float, wall: float) -> None:
+        """A new day begins at nothing. A clock that is set back begins none, nor does it when it is
+        put right after a moment.
+        """
         today = int(wall // DAY_S)
-        if today > self._day and (self._today or self._addresses_today):
+        if today < self._day:
+            self._behind = now if self._behind is None else self._behind
+            if now - self._behind < _BELIEVED_S:
+                return
+        elif today > self._day and (self._today or self._addresses_today):
             self._today.clear()
             self._addresses_today.clear()
             self.changes += 1
-        self._day = today
+        self._day, self._behind = today, None
 
     def _forget_silent(self, window: float, now: float) -> None:
         """Addresses that have used nothing within the window, a few at a time."""

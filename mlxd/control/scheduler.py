@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 
 from mlxd.control.adaptive import Adaptive
@@ -57,7 +58,6 @@ class Scheduler:
         self._numbers = itertools.count()
         self._deadlines: list[tuple[float, int, Place]] = []
         """Of those that wait, and of some that no longer do."""
-        self._known_lines: dict[str, PolicyLine] = {}
 
     # -- what becomes of a request
 
@@ -88,13 +88,11 @@ class Scheduler:
         if not len(self._lines):  # else it might take what is for those that wait
             self.adaptive.look(now)
         place = self._placed(applicant, counted, now)
-        if self._slots.enforced:
-            full = next(self._slots.full(place), None)
-            if full is not None:
-                self._queue(place, full, now)
-                return place
-        else:
-            self._judge_trial(place, would_deny)
+        full = next(self._slots.full(place) if self._slots.enforced else self._own(place), None)
+        if full is not None:
+            self._queue(place, full, now)
+            return place
+        self._judge_trial(place, would_deny)
         self._start(place, now, waited=False)
         return place
 
@@ -119,13 +117,15 @@ class Scheduler:
 
     def expire(self, now: float) -> list[tuple[Place, MlxdError]]:
         """Those whose time in the queue is over, and what they are told."""
-        expired: list[tuple[Place, MlxdError]] = []
+        late: list[Place] = []
         while self._deadlines and self._deadlines[0][0] <= now:
             _, _, place = heapq.heappop(self._deadlines)
             if not place.over and place.started is None:
-                error = self._too_late(place, now)
-                self._give_up(place)
-                expired.append((place, error))
+                late.append(place)
+        # all are told first: each that goes would have the order of the others made anew
+        expired = [(place, self._too_late(place, now)) for place in late]
+        for place in late:
+            self._give_up(place)
         return expired
 
     def next_expiry(self) -> float | None:
@@ -144,11 +144,13 @@ class Scheduler:
         wall: float,
         *,
         tokens: int | None = None,
+        used: bool = True,
         refund: bool = False,
         real: float | None = None,
     ) -> None:
         """It ends, or waits no longer; once is enough. `tokens`: what it took, None where that is
-        not known. `refund`: it does not count towards its client's rates.
+        not known. `used`: whether it did anything with its slot. `refund`: it does not count
+        towards its client's rates.
         """
         if place.over:
             return
@@ -159,8 +161,9 @@ class Scheduler:
             return
         place.over = True
         self._slots.give_back(place)
-        self._lines.end(place, tokens)
-        self._holds.note(place.model, now - place.started)
+        self._lines.end(place, tokens if used else 0)
+        if used:
+            self._holds.note(place.model, now - place.started)
         self.adaptive.ran(self.active)
         if tokens:
             caller, policies = place.applicant.caller, place.applicant.policies
@@ -173,7 +176,6 @@ class Scheduler:
     def apply(self, policies: PolicySet) -> None:
         """New policies are in force. Nothing that runs or waits is stopped by them."""
         self._policies = policies
-        self._known_lines.clear()
         self.adaptive.apply(policies)
         self._slots.apply(policies)
         self._lines.apply(policies)
@@ -209,21 +211,8 @@ class Scheduler:
         return self._slots.by_model
 
     @property
-    def active_by_client(self) -> Mapping[str, int]:
-        return self._slots.by_client
-
-    @property
-    def active_by_class(self) -> Mapping[Priority, int]:
-        return self._slots.by_class
-
-    @property
     def waiting(self) -> dict[Priority, int]:
         return {klass: self._lines.waiting(klass) for klass in PRIORITIES}
-
-    @property
-    def waiting_tokens(self) -> float:
-        """Expected of all that wait."""
-        return self._lines.tokens
 
     def places_waiting(self) -> list[Place]:
         """Class by class, the next first."""
@@ -235,7 +224,7 @@ class Scheduler:
         """
         return self._lines.ahead(place) + 1
 
-    def expected_wait(self, who: Place | Priority, now: float) -> float:
+    def expected_wait(self, who: Place | Priority) -> float:
         """Seconds until one that waits gets its slot, or one more of a class would; roughly."""
         if isinstance(who, Place):
             return self._after(self._lines.ahead(who))
@@ -244,9 +233,9 @@ class Scheduler:
             return 0.0
         return self._after(ahead)
 
-    def retry_after(self, klass: Priority, now: float) -> float:
+    def retry_after(self, klass: Priority) -> float:
         """Seconds, for one that is refused."""
-        return retry_after(self._policies, self.expected_wait(klass, now))
+        return retry_after(self._policies, self.expected_wait(klass))
 
     # -- deciding
 
@@ -264,9 +253,7 @@ class Scheduler:
 
     def _next(self, now: float, in_memory: Callable[[str], bool]) -> Place | None:
         slots = self._slots
-        if not slots.enforced:
-            return self._lines.next(now, _anyone, _anyone, in_memory)
-        if not slots.free:
+        if slots.enforced and not slots.free:
             return None
         return self._lines.next(
             now, slots.gate(), lambda klass: not slots.class_is_full(klass), in_memory
@@ -283,22 +270,36 @@ class Scheduler:
         error = self.shedding.for_latency(place.applicant, now)
         if error is not None:
             raise error
-        waiting, limits = len(self._lines), self._policies.limits.concurrency
-        own = getattr(self._policies.clients.priorities, place.klass)
-        if not limits.max_waiting or not own.queue:
+        if not self._most_waiting(place.klass):
             if full.tenant and place.counted is not None:
                 place.counted.refund()  # as whatever is refused for the client's own sake
-            raise self._no_slot(place, full, now)
-        if waiting >= limits.max_waiting:
-            raise self._queue_full(place, "limits.concurrency.max_waiting", waiting, now)
-        if waiting and self._lines.tokens + place.cost > limits.max_waiting_tokens:
-            raise self._queue_full(place, "limits.concurrency.max_waiting_tokens", waiting, now)
-        of_class = self._lines.waiting(place.klass)
-        if of_class >= own.queue:
-            raise self._queue_full(place, f"clients.priorities.{place.klass}.queue", of_class, now)
+            raise self._no_slot(place, full)
+        lines = self._lines
+        bound = self._bound(place, len(lines), lines.tokens, lines.waiting(place.klass))
+        if bound is not None:
+            raise self._queue_full(place, *bound)
         place.waits_for = full.key
         self._lines.add(place, now)
         heapq.heappush(self._deadlines, (place.deadline, place.number, place))
+
+    def _most_waiting(self, klass: Priority) -> int:
+        """Of a class; whatever else waits may leave it less."""
+        most = self._policies.limits.concurrency.max_waiting
+        own = getattr(self._policies.clients.priorities, klass).queue
+        return most if own == "auto" else min(most, own)
+
+    def _bound(
+        self, place: Place, waiting: int, tokens: float, of_class: int
+    ) -> tuple[str, int] | None:
+        """The policy by which it may not wait behind so many, and how many it counts."""
+        limits, most = self._policies.limits.concurrency, self._most_waiting(place.klass)
+        if waiting >= limits.max_waiting:
+            return "limits.concurrency.max_waiting", waiting
+        if waiting and tokens + place.cost > limits.max_waiting_tokens:
+            return "limits.concurrency.max_waiting_tokens", waiting
+        if of_class >= most:
+            return f"clients.priorities.{place.klass}.queue", of_class
+        return None
 
     def _give_up(self, place: Place) -> None:
         place.over = True
@@ -308,13 +309,21 @@ class Scheduler:
             self._deadlines = [entry for entry in live if entry[2].started is None]
             heapq.heapify(self._deadlines)
 
+    def _own(self, place: Place) -> Iterator[Full]:
+        """A tenant's limit holds whatever the mode of the server's is."""
+        return (full for full in self._slots.full(place) if full.tenant)
+
     def _judge_trial(self, place: Place, would_deny: WouldDeny) -> None:
-        """As many over a limit as may wait would not have been refused."""
-        limits = self._policies.limits.concurrency
-        if limits.mode == "dry_run":
-            for full in self._slots.full(place):
-                if full.taken - full.limit >= limits.max_waiting:
-                    would_deny(full.rule)
+        """Of those over a limit the newest would wait; only who may not would be refused."""
+        if self._policies.limits.concurrency.mode != "dry_run":
+            return
+        for full in self._slots.full(place):
+            beyond = full.taken - full.limit
+            others = self.running[-beyond:] if beyond > 0 else []
+            tokens = sum(one.cost for one in others)
+            of_class = sum(one.klass == place.klass for one in others)
+            if self._bound(place, beyond, tokens, of_class) is not None:
+                would_deny(full.rule)
 
     def _weight(self, place: Place) -> int:
         return self._slots.weight(place.applicant.caller)
@@ -323,28 +332,30 @@ class Scheduler:
         running = max(1, min(self._slots.most, len(self._slots.active)))
         return (ahead + 1) * self._holds.typical(self._slots.by_model) / running
 
-    def line(self, key: str) -> PolicyLine:
-        """Where a policy in force was set."""
-        return self._line(key)
+    def _own_retry(self, place: Place) -> float:
+        """Where it waits for those of its client alone."""
+        own = Counter(one.model for one in self._slots.active if one.client == place.client)
+        return retry_after(self._policies, self._holds.typical(own) / max(1, own.total()))
 
     # -- refusing
 
-    def _no_slot(self, place: Place, full: Full, now: float) -> MlxdError:
+    def _no_slot(self, place: Place, full: Full) -> MlxdError:
         kind = TenantBusy if full.tenant else Overloaded
+        retry = self._own_retry(place) if full.tenant else self.retry_after(place.klass)
         return kind(
             full.words,
-            retry_after=self.retry_after(place.klass, now),
-            policy=self._line(full.key),
+            retry_after=retry,
+            policy=self._line(place, full.key),
             numbers={"running": full.taken, "limit": full.limit, "rule": full.rule},
             would_pass="the same request once one of those that run has ended",
         )
 
-    def _queue_full(self, place: Place, key: str, waiting: int, now: float) -> MlxdError:
+    def _queue_full(self, place: Place, key: str, waiting: int) -> MlxdError:
         return QueueFull(
             f"Server overloaded. {waiting} requests wait, as many as may"
             " (server busy, please try again)",
-            retry_after=self.retry_after(place.klass, now),
-            policy=self._line(key),
+            retry_after=self.retry_after(place.klass),
+            policy=self._line(place, key),
             numbers={
                 "waiting": waiting,
                 "waiting_tokens": round(self._lines.tokens),
@@ -355,12 +366,19 @@ class Scheduler:
             would_pass="the same request once one of those that wait has its slot",
         )
 
+    def _line(self, place: Place, key: str) -> PolicyLine:
+        """Of those in force; an edit that moves lines and changes nothing is no other generation,
+        and whoever came since knows where they stand now.
+        """
+        own = place.applicant.policies
+        return (own if own.generation == self._policies.generation else self._policies).line(key)
+
     def _too_late(self, place: Place, now: float) -> MlxdError:
         policies, waited = place.applicant.policies, now - place.came
         return QueueTimeout(
             f"Server overloaded. No slot was free within {float(policies.timeouts.queue):g} s"
             " (server busy, please try again)",
-            retry_after=self.retry_after(place.klass, now),
+            retry_after=self.retry_after(place.klass),
             policy=policies.line("timeouts.queue"),
             numbers={
                 "waited": round(waited, 3),
@@ -370,13 +388,3 @@ class Scheduler:
             },
             would_pass="a longer timeouts.queue, or a request when fewer wait",
         )
-
-    def _line(self, key: str) -> PolicyLine:
-        known = self._known_lines.get(key)
-        if known is None:
-            known = self._known_lines[key] = self._policies.line(key)
-        return known
-
-
-def _anyone(place: object) -> bool:
-    return True

@@ -10,19 +10,15 @@ from itertools import product
 from typing import Protocol
 
 from mlxd.control.adaptive import Adaptive
-from mlxd.control.applicant import Applicant, terms_of
+from mlxd.control.applicant import terms_of
 from mlxd.control.names import max_concurrency_of, settings_of
 from mlxd.control.place import Place
-from mlxd.control.quotas import quota_rules
-from mlxd.control.rates import rate_rule, rate_rules
-from mlxd.control.shedding import rules_of as shed_rules
+from mlxd.control.rules import CONCURRENCY, class_rule, model_rule, tenant_rule
 from mlxd.core.caller import PRIORITIES, Caller, Priority
-from mlxd.core.errors import MlxdError
 from mlxd.core.models import canonical
 from mlxd.policy.policy_set import PolicySet
-from mlxd.policy.strict_yaml import dotted, parts
+from mlxd.policy.strict_yaml import dotted
 
-CONCURRENCY = "concurrency"
 _MAX_IN_FLIGHT = "limits.concurrency.max_in_flight"
 
 
@@ -111,7 +107,7 @@ class Slots:
     def loaded(self, place: Place) -> None:
         """It waits for its model no longer."""
         if place.loading and place in self.active:
-            self._loading[place.model] -= 1
+            _step(self._loading, place.model, -1)
         place.loading = False
 
     def full(self, place: Place) -> Iterator[Full]:
@@ -135,25 +131,30 @@ class Slots:
             yield Full(limit.rule, limit.key, words, limit.most, taken, tenant=True)
 
     def gate(self) -> Callable[[Place], bool]:
-        """Says, until one gets a slot, whether neither its model nor its tenant is at a limit;
-        those of all and of its class are for whoever asks to know.
+        """Says, until one gets a slot, whether neither its model nor its tenant is at a limit that
+        is enforced; those of all and of its class are for whoever asks to know.
         """
-        most, models = self.most, dict[tuple[str, str], bool]()
+        most, enforced = self.most, self.enforced
+        clients, models = dict[str, bool](), dict[tuple[str, str], bool]()
 
         def admits(place: Place) -> bool:
+            own = clients.get(place.client)
+            if own is None:
+                limit = self._tenant(place.applicant.caller)[1]
+                own = limit is None or self.by_client[place.client] < limit.most
+                clients[place.client] = own
+            if not own or not enforced:
+                return own
             names = (place.model, place.applicant.called)
             room = models.get(names)
             if room is None:
                 room = models[names] = self._has_room(place, most)
-            if not room:
-                return False
-            tenant = self._tenant(place.applicant.caller)[1]
-            return tenant is None or self.by_client[place.client] < tenant.most
+            return room
 
         return admits
 
     def class_is_full(self, klass: Priority) -> bool:
-        limit = self._of_class(klass, self.most)
+        limit = self._of_class(klass, self.most) if self.enforced else None
         return limit is not None and self.by_class[klass] >= limit.most
 
     def _key(self, most: int) -> str:
@@ -177,16 +178,10 @@ class Slots:
         return self._scene.delays_others(place.model)
 
     def _count(self, place: Place, step: int) -> None:
-        counts: tuple[tuple[Counter[str], str], ...] = (
-            (self.by_model, place.model),
-            (self.by_client, place.client),
-        )
+        _step(self.by_model, place.model, step)
+        _step(self.by_client, place.client, step)
         if place.loading:
-            counts = (*counts, (self._loading, place.model))
-        for counter, name in counts:
-            counter[name] += step
-            if not counter[name]:
-                del counter[name]
+            _step(self._loading, place.model, step)
         self.by_class[place.klass] += step
 
     def _of_model(self, place: Place) -> _Limit | None:
@@ -203,11 +198,11 @@ class Slots:
         limits = []
         if float(own.max_share) < 1:
             share = max(1, math.ceil(float(own.max_share) * most))
-            limits.append(_Limit(share, _class_rule(klass), f"{key}.max_share"))
+            limits.append(_Limit(share, class_rule(klass), f"{key}.max_share"))
         if not own.borrow:
             weights = sum(getattr(classes, name).weight for name in PRIORITIES)
             share = max(1, most * own.weight // weights)
-            limits.append(_Limit(share, _class_rule(klass), f"{key}.borrow"))
+            limits.append(_Limit(share, class_rule(klass), f"{key}.borrow"))
         return min(limits, key=lambda limit: limit.most, default=None)
 
     def _tenant(self, caller: Caller) -> tuple[int, _Limit | None]:
@@ -223,43 +218,6 @@ class Slots:
         return found
 
 
-def rules_in_force(policies: PolicySet) -> list[str]:
-    """The names of the rules that judge at all (mode enforce or dry_run), in order of judgement.
-
-    Those of `quota_rules` and `rate_rules`; `shed:<class>`; `concurrency`, `concurrency:<model>`
-    with the model as it is written, first those of limits.yaml, then those that only models.yaml
-    names; `priority:<class>` and `tenant:<name>` where they have slots of their own; and `queue`,
-    where somebody may wait.
-    """
-    limits, clients = policies.limits, policies.clients
-    names = [*quota_rules(policies), *rate_rules(policies), *shed_rules(policies)]
-    if limits.concurrency.mode == "off":
-        return names
-    names += [CONCURRENCY, *map(_model_rule, _limited_models(policies))]
-    classes = ((name, getattr(clients.priorities, name)) for name in PRIORITIES)
-    names += [_class_rule(name) for name, own in classes if own.max_share < 1 or not own.borrow]
-    tenants = clients.tenants.items()
-    names += [tenant_rule(name) for name, own in tenants if own.max_in_flight is not None]
-    queue = ["queue"] if limits.concurrency.max_waiting else []
-    return list(dict.fromkeys([*names, *queue]))
-
-
-def _limited_models(policies: PolicySet) -> list[str]:
-    per_model = policies.limits.concurrency.per_model
-    limited = set(map(canonical, per_model))
-    elsewhere = [
-        name
-        for name, own in policies.models.models.items()
-        if isinstance(own.max_concurrency, int) and canonical(name) not in limited
-    ]
-    return [*per_model, *elsewhere]
-
-
-def tenant_rule(name: str) -> str:
-    """What metrics call the limits of one."""
-    return f"tenant:{name}"
-
-
 def _own_limit(names: tuple[str, str], policies: PolicySet) -> _Limit | None:
     """Of a model, by its own name and the one that it was called by: by
     limits.concurrency.per_model, else by models.yaml; None: it has none of its own.
@@ -268,7 +226,7 @@ def _own_limit(names: tuple[str, str], policies: PolicySet) -> _Limit | None:
     for name, (written, limit) in product(names, per_model.items()):
         if canonical(written) == canonical(name):
             key = dotted(("limits", "concurrency", "per_model", written))
-            return _Limit(limit, _model_rule(written), key)
+            return _Limit(limit, model_rule(written), key)
     listed = (name for name in names if settings_of(name, policies.models) is not None)
     model = next(listed, names[0])
     number = max_concurrency_of(model, policies.models)
@@ -277,8 +235,15 @@ def _own_limit(names: tuple[str, str], policies: PolicySet) -> _Limit | None:
     for written, own in policies.models.models.items():
         if canonical(written) == canonical(model) and own.max_concurrency is not None:
             key = dotted(("models", "models", written, "max_concurrency"))
-            return _Limit(number, _model_rule(written), key)
-    return _Limit(number, _model_rule(model), "models.defaults.max_concurrency")
+            return _Limit(number, model_rule(written), key)
+    return _Limit(number, model_rule(model), "models.defaults.max_concurrency")
+
+
+def _step(counter: Counter[str], name: str, step: int) -> None:
+    """No name stays without anything: there may be any number of them."""
+    counter[name] += step
+    if not counter[name]:
+        del counter[name]
 
 
 def _busy(limit: int) -> str:
@@ -290,26 +255,3 @@ def _keeps_one(model: str, waiting: int, most: int) -> str:
         f"{waiting} requests wait for model '{model}' to be loaded; of {most} slots one is kept"
         " for the models in memory meanwhile"
     )
-
-
-def _model_rule(model: str) -> str:
-    return f"{CONCURRENCY}:{model}"
-
-
-def _class_rule(klass: Priority) -> str:
-    return f"priority:{klass}"
-
-
-def rule_of(error: MlxdError, applicant: Applicant) -> str:
-    """The name of the rule that refused; empty: it was none."""
-    said = error.numbers.get("rule")
-    if isinstance(said, str):
-        return said
-    path = parts(error.policy.key) if error.policy is not None else ()
-    match path:
-        case ("limits", "rate_limit", int(index), *_):
-            return rate_rule(applicant.policies.limits.rate_limit[index])
-        case ("clients", "tenants", str(name), *_):
-            return tenant_rule(name)
-        case _:
-            return ""

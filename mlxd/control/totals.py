@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from mlxd.control.applicant import Applicant
 from mlxd.control.place import Place
-from mlxd.control.slots import rule_of
+from mlxd.control.rules import rule_of
 from mlxd.core.caller import Priority
 from mlxd.core.errors import MlxdError, Overloaded
 
@@ -19,7 +19,7 @@ class Totals:
 
     def __init__(self) -> None:
         self.processed = 0
-        """Those that had a slot and have given it back."""
+        """Those that ran, and are over."""
         self.rejected = 0
         """Those refused with 503 that a slot, or a place in the queue, would have served."""
         self.queued = 0

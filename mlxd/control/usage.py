@@ -55,7 +55,9 @@ class Usage:
         self._threads = Threads("usage")
         self.quotas = Quotas(aside.read(self._path, SCHEMA, _decoded, most=_MOST_BYTES))
         self._kept = self.quotas.changes
-        """Of its changes, how many the file has, or is about to have."""
+        """Of its changes, how many the file has, is about to have, or could not be given."""
+        self._failed = False
+        """The last write did."""
         self._writing: asyncio.Task[None] | None = None
 
     @property
@@ -81,23 +83,31 @@ class Usage:
 
     async def saved(self) -> None:
         """Wait until what is known now is on the disk, or could not be written."""
+        self._save()
         while self._writing is not None or self._kept != self.quotas.changes:
             self._save()
             if self._writing is not None:
                 await asyncio.shield(self._writing)
 
     def _save(self) -> None:
-        """One write at a time; what comes meanwhile goes into the next."""
-        if self._writing is None and self._kept != self.quotas.changes:
+        """One write at a time; what comes meanwhile goes into the next, and so does what could not
+        be written.
+        """
+        if self._writing is None and (self._failed or self._kept != self.quotas.changes):
             self._writing = asyncio.get_running_loop().create_task(self._write())
 
     async def _write(self) -> None:
         try:
-            day = self.quotas.day(self._clock.wall())
+            day = self.quotas.day(self._clock.monotonic(), self._clock.wall())
             self._kept = self.quotas.changes
             content = msgspec.json.encode(_File(SCHEMA, day.number, day.tenants, day.addresses))
-            with contextlib.suppress(OSError):  # there is no thread for it: with the next change
+            try:
                 await self._threads.run(_written, self._path, content)
+                self._failed = False
+            except OSError as error:  # of the disk, or there is no thread for it
+                if not self._failed:
+                    _log.warning("%s cannot be written: %s", FILE, error.strerror or error)
+                self._failed = True
         finally:
             self._writing = None
 
@@ -119,8 +129,5 @@ def _possible(used: Mapping[str, int], most: int) -> dict[str, int]:
 
 
 def _written(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        durable.write(path, content)
-    except OSError as error:
-        _log.warning("%s cannot be written: %s", path.name, error.strerror)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    durable.write(path, content)

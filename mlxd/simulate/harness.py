@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 
-from mlxd.control.slots import rules_in_force
+from mlxd.control.rules import rules_in_force
 from mlxd.policy import files
 from mlxd.policy.load import Override, PolicyError, PolicyErrors
 from mlxd.policy.policy_set import PolicySet

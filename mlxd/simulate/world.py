@@ -12,9 +12,9 @@ from mlxd.control.place import Place
 from mlxd.control.quotas import Quotas
 from mlxd.control.rates import Rates
 from mlxd.control.rights import check_model
+from mlxd.control.rules import rule_of
 from mlxd.control.scheduler import Scheduler
 from mlxd.control.shedding import Strain
-from mlxd.control.slots import rule_of
 from mlxd.core.caller import PRIORITIES, Caller, Priority
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import MlxdError

@@ -64,7 +64,8 @@ class Server:
                 self.adaptive.observe(self.now, ttft=4 * gap)
                 heapq.heappush(self.ends, self.now + 20 * gap)
             self.adaptive.observe(self.now, gap=gap)
-            self.adaptive.look(self.now, len(self.ends))
+            self.adaptive.look(self.now)
+            self.adaptive.ran(len(self.ends))
         return self.limits
 
 
@@ -127,21 +128,26 @@ def test_one_interval_beyond_an_aim_takes_a_quarter(adaptive: Adaptive) -> None:
 def test_more_are_allowed_only_where_all_were_in_use(adaptive: Adaptive) -> None:
     late(adaptive, 0, gap=0.2)
     assert adaptive.limit(32) == 15
-    adaptive.look(10, 14)
+    adaptive.look(10)
+    adaptive.ran(14)
     late(adaptive, 10, gap=0.05)
     assert adaptive.limit(32) == 15
-    adaptive.look(20, 15)
-    adaptive.look(21, 3)
+    adaptive.look(20)
+    adaptive.ran(15)
+    adaptive.look(21)
+    adaptive.ran(3)
     late(adaptive, 20, gap=0.05)
     assert adaptive.limit(32) == 16
 
 
 def test_while_more_run_than_may_it_is_not_lowered_further(adaptive: Adaptive) -> None:
-    adaptive.look(0, 20)
+    adaptive.look(0)
+    adaptive.ran(20)
     for start in (0, 10, 20):
         late(adaptive, start, gap=0.2)
     assert adaptive.limit(32) == 15
-    adaptive.look(30, 15)
+    adaptive.look(30)
+    adaptive.ran(15)
     late(adaptive, 30, gap=0.2)
     assert adaptive.limit(32) == 11
 
@@ -150,20 +156,24 @@ def test_an_interval_without_samples_changes_nothing_while_something_runs(
     adaptive: Adaptive,
 ) -> None:
     late(adaptive, 0, ttft=5.0)
-    adaptive.look(10, 15)
+    adaptive.look(10)
+    adaptive.ran(15)
     adaptive.look(30)
     assert adaptive.limit(32) == 15
     assert shed(adaptive) == ["low"]
-    adaptive.look(31, 0)
+    adaptive.look(31)
+    adaptive.ran(0)
     adaptive.look(50)
     assert shed(adaptive) == []
     assert adaptive.limit(32) == 15
 
 
 def test_an_aim_that_was_missed_stays_so_until_it_is_measured_again(adaptive: Adaptive) -> None:
-    adaptive.look(0, 20)
+    adaptive.look(0)
+    adaptive.ran(20)
     late(adaptive, 0, ttft=5.0)
-    adaptive.look(10, 15)
+    adaptive.look(10)
+    adaptive.ran(15)
     late(adaptive, 10, gap=0.01)
     assert [one.aim for one in adaptive.missed()] == ["ttft"]
     assert adaptive.limit(32) == 15
@@ -261,7 +271,8 @@ def test_nobody_is_told_to_come_back_in_ten_minutes(tmp_path: Path) -> None:
 
 def test_it_says_when_something_has_changed_for_those_who_ask(adaptive: Adaptive) -> None:
     assert not adaptive.observe(0.0, gap=0.2)
-    assert not adaptive.look(9.0, 20)
+    assert not adaptive.look(9.0)
+    adaptive.ran(20)
     assert adaptive.look(10.0)
     assert not adaptive.look(10.0)
     assert adaptive.observe(10.0, gap=0.05) is False

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mlxd.control.admission import Admission
 from mlxd.control.applicant import Applicant
-from mlxd.control.slots import rules_in_force
+from mlxd.control.rules import rules_in_force
 from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import (
@@ -20,6 +20,7 @@ from mlxd.core.errors import (
 )
 from mlxd.policy.load import load
 from tests.support.daemon import write_policies
+from tests.support.queue_model import policies_of
 
 
 @pytest.fixture
@@ -280,6 +281,11 @@ def test_concurrency_that_is_off_is_not_judged(admission, tmp_path):
         enter(admission, policies, told.append)
     assert told == []
     assert rules_in_force(policies) == ["rate_limit:per-client", "shed:low"]
+
+
+def test_of_a_concurrency_that_is_off_the_limits_of_tenants_are_left():
+    policies = policies_of(mode="off", max_waiting=9, tenants={"a": {"max_in_flight": 1}})
+    assert rules_in_force(policies) == ["shed:low", "tenant:a", "queue"]
 
 
 def test_a_lower_limit_stops_nothing_and_refuses_until_enough_have_ended(admission, tmp_path):

@@ -134,3 +134,21 @@ async def test_what_is_wrong_in_itself_is_not_vouched_for() -> None:
         async with bench.admission.admit(Applicant(Caller("a"), bench.policies, "m")):
             raise InvalidRequest("no")
     assert caught.value.again is None
+
+
+def test_nothing_is_vouched_for_once_time_alone_has_changed_the_slots() -> None:
+    adaptive = "{enabled: true, min: 1, ttft: 1s, interval: 10s}"
+    bench = Bench(
+        ("limits.rate_limit", "[]"),
+        ("limits.concurrency.max_in_flight", "2"),
+        ("limits.adaptive", adaptive),
+    )
+    bench.enter("b")
+    bench.admission.measured(5.0, None)
+    bench.clock.advance(10)
+    again = bench.refused()
+    bench.admission.measured(0.1, None)
+    assert again.still()
+    bench.clock.advance(10)
+    bench.enter("c")
+    assert not again.still()

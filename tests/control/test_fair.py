@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import count
 
+import pytest
+
 from mlxd.control.fair import FairQueue
 from mlxd.control.place import Place
 from mlxd.control.scheduler import Scheduler
@@ -113,6 +115,20 @@ def test_an_own_one_that_went_before_counts_against_those_behind() -> None:
     assert queue.order == ["b", "a"]
 
 
+def test_a_weight_that_was_edited_while_its_client_only_ran_counts() -> None:
+    one, nine = (
+        policies_of(max_in_flight=1, max_waiting=99, tenants={"a": {"weight": weight}, "b": {}})
+        for weight in (1, 9)
+    )
+    scheduler = scheduler_of(one)
+    holder = scheduler.ask(of_tenant("a", one, cost=100), 0.0, 0.0, unheard)
+    scheduler.apply(nine)
+    for _ in range(20):
+        waiting(scheduler, *(of_tenant(name, nine, cost=100) for name in "ab"))
+    order = [place.client for place in served(scheduler, holder, 20)]
+    assert order.count("a") == pytest.approx(18, abs=1)
+
+
 # -- classes
 
 
@@ -165,6 +181,47 @@ def test_a_class_that_had_nobody_waiting_is_not_old() -> None:
     highs = [of_tenant("b", policies, priority="high") for _ in range(3)]
     waiting(scheduler, low, *highs, now=100.0)
     assert [place.klass for place in served(scheduler, holder, 3, 101.0)] == ["high"] * 3
+
+
+def test_a_class_is_not_old_because_of_one_that_a_limit_holds_back() -> None:
+    policies = policies_of(
+        max_in_flight=2, max_waiting=9, ageing=20.0, queue=1e9, tenants={"a": {"max_in_flight": 1}}
+    )
+    scheduler = scheduler_of(policies)
+    low = of_tenant("a", policies, priority="low")
+    high = of_tenant("h", policies, priority="high")
+    scheduler.ask(low, 0.0, 0.0, unheard)
+    holder = scheduler.ask(high, 0.0, 0.0, unheard)
+    waiting(scheduler, low, high, high, now=0.0)
+    (holder,) = served(scheduler, holder, 1, 10.0)  # before the limit of a, nobody of low may
+    waiting(scheduler, of_tenant("b", policies, priority="low"), now=29.0)
+    assert [place.klass for place in served(scheduler, holder, 1, 30.0)] == ["high"]
+
+
+def test_a_class_is_not_old_because_of_one_that_has_just_come() -> None:
+    policies = policies_of(
+        max_in_flight=2, max_waiting=9, ageing=20.0, queue=1e9, tenants={"a": {"max_in_flight": 1}}
+    )
+    scheduler = scheduler_of(policies)
+    low = of_tenant("a", policies, priority="low")
+    high = of_tenant("h", policies, priority="high")
+    scheduler.ask(low, 0.0, 0.0, unheard)
+    holder = scheduler.ask(high, 0.0, 0.0, unheard)
+    waiting(scheduler, low, now=0.0)
+    waiting(scheduler, of_tenant("b", policies, priority="low"), high, high, high, now=10.0)
+    (holder,) = served(scheduler, holder, 1, 15.0)  # b is passed, and has waited for five seconds
+    assert holder.klass == "high"
+    assert [place.klass for place in served(scheduler, holder, 1, 21.0)] == ["high"]
+
+
+def test_the_first_slot_after_a_long_hold_goes_by_weights() -> None:
+    policies = policies_of(max_in_flight=1, max_waiting=300, ageing=20.0, queue=1e9)
+    scheduler, holder = full(policies)
+    waiting(scheduler, *(of_tenant("a", policies, priority="low") for _ in range(99)), now=1.0)
+    waiting(scheduler, *(of_tenant("b", policies, priority="high") for _ in range(9)), now=22.0)
+    (holder,) = served(scheduler, holder, 1, 22.5)
+    assert holder.klass == "high", "nobody has passed low so far"
+    assert [place.klass for place in served(scheduler, holder, 1, 45.0)] == ["low"]
 
 
 def test_what_is_over_is_not_kept_for_its_deadline() -> None:

@@ -133,7 +133,7 @@ def test_who_has_no_quota_is_never_refused_and_still_counted(files: Files) -> No
         assert quotas.remaining(caller, policies, 0.0, NOON) == []
     uses = [(use.tenant, use.today, use.recently) for use in quotas.uses(policies, 0.0, NOON)]
     assert uses == [("agents", 10**9, 10**9), ("anonymous", 2 * 10**9, 2 * 10**9)]
-    assert quotas.day(NOON).addresses == {}
+    assert quotas.day(0.0, NOON).addresses == {}
     tomorrow = quotas.uses(policies, 1e6, NOON + DAY_S)
     assert [(use.tenant, use.today, use.recently) for use in tomorrow] == [
         ("agents", 0, 0),
@@ -169,23 +169,36 @@ def test_what_is_left_is_told_for_headers(files: Files) -> None:
 def test_a_clock_that_is_set_back_begins_no_new_day(files: Files) -> None:
     policies, quotas = files(agents=DAILY), Quotas()
     quotas.charge(AGENT, policies, 100, 0.0, NOON)
-    assert refusal(quotas, AGENT, policies, 0.0, NOON - DAY_S) is not None
-    assert refusal(quotas, AGENT, policies, 0.0, NOON) is None  # and goes on from there
-    quotas.charge(AGENT, policies, 100, 0.0, NOON + 50 * DAY_S)  # it was wrong for a moment
-    assert refusal(quotas, AGENT, policies, 0.0, NOON) is not None
-    assert refusal(quotas, AGENT, policies, 0.0, NOON + DAY_S) is None
+    back = refusal(quotas, AGENT, policies, 0.0, NOON - DAY_S)
+    assert back is not None
+    assert back.retry_after == 12 * 3600
+    assert refusal(quotas, AGENT, policies, 60.0, NOON) is not None, "it was wrong for a moment"
+    assert refusal(quotas, AGENT, policies, 60.0, NOON + DAY_S) is None
+
+
+def test_a_clock_that_was_ahead_is_believed_when_it_has_been_right_for_an_hour(
+    files: Files,
+) -> None:
+    policies, quotas = files(agents=DAILY), Quotas()
+    quotas.charge(AGENT, policies, 100, 0.0, NOON + 50 * DAY_S)
+    assert refusal(quotas, AGENT, policies, 10.0, NOON) is not None
+    assert refusal(quotas, AGENT, policies, 3609.0, NOON + 3600) is not None
+    assert quotas.day(3609.0, NOON + 3600).number == 20_050
+    assert quotas.day(3610.0, NOON + 3600).number == 20_000
+    assert refusal(quotas, AGENT, policies, 3610.0, NOON + 3600) is not None
+    assert refusal(quotas, AGENT, policies, 3610.0, NOON + DAY_S) is None
 
 
 def test_the_day_survives_and_yesterday_does_not(files: Files) -> None:
     policies, quotas = files(agents=DAILY, anonymous=DAILY), Quotas()
     quotas.charge(AGENT, policies, 100, 0.0, NOON)
     quotas.charge(HOME, policies, 100, 0.0, NOON)
-    day = quotas.day(NOON)
+    day = quotas.day(0.0, NOON)
     assert day == Day(20_000, {"agents": 100, "anonymous": 100}, {"10.0.0.7": 100})
     for caller in (AGENT, HOME):
         assert refusal(Quotas(day), caller, policies) is not None
         assert refusal(Quotas(day), caller, policies, 0.0, NOON + DAY_S) is None
-    assert Quotas(day).day(NOON + DAY_S) == Day(20_001)
+    assert Quotas(day).day(0.0, NOON + DAY_S) == Day(20_001)
 
 
 def test_only_what_changes_the_day_is_worth_a_write(files: Files) -> None:
@@ -209,7 +222,7 @@ def test_of_addresses_the_longest_silent_is_forgotten(
         quotas.charge(caller, policies, 1000, 0.0, NOON)
     refused = [refusal(quotas, caller, policies) is not None for caller in callers]
     assert refused == [True, False, True, True]
-    assert len(quotas.day(NOON).addresses) == 3
+    assert len(quotas.day(0.0, NOON).addresses) == 3
 
 
 def test_addresses_that_are_silent_for_a_window_take_no_memory(files: Files) -> None:

@@ -63,7 +63,7 @@ def drawn(random: random.Random, rates: tuple[tuple[int, float], ...]) -> Policy
             name: {
                 "max_share": random.choice((1.0, 1.0, 0.5)),
                 "borrow": random.random() < 0.8,
-                "queue": random.choice((50, 50, 2, 0)),
+                "queue": random.choice(("auto", "auto", 2, 0)),
             }
             for name in CLASSES
         },
@@ -176,7 +176,7 @@ class Schedule:
         scheduler, model = self.scheduler, self.model
         assert scheduler.active == len(model.running)
         assert scheduler.waiting == {klass: len(model.of(klass)) for klass in CLASSES}
-        assert scheduler.waiting_tokens == pytest.approx(sum(p.cost for p in model.waiting))
+        assert scheduler._lines.tokens == pytest.approx(sum(p.cost for p in model.waiting))
         assert not any(map(model.may, model.waiting))
         positions = sorted(map(scheduler.position, model.waiting))
         assert positions == [*range(1, len(positions) + 1)]
@@ -307,7 +307,7 @@ def test_clients_share_tokens_by_their_weights_whatever_was_expected(most: int, 
 def test_a_thousand_of_one_client_delay_another_by_no_more_than_its_share(
     cost: int, before: int
 ) -> None:
-    policies = policies_of(max_waiting=2000, max_in_flight=1, classes={"medium": {"queue": 2000}})
+    policies = policies_of(max_waiting=2000, max_in_flight=1)
     scheduler, holder = full(policies)
     waiting(scheduler, *(of_tenant("many", policies, cost=10) for _ in range(1000)))
     (first,) = waiting(scheduler, of_tenant("other", policies, cost=cost))
@@ -392,7 +392,7 @@ def test_a_class_that_waited_for_long_goes_first_and_is_charged_for_it() -> None
 
 
 def test_high_goes_before_a_hundred_low_ones_that_wait() -> None:
-    policies = policies_of(max_in_flight=1, max_waiting=200, classes={"low": {"queue": 200}})
+    policies = policies_of(max_in_flight=1, max_waiting=200)
     scheduler, holder = full(policies)
     waiting(scheduler, *(of_tenant("a", policies, priority="low") for _ in range(100)))
     (high,) = waiting(scheduler, of_tenant("b", policies, priority="high"))
@@ -475,6 +475,53 @@ def test_on_trial_as_many_over_a_limit_as_may_wait_are_not_told_of() -> None:
     assert told == ["concurrency"]
 
 
+@pytest.mark.parametrize(
+    ("bounds", "told"),
+    [
+        ({"classes": {"low": {"queue": 2}}}, 1),
+        ({"classes": {"medium": {"queue": 0}}}, 0),
+        ({"max_waiting_tokens": 250}, 1),
+        ({}, 0),
+    ],
+)
+def test_on_trial_whoever_would_wait_is_judged_by_each_bound_of_the_queue(
+    bounds: dict[str, Any], told: int
+) -> None:
+    policies = policies_of(max_in_flight=1, max_waiting=9, mode="dry_run", **bounds)
+    scheduler, heard = scheduler_of(policies), list[str]()
+    for _ in range(4):
+        low = of_tenant("a", policies, priority="low", cost=100)
+        scheduler.ask(low, 0.0, 0.0, heard.append)
+    assert heard == ["concurrency"] * told
+
+
+@pytest.mark.parametrize("mode", ["off", "dry_run"])
+def test_a_tenants_own_limit_holds_whatever_the_mode_of_the_servers_is(mode: str) -> None:
+    rest: dict[str, Any] = {"max_in_flight": 1, "tenants": {"a": {"max_in_flight": 1}}}
+    policies = policies_of(max_waiting=9, mode=mode, **rest)
+    scheduler = scheduler_of(policies)
+    first = scheduler.ask(of_tenant("a", policies), 0.0, 0.0, unheard)
+    places = waiting(scheduler, *(of_tenant("a", policies) for _ in range(2)))
+    for _ in range(3):
+        assert scheduler.ask(of_tenant("b", policies), 0.0, 0.0, lambda rule: None).started == 0.0
+    assert scheduler.turn(0.0) == []
+    assert served(scheduler, first, 2) == places
+    scheduler.apply(policies_of(max_waiting=0, mode=mode, **rest))
+    assert refused(scheduler, of_tenant("a", policies)).code == "tenant_busy"
+
+
+def test_nothing_is_kept_of_models_that_have_been_loaded() -> None:
+    models = Models({str(number) for number in range(100)})
+    policies = policies_of(max_in_flight=5)
+    scheduler = scheduler_of(policies, models)
+    for model in models.cold:
+        place = scheduler.ask(of_tenant(model, policies, model), 0.0, 0.0, unheard)
+        scheduler.loaded(place)
+        scheduler.leave(place, 1.0, 0.0)
+    slots = scheduler._slots
+    assert not any((slots._loading, slots.by_model, slots.by_client))
+
+
 # -- what is refused, and what a wait is expected to last
 
 
@@ -512,6 +559,16 @@ def test_a_full_queue_says_which_bound_it_is_and_what_would_pass(
     assert error.retry_after == 1.0 or isinstance(error, QueueFull)
 
 
+def test_a_class_may_have_as_many_waiting_as_may_wait_unless_it_is_said_otherwise() -> None:
+    scheduler, _ = full(policies_of(max_in_flight=1, max_waiting=0))
+    raised = policies_of(max_in_flight=1, max_waiting=200)
+    scheduler.apply(raised)
+    waiting(scheduler, *(of_tenant("a", raised) for _ in range(200)))
+    error = refused(scheduler, of_tenant("b", raised, priority="low"))
+    assert error.policy is not None
+    assert error.policy.key == "limits.concurrency.max_waiting"
+
+
 def test_a_tenants_own_limit_is_its_own_fault_and_counts_nothing() -> None:
     policies = policies_of(tenants={"a": {"max_in_flight": 1}}, rates=((3, 60.0),))
     scheduler = scheduler_of(policies)
@@ -523,6 +580,20 @@ def test_a_tenants_own_limit_is_its_own_fault_and_counts_nothing() -> None:
         assert error.policy is not None
         assert error.policy.key == "clients.tenants.a.max_in_flight"
     scheduler.ask(of_tenant("b", policies), 0.0, 0.0, unheard)
+
+
+def test_who_is_at_its_own_limit_is_told_when_one_of_its_own_may_end() -> None:
+    policies = policies_of(max_in_flight=9, tenants={"a": {"max_in_flight": 2}})
+    scheduler = scheduler_of(policies)
+    for model, held in (("quick", 2.0), ("slow", 24.0)):
+        place = scheduler.ask(of_tenant("a", policies, model), 0.0, 0.0, unheard)
+        scheduler.leave(place, held, 0.0)
+    for _ in range(4):
+        scheduler.ask(of_tenant("b", policies, "quick"), 30.0, 0.0, unheard)
+    for _ in range(2):
+        scheduler.ask(of_tenant("a", policies, "slow"), 30.0, 0.0, unheard)
+    error = refused(scheduler, of_tenant("a", policies), 30.0)
+    assert (error.code, error.retry_after) == ("tenant_busy", 12.0)
 
 
 def test_what_is_shed_counts_and_takes_no_slot() -> None:
@@ -538,7 +609,7 @@ def test_what_is_shed_counts_and_takes_no_slot() -> None:
 def test_a_wait_is_expected_to_last_as_slots_were_held() -> None:
     policies = policies_of(max_in_flight=2, max_waiting=50)
     scheduler = scheduler_of(policies)
-    assert scheduler.expected_wait("medium", 0.0) == 0
+    assert scheduler.expected_wait("medium") == 0
     places = []
     for now in range(0, 400, 10):
         place = scheduler.ask(of_tenant("a", policies, "m"), float(now), 0.0, unheard)
@@ -546,11 +617,11 @@ def test_a_wait_is_expected_to_last_as_slots_were_held() -> None:
     for _ in range(2):
         scheduler.ask(of_tenant("a", policies, "m"), 400.0, 0.0, unheard)
     places = waiting(scheduler, *(of_tenant("a", policies) for _ in range(4)), now=400.0)
-    waits = [scheduler.expected_wait(place, 400.0) for place in places]
+    waits = [scheduler.expected_wait(place) for place in places]
     assert waits == pytest.approx([5, 10, 15, 20], rel=0.02)
-    assert scheduler.expected_wait("medium", 400.0) == pytest.approx(25, rel=0.02)
-    assert scheduler.expected_wait("high", 400.0) == pytest.approx(5, rel=0.02)
-    assert scheduler.retry_after("medium", 400.0) == pytest.approx(25, rel=0.02)
+    assert scheduler.expected_wait("medium") == pytest.approx(25, rel=0.02)
+    assert scheduler.expected_wait("high") == pytest.approx(5, rel=0.02)
+    assert scheduler.retry_after("medium") == pytest.approx(25, rel=0.02)
 
 
 @pytest.mark.parametrize(("said", "told"), [("auto", 1.0), (7.0, 7.0)])
@@ -574,3 +645,13 @@ def test_what_is_told_of_a_wait_that_took_too_long() -> None:
     assert error.retry_after is not None
     assert "busy" in error.message
     assert scheduler.next_expiry() is None
+
+
+def test_the_order_is_made_once_for_all_that_waited_too_long() -> None:
+    policies = policies_of(max_in_flight=1, max_waiting=9, queue=4.0)
+    scheduler, _ = full(policies)
+    places = waiting(scheduler, *(of_tenant("a", policies) for _ in range(5)))
+    expired = scheduler.expire(4.0)
+    assert [place for place, _ in expired] == places
+    assert [error.numbers["position"] for _, error in expired] == [1, 2, 3, 4, 5]
+    assert scheduler.places_waiting() == []

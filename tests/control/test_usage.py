@@ -138,6 +138,10 @@ async def test_one_write_at_a_time_and_the_last_one_has_all(
     assert exhausted(Usage(tmp_path, clock), policies, clock) == [True, True]
 
 
+def full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
 async def test_a_disk_that_hangs_or_is_full_holds_nobody_up(
     tmp_path: Path,
     clock: ManualClock,
@@ -154,13 +158,23 @@ async def test_a_disk_that_hangs_or_is_full_holds_nobody_up(
     assert written == []
     hangs.set()
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(durable, "write", full)
     charge(usage, policies, clock)
     await usage.saved()
-    assert "usage.json cannot be written: No space left on device" in caplog.text
+    await usage.saved()
+    assert caplog.text.count("usage.json cannot be written: No space left on device") == 1
+
+
+async def test_what_could_not_be_written_is_tried_again_though_nothing_has_changed(
+    tmp_path: Path, clock: ManualClock, policies: PolicySet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = Usage(tmp_path, clock)
+    with monkeypatch.context() as broken:
+        broken.setattr(durable, "write", full)
+        charge(usage, policies, clock)
+        await usage.saved()
+    await usage.saved()
+    assert exhausted(Usage(tmp_path, clock), policies, clock) == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -190,9 +204,9 @@ def test_what_nobody_can_have_used_is_not_believed(
         "addresses": {str(number): 1 for number in range(5)},
     }
     (tmp_path / FILE).write_text(json.dumps(said))
-    day = Usage(tmp_path, clock).quotas.day(clock.wall())
+    day = Usage(tmp_path, clock).quotas.day(0.0, clock.wall())
     assert (day.tenants, day.addresses) == ({"c": 3}, {"0": 1, "1": 1})
 
 
 def test_quotas_without_a_file_begin_at_nothing(clock: ManualClock) -> None:
-    assert Quotas().day(clock.wall()).tenants == {}
+    assert Quotas().day(0.0, clock.wall()).tenants == {}

@@ -28,7 +28,7 @@ from mlxd.core.story import Story, untold
 from mlxd.policy.policy_set import PolicySet
 from tests.support.queue_model import Models, of_tenant, policies_of
 
-ONE = policies_of(max_in_flight=1, max_waiting=300, classes={"medium": {"queue": 300}})
+ONE = policies_of(max_in_flight=1, max_waiting=300)
 
 
 class Client:
@@ -135,6 +135,46 @@ async def test_who_is_let_in_and_leaves_in_the_same_moment_loses_no_slot(
         await turns()
         assert made[2].runs
         assert admission.active == 1
+
+
+async def test_those_who_leave_together_are_given_no_slot_on_their_way(
+    admission: Admission, clock: ManualClock
+) -> None:
+    async with clients(admission, 50) as made:
+        clock.advance(20)
+        for client in made[:49]:  # the one that runs leaves first, and its slot is free
+            client.task.cancel()
+        await turns()
+        assert made[49].runs
+        assert admission.totals.by_class == {"medium": 2}
+        assert admission.totals.processed == 1
+        assert admission.expected_wait("medium") == 20.0
+
+
+async def test_a_slot_that_is_given_back_unused_says_nothing_of_how_long_they_are_held(
+    admission: Admission, clock: ManualClock
+) -> None:
+    async with clients(admission, 3) as made:
+        clock.advance(20)
+        first = made[0].ticket
+        assert first is not None
+        admission.leave(first)
+        made[1].task.cancel()  # it has got the slot, and has not heard of it
+        await turns()
+        assert made[2].runs
+        assert admission.totals.processed == 1
+        assert admission.expected_wait("medium") == 20.0
+
+
+async def test_who_leaves_the_queue_has_nobody_looked_for(
+    admission: Admission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with clients(admission, 3) as made:
+        with monkeypatch.context() as patched:
+            patched.setattr(admission.scheduler, "turn", lambda now: pytest.fail("in vain"))
+            made[1].task.cancel()
+            await turns()
+        assert admission.waiting["medium"] == 1
 
 
 async def test_nobody_is_let_in_twice_however_often_somebody_looks(admission: Admission) -> None:
@@ -341,17 +381,17 @@ def test_only_who_moved_is_told_again() -> None:
         return lambda now: told.append((name, now.position))
 
     for name, place in zip("xyz", places, strict=True):
-        view.begin(place, teller(name), view.of(place, 0.0))
-    view.tell(0.0)
+        view.begin(place, teller(name), view.of(place))
+    view.tell()
     assert told == [("x", 1), ("y", 2), ("z", 3)]
     scheduler.leave(places[1], 0.0, 0.0)
     view.end(places[1])
-    view.tell(0.0)
+    view.tell()
     assert told[3:] == [("z", 2)]
     scheduler.leave(holder, 0.0, 0.0)
     (started,) = scheduler.turn(0.0)
     view.end(started)
-    view.tell(0.0)
+    view.tell()
     assert told[4:] == [("z", 1)]
 
 

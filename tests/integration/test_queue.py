@@ -37,7 +37,6 @@ pytestmark = pytest.mark.mlx
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 EVERYWHERE = (*PATHS, RESPONSES, MESSAGES)
 COMMENT = re.compile(r"^: queued position=(\d+) expected_wait=(\d+)$", re.MULTILINE)
-CLIENTS = "priorities: {high: {queue: 300}, medium: {queue: 300}, low: {queue: 300}}\n"
 
 
 def limits(slots: int, waiting: int) -> str:
@@ -55,7 +54,7 @@ def times(queue: str = "60s", first_byte: str = "200ms") -> str:
 def queueing(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """One slot, and a queue before it; each test edits what it wants otherwise."""
     folder = tmp_path_factory.mktemp("queueing")
-    policies = {"limits": limits(1, 300), "timeouts": times(), "clients": CLIENTS}
+    policies = {"limits": limits(1, 300), "timeouts": times()}
     with daemon(folder, models=zoo, policies=policies) as running:
         yield running
 

@@ -101,7 +101,7 @@ def _leaves(found: PolicySet) -> dict[str, str]:
         ("supervision.daemon.max_restarts", "10"),
         ("clients.auth.required", "auto"),
         ("clients.priorities.high.weight", "8"),
-        ("clients.priorities.high.queue", "50"),
+        ("clients.priorities.high.queue", "auto"),
         ("clients.priorities.medium.weight", "3"),
         ("clients.priorities.low.weight", "1"),
         ("clients.priorities.low.shed_at", "critical"),

@@ -190,6 +190,7 @@ class Counting:
     def _in_queue(self, applicant: Applicant, full: str) -> str:
         limits, klass = self.policies.limits.concurrency, self.klass(applicant)
         own = getattr(self.policies.clients.priorities, klass).queue
+        own = limits.max_waiting if own == "auto" else own
         if limits.max_waiting == 0 or own == 0:
             return full
         if len(self.waiting) >= limits.max_waiting:
@@ -216,7 +217,8 @@ class Counting:
         ageing = float(self.policies.clients.priorities.ageing)
         for klass in CLASSES:
             late = now - self.since.get(klass, now) > ageing
-            if klass != place.klass and late and any(map(self.may, self.of(klass))):
+            old = [one for one in self.of(klass) if now - one.came > ageing]
+            if klass != place.klass and late and any(map(self.may, old)):
                 self.overdue[klass] += 1
                 assert self.overdue[klass] <= 2
         self.overdue[place.klass] = 0

@@ -157,6 +157,7 @@ Folders = Annotated[tuple[Folder, ...], Field(strict=False)]
 Networks = Annotated[tuple[Network, ...], Field(strict=False)]
 Headers = Annotated[tuple[Header, ...], Field(strict=False)]
 Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
 
 
 class Policy(BaseModel):

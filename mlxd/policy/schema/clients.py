@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from mlxd.policy.schema.base import (
     Auto,
+    Count,
     Headers,
     Mode,
     Name,
@@ -117,15 +118,18 @@ class Class(Policy):
 
     weight: int
     max_share: Ratio = field(
-        "100%", "The most of all slots that it may hold at one time.",
+        "100%", "The most of all slots that it may hold at one time; refuses as "
+        "`limits.concurrency.mode` has it.",
         unit="ratio", reload="live-drain", example="50%",
     )  # fmt: skip
-    queue: int = field(
-        50, "Its requests that may wait at one time, within `limits.concurrency.max_waiting`.",
-        unit="requests", reload="live-drain", example="10", ge=0,
+    queue: Auto | Count = field(
+        "auto", "Its requests that may wait at one time, within `limits.concurrency.max_waiting`; "
+        "auto is as many as that lets wait.",
+        unit="requests", reload="live-drain", example="10",
     )  # fmt: skip
     borrow: bool = field(
-        True, "Whether it may use slots that the other classes leave free.",
+        True, "Whether it may use slots that the other classes leave free; refuses as "
+        "`limits.concurrency.mode` has it.",
         reload="live-drain", example="false",
     )  # fmt: skip
     shed_at: Shed
@@ -168,7 +172,8 @@ class Tenant(Policy):
         example="medium",
     )  # fmt: skip
     max_in_flight: Positive | None = field(
-        None, "Its generations at one time; one more waits, or is refused (429) where nobody may.",
+        None, "Its generations at one time, whatever `limits.concurrency.mode` is; one more waits, "
+        "or is refused (429) where nobody may.",
         unit="requests", reload="live-drain", example="2",
     )  # fmt: skip
     requests: Positive | None = field(

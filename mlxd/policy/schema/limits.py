@@ -41,7 +41,10 @@ class Concurrency(Policy):
         "memory while its own is not; 0 keeps the order. Fewer swaps, a bounded wait.",
         unit="requests", example="16", ge=0, le=1000,
     )  # fmt: skip
-    mode: Mode = mode("What being over max_in_flight or per_model does.")
+    mode: Mode = mode(
+        "What being over max_in_flight, per_model or a class's max_share does; a tenant's own "
+        "max_in_flight holds in any mode."
+    )
     retry_after: Auto | Duration = field(
         "auto", "What Retry-After tells a refused client; auto is when a slot is expected to "
         "be free, from 1 to 30 s.",
