@@ -82,8 +82,9 @@ class Rates:
     def take(self, applicant: Applicant, now: float, would_deny: WouldDeny) -> Counted:
         """Count one request in every rule that applies to it, or in none.
 
-        Raises RateLimited; the rule that refuses is among its numbers. What a rule in mode dry_run
-        would refuse, it does not count. One that is not rated counts nowhere.
+        Raises RateLimited; the rule that refuses is among its numbers: of several, the one that
+        does so longest, for nobody passes before. What a rule in mode dry_run would refuse, it
+        does not count. One that is not rated counts nowhere.
         """
         counted = Counted(_at=now)
         if not applicant.rated:
@@ -101,8 +102,27 @@ class Rates:
                 would_deny(rule.name)
             else:
                 counted.refund()
-                raise _refusal(rule, policies, wait, tally.counted(who, rule.quota, now))
+                refusal = self.refusal(applicant, now)
+                assert refusal is not None
+                raise refusal
         return counted
+
+    def refusal(self, applicant: Applicant, now: float) -> RateLimited | None:
+        """What `take` would raise; counts nothing."""
+        if not applicant.rated:
+            return None
+        refusing = []
+        for rule in _rules_for(applicant.caller, applicant.policies):
+            who = identity(rule.key, applicant.caller, applicant.user)
+            if rule.mode == "enforce" and who:
+                wait = self._tallies.of(rule).wait(who, rule.quota, now)
+                if wait > 0:
+                    refusing.append((wait, rule, who))
+        if not refusing:
+            return None
+        wait, rule, who = max(refusing, key=lambda one: one[0])
+        used = self._tallies.of(rule).counted(who, rule.quota, now)
+        return _refusal(rule, applicant.policies, wait, used)
 
     def states(
         self, caller: Caller, policies: PolicySet, now: float, user: str = ""
