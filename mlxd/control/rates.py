@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from weakref import WeakKeyDictionary
 
 from mlxd.control.applicant import Applicant, Terms, terms_of
 from mlxd.control.ratelimit import Quota, Tallies, Tally
@@ -78,6 +79,10 @@ class Rates:
 
     def __init__(self) -> None:
         self._tallies = Tallies()
+        self._known: WeakKeyDictionary[PolicySet, dict[Path, tuple[_Rule, ...]]] = (
+            WeakKeyDictionary()
+        )
+        """Of each generation alive, by where the terms of a tenant stand: no more than it names."""
 
     def take(self, applicant: Applicant, now: float, would_deny: WouldDeny) -> Counted:
         """Count one request in every rule that applies to it, or in none.
@@ -90,7 +95,7 @@ class Rates:
         if not applicant.rated:
             return counted
         caller, policies = applicant.caller, applicant.policies
-        for rule in _rules_for(caller, policies):
+        for rule in self._rules_for(caller, policies):
             who = identity(rule.key, caller, applicant.user)
             if rule.mode == "off" or not who:
                 continue
@@ -112,7 +117,7 @@ class Rates:
         if not applicant.rated:
             return None
         refusing = []
-        for rule in _rules_for(applicant.caller, applicant.policies):
+        for rule in self._rules_for(applicant.caller, applicant.policies):
             who = identity(rule.key, applicant.caller, applicant.user)
             if rule.mode == "enforce" and who:
                 wait = self._tallies.of(rule).wait(who, rule.quota, now)
@@ -129,7 +134,7 @@ class Rates:
     ) -> list[RateState]:
         """What each rule that may refuse this caller leaves it."""
         states = []
-        for rule in _rules_for(caller, policies):
+        for rule in self._rules_for(caller, policies):
             who = identity(rule.key, caller, user)
             if rule.mode == "enforce" and who:
                 quota = rule.quota
@@ -149,6 +154,18 @@ class Rates:
             for name, tenant in new.clients.tenants.items()
         ]
         self._tallies.apply([*_rules(new), *(rule for rule in tenants if rule is not None)])
+
+    def _rules_for(self, caller: Caller, policies: PolicySet) -> tuple[_Rule, ...]:
+        """Made once: every answer tells what they leave."""
+        terms = terms_of(caller, policies)
+        known = self._known.get(policies)
+        if known is None:
+            known = self._known[policies] = {}
+        rules = known.get(terms.path)
+        if rules is None:
+            own = _tenants_rule(terms)
+            rules = known[terms.path] = (*_rules(policies), *((own,) if own is not None else ()))
+        return rules
 
 
 def rate_rules(policies: PolicySet) -> list[str]:
@@ -188,14 +205,6 @@ def identity(key: str, caller: Caller, user: str) -> str:
 def _short(text: str) -> str:
     """As good as the text itself to tell two apart; clients may send long ones."""
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def _rules_for(caller: Caller, policies: PolicySet) -> Iterator[_Rule]:
-    yield from _rules(policies)
-    if policies.clients.tenants:
-        own = _tenants_rule(terms_of(caller, policies))
-        if own is not None:
-            yield own
 
 
 def _rules(policies: PolicySet) -> Iterator[_Rule]:

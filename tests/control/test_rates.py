@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mlxd.control import rates as rates_module
 from mlxd.control.applicant import Applicant
 from mlxd.control.rates import Rates, identity, rate_rules
 from mlxd.core.caller import Caller
@@ -196,6 +198,29 @@ def test_of_rules_that_refuse_the_one_that_does_so_longest_is_told(files: Files)
         assert (error.numbers["rule"], error.retry_after) == ("rate_limit:b", 56.0)
         assert ask(rates, HOME, policies, 59.0) is not None
         assert ask(rates, HOME, policies, 60.0) is None
+
+
+def test_rules_are_made_once_for_each_generation_and_go_with_it(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = list[PolicySet]()
+
+    def rules(policies: PolicySet) -> tuple[()]:
+        made.append(policies)
+        return ()
+
+    monkeypatch.setattr(rates_module, "_rules", rules)
+    rates = Rates()
+    for _ in range(2):
+        policies = files(clients="tenants: {agents: {requests: 2}, anonymous: {requests: 2}}\n")
+        for number in range(20):
+            for name in ("", "agents", "AGENTS", f"unlisted {number}"):
+                rates.states(Caller(f"10.0.0.{number}", name, name), policies, 0.0)
+    assert len(made) == 2 * 3
+    made.clear()
+    policies = files()
+    gc.collect()
+    assert len(rates._known) == 0
 
 
 def test_a_refund_is_made_everywhere_and_once(files: Files) -> None:
