@@ -15,6 +15,7 @@ from aiohttp import web
 from mlxd.core.caller import Caller
 from mlxd.core.errors import (
     AFTER_DRAIN,
+    Again,
     Draining,
     InsufficientMemory,
     InternalError,
@@ -223,8 +224,24 @@ class Edge:
             self._parts.rejections.add(
                 error, STATUS[error.code], model="", client=client_of(request)
             )
+            self._parts.metrics.refused(error.code)
+            error.again = self._again(error, request, now)
             raise
         request[CALLER] = request[STORY].caller = caller
+
+    def _again(self, error: MlxdError, request: web.BaseRequest, now: float) -> Again | None:
+        """How one would fare again that was not identified.
+
+        A penalty passes, and who sends no key needs one as long as policies stay the same. A key
+        that is not known is looked up anew each time: it may be by now, and counts as a guess.
+        """
+        if isinstance(error, TooManyGuesses):
+            clock, until = self._parts.clock, now + (error.retry_after or 0.0)
+            return Again(lambda: clock.monotonic() < until, whatever=True)
+        headers = policies_of(request).clients.auth.headers
+        if any(name in request.headers for name in headers):
+            return None
+        return Again(lambda: True, whatever=True)
 
     def _given_up(self) -> bool:
         """Whether what the request waited for was cancelled, and not the request itself."""
