@@ -105,6 +105,10 @@ class Tally:
         self._forget(quota, now)
         return None
 
+    def wait(self, key: str, quota: Quota, now: float) -> float:
+        """Seconds until one more would pass; none, or less: it would now."""
+        return _wait(self._counts.get(key) or _Count(), quota, now)
+
     def refund(self, key: str, taken_at: float) -> None:
         """Uncount a request counted at `taken_at`, if it is still remembered."""
         count = self._counts.get(key)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from weakref import WeakKeyDictionary
 
 from mlxd.control.applicant import Applicant, Terms, terms_of
 from mlxd.control.ratelimit import Quota, Tallies, Tally
@@ -78,18 +79,23 @@ class Rates:
 
     def __init__(self) -> None:
         self._tallies = Tallies()
+        self._known: WeakKeyDictionary[PolicySet, dict[Path, tuple[_Rule, ...]]] = (
+            WeakKeyDictionary()
+        )
+        """Of each generation alive, by where the terms of a tenant stand: no more than it names."""
 
     def take(self, applicant: Applicant, now: float, would_deny: WouldDeny) -> Counted:
         """Count one request in every rule that applies to it, or in none.
 
-        Raises RateLimited; the rule that refuses is among its numbers. What a rule in mode dry_run
-        would refuse, it does not count. One that is not rated counts nowhere.
+        Raises RateLimited; the rule that refuses is among its numbers: of several, the one that
+        does so longest, for nobody passes before. What a rule in mode dry_run would refuse, it
+        does not count. One that is not rated counts nowhere.
         """
         counted = Counted(_at=now)
         if not applicant.rated:
             return counted
         caller, policies = applicant.caller, applicant.policies
-        for rule in _rules_for(caller, policies):
+        for rule in self._rules_for(caller, policies):
             who = identity(rule.key, caller, applicant.user)
             if rule.mode == "off" or not who:
                 continue
@@ -101,15 +107,34 @@ class Rates:
                 would_deny(rule.name)
             else:
                 counted.refund()
-                raise _refusal(rule, policies, wait, tally.counted(who, rule.quota, now))
+                refusal = self.refusal(applicant, now)
+                assert refusal is not None
+                raise refusal
         return counted
+
+    def refusal(self, applicant: Applicant, now: float) -> RateLimited | None:
+        """What `take` would raise; counts nothing."""
+        if not applicant.rated:
+            return None
+        refusing = []
+        for rule in self._rules_for(applicant.caller, applicant.policies):
+            who = identity(rule.key, applicant.caller, applicant.user)
+            if rule.mode == "enforce" and who:
+                wait = self._tallies.of(rule).wait(who, rule.quota, now)
+                if wait > 0:
+                    refusing.append((wait, rule, who))
+        if not refusing:
+            return None
+        wait, rule, who = max(refusing, key=lambda one: one[0])
+        used = self._tallies.of(rule).counted(who, rule.quota, now)
+        return _refusal(rule, applicant.policies, wait, used)
 
     def states(
         self, caller: Caller, policies: PolicySet, now: float, user: str = ""
     ) -> list[RateState]:
         """What each rule that may refuse this caller leaves it."""
         states = []
-        for rule in _rules_for(caller, policies):
+        for rule in self._rules_for(caller, policies):
             who = identity(rule.key, caller, user)
             if rule.mode == "enforce" and who:
                 quota = rule.quota
@@ -129,6 +154,18 @@ class Rates:
             for name, tenant in new.clients.tenants.items()
         ]
         self._tallies.apply([*_rules(new), *(rule for rule in tenants if rule is not None)])
+
+    def _rules_for(self, caller: Caller, policies: PolicySet) -> tuple[_Rule, ...]:
+        """Made once: every answer tells what they leave."""
+        terms = terms_of(caller, policies)
+        known = self._known.get(policies)
+        if known is None:
+            known = self._known[policies] = {}
+        rules = known.get(terms.path)
+        if rules is None:
+            own = _tenants_rule(terms)
+            rules = known[terms.path] = (*_rules(policies), *((own,) if own is not None else ()))
+        return rules
 
 
 def rate_rules(policies: PolicySet) -> list[str]:
@@ -168,14 +205,6 @@ def identity(key: str, caller: Caller, user: str) -> str:
 def _short(text: str) -> str:
     """As good as the text itself to tell two apart; clients may send long ones."""
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def _rules_for(caller: Caller, policies: PolicySet) -> Iterator[_Rule]:
-    yield from _rules(policies)
-    if policies.clients.tenants:
-        own = _tenants_rule(terms_of(caller, policies))
-        if own is not None:
-            yield own
 
 
 def _rules(policies: PolicySet) -> Iterator[_Rule]:

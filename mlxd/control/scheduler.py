@@ -29,6 +29,7 @@ from mlxd.core.errors import (
     QueueFull,
     QueueTimeout,
     TenantBusy,
+    TokensExhausted,
 )
 from mlxd.policy.policy_set import PolicySet
 
@@ -78,7 +79,11 @@ class Scheduler:
         it is told to `would_deny`.
         """
         real = now if real is None else real
-        self._quotas.check(applicant.caller, applicant.policies, real, wall)
+        try:
+            self._quotas.check(applicant.caller, applicant.policies, real, wall)
+        except TokensExhausted as spent:
+            rated = self._rates.refusal(applicant, real)
+            raise max(spent, rated or spent, key=_told_to_wait) from None
         counted = self._rates.take(applicant, real, would_deny) if applicant.rated else None
         if self.shut is not None:
             raise copy(self.shut)
@@ -388,3 +393,7 @@ class Scheduler:
             },
             would_pass="a longer timeouts.queue, or a request when fewer wait",
         )
+
+
+def _told_to_wait(error: MlxdError) -> float:
+    return error.retry_after or 0.0

@@ -420,7 +420,7 @@ def _server(parts: Parts, ground: _Ground, repeats: Repeats) -> GuardedServer:
 
 
 def _admin(parts: Parts, ground: _Ground, listener: Listener, hold: Hold) -> AdminSocket:
-    effects = Effects(listener, parts.admission, parts.catalog, parts.residency)
+    effects = Effects(listener, parts.admission, parts.catalog, parts.residency, parts.keys)
     admin = Admin(parts, ground.history, effects, hold.reset)
     edge = Edge(parts, admin.routes(), walls=False)
     server = GuardedServer(edge, ground.store, ground.clock, limited=False)

@@ -1,18 +1,13 @@
-"""Around every request: its id, the Host and Origin walls, its one log line, and the one place
-where an exception becomes an answer.
+"""Around every request: its id, the walls, who asks, its one log line, and the one place where an
+exception becomes an answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
-import re
-import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from functools import lru_cache
 from typing import Protocol
 
 from aiohttp import web
@@ -20,9 +15,8 @@ from aiohttp import web
 from mlxd.core.caller import Caller
 from mlxd.core.errors import (
     AFTER_DRAIN,
+    Again,
     Draining,
-    Forbidden,
-    HeadersTooLarge,
     InsufficientMemory,
     InternalError,
     MlxdError,
@@ -44,43 +38,15 @@ from mlxd.server.errors import (
 )
 from mlxd.server.identity import OPEN, Identity, address_of
 from mlxd.server.parts import Parts
+from mlxd.server.walls import check_headers, check_host, headers_for, origin_of, preflight
 
 log = logging.getLogger("mlxd.access")
 faults = logging.getLogger(__name__)
 
-_REMEMBERED = 256
-"""Hosts that have been judged: the same ones ask again and again."""
 _LEFT = 499
 """What stands for the status where the client has gone."""
 _RESTART_SECONDS = 5.0
 """What a client is told to wait for the next daemon."""
-_BETWEEN = len(": \r\n")
-OWN_NAMES = "own-names"
-LOOPBACK_ADDRESSES = "loopback-addresses"
-PRIVATE_ADDRESSES = "private-addresses"
-_EXPOSED = (
-    "X-Request-Id, Request-Id, Retry-After, retry-after-ms, RateLimit, RateLimit-Policy,"
-    " X-Mlxd-Code, X-Mlxd-Policy, X-Mlxd-Policy-Key, X-Mlxd-Policy-Place, X-Mlxd-Would-Deny,"
-    " X-Mlxd-Needed-Bytes, X-Mlxd-Available-Bytes, X-Mlxd-Priority, X-Mlxd-Free-Slots,"
-    " X-Mlxd-Expected-Wait, X-Mlxd-Queue-Position, X-Should-Retry,"
-    " x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests,"
-    " x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens,"
-    " anthropic-ratelimit-requests-limit, anthropic-ratelimit-requests-remaining,"
-    " anthropic-ratelimit-requests-reset, anthropic-ratelimit-tokens-limit,"
-    " anthropic-ratelimit-tokens-remaining, anthropic-ratelimit-tokens-reset"
-)
-_ALLOWED_HEADERS = (
-    "Authorization, Content-Type, User-Agent, Accept, X-Requested-With, OpenAI-Beta, x-api-key,"
-    " anthropic-version, anthropic-beta, anthropic-dangerous-direct-browser-access, X-Request-Id,"
-    " X-Request-Priority,"
-    " traceparent, x-stainless-arch, x-stainless-async, x-stainless-custom-poll-interval,"
-    " x-stainless-helper-method, x-stainless-lang, x-stainless-os, x-stainless-package-version,"
-    " x-stainless-poll-helper, x-stainless-retry-count, x-stainless-runtime,"
-    " x-stainless-runtime-version, x-stainless-timeout, x-stainless-helper, Last-Event-ID,"
-    " Idempotency-Key, OpenAI-Organization, OpenAI-Project, tracestate"
-)
-_LONGEST_WISH = 2048
-_NAMES_OF_HEADERS = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]+")
 _KEYS = "/api/user/keys/"
 
 
@@ -225,11 +191,9 @@ class Edge:
         try:
             if self._walls:
                 _check_room(request)
-                self._check_headers(request)
-                self._check_origin(request)
-                self._check_host(request)
+                _pass_walls(request)
             if request.method == "OPTIONS":
-                return _preflight(request)
+                return preflight(request)
             self._identify(request)
             endpoint = self._route(request)
             render = endpoint.render_error
@@ -260,8 +224,24 @@ class Edge:
             self._parts.rejections.add(
                 error, STATUS[error.code], model="", client=client_of(request)
             )
+            self._parts.metrics.refused(error.code)
+            error.again = self._again(error, request, now)
             raise
         request[CALLER] = request[STORY].caller = caller
+
+    def _again(self, error: MlxdError, request: web.BaseRequest, now: float) -> Again | None:
+        """How one would fare again that was not identified.
+
+        A penalty passes, and who sends no key needs one as long as policies stay the same. A key
+        that is not known is looked up anew each time: it may be by now, and counts as a guess.
+        """
+        if isinstance(error, TooManyGuesses):
+            clock, until = self._parts.clock, now + (error.retry_after or 0.0)
+            return Again(lambda: clock.monotonic() < until, whatever=True)
+        headers = policies_of(request).clients.auth.headers
+        if any(name in request.headers for name in headers):
+            return None
+        return Again(lambda: True, whatever=True)
 
     def _given_up(self) -> bool:
         """Whether what the request waited for was cancelled, and not the request itself."""
@@ -278,57 +258,6 @@ class Edge:
             would_pass="the same request once other processes have given memory back",
         )
 
-    def _check_headers(self, request: web.BaseRequest) -> None:
-        """The sum; aiohttp bounds how many there are and how long each is."""
-        policies = policies_of(request)
-        limit = int(policies.server.http.max_header_bytes)
-        size = sum(len(name) + len(value) + _BETWEEN for name, value in request.raw_headers)
-        if size > limit:
-            raise HeadersTooLarge(
-                f"the request's headers are larger than {limit} bytes",
-                policy=policies.line("server.http.max_header_bytes"),
-                numbers={"header_bytes": size, "allowed_bytes": limit},
-                would_pass=f"headers of at most {limit} bytes together",
-            )
-
-    def _check_host(self, request: web.BaseRequest) -> None:
-        """Against DNS rebinding; only where the listener is bound to loopback."""
-        policies = policies_of(request)
-        hosts = policies.clients.hosts
-        if not policies.server.listen.loopback or hosts.mode == "off":
-            return
-        host = _host_of(request.headers.get("Host", ""))
-        if _host_allowed(host, hosts.allow):
-            return
-        if hosts.mode == "dry_run":
-            request[MARKS].add("hosts")
-            return
-        raise Forbidden(
-            f"the Host {host[:80]!r} is not allowed",
-            policy=policies.line("clients.hosts.allow"),
-            would_pass="a Host that is allowed there, such as localhost",
-        )
-
-    def _check_origin(self, request: web.BaseRequest) -> None:
-        """A page of a foreign origin may not use the API, whatever method it tries."""
-        origin = request.headers.get("Origin")
-        if origin is None:
-            return
-        policies = policies_of(request)
-        cors = policies.clients.cors
-        same = {f"{scheme}://{request.headers.get('Host', '')}" for scheme in ("http", "https")}
-        allowed = origin in same or origin_allowed(origin, cors.allow_origins)
-        if allowed or cors.mode != "enforce":
-            request[ORIGIN] = origin
-            if not allowed and cors.mode == "dry_run":
-                request[MARKS].add("cors")
-            return
-        raise Forbidden(
-            f"the Origin {origin[:80]!r} is not allowed",
-            policy=policies.line("clients.cors.allow_origins"),
-            would_pass="a page of an origin that is allowed there, or a client that is no browser",
-        )
-
 
 def _check_room(request: web.BaseRequest) -> None:
     """Raises Overloaded for what cannot be served with the few files that are left."""
@@ -339,6 +268,16 @@ def _check_room(request: web.BaseRequest) -> None:
             retry_after=1.0,
             would_pass="the same request once other connections have ended",
         )
+
+
+def _pass_walls(request: web.BaseRequest) -> None:
+    """Raises HeadersTooLarge, Forbidden."""
+    policies, on_trial = policies_of(request), request[MARKS].add
+    check_headers(request, policies)
+    origin = origin_of(request, policies, on_trial)
+    if origin is not None:
+        request[ORIGIN] = origin
+    check_host(request, policies, on_trial)
 
 
 def _stopping(policies: PolicySet) -> Draining:
@@ -366,9 +305,7 @@ def common_headers(request: web.BaseRequest) -> dict[str, str]:
     if isinstance(request.protocol, Connection) and request.protocol.leaving:
         headers["Connection"] = "close"
     if ORIGIN in request:
-        headers["Access-Control-Allow-Origin"] = request[ORIGIN]
-        headers["Access-Control-Expose-Headers"] = _EXPOSED
-        headers["Vary"] = "Origin"
+        headers |= headers_for(request[ORIGIN])
     return headers
 
 
@@ -380,42 +317,6 @@ def caller_of(request: web.BaseRequest) -> Caller:
 def client_of(request: web.BaseRequest) -> str:
     """Whose share a request takes, and whose belongings it may touch."""
     return caller_of(request).name
-
-
-def host_allowed(host: str, patterns: Sequence[str]) -> bool:
-    """`host` is in lower case and without its port; none at all is allowed (HTTP/1.0)."""
-    if not host:
-        return True
-    try:
-        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
-    except ValueError:
-        return any(fnmatchcase(host, pattern.lower()) for pattern in patterns) or (
-            OWN_NAMES in patterns and host in _own_names()
-        )
-    local = address.is_loopback or address.is_unspecified
-    private = address.is_private or address.is_link_local
-    return (
-        (LOOPBACK_ADDRESSES in patterns and local)
-        or (PRIVATE_ADDRESSES in patterns and private)
-        or str(address) in patterns
-    )
-
-
-_host_allowed = lru_cache(_REMEMBERED)(host_allowed)
-
-
-def origin_allowed(origin: str, patterns: Sequence[str]) -> bool:
-    """`:*` at the end of a pattern stands for any port and for none."""
-    asked = origin.lower()
-    return any(
-        fnmatchcase(asked, pattern.lower()) or asked == pattern.lower().removesuffix(":*")
-        for pattern in patterns
-    )
-
-
-def _own_names() -> frozenset[str]:
-    name = socket.gethostname().lower()
-    return frozenset({name, name.partition(".")[0]})
 
 
 async def _failed(request: web.BaseRequest, error: MlxdError, render: Render) -> web.StreamResponse:
@@ -437,30 +338,6 @@ def _path_of(request: web.BaseRequest) -> str:
     return f"{_KEYS}*" if request.path.startswith(_KEYS) else request.path
 
 
-def _preflight(request: web.BaseRequest) -> web.Response:
-    """A page that may ask may send what it likes: clients have headers of their own."""
-    allowed = _ALLOWED_HEADERS
-    wished = request.headers.get("Access-Control-Request-Headers", "")
-    if len(wished) <= _LONGEST_WISH and _NAMES_OF_HEADERS.fullmatch(wished):
-        allowed = f"{allowed}, {wished}"
-    return web.Response(
-        status=204,
-        headers={
-            "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS",
-            "Access-Control-Allow-Headers": allowed,
-            "Access-Control-Max-Age": "43200",
-        },
-    )
-
-
 def _request_id(request: web.BaseRequest) -> str:
     """The caller's, if it is short printable ASCII; else a new one."""
     return given_id(request.headers.get("X-Request-Id", "")) or new_request_id()
-
-
-def _host_of(header: str) -> str:
-    """The Host header without its port, in lower case."""
-    host = header.strip().lower()
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0]

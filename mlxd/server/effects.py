@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from mlxd.control.admission import Admission
 from mlxd.control.catalog import Catalog
 from mlxd.control.effects import effects as effects_on_models
+from mlxd.control.keys import Keys
 from mlxd.control.residency import Residency
 from mlxd.core.instance import authority
 from mlxd.policy.diff import Change, touches
 from mlxd.policy.policy_set import PolicySet
+from mlxd.policy.store import PrepareFailed
 from mlxd.server.listener import Listener
 
 _SCAN_SECONDS = 10.0
@@ -22,17 +24,24 @@ class Effects:
     """Looks at the running parts; changes nothing."""
 
     def __init__(
-        self, listener: Listener, admission: Admission, catalog: Catalog, residency: Residency
+        self,
+        listener: Listener,
+        admission: Admission,
+        catalog: Catalog,
+        residency: Residency,
+        keys: Keys,
     ) -> None:
         self._listener = listener
         self._admission = admission
         self._catalog = catalog
         self._residency = residency
+        self._keys = keys
 
     async def of(self, old: PolicySet, new: PolicySet, changes: Sequence[Change]) -> list[str]:
         """One line per consequence, in the order in which a reader would ask."""
         found = tuple(changes)
         return [
+            *await self._on_keys(old, new, found),
             *self._listening(new, found),
             *self._admitting(new, found),
             *await self._on_models(old, new),
@@ -47,6 +56,23 @@ class Effects:
             return [
                 "a folder of models does not answer: what becomes of loaded models is not known"
             ]
+
+    async def _on_keys(
+        self, old: PolicySet, new: PolicySet, changes: tuple[Change, ...]
+    ) -> list[str]:
+        """Who needs one, and whether there is any for them."""
+        told = []
+        if new.keys_required and not old.keys_required:
+            told.append("every client needs an API key: who sends none that is valid gets 401")
+        elif old.keys_required and not new.keys_required:
+            told.append("no client needs an API key any more")
+        elif touches(changes, "clients.auth.keys_file"):
+            told.append("clients are known by the keys of another file")
+        try:
+            await self._keys.prepare(old, new)  # and left there: only a commit changes anything
+        except PrepareFailed as failed:
+            told.append(f"as it is it would be refused: {failed.key}: {failed.message}")
+        return told
 
     def _listening(self, new: PolicySet, changes: tuple[Change, ...]) -> Iterator[str]:
         if touches(changes, "server.listen.host", "server.listen.port"):

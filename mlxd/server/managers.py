@@ -58,6 +58,7 @@ def _is_here(request: web.BaseRequest) -> bool:
     if any(name in request.headers for name in _RELAYED):
         return False
     try:
-        return ipaddress.ip_address((request.remote or "").partition("%")[0]).is_loopback
+        address = ipaddress.ip_address((request.remote or "").partition("%")[0])
     except ValueError:
         return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -32,6 +33,8 @@ ASKED = "stopped"
 PRIVATE = frozenset({"by", "client", "stderr"})
 """Data that only the owner of the daemon is told: who asks, and what may name paths."""
 
+_TENANTS_KEY = re.compile(r'\b(clients\.tenants)(?:\.[\w-]+|\["(?:[^"\\]|\\.)*(?:"\]|$))')
+_TENANTS_RULE = re.compile(r"(tenant):.*?(:(?:daily_)?tokens)?")
 _TEXT = 500
 _TAIL = 4000
 """Characters of a worker's stderr."""
@@ -83,9 +86,9 @@ class Event:
         return asdict(self)
 
     def in_public(self) -> dict[str, Any]:
-        """For whoever can reach the daemon: without what is `PRIVATE`."""
+        """For whoever can reach the daemon: without what is `PRIVATE`, and the names of tenants."""
         data = {key: value for key, value in self.data.items() if key not in PRIVATE}
-        return self.as_json() | {"data": data}
+        return self.as_json() | {"message": _unnamed(self.message), "data": _unnamed(data)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +255,17 @@ class Follower:
 def _level(event: Event) -> int:
     asked_for = event.type == "worker_down" and event.data.get("reason") == ASKED
     return logging.INFO if asked_for else TYPES.get(event.type, logging.INFO)
+
+
+def _unnamed(value: Any) -> Any:
+    """The same, with `<name>` for that of a tenant in keys of policies, and in names of rules."""
+    if isinstance(value, str):
+        if rule := _TENANTS_RULE.fullmatch(value):
+            return f"{rule[1]}:<name>{rule[2] or ''}"
+        return _TENANTS_KEY.sub(r"\1.<name>", value)
+    if isinstance(value, Mapping):
+        return {_unnamed(key): _unnamed(one) for key, one in value.items()}
+    return [_unnamed(one) for one in value] if isinstance(value, list) else value
 
 
 def _plain(value: Any, key: str = "", depth: int = 0) -> Any:

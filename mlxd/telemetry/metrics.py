@@ -126,7 +126,8 @@ class Metrics:
         )
         self._refusals = Counter(
             "mlxd_refusals_total",
-            "Generations and loads that were refused or failed, by the code that the client got.",
+            "Generations and loads that were refused or failed, and requests without a known API"
+            " key, by the code that the client got.",
             ("code",),
             registry=self.registry,
         )

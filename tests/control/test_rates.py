@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mlxd.control import rates as rates_module
 from mlxd.control.applicant import Applicant
 from mlxd.control.rates import Rates, identity, rate_rules
 from mlxd.core.caller import Caller
@@ -184,6 +186,43 @@ def test_what_the_last_rule_refuses_counts_in_none(files: Files) -> None:
     assert [one.remaining for one in rates.states(AGENT, policies, 0.0)] == [8, 29, 0]
 
 
+def test_of_rules_that_refuse_the_one_that_does_so_longest_is_told(files: Files) -> None:
+    rules = ("{name: a, requests: 2, window: 10s}", "{name: b, requests: 2, window: 60s}")
+    for order in (rules, rules[::-1]):
+        policies = files(f"rate_limit: [{', '.join(order)}, {{name: c, requests: 2}}]\n")
+        rates = Rates()
+        for _ in range(2):
+            assert ask(rates, HOME, policies) is None
+        error = ask(rates, HOME, policies, 4.0)
+        assert error is not None
+        assert (error.numbers["rule"], error.retry_after) == ("rate_limit:b", 56.0)
+        assert ask(rates, HOME, policies, 59.0) is not None
+        assert ask(rates, HOME, policies, 60.0) is None
+
+
+def test_rules_are_made_once_for_each_generation_and_go_with_it(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = list[PolicySet]()
+
+    def rules(policies: PolicySet) -> tuple[()]:
+        made.append(policies)
+        return ()
+
+    monkeypatch.setattr(rates_module, "_rules", rules)
+    rates = Rates()
+    for _ in range(2):
+        policies = files(clients="tenants: {agents: {requests: 2}, anonymous: {requests: 2}}\n")
+        for number in range(20):
+            for name in ("", "agents", "AGENTS", f"unlisted {number}"):
+                rates.states(Caller(f"10.0.0.{number}", name, name), policies, 0.0)
+    assert len(made) == 2 * 3
+    made.clear()
+    policies = files()
+    gc.collect()
+    assert len(rates._known) == 0
+
+
 def test_a_refund_is_made_everywhere_and_once(files: Files) -> None:
     policies = files("rate_limit: [{requests: 9}]\n", clients="tenants: {agents: {requests: 5}}\n")
     rates = Rates()
@@ -294,14 +333,14 @@ def test_exact_counts_over_random_schedules(files: Files, seed: int) -> None:
     for _ in range(300):
         now += draw.choice([0, 0, 1, 3])
         caller, user = draw.choice([HOME, AGENT, OTHER_AGENT]), draw.choice(["", "ann", "bob"])
-        expected = ""
+        expected, longest = "", 0
         for rule, who, requests, window in places(caller, user):
-            recent = sum(at > now - window for at in admitted[rule, who])
-            if recent >= requests:
-                expected = rule
-                break
+            recent = [at for at in admitted[rule, who] if at > now - window]
+            if len(recent) >= requests and recent[-requests] + window - now > longest:
+                expected, longest = rule, recent[-requests] + window - now
         error = ask(rates, caller, policies, float(now), user=user)
         assert (str(error.numbers["rule"]) if error else "") == expected
+        assert (error.retry_after if error else 0.0) == longest
         met[expected] += 1
         if error is None:
             for rule, who, _, _ in places(caller, user):

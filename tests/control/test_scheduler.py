@@ -596,6 +596,22 @@ def test_who_is_at_its_own_limit_is_told_when_one_of_its_own_may_end() -> None:
     assert (error.code, error.retry_after) == ("tenant_busy", 12.0)
 
 
+@pytest.mark.parametrize(("window", "told"), [(600.0, "tokens_exhausted"), (60.0, "rate_limited")])
+def test_of_a_quota_and_a_rate_the_one_that_refuses_longer_is_told(
+    window: float, told: str
+) -> None:
+    policies = policies_of(
+        max_in_flight=1, rates=((1, 300.0),), tenants={"a": {"tokens": 5, "window": window}}
+    )
+    scheduler, one = scheduler_of(policies), of_tenant("a", policies)
+    place = scheduler.ask(one, 0.0, 0.0, unheard)
+    scheduler.leave(place, 0.0, 0.0, tokens=9)
+    with pytest.raises(RateLimited) as raised:
+        scheduler.ask(one, 10.0, 10.0, unheard)
+    assert raised.value.code == told
+    assert raised.value.retry_after == max(window, 300.0) - 10.0
+
+
 def test_what_is_shed_counts_and_takes_no_slot() -> None:
     policies = policies_of(rates=((2, 60.0),))
     scheduler = scheduler_of(policies)

@@ -18,7 +18,7 @@ from mlxd.core.errors import MlxdError, ModelNotFound, PolicyLine
 from mlxd.dialects.anthropic.errors import NAMES as ANTHROPIC
 from mlxd.dialects.openai.errors import NAMES as OPENAI
 from mlxd.policy import keys
-from mlxd.policy.load import load
+from mlxd.policy.load import Override, load
 from mlxd.policy.schema import KINDS
 from mlxd.policy.strict_yaml import parts
 from mlxd.server.errors import STATUS, in_openai
@@ -119,6 +119,9 @@ def test_the_line_in_its_example_can_be_written(section: Section) -> None:
         return
     path = parts(policy["key"])
     assert keys.find(path) is not None, policy["key"]
+    if "[" not in policy["key"]:  # of a list, lines are not set one by one
+        key, value = policy["key"], policy["value"]
+        assert load(None, [Override(key, value, "a test", yaml=True)]).line(key).value == value
     if policy["place"].startswith("built-in default"):
         assert load().line(policy["key"]) == PolicyLine(**policy)
 

@@ -1,12 +1,15 @@
-"""What an edit of slots and queue would do, in words."""
+"""What an edit of slots, queue and keys would do, in words."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from mlxd.control.keys import Keys
+from mlxd.core.clock import ManualClock
 from mlxd.policy.diff import changes
 from mlxd.policy.load import Override, PolicySet, load
 from mlxd.server.effects import Effects
@@ -21,7 +24,7 @@ def policies(**values: Any) -> PolicySet:
 def told(running: int, queued: int, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     admission: Any = SimpleNamespace(active=running, waiting={"high": 0, "low": queued})
     nobody: Any = None
-    effects = Effects(nobody, admission, nobody, nobody)
+    effects = Effects(nobody, admission, nobody, nobody, nobody)
     before, after = policies(**old), policies(**new)
     return list(effects._admitting(after, tuple(changes(before, after))))
 
@@ -54,3 +57,39 @@ def test_it_says_what_becomes_of_those_that_run_and_wait(
     running: int, queued: int, old: dict[str, Any], new: dict[str, Any], words: str
 ) -> None:
     assert told(running, queued, old, new) == [words]
+
+
+REQUIRED, FILE = "clients.auth.required", "clients.auth.keys_file"
+ON = "every client needs an API key: who sends none that is valid gets 401"
+REFUSED = "as it is it would be refused: "
+KEY = (
+    "schema: mlxd-keys/v1\nkeys:\n"
+    f"  - {{id: a, tenant: t, sha256: '{64 * '0'}', created: '2026-01-01T00:00:00Z'}}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "keys", "lines"),
+    [
+        ({}, {REQUIRED: "true"}, KEY, [ON]),
+        ({}, {"server.listen.host": "0.0.0.0"}, KEY, [ON]),
+        ({}, {"server.listen.host": "0.0.0.0"}, "", [ON, REFUSED + "server.listen.host: "]),
+        ({}, {REQUIRED: "true"}, "", [ON, REFUSED + "clients.auth.required: "]),
+        ({}, {REQUIRED: "true"}, "keys: 3\n", [ON, REFUSED + "clients.auth.required: "]),
+        ({REQUIRED: "true"}, {}, KEY, ["no client needs an API key any more"]),
+        ({}, {FILE: "/nowhere/keys.yaml"}, "", ["clients are known by the keys of another file"]),
+        ({REQUIRED: "true"}, {REQUIRED: "true", SLOTS: 3}, KEY, []),
+        ({}, {}, "", []),
+    ],
+)
+async def test_it_says_who_needs_a_key_and_whether_there_is_one(
+    tmp_path: Path, old: dict[str, Any], new: dict[str, Any], keys: str, lines: list[str]
+) -> None:
+    if keys:
+        (tmp_path / "keys.yaml").write_text(keys, encoding="utf-8")
+    nobody: Any = None
+    before, after = policies(**old), policies(**new)
+    effects = Effects(nobody, nobody, nobody, nobody, Keys(before, tmp_path, ManualClock()))
+    told = await effects._on_keys(before, after, tuple(changes(before, after)))
+    assert len(told) == len(lines)
+    assert all(one.startswith(line) for one, line in zip(told, lines, strict=True))

@@ -347,6 +347,7 @@ class TestEdge:
         parts = SimpleNamespace(
             clock=SimpleNamespace(monotonic=lambda: 1.0),
             rejections=SimpleNamespace(add=lambda error, *_, **data: rejected.append(data)),
+            metrics=SimpleNamespace(refused=lambda code: None),
         )
         wall = Edge(cast("Parts", parts), routes(cast("Parts", None)), callers=identity)
 

@@ -51,3 +51,12 @@ async def test_not_while_others_can_reach_it_though_a_key_let_them_in():
     wide = ("server.listen.host", "0.0.0.0")
     assert not await manages("127.0.0.1", wide, KEYS)
     assert await manages("10.0.0.1", wide, KEYS, ("clients.manage_models", "any"))
+
+
+@pytest.mark.parametrize(
+    ("peer", "here"),
+    [("::1", True), ("::ffff:127.0.0.1", True), ("::ffff:10.0.0.1", False), ("::1%lo", True),
+     ("fe80::1%eth0", False), ("", False)],
+)  # fmt: skip
+async def test_who_is_here_whatever_kind_of_socket_it_came_by(peer, here):
+    assert await manages(peer) is here

@@ -12,8 +12,16 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 
+from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock
-from mlxd.core.errors import Again, MlxdError, Overloaded, RateLimited
+from mlxd.core.errors import (
+    Again,
+    MlxdError,
+    Overloaded,
+    RateLimited,
+    TooManyGuesses,
+    Unauthorized,
+)
 from mlxd.policy.load import Override, load
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.store import PolicyStore
@@ -21,6 +29,7 @@ from mlxd.server.answers import json_response
 from mlxd.server.connections import Connection, GuardedServer
 from mlxd.server.edge import MODEL, Edge, policies_of
 from mlxd.server.errors import Render, words_for
+from mlxd.server.identity import Identity, address_of
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
 from mlxd.server.repeats import HOLDS_SECONDS, ORDINARY, Repeats
@@ -79,13 +88,21 @@ class Bench:
             policies=self.store,
             clock=self.clock,
             metrics=self.metrics,
+            rejections=self.rejections,
             stories=SimpleNamespace(end=lambda story, status, code: None),
             state=SimpleNamespace(draining=False),
             admission=SimpleNamespace(draining=False),
         )
-        edge = Edge(cast("Parts", parts), self._route, refused=self.repeats.learn)
+        edge = Edge(
+            cast("Parts", parts),
+            self._route,
+            callers=cast("Identity", self),
+            refused=self.repeats.learn,
+        )
         self.server = GuardedServer(edge, self.store, self.clock)
         self.server.answers = self.repeats
+        self.unknown: Callable[[], MlxdError | None] = lambda: None
+        self.identified = 0
         self.handled = 0
         self.still = True
         self.asked_again = 0
@@ -111,6 +128,13 @@ class Bench:
     def _still(self) -> bool:
         self.asked_again += 1
         return self.still
+
+    def identify(self, request: web.BaseRequest, policies: PolicySet, now: float) -> Caller:
+        self.identified += 1
+        error = self.unknown()
+        if error is not None:
+            raise error
+        return Caller(address_of(request, policies))
 
     def _route(self, request: web.BaseRequest) -> Any:
         return _Endpoint(self, words_for(request))
@@ -484,3 +508,58 @@ async def test_who_keeps_each_request_is_told_of_which_they_are(bench: Bench) ->
     assert await bench.at_once(raw())
     bench.repeats._look()
     assert told[1:] == [("second", 1, pytest.approx(zero + 0.7), pytest.approx(zero + 0.7))]
+
+
+# -- those who are not known
+
+
+async def test_whoever_sends_no_key_again_is_told_so_at_once(bench: Bench) -> None:
+    bench.unknown = lambda: Unauthorized("an API key is required")
+    ordinary = b""
+    for number in range(FIRST):
+        ordinary = await bench.ask(raw(text=str(number)))
+    again = await bench.ask(raw(text="other"))
+    assert bench.identified == FIRST
+    assert without_id(again) == without_id(ordinary)
+    assert again.startswith(b"HTTP/1.1 401")
+    assert bench.handled == 0
+    bench.unknown = lambda: None
+    await bench.ask(raw(Authorization="Bearer good"))
+    assert bench.handled == 1
+    bench.edit()
+    bench.unknown, bench.refuse = lambda: None, lambda body: None
+    assert (await bench.ask(raw())).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("header", ["Authorization", "x-api-key"])
+async def test_a_key_that_is_not_known_is_looked_up_each_time(bench: Bench, header: str) -> None:
+    bench.unknown = lambda: Unauthorized("the API key is not known")
+    for _ in range(3 * FIRST):
+        await bench.ask(raw(**{header: "Bearer bad"}))
+    assert bench.identified == 3 * FIRST
+
+
+async def test_a_penalty_is_told_at_once_until_it_is_over(bench: Bench) -> None:
+    bench.unknown = lambda: TooManyGuesses("too many", retry_after=0.3)
+    for _ in range(FIRST):
+        await bench.ask(raw(Authorization="Bearer bad"))
+    bench.clock.advance(0.2)
+    assert (await bench.ask(raw(Authorization="Bearer bad"))).startswith(b"HTTP/1.1 429")
+    assert bench.identified == FIRST
+    bench.unknown = lambda: None
+    await bench.ask(raw(Authorization="Bearer other"))
+    assert bench.handled == 1
+    bench.clock.advance(0.2)
+    await bench.ask(raw(Authorization="Bearer bad"))
+    assert bench.handled == 2
+
+
+@pytest.mark.parametrize("error", [Unauthorized("no key"), TooManyGuesses("too many")])
+async def test_those_who_are_not_known_are_counted(bench: Bench, error: MlxdError) -> None:
+    bench.unknown = lambda: error
+    for _ in range(3 * FIRST):
+        await bench.ask(raw())
+    bench.repeats.close()
+    labels = {"code": error.code}
+    told = bench.metrics.registry.get_sample_value("mlxd_refusals_total", labels)
+    assert told == 3 * FIRST

@@ -135,11 +135,14 @@ class Counting:
 
     def verdict(self, applicant: Applicant, now: float) -> str:
         """The key of the policy that refuses it; "run" or "wait"."""
+        refusing = []
         for index, rule in enumerate(applicant.policies.limits.rate_limit):
             times = self.counted.setdefault((rule.name, applicant.caller.name), [])
             times[:] = [at for at in times if at > now - rule.window]
             if len(times) >= rule.requests:
-                return f"limits.rate_limit[{index}].requests"
+                refusing.append((times[-rule.requests] + rule.window, -index))
+        if refusing:
+            return f"limits.rate_limit[{-max(refusing)[1]}].requests"
         full = self.full(applicant)
         verdict = "run" if full is None else self._in_queue(applicant, full)
         if not verdict.endswith(".max_in_flight") or not verdict.startswith("clients"):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlxd.core.clock import ManualClock
+from mlxd.policy.strict_yaml import dotted
 from mlxd.telemetry.events import KEPT, RUN_IDS, Event, Events, Lost, Record, ids_after
 
 START = 7 * RUN_IDS
@@ -179,6 +180,28 @@ class TestWhatIsCarried:
         event = events.record("reject", "x", data)
         assert event.in_public()["data"] == {"model": "m"}
         assert event.as_json()["data"] == data
+
+    @pytest.mark.parametrize("name", ["Acme", "acme-2", 'of "two" words', "a]b.c", "müller", "a:b"])
+    def test_only_the_owner_is_told_the_names_of_tenants(self, events: Events, name: str) -> None:
+        key = dotted(("clients", "tenants", name, "requests"))
+        told = {
+            "policy": key,
+            "numbers": {"rule": f"tenant:{name}", "limit": 5},
+            "rules": [f"tenant:{name}:tokens", f"tenant:{name}:daily_tokens"],
+            "changes": [{"key": key, "new": "5"}, {"key": "clients.priorities.high.weight"}],
+        }
+        event = events.record("reject", f"{key} is now 5", told)
+        assert event.in_public()["message"] == "clients.tenants.<name>.requests is now 5"
+        assert event.in_public()["data"] == {
+            "policy": "clients.tenants.<name>.requests",
+            "numbers": {"rule": "tenant:<name>", "limit": 5},
+            "rules": ["tenant:<name>:tokens", "tenant:<name>:daily_tokens"],
+            "changes": [
+                {"key": "clients.tenants.<name>.requests", "new": "5"},
+                {"key": "clients.priorities.high.weight"},
+            ],
+        }
+        assert event.as_json()["data"] == told
 
 
 class TestLog:

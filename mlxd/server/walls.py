@@ -1,0 +1,171 @@
+"""The walls before every route: how long headers may be, against rebinding of names (Host), and
+against foreign pages (Origin).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from functools import lru_cache
+
+from aiohttp import web
+
+from mlxd.core.errors import Forbidden, HeadersTooLarge
+from mlxd.policy.policy_set import PolicySet
+
+OnTrial = Callable[[str], None]
+"""Told the name of a rule in mode dry_run that would have refused."""
+
+_REMEMBERED = 256
+"""Hosts that have been judged: the same ones ask again and again."""
+_BETWEEN = len(": \r\n")
+OWN_NAMES = "own-names"
+LOOPBACK_ADDRESSES = "loopback-addresses"
+PRIVATE_ADDRESSES = "private-addresses"
+_EXPOSED = (
+    "X-Request-Id, Request-Id, Retry-After, retry-after-ms, RateLimit, RateLimit-Policy,"
+    " X-Mlxd-Code, X-Mlxd-Policy, X-Mlxd-Policy-Key, X-Mlxd-Policy-Place, X-Mlxd-Would-Deny,"
+    " X-Mlxd-Needed-Bytes, X-Mlxd-Available-Bytes, X-Mlxd-Priority, X-Mlxd-Free-Slots,"
+    " X-Mlxd-Expected-Wait, X-Mlxd-Queue-Position, X-Should-Retry,"
+    " x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests,"
+    " x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens,"
+    " anthropic-ratelimit-requests-limit, anthropic-ratelimit-requests-remaining,"
+    " anthropic-ratelimit-requests-reset, anthropic-ratelimit-tokens-limit,"
+    " anthropic-ratelimit-tokens-remaining, anthropic-ratelimit-tokens-reset"
+)
+_ALLOWED_HEADERS = (
+    "Authorization, Content-Type, User-Agent, Accept, X-Requested-With, OpenAI-Beta, x-api-key,"
+    " anthropic-version, anthropic-beta, anthropic-dangerous-direct-browser-access, X-Request-Id,"
+    " X-Request-Priority,"
+    " traceparent, x-stainless-arch, x-stainless-async, x-stainless-custom-poll-interval,"
+    " x-stainless-helper-method, x-stainless-lang, x-stainless-os, x-stainless-package-version,"
+    " x-stainless-poll-helper, x-stainless-retry-count, x-stainless-runtime,"
+    " x-stainless-runtime-version, x-stainless-timeout, x-stainless-helper, Last-Event-ID,"
+    " Idempotency-Key, OpenAI-Organization, OpenAI-Project, tracestate"
+)
+_LONGEST_WISH = 2048
+_NAMES_OF_HEADERS = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]+")
+
+
+def check_headers(request: web.BaseRequest, policies: PolicySet) -> None:
+    """The sum; aiohttp bounds how many there are and how long each is."""
+    limit = int(policies.server.http.max_header_bytes)
+    size = sum(len(name) + len(value) + _BETWEEN for name, value in request.raw_headers)
+    if size > limit:
+        raise HeadersTooLarge(
+            f"the request's headers are larger than {limit} bytes",
+            policy=policies.line("server.http.max_header_bytes"),
+            numbers={"header_bytes": size, "allowed_bytes": limit},
+            would_pass=f"headers of at most {limit} bytes together",
+        )
+
+
+def check_host(request: web.BaseRequest, policies: PolicySet, on_trial: OnTrial) -> None:
+    """Against DNS rebinding; only where the listener is bound to loopback."""
+    hosts = policies.clients.hosts
+    if not policies.server.listen.loopback or hosts.mode == "off":
+        return
+    host = _host_of(request.headers.get("Host", ""))
+    if _host_allowed(host, hosts.allow):
+        return
+    if hosts.mode == "dry_run":
+        on_trial("hosts")
+        return
+    raise Forbidden(
+        f"the Host {host[:80]!r} is not allowed",
+        policy=policies.line("clients.hosts.allow"),
+        would_pass="a Host that is allowed there, such as localhost",
+    )
+
+
+def origin_of(request: web.BaseRequest, policies: PolicySet, on_trial: OnTrial) -> str | None:
+    """Of a page that may read the answer; None: no page asks. One of a foreign origin may not use
+    the API, whatever method it tries: raises Forbidden.
+    """
+    origin = request.headers.get("Origin")
+    if origin is None:
+        return None
+    cors = policies.clients.cors
+    same = {f"{scheme}://{request.headers.get('Host', '')}" for scheme in ("http", "https")}
+    allowed = origin in same or origin_allowed(origin, cors.allow_origins)
+    if allowed or cors.mode != "enforce":
+        if not allowed and cors.mode == "dry_run":
+            on_trial("cors")
+        return origin
+    raise Forbidden(
+        f"the Origin {origin[:80]!r} is not allowed",
+        policy=policies.line("clients.cors.allow_origins"),
+        would_pass="a page of an origin that is allowed there, or a client that is no browser",
+    )
+
+
+def headers_for(origin: str) -> dict[str, str]:
+    """With which a page of it may read the answer."""
+    return {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Expose-Headers": _EXPOSED,
+        "Vary": "Origin",
+    }
+
+
+def preflight(request: web.BaseRequest) -> web.Response:
+    """A page that may ask may send what it likes: clients have headers of their own."""
+    allowed = _ALLOWED_HEADERS
+    wished = request.headers.get("Access-Control-Request-Headers", "")
+    if len(wished) <= _LONGEST_WISH and _NAMES_OF_HEADERS.fullmatch(wished):
+        allowed = f"{allowed}, {wished}"
+    return web.Response(
+        status=204,
+        headers={
+            "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS",
+            "Access-Control-Allow-Headers": allowed,
+            "Access-Control-Max-Age": "43200",
+        },
+    )
+
+
+def host_allowed(host: str, patterns: Sequence[str]) -> bool:
+    """`host` is in lower case and without its port; none at all is allowed (HTTP/1.0)."""
+    if not host:
+        return True
+    try:
+        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        return any(fnmatchcase(host, pattern.lower()) for pattern in patterns) or (
+            OWN_NAMES in patterns and host in _own_names()
+        )
+    local = address.is_loopback or address.is_unspecified
+    private = address.is_private or address.is_link_local
+    return (
+        (LOOPBACK_ADDRESSES in patterns and local)
+        or (PRIVATE_ADDRESSES in patterns and private)
+        or str(address) in patterns
+    )
+
+
+_host_allowed = lru_cache(_REMEMBERED)(host_allowed)
+
+
+def origin_allowed(origin: str, patterns: Sequence[str]) -> bool:
+    """`:*` at the end of a pattern stands for any port and for none."""
+    asked = origin.lower()
+    return any(
+        fnmatchcase(asked, pattern.lower()) or asked == pattern.lower().removesuffix(":*")
+        for pattern in patterns
+    )
+
+
+def _own_names() -> frozenset[str]:
+    name = socket.gethostname().lower()
+    return frozenset({name, name.partition(".")[0]})
+
+
+def _host_of(header: str) -> str:
+    """The Host header without its port, in lower case."""
+    host = header.strip().lower()
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    return host.partition(":")[0]
