@@ -96,9 +96,9 @@ class Connection(RequestHandler):
     """One client connection that knows since when it has been waiting, and for what."""
 
     __slots__ = (
-        "_acknowledged", "_answers", "_clock", "_gone", "_header_since", "_idle_since", "_silence",
-        "_unread", "_unread_since", "_waiting", "_wire", "following", "leaving", "outside",
-        "scarce",
+        "_acknowledged", "_answered", "_answers", "_clock", "_gone", "_handed", "_header_since",
+        "_idle_since", "_silence", "_unread", "_unread_since", "_waiting", "_wire", "following",
+        "leaving", "outside", "scarce",
     )  # fmt: skip
 
     def __init__(self, server: GuardedServer, clock: Clock, **options: Any) -> None:
@@ -106,6 +106,8 @@ class Connection(RequestHandler):
         self._answers = server.answers
         if self._answers is not None:
             self._parser = _Parser(self._parser, self._answer_first)  # type: ignore[assignment]
+        self._handed = self._answered = 0
+        """Requests that aiohttp was given, and those of them whose answers are written."""
         self._clock = clock
         self._header_since: float | None = clock.monotonic()
         self._idle_since: float | None = None
@@ -179,20 +181,37 @@ class Connection(RequestHandler):
         """Answer the first of these requests as long as that can be done at once, in their order
         and behind every earlier answer; returns how many were.
         """
+        count = 0
+        while count < len(messages) and self._answer_at_once(*messages[count]):
+            count += 1
+        self._handed += len(messages) - count
+        return count
+
+    def _answer_at_once(self, message: RawRequestMessage, payload: StreamReader) -> bool:
+        """aiohttp needs a turn or two of the loop to wait again after an answer: a client that is
+        quick asks before that, and is behind nobody.
+        """
         answers, wire = self._answers, self.transport
-        if answers is None or wire is None or not self.waiting or self._messages:
-            return 0
-        for count, (message, payload) in enumerate(messages):
-            if self.leaving or self.scarce or self._close or wire.get_write_buffer_size():
-                return count
-            body = _whole(payload)
-            said = answers.answer(self, message, body) if body is not None else None
-            if said is None:
-                return count
-            wire.write(said)
-            self._request_count += 1
-            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        return len(messages)
+        if answers is None or wire is None or self._handed > self._answered or self._messages:
+            return False
+        if self.leaving or self.scarce or self._close or wire.get_write_buffer_size():
+            return False
+        body = _whole(payload)
+        said = answers.answer(self, message, body) if body is not None else None
+        if said is None:
+            return False
+        wire.write(said)
+        self._request_count += 1
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        return True
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        try:
+            return await super().finish_response(request, resp, start_time)
+        finally:
+            self._answered += 1
 
     def data_received(self, data: bytes) -> None:
         served = self._request_count

@@ -38,7 +38,7 @@ from mlxd.server.edge import (
     client_of,
     policies_of,
 )
-from mlxd.server.errors import MAX_ID, STATUS, error_body, given_id, new_request_id
+from mlxd.server.errors import MAX_ID, STATUS, error_body, given_id
 from mlxd.telemetry.metrics import Metrics
 from mlxd.telemetry.rejections import Rejections
 
@@ -121,6 +121,7 @@ class Repeats:
         self._known: dict[_Key, _Refused] = {}
         self._place = secrets.token_hex(12).encode()
         """Stands for an id."""
+        self._ids = _Ids()
         self._second = 0.0
         self._ordinary = 0
         """Repetitions that went the ordinary way in the second from then on."""
@@ -204,7 +205,7 @@ class Repeats:
         return known
 
     def _said(self, known: _Refused, given: str) -> bytes:
-        id = given_id(given) or new_request_id()
+        id = given_id(given) or self._ids.next()
         body = known.body
         if self._place in body:
             body = body.replace(self._place, to_json(id)[1:-1])
@@ -251,6 +252,23 @@ class Repeats:
             )
             self.on_told(known.story, known.count, known.first, known.last)
             known.count = 0
+
+
+class _Ids:
+    """As `new_request_id` makes them; the system is asked for many at a time."""
+
+    _EACH, _AT_ONCE = 24, 256
+    """Hex digits; ids."""
+
+    def __init__(self) -> None:
+        self._drawn: list[str] = []
+
+    def next(self) -> str:
+        if not self._drawn:
+            digits = secrets.token_hex(self._EACH * self._AT_ONCE // 2)
+            starts = range(0, len(digits), self._EACH)
+            self._drawn = [digits[at : at + self._EACH] for at in starts]
+        return self._drawn.pop()
 
 
 def _key(request: web.BaseRequest, again: Again) -> _Key | None:

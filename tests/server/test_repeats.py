@@ -563,3 +563,27 @@ async def test_those_who_are_not_known_are_counted(bench: Bench, error: MlxdErro
     labels = {"code": error.code}
     told = bench.metrics.registry.get_sample_value("mlxd_refusals_total", labels)
     assert told == 3 * FIRST
+
+
+async def test_a_client_that_asks_before_aiohttp_waits_again_is_answered_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it would go the ordinary way each time, as long as it is quick."""
+    await bench.flooded(raw())
+    bench.still = False
+    connection, write = bench.connection, bench.wire.write
+
+    def written(data: Any) -> None:
+        write(data)
+        if not bench.still:
+            bench.still = True
+            asyncio.get_running_loop().call_soon(asked_again)
+
+    def asked_again() -> None:
+        assert not connection.waiting
+        connection.data_received(raw())
+
+    monkeypatch.setattr(bench.wire, "write", written)
+    both = await bench.ask(raw())
+    assert both.count(b"HTTP/1.1 429") == 2
+    assert bench.handled == FIRST + 1
