@@ -148,16 +148,17 @@ def error_response(error: MlxdError, render: Render, request_id: str = "") -> we
 
 
 def _when_to_retry(error: MlxdError, seconds: float) -> dict[str, str]:
-    """A quota says the truth, however long that is: who came sooner would be refused again. All
-    else may be over before it was expected to be.
+    """The time, up to a minute: some clients sleep as long as they are told. A quota that takes
+    longer says so in RateLimit, and that asking again by itself is in vain; all else may be over
+    before it was expected to be.
 
     `retry-after-ms` goes before Retry-After where a client knows both.
     """
-    soon = seconds <= MAX_RETRY_AFTER
-    if not soon and not isinstance(error, RateLimited):
-        soon, seconds = True, MAX_RETRY_AFTER
+    shown = min(seconds, MAX_RETRY_AFTER)
     headers = {
-        "Retry-After": str(max(1, math.ceil(seconds))),
-        "retry-after-ms": str(max(1, math.ceil(seconds * 1000))),
+        "Retry-After": str(max(1, math.ceil(shown))),
+        "retry-after-ms": str(max(1, math.ceil(shown * 1000))),
     }
-    return headers if soon else headers | {"X-Should-Retry": "false"}
+    if seconds > MAX_RETRY_AFTER and isinstance(error, RateLimited):
+        headers["X-Should-Retry"] = "false"
+    return headers

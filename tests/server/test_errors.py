@@ -57,11 +57,11 @@ def test_retry_after_is_whole_seconds_and_small(asked, told):
     [
         (errors.RateLimited("slow", retry_after=0.2), "1", "200", None),
         (errors.RateLimited("slow", retry_after=59.4), "60", "59400", None),
-        (errors.TokensExhausted("gone", retry_after=3600.5), "3601", "3600500", "false"),
+        (errors.TokensExhausted("gone", retry_after=3600.5), "60", "60000", "false"),
         (errors.BreakerOpen("rests", retry_after=600.0), "60", "60000", None),
     ],
 )
-def test_a_quota_says_the_truth_and_when_nobody_should_wait_for_it(
+def test_nobody_is_told_to_sleep_for_long_and_who_would_be_refused_again_is_told_so(
     error, seconds, milliseconds, should
 ):
     headers = error_response(error, in_ollama).headers
