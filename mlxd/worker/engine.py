@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -48,6 +48,14 @@ class Prompt:
     """Whether log-probabilities are wanted with its tokens."""
     answered: int = 0
     """How many of `tokens`, the last ones, are its own answer so far."""
+    boundaries: tuple[int, ...] = ()
+    """Lengths of beginnings of `tokens` that other prompts may share, in rising order: behind the
+    system's turn and the tools, behind later turns."""
+    owner: str = ""
+    """Whose it is: beginnings are shared with the same owner's prompts only, those up to the first
+    of `boundaries` with everybody's."""
+    ids: bytes = b""
+    """`tokens` in 4 bytes each (`ipc.messages.packed`), where they are known like that already."""
 
 
 class Token(Protocol):
@@ -62,12 +70,97 @@ class Token(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Reuse:
+    """What a prompt's prefill begins with."""
+
+    uid: int
+    cached: int
+    """Tokens that were not computed again."""
+    missed: int = -1
+    """Where the nearest beginning that is kept differs from the prompt: the first such token;
+    -1: nothing that is kept begins like it, or all that could serve did."""
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """What one step has done."""
 
     tokens: Sequence[Token]
     started: Sequence[int]
     """Uids whose prefill it began."""
+    reused: Sequence[Reuse] = ()
+    """Of those among `started` that looked for a beginning."""
+
+
+class Found(Protocol):
+    """A beginning of a prompt that was read before."""
+
+    length: int
+    """Tokens; less than the prompt has."""
+    caches: list[Any]
+    """Of one sequence, a layer each, as mlx-lm's `make_prompt_cache` makes them, holding exactly
+    `length` tokens. The caller's own: what is kept stays as it is, whatever is written to them."""
+
+
+class Prefixes(Protocol):
+    """Beginnings of prompts, kept for later ones. Owned by the engine's thread; never raises but
+    for want of memory.
+    """
+
+    trimmable: bool
+    """Whether a part of what is kept serves; else only all of it, to the token."""
+
+    def find(self, prompt: Prompt) -> Found | None:
+        """The longest kept beginning that serves, at most all but the last token; it counts as
+        used."""
+        ...
+
+    def reach(self, prompt: Prompt) -> int:
+        """How long what `find` would give is; looks only."""
+        ...
+
+    def missed(self, prompt: Prompt) -> int:
+        """As `Reuse.missed`."""
+        ...
+
+    def keep(self, prompt: Prompt, length: int, caches: list[Any], kind: Kind) -> None:
+        """Keep that the first `length` of (tokens of the prompt and its answer so far) are read;
+        `prompt.tokens` are these at least. Takes `caches` over: nobody else writes to them."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Of all that is kept in memory."""
+        ...
+
+    def shrink(self, nbytes: int) -> None:
+        """Keep no more than so many bytes from now on."""
+        ...
+
+
+Kind: TypeAlias = Literal["system", "turn", "prompt", "answer", "partial"]
+"""What a kept beginning ends with: the system's turn and the tools; another turn; the last token
+but one of a prompt; an answer; the middle of a prompt that was given up."""
+
+
+class Batches(Protocol):
+    """Sequences that decode, in one batch or several."""
+
+    def join(self, batch: Any) -> None:
+        """Take over a GenerationBatch whose first tokens are computed."""
+        ...
+
+    def step(self) -> list[Any]:
+        """One token of each sequence, as GenerationBatch.next gives them."""
+        ...
+
+    def remove(self, uids: Iterable[int]) -> None:
+        """Forget sequences; unknown ones are ignored."""
+        ...
+
+    def __contains__(self, uid: int) -> bool: ...
+
+    def __len__(self) -> int: ...
 
 
 class Engine(Protocol):
