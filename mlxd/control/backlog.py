@@ -34,8 +34,10 @@ class Backlog:
         if not self._events:
             self._since = self._clock.monotonic()
         if isinstance(event, TextDelta | ReasoningDelta):
-            tokens = sum(1 + len(entry.top) for entry in event.logprobs)
-            self._bytes += len(event.text) + _LOGPROB_BYTES * tokens
+            self._bytes += len(event.text)
+            if event.logprobs:
+                tokens = sum(1 + len(entry.top) for entry in event.logprobs)
+                self._bytes += _LOGPROB_BYTES * tokens
             if len(self._events) >= _MANY and self._joined(event):
                 return
         self._events.append(event)

@@ -180,6 +180,22 @@ class Generation:
                 self._notify()
             return
         self._last_piece = self._clock.monotonic()
+        if isinstance(piece, ipc.Text):  # all tokens are: no pattern is matched for them
+            self._waiting.add(_event(piece))
+        else:
+            self._take_rare(piece)
+        if self._waiting.too_large and not self.ended:
+            self.interrupt(
+                DeadlineExceeded(
+                    "the client takes its answer too slowly",
+                    policy=self.limits.line("timeouts.client_write"),
+                    would_pass="a client that reads its answer as it comes",
+                )
+            )
+        self._notify()
+
+    def _take_rare(self, piece: ipc.Piece) -> None:
+        """Anything but a token's text."""
         match piece:
             case ipc.Ended():
                 if self.transcript.tempo is not None:
@@ -196,15 +212,6 @@ class Generation:
                     self._waiting.add(Echo(piece.text, tuple(self._scores)))
             case _:
                 self._waiting.add(_event(piece))
-        if self._waiting.too_large and not self.ended:
-            self.interrupt(
-                DeadlineExceeded(
-                    "the client takes its answer too slowly",
-                    policy=self.limits.line("timeouts.client_write"),
-                    would_pass="a client that reads its answer as it comes",
-                )
-            )
-        self._notify()
 
     def note(self, tokens: Iterable[int]) -> None:
         """Tokens of its answer, which the pieces up to now have made known."""
@@ -460,9 +467,9 @@ def _would_fit(numbers: Mapping[str, int]) -> str:
 
 
 def _event(piece: ipc.Text | ipc.Reasoning | ipc.Vector | ipc.Call) -> GenerationEvent:
+    if isinstance(piece, ipc.Text):
+        return TextDelta(piece.text, _logprobs(piece.logprobs) if piece.logprobs else ())
     match piece:
-        case ipc.Text():
-            return TextDelta(piece.text, _logprobs(piece.logprobs))
         case ipc.Reasoning():
             return ReasoningDelta(piece.text, _logprobs(piece.logprobs))
         case ipc.Vector():

@@ -459,13 +459,12 @@ class Worker(asyncio.Protocol):
             if id in self._generations:
                 self._generations[id].begun()
                 self._tell_of_token()
+        find = self._generations.get
         for piece in output.pieces:
-            generation = self._generations.get(piece.id)
-            if generation is not None:
+            if (generation := find(piece.id)) is not None:
                 generation.take(piece)
         for taken in output.taken:
-            generation = self._generations.get(taken.id)
-            if generation is not None:
+            if (generation := find(taken.id)) is not None:
                 generation.note(taken.tokens)
 
     def _tell_of_token(self) -> None:

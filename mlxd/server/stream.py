@@ -126,10 +126,8 @@ class Stream:
     async def _send(self, burst: Burst, choice: int) -> None:
         for at in range(0, len(burst), _EVENTS):
             now = self._parts.clock.wall()
-            events = burst[at : at + _EVENTS]
-            if any(
-                isinstance(event, Echo) and len(event.logprobs) > _MANY_SCORES for event in events
-            ):
+            events = burst if len(burst) <= _EVENTS else burst[at : at + _EVENTS]
+            if Echo in map(type, events) and _many_scores(events):
                 records = await _threads.run(self._encoder.feed, events, now, choice)
             else:
                 records = self._encoder.feed(events, now, choice)
@@ -228,3 +226,8 @@ class Stream:
                 if words is not None:
                     self._told = place.position if (place := self._place) is not None else 0
                     await self._write_now(words)
+
+
+def _many_scores(events: Burst) -> bool:
+    """Whether to write them down would take the loop long."""
+    return any(isinstance(event, Echo) and len(event.logprobs) > _MANY_SCORES for event in events)
