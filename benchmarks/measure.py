@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,9 @@ from typing import Any
 
 from benchmarks.client import APIS, Answer, BadAnswer, read_answer, request_bytes, run_load
 from benchmarks.servers import Raw, Server
+from mlxd.bench.figures import quantile, spread
+
+__all__ = ["Load", "Rounds", "ask_raw", "ask_server", "quantile"]
 
 Json = dict[str, Any]
 TOGETHER = 0.1
@@ -83,16 +85,11 @@ def _figures(answers: list[Answer], cpu: float, *, stream: bool) -> Load:
 
 
 def _load(total: int, ended: float, cpu: float, times: list[list[float]], records: int) -> Load:
-    firsts = [stream[0] * 1e3 for stream in times]
-    gaps = [(b - a) * 1e3 for stream in times for a, b in pairwise(stream)]
     held, held_longer = _held(times)
     return Load(
         tokens_per_second=total / ended,
         cpu_ms_per_token=cpu / total * 1e3,
-        ttft_p50_ms=median(firsts),
-        ttft_p99_ms=quantile(firsts, 0.99),
-        gap_p50_ms=median(gaps),
-        gap_p99_ms=quantile(gaps, 0.99),
+        **asdict(spread(times)),
         records_per_token=records / total,
         held=held,
         held_longer=held_longer,
@@ -109,11 +106,6 @@ def _held(times: Iterable[Sequence[float]]) -> tuple[float, float]:
         once += sum(together)
         longer += sum(a and b for a, b in pairwise(together))
     return once / total, longer / total
-
-
-def quantile(values: Sequence[float], q: float) -> float:
-    """The smallest value that at least the share `q` of them does not exceed."""
-    return sorted(values)[max(0, math.ceil(q * len(values)) - 1)]
 
 
 Key = tuple[str, str, int]

@@ -145,8 +145,7 @@ class Daemon(Server):
         ]  # fmt: skip
 
     def environment(self, scratch: Path) -> dict[str, str]:
-        path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH", "")]))
-        return {"PYTHONPATH": path, "MLXD_MODELS": str(self._models)}
+        return _importable() | {"MLXD_MODELS": str(self._models)}
 
     def version(self) -> str:
         from mlxd import __version__
@@ -224,13 +223,14 @@ def install_peers(peers: Path) -> None:
 
 
 class Raw:
-    """The yardstick's process (raw.py)."""
+    """The yardstick's process (mlxd/worker/raw.py)."""
 
     name = "raw"
 
     def __init__(self, model: Path, scratch: Path) -> None:
         self.watched = Watched(
-            [sys.executable, str(HERE / "raw.py"), str(model)], scratch / "raw.log", {},
+            [sys.executable, "-m", "mlxd.worker.raw", str(model)], scratch / "raw.log",
+            _importable(),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         self._answer()
@@ -249,6 +249,12 @@ class Raw:
             raise NotThere(f"raw ended: {self.watched.tail()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+def _importable() -> dict[str, str]:
+    """For processes of this checkout."""
+    path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH", "")]))
+    return {"PYTHONPATH": path}
 
 
 def free_port() -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from mlxd.core.machine import processor
 
 Json = dict[str, Any]
 _COLUMNS = [
@@ -25,7 +26,7 @@ def machine() -> Json:
     return {
         "system": f"{platform.system()} {platform.release()}",
         "architecture": platform.machine(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
@@ -111,16 +112,6 @@ def words(on: Json) -> str:
         f" {on['architecture']}, Python {on['python']}, mlx {on['mlx']}, mlx-lm {on['mlx_lm']},"
         f" commit {on['commit']}"
     )
-
-
-def _processor() -> str:
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
 
 
 def _commit() -> str:

@@ -34,6 +34,10 @@ class AdminClient:
         self._path = path
         self._timeout = timeout
 
+    @property
+    def path(self) -> str:
+        return self._path
+
     def get(self, target: str, **query: str) -> dict[str, Any]:
         """Raises NoAnswer, Refused."""
         return self._ask("GET", target, query, None, {}, timeout=self._timeout)

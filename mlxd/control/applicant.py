@@ -29,6 +29,8 @@ class Applicant:
     """The class that it asks for; None: its tenant's."""
     cost: float = 1.0
     """Tokens that are expected of its prompts and answers together."""
+    reading: float = 0.0
+    """Of those, the tokens of its prompts."""
     rated: bool = True
     """Whether it counts towards rates."""
     user: str = ""

@@ -12,11 +12,16 @@ _CHARACTERS = 4
 def cost_of(order: Order) -> float:
     """Of its prompt and its answer together."""
     request = order.request
-    prompt = min(_prompt_tokens(request), order.context)
+    prompt = prompt_of(order)
     if request.want != "answer":
         return prompt
     said = order.expected_output if request.max_tokens is None else request.max_tokens
     return prompt + max(0, min(said, order.max_output, order.context - prompt))
+
+
+def prompt_of(order: Order) -> float:
+    """Of its prompt alone."""
+    return min(_prompt_tokens(order.request), order.context)
 
 
 def _prompt_tokens(request: GenerationRequest) -> float:

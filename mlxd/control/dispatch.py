@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mlxd.control.admission import Admission, Ticket
 from mlxd.control.applicant import Applicant
 from mlxd.control.catalog import Catalog
-from mlxd.control.costs import cost_of
+from mlxd.control.costs import cost_of, prompt_of
 from mlxd.control.fingerprint import fingerprint_of
 from mlxd.control.generation import Limits
 from mlxd.control.merging import closing_all, merged
@@ -47,6 +47,8 @@ class Asker:
     """The class that its header asks for; it goes before the body's."""
     on_wait: OnWait | None = None
     """Told how it stands while the request waits for a slot."""
+    rated: bool = True
+    """Whether its answers count towards rates."""
 
     @property
     def client(self) -> str:
@@ -213,7 +215,8 @@ def _applicant(orders: Sequence[Order], card: ModelCard, asker: Asker) -> Applic
         called=card.name,
         priority=asker.priority or first.priority,
         cost=sum(map(cost_of, orders)),
-        rated=first.want == "answer",
+        reading=sum(map(prompt_of, orders)),
+        rated=asker.rated and first.want == "answer",
         user=first.user,
     )
 

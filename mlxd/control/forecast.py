@@ -43,7 +43,7 @@ class Forecasts:
     def measured(self, card: ModelCard) -> Footprint | None:
         """As it was told by a model that these versions of everything have loaded."""
         estimate = self._estimates.get(key_of(card))
-        known = estimate is not None and estimate.engine == _engine()
+        known = estimate is not None and estimate.engine == engine()
         return self._told(card) if known else None
 
     def load_bytes(self, card: ModelCard, policies: PolicySet) -> int:
@@ -84,7 +84,7 @@ class Forecasts:
                 estimate,
                 footprint=ready.footprint,
                 weights_bytes=ready.footprint.weights_bytes,
-                engine=_engine(),
+                engine=engine(),
             )
         if ready.peak_bytes > 0 and shape.loading_bytes(card) > 0:
             estimate = learned_load(estimate, shape.loading_bytes(card), ready.peak_bytes)
@@ -137,7 +137,7 @@ class Forecasts:
 
 
 @cache
-def _engine() -> str:
+def engine() -> str:
     """The versions of what measures and of what is measured, mlx's backend included."""
     found = {"mlxd": __version__, **versions.engine()}
     return ", ".join(f"{package} {version}" for package, version in found.items())

@@ -10,24 +10,42 @@ _MOST_MODELS = 1000
 
 
 class Holds:
-    """Moving averages: of all, and of each model."""
+    """Moving averages: of all, and of each model. Of a model that gave none back yet, what is
+    expected of those that have one.
+    """
 
     def __init__(self) -> None:
         self._all = 1.0
         self._models: OrderedDict[str, float] = OrderedDict()
+        self._expected: OrderedDict[str, float] = OrderedDict()
+
+    def known(self, model: str) -> bool:
+        """Whether one of its slots was given back, lately."""
+        return model in self._models
+
+    def expect(self, model: str, seconds: float) -> None:
+        """A slot that somebody took is likely to be given back after so long."""
+        _smooth(self._expected, model, seconds)
 
     def note(self, model: str, seconds: float) -> None:
         """A slot was given back after so long."""
         self._all += _SMOOTHING * (seconds - self._all)
-        before = self._models.pop(model, seconds)
-        self._models[model] = before + _SMOOTHING * (seconds - before)
-        if len(self._models) > _MOST_MODELS:
-            self._models.popitem(last=False)
+        _smooth(self._models, model, seconds)
+        self._expected.pop(model, None)
 
     def typical(self, running: Mapping[str, int]) -> float:
         """Seconds, of those that run now, by their models."""
         count = sum(running.values())
         if not count:
             return self._all
-        held = (self._models.get(model, self._all) * n for model, n in running.items())
-        return sum(held) / count
+        return sum(self._of(model) * n for model, n in running.items()) / count
+
+    def _of(self, model: str) -> float:
+        return self._models.get(model, self._expected.get(model, self._all))
+
+
+def _smooth(averages: OrderedDict[str, float], model: str, seconds: float) -> None:
+    before = averages.pop(model, seconds)
+    averages[model] = before + _SMOOTHING * (seconds - before)
+    if len(averages) > _MOST_MODELS:
+        averages.popitem(last=False)

@@ -49,6 +49,10 @@ class Scheduler:
         self.shedding = Shedding(self.adaptive)
         self.shut: MlxdError | None = None
         """While it is set, whoever asks is refused with it."""
+        self.expects: Callable[[Place, int], float | None] = _unknown
+        """Seconds for which one, of so many of its model, will have its slot: asked as long as none
+        of that model has ended.
+        """
         self._policies = policies
         self._scene = scene
         self._rates = rates
@@ -269,6 +273,14 @@ class Scheduler:
         self._lines.start(place, now, waited=waited)
         self._slots.take(place)
         self.adaptive.ran(self.active)
+        self._expect(place)
+
+    def _expect(self, place: Place) -> None:
+        """How long it will hold its slot, where nothing was learned of that yet."""
+        if not self._holds.known(place.model):
+            seconds = self.expects(place, self._slots.by_model[place.model])
+            if seconds is not None:
+                self._holds.expect(place.model, seconds)
 
     def _queue(self, place: Place, full: Full, now: float) -> None:
         """Have it wait, or raise why it may not."""
@@ -393,6 +405,10 @@ class Scheduler:
             },
             would_pass="a longer timeouts.queue, or a request when fewer wait",
         )
+
+
+def _unknown(place: Place, streams: int) -> float | None:
+    return None
 
 
 def _told_to_wait(error: MlxdError) -> float:

@@ -13,11 +13,13 @@ from pathlib import Path
 
 from mlxd.control.admission import Admission
 from mlxd.control.archive import Archive
+from mlxd.control.benched import Benches
 from mlxd.control.blobs import Blobs
 from mlxd.control.caffeinate import Caffeinate
 from mlxd.control.catalog import Catalog
 from mlxd.control.created import CreatedModels
 from mlxd.control.dispatch import Dispatcher
+from mlxd.control.expected import Expected
 from mlxd.control.forecast import Forecasts
 from mlxd.control.grammars import Grammars
 from mlxd.control.guard import Guard
@@ -356,6 +358,9 @@ def _parts(
     replays = _replays(ground, models.guard)
     replays.on_latency = models.admission.measured
     puller = Puller(pulled, own_names, catalog, events.record)
+    benches = Benches(ground.state, ground.clock)
+    expected = Expected(catalog, benches)
+    models.admission.scheduler.expects = expected.hold_seconds
     return Parts(
         policies=ground.store,
         keys=Keys(ground.store.current, ground.state, ground.clock),
@@ -378,6 +383,8 @@ def _parts(
             check_grammar=models.grammars.check,
         ),
         replays=replays,
+        benches=benches,
+        expected=expected,
         puller=puller,
         library=Library(
             catalog,

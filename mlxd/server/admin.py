@@ -1,5 +1,5 @@
 """What the admin socket serves: the policies in force and everything that changes them, and models
-(admin_models.py).
+(admin_models.py, admin_bench.py).
 
 Nothing of it is reachable over TCP. An answer carries the policies' `ETag`; what changes them takes
 `If-Match`, so that nobody undoes what he has not seen.
@@ -23,6 +23,7 @@ from mlxd.policy.policy_set import FILES
 from mlxd.policy.reload import Plan
 from mlxd.server import health
 from mlxd.server.action import Action, Answer
+from mlxd.server.admin_bench import AdminBench
 from mlxd.server.admin_models import AdminModels
 from mlxd.server.admin_requests import AdminRequests
 from mlxd.server.app import READING, Routes
@@ -80,6 +81,7 @@ class Admin:
         report = ForOwner(health.Report(partial(health.health, self._parts)))
         others = {
             **self._models.routes(),
+            **AdminBench(self._parts, self._reading).routes(),
             **AdminRequests(self._parts).routes(),
             "/admin/events": (READING, events),
             "/admin/health": (READING, report),
@@ -172,7 +174,7 @@ class Admin:
         if new is not None:
             report["effects"] = await self._effects.of(old, new, plan.changes)
             report["shadowed"] = newly_hidden(old, new)
-            report["warnings"] = new.warnings()
+            report["warnings"] = [*new.warnings(), *self._parts.expected.slow_models(new)]
             report["not_enforced"] = new.not_enforced()
         return report, old.etag
 

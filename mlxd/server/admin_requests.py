@@ -55,7 +55,10 @@ class AdminRequests:
         return {"requests": [self._told(story) for story in found]}, policies.etag
 
     def _told(self, story: Story) -> Json:
-        return as_json(story) | {"waits": self._waits(story)}
+        policies = self._parts.policies.current
+        to_read = story.prompt_tokens - story.cached_tokens
+        slow = self._parts.expected.slow_prompt(story.model, to_read, policies)
+        return as_json(story) | {"waits": self._waits(story), "slow_prompt": slow}
 
     def _waits(self, story: Story) -> str | None:
         """Why one that waits for nothing else has no model yet, as of this moment."""

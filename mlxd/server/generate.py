@@ -52,8 +52,10 @@ _ID_LETTERS = (b"abcdefghijklmnopqrstuvwxyz0123456789" * 8)[:256]
 class Generate:
     """Serves one codec's path."""
 
-    def __init__(self, parts: Parts, codec: Codec) -> None:
+    def __init__(self, parts: Parts, codec: Codec, *, rated: bool = True) -> None:
+        """`rated`: whether its answers count towards rates."""
         self._parts = parts
+        self._rated = rated
         self._codec = codec
         self.render_error: Render = codec.render_error
 
@@ -85,7 +87,7 @@ class Generate:
             await dispatcher.unload(name, policies, caller_of(request))
         elif call.request.stream:
             stream = Stream(self._parts, self._codec, call, request, policies)
-            return await stream.run(asker_of(request))
+            return await stream.run(self._asker(request))
         else:
             return await self._whole(call, request, policies)
         answer = self._codec.render_action(call, self._parts.clock.wall())
@@ -98,7 +100,7 @@ class Generate:
     async def _whole(
         self, call: Call, request: web.BaseRequest, policies: PolicySet
     ) -> web.StreamResponse:
-        dispatcher, asker = self._parts.dispatcher, asker_of(request)
+        dispatcher, asker = self._parts.dispatcher, self._asker(request)
         if call.more:
             async with dispatcher.open_all(call.requests, asker) as numbered:
                 completions = await collect_all(numbered, len(call.requests))
@@ -111,6 +113,9 @@ class Generate:
             # which may be millions of numbers
             return await _threads.run(self._rendered_large, call, completions, now)
         return json_response(self._codec.render(call, completions, now))
+
+    def _asker(self, request: web.BaseRequest) -> Asker:
+        return replace(asker_of(request), rated=self._rated)
 
     def _rendered_large(
         self, call: Call, completions: Sequence[Completion], now: float

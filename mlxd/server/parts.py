@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from mlxd.control.admission import Admission
 from mlxd.control.archive import Archive
+from mlxd.control.benched import Benches
 from mlxd.control.catalog import Catalog
 from mlxd.control.dispatch import Dispatcher
+from mlxd.control.expected import Expected
 from mlxd.control.guard import Guard
 from mlxd.control.keys import Keys
 from mlxd.control.library import Library
@@ -64,6 +66,8 @@ class Parts:
     guard: Guard
     dispatcher: Dispatcher
     replays: Replays
+    benches: Benches
+    expected: Expected
     puller: Puller
     library: Library
     archive: Archive
