@@ -144,13 +144,14 @@ def _expected(received: bytearray) -> int | None:
     return end + 4 + int(rest.split(b"\r\n", 1)[0]) if found else 0
 
 
-def request_bytes(path: str, body: Json | None = None) -> bytes:
-    """An HTTP/1.1 request; a GET where there is no body."""
+def request_bytes(path: str, body: Json | None = None, id: str = "") -> bytes:
+    """An HTTP/1.1 request; a GET where there is no body. `id`: what it is to be known by."""
     content = json.dumps(body).encode() if body is not None else b""
     method = "POST" if body is not None else "GET"
+    known = f"X-Request-Id: {id}\r\n" if id else ""
     head = (
         f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(content)}\r\n\r\n"
+        f"Content-Length: {len(content)}\r\n{known}\r\n"
     )
     return head.encode() + content
 

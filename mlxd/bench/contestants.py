@@ -10,8 +10,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Protocol, TextIO
 
 from mlxd.bench.client import (
@@ -25,8 +27,10 @@ from mlxd.bench.client import (
     run_load,
 )
 
-Times = Sequence[Sequence[float]]
-"""Of each stream, the seconds since all were asked at which its pieces came."""
+Spans = Callable[[Sequence[str]], Sequence[float | None]]
+"""By the ids of requests, the seconds between the first and the last token of each, as the engine
+counted them; None: that is not known.
+"""
 
 _SILENCE_SECONDS = 120.0
 _START_SECONDS = 300.0
@@ -34,10 +38,20 @@ _END_SECONDS = 5.0
 _SHOWN = 600
 
 
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """To prompts that were asked at one time."""
+
+    times: Sequence[Sequence[float]]
+    """Of each stream, the seconds since all were asked at which its pieces came."""
+    spans: Sequence[float]
+    """Of each, the seconds from its first token to its last: a piece of text may hold several."""
+
+
 class Contestant(Protocol):
     """Answers prompts, all at once."""
 
-    def run(self, prompts: Sequence[list[int]], tokens: int, within: float) -> Times:
+    def run(self, prompts: Sequence[list[int]], tokens: int, within: float) -> Answers:
         """Raises BadAnswer, also where an answer has another length than `tokens`; TooLate."""
         ...
 
@@ -45,14 +59,16 @@ class Contestant(Protocol):
 class Daemon:
     """A running mlxd, by its admin socket at `path`: there it counts towards no client's rates."""
 
-    def __init__(self, path: str, model: str) -> None:
+    def __init__(self, path: str, model: str, spans: Spans) -> None:
         self._path = path
         self._model = model
+        self._spans = spans
 
-    def run(self, prompts: Sequence[list[int]], tokens: int, within: float) -> Times:
+    def run(self, prompts: Sequence[list[int]], tokens: int, within: float) -> Answers:
+        ids = [f"bench-{token_hex(8)}" for _ in prompts]
         requests = [
-            request_bytes(_API.path, _API.body(self._model, prompt, tokens, True))
-            for prompt in prompts
+            request_bytes(_API.path, _API.body(self._model, prompt, tokens, True), id)
+            for id, prompt in zip(ids, prompts, strict=True)
         ]
         try:
             exchanges = run_load(self._connect, requests, _SILENCE_SECONDS, within=within)
@@ -61,7 +77,10 @@ class Daemon:
         answers = [read_answer(exchange, _API, stream=True) for exchange in exchanges]
         if short := [answer.tokens for answer in answers if answer.tokens != tokens]:
             raise BadAnswer(f"an answer has {short[0]} tokens instead of {tokens}")
-        return [answer.times or (answer.ended,) for answer in answers]
+        times = [answer.times or (answer.ended,) for answer in answers]
+        spans = zip(times, self._spans(ids), strict=True)
+        seen = [stream[-1] - stream[0] if span is None else span for stream, span in spans]
+        return Answers(times, seen)
 
     def _connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
@@ -89,14 +108,14 @@ class Raw:
         """Raises BadAnswer where it cannot run the model."""
         self._answer(_START_SECONDS)
 
-    def run(self, prompts: Sequence[list[int]], tokens: int, within: float) -> Times:
+    def run(self, prompts: Sequence[list[int]], tokens: int, within: float) -> Answers:
         order = json.dumps({"prompts": [*prompts], "tokens": tokens})
         with contextlib.suppress(BrokenPipeError):  # its end is told below
             print(order, file=self._pipe(self._process.stdin), flush=True)
-        times: Times = self._answer(within)["times"]
+        times: list[list[float]] = self._answer(within)["times"]
         if short := [len(stream) for stream in times if len(stream) != tokens]:
             raise BadAnswer(f"raw: an answer has {short[0]} tokens instead of {tokens}")
-        return times
+        return Answers(times, [stream[-1] - stream[0] for stream in times])
 
     def close(self) -> None:
         """End it, however busy it is."""

@@ -26,11 +26,10 @@ def spread(times: Sequence[Sequence[float]]) -> Spread:
     return Spread(median(firsts), quantile(firsts, 0.99), median(gaps), quantile(gaps, 0.99))
 
 
-def decode_rate(times: Sequence[Sequence[float]], tokens: int) -> float:
-    """Tokens per second of all streams together, each from its first piece to its last; 0: there is
-    but one.
+def decode_rate(spans: Sequence[float], tokens: int) -> float:
+    """Tokens per second of all streams together, each over its own span, which is the seconds from
+    its first token to its last; 0: nothing took any time.
     """
-    spans = [stream[-1] - stream[0] for stream in times]
     return sum((tokens - 1) / span for span in spans if span > 0)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from mlxd.bench.client import BadAnswer, Json, TooLate
-from mlxd.bench.contestants import Contestant, Times
+from mlxd.bench.contestants import Answers, Contestant
 from mlxd.bench.figures import decode_rate, spread
 from mlxd.bench.prompts import Prompts
 
@@ -56,8 +56,8 @@ class Rounds:
     done: int = 0
     _figures: dict[tuple[str, Load], list[Json]] = field(default_factory=dict)
 
-    def add(self, name: str, load: Load, times: Times) -> None:
-        self._figures.setdefault((name, load), []).append(figures(load, times))
+    def add(self, name: str, load: Load, answers: Answers) -> None:
+        self._figures.setdefault((name, load), []).append(figures(load, answers))
 
     def end(self) -> None:
         """A round is whole."""
@@ -91,12 +91,12 @@ def _medians(rounds: Sequence[Json]) -> Json:
     return {key: median(one[key] for one in rounds) for key in rounds[0]}
 
 
-def figures(load: Load, times: Times) -> Json:
+def figures(load: Load, answers: Answers) -> Json:
     """Of a prompt that is read alone, how fast that is; else of the answers. Raises BadAnswer."""
     if load.tokens == 1:
-        seconds = times[0][0]
+        seconds = answers.times[0][0]
         return {"tokens_per_second": load.prompt / seconds, "ttft_p50_ms": seconds * 1e3}
-    found, rate = spread(times), decode_rate(times, load.tokens)
+    found, rate = spread(answers.times), decode_rate(answers.spans, load.tokens)
     if not rate:
         raise BadAnswer(f"answers of {load.tokens} tokens are too short to be measured")
     return {

@@ -23,6 +23,11 @@ class Holds:
         """Whether one of its slots was given back, lately."""
         return model in self._models
 
+    def forget(self, model: str) -> None:
+        """What was learned of it so far says nothing any more."""
+        self._models.pop(model, None)
+        self._expected.pop(model, None)
+
     def expect(self, model: str, seconds: float) -> None:
         """A slot that somebody took is likely to be given back after so long."""
         _smooth(self._expected, model, seconds)

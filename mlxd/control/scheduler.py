@@ -182,6 +182,13 @@ class Scheduler:
         """It waits for its model no longer."""
         self._slots.loaded(place)
 
+    def forget(self, model: str) -> None:
+        """How long its requests hold their slots is learned anew, and expected until then."""
+        self._holds.forget(model)
+        for place in self._slots.active:
+            if place.model == model:
+                self._expect(place)
+
     def apply(self, policies: PolicySet) -> None:
         """New policies are in force. Nothing that runs or waits is stopped by them."""
         self._policies = policies

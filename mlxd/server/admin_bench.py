@@ -65,6 +65,7 @@ class AdminBench:
             bench = await self._parts.benches.put(card, prefill, decode)
         except ValueError as error:
             raise InvalidRequest(f"prefill, decode: {error}", param="prefill") from error
+        self._parts.admission.scheduler.forget(card.original)  # it learned of the bench's requests
         slow = self._parts.expected.slow_model(card, policies)
         warnings = [slow] if slow is not None else []
         return {"model": card.name, "bench": _told(bench), "warnings": warnings}, policies.etag

@@ -55,10 +55,13 @@ class AdminRequests:
         return {"requests": [self._told(story) for story in found]}, policies.etag
 
     def _told(self, story: Story) -> Json:
+        return as_json(story) | {"waits": self._waits(story), "slow_prompt": self._slow(story)}
+
+    def _slow(self, story: Story) -> str | None:
+        """Why its first token is not in time, where its prompt alone says so."""
+        to_read = (story.prompt_tokens - story.cached_tokens) // max(1, story.requests)
         policies = self._parts.policies.current
-        to_read = story.prompt_tokens - story.cached_tokens
-        slow = self._parts.expected.slow_prompt(story.model, to_read, policies)
-        return as_json(story) | {"waits": self._waits(story), "slow_prompt": slow}
+        return self._parts.expected.slow_prompt(story.model, to_read, policies)
 
     def _waits(self, story: Story) -> str | None:
         """Why one that waits for nothing else has no model yet, as of this moment."""

@@ -671,3 +671,32 @@ def test_the_order_is_made_once_for_all_that_waited_too_long() -> None:
     assert [place for place, _ in expired] == places
     assert [error.numbers["position"] for _, error in expired] == [1, 2, 3, 4, 5]
     assert scheduler.places_waiting() == []
+
+
+# -- what is expected of models that nobody has used yet
+
+
+def test_a_wait_is_expected_by_what_was_benched_until_a_request_has_ended() -> None:
+    policies = policies_of(max_in_flight=1, max_waiting=5)
+    scheduler = scheduler_of(policies)
+    asked: list[int] = []
+
+    def expects(place: Place, streams: int) -> float:
+        asked.append(streams)
+        return 40.0
+
+    unbenched, first = full(policies)
+    assert unbenched.expected_wait("medium") == 1.0
+    unbenched.leave(first, 0.0, 0.0)
+    scheduler.expects = expects
+    first = scheduler.ask(of_tenant("x", policies), 0.0, 0.0, unheard)
+    (second,) = waiting(scheduler, of_tenant("y", policies))
+    assert scheduler.expected_wait(second) == 40.0
+    assert asked == [1]
+    scheduler.leave(first, 3.0, 0.0)
+    scheduler.turn(3.0)
+    assert asked == [1]
+    (third,) = waiting(scheduler, of_tenant("z", policies), now=3.0)
+    assert scheduler.expected_wait(third) == 3.0
+    scheduler.forget("m")
+    assert scheduler.expected_wait(third) == 40.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxd.control import estimates, kernels, own_names, pulled, quotas, usage
+from mlxd.control import benched, estimates, kernels, own_names, pulled, quotas, usage
 from mlxd.core import aside
 from mlxd.daemon.traffic import FOLDER
 from mlxd.policy import history
@@ -30,6 +30,7 @@ ROWS = {
     [
         (crashes.FILE, f"the newest {crashes.KEPT} "),
         (estimates.FILE, f"{estimates.MOST_MODELS} models, {estimates.MOST_OBSERVATIONS} "),
+        (benched.FILE, f"{benched.MOST_MODELS} models;"),
         (flight.FILE, "one record"),
         (usage.FILE, f"{usage.MOST_TENANTS} tenants, {quotas.MOST_ADDRESSES} addresses"),
         ("lkg/NNNNNNNN.json", f"{history.KEPT} generations"),

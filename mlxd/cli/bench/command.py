@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mlxd.bench.contestants import Contestant, Daemon, Raw
 from mlxd.bench.prompts import Prompts, UnknownVocabulary, vocabulary_of
 from mlxd.bench.rounds import DAEMON, RAW, Load, Rounds, TooLong, measure, plan
 from mlxd.cli import exits
-from mlxd.cli.admin import AdminClient
+from mlxd.cli.admin import AdminClient, Refused
 from mlxd.cli.bench import STREAMS, table
 from mlxd.cli.models.asking import asking, failed, print_json, print_lines
 from mlxd.cli.models.words import size
@@ -70,6 +71,16 @@ def _bench(daemon: AdminClient, options: Options) -> int:
     if options.tokens < 2:
         raise CannotBench("--tokens: an answer of one token has no rate; at least 2")
     watch = _Watch(daemon, beside=options.beside)
+    try:
+        report = _measured(daemon, options, watch)
+    finally:
+        watch.say("")
+    _show(report, options)
+    _keep(daemon, report)
+    return exits.DONE
+
+
+def _measured(daemon: AdminClient, options: Options, watch: _Watch) -> Json:
     watch.others()
     shown = daemon.get("/admin/models/show", name=options.model)
     loads = _loads(daemon, shown, options)
@@ -81,11 +92,7 @@ def _bench(daemon: AdminClient, options: Options) -> int:
             contestants, loads, prompts,
             rounds=options.rounds, seconds=options.seconds, before=watch.before,
         )  # fmt: skip
-    watch.say("")
-    report = _report(shown, options, found)
-    _show(report, options)
-    _keep(daemon, report)
-    return exits.DONE
+    return _report(shown, options, found)
 
 
 def _loads(daemon: AdminClient, shown: Json, options: Options) -> list[Load]:
@@ -106,8 +113,8 @@ def _loads(daemon: AdminClient, shown: Json, options: Options) -> list[Load]:
 def _slots(daemon: AdminClient) -> tuple[int, str]:
     """How many answers there may be at one time, and the policy that says so."""
     group = "limits.concurrency"
-    values = daemon.get("/admin/policy/explain", key=group)["values"]
-    if values[f"{group}.mode"]["value"] != "enforce":
+    (mode,) = daemon.get("/admin/policy/explain", key=f"{group}.mode")["values"]
+    if mode["value"] != "enforce":
         return sys.maxsize, group
     health = daemon.get("/admin/health")
     return health["free_slots"] + health["active_requests"], f"{group}.max_in_flight"
@@ -118,7 +125,9 @@ def _contestants(
     daemon: AdminClient, shown: Json, loads: list[Load], options: Options
 ) -> Iterator[dict[str, Contestant]]:
     """The daemon, and raw beside it where that is wanted. Raises CannotBench, BadAnswer."""
-    mine: dict[str, Contestant] = {DAEMON: Daemon(daemon.path, options.model)}
+    mine: dict[str, Contestant] = {
+        DAEMON: Daemon(daemon.path, options.model, partial(_spans, daemon))
+    }
     if not options.raw:
         yield mine
         return
@@ -129,6 +138,19 @@ def _contestants(
         yield mine | {RAW: raw}
     finally:
         raw.close()
+
+
+def _spans(daemon: AdminClient, ids: Sequence[str]) -> list[float | None]:
+    """Of each request, as its story has them; None: stories are not kept."""
+    found: list[float | None] = []
+    for id in ids:
+        try:
+            (story,) = daemon.get(f"/admin/requests/{id}")["requests"]
+        except (Refused, ValueError):
+            found.append(None)
+        else:
+            found.append(story["decode_seconds"] or None)
+    return found
 
 
 def _check_room(daemon: AdminClient, loads: list[Load], options: Options) -> None:

@@ -42,10 +42,11 @@ def check(policies: str | None, state: str | None, *, as_json: bool, online: boo
         report["warnings"] += [note] if theirs is None else []
     if online:
         try:
-            report["errors"] = _tried(this)
+            report["errors"], more = _tried(this)
         except (NoAnswer, Refused) as error:
             return failed(error, as_json=as_json)
         report["valid"] = not report["errors"]
+        report["warnings"] += [warning for warning in more if warning not in report["warnings"]]
     return _show(report, as_json=as_json)
 
 
@@ -61,16 +62,15 @@ def _known_to_daemon(this: Here) -> list[Json] | None:
     return errors if report["folder"] == str(this.folder or "") else None
 
 
-def _tried(this: Here) -> list[Json]:
-    """What the running daemon found when it prepared everything and gave it back."""
+def _tried(this: Here) -> tuple[list[Json], list[str]]:
+    """The errors and warnings of the running daemon, which prepared everything and gave it back."""
     report = this.the_daemon().post("/admin/policy/check")
     folder = str(this.folder or "")
     if report["folder"] != folder:
         theirs, ours = report["folder"] or "built-in defaults", folder or "built-in defaults"
         words = f"the running daemon's policies are {theirs}, not {ours}"
-        return [*report["errors"], {"text": words, "message": words}]
-    errors: list[Json] = report["errors"]
-    return errors
+        return [*report["errors"], {"text": words, "message": words}], []
+    return report["errors"], report["warnings"]
 
 
 def _show(report: Json, *, as_json: bool) -> int:
