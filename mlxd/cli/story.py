@@ -33,8 +33,8 @@ def lines_of(story: Json) -> Iterator[str]:
         yield f"  and {story['untold']} more of this that are not kept"
     if story["waits"]:
         yield f"  waits   {story['waits']}"
-    if story["slow_prompt"]:
-        yield f"  slow    {story['slow_prompt']}"
+    if slow := story.get("slow_prompt"):
+        yield f"  slow    {slow}"
     yield f"  ended   {_end(story)}"
     if times := ", ".join(_times(story)):
         yield f"  times   {times}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import pytest
 
-from mlxd.bench import rounds
 from mlxd.bench.client import BadAnswer, TooLate
 from mlxd.bench.contestants import Answers
 from mlxd.bench.figures import decode_rate, quantile, spread
@@ -109,7 +109,7 @@ def test_without_a_whole_round_there_are_no_figures(nth: int) -> None:
 
 def test_a_time_that_is_over_ends_it_before_it_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter(range(100))
-    monkeypatch.setattr(rounds.time, "monotonic", lambda: float(next(times)))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(times)))
     contestant = Fake(0.1, 0.01)
     found = measure(
         {DAEMON: contestant}, LOADS, Prompts(512), rounds=9, seconds=6.5, before=lambda _: None

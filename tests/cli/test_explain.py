@@ -30,6 +30,7 @@ class Told:
         self.story = Story("r1", "/api/chat", who, 9, 0.0, self.clock.monotonic, now)
         self.story.want, self.story.model, self.story.stream = "answer", "qwen", True
         self.waits: str | None = None
+        self.slow_prompt: str | None = None
 
     def after(self, seconds: float) -> Story:
         self.clock.advance(seconds)
@@ -44,7 +45,7 @@ class Told:
 
     @property
     def json(self) -> dict[str, Any]:
-        return as_json(self.story) | {"waits": self.waits}
+        return as_json(self.story) | {"waits": self.waits, "slow_prompt": self.slow_prompt}
 
 
 @pytest.fixture
@@ -119,6 +120,12 @@ def test_one_that_broke_off(told: Told) -> None:
 def test_what_may_quote_the_request_is_left_out(told: Told) -> None:
     told.story.failed(InvalidRequest("messages: 'secret' is no role"))
     assert "     +0.000 s  refused with invalid_request" in told.lines
+
+
+def test_a_prompt_that_is_too_long_to_be_read_in_time_is_told(told: Told) -> None:
+    assert not any(line.startswith("  slow") for line in told.lines)
+    told.slow_prompt = "a prompt of 9 tokens takes about 5 s to read"
+    assert "  slow    a prompt of 9 tokens takes about 5 s to read" in told.lines
 
 
 def test_one_under_way_says_what_it_waits_for(told: Told) -> None:

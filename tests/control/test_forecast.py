@@ -80,7 +80,7 @@ async def test_what_other_versions_measured_is(
     earlier = forecasts(tmp_path)
     earlier.loaded(CARD, ready())
     await earlier.saved()
-    monkeypatch.setattr(forecast, "_engine", lambda: "mlx 0.1")
+    monkeypatch.setattr(forecast, "engine", lambda: "mlx 0.1")
     told = forecasts(tmp_path)
     assert told.measured(CARD) is None
     assert told.footprint(CARD) == MEASURED

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 from xml.etree import ElementTree
 
+import psutil
 import pytest
 
 from mlxd.cli.admin import Refused
-from tests.integration.conftest import Start
-from tests.integration.talking import ENDLESS, held
+from tests.integration.talking import ENDLESS, held, idle
 from tests.support import command
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, daemon
 
 pytestmark = pytest.mark.mlx
 
-SLOTS = "concurrency: {max_in_flight: 2}\nrate_limit: [{requests: 2, window: 60s}]\n"
+SLOTS = "concurrency: {max_in_flight: 2}\nrate_limit: [{requests: 5, window: 60s}]\n"
 FEW = ("--prompt", 32, "--tokens", 8, "--rounds", 1)
 
 
@@ -26,9 +31,12 @@ def bench(running: Daemon, *options: object) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.fixture
-def running(start: Start) -> Daemon:
-    return start({"limits": SLOTS, "timeouts": "first_token: 1s\n"})
+@pytest.fixture(scope="module")
+def running(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """It lets a client ask five times a minute."""
+    policies = {"limits": SLOTS, "timeouts": "first_token: 1s\n"}
+    with daemon(tmp_path_factory.mktemp("benched"), models=zoo, policies=policies) as running:
+        yield running
 
 
 def test_it_measures_beside_raw_and_the_daemon_knows(running: Daemon, tmp_path: Path) -> None:
@@ -66,19 +74,37 @@ def test_it_disturbs_nobody_and_goes_beyond_no_limit(running: Daemon) -> None:
 
 def test_what_was_benched_says_what_to_expect(running: Daemon) -> None:
     """Made-up figures: those of a test are no use to be compared with."""
-    running.http.post("/api/generate", json={"model": ENDLESS})  # in memory
+    body = {"model": ENDLESS, "prompt": "a", "options": {"num_predict": 1}, "stream": False}
+    assert running.http.post("/api/generate", json=body).status_code == 200  # a hold is learned
     admin = running.admin
     told = admin.post(
         "/admin/bench", {"model": ENDLESS, "prefill": [[100, 5.0]], "decode": [[1, 10]]}
     )
     assert told["warnings"][0].startswith(f"{ENDLESS}: a prompt of ")
-    assert any(ENDLESS in one for one in admin.post("/admin/policy/check")["warnings"])
+    places = ("--state", running.state, "--policies", running.policies)
+    assert told["warnings"][0] in command.mlxd("policy", "check", "--online", *places).stdout
     with held(running, tokens=1000), held(running, tokens=1000):
         answer = running.http.get("/health")
         waits = answer.json()["expected_wait_seconds"]
         assert waits["medium"] > 50  # 1000 tokens at 5 each, half of that for one of two to end
         (story, _) = admin.get("/admin/requests", n="2")["requests"]
         assert "s to read on this machine" in (story["slow_prompt"] or "")
+
+
+def test_an_interrupt_leaves_nothing_behind(running: Daemon) -> None:
+    words = ["bench", ENDLESS, "--raw", "--rounds", "1000", "--state", str(running.state)]
+    ended = [sys.executable, "-m", "mlxd", *words]
+    with subprocess.Popen(ended, stdout=PIPE, stderr=PIPE, text=True) as bench:
+        assert bench.stderr is not None
+        for line in bench.stderr:
+            if "round 1 of 1000" in line:
+                break
+        children = psutil.Process(bench.pid).children()
+        bench.send_signal(signal.SIGINT)
+        assert bench.wait(20.0) == 130
+    assert len(children) == 1
+    assert psutil.wait_procs(children, 10.0)[1] == []
+    idle(running)
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,10 @@ def _bench(daemon: AdminClient, options: Options) -> int:
         report = _measured(daemon, options, watch)
     finally:
         watch.say("")
-    _show(report, options)
-    _keep(daemon, report)
+    try:
+        _show(report, options)
+    finally:  # also where a file cannot be written
+        _keep(daemon, report)
     return exits.DONE
 
 
