@@ -34,14 +34,14 @@ class Fake:
 
 
 class Late(Fake):
-    """Is too late in its nth round."""
+    """Is too late with the last load of its nth round."""
 
     def __init__(self, nth: int) -> None:
-        super().__init__(0.1, 0.01)
+        super().__init__(0.1, 0.01, [1.0] * nth + [3.0])
         self.nth = nth
 
     def run(self, prompts: Sequence[list[int]], tokens: int, within: float) -> Answers:
-        if self.calls // len(LOADS) == self.nth:
+        if self.calls == (self.nth + 1) * len(LOADS) - 1:
             raise TooLate("too late")
         return super().run(prompts, tokens, within)
 
@@ -98,6 +98,7 @@ def test_who_goes_first_changes_and_no_two_prompts_are_alike() -> None:
 def test_what_is_too_late_leaves_the_rounds_that_are_whole() -> None:
     report = run(mlxd=Late(2)).report()
     assert report["rounds"] == 1
+    assert report["prefill"][0]["tokens_per_second"] == pytest.approx(20 / 0.1)
     assert "raw" not in report["decode"][0]
 
 
