@@ -84,9 +84,10 @@ def events(response: httpx.Response) -> list[str]:
     assert response.headers["content-type"].startswith("text/event-stream")
     blocks = response.text.split("\n\n")
     assert blocks.pop() == "", "the last event has no end"
-    blocks = [block for block in blocks if not block.startswith(":")]
-    assert all(block.startswith("data: ") and "\n" not in block for block in blocks)
-    return [block.removeprefix("data: ") for block in blocks]
+    each = [block.split("\n") for block in blocks if not block.startswith(":")]
+    assert all(data.startswith("data: ") and not more[1:] for data, *more in each)
+    assert all(line.startswith("id: ") for _, *more in each for line in more)
+    return [data.removeprefix("data: ") for data, *_ in each]
 
 
 def chunks(response: httpx.Response) -> list[Json]:

@@ -1,0 +1,168 @@
+"""One answer as its client was told it, and what it takes to go on with it on another connection.
+
+Each record of a stream of server-sent events ends with a line `id: CALL-N`, N counting records: the
+last one that a client saw says exactly what it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from mlxd.control.headway import Headway
+from mlxd.core.events import Burst, Fold
+from mlxd.dialects.base import Call, Encoder
+
+Grown = Callable[[int], None]
+
+_OVERHEAD = 2048
+"""Bytes that one takes beside what it says."""
+_PARSED = 4
+"""A request takes so many times the bytes of its body, about."""
+_WRITE_OVERHEAD = 80
+"""Bytes that each write takes beside its records."""
+
+
+class Told:
+    """An answer that is being told, was cut, or has ended.
+
+    It keeps what it tells where `grown` is told how many bytes that takes more.
+    """
+
+    __slots__ = (
+        "_base",
+        "_events",
+        "_grown",
+        "_records",
+        "_written",
+        "call",
+        "complete",
+        "connection",
+        "count",
+        "digest",
+        "encoder",
+        "first",
+        "folds",
+        "gone",
+        "headway",
+        "id",
+        "kept_at",
+        "owed",
+        "owner",
+        "uncertain",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        call: Call,
+        encoder: Encoder | None,
+        *,
+        events: bool = False,
+        owner: str = "",
+        digest: bytes = b"",
+        body: int = 0,
+        grown: Grown | None = None,
+    ) -> None:
+        """`encoder`: None for an answer that is told whole. `events`: its records are server-sent
+        events, and get ids. `body`: the size of the request's.
+        """
+        self.id = call.id
+        self.call: Call | None = call
+        """None once it is complete, as is `encoder`."""
+        self.encoder = encoder
+        self.owner = owner
+        self.digest = digest
+        """Of path and body: the same request again has the same."""
+        self.headway = Headway()
+        self.folds = [Fold() for _ in call.requests] if encoder is None else []
+        self.count = 0
+        """Records that there were."""
+        self.owed = b""
+        """Records to be told again before any other."""
+        self.complete = False
+        """All of it was told, whether it has arrived or not."""
+        self.uncertain = False
+        """Its encoder is in the middle of something: what is interrupted there cannot go on."""
+        self.first = ""
+        """The id of the HTTP request that began it."""
+        self.connection: asyncio.Transport | None = None
+        """That it is being told on."""
+        self.gone: asyncio.Event | None = None
+        """Set once it is not being told any more; None: nobody waits for that."""
+        self.kept_at = 0.0
+        """When it was cut, or ended; on the monotonic clock."""
+        self._base = _OVERHEAD + _PARSED * body
+        self._written = 0
+        self._events = events
+        self._records: list[bytes] = []
+        self._grown = grown
+
+    @property
+    def keeps(self) -> bool:
+        """Somebody may come back to it."""
+        return self._grown is not None
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, about; while it is told, without what its generations have."""
+        return self._base + self._written
+
+    def tell(self, records: bytes) -> bytes:
+        """The same, each with its id: what its client is told from now on, whether it gets it or
+        not.
+        """
+        if not records or self._grown is None:
+            return records
+        if self._events:
+            records = self._with_ids(records)
+        self._records.append(records)
+        more = len(records) + _WRITE_OVERHEAD
+        self._written += more
+        self._grown(more)
+        return records
+
+    def forget(self) -> None:
+        """Nobody can come back to it any more."""
+        self._grown = None
+        self._records = []
+
+    def behind(self, number: int) -> bytes | None:
+        """The records behind that one, 0: all; None: there is no such one."""
+        told = b"".join(self._records)
+        if number == 0:
+            return told
+        mark = f"\nid: {self.id}-{number}\n\n".encode()
+        at = told.find(mark)
+        return told[at + len(mark) :] if at >= 0 else None
+
+    def give_back(self, choice: int, burst: Burst) -> None:
+        """What was taken of a generation, and was not told."""
+        if burst:
+            self.headway.give_back(choice, burst)
+
+    def settle(self) -> None:
+        """It is not being told any more: of one that is complete, no more stays than was told."""
+        self.connection, self.owed = None, b""
+        self._records = [b"".join(self._records)]
+        self._written = len(self._records[0]) + self.headway.size
+        if self.complete:
+            self._base = _OVERHEAD
+            self.call, self.encoder, self.folds, self.headway = None, None, [], Headway()
+
+    def hang_up(self) -> None:
+        """End the connection that it is told on, as if its client had."""
+        if self.connection is not None:
+            self.connection.abort()
+
+    def _with_ids(self, records: bytes) -> bytes:
+        if records.find(b"\n\n") == len(records) - 2:
+            self.count += 1
+            return records[:-1] + self._mark()
+        told: list[bytes] = []
+        for record in records[:-2].split(b"\n\n"):
+            self.count += 1
+            told += (record, b"\n", self._mark())
+        return b"".join(told)
+
+    def _mark(self) -> bytes:
+        return f"id: {self.id}-{self.count}\n\n".encode()
