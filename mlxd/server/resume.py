@@ -100,7 +100,7 @@ class Resumption:
         if events and coming.event:
             return await self._behind(coming, call)
         if (twin := self._twin(coming)) is not None:
-            return self._found(twin, twin.behind(0) or b"", "attached", coming.story)
+            return self._found(twin, twin.behind(0) or b"", "attached", coming, call)
         keeps = self._bounds.window and call.request.want == "answer"
         told = Told(
             call,
@@ -130,9 +130,7 @@ class Resumption:
         if told is None or owed is None:
             self.outcomes["expired"] += 1
             raise _expired(coming.policies)
-        if told.complete:
-            told.call = replace(call, id=id)
-        return self._found(told, owed, how, coming.story)
+        return self._found(told, owed, how, coming, call)
 
     def _twin(self, coming: Coming) -> Told | None:
         """One that was cut, and goes on as this request would be answered."""
@@ -141,13 +139,14 @@ class Resumption:
         self._sweep()
         sure = coming.retried or self._bounds.attach == "always"
         twins = self._twins.get(coming.twins, ())
-        return next((told for told in twins if sure or not told.headway.drawn), None)
+        return next((told for told in twins if sure or not told.drawn), None)
 
-    def _found(self, told: Told, owed: bytes, how: str, story: Story) -> Told:
+    def _found(self, told: Told, owed: bytes, how: str, coming: Coming, call: Call) -> Told:
         self._remove(told)
-        told.owed = owed
+        told.owed, told.handed = owed, False
+        told.call = told.call or replace(call, id=told.id)
         self.outcomes[how] += 1
-        story.note("resumed", how=how, first=told.first, tokens=told.headway.tokens)
+        coming.story.note("resumed", how=how, first=told.first, tokens=told.tokens)
         return told
 
     # -- keeping
@@ -184,19 +183,18 @@ class Resumption:
                 told.gone = None
 
     def _let_go(self, told: Told, became: _Became, story: Story) -> None:
-        """It is not being told any more; one that is complete has ended, however its connection."""
+        """It is not being told any more; one that was handed over has ended, however that went."""
         self._bytes -= told.size
         del self._live[told.id]
-        tokens = told.headway.tokens
         told.complete = told.complete or told.headway.over
         told.settle()
         told.kept_at = self._clock.monotonic()
-        if told.complete and told.count and became != "failed":
+        if told.complete and told.handed and told.count:
             self._ended[told.id] = told
-        elif became == "cut" and not (told.complete or told.uncertain) and (tokens or told.count):
+        elif became == "cut" and not told.uncertain and (told.tokens or told.count):
             self._cut[told.id] = told
             self._twins.setdefault((told.owner, told.digest), []).append(told)
-            story.note("kept", tokens=tokens, records=told.count)
+            story.note("kept", tokens=told.tokens, records=told.count)
         else:
             return
         self._bytes += told.size

@@ -88,6 +88,7 @@ class Stream:
             await self._send_records(replace(asker, on_wait=self.wait))
         finally:
             self._disarm()
+        self._answer.handed = True
         await self._response.write_eof()
         return self._response
 

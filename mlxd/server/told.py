@@ -30,26 +30,9 @@ class Told:
     """
 
     __slots__ = (
-        "_base",
-        "_events",
-        "_grown",
-        "_records",
-        "_written",
-        "call",
-        "complete",
-        "connection",
-        "count",
-        "digest",
-        "encoder",
-        "first",
-        "folds",
-        "gone",
-        "headway",
-        "id",
-        "kept_at",
-        "owed",
-        "owner",
-        "uncertain",
+        "_base", "_events", "_grown", "_records", "_written", "call", "complete", "connection",
+        "count", "digest", "drawn", "encoder", "first", "folds", "gone", "handed", "headway", "id",
+        "kept_at", "owed", "owner", "tokens", "uncertain",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +64,12 @@ class Told:
         """Records to be told again before any other."""
         self.complete = False
         """All of it was told, whether it has arrived or not."""
+        self.handed = False
+        """All of it was handed to its connection."""
+        self.drawn = False
+        """Once it is settled: the same request anew would be told something else."""
+        self.tokens = 0
+        """Once it is settled: that its generations had."""
         self.uncertain = False
         """Its encoder is in the middle of something: what is interrupted there cannot go on."""
         self.first = ""
@@ -145,9 +134,11 @@ class Told:
         self.connection, self.owed = None, b""
         self._records = [b"".join(self._records)]
         self._written = len(self._records[0]) + self.headway.size
-        if self.complete:
-            self._base = _OVERHEAD
-            self.call, self.encoder, self.folds, self.headway = None, None, [], Headway()
+        if self.headway.transcripts:
+            self.drawn, self.tokens = self.headway.drawn, self.headway.tokens
+        if self.complete and self.encoder is not None:
+            self._base, self._written = _OVERHEAD, len(self._records[0])
+            self.call, self.encoder, self.headway = None, None, Headway()
 
     def hang_up(self) -> None:
         """End the connection that it is told on, as if its client had."""
