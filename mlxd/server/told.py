@@ -21,6 +21,8 @@ _PARSED = 4
 """A request takes so many times the bytes of its body, about."""
 _WRITE_OVERHEAD = 80
 """Bytes that each write takes beside its records."""
+_SAID_AT = 4096
+"""Bytes: it is not worth a word each time."""
 
 
 class Told:
@@ -30,9 +32,9 @@ class Told:
     """
 
     __slots__ = (
-        "_base", "_events", "_grown", "_records", "_written", "call", "complete", "connection",
-        "count", "digest", "drawn", "encoder", "first", "folds", "gone", "handed", "headway", "id",
-        "kept_at", "owed", "owner", "tokens", "uncertain",
+        "_base", "_events", "_grown", "_mark", "_records", "_unsaid", "_written", "call",
+        "complete", "connection", "count", "digest", "drawn", "encoder", "first", "folds", "gone",
+        "handed", "headway", "id", "kept_at", "owed", "owner", "tokens", "uncertain",
     )  # fmt: skip
 
     def __init__(
@@ -82,6 +84,9 @@ class Told:
         """When it was cut, or ended; on the monotonic clock."""
         self._base = _OVERHEAD + _PARSED * body
         self._written = 0
+        self._unsaid = 0
+        """Bytes that are written, and that nobody was told of yet."""
+        self._mark = f"id: {call.id}-".encode()
         self._events = events
         self._records: list[bytes] = []
         self._grown = grown
@@ -103,11 +108,16 @@ class Told:
         if not records or self._grown is None:
             return records
         if self._events:
-            records = self._with_ids(records)
+            end = len(records) - 2
+            if records.find(b"\n") == end or records.find(b"\n\n") == end:
+                self.count += 1
+                records = b"%b%b%d\n\n" % (records[:-1], self._mark, self.count)
+            else:
+                records = self._with_ids(records)
         self._records.append(records)
-        more = len(records) + _WRITE_OVERHEAD
-        self._written += more
-        self._grown(more)
+        self._unsaid += len(records) + _WRITE_OVERHEAD
+        if self._unsaid >= _SAID_AT:
+            self._say_size()
         return records
 
     def forget(self) -> None:
@@ -120,7 +130,7 @@ class Told:
         told = b"".join(self._records)
         if number == 0:
             return told
-        mark = f"\nid: {self.id}-{number}\n\n".encode()
+        mark = b"\n%b%d\n\n" % (self._mark, number)
         at = told.find(mark)
         return told[at + len(mark) :] if at >= 0 else None
 
@@ -131,7 +141,7 @@ class Told:
 
     def settle(self) -> None:
         """It is not being told any more: of one that is complete, no more stays than was told."""
-        self.connection, self.owed = None, b""
+        self.connection, self.owed, self._unsaid = None, b"", 0
         self._records = [b"".join(self._records)]
         self._written = len(self._records[0]) + self.headway.size
         if self.headway.transcripts:
@@ -146,14 +156,14 @@ class Told:
             self.connection.abort()
 
     def _with_ids(self, records: bytes) -> bytes:
-        if records.find(b"\n\n") == len(records) - 2:
-            self.count += 1
-            return records[:-1] + self._mark()
         told: list[bytes] = []
         for record in records[:-2].split(b"\n\n"):
             self.count += 1
-            told += (record, b"\n", self._mark())
+            told.append(b"%b\n%b%d\n\n" % (record, self._mark, self.count))
         return b"".join(told)
 
-    def _mark(self) -> bytes:
-        return f"id: {self.id}-{self.count}\n\n".encode()
+    def _say_size(self) -> None:
+        more, self._unsaid = self._unsaid, 0
+        self._written += more
+        if self._grown is not None:
+            self._grown(more)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from mlxd.control.admission import Waiting
 from mlxd.control.dispatch import Asker
 from mlxd.control.headway import Headway
 from mlxd.core.caller import Caller
@@ -91,6 +92,8 @@ class Machine:
         self.resumption = Resumption(self.clock, self.policies)
         self.sampling = Sampling(temperature=0)
         self.refusal: Exception | None = None
+        self.slot: asyncio.Event | None = None
+        """Requests wait for it."""
         self.stories: list[Story] = []
         self._bursts = bursts
         self._left: dict[int, list[Burst]] = {}
@@ -141,6 +144,9 @@ class Machine:
         if self.refusal is not None:
             raise self.refusal
         headway.begin(CARD, [self.sampling], lambda: 7)
+        if self.slot is not None:
+            asker.on_wait(Waiting(3, 9.0))
+            await self.slot.wait()
         yield self._generated(headway)
 
     async def _generated(self, headway: Headway) -> AsyncIterator[Burst]:
@@ -304,6 +310,25 @@ async def test_a_connection_that_looks_open_is_taken_over() -> None:
         await task
     assert have + rest == await Machine().ask()
     assert machine.resumption.outcomes == {"taken_over": 1}
+
+
+async def test_what_was_told_comes_at_once_while_the_rest_waits_for_a_slot() -> None:
+    machine = Machine()
+    have = read(await machine.ask(takes=1))
+    machine.slot = asyncio.Event()
+    coming, call = machine.coming(event=last_id(have)), machine.call("openai.chat")
+    codec = SPOKEN["openai.chat"].codec
+    told = await machine.resumption.answer_to(coming, call, codec)
+    client = Client(10**6)
+    connection: Any = client
+    with machine.resumption.telling(told, coming.story, connection):
+        run = machine._stream(told, call, codec, client).run(an_asker())
+        task = asyncio.create_task(run)
+        await client.second.wait()
+        assert b"three" in client.taken
+        machine.slot.set()
+        await task
+    assert have + client.taken == await Machine().ask()
 
 
 # -- the same again

@@ -67,7 +67,7 @@ def begin(loop: VirtualLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         parts: Any = SimpleNamespace(clock=loop)
         call: Any = SimpleNamespace(id="a")
         encoder: Any = None
-        told = Told(call, SimpleNamespace())  # type: ignore[arg-type]
+        told = Told(call, SimpleNamespace())
         stream: Any = Stream(parts, codec, told, request, policies, call=call, encoder=encoder)
         stream._response = client
         monkeypatch.setattr(Stream, "_prepare", prepared)
