@@ -22,7 +22,9 @@ from mlxd.server.told import Told
 
 HEADER = "Last-Event-ID"
 _MOST_DIGITS = 9
-_Became = Literal["ended", "cut", "failed"]
+_Became = Literal["ended", "cut", "refused", "failed"]
+"""Refused: it was to go on, and may be asked for again."""
+_KEPT = ("cut", "refused")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ class Resumption:
 
     def _found(self, told: Told, owed: bytes, how: str, coming: Coming, call: Call) -> Told:
         self._remove(told)
-        told.owed, told.handed = owed, False
+        told.owed = owed
         told.call = told.call or replace(call, id=told.id)
         self.outcomes[how] += 1
         coming.story.note("resumed", how=how, first=told.first, tokens=told.tokens)
@@ -158,7 +160,7 @@ class Resumption:
         """While it is told. How the block ends says whether somebody may come back to it."""
         before = told.headway.tokens, told.count
         resumed = told.complete or bool(told.headway.transcripts)
-        told.connection = connection
+        told.begin(connection)
         if told.keeps:
             self._live[told.id] = told
             self._grown(told.size)
@@ -173,7 +175,7 @@ class Resumption:
             raise
         except MlxdError:
             if resumed and (told.headway.tokens, told.count) == before:
-                became = "cut"  # it was refused, and may be asked for again
+                became = "refused"
             raise
         finally:
             if told.keeps:
@@ -191,10 +193,11 @@ class Resumption:
         told.kept_at = self._clock.monotonic()
         if told.complete and told.handed and told.count:
             self._ended[told.id] = told
-        elif became == "cut" and not told.uncertain and (told.tokens or told.count):
+        elif became in _KEPT and not told.uncertain and (told.tokens or told.count):
             self._cut[told.id] = told
             self._twins.setdefault((told.owner, told.digest), []).append(told)
-            story.note("kept", tokens=told.tokens, records=told.count)
+            if became == "cut":
+                story.note("kept", tokens=told.tokens, records=told.count)
         else:
             return
         self._bytes += told.size

@@ -32,9 +32,9 @@ class Told:
     """
 
     __slots__ = (
-        "_base", "_events", "_grown", "_mark", "_records", "_unsaid", "_written", "call",
-        "complete", "connection", "count", "digest", "drawn", "encoder", "first", "folds", "gone",
-        "handed", "headway", "id", "kept_at", "owed", "owner", "tokens", "uncertain",
+        "_base", "_events", "_grown", "_mark", "_records", "_under_way", "_unsaid", "_written",
+        "call", "complete", "connection", "count", "digest", "drawn", "encoder", "first", "folds",
+        "gone", "handed", "headway", "id", "kept_at", "owed", "owner", "tokens", "uncertain",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +83,7 @@ class Told:
         self.kept_at = 0.0
         """When it was cut, or ended; on the monotonic clock."""
         self._base = _OVERHEAD + _PARSED * body
+        self._under_way = True
         self._written = 0
         self._unsaid = 0
         """Bytes that are written, and that nobody was told of yet."""
@@ -98,8 +99,8 @@ class Told:
 
     @property
     def size(self) -> int:
-        """Bytes that it takes, about; while it is told, without what its generations have."""
-        return self._base + self._written
+        """Bytes that it takes, about: while it is told, more than it would take anyway."""
+        return self._written if self._under_way else self._base + self._written
 
     def tell(self, records: bytes) -> bytes:
         """The same, each with its id: what its client is told from now on, whether it gets it or
@@ -139,9 +140,14 @@ class Told:
         if burst:
             self.headway.give_back(choice, burst)
 
+    def begin(self, connection: asyncio.Transport | None) -> None:
+        """It is told on this connection."""
+        self.connection, self._under_way, self.handed = connection, True, False
+        self._written = sum(map(len, self._records))
+
     def settle(self) -> None:
         """It is not being told any more: of one that is complete, no more stays than was told."""
-        self.connection, self.owed, self._unsaid = None, b"", 0
+        self.connection, self.owed, self._unsaid, self._under_way = None, b"", 0, False
         self._records = [b"".join(self._records)]
         self._written = len(self._records[0]) + self.headway.size
         if self.headway.transcripts:
