@@ -82,9 +82,15 @@ def ndjson(response: httpx.Response) -> list[Json]:
 def events(response: httpx.Response) -> list[str]:
     """The data of each server-sent event, comments left out."""
     assert response.headers["content-type"].startswith("text/event-stream")
-    blocks = response.text.split("\n\n")
+    return data_of(response.text)
+
+
+def data_of(stream: str) -> list[str]:
+    """Of each event of a stream, or of its beginning; comments and ids left out."""
+    blocks = stream.split("\n\n")
     assert blocks.pop() == "", "the last event has no end"
-    each = [block.split("\n") for block in blocks if not block.startswith(":")]
+    lines = [[one for one in block.split("\n") if one[0] != ":"] for block in blocks]
+    each = list(filter(None, lines))
     assert all(data.startswith("data: ") and not more[1:] for data, *more in each)
     assert all(line.startswith("id: ") for _, *more in each for line in more)
     return [data.removeprefix("data: ") for data, *_ in each]
