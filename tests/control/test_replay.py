@@ -233,7 +233,7 @@ def test_another_request_goes_on_behind_a_client_that_has_left(world):
     assert [type(event) for event in two.events] == [*[TextDelta] * 3, Finished]
     assert two.text == "2 3 4 "
     assert two.error is None
-    end = two.events[-1]
+    end: Any = two.events[-1]
     assert (end.completion_tokens, end.cached_tokens) == (4, 0), "as of an answer that nobody cut"
     assert (two.story.completion_tokens, two.story.prompt_tokens) == (1, 0)
 
