@@ -155,6 +155,11 @@ def _ended(verb: str) -> Callable[[Json], str]:
     return words
 
 
+_HOW = {
+    "resumed": "by Last-Event-ID",
+    "taken_over": "by Last-Event-ID, whose connection was still open",
+    "attached": "the same request, which was cut",
+}
 _NOTES: dict[str, Callable[[Json], str]] = {
     "asked": lambda facts: f"it asked for {facts['model'] or 'no model by name'}",
     "queued": lambda facts: (
@@ -175,6 +180,14 @@ _NOTES: dict[str, Callable[[Json], str]] = {
     ),
     "finished": lambda facts: (
         f"finished ({facts['reason']}) with {plural(facts['completion_tokens'], 'token', 'tokens')}"
+    ),
+    "kept": lambda facts: (
+        f"its connection was cut; {plural(facts['tokens'], 'token', 'tokens')} of its answer are"
+        " kept for its client to come back to"
+    ),
+    "resumed": lambda facts: (
+        f"it goes on with the answer of request {facts['first']} ({_HOW[facts['how']]}), behind"
+        f" {plural(facts['tokens'], 'token', 'tokens')}"
     ),
     "refused": _ended("refused"),
     "failed": _ended("broken off"),

@@ -13,11 +13,12 @@ from mlxd.control.catalog import Catalog
 from mlxd.control.costs import cost_of
 from mlxd.control.fingerprint import fingerprint_of
 from mlxd.control.generation import Limits
+from mlxd.control.headway import Headway
 from mlxd.control.merging import closing_all, merged
 from mlxd.control.order import Order
 from mlxd.control.prompts import Prompts
 from mlxd.control.queue_view import OnWait
-from mlxd.control.replay import Replays, fresh_seed, seeded
+from mlxd.control.replay import Replays, fresh_seed
 from mlxd.control.residency import Residency
 from mlxd.control.rights import Rights, rights_of
 from mlxd.control.suspects import Case
@@ -82,25 +83,35 @@ class Dispatcher:
 
     @asynccontextmanager
     async def open(
-        self, request: GenerationRequest, asker: Asker
+        self, request: GenerationRequest, asker: Asker, headway: Headway | None = None
     ) -> AsyncIterator[AsyncIterator[Burst]]:
-        """Everything acquired here is given back on the way out, whatever the way out is."""
-        async with self._begun((request,), asker) as (bursts,):
+        """Everything acquired here is given back on the way out, whatever the way out is.
+
+        It goes on from `headway`, which is kept up to date: whoever has it can go on from there.
+        """
+        async with self._begun((request,), asker, headway or Headway()) as (bursts,):
             yield bursts
 
     @asynccontextmanager
     async def open_all(
-        self, requests: Sequence[GenerationRequest], asker: Asker
+        self,
+        requests: Sequence[GenerationRequest],
+        asker: Asker,
+        headway: Headway | None = None,
     ) -> AsyncIterator[AsyncIterator[tuple[int, Burst]]]:
         """Several generations of one call to one model: it has one slot, and counts once. Each
         burst comes with the number of its request. The first failure ends them all.
         """
-        async with self._begun(requests, asker) as each, aclosing(merged(each)) as bursts:
+        headway = headway or Headway()
+        async with (
+            self._begun(requests, asker, headway) as each,
+            aclosing(merged(each, headway.give_back)) as bursts,
+        ):
             yield bursts
 
     @asynccontextmanager
     async def _begun(
-        self, requests: Sequence[GenerationRequest], asker: Asker
+        self, requests: Sequence[GenerationRequest], asker: Asker, headway: Headway
     ) -> AsyncIterator[list[AsyncIterator[Burst]]]:
         arrived = self._clock.monotonic()
         first, policies = requests[0], asker.policies
@@ -116,18 +127,19 @@ class Dispatcher:
         if self._check_grammar is not None:
             for request in _distinct_grammars(cases):
                 await self._check_grammar(request, asker.client)
+        samplings = headway.begin(card, [case.sampling for case in cases], self._draw_seed)
         orders = [
-            _order(case, rights, asker, arrived, seeded(case.sampling, self._draw_seed))
-            for case in cases
+            _order(case, rights, asker, arrived, sampling)
+            for case, sampling in zip(cases, samplings, strict=True)
         ]
         async with (
-            self._admitted(orders, card, asker) as ticket,
+            self._admitted(orders, card, asker, again=headway.free) as ticket,
             self._residency.lease(card, rights.keep_alive(first.keep_alive), policies) as lease,
         ):
             leased(asker.story, lease.load)
             runs = [
-                self._replays.run(order, case, lease, policies)
-                for order, case in zip(orders, cases, strict=True)
+                self._replays.run(order, case, lease, policies, transcript=transcript)
+                for order, case, transcript in zip(orders, cases, headway.transcripts, strict=True)
             ]
             if ticket is not None:
                 ticket.loaded()
@@ -137,17 +149,18 @@ class Dispatcher:
 
     @asynccontextmanager
     async def _admitted(
-        self, orders: Sequence[Order], card: ModelCard, asker: Asker
+        self, orders: Sequence[Order], card: ModelCard, asker: Asker, *, again: bool
     ) -> AsyncIterator[Ticket | None]:
-        """A slot, for whatever steps the engine; a place in the rate, for an answer alone. A prompt
-        that is only to be told waits for the client's others.
+        """A slot, for whatever steps the engine; a place in the rate, for an answer alone, and once
+        where it is gone on with `again`. A prompt that is only to be told waits for the client's
+        others.
         """
         if orders[0].request.want == "prompt":
             self._admission.check_open()
             async with self._prompts.turn(asker.client):
                 yield None
             return
-        applicant = _applicant(orders, card, asker)
+        applicant = _applicant(orders, card, asker, again=again)
         asker.story.keep_alive = _told_keep_alive(orders[0].request.keep_alive)
         async with self._admission.admit(
             applicant,
@@ -203,7 +216,7 @@ def _told_keep_alive(seconds: float | None) -> float | None:
     return -1.0 if seconds == math.inf else seconds
 
 
-def _applicant(orders: Sequence[Order], card: ModelCard, asker: Asker) -> Applicant:
+def _applicant(orders: Sequence[Order], card: ModelCard, asker: Asker, *, again: bool) -> Applicant:
     """One call, however many generations it is."""
     first = orders[0].request
     return Applicant(
@@ -213,7 +226,7 @@ def _applicant(orders: Sequence[Order], card: ModelCard, asker: Asker) -> Applic
         called=card.name,
         priority=asker.priority or first.priority,
         cost=sum(map(cost_of, orders)),
-        rated=first.want == "answer",
+        rated=first.want == "answer" and not again,
         user=first.user,
     )
 

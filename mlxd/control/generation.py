@@ -168,6 +168,8 @@ class Generation:
             case ipc.Accepted():
                 if not self._accepted.done():
                     self.transcript.prompt = self.transcript.prompt or message.prompt
+                    if self.transcript.cached_tokens is None:
+                        self.transcript.cached_tokens = message.cached_tokens
                     self._accepted.set_result(message)
             case ipc.Refused():
                 self.fail(_refusal(message, self.limits.line))
@@ -259,6 +261,15 @@ class Generation:
         return True
 
     # -- read by the consumer
+
+    def leave(self) -> None:
+        """Nobody reads it any more: what has come and was not taken stays with its transcript; what
+        still comes is for nobody.
+        """
+        if self._waiting:
+            self.transcript.left.append(self._waiting.take())
+        self.transcript.left_at = self._clock.monotonic()
+        self.interrupt(MlxdError("its consumer has left"))
 
     async def accepted(self) -> ipc.Accepted:
         """Raises what the worker refused it for, or what the worker died of."""

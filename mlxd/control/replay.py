@@ -119,10 +119,20 @@ class Replays:
             raise self.refusal(case, found, policies)
 
     def run(
-        self, order: Order, case: Case, lease: Lease, policies: PolicySet
+        self,
+        order: Order,
+        case: Case,
+        lease: Lease,
+        policies: PolicySet,
+        *,
+        transcript: Transcript | None = None,
     ) -> AsyncGenerator[Burst, None]:
-        """One generation, on as many workers as it takes. Raises what the last one did."""
-        return _Run(self, order, case, lease, policies).bursts()
+        """One generation, on as many workers as it takes. Raises what the last one did.
+
+        It goes on behind `transcript`, and adds to it: what that has left is given first.
+        """
+        made = transcript or Transcript()
+        return _Run(self, order, case, lease, policies, transcript=made).bursts()
 
     def fail_all(self, error: MlxdError) -> None:
         """From now on nobody waits for a worker: who does, or would, gets `error`."""
@@ -268,15 +278,24 @@ class _Run:
     """One request, over all its workers."""
 
     def __init__(
-        self, replays: Replays, order: Order, case: Case, lease: Lease, policies: PolicySet
+        self,
+        replays: Replays,
+        order: Order,
+        case: Case,
+        lease: Lease,
+        policies: PolicySet,
+        *,
+        transcript: Transcript,
     ) -> None:
         self._replays = replays
         self._order = order
         self._case = case
         self._lease = lease
         self._policies = policies
-        self._transcript = Transcript(replays.tempo_of(order))
-        self._telling = Telling(order.story)
+        self._transcript = transcript
+        transcript.go_on(replays.monotonic(), replays.tempo_of(order))
+        self._resumed = transcript.begun
+        self._telling = Telling(order.story, len(transcript.tokens), transcript.decode_seconds)
         self._interrupted = False
         self._early = False
         """It has run before, and goes on before others begin."""
@@ -286,7 +305,7 @@ class _Run:
         """Tokens that there were when it last did."""
         self._attempt = 0
         """How often it was replayed."""
-        self._seen = False
+        self._seen = order.request.stream and transcript.begun
         """The client has got something of the answer."""
         self._died_at = 0
         """Tokens that there were when the last worker died."""
@@ -309,7 +328,9 @@ class _Run:
                 self._replays.on_replay(outcome)
 
     async def _all(self) -> AsyncGenerator[Burst, None]:
-        while True:
+        while self._transcript.left:
+            yield self._transcript.left.pop(0)
+        while not self._transcript.finished:
             worker = await self._worker()
             turn = self._enter(worker)
             try:
@@ -431,9 +452,12 @@ class _Run:
         """Its end tells what came of it over all its workers."""
         *before, last = burst
         assert isinstance(last, Finished)
+        self._transcript.finished = True
         self._telling.finished(last)
         taken = last.prompt_tokens + last.completion_tokens
         last = replace(last, context_full=taken >= self._order.context)
+        if self._resumed and self._transcript.cached_tokens is not None:
+            last = replace(last, cached_tokens=self._transcript.cached_tokens)
         if self._order.request.tell_context:
             tokens = (*ipc.unpacked(self._transcript.prompt), *self._transcript.tokens)
             last = replace(last, context=tokens)

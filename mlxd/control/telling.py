@@ -38,10 +38,15 @@ def _reason(why: MlxdError | None) -> dict[str, Fact]:
 class Telling:
     """One generation's part in the story of its call."""
 
-    def __init__(self, story: Story) -> None:
+    def __init__(self, story: Story, tokens: int = 0, decode_seconds: float = 0.0) -> None:
+        """`tokens` of its answer there are already, and the time that they took: another call's
+        story has told them.
+        """
         self.listens = True
         """Nothing of the answer has come yet: `hear` is to be told what comes."""
         self._story = story
+        self._tokens = tokens
+        self._decode_seconds = decode_seconds
         self._cached = 0
         self._ended = False
 
@@ -64,10 +69,11 @@ class Telling:
         story, self._ended = self._story, True
         if end.completion_tokens and story.first_token is None:
             story.first_token = story.now  # none of them was text
-        story.completion_tokens += end.completion_tokens
-        story.cached_tokens += end.cached_tokens - self._cached
+        story.completion_tokens += max(0, end.completion_tokens - self._tokens)
+        if not self._tokens:
+            story.cached_tokens += end.cached_tokens - self._cached
         story.prefill_seconds += end.prefill_seconds
-        story.decode_seconds += end.decode_seconds
+        story.decode_seconds += max(0.0, end.decode_seconds - self._decode_seconds)
         self._note(
             "finished", reason=end.reason, completion_tokens=end.completion_tokens,
             prefill_seconds=round(end.prefill_seconds, 4),
@@ -78,8 +84,8 @@ class Telling:
         """It is over, with its end or without; `tokens` of its answer there were."""
         if not self._ended:
             self._ended = True
-            self._story.completion_tokens += tokens
-            self._story.decode_seconds += decode_seconds
+            self._story.completion_tokens += tokens - self._tokens
+            self._story.decode_seconds += decode_seconds - self._decode_seconds
 
     def _accepted(self, start: Started) -> None:
         story, self._cached = self._story, start.cached_tokens

@@ -270,6 +270,7 @@ class Worker(asyncio.Protocol):
             async for burst in generation.bursts():
                 yield burst
         finally:
+            generation.leave()
             await self._settle(generation)
 
     async def canary(self, timeout: float, stall: float) -> None:

@@ -126,7 +126,7 @@ class Completion:
     finished: Finished | None = None
 
 
-class _Fold:
+class Fold:
     """Becomes a Completion, burst by burst."""
 
     def __init__(self) -> None:
@@ -181,17 +181,18 @@ def _joined(run: Sequence[Piece]) -> Piece:
     return type(first)(text, tuple(chain.from_iterable(delta.logprobs for delta in deltas)))
 
 
-async def collect(bursts: AsyncIterator[Burst]) -> Completion:
-    """Fold a generation into one Completion."""
-    fold = _Fold()
+async def collect(bursts: AsyncIterator[Burst], fold: Fold | None = None) -> Completion:
+    """Fold a generation into one Completion; `fold` has what came of it before."""
+    fold = fold or Fold()
     async for burst in bursts:
         fold.add(burst)
     return fold.whole()
 
 
-async def collect_all(bursts: AsyncIterator[tuple[int, Burst]], count: int) -> list[Completion]:
-    """Fold `count` generations, whose bursts come with their numbers."""
-    folds = [_Fold() for _ in range(count)]
+async def collect_all(
+    bursts: AsyncIterator[tuple[int, Burst]], folds: Sequence[Fold]
+) -> list[Completion]:
+    """Fold several generations, whose bursts come with their numbers, one into each of `folds`."""
     async for number, burst in bursts:
         folds[number].add(burst)
     return [fold.whole() for fold in folds]

@@ -66,6 +66,7 @@ from mlxd.server import (
     memory_report,
     policy_report,
     queue_report,
+    resume_report,
     worker_report,
 )
 from mlxd.server.admin import Admin
@@ -78,6 +79,7 @@ from mlxd.server.identity import Identity
 from mlxd.server.listener import Listener, Moved
 from mlxd.server.parts import Parts, State
 from mlxd.server.repeats import Repeats
+from mlxd.server.resume import Resumption
 from mlxd.server.usage_report import count_tokens
 from mlxd.server.watchdog import Heartbeat, Watchdog, end_process, told_by_systemd
 from mlxd.server.webhook import Webhook
@@ -233,6 +235,7 @@ def join(made: Composition, log: Log) -> None:
         Live("memory", parts.guard.apply),
         Live("preload", parts.preloader.apply),
         Live("archive", parts.archive.apply),
+        Live("resume", parts.resumption.apply),
         Live("stories", parts.stories.apply),
         Live("webhook", made.webhook.apply),
         Live("traffic", made.traffic.apply),
@@ -249,6 +252,7 @@ def join(made: Composition, log: Log) -> None:
     load_report.measure(parts)
     queue_report.measure(parts)
     kept_responses.measure(parts)
+    resume_report.measure(parts)
     parts.metrics.watch("mlxd_log_lines_lost", "Log lines that could not be written.", logs.lost)
     parts.metrics.watch(
         "mlxd_traffic_lines_lost",
@@ -390,6 +394,7 @@ def _parts(
             events.record,
         ),
         archive=Archive(ground.clock, ground.store.current),
+        resumption=Resumption(ground.clock, ground.store.current),
         stories=Stories(ground.store.current),
         clock=ground.clock,
         read_memory=read_memory,

@@ -71,7 +71,7 @@ class Parts:
         if self.refusal is not None:
             raise self.refusal
 
-    async def run(self, order, case, lease, policies):
+    async def run(self, order, case, lease, policies, *, transcript):
         self.orders.append(order)
         self.cases.append(case)
         for burst in self.bursts:
