@@ -1,9 +1,9 @@
 """Every message between daemon and worker, and its one encoding (a length, then MessagePack).
 
-Down: `Generate`, `Cancel`, `Budget`, `Trim`, `Ping`, `Shutdown`. Up: `Ready` or `LoadFailed` once;
-then `Accepted` or `Refused` for each `Generate`, `Output` once per engine step, `Need`, `Observed`,
-`Pong`. Every `Generate` is ended
-by exactly one of `Refused`, a piece `Ended`, a piece `Cancelled`, or the end of the socket.
+Down: `Generate`, `Cancel`, `Budget`, `Trim`, `CacheAsk`, `CacheClear`, `Ping`, `Shutdown`. Up:
+`Ready` or `LoadFailed` once; then `Accepted` or `Refused` for each `Generate`, `Output` once per
+engine step, `Need`, `Observed`, `CacheStats`, `Pong`. Every `Generate` is ended by exactly one of
+`Refused`, a piece `Ended`, a piece `Cancelled`, or the end of the socket.
 
 What a worker was asked and has said about a request is enough to go on with it in another one: see
 `Resume`.
@@ -86,6 +86,9 @@ class Budget(msgspec.Struct, frozen=True, tag="budget"):
     """Memory to wire down for a GPU; 0: none."""
     exclusive: bool = False
     """Whether the engine steps only while no other exclusive one does."""
+    prefix_bytes: int = 0
+    """What beginnings of prompts may take that are kept for later ones, beside `bytes`; 0: none are
+    kept. Told to hold less, a worker gives the rest back before its next step, and says so."""
 
 
 class Launch(msgspec.Struct, frozen=True):
@@ -113,6 +116,20 @@ class Launch(msgspec.Struct, frozen=True):
 
 class Trim(msgspec.Struct, frozen=True, tag="trim"):
     """Free the buffers that are kept for reuse."""
+
+
+class CacheAsk(msgspec.Struct, frozen=True, tag="cache_ask"):
+    """Answered by a `CacheStats`, between two steps."""
+
+    id: int
+
+
+class CacheClear(msgspec.Struct, frozen=True, tag="cache_clear"):
+    """Keep no beginning any more that is kept now; answered by a `CacheStats`."""
+
+    id: int
+    disk: bool = False
+    """Nor on disk."""
 
 
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
@@ -274,6 +291,8 @@ class Memory(msgspec.Struct, frozen=True, array_like=True):
     """Freed buffers kept for reuse."""
     peak: int
     """The most of `active` since the engine was last idle."""
+    prefix: int = 0
+    """Of `active`, what beginnings of prompts take that are kept for later ones."""
 
 
 class Need(msgspec.Struct, frozen=True, tag="need"):
@@ -302,6 +321,19 @@ class Observed(msgspec.Struct, frozen=True, tag="observed"):
     """Tokens of its longest sequence."""
 
 
+class Reused(msgspec.Struct, frozen=True, array_like=True):
+    """What request `id`'s prefill begins with."""
+
+    id: int
+    cached_tokens: int
+    """Of its prompt, those that are not computed again."""
+    missed: int = -1
+    """The first token of the prompt in which the nearest beginning that is kept differs; -1: none
+    begins like it, or all that could serve did."""
+    missed_turn: int = -1
+    """Which of the request's messages that token is in; -1: in none of them, or nobody knows."""
+
+
 class Output(msgspec.Struct, frozen=True, tag="output", omit_defaults=True):
     """All pieces of one engine step, in order; empty ones are a sign of life, once a second."""
 
@@ -315,6 +347,23 @@ class Output(msgspec.Struct, frozen=True, tag="output", omit_defaults=True):
     """Requests whose first token this step gave, though its text may not be known yet."""
     taken: list[Taken] = []
     """The answers' tokens, for the case that another worker has to go on with them."""
+    reused: list[Reused] = []
+    """Of those among `started` that looked for a beginning."""
+
+
+class CacheStats(msgspec.Struct, frozen=True, tag="cache_stats"):
+    """What is kept of earlier prompts. `id` is that of what it answers."""
+
+    id: int
+    entries: int = 0
+    """Beginnings in memory."""
+    bytes: int = 0
+    tokens: int = 0
+    """Of all of them; what several share counts for each."""
+    oldest_seconds: float = 0.0
+    """Since the one was used that nobody has used for longest; 0 without any."""
+    disk_entries: int = 0
+    disk_bytes: int = 0
 
 
 class Pong(msgspec.Struct, frozen=True, tag="pong"):
@@ -326,7 +375,7 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
     memory: Memory
 
 
-Down = Generate | Cancel | Budget | Trim | Ping | Shutdown
+Down = Generate | Cancel | Budget | Trim | CacheAsk | CacheClear | Ping | Shutdown
 
 
 class Deaf(msgspec.Struct, frozen=True, tag="deaf"):
@@ -338,7 +387,7 @@ class Deaf(msgspec.Struct, frozen=True, tag="deaf"):
     """0: it is over."""
 
 
-Up = Ready | LoadFailed | Accepted | Refused | Output | Need | Observed | Pong | Deaf
+Up = Ready | LoadFailed | Accepted | Refused | Output | Need | Observed | CacheStats | Pong | Deaf
 
 _encoder = msgspec.msgpack.Encoder()
 _launch = msgspec.json.Decoder(Launch)

@@ -10,6 +10,8 @@ import queue
 
 from mlxd.ipc.messages import (
     Budget,
+    CacheAsk,
+    CacheClear,
     Cancel,
     Cancelled,
     Down,
@@ -51,7 +53,7 @@ class Intake:
                 self.preparation.add(message, size)
             case Cancel():
                 self._cancel(message)
-            case Budget() | Trim():
+            case Budget() | Trim() | CacheAsk() | CacheClear():
                 self.inbox.put([message])
             case Ping():
                 self._pong()

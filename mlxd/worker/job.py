@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from mlxd.core.request import GenerationRequest, Sampling
-from mlxd.ipc.messages import Budget, Cancel, Memory, Shutdown, Trim
+from mlxd.ipc.messages import (
+    Budget,
+    CacheAsk,
+    CacheClear,
+    Cancel,
+    Memory,
+    Shutdown,
+    Trim,
+)
 from mlxd.worker.engine import Constraint
 from mlxd.worker.stops import StopStrings
 
@@ -66,7 +74,7 @@ class Job:
         return self.max_tokens - len(self.earlier)
 
 
-Command = Job | Cancel | Budget | Trim | Shutdown
+Command = Job | Cancel | Budget | Trim | CacheAsk | CacheClear | Shutdown
 Inbox = queue.SimpleQueue[list[Command]]
 
 
