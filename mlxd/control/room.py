@@ -203,10 +203,8 @@ class Room:
         more = max(0, need.bytes - resident.budget.bytes)
         if more and (self.closing or more > self._spare):
             return False
-        if more:
-            judged = self._judge(resident, need.bytes)
-            if not judged.fits or judged.lent:
-                return False
+        if more and not self._is_free(resident, more, self._in_force()):
+            return False
         self._spare -= more
         self._grant(resident, worker, need)
         return True
@@ -268,7 +266,7 @@ class Room:
             most = old.bytes if limit == "auto" else min(old.bytes, int(limit))
             new = replace(new, bytes=max(new.bytes, most))
         more = promised_by(new) - promised_by(old)
-        if more > 0 and not self._inventory.judge_need(resident, more, policies).fits:
+        if more > 0 and not self._is_free(resident, more, policies):
             new = replace(
                 new,
                 bytes=min(new.bytes, old.bytes),
@@ -279,6 +277,11 @@ class Room:
             self.lender.lend()
         self._promise(resident, worker, new.bytes)
         self.changes.tell()
+
+    def _is_free(self, resident: Resident, more: int, policies: PolicySet) -> bool:
+        """Whether nobody need leave for it, nor give anything back."""
+        judged = self._inventory.judge_need(resident, more, policies)
+        return judged.fits and not judged.lent
 
     def _promise(self, resident: Resident, worker: Worker, size: int, answers: int = 0) -> None:
         """Tell a worker what it may hold from now on."""
