@@ -171,6 +171,7 @@ def run(
     paced: bool = False,
     at: Progress | None = None,
     reader: Any = None,
+    cache: Any = None,
 ) -> Wire:
     """All batches are seen at once, or `paced`: one before each step, where None is a time in
     which nothing comes. After the last, the loop runs dry and shuts down.
@@ -207,6 +208,7 @@ def run(
         ledger=Ledger(FOOTPRINT, 32, budget),
         allocator=heap or Heap(),
         turns=Turns(None),
+        cache=cache,
     ).run()
     return wire
 

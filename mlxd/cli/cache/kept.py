@@ -72,9 +72,9 @@ def _row(model: Json) -> tuple[str, ...]:
 
 
 def _cleared(models: Sequence[Json], *, disk: bool) -> Iterator[str]:
-    where = " in memory or on disk" if disk else ""
+    where = "in memory or on disk" if disk else "in memory"
     for model in models:
         if model["answered"]:
-            yield f"{model['name']} keeps nothing{where} of the prompts that it has read"
+            yield f"{model['name']} keeps nothing {where} of the prompts that it has read"
         else:
             yield f"{model['name']} is busy and will forget what it keeps after its present step"
