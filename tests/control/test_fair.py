@@ -241,7 +241,7 @@ def test_what_was_cached_gives_its_client_turns_back() -> None:
     for took in (None, 100.0):
         scheduler, first = full(policies)
         waiting(scheduler, *(of_tenant(t, policies, cost=1000.0) for t in "abababab"))
-        names = []
+        names: list[str] = []
         for _ in range(8):
             mine = took if names[-1:] == ["a"] else None
             scheduler.leave(first, 0.0, 0.0, tokens=1000, took=mine)

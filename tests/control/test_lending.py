@@ -264,7 +264,12 @@ class TestReadings:
         reads: list[int] = []
         inventory = world.residency._inventory
         read = inventory._read_memory
-        inventory._read_memory = lambda: reads.append(1) or read()
+
+        def counted() -> MemoryReading:
+            reads.append(1)
+            return read()
+
+        inventory._read_memory = counted
         for _ in range(20):
             world.once("a")
             world.loop.do(world.worker("a").observed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from mlxd.ipc.messages import CacheStats
@@ -33,7 +33,11 @@ class Store(Protocol):
         """Keep no more than so many bytes from now on."""
         ...
 
-    def entries(self) -> Iterable[Entry]: ...
+    def clear(self) -> None:
+        """Forget all."""
+        ...
+
+    def __iter__(self) -> Iterator[Entry]: ...
 
 
 class Shelved(Protocol):
@@ -68,7 +72,6 @@ class Cache:
         self._store = store
         self._disk = disk
         self._clock = clock
-        self._limit = 0
 
     @property
     def nbytes(self) -> int:
@@ -77,7 +80,6 @@ class Cache:
 
     def shrink(self, nbytes: int) -> bool:
         """Keep no more than so many bytes from now on; says whether that was more before."""
-        self._limit = nbytes
         before = self.nbytes
         if self._store is not None:
             self._store.shrink(nbytes)
@@ -86,14 +88,13 @@ class Cache:
     def clear(self, *, disk: bool) -> None:
         """Keep nothing of what there is now; nor on disk."""
         if self._store is not None:
-            self._store.shrink(0)
-            self._store.shrink(self._limit)
+            self._store.clear()
         if disk and self._disk is not None:
             self._disk.clear()
 
     def stats(self, id: int) -> CacheStats:
         """As the answer to that message."""
-        entries = list(self._store.entries()) if self._store is not None else []
+        entries = list(self._store) if self._store is not None else []
         shelved = self._disk.stats if self._disk is not None else None
         now = self._clock()
         return CacheStats(
