@@ -1,8 +1,8 @@
 """Every message between daemon and worker, and its one encoding (a length, then MessagePack).
 
-Down: `Generate`, `Cancel`, `Budget`, `Trim`, `Ping`, `Shutdown`. Up: `Ready` or `LoadFailed` once;
-then `Accepted` or `Refused` for each `Generate`, `Output` once per engine step, `Need`, `Observed`,
-`Pong`. Every `Generate` is ended
+Down: `Generate`, `Cancel`, `Budget`, `Trim`, `Prefixes`, `Ping`, `Shutdown`. Up: `Ready` or
+`LoadFailed` once; then `Accepted` or `Refused` for each `Generate`, `Output` once per engine step,
+`Need`, `Observed`, `Noted`, `Pong`. Every `Generate` is ended
 by exactly one of `Refused`, a piece `Ended`, a piece `Cancelled`, or the end of the socket.
 
 What a worker was asked and has said about a request is enough to go on with it in another one: see
@@ -88,6 +88,37 @@ class Budget(msgspec.Struct, frozen=True, tag="budget"):
     """Whether the engine steps only while no other exclusive one does."""
 
 
+class PrefixFiles(msgspec.Struct, frozen=True):
+    """Where beginnings of prompts are kept on disk."""
+
+    folder: str
+    """Of all models together."""
+    digest: str
+    """The model's and its adapter's, as `ModelCard` has it."""
+    bytes: int | None = None
+    """As `Prefixes.disk_bytes`, until that comes."""
+
+
+class Warm(msgspec.Struct, frozen=True):
+    """A system prompt to be read before anybody asks."""
+
+    name: str
+    """Says which, for people."""
+    request: GenerationRequest
+    """One that begins with it; only that is read."""
+
+
+class Prefixes(msgspec.Struct, frozen=True, tag="prefixes"):
+    """What beginnings of prompts are worth to the operator, from now on."""
+
+    disk_bytes: int | None = None
+    """For those of all models on disk; 0: none, and those that are there go; None: by what is
+    free."""
+    keep: list[str] = []
+    """Texts of system prompts, with `*` for any text: these leave last."""
+    warm: list[Warm] = []
+
+
 class Launch(msgspec.Struct, frozen=True):
     """What a worker is told on its command line; the only thing that is not a frame."""
 
@@ -109,6 +140,8 @@ class Launch(msgspec.Struct, frozen=True):
     held: bool = False
     """Grammars have held answers of this model before: what that takes is made with the load, and
     not while others stream."""
+    prefixes: PrefixFiles | None = None
+    """None: none are kept on disk."""
 
 
 class Trim(msgspec.Struct, frozen=True, tag="trim"):
@@ -326,7 +359,15 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
     memory: Memory
 
 
-Down = Generate | Cancel | Budget | Trim | Ping | Shutdown
+class Noted(msgspec.Struct, frozen=True, tag="noted"):
+    """Something that an operator should know and that changes nothing for any request. Nothing of a
+    prompt is in it.
+    """
+
+    words: str
+
+
+Down = Generate | Cancel | Budget | Trim | Prefixes | Ping | Shutdown
 
 
 class Deaf(msgspec.Struct, frozen=True, tag="deaf"):
@@ -338,7 +379,7 @@ class Deaf(msgspec.Struct, frozen=True, tag="deaf"):
     """0: it is over."""
 
 
-Up = Ready | LoadFailed | Accepted | Refused | Output | Need | Observed | Pong | Deaf
+Up = Ready | LoadFailed | Accepted | Refused | Output | Need | Observed | Noted | Pong | Deaf
 
 _encoder = msgspec.msgpack.Encoder()
 _launch = msgspec.json.Decoder(Launch)

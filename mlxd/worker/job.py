@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from mlxd.core.request import GenerationRequest, Sampling
-from mlxd.ipc.messages import Budget, Cancel, Memory, Shutdown, Trim
+from mlxd.ipc.messages import Budget, Cancel, Memory, Prefixes, Shutdown, Trim
 from mlxd.worker.engine import Constraint
 from mlxd.worker.stops import StopStrings
 
 if TYPE_CHECKING:
+    from mlxd.worker.prefix.reader import Read
     from mlxd.worker.sampling import Guard
 
 Grammar: TypeAlias = "Callable[[Guard, list[int]], Constraint]"
@@ -66,7 +67,16 @@ class Job:
         return self.max_tokens - len(self.earlier)
 
 
-Command = Job | Cancel | Budget | Trim | Shutdown
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """An entry that requests wait for came from the disk."""
+
+    name: str
+    read: Read | None
+    """None: it did not come."""
+
+
+Command = Job | Cancel | Budget | Trim | Prefixes | Fetched | Shutdown
 Inbox = queue.SimpleQueue[list[Command]]
 
 

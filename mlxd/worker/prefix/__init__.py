@@ -1,0 +1,1 @@
+"""What was read before: beginnings of prompts, in memory and on disk."""
