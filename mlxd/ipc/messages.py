@@ -63,6 +63,8 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     """Set where another worker has begun it."""
     context_key: str = ""
     """The policy that allows no more `context`; empty: the model does not."""
+    owner: str = ""
+    """Whose prompts may begin with what was read for this one; the system's turn serves all."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

@@ -31,6 +31,9 @@ from mlxd.worker.markup import Markup
 from mlxd.worker.measure import footprint_of
 from mlxd.worker.mlx_engine import MlxEngine
 from mlxd.worker.pooling import recipe_of
+from mlxd.worker.prefix.boundaries import Outlines
+from mlxd.worker.prefix.snapshot import can_be_kept, can_be_trimmed
+from mlxd.worker.prefix.store import Store
 from mlxd.worker.prompt import Prompter
 from mlxd.worker.reading import EncoderReader, Reader
 from mlxd.worker.readings import Reads
@@ -60,6 +63,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
     )
     if launch.held:
         grammars.prepare()
+    prefixes = _prefixes(loaded)
     intake.progress.measure = allocator.measure
     intake.preparation.checks = Checks(
         prompter=Prompter(loaded.tokenizer),
@@ -67,9 +71,10 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         vocabulary=loaded.vocabulary,
         context=launch.context,
         answers=not loaded.encodes,
+        outlines=None if prefixes is None else Outlines(loaded.tokenizer),
     )
     loop = Loop(
-        partial(_engine, loaded),
+        partial(_engine, loaded, prefixes),
         link,
         intake.inbox,
         intake.progress,
@@ -148,10 +153,21 @@ def _reader(loaded: Loaded, folder: Path, detokenizers: Detokenizers) -> Reads:
     return Reader(loaded.model, loaded.width, loaded.kv, recipe, scorer)
 
 
-def _engine(loaded: Loaded) -> Engine:
+def _prefixes(loaded: Loaded) -> Store | None:
+    """Where nothing of the model's caches is kept: None. It keeps nothing until it is told how many
+    bytes it may.
+    """
+    caches = make_prompt_cache(loaded.model) if loaded.batchable else []
+    return Store(trimmable=can_be_trimmed(caches)) if can_be_kept(caches) else None
+
+
+def _engine(loaded: Loaded, prefixes: Store | None) -> Engine:
+    """What is kept may be what broke the engine before."""
+    if prefixes is not None:
+        prefixes.clear()
     stop_tokens = loaded.tokenizer.eos_token_ids
     if loaded.batchable:
-        return MlxEngine(loaded.model, stop_tokens)
+        return MlxEngine(loaded.model, stop_tokens, prefixes=prefixes)
     return SerialEngine(loaded.model, stop_tokens, loaded.kv)
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.grammar.source import is_held
-from mlxd.ipc.messages import Generate, Resume, unpacked
+from mlxd.ipc.messages import Generate, Resume, packed, unpacked
 from mlxd.worker.grammar import Grammars
 from mlxd.worker.job import Echo, Grammar, Job
+from mlxd.worker.prefix.boundaries import Outlines
+from mlxd.worker.prefix.outline import Outline
 from mlxd.worker.prompt import Prompter, Rendered
 from mlxd.worker.refusal import Refusal
 from mlxd.worker.room import CountingRoom, InputRoom, Room
@@ -31,6 +33,8 @@ class Checks:
     context: int
     answers: bool = True
     """Whether the model produces text."""
+    outlines: Outlines | None = None
+    """None: nothing that is read is kept for other prompts."""
 
     def job_of(self, generate: Generate) -> Job:
         """Raises Refusal."""
@@ -43,6 +47,7 @@ class Checks:
         rendered, earlier = self._rendered(generate, room)
         self._check_prompt(rendered.tokens, room, _name_of(request))
         may_think = self._may_think(request)
+        ids = packed(rendered.tokens)
         return Job(
             id=generate.id,
             request=request,
@@ -57,6 +62,9 @@ class Checks:
             wait_seconds=generate.wait_seconds,
             earlier=earlier,
             echo=self._echo(generate, rendered),
+            ids=ids,
+            owner=generate.owner,
+            outline=self._outline(request, rendered, ids),
         )
 
     def prompt_of(self, generate: Generate) -> tuple[str, list[int]]:
@@ -90,6 +98,12 @@ class Checks:
         prompt, earlier = _begun(generate.resume)
         self._check_ids(earlier, "resume")
         return replace(self.prompter.rendered(prompt), text=generate.request.text), earlier
+
+    def _outline(self, request: GenerationRequest, rendered: Rendered, ids: bytes) -> Outline:
+        if self.outlines is None or request.want != "answer":
+            return Outline()
+        added = self.prompter.added_before(rendered)
+        return self.outlines.of(request, rendered.tokens, ids, rendered.text, added)
 
     def _echo(self, generate: Generate, rendered: Rendered) -> Echo | None:
         told = generate.resume is not None and generate.resume.echoed

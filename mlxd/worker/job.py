@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from mlxd.core.request import GenerationRequest, Sampling
-from mlxd.ipc.messages import Budget, Cancel, Memory, Prefixes, Shutdown, Trim
+from mlxd.ipc.messages import Budget, Cancel, Memory, Prefixes, Shutdown, Trim, packed
 from mlxd.worker.engine import Constraint
+from mlxd.worker.prefix.outline import Outline
 from mlxd.worker.stops import StopStrings
 
 if TYPE_CHECKING:
@@ -54,6 +55,16 @@ class Job:
     """The answer's tokens so far, where another worker has begun it."""
     echo: Echo | None = None
     """None also where another worker has told it."""
+    ids: bytes = b""
+    """`tokens`, packed; empty: not done yet."""
+    owner: str = ""
+    outline: Outline = field(default_factory=Outline)
+    """Where its prompt's turns begin."""
+
+    @property
+    def packed(self) -> bytes:
+        """Its prompt."""
+        return self.ids or packed(self.tokens)
 
     @property
     def reads(self) -> bool:

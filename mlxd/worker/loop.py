@@ -25,7 +25,6 @@ from mlxd.ipc.messages import (
     Refused,
     Shutdown,
     Trim,
-    packed,
 )
 from mlxd.worker.allocator import Allocator, is_exhaustion
 from mlxd.worker.budget import Claim, Ledger
@@ -472,7 +471,7 @@ class Loop:
 
 
 def _accepted(job: Job) -> Accepted:
-    return Accepted(job.id, len(job.tokens), prompt=packed(job.tokens))
+    return Accepted(job.id, len(job.tokens), prompt=job.packed)
 
 
 def _told(job: Job) -> list[Piece]:

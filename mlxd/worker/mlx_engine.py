@@ -17,7 +17,15 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, GenerationBatch, PromptProcessingBatch
 
 from mlxd.core.footprint import PREFILL_ALONE, PREFILL_ROWS, chunk_tokens
-from mlxd.worker.engine import COMPLETION_BATCH, Constraint, Processor, Prompt, Sampler, Step
+from mlxd.worker.engine import (
+    COMPLETION_BATCH,
+    Constraint,
+    Prefixes,
+    Processor,
+    Prompt,
+    Sampler,
+    Step,
+)
 from mlxd.worker.masks import masked
 from mlxd.worker.pace import Pace
 from mlxd.worker.sampling import greedy
@@ -123,6 +131,7 @@ class MlxEngine:
         model: Any,
         stop_tokens: Iterable[int],
         *,
+        prefixes: Prefixes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
