@@ -35,6 +35,7 @@ from mlxd.worker.prompt import Prompter
 from mlxd.worker.reading import EncoderReader, Reader
 from mlxd.worker.readings import Reads
 from mlxd.worker.serial import SerialEngine
+from mlxd.worker.tuning import Tuned
 from mlxd.worker.turns import Turns
 
 
@@ -68,8 +69,9 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         context=launch.context,
         answers=not loaded.encodes,
     )
+    tuned = Tuned()
     loop = Loop(
-        partial(_engine, loaded),
+        partial(_engine, loaded, tuned),
         link,
         intake.inbox,
         intake.progress,
@@ -83,6 +85,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         ledger=Ledger(footprint, COMPLETION_BATCH if loaded.batchable else 1, launch.budget),
         allocator=allocator,
         turns=turns,
+        tuned=tuned,
     )
     ready = Ready(
         batchable=loaded.batchable,
@@ -148,11 +151,11 @@ def _reader(loaded: Loaded, folder: Path, detokenizers: Detokenizers) -> Reads:
     return Reader(loaded.model, loaded.width, loaded.kv, recipe, scorer)
 
 
-def _engine(loaded: Loaded) -> Engine:
+def _engine(loaded: Loaded, tuned: Tuned) -> Engine:
     stop_tokens = loaded.tokenizer.eos_token_ids
     if loaded.batchable:
-        return MlxEngine(loaded.model, stop_tokens)
-    return SerialEngine(loaded.model, stop_tokens, loaded.kv)
+        return MlxEngine(loaded.model, stop_tokens, tuned=tuned)
+    return SerialEngine(loaded.model, stop_tokens, loaded.kv, tuned=tuned)
 
 
 def _finish() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from mlxd.core.request import GenerationRequest, Sampling
-from mlxd.ipc.messages import Budget, Cancel, Memory, Shutdown, Trim
+from mlxd.ipc.messages import Budget, Cancel, Memory, Shutdown, Trim, Tuning
 from mlxd.worker.engine import Constraint
 from mlxd.worker.stops import StopStrings
 
@@ -66,7 +66,7 @@ class Job:
         return self.max_tokens - len(self.earlier)
 
 
-Command = Job | Cancel | Budget | Trim | Shutdown
+Command = Job | Cancel | Budget | Tuning | Trim | Shutdown
 Inbox = queue.SimpleQueue[list[Command]]
 
 
