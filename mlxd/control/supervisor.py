@@ -18,6 +18,7 @@ from mlxd.control.breaker import REFUSED, RESTING, State
 from mlxd.control.changes import Changes
 from mlxd.control.process import UNKNOWN, Known
 from mlxd.control.slot import Slot
+from mlxd.control.tuning import tuning_of
 from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock
 from mlxd.core.errors import InsufficientMemory, MlxdError, ModelLoadFailed
@@ -87,6 +88,9 @@ class Supervisor:
     def apply(self, new: PolicySet) -> None:
         """Waits and limits follow `new`; what has happened is remembered."""
         self._policies = new
+        tuning = tuning_of(new)
+        for worker in self.workers():
+            worker.tune(tuning)
         self.changes.tell()
 
     # -- what there is
@@ -207,6 +211,7 @@ class Supervisor:
             log.info("worker for %s started, pid %s", name, worker.pid)
             slot.worker = worker
             prepare(worker)
+            worker.tune(tuning_of(self._policies))
             worker.on_grammar = partial(self._held.add, spec)
             worker.on_token = partial(self._delivered, slot)
             worker.on_end = partial(self._ended, slot, worker.on_end)

@@ -82,6 +82,7 @@ class Worker(asyncio.Protocol):
         """The last one that it told of."""
         self._clock = clock
         self._process = process
+        self._tuning: ipc.Tuning | None = None
         self.victims = 0
         """How many generations its end has cut off."""
         self._pulse = Pulse(ask=self._ask, condemn=self.condemn)
@@ -188,6 +189,12 @@ class Worker(asyncio.Protocol):
         """What the engine may hold from now on; with `answers`, the answer to a `Need`."""
         self.budget = replace(budget, answers=0)
         self._send(budget)
+
+    def tune(self, tuning: ipc.Tuning) -> None:
+        """How the engine shares its time between prompts and answers from now on."""
+        if tuning != self._tuning:
+            self._tuning = tuning
+            self._send(tuning)
 
     def trim(self) -> None:
         """Have the engine free the buffers that it keeps for reuse."""

@@ -1,8 +1,8 @@
 """Every message between daemon and worker, and its one encoding (a length, then MessagePack).
 
-Down: `Generate`, `Cancel`, `Budget`, `Trim`, `Prefixes`, `Ping`, `Shutdown`. Up: `Ready` or
-`LoadFailed` once; then `Accepted` or `Refused` for each `Generate`, `Output` once per engine step,
-`Need`, `Observed`, `Noted`, `Pong`. Every `Generate` is ended
+Down: `Generate`, `Cancel`, `Budget`, `Tuning`, `Trim`, `Prefixes`, `Ping`, `Shutdown`. Up: `Ready`
+or `LoadFailed` once; then `Accepted` or `Refused` for each `Generate`, `Output` once per engine
+step, `Need`, `Observed`, `Noted`, `Pong`. Every `Generate` is ended
 by exactly one of `Refused`, a piece `Ended`, a piece `Cancelled`, or the end of the socket.
 
 What a worker was asked and has said about a request is enough to go on with it in another one: see
@@ -119,6 +119,19 @@ class Prefixes(msgspec.Struct, frozen=True, tag="prefixes"):
     keep: list[str] = []
     """Texts of system prompts, with `*` for any text: these leave last."""
     warm: list[Warm] = []
+
+
+class Tuning(msgspec.Struct, frozen=True, tag="tuning"):
+    """How the engine shares its time between prompts and answers, from now on."""
+
+    stall_seconds: float = 0.1
+    """limits.batching.stall_target: of prefill at one time."""
+    min_chunk: int = 32
+    """limits.batching.min_chunk: tokens that are read at one time, however long they take."""
+    decode_share: float = 0.15
+    """limits.batching.decode_share: of the time, for running answers, while prompts wait."""
+    max_tokens: int = 0
+    """limits.tokens.max_batch_tokens: read at one time at most; 0: what memory is counted for."""
 
 
 class Launch(msgspec.Struct, frozen=True):
@@ -337,6 +350,19 @@ class Observed(msgspec.Struct, frozen=True, tag="observed"):
     """Tokens of its longest sequence."""
 
 
+class Reused(msgspec.Struct, frozen=True, array_like=True):
+    """What request `id`'s prefill begins with."""
+
+    id: int
+    cached_tokens: int
+    """Of its prompt, those that are not computed again."""
+    missed: int = -1
+    """The first token of the prompt in which the nearest beginning that is kept differs; -1: none
+    begins like it, or all that could serve did."""
+    missed_turn: int = -1
+    """Which of the request's messages that token is in; -1: in none of them, or nobody knows."""
+
+
 class Output(msgspec.Struct, frozen=True, tag="output", omit_defaults=True):
     """All pieces of one engine step, in order; empty ones are a sign of life, once a second."""
 
@@ -350,6 +376,8 @@ class Output(msgspec.Struct, frozen=True, tag="output", omit_defaults=True):
     """Requests whose first token this step gave, though its text may not be known yet."""
     taken: list[Taken] = []
     """The answers' tokens, for the case that another worker has to go on with them."""
+    reused: list[Reused] = []
+    """Of those among `started` that looked for a beginning."""
 
 
 class Pong(msgspec.Struct, frozen=True, tag="pong"):
@@ -369,7 +397,7 @@ class Noted(msgspec.Struct, frozen=True, tag="noted"):
     words: str
 
 
-Down = Generate | Cancel | Budget | Trim | Prefixes | Ping | Shutdown
+Down = Generate | Cancel | Budget | Tuning | Trim | Prefixes | Ping | Shutdown
 
 
 class Deaf(msgspec.Struct, frozen=True, tag="deaf"):

@@ -38,6 +38,7 @@ from mlxd.worker.prompt import Prompter
 from mlxd.worker.reading import EncoderReader, Reader
 from mlxd.worker.readings import Reads
 from mlxd.worker.serial import SerialEngine
+from mlxd.worker.tuning import Tuned
 from mlxd.worker.turns import Turns
 
 
@@ -73,8 +74,9 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         answers=not loaded.encodes,
         outlines=None if prefixes is None else Outlines(loaded.tokenizer),
     )
+    tuned = Tuned()
     loop = Loop(
-        partial(_engine, loaded, prefixes),
+        partial(_engine, loaded, prefixes, tuned),
         link,
         intake.inbox,
         intake.progress,
@@ -88,6 +90,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         ledger=Ledger(footprint, COMPLETION_BATCH if loaded.batchable else 1, launch.budget),
         allocator=allocator,
         turns=turns,
+        tuned=tuned,
     )
     ready = Ready(
         batchable=loaded.batchable,
@@ -161,14 +164,14 @@ def _prefixes(loaded: Loaded) -> Store | None:
     return Store(trimmable=can_be_trimmed(caches)) if can_be_kept(caches) else None
 
 
-def _engine(loaded: Loaded, prefixes: Store | None) -> Engine:
+def _engine(loaded: Loaded, prefixes: Store | None, tuned: Tuned) -> Engine:
     """What is kept may be what broke the engine before."""
     if prefixes is not None:
         prefixes.clear()
     stop_tokens = loaded.tokenizer.eos_token_ids
     if loaded.batchable:
-        return MlxEngine(loaded.model, stop_tokens, prefixes=prefixes)
-    return SerialEngine(loaded.model, stop_tokens, loaded.kv)
+        return MlxEngine(loaded.model, stop_tokens, prefixes=prefixes, tuned=tuned)
+    return SerialEngine(loaded.model, stop_tokens, loaded.kv, tuned=tuned)
 
 
 def _finish() -> None:

@@ -19,6 +19,7 @@ from mlxd.ipc.messages import (
     Pong,
     Shutdown,
     Trim,
+    Tuning,
     decode_down,
 )
 from mlxd.worker.job import Inbox, Progress
@@ -51,7 +52,7 @@ class Intake:
                 self.preparation.add(message, size)
             case Cancel():
                 self._cancel(message)
-            case Budget() | Trim():
+            case Budget() | Tuning() | Trim():
                 self.inbox.put([message])
             case Ping():
                 self._pong()

@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from mlxd.core.request import GenerationRequest, Sampling
-from mlxd.ipc.messages import Budget, Cancel, Memory, Prefixes, Shutdown, Trim, packed
+from mlxd.ipc.messages import (
+    Budget,
+    Cancel,
+    Memory,
+    Prefixes,
+    Shutdown,
+    Trim,
+    Tuning,
+    packed,
+)
 from mlxd.worker.engine import Constraint
 from mlxd.worker.prefix.outline import Outline
 from mlxd.worker.stops import StopStrings
@@ -87,7 +96,7 @@ class Fetched:
     """None: it did not come."""
 
 
-Command = Job | Cancel | Budget | Trim | Prefixes | Fetched | Shutdown
+Command = Job | Cancel | Budget | Tuning | Trim | Prefixes | Fetched | Shutdown
 Inbox = queue.SimpleQueue[list[Command]]
 
 

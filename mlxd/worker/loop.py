@@ -23,12 +23,14 @@ from mlxd.ipc.messages import (
     Output,
     Piece,
     Refused,
+    Reused,
     Shutdown,
     Trim,
+    Tuning,
 )
 from mlxd.worker.allocator import Allocator, is_exhaustion
 from mlxd.worker.budget import Claim, Ledger
-from mlxd.worker.engine import Engine, Step, Token
+from mlxd.worker.engine import Engine, Prefixes, Prompt, Reuse, Step, Token
 from mlxd.worker.job import Command, Inbox, Job, Progress
 from mlxd.worker.link import Link
 from mlxd.worker.making import Maker
@@ -36,6 +38,7 @@ from mlxd.worker.readings import Readings, Reads
 from mlxd.worker.refusal import Refusal
 from mlxd.worker.running import Running
 from mlxd.worker.sampling import Guard
+from mlxd.worker.tuning import Tuned
 from mlxd.worker.turns import Turns
 
 MEMORY_EVERY = 64
@@ -65,7 +68,10 @@ class Loop:
         ledger: Ledger,
         allocator: Allocator,
         turns: Turns,
+        tuned: Tuned | None = None,
+        prefixes: Prefixes | None = None,
     ) -> None:
+        """`tuned` and `prefixes` are those of the engines that are made."""
         self._make_engine = make_engine
         self._engine = make_engine()
         self._link = link
@@ -76,6 +82,8 @@ class Loop:
         self._ledger = ledger
         self._allocator = allocator
         self._turns = turns
+        self._tuned = tuned or Tuned()
+        self._prefixes = prefixes
         self._waiting: dict[int, Job] = {}
         """Those that the ledger has not admitted."""
         self._running: dict[int, Running] = {}
@@ -163,6 +171,8 @@ class Loop:
                 self._ledger.set_budget(command)
                 self._allocator.apply(command)
                 self._turns.exclusive = command.exclusive
+            case Tuning():
+                self._tuned.now = command
             case Trim():
                 self._allocator.trim()
                 self._memory_due = self._progress.step
@@ -226,15 +236,19 @@ class Loop:
         except ValueError as error:
             self._insert_apart(jobs, str(error))
             return
-        for uid, job, guard in zip(uids, jobs, guards, strict=True):
+        for uid, job, guard, prompt in zip(uids, jobs, guards, prompts, strict=True):
             self._running[uid] = self._maker.running(job, guard)
             self._uids[job.id] = uid
             if not told:
-                self._link.send(_accepted(job))
+                self._link.send(_accepted(job, self._reach(job, prompt)))
         self._count()
         pieces = [piece for job in jobs for piece in _told(job)]
         if pieces:
             self._report(pieces)
+
+    def _reach(self, job: Job, prompt: Prompt) -> int:
+        """How much of its prompt would be found now."""
+        return min(self._prefixes.reach(prompt), len(job.tokens)) if self._prefixes else 0
 
     def _insert_apart(self, jobs: list[Job], reason: str) -> None:
         """The engine refuses a list whole: find out whose fault it is."""
@@ -389,12 +403,13 @@ class Loop:
             self._mend()
             return
         self._progress.step += 1
+        reused = self._reuse(step.reused)
         started = self._start(step.started, before)
         now = time.perf_counter()
         runs = [self._running[token.uid] for token in step.tokens]
         pieces, begun, failed = self._take(runs, step.tokens, now)
         if pieces or started or begun or now - self._reported >= SIGN_OF_LIFE_SECONDS:
-            self._report(pieces, started, begun, runs)
+            self._report(pieces, started, begun, runs, reused)
         for running in failed:
             self._fail(running)
         self._look()
@@ -430,6 +445,16 @@ class Loop:
             running.started = now
         return [running.job.id for running in first]
 
+    def _reuse(self, reuses: Iterable[Reuse]) -> list[Reused]:
+        """What is found for those whose prefill begins for the first time here."""
+        told = []
+        for reuse in reuses:
+            running = self._running[reuse.uid]
+            if not running.started:
+                running.cached = min(reuse.cached, len(running.job.tokens))
+                told.append(Reused(running.job.id, running.cached, reuse.missed))
+        return told
+
     def _fail(self, running: Running) -> None:
         words = f"sampling failed: {running.guard.error}"
         self._link.send(Refused(running.job.id, "invalid_request", words))
@@ -458,6 +483,7 @@ class Loop:
         started: Sequence[int] = (),
         begun: Sequence[int] = (),
         runs: Iterable[Running] = (),
+        reused: Iterable[Reused] = (),
     ) -> None:
         """`runs`: those whose tokens gave the pieces."""
         step = self._progress.step
@@ -467,11 +493,13 @@ class Loop:
             memory = self._allocator.measure()
             self._memory_due = step + MEMORY_EVERY
         taken = [told for running in runs if (told := running.tell()) is not None]
-        self._link.send(Output(step, pieces, memory, list(started), list(begun), taken))
+        self._link.send(
+            Output(step, pieces, memory, list(started), list(begun), taken, list(reused))
+        )
 
 
-def _accepted(job: Job) -> Accepted:
-    return Accepted(job.id, len(job.tokens), prompt=job.packed)
+def _accepted(job: Job, cached: int = 0) -> Accepted:
+    return Accepted(job.id, len(job.tokens), cached, prompt=job.packed)
 
 
 def _told(job: Job) -> list[Piece]:
