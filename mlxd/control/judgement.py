@@ -41,6 +41,8 @@ class Judgement:
     """Who leaves, or would have to, in order."""
     spares: Spares = ""
     """Which time under memory.eviction is to be waited for."""
+    lent: int = 0
+    """Of the bytes asked for, those that are lent and have to be given back before."""
 
     @property
     def fits(self) -> bool:

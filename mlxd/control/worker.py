@@ -12,6 +12,7 @@ import math
 import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -33,7 +34,7 @@ from mlxd.core.errors import (
     WorkerCrashed,
     WorkerStalled,
 )
-from mlxd.core.events import Burst, Started
+from mlxd.core.events import Burst
 from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
 from mlxd.core.request import Want
@@ -88,6 +89,7 @@ class Worker(asyncio.Protocol):
         self._pulse = Pulse(ask=self._ask, condemn=self.condemn)
         self._farewell = Farewell(self, clock, self._pulse)
         self._pong: asyncio.Future[ipc.Pong | None] | None = None
+        self._cache_asks: dict[int, asyncio.Future[ipc.CacheStats | None]] = {}
         self._buried = asyncio.Event()
         self._verdict: Verdict | None = None
         self._frames = ipc.FrameReader()
@@ -213,6 +215,14 @@ class Worker(asyncio.Protocol):
         except TimeoutError:
             return None
 
+    async def cache_stats(self, timeout: float) -> ipc.CacheStats | None:
+        """What it keeps of earlier prompts; None: it did not say so in time, or is gone."""
+        return await self._about_cache(ipc.CacheAsk, timeout)
+
+    async def clear_cache(self, timeout: float, *, disk: bool) -> ipc.CacheStats | None:
+        """Have it keep nothing of them, nor on `disk`; what there is then. None as above."""
+        return await self._about_cache(partial(ipc.CacheClear, disk=disk), timeout)
+
     async def until_ready(self) -> ipc.Ready:
         """Wait for the model to be loaded. Raises ModelLoadFailed; the worker is then over."""
         return await asyncio.shield(self._became_ready)
@@ -227,17 +237,10 @@ class Worker(asyncio.Protocol):
         """
         generation = self._begin(order, transcript or Transcript())
         try:
-            accepted = await generation.accepted()
+            start = await generation.accepted()
             if not generation.transcript.told_start:
                 generation.transcript.told_start = True
-                yield (
-                    Started(
-                        accepted.prompt_tokens,
-                        accepted.cached_tokens,
-                        self._clock.monotonic() - order.arrived,
-                        order.fingerprint,
-                    ),
-                )
+                yield (start,)
             async for burst in generation.bursts():
                 yield burst
         finally:
@@ -396,10 +399,8 @@ class Worker(asyncio.Protocol):
                 self._serve(message)
             case ipc.LoadFailed():
                 self._fail_load(message.reason, final=True)
-            case ipc.Need():
-                self._answer_need(message)
-            case ipc.Observed():
-                self._note_observed(message)
+            case ipc.Need() | ipc.Observed() | ipc.CacheStats():
+                self._hear_of_memory(message)
             case ipc.Deaf():
                 self._note_deaf(message)
             case ipc.Pong():
@@ -407,6 +408,15 @@ class Worker(asyncio.Protocol):
                 self.memory = message.memory
                 self.step = message.step
                 self._answer_ping(message)
+
+    def _hear_of_memory(self, message: ipc.Need | ipc.Observed | ipc.CacheStats) -> None:
+        match message:
+            case ipc.Need():
+                self._answer_need(message)
+            case ipc.Observed():
+                self._note_observed(message)
+            case ipc.CacheStats():
+                self._note_cache(message.id, message)
 
     def _note_deaf(self, deaf: ipc.Deaf) -> None:
         self._pulse.forgiven = self._clock.monotonic() + deaf.seconds
@@ -420,6 +430,11 @@ class Worker(asyncio.Protocol):
     def _note_work(self) -> None:
         if self.on_work is not None:
             self.on_work()
+
+    def _note_cache(self, id: int, stats: ipc.CacheStats | None) -> None:
+        asked = self._cache_asks.pop(id, None)
+        if asked is not None and not asked.done():
+            asked.set_result(stats)
 
     def _answer_ping(self, pong: ipc.Pong | None) -> None:
         if self._pong is not None and not self._pong.done():
@@ -443,13 +458,8 @@ class Worker(asyncio.Protocol):
         self.step = output.step
         if output.memory is not None:
             self.memory = output.memory
-        for id in output.started:
-            if id in self._generations:
-                self._generations[id].started()
-        for id in output.begun:
-            if id in self._generations:
-                self._generations[id].begun()
-                self._tell_of_token()
+        if output.started or output.begun:
+            self._note_beginnings(output)
         for piece in output.pieces:
             generation = self._generations.get(piece.id)
             if generation is not None:
@@ -458,6 +468,18 @@ class Worker(asyncio.Protocol):
             generation = self._generations.get(taken.id)
             if generation is not None:
                 generation.note(taken.tokens)
+
+    def _note_beginnings(self, output: ipc.Output) -> None:
+        for id in output.started:
+            if id in self._generations:
+                self._generations[id].started()
+        for reused in output.reused:
+            if reused.id in self._generations:
+                self._generations[reused.id].reused(reused)
+        for id in output.begun:
+            if id in self._generations:
+                self._generations[id].begun()
+                self._tell_of_token()
 
     def _tell_of_token(self) -> None:
         """Once: the first token shows that it works."""
@@ -481,6 +503,8 @@ class Worker(asyncio.Protocol):
             self._pulse,
             transcript,
             priority=order.priority,
+            arrived=order.arrived,
+            fingerprint=order.fingerprint,
         )
         self._next_id += 1
         self._generations[generation.id] = generation
@@ -494,6 +518,23 @@ class Worker(asyncio.Protocol):
 
     def _ask(self) -> None:
         self._send(ipc.Ping())
+
+    async def _about_cache(
+        self, ask: Callable[[int], ipc.CacheAsk | ipc.CacheClear], timeout: float
+    ) -> ipc.CacheStats | None:
+        if self._transport is None or self.ready is None:
+            return None
+        id, self._next_id = self._next_id, self._next_id + 1
+        told: asyncio.Future[ipc.CacheStats | None] = asyncio.get_running_loop().create_future()
+        self._cache_asks[id] = told
+        self._send(ask(id))
+        try:
+            async with within(self._clock, timeout):
+                return await told
+        except TimeoutError:
+            return None
+        finally:
+            self._cache_asks.pop(id, None)
 
     async def _settle(self, generation: Generation) -> None:
         """Cancel a generation that was left before its end, and wait for the worker's word.
@@ -526,6 +567,8 @@ class Worker(asyncio.Protocol):
             self._transport.close()
             self._transport = None
         self._answer_ping(None)
+        for id in list(self._cache_asks):
+            self._note_cache(id, None)
         asked = self._stopping and not self._lost and self._verdict is None
         self.exit = Exit(status, asked, self._verdict)
         self._fail_load("its worker ended before the model was loaded")

@@ -60,6 +60,7 @@ from mlxd.policy.store import Live, PolicyStore
 from mlxd.policy.watch import Watcher
 from mlxd.server import (
     adaptive_report,
+    cache_report,
     kept_responses,
     memory_report,
     policy_report,
@@ -238,6 +239,7 @@ def join(made: Composition, log: Log) -> None:
     policy_report.measure(parts)
     adaptive_report.measure(parts)
     memory_report.measure(parts)
+    cache_report.measure(parts)
     worker_report.measure(parts)
     queue_report.measure(parts)
     kept_responses.measure(parts)

@@ -1,9 +1,10 @@
 """Every message between daemon and worker, and its one encoding (a length, then MessagePack).
 
-Down: `Generate`, `Cancel`, `Budget`, `Tuning`, `Trim`, `Prefixes`, `Ping`, `Shutdown`. Up: `Ready`
-or `LoadFailed` once; then `Accepted` or `Refused` for each `Generate`, `Output` once per engine
-step, `Need`, `Observed`, `Noted`, `Pong`. Every `Generate` is ended
-by exactly one of `Refused`, a piece `Ended`, a piece `Cancelled`, or the end of the socket.
+Down: `Generate`, `Cancel`, `Budget`, `Tuning`, `Trim`, `Prefixes`, `CacheAsk`, `CacheClear`,
+`Ping`, `Shutdown`. Up: `Ready` or `LoadFailed` once; then `Accepted` or `Refused` for each
+`Generate`, `Output` once per engine step, `Need`, `Observed`, `CacheStats`, `Noted`, `Pong`. Every
+`Generate` is ended by exactly one of `Refused`, a piece `Ended`, a piece `Cancelled`, or the end of
+the socket.
 
 What a worker was asked and has said about a request is enough to go on with it in another one: see
 `Resume`.
@@ -88,6 +89,9 @@ class Budget(msgspec.Struct, frozen=True, tag="budget"):
     """Memory to wire down for a GPU; 0: none."""
     exclusive: bool = False
     """Whether the engine steps only while no other exclusive one does."""
+    prefix_bytes: int = 0
+    """What beginnings of prompts may take that are kept for later ones, beside `bytes`; 0: none are
+    kept. Told to hold less, a worker gives the rest back before its next step, and says so."""
 
 
 class PrefixFiles(msgspec.Struct, frozen=True):
@@ -161,6 +165,20 @@ class Launch(msgspec.Struct, frozen=True):
 
 class Trim(msgspec.Struct, frozen=True, tag="trim"):
     """Free the buffers that are kept for reuse."""
+
+
+class CacheAsk(msgspec.Struct, frozen=True, tag="cache_ask"):
+    """Answered by a `CacheStats`, between two steps."""
+
+    id: int
+
+
+class CacheClear(msgspec.Struct, frozen=True, tag="cache_clear"):
+    """Keep no beginning any more that is kept now; answered by a `CacheStats`."""
+
+    id: int
+    disk: bool = False
+    """Nor on disk."""
 
 
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
@@ -322,6 +340,8 @@ class Memory(msgspec.Struct, frozen=True, array_like=True):
     """Freed buffers kept for reuse."""
     peak: int
     """The most of `active` since the engine was last idle."""
+    prefix: int = 0
+    """Of `active`, what beginnings of prompts take that are kept for later ones."""
 
 
 class Need(msgspec.Struct, frozen=True, tag="need"):
@@ -380,6 +400,21 @@ class Output(msgspec.Struct, frozen=True, tag="output", omit_defaults=True):
     """Of those among `started` that looked for a beginning."""
 
 
+class CacheStats(msgspec.Struct, frozen=True, tag="cache_stats"):
+    """What is kept of earlier prompts. `id` is that of what it answers."""
+
+    id: int
+    entries: int = 0
+    """Beginnings in memory."""
+    bytes: int = 0
+    tokens: int = 0
+    """Of all of them; what several share counts for each."""
+    oldest_seconds: float = 0.0
+    """Since the one was used that nobody has used for longest; 0 without any."""
+    disk_entries: int = 0
+    disk_bytes: int = 0
+
+
 class Pong(msgspec.Struct, frozen=True, tag="pong"):
     """The answer to `Ping`."""
 
@@ -397,7 +432,18 @@ class Noted(msgspec.Struct, frozen=True, tag="noted"):
     words: str
 
 
-Down = Generate | Cancel | Budget | Tuning | Trim | Prefixes | Ping | Shutdown
+Down = (
+    Generate
+    | Cancel
+    | Budget
+    | Tuning
+    | Trim
+    | Prefixes
+    | CacheAsk
+    | CacheClear
+    | Ping
+    | Shutdown
+)
 
 
 class Deaf(msgspec.Struct, frozen=True, tag="deaf"):
@@ -409,7 +455,19 @@ class Deaf(msgspec.Struct, frozen=True, tag="deaf"):
     """0: it is over."""
 
 
-Up = Ready | LoadFailed | Accepted | Refused | Output | Need | Observed | Noted | Pong | Deaf
+Up = (
+    Ready
+    | LoadFailed
+    | Accepted
+    | Refused
+    | Output
+    | Need
+    | Observed
+    | CacheStats
+    | Noted
+    | Pong
+    | Deaf
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _launch = msgspec.json.Decoder(Launch)

@@ -10,6 +10,8 @@ import queue
 
 from mlxd.ipc.messages import (
     Budget,
+    CacheAsk,
+    CacheClear,
     Cancel,
     Cancelled,
     Down,
@@ -52,7 +54,7 @@ class Intake:
                 self.preparation.add(message, size)
             case Cancel():
                 self._cancel(message)
-            case Budget() | Tuning() | Trim():
+            case Budget() | Tuning() | Trim() | CacheAsk() | CacheClear():
                 self.inbox.put([message])
             case Ping():
                 self._pong()

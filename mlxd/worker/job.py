@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.ipc.messages import (
     Budget,
+    CacheAsk,
+    CacheClear,
     Cancel,
     Memory,
     Prefixes,
@@ -96,7 +98,18 @@ class Fetched:
     """None: it did not come."""
 
 
-Command = Job | Cancel | Budget | Tuning | Trim | Prefixes | Fetched | Shutdown
+Command = (
+    Job
+    | Cancel
+    | Budget
+    | Tuning
+    | Trim
+    | Prefixes
+    | Fetched
+    | CacheAsk
+    | CacheClear
+    | Shutdown
+)
 Inbox = queue.SimpleQueue[list[Command]]
 
 

@@ -15,6 +15,8 @@ from mlxd.core.sizes import spoken
 from mlxd.ipc.messages import (
     Accepted,
     Budget,
+    CacheAsk,
+    CacheClear,
     Cancel,
     Cancelled,
     Echoed,
@@ -34,6 +36,7 @@ from mlxd.worker.engine import Engine, Prefixes, Prompt, Reuse, Step, Token
 from mlxd.worker.job import Command, Inbox, Job, Progress
 from mlxd.worker.link import Link
 from mlxd.worker.making import Maker
+from mlxd.worker.prefix.report import Cache
 from mlxd.worker.readings import Readings, Reads
 from mlxd.worker.refusal import Refusal
 from mlxd.worker.running import Running
@@ -70,6 +73,7 @@ class Loop:
         turns: Turns,
         tuned: Tuned | None = None,
         prefixes: Prefixes | None = None,
+        cache: Cache | None = None,
     ) -> None:
         """`tuned` and `prefixes` are those of the engines that are made."""
         self._make_engine = make_engine
@@ -84,6 +88,9 @@ class Loop:
         self._turns = turns
         self._tuned = tuned or Tuned()
         self._prefixes = prefixes
+        self._cache = cache or Cache()
+        self._kept = 0
+        """What was kept of earlier prompts when the present busy time began."""
         self._waiting: dict[int, Job] = {}
         """Those that the ledger has not admitted."""
         self._running: dict[int, Running] = {}
@@ -154,10 +161,9 @@ class Loop:
         if not self._busy:
             return
         self._busy = False
-        peak = self._allocator.measure().peak
+        peak = self._allocator.measure().peak - min(self._kept, self._cache.nbytes)
         self._allocator.trim()
-        self._memory_due = self._progress.step
-        self._report([])
+        self._tell_memory()
         largest = self._ledger.observed()
         self._link.send(Observed(largest.predicted_bytes, peak, largest.rows, largest.longest))
 
@@ -171,14 +177,26 @@ class Loop:
                 self._ledger.set_budget(command)
                 self._allocator.apply(command)
                 self._turns.exclusive = command.exclusive
+                if self._cache.shrink(command.prefix_bytes):
+                    self._tell_memory()
             case Tuning():
                 self._tuned.now = command
             case Trim():
                 self._allocator.trim()
-                self._memory_due = self._progress.step
-                self._report([])
+                self._tell_memory()
+            case CacheAsk():
+                self._link.send(self._cache.stats(command.id))
+            case CacheClear():
+                self._cache.clear(disk=command.disk)
+                self._tell_memory()
+                self._link.send(self._cache.stats(command.id))
             case Shutdown():
                 pass
+
+    def _tell_memory(self) -> None:
+        """Others wait for what was given back."""
+        self._memory_due = self._progress.step
+        self._report([])
 
     def _receive(self, job: Job) -> None:
         """One that has been given all it may have needs no engine to end."""
@@ -217,6 +235,7 @@ class Loop:
     def _admit(self, jobs: list[Job]) -> None:
         if jobs and not self._busy:
             self._busy = True
+            self._kept = self._cache.nbytes
             self._allocator.reset_peak()
         for job in jobs:
             if job.reads:

@@ -74,6 +74,8 @@ class Machine:
         self.running: list[Worker] = []
         self.log: list[str] = []
         self.evictions = 0
+        self.left = 1.0
+        """Of what workers may keep of earlier prompts."""
         self.blocked: MlxdError | None = None
         self.closed: MlxdError | None = None
         self.strained: Strain | None = None
@@ -103,6 +105,9 @@ class Machine:
     def read(self) -> MemoryReading | None:
         available = round(TOTAL * (1 - self.used))
         return MemoryReading(TOTAL, available) if self.readable else None
+
+    def lend(self, left: float) -> None:
+        self.left = left
 
     def memory_action(self, action: str) -> None:
         self.log.append(f"count {action}")
