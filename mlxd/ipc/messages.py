@@ -1,6 +1,6 @@
 """Every message between daemon and worker, and its one encoding (a length, then MessagePack).
 
-Down: `Generate`, `Cancel`, `Budget`, `Tuning`, `Trim`, `Prefixes`, `CacheAsk`, `CacheClear`,
+Down: `Generate`, `Cancel`, `Budget`, `Tuning`, `Trim`, `PrefixRules`, `CacheAsk`, `CacheClear`,
 `Ping`, `Shutdown`. Up: `Ready` or `LoadFailed` once; then `Accepted` or `Refused` for each
 `Generate`, `Output` once per engine step, `Need`, `Observed`, `CacheStats`, `Noted`, `Pong`. Every
 `Generate` is ended by exactly one of `Refused`, a piece `Ended`, a piece `Cancelled`, or the end of
@@ -102,7 +102,7 @@ class PrefixFiles(msgspec.Struct, frozen=True):
     digest: str
     """The model's and its adapter's, as `ModelCard` has it."""
     bytes: int | None = None
-    """As `Prefixes.disk_bytes`, until that comes."""
+    """As `PrefixRules.disk_bytes`, until that comes."""
 
 
 class Warm(msgspec.Struct, frozen=True):
@@ -114,7 +114,7 @@ class Warm(msgspec.Struct, frozen=True):
     """One that begins with it; only that is read."""
 
 
-class Prefixes(msgspec.Struct, frozen=True, tag="prefixes"):
+class PrefixRules(msgspec.Struct, frozen=True, tag="prefix_rules"):
     """What beginnings of prompts are worth to the operator, from now on."""
 
     disk_bytes: int | None = None
@@ -438,7 +438,7 @@ Down = (
     | Budget
     | Tuning
     | Trim
-    | Prefixes
+    | PrefixRules
     | CacheAsk
     | CacheClear
     | Ping

@@ -13,7 +13,7 @@ from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxd.core.footprint import STEP_TOKENS, Footprint, LayerGroup
-from mlxd.ipc.messages import Deaf, Launch, Ready
+from mlxd.ipc.messages import Deaf, Launch, Noted, Ready
 from mlxd.worker.allocator import Allocator, working_set
 from mlxd.worker.budget import Ledger
 from mlxd.worker.checks import Checks
@@ -32,7 +32,7 @@ from mlxd.worker.measure import footprint_of
 from mlxd.worker.mlx_engine import MlxEngine
 from mlxd.worker.pooling import recipe_of
 from mlxd.worker.prefix.boundaries import Outlines
-from mlxd.worker.prefix.snapshot import can_be_kept, can_be_trimmed
+from mlxd.worker.prefix.parts import key_of, prefix_parts
 from mlxd.worker.prefix.store import Store
 from mlxd.worker.prompt import Prompter
 from mlxd.worker.reading import EncoderReader, Reader
@@ -40,6 +40,7 @@ from mlxd.worker.readings import Reads
 from mlxd.worker.serial import SerialEngine
 from mlxd.worker.tuning import Tuned
 from mlxd.worker.turns import Turns
+from mlxd.worker.warming import Warming
 
 
 def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[Loop, Ready]:
@@ -51,9 +52,17 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
     if launch.budget is not None:
         allocator.apply(launch.budget)
         turns.exclusive = launch.budget.exclusive
+    key = key_of(launch)
     loaded = _loaded(launch)
     footprint = _footprint(loaded, launch.footprint, measured=launch.measured)
     peak = mx.get_peak_memory()
+    kept = prefix_parts(
+        loaded,
+        launch,
+        key,
+        tell=lambda words: link.send(Noted(words)),
+        post=lambda fetched: intake.inbox.put([fetched]),
+    )
     mx.clear_cache()
     markup, detokenizers = Markup(loaded.tokenizer), Detokenizers(loaded.tokenizer)
     grammars = Grammars(
@@ -64,7 +73,6 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
     )
     if launch.held:
         grammars.prepare()
-    prefixes = _prefixes(loaded)
     intake.progress.measure = allocator.measure
     intake.preparation.checks = Checks(
         prompter=Prompter(loaded.tokenizer),
@@ -72,11 +80,12 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         vocabulary=loaded.vocabulary,
         context=launch.context,
         answers=not loaded.encodes,
-        outlines=None if prefixes is None else Outlines(loaded.tokenizer),
+        outlines=None if kept.store is None else Outlines(loaded.tokenizer),
+        keeping=kept.keeping,
     )
     tuned = Tuned()
     loop = Loop(
-        partial(_engine, loaded, prefixes, tuned),
+        partial(_engine, loaded, kept.store, tuned),
         link,
         intake.inbox,
         intake.progress,
@@ -91,6 +100,10 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         allocator=allocator,
         turns=turns,
         tuned=tuned,
+        prefixes=kept.store,
+        cache=kept.cache,
+        backing=kept.backing,
+        warming=Warming(intake.preparation.add, launch.context),
     )
     ready = Ready(
         batchable=loaded.batchable,
@@ -154,14 +167,6 @@ def _reader(loaded: Loaded, folder: Path, detokenizers: Detokenizers) -> Reads:
         return EncoderReader(loaded.model, recipe)
     scorer = partial(Scorer, detokenizers)
     return Reader(loaded.model, loaded.width, loaded.kv, recipe, scorer)
-
-
-def _prefixes(loaded: Loaded) -> Store | None:
-    """Where nothing of the model's caches is kept: None. It keeps nothing until it is told how many
-    bytes it may.
-    """
-    caches = make_prompt_cache(loaded.model) if loaded.batchable else []
-    return Store(trimmable=can_be_trimmed(caches)) if can_be_kept(caches) else None
 
 
 def _engine(loaded: Loaded, prefixes: Store | None, tuned: Tuned) -> Engine:

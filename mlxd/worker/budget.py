@@ -229,6 +229,11 @@ class Ledger:
         yet be granted more."""
         return max(map(self._stands_until, self._growing), default=0.0)
 
+    def fits(self, claim: Claim) -> bool:
+        """Whether one would be admitted if it asked now."""
+        fits = not self._budget.bytes or self._reserved(claim) <= self._budget.bytes
+        return fits and not self._waiting
+
     def victim(self) -> int | None:
         """Whom to end when more is held than allowed: who grew last, else who came last."""
         if self._last_grown in self._shares:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.grammar.source import is_held
-from mlxd.ipc.messages import Generate, Resume, packed, unpacked
+from mlxd.ipc.messages import TOKEN_BYTES, Generate, Resume, packed, unpacked
 from mlxd.worker.grammar import Grammars
 from mlxd.worker.job import Echo, Grammar, Job
 from mlxd.worker.prefix.boundaries import Outlines
+from mlxd.worker.prefix.keeping import Keeping, system_text
 from mlxd.worker.prefix.outline import Outline
 from mlxd.worker.prompt import Prompter, Rendered
 from mlxd.worker.refusal import Refusal
@@ -35,6 +36,8 @@ class Checks:
     """Whether the model produces text."""
     outlines: Outlines | None = None
     """None: nothing that is read is kept for other prompts."""
+    keeping: Keeping = field(default_factory=Keeping)
+    """Is told what beginnings stand for."""
 
     def job_of(self, generate: Generate) -> Job:
         """Raises Refusal."""
@@ -103,7 +106,10 @@ class Checks:
         if self.outlines is None or request.want != "answer":
             return Outline()
         added = self.prompter.added_before(rendered)
-        return self.outlines.of(request, rendered.tokens, ids, rendered.text, added)
+        outline = self.outlines.of(request, rendered.tokens, ids, rendered.text, added)
+        if outline.shared and (text := system_text(request)):
+            self.keeping.note(ids[: outline.shared * TOKEN_BYTES], text)
+        return outline
 
     def _echo(self, generate: Generate, rendered: Rendered) -> Echo | None:
         told = generate.resume is not None and generate.resume.echoed

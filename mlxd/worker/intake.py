@@ -19,6 +19,7 @@ from mlxd.ipc.messages import (
     Output,
     Ping,
     Pong,
+    PrefixRules,
     Shutdown,
     Trim,
     Tuning,
@@ -54,7 +55,7 @@ class Intake:
                 self.preparation.add(message, size)
             case Cancel():
                 self._cancel(message)
-            case Budget() | Tuning() | Trim() | CacheAsk() | CacheClear():
+            case Budget() | Tuning() | Trim() | PrefixRules() | CacheAsk() | CacheClear():
                 self.inbox.put([message])
             case Ping():
                 self._pong()

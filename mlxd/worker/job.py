@@ -14,7 +14,7 @@ from mlxd.ipc.messages import (
     CacheClear,
     Cancel,
     Memory,
-    Prefixes,
+    PrefixRules,
     Shutdown,
     Trim,
     Tuning,
@@ -99,16 +99,7 @@ class Fetched:
 
 
 Command = (
-    Job
-    | Cancel
-    | Budget
-    | Tuning
-    | Trim
-    | Prefixes
-    | Fetched
-    | CacheAsk
-    | CacheClear
-    | Shutdown
+    Job | Cancel | Budget | Tuning | Trim | PrefixRules | Fetched | CacheAsk | CacheClear | Shutdown
 )
 Inbox = queue.SimpleQueue[list[Command]]
 

@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from mlxd.core.events import FinishReason
@@ -24,6 +24,7 @@ from mlxd.ipc.messages import (
     Observed,
     Output,
     Piece,
+    PrefixRules,
     Refused,
     Reused,
     Shutdown,
@@ -33,9 +34,11 @@ from mlxd.ipc.messages import (
 from mlxd.worker.allocator import Allocator, is_exhaustion
 from mlxd.worker.budget import Claim, Ledger
 from mlxd.worker.engine import Engine, Prefixes, Prompt, Reuse, Step, Token
-from mlxd.worker.job import Command, Inbox, Job, Progress
+from mlxd.worker.job import Command, Fetched, Inbox, Job, Progress
 from mlxd.worker.link import Link
 from mlxd.worker.making import Maker
+from mlxd.worker.prefix.backing import Backing
+from mlxd.worker.prefix.disk import LOOK_SECONDS
 from mlxd.worker.prefix.report import Cache
 from mlxd.worker.readings import Readings, Reads
 from mlxd.worker.refusal import Refusal
@@ -43,11 +46,14 @@ from mlxd.worker.running import Running
 from mlxd.worker.sampling import Guard
 from mlxd.worker.tuning import Tuned
 from mlxd.worker.turns import Turns
+from mlxd.worker.warming import Warming
 
 MEMORY_EVERY = 64
 CHECK_EVERY = 8
 """Steps between two comparisons of what is held with what is allowed."""
 SIGN_OF_LIFE_SECONDS = 1.0
+LAST_SECONDS = 0.8
+"""Of the end, for what is to be on disk; the daemon waits a second before it is less polite."""
 SOUND_STEPS = 64
 """After so many, an engine that fails again is made anew again; sooner, the worker ends."""
 
@@ -74,6 +80,8 @@ class Loop:
         tuned: Tuned | None = None,
         prefixes: Prefixes | None = None,
         cache: Cache | None = None,
+        backing: Backing | None = None,
+        warming: Warming | None = None,
     ) -> None:
         """`tuned` and `prefixes` are those of the engines that are made."""
         self._make_engine = make_engine
@@ -89,6 +97,8 @@ class Loop:
         self._tuned = tuned or Tuned()
         self._prefixes = prefixes
         self._cache = cache or Cache()
+        self._backing = backing
+        self._warming = warming or Warming()
         self._kept = 0
         """What was kept of earlier prompts when the present busy time began."""
         self._waiting: dict[int, Job] = {}
@@ -108,6 +118,8 @@ class Loop:
         while True:
             commands = self._commands()
             if any(isinstance(command, Shutdown) for command in commands):
+                if self._backing is not None:
+                    self._backing.close(LAST_SECONDS)
                 return
             for command in commands:
                 self._obey(command)
@@ -141,8 +153,18 @@ class Loop:
         """Those who wait for memory are told once a second that they are not forgotten."""
         if not self._ledger.waits:
             self._rest()
-            return self._inbox.get()
+            return self._linger()
         return self._hear(SIGN_OF_LIFE_SECONDS)
+
+    def _linger(self) -> list[Command]:
+        """Nobody asks for anything: what is kept is put on disk, what is to be kept is read."""
+        backing = self._backing
+        if backing is not None and backing.keeps:
+            self._warming.begin()
+        while backing is not None and backing.tend(idle=True):
+            with suppress(queue.Empty):
+                return self._inbox.get(timeout=LOOK_SECONDS)
+        return self._inbox.get()
 
     def _standstill(self) -> float:
         """Seconds for which there is to be no step, unless memory is granted before."""
@@ -173,25 +195,39 @@ class Loop:
                 self._receive(command)
             case Cancel():
                 self._cancel(command.id)
-            case Budget():
-                self._ledger.set_budget(command)
-                self._allocator.apply(command)
-                self._turns.exclusive = command.exclusive
-                if self._cache.shrink(command.prefix_bytes):
-                    self._tell_memory()
-            case Tuning():
-                self._tuned.now = command
-            case Trim():
-                self._allocator.trim()
-                self._tell_memory()
+            case Fetched():
+                for job in self._backing.arrived(command) if self._backing is not None else ():
+                    self._ask(job)
             case CacheAsk():
                 self._link.send(self._cache.stats(command.id))
             case CacheClear():
                 self._cache.clear(disk=command.disk)
+                self._warming.again()
                 self._tell_memory()
                 self._link.send(self._cache.stats(command.id))
+            case Budget() | Tuning() | PrefixRules() | Trim():
+                self._follow(command)
             case Shutdown():
                 pass
+
+    def _follow(self, wish: Budget | Tuning | PrefixRules | Trim) -> None:
+        """Of the daemon."""
+        match wish:
+            case Budget():
+                self._ledger.set_budget(wish)
+                self._allocator.apply(wish)
+                self._turns.exclusive = wish.exclusive
+                if self._cache.shrink(wish.prefix_bytes):
+                    self._tell_memory()
+            case Tuning():
+                self._tuned.now = wish
+            case PrefixRules():
+                self._warming.apply(wish.warm)
+                if self._backing is not None:
+                    self._backing.apply(wish)
+            case Trim():
+                self._allocator.trim()
+                self._tell_memory()
 
     def _tell_memory(self) -> None:
         """Others wait for what was given back."""
@@ -200,18 +236,52 @@ class Loop:
 
     def _receive(self, job: Job) -> None:
         """One that has been given all it may have needs no engine to end."""
+        if job.id < 0:
+            self._warm(job)
+            return
+        self._make_way()
         if job.reads:
             self._readings.add(job)
             self._call()
         elif job.left > 0:
-            self._ask(job)
+            self._look_for(job)
         else:
             pieces = _told(job)
             ended = self._maker.running(job, Guard()).close(time.perf_counter(), pieces)
             self._link.send(_accepted(job))
             self._report([*pieces, ended], [job.id])
 
+    # -- prompts that are read before anybody asks
+
+    def _warm(self, job: Job) -> None:
+        """It has the engine while nobody else wants it, and memory that nobody need give up."""
+        wanted = self._warming.job(job)
+        if wanted is None:
+            return
+        if self._running or self._waiting or self._readings:
+            self._warming.put_off()
+        elif self._ledger.fits(_claim_of(wanted)):
+            self._look_for(wanted)
+        else:
+            self._warming.over(job.id)
+
+    def _make_way(self) -> None:
+        """Somebody comes."""
+        id = self._warming.current
+        if id is None:
+            return
+        self._warming.put_off()
+        if self._ledger.withdraw(id):
+            del self._waiting[id]
+        elif not self._drop(id):
+            self._stop_looking(id)
+
     # -- in and out of the engine
+
+    def _look_for(self, job: Job) -> None:
+        """What is on disk for it is read before it asks for memory."""
+        if self._backing is None or not self._backing.wait(job):
+            self._ask(job)
 
     def _ask(self, job: Job) -> None:
         """For memory."""
@@ -228,6 +298,7 @@ class Loop:
                 if isinstance(message, Refused):
                     del self._waiting[message.id]
                     self._stop_reading(message.id)
+                    self._warming.over(message.id)
                 self._link.send(message)
             self._admit([self._waiting.pop(id) for id in verdict.admit])
             again = len(self._readings) < before
@@ -279,12 +350,16 @@ class Loop:
             self._insert([job])
 
     def _cancel(self, id: int) -> None:
+        self._warming.over(id)
         if self._ledger.withdraw(id):
             del self._waiting[id]
             self._stop_reading(id)
-        elif not self._drop(id) and not self._stop_reading(id):
+        elif not (self._drop(id) or self._stop_reading(id) or self._stop_looking(id)):
             return
         self._report([Cancelled(id)])
+
+    def _stop_looking(self, id: int) -> bool:
+        return self._backing is not None and self._backing.leave(id)
 
     def _drop(self, id: int) -> bool:
         """Whether it held memory; it no longer does."""
@@ -304,6 +379,7 @@ class Loop:
             id = self._running.pop(uid).job.id
             del self._uids[id]
             self._ledger.left(id)
+            self._warming.over(id)
         self._count()
         with self._bearing():
             self._engine.remove(uids)
@@ -399,6 +475,7 @@ class Loop:
         self._broken = False
         self._sound_from = self._progress.step + SOUND_STEPS
         self._engine = self._make_engine()
+        self._warming.again()
         self._allocator.reapply()
         self._allocator.trim()
         runs = list(self._running.values())
@@ -482,6 +559,8 @@ class Loop:
         """Now and then, at what is held."""
         if self._progress.step % CHECK_EVERY == 0:
             self._enforce()
+            if self._backing is not None:
+                self._backing.tend(idle=False)
 
     def _enforce(self) -> None:
         """When more is held than allowed: free what is kept; if that is not it, end a sequence."""

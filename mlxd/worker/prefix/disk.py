@@ -117,10 +117,12 @@ class Disk:
 
     # -- what requests want
 
-    def find(self, ids: bytes, owner: str, *, beyond: int) -> str | None:
-        """The entry that is worth reading for a prompt of which memory has `beyond` tokens."""
+    def find(self, ids: bytes, owner: str, *, beyond: int, most: int) -> str | None:
+        """The entry that is worth reading for a prompt of which memory has `beyond` tokens, and
+        room for `most` bytes.
+        """
         self._reader.listed.wait(_LISTING_SECONDS)
-        return self._stock.find(ids, owner, beyond)
+        return self._stock.find(ids, owner, beyond, most)
 
     def read(self, name: str, then: Callable[[Read | None], None]) -> None:
         """`then` is told on another thread. None: it could not be read."""
@@ -155,8 +157,13 @@ class Disk:
         for entry in entries:
             entry.stored = False
 
+    @property
     def stats(self) -> DiskStats:
         return self._stock.stats
+
+    @property
+    def off(self) -> bool:
+        return self._writer.off
 
     @property
     def held(self) -> int:

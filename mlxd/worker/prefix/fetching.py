@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mlxd.worker.job import Fetched, Job
-from mlxd.worker.prefix.reader import Read
 
 MOST_SECONDS = 5.0
 """For one entry; a disk that takes longer is not waited for."""
@@ -17,22 +16,18 @@ MOST_SECONDS = 5.0
 class _Fetch:
     """One entry on its way, and those who wait for it."""
 
-    jobs: list[Job] = field(default_factory=list)
-    timer: threading.Timer | None = None
+    timer: threading.Timer
+    """Gives it up."""
+    jobs: list[Job]
 
 
 class Fetching:
     """On the engine's thread. What another thread has read comes through the inbox."""
 
     def __init__(
-        self,
-        read: Callable[[str, Callable[[Read | None], None]], None],
-        post: Callable[[Fetched], None],
-        *,
-        most_seconds: float = MOST_SECONDS,
+        self, post: Callable[[Fetched], None], *, most_seconds: float = MOST_SECONDS
     ) -> None:
-        """`read` is `Disk.read`; `post` puts into the inbox, from any thread."""
-        self._read = read
+        """`post` puts into the inbox, from any thread."""
         self._post = post
         self._most = most_seconds
         self._fetches: dict[str, _Fetch] = {}
@@ -40,24 +35,24 @@ class Fetching:
     def __len__(self) -> int:
         return sum(len(fetch.jobs) for fetch in self._fetches.values())
 
-    def wait(self, job: Job, name: str) -> None:
-        """It waits for the entry of this name, with others who want the same."""
+    def wait(self, job: Job, name: str) -> bool:
+        """It waits for the entry of this name; whether it is the first, and that is to be read."""
         fetch = self._fetches.get(name)
-        if fetch is None:
-            fetch = self._fetches[name] = _Fetch()
-            self._read(name, lambda read: self._post(Fetched(name, read)))
-            fetch.timer = threading.Timer(self._most, self._post, [Fetched(name, None)])
-            fetch.timer.daemon = True
-            fetch.timer.start()
-        fetch.jobs.append(job)
+        if fetch is not None:
+            fetch.jobs.append(job)
+            return False
+        timer = threading.Timer(self._most, self._post, [Fetched(name, None)])
+        timer.daemon = True
+        timer.start()
+        self._fetches[name] = _Fetch(timer, [job])
+        return True
 
     def arrived(self, name: str) -> list[Job]:
         """Those who have waited for it, in the order in which they came."""
         fetch = self._fetches.pop(name, None)
         if fetch is None:
             return []
-        if fetch.timer is not None:
-            fetch.timer.cancel()
+        fetch.timer.cancel()
         return fetch.jobs
 
     def leave(self, id: int) -> bool:

@@ -66,7 +66,7 @@ def system_text(request: GenerationRequest) -> str:
     """What a request's conversation begins with, as far as it is the system's; empty: nothing."""
     texts: list[str] = []
     for message in request.messages or ():
-        if message.role not in ("system", "developer"):
+        if message.role != "system":
             break
         texts.append(message.content)
     return "\n".join(texts)

@@ -6,6 +6,7 @@ this model's caches are after as many tokens.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -126,7 +127,7 @@ class Layout:
 
     def __init__(self, caches: Sequence[Any]) -> None:
         """`caches` have seen a token at least."""
-        self._caches = list(caches)
+        self._caches = [_shell(cache) for cache in caches]
         self._layers, _ = taken_apart(caches)
 
     @property
@@ -158,6 +159,18 @@ class Layout:
 
 
 # -- state to nodes and back
+
+
+def _shell(cache: Any) -> Any:
+    """Its class and its settings, without any array."""
+    shell = copy.copy(cache)
+    if isinstance(cache, CacheList):
+        shell.caches = tuple(map(_shell, cache.caches))
+    elif isinstance(cache, ArraysCache):
+        shell.cache = []
+    else:
+        shell.keys = shell.values = None
+    return shell
 
 
 def _rows(cache: Any) -> int | None:

@@ -57,16 +57,19 @@ class Stock:
         with self._lock:
             return self._shelf.get(name)
 
-    def find(self, ids: bytes, owner: str, beyond: int) -> str | None:
-        """The entry that is worth reading for a prompt of which memory has `beyond` tokens."""
+    def find(self, ids: bytes, owner: str, beyond: int, most: int) -> str | None:
+        """The entry that is worth reading for a prompt of which memory has `beyond` tokens, and
+        room for `most` bytes.
+        """
         with self._lock:
             found = self._shelf.find(ids, owner)
             if found is None:
                 return None
             name, length = found
             entry = self._shelf.get(name)
-        enough = entry is not None and length * WORTH_SHARE >= entry.length
-        return name if enough and length >= beyond + WORTH_TOKENS else None
+        if entry is None or entry.nbytes > most or length * WORTH_SHARE < entry.length:
+            return None
+        return name if length >= beyond + WORTH_TOKENS else None
 
     def files(self, names: Iterable[str]) -> list[Path]:
         with self._lock:
