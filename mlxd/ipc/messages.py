@@ -105,7 +105,7 @@ class PrefixFiles(msgspec.Struct, frozen=True):
     """As `PrefixRules.disk_bytes`, until that comes."""
 
 
-class Warm(msgspec.Struct, frozen=True):
+class WarmPrompt(msgspec.Struct, frozen=True):
     """A system prompt to be read before anybody asks."""
 
     name: str
@@ -122,7 +122,7 @@ class PrefixRules(msgspec.Struct, frozen=True, tag="prefix_rules"):
     free."""
     keep: list[str] = []
     """Texts of system prompts, with `*` for any text: these leave last."""
-    warm: list[Warm] = []
+    warm: list[WarmPrompt] = []
 
 
 class Tuning(msgspec.Struct, frozen=True, tag="tuning"):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mlxd.core.request import Sampling
-from mlxd.ipc.messages import TOKEN_BYTES, Generate, Warm
+from mlxd.ipc.messages import TOKEN_BYTES, Generate, WarmPrompt
 from mlxd.worker.job import Job
 from mlxd.worker.prefix.outline import Outline
 
@@ -29,9 +29,9 @@ class Warming:
         none is."""
         self._prepare = prepare
         self._context = context
-        self._waiting: deque[Warm] = deque()
-        self._known: list[Warm] = []
-        self._current: Warm | None = None
+        self._waiting: deque[WarmPrompt] = deque()
+        self._known: list[WarmPrompt] = []
+        self._current: WarmPrompt | None = None
         self._id = 0
         """Of the present one, and of none twice."""
 
@@ -40,7 +40,7 @@ class Warming:
         """The number of the one under way."""
         return self._id if self._current is not None else None
 
-    def apply(self, wanted: Sequence[Warm]) -> None:
+    def apply(self, wanted: Sequence[WarmPrompt]) -> None:
         """These are to be read, if they were not already."""
         new = [warm for warm in wanted if warm not in self._known]
         self._waiting = deque([warm for warm in self._waiting if warm in wanted] + new)
@@ -84,7 +84,7 @@ class Warming:
             self._waiting.appendleft(self._current)
             self._current = None
 
-    def _message(self, warm: Warm) -> Generate:
+    def _message(self, warm: WarmPrompt) -> Generate:
         request = replace(warm.request, max_tokens=1, stream=False)
         return Generate(
             id=self._id,
