@@ -67,6 +67,8 @@ def _lines(health: Json, address: tuple[str, int]) -> Iterator[str]:
     yield f"models    {health['models_cached']} loaded of {health['total_models']}"
     for model in health["cached_models"]:
         yield f"          {_model(model)}"
+    if health["spares"]:
+        yield f"spares    {_spares(health['spares'])}"
     yield f"default   {health['default_model']}"
     yield f"policy    {_policy(health['policy'])}"
     for warning in health["warnings"]:
@@ -100,8 +102,14 @@ def _memory(memory: Json) -> str:
     )
 
 
+def _spares(spares: list[Json]) -> str:
+    ready = sum(spare["state"] == "ready" for spare in spares)
+    held = sum(spare["bytes"] for spare in spares)
+    return f"{ready} of {len(spares)} ready for a load, {held / 1e6:.0f} MB"
+
+
 def _model(model: Json) -> str:
     if model["is_loading"]:
-        return f"{model['name']}  loading"
+        return f"{model['name']}  {model['loading']['words']}"
     uses = "1 use" if model["use_count"] == 1 else f"{model['use_count']} uses"
     return f"{model['name']}  {model['active_requests']} running, {uses}"

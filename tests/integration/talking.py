@@ -14,7 +14,6 @@ import httpx
 import psutil
 import pytest
 
-from mlxd.ipc.messages import launch_of
 from tests.support.daemon import Daemon
 
 Json = dict[str, Any]
@@ -194,17 +193,9 @@ def cached(daemon: Daemon) -> dict[str, Json]:
 
 
 def workers_of(daemon: Daemon) -> dict[str, int]:
-    """Model folder's name -> pid of its worker."""
-    found = {}
-    for process in daemon.workers():
-        try:
-            command = process.cmdline()
-        except psutil.NoSuchProcess:  # or it is over and not yet reaped
-            continue
-        if "--spec" in command:
-            launch = launch_of(command[command.index("--spec") + 1])
-            found[Path(launch.path).name] = process.pid
-    return found
+    """Model -> pid of its worker."""
+    workers = daemon.admin.get("/admin/health")["workers"]
+    return {one["model"]: one["pid"] for one in workers if one["pid"] and not gone(one["pid"])}
 
 
 def spawned(daemon: Daemon, model: str) -> int:

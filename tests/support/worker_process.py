@@ -24,11 +24,14 @@ from mlxd.ipc.messages import (
     FrameReader,
     Generate,
     Launch,
+    LoadFailed,
+    Loading,
     Memory,
     Need,
     Observed,
     Output,
     Pong,
+    Ready,
     Reasoning,
     Refused,
     Text,
@@ -36,7 +39,6 @@ from mlxd.ipc.messages import (
     Vector,
     decode_up,
     encode,
-    launch_words,
 )
 
 GREEDY = Sampling(temperature=0.0)
@@ -84,11 +86,9 @@ class WorkerProcess:
 
     def __init__(self, model: Path, *, context: int = 4096, wait: bool = True, **more: Any) -> None:
         """`more` of its `Launch`."""
-        launch = Launch(path=str(model), context=context, **more)
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "mlxd.worker", "--fd", str(theirs.fileno()),
-                       "--spec", launch_words(launch)]  # fmt: skip
+            command = [sys.executable, "-m", "mlxd.worker", "--fd", str(theirs.fileno())]
             self.process = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],
@@ -104,10 +104,18 @@ class WorkerProcess:
         self.needs: list[Need] = []
         self.observed: list[Observed] = []
         self.memories: list[Memory] = []
+        self.loading: list[Loading] = []
+        self._first: Up | None = None
         self._reader = FrameReader()
         self._next_id = 1
+        self.send(Launch(path=str(model), context=context, **more))
         if wait:
-            self.first: Up = self.receive()[0]
+            self.until(lambda: self._first is not None)
+
+    @property
+    def first(self) -> Up:
+        assert self._first is not None
+        return self._first
 
     def send(self, *messages: Down) -> None:
         self.socket.sendall(b"".join(encode(message) for message in messages))
@@ -178,6 +186,10 @@ class WorkerProcess:
 
     def _note(self, message: Up) -> None:
         match message:
+            case Ready() | LoadFailed():
+                self._first = message
+            case Loading():
+                self.loading.append(message)
             case Accepted():
                 self.told[message.id].accepted = message
             case Refused():
