@@ -12,7 +12,7 @@ from mlxd.cli.admin import health_of
 from mlxd.cli.client import NoAnswer, address_of
 from mlxd.core import places
 from mlxd.core.instance import authority
-from mlxd.telemetry.logs import one_line
+from mlxd.core.lines import one_line
 
 Json = dict[str, Any]
 

@@ -27,7 +27,7 @@ def wanted(policy: int | Literal["auto"], total: int | None, level: Level) -> in
 
 
 class Stock:
-    """Spares that fail are replaced as workers are: with back-off, and by a breaker of their own."""
+    """Spares that fail are replaced as workers are, with back-off and a breaker of their own."""
 
     def __init__(self, now: float, chance: Callable[[], float] = random.random) -> None:
         self._breaker = Breaker(chance)

@@ -20,8 +20,8 @@ from msgspec.structs import replace
 from mlxd.control.exit import Exit, Verdict
 from mlxd.control.farewell import Farewell
 from mlxd.control.generation import Generation, Pulse
-from mlxd.control.order import Order, canary
 from mlxd.control.load_progress import Told
+from mlxd.control.order import Order, canary
 from mlxd.control.process import KILLED_SECONDS, UNKNOWN, EngineProcess, Known, launch_of
 from mlxd.control.spare import Spare
 from mlxd.control.transcript import Transcript
@@ -405,14 +405,8 @@ class Worker(asyncio.Protocol):
                 generation = self._generations.get(message.id)
                 if generation is not None:
                     generation.answer(message)
-            case ipc.Warm():
-                pass
-            case ipc.Loading():
-                self.told.hear(message)
-            case ipc.Ready():
-                self._serve(message)
-            case ipc.LoadFailed():
-                self._fail_load(message.reason, final=True)
+            case ipc.Warm() | ipc.Loading() | ipc.Ready() | ipc.LoadFailed():
+                self._follow_load(message)
             case ipc.Need():
                 self._answer_need(message)
             case ipc.Observed():
@@ -424,6 +418,17 @@ class Worker(asyncio.Protocol):
                 self.memory = message.memory
                 self.step = message.step
                 self._answer_ping(message)
+
+    def _follow_load(self, message: ipc.LoadUp) -> None:
+        match message:
+            case ipc.Warm():
+                pass  # whether a process is fresh is told by what it loads
+            case ipc.Loading():
+                self.told.hear(message)
+            case ipc.Ready():
+                self._serve(message)
+            case ipc.LoadFailed():
+                self._fail_load(message.reason, final=True)
 
     def _note_deaf(self, deaf: ipc.Deaf) -> None:
         self._pulse.forgiven = self._clock.monotonic() + deaf.seconds

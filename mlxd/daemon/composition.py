@@ -334,9 +334,7 @@ def _supervisor(ground: _Ground, spares: Spares) -> Supervisor:
     return supervisor
 
 
-def _guard(
-    ground: _Ground, residency: Residency, admission: Admission, spares: Spares
-) -> Guard:
+def _guard(ground: _Ground, residency: Residency, admission: Admission, spares: Spares) -> Guard:
     """It looks at memory, and is told who found none."""
     monitors = Monitors(residency.read_memory, read_pressure, residency.workers)
     guard = Guard(

@@ -357,9 +357,8 @@ class Deaf(msgspec.Struct, frozen=True, tag="deaf"):
     """0: it is over."""
 
 
-Up = (
-    Warm | Loading | Ready | LoadFailed | Accepted | Refused | Output | Need | Observed | Pong | Deaf
-)
+LoadUp = Warm | Loading | Ready | LoadFailed
+Up = LoadUp | Accepted | Refused | Output | Need | Observed | Pong | Deaf
 
 _encoder = msgspec.msgpack.Encoder()
 _down: msgspec.msgpack.Decoder[Down] = msgspec.msgpack.Decoder(Down)

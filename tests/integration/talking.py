@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
@@ -146,9 +145,10 @@ def held(
     *,
     tokens: int = 8192,
     client: httpx.Client | None = None,
+    body: Json | None = None,
 ) -> Iterator[Held]:
     """A stream of /api/generate with its first record read; hung up at the end of the block."""
-    body = generate(model, prompt, tokens=tokens)
+    body = body or generate(model, prompt, tokens=tokens)
     with (client or daemon.http).stream("POST", "/api/generate", json=body) as response:
         if response.status_code != 200:
             response.read()

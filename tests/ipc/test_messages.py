@@ -25,7 +25,6 @@ from mlxd.ipc.messages import (
     Ended,
     FrameReader,
     Generate,
-    Launch,
     LoadFailed,
     Logprob,
     Memory,
