@@ -12,7 +12,7 @@ Stage = Literal["room", "process"] | ipc.Stage
 """What it waits for: room in memory and its turn, or its process; or what its worker does."""
 _IN_WORDS: dict[Stage, str] = {
     "room": "waits for room",
-    "process": "its process starts",
+    "process": "starts its process",
     "weights": "reads its weights",
     "adapter": "puts its adapter on",
     "tokenizer": "reads its tokenizer",

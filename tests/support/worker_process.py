@@ -37,6 +37,7 @@ from mlxd.ipc.messages import (
     Text,
     Up,
     Vector,
+    Warm,
     decode_up,
     encode,
 )
@@ -84,8 +85,10 @@ class Told:
 class WorkerProcess:
     """Spawns `python -m mlxd.worker`; `first` is its Ready or LoadFailed."""
 
-    def __init__(self, model: Path, *, context: int = 4096, wait: bool = True, **more: Any) -> None:
-        """`more` of its `Launch`."""
+    def __init__(
+        self, model: Path | None, *, context: int = 4096, wait: bool = True, **more: Any
+    ) -> None:
+        """`more` of its `Launch`. Without a model it is a spare."""
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "mlxd.worker", "--fd", str(theirs.fileno())]
@@ -108,6 +111,13 @@ class WorkerProcess:
         self._first: Up | None = None
         self._reader = FrameReader()
         self._next_id = 1
+        self.warm = False
+        if model is not None:
+            self.launch(model, context=context, wait=wait, **more)
+        elif wait:
+            self.until(lambda: self.warm)
+
+    def launch(self, model: Path, *, context: int, wait: bool = True, **more: Any) -> None:
         self.send(Launch(path=str(model), context=context, **more))
         if wait:
             self.until(lambda: self._first is not None)
@@ -186,6 +196,8 @@ class WorkerProcess:
 
     def _note(self, message: Up) -> None:
         match message:
+            case Warm():
+                self.warm = True
             case Ready() | LoadFailed():
                 self._first = message
             case Loading():
