@@ -337,7 +337,7 @@ class Supervisor:
         self.on_event(
             "worker_up",
             f"the engine of {name} serves",
-            {"model": name, "pid": worker.pid, "load_seconds": seconds},
+            {"model": name, "pid": worker.pid, "load_seconds": seconds, "spare": worker.spare},
         )
         self._look(slot)
 

@@ -1,10 +1,11 @@
 """Every message between daemon and worker, and its one encoding (a length, then MessagePack).
 
-Down: `Generate`, `Cancel`, `Budget`, `Tuning`, `Trim`, `PrefixRules`, `CacheAsk`, `CacheClear`,
-`Ping`, `Shutdown`. Up: `Ready` or `LoadFailed` once; then `Accepted` or `Refused` for each
-`Generate`, `Output` once per engine step, `Need`, `Observed`, `CacheStats`, `Noted`, `Pong`. Every
-`Generate` is ended by exactly one of `Refused`, a piece `Ended`, a piece `Cancelled`, or the end of
-the socket.
+Down: `Launch` once; then `Generate`, `Cancel`, `Budget`, `Tuning`, `Trim`, `PrefixRules`,
+`CacheAsk`, `CacheClear`, `Ping`, `Shutdown`. Up: `Warm` once, whether it was launched by then or
+not; `Loading` while it loads, then `Ready` or `LoadFailed` once; then `Accepted` or `Refused` for
+each `Generate`, `Output` once per engine step, `Need`, `Observed`, `CacheStats`, `Noted`, `Pong`.
+Every `Generate` is ended by exactly one of `Refused`, a piece `Ended`, a piece `Cancelled`, or the
+end of the socket.
 
 What a worker was asked and has said about a request is enough to go on with it in another one: see
 `Resume`.
@@ -138,8 +139,8 @@ class Tuning(msgspec.Struct, frozen=True, tag="tuning"):
     """limits.tokens.max_batch_tokens: read at one time at most; 0: what memory is counted for."""
 
 
-class Launch(msgspec.Struct, frozen=True):
-    """What a worker is told on its command line; the only thing that is not a frame."""
+class Launch(msgspec.Struct, frozen=True, tag="launch"):
+    """Load this model. An engine process is told it once, before anything else but `Ping`."""
 
     path: str
     """The model's folder."""
@@ -189,6 +190,23 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """End the process, with exit status 0."""
 
 
+class Warm(msgspec.Struct, frozen=True, tag="warm"):
+    """Everything that an engine needs is imported: from here on a load is the model's own."""
+
+
+Stage = Literal["weights", "adapter", "tokenizer", "first_step", "footprint"]
+
+
+class Loading(msgspec.Struct, frozen=True, tag="loading"):
+    """How far the load is; the first one answers the `Launch`."""
+
+    stage: Stage
+    done: int = 0
+    """Bytes of the weights' files that have been read."""
+    total: int = 0
+    """What they have in all."""
+
+
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """The model is loaded and may be used."""
 
@@ -197,6 +215,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     vocabulary: int
     context: int
     load_seconds: float
+    """Without the time in which it was not `Warm`."""
     active_bytes: int
     thinking: bool
     tools: bool
@@ -433,7 +452,8 @@ class Noted(msgspec.Struct, frozen=True, tag="noted"):
 
 
 Down = (
-    Generate
+    Launch
+    | Generate
     | Cancel
     | Budget
     | Tuning
@@ -455,22 +475,10 @@ class Deaf(msgspec.Struct, frozen=True, tag="deaf"):
     """0: it is over."""
 
 
-Up = (
-    Ready
-    | LoadFailed
-    | Accepted
-    | Refused
-    | Output
-    | Need
-    | Observed
-    | CacheStats
-    | Noted
-    | Pong
-    | Deaf
-)
+LoadUp = Warm | Loading | Ready | LoadFailed
+Up = LoadUp | Accepted | Refused | Output | Need | Observed | CacheStats | Noted | Pong | Deaf
 
 _encoder = msgspec.msgpack.Encoder()
-_launch = msgspec.json.Decoder(Launch)
 _down: msgspec.msgpack.Decoder[Down] = msgspec.msgpack.Decoder(Down)
 _up: msgspec.msgpack.Decoder[Up] = msgspec.msgpack.Decoder(Up)
 
@@ -519,21 +527,16 @@ def unpacked(data: bytes) -> list[int]:
     return ids.tolist()
 
 
-def launch_words(launch: Launch) -> str:
-    """As one argument of a command line."""
-    return msgspec.json.encode(launch).decode()
-
-
-def launch_of(words: str) -> Launch:
-    """Raises msgspec.DecodeError."""
-    return _launch.decode(words)
-
-
 class FrameReader:
     """Cuts a byte stream into frames; knows nothing of sockets."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+
+    @property
+    def rest(self) -> bytes:
+        """The beginning of a frame that is not complete yet."""
+        return bytes(self._buffer)
 
     def feed(self, data: bytes) -> list[bytes]:
         """Add what arrived and return the frames it completes. Raises BrokenFrame."""

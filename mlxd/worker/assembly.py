@@ -13,7 +13,7 @@ from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxd.core.footprint import STEP_TOKENS, Footprint, LayerGroup
-from mlxd.ipc.messages import Deaf, Launch, Noted, Ready
+from mlxd.ipc.messages import Deaf, Launch, Loading, Noted, Ready
 from mlxd.worker.allocator import Allocator, working_set
 from mlxd.worker.budget import Ledger
 from mlxd.worker.checks import Checks
@@ -44,7 +44,8 @@ from mlxd.worker.warming import Warming
 
 
 def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[Loop, Ready]:
-    """`began` is when the process started, on the monotonic clock. Raises LoadError."""
+    """`began` is when the load did, on the monotonic clock. Raises LoadError."""
+    link.send(Loading("weights"))
     prepare_mlx()
     allocator = Allocator()
     file = Path(launch.turns) if launch.turns else None
@@ -53,7 +54,8 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         allocator.apply(launch.budget)
         turns.exclusive = launch.budget.exclusive
     key = key_of(launch)
-    loaded = _loaded(launch)
+    loaded = _loaded(launch, link)
+    link.send(Loading("footprint"))
     footprint = _footprint(loaded, launch.footprint, measured=launch.measured)
     peak = mx.get_peak_memory()
     kept = prefix_parts(
@@ -121,13 +123,14 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
     return loop, ready
 
 
-def _loaded(launch: Launch) -> Loaded:
+def _loaded(launch: Launch, link: Link) -> Loaded:
     return load(
         Path(launch.path),
         adapter=Path(launch.adapter) if launch.adapter else None,
         template=Path(launch.chat_template) if launch.chat_template else None,
         trust=launch.trust_remote_code,
         kv_bits=launch.kv_bits,
+        tell=link.send,
     )
 
 
