@@ -218,6 +218,10 @@ class Worker(asyncio.Protocol):
             self._tuning = tuning
             self._send(tuning)
 
+    def value(self, rules: ipc.PrefixRules) -> None:
+        """What the operator wants kept of earlier prompts from now on."""
+        self._send(rules)
+
     def trim(self) -> None:
         """Have the engine free the buffers that it keeps for reuse."""
         self._send(ipc.Trim())

@@ -27,6 +27,7 @@ from mlxd.control.library import Library
 from mlxd.control.memory import read_memory, returns_late
 from mlxd.control.monitors import Monitors
 from mlxd.control.own_names import OwnNames
+from mlxd.control.prefixes import PrefixWishes
 from mlxd.control.preload import Preloader
 from mlxd.control.pressure import OomKills, read_pressure
 from mlxd.control.pull import Puller
@@ -331,6 +332,7 @@ def _supervisor(ground: _Ground, spares: Spares) -> Supervisor:
     supervisor = Supervisor(
         ground.clock, ground.temporary, ground.store.current,
         counts=ground.metrics, spawn=spares.spawn,
+        prefixes=PrefixWishes(ground.state, ground.store.current),
     )  # fmt: skip
     supervisor.on_event = ground.events.record
     return supervisor

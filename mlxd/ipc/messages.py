@@ -123,7 +123,8 @@ class PrefixRules(msgspec.Struct, frozen=True, tag="prefix_rules"):
     free."""
     keep: list[str] = []
     """Texts of system prompts, with `*` for any text: these leave last."""
-    warm: list[WarmPrompt] = []
+    warm: list[WarmPrompt] | None = None
+    """None: as before."""
 
 
 class Tuning(msgspec.Struct, frozen=True, tag="tuning"):

@@ -222,7 +222,8 @@ class Loop:
             case Tuning():
                 self._tuned.now = wish
             case PrefixRules():
-                self._warming.apply(wish.warm)
+                if wish.warm is not None:
+                    self._warming.apply(wish.warm)
                 if self._backing is not None:
                     self._backing.apply(wish)
             case Trim():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from mlxd.ipc.messages import TOKEN_BYTES, PrefixRules, packed
+from mlxd.ipc.messages import TOKEN_BYTES, PrefixRules, WarmPrompt, packed
 from mlxd.worker.engine import Prompt
 from mlxd.worker.job import Fetched, Job
 from mlxd.worker.prefix.disk import Disk, Restored
@@ -31,6 +31,8 @@ class Backing:
         self._keeping = keeping
         self._post = post
         self._fetching = Fetching(post)
+        self._warm: list[str] = []
+        """Texts of system prompts that are read before anybody asks: they are kept, too."""
         if disk is not None:
             store.on_evict = disk.evicted
 
@@ -74,7 +76,9 @@ class Backing:
 
     def apply(self, wanted: PrefixRules) -> None:
         """What leaves last, and how much there may be on disk."""
-        if self._keeping.apply([*wanted.keep, *_texts(wanted)]):
+        if wanted.warm is not None:
+            self._warm = list(_texts(wanted.warm))
+        if self._keeping.apply([*wanted.keep, *self._warm]):
             self._store.rule(lambda entry: self._keeping.keeps(entry.ids))
         if self._disk is not None:
             self._disk.apply(wanted.disk_bytes, self._store)
@@ -105,8 +109,7 @@ def _prompt_of(job: Job) -> Prompt:
     return Prompt(tokens, 1, greedy, owner=job.owner, ids=ids, shared=job.outline.shared)
 
 
-def _texts(wanted: PrefixRules) -> Iterator[str]:
-    """Of those that are read before anybody asks: they are kept, too."""
-    for warm in wanted.warm:
+def _texts(prompts: Iterable[WarmPrompt]) -> Iterator[str]:
+    for warm in prompts:
         if text := system_text(warm.request):
             yield text
