@@ -375,6 +375,8 @@ class Need(msgspec.Struct, frozen=True, tag="need"):
     id: int
     """Of the request that needs it: one that waits, or one that has grown."""
     bytes: int
+    spares: bool = False
+    """No model is to leave for it; a denial is final."""
 
 
 class Observed(msgspec.Struct, frozen=True, tag="observed"):

@@ -41,6 +41,8 @@ class Claim:
     """When it stops waiting; in the past for one that does not wait at all."""
     patient: bool = True
     """Whether it was to wait at all."""
+    spares: bool = False
+    """Nobody is to give memory up for it."""
     apart: bool = False
     """Its prompt is read outside the batch: beside that, whatever rows it has."""
 
@@ -229,11 +231,6 @@ class Ledger:
         yet be granted more."""
         return max(map(self._stands_until, self._growing), default=0.0)
 
-    def fits(self, claim: Claim) -> bool:
-        """Whether one would be admitted if it asked now."""
-        fits = not self._budget.bytes or self._reserved(claim) <= self._budget.bytes
-        return fits and not self._waiting
-
     def victim(self) -> int | None:
         """Whom to end when more is held than allowed: who grew last, else who came last."""
         if self._last_grown in self._shares:
@@ -338,7 +335,9 @@ class Ledger:
         if asked is not None and needed >= asked.bytes:
             return False
         self._asked[id] = _Asked(needed, now)
-        verdict.say.append(Need(id, needed))
+        claim = self._waiting.get(id)
+        spares = claim is not None and claim.spares
+        verdict.say.append(Need(id, needed, spares))
         return True
 
     def _pending(self, id: int, now: float) -> bool:

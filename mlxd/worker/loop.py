@@ -261,10 +261,8 @@ class Loop:
             return
         if self._running or self._waiting or self._readings:
             self._warming.put_off()
-        elif self._ledger.fits(_claim_of(wanted)):
-            self._look_for(wanted)
         else:
-            self._warming.over(job.id)
+            self._look_for(wanted)
 
     def _make_way(self) -> None:
         """Somebody comes."""
@@ -614,6 +612,7 @@ def _claim_of(job: Job) -> Claim:
         expected_output=job.expected_output,
         until=time.monotonic() + job.wait_seconds,
         patient=job.wait_seconds > 0,
+        spares=job.id < 0,
         apart=job.reads,
     )
 

@@ -21,6 +21,10 @@ from mlxd.worker.prefix.spill import Kept, is_worth_it, next_of, worth
 from mlxd.worker.prefix.stock import DiskStats, Stock
 from mlxd.worker.prefix.writer import Parcel, Writer
 
+LEAST_GAIN = 64
+"""Tokens that an entry has more than what is on disk of it already, such as the system's turn that
+it begins with; for fewer it is not written.
+"""
 LOOK_SECONDS = 1.0
 """Between two looks at what memory has that the disk has not."""
 _LISTING_SECONDS = 1.0
@@ -109,6 +113,8 @@ class Disk:
         entry.stored = True
         if self._stock.has(name):
             self._writer.used(name)
+            return
+        if entry.length - self._stock.covers(entry.ids, entry.owner) < LEAST_GAIN:
             return
         layers, slabs = taken_apart(entry.caches)
         mx.eval([slab.array for slab in slabs])

@@ -57,6 +57,12 @@ class Stock:
         with self._lock:
             return self._shelf.get(name)
 
+    def covers(self, ids: bytes, owner: str) -> int:
+        """How many of these tokens need not be written for their owner."""
+        with self._lock:
+            found = self._shelf.find(ids, owner)
+        return found[1] if found is not None else 0
+
     def find(self, ids: bytes, owner: str, beyond: int, most: int) -> str | None:
         """The entry that is worth reading for a prompt of which memory has `beyond` tokens, and
         room for `most` bytes.

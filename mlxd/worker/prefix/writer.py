@@ -91,6 +91,7 @@ class Writer:
         """What is in memory, too, was of use there."""
         with self._changed:
             self._used.add(name)
+            self._changed.notify_all()
 
     def apply(self, budget: int | None) -> None:
         with self._changed:
