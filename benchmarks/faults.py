@@ -119,7 +119,7 @@ class Run:
         self.quiet: list[Span] = []
         self.unrecovered: list[str] = []
         self._left: list[str] = []
-        self.workers = Workers(running.pid)
+        self.workers = Workers(running.pid, running.state)
         self.polling = Polling(running.port)
         self.streams = Streams(running.port, asks, EACH, options.seed)
 
@@ -332,7 +332,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> Json:
 def _residue(running: Daemon, scratch: Path) -> Residue:
     running.http.close()
     time.sleep(1.5)
-    return Residue.of(running.pid, running.state, scratch / "models")
+    return Residue.of(running.pid, running.state)
 
 
 def _left(options: argparse.Namespace, running: Daemon, scratch: Path, before: Residue) -> Json:
@@ -343,7 +343,7 @@ def _left(options: argparse.Namespace, running: Daemon, scratch: Path, before: R
     deadline = time.monotonic() + (10 if options.short else 30)
     while True:
         time.sleep(1.0)
-        after = Residue.of(running.pid, running.state, scratch / "models")
+        after = Residue.of(running.pid, running.state)
         clean = after.descriptors <= before.descriptors and not after.zombies + after.strays
         if clean or time.monotonic() > deadline:
             break

@@ -234,7 +234,7 @@ class Soak:
         """What went otherwise than it must."""
         self.lulls: list[Lull] = []
         self.applied = self.refused = 0
-        self.workers = Workers(running.pid)
+        self.workers = Workers(running.pid, running.state)
         self.polling = Polling(running.port)
         self._over = threading.Event()
         self._requests = Pace(options.requests, self.seconds, TOGETHER)
@@ -392,7 +392,7 @@ class Soak:
         deadline = time.monotonic() + 10.0
         while True:
             active = int(self.running.health()["active_requests"])  # over the one connection kept
-            residue = Residue.of(self.running.pid, self.running.state, self.scratch / "models")
+            residue = Residue.of(self.running.pid, self.running.state)
             first = self.lulls[0].residue if self.lulls else residue
             same = residue.descriptors <= first.descriptors and residue.workers == len(MODELS)
             if (same and not residue.zombies and not active) or time.monotonic() > deadline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -11,10 +12,15 @@ from typing import Any
 
 import psutil
 
-from mlxd.ipc.messages import launch_of
+from mlxd.cli.admin import AdminClient, Refused
+from mlxd.cli.client import NoAnswer
+from mlxd.control.process import WORKER_OF
+from mlxd.core import instance
 
 Json = dict[str, Any]
 _LOOK_SECONDS = 0.02
+_ASK_SECONDS = 0.1
+"""Between two questions for whom a process is."""
 
 
 @dataclass
@@ -31,9 +37,11 @@ class Life:
 class Workers:
     """Looks at a daemon's children again and again, for the length of the block."""
 
-    def __init__(self, daemon: int) -> None:
+    def __init__(self, daemon: int, state: Path) -> None:
         self.lives: list[Life] = []
         self._daemon = daemon
+        self._state = state
+        self._asked = 0.0
         self._alive: dict[int, Life] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
@@ -65,10 +73,14 @@ class Workers:
         there, now = set(children(self._daemon)), time.monotonic()
         for pid in self._alive.keys() - there:
             self._alive.pop(pid).gone = now
-        for pid in there - self._alive.keys():
-            if model := model_of(pid):
-                self._alive[pid] = life = Life(pid, model, now)
-                self.lives.append(life)
+        strange = there - self._alive.keys()
+        if not strange or now - self._asked < _ASK_SECONDS:
+            return
+        self._asked = now
+        models = models_of(self._state)
+        for pid in strange & models.keys():
+            self._alive[pid] = life = Life(pid, models[pid], now)
+            self.lives.append(life)
 
 
 def children(daemon: int) -> Iterator[int]:
@@ -82,20 +94,27 @@ def children(daemon: int) -> Iterator[int]:
             yield from (child.pid for child in psutil.Process(daemon).children())
 
 
-def model_of(pid: int) -> str:
-    """The name of its model's folder; empty for what is no engine process, or none yet."""
-    folder = _folder_of(pid)
-    return folder.name if folder is not None else ""
-
-
-def _folder_of(pid: int) -> Path | None:
+def models_of(state: Path) -> dict[int, str]:
+    """The engine processes that have a model, as their daemon says; none where it does not."""
+    found = instance.running(state)
+    if found is None:
+        return {}
     try:
-        command = psutil.Process(pid).cmdline()
-    except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-        return None
-    if "mlxd.worker" not in command or "--spec" not in command:
-        return None
-    return Path(launch_of(command[command.index("--spec") + 1]).path)
+        health = AdminClient(found.admin, 1.0).get("/admin/health")
+    except (NoAnswer, Refused):
+        return {}
+    return {one["pid"]: one["model"] for one in health["workers"] if one["pid"]}
+
+
+def engines_of(state: Path) -> Iterator[psutil.Process]:
+    """Every engine process of a state folder's daemons, whoever its parent is."""
+    mark = os.path.realpath(state)
+    for process in psutil.process_iter():
+        try:
+            if "mlxd.worker" in process.cmdline() and process.environ().get(WORKER_OF) == mark:
+                yield process
+        except (psutil.Error, OSError):  # another user's, or gone
+            continue
 
 
 @dataclass(frozen=True)
@@ -108,29 +127,26 @@ class Residue:
     workers: int
     zombies: int
     strays: int
-    """Engine processes of its models that are not its children."""
+    """Engine processes of its state folder that are not its children."""
     folders: int
     """Private folders of engine processes."""
 
     @classmethod
-    def of(cls, daemon: int, state: Path, models: Path) -> Residue:
+    def of(cls, daemon: int, state: Path) -> Residue:
         process = psutil.Process(daemon)
         own = process.children()
-        engines = {p for p in psutil.pids() if _within(_folder_of(p), models)}
+        engines = {engine.pid for engine in engines_of(state)}
+        models = models_of(state)
         temporary = state / "tmp"
         return cls(
             descriptors=process.num_fds(),
             threads=process.num_threads(),
             rss=process.memory_info().rss,
-            workers=len([child for child in own if model_of(child.pid)]),
+            workers=len([child for child in own if child.pid in models]),
             zombies=len([child for child in own if _is_zombie(child)]),
             strays=len(engines - {child.pid for child in own}),
             folders=len(list(temporary.glob("worker-*"))) if temporary.exists() else 0,
         )
-
-
-def _within(folder: Path | None, models: Path) -> bool:
-    return folder is not None and models.resolve() in folder.resolve().parents
 
 
 def _is_zombie(process: psutil.Process) -> bool:

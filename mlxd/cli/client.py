@@ -62,11 +62,12 @@ def _policy_port(found: Places) -> str:
     """The port that server.yaml names, without judging the rest of it."""
     if found.policies is None:
         return ""
-    from mlxd.policy import strict_yaml
-
     try:
-        data = strict_yaml.parse((found.policies.path / "server.yaml").read_bytes()).data
+        content = (found.policies.path / "server.yaml").read_bytes()
     except OSError:
         return ""
+    from mlxd.policy import strict_yaml
+
+    data = strict_yaml.parse(content).data
     listen = (data or {}).get("listen")
     return str(listen.get("port", "")) if isinstance(listen, dict) else ""

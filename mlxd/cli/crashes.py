@@ -11,8 +11,8 @@ from mlxd.cli import exits
 from mlxd.cli.events import local
 from mlxd.cli.models.words import plural, size
 from mlxd.core import places
+from mlxd.core.lines import one_line
 from mlxd.telemetry.crashes import read
-from mlxd.telemetry.logs import one_line
 
 Json = dict[str, Any]
 

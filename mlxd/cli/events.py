@@ -16,8 +16,8 @@ from mlxd.cli.admin import unix_connection
 from mlxd.cli.client import NoAnswer, address_of
 from mlxd.core import places
 from mlxd.core.instance import authority, running
+from mlxd.core.lines import one_line
 from mlxd.core.places import Places
-from mlxd.telemetry.logs import one_line
 
 Json = dict[str, Any]
 

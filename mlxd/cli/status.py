@@ -13,7 +13,7 @@ from mlxd.cli.client import NoAnswer, address_of
 from mlxd.cli.models.words import size
 from mlxd.core import places
 from mlxd.core.instance import authority
-from mlxd.telemetry.logs import one_line
+from mlxd.core.lines import one_line
 
 Json = dict[str, Any]
 
@@ -68,6 +68,8 @@ def _lines(health: Json, address: tuple[str, int]) -> Iterator[str]:
     yield f"models    {health['models_cached']} loaded of {health['total_models']}"
     for model in health["cached_models"]:
         yield f"          {_model(model)}"
+    if health["spares"]:
+        yield f"spares    {_spares(health['spares'])}"
     yield f"default   {health['default_model']}"
     yield f"policy    {_policy(health['policy'])}"
     for warning in health["warnings"]:
@@ -101,9 +103,15 @@ def _memory(memory: Json) -> str:
     )
 
 
+def _spares(spares: list[Json]) -> str:
+    ready = sum(spare["state"] == "ready" for spare in spares)
+    held = sum(spare["bytes"] for spare in spares)
+    return f"{ready} of {len(spares)} ready for a load, {held / 1e6:.0f} MB"
+
+
 def _model(model: Json) -> str:
     if model["is_loading"]:
-        return f"{model['name']}  loading"
+        return f"{model['name']}  {model['loading']['words']}"
     uses = "1 use" if model["use_count"] == 1 else f"{model['use_count']} uses"
     kept = (model["memory_bytes"] or {}).get("prefix", 0)
     keeps = f", keeps {size(kept)} of prompts" if kept else ""

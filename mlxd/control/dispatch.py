@@ -294,5 +294,6 @@ def _order(case: Case, rights: Rights, asker: Asker, arrived: float, sampling: S
         fingerprint=fingerprint_of(case.card),
         context_key=context_key,
         priority=rights.terms.klass(asker.priority or case.request.priority),
+        owner=asker.caller.tenant,
         story=asker.story,
     )

@@ -26,9 +26,12 @@ FILE = "estimates.json"
 SCHEMA = 1
 MOST_MODELS = 200
 MOST_OBSERVATIONS = 32
+MOST_SECONDS = 5
+"""Loads whose time is remembered: a disk or a cache may have become another."""
 _MOST_BYTES = 16 * 2**20
 _IMPOSSIBLE = 2**48
 """More bytes, tokens or layers than anything that exists has."""
+_LONGEST_LOAD = 86400.0
 _PATIENCE_S = 2.0
 _USUAL_LENGTH = 4096
 """Tokens for which a footprint has to be believable."""
@@ -63,6 +66,8 @@ class Estimate(msgspec.Struct, frozen=True, omit_defaults=True):
     footprint: Footprint | None = None
     engine: str = ""
     """The versions that measured it."""
+    seconds: list[float] = []
+    """How long its last loads took, in a process that was ready for them."""
 
     @property
     def error_percent(self) -> float | None:
@@ -71,6 +76,11 @@ class Estimate(msgspec.Struct, frozen=True, omit_defaults=True):
             return None
         errors = [abs(one.corrected - one.measured) / one.measured for one in self.observations]
         return 100 * statistics.fmean(errors)
+
+    @property
+    def load_seconds(self) -> float | None:
+        """As a load takes usually; None: there was none."""
+        return statistics.median(self.seconds) if self.seconds else None
 
     def expected(self, predicted: int) -> int:
         """What it will take, as likely more as less."""
@@ -152,6 +162,13 @@ def learned(estimate: Estimate, predicted: int, measured: int) -> Estimate:
     )
 
 
+def timed(estimate: Estimate, seconds: float) -> Estimate:
+    """With the time of one more load."""
+    return msgspec.structs.replace(
+        estimate, seconds=[*estimate.seconds, round(seconds, 3)][-MOST_SECONDS:]
+    )
+
+
 def loaded(estimate: Estimate, predicted: int, measured: int) -> Estimate:
     """With one more load."""
     observation = Observation(predicted, measured, estimate.upper_load(predicted))
@@ -218,6 +235,7 @@ def _believable(estimate: Estimate) -> Estimate:
         observations=_possible(estimate.observations),
         count=max(0, min(estimate.count, _IMPOSSIBLE)),
         loads=_possible(estimate.loads),
+        seconds=[s for s in estimate.seconds[-MOST_SECONDS:] if 0 < s < _LONGEST_LOAD],
         footprint=footprint if footprint is not None and _exists(footprint) else None,
     )
 

@@ -9,7 +9,7 @@ import msgspec
 
 from mlxd import __version__
 from mlxd.control import shape
-from mlxd.control.estimates import Estimate, Estimates, learned
+from mlxd.control.estimates import Estimate, Estimates, learned, timed
 from mlxd.control.estimates import loaded as learned_load
 from mlxd.control.fit import Confidence
 from mlxd.core import versions
@@ -78,7 +78,7 @@ class Forecasts:
     def loaded(self, card: ModelCard, ready: ipc.Ready) -> None:
         """Learn from a load."""
         key = key_of(card)
-        estimate = self._known(key)
+        estimate = timed(self._known(key), ready.load_seconds)
         if ready.footprint.groups:
             estimate = msgspec.structs.replace(
                 estimate,
@@ -98,6 +98,11 @@ class Forecasts:
         key = key_of(card)
         estimate = learned(self._known(key), observed.predicted_bytes, observed.measured_bytes)
         self._estimates.put(key, estimate)
+
+    def load_seconds(self, card: ModelCard) -> float | None:
+        """How long a load of it takes, without the start of a process; None: nobody knows."""
+        estimate = self._estimates.get(key_of(card))
+        return estimate.load_seconds if estimate is not None else None
 
     def confidence(self, card: ModelCard) -> tuple[Confidence, int, float | None]:
         """What predictions rest on, the busy times observed, and their mean error in percent."""

@@ -32,6 +32,10 @@ class Forecaster(Protocol):
         """A prediction by the footprint, with what was learned of earlier ones."""
         ...
 
+    def load_seconds(self, card: ModelCard) -> float | None:
+        """How long a load of it takes, once there is a process; None: nobody knows."""
+        ...
+
     def loaded(self, card: ModelCard, ready: ipc.Ready) -> None: ...
 
     def observed(self, card: ModelCard, observed: ipc.Observed) -> None: ...
@@ -58,6 +62,9 @@ class ByWeight:
 
     def correct(self, card: ModelCard, predicted: int) -> int:
         return predicted
+
+    def load_seconds(self, card: ModelCard) -> float | None:
+        return None
 
     def loaded(self, card: ModelCard, ready: ipc.Ready) -> None:
         pass

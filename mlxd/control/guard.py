@@ -48,6 +48,8 @@ class Guard:
         counts: Counts,
         resident_of: Callable[[int], int | None] = resident_of,
     ) -> None:
+        self.on_level: Callable[[], object] | None = None
+        """Called when memory is at another level than before."""
         self._policies = policies
         self._marks = marks_of(policies.memory)
         self._monitors = monitors
@@ -205,6 +207,8 @@ class Guard:
         )
         if warns:
             self._counts.memory_action("warn")
+        if self.on_level is not None:
+            self.on_level()
 
     def _words(self) -> str:
         return "; ".join([*self._alarms[-1:], str(self._readings)])

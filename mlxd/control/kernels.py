@@ -33,6 +33,17 @@ class Kernels:
         self._all = folder
         self._folder = folder / _engine_version()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Kernels) and other._folder == self._folder
+
+    def __hash__(self) -> int:
+        return hash(self._folder)
+
+    @staticmethod
+    def own(private: Path) -> Path:
+        """The folder of an engine whose private one this is."""
+        return private / _OWN
+
     def tidy(self) -> None:
         """Remove those of other versions of MLX, of which each may be as much as is kept in all."""
         aside.clear_for_folder(self._all)
@@ -41,13 +52,11 @@ class Kernels:
                 if entry != self._folder and entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry, ignore_errors=True)
 
-    def lend(self, private: Path) -> Path:
-        """A folder in an engine's own one, with all that is kept; without them on a full disk."""
-        own = private / _OWN
+    def lend(self, private: Path) -> None:
+        """Put all that is kept into an engine's own folder; on a full disk it has to do without."""
         with contextlib.suppress(OSError, shutil.Error):
             if self._folder.is_dir():
-                shutil.copytree(self._folder, own)
-        return own
+                shutil.copytree(self._folder, self.own(private), dirs_exist_ok=True)
 
     def keep(self, private: Path, *, ended_well: bool) -> None:
         """Take over what an engine has compiled, once its process is gone."""

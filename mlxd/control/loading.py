@@ -173,8 +173,9 @@ class Loads:
             resident.loaded_at = self._clock.monotonic()
             resident.load_seconds = resident.loaded_at - began
             resident.load = Load(
-                began - came, resident.load_seconds, resident.put_off, resident.evicted
-            )
+                began - came, resident.load_seconds, resident.put_off, resident.evicted,
+                worker.spare,
+            )  # fmt: skip
             self._learn(resident, worker)
         finally:
             resident.reserved = False

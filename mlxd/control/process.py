@@ -24,7 +24,7 @@ from mlxd.control.kernels import VARIABLE, Kernels
 from mlxd.core.clock import Clock, SystemClock, within
 from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
-from mlxd.ipc.messages import Budget, Launch, launch_words
+from mlxd.ipc.messages import Budget, Launch, PrefixFiles
 
 KILLED_SECONDS = 5.0
 """From SIGKILL to the end; the system may need a moment for its memory."""
@@ -51,6 +51,8 @@ class Known:
     """Whether it was taken from the loaded model, by the versions that load it now."""
     held: bool = False
     """Whether grammars have held its answers."""
+    prefixes: PrefixFiles | None = None
+    """Where what was computed of its prompts is kept on disk."""
 
 
 UNKNOWN = Known()
@@ -73,7 +75,9 @@ class _Words(asyncio.Protocol):
 
 
 class EngineProcess:
-    """Leads a session of its own, with a private TMPDIR that goes when it goes."""
+    """Leads a session of its own, with a private TMPDIR that goes when it goes. Which model it is
+    for it hears over its socket.
+    """
 
     def __init__(
         self,
@@ -88,6 +92,7 @@ class EngineProcess:
         self._cleared = asyncio.Event()
         self._private = private
         self._temporary = temporary
+        self._kernels = kernels_of(temporary)
         self._pipe, self._words = stderr
         self.ended: asyncio.Task[int] = asyncio.create_task(
             self._reap(), name=f"reap {process.pid}"
@@ -96,39 +101,44 @@ class EngineProcess:
 
     @classmethod
     async def spawn(
-        cls,
-        spec: ModelSpec,
-        temporary: Path,
-        budget: Budget | None = None,
-        known: Known = UNKNOWN,
-        clock: Clock | None = None,
+        cls, temporary: Path, clock: Clock | None = None
     ) -> tuple[EngineProcess, socket.socket]:
         """The process, and our end of its socket. Raises OSError; then nothing is left of it."""
         private = _private_folder(temporary)
         with contextlib.ExitStack() as undo:
             undo.callback(_remove, private, temporary)
-            kernels = await asyncio.to_thread(kernels_of(temporary).lend, private)
             ours, theirs = socket.socketpair()
             undo.callback(ours.close)
             pipe, words, stderr = await _pipe()
             undo.callback(pipe.close)
             with theirs, stderr:
                 process = await asyncio.create_subprocess_exec(
-                    *_command(_launch(spec, temporary, budget, known), theirs.fileno()),
+                    *_command(theirs.fileno()),
                     pass_fds=[theirs.fileno()],
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
                     stderr=stderr,
                     start_new_session=True,
-                    env=_environment(private, kernels, temporary.parent),
+                    env=_environment(private, temporary.parent),
                 )
             undo.pop_all()
         ours.setblocking(False)
         return cls(process, private, temporary, clock or SystemClock(), (pipe, words)), ours
 
+    async def equip(self) -> None:
+        """Give it the kernels that are kept now: before it hears which model it is for."""
+        await asyncio.to_thread(self._kernels.lend, self._private)
+
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def current(self) -> bool:
+        """Whether one that is started now would be the same: no other MLX has been installed since,
+        and its folder is there.
+        """
+        return self._kernels == kernels_of(self._temporary) and self._private.is_dir()
 
     @property
     def stderr(self) -> str:
@@ -233,7 +243,10 @@ def _remove(private: Path, temporary: Path) -> None:
         shutil.rmtree(private, ignore_errors=True)
 
 
-def _launch(spec: ModelSpec, temporary: Path, budget: Budget | None, known: Known) -> Launch:
+def launch_of(
+    spec: ModelSpec, temporary: Path, budget: Budget | None = None, known: Known = UNKNOWN
+) -> Launch:
+    """What an engine process is told first."""
     return Launch(
         path=spec.path,
         context=spec.context,
@@ -246,18 +259,16 @@ def _launch(spec: ModelSpec, temporary: Path, budget: Budget | None, known: Know
         footprint=known.footprint,
         measured=known.measured,
         held=known.held,
+        prefixes=known.prefixes,
     )
 
 
-def _command(launch: Launch, fd: int) -> list[str]:
+def _command(fd: int) -> list[str]:
     """-P: the folder that the daemon was started in is no place to import from."""
-    return [
-        *(sys.executable, "-P", "-m", "mlxd.worker"),
-        *("--fd", str(fd), "--spec", launch_words(launch)),
-    ]
+    return [sys.executable, "-P", "-m", "mlxd.worker", "--fd", str(fd)]
 
 
-def _environment(private: Path, kernels: Path, state: Path) -> dict[str, str]:
+def _environment(private: Path, state: Path) -> dict[str, str]:
     """The daemon's, with a TMPDIR of its own: MLX may compile kernels into it, under names that
     anybody can predict.
     """
@@ -265,7 +276,7 @@ def _environment(private: Path, kernels: Path, state: Path) -> dict[str, str]:
     return kept | {
         "TMPDIR": str(private),
         WORKER_OF: os.path.realpath(state),
-        VARIABLE: str(kernels),
+        VARIABLE: str(Kernels.own(private)),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",

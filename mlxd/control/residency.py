@@ -16,6 +16,7 @@ from mlxd.control.fit import FitReport
 from mlxd.control.fitting import Fitting
 from mlxd.control.forecasting import ByWeight, Forecaster
 from mlxd.control.inventory import Inventory
+from mlxd.control.load_progress import STARTS, WAITS, LoadProgress
 from mlxd.control.loading import Check, Loads
 from mlxd.control.memory import MemoryReading
 from mlxd.control.resident import Evicts, Load, Resident, ttl_of
@@ -172,6 +173,20 @@ class Residency:
 
     def worker_of(self, resident: Resident) -> Worker | None:
         return self._inventory.worker_of(resident)
+
+    def progress(self, resident: Resident) -> LoadProgress | None:
+        """How far its load is; None: none is under way."""
+        if resident.loading is None:
+            return None
+        worker = next((w for w in self.workers() if w.spec == resident.spec), None)
+        if worker is None:
+            return STARTS if resident.reserved else WAITS
+        return worker.told.progress(self._forecasts.load_seconds(resident.card))
+
+    def progress_of(self, model: str) -> LoadProgress | None:
+        """The same, by a model's own name (ModelCard.original)."""
+        loading = (r for r in self.residents() if r.loading and r.card.original == model)
+        return next((self.progress(resident) for resident in loading), None)
 
     def serves(self, spec: ModelSpec) -> bool:
         """Whether it is in memory."""

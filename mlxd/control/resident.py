@@ -39,6 +39,8 @@ class Load:
     """Why it waited at first; None: it did not."""
     evicted: tuple[str, ...]
     """Who had to leave for it."""
+    spare: bool = False
+    """Its process was ready before."""
 
 
 @dataclass(slots=True, eq=False)

@@ -174,11 +174,14 @@ class Room:
             resident = self._resident_of(worker)
             if resident is None:
                 return
-            granted = await self._granted(resident, need.bytes)
+            granted = await self._granted(resident, need.bytes, spares=need.spares)
             if self._resident_of(worker) is not resident:
                 return
             if granted:
                 self._grant(resident, worker, need)
+                return
+            if need.spares:
+                self._promise(resident, worker, resident.budget.bytes, answers=need.id)
                 return
             may_come = self._may_come(resident, need.bytes)
             self._remember(resident, need.bytes)
@@ -290,13 +293,17 @@ class Room:
         resident.budget = budget
         worker.set_budget(replace(budget, answers=answers))
 
-    async def _granted(self, resident: Resident, size: int) -> bool:
-        """Whether a loaded model may hold `size` bytes; room is made for it where that helps."""
+    async def _granted(self, resident: Resident, size: int, *, spares: bool = False) -> bool:
+        """Whether a loaded model may hold `size` bytes; room is made for it where that helps, but
+        by no eviction if it `spares` the others.
+        """
         while size > resident.budget.bytes:
             judged = self._judge(resident, size)
             if self.closing:
                 return False
             if judged.plan.victims:
+                if spares:
+                    return False
                 victim = self._inventory.named(judged.plan)[0]
                 log.info("evicting %s for more of %s", victim.card.name, resident.card.name)
                 cause = _cause("growth", resident, judged, self._in_force())

@@ -24,7 +24,7 @@ def leased(story: Story, load: Load | None) -> None:
     story.note(
         "leased", loaded=True, waited_seconds=waited,
         room_seconds=round(load.room_seconds, 3), load_seconds=round(load.seconds, 3),
-        evicted=", ".join(load.evicted), **_reason(load.put_off),
+        spare=load.spare, evicted=", ".join(load.evicted), **_reason(load.put_off),
     )  # fmt: skip
 
 

@@ -21,8 +21,10 @@ from msgspec.structs import replace
 from mlxd.control.exit import Exit, Verdict
 from mlxd.control.farewell import Farewell
 from mlxd.control.generation import Generation, Pulse
+from mlxd.control.load_progress import Told
 from mlxd.control.order import Order, canary
-from mlxd.control.process import KILLED_SECONDS, UNKNOWN, EngineProcess, Known
+from mlxd.control.process import KILLED_SECONDS, UNKNOWN, EngineProcess, Known, launch_of
+from mlxd.control.spare import Spare
 from mlxd.control.transcript import Transcript
 from mlxd.core.clock import Clock, within
 from mlxd.core.errors import (
@@ -62,6 +64,10 @@ class Worker(asyncio.Protocol):
         self.spec = spec
         self.name = name
         self.ready: ipc.Ready | None = None
+        self.spare = False
+        """Whether its process was there before its model was wanted."""
+        self.told = Told(clock)
+        """What it has said of its load."""
         self.memory = ipc.Memory(0, 0, 0)
         """What the engine holds, as it said last."""
         self.budget = budget
@@ -83,6 +89,7 @@ class Worker(asyncio.Protocol):
         """The last one that it told of."""
         self._clock = clock
         self._process = process
+        self._tuning: ipc.Tuning | None = None
         self.victims = 0
         """How many generations its end has cut off."""
         self._pulse = Pulse(ask=self._ask, condemn=self.condemn)
@@ -112,21 +119,35 @@ class Worker(asyncio.Protocol):
         budget: ipc.Budget | None = None,
         known: Known = UNKNOWN,
     ) -> Worker:
-        """Start the process; it loads its model by itself (see `until_ready`).
+        """Start a process; it loads its model by itself (see `until_ready`).
 
         Raises ModelLoadFailed when the system gives no process.
         """
         try:
-            process, sock = await EngineProcess.spawn(spec, temporary, budget, known, clock)
+            fresh = await Spare.start(temporary, clock)
         except OSError as error:
             raise ModelLoadFailed(
                 f"no engine process could be started for '{name}': {error.strerror}",
                 retry_after=5.0,
                 would_pass=_LOADED,
             ) from error
-        worker = cls(spec, name, clock, process, budget)
+        try:
+            await fresh.launch(launch_of(spec, temporary, budget, known))
+        except BaseException:  # nobody else knows of it
+            fresh.kill()
+            raise
+        return cls.of(fresh, spec, name, clock, budget)
+
+    @classmethod
+    def of(
+        cls, spare: Spare, spec: ModelSpec, name: str, clock: Clock, budget: ipc.Budget | None
+    ) -> Worker:
+        """One that has been launched with this model. Its messages come once whoever calls this
+        waits for something.
+        """
+        worker = cls(spec, name, clock, spare.process, budget)
         worker._own(worker._bury())
-        await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=sock)
+        spare.hand_over(worker)
         return worker
 
     @property
@@ -190,6 +211,16 @@ class Worker(asyncio.Protocol):
         """What the engine may hold from now on; with `answers`, the answer to a `Need`."""
         self.budget = replace(budget, answers=0)
         self._send(budget)
+
+    def tune(self, tuning: ipc.Tuning) -> None:
+        """How the engine shares its time between prompts and answers from now on."""
+        if tuning != self._tuning:
+            self._tuning = tuning
+            self._send(tuning)
+
+    def value(self, rules: ipc.PrefixRules) -> None:
+        """What the operator wants kept of earlier prompts from now on."""
+        self._send(rules)
 
     def trim(self) -> None:
         """Have the engine free the buffers that it keeps for reuse."""
@@ -388,12 +419,12 @@ class Worker(asyncio.Protocol):
                 generation = self._generations.get(message.id)
                 if generation is not None:
                     generation.answer(message)
-            case ipc.Ready():
-                self._serve(message)
-            case ipc.LoadFailed():
-                self._fail_load(message.reason, final=True)
+            case ipc.Warm() | ipc.Loading() | ipc.Ready() | ipc.LoadFailed():
+                self._follow_load(message)
             case ipc.Need() | ipc.Observed() | ipc.CacheStats():
                 self._hear_of_memory(message)
+            case ipc.Noted():
+                log.warning("%s: %s", self.name, message.words)
             case ipc.Deaf():
                 self._note_deaf(message)
             case ipc.Pong():
@@ -410,6 +441,17 @@ class Worker(asyncio.Protocol):
                 self._note_observed(message)
             case ipc.CacheStats():
                 self._note_cache(message.id, message)
+
+    def _follow_load(self, message: ipc.LoadUp) -> None:
+        match message:
+            case ipc.Warm():
+                pass  # whether a process is fresh is told by what it loads
+            case ipc.Loading():
+                self.told.hear(message)
+            case ipc.Ready():
+                self._serve(message)
+            case ipc.LoadFailed():
+                self._fail_load(message.reason, final=True)
 
     def _note_deaf(self, deaf: ipc.Deaf) -> None:
         self._pulse.forgiven = self._clock.monotonic() + deaf.seconds

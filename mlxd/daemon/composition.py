@@ -27,6 +27,7 @@ from mlxd.control.library import Library
 from mlxd.control.memory import read_memory, returns_late
 from mlxd.control.monitors import Monitors
 from mlxd.control.own_names import OwnNames
+from mlxd.control.prefixes import PrefixWishes
 from mlxd.control.preload import Preloader
 from mlxd.control.pressure import OomKills, read_pressure
 from mlxd.control.pull import Puller
@@ -36,6 +37,7 @@ from mlxd.control.replay import Replays
 from mlxd.control.residency import Residency
 from mlxd.control.scene import ResidentScene
 from mlxd.control.sleep import Grace
+from mlxd.control.spares import Spares
 from mlxd.control.stories import Stories
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.usage import Usage
@@ -62,6 +64,7 @@ from mlxd.server import (
     adaptive_report,
     cache_report,
     kept_responses,
+    load_report,
     memory_report,
     policy_report,
     queue_report,
@@ -104,6 +107,7 @@ class Composition:
     hold: Hold
     vitals: Vitals
     recovery: Recovery
+    spares: Spares
     grace: Grace
     caffeinate: Caffeinate
     forecasts: Forecasts
@@ -146,6 +150,7 @@ class _Models:
     catalog: Catalog
     usage: Usage
     admission: Admission
+    spares: Spares
     supervisor: Supervisor
     forecasts: Forecasts
     residency: Residency
@@ -179,6 +184,7 @@ def compose(
         look=models.guard.before_load, events=ground.events, threads=ground.threads,
     )  # fmt: skip
     models.residency.before_load = hold.before_load
+    models.spares.held = lambda: starts.held
     traffic = Traffic(
         ground.state, ground.machine.wall, _total_memory, partial(_in_memory, models.residency)
     )
@@ -198,6 +204,7 @@ def compose(
         hold=hold,
         vitals=models.vitals,
         recovery=models.recovery,
+        spares=models.spares,
         grace=models.grace,
         caffeinate=_caffeinate(ground, models),
         forecasts=models.forecasts,
@@ -222,6 +229,7 @@ def join(made: Composition, log: Log) -> None:
         Live("admission", parts.admission.apply),
         Live("catalog", parts.catalog.apply),
         Live("supervisor", parts.supervisor.apply),
+        Live("spares", made.spares.apply),
         Live("vitals", made.vitals.apply),
         Live("residency", parts.residency.apply),
         Live("memory", parts.guard.apply),
@@ -241,6 +249,7 @@ def join(made: Composition, log: Log) -> None:
     memory_report.measure(parts)
     cache_report.measure(parts)
     worker_report.measure(parts)
+    load_report.measure(parts)
     queue_report.measure(parts)
     kept_responses.measure(parts)
     parts.metrics.watch("mlxd_log_lines_lost", "Log lines that could not be written.", logs.lost)
@@ -283,7 +292,8 @@ def _models(ground: _Ground) -> _Models:
     blobs = Blobs(ground.state / "blobs", ground.clock)
     created = CreatedModels(ground.state / "created", blobs)
     catalog = Catalog(GUIDE, clock, pulled=pulled.folder, created=created.folder, names=own_names)
-    supervisor = _supervisor(ground)
+    spares = Spares(ground.temporary, clock, store.current, total=_total_memory)
+    supervisor = _supervisor(ground, spares)
     forecasts = Forecasts(ground.state, clock)
     residency = Residency(
         supervisor, clock, read_memory, forecasts,
@@ -305,6 +315,7 @@ def _models(ground: _Ground) -> _Models:
         catalog=catalog,
         usage=usage,
         admission=admission,
+        spares=spares,
         supervisor=supervisor,
         forecasts=forecasts,
         residency=residency,
@@ -312,26 +323,30 @@ def _models(ground: _Ground) -> _Models:
         vitals=Vitals(supervisor, clock, store.current, grace.calm),
         preloader=preloader,
         recovery=Recovery(supervisor, residency, clock, lambda: store.current, preloader.keeps),
-        guard=_guard(ground, residency, admission),
+        guard=_guard(ground, residency, admission, spares),
         grammars=Grammars(clock),
     )
 
 
-def _supervisor(ground: _Ground) -> Supervisor:
+def _supervisor(ground: _Ground, spares: Spares) -> Supervisor:
     supervisor = Supervisor(
-        ground.clock, ground.temporary, ground.store.current, counts=ground.metrics
-    )
+        ground.clock, ground.temporary, ground.store.current,
+        counts=ground.metrics, spawn=spares.spawn,
+        prefixes=PrefixWishes(ground.state, ground.store.current),
+    )  # fmt: skip
     supervisor.on_event = ground.events.record
     return supervisor
 
 
-def _guard(ground: _Ground, residency: Residency, admission: Admission) -> Guard:
+def _guard(ground: _Ground, residency: Residency, admission: Admission, spares: Spares) -> Guard:
     """It looks at memory, and is told who found none."""
     monitors = Monitors(residency.read_memory, read_pressure, residency.workers)
     guard = Guard(
         ground.store.current, monitors, residency, admission,
         clock=ground.clock, events=ground.events, counts=ground.metrics,
     )  # fmt: skip
+    spares.level = lambda: guard.level
+    guard.on_level = spares.look
     residency.on_memory_error = guard.out_of_memory
     residency.on_evicted = Evictions(ground.events, ground.metrics, guard).add
     return guard
@@ -354,6 +369,7 @@ def _parts(
         admission=models.admission,
         usage=models.usage,
         supervisor=models.supervisor,
+        spares=models.spares,
         residency=residency,
         preloader=models.preloader,
         guard=models.guard,
@@ -456,7 +472,7 @@ def _watched(
     )
 
     def worker_pids() -> list[int]:
-        return [worker.pid for worker in models.supervisor.workers()]
+        return [worker.pid for worker in models.supervisor.workers()] + models.spares.pids()
 
     watchdog = Watchdog(
         within,

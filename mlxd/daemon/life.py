@@ -217,6 +217,7 @@ class Daemon:
         self._depend_on(self._parts.keys.follow(), "keys")
         self._depend_on(self._made.vitals.run(), "vitals")
         self._depend_on(self._made.recovery.run(), "recovery")
+        self._depend_on(self._made.spares.run(), "spares")
         self._parts.guard.start(self._lost)
         self._own(self._made.hold.follow())
         self._parts.preloader.start(self._parts.policies.current)

@@ -7,7 +7,7 @@ import time
 
 import sdnotify
 
-from mlxd.telemetry.logs import one_line
+from mlxd.core.lines import one_line
 
 _LONGEST_STATUS = 1000
 _WORD_SECONDS = 1.0

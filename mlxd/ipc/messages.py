@@ -1,9 +1,11 @@
 """Every message between daemon and worker, and its one encoding (a length, then MessagePack).
 
-Down: `Generate`, `Cancel`, `Budget`, `Trim`, `CacheAsk`, `CacheClear`, `Ping`, `Shutdown`. Up:
-`Ready` or `LoadFailed` once; then `Accepted` or `Refused` for each `Generate`, `Output` once per
-engine step, `Need`, `Observed`, `CacheStats`, `Pong`. Every `Generate` is ended by exactly one of
-`Refused`, a piece `Ended`, a piece `Cancelled`, or the end of the socket.
+Down: `Launch` once; then `Generate`, `Cancel`, `Budget`, `Tuning`, `Trim`, `PrefixRules`,
+`CacheAsk`, `CacheClear`, `Ping`, `Shutdown`. Up: `Warm` once, whether it was launched by then or
+not; `Loading` while it loads, then `Ready` or `LoadFailed` once; then `Accepted` or `Refused` for
+each `Generate`, `Output` once per engine step, `Need`, `Observed`, `CacheStats`, `Noted`, `Pong`.
+Every `Generate` is ended by exactly one of `Refused`, a piece `Ended`, a piece `Cancelled`, or the
+end of the socket.
 
 What a worker was asked and has said about a request is enough to go on with it in another one: see
 `Resume`.
@@ -63,6 +65,8 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     """Set where another worker has begun it."""
     context_key: str = ""
     """The policy that allows no more `context`; empty: the model does not."""
+    owner: str = ""
+    """Whose prompts may begin with what was read for this one; the system's turn serves all."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -91,8 +95,53 @@ class Budget(msgspec.Struct, frozen=True, tag="budget"):
     kept. Told to hold less, a worker gives the rest back before its next step, and says so."""
 
 
-class Launch(msgspec.Struct, frozen=True):
-    """What a worker is told on its command line; the only thing that is not a frame."""
+class PrefixFiles(msgspec.Struct, frozen=True):
+    """Where beginnings of prompts are kept on disk."""
+
+    folder: str
+    """Of all models together."""
+    digest: str
+    """The model's and its adapter's, as `ModelCard` has it."""
+    bytes: int | None = None
+    """As `PrefixRules.disk_bytes`, until that comes."""
+
+
+class WarmPrompt(msgspec.Struct, frozen=True):
+    """A system prompt to be read before anybody asks."""
+
+    name: str
+    """Says which, for people."""
+    request: GenerationRequest
+    """One that begins with it; only that is read."""
+
+
+class PrefixRules(msgspec.Struct, frozen=True, tag="prefix_rules"):
+    """What beginnings of prompts are worth to the operator, from now on."""
+
+    disk_bytes: int | None = None
+    """For those of all models on disk; 0: none, and those that are there go; None: by what is
+    free."""
+    keep: list[str] = []
+    """Texts of system prompts, with `*` for any text: these leave last."""
+    warm: list[WarmPrompt] | None = None
+    """None: as before."""
+
+
+class Tuning(msgspec.Struct, frozen=True, tag="tuning"):
+    """How the engine shares its time between prompts and answers, from now on."""
+
+    stall_seconds: float = 0.1
+    """limits.batching.stall_target: of prefill at one time."""
+    min_chunk: int = 32
+    """limits.batching.min_chunk: tokens that are read at one time, however long they take."""
+    decode_share: float = 0.15
+    """limits.batching.decode_share: of the time, for running answers, while prompts wait."""
+    max_tokens: int = 0
+    """limits.tokens.max_batch_tokens: read at one time at most; 0: what memory is counted for."""
+
+
+class Launch(msgspec.Struct, frozen=True, tag="launch"):
+    """Load this model. An engine process is told it once, before anything else but `Ping`."""
 
     path: str
     """The model's folder."""
@@ -112,6 +161,8 @@ class Launch(msgspec.Struct, frozen=True):
     held: bool = False
     """Grammars have held answers of this model before: what that takes is made with the load, and
     not while others stream."""
+    prefixes: PrefixFiles | None = None
+    """None: none are kept on disk."""
 
 
 class Trim(msgspec.Struct, frozen=True, tag="trim"):
@@ -140,6 +191,23 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """End the process, with exit status 0."""
 
 
+class Warm(msgspec.Struct, frozen=True, tag="warm"):
+    """Everything that an engine needs is imported: from here on a load is the model's own."""
+
+
+Stage = Literal["weights", "adapter", "tokenizer", "first_step", "footprint"]
+
+
+class Loading(msgspec.Struct, frozen=True, tag="loading"):
+    """How far the load is; the first one answers the `Launch`."""
+
+    stage: Stage
+    done: int = 0
+    """Bytes of the weights' files that have been read."""
+    total: int = 0
+    """What they have in all."""
+
+
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """The model is loaded and may be used."""
 
@@ -148,6 +216,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     vocabulary: int
     context: int
     load_seconds: float
+    """Without the time in which it was not `Warm`."""
     active_bytes: int
     thinking: bool
     tools: bool
@@ -306,6 +375,8 @@ class Need(msgspec.Struct, frozen=True, tag="need"):
     id: int
     """Of the request that needs it: one that waits, or one that has grown."""
     bytes: int
+    spares: bool = False
+    """No model is to leave for it; a denial is final."""
 
 
 class Observed(msgspec.Struct, frozen=True, tag="observed"):
@@ -375,7 +446,27 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
     memory: Memory
 
 
-Down = Generate | Cancel | Budget | Trim | CacheAsk | CacheClear | Ping | Shutdown
+class Noted(msgspec.Struct, frozen=True, tag="noted"):
+    """Something that an operator should know and that changes nothing for any request. Nothing of a
+    prompt is in it.
+    """
+
+    words: str
+
+
+Down = (
+    Launch
+    | Generate
+    | Cancel
+    | Budget
+    | Tuning
+    | Trim
+    | PrefixRules
+    | CacheAsk
+    | CacheClear
+    | Ping
+    | Shutdown
+)
 
 
 class Deaf(msgspec.Struct, frozen=True, tag="deaf"):
@@ -387,10 +478,10 @@ class Deaf(msgspec.Struct, frozen=True, tag="deaf"):
     """0: it is over."""
 
 
-Up = Ready | LoadFailed | Accepted | Refused | Output | Need | Observed | CacheStats | Pong | Deaf
+LoadUp = Warm | Loading | Ready | LoadFailed
+Up = LoadUp | Accepted | Refused | Output | Need | Observed | CacheStats | Noted | Pong | Deaf
 
 _encoder = msgspec.msgpack.Encoder()
-_launch = msgspec.json.Decoder(Launch)
 _down: msgspec.msgpack.Decoder[Down] = msgspec.msgpack.Decoder(Down)
 _up: msgspec.msgpack.Decoder[Up] = msgspec.msgpack.Decoder(Up)
 
@@ -439,21 +530,16 @@ def unpacked(data: bytes) -> list[int]:
     return ids.tolist()
 
 
-def launch_words(launch: Launch) -> str:
-    """As one argument of a command line."""
-    return msgspec.json.encode(launch).decode()
-
-
-def launch_of(words: str) -> Launch:
-    """Raises msgspec.DecodeError."""
-    return _launch.decode(words)
-
-
 class FrameReader:
     """Cuts a byte stream into frames; knows nothing of sockets."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+
+    @property
+    def rest(self) -> bytes:
+        """The beginning of a frame that is not complete yet."""
+        return bytes(self._buffer)
 
     def feed(self, data: bytes) -> list[bytes]:
         """Add what arrived and return the frames it completes. Raises BrokenFrame."""

@@ -21,7 +21,7 @@ from mlxd.core.threads import Threads
 from mlxd.dialects.fields import Fields
 from mlxd.dialects.keep_alive import keep_alive
 from mlxd.policy.load import PolicySet
-from mlxd.server import worker_report
+from mlxd.server import load_report, worker_report
 from mlxd.server.action import Action, Answer
 from mlxd.server.answers import iso
 from mlxd.server.edge import MODEL, Endpoint, policies_of
@@ -86,6 +86,7 @@ class AdminModels:
         residency, now = self._parts.residency, self._parts.clock.wall()
         models = [
             _process(resident, worker.pid if worker is not None else None, now)
+            | {"progress": load_report.of(self._parts, resident)}
             for resident in residency.residents()
             if (worker := residency.worker_of(resident)) or resident.loading is not None
         ]
@@ -174,9 +175,12 @@ class AdminModels:
         }
 
     def _state_of(self, card: ModelCard) -> str:
-        """Where its worker has failed, what follows from that."""
+        """How far its load is; or, where its worker has failed, what follows from that."""
+        progress = self._parts.residency.progress_of(card.original)
         slot = worker_report.states(self._parts).get(card.name)
-        return resting.words_of(slot) if slot is not None else ""
+        if slot is not None:
+            return resting.words_of(slot)
+        return str(progress) if progress is not None else ""
 
 
 def _process(resident: Resident, pid: int | None, now: float) -> Json:

@@ -17,7 +17,7 @@ from mlxd.control.residency import Resident
 from mlxd.control.watermarks import Level
 from mlxd.core.instance import authority
 from mlxd.policy.policy_set import PolicySet
-from mlxd.server import adaptive_report, memory_report, queue_report, worker_report
+from mlxd.server import adaptive_report, load_report, memory_report, queue_report, worker_report
 from mlxd.server.answers import iso, json_response
 from mlxd.server.edge import caller_of, policies_of
 from mlxd.server.errors import Render, in_ollama
@@ -148,6 +148,7 @@ def health(parts: Parts, policies: PolicySet) -> Json:
         "total_models": len(parts.catalog.known()),
         "cached_models": [_cached_model(parts, resident) for resident in residents],
         "workers": worker_report.workers(parts),
+        "spares": load_report.spares(parts),
         "loading_models": [r.card.name for r in residents if r.loading],
         "default_model": parts.catalog.default(policies),
         "rate_limit": {
@@ -196,6 +197,7 @@ def _cached_model(parts: Parts, resident: Resident) -> Json:
         "load_time_seconds": round(resident.load_seconds, 3),
         "active_requests": parts.admission.active_by_model()[resident.card.original],
         "is_loading": resident.loading is not None,
+        "loading": load_report.of(parts, resident),
         "memory_bytes": memory_report.of_worker(parts.residency.worker_of(resident)),
     }
 
@@ -237,6 +239,7 @@ def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str
         warnings.append("memory cannot be read: protection of memory is limited")
     warnings += _failed(parts).values()
     warnings += worker_report.warnings(parts)
+    warnings += parts.supervisor.warnings()
     warnings += [
         f"model {card.name} is unavailable: {card.unavailable}"
         for card in parts.catalog.known()

@@ -17,6 +17,7 @@ from mlxd.control.preload import Preloader
 from mlxd.control.pull import Puller
 from mlxd.control.replay import Replays
 from mlxd.control.residency import Residency
+from mlxd.control.spares import Spares
 from mlxd.control.stories import Stories
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.usage import Usage
@@ -57,6 +58,7 @@ class Parts:
     admission: Admission
     usage: Usage
     supervisor: Supervisor
+    spares: Spares
     residency: Residency
     preloader: Preloader
     guard: Guard

@@ -20,6 +20,7 @@ from mlxd.core.threads import Threads
 from mlxd.dialects.base import EVENT_STREAM, Call, Codec, comment
 from mlxd.policy.load import PolicySet
 from mlxd.server.edge import STORY, STREAM, common_headers
+from mlxd.server.load_report import words_of as load_words_of
 from mlxd.server.parts import Parts
 from mlxd.server.queue_report import place_headers, words_of
 from mlxd.server.quota import note_quota
@@ -219,7 +220,16 @@ class Stream:
         place = self._place
         if place is not None and self._tells_place:
             return comment(words_of(place)) if silent or place.position != self._told else None
-        return self._codec.heartbeat if silent else None
+        return self._beat() if silent else None
+
+    def _beat(self) -> bytes:
+        """A sign of life; while its model is loaded, how far that is."""
+        story = self._request[STORY]
+        if self._codec.content_type == EVENT_STREAM and story.leased is None:
+            progress = self._parts.residency.progress_of(story.model)
+            if progress is not None:
+                return comment(load_words_of(progress))
+        return self._codec.heartbeat
 
     async def _say(self) -> None:
         with contextlib.suppress(ConnectionError):

@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any
 
 from mlxd.core.clock import Clock
-from mlxd.telemetry.logs import one_line
+from mlxd.core.lines import one_line
 
 log = logging.getLogger("mlxd.events")
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 from datetime import UTC, datetime
 
+from mlxd.core.lines import one_line
 from mlxd.telemetry.log_file import LogFile, Target
 from mlxd.telemetry.sink import Sink
 
 _EXTRA = ("event", "request", "tenant", "key", "model", "seconds")
-_UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class JsonLines(logging.Formatter):
@@ -45,11 +44,6 @@ class PlainLines(logging.Formatter):
         text = one_line(" ".join([f"{time} {record.levelname.lower():<7} {message}", *extra]))
         trace = self.formatException(record.exc_info).split("\n") if record.exc_info else []
         return "\n".join([text, *(f"  {one_line(line)}" for line in trace)])
-
-
-def one_line(text: str) -> str:
-    """Line breaks and control characters escaped: what a client sends cannot forge a line."""
-    return _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def configure(level: str, style: str, target: Target | None = None) -> None:

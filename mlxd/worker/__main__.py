@@ -1,4 +1,4 @@
-"""`python -m mlxd.worker --fd N --spec JSON`: one model over one socket. JSON is a `Launch`."""
+"""`python -m mlxd.worker --fd N`: one model over one socket, named by the first message there."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
-from mlxd.ipc.messages import EXIT_MEMORY, Launch, LoadFailed, launch_of
+from mlxd.ipc.messages import EXIT_MEMORY, LoadFailed, Warm
 from mlxd.worker import stand_in
 from mlxd.worker.intake import Intake
 from mlxd.worker.link import Link
@@ -33,15 +34,15 @@ def main() -> NoReturn:
     The interpreter is not taken down: it would end the other threads inside native code that
     cannot be left so, and then the process aborts (SIGABRT) instead of ending with its status.
     """
-    status = _served(*_arguments())
+    status = _served(_arguments())
     sys.stderr.flush()
     os._exit(status)
 
 
-def _served(fd: int, launch: Launch) -> int:
+def _served(fd: int) -> int:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    loop = _start(fd, launch)
+    loop = _start(fd)
     if isinstance(loop, int):
         return loop
     try:
@@ -51,12 +52,11 @@ def _served(fd: int, launch: Launch) -> int:
     return 0
 
 
-def _arguments() -> tuple[int, Launch]:
+def _arguments() -> int:
     parser = argparse.ArgumentParser(prog="python -m mlxd.worker")
     parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--spec", type=launch_of, required=True)
-    arguments = parser.parse_args()
-    return arguments.fd, arguments.spec
+    fd: int = parser.parse_args().fd
+    return fd
 
 
 def _failed(loop: Loop, error: Exception) -> int:
@@ -70,19 +70,23 @@ def _failed(loop: Loop, error: Exception) -> int:
     return EXIT_MEMORY
 
 
-def _start(fd: int, launch: Launch) -> Loop | int:
+def _start(fd: int) -> Loop | int:
     """The loop, or the exit status of a load that failed.
 
-    The IO thread first: the daemon may go away while imports and weights load.
+    The IO thread first: the daemon may go away while imports and weights load, or while this waits
+    for a model, as a spare does.
     """
-    began = time.monotonic()
     sock = socket.socket(fileno=fd)
     end_with_parent(sock)
     link = Link(sock)
     intake = Intake(link)
     intake.start()
     try:
-        loop, ready = _assemble(launch, link, intake, began)
+        assemble = _imported()
+        link.send(Warm())
+        warm = time.monotonic()
+        launch, came = intake.launches.get()
+        loop, ready = assemble(launch, link, intake, max(warm, came))
     except LoadError as error:
         traceback.print_exc()
         link.send(LoadFailed(str(error)))
@@ -95,7 +99,7 @@ def _start(fd: int, launch: Launch) -> Loop | int:
     return loop
 
 
-def _assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[Loop, Ready]:
+def _imported() -> Callable[..., tuple[Loop, Ready]]:
     """`assemble`, once all of mlx-lm is imported; that much stays, and is not searched for garbage:
     it would take a tenth of a start.
     """
@@ -105,7 +109,7 @@ def _assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple
 
     gc.freeze()
     gc.enable()
-    return assemble(launch, link, intake, began)
+    return assemble
 
 
 if __name__ == "__main__":

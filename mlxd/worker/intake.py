@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import queue
+import time
 
 from mlxd.ipc.messages import (
     Budget,
@@ -16,11 +17,14 @@ from mlxd.ipc.messages import (
     Cancelled,
     Down,
     Generate,
+    Launch,
     Output,
     Ping,
     Pong,
+    PrefixRules,
     Shutdown,
     Trim,
+    Tuning,
     decode_down,
 )
 from mlxd.worker.job import Inbox, Progress
@@ -35,6 +39,8 @@ class Intake:
     def __init__(self, link: Link) -> None:
         self._link = link
         self.inbox: Inbox = queue.SimpleQueue()
+        self.launches: queue.SimpleQueue[tuple[Launch, float]] = queue.SimpleQueue()
+        """The only one, once it has come, and when that was on the monotonic clock."""
         self.progress = Progress()
         self.preparation = Preparation(link, self.inbox, self.progress)
 
@@ -49,11 +55,13 @@ class Intake:
     def handle(self, message: Down, size: int) -> None:
         """`size`: the bytes of its frame."""
         match message:
+            case Launch():
+                self.launches.put((message, time.monotonic()))
             case Generate():
                 self.preparation.add(message, size)
             case Cancel():
                 self._cancel(message)
-            case Budget() | Trim() | CacheAsk() | CacheClear():
+            case Budget() | Tuning() | Trim() | PrefixRules() | CacheAsk() | CacheClear():
                 self.inbox.put([message])
             case Ping():
                 self._pong()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from mlxd.ipc.messages import Loading
 from mlxd.worker.allocator import is_exhaustion
 from mlxd.worker.architectures import classes_of
 from mlxd.worker.encoder import Encoder
@@ -27,6 +29,10 @@ from mlxd.worker.refusal import LoadError
 CACHE_LIMIT_BYTES = 2**30
 """Of freed buffers that MLX keeps for reuse on a GPU; its own default is most of the memory."""
 LONGEST_REASON = 300
+TELL_SECONDS = 0.1
+"""Between two words about the weights: a tensor may take less to read."""
+_WEIGHTS = "model*.safetensors"
+"""Those that mlx-lm reads."""
 T = TypeVar("T")
 
 
@@ -70,8 +76,10 @@ def load(
     template: Path | None = None,
     trust: bool = False,
     kv_bits: int = 0,
+    tell: Callable[[Loading], None] = lambda at: None,
 ) -> Loaded:
-    """`template` goes before the model's own; `trust`: code in its folder may run.
+    """`template` goes before the model's own; `trust`: code in its folder may run. `tell` hears how
+    far it is.
 
     Raises LoadError.
     """
@@ -79,7 +87,7 @@ def load(
     def stage(what: str, work: Callable[[], T]) -> T:
         return _stage(what, [folder, *filter(None, (adapter, template))], work)
 
-    with _one_reader():
+    with _one_reader(_Reading(folder, tell)):
         model, config = stage(
             "the weights",
             lambda: mlx_lm.utils.load_model(
@@ -87,8 +95,11 @@ def load(
             ),
         )
     if adapter is not None:
+        tell(Loading("adapter"))
         stage("the adapter", lambda: _adapt(model, adapter))
+    tell(Loading("tokenizer"))
     tokenizer = stage("the tokenizer", lambda: _tokenizer(folder, config, trust, template))
+    tell(Loading("first_step"))
     width = stage("a first step", lambda: _first_step(model))
     kv = stage(f"kv_bits {kv_bits}", lambda: quantised(model, kv_bits)) if kv_bits else None
     return Loaded(
@@ -101,8 +112,38 @@ def load(
     )
 
 
+class _Reading:
+    """How much of a model's weights has been read, told now and then."""
+
+    def __init__(self, folder: Path, tell: Callable[[Loading], None]) -> None:
+        self._total = sum(file.stat().st_size for file in folder.glob(_WEIGHTS) if file.is_file())
+        self._tell = tell
+        self._done = 0
+        self._told = time.monotonic()
+
+    def add(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._told >= TELL_SECONDS:
+            self._told = now
+            self._tell(Loading("weights", min(self._done, self._total), self._total))
+
+
+class _Counted(io.FileIO):
+    """A file of weights that tells what is read of it."""
+
+    def __init__(self, file: Any, reading: _Reading) -> None:
+        super().__init__(file)
+        self._reading = reading
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        count = super().readinto(buffer)
+        self._reading.add(count or 0)
+        return count
+
+
 @contextmanager
-def _one_reader() -> Iterator[None]:
+def _one_reader(reading: _Reading) -> Iterator[None]:
     """Weights are read by one thread, which takes no longer.
 
     Given a path MLX reads with several at once, and where cores are few the workers that serve
@@ -114,7 +155,7 @@ def _one_reader() -> Iterator[None]:
     def load(file: Any, *arguments: Any, **options: Any) -> Any:
         if not str(file).endswith(".safetensors"):
             return real(file, *arguments, **options)
-        with io.FileIO(file) as stream:
+        with _Counted(file, reading) as stream:
             return real(stream, "safetensors", *arguments[1:], **options)
 
     mx.load = load

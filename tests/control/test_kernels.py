@@ -20,7 +20,8 @@ def kernels(tmp_path: Path) -> Kernels:
 def engine(folder: Path, kernels: Kernels) -> Path:
     """Its own folder of kernels."""
     folder.mkdir()
-    own = kernels.lend(folder)
+    kernels.lend(folder)
+    own = kernels.own(folder)
     own.mkdir(exist_ok=True)
     return own
 

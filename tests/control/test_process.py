@@ -35,7 +35,7 @@ LOOPS = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio"
 
 async def spawned(folder: Path, words: str, wanted: str = "ready", **more: Any) -> EngineProcess:
     """A process that has said what is wanted."""
-    process, sock = await EngineProcess.spawn(Any, folder / "tmp", **more)  # type: ignore[arg-type]
+    process, sock = await EngineProcess.spawn(folder / "tmp", **more)
     sock.close()
     while wanted not in process.stderr:  # noqa: ASYNC110  # nothing tells of it
         await asyncio.sleep(0.01)
@@ -45,8 +45,7 @@ async def spawned(folder: Path, words: str, wanted: str = "ready", **more: Any) 
 @pytest.fixture(autouse=True)
 def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     words = getattr(request, "param", SLEEPS)
-    monkeypatch.setattr(module, "_command", lambda launch, fd: [sys.executable, "-c", words])
-    monkeypatch.setattr(module, "_launch", lambda *_: None)
+    monkeypatch.setattr(module, "_command", lambda fd: [sys.executable, "-c", words])
 
 
 @LOOPS

@@ -690,7 +690,8 @@ def test_a_load_and_an_end_are_told_with_their_numbers(world: World) -> None:
     world.loop.do(engine.ends, -6)
     size = engine.memory.active
     assert world.of("load") == [{"model": "a", "seconds": 1.5, "bytes": size}]
-    assert world.of("worker_up") == [{"model": "a", "pid": engine.pid, "load_seconds": 1.5}]
+    (up,) = world.of("worker_up")
+    assert up == {"model": "a", "pid": engine.pid, "load_seconds": 1.5, "spare": False}
     assert world.of("worker_down") == [
         {
             "model": "a", "pid": engine.pid, "reason": "SIGABRT", "status": -6, "running": 3,

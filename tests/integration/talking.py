@@ -7,14 +7,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 import psutil
 import pytest
 
-from mlxd.ipc.messages import launch_of
 from tests.support.daemon import Daemon
 
 Json = dict[str, Any]
@@ -147,9 +145,10 @@ def held(
     *,
     tokens: int = 8192,
     client: httpx.Client | None = None,
+    body: Json | None = None,
 ) -> Iterator[Held]:
     """A stream of /api/generate with its first record read; hung up at the end of the block."""
-    body = generate(model, prompt, tokens=tokens)
+    body = body or generate(model, prompt, tokens=tokens)
     with (client or daemon.http).stream("POST", "/api/generate", json=body) as response:
         if response.status_code != 200:
             response.read()
@@ -194,17 +193,9 @@ def cached(daemon: Daemon) -> dict[str, Json]:
 
 
 def workers_of(daemon: Daemon) -> dict[str, int]:
-    """Model folder's name -> pid of its worker."""
-    found = {}
-    for process in daemon.workers():
-        try:
-            command = process.cmdline()
-        except psutil.NoSuchProcess:  # or it is over and not yet reaped
-            continue
-        if "--spec" in command:
-            launch = launch_of(command[command.index("--spec") + 1])
-            found[Path(launch.path).name] = process.pid
-    return found
+    """Model -> pid of its worker."""
+    workers = daemon.admin.get("/admin/health")["workers"]
+    return {one["model"]: one["pid"] for one in workers if one["pid"] and not gone(one["pid"])}
 
 
 def spawned(daemon: Daemon, model: str) -> int:

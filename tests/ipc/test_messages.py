@@ -25,7 +25,6 @@ from mlxd.ipc.messages import (
     Ended,
     FrameReader,
     Generate,
-    Launch,
     LoadFailed,
     Logprob,
     Memory,
@@ -46,8 +45,6 @@ from mlxd.ipc.messages import (
     decode_down,
     decode_up,
     encode,
-    launch_of,
-    launch_words,
     packed,
     unpacked,
 )
@@ -147,9 +144,10 @@ def test_what_the_other_side_would_take_for_broken_is_not_sent():
         encode(Output(1, [Text(1, "x" * MAX_FRAME_BYTES)]))
 
 
-def test_a_launch_is_one_word_of_a_command_line():
-    launch = Launch("/m odels/я", 512, adapter="/a", kv_bits=8, budget=Budget(1, 2, 3), turns="/t")
-    assert launch_of(launch_words(launch)) == launch
+def test_what_is_no_whole_frame_yet_is_kept():
+    reader, frame = FrameReader(), encode(Ping())
+    assert reader.feed(frame + frame[:3]) == [frame[4:]]
+    assert reader.rest == frame[:3]
 
 
 def test_tokens_travel_as_four_bytes_each_the_low_end_first():

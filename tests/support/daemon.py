@@ -43,8 +43,13 @@ class Daemon:
         return self.process.pid
 
     def workers(self) -> list[psutil.Process]:
-        """Its engine processes."""
+        """Its engine processes, spares included."""
         return psutil.Process(self.pid).children()
+
+    def spares(self) -> list[int]:
+        """Of those, the pids of the ones that are ready for a model."""
+        spares = self.admin.get("/admin/health")["spares"]
+        return [spare["pid"] for spare in spares if spare["state"] == "ready"]
 
     def health(self) -> dict[str, Any]:
         body: dict[str, Any] = self.http.get("/health").json()
@@ -59,7 +64,10 @@ class Daemon:
         return self.state.parent / "policies"
 
     def edit(self, kind: str, text: str) -> None:
-        """Put another policy file in place of a kind's, whole: `text` is below its `schema:`."""
+        """Put another policy file in place of a kind's, whole: `text` is below its `schema:`. See
+        `daemon` for spares.
+        """
+        text = without_spares(text) if kind == "supervision" else text
         write_whole(self.policies / f"{kind}.yaml", f"schema: mlxd/v1\n{text}")
 
     def address(self) -> instance.Address:
@@ -117,6 +125,16 @@ def write_whole(file: Path, text: str) -> None:
     temporary.replace(file)
 
 
+def without_spares(supervision: str) -> str:
+    """The same policies without spares, unless they say how many there are to be."""
+    if "spares" in supervision:
+        return supervision
+    for head, more in (("worker: {", "spares: 0, "), ("worker:\n", "  spares: 0\n")):
+        if supervision.startswith(head):
+            return head + more + supervision.removeprefix(head)
+    return f"worker: {{spares: 0}}\n{supervision}"
+
+
 def write_policies(folder: Path, files: Mapping[str, str]) -> Path:
     """`files` maps a kind (`limits`) to the YAML below its `schema:` line."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,11 +159,13 @@ def daemon(
 
     No folder of the user's is scanned: only `models`. Without `port_flag` the port is what
     `policies` say, so that they can change it; `port` must be the same. `prefix` is a program that
-    starts the daemon in circumstances of its own, and gets `pass_fds`.
+    starts the daemon in circumstances of its own, and gets `pass_fds`. It keeps no spares unless
+    its policies say so: a second of the processor for each daemon.
     """
     port = port or free_port()
     models = models or folder / "no-models"
     files = {"models": f"dirs: [{models}]\n", **(policies or {})}
+    files["supervision"] = without_spares(files.get("supervision", ""))
     log = folder / "daemon.log"
     command = [
         *(*prefix, sys.executable, "-m", "mlxd", "serve"),

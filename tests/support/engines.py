@@ -42,7 +42,7 @@ class Engine:
         self.ready: ipc.Ready | None = None
         self.memory = ipc.Memory(budget.bytes, 0, budget.bytes)
         self.exit: Exit | None = None
-        self.out_of_memory = False
+        self.out_of_memory = self.spare = False
         self.stderr, self.victims, self.running = "first\nlast /home/me/words\n", 0, 0
         self.canaries = self.step = 0
         self.calm: Any = None

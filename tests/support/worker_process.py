@@ -24,19 +24,22 @@ from mlxd.ipc.messages import (
     FrameReader,
     Generate,
     Launch,
+    LoadFailed,
+    Loading,
     Memory,
     Need,
     Observed,
     Output,
     Pong,
+    Ready,
     Reasoning,
     Refused,
     Text,
     Up,
     Vector,
+    Warm,
     decode_up,
     encode,
-    launch_words,
 )
 
 GREEDY = Sampling(temperature=0.0)
@@ -82,13 +85,13 @@ class Told:
 class WorkerProcess:
     """Spawns `python -m mlxd.worker`; `first` is its Ready or LoadFailed."""
 
-    def __init__(self, model: Path, *, context: int = 4096, wait: bool = True, **more: Any) -> None:
-        """`more` of its `Launch`."""
-        launch = Launch(path=str(model), context=context, **more)
+    def __init__(
+        self, model: Path | None, *, context: int = 4096, wait: bool = True, **more: Any
+    ) -> None:
+        """`more` of its `Launch`. Without a model it is a spare."""
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "mlxd.worker", "--fd", str(theirs.fileno()),
-                       "--spec", launch_words(launch)]  # fmt: skip
+            command = [sys.executable, "-m", "mlxd.worker", "--fd", str(theirs.fileno())]
             self.process = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],
@@ -104,10 +107,25 @@ class WorkerProcess:
         self.needs: list[Need] = []
         self.observed: list[Observed] = []
         self.memories: list[Memory] = []
+        self.loading: list[Loading] = []
+        self._first: Up | None = None
         self._reader = FrameReader()
         self._next_id = 1
+        self.warm = False
+        if model is not None:
+            self.launch(model, context=context, wait=wait, **more)
+        elif wait:
+            self.until(lambda: self.warm)
+
+    def launch(self, model: Path, *, context: int, wait: bool = True, **more: Any) -> None:
+        self.send(Launch(path=str(model), context=context, **more))
         if wait:
-            self.first: Up = self.receive()[0]
+            self.until(lambda: self._first is not None)
+
+    @property
+    def first(self) -> Up:
+        assert self._first is not None
+        return self._first
 
     def send(self, *messages: Down) -> None:
         self.socket.sendall(b"".join(encode(message) for message in messages))
@@ -178,6 +196,12 @@ class WorkerProcess:
 
     def _note(self, message: Up) -> None:
         match message:
+            case Warm():
+                self.warm = True
+            case Ready() | LoadFailed():
+                self._first = message
+            case Loading():
+                self.loading.append(message)
             case Accepted():
                 self.told[message.id].accepted = message
             case Refused():

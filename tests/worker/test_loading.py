@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mlxd.ipc.messages import Loading
 from mlxd.worker.refusal import LoadError
 from tests.support.model_maker import (
     HYBRID,
@@ -204,6 +205,23 @@ def test_weights_come_through_a_file_object_that_one_thread_reads(
 
     monkeypatch.setattr(mx, "load", noting)
     load(varied)
-    assert [type(file) for file in given] == [io.FileIO]
+    assert [isinstance(file, io.FileIO) for file in given] == [True]
     assert given[0].closed
     assert mx.load is noting, "put back"
+
+
+def test_a_load_tells_how_many_bytes_of_its_weights_it_has_read(
+    varied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlxd.worker import loading
+
+    monkeypatch.setattr(loading, "TELL_SECONDS", 0.0)
+    told: list[Loading] = []
+    loading.load(varied, tell=told.append)
+    shares = [(said.done, said.total) for said in told if said.stage == "weights"]
+    size = sum(file.stat().st_size for file in varied.glob("model*.safetensors"))
+    assert len(shares) > 3
+    assert shares == sorted(shares)
+    assert {total for _, total in shares} == {size}
+    assert shares[-1][0] > 0.95 * size, "the header is read before"
+    assert told[-1].stage == "first_step"

@@ -370,7 +370,7 @@ def test_a_defect_ends_the_process_with_70_and_want_of_memory_with_71(
     def leave(status: int) -> None:
         raise SystemExit(status)
 
-    monkeypatch.setattr(worker, "_arguments", lambda: (0, None))
+    monkeypatch.setattr(worker, "_arguments", lambda: 0)
     monkeypatch.setattr(worker, "_start", lambda *_: Broken())
     monkeypatch.setattr("os._exit", leave)
     with pytest.raises(SystemExit) as caught:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from mlxd.core.request import Message, Sampling
@@ -554,3 +555,26 @@ def test_pieces_of_one_step_travel_together(worker):
     worker.send(*[worker.message(id, messages=asked(1), max_tokens=50) for id in ids])
     worker.until(lambda: all(worker.told[id].over for id in ids))
     assert worker.outputs - before <= 55
+
+
+def test_a_spare_waits_for_its_model_and_then_is_like_any_other(varied: Path) -> None:
+    spare = WorkerProcess(None)
+    try:
+        assert str(varied) not in " ".join(psutil.Process(spare.process.pid).cmdline())
+        spare.send(Ping())
+        spare.until(lambda: bool(spare.pongs))
+        assert spare.loading == [], "it has nothing to load"
+        spare.launch(varied, context=4096)
+        assert isinstance(spare.first, Ready)
+        stages = [said.stage for said in spare.loading]
+        assert list(dict.fromkeys(stages)) == ["weights", "tokenizer", "first_step", "footprint"]
+        assert spare.run(messages=asked(1), max_tokens=3).ended is not None
+    finally:
+        spare.close()
+
+
+def test_a_spare_ends_with_its_daemon(varied: Path) -> None:
+    spare = WorkerProcess(None, wait=False)
+    spare.socket.close()
+    assert spare.process.wait(10) == 0
+    spare.close()

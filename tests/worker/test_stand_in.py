@@ -97,5 +97,5 @@ def test_a_worker_places_it_before_it_imports_its_engine(monkeypatch: pytest.Mon
     assembly = SimpleNamespace(assemble=lambda *_: made.append("engine"))
     monkeypatch.setitem(sys.modules, "mlxd.worker.assembly", assembly)
     monkeypatch.setattr(stand_in, "install", lambda: made.append("stand-in"))
-    worker._assemble(Launch(path="m", context=1), Mock(), Mock(), 0.0)
+    worker._imported()(Launch(path="m", context=1), Mock(), Mock(), 0.0)
     assert made == ["stand-in", "engine"]

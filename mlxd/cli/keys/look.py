@@ -12,11 +12,11 @@ from mlxd.cli.client import NoAnswer
 from mlxd.cli.keys.here import place
 from mlxd.cli.policy.here import failed, print_json, refused
 from mlxd.core.clock import SystemClock
+from mlxd.core.lines import one_line
 from mlxd.policy import keys_file
 from mlxd.policy.keyring import Key, iso
 from mlxd.policy.load import PolicyErrors
 from mlxd.settings import SettingsRefused
-from mlxd.telemetry.logs import one_line
 
 Json = dict[str, Any]
 

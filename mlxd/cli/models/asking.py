@@ -11,7 +11,7 @@ from mlxd.cli.admin import AdminClient, Refused
 from mlxd.cli.client import NoAnswer
 from mlxd.core import places
 from mlxd.core.instance import running
-from mlxd.telemetry.logs import one_line
+from mlxd.core.lines import one_line
 
 
 def asking(

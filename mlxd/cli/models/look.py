@@ -106,7 +106,7 @@ def _process(model: Json) -> tuple[str, ...]:
 
 def _leaves(model: Json) -> str:
     if model["loading"]:
-        return "it is being loaded"
+        return str(model["progress"]["words"])
     left = model["expires_in_seconds"]
     if model["running"]:
         wait = f"{duration(left)} after " if left else "after "

@@ -11,7 +11,7 @@ from mlxd.cli import exits
 from mlxd.cli.admin import AdminClient
 from mlxd.cli.models.asking import asking, failed, print_json
 from mlxd.cli.models.words import duration, size
-from mlxd.telemetry.logs import one_line
+from mlxd.core.lines import one_line
 
 Json = dict[str, Any]
 _EVERY_PERCENT = 10

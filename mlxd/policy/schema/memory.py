@@ -184,9 +184,10 @@ class PrefixCache(Policy):
         unit="size", example="8GiB",
     )  # fmt: skip
     disk: Budget = field(
-        "auto", "Disk space in the state folder for those that leave memory; auto follows what "
-        "is free, off writes none.",
-        unit="size", enforced=False, example="off",
+        "auto", "Disk space in the state folder, of all models together, for the beginnings that "
+        "leave memory or are to be there after a restart; auto is a tenth of what is free, and at "
+        "most 32GiB; off writes none and removes what is there. They hold what the prompts say.",
+        unit="size", example="off",
     )  # fmt: skip
 
 

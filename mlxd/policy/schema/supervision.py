@@ -94,6 +94,12 @@ class Worker(Policy):
     )  # fmt: skip
     backoff: Backoff = section("How long a restart waits: base, times factor for each further one.")
     breaker: Breaker = section("When a worker that keeps failing is no longer started.")
+    spares: Auto | Annotated[int, Field(ge=0, le=8)] = field(
+        "auto", "Engine processes that are kept ready without a model, so that a load, and the one "
+        "after a crash most of all, need not wait for a process to start. auto is 1, and 0 with "
+        "less than 8 GiB of memory. From the warning mark on there are none.",
+        unit="processes", example="2",
+    )  # fmt: skip
 
 
 class Replay(Policy):

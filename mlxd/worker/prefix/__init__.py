@@ -1,1 +1,1 @@
-"""What was read before: beginnings of prompts, in memory and on disk."""
+"""Beginnings of prompts that were read, kept for later ones: the index, the store, its contents."""
