@@ -80,7 +80,7 @@ class Supervisor:
         self._temporary = temporary
         self._policies = policies
         self._counts = counts or Uncounted()
-        self._prefixes = prefixes
+        self.prefixes = prefixes
         self._spawn = spawn
         self._slots: dict[ModelSpec, Slot] = {}
         self._held: set[ModelSpec] = set()
@@ -99,7 +99,7 @@ class Supervisor:
 
     def warnings(self) -> list[str]:
         """What an operator should know."""
-        return self._prefixes.warnings() if self._prefixes is not None else []
+        return self.prefixes.warnings() if self.prefixes is not None else []
 
     # -- what there is
 
@@ -212,8 +212,8 @@ class Supervisor:
         self._begin(slot)
         worker: Worker | None = None
         known = replace(known, held=spec in self._held)
-        if self._prefixes is not None:
-            known = replace(known, prefixes=self._prefixes.files(card))
+        if self.prefixes is not None:
+            known = replace(known, prefixes=self.prefixes.files(card))
         try:
             worker = await self._spawn(
                 spec, name, self._clock, temporary=self._temporary, budget=budget, known=known
@@ -222,8 +222,8 @@ class Supervisor:
             slot.worker = worker
             prepare(worker)
             worker.tune(tuning_of(self._policies))
-            if self._prefixes is not None:
-                self._prefixes.tell(worker, card)
+            if self.prefixes is not None:
+                self.prefixes.tell(worker, card)
             worker.on_grammar = partial(self._held.add, spec)
             worker.on_token = partial(self._delivered, slot)
             worker.on_end = partial(self._ended, slot, worker.on_end)
@@ -282,12 +282,12 @@ class Supervisor:
 
     def _value(self, new: PolicySet) -> None:
         """What is kept of earlier prompts follows `new`."""
-        if self._prefixes is None:
+        if self.prefixes is None:
             return
-        self._prefixes.apply(new)
+        self.prefixes.apply(new)
         for slot in self.slots():
             if slot.worker is not None and slot.worker.alive:
-                self._prefixes.tell(slot.worker, slot.card)
+                self.prefixes.tell(slot.worker, slot.card)
 
     def _worker_policy(self) -> WorkerPolicy:
         return self._policies.supervision.worker

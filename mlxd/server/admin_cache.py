@@ -28,11 +28,13 @@ class AdminCache:
         policies = policies_of(request)
         workers = await self._workers(request)
         if request.method == "DELETE":
-            disk = request.query.get("disk") == "1"
+            disk, all = request.query.get("disk") == "1", "model" not in request.query
             models = await cache_report.clear(self._parts, workers, disk=disk)
+            if disk and all:
+                await cache_report.clear_disk(self._parts)
         else:
             models = await cache_report.stats(self._parts, workers)
-        return {"models": models}, policies.etag
+        return {"models": models, "disk": await cache_report.disk(self._parts)}, policies.etag
 
     async def _workers(self, request: web.BaseRequest) -> list[Worker]:
         residency, name = self._parts.residency, request.query.get("model", "")

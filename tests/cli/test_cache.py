@@ -43,14 +43,15 @@ class Played:
     def __init__(self, *models: Json) -> None:
         self.models = list(models)
         self.asked: list[Json] = []
+        self.disk = {"entries": 0, "bytes": 0}
 
     def get(self, target: str, **query: str) -> Json:
         self.asked.append({"get": target, **query})
-        return {"models": self.models}
+        return {"models": self.models, "disk": self.disk}
 
     def delete(self, target: str, **query: str) -> Json:
         self.asked.append({"delete": target, **query})
-        return {"models": self.models}
+        return {"models": self.models, "disk": self.disk}
 
 
 @pytest.fixture
@@ -77,15 +78,20 @@ class TestStats:
     ) -> None:
         played = play(QWEN)
         assert main(["cache", "stats", "qwen", "--json"]) == 0
-        assert json.loads(capsys.readouterr().out) == {"models": [QWEN]}
+        assert json.loads(capsys.readouterr().out) == {"models": [QWEN], "disk": played.disk}
         assert played.asked == [{"get": "/admin/cache", "model": "qwen"}]
 
     def test_nothing_in_memory(
         self, play: Callable[..., Played], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        play()
+        played = play()
         assert (main(["cache", "stats"]), main(["cache", "stats", "qwen"])) == (0, 0)
         assert capsys.readouterr().out == "no model is in memory\nqwen is not in memory\n"
+        played.disk = {"entries": 2, "bytes": 3 * 2**20}
+        assert main(["cache", "stats"]) == 0
+        assert capsys.readouterr().out == (
+            "no model is in memory\non disk, of all models: 2 prompts, 3 MiB\n"
+        )
 
 
 class TestClear:

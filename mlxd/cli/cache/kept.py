@@ -26,8 +26,9 @@ def stats(policies: str | None, state: str | None, name: str, *, as_json: bool) 
             print_json(found)
         elif found["models"]:
             print_lines(columns([_HEAD, *map(_row, found["models"])]))
+            print_lines(_on_disk(found["disk"]))
         else:
-            print_lines([_nothing(name)])
+            print_lines([_nothing(name), *_on_disk(found["disk"])])
         return exits.DONE
 
     return asking(policies, state, ask, as_json=as_json)
@@ -42,6 +43,7 @@ def clear(policies: str | None, state: str | None, name: str, *, disk: bool, as_
             print_json(found)
         else:
             print_lines([*_cleared(found["models"], disk=disk)] or [_nothing(name)])
+            print_lines(_on_disk(found["disk"]))
         return exits.DONE if all(m["answered"] for m in found["models"]) else exits.FAILED
 
     return asking(policies, state, ask, as_json=as_json)
@@ -53,6 +55,13 @@ def _query(name: str) -> dict[str, str]:
 
 def _nothing(name: str) -> str:
     return f"{name} is not in memory" if name else "no model is in memory"
+
+
+def _on_disk(disk: Json) -> Iterator[str]:
+    """Of all models, whoever is in memory."""
+    if disk["entries"]:
+        prompts = plural(disk["entries"], "prompt", "prompts")
+        yield f"on disk, of all models: {prompts}, {size(disk['bytes'])}"
 
 
 def _row(model: Json) -> tuple[str, ...]:
