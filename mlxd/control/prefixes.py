@@ -87,6 +87,10 @@ class PrefixWishes:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+    async def clear(self) -> None:
+        """Remove all that is on disk, of whatever model."""
+        await self._threads.run(shutil.rmtree, self._folder, True)
+
     def warnings(self) -> list[str]:
         """What an operator should know."""
         return [words for problems in self._unread.values() for words in problems]

@@ -97,6 +97,11 @@ class Supervisor:
         self._value(new)
         self.changes.tell()
 
+    async def clear_prefixes(self) -> None:
+        """Remove what is on disk of earlier prompts, also of models that are not in memory."""
+        if self._prefixes is not None:
+            await self._prefixes.clear()
+
     def warnings(self) -> list[str]:
         """What an operator should know."""
         return self._prefixes.warnings() if self._prefixes is not None else []

@@ -30,6 +30,8 @@ class AdminCache:
         if request.method == "DELETE":
             disk = request.query.get("disk") == "1"
             models = await cache_report.clear(self._parts, workers, disk=disk)
+            if disk and not request.query.get("model"):
+                await self._parts.supervisor.clear_prefixes()
         else:
             models = await cache_report.stats(self._parts, workers)
         return {"models": models}, policies.etag

@@ -91,6 +91,12 @@ def test_off_removes_what_is_there(tmp_path: Path) -> None:
     until_gone()
 
 
+async def test_clearing_removes_what_is_on_disk_of_all_models(tmp_path: Path) -> None:
+    (tmp_path / "prefixes" / "key").mkdir(parents=True)
+    await PrefixWishes(tmp_path, load()).clear()
+    assert not (tmp_path / "prefixes").exists()
+
+
 @pytest.mark.parametrize(
     ("content", "messages", "tools"),
     [

@@ -42,6 +42,8 @@ def clear(policies: str | None, state: str | None, name: str, *, disk: bool, as_
             print_json(found)
         else:
             print_lines([*_cleared(found["models"], disk=disk)] or [_nothing(name)])
+            if disk and not name:
+                print_lines(["nothing is left on disk, of models that are not in memory either"])
         return exits.DONE if all(m["answered"] for m in found["models"]) else exits.FAILED
 
     return asking(policies, state, ask, as_json=as_json)
