@@ -94,8 +94,8 @@ class PrefixWishes:
         """Of all models, in memory or not: how many beginnings, and their bytes."""
         return await self._threads.run(_counted, self._folder)
 
-    async def clear_disk(self) -> None:
-        """Of all models; what a worker has just written may stay."""
+    async def clear(self) -> None:
+        """Remove all that is on disk, of whatever model."""
         await self._threads.run(shutil.rmtree, self._folder, True)
 
     def warnings(self) -> list[str]:

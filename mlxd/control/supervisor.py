@@ -97,6 +97,11 @@ class Supervisor:
         self._value(new)
         self.changes.tell()
 
+    async def clear_prefixes(self) -> None:
+        """Remove what is on disk of earlier prompts, also of models that are not in memory."""
+        if self.prefixes is not None:
+            await self.prefixes.clear()
+
     def warnings(self) -> list[str]:
         """What an operator should know."""
         return self.prefixes.warnings() if self.prefixes is not None else []

@@ -28,10 +28,10 @@ class AdminCache:
         policies = policies_of(request)
         workers = await self._workers(request)
         if request.method == "DELETE":
-            disk, all = request.query.get("disk") == "1", "model" not in request.query
+            disk = request.query.get("disk") == "1"
             models = await cache_report.clear(self._parts, workers, disk=disk)
-            if disk and all:
-                await cache_report.clear_disk(self._parts)
+            if disk and not request.query.get("model"):
+                await self._parts.supervisor.clear_prefixes()
         else:
             models = await cache_report.stats(self._parts, workers)
         return {"models": models, "disk": await cache_report.disk(self._parts)}, policies.etag

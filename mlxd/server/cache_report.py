@@ -40,12 +40,6 @@ async def disk(parts: Parts) -> Json:
     return {"entries": entries, "bytes": size}
 
 
-async def clear_disk(parts: Parts) -> None:
-    """Of all of them."""
-    if parts.supervisor.prefixes is not None:
-        await parts.supervisor.prefixes.clear_disk()
-
-
 def _entry(reuses: Reuses, worker: Worker, told: ipc.CacheStats | None) -> Json:
     counts, budget = reuses.of(worker.name), worker.budget
     return {

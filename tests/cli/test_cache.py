@@ -101,13 +101,17 @@ class TestClear:
         played = play(IDLE)
         assert main(["cache", "clear"]) == 0
         assert main(["cache", "clear", "a-new-one", "--disk"]) == 0
+        assert main(["cache", "clear", "--disk"]) == 0
         assert capsys.readouterr().out == (
             "a-new-one keeps nothing in memory of the prompts that it has read\n"
             "a-new-one keeps nothing in memory or on disk of the prompts that it has read\n"
+            "a-new-one keeps nothing in memory or on disk of the prompts that it has read\n"
+            "nothing is left on disk, of models that are not in memory either\n"
         )
         assert played.asked == [
             {"delete": "/admin/cache"},
             {"delete": "/admin/cache", "model": "a-new-one", "disk": "1"},
+            {"delete": "/admin/cache", "disk": "1"},
         ]
 
     def test_one_that_does_not_answer_is_no_success(

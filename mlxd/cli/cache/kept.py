@@ -13,6 +13,7 @@ from mlxd.cli.models.words import columns, duration, plural, size
 Json = dict[str, Any]
 
 _HEAD = ("MODEL", "KEPT", "OF", "PROMPTS", "UNUSED FOR", "ON DISK", "FOUND", "SAVED")
+_BARE = "nothing is left on disk, of models that are not in memory either"
 _BUSY = "?"
 """It did not answer in time."""
 
@@ -43,7 +44,8 @@ def clear(policies: str | None, state: str | None, name: str, *, disk: bool, as_
             print_json(found)
         else:
             print_lines([*_cleared(found["models"], disk=disk)] or [_nothing(name)])
-            print_lines(_on_disk(found["disk"]))
+            if disk and not name:
+                print_lines([*_on_disk(found["disk"])] or [_BARE])
         return exits.DONE if all(m["answered"] for m in found["models"]) else exits.FAILED
 
     return asking(policies, state, ask, as_json=as_json)
