@@ -91,6 +91,7 @@ class Process:
     def __init__(self, spec, name, budget):
         self.spec, self.name, self.pid, self.budget = spec, name, id(self), budget
         self.alive, self.out_of_memory, self.exit = True, False, None
+        self.spare = False
         self.memory = ipc.Memory(0, 0, 0)
         self.ready: ipc.Ready | None = None
         self.on_need: Any = None
