@@ -45,7 +45,8 @@ QWEN_TOOLS = (
     "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
     + EACH
     + "{% if message.role == 'tool' %}"
-    "{% if loop.previtem.role != 'tool' %}<|im_start|>user{% endif %}\n<tool>{{ message.content }}</tool>"
+    "{% if loop.previtem.role != 'tool' %}<|im_start|>user{% endif %}"
+    "<tool>{{ message.content }}</tool>"
     "{% if loop.last or loop.nextitem.role != 'tool' %}<|im_end|>\n{% endif %}"
     "{% else %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endif %}"
     "{% endfor %}<|im_start|>assistant\n"
@@ -197,7 +198,7 @@ def test_results_of_tools_may_share_a_turn(reader_of: Make) -> None:
     assert len(outline.turns) == len(messages)
     assert outline.turns[5] == outline.turns[6]
     assert reader.text(tokens[outline.turns[5] : outline.turns[7]]).startswith(
-        "<|im_start|>user\n<t"
+        "<|im_start|>user<tool>over "
     )
     assert reader.text(tokens[outline.turns[8] :]).startswith("<|im_start|>user\nThanks.")
 
