@@ -51,7 +51,8 @@ async def test_files_are_read_behind_what_is_known(tmp_path: Path) -> None:
     wishes.tell(worker, CARD)
     assert worker.told == [ipc.PrefixRules(2**30, ["a*"], None)]
     await asyncio.gather(*wishes._tasks)
-    (warm,) = worker.told[1].warm or ()
+    assert worker.told[1].warm is not None
+    (warm,) = worker.told[1].warm
     assert warm.request.messages == (Message("system", "You are one."), Message("user", "Hello"))
     (warning,) = wishes.warnings()
     assert "none.txt" in warning

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import queue
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def reads(model_of: MakeModel) -> Reads:
 
 
 @pytest.fixture
-def shelves(reads: Reads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelves]:
+def shelves(reads: Reads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelves:
     monkeypatch.setattr(folders, "LEFT_FREE", 0)
     return Shelves(reads, tmp_path / "prefixes")
 
@@ -89,11 +89,9 @@ def look(disk: Disk, entries: list[Entry], *, idle: bool = True, times: int = 1)
 
 
 def read(disk: Disk, name: str) -> Read | None:
-    came: list[Read | None] = []
-    done = threading.Event()
-    disk.read(name, lambda one: (came.append(one), done.set())[0])
-    assert done.wait(20)
-    return came[0]
+    came: queue.SimpleQueue[Read | None] = queue.SimpleQueue()
+    disk.read(name, came.put)
+    return came.get(timeout=20)
 
 
 def find(disk: Disk, entry: Entry, owner: str = "", beyond: int = 0, most: int = 2**40) -> Any:

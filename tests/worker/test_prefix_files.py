@@ -43,10 +43,9 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "one.prefix"
 
 
-def written(file: Path, caches: list[Any], ids: bytes, **more: Any) -> Head:
+def written(file: Path, caches: list[Any], ids: bytes) -> Head:
     layers, slabs = taken_apart(caches)
-    said = {"kind": "turn", "owner": "", "public": False, "kept": False} | more
-    head = Head("key", ids, layers=layers, **said)
+    head = Head("key", ids, "turn", "", False, False, layers)
     with file.open("wb") as stream:
         files.write(stream, head, slabs)
     return head

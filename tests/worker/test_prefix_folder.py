@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -102,7 +103,7 @@ def test_auto_is_a_share_of_what_is_free(root: Path, monkeypatch: pytest.MonkeyP
     class Usage:
         free = 100 * KIB
 
-    monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage)
     folder = Folder(root, "k")
     put(folder, "a", 10 * KIB, budget=None)
     with pytest.raises(OSError, match="space"):

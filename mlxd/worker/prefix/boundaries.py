@@ -102,17 +102,18 @@ def _turns(
     user's; a role that has no marks of its own begins with the next one's.
     """
     turns: list[int] = []
+    known = set(roles)
     at, before = -1, ""
     for message in request.messages or ():
         role = message.role
-        if role == "tool" and "tool" not in roles:
+        if role == "tool" and "tool" not in known:
             role = "user"
         ahead = roles[at + 1 : at + 1 + _AHEAD]
         grouped = message.role == before == "tool" and ahead[:1] != [role]
         if role in ahead and not grouped:
             at += 1 + ahead.index(role)
             turns.append(marks[at])
-        elif not grouped and (role in roles or at + 1 >= len(marks)):
+        elif not grouped and (role in known or at + 1 >= len(marks)):
             break
         else:
             turns.append(marks[at] if grouped else marks[at + 1])

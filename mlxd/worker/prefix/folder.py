@@ -72,7 +72,7 @@ class Folder:
         return sorted(found, key=lambda entry: -entry.used)
 
     def put(
-        self, name: str, size: int, budget: int | None, write: Callable[[BinaryIO], None]
+        self, name: str, size: int, budget: int | None, write: Callable[[BinaryIO], object]
     ) -> Path:
         """Make room for `size` bytes, and write them there. None: the budget is `auto`.
 

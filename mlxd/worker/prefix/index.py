@@ -1,168 +1,228 @@
-"""Finds the beginnings of a sequence of tokens among others: a radix tree.
+"""Finds the beginnings of a sequence of tokens among others.
 
-An edge has a run of tokens as bytes, so that however long a run is, it is compared at once: a
-look-up takes as many steps as there are branches on its way, whatever else is filed. Tokens that
-several sequences begin with are there once.
+Sequences are cut into blocks, and a block is found by its tokens' hash behind the one before it: a
+look takes a step for each block that is shared, whatever else is filed. Only where it parts from
+all others, inside one block, those are looked through (`radix`). Tokens that several sequences
+begin with are there once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
+from bisect import insort
+from collections.abc import Iterator
+from operator import itemgetter
 from typing import Generic, TypeVar
 
 from mlxd.ipc.messages import TOKEN_BYTES
+from mlxd.worker.prefix.radix import Match, Radix
 
-NODE_BYTES = 400
-"""Of a node beside its label, about: two objects, a dict and its place in another."""
+BLOCK_TOKENS = 256
+BLOCK_BYTES = 400
+"""What a block takes beside its tokens, about."""
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Match(Generic[T]):
-    """The longest common beginning of a sequence and any of those filed."""
+class _Block(Generic[T]):
+    """A place behind some number of whole blocks."""
 
-    length: int
-    """Tokens."""
-    value: T | None
-    """Of one that begins so: the one that ends there, else the one that was filed last. None with
-    nothing in common."""
-    ends: bool
-    """Whether one ends there."""
+    __slots__ = ("before", "children", "heads", "tails", "value")
 
-
-class _Node(Generic[T]):
-    __slots__ = ("children", "label", "value")
-
-    def __init__(self, label: bytes) -> None:
-        self.label = label
-        self.children: dict[bytes, _Node[T]] = {}
-        """By the first token of their labels; in the order in which something was filed below."""
+    def __init__(self, before: list[tuple[int, T]]) -> None:
+        self.children: dict[bytes, _Block[T]] = {}
+        """By their tokens; in the order in which something was filed below."""
+        self.heads: Radix[_Block[T]] | None = None
+        """The same, where there are several."""
+        self.tails: Radix[T] | None = None
+        """What ends before the next block does, where anything does."""
         self.value: T | None = None
+        """What ends here."""
+        self.before = before
+        """Those of the parent's `tails` that this block begins with, the shortest first."""
+
+    @property
+    def is_idle(self) -> bool:
+        return self.value is None and self.tails is None and not self.children
+
+    def latest(self) -> T | None:
+        """Of what was filed in it and below, one of the last."""
+        block = self
+        while block.value is None and block.children:
+            block = block.children[next(reversed(block.children))]
+        if block.value is None and block.tails is not None:
+            return block.tails.latest()
+        return block.value
 
 
-class Tree(Generic[T]):
+class Index(Generic[T]):
     """One value for each sequence; sequences are packed tokens (`ipc.messages.packed`)."""
 
-    def __init__(self) -> None:
-        self._root: _Node[T] = _Node(b"")
+    def __init__(self, tokens: int = BLOCK_TOKENS) -> None:
+        """Of a block."""
+        self._size = tokens * TOKEN_BYTES
+        self._root: _Block[T] = _Block([])
         self._count = 0
         self.nbytes = 0
-        """Of the tree itself, about."""
+        """Of the index itself, about."""
 
     def __len__(self) -> int:
         return self._count
 
     def get(self, ids: bytes) -> T | None:
         """What is filed under exactly this."""
-        at, node = self._passed(ids)[0][-1]
-        return node.value if at == len(ids) else None
+        path, rest = self._path(ids)
+        if len(rest) >= self._size:
+            return None
+        if not rest:
+            return path[-1].value
+        return path[-1].tails.get(rest) if path[-1].tails is not None else None
 
     def put(self, ids: bytes, value: T) -> None:
         """File it, in place of what may be filed there."""
-        passed, at, last = self._passed(ids)
-        _refresh(passed)
-        node = passed[-1][1]
-        if last is not node:
-            node = self._split(node, last, at - passed[-1][0])
-        if at < len(ids):
-            node = self._grow(node, ids[at:])
-        self._count += node.value is None
-        node.value = value
+        if self.get(ids) is not None:
+            self.remove(ids)
+        block = self._root
+        whole = len(ids) - len(ids) % self._size
+        for tokens in self._blocks(ids):
+            child = block.children.pop(tokens, None) or self._child(block, tokens)
+            block.children[tokens] = child
+            block = child
+        if whole < len(ids):
+            self._put_tail(block, ids[whole:], value)
+        else:
+            block.value = value
+        self._count += 1
 
     def remove(self, ids: bytes) -> None:
         """Raises KeyError for what is not filed."""
-        passed, _, _ = self._passed(ids)
-        at, node = passed[-1]
-        if at != len(ids) or node.value is None:
+        path, rest = self._path(ids)
+        if self.get(ids) is None:
             raise KeyError(ids)
-        node.value = None
+        if rest:
+            self._remove_tail(path[-1], rest)
+        else:
+            path[-1].value = None
         self._count -= 1
-        nodes = [node for _, node in passed]
-        if not node.children and len(nodes) > 1:
-            nodes.pop()
-            del nodes[-1].children[node.label[:TOKEN_BYTES]]
-            self.nbytes -= NODE_BYTES + len(node.label)
-        self._join(nodes)
+        for parent, tokens in reversed(list(zip(path, self._blocks(ids), strict=False))):
+            if not parent.children[tokens].is_idle:
+                break
+            self._remove_child(parent, tokens)
 
     def match(self, ids: bytes) -> Match[T]:
-        """With whichever shares most with this."""
-        passed, at, last = self._passed(ids)
-        ends = passed[-1][1] is last and last.value is not None
-        return Match(at // TOKEN_BYTES, _latest(last) if at else None, ends and at > 0)
+        """With whichever shares most with this; in tokens."""
+        path, rest = self._path(ids)
+        block, at = path[-1], len(ids) - len(rest)
+        tail = block.tails.match(rest[: self._size]) if block.tails is not None else _nothing
+        head = _head_match(block, rest[: self._size])
+        more = max(tail.length, head.length)
+        if not more:
+            value = block.latest() if at else None
+            return Match(at // TOKEN_BYTES, value, at > 0 and block.value is not None)
+        length = (at + more) // TOKEN_BYTES
+        if tail.length == more and (tail.ends or head.length < more):
+            return Match(length, tail.value, tail.ends)
+        return Match(length, head.value and head.value.latest(), False)
 
     def longest(self, ids: bytes) -> T | None:
         """Of those that are beginnings of this, or this itself."""
-        within = self.within(ids)
-        return within[-1] if within else None
+        path, rest = self._path(ids)
+        last = path[-1]
+        if last.tails is not None and (within := last.tails.within(rest[: self._size])):
+            return within[-1][1]
+        for block in reversed(path):
+            if block.value is not None:
+                return block.value
+            if block.before:
+                return block.before[-1][1]
+        return None
 
     def within(self, ids: bytes) -> list[T]:
         """All that are beginnings of this, or this itself, the shortest first."""
-        return [node.value for _, node in self._passed(ids)[0] if node.value is not None]
+        path, rest = self._path(ids)
+        found: list[T] = []
+        for block in path:
+            found += [value for _, value in block.before]
+            if block.value is not None:
+                found.append(block.value)
+        if (tails := path[-1].tails) is not None:
+            found += [value for _, value in tails.within(rest[: self._size])]
+        return found
 
-    def _passed(self, ids: bytes) -> tuple[list[tuple[int, _Node[T]]], int, _Node[T]]:
-        """The nodes that this goes through to their ends, and where those are in it; how far it
-        goes along in all; and the node that it goes into last, whether or not to its end.
-        """
-        node, at = self._root, 0
-        passed = [(at, node)]
-        while (child := node.children.get(ids[at : at + TOKEN_BYTES])) is not None:
-            common = _alike(child.label, ids, at)
-            at += common
-            if common < len(child.label):
-                return passed, at, child
-            passed.append((at, child))
-            node = child
-        return passed, at, node
+    def _path(self, ids: bytes) -> tuple[list[_Block[T]], bytes]:
+        """The blocks that this begins with, and what is behind them."""
+        block, at = self._root, 0
+        path = [block]
+        while (child := block.children.get(ids[at : at + self._size])) is not None:
+            path.append(child)
+            block = child
+            at += self._size
+        return path, ids[at:]
 
-    def _split(self, parent: _Node[T], node: _Node[T], at: int) -> _Node[T]:
-        """Put a node between the two, after so many bytes of the lower one's label."""
-        upper: _Node[T] = _Node(node.label[:at])
-        node.label = node.label[at:]
-        upper.children[node.label[:TOKEN_BYTES]] = node
-        parent.children[upper.label[:TOKEN_BYTES]] = upper
-        self.nbytes += NODE_BYTES
-        return upper
+    def _blocks(self, ids: bytes) -> Iterator[bytes]:
+        """The whole ones."""
+        return (ids[at : at + self._size] for at in range(0, len(ids) - self._size + 1, self._size))
 
-    def _grow(self, parent: _Node[T], label: bytes) -> _Node[T]:
-        leaf: _Node[T] = _Node(label)
-        parent.children[label[:TOKEN_BYTES]] = leaf
-        self.nbytes += NODE_BYTES + len(label)
-        return leaf
+    def _child(self, parent: _Block[T], tokens: bytes) -> _Block[T]:
+        child: _Block[T] = _Block([] if parent.tails is None else parent.tails.within(tokens))
+        self.nbytes += BLOCK_BYTES + self._size
+        if parent.children and parent.heads is None:
+            parent.heads = Radix()
+            for known, block in parent.children.items():
+                parent.heads.put(known, block)
+            self.nbytes += parent.heads.nbytes
+        if parent.heads is not None:
+            self.nbytes += _grown(parent.heads, tokens, child)
+        return child
 
-    def _join(self, path: list[_Node[T]]) -> None:
-        """A node that only leads to one other is none: its last one, if it is that."""
-        node = path[-1]
-        if len(path) == 1 or node.value is not None or len(node.children) != 1:
+    def _remove_child(self, parent: _Block[T], tokens: bytes) -> None:
+        del parent.children[tokens]
+        self.nbytes -= BLOCK_BYTES + self._size
+        heads = parent.heads
+        if heads is None:
             return
-        (child,) = node.children.values()
-        child.label = node.label + child.label
-        path[-2].children[child.label[:TOKEN_BYTES]] = child
-        self.nbytes -= NODE_BYTES
-
-
-def _refresh(passed: list[tuple[int, _Node[T]]]) -> None:
-    """What is on the way becomes the last child of its parent."""
-    for (_, parent), (_, node) in pairwise(passed):
-        first = node.label[:TOKEN_BYTES]
-        parent.children[first] = parent.children.pop(first)
-
-
-def _latest(node: _Node[T]) -> T | None:
-    while node.value is None and node.children:
-        node = node.children[next(reversed(node.children))]
-    return node.value
-
-
-def _alike(label: bytes, ids: bytes, at: int) -> int:
-    """How many bytes, in whole tokens, `ids` has in common with a label from `at` on."""
-    if ids.startswith(label, at):
-        return len(label)
-    low, high = 0, min(len(label), len(ids) - at)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if ids.startswith(label[low:middle], at + low):
-            low = middle
+        before = heads.nbytes
+        heads.remove(tokens)
+        if len(heads) > 1:
+            self.nbytes += heads.nbytes - before
         else:
-            high = middle - 1
-    return low - low % TOKEN_BYTES
+            parent.heads = None
+            self.nbytes -= before
+
+    def _put_tail(self, block: _Block[T], tokens: bytes, value: T) -> None:
+        if block.tails is None:
+            block.tails = Radix()
+        self.nbytes += _grown(block.tails, tokens, value)
+        for known, child in block.children.items():
+            if known.startswith(tokens):
+                insort(child.before, (len(tokens), value), key=itemgetter(0))
+
+    def _remove_tail(self, block: _Block[T], tokens: bytes) -> None:
+        tails = block.tails
+        assert tails is not None
+        before = tails.nbytes
+        tails.remove(tokens)
+        self.nbytes += tails.nbytes - before
+        if not tails:
+            block.tails = None
+        for known, child in block.children.items():
+            if known.startswith(tokens):
+                child.before = [one for one in child.before if one[0] != len(tokens)]
+
+
+_nothing: Match[None] = Match(0, None, ends=False)
+
+
+def _head_match(block: _Block[T], tokens: bytes) -> Match[_Block[T]]:
+    """With the children, of which none begins with all of this block."""
+    if block.heads is not None:
+        return block.heads.match(tokens)
+    alone: Radix[_Block[T]] = Radix()
+    for known, child in block.children.items():
+        alone.put(known, child)
+    return alone.match(tokens)
+
+
+def _grown(tree: Radix[T], tokens: bytes, value: T) -> int:
+    """By how many bytes, putting it there."""
+    before = tree.nbytes
+    tree.put(tokens, value)
+    return tree.nbytes - before

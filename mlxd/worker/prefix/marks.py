@@ -50,11 +50,17 @@ class Marks:
         unknown = {None, self._tokenizer.unk_token_id}
         return {token: name for name, token in found.items() if token not in unknown}
 
+    @cached_property
+    def _named(self) -> dict[int, str]:
+        """Whose turn a mark begins, where it says that itself."""
+        return {token: _role_in(name) for token, name in self.names.items()}
+
     def role(self, tokens: Sequence[int], at: int) -> str:
         """Of the turn whose mark is there: system, user, assistant, tool; empty: unknown."""
-        role = _role_in(self.names[tokens[at]])
-        heads = (self._head(tuple(tokens[at + 1 : at + 1 + size])) for size in _HEADS)
-        return role or next(filter(None, heads), "")
+        role = self._named[tokens[at]]
+        for size in _HEADS:
+            role = role or self._head(tuple(tokens[at + 1 : at + 1 + size]))
+        return role
 
     def _head(self, tokens: tuple[int, ...]) -> str:
         if tokens not in self._roles:

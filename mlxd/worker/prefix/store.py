@@ -13,7 +13,7 @@ from mlxd.ipc.messages import TOKEN_BYTES, packed
 from mlxd.worker.engine import Kind, Prompt
 from mlxd.worker.prefix import snapshot
 from mlxd.worker.prefix.entry import Entry, Queue
-from mlxd.worker.prefix.index import Tree
+from mlxd.worker.prefix.index import Index
 
 LEAST_TOKENS = 16
 """A shorter beginning is neither kept nor found: reading it again costs no more."""
@@ -52,8 +52,8 @@ class Store:
         self._clock = clock
         self._keeps = keeps
         self._queue = Queue()
-        self._public: Tree[Entry] = Tree()
-        self._own: dict[str, Tree[Entry]] = {}
+        self._public: Index[Entry] = Index()
+        self._own: dict[str, Index[Entry]] = {}
         self._held = _Held()
         self._ids_bytes = 0
         self._unmade: set[Entry] = set()
@@ -105,14 +105,14 @@ class Store:
                 length, entry = here, one
         return (length, entry) if length >= LEAST_TOKENS else (0, None)
 
-    def _longest(self, tree: Tree[Entry], ids: bytes) -> tuple[int, Entry | None]:
+    def _longest(self, tree: Index[Entry], ids: bytes) -> tuple[int, Entry | None]:
         if self.trimmable:
             match = tree.match(ids)
             return match.length, match.value
         entry = tree.longest(ids)
         return (0 if entry is None else entry.length), entry
 
-    def _trees(self, owner: str) -> tuple[Tree[Entry], ...]:
+    def _trees(self, owner: str) -> tuple[Index[Entry], ...]:
         own = self._own.get(owner)
         return (self._public,) if own is None else (own, self._public)
 
@@ -149,7 +149,7 @@ class Store:
     def clear(self) -> None:
         """Forget all, without a word."""
         self._queue = Queue()
-        self._public, self._own = Tree(), {}
+        self._public, self._own = Index(), {}
         self._held, self._ids_bytes = _Held(), 0
         self._unmade = set()
 
@@ -266,10 +266,10 @@ class Store:
         snapshot.rest_on(longer.caches, one.caches)
         self._held.add(snapshot.arrays_of(one.caches))
 
-    def _tree_of(self, entry: Entry) -> Tree[Entry]:
+    def _tree_of(self, entry: Entry) -> Index[Entry]:
         if entry.public:
             return self._public
-        return self._own.setdefault(entry.owner, Tree())
+        return self._own.setdefault(entry.owner, Index())
 
     def _fit(self, new: Entry | None = None) -> None:
         """Evict; for the sake of a new one none that is to be kept, but that one itself."""

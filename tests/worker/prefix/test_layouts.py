@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
@@ -13,8 +13,10 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlxd.worker.engine import Prompt
 from mlxd.worker.prefix import snapshot
+from mlxd.worker.prefix.entry import Entry
 from mlxd.worker.prefix.store import Store
 from mlxd.worker.sampling import greedy
+from mlxd.worker.stand_ins import leaves
 from tests.support.model_maker import HYBRID, MOE, SLIDING, Shape
 from tests.worker.conftest import MakeModel
 
@@ -47,8 +49,6 @@ ROOM = 1 << 30
 
 @pytest.fixture(scope="module", params=sorted(LAYOUTS))
 def model(request: pytest.FixtureRequest, model_of: MakeModel) -> Any:
-    from dataclasses import replace
-
     from mlxd.worker.loading import load, prepare_mlx
 
     prepare_mlx()
@@ -195,7 +195,9 @@ def test_what_is_kept_stays_as_it_is(model: Any) -> None:
     for prompt in conversations(draw, 6):
         reader.answer(prompt)
     before = [(entry, entry.copied()) for entry in reader.store]
-    for entry, _ in before:
+    for entry, copied in before:
+        kept = {id(array) for array in snapshot.arrays_of(entry.caches)}
+        assert not kept & {id(array) for array in snapshot.arrays_of(copied)}
         for room in (0, 5):
             caches = snapshot.given(entry.caches, entry.length)
             model(mx.array([[7] * (1 + room)]), cache=caches)
@@ -209,6 +211,11 @@ def test_what_is_kept_stays_as_it_is(model: Any) -> None:
         assert int(mx.argmax(steps[0])) == int(mx.argmax(steps[1]))
 
 
+def windows(reader: Reader) -> list[tuple[Entry, Any]]:
+    each = [(entry, leaf) for entry in reader.store for leaf in leaves(entry.caches)]
+    return [(entry, leaf) for entry, leaf in each if hasattr(leaf, "max_size")]
+
+
 def test_a_store_is_no_larger_than_its_tokens_need(model: Any) -> None:
     """By what MLX counts, not by what the store says."""
     draw = random.Random(4)
@@ -216,7 +223,7 @@ def test_a_store_is_no_larger_than_its_tokens_need(model: Any) -> None:
     reader = Reader(model, store_of(model), draw)
     mx.eval(mx.zeros(1))
     before = mx.get_active_memory()
-    reader.answer(first, prompt_of(first.tokens[:400] + [5, 6, 7], 200))
+    reader.answer(first, prompt_of([*first.tokens[:400], 5, 6, 7], 200))
     held = mx.get_active_memory() - before
     arrays = sum(
         a.nbytes
@@ -224,6 +231,7 @@ def test_a_store_is_no_larger_than_its_tokens_need(model: Any) -> None:
     )
     assert arrays <= held <= arrays + len(reader.store) * 20_000
     assert arrays <= reader.store.nbytes
+    assert all(leaf.keys.shape[-2] == min(e.length, leaf.max_size) for e, leaf in windows(reader))
     reader.store.shrink(0)
     assert len(reader.store) == 0
     assert reader.store.nbytes == 0
