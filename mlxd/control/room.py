@@ -206,7 +206,7 @@ class Room:
         more = max(0, need.bytes - resident.budget.bytes)
         if more and (self.closing or more > self._spare):
             return False
-        if more and not self._is_free(resident, more, self._in_force()):
+        if more and not self._judge(resident, need.bytes).at_once:
             return False
         self._spare -= more
         self._grant(resident, worker, need)
@@ -269,7 +269,7 @@ class Room:
             most = old.bytes if limit == "auto" else min(old.bytes, int(limit))
             new = replace(new, bytes=max(new.bytes, most))
         more = promised_by(new) - promised_by(old)
-        if more > 0 and not self._is_free(resident, more, policies):
+        if more > 0 and not self._inventory.judge_need(resident, more, policies).at_once:
             new = replace(
                 new,
                 bytes=min(new.bytes, old.bytes),
@@ -280,11 +280,6 @@ class Room:
             self.lender.lend()
         self._promise(resident, worker, new.bytes)
         self.changes.tell()
-
-    def _is_free(self, resident: Resident, more: int, policies: PolicySet) -> bool:
-        """Whether nobody need leave for it, nor give anything back."""
-        judged = self._inventory.judge_need(resident, more, policies)
-        return judged.fits and not judged.lent
 
     def _promise(self, resident: Resident, worker: Worker, size: int, answers: int = 0) -> None:
         """Tell a worker what it may hold from now on."""
