@@ -52,8 +52,10 @@ class Prompt:
     """Lengths of beginnings of `tokens` that other prompts may share, in rising order: behind the
     system's turn and the tools, behind later turns."""
     owner: str = ""
-    """Whose it is: beginnings are shared with the same owner's prompts only, those up to the first
-    of `boundaries` with everybody's."""
+    """Whose it is: beginnings are shared with the same owner's prompts only, those within `shared`
+    with everybody's."""
+    shared: int = 0
+    """Tokens of the system's turn and the tools: nothing in them is one user's."""
     ids: bytes = b""
     """`tokens` in 4 bytes each (`ipc.messages.packed`), where they are known like that already."""
 
