@@ -100,6 +100,9 @@ class Process:
         promised = self.budget.bytes + self.budget.cache_bytes if self.alive else 0
         return max(promised, self.memory.active)
 
+    def tune(self, tuning):
+        pass
+
     def set_budget(self, budget):
         raised = budget.bytes + budget.cache_bytes > self.budget.bytes + self.budget.cache_bytes
         self.budget = budget

@@ -251,7 +251,7 @@ def test_a_store_that_keeps_nothing_keeps_nobody_waiting(loaded: ModelOf) -> Non
 
 def test_of_another_owners_prompt_only_the_systems_turn_is_found(loaded: ModelOf) -> None:
     system, user = tokens_of(1, 150), tokens_of(2, 150)
-    parts = {"boundaries": (150,), "shared": 150}
+    parts: dict[str, Any] = {"boundaries": (150,), "shared": 150}
     for name in ("full", "sliding"):
         talk = Talk(loaded(name), List(trimmable=name in TRIMMABLE), clock=lambda: 0.0)
         talk.say(

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from mlxd.worker.engine import Prompt
 from mlxd.worker.waits import LEAST_SHARED, Waits
+
+pytestmark = pytest.mark.mlx
 
 COMMON = list(range(1000))
 
 
 def prompt(*tokens: int, shares: int = 0, **more: Any) -> Prompt:
     """Begins with `shares` tokens that others begin with, too."""
-    return Prompt([*COMMON[:shares], *tokens], 5, Any, **more)
+    return Prompt([*COMMON[:shares], *tokens], 5, mx.argmax, **more)
 
 
 def waits(*prompts: Prompt, trimmable: bool = True) -> Waits:
@@ -120,6 +123,6 @@ def test_ten_long_prompts_are_compared_in_no_time():
     made = Waits(trimmable=True)
     tokens = list(range(100_000))
     for uid in range(10):
-        made.add(uid, Prompt([*tokens, uid], 5, Any))
+        made.add(uid, Prompt([*tokens, uid], 5, mx.argmax))
     assert not made.lets(9, {0: 0}, nothing)
     assert made.awaited(0) == [100_000]
