@@ -85,7 +85,7 @@ class Prefiller:
         self._waits = Waits(trimmable=prefixes is not None and prefixes.trimmable)
         self._kept = 0
         """How often something was kept: what is found may be another then."""
-        self._long_is_due = False
+        self._patient_are_due = False
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -121,7 +121,7 @@ class Prefiller:
         if chosen is None:
             return None
         chunk, done = chosen
-        self._long_is_due = chunk.short
+        self._patient_are_due = chunk.short and not self._patient_are_due
         rows = [row for row in chunk.rows if isinstance(row, _Row)]
         if len(rows) == 1:
             self._read_one(rows[0], chunk.width, done)
@@ -136,7 +136,7 @@ class Prefiller:
         size = self._sizes(decoding=decoding)
         done = Read()
         while True:
-            chunk = next_chunk(self._able(size), size, room, long_is_due=self._long_is_due)
+            chunk = next_chunk(self._able(size), size, room, patient_are_due=self._patient_are_due)
             if chunk is None:
                 return None
             fresh = [row for row in chunk.rows if isinstance(row, _Row) and not row.begun]
@@ -168,10 +168,13 @@ class Prefiller:
             return rows
         for row in rows:
             self._look(row, prefixes)
-        order = sorted(rows, key=lambda row: (not row.begun, row.left > size(1, row.read)))
+
+        def turn(row: _Row) -> tuple[bool, bool, int]:
+            return not row.begun, row.left > size(1, row.read), row.left
+
         before: dict[int, int] = {}
         free: set[int] = set()
-        for row in order:
+        for row in sorted(rows, key=turn):
             if row.begun or self._may_read(row, before, prefixes):
                 free.add(row.uid)
             before[row.uid] = row.read if row.begun else 0

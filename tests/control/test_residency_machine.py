@@ -118,6 +118,9 @@ class Process:
         active, kept = self.memory.active - self.memory.prefix, self.memory.prefix
         self.hold(active, min(kept, self.budget.prefix_bytes))
 
+    def tune(self, tuning):
+        pass
+
     def set_budget(self, budget):
         raised = budget.bytes + budget.cache_bytes > self.budget.bytes + self.budget.cache_bytes
         self.budget = budget
