@@ -11,7 +11,7 @@ import pytest
 from mlx_lm.generate import PromptProcessingBatch, generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxd.worker.engine import Prompt
+from mlxd.worker.engine import Kind, Prompt
 from mlxd.worker.prefix import snapshot
 from mlxd.worker.prefix.entry import Entry
 from mlxd.worker.prefix.store import Store
@@ -127,7 +127,7 @@ class Reader:
             at = to
             if at in prompt.boundaries:
                 read = caches if batch is None else batch.extract_cache(0)
-                kind = "system" if at == prompt.boundaries[0] else "turn"
+                kind: Kind = "system" if at == prompt.boundaries[0] else "turn"
                 self.store.keep(prompt, at, read, kind)
         return caches if batch is None else batch.extract_cache(0)
 
