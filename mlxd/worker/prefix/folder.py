@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mlxd.core import durable
+from mlxd.core.clock import SystemClock
 
 ENTRY = ".prefix"
 """What the names of entries end with."""
@@ -60,11 +61,11 @@ def ranked(name: str, *, system: bool, kept: bool) -> str:
 class Folder:
     """The entries of one key, among those of others."""
 
-    def __init__(self, root: Path, key: str, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, root: Path, key: str, *, clock: Callable[[], float] | None = None) -> None:
         self.root = root
         self.key = key
         self.path = root / key
-        self._clock = clock
+        self._clock = clock or SystemClock().wall
 
     def entries(self) -> list[Found]:
         """Of this key, the most recently used first; nothing where the disk says nothing."""

@@ -19,7 +19,7 @@ from mlxd.core import versions
 _FORMAT = 1
 _SUFFIXES = frozenset((".safetensors", ".json", ".py", ".npz"))
 """Of files that decide what a model computes."""
-_SAMPLES, _SAMPLE_BYTES = 64, 4096
+_SAMPLES, _SAMPLE_BYTES = 16, 4096
 """Read of each file, over its whole length: what was written over in place, its size and times
 kept, differs in some of them."""
 _KEY_BYTES = 16
