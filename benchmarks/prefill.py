@@ -35,7 +35,7 @@ Messages = list[Json]
 SHAPE = "tiny-long"
 STALL = 0.1
 """limits.batching.stall_target, as it is shipped."""
-SHORT, LONG, PREFIX, HISTORY = 20, 7500, 2000, 3700
+SHORT, LONG, PREFIX, HISTORY, TURN = 20, 7500, 2000, 3700, 10
 """Tokens of prompts."""
 STREAMS, SHARERS = 4, 8
 HEAD_START = 0.05
@@ -177,7 +177,7 @@ class Bench:
         """A conversation's first turn, and its next one."""
         history = self._client.prompt(HISTORY)
         first = self._client.ask(history)
-        more = [{"role": "assistant", "content": first.text}, *self._client.prompt(SHORT)]
+        more = [{"role": "assistant", "content": first.text}, *self._client.prompt(TURN)]
         second = self._client.ask([*history, *more])
         return first.ttft, second.ttft, second.computed
 

@@ -299,3 +299,14 @@ def iter_sums(steps: Iterator[float]) -> Iterator[float]:
     for step in steps:
         now += step
         yield now
+
+
+def test_a_first_token_does_not_wait_for_its_prompt_to_be_kept(loaded: ModelOf) -> None:
+    kept = List(trimmable=True)
+    talk = Talk(loaded("full"), kept)
+    (uid,) = talk.ask(prompt(tokens_of(1, 50)))
+    while not talk.answers[uid]:
+        talk.step()
+    assert kept.kinds == []
+    talk.step()
+    assert kept.kinds == [("prompt", 49)]
