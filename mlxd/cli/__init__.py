@@ -12,7 +12,7 @@ import io
 import sys
 from collections.abc import Sequence
 
-from mlxd.cli import exits, keys, models, policy, service
+from mlxd.cli import cache, exits, keys, models, policy, service
 from mlxd.cli.arguments import add_json, add_places
 from mlxd.core.places import BadEnvFile
 
@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     crashes.set_defaults(run=_crashes)
 
     models.add(commands)
+    cache.add(commands)
     policy.add(commands)
     keys.add(commands)
 

@@ -143,6 +143,17 @@ def _leased(facts: Json) -> str:
     return words + (f"; {facts['evicted']} had to leave" if facts["evicted"] else "")
 
 
+def _reused(facts: Json) -> str:
+    """Why no more of it was cached."""
+    kept = f"{facts['cached_tokens']:,} tokens were kept" if facts["cached_tokens"] else ""
+    if facts["missed_token"] is None:
+        return kept or "nothing was kept"
+    differs = f"the nearest kept prompt differs at token {facts['missed_token']:,}"
+    if facts["missed_message"] is not None:
+        differs += f", in message {facts['missed_message']} ({facts['missed_role']})"
+    return f"{kept or 'nothing was kept'}: {differs}"
+
+
 def _ended(verb: str) -> Callable[[Json], str]:
     def words(facts: Json) -> str:
         known = {"code", "message", "would_pass", "retry_after", *_LINE}
@@ -174,6 +185,7 @@ _NOTES: dict[str, Callable[[Json], str]] = {
         f"a worker took it: {plural(facts['prompt_tokens'], 'token', 'tokens')} of prompt,"
         f" {facts['cached_tokens']} of them cached"
     ),
+    "reused": lambda facts: f"of its prompt {_reused(facts)}",
     "replayed": lambda facts: (
         f"its worker was gone ({facts['reason']}); the next one goes on behind"
         f" {plural(facts['tokens'], 'token', 'tokens')}"

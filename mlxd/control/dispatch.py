@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mlxd.control.admission import Admission, Ticket
 from mlxd.control.applicant import Applicant
 from mlxd.control.catalog import Catalog
-from mlxd.control.costs import cost_of
+from mlxd.control.costs import cost_of, took
 from mlxd.control.fingerprint import fingerprint_of
 from mlxd.control.generation import Limits
 from mlxd.control.headway import Headway
@@ -171,7 +171,9 @@ class Dispatcher:
             try:
                 yield ticket
             finally:
-                ticket.tokens = asker.story.tokens
+                story = asker.story
+                ticket.tokens = story.tokens
+                ticket.took = took(story.tokens, story.cached_tokens)
 
     async def load(
         self,
@@ -236,7 +238,8 @@ async def _judged(bursts: AsyncIterator[Burst], asker: Asker) -> AsyncIterator[B
     limits = asker.policies.limits.tokens
     async for burst in bursts:
         for event in burst:
-            too_long = isinstance(event, Started) and event.prompt_tokens > limits.max_prompt
+            first = event if isinstance(event, Started) and event.reuse is None else None
+            too_long = first is not None and first.prompt_tokens > limits.max_prompt
             if too_long and limits.mode == "dry_run":
                 asker.would_deny("tokens")
         yield burst
@@ -304,5 +307,6 @@ def _order(case: Case, rights: Rights, asker: Asker, arrived: float, sampling: S
         fingerprint=fingerprint_of(case.card),
         context_key=context_key,
         priority=rights.terms.klass(asker.priority or case.request.priority),
+        owner=asker.caller.tenant,
         story=asker.story,
     )

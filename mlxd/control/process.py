@@ -24,7 +24,7 @@ from mlxd.control.kernels import VARIABLE, Kernels
 from mlxd.core.clock import Clock, SystemClock, within
 from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
-from mlxd.ipc.messages import Budget, Launch
+from mlxd.ipc.messages import Budget, Launch, PrefixFiles
 
 KILLED_SECONDS = 5.0
 """From SIGKILL to the end; the system may need a moment for its memory."""
@@ -51,6 +51,8 @@ class Known:
     """Whether it was taken from the loaded model, by the versions that load it now."""
     held: bool = False
     """Whether grammars have held its answers."""
+    prefixes: PrefixFiles | None = None
+    """Where what was computed of its prompts is kept on disk."""
 
 
 UNKNOWN = Known()
@@ -257,6 +259,7 @@ def launch_of(
         footprint=known.footprint,
         measured=known.measured,
         held=known.held,
+        prefixes=known.prefixes,
     )
 
 

@@ -26,6 +26,7 @@ from mlxd.control.gate import Gate, Turn
 from mlxd.control.generation import too_long
 from mlxd.control.order import Order
 from mlxd.control.residency import Lease
+from mlxd.control.reuses import Reuses
 from mlxd.control.suspects import Case, Suspect, Suspects
 from mlxd.control.telling import Telling
 from mlxd.control.tempo import Tell, Tempo
@@ -95,6 +96,8 @@ class Replays:
         """
         self.on_malformed: Callable[[str, int], None] | None = None
         """Told of tool calls that could not be read: the model's name, and how many."""
+        self.reuses = Reuses()
+        """What of prompts need not be computed again."""
         self.on_latency: Tell | None = None
         """Told how fast answers are."""
         self.on_event: Callable[[str, str, Mapping[str, Any]], object] | None = None
@@ -295,7 +298,12 @@ class _Run:
         self._transcript = transcript
         transcript.go_on(replays.monotonic(), replays.tempo_of(order))
         self._resumed = transcript.begun
-        self._telling = Telling(order.story, len(transcript.tokens), transcript.decode_seconds)
+        self._telling = Telling(
+            order.story,
+            len(transcript.tokens),
+            transcript.decode_seconds,
+            order.request.messages or (),
+        )
         self._interrupted = False
         self._early = False
         """It has run before, and goes on before others begin."""
@@ -442,6 +450,9 @@ class _Run:
         """A client that wants the whole answer has seen nothing before its end."""
         if self._telling.listens:
             self._telling.hear(burst)
+            for event in burst:
+                if isinstance(event, Started) and event.reuse is not None:
+                    self._replays.reuses.add(self._case.card.name, event)
         last = burst[-1]
         if isinstance(last, Finished) and last.malformed_calls:
             self._replays.malformed(self._case.card.name, last.malformed_calls)

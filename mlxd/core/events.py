@@ -29,15 +29,31 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class Reuse:
+    """What the reading of a prompt begins with."""
+
+    missed: int = -1
+    """The first token of the prompt in which the nearest one that is kept differs; -1: none begins
+    like it, or all that could serve did."""
+    missed_turn: int = -1
+    """Which of the request's messages that token is in; -1: in none, or nobody knows."""
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
-    """A worker has accepted the request; always the first event."""
+    """A worker has accepted the request; always the first event. It comes again, with `reuse`, when
+    its prompt begins to be read: what is cached is sure only then.
+    """
 
     prompt_tokens: int
     cached_tokens: int = 0
+    """Of these, those that are not computed again; without `reuse`: by a look in passing."""
     wait_seconds: float = 0.0
     """From arrival to acceptance: waiting and loading."""
     fingerprint: str = ""
     """Of what computes the answer: the same as long as a seed gives the same text."""
+    reuse: Reuse | None = None
+    """None: the prompt is not being read yet, or its worker keeps nothing."""
 
 
 @dataclass(frozen=True, slots=True)

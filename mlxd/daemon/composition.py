@@ -27,6 +27,7 @@ from mlxd.control.library import Library
 from mlxd.control.memory import read_memory, returns_late
 from mlxd.control.monitors import Monitors
 from mlxd.control.own_names import OwnNames
+from mlxd.control.prefixes import PrefixWishes
 from mlxd.control.preload import Preloader
 from mlxd.control.pressure import OomKills, read_pressure
 from mlxd.control.pull import Puller
@@ -61,6 +62,7 @@ from mlxd.policy.store import Live, PolicyStore
 from mlxd.policy.watch import Watcher
 from mlxd.server import (
     adaptive_report,
+    cache_report,
     kept_responses,
     load_report,
     memory_report,
@@ -248,6 +250,7 @@ def join(made: Composition, log: Log) -> None:
     policy_report.measure(parts)
     adaptive_report.measure(parts)
     memory_report.measure(parts)
+    cache_report.measure(parts)
     worker_report.measure(parts)
     load_report.measure(parts)
     queue_report.measure(parts)
@@ -333,6 +336,7 @@ def _supervisor(ground: _Ground, spares: Spares) -> Supervisor:
     supervisor = Supervisor(
         ground.clock, ground.temporary, ground.store.current,
         counts=ground.metrics, spawn=spares.spawn,
+        prefixes=PrefixWishes(ground.state, ground.store.current),
     )  # fmt: skip
     supervisor.on_event = ground.events.record
     return supervisor

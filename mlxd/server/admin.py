@@ -23,6 +23,7 @@ from mlxd.policy.policy_set import FILES
 from mlxd.policy.reload import Plan
 from mlxd.server import health
 from mlxd.server.action import Action, Answer
+from mlxd.server.admin_cache import AdminCache
 from mlxd.server.admin_models import AdminModels
 from mlxd.server.admin_requests import AdminRequests
 from mlxd.server.app import READING, Routes
@@ -81,6 +82,7 @@ class Admin:
         others = {
             **self._models.routes(),
             **AdminRequests(self._parts).routes(),
+            **AdminCache(self._parts).routes(),
             "/admin/events": (READING, events),
             "/admin/health": (READING, report),
         }

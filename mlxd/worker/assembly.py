@@ -13,7 +13,7 @@ from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxd.core.footprint import STEP_TOKENS, Footprint, LayerGroup
-from mlxd.ipc.messages import Deaf, Launch, Loading, Ready
+from mlxd.ipc.messages import Deaf, Launch, Loading, Noted, Ready
 from mlxd.worker.allocator import Allocator, working_set
 from mlxd.worker.budget import Ledger
 from mlxd.worker.checks import Checks
@@ -31,11 +31,16 @@ from mlxd.worker.markup import Markup
 from mlxd.worker.measure import footprint_of
 from mlxd.worker.mlx_engine import MlxEngine
 from mlxd.worker.pooling import recipe_of
+from mlxd.worker.prefix.boundaries import Outlines
+from mlxd.worker.prefix.parts import key_of, prefix_parts
+from mlxd.worker.prefix.store import Store
 from mlxd.worker.prompt import Prompter
 from mlxd.worker.reading import EncoderReader, Reader
 from mlxd.worker.readings import Reads
 from mlxd.worker.serial import SerialEngine
+from mlxd.worker.tuning import Tuned
 from mlxd.worker.turns import Turns
+from mlxd.worker.warming import Warming
 
 
 def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[Loop, Ready]:
@@ -48,10 +53,18 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
     if launch.budget is not None:
         allocator.apply(launch.budget)
         turns.exclusive = launch.budget.exclusive
+    key = key_of(launch)
     loaded = _loaded(launch, link)
     link.send(Loading("footprint"))
     footprint = _footprint(loaded, launch.footprint, measured=launch.measured)
     peak = mx.get_peak_memory()
+    kept = prefix_parts(
+        loaded,
+        launch,
+        key,
+        tell=lambda words: link.send(Noted(words)),
+        post=lambda fetched: intake.inbox.put([fetched]),
+    )
     mx.clear_cache()
     markup, detokenizers = Markup(loaded.tokenizer), Detokenizers(loaded.tokenizer)
     grammars = Grammars(
@@ -69,9 +82,12 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         vocabulary=loaded.vocabulary,
         context=launch.context,
         answers=not loaded.encodes,
+        outlines=None if kept.store is None else Outlines(loaded.tokenizer),
+        keeping=kept.keeping,
     )
+    tuned = Tuned()
     loop = Loop(
-        partial(_engine, loaded),
+        partial(_engine, loaded, kept.store, tuned),
         link,
         intake.inbox,
         intake.progress,
@@ -85,6 +101,11 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         ledger=Ledger(footprint, COMPLETION_BATCH if loaded.batchable else 1, launch.budget),
         allocator=allocator,
         turns=turns,
+        tuned=tuned,
+        prefixes=kept.store,
+        cache=kept.cache,
+        backing=kept.backing,
+        warming=Warming(intake.preparation.add, launch.context),
     )
     ready = Ready(
         batchable=loaded.batchable,
@@ -151,11 +172,14 @@ def _reader(loaded: Loaded, folder: Path, detokenizers: Detokenizers) -> Reads:
     return Reader(loaded.model, loaded.width, loaded.kv, recipe, scorer)
 
 
-def _engine(loaded: Loaded) -> Engine:
+def _engine(loaded: Loaded, prefixes: Store | None, tuned: Tuned) -> Engine:
+    """What is kept may be what broke the engine before."""
+    if prefixes is not None:
+        prefixes.clear()
     stop_tokens = loaded.tokenizer.eos_token_ids
     if loaded.batchable:
-        return MlxEngine(loaded.model, stop_tokens)
-    return SerialEngine(loaded.model, stop_tokens, loaded.kv)
+        return MlxEngine(loaded.model, stop_tokens, prefixes=prefixes, tuned=tuned)
+    return SerialEngine(loaded.model, stop_tokens, loaded.kv, tuned=tuned)
 
 
 def _finish() -> None:

@@ -41,6 +41,8 @@ class Claim:
     """When it stops waiting; in the past for one that does not wait at all."""
     patient: bool = True
     """Whether it was to wait at all."""
+    spares: bool = False
+    """Nobody is to give memory up for it."""
     apart: bool = False
     """Its prompt is read outside the batch: beside that, whatever rows it has."""
 
@@ -333,7 +335,9 @@ class Ledger:
         if asked is not None and needed >= asked.bytes:
             return False
         self._asked[id] = _Asked(needed, now)
-        verdict.say.append(Need(id, needed))
+        claim = self._waiting.get(id)
+        spares = claim is not None and claim.spares
+        verdict.say.append(Need(id, needed, spares))
         return True
 
     def _pending(self, id: int, now: float) -> bool:

@@ -29,6 +29,8 @@ class Running:
     started: float = 0.0
     """When its prefill began here; 0: it has not."""
     first: float = 0.0
+    cached: int = 0
+    """Tokens of its prompt that were not computed again."""
     finish: FinishReason | None = None
     """Set by its last token."""
     kept: list[Piece] = field(default_factory=list)
@@ -80,7 +82,7 @@ class Running:
             reason="length" if self.finish == "length" and not answer.over else "stop",
             prompt_tokens=len(self.job.tokens),
             completion_tokens=len(self.tokens),
-            cached_tokens=0,
+            cached_tokens=self.cached,
             prefill_seconds=self.first - self.started,
             decode_seconds=now - self.first,
             stop_string=answer.stopped,

@@ -16,6 +16,7 @@ from mlxd.core.footprint import PREFILL_BESIDE_DECODE
 from mlxd.worker.engine import Processor, Prompt, Step
 from mlxd.worker.pace import Pace
 from mlxd.worker.quantised import QuantisedCache
+from mlxd.worker.tuning import Tuned
 
 PREFILL_CHUNK = PREFILL_BESIDE_DECODE
 
@@ -37,10 +38,11 @@ class SerialEngine:
         stop_tokens: Iterable[int],
         kv: QuantisedCache | None = None,
         *,
+        tuned: Tuned | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._pace = Pace(gpu=mx.metal.is_available() or mx.cuda.is_available())
+        self._pace = Pace(tuned, gpu=mx.metal.is_available() or mx.cuda.is_available())
         self._model = model
         self._kv = kv
         self._stop_tokens = frozenset(stop_tokens)
@@ -118,8 +120,9 @@ class SerialEngine:
                     self._kv.apply(cache)
                 mx.eval([c.state for c in cache])
             mx.clear_cache()
-            self._pace.prefilled(chunk.size, self._clock() - begun, decoding=False)
             done += chunk.size
+            seconds = self._clock() - begun
+            self._pace.prefilled(chunk.size, seconds, decoding=False, length=done)
             yield None
 
     def _size(self, done: int) -> int:
@@ -127,7 +130,7 @@ class SerialEngine:
         if self._kv is not None:
             return PREFILL_CHUNK
         left = PREFILL_CHUNK - done % PREFILL_CHUNK
-        return min(left, self._pace.tokens(1, decoding=False))
+        return min(left, self._pace.tokens(1, done, decoding=False))
 
 
 def _parts(prompt: Prompt) -> list[list[int]]:

@@ -14,6 +14,7 @@ from mlxd.policy.schema.base import (
     Folders,
     Name,
     Names,
+    Patterns,
     Policy,
     Positive,
     Url,
@@ -65,6 +66,20 @@ def _sampling(values: Mapping[str, float]) -> Mapping[str, float]:
         if not low <= value <= high:
             raise ValueError(f"expected a {name} from {low:g} to {high:g}, got {value:g}")
     return values
+
+
+class Prefixes(Policy):
+    keep: Patterns = field(
+        (), "System prompts, as the whole of their text, where `*` stands for any text: what was "
+        "computed of these leaves memory and disk last.",
+        example='["You are a coding agent*"]',
+    )  # fmt: skip
+    warm: Folders = field(
+        (), "Files of system prompts that are computed once after each load, when nothing else is "
+        "to be done, and kept like `keep`: a text, or as NAME.json an object with `messages` and "
+        "perhaps `tools`, as /v1/chat/completions takes them.",
+        example="[~/prompts/agent.txt]",
+    )  # fmt: skip
 
 
 class Model(Policy):
@@ -120,6 +135,7 @@ class Model(Policy):
         "A model that needs it is unavailable without.",
         reload="rolling", example="true",
     )  # fmt: skip
+    prefixes: Prefixes = section("Beginnings of prompts that are worth more than others.")
 
 
 class Retry(Policy):
