@@ -47,7 +47,8 @@ class Outlines:
         head = sum(1 for _ in takewhile("system".__eq__, roles))
         shared = marks[head] if head < len(marks) else 0
         if text is not None and (request.tools or shared < LEAST_APART):
-            shared = max(shared, self._further(request, tokens, marks[: head + 1], text, added))
+            further = self._further(request, tokens, marks, head, text=text, added=added)
+            shared = max(shared, further)
         places = [shared, *_later(request, marks, turns), *marks[-2:]]
         return Outline(_apart(places, len(tokens)), shared, turns)
 
@@ -68,31 +69,38 @@ class Outlines:
         request: GenerationRequest,
         tokens: Sequence[int],
         marks: Sequence[int],
+        head: int,
+        *,
         text: str,
         added: int,
     ) -> int:
-        """Where in the first user's turn, the last of `marks`, begins what the user said: before it
-        stand the system's words or the tools, where a template puts them there.
+        """Where in the first user's turn, which the mark number `head` begins, begins what the user
+        said: before it stand the system's words or the tools, where a template puts them there.
         """
         users = (message for message in request.messages or () if message.role != "system")
         first = next((message.content.strip() for message in users), "")
-        begin = self._spot(tokens, marks, text)
-        end = text.find(first, begin) if first and begin >= 0 else -1
+        begin, behind = self._turn_in(text, tokens, marks, head)
+        end = text.find(first, begin, behind) if first and begin >= 0 else -1
         if not begin + (_BEHIND_MARK if marks else 0) < end <= begin + _LONGEST_HEAD:
             return 0
-        start = marks[-1] if marks else added
+        start = marks[head] if marks else added
         before: list[int] = self._tokenizer.encode(text[begin:end], add_special_tokens=False)
         pairs = zip(before, tokens[start : start + len(before)], strict=False)
         return start + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
-    def _spot(self, tokens: Sequence[int], marks: Sequence[int], text: str) -> int:
-        """Where the last of `marks` stands in the text; -1: it is not known."""
-        spot = -1
-        for at in marks:
-            spot = text.find(self._marks.names[tokens[at]], spot + 1)
-            if spot < 0:
-                return -1
-        return max(0, spot)
+    def _turn_in(
+        self, text: str, tokens: Sequence[int], marks: Sequence[int], number: int
+    ) -> tuple[int, int]:
+        """From where to where the turn of a mark goes in the text: of all of it, where there are no
+        marks; from -1, where that is not known.
+        """
+        spots: list[int] = []
+        for at in marks[: number + 2]:
+            spots.append(text.find(self._marks.names[tokens[at]], spots[-1] + 1 if spots else 0))
+            if spots[-1] < 0:
+                return -1, -1
+        begin, behind, *_ = (*(spots if marks else [0])[number:], len(text), -1)
+        return (begin, behind) if behind >= 0 else (-1, -1)
 
 
 def _turns(

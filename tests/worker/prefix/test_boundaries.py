@@ -183,6 +183,18 @@ def test_tools_are_shared_where_they_stand_in_a_users_turn(reader_of: Make) -> N
     assert outline.turns[1] == plain.turns[1]
 
 
+def test_what_a_template_makes_of_a_users_words_is_not_taken_for_the_tools(reader_of: Make) -> None:
+    """They are found as they were sent in a later turn only."""
+    template = CHAT_TEMPLATE.replace(
+        "{{ message.content }}",
+        "{{ message.content | upper if loop.first else message.content }}",
+    )
+    reader = reader_of(template)
+    asked = Message("user", "a secret " + LONG)
+    outline, tokens = reader.outline(asked, asked, tools=(TOOL,))
+    assert "SECRET" not in reader.text(tokens[: outline.shared])
+
+
 def test_results_of_tools_may_share_a_turn(reader_of: Make) -> None:
     reader = reader_of(QWEN_TOOLS)
     call = CalledTool("jump", {}, "1")
