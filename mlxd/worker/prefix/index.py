@@ -115,12 +115,12 @@ class Index(Generic[T]):
         head = _head_match(block, rest[: self._size])
         more = max(tail.length, head.length)
         if not more:
-            value = block.latest() if at else None
-            return Match(at // TOKEN_BYTES, value, at > 0 and block.value is not None)
+            ends = at > 0 and block.value is not None
+            return Match(at // TOKEN_BYTES, block.latest() if at else None, ends)
         length = (at + more) // TOKEN_BYTES
         if tail.length == more and (tail.ends or head.length < more):
             return Match(length, tail.value, tail.ends)
-        return Match(length, head.value and head.value.latest(), False)
+        return Match(length, head.value.latest() if head.value is not None else None, ends=False)
 
     def longest(self, ids: bytes) -> T | None:
         """Of those that are beginnings of this, or this itself."""

@@ -46,9 +46,17 @@ class Marks:
     @cached_property
     def names(self) -> dict[int, str]:
         """By their tokens; looked up with the first prompt."""
-        found = {name: self._tokenizer.convert_tokens_to_ids(name) for name in _NAMES}
-        unknown = {None, self._tokenizer.unk_token_id}
-        return {token: name for name, token in found.items() if token not in unknown}
+        found = ((self._token(name), name) for name in _NAMES)
+        unknown = self._tokenizer.unk_token_id
+        return {token: name for token, name in found if token is not None and token != unknown}
+
+    def _token(self, name: str) -> int | None:
+        """Tokenizers that models bring with them say in several ways that they have none."""
+        try:
+            token: int | None = self._tokenizer.convert_tokens_to_ids(name)
+        except (KeyError, ValueError):
+            return None
+        return token
 
     @cached_property
     def _named(self) -> dict[int, str]:

@@ -11,7 +11,6 @@ the tokens that they have seen.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -72,7 +71,7 @@ def part_of(caches: Caches, length: int) -> list[Any]:
     """To be kept as well: of full layers alone, and with the very same arrays."""
 
     def part(leaf: Any) -> Any:
-        one = copy.copy(leaf)
+        one = _twin(leaf)
         one.offset = 0 if leaf.empty() else length
         return one
 
@@ -110,16 +109,23 @@ def _each(caches: Caches, change: Callable[[Any], Any]) -> list[Any]:
     def one(cache: Any) -> Any:
         if not isinstance(cache, CacheList):
             return change(cache)
-        many = copy.copy(cache)
+        many = _twin(cache)
         many.caches = tuple(_each(cache.caches, change))
         return many
 
     return [one(cache) for cache in caches]
 
 
+def _twin(cache: Any) -> Any:
+    """As `copy.copy`, in a tenth of the time."""
+    other = object.__new__(type(cache))
+    other.__dict__.update(cache.__dict__)
+    return other
+
+
 def _changed(leaf: Any, change: Callable[[mx.array], mx.array]) -> Any:
     """A copy with other arrays. Of one sequence neither padding nor lengths are known."""
-    other = copy.copy(leaf)
+    other = _twin(leaf)
     if isinstance(leaf, ArraysCache):
         other.cache = [None if array is None else change(array) for array in leaf.cache]
         other.left_padding = other.lengths = None

@@ -203,6 +203,22 @@ def test_results_of_tools_may_share_a_turn(reader_of: Make) -> None:
     assert reader.text(tokens[outline.turns[8] :]).startswith("<|im_start|>user\nThanks.")
 
 
+def test_a_tokenizer_may_raise_for_names_that_it_has_not() -> None:
+    class Own:
+        unk_token_id = None
+
+        def convert_tokens_to_ids(self, name: str) -> int:
+            return {"<|im_start|>": 7}[name]
+
+        def decode(self, tokens: list[int]) -> str:
+            return "user\n"
+
+    tokenizer: Any = Own()
+    request = GenerationRequest(model="m", messages=CONVERSATION[3:])
+    outline = Outlines(tokenizer).of(request, [5, 7, 6], packed([5, 7, 6]))
+    assert (outline.turns, outline.shared) == ((1,), 1)
+
+
 def test_a_token_belongs_to_a_message() -> None:
     assert [message_at((0, 10, 10, 20), token) for token in (0, 9, 10, 19, 30)] == [0, 0, 2, 2, 3]
     assert message_at((5, 10), 4) == message_at((), 4) == -1
