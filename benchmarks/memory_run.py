@@ -20,7 +20,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from benchmarks.memory_shapes import Scenario, Shape
 from mlxd.control import shape as from_files
-from mlxd.core.footprint import Footprint
+from mlxd.core.footprint import PREFILL_ALONE, Footprint
 from mlxd.core.models import ModelCard
 from mlxd.worker.engine import Prompt
 from mlxd.worker.loading import prepare_mlx
@@ -103,6 +103,7 @@ def _predicted(footprint: Footprint, scenario: Scenario) -> int:
 def _peak(model: Any, scenario: Scenario) -> int:
     """Nothing that an earlier scenario left counts, nor how long anything takes."""
     engine = MlxEngine(model, [], clock=lambda: 0.0)
+    engine._pace.prefilled(PREFILL_ALONE, 0.0, decoding=False)
     engine.insert([Prompt([1] * FIRST_TOKENS, 1, greedy)])
     while len(engine):
         engine.step()
@@ -112,7 +113,7 @@ def _peak(model: Any, scenario: Scenario) -> int:
     for prompts in (scenario.running, scenario.joining):
         _insert(engine, prompts)
         rows += len(prompts)
-        while len(engine._batch.uids) < rows:
+        while len(engine._batches) < rows:
             engine.step()
     for _ in range(scenario.decoded):
         engine.step()

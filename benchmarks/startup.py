@@ -1,4 +1,5 @@
-"""What the daemon costs beside its answers: its start, its memory, its idling, its /health.
+"""What the daemon costs beside its answers: its start, its commands, its memory, its idling, its
+/health; and how soon a stream goes on whose worker was killed.
 
 python benchmarks/startup.py [--short]
 """
@@ -9,7 +10,10 @@ import argparse
 import http.client
 import json
 import multiprocessing
+import os
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +35,20 @@ from benchmarks.throughput import make_model, say
 
 _POLL = 0.005
 _AT_ONCE = 8
+_PAUSE = 0.02
+"""Seconds: no stream goes on sooner in another worker."""
+_COMMANDS = {
+    "status": ["status"], "version": ["--version"], "check": ["policy", "check"],
+}  # fmt: skip
+_IMPATIENT = """\
+schema: mlxd/v1
+worker:
+  spares: {spares}
+  backoff: {{base: 1ms, max: 1ms}}
+  budget: [{{max: 1000, per: 300s}}]
+replay: {{attempts: 10}}
+quarantine: {{kills: 1000}}
+"""
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> dict[str, float]:
@@ -41,6 +59,8 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, float]:
     with served(folder, scratch / "served") as daemon:
         time.sleep(1.0)
         figures["rss_start_mb"] = daemon.watched.rss_bytes() / 1e6
+        figures |= commands(scratch / "served", options.starts)
+        say("told")
         figures["health_loading_p99_ms"] = health_while_loading(daemon, options.loads)
         say("loaded")
         figures["health_streaming_p99_ms"] = health_while_streaming(daemon, folder, options.seconds)
@@ -49,13 +69,16 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, float]:
         figures["rss_after_mb"] = daemon.watched.rss_bytes() / 1e6
         say("asked")
         figures["idle_core_percent"] = idle(daemon, options.idle)
+    for spares in (0, 1):
+        figures |= replaced(folder, scratch / f"spares-{spares}", spares, options.kills)
+        say(f"killed with {spares} spares")
     return figures
 
 
 @contextmanager
-def served(folder: Path, scratch: Path) -> Iterator[Daemon]:
+def served(folder: Path, scratch: Path, policies: Path = HERE / "policies") -> Iterator[Daemon]:
     scratch.mkdir(exist_ok=True)
-    daemon = Daemon(folder, scratch)
+    daemon = Daemon(folder, scratch, policies=policies)
     try:
         daemon.until_ready()
         yield daemon
@@ -81,6 +104,81 @@ def time_to_live(folder: Path, scratch: Path, starts: int) -> dict[str, float]:
             daemon.watched.stop()
     # The first one may have had to compile the sources.
     return {"livez_seconds": median(taken[1:]), "livez_cpu_seconds": median(used[1:])}
+
+
+def commands(scratch: Path, times: int) -> dict[str, float]:
+    """Milliseconds of each command, medians: a whole process, with a daemon that runs."""
+    program = [sys.executable, "-m", "mlxd"]
+    places = ["--state", str(scratch / "state"), "--policies", str(HERE / "policies")]
+    figures = {}
+    for name, command in _COMMANDS.items():
+        taken = []
+        for _ in range(times + 1):
+            began = time.perf_counter()
+            subprocess.run(
+                [*program, *command, *([] if name == "version" else places)],
+                check=True, stdout=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": str(HERE.parent)},
+            )  # fmt: skip
+            taken.append(time.perf_counter() - began)
+        figures[f"cli_{name}_ms"] = median(taken[1:]) * 1e3
+    return figures
+
+
+def replaced(folder: Path, scratch: Path, spares: int, kills: int) -> dict[str, float]:
+    """From a worker's SIGKILL to the next token of the stream that it served, median and worst."""
+    policies = scratch / "policies"
+    shutil.copytree(HERE / "policies", policies)
+    (policies / "supervision.yaml").write_text(_IMPATIENT.format(spares=spares))
+    taken = []
+    with served(folder, scratch, policies) as daemon:
+        _post(daemon.port, {"model": daemon.model, "keep_alive": -1})
+        for _ in range(kills):
+            _until_spare(daemon.port, spares)
+            taken.append(_kill_to_token(daemon.port, daemon.model))
+    name = f"kill_{'with' if spares else 'without'}_spare"
+    return {f"{name}_seconds": median(taken), f"{name}_worst_seconds": max(taken)}
+
+
+def _until_spare(port: int, spares: int) -> None:
+    deadline = time.monotonic() + 60.0
+    while sum(one["state"] == "ready" for one in _health(port)["spares"]) < spares:
+        if time.monotonic() > deadline:
+            raise RuntimeError("no spare is ready")
+        time.sleep(0.05)
+
+
+def _kill_to_token(port: int, model: str) -> float:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120.0)
+    body = {"model": model, "prompt": "kill", "options": {"num_predict": 100_000}}
+    connection.request("POST", "/api/generate", json.dumps(body))
+    response = connection.getresponse()
+    for _ in range(5):
+        response.readline()
+    (pid,) = _serving(port)
+    os.kill(pid, signal.SIGKILL)
+    began = last = time.perf_counter()
+    while True:
+        record = json.loads(response.readline())
+        if record.get("done") or "error" in record:
+            raise RuntimeError(f"it ended before: {record}")
+        before, last = last, time.perf_counter()
+        if last - before > _PAUSE and _serving(port) not in ([pid], []):
+            break  # until then what had come already is read
+    connection.close()
+    return last - began
+
+
+def _serving(port: int) -> list[int]:
+    return [one["pid"] for one in _health(port)["workers"] if one["state"] == "serving"]
+
+
+def _health(port: int) -> dict[str, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30.0)
+    connection.request("GET", "/health")
+    found: dict[str, Any] = json.loads(connection.getresponse().read())
+    connection.close()
+    return found
 
 
 def _is_live(port: int) -> bool:
@@ -178,6 +276,16 @@ def report(figures: dict[str, float], options: argparse.Namespace) -> str:
         [f"/livez after the start of `mlxd serve`, median of {options.starts}", "s",
          f"{figures['livez_seconds']:.2f}", "0.7"],
         ["CPU time until then", "s", f"{figures['livez_cpu_seconds']:.2f}", ""],
+        *(
+            [f"`mlxd {' '.join(command)}`, the whole process", "ms",
+             f"{figures[f'cli_{name}_ms']:.0f}", "150" if name == "status" else ""]
+            for name, command in _COMMANDS.items()
+        ),
+        *(
+            [f"from SIGKILL of a worker to its stream's next token, {words}", "s",
+             f"{figures[f'kill_{name}_spare_seconds']:.2f}", ""]
+            for name, words in (("without", "no spare"), ("with", "with a spare"))
+        ),
         ["RSS of the daemon, without workers, at start", "MB",
          f"{figures['rss_start_mb']:.1f}", "80"],
         [f"the same after {options.requests} requests", "MB",
@@ -218,13 +326,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--starts", type=int, default=10)
     parser.add_argument("--loads", type=int, default=5)
     parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--kills", type=int, default=10, help="of a worker, with and without spare")
     parser.add_argument("--seconds", type=float, default=10.0, help="of 8 streams running")
     parser.add_argument("--idle", type=float, default=20.0, help="seconds of watching it idle")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--short", action="store_true", help="a little of each")
     options = parser.parse_args(argv)
     if options.short:
-        options.starts, options.loads, options.requests = 2, 1, 100
+        options.starts, options.loads, options.requests, options.kills = 2, 1, 100, 2
         options.seconds, options.idle = 1.0, 3.0
     return options
 

@@ -48,3 +48,8 @@ class Judgement:
     def fits(self) -> bool:
         """Nothing is in the way, and nobody need leave."""
         return not self.plan.obstacle and not self.plan.victims
+
+    @property
+    def at_once(self) -> bool:
+        """Nor need anything be given back that is lent."""
+        return self.fits and not self.lent

@@ -5,6 +5,7 @@ take, what leaves last, and what is read before anybody asks.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import threading
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 FOLDER = "prefixes"
 """In the state folder."""
+ENTRY = ".prefix"
+"""What names of beginnings on disk end with, as workers write them."""
 _ASKS = Message("user", "Hello")
 """Behind a system prompt: templates want somebody to speak."""
 _ROLES = frozenset(("system", "user", "assistant", "tool"))
@@ -87,6 +90,10 @@ class PrefixWishes:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+    async def on_disk(self) -> tuple[int, int]:
+        """Of all models, in memory or not: how many beginnings, and their bytes."""
+        return await self._threads.run(_counted, self._folder)
+
     async def clear(self) -> None:
         """Remove all that is on disk, of whatever model."""
         await self._threads.run(shutil.rmtree, self._folder, True)
@@ -123,6 +130,15 @@ class PrefixWishes:
                 target=shutil.rmtree, args=(self._folder, True), name="prefixes", daemon=True
             )
             work.start()
+
+
+def _counted(folder: Path) -> tuple[int, int]:
+    count = size = 0
+    for file in folder.glob(f"*/*{ENTRY}"):
+        with contextlib.suppress(OSError):
+            size += file.lstat().st_size
+            count += 1
+    return count, size
 
 
 def disk_bytes(policies: PolicySet) -> int | None:

@@ -206,10 +206,8 @@ class Room:
         more = max(0, need.bytes - resident.budget.bytes)
         if more and (self.closing or more > self._spare):
             return False
-        if more:
-            judged = self._judge(resident, need.bytes)
-            if not judged.fits or judged.lent:
-                return False
+        if more and not self._judge(resident, need.bytes).at_once:
+            return False
         self._spare -= more
         self._grant(resident, worker, need)
         return True
@@ -271,7 +269,7 @@ class Room:
             most = old.bytes if limit == "auto" else min(old.bytes, int(limit))
             new = replace(new, bytes=max(new.bytes, most))
         more = promised_by(new) - promised_by(old)
-        if more > 0 and not self._inventory.judge_need(resident, more, policies).fits:
+        if more > 0 and not self._inventory.judge_need(resident, more, policies).at_once:
             new = replace(
                 new,
                 bytes=min(new.bytes, old.bytes),

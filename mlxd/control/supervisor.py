@@ -80,7 +80,7 @@ class Supervisor:
         self._temporary = temporary
         self._policies = policies
         self._counts = counts or Uncounted()
-        self._prefixes = prefixes
+        self.prefixes = prefixes
         self._spawn = spawn
         self._slots: dict[ModelSpec, Slot] = {}
         self._held: set[ModelSpec] = set()
@@ -99,12 +99,12 @@ class Supervisor:
 
     async def clear_prefixes(self) -> None:
         """Remove what is on disk of earlier prompts, also of models that are not in memory."""
-        if self._prefixes is not None:
-            await self._prefixes.clear()
+        if self.prefixes is not None:
+            await self.prefixes.clear()
 
     def warnings(self) -> list[str]:
         """What an operator should know."""
-        return self._prefixes.warnings() if self._prefixes is not None else []
+        return self.prefixes.warnings() if self.prefixes is not None else []
 
     # -- what there is
 
@@ -217,8 +217,8 @@ class Supervisor:
         self._begin(slot)
         worker: Worker | None = None
         known = replace(known, held=spec in self._held)
-        if self._prefixes is not None:
-            known = replace(known, prefixes=self._prefixes.files(card))
+        if self.prefixes is not None:
+            known = replace(known, prefixes=self.prefixes.files(card))
         try:
             worker = await self._spawn(
                 spec, name, self._clock, temporary=self._temporary, budget=budget, known=known
@@ -227,8 +227,8 @@ class Supervisor:
             slot.worker = worker
             prepare(worker)
             worker.tune(tuning_of(self._policies))
-            if self._prefixes is not None:
-                self._prefixes.tell(worker, card)
+            if self.prefixes is not None:
+                self.prefixes.tell(worker, card)
             worker.on_grammar = partial(self._held.add, spec)
             worker.on_token = partial(self._delivered, slot)
             worker.on_end = partial(self._ended, slot, worker.on_end)
@@ -287,12 +287,12 @@ class Supervisor:
 
     def _value(self, new: PolicySet) -> None:
         """What is kept of earlier prompts follows `new`."""
-        if self._prefixes is None:
+        if self.prefixes is None:
             return
-        self._prefixes.apply(new)
+        self.prefixes.apply(new)
         for slot in self.slots():
             if slot.worker is not None and slot.worker.alive:
-                self._prefixes.tell(slot.worker, slot.card)
+                self.prefixes.tell(slot.worker, slot.card)
 
     def _worker_policy(self) -> WorkerPolicy:
         return self._policies.supervision.worker

@@ -34,7 +34,7 @@ class AdminCache:
                 await self._parts.supervisor.clear_prefixes()
         else:
             models = await cache_report.stats(self._parts, workers)
-        return {"models": models}, policies.etag
+        return {"models": models, "disk": await cache_report.disk(self._parts)}, policies.etag
 
     async def _workers(self, request: web.BaseRequest) -> list[Worker]:
         residency, name = self._parts.residency, request.query.get("model", "")

@@ -33,6 +33,13 @@ async def clear(parts: Parts, workers: Sequence[Worker], *, disk: bool) -> list[
     return [_entry(parts.replays.reuses, *each) for each in zip(workers, told, strict=True)]
 
 
+async def disk(parts: Parts) -> Json:
+    """Of all models, those included that are not in memory."""
+    prefixes = parts.supervisor.prefixes
+    entries, size = await prefixes.on_disk() if prefixes is not None else (0, 0)
+    return {"entries": entries, "bytes": size}
+
+
 def _entry(reuses: Reuses, worker: Worker, told: ipc.CacheStats | None) -> Json:
     counts, budget = reuses.of(worker.name), worker.budget
     return {

@@ -39,6 +39,7 @@ from mlxd.worker.link import Link
 from mlxd.worker.making import Maker
 from mlxd.worker.prefix.backing import Backing
 from mlxd.worker.prefix.disk import LOOK_SECONDS
+from mlxd.worker.prefix.outline import message_at
 from mlxd.worker.prefix.report import Cache
 from mlxd.worker.readings import Readings, Reads
 from mlxd.worker.refusal import Refusal
@@ -546,8 +547,10 @@ class Loop:
         for reuse in reuses:
             running = self._running[reuse.uid]
             if not running.started:
-                running.cached = min(reuse.cached, len(running.job.tokens))
-                told.append(Reused(running.job.id, running.cached, reuse.missed))
+                job, missed = running.job, reuse.missed
+                running.cached = min(reuse.cached, len(job.tokens))
+                turn = message_at(job.outline.turns, missed) if missed >= 0 else -1
+                told.append(Reused(job.id, running.cached, missed, turn))
         return told
 
     def _fail(self, running: Running) -> None:

@@ -202,6 +202,7 @@ class MlxEngine:
     def remove(self, uids: Sequence[int]) -> None:
         uids = [uid for uid in uids if uid in self._prompts]
         with mx.stream(generation_stream):
+            self._unread.settle()
             for uid in uids:
                 self._unread.remove(uid)
                 self._keep_so_far(uid)
@@ -209,11 +210,13 @@ class MlxEngine:
         self._forget(uids)
 
     def step(self) -> Step:
-        now = self._clock()
         before, self._decoded_at = self._decoded_at, None
-        if before is not None:
-            self._share.passed(now - before)
         with mx.stream(generation_stream):
+            if before is not None:
+                self._unread.settle()
+            now = self._clock()
+            if before is not None:
+                self._share.passed(now - before)
             decoding = len(self._batches) > 0
             if not decoding or not self._share.is_due:
                 read = self._read(now, decoding=decoding)
@@ -248,6 +251,8 @@ class MlxEngine:
         if self._steps % CLEAR_EVERY == 0:
             mx.clear_cache()
         ended = [token for token in tokens if token.finish_reason is not None]
+        if ended:
+            self._unread.settle()
         for token in ended:
             self._keep_answer(token.uid, token.prompt_cache, token.all_tokens)
         self._forget([token.uid for token in ended])

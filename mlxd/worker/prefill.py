@@ -1,8 +1,9 @@
 """Which prompts are read next, and how much of them: a pure decision.
 
-A prompt is *short* when what is left of it is one chunk. Short ones share a chunk, as whole rows:
-it is better that few are through than that many are half-way. Long ones are read alone, one after
-the other in order of arrival. Short ones come first, but every other chunk is a long one's.
+A prompt is *short* when it is one chunk, and *long* else, until its end. Short ones share a chunk,
+as whole rows: it is better that few are through than that many are half-way. Long ones are read
+alone, one after the other in order of arrival. Short ones come first, the shortest before the
+others; but every other chunk is that of a long one, or, without any, of whoever waits longest.
 """
 
 from __future__ import annotations
@@ -50,33 +51,37 @@ class Chunk:
 
 
 def next_chunk(
-    waiting: Sequence[Unread], size: Size, room: int, *, long_is_due: bool
+    waiting: Sequence[Unread], size: Size, room: int, *, patient_are_due: bool
 ) -> Chunk | None:
     """`waiting`: in order of arrival, without those that wait for another. `room`: how many may
-    begin.
+    begin. `patient_are_due`: the last chunk went to whoever was shortest.
     """
     able = [unread for unread in waiting if unread.begun or room > 0]
     short = [unread for unread in able if _is_short(unread, size)]
     long = [unread for unread in able if not _is_short(unread, size)]
-    if long and (long_is_due or not short):
+    if long and (patient_are_due or not short):
         first = min(long, key=lambda unread: not unread.begun)
         return Chunk((first,), min(first.stop, size(1, first.read)), short=False)
-    return _shared(short, size, room) if short else None
+    if not short:
+        return None
+    first = short[0] if patient_are_due else min(short, key=lambda unread: unread.left)
+    return _shared(first, short, size, room)
 
 
 def _is_short(unread: Unread, size: Size) -> bool:
+    if unread.begun:
+        return unread.left == 0
     return unread.stop >= unread.left and unread.left <= size(1, unread.read)
 
 
-def _shared(short: Sequence[Unread], size: Size, room: int) -> Chunk:
-    """The first of them, and as many of the others, in order, as go with it."""
-    rows = [short[0]]
-    for unread in short[1:]:
+def _shared(first: Unread, short: Sequence[Unread], size: Size, room: int) -> Chunk:
+    """`first`, and as many of the others as go with it."""
+    rows = [first]
+    for unread in short:
         together = [*rows, unread]
-        beginning = sum(not row.begun for row in together)
-        if len(together) > PREFILL_ROWS:
+        if len(together) > min(PREFILL_ROWS, max(room, 1)):
             break
-        if beginning <= room and _go_together(together, size):
+        if unread is not first and _go_together(together, size):
             rows = together
     return Chunk(tuple(rows), max(row.left for row in rows), short=True)
 

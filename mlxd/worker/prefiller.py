@@ -83,9 +83,11 @@ class Prefiller:
         self._prefixes = prefixes
         self._rows: dict[int, _Row] = {}
         self._waits = Waits(trimmable=prefixes is not None and prefixes.trimmable)
+        self._read_through: list[tuple[Prompt, list[Any]]] = []
+        """Prompts that are to be kept, with the caches of all but their last tokens."""
         self._kept = 0
         """How often something was kept: what is found may be another then."""
-        self._long_is_due = False
+        self._patient_are_due = False
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -110,18 +112,29 @@ class Prefiller:
         if row is None:
             return
         if row.begun and row.read - row.found >= LEAST_SHARED:
-            self._keep(row, row.caches, "partial")
+            self._keep(row, "partial")
         self._leave(row, read=False)
+
+    def settle(self) -> None:
+        """Keep the prompts that are read, once their first tokens are out: it may take its time.
+        Whoever waits for that is not looked at before.
+        """
+        prompts, self._read_through = self._read_through, []
+        for prompt, caches in prompts:
+            if self._prefixes is not None:
+                self._prefixes.keep(prompt, len(prompt.tokens) - 1, caches, "prompt")
+                self._kept += 1
 
     def read(self, room: int, *, decoding: bool) -> Read | None:
         """The next chunk; None: there is none. `room`: how many may begin."""
+        self.settle()
         if not self._rows:
             return None
         chosen = self._choose(room, decoding=decoding)
         if chosen is None:
             return None
         chunk, done = chosen
-        self._long_is_due = chunk.short
+        self._patient_are_due = chunk.short and not self._patient_are_due
         rows = [row for row in chunk.rows if isinstance(row, _Row)]
         if len(rows) == 1:
             self._read_one(rows[0], chunk.width, done)
@@ -136,7 +149,7 @@ class Prefiller:
         size = self._sizes(decoding=decoding)
         done = Read()
         while True:
-            chunk = next_chunk(self._able(size), size, room, long_is_due=self._long_is_due)
+            chunk = next_chunk(self._able(size), size, room, patient_are_due=self._patient_are_due)
             if chunk is None:
                 return None
             fresh = [row for row in chunk.rows if isinstance(row, _Row) and not row.begun]
@@ -168,10 +181,13 @@ class Prefiller:
             return rows
         for row in rows:
             self._look(row, prefixes)
-        order = sorted(rows, key=lambda row: (not row.begun, row.left > size(1, row.read)))
+
+        def turn(row: _Row) -> tuple[bool, bool, int]:
+            return not row.begun, row.left > size(1, row.read), row.left
+
         before: dict[int, int] = {}
         free: set[int] = set()
-        for row in order:
+        for row in sorted(rows, key=turn):
             if row.begun or self._may_read(row, before, prefixes):
                 free.add(row.uid)
             before[row.uid] = row.read if row.begun else 0
@@ -188,7 +204,7 @@ class Prefiller:
             if ends:
                 ahead = self._rows[uid]
                 if ahead.kept < ends[-1]:
-                    self._keep(ahead, ahead.caches, "partial")
+                    self._keep(ahead, "partial")
                 return self._waits.lets(row.uid, before, lambda: self._look(row, prefixes))
         return False
 
@@ -239,7 +255,8 @@ class Prefiller:
         if row.left:
             self._keep_midway(row)
             return
-        self._keep_prompt(row, row.caches)
+        if self._is_worth(row):
+            self._read_through.append((row.prompt, copy.deepcopy(row.caches)))
         self._start(self._batch([row]), [row], done)
 
     def _read_several(self, rows: list[_Row], width: int, done: Read) -> None:
@@ -251,7 +268,7 @@ class Prefiller:
         for n, row in enumerate(rows):
             row.advance(row.left)
             if self._is_worth(row):
-                self._keep_prompt(row, _extracted(batch, n))
+                self._read_through.append((row.prompt, _extracted(batch, n)))
         self._start(batch, rows, done)
 
     def _batch(self, rows: Sequence[_Row]) -> Any:
@@ -290,9 +307,9 @@ class Prefiller:
         awaited = any(row.kept < end <= row.read for end in self._waits.awaited(row.uid))
         boundaries = row.prompt.boundaries
         if not self._prefixes.trimmable and row.read in boundaries:
-            self._keep(row, row.caches, "system" if row.read == boundaries[0] else "turn")
+            self._keep(row, "system" if row.read == boundaries[0] else "turn")
         elif awaited:
-            self._keep(row, row.caches, "partial")
+            self._keep(row, "partial")
 
     def _is_worth(self, row: _Row) -> bool:
         """At the end of a prompt: whether more was read than there was."""
@@ -300,17 +317,13 @@ class Prefiller:
             return False
         return row.read - row.kept >= (LEAST_KEPT if self._prefixes.trimmable else 1)
 
-    def _keep_prompt(self, row: _Row, caches: list[Any]) -> None:
-        if self._is_worth(row):
-            self._keep(row, caches, "prompt")
-
-    def _keep(self, row: _Row, caches: list[Any], kind: Kind) -> None:
-        """A copy: arrays are shared until one side writes."""
+    def _keep(self, row: _Row, kind: Kind) -> None:
+        """A copy of what it has: arrays are shared until one side writes."""
         if self._prefixes is None:
             return
         row.kept = row.read
         self._kept += 1
-        self._prefixes.keep(row.prompt, row.read, copy.deepcopy(caches), kind)
+        self._prefixes.keep(row.prompt, row.read, copy.deepcopy(row.caches), kind)
 
 
 def _extracted(batch: Any, n: int) -> list[Any]:

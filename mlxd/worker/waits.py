@@ -102,8 +102,8 @@ class Waits:
         most = min(shared, len(asks.tokens) - 1, len(gives.tokens) - 1)
         if asks.owner == gives.owner:
             return most if self._trimmable else _turn(gives, most)
-        first = gives.boundaries[0] if gives.boundaries else 0
-        return min(most, first) if self._trimmable or most >= first else 0
+        public = gives.shared
+        return min(most, public) if self._trimmable or most >= public else 0
 
 
 def _turn(prompt: Prompt, length: int) -> int:

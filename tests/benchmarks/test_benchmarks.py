@@ -69,11 +69,15 @@ def test_startup_says_every_figure(tmp_path: Path) -> None:
     report = run(
         "startup.py", tmp_path,
         "--starts", "1", "--loads", "1", "--requests", "16", "--seconds", "0.5", "--idle", "1",
+        "--kills", "1",
     )  # fmt: skip
 
     assert set(report["figures"]) == {
         "livez_seconds", "livez_cpu_seconds", "rss_start_mb", "rss_after_mb",
         "health_loading_p99_ms", "health_streaming_p99_ms", "idle_core_percent",
+        "cli_status_ms", "cli_version_ms", "cli_check_ms",
+        "kill_without_spare_seconds", "kill_without_spare_worst_seconds",
+        "kill_with_spare_seconds", "kill_with_spare_worst_seconds",
     }  # fmt: skip
     assert all(value >= 0 for value in report["figures"].values())
 

@@ -230,6 +230,28 @@ async def test_while_critical_no_model_is_loaded_and_it_is_said_why(machine: Mac
     assert machine.blocked is None
 
 
+async def test_less_is_kept_of_prompts_while_a_mark_says_so(machine: Machine) -> None:
+    guard = machine.guard()
+    left = []
+    for used in (0.5, 0.86, 0.96, 0.92, 0.88, 0.5):
+        machine.used = used
+        await guard.check()
+        left.append(machine.left)
+    assert left == [1.0, 0.5, 0.0, 0.0, 0.5, 1.0], "the critical mark is left below 90 %"
+
+
+@pytest.mark.parametrize(
+    ("actions", "left"), [("[warn]", 1.0), ("[drop_mlx_cache]", 0.5), ("[evict_lru]", 0.0)]
+)
+async def test_what_is_left_of_kept_prompts_follows_the_actions(
+    tmp_path: Path, actions: str, left: float
+) -> None:
+    machine = Machine(tmp_path, f"watermarks: {{warning: {{actions: {actions}}}}}\n")
+    machine.used = 0.9
+    await machine.guard().check()
+    assert machine.left == left
+
+
 async def test_a_jump_to_emergency_does_all_lower_marks_actions_first(machine: Machine) -> None:
     guard = machine.guard()
     young, old = Worker("young", newest=7.0), Worker("old", newest=3.0)

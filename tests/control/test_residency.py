@@ -31,7 +31,7 @@ class Process:
 
     def __init__(self, spec, name, budget):
         self.spec, self.name, self.pid = spec, name, 0
-        self.alive, self.out_of_memory = True, False
+        self.alive, self.out_of_memory, self.spare = True, False, False
         self.exit: Any = None
         self.memory = ipc.Memory(budget.bytes, 0, budget.bytes)
         self.ready = ipc.Ready(True, 1, 512, 0.0, budget.bytes, False, False, Footprint(0, ()))
@@ -39,6 +39,9 @@ class Process:
         self.on_need: Any = None
         self.on_observed: Any = None
         self.on_end: Any = None
+
+    def tune(self, tuning):
+        pass
 
     def set_budget(self, budget):
         self.budgets.append(budget)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -130,8 +131,9 @@ def without_spares(supervision: str) -> str:
     if "spares" in supervision:
         return supervision
     for head, more in (("worker: {", "spares: 0, "), ("worker:\n", "  spares: 0\n")):
-        if supervision.startswith(head):
-            return head + more + supervision.removeprefix(head)
+        changed, found = re.subn(f"^{head}", head + more, supervision, count=1, flags=re.MULTILINE)
+        if found:
+            return changed
     return f"worker: {{spares: 0}}\n{supervision}"
 
 

@@ -13,6 +13,7 @@ from mlxd.cli.models.words import columns, duration, plural, size
 Json = dict[str, Any]
 
 _HEAD = ("MODEL", "KEPT", "OF", "PROMPTS", "UNUSED FOR", "ON DISK", "FOUND", "SAVED")
+_BARE = "nothing is left on disk, of models that are not in memory either"
 _BUSY = "?"
 """It did not answer in time."""
 
@@ -26,8 +27,9 @@ def stats(policies: str | None, state: str | None, name: str, *, as_json: bool) 
             print_json(found)
         elif found["models"]:
             print_lines(columns([_HEAD, *map(_row, found["models"])]))
+            print_lines(_on_disk(found["disk"]))
         else:
-            print_lines([_nothing(name)])
+            print_lines([_nothing(name), *_on_disk(found["disk"])])
         return exits.DONE
 
     return asking(policies, state, ask, as_json=as_json)
@@ -43,7 +45,7 @@ def clear(policies: str | None, state: str | None, name: str, *, disk: bool, as_
         else:
             print_lines([*_cleared(found["models"], disk=disk)] or [_nothing(name)])
             if disk and not name:
-                print_lines(["nothing is left on disk, of models that are not in memory either"])
+                print_lines([*_on_disk(found["disk"])] or [_BARE])
         return exits.DONE if all(m["answered"] for m in found["models"]) else exits.FAILED
 
     return asking(policies, state, ask, as_json=as_json)
@@ -55,6 +57,13 @@ def _query(name: str) -> dict[str, str]:
 
 def _nothing(name: str) -> str:
     return f"{name} is not in memory" if name else "no model is in memory"
+
+
+def _on_disk(disk: Json) -> Iterator[str]:
+    """Of all models, whoever is in memory."""
+    if disk["entries"]:
+        prompts = plural(disk["entries"], "prompt", "prompts")
+        yield f"on disk, of all models: {prompts}, {size(disk['bytes'])}"
 
 
 def _row(model: Json) -> tuple[str, ...]:
@@ -74,9 +83,9 @@ def _row(model: Json) -> tuple[str, ...]:
 
 
 def _cleared(models: Sequence[Json], *, disk: bool) -> Iterator[str]:
-    where = " in memory or on disk" if disk else ""
+    where = "in memory or on disk" if disk else "in memory"
     for model in models:
         if model["answered"]:
-            yield f"{model['name']} keeps nothing{where} of the prompts that it has read"
+            yield f"{model['name']} keeps nothing {where} of the prompts that it has read"
         else:
             yield f"{model['name']} is busy and will forget what it keeps after its present step"
