@@ -36,7 +36,8 @@ def composed(tmp_path: Path, *, grace: str = "30s", delay: str = "0s") -> Any:
     parts.admission.idle = AsyncMock()
     made = MagicMock(parts=parts, threads=Threads("test"), temporary=tmp_path / "tmp")
     for part in (
-        made.recovery, made.spares, made.webhook, made.listener, made.admin, made.forecasts, made.grammars
+        made.recovery, made.spares, made.webhook, made.listener, made.admin, made.forecasts,
+        made.grammars,
     ):  # fmt: skip
         part.close = AsyncMock()
     made.hold.asked_to_end = AsyncMock()
