@@ -39,7 +39,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def store_of(loaded: Loaded, model: Path) -> Store | None:
     launch = Launch(str(model), 4096)
-    return prefix_parts(loaded, launch, "", tell=[].append, post=[].append).store
+    nobody: list[Any] = []
+    return prefix_parts(loaded, launch, "", tell=nobody.append, post=nobody.append).store
 
 
 def checks_of(tokenizer: Any) -> Checks:
