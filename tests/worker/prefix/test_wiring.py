@@ -9,16 +9,19 @@ import mlx_lm.utils
 import pytest
 
 from mlxd.core.request import GenerationRequest, Message, Sampling
-from mlxd.ipc.messages import Generate, Resume, packed
-from mlxd.worker.assembly import _engine, _prefixes
+from mlxd.ipc.messages import Generate, Launch, Resume, packed
+from mlxd.worker.assembly import _engine
 from mlxd.worker.checks import Checks
 from mlxd.worker.detokenize import Detokenizers
-from mlxd.worker.loading import load, prepare_mlx
+from mlxd.worker.loading import Loaded, load, prepare_mlx
 from mlxd.worker.making import Maker
 from mlxd.worker.markup import Markup
 from mlxd.worker.prefix.boundaries import Outlines
+from mlxd.worker.prefix.parts import prefix_parts
+from mlxd.worker.prefix.store import Store
 from mlxd.worker.prompt import Prompter
 from mlxd.worker.sampling import Guard
+from mlxd.worker.tuning import Tuned
 from tests.support.model_maker import HYBRID, UNMERGEABLE, Shape, _write_tokenizer
 from tests.worker.conftest import MakeModel
 
@@ -32,6 +35,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder: Path = tmp_path_factory.mktemp("tokenizer")
     _write_tokenizer(folder, Shape())
     return mlx_lm.utils.load_tokenizer(folder)
+
+
+def store_of(loaded: Loaded, model: Path) -> Store | None:
+    launch = Launch(str(model), 4096)
+    nobody: list[Any] = []
+    return prefix_parts(loaded, launch, "", tell=nobody.append, post=nobody.append).store
 
 
 def checks_of(tokenizer: Any) -> Checks:
@@ -71,7 +80,7 @@ def test_a_store_is_made_where_caches_batch(
     model_of: MakeModel, shape: Shape, trimmable: bool | None
 ) -> None:
     prepare_mlx()
-    store = _prefixes(load(model_of(shape)))
+    store = store_of(load(model_of(shape)), model_of(shape))
     assert (None if store is None else store.trimmable) is trimmable
 
 
@@ -82,11 +91,11 @@ def test_another_engine_begins_with_nothing_kept(model_of: MakeModel) -> None:
 
     prepare_mlx()
     loaded = load(model_of(Shape()))
-    store = _prefixes(loaded)
+    store = store_of(loaded, model_of(Shape()))
     assert store is not None
     store.shrink(1 << 20)
     caches = make_prompt_cache(loaded.model)
     loaded.model(mx.array([[5] * 40]), cache=caches)
     assert store.adopt([5] * 40, caches, "prompt") is not None
-    _engine(loaded, store)
+    _engine(loaded, store, Tuned())
     assert len(store) == store.nbytes == 0
