@@ -21,6 +21,7 @@ from mlxd.worker.detokenize import Detokenizers
 from mlxd.worker.encoder import encoder_footprint
 from mlxd.worker.engine import COMPLETION_BATCH, Engine
 from mlxd.worker.grammar import Grammars
+from mlxd.worker.groups import Groups
 from mlxd.worker.intake import Intake
 from mlxd.worker.link import Link
 from mlxd.worker.loading import Loaded, load, prepare_mlx
@@ -68,8 +69,9 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         context=launch.context,
         answers=not loaded.encodes,
     )
+    ledger = Ledger(footprint, COMPLETION_BATCH if loaded.batchable else 1, launch.budget)
     loop = Loop(
-        partial(_engine, loaded),
+        partial(_engine, loaded, footprint, ledger),
         link,
         intake.inbox,
         intake.progress,
@@ -80,7 +82,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
             ends=tuple(t for t in sorted(loaded.tokenizer.eos_token_ids) if t < loaded.width),
         ),
         reader=_reader(loaded, Path(launch.path), detokenizers),
-        ledger=Ledger(footprint, COMPLETION_BATCH if loaded.batchable else 1, launch.budget),
+        ledger=ledger,
         allocator=allocator,
         turns=turns,
     )
@@ -148,10 +150,11 @@ def _reader(loaded: Loaded, folder: Path, detokenizers: Detokenizers) -> Reads:
     return Reader(loaded.model, loaded.width, loaded.kv, recipe, scorer)
 
 
-def _engine(loaded: Loaded) -> Engine:
+def _engine(loaded: Loaded, footprint: Footprint, ledger: Ledger) -> Engine:
     stop_tokens = loaded.tokenizer.eos_token_ids
     if loaded.batchable:
-        return MlxEngine(loaded.model, stop_tokens)
+        groups = Groups(loaded.model, footprint, lambda: ledger.rows_room)
+        return MlxEngine(loaded.model, stop_tokens, groups)
     return SerialEngine(loaded.model, stop_tokens, loaded.kv)
 
 

@@ -14,90 +14,13 @@ from itertools import islice
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator, GenerationBatch, PromptProcessingBatch
+from mlx_lm.generate import BatchGenerator, PromptProcessingBatch
 
 from mlxd.core.footprint import PREFILL_ALONE, PREFILL_ROWS, chunk_tokens
-from mlxd.worker.engine import COMPLETION_BATCH, Constraint, Processor, Prompt, Sampler, Step
-from mlxd.worker.masks import masked
+from mlxd.worker.engine import COMPLETION_BATCH, Processor, Prompt, Step
+from mlxd.worker.groups import Groups
 from mlxd.worker.pace import Pace
 from mlxd.worker.sampling import greedy
-
-
-class _Batch(GenerationBatch):  # type: ignore[misc]
-    """A generation batch that works out log-probabilities for `scored` sequences only.
-
-    Samplers are therefore shown logits; they differ from log-probabilities by a constant, which
-    no sampler can see.
-    """
-
-    scored: set[int]
-    constraints: dict[int, Constraint]
-    _next_tokens: mx.array
-    _next_logprobs: list[mx.array | None]
-
-    def _step(self) -> tuple[list[int], list[Any]]:
-        """As upstream, but for what becomes of the logits."""
-        inputs, rows = self._next_tokens, self._next_logprobs
-        self._current_tokens, self._current_logprobs = inputs, rows
-        logits = self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :]
-        logits, contexts = self._process(logits, inputs)
-        if self.constraints:
-            logits = self._constrained(logits, inputs)
-        self._next_tokens = self._sample(logits)
-        self._next_logprobs = [
-            _log_softmax(logits[e]) if uid in self.scored else None
-            for e, uid in enumerate(self.uids)
-        ]
-        mx.async_eval(self._next_tokens, self._next_logprobs, contexts)  # type: ignore[no-untyped-call]
-        mx.eval(inputs, rows)
-        tokens: list[int] = inputs.tolist()  # type: ignore[assignment]
-        for sequence, token in zip(self.tokens, tokens, strict=True):
-            sequence.append(token)
-        return tokens, rows
-
-    def _constrained(self, logits: mx.array, inputs: mx.array) -> mx.array:
-        """The forward pass has begun, and goes on while the constraints are asked: they wait for
-        the last step alone, and the other sequences for nothing.
-        """
-        constraints = [self.constraints.get(uid) for uid in self.uids]
-        if not any(constraints):
-            return logits
-        mx.async_eval(logits)  # type: ignore[no-untyped-call]
-        tokens: list[int] = inputs.tolist()  # type: ignore[assignment]
-        for constraint, token in zip(constraints, tokens, strict=True):
-            if constraint is not None:
-                constraint.take(token)
-        return masked(logits, constraints)
-
-    def _process(self, logits: mx.array, inputs: mx.array) -> tuple[mx.array, list[mx.array]]:
-        """Only sequences with processors keep the context that those read."""
-        if not any(self.logits_processors):
-            return logits, []
-        each = [
-            [process for process in processors if process is not self.constraints.get(uid)]
-            for uid, processors in zip(self.uids, self.logits_processors, strict=True)
-        ]
-        if not any(each):
-            return logits, []
-        rows, contexts = [], []
-        for e, processors in enumerate(each):
-            row = logits[e : e + 1]
-            if processors:
-                context = self._token_context[e].update_and_fetch(inputs[e : e + 1])
-                contexts.append(context)
-                for processor in processors:
-                    row = processor(context, row)
-            rows.append(row)
-        return mx.concatenate(rows, axis=0), contexts
-
-    def _sample(self, logits: mx.array) -> mx.array:
-        """One call for the whole batch where it shares a sampler."""
-        samplers: list[Sampler] = self.samplers
-        first = samplers[0]
-        if all(sampler is first for sampler in samplers):
-            return first(logits)
-        rows = [s(logits[e : e + 1]) for e, s in enumerate(samplers)]
-        return mx.concatenate(rows, axis=0)
 
 
 class _Prompts(PromptProcessingBatch):  # type: ignore[misc]
@@ -110,9 +33,24 @@ class _Prompts(PromptProcessingBatch):  # type: ignore[misc]
         super().prompt(tokens)
 
 
-def _log_softmax(row: mx.array) -> mx.array:
-    row = row.astype(mx.float32)
-    return row - mx.logsumexp(row)
+class _Decoding:
+    """The groups, as a generator asks for them."""
+
+    def __init__(self, groups: Groups) -> None:
+        self.extend = groups.join
+        self.next = groups.step
+        self._groups = groups
+
+    @property
+    def uids(self) -> list[int]:
+        return [uid for batch in self._groups.batches for uid in batch.uids]
+
+    def filter(self, keep: Sequence[int]) -> None:
+        kept = set(keep)
+        self._groups.remove(uid for row, uid in enumerate(self.uids) if row not in kept)
+
+    def __len__(self) -> int:
+        return len(self._groups)
 
 
 class MlxEngine:
@@ -122,6 +60,7 @@ class MlxEngine:
         self,
         model: Any,
         stop_tokens: Iterable[int],
+        groups: Groups | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -138,10 +77,8 @@ class MlxEngine:
         )
         self._prompts = _Prompts.empty(model, greedy)
         self._generator._prompt_batch = self._prompts
-        self._batch = _Batch.empty(model, greedy)
-        self._batch.scored = set()
-        self._batch.constraints = {}
-        self._generator._generation_batch = self._batch
+        self._groups = groups or Groups(model)
+        self._generator._generation_batch = _Decoding(self._groups)
         self._alive: set[int] = set()
         self._waiting: set[int] = set()
         """Those alive whose prefill has not begun."""
@@ -155,10 +92,10 @@ class MlxEngine:
         )
         self._alive.update(uids)
         self._waiting.update(uids)
-        self._batch.scored.update(
+        self._groups.scored.update(
             uid for uid, prompt in zip(uids, prompts, strict=True) if prompt.scored
         )
-        self._batch.constraints.update(
+        self._groups.constraints.update(
             (uid, prompt.constraint)
             for uid, prompt in zip(uids, prompts, strict=True)
             if prompt.constraint is not None
@@ -192,9 +129,9 @@ class MlxEngine:
     def _forget(self, uids: Sequence[int]) -> None:
         self._alive.difference_update(uids)
         self._waiting.difference_update(uids)
-        self._batch.scored.difference_update(uids)
+        self._groups.scored.difference_update(uids)
         for uid in uids:
-            self._batch.constraints.pop(uid, None)
+            self._groups.constraints.pop(uid, None)
 
     def _size_prefill(self) -> None:
         """A chunk is as long for each prompt, so the fewer share it, the longer it may be.
@@ -205,12 +142,12 @@ class MlxEngine:
         generator = self._generator
         prompts = generator._currently_processing
         room = min(
-            PREFILL_ROWS - len(prompts), generator.completion_batch_size - len(self._batch.uids)
+            PREFILL_ROWS - len(prompts), generator.completion_batch_size - len(self._groups)
         )
         entering = list(islice(generator._unprocessed_sequences, max(0, room)))
         segments = [prompt[0] for prompt in prompts] + [sequence[1] for sequence in entering]
         rows = sum(not _is_last_token(left) for left in segments)
-        decoding = bool(self._batch.uids or rows < len(segments))
+        decoding = bool(len(self._groups) or rows < len(segments))
         most = chunk_tokens(rows, decoding=decoding)
         read = max((p[1] for p in prompts if not _is_last_token(p[0])), default=0)
         if self._cell[0] != most or read < self._cell[1]:
