@@ -18,6 +18,10 @@ PREFILL_ALONE = 2048
 """Tokens of all prompts together in one step of prefill, while nothing decodes."""
 PREFILL_BESIDE_DECODE = 512
 """And while something does."""
+MOST_PADDED = 1.5
+"""How many times as much as without padding prompts take at most that are read together."""
+SMALL_TOKENS = 256
+"""What is no more than this in all is padded however much."""
 PASS_BYTES = 2 * 2**20
 """A forward pass takes as long as reading so much takes, be the weights ever so few."""
 PADDING_PART = 8
@@ -219,7 +223,7 @@ class Footprint:
         """
         for rows in range(1, 1 + (1 if apart else min(PREFILL_ROWS, len(prompts)))):
             several = (prompts[n : n + rows] for n in range(len(prompts) - rows + 1))
-            together = next((some for some in several if may_share(some, limit)), None)
+            together = next((some for some in several if may_share(some)), None)
             if not together:
                 return
             length = together[0]
@@ -261,11 +265,11 @@ def chunk_tokens(rows: int, *, decoding: bool) -> int:
     return (PREFILL_BESIDE_DECODE if decoding else PREFILL_ALONE) // max(1, rows)
 
 
-def may_share(prompts: Sequence[int], limit: int) -> bool:
-    """Whether prompts of these lengths, the longest first, may be read together in chunks of
-    `limit` tokens: in caches as long as the longest, what was kept of it included.
+def may_share(lengths: Sequence[int]) -> bool:
+    """Whether sequences of these lengths, the longest first, pad each other little enough to be
+    read together.
     """
-    return len(prompts) * prompts[0] - sum(prompts) <= limit
+    return len(lengths) * lengths[0] <= max(MOST_PADDED * sum(lengths), SMALL_TOKENS)
 
 
 def _without(lengths: Sequence[int], some: Sequence[int]) -> list[int]:

@@ -154,7 +154,7 @@ def _engine(loaded: Loaded, footprint: Footprint, ledger: Ledger) -> Engine:
     stop_tokens = loaded.tokenizer.eos_token_ids
     if loaded.batchable:
         groups = Groups(loaded.model, footprint, lambda: ledger.rows_room)
-        return MlxEngine(loaded.model, stop_tokens, groups)
+        return MlxEngine(loaded.model, stop_tokens, batches=groups)
     return SerialEngine(loaded.model, stop_tokens, loaded.kv)
 
 

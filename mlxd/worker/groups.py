@@ -64,6 +64,14 @@ class Groups:
             self._left()
         return responses
 
+    def extract(self, uid: int) -> tuple[list[Any], list[int]] | None:
+        """A sequence's caches, by itself, and the tokens that they hold."""
+        for batch in self._batches:
+            if uid in batch.uids:
+                row = batch.uids.index(uid)
+                return batch.extract_cache(row), list(batch.tokens[row])
+        return None
+
     def remove(self, uids: Iterable[int]) -> None:
         """Forget sequences; unknown ones are ignored."""
         gone = set(uids)

@@ -60,8 +60,8 @@ class MlxEngine:
         self,
         model: Any,
         stop_tokens: Iterable[int],
-        groups: Groups | None = None,
         *,
+        batches: Groups | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
@@ -77,7 +77,7 @@ class MlxEngine:
         )
         self._prompts = _Prompts.empty(model, greedy)
         self._generator._prompt_batch = self._prompts
-        self._groups = groups or Groups(model)
+        self._groups = Groups(model) if batches is None else batches
         self._generator._generation_batch = _Decoding(self._groups)
         self._alive: set[int] = set()
         self._waiting: set[int] = set()

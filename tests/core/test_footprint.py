@@ -85,7 +85,7 @@ def test_a_first_chunk_has_moments_of_its_own() -> None:
 def test_short_prompts_share_a_chunk_and_a_long_one_is_read_alone() -> None:
     footprint = Footprint(0, (), prefill=(Moment(row=10**7, pair=1),))
     assert footprint.peak_bytes((), [4096, 10, 10]) == 2 * 10**7 + 2 * 10 * 10
-    assert footprint.peak_bytes((), [700, 150, 100]) == 3 * 10**7 + 3 * 682 * 700
+    assert footprint.peak_bytes((), [700, 150, 100]) == 2 * 10**7 + 2 * 150 * 150
 
 
 def test_while_short_ones_are_read_a_long_one_may_be_half_read() -> None:
@@ -94,10 +94,11 @@ def test_while_short_ones_are_read_a_long_one_may_be_half_read() -> None:
     assert footprint.alone_bytes([1000, 5000]) == caches + 2048 * 10**6
 
 
-def test_prompts_share_a_chunk_that_hardly_pad_each_other() -> None:
-    assert may_share([500, 490, 1], 1024)
-    assert may_share([8000, 7900, 7800], 512)
-    assert not may_share([8000, 20], 2048)
+def test_prompts_are_read_together_that_pad_each_other_little() -> None:
+    assert may_share([500, 490, 200])
+    assert may_share([8000, 7900, 7800])
+    assert may_share([120, 1]), "hardly any tokens"
+    assert not may_share([8000, 20])
 
 
 def test_only_so_many_prompts_are_read_at_a_time() -> None:
