@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -160,14 +159,9 @@ class _Loads:
 
 
 def _gap(streams: Sequence[Stream]) -> float:
-    """While all of them stream."""
-    begun = max(stream.pieces[_WARM_TOKENS][0] for stream in streams)
-    over = min(stream.pieces[-1][0] for stream in streams)
-    gaps = []
-    for stream in streams:
-        times = [at for at, _ in stream.pieces if begun <= at <= over]
-        gaps += [b - a for a, b in pairwise(times)]
-    return median(gaps)
+    """Of a stream's tokens but the first, in the mean: they may come in bursts."""
+    times = [[at for at, _ in stream.pieces[_WARM_TOKENS:]] for stream in streams]
+    return median((stream[-1] - stream[0]) / (len(stream) - 1) for stream in times)
 
 
 # -- what was found
@@ -198,8 +192,9 @@ def _page(found: Json) -> str:
         found,
         [
             f"{found['rows']} sequences of {SHORT_TOKENS} tokens and one of {found['long']}, shape"
-            f" {found['shape']}: medians of the time from one token to the next. The ratio is to",
-            "both alone, one behind the other, in the same round; padded: all in one batch.",
+            f" {found['shape']}: the time from one token to the next.",
+            "Medians over rounds; the ratio is to both alone, one behind the other, in the same"
+            " round; padded: all in one batch.",
         ],
         table.grid(["", "short ms", "long ms", "all ms", "padded ms", "ratio"], rows),
         [

@@ -15,10 +15,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mlxd.worker import stand_in
-
-stand_in.install()
-
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 

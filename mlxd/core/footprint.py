@@ -215,8 +215,8 @@ class Footprint:
     def _chunks(
         self, prompts: Sequence[int], limit: int, *, apart: bool
     ) -> Iterator[tuple[int, Sequence[int]]]:
-        """(what is held for these, the prompts): of those that share a chunk of `limit` tokens; none
-        do where each is read `apart`.
+        """(what is held, for which prompts): of those that share a chunk of `limit` tokens; none do
+        where each is read `apart`.
 
         Of each number of `prompts` (they fall) the longest that may do so count. A chunk may begin
         anywhere, behind what was kept of a prompt.
@@ -235,9 +235,7 @@ class Footprint:
             )
             yield self._caches(rows, length, size) + computed, together
 
-    def _together(
-        self, lengths: Sequence[int], of: Callable[[int], int], room: int | None
-    ) -> int:
+    def _together(self, lengths: Sequence[int], of: Callable[[int], int], room: int | None) -> int:
         bytes_of = {length: of(length) for length in set(lengths)}
         values = sorted((bytes_of[length] for length in lengths), reverse=True)
         if room is None:

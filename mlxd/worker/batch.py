@@ -77,7 +77,7 @@ class Batch(GenerationBatch):  # type: ignore[misc]
         self._begun = False
         inputs, rows = self._current_tokens, self._current_logprobs
         mx.eval(inputs, rows)
-        tokens: list[int] = inputs.tolist()
+        tokens: list[int] = inputs.tolist()  # type: ignore[assignment]
         for sequence, token in zip(self.tokens, tokens, strict=True):
             sequence.append(token)
         return tokens, rows

@@ -29,7 +29,7 @@ from mlxd.ipc.messages import (
 )
 from mlxd.worker.allocator import Allocator, is_exhaustion
 from mlxd.worker.budget import Claim, Ledger
-from mlxd.worker.engine import Engine, Step, Token
+from mlxd.worker.engine import Engine, Prefixes, Step, Token
 from mlxd.worker.job import Command, Inbox, Job, Progress
 from mlxd.worker.link import Link
 from mlxd.worker.making import Maker
@@ -66,6 +66,7 @@ class Loop:
         ledger: Ledger,
         allocator: Allocator,
         turns: Turns,
+        prefixes: Prefixes | None = None,
     ) -> None:
         self._make_engine = make_engine
         self._engine = make_engine()
@@ -77,6 +78,7 @@ class Loop:
         self._ledger = ledger
         self._allocator = allocator
         self._turns = turns
+        self._prefixes = prefixes
         self._waiting: dict[int, Job] = {}
         """Those that the ledger has not admitted."""
         self._running: dict[int, Running] = {}
@@ -164,6 +166,8 @@ class Loop:
                 self._ledger.set_budget(command)
                 self._allocator.apply(command)
                 self._turns.exclusive = command.exclusive
+                if self._prefixes is not None:
+                    self._prefixes.shrink(command.prefix_bytes)
             case Trim():
                 self._allocator.trim()
                 self._memory_due = self._progress.step
@@ -441,12 +445,16 @@ class Loop:
             self._enforce()
 
     def _enforce(self) -> None:
-        """When more is held than allowed: free what is kept; if that is not it, end a sequence."""
+        """When more is held than allowed: free what is kept, buffers and beginnings of prompts; if
+        that is not it, end a sequence.
+        """
         allowed = self._ledger.allowance
         active = self._allocator.active() if allowed else 0
         already, self._exceeded = self._exceeded, active > allowed
         if not self._exceeded:
             return
+        if self._prefixes is not None:
+            self._prefixes.shrink(max(0, self._prefixes.nbytes - (active - allowed)))
         self._allocator.trim()
         victim = self._ledger.victim()
         if already and victim is not None:

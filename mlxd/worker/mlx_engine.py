@@ -141,9 +141,7 @@ class MlxEngine:
         """
         generator = self._generator
         prompts = generator._currently_processing
-        room = min(
-            PREFILL_ROWS - len(prompts), generator.completion_batch_size - len(self._groups)
-        )
+        room = min(PREFILL_ROWS - len(prompts), generator.completion_batch_size - len(self._groups))
         entering = list(islice(generator._unprocessed_sequences, max(0, room)))
         segments = [prompt[0] for prompt in prompts] + [sequence[1] for sequence in entering]
         rows = sum(not _is_last_token(left) for left in segments)

@@ -119,7 +119,7 @@ def test_a_join_copies_the_whole_batch() -> None:
     assert joined == alone + 2 * 1000 * 10
 
 
-def test_a_long_one_does_not_pad_short_ones_where_that_takes_more_than_a_part_of_the_weights() -> None:
+def test_a_long_one_pads_short_ones_by_a_small_part_of_the_weights_at_most() -> None:
     weights = 8 * 20_000
     footprint = Footprint(weights, (FULL,))
     apart = 20 * (8192 + 7 * 256)

@@ -316,12 +316,19 @@ def test_all_groups_begin_before_any_is_waited_for(
     assert did == ["async_eval", "async_eval", "eval", "eval"]
 
 
+def _noting(into: list[Any]) -> Callable[[Any], None]:
+    def note(batch: Any) -> None:
+        into.append(batch)
+
+    return note
+
+
 def test_those_that_are_constrained_begin_last(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     groups = Groups(model, costs(100))
     decoding(model, groups, 700, 5)
     long, short = sorted(groups.batches, key=lambda batch: batch.uids)
     begun: list[Any] = []
-    monkeypatch.setattr(type(long), "begin", lambda batch: begun.append(batch))
+    monkeypatch.setattr(type(long), "begin", _noting(begun))
     monkeypatch.setattr(type(long), "next", lambda batch: [])
     groups.constraints[0] = Even()
     groups.step()
