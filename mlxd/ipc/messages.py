@@ -86,6 +86,8 @@ class Budget(msgspec.Struct, frozen=True, tag="budget"):
     """Memory to wire down for a GPU; 0: none."""
     exclusive: bool = False
     """Whether the engine steps only while no other exclusive one does."""
+    prefix_bytes: int = 0
+    """For beginnings of prompts that are kept for later ones, beside `bytes`."""
 
 
 class Tuning(msgspec.Struct, frozen=True, tag="tuning"):

@@ -21,6 +21,7 @@ from mlxd.worker.detokenize import Detokenizers
 from mlxd.worker.encoder import encoder_footprint
 from mlxd.worker.engine import COMPLETION_BATCH, Engine
 from mlxd.worker.grammar import Grammars
+from mlxd.worker.groups import Groups
 from mlxd.worker.intake import Intake
 from mlxd.worker.link import Link
 from mlxd.worker.loading import Loaded, load, prepare_mlx
@@ -70,8 +71,9 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         answers=not loaded.encodes,
     )
     tuned = Tuned()
+    ledger = Ledger(footprint, COMPLETION_BATCH if loaded.batchable else 1, launch.budget)
     loop = Loop(
-        partial(_engine, loaded, tuned),
+        partial(_engine, loaded, footprint, ledger, tuned),
         link,
         intake.inbox,
         intake.progress,
@@ -82,7 +84,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
             ends=tuple(t for t in sorted(loaded.tokenizer.eos_token_ids) if t < loaded.width),
         ),
         reader=_reader(loaded, Path(launch.path), detokenizers),
-        ledger=Ledger(footprint, COMPLETION_BATCH if loaded.batchable else 1, launch.budget),
+        ledger=ledger,
         allocator=allocator,
         turns=turns,
         tuned=tuned,
@@ -151,10 +153,11 @@ def _reader(loaded: Loaded, folder: Path, detokenizers: Detokenizers) -> Reads:
     return Reader(loaded.model, loaded.width, loaded.kv, recipe, scorer)
 
 
-def _engine(loaded: Loaded, tuned: Tuned) -> Engine:
+def _engine(loaded: Loaded, footprint: Footprint, ledger: Ledger, tuned: Tuned) -> Engine:
     stop_tokens = loaded.tokenizer.eos_token_ids
     if loaded.batchable:
-        return MlxEngine(loaded.model, stop_tokens, tuned=tuned)
+        groups = Groups(loaded.model, footprint, lambda: ledger.rows_room)
+        return MlxEngine(loaded.model, stop_tokens, batches=groups, tuned=tuned)
     return SerialEngine(loaded.model, stop_tokens, loaded.kv, tuned=tuned)
 
 

@@ -172,6 +172,8 @@ class Loop:
                 self._ledger.set_budget(command)
                 self._allocator.apply(command)
                 self._turns.exclusive = command.exclusive
+                if self._prefixes is not None:
+                    self._prefixes.shrink(command.prefix_bytes)
             case Tuning():
                 self._tuned.now = command
             case Trim():
@@ -466,12 +468,16 @@ class Loop:
             self._enforce()
 
     def _enforce(self) -> None:
-        """When more is held than allowed: free what is kept; if that is not it, end a sequence."""
+        """When more is held than allowed: free what is kept, buffers and beginnings of prompts; if
+        that is not it, end a sequence.
+        """
         allowed = self._ledger.allowance
         active = self._allocator.active() if allowed else 0
         already, self._exceeded = self._exceeded, active > allowed
         if not self._exceeded:
             return
+        if self._prefixes is not None:
+            self._prefixes.shrink(max(0, self._prefixes.nbytes - (active - allowed)))
         self._allocator.trim()
         victim = self._ledger.victim()
         if already and victim is not None:
