@@ -10,9 +10,10 @@ import mlxd
 
 PACKAGE = Path(mlxd.__file__).parent
 GENERATOR = ("BatchGenerator", "GenerationBatch", "PromptProcessingBatch")
-NAMES_THE_GENERATOR = {"worker/mlx_engine.py", "worker/prefiller.py"}
+NAMES_THE_GENERATOR = {"worker/batch.py", "worker/prefiller.py"}
 TAKES_FROM_MLX_LM_GENERATE = {
-    "worker/mlx_engine.py": {"GenerationBatch", "generation_stream"},
+    "worker/batch.py": {"GenerationBatch"},
+    "worker/mlx_engine.py": {"generation_stream"},
     "worker/prefiller.py": {"PromptProcessingBatch", "StopSequences"},
     "worker/serial.py": {"generate_step", "generation_stream"},
     "worker/assembly.py": {"generation_stream"},

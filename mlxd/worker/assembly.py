@@ -21,6 +21,7 @@ from mlxd.worker.detokenize import Detokenizers
 from mlxd.worker.encoder import encoder_footprint
 from mlxd.worker.engine import COMPLETION_BATCH, Engine
 from mlxd.worker.grammar import Grammars
+from mlxd.worker.groups import Groups
 from mlxd.worker.intake import Intake
 from mlxd.worker.link import Link
 from mlxd.worker.loading import Loaded, load, prepare_mlx
@@ -86,8 +87,14 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         keeping=kept.keeping,
     )
     tuned = Tuned()
+    ledger = Ledger(
+        footprint,
+        COMPLETION_BATCH if loaded.batchable else 1,
+        launch.budget,
+        kept=lambda: kept.store.nbytes if kept.store is not None else 0,
+    )
     loop = Loop(
-        partial(_engine, loaded, kept.store, tuned),
+        partial(_engine, loaded, footprint, ledger, kept.store, tuned),
         link,
         intake.inbox,
         intake.progress,
@@ -98,7 +105,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
             ends=tuple(t for t in sorted(loaded.tokenizer.eos_token_ids) if t < loaded.width),
         ),
         reader=_reader(loaded, Path(launch.path), detokenizers),
-        ledger=Ledger(footprint, COMPLETION_BATCH if loaded.batchable else 1, launch.budget),
+        ledger=ledger,
         allocator=allocator,
         turns=turns,
         tuned=tuned,
@@ -172,13 +179,20 @@ def _reader(loaded: Loaded, folder: Path, detokenizers: Detokenizers) -> Reads:
     return Reader(loaded.model, loaded.width, loaded.kv, recipe, scorer)
 
 
-def _engine(loaded: Loaded, prefixes: Store | None, tuned: Tuned) -> Engine:
+def _engine(
+    loaded: Loaded,
+    footprint: Footprint,
+    ledger: Ledger,
+    prefixes: Store | None,
+    tuned: Tuned,
+) -> Engine:
     """What is kept may be what broke the engine before."""
     if prefixes is not None:
         prefixes.clear()
     stop_tokens = loaded.tokenizer.eos_token_ids
     if loaded.batchable:
-        return MlxEngine(loaded.model, stop_tokens, prefixes=prefixes, tuned=tuned)
+        groups = Groups(loaded.model, footprint, lambda: ledger.rows_room)
+        return MlxEngine(loaded.model, stop_tokens, batches=groups, prefixes=prefixes, tuned=tuned)
     return SerialEngine(loaded.model, stop_tokens, loaded.kv, tuned=tuned)
 
 

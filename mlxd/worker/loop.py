@@ -338,7 +338,9 @@ class Loop:
 
     def _reach(self, job: Job, prompt: Prompt) -> int:
         """How much of its prompt would be found now."""
-        return min(self._prefixes.reach(prompt), len(job.tokens)) if self._prefixes else 0
+        if self._prefixes is None:
+            return 0
+        return min(self._prefixes.reach(prompt), len(job.tokens))
 
     def _insert_apart(self, jobs: list[Job], reason: str) -> None:
         """The engine refuses a list whole: find out whose fault it is."""
@@ -565,12 +567,16 @@ class Loop:
                 self._backing.tend(idle=False)
 
     def _enforce(self) -> None:
-        """When more is held than allowed: free what is kept; if that is not it, end a sequence."""
+        """When more is held than allowed: free what is kept, buffers and beginnings of prompts; if
+        that is not it, end a sequence.
+        """
         allowed = self._ledger.allowance
         active = self._allocator.active() if allowed else 0
         already, self._exceeded = self._exceeded, active > allowed
         if not self._exceeded:
             return
+        if self._prefixes is not None:
+            self._prefixes.shrink(max(0, self._prefixes.nbytes - (active - allowed)))
         self._allocator.trim()
         victim = self._ledger.victim()
         if already and victim is not None:

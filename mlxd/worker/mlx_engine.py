@@ -1,11 +1,11 @@
 """The engine for models whose caches batch: mlx-lm's batches of prompts and of answers, but not its
 `BatchGenerator`.
 
-Three things differ from that. Log-probabilities are sliced out and evaluated for the sequences
-that asked, instead of for every row at every step. A step gives tokens or reads a chunk of prompts,
-never both, and who is read, how much of it and how often is decided here: so cancels are heard
-soon, and a long prompt holds up neither the running sequences nor a short one behind it. And what
-was read once is not read again, where that is kept (`Prefixes`).
+Three things differ from that. Sequences decode in batches of like lengths (groups.py). A step gives
+tokens or reads a chunk of prompts, never both, and who is read, how much of it and how often is
+decided here: so cancels are heard soon, and a long prompt holds up neither the running sequences
+nor a short one behind it. And what was read once is not read again, where that is kept
+(`Prefixes`).
 """
 
 from __future__ import annotations
@@ -16,22 +16,19 @@ from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import GenerationBatch, generation_stream
+from mlx_lm.generate import generation_stream
 
 from mlxd.ipc.messages import packed
 from mlxd.worker.engine import (
     COMPLETION_BATCH,
     Batches,
-    Constraint,
     Prefixes,
     Prompt,
-    Sampler,
     Step,
 )
-from mlxd.worker.masks import masked
+from mlxd.worker.groups import Groups
 from mlxd.worker.pace import Pace
 from mlxd.worker.prefiller import LEAST_KEPT, Prefiller
-from mlxd.worker.sampling import greedy
 from mlxd.worker.share import Share
 from mlxd.worker.tuning import Tuned
 
@@ -39,125 +36,8 @@ CLEAR_EVERY = 512
 """Decode steps, after which buffers that are kept for reuse are freed."""
 
 
-class _Batch(GenerationBatch):  # type: ignore[misc]
-    """A generation batch that works out log-probabilities for `scored` sequences only.
-
-    Samplers are therefore shown logits; they differ from log-probabilities by a constant, which
-    no sampler can see.
-    """
-
-    scored: set[int]
-    constraints: dict[int, Constraint]
-    _next_tokens: mx.array
-    _next_logprobs: list[mx.array | None]
-
-    def _step(self) -> tuple[list[int], list[Any]]:
-        """As upstream, but for what becomes of the logits."""
-        inputs, rows = self._next_tokens, self._next_logprobs
-        self._current_tokens, self._current_logprobs = inputs, rows
-        logits = self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :]
-        logits, contexts = self._process(logits, inputs)
-        if self.constraints:
-            logits = self._constrained(logits, inputs)
-        self._next_tokens = self._sample(logits)
-        self._next_logprobs = [
-            _log_softmax(logits[e]) if uid in self.scored else None
-            for e, uid in enumerate(self.uids)
-        ]
-        mx.async_eval(self._next_tokens, self._next_logprobs, contexts)  # type: ignore[no-untyped-call]
-        mx.eval(inputs, rows)
-        tokens: list[int] = inputs.tolist()  # type: ignore[assignment]
-        for sequence, token in zip(self.tokens, tokens, strict=True):
-            sequence.append(token)
-        return tokens, rows
-
-    def _constrained(self, logits: mx.array, inputs: mx.array) -> mx.array:
-        """The forward pass has begun, and goes on while the constraints are asked: they wait for
-        the last step alone, and the other sequences for nothing.
-        """
-        constraints = [self.constraints.get(uid) for uid in self.uids]
-        if not any(constraints):
-            return logits
-        mx.async_eval(logits)  # type: ignore[no-untyped-call]
-        tokens: list[int] = inputs.tolist()  # type: ignore[assignment]
-        for constraint, token in zip(constraints, tokens, strict=True):
-            if constraint is not None:
-                constraint.take(token)
-        return masked(logits, constraints)
-
-    def _process(self, logits: mx.array, inputs: mx.array) -> tuple[mx.array, list[mx.array]]:
-        """Only sequences with processors keep the context that those read."""
-        if not any(self.logits_processors):
-            return logits, []
-        each = [
-            [process for process in processors if process is not self.constraints.get(uid)]
-            for uid, processors in zip(self.uids, self.logits_processors, strict=True)
-        ]
-        if not any(each):
-            return logits, []
-        rows, contexts = [], []
-        for e, processors in enumerate(each):
-            row = logits[e : e + 1]
-            if processors:
-                context = self._token_context[e].update_and_fetch(inputs[e : e + 1])
-                contexts.append(context)
-                for processor in processors:
-                    row = processor(context, row)
-            rows.append(row)
-        return mx.concatenate(rows, axis=0), contexts
-
-    def _sample(self, logits: mx.array) -> mx.array:
-        """One call for the whole batch where it shares a sampler."""
-        samplers: list[Sampler] = self.samplers
-        first = samplers[0]
-        if all(sampler is first for sampler in samplers):
-            return first(logits)
-        rows = [s(logits[e : e + 1]) for e, s in enumerate(samplers)]
-        return mx.concatenate(rows, axis=0)
-
-
-def _log_softmax(row: mx.array) -> mx.array:
-    row = row.astype(mx.float32)
-    return row - mx.logsumexp(row)
-
-
-class Together:
-    """All sequences in one batch."""
-
-    def __init__(self, model: Any) -> None:
-        self._batch = _Batch.empty(model, greedy)
-        self.scored: set[int] = set()
-        self.constraints: dict[int, Constraint] = {}
-        self._batch.scored, self._batch.constraints = self.scored, self.constraints
-
-    def join(self, batch: Any) -> None:
-        self._batch.extend(batch)
-
-    def step(self) -> list[Any]:
-        responses: list[Any] = self._batch.next()
-        return responses
-
-    def extract(self, uid: int) -> tuple[list[Any], list[int]] | None:
-        if uid not in self:
-            return None
-        row = self._batch.uids.index(uid)
-        return self._batch.extract_cache(row), list(self._batch.tokens[row])
-
-    def remove(self, uids: Iterable[int]) -> None:
-        gone = set(uids)
-        keep = [row for row, uid in enumerate(self._batch.uids) if uid not in gone]
-        if len(keep) < len(self._batch.uids):
-            self._batch.filter(keep)
-
-    def __contains__(self, uid: int) -> bool:
-        return uid in self._batch.uids
-
-    def __len__(self) -> int:
-        return len(self._batch.uids)
-
-
 class MlxEngine:
-    """Any number of sequences, joining and leaving one running batch."""
+    """Any number of sequences, joining and leaving the running batches."""
 
     def __init__(
         self,
@@ -175,7 +55,7 @@ class MlxEngine:
         self._share = Share(tuned)
         self._prefixes = prefixes
         self._unread = Prefiller(model, stop_tokens, self._pace, tuned, prefixes)
-        self._batches: Batches = batches or Together(model)
+        self._batches: Batches = Groups(model) if batches is None else batches
         self._prompts: dict[int, Prompt] = {}
         """Of all in it."""
         self._next_uid = 0
