@@ -97,10 +97,14 @@ class Footprint:
     """Of one token in each row, when the caches grow."""
     join: tuple[Moment, ...] = ()
     """The same when rows have joined, and all are copied."""
+    draft: tuple[LayerGroup, ...] = ()
+    """Of the model that drafts: it follows one sequence at a time."""
 
     def cache_bytes(self, lengths: Sequence[int]) -> int:
         """Of a batch of sequences with these lengths: padded to the longest, not paged."""
-        return self._caches(len(lengths), max(lengths, default=0))
+        longest = max(lengths, default=0)
+        followed = sum(group.bytes_of(1, longest) for group in self.draft) if lengths else 0
+        return followed + self._caches(len(lengths), longest)
 
     def peak_bytes(
         self,

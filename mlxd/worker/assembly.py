@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from dataclasses import replace
@@ -13,11 +14,14 @@ from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxd.core.footprint import STEP_TOKENS, Footprint, LayerGroup
-from mlxd.ipc.messages import Deaf, Launch, Ready
+from mlxd.ipc.messages import Budget, Deaf, Launch, Ready
 from mlxd.worker.allocator import Allocator, working_set
+from mlxd.worker.apart import Apart
 from mlxd.worker.budget import Ledger
 from mlxd.worker.checks import Checks
 from mlxd.worker.detokenize import Detokenizers
+from mlxd.worker.drafter import Drafter
+from mlxd.worker.drafting import Drafting, drafting_of
 from mlxd.worker.encoder import encoder_footprint
 from mlxd.worker.engine import COMPLETION_BATCH, Engine
 from mlxd.worker.grammar import Grammars
@@ -34,7 +38,8 @@ from mlxd.worker.pooling import recipe_of
 from mlxd.worker.prompt import Prompter
 from mlxd.worker.reading import EncoderReader, Reader
 from mlxd.worker.readings import Reads
-from mlxd.worker.serial import SerialEngine
+from mlxd.worker.serial import OPEN_SEQUENCES, SerialEngine
+from mlxd.worker.speculation import Speculation
 from mlxd.worker.turns import Turns
 
 
@@ -48,7 +53,9 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         allocator.apply(launch.budget)
         turns.exclusive = launch.budget.exclusive
     loaded = _loaded(launch)
+    drafting = _drafting(launch, loaded)
     footprint = _footprint(loaded, launch.footprint, measured=launch.measured)
+    footprint = replace(footprint, draft=drafting.groups)
     peak = mx.get_peak_memory()
     mx.clear_cache()
     markup, detokenizers = Markup(loaded.tokenizer), Detokenizers(loaded.tokenizer)
@@ -69,7 +76,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         answers=not loaded.encodes,
     )
     loop = Loop(
-        partial(_engine, loaded),
+        partial(_engine, loaded, drafting, launch.draft_tokens),
         link,
         intake.inbox,
         intake.progress,
@@ -80,7 +87,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
             ends=tuple(t for t in sorted(loaded.tokenizer.eos_token_ids) if t < loaded.width),
         ),
         reader=_reader(loaded, Path(launch.path), detokenizers),
-        ledger=Ledger(footprint, COMPLETION_BATCH if loaded.batchable else 1, launch.budget),
+        ledger=_ledger(loaded, footprint, launch.budget),
         allocator=allocator,
         turns=turns,
     )
@@ -96,6 +103,8 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         peak_bytes=peak,
         working_set_bytes=working_set(),
         answers=not loaded.encodes,
+        drafts=drafting.model is not None,
+        draft_refused=drafting.refused,
     )
     return loop, ready
 
@@ -148,10 +157,29 @@ def _reader(loaded: Loaded, folder: Path, detokenizers: Detokenizers) -> Reads:
     return Reader(loaded.model, loaded.width, loaded.kv, recipe, scorer)
 
 
-def _engine(loaded: Loaded) -> Engine:
+def _drafting(launch: Launch, loaded: Loaded) -> Drafting:
+    if not launch.draft:
+        return Drafting()
+    drafting = drafting_of(Path(launch.draft), loaded)
+    if drafting.refused:
+        sys.stderr.write(f"no model drafts for it: {drafting.refused}\n")
+    return drafting
+
+
+def _ledger(loaded: Loaded, footprint: Footprint, budget: Budget | None) -> Ledger:
+    if loaded.batchable:
+        return Ledger(footprint, COMPLETION_BATCH, budget)
+    return Ledger(Apart.of(footprint), OPEN_SEQUENCES, budget)
+
+
+def _engine(loaded: Loaded, drafting: Drafting, draft_tokens: int) -> Engine:
     stop_tokens = loaded.tokenizer.eos_token_ids
     if loaded.batchable:
-        return MlxEngine(loaded.model, stop_tokens)
+        speculation = None
+        if drafting.model is not None:
+            drafter = Drafter(drafting.model, drafting.width)
+            speculation = Speculation(drafter, depth=draft_tokens or None)
+        return MlxEngine(loaded.model, stop_tokens, speculation=speculation)
     return SerialEngine(loaded.model, stop_tokens, loaded.kv)
 
 

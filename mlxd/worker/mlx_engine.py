@@ -21,6 +21,7 @@ from mlxd.worker.engine import COMPLETION_BATCH, Constraint, Processor, Prompt, 
 from mlxd.worker.masks import masked
 from mlxd.worker.pace import Pace
 from mlxd.worker.sampling import greedy
+from mlxd.worker.speculation import Speculation
 
 
 class _Batch(GenerationBatch):  # type: ignore[misc]
@@ -32,28 +33,60 @@ class _Batch(GenerationBatch):  # type: ignore[misc]
 
     scored: set[int]
     constraints: dict[int, Constraint]
+    speculation: Speculation | None
     _next_tokens: mx.array
     _next_logprobs: list[mx.array | None]
+
+    def next(self) -> list[Any]:
+        """A lone sequence may be given several tokens."""
+        if self.speculation is not None and len(self.uids) == 1:
+            return self.speculation.next(self)
+        return self.one()
+
+    def one(self) -> list[Any]:
+        """A token of each."""
+        responses: list[Any] = super().next()
+        return responses
 
     def _step(self) -> tuple[list[int], list[Any]]:
         """As upstream, but for what becomes of the logits."""
         inputs, rows = self._next_tokens, self._next_logprobs
         self._current_tokens, self._current_logprobs = inputs, rows
         logits = self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :]
-        logits, contexts = self._process(logits, inputs)
-        if self.constraints:
-            logits = self._constrained(logits, inputs)
-        self._next_tokens = self._sample(logits)
-        self._next_logprobs = [
-            _log_softmax(logits[e]) if uid in self.scored else None
-            for e, uid in enumerate(self.uids)
-        ]
+        self._next_tokens, self._next_logprobs, contexts = self.draw(logits, inputs)
         mx.async_eval(self._next_tokens, self._next_logprobs, contexts)  # type: ignore[no-untyped-call]
         mx.eval(inputs, rows)
         tokens: list[int] = inputs.tolist()  # type: ignore[assignment]
         for sequence, token in zip(self.tokens, tokens, strict=True):
             sequence.append(token)
         return tokens, rows
+
+    def draw(
+        self, logits: mx.array, inputs: mx.array
+    ) -> tuple[mx.array, list[mx.array | None], list[mx.array]]:
+        """The token behind each of `inputs`, its log-probabilities, and what the processors were
+        shown; none of it computed yet. Counts `inputs` as said.
+        """
+        logits, contexts = self._process(logits, inputs)
+        if self.constraints:
+            logits = self._constrained(logits, inputs)
+        return self._sample(logits), self.scores(logits), contexts
+
+    def scores(self, logits: mx.array) -> list[mx.array | None]:
+        """Log-probabilities of the rows whose sequences want them."""
+        return [
+            _log_softmax(logits[e]) if uid in self.scored else None
+            for e, uid in enumerate(self.uids)
+        ]
+
+    @property
+    def is_plain(self) -> bool:
+        """All tokens are the likeliest by the model's own logits."""
+        return (
+            not self.constraints
+            and not any(self.logits_processors)
+            and all(sampler is greedy for sampler in self.samplers)
+        )
 
     def _constrained(self, logits: mx.array, inputs: mx.array) -> mx.array:
         """The forward pass has begun, and goes on while the constraints are asked: they wait for
@@ -123,9 +156,11 @@ class MlxEngine:
         model: Any,
         stop_tokens: Iterable[int],
         *,
+        speculation: Speculation | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
+        self._speculation = speculation
         self._pace = Pace(gpu=mx.metal.is_available() or mx.cuda.is_available())
         self._cell = (0, 0)
         """How long a chunk may be without regard to time, and where in the prompts one began."""
@@ -141,6 +176,7 @@ class MlxEngine:
         self._batch = _Batch.empty(model, greedy)
         self._batch.scored = set()
         self._batch.constraints = {}
+        self._batch.speculation = speculation
         self._generator._generation_batch = self._batch
         self._alive: set[int] = set()
         self._waiting: set[int] = set()
@@ -184,7 +220,8 @@ class MlxEngine:
         ended = [token.uid for token in tokens if token.finish_reason is not None]
         if ended:
             self._forget(ended)
-        return Step(tokens, started)
+        drafts = self._speculation.told() if self._speculation is not None else ()
+        return Step(tokens, started, drafts=drafts)
 
     def __len__(self) -> int:
         return len(self._alive)
@@ -195,6 +232,8 @@ class MlxEngine:
         self._batch.scored.difference_update(uids)
         for uid in uids:
             self._batch.constraints.pop(uid, None)
+        if self._speculation is not None:
+            self._speculation.forget(uids)
 
     def _size_prefill(self) -> None:
         """A chunk is as long for each prompt, so the fewer share it, the longer it may be.
