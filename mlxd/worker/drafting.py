@@ -37,7 +37,7 @@ def drafting_of(folder: Path, loaded: Loaded) -> Drafting:
     if reason:
         return Drafting(refused=reason)
     try:
-        if vocabulary_of(folder) != loaded.tokenizer.get_vocab():
+        if not _alike(vocabulary_of(folder), loaded.tokenizer.get_vocab()):
             return Drafting(refused="the model that was to draft has other tokens")
         draft = load(folder)
     except LoadError as error:
@@ -65,6 +65,12 @@ def _unfit(loaded: Loaded) -> str:
     if room(make_prompt_cache(loaded.model)) == 0:
         return "its caches cannot be trimmed"
     return ""
+
+
+def _alike(one: dict[str, int], other: dict[str, int]) -> bool:
+    """Whether the ids that both have mean the same. Families add tokens at the end."""
+    both = min(len(one), len(other))
+    return all(other.get(token) == id for token, id in one.items() if id < both)
 
 
 def _begun(model: Any) -> list[Any]:

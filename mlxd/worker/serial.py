@@ -1,4 +1,4 @@
-"""The engine for models whose caches do not merge: the same verbs, and sequences that take turns."""
+"""The engine for models whose caches do not merge: the same verbs; sequences take turns."""
 
 from __future__ import annotations
 
