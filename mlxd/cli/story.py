@@ -155,6 +155,12 @@ def _ended(verb: str) -> Callable[[Json], str]:
     return words
 
 
+def _drafts(facts: Json) -> str:
+    if not facts.get("drafted_tokens"):
+        return ""
+    return f"; of {facts['drafted_tokens']} that were drafted {facts['accepted_tokens']} came true"
+
+
 _NOTES: dict[str, Callable[[Json], str]] = {
     "asked": lambda facts: f"it asked for {facts['model'] or 'no model by name'}",
     "queued": lambda facts: (
@@ -175,6 +181,7 @@ _NOTES: dict[str, Callable[[Json], str]] = {
     ),
     "finished": lambda facts: (
         f"finished ({facts['reason']}) with {plural(facts['completion_tokens'], 'token', 'tokens')}"
+        + _drafts(facts)
     ),
     "refused": _ended("refused"),
     "failed": _ended("broken off"),

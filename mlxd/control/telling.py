@@ -71,7 +71,8 @@ class Telling:
         self._note(
             "finished", reason=end.reason, completion_tokens=end.completion_tokens,
             prefill_seconds=round(end.prefill_seconds, 4),
-            decode_seconds=round(end.decode_seconds, 4), **_drafts(end),
+            decode_seconds=round(end.decode_seconds, 4),
+            drafted_tokens=end.drafted_tokens, accepted_tokens=end.accepted_tokens,
         )  # fmt: skip
 
     def cut(self, tokens: int, decode_seconds: float) -> None:
@@ -94,9 +95,3 @@ class Telling:
     def _note(self, what: str, **facts: Fact) -> None:
         if self._story.requests <= _EACH:
             self._story.note(what, **facts)
-
-
-def _drafts(end: Finished) -> dict[str, Fact]:
-    if not end.drafted_tokens:
-        return {}
-    return {"drafted_tokens": end.drafted_tokens, "accepted_tokens": end.accepted_tokens}

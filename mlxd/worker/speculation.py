@@ -155,7 +155,7 @@ class Speculation:
     def _draft(self, batch: _Batch, depth: int) -> tuple[list[Any], int]:
         """The responses of one round, and how many drafts they are."""
         tokens: list[int] = batch.tokens[0]
-        pending = int(batch._next_tokens.item())
+        pending: int = batch._next_tokens.item()  # type: ignore[assignment]
         sampler, width = batch.samplers[0], self._drafter.width
         drafts = self._drafter.draft(
             [*tokens, pending], depth, lambda n: foreseen(sampler, n, width)
