@@ -35,6 +35,10 @@ class Drafter:
         """How many of `tokens` it has not read."""
         return len(tokens) - len(self._read)
 
+    def knows(self, tokens: Sequence[int]) -> bool:
+        """Whether all of `tokens` that it has not read are in its tables."""
+        return max(tokens[len(self._read) :], default=0) < self.width
+
     def follow(self, tokens: Sequence[int]) -> None:
         """From now on this sequence: what it shares with the last one need not be read again."""
         pairs = zip(self._read, tokens, strict=False)

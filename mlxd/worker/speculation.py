@@ -72,20 +72,23 @@ class Speculation:
     def next(self, batch: _Batch) -> list[Any]:
         """In place of `batch.one()`, for a batch of one."""
         followed, tokens = self._follow(batch), batch.tokens[0]
-        behind, most = self._drafter.behind(tokens), self._most(batch)
-        if followed.foreign or most <= 0:
+        most = 0 if followed.foreign else self._most(batch)
+        depth = self._deep(followed, most) if most > 0 else 0
+        if depth <= 0:
+            return self._plain(followed, batch)
+        if not self._drafter.knows(tokens):
+            followed.foreign = True
             return batch.one()
-        if behind > CATCH_UP:
+        if self._drafter.behind(tokens) > CATCH_UP:
             self._read(tokens)
             followed.settled = False
             return batch.one()
-        depth = self._deep(followed, most)
-        if depth <= 0:
-            return self._plain(followed, batch)
-        mx.eval(batch._next_tokens)
+        pending: int = batch._next_tokens.item()  # type: ignore[assignment]
+        if pending >= self._drafter.width:
+            return batch.one()
         begun = self._clock()
-        responses, accepted = self._draft(batch, depth)
-        self._learn(followed, depth, accepted, self._clock() - begun)
+        responses = self._draft(batch, pending, depth)
+        self._learn(followed, depth, len(responses) - 1, self._clock() - begun)
         return responses
 
     def told(self) -> list[Drafts]:
@@ -130,10 +133,7 @@ class Speculation:
         if self._depth is not None:
             return min(self._depth, most)
         depth = self._worth.depth(followed.chance.value, most)
-        if depth == 0 and followed.rested >= followed.rest:
-            followed.rest = min(2 * followed.rest, LONGEST_REST)
-            return min(1, most)
-        return depth
+        return 1 if depth == 0 and followed.rested >= followed.rest else depth
 
     def _plain(self, followed: _Followed, batch: _Batch) -> list[Any]:
         begun = self._clock()
@@ -147,15 +147,16 @@ class Speculation:
     def _learn(self, followed: _Followed, depth: int, accepted: int, seconds: float) -> None:
         self._worth.costs.took(depth, seconds)
         self._worth.saw(followed.chance, depth, accepted)
+        tried_again = followed.rested >= followed.rest
+        followed.rest = min(2 * followed.rest, LONGEST_REST) if tried_again else REST
         followed.settled, followed.rested = False, 0
         self._told.append(Drafts(followed.uid, depth, accepted))
 
     # -- drafting
 
-    def _draft(self, batch: _Batch, depth: int) -> tuple[list[Any], int]:
-        """The responses of one round, and how many drafts they are."""
+    def _draft(self, batch: _Batch, pending: int, depth: int) -> list[Any]:
+        """The responses of one round: `pending`, the batch's next token, and drafts."""
         tokens: list[int] = batch.tokens[0]
-        pending: int = batch._next_tokens.item()  # type: ignore[assignment]
         sampler, width = batch.samplers[0], self._drafter.width
         drafts = self._drafter.draft(
             [*tokens, pending], depth, lambda n: foreseen(sampler, n, width)
@@ -166,12 +167,10 @@ class Speculation:
         trim_prompt_cache(batch.prompt_cache, 1 + depth - len(said))
         tokens += [response.token for response in said]
         self._drafter.settle(tokens)
-        if self._followed is not None and any(response.token >= width for response in said):
-            self._followed.foreign = True
         if said[-1].finish_reason is not None:
             said[-1].prompt_cache, said[-1].all_tokens = batch.extract_cache(0), tokens
             batch.filter([])
-        return said, len(said) - 1
+        return said
 
 
 def _check(batch: _Batch, inputs: mx.array, logits: mx.array) -> list[Any]:
