@@ -210,7 +210,8 @@ class Supervisor:
             worker.on_grammar = partial(self._held.add, spec)
             worker.on_token = partial(self._delivered, slot)
             worker.on_end = partial(self._ended, slot, worker.on_end)
-            ready = await worker.until_ready()
+            stall = float(self._policies.timeouts.inter_token_stall)
+            ready = await worker.until_ready(stall)
             await self._try(slot, worker)
         except asyncio.CancelledError:
             if worker is not None:

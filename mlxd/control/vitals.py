@@ -1,6 +1,7 @@
 """Whether workers are well: each is asked now and then, and one that misses too often is ended.
 
-A worker that loads is not asked: `timeouts.model_load` bounds that. One whose process ends is
+A worker that loads is not asked: `timeouts.model_load` bounds that, and one that is stopped
+meanwhile is ended by who waits for it. One whose process ends is
 noticed by its end, at once.
 """
 

@@ -7,6 +7,7 @@ that says why not.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import signal
@@ -43,6 +44,8 @@ from mlxd.ipc import messages as ipc
 log = logging.getLogger(__name__)
 
 _ASKED_NICELY_SECONDS = 1.0
+_LOOK_SECONDS = 1.0
+"""Between two looks at a process that loads."""
 _LOADED = "the same request once that is mended; `mlxd crashes` shows its worker's last words"
 """From the word `Shutdown` to SIGTERM. A healthy worker needs a tenth of it."""
 
@@ -206,9 +209,22 @@ class Worker(asyncio.Protocol):
         except TimeoutError:
             return None
 
-    async def until_ready(self) -> ipc.Ready:
-        """Wait for the model to be loaded. Raises ModelLoadFailed; the worker is then over."""
-        return await asyncio.shield(self._became_ready)
+    async def until_ready(self, stall: float = math.inf) -> ipc.Ready:
+        """Wait for the model to be loaded. A process that a signal keeps stopped for `stall`
+        seconds meanwhile loads nothing: it is ended.
+
+        Raises ModelLoadFailed; the worker is then over.
+        """
+        stopped_at: float | None = None
+        while not self._became_ready.done():
+            with contextlib.suppress(TimeoutError):
+                async with within(self._clock, min(_LOOK_SECONDS, stall)):
+                    return await asyncio.shield(self._became_ready)
+            now = self._clock.monotonic()
+            stopped_at = (stopped_at or now) if self._process.suspended else None
+            if stopped_at is not None and now - stopped_at >= stall and not self._pulse.calm():
+                self.condemn("unresponsive")
+        return await self._became_ready
 
     async def generate(
         self, order: Order, transcript: Transcript | None = None

@@ -268,3 +268,40 @@ async def test_a_time_in_which_the_daemon_stood_still_does_not_count_for_its_end
     assert await gone is False
     await talk.ends(0)
     assert await talk.worker.gone(0.02)
+
+
+class Loading:
+    """A process that loads for ever."""
+
+    pid = 4
+    stderr = ""
+
+    def __init__(self, *, suspended: bool) -> None:
+        self.suspended = suspended
+        self.signals: list[signal.Signals] = []
+
+    def signal(self, number: signal.Signals) -> None:
+        self.signals.append(number)
+
+
+@pytest.mark.parametrize(("stopped", "killed"), [(True, True), (False, False)])
+async def test_a_load_that_a_signal_has_stopped_is_not_waited_for(
+    stopped: bool, killed: bool
+) -> None:
+    process = Loading(suspended=stopped)
+    worker = Worker(ModelSpec("/m", 512), "m", SystemClock(), cast("Any", process))
+    waiting = asyncio.create_task(worker.until_ready(stall=0.02))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(waiting, 0.2)
+    assert (signal.SIGKILL in process.signals) is killed
+
+
+async def test_a_load_that_goes_on_in_time_is_waited_for() -> None:
+    process = Loading(suspended=True)
+    worker = Worker(ModelSpec("/m", 512), "m", SystemClock(), cast("Any", process))
+    waiting = asyncio.create_task(worker.until_ready(stall=0.2))
+    await asyncio.sleep(0.1)
+    process.suspended = False
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(waiting, 0.4)
+    assert process.signals == []

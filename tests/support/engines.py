@@ -56,7 +56,7 @@ class Engine:
         self.on_token: Any = None
         self._failing = asyncio.get_running_loop().create_future()
 
-    async def until_ready(self) -> ipc.Ready:
+    async def until_ready(self, stall: float = 0.0) -> ipc.Ready:
         await asyncio.wait([self._failing], timeout=self.world.load_seconds)
         self.world.fate(self, "load")
         if not self.alive:

@@ -35,7 +35,8 @@ class Timeouts(Policy):
     )  # fmt: skip
     inter_token_stall: Duration = field(
         "30s", "Longest pause between two tokens; then the worker is ended if it does not answer, "
-        "else the request cancelled, and either way replayed.",
+        "else the request cancelled, and either way replayed. A worker that a signal stops for as "
+        "long while it loads is ended, too.",
         unit="duration", example="1m",
     )  # fmt: skip
     model_load: Duration = field(
