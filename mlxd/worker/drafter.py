@@ -55,10 +55,12 @@ class Drafter:
         mx.clear_cache()
 
     def draft(
-        self, tokens: Sequence[int], depth: int, sampler: Callable[[int], Sampler]
+        self, tokens: Sequence[int], last: int, depth: int, sampler: Callable[[int], Sampler]
     ) -> mx.array:
-        """Proposes `depth` tokens behind `tokens`; not computed yet. `sampler`: for the n-th."""
-        unread = list(tokens[len(self._read) :])
+        """Proposes `depth` tokens behind `tokens` and `last`; not computed yet. `sampler`: for the
+        n-th.
+        """
+        unread = [*tokens[len(self._read) :], last]
         inputs = mx.array(unread)
         drafts: list[mx.array] = []
         for n in range(depth):

@@ -158,9 +158,7 @@ class Speculation:
         """The responses of one round: `pending`, the batch's next token, and drafts."""
         tokens: list[int] = batch.tokens[0]
         sampler, width = batch.samplers[0], self._drafter.width
-        drafts = self._drafter.draft(
-            [*tokens, pending], depth, lambda n: foreseen(sampler, n, width)
-        )
+        drafts = self._drafter.draft(tokens, pending, depth, lambda n: foreseen(sampler, n, width))
         inputs = mx.concatenate([batch._next_tokens, drafts.astype(batch._next_tokens.dtype)])
         logits = batch.model(inputs[None], cache=batch.prompt_cache)[0]
         said = _check(batch, inputs, logits)
