@@ -171,6 +171,14 @@ _HOW = {
     "taken_over": "by Last-Event-ID, whose connection was still open",
     "attached": "the same request, which was cut",
 }
+
+
+def _drafts(facts: Json) -> str:
+    if not facts.get("drafted_tokens"):
+        return ""
+    return f"; of {facts['drafted_tokens']} that were drafted {facts['accepted_tokens']} came true"
+
+
 _NOTES: dict[str, Callable[[Json], str]] = {
     "asked": lambda facts: f"it asked for {facts['model'] or 'no model by name'}",
     "queued": lambda facts: (
@@ -192,6 +200,7 @@ _NOTES: dict[str, Callable[[Json], str]] = {
     ),
     "finished": lambda facts: (
         f"finished ({facts['reason']}) with {plural(facts['completion_tokens'], 'token', 'tokens')}"
+        + _drafts(facts)
     ),
     "kept": lambda facts: (
         f"its connection was cut; {plural(facts['tokens'], 'token', 'tokens')} of its answer are"

@@ -527,4 +527,6 @@ def _finished(piece: ipc.Ended, spent_before: float) -> Finished:
         stop_string=piece.stop_string,
         reasoning_tokens=piece.reasoning_tokens,
         malformed_calls=piece.malformed_calls,
+        drafted_tokens=piece.drafted_tokens,
+        accepted_tokens=piece.accepted_tokens,
     )

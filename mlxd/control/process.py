@@ -254,6 +254,8 @@ def launch_of(
         chat_template=spec.chat_template,
         trust_remote_code=spec.trust_remote_code,
         kv_bits=spec.kv_bits,
+        draft=spec.draft,
+        draft_tokens=spec.draft_tokens,
         budget=budget,
         turns=str(temporary / _TURNS),
         footprint=known.footprint,

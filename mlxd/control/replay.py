@@ -98,6 +98,8 @@ class Replays:
         """Told of tool calls that could not be read: the model's name, and how many."""
         self.reuses = Reuses()
         """What of prompts need not be computed again."""
+        self.on_drafts: Callable[[str, int, int], None] | None = None
+        """Told of tokens that were drafted for a model, by its name, and how many came true."""
         self.on_latency: Tell | None = None
         """Told how fast answers are."""
         self.on_event: Callable[[str, str, Mapping[str, Any]], object] | None = None
@@ -203,11 +205,16 @@ class Replays:
             would_pass=f"another request, or the same one after {cure}",
         )
 
-    def malformed(self, model: str, calls: int) -> None:
-        """Tool calls of one answer could not be read; their text went out as it stood."""
-        log.warning("%d tool calls of %s could not be read, and are text", calls, model)
-        if self.on_malformed is not None:
-            self.on_malformed(model, calls)
+    def ended(self, model: str, end: Finished) -> None:
+        """An answer is whole. Calls that could not be read went out as text."""
+        if end.drafted_tokens and self.on_drafts is not None:
+            self.on_drafts(model, end.drafted_tokens, end.accepted_tokens)
+        if end.malformed_calls:
+            log.warning(
+                "%d tool calls of %s could not be read, and are text", end.malformed_calls, model
+            )
+            if self.on_malformed is not None:
+                self.on_malformed(model, end.malformed_calls)
 
     def tempo_of(self, order: Order) -> Tempo | None:
         """A vector is no token, and a prompt is told at once."""
@@ -454,8 +461,8 @@ class _Run:
                 if isinstance(event, Started) and event.reuse is not None:
                     self._replays.reuses.add(self._case.card.name, event)
         last = burst[-1]
-        if isinstance(last, Finished) and last.malformed_calls:
-            self._replays.malformed(self._case.card.name, last.malformed_calls)
+        if isinstance(last, Finished):
+            self._replays.ended(self._case.card.name, last)
         if self._order.request.stream and not self._seen:
             self._seen = any(not isinstance(event, Started) for event in burst)
 

@@ -355,7 +355,13 @@ class Supervisor:
         name, seconds = slot.name, round(seconds, 3)
         log.info("%s loaded in %.2f s", name, seconds)
         if not ready.batchable:
-            log.info("%s cannot be batched: it serves one request at a time", name)
+            log.info("%s cannot be batched: its requests take turns", name)
+        if ready.draft_refused:
+            self.on_event(
+                "undrafted",
+                f"no model drafts for {name}: {ready.draft_refused}",
+                {"model": name, "reason": ready.draft_refused},
+            )
         self.on_event(
             "load",
             f"{name} is loaded",

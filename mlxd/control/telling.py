@@ -88,6 +88,7 @@ class Telling:
             "finished", reason=end.reason, completion_tokens=end.completion_tokens,
             prefill_seconds=round(end.prefill_seconds, 4),
             decode_seconds=round(end.decode_seconds, 4),
+            drafted_tokens=end.drafted_tokens, accepted_tokens=end.accepted_tokens,
         )  # fmt: skip
 
     def cut(self, tokens: int, decode_seconds: float) -> None:

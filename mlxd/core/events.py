@@ -111,6 +111,10 @@ class Finished:
     """Of the completion's, those of its thinking."""
     malformed_calls: int = 0
     """Tool calls that no parser could read; their text was delivered as it stood."""
+    drafted_tokens: int = 0
+    """Tokens that a model which drafts has proposed."""
+    accepted_tokens: int = 0
+    """Of these, those that came into the answer; drafted ones that did not cost time alone."""
     context_full: bool = False
     """Prompt and answer are as long as the model's context."""
     context: tuple[int, ...] = ()

@@ -111,10 +111,12 @@ class Footprint:
     """Of one token in each row, when the caches grow."""
     join: tuple[Moment, ...] = ()
     """The same when rows have joined, and all are copied."""
+    draft: tuple[LayerGroup, ...] = ()
+    """Of the model that drafts: it follows one sequence at a time."""
 
     def cache_bytes(self, lengths: Sequence[int]) -> int:
         """Of a batch of sequences with these lengths: padded to the longest, not paged."""
-        return self._caches(len(lengths), max(lengths, default=0))
+        return self._followed(lengths) + self._caches(len(lengths), max(lengths, default=0))
 
     def row_bytes(self, length: int) -> int:
         """Of one sequence that decodes beside others, with what is copied when rows join: the same
@@ -141,11 +143,13 @@ class Footprint:
         which they are copied. `room`: as in `peak_bytes`.
         """
         kinds = (self.decode, self.join) if joins and len(lengths) > 1 else (self.decode,)
-        return self._together(lengths, lambda length: self._row(length, kinds), room)
+        rows = self._together(lengths, lambda length: self._row(length, kinds), room)
+        return self._followed(lengths) + rows
 
     def held_bytes(self, lengths: Sequence[int], *, room: int | None = None) -> int:
         """The same between two steps: caches alone."""
-        return self._together(lengths, lambda length: self._caches(1, length), room)
+        rows = self._together(lengths, lambda length: self._caches(1, length), room)
+        return self._followed(lengths) + rows
 
     def peak_bytes(
         self,
@@ -241,6 +245,12 @@ class Footprint:
         if room is None:
             return least_bytes(values, self.padding_bytes)
         return divided(values, self.pass_bytes, room).nbytes if values else 0
+
+    def _followed(self, lengths: Sequence[int]) -> int:
+        """By the model that drafts: at most the longest."""
+        if not self.draft or not lengths:
+            return 0
+        return sum(group.bytes_of(1, max(lengths)) for group in self.draft)
 
     def _row(self, length: int, kinds: Sequence[Sequence[Moment]]) -> int:
         computed = max(self._highest(moments, 1, 1, length) for moments in kinds)

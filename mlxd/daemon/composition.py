@@ -432,6 +432,7 @@ def _replays(ground: _Ground, guard: Guard) -> Replays:
     replays.on_event = ground.events.record
     replays.on_replay = ground.metrics.replayed
     replays.on_malformed = ground.metrics.malformed_calls
+    replays.on_drafts = ground.metrics.drafted
     return replays
 
 

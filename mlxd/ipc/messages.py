@@ -150,6 +150,10 @@ class Launch(msgspec.Struct, frozen=True, tag="launch"):
     chat_template: str = ""
     trust_remote_code: bool = False
     kv_bits: int = 0
+    draft: str = ""
+    """The folder of the model that drafts for it; empty: none does."""
+    draft_tokens: int = 0
+    """Tokens to draft in a step; 0: as many as pay."""
     budget: Budget | None = None
     """Until the first `Budget` comes; None: no limit."""
     turns: str = ""
@@ -212,7 +216,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """The model is loaded and may be used."""
 
     batchable: bool
-    """False: the serial lane serves one request at a time."""
+    """False: requests share no steps; they take turns, a token each."""
     vocabulary: int
     context: int
     load_seconds: float
@@ -228,6 +232,10 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """What the GPU recommends to hold at most; 0: it recommends nothing."""
     answers: bool = True
     """Whether it produces text; else it makes vectors alone."""
+    drafts: bool = False
+    """Whether another model drafts for it."""
+    draft_refused: str = ""
+    """Why none does, where one was named."""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
@@ -330,6 +338,10 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, tag="e"):
     stop_string: str | None = None
     reasoning_tokens: int = 0
     malformed_calls: int = 0
+    drafted_tokens: int = 0
+    """Proposed by the model that drafts for this one."""
+    accepted_tokens: int = 0
+    """Of them, those that it said itself."""
 
 
 class Cancelled(msgspec.Struct, frozen=True, array_like=True, tag="x"):

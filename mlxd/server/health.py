@@ -245,6 +245,11 @@ def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str
         for card in parts.catalog.known()
         if card.unavailable and not card.foreign
     ]
+    warnings += [
+        f"no model drafts for {card.name}: {card.undrafted}"
+        for card in parts.catalog.known()
+        if card.undrafted
+    ]
     return warnings
 
 

@@ -11,6 +11,7 @@ from mlx_lm.generate import GenerationBatch
 
 from mlxd.worker.engine import Constraint, Sampler
 from mlxd.worker.masks import masked
+from mlxd.worker.sampling import greedy
 
 
 class Batch(GenerationBatch):  # type: ignore[misc]
@@ -34,15 +35,35 @@ class Batch(GenerationBatch):  # type: ignore[misc]
         inputs = self._current_tokens = self._next_tokens
         self._current_logprobs = self._next_logprobs
         logits = self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :]
+        self._next_tokens, self._next_logprobs, contexts = self.draw(logits, inputs)
+        mx.async_eval(self._next_tokens, self._next_logprobs, contexts)  # type: ignore[no-untyped-call]
+
+    def draw(
+        self, logits: mx.array, inputs: mx.array
+    ) -> tuple[mx.array, list[mx.array | None], list[mx.array]]:
+        """The token behind each of `inputs`, its log-probabilities, and what the processors were
+        shown; none of it computed yet. Counts `inputs` as said.
+        """
         logits, contexts = self._process(logits, inputs)
         if self.constraints:
             logits = self._constrained(logits, inputs)
-        self._next_tokens = self._sample(logits)
-        self._next_logprobs = [
+        return self._sample(logits), self.scores(logits), contexts
+
+    def scores(self, logits: mx.array) -> list[mx.array | None]:
+        """Log-probabilities of the rows whose sequences want them."""
+        return [
             _log_softmax(logits[e]) if uid in self.scored else None
             for e, uid in enumerate(self.uids)
         ]
-        mx.async_eval(self._next_tokens, self._next_logprobs, contexts)  # type: ignore[no-untyped-call]
+
+    @property
+    def is_plain(self) -> bool:
+        """All tokens are the likeliest by the model's own logits."""
+        return (
+            not self.constraints
+            and not any(self.logits_processors)
+            and all(sampler is greedy for sampler in self.samplers)
+        )
 
     @property
     def lengths(self) -> list[int]:

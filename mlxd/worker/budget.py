@@ -479,7 +479,7 @@ class Ledger:
 
     @property
     def _chunk(self) -> int:
-        """Of a prompt, in a step: as a batch would, but that one lane has steps of one size."""
+        """Of a prompt, in a step: as a batch would, but for one that is read by itself."""
         return PREFILL_BESIDE_DECODE if self._rows == 1 else 0
 
     def _note_peak(self) -> None:

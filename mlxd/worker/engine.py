@@ -84,14 +84,26 @@ class Reuse:
 
 
 @dataclass(frozen=True, slots=True)
+class Drafts:
+    """Tokens that a draft model has proposed for one sequence in one step."""
+
+    uid: int
+    drafted: int
+    accepted: int
+    """Of them, those that the model itself has drawn."""
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """What one step has done."""
 
     tokens: Sequence[Token]
+    """Several of one sequence in their order, where they were drafted."""
     started: Sequence[int]
     """Uids whose prefill it began."""
     reused: Sequence[Reuse] = ()
     """Of those among `started` that looked for a beginning."""
+    drafts: Sequence[Drafts] = ()
 
 
 class Found(Protocol):

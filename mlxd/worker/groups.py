@@ -11,6 +11,7 @@ from mlxd.core.grouping import UNBOUNDED, Place, regrouped
 from mlxd.worker.batch import Batch
 from mlxd.worker.engine import Constraint
 from mlxd.worker.sampling import greedy
+from mlxd.worker.speculation import Speculation
 
 
 class Groups:
@@ -23,8 +24,11 @@ class Groups:
         model: Any,
         footprint: Footprint | None = None,
         room: Callable[[], int] = lambda: UNBOUNDED,
+        speculation: Speculation | None = None,
     ) -> None:
-        """`room`: bytes that the sequences may take together; those that only fit without any
+        """`speculation`: drafts for a sequence that is alone.
+
+        `room`: bytes that the sequences may take together; those that only fit without any
         padding are told apart as far as can be. Without a footprint all share one batch.
         """
         self.scored: set[int] = set()
@@ -32,6 +36,7 @@ class Groups:
         self._model = model
         self._footprint = footprint
         self._room = room
+        self._speculation = speculation
         self._last_room = UNBOUNDED
         self._batches: list[Batch] = []
         self._steps_left = 0
@@ -46,7 +51,7 @@ class Groups:
         self._regroup(settled=False)
 
     def step(self) -> list[Any]:
-        """One token of each sequence.
+        """One token of each sequence; several of one that is alone and drafted for.
 
         All batches begin with their next tokens before any is waited for; those whose constraints
         take their time begin last.
@@ -56,10 +61,14 @@ class Groups:
             self._regroup()
         self._last_room = room
         self._steps_left -= 1
-        for batch in sorted(self._batches, key=self._constrained):
-            batch.begin()
         before = len(self)
-        responses = [response for batch in self._batches for response in batch.next()]
+        if self._speculation is not None and before == 1:
+            responses = self._speculation.next(self._batches[0])
+            self._steps_left -= len(responses) - 1
+        else:
+            for batch in sorted(self._batches, key=self._constrained):
+                batch.begin()
+            responses = [response for batch in self._batches for response in batch.next()]
         if len(self) < before:
             self._left()
         return responses

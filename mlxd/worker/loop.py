@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from mlxd.core.events import FinishReason
 from mlxd.core.sizes import spoken
@@ -504,35 +504,34 @@ class Loop:
         reused = self._reuse(step.reused)
         started = self._start(step.started, before)
         now = time.perf_counter()
-        runs = [self._running[token.uid] for token in step.tokens]
-        pieces, begun, failed = self._take(runs, step.tokens, now)
-        if pieces or started or begun or now - self._reported >= SIGN_OF_LIFE_SECONDS:
-            self._report(pieces, started, begun, runs, reused)
-        for running in failed:
+        said = _Said()
+        for drafts in step.drafts:
+            self._running[drafts.uid].count(drafts)
+        for tokens in _in_turn(step):
+            self._take([token for token in tokens if token.uid in self._running], now, said)
+        if said.pieces or started or said.begun or now - self._reported >= SIGN_OF_LIFE_SECONDS:
+            self._report(said.pieces, started, said.begun, said.runs.values(), reused)
+        for running in said.failed:
             self._fail(running)
         self._look()
 
-    def _take(
-        self, runs: Sequence[Running], tokens: Sequence[Token], now: float
-    ) -> tuple[list[Piece], list[int], list[Running]]:
-        """What a step's tokens make known; those whose first it is; those whose sampling failed."""
+    def _take(self, tokens: Sequence[Token], now: float, said: _Said) -> None:
+        """One token of each sequence, at most."""
+        runs = [self._running[token.uid] for token in tokens]
         last = self._ledger.took([running.job.id for running in runs])
-        pieces: list[Piece] = []
-        begun: list[int] = []
         leaving: list[int] = []
-        failed: list[Running] = []
         for running, token in zip(runs, tokens, strict=True):
+            said.runs[token.uid] = running
             if running.begins:
-                begun.append(running.job.id)
-            if running.take(token, now, pieces, last=running.job.id in last):
-                pieces.append(running.ended(now))
+                said.begun.append(running.job.id)
+            if running.take(token, now, said.pieces, last=running.job.id in last):
+                said.pieces.append(running.ended(now))
                 leaving.append(token.uid)
             elif running.guard.error is not None:
-                failed.append(running)
+                said.failed.append(running)
                 leaving.append(token.uid)
         if leaving:
             self._forget(leaving)
-        return pieces, begun, failed
 
     def _start(self, uids: Sequence[int], now: float) -> list[int]:
         """Their prefill begins; returns the ids of those for which it does so first."""
@@ -602,6 +601,24 @@ class Loop:
         self._link.send(
             Output(step, pieces, memory, list(started), list(begun), taken, list(reused))
         )
+
+
+@dataclass(slots=True)
+class _Said:
+    """What a step makes known."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    begun: list[int] = field(default_factory=list)
+    """Requests whose first token it gave."""
+    runs: dict[int, Running] = field(default_factory=dict)
+    """Whose tokens these are, by uid."""
+    failed: list[Running] = field(default_factory=list)
+    """Those whose sampling failed."""
+
+
+def _in_turn(step: Step) -> Iterable[Sequence[Token]]:
+    """Its tokens, no two of one sequence together: only drafts give it several."""
+    return [[token] for token in step.tokens] if step.drafts else [step.tokens]
 
 
 def _accepted(job: Job, cached: int = 0) -> Accepted:

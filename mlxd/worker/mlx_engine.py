@@ -30,6 +30,7 @@ from mlxd.worker.groups import Groups
 from mlxd.worker.pace import Pace
 from mlxd.worker.prefiller import LEAST_KEPT, Prefiller
 from mlxd.worker.share import Share
+from mlxd.worker.speculation import Speculation
 from mlxd.worker.tuning import Tuned
 
 CLEAR_EVERY = 512
@@ -47,15 +48,19 @@ class MlxEngine:
         batches: Batches | None = None,
         prefixes: Prefixes | None = None,
         tuned: Tuned | None = None,
+        speculation: Speculation | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         tuned = tuned or Tuned()
         self._clock = clock
+        self._speculation = speculation
         self._pace = Pace(tuned, gpu=mx.metal.is_available() or mx.cuda.is_available())
         self._share = Share(tuned)
         self._prefixes = prefixes
         self._unread = Prefiller(model, stop_tokens, self._pace, tuned, prefixes)
-        self._batches: Batches = Groups(model) if batches is None else batches
+        self._batches: Batches = (
+            Groups(model, speculation=speculation) if batches is None else batches
+        )
         self._prompts: dict[int, Prompt] = {}
         """Of all in it."""
         self._next_uid = 0
@@ -136,7 +141,8 @@ class MlxEngine:
         for token in ended:
             self._keep_answer(token.uid, token.prompt_cache, token.all_tokens)
         self._forget([token.uid for token in ended])
-        return Step(tokens, [])
+        drafts = self._speculation.told() if self._speculation is not None else ()
+        return Step(tokens, [], drafts=drafts)
 
     def _keep_so_far(self, uid: int) -> None:
         """An answer that is ended from outside: it is gone on from like any other."""
@@ -151,7 +157,9 @@ class MlxEngine:
         whole = replace(prompt, tokens=tokens, ids=ids)
         self._prefixes.keep(whole, len(tokens), caches, "answer")
 
-    def _forget(self, uids: Iterable[int]) -> None:
+    def _forget(self, uids: Sequence[int]) -> None:
+        if self._speculation is not None:
+            self._speculation.forget(uids)
         for uid in uids:
             del self._prompts[uid]
             self._batches.scored.discard(uid)

@@ -234,6 +234,19 @@ def test_recorded_traffic_is_simulated_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.mlx
 @pytest.mark.timeout(240)
 @pytest.mark.slow
+def test_drafts_are_timed_and_change_nothing(tmp_path: Path) -> None:
+    """Exit status 1 would say that they do."""
+    found = run("drafts.py", tmp_path, "--short")
+
+    assert len(found["rows"]) == 6
+    assert all(row["same"] for row in found["rows"])
+    always = [row for row in found["rows"] if row["agree"] == "always"]
+    assert all(row["drafted"] == row["accepted"] > 0 for row in always)
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(240)
+@pytest.mark.slow
 def test_those_who_wait_are_told_and_served(tmp_path: Path) -> None:
     """What they cost is judged by the full form."""
     found = run("waiting.py", tmp_path, "--short")

@@ -40,7 +40,7 @@ def story() -> Story:
 
 def told(cached: int, missed: int = -1, turn: int = -1) -> tuple[Story, dict[str, Any]]:
     tale = story()
-    telling = Telling(tale, TURNS)
+    telling = Telling(tale, turns=TURNS)
     telling.hear([Started(10, 3)])
     telling.hear([Started(10, cached, reuse=Reuse(missed, turn))])
     return tale, tale.notes[-1].facts
@@ -130,7 +130,7 @@ class TestInTheStory:
 
     def test_the_end_has_the_last_word(self) -> None:
         tale = story()
-        telling = Telling(tale, TURNS)
+        telling = Telling(tale, turns=TURNS)
         telling.hear([Started(10, 3), Started(10, 7, reuse=Reuse())])
         telling.hear([TextDelta("x")])
         telling.finished(Finished("stop", 10, 2, 6))

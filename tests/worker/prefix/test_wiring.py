@@ -8,9 +8,11 @@ from typing import Any
 import mlx_lm.utils
 import pytest
 
+from mlxd.core.footprint import Footprint
 from mlxd.core.request import GenerationRequest, Message, Sampling
 from mlxd.ipc.messages import Generate, Launch, Resume, packed
 from mlxd.worker.assembly import _engine
+from mlxd.worker.budget import Ledger
 from mlxd.worker.checks import Checks
 from mlxd.worker.detokenize import Detokenizers
 from mlxd.worker.loading import Loaded, load, prepare_mlx
@@ -97,5 +99,13 @@ def test_another_engine_begins_with_nothing_kept(model_of: MakeModel) -> None:
     caches = make_prompt_cache(loaded.model)
     loaded.model(mx.array([[5] * 40]), cache=caches)
     assert store.adopt([5] * 40, caches, "prompt") is not None
-    _engine(loaded, store, Tuned())
+    footprint = Footprint(0, ())
+    _engine(
+        loaded,
+        footprint,
+        Ledger(footprint, 1),
+        prefixes=store,
+        tuned=Tuned(),
+        speculating=lambda: None,
+    )
     assert len(store) == store.nbytes == 0
