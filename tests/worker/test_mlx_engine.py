@@ -266,7 +266,7 @@ def test_a_step_prefills_something_however_slow_it_is():
 def test_small_chunks_are_parts_of_those_that_memory_was_counted_for():
     from mlxd.core.footprint import PREFILL_ALONE
 
-    for seconds in (FAST, SLOW / 6):
+    for seconds in (FAST, SLOW / 6, SLOW / 13):
         machine = Machine(seconds)
         engine = practised(machine, clock=machine.clock)
         done = 0

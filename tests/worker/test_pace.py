@@ -74,7 +74,7 @@ def test_noise_is_no_cost_of_length():
     chance = random.Random(1)
     pace = Pace()
     for _ in range(200):
-        length = chance.randint(190, 210)
+        length = chance.randint(240, 270)
         pace.prefilled(
             length, length * 1e-4 * chance.uniform(1, 1.6), decoding=False, length=length
         )
