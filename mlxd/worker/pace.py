@@ -18,6 +18,8 @@ FIRST_ON_GPU_TOKENS = 512
 on a GPU the pieces change the last bits of what is computed, and so, now and then, a token."""
 FEW_TOKENS = 16
 """Fewer tell nothing, where they take as long as one does."""
+AIM = 0.75
+"""Of the stall target, what a chunk is to take: some take longer than what is like them did."""
 GROWTH = 4
 """How many times as long as the longest so far a chunk may be: beyond, nothing is known."""
 
@@ -68,8 +70,8 @@ class Pace:
 
     def _seconds(self, *, decoding: bool) -> float:
         """Of a chunk. Where a decode step is long by itself, prompts are still read."""
-        stall = self._tuned.now.stall_seconds
-        return max(stall - self._decode, stall / 2) if decoding else stall
+        aim = AIM * self._tuned.now.stall_seconds
+        return max(aim - self._decode, aim / 2) if decoding else aim
 
     def _affordable(self, rows: int, position: int, seconds: float) -> float:
         """Tokens of each that take so long: w with rows x w x (a + b x (position + w)) seconds."""

@@ -162,7 +162,7 @@ class Machine(Spy):
 
 
 SLOW = 2.0**-10
-"""Seconds of a token: 102 take a tenth of a second."""
+"""Seconds of a token: 77 take three quarters of a tenth of a second."""
 FAST = 2.0**-16
 
 
@@ -240,9 +240,9 @@ def test_on_a_slow_machine_a_chunk_takes_as_long_as_it_may_and_no_longer():
     machine = Machine(SLOW)
     engine = practised(machine, clock=machine.clock)
     widths = machine.widths(engine, prompt(1, 600, max_tokens=1))
-    assert all(98 <= width <= 106 for width in widths[:-1])
-    assert machine.widths(engine, *[prompt(n, 90, max_tokens=1) for n in range(2)]) == [89, 89]
-    assert machine.widths(engine, *[prompt(n, 25, max_tokens=1) for n in range(4)]) == [24]
+    assert all(73 <= width <= 80 for width in widths[:-1])
+    assert machine.widths(engine, *[prompt(n, 60, max_tokens=1) for n in range(2)]) == [59, 59]
+    assert machine.widths(engine, *[prompt(n, 15, max_tokens=1) for n in range(4)]) == [14]
 
 
 def test_on_a_slow_machine_a_chunk_beside_a_decode_takes_as_long_with_it():
@@ -252,7 +252,7 @@ def test_on_a_slow_machine_a_chunk_beside_a_decode_takes_as_long_with_it():
     for _ in range(3):
         engine.step()
     widths = machine.widths(engine, prompt(1, 300, max_tokens=1))
-    assert all(65 <= width <= 75 for width in widths[:-1])
+    assert all(42 <= width <= 48 for width in widths[:-1])
 
 
 def test_a_step_prefills_something_however_slow_it_is():
@@ -266,7 +266,7 @@ def test_a_step_prefills_something_however_slow_it_is():
 def test_small_chunks_are_parts_of_those_that_memory_was_counted_for():
     from mlxd.core.footprint import PREFILL_ALONE
 
-    for seconds in (FAST, SLOW / 6):
+    for seconds in (FAST, SLOW / 6, SLOW / 20):
         machine = Machine(seconds)
         engine = practised(machine, clock=machine.clock)
         done = 0
@@ -315,7 +315,7 @@ def test_one_lane_takes_no_longer_for_a_chunk_either():
     engine = SerialEngine(machine, [], clock=machine.clock)
     first, *widths, _ = machine.widths(engine, prompt(1, 400, max_tokens=1))
     assert first == 64
-    assert all(98 <= width <= 106 for width in widths)
+    assert all(73 <= width <= 80 for width in widths)
 
 
 def test_quantised_caches_are_read_in_the_same_chunks_at_any_pace():

@@ -77,6 +77,15 @@ def test_padding_is_not_worth_any_price():
     assert uids(choose(unread(1, 20), unread(2, 80, read=6000, begun=True))) == [1]
 
 
+def test_neither_the_chunk_nor_the_caches_are_padded_much():
+    """Rows that were found: first one has much more to read, then one has much more behind it; and
+    then their caches would be longer than that of the longest will be."""
+    assert uids(choose(unread(1, 20, read=1000), unread(2, 250, read=1000))) == [1]
+    assert uids(choose(unread(1, 80), unread(2, 80, read=900))) == [1]
+    assert uids(choose(unread(1, 20, read=1000), unread(2, 100, read=850))) == [1]
+    assert uids(choose(unread(1, 20, read=1000), unread(2, 20, read=900))) == [1, 2]
+
+
 def test_who_waits_for_a_place_is_in_nobodys_way():
     waiting = [unread(n, 50) for n in range(6)]
     assert uids(choose(*waiting, room=2)) == [0, 1]
