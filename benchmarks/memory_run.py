@@ -20,9 +20,11 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from benchmarks.memory_shapes import Scenario, Shape
 from mlxd.control import shape as from_files
-from mlxd.core.footprint import Footprint
+from mlxd.core.footprint import PREFILL_ALONE, Footprint
+from mlxd.core.grouping import UNBOUNDED
 from mlxd.core.models import ModelCard
 from mlxd.worker.engine import Prompt
+from mlxd.worker.groups import Groups
 from mlxd.worker.loading import prepare_mlx
 from mlxd.worker.measure import footprint_of
 from mlxd.worker.mlx_engine import MlxEngine
@@ -45,7 +47,7 @@ def main() -> None:
     weights = mx.get_active_memory()
     measured, computed = _measured(model, weights), _computed(shape, weights)
     for scenario in scenarios:
-        peak = _peak(model, scenario)
+        peak = _peak(model, measured, scenario)
         result = {
             "scenario": scenario.name,
             "weights": weights,
@@ -94,15 +96,18 @@ def _computed(shape: Shape, weights: int) -> Footprint:
 def _predicted(footprint: Footprint, scenario: Scenario) -> int:
     running = [tokens + scenario.decoded for tokens in scenario.running]
     joining = [tokens + scenario.decoded for tokens in scenario.joining]
-    peaks = [footprint.peak_bytes(running, joining, prompts=scenario.joining)]
+    peaks = [footprint.peak_bytes(running, joining, prompts=scenario.joining, room=UNBOUNDED)]
     if running:
-        peaks.append(footprint.peak_bytes([], running, prompts=scenario.running))
+        alone = footprint.peak_bytes([], running, prompts=scenario.running, room=UNBOUNDED)
+        peaks.append(alone)
     return max(peaks)
 
 
-def _peak(model: Any, scenario: Scenario) -> int:
+def _peak(model: Any, footprint: Footprint, scenario: Scenario) -> int:
     """Nothing that an earlier scenario left counts, nor how long anything takes."""
-    engine = MlxEngine(model, [], clock=lambda: 0.0)
+    groups = Groups(model, footprint)
+    engine = MlxEngine(model, [], batches=groups, clock=lambda: 0.0)
+    engine._pace.prefilled(PREFILL_ALONE, 0.0, decoding=False)
     engine.insert([Prompt([1] * FIRST_TOKENS, 1, greedy)])
     while len(engine):
         engine.step()
@@ -112,7 +117,7 @@ def _peak(model: Any, scenario: Scenario) -> int:
     for prompts in (scenario.running, scenario.joining):
         _insert(engine, prompts)
         rows += len(prompts)
-        while len(engine._batch.uids) < rows:
+        while len(groups) < rows:
             engine.step()
     for _ in range(scenario.decoded):
         engine.step()

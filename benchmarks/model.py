@@ -96,6 +96,11 @@ def _make_prompt(tokenizer: object, draw: random.Random) -> str:
     return " ".join(words)
 
 
+def words(draw: random.Random, count: int) -> str:
+    """So many of those that prompts are made of: no fewer tokens."""
+    return " ".join(draw.choices(_WORDS, k=count))
+
+
 def _length(tokenizer: object, words: list[str]) -> int:
     rendered = (
         f"<|im_start|>user\n{' '.join(words)}<|im_end|>\n<|im_start|>assistant\n"  # CHAT_TEMPLATE

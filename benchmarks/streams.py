@@ -154,7 +154,8 @@ def _exchange(connection: http.client.HTTPConnection, stream: Stream, leave_afte
         text = line.strip().removeprefix(b"data: ")
         if text.startswith(b"{"):
             stream.records.append((time.monotonic(), text))
-        last = text or last
+        if not text.startswith(b"id: "):
+            last = text or last
         if len(stream.records) >= leave_after:
             stream.kind = "left"
             return

@@ -75,7 +75,7 @@ class Client(asyncio.Protocol):
 
     @property
     def served(self) -> bool:
-        return self.heard.startswith(b"HTTP/1.1 200 ") and b"data: [DONE]\n\n" in self.heard
+        return self.heard.startswith(b"HTTP/1.1 200 ") and b"data: [DONE]\n" in self.heard
 
     @property
     def told(self) -> bool:

@@ -12,7 +12,7 @@ import io
 import sys
 from collections.abc import Sequence
 
-from mlxd.cli import bench, exits, keys, models, policy, service
+from mlxd.cli import bench, cache, exits, keys, models, policy, service
 from mlxd.cli.arguments import add_json, add_places
 from mlxd.core.places import BadEnvFile
 
@@ -103,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 
     models.add(commands)
     bench.add(commands)
+    cache.add(commands)
     policy.add(commands)
     keys.add(commands)
 

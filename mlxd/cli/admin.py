@@ -49,6 +49,10 @@ class AdminClient:
         headers = {"If-Match": etag.encode("ascii", "replace").decode()} if etag else {}
         return self._ask("POST", target, query, body, headers, timeout=self._timeout)
 
+    def delete(self, target: str, **query: str) -> dict[str, Any]:
+        """Raises NoAnswer, Refused."""
+        return self._ask("DELETE", target, query, None, {}, timeout=self._timeout)
+
     def wait(self, target: str, body: object) -> dict[str, Any]:
         """As `post`, for as long as it takes."""
         return self._ask("POST", target, {}, body, {}, timeout=None)

@@ -10,6 +10,7 @@ from typing import Any
 from mlxd.cli import exits
 from mlxd.cli.admin import health_of
 from mlxd.cli.client import NoAnswer, address_of
+from mlxd.cli.models.words import size
 from mlxd.core import places
 from mlxd.core.instance import authority
 from mlxd.core.lines import one_line
@@ -112,4 +113,6 @@ def _model(model: Json) -> str:
     if model["is_loading"]:
         return f"{model['name']}  {model['loading']['words']}"
     uses = "1 use" if model["use_count"] == 1 else f"{model['use_count']} uses"
-    return f"{model['name']}  {model['active_requests']} running, {uses}"
+    kept = (model["memory_bytes"] or {}).get("prefix", 0)
+    keeps = f", keeps {size(kept)} of prompts" if kept else ""
+    return f"{model['name']}  {model['active_requests']} running, {uses}{keeps}"

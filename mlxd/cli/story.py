@@ -145,6 +145,17 @@ def _leased(facts: Json) -> str:
     return words + (f"; {facts['evicted']} had to leave" if facts["evicted"] else "")
 
 
+def _reused(facts: Json) -> str:
+    """Why no more of it was cached."""
+    kept = f"{facts['cached_tokens']:,} tokens were kept" if facts["cached_tokens"] else ""
+    if facts["missed_token"] is None:
+        return kept or "nothing was kept"
+    differs = f"the nearest kept prompt differs at token {facts['missed_token']:,}"
+    if facts["missed_message"] is not None:
+        differs += f", in message {facts['missed_message']} ({facts['missed_role']})"
+    return f"{kept or 'nothing was kept'}: {differs}"
+
+
 def _ended(verb: str) -> Callable[[Json], str]:
     def words(facts: Json) -> str:
         known = {"code", "message", "would_pass", "retry_after", *_LINE}
@@ -155,6 +166,19 @@ def _ended(verb: str) -> Callable[[Json], str]:
         )
 
     return words
+
+
+_HOW = {
+    "resumed": "by Last-Event-ID",
+    "taken_over": "by Last-Event-ID, whose connection was still open",
+    "attached": "the same request, which was cut",
+}
+
+
+def _drafts(facts: Json) -> str:
+    if not facts.get("drafted_tokens"):
+        return ""
+    return f"; of {facts['drafted_tokens']} that were drafted {facts['accepted_tokens']} came true"
 
 
 _NOTES: dict[str, Callable[[Json], str]] = {
@@ -171,12 +195,22 @@ _NOTES: dict[str, Callable[[Json], str]] = {
         f"a worker took it: {plural(facts['prompt_tokens'], 'token', 'tokens')} of prompt,"
         f" {facts['cached_tokens']} of them cached"
     ),
+    "reused": lambda facts: f"of its prompt {_reused(facts)}",
     "replayed": lambda facts: (
         f"its worker was gone ({facts['reason']}); the next one goes on behind"
         f" {plural(facts['tokens'], 'token', 'tokens')}"
     ),
     "finished": lambda facts: (
         f"finished ({facts['reason']}) with {plural(facts['completion_tokens'], 'token', 'tokens')}"
+        + _drafts(facts)
+    ),
+    "kept": lambda facts: (
+        f"its connection was cut; {plural(facts['tokens'], 'token', 'tokens')} of its answer are"
+        " kept for its client to come back to"
+    ),
+    "resumed": lambda facts: (
+        f"it goes on with the answer of request {facts['first']} ({_HOW[facts['how']]}), behind"
+        f" {plural(facts['tokens'], 'token', 'tokens')}"
     ),
     "refused": _ended("refused"),
     "failed": _ended("broken off"),

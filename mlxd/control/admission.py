@@ -159,6 +159,7 @@ class Admission:
             now,
             self._clock.wall(),
             tokens=ticket.tokens,
+            took=ticket.took,
             used=ticket.entered,
             refund=refund,
             real=self._real.monotonic(),

@@ -1,4 +1,4 @@
-"""What a request is expected to take, in tokens, before anybody has counted any."""
+"""What a request takes, in tokens: as expected before anybody has counted any, and in the end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from mlxd.core.request import GenerationRequest
 
 _CHARACTERS = 4
 """Of most languages, for a token."""
+_CACHED = 1 / 16
+"""Of a token's cost, where it is not computed again: what it takes to have it in memory and to
+attend to it."""
 
 
 def cost_of(order: Order) -> float:
@@ -22,6 +25,13 @@ def cost_of(order: Order) -> float:
 def prompt_of(order: Order) -> float:
     """Of its prompt alone."""
     return min(_prompt_tokens(order.request), order.context)
+
+
+def took(tokens: int, cached: int) -> float:
+    """What one has taken in all, `cached` of its tokens from earlier ones: each of those is a small
+    part of one.
+    """
+    return tokens - (1 - _CACHED) * cached
 
 
 def _prompt_tokens(request: GenerationRequest) -> float:

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from mlxd.control.admission import Admission, Ticket
 from mlxd.control.applicant import Applicant
 from mlxd.control.catalog import Catalog
-from mlxd.control.costs import cost_of, prompt_of
+from mlxd.control.costs import cost_of, prompt_of, took
 from mlxd.control.fingerprint import fingerprint_of
 from mlxd.control.generation import Limits
+from mlxd.control.headway import Headway
 from mlxd.control.merging import closing_all, merged
 from mlxd.control.order import Order
 from mlxd.control.prompts import Prompts
 from mlxd.control.queue_view import OnWait
-from mlxd.control.replay import Replays, fresh_seed, seeded
+from mlxd.control.replay import Replays, fresh_seed
 from mlxd.control.residency import Residency
 from mlxd.control.rights import Rights, rights_of
 from mlxd.control.suspects import Case
@@ -84,25 +85,35 @@ class Dispatcher:
 
     @asynccontextmanager
     async def open(
-        self, request: GenerationRequest, asker: Asker
+        self, request: GenerationRequest, asker: Asker, headway: Headway | None = None
     ) -> AsyncIterator[AsyncIterator[Burst]]:
-        """Everything acquired here is given back on the way out, whatever the way out is."""
-        async with self._begun((request,), asker) as (bursts,):
+        """Everything acquired here is given back on the way out, whatever the way out is.
+
+        It goes on from `headway`, which is kept up to date: whoever has it can go on from there.
+        """
+        async with self._begun((request,), asker, headway or Headway()) as (bursts,):
             yield bursts
 
     @asynccontextmanager
     async def open_all(
-        self, requests: Sequence[GenerationRequest], asker: Asker
+        self,
+        requests: Sequence[GenerationRequest],
+        asker: Asker,
+        headway: Headway | None = None,
     ) -> AsyncIterator[AsyncIterator[tuple[int, Burst]]]:
         """Several generations of one call to one model: it has one slot, and counts once. Each
         burst comes with the number of its request. The first failure ends them all.
         """
-        async with self._begun(requests, asker) as each, aclosing(merged(each)) as bursts:
+        headway = headway or Headway()
+        async with (
+            self._begun(requests, asker, headway) as each,
+            aclosing(merged(each, headway.give_back)) as bursts,
+        ):
             yield bursts
 
     @asynccontextmanager
     async def _begun(
-        self, requests: Sequence[GenerationRequest], asker: Asker
+        self, requests: Sequence[GenerationRequest], asker: Asker, headway: Headway
     ) -> AsyncIterator[list[AsyncIterator[Burst]]]:
         arrived = self._clock.monotonic()
         first, policies = requests[0], asker.policies
@@ -118,18 +129,19 @@ class Dispatcher:
         if self._check_grammar is not None:
             for request in _distinct_grammars(cases):
                 await self._check_grammar(request, asker.client)
+        samplings = headway.begin(card, [case.sampling for case in cases], self._draw_seed)
         orders = [
-            _order(case, rights, asker, arrived, seeded(case.sampling, self._draw_seed))
-            for case in cases
+            _order(case, rights, asker, arrived, sampling)
+            for case, sampling in zip(cases, samplings, strict=True)
         ]
         async with (
-            self._admitted(orders, card, asker) as ticket,
+            self._admitted(orders, card, asker, again=headway.free) as ticket,
             self._residency.lease(card, rights.keep_alive(first.keep_alive), policies) as lease,
         ):
             leased(asker.story, lease.load)
             runs = [
-                self._replays.run(order, case, lease, policies)
-                for order, case in zip(orders, cases, strict=True)
+                self._replays.run(order, case, lease, policies, transcript=transcript)
+                for order, case, transcript in zip(orders, cases, headway.transcripts, strict=True)
             ]
             if ticket is not None:
                 ticket.loaded()
@@ -139,17 +151,18 @@ class Dispatcher:
 
     @asynccontextmanager
     async def _admitted(
-        self, orders: Sequence[Order], card: ModelCard, asker: Asker
+        self, orders: Sequence[Order], card: ModelCard, asker: Asker, *, again: bool
     ) -> AsyncIterator[Ticket | None]:
-        """A slot, for whatever steps the engine; a place in the rate, for an answer alone. A prompt
-        that is only to be told waits for the client's others.
+        """A slot, for whatever steps the engine; a place in the rate, for an answer alone, and once
+        where it is gone on with `again`. A prompt that is only to be told waits for the client's
+        others.
         """
         if orders[0].request.want == "prompt":
             self._admission.check_open()
             async with self._prompts.turn(asker.client):
                 yield None
             return
-        applicant = _applicant(orders, card, asker)
+        applicant = _applicant(orders, card, asker, again=again)
         asker.story.keep_alive = _told_keep_alive(orders[0].request.keep_alive)
         async with self._admission.admit(
             applicant,
@@ -160,7 +173,9 @@ class Dispatcher:
             try:
                 yield ticket
             finally:
-                ticket.tokens = asker.story.tokens
+                story = asker.story
+                ticket.tokens = story.tokens
+                ticket.took = took(story.tokens, story.cached_tokens)
 
     async def load(
         self,
@@ -205,7 +220,7 @@ def _told_keep_alive(seconds: float | None) -> float | None:
     return -1.0 if seconds == math.inf else seconds
 
 
-def _applicant(orders: Sequence[Order], card: ModelCard, asker: Asker) -> Applicant:
+def _applicant(orders: Sequence[Order], card: ModelCard, asker: Asker, *, again: bool) -> Applicant:
     """One call, however many generations it is."""
     first = orders[0].request
     return Applicant(
@@ -216,7 +231,7 @@ def _applicant(orders: Sequence[Order], card: ModelCard, asker: Asker) -> Applic
         priority=asker.priority or first.priority,
         cost=sum(map(cost_of, orders)),
         reading=sum(map(prompt_of, orders)),
-        rated=asker.rated and first.want == "answer",
+        rated=asker.rated and first.want == "answer" and not again,
         user=first.user,
     )
 
@@ -226,7 +241,8 @@ async def _judged(bursts: AsyncIterator[Burst], asker: Asker) -> AsyncIterator[B
     limits = asker.policies.limits.tokens
     async for burst in bursts:
         for event in burst:
-            too_long = isinstance(event, Started) and event.prompt_tokens > limits.max_prompt
+            first = event if isinstance(event, Started) and event.reuse is None else None
+            too_long = first is not None and first.prompt_tokens > limits.max_prompt
             if too_long and limits.mode == "dry_run":
                 asker.would_deny("tokens")
         yield burst
@@ -294,5 +310,6 @@ def _order(case: Case, rights: Rights, asker: Asker, arrived: float, sampling: S
         fingerprint=fingerprint_of(case.card),
         context_key=context_key,
         priority=rights.terms.klass(asker.priority or case.request.priority),
+        owner=asker.caller.tenant,
         story=asker.story,
     )

@@ -48,7 +48,7 @@ class Forecasts:
 
     def load_bytes(self, card: ModelCard, policies: PolicySet) -> int:
         """The most that loading holds, or what the first generation takes."""
-        loading = shape.loading_bytes(card)
+        loading = shape.loading_bytes(card) + _draft_bytes(card)
         estimate = self._estimates.get(key_of(card))
         if estimate is not None:
             loading = estimate.upper_load(loading)
@@ -86,8 +86,9 @@ class Forecasts:
                 weights_bytes=ready.footprint.weights_bytes,
                 engine=engine(),
             )
-        if ready.peak_bytes > 0 and shape.loading_bytes(card) > 0:
-            estimate = learned_load(estimate, shape.loading_bytes(card), ready.peak_bytes)
+        foreseen = shape.loading_bytes(card) + _draft_bytes(card)
+        if ready.peak_bytes > 0 and foreseen > 0:
+            estimate = learned_load(estimate, foreseen, ready.peak_bytes)
         self._measured.add(key)
         self._estimates.put(key, estimate)
 
@@ -145,7 +146,7 @@ def engine() -> str:
 
 def _is_of(card: ModelCard, footprint: Footprint) -> bool:
     """Whether its weights can be those of the card's files."""
-    files = card.weights_bytes or card.size_bytes
+    files = (card.weights_bytes or card.size_bytes) + _draft_bytes(card)
     held = footprint.weights_bytes
     return held <= _TIMES * files + _BESIDE and files <= _TIMES * held + _BESIDE
 
@@ -155,10 +156,18 @@ def _computed(card: ModelCard) -> Footprint:
     try:
         return shape.footprint_of(card)
     except (ArithmeticError, TypeError, ValueError):
-        return Footprint(card.size_bytes, ())
+        return Footprint(card.size_bytes + _draft_bytes(card), ())
+
+
+def _draft_bytes(card: ModelCard) -> int:
+    """The weights of the model that drafts for it."""
+    return card.draft.size_bytes if card.draft is not None else 0
 
 
 def key_of(card: ModelCard) -> str:
-    """(model, quantisation, kind of cache): what makes two predictions comparable."""
+    """(model, quantisation, kind of cache, and the model that drafts for it): what makes two
+    predictions comparable.
+    """
     bits = card.spec.kv_bits
-    return f"{card.digest[:_DIGITS]} {card.quantization} {f'kv{bits}' if bits else 'kv'}"
+    draft = f" {card.draft.digest[:_DIGITS]}" if card.draft is not None else ""
+    return f"{card.digest[:_DIGITS]} {card.quantization} {f'kv{bits}' if bits else 'kv'}{draft}"

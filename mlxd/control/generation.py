@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlxd.control.backlog import Backlog
 from mlxd.control.exit import Verdict
@@ -35,6 +35,8 @@ from mlxd.core.events import (
     Finished,
     GenerationEvent,
     ReasoningDelta,
+    Reuse,
+    Started,
     TextDelta,
     TokenLogprob,
     ToolCall,
@@ -111,8 +113,12 @@ class Generation:
         transcript: Transcript | None = None,
         *,
         priority: Priority = "medium",
+        arrived: float = 0.0,
+        fingerprint: str = "",
     ) -> None:
-        """`transcript`: what earlier ones of the same request got, and where this one's goes."""
+        """`transcript`: what earlier ones of the same request got, and where this one's goes.
+        `arrived`: when the client's request came, on the monotonic clock.
+        """
         self.id = id
         self.rank = PRIORITIES.index(priority)
         """Its class: who has the highest number goes first."""
@@ -126,7 +132,9 @@ class Generation:
         """The worker has been told to drop it."""
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._accepted: asyncio.Future[ipc.Accepted] = self._loop.create_future()
+        self._accepted: asyncio.Future[Started] = self._loop.create_future()
+        self._arrived = arrived
+        self._fingerprint = fingerprint
         self._waiting = Backlog(clock)
         self._scores: list[TokenLogprob] = []
         """Of its prompt, until that is told."""
@@ -168,7 +176,12 @@ class Generation:
             case ipc.Accepted():
                 if not self._accepted.done():
                     self.transcript.prompt = self.transcript.prompt or message.prompt
-                    self._accepted.set_result(message)
+                    waited = self._clock.monotonic() - self._arrived
+                    if self.transcript.cached_tokens is None:
+                        self.transcript.cached_tokens = message.cached_tokens
+                    tokens, cached = message.prompt_tokens, message.cached_tokens
+                    start = Started(tokens, cached, waited, self._fingerprint)
+                    self._accepted.set_result(start)
             case ipc.Refused():
                 self.fail(_refusal(message, self.limits.line))
 
@@ -229,6 +242,15 @@ class Generation:
         self.transcript.started_at = self.transcript.started_at or self._started_at
         self._look_again()
 
+    def reused(self, reused: ipc.Reused) -> None:
+        """The engine has begun with it, and need not compute all of its prompt."""
+        if self._error is None and self._accepted.done():
+            start = self._accepted.result()
+            cached = min(reused.cached_tokens, start.prompt_tokens)  # an answer is cached, too
+            reuse = Reuse(reused.missed, reused.missed_turn)
+            self._waiting.add(replace(start, cached_tokens=cached, reuse=reuse))
+            self._notify()
+
     def begun(self) -> None:
         """Its first token is there: from now on silence is what counts."""
         self._last_piece = self._begun_at = self._clock.monotonic()
@@ -260,8 +282,17 @@ class Generation:
 
     # -- read by the consumer
 
-    async def accepted(self) -> ipc.Accepted:
-        """Raises what the worker refused it for, or what the worker died of."""
+    def leave(self) -> None:
+        """Nobody reads it any more: what has come and was not taken stays with its transcript; what
+        still comes is for nobody.
+        """
+        if self._waiting:
+            self.transcript.left.append(self._waiting.take())
+        self.transcript.left_at = self._clock.monotonic()
+        self.interrupt(MlxdError("its consumer has left"))
+
+    async def accepted(self) -> Started:
+        """Its start. Raises what the worker refused it for, or what the worker died of."""
         return await self._accepted
 
     async def bursts(self) -> AsyncIterator[Burst]:
@@ -490,10 +521,12 @@ def _finished(piece: ipc.Ended, spent_before: float) -> Finished:
         reason=piece.reason,
         prompt_tokens=piece.prompt_tokens,
         completion_tokens=piece.completion_tokens,
-        cached_tokens=piece.cached_tokens,
+        cached_tokens=min(piece.cached_tokens, piece.prompt_tokens),
         prefill_seconds=piece.prefill_seconds,
         decode_seconds=spent_before + piece.decode_seconds,
         stop_string=piece.stop_string,
         reasoning_tokens=piece.reasoning_tokens,
         malformed_calls=piece.malformed_calls,
+        drafted_tokens=piece.drafted_tokens,
+        accepted_tokens=piece.accepted_tokens,
     )

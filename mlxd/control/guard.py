@@ -190,7 +190,7 @@ class Guard:
         self._pressure = self._sustained.observe(self._readings.pressure, now)
         self._waterline.observe(self._marks, self._readings.share, self._pressure, now)
         self._tell()
-        self._measures.release(a for mark in self._entered() for a in mark.actions)
+        self._measures.follow((a for mark in self._entered() for a in mark.actions), self.level)
 
     def _tell(self) -> None:
         """Of another level, once."""

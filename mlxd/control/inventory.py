@@ -6,8 +6,10 @@ Asking changes nothing, so what a plan tells is what a load will do.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
+
+from msgspec.structs import replace as changed
 
 from mlxd.control.eviction import (
     Candidate,
@@ -26,9 +28,11 @@ from mlxd.control.ledger import (
     first_budget,
     free_bytes,
     held_by,
+    kept_by,
     promised_by,
     reserve_of,
 )
+from mlxd.control.lending import loans
 from mlxd.control.memory import MemoryReading
 from mlxd.control.names import settings_for
 from mlxd.control.process_limit import private_of
@@ -40,11 +44,15 @@ from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.ipc import messages as ipc
 from mlxd.policy.policy_set import PolicySet
 
+_RECENT_SECONDS = 1.0
+"""How old a reading may be for what is only advice."""
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
     """Memory at one moment, and what the models' workers held then."""
 
+    at: float
     reading: MemoryReading
     held: dict[ModelSpec, int]
 
@@ -75,9 +83,21 @@ class Inventory:
         """Now. What was held at this moment is kept, for the death of one that holds it."""
         reading = self._read_memory()
         if reading is not None:
-            held = {spec: held_by(self._holder(r)) for spec, r in self.residents.items()}
-            self._seen = Seen(reading, held)
+            self._seen = Seen(self._clock.monotonic(), reading, self._held())
         return reading
+
+    def _recent(self) -> MemoryReading | None:
+        """As `read_memory`, or that of a moment ago with what workers have taken since: a request
+        ends without a reading, and each takes a quarter of a millisecond.
+        """
+        seen = self._seen
+        if seen is None or self._clock.monotonic() - seen.at >= _RECENT_SECONDS:
+            return self.read_memory()
+        grown = sum(self._held().values()) - sum(seen.held.values())
+        return replace(seen.reading, available=max(0, seen.reading.available - grown))
+
+    def _held(self) -> dict[ModelSpec, int]:
+        return {spec: held_by(self._holder(r)) for spec, r in self.residents.items()}
 
     def expected(self, spec: ModelSpec) -> tuple[float, int] | None:
         """What should be available once a worker that has just died is gone, by the last reading,
@@ -113,7 +133,9 @@ class Inventory:
     def account(self, resident: Resident) -> Account:
         worker = self._holder(resident)
         if worker is not None and not resident.reserved:
-            return Account(promised_by(resident.budget), held_by(worker))
+            budget, kept = resident.budget, kept_by(worker)
+            lent = budget.prefix_bytes
+            return Account(promised_by(budget), held_by(worker) - kept, kept, lent)
         promised = promised_by(resident.budget) + PROCESS_BYTES
         if not resident.reserved:
             return Account(promised, resident.remains or 0)
@@ -129,10 +151,35 @@ class Inventory:
 
         `without`: a model whose place is for what is promised.
         """
-        reading = self.read_memory()
-        reserve = reserve_of(policies.memory, reading.total) if reading is not None else 0
         accounts = [self.account(r) for r in self.present() if r.spec != without]
+        return self._free(self.read_memory(), policies, accounts)
+
+    def _free(
+        self, reading: MemoryReading | None, policies: PolicySet, accounts: Sequence[Account]
+    ) -> int | None:
+        reserve = reserve_of(policies.memory, reading.total) if reading is not None else 0
         return free_bytes(reading, reserve, accounts, self.working_set)
+
+    def borrowers(self) -> list[Resident]:
+        """Those whose workers could keep beginnings of prompts."""
+        return [r for r in self.present() if not r.reserved and _answers(self.worker_of(r))]
+
+    def loans(self, policies: PolicySet, left: float, beside: int = 0) -> dict[ModelSpec, int]:
+        """What each of these may keep, with a promise of so many bytes more."""
+        borrowers = {r.spec: self.account(r) for r in self.borrowers()}
+        if not borrowers:
+            return {}
+        others = [self.account(r) for r in self.present() if r.spec not in borrowers]
+        reading = self.read_memory()
+        free = self._free(reading, policies, [*borrowers.values(), *others])
+        return loans(
+            policies.memory,
+            reading,
+            free - beside if free is not None else None,
+            borrowers,
+            others=beside + sum(account.open for account in others),
+            left=left,
+        )
 
     def candidate(
         self, resident: Resident, policies: PolicySet, evicts: Evicts = Evicts.IDLE
@@ -159,22 +206,20 @@ class Inventory:
         return self.with_most(first, card.spec, policies)
 
     def budget_of(self, resident: Resident, policies: PolicySet) -> ipc.Budget:
-        """What a loaded model is promised at first, and what it could have at best."""
+        """What a loaded model is promised at first."""
         needed = self._forecasts.working_bytes(resident.card, policies)
-        return self.with_most(first_budget(needed, policies.memory), resident.spec, policies)
+        return first_budget(needed, policies.memory)
 
     def with_most(self, budget: ipc.Budget, spec: ModelSpec, policies: PolicySet) -> ipc.Budget:
         """The budget, saying what could be granted at best, were everything else idle."""
         limit = policies.memory.worker_limits.mlx_memory_limit
         bounds = [] if limit == "auto" else [int(limit)]
-        free = self.free(policies)
+        present = self.present()
+        free = self._free(self._recent(), policies, [self.account(r) for r in present])
         if free is not None:
-            shares = self._given_back(self.present(), spec)
+            shares = self._given_back(present, spec)
             bounds.append(max(budget.bytes, free + shares - budget.cache_bytes))
-        return ipc.Budget(
-            bytes=budget.bytes, most=min(bounds, default=0), cache_bytes=budget.cache_bytes,
-            wired_bytes=budget.wired_bytes, exclusive=budget.exclusive,
-        )  # fmt: skip
+        return changed(budget, most=min(bounds, default=0))
 
     def room_for(self, card: ModelCard, policies: PolicySet) -> int | None:
         """Bytes that one model's budget could have with everything gone that is idle."""
@@ -244,7 +289,15 @@ class Inventory:
             plan, needed, max(0, room), max(0, at_best),
             tuple(r.card.name for r in self.named(plan)),
             _spares(plan, leaving, protection),
+            self._lent(want),
         )  # fmt: skip
+
+    def _lent(self, want: Want) -> int:
+        """What of it has to be given back before."""
+        if want.free is None or want.bytes <= 0:
+            return 0
+        lent = sum(self.account(resident).lendable for resident in self.present())
+        return max(0, want.bytes - (want.free - lent)) if lent else 0
 
     def plan_excess(self, policies: PolicySet, now: float) -> Plan:
         """What is beyond `models.max_loaded` and `models.max_loaded_bytes`, as of a moment."""
@@ -267,6 +320,10 @@ class Inventory:
 
     def _by_key(self, key: object) -> Resident:
         return next(r for r in self.residents.values() if r.spec == key)
+
+
+def _answers(worker: Worker | None) -> bool:
+    return worker is not None and worker.ready is not None and worker.ready.answers
 
 
 class _Bounds(TypedDict):

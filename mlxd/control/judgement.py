@@ -41,8 +41,15 @@ class Judgement:
     """Who leaves, or would have to, in order."""
     spares: Spares = ""
     """Which time under memory.eviction is to be waited for."""
+    lent: int = 0
+    """Of the bytes asked for, those that are lent and have to be given back before."""
 
     @property
     def fits(self) -> bool:
         """Nothing is in the way, and nobody need leave."""
         return not self.plan.obstacle and not self.plan.victims
+
+    @property
+    def at_once(self) -> bool:
+        """Nor need anything be given back that is lent."""
+        return self.fits and not self.lent

@@ -3,6 +3,9 @@
 A worker has a promise, its budget and the buffers that it may keep beside it. What it holds is
 missing from what the machine reports as available; what it does not hold yet is not. So what is
 free for a new promise is what is available, less the reserve, less every promise's open part.
+
+Beside its promise it may be lent room for beginnings of prompts (lending.py). That is no promise:
+what it holds of a loan counts as free, because it gives it back when it is told to.
 """
 
 from __future__ import annotations
@@ -32,17 +35,36 @@ class Account:
 
     promised: int
     held: int
-    """As its worker measured it last; 0: not yet."""
+    """As its worker measured it last, but for `kept`; 0: not yet."""
+    kept: int = 0
+    """What it holds of beginnings of prompts."""
+    lent: int = 0
+    """What it may hold of those."""
 
     @property
     def open(self) -> int:
-        """What it may still take."""
+        """What it may still take of its promise."""
         return max(0, self.promised - self.held)
 
     @property
     def share(self) -> int:
-        """What others may have once it is gone."""
-        return max(self.promised, self.held)
+        """What others may have once it is gone, beside what it may be told to give back before."""
+        return max(self.promised, self.held) + self.overdue
+
+    @property
+    def all(self) -> int:
+        """What it holds."""
+        return self.held + self.kept
+
+    @property
+    def lendable(self) -> int:
+        """What it gives back when it is told to."""
+        return min(self.kept, self.lent)
+
+    @property
+    def overdue(self) -> int:
+        """What it was told to give back and still holds."""
+        return self.kept - self.lendable
 
 
 def free_bytes(
@@ -55,7 +77,8 @@ def free_bytes(
     shares = list(accounts)
     bounds = []
     if reading is not None:
-        bounds.append(reading.available - reserve - sum(share.open for share in shares))
+        given_back = reading.available + sum(share.lendable for share in shares)
+        bounds.append(given_back - reserve - sum(share.open for share in shares))
     if working_set:
         bounds.append(working_set - sum(share.share for share in shares))
     return min(bounds, default=None)
@@ -72,7 +95,13 @@ def held_by(worker: Worker | None) -> int:
     return worker.memory.active + worker.memory.cache if worker is not None else 0
 
 
+def kept_by(worker: Worker | None) -> int:
+    """Of those, what beginnings of prompts take."""
+    return worker.memory.prefix if worker is not None else 0
+
+
 def promised_by(budget: ipc.Budget) -> int:
+    """What nobody takes back."""
     return budget.bytes + budget.cache_bytes
 
 

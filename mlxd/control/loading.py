@@ -179,6 +179,7 @@ class Loads:
             self._learn(resident, worker)
         finally:
             resident.reserved = False
+            self._room.lender.lend()
             self._room.changes.tell()
 
     def _known(self, card: ModelCard) -> Known:

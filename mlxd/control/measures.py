@@ -18,7 +18,7 @@ EVICTING = frozenset({"evict_lru", "evict_all_idle"})
 HOLDING = frozenset({"block_loads", "shed_low_priority", "stop_admission"})
 """Those that last until their mark is left."""
 _WORDS = {
-    "drop_mlx_cache": "unused buffers are freed",
+    "drop_mlx_cache": "unused buffers are freed, and less of earlier prompts is kept",
     "block_loads": "loads are blocked",
     "evict_lru": "idle models are dropped",
     "evict_all_idle": "every unprotected model is dropped",
@@ -51,6 +51,10 @@ class GuardedWorker(Engine, Protocol):
 
 class Models(Protocol):
     """The residency as it is seen from here."""
+
+    def lend(self, left: float) -> None:
+        """Workers keep of earlier prompts what there is room for; of that, the part `left`."""
+        ...
 
     def block_loads(self, why: MlxdError | None) -> None:
         """While set, every new load raises it; loads under way go on."""
@@ -144,9 +148,13 @@ class Measures:
             self._held.add(action)
             self._counts.memory_action(action)
 
-    def release(self, wanted: Iterable[str]) -> None:
-        """Undo what lasts and is not `wanted` any more."""
-        for action in self._held - set(wanted):
+    def follow(self, wanted: Iterable[str], level: Level) -> None:
+        """Undo what lasts and is not `wanted` any more; workers keep what that leaves them of
+        earlier prompts.
+        """
+        wanted = set(wanted)
+        self._models.lend(_left(wanted, level))
+        for action in self._held - wanted:
             if action == "block_loads":
                 self._models.block_loads(None)
             elif action == "shed_low_priority":
@@ -192,6 +200,15 @@ class Measures:
 def in_words(actions: Iterable[str]) -> str:
     """Of those that do something, in their order."""
     return ", ".join(_WORDS[action] for action in actions if action in _WORDS)
+
+
+def _left(wanted: set[str], level: Level) -> float:
+    """Of what workers keep of earlier prompts: all of that goes before any model does."""
+    if EVICTING & wanted:
+        return 0.0
+    if "drop_mlx_cache" in wanted:
+        return 0.5 if level is Level.WARNING else 0.0
+    return 1.0
 
 
 def _until(occasion: Occasion) -> str:

@@ -48,7 +48,9 @@ def max_concurrency_of(name: str, models: Models) -> int | None:
     return None if wanted == "inherit" else wanted
 
 
-HOW_TO_LOAD = ("adapter", "chat_template", "trust_remote_code", "kv_bits")
+HOW_TO_LOAD = (
+    "adapter", "chat_template", "trust_remote_code", "kv_bits", "draft", "draft_tokens",
+)  # fmt: skip
 """The settings of a model that make it another worker, beside its path."""
 
 
@@ -95,6 +97,7 @@ def _with_own(card: ModelCard, own: Model, found: Findings) -> ModelCard:
         sampling=_sampling(own).over(card.sampling),
         trust_remote_code=own.trust_remote_code and bool(card.code),
         kv_bits=0 if own.kv_bits == "none" else own.kv_bits,
+        draft_tokens=0 if own.draft_tokens == "auto" else own.draft_tokens,
     )
     return _with_template(_with_adapter(card, own, found), own, found)
 
@@ -115,6 +118,27 @@ def with_preset(card: ModelCard, preset: Preset) -> ModelCard:
         return card
     trained = card.trained_context or card.context
     return replace(card, context=preset.context, trained_context=trained)
+
+
+def with_draft(card: ModelCard, wanted: str, found: ModelCard | None) -> ModelCard:
+    """The card of a model for which another is to draft; `found`: what its name leads to."""
+    reason = _cannot_draft(card, found)
+    if found is None or reason:
+        return replace(card, undrafted=f"{wanted} {reason}")
+    return replace(card, draft=found)
+
+
+def _cannot_draft(card: ModelCard, found: ModelCard | None) -> str:
+    """What can be said of it before both are loaded."""
+    if found is None:
+        return "is no model that is here, or may be several"
+    if found.path == card.path:
+        return "is the model itself"
+    if found.unavailable:
+        return f"cannot be used: {found.unavailable}"
+    if "completion" not in found.capabilities:
+        return "makes no text"
+    return ""
 
 
 def _sampling(own: Model) -> Sampling:

@@ -12,6 +12,7 @@ from mlxd.control.model_settings import (
     settings_of,
     settled,
     waits_for_files,
+    with_draft,
     with_preset,
 )
 from mlxd.control.own_names import OwnName
@@ -70,6 +71,7 @@ class Names:
             self._copy(copies)
         self._shorten()
         self.default = self._default(default)
+        self._draft()
 
     def find(self, name: str) -> ModelCard | None:
         wanted = canonical(name)
@@ -177,6 +179,21 @@ class Names:
             found = self.find(short) if short != key else None
             if found is not None and found.name == card.name:
                 self.cards[key] = replace(card, short_name=short)
+        self._index()
+
+    def _draft(self) -> None:
+        """Tell each card which model drafts for it. While that cannot be known, neither is it."""
+        drafted = dict(self.cards)
+        for key, card in self.cards.items():
+            own = settings_for(card, self.models)
+            if own is None or own.draft is None or card.unavailable:
+                continue
+            found = self._meant(own.draft)
+            if found is None and not self.complete:
+                del drafted[key]
+            else:
+                drafted[key] = with_draft(card, own.draft, found)
+        self.cards = drafted
         self._index()
 
     def _default(self, last: str | None) -> str | None:

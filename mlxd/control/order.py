@@ -34,6 +34,8 @@ class Order:
     """The class that it runs in; the worker does not go by it."""
     context_key: str = ""
     """The policy that allows no more `context`; empty: the model does not."""
+    owner: str = ""
+    """The tenant, whose prompts share what was read of them; empty: nobody that is known."""
     story: Story = field(default_factory=untold)
     """Of the call that it is a part of."""
 
@@ -50,6 +52,7 @@ class Order:
             wait_seconds=self.wait_seconds,
             resume=resume,
             context_key=self.context_key,
+            owner=self.owner,
         )
         try:
             return ipc.encode(message)

@@ -24,7 +24,7 @@ from mlxd.control.kernels import VARIABLE, Kernels
 from mlxd.core.clock import Clock, SystemClock, within
 from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
-from mlxd.ipc.messages import Budget, Launch
+from mlxd.ipc.messages import Budget, Launch, PrefixFiles
 
 KILLED_SECONDS = 5.0
 """From SIGKILL to the end; the system may need a moment for its memory."""
@@ -51,6 +51,8 @@ class Known:
     """Whether it was taken from the loaded model, by the versions that load it now."""
     held: bool = False
     """Whether grammars have held its answers."""
+    prefixes: PrefixFiles | None = None
+    """Where what was computed of its prompts is kept on disk."""
 
 
 UNKNOWN = Known()
@@ -252,11 +254,14 @@ def launch_of(
         chat_template=spec.chat_template,
         trust_remote_code=spec.trust_remote_code,
         kv_bits=spec.kv_bits,
+        draft=spec.draft,
+        draft_tokens=spec.draft_tokens,
         budget=budget,
         turns=str(temporary / _TURNS),
         footprint=known.footprint,
         measured=known.measured,
         held=known.held,
+        prefixes=known.prefixes,
     )
 
 

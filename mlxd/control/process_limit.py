@@ -29,19 +29,21 @@ def oversized(
 ) -> Iterator[Oversized]:
     """Those that are to be ended."""
     for worker in workers:
-        limit = limit_of(worker.budget, limits)
+        limit = limit_of(worker.budget, limits, worker.memory.prefix)
         resident = resident_of(worker.pid) if limit is not None else None
         if limit is not None and resident is not None and resident > limit:
             yield Oversized(worker, resident, limit)
 
 
-def limit_of(budget: ipc.Budget | None, limits: WorkerLimits) -> int | None:
-    """None: there is none."""
+def limit_of(budget: ipc.Budget | None, limits: WorkerLimits, kept: int = 0) -> int | None:
+    """None: there is none. `kept`: what it holds of earlier prompts, which it may be about to give
+    back.
+    """
     if limits.rss_hard != "auto":
         return int(limits.rss_hard)
     if budget is None or budget.bytes == 0:
         return None
-    return 2 * budget.bytes + _AUTO_BESIDE_BUDGET
+    return 2 * budget.bytes + max(budget.prefix_bytes, kept) + _AUTO_BESIDE_BUDGET
 
 
 def private_of(pid: int) -> int:

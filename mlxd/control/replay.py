@@ -26,6 +26,7 @@ from mlxd.control.gate import Gate, Turn
 from mlxd.control.generation import too_long
 from mlxd.control.order import Order
 from mlxd.control.residency import Lease
+from mlxd.control.reuses import Reuses
 from mlxd.control.suspects import Case, Suspect, Suspects
 from mlxd.control.telling import Telling
 from mlxd.control.tempo import Tell, Tempo
@@ -95,6 +96,10 @@ class Replays:
         """
         self.on_malformed: Callable[[str, int], None] | None = None
         """Told of tool calls that could not be read: the model's name, and how many."""
+        self.reuses = Reuses()
+        """What of prompts need not be computed again."""
+        self.on_drafts: Callable[[str, int, int], None] | None = None
+        """Told of tokens that were drafted for a model, by its name, and how many came true."""
         self.on_latency: Tell | None = None
         """Told how fast answers are."""
         self.on_event: Callable[[str, str, Mapping[str, Any]], object] | None = None
@@ -119,10 +124,20 @@ class Replays:
             raise self.refusal(case, found, policies)
 
     def run(
-        self, order: Order, case: Case, lease: Lease, policies: PolicySet
+        self,
+        order: Order,
+        case: Case,
+        lease: Lease,
+        policies: PolicySet,
+        *,
+        transcript: Transcript | None = None,
     ) -> AsyncGenerator[Burst, None]:
-        """One generation, on as many workers as it takes. Raises what the last one did."""
-        return _Run(self, order, case, lease, policies).bursts()
+        """One generation, on as many workers as it takes. Raises what the last one did.
+
+        It goes on behind `transcript`, and adds to it: what that has left is given first.
+        """
+        made = transcript or Transcript()
+        return _Run(self, order, case, lease, policies, transcript=made).bursts()
 
     def fail_all(self, error: MlxdError) -> None:
         """From now on nobody waits for a worker: who does, or would, gets `error`."""
@@ -190,11 +205,16 @@ class Replays:
             would_pass=f"another request, or the same one after {cure}",
         )
 
-    def malformed(self, model: str, calls: int) -> None:
-        """Tool calls of one answer could not be read; their text went out as it stood."""
-        log.warning("%d tool calls of %s could not be read, and are text", calls, model)
-        if self.on_malformed is not None:
-            self.on_malformed(model, calls)
+    def ended(self, model: str, end: Finished) -> None:
+        """An answer is whole. Calls that could not be read went out as text."""
+        if end.drafted_tokens and self.on_drafts is not None:
+            self.on_drafts(model, end.drafted_tokens, end.accepted_tokens)
+        if end.malformed_calls:
+            log.warning(
+                "%d tool calls of %s could not be read, and are text", end.malformed_calls, model
+            )
+            if self.on_malformed is not None:
+                self.on_malformed(model, end.malformed_calls)
 
     def tempo_of(self, order: Order) -> Tempo | None:
         """A vector is no token, and a prompt is told at once."""
@@ -268,15 +288,29 @@ class _Run:
     """One request, over all its workers."""
 
     def __init__(
-        self, replays: Replays, order: Order, case: Case, lease: Lease, policies: PolicySet
+        self,
+        replays: Replays,
+        order: Order,
+        case: Case,
+        lease: Lease,
+        policies: PolicySet,
+        *,
+        transcript: Transcript,
     ) -> None:
         self._replays = replays
         self._order = order
         self._case = case
         self._lease = lease
         self._policies = policies
-        self._transcript = Transcript(replays.tempo_of(order))
-        self._telling = Telling(order.story)
+        self._transcript = transcript
+        transcript.go_on(replays.monotonic(), replays.tempo_of(order))
+        self._resumed = transcript.begun
+        self._telling = Telling(
+            order.story,
+            len(transcript.tokens),
+            transcript.decode_seconds,
+            order.request.messages or (),
+        )
         self._interrupted = False
         self._early = False
         """It has run before, and goes on before others begin."""
@@ -286,7 +320,7 @@ class _Run:
         """Tokens that there were when it last did."""
         self._attempt = 0
         """How often it was replayed."""
-        self._seen = False
+        self._seen = order.request.stream and transcript.begun
         """The client has got something of the answer."""
         self._died_at = 0
         """Tokens that there were when the last worker died."""
@@ -309,7 +343,9 @@ class _Run:
                 self._replays.on_replay(outcome)
 
     async def _all(self) -> AsyncGenerator[Burst, None]:
-        while True:
+        while self._transcript.left:
+            yield self._transcript.left.pop(0)
+        while not self._transcript.finished:
             worker = await self._worker()
             turn = self._enter(worker)
             try:
@@ -421,9 +457,12 @@ class _Run:
         """A client that wants the whole answer has seen nothing before its end."""
         if self._telling.listens:
             self._telling.hear(burst)
+            for event in burst:
+                if isinstance(event, Started) and event.reuse is not None:
+                    self._replays.reuses.add(self._case.card.name, event)
         last = burst[-1]
-        if isinstance(last, Finished) and last.malformed_calls:
-            self._replays.malformed(self._case.card.name, last.malformed_calls)
+        if isinstance(last, Finished):
+            self._replays.ended(self._case.card.name, last)
         if self._order.request.stream and not self._seen:
             self._seen = any(not isinstance(event, Started) for event in burst)
 
@@ -431,9 +470,12 @@ class _Run:
         """Its end tells what came of it over all its workers."""
         *before, last = burst
         assert isinstance(last, Finished)
+        self._transcript.finished = True
         self._telling.finished(last)
         taken = last.prompt_tokens + last.completion_tokens
         last = replace(last, context_full=taken >= self._order.context)
+        if self._resumed and self._transcript.cached_tokens is not None:
+            last = replace(last, cached_tokens=self._transcript.cached_tokens)
         if self._order.request.tell_context:
             tokens = (*ipc.unpacked(self._transcript.prompt), *self._transcript.tokens)
             last = replace(last, context=tokens)

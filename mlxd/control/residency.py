@@ -128,6 +128,7 @@ class Residency:
             worker = self.worker_of(resident)
             if worker is not None and not resident.reserved:
                 self._room.settle(resident, worker, idle=resident.leases == 0)
+        self._room.lender.lend()
         self._trim()
         self._changed()
 
@@ -250,6 +251,10 @@ class Residency:
         """While it is set, loads that have not begun raise it."""
         self._room.blocked = why
         self._changed()
+
+    def lend(self, left: float) -> None:
+        """Have workers keep what there is room for of earlier prompts; of that, the part `left`."""
+        self._room.lender.lend(left)
 
     async def relieve(self, enough: Callable[[], bool], *, all: bool = False) -> list[str]:
         """Evict idle models, the longest unused first, until it is enough; says who went.

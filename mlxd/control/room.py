@@ -22,6 +22,7 @@ from mlxd.control.eviction import Obstacle
 from mlxd.control.inventory import Inventory
 from mlxd.control.judgement import Cause, Judgement
 from mlxd.control.ledger import promised_by, reserve_of
+from mlxd.control.lender import Lender
 from mlxd.control.refusal import KEYS, not_its_turn, refusal
 from mlxd.control.resident import Evicts, Resident
 from mlxd.control.supervisor import Supervisor
@@ -67,6 +68,7 @@ class Room:
         self.closing = False
         self.on_evicted: Evicted | None = None
         """Told of each idle model that had to leave."""
+        self.lender = Lender(inventory, clock, in_force, lambda: self.closing)
         self._inventory = inventory
         self._supervisor = supervisor
         self._clock = clock
@@ -92,13 +94,14 @@ class Room:
         `cause`: why it has to leave before its time.
         """
         before = self._inventory.read_memory()
-        held = self._inventory.account(resident).held
+        held = self._inventory.account(resident).all
         self.forget(resident)
         await self._supervisor.stop(resident.spec, grace)
         if before is not None and held:
             await self._reclaimed(resident.card.name, held, before.available + held, before.total)
         if cause is not None and self.on_evicted is not None:
             self.on_evicted(resident.card.name, held, cause)
+        self.lender.lend()
         self.changes.tell()
 
     async def mourn(
@@ -140,10 +143,12 @@ class Room:
     async def relieve(self, enough: Callable[[], bool], *, all: bool) -> list[str]:
         """Evict in order until it is enough, or nobody is left who may go; says who went.
 
-        `all`: neither memory.eviction.keep nor min_residency spares anyone.
+        `all`: neither memory.eviction.keep nor min_residency spares anyone. What workers were told
+        to give back may be enough.
         """
         gone: list[str] = []
         async with self.deciding:
+            await self.lender.given_back()
             while not self.closing and not enough():
                 policies = self._in_force()
                 keep = 0 if all else policies.memory.eviction.keep
@@ -169,11 +174,14 @@ class Room:
             resident = self._resident_of(worker)
             if resident is None:
                 return
-            granted = await self._granted(resident, need.bytes)
+            granted = await self._granted(resident, need.bytes, spares=need.spares)
             if self._resident_of(worker) is not resident:
                 return
             if granted:
                 self._grant(resident, worker, need)
+                return
+            if need.spares:
+                self._promise(resident, worker, resident.budget.bytes, answers=need.id)
                 return
             may_come = self._may_come(resident, need.bytes)
             self._remember(resident, need.bytes)
@@ -198,7 +206,7 @@ class Room:
         more = max(0, need.bytes - resident.budget.bytes)
         if more and (self.closing or more > self._spare):
             return False
-        if more and not self._judge(resident, need.bytes).fits:
+        if more and not self._judge(resident, need.bytes).at_once:
             return False
         self._spare -= more
         self._grant(resident, worker, need)
@@ -208,7 +216,15 @@ class Room:
         """A larger one that was denied still waits."""
         if need.bytes >= resident.wanted:
             resident.wanted = 0
-        self._promise(resident, worker, max(resident.budget.bytes, need.bytes), answers=need.id)
+        size = max(resident.budget.bytes, need.bytes)
+        self._lend_beside(resident, size)
+        self._promise(resident, worker, size, answers=need.id)
+
+    def _lend_beside(self, resident: Resident, size: int) -> None:
+        """What is lent makes room for a budget that rises to `size`."""
+        if size > resident.budget.bytes:
+            resident.budget = replace(resident.budget, bytes=size)
+            self.lender.lend()
 
     def _remember(self, resident: Resident, size: int) -> None:
         """The largest that was denied is offered later, but for one that never fits."""
@@ -234,6 +250,7 @@ class Room:
                     continue
                 if self._resident_of(worker) is resident and resident.wanted == size:
                     resident.wanted = 0
+                    self._lend_beside(resident, size)
                     self._promise(resident, worker, size)
 
     def settle(self, resident: Resident, worker: Worker, *, idle: bool) -> None:
@@ -244,6 +261,7 @@ class Room:
         """
         policies, old = self._in_force(), resident.budget
         new = self._inventory.budget_of(resident, policies)
+        new = replace(new, prefix_bytes=old.prefix_bytes)
         if idle:
             resident.wanted = 0
         else:
@@ -251,13 +269,15 @@ class Room:
             most = old.bytes if limit == "auto" else min(old.bytes, int(limit))
             new = replace(new, bytes=max(new.bytes, most))
         more = promised_by(new) - promised_by(old)
-        if more > 0 and not self._inventory.judge_need(resident, more, policies).fits:
+        if more > 0 and not self._inventory.judge_need(resident, more, policies).at_once:
             new = replace(
                 new,
                 bytes=min(new.bytes, old.bytes),
                 cache_bytes=min(new.cache_bytes, old.cache_bytes),
             )
         resident.budget = new
+        if promised_by(new) > promised_by(old):
+            self.lender.lend()
         self._promise(resident, worker, new.bytes)
         self.changes.tell()
 
@@ -268,17 +288,25 @@ class Room:
         resident.budget = budget
         worker.set_budget(replace(budget, answers=answers))
 
-    async def _granted(self, resident: Resident, size: int) -> bool:
-        """Whether a loaded model may hold `size` bytes; room is made for it where that helps."""
+    async def _granted(self, resident: Resident, size: int, *, spares: bool = False) -> bool:
+        """Whether a loaded model may hold `size` bytes; room is made for it where that helps, but
+        by no eviction if it `spares` the others.
+        """
         while size > resident.budget.bytes:
             judged = self._judge(resident, size)
             if self.closing:
                 return False
-            if not judged.plan.victims:
+            if judged.plan.victims:
+                if spares:
+                    return False
+                victim = self._inventory.named(judged.plan)[0]
+                log.info("evicting %s for more of %s", victim.card.name, resident.card.name)
+                cause = _cause("growth", resident, judged, self._in_force())
+                await self._evict(victim, cause, judged)
+            elif judged.fits and judged.lent:
+                await self._make_way(judged)
+            else:
                 return judged.fits
-            victim = self._inventory.named(judged.plan)[0]
-            log.info("evicting %s for more of %s", victim.card.name, resident.card.name)
-            await self._evict(victim, _cause("growth", resident, judged, self._in_force()), judged)
         return True
 
     def _resident_of(self, worker: Worker) -> Resident | None:
@@ -302,10 +330,14 @@ class Room:
             judged = self._inventory.judge_load(incoming.card, policies, incoming.evicts)
             if judged.plan.obstacle:
                 return self._wait(incoming, judged, policies)
+            if judged.fits and judged.lent:
+                await self._make_way(judged)
+                continue
             if judged.fits:
                 incoming.budget = self._inventory.budget_for(incoming.card, policies)
                 incoming.reserved = True
                 incoming.waits = None
+                self.lender.lend()
                 return 0.0
             victim = self._inventory.named(judged.plan)[0]
             log.info("evicting %s for %s", victim.card.name, incoming.card.name)
@@ -317,6 +349,14 @@ class Room:
         self._spare = judged.at_best - judged.needed
         try:
             await self.clear(victim, self._grace, cause)
+        finally:
+            self._spare = math.inf
+
+    async def _make_way(self, judged: Judgement) -> None:
+        """Have what is lent given back for what was judged, before anybody has to leave."""
+        self._spare = judged.available - judged.needed
+        try:
+            await self.lender.make_way(judged.needed)
         finally:
             self._spare = math.inf
 

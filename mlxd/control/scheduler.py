@@ -153,13 +153,14 @@ class Scheduler:
         wall: float,
         *,
         tokens: int | None = None,
+        took: float | None = None,
         used: bool = True,
         refund: bool = False,
         real: float | None = None,
     ) -> None:
         """It ends, or waits no longer; once is enough. `tokens`: what it took, None where that is
-        not known. `used`: whether it did anything with its slot. `refund`: it does not count
-        towards its client's rates.
+        not known; `took`: the same as turns count it, where that is less. `used`: whether it did
+        anything with its slot. `refund`: it does not count towards its client's rates.
         """
         if place.over:
             return
@@ -170,7 +171,8 @@ class Scheduler:
             return
         place.over = True
         self._slots.give_back(place)
-        self._lines.end(place, tokens if used else 0)
+        cost = tokens if took is None else took
+        self._lines.end(place, cost if used else 0)
         if used:
             self._holds.note(place.model, now - place.started)
         self.adaptive.ran(self.active)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from mlxd.core.dimensions import FLOAT32, Dimensions, computed, number, state_bytes
@@ -44,7 +45,18 @@ def footprint_of(card: ModelCard, *, fused: bool = sys.platform == "darwin") -> 
     groups = groups_of(config, dimensions, card.spec.kv_bits)
     inner = list(_layers(config, _window(config)))[:-1]
     scored = any(kind in (_FULL, _WINDOW) for layer in inner for kind in layer)
-    return computed(dimensions, card.size_bytes, groups, fused=fused, scored=scored)
+    footprint = computed(dimensions, card.size_bytes, groups, fused=fused, scored=scored)
+    if card.draft is None:
+        return footprint
+    return replace(
+        footprint,
+        weights_bytes=footprint.weights_bytes + card.draft.size_bytes,
+        draft=_draft_groups(card.draft),
+    )
+
+
+def _draft_groups(draft: ModelCard) -> tuple[LayerGroup, ...]:
+    return groups_of(draft.config, Dimensions.of(draft.config, item_bytes(draft)), 0)
 
 
 def loading_bytes(card: ModelCard) -> int:

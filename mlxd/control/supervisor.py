@@ -16,8 +16,10 @@ from typing import Any, Protocol
 from mlxd.control import resting
 from mlxd.control.breaker import REFUSED, RESTING, State
 from mlxd.control.changes import Changes
+from mlxd.control.prefixes import PrefixWishes
 from mlxd.control.process import UNKNOWN, Known
 from mlxd.control.slot import Slot
+from mlxd.control.tuning import tuning_of
 from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock
 from mlxd.core.errors import InsufficientMemory, MlxdError, ModelLoadFailed
@@ -67,6 +69,7 @@ class Supervisor:
         policies: PolicySet,
         *,
         counts: Counts | None = None,
+        prefixes: PrefixWishes | None = None,
         spawn: Callable[..., Any] = Worker.spawn,
     ) -> None:
         self.on_event: Callable[[str, str, Mapping[str, Any]], object] = _unheard
@@ -77,6 +80,7 @@ class Supervisor:
         self._temporary = temporary
         self._policies = policies
         self._counts = counts or Uncounted()
+        self.prefixes = prefixes
         self._spawn = spawn
         self._slots: dict[ModelSpec, Slot] = {}
         self._held: set[ModelSpec] = set()
@@ -87,7 +91,20 @@ class Supervisor:
     def apply(self, new: PolicySet) -> None:
         """Waits and limits follow `new`; what has happened is remembered."""
         self._policies = new
+        tuning = tuning_of(new)
+        for worker in self.workers():
+            worker.tune(tuning)
+        self._value(new)
         self.changes.tell()
+
+    async def clear_prefixes(self) -> None:
+        """Remove what is on disk of earlier prompts, also of models that are not in memory."""
+        if self.prefixes is not None:
+            await self.prefixes.clear()
+
+    def warnings(self) -> list[str]:
+        """What an operator should know."""
+        return self.prefixes.warnings() if self.prefixes is not None else []
 
     # -- what there is
 
@@ -200,6 +217,8 @@ class Supervisor:
         self._begin(slot)
         worker: Worker | None = None
         known = replace(known, held=spec in self._held)
+        if self.prefixes is not None:
+            known = replace(known, prefixes=self.prefixes.files(card))
         try:
             worker = await self._spawn(
                 spec, name, self._clock, temporary=self._temporary, budget=budget, known=known
@@ -207,6 +226,9 @@ class Supervisor:
             log.info("worker for %s started, pid %s", name, worker.pid)
             slot.worker = worker
             prepare(worker)
+            worker.tune(tuning_of(self._policies))
+            if self.prefixes is not None:
+                self.prefixes.tell(worker, card)
             worker.on_grammar = partial(self._held.add, spec)
             worker.on_token = partial(self._delivered, slot)
             worker.on_end = partial(self._ended, slot, worker.on_end)
@@ -263,6 +285,15 @@ class Supervisor:
             worker.fail_all(error)
 
     # -- inside
+
+    def _value(self, new: PolicySet) -> None:
+        """What is kept of earlier prompts follows `new`."""
+        if self.prefixes is None:
+            return
+        self.prefixes.apply(new)
+        for slot in self.slots():
+            if slot.worker is not None and slot.worker.alive:
+                self.prefixes.tell(slot.worker, slot.card)
 
     def _worker_policy(self) -> WorkerPolicy:
         return self._policies.supervision.worker
@@ -324,7 +355,13 @@ class Supervisor:
         name, seconds = slot.name, round(seconds, 3)
         log.info("%s loaded in %.2f s", name, seconds)
         if not ready.batchable:
-            log.info("%s cannot be batched: it serves one request at a time", name)
+            log.info("%s cannot be batched: its requests take turns", name)
+        if ready.draft_refused:
+            self.on_event(
+                "undrafted",
+                f"no model drafts for {name}: {ready.draft_refused}",
+                {"model": name, "reason": ready.draft_refused},
+            )
         self.on_event(
             "load",
             f"{name} is loaded",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mlxd.control.resident import Load
 from mlxd.core.errors import MlxdError
-from mlxd.core.events import Burst, Echo, Finished, Started
+from mlxd.core.events import Burst, Echo, Finished, Reuse, Started
+from mlxd.core.request import Message
 from mlxd.core.story import Fact, Story
 
 _EACH = 8
@@ -38,17 +41,29 @@ def _reason(why: MlxdError | None) -> dict[str, Fact]:
 class Telling:
     """One generation's part in the story of its call."""
 
-    def __init__(self, story: Story) -> None:
+    def __init__(
+        self,
+        story: Story,
+        tokens: int = 0,
+        decode_seconds: float = 0.0,
+        turns: Sequence[Message] = (),
+    ) -> None:
+        """`tokens` of its answer there are already, and the time that they took: another call's
+        story has told them. `turns`: of the request, as the client sent them.
+        """
         self.listens = True
         """Nothing of the answer has come yet: `hear` is to be told what comes."""
         self._story = story
+        self._tokens = tokens
+        self._decode_seconds = decode_seconds
+        self._turns = turns
         self._cached = 0
         self._ended = False
 
     def hear(self, burst: Burst) -> None:
         for event in burst:
             if isinstance(event, Started):
-                self._accepted(event)
+                self._began(event)
             elif not isinstance(event, Echo | Finished):
                 self.listens = False
                 if self._story.first_token is None:
@@ -64,31 +79,51 @@ class Telling:
         story, self._ended = self._story, True
         if end.completion_tokens and story.first_token is None:
             story.first_token = story.now  # none of them was text
-        story.completion_tokens += end.completion_tokens
-        story.cached_tokens += end.cached_tokens - self._cached
+        story.completion_tokens += max(0, end.completion_tokens - self._tokens)
+        if not self._tokens:
+            story.cached_tokens += end.cached_tokens - self._cached
         story.prefill_seconds += end.prefill_seconds
-        story.decode_seconds += end.decode_seconds
+        story.decode_seconds += max(0.0, end.decode_seconds - self._decode_seconds)
         self._note(
             "finished", reason=end.reason, completion_tokens=end.completion_tokens,
             prefill_seconds=round(end.prefill_seconds, 4),
             decode_seconds=round(end.decode_seconds, 4),
+            drafted_tokens=end.drafted_tokens, accepted_tokens=end.accepted_tokens,
         )  # fmt: skip
 
     def cut(self, tokens: int, decode_seconds: float) -> None:
         """It is over, with its end or without; `tokens` of its answer there were."""
         if not self._ended:
             self._ended = True
-            self._story.completion_tokens += tokens
-            self._story.decode_seconds += decode_seconds
+            self._story.completion_tokens += tokens - self._tokens
+            self._story.decode_seconds += decode_seconds - self._decode_seconds
+
+    def _began(self, start: Started) -> None:
+        self._story.cached_tokens += start.cached_tokens - self._cached
+        self._cached = start.cached_tokens
+        if start.reuse is None:
+            self._accepted(start)
+        else:
+            self._read(start.cached_tokens, start.reuse)
 
     def _accepted(self, start: Started) -> None:
-        story, self._cached = self._story, start.cached_tokens
+        story = self._story
         story.prompt_tokens += start.prompt_tokens
-        story.cached_tokens += start.cached_tokens
         if story.accepted is None:
             story.accepted = story.now
         self._note(
             "started", prompt_tokens=start.prompt_tokens, cached_tokens=start.cached_tokens
+        )  # fmt: skip
+
+    def _read(self, cached: int, reuse: Reuse) -> None:
+        """Why no more of it was cached, in numbers alone. People count from 1."""
+        missed, turn = reuse.missed >= 0, reuse.missed_turn
+        known = missed and 0 <= turn < len(self._turns)
+        self._note(
+            "reused", cached_tokens=cached,
+            missed_token=reuse.missed + 1 if missed else None,
+            missed_message=turn + 1 if known else None,
+            missed_role=self._turns[turn].role if known else None,
         )  # fmt: skip
 
     def _note(self, what: str, **facts: Fact) -> None:

@@ -16,6 +16,8 @@ class Ticket:
         self.place = place
         self.tokens: int | None = None
         """That it took, once that is known."""
+        self.took: float | None = None
+        """The same, as its turn in the queue counts them: see costs.py."""
         self.entered = False
         """Its block has begun."""
         self._loaded = loaded

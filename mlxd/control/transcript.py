@@ -1,4 +1,6 @@
-"""What one request has got so far: all that another worker needs to go on behind it."""
+"""What one request has got so far: all that another worker needs to go on behind it, be it for
+another request of the same client.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,15 @@ from array import array
 from collections.abc import Callable, Iterable
 
 from mlxd.control.tempo import Tempo
+from mlxd.core.events import Burst
 from mlxd.ipc import messages as ipc
 
 
 class Transcript:
     """Outlives the generations of its request, which fill it one after the other.
 
-    What its tokens made known has been given to the consumer, or is given before it learns of an
-    error: see `Taken`.
+    What its tokens made known has been given to the consumer, is given before it learns of an
+    error, or is among what it has left (`left`): see `Taken`.
     """
 
     def __init__(self, tempo: Tempo | None = None) -> None:
@@ -36,6 +39,14 @@ class Transcript:
         """When its prefill began for the first time, on the monotonic clock; 0: it has not."""
         self.decode_seconds = 0.0
         """What generations that did not finish have spent behind their first token."""
+        self.cached_tokens: int | None = None
+        """Of its prompt, those that the first worker did not have to read; None: none has said."""
+        self.finished = False
+        """The consumer has had its end."""
+        self.left: list[Burst] = []
+        """What had come when the consumer went away, and was not taken."""
+        self.left_at = 0.0
+        """When it went; on the monotonic clock, 0: it has not."""
         self._awaited: tuple[int, Callable[[], object]] | None = None
 
     def add(self, tokens: Iterable[int]) -> None:
@@ -51,6 +62,19 @@ class Transcript:
         It replaces what was asked for before.
         """
         self._awaited = (count, call)
+
+    def give_back(self, burst: Burst) -> None:
+        """It was taken, and has reached nobody."""
+        self.left.append(burst)
+        self.finished = False
+
+    def go_on(self, now: float, tempo: Tempo | None) -> None:
+        """For another consumer: the time in which it had none does not count."""
+        self.tempo = tempo
+        self._awaited = None
+        if self.left_at and self.started_at:
+            self.started_at += now - self.left_at
+        self.left_at = 0.0
 
     def resume(self) -> ipc.Resume | None:
         """None where no worker has said what the prompt is: it begins at the beginning."""

@@ -13,6 +13,7 @@ import math
 import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -36,7 +37,7 @@ from mlxd.core.errors import (
     WorkerCrashed,
     WorkerStalled,
 )
-from mlxd.core.events import Burst, Started
+from mlxd.core.events import Burst
 from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
 from mlxd.core.request import Want
@@ -91,11 +92,13 @@ class Worker(asyncio.Protocol):
         """The last one that it told of."""
         self._clock = clock
         self._process = process
+        self._tuning: ipc.Tuning | None = None
         self.victims = 0
         """How many generations its end has cut off."""
         self._pulse = Pulse(ask=self._ask, condemn=self.condemn)
         self._farewell = Farewell(self, clock, self._pulse)
         self._pong: asyncio.Future[ipc.Pong | None] | None = None
+        self._cache_asks: dict[int, asyncio.Future[ipc.CacheStats | None]] = {}
         self._buried = asyncio.Event()
         self._verdict: Verdict | None = None
         self._frames = ipc.FrameReader()
@@ -212,6 +215,16 @@ class Worker(asyncio.Protocol):
         self.budget = replace(budget, answers=0)
         self._send(budget)
 
+    def tune(self, tuning: ipc.Tuning) -> None:
+        """How the engine shares its time between prompts and answers from now on."""
+        if tuning != self._tuning:
+            self._tuning = tuning
+            self._send(tuning)
+
+    def value(self, rules: ipc.PrefixRules) -> None:
+        """What the operator wants kept of earlier prompts from now on."""
+        self._send(rules)
+
     def trim(self) -> None:
         """Have the engine free the buffers that it keeps for reuse."""
         self._send(ipc.Trim())
@@ -228,6 +241,14 @@ class Worker(asyncio.Protocol):
                 return await asyncio.shield(self._pong)
         except TimeoutError:
             return None
+
+    async def cache_stats(self, timeout: float) -> ipc.CacheStats | None:
+        """What it keeps of earlier prompts; None: it did not say so in time, or is gone."""
+        return await self._about_cache(ipc.CacheAsk, timeout)
+
+    async def clear_cache(self, timeout: float, *, disk: bool) -> ipc.CacheStats | None:
+        """Have it keep nothing of them, nor on `disk`; what there is then. None as above."""
+        return await self._about_cache(partial(ipc.CacheClear, disk=disk), timeout)
 
     async def until_ready(self, stall: float = math.inf) -> ipc.Ready:
         """Wait for the model to be loaded. A process that a signal keeps stopped for `stall`
@@ -256,20 +277,14 @@ class Worker(asyncio.Protocol):
         """
         generation = self._begin(order, transcript or Transcript())
         try:
-            accepted = await generation.accepted()
+            start = await generation.accepted()
             if not generation.transcript.told_start:
                 generation.transcript.told_start = True
-                yield (
-                    Started(
-                        accepted.prompt_tokens,
-                        accepted.cached_tokens,
-                        self._clock.monotonic() - order.arrived,
-                        order.fingerprint,
-                    ),
-                )
+                yield (start,)
             async for burst in generation.bursts():
                 yield burst
         finally:
+            generation.leave()
             await self._settle(generation)
 
     async def canary(self, timeout: float, stall: float) -> None:
@@ -423,10 +438,10 @@ class Worker(asyncio.Protocol):
                     generation.answer(message)
             case ipc.Warm() | ipc.Loading() | ipc.Ready() | ipc.LoadFailed():
                 self._follow_load(message)
-            case ipc.Need():
-                self._answer_need(message)
-            case ipc.Observed():
-                self._note_observed(message)
+            case ipc.Need() | ipc.Observed() | ipc.CacheStats():
+                self._hear_of_memory(message)
+            case ipc.Noted():
+                log.warning("%s: %s", self.name, message.words)
             case ipc.Deaf():
                 self._note_deaf(message)
             case ipc.Pong():
@@ -434,6 +449,15 @@ class Worker(asyncio.Protocol):
                 self.memory = message.memory
                 self.step = message.step
                 self._answer_ping(message)
+
+    def _hear_of_memory(self, message: ipc.Need | ipc.Observed | ipc.CacheStats) -> None:
+        match message:
+            case ipc.Need():
+                self._answer_need(message)
+            case ipc.Observed():
+                self._note_observed(message)
+            case ipc.CacheStats():
+                self._note_cache(message.id, message)
 
     def _follow_load(self, message: ipc.LoadUp) -> None:
         match message:
@@ -459,6 +483,11 @@ class Worker(asyncio.Protocol):
         if self.on_work is not None:
             self.on_work()
 
+    def _note_cache(self, id: int, stats: ipc.CacheStats | None) -> None:
+        asked = self._cache_asks.pop(id, None)
+        if asked is not None and not asked.done():
+            asked.set_result(stats)
+
     def _answer_ping(self, pong: ipc.Pong | None) -> None:
         if self._pong is not None and not self._pong.done():
             self._pong.set_result(pong)
@@ -481,13 +510,8 @@ class Worker(asyncio.Protocol):
         self.step = output.step
         if output.memory is not None:
             self.memory = output.memory
-        for id in output.started:
-            if id in self._generations:
-                self._generations[id].started()
-        for id in output.begun:
-            if id in self._generations:
-                self._generations[id].begun()
-                self._tell_of_token()
+        if output.started or output.begun:
+            self._note_beginnings(output)
         find = self._generations.get
         for piece in output.pieces:
             if (generation := find(piece.id)) is not None:
@@ -495,6 +519,18 @@ class Worker(asyncio.Protocol):
         for taken in output.taken:
             if (generation := find(taken.id)) is not None:
                 generation.note(taken.tokens)
+
+    def _note_beginnings(self, output: ipc.Output) -> None:
+        for id in output.started:
+            if id in self._generations:
+                self._generations[id].started()
+        for reused in output.reused:
+            if reused.id in self._generations:
+                self._generations[reused.id].reused(reused)
+        for id in output.begun:
+            if id in self._generations:
+                self._generations[id].begun()
+                self._tell_of_token()
 
     def _tell_of_token(self) -> None:
         """Once: the first token shows that it works."""
@@ -518,6 +554,8 @@ class Worker(asyncio.Protocol):
             self._pulse,
             transcript,
             priority=order.priority,
+            arrived=order.arrived,
+            fingerprint=order.fingerprint,
         )
         self._next_id += 1
         self._generations[generation.id] = generation
@@ -531,6 +569,23 @@ class Worker(asyncio.Protocol):
 
     def _ask(self) -> None:
         self._send(ipc.Ping())
+
+    async def _about_cache(
+        self, ask: Callable[[int], ipc.CacheAsk | ipc.CacheClear], timeout: float
+    ) -> ipc.CacheStats | None:
+        if self._transport is None or self.ready is None:
+            return None
+        id, self._next_id = self._next_id, self._next_id + 1
+        told: asyncio.Future[ipc.CacheStats | None] = asyncio.get_running_loop().create_future()
+        self._cache_asks[id] = told
+        self._send(ask(id))
+        try:
+            async with within(self._clock, timeout):
+                return await told
+        except TimeoutError:
+            return None
+        finally:
+            self._cache_asks.pop(id, None)
 
     async def _settle(self, generation: Generation) -> None:
         """Cancel a generation that was left before its end, and wait for the worker's word.
@@ -563,6 +618,8 @@ class Worker(asyncio.Protocol):
             self._transport.close()
             self._transport = None
         self._answer_ping(None)
+        for id in list(self._cache_asks):
+            self._note_cache(id, None)
         asked = self._stopping and not self._lost and self._verdict is None
         self.exit = Exit(status, asked, self._verdict)
         self._fail_load("its worker ended before the model was loaded")

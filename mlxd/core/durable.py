@@ -8,6 +8,8 @@ import os
 import re
 import stat
 import threading
+from collections.abc import Iterator
+from io import BufferedWriter
 from pathlib import Path
 
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
@@ -25,6 +27,15 @@ def write(
 
     Returns when the disk has it, and its name.
     """
+    with replacing(file, owner=owner, mode=mode) as stream:
+        stream.write(content)
+
+
+@contextlib.contextmanager
+def replacing(
+    file: Path, *, owner: tuple[int, int] | None = None, mode: int = 0o600
+) -> Iterator[BufferedWriter]:
+    """As `write`, for what the block writes; where that raises, the file stays as it was."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}")
     try:
         temporary.unlink(missing_ok=True)  # a killed writer's, or laid there for us to follow
@@ -33,12 +44,13 @@ def write(
             if owner is not None:
                 os.fchown(descriptor, *owner)
             os.fchmod(descriptor, mode)
-            stream.write(content)
+            yield stream
             stream.flush()
             _sync(descriptor)
-        temporary.replace(file)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+            temporary.replace(file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
     _sync_folder(file.parent)
 

@@ -14,6 +14,7 @@ MlxdError
 ├── ModelNotFound               model_not_found         no model of that name
 ├── ResponseNotFound            response_not_found      no response of that id is kept
 ├── RequestNotFound             request_not_found       no story of a request of that id is kept
+├── ResumeExpired               resume_expired          nothing is kept behind that Last-Event-ID
 ├── RateLimited                 rate_limited            this client's quota is used up
 │   ├── TokensExhausted         tokens_exhausted        its tenant's quota of tokens is used up
 │   ├── TenantBusy              tenant_busy             as many of its tenant's requests run as may
@@ -200,6 +201,10 @@ class ResponseNotFound(MlxdError):
 
 class RequestNotFound(MlxdError):
     code = "request_not_found"
+
+
+class ResumeExpired(MlxdError):
+    code = "resume_expired"
 
 
 class RateLimited(MlxdError):

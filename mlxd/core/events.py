@@ -29,15 +29,31 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class Reuse:
+    """What the reading of a prompt begins with."""
+
+    missed: int = -1
+    """The first token of the prompt in which the nearest one that is kept differs; -1: none begins
+    like it, or all that could serve did."""
+    missed_turn: int = -1
+    """Which of the request's messages that token is in; -1: in none, or nobody knows."""
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
-    """A worker has accepted the request; always the first event."""
+    """A worker has accepted the request; always the first event. It comes again, with `reuse`, when
+    its prompt begins to be read: what is cached is sure only then.
+    """
 
     prompt_tokens: int
     cached_tokens: int = 0
+    """Of these, those that are not computed again; without `reuse`: by a look in passing."""
     wait_seconds: float = 0.0
     """From arrival to acceptance: waiting and loading."""
     fingerprint: str = ""
     """Of what computes the answer: the same as long as a seed gives the same text."""
+    reuse: Reuse | None = None
+    """None: the prompt is not being read yet, or its worker keeps nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +111,10 @@ class Finished:
     """Of the completion's, those of its thinking."""
     malformed_calls: int = 0
     """Tool calls that no parser could read; their text was delivered as it stood."""
+    drafted_tokens: int = 0
+    """Tokens that a model which drafts has proposed."""
+    accepted_tokens: int = 0
+    """Of these, those that came into the answer; drafted ones that did not cost time alone."""
     context_full: bool = False
     """Prompt and answer are as long as the model's context."""
     context: tuple[int, ...] = ()
@@ -126,7 +146,7 @@ class Completion:
     finished: Finished | None = None
 
 
-class _Fold:
+class Fold:
     """Becomes a Completion, burst by burst."""
 
     def __init__(self) -> None:
@@ -181,17 +201,18 @@ def _joined(run: Sequence[Piece]) -> Piece:
     return type(first)(text, tuple(chain.from_iterable(delta.logprobs for delta in deltas)))
 
 
-async def collect(bursts: AsyncIterator[Burst]) -> Completion:
-    """Fold a generation into one Completion."""
-    fold = _Fold()
+async def collect(bursts: AsyncIterator[Burst], fold: Fold | None = None) -> Completion:
+    """Fold a generation into one Completion; `fold` has what came of it before."""
+    fold = fold or Fold()
     async for burst in bursts:
         fold.add(burst)
     return fold.whole()
 
 
-async def collect_all(bursts: AsyncIterator[tuple[int, Burst]], count: int) -> list[Completion]:
-    """Fold `count` generations, whose bursts come with their numbers."""
-    folds = [_Fold() for _ in range(count)]
+async def collect_all(
+    bursts: AsyncIterator[tuple[int, Burst]], folds: Sequence[Fold]
+) -> list[Completion]:
+    """Fold several generations, whose bursts come with their numbers, one into each of `folds`."""
     async for number, burst in bursts:
         folds[number].add(burst)
     return [fold.whole() for fold in folds]

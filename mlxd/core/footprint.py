@@ -5,8 +5,10 @@ Measured against real engine processes by benchmarks/memory_model.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+
+from mlxd.core.grouping import divided, least_bytes
 
 STEP_TOKENS = 256
 """Caches grow by so many tokens at a time (mlx-lm's KVCache.step)."""
@@ -16,6 +18,14 @@ PREFILL_ALONE = 2048
 """Tokens of all prompts together in one step of prefill, while nothing decodes."""
 PREFILL_BESIDE_DECODE = 512
 """And while something does."""
+MOST_PADDED = 1.5
+"""How many times as much as without padding prompts take at most that are read together."""
+SMALL_TOKENS = 256
+"""What is no more than this in all is padded however much."""
+PASS_BYTES = 2 * 2**20
+"""A forward pass takes as long as reading so much takes, be the weights ever so few."""
+PADDING_PART = 8
+"""Of the weights: a step that reads so much more is hardly slower."""
 _LONGEST = 1 << 24
 
 
@@ -36,7 +46,7 @@ class LayerGroup:
 
         While `chunk` tokens are prefilled, a window keeps these beside what each of them sees.
         """
-        padded = -(-length // STEP_TOKENS) * STEP_TOKENS
+        padded = _whole_steps(length)
         kept = min(padded, self.window + max(0, chunk - 1)) if self.window else padded
         return self.layers * rows * (self.constant_bytes + kept * self.token_bytes)
 
@@ -71,6 +81,10 @@ class Moment:
         return rows * (int(row) + keys + chunk * (self.token + pairs))
 
 
+def _whole_steps(length: int) -> int:
+    return -(-length // STEP_TOKENS) * STEP_TOKENS
+
+
 def _share(chunk: int, block: int) -> float:
     """Of what two full blocks take: the largest of a chunk is one half, the last the other."""
     last = (chunk - 1) % block + 1
@@ -97,10 +111,45 @@ class Footprint:
     """Of one token in each row, when the caches grow."""
     join: tuple[Moment, ...] = ()
     """The same when rows have joined, and all are copied."""
+    draft: tuple[LayerGroup, ...] = ()
+    """Of the model that drafts: it follows one sequence at a time."""
 
     def cache_bytes(self, lengths: Sequence[int]) -> int:
         """Of a batch of sequences with these lengths: padded to the longest, not paged."""
-        return self._caches(len(lengths), max(lengths, default=0))
+        return self._followed(lengths) + self._caches(len(lengths), max(lengths, default=0))
+
+    def row_bytes(self, length: int) -> int:
+        """Of one sequence that decodes beside others, with what is copied when rows join: the same
+        until its caches grow.
+        """
+        return self._row(_whole_steps(length), (self.decode, self.join))
+
+    @property
+    def pass_bytes(self) -> int:
+        """What another forward pass for each token costs, as bytes that are read."""
+        return self.weights_bytes + PASS_BYTES
+
+    @property
+    def padding_bytes(self) -> int:
+        """Of padding that the sequences which decode may always have, however short memory is."""
+        return self.weights_bytes // PADDING_PART
+
+    def grouped_bytes(
+        self, lengths: Sequence[int], *, joins: bool = True, room: int | None = None
+    ) -> int:
+        """What sequences that decode up to these lengths take at most, weights not included.
+
+        They are in one batch or several (grouping.py). `joins`: whether rows join or leave, for
+        which they are copied. `room`: as in `peak_bytes`.
+        """
+        kinds = (self.decode, self.join) if joins and len(lengths) > 1 else (self.decode,)
+        rows = self._together(lengths, lambda length: self._row(length, kinds), room)
+        return self._followed(lengths) + rows
+
+    def held_bytes(self, lengths: Sequence[int], *, room: int | None = None) -> int:
+        """The same between two steps: caches alone."""
+        rows = self._together(lengths, lambda length: self._caches(1, length), room)
+        return self._followed(lengths) + rows
 
     def peak_bytes(
         self,
@@ -109,24 +158,52 @@ class Footprint:
         chunk: int = 0,
         *,
         prompts: Sequence[int] | None = None,
+        room: int | None = None,
     ) -> int:
         """The most that is held at one time, weights included.
 
         `running` sequences decode up to these lengths; `joining` ones are prefilled, `chunk`
-        tokens of each in a step (0: as the engine would), merged with the others, and decode up to
-        theirs. `prompts`: how much of each joining one is its prompt; all of it, unless said.
+        tokens in a step (0: as the engine would), and decode up to theirs with the others.
+        `prompts`: how much of each joining one is its prompt; all of it, unless said. `room`: for
+        those that decode: what they take who may take so much; else, who take as little as can be.
         """
-        batch = [*running, *joining]
-        peak = self.cache_bytes(batch) + self._highest(
-            self.decode, len(batch), 1, max(batch, default=0)
-        )
-        if joining:
-            prompts = sorted(joining if prompts is None else prompts)
-            peak = max(peak, *self._entering(running, prompts, chunk))
-        if running and joining:
-            merged = self._highest(self.join, len(batch), 1, max(batch))
-            peak = max(peak, self.cache_bytes(batch) + merged)
+        prompts = joining if prompts is None else prompts
+        everyone = [*running, *joining]
+        peak = self.grouped_bytes(everyone, joins=bool(running and joining), room=room)
+        if joining and len(everyone) > 1:
+            read = self.reading_bytes(joining, prompts, chunk)
+            peak = max(peak, self.held_bytes(everyone, room=room) + read)
+        if not running:
+            peak = max(peak, self.alone_bytes(prompts, chunk))
         return self.weights_bytes + peak
+
+    def reading_bytes(self, joining: Sequence[int], prompts: Sequence[int], chunk: int = 0) -> int:
+        """What is held at most while any of the prompts are read beside a decode, beyond
+        `held_bytes` of all sequences: the prompts' own are among these, up to `joining`.
+        """
+        limit = chunk or chunk_tokens(1, decoding=True)
+        gaps = sorted(
+            self._caches(1, length) - self._caches(1, prompt)
+            for length, prompt in zip(joining, prompts, strict=True)
+        )
+        falling = sorted(prompts, reverse=True)
+        found = [
+            held - sum(self._caches(1, prompt) for prompt in together) - sum(gaps[: len(together)])
+            for held, together in self._chunks(falling, limit, apart=bool(chunk))
+        ]
+        return max(found, default=0)
+
+    def alone_bytes(self, prompts: Sequence[int], chunk: int = 0) -> int:
+        """What is held at most, weights not included, while prompts are read and nothing decodes:
+        one that is long may be in the middle when some short ones are read.
+        """
+        limit = chunk or chunk_tokens(1, decoding=False)
+        falling = sorted(prompts, reverse=True)
+        found = []
+        for held, together in self._chunks(falling, limit, apart=bool(chunk)):
+            others = [] if chunk else _without(falling, together)
+            found.append(held + self._caches(1, max(others, default=0)))
+        return max(found, default=0)
 
     def longest(self, budget: int, running: Sequence[int] = (), chunk: int = 0) -> int:
         """Tokens of the longest sequence that still fits beside `running`; 0: none does."""
@@ -139,20 +216,45 @@ class Footprint:
                 high = middle - 1
         return low
 
-    def _entering(
-        self, running: Sequence[int], prompts: Sequence[int], chunk: int
-    ) -> Iterator[int]:
-        """What is held while prompts become running sequences, shortest first."""
-        apart = self.cache_bytes(running)
-        for first in range(0, len(prompts), PREFILL_ROWS):
-            together = prompts[first : first + PREFILL_ROWS]
-            for rows, size, length in _chunks(together, chunk, decoding=bool(running or first)):
-                moments = self.first if self.first and length == size else self.prefill
-                computed = self._highest(moments, rows, size, length)
-                yield apart + self._caches(len(together), length, size) + computed
-            rows, length = len(together), together[-1]
-            split = self._highest(self.start, rows, 1, length)
-            yield apart + self._caches(rows, length) + split
+    def _chunks(
+        self, prompts: Sequence[int], limit: int, *, apart: bool
+    ) -> Iterator[tuple[int, Sequence[int]]]:
+        """(what is held, for which prompts): of those that share a chunk of `limit` tokens; none do
+        where each is read `apart`.
+
+        Of each number of `prompts` (they fall) the longest that may do so count. A chunk may begin
+        anywhere, behind what was kept of a prompt.
+        """
+        for rows in range(1, 1 + (1 if apart else min(PREFILL_ROWS, len(prompts)))):
+            several = (prompts[n : n + rows] for n in range(len(prompts) - rows + 1))
+            together = next((some for some in several if may_share(some)), None)
+            if not together:
+                return
+            length = together[0]
+            size = min(length, max(1, limit // rows))
+            computed = max(
+                self._highest(self.first or self.prefill, rows, size, size),
+                self._highest(self.start, rows, 1, length) if self.start else 0,
+                self._highest(self.prefill, rows, size, length) if size < length else 0,
+            )
+            yield self._caches(rows, length, size) + computed, together
+
+    def _together(self, lengths: Sequence[int], of: Callable[[int], int], room: int | None) -> int:
+        bytes_of = {length: of(length) for length in set(lengths)}
+        values = sorted((bytes_of[length] for length in lengths), reverse=True)
+        if room is None:
+            return least_bytes(values, self.padding_bytes)
+        return divided(values, self.pass_bytes, room).nbytes if values else 0
+
+    def _followed(self, lengths: Sequence[int]) -> int:
+        """By the model that drafts: at most the longest."""
+        if not self.draft or not lengths:
+            return 0
+        return sum(group.bytes_of(1, max(lengths)) for group in self.draft)
+
+    def _row(self, length: int, kinds: Sequence[Sequence[Moment]]) -> int:
+        computed = max(self._highest(moments, 1, 1, length) for moments in kinds)
+        return self._caches(1, length) + computed
 
     def _caches(self, rows: int, length: int, chunk: int = 0) -> int:
         return sum(group.bytes_of(rows, length, chunk) for group in self.groups)
@@ -166,33 +268,20 @@ class Footprint:
         return max(moment.bytes_of(rows, chunk, length, window) for moment in moments)
 
 
-def _chunks(
-    prompts: Sequence[int], chunk: int, *, decoding: bool
-) -> Iterator[tuple[int, int, int]]:
-    """(rows, tokens of each, length then) of the steps that may hold most, of prompts in order.
-
-    As many steps follow each other with the same rows as the shortest takes; the longest caches are
-    those of the last two. A prompt that is through decodes, and leaves the others smaller chunks.
-    """
-    done = 0
-    for n, prompt in enumerate(prompts):
-        if prompt <= done:
-            continue
-        rows = len(prompts) - n
-        size = chunk or chunk_tokens(rows, decoding=decoding or n > 0)
-        full, rest = divmod(prompt - done, size)
-        longest = prompts[-1] - done
-        if full > 1 and not done:
-            yield rows, size, size
-        if full:
-            yield rows, size, done + full * size
-        if rest:
-            last = min(size, longest - full * size)
-            yield rows, last, done + full * size + last
-            full += 1
-        done += full * size
-
-
 def chunk_tokens(rows: int, *, decoding: bool) -> int:
     """Tokens of each of `rows` prompts that one step prefills."""
     return (PREFILL_BESIDE_DECODE if decoding else PREFILL_ALONE) // max(1, rows)
+
+
+def may_share(lengths: Sequence[int]) -> bool:
+    """Whether sequences of these lengths, the longest first, pad each other little enough to be
+    read together.
+    """
+    return len(lengths) * lengths[0] <= max(MOST_PADDED * sum(lengths), SMALL_TOKENS)
+
+
+def _without(lengths: Sequence[int], some: Sequence[int]) -> list[int]:
+    left = list(lengths)
+    for length in some:
+        left.remove(length)
+    return left

@@ -38,6 +38,10 @@ class ModelSpec:
     """Whether Python code in its folder may run."""
     kv_bits: int = 0
     """Bits of a number in its cache of keys and values; 0: as the model computes."""
+    draft: str = ""
+    """The real path of the folder of the model that drafts for it; empty: none does."""
+    draft_tokens: int = 0
+    """Tokens to draft in a step; 0: as many as pay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +98,15 @@ class ModelCard:
     aliases: tuple[str, ...] = ()
     """More names that policy gives it."""
     adapter: str = ""
-    """As in `ModelSpec`, and so are the three below."""
+    """As in `ModelSpec`, and so are the four below."""
     template_file: str = ""
     trust_remote_code: bool = False
     kv_bits: int = 0
+    draft_tokens: int = 0
+    draft: ModelCard | None = None
+    """The model that drafts for it."""
+    undrafted: str = ""
+    """Why none does, where policy names one."""
 
     @property
     def original(self) -> str:
@@ -113,4 +122,6 @@ class ModelCard:
             chat_template=self.template_file,
             trust_remote_code=self.trust_remote_code,
             kv_bits=self.kv_bits,
+            draft=self.draft.path if self.draft is not None else "",
+            draft_tokens=self.draft_tokens if self.draft is not None else 0,
         )

@@ -29,6 +29,7 @@ from mlxd.control.library import Library
 from mlxd.control.memory import read_memory, returns_late
 from mlxd.control.monitors import Monitors
 from mlxd.control.own_names import OwnNames
+from mlxd.control.prefixes import PrefixWishes
 from mlxd.control.preload import Preloader
 from mlxd.control.pressure import OomKills, read_pressure
 from mlxd.control.pull import Puller
@@ -63,11 +64,13 @@ from mlxd.policy.store import Live, PolicyStore
 from mlxd.policy.watch import Watcher
 from mlxd.server import (
     adaptive_report,
+    cache_report,
     kept_responses,
     load_report,
     memory_report,
     policy_report,
     queue_report,
+    resume_report,
     worker_report,
 )
 from mlxd.server.admin import Admin
@@ -80,6 +83,7 @@ from mlxd.server.identity import Identity
 from mlxd.server.listener import Listener, Moved
 from mlxd.server.parts import Parts, State
 from mlxd.server.repeats import Repeats
+from mlxd.server.resume import Resumption
 from mlxd.server.usage_report import count_tokens
 from mlxd.server.watchdog import Heartbeat, Watchdog, end_process, told_by_systemd
 from mlxd.server.webhook import Webhook
@@ -235,6 +239,7 @@ def join(made: Composition, log: Log) -> None:
         Live("memory", parts.guard.apply),
         Live("preload", parts.preloader.apply),
         Live("archive", parts.archive.apply),
+        Live("resume", parts.resumption.apply),
         Live("stories", parts.stories.apply),
         Live("webhook", made.webhook.apply),
         Live("traffic", made.traffic.apply),
@@ -247,10 +252,12 @@ def join(made: Composition, log: Log) -> None:
     policy_report.measure(parts)
     adaptive_report.measure(parts)
     memory_report.measure(parts)
+    cache_report.measure(parts)
     worker_report.measure(parts)
     load_report.measure(parts)
     queue_report.measure(parts)
     kept_responses.measure(parts)
+    resume_report.measure(parts)
     parts.metrics.watch("mlxd_log_lines_lost", "Log lines that could not be written.", logs.lost)
     parts.metrics.watch(
         "mlxd_traffic_lines_lost",
@@ -331,6 +338,7 @@ def _supervisor(ground: _Ground, spares: Spares) -> Supervisor:
     supervisor = Supervisor(
         ground.clock, ground.temporary, ground.store.current,
         counts=ground.metrics, spawn=spares.spawn,
+        prefixes=PrefixWishes(ground.state, ground.store.current),
     )  # fmt: skip
     supervisor.on_event = ground.events.record
     return supervisor
@@ -397,6 +405,7 @@ def _parts(
             events.record,
         ),
         archive=Archive(ground.clock, ground.store.current),
+        resumption=Resumption(ground.clock, ground.store.current),
         stories=Stories(ground.store.current),
         clock=ground.clock,
         read_memory=read_memory,
@@ -430,6 +439,7 @@ def _replays(ground: _Ground, guard: Guard) -> Replays:
     replays.on_event = ground.events.record
     replays.on_replay = ground.metrics.replayed
     replays.on_malformed = ground.metrics.malformed_calls
+    replays.on_drafts = ground.metrics.drafted
     return replays
 
 

@@ -1,10 +1,11 @@
 """Every message between daemon and worker, and its one encoding (a length, then MessagePack).
 
-Down: `Launch` once; then `Generate`, `Cancel`, `Budget`, `Trim`, `Ping`, `Shutdown`. Up: `Warm`
-once, whether it was launched by then or not; `Loading` while it loads, then `Ready` or `LoadFailed`
-once; then `Accepted` or `Refused` for each `Generate`, `Output` once per engine step, `Need`,
-`Observed`, `Pong`. Every `Generate` is ended by exactly one of `Refused`, a piece `Ended`, a piece
-`Cancelled`, or the end of the socket.
+Down: `Launch` once; then `Generate`, `Cancel`, `Budget`, `Tuning`, `Trim`, `PrefixRules`,
+`CacheAsk`, `CacheClear`, `Ping`, `Shutdown`. Up: `Warm` once, whether it was launched by then or
+not; `Loading` while it loads, then `Ready` or `LoadFailed` once; then `Accepted` or `Refused` for
+each `Generate`, `Output` once per engine step, `Need`, `Observed`, `CacheStats`, `Noted`, `Pong`.
+Every `Generate` is ended by exactly one of `Refused`, a piece `Ended`, a piece `Cancelled`, or the
+end of the socket.
 
 What a worker was asked and has said about a request is enough to go on with it in another one: see
 `Resume`.
@@ -64,6 +65,8 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     """Set where another worker has begun it."""
     context_key: str = ""
     """The policy that allows no more `context`; empty: the model does not."""
+    owner: str = ""
+    """Whose prompts may begin with what was read for this one; the system's turn serves all."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -87,6 +90,54 @@ class Budget(msgspec.Struct, frozen=True, tag="budget"):
     """Memory to wire down for a GPU; 0: none."""
     exclusive: bool = False
     """Whether the engine steps only while no other exclusive one does."""
+    prefix_bytes: int = 0
+    """What beginnings of prompts may take that are kept for later ones, beside `bytes`; 0: none are
+    kept. Told to hold less, a worker gives the rest back before its next step, and says so."""
+
+
+class PrefixFiles(msgspec.Struct, frozen=True):
+    """Where beginnings of prompts are kept on disk."""
+
+    folder: str
+    """Of all models together."""
+    digest: str
+    """The model's and its adapter's, as `ModelCard` has it."""
+    bytes: int | None = None
+    """As `PrefixRules.disk_bytes`, until that comes."""
+
+
+class WarmPrompt(msgspec.Struct, frozen=True):
+    """A system prompt to be read before anybody asks."""
+
+    name: str
+    """Says which, for people."""
+    request: GenerationRequest
+    """One that begins with it; only that is read."""
+
+
+class PrefixRules(msgspec.Struct, frozen=True, tag="prefix_rules"):
+    """What beginnings of prompts are worth to the operator, from now on."""
+
+    disk_bytes: int | None = None
+    """For those of all models on disk; 0: none, and those that are there go; None: by what is
+    free."""
+    keep: list[str] = []
+    """Texts of system prompts, with `*` for any text: these leave last."""
+    warm: list[WarmPrompt] | None = None
+    """None: as before."""
+
+
+class Tuning(msgspec.Struct, frozen=True, tag="tuning"):
+    """How the engine shares its time between prompts and answers, from now on."""
+
+    stall_seconds: float = 0.1
+    """limits.batching.stall_target: of prefill at one time."""
+    min_chunk: int = 32
+    """limits.batching.min_chunk: tokens that are read at one time, however long they take."""
+    decode_share: float = 0.15
+    """limits.batching.decode_share: of the time, for running answers, while prompts wait."""
+    max_tokens: int = 0
+    """limits.tokens.max_batch_tokens: read at one time at most; 0: what memory is counted for."""
 
 
 class Launch(msgspec.Struct, frozen=True, tag="launch"):
@@ -99,6 +150,10 @@ class Launch(msgspec.Struct, frozen=True, tag="launch"):
     chat_template: str = ""
     trust_remote_code: bool = False
     kv_bits: int = 0
+    draft: str = ""
+    """The folder of the model that drafts for it; empty: none does."""
+    draft_tokens: int = 0
+    """Tokens to draft in a step; 0: as many as pay."""
     budget: Budget | None = None
     """Until the first `Budget` comes; None: no limit."""
     turns: str = ""
@@ -110,10 +165,26 @@ class Launch(msgspec.Struct, frozen=True, tag="launch"):
     held: bool = False
     """Grammars have held answers of this model before: what that takes is made with the load, and
     not while others stream."""
+    prefixes: PrefixFiles | None = None
+    """None: none are kept on disk."""
 
 
 class Trim(msgspec.Struct, frozen=True, tag="trim"):
     """Free the buffers that are kept for reuse."""
+
+
+class CacheAsk(msgspec.Struct, frozen=True, tag="cache_ask"):
+    """Answered by a `CacheStats`, between two steps."""
+
+    id: int
+
+
+class CacheClear(msgspec.Struct, frozen=True, tag="cache_clear"):
+    """Keep no beginning any more that is kept now; answered by a `CacheStats`."""
+
+    id: int
+    disk: bool = False
+    """Nor on disk."""
 
 
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
@@ -145,7 +216,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """The model is loaded and may be used."""
 
     batchable: bool
-    """False: the serial lane serves one request at a time."""
+    """False: requests share no steps; they take turns, a token each."""
     vocabulary: int
     context: int
     load_seconds: float
@@ -161,6 +232,10 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """What the GPU recommends to hold at most; 0: it recommends nothing."""
     answers: bool = True
     """Whether it produces text; else it makes vectors alone."""
+    drafts: bool = False
+    """Whether another model drafts for it."""
+    draft_refused: str = ""
+    """Why none does, where one was named."""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
@@ -263,6 +338,10 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, tag="e"):
     stop_string: str | None = None
     reasoning_tokens: int = 0
     malformed_calls: int = 0
+    drafted_tokens: int = 0
+    """Proposed by the model that drafts for this one."""
+    accepted_tokens: int = 0
+    """Of them, those that it said itself."""
 
 
 class Cancelled(msgspec.Struct, frozen=True, array_like=True, tag="x"):
@@ -293,6 +372,8 @@ class Memory(msgspec.Struct, frozen=True, array_like=True):
     """Freed buffers kept for reuse."""
     peak: int
     """The most of `active` since the engine was last idle."""
+    prefix: int = 0
+    """Of `active`, what beginnings of prompts take that are kept for later ones."""
 
 
 class Need(msgspec.Struct, frozen=True, tag="need"):
@@ -306,6 +387,8 @@ class Need(msgspec.Struct, frozen=True, tag="need"):
     id: int
     """Of the request that needs it: one that waits, or one that has grown."""
     bytes: int
+    spares: bool = False
+    """No model is to leave for it; a denial is final."""
 
 
 class Observed(msgspec.Struct, frozen=True, tag="observed"):
@@ -321,6 +404,19 @@ class Observed(msgspec.Struct, frozen=True, tag="observed"):
     """Tokens of its longest sequence."""
 
 
+class Reused(msgspec.Struct, frozen=True, array_like=True):
+    """What request `id`'s prefill begins with."""
+
+    id: int
+    cached_tokens: int
+    """Of its prompt, those that are not computed again."""
+    missed: int = -1
+    """The first token of the prompt in which the nearest beginning that is kept differs; -1: none
+    begins like it, or all that could serve did."""
+    missed_turn: int = -1
+    """Which of the request's messages that token is in; -1: in none of them, or nobody knows."""
+
+
 class Output(msgspec.Struct, frozen=True, tag="output", omit_defaults=True):
     """All pieces of one engine step, in order; empty ones are a sign of life, once a second."""
 
@@ -334,6 +430,23 @@ class Output(msgspec.Struct, frozen=True, tag="output", omit_defaults=True):
     """Requests whose first token this step gave, though its text may not be known yet."""
     taken: list[Taken] = []
     """The answers' tokens, for the case that another worker has to go on with them."""
+    reused: list[Reused] = []
+    """Of those among `started` that looked for a beginning."""
+
+
+class CacheStats(msgspec.Struct, frozen=True, tag="cache_stats"):
+    """What is kept of earlier prompts. `id` is that of what it answers."""
+
+    id: int
+    entries: int = 0
+    """Beginnings in memory."""
+    bytes: int = 0
+    tokens: int = 0
+    """Of all of them; what several share counts for each."""
+    oldest_seconds: float = 0.0
+    """Since the one was used that nobody has used for longest; 0 without any."""
+    disk_entries: int = 0
+    disk_bytes: int = 0
 
 
 class Pong(msgspec.Struct, frozen=True, tag="pong"):
@@ -345,7 +458,27 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
     memory: Memory
 
 
-Down = Launch | Generate | Cancel | Budget | Trim | Ping | Shutdown
+class Noted(msgspec.Struct, frozen=True, tag="noted"):
+    """Something that an operator should know and that changes nothing for any request. Nothing of a
+    prompt is in it.
+    """
+
+    words: str
+
+
+Down = (
+    Launch
+    | Generate
+    | Cancel
+    | Budget
+    | Tuning
+    | Trim
+    | PrefixRules
+    | CacheAsk
+    | CacheClear
+    | Ping
+    | Shutdown
+)
 
 
 class Deaf(msgspec.Struct, frozen=True, tag="deaf"):
@@ -358,7 +491,7 @@ class Deaf(msgspec.Struct, frozen=True, tag="deaf"):
 
 
 LoadUp = Warm | Loading | Ready | LoadFailed
-Up = LoadUp | Accepted | Refused | Output | Need | Observed | Pong | Deaf
+Up = LoadUp | Accepted | Refused | Output | Need | Observed | CacheStats | Noted | Pong | Deaf
 
 _encoder = msgspec.msgpack.Encoder()
 _down: msgspec.msgpack.Decoder[Down] = msgspec.msgpack.Decoder(Down)

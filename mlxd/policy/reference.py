@@ -175,13 +175,23 @@ def _example_entry(key: Key, depth: int) -> Iterator[str]:
     assert document.data is not None
     yield f"{indent}# {key.path[-1]}:"
     yield f"{indent}#   {written(next(iter(document.data['entries'])))}:"
+    yield from _example_fields((*key.path, ENTRY), indent, "    ")
+
+
+def _example_fields(group: tuple[str, ...], indent: str, inside: str) -> Iterator[str]:
+    """`inside`: how far within the comment; what a section groups is further in."""
     for field in keys.table().values():
-        if field.path[:-1] == (*key.path, ENTRY):
-            yield from (
-                f"{indent}#     # {line}" for line in _wrapped(field.description, depth + 4)
-            )
+        if field.path[:-1] != group:
+            continue
+        depth = (len(indent) + len(inside)) // 2 + 2
+        words = _wrapped(field.description, depth)
+        yield from (f"{indent}# {inside}# {line}" for line in words)
+        if field.section:
+            yield f"{indent}# {inside}{field.path[-1]}:"
+            yield from _example_fields(field.path, indent, inside + "  ")
+        else:
             line = f"{field.path[-1]}: {field.example}"
-            yield f"{indent}#     {_with_note(line, field)}"
+            yield f"{indent}# {inside}{_with_note(line, field)}"
 
 
 def _note(key: Key) -> str:

@@ -24,6 +24,7 @@ from mlxd.policy.reload import Plan
 from mlxd.server import health
 from mlxd.server.action import Action, Answer
 from mlxd.server.admin_bench import AdminBench
+from mlxd.server.admin_cache import AdminCache
 from mlxd.server.admin_models import AdminModels
 from mlxd.server.admin_requests import AdminRequests
 from mlxd.server.app import READING, Routes
@@ -83,6 +84,7 @@ class Admin:
             **self._models.routes(),
             **AdminBench(self._parts, self._reading).routes(),
             **AdminRequests(self._parts).routes(),
+            **AdminCache(self._parts).routes(),
             "/admin/events": (READING, events),
             "/admin/health": (READING, report),
         }

@@ -172,7 +172,14 @@ class AdminModels:
             "loaded": card.path in loaded,
             "unavailable": card.unavailable,
             "state": self._state_of(card),
+            "draft": card.draft.name if card.draft is not None else "",
+            "undrafted": card.undrafted or self._undrafted(card),
         }
+
+    def _undrafted(self, card: ModelCard) -> str:
+        """What its worker has found against the model that was to draft."""
+        slots = (s for s in self._parts.supervisor.slots() if s.spec == card.spec)
+        return next((reason for slot in slots if (reason := worker_report.undrafted(slot))), "")
 
     def _state_of(self, card: ModelCard) -> str:
         """How far its load is; or, where its worker has failed, what follows from that."""

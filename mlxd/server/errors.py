@@ -34,6 +34,7 @@ STATUS: dict[str, int] = {
     "model_not_found": 404,
     "response_not_found": 404,
     "request_not_found": 404,
+    "resume_expired": 404,
     "rate_limited": 429,
     "tokens_exhausted": 429,
     "tenant_busy": 429,

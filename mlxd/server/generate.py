@@ -13,8 +13,8 @@ from functools import partial
 from aiohttp import web
 
 from mlxd.control.dispatch import Asker
-from mlxd.core.caller import PRIORITIES, Priority
-from mlxd.core.errors import InvalidRequest, MlxdError
+from mlxd.core.caller import PRIORITIES, Caller, Priority
+from mlxd.core.errors import InvalidRequest, MlxdError, ResumeExpired
 from mlxd.core.events import Completion, collect, collect_all
 from mlxd.core.threads import Threads
 from mlxd.dialects.base import Call, Codec
@@ -29,12 +29,14 @@ from mlxd.server.edge import (
     policies_of,
 )
 from mlxd.server.errors import Render
-from mlxd.server.intake import read_json
+from mlxd.server.intake import DIGEST, SIZE, read_json
 from mlxd.server.parts import Parts
 from mlxd.server.quota import note_quota
 from mlxd.server.refusals import note_refusal
+from mlxd.server.resume import HEADER, Coming
 from mlxd.server.stories import begin
 from mlxd.server.stream import Stream
+from mlxd.server.told import Told
 
 _MOST_SCORED = 2**19
 """Characters of prompts, times the log-probabilities that are told of each token."""
@@ -42,6 +44,8 @@ _TOKEN_CHARACTERS = 4
 """Of most languages; a token id counts as so many."""
 _threads = Threads("numbers")
 PRIORITY_HEADER = "X-Request-Priority"
+RETRIES_HEADER = "X-Stainless-Retry-Count"
+"""The clients of OpenAI and Anthropic say with it which try a request is."""
 _OLD_NAMES = {"1": "high", "2": "medium", "3": "low"}
 """As /queue/stats has them, too."""
 _NAMES: web.RequestKey[dict[str, str]] = web.RequestKey("names", dict)
@@ -85,11 +89,8 @@ class Generate:
         elif call.action == "unload":
             dispatcher, name = self._parts.dispatcher, call.request.model
             await dispatcher.unload(name, policies, caller_of(request))
-        elif call.request.stream:
-            stream = Stream(self._parts, self._codec, call, request, policies)
-            return await stream.run(self._asker(request))
         else:
-            return await self._whole(call, request, policies)
+            return await self._told(call, request, policies)
         answer = self._codec.render_action(call, self._parts.clock.wall())
         return json_response(answer)
 
@@ -97,16 +98,48 @@ class Generate:
         parse = partial(self._codec.parse, id=new_id(), now=self._parts.clock.wall())
         return await read_json(request, policies, parse)
 
-    async def _whole(
+    async def _told(
         self, call: Call, request: web.BaseRequest, policies: PolicySet
     ) -> web.StreamResponse:
-        dispatcher, asker = self._parts.dispatcher, self._asker(request)
+        """The answer to a generation, which may have begun on another connection."""
+        resumption, coming = self._parts.resumption, _coming(request, policies)
+        told = await resumption.answer_to(coming, call, self._codec)
+        try:
+            with resumption.telling(told, request[STORY], request.transport):
+                call = told.call or call
+                if call.request.stream:
+                    return await self._streamed(told, call, request, policies)
+                completions = await self._completions(told, call, self._asker(request))
+        except ResumeExpired:
+            if coming.event:
+                raise
+            return await self._told(call, request, policies)
+        return await self._whole(call, completions, request, policies)
+
+    async def _streamed(
+        self, told: Told, call: Call, request: web.BaseRequest, policies: PolicySet
+    ) -> web.StreamResponse:
+        encoder = told.encoder or self._codec.encoder(call)
+        stream = Stream(
+            self._parts, self._codec, told, request, policies, call=call, encoder=encoder
+        )
+        return await stream.run(self._asker(request))
+
+    async def _completions(self, told: Told, call: Call, asker: Asker) -> list[Completion]:
+        dispatcher, headway = self._parts.dispatcher, told.headway
         if call.more:
-            async with dispatcher.open_all(call.requests, asker) as numbered:
-                completions = await collect_all(numbered, len(call.requests))
-        else:
-            async with dispatcher.open(call.request, asker) as bursts:
-                completions = [await collect(bursts)]
+            async with dispatcher.open_all(call.requests, asker, headway) as numbered:
+                return await collect_all(numbered, told.folds)
+        async with dispatcher.open(call.request, asker, headway) as bursts:
+            return [await collect(bursts, told.folds[0])]
+
+    async def _whole(
+        self,
+        call: Call,
+        completions: Sequence[Completion],
+        request: web.BaseRequest,
+        policies: PolicySet,
+    ) -> web.StreamResponse:
         note_quota(request, self._parts, policies)
         now = self._parts.clock.wall()
         if call.request.want == "embedding" or call.request.logprobs is not None:
@@ -135,6 +168,24 @@ def asker_of(request: web.BaseRequest) -> Asker:
         request[STORY],
         _priority_of(request),
     )
+
+
+def _coming(request: web.BaseRequest, policies: PolicySet) -> Coming:
+    tries = request.headers.get(RETRIES_HEADER, "")
+    return Coming(
+        owner=_owner(caller_of(request)),
+        digest=request[DIGEST],
+        size=request[SIZE],
+        event=request.headers.get(HEADER, "").strip(),
+        retried=tries.isascii() and tries.isdigit() and tries.strip("0") != "",
+        policies=policies,
+        story=request[STORY],
+    )
+
+
+def _owner(caller: Caller) -> str:
+    """A key, wherever it is used from; without one, an address."""
+    return f"key {caller.key}" if caller.key else f"address {caller.address}"
 
 
 def _priority_of(request: web.BaseRequest) -> Priority | None:

@@ -239,10 +239,16 @@ def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str
         warnings.append("memory cannot be read: protection of memory is limited")
     warnings += _failed(parts).values()
     warnings += worker_report.warnings(parts)
+    warnings += parts.supervisor.warnings()
     warnings += [
         f"model {card.name} is unavailable: {card.unavailable}"
         for card in parts.catalog.known()
         if card.unavailable and not card.foreign
+    ]
+    warnings += [
+        f"no model drafts for {card.name}: {card.undrafted}"
+        for card in parts.catalog.known()
+        if card.undrafted
     ]
     return warnings
 

@@ -7,6 +7,7 @@ one.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import zlib
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,10 @@ AT_ONCE = 128 * 2**10
 """Bytes of a body that are parsed between two turns of the event loop."""
 SHORT = 16 * 2**10
 """Bytes of a body that is kept as long as its request."""
+DIGEST: web.RequestKey[bytes] = web.RequestKey("digest", bytes)
+"""Of the request's path and body, once that is read."""
+SIZE: web.RequestKey[int] = web.RequestKey("size", int)
+"""Bytes of its body, once that is read."""
 _ENCODINGS = frozenset({"", "identity", "gzip", "deflate", "br", "zstd"})
 
 
@@ -50,6 +55,7 @@ async def read_json(request: web.BaseRequest, policies: PolicySet, read: Callabl
         max_int_digits=limits.max_int_digits,
     )
     body = await read_body(request, policies)
+    request[SIZE] = len(body)
     if len(body) <= SHORT:
         request[BODY] = body
 
@@ -57,6 +63,9 @@ async def read_json(request: web.BaseRequest, policies: PolicySet, read: Callabl
         return policies.line(f"server.http.json_limits.{name}")
 
     def parse() -> T:
+        digest = hashlib.sha256(request.path.encode("utf-8", "surrogateescape") + b"\0")
+        digest.update(body)
+        request[DIGEST] = digest.digest()
         return read(parse_json(body, allowed, line_of))
 
     return parse() if len(body) <= AT_ONCE else await in_thread(parse)

@@ -67,6 +67,8 @@ def of_worker(worker: Worker | None) -> Json | None:
         "active": memory.active,
         "cache": memory.cache,
         "peak": memory.peak,
+        "prefix": memory.prefix,
+        "prefix_budget": budget.prefix_bytes if budget is not None else 0,
     }
 
 

@@ -28,6 +28,7 @@ from mlxd.core.starts import StartLedger
 from mlxd.policy.reload import Reloader
 from mlxd.policy.store import PolicyStore
 from mlxd.policy.watch import Watcher
+from mlxd.server.resume import Resumption
 from mlxd.telemetry.events import Events
 from mlxd.telemetry.metrics import Metrics
 from mlxd.telemetry.records import Records
@@ -71,6 +72,7 @@ class Parts:
     puller: Puller
     library: Library
     archive: Archive
+    resumption: Resumption
     stories: Stories
     clock: Clock
     read_memory: Callable[[], MemoryReading | None]

@@ -17,13 +17,14 @@ from mlxd.control.dispatch import Asker
 from mlxd.core.errors import MlxdError
 from mlxd.core.events import Burst, Echo
 from mlxd.core.threads import Threads
-from mlxd.dialects.base import EVENT_STREAM, Call, Codec, comment
+from mlxd.dialects.base import EVENT_STREAM, Call, Codec, Encoder, comment
 from mlxd.policy.load import PolicySet
 from mlxd.server.edge import STORY, STREAM, common_headers
 from mlxd.server.load_report import words_of as load_words_of
 from mlxd.server.parts import Parts
 from mlxd.server.queue_report import place_headers, words_of
 from mlxd.server.quota import note_quota
+from mlxd.server.told import Told
 
 _LEAST_WAIT = 1.0
 """Seconds that one who still waits is told of, unless it never was as long."""
@@ -42,22 +43,28 @@ _threads = Threads("numbers")
 
 
 class Stream:
-    """Says what becomes of one call, as it becomes known."""
+    """Says what becomes of one call, as it becomes known; one that was cut before goes on with what
+    its client is owed.
+    """
 
     def __init__(
         self,
         parts: Parts,
         codec: Codec,
-        call: Call,
+        told: Told,
         request: web.BaseRequest,
         policies: PolicySet,
+        *,
+        call: Call,
+        encoder: Encoder,
     ) -> None:
         self._parts = parts
         self._codec = codec
+        self._answer = told
         self._call = call
         self._request = request
         self._policies = policies
-        self._encoder = codec.encoder(call)
+        self._encoder = encoder
         self._response = web.StreamResponse(
             headers={"Content-Type": codec.content_type, "Cache-Control": "no-cache"}
         )
@@ -82,6 +89,7 @@ class Stream:
             await self._send_records(replace(asker, on_wait=self.wait))
         finally:
             self._disarm()
+        self._answer.handed = True
         await self._response.write_eof()
         return self._response
 
@@ -94,6 +102,8 @@ class Stream:
         """It waits in the queue, and stands like this from now on."""
         self._waiting = waiting
         self._waiting_since = self._parts.clock.monotonic()
+        if self._answer.owed and not self._speaking:
+            self._saying = asyncio.create_task(self._catch_up(), name=f"owed {self._call.id}")
 
     @property
     def _place(self) -> Waiting | None:
@@ -114,26 +124,45 @@ class Stream:
         return self._response
 
     async def _send_records(self, asker: Asker) -> None:
-        dispatcher = self._parts.dispatcher
-        if self._call.more:
-            async with dispatcher.open_all(self._call.requests, asker) as numbered:
+        dispatcher, headway = self._parts.dispatcher, self._answer.headway
+        if self._answer.complete:
+            await self._write(b"")
+        elif self._call.more:
+            async with dispatcher.open_all(self._call.requests, asker, headway) as numbered:
+                await self._catch_up()
                 async for choice, burst in numbered:
                     await self._send(burst, choice)
         else:
-            async with dispatcher.open(self._call.request, asker) as bursts:
+            async with dispatcher.open(self._call.request, asker, headway) as bursts:
+                await self._catch_up()
                 async for burst in bursts:
                     await self._send(burst, 0)
 
+    async def _catch_up(self) -> None:
+        """What it is owed goes out."""
+        if self._answer.owed:
+            await self._write(b"")
+
     async def _send(self, burst: Burst, choice: int) -> None:
         for at in range(0, len(burst), _EVENTS):
-            now = self._parts.clock.wall()
             events = burst if len(burst) <= _EVENTS else burst[at : at + _EVENTS]
-            if Echo in map(type, events) and _many_scores(events):
-                records = await _threads.run(self._encoder.feed, events, now, choice)
-            else:
-                records = self._encoder.feed(events, now, choice)
-            if records:
+            records = self._answer.tell(await self._encoded(events, choice))
+            if not records:
+                continue
+            try:
                 await self._write(records)
+            except BaseException:
+                self._answer.give_back(choice, burst[at + _EVENTS :])
+                raise
+
+    async def _encoded(self, events: Burst, choice: int) -> bytes:
+        now = self._parts.clock.wall()
+        if Echo not in map(type, events) or not _many_scores(events):
+            return self._encoder.feed(events, now, choice)
+        self._answer.uncertain = True
+        records = await _threads.run(self._encoder.feed, events, now, choice)
+        self._answer.uncertain = False
+        return records
 
     async def _write(self, records: bytes) -> None:
         """Raises ConnectionResetError once the client has left."""
@@ -150,6 +179,8 @@ class Stream:
         if self._torn:
             transport.abort()
             raise ConnectionResetError("the last record has no end")
+        if self._answer.owed:
+            records, self._answer.owed = self._answer.owed + records, b""
         if not records:
             return
         if transport.get_write_buffer_size() + len(records) <= _TAKEN_AT_ONCE:
@@ -234,8 +265,16 @@ class Stream:
             async with self._writing:
                 words = self._due()  # a record may have gone before
                 if words is not None:
+                    words = self._harmless(words)
                     self._told = place.position if (place := self._place) is not None else 0
                     await self._write_now(words)
+
+    def _harmless(self, words: bytes) -> bytes:
+        """A comment takes no blank line behind an event with an id: a client that keeps the id, as
+        it should, may take that for an event without data. OpenAI's does, and fails.
+        """
+        behind_id = self._response.prepared and self._answer.count > 0
+        return words[:-1] if behind_id and words.startswith(b":") else words
 
 
 def _many_scores(events: Burst) -> bool:

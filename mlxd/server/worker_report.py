@@ -31,8 +31,20 @@ def workers(parts: Parts) -> list[Json]:
 
 
 def warnings(parts: Parts) -> list[str]:
-    """A line for each that rests."""
-    return [words for slot in parts.supervisor.slots() if (words := resting.words_of(slot))]
+    """A line for each that rests, and for each that serves without the model that was to draft."""
+    slots = parts.supervisor.slots()
+    lines = [words for slot in slots if (words := resting.words_of(slot))]
+    return lines + [
+        f"no model drafts for {slot.name}: {reason}"
+        for slot in slots
+        if (reason := undrafted(slot))
+    ]
+
+
+def undrafted(slot: Slot) -> str:
+    """Why its worker has no model that drafts, where one was named."""
+    ready = slot.serving.ready if slot.serving is not None else None
+    return ready.draft_refused if ready is not None else ""
 
 
 def states(parts: Parts) -> dict[str, Slot]:

@@ -76,6 +76,9 @@ class Machine:
     def workers(self) -> list[Requests]:
         return [self._requests]
 
+    def lend(self, left: float) -> None:
+        """No worker keeps anything."""
+
     def block_loads(self, why: MlxdError | None) -> None:
         self.loads_blocked = why is not None
 

@@ -46,6 +46,7 @@ TYPES: Mapping[str, int] = {
     "worker_down": logging.WARNING,
     "restart": logging.WARNING,
     "load": logging.INFO,
+    "undrafted": logging.WARNING,
     "evict": logging.INFO,
     "pressure": logging.INFO,
     "breaker": logging.WARNING,

@@ -111,6 +111,12 @@ class Metrics:
             ("model",),
             registry=self.registry,
         )
+        self._drafts = Counter(
+            "mlxd_draft_tokens_total",
+            "Tokens that a model which drafts has proposed, and those of them that came true.",
+            ("model", "kind"),
+            registry=self.registry,
+        )
         self._tenant_tokens = Counter(
             "mlxd_tenant_tokens_total",
             "Tokens of prompts and answers, by whose they were.",
@@ -193,6 +199,11 @@ class Metrics:
     def malformed_calls(self, model: str, calls: int) -> None:
         """Count tool calls of one answer that could not be read."""
         self._malformed.labels(model).inc(calls)
+
+    def drafted(self, model: str, drafted: int, accepted: int) -> None:
+        """Count the drafts of one answer; `model` is the one that they were made for."""
+        self._drafts.labels(model, "drafted").inc(drafted)
+        self._drafts.labels(model, "accepted").inc(accepted)
 
     def tenant_tokens(self, tenant: str, prompt: int, completion: int) -> None:
         """Count what one request took; `tenant` is that of a known key, or anonymous."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import mlx.core as mx
 
@@ -19,6 +20,8 @@ class Allocator:
     def __init__(self) -> None:
         self._unlimited = mx.get_memory_limit()
         """MLX's own, for a budget without a limit."""
+        self.kept: Callable[[], int] = lambda: 0
+        """Bytes of earlier prompts that are kept."""
         self._applied: Budget | None = None
 
     def apply(self, budget: Budget) -> None:
@@ -26,7 +29,8 @@ class Allocator:
         kept buffers; on a CPU the number is only kept.
         """
         self._applied = budget
-        mx.set_memory_limit(budget.bytes or self._unlimited)
+        limited = budget.bytes > 0
+        mx.set_memory_limit(budget.bytes + budget.prefix_bytes if limited else self._unlimited)
         mx.set_cache_limit(budget.cache_bytes)
         if mx.metal.is_available():
             mx.set_wired_limit(min(budget.wired_bytes, working_set()))
@@ -40,7 +44,8 @@ class Allocator:
         return mx.get_active_memory()
 
     def measure(self) -> Memory:
-        return Memory(mx.get_active_memory(), mx.get_cache_memory(), mx.get_peak_memory())
+        active, cache, peak = mx.get_active_memory(), mx.get_cache_memory(), mx.get_peak_memory()
+        return Memory(active, cache, peak, self.kept())
 
     def trim(self) -> None:
         """Give kept buffers back to the system."""

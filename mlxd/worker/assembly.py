@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,14 +15,18 @@ from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxd.core.footprint import STEP_TOKENS, Footprint, LayerGroup
-from mlxd.ipc.messages import Deaf, Launch, Loading, Ready
+from mlxd.ipc.messages import Budget, Deaf, Launch, Loading, Noted, Ready
 from mlxd.worker.allocator import Allocator, working_set
+from mlxd.worker.apart import Apart
 from mlxd.worker.budget import Ledger
 from mlxd.worker.checks import Checks
 from mlxd.worker.detokenize import Detokenizers
+from mlxd.worker.drafter import Drafter
+from mlxd.worker.drafting import Drafting, drafting_of
 from mlxd.worker.encoder import encoder_footprint
 from mlxd.worker.engine import COMPLETION_BATCH, Engine
 from mlxd.worker.grammar import Grammars
+from mlxd.worker.groups import Groups
 from mlxd.worker.intake import Intake
 from mlxd.worker.link import Link
 from mlxd.worker.loading import Loaded, load, prepare_mlx
@@ -31,11 +37,17 @@ from mlxd.worker.markup import Markup
 from mlxd.worker.measure import footprint_of
 from mlxd.worker.mlx_engine import MlxEngine
 from mlxd.worker.pooling import recipe_of
+from mlxd.worker.prefix.boundaries import Outlines
+from mlxd.worker.prefix.parts import key_of, prefix_parts
+from mlxd.worker.prefix.store import Store
 from mlxd.worker.prompt import Prompter
 from mlxd.worker.reading import EncoderReader, Reader
 from mlxd.worker.readings import Reads
-from mlxd.worker.serial import SerialEngine
+from mlxd.worker.serial import OPEN_SEQUENCES, SerialEngine
+from mlxd.worker.speculation import Speculation
+from mlxd.worker.tuning import Tuned
 from mlxd.worker.turns import Turns
+from mlxd.worker.warming import Warming
 
 
 def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[Loop, Ready]:
@@ -48,10 +60,20 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
     if launch.budget is not None:
         allocator.apply(launch.budget)
         turns.exclusive = launch.budget.exclusive
+    key = key_of(launch)
     loaded = _loaded(launch, link)
+    drafting = _drafting(launch, loaded)
     link.send(Loading("footprint"))
     footprint = _footprint(loaded, launch.footprint, measured=launch.measured)
+    footprint = replace(footprint, draft=drafting.groups)
     peak = mx.get_peak_memory()
+    kept = prefix_parts(
+        loaded,
+        launch,
+        key,
+        tell=lambda words: link.send(Noted(words)),
+        post=lambda fetched: intake.inbox.put([fetched]),
+    )
     mx.clear_cache()
     markup, detokenizers = Markup(loaded.tokenizer), Detokenizers(loaded.tokenizer)
     grammars = Grammars(
@@ -69,9 +91,27 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         vocabulary=loaded.vocabulary,
         context=launch.context,
         answers=not loaded.encodes,
+        outlines=None if kept.store is None else Outlines(loaded.tokenizer),
+        keeping=kept.keeping,
+    )
+    tuned = Tuned()
+    speculation = partial(_speculation, drafting, launch.draft_tokens, tuned)
+    ledger = _ledger(
+        loaded,
+        footprint,
+        launch.budget,
+        lambda: kept.store.nbytes if kept.store is not None else 0,
     )
     loop = Loop(
-        partial(_engine, loaded),
+        partial(
+            _engine,
+            loaded,
+            footprint,
+            ledger,
+            prefixes=kept.store,
+            tuned=tuned,
+            speculating=speculation,
+        ),
         link,
         intake.inbox,
         intake.progress,
@@ -82,9 +122,14 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
             ends=tuple(t for t in sorted(loaded.tokenizer.eos_token_ids) if t < loaded.width),
         ),
         reader=_reader(loaded, Path(launch.path), detokenizers),
-        ledger=Ledger(footprint, COMPLETION_BATCH if loaded.batchable else 1, launch.budget),
+        ledger=ledger,
         allocator=allocator,
         turns=turns,
+        tuned=tuned,
+        prefixes=kept.store,
+        cache=kept.cache,
+        backing=kept.backing,
+        warming=Warming(intake.preparation.add, launch.context),
     )
     ready = Ready(
         batchable=loaded.batchable,
@@ -98,6 +143,8 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         peak_bytes=peak,
         working_set_bytes=working_set(),
         answers=not loaded.encodes,
+        drafts=drafting.model is not None,
+        draft_refused=drafting.refused,
     )
     return loop, ready
 
@@ -151,11 +198,55 @@ def _reader(loaded: Loaded, folder: Path, detokenizers: Detokenizers) -> Reads:
     return Reader(loaded.model, loaded.width, loaded.kv, recipe, scorer)
 
 
-def _engine(loaded: Loaded) -> Engine:
-    stop_tokens = loaded.tokenizer.eos_token_ids
+def _drafting(launch: Launch, loaded: Loaded) -> Drafting:
+    if not launch.draft:
+        return Drafting()
+    drafting = drafting_of(Path(launch.draft), loaded)
+    if drafting.refused:
+        sys.stderr.write(f"no model drafts for it: {drafting.refused}\n")
+    return drafting
+
+
+def _ledger(
+    loaded: Loaded, footprint: Footprint, budget: Budget | None, kept: Callable[[], int]
+) -> Ledger:
     if loaded.batchable:
-        return MlxEngine(loaded.model, stop_tokens)
-    return SerialEngine(loaded.model, stop_tokens, loaded.kv)
+        return Ledger(footprint, COMPLETION_BATCH, budget, kept=kept)
+    return Ledger(Apart.of(footprint), OPEN_SEQUENCES, budget, kept=kept)
+
+
+def _engine(
+    loaded: Loaded,
+    footprint: Footprint,
+    ledger: Ledger,
+    *,
+    prefixes: Store | None,
+    tuned: Tuned,
+    speculating: Callable[[], Speculation | None],
+) -> Engine:
+    """What is kept may be what broke the engine before."""
+    if prefixes is not None:
+        prefixes.clear()
+    stop_tokens = loaded.tokenizer.eos_token_ids
+    if not loaded.batchable:
+        return SerialEngine(loaded.model, stop_tokens, loaded.kv, tuned=tuned)
+    speculation = speculating()
+    return MlxEngine(
+        loaded.model,
+        stop_tokens,
+        batches=Groups(loaded.model, footprint, lambda: ledger.rows_room, speculation),
+        prefixes=prefixes,
+        tuned=tuned,
+        speculation=speculation,
+    )
+
+
+def _speculation(drafting: Drafting, depth: int, tuned: Tuned) -> Speculation | None:
+    """`depth`: as `Launch.draft_tokens`."""
+    if drafting.model is None:
+        return None
+    drafter = Drafter(drafting.model, drafting.width)
+    return Speculation(drafter, depth=depth or None, tuned=tuned)
 
 
 def _finish() -> None:

@@ -8,11 +8,12 @@ steps; a sequence that has used up its own and cannot grow ends there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from mlxd.core.footprint import PREFILL_BESIDE_DECODE, Footprint
+from mlxd.core.grouping import UNBOUNDED
 from mlxd.core.sizes import spoken
 from mlxd.ipc.messages import Budget, Need, Refused
 
@@ -41,6 +42,8 @@ class Claim:
     """When it stops waiting; in the past for one that does not wait at all."""
     patient: bool = True
     """Whether it was to wait at all."""
+    spares: bool = False
+    """Nobody is to give memory up for it."""
     apart: bool = False
     """Its prompt is read outside the batch: beside that, whatever rows it has."""
 
@@ -109,9 +112,18 @@ class _Asked:
 class Ledger:
     """Keeps account of one engine's sequences. Times are of one monotonic clock."""
 
-    def __init__(self, footprint: Footprint, rows: int, budget: Budget | None = None) -> None:
-        """`rows`: the most sequences that hold a cache at one time."""
+    def __init__(
+        self,
+        footprint: Footprint,
+        rows: int,
+        budget: Budget | None = None,
+        kept: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`rows`: the most sequences that hold a cache at one time. `kept`: bytes of beginnings of
+        prompts that are kept; these are nobody's here.
+        """
         self._footprint = footprint
+        self._kept = kept
         self._rows = rows
         self._budget = budget or Budget(0, 0, 0)
         self._waiting: dict[int, Claim] = {}
@@ -126,6 +138,7 @@ class Ledger:
         self._look_at = 0.0
         self._largest = Largest()
         self._half_read = False
+        self._rows_room = self._room_of_rows()
 
     # -- what happens
 
@@ -216,12 +229,23 @@ class Ledger:
         self._look_at = min(
             (self._patience(claim) for claim in self._waiting.values()), default=float("inf")
         )
+        self._rows_room = self._room_of_rows()
         return verdict
 
     @property
     def allowance(self) -> int:
-        """What the engine may hold: the budget, or what was once promised; 0: no limit."""
-        return max(self._budget.bytes, self._reserved()) if self._budget.bytes else 0
+        """What the engine may hold: the budget, or what was once promised, and beginnings of
+        prompts that are kept beside it; 0: no limit.
+        """
+        if not self._budget.bytes:
+            return 0
+        kept = min(self._kept(), self._budget.prefix_bytes)
+        return max(self._budget.bytes, self._reserved()) + kept
+
+    @property
+    def rows_room(self) -> int:
+        """What those that decode may take together, padding included."""
+        return self._rows_room
 
     @property
     def stands_until(self) -> float:
@@ -333,7 +357,9 @@ class Ledger:
         if asked is not None and needed >= asked.bytes:
             return False
         self._asked[id] = _Asked(needed, now)
-        verdict.say.append(Need(id, needed))
+        claim = self._waiting.get(id)
+        spares = claim is not None and claim.spares
+        verdict.say.append(Need(id, needed, spares))
         return True
 
     def _pending(self, id: int, now: float) -> bool:
@@ -405,43 +431,55 @@ class Ledger:
         others = [s for s in shares if s.stage is not _Stage.DECODING and not s.claim.apart]
         joining = [(s.reserved, s.claim.prompt) for s in others]
         joining += [(claim.reserved, claim.prompt) for claim in more if not claim.apart]
-        rows = sorted([*decoding, *(length for length, _ in joining)], reverse=True)[: self._rows]
-        chunk = PREFILL_BESIDE_DECODE
-        held, read = self._footprint.cache_bytes, self._footprint.peak_bytes([], [prompt], chunk)
-        return max(self._peak(decoding, joining) + held([prompt]), held(rows) + read)
+        rows = self._longest([*decoding, *(length for length, _ in joining)])
+        chunk, footprint = PREFILL_BESIDE_DECODE, self._footprint
+        read = footprint.peak_bytes([], [prompt], chunk)
+        stepping = self._peak(decoding, joining) + footprint.cache_bytes([prompt])
+        return max(stepping, footprint.held_bytes(rows) + read)
+
+    def _room_of_rows(self) -> int:
+        """With all that may be held beside them at its most."""
+        if not self._budget.bytes:
+            return UNBOUNDED
+        shares = self._shares.values()
+        new = [s for s in shares if s.stage is not _Stage.DECODING and s.claim.enters]
+        apart = [s.claim.prompt for s in shares if s.claim.apart]
+        beside = max(0, self._reading([(s.reserved, s.claim.prompt) for s in new]))
+        if apart:
+            beside += self._footprint.alone_bytes([max(apart)], PREFILL_BESIDE_DECODE)
+        allowed = max(self._budget.bytes, self._reserved())
+        return max(0, allowed - self._footprint.weights_bytes - beside)
 
     def _alone(self, claim: Claim) -> int:
         return self._peak([], [(claim.reserved, claim.prompt)])
 
     def _peak(self, decoding: list[int], joining: list[tuple[int, int]]) -> int:
-        """The most over what may come: any of those who join, beside any of the others.
+        """The most over what may come: rows join and leave in any order, and prompts are read
+        beside as many of the others as can be, or in larger chunks when these are gone.
 
-        `joining`: what is reserved, and how much of it is prompt. What a batch takes rises with its
-        rows and falls with the size of their chunks, so that few and many are looked at, and
-        nothing between.
+        `joining`: what is reserved, and how much of it is prompt.
         """
-        decoding = sorted(decoding, reverse=True)
-        joining = sorted(joining, key=lambda one: one[1], reverse=True)
-        longest = sorted([*decoding, *(length for length, _ in joining)], reverse=True)
-        most = min(len(joining), self._rows)
-        beside_all = min(most, max(1, self._rows - len(decoding)))
-        numbers = {1, beside_all, most} if joining else set()
-        joined = [self._joined(decoding, joining[:n]) for n in numbers]
-        return max([self._footprint.peak_bytes(longest[: self._rows]), *joined])
+        footprint = self._footprint
+        rows = self._longest([*decoding, *(length for length, _ in joining)])
+        decoded = footprint.weights_bytes + footprint.grouped_bytes(rows)
+        if not joining:
+            return decoded
+        alone = footprint.alone_bytes(self._longest(prompt for _, prompt in joining), self._chunk)
+        beside = footprint.held_bytes(rows) + self._reading(joining)
+        return max(decoded, footprint.weights_bytes + max(alone, beside))
 
-    def _joined(self, decoding: list[int], joining: list[tuple[int, int]]) -> int:
-        """These are read beside as many of the others as can be, or when the others are gone."""
-        lengths = [length for length, _ in joining]
-        prompts = [prompt for _, prompt in joining]
-        beside = decoding[: self._rows - len(joining)]
-        return max(
-            self._footprint.peak_bytes(decoding, lengths, self._chunk, prompts=prompts)
-            for decoding in (beside, [])
-        )
+    def _reading(self, joining: list[tuple[int, int]]) -> int:
+        """What is held while prompts are read, beyond what all hold between two steps."""
+        lengths, prompts = [length for length, _ in joining], [prompt for _, prompt in joining]
+        return self._footprint.reading_bytes(lengths, prompts, self._chunk)
+
+    def _longest(self, lengths: Iterable[int]) -> list[int]:
+        """Of as many as hold a cache at one time."""
+        return sorted(lengths, reverse=True)[: self._rows]
 
     @property
     def _chunk(self) -> int:
-        """Of a prompt, in a step: as a batch would, but that one lane has steps of one size."""
+        """Of a prompt, in a step: as a batch would, but for one that is read by itself."""
         return PREFILL_BESIDE_DECODE if self._rows == 1 else 0
 
     def _note_peak(self) -> None:
@@ -451,7 +489,7 @@ class Ledger:
         joining = [s.claim.prompt for s in shares if s.stage is _Stage.JOINING]
         if not decoding and not joining:
             return
-        predicted = self._footprint.peak_bytes(decoding, joining, self._chunk)
+        predicted = self._footprint.peak_bytes(decoding, joining, self._chunk, room=self.rows_room)
         if predicted >= self._largest.predicted_bytes:
             rows = len(decoding) + len(joining)
             self._largest = Largest(predicted, rows, max([*decoding, *joining]))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.grammar.source import is_held
-from mlxd.ipc.messages import Generate, Resume, unpacked
+from mlxd.ipc.messages import TOKEN_BYTES, Generate, Resume, packed, unpacked
 from mlxd.worker.grammar import Grammars
 from mlxd.worker.job import Echo, Grammar, Job
+from mlxd.worker.prefix.boundaries import Outlines
+from mlxd.worker.prefix.keeping import Keeping, system_text
+from mlxd.worker.prefix.outline import Outline
 from mlxd.worker.prompt import Prompter, Rendered
 from mlxd.worker.refusal import Refusal
 from mlxd.worker.room import CountingRoom, InputRoom, Room
@@ -31,6 +34,10 @@ class Checks:
     context: int
     answers: bool = True
     """Whether the model produces text."""
+    outlines: Outlines | None = None
+    """None: nothing that is read is kept for other prompts."""
+    keeping: Keeping = field(default_factory=Keeping)
+    """Is told what beginnings stand for."""
 
     def job_of(self, generate: Generate) -> Job:
         """Raises Refusal."""
@@ -43,6 +50,7 @@ class Checks:
         rendered, earlier = self._rendered(generate, room)
         self._check_prompt(rendered.tokens, room, _name_of(request))
         may_think = self._may_think(request)
+        ids = packed(rendered.tokens)
         return Job(
             id=generate.id,
             request=request,
@@ -57,6 +65,9 @@ class Checks:
             wait_seconds=generate.wait_seconds,
             earlier=earlier,
             echo=self._echo(generate, rendered),
+            ids=ids,
+            owner=generate.owner,
+            outline=self._outline(request, rendered, ids),
         )
 
     def prompt_of(self, generate: Generate) -> tuple[str, list[int]]:
@@ -90,6 +101,15 @@ class Checks:
         prompt, earlier = _begun(generate.resume)
         self._check_ids(earlier, "resume")
         return replace(self.prompter.rendered(prompt), text=generate.request.text), earlier
+
+    def _outline(self, request: GenerationRequest, rendered: Rendered, ids: bytes) -> Outline:
+        if self.outlines is None or request.want != "answer":
+            return Outline()
+        added = self.prompter.added_before(rendered)
+        outline = self.outlines.of(request, rendered.tokens, ids, rendered.text, added)
+        if outline.shared and (text := system_text(request)):
+            self.keeping.note(ids[: outline.shared * TOKEN_BYTES], text)
+        return outline
 
     def _echo(self, generate: Generate, rendered: Rendered) -> Echo | None:
         told = generate.resume is not None and generate.resume.echoed

@@ -52,8 +52,10 @@ class Prompt:
     """Lengths of beginnings of `tokens` that other prompts may share, in rising order: behind the
     system's turn and the tools, behind later turns."""
     owner: str = ""
-    """Whose it is: beginnings are shared with the same owner's prompts only, those up to the first
-    of `boundaries` with everybody's."""
+    """Whose it is: beginnings are shared with the same owner's prompts only, those within `shared`
+    with everybody's."""
+    shared: int = 0
+    """Tokens of the system's turn and the tools: nothing in them is one user's."""
     ids: bytes = b""
     """`tokens` in 4 bytes each (`ipc.messages.packed`), where they are known like that already."""
 
@@ -82,14 +84,26 @@ class Reuse:
 
 
 @dataclass(frozen=True, slots=True)
+class Drafts:
+    """Tokens that a draft model has proposed for one sequence in one step."""
+
+    uid: int
+    drafted: int
+    accepted: int
+    """Of them, those that the model itself has drawn."""
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """What one step has done."""
 
     tokens: Sequence[Token]
+    """Several of one sequence in their order, where they were drafted."""
     started: Sequence[int]
     """Uids whose prefill it began."""
     reused: Sequence[Reuse] = ()
     """Of those among `started` that looked for a beginning."""
+    drafts: Sequence[Drafts] = ()
 
 
 class Found(Protocol):
@@ -146,12 +160,22 @@ but one of a prompt; an answer; the middle of a prompt that was given up."""
 class Batches(Protocol):
     """Sequences that decode, in one batch or several."""
 
+    scored: set[int]
+    """Those of whose tokens log-probabilities are wanted, from before they join."""
+    constraints: dict[int, Constraint]
+
     def join(self, batch: Any) -> None:
         """Take over a GenerationBatch whose first tokens are computed."""
         ...
 
     def step(self) -> list[Any]:
         """One token of each sequence, as GenerationBatch.next gives them."""
+        ...
+
+    def extract(self, uid: int) -> tuple[list[Any], list[int]] | None:
+        """The caches of a sequence, as those of one alone, and the tokens that they hold; None: it
+        does not decode.
+        """
         ...
 
     def remove(self, uids: Iterable[int]) -> None:
@@ -175,7 +199,7 @@ class Engine(Protocol):
         ...
 
     def step(self) -> Step:
-        """Decode one token for each running sequence, and prefill one chunk of the waiting."""
+        """Decode one token for each running sequence, or prefill one chunk of those that wait."""
         ...
 
     def __len__(self) -> int:

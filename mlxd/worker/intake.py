@@ -11,6 +11,8 @@ import time
 
 from mlxd.ipc.messages import (
     Budget,
+    CacheAsk,
+    CacheClear,
     Cancel,
     Cancelled,
     Down,
@@ -19,8 +21,10 @@ from mlxd.ipc.messages import (
     Output,
     Ping,
     Pong,
+    PrefixRules,
     Shutdown,
     Trim,
+    Tuning,
     decode_down,
 )
 from mlxd.worker.job import Inbox, Progress
@@ -57,7 +61,7 @@ class Intake:
                 self.preparation.add(message, size)
             case Cancel():
                 self._cancel(message)
-            case Budget() | Trim():
+            case Budget() | Tuning() | Trim() | PrefixRules() | CacheAsk() | CacheClear():
                 self.inbox.put([message])
             case Ping():
                 self._pong()

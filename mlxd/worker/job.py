@@ -8,11 +8,24 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from mlxd.core.request import GenerationRequest, Sampling
-from mlxd.ipc.messages import Budget, Cancel, Memory, Shutdown, Trim
+from mlxd.ipc.messages import (
+    Budget,
+    CacheAsk,
+    CacheClear,
+    Cancel,
+    Memory,
+    PrefixRules,
+    Shutdown,
+    Trim,
+    Tuning,
+    packed,
+)
 from mlxd.worker.engine import Constraint
+from mlxd.worker.prefix.outline import Outline
 from mlxd.worker.stops import StopStrings
 
 if TYPE_CHECKING:
+    from mlxd.worker.prefix.reader import Read
     from mlxd.worker.sampling import Guard
 
 Grammar: TypeAlias = "Callable[[Guard, list[int]], Constraint]"
@@ -53,6 +66,16 @@ class Job:
     """The answer's tokens so far, where another worker has begun it."""
     echo: Echo | None = None
     """None also where another worker has told it."""
+    ids: bytes = b""
+    """`tokens`, packed; empty: not done yet."""
+    owner: str = ""
+    outline: Outline = field(default_factory=Outline)
+    """Where its prompt's turns begin."""
+
+    @property
+    def packed(self) -> bytes:
+        """Its prompt."""
+        return self.ids or packed(self.tokens)
 
     @property
     def reads(self) -> bool:
@@ -66,7 +89,18 @@ class Job:
         return self.max_tokens - len(self.earlier)
 
 
-Command = Job | Cancel | Budget | Trim | Shutdown
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """An entry that requests wait for came from the disk."""
+
+    name: str
+    read: Read | None
+    """None: it did not come."""
+
+
+Command = (
+    Job | Cancel | Budget | Tuning | Trim | PrefixRules | Fetched | CacheAsk | CacheClear | Shutdown
+)
 Inbox = queue.SimpleQueue[list[Command]]
 
 

@@ -142,6 +142,16 @@ class _Counted(io.FileIO):
         return count
 
 
+def vocabulary_of(folder: Path) -> dict[str, int]:
+    """The tokens of the model in a folder, and their ids. Raises LoadError."""
+
+    def read() -> dict[str, int]:
+        found: dict[str, int] = _tokenizer(folder, {}, False, None).get_vocab()
+        return found
+
+    return _stage("its tokenizer", [folder], read)
+
+
 @contextmanager
 def _one_reader(reading: _Reading) -> Iterator[None]:
     """Weights are read by one thread, which takes no longer.

@@ -7,14 +7,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 
 from mlxd.core.events import FinishReason
 from mlxd.core.sizes import spoken
 from mlxd.ipc.messages import (
     Accepted,
     Budget,
+    CacheAsk,
+    CacheClear,
     Cancel,
     Cancelled,
     Echoed,
@@ -22,27 +24,37 @@ from mlxd.ipc.messages import (
     Observed,
     Output,
     Piece,
+    PrefixRules,
     Refused,
+    Reused,
     Shutdown,
     Trim,
-    packed,
+    Tuning,
 )
 from mlxd.worker.allocator import Allocator, is_exhaustion
 from mlxd.worker.budget import Claim, Ledger
-from mlxd.worker.engine import Engine, Step, Token
-from mlxd.worker.job import Command, Inbox, Job, Progress
+from mlxd.worker.engine import Engine, Prefixes, Prompt, Reuse, Step, Token
+from mlxd.worker.job import Command, Fetched, Inbox, Job, Progress
 from mlxd.worker.link import Link
 from mlxd.worker.making import Maker
+from mlxd.worker.prefix.backing import Backing
+from mlxd.worker.prefix.disk import LOOK_SECONDS
+from mlxd.worker.prefix.outline import message_at
+from mlxd.worker.prefix.report import Cache
 from mlxd.worker.readings import Readings, Reads
 from mlxd.worker.refusal import Refusal
 from mlxd.worker.running import Running
 from mlxd.worker.sampling import Guard
+from mlxd.worker.tuning import Tuned
 from mlxd.worker.turns import Turns
+from mlxd.worker.warming import Warming
 
 MEMORY_EVERY = 64
 CHECK_EVERY = 8
 """Steps between two comparisons of what is held with what is allowed."""
 SIGN_OF_LIFE_SECONDS = 1.0
+LAST_SECONDS = 0.8
+"""Of the end, for what is to be on disk; the daemon waits a second before it is less polite."""
 SOUND_STEPS = 64
 """After so many, an engine that fails again is made anew again; sooner, the worker ends."""
 
@@ -66,7 +78,13 @@ class Loop:
         ledger: Ledger,
         allocator: Allocator,
         turns: Turns,
+        tuned: Tuned | None = None,
+        prefixes: Prefixes | None = None,
+        cache: Cache | None = None,
+        backing: Backing | None = None,
+        warming: Warming | None = None,
     ) -> None:
+        """`tuned` and `prefixes` are those of the engines that are made."""
         self._make_engine = make_engine
         self._engine = make_engine()
         self._link = link
@@ -77,6 +95,13 @@ class Loop:
         self._ledger = ledger
         self._allocator = allocator
         self._turns = turns
+        self._tuned = tuned or Tuned()
+        self._prefixes = prefixes
+        self._cache = cache or Cache()
+        self._backing = backing
+        self._warming = warming or Warming()
+        self._kept = 0
+        """What was kept of earlier prompts when the present busy time began."""
         self._waiting: dict[int, Job] = {}
         """Those that the ledger has not admitted."""
         self._running: dict[int, Running] = {}
@@ -94,6 +119,8 @@ class Loop:
         while True:
             commands = self._commands()
             if any(isinstance(command, Shutdown) for command in commands):
+                if self._backing is not None:
+                    self._backing.close(LAST_SECONDS)
                 return
             for command in commands:
                 self._obey(command)
@@ -127,8 +154,18 @@ class Loop:
         """Those who wait for memory are told once a second that they are not forgotten."""
         if not self._ledger.waits:
             self._rest()
-            return self._inbox.get()
+            return self._linger()
         return self._hear(SIGN_OF_LIFE_SECONDS)
+
+    def _linger(self) -> list[Command]:
+        """Nobody asks for anything: what is kept is put on disk, what is to be kept is read."""
+        backing = self._backing
+        if backing is not None and backing.keeps:
+            self._warming.begin()
+        while backing is not None and backing.tend(idle=True):
+            with suppress(queue.Empty):
+                return self._inbox.get(timeout=LOOK_SECONDS)
+        return self._inbox.get()
 
     def _standstill(self) -> float:
         """Seconds for which there is to be no step, unless memory is granted before."""
@@ -147,10 +184,9 @@ class Loop:
         if not self._busy:
             return
         self._busy = False
-        peak = self._allocator.measure().peak
+        peak = self._allocator.measure().peak - min(self._kept, self._cache.nbytes)
         self._allocator.trim()
-        self._memory_due = self._progress.step
-        self._report([])
+        self._tell_memory()
         largest = self._ledger.observed()
         self._link.send(Observed(largest.predicted_bytes, peak, largest.rows, largest.longest))
 
@@ -160,31 +196,92 @@ class Loop:
                 self._receive(command)
             case Cancel():
                 self._cancel(command.id)
-            case Budget():
-                self._ledger.set_budget(command)
-                self._allocator.apply(command)
-                self._turns.exclusive = command.exclusive
-            case Trim():
-                self._allocator.trim()
-                self._memory_due = self._progress.step
-                self._report([])
+            case Fetched():
+                for job in self._backing.arrived(command) if self._backing is not None else ():
+                    self._ask(job)
+            case CacheAsk():
+                self._link.send(self._cache.stats(command.id))
+            case CacheClear():
+                self._cache.clear(disk=command.disk)
+                self._warming.again()
+                self._tell_memory()
+                self._link.send(self._cache.stats(command.id))
+            case Budget() | Tuning() | PrefixRules() | Trim():
+                self._follow(command)
             case Shutdown():
                 pass
 
+    def _follow(self, wish: Budget | Tuning | PrefixRules | Trim) -> None:
+        """Of the daemon."""
+        match wish:
+            case Budget():
+                self._ledger.set_budget(wish)
+                self._allocator.apply(wish)
+                self._turns.exclusive = wish.exclusive
+                if self._cache.shrink(wish.prefix_bytes):
+                    self._tell_memory()
+            case Tuning():
+                self._tuned.now = wish
+            case PrefixRules():
+                if wish.warm is not None:
+                    self._warming.apply(wish.warm)
+                if self._backing is not None:
+                    self._backing.apply(wish)
+            case Trim():
+                self._allocator.trim()
+                self._tell_memory()
+
+    def _tell_memory(self) -> None:
+        """Others wait for what was given back."""
+        self._memory_due = self._progress.step
+        self._report([])
+
     def _receive(self, job: Job) -> None:
         """One that has been given all it may have needs no engine to end."""
+        if job.id < 0:
+            self._warm(job)
+            return
+        self._make_way()
         if job.reads:
             self._readings.add(job)
             self._call()
         elif job.left > 0:
-            self._ask(job)
+            self._look_for(job)
         else:
             pieces = _told(job)
             ended = self._maker.running(job, Guard()).close(time.perf_counter(), pieces)
             self._link.send(_accepted(job))
             self._report([*pieces, ended], [job.id])
 
+    # -- prompts that are read before anybody asks
+
+    def _warm(self, job: Job) -> None:
+        """It has the engine while nobody else wants it, and memory that nobody need give up."""
+        wanted = self._warming.job(job)
+        if wanted is None:
+            return
+        if self._running or self._waiting or self._readings:
+            self._warming.put_off()
+        else:
+            self._look_for(wanted)
+
+    def _make_way(self) -> None:
+        """Somebody comes."""
+        id = self._warming.current
+        if id is None:
+            return
+        self._warming.put_off()
+        if self._ledger.withdraw(id):
+            del self._waiting[id]
+        elif not self._drop(id):
+            self._stop_looking(id)
+
     # -- in and out of the engine
+
+    def _look_for(self, job: Job) -> None:
+        """What is on disk for it is read before it asks for memory."""
+        if self._backing is None or not self._backing.wait(job):
+            self._ask(job)
 
     def _ask(self, job: Job) -> None:
         """For memory."""
@@ -201,6 +298,7 @@ class Loop:
                 if isinstance(message, Refused):
                     del self._waiting[message.id]
                     self._stop_reading(message.id)
+                    self._warming.over(message.id)
                 self._link.send(message)
             self._admit([self._waiting.pop(id) for id in verdict.admit])
             again = len(self._readings) < before
@@ -208,6 +306,7 @@ class Loop:
     def _admit(self, jobs: list[Job]) -> None:
         if jobs and not self._busy:
             self._busy = True
+            self._kept = self._cache.nbytes
             self._allocator.reset_peak()
         for job in jobs:
             if job.reads:
@@ -227,15 +326,21 @@ class Loop:
         except ValueError as error:
             self._insert_apart(jobs, str(error))
             return
-        for uid, job, guard in zip(uids, jobs, guards, strict=True):
+        for uid, job, guard, prompt in zip(uids, jobs, guards, prompts, strict=True):
             self._running[uid] = self._maker.running(job, guard)
             self._uids[job.id] = uid
             if not told:
-                self._link.send(_accepted(job))
+                self._link.send(_accepted(job, self._reach(job, prompt)))
         self._count()
         pieces = [piece for job in jobs for piece in _told(job)]
         if pieces:
             self._report(pieces)
+
+    def _reach(self, job: Job, prompt: Prompt) -> int:
+        """How much of its prompt would be found now."""
+        if self._prefixes is None:
+            return 0
+        return min(self._prefixes.reach(prompt), len(job.tokens))
 
     def _insert_apart(self, jobs: list[Job], reason: str) -> None:
         """The engine refuses a list whole: find out whose fault it is."""
@@ -247,12 +352,16 @@ class Loop:
             self._insert([job])
 
     def _cancel(self, id: int) -> None:
+        self._warming.over(id)
         if self._ledger.withdraw(id):
             del self._waiting[id]
             self._stop_reading(id)
-        elif not self._drop(id) and not self._stop_reading(id):
+        elif not (self._drop(id) or self._stop_reading(id) or self._stop_looking(id)):
             return
         self._report([Cancelled(id)])
+
+    def _stop_looking(self, id: int) -> bool:
+        return self._backing is not None and self._backing.leave(id)
 
     def _drop(self, id: int) -> bool:
         """Whether it held memory; it no longer does."""
@@ -272,6 +381,7 @@ class Loop:
             id = self._running.pop(uid).job.id
             del self._uids[id]
             self._ledger.left(id)
+            self._warming.over(id)
         self._count()
         with self._bearing():
             self._engine.remove(uids)
@@ -367,6 +477,7 @@ class Loop:
         self._broken = False
         self._sound_from = self._progress.step + SOUND_STEPS
         self._engine = self._make_engine()
+        self._warming.again()
         self._allocator.reapply()
         self._allocator.trim()
         runs = list(self._running.values())
@@ -390,37 +501,37 @@ class Loop:
             self._mend()
             return
         self._progress.step += 1
+        reused = self._reuse(step.reused)
         started = self._start(step.started, before)
         now = time.perf_counter()
-        runs = [self._running[token.uid] for token in step.tokens]
-        pieces, begun, failed = self._take(runs, step.tokens, now)
-        if pieces or started or begun or now - self._reported >= SIGN_OF_LIFE_SECONDS:
-            self._report(pieces, started, begun, runs)
-        for running in failed:
+        said = _Said()
+        for drafts in step.drafts:
+            self._running[drafts.uid].count(drafts)
+        for tokens in _in_turn(step):
+            self._take([token for token in tokens if token.uid in self._running], now, said)
+        if said.pieces or started or said.begun or now - self._reported >= SIGN_OF_LIFE_SECONDS:
+            self._report(said.pieces, started, said.begun, said.runs.values(), reused)
+        for running in said.failed:
             self._fail(running)
         self._look()
 
-    def _take(
-        self, runs: Sequence[Running], tokens: Sequence[Token], now: float
-    ) -> tuple[list[Piece], list[int], list[Running]]:
-        """What a step's tokens make known; those whose first it is; those whose sampling failed."""
+    def _take(self, tokens: Sequence[Token], now: float, said: _Said) -> None:
+        """One token of each sequence, at most."""
+        runs = [self._running[token.uid] for token in tokens]
         last = self._ledger.took([running.job.id for running in runs])
-        pieces: list[Piece] = []
-        begun: list[int] = []
         leaving: list[int] = []
-        failed: list[Running] = []
         for running, token in zip(runs, tokens, strict=True):
+            said.runs[token.uid] = running
             if running.begins:
-                begun.append(running.job.id)
-            if running.take(token, now, pieces, last=running.job.id in last):
-                pieces.append(running.ended(now))
+                said.begun.append(running.job.id)
+            if running.take(token, now, said.pieces, last=running.job.id in last):
+                said.pieces.append(running.ended(now))
                 leaving.append(token.uid)
             elif running.guard.error is not None:
-                failed.append(running)
+                said.failed.append(running)
                 leaving.append(token.uid)
         if leaving:
             self._forget(leaving)
-        return pieces, begun, failed
 
     def _start(self, uids: Sequence[int], now: float) -> list[int]:
         """Their prefill begins; returns the ids of those for which it does so first."""
@@ -431,6 +542,18 @@ class Loop:
             running.started = now
         return [running.job.id for running in first]
 
+    def _reuse(self, reuses: Iterable[Reuse]) -> list[Reused]:
+        """What is found for those whose prefill begins for the first time here."""
+        told = []
+        for reuse in reuses:
+            running = self._running[reuse.uid]
+            if not running.started:
+                job, missed = running.job, reuse.missed
+                running.cached = min(reuse.cached, len(job.tokens))
+                turn = message_at(job.outline.turns, missed) if missed >= 0 else -1
+                told.append(Reused(job.id, running.cached, missed, turn))
+        return told
+
     def _fail(self, running: Running) -> None:
         words = f"sampling failed: {running.guard.error}"
         self._link.send(Refused(running.job.id, "invalid_request", words))
@@ -439,14 +562,20 @@ class Loop:
         """Now and then, at what is held."""
         if self._progress.step % CHECK_EVERY == 0:
             self._enforce()
+            if self._backing is not None:
+                self._backing.tend(idle=False)
 
     def _enforce(self) -> None:
-        """When more is held than allowed: free what is kept; if that is not it, end a sequence."""
+        """When more is held than allowed: free what is kept, buffers and beginnings of prompts; if
+        that is not it, end a sequence.
+        """
         allowed = self._ledger.allowance
         active = self._allocator.active() if allowed else 0
         already, self._exceeded = self._exceeded, active > allowed
         if not self._exceeded:
             return
+        if self._prefixes is not None:
+            self._prefixes.shrink(max(0, self._prefixes.nbytes - (active - allowed)))
         self._allocator.trim()
         victim = self._ledger.victim()
         if already and victim is not None:
@@ -459,6 +588,7 @@ class Loop:
         started: Sequence[int] = (),
         begun: Sequence[int] = (),
         runs: Iterable[Running] = (),
+        reused: Iterable[Reused] = (),
     ) -> None:
         """`runs`: those whose tokens gave the pieces."""
         step = self._progress.step
@@ -468,11 +598,31 @@ class Loop:
             memory = self._allocator.measure()
             self._memory_due = step + MEMORY_EVERY
         taken = [told for running in runs if (told := running.tell()) is not None]
-        self._link.send(Output(step, pieces, memory, list(started), list(begun), taken))
+        self._link.send(
+            Output(step, pieces, memory, list(started), list(begun), taken, list(reused))
+        )
 
 
-def _accepted(job: Job) -> Accepted:
-    return Accepted(job.id, len(job.tokens), prompt=packed(job.tokens))
+@dataclass(slots=True)
+class _Said:
+    """What a step makes known."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    begun: list[int] = field(default_factory=list)
+    """Requests whose first token it gave."""
+    runs: dict[int, Running] = field(default_factory=dict)
+    """Whose tokens these are, by uid."""
+    failed: list[Running] = field(default_factory=list)
+    """Those whose sampling failed."""
+
+
+def _in_turn(step: Step) -> Iterable[Sequence[Token]]:
+    """Its tokens, no two of one sequence together: only drafts give it several."""
+    return [[token] for token in step.tokens] if step.drafts else [step.tokens]
+
+
+def _accepted(job: Job, cached: int = 0) -> Accepted:
+    return Accepted(job.id, len(job.tokens), cached, prompt=job.packed)
 
 
 def _told(job: Job) -> list[Piece]:
@@ -488,6 +638,7 @@ def _claim_of(job: Job) -> Claim:
         expected_output=job.expected_output,
         until=time.monotonic() + job.wait_seconds,
         patient=job.wait_seconds > 0,
+        spares=job.id < 0,
         apart=job.reads,
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf
 
 from mlxd.grammar.source import calls_are_forced, calls_are_free, is_held
-from mlxd.ipc.messages import Piece
+from mlxd.ipc.messages import Piece, packed
 from mlxd.worker.answer import Answer, PlainAnswer
 from mlxd.worker.detokenize import Detokenizers
 from mlxd.worker.engine import Processor, Prompt
@@ -45,6 +45,10 @@ class Maker:
             constraint=job.grammar(guard, answer) if job.grammar is not None else None,
             scored=job.request.logprobs is not None,
             answered=len(answer),
+            boundaries=job.outline.boundaries,
+            owner=job.owner,
+            shared=job.outline.shared,
+            ids=job.packed + packed(answer),
         )
 
     def running(self, job: Job, guard: Guard) -> Running:

@@ -52,11 +52,7 @@ def footprint_of(
     That is asked only where a step cannot be recorded and nothing is `known`. What is known by an
     earlier load (`measured`) is not recorded again, unless its caches were others.
     """
-    kinds = Counter(kind for layer in cache for kind in _kinds(layer, kv_bits))
-    groups = tuple(
-        LayerGroup(layers, token_bytes, window, constant)
-        for (token_bytes, window, constant), layers in kinds.items()
-    )
+    groups = groups_of(cache, kv_bits)
     if known is not None and measured and known.groups == groups:
         return replace(known, weights_bytes=weights_bytes)
     if kv_bits:
@@ -67,6 +63,15 @@ def footprint_of(
         estimated = _estimated(model, weights_bytes, groups, fused=fused)
     with _no_collection():
         return _recorded(_Hurried(model, RECORD_SECONDS), cache, estimated)
+
+
+def groups_of(cache: Sequence[Any], kv_bits: int = 0) -> tuple[LayerGroup, ...]:
+    """`cache` has seen at least one token."""
+    kinds = Counter(kind for layer in cache for kind in _kinds(layer, kv_bits))
+    return tuple(
+        LayerGroup(layers, token_bytes, window, constant)
+        for (token_bytes, window, constant), layers in kinds.items()
+    )
 
 
 class _LateError(Exception):

@@ -1,233 +1,166 @@
-"""The engine for models whose caches batch: mlx-lm's BatchGenerator, and the only file to name it.
+"""The engine for models whose caches batch: mlx-lm's batches of prompts and of answers, but not its
+`BatchGenerator`.
 
-Two things differ from the bare generator. Log-probabilities are sliced out and evaluated for the
-sequences that asked, instead of for every row at every step. And a step prefills a bounded number
-of tokens, however many prompts share it, and fewer while something decodes or where they take
-long: so cancels are heard soon, and long prompts do not hold the running sequences up.
+Three things differ from that. Sequences decode in batches of like lengths (groups.py). A step gives
+tokens or reads a chunk of prompts, never both, and who is read, how much of it and how often is
+decided here: so cancels are heard soon, and a long prompt holds up neither the running sequences
+nor a short one behind it. And what was read once is not read again, where that is kept
+(`Prefixes`).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator, GenerationBatch, PromptProcessingBatch
+from mlx_lm.generate import generation_stream
 
-from mlxd.core.footprint import PREFILL_ALONE, PREFILL_ROWS, chunk_tokens
-from mlxd.worker.engine import COMPLETION_BATCH, Constraint, Processor, Prompt, Sampler, Step
-from mlxd.worker.masks import masked
+from mlxd.ipc.messages import packed
+from mlxd.worker.engine import (
+    COMPLETION_BATCH,
+    Batches,
+    Prefixes,
+    Prompt,
+    Step,
+)
+from mlxd.worker.groups import Groups
 from mlxd.worker.pace import Pace
-from mlxd.worker.sampling import greedy
+from mlxd.worker.prefiller import LEAST_KEPT, Prefiller
+from mlxd.worker.share import Share
+from mlxd.worker.speculation import Speculation
+from mlxd.worker.tuning import Tuned
 
-
-class _Batch(GenerationBatch):  # type: ignore[misc]
-    """A generation batch that works out log-probabilities for `scored` sequences only.
-
-    Samplers are therefore shown logits; they differ from log-probabilities by a constant, which
-    no sampler can see.
-    """
-
-    scored: set[int]
-    constraints: dict[int, Constraint]
-    _next_tokens: mx.array
-    _next_logprobs: list[mx.array | None]
-
-    def _step(self) -> tuple[list[int], list[Any]]:
-        """As upstream, but for what becomes of the logits."""
-        inputs, rows = self._next_tokens, self._next_logprobs
-        self._current_tokens, self._current_logprobs = inputs, rows
-        logits = self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :]
-        logits, contexts = self._process(logits, inputs)
-        if self.constraints:
-            logits = self._constrained(logits, inputs)
-        self._next_tokens = self._sample(logits)
-        self._next_logprobs = [
-            _log_softmax(logits[e]) if uid in self.scored else None
-            for e, uid in enumerate(self.uids)
-        ]
-        mx.async_eval(self._next_tokens, self._next_logprobs, contexts)  # type: ignore[no-untyped-call]
-        mx.eval(inputs, rows)
-        tokens: list[int] = inputs.tolist()  # type: ignore[assignment]
-        for sequence, token in zip(self.tokens, tokens, strict=True):
-            sequence.append(token)
-        return tokens, rows
-
-    def _constrained(self, logits: mx.array, inputs: mx.array) -> mx.array:
-        """The forward pass has begun, and goes on while the constraints are asked: they wait for
-        the last step alone, and the other sequences for nothing.
-        """
-        constraints = [self.constraints.get(uid) for uid in self.uids]
-        if not any(constraints):
-            return logits
-        mx.async_eval(logits)  # type: ignore[no-untyped-call]
-        tokens: list[int] = inputs.tolist()  # type: ignore[assignment]
-        for constraint, token in zip(constraints, tokens, strict=True):
-            if constraint is not None:
-                constraint.take(token)
-        return masked(logits, constraints)
-
-    def _process(self, logits: mx.array, inputs: mx.array) -> tuple[mx.array, list[mx.array]]:
-        """Only sequences with processors keep the context that those read."""
-        if not any(self.logits_processors):
-            return logits, []
-        each = [
-            [process for process in processors if process is not self.constraints.get(uid)]
-            for uid, processors in zip(self.uids, self.logits_processors, strict=True)
-        ]
-        if not any(each):
-            return logits, []
-        rows, contexts = [], []
-        for e, processors in enumerate(each):
-            row = logits[e : e + 1]
-            if processors:
-                context = self._token_context[e].update_and_fetch(inputs[e : e + 1])
-                contexts.append(context)
-                for processor in processors:
-                    row = processor(context, row)
-            rows.append(row)
-        return mx.concatenate(rows, axis=0), contexts
-
-    def _sample(self, logits: mx.array) -> mx.array:
-        """One call for the whole batch where it shares a sampler."""
-        samplers: list[Sampler] = self.samplers
-        first = samplers[0]
-        if all(sampler is first for sampler in samplers):
-            return first(logits)
-        rows = [s(logits[e : e + 1]) for e, s in enumerate(samplers)]
-        return mx.concatenate(rows, axis=0)
-
-
-class _Prompts(PromptProcessingBatch):  # type: ignore[misc]
-    """Prompts that note how many tokens a step has read, padding included."""
-
-    read = 0
-
-    def prompt(self, tokens: list[list[int]]) -> None:
-        self.read = len(tokens) * max(map(len, tokens), default=0)
-        super().prompt(tokens)
-
-
-def _log_softmax(row: mx.array) -> mx.array:
-    row = row.astype(mx.float32)
-    return row - mx.logsumexp(row)
+CLEAR_EVERY = 512
+"""Decode steps, after which buffers that are kept for reuse are freed."""
 
 
 class MlxEngine:
-    """Any number of sequences, joining and leaving one running batch."""
+    """Any number of sequences, joining and leaving the running batches."""
 
     def __init__(
         self,
         model: Any,
         stop_tokens: Iterable[int],
         *,
+        batches: Batches | None = None,
+        prefixes: Prefixes | None = None,
+        tuned: Tuned | None = None,
+        speculation: Speculation | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        tuned = tuned or Tuned()
         self._clock = clock
-        self._pace = Pace(gpu=mx.metal.is_available() or mx.cuda.is_available())
-        self._cell = (0, 0)
-        """How long a chunk may be without regard to time, and where in the prompts one began."""
-        self._generator = BatchGenerator(
-            model,
-            stop_tokens=[(token,) for token in stop_tokens],
-            completion_batch_size=COMPLETION_BATCH,
-            prefill_batch_size=PREFILL_ROWS,
-            prefill_step_size=PREFILL_ALONE,
+        self._speculation = speculation
+        self._pace = Pace(tuned, gpu=mx.metal.is_available() or mx.cuda.is_available())
+        self._share = Share(tuned)
+        self._prefixes = prefixes
+        self._unread = Prefiller(model, stop_tokens, self._pace, tuned, prefixes)
+        self._batches: Batches = (
+            Groups(model, speculation=speculation) if batches is None else batches
         )
-        self._prompts = _Prompts.empty(model, greedy)
-        self._generator._prompt_batch = self._prompts
-        self._batch = _Batch.empty(model, greedy)
-        self._batch.scored = set()
-        self._batch.constraints = {}
-        self._generator._generation_batch = self._batch
-        self._alive: set[int] = set()
-        self._waiting: set[int] = set()
-        """Those alive whose prefill has not begun."""
+        self._prompts: dict[int, Prompt] = {}
+        """Of all in it."""
+        self._next_uid = 0
+        self._steps = 0
+        self._decoded_at: float | None = None
+        """When the last step began, if it gave tokens."""
 
     def insert(self, prompts: Sequence[Prompt]) -> list[int]:
-        uids: list[int] = self._generator.insert(
-            [prompt.tokens for prompt in prompts],
-            max_tokens=[prompt.max_tokens for prompt in prompts],
-            samplers=[prompt.sampler for prompt in prompts],
-            logits_processors=[_processors(prompt) for prompt in prompts],
-        )
-        self._alive.update(uids)
-        self._waiting.update(uids)
-        self._batch.scored.update(
-            uid for uid, prompt in zip(uids, prompts, strict=True) if prompt.scored
-        )
-        self._batch.constraints.update(
-            (uid, prompt.constraint)
-            for uid, prompt in zip(uids, prompts, strict=True)
-            if prompt.constraint is not None
-        )
+        if any(not prompt.tokens for prompt in prompts):
+            raise ValueError("a sequence has an empty prompt")
+        if any(prompt.max_tokens <= 0 for prompt in prompts):
+            raise ValueError("a sequence's max_tokens must be > 0")
+        uids = list(range(self._next_uid, self._next_uid + len(prompts)))
+        self._next_uid += len(prompts)
+        for uid, prompt in zip(uids, prompts, strict=True):
+            self._prompts[uid] = prompt
+            self._unread.add(uid, prompt)
+            if prompt.scored:
+                self._batches.scored.add(uid)
+            if prompt.constraint is not None:
+                self._batches.constraints[uid] = prompt.constraint
         return uids
 
     def remove(self, uids: Sequence[int]) -> None:
-        self._generator.remove(uids)
+        uids = [uid for uid in uids if uid in self._prompts]
+        with mx.stream(generation_stream):
+            self._unread.settle()
+            for uid in uids:
+                self._unread.remove(uid)
+                self._keep_so_far(uid)
+            self._batches.remove(uids)
         self._forget(uids)
 
     def step(self) -> Step:
-        self._size_prefill()
-        self._prompts.read = 0
-        begun = self._clock()
-        prompts, tokens = self._generator.next()
-        seconds = self._clock() - begun
-        if self._prompts.read:
-            self._pace.prefilled(self._prompts.read, seconds, decoding=bool(tokens))
-        elif not prompts:
-            self._pace.decoded(seconds)
-        started = [prompt.uid for prompt in prompts if prompt.uid in self._waiting]
-        self._waiting.difference_update(started)
-        ended = [token.uid for token in tokens if token.finish_reason is not None]
-        if ended:
-            self._forget(ended)
-        return Step(tokens, started)
+        before, self._decoded_at = self._decoded_at, None
+        with mx.stream(generation_stream):
+            if before is not None:
+                self._unread.settle()
+            now = self._clock()
+            if before is not None:
+                self._share.passed(now - before)
+            decoding = len(self._batches) > 0
+            if not decoding or not self._share.is_due:
+                read = self._read(now, decoding=decoding)
+                if read is not None or not decoding:
+                    return read or Step([], [])
+            return self._decode(now, steady=before is not None)
 
     def __len__(self) -> int:
-        return len(self._alive)
+        return len(self._prompts)
+
+    def _read(self, now: float, *, decoding: bool) -> Step | None:
+        """A chunk of prompts, if there is one to be read."""
+        room = COMPLETION_BATCH - len(self._batches) - self._unread.begun
+        read = self._unread.read(room, decoding=decoding)
+        if read is None:
+            return None
+        seconds = self._clock() - now
+        self._pace.prefilled(read.tokens, seconds, decoding=decoding, length=read.length)
+        self._share.read(seconds, decoding=decoding)
+        if read.batch is not None:
+            self._batches.join(read.batch)
+        return Step([], read.started, read.reused)
+
+    def _decode(self, now: float, *, steady: bool) -> Step:
+        """`steady`: behind another step that did, which left nothing but this to compute."""
+        tokens = self._batches.step()
+        self._share.decoded()
+        if steady:
+            self._pace.decoded(self._clock() - now)
+        self._decoded_at = now
+        self._steps += 1
+        if self._steps % CLEAR_EVERY == 0:
+            mx.clear_cache()
+        ended = [token for token in tokens if token.finish_reason is not None]
+        if ended:
+            self._unread.settle()
+        for token in ended:
+            self._keep_answer(token.uid, token.prompt_cache, token.all_tokens)
+        self._forget([token.uid for token in ended])
+        drafts = self._speculation.told() if self._speculation is not None else ()
+        return Step(tokens, [], drafts=drafts)
+
+    def _keep_so_far(self, uid: int) -> None:
+        """An answer that is ended from outside: it is gone on from like any other."""
+        if self._prefixes is not None and (held := self._batches.extract(uid)) is not None:
+            self._keep_answer(uid, *held)
+
+    def _keep_answer(self, uid: int, caches: list[Any], tokens: list[int]) -> None:
+        if self._prefixes is None or len(tokens) < LEAST_KEPT:
+            return
+        prompt = self._prompts[uid]
+        ids = prompt.ids + packed(tokens[len(prompt.tokens) :]) if prompt.ids else b""
+        whole = replace(prompt, tokens=tokens, ids=ids)
+        self._prefixes.keep(whole, len(tokens), caches, "answer")
 
     def _forget(self, uids: Sequence[int]) -> None:
-        self._alive.difference_update(uids)
-        self._waiting.difference_update(uids)
-        self._batch.scored.difference_update(uids)
+        if self._speculation is not None:
+            self._speculation.forget(uids)
         for uid in uids:
-            self._batch.constraints.pop(uid, None)
-
-    def _size_prefill(self) -> None:
-        """A chunk is as long for each prompt, so the fewer share it, the longer it may be.
-
-        Where time bounds it, too, several make up one that goes by `chunk_tokens` alone, and none
-        is part of two: so none takes more memory than was predicted for those.
-        """
-        generator = self._generator
-        prompts = generator._currently_processing
-        room = min(
-            PREFILL_ROWS - len(prompts), generator.completion_batch_size - len(self._batch.uids)
-        )
-        entering = list(islice(generator._unprocessed_sequences, max(0, room)))
-        segments = [prompt[0] for prompt in prompts] + [sequence[1] for sequence in entering]
-        rows = sum(not _is_last_token(left) for left in segments)
-        decoding = bool(self._batch.uids or rows < len(segments))
-        most = chunk_tokens(rows, decoding=decoding)
-        read = max((p[1] for p in prompts if not _is_last_token(p[0])), default=0)
-        if self._cell[0] != most or read < self._cell[1]:
-            self._cell = (most, read)
-        left = most - (read - self._cell[1]) % most
-        size = min(left, self._pace.tokens(rows, decoding=decoding))
-        generator.prefill_step_size = size
-        self._prompts.prefill_step_size = size
-
-
-def _processors(prompt: Prompt) -> list[Processor]:
-    """A sequence's first token is drawn where no constraint is known as such: there it is one of
-    the processors.
-    """
-    return [*prompt.processors, *([prompt.constraint] if prompt.constraint is not None else [])]
-
-
-def _is_last_token(segments: list[list[int]]) -> bool:
-    """Of a prompt: with its last token it decodes, and takes no part in the chunk."""
-    return len(segments) == 1 and len(segments[0]) == 1
+            del self._prompts[uid]
+            self._batches.scored.discard(uid)
+            self._batches.constraints.pop(uid, None)

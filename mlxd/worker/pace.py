@@ -1,56 +1,131 @@
-"""How long prefill takes, as an engine's own steps have shown, and how much of it a step may do."""
+"""How long prefill takes, as an engine's own steps have shown, and how much of it a step may do.
+
+A chunk takes tokens x (a + b x length): `a` is what each token takes by itself, `b` what it takes
+to look at a token before it; on a CPU most of a long prompt is that. Lengths and tokens count
+padding.
+"""
 
 from __future__ import annotations
 
 import math
 
-STALL_SECONDS = 0.5
-"""Of prefill in one step, about, while something decodes."""
-ALONE_SECONDS = 2.0
-"""And while nothing does: so long a cancel goes unheard, and a ping says that no step ended."""
+from mlxd.worker.tuning import Tuned
+
 FIRST_TOKENS = 64
-"""Of all prompts together in the first step, before anything is known."""
+"""Of all prompts together in the first chunk, before anything is known."""
 FIRST_ON_GPU_TOKENS = 512
 """There even a large model reads as many in a second or so, and a short prompt stays in one piece:
 on a GPU the pieces change the last bits of what is computed, and so, now and then, a token."""
-LEAST_TOKENS = 16
-"""And at least, however slow they are; fewer tell nothing, where they take as long as one does."""
+FEW_TOKENS = 16
+"""Fewer tell nothing, where they take as long as one does."""
+AIM = 0.75
+"""Of the stall target, what a chunk is to take: some take longer than what is like them did."""
+GROWTH = 4
+"""How many times as long as the longest so far a chunk may be: beyond, nothing is known."""
 
 
 class Pace:
     """Of one model on one machine, as both are now."""
 
-    def __init__(self, *, gpu: bool = False) -> None:
-        self._first = FIRST_ON_GPU_TOKENS if gpu else FIRST_TOKENS
-        self._token: float | None = None
-        """Seconds that a token of prefill takes."""
+    def __init__(self, tuned: Tuned | None = None, *, gpu: bool = False) -> None:
+        self._tuned = tuned or Tuned()
+        self._most = (FIRST_ON_GPU_TOKENS if gpu else FIRST_TOKENS) // GROWTH
+        self._costs = _Costs()
+        self._load = 1.0
+        """How many times as long as `_costs` says a chunk takes at present: what else runs here."""
         self._decode = 0.0
         """Seconds of a recent step that only decoded."""
 
-    def tokens(self, rows: int, *, decoding: bool) -> int:
-        """Of each of `rows` prompts, for the next step."""
+    def tokens(self, rows: int = 1, position: int = 0, *, decoding: bool) -> int:
+        """Of each of `rows` prompts, for the next chunk. `position`: what the longest has behind
+        it.
+        """
         rows = max(1, rows)
-        together = float(self._first)
-        if self._token is not None:
-            seconds = STALL_SECONDS if decoding else ALONE_SECONDS
-            together = seconds / max(self._token, 1e-9)
-        return max(math.ceil(LEAST_TOKENS / rows), int(together / rows))
+        allowed = self._affordable(rows, position, self._seconds(decoding=decoding))
+        together = min(allowed * rows, self._most * GROWTH)
+        return max(math.ceil(self._tuned.now.min_chunk / rows), int(together / rows))
 
     def decoded(self, seconds: float) -> None:
-        """A step has decoded, and nothing else."""
+        """A step has decoded, and nothing else, behind another one that did."""
         self._decode = seconds
 
-    def prefilled(self, tokens: int, seconds: float, *, decoding: bool) -> None:
-        """A step has prefilled so many tokens, padding included, and may have decoded too."""
-        if tokens < LEAST_TOKENS:
+    def prefilled(self, tokens: int, seconds: float, *, decoding: bool, length: int = 0) -> None:
+        """A chunk of so many tokens was read, of prompts with then at most `length`.
+
+        `decoding`: meanwhile a step's tokens may have been computed, too.
+        """
+        if tokens < FEW_TOKENS:
             return
         if decoding:
             seconds = max(seconds - self._decode, seconds / 2)
-        token = seconds / tokens
-        if self._token is None:
-            self._token = token
-            return
+        each = max(seconds / tokens, 1e-9)
         share = tokens / (tokens + FIRST_TOKENS)
-        if token < self._token:  # and fewer tokens than allowed never take less each
+        known = self._costs.known
+        self._costs.add(each, length, share)
+        ratio = each / self._costs.at(length)
+        if ratio < self._load:  # fewer tokens than allowed never take less each
             share = max(share, 0.5)
-        self._token += share * (token - self._token)
+        self._load = self._load * (ratio / self._load) ** share if known else 1.0
+        self._most = max(self._most, tokens)
+
+    def _seconds(self, *, decoding: bool) -> float:
+        """Of a chunk. Where a decode step is long by itself, prompts are still read."""
+        aim = AIM * self._tuned.now.stall_seconds
+        return max(aim - self._decode, aim / 2) if decoding else aim
+
+    def _affordable(self, rows: int, position: int, seconds: float) -> float:
+        """Tokens of each that take so long: w with rows x w x (a + b x (position + w)) seconds."""
+        if not self._costs.known:
+            return math.inf
+        a, b = self._costs.line
+        each, seconds = a + b * position, seconds / (self._load * rows)
+        if b * seconds < 1e-9 * each * each:
+            return seconds / each * (1 + 1e-9)
+        return (math.sqrt(each * each + 4 * b * seconds) - each) / (2 * b)
+
+
+class _Costs:
+    """Seconds of a token by the length of its prompt: a line through what was seen.
+
+    Kept by lengths that double, so that a hundred short prompts do not make it forget what a long
+    one takes.
+    """
+
+    SPREAD = 512.0
+    """Tokens; lengths that differ less say little about `b`."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[float, float]] = {}
+        """Of lengths with so many bits: the length, the seconds."""
+        self.line = (0.0, 0.0)
+        """Of a token by itself, and for each token before it."""
+
+    @property
+    def known(self) -> bool:
+        return bool(self._seen)
+
+    def at(self, length: int) -> float:
+        a, b = self.line
+        return a + b * length
+
+    def add(self, seconds: float, length: int, share: float) -> None:
+        bits = max(length, 128).bit_length()
+        if bits in self._seen:
+            mean, each = self._seen[bits]
+            share /= 2
+            seconds = each + share * (seconds - each)
+            length = round(mean + share * (length - mean))
+        self._seen[bits] = (length, seconds)
+        self.line = self._fitted()
+
+    def _fitted(self) -> tuple[float, float]:
+        """Least squares, both at least 0; `b` drawn to 0 where lengths are alike."""
+        points = list(self._seen.values())
+        length = sum(x for x, _ in points) / len(points)
+        each = sum(y for _, y in points) / len(points)
+        both = sum((x - length) * (y - each) for x, y in points)
+        spread = sum((x - length) ** 2 for x, _ in points)
+        b = max(0.0, both / (spread + self.SPREAD**2))
+        least = min(y for _, y in points)
+        a = max(each - b * length, least / 16)
+        return a, b

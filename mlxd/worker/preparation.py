@@ -14,7 +14,17 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlxd.ipc.messages import Accepted, Ended, Generate, Output, Refused, Text, packed
+from mlxd.ipc.messages import (
+    Accepted,
+    Cancel,
+    Ended,
+    Generate,
+    Noted,
+    Output,
+    Refused,
+    Text,
+    packed,
+)
 from mlxd.worker.job import Inbox, Job, Progress
 from mlxd.worker.link import Link
 from mlxd.worker.refusal import Refusal
@@ -145,7 +155,12 @@ class Preparation:
             self._link.send(Output(self._progress.step, [Text(id, text), ended]))
 
     def _refuse(self, id: int, refusal: Refusal) -> None:
-        if self.claim(id):
+        if not self.claim(id):
+            return
+        if id < 0:  # nobody has asked for it
+            self._inbox.put([Cancel(id)])
+            self._link.send(Noted("a prompt of its prefixes.warm is none that it can read"))
+        else:
             words = refusal.message[:LONGEST_REFUSAL]
             refused = Refused(
                 id, refusal.code, words, refusal.param, refusal.policy_key, numbers=refusal.numbers

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from mlxd.core.events import FinishReason
 from mlxd.ipc.messages import Ended, Piece, Taken
 from mlxd.worker.answer import Answer, PlainAnswer, joined
-from mlxd.worker.engine import Token
+from mlxd.worker.engine import Drafts, Token
 from mlxd.worker.job import Job
 from mlxd.worker.sampling import Guard
 
@@ -29,8 +29,14 @@ class Running:
     started: float = 0.0
     """When its prefill began here; 0: it has not."""
     first: float = 0.0
+    cached: int = 0
+    """Tokens of its prompt that were not computed again."""
     finish: FinishReason | None = None
     """Set by its last token."""
+    drafted: int = 0
+    """Tokens that were proposed for it by a model that drafts."""
+    accepted: int = 0
+    """Of them, those that were right."""
     kept: list[Piece] = field(default_factory=list)
     """What an unstreamed answer has not sent yet."""
 
@@ -53,6 +59,11 @@ class Running:
             out += joined(pieces)
             pieces.clear()
         return over
+
+    def count(self, drafts: Drafts) -> None:
+        """What a step has drafted for it."""
+        self.drafted += drafts.drafted
+        self.accepted += drafts.accepted
 
     def tell(self) -> Taken | None:
         """The tokens behind the pieces that were put out, when there are new ones."""
@@ -80,12 +91,14 @@ class Running:
             reason="length" if self.finish == "length" and not answer.over else "stop",
             prompt_tokens=len(self.job.tokens),
             completion_tokens=len(self.tokens),
-            cached_tokens=0,
+            cached_tokens=self.cached,
             prefill_seconds=self.first - self.started,
             decode_seconds=now - self.first,
             stop_string=answer.stopped,
             reasoning_tokens=answer.reasoning_tokens,
             malformed_calls=answer.malformed_calls,
+            drafted_tokens=self.drafted,
+            accepted_tokens=self.accepted,
         )
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import mlx.core as mx
@@ -46,15 +46,31 @@ class Guard:
 
     def sampler(self, sample: Sampler) -> Sampler:
         """`sample`, or the likeliest token when it fails."""
+        return _Guarded(sample, self)
 
-        def guarded(logits: mx.array) -> mx.array:
-            try:
-                return sample(logits)
-            except Exception as error:  # noqa: BLE001 - the loop ends the request that owns it
-                self.error = self.error or error
-                return greedy(logits)
 
-        return guarded
+@dataclass(frozen=True, slots=True)
+class _Guarded:
+    sample: Sampler
+    guard: Guard
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        try:
+            return self.sample(logits)
+        except Exception as error:  # noqa: BLE001 - the loop ends the request that owns it
+            self.guard.error = self.guard.error or error
+            return greedy(logits)
+
+
+def foreseen(sampler: Sampler, ahead: int, width: int) -> Sampler:
+    """What draws as `sampler` will behind `ahead` more tokens, and leaves it as it is.
+
+    From like logits of `width` tokens it mostly draws the same: both take the same chance.
+    """
+    draw = sampler.sample if isinstance(sampler, _Guarded) else sampler
+    if not isinstance(draw, Draw):
+        return greedy
+    return replace(draw, drawn=draw.drawn + ahead, top_k=_top_k(draw.top_k, width))
 
 
 def sampler_of(sampling: Sampling, guard: Guard, *, vocabulary: int, drawn: int = 0) -> Sampler:

@@ -1,11 +1,11 @@
-"""The engine for models whose caches do not merge: the same verbs, one sequence at a time."""
+"""The engine for models whose caches do not merge: the same verbs; sequences take turns."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -16,8 +16,12 @@ from mlxd.core.footprint import PREFILL_BESIDE_DECODE
 from mlxd.worker.engine import Processor, Prompt, Step
 from mlxd.worker.pace import Pace
 from mlxd.worker.quantised import QuantisedCache
+from mlxd.worker.tuning import Tuned
 
 PREFILL_CHUNK = PREFILL_BESIDE_DECODE
+OPEN_SEQUENCES = 8
+"""That hold a cache at one time. Each has one token in a step, so that more would each be slower,
+and no sooner at their end."""
 
 
 @dataclass(slots=True)
@@ -28,8 +32,32 @@ class _Token:
     finish_reason: str | None
 
 
+@dataclass(slots=True)
+class _Reading:
+    """A prompt, of which something is left to be read."""
+
+    uid: int
+    prompt: Prompt
+    parts: deque[list[int]]
+    """What is left of it: its parts, the first of them begun."""
+    done: int = 0
+    """Tokens of the first part."""
+    read: int = 0
+    """Tokens of the parts before it."""
+    cache: list[Any] = field(default_factory=list)
+
+    @property
+    def is_short(self) -> bool:
+        """What is left is one chunk."""
+        return len(self.parts) <= 1 and sum(map(len, self.parts)) - self.done <= PREFILL_CHUNK
+
+
 class SerialEngine:
-    """First come, first served. A step is one token, or one chunk of one prompt."""
+    """A step is one token of each sequence that decodes, and one chunk of one prompt.
+
+    Of the prompts, those that one chunk ends come first, else the first that came; but every other
+    chunk is of that, whatever comes. So a short one waits for no long one, and a long one is read.
+    """
 
     def __init__(
         self,
@@ -37,15 +65,21 @@ class SerialEngine:
         stop_tokens: Iterable[int],
         kv: QuantisedCache | None = None,
         *,
+        tuned: Tuned | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._pace = Pace(gpu=mx.metal.is_available() or mx.cuda.is_available())
+        self._pace = Pace(tuned, gpu=mx.metal.is_available() or mx.cuda.is_available())
         self._model = model
         self._kv = kv
         self._stop_tokens = frozenset(stop_tokens)
-        self._waiting: deque[tuple[int, Prompt]] = deque()
-        self._current: tuple[int, Iterator[_Token | None]] | None = None
+        self._waiting: dict[int, _Reading] = {}
+        """Those without a cache, in order of arrival."""
+        self._reading: dict[int, _Reading] = {}
+        """Those that are read, in order of arrival."""
+        self._decoding: dict[int, Iterator[_Token]] = {}
+        self._overtaken = False
+        """The last chunk was of a short prompt, and a long one could have been read."""
         self._next_uid = 0
 
     def insert(self, prompts: Sequence[Prompt]) -> list[int]:
@@ -53,45 +87,96 @@ class SerialEngine:
             raise ValueError("a sequence needs a prompt and room for a token")
         uids = list(range(self._next_uid, self._next_uid + len(prompts)))
         self._next_uid += len(prompts)
-        self._waiting.extend(zip(uids, prompts, strict=True))
+        for uid, prompt in zip(uids, prompts, strict=True):
+            self._waiting[uid] = _Reading(uid, prompt, _parts(prompt))
         return uids
 
     def remove(self, uids: Sequence[int]) -> None:
-        gone = set(uids)
-        if self._current is not None and self._current[0] in gone:
-            self._current = None
-        self._waiting = deque(entry for entry in self._waiting if entry[0] not in gone)
+        for uid in uids:
+            self._waiting.pop(uid, None)
+            self._reading.pop(uid, None)
+            self._decoding.pop(uid, None)
 
     def step(self) -> Step:
-        started: list[int] = []
-        if self._current is None:
-            if not self._waiting:
-                return Step([], [])
-            uid, prompt = self._waiting.popleft()
-            self._current = uid, self._run(uid, prompt)
-            started.append(uid)
-        token = next(self._current[1])
-        if token is None:
-            return Step([], started)
-        if token.finish_reason is not None:
-            self._current = None
-        return Step([token], started)
+        tokens = [next(sequence) for sequence in self._decoding.values()]
+        for token in tokens:
+            if token.finish_reason is not None:
+                del self._decoding[token.uid]
+        started = self._read(decoding=bool(tokens))
+        return Step(tokens, started)
 
     def __len__(self) -> int:
-        return len(self._waiting) + (self._current is not None)
+        return len(self._waiting) + len(self._reading) + len(self._decoding)
 
-    def _run(self, uid: int, prompt: Prompt) -> Iterator[_Token | None]:
-        """None after each chunk of the prompt, then the tokens."""
-        cache = make_prompt_cache(self._model)
-        for part in _parts(prompt):
-            yield from self._prefill(part, cache)
+    # -- prompts
+
+    def _read(self, *, decoding: bool) -> list[int]:
+        """One chunk; returns the uid of the sequence that began with it, if one did."""
+        reading = self._next()
+        if reading is None:
+            return []
+        started = []
+        if reading.uid in self._waiting:
+            del self._waiting[reading.uid]
+            reading.cache = make_prompt_cache(self._model)
+            self._reading[reading.uid] = reading
+            started.append(reading.uid)
+        if reading.parts:
+            self._chunk(reading, decoding=decoding)
+        if not reading.parts:
+            del self._reading[reading.uid]
+            self._decoding[reading.uid] = self._run(reading)
+        return started
+
+    def _next(self) -> _Reading | None:
+        """Whose chunk is read next. A prompt that must wait for a place is nobody's next."""
+        places = OPEN_SEQUENCES - len(self._reading) - len(self._decoding)
+        near = [*self._reading.values(), *(list(self._waiting.values()) if places > 0 else ())]
+        short = next((one for one in near if one.is_short), None)
+        long = next((one for one in near if not one.is_short), None)
+        chosen = long if short is None or (long is not None and self._overtaken) else short
+        if long is not None:
+            self._overtaken = chosen is short
+        return chosen
+
+    def _chunk(self, reading: _Reading, *, decoding: bool) -> None:
+        begun, cache = self._clock(), reading.cache
+        part = reading.parts[0]
+        with mx.stream(generation_stream):
+            size = self._size(reading, decoding=decoding)
+            chunk = mx.array(part[reading.done : reading.done + size])
+            self._model(chunk[None], cache=cache)
+            if self._kv is not None:
+                self._kv.apply(cache)
+            mx.eval([c.state for c in cache])
+        mx.clear_cache()
+        reading.done += chunk.size
+        seconds, read = self._clock() - begun, reading.read + reading.done
+        self._pace.prefilled(chunk.size, seconds, decoding=False, length=read)
+        if reading.done == len(part):
+            reading.read += reading.done
+            reading.parts.popleft()
+            reading.done = 0
+
+    def _size(self, reading: _Reading, *, decoding: bool) -> int:
+        """Of the next chunk of a part. Quantised caches are read again in the same chunks only."""
+        if self._kv is not None:
+            return PREFILL_CHUNK
+        left = PREFILL_CHUNK - reading.done % PREFILL_CHUNK
+        position = reading.read + reading.done
+        return min(left, self._pace.tokens(1, position, decoding=decoding))
+
+    # -- answers
+
+    def _run(self, reading: _Reading) -> Iterator[_Token]:
+        uid, prompt = reading.uid, reading.prompt
         generated = generate_step(
             mx.array(prompt.tokens[-1:]),
             self._model,
             max_tokens=prompt.max_tokens,
             sampler=prompt.sampler,
             logits_processors=_processors(prompt),
-            prompt_cache=cache,
+            prompt_cache=reading.cache,
             **self._quantising(),
         )
         for n, (token, logprobs) in enumerate(generated, start=1):
@@ -107,36 +192,15 @@ class SerialEngine:
         bits, group = self._kv.bits, self._kv.group
         return {"kv_bits": bits, "kv_group_size": group, "quantized_kv_start": 0}
 
-    def _prefill(self, tokens: list[int], cache: list[Any]) -> Iterator[None]:
-        done = 0
-        while done < len(tokens):
-            begun = self._clock()
-            with mx.stream(generation_stream):
-                chunk = mx.array(tokens[done : done + self._size(done)])
-                self._model(chunk[None], cache=cache)
-                if self._kv is not None:
-                    self._kv.apply(cache)
-                mx.eval([c.state for c in cache])
-            mx.clear_cache()
-            self._pace.prefilled(chunk.size, self._clock() - begun, decoding=False)
-            done += chunk.size
-            yield None
 
-    def _size(self, done: int) -> int:
-        """Of the next chunk of a part. Quantised caches are read again in the same chunks only."""
-        if self._kv is not None:
-            return PREFILL_CHUNK
-        left = PREFILL_CHUNK - done % PREFILL_CHUNK
-        return min(left, self._pace.tokens(1, decoding=False))
-
-
-def _parts(prompt: Prompt) -> list[list[int]]:
+def _parts(prompt: Prompt) -> deque[list[int]]:
     """All but the last token, cut where the engine that began with it had quantised its caches:
     before the last token of the prompt and behind it. Within a part more is exact than later.
     """
     begun = len(prompt.tokens) - prompt.answered
     *read, _ = prompt.tokens
-    return [read[: begun - 1], read[begun - 1 : begun], read[begun:]]
+    parts = (read[: begun - 1], read[begun - 1 : begun], read[begun:])
+    return deque(part for part in parts if part)
 
 
 def _processors(prompt: Prompt) -> list[Processor]:

@@ -155,6 +155,19 @@ def test_load_beside_says_every_figure(tmp_path: Path) -> None:
 @pytest.mark.mlx
 @pytest.mark.timeout(240)
 @pytest.mark.slow
+def test_groups_says_every_figure(tmp_path: Path) -> None:
+    """Its times are judged by the full form."""
+    found = run("groups.py", tmp_path, "--short")
+
+    for part in ("engine", "daemon"):
+        assert min(found[part][load] for load in ("short", "long", "together", "ratio")) > 0
+    assert found["engine"]["groups"] == 2
+    assert found["engine"]["padded_bytes"] > 3 * found["engine"]["bytes"]
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(240)
+@pytest.mark.slow
 @pytest.mark.parametrize("faults", [4, 20])
 def test_streams_survive_the_faults_of_their_workers(tmp_path: Path, faults: int) -> None:
     """Its times are judged by the full form."""
@@ -216,6 +229,19 @@ def test_recorded_traffic_is_simulated_as_it_was(tmp_path: Path) -> None:
     assert found["requests"] > 10
     assert found["was"]["rate"] == found["simulated"]["rate"]
     assert found["problems"] == []
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(240)
+@pytest.mark.slow
+def test_drafts_are_timed_and_change_nothing(tmp_path: Path) -> None:
+    """Exit status 1 would say that they do."""
+    found = run("drafts.py", tmp_path, "--short")
+
+    assert len(found["rows"]) == 6
+    assert all(row["same"] for row in found["rows"])
+    always = [row for row in found["rows"] if row["agree"] == "always"]
+    assert all(row["drafted"] == row["accepted"] > 0 for row in always)
 
 
 @pytest.mark.mlx

@@ -146,7 +146,7 @@ class TestMessages:
         assert [block.type for block in message.content] == expected
         stream = shared_daemon.http.post("/v1/messages", json=body | {"stream": True})
         event: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
-        found = [event.validate_json(line[6:]) for line in stream.text.splitlines()[1::3]]
+        found = [event.validate_json(line[6:]) for line in stream.text.splitlines()[1::4]]
         assert [e.type for e in found].count("content_block_start") == 4
 
     @pytest.mark.parametrize("version", [None, "2026-10-21", "whatever"])

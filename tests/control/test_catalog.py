@@ -692,3 +692,42 @@ async def test_names_of_any_length_and_letters_are_answered(world):
     world.add(CODER)
     for name in ("qwen2.5-coder:" + "3" * 100_000, "-" * 100_000, ":", "::", "a:b:c", "*", "/"):
         await world.refused(name)
+
+
+async def test_a_model_that_drafts_makes_another_worker(world):
+    large, small = world.add("org/large"), world.add("org/small")
+    world.declare("")
+    before = (await world.card("org/large")).spec
+    world.declare("models: {large: {draft: SMALL, draft_tokens: 4}}\n")
+    card = await world.card("org/large")
+    assert (card.spec.path, card.spec.draft, card.spec.draft_tokens) == (str(large), str(small), 4)
+    assert card.spec != before
+    assert (card.draft.name, card.undrafted, card.unavailable) == ("org/small", "", "")
+
+
+@pytest.mark.parametrize(
+    ("drafter", "why"),
+    [
+        ("nobody", "nobody is no model that is here"),
+        ("broken", "broken cannot be used: "),
+        ("same", "same is the model itself"),
+    ],
+)
+async def test_a_model_that_cannot_draft_leaves_the_other_as_it_is(world, drafter, why):
+    folder = world.add("large")
+    (world.dirs / "same").symlink_to(folder)
+    (world.add("broken") / "model.safetensors").unlink()
+    world.declare(f"models: {{large: {{draft: {drafter}, draft_tokens: 4}}}}\n")
+    card = await world.card("large")
+    assert card.undrafted.startswith(why)
+    assert (card.draft, card.spec.draft, card.spec.draft_tokens) == (None, "", 0)
+    assert await world.resolve("large") == "large"
+
+
+async def test_while_folders_are_read_a_model_whose_drafter_is_not_known_waits(world, gate):
+    world.add("large")
+    other = write_model(world.root / "more" / "small").parent
+    await world.names()
+    world.change(f"dirs: [{world.dirs}, {other}]\nmodels: {{large: {{draft: small}}}}\n")
+    assert world.catalog.find("large", world.policies) is None
+    assert (await world.card("large")).draft.name == "small"

@@ -29,6 +29,7 @@ from mlxd.core.models import ModelCard
 from mlxd.core.preset import Preset
 from mlxd.core.request import GenerationRequest, Message, Sampling, ToolChoice
 from mlxd.core.story import untold
+from mlxd.ipc.messages import FrameReader, decode_down
 from mlxd.policy.load import PolicySet, load
 from tests.support.daemon import write_policies
 from tests.support.queue_model import policies_of
@@ -71,7 +72,7 @@ class Parts:
         if self.refusal is not None:
             raise self.refusal
 
-    async def run(self, order, case, lease, policies):
+    async def run(self, order, case, lease, policies, *, transcript):
         self.orders.append(order)
         self.cases.append(case)
         for burst in self.bursts:
@@ -102,6 +103,18 @@ async def test_tokens_are_drawn_with_a_seed_that_is_no_part_of_the_case(sampling
     await opened(parts, sampling)
     assert parts.orders[0].sampling.seed == seed
     assert parts.cases[0].sampling == sampling
+
+
+@pytest.mark.parametrize("tenant", ["", "team"])
+async def test_what_is_read_for_a_request_belongs_to_its_tenant(tenant):
+    parts: Any = Parts()
+    who = replace(asker("c", load()), caller=Caller("c", tenant=tenant))
+    dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())
+    async with dispatcher.open(GenerationRequest(model="m", text="x"), who) as bursts:
+        assert [burst async for burst in bursts] == []
+    (frame,) = FrameReader().feed(parts.orders[0].frame(1, None))
+    generate: Any = decode_down(frame)
+    assert generate.owner == tenant
 
 
 async def test_an_order_knows_what_computes_it():

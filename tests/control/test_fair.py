@@ -232,3 +232,21 @@ def test_what_is_over_is_not_kept_for_its_deadline() -> None:
         (place,) = waiting(scheduler, of_tenant("b", policies))
         scheduler.leave(place, 0.0, 0.0)
     assert len(scheduler._deadlines) < 100
+
+
+def test_what_was_cached_gives_its_client_turns_back() -> None:
+    """Both asked for as much; what one took was mostly cached."""
+    policies = policies_of(max_in_flight=1, max_waiting=9)
+    order: dict[float | None, list[str]] = {}
+    for took in (None, 100.0):
+        scheduler, first = full(policies)
+        waiting(scheduler, *(of_tenant(t, policies, cost=1000.0) for t in "abababab"))
+        names: list[str] = []
+        for _ in range(8):
+            mine = took if names[-1:] == ["a"] else None
+            scheduler.leave(first, 0.0, 0.0, tokens=1000, took=mine)
+            (first,) = scheduler.turn(0.0)
+            names.append(first.client.removeprefix("tenant "))
+        order[took] = names
+    assert order[None] == [*"abababab"]
+    assert order[100.0] == [*"abaaabbb"]

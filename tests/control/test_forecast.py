@@ -182,3 +182,18 @@ def test_a_config_that_nothing_can_be_computed_from_is_no_failure(
     monkeypatch.setattr("mlxd.control.shape.footprint_of", odd)
     assert forecasts(tmp_path).footprint(CARD) == Footprint(CARD.size_bytes, ())
     assert forecasts(tmp_path).load_bytes(CARD, policies) == CARD.size_bytes
+
+
+async def test_a_model_that_drafts_counts_with_the_one_that_it_drafts_for(
+    tmp_path: Path, policies: PolicySet
+) -> None:
+    small = replace(CARD, name="s", path="/s", size_bytes=10 * MIB, digest="cd" * 32)
+    drafted = replace(CARD, draft=small)
+    told = forecasts(tmp_path)
+    footprint = told.footprint(drafted)
+    assert footprint.weights_bytes == 110 * MIB
+    assert footprint.draft == told.footprint(small).groups
+    one = told.footprint(small).cache_bytes([2000])
+    assert footprint.cache_bytes([2000] * 3) == told.footprint(CARD).cache_bytes([2000] * 3) + one
+    assert told.load_bytes(drafted, policies) >= told.load_bytes(CARD, policies) + 10 * MIB
+    assert key_of(drafted) != key_of(CARD)

@@ -74,6 +74,8 @@ class Machine:
         self.running: list[Worker] = []
         self.log: list[str] = []
         self.evictions = 0
+        self.left = 1.0
+        """Of what workers may keep of earlier prompts."""
         self.blocked: MlxdError | None = None
         self.closed: MlxdError | None = None
         self.strained: Strain | None = None
@@ -103,6 +105,9 @@ class Machine:
     def read(self) -> MemoryReading | None:
         available = round(TOTAL * (1 - self.used))
         return MemoryReading(TOTAL, available) if self.readable else None
+
+    def lend(self, left: float) -> None:
+        self.left = left
 
     def memory_action(self, action: str) -> None:
         self.log.append(f"count {action}")
@@ -223,6 +228,28 @@ async def test_while_critical_no_model_is_loaded_and_it_is_said_why(machine: Mac
     machine.used = 0.84
     await guard.check()
     assert machine.blocked is None
+
+
+async def test_less_is_kept_of_prompts_while_a_mark_says_so(machine: Machine) -> None:
+    guard = machine.guard()
+    left = []
+    for used in (0.5, 0.86, 0.96, 0.92, 0.88, 0.5):
+        machine.used = used
+        await guard.check()
+        left.append(machine.left)
+    assert left == [1.0, 0.5, 0.0, 0.0, 0.5, 1.0], "the critical mark is left below 90 %"
+
+
+@pytest.mark.parametrize(
+    ("actions", "left"), [("[warn]", 1.0), ("[drop_mlx_cache]", 0.5), ("[evict_lru]", 0.0)]
+)
+async def test_what_is_left_of_kept_prompts_follows_the_actions(
+    tmp_path: Path, actions: str, left: float
+) -> None:
+    machine = Machine(tmp_path, f"watermarks: {{warning: {{actions: {actions}}}}}\n")
+    machine.used = 0.9
+    await machine.guard().check()
+    assert machine.left == left
 
 
 async def test_a_jump_to_emergency_does_all_lower_marks_actions_first(machine: Machine) -> None:

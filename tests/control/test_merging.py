@@ -56,6 +56,25 @@ async def test_a_reader_that_leaves_ends_them_all() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+async def test_what_a_reader_that_leaves_has_not_got_is_given_back_in_order() -> None:
+    for takes in range(1, 6):
+        sources = [Source(*"abcdefgh"), Source(*"ABCDEFGH")]
+        got, back = {0: "", 1: ""}, {0: "", 1: ""}
+
+        def unread(number: int, burst: Burst, back: dict[int, str] = back) -> None:
+            back[number] += "".join(event.text for event in burst)  # type: ignore[union-attr]
+
+        async with aclosing(merged([one.bursts() for one in sources], unread)) as bursts:
+            for _ in range(takes):
+                number, burst = await anext(bursts)
+                got[number] += "".join(event.text for event in burst)  # type: ignore[union-attr]
+            for _ in range(20):
+                await asyncio.sleep(0)  # others read on meanwhile
+        assert "abcdefgh".startswith(got[0] + back[0])
+        assert "ABCDEFGH".startswith(got[1] + back[1])
+        assert len(back[0] + back[1]) >= 2, "one in the queue, one of who waits to say more"
+
+
 async def test_only_so_many_run_together() -> None:
     sources = [Source(*"ab") for _ in range(AT_ONCE + 5)]
     most = 0

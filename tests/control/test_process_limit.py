@@ -29,6 +29,14 @@ def test_a_limit_is_policys_own_or_follows_the_budget(
     assert limit_of(given, limits) == limit
 
 
+def test_what_is_kept_of_earlier_prompts_is_beside_it() -> None:
+    """Also of what is to be given back, and is not yet."""
+    limits = WorkerLimits()
+    for lent, kept, more in ((4, 1, 4), (0, 3, 3)):
+        budget = ipc.Budget(GIB, 0, 0, prefix_bytes=lent * GIB)
+        assert limit_of(budget, limits, kept * GIB) == (2 + 2 + more) * GIB
+
+
 def test_what_a_process_holds_can_be_read_and_of_one_that_is_gone_nothing() -> None:
     held = resident_of(os.getpid())
     assert held is not None

@@ -14,6 +14,7 @@ from mlxd.control.generation import Limits
 from mlxd.control.order import Order
 from mlxd.control.replay import Replays, seeded
 from mlxd.control.suspects import Case
+from mlxd.control.transcript import Transcript
 from mlxd.control.worker import Worker
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import (
@@ -60,8 +61,17 @@ class Lease:
 class Request:
     """A client's, and what it has got."""
 
-    def __init__(self, world: World, name: str, reads: int = 10**6, **more: Any) -> None:
-        """`reads`: so many bursts, and no more before it `goes_on`."""
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        reads: int = 10**6,
+        transcript: Transcript | None = None,
+        **more: Any,
+    ) -> None:
+        """`reads`: so many bursts, and no more before it `goes_on`. `transcript`: of another
+        request, which this one goes on from.
+        """
         self.world, self.name, self.reads = world, name, reads
         self.goes = asyncio.Event()
         self.case = Case("c", CARD, GenerationRequest(model="m", text=name, **more), Sampling())
@@ -70,7 +80,10 @@ class Request:
         order = Order(
             self.case.request, Sampling(), 100, 50, 500, limits, world.loop.now, story=self.story
         )
-        self.bursts = world.replays.run(order, self.case, world.lease, world.policies)  # type: ignore[arg-type]
+        lease: Any = world.lease
+        self.bursts = world.replays.run(
+            order, self.case, lease, world.policies, transcript=transcript
+        )
         self.events: list[object] = []
         self.error: BaseException | None = None
         self.task = world.loop.do(lambda: asyncio.ensure_future(self.consume()))
@@ -199,6 +212,43 @@ def loop() -> Iterator[VirtualLoop]:
 @pytest.fixture
 def world(loop: VirtualLoop, tmp_path: Any) -> World:
     return World(loop, tmp_path)
+
+
+def test_another_request_goes_on_behind_a_client_that_has_left(world):
+    transcript = Transcript()
+    one = Request(world, "one", reads=2, transcript=transcript)
+    one.starts()
+    one.gets(1, 2, 3)
+    one.hangs_up()
+    one.gets(4)
+    one.is_cancelled()
+    assert (one.text, one.story.completion_tokens) == ("1 ", 3)
+    world.loop.advance(1000)  # which count towards no limit
+    two = Request(world, "one", transcript=transcript)
+    assert two.text == "2 3 ", "what was there, and nobody had taken"
+    assert two.asked[-1].resume == ipc.Resume(ipc.packed([7, 8, 9]), ipc.packed([1, 2, 3]))
+    two.starts()
+    two.gets(4)
+    world.says(ipc.Output(1, [ipc.Ended(two.asked[-1].id, "stop", 3, 4, 2, 0.1, 0.2)]))
+    assert [type(event) for event in two.events] == [*[TextDelta] * 3, Finished]
+    assert two.text == "2 3 4 "
+    assert two.error is None
+    end: Any = two.events[-1]
+    assert (end.completion_tokens, end.cached_tokens) == (4, 0), "as of an answer that nobody cut"
+    assert (two.story.completion_tokens, two.story.prompt_tokens) == (1, 0)
+
+
+def test_an_end_that_nobody_took_needs_no_worker_again(world):
+    transcript = Transcript()
+    one = Request(world, "one", reads=1, transcript=transcript)
+    one.starts()
+    one.gets(1)
+    one.ends()
+    one.hangs_up()
+    two = Request(world, "one", transcript=transcript)
+    assert [type(event) for event in two.events] == [TextDelta, Finished]
+    assert two.task.done()
+    assert len(two.asked) == 1
 
 
 def test_a_request_goes_on_behind_what_the_client_has_got(world):

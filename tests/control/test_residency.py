@@ -40,6 +40,9 @@ class Process:
         self.on_observed: Any = None
         self.on_end: Any = None
 
+    def tune(self, tuning):
+        pass
+
     def set_budget(self, budget):
         self.budgets.append(budget)
 

@@ -30,14 +30,18 @@ from tests.control.test_residency import AlwaysWell
 from tests.support.daemon import write_policies
 from tests.support.virtual_time import VirtualLoop
 
-TOTAL, RESERVE, EXTRA, CACHE = 1000, 50, 20, 1
-SIZES = {"a": 400, "b": 400, "c": 600, "d": 150, "e": 880}
+GIB = 2**30
+TOTAL, RESERVE, EXTRA = 1000 * GIB, 50 * GIB, 20 * GIB
+SIZES = {"a": 400 * GIB, "b": 400 * GIB, "c": 600 * GIB, "d": 150 * GIB, "e": 880 * GIB}
 NAMES = st.sampled_from(sorted(SIZES))
 FAR = 100_000.0
-MEMORY = "reserve: {{system: 50B, when_full: {}}}\nworker_limits: {{mlx_cache_limit: 1B}}\n"
+MEMORY = "reserve: {{system: 50GiB, when_full: {}}}\nworker_limits: {{mlx_cache_limit: 1GiB}}\n"
 ONE_LOAD = "load: {max_parallel: 1, retry: {max: 1, backoff: 1s}}\n"
 LIMITS = (
-    (f"defaults: {{ttl: never}}\n{ONE_LOAD}", MEMORY.format("wait")),
+    (
+        f"defaults: {{ttl: never}}\n{ONE_LOAD}",
+        f"{MEMORY.format('wait')}prefix_cache: {{memory: 400GiB}}\n",
+    ),
     (
         "defaults: {ttl: never}\nload: {max_parallel: 3, retry: {max: 0}}\n"
         "models: {a: {pinned: true}, d: {priority: high}}\n",
@@ -46,10 +50,11 @@ LIMITS = (
     (
         "max_loaded: 2\ndefaults: {ttl: never}\nload: {max_parallel: 2}\n"
         "models: {b: {pinned: true}}\n",
-        f"{MEMORY.format('refuse')}eviction: {{protect_recent: 0s, min_residency: 0s}}\n",
+        f"{MEMORY.format('refuse')}eviction: {{protect_recent: 0s, min_residency: 0s}}\n"
+        "prefix_cache: {memory: 900GiB}\n",
     ),
     (
-        "max_loaded_bytes: 560B\ndefaults: {ttl: 40s}\nload: {max_parallel: 2}\n",
+        "max_loaded_bytes: 560GiB\ndefaults: {ttl: 40s}\nload: {max_parallel: 2}\n",
         f"{MEMORY.format('wait')}eviction: {{protect_recent: 10s, min_residency: 25s}}\n",
     ),
 )
@@ -79,7 +84,7 @@ class Forecasts(ByWeight):
         return card.size_bytes + EXTRA + self.learned[card.name]
 
     def observed(self, card, observed):
-        self.learned[card.name] = min(240, self.learned[card.name] + 80)
+        self.learned[card.name] = min(240 * GIB, self.learned[card.name] + 80 * GIB)
 
 
 class Process:
@@ -94,17 +99,33 @@ class Process:
         self.on_end: Any = None
         self.answered: set[int] = set()
         self.on_budget: Any = None
+        self.on_lent: Any = None
 
     @property
     def share(self):
-        """What it may take; one that has ended only what is not free again."""
+        """What it may take, and what it keeps; one that has ended only what is not free again."""
+        kept = self.memory.prefix
         promised = self.budget.bytes + self.budget.cache_bytes if self.alive else 0
-        return max(promised, self.memory.active)
+        return max(promised, self.memory.active - kept) + kept
+
+    def hold(self, active, kept=None):
+        """So much beside what it keeps of earlier prompts."""
+        kept = self.memory.prefix if kept is None else kept
+        self.memory = ipc.Memory(active + kept, 0, 0, kept)
+
+    def give_back(self):
+        """What it may not keep any more."""
+        active, kept = self.memory.active - self.memory.prefix, self.memory.prefix
+        self.hold(active, min(kept, self.budget.prefix_bytes))
+
+    def tune(self, tuning):
+        pass
 
     def set_budget(self, budget):
         raised = budget.bytes + budget.cache_bytes > self.budget.bytes + self.budget.cache_bytes
         self.budget = budget
         self.answered.add(budget.answers)
+        self.on_lent(self)
         if raised:
             self.on_budget()
 
@@ -119,6 +140,10 @@ class Processes(AlwaysWell):
         self.world = world
         self.all: list[Process] = []
         self.load_seconds, self.stop_seconds, self.free_seconds = 1.0, 0.5, 0.0
+        self.step_seconds = 0.03
+        """How long a step takes, after which a worker gives back what was lent."""
+        self.keeps = 1.0
+        """The part of what is lent that a worker has filled at once."""
         self.broken = False
 
     def of(self, spec):
@@ -126,6 +151,17 @@ class Processes(AlwaysWell):
 
     def private_of(self, pid):
         return next(process.memory.active for process in self.all if process.pid == pid)
+
+    def lent(self, process):
+        """It has been told what it may keep of earlier prompts."""
+        kept = process.memory.prefix
+        if kept <= process.budget.prefix_bytes and process.ready:
+            kept = max(kept, int(process.budget.prefix_bytes * self.keeps))
+            process.hold(process.memory.active - process.memory.prefix, kept)
+        elif self.step_seconds:
+            self.world.loop.call_later(self.step_seconds, process.give_back)
+        else:
+            process.give_back()
 
     def serving(self, spec):
         process = self.of(spec)
@@ -139,6 +175,7 @@ class Processes(AlwaysWell):
         assert self.of(spec) is None, "one model, two workers"
         process = Process(spec, name, budget)
         process.on_budget = world.check_promises
+        process.on_lent = self.lent
         prepare(process)
         self.all.append(process)
         world.check_start(process)
@@ -379,7 +416,7 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     @rule(others=st.sampled_from([0, 100, 400, 900]), blind=st.booleans())
     def press(self, others, blind):
-        self.others, self.blind = others, blind and others == 0
+        self.others, self.blind = others * GIB, blind and others == 0
 
     @rule(blocked=st.booleans())
     def block(self, blocked):
@@ -413,7 +450,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         process = data.draw(st.sampled_from(ready))
         id = next(self.ids)
         self.needs.append((process, id))
-        self.loop.do(process.on_need, process, ipc.Need(id, process.budget.bytes + more))
+        self.loop.do(process.on_need, process, ipc.Need(id, process.budget.bytes + more * GIB))
         self.loop.settle(2)
 
     @precondition(lambda self: any(p.ready for p in self.processes.workers()))
@@ -421,10 +458,20 @@ class ResidencyMachine(RuleBasedStateMachine):
     def hold_more_or_less(self, data, idle):
         ready = [process for process in self.processes.workers() if process.ready]
         process = data.draw(st.sampled_from(ready))
-        process.memory = ipc.Memory(SIZES[process.name] if idle else process.budget.bytes, 0, 0)
+        process.hold(SIZES[process.name] if idle else process.budget.bytes)
         if idle:
             self.loop.do(process.on_observed, process, ipc.Observed(1, 1, 1, 1))
         self.loop.settle(2)
+
+    @rule(
+        left=st.sampled_from([0.0, 0.5, 1.0]),
+        keeps=st.sampled_from([0.0, 0.6, 1.0]),
+        step=st.sampled_from([0.0, 0.03, 7.0]),
+    )
+    def look_at_memory(self, left, keeps, step):
+        """As the guard does, under one mark or another."""
+        self.processes.keeps, self.processes.step_seconds = keeps, step
+        self.loop.do(self.residency.lend, left)
 
     @rule(name=NAMES, context=st.none() | st.integers(1, 512))
     def ask_whether_it_fits(self, name, context):

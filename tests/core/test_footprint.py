@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from mlxd.core.footprint import Footprint, LayerGroup, Moment, chunk_tokens
+from mlxd.core.footprint import (
+    PASS_BYTES,
+    Footprint,
+    LayerGroup,
+    Moment,
+    chunk_tokens,
+    may_share,
+)
+from mlxd.core.grouping import UNBOUNDED
 from mlxd.ipc.messages import Ready, decode_up, encode
 
 FULL = LayerGroup(layers=2, token_bytes=10)
@@ -56,7 +64,7 @@ def test_prompts_share_a_chunk() -> None:
 
 def test_a_long_prompt_is_read_in_chunks_against_all_before() -> None:
     footprint = Footprint(0, (), prefill=(Moment(pair=1),))
-    assert footprint.peak_bytes((), [5000]) == 2048 * 4096
+    assert footprint.peak_bytes((), [5000]) == 2048 * 5000, "what was kept ends anywhere"
     assert footprint.peak_bytes((), [5000], 500) == 500 * 5000
 
 
@@ -74,17 +82,23 @@ def test_a_first_chunk_has_moments_of_its_own() -> None:
     assert later.peak_bytes((), [4096]) == 7 * 2048
 
 
-def test_those_that_are_through_leave_the_others_smaller_chunks() -> None:
-    footprint = Footprint(0, (), prefill=(Moment(pair=1),))
-    together = 2 * 1024 * 1024
-    alone_then = 512 * 4096
-    assert footprint.peak_bytes((), [4096, 1024]) == max(together, alone_then)
+def test_short_prompts_share_a_chunk_and_a_long_one_is_read_alone() -> None:
+    footprint = Footprint(0, (), prefill=(Moment(row=10**7, pair=1),))
+    assert footprint.peak_bytes((), [4096, 10, 10]) == 2 * 10**7 + 2 * 10 * 10
+    assert footprint.peak_bytes((), [700, 150, 100]) == 2 * 10**7 + 2 * 150 * 150
 
 
-def test_prompts_that_end_in_the_same_chunk_leave_together() -> None:
-    footprint = Footprint(0, (), prefill=(Moment(pair=1),))
-    together = 3 * 682 * 682
-    assert footprint.peak_bytes((), [100, 150, 700]) == together
+def test_while_short_ones_are_read_a_long_one_may_be_half_read() -> None:
+    footprint = Footprint(0, (FULL,), prefill=(Moment(token=10**6),))
+    caches = 2 * 10 * (1024 + 5120)
+    assert footprint.alone_bytes([1000, 5000]) == caches + 2048 * 10**6
+
+
+def test_prompts_are_read_together_that_pad_each_other_little() -> None:
+    assert may_share([500, 490, 200])
+    assert may_share([8000, 7900, 7800])
+    assert may_share([120, 1]), "hardly any tokens"
+    assert not may_share([8000, 20])
 
 
 def test_only_so_many_prompts_are_read_at_a_time() -> None:
@@ -103,6 +117,31 @@ def test_a_join_copies_the_whole_batch() -> None:
     joined = footprint.peak_bytes([1000], [1000])
     assert alone == 2 * 2 * 1024 * 10
     assert joined == alone + 2 * 1000 * 10
+
+
+def test_a_long_one_pads_short_ones_by_a_small_part_of_the_weights_at_most() -> None:
+    weights = 8 * 20_000
+    footprint = Footprint(weights, (FULL,))
+    apart = 20 * (8192 + 7 * 256)
+    assert footprint.peak_bytes([8000, *[100] * 7]) == weights + apart + 20_000
+    assert footprint.peak_bytes([700, 700, 100]) == weights + 20 * 3 * 768, "10 kB of padding"
+
+
+def test_with_room_for_it_what_is_padded_is_what_costs_less_than_a_pass() -> None:
+    footprint = Footprint(PASS_BYTES, (FULL,))
+    lengths = [8000, *[100] * 20]
+    padded = 20 * 21 * 8192
+    assert padded < 2 * PASS_BYTES
+    assert footprint.grouped_bytes(lengths, room=UNBOUNDED) == padded
+    apart = 20 * (8192 + 20 * 256)
+    assert footprint.grouped_bytes(lengths, room=padded - 1) == apart
+    assert footprint.grouped_bytes(lengths) == apart + PASS_BYTES // 8
+
+
+def test_a_sequence_has_a_value_that_changes_when_its_caches_grow() -> None:
+    footprint = Footprint(0, (FULL,), decode=(Moment(key=3),), join=(Moment(key=5),))
+    assert footprint.row_bytes(1) == footprint.row_bytes(256) == 20 * 256 + 5 * 256
+    assert footprint.row_bytes(257) == 2 * footprint.row_bytes(1)
 
 
 def test_a_window_bounds_what_is_copied_where_all_layers_have_one() -> None:

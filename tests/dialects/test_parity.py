@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlxd.core.events import Started, TextDelta
+from mlxd.core.events import Finished, Reuse, Started, TextDelta
 
 Json = dict[str, Any]
 
@@ -232,6 +232,31 @@ def test_logprobs_nobody_asked_for_are_not_sent(spoken, events_of, now) -> None:
 def test_a_start_alone_sends_nothing(spoken, now) -> None:
     """So the status line can wait for something to say."""
     assert spoken.codec.encoder(spoken.call()).feed([Started(1)], now) == b""
+
+
+CACHED = {
+    "anthropic.messages": lambda usage: usage["cache_read_input_tokens"],
+    "openai.chat": lambda usage: usage["prompt_tokens_details"]["cached_tokens"],
+    "openai.completion": lambda usage: usage["prompt_tokens_details"]["cached_tokens"],
+    "openai.responses": lambda usage: usage["input_tokens_details"]["cached_tokens"],
+}
+
+
+def test_a_start_that_comes_again_says_what_was_really_cached(spoken, now) -> None:
+    """Streamed and whole; Ollama counts all of a prompt and says nothing of a cache."""
+    first, again = Started(12, 4), Started(12, 9, reuse=Reuse(9))
+    bursts = ([first], [again], [TextDelta("x")], [Finished("stop", 12, 1, cached_tokens=9)])
+    encoder = spoken.codec.encoder(spoken.call())
+    told = [encoder.feed(burst, now) for burst in bursts]
+    assert told[:2] == [b"", b""], "it sends nothing by itself"
+    streamed = FOLDS[spoken.name](b"".join(told))
+    if spoken.name in CACHED:
+        assert CACHED[spoken.name](streamed["usage"]) == 9
+    else:
+        assert streamed["prompt_eval_count"] == 12
+    if spoken.name == "anthropic.messages":
+        start = json.loads(told[2].split(b"data: ")[1].split(b"\n")[0])["message"]["usage"]
+        assert (start["input_tokens"], start["cache_read_input_tokens"]) == (3, 9)
 
 
 def test_one_record_for_each_delta(spoken, now) -> None:

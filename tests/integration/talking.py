@@ -80,11 +80,18 @@ def ndjson(response: httpx.Response) -> list[Json]:
 def events(response: httpx.Response) -> list[str]:
     """The data of each server-sent event, comments left out."""
     assert response.headers["content-type"].startswith("text/event-stream")
-    blocks = response.text.split("\n\n")
+    return data_of(response.text)
+
+
+def data_of(stream: str) -> list[str]:
+    """Of each event of a stream, or of its beginning; comments and ids left out."""
+    blocks = stream.split("\n\n")
     assert blocks.pop() == "", "the last event has no end"
-    blocks = [block for block in blocks if not block.startswith(":")]
-    assert all(block.startswith("data: ") and "\n" not in block for block in blocks)
-    return [block.removeprefix("data: ") for block in blocks]
+    lines = [[one for one in block.split("\n") if one[0] != ":"] for block in blocks]
+    each = list(filter(None, lines))
+    assert all(data.startswith("data: ") and not more[1:] for data, *more in each)
+    assert all(line.startswith("id: ") for _, *more in each for line in more)
+    return [data.removeprefix("data: ") for data, *_ in each]
 
 
 def chunks(response: httpx.Response) -> list[Json]:

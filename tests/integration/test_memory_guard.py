@@ -48,7 +48,9 @@ def test_the_memory_of_a_loaded_models_engine_is_shown(start: Any) -> None:
     assert metric(running, "mlxd_models_loaded") == 1
     assert running.health()["memory"]["level"] == "normal"
     shown = cached(running)["tiny-a"]["memory_bytes"]
-    assert shown is None or shown.keys() == {"budget", "active", "cache", "peak"}
+    assert shown is None or shown.keys() == {
+        "budget", "active", "cache", "peak", "prefix", "prefix_budget",
+    }  # fmt: skip
 
 
 @pytest.mark.slow

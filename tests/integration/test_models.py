@@ -432,8 +432,38 @@ def test_code_in_a_models_folder_is_never_run(start: Any, models: Path, tmp_path
     assert daemon.http.get("/livez").status_code == 200
 
 
+def change(daemon: Daemon, models: str) -> None:
+    daemon.edit("models", models)
+    daemon.reload()
+
+
 @pytest.mark.slow
-def test_a_model_whose_caches_do_not_merge_serves_one_request_at_a_time(
+def test_a_model_is_drafted_for_or_says_why_not_and_answers_the_same(
+    start: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "drafts"
+    for name in ("large", "small"):
+        model_maker.make_model(folder / name, model_maker.Shape(spread=3.0))
+    model_maker.make_model(folder / "hybrid", model_maker.HYBRID)
+    dirs = f"dirs: [{folder}]\nmodels: {{large: "
+    daemon: Daemon = start({"models": f"{dirs}{{}}}}\n"})
+    plain = say(daemon, "large", "hello", tokens=60)
+    change(daemon, f"{dirs}{{draft: small, draft_tokens: 4}}}}\n")
+    assert say(daemon, "large", "hello", tokens=60) == plain
+    metrics = daemon.http.get("/metrics").text
+    drafted = re.search(r'mlxd_draft_tokens_total\{kind="accepted",model="large"\} (\d+)', metrics)
+    assert drafted is not None
+    assert int(drafted[1]) > 30
+    change(daemon, f"{dirs}{{draft: hybrid}}}}\n")
+    assert say(daemon, "large", "hello", tokens=60) == plain
+    warnings = daemon.http.get("/health").json()["warnings"]
+    assert any("no model drafts for large" in words for words in warnings), warnings
+    change(daemon, f"{dirs}{{draft: nobody}}}}\n")
+    assert say(daemon, "large", "hello", tokens=60) == plain
+
+
+@pytest.mark.slow
+def test_requests_for_a_model_whose_caches_do_not_merge_take_turns(
     start: Any, tmp_path: Path
 ) -> None:
     folder = tmp_path / "serial"

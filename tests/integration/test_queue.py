@@ -25,6 +25,7 @@ from tests.integration.talking import (
     Held,
     Json,
     body_for,
+    data_of,
     eventually,
     held,
     idle,
@@ -238,9 +239,9 @@ def test_a_stream_that_waits_is_told_how_it_stands(queue: Daemon) -> None:
             assert COMMENT.findall(said)[0][0] == "2"
             running.hang_up()
             said += "".join(pieces)
-    *chunks, last = [b for b in said.split("\n\n") if b and not b.startswith(":")]
-    assert last == "data: [DONE]"
-    assert all(json.loads(chunk.removeprefix("data: "))["choices"] for chunk in chunks)
+    *chunks, last = data_of(said)
+    assert last == "[DONE]"
+    assert all(json.loads(chunk)["choices"] for chunk in chunks)
 
 
 def test_the_clients_of_event_streams_pass_over_comments(queue: Daemon) -> None:

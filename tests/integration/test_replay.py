@@ -97,7 +97,7 @@ class Stream:
             if data == "[DONE]":
                 self.done = True
                 continue
-            if not data or data.startswith(":"):
+            if not data or data.startswith((":", "id: ")):
                 continue
             self.records.append(json.loads(data))
             pieces -= bool("error" not in self.records[-1] and self._text(self.records[-1]))

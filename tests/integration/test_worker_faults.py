@@ -20,6 +20,7 @@ from tests.integration.talking import (
     ask,
     body_for,
     cached,
+    data_of,
     events,
     eventually,
     generate,
@@ -86,7 +87,7 @@ def test_a_killed_worker_ends_an_event_stream_with_an_error_event(watched: Daemo
         first = next(blocks)
         os.kill(workers_of(watched)[ENDLESS], signal.SIGKILL)
         text = first + "".join(blocks)
-    data = [block.removeprefix("data: ") for block in text.split("\n\n") if block]
+    data = data_of(text)
     if data[-1] == "[DONE]":
         data.pop()
     error = json.loads(data[-1])["error"]

@@ -108,13 +108,8 @@ def test_what_is_set_in_vain_is_listed_even_where_it_is_the_default(
 
 
 def test_an_entry_that_has_no_effect_is_said_to_have_none(tmp_path: Path) -> None:
-    (tmp_path / "models.yaml").write_text(
-        "schema: mlxd/v1\n"
-        "models: {a.b: {draft: small, priority: normal, trust_remote_code: false}}\n"
-    )
     (tmp_path / "clients.yaml").write_text("schema: mlxd/v1\ncors: {allow_credentials: true}\n")
     found = [warning for warning in load(tmp_path).warnings() if "watermarks" not in warning]
     assert found == [
-        'models.models["a.b"].draft small is not enforced yet',
         "clients.cors.allow_credentials true is not enforced yet",
     ]

@@ -69,14 +69,14 @@ def worker(memory: ipc.Memory, budget: ipc.Budget | None) -> Worker:
     [
         (ipc.Memory(0, 0, 0), None, None),
         (
-            ipc.Memory(5, 3, 9),
-            ipc.Budget(20, 0, 0),
-            {"budget": 20, "active": 5, "cache": 3, "peak": 9},
+            ipc.Memory(5, 3, 9, 2),
+            ipc.Budget(20, 0, 0, prefix_bytes=4),
+            {"budget": 20, "active": 5, "cache": 3, "peak": 9, "prefix": 2, "prefix_budget": 4},
         ),
         (
             ipc.Memory(5, 3, 9),
             ipc.Budget(0, 0, 0),
-            {"budget": None, "active": 5, "cache": 3, "peak": 9},
+            {"budget": None, "active": 5, "cache": 3, "peak": 9, "prefix": 0, "prefix_budget": 0},
         ),
     ],
 )

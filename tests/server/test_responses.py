@@ -24,7 +24,9 @@ from mlxd.dialects import openai
 from mlxd.policy.load import Override, PolicySet, load
 from mlxd.server import generate, responses
 from mlxd.server.edge import CALLER, ID, MARKS, POLICIES, STORY, Marks
+from mlxd.server.intake import DIGEST, SIZE
 from mlxd.server.responses import Respond, _Exchange
+from mlxd.server.resume import Resumption
 
 Json = dict[str, Any]
 BODY: RequestKey[Json] = RequestKey("body of a test", dict)
@@ -45,6 +47,7 @@ class Machine:
         self.bursts: Sequence[Burst] = SAID
         self.parts: Any = SimpleNamespace(
             archive=self.archive,
+            resumption=Resumption(ManualClock(), self.policies),
             stories=Stories(self.policies),
             clock=ManualClock(),
             dispatcher=SimpleNamespace(open=self._open),
@@ -54,7 +57,7 @@ class Machine:
 
     @asynccontextmanager
     async def _open(
-        self, request: GenerationRequest, asker: Any
+        self, request: GenerationRequest, asker: Any, headway: Any
     ) -> AsyncIterator[AsyncIterator[Burst]]:
         self.asked.append(request)
 
@@ -90,6 +93,7 @@ def request_of(policies: PolicySet, client: str, body: Json) -> BaseRequest:
     request[CALLER] = Caller(client)
     request[STORY] = untold(client)
     request[BODY] = body
+    request[DIGEST], request[SIZE] = b"", 0
     return request
 
 

@@ -9,6 +9,7 @@ from mlxd.core.story import untold
 from mlxd.policy.load import load
 from mlxd.server.edge import STORY
 from mlxd.server.stream import Stream
+from mlxd.server.told import Told
 from tests.support.daemon import write_policies
 from tests.support.virtual_time import VirtualLoop
 
@@ -59,15 +60,14 @@ def loop():
 def stream_to(loop, tmp_path):
     def made(client):
         policies = load(write_policies(tmp_path, {"timeouts": TIMES}))
-        encoder = SimpleNamespace(fail=lambda error: FAILED)
-        codec: Any = SimpleNamespace(
-            encoder=lambda call: encoder, content_type="text/plain", heartbeat=HEARTBEAT
-        )
+        encoder: Any = SimpleNamespace(fail=lambda error: FAILED)
+        codec: Any = SimpleNamespace(content_type="text/plain", heartbeat=HEARTBEAT)
         request: Any = Request({STORY: untold()})
         request.transport = client
         parts: Any = SimpleNamespace(clock=loop)
         call: Any = SimpleNamespace(id="a")
-        stream = Stream(parts, codec, call, request, policies)
+        told = Told(call, encoder)
+        stream = Stream(parts, codec, told, request, policies, call=call, encoder=encoder)
         stream._response = client
         return stream
 

@@ -15,6 +15,7 @@ from mlxd.dialects.base import EVENT_STREAM
 from mlxd.policy.load import load
 from mlxd.server.edge import STORY
 from mlxd.server.stream import Stream
+from mlxd.server.told import Told
 from tests.support.daemon import write_policies
 from tests.support.virtual_time import VirtualLoop
 
@@ -60,14 +61,14 @@ def begin(loop: VirtualLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def made(content_type: str = EVENT_STREAM, heartbeat: bytes = HEARTBEAT) -> tuple[Any, Client]:
         client = Client()
         policies = load(write_policies(tmp_path, {"timeouts": "first_byte: 10s\n"}))
-        codec: Any = SimpleNamespace(
-            encoder=lambda call: None, content_type=content_type, heartbeat=heartbeat
-        )
+        codec: Any = SimpleNamespace(content_type=content_type, heartbeat=heartbeat)
         request: Any = Request({STORY: untold()})
         request.transport = client
         parts: Any = SimpleNamespace(clock=loop)
         call: Any = SimpleNamespace(id="a")
-        stream: Any = Stream(parts, codec, call, request, policies)
+        encoder: Any = None
+        told = Told(call, SimpleNamespace())
+        stream: Any = Stream(parts, codec, told, request, policies, call=call, encoder=encoder)
         stream._response = client
         monkeypatch.setattr(Stream, "_prepare", prepared)
         loop.do(stream._arm)

@@ -116,6 +116,9 @@ class Engine:
     def set_budget(self, budget: ipc.Budget) -> None:
         self.budget = budget
 
+    def tune(self, tuning: ipc.Tuning) -> None:
+        self.tuning = tuning
+
 
 def card(name: str, size: int = 100, digest: str = "0") -> ModelCard:
     """A model of `size` GiB."""

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mlxd.core.footprint import Footprint, LayerGroup
+from mlxd.core.footprint import PADDING_PART, Footprint, LayerGroup
+from mlxd.core.grouping import UNBOUNDED
 from mlxd.ipc.messages import Budget, Need, Refused
 from mlxd.worker.budget import (
     ANSWER_SECONDS,
@@ -78,7 +79,61 @@ def test_a_batch_is_counted_as_padded_to_its_longest():
     made = ledger(8, claim(1, 256), claim(2, 1280))
     verdict = made.decide(0)
     assert verdict.admit == [1], "two rows of 6 KiB each do not fit, though 2 + 6 would"
-    assert needs(verdict) == [(2, 12)]
+    assert needs(verdict) == [(2, 12)], "so little padding is always allowed"
+
+
+def test_a_long_one_and_short_ones_fit_as_they_are_apart():
+    long, short = claim(1, 7936), [claim(n, 256) for n in range(2, 9)]
+    made = Ledger(PLAIN, 32, Budget(WEIGHTS + 46 * KIB + WEIGHTS // PADDING_PART, 0, 0))
+    for one in (long, *short):
+        made.ask(one)
+    assert made.decide(0).admit == list(range(1, 9)), "padded they would take 256 KiB"
+    made.ask(claim(9, 1))
+    assert made.decide(0).admit == []
+
+
+def test_those_that_decode_have_room_for_padding_where_the_budget_leaves_some():
+    made = ledger(200, claim(1, 1024), claim(2, 256))
+    made.decide(0)
+    assert made.rows_room == 200 * KIB
+    made.set_budget(budget(6))
+    made.decide(0)
+    assert made.rows_room == made.allowance - WEIGHTS == 10 * KIB, "what runs keeps what it has"
+
+
+def test_what_is_read_beside_those_that_decode_is_no_room_for_them():
+    made = Ledger(WORKING, 4, budget(9000))
+    made.ask(claim(1, 1024))
+    made.decide(0)
+    begin(made, 1)
+    made.ask(claim(2, 2000))
+    made.decide(0)
+    computed = 512 * (3 + 2000)
+    answer = WORKING.cache_bytes([2256]) - WORKING.cache_bytes([2000])
+    assert 0 <= made.rows_room - (9000 * KIB - computed) <= answer, "it has no answer meanwhile"
+    begin(made, 2)
+    made.decide(0)
+    assert made.rows_room == 9000 * KIB
+    made.ask(replace(claim(3, 1280, max_tokens=0), apart=True))
+    made.decide(0)
+    assert made.rows_room < 9000 * KIB - WORKING.cache_bytes([1280])
+
+
+def test_without_a_limit_there_is_room_for_any_padding():
+    made = Ledger(PLAIN, 32)
+    assert made.rows_room == UNBOUNDED
+
+
+def test_what_is_kept_of_prompts_is_allowed_beside_the_budget_up_to_its_own():
+    kept = [3 * KIB]
+    made = Ledger(PLAIN, 32, Budget(WEIGHTS + 8 * KIB, 0, 0, prefix_bytes=5 * KIB), lambda: kept[0])
+    assert made.allowance == WEIGHTS + 11 * KIB
+    kept[0] = 9 * KIB
+    assert made.allowance == WEIGHTS + 13 * KIB
+    made.set_budget(budget(8))
+    assert made.allowance == WEIGHTS + 8 * KIB
+    made.set_budget(Budget(0, 0, 0, prefix_bytes=5))
+    assert made.allowance == 0
 
 
 def test_more_is_asked_for_once_and_what_is_granted_is_used():
@@ -396,19 +451,32 @@ WORKING = Footprint(
 """It has a window, and computes with something."""
 
 
-@given(st.lists(lengths, max_size=4), st.lists(lengths, max_size=3), st.integers(1, 4), st.data())
-@settings(max_examples=300)
+running = st.lists(st.tuples(lengths, lengths, st.booleans()), max_size=4)
+"""Length that is reserved, and that it has, if it is still there."""
+coming = st.lists(
+    st.tuples(lengths, st.integers(0, 500), st.sampled_from(["queued", "read", "decoding"])),
+    max_size=3,
+)
+"""Tokens of the prompt, of the answer, and how far it is."""
+
+
+@given(running, coming, st.integers(1, 4))
+@settings(max_examples=200, deadline=None)
 def test_no_batch_that_can_be_takes_more_than_was_predicted(
-    decoding: list[int], joining: list[int], rows: int, data: st.DataObject
+    running: list[tuple[int, int, bool]], coming: list[tuple[int, int, str]], rows: int
 ):
+    """Whoever is there yet, with all the padding that there is room for."""
     made: Any = Ledger(WORKING, rows)
-    predicted = made._peak(decoding, [(length, length) for length in joining])
-    stay = data.draw(st.lists(st.booleans(), min_size=len(decoding), max_size=len(decoding)))
-    left = [length for length, stays in zip(decoding, stay, strict=True) if stays][:rows]
-    joined = sorted(joining)[: rows - len(left)]
+    asked = [(prompt + answer, prompt) for prompt, answer, _ in coming]
+    predicted = made._peak([length for length, _, _ in running], asked)
+    decoding = [min(length, most) for most, length, stays in running if stays]
+    decoding += [prompt + answer for prompt, answer, at in coming if at == "decoding"]
+    decoding = decoding[:rows]
+    read = [prompt for prompt, _, at in coming if at == "read"][: rows - len(decoding)]
     chunk = 512 if rows == 1 else 0
-    assert WORKING.peak_bytes(left, joined, chunk) <= predicted
-    assert WORKING.peak_bytes([*left, *joined]) <= predicted
+    room = predicted - WEIGHTS - max(0, made._reading(asked))
+    assert WORKING.peak_bytes(decoding, read, chunk, room=room) <= predicted
+    assert WORKING.peak_bytes([*decoding, *read], room=room) <= predicted
 
 
 def test_a_prompt_is_judged_for_the_time_when_it_is_alone_too():
@@ -508,7 +576,8 @@ class Life(RuleBasedStateMachine):
         lengths = [self.used[id] for id in self.running]
         kept = sorted(lengths)[-4:]
         if kept:
-            assert WORKING.peak_bytes(kept) <= self.ledger.allowance
+            room = self.ledger.rows_room
+            assert WORKING.peak_bytes(kept, room=room) <= self.ledger.allowance
 
     @invariant()
     def who_waits_is_known(self) -> None:

@@ -27,13 +27,15 @@ from mlxd.ipc.messages import (
     Shutdown,
     Text,
     Trim,
+    Tuning,
     Up,
 )
 from mlxd.worker import budget
 from mlxd.worker.budget import Claim, Ledger
-from mlxd.worker.engine import Prompt, Step
+from mlxd.worker.engine import Prompt, Reuse, Step
 from mlxd.worker.job import Job, Progress
 from mlxd.worker.stops import StopStrings
+from mlxd.worker.tuning import Tuned
 from mlxd.worker.turns import Turns
 
 pytestmark = pytest.mark.mlx
@@ -171,6 +173,9 @@ def run(
     paced: bool = False,
     at: Progress | None = None,
     reader: Any = None,
+    cache: Any = None,
+    prefixes: Any = None,
+    tuned: Tuned | None = None,
 ) -> Wire:
     """All batches are seen at once, or `paced`: one before each step, where None is a time in
     which nothing comes. After the last, the loop runs dry and shuts down.
@@ -207,6 +212,9 @@ def run(
         ledger=Ledger(FOOTPRINT, 32, budget),
         allocator=heap or Heap(),
         turns=Turns(None),
+        cache=cache,
+        prefixes=prefixes,
+        tuned=tuned,
     ).run()
     return wire
 
@@ -575,3 +583,56 @@ def test_a_job_that_the_engine_refuses_gives_its_memory_back():
     assert [m.id for m in wire.of(Refused)] == [1]
     assert [p.id for p in wire.of(Ended)] == [2]
     assert not wire.of(Need)
+
+
+class Reusing(Script):
+    """It finds something for each prompt. As a store it sees more than there is."""
+
+    def step(self) -> Step:
+        step = super().step()
+        return replace(step, reused=[Reuse(uid, 3 + uid, missed=5) for uid in step.started])
+
+    def reach(self, prompt: Prompt) -> int:
+        return 100
+
+
+def test_what_is_found_is_told_when_the_prefill_begins_and_at_the_end():
+    engine = Reusing()
+    wire = run(engine, [replace(job(1), tokens=list(range(9))), job(2)], prefixes=engine)
+    assert [accepted.cached_tokens for accepted in wire.of(Accepted)] == [9, 1]
+    outputs = [message for message in wire.sent if isinstance(message, Output)]
+    told = [message for message in outputs if message.reused]
+    assert [(one.id, one.cached_tokens, one.missed) for one in told[0].reused] == [
+        (1, 3, 5), (2, 1, 5),
+    ]  # fmt: skip
+    assert told[0].started == [1, 2]
+    assert len(told) == 1
+    assert {ended.id: ended.cached_tokens for ended in wire.of(Ended)} == {1: 3, 2: 1}
+
+
+def test_an_engine_that_is_made_anew_tells_nothing_a_second_time():
+    class Once(Reusing, Breaking):
+        def make(self) -> Once:
+            self.started.clear()
+            self.running.clear()
+            return self
+
+    engine = Once(70)
+    wire = run(engine, [replace(job(1), max_tokens=80, tokens=list(range(9)))])
+    outputs = [message for message in wire.sent if isinstance(message, Output)]
+    assert sum(len(message.reused) for message in outputs) == 1
+    assert wire.of(Ended)[0].cached_tokens == 3
+
+
+def test_what_the_engine_is_told_of_its_time_is_in_force_at_once():
+    tuned = Tuned()
+    seen: list[int] = []
+
+    class Told(Script):
+        def step(self) -> Step:
+            seen.append(tuned.now.min_chunk)
+            return super().step()
+
+    run(Told(), [job(1)], [Tuning(min_chunk=77)], paced=True, tuned=tuned)
+    assert seen[0] == 32
+    assert seen[-1] == 77

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mlxd.cli import exits
@@ -23,6 +23,7 @@ def list_models(policies: str | None, state: str | None, *, as_json: bool) -> in
         else:
             rows = [("NAME", "SIZE", "PARAMETERS", "QUANTISATION", "CONTEXT", "STATE")]
             print_lines(columns([*rows, *map(_row, found["models"])]))
+            print_lines(_undrafted(found["models"]))
         return exits.DONE
 
     return asking(policies, state, ask, as_json=as_json)
@@ -59,6 +60,14 @@ def ps(policies: str | None, state: str | None, *, as_json: bool) -> int:
     return asking(policies, state, ask, as_json=as_json)
 
 
+def _undrafted(models: Iterable[Json]) -> list[str]:
+    return [
+        f"no model drafts for {model['name']}: {model['undrafted']}"
+        for model in models
+        if model["undrafted"]
+    ]
+
+
 def _row(model: Json) -> tuple[str, ...]:
     if model["unavailable"]:
         return model["name"], "", "", "", "", f"cannot be used: {model['unavailable']}"
@@ -68,8 +77,15 @@ def _row(model: Json) -> tuple[str, ...]:
         count(model["parameters"]),
         model["quantization"],
         str(model["context"]),
-        "loaded" if model["loaded"] else model["state"],
+        _state(model),
     )
+
+
+def _state(model: Json) -> str:
+    state = "loaded" if model["loaded"] else model["state"]
+    drafted = model["draft"] and not model["undrafted"]
+    words = (state, f"drafted for by {model['draft']}" if drafted else "")
+    return ", ".join(filter(None, words))
 
 
 def _facts(model: Json) -> Iterator[tuple[str, str]]:
@@ -89,6 +105,10 @@ def _facts(model: Json) -> Iterator[tuple[str, str]]:
         yield "samples with", ", ".join(f"{k} {v:g}" for k, v in model["sampling"].items())
     if model["license"]:
         yield "license", model["license"][:200]
+    if model["undrafted"]:
+        yield "drafts", f"none: {model['undrafted']}"
+    elif model["draft"]:
+        yield "drafts", f"by {model['draft']}"
     yield "digest", model["digest"][:12]
     yield "in memory", "yes" if model["loaded"] else "no"
 

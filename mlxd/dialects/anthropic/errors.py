@@ -23,6 +23,7 @@ NAMES: dict[str, str] = {
     "model_not_found": "not_found_error",
     "response_not_found": "not_found_error",
     "request_not_found": "not_found_error",
+    "resume_expired": "not_found_error",
     "rate_limited": "rate_limit_error",
     "tokens_exhausted": "rate_limit_error",
     "tenant_busy": "rate_limit_error",

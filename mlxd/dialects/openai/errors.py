@@ -23,6 +23,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "model_not_found": ("invalid_request_error", "model_not_found"),
     "response_not_found": ("invalid_request_error", "response_not_found"),
     "request_not_found": ("invalid_request_error", "request_not_found"),
+    "resume_expired": ("invalid_request_error", "resume_expired"),
     "rate_limited": ("rate_limit_error", "rate_limit_exceeded"),
     "tokens_exhausted": ("tokens", "rate_limit_exceeded"),
     "tenant_busy": ("rate_limit_error", "rate_limit_exceeded"),

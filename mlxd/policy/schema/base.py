@@ -152,6 +152,8 @@ Network = Annotated[
 ]
 Header = Annotated[str, AfterValidator(_header), Takes("a header's name", f"^{_HEADER}$")]
 HeaderKey = Annotated[str, AfterValidator(_header_key), Takes("header:NAME", f"^header:{_HEADER}$")]
+Pattern = Annotated[str, Field(min_length=1), Takes("text", r"[\s\S]")]
+Patterns = Annotated[tuple[Pattern, ...], Field(strict=False)]
 Names = Annotated[tuple[Name, ...], Field(strict=False)]
 Folders = Annotated[tuple[Folder, ...], Field(strict=False)]
 Networks = Annotated[tuple[Network, ...], Field(strict=False)]

@@ -99,9 +99,27 @@ class Tokens(Policy):
     )  # fmt: skip
     mode: Mode = mode("What being over max_prompt does; max_output cuts in every mode.")
     max_batch_tokens: Auto | Positive = field(
-        "auto", "Tokens that one step of a model computes for all its requests; auto lets the "
-        "worker decide.",
-        unit="tokens", enforced=False, example="8192",
+        "auto", "Tokens of prompts that one step of a model reads at most; auto is what memory is "
+        "counted for: 2048, and 512 beside running answers. More than that are never read.",
+        unit="tokens", example="1024",
+    )  # fmt: skip
+
+
+class Batching(Policy):
+    stall_target: Duration = field(
+        "100ms", "How long prompts are read at one time, about: so long running answers stand "
+        "still, and so long a short prompt waits that comes meanwhile. While `limits.adaptive` is "
+        "enabled, half of its token_gap at most.",
+        unit="duration", example="50ms",
+    )  # fmt: skip
+    min_chunk: int = field(
+        32, "Tokens of prompts that are read at one time, however long they take.",
+        unit="tokens", example="64", ge=1, le=2048,
+    )  # fmt: skip
+    decode_share: Ratio = field(
+        "15%", "Of the time, what running answers have between the chunks of a long prompt; one "
+        "token for each between two chunks they have in any case. At most 90%.",
+        unit="ratio", example="30%", le=0.9,
     )  # fmt: skip
 
 
@@ -173,6 +191,7 @@ class Limits(Policy):
         example="[{requests: 10, window: 1s}]",
     )  # fmt: skip
     tokens: Tokens = section("How long prompts and answers may be.")
+    batching: Batching = section("How prompts are read beside running answers.")
     choices: int = field(
         16, "Answers that one request may ask for, over all of its prompts (OpenAI's `n` and "
         "`best_of`, several prompts); one for more is refused (400). It counts once and takes one "

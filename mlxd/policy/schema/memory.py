@@ -65,8 +65,10 @@ class WarningMark(Mark):
     actions: Actions = _actions(
         ("warn", "drop_mlx_cache"), "[warn]",
         "What is done, in this order: warn reports it; drop_mlx_cache frees the engines' unused "
-        "buffers; block_loads loads nothing more; evict_lru drops idle models, the longest unused "
-        "first, until the mark is left; shed_low_priority refuses new generations (503) of "
+        "buffers and has them keep half as much of earlier prompts, from the critical mark on "
+        "nothing; block_loads loads nothing more; evict_lru has nothing of earlier prompts kept, "
+        "and drops idle models, the longest unused first, until the mark is left; "
+        "shed_low_priority refuses new generations (503) of "
         "the classes whose `clients.priorities.<class>.shed_at` is reached; evict_all_idle drops "
         "every unprotected model; stop_admission refuses all generations; cancel_lowest_priority "
         "ends the newest generation of the lowest class that runs, one in each check_interval. "
@@ -176,14 +178,16 @@ class WorkerLimits(Policy):
 
 class PrefixCache(Policy):
     memory: Budget = field(
-        "auto", "Memory of each worker for the beginnings of earlier prompts; auto follows the "
-        "watermarks, off keeps none.",
-        unit="size", enforced=False, example="8GiB",
+        "auto", "Memory of each worker for the beginnings of earlier prompts, as far as nobody "
+        "needs it for anything else; auto follows the watermarks (all workers share a quarter of "
+        "what is free below the warning mark, 16GiB each at most), off keeps none.",
+        unit="size", example="8GiB",
     )  # fmt: skip
     disk: Budget = field(
-        "auto", "Disk space in the state folder for those that leave memory; auto follows what "
-        "is free, off writes none.",
-        unit="size", enforced=False, example="off",
+        "auto", "Disk space in the state folder, of all models together, for the beginnings that "
+        "leave memory or are to be there after a restart; auto is a tenth of what is free, and at "
+        "most 32GiB; off writes none and removes what is there. They hold what the prompts say.",
+        unit="size", example="off",
     )  # fmt: skip
 
 

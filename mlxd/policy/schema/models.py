@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from mlxd.policy.schema.base import (
     Auto,
@@ -14,6 +14,7 @@ from mlxd.policy.schema.base import (
     Folders,
     Name,
     Names,
+    Patterns,
     Policy,
     Positive,
     Url,
@@ -67,6 +68,20 @@ def _sampling(values: Mapping[str, float]) -> Mapping[str, float]:
     return values
 
 
+class Prefixes(Policy):
+    keep: Patterns = field(
+        (), "System prompts, as the whole of their text, where `*` stands for any text: what was "
+        "computed of these leaves memory and disk last.",
+        example='["You are a coding agent*"]',
+    )  # fmt: skip
+    warm: Folders = field(
+        (), "Files of system prompts that are computed once after each load, when nothing else is "
+        "to be done, and kept like `keep`: a text, or as NAME.json an object with `messages` and "
+        "perhaps `tools`, as /v1/chat/completions takes them.",
+        example="[~/prompts/agent.txt]",
+    )  # fmt: skip
+
+
 class Model(Policy):
     path: Folder | None = field(
         None, "The model's folder; without it, the one that the scan finds under this name.",
@@ -99,13 +114,20 @@ class Model(Policy):
         example="{temperature: 0.7}",
     )  # fmt: skip
     kv_bits: Literal["none", 2, 3, 4, 6, 8] = field(
-        "none", "Bits of each number in its cache of keys and values; with a number the model "
-        "serves one request at a time.",
+        "none", "Bits of each number in its cache of keys and values; with a number "
+        "its requests share no steps: up to 8 of them take turns, a token each.",
         unit="bits", reload="rolling", example="8",
     )  # fmt: skip
     draft: Name | None = field(
-        None, "The model, by its name, that drafts tokens for it (speculative decoding).",
-        reload="rolling", enforced=False, example='"qwen2.5-coder:0.5b"',
+        None, "The model, by its name, that drafts tokens for it (speculative decoding) "
+        "while one request alone decodes; answers stay the same. Where it cannot, the model is "
+        "served without.",
+        reload="rolling", example='"qwen2.5-coder:0.5b"',
+    )  # fmt: skip
+    draft_tokens: Auto | Annotated[int, Field(ge=1, le=16)] = field(
+        "auto", "How many tokens `draft` proposes in a step; auto: as many as pay, by what steps "
+        "take and how often the last ones were right, and none where none do.",
+        unit="tokens", reload="rolling", example="4",
     )  # fmt: skip
     adapter: Folder | None = field(
         None, "The folder of an adapter (LoRA) that is put on its weights.",
@@ -120,6 +142,7 @@ class Model(Policy):
         "A model that needs it is unavailable without.",
         reload="rolling", example="true",
     )  # fmt: skip
+    prefixes: Prefixes = section("Beginnings of prompts that are worth more than others.")
 
 
 class Retry(Policy):

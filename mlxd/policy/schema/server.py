@@ -159,6 +159,31 @@ class Traffic(Policy):
     rotate: Rotation = section("How much of it is kept.")
 
 
+class Resume(Policy):
+    window: Delay = field(
+        "60s", "How long a client may come back to an answer whose connection was cut, or to the "
+        "end of one that may not have arrived. 0s keeps nothing, and gives events no ids.",
+        unit="duration", example="5m",
+    )  # fmt: skip
+    max_bytes: Size = field(
+        "64MiB", "What is kept for that, in memory, together with what is told of answers under "
+        "way; the oldest goes first, and answers that ended before those that were cut.",
+        unit="size", example="256MiB",
+    )  # fmt: skip
+    max_count: int = field(
+        256, "Answers that are kept for that; which go first is as for `max_bytes`.",
+        unit="answers", example="1024", ge=1,
+    )  # fmt: skip
+    attach: Literal["sure", "always", "off"] = field(
+        "sure", "Whether a request that equals one which was cut, of the same client, goes on with "
+        "its answer, told from the beginning. sure: where anew it would be told the same (greedy, "
+        "or with a seed of its own), or its client says that it is a retry "
+        "(X-Stainless-Retry-Count); always: whatever it asks; off: only `Last-Event-ID` goes on "
+        "with anything.",
+        example="always",
+    )  # fmt: skip
+
+
 class Server(Policy):
     """Where and how the daemon listens."""
 
@@ -167,6 +192,7 @@ class Server(Policy):
     drain: Drain = section("How the daemon stops.")
     log: Log = section("The daemon's log.")
     traffic: Traffic = section("A log of what was asked, for simulations.")
+    resume: Resume = section("Answers whose connection was cut, for their clients to come back to.")
     stories: int = field(
         500, "Requests whose story is remembered for `mlxd explain`, beside those under way.",
         unit="requests", example="5000", ge=0, le=100_000,

@@ -7,9 +7,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
+from mlxd.control.costs import took
 from mlxd.core.errors import WRONG
 from mlxd.policy.schema.clients import Tenant
 from mlxd.policy.schema.limits import Tokens
@@ -37,10 +38,17 @@ class Service:
     """It turns out to be wrong in itself, and so does not count towards rates."""
     answers: bool = True
     """Whether it has a first token."""
+    cached: int = 0
+    """Of the prompt, tokens that were not computed again."""
 
     @property
     def tokens(self) -> int:
         return self.prompt + self.completion
+
+    @property
+    def took(self) -> float:
+        """As turns in the queue count it."""
+        return took(self.tokens, self.cached)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +99,7 @@ class Services:
             code="" if one.left else one.code,
             refund=one.code in _WRONG and not one.left,
             answers=one.ttft is not None,
+            cached=one.cached,
         )
 
     def _guess(self, one: Request) -> Service:
@@ -140,6 +149,4 @@ def _within(service: Service, one: Request, tokens: Tokens, tenant: Tenant) -> S
     if service.completion <= most:
         return service
     work = service.work * most / service.completion
-    return Service(
-        service.first, work, service.prompt, most, service.code, service.refund, service.answers
-    )
+    return replace(service, work=work, completion=most)

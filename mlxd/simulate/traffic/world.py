@@ -257,6 +257,7 @@ class World:
             self._now,
             self._now + self._zero,
             tokens=service.tokens if going.serving else None,
+            took=service.took if going.serving else None,
             refund=service.refund and code == service.code,
         )
         self._turn()

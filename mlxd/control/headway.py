@@ -1,0 +1,81 @@
+"""How far one call has come: what a later request of its client goes on from when it was cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from mlxd.control.fingerprint import fingerprint_of
+from mlxd.control.replay import seeded
+from mlxd.control.transcript import Transcript
+from mlxd.core.errors import ResumeExpired
+from mlxd.core.events import Burst
+from mlxd.core.models import ModelCard
+from mlxd.core.request import Sampling
+
+_FREE = 8
+"""How often going on is nothing new; each time after that counts towards rates, like a request."""
+_BURST_BYTES = 512
+"""About what one takes that nobody has read."""
+
+
+class Headway:
+    """One transcript for each generation of the call, and what they were begun with."""
+
+    def __init__(self) -> None:
+        self.transcripts: tuple[Transcript, ...] = ()
+        """Empty until it has begun."""
+        self.drawn = False
+        """The daemon has drawn a seed for it: the same request anew would be told something else.
+        """
+        self._samplings: tuple[Sampling, ...] = ()
+        self._model: object = None
+        self._times = 0
+        """That it was begun."""
+
+    def begin(
+        self, card: ModelCard, samplings: Sequence[Sampling], draw: Callable[[], int]
+    ) -> Sequence[Sampling]:
+        """For the first time, or again: with which samplings, whose seeds `draw` may have drawn.
+
+        Raises ResumeExpired where the model is not the same any more.
+        """
+        model = (card.spec, fingerprint_of(card))
+        if not self.transcripts:
+            self._model = model
+            self._samplings = tuple(seeded(sampling, draw) for sampling in samplings)
+            self.drawn = self._samplings != tuple(samplings)
+            self.transcripts = tuple(Transcript() for _ in samplings)
+        elif model != self._model:
+            raise ResumeExpired(
+                f"model '{card.name}' has changed since this answer was begun",
+                would_pass="the same request without Last-Event-ID, which begins anew",
+            )
+        self._times += 1
+        return self._samplings
+
+    def give_back(self, number: int, burst: Burst) -> None:
+        """A burst of generation `number` that was taken and has reached nobody."""
+        self.transcripts[number].give_back(burst)
+
+    @property
+    def free(self) -> bool:
+        """It goes on, and not for the umpteenth time: that is no request more."""
+        return 1 < self._times <= 1 + _FREE
+
+    @property
+    def tokens(self) -> int:
+        """Of all its answers, so far."""
+        return sum(len(one.tokens) for one in self.transcripts)
+
+    @property
+    def over(self) -> bool:
+        """All has been taken that there is."""
+        return bool(self.transcripts) and all(one.finished for one in self.transcripts)
+
+    @property
+    def size(self) -> int:
+        """In bytes, about."""
+        return sum(
+            len(one.prompt) + 4 * len(one.tokens) + _BURST_BYTES * sum(map(len, one.left))
+            for one in self.transcripts
+        )

@@ -1,0 +1,72 @@
+"""The pure decision what each worker may keep of earlier prompts: memory that nobody needs, lent
+until somebody does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
+
+from mlxd.control.ledger import Account
+from mlxd.control.memory import MemoryReading
+from mlxd.policy.schema import Memory
+
+K = TypeVar("K", bound=Hashable)
+
+_MOST = 16 * 2**30
+"""Of one worker, where policy does not say."""
+_PART = 4
+"""Where policy does not say, all loans together are this part of what is free below the warning
+mark: the rest is for loads, for answers and for other processes."""
+_RISE = 4
+"""A loan is raised when it grows by this part of itself, so that none changes with each breath of
+the machine; it is lowered at once."""
+
+
+def loans(
+    memory: Memory,
+    reading: MemoryReading | None,
+    free: int | None,
+    borrowers: Mapping[K, Account],
+    *,
+    others: int,
+    left: float,
+) -> dict[K, int]:
+    """What each of `borrowers` may keep from now on.
+
+    `free`: for new promises, what is lent included; None: nobody can tell. `others`: what those who
+    borrow nothing may still take. `left`: the part that memory's marks leave of it, 1 of all.
+    """
+    wanted = memory.prefix_cache.memory
+    if not borrowers or wanted == "off" or left <= 0:
+        return dict.fromkeys(borrowers, 0)
+    if wanted != "auto":
+        room = free // len(borrowers) if free is not None else int(wanted)
+        each = min(int(wanted), max(0, room))
+    else:
+        each = min(_MOST, _below_mark(memory, reading, free, borrowers, others) // len(borrowers))
+    each = int(each * left)
+    return {key: _steady(account.lent, each) for key, account in borrowers.items()}
+
+
+def _below_mark(
+    memory: Memory,
+    reading: MemoryReading | None,
+    free: int | None,
+    borrowers: Mapping[K, Account],
+    others: int,
+) -> int:
+    """A part of what is free below the warning mark, were nothing kept; never more than is free."""
+    if free is None:
+        return 0
+    room = free
+    if reading is not None:
+        above = (1.0 - float(memory.watermarks.warning.enter)) * reading.total
+        kept = sum(account.kept for account in borrowers.values())
+        open = sum(account.open for account in borrowers.values()) + others
+        room = min(free, int(reading.available + kept - open - above))
+    return max(0, room) // _PART
+
+
+def _steady(before: int, now: int) -> int:
+    return now if now < before or now >= before + before // _RISE else before

@@ -1,0 +1,269 @@
+"""Answers that were cut, or whose end may not have arrived: kept for their clients to come back to.
+
+A client comes back by `Last-Event-ID`, or by asking the same again. In memory alone, bounded by
+`server.resume`; nobody but the client that asked for it is told anything of an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mlxd.core.clock import Clock
+from mlxd.core.errors import MlxdError, ResumeExpired
+from mlxd.core.story import Story
+from mlxd.dialects.base import EVENT_STREAM, Call, Codec
+from mlxd.policy.policy_set import PolicySet
+from mlxd.server.told import Told
+
+HEADER = "Last-Event-ID"
+_MOST_DIGITS = 9
+_Became = Literal["ended", "cut", "refused", "failed"]
+"""Refused: it was to go on, and may be asked for again."""
+_KEPT = ("cut", "refused")
+
+
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """A request, as far as it may come back to an answer."""
+
+    owner: str
+    """Whose it is."""
+    digest: bytes
+    """Of its path and body: the same request again has the same."""
+    size: int
+    """Of its body, in bytes."""
+    event: str
+    """Its `Last-Event-ID`."""
+    retried: bool
+    """Its client says that it has tried before."""
+    policies: PolicySet
+    story: Story
+
+    @property
+    def twins(self) -> _Twins:
+        return self.owner, self.digest
+
+
+_Twins = tuple[str, bytes]
+
+
+class Resumption:
+    """Finds what a request goes on with. For the event loop's thread."""
+
+    def __init__(self, clock: Clock, policies: PolicySet) -> None:
+        self._clock = clock
+        self._bounds = policies.server.resume
+        self._live: dict[str, Told] = {}
+        """Those that are being told, by their call's id, the oldest first."""
+        self._cut: OrderedDict[str, Told] = OrderedDict()
+        self._ended: OrderedDict[str, Told] = OrderedDict()
+        """The oldest first."""
+        self._twins: dict[_Twins, list[Told]] = {}
+        """Those of `_cut`, by what may be asked again."""
+        self._bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self.outcomes: Counter[str] = Counter()
+        """How often somebody came back, by what came of it."""
+
+    def __len__(self) -> int:
+        """Those that somebody may come back to, and that are not being told."""
+        return len(self._cut) + len(self._ended)
+
+    @property
+    def size(self) -> int:
+        """That all take, those included that are being told."""
+        return self._bytes
+
+    def apply(self, policies: PolicySet) -> None:
+        """Other bounds hold at once."""
+        self._bounds = policies.server.resume
+        if not self._bounds.window:
+            for told in list(self._live.values()):
+                self._forget(told)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._sweep()
+
+    # -- finding
+
+    async def answer_to(self, coming: Coming, call: Call, codec: Codec) -> Told:
+        """What a request is told: what it comes back to, or else an answer that begins now.
+
+        Raises ResumeExpired for a `Last-Event-ID` behind which nothing is kept.
+        """
+        streams = call.request.stream
+        events = streams and codec.content_type == EVENT_STREAM
+        if events and coming.event:
+            return await self._behind(coming, call)
+        if (twin := self._twin(coming)) is not None:
+            return self._found(twin, twin.behind(0) or b"", "attached", coming, call)
+        keeps = self._bounds.window and call.request.want == "answer"
+        told = Told(
+            call,
+            codec.encoder(call) if streams else None,
+            events=events,
+            owner=coming.owner,
+            digest=coming.digest,
+            body=coming.size,
+            grown=self._grown if keeps else None,
+        )
+        told.first = coming.story.id
+        return told
+
+    async def _behind(self, coming: Coming, call: Call) -> Told:
+        id, _, digits = coming.event.rpartition("-")
+        how = "resumed"
+        while (live := self._live.get(id)) is not None and _of(live, coming):
+            live.gone = live.gone or asyncio.Event()
+            live.hang_up()  # its client is here: whoever that was told to is nobody
+            await live.gone.wait()
+            how = "taken_over"
+        self._sweep()
+        told = self._cut.get(id) or self._ended.get(id)
+        owed = None
+        if told is not None and _of(told, coming) and _is_number(digits):
+            owed = told.behind(int(digits))
+        if told is None or owed is None:
+            self.outcomes["expired"] += 1
+            raise _expired(coming.policies)
+        return self._found(told, owed, how, coming, call)
+
+    def _twin(self, coming: Coming) -> Told | None:
+        """One that was cut, and goes on as this request would be answered."""
+        if self._bounds.attach == "off" or coming.twins not in self._twins:
+            return None
+        self._sweep()
+        sure = coming.retried or self._bounds.attach == "always"
+        twins = self._twins.get(coming.twins, ())
+        return next((told for told in twins if sure or not told.drawn), None)
+
+    def _found(self, told: Told, owed: bytes, how: str, coming: Coming, call: Call) -> Told:
+        self._remove(told)
+        told.owed = owed
+        told.call = told.call or replace(call, id=told.id)
+        self.outcomes[how] += 1
+        coming.story.note("resumed", how=how, first=told.first, tokens=told.tokens)
+        return told
+
+    # -- keeping
+
+    @contextmanager
+    def telling(
+        self, told: Told, story: Story, connection: asyncio.Transport | None
+    ) -> Iterator[None]:
+        """While it is told. How the block ends says whether somebody may come back to it."""
+        before = told.headway.tokens, told.count
+        resumed = told.complete or bool(told.headway.transcripts)
+        told.begin(connection)
+        if told.keeps:
+            self._live[told.id] = told
+            self._grown(told.size)
+        became: _Became = "failed"
+        try:
+            yield
+            became = "ended"
+        except (asyncio.CancelledError, ConnectionError):
+            became = "cut"
+            raise
+        except ResumeExpired:
+            raise
+        except MlxdError:
+            if resumed and (told.headway.tokens, told.count) == before:
+                became = "refused"
+            raise
+        finally:
+            if told.keeps:
+                self._let_go(told, became, story)
+            if told.gone is not None:
+                told.gone.set()
+                told.gone = None
+
+    def _let_go(self, told: Told, became: _Became, story: Story) -> None:
+        """It is not being told any more; one that was handed over has ended, however that went."""
+        self._bytes -= told.size
+        del self._live[told.id]
+        told.complete = told.complete or told.headway.over
+        told.settle()
+        told.kept_at = self._clock.monotonic()
+        if told.complete and told.handed and told.count:
+            self._ended[told.id] = told
+        elif became in _KEPT and not told.uncertain and (told.tokens or told.count):
+            self._cut[told.id] = told
+            self._twins.setdefault((told.owner, told.digest), []).append(told)
+            if became == "cut":
+                story.note("kept", tokens=told.tokens, records=told.count)
+        else:
+            return
+        self._bytes += told.size
+        self._sweep()
+
+    def _remove(self, told: Told) -> None:
+        """It is none of those any more that wait for somebody."""
+        self._bytes -= told.size
+        if self._ended.pop(told.id, None) is None:
+            del self._cut[told.id]
+            twins = self._twins[told.owner, told.digest]
+            twins.remove(told)
+            if not twins:
+                del self._twins[told.owner, told.digest]
+
+    def _grown(self, size: int) -> None:
+        self._bytes += size
+        if self._bytes > self._bounds.max_bytes:
+            self._sweep()
+
+    def _forget(self, told: Told) -> None:
+        """One that is being told: it goes on, and cannot be come back to."""
+        del self._live[told.id]
+        self._bytes -= told.size
+        told.forget()
+
+    def _sweep(self) -> None:
+        """Remove what is too old, or too much."""
+        while (told := self._surplus()) is not None:
+            self._remove(told)
+        while self._bytes > self._bounds.max_bytes and self._live:
+            self._forget(next(iter(self._live.values())))
+        self._arm()
+
+    def _surplus(self) -> Told | None:
+        """What has to go next: of those that ended their clients have all, most likely."""
+        oldest = [next(iter(some.values())) for some in (self._ended, self._cut) if some]
+        due = self._clock.monotonic() - float(self._bounds.window)
+        late = next((told for told in oldest if told.kept_at <= due), None)
+        many = len(self) > self._bounds.max_count or self._bytes > self._bounds.max_bytes
+        return late or (oldest[0] if oldest and many else None)
+
+    def _arm(self) -> None:
+        """Its time is over for what nobody asks for, too."""
+        if self._timer is None and len(self):
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(1.0, float(self._bounds.window)), self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        self._sweep()
+
+
+def _of(told: Told, coming: Coming) -> bool:
+    return (told.owner, told.digest) == coming.twins
+
+
+def _is_number(digits: str) -> bool:
+    return digits.isascii() and digits.isdigit() and len(digits) <= _MOST_DIGITS
+
+
+def _expired(policies: PolicySet) -> ResumeExpired:
+    return ResumeExpired(
+        f"nothing is kept behind this {HEADER}, for this client and this request",
+        param=HEADER,
+        policy=policies.line("server.resume.window"),
+        numbers={"window_seconds": float(policies.server.resume.window)},
+        would_pass=f"the same request without {HEADER}, which begins anew",
+    )

@@ -1,0 +1,175 @@
+"""One answer as its client was told it, and what it takes to go on with it on another connection.
+
+Each record of a stream of server-sent events ends with a line `id: CALL-N`, N counting records: the
+last one that a client saw says exactly what it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from mlxd.control.headway import Headway
+from mlxd.core.events import Burst, Fold
+from mlxd.dialects.base import Call, Encoder
+
+Grown = Callable[[int], None]
+
+_OVERHEAD = 2048
+"""Bytes that one takes beside what it says."""
+_PARSED = 4
+"""A request takes so many times the bytes of its body, about."""
+_WRITE_OVERHEAD = 80
+"""Bytes that each write takes beside its records."""
+_SAID_AT = 4096
+"""Bytes: it is not worth a word each time."""
+
+
+class Told:
+    """An answer that is being told, was cut, or has ended.
+
+    It keeps what it tells where `grown` is told how many bytes that takes more.
+    """
+
+    __slots__ = (
+        "_base", "_events", "_grown", "_mark", "_records", "_under_way", "_unsaid", "_written",
+        "call", "complete", "connection", "count", "digest", "drawn", "encoder", "first", "folds",
+        "gone", "handed", "headway", "id", "kept_at", "owed", "owner", "tokens", "uncertain",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        call: Call,
+        encoder: Encoder | None,
+        *,
+        events: bool = False,
+        owner: str = "",
+        digest: bytes = b"",
+        body: int = 0,
+        grown: Grown | None = None,
+    ) -> None:
+        """`encoder`: None for an answer that is told whole. `events`: its records are server-sent
+        events, and get ids. `body`: the size of the request's.
+        """
+        self.id = call.id
+        self.call: Call | None = call
+        """None once it is complete, as is `encoder`."""
+        self.encoder = encoder
+        self.owner = owner
+        self.digest = digest
+        """Of path and body: the same request again has the same."""
+        self.headway = Headway()
+        self.folds = [Fold() for _ in call.requests] if encoder is None else []
+        self.count = 0
+        """Records that there were."""
+        self.owed = b""
+        """Records to be told again before any other."""
+        self.complete = False
+        """All of it was told, whether it has arrived or not."""
+        self.handed = False
+        """All of it was handed to its connection."""
+        self.drawn = False
+        """Once it is settled: the same request anew would be told something else."""
+        self.tokens = 0
+        """Once it is settled: that its generations had."""
+        self.uncertain = False
+        """Its encoder is in the middle of something: what is interrupted there cannot go on."""
+        self.first = ""
+        """The id of the HTTP request that began it."""
+        self.connection: asyncio.Transport | None = None
+        """That it is being told on."""
+        self.gone: asyncio.Event | None = None
+        """Set once it is not being told any more; None: nobody waits for that."""
+        self.kept_at = 0.0
+        """When it was cut, or ended; on the monotonic clock."""
+        self._base = _OVERHEAD + _PARSED * body
+        self._under_way = True
+        self._written = 0
+        self._unsaid = 0
+        """Bytes that are written, and that nobody was told of yet."""
+        self._mark = f"id: {call.id}-".encode()
+        self._events = events
+        self._records: list[bytes] = []
+        self._grown = grown
+
+    @property
+    def keeps(self) -> bool:
+        """Somebody may come back to it."""
+        return self._grown is not None
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, about: while it is told, more than it would take anyway."""
+        return self._written if self._under_way else self._base + self._written
+
+    def tell(self, records: bytes) -> bytes:
+        """The same, each with its id: what its client is told from now on, whether it gets it or
+        not.
+        """
+        if not records or self._grown is None:
+            return records
+        if self._events:
+            end = len(records) - 2
+            if records.find(b"\n") == end or records.find(b"\n\n") == end:
+                self.count += 1
+                records = b"%b%b%d\n\n" % (records[:-1], self._mark, self.count)
+            else:
+                records = self._with_ids(records)
+        self._records.append(records)
+        self._unsaid += len(records) + _WRITE_OVERHEAD
+        if self._unsaid >= _SAID_AT:
+            self._say_size()
+        return records
+
+    def forget(self) -> None:
+        """Nobody can come back to it any more."""
+        self._grown = None
+        self._records = []
+
+    def behind(self, number: int) -> bytes | None:
+        """The records behind that one, 0: all; None: there is no such one."""
+        told = b"".join(self._records)
+        if number == 0:
+            return told
+        mark = b"\n%b%d\n\n" % (self._mark, number)
+        at = told.find(mark)
+        return told[at + len(mark) :] if at >= 0 else None
+
+    def give_back(self, choice: int, burst: Burst) -> None:
+        """What was taken of a generation, and was not told."""
+        if burst:
+            self.headway.give_back(choice, burst)
+
+    def begin(self, connection: asyncio.Transport | None) -> None:
+        """It is told on this connection."""
+        self.connection, self._under_way, self.handed = connection, True, False
+        self._written = sum(map(len, self._records))
+
+    def settle(self) -> None:
+        """It is not being told any more: of one that is complete, no more stays than was told."""
+        self.connection, self.owed, self._unsaid, self._under_way = None, b"", 0, False
+        self._records = [b"".join(self._records)]
+        self._written = len(self._records[0]) + self.headway.size
+        if self.headway.transcripts:
+            self.drawn, self.tokens = self.headway.drawn, self.headway.tokens
+        if self.complete and self.encoder is not None:
+            self._base, self._written = _OVERHEAD, len(self._records[0])
+            self.call, self.encoder, self.headway = None, None, Headway()
+
+    def hang_up(self) -> None:
+        """End the connection that it is told on, as if its client had."""
+        if self.connection is not None:
+            self.connection.abort()
+
+    def _with_ids(self, records: bytes) -> bytes:
+        told: list[bytes] = []
+        for record in records[:-2].split(b"\n\n"):
+            self.count += 1
+            told.append(b"%b\n%b%d\n\n" % (record, self._mark, self.count))
+        return b"".join(told)
+
+    def _say_size(self) -> None:
+        more, self._unsaid = self._unsaid, 0
+        self._written += more
+        if self._grown is not None:
+            self._grown(more)

@@ -1,0 +1,143 @@
+"""Sequences that decode in several batches, so that a long one does not pad short ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import Any
+
+from mlxd.core.footprint import STEP_TOKENS, Footprint
+from mlxd.core.grouping import UNBOUNDED, Place, regrouped
+from mlxd.worker.batch import Batch
+from mlxd.worker.engine import Constraint
+from mlxd.worker.sampling import greedy
+from mlxd.worker.speculation import Speculation
+
+
+class Groups:
+    """Which sequences share a batch is looked at when some come, some leave, or one has grown so
+    far that its caches do; and when there is room for less padding than there is.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        footprint: Footprint | None = None,
+        room: Callable[[], int] = lambda: UNBOUNDED,
+        speculation: Speculation | None = None,
+    ) -> None:
+        """`speculation`: drafts for a sequence that is alone.
+
+        `room`: bytes that the sequences may take together; those that only fit without any
+        padding are told apart as far as can be. Without a footprint all share one batch.
+        """
+        self.scored: set[int] = set()
+        self.constraints: dict[int, Constraint] = {}
+        self._model = model
+        self._footprint = footprint
+        self._room = room
+        self._speculation = speculation
+        self._last_room = UNBOUNDED
+        self._batches: list[Batch] = []
+        self._steps_left = 0
+        """Until the caches of some sequence grow."""
+
+    def join(self, batch: Any) -> None:
+        """Take over a GenerationBatch whose first tokens are computed."""
+        joined = Batch.empty(self._model, greedy)
+        joined.scored, joined.constraints = self.scored, self.constraints
+        joined.extend(batch)
+        self._batches.append(joined)
+        self._regroup(settled=False)
+
+    def step(self) -> list[Any]:
+        """One token of each sequence; several of one that is alone and drafted for.
+
+        All batches begin with their next tokens before any is waited for; those whose constraints
+        take their time begin last.
+        """
+        room = self._room()
+        if room < self._last_room or self._steps_left <= 0:
+            self._regroup()
+        self._last_room = room
+        self._steps_left -= 1
+        before = len(self)
+        if self._speculation is not None and before == 1:
+            responses = self._speculation.next(self._batches[0])
+            self._steps_left -= len(responses) - 1
+        else:
+            for batch in sorted(self._batches, key=self._constrained):
+                batch.begin()
+            responses = [response for batch in self._batches for response in batch.next()]
+        if len(self) < before:
+            self._left()
+        return responses
+
+    def extract(self, uid: int) -> tuple[list[Any], list[int]] | None:
+        """A sequence's caches, by itself, and the tokens that they hold."""
+        for batch in self._batches:
+            if uid in batch.uids:
+                row = batch.uids.index(uid)
+                return batch.extract_cache(row), list(batch.tokens[row])
+        return None
+
+    def remove(self, uids: Iterable[int]) -> None:
+        """Forget sequences; unknown ones are ignored."""
+        gone = set(uids)
+        before = len(self)
+        for batch in self._batches:
+            keep = [row for row, uid in enumerate(batch.uids) if uid not in gone]
+            if len(keep) < len(batch.uids):
+                batch.filter(keep)
+        if len(self) < before:
+            self._left()
+
+    def __contains__(self, uid: int) -> bool:
+        return any(uid in batch.uids for batch in self._batches)
+
+    def __len__(self) -> int:
+        return sum(len(batch.uids) for batch in self._batches)
+
+    @property
+    def batches(self) -> Sequence[Batch]:
+        return self._batches
+
+    def _constrained(self, batch: Batch) -> bool:
+        return any(uid in self.constraints for uid in batch.uids)
+
+    def _left(self) -> None:
+        self._batches = [batch for batch in self._batches if batch.uids]
+        self._regroup()
+
+    def _regroup(self, *, settled: bool = True) -> None:
+        lengths = [batch.lengths for batch in self._batches]
+        self._steps_left = min(
+            (STEP_TOKENS - length % STEP_TOKENS for length in chain(*lengths)), default=0
+        )
+        if self._footprint is None:
+            self._arrange([[(g, r) for g, rows in enumerate(lengths) for r in range(len(rows))]])
+            return
+        of = self._footprint.row_bytes
+        groups = [[of(length + 1) for length in rows] for rows in lengths]
+        places = regrouped(groups, self._footprint.pass_bytes, self._room(), settled=settled)
+        if places is not None:
+            self._arrange(places)
+
+    def _arrange(self, groups: Sequence[Sequence[Place]]) -> None:
+        """Batches that stay together stay as they are; what is told apart is copied."""
+        pieces: list[list[Batch]] = [[] for _ in groups]
+        for g, batch in enumerate(self._batches):
+            rows = [[row for of, row in group if of == g] for group in groups]
+            targets = [target for target, part in enumerate(rows) if part]
+            parts = [rows[target] for target in targets]
+            divided = [batch] if len(parts) == 1 else batch.divide(parts)
+            for target, piece in zip(targets, divided, strict=True):
+                pieces[target].append(piece)
+        self._batches = [_joined(parts) for parts in pieces if parts]
+
+
+def _joined(parts: list[Batch]) -> Batch:
+    first, *others = sorted(parts, key=len, reverse=True)
+    for other in others:
+        first.extend(other)
+    return first

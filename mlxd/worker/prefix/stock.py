@@ -1,0 +1,131 @@
+"""What is on disk of one model, and what became of it: for several threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mlxd.worker.prefix.files import Head
+from mlxd.worker.prefix.folder import Folder
+from mlxd.worker.prefix.shelf import Shelf, Shelved
+
+WORTH_TOKENS = 256
+"""An entry that has so many tokens more than memory is worth a read."""
+WORTH_SHARE = 4
+"""And the prompt shares a quarter of it at least: it is read whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskStats:
+    """Of one model, since its worker started."""
+
+    entries: int = 0
+    """On disk now."""
+    nbytes: int = 0
+    """And what they take there."""
+    written: int = 0
+    written_bytes: int = 0
+    restored: int = 0
+    restored_bytes: int = 0
+    damaged: int = 0
+    """They were not what had been written, and were removed."""
+    lost: int = 0
+    """They could not be written, or not be read."""
+
+
+class Stock:
+    """The shelf and the figures, under one lock; the files of what goes from it go, too."""
+
+    def __init__(self, folder: Folder, *, trimmable: bool) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._shelf = Shelf(trimmable=trimmable)
+        self._stats = DiskStats()
+
+    @property
+    def stats(self) -> DiskStats:
+        with self._lock:
+            return replace(self._stats, entries=len(self._shelf), nbytes=self._shelf.nbytes)
+
+    def has(self, name: str) -> bool:
+        with self._lock:
+            return name in self._shelf
+
+    def get(self, name: str) -> Shelved | None:
+        with self._lock:
+            return self._shelf.get(name)
+
+    def covers(self, ids: bytes, owner: str) -> int:
+        """How many of these tokens need not be written for their owner."""
+        with self._lock:
+            found = self._shelf.find(ids, owner)
+        return found[1] if found is not None else 0
+
+    def find(self, ids: bytes, owner: str, beyond: int, most: int) -> str | None:
+        """The entry that is worth reading for a prompt of which memory has `beyond` tokens, and
+        room for `most` bytes.
+        """
+        with self._lock:
+            found = self._shelf.find(ids, owner)
+            if found is None:
+                return None
+            name, length = found
+            entry = self._shelf.get(name)
+        if entry is None or entry.nbytes > most or length * WORTH_SHARE < entry.length:
+            return None
+        return name if length >= beyond + WORTH_TOKENS else None
+
+    def files(self, names: Iterable[str]) -> list[Path]:
+        with self._lock:
+            return [entry.file for name in names if (entry := self._shelf.get(name)) is not None]
+
+    def add(self, head: Head, file: Path, nbytes: int) -> None:
+        """It was there, or is there now."""
+        entry = Shelved(file, head.ids, head.kind, head.owner, head.public, head.kept, nbytes)
+        with self._lock:
+            before = self._shelf.get(head.name)
+            self._shelf.add(head.name, entry)
+        if before is not None and before.file != file:
+            self.folder.remove(before.file)
+
+    def written(self, head: Head, file: Path, nbytes: int) -> None:
+        """As `add`; what it makes needless goes."""
+        self.add(head, file, nbytes)
+        with self._lock:
+            needless = self._shelf.beginnings_of(head.ids, head.owner)
+            gone = [entry for name in needless if (entry := self._shelf.remove(name)) is not None]
+            stats = self._stats
+            self._stats = replace(
+                stats, written=stats.written + 1, written_bytes=stats.written_bytes + nbytes
+            )
+        for entry in gone:
+            self.folder.remove(entry.file)
+
+    def restored(self, nbytes: int) -> None:
+        with self._lock:
+            stats = self._stats
+            self._stats = replace(
+                stats, restored=stats.restored + 1, restored_bytes=stats.restored_bytes + nbytes
+            )
+
+    def lost(self) -> None:
+        with self._lock:
+            self._stats = replace(self._stats, lost=self._stats.lost + 1)
+
+    def damaged(self, file: Path) -> None:
+        self.folder.remove(file)
+        with self._lock:
+            self._stats = replace(self._stats, damaged=self._stats.damaged + 1)
+
+    def discard(self, name: str) -> Path | None:
+        """It is not to be found any more; returns where its file is."""
+        with self._lock:
+            entry = self._shelf.remove(name)
+        return entry.file if entry is not None else None
+
+    def forget(self) -> None:
+        """Nothing is to be found any more; the files are not touched."""
+        with self._lock:
+            self._shelf.clear()

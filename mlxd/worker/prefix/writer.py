@@ -1,0 +1,168 @@
+"""Writes entries to the disk on a thread of its own: nobody waits for it, but the end a little.
+
+What cannot be written is lost, whatever the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mlxd.worker.prefix import files
+from mlxd.worker.prefix.files import Head
+from mlxd.worker.prefix.folder import ranked
+from mlxd.worker.prefix.layout import Slab
+from mlxd.worker.prefix.spill import Wear
+from mlxd.worker.prefix.stock import Stock
+from mlxd.worker.threads import run_forever
+
+MOST_WAITING = 512 * 2**20
+"""Bytes of what was evicted from memory and waits here: it is in memory still."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """One entry as it is to be written. Its arrays are evaluated, and nobody writes to them."""
+
+    head: Head
+    slabs: Sequence[Slab]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(slab.array.nbytes for slab in self.slabs)
+
+
+class Writer:
+    """Parcels wait here for their turn, few enough to be held in memory."""
+
+    def __init__(
+        self,
+        stock: Stock,
+        *,
+        budget: int | None,
+        tell: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`budget`: bytes of the entries of all models; None: by what is free; 0: there is nothing
+        to be on the disk. `tell` is told what an operator should know.
+        """
+        self._stock = stock
+        self._tell = tell
+        self._changed = threading.Condition()
+        """Guards what follows."""
+        self._budget = budget
+        self._clearing = budget == 0
+        self._parcels: deque[Parcel] = deque()
+        self._writing: Parcel | None = None
+        self._used: set[str] = set()
+        self._wear = Wear(clock)
+        self._troubled = False
+
+    def start(self) -> None:
+        run_forever("prefixes out", self.turn)
+
+    @property
+    def off(self) -> bool:
+        return self._budget == 0
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory that are held until they are written."""
+        with self._changed:
+            return self._held()
+
+    def add(self, parcel: Parcel) -> bool:
+        """Write it in its turn; False: too much waits already. Where nothing does, one may be of
+        any size.
+        """
+        with self._changed:
+            held = self._held()
+            if self.off or (held and held + parcel.nbytes > MOST_WAITING):
+                return False
+            self._parcels.append(parcel)
+            self._changed.notify_all()
+            return True
+
+    def used(self, name: str) -> None:
+        """What is in memory, too, was of use there."""
+        with self._changed:
+            self._used.add(name)
+            self._changed.notify_all()
+
+    def apply(self, budget: int | None) -> None:
+        with self._changed:
+            self._budget = budget
+            self._changed.notify_all()
+        if budget == 0:
+            self.clear()
+
+    def clear(self) -> None:
+        """Remove all that is on disk of this model."""
+        with self._changed:
+            self._parcels.clear()
+            self._stock.forget()
+            self._clearing = True
+            self._changed.notify_all()
+
+    def settle(self, seconds: float) -> bool:
+        """Wait until nothing waits, for so long at most."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._held() and not self._clearing, seconds)
+
+    def turn(self) -> None:
+        """Wait for something to do, and do that."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._parcels or self._used or self._clearing)
+            clearing, used, budget = self._clearing, self._used, self._budget
+            self._used = set()
+            parcel = self._writing = self._parcels.popleft() if self._parcels else None
+        for file in self._stock.files(used):
+            self._stock.folder.touch(file)
+        if parcel is not None:
+            self._write(parcel, budget)
+        if clearing:
+            self._stock.forget()
+            self._stock.folder.clear()
+        with self._changed:
+            self._writing = None
+            self._clearing = self._clearing and not clearing
+            self._changed.notify_all()
+
+    def _held(self) -> int:
+        """Under the lock."""
+        under_way = self._writing.nbytes if self._writing is not None else 0
+        return under_way + sum(parcel.nbytes for parcel in self._parcels)
+
+    def _write(self, parcel: Parcel, budget: int | None) -> None:
+        try:
+            self._put(parcel, budget)
+        except OSError as error:
+            self._stock.lost()
+            self._complain(os.strerror(error.errno) if error.errno else "it does not answer")
+        except (MemoryError, RuntimeError):  # the latter is how MLX says it
+            self._stock.lost()
+        else:
+            self._troubled = False
+
+    def _put(self, parcel: Parcel, budget: int | None) -> None:
+        """Raises OSError, MemoryError, RuntimeError."""
+        head = parcel.head
+        size = files.size_of(head)
+        if not self._wear.allows(size):
+            self._stock.lost()
+            return
+        name = ranked(head.name, system=head.kind == "system", kept=head.kept)
+        file = self._stock.folder.put(
+            name, size, budget, lambda stream: files.write(stream, head, parcel.slabs)
+        )
+        self._stock.written(head, file, size)
+
+    def _complain(self, why: str) -> None:
+        """Once, until it works again."""
+        if not self._troubled:
+            self._troubled = True
+            self._tell(f"prefixes cannot be kept on disk: {why}")
