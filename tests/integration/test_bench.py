@@ -34,7 +34,7 @@ def bench(running: Daemon, *options: object) -> tuple[int, str, str]:
 @pytest.fixture(scope="module")
 def running(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """It lets a client ask five times a minute."""
-    policies = {"limits": SLOTS, "timeouts": "first_token: 1s\n"}
+    policies = {"limits": SLOTS, "timeouts": "first_token: 5s\n"}
     with daemon(tmp_path_factory.mktemp("benched"), models=zoo, policies=policies) as running:
         yield running
 
@@ -78,27 +78,41 @@ def test_what_was_benched_says_what_to_expect(running: Daemon) -> None:
     assert running.http.post("/api/generate", json=body).status_code == 200  # a hold is learned
     admin = running.admin
     told = admin.post(
-        "/admin/bench", {"model": ENDLESS, "prefill": [[100, 5.0]], "decode": [[1, 10]]}
+        "/admin/bench", {"model": ENDLESS, "prefill": [[100, 1.0]], "decode": [[1, 10]]}
     )
     assert told["warnings"][0].startswith(f"{ENDLESS}: a prompt of ")
     places = ("--state", running.state, "--policies", running.policies)
     assert told["warnings"][0] in command.mlxd("policy", "check", "--online", *places).stdout
-    with held(running, tokens=1000), held(running, tokens=1000):
+    first, second = (held(running, prompt=f"{name} of many words", tokens=1000) for name in "ab")
+    with first, second:
         answer = running.http.get("/health")
         waits = answer.json()["expected_wait_seconds"]
-        assert waits["medium"] > 50  # 1000 tokens at 5 each, half of that for one of two to end
+        assert waits["medium"] > 50  # 1000 tokens at 5 a second, for one of two to end
         (story, _) = admin.get("/admin/requests", n="2")["requests"]
         assert "s to read on this machine" in (story["slow_prompt"] or "")
 
 
 def test_an_interrupt_leaves_nothing_behind(running: Daemon) -> None:
-    words = ["bench", ENDLESS, "--raw", "--rounds", "1000", "--state", str(running.state)]
+    words = [
+        "bench",
+        ENDLESS,
+        "--raw",
+        "--prompt",
+        "32",
+        "--rounds",
+        "1000",
+        "--state",
+        str(running.state),
+    ]
     ended = [sys.executable, "-m", "mlxd", *words]
     with subprocess.Popen(ended, stdout=PIPE, stderr=PIPE, text=True) as bench:
         assert bench.stderr is not None
+        said = list[str]()
         for line in bench.stderr:
+            said.append(line)
             if "round 1 of 1000" in line:
                 break
+        assert "round 1 of 1000" in said[-1], said
         children = psutil.Process(bench.pid).children()
         bench.send_signal(signal.SIGINT)
         assert bench.wait(20.0) == 130
@@ -117,8 +131,9 @@ def test_an_interrupt_leaves_nothing_behind(running: Daemon) -> None:
         {"prefill": [[True, 1.0]], "decode": [[1, 1.0]]},
     ],
 )
-def test_what_is_no_bench_is_refused(served: Daemon, wrong: dict[str, Any]) -> None:
+def test_what_is_no_bench_is_refused(running: Daemon, wrong: dict[str, Any]) -> None:
+    before = running.admin.get("/admin/bench", name=ENDLESS)
     with pytest.raises(Refused) as refused:
-        served.admin.post("/admin/bench", {"model": ENDLESS, **wrong})
+        running.admin.post("/admin/bench", {"model": ENDLESS, **wrong})
     assert refused.value.status == 400
-    assert served.admin.get("/admin/bench", name=ENDLESS)["bench"] is None
+    assert running.admin.get("/admin/bench", name=ENDLESS) == before
