@@ -128,7 +128,7 @@ class Prefiller:
     def read(self, room: int, *, decoding: bool) -> Read | None:
         """The next chunk; None: there is none. `room`: how many may begin."""
         self.settle()
-        if not self._rows:
+        if not self._rows or (room <= 0 and not self.begun):
             return None
         chosen = self._choose(room, decoding=decoding)
         if chosen is None:
@@ -199,14 +199,13 @@ class Prefiller:
         """What somebody ahead has read of it already is kept for it at once."""
         if self._waits.lets(row.uid, before, lambda: self._look(row, prefixes)):
             return True
-        for uid, read in before.items():
-            ends = [end for end in self._waits.awaited(uid) if end <= read]
-            if ends:
-                ahead = self._rows[uid]
-                if ahead.kept < ends[-1]:
-                    self._keep(ahead, "partial")
-                return self._waits.lets(row.uid, before, lambda: self._look(row, prefixes))
-        return False
+        uid, end = self._waits.awaits(row.uid)
+        if before[uid] < end:
+            return False
+        ahead = self._rows[uid]
+        if ahead.kept < end:
+            self._keep(ahead, "partial")
+        return self._waits.lets(row.uid, before, lambda: self._look(row, prefixes))
 
     def _look(self, row: _Row, prefixes: Prefixes) -> int:
         """How much of it is kept, as of now."""

@@ -83,6 +83,12 @@ class Waits:
             party.awaits = -other, spared
         return party.awaits is None
 
+    def awaits(self, uid: int) -> tuple[int, int]:
+        """Whom one waits for that may not be read yet, and until that has read so many tokens."""
+        awaits = self._parties[uid].awaits
+        assert awaits is not None
+        return awaits
+
     def awaited(self, uid: int) -> list[int]:
         """The lengths at which others wait for this one, in rising order."""
         found = (party.awaits for party in self._parties.values() if party.awaits is not None)
