@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 
-from mlxd.core.footprint import PREFILL_ROWS, STEP_TOKENS
-from mlxd.core.footprint import MOST_PADDED, SMALL_TOKENS
+from mlxd.core.footprint import MOST_PADDED, PREFILL_ROWS, SMALL_TOKENS, STEP_TOKENS
 from mlxd.worker.prefill import Chunk, Unread, next_chunk
 
 
