@@ -177,7 +177,9 @@ class Prefiller:
         """Those that wait for no other, in order of arrival; each knows how far it may be read."""
         rows = list(self._rows.values())[:_LOOKED_AT]
         prefixes = self._prefixes
-        if prefixes is None:
+        if prefixes is None or not prefixes.keeping:
+            for row in rows:
+                row.stop = row.left
             return rows
         for row in rows:
             self._look(row, prefixes)
@@ -301,7 +303,7 @@ class Prefiller:
 
     def _keep_midway(self, row: _Row) -> None:
         """Where others wait for it, and where they may part from it."""
-        if self._prefixes is None:
+        if self._prefixes is None or not self._prefixes.keeping:
             return
         awaited = any(row.kept < end <= row.read for end in self._waits.awaited(row.uid))
         boundaries = row.prompt.boundaries
@@ -312,13 +314,13 @@ class Prefiller:
 
     def _is_worth(self, row: _Row) -> bool:
         """At the end of a prompt: whether more was read than there was."""
-        if self._prefixes is None:
+        if self._prefixes is None or not self._prefixes.keeping:
             return False
         return row.read - row.kept >= (LEAST_KEPT if self._prefixes.trimmable else 1)
 
     def _keep(self, row: _Row, kind: Kind) -> None:
         """A copy of what it has: arrays are shared until one side writes."""
-        if self._prefixes is None:
+        if self._prefixes is None or not self._prefixes.keeping:
             return
         row.kept = row.read
         self._kept += 1
