@@ -103,8 +103,6 @@ class Prefiller:
     def add(self, uid: int, prompt: Prompt) -> None:
         left = len(prompt.tokens) - 1
         self._rows[uid] = _Row(uid, 0, left, left, prompt=prompt)
-        if self._prefixes is not None:
-            self._waits.add(uid, prompt)
 
     def remove(self, uid: int) -> None:
         """What was read of it is kept, if it is much: it may be asked for again."""
@@ -182,6 +180,7 @@ class Prefiller:
                 row.stop = row.left
             return rows
         for row in rows:
+            self._waits.add(row.uid, row.prompt)
             self._look(row, prefixes)
 
         def turn(row: _Row) -> tuple[bool, bool, int]:
