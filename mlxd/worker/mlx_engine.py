@@ -86,6 +86,8 @@ class MlxEngine:
 
     def remove(self, uids: Sequence[int]) -> None:
         uids = [uid for uid in uids if uid in self._prompts]
+        if not uids:  # they have ended by themselves
+            return
         with mx.stream(generation_stream):
             self._unread.settle()
             for uid in uids:

@@ -26,8 +26,10 @@ from mlxd.worker.waits import LEAST_SHARED, Waits
 LEAST_KEPT = 32
 """Tokens that must have been read since caches were last kept, to keep them again: fewer are read
 as soon as found."""
-_LOOKED_AT = 32
-"""Waiting prompts, from the first on, among which the next chunk is chosen."""
+_FIRST, _SHORTEST = 16, 16
+"""Waiting prompts among which the next chunk is chosen: so many that came first, and of the others
+so many that have least to read.
+"""
 
 
 @dataclass(slots=True, eq=False)
@@ -173,7 +175,7 @@ class Prefiller:
 
     def _able(self, size: Callable[[int, int], int]) -> Sequence[Unread]:
         """Those that wait for no other, in order of arrival; each knows how far it may be read."""
-        rows = list(self._rows.values())[:_LOOKED_AT]
+        rows = self._near()
         prefixes = self._prefixes
         if prefixes is None or not prefixes.keeping:
             for row in rows:
@@ -195,6 +197,14 @@ class Prefiller:
         for row in rows:
             row.stop = self._stop(row, prefixes)
         return [row for row in rows if row.uid in free]
+
+    def _near(self) -> list[_Row]:
+        """Those that may be next, in order of arrival."""
+        rows = list(self._rows.values())
+        if len(rows) <= _FIRST + _SHORTEST:
+            return rows
+        others = sorted(rows[_FIRST:], key=lambda row: (not row.begun, row.left))
+        return rows[:_FIRST] + sorted(others[:_SHORTEST], key=lambda row: row.uid)
 
     def _may_read(self, row: _Row, before: dict[int, int], prefixes: Prefixes) -> bool:
         """What somebody ahead has read of it already is kept for it at once."""

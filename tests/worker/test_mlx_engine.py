@@ -377,6 +377,14 @@ def test_a_short_prompt_among_long_ones_does_not_wait_for_them():
     assert spy.shapes == [(1, 3), (1, 1), (1, 1)]
 
 
+def test_nor_does_it_wait_for_many():
+    spy = Spy()
+    engine = practised(spy)
+    engine.insert([prompt(n, 3500) for n in range(40)])
+    engine.step()
+    assert steps_to_first(engine, *engine.insert([prompt(7, 4)])) <= 3
+
+
 def test_every_other_chunk_is_a_long_ones():
     spy = Spy()
     engine = practised(spy)
