@@ -240,8 +240,9 @@ class Footprint:
             yield self._caches(rows, length, size) + computed, together
 
     def _together(self, lengths: Sequence[int], of: Callable[[int], int], room: int | None) -> int:
-        bytes_of = {length: of(length) for length in set(lengths)}
-        values = sorted((bytes_of[length] for length in lengths), reverse=True)
+        steps = [_whole_steps(length) for length in lengths]
+        bytes_of = {length: of(length) for length in set(steps)}
+        values = sorted((bytes_of[length] for length in steps), reverse=True)
         if room is None:
             return least_bytes(values, self.padding_bytes)
         return divided(values, self.pass_bytes, room).nbytes if values else 0
@@ -265,7 +266,7 @@ class Footprint:
         window = max((group.window for group in self.groups), default=0)
         if window and all(group.window for group in self.groups if group.token_bytes):
             length = min(length, window - 1 + chunk)
-        return max(moment.bytes_of(rows, chunk, length, window) for moment in moments)
+        return max([moment.bytes_of(rows, chunk, length, window) for moment in moments])
 
 
 def chunk_tokens(rows: int, *, decoding: bool) -> int:

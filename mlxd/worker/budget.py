@@ -16,6 +16,7 @@ from mlxd.core.footprint import PREFILL_BESIDE_DECODE, Footprint
 from mlxd.core.grouping import UNBOUNDED
 from mlxd.core.sizes import spoken
 from mlxd.ipc.messages import Budget, Need, Refused
+from mlxd.worker.worth import MOST
 
 GROWTH_MARGIN = 192
 """Tokens before the end of its reservation at which a sequence asks for more: some seconds of
@@ -125,6 +126,8 @@ class Ledger:
         self._footprint = footprint
         self._kept = kept
         self._rows = rows
+        self._step_tokens = 1 + MOST if footprint.draft else 1
+        """That a sequence may have in one step."""
         self._budget = budget or Budget(0, 0, 0)
         self._waiting: dict[int, Claim] = {}
         self._shares: dict[int, _Share] = {}
@@ -138,6 +141,8 @@ class Ledger:
         self._look_at = 0.0
         self._largest = Largest()
         self._half_read = False
+        self._in_it: int | None = None
+        """What `_reserved` says of those in the engine; None: it is to be asked again."""
         self._rows_room = self._room_of_rows()
 
     # -- what happens
@@ -174,7 +179,7 @@ class Ledger:
         shares = [self._shares[id] for id in ids]
         if any(share.stage is not _Stage.DECODING for share in shares):
             self._note_peak()
-            self._changed = True
+            self._changed, self._in_it = True, None
         over: set[int] = set()
         for share in shares:
             share.stage = _Stage.DECODING
@@ -187,7 +192,7 @@ class Ledger:
         """What was read apart is with the others from now on."""
         share = self._shares[id]
         share.claim, share.stage = replace(share.claim, apart=False), _Stage.QUEUED
-        self._changed = True
+        self._changed, self._in_it = True, None
 
     def left(self, id: int) -> None:
         """A sequence is out of the engine, for whatever reason."""
@@ -196,7 +201,7 @@ class Ledger:
         self._half_read = self._half_read or share.stage is _Stage.JOINING
         self._asked.pop(id, None)
         self._growing.pop(id, None)
-        self._changed = True
+        self._changed, self._in_it = True, None
 
     def again(self) -> None:
         """The engine was made anew, and reads all sequences again with their answers so far."""
@@ -205,7 +210,7 @@ class Ledger:
             share.claim = replace(share.claim, prompt=share.used, max_tokens=left)
             share.stage = _Stage.QUEUED
         self._half_read = True
-        self._changed = True
+        self._changed, self._in_it = True, None
 
     # -- what is to be done
 
@@ -240,7 +245,7 @@ class Ledger:
         if not self._budget.bytes:
             return 0
         kept = min(self._kept(), self._budget.prefix_bytes)
-        return max(self._budget.bytes, self._reserved()) + kept
+        return max(self._budget.bytes, self._held()) + kept
 
     @property
     def rows_room(self) -> int:
@@ -270,9 +275,13 @@ class Ledger:
     def _settle_head(self, verdict: Verdict, now: float) -> bool:
         """Whether the first of those who wait no longer does."""
         claim = next(iter(self._waiting.values()))
-        needed = self._reserved(claim)
-        if not self._budget.bytes or needed <= self._budget.bytes:
+        if not self._budget.bytes:
             self._admit(claim, verdict)
+            return True
+        needed = self._reserved(claim)
+        if needed <= self._budget.bytes:
+            self._admit(claim, verdict)
+            self._in_it = needed
             return True
         if self._need(claim.id, needed, verdict, now) or self._pending(claim.id, now):
             return False
@@ -289,6 +298,7 @@ class Ledger:
         del self._waiting[claim.id]
         self._asked.pop(claim.id, None)
         self._shares[claim.id] = _Share(claim, claim.reserved, claim.prompt)
+        self._in_it = None
         verdict.admit.append(claim.id)
 
     def _refuse_late(self, verdict: Verdict, now: float) -> None:
@@ -333,7 +343,7 @@ class Ledger:
 
     def _too_long(self, claim: Claim, most: int) -> Refused:
         needed = self._alone(claim)
-        longest = self._footprint.longest(most, (), self._chunk)
+        longest = self._footprint.longest(most)
         return Refused(
             claim.id,
             "context_exceeded",
@@ -372,8 +382,7 @@ class Ledger:
 
     def _protest(self, verdict: Verdict, now: float) -> None:
         """Say once what already runs, when the budget has been lowered below it."""
-        needed = self._reserved()
-        if self._overdrawn and self._shares and needed > self._budget.bytes:
+        if self._overdrawn and self._shares and (needed := self._held()) > self._budget.bytes:
             id = next(reversed(self._shares))
             self._asked.pop(id, None)
             self._need(id, needed, verdict, now)
@@ -390,16 +399,16 @@ class Ledger:
 
     def _stands_until(self, id: int) -> float:
         share, asked = self._shares[id], self._asked.get(id)
-        at_its_end = share.may_grow and share.used + 1 >= share.reserved
+        at_its_end = share.may_grow and share.used + self._step_tokens >= share.reserved
         if not at_its_end or asked is None or asked.answered:
             return 0.0
         return asked.at + GRANT_SECONDS
 
     def _grow(self, share: _Share, verdict: Verdict, now: float) -> None:
-        before, share.reserved = share.reserved, share.grown
-        needed = self._reserved()
-        if self._budget.bytes and needed > self._budget.bytes:
-            share.reserved = before
+        before, held = share.reserved, self._in_it
+        share.reserved, self._in_it = share.grown, None
+        if self._budget.bytes and (needed := self._held()) > self._budget.bytes:
+            share.reserved, self._in_it = before, held
             self._need(share.claim.id, needed, verdict, now)
             return
         self._last_grown = share.claim.id
@@ -408,6 +417,12 @@ class Ledger:
             self._growing.pop(share.claim.id)
 
     # -- arithmetic
+
+    def _held(self) -> int:
+        """What the engine is predicted to hold at most, as it is. Asked all the time."""
+        if self._in_it is None:
+            self._in_it = self._reserved()
+        return self._in_it
 
     def _reserved(self, *more: Claim) -> int:
         """What the engine is predicted to hold at most, with `more` in it."""
@@ -447,7 +462,7 @@ class Ledger:
         beside = max(0, self._reading([(s.reserved, s.claim.prompt) for s in new]))
         if apart:
             beside += self._footprint.alone_bytes([max(apart)], PREFILL_BESIDE_DECODE)
-        allowed = max(self._budget.bytes, self._reserved())
+        allowed = max(self._budget.bytes, self._held())
         return max(0, allowed - self._footprint.weights_bytes - beside)
 
     def _alone(self, claim: Claim) -> int:
@@ -464,23 +479,18 @@ class Ledger:
         decoded = footprint.weights_bytes + footprint.grouped_bytes(rows)
         if not joining:
             return decoded
-        alone = footprint.alone_bytes(self._longest(prompt for _, prompt in joining), self._chunk)
+        alone = footprint.alone_bytes(self._longest(prompt for _, prompt in joining))
         beside = footprint.held_bytes(rows) + self._reading(joining)
         return max(decoded, footprint.weights_bytes + max(alone, beside))
 
     def _reading(self, joining: list[tuple[int, int]]) -> int:
         """What is held while prompts are read, beyond what all hold between two steps."""
         lengths, prompts = [length for length, _ in joining], [prompt for _, prompt in joining]
-        return self._footprint.reading_bytes(lengths, prompts, self._chunk)
+        return self._footprint.reading_bytes(lengths, prompts)
 
     def _longest(self, lengths: Iterable[int]) -> list[int]:
         """Of as many as hold a cache at one time."""
         return sorted(lengths, reverse=True)[: self._rows]
-
-    @property
-    def _chunk(self) -> int:
-        """Of a prompt, in a step: as a batch would, but for one that is read by itself."""
-        return PREFILL_BESIDE_DECODE if self._rows == 1 else 0
 
     def _note_peak(self) -> None:
         """Compare the batch as it is with the largest so far."""
@@ -489,7 +499,7 @@ class Ledger:
         joining = [s.claim.prompt for s in shares if s.stage is _Stage.JOINING]
         if not decoding and not joining:
             return
-        predicted = self._footprint.peak_bytes(decoding, joining, self._chunk, room=self.rows_room)
+        predicted = self._footprint.peak_bytes(decoding, joining, room=self.rows_room)
         if predicted >= self._largest.predicted_bytes:
             rows = len(decoding) + len(joining)
             self._largest = Largest(predicted, rows, max([*decoding, *joining]))

@@ -124,6 +124,11 @@ class Prefixes(Protocol):
     trimmable: bool
     """Whether a part of what is kept serves; else only all of it, to the token."""
 
+    @property
+    def keeping(self) -> bool:
+        """Whether it has room for anything now; else there is nothing in it, nor will be."""
+        ...
+
     def find(self, prompt: Prompt) -> Found | None:
         """The longest kept beginning that serves, at most all but the last token; it counts as
         used."""

@@ -507,7 +507,10 @@ class Loop:
         said = _Said()
         for drafts in step.drafts:
             self._running[drafts.uid].count(drafts)
+        engine = self._engine
         for tokens in _in_turn(step):
+            if self._engine is not engine:  # made anew meanwhile, it has other uids
+                break
             self._take([token for token in tokens if token.uid in self._running], now, said)
         if said.pieces or started or said.begun or now - self._reported >= SIGN_OF_LIFE_SECONDS:
             self._report(said.pieces, started, said.begun, said.runs.values(), reused)

@@ -86,6 +86,8 @@ class MlxEngine:
 
     def remove(self, uids: Sequence[int]) -> None:
         uids = [uid for uid in uids if uid in self._prompts]
+        if not uids:  # they have ended by themselves
+            return
         with mx.stream(generation_stream):
             self._unread.settle()
             for uid in uids:
@@ -146,11 +148,13 @@ class MlxEngine:
 
     def _keep_so_far(self, uid: int) -> None:
         """An answer that is ended from outside: it is gone on from like any other."""
-        if self._prefixes is not None and (held := self._batches.extract(uid)) is not None:
+        if self._prefixes is None or not self._prefixes.keeping:
+            return
+        if (held := self._batches.extract(uid)) is not None:
             self._keep_answer(uid, *held)
 
     def _keep_answer(self, uid: int, caches: list[Any], tokens: list[int]) -> None:
-        if self._prefixes is None or len(tokens) < LEAST_KEPT:
+        if self._prefixes is None or not self._prefixes.keeping or len(tokens) < LEAST_KEPT:
             return
         prompt = self._prompts[uid]
         ids = prompt.ids + packed(tokens[len(prompt.tokens) :]) if prompt.ids else b""

@@ -17,7 +17,7 @@ FIRST_ON_GPU_TOKENS = 512
 """There even a large model reads as many in a second or so, and a short prompt stays in one piece:
 on a GPU the pieces change the last bits of what is computed, and so, now and then, a token."""
 FEW_TOKENS = 16
-"""Fewer tell nothing, where they take as long as one does."""
+"""Fewer may take as long as so many: they tell only when it is less than was thought."""
 AIM = 0.75
 """Of the stall target, what a chunk is to take: some take longer than what is like them did."""
 GROWTH = 4
@@ -54,11 +54,11 @@ class Pace:
 
         `decoding`: meanwhile a step's tokens may have been computed, too.
         """
-        if tokens < FEW_TOKENS:
-            return
         if decoding:
             seconds = max(seconds - self._decode, seconds / 2)
-        each = max(seconds / tokens, 1e-9)
+        each = max(seconds / tokens, 1e-9) if tokens else math.inf
+        if tokens < FEW_TOKENS and each >= self._load * self._costs.at(length):
+            return
         share = tokens / (tokens + FIRST_TOKENS)
         known = self._costs.known
         self._costs.add(each, length, share)

@@ -11,14 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mlxd.core.footprint import PREFILL_ROWS, STEP_TOKENS
+from mlxd.core.footprint import MOST_PADDED, PREFILL_ROWS, SMALL_TOKENS, STEP_TOKENS
 
 Size = Callable[[int, int], int]
 """Of (rows, what the longest of them has behind it): tokens of each that a chunk may have."""
-MOST_WASTE = 1.5
-"""How many times as much as without padding a chunk may be, in tokens and in the caches."""
-SMALL_TOKENS = 256
-"""What is no more than this in all is padded without asking: another step would take longer."""
 
 
 @dataclass(slots=True, eq=False)
@@ -102,4 +98,5 @@ def _go_together(rows: Sequence[Unread], size: Size) -> bool:
 
 
 def _little(padded: int, needed: int) -> bool:
-    return padded <= max(MOST_WASTE * needed, SMALL_TOKENS)
+    """In tokens and in the caches: little enough that another step would take longer."""
+    return padded <= max(MOST_PADDED * needed, SMALL_TOKENS)

@@ -26,8 +26,10 @@ from mlxd.worker.waits import LEAST_SHARED, Waits
 LEAST_KEPT = 32
 """Tokens that must have been read since caches were last kept, to keep them again: fewer are read
 as soon as found."""
-_LOOKED_AT = 32
-"""Waiting prompts, from the first on, among which the next chunk is chosen."""
+_FIRST, _SHORTEST = 16, 16
+"""Waiting prompts among which the next chunk is chosen: so many that came first, and of the others
+so many that have least to read.
+"""
 
 
 @dataclass(slots=True, eq=False)
@@ -103,8 +105,6 @@ class Prefiller:
     def add(self, uid: int, prompt: Prompt) -> None:
         left = len(prompt.tokens) - 1
         self._rows[uid] = _Row(uid, 0, left, left, prompt=prompt)
-        if self._prefixes is not None:
-            self._waits.add(uid, prompt)
 
     def remove(self, uid: int) -> None:
         """What was read of it is kept, if it is much: it may be asked for again."""
@@ -128,7 +128,7 @@ class Prefiller:
     def read(self, room: int, *, decoding: bool) -> Read | None:
         """The next chunk; None: there is none. `room`: how many may begin."""
         self.settle()
-        if not self._rows:
+        if not self._rows or (room <= 0 and not self.begun):
             return None
         chosen = self._choose(room, decoding=decoding)
         if chosen is None:
@@ -175,11 +175,14 @@ class Prefiller:
 
     def _able(self, size: Callable[[int, int], int]) -> Sequence[Unread]:
         """Those that wait for no other, in order of arrival; each knows how far it may be read."""
-        rows = list(self._rows.values())[:_LOOKED_AT]
+        rows = self._near()
         prefixes = self._prefixes
-        if prefixes is None:
+        if prefixes is None or not prefixes.keeping:
+            for row in rows:
+                row.stop = row.left
             return rows
         for row in rows:
+            self._waits.add(row.uid, row.prompt)
             self._look(row, prefixes)
 
         def turn(row: _Row) -> tuple[bool, bool, int]:
@@ -195,18 +198,25 @@ class Prefiller:
             row.stop = self._stop(row, prefixes)
         return [row for row in rows if row.uid in free]
 
+    def _near(self) -> list[_Row]:
+        """Those that may be next, in order of arrival."""
+        rows = list(self._rows.values())
+        if len(rows) <= _FIRST + _SHORTEST:
+            return rows
+        others = sorted(rows[_FIRST:], key=lambda row: (not row.begun, row.left))
+        return rows[:_FIRST] + sorted(others[:_SHORTEST], key=lambda row: row.uid)
+
     def _may_read(self, row: _Row, before: dict[int, int], prefixes: Prefixes) -> bool:
         """What somebody ahead has read of it already is kept for it at once."""
         if self._waits.lets(row.uid, before, lambda: self._look(row, prefixes)):
             return True
-        for uid, read in before.items():
-            ends = [end for end in self._waits.awaited(uid) if end <= read]
-            if ends:
-                ahead = self._rows[uid]
-                if ahead.kept < ends[-1]:
-                    self._keep(ahead, "partial")
-                return self._waits.lets(row.uid, before, lambda: self._look(row, prefixes))
-        return False
+        uid, end = self._waits.awaits(row.uid)
+        if before[uid] < end:
+            return False
+        ahead = self._rows[uid]
+        if ahead.kept < end:
+            self._keep(ahead, "partial")
+        return self._waits.lets(row.uid, before, lambda: self._look(row, prefixes))
 
     def _look(self, row: _Row, prefixes: Prefixes) -> int:
         """How much of it is kept, as of now."""
@@ -302,7 +312,7 @@ class Prefiller:
 
     def _keep_midway(self, row: _Row) -> None:
         """Where others wait for it, and where they may part from it."""
-        if self._prefixes is None:
+        if self._prefixes is None or not self._prefixes.keeping:
             return
         awaited = any(row.kept < end <= row.read for end in self._waits.awaited(row.uid))
         boundaries = row.prompt.boundaries
@@ -313,13 +323,13 @@ class Prefiller:
 
     def _is_worth(self, row: _Row) -> bool:
         """At the end of a prompt: whether more was read than there was."""
-        if self._prefixes is None:
+        if self._prefixes is None or not self._prefixes.keeping:
             return False
         return row.read - row.kept >= (LEAST_KEPT if self._prefixes.trimmable else 1)
 
     def _keep(self, row: _Row, kind: Kind) -> None:
         """A copy of what it has: arrays are shared until one side writes."""
-        if self._prefixes is None:
+        if self._prefixes is None or not self._prefixes.keeping:
             return
         row.kept = row.read
         self._kept += 1

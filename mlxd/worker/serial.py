@@ -69,6 +69,7 @@ class SerialEngine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
+        self._tuned = tuned = tuned or Tuned()
         self._pace = Pace(tuned, gpu=mx.metal.is_available() or mx.cuda.is_available())
         self._model = model
         self._kv = kv
@@ -163,6 +164,7 @@ class SerialEngine:
         if self._kv is not None:
             return PREFILL_CHUNK
         left = PREFILL_CHUNK - reading.done % PREFILL_CHUNK
+        left = min(left, self._tuned.now.max_tokens or left)
         position = reading.read + reading.done
         return min(left, self._pace.tokens(1, position, decoding=decoding))
 

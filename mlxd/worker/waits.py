@@ -38,7 +38,7 @@ class Party:
 
 
 class Waits:
-    """All prompts that are not read to their ends."""
+    """Prompts that are not read to their ends, as far as somebody looks at them."""
 
     def __init__(self, *, trimmable: bool) -> None:
         """`trimmable`: whether a part of what is kept serves; else only all of it."""
@@ -46,6 +46,9 @@ class Waits:
         self._parties: dict[int, Party] = {}
 
     def add(self, uid: int, prompt: Prompt) -> None:
+        """It is compared with all the others; one that is here stays as it is."""
+        if uid in self._parties:
+            return
         party = Party(uid, prompt)
         for other in self._parties.values():
             shared = _alike(party, other)
@@ -58,8 +61,8 @@ class Waits:
         self._parties[uid] = party
 
     def leave(self, uid: int, *, read: bool) -> None:
-        """It is read, or given up."""
-        del self._parties[uid]
+        """It is read, or given up. Unknown ones are ignored."""
+        self._parties.pop(uid, None)
         for party in self._parties.values():
             party.shares.pop(uid, None)
             if not read and party.awaits is not None and party.awaits[0] == uid:
@@ -82,6 +85,12 @@ class Waits:
         if spared and spared >= reach() + LEAST_SHARED:
             party.awaits = -other, spared
         return party.awaits is None
+
+    def awaits(self, uid: int) -> tuple[int, int]:
+        """Whom one waits for that may not be read yet, and until that has read so many tokens."""
+        awaits = self._parties[uid].awaits
+        assert awaits is not None
+        return awaits
 
     def awaited(self, uid: int) -> list[int]:
         """The lengths at which others wait for this one, in rising order."""

@@ -116,7 +116,7 @@ def test_a_join_copies_the_whole_batch() -> None:
     alone = footprint.peak_bytes([1000, 1000])
     joined = footprint.peak_bytes([1000], [1000])
     assert alone == 2 * 2 * 1024 * 10
-    assert joined == alone + 2 * 1000 * 10
+    assert joined == alone + 2 * 1024 * 10
 
 
 def test_a_long_one_pads_short_ones_by_a_small_part_of_the_weights_at_most() -> None:

@@ -38,6 +38,10 @@ class List:
     def kinds(self) -> list[tuple[str, int]]:
         return [(one.kind, one.length) for one in self.kept]
 
+    @property
+    def keeping(self) -> bool:
+        return True
+
     def find(self, prompt: Prompt) -> Beginning | None:
         length, one = self._best(prompt)
         self.found.append(length)

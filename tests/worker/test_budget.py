@@ -22,6 +22,7 @@ from mlxd.worker.budget import (
     Ledger,
     Verdict,
 )
+from mlxd.worker.worth import MOST
 
 KIB = 1024
 WEIGHTS = 100 * KIB
@@ -317,6 +318,40 @@ def test_at_the_end_of_a_reservation_the_answer_is_awaited_for_a_while():
     assert not made.took([1])
 
 
+def test_the_answer_is_awaited_before_a_step_with_drafts_could_end_the_sequence():
+    drafted = replace(PLAIN, draft=(LayerGroup(1, token_bytes=0),))
+    made = Ledger(drafted, 32, budget(2, most=8))
+    made.ask(claim(1, 256, max_tokens=5000))
+    made.decide(0)
+    begin(made, 1)
+    for _ in range(512 - 257 - MOST - 1):
+        assert not made.stands_until
+        made.decide(5)
+        assert not made.took([1])
+    assert made.stands_until == 5 + GRANT_SECONDS
+
+
+def test_while_nobody_comes_or_goes_nothing_is_computed(monkeypatch):
+    asked = []
+
+    def grouped_bytes(self: Footprint, *given: Any, **more: Any) -> int:
+        asked.append(given)
+        return real(self, *given, **more)
+
+    made, real = ledger(8, claim(1, 256)), Footprint.grouped_bytes
+    monkeypatch.setattr(Footprint, "grouped_bytes", grouped_bytes)
+    made.decide(0)
+    assert len(asked) == 1, "what it would hold is what it holds then"
+    begin(made, 1)
+    made.decide(0)
+    asked.clear()
+    for n in range(100):
+        made.took([1])
+        made.decide(n)
+        assert made.allowance
+    assert not asked
+
+
 def test_at_the_end_of_a_reservation_a_denial_is_final():
     made = standing()
     made.set_budget(budget(2, answers=1))
@@ -555,6 +590,10 @@ class Life(RuleBasedStateMachine):
                 if id in over or self.used[id] == self.running[id].longest:
                     self.leave(id)
             self.decide(0.0)
+
+    @invariant()
+    def what_it_remembers_is_as_it_is(self) -> None:
+        assert self.ledger._held() == self.ledger._reserved()
 
     def leave(self, id: int) -> None:
         self.ledger.left(id)

@@ -32,7 +32,7 @@ from mlxd.ipc.messages import (
 )
 from mlxd.worker import budget
 from mlxd.worker.budget import Claim, Ledger
-from mlxd.worker.engine import Prompt, Reuse, Step
+from mlxd.worker.engine import Drafts, Prompt, Reuse, Step
 from mlxd.worker.job import Job, Progress
 from mlxd.worker.stops import StopStrings
 from mlxd.worker.tuning import Tuned
@@ -303,6 +303,29 @@ def test_an_engine_that_fails_while_a_sequence_leaves_is_made_anew():
     wire = run(engine, [job(1, max_tokens=2), job(2, max_tokens=4), job(3, max_tokens=4)])
     assert sorted(p.id for p in wire.of(Ended)) == [1, 2, 3]
     assert [p.text for p in wire.of(Text) if p.id == 3] == ["a", "b", "c", "d"]
+
+
+class Drafted(Script):
+    """Its first step gives the first sequence several tokens; it fails when that leaves."""
+
+    made = 0
+
+    def make(self) -> Script:
+        self.made += 1
+        return self if self.made == 1 else Script()
+
+    def step(self) -> Step:
+        return Step([Token(0, n) for n in (1, 2, 3)], [0], drafts=[Drafts(0, 2, 2)])
+
+    def remove(self, uids: Sequence[int]) -> None:
+        raise RuntimeError("[METAL] Command buffer execution failed")
+
+
+def test_what_was_drafted_for_one_that_has_left_goes_to_nobody_else():
+    stopped = replace(job(1, max_tokens=9), stops=StopStrings(("a",)))
+    wire = run(Drafted(), [stopped, job(2, max_tokens=4)])
+    assert [p.text for p in wire.of(Text) if p.id == 2] == list("abcd")
+    assert [(p.id, p.reason) for p in wire.of(Ended)] == [(1, "stop"), (2, "length")]
 
 
 @pytest.mark.parametrize("second", [4, 66])

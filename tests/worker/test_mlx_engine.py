@@ -318,6 +318,40 @@ def test_one_lane_takes_no_longer_for_a_chunk_either():
     assert all(73 <= width <= 80 for width in widths)
 
 
+def test_policy_bounds_what_one_lane_reads_at_a_time():
+    from mlxd.ipc.messages import Tuning
+    from mlxd.worker.serial import SerialEngine
+    from mlxd.worker.tuning import Tuned
+
+    machine = Machine(FAST)
+    engine = SerialEngine(machine, [], tuned=Tuned(Tuning(max_tokens=60)), clock=machine.clock)
+    assert machine.widths(engine, prompt(1, 200, max_tokens=1)) == [60, 60, 60, 19]
+
+
+def test_while_there_is_no_place_nobody_looks_for_who_is_next():
+    from mlxd.worker.engine import COMPLETION_BATCH
+    from mlxd.worker.mlx_engine import MlxEngine
+    from tests.support.prefixes import List
+
+    class Asked(List):
+        asks = 0
+
+        def reach(self, prompt: Prompt) -> int:
+            self.asks += 1
+            return super().reach(prompt)
+
+    prefixes = Asked(trimmable=True)
+    engine = MlxEngine(Hollow(), [], prefixes=prefixes, clock=timeless)
+    first = engine.insert([prompt(n, 9, max_tokens=99) for n in range(COMPLETION_BATCH)])
+    for uid in first:
+        steps_to_first(engine, uid)
+    engine.insert([prompt(n, 300) for n in range(3)])
+    before = prefixes.asks
+    for _ in range(20):
+        assert len(engine.step().tokens) == COMPLETION_BATCH
+    assert prefixes.asks == before
+
+
 def test_quantised_caches_are_read_in_the_same_chunks_at_any_pace():
     from mlxd.worker.serial import PREFILL_CHUNK, SerialEngine
 
@@ -341,6 +375,14 @@ def test_a_short_prompt_among_long_ones_does_not_wait_for_them():
     spy.shapes.clear()
     steps_to_first(engine, *engine.insert([prompt(7, 4)]))
     assert spy.shapes == [(1, 3), (1, 1), (1, 1)]
+
+
+def test_nor_does_it_wait_for_many():
+    spy = Spy()
+    engine = practised(spy)
+    engine.insert([prompt(n, 3500) for n in range(40)])
+    engine.step()
+    assert steps_to_first(engine, *engine.insert([prompt(7, 4)])) <= 3
 
 
 def test_every_other_chunk_is_a_long_ones():

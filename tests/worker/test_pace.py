@@ -128,6 +128,15 @@ def test_what_a_handful_of_tokens_takes_tells_nothing():
     assert pace.tokens(decoding=False) == before
 
 
+def test_however_small_the_chunks_are_a_machine_that_is_fast_again_is_seen_to_be():
+    pace = Pace(Tuned(Tuning(min_chunk=1)))
+    read(pace, linear(1e-4), 6000)
+    pace.prefilled(512, 60.0, decoding=False, length=512)
+    assert pace.tokens(decoding=False) < 16
+    read(pace, linear(1e-4), 200, most=8)
+    assert pace.tokens(decoding=False) > 400
+
+
 def test_the_stall_target_holds_from_the_next_chunk_on():
     tuned = Tuned()
     pace = Pace(tuned)

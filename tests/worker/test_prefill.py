@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from mlxd.core.footprint import PREFILL_ROWS, STEP_TOKENS
-from mlxd.worker.prefill import MOST_WASTE, SMALL_TOKENS, Chunk, Unread, next_chunk
+from mlxd.core.footprint import MOST_PADDED, PREFILL_ROWS, SMALL_TOKENS, STEP_TOKENS
+from mlxd.worker.prefill import Chunk, Unread, next_chunk
 
 
 def unread(uid: int, left: int, *, read: int = 0, stop: int = 0, begun: bool = False) -> Unread:
@@ -117,6 +117,6 @@ def check(chunk: Chunk) -> None:
     assert not chunk.short or all(row.left <= chunk.width for row in rows)
     if len(rows) > 1:
         needed = sum(row.left for row in rows)
-        assert len(rows) * chunk.width <= max(MOST_WASTE * needed, SMALL_TOKENS)
+        assert len(rows) * chunk.width <= max(MOST_PADDED * needed, SMALL_TOKENS)
         longest = -(-max(row.end for row in rows) // STEP_TOKENS) * STEP_TOKENS
         assert max(row.read for row in rows) + chunk.width <= longest

@@ -249,6 +249,46 @@ def test_a_store_that_keeps_nothing_keeps_nobody_waiting(loaded: ModelOf) -> Non
     assert answers == Talk(loaded("full")).say(*asked)
 
 
+@pytest.mark.parametrize("trimmable", [True, False])
+def test_for_a_store_without_room_nobody_waits_and_nothing_is_copied(
+    loaded: ModelOf, trimmable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlxd.worker import prefiller
+    from mlxd.worker.prefix.store import Store
+
+    monkeypatch.delattr(prefiller, "_extracted")
+    prefix = tokens_of(1, 200)
+    asked = [prompt(prefix, tokens_of(n + 2, 9), max_tokens=3, boundaries=(150,)) for n in range(4)]
+    talk = Talk(loaded("full"), Store(trimmable=trimmable), clock=lambda: 0.0)
+    talk.say(prompt(tokens_of(9, 3000), max_tokens=1))
+    started: list[int] = []
+    uids = talk.ask(*asked)
+    while not started:
+        started += talk.engine.step().started
+    assert started == uids, "all are one chunk"
+    talk.say()
+
+
+def test_of_a_crowd_only_those_who_may_be_next_are_compared(
+    loaded: ModelOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlxd.worker import waits
+
+    compared = []
+
+    def alike(one: Any, two: Any) -> int:
+        compared.append((one, two))
+        return real(one, two)
+
+    real = waits._alike
+    monkeypatch.setattr(waits, "_alike", alike)
+    prefix = tokens_of(1, 200)
+    talk = Talk(loaded("full"), List(trimmable=True))
+    talk.ask(*[prompt(prefix, tokens_of(n + 2, 5)) for n in range(200)])
+    talk.step()
+    assert 0 < len(compared) <= 32 * 31 / 2
+
+
 def test_of_another_owners_prompt_only_the_systems_turn_is_found(loaded: ModelOf) -> None:
     system, user = tokens_of(1, 150), tokens_of(2, 150)
     parts: dict[str, Any] = {"boundaries": (150,), "shared": 150}

@@ -72,6 +72,10 @@ class Store:
         trees = self._public.nbytes + sum(tree.nbytes for tree in self._own.values())
         return self._held.nbytes + self._ids_bytes + trees
 
+    @property
+    def keeping(self) -> bool:
+        return self.limit > 0
+
     # -- looking
 
     def find(self, prompt: Prompt) -> Beginning | None:
