@@ -134,7 +134,7 @@ class Inventory:
         worker = self._holder(resident)
         if worker is not None and not resident.reserved:
             budget, kept = resident.budget, kept_by(worker)
-            lent = budget.prefix_bytes
+            lent = budget.prefix_bytes if self.worker_of(resident) else 0  # one that dies is deaf
             return Account(promised_by(budget), held_by(worker) - kept, kept, lent)
         promised = promised_by(resident.budget) + PROCESS_BYTES
         if not resident.reserved:

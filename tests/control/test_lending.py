@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -177,6 +178,33 @@ class TestWhoGivesWay:
         world.loop.advance(4.9)
         assert world.loaded == ["a"]
         world.loop.advance(0.2)
+        assert world.loaded == ["c"]
+
+    def test_who_dies_gives_nothing_back_before_it_is_over(self, keeping: Any) -> None:
+        """Nor is it asked again and again meanwhile."""
+        world = keeping(PATIENT)
+        world.once("a")
+        world.keep("a", 100)
+        worker = world.worker("a")
+        del world.processes.up[worker.spec]
+        dying = world.processes.leaks = worker.memory.active
+        asked = []
+        given_back = world.residency._room.lender.given_back
+
+        async def counted() -> None:
+            asked.append(world.loop.now)
+            if len(asked) == 10:
+                await asyncio.sleep(60)
+            await given_back()
+
+        world.residency._room.lender.given_back = counted
+        world.begin("c", size=850)
+        world.loop.advance(1.0)
+        assert world.loaded == []
+        assert len(asked) < 10
+        world.processes.leaks -= dying
+        world.loop.do(worker.on_end, worker)
+        world.loop.advance(1.0)
         assert world.loaded == ["c"]
 
     def test_where_it_is_not_enough_a_model_leaves_and_the_others_keep_more(
