@@ -276,6 +276,28 @@ class TestMarks:
         assert world.loop.run(world.residency.relieve(enough, all=True)) == []
         assert world.loaded == ["a"]
 
+    def test_who_did_not_give_back_is_not_waited_for_again_until_he_does(
+        self, keeping: Any
+    ) -> None:
+        world = keeping()
+        world.begin("a")
+        world.keep("a", 100)
+
+        def seconds() -> float:
+            began = world.loop.now
+            world.loop.run(world.residency.relieve(lambda: True, all=True))
+            return float(world.loop.now - began)
+
+        world.loop.do(world.residency.lend, 0.0)
+        assert seconds() == pytest.approx(5.0, abs=0.1)
+        assert seconds() == 0
+        world.keep("a", 0)
+        assert seconds() == 0
+        world.loop.do(world.residency.lend, 1.0)
+        world.keep("a", 100)
+        world.loop.do(world.residency.lend, 0.0)
+        assert seconds() == pytest.approx(5.0, abs=0.1)
+
     def test_an_edit_is_live(self, keeping: Any) -> None:
         world = keeping()
         world.once("a")
