@@ -206,8 +206,8 @@ class TestTheLease:
         leased(story, Load(0.5, 2.5, busy, ("a", "b"), spare=True))
         assert facts(story) | {"waited_seconds": 1} == {
             "loaded": True, "waited_seconds": 1, "room_seconds": 0.5, "load_seconds": 2.5,
-            "spare": True, "evicted": "a, b", "because": "no room", "policy": LINE.key, "value": "1",
-            "place": "models.yaml:2",
+            "spare": True, "evicted": "a, b", "because": "no room", "policy": LINE.key,
+            "value": "1", "place": "models.yaml:2",
         }  # fmt: skip
 
 
