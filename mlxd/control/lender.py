@@ -38,6 +38,8 @@ class Lender:
         self._closing = closing
         self._left = 1.0
         """The part that memory's marks leave of what would be lent."""
+        self._beside = 0
+        """Bytes that way is made for."""
         self._deaf: set[ModelSpec] = set()
         """Those that were waited for in vain, as long as they do not give back."""
 
@@ -45,15 +47,21 @@ class Lender:
         """Lend what is free now, or a part of it; from now on that part."""
         if left is not None:
             self._left = left
-        for spec, size in self._inventory.loans(self._in_force(), self._left).items():
+        for spec, size in self._loans().items():
             self._set(self._inventory.residents[spec], size)
 
     async def make_way(self, needed: int) -> None:
-        """See that so much can be promised beside what is lent then."""
-        for spec, size in self._inventory.loans(self._in_force(), self._left, needed).items():
-            resident = self._inventory.residents[spec]
-            self._set(resident, min(size, resident.budget.prefix_bytes))
-        await self.given_back()
+        """See that so much can be promised beside what is lent then. Nobody else is lent it again
+        meanwhile.
+        """
+        self._beside = needed
+        try:
+            for spec, size in self._loans().items():
+                resident = self._inventory.residents[spec]
+                self._set(resident, min(size, resident.budget.prefix_bytes))
+            await self.given_back()
+        finally:
+            self._beside = 0
 
     async def given_back(self) -> None:
         """Wait until nobody holds more than he is lent, not for ever: whoever does, in a long step,
@@ -70,6 +78,9 @@ class Lender:
                 return
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LOOK_SECONDS)
+
+    def _loans(self) -> dict[ModelSpec, int]:
+        return self._inventory.loans(self._in_force(), self._left, self._beside)
 
     def _late(self) -> list[Resident]:
         overdue = [r for r in self._inventory.borrowers() if self._inventory.account(r).overdue]

@@ -180,6 +180,17 @@ class TestWhoGivesWay:
         world.loop.advance(0.2)
         assert world.loaded == ["c"]
 
+    def test_looks_at_memory_meanwhile_lend_nothing_of_it_again(self, keeping: Any) -> None:
+        """Else who hangs is never late."""
+        world = keeping()
+        world.once("a")
+        world.keep("a", 100)
+        world.begin("c", size=850)
+        for _ in range(10):
+            world.loop.do(world.residency.lend, 1.0)
+            world.loop.advance(0.51)
+        assert world.loaded == ["c"]
+
     def test_who_dies_gives_nothing_back_before_it_is_over(self, keeping: Any) -> None:
         """Nor is it asked again and again meanwhile."""
         world = keeping(PATIENT)
