@@ -134,7 +134,7 @@ class Inventory:
         worker = self._holder(resident)
         if worker is not None and not resident.reserved:
             budget, kept = resident.budget, kept_by(worker)
-            lent = budget.prefix_bytes
+            lent = budget.prefix_bytes if self.worker_of(resident) else 0  # one that dies is deaf
             return Account(promised_by(budget), held_by(worker) - kept, kept, lent)
         promised = promised_by(resident.budget) + PROCESS_BYTES
         if not resident.reserved:
@@ -190,7 +190,7 @@ class Inventory:
         return Candidate(
             key=resident.spec,
             frees=self.account(resident).share + PROCESS_BYTES,
-            weights=resident.card.size_bytes,
+            weights=_weights(resident.card),
             in_use=resident.in_use or spared,
             last_used=resident.last_used,
             loaded_at=resident.loaded_at,
@@ -251,12 +251,12 @@ class Inventory:
         """
         if budget is None:
             budget = first_budget(self._forecasts.load_bytes(card, policies), policies.memory)
-        if beyond := _beyond_limit(max(card.size_bytes, budget.bytes), policies):
+        if beyond := _beyond_limit(max(_weights(card), budget.bytes), policies):
             return beyond
         want = Want(
             bytes=PROCESS_BYTES + promised_by(budget),
             free=self.free(policies, without=card.spec),
-            weights=card.size_bytes,
+            weights=_weights(card),
             **_bounds(policies),
         )
         return self._judge(want, card.spec, policies, evicts)
@@ -324,6 +324,11 @@ class Inventory:
 
 def _answers(worker: Worker | None) -> bool:
     return worker is not None and worker.ready is not None and worker.ready.answers
+
+
+def _weights(card: ModelCard) -> int:
+    """Bytes, with those of the model that drafts for it: each worker has its own."""
+    return card.size_bytes + (card.draft.size_bytes if card.draft is not None else 0)
 
 
 class _Bounds(TypedDict):

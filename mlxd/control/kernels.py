@@ -103,6 +103,7 @@ def _move(file: Path, to: Path) -> None:
 
 def _engine_version() -> str:
     try:
-        return version("mlx")
+        known: str | None = version("mlx")  # None in the middle of an installation
     except PackageNotFoundError:
-        return "unknown"
+        known = None
+    return known or "unknown"

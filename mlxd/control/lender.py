@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from mlxd.control.inventory import Inventory
 from mlxd.control.resident import Resident
 from mlxd.core.clock import Clock
+from mlxd.core.models import ModelSpec
 from mlxd.policy.policy_set import PolicySet
 
 log = logging.getLogger(__name__)
@@ -37,24 +38,34 @@ class Lender:
         self._closing = closing
         self._left = 1.0
         """The part that memory's marks leave of what would be lent."""
+        self._beside = 0
+        """Bytes that way is made for."""
+        self._deaf: set[ModelSpec] = set()
+        """Those that were waited for in vain, as long as they do not give back."""
 
     def lend(self, left: float | None = None) -> None:
         """Lend what is free now, or a part of it; from now on that part."""
         if left is not None:
             self._left = left
-        for spec, size in self._inventory.loans(self._in_force(), self._left).items():
+        for spec, size in self._loans().items():
             self._set(self._inventory.residents[spec], size)
 
     async def make_way(self, needed: int) -> None:
-        """See that so much can be promised beside what is lent then."""
-        for spec, size in self._inventory.loans(self._in_force(), self._left, needed).items():
-            resident = self._inventory.residents[spec]
-            self._set(resident, min(size, resident.budget.prefix_bytes))
-        await self.given_back()
+        """See that so much can be promised beside what is lent then. Nobody else is lent it again
+        meanwhile.
+        """
+        self._beside = needed
+        try:
+            for spec, size in self._loans().items():
+                resident = self._inventory.residents[spec]
+                self._set(resident, min(size, resident.budget.prefix_bytes))
+            await self.given_back()
+        finally:
+            self._beside = 0
 
     async def given_back(self) -> None:
         """Wait until nobody holds more than he is lent, not for ever: whoever does, in a long step,
-        is not counted on.
+        is not counted on, nor waited for a second time.
         """
         limit = float(self._in_force().memory.eviction.verify_reclaim)
         until, pause = self._clock.monotonic() + limit, _FIRST_LOOK_SECONDS
@@ -63,12 +74,18 @@ class Lender:
             if self._clock.monotonic() >= until:
                 names = ", ".join(resident.card.name for resident in late)
                 log.warning("%s did not give back what was lent within %g s", names, limit)
+                self._deaf.update(resident.spec for resident in late)
                 return
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LOOK_SECONDS)
 
+    def _loans(self) -> dict[ModelSpec, int]:
+        return self._inventory.loans(self._in_force(), self._left, self._beside)
+
     def _late(self) -> list[Resident]:
-        return [r for r in self._inventory.borrowers() if self._inventory.account(r).overdue]
+        overdue = [r for r in self._inventory.borrowers() if self._inventory.account(r).overdue]
+        self._deaf.intersection_update([resident.spec for resident in overdue])
+        return [resident for resident in overdue if resident.spec not in self._deaf]
 
     def _set(self, resident: Resident, size: int) -> None:
         worker = self._inventory.worker_of(resident)

@@ -127,7 +127,10 @@ class EngineProcess:
 
     async def equip(self) -> None:
         """Give it the kernels that are kept now: before it hears which model it is for."""
-        await asyncio.to_thread(self._kernels.lend, self._private)
+        lent, loop = asyncio.Event(), asyncio.get_running_loop()
+        lend = partial(self._lend, loop, lent)
+        threading.Thread(target=lend, name=f"lend {self.pid}", daemon=True).start()
+        await lent.wait()
 
     @property
     def pid(self) -> int:
@@ -185,6 +188,14 @@ class EngineProcess:
         clear = partial(self._clear, asyncio.get_running_loop(), ended_well=status == 0)
         threading.Thread(target=clear, name=f"clear {self.pid}", daemon=True).start()
         return status
+
+    def _lend(self, loop: asyncio.AbstractEventLoop, lent: asyncio.Event) -> None:
+        """In a thread of its own: an executor's would be waited for at the daemon's end."""
+        try:
+            self._kernels.lend(self._private)
+        finally:
+            with contextlib.suppress(RuntimeError):  # the daemon is over
+                loop.call_soon_threadsafe(lent.set)
 
     def _clear(self, loop: asyncio.AbstractEventLoop, *, ended_well: bool) -> None:
         """In a thread of its own: the disk may hang, and nobody waits for that."""

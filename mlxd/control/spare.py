@@ -82,17 +82,23 @@ class Spare(asyncio.Protocol):
         return bool(self._answer)
 
     def hand_over(self, to: asyncio.Protocol) -> None:
-        """From now on `to` speaks with the process. It hears what has been said once whoever made
-        it waits for something.
+        """From now on `to` speaks with the process. It hears what has been said, and whether that
+        was all, once whoever made it waits for something.
         """
-        transport, self._transport = self._transport, None
         self.on_change = _unwatched
-        if transport is None:
-            return
-        transport.set_protocol(to)
-        to.connection_made(transport)
+        if self._transport is not None:
+            to.connection_made(self._transport)
+        asyncio.get_running_loop().call_soon(self._let_go, to)
+
+    def _let_go(self, to: asyncio.Protocol) -> None:
+        """What comes before this is kept here, so that nothing overtakes it."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.set_protocol(to)
         if said := self._frames.rest + self._answer:
-            asyncio.get_running_loop().call_soon(to.data_received, said)
+            to.data_received(said)
+        if transport is None:
+            to.connection_lost(None)
 
     def kill(self) -> None:
         """SIGKILL its whole group: there is nothing in it to be lost."""
@@ -104,7 +110,7 @@ class Spare(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._launched and self.warm:
+        if self._launched:
             self._answer += data
             self._answered.set()
             return

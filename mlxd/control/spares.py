@@ -73,7 +73,8 @@ class Spares:
         self._changes = Changes()
         self._spares: list[Spare] = []
         self._closed = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._loads: set[asyncio.Task[None]] = set()
+        self._ends: set[asyncio.Task[None]] = set()
 
     def apply(self, new: PolicySet) -> None:
         """As many as `new` wants, from now on."""
@@ -123,7 +124,7 @@ class Spares:
         except BaseException:
             self._load_over()
             raise
-        self._own(self._outlast(worker), f"load of {name}")
+        self._own(self._outlast(worker), f"load of {name}", self._loads)
         return worker
 
     async def run(self) -> None:
@@ -140,15 +141,16 @@ class Spares:
             else:
                 await self._changes.wait(min(_LOOK_SECONDS, at - now))
 
-    async def close(self) -> None:
+    def end(self) -> None:
         """Keep none from now on."""
         self._closed = True
         self._changes.tell()
-        spares, self._spares = self._spares, []
-        for spare in spares:
-            spare.kill()
-        await asyncio.gather(*(spare.process.gone(KILLED_SECONDS) for spare in spares))
-        await asyncio.gather(*(spare.process.cleared(_CLEARING_SECONDS) for spare in spares))
+        self._give_back(len(self._spares))
+
+    async def close(self) -> None:
+        """As `end`; returns when nothing is left of them."""
+        self.end()
+        await asyncio.gather(*self._ends)
 
     # -- keeping them
 
@@ -169,7 +171,11 @@ class Spares:
     def _give_back(self, many: int) -> None:
         """The youngest first: they may not even be warm."""
         for _ in range(many):
-            self._spares.pop().kill()
+            self._end(self._spares.pop())
+
+    def _end(self, spare: Spare) -> None:
+        spare.kill()
+        self._own(_gone(spare), f"end of spare {spare.pid}", self._ends)
 
     async def _start_one(self) -> None:
         now, policy = self._clock.monotonic(), self._policies.supervision.worker
@@ -181,7 +187,7 @@ class Spares:
             self._stock.failed(self._clock.monotonic(), policy)
             return
         if self._closed:
-            spare.kill()
+            self._end(spare)
             return
         spare.on_change = lambda: self._changed(spare)
         self._spares.append(spare)
@@ -192,7 +198,7 @@ class Spares:
         self._changes.tell()
 
     def _failed(self, spare: Spare, why: str) -> None:
-        spare.kill()
+        self._end(spare)
         self._stock.failed(self._clock.monotonic(), self._policies.supervision.worker)
         last = spare.process.stderr.strip().rpartition("\n")[2]
         words = f"; its last words: {last}" if last else ""
@@ -209,7 +215,7 @@ class Spares:
             if spare.alive and spare.warm:
                 log.info("spare engine process %s is out of date: it is ended", spare.pid)
                 self._spares.remove(spare)
-                spare.kill()
+                self._end(spare)
         return None
 
     async def _takes(self, spare: Spare, launch: ipc.Launch) -> bool:
@@ -218,7 +224,7 @@ class Spares:
             await spare.launch(launch)
             heard = await spare.answers(ANSWER_SECONDS)
         except BaseException:  # nobody else knows of it
-            spare.kill()
+            self._end(spare)
             raise
         if not heard:
             self._failed(spare, "does not answer")
@@ -237,8 +243,16 @@ class Spares:
         self._stock.load_ended(self._clock.monotonic())
         self._changes.tell()
 
-    def _own(self, work: Coroutine[None, None, None], name: str) -> None:
+    def _own(
+        self, work: Coroutine[None, None, None], name: str, tasks: set[asyncio.Task[None]]
+    ) -> None:
         task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
         task.add_done_callback(tell_defect)
+
+
+async def _gone(spare: Spare) -> None:
+    """One that was killed, with what it leaves on disk; not for ever."""
+    if await spare.process.gone(KILLED_SECONDS):
+        await spare.process.cleared(_CLEARING_SECONDS)

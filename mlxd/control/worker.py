@@ -149,8 +149,8 @@ class Worker(asyncio.Protocol):
         waits for something.
         """
         worker = cls(spec, name, clock, spare.process, budget)
-        worker._own(worker._bury())
         spare.hand_over(worker)
+        worker._own(worker._bury())  # after its last words, where it has ended
         return worker
 
     @property

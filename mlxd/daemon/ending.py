@@ -55,7 +55,7 @@ class Ending:
             await self._made.hold.asked_to_end()
         await self._parts.preloader.close()
         await self._made.recovery.close()
-        await self._made.spares.close()
+        self._made.spares.end()
         await self._parts.puller.close()
         drain = self._parts.policies.current.server.drain
         delay = float(drain.not_ready_delay)
@@ -74,8 +74,8 @@ class Ending:
 
     async def end(self, lasting: Sequence[asyncio.Task[None]]) -> None:
         """End every part. The tasks in `lasting` go on until no worker is left."""
+        self._made.spares.end()
         await self._parts.puller.close()
-        await self._made.spares.close()
         await self._end_events()
         await self._made.listener.close()
         killing = asyncio.create_task(self._kill_when_told())
@@ -84,6 +84,7 @@ class Ending:
         grace = float(self._parts.policies.current.timeouts.shutdown.term_grace)
         await self._parts.guard.close()
         await self._parts.residency.close(grace)
+        await self._made.spares.close()
         await self._made.forecasts.close()
         await self._parts.usage.close()
         await self._made.grammars.close()

@@ -16,6 +16,7 @@ from mlxd import __version__
 from mlxd.control.process import kernels_of
 from mlxd.core.instance import Address, Instance, authority
 from mlxd.core.starts import StartLedger
+from mlxd.core.tasks import tell_defect
 from mlxd.daemon import heap
 from mlxd.daemon.composition import compose, join
 from mlxd.daemon.ending import Ending
@@ -217,7 +218,7 @@ class Daemon:
         self._depend_on(self._parts.keys.follow(), "keys")
         self._depend_on(self._made.vitals.run(), "vitals")
         self._depend_on(self._made.recovery.run(), "recovery")
-        self._depend_on(self._made.spares.run(), "spares")
+        self._own(self._made.spares.run(), "keeping of spares")  # no daemon ends for want of them
         self._parts.guard.start(self._lost)
         self._own(self._made.hold.follow())
         self._parts.preloader.start(self._parts.policies.current)
@@ -274,10 +275,11 @@ class Daemon:
 
     # -- tasks
 
-    def _own(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
+    def _own(self, work: Coroutine[None, None, None], name: str | None = None) -> None:
+        task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(tell_defect)
 
     def _depend_on(self, work: Coroutine[None, None, None], name: str) -> None:
         """Run it until the daemon stops; the daemon does not go on without it."""

@@ -95,6 +95,14 @@ class TestStats:
 
 
 class TestClear:
+    def test_what_is_on_disk_of_a_model_that_is_not_in_memory_stays_and_that_is_said(
+        self, play: Callable[..., Played], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        play()
+        assert main(["cache", "clear", "qwen", "--disk"]) == 1
+        assert "qwen is not in memory\nwhat is on disk of it stays" in capsys.readouterr().out
+        assert main(["cache", "clear", "qwen"]) == 0
+
     def test_what_is_forgotten_is_said(
         self, play: Callable[..., Played], capsys: pytest.CaptureFixture[str]
     ) -> None:

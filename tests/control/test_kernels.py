@@ -96,3 +96,12 @@ def test_those_of_another_version_are_removed(tmp_path: Path, kernels: Kernels) 
     kernels.tidy()
     assert [Path(name).name for name in names(tmp_path / "kernels")] == ["add.ptx"]
     Kernels(tmp_path / "nowhere").tidy()
+
+
+def test_a_version_that_is_just_being_installed_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip has made its folder, and written nothing into it."""
+    before = Kernels(tmp_path)
+    monkeypatch.setattr(module, "version", lambda name: None)
+    assert Kernels(tmp_path) != before

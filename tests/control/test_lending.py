@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -179,6 +180,44 @@ class TestWhoGivesWay:
         world.loop.advance(0.2)
         assert world.loaded == ["c"]
 
+    def test_looks_at_memory_meanwhile_lend_nothing_of_it_again(self, keeping: Any) -> None:
+        """Else who hangs is never late."""
+        world = keeping()
+        world.once("a")
+        world.keep("a", 100)
+        world.begin("c", size=850)
+        for _ in range(10):
+            world.loop.do(world.residency.lend, 1.0)
+            world.loop.advance(0.51)
+        assert world.loaded == ["c"]
+
+    def test_who_dies_gives_nothing_back_before_it_is_over(self, keeping: Any) -> None:
+        """Nor is it asked again and again meanwhile."""
+        world = keeping(PATIENT)
+        world.once("a")
+        world.keep("a", 100)
+        worker = world.worker("a")
+        del world.processes.up[worker.spec]
+        dying = world.processes.leaks = worker.memory.active
+        asked = []
+        given_back = world.residency._room.lender.given_back
+
+        async def counted() -> None:
+            asked.append(world.loop.now)
+            if len(asked) == 10:
+                await asyncio.sleep(60)
+            await given_back()
+
+        world.residency._room.lender.given_back = counted
+        world.begin("c", size=850)
+        world.loop.advance(1.0)
+        assert world.loaded == []
+        assert len(asked) < 10
+        world.processes.leaks -= dying
+        world.loop.do(worker.on_end, worker)
+        world.loop.advance(1.0)
+        assert world.loaded == ["c"]
+
     def test_where_it_is_not_enough_a_model_leaves_and_the_others_keep_more(
         self, keeping: Any
     ) -> None:
@@ -247,6 +286,28 @@ class TestMarks:
         enough = lambda: world.read().available >= 900 * GIB  # noqa: E731
         assert world.loop.run(world.residency.relieve(enough, all=True)) == []
         assert world.loaded == ["a"]
+
+    def test_who_did_not_give_back_is_not_waited_for_again_until_he_does(
+        self, keeping: Any
+    ) -> None:
+        world = keeping()
+        world.begin("a")
+        world.keep("a", 100)
+
+        def seconds() -> float:
+            began = world.loop.now
+            world.loop.run(world.residency.relieve(lambda: True, all=True))
+            return float(world.loop.now - began)
+
+        world.loop.do(world.residency.lend, 0.0)
+        assert seconds() == pytest.approx(5.0, abs=0.1)
+        assert seconds() == 0
+        world.keep("a", 0)
+        assert seconds() == 0
+        world.loop.do(world.residency.lend, 1.0)
+        world.keep("a", 100)
+        world.loop.do(world.residency.lend, 0.0)
+        assert seconds() == pytest.approx(5.0, abs=0.1)
 
     def test_an_edit_is_live(self, keeping: Any) -> None:
         world = keeping()

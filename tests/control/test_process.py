@@ -95,6 +95,29 @@ def test_a_disk_that_hangs_delays_nothing(
     run(main())
 
 
+def test_a_disk_that_hangs_does_not_hold_up_who_gives_an_engine_its_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load that is given up ends, and so does the loop."""
+    back = threading.Event()
+    monkeypatch.setattr(module.Kernels, "lend", lambda self, private: back.wait(25))
+
+    async def main() -> None:
+        process = await spawned(tmp_path, SLEEPS)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(process.equip(), 0.2)
+        process.signal(signal.SIGKILL)
+        assert await process.gone(10.0)
+
+    began = time.monotonic()
+    try:
+        asyncio.run(main())
+    finally:
+        took = time.monotonic() - began
+        back.set()
+    assert took < 20
+
+
 def test_its_last_words_are_there_at_its_end(tmp_path: Path) -> None:
     async def main() -> None:
         process = await spawned(tmp_path, SLEEPS)

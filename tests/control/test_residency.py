@@ -804,3 +804,14 @@ async def test_the_time_of_a_load_is_not_what_passed_while_the_daemon_was_stoppe
     with pytest.raises(ModelLoadFailed):
         await user
     await world.residency.close(0)
+
+
+async def test_the_weights_of_a_model_that_drafts_count_with_those_of_its_own(world):
+    world.change("max_loaded: 9\nmax_loaded_bytes: 300GiB\n")
+    drafted = replace(card("a"), draft=card("draft", 50))
+    async with world.residency.lease(drafted, None, world.policies):
+        pass
+    await world.use("b", size=150)
+    assert world.loaded == ["a", "b"]
+    await world.use("c", size=1)
+    assert world.loaded == ["b", "c"], "300 GiB were taken"

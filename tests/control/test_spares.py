@@ -17,6 +17,7 @@ from mlxd.control.stock import AMPLE_BYTES
 from mlxd.control.watermarks import Level
 from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock
+from mlxd.core.errors import ModelLoadFailed
 from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
 from mlxd.ipc import messages as ipc
@@ -266,3 +267,68 @@ def test_a_load_that_is_given_up_meanwhile_leaves_no_process(machine: Machine) -
     assert machine.fresh == []
     machine.loop.advance(1.5)
     assert len(machine.starts) == 2, "no load is under way any more"
+
+
+def test_what_it_said_before_it_ended_reaches_its_worker(machine: Machine) -> None:
+    machine.warmed()
+    line = machine.lines[0]
+    line.answers = False
+
+    async def loaded() -> str:
+        work = machine.spares.spawn(SPEC, "m", machine.loop, temporary=machine.folder)
+        load = asyncio.create_task(work)
+        await asyncio.sleep(0.1)
+        line.says(ipc.Loading("weights"))
+        line.says(ipc.LoadFailed("it has no weights"))
+        line.spare.connection_lost(None)
+        line.spare.process.signal(signal.SIGKILL)
+        with pytest.raises(ModelLoadFailed) as failed:
+            await (await load).until_ready()
+        assert failed.value.final
+        return failed.value.message
+
+    assert "it has no weights" in machine.loop.run(loaded())
+
+
+def test_nothing_overtakes_what_it_said_first(machine: Machine) -> None:
+    """A read may come before whoever made the worker waits."""
+    machine.warmed()
+    line = machine.lines[0]
+
+    async def loaded() -> None:
+        worker = await machine.spares.spawn(SPEC, "m", machine.loop, temporary=machine.folder)
+        line.says(ipc.Loading("footprint"))
+        await asyncio.sleep(0)
+        assert worker.told.progress(None).stage == "footprint"
+
+    machine.loop.run(loaded())
+
+
+def test_an_end_waits_for_those_that_were_killed_and_not_before_it_is_asked_to(
+    machine: Machine,
+) -> None:
+    machine.warmed()
+    process: Any = machine.lines[0].spare.process
+    process.signal = lambda number: machine.loop.call_later(2.0, process.ended.set_result, -number)
+    began = machine.loop.now
+    machine.loop.do(machine.spares.end)
+    assert machine.loop.now == began
+    assert machine.pids == []
+    machine.loop.run(machine.spares.close())
+    assert machine.loop.now - began == pytest.approx(2.0)
+    process.signal = lambda number: None
+
+
+def test_an_end_waits_for_one_whose_load_was_given_up(machine: Machine) -> None:
+    machine.warmed()
+    machine.lines[0].answers = False
+    process: Any = machine.lines[0].spare.process
+    process.signal = lambda number: machine.loop.call_later(2.0, process.ended.set_result, -number)
+    work = machine.spares.spawn(SPEC, "m", machine.loop, temporary=machine.folder)
+    task = machine.loop.create_task(work)
+    machine.loop.settle()
+    task.cancel()
+    machine.loop.settle()
+    machine.loop.run(machine.spares.close())
+    assert process.ended.done()
+    process.signal = lambda number: None

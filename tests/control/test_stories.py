@@ -198,15 +198,16 @@ class TestTheLease:
         leased(story, Load(0.0, 2.5, None, ()))
         assert facts(story) == {
             "loaded": True, "waited_seconds": 1.0, "room_seconds": 0.0, "load_seconds": 2.5,
-            "evicted": "",
+            "spare": False, "evicted": "",
         }  # fmt: skip
 
     def test_one_that_had_to_wait_says_for_what(self, story: Story) -> None:
-        leased(story, Load(0.5, 2.5, ModelsBusy("no room", policy=LINE), ("a", "b")))
+        busy = ModelsBusy("no room", policy=LINE)
+        leased(story, Load(0.5, 2.5, busy, ("a", "b"), spare=True))
         assert facts(story) | {"waited_seconds": 1} == {
             "loaded": True, "waited_seconds": 1, "room_seconds": 0.5, "load_seconds": 2.5,
-            "evicted": "a, b", "because": "no room", "policy": LINE.key, "value": "1",
-            "place": "models.yaml:2",
+            "spare": True, "evicted": "a, b", "because": "no room", "policy": LINE.key,
+            "value": "1", "place": "models.yaml:2",
         }  # fmt: skip
 
 

@@ -124,6 +124,22 @@ async def test_nor_once_it_is_told_again(tmp_path: Path) -> None:
     await asyncio.wait_for(draining, LONG / 2)
 
 
+async def test_a_drain_does_not_wait_for_spares_to_be_gone(tmp_path: Path) -> None:
+    made = composed(tmp_path)
+    made.spares.close = AsyncMock(side_effect=asyncio.Event().wait)
+    await asyncio.wait_for(Ending(made).drain(asked=True, within=LONG), LONG / 2)
+    made.spares.end.assert_called_with()
+
+
+async def test_spares_are_waited_for_once_no_load_can_give_one_up(tmp_path: Path) -> None:
+    made = composed(tmp_path)
+    order: list[str] = []
+    made.parts.residency.close = AsyncMock(side_effect=lambda grace: order.append("loads"))
+    made.spares.close = AsyncMock(side_effect=lambda: order.append("spares"))
+    await asyncio.wait_for(Ending(made).end([]), LONG / 2)
+    assert order == ["loads", "spares"]
+
+
 async def test_a_second_signal_hastens_an_eviction_too(tmp_path: Path) -> None:
     """It goes on while the guard closes."""
     made = composed(tmp_path)

@@ -146,6 +146,14 @@ def test_a_lost_part_ends_the_daemon(start: Start, defect: str) -> None:
     assert gone(worker.pid)
 
 
+def test_a_daemon_serves_on_without_spares(start: Start) -> None:
+    daemon = _with(start, "lose:spares", {"supervision": "worker: {spares: 1}\n"})
+    daemon.process.send_signal(signal.SIGUSR1)
+    eventually(lambda: "the keeping of spares has ended" in daemon.log_text(), "it is told")
+    say(daemon, ENDLESS, "x", tokens=1)
+    assert daemon.stop() == 0
+
+
 def test_systemd_hears_of_it_while_the_loop_turns(start: Start, tmp_path: Path) -> None:
     import socket
 

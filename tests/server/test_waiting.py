@@ -64,7 +64,8 @@ def begin(loop: VirtualLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         codec: Any = SimpleNamespace(content_type=content_type, heartbeat=heartbeat)
         request: Any = Request({STORY: untold()})
         request.transport = client
-        parts: Any = SimpleNamespace(clock=loop)
+        idle = SimpleNamespace(progress_of=lambda model: None)
+        parts: Any = SimpleNamespace(clock=loop, residency=idle)
         call: Any = SimpleNamespace(id="a")
         encoder: Any = None
         told = Told(call, SimpleNamespace())

@@ -127,14 +127,20 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def without_spares(supervision: str) -> str:
-    """The same policies without spares, unless they say how many there are to be."""
+    """The same policies without spares, unless they say how many there are to be; each line stays
+    where it is.
+    """
     if "spares" in supervision:
         return supervision
-    for head, more in (("worker: {", "spares: 0, "), ("worker:\n", "  spares: 0\n")):
-        changed, found = re.subn(f"^{head}", head + more, supervision, count=1, flags=re.MULTILINE)
-        if found:
-            return changed
-    return f"worker: {{spares: 0}}\n{supervision}"
+    worker = re.search(r'^"?worker"?:', supervision, flags=re.MULTILINE)
+    if worker is None:
+        return f"{supervision}worker: {{spares: 0}}\n"
+    head, rest = supervision[: worker.end()], supervision[worker.end() :]
+    if (inside := re.match(r" *\{", rest)) is not None:
+        return f"{head}{inside[0]}spares: 0, {rest[inside.end() :]}"
+    indent = re.match(r"\n( +)", rest)
+    assert indent is not None, f"spares are not said in a way that is known here: {supervision!r}"
+    return f"{head}{indent[0]}spares: 0\n{indent[1]}{rest[indent.end() :]}"
 
 
 def write_policies(folder: Path, files: Mapping[str, str]) -> Path:

@@ -26,8 +26,9 @@ _CHOSEN = {
     "limits.concurrency.max_in_flight": 1,
     "clients.tenants.<name>.max_in_flight": 1,
     "clients.auth.required": False,
+    "supervision.worker.spares": 1,
 }
-"""Where the rule for the type would give a value that another key forbids."""
+"""Where the rule for the type would give a value that the schema, or another key, forbids."""
 
 
 def another(key: Key) -> Any:

@@ -1,8 +1,8 @@
 """A daemon with a defect: `python sabotage.py DEFECT python -m mlxd serve ...`.
 
 The defect shows when the daemon gets SIGUSR1. `block:SECONDS` stops its event loop that long;
-`deaf` leaves the loop turning and takes no connection any more; `lose:PART` has one of the tasks
-fail that the daemon depends on; `end:PART` has it end without a word.
+`deaf` leaves the loop turning and takes no connection any more; `lose:PART` has the task of a
+part fail; `end:PART` has it end without a word.
 """
 
 from __future__ import annotations
@@ -14,11 +14,17 @@ import time
 from typing import Any
 
 from mlxd.control.guard import Guard
+from mlxd.control.spares import Spares
 from mlxd.policy.watch import Watcher
 from mlxd.server.listener import Listener
 from mlxd.server.watchdog import Heartbeat
 
-PARTS: dict[str, Any] = {"guard": Guard, "watcher": Watcher, "heartbeat": Heartbeat}
+PARTS: dict[str, Any] = {
+    "guard": Guard,
+    "watcher": Watcher,
+    "heartbeat": Heartbeat,
+    "spares": Spares,
+}
 
 
 def main() -> int:

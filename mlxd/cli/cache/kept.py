@@ -14,6 +14,7 @@ Json = dict[str, Any]
 
 _HEAD = ("MODEL", "KEPT", "OF", "PROMPTS", "UNUSED FOR", "ON DISK", "FOUND", "SAVED")
 _BARE = "nothing is left on disk, of models that are not in memory either"
+_LEFT = "what is on disk of it stays: without a name, `mlxd cache clear --disk` removes all of that"
 _BUSY = "?"
 """It did not answer in time."""
 
@@ -40,13 +41,17 @@ def clear(policies: str | None, state: str | None, name: str, *, disk: bool, as_
 
     def ask(daemon: AdminClient) -> int:
         found = daemon.delete("/admin/cache", **_query(name), **({"disk": "1"} if disk else {}))
+        left = disk and bool(name) and not found["models"]
         if as_json:
             print_json(found)
         else:
             print_lines([*_cleared(found["models"], disk=disk)] or [_nothing(name)])
-            if disk and not name:
+            if left:
+                print_lines([_LEFT])
+            elif disk and not name:
                 print_lines([*_on_disk(found["disk"])] or [_BARE])
-        return exits.DONE if all(m["answered"] for m in found["models"]) else exits.FAILED
+        done = not left and all(model["answered"] for model in found["models"])
+        return exits.DONE if done else exits.FAILED
 
     return asking(policies, state, ask, as_json=as_json)
 

@@ -125,7 +125,8 @@ class Eviction(Policy):
     )  # fmt: skip
     verify_reclaim: Duration = field(
         "5s", "How long to wait for the bytes of an evicted model to be free again before the "
-        "next load is judged, on macOS; elsewhere they are free when its process is gone.",
+        "next load is judged, on macOS; elsewhere they are free when its process is gone. So long, "
+        "too, for what a worker was told to give back of earlier prompts.",
         unit="duration", example="10s",
     )  # fmt: skip
 
