@@ -147,8 +147,13 @@ class Prefixes(Protocol):
         """Of all that is kept in memory."""
         ...
 
-    def shrink(self, nbytes: int) -> None:
-        """Keep no more than so many bytes from now on."""
+    @property
+    def keeps(self) -> bool:
+        """Whether there is any room to keep something."""
+        ...
+
+    def free(self, nbytes: int) -> None:
+        """Keep so many bytes less, just now."""
         ...
 
 

@@ -72,18 +72,29 @@ def test_the_end_writes_what_the_next_one_begins_with(model_of: MakeModel, tmp_p
         cold = first.run(**talk("Hello"))
         assert ended(first) == 0
     assert cached(cold) == 0
+    assert any(memory.prefix > 0 for memory in first.memories)
     with worker(model, folder) as second:
         ids = [second.generate(**talk(text)) for text in ("Hello", "Hello", "Bye")]
         second.until(lambda: all(second.told[id].over for id in ids))
         assert all(cached(second.told[id]) > 256 for id in ids)
         assert second.told[ids[0]].text == second.told[ids[1]].text == cold.text
         assert stats(second).disk_entries >= 1
+
+
+@pytest.mark.slow
+def test_off_is_empty(model_of: MakeModel, tmp_path: Path) -> None:
+    model, folder = model_of(LONG), tmp_path / "prefixes"
+    with worker(model, folder) as first:
+        first.run(**talk("Hello"))
+        assert ended(first) == 0
+    assert list(folder.rglob("*.prefix")) != []
     with worker(model, folder, bytes=0) as off:
         assert cached(off.run(**talk("Hello"))) == 0
         assert stats(off).disk_entries == 0
     assert list(folder.rglob("*.prefix")) == []
 
 
+@pytest.mark.slow
 def test_a_warm_prompt_makes_way(model_of: MakeModel, tmp_path: Path) -> None:
     """Whoever comes while one is being read does not wait for it, and nothing is lost."""
     long = "A rule for an agent of ours. " * 160
@@ -104,6 +115,7 @@ def test_a_warm_prompt_makes_way(model_of: MakeModel, tmp_path: Path) -> None:
     assert any(file.name.endswith(".kept.prefix") for file in tmp_path.rglob("*.prefix"))
 
 
+@pytest.mark.slow
 def test_a_warm_prompt_that_is_none_is_told_and_passed_over(
     model_of: MakeModel, tmp_path: Path
 ) -> None:

@@ -30,6 +30,8 @@ class Parcel:
 
     head: Head
     slabs: Sequence[Slab]
+    evicted: bool = False
+    """Whether nothing else holds them."""
 
     @property
     def nbytes(self) -> int:
@@ -75,13 +77,21 @@ class Writer:
         with self._changed:
             return self._held()
 
-    def add(self, parcel: Parcel) -> bool:
-        """Write it in its turn; False: too much waits already. Where nothing does, one may be of
-        any size.
+    @property
+    def evicted(self) -> int:
+        """Of those, what nothing else holds."""
+        with self._changed:
+            under_way = [self._writing] if self._writing is not None else []
+            return sum(one.nbytes for one in (*under_way, *self._parcels) if one.evicted)
+
+    def add(self, parcel: Parcel, most: int | None = None) -> bool:
+        """Write it in its turn; False: too much waits already. `most`: bytes that may wait with it;
+        None: where nothing does, one may be of any size.
         """
         with self._changed:
             held = self._held()
-            if self.off or (held and held + parcel.nbytes > MOST_WAITING):
+            fits = held + parcel.nbytes <= (MOST_WAITING if most is None else most)
+            if self.off or not (fits or (most is None and not held)):
                 return False
             self._parcels.append(parcel)
             self._changed.notify_all()
@@ -120,8 +130,7 @@ class Writer:
             clearing, used, budget = self._clearing, self._used, self._budget
             self._used = set()
             parcel = self._writing = self._parcels.popleft() if self._parcels else None
-        for file in self._stock.files(used):
-            self._stock.folder.touch(file)
+        self._stock.touch(used)
         if parcel is not None:
             self._write(parcel, budget)
         if clearing:
