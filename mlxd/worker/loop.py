@@ -160,7 +160,7 @@ class Loop:
     def _linger(self) -> list[Command]:
         """Nobody asks for anything: what is kept is put on disk, what is to be kept is read."""
         backing = self._backing
-        if backing is not None and backing.keeps and not backing.awaited:
+        if backing is not None and backing.keeps and not backing.is_awaited:
             self._warming.begin()
         while backing is not None and backing.tend(idle=True):
             with suppress(queue.Empty):

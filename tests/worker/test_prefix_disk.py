@@ -12,13 +12,18 @@ from typing import Any
 
 import pytest
 
-from mlxd.ipc.messages import packed
+from mlxd.core.request import GenerationRequest, Sampling
+from mlxd.ipc.messages import packed, unpacked
+from mlxd.worker.job import Fetched, Job
+from mlxd.worker.prefix import files, reader, spill
 from mlxd.worker.prefix import folder as folders
-from mlxd.worker.prefix import reader, spill
+from mlxd.worker.prefix.backing import Backing
 from mlxd.worker.prefix.disk import Disk
 from mlxd.worker.prefix.folder import Folder
+from mlxd.worker.prefix.keeping import Keeping
 from mlxd.worker.prefix.layout import Layout
 from mlxd.worker.prefix.reader import DAMAGED, Read
+from mlxd.worker.stops import StopStrings
 from tests.support.caches import LAYOUTS, Entry, Reads, tokens_of
 from tests.worker.conftest import MakeModel
 
@@ -71,6 +76,11 @@ def reads(model_of: MakeModel) -> Reads:
 def shelves(reads: Reads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelves:
     monkeypatch.setattr(folders, "LEFT_FREE", 0)
     return Shelves(reads, tmp_path / "prefixes")
+
+
+def job(id: int, ids: bytes) -> Job:
+    request, sampling = GenerationRequest(model="m"), Sampling()
+    return Job(id, request, sampling, unpacked(ids), 9, False, StopStrings(()), ids=ids)
 
 
 def settled(disk: Disk) -> Disk:
@@ -230,7 +240,7 @@ def test_what_is_evicted_is_written_as_far_as_it_may_wait(
     for entry in entries:
         disk.evicted(entry, 400_000)
     assert 0 < disk.held <= 400_000
-    disk.evicted(other := shelves.entry(9, 4000), 400_000)
+    disk.evicted(other := shelves.entry(9, 900), 400_000)
     go.set()
     settled(disk)
     assert 0 < disk.stats.written < 5
@@ -366,7 +376,7 @@ def test_a_disk_that_hangs_is_waited_for_once(
         go.wait(20)
         raise OSError
 
-    monkeypatch.setattr(reader.files, "read_head", hangs)
+    monkeypatch.setattr(files, "read_head", hangs)
     hung = shelves.disk()
     began = time.monotonic()
     assert [find(hung, entry) for _ in range(4)] == [None] * 4
@@ -382,7 +392,7 @@ def test_nobody_waits_behind_a_read_that_hangs(
     assert look(disk, [entry]) == 1
     monkeypatch.setattr(reader, "LONGEST_SECONDS", 0.05)
     go = threading.Event()
-    monkeypatch.setattr(reader.files, "read_arrays", lambda *arguments: go.wait(20) and [])
+    monkeypatch.setattr(files, "read_arrays", lambda *arguments: go.wait(20) and [])
     name = find(disk, entry)
     assert name is not None
     came: queue.SimpleQueue[Read | None] = queue.SimpleQueue()
@@ -407,7 +417,7 @@ def test_a_read_for_which_there_is_no_memory_is_none(
     def fails(*arguments: Any) -> None:
         raise RuntimeError("[malloc] Unable to allocate 1 bytes.")
 
-    monkeypatch.setattr(reader.files, "read_arrays", fails)
+    monkeypatch.setattr(files, "read_arrays", fails)
     name = find(disk, entry)
     assert name is not None
     assert read(disk, name) is None
@@ -456,3 +466,21 @@ def test_what_came_back_before_the_engine_broke_comes_no_more(shelves: Shelves) 
     while len(list(shelves.root.rglob("*.prefix"))) > 1 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(list(shelves.root.rglob("*.prefix"))) == 1
+
+
+def test_what_is_forgotten_while_it_is_read_is_not_kept(shelves: Shelves) -> None:
+    from mlxd.worker.prefix.store import Store
+
+    disk = shelves.disk()
+    entry = shelves.entry(1)
+    assert look(disk, [entry]) == 1
+    for forgets in (True, False):
+        came: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
+        store = Store(trimmable=True, limit=2**30)
+        backing = Backing(store, disk, Keeping(), came.put)
+        assert backing.wait(job(1, ids=entry.ids + packed([9, 9])))
+        assert backing.is_awaited
+        if forgets:
+            backing.forget()
+        assert [one.id for one in backing.arrived(came.get(timeout=20))] == [1]
+        assert len(store) == (0 if forgets else 1)

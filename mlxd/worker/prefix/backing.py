@@ -78,7 +78,7 @@ class Backing:
             self._disk.distrust()
 
     @property
-    def awaited(self) -> bool:
+    def is_awaited(self) -> bool:
         """Whether somebody waits for what is on its way."""
         return len(self._fetching) > 0
 

@@ -8,7 +8,6 @@ from typing import Protocol
 
 from mlxd.ipc.messages import CacheStats
 
-
 WAITING_SHARE = 8
 """Of what may be kept, an eighth is for what has left and waits to be written to the disk."""
 
