@@ -484,3 +484,20 @@ def test_what_is_forgotten_while_it_is_read_is_not_kept(shelves: Shelves) -> Non
             backing.forget()
         assert [one.id for one in backing.arrived(came.get(timeout=20))] == [1]
         assert len(store) == (0 if forgets else 1)
+
+
+def test_what_a_killed_one_left_goes_and_a_lowered_budget_is_kept_at_once(shelves: Shelves) -> None:
+    disk = shelves.disk()
+    entries = [shelves.entry(n) for n in range(2)]
+    assert look(disk, entries, times=2) == 2
+    (left := shelves.root / "key" / ".a.prefix.1-2").write_bytes(b"half")
+    again = shelves.disk()
+    deadline = time.monotonic() + 10
+    while left.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not left.exists()
+    assert again._reader.listed.wait(20)
+    again.apply(again.stats.nbytes * 3 // 4)
+    while again.stats.entries > 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(list(shelves.root.rglob("*.prefix"))) == 1

@@ -115,7 +115,6 @@ def test_a_warm_prompt_makes_way(model_of: MakeModel, tmp_path: Path) -> None:
     assert any(file.name.endswith(".kept.prefix") for file in tmp_path.rglob("*.prefix"))
 
 
-@pytest.mark.slow
 def test_a_warm_prompt_that_is_none_is_told_and_passed_over(
     model_of: MakeModel, tmp_path: Path
 ) -> None:

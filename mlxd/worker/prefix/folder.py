@@ -119,8 +119,10 @@ class Folder:
 
     def tidy(self, budget: int | None) -> None:
         """Remove what dead writers have left, what is old, and what is too much, of all keys."""
-        with contextlib.suppress(OSError), self._locked():
-            self._make_room(0, budget)
+        with contextlib.suppress(OSError):
+            if self.root.exists():
+                with self._locked():
+                    self._make_room(0, budget)
 
     # -- under the lock
 

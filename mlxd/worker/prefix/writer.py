@@ -58,6 +58,8 @@ class Writer:
         """Guards what follows."""
         self._budget = budget
         self._clearing = budget == 0
+        self._tidying = True
+        """Dead writers' files, old ones and those beyond the budget are to go."""
         self._parcels: deque[Parcel] = deque()
         self._writing: Parcel | None = None
         self._used: set[str] = set()
@@ -105,6 +107,7 @@ class Writer:
 
     def apply(self, budget: int | None) -> None:
         with self._changed:
+            self._tidying = self._tidying or budget != self._budget
             self._budget = budget
             self._changed.notify_all()
         if budget == 0:
@@ -126,13 +129,18 @@ class Writer:
     def turn(self) -> None:
         """Wait for something to do, and do that."""
         with self._changed:
-            self._changed.wait_for(lambda: self._parcels or self._used or self._clearing)
+            self._changed.wait_for(
+                lambda: self._parcels or self._used or self._clearing or self._tidying
+            )
             clearing, used, budget = self._clearing, self._used, self._budget
+            tidying, self._tidying = self._tidying and budget != 0, False
             self._used = set()
             parcel = self._writing = self._parcels.popleft() if self._parcels else None
         self._stock.touch(used)
         if parcel is not None:
             self._write(parcel, budget)
+        if tidying:
+            self._stock.folder.tidy(budget)
         if clearing:
             self._stock.forget()
             self._stock.folder.clear()
