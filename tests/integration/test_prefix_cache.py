@@ -56,8 +56,9 @@ def cached_streamed(running: Daemon) -> tuple[int, int]:
         "model": "agent", "messages": messages, "max_tokens": 4, "temperature": 0,
         "stream": True, "stream_options": {"include_usage": True},
     }  # fmt: skip
-    lines = post(running, "/v1/chat/completions", body).text.split("\n\n")
-    usage = json.loads(lines[-3].removeprefix("data: "))["usage"]
+    lines = post(running, "/v1/chat/completions", body).text.splitlines()
+    said = [line.removeprefix("data: ") for line in lines if line.startswith("data: {")]
+    usage = json.loads(said[-1])["usage"]
     return usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
 
 
