@@ -41,6 +41,7 @@ STREAMS, SHARERS = 4, 8
 HEAD_START = 0.05
 WANTED_LONG = 1.25
 WANTED_TURN = 0.02
+WANTED_RESTART = 0.1
 _TEMPLATE_TOKENS = 8
 _LEARNING_CHUNKS = 2
 """So many gaps are not counted: the first chunks of a daemon find out what a chunk takes."""
@@ -182,6 +183,30 @@ class Bench:
         return first.ttft, second.ttft, second.computed
 
 
+def restarts(folder: Path, scratch: Path, options: argparse.Namespace) -> Json:
+    """The same prompt before a daemon ends, and as the first long one of the next."""
+    cold, warm, computed = [], [], []
+    history: Messages = []
+    for number in range(options.rounds + 1):
+        daemon = Daemon(folder, scratch)
+        try:
+            daemon.until_ready()
+            client = Client(daemon.port, folder.name, folder, f"{options.seed} {number}")
+            client.ask(client.prompt(SHORT))  # loads the model
+            if history:
+                again = client.ask(history)
+                warm.append(again.ttft)
+                computed.append(again.computed)
+            if number < options.rounds:
+                history = client.prompt(HISTORY)
+                cold.append(client.ask(history).ttft)
+        finally:
+            daemon.watched.stop()
+    found = {"restart_cold": median(cold), "restart_warm": median(warm)}
+    say(f"restarts: {_figures(found)}, computed {computed}")
+    return found | {"restart_computed": median(computed)}
+
+
 def _counted(times: list[float], first: float, last: float) -> list[float]:
     """Gaps of a stream between two times, but for those of the chunks from which is learned."""
     start = max(0, bisect_right(times, first) - 1)
@@ -208,10 +233,12 @@ def measure(options: argparse.Namespace, scratch: Path) -> Json:
                     rounds.append(found)
     finally:
         daemon.watched.stop()
+    restarted = restarts(folder, scratch, options)
     gaps = [gap for one in rounds for gap in one.pop("gaps")]
     return {
         "judged": not options.short, "rounds": rounds, "gap_p99": quantile(gaps, 0.99),
         **{name: median(one[name] for one in rounds) for name in rounds[0] if name != "gap_p99"},
+        **restarted,
     }  # fmt: skip
 
 
@@ -255,6 +282,12 @@ BOUNDS: tuple[Bound, ...] = (
         f"TTFT of the second turn behind {HISTORY} tokens, of the first",
         lambda f: f["turn_second"] / f["turn_cold"],
         lambda f: WANTED_TURN,
+        "",
+    ),
+    (
+        f"TTFT of {HISTORY} tokens behind a restart, of before it",
+        lambda f: f["restart_warm"] / f["restart_cold"],
+        lambda f: WANTED_RESTART,
         "",
     ),
 )

@@ -96,7 +96,7 @@ class PrefixWishes:
 
     async def clear(self) -> None:
         """Remove all that is on disk, of whatever model."""
-        await self._threads.run(shutil.rmtree, self._folder, True)
+        await self._threads.run(_removed, self._folder)
 
     def warnings(self) -> list[str]:
         """What an operator should know."""
@@ -127,9 +127,19 @@ class PrefixWishes:
         """In a thread: a disk may hang, and nobody waits for that."""
         if disk_bytes(self._policies) == 0:
             work = threading.Thread(
-                target=shutil.rmtree, args=(self._folder, True), name="prefixes", daemon=True
+                target=_removed, args=(self._folder,), name="prefixes", daemon=True
             )
             work.start()
+
+
+def _removed(folder: Path) -> None:
+    """Also what an operator has laid elsewhere: the link stays, and nothing behind it."""
+    if not folder.is_symlink():
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for inner in folder.glob(f"*/*{ENTRY}*"):  # half-written ones, too
+        with contextlib.suppress(OSError):
+            inner.unlink()
 
 
 def _counted(folder: Path) -> tuple[int, int]:

@@ -74,6 +74,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         tell=lambda words: link.send(Noted(words)),
         post=lambda fetched: intake.inbox.put([fetched]),
     )
+    allocator.kept = lambda: kept.cache.nbytes
     mx.clear_cache()
     markup, detokenizers = Markup(loaded.tokenizer), Detokenizers(loaded.tokenizer)
     grammars = Grammars(
@@ -92,6 +93,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         context=launch.context,
         answers=not loaded.encodes,
         outlines=None if kept.store is None else Outlines(loaded.tokenizer),
+        keeps=lambda: kept.store is not None and kept.store.keeps,
         keeping=kept.keeping,
     )
     tuned = Tuned()
@@ -100,7 +102,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         loaded,
         footprint,
         launch.budget,
-        lambda: kept.store.nbytes if kept.store is not None else 0,
+        allocator.kept,
     )
     loop = Loop(
         partial(

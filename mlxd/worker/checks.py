@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from mlxd.core.request import GenerationRequest, Sampling
@@ -36,6 +37,8 @@ class Checks:
     """Whether the model produces text."""
     outlines: Outlines | None = None
     """None: nothing that is read is kept for other prompts."""
+    keeps: Callable[[], bool] = lambda: True
+    """Whether anything is just now."""
     keeping: Keeping = field(default_factory=Keeping)
     """Is told what beginnings stand for."""
 
@@ -103,7 +106,7 @@ class Checks:
         return replace(self.prompter.rendered(prompt), text=generate.request.text), earlier
 
     def _outline(self, request: GenerationRequest, rendered: Rendered, ids: bytes) -> Outline:
-        if self.outlines is None or request.want != "answer":
+        if self.outlines is None or request.want != "answer" or not self.keeps():
             return Outline()
         added = self.prompter.added_before(rendered)
         outline = self.outlines.of(request, rendered.tokens, ids, rendered.text, added)

@@ -124,11 +124,6 @@ class Prefixes(Protocol):
     trimmable: bool
     """Whether a part of what is kept serves; else only all of it, to the token."""
 
-    @property
-    def keeping(self) -> bool:
-        """Whether it has room for anything now; else there is nothing in it, nor will be."""
-        ...
-
     def find(self, prompt: Prompt) -> Found | None:
         """The longest kept beginning that serves, at most all but the last token; it counts as
         used."""
@@ -152,8 +147,13 @@ class Prefixes(Protocol):
         """Of all that is kept in memory."""
         ...
 
-    def shrink(self, nbytes: int) -> None:
-        """Keep no more than so many bytes from now on."""
+    @property
+    def keeps(self) -> bool:
+        """Whether there is any room to keep something."""
+        ...
+
+    def free(self, nbytes: int) -> None:
+        """Keep so many bytes less, just now."""
         ...
 
 

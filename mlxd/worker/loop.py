@@ -160,7 +160,7 @@ class Loop:
     def _linger(self) -> list[Command]:
         """Nobody asks for anything: what is kept is put on disk, what is to be kept is read."""
         backing = self._backing
-        if backing is not None and backing.keeps:
+        if backing is not None and backing.keeps and not backing.is_awaited:
             self._warming.begin()
         while backing is not None and backing.tend(idle=True):
             with suppress(queue.Empty):
@@ -203,6 +203,8 @@ class Loop:
                 self._link.send(self._cache.stats(command.id))
             case CacheClear():
                 self._cache.clear(disk=command.disk)
+                if self._backing is not None:
+                    self._backing.forget()
                 self._warming.again()
                 self._tell_memory()
                 self._link.send(self._cache.stats(command.id))
@@ -477,6 +479,8 @@ class Loop:
         self._broken = False
         self._sound_from = self._progress.step + SOUND_STEPS
         self._engine = self._make_engine()
+        if self._backing is not None:
+            self._backing.distrust()
         self._warming.again()
         self._allocator.reapply()
         self._allocator.trim()
@@ -578,7 +582,7 @@ class Loop:
         if not self._exceeded:
             return
         if self._prefixes is not None:
-            self._prefixes.shrink(max(0, self._prefixes.nbytes - (active - allowed)))
+            self._prefixes.free(active - allowed)
         self._allocator.trim()
         victim = self._ledger.victim()
         if already and victim is not None:

@@ -146,15 +146,17 @@ class MlxEngine:
         drafts = self._speculation.told() if self._speculation is not None else ()
         return Step(tokens, [], drafts=drafts)
 
+    @property
+    def _keeps(self) -> bool:
+        return self._prefixes is not None and self._prefixes.keeps
+
     def _keep_so_far(self, uid: int) -> None:
         """An answer that is ended from outside: it is gone on from like any other."""
-        if self._prefixes is None or not self._prefixes.keeping:
-            return
-        if (held := self._batches.extract(uid)) is not None:
+        if self._keeps and (held := self._batches.extract(uid)) is not None:
             self._keep_answer(uid, *held)
 
     def _keep_answer(self, uid: int, caches: list[Any], tokens: list[int]) -> None:
-        if self._prefixes is None or not self._prefixes.keeping or len(tokens) < LEAST_KEPT:
+        if self._prefixes is None or not self._keeps or len(tokens) < LEAST_KEPT:
             return
         prompt = self._prompts[uid]
         ids = prompt.ids + packed(tokens[len(prompt.tokens) :]) if prompt.ids else b""

@@ -91,6 +91,12 @@ class Prefiller:
         """How often something was kept: what is found may be another then."""
         self._patient_are_due = False
 
+    @property
+    def _store(self) -> Prefixes | None:
+        """Where nothing is kept, nobody looks for it, nor waits."""
+        prefixes = self._prefixes
+        return prefixes if prefixes is not None and prefixes.keeps else None
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -121,8 +127,8 @@ class Prefiller:
         """
         prompts, self._read_through = self._read_through, []
         for prompt, caches in prompts:
-            if self._prefixes is not None:
-                self._prefixes.keep(prompt, len(prompt.tokens) - 1, caches, "prompt")
+            if self._store is not None:
+                self._store.keep(prompt, len(prompt.tokens) - 1, caches, "prompt")
                 self._kept += 1
 
     def read(self, room: int, *, decoding: bool) -> Read | None:
@@ -176,8 +182,8 @@ class Prefiller:
     def _able(self, size: Callable[[int, int], int]) -> Sequence[Unread]:
         """Those that wait for no other, in order of arrival; each knows how far it may be read."""
         rows = self._near()
-        prefixes = self._prefixes
-        if prefixes is None or not prefixes.keeping:
+        prefixes = self._store
+        if prefixes is None:
             for row in rows:
                 row.stop = row.left
             return rows
@@ -240,15 +246,15 @@ class Prefiller:
     def _begin(self, row: _Row, done: Read) -> bool:
         """Whether as much is found as there seemed to be."""
         seen, end = row.read, row.end
-        found = self._prefixes.find(row.prompt) if self._prefixes is not None else None
+        found = self._store.find(row.prompt) if self._store is not None else None
         row.read = row.found = row.kept = found.length if found is not None else 0
         row.left = end - row.read
         row.stop = min(row.stop, row.left) if row.read == seen else row.left
         row.caches = found.caches if found is not None else make_prompt_cache(self._model)
         row.begun = True
         done.started.append(row.uid)
-        if self._prefixes is not None:
-            missed = self._prefixes.missed(row.prompt)
+        if self._store is not None:
+            missed = self._store.missed(row.prompt)
             done.reused.append(Reuse(row.uid, row.found, missed))
         return row.read == seen
 
@@ -305,35 +311,34 @@ class Prefiller:
 
     def _leave(self, row: _Row, *, read: bool) -> None:
         del self._rows[row.uid]
-        if self._prefixes is not None:
-            self._waits.leave(row.uid, read=read)
+        self._waits.leave(row.uid, read=read)
 
     # -- to keep
 
     def _keep_midway(self, row: _Row) -> None:
         """Where others wait for it, and where they may part from it."""
-        if self._prefixes is None or not self._prefixes.keeping:
+        if self._store is None:
             return
         awaited = any(row.kept < end <= row.read for end in self._waits.awaited(row.uid))
         boundaries = row.prompt.boundaries
-        if not self._prefixes.trimmable and row.read in boundaries:
+        if not self._store.trimmable and row.read in boundaries:
             self._keep(row, "system" if row.read == boundaries[0] else "turn")
         elif awaited:
             self._keep(row, "partial")
 
     def _is_worth(self, row: _Row) -> bool:
         """At the end of a prompt: whether more was read than there was."""
-        if self._prefixes is None or not self._prefixes.keeping:
+        if self._store is None:
             return False
-        return row.read - row.kept >= (LEAST_KEPT if self._prefixes.trimmable else 1)
+        return row.read - row.kept >= (LEAST_KEPT if self._store.trimmable else 1)
 
     def _keep(self, row: _Row, kind: Kind) -> None:
         """A copy of what it has: arrays are shared until one side writes."""
-        if self._prefixes is None or not self._prefixes.keeping:
+        if self._store is None:
             return
         row.kept = row.read
         self._kept += 1
-        self._prefixes.keep(row.prompt, row.read, copy.deepcopy(row.caches), kind)
+        self._store.keep(row.prompt, row.read, copy.deepcopy(row.caches), kind)
 
 
 def _extracted(batch: Any, n: int) -> list[Any]:

@@ -62,17 +62,20 @@ class Waits:
 
     def leave(self, uid: int, *, read: bool) -> None:
         """It is read, or given up. Unknown ones are ignored."""
-        self._parties.pop(uid, None)
+        if self._parties.pop(uid, None) is None:
+            return
         for party in self._parties.values():
             party.shares.pop(uid, None)
             if not read and party.awaits is not None and party.awaits[0] == uid:
                 party.awaits = None
 
     def lets(self, uid: int, before: Mapping[int, int], reach: Callable[[], int]) -> bool:
-        """Whether a prompt may be read now. `before`: those that are read before it, with how much
-        of them is. `reach`: how much of it is kept.
+        """Whether a prompt may be read now; one that is unknown may. `before`: those that are read
+        before it, with how much of them is. `reach`: how much of it is kept.
         """
-        party = self._parties[uid]
+        party = self._parties.get(uid)
+        if party is None:
+            return True
         self._look_back(party, before, reach)
         if not party.shares or party.disappointed:
             return True

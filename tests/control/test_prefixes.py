@@ -92,6 +92,21 @@ def test_off_removes_what_is_there(tmp_path: Path) -> None:
     until_gone()
 
 
+def test_what_is_laid_elsewhere_is_removed_there(tmp_path: Path) -> None:
+    """The operator's link stays, and so does what is not ours."""
+    (key := tmp_path / "large" / "key").mkdir(parents=True)
+    for name in ("a.prefix", ".b.prefix.123-4", "others.txt"):
+        (key / name).write_text("")
+    (tmp_path / "prefixes").symlink_to(tmp_path / "large")
+    PrefixWishes(tmp_path, policies(tmp_path, memory="prefix_cache: {disk: off}\n"))
+    deadline = time.monotonic() + 20
+    while len(list(key.iterdir())) > 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert (key / "others.txt").exists()
+    assert (tmp_path / "prefixes").is_symlink()
+
+
 async def test_clearing_removes_what_is_on_disk_of_all_models(tmp_path: Path) -> None:
     (tmp_path / "prefixes" / "key").mkdir(parents=True)
     await PrefixWishes(tmp_path, load()).clear()

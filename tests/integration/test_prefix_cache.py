@@ -56,9 +56,9 @@ def cached_streamed(running: Daemon) -> tuple[int, int]:
         "model": "agent", "messages": messages, "max_tokens": 4, "temperature": 0,
         "stream": True, "stream_options": {"include_usage": True},
     }  # fmt: skip
-    text = post(running, "/v1/chat/completions", body).text
-    told = re.findall(r"^data: (\{.*)$", text, flags=re.MULTILINE)
-    usage = json.loads(told[-1])["usage"]
+    lines = post(running, "/v1/chat/completions", body).text.splitlines()
+    said = [line.removeprefix("data: ") for line in lines if line.startswith("data: {")]
+    usage = json.loads(said[-1])["usage"]
     return usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
 
 

@@ -48,7 +48,23 @@ def until(fact: Callable[[], Any]) -> None:
         time.sleep(0.05)
 
 
-def test_a_restart_is_warm_and_off_is_empty(tmp_path: Path) -> None:
+def test_a_restart_is_warm(tmp_path: Path) -> None:
+    make_model(tmp_path / "models" / "agent", Shape(spread=3.0))
+    policies = {"limits": NO_LIMITS}
+    with daemon(tmp_path, models=tmp_path / "models", policies=policies) as running:
+        cold, answer = ask(running, "Who are you?")
+        running.stop()
+        assert cold == 0
+        assert {file.stat().st_mode & 0o777 for file in entries(running)} == {0o600}
+    with daemon(tmp_path, models=tmp_path / "models", policies=policies) as running:
+        warm, again = ask(running, "Who are you?")
+        assert warm > 256
+        assert again == answer
+        assert SYSTEM[:20] not in running.log_text()
+
+
+@pytest.mark.slow
+def test_deaths_and_damage_cost_nothing_but_time_and_off_is_empty(tmp_path: Path) -> None:
     make_model(tmp_path / "models" / "agent", Shape(spread=3.0))
     policies = {"limits": NO_LIMITS}
     with daemon(tmp_path, models=tmp_path / "models", policies=policies) as running:
@@ -82,6 +98,7 @@ def test_a_restart_is_warm_and_off_is_empty(tmp_path: Path) -> None:
     assert not (tmp_path / "state" / "prefixes").exists()
 
 
+@pytest.mark.slow
 def test_warm_prompts_are_read_before_anybody_asks(tmp_path: Path) -> None:
     make_model(tmp_path / "models" / "agent", Shape(spread=3.0))
     prompt = tmp_path / "agent.txt"

@@ -27,6 +27,7 @@ class List:
     """As `worker.engine.Prefixes`. `forgets`: it keeps nothing at all."""
 
     nbytes = 0
+    keeps = True
 
     def __init__(self, *, trimmable: bool, forgets: bool = False) -> None:
         self.trimmable = trimmable
@@ -67,6 +68,9 @@ class List:
             self.kept.append(Kept(prompt, length, caches, kind))
 
     def shrink(self, nbytes: int) -> None:
+        raise NotImplementedError
+
+    def free(self, nbytes: int) -> None:
         raise NotImplementedError
 
     def _best(self, prompt: Prompt) -> tuple[int, Kept | None]:

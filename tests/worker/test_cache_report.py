@@ -48,6 +48,8 @@ class Store:
 class Disk:
     entries: int = 3
     nbytes: int = 300
+    off: bool = False
+    held: int = 0
 
     @property
     def stats(self) -> Disk:
@@ -76,6 +78,15 @@ def test_less_is_kept_at_once_and_it_says_whether_that_gave_anything_back() -> N
     assert kept.shrink(200) is False
     assert kept.shrink(50) is True
     assert (kept.nbytes, of.limits) == (40, [200, 50])
+
+
+def test_an_eighth_is_for_what_waits_to_be_written() -> None:
+    kept = cache(of := store(), disk := Disk(held=7))
+    assert kept.nbytes == 107
+    kept.shrink(80)
+    disk.off = True
+    kept.shrink(80)
+    assert of.limits == [70, 80]
 
 
 def test_what_is_forgotten_is_forgotten_on_disk_when_that_is_asked_for() -> None:

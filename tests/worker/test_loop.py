@@ -586,6 +586,23 @@ def test_held_beyond_the_budget_first_frees_then_ends_the_newest():
     assert not engine.running
 
 
+def test_what_is_held_beyond_the_budget_is_freed_of_what_is_kept():
+    freed: list[int] = []
+
+    class Keeps(Endless):
+        free = staticmethod(freed.append)
+
+        def reach(self, prompt: Prompt) -> int:
+            return 0
+
+    engine = Keeps()
+    turns(
+        engine, [job(1)], *[[]] * 8, [Cancel(1)],
+        heap=Heap(109 * KIB), budget=allowed(8), prefixes=engine,
+    )  # fmt: skip
+    assert freed == [KIB]
+
+
 def test_what_is_held_within_the_budget_ends_nobody():
     wire = turns(
         Endless(), [job(1)], *[[]] * 40, [Cancel(1)], heap=Heap(108 * KIB), budget=allowed(8)

@@ -12,13 +12,18 @@ from typing import Any
 
 import pytest
 
-from mlxd.ipc.messages import packed
+from mlxd.core.request import GenerationRequest, Sampling
+from mlxd.ipc.messages import packed, unpacked
+from mlxd.worker.job import Fetched, Job
+from mlxd.worker.prefix import files, reader, spill
 from mlxd.worker.prefix import folder as folders
-from mlxd.worker.prefix import spill, writer
+from mlxd.worker.prefix.backing import Backing
 from mlxd.worker.prefix.disk import Disk
 from mlxd.worker.prefix.folder import Folder
+from mlxd.worker.prefix.keeping import Keeping
 from mlxd.worker.prefix.layout import Layout
 from mlxd.worker.prefix.reader import DAMAGED, Read
+from mlxd.worker.stops import StopStrings
 from tests.support.caches import LAYOUTS, Entry, Reads, tokens_of
 from tests.worker.conftest import MakeModel
 
@@ -71,6 +76,11 @@ def reads(model_of: MakeModel) -> Reads:
 def shelves(reads: Reads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelves:
     monkeypatch.setattr(folders, "LEFT_FREE", 0)
     return Shelves(reads, tmp_path / "prefixes")
+
+
+def job(id: int, ids: bytes) -> Job:
+    request, sampling = GenerationRequest(model="m"), Sampling()
+    return Job(id, request, sampling, unpacked(ids), 9, False, StopStrings(()), ids=ids)
 
 
 def settled(disk: Disk) -> Disk:
@@ -220,7 +230,6 @@ def test_only_whole_entries_serve_what_cannot_be_trimmed(
 def test_what_is_evicted_is_written_as_far_as_it_may_wait(
     shelves: Shelves, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "MOST_WAITING", 400_000)
     disk = shelves.disk()
     go = threading.Event()
     put = disk._stock.folder.put
@@ -229,12 +238,16 @@ def test_what_is_evicted_is_written_as_far_as_it_may_wait(
     )
     entries = [shelves.entry(n) for n in range(5)]
     for entry in entries:
-        disk.evicted(entry)
+        disk.evicted(entry, 400_000)
     assert 0 < disk.held <= 400_000
+    disk.evicted(other := shelves.entry(9, 900), 400_000)
     go.set()
     settled(disk)
     assert 0 < disk.stats.written < 5
     assert disk.held == 0
+    disk.evicted(other, 400_000)
+    assert disk.held == 0
+    assert not other.stored
 
 
 def test_a_disk_is_not_worn(shelves: Shelves, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +315,7 @@ def test_off_removes_what_is_there_and_writes_none(shelves: Shelves) -> None:
     disk.apply(0, [entry, other])
     settled(disk)
     assert list(shelves.root.rglob("*.prefix")) == []
-    disk.evicted(other)
+    disk.evicted(other, 2**30)
     assert look(disk, [entry, other], times=2) == 0
     assert find(disk, entry) is None
     disk.apply(None, [entry, other])
@@ -350,3 +363,141 @@ def test_what_is_of_use_in_memory_stays_on_disk(shelves: Shelves) -> None:
     while file.stat().st_mtime == 1 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert file.stat().st_mtime > 1
+
+
+def test_a_disk_that_hangs_is_waited_for_once(
+    shelves: Shelves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = shelves.entry(1)
+    assert look(shelves.disk(), [entry]) == 1
+    go = threading.Event()
+
+    def hangs(stream: Any) -> None:
+        go.wait(20)
+        raise OSError
+
+    monkeypatch.setattr(files, "read_head", hangs)
+    hung = shelves.disk()
+    began = time.monotonic()
+    assert [find(hung, entry) for _ in range(4)] == [None] * 4
+    assert time.monotonic() - began < 3
+    go.set()
+
+
+def test_nobody_waits_behind_a_read_that_hangs(
+    shelves: Shelves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = shelves.disk()
+    entry = shelves.entry(1)
+    assert look(disk, [entry]) == 1
+    monkeypatch.setattr(reader, "LONGEST_SECONDS", 0.05)
+    go = threading.Event()
+    monkeypatch.setattr(files, "read_arrays", lambda *arguments: go.wait(20) and [])
+    name = find(disk, entry)
+    assert name is not None
+    came: queue.SimpleQueue[Read | None] = queue.SimpleQueue()
+    disk.read(name, came.put)
+    time.sleep(0.2)
+    assert find(disk, entry) is None
+    go.set()
+    came.get(timeout=20)
+    deadline = time.monotonic() + 10
+    while find(disk, entry) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert find(disk, entry) == name
+
+
+def test_a_read_for_which_there_is_no_memory_is_none(
+    shelves: Shelves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = shelves.disk()
+    entry = shelves.entry(1)
+    assert look(disk, [entry]) == 1
+
+    def fails(*arguments: Any) -> None:
+        raise RuntimeError("[malloc] Unable to allocate 1 bytes.")
+
+    monkeypatch.setattr(files, "read_arrays", fails)
+    name = find(disk, entry)
+    assert name is not None
+    assert read(disk, name) is None
+    assert disk.stats.lost == 1
+
+
+def test_what_had_to_make_room_is_not_taken_for_there(shelves: Shelves) -> None:
+    entry = shelves.entry(1)
+    disk = shelves.disk()
+    assert look(disk, [entry]) == 1
+    disk.apply(2 * disk.stats.nbytes)
+    assert look(disk, [shelves.entry(2, 500)]) == 1
+    assert disk.stats.entries == 1
+    assert find(disk, entry) is None
+    look(disk, [entry], times=2)
+    assert find(disk, entry) is not None
+
+
+def test_what_somebody_removed_is_written_again(shelves: Shelves) -> None:
+    disk = shelves.disk()
+    entry = shelves.entry(1)
+    assert look(disk, [entry]) == 1
+    (file,) = shelves.root.rglob("*.prefix")
+    file.unlink()
+    entry.used = shelves.clock.now + 5
+    shelves.later(10)
+    deadline = time.monotonic() + 10
+    while not file.exists() and time.monotonic() < deadline:
+        look(disk, [entry])
+    assert file.exists()
+
+
+def test_what_came_back_before_the_engine_broke_comes_no_more(shelves: Shelves) -> None:
+    disk = shelves.disk()
+    entry, other = shelves.entry(1), shelves.entry(2)
+    assert look(disk, [entry, other], times=2) == 2
+    name = find(disk, entry)
+    assert name is not None
+    came = read(disk, name)
+    assert came is not None
+    assert disk.restored(came) is not None
+    disk.distrust()
+    assert find(disk, entry) is None
+    assert find(disk, other) is not None
+    deadline = time.monotonic() + 10
+    while len(list(shelves.root.rglob("*.prefix"))) > 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(list(shelves.root.rglob("*.prefix"))) == 1
+
+
+def test_what_is_forgotten_while_it_is_read_is_not_kept(shelves: Shelves) -> None:
+    from mlxd.worker.prefix.store import Store
+
+    disk = shelves.disk()
+    entry = shelves.entry(1)
+    assert look(disk, [entry]) == 1
+    for forgets in (True, False):
+        came: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
+        store = Store(trimmable=True, limit=2**30)
+        backing = Backing(store, disk, Keeping(), came.put)
+        assert backing.wait(job(1, ids=entry.ids + packed([9, 9])))
+        assert backing.is_awaited
+        if forgets:
+            backing.forget()
+        assert [one.id for one in backing.arrived(came.get(timeout=20))] == [1]
+        assert len(store) == (0 if forgets else 1)
+
+
+def test_what_a_killed_one_left_goes_and_a_lowered_budget_is_kept_at_once(shelves: Shelves) -> None:
+    disk = shelves.disk()
+    entries = [shelves.entry(n) for n in range(2)]
+    assert look(disk, entries, times=2) == 2
+    (left := shelves.root / "key" / ".a.prefix.1-2").write_bytes(b"half")
+    again = shelves.disk()
+    deadline = time.monotonic() + 10
+    while left.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not left.exists()
+    assert again._reader.listed.wait(20)
+    again.apply(again.stats.nbytes * 3 // 4)
+    while again.stats.entries > 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(list(shelves.root.rglob("*.prefix"))) == 1

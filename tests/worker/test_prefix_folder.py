@@ -50,6 +50,23 @@ def test_entries_are_private(root: Path) -> None:
     assert {f.stat().st_mode & 0o777 for f in (root, root / "k")} == {0o700}
 
 
+def test_folders_that_were_there_become_private(root: Path) -> None:
+    (root / "k").mkdir(parents=True)
+    for folder in (root, root / "k"):
+        folder.chmod(0o755)
+    put(Folder(root, "k"), "a", KIB)
+    assert {f.stat().st_mode & 0o777 for f in (root, root / "k")} == {0o700}
+
+
+def test_nothing_is_written_through_a_link(root: Path, tmp_path: Path) -> None:
+    root.mkdir()
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (root / "k").symlink_to(elsewhere)
+    with pytest.raises(OSError, match="directory"):
+        put(Folder(root, "k"), "a", KIB)
+    assert list(elsewhere.iterdir()) == []
+
+
 def test_what_is_longest_unused_makes_room_whoever_wrote_it(root: Path) -> None:
     one, other = Folder(root, "one"), Folder(root, "other")
     first = put(one, "first", 4 * KIB)

@@ -70,6 +70,7 @@ def test_the_end_writes_what_the_next_one_begins_with(model_of: MakeModel, tmp_p
     model, folder = model_of(LONG), tmp_path / "prefixes"
     with worker(model, folder) as first:
         cold = first.run(**talk("Hello"))
+        first.until(lambda: any(memory.prefix > 0 for memory in first.memories))
         assert ended(first) == 0
     assert cached(cold) == 0
     with worker(model, folder) as second:
@@ -78,12 +79,22 @@ def test_the_end_writes_what_the_next_one_begins_with(model_of: MakeModel, tmp_p
         assert all(cached(second.told[id]) > 256 for id in ids)
         assert second.told[ids[0]].text == second.told[ids[1]].text == cold.text
         assert stats(second).disk_entries >= 1
+
+
+@pytest.mark.slow
+def test_off_is_empty(model_of: MakeModel, tmp_path: Path) -> None:
+    model, folder = model_of(LONG), tmp_path / "prefixes"
+    with worker(model, folder) as first:
+        first.run(**talk("Hello"))
+        assert ended(first) == 0
+    assert list(folder.rglob("*.prefix")) != []
     with worker(model, folder, bytes=0) as off:
         assert cached(off.run(**talk("Hello"))) == 0
         assert stats(off).disk_entries == 0
     assert list(folder.rglob("*.prefix")) == []
 
 
+@pytest.mark.slow
 def test_a_warm_prompt_makes_way(model_of: MakeModel, tmp_path: Path) -> None:
     """Whoever comes while one is being read does not wait for it, and nothing is lost."""
     long = "A rule for an agent of ours. " * 160

@@ -289,6 +289,25 @@ def test_of_a_crowd_only_those_who_may_be_next_are_compared(
     assert 0 < len(compared) <= 32 * 31 / 2
 
 
+def test_where_nothing_may_be_kept_nobody_looks_copies_or_waits(
+    loaded: ModelOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlxd.worker.prefix.store import Store
+
+    store = Store(trimmable=True, limit=0)
+    for name in ("find", "reach", "missed", "keep"):
+        monkeypatch.setattr(store, name, None)
+    talk = Talk(loaded("full"), store)
+    alike = [prompt(tokens_of(1, 140), tokens_of(n, 20), max_tokens=40) for n in range(2, 6)]
+    uids = talk.ask(*alike)
+    while len(talk.answers[uids[0]]) < 2:
+        talk.step()
+    talk.engine.remove(uids[:1])
+    while len(talk.engine):
+        talk.step()
+    assert talk.reused == []
+
+
 def test_of_another_owners_prompt_only_the_systems_turn_is_found(loaded: ModelOf) -> None:
     system, user = tokens_of(1, 150), tokens_of(2, 150)
     parts: dict[str, Any] = {"boundaries": (150,), "shared": 150}

@@ -10,6 +10,7 @@ from mlxd.worker.job import Fetched, Job
 from mlxd.worker.prefix.disk import Disk, Restored
 from mlxd.worker.prefix.fetching import Fetching
 from mlxd.worker.prefix.keeping import Keeping, system_text
+from mlxd.worker.prefix.report import WAITING_SHARE
 from mlxd.worker.prefix.spill import is_worth_it
 from mlxd.worker.prefix.store import Store
 from mlxd.worker.sampling import greedy
@@ -31,15 +32,16 @@ class Backing:
         self._keeping = keeping
         self._post = post
         self._fetching = Fetching(post)
+        self._unwanted: set[str] = set()
         self._warm: list[str] = []
         """Texts of system prompts that are read before anybody asks: they are kept, too."""
         if disk is not None:
-            store.on_evict = disk.evicted
+            store.on_evict = lambda entry: disk.evicted(entry, store.limit // WAITING_SHARE)
 
     @property
     def keeps(self) -> bool:
         """Whether there is any room to keep something."""
-        return self._store.limit > 0
+        return self._store.keeps
 
     def wait(self, job: Job) -> bool:
         """Whether it waits for what is on disk for it."""
@@ -57,11 +59,28 @@ class Backing:
     def arrived(self, fetched: Fetched) -> list[Job]:
         """Those who have waited for it: what came is in the store now."""
         jobs = self._fetching.arrived(fetched.name)
-        if self._disk is not None and jobs and fetched.read is not None:
+        unwanted = fetched.name in self._unwanted
+        self._unwanted.discard(fetched.name)
+        if self._disk is not None and jobs and fetched.read is not None and not unwanted:
             restored = self._disk.restored(fetched.read)
             if restored is not None:
                 self._adopt(restored)
         return jobs
+
+    def forget(self) -> None:
+        """What is on its way is not wanted any more; those who wait for it still wait."""
+        self._unwanted = self._fetching.names()
+
+    def distrust(self) -> None:
+        """As `Disk.distrust`."""
+        self.forget()
+        if self._disk is not None:
+            self._disk.distrust()
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for what is on its way."""
+        return len(self._fetching) > 0
 
     def leave(self, id: int) -> bool:
         """Whether it waited here; it no longer does."""

@@ -28,7 +28,8 @@ it begins with; for fewer it is not written.
 LOOK_SECONDS = 1.0
 """Between two looks at what memory has that the disk has not."""
 _LISTING_SECONDS = 1.0
-"""How long a first request waits until it is known what is there."""
+"""Behind the start; so long requests wait until it is known what is there."""
+_MOST_DISTRUSTED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +68,14 @@ class Disk:
         self._reader = Reader(self._stock, layout, tell)
         self._writer = Writer(self._stock, budget=budget, tell=tell, clock=clock)
         self._looked = -LOOK_SECONDS
+        self._until = 0.0
+        """When nobody waits any more until all is listed."""
+        self._restored: dict[str, None] = {}
+        """Names of what has come back, in that order."""
 
     def start(self) -> None:
         """Its threads; what is there is listed first."""
+        self._until = time.monotonic() + _LISTING_SECONDS
         self._reader.start()
         self._writer.start()
 
@@ -83,7 +89,10 @@ class Disk:
         if self._writer.off or now - self._looked < LOOK_SECONDS:
             return
         entries = list(entries)
+        gone = self._stock.gone()
         for entry in entries:
+            if gone and entry.stored and _name(entry) in gone:
+                entry.stored = False
             if entry.stored and entry.used >= self._looked:
                 self._writer.used(_name(entry))
         self._looked = now
@@ -92,10 +101,12 @@ class Disk:
             if entry_due is not None:
                 self._store(entry_due)
 
-    def evicted(self, entry: Kept) -> None:
-        """It is about to leave memory for want of room."""
+    def evicted(self, entry: Kept, most: int) -> None:
+        """It is about to leave memory for want of room: it stays there until it is written, if no
+        more than `most` bytes do.
+        """
         if is_worth_it(entry) and not self._writer.off:
-            self._store(entry)
+            self._store(entry, most)
 
     def close(self, entries: Iterable[Kept], seconds: float) -> None:
         """Write what is worth it, the best first, for so long at most."""
@@ -108,7 +119,7 @@ class Disk:
             self._store(entry)
         self._writer.settle(until - time.monotonic())
 
-    def _store(self, entry: Kept) -> None:
+    def _store(self, entry: Kept, most: int | None = None) -> None:
         name = _name(entry)
         entry.stored = True
         if self._stock.has(name):
@@ -119,7 +130,7 @@ class Disk:
         layers, slabs = taken_apart(entry.caches)
         mx.eval([slab.array for slab in slabs])
         head = Head(self._key, entry.ids, entry.kind, entry.owner, entry.public, entry.kept, layers)
-        entry.stored = self._writer.add(Parcel(head, slabs))
+        entry.stored = self._writer.add(Parcel(head, slabs, most is not None), most)
 
     # -- what requests want
 
@@ -127,7 +138,9 @@ class Disk:
         """The entry that is worth reading for a prompt of which memory has `beyond` tokens, and
         room for `most` bytes.
         """
-        self._reader.listed.wait(_LISTING_SECONDS)
+        if self._writer.off or self._reader.hangs:
+            return None
+        self._reader.listed.wait(max(0.0, self._until - time.monotonic()))
         return self._stock.find(ids, owner, beyond, most)
 
     def read(self, name: str, then: Callable[[Read | None], None]) -> None:
@@ -139,12 +152,25 @@ class Disk:
         head = read.head
         caches = self._layout.made(head.layers, read.arrays, head.length)
         if caches is None:
-            file = self._stock.discard(head.name)
-            if file is not None:
-                self._stock.damaged(file)
-                self._tell(DAMAGED)
+            self._discard(head.name)
+            self._stock.damaged()
+            self._tell(DAMAGED)
             return None
+        self._restored[head.name] = None
+        if len(self._restored) > _MOST_DISTRUSTED:
+            del self._restored[next(iter(self._restored))]
         return Restored(head.ids, head.kind, head.owner, head.public, head.kept, caches)
+
+    def distrust(self) -> None:
+        """The engine broke: what came from here may be why, and does not come again."""
+        for name in self._restored:
+            self._discard(name)
+        self._restored.clear()
+
+    def _discard(self, name: str) -> None:
+        file = self._stock.discard(name)
+        if file is not None:
+            self._reader.remove(file)
 
     # -- what the operator wants
 
@@ -173,8 +199,8 @@ class Disk:
 
     @property
     def held(self) -> int:
-        """Bytes of memory that are held until they are written."""
-        return self._writer.held
+        """Bytes of memory that are held until they are written, and no entry's."""
+        return self._writer.evicted
 
 
 def _name(entry: Kept) -> str:

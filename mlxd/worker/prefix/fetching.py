@@ -35,6 +35,10 @@ class Fetching:
     def __len__(self) -> int:
         return sum(len(fetch.jobs) for fetch in self._fetches.values())
 
+    def names(self) -> set[str]:
+        """Of the entries that are on their way."""
+        return set(self._fetches)
+
     def wait(self, job: Job, name: str) -> bool:
         """It waits for the entry of this name; whether it is the first, and that is to be read."""
         fetch = self._fetches.get(name)

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,11 @@ def ranked(name: str, *, system: bool, kept: bool) -> str:
     return name.removesuffix(ENTRY) + rank + ENTRY
 
 
+def named(file: Path) -> str:
+    """The entry's name, as `ranked` was given it."""
+    return file.name.partition(".")[0] + ENTRY
+
+
 class Folder:
     """The entries of one key, among those of others."""
 
@@ -66,6 +72,8 @@ class Folder:
         self.key = key
         self.path = root / key
         self._clock = clock or SystemClock().wall
+        self.on_removed: Callable[[Path], None] = lambda file: None
+        """Is told what had to make room."""
 
     def entries(self) -> list[Found]:
         """Of this key, the most recently used first; nothing where the disk says nothing."""
@@ -83,18 +91,23 @@ class Folder:
         with contextlib.ExitStack() as stack:
             with self._locked():
                 self._make_room(size, budget)
-                self.path.mkdir(mode=0o700, exist_ok=True)
+                _make_private(self.path)
                 stream = stack.enter_context(durable.replacing(file))
                 fcntl.flock(stream.fileno(), fcntl.LOCK_EX)
                 os.ftruncate(stream.fileno(), size)  # it counts from now on
             write(stream)
         return file
 
-    def touch(self, file: Path, at: float | None = None) -> None:
-        """It was used now, or `at`."""
+    def touch(self, file: Path, at: float | None = None) -> bool:
+        """It was used now, or `at`; False: there is no such file any more."""
         when = self._clock() if at is None else at
-        with contextlib.suppress(OSError):
+        try:
             os.utime(file, (when, when))
+        except FileNotFoundError:
+            return False
+        except OSError:
+            pass
+        return True
 
     def remove(self, file: Path) -> None:
         with contextlib.suppress(OSError):
@@ -106,15 +119,18 @@ class Folder:
 
     def tidy(self, budget: int | None) -> None:
         """Remove what dead writers have left, what is old, and what is too much, of all keys."""
-        with contextlib.suppress(OSError), self._locked():
-            self._make_room(0, budget)
+        with contextlib.suppress(OSError):
+            if self.root.exists():
+                with self._locked():
+                    self._make_room(0, budget)
 
     # -- under the lock
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Raises OSError where that takes too long."""
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_private(self.root, linked=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(self.root / _LOCK, flags, 0o600)
         try:
@@ -142,6 +158,7 @@ class Folder:
         for entry in sorted(whole, key=lambda entry: (entry.rank, entry.used)):
             if held + size > most or entry.used < oldest:
                 self.remove(entry.file)
+                self.on_removed(entry.file)
                 held -= entry.size
         for folder in _folders(self.root):
             if folder != self.path:
@@ -156,6 +173,16 @@ class Folder:
                     yield found
                 else:
                     self.remove(found.file)
+
+
+def _make_private(folder: Path, *, linked: bool = False) -> None:
+    """Have it, for its owner alone. `linked`: it may be elsewhere. Raises OSError."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.stat() if linked else folder.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        folder.chmod(0o700)
 
 
 def _taken(descriptor: int) -> bool:

@@ -55,9 +55,10 @@ def prefix_parts(
         folder = Folder(Path(launch.prefixes.folder), key)
         disk = _disk(loaded, folder, launch.prefixes.bytes, tell, trimmable=trimmable)
     backing = Backing(store, disk, keeping, post)
+    cache = Cache(store, disk)
     if launch.budget is not None:
-        store.shrink(launch.budget.prefix_bytes)
-    return PrefixParts(store, Cache(store, disk), backing, keeping)
+        cache.shrink(launch.budget.prefix_bytes)
+    return PrefixParts(store, cache, backing, keeping)
 
 
 def key_of(launch: Launch) -> str:

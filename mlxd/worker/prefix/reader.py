@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from mlxd.worker.prefix.stock import Stock
 from mlxd.worker.threads import run_forever
 
 DAMAGED = "a prefix kept on disk was damaged and is removed; it is computed again"
+LONGEST_SECONDS = 5.0
+"""A disk that takes longer for one thing hangs: nobody should wait behind that."""
 T = TypeVar("T")
 
 
@@ -40,6 +43,8 @@ class Reader:
         self.listed = threading.Event()
         """What was there at the start is known."""
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._since: float | None = None
+        """When it began what it does now."""
 
     def start(self) -> None:
         self._jobs.put(self._list)
@@ -49,8 +54,20 @@ class Reader:
         """`then` is told on another thread. None: it could not be read."""
         self._jobs.put(lambda: then(self._read(name)))
 
+    def remove(self, file: Path) -> None:
+        """In its turn."""
+        self._jobs.put(lambda: self._stock.folder.remove(file))
+
+    @property
+    def hangs(self) -> bool:
+        since = self._since
+        return since is not None and time.monotonic() - since > LONGEST_SECONDS
+
     def _turn(self) -> None:
-        self._jobs.get()()
+        job = self._jobs.get()
+        self._since = time.monotonic()
+        job()
+        self._since = None
 
     def _list(self) -> None:
         """By their heads; the arrays are read when they are wanted."""
@@ -68,7 +85,7 @@ class Reader:
         if read is None or read.head.ids != entry.ids:
             self._stock.discard(name)
             return None
-        self._stock.folder.touch(entry.file)
+        self._stock.touch([name])
         self._stock.restored(entry.nbytes)
         return read
 
@@ -90,8 +107,9 @@ class Reader:
             with files.opened(file) as stream:
                 return read(stream)
         except Damaged:
-            self._stock.damaged(file)
+            self._stock.folder.remove(file)
+            self._stock.damaged()
             self._tell(DAMAGED)
-        except (OSError, MemoryError):
+        except (OSError, MemoryError, RuntimeError):  # the latter is how MLX says the second
             self._stock.lost()
         return None

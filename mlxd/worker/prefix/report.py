@@ -8,6 +8,9 @@ from typing import Protocol
 
 from mlxd.ipc.messages import CacheStats
 
+WAITING_SHARE = 8
+"""Of what may be kept, an eighth is for what has left and waits to be written to the disk."""
+
 
 class Entry(Protocol):
     """One beginning in memory."""
@@ -56,6 +59,14 @@ class Disk(Protocol):
     @property
     def stats(self) -> Shelved: ...
 
+    @property
+    def off(self) -> bool: ...
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory that are held until they are written, and no entry's."""
+        ...
+
     def clear(self) -> None: ...
 
 
@@ -75,14 +86,16 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        """In memory."""
-        return self._store.nbytes if self._store is not None else 0
+        """In memory, what has left and waits to be written included."""
+        kept = self._store.nbytes if self._store is not None else 0
+        return kept + (self._disk.held if self._disk is not None else 0)
 
     def shrink(self, nbytes: int) -> bool:
         """Keep no more than so many bytes from now on; says whether that was more before."""
         before = self.nbytes
         if self._store is not None:
-            self._store.shrink(nbytes)
+            on_disk = self._disk is not None and not self._disk.off
+            self._store.shrink(nbytes - nbytes // WAITING_SHARE if on_disk else nbytes)
         return self.nbytes < before
 
     def clear(self, *, disk: bool) -> None:

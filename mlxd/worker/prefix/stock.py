@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlxd.worker.prefix.files import Head
-from mlxd.worker.prefix.folder import Folder
+from mlxd.worker.prefix.folder import Folder, named
 from mlxd.worker.prefix.shelf import Shelf, Shelved
 
 WORTH_TOKENS = 256
@@ -43,6 +43,9 @@ class Stock:
         self._lock = threading.Lock()
         self._shelf = Shelf(trimmable=trimmable)
         self._stats = DiskStats()
+        self._gone: set[str] = set()
+        """Names of entries whose files others have removed, or that had to make room."""
+        folder.on_removed = self._removed
 
     @property
     def stats(self) -> DiskStats:
@@ -77,9 +80,27 @@ class Stock:
             return None
         return name if length >= beyond + WORTH_TOKENS else None
 
-    def files(self, names: Iterable[str]) -> list[Path]:
+    def touch(self, names: Iterable[str]) -> None:
+        """They were of use."""
+        for name in names:
+            entry = self.get(name)
+            if entry is not None and not self.folder.touch(entry.file):
+                self._removed(entry.file)
+
+    def gone(self) -> set[str]:
+        """Names of those that are on disk no more, since this was asked last."""
         with self._lock:
-            return [entry.file for name in names if (entry := self._shelf.get(name)) is not None]
+            gone, self._gone = self._gone, set()
+        return gone
+
+    def _removed(self, file: Path) -> None:
+        """Of whatever key."""
+        name = named(file)
+        with self._lock:
+            entry = self._shelf.get(name)
+            if entry is not None and entry.file == file:
+                self._shelf.remove(name)
+                self._gone.add(name)
 
     def add(self, head: Head, file: Path, nbytes: int) -> None:
         """It was there, or is there now."""
@@ -114,8 +135,7 @@ class Stock:
         with self._lock:
             self._stats = replace(self._stats, lost=self._stats.lost + 1)
 
-    def damaged(self, file: Path) -> None:
-        self.folder.remove(file)
+    def damaged(self) -> None:
         with self._lock:
             self._stats = replace(self._stats, damaged=self._stats.damaged + 1)
 

@@ -72,10 +72,6 @@ class Store:
         trees = self._public.nbytes + sum(tree.nbytes for tree in self._own.values())
         return self._held.nbytes + self._ids_bytes + trees
 
-    @property
-    def keeping(self) -> bool:
-        return self.limit > 0
-
     # -- looking
 
     def find(self, prompt: Prompt) -> Beginning | None:
@@ -141,9 +137,17 @@ class Store:
             shared = len(ids) // TOKEN_BYTES if kind == "system" else 0
         return self._add(ids, caches, kind, owner, shared)
 
+    @property
+    def keeps(self) -> bool:
+        return self.limit > 0
+
     def shrink(self, nbytes: int) -> None:
+        """Keep no more than so many bytes from now on."""
         self.limit = nbytes
         self._fit()
+
+    def free(self, nbytes: int) -> None:
+        self._fit(most=self.nbytes - nbytes)
 
     def rule(self, keeps: Callable[[Entry], bool]) -> None:
         """Another rule of what leaves last."""
@@ -184,7 +188,8 @@ class Store:
 
     def _file(self, entry: Entry, shared: int) -> Entry | None:
         """Room is made before anything is copied. What the caches were made of is not held on to:
-        they are computed here and now.
+        they are begun here and now; what is computed
+        behind them waits for them, and the thread does not.
         """
         entry.caches = snapshot.taken(entry.caches)
         if sum(array.nbytes for array in snapshot.arrays_of(entry.caches)) > self.limit:
@@ -275,9 +280,12 @@ class Store:
             return self._public
         return self._own.setdefault(entry.owner, Index())
 
-    def _fit(self, new: Entry | None = None) -> None:
-        """Evict; for the sake of a new one none that is to be kept, but that one itself."""
-        while self.nbytes > self.limit and self._queue:
+    def _fit(self, new: Entry | None = None, most: int | None = None) -> None:
+        """Evict; for the sake of a new one none that is to be kept, but that one itself. `most`:
+        bytes; None: the limit.
+        """
+        most = self.limit if most is None else most
+        while self.nbytes > most and self._queue:
             entry = self._queue.first(new)
             if entry is not None:
                 self.on_evict(entry)
@@ -286,7 +294,8 @@ class Store:
                 self._leave(new)
         unmade = [entry.caches for entry in self._unmade]
         self._unmade.clear()
-        mx.eval([array for caches in unmade for array in snapshot.arrays_of(caches)])
+        made = [array for caches in unmade for array in snapshot.arrays_of(caches)]
+        mx.async_eval(made)  # type: ignore[no-untyped-call]
 
 
 class _Held:

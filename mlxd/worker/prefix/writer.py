@@ -30,6 +30,8 @@ class Parcel:
 
     head: Head
     slabs: Sequence[Slab]
+    evicted: bool = False
+    """Whether nothing else holds them."""
 
     @property
     def nbytes(self) -> int:
@@ -56,6 +58,8 @@ class Writer:
         """Guards what follows."""
         self._budget = budget
         self._clearing = budget == 0
+        self._tidying = True
+        """Dead writers' files, old ones and those beyond the budget are to go."""
         self._parcels: deque[Parcel] = deque()
         self._writing: Parcel | None = None
         self._used: set[str] = set()
@@ -75,13 +79,21 @@ class Writer:
         with self._changed:
             return self._held()
 
-    def add(self, parcel: Parcel) -> bool:
-        """Write it in its turn; False: too much waits already. Where nothing does, one may be of
-        any size.
+    @property
+    def evicted(self) -> int:
+        """Of those, what nothing else holds."""
+        with self._changed:
+            under_way = [self._writing] if self._writing is not None else []
+            return sum(one.nbytes for one in (*under_way, *self._parcels) if one.evicted)
+
+    def add(self, parcel: Parcel, most: int | None = None) -> bool:
+        """Write it in its turn; False: too much waits already. `most`: bytes that may wait with it;
+        None: where nothing does, one may be of any size.
         """
         with self._changed:
             held = self._held()
-            if self.off or (held and held + parcel.nbytes > MOST_WAITING):
+            fits = held + parcel.nbytes <= (MOST_WAITING if most is None else most)
+            if self.off or not (fits or (most is None and not held)):
                 return False
             self._parcels.append(parcel)
             self._changed.notify_all()
@@ -95,6 +107,7 @@ class Writer:
 
     def apply(self, budget: int | None) -> None:
         with self._changed:
+            self._tidying = self._tidying or budget != self._budget
             self._budget = budget
             self._changed.notify_all()
         if budget == 0:
@@ -116,14 +129,18 @@ class Writer:
     def turn(self) -> None:
         """Wait for something to do, and do that."""
         with self._changed:
-            self._changed.wait_for(lambda: self._parcels or self._used or self._clearing)
+            self._changed.wait_for(
+                lambda: self._parcels or self._used or self._clearing or self._tidying
+            )
             clearing, used, budget = self._clearing, self._used, self._budget
+            tidying, self._tidying = self._tidying and budget != 0, False
             self._used = set()
             parcel = self._writing = self._parcels.popleft() if self._parcels else None
-        for file in self._stock.files(used):
-            self._stock.folder.touch(file)
+        self._stock.touch(used)
         if parcel is not None:
             self._write(parcel, budget)
+        if tidying:
+            self._stock.folder.tidy(budget)
         if clearing:
             self._stock.forget()
             self._stock.folder.clear()

@@ -224,6 +224,7 @@ def test_a_store_is_no_larger_than_its_tokens_need(model: Any) -> None:
     mx.eval(mx.zeros(1))
     before = mx.get_active_memory()
     reader.answer(first, prompt_of([*first.tokens[:300], 5, 6, 7], 200))
+    mx.synchronize()
     held = mx.get_active_memory() - before
     arrays = sum(
         a.nbytes

@@ -203,6 +203,18 @@ def test_the_longest_unused_leaves_first() -> None:
     assert (scene.found([*A, 5]), scene.found([*C, 5])) == (100, 100)
 
 
+def test_what_is_freed_may_be_filled_again() -> None:
+    scene = Scene()
+    for tokens in (A, B, C):
+        scene.keep(tokens)
+    scene.store.free(1)
+    assert len(scene.store) == 2
+    scene.store.free(2 * ROOM)
+    assert len(scene.store) == 0
+    scene.keep(A)
+    assert scene.found([*A, 5]) == 100
+
+
 def test_a_systems_turn_that_has_served_leaves_late_but_leaves() -> None:
     scene = Scene(trimmable=False)
     for tokens in (A, B):
