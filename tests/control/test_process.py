@@ -17,6 +17,7 @@ import pytest
 import uvloop
 
 from mlxd.control import process as module
+from mlxd.control.kernels import Kernels
 from mlxd.control.leftovers import end_leftovers
 from mlxd.control.process import EngineProcess
 from mlxd.core.clock import ManualClock
@@ -100,7 +101,7 @@ def test_a_disk_that_hangs_does_not_hold_up_who_gives_an_engine_its_kernels(
 ) -> None:
     """A load that is given up ends, and so does the loop."""
     back = threading.Event()
-    monkeypatch.setattr(module.Kernels, "lend", lambda self, private: back.wait(25))
+    monkeypatch.setattr(Kernels, "lend", lambda self, private: back.wait(25))
 
     async def main() -> None:
         process = await spawned(tmp_path, SLEEPS)
