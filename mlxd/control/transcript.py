@@ -40,7 +40,9 @@ class Transcript:
         self.decode_seconds = 0.0
         """What generations that did not finish have spent behind their first token."""
         self.cached_tokens: int | None = None
-        """Of its prompt, those that the first worker did not have to read; None: none has said."""
+        """Of its prompt, those that the worker did not have to read which began the answer; None: none
+        has said.
+        """
         self.finished = False
         """The consumer has had its end."""
         self.left: list[Burst] = []
