@@ -474,7 +474,8 @@ class _Run:
                 if isinstance(event, Started) and event.reuse is not None:
                     self._replays.reuses.add(self._case.card.name, event)
         last = burst[-1]
-        if isinstance(last, Finished):
+        if isinstance(last, Finished) and not self._transcript.counted:
+            self._transcript.counted = True
             self._replays.ended(self._case.card.name, last)
         if self._order.request.stream and not self._seen:
             self._seen = any(not isinstance(event, Started) for event in burst)

@@ -27,7 +27,7 @@ from mlxd.core.errors import (
     WorkerCrashed,
     WorkerStalled,
 )
-from mlxd.core.events import Finished, Started, TextDelta
+from mlxd.core.events import Finished, GenerationEvent, Started, TextDelta
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.core.story import untold
@@ -84,7 +84,7 @@ class Request:
         self.bursts = world.replays.run(
             order, self.case, lease, world.policies, transcript=transcript
         )
-        self.events: list[object] = []
+        self.events: list[GenerationEvent] = []
         self.error: BaseException | None = None
         self.task = world.loop.do(lambda: asyncio.ensure_future(self.consume()))
         world.loop.settle()
@@ -365,6 +365,21 @@ def test_calls_that_could_not_be_read_are_counted_and_logged_once(world, caplog)
     assert told == [("m", 2)]
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == "2 tool calls of m could not be read, and are text"
+
+
+def test_an_end_that_is_told_once_more_is_not_counted_again(world, caplog):
+    told = []
+    world.replays.on_malformed = lambda model, calls: told.append((model, calls))
+    transcript = Transcript()
+    one = Request(world, "secret", transcript=transcript)
+    one.starts()
+    ended = ipc.Ended(one.asked[-1].id, "stop", 3, 1, 0, 0.1, 0.2, malformed_calls=2)
+    world.says(ipc.Output(1, [ended]))
+    transcript.give_back(one.events[-1:])
+    two = Request(world, "secret", transcript=transcript)
+    assert isinstance(two.events[-1], Finished)
+    assert told == [("m", 2)]
+    assert len(caplog.records) == 1
 
 
 def test_one_that_no_worker_has_accepted_begins_at_the_beginning(world):

@@ -141,8 +141,8 @@ def whole(
 
 
 def usage_of(call: Call, ends: Sequence[Finished | None]) -> Json:
-    """Token counts of all answers together; a prompt counts once, however many it has. Of its tokens
-    those are cached that nobody had to compute: one of its answers may have, for the others.
+    """Token counts of all answers together; a prompt counts once, however many it has. Those of its
+    tokens are cached that none of them had to compute: one may have, for the others.
     """
     made = [end for end in ends if end is not None]
     each = (ends[at : at + call.choices] for at in range(0, len(ends), call.choices))
