@@ -125,6 +125,8 @@ class Generation:
         self.limits = limits
         self.transcript = transcript if transcript is not None else Transcript()
         self.transcript.reached = False
+        self._goes_on = self.transcript.begun
+        """Behind tokens that another has computed: how its prompt was read was told then."""
         self._pulse = pulse
         self.ended = False
         """True once the worker holds nothing of it any more."""
@@ -214,7 +216,7 @@ class Generation:
                 if self.transcript.tempo is not None:
                     spoken = piece.completion_tokens
                     self.transcript.tempo.tokens(self._last_piece, spoken, last=True)
-                self._waiting.add(_finished(piece, self.transcript.decode_seconds))
+                self._waiting.add(self._finished(piece))
                 self._end()
             case ipc.Cancelled():
                 self._end()
@@ -225,6 +227,15 @@ class Generation:
                     self._waiting.add(Echo(piece.text, tuple(self._scores)))
             case _:
                 self._waiting.add(_event(piece))
+
+    def _finished(self, piece: ipc.Ended) -> Finished:
+        """Of one that goes on, `cached_tokens` are those of its beginning: what its own worker had
+        to read again, or had kept of the answer itself, was none of its client's doing.
+        """
+        cached, first = piece.cached_tokens, self.transcript.cached_tokens
+        if self._goes_on and first is not None:
+            cached = first
+        return _finished(piece, self.transcript.decode_seconds, cached)
 
     def note(self, tokens: Iterable[int]) -> None:
         """Tokens of its answer, which the pieces up to now have made known."""
@@ -244,9 +255,10 @@ class Generation:
 
     def reused(self, reused: ipc.Reused) -> None:
         """The engine has begun with it, and need not compute all of its prompt."""
-        if self._error is None and self._accepted.done():
+        if self._error is None and self._accepted.done() and not self._goes_on:
             start = self._accepted.result()
-            cached = min(reused.cached_tokens, start.prompt_tokens)  # an answer is cached, too
+            cached = min(reused.cached_tokens, start.prompt_tokens)
+            self.transcript.cached_tokens = cached
             reuse = Reuse(reused.missed, reused.missed_turn)
             self._waiting.add(replace(start, cached_tokens=cached, reuse=reuse))
             self._notify()
@@ -515,13 +527,13 @@ def _logprobs(entries: list[ipc.Logprob]) -> tuple[TokenLogprob, ...]:
     return tuple(TokenLogprob(e.token, e.raw, e.logprob, tuple(e.top)) for e in entries)
 
 
-def _finished(piece: ipc.Ended, spent_before: float) -> Finished:
+def _finished(piece: ipc.Ended, spent_before: float, cached: int) -> Finished:
     """`spent_before`: seconds of decoding by workers that did not finish."""
     return Finished(
         reason=piece.reason,
         prompt_tokens=piece.prompt_tokens,
         completion_tokens=piece.completion_tokens,
-        cached_tokens=min(piece.cached_tokens, piece.prompt_tokens),
+        cached_tokens=min(cached, piece.prompt_tokens),
         prefill_seconds=piece.prefill_seconds,
         decode_seconds=spent_before + piece.decode_seconds,
         stop_string=piece.stop_string,

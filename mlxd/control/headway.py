@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 from mlxd.control.fingerprint import fingerprint_of
 from mlxd.control.replay import seeded
 from mlxd.control.transcript import Transcript
 from mlxd.core.errors import ResumeExpired
-from mlxd.core.events import Burst
+from mlxd.core.events import Burst, bytes_of
 from mlxd.core.models import ModelCard
 from mlxd.core.request import Sampling
 
 _FREE = 8
 """How often going on is nothing new; each time after that counts towards rates, like a request."""
-_BURST_BYTES = 512
-"""About what one takes that nobody has read."""
 
 
 class Headway:
@@ -76,6 +75,8 @@ class Headway:
     def size(self) -> int:
         """In bytes, about."""
         return sum(
-            len(one.prompt) + 4 * len(one.tokens) + _BURST_BYTES * sum(map(len, one.left))
+            len(one.prompt)
+            + 4 * len(one.tokens)
+            + sum(map(bytes_of, chain.from_iterable(one.left)))
             for one in self.transcripts
         )

@@ -304,7 +304,6 @@ class _Run:
         self._policies = policies
         self._transcript = transcript
         transcript.go_on(replays.monotonic(), replays.tempo_of(order))
-        self._resumed = transcript.begun
         self._telling = Telling(
             order.story,
             len(transcript.tokens),
@@ -342,9 +341,23 @@ class _Run:
             if self._interrupted and self._replays.on_replay is not None:
                 self._replays.on_replay(outcome)
 
+    async def _left_before(self) -> AsyncGenerator[Burst, None]:
+        """What an earlier consumer did not take. What this one does not take either stays, behind
+        what is given back of it meanwhile.
+        """
+        left, self._transcript.left = self._transcript.left, []
+        taken = 0
+        try:
+            for burst in left:
+                taken += 1
+                yield burst
+        finally:
+            self._transcript.left += left[taken:]
+
     async def _all(self) -> AsyncGenerator[Burst, None]:
-        while self._transcript.left:
-            yield self._transcript.left.pop(0)
+        async with aclosing(self._left_before()) as bursts:
+            async for burst in bursts:
+                yield burst
         while not self._transcript.finished:
             worker = await self._worker()
             turn = self._enter(worker)
@@ -461,7 +474,8 @@ class _Run:
                 if isinstance(event, Started) and event.reuse is not None:
                     self._replays.reuses.add(self._case.card.name, event)
         last = burst[-1]
-        if isinstance(last, Finished):
+        if isinstance(last, Finished) and not self._transcript.counted:
+            self._transcript.counted = True
             self._replays.ended(self._case.card.name, last)
         if self._order.request.stream and not self._seen:
             self._seen = any(not isinstance(event, Started) for event in burst)
@@ -474,8 +488,6 @@ class _Run:
         self._telling.finished(last)
         taken = last.prompt_tokens + last.completion_tokens
         last = replace(last, context_full=taken >= self._order.context)
-        if self._resumed and self._transcript.cached_tokens is not None:
-            last = replace(last, cached_tokens=self._transcript.cached_tokens)
         if self._order.request.tell_context:
             tokens = (*ipc.unpacked(self._transcript.prompt), *self._transcript.tokens)
             last = replace(last, context=tokens)

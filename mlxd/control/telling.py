@@ -57,6 +57,8 @@ class Telling:
         self._tokens = tokens
         self._decode_seconds = decode_seconds
         self._turns = turns
+        self._counts = False
+        """Its prompt is in this story; of one that goes on, it is in an earlier one."""
         self._cached = 0
         self._ended = False
 
@@ -80,7 +82,7 @@ class Telling:
         if end.completion_tokens and story.first_token is None:
             story.first_token = story.now  # none of them was text
         story.completion_tokens += max(0, end.completion_tokens - self._tokens)
-        if not self._tokens:
+        if self._counts:
             story.cached_tokens += end.cached_tokens - self._cached
         story.prefill_seconds += end.prefill_seconds
         story.decode_seconds += max(0.0, end.decode_seconds - self._decode_seconds)
@@ -99,8 +101,10 @@ class Telling:
             self._story.decode_seconds += decode_seconds - self._decode_seconds
 
     def _began(self, start: Started) -> None:
-        self._story.cached_tokens += start.cached_tokens - self._cached
-        self._cached = start.cached_tokens
+        self._counts = self._counts or start.reuse is None
+        if self._counts:
+            self._story.cached_tokens += start.cached_tokens - self._cached
+            self._cached = start.cached_tokens
         if start.reuse is None:
             self._accepted(start)
         else:

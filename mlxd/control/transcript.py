@@ -40,9 +40,13 @@ class Transcript:
         self.decode_seconds = 0.0
         """What generations that did not finish have spent behind their first token."""
         self.cached_tokens: int | None = None
-        """Of its prompt, those that the first worker did not have to read; None: none has said."""
+        """Of its prompt, those that the worker which began the answer need not read; None: it
+        has not said.
+        """
         self.finished = False
         """The consumer has had its end."""
+        self.counted = False
+        """Its end is in the figures; the consumer may get it once more."""
         self.left: list[Burst] = []
         """What had come when the consumer went away, and was not taken."""
         self.left_at = 0.0

@@ -128,6 +128,19 @@ Burst = Sequence[GenerationEvent]
 """Events that became ready together, in order; never empty."""
 
 
+_EVENT_BYTES = 256
+_LOGPROB_BYTES = 200
+"""Of a token, and of each that it might have been."""
+
+
+def bytes_of(event: GenerationEvent) -> int:
+    """About what one takes that is kept."""
+    if not isinstance(event, TextDelta | ReasoningDelta | Echo):
+        return _EVENT_BYTES
+    tokens = sum(1 + len(entry.top) for entry in event.logprobs)
+    return _EVENT_BYTES + len(event.text) + _LOGPROB_BYTES * tokens
+
+
 @dataclass(slots=True)
 class Completion:
     """A whole generation: the fold of its events."""
@@ -178,6 +191,11 @@ class Fold:
                     whole.embedding = event
                 case Finished():
                     whole.finished = event
+
+    @property
+    def size(self) -> int:
+        """In bytes, about."""
+        return sum(bytes_of(delta) for run in self._runs for delta in run)
 
     def whole(self) -> Completion:
         self._whole.text = "".join(self._text)

@@ -5,6 +5,7 @@ How a stream is told is in stream.py.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from functools import partial
 from aiohttp import web
 
 from mlxd.control.dispatch import Asker
-from mlxd.core.caller import PRIORITIES, Caller, Priority
+from mlxd.core.caller import PRIORITIES, Priority
 from mlxd.core.errors import InvalidRequest, MlxdError, ResumeExpired
 from mlxd.core.events import Completion, collect, collect_all
 from mlxd.core.threads import Threads
@@ -25,6 +26,7 @@ from mlxd.server.edge import (
     MARKS,
     MODEL,
     STORY,
+    STREAM,
     caller_of,
     policies_of,
 )
@@ -46,6 +48,10 @@ _threads = Threads("numbers")
 PRIORITY_HEADER = "X-Request-Priority"
 RETRIES_HEADER = "X-Stainless-Retry-Count"
 """The clients of OpenAI and Anthropic say with it which try a request is."""
+_TELLING_APART = (
+    "Authorization", "X-Api-Key", "Cookie", "X-Forwarded-For", "Forwarded", "User-Agent",
+)  # fmt: skip
+"""Headers in which people differ who come from behind one address."""
 _OLD_NAMES = {"1": "high", "2": "medium", "3": "low"}
 """As /queue/stats has them, too."""
 _NAMES: web.RequestKey[dict[str, str]] = web.RequestKey("names", dict)
@@ -111,7 +117,8 @@ class Generate:
                     return await self._streamed(told, call, request, policies)
                 completions = await self._completions(told, call, self._asker(request))
         except ResumeExpired:
-            if coming.event:
+            stream = request.get(STREAM)
+            if coming.event or (stream is not None and stream.begun):
                 raise
             return await self._told(call, request, policies)
         return await self._whole(call, completions, request, policies)
@@ -173,7 +180,7 @@ def asker_of(request: web.BaseRequest) -> Asker:
 def _coming(request: web.BaseRequest, policies: PolicySet) -> Coming:
     tries = request.headers.get(RETRIES_HEADER, "")
     return Coming(
-        owner=_owner(caller_of(request)),
+        owner=_owner(request),
         digest=request[DIGEST],
         size=request[SIZE],
         event=request.headers.get(HEADER, "").strip(),
@@ -183,9 +190,16 @@ def _coming(request: web.BaseRequest, policies: PolicySet) -> Coming:
     )
 
 
-def _owner(caller: Caller) -> str:
-    """A key, wherever it is used from; without one, an address."""
-    return f"key {caller.key}" if caller.key else f"address {caller.address}"
+def _owner(request: web.BaseRequest) -> str:
+    """A key, wherever it is used from. Without one, an address, and what may tell those apart who
+    share it: whatever a header says, it gives nobody more than the address does.
+    """
+    caller, headers = caller_of(request), request.headers
+    if caller.key:
+        return f"key {caller.key}"
+    said = [value for name in _TELLING_APART for value in headers.getall(name, ("",))]
+    digest = hashlib.blake2b(repr(said).encode("utf-8", "surrogateescape"), digest_size=12)
+    return f"address {caller.address} {digest.hexdigest()}"
 
 
 def _priority_of(request: web.BaseRequest) -> Priority | None:

@@ -64,7 +64,7 @@ class Resumption:
         self._ended: OrderedDict[str, Told] = OrderedDict()
         """The oldest first."""
         self._twins: dict[_Twins, list[Told]] = {}
-        """Those of `_cut`, by what may be asked again."""
+        """Those of `_cut` that may be gone on with where the same is asked again."""
         self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self.outcomes: Counter[str] = Counter()
@@ -102,6 +102,8 @@ class Resumption:
         if events and coming.event:
             return await self._behind(coming, call)
         if (twin := self._twin(coming)) is not None:
+            self._remove(twin)
+            twin.rename(call.id)
             return self._found(twin, twin.behind(0) or b"", "attached", coming, call)
         keeps = self._bounds.window and call.request.want == "answer"
         told = Told(
@@ -132,19 +134,23 @@ class Resumption:
         if told is None or owed is None:
             self.outcomes["expired"] += 1
             raise _expired(coming.policies)
+        self._remove(told)
         return self._found(told, owed, how, coming, call)
 
     def _twin(self, coming: Coming) -> Told | None:
-        """One that was cut, and goes on as this request would be answered."""
+        """One that was cut, and goes on as this request would be answered. Who asks anew, and is to
+        be told something else, has given up what was cut: no retry goes on with it either.
+        """
         if self._bounds.attach == "off" or coming.twins not in self._twins:
             return None
         self._sweep()
-        sure = coming.retried or self._bounds.attach == "always"
-        twins = self._twins.get(coming.twins, ())
-        return next((told for told in twins if sure or not told.drawn), None)
+        twins = self._twins.get(coming.twins, [])
+        if not coming.retried and self._bounds.attach != "always":
+            for told in [one for one in twins if one.drawn]:
+                self._part(told)
+        return next(iter(twins), None)
 
     def _found(self, told: Told, owed: bytes, how: str, coming: Coming, call: Call) -> Told:
-        self._remove(told)
         told.owed = owed
         told.call = told.call or replace(call, id=told.id)
         self.outcomes[how] += 1
@@ -208,10 +214,15 @@ class Resumption:
         self._bytes -= told.size
         if self._ended.pop(told.id, None) is None:
             del self._cut[told.id]
-            twins = self._twins[told.owner, told.digest]
+            self._part(told)
+
+    def _part(self, told: Told) -> None:
+        """It is no twin of a request any more."""
+        twins = self._twins.get((told.owner, told.digest), [])
+        if told in twins:
             twins.remove(told)
-            if not twins:
-                del self._twins[told.owner, told.digest]
+        if not twins:
+            self._twins.pop((told.owner, told.digest), None)
 
     def _grown(self, size: int) -> None:
         self._bytes += size

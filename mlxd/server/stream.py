@@ -68,6 +68,8 @@ class Stream:
         self._response = web.StreamResponse(
             headers={"Content-Type": codec.content_type, "Cache-Control": "no-cache"}
         )
+        self._scored = any(one.echo and one.logprobs is not None for one in call.requests)
+        """A burst may hold the scores of a whole prompt."""
         self._writing = asyncio.Lock()
         """Held for a whole write: nothing else gets into the middle of a record."""
         self._torn = False
@@ -103,7 +105,7 @@ class Stream:
         self._waiting = waiting
         self._waiting_since = self._parts.clock.monotonic()
         if self._answer.owed and not self._speaking:
-            self._saying = asyncio.create_task(self._catch_up(), name=f"owed {self._call.id}")
+            self._saying = asyncio.create_task(self._begin(), name=f"owed {self._call.id}")
 
     @property
     def _place(self) -> Waiting | None:
@@ -138,15 +140,27 @@ class Stream:
                 async for burst in bursts:
                     await self._send(burst, 0)
 
+    async def _begin(self) -> None:
+        """While it waits, with what it is owed: whoever waits learns that its client has left."""
+        with contextlib.suppress(ConnectionError):
+            await self._catch_up()
+
     async def _catch_up(self) -> None:
         """What it is owed goes out."""
         if self._answer.owed:
             await self._write(b"")
 
     async def _send(self, burst: Burst, choice: int) -> None:
+        if len(burst) > _EVENTS or self._scored:
+            await self._send_in_parts(burst, choice)
+        else:
+            records = self._encoder.feed(burst, self._parts.clock.wall(), choice)
+            if records := self._answer.tell(records):
+                await self._write(records)
+
+    async def _send_in_parts(self, burst: Burst, choice: int) -> None:
         for at in range(0, len(burst), _EVENTS):
-            events = burst if len(burst) <= _EVENTS else burst[at : at + _EVENTS]
-            records = self._answer.tell(await self._encoded(events, choice))
+            records = self._answer.tell(await self._encoded(burst[at : at + _EVENTS], choice))
             if not records:
                 continue
             try:
@@ -157,7 +171,7 @@ class Stream:
 
     async def _encoded(self, events: Burst, choice: int) -> bytes:
         now = self._parts.clock.wall()
-        if Echo not in map(type, events) or not _many_scores(events):
+        if not _many_scores(events):
             return self._encoder.feed(events, now, choice)
         self._answer.uncertain = True
         records = await _threads.run(self._encoder.feed, events, now, choice)
@@ -166,8 +180,19 @@ class Stream:
 
     async def _write(self, records: bytes) -> None:
         """Raises ConnectionResetError once the client has left."""
+        if records and self._flows(len(records)):
+            await self._response.write(records)
+            self._last_write = self._parts.clock.monotonic()
+            return
         async with self._writing:
             await self._write_now(records)
+
+    def _flows(self, size: int) -> bool:
+        """So much more is taken at once, and nothing has to come before it."""
+        if self._answer.owed or self._torn or not self._response.prepared or self._writing.locked():
+            return False
+        wire = self._request.transport
+        return wire is not None and wire.get_write_buffer_size() + size <= _TAKEN_AT_ONCE
 
     async def _write_now(self, records: bytes) -> None:
         if not self._response.prepared:
@@ -273,7 +298,7 @@ class Stream:
         """A comment takes no blank line behind an event with an id: a client that keeps the id, as
         it should, may take that for an event without data. OpenAI's does, and fails.
         """
-        behind_id = self._response.prepared and self._answer.count > 0
+        behind_id = self._answer.count > 0  # be it on an earlier connection: it may be told again
         return words[:-1] if behind_id and words.startswith(b":") else words
 
 

@@ -19,10 +19,8 @@ _OVERHEAD = 2048
 """Bytes that one takes beside what it says."""
 _PARSED = 4
 """A request takes so many times the bytes of its body, about."""
-_WRITE_OVERHEAD = 80
-"""Bytes that each write takes beside its records."""
-_SAID_AT = 4096
-"""Bytes: it is not worth a word each time."""
+_PIECE = 4096
+"""Bytes of records that are kept as one, and worth a word."""
 
 
 class Told:
@@ -32,7 +30,8 @@ class Told:
     """
 
     __slots__ = (
-        "_base", "_events", "_grown", "_mark", "_records", "_under_way", "_unsaid", "_written",
+        "_base", "_events", "_fresh", "_grown", "_kept", "_mark", "_under_way", "_unsaid",
+        "_written",
         "call", "complete", "connection", "count", "digest", "drawn", "encoder", "first", "folds",
         "gone", "handed", "headway", "id", "kept_at", "owed", "owner", "tokens", "uncertain",
     )  # fmt: skip
@@ -86,10 +85,13 @@ class Told:
         self._under_way = True
         self._written = 0
         self._unsaid = 0
-        """Bytes that are written, and that nobody was told of yet."""
-        self._mark = f"id: {call.id}-".encode()
+        """Bytes of `_fresh`."""
+        self._mark = _mark_of(call.id)
         self._events = events
-        self._records: list[bytes] = []
+        self._kept: list[bytes] = []
+        """What was told, in pieces."""
+        self._fresh: list[bytes] = []
+        """Records that are not one of those yet, and that nobody was told of."""
         self._grown = grown
 
     @property
@@ -115,25 +117,33 @@ class Told:
                 records = b"%b%b%d\n\n" % (records[:-1], self._mark, self.count)
             else:
                 records = self._with_ids(records)
-        self._records.append(records)
-        self._unsaid += len(records) + _WRITE_OVERHEAD
-        if self._unsaid >= _SAID_AT:
+        self._fresh.append(records)
+        self._unsaid += len(records)
+        if self._unsaid >= _PIECE:
             self._say_size()
         return records
 
     def forget(self) -> None:
         """Nobody can come back to it any more."""
         self._grown = None
-        self._records = []
+        self._kept, self._fresh = [], []
 
     def behind(self, number: int) -> bytes | None:
         """The records behind that one, 0: all; None: there is no such one."""
-        told = b"".join(self._records)
+        told = self._all()
         if number == 0:
             return told
         mark = b"\n%b%d\n\n" % (self._mark, number)
         at = told.find(mark)
         return told[at + len(mark) :] if at >= 0 else None
+
+    def rename(self, id: str) -> None:
+        """Its events have other ids from now on: who knows the old ones cannot come back to it."""
+        old, self._mark = self._mark, _mark_of(id)
+        self.id = id
+        if self._events:
+            self._kept = [self._all().replace(b"\n" + old, b"\n" + self._mark)]
+            self._fresh, self._unsaid = [], 0
 
     def give_back(self, choice: int, burst: Burst) -> None:
         """What was taken of a generation, and was not told."""
@@ -143,23 +153,26 @@ class Told:
     def begin(self, connection: asyncio.Transport | None) -> None:
         """It is told on this connection."""
         self.connection, self._under_way, self.handed = connection, True, False
-        self._written = sum(map(len, self._records))
+        self._written = sum(map(len, self._kept))
 
     def settle(self) -> None:
         """It is not being told any more: of one that is complete, no more stays than was told."""
+        self._kept, self._fresh = [self._all()], []
         self.connection, self.owed, self._unsaid, self._under_way = None, b"", 0, False
-        self._records = [b"".join(self._records)]
-        self._written = len(self._records[0]) + self.headway.size
+        self._written = len(self._kept[0]) + self.headway.size + sum(f.size for f in self.folds)
         if self.headway.transcripts:
             self.drawn, self.tokens = self.headway.drawn, self.headway.tokens
         if self.complete and self.encoder is not None:
-            self._base, self._written = _OVERHEAD, len(self._records[0])
+            self._base, self._written = _OVERHEAD, len(self._kept[0])
             self.call, self.encoder, self.headway = None, None, Headway()
 
     def hang_up(self) -> None:
         """End the connection that it is told on, as if its client had."""
         if self.connection is not None:
             self.connection.abort()
+
+    def _all(self) -> bytes:
+        return b"".join((*self._kept, *self._fresh))
 
     def _with_ids(self, records: bytes) -> bytes:
         told: list[bytes] = []
@@ -169,7 +182,14 @@ class Told:
         return b"".join(told)
 
     def _say_size(self) -> None:
+        self._kept.append(b"".join(self._fresh))
+        self._fresh.clear()
         more, self._unsaid = self._unsaid, 0
         self._written += more
         if self._grown is not None:
             self._grown(more)
+
+
+def _mark_of(id: str) -> bytes:
+    """What a record ends with, but for its number."""
+    return f"id: {id}-".encode()

@@ -27,7 +27,7 @@ from mlxd.core.errors import (
     WorkerCrashed,
     WorkerStalled,
 )
-from mlxd.core.events import Finished, Started, TextDelta
+from mlxd.core.events import Finished, GenerationEvent, Started, TextDelta
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.core.story import untold
@@ -84,7 +84,7 @@ class Request:
         self.bursts = world.replays.run(
             order, self.case, lease, world.policies, transcript=transcript
         )
-        self.events: list[object] = []
+        self.events: list[GenerationEvent] = []
         self.error: BaseException | None = None
         self.task = world.loop.do(lambda: asyncio.ensure_future(self.consume()))
         world.loop.settle()
@@ -238,6 +238,39 @@ def test_another_request_goes_on_behind_a_client_that_has_left(world):
     assert (two.story.completion_tokens, two.story.prompt_tokens) == (1, 0)
 
 
+def test_what_is_left_keeps_its_order_however_often_it_is_left(world):
+    transcript = Transcript()
+    one = Request(world, "one", reads=1, transcript=transcript)
+    one.starts()
+    one.hangs_up()
+    one.is_cancelled()
+    transcript.left = [[TextDelta("1 ")], [TextDelta("2 ")], [TextDelta("3 ")]]
+    two = Request(world, "one", reads=2, transcript=transcript)
+    assert two.text == "1 2 "
+    transcript.give_back(two.events[-1:])
+    two.hangs_up()
+    three = Request(world, "one", reads=1, transcript=transcript)
+    three.hangs_up()
+    four = Request(world, "one", transcript=transcript)
+    assert three.text + four.text == "2 3 "
+
+
+def test_a_prompt_is_in_one_story_and_so_is_what_of_it_was_cached(world):
+    """One that is cut before anybody took it is told to whoever goes on."""
+    transcript = Transcript()
+    one = Request(world, "one", reads=1, transcript=transcript)
+    id = one.asked[-1].id
+    world.says(ipc.Accepted(id, 3, prompt=ipc.packed([7, 8, 9]), cached_tokens=2))
+    world.says(ipc.Output(1, [], started=[id], begun=[id], reused=[ipc.Reused(id, 2)]))
+    one.hangs_up()
+    one.is_cancelled()
+    two = Request(world, "one", transcript=transcript)
+    two.starts()
+    world.says(ipc.Output(1, [ipc.Ended(two.asked[-1].id, "stop", 3, 1, 2, 0.1, 0.2)]))
+    assert (one.story.prompt_tokens, one.story.cached_tokens) == (3, 2)
+    assert (two.story.prompt_tokens, two.story.cached_tokens) == (0, 0)
+
+
 def test_an_end_that_nobody_took_needs_no_worker_again(world):
     transcript = Transcript()
     one = Request(world, "one", reads=1, transcript=transcript)
@@ -332,6 +365,21 @@ def test_calls_that_could_not_be_read_are_counted_and_logged_once(world, caplog)
     assert told == [("m", 2)]
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == "2 tool calls of m could not be read, and are text"
+
+
+def test_an_end_that_is_told_once_more_is_not_counted_again(world, caplog):
+    told = []
+    world.replays.on_malformed = lambda model, calls: told.append((model, calls))
+    transcript = Transcript()
+    one = Request(world, "secret", transcript=transcript)
+    one.starts()
+    ended = ipc.Ended(one.asked[-1].id, "stop", 3, 1, 0, 0.1, 0.2, malformed_calls=2)
+    world.says(ipc.Output(1, [ended]))
+    transcript.give_back(one.events[-1:])
+    two = Request(world, "secret", transcript=transcript)
+    assert isinstance(two.events[-1], Finished)
+    assert told == [("m", 2)]
+    assert len(caplog.records) == 1
 
 
 def test_one_that_no_worker_has_accepted_begins_at_the_beginning(world):

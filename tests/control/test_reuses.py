@@ -28,9 +28,9 @@ TURNS = (Message("system", "s"), Message("user", "secret"), Message("user", "wor
 ENDED = ipc.Ended(1, "stop", 10, 2, 7, 0.1, 0.2)
 
 
-def generation() -> Generation:
+def generation(transcript: Transcript | None = None) -> Generation:
     limits = Limits(60.0, 60.0, 60.0, 1.0, lambda key: PolicyLine(key, "x", "y"))
-    return Generation(1, limits, SystemClock(), Pulse(), fingerprint="fp")
+    return Generation(1, limits, SystemClock(), Pulse(), transcript, fingerprint="fp")
 
 
 def story() -> Story:
@@ -62,16 +62,40 @@ class TestAsAnEvent:
         assert (again.cached_tokens, again.reuse) == (7, Reuse(7, 2))
         assert (again.wait_seconds, again.fingerprint) == (first.wait_seconds, "fp")
 
-    async def test_an_answer_that_goes_on_has_no_more_cached_than_its_prompt(self) -> None:
-        running = generation()
-        running.answer(ipc.Accepted(1, 10))
-        running.reused(ipc.Reused(1, 17))
-        running.take(ipc.Ended(1, "stop", 10, 9, 17, 0.1, 0.2))
-        (burst,) = [burst async for burst in running.bursts()]
+    async def test_an_answer_that_goes_on_counts_as_its_prompt_was_read_first(self) -> None:
+        """Its worker may have kept all of it, or nothing; and it does not start again."""
+        first = generation()
+        first.answer(ipc.Accepted(1, 10, cached_tokens=3))
+        first.reused(ipc.Reused(1, 7))
+        first.begun()
+        first.leave()
+        for kept in (0, 17):
+            again = generation(first.transcript)
+            again.answer(ipc.Accepted(1, 10, cached_tokens=kept))
+            again.reused(ipc.Reused(1, kept))
+            again.take(ipc.Ended(1, "stop", 10, 9, kept, 0.1, 0.2))
+            (burst,) = [burst async for burst in again.bursts()]
+            (end,) = burst
+            assert isinstance(end, Finished)
+            assert end.cached_tokens == 7
+
+    async def test_one_that_begins_anew_counts_as_it_is_read_then(self) -> None:
+        """Its worker was gone before the first token."""
+        first = generation()
+        first.answer(ipc.Accepted(1, 10, cached_tokens=3))
+        first.reused(ipc.Reused(1, 7))
+        first.fail(WorkerCrashed("gone"))
+        again = generation(first.transcript)
+        again.answer(ipc.Accepted(1, 10))
+        again.reused(ipc.Reused(1, 0))
+        again.begun()
+        again.take(ipc.Ended(1, "stop", 10, 2, 0, 0.1, 0.2))
+        (burst,) = [burst async for burst in again.bursts()]
         start, end = burst
         assert isinstance(start, Started)
         assert isinstance(end, Finished)
-        assert (start.cached_tokens, end.cached_tokens) == (10, 10)
+        assert (start.cached_tokens, end.cached_tokens) == (0, 0)
+        assert again.transcript.cached_tokens == 0
 
     async def test_what_comes_behind_an_error_is_for_nobody(self) -> None:
         running = generation()

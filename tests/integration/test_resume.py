@@ -198,6 +198,8 @@ def test_a_stream_that_was_cut_is_told_from_its_beginning_when_it_is_asked_for_a
     cut.hang_up()
     idle(served)
     told = Cut(served, RESPONSES, body).rest()
+    assert b"\nid: " + cut.last_id.encode() not in told, "whoever has the old ids has none of these"
+    told = _with_ids_of(cut, told)
     assert told.startswith(cut.events)
     assert alike(told) == alike(whole)
 
@@ -213,9 +215,32 @@ def test_who_regenerates_gets_another_answer_and_who_retries_the_same(served: Da
         return cut
 
     cut = first()
-    assert not Cut(served, COMPLETIONS, body).rest().startswith(cut.events)
     retry = Cut(served, COMPLETIONS, body, {"X-Stainless-Retry-Count": "1"})
-    assert retry.rest().startswith(cut.events)
+    assert _with_ids_of(cut, retry.rest()).startswith(cut.events)
+    cut = first()
+    assert not _with_ids_of(cut, Cut(served, COMPLETIONS, body).rest()).startswith(cut.events)
+
+
+def _with_ids_of(cut: Cut, told: bytes) -> bytes:
+    """The same events, by the ids that they had when they were told first."""
+    call = cut.last_id.rpartition("-")[0].encode()
+    return re.sub(rb"\nid: \w+-", b"\nid: " + call + b"-", told)
+
+
+def test_two_behind_one_address_are_told_apart_by_what_they_send(served: Daemon) -> None:
+    body = question(CHAT, "one address", tokens=300)
+    mine, yours = {"Authorization": "Bearer of-me"}, {"Authorization": "Bearer of-you"}
+    cut = Cut(served, CHAT, body, mine)
+    cut.read(2500)
+    cut.hang_up()
+    idle(served)
+    before = outcomes(served)
+    assert Cut(served, CHAT, body, yours | {"Last-Event-ID": cut.last_id}).rest()
+    assert Cut(served, CHAT, body, yours).rest()
+    after = outcomes(served)
+    assert (after["attached"], after["resumed"]) == (before["attached"], before["resumed"])
+    assert Cut(served, CHAT, body, mine | {"Last-Event-ID": cut.last_id}).rest()
+    assert outcomes(served)["resumed"] == before["resumed"] + 1
 
 
 def test_the_same_at_the_same_time_is_answered_twice(served: Daemon) -> None:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
-from mlxd.core.errors import InvalidRequest
+from mlxd.core.caller import Caller
+from mlxd.core.clock import ManualClock
+from mlxd.core.errors import InvalidRequest, ResumeExpired
 from mlxd.core.request import GenerationRequest
+from mlxd.core.story import untold
 from mlxd.dialects.base import Call
+from mlxd.dialects.openai import ChatCodec
 from mlxd.policy.load import Override, load
-from mlxd.server.generate import _check_choices, _check_scored, _reword
+from mlxd.server.edge import CALLER, STORY, STREAM
+from mlxd.server.edge import POLICIES as IN_FORCE
+from mlxd.server.generate import Generate, _check_choices, _check_scored, _owner, _reword
+from mlxd.server.intake import DIGEST, SIZE
+from mlxd.server.resume import Resumption
 
 POLICIES: Any = load(None, [Override("limits.choices", "3", "a test")])
 
@@ -60,3 +70,55 @@ def test_a_field_is_called_as_the_client_called_it(
     error = InvalidRequest(words, param=param)
     _reword(error, {"format": "guided_json"})
     assert (error.param, error.message) == told
+
+
+def from_address(**headers: str) -> Any:
+    request = make_mocked_request("POST", "/", headers=headers)
+    request[CALLER] = Caller("10.0.0.1")
+    return request
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": "Bearer of somebody"},
+        {"X-Api-Key": "x"},
+        {"Cookie": "session=1"},
+        {"X-Forwarded-For": "10.7.7.7"},
+        {"User-Agent": "curl"},
+    ],
+)
+def test_who_shares_an_address_owns_nothing_of_the_others_answers(headers: dict[str, str]) -> None:
+    assert _owner(from_address(**headers)) == _owner(from_address(**headers))
+    assert _owner(from_address(**headers)) != _owner(from_address())
+    assert headers.popitem()[1] not in _owner(from_address(**headers))
+
+
+def test_a_key_is_the_same_client_wherever_it_comes_from() -> None:
+    here, there = from_address(User_Agent="a"), from_address(X_Forwarded_For="10.7.7.7")
+    here[CALLER], there[CALLER] = Caller("10.0.0.1", "k", "t"), Caller("10.0.0.2", "k", "t")
+    assert _owner(here) == _owner(there)
+
+
+async def test_no_second_answer_begins_in_a_stream_that_has_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The model of what it went on with has changed, and that came out late."""
+    parts: Any = SimpleNamespace(resumption=Resumption(ManualClock(), POLICIES))
+    codec = ChatCodec()
+    begun: list[bool] = []
+
+    async def told(self: Any, told: Any, call: Any, request: Any, policies: Any) -> Any:
+        assert not begun, "a second one"
+        begun.append(True)
+        request[STREAM] = SimpleNamespace(begun=True)
+        raise ResumeExpired("it has changed")
+
+    monkeypatch.setattr(Generate, "_streamed", told)
+    request = from_address()
+    request[STORY], request[IN_FORCE] = untold(), POLICIES
+    request[DIGEST], request[SIZE] = b"", 1
+    body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}]}
+    with pytest.raises(ResumeExpired):
+        await Generate(parts, codec)._told(codec.parse(body, id="a", now=0.0), request, POLICIES)
+    assert begun == [True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -20,7 +21,7 @@ from mlxd.control.headway import Headway
 from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import QueueFull, ResumeExpired, WorkerCrashed
-from mlxd.core.events import Burst, Finished, GenerationEvent, Started, TextDelta
+from mlxd.core.events import Burst, Finished, GenerationEvent, Started, TextDelta, TokenLogprob
 from mlxd.core.models import ModelCard
 from mlxd.core.request import Sampling
 from mlxd.core.story import Story, untold
@@ -331,6 +332,24 @@ async def test_what_was_told_comes_at_once_while_the_rest_waits_for_a_slot() -> 
     assert have + client.taken == await Machine().ask()
 
 
+async def test_who_leaves_while_waiting_for_a_slot_is_no_error_of_anybodys() -> None:
+    machine = Machine()
+    have = read(await machine.ask(takes=1))
+    machine.slot = asyncio.Event()
+    errors: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    asked = asyncio.create_task(machine.ask(takes=0, event=last_id(have)))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    asked.cancel()
+    await asyncio.wait([asked])
+    gc.collect()
+    await asyncio.sleep(0)
+    assert not errors
+    machine.slot = None
+    assert have + await machine.ask(event=last_id(have)) == await Machine().ask()
+
+
 # -- the same again
 
 
@@ -392,7 +411,66 @@ def _changed(card: ModelCard) -> ModelCard:
     return replace(card, digest="1" * 64)
 
 
+async def test_who_asks_the_same_from_behind_the_same_address_is_not_cut_by_the_other() -> None:
+    """Both are told all of an answer, though it is one; nobody takes over what the other reads."""
+    machine = Machine()
+    first = await machine.ask(takes=2)
+    coming, call, codec = machine.coming(), machine.call("openai.chat"), SPOKEN["openai.chat"].codec
+    told = await machine.resumption.answer_to(coming, call, codec)
+    client = Client(10**6)
+    connection: Any = client
+    with machine.resumption.telling(told, coming.story, connection):
+        with pytest.raises(ResumeExpired):
+            await machine.ask(event=last_id(first))
+        await machine._stream(told, call, codec, client).run(an_asker())
+    whole = await Machine().ask()
+    assert without_ids(client.taken) == without_ids(whole)
+    assert re.findall(rb"\nid: (\S+)\n\n", client.taken) == [
+        b"c2-%d" % number for number in range(1, whole.count(b"\n\n") + 1)
+    ]
+    behind = client.taken[client.taken.index(b"c2-2\n\n") + 6 :]
+    assert await machine.ask(event="c2-2") == behind
+
+
+async def test_who_asks_anew_has_given_up_what_was_cut() -> None:
+    """As a person does who has stopped an answer: a retry of the next one is not told the first."""
+    machine = Machine()
+    machine.sampling = Sampling(temperature=1)
+    stopped = await machine.ask(takes=2)
+    machine.refusal = QueueFull("full")
+    with pytest.raises(QueueFull):
+        await machine.ask()
+    machine.refusal = None
+    assert b"-c3" in await machine.ask(retried=True)
+    assert await machine.ask(event=last_id(stopped)), "by its id it can be come back to"
+    assert not machine.resumption._twins
+
+
 # -- bounds
+
+
+async def test_what_is_told_is_kept_in_few_pieces() -> None:
+    machine = Machine()
+    call = machine.call("openai.chat")
+    kept: list[int] = []
+    told = Told(call, None, events=True, grown=kept.append)
+    records = [told.tell(b"data: %d\n\n" % number) for number in range(5000)]
+    assert len(told._kept) + len(told._fresh) < 500
+    assert told.behind(0) == b"".join(records)
+    assert told.behind(4990) == b"".join(records[4990:])
+    assert sum(kept) == sum(map(len, told._kept))
+
+
+async def test_a_whole_answer_takes_what_there_is_of_it() -> None:
+    """Scores above all, which are many times as long as its text."""
+    machine = Machine()
+    told = Told(machine.call("openai.chat"), None, grown=lambda _: None)
+    told.settle()
+    empty = told.size
+    score = TokenLogprob("x", b"x", -1.0, tuple(("y", b"y", -2.0) for _ in range(20)))
+    told.folds[0].add([TextDelta("x" * 1000, (score,) * 100)])
+    told.settle()
+    assert told.size - empty > 100 * 21 * 100
 
 
 async def test_the_oldest_goes_first_and_what_ended_before_what_was_cut() -> None:
@@ -474,6 +552,8 @@ async def test_a_comment_behind_an_id_is_no_event_to_openais_client() -> None:
     stream = machine._stream(Told(call, codec.encoder(call)), call, codec, Client(9))
     assert stream._harmless(b": waiting\n\n") == b": waiting\n\n"
     stream._answer.count = 1
+    stream._response.prepared = False
+    assert stream._harmless(b": waiting\n\n") == b": waiting\n", "behind what it is owed"
     comment = stream._harmless(b": waiting\n\n")
     pieces = [first + b"\n\n", comment, comment, b"\n\n".join(others)]
     events = list(streaming.SSEDecoder().iter_bytes(iter(pieces)))

@@ -65,7 +65,7 @@ def stream_to(loop, tmp_path):
         request: Any = Request({STORY: untold()})
         request.transport = client
         parts: Any = SimpleNamespace(clock=loop)
-        call: Any = SimpleNamespace(id="a")
+        call: Any = SimpleNamespace(id="a", requests=())
         told = Told(call, encoder)
         stream = Stream(parts, codec, told, request, policies, call=call, encoder=encoder)
         stream._response = client

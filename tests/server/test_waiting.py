@@ -64,9 +64,9 @@ def begin(loop: VirtualLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         codec: Any = SimpleNamespace(content_type=content_type, heartbeat=heartbeat)
         request: Any = Request({STORY: untold()})
         request.transport = client
-        idle = SimpleNamespace(progress_of=lambda model: None)
-        parts: Any = SimpleNamespace(clock=loop, residency=idle)
-        call: Any = SimpleNamespace(id="a")
+        residency = SimpleNamespace(progress_of=lambda model: None)
+        parts: Any = SimpleNamespace(clock=loop, residency=residency)
+        call: Any = SimpleNamespace(id="a", requests=())
         encoder: Any = None
         told = Told(call, SimpleNamespace())
         stream: Any = Stream(parts, codec, told, request, policies, call=call, encoder=encoder)

@@ -141,16 +141,20 @@ def whole(
 
 
 def usage_of(call: Call, ends: Sequence[Finished | None]) -> Json:
-    """Token counts of all answers together; a prompt counts once, however many it has."""
+    """Token counts of all answers together; a prompt counts once, however many it has. Those of its
+    tokens are cached that none of them had to compute: one may have, for the others.
+    """
     made = [end for end in ends if end is not None]
-    read = [end for end in ends[:: call.choices] if end is not None]
-    prompt = sum(end.prompt_tokens for end in read)
+    each = (ends[at : at + call.choices] for at in range(0, len(ends), call.choices))
+    of_each = [of_one for one in each if (of_one := [end for end in one if end is not None])]
+    prompt = sum(of_one[0].prompt_tokens for of_one in of_each)
+    cached = sum(min(end.cached_tokens for end in of_one) for of_one in of_each)
     completion = sum(end.completion_tokens for end in made)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": sum(end.cached_tokens for end in read)},
+        "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {
             "reasoning_tokens": sum(end.reasoning_tokens for end in made)
         },

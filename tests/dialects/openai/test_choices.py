@@ -111,12 +111,21 @@ def test_choices_open_together_and_in_order() -> None:
     assert {chunk["system_fingerprint"] for chunk in chunks} == {"fp_1"}
 
 
-def test_a_prompt_counts_as_its_first_choice_read_it_whichever_ends_first() -> None:
+@pytest.mark.parametrize("first", [0, 1])
+def test_what_one_choice_has_read_for_the_others_is_not_cached(first: int) -> None:
+    """Whichever of them that was, and whichever ends first."""
     call = asked(n=2, stream_options={"include_usage": True})
-    *_, last = streamed(
-        CHAT, call, (1, [STARTED, Finished("stop", 5, 2, 5)]), (0, [Finished("stop", 5, 2, 1)])
-    )
+    read, found = Finished("stop", 5, 2, 1), Finished("stop", 5, 2, 4)
+    *_, last = streamed(CHAT, call, (first, [STARTED, read]), (1 - first, [found]))
     assert last["usage"]["prompt_tokens_details"] == {"cached_tokens": 1}
+
+
+def test_each_prompt_counts_as_that_of_its_choices_read_it_that_was_first() -> None:
+    call = asked(COMPLETION, prompt=["a", "b"], n=2)
+    cached = (0, 4, 4, 3)
+    ends = [Completion(finished=Finished("stop", 5, 2, one)) for one in cached]
+    usage = COMPLETION.render(call, ends, 9.0)["usage"]
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 3}
 
 
 @pytest.mark.parametrize("codec", [CHAT, COMPLETION], ids=["chat", "completion"])
