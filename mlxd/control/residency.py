@@ -60,10 +60,13 @@ class Residency:
         read_memory: Callable[[], MemoryReading | None],
         forecasts: Forecaster | None = None,
         *,
+        policies: PolicySet | None = None,
         check: Check | None = None,
         returns_late: bool = True,
     ) -> None:
-        """`check` looks at a model's files once more before they are loaded. `returns_late`:
+        """`policies` are those in force until `apply` is called.
+
+        `check` looks at a model's files once more before they are loaded. `returns_late`:
         whether memory may be missing after the end of who held it (memory.py).
         """
         self.on_memory_error: Callable[[str], None] | None = None
@@ -75,8 +78,8 @@ class Residency:
         self._supervisor = supervisor
         self._clock = clock
         self._forecasts = forecasts or ByWeight()
-        self._policies: PolicySet | None = None
-        """Those in force, once `apply` was called; until then those of who asked first."""
+        self._policies = policies
+        """Those in force; where nobody has told them, those of who asked first."""
         self._inventory = Inventory(supervisor, clock, read_memory, self._forecasts)
         self._room = Room(
             self._inventory, supervisor, clock, self._in_force, returns_late=returns_late
@@ -310,9 +313,7 @@ class Residency:
 
     def _in_force(self) -> PolicySet:
         """Built-in defaults before anybody has told or asked."""
-        if self._policies is None:
-            self._policies = load()
-        return self._policies
+        return self._policies if self._policies is not None else load()
 
     # -- what workers say
 

@@ -303,7 +303,7 @@ def _models(ground: _Ground) -> _Models:
     forecasts = Forecasts(ground.state, clock)
     residency = Residency(
         supervisor, clock, read_memory, forecasts,
-        check=catalog.check, returns_late=returns_late(),
+        policies=store.current, check=catalog.check, returns_late=returns_late(),
     )  # fmt: skip
     grace = Grace(clock, lambda: float(store.current.supervision.sleep_wake.resume_grace))
     residency.calm = grace.calm

@@ -274,7 +274,7 @@ class TestAgent:
         last = turn(messages)
         assert text_of(last) == "Both are fine."
         assert last.stop_reason == "end_turn"
-        assert last.usage.input_tokens > first.usage.input_tokens
+        assert read_by(last) > read_by(first)
 
     def test_an_answer_that_is_begun_goes_on(self, client: anthropic.Anthropic) -> None:
         """Behind its own first words it says the rest, and not the words again."""
@@ -373,3 +373,8 @@ class TestRefusals:
         assert status.startswith(b"HTTP/1.1 413")
         body = json.loads(rest.partition(b"\r\n\r\n")[2])
         assert (body["type"], body["error"]["type"]) == ("error", "request_too_large")
+
+
+def read_by(message: anthropic.types.Message) -> int:
+    """Tokens of its prompt, computed or not."""
+    return message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0)

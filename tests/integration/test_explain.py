@@ -72,7 +72,7 @@ def test_a_request_that_was_served(running: Daemon) -> None:
     assert ask(running, "loads") == ask(running, "finds it loaded") == 200
     first, second = story(running, "loads"), story(running, "finds it loaded")
     for told in first, second:
-        assert notes(told) == ["asked", "leased", "started", "finished"]
+        assert notes(told) == ["asked", "leased", "started", "reused", "finished"]
         assert (told["status"], told["code"], told["model"]) == (200, "", "tiny-a")
         assert (told["stream"], told["want"], told["completion_tokens"]) == (True, "answer", 3)
         assert told["prompt_tokens"] > 0

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.integration.conftest import NO_LIMITS, Start
-from tests.integration.talking import ENDLESS, eventually, say, unload, workers_of
+from tests.integration.talking import ENDLESS, eventually, say, unload
 from tests.support.daemon import Daemon, daemon
 
 pytestmark = pytest.mark.mlx
@@ -81,7 +81,7 @@ def test_a_daemon_starts_and_serves_with_a_full_state_folder(small_disk: Path, z
     folder = small_disk.parent
     with daemon(folder, models=zoo, policies={"limits": NO_LIMITS}) as running:
         say(running, ENDLESS, "warm", tokens=1)
-        (pid,) = workers_of(running).values()
+        (pid,) = (worker["pid"] for worker in running.health()["workers"])
         private = Path(psutil.Process(pid).environ()["TMPDIR"])
         assert not private.is_relative_to(small_disk)
         assert private.stat().st_mode & 0o777 == 0o700
