@@ -10,11 +10,12 @@ import mlxd
 
 PACKAGE = Path(mlxd.__file__).parent
 GENERATOR = ("BatchGenerator", "GenerationBatch", "PromptProcessingBatch")
-NAMES_THE_GENERATOR = {"worker/batch.py", "worker/prefiller.py"}
+NAMES_THE_GENERATOR = {"worker/batch.py", "worker/prefiller.py", "worker/raw.py"}
 TAKES_FROM_MLX_LM_GENERATE = {
     "worker/batch.py": {"GenerationBatch"},
     "worker/mlx_engine.py": {"generation_stream"},
     "worker/prefiller.py": {"PromptProcessingBatch", "StopSequences"},
+    "worker/raw.py": {"BatchGenerator"},
     "worker/serial.py": {"generate_step", "generation_stream"},
     "worker/assembly.py": {"generation_stream"},
     "worker/reading.py": {"generation_stream"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,7 +78,7 @@ class SerialEngine:
         """Those without a cache, in order of arrival."""
         self._reading: dict[int, _Reading] = {}
         """Those that are read, in order of arrival."""
-        self._decoding: dict[int, Iterator[_Token]] = {}
+        self._decoding: dict[int, Generator[_Token, None, None]] = {}
         self._overtaken = False
         """The last chunk was of a short prompt, and a long one could have been read."""
         self._next_uid = 0
@@ -96,7 +96,8 @@ class SerialEngine:
         for uid in uids:
             self._waiting.pop(uid, None)
             self._reading.pop(uid, None)
-            self._decoding.pop(uid, None)
+            if (sequence := self._decoding.pop(uid, None)) is not None:
+                sequence.close()  # in this thread, which MLX insists on
 
     def step(self) -> Step:
         tokens = [next(sequence) for sequence in self._decoding.values()]
@@ -170,7 +171,7 @@ class SerialEngine:
 
     # -- answers
 
-    def _run(self, reading: _Reading) -> Iterator[_Token]:
+    def _run(self, reading: _Reading) -> Generator[_Token, None, None]:
         uid, prompt = reading.uid, reading.prompt
         generated = generate_step(
             mx.array(prompt.tokens[-1:]),

@@ -193,7 +193,7 @@ class TestSilenceAndFailure:
 class TestCountTokens:
     def test_a_count_is_what_an_answer_says(self, client: anthropic.Anthropic) -> None:
         counted = client.messages.count_tokens(model=MODEL, messages=MESSAGES, system="Be short.")
-        assert counted.input_tokens == ask(client, system="Be short.").usage.input_tokens
+        assert counted.input_tokens == read_by(ask(client, system="Be short."))
 
     def test_tools_and_thinking_count(self, client: anthropic.Anthropic) -> None:
         thinking: Any = {"type": "enabled", "budget_tokens": 1024}
@@ -202,13 +202,13 @@ class TestCountTokens:
             model=MODEL, messages=MESSAGES, tools=[READ], thinking=thinking
         )
         answer = ask(client, tools=[READ], thinking=thinking)
-        assert plain.input_tokens < whole.input_tokens == answer.usage.input_tokens
+        assert plain.input_tokens < whole.input_tokens == read_by(answer)
 
     def test_no_tokens_mean_no_answer(self, client: anthropic.Anthropic) -> None:
         message = ask(client, max_tokens=0)
         assert (message.content, message.stop_reason) == ([], "max_tokens")
         assert message.usage.output_tokens == 0
-        assert message.usage.input_tokens == ask(client).usage.input_tokens
+        assert read_by(message) == read_by(ask(client))
 
 
 class TestModels:

@@ -525,4 +525,6 @@ ResidencyMachine.TestCase.settings = settings(
     stateful_step_count=40,
     suppress_health_check=list(HealthCheck),
 )
-TestResidency = pytest.mark.timeout(300)(ResidencyMachine.TestCase)  # to shrink what fails
+TestResidency = pytest.mark.slow(
+    pytest.mark.timeout(300)(ResidencyMachine.TestCase)  # to shrink what fails
+)

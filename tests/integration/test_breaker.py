@@ -182,6 +182,7 @@ def test_a_model_that_keeps_crashing_is_probed_and_nobody_else_notices(make: Mak
     assert workers_of(running)[ENDLESS] == neighbour
 
 
+@pytest.mark.slow
 def test_a_model_whose_probes_fail_is_quarantined_until_it_is_reset(make: Make) -> None:
     running, cure = make(breaker="failures: 1, probes: 2, ")
     fail(running, 1)

@@ -75,6 +75,7 @@ def _assert_untouched(run: Streamed) -> None:
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.slow
 def test_a_stream_says_the_same_while_fifty_reloads_change_every_policy_that_can(
     zoo: Path, tmp_path: Path, served: Daemon
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +23,13 @@ def loaded(model_of: MakeModel) -> Any:
 
     prepare_mlx()
     return load(model_of(Shape(hidden=128, heads=2, kv_heads=1, spread=3.0)), kv_bits=8)
+
+
+@pytest.fixture(autouse=True)
+def ends_here() -> Iterator[None]:
+    """What a test leaves open MLX wants to end in this thread, whoever collects it."""
+    yield
+    gc.collect()
 
 
 def engine_of(loaded: Any) -> Any:
