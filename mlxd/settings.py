@@ -7,9 +7,12 @@ overrides, checked by the policies' own types; this room knows nothing of polici
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+
+from pydantic import ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from mlxd.core import places
 from mlxd.core.places import Found, Setting
@@ -19,14 +22,15 @@ class SettingsRefused(Exception):
     """Flags or environment that contradict themselves, in words."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(BaseSettings):
     """Everything that flags, environment and mlxd.env say."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     flags: Mapping[str, str]
     state: Found
     policies: Found | None = None
-    variables: Mapping[str, Setting] = field(default_factory=dict)
+    variables: Mapping[str, Setting] = {}
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -42,11 +46,33 @@ class Settings:
         flags = {"policies": policies, "state": state, "host": host, "port": port}
         given = {name: str(value) for name, value in flags.items() if value is not None}
         try:
-            found = places.find(given.get("policies"), given.get("state"))
+            return cls(flags=given)  # type: ignore[call-arg]  # the rest comes from _Environment
+        except ValidationError as refused:
+            words = (problem["msg"].removeprefix("Value error, ") for problem in refused.errors())
+            raise SettingsRefused("\n".join(words)) from None
         except places.BadEnvFile as refused:
             raise SettingsRefused(str(refused)) from None
-        _check_port(found.settings)
-        return cls(given, found.state, found.policies, found.settings, found.warnings)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Environment(settings_cls)
+
+    @model_validator(mode="after")
+    def _one_port(self) -> Self:
+        ours, old = self.variables.get("MLXD_PORT"), self.variables.get("MLX_API_PORT")
+        if ours is not None and old is not None and ours.text != old.text:
+            raise ValueError(
+                f"{ours.source} is {ours.text} and {old.source} is {old.text}: "
+                "both name the port to serve on; unset one, or make them equal"
+            )
+        return self
 
     def overrides(self) -> list[tuple[str, str, str]]:
         """(policy key, text, source) of each value that is a policy; the strongest come last."""
@@ -79,11 +105,18 @@ class Settings:
         return found
 
 
-def _check_port(variables: Mapping[str, Setting]) -> None:
-    """Raises SettingsRefused for two names of the port that disagree."""
-    ours, old = variables.get("MLXD_PORT"), variables.get("MLX_API_PORT")
-    if ours is not None and old is not None and ours.text != old.text:
-        raise SettingsRefused(
-            f"{ours.source} is {ours.text} and {old.source} is {old.text}: "
-            "both name the port to serve on; unset one, or make them equal"
-        )
+class _Environment(PydanticBaseSettingsSource):
+    """The environment over mlxd.env, and the folders that follow from them."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        flags = self.current_state.get("flags", {})
+        found = places.find(flags.get("policies"), flags.get("state"))
+        return {
+            "policies": found.policies,
+            "state": found.state,
+            "variables": found.settings,
+            "notes": found.warnings,
+        }

@@ -124,5 +124,5 @@ def test_what_has_no_effect_is_a_warning(folder: Path) -> None:
 
 
 def test_settings_never_change(folder: Path) -> None:
-    with pytest.raises(AttributeError):
-        Settings.read(policies=folder).notes = ("x",)  # type: ignore[misc]
+    with pytest.raises(ValueError, match="frozen"):
+        Settings.read(policies=folder).notes = ("x",)
