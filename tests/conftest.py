@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -18,6 +19,23 @@ settings.register_profile("explore")
 settings.load_profile(os.environ.get("MLXD_HYPOTHESIS", "suite"))
 """A suite that fails now and then tells nobody anything: who looks for more says `explore`."""
 UNLIMITED = "concurrency: {max_in_flight: 64}\nrate_limit: []\n"
+
+
+class _Own(logging.Filter):
+    """Lets no word of a process pass whose end an earlier test's loop was not told of before it ended."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """True but for what asyncio's watcher of processes says of a closed loop."""
+        return "that handles pid" not in str(record.msg)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_logs() -> Iterator[None]:
+    """A test that reads its log reads only what came of itself."""
+    asyncio, own = logging.getLogger("asyncio"), _Own()
+    asyncio.addFilter(own)
+    yield
+    asyncio.removeFilter(own)
 
 
 @pytest.fixture(scope="session")

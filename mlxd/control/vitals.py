@@ -1,8 +1,8 @@
 """Whether workers are well: each is asked now and then, and one that misses too often is ended.
 
 A worker that loads is not asked: `timeouts.model_load` bounds that, and one that is stopped
-meanwhile is ended by who waits for it. One whose process ends is
-noticed by its end, at once.
+meanwhile is ended by who waits for it (Worker.until_ready). One whose process ends is noticed by
+its end, at once.
 """
 
 from __future__ import annotations

@@ -47,10 +47,10 @@ from mlxd.ipc import messages as ipc
 log = logging.getLogger(__name__)
 
 _ASKED_NICELY_SECONDS = 1.0
+"""From the word `Shutdown` to SIGTERM. A healthy worker needs a tenth of it."""
 _LOOK_SECONDS = 1.0
 """Between two looks at a process that loads."""
 _LOADED = "the same request once that is mended; `mlxd crashes` shows its worker's last words"
-"""From the word `Shutdown` to SIGTERM. A healthy worker needs a tenth of it."""
 
 
 class Worker(asyncio.Protocol):
