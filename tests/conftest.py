@@ -22,7 +22,7 @@ UNLIMITED = "concurrency: {max_in_flight: 64}\nrate_limit: []\n"
 
 
 class _Own(logging.Filter):
-    """Lets no word of a process pass whose end an earlier test's loop was not told of before it ended."""
+    """Stops what is said of a process whose end an earlier test's loop was not told of."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """True but for what asyncio's watcher of processes says of a closed loop."""
