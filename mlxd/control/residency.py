@@ -370,7 +370,8 @@ class Residency:
         to be free, and its place once nobody waits for the next one.
         """
         expected = self._inventory.expected(resident.spec)
-        resident.worker, resident.wanted = None, 0
+        resident.worker = None
+        resident.needs.clear()
         resident.deaths += 1
         resident.remains = expected[1] if expected is not None else 0
         mourned = self._mourned(resident, expected, resident.deaths)
@@ -387,7 +388,7 @@ class Residency:
     def _changed(self) -> None:
         """There may be room where there was none."""
         self._room.changes.tell()
-        if any(resident.wanted for resident in self._inventory.residents.values()):
+        if any(resident.needs for resident in self._inventory.residents.values()):
             self._offer()
 
     def _offer(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from mlxd.control.names import settings_for
@@ -85,8 +85,8 @@ class Resident:
     """How often a worker of it died of itself."""
     worker: Worker | None = None
     """The last that was loaded."""
-    wanted: int = 0
-    """A budget that was denied, in bytes; it is given once there is room. 0: none."""
+    needs: dict[int, ipc.Need] = field(default_factory=dict)
+    """By request, what there was no room for; each is answered once there is, or cannot be."""
     retired: bool = False
     """No name leads to it any more: it goes as soon as nothing uses it."""
     expiry: asyncio.TimerHandle | None = None

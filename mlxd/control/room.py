@@ -180,22 +180,22 @@ class Room:
             if granted:
                 self._grant(resident, worker, need)
                 return
-            if need.spares:
-                self._promise(resident, worker, resident.budget.bytes, answers=need.id)
-                return
-            may_come = self._may_come(resident, need.bytes)
-            self._remember(resident, need.bytes)
-            if not may_come:
-                self._promise(resident, worker, resident.budget.bytes, answers=need.id)
+            if not need.spares:
+                resident.needs[need.id] = need
+            self._defer(resident, worker, need)
 
     def next_offer(self) -> float | None:
         """Seconds until what was denied is worth another try; None: nobody waits."""
         policies = self._in_force()
-        wanting = [r for r in self._inventory.residents.values() if r.wanted]
-        if not wanting or policies.memory.reserve.when_full != "wait":
+        wanted = [
+            (resident, need.bytes)
+            for resident in self._inventory.residents.values()
+            for need in resident.needs.values()
+        ]
+        if not wanted or policies.memory.reserve.when_full != "wait":
             return None
         now = self._clock.monotonic()
-        known = [at - now for r in wanting if (at := self._judge(r, r.wanted).plan.at) is not None]
+        known = [at - now for one in wanted if (at := self._judge(*one).plan.at) is not None]
         return max(0.0, min([float(policies.memory.check_interval), *known]))
 
     def _granted_at_once(self, worker: Worker, need: ipc.Need) -> bool:
@@ -213,12 +213,21 @@ class Room:
         return True
 
     def _grant(self, resident: Resident, worker: Worker, need: ipc.Need) -> None:
-        """A larger one that was denied still waits."""
-        if need.bytes >= resident.wanted:
-            resident.wanted = 0
+        resident.needs.pop(need.id, None)
         size = max(resident.budget.bytes, need.bytes)
         self._lend_beside(resident, size)
         self._promise(resident, worker, size, answers=need.id)
+
+    def _defer(self, resident: Resident, worker: Worker, need: ipc.Need) -> None:
+        """Nothing is said where it is worth waiting. Who was denied because policy does not wait
+        may have it all the same once there is room.
+        """
+        never = self._judge(resident, need.bytes).plan.never
+        if never:
+            resident.needs.pop(need.id, None)
+        patient = self._in_force().memory.reserve.when_full == "wait" and not need.spares
+        if never or not patient:
+            self._promise(resident, worker, resident.budget.bytes, answers=need.id)
 
     def _lend_beside(self, resident: Resident, size: int) -> None:
         """What is lent makes room for a budget that rises to `size`."""
@@ -226,32 +235,33 @@ class Room:
             resident.budget = replace(resident.budget, bytes=size)
             self.lender.lend()
 
-    def _remember(self, resident: Resident, size: int) -> None:
-        """The largest that was denied is offered later, but for one that never fits."""
-        sizes = [resident.wanted, size]
-        may_come = [one for one in sizes if one and self._may_come(resident, one)]
-        resident.wanted = max(may_come or sizes)
-
-    def _may_come(self, resident: Resident, size: int) -> bool:
-        """Whether so large a budget of a loaded model is worth waiting for."""
-        patient = self._in_force().memory.reserve.when_full == "wait"
-        return patient and not self._judge(resident, size).plan.never
-
     def _judge(self, resident: Resident, size: int) -> Judgement:
         more = size - resident.budget.bytes
         return self._inventory.judge_need(resident, more, self._in_force(), size)
 
     async def offer(self) -> None:
-        """Grant what was denied, as far as there is room now."""
+        """Grant what was denied, as far as there is room now; a smaller one is not kept waiting for
+        a larger one's room.
+        """
         async with self.deciding:
             for resident in list(self._inventory.residents.values()):
-                worker, size = self._inventory.worker_of(resident), resident.wanted
-                if not size or worker is None or not await self._granted(resident, size):
-                    continue
-                if self._resident_of(worker) is resident and resident.wanted == size:
-                    resident.wanted = 0
-                    self._lend_beside(resident, size)
-                    self._promise(resident, worker, size)
+                for need in list(resident.needs.values()):
+                    await self._offer(resident, need)
+
+    async def _offer(self, resident: Resident, need: ipc.Need) -> None:
+        worker = self._inventory.worker_of(resident)
+        if worker is None:
+            return
+        if not worker.runs(need.id):
+            resident.needs.pop(need.id, None)
+            return
+        granted = await self._granted(resident, need.bytes)
+        if self._resident_of(worker) is not resident or resident.needs.get(need.id) is not need:
+            return
+        if granted:
+            self._grant(resident, worker, need)
+        else:
+            self._defer(resident, worker, need)
 
     def settle(self, resident: Resident, worker: Worker, *, idle: bool) -> None:
         """Bring a budget in line with what is known and in force now.
@@ -263,7 +273,7 @@ class Room:
         new = self._inventory.budget_of(resident, policies)
         new = replace(new, prefix_bytes=old.prefix_bytes)
         if idle:
-            resident.wanted = 0
+            resident.needs.clear()
         else:
             limit = policies.memory.worker_limits.mlx_memory_limit
             most = old.bytes if limit == "auto" else min(old.bytes, int(limit))

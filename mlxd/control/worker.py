@@ -185,6 +185,10 @@ class Worker(asyncio.Protocol):
         lowest = self._lowest()
         return (lowest.rank, lowest.created) if lowest is not None else None
 
+    def runs(self, id: int) -> bool:
+        """Whether a request that it was sent has not ended yet."""
+        return id in self._generations
+
     @property
     def running(self) -> int:
         """Generations that it may still hold something of."""

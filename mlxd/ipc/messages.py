@@ -380,8 +380,8 @@ class Need(msgspec.Struct, frozen=True, tag="need"):
     """A budget of so many bytes is wanted; answered by a `Budget` with it, or without.
 
     The answer may take its time: until it comes nothing is refused for want of it, but for a
-    request whose `wait_seconds` are over. An answer without the bytes is final: with nothing else
-    running, the request that needed them is refused.
+    request whose `wait_seconds` are over. After an answer without the bytes, and with nothing else
+    running, the request that needed them is refused; while it waits, they may be granted yet.
     """
 
     id: int

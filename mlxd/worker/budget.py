@@ -161,9 +161,13 @@ class Ledger:
         return True
 
     def set_budget(self, budget: Budget) -> None:
-        """What runs goes on, whatever it is lowered to."""
+        """What runs goes on, whatever it is lowered to. Who was given what he asked for may ask for
+        more, where another takes it first.
+        """
         asked = self._asked.get(budget.answers)
-        if asked is not None:
+        if asked is not None and asked.bytes <= budget.bytes:
+            del self._asked[budget.answers]
+        elif asked is not None:
             asked.answered = True
         self._budget = budget
         self._overdrawn = budget.bytes > 0 and not budget.answers

@@ -39,9 +39,13 @@ class Process:
         self.on_need: Any = None
         self.on_observed: Any = None
         self.on_end: Any = None
+        self.ended: set[int] = set()
 
     def tune(self, tuning):
         pass
+
+    def runs(self, id):
+        return id not in self.ended
 
     def set_budget(self, budget):
         self.budgets.append(budget)

@@ -486,7 +486,7 @@ def test_a_need_that_was_denied_is_granted_once_there_is_room(timed):
     assert ask(world, "a", 500).bytes == 300 * GIB
     world.end("busy")
     later = grown(world, "a")
-    assert (later.bytes, later.answers) == (500 * GIB, 0)
+    assert (later.bytes, later.answers) == (500 * GIB, 7)
     assert world.loaded == ["a"]
 
 
@@ -527,6 +527,42 @@ def test_a_small_need_leaves_a_larger_one_waiting(timed):
     assert ask(world, "a", 600, id=9).bytes == 350 * GIB, "a smaller one that waits too"
     world.loop.advance(31)
     assert grown(world, "a").bytes == 700 * GIB
+
+
+def test_a_need_that_waits_does_not_wait_for_the_room_of_a_larger_one(timed):
+    world = timed(PATIENT, models="")
+    world.begin("busy", size=500)
+    world.begin("a", size=300)
+    world.others = 100
+    assert ask(world, "a", 700, id=7).answers == 0
+    assert ask(world, "a", 400, id=8).answers == 0
+    world.others = 0
+    world.loop.advance(31)
+    assert (grown(world, "a").bytes, grown(world, "a").answers) == (400 * GIB, 8)
+    world.end("busy")
+    assert (grown(world, "a").bytes, grown(world, "a").answers) == (700 * GIB, 7)
+
+
+def test_a_need_of_a_request_that_has_left_evicts_nobody(timed):
+    world = timed(PATIENT, models="")
+    world.begin("b", size=500)
+    world.begin("a", size=300)
+    assert ask(world, "a", 700, id=7).answers == 0
+    world.worker("a").ended.add(7)
+    world.end("b")
+    assert (grown(world, "a").bytes, world.loaded) == (300 * GIB, ["a", "b"])
+
+
+def test_a_need_that_waits_is_denied_when_policy_stops_waiting(timed):
+    world = timed(PATIENT, models="")
+    world.begin("b", size=500)
+    world.begin("a", size=300)
+    assert ask(world, "a", 700, id=7).answers == 0
+    world.memory = AT_ONCE
+    world.loop.do(world.change, "")
+    world.loop.settle()
+    assert 7 in [budget.answers for budget in world.worker("a").budgets]
+    assert grown(world, "a").bytes == 300 * GIB
 
 
 def test_a_need_that_never_fits_does_not_hide_one_that_may(timed):

@@ -272,6 +272,17 @@ def test_a_reservation_grows_in_steps_while_there_is_room():
     assert 1 + decode(made, 1, 5000) == 1280, "up to the budget, and there it ends"
 
 
+def test_what_was_granted_and_another_grew_into_is_asked_for_again():
+    made = ledger(8, claim(1, 1024, max_tokens=5000), claim(2, 768))
+    assert needs(made.decide(0)) == [(2, 10)]
+    begin(made, 1)
+    assert decode(made, 1, 300) == 300
+    made.set_budget(budget(10, answers=2))
+    assert needs(made.decide(1)) == [(2, 12)]
+    made.set_budget(budget(12, answers=2))
+    assert made.decide(2).admit == [2]
+
+
 def test_one_that_reaches_its_last_token_does_not_grow():
     made = ledger(2, claim(1, 256, max_tokens=256))
     made.decide(0)
