@@ -32,6 +32,7 @@ from mlxd.worker.link import Link
 from mlxd.worker.loading import Loaded, load, prepare_mlx
 from mlxd.worker.logprobs import Scorer
 from mlxd.worker.loop import Loop
+from mlxd.worker.machine import has_gpu
 from mlxd.worker.making import Maker
 from mlxd.worker.markup import Markup
 from mlxd.worker.measure import footprint_of
@@ -179,7 +180,7 @@ def _footprint(
             loaded.model,
             cache,
             weights,
-            fused=mx.metal.is_available() or mx.cuda.is_available(),
+            fused=has_gpu(),
             kv_bits=loaded.kv.bits if loaded.kv is not None else 0,
             known=known,
             measured=measured,

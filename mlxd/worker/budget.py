@@ -143,7 +143,7 @@ class Ledger:
         self._half_read = False
         self._in_it: int | None = None
         """What `_reserved` says of those in the engine; None: it is to be asked again."""
-        self._rows_room = self._room_of_rows()
+        self._rows_room: int | None = None
 
     # -- what happens
 
@@ -171,7 +171,7 @@ class Ledger:
             asked.answered = True
         self._budget = budget
         self._overdrawn = budget.bytes > 0 and not budget.answers
-        self._changed = True
+        self._changed, self._rows_room = True, None
 
     def started(self, ids: Iterable[int]) -> None:
         """The engine reads their prompts."""
@@ -183,7 +183,7 @@ class Ledger:
         shares = [self._shares[id] for id in ids]
         if any(share.stage is not _Stage.DECODING for share in shares):
             self._note_peak()
-            self._changed, self._in_it = True, None
+            self._changed, self._in_it, self._rows_room = True, None, None
         over: set[int] = set()
         for share in shares:
             share.stage = _Stage.DECODING
@@ -196,7 +196,7 @@ class Ledger:
         """What was read apart is with the others from now on."""
         share = self._shares[id]
         share.claim, share.stage = replace(share.claim, apart=False), _Stage.QUEUED
-        self._changed, self._in_it = True, None
+        self._changed, self._in_it, self._rows_room = True, None, None
 
     def left(self, id: int) -> None:
         """A sequence is out of the engine, for whatever reason."""
@@ -205,7 +205,7 @@ class Ledger:
         self._half_read = self._half_read or share.stage is _Stage.JOINING
         self._asked.pop(id, None)
         self._growing.pop(id, None)
-        self._changed, self._in_it = True, None
+        self._changed, self._in_it, self._rows_room = True, None, None
 
     def again(self) -> None:
         """The engine was made anew, and reads all sequences again with their answers so far."""
@@ -214,7 +214,7 @@ class Ledger:
             share.claim = replace(share.claim, prompt=share.used, max_tokens=left)
             share.stage = _Stage.QUEUED
         self._half_read = True
-        self._changed, self._in_it = True, None
+        self._changed, self._in_it, self._rows_room = True, None, None
 
     # -- what is to be done
 
@@ -254,6 +254,8 @@ class Ledger:
     @property
     def rows_room(self) -> int:
         """What those that decode may take together, padding included."""
+        if self._rows_room is None:
+            self._rows_room = self._room_of_rows()
         return self._rows_room
 
     @property

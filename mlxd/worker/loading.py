@@ -23,6 +23,7 @@ from mlxd.ipc.messages import Loading
 from mlxd.worker.allocator import is_exhaustion
 from mlxd.worker.architectures import classes_of
 from mlxd.worker.encoder import Encoder
+from mlxd.worker.machine import has_gpu
 from mlxd.worker.quantised import QuantisedCache, quantised
 from mlxd.worker.refusal import LoadError
 
@@ -63,7 +64,7 @@ def prepare_mlx() -> None:
     MLX would compile kernels with g++ into a folder that any local user can predict.
     """
     sys.modules["mlx_lm.generate"].maybe_set_recommended_wired_limit = lambda: None  # type: ignore[attr-defined]
-    if mx.metal.is_available() or mx.cuda.is_available():
+    if has_gpu():
         mx.set_cache_limit(CACHE_LIMIT_BYTES)
     else:
         mx.disable_compile()

@@ -27,7 +27,7 @@ from mlxd.worker.engine import (
     Step,
 )
 from mlxd.worker.groups import Groups
-from mlxd.worker.pace import Pace
+from mlxd.worker.machine import pace
 from mlxd.worker.prefiller import LEAST_KEPT, Prefiller
 from mlxd.worker.share import Share
 from mlxd.worker.speculation import Speculation
@@ -54,7 +54,7 @@ class MlxEngine:
         tuned = tuned or Tuned()
         self._clock = clock
         self._speculation = speculation
-        self._pace = Pace(tuned, gpu=mx.metal.is_available() or mx.cuda.is_available())
+        self._pace = pace(tuned)
         self._share = Share(tuned)
         self._prefixes = prefixes
         self._unread = Prefiller(model, stop_tokens, self._pace, tuned, prefixes)

@@ -23,6 +23,7 @@ from mlxd.worker.backbone import backbone_of
 from mlxd.worker.encoder import Encoder
 from mlxd.worker.job import Job
 from mlxd.worker.logprobs import Scorer
+from mlxd.worker.machine import has_gpu
 from mlxd.worker.pooling import Pool, Recipe, UnknownRecipe
 from mlxd.worker.quantised import QuantisedCache
 from mlxd.worker.refusal import Refusal
@@ -109,7 +110,7 @@ class Reader:
     @functools.cached_property
     def _chunk(self) -> int:
         """The same for this model at every start."""
-        gpu = mx.metal.is_available() or mx.cuda.is_available()
+        gpu = has_gpu()
         held = sum(array.nbytes for _, array in tree_flatten(self._model.parameters()))
         return chunk_of(held, gpu=gpu)
 

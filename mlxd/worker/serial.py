@@ -14,7 +14,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlxd.core.footprint import PREFILL_BESIDE_DECODE
 from mlxd.worker.engine import Processor, Prompt, Step
-from mlxd.worker.pace import Pace
+from mlxd.worker.machine import pace
 from mlxd.worker.quantised import QuantisedCache
 from mlxd.worker.tuning import Tuned
 
@@ -70,7 +70,7 @@ class SerialEngine:
     ) -> None:
         self._clock = clock
         self._tuned = tuned = tuned or Tuned()
-        self._pace = Pace(tuned, gpu=mx.metal.is_available() or mx.cuda.is_available())
+        self._pace = pace(tuned)
         self._model = model
         self._kv = kv
         self._stop_tokens = frozenset(stop_tokens)

@@ -20,7 +20,7 @@ from mlx_lm.models.cache import trim_prompt_cache
 from mlxd.core.footprint import PREFILL_BESIDE_DECODE
 from mlxd.worker.drafter import Drafter
 from mlxd.worker.engine import Drafts
-from mlxd.worker.pace import Pace
+from mlxd.worker.machine import pace
 from mlxd.worker.sampling import foreseen
 from mlxd.worker.trimming import room
 from mlxd.worker.tuning import Tuned
@@ -67,7 +67,7 @@ class Speculation:
         self._depth = depth
         self._clock = clock
         self._worth = Worth()
-        self._pace = Pace(tuned, gpu=mx.metal.is_available() or mx.cuda.is_available())
+        self._pace = pace(tuned)
         self._followed: _Followed | None = None
         self._told: list[Drafts] = []
 

@@ -46,6 +46,47 @@ def test_on_a_gpu_a_short_prompt_is_read_in_one_piece_from_the_first_on():
     assert Pace(gpu=True).tokens(decoding=False) == 512
 
 
+class Planning:
+    """As on CUDA: what attends is planned anew for each pair of lengths."""
+
+    def __init__(self, *, plan: float = 0.055, start: float = 0.005, each: float = 4e-6) -> None:
+        self.plan, self.start, self.each = plan, start, each
+        self.seen: set[tuple[int, int]] = set()
+
+    def __call__(self, tokens: int, length: int) -> float:
+        new = (tokens, length) not in self.seen
+        self.seen.add((tokens, length))
+        return self.start + self.each * tokens * (1 + length / 8000) + (self.plan if new else 0.0)
+
+
+def test_where_chunks_are_planned_a_long_prompt_is_read_in_few():
+    chance, cost = random.Random(1), Planning()
+    pace = Pace(gpu=True, plans=True)
+    for _ in range(30):
+        read(pace, cost, chance.randint(10, 400))
+    chunks = [read(pace, cost, chance.randint(3500, 3900), most=4096) for _ in range(5)]
+    assert all(len(each) <= 6 for each in chunks)
+    assert sum(seconds for _, seconds in chunks[-1]) < 0.2
+    sizes = {tokens for each in chunks for tokens, _ in each[:-1]}
+    assert all(tokens & (tokens - 1) == 0 for tokens in sizes), "what was planned is used again"
+
+
+def test_where_planning_is_most_of_a_chunk_its_tokens_may_take_as_long():
+    """A model that is large for the GPU: a token takes 0.3 ms."""
+    cost, pace = Planning(plan=0.06, start=0.03, each=3e-4), Pace(gpu=True, plans=True)
+    for tokens in (20, 20, 3000):
+        read(pace, cost, tokens)
+    chunks = read(pace, cost, 3100)
+    assert all(0.1 < seconds < 0.16 for _, seconds in chunks[:-1])
+
+
+def test_one_chunk_that_was_compiled_is_forgotten_soon():
+    cost, pace = Planning(), Pace(gpu=True, plans=True)
+    pace.prefilled(512, 9.0, decoding=False, length=512)
+    read(pace, cost, 3600)
+    assert len(read(pace, cost, 3700, most=4096)) <= 8
+
+
 @pytest.mark.parametrize("stall", [0.1, 0.4])
 def test_a_chunk_takes_as_long_as_it_may(stall):
     pace = Pace(Tuned(Tuning(stall_seconds=stall)))
