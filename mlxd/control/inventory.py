@@ -135,7 +135,8 @@ class Inventory:
         if worker is not None and not resident.reserved:
             budget, kept = resident.budget, kept_by(worker)
             lent = budget.prefix_bytes if self.worker_of(resident) else 0  # one that dies is deaf
-            return Account(promised_by(budget), held_by(worker) - kept, kept, lent)
+            held = held_by(worker) - kept
+            return Account(promised_by(budget), held, kept, lent, _weights(resident.card))
         promised = promised_by(resident.budget) + PROCESS_BYTES
         if not resident.reserved:
             return Account(promised, resident.remains or 0)

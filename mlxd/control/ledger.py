@@ -40,6 +40,8 @@ class Account:
     """What it holds of beginnings of prompts."""
     lent: int = 0
     """What it may hold of those."""
+    weights: int = 0
+    """Of its model's files; 0: not known."""
 
     @property
     def open(self) -> int:

@@ -15,6 +15,9 @@ K = TypeVar("K", bound=Hashable)
 
 _MOST = 16 * 2**30
 """Of one worker, where policy does not say."""
+_OF_WEIGHTS, _LEAST = 4, 64 * 2**20
+"""Where policy does not say, a worker keeps so many times what its model's weights take, at least
+64 MiB: what a small model read is read again in no time, and gigabytes of it are nobody's gain."""
 _PART = 4
 """Where policy does not say, all loans together are this part of what is free below the warning
 mark: the rest is for loads, for answers and for other processes."""
@@ -42,11 +45,16 @@ def loans(
         return dict.fromkeys(borrowers, 0)
     if wanted != "auto":
         room = free // len(borrowers) if free is not None else int(wanted)
-        each = min(int(wanted), max(0, room))
+        most = dict.fromkeys(borrowers, min(int(wanted), max(0, room)))
     else:
-        each = min(_MOST, _below_mark(memory, reading, free, borrowers, others) // len(borrowers))
-    each = int(each * left)
-    return {key: _steady(account.lent, each) for key, account in borrowers.items()}
+        each = _below_mark(memory, reading, free, borrowers, others) // len(borrowers)
+        most = {key: min(each, _worth(account)) for key, account in borrowers.items()}
+    return {key: _steady(account.lent, int(most[key] * left)) for key, account in borrowers.items()}
+
+
+def _worth(account: Account) -> int:
+    """What one worker keeps at most, where policy does not say."""
+    return min(_MOST, max(_LEAST, _OF_WEIGHTS * account.weights) if account.weights else _MOST)
 
 
 def _below_mark(

@@ -279,3 +279,13 @@ def test_a_refusal_in_a_flood_costs_a_small_part_of_an_ordinary_one(tmp_path: Pa
     for kind in ("429", "503"):
         for costs in found["kinds"][kind].values():
             assert costs["flood"] < costs["ordinary"] / 3
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(240)
+@pytest.mark.slow
+def test_steady_says_what_stays_behind(tmp_path: Path) -> None:
+    found = run("steady.py", tmp_path, "--short")
+    assert [one["requests"] for one in found["looks"]][-1] == 160
+    assert all(one["daemon"] > 10 and one["worker"] > 10 for one in found["looks"])
+    assert {"daemon_slope", "worker_slope"} <= set(found)

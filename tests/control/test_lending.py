@@ -48,6 +48,16 @@ class TestHowMuch:
     def test_no_worker_is_lent_more_than_16_gib(self) -> None:
         assert lent({"a": Account(0, 0)}) == {"a": 16 * GIB}
 
+    def test_of_a_small_model_little_is_worth_keeping(self) -> None:
+        def worth(weights: int) -> int:
+            return lent({"a": Account(0, 0, weights=weights)})["a"]
+
+        assert worth(2**20) == 64 * 2**20
+        assert worth(GIB) == 4 * GIB
+        assert worth(40 * GIB) == 16 * GIB
+        small = Account(0, 0, weights=2**20)
+        assert lent({"a": small}, "2GiB") == {"a": 2 * GIB}, "policy may say otherwise"
+
     def test_what_is_kept_already_is_not_in_its_own_way(self) -> None:
         small = MemoryReading(100 * GIB, 60 * GIB)
         before = lent({"a": Account(10 * GIB, 4 * GIB)}, reading=small)["a"]

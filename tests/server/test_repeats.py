@@ -381,6 +381,12 @@ async def test_a_new_connection_of_the_same_client_is_answered_at_once(bench: Be
     on[0].connection_lost(None)
 
 
+async def test_what_is_remembered_does_not_hold_the_request(bench: Bench) -> None:
+    await bench.ask(raw())
+    known = list(bench.repeats._known.values())
+    assert [one.error.__traceback__ for one in known] == [None]
+
+
 async def test_an_edit_of_policies_holds_at_once(bench: Bench) -> None:
     await bench.flooded(raw())
     assert await bench.at_once(raw())

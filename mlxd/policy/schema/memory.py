@@ -181,7 +181,8 @@ class PrefixCache(Policy):
     memory: Budget = field(
         "auto", "Memory of each worker for the beginnings of earlier prompts, as far as nobody "
         "needs it for anything else; auto follows the watermarks (all workers share a quarter of "
-        "what is free below the warning mark, 16GiB each at most), off keeps none.",
+        "what is free below the warning mark, each at most four times what its weights take, from "
+        "64MiB to 16GiB), off keeps none.",
         unit="size", example="8GiB",
     )  # fmt: skip
     disk: Budget = field(
