@@ -50,6 +50,11 @@ class LayerGroup:
         kept = min(padded, self.window + max(0, chunk - 1)) if self.window else padded
         return self.layers * rows * (self.constant_bytes + kept * self.token_bytes)
 
+    def filled_bytes(self, length: int) -> int:
+        """Of one sequence, without the room for its next tokens."""
+        kept = min(length, self.window) if self.window else length
+        return self.layers * (self.constant_bytes + kept * self.token_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:
@@ -123,6 +128,10 @@ class Footprint:
         until its caches grow.
         """
         return self._row(_whole_steps(length), (self.decode, self.join))
+
+    def read_bytes(self, length: int) -> int:
+        """What a step reads of one sequence's caches: no more than it has filled."""
+        return sum(group.filled_bytes(length) for group in self.groups)
 
     @property
     def pass_bytes(self) -> int:

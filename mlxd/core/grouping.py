@@ -1,13 +1,15 @@
 """Which sequences decode together: a long one pads all others of its batch, a second batch reads
 the weights once more.
 
-Pure. A sequence is known by its value here: the bytes that it takes by itself.
+Pure. A sequence is known by its value here: the bytes that it takes by itself, or that a step reads
+of it. Caches grow by many tokens at once: what is read of two may be alike, and what they take not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeAlias
 
 MOST_GROUPS = 4
@@ -89,27 +91,49 @@ def least_bytes(values: Sequence[int], padding: int) -> int:
 
 
 def regrouped(
-    groups: Sequence[Sequence[int]], pass_bytes: int, room: int, *, settled: bool = True
+    groups: Sequence[Sequence[int]],
+    pass_bytes: int,
+    room: int,
+    *,
+    held: Sequence[Sequence[int]] | None = None,
+    settled: bool = True,
 ) -> list[list[Place]] | None:
     """Other groups, where these pad too much, or are too many; None: they stay as they are.
 
-    `groups`: the values of each. Where something moves anyway (not `settled`), all move for the
-    least gain.
+    `groups`: the values of each, as bytes that a step reads; `held`: as bytes that it takes, if
+    these are others. They rise together. Where something moves anyway (not `settled`), all move for
+    the least gain.
     """
     rows = sorted(
-        ((value, (g, r)) for g, group in enumerate(groups) for r, value in enumerate(group)),
+        (
+            (read, holds, (g, r))
+            for g, (reads, all_hold) in enumerate(zip(groups, held or groups, strict=True))
+            for r, (read, holds) in enumerate(zip(reads, all_hold, strict=True))
+        ),
         reverse=True,
     )
     if not rows:
         return None
-    best = divided([value for value, _ in rows], pass_bytes, room)
-    now = Division(tuple(map(len, groups)), sum(len(group) * max(group) for group in groups))
-    fits = now.nbytes <= max(room, best.nbytes) and len(groups) <= MOST_GROUPS
+    taken = [holds for _, holds, _ in rows]
+    values, present = [read for read, _, _ in rows], groups
+    best = divided(values, pass_bytes, UNBOUNDED)
+    if _padded(best.sizes, taken) > room:
+        values, present = taken, held or groups
+        best = divided(values, pass_bytes, room)
+    now = Division(tuple(map(len, present)), sum(len(group) * max(group) for group in present))
+    takes = sum(len(group) * max(group) for group in held or groups)
+    fits = takes <= max(room, _padded(best.sizes, taken)) and len(groups) <= MOST_GROUPS
     least = best.cost(pass_bytes)
     if fits and now.cost(pass_bytes) <= least + (least // _WORTH if settled else 0):
         return None
-    places = iter([place for _, place in rows])
+    places = iter([place for _, _, place in rows])
     return [[next(places) for _ in range(size)] for size in best.sizes]
+
+
+def _padded(sizes: Sequence[int], values: Sequence[int]) -> int:
+    """What groups of so many take, each padded to its first; `values` fall."""
+    starts = accumulate(sizes, initial=0)
+    return sum(size * values[start] for size, start in zip(sizes, starts, strict=False))
 
 
 def _whole(values: Sequence[int]) -> Division:

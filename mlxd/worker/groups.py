@@ -117,9 +117,14 @@ class Groups:
         if self._footprint is None:
             self._arrange([[(g, r) for g, rows in enumerate(lengths) for r in range(len(rows))]])
             return
-        of = self._footprint.row_bytes
-        groups = [[of(length + 1) for length in rows] for rows in lengths]
-        places = regrouped(groups, self._footprint.pass_bytes, self._room(), settled=settled)
+        read, held = self._footprint.read_bytes, self._footprint.row_bytes
+        places = regrouped(
+            [[read(length + 1) for length in rows] for rows in lengths],
+            self._footprint.pass_bytes,
+            self._room(),
+            held=[[held(length + 1) for length in rows] for rows in lengths],
+            settled=settled,
+        )
         if places is not None:
             self._arrange(places)
 

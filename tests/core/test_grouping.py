@@ -115,6 +115,16 @@ def test_groups_that_are_much_alike_become_one() -> None:
     assert regrouped([[10], [9, 9]], 100, UNBOUNDED) == [[(0, 0), (1, 1), (1, 0)]]
 
 
+def test_what_is_read_decides_as_long_as_all_that_is_taken_has_room():
+    reads, takes = [[260, 259, 250]], [[512, 512, 256]]
+    assert regrouped(reads, 100, 1536, held=takes) is None, "the third pads little"
+    assert regrouped(reads, 100, 1500, held=takes) == [[(0, 0), (0, 1)], [(0, 2)]]
+    apart = [[260, 259], [250]], [[512, 512], [256]]
+    together = regrouped(apart[0], 100, 1536, held=apart[1], settled=False)
+    assert together == [[(0, 0), (0, 1), (1, 0)]]
+    assert regrouped(apart[0], 100, 1500, held=apart[1]) is None
+
+
 def test_groups_that_take_more_than_there_is_room_for_are_told_apart_for_any_gain() -> None:
     now = [[100, 99]]
     assert regrouped(now, 1000, 200) is None
