@@ -15,6 +15,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from mlxd.core.request import CalledTool, GenerationRequest, Json, Message
+from mlxd.worker.encoding import Encoding
 from mlxd.worker.infill import Infill
 from mlxd.worker.refusal import Refusal
 from mlxd.worker.room import Room, longest_token
@@ -46,6 +47,7 @@ class Prompter:
         """Not so where templates are the tokenizer's own code, which may write no text."""
         self._templates = Templates()
         self._infill = Infill(tokenizer)
+        self._encoding = Encoding(tokenizer)
 
     @property
     def thinks(self) -> bool:
@@ -130,8 +132,7 @@ class Prompter:
         size = len(text.encode("utf-8", "ignore"))
         if size > room.most and self._longest is not None:
             room.check_bytes(size, self._longest)
-        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=special)
-        return tokens
+        return self._encoding.encode(text, special=special)
 
     @functools.cached_property
     def _longest(self) -> int | None:
