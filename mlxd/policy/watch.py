@@ -25,9 +25,9 @@ REPAIR_SECONDS = 5.0
 """Until events are tried again after they failed."""
 RESTART_SECONDS = 1.0
 """Until a look is tried again after a defect."""
-_STEP_MILLISECONDS = 20
+_STEP_MILLISECONDS = 50
 """watchfiles looks this often at what the system has told it; 10 would cost twice the idle CPU."""
-_TURN_MILLISECONDS = 250
+_TURN_MILLISECONDS = 1000
 """Between two looks whether the folders are still the same ones, and from when they are listened to
 until what was missed meanwhile is looked for.
 """
