@@ -244,9 +244,11 @@ CACHED = {
 
 def test_a_start_that_comes_again_says_what_was_really_cached(spoken, now) -> None:
     """Streamed and whole; Ollama counts all of a prompt and says nothing of a cache."""
+    mark = {"cache_control": {"type": "ephemeral"}}
+    call = spoken.call(**(mark if spoken.name == "anthropic.messages" else {}))
     first, again = Started(12, 4), Started(12, 9, reuse=Reuse(9))
     bursts = ([first], [again], [TextDelta("x")], [Finished("stop", 12, 1, cached_tokens=9)])
-    encoder = spoken.codec.encoder(spoken.call())
+    encoder = spoken.codec.encoder(call)
     told = [encoder.feed(burst, now) for burst in bursts]
     assert told[:2] == [b"", b""], "it sends nothing by itself"
     streamed = FOLDS[spoken.name](b"".join(told))

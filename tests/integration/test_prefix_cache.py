@@ -74,6 +74,7 @@ def cached_responses(running: Daemon) -> tuple[int, int]:
 def anthropic_body(**more: Any) -> dict[str, Any]:
     return {
         "model": "agent", "system": SYSTEM, "messages": TURNS, "max_tokens": 4, "temperature": 0,
+        "cache_control": {"type": "ephemeral"},
     } | more  # fmt: skip
 
 

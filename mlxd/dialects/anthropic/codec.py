@@ -7,7 +7,14 @@ from dataclasses import replace
 
 from mlxd.core.errors import MlxdError
 from mlxd.core.events import Completion
-from mlxd.dialects.anthropic.content import content_of, message_of, stop_of, usage_of
+from mlxd.dialects.anthropic.content import (
+    CACHES,
+    content_of,
+    marks_cache,
+    message_of,
+    stop_of,
+    usage_of,
+)
 from mlxd.dialects.anthropic.errors import render_error
 from mlxd.dialects.anthropic.parameters import format_name, read_prompt, with_sampling
 from mlxd.dialects.anthropic.stream import CONTENT_TYPE, HEARTBEAT, MessageEncoder
@@ -37,13 +44,16 @@ class MessagesCodec(_Codec):
         if request.max_tokens == 0:
             request = replace(request, want="prompt", max_tokens=None)
         names = {"format": format_name(fields), "stop": "stop_sequences"}
-        return Call(id=id, received=now, action="generate", request=request, names=names)
+        about = {CACHES: marks_cache(body)}
+        return Call(
+            id=id, received=now, action="generate", request=request, names=names, about=about
+        )
 
     def render(self, call: Call, completions: Sequence[Completion], now: float) -> Json:
         (completion,) = completions
         pieces = completion.pieces if call.request.want == "answer" else []
         stop = stop_of(call, completion.finished, called=bool(completion.tool_calls))
-        usage = {"usage": usage_of(completion.finished)}
+        usage = {"usage": usage_of(call, completion.finished)}
         return message_of(call) | {"content": content_of(call, pieces)} | stop | usage
 
     def render_action(self, call: Call, now: float) -> Json:

@@ -6,11 +6,15 @@ import base64
 import hashlib
 from collections.abc import Iterable
 from itertools import groupby
+from typing import Any
 
 from mlxd.core.events import Finished, Piece, ReasoningDelta, Started, TextDelta, ToolCall
 from mlxd.dialects.base import Call
 from mlxd.dialects.fields import Json
 from mlxd.dialects.tool_calls import tool_call_id
+
+CACHES = "cache"
+"""In `Call.about`: the request marks what is to be cached."""
 
 
 def message_of(call: Call) -> Json:
@@ -98,9 +102,23 @@ def _length(call: Call, finished: Finished) -> str:
     return "max_tokens"
 
 
-def usage_of(counts: Started | Finished | None) -> Json:
-    """Tokens that were computed already are counted apart, and not in `input_tokens`."""
-    read = counts.cached_tokens if counts else 0
+def marks_cache(body: Json) -> bool:
+    """Whether anything in a request has a `cache_control`."""
+    blocks: list[Any] = [body]
+    for name in ("system", "tools", "messages"):
+        if isinstance(body.get(name), list):
+            blocks += body[name]
+    for message in body["messages"] if isinstance(body.get("messages"), list) else ():
+        if isinstance(message, dict) and isinstance(message.get("content"), list):
+            blocks += message["content"]
+    return any(isinstance(block, dict) and block.get("cache_control") for block in blocks)
+
+
+def usage_of(call: Call, counts: Started | Finished | None) -> Json:
+    """Tokens that were computed already are counted apart, and not in `input_tokens`, for who marks
+    what is to be cached; to others this API tells nothing of a cache.
+    """
+    read = counts.cached_tokens if counts and call.about.get(CACHES) else 0
     usage: Json = {
         "input_tokens": counts.prompt_tokens - read if counts else 0,
         "cache_creation_input_tokens": 0,

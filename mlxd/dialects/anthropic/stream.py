@@ -93,7 +93,7 @@ class MessageEncoder:
         if self._begun:
             return b""
         self._begun = True
-        message = message_of(self._call) | {"usage": usage_of(self._started)}
+        message = message_of(self._call) | {"usage": usage_of(self._call, self._started)}
         return sse_event({"type": "message_start", "message": message})
 
     def _piece(self, kind: Kind, text: str) -> bytes:
@@ -157,5 +157,5 @@ class MessageEncoder:
 
     def _end(self, finished: Finished) -> bytes:
         delta = stop_of(self._call, finished, called=self._calls > 0)
-        last = {"type": "message_delta", "delta": delta, "usage": usage_of(finished)}
+        last = {"type": "message_delta", "delta": delta, "usage": usage_of(self._call, finished)}
         return sse_event(last) + sse_event({"type": "message_stop"})

@@ -68,9 +68,9 @@ def test_the_order_of_events() -> None:
 def test_the_start_counts_the_prompt_and_the_end_the_answer() -> None:
     first, *_, delta, _ = events_of(streamed(TextDelta("x")))
     asked = {
-        "input_tokens": 8,
+        "input_tokens": 12,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 4,
+        "cache_read_input_tokens": 0,
         "output_tokens": 0,
     }
     assert first["message"] == {
@@ -85,6 +85,22 @@ def test_the_start_counts_the_prompt_and_the_end_the_answer() -> None:
     }
     details = {"thinking_tokens": 2}
     assert delta["usage"] == asked | {"output_tokens": 5, "output_tokens_details": details}
+
+
+def test_who_marks_what_is_to_be_cached_is_told_what_was() -> None:
+    mark = {"cache_control": {"type": "ephemeral"}}
+    block = {"type": "text", "text": "x", **mark}
+    tool = {"name": "look", "input_schema": {"type": "object"}, **mark}
+    for marked in (
+        mark,
+        {"system": [block]},
+        {"tools": [tool]},
+        {"messages": [{"role": "user", "content": [block]}]},
+    ):
+        call = CODEC.parse(BODY | marked, id="abc", now=0.0)
+        first, *_, delta, _ = events_of(streamed(TextDelta("x"), call=call))
+        for usage in (first["message"]["usage"], delta["usage"]):
+            assert (usage["input_tokens"], usage["cache_read_input_tokens"]) == (8, 4)
 
 
 def test_nothing_said_opens_no_block() -> None:
