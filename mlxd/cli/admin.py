@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import socket
@@ -10,9 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from mlxd.cli.client import HEALTH_SECONDS, NoAnswer, address_of, get_json
-from mlxd.core.instance import running
-from mlxd.core.places import Places
+from mlxd.cli.client import NoAnswer
 
 _TIMEOUT = 60.0
 """A reload waits for a file that is being written, and for a port."""
@@ -101,17 +98,6 @@ class AdminClient:
 
     def _no_answer(self, error: Exception) -> NoAnswer:
         return NoAnswer(f"no answer from the daemon at {self._path}: {error}")
-
-
-def health_of(found: Places) -> dict[str, Any]:
-    """What the daemon says of itself: by the admin socket, where it tells all of it to whoever has
-    no API key, or else over TCP. Raises NoAnswer.
-    """
-    daemon = running(found.state.path)
-    if daemon is not None and daemon.admin:
-        with contextlib.suppress(NoAnswer, Refused):
-            return AdminClient(daemon.admin, HEALTH_SECONDS).get("/admin/health")
-    return get_json(address_of(found), "/health")
 
 
 def unix_connection(path: str, timeout: float | None) -> http.client.HTTPConnection:

@@ -1,11 +1,14 @@
-"""A running daemon, seen from outside: where it is, and what it answers. Standard library only."""
+"""A running daemon, seen from outside: where it is, and what it answers. Standard library only, and
+little of it: `status` is looked at all the time, and `http.client` takes longer to import than the
+daemon to answer.
+"""
 
 from __future__ import annotations
 
-import http.client
+import contextlib
 import json
+import socket
 from typing import Any
-from urllib.parse import urlsplit
 
 from mlxd.core.instance import authority, running
 from mlxd.core.places import Places
@@ -23,29 +26,57 @@ def address_of(found: Places) -> tuple[str, int]:
     daemon = running(found.state.path)
     if daemon is not None:
         return _reachable(daemon.host), daemon.port
-    url = urlsplit(_text(found, "MLX_API_URL"))
-    if url.hostname:
-        return url.hostname, url.port or DEFAULT_PORT
+    if text := _text(found, "MLX_API_URL"):
+        from urllib.parse import urlsplit
+
+        url = urlsplit(text)
+        if url.hostname:
+            return url.hostname, url.port or DEFAULT_PORT
     port = _text(found, "MLXD_PORT") or _text(found, "MLX_API_PORT") or _policy_port(found)
     return "127.0.0.1", int(port) if port.isdigit() else DEFAULT_PORT
+
+
+def health_of(found: Places) -> dict[str, Any]:
+    """What the daemon says of itself: by the admin socket, where it tells all of it to whoever has
+    no API key, or else over TCP. Raises NoAnswer.
+    """
+    daemon = running(found.state.path)
+    if daemon is not None and daemon.admin:
+        with contextlib.suppress(OSError, ValueError), socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(HEALTH_SECONDS)
+            sock.connect(daemon.admin)
+            status, health = _asked(sock, "localhost", "/admin/health")
+            if status < 400 and isinstance(health, dict):
+                return health
+    return get_json(address_of(found), "/health")
 
 
 def get_json(
     address: tuple[str, int], path: str, timeout: float = HEALTH_SECONDS
 ) -> dict[str, Any]:
-    """Raises NoAnswer."""
-    host, port = address
-    connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    """Whatever the status. Raises NoAnswer."""
+    where = authority(*address)
     try:
-        connection.request("GET", path)
-        body = json.loads(connection.getresponse().read())
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise NoAnswer(f"no answer from http://{authority(host, port)}{path}: {error}") from error
-    finally:
-        connection.close()
+        with socket.create_connection(address, timeout) as sock:
+            _, body = _asked(sock, where, path)
+    except (OSError, ValueError) as error:
+        raise NoAnswer(f"no answer from http://{where}{path}: {error}") from error
     if not isinstance(body, dict):
-        raise NoAnswer(f"what answers at http://{authority(host, port)} is not mlxd")
+        raise NoAnswer(f"what answers at http://{where} is not mlxd")
     return body
+
+
+def _asked(sock: socket.socket, host: str, path: str) -> tuple[int, Any]:
+    """Status and JSON of an answer that says how long it is, or ends with its connection. Raises
+    OSError, ValueError.
+    """
+    sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    answer = b"".join(iter(lambda: sock.recv(1 << 16), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status = head.partition(b" ")[2][:3]
+    if not head.startswith(b"HTTP/1.") or not status.isdigit():
+        raise ValueError("that is no HTTP")
+    return int(status), json.loads(body)
 
 
 def _reachable(host: str) -> str:

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlxd.cli import exits
-from mlxd.cli.admin import health_of
-from mlxd.cli.client import NoAnswer, address_of
+from mlxd.cli.client import NoAnswer, address_of, health_of
 from mlxd.cli.models.words import size
 from mlxd.core import places
 from mlxd.core.instance import authority

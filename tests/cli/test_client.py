@@ -1,4 +1,7 @@
 import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
@@ -51,3 +54,39 @@ def test_the_variables_of_an_ipv6_daemon_are_urls(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "export OLLAMA_HOST=[::1]:12001\n" in said
     assert "export OPENAI_BASE_URL=http://[::1]:12001/v1\n" in said
+
+
+@contextmanager
+def answering(said):
+    """Somebody who says that, whatever he is asked; the address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+
+        def answer():
+            sock, _ = listener.accept()
+            with sock:
+                sock.recv(4096)
+                sock.sendall(said)
+
+        told = pool.submit(answer)
+        yield listener.getsockname()
+        told.result()
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (b"220 mail.example ESMTP\r\n", "that is no HTTP"),
+        (b"", "that is no HTTP"),
+        (b"HTTP/1.1 200 OK\r\n\r\nhello", "Expecting value"),
+        (b"HTTP/1.1 200 OK\r\n\r\n[1]", "is not mlxd"),
+    ],
+)
+def test_what_answers_there_and_is_not_mlxd_is_told_apart(said, words):
+    with answering(said) as address, pytest.raises(NoAnswer, match=words):
+        get_json(address, "/health")
+
+
+def test_a_health_that_is_bad_is_told_too():
+    said = b'HTTP/1.1 503 Service Unavailable\r\nContent-Length: 20\r\n\r\n{"service": "mlxd" }'
+    with answering(said) as address:
+        assert get_json(address, "/health") == {"service": "mlxd"}

@@ -54,6 +54,12 @@ def test_a_command_that_asks_the_daemon_imports_nothing_else(
     assert ours <= {"cli", "core"}
 
 
+def test_status_imports_no_client_of_http(tmp_path: Path) -> None:
+    """It takes longer than all the rest."""
+    places = ["--state", str(tmp_path), "--policies", str(tmp_path)]
+    assert not imported_by("status", *places) & {"http.client", "email", "ssl"}
+
+
 def test_a_check_of_policies_imports_what_judges_them(tmp_path: Path) -> None:
     found = imported_by("policy", "check", "--policies", str(tmp_path), "--state", str(tmp_path))
     assert {name.partition(".")[0] for name in found} & (HEAVY - ALSO) == set()

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxd.cli import exits
-from mlxd.cli.admin import health_of
-from mlxd.cli.client import NoAnswer, address_of
+from mlxd.cli.client import NoAnswer, address_of, health_of
 from mlxd.cli.policy.here import print_json
 from mlxd.cli.service.site import Site
 from mlxd.core import places, starts
