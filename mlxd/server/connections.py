@@ -169,8 +169,10 @@ class Connection(RequestHandler):
         own = transport.get_extra_info("sockname")
         self.outside = not (isinstance(own, tuple) and is_loopback(str(own[0])))
         server = self._manager
-        if isinstance(server, GuardedServer) and not server.has_room():
-            self.refuse(TOO_MANY)
+        if isinstance(server, GuardedServer):
+            server.watch()
+            if not server.has_room():
+                self.refuse(TOO_MANY)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if isinstance(exc, TimeoutError):  # the kernel's: see `silence`
@@ -350,7 +352,6 @@ class GuardedServer(web.Server):
         self._defaults = load()
         """What holds where policy does not: no edit can lock the operator out."""
         self._sweeper: asyncio.TimerHandle | None = None
-        self._sweep()
 
     def connection(self, *, scarce: bool = False) -> Connection:
         """The protocol of one new connection."""
@@ -414,13 +415,22 @@ class GuardedServer(web.Server):
             self._sweeper.cancel()
         await super().shutdown(timeout)
 
+    def watch(self) -> None:
+        """As long as there are connections; a daemon that nobody asks sleeps."""
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
     def _sweep(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
         try:
             for connection in self.connections:
                 if isinstance(connection, Connection):
                     self._look_at(connection)
         finally:
-            self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+            if self._connections:
+                self.watch()
 
     def _look_at(self, connection: Connection) -> None:
         policies = self._in_force

@@ -73,6 +73,20 @@ async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     await bench.server.shutdown()
 
 
+async def test_while_nobody_is_there_nobody_looks(bench: Bench) -> None:
+    def looks() -> bool:
+        return bench.server._sweeper is not None
+
+    assert not looks()
+    bench.connection(Wire())
+    bench.server.watch()
+    bench.server._sweep()
+    assert looks()
+    bench.server._connections.clear()
+    bench.server._sweep()
+    assert not looks()
+
+
 async def test_who_takes_nothing_is_cut(bench: Bench) -> None:
     wire = Wire()
     bench.connection(wire)
@@ -142,6 +156,7 @@ async def test_a_sweep_that_fails_as_a_whole_is_made_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times: list[float] = []
+    bench.connection(Wire())
 
     def broken(_: GuardedServer) -> list[Connection]:
         times.append(0.0)
