@@ -26,6 +26,7 @@ from mlxd.policy.load import Override, PolicyError, PolicyErrors, PolicySet, err
 from mlxd.policy.outcome import Outcome, Result, Trigger
 from mlxd.policy.rollback import WriteBack
 from mlxd.policy.settle import QUIET_SECONDS, observe, settled
+from mlxd.policy.sharing import sharing
 from mlxd.policy.store import Applier, PolicyStore, Prepared, PrepareFailed
 from mlxd.policy.strict_yaml import dotted
 from mlxd.policy.units import written
@@ -350,7 +351,7 @@ class Reloader:
         new = judge(files, self._overrides)
         found = changes(old, new)
         number = self._newest + 1 if found or anew else old.generation
-        numbered = replace(new, generation=number)
+        numbered = replace(sharing(new, old), generation=number)
         numbered.work_out()
         now = _restart_values(numbered)
         pending = [key for key, value in now.items() if self._at_start[key] != value]

@@ -44,6 +44,15 @@ async def test_an_edit_is_in_force_with_its_changes_told(ground: Ground) -> None
     assert ground.told == [outcome]
 
 
+async def test_what_an_edit_did_not_touch_is_kept_once(ground: Ground) -> None:
+    reloader = ground.start()
+    before = ground.current.policies
+    ground.write(limits=slots(9))
+    await reloader.reload("admin")
+    assert ground.current.policies.timeouts is before.timeouts
+    assert ground.current.policies.limits is not before.limits
+
+
 async def test_a_refused_edit_changes_nothing_and_says_everything_at_once(ground: Ground) -> None:
     """R12, R2: all errors of all files, and byte for byte the same policies."""
     reloader = ground.start()
