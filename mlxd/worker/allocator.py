@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 
 import mlx.core as mx
 
+from mlxd.core.heap import Heap
 from mlxd.ipc.messages import Budget, Memory
+
+TRIM_SECONDS = 10.0
+"""Between two looks for what the C heap could give back: small arrays on a CPU live there."""
 
 _EXHAUSTED = re.compile(
     r"malloc|unable to allocate|insufficient memory|bad_alloc|out of memory", re.IGNORECASE
@@ -17,7 +22,13 @@ _EXHAUSTED = re.compile(
 class Allocator:
     """The process's one allocator, as a part that a test can replace."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, heap: Heap | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`heap`: None where there is none to trim."""
+        self._heap = heap
+        self._clock = clock
+        self._trimmed = clock()
         self._unlimited = mx.get_memory_limit()
         """MLX's own, for a budget without a limit."""
         self.kept: Callable[[], int] = lambda: 0
@@ -48,8 +59,12 @@ class Allocator:
         return Memory(active, cache, peak, self.kept())
 
     def trim(self) -> None:
-        """Give kept buffers back to the system."""
+        """Give kept buffers back to the system; now and then what lies between others, too."""
         mx.clear_cache()
+        now = self._clock()
+        if self._heap is not None and now >= self._trimmed + TRIM_SECONDS:
+            self._heap.trim()
+            self._trimmed = now
 
     def reset_peak(self) -> None:
         mx.reset_peak_memory()

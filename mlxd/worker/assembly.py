@@ -15,6 +15,7 @@ from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxd.core.footprint import STEP_TOKENS, Footprint, LayerGroup
+from mlxd.core.heap import Heap
 from mlxd.ipc.messages import Budget, Deaf, Launch, Loading, Noted, Ready
 from mlxd.worker.allocator import Allocator, working_set
 from mlxd.worker.apart import Apart
@@ -55,7 +56,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
     """`began` is when the load did, on the monotonic clock. Raises LoadError."""
     link.send(Loading("weights"))
     prepare_mlx()
-    allocator = Allocator()
+    allocator = Allocator(Heap.found())
     file = Path(launch.turns) if launch.turns else None
     turns = Turns(file, _finish, intake.progress.stand)
     if launch.budget is not None:
