@@ -18,6 +18,8 @@ from typing import NamedTuple
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from tokenizers import AddedToken, Tokenizer
 
+from mlxd.core.beginnings import common
+
 LEAST = 2048
 """Characters; less is put into tokens in no time."""
 MOST_TEXTS = 16
@@ -53,7 +55,7 @@ class Encoding:
     def _continued(self, text: str, *, special: bool) -> list[int] | None:
         """With the tokens of the longest beginning that is known; None: none is."""
         places = [
-            (known.mark_within(_alike(text, before)), known)
+            (known.mark_within(common(text, before)), known)
             for (before, added), known in self._known.items()
             if added == special
         ]
@@ -154,15 +156,3 @@ def _parts_at(tokenizer: TokenizerWrapper, mark: str) -> bool:
         return list(tokenizer.encode(text, add_special_tokens=False))
 
     return tokens(before + mark + behind) == [*tokens(before), *tokens(mark + behind)]
-
-
-def _alike(one: str, other: str) -> int:
-    """How many characters both begin with."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from mlxd.core.beginnings import common
 from mlxd.ipc.messages import TOKEN_BYTES, packed
 from mlxd.worker.engine import Prompt
 
@@ -129,16 +130,4 @@ def _alike(one: Party, two: Party) -> int:
     if one.prompt.tokens[:LEAST_SHARED] != two.prompt.tokens[:LEAST_SHARED]:
         return 0
     first, second = one.packed(), two.packed()
-    return _common(first, second) // TOKEN_BYTES
-
-
-def _common(one: bytes, two: bytes) -> int:
-    """Bytes that both begin with."""
-    low, high = 0, min(len(one), len(two))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == two[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    return common(first, second) // TOKEN_BYTES
