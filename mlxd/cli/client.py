@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import time
 from typing import Any
 
 from mlxd.core.instance import authority, running
@@ -15,6 +16,8 @@ from mlxd.core.places import Places
 
 DEFAULT_PORT = 11435
 HEALTH_SECONDS = 5.0
+MOST_BYTES = 16 << 20
+"""Of an answer: many times what a daemon says of itself."""
 
 
 class NoAnswer(Exception):
@@ -71,12 +74,22 @@ def _asked(sock: socket.socket, host: str, path: str) -> tuple[int, Any]:
     OSError, ValueError.
     """
     sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-    answer = b"".join(iter(lambda: sock.recv(1 << 16), b""))
-    head, _, body = answer.partition(b"\r\n\r\n")
+    head, _, body = _received(sock).partition(b"\r\n\r\n")
     status = head.partition(b" ")[2][:3]
     if not head.startswith(b"HTTP/1.") or not status.isdigit():
         raise ValueError("that is no HTTP")
     return int(status), json.loads(body)
+
+
+def _received(sock: socket.socket) -> bytes:
+    """All of it; whatever holds the port may speak for ever."""
+    until = time.monotonic() + (sock.gettimeout() or HEALTH_SECONDS)
+    answer = bytearray()
+    while data := sock.recv(1 << 16):
+        answer += data
+        if len(answer) > MOST_BYTES or time.monotonic() > until:
+            raise ValueError("it does not come to an end")
+    return bytes(answer)
 
 
 def _reachable(host: str) -> str:

@@ -118,7 +118,7 @@ class _Fixed:
     LEAST = 0.125
     """The part of a chunk's time that is always put down to its tokens."""
     PLANS = 64
-    """Pairs of lengths that are remembered; MLX keeps so many plans."""
+    """Pairs of lengths that are remembered, the last ones: MLX keeps a bounded number of plans."""
 
     def __init__(self) -> None:
         self._seconds = 0.0

@@ -1,11 +1,11 @@
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
-from mlxd.cli import main
+from mlxd.cli import client, main
 from mlxd.cli.client import NoAnswer, address_of, get_json
 from mlxd.core import places
 from mlxd.core.instance import Address, Instance
@@ -84,6 +84,22 @@ def answering(said):
 def test_what_answers_there_and_is_not_mlxd_is_told_apart(said, words):
     with answering(said) as address, pytest.raises(NoAnswer, match=words):
         get_json(address, "/health")
+
+
+def test_who_never_comes_to_an_end_is_not_heard_out(monkeypatch):
+    monkeypatch.setattr(client, "MOST_BYTES", 1 << 16)
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+
+        def speak():
+            sock, _ = listener.accept()
+            with sock, suppress(OSError):
+                while True:
+                    sock.sendall(b"abcdefgh" * 4096)
+
+        told = pool.submit(speak)
+        with pytest.raises(NoAnswer, match="does not come to an end"):
+            get_json(listener.getsockname(), "/health")
+        told.result(20)
 
 
 def test_a_health_that_is_bad_is_told_too():
