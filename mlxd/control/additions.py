@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxd.control.reading import UnreadableModel, in_words, json_object, text_of
+from mlxd.control.reading import OutOfFiles, UnreadableModel, in_words, json_object, text_of
 from mlxd.control.safetensors import flaw_of, read_header
 
 _WEIGHTS = "adapters.safetensors"
@@ -33,13 +33,15 @@ class Template:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Blocks; raises nothing."""
+    """Blocks. Raises OutOfFiles."""
     try:
         real = Path(os.path.realpath(folder, strict=True))
         json_object(real / "adapter_config.json")
         header = read_header(real / _WEIGHTS)
         if flaw := flaw_of(header, _WEIGHTS):
             raise UnreadableModel(flaw)
+    except OutOfFiles:
+        raise
     except UnreadableModel as error:
         return Adapter(unavailable=f"its adapter cannot be used: {error}")
     except OSError as error:
@@ -49,9 +51,11 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def read_template(file: Path) -> Template:
-    """Blocks; raises nothing."""
+    """Blocks. Raises OutOfFiles."""
     try:
         text = text_of(file)
+    except OutOfFiles:
+        raise
     except (UnreadableModel, OSError):
         return Template(unavailable="the file of its models.<name>.chat_template cannot be read")
     if not text.strip():

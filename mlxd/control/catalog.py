@@ -6,6 +6,7 @@ The guide model inside the package comes last in every list.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,15 +15,17 @@ from mlxd.control.checksums import Checksums
 from mlxd.control.model_files import read_card
 from mlxd.control.names import DEFAULT, Names
 from mlxd.control.own_names import OwnName
+from mlxd.control.reading import OutOfFiles
 from mlxd.control.scan import GUIDE, Scan, Scanner, Scope
 from mlxd.core.clock import Clock
-from mlxd.core.errors import ModelLoadFailed, ModelNotFound
+from mlxd.core.errors import ModelLoadFailed, ModelNotFound, Overloaded
 from mlxd.core.models import ModelCard, canonical
 from mlxd.core.threads import Threads
 from mlxd.policy.load import PolicySet
 from mlxd.policy.schema import Models
 from mlxd.policy.strict_yaml import dotted
 
+log = logging.getLogger(__name__)
 FRESH_SECONDS = 1.0
 """A list is no older than this."""
 STALE_SECONDS = 5.0
@@ -33,6 +36,9 @@ _VIEWS = 8
 
 class Catalog:
     """Scans when it must, and answers by the last scan where that is right.
+
+    Where the daemon can open no files, the last scan stays; if there was none, whoever asks is told
+    Overloaded.
 
     A scan is made for a scope. One for other policies than those asked by tells only what it can
     tell (see `Names`); whoever needs more waits for a scan of the right scope.
@@ -114,7 +120,10 @@ class Catalog:
         """
         card = await self.look_up(name, policies)
         if policies.models.defaults.verify == "sha256":
-            damage = await self._checksums.damage(card)
+            try:
+                damage = await self._checksums.damage(card)
+            except OutOfFiles as error:
+                raise _out_of_files() from error
             if damage:
                 self._views.clear()
                 raise _unusable(card.name, damage)
@@ -127,7 +136,10 @@ class Catalog:
         """
         if policies.models.defaults.verify == "none":
             return
-        found = await self._threads.run(read_card, Path(card.path), card.name)
+        try:
+            found = await self._threads.run(read_card, Path(card.path), card.name)
+        except OutOfFiles as error:
+            raise _out_of_files() from error
         reason = found.unavailable or found.flaw
         if reason:
             self._start_scan(Scope.of(policies.models))
@@ -191,16 +203,35 @@ class Catalog:
         if scope not in self._scans:
             scan = asyncio.create_task(self._rescan(scope), name="scan of models")
             self._scans[scope] = scan
-            scan.add_done_callback(lambda _: self._scans.pop(scope))
+            scan.add_done_callback(lambda scan: self._scanned(scope, scan))
+
+    def _scanned(self, scope: Scope, scan: asyncio.Task[Scan]) -> None:
+        del self._scans[scope]
+        error = None if scan.cancelled() else scan.exception()
+        if error is not None:  # whoever waits for it is told so too
+            log.error("folders of models are not scanned: %s", error)
 
     async def _rescan(self, scope: Scope) -> Scan:
-        finds = await self._threads.run(self._scanner.read, scope)
+        try:
+            finds = await self._threads.run(self._scanner.read, scope)
+        except OutOfFiles as error:
+            if self._latest is not None and self._latest.scope == scope:
+                return self._latest
+            raise _out_of_files() from error
         scan = Scan(scope, self._clock.monotonic(), finds)
         if scope == self._scope and self._models is not None:
             self._latest = scan
             self._views.clear()
             self._default = self._view(scan, self._models).default
         return scan
+
+
+def _out_of_files() -> Overloaded:
+    return Overloaded(
+        "the daemon can open no more files, so it cannot read its folders of models",
+        retry_after=1.0,
+        would_pass="the same request once connections or models have gone",
+    )
 
 
 def _unusable(name: str, why: str) -> ModelLoadFailed:

@@ -14,7 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mlxd.control.model_files import fingerprint
-from mlxd.control.reading import UnreadableModel, in_words, opened, readable, text_of
+from mlxd.control.reading import (
+    UnreadableModel,
+    in_words,
+    opened,
+    raise_if_out,
+    readable,
+    text_of,
+)
 from mlxd.core import manifest
 from mlxd.core.models import ModelCard
 from mlxd.core.threads import Threads
@@ -45,7 +52,7 @@ class Checksums:
         return self._found.get(_key(card), "")
 
     async def damage(self, card: ModelCard) -> str:
-        """As `known`, having compared them if nobody has yet."""
+        """As `known`, having compared them if nobody has yet. Raises OutOfFiles."""
         key = _key(card)
         if key in self._found:
             return self._found[key]
@@ -68,7 +75,7 @@ def _key(card: ModelCard) -> Key:
 def damage_of(folder: Path) -> str:
     """Why a folder's files are not the recorded ones; empty where they are, or nothing is recorded.
 
-    Blocks for as long as reading all of them takes.
+    Blocks for as long as reading all of them takes. Raises OutOfFiles.
     """
     try:
         before = fingerprint(folder)
@@ -80,6 +87,7 @@ def damage_of(folder: Path) -> str:
     except UnreadableModel as error:
         return str(error)
     except OSError as error:
+        raise_if_out(error)
         return in_words(error)
     return ""
 

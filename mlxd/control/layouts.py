@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxd.control.reading import UnreadableModel, text_of
+from mlxd.control.reading import OutOfFiles, UnreadableModel, raise_if_out, text_of
 
 _MODEL_FILES = ("config.json", "model_index.json")
 _MODEL_SUFFIXES = (".safetensors", ".gguf", ".npz", ".bin", ".pt", ".pth")
@@ -31,7 +31,10 @@ class Place:
 
 
 def models_under(root: Path, source: str = "") -> Iterator[Place]:
-    """`root/NAME`, `root/ORGANISATION/NAME` and a hub's cache; the root itself if it is a model."""
+    """`root/NAME`, `root/ORGANISATION/NAME` and a hub's cache; the root itself if it is a model.
+
+    Raises OutOfFiles.
+    """
     source = source or _source(root)
     if _looks_like_model(root):
         yield Place(root.name, root, source, root)
@@ -64,6 +67,8 @@ def _revision(repository: Path) -> Path | None:
     snapshots = repository / "snapshots"
     try:
         main = text_of(repository / "refs" / "main", _LONGEST_REVISION).strip()
+    except OutOfFiles:
+        raise
     except (UnreadableModel, OSError):
         main = ""
     if main and "/" not in main and not main.startswith(".") and (snapshots / main).is_dir():
@@ -87,7 +92,8 @@ def _folders(root: Path) -> list[Path]:
                 for entry in entries
                 if not entry.name.startswith(".") and _folder_or_dead_link(entry)
             )
-    except OSError:
+    except OSError as error:
+        raise_if_out(error)
         return []
 
 
@@ -108,5 +114,6 @@ def _looks_like_model(folder: Path) -> bool:
             )
     except PermissionError:
         return True
-    except OSError:
+    except OSError as error:
+        raise_if_out(error)
         return folder.is_symlink()

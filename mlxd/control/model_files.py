@@ -22,6 +22,7 @@ from mlxd.control.reading import (
     in_words,
     json_members,
     json_object,
+    raise_if_out,
     readable,
     text_of,
 )
@@ -51,7 +52,10 @@ class ForeignModel(UnreadableModel):
 
 
 def read_card(folder: Path, name: str) -> ModelCard:
-    """The card of one folder; an unreadable one gets a card that says why (`unavailable`)."""
+    """The card of one folder; an unreadable one gets a card that says why (`unavailable`).
+
+    Raises OutOfFiles.
+    """
     try:
         before = fingerprint(folder)
         card = _read(folder, name, before)
@@ -59,6 +63,8 @@ def read_card(folder: Path, name: str) -> ModelCard:
             raise UnreadableModel("its files change while they are read")
         return card
     except (UnreadableModel, OSError) as error:
+        if isinstance(error, OSError):
+            raise_if_out(error)
         reason = str(error) if isinstance(error, UnreadableModel) else in_words(error)
         return ModelCard(
             name=readable(name),

@@ -6,6 +6,7 @@ is said in words for a user, without a path of the host.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -28,6 +29,21 @@ class UnreadableModel(Exception):
     """Why a folder cannot be served, in words for a user; no path of the host."""
 
 
+class OutOfFiles(OSError):
+    """This process, or the machine, can open nothing more: it says nothing of what was to be read,
+    and what is known of that stays true.
+    """
+
+
+_RUN_OUT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+def raise_if_out(error: OSError) -> None:
+    """Raises OutOfFiles where that is what happened."""
+    if error.errno in _RUN_OUT:
+        raise OutOfFiles(error.errno, error.strerror) from error
+
+
 def readable(text: str) -> str:
     """Text that can be encoded and shown: undecodable bytes and control characters replaced."""
     return "".join("\ufffd" if category(letter) in _UNSHOWN else letter for letter in text)
@@ -41,7 +57,7 @@ def in_words(error: OSError) -> str:
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """A regular file and its size. Raises UnreadableModel for anything else, and for a file that
-    is another one by the end of the block.
+    is another one by the end of the block; OutOfFiles.
 
     A pipe is not waited for, and a device is not touched.
     """
@@ -50,6 +66,7 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
             raise UnreadableModel(f"its {path.name} is no file")
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
+        raise_if_out(error)
         raise UnreadableModel(f"its {path.name} cannot be read: {_lost(path, error)}") from error
     with os.fdopen(descriptor, "rb") as stream:
         before = os.fstat(descriptor)

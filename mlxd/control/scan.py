@@ -122,7 +122,10 @@ class Scanner:
         self._templates = _Kept(_file_mark, read_template)
 
     def read(self, scope: Scope) -> Findings:
-        """Everything in `scope`; of one name the first place counts, declared ones first."""
+        """Everything in `scope`; of one name the first place counts, declared ones first.
+
+        Raises OutOfFiles.
+        """
         places = [Place(name, folder, "declared") for name, folder in scope.declared]
         places += [p for source, root in self._extra for p in models_under(root, source)]
         places += [p for root in scope.roots for p in models_under(root)]

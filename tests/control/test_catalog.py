@@ -10,13 +10,14 @@ from mlxd.control.names import max_concurrency_of
 from mlxd.control.own_names import OwnName
 from mlxd.control.scan import GUIDE, Scanner
 from mlxd.core.clock import ManualClock
-from mlxd.core.errors import ModelLoadFailed, ModelNotFound
+from mlxd.core.errors import ModelLoadFailed, ModelNotFound, Overloaded
 from mlxd.core.preset import Preset
 from mlxd.core.request import Sampling
 from mlxd.policy.load import load
 from tests.control.test_checksums import by_list, flip
 from tests.control.test_model_files import write_adapter, write_model, write_weights
 from tests.support.daemon import write_policies
+from tests.support.few_files import no_files
 
 
 class World:
@@ -731,3 +732,41 @@ async def test_while_folders_are_read_a_model_whose_drafter_is_not_known_waits(w
     world.change(f"dirs: [{world.dirs}, {other}]\nmodels: {{large: {{draft: small}}}}\n")
     assert world.catalog.find("large", world.policies) is None
     assert (await world.card("large")).draft.name == "small"
+
+
+async def test_out_of_files_every_model_stays_known(world):
+    world.add("plain")
+    world.add("organisation/inner")
+    world.declare(f"models: {{own: {{path: {write_model(world.root / 'own')}}}}}")
+    known = await world.names()
+    assert len(known) == 4
+    with no_files():
+        assert await world.names() == known
+        assert await world.resolve("plain") == "plain"
+    world.add("another")
+    assert len(await world.names()) == 5
+
+
+async def test_out_of_files_before_the_first_scan_nobody_is_told_that_a_model_is_not_there(world):
+    world.add("plain")
+    with no_files():
+        error = await world.refused("plain", Overloaded)
+        assert error.retry_after
+    assert await world.resolve("plain") == "plain"
+
+
+async def test_out_of_files_a_model_is_not_called_unusable(world):
+    world.add("plain")
+    card = await world.card("plain")
+    with no_files(), pytest.raises(Overloaded):
+        await world.catalog.check(card, world.policies)
+    await world.catalog.check(card, world.policies)
+
+
+async def test_out_of_files_bytes_are_not_called_damaged(world):
+    by_list(world.add("plain"))
+    world.declare("defaults: {verify: sha256}")
+    card = await world.card("plain")
+    with no_files():
+        await world.refused("plain", Overloaded)
+    assert await world.resolve("plain") == card.name

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlxd.control.layouts import Place, models_under
 from mlxd.control.model_files import read_card
+from mlxd.control.reading import OutOfFiles
 from tests.control.test_model_files import write_model
 
 
@@ -96,3 +100,39 @@ def test_nothing_is_written(tmp_path: Path) -> None:
     for place in models_under(tmp_path):
         read_card(place.folder, place.name)
     assert sorted((path, path.lstat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+
+
+def test_whatever_cannot_be_opened_for_want_of_files_nothing_is_told_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a model were gone for a moment, or another revision of it were served."""
+    hub_cache(tmp_path, "a/cached", {"old": 1, "new": 2}, "old")
+    write_model(tmp_path / "plain")
+    write_model(tmp_path / "organisation" / "inner")
+    for refused in itertools.count():
+        opens = itertools.count()
+        with monkeypatch.context() as patch:
+            for name in ("open", "scandir"):
+                patch.setattr(os, name, _until(refused, opens, getattr(os, name)))
+            if len(places := _told(tmp_path)) == 3:
+                break
+            assert places == [], "all or nothing"
+    assert refused >= 8
+
+
+def _until(refused: int, opens: itertools.count[int], call: Any) -> Any:
+    """Fails once, when so many others have been through."""
+
+    def counted(*arguments: Any) -> Any:
+        if next(opens) == refused:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return call(*arguments)
+
+    return counted
+
+
+def _told(root: Path) -> list[str]:
+    try:
+        return [place.name for place in models_under(root)]
+    except OutOfFiles:
+        return []

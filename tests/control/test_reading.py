@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlxd.control import reading
+from mlxd.control.additions import read_adapter, read_template
+from mlxd.control.checksums import damage_of
+from mlxd.control.layouts import models_under
+from mlxd.control.model_files import read_card
 from mlxd.control.reading import (
+    OutOfFiles,
     TooManyError,
     UnreadableModel,
     exists,
@@ -17,6 +24,9 @@ from mlxd.control.reading import (
     opened,
     text_of,
 )
+from tests.control.test_checksums import by_list
+from tests.control.test_model_files import write_adapter, write_model
+from tests.support.few_files import no_files
 
 
 @pytest.mark.parametrize("change", [b"longer", b"{}"], ids=["another size", "another time"])
@@ -89,3 +99,32 @@ def test_a_link_to_nowhere_is_there_and_cannot_be_read(tmp_path: Path) -> None:
         json_object(link)
     with pytest.raises(UnreadableModel, match=r"it has no other\.json"):
         json_object(tmp_path / "other.json")
+
+
+def _places(root: Path) -> list[Any]:
+    return list(models_under(root))
+
+
+@pytest.mark.parametrize(
+    ("read", "where"),
+    [
+        (text_of, "own.jinja"),
+        (_places, "models"),
+        (_places, "models/plain"),
+        (lambda folder: read_card(folder, "plain"), "models/plain"),
+        (damage_of, "models/plain"),
+        (read_adapter, "adapter"),
+        (read_template, "own.jinja"),
+    ],
+)
+def test_out_of_files_nothing_is_said_of_what_was_not_read(
+    tmp_path: Path, read: Callable[[Path], Any], where: str
+) -> None:
+    """Else all models were gone for as long as a flood of connections lasts."""
+    by_list(write_model(tmp_path / "models" / "plain"))
+    write_adapter(tmp_path / "adapter")
+    (tmp_path / "own.jinja").write_text("{{ messages }}")
+    before = read(tmp_path / where)
+    with no_files(), pytest.raises(OutOfFiles):
+        read(tmp_path / where)
+    assert read(tmp_path / where) == before
