@@ -52,6 +52,19 @@ class Cut:
             assert piece, "it has ended"
             self.taken += piece
 
+    def read_text(self, letters: int) -> None:
+        """Until so many letters are there, in however many events they come."""
+        self.answer()
+        events = 0
+        while True:
+            if self.taken.count(b"\n\n") > events:
+                events = self.taken.count(b"\n\n")
+                if letters_of(self.events) >= letters:
+                    return
+            piece = self._response.read(32)
+            assert piece, "it has ended"
+            self.taken += piece
+
     def rest(self) -> bytes:
         if not hasattr(self, "status"):
             self.answer()
@@ -79,6 +92,10 @@ class Cut:
         """Of the last of those; empty: it has none."""
         ids = re.findall(rb"\nid: (\S+)\n\n", self.events)
         return ids[-1].decode() if ids else ""
+
+
+def letters_of(stream: bytes) -> int:
+    return sum(len(text) for _, text in alike(stream))
 
 
 def alike(stream: bytes) -> list[tuple[Json | str, str]]:
