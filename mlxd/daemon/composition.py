@@ -73,6 +73,7 @@ from mlxd.server import (
     resume_report,
     worker_report,
 )
+from mlxd.server.addresses import Addresses
 from mlxd.server.admin import Admin
 from mlxd.server.admin_socket import AdminSocket
 from mlxd.server.app import routes
@@ -444,9 +445,19 @@ def _replays(ground: _Ground, guard: Guard) -> Replays:
 
 
 def _server(parts: Parts, ground: _Ground, repeats: Repeats) -> GuardedServer:
-    edge = Edge(parts, routes(parts), callers=Identity(parts.keys), refused=repeats.learn)
-    server = GuardedServer(edge, ground.store, ground.clock)
+    addresses = Addresses(ground.store, ground.clock)
+    edge = Edge(
+        parts, routes(parts), callers=Identity(parts.keys), refused=repeats.learn,
+        addresses=addresses,
+    )  # fmt: skip
+    server = GuardedServer(edge, ground.store, ground.clock, addresses=addresses)
     server.answers = repeats
+    parts.metrics.watch_counts(
+        "mlxd_connections_refused",
+        "Connections that were refused, and requests through proxies, by the policy that did it.",
+        ("policy",),
+        lambda: [(("max_connections",), server.refused), (("per_ip",), addresses.refused)],
+    )
     return server
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +27,7 @@ from mlxd.core.errors import (
 )
 from mlxd.core.story import Story
 from mlxd.policy.load import PolicySet
+from mlxd.server.addresses import Addresses
 from mlxd.server.connections import Connection
 from mlxd.server.errors import (
     STATUS,
@@ -36,7 +38,8 @@ from mlxd.server.errors import (
     new_request_id,
     words_for,
 )
-from mlxd.server.identity import OPEN, Identity, address_of
+from mlxd.server.forwarded import address_of
+from mlxd.server.identity import OPEN, Identity
 from mlxd.server.parts import Parts
 from mlxd.server.walls import check_headers, check_host, headers_for, origin_of, preflight
 
@@ -124,15 +127,17 @@ class Edge:
         walls: bool = True,
         callers: Identity | None = None,
         refused: Refused | None = None,
+        addresses: Addresses | None = None,
     ) -> None:
         """`callers` says who asks; without it, nobody needs a key. `refused` is told of each
-        request that was, and of its answer.
+        request that was, and of its answer. `addresses` count those that come through proxies.
         """
         self._parts = parts
         self._route = route
         self._walls = walls
         self._callers = callers
         self._refused = refused
+        self._addresses = addresses
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         request[ID] = _request_id(request)
@@ -194,10 +199,11 @@ class Edge:
                 _pass_walls(request)
             if request.method == "OPTIONS":
                 return preflight(request)
-            self._identify(request)
-            endpoint = self._route(request)
-            render = endpoint.render_error
-            return await endpoint(request)
+            with self._counted(request):
+                self._identify(request)
+                endpoint = self._route(request)
+                render = endpoint.render_error
+                return await endpoint(request)
         except MlxdError as error:
             return await _failed(request, error, render)
         except asyncio.CancelledError:
@@ -212,6 +218,12 @@ class Edge:
             faults.exception("request %s: a defect", request[ID])
             defect = InternalError("an internal error occurred; the log has it under this id")
             return await _failed(request, defect, render)
+
+    def _counted(self, request: web.BaseRequest) -> AbstractContextManager[None]:
+        """Raises Overloaded as it is entered."""
+        if self._addresses is None:
+            return nullcontext()
+        return self._addresses.asking(request, policies_of(request))
 
     def _identify(self, request: web.BaseRequest) -> None:
         """Raises Unauthorized, TooManyGuesses."""
@@ -305,7 +317,7 @@ def common_headers(request: web.BaseRequest) -> dict[str, str]:
     if isinstance(request.protocol, Connection) and request.protocol.leaving:
         headers["Connection"] = "close"
     if ORIGIN in request:
-        headers |= headers_for(request[ORIGIN])
+        headers |= headers_for(request[ORIGIN], policies_of(request).clients.cors)
     return headers
 
 

@@ -29,7 +29,8 @@ from mlxd.server.answers import json_response
 from mlxd.server.connections import Connection, GuardedServer
 from mlxd.server.edge import MODEL, Edge, policies_of
 from mlxd.server.errors import Render, words_for
-from mlxd.server.identity import Identity, address_of
+from mlxd.server.forwarded import address_of
+from mlxd.server.identity import Identity
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
 from mlxd.server.repeats import HOLDS_SECONDS, ORDINARY, Repeats
