@@ -48,7 +48,6 @@ def explained(policies: PolicySet, path: Path) -> Json:
         "takes": key.expected if key is not None else "",
         "unit": (key.extra("unit") or "") if key is not None else "",
         "reload": (key.extra("reload") or "live") if key is not None else "live",
-        "enforced": key.enforced if key is not None else True,
         "meaning": key.description if key is not None else "",
     }
 

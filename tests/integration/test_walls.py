@@ -184,6 +184,23 @@ def test_one_address_has_its_share_of_connections_and_the_others_theirs(start: S
     assert int(refusals[1]) >= 1
 
 
+def test_clients_behind_a_trusted_proxy_have_their_share_of_requests(start: Start) -> None:
+    running = start({"server": "http: {per_ip: 1}\n", "clients": "trusted_proxies: [127.0.0.1]\n"})
+    first, second = ({"X-Forwarded-For": f"203.0.113.{number}"} for number in (5, 6))
+    with running.http.stream("GET", "/api/events", headers=first):
+        refused = running.http.get("/api/version", headers=first)
+        assert refused.status_code == 503
+        assert "server.http.per_ip" in refused.text
+        assert refused.headers["retry-after"]
+        assert running.http.get("/api/version", headers=second).status_code == 200
+        assert running.http.get("/livez").status_code == 200
+
+    def again() -> bool:
+        return running.http.get("/api/version", headers=first).status_code == 200
+
+    eventually(again, "there is room again")
+
+
 def _send_for_ever(sock: socket.socket, data: bytes) -> None:
     while True:
         sock.sendall(data)
