@@ -25,7 +25,7 @@ from mlxd.policy.schema import (
     Timeouts,
 )
 from mlxd.policy.strict_yaml import Path, Place, dotted, parts
-from mlxd.policy.units import Duration, Ratio, Size, written
+from mlxd.policy.units import Duration, Ratio, Size, shown, written
 
 Network = IPv4Network | IPv6Network
 _HEADER = "header:"
@@ -170,7 +170,7 @@ class PolicySet:
         line = self._lines.get(key)
         if line is None:
             path = parts(key)
-            line = PolicyLine(key, written(self.at(path)), self.place(path))
+            line = PolicyLine(key, shown(self.at(path)), self.place(path))
             self._lines[key] = line
         return line
 

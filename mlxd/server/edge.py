@@ -50,7 +50,9 @@ _LEFT = 499
 """What stands for the status where the client has gone."""
 _RESTART_SECONDS = 5.0
 """What a client is told to wait for the next daemon."""
-_KEYS = "/api/user/keys/"
+BELOW = ("/api/user/keys/", "/api/blobs/", "/api/models/", "/v1/models/", "/v1/responses/")
+"""Paths under which clients put what is theirs."""
+_LONGEST_PATH = 200
 
 
 class Endpoint(Protocol):
@@ -99,7 +101,7 @@ MARKS = web.RequestKey("marks", Marks)
 CALLER = web.RequestKey("caller", Caller)
 STORY = web.RequestKey("story", Story)
 MODEL = web.RequestKey("model", str)
-"""As the client named it; for the log."""
+"""As one named it who manages models; for the log."""
 ORIGIN = web.RequestKey("origin", str)
 """Of a page that may read the answer."""
 QUOTA: web.RequestKey[dict[str, str]] = web.RequestKey("quota", dict)
@@ -162,12 +164,12 @@ class Edge:
             log.info(
                 "%s %s %s",
                 request.method,
-                _path_of(request),
+                path_of(request.path),
                 status,
                 extra={
                     "request": request[ID],
                     "seconds": round(self._parts.clock.monotonic() - began, 4),
-                    "model": request.get(MODEL, ""),
+                    "model": model_of(request),
                     "tenant": caller_of(request).tenant,
                     "key": caller_of(request).key,
                 },
@@ -345,9 +347,17 @@ async def _failed(request: web.BaseRequest, error: MlxdError, render: Render) ->
     return response
 
 
-def _path_of(request: web.BaseRequest) -> str:
-    """For the log: a client's key is nobody's business."""
-    return f"{_KEYS}*" if request.path.startswith(_KEYS) else request.path
+def model_of(request: web.BaseRequest) -> str:
+    """Its own name, once it is known which model is meant: what a client calls it may say anything.
+    Whoever manages models names them.
+    """
+    return request.get(MODEL, "") or request[STORY].model
+
+
+def path_of(path: str) -> str:
+    """For the log: without keys, ids and names that clients put there."""
+    below = next(filter(path.startswith, BELOW), None)
+    return path[:_LONGEST_PATH] if below is None else f"{below}*"
 
 
 def _request_id(request: web.BaseRequest) -> str:

@@ -27,7 +27,7 @@ from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.store import PolicyStore
 from mlxd.server.answers import json_response
 from mlxd.server.connections import Connection, GuardedServer
-from mlxd.server.edge import MODEL, Edge, policies_of
+from mlxd.server.edge import STORY, Edge, policies_of
 from mlxd.server.errors import Render, words_for
 from mlxd.server.forwarded import address_of
 from mlxd.server.identity import Identity
@@ -143,7 +143,7 @@ class Bench:
     async def serve(self, request: web.BaseRequest) -> web.StreamResponse:
         self.handled += 1
         body = await read_json(request, policies_of(request), lambda body: body)
-        request[MODEL] = str(body.get("model"))
+        request[STORY].model = str(body.get("model"))
         if self.hold is not None:
             await self.hold.wait()
         error = self.refuse(body)

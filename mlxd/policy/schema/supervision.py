@@ -156,7 +156,7 @@ class SleepWake(Policy):
 class Delivery(Policy):
     url: Webhook | None = field(
         None, "Where events are posted, as JSON. A URL that is a secret itself, or has a user or "
-        "a query, goes behind `credential:NAME`.",
+        "a query, goes behind `credential:NAME`. Of any other, its path is shown nowhere.",
         unit="URL", secret=True, example="https://ops.example/mlxd",
     )  # fmt: skip
     secret: Reference | None = field(
