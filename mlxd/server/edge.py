@@ -53,6 +53,9 @@ _RESTART_SECONDS = 5.0
 BELOW = ("/api/user/keys/", "/api/blobs/", "/api/models/", "/v1/models/", "/v1/responses/")
 """Paths under which clients put what is theirs."""
 _LONGEST_PATH = 200
+_LONGEST_METHOD = 20
+_LONGEST_NAME = 350
+"""Characters that the log has of each."""
 
 
 class Endpoint(Protocol):
@@ -163,7 +166,7 @@ class Edge:
             self._end(request, status)
             log.info(
                 "%s %s %s",
-                request.method,
+                request.method[:_LONGEST_METHOD],
                 path_of(request.path),
                 status,
                 extra={
@@ -351,7 +354,7 @@ def model_of(request: web.BaseRequest) -> str:
     """Its own name, once it is known which model is meant: what a client calls it may say anything.
     Whoever manages models names them.
     """
-    return request.get(MODEL, "") or request[STORY].model
+    return request.get(MODEL, "")[:_LONGEST_NAME] or request[STORY].model
 
 
 def path_of(path: str) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from datetime import UTC, datetime
 
-from mlxd.core.lines import one_line
+from mlxd.core.lines import json_line, one_line
 from mlxd.core.traces import trace_of
 from mlxd.telemetry.log_file import LogFile, Target
 from mlxd.telemetry.sink import Sink
@@ -28,7 +27,7 @@ class JsonLines(logging.Formatter):
         line |= {key: getattr(record, key) for key in _EXTRA if getattr(record, key, "") != ""}
         if trace := _trace_of(record):
             line["trace"] = trace
-        return json.dumps(line, ensure_ascii=False)
+        return json_line(line)
 
 
 class PlainLines(logging.Formatter):
