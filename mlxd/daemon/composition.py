@@ -50,6 +50,7 @@ from mlxd.core.clock import AwakeClock, SystemClock
 from mlxd.core.instance import Instance
 from mlxd.core.starts import StartLedger
 from mlxd.core.threads import Threads
+from mlxd.daemon.core_dumps import CoreDumps
 from mlxd.daemon.evictions import Evictions
 from mlxd.daemon.hold import Hold
 from mlxd.daemon.log import Log
@@ -226,11 +227,13 @@ def compose(
 
 def join(made: Composition, log: Log) -> None:
     """Who prepares and commits new policies, in this order, and who is told of it."""
-    parts = made.parts
+    parts, cores = made.parts, CoreDumps()
+    cores.apply(parts.policies.current)
     parts.reloader.use(
         parts.keys,  # before the listener: no door is opened to those who cannot have a key
         made.listener,
         Live("log", log.apply),
+        Live("core dumps", cores.apply),
         Live("admission", parts.admission.apply),
         Live("catalog", parts.catalog.apply),
         Live("supervisor", parts.supervisor.apply),
