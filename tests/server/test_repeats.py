@@ -25,6 +25,7 @@ from mlxd.core.errors import (
 from mlxd.policy.load import Override, load
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.store import PolicyStore
+from mlxd.server import repeats
 from mlxd.server.answers import json_response
 from mlxd.server.connections import Connection, GuardedServer
 from mlxd.server.edge import STORY, Edge, policies_of
@@ -251,6 +252,13 @@ async def test_a_repetition_has_its_own_id(bench: Bench, path: str) -> None:
     head, _, body = ordinary.partition(b"\r\n\r\n")
     assert f"X-Request-Id: {GIVEN}\r\nRequest-Id: {GIVEN}\r\n".encode() in head
     assert json.loads(body).get("request_id", GIVEN) == GIVEN
+
+
+async def test_no_more_are_known_than_there_is_room_for(bench: Bench) -> None:
+    bench.refuse = lambda body: bench.full()
+    for number in range(repeats._MOST_KNOWN + 50):
+        await bench.ask(raw(text=f"hello {number}"))
+    assert len(bench.repeats._known) == repeats._MOST_KNOWN
 
 
 async def test_the_first_of_each_second_go_the_ordinary_way(bench: Bench) -> None:
