@@ -46,6 +46,8 @@ from mlxd.server.walls import check_headers, check_host, headers_for, origin_of,
 log = logging.getLogger("mlxd.access")
 faults = logging.getLogger(__name__)
 
+_REFUSED = 400
+"""The lowest status of a request that is not served."""
 _LEFT = 499
 """What stands for the status where the client has gone."""
 _RESTART_SECONDS = 5.0
@@ -172,7 +174,7 @@ class Edge:
                 extra={
                     "request": request[ID],
                     "seconds": round(self._parts.clock.monotonic() - began, 4),
-                    "model": model_of(request),
+                    "model": model_of(request, status),
                     "tenant": caller_of(request).tenant,
                     "key": caller_of(request).key,
                 },
@@ -350,11 +352,12 @@ async def _failed(request: web.BaseRequest, error: MlxdError, render: Render) ->
     return response
 
 
-def model_of(request: web.BaseRequest) -> str:
+def model_of(request: web.BaseRequest, status: int) -> str:
     """Its own name, once it is known which model is meant: what a client calls it may say anything.
-    Whoever manages models names them.
+    Whoever manages models names them, where that is done.
     """
-    return request.get(MODEL, "")[:_LONGEST_NAME] or request[STORY].model
+    named: str = request.get(MODEL, "")[:_LONGEST_NAME] if status < _REFUSED else ""
+    return named or request[STORY].model
 
 
 def path_of(path: str) -> str:

@@ -35,7 +35,6 @@ from mlxd.server.edge import (
     STORY,
     caller_of,
     client_of,
-    model_of,
     path_of,
     policies_of,
 )
@@ -152,7 +151,7 @@ class Repeats:
             renewed=now,
             story=request[STORY],
             path=request.path,
-            model=model_of(request),
+            model=request[STORY].model,
             client=client_of(request),
             start=f"{status_line}\r\n{lines}Content-Length: ".encode(),
             rest=f"\r\nDate: {rfc822_formatted_time()}\r\n\r\n".encode(),

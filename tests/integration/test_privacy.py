@@ -215,10 +215,15 @@ class Life:
             ("/api/chat", {"model": "tiny-a", "messages": [{"role": say["broken"]}]}),
             ("/api/show", {"model": say["model"]}),
             ("/api/push", {"model": say["model"]}),
+            ("/api/copy", {"source": say["model"], "destination": "other"}),
+            ("/api/copy", {"source": "tiny-a", "destination": f"../{say['model']}"}),
+            ("/api/create", {"model": "other", "from": say["model"], "system": say["system"]}),
+            ("/api/pull", {"model": say["model"]}),
             ("/api/embed", {"model": "tiny-a", "input": {"x": say["prompt"]}}),
         ]
         for path, body in wrong:
             self.post(path, body)
+        self.running.http.request("DELETE", "/api/delete", json={"model": say["model"]})
         self.post("/api/generate", ask, X_Request_Priority=say["priority"])
         self.post("/api/generate", ask, Last_Event_ID=say["id"])
         for path in ("/v1/models/", "/v1/responses/", "/api/models/", "/api/blobs/sha256:"):
