@@ -247,6 +247,10 @@ def test_stories(policies: PolicySet) -> None:
         table.end(story, 200 if number % 2 else 503, "" if number % 2 else "overloaded")
     assert len(table._served) + len(table._refused) == policies.server.stories
     assert not table._under_way
+
+
+def test_what_one_story_tells() -> None:
+    story = Story("id", "/api/chat", Caller("c"), 1, 0.0, lambda: 0.0, 0.0)
     for _ in range(1000):
         story.note("x")
     assert len(story.notes) == MOST_NOTES

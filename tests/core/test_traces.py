@@ -24,6 +24,7 @@ from mlxd.telemetry.logs import JsonLines, PlainLines
 from mlxd.worker.refusal import Refusal
 
 CANARY = "canary 4f1d"
+NOTHING: dict[str, str] = {}
 
 
 class Shape(pydantic.BaseModel):
@@ -31,7 +32,7 @@ class Shape(pydantic.BaseModel):
 
 
 def _key() -> None:
-    _ = {}[CANARY]  # type: ignore[var-annotated]
+    NOTHING[CANARY]
 
 
 def _chained() -> None:

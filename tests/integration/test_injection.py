@@ -77,12 +77,14 @@ def say_everywhere(running: Daemon, text: str) -> None:
         running.http.get(f"{path}{quoted}?{quoted}")
     flat = text[:600].replace("\r", " ").replace("\n", " ").encode()
     ask = b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-    body = b'{"model": "tiny-a", "prompt": "x", "options": {"num_predict": 1}}'
+    asked = b'{"model": "tiny-a", "prompt": "x", "options": {"num_predict": 1}}'
     for name in (b"User-Agent", b"X-Request-Id", b"X-Request-Priority", b"X-Forwarded-For"):
-        head = ask + name + b": " + flat + b"\r\nContent-Length: %d\r\n\r\n" % len(body)
-        raw(running, head + body)
-    for path in (b"/" + text[:600].encode(), b"/" + flat):
-        raw(running, b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        head = ask + name + b": " + flat + b"\r\nContent-Length: %d\r\n\r\n" % len(asked)
+        raw(running, head + asked)
+    for target in (b"/" + text[:600].encode(), b"/" + flat):
+        raw(
+            running, b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )
     raw(running, flat + b" / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     raw(running, b"M" * 3000 + b" / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
 
@@ -140,7 +142,11 @@ def test_however_many_names_clients_have_there_are_no_more_series(spoken: Daemon
     def ask(number: int) -> None:
         headers = {"User-Agent": f"agent-{number}", "X-Request-Id": f"id-{number}"}
         headers |= {"Authorization": f"Bearer key-{number}", "X-Tenant": f"tenant-{number}"}
-        body = {"model": f"nobody-{number}", "prompt": "x", "user": f"user-{number}"}
+        body: dict[str, Any] = {
+            "model": f"nobody-{number}",
+            "prompt": "x",
+            "user": f"user-{number}",
+        }
         spoken.http.post("/api/generate", json=body, headers=headers)
         body["model"] = "tiny-a"
         body["options"] = {"num_predict": 1}

@@ -62,6 +62,8 @@ def names(node: ast.expr) -> Iterator[str]:
             yield id
             for argument in arguments:
                 yield from names(argument)
+        case _:
+            return
 
 
 def test_no_secret_is_compared_otherwise() -> None:
