@@ -178,8 +178,10 @@ def test_one_who_guesses_for_ever(policies: PolicySet) -> None:
 def test_addresses_that_come_and_go(policies: PolicySet) -> None:
     table = Addresses(PolicyStore(policies), ManualClock())
     for number in range(MANY):
-        assert table.connect(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
-        table.disconnect(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+        peer = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+        assert table.has_room(peer)
+        table.connect(peer)
+        table.disconnect(peer)
     assert len(table) == 0
 
 

@@ -46,11 +46,15 @@ class Addresses:
     def __len__(self) -> int:
         return len(self._connections) + len(self._requests)
 
-    def connect(self, peer: str) -> bool:
-        """Count one more connection; False, and not counted: it is one too many."""
+    def has_room(self, peer: str) -> bool:
+        """For one more connection; who has none is refused, and counted as such."""
         policies, address = self._policies.current, client_at(peer)
         most = None if is_proxy(peer, policies) else most_of(address, policies)
-        return self._take(self._connections, address, most)
+        return self._within(self._connections[address], address, most)
+
+    def connect(self, peer: str) -> None:
+        """Count one more connection."""
+        self._connections[client_at(peer)] += 1
 
     def disconnect(self, peer: str) -> None:
         """One that was counted is over."""
@@ -66,7 +70,7 @@ class Addresses:
             yield
             return
         most = most_of(address, policies)
-        if not self._take(self._requests, address, most):
+        if not self._within(self._requests[address], address, most):
             raise Overloaded(
                 "too many requests of this address are under way",
                 retry_after=_RETRY_SECONDS,
@@ -74,18 +78,18 @@ class Addresses:
                 numbers={"max": most or 0},
                 would_pass="the same request once another of them has ended",
             )
+        self._requests[address] += 1
         try:
             yield
         finally:
             _give_back(self._requests, address)
 
-    def _take(self, counts: Counter[str], address: str, most: int | None) -> bool:
-        if most is not None and counts[address] >= most:
-            self.refused += 1
-            self._tell(address, most)
-            return False
-        counts[address] += 1
-        return True
+    def _within(self, count: int, address: str, most: int | None) -> bool:
+        if most is None or count < most:
+            return True
+        self.refused += 1
+        self._tell(address, most)
+        return False
 
     def _tell(self, address: str, most: int) -> None:
         now = self._clock.monotonic()

@@ -431,16 +431,27 @@ class GuardedServer(web.Server):
             if isinstance(connection, Connection)
         )
 
-    def enter(self, peer: str) -> bytes:
-        """One more connection, which is among them; why not, if it is one too many."""
+    def refusal(self, peer: str, others: int | None = None) -> bytes:
+        """Why one more connection is one too many, beside those that there are; empty: it is none.
+
+        Asked before anything is made of it, and again of those that came together.
+        """
         if not self._limited:
             return b""
-        if len(self._connections) > self._policies.current.server.http.max_connections:
+        others = len(self._connections) if others is None else others
+        if others >= self._policies.current.server.http.max_connections:
             self.refused += 1
             return TOO_MANY
-        if self._addresses is not None and not self._addresses.connect(peer):
+        if self._addresses is not None and not self._addresses.has_room(peer):
             return _TOO_MANY_OF_ONE
         return b""
+
+    def enter(self, peer: str) -> bytes:
+        """One that is among them already is let in; or why not."""
+        words = self.refusal(peer, len(self._connections) - 1)
+        if not words and self._addresses is not None:
+            self._addresses.connect(peer)
+        return words
 
     def leave(self, peer: str) -> None:
         """One is over that was let in."""
