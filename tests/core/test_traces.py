@@ -9,12 +9,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jinja2
 import pydantic
 import pytest
 
+import mlxd
 from mlxd.core.errors import Forbidden, InvalidRequest, ModelNotFound, QueueFull
 from mlxd.core.tasks import tell_unheard
 from mlxd.core.traces import place_of, print_trace, trace_of, words_of
@@ -214,3 +216,11 @@ def test_a_frame_that_is_none_is_quoted_nowhere() -> None:
         decode_up(encode(refused)[4:])
     assert CANARY not in str(caught.value)
     assert "at `$.code`" in str(caught.value)
+
+
+def test_nothing_else_shows_traces() -> None:
+    package = Path(mlxd.__file__).parent
+    showing = re.compile(r"\bimport traceback\b|\bprint_exc|\bformat_exc|\bformatException")
+    found = [str(file.relative_to(package)) for file in package.rglob("*.py")
+             if showing.search(file.read_text(encoding="utf-8"))]  # fmt: skip
+    assert found == ["core/traces.py"]
