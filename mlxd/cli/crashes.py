@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +10,7 @@ from mlxd.cli import exits
 from mlxd.cli.events import local
 from mlxd.cli.models.words import plural, size
 from mlxd.core import places
-from mlxd.core.lines import one_line
+from mlxd.core.lines import json_line, one_line
 from mlxd.telemetry.crashes import read
 
 Json = dict[str, Any]
@@ -28,7 +27,7 @@ def crashes(policies: str | None, state: str | None, count: int, *, as_json: boo
         print(one_line(f"mlxd: {folder}: {error.strerror or error}"), file=sys.stderr)
         return exits.FAILED
     if as_json:
-        print(json.dumps({"crashes": found}, ensure_ascii=False))
+        print(json_line({"crashes": found}))
     elif found:
         print("\n".join(one_line(line) for crash in found for line in _lines(crash)))
     else:

@@ -16,7 +16,7 @@ from mlxd.cli.admin import unix_connection
 from mlxd.cli.client import NoAnswer, address_of
 from mlxd.core import places
 from mlxd.core.instance import authority, running
-from mlxd.core.lines import one_line
+from mlxd.core.lines import json_line, one_line
 from mlxd.core.places import Places
 
 Json = dict[str, Any]
@@ -37,7 +37,7 @@ def events(
     """Those after `since`; without it all that are kept. `follow`: and then each as it comes."""
     try:
         for record in _records(places.find(policies, state), since or 0, types, follow=follow):
-            print(json.dumps(record, ensure_ascii=False) if as_json else line_of(record))
+            print(json_line(record) if as_json else line_of(record))
             sys.stdout.flush()
     except NoAnswer as error:
         return _failed(str(error), exits.FAILED, as_json=as_json)
@@ -130,7 +130,7 @@ def _refusal(status: int, answer: Any) -> _Refused:
 
 def _failed(words: str, status: int, *, as_json: bool) -> int:
     if as_json:
-        print(json.dumps({"error": words}, ensure_ascii=False))
+        print(json_line({"error": words}))
     else:
         print(one_line(f"mlxd: {words}"), file=sys.stderr)
     return status

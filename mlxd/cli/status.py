@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +11,7 @@ from mlxd.cli.client import NoAnswer, address_of, health_of
 from mlxd.cli.models.words import size
 from mlxd.core import places
 from mlxd.core.instance import authority
-from mlxd.core.lines import one_line
+from mlxd.core.lines import json_line, one_line
 
 Json = dict[str, Any]
 
@@ -25,7 +24,7 @@ def status(policies: str | None, state: str | None, *, as_json: bool) -> int:
         health = health_of(found)
     except NoAnswer as error:
         if as_json:
-            print(json.dumps({"status": "down", "error": str(error)}))
+            print(json_line({"status": "down", "error": str(error)}))
         else:
             print(f"mlxd is not running: {error}", file=sys.stderr)
         return exits.FAILED
@@ -33,7 +32,7 @@ def status(policies: str | None, state: str | None, *, as_json: bool) -> int:
         print(f"what answers at http://{authority(*address)} is not mlxd", file=sys.stderr)
         return exits.FAILED
     if as_json:
-        print(json.dumps(health, ensure_ascii=False))
+        print(json_line(health))
     else:
         print("\n".join(map(one_line, _lines(health, address))))
     return exits.DONE

@@ -47,11 +47,8 @@ def row_of(story: Json) -> list[str]:
     """One line of a list."""
     ended = story["ended"]
     seconds = "" if ended is None else f"{ended:.2f} s"
-    model = story["model"] or next(
-        (note["facts"]["model"] for note in story["notes"] if note["what"] == "asked"), ""
-    )
     return [
-        local(story["at"]), story["id"], who(story), model, seconds, end_of(story),
+        local(story["at"]), story["id"], who(story), story["model"], seconds, end_of(story),
     ]  # fmt: skip
 
 
@@ -182,7 +179,7 @@ def _drafts(facts: Json) -> str:
 
 
 _NOTES: dict[str, Callable[[Json], str]] = {
-    "asked": lambda facts: f"it asked for {facts['model'] or 'no model by name'}",
+    "asked": lambda _: "what it asks is read",
     "queued": lambda facts: (
         f"it waits in the queue: place {facts['position']}, about"
         f" {facts['expected_wait']} s; {_line(facts)}"

@@ -32,9 +32,11 @@ class Bounds:
     """models.uploads."""
 
     most_bytes: int
+    most_files: int
     keep_seconds: float
     line: PolicyLine
     """The one that says `most_bytes`."""
+    files_line: PolicyLine
 
 
 class Blobs:
@@ -106,23 +108,37 @@ class Blobs:
 
     def _write(self, upload: _Upload, data: bytes, bounds: Bounds) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._stored() + len(data) > bounds.most_bytes:
+        files, stored = self._stored()
+        self._check_count(files if upload.begun else files + 1, bounds)
+        if stored + len(data) > bounds.most_bytes:
             raise InsufficientStorage(
                 "uploads take no more room on the disk",
                 policy=bounds.line,
-                numbers={"stored_bytes": self._stored(), "allowed_bytes": bounds.most_bytes},
+                numbers={"stored_bytes": stored, "allowed_bytes": bounds.most_bytes},
                 would_pass="the same upload once others were swept",
             )
         if len(data) + SPARE_BYTES > shutil.disk_usage(self._folder).free:
             raise InsufficientStorage("the disk has no room for this upload")
         upload.write(data)
 
-    def _stored(self) -> int:
-        total = 0
+    def _check_count(self, files: int, bounds: Bounds) -> None:
+        """Raises InsufficientStorage."""
+        if files > bounds.most_files:
+            raise InsufficientStorage(
+                "no more files are kept that were uploaded",
+                policy=bounds.files_line,
+                numbers={"files": files - 1, "allowed": bounds.most_files},
+                would_pass="the same upload once others were swept",
+            )
+
+    def _stored(self) -> tuple[int, int]:
+        """Files, and their bytes."""
+        count = total = 0
         for entry in os.scandir(self._folder):
             with contextlib.suppress(FileNotFoundError):
                 total += entry.stat(follow_symlinks=False).st_size
-        return total
+                count += 1
+        return count, total
 
     def _touched(self, digest: str) -> bool:
         try:
@@ -141,6 +157,11 @@ class _Upload:
         self._writing = threading.Lock()
         self._stream: BinaryIO | None = None
         self._over = False
+
+    @property
+    def begun(self) -> bool:
+        """There is a file of it."""
+        return self._stream is not None
 
     def write(self, data: bytes) -> None:
         with self._writing:

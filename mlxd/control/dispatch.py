@@ -202,11 +202,20 @@ class Dispatcher:
         async with self._residency.lease(card, keep_alive, policies) as lease:
             leased(story, lease.load)
 
-    async def unload(self, model: str, policies: PolicySet, caller: Caller | None = None) -> None:
+    async def unload(
+        self,
+        model: str,
+        policies: PolicySet,
+        caller: Caller | None = None,
+        *,
+        story: Story | None = None,
+    ) -> None:
         """Let a model go when nothing uses it any more; returns at once. Ignored where the caller's
         tenant may not have that. Raises ModelNotFound; Forbidden.
         """
         card = await self._catalog.resolve(model, policies)
+        if story is not None:
+            story.model = card.original
         if caller is not None:
             rights = rights_of(caller, card, policies)
             rights.check_model()

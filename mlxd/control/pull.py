@@ -29,6 +29,7 @@ from mlxd.core.errors import (
     InvalidRequest,
     MlxdError,
     ModelNotFound,
+    Overloaded,
     PullFailed,
 )
 from mlxd.core.threads import Threads
@@ -43,6 +44,7 @@ Record = Callable[[str, str, Mapping[str, Any]], object]
 _HUBS = ("hf.co/", "huggingface.co/", "https://hf.co/", "https://huggingface.co/")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _SHOWN_DIGITS = 12
+_RETRY_SECONDS = 30.0
 
 
 class Puller:
@@ -74,14 +76,17 @@ class Puller:
         """Pull `name`, or join whoever does; to the last line, which says `success`.
 
         When the last watcher leaves, the download ends; what it fetched is kept. Raises
-        InvalidRequest, ModelNotFound, Forbidden, Draining at once; InsufficientStorage, PullFailed,
-        ModelNotFound as the lines end.
+        InvalidRequest, ModelNotFound, Forbidden, Draining, Overloaded at once; InsufficientStorage,
+        PullFailed, ModelNotFound as the lines end.
         """
         repo = self.repository(name)
         _check_allowed(repo, policies)
         if self._draining:
             raise Draining("the daemon is stopping", retry_after=5.0, would_pass=AFTER_DRAIN)
-        pull = self._pulls.get(repo.lower()) or self._begun(repo, policies)
+        pull = self._pulls.get(repo.lower())
+        if pull is None:
+            self._check_room(repo, policies)
+            pull = self._begun(repo, policies)
         if "/" not in name:
             pull.short_names.add(name.strip())
         pull.watchers += 1
@@ -92,6 +97,19 @@ class Puller:
             if pull.watchers == 0:
                 self._forget(pull)
                 await _ended(pull)
+
+    def _check_room(self, repo: str, policies: PolicySet) -> None:
+        """Raises Overloaded. What is ending makes way for the same model."""
+        under_way = len({*self._pulls, *self._ending} - {repo.lower()})
+        most = policies.models.pull.max_parallel
+        if under_way >= most:
+            raise Overloaded(
+                f"{under_way} models are pulled already",
+                retry_after=_RETRY_SECONDS,
+                policy=policies.line("models.pull.max_parallel"),
+                numbers={"pulls": under_way, "allowed": most},
+                would_pass="the same pull once one of them is over",
+            )
 
     def _begun(self, repo: str, policies: PolicySet) -> _Pull:
         pull = self._pulls[repo.lower()] = _Pull(repo)

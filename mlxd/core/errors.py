@@ -88,6 +88,8 @@ class MlxdError(Exception):
     """
 
     code: ClassVar[str] = "internal_error"
+    quotes: ClassVar[bool] = False
+    """Whether its message may quote what the client sent: then it is for the client alone."""
 
     def __init__(
         self,
@@ -137,10 +139,12 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 class InvalidRequest(MlxdError):
     code = "invalid_request"
+    quotes = True
 
 
 class ContextExceeded(InvalidRequest):
     code = "context_exceeded"
+    quotes = False
 
 
 class EarlierResponseNotFound(InvalidRequest):
@@ -165,6 +169,7 @@ class HeadersTooLarge(MlxdError):
 
 class UnsupportedEncoding(MlxdError):
     code = "unsupported_encoding"
+    quotes = True
 
 
 class Unauthorized(MlxdError):
@@ -173,12 +178,14 @@ class Unauthorized(MlxdError):
 
 class Forbidden(MlxdError):
     code = "forbidden"
+    quotes = True
 
 
 class ModelNotFound(MlxdError):
     """`model` is the name as the client sent it: the dialects quote it in their own words."""
 
     code = "model_not_found"
+    quotes = True
 
     def __init__(self, model: str, hint: str = "", *, policy: PolicyLine | None = None) -> None:
         super().__init__(f"model '{model}' not found{hint}", param="model", policy=policy)
@@ -197,14 +204,17 @@ WRONG = (
 
 class ResponseNotFound(MlxdError):
     code = "response_not_found"
+    quotes = True
 
 
 class RequestNotFound(MlxdError):
     code = "request_not_found"
+    quotes = True
 
 
 class ResumeExpired(MlxdError):
     code = "resume_expired"
+    quotes = True
 
 
 class RateLimited(MlxdError):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mlxd.core.caller import Caller, Priority
-from mlxd.core.errors import InvalidRequest, MlxdError
+from mlxd.core.errors import MlxdError
 
 Fact = float | str | bool | None
 
@@ -106,7 +106,7 @@ class Story:
         """It ends with this. Words about what a client has said are not told."""
         self.code = error.code
         facts: dict[str, Fact] = {"code": error.code, **error.numbers}
-        if error.policy is not None or not isinstance(error, InvalidRequest):
+        if not error.quotes:
             facts["message"] = error.message
         if (line := error.policy) is not None:
             facts |= {"policy": line.key, "value": line.value, "place": line.place}

@@ -50,6 +50,7 @@ from mlxd.core.clock import AwakeClock, SystemClock
 from mlxd.core.instance import Instance
 from mlxd.core.starts import StartLedger
 from mlxd.core.threads import Threads
+from mlxd.daemon.core_dumps import CoreDumps
 from mlxd.daemon.evictions import Evictions
 from mlxd.daemon.hold import Hold
 from mlxd.daemon.log import Log
@@ -73,6 +74,7 @@ from mlxd.server import (
     resume_report,
     worker_report,
 )
+from mlxd.server.addresses import Addresses
 from mlxd.server.admin import Admin
 from mlxd.server.admin_socket import AdminSocket
 from mlxd.server.app import routes
@@ -225,11 +227,13 @@ def compose(
 
 def join(made: Composition, log: Log) -> None:
     """Who prepares and commits new policies, in this order, and who is told of it."""
-    parts = made.parts
+    parts, cores = made.parts, CoreDumps()
+    cores.apply(parts.policies.current)
     parts.reloader.use(
         parts.keys,  # before the listener: no door is opened to those who cannot have a key
         made.listener,
         Live("log", log.apply),
+        Live("core dumps", cores.apply),
         Live("admission", parts.admission.apply),
         Live("catalog", parts.catalog.apply),
         Live("supervisor", parts.supervisor.apply),
@@ -444,9 +448,19 @@ def _replays(ground: _Ground, guard: Guard) -> Replays:
 
 
 def _server(parts: Parts, ground: _Ground, repeats: Repeats) -> GuardedServer:
-    edge = Edge(parts, routes(parts), callers=Identity(parts.keys), refused=repeats.learn)
-    server = GuardedServer(edge, ground.store, ground.clock)
+    addresses = Addresses(ground.store, ground.clock)
+    edge = Edge(
+        parts, routes(parts), callers=Identity(parts.keys), refused=repeats.learn,
+        addresses=addresses,
+    )  # fmt: skip
+    server = GuardedServer(edge, ground.store, ground.clock, addresses=addresses)
     server.answers = repeats
+    parts.metrics.watch_counts(
+        "mlxd_connections_refused",
+        "Connections that were refused, and requests through proxies, by the policy that did it.",
+        ("policy",),
+        lambda: [(("max_connections",), server.refused), (("per_ip",), addresses.refused)],
+    )
     return server
 
 

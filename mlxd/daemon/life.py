@@ -14,9 +14,10 @@ import uvloop
 
 from mlxd import __version__
 from mlxd.control.process import kernels_of
+from mlxd.core import traces
 from mlxd.core.instance import Address, Instance, authority
 from mlxd.core.starts import StartLedger
-from mlxd.core.tasks import tell_defect
+from mlxd.core.tasks import tell_defect, tell_unheard
 from mlxd.daemon import heap
 from mlxd.daemon.composition import compose, join
 from mlxd.daemon.ending import Ending
@@ -55,12 +56,14 @@ def run(
     `instance` is claimed by the caller. `ready_file` gets one line as soon as the daemon is ready,
     and is closed.
     """
+    traces.install()
     stops = Stops(boot.store)
     stops.hear()
     warnings = [*warnings, *raise_file_limit()]
     starts = begun(boot.store.current, instance.state)
 
     async def serve() -> int:
+        asyncio.get_running_loop().set_exception_handler(tell_unheard)
         daemon = Daemon(
             boot, instance, starts, stops,
             overrides=overrides, find_folder=find_folder, warnings=warnings, kept=log,

@@ -19,6 +19,9 @@ LONGEST_WORDS = 500
 class BadGrammar(Exception):
     """`param` is the request's field that is wrong; the words are the validator's."""
 
+    quotes = True
+    """The schema."""
+
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
         self.message = message

@@ -17,6 +17,9 @@ MOST_CALLS = 64
 class BadTools(Exception):
     """No grammar can be made of them; its words are for the client."""
 
+    quotes = True
+    """Them."""
+
 
 def chosen(tools: Sequence[Json], choice: ToolChoice) -> list[Json]:
     """The functions that may be called. Raises BadTools."""

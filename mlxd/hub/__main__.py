@@ -10,10 +10,11 @@ import argparse
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mlxd.core import traces
 
 if TYPE_CHECKING:
     from mlxd.hub.telling import Telling
@@ -33,6 +34,7 @@ ENVIRONMENT = {
 
 
 def main() -> int:
+    traces.install()
     arguments = _parser().parse_args()
     threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
     os.environ.update(ENVIRONMENT)
@@ -64,8 +66,7 @@ def ended(pull: Callable[[], None], telling: Telling) -> int:
         telling.tell(Failed(failure.kind, failure.message))
         return 1
     except Exception as error:  # noqa: BLE001 - the edge: whoever waits is answered
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        sys.stderr.write(f"{type(error).__name__} in {where.filename}:{where.lineno}\n")
+        sys.stderr.write(f"{traces.words_of(error)} in {traces.place_of(error)}\n")
         sys.stderr.flush()
         telling.tell(Failed("refused", "the hub answers what cannot be understood"))
         return 1

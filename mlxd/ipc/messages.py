@@ -13,6 +13,7 @@ What a worker was asked and has said about a request is enough to go on with it 
 
 from __future__ import annotations
 
+import re
 import struct
 import sys
 from array import array
@@ -505,6 +506,9 @@ class BrokenFrame(Exception):
 class Unsendable(Exception):
     """A value that no message carries: an integer over 64 bits, half a surrogate pair."""
 
+    quotes = True
+    """That value."""
+
 
 class TooLong(Unsendable):
     """The other side would take its frame for a broken one."""
@@ -576,7 +580,7 @@ def decode_down(frame: bytes) -> Down:
     try:
         return _down.decode(frame)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise BrokenFrame(str(error)) from error
+        raise BrokenFrame(_unfit(error)) from error
 
 
 def decode_up(frame: bytes) -> Up:
@@ -584,4 +588,13 @@ def decode_up(frame: bytes) -> Up:
     try:
         return _up.decode(frame)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise BrokenFrame(str(error)) from error
+        raise BrokenFrame(_unfit(error)) from error
+
+
+_PLACE = re.compile(r" - at `\$[\w.\[\]]*`")
+
+
+def _unfit(error: Exception) -> str:
+    """What is wrong with a frame, and where; what stands there is quoted nowhere."""
+    place = _PLACE.search(str(error))
+    return f"no message that is known ({type(error).__name__}{place[0] if place else ''})"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from mlxd.policy.origins import for_everybody
 from mlxd.policy.schema import Models, Policies
 from mlxd.policy.strict_yaml import Path
 
@@ -212,9 +213,10 @@ def _tenants(policies: Policies, written: Written) -> Iterator[Problem]:
 
 def _web_pages(policies: Policies) -> Iterator[Problem]:
     cors = policies.clients.cors
-    if cors.allow_credentials and "*" in cors.allow_origins:
+    wide = next(filter(for_everybody, cors.allow_origins), None)
+    if cors.allow_credentials and wide is not None:
         yield Problem(
             ("clients", "cors", "allow_credentials"),
-            "expected false while allow_origins has `*`, got true: no browser sends credentials "
-            "where every origin may ask",
+            f"expected false while allow_origins has `{wide}`, got true: no browser sends "
+            "credentials where every origin may ask",
         )

@@ -8,7 +8,7 @@ from mlxd.policy import keys
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.schema import Reload
 from mlxd.policy.strict_yaml import Path, dotted
-from mlxd.policy.units import written
+from mlxd.policy.units import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ def changes(old: PolicySet, new: PolicySet) -> tuple[Change, ...]:
     return tuple(
         Change(
             dotted(path),
-            written(before[path]) if path in before else None,
-            written(after[path]) if path in after else None,
+            shown(before[path]) if path in before else None,
+            shown(after[path]) if path in after else None,
             reload_class(path),
             new.place(path),
         )

@@ -8,7 +8,7 @@ from typing import Any
 from mlxd.policy import keys
 from mlxd.policy.policy_set import PolicySet, Shadowed, Source
 from mlxd.policy.strict_yaml import Path, dotted, parts
-from mlxd.policy.units import written
+from mlxd.policy.units import shown
 
 Json = dict[str, Any]
 
@@ -37,7 +37,7 @@ def explained(policies: PolicySet, path: Path) -> Json:
     name = dotted(path)
     return {
         "key": name,
-        "value": written(policies.at(path)),
+        "value": shown(policies.at(path)),
         "source": policies.place(path),
         **_position(source),
         "shadowed": [
@@ -48,7 +48,6 @@ def explained(policies: PolicySet, path: Path) -> Json:
         "takes": key.expected if key is not None else "",
         "unit": (key.extra("unit") or "") if key is not None else "",
         "reload": (key.extra("reload") or "live") if key is not None else "live",
-        "enforced": key.enforced if key is not None else True,
         "meaning": key.description if key is not None else "",
     }
 

@@ -57,15 +57,13 @@ def _described(key: Key) -> Schema:
         "examples": [_value(key.example)],
         "x-unit": key.extra("unit"),
         "x-reload": key.extra("reload"),
-        "x-enforced": key.enforced,
     }
 
 
 def _hover(key: Key) -> str:
     """What an editor shows above a key: its meaning, then what its comment in the file says."""
     unit = f"Unit: {key.extra('unit')}. " if key.extra("unit") else ""
-    so_far = "" if key.enforced else " Not enforced yet."
-    return f"{key.description} {unit}Reload: {key.extra('reload')}.{so_far}"
+    return f"{key.description} {unit}Reload: {key.extra('reload')}."
 
 
 def _value(written: str) -> Any:

@@ -81,11 +81,6 @@ class Key:
         inside = (key for path, key in table().items() if path[: len(self.path)] == self.path)
         return any(key.extra("secret") for key in inside)
 
-    @property
-    def enforced(self) -> bool:
-        """Whether something acts on its value."""
-        return self.extra("enforced") is not False
-
 
 @cache
 def table() -> dict[tuple[str, ...], Key]:

@@ -167,7 +167,9 @@ class _Said:
                 source = f"{self.sources[path]}, {source}"
         else:
             if path in self.sources:
-                was = Shadowed(written(around.get(last)), self.sources[path])
+                secret = key is not None and key.secret
+                said = "(not shown)" if secret else written(around.get(last))
+                was = Shadowed(said, self.sources[path])
                 self.shadowed.setdefault(path, []).insert(0, was)
             text = key is not None and key.text
             around[last] = override.text if text else strict_yaml.scalar(override.text)

@@ -12,8 +12,6 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from mlxd.core.errors import PolicyLine
-from mlxd.policy import keys
-from mlxd.policy.keys import Key
 from mlxd.policy.schema import (
     KINDS,
     Clients,
@@ -27,7 +25,7 @@ from mlxd.policy.schema import (
     Timeouts,
 )
 from mlxd.policy.strict_yaml import Path, Place, dotted, parts
-from mlxd.policy.units import Duration, Ratio, Size, written
+from mlxd.policy.units import Duration, Ratio, Size, shown, written
 
 Network = IPv4Network | IPv6Network
 _HEADER = "header:"
@@ -172,7 +170,7 @@ class PolicySet:
         line = self._lines.get(key)
         if line is None:
             path = parts(key)
-            line = PolicyLine(key, written(self.at(path)), self.place(path))
+            line = PolicyLine(key, shown(self.at(path)), self.place(path))
             self._lines[key] = line
         return line
 
@@ -181,38 +179,19 @@ class PolicySet:
         """Those that somebody has asked for: a refusal names one, and may come very often."""
         return {}
 
-    def not_enforced(self) -> list[str]:
-        """Keys that are set, or whose value clients see, and that nothing acts on yet."""
-        return [dotted(path) for path, _ in self._idle]
-
     def warnings(self) -> list[str]:
         """What an operator should know as long as these policies are in force."""
         return list(self._warnings)
 
     @cached_property
-    def _idle(self) -> list[tuple[Path, Key]]:
-        """Off is off: a key that is set to false asks for nothing."""
-        return [
-            (path, key)
-            for path, value in self.leaves()
-            if (key := keys.find(path)) is not None and not key.enforced
-            if (path in self.sources and value is not False) or key.extra("shown")
-        ]
-
-    @cached_property
     def _warnings(self) -> list[str]:
-        found = [
-            f"{dotted(path)} {value} is {key.extra('so_far') or 'not enforced yet'}"
-            for path, key in self._idle
-            if (value := written(self.at(path))) != key.default or key.extra("shown")
+        if self.server.listen.loopback or self.keys_required:
+            return []
+        host = self.line("server.listen.host")
+        return [
+            f"server.listen.host {host.value} ({host.place}) can be reached by other machines "
+            "and clients.auth.required is false: whoever reaches it can use every model"
         ]
-        if not self.server.listen.loopback and not self.keys_required:
-            host = self.line("server.listen.host")
-            found.append(
-                f"server.listen.host {host.value} ({host.place}) can be reached by other machines "
-                "and clients.auth.required is false: whoever reaches it can use every model"
-            )
-        return found
 
     def place(self, path: Path) -> str:
         """Where a value was set: `policies/limits.yaml:5`, an override's source, or by default."""

@@ -58,8 +58,6 @@ a YAML language server completes keys, explains them and marks what is wrong as 
 
 No policy holds a secret. Where one is needed, the policy says where it is: `credential:NAME`, a
 credential that the service manager hands over, or the absolute path of a file.
-
-A key that is *not enforced yet* is checked, and `warnings` of /health names it where it matters.
 """
 
 
@@ -104,9 +102,6 @@ def _chapter(kind: str) -> str:
 
 def _row(key: Key) -> str:
     meaning = key.description
-    if not key.enforced:
-        so_far = key.extra("so_far")
-        meaning += f" *Not enforced yet; {so_far}.*" if so_far else " *Not enforced yet.*"
     takes = key.expected.partition(" such as")[0]
     default = f"`{key.default}`" if key.field.default is not None else "–"
     unit, reload = key.extra("unit") or "–", key.extra("reload")
@@ -195,7 +190,7 @@ def _example_fields(group: tuple[str, ...], indent: str, inside: str) -> Iterato
 
 
 def _note(key: Key) -> str:
-    words = [key.extra("unit"), key.extra("reload"), "" if key.enforced else "not enforced yet"]
+    words = [key.extra("unit"), key.extra("reload")]
     return f"  # {', '.join(word for word in words if word)}"
 
 

@@ -58,6 +58,11 @@ def written(value: Any) -> str:
     return str(value)
 
 
+def shown(value: Any) -> str:
+    """As `written`, without what may be a secret."""
+    return written(value.public if isinstance(value, Written) else value)
+
+
 def _quoted(text: str) -> str:
     """In double quotes, everything that a terminal or YAML would act on escaped."""
     quoted = json.dumps(text, ensure_ascii=False)
@@ -94,6 +99,11 @@ class Written:
     @classmethod
     def parse(cls, value: Any) -> Self:
         raise NotImplementedError
+
+    @property
+    def public(self) -> object:
+        """What anybody may see of it."""
+        return self
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _: Any, __: GetCoreSchemaHandler) -> CoreSchema:

@@ -23,11 +23,15 @@ PAUSE_SECONDS = 0.1
 _AT_ONCE = 16
 """Between two turns of the event loop: whoever has an answer under way gets the next of it."""
 _MOST_WAITING = 65535
+_ASKED = 65536
+"""Bytes of a request that is refused unread."""
 _QUIET_SECONDS = 60.0
 """Between two words about a shortage."""
 
 Connection = Callable[[bool], asyncio.BaseProtocol]
 """The protocol of a new connection; told whether it was taken with a file that was kept."""
+Refusal = Callable[[str], bytes]
+"""The last words for whoever comes from an address; empty: it may come in."""
 
 
 class Acceptor:
@@ -39,11 +43,13 @@ class Acceptor:
         connection: Connection,
         no_room: bytes = b"",
         *,
+        refusal: Refusal = lambda _: b"",
         shared: bool = False,
     ) -> None:
         """`no_room`: the last words for whom there is no file. `shared`: the socket has another
         owner, who goes on when this one stops.
         """
+        self._refusal = refusal
         self._sock = sock
         self._connection = connection
         self._no_room = no_room
@@ -91,12 +97,16 @@ class Acceptor:
         """Whoever waits. Raises OSError when no more can be taken."""
         for _ in range(most):
             try:
-                sock, _address = self._sock.accept()
+                sock, address = self._sock.accept()
             except ConnectionAbortedError:
                 continue
             except (BlockingIOError, InterruptedError):
                 return
-            self._own(self._serve(sock, kept=False))
+            words = self._refusal(address[0] if isinstance(address, tuple) else "")
+            if words:
+                _say(sock, words)
+            else:
+                self._own(self._serve(sock, kept=False))
 
     def _run_short(self, error: OSError) -> None:
         """Take some with the files that are kept, and look again in a moment."""
@@ -119,9 +129,7 @@ class Acceptor:
         os.close(self._kept.pop())
         try:
             sock, _address = self._sock.accept()
-            with sock, contextlib.suppress(OSError):
-                sock.setblocking(False)
-                sock.send(self._no_room)
+            _say(sock, self._no_room)
         finally:
             self._keep_files(1)
 
@@ -157,3 +165,11 @@ class Acceptor:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _say(sock: socket.socket, words: bytes) -> None:
+    """The last words, and the end. What has come is read: or those could be lost to a reset."""
+    with sock, contextlib.suppress(OSError):
+        sock.setblocking(False)
+        sock.send(words)
+        sock.recv(_ASKED)

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from mlxd.core.errors import UnsupportedFeature
 from mlxd.server.answers import json_response
-from mlxd.server.edge import MODEL, policies_of
+from mlxd.server.edge import policies_of
 from mlxd.server.errors import Render, in_ollama
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
@@ -24,7 +24,6 @@ class Push:
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         policies = policies_of(request)
         name = await read_json(request, policies, lambda body: named(body, "model", "name"))
-        request[MODEL] = name
         await self._parts.catalog.look_up(name, policies)
         raise UnsupportedFeature(f"{name} is not pushed: mlxd sends no model to anybody")
 

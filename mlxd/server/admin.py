@@ -171,13 +171,11 @@ class Admin:
             "effects": [],
             "shadowed": [],
             "warnings": [],
-            "not_enforced": [],
         }
         if new is not None:
             report["effects"] = await self._effects.of(old, new, plan.changes)
             report["shadowed"] = newly_hidden(old, new)
             report["warnings"] = [*new.warnings(), *self._parts.expected.slow_models(new)]
-            report["not_enforced"] = new.not_enforced()
         return report, old.etag
 
 

@@ -44,5 +44,10 @@ class Blob:
 def bounds_of(policies: PolicySet) -> Bounds:
     """models.uploads."""
     uploads = policies.models.uploads
-    line = policies.line("models.uploads.max_bytes")
-    return Bounds(int(uploads.max_bytes), float(uploads.keep), line)
+    return Bounds(
+        int(uploads.max_bytes),
+        uploads.max_count,
+        float(uploads.keep),
+        policies.line("models.uploads.max_bytes"),
+        policies.line("models.uploads.max_count"),
+    )

@@ -26,6 +26,7 @@ from mlxd.dialects.base import to_json
 from mlxd.policy.load import PolicySet, load
 from mlxd.policy.schema.server import is_loopback
 from mlxd.policy.store import PolicyStore
+from mlxd.server.addresses import Addresses
 from mlxd.server.errors import error_response, identity, in_ollama
 from mlxd.server.silence import acknowledged, bound_silence, queued
 
@@ -56,6 +57,9 @@ def _last_words(status: str, message: str) -> bytes:
 _TOO_SLOW = _last_words("408 Request Timeout", "the request's header came too slowly")
 TOO_MANY = _last_words(
     "503 Service Unavailable", "too many connections (server.http.max_connections)"
+)
+_TOO_MANY_OF_ONE = _last_words(
+    "503 Service Unavailable", "too many connections of one address (server.http.per_ip)"
 )
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -96,9 +100,9 @@ class Connection(RequestHandler):
     """One client connection that knows since when it has been waiting, and for what."""
 
     __slots__ = (
-        "_acknowledged", "_answered", "_answers", "_clock", "_gone", "_handed", "_header_since",
-        "_idle_since", "_silence", "_unread", "_unread_since", "_waiting", "_wire", "following",
-        "leaving", "outside", "scarce",
+        "_acknowledged", "_answered", "_answers", "_clock", "_counted", "_gone", "_handed",
+        "_header_since", "_idle_since", "_silence", "_unread", "_unread_since", "_waiting", "_wire",
+        "following", "leaving", "outside", "scarce",
     )  # fmt: skip
 
     def __init__(self, server: GuardedServer, clock: Clock, **options: Any) -> None:
@@ -118,6 +122,8 @@ class Connection(RequestHandler):
         self._acknowledged: int | None = None
         self._unread_since = 0.0
         self._wire: asyncio.Transport | None = None
+        self._counted: str | None = None
+        """The peer for whom it is counted."""
         self._gone = False
         self._silence = 0.0
         self.outside = True
@@ -171,12 +177,23 @@ class Connection(RequestHandler):
         server = self._manager
         if isinstance(server, GuardedServer):
             server.watch()
-            if not server.has_room():
-                self.refuse(TOO_MANY)
+            self._enter(server)
+
+    def _enter(self, server: GuardedServer) -> None:
+        """Be counted, or refused."""
+        peer = self.peer
+        refusal = server.enter(peer)
+        if refusal:
+            self.refuse(refusal)
+        else:
+            self._counted = peer
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if isinstance(exc, TimeoutError):  # the kernel's: see `silence`
             log.info("a client reads nothing of its answer, or is gone: its connection is over")
+        if self._counted is not None and isinstance(self._manager, GuardedServer):
+            self._manager.leave(self._counted)
+            self._counted = None
         super().connection_lost(exc)
 
     def _answer_first(self, messages: Sequence[_Parsed]) -> int:
@@ -341,12 +358,21 @@ class GuardedServer(web.Server):
     """aiohttp's server, with connections that are timed and counted."""
 
     def __init__(
-        self, handler: Handler, policies: PolicyStore, clock: Clock, *, limited: bool = True
+        self,
+        handler: Handler,
+        policies: PolicyStore,
+        clock: Clock,
+        *,
+        limited: bool = True,
+        addresses: Addresses | None = None,
     ) -> None:
         super().__init__(handler, handler_cancellation=True)
         self._policies = policies
         self._clock = clock
         self._limited = limited
+        self._addresses = addresses
+        self.refused = 0
+        """Connections beyond server.http.max_connections."""
         self.answers: Answers | None = None
         """For connections that come after it is set."""
         self._defaults = load()
@@ -405,10 +431,32 @@ class GuardedServer(web.Server):
             if isinstance(connection, Connection)
         )
 
-    def has_room(self) -> bool:
-        """Within server.http.max_connections, where that holds."""
-        most = self._policies.current.server.http.max_connections
-        return not self._limited or len(self._connections) <= most
+    def refusal(self, peer: str, others: int | None = None) -> bytes:
+        """Why one more connection is one too many, beside those that there are; empty: it is none.
+
+        Asked before anything is made of it, and again of those that came together.
+        """
+        if not self._limited:
+            return b""
+        others = len(self._connections) if others is None else others
+        if others >= self._policies.current.server.http.max_connections:
+            self.refused += 1
+            return TOO_MANY
+        if self._addresses is not None and not self._addresses.has_room(peer):
+            return _TOO_MANY_OF_ONE
+        return b""
+
+    def enter(self, peer: str) -> bytes:
+        """One that is among them already is let in; or why not."""
+        words = self.refusal(peer, len(self._connections) - 1)
+        if not words and self._addresses is not None:
+            self._addresses.connect(peer)
+        return words
+
+    def leave(self, peer: str) -> None:
+        """One is over that was let in."""
+        if self._limited and self._addresses is not None:
+            self._addresses.disconnect(peer)
 
     async def shutdown(self, timeout: float | None = None) -> None:
         if self._sweeper is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +27,7 @@ from mlxd.core.errors import (
 )
 from mlxd.core.story import Story
 from mlxd.policy.load import PolicySet
+from mlxd.server.addresses import Addresses
 from mlxd.server.connections import Connection
 from mlxd.server.errors import (
     STATUS,
@@ -36,18 +38,26 @@ from mlxd.server.errors import (
     new_request_id,
     words_for,
 )
-from mlxd.server.identity import OPEN, Identity, address_of
+from mlxd.server.forwarded import address_of
+from mlxd.server.identity import OPEN, Identity
 from mlxd.server.parts import Parts
 from mlxd.server.walls import check_headers, check_host, headers_for, origin_of, preflight
 
 log = logging.getLogger("mlxd.access")
 faults = logging.getLogger(__name__)
 
+_REFUSED = 400
+"""The lowest status of a request that is not served."""
 _LEFT = 499
 """What stands for the status where the client has gone."""
 _RESTART_SECONDS = 5.0
 """What a client is told to wait for the next daemon."""
-_KEYS = "/api/user/keys/"
+BELOW = ("/api/user/keys/", "/api/blobs/", "/api/models/", "/v1/models/", "/v1/responses/")
+"""Paths under which clients put what is theirs."""
+_LONGEST_PATH = 200
+_LONGEST_METHOD = 20
+_LONGEST_NAME = 350
+"""Characters that the log has of each."""
 
 
 class Endpoint(Protocol):
@@ -96,7 +106,7 @@ MARKS = web.RequestKey("marks", Marks)
 CALLER = web.RequestKey("caller", Caller)
 STORY = web.RequestKey("story", Story)
 MODEL = web.RequestKey("model", str)
-"""As the client named it; for the log."""
+"""As one named it who manages models; for the log."""
 ORIGIN = web.RequestKey("origin", str)
 """Of a page that may read the answer."""
 QUOTA: web.RequestKey[dict[str, str]] = web.RequestKey("quota", dict)
@@ -124,15 +134,17 @@ class Edge:
         walls: bool = True,
         callers: Identity | None = None,
         refused: Refused | None = None,
+        addresses: Addresses | None = None,
     ) -> None:
         """`callers` says who asks; without it, nobody needs a key. `refused` is told of each
-        request that was, and of its answer.
+        request that was, and of its answer. `addresses` count those that come through proxies.
         """
         self._parts = parts
         self._route = route
         self._walls = walls
         self._callers = callers
         self._refused = refused
+        self._addresses = addresses
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         request[ID] = _request_id(request)
@@ -156,13 +168,13 @@ class Edge:
             self._end(request, status)
             log.info(
                 "%s %s %s",
-                request.method,
-                _path_of(request),
+                request.method[:_LONGEST_METHOD],
+                path_of(request.path),
                 status,
                 extra={
                     "request": request[ID],
                     "seconds": round(self._parts.clock.monotonic() - began, 4),
-                    "model": request.get(MODEL, ""),
+                    "model": model_of(request, status),
                     "tenant": caller_of(request).tenant,
                     "key": caller_of(request).key,
                 },
@@ -194,10 +206,11 @@ class Edge:
                 _pass_walls(request)
             if request.method == "OPTIONS":
                 return preflight(request)
-            self._identify(request)
-            endpoint = self._route(request)
-            render = endpoint.render_error
-            return await endpoint(request)
+            with self._counted(request):
+                self._identify(request)
+                endpoint = self._route(request)
+                render = endpoint.render_error
+                return await endpoint(request)
         except MlxdError as error:
             return await _failed(request, error, render)
         except asyncio.CancelledError:
@@ -212,6 +225,12 @@ class Edge:
             faults.exception("request %s: a defect", request[ID])
             defect = InternalError("an internal error occurred; the log has it under this id")
             return await _failed(request, defect, render)
+
+    def _counted(self, request: web.BaseRequest) -> AbstractContextManager[None]:
+        """Raises Overloaded as it is entered."""
+        if self._addresses is None:
+            return nullcontext()
+        return self._addresses.asking(request, policies_of(request))
 
     def _identify(self, request: web.BaseRequest) -> None:
         """Raises Unauthorized, TooManyGuesses."""
@@ -305,7 +324,7 @@ def common_headers(request: web.BaseRequest) -> dict[str, str]:
     if isinstance(request.protocol, Connection) and request.protocol.leaving:
         headers["Connection"] = "close"
     if ORIGIN in request:
-        headers |= headers_for(request[ORIGIN])
+        headers |= headers_for(request[ORIGIN], policies_of(request).clients.cors)
     return headers
 
 
@@ -333,9 +352,18 @@ async def _failed(request: web.BaseRequest, error: MlxdError, render: Render) ->
     return response
 
 
-def _path_of(request: web.BaseRequest) -> str:
-    """For the log: a client's key is nobody's business."""
-    return f"{_KEYS}*" if request.path.startswith(_KEYS) else request.path
+def model_of(request: web.BaseRequest, status: int) -> str:
+    """Its own name, once it is known which model is meant: what a client calls it may say anything.
+    Whoever manages models names them, where that is done.
+    """
+    named: str = request.get(MODEL, "")[:_LONGEST_NAME] if status < _REFUSED else ""
+    return named or request[STORY].model
+
+
+def path_of(path: str) -> str:
+    """For the log: without keys, ids and names that clients put there."""
+    below = next(filter(path.startswith, BELOW), None)
+    return path[:_LONGEST_PATH] if below is None else f"{below}*"
 
 
 def _request_id(request: web.BaseRequest) -> str:

@@ -24,7 +24,6 @@ from mlxd.server.answers import json_response, large_json_response
 from mlxd.server.edge import (
     ID,
     MARKS,
-    MODEL,
     STORY,
     STREAM,
     caller_of,
@@ -82,7 +81,6 @@ class Generate:
     async def _serve(self, request: web.BaseRequest, policies: PolicySet) -> web.StreamResponse:
         call = _with_category(await self._read(request, policies))
         call = replace(call, request_id=request[ID])
-        request[MODEL] = call.request.model
         request[_NAMES] = call.names
         begin(request, self._parts, call)
         _check_choices(call, policies)
@@ -94,7 +92,7 @@ class Generate:
             )
         elif call.action == "unload":
             dispatcher, name = self._parts.dispatcher, call.request.model
-            await dispatcher.unload(name, policies, caller_of(request))
+            await dispatcher.unload(name, policies, caller_of(request), story=request[STORY])
         else:
             return await self._told(call, request, policies)
         answer = self._codec.render_action(call, self._parts.clock.wall())

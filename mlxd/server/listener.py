@@ -213,8 +213,9 @@ class Listener:
 
     async def _serve(self, door: Door, backlog: int) -> Door:
         door.acceptor = Acceptor(
-            door.sock, partial(self._connection, door), TOO_MANY, shared=door.shared
-        )
+            door.sock, partial(self._connection, door), TOO_MANY,
+            refusal=self._server.refusal, shared=door.shared,
+        )  # fmt: skip
         door.acceptor.start(backlog)
         self._doors.append(door)
         return door

@@ -37,7 +37,6 @@ def summary(parts: Parts, policies: PolicySet) -> Json:
         },
         "errors": [str(error) for error in last.errors],
         "pending_restart": parts.reloader.pending_restart(),
-        "not_enforced": policies.not_enforced(),
         "shadowed": list(shadowed(policies)),
         "watching": parts.watcher.up,
     }

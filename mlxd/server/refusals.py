@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from mlxd.core.errors import MlxdError
-from mlxd.server.edge import MODEL, client_of
+from mlxd.server.edge import STORY, client_of
 from mlxd.server.errors import STATUS
 from mlxd.server.parts import Parts
 
@@ -18,4 +18,4 @@ def note_refusal(request: web.BaseRequest, parts: Parts, error: MlxdError) -> No
     parts.metrics.refused(error.code)
     status = STATUS[error.code]
     if status in _OURS:
-        parts.rejections.add(error, status, model=request.get(MODEL, ""), client=client_of(request))
+        parts.rejections.add(error, status, model=request[STORY].model, client=client_of(request))

@@ -32,10 +32,10 @@ from mlxd.server.edge import (
     BODY,
     FAILURE,
     MARKS,
-    MODEL,
     STORY,
     caller_of,
     client_of,
+    path_of,
     policies_of,
 )
 from mlxd.server.errors import MAX_ID, STATUS, error_body, given_id
@@ -151,7 +151,7 @@ class Repeats:
             renewed=now,
             story=request[STORY],
             path=request.path,
-            model=request.get(MODEL, ""),
+            model=request[STORY].model,
             client=client_of(request),
             start=f"{status_line}\r\n{lines}Content-Length: ".encode(),
             rest=f"\r\nDate: {rfc822_formatted_time()}\r\n\r\n".encode(),
@@ -242,7 +242,7 @@ class Repeats:
             status = STATUS[known.error.code]
             log.info(
                 "POST %s %s, and %d more like it",
-                known.path,
+                path_of(known.path),
                 status,
                 known.count,
                 extra={"model": known.model},

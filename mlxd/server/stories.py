@@ -13,7 +13,6 @@ from mlxd.server.parts import Parts
 
 Json = dict[str, Any]
 
-_LONGEST_NAME = 200
 _UNTOLD = frozenset({"id", "caller", "clock", "came", "wall", "notes"})
 """Told otherwise, or not at all."""
 
@@ -25,7 +24,7 @@ def begin(request: web.BaseRequest, parts: Parts, call: Call) -> None:
     story.stream = asked.stream
     story.requests = len(call.requests)
     story.max_tokens = asked.max_tokens
-    story.note("asked", model=asked.model[:_LONGEST_NAME])
+    story.note("asked")
     parts.stories.begin(story)
 
 

@@ -14,7 +14,9 @@ from functools import lru_cache
 from aiohttp import web
 
 from mlxd.core.errors import Forbidden, HeadersTooLarge
+from mlxd.policy.origins import origin_allowed
 from mlxd.policy.policy_set import PolicySet
+from mlxd.policy.schema.clients import Cors
 
 OnTrial = Callable[[str], None]
 """Told the name of a rule in mode dry_run that would have refused."""
@@ -102,13 +104,18 @@ def origin_of(request: web.BaseRequest, policies: PolicySet, on_trial: OnTrial) 
     )
 
 
-def headers_for(origin: str) -> dict[str, str]:
-    """With which a page of it may read the answer."""
-    return {
+def headers_for(origin: str, cors: Cors) -> dict[str, str]:
+    """With which a page of it may read the answer. Credentials are for listed origins: one that is
+    answered because nothing is refused sends none.
+    """
+    headers = {
         "Access-Control-Allow-Origin": origin,
         "Access-Control-Expose-Headers": _EXPOSED,
         "Vary": "Origin",
     }
+    if cors.allow_credentials and origin_allowed(origin, cors.allow_origins):
+        headers["Access-Control-Allow-Credentials"] = "true"
+    return headers
 
 
 def preflight(request: web.BaseRequest) -> web.Response:
@@ -147,15 +154,6 @@ def host_allowed(host: str, patterns: Sequence[str]) -> bool:
 
 
 _host_allowed = lru_cache(_REMEMBERED)(host_allowed)
-
-
-def origin_allowed(origin: str, patterns: Sequence[str]) -> bool:
-    """`:*` at the end of a pattern stands for any port and for none."""
-    asked = origin.lower()
-    return any(
-        fnmatchcase(asked, pattern.lower()) or asked == pattern.lower().removesuffix(":*")
-        for pattern in patterns
-    )
 
 
 def _own_names() -> frozenset[str]:

@@ -18,7 +18,7 @@ from mlxd.policy.schema import Policy
 from mlxd.policy.schema.base import Header, Name, Positive, Priority
 from mlxd.policy.strict_yaml import Path, parts
 from mlxd.policy.units import Delay, Ratio, got, written
-from mlxd.server.identity import client_at
+from mlxd.server.forwarded import client_at
 from mlxd.simulate.expect import (
     Address,
     Expect,

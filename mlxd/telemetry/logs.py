@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from datetime import UTC, datetime
 
-from mlxd.core.lines import one_line
+from mlxd.core.lines import json_line, one_line
+from mlxd.core.traces import trace_of
 from mlxd.telemetry.log_file import LogFile, Target
 from mlxd.telemetry.sink import Sink
 
@@ -25,9 +25,9 @@ class JsonLines(logging.Formatter):
             "message": record.getMessage(),
         }
         line |= {key: getattr(record, key) for key in _EXTRA if getattr(record, key, "") != ""}
-        if record.exc_info:
-            line["trace"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        if trace := _trace_of(record):
+            line["trace"] = trace
+        return json_line(line)
 
 
 class PlainLines(logging.Formatter):
@@ -42,8 +42,15 @@ class PlainLines(logging.Formatter):
             f"{key}={getattr(record, key)}" for key in _EXTRA if getattr(record, key, "") != ""
         ]
         text = one_line(" ".join([f"{time} {record.levelname.lower():<7} {message}", *extra]))
-        trace = self.formatException(record.exc_info).split("\n") if record.exc_info else []
-        return "\n".join([text, *(f"  {one_line(line)}" for line in trace)])
+        trace = _trace_of(record)
+        lines = trace.split("\n") if trace else []
+        return "\n".join([text, *(f"  {one_line(line)}" for line in lines)])
+
+
+def _trace_of(record: logging.LogRecord) -> str:
+    """Of what was raised, without what it may quote; empty: nothing was."""
+    error = record.exc_info[1] if record.exc_info else None
+    return trace_of(error) if error is not None else ""
 
 
 def configure(level: str, style: str, target: Target | None = None) -> None:

@@ -47,7 +47,8 @@ class Rejections:
             flood = self._floods[error.code] = _Flood(self._arm(error.code, _SECONDS))
         if flood.told < EACH and count == 1:
             flood.told += 1
-            words = f"refused with {status} {error.code}: {error.message}"
+            words = f"refused with {status} {error.code}"
+            words += "" if error.quotes else f": {error.message}"
             self._events.record("reject", words, data | {"count": 1})
         else:
             flood.add(data, count)

@@ -8,10 +8,11 @@ import os
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
+from mlxd.core import traces
+from mlxd.core.traces import print_trace
 from mlxd.ipc.messages import EXIT_MEMORY, LoadFailed, Warm
 from mlxd.worker import stand_in
 from mlxd.worker.intake import Intake
@@ -34,6 +35,7 @@ def main() -> NoReturn:
     The interpreter is not taken down: it would end the other threads inside native code that
     cannot be left so, and then the process aborts (SIGABRT) instead of ending with its status.
     """
+    traces.install()
     status = _served(_arguments())
     sys.stderr.flush()
     os._exit(status)
@@ -63,7 +65,7 @@ def _failed(loop: Loop, error: Exception) -> int:
     """The exit status for what the engine raised, said on stderr."""
     from mlxd.worker.allocator import is_exhaustion
 
-    traceback.print_exception(error)
+    print_trace(error)
     if not is_exhaustion(error):
         return EXIT_BROKEN
     loop.last_words()
@@ -88,11 +90,11 @@ def _start(fd: int) -> Loop | int:
         launch, came = intake.launches.get()
         loop, ready = assemble(launch, link, intake, max(warm, came))
     except LoadError as error:
-        traceback.print_exc()
+        print_trace(error)
         link.send(LoadFailed(str(error)))
         return EXIT_MEMORY if error.out_of_memory else EXIT_LOAD_FAILED
     except ImportError as error:
-        traceback.print_exc()
+        print_trace(error)
         link.send(LoadFailed(f"{error.name or 'a module'} cannot be imported"))
         return EXIT_LOAD_FAILED
     link.send(ready)

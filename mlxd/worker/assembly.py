@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,6 +15,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlxd.core.footprint import STEP_TOKENS, Footprint, LayerGroup
 from mlxd.core.heap import Heap
+from mlxd.core.traces import print_trace
 from mlxd.ipc.messages import Budget, Deaf, Launch, Loading, Noted, Ready
 from mlxd.worker.allocator import Allocator, working_set
 from mlxd.worker.apart import Apart
@@ -186,8 +186,8 @@ def _footprint(
             known=known,
             measured=measured,
         )
-    except Exception:  # noqa: BLE001 - models are others' code, and need not let themselves be read
-        traceback.print_exc()
+    except Exception as error:  # noqa: BLE001 - models are others' code, and need not let themselves be read
+        print_trace(error)
         if loaded.kv is not None:
             loaded.kv.apply(cache)
         groups = (LayerGroup(1, sum(layer.nbytes for layer in cache) // STEP_TOKENS),)

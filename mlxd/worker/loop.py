@@ -5,13 +5,13 @@ from __future__ import annotations
 import queue
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from mlxd.core.events import FinishReason
 from mlxd.core.sizes import spoken
+from mlxd.core.traces import print_trace
 from mlxd.ipc.messages import (
     Accepted,
     Budget,
@@ -326,7 +326,7 @@ class Loop:
         try:
             uids = self._engine.insert(prompts)
         except ValueError as error:
-            self._insert_apart(jobs, str(error))
+            self._insert_apart(jobs, error)
             return
         for uid, job, guard, prompt in zip(uids, jobs, guards, prompts, strict=True):
             self._running[uid] = self._maker.running(job, guard)
@@ -344,11 +344,13 @@ class Loop:
             return 0
         return min(self._prefixes.reach(prompt), len(job.tokens))
 
-    def _insert_apart(self, jobs: list[Job], reason: str) -> None:
+    def _insert_apart(self, jobs: list[Job], error: ValueError) -> None:
         """The engine refuses a list whole: find out whose fault it is."""
         if len(jobs) == 1:
+            print_trace(error)
             self._ledger.left(jobs[0].id)
-            self._link.send(Refused(jobs[0].id, "invalid_request", reason))
+            words = "the engine does not take this request"
+            self._link.send(Refused(jobs[0].id, "invalid_request", words))
             return
         for job in jobs:
             self._insert([job])
@@ -422,7 +424,7 @@ class Loop:
         except Exception as error:
             if is_exhaustion(error):
                 raise
-            traceback.print_exception(error)
+            print_trace(error)
             self._refuse(job, Refusal("this model cannot read the input", code="unsupported"))
             return
         self._progress.step += 1
@@ -469,7 +471,7 @@ class Loop:
         except Exception as error:
             if is_exhaustion(error) or self._progress.step < self._sound_from:
                 raise
-            traceback.print_exception(error)
+            print_trace(error)
             self._broken = True
 
     def _mend(self) -> None:

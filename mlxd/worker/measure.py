@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 
 from mlxd.core.dimensions import Dimensions, computed
 from mlxd.core.footprint import Footprint, LayerGroup
+from mlxd.core.traces import print_trace
 from mlxd.worker.moments import (
     decode_moments,
     first_moments,
@@ -117,8 +118,9 @@ def _recorded(model: Any, cache: Sequence[Any], estimated: Footprint) -> Footpri
             found = more
     except _LateError:
         _log.warning("not all of its steps were recorded in time; the others are estimated")
-    except Exception:  # noqa: BLE001 - a model's own code, which may refuse to be recorded
-        _log.warning("its steps cannot be recorded; they are estimated", exc_info=True)
+    except Exception as error:  # noqa: BLE001 - a model's own code, which may refuse to be recorded
+        _log.warning("its steps cannot be recorded; they are estimated")
+        print_trace(error)
         return estimated
     return found
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mlxd.core.traces import print_trace
 from mlxd.ipc.messages import (
     Accepted,
     Cancel,
@@ -141,8 +141,8 @@ class Preparation:
             return self.checks.job_of(generate)
         except Refusal as refusal:
             self._refuse(generate.id, refusal)
-        except Exception:  # noqa: BLE001 - tokenizers and templates are others' code
-            traceback.print_exc()
+        except Exception as error:  # noqa: BLE001 - tokenizers and templates are others' code
+            print_trace(error)
             self._refuse(generate.id, Refusal("the request could not be prepared for this model"))
         return None
 

@@ -10,6 +10,9 @@ Code = Literal["invalid_request", "context_exceeded", "unsupported"]
 class Refusal(Exception):
     """The request is at fault, not the worker; `message` is for the client."""
 
+    quotes = True
+    """What the client sent."""
+
     def __init__(
         self,
         message: str,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
-import traceback
 from collections.abc import Callable
+
+from mlxd.core.traces import print_trace
 
 EXIT_BROKEN = 70
 """EX_SOFTWARE: a defect; nothing this process says any more should be trusted."""
@@ -21,7 +21,6 @@ def _run(turn: Callable[[], None]) -> None:
     try:
         while True:
             turn()
-    except Exception:  # noqa: BLE001 - a deaf worker would be worse than a dead one
-        traceback.print_exc()
-        sys.stderr.flush()
+    except Exception as error:  # noqa: BLE001 - a deaf worker would be worse than a dead one
+        print_trace(error)
         os._exit(EXIT_BROKEN)

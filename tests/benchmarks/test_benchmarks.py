@@ -281,6 +281,15 @@ def test_a_refusal_in_a_flood_costs_a_small_part_of_an_ordinary_one(tmp_path: Pa
             assert costs["flood"] < costs["ordinary"] / 3
 
 
+def test_how_near_a_guessed_key_came_is_measured(tmp_path: Path) -> None:
+    """Whether that can be told is judged by the full form, where nothing else runs."""
+    found = run("key_timing.py", tmp_path, "--short", "--keys", "50")
+    for one in found["rounds"]:
+        assert set(one["median_ns"]) == {"far", "half", "near", "right"}
+        assert all(0 <= p <= 1 for p in one["p"].values())
+    assert set(found["told_apart"]) == {"half", "near"}
+
+
 @pytest.mark.mlx
 @pytest.mark.timeout(240)
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def told() -> Told:
 
 def test_the_whole_way_of_one_that_was_served() -> None:
     told = Told(key="k-7", tenant="students")
-    told.story.note("asked", model="qwen:latest")
+    told.story.note("asked")
     told.story.note(
         "queued", position=3, expected_wait=4.2,
         policy=SLOTS.key, value=SLOTS.value, place=SLOTS.place,
@@ -74,7 +74,7 @@ def test_the_whole_way_of_one_that_was_served() -> None:
     assert told.lines[1:] == [
         "  by      students with the key k-7 from 10.0.0.7",
         "  for     qwen: an answer, streamed; class medium; generation 9 of the policies",
-        "     +0.000 s  it asked for qwen:latest",
+        "     +0.000 s  what it asks is read",
         "     +0.000 s  it waits in the queue: place 3, about 4.2 s;"
         " limits.concurrency.max_in_flight: 5 (policies/limits.yaml:3)",
         "     +4.000 s  it has a slot, one of 5, after a wait of 3.9 s",
@@ -156,12 +156,12 @@ def test_notes_that_are_not_kept_are_said_to_be(told: Told) -> None:
     assert "  and 3 more of this that are not kept" in told.lines
 
 
-def test_a_row_has_the_name_that_was_asked_for_where_there_is_no_such_model(told: Told) -> None:
+def test_a_row_names_no_model_where_there_is_none_of_that_name(told: Told) -> None:
     told.story.model = ""
-    told.story.note("asked", model="nobody")
+    told.story.note("asked")
     told.ends(404)
     _, id, who, model, took, end = row_of(told.json)
-    assert (id, who, model) == ("r1", "10.0.0.7 without a key", "nobody")
+    assert (id, who, model) == ("r1", "10.0.0.7 without a key", "")
     assert (took, end) == ("0.00 s", "404")
 
 

@@ -55,16 +55,6 @@ def test_check_of_valid_files(run: Run, folder: Path) -> None:
     assert (status, report["valid"], report["errors"]) == (0, True, [])
 
 
-def test_check_names_what_is_set_and_not_enforced_yet(run: Run, folder: Path) -> None:
-    write_policies(folder, {"clients": "cors: {allow_credentials: true}\n"})
-    status, out, _ = run("check")
-    assert status == 0
-    assert "set and not enforced yet: " in out
-    assert "clients.cors.allow_credentials" in out
-    _, report = in_json(run, "check")
-    assert "clients.cors.allow_credentials" in report["not_enforced"]
-
-
 def test_check_of_broken_files_says_everything_at_once(run: Run, folder: Path) -> None:
     write_policies(folder, {"limits": "concurrency:\n  max_waitin: 9\n", "server": "listen: x\n"})
     status, _, err = run("check")

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,13 @@ from mlxd.core.errors import InsufficientStorage, InvalidRequest, Overloaded, Po
 
 DATA = b"weights" * 1000
 DIGEST = hashlib.sha256(DATA).hexdigest()
-BOUNDS = Bounds(10**6, 3600.0, PolicyLine("models.uploads.max_bytes", "1MB", "models.yaml:2"))
+BOUNDS = Bounds(
+    10**6,
+    3,
+    3600.0,
+    PolicyLine("models.uploads.max_bytes", "1MB", "models.yaml:2"),
+    PolicyLine("models.uploads.max_count", "3", "models.yaml:3"),
+)
 
 
 async def pieces(*given: bytes) -> AsyncIterator[bytes]:
@@ -71,7 +78,7 @@ async def test_one_that_breaks_off_leaves_nothing(
 
 async def test_uploads_have_bounds_together(kept: Blobs, tmp_path: Path) -> None:
     await kept.receive(DIGEST, pieces(DATA), BOUNDS)
-    small = Bounds(len(DATA) + 100, 3600.0, BOUNDS.line)
+    small = replace(BOUNDS, most_bytes=len(DATA) + 100)
     other = hashlib.sha256(b"x" * 101).hexdigest()
     with pytest.raises(InsufficientStorage) as caught:
         await kept.receive(other, pieces(b"x" * 101), small)
@@ -119,3 +126,20 @@ async def test_what_nobody_wants_goes_after_a_while(kept: Blobs, tmp_path: Path)
     os.utime(kept.path(DIGEST), (1.0, 1.0))
     kept.sweep(3600.0)
     assert names(tmp_path) == ["of-somebody-else"]
+
+
+async def test_one_file_too_many_is_refused_and_the_others_stay(
+    kept: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blobs, "_BATCH", 1)
+    small = [bytes([number]) * 3 for number in range(4)]
+    digests = [hashlib.sha256(data).hexdigest() for data in small]
+    for data, digest in zip(small[:3], digests[:3], strict=True):
+        assert await kept.receive(digest, pieces(data, data[:0]), BOUNDS)
+    with pytest.raises(InsufficientStorage) as refused:
+        await kept.receive(digests[3], pieces(small[3]), BOUNDS)
+    assert "models.uploads.max_count: 3" in refused.value.explained()
+    assert names(tmp_path) == sorted(f"sha256-{digest}" for digest in digests[:3])
+    assert not await kept.receive(digests[0], pieces(small[0]), BOUNDS)
+    more = replace(BOUNDS, most_files=4)
+    assert await kept.receive(digests[3], pieces(small[3][:1], small[3][1:]), more)

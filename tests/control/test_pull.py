@@ -23,6 +23,7 @@ from mlxd.core.errors import (
     InvalidRequest,
     MlxdError,
     ModelNotFound,
+    Overloaded,
     PullFailed,
 )
 from mlxd.ipc.pulling import Failed, Fetched, Part, Planned, Pulled, Told, Verifying, Writing
@@ -171,6 +172,24 @@ async def test_all_who_want_it_watch_one_process_and_a_late_one_sees_where_it_is
     assert late.lines[:2] == [
         Progress("pulling manifest"), Progress("pulling abababababab", DIGEST, 100, 100),
     ]  # fmt: skip
+
+
+async def test_no_more_are_pulled_at_one_time_than_policy_has_it(bench: Bench) -> None:
+    bench.policies = bench.under("pull: {max_parallel: 1}\n")
+    first = bench.watch()
+    await begun(bench)
+    other = "mlx-community/another-4bit"
+    refused = await bench.error(other)
+    assert isinstance(refused, Overloaded)
+    assert "models.pull.max_parallel: 1" in refused.explained()
+    joined = bench.watch()
+    await until(lambda: joined.lines)
+    await joined.leave()
+    bench.played.tell(*STORY)
+    await first.task
+    second = bench.watch(other)
+    await begun(bench, 2)
+    await second.leave()
 
 
 async def test_only_the_last_who_leaves_ends_it(bench: Bench) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import struct
@@ -15,9 +16,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.integration.conftest import NO_LIMITS
+from tests.integration.conftest import NO_LIMITS, Start
 from tests.integration.talking import (
     ENDLESS,
     Json,
@@ -153,6 +155,50 @@ def test_one_connection_too_many_is_503_and_the_others_stay(walled: Daemon) -> N
         return raw(walled, ask).startswith(b"HTTP/1.1 200")
 
     eventually(room, "there is room again")
+
+
+def test_one_address_has_its_share_of_connections_and_the_others_theirs(start: Start) -> None:
+    running = start({"server": "http: {per_ip: 3}\n"})
+    running.http.close()
+    ask = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+    def asked(address: str) -> tuple[socket.socket, bytes]:
+        sock = stack.enter_context(
+            socket.create_connection(("127.0.0.1", running.port), 5, (address, 0))
+        )
+        sock.sendall(ask)
+        return sock, sock.recv(4096)
+
+    with ExitStack() as stack:
+        held = [asked("127.0.0.5") for _ in range(3)]
+        assert all(answer.startswith(b"HTTP/1.1 200") for _, answer in held)
+        sock, refused = asked("127.0.0.5")
+        assert refused.startswith(b"HTTP/1.1 503")
+        assert "server.http.per_ip" in _error(refused + drain(sock))
+        assert asked("127.0.0.6")[1].startswith(b"HTTP/1.1 200")
+        held[0][0].close()
+        eventually(lambda: asked("127.0.0.5")[1].startswith(b"HTTP/1.1 200"), "there is room again")
+        counted = stack.enter_context(httpx.Client(base_url=running.url)).get("/metrics").text
+    refusals = re.search(r'mlxd_connections_refused_total\{policy="per_ip"\} (\d+)', counted)
+    assert refusals is not None
+    assert int(refusals[1]) >= 1
+
+
+def test_clients_behind_a_trusted_proxy_have_their_share_of_requests(start: Start) -> None:
+    running = start({"server": "http: {per_ip: 1}\n", "clients": "trusted_proxies: [127.0.0.1]\n"})
+    first, second = ({"X-Forwarded-For": f"203.0.113.{number}"} for number in (5, 6))
+    with running.http.stream("GET", "/api/events", headers=first):
+        refused = running.http.get("/api/version", headers=first)
+        assert refused.status_code == 503
+        assert "server.http.per_ip" in refused.text
+        assert refused.headers["retry-after"]
+        assert running.http.get("/api/version", headers=second).status_code == 200
+        assert running.http.get("/livez").status_code == 200
+
+    def again() -> bool:
+        return running.http.get("/api/version", headers=first).status_code == 200
+
+    eventually(again, "there is room again")
 
 
 def _send_for_ever(sock: socket.socket, data: bytes) -> None:
@@ -345,6 +391,28 @@ def test_an_allowed_origin_gets_its_headers_on_answers_streams_and_errors(
         assert answer.headers["access-control-allow-origin"] == origin
         assert "X-Request-Id" in answer.headers["access-control-expose-headers"]
         assert "Origin" in answer.headers["vary"]
+
+
+def test_credentials_are_for_pages_of_listed_origins_where_policy_allows_them(start: Start) -> None:
+    running = start(
+        {"clients": "cors: {allow_origins: [https://chat.example], allow_credentials: true}\n"}
+    )
+    page = {"Origin": "https://chat.example"}
+    name = "access-control-allow-credentials"
+    for method, path in (("GET", "/api/version"), ("OPTIONS", "/api/chat"), ("POST", "/api/chat")):
+        assert running.http.request(method, path, headers=page).headers[name] == "true"
+    running.edit(
+        "clients",
+        "cors: {allow_origins: [https://chat.example], allow_credentials: true, mode: 'off'}\n",
+    )
+    running.reload()
+    assert name in running.http.get("/api/version", headers=page).headers
+    stranger = running.http.get("/api/version", headers={"Origin": "https://evil.example"})
+    assert stranger.headers["access-control-allow-origin"] == "https://evil.example"
+    assert name not in stranger.headers
+    running.edit("clients", "cors: {allow_origins: [https://chat.example]}\n")
+    running.reload()
+    assert name not in running.http.get("/api/version", headers=page).headers
 
 
 def test_a_preflight_is_204_with_methods_and_headers(served: Daemon) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pydantic
 import pytest
 
-from mlxd.policy.load import Override, PolicySet, load
+from mlxd.policy.load import PolicySet, load
 
 
 @pytest.fixture
@@ -73,41 +73,3 @@ def test_a_set_never_changes(found: PolicySet) -> None:
 
 def test_the_defaults_ask_for_nothing_that_is_not_there() -> None:
     assert load().warnings() == []
-
-
-@pytest.mark.parametrize(
-    ("key", "text", "warns"),
-    [
-        ("limits.tokens.max_batch_tokens", "8192", False),
-        ("clients.cors.allow_credentials", "true", True),
-        ("server.http.per_ip", "16", True),
-        ("supervision.quarantine.for", "2h", False),
-        ("clients.auth.required", "false", False),
-        ("limits.concurrency.max_in_flight", "3", False),
-    ],
-)
-def test_a_choice_that_has_no_effect_is_said_to_have_none(key: str, text: str, warns: bool) -> None:
-    found = load(None, [Override(key, text, "a test")])
-    assert (f"{key} {text} is not enforced yet" in found.warnings()) is warns
-
-
-@pytest.mark.parametrize(
-    ("key", "text", "listed"),
-    [
-        ("clients.cors.allow_credentials", "true", True),
-        ("clients.auth.required", "false", False),
-        ("limits.concurrency.max_in_flight", "3", False),
-    ],
-)
-def test_what_is_set_in_vain_is_listed_even_where_it_is_the_default(
-    key: str, text: str, listed: bool
-) -> None:
-    assert (key in load(None, [Override(key, text, "a test")]).not_enforced()) is listed
-
-
-def test_an_entry_that_has_no_effect_is_said_to_have_none(tmp_path: Path) -> None:
-    (tmp_path / "clients.yaml").write_text("schema: mlxd/v1\ncors: {allow_credentials: true}\n")
-    found = [warning for warning in load(tmp_path).warnings() if "watermarks" not in warning]
-    assert found == [
-        "clients.cors.allow_credentials true is not enforced yet",
-    ]

@@ -56,3 +56,25 @@ async def test_somebody_else_may_take_the_last_file_that_was_kept(
         await asyncio.to_thread(clients[accepting.KEPT_FILES - 1].recv, 16)
         acceptor.close()
         await acceptor.settled()
+
+
+async def test_whoever_is_refused_is_told_so_and_nothing_is_made_of_it() -> None:
+    made: list[bool] = []
+
+    def connection(kept: bool) -> asyncio.Protocol:
+        made.append(kept)
+        return _Kept()
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        acceptor = Acceptor(
+            listener, connection, refusal=lambda peer: b"too many" if peer == "127.0.0.9" else b""
+        )
+        acceptor.start(8)
+        at = listener.getsockname()
+        for source, told in (("127.0.0.9", b"too many"), ("127.0.0.8", b"")):
+            with await asyncio.to_thread(socket.create_connection, at, 5, (source, 0)) as client:
+                assert await asyncio.to_thread(client.recv, 99) == told
+        acceptor.close()
+        await acceptor.settled()
+    assert made == [False]

@@ -9,7 +9,9 @@ from aiohttp.test_utils import make_mocked_request
 from mlxd.core.errors import Forbidden, HeadersTooLarge
 from mlxd.core.story import untold
 from mlxd.policy.load import Override, load
+from mlxd.server.app import routes
 from mlxd.server.edge import (
+    BELOW,
     ID,
     MARKS,
     POLICIES,
@@ -17,8 +19,8 @@ from mlxd.server.edge import (
     Edge,
     Marks,
     _pass_walls,
-    _path_of,
     common_headers,
+    path_of,
 )
 from mlxd.server.errors import in_ollama
 from mlxd.server.parts import Parts
@@ -78,9 +80,16 @@ def asked_by_a_page():
     return request
 
 
-def test_a_key_is_not_logged():
-    assert _path_of(make_mocked_request("DELETE", "/api/user/keys/sk-1")) == "/api/user/keys/*"
-    assert _path_of(make_mocked_request("GET", "/api/tags")) == "/api/tags"
+def test_what_clients_put_into_paths_is_not_logged():
+    assert path_of("/api/user/keys/sk-1") == "/api/user/keys/*"
+    assert path_of("/v1/models/a secret") == "/v1/models/*"
+    assert path_of("/api/tags") == "/api/tags"
+    assert len(path_of("/" + "x" * 9000)) == 200
+
+
+def test_every_path_with_something_of_clients_is_known():
+    below = set(routes(cast("Parts", None))._below)
+    assert below == set(BELOW)
 
 
 def test_headers_are_measured_together():

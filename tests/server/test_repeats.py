@@ -25,11 +25,13 @@ from mlxd.core.errors import (
 from mlxd.policy.load import Override, load
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.store import PolicyStore
+from mlxd.server import repeats
 from mlxd.server.answers import json_response
 from mlxd.server.connections import Connection, GuardedServer
-from mlxd.server.edge import MODEL, Edge, policies_of
+from mlxd.server.edge import STORY, Edge, policies_of
 from mlxd.server.errors import Render, words_for
-from mlxd.server.identity import Identity, address_of
+from mlxd.server.forwarded import address_of
+from mlxd.server.identity import Identity
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
 from mlxd.server.repeats import HOLDS_SECONDS, ORDINARY, Repeats
@@ -142,7 +144,7 @@ class Bench:
     async def serve(self, request: web.BaseRequest) -> web.StreamResponse:
         self.handled += 1
         body = await read_json(request, policies_of(request), lambda body: body)
-        request[MODEL] = str(body.get("model"))
+        request[STORY].model = str(body.get("model"))
         if self.hold is not None:
             await self.hold.wait()
         error = self.refuse(body)
@@ -250,6 +252,13 @@ async def test_a_repetition_has_its_own_id(bench: Bench, path: str) -> None:
     head, _, body = ordinary.partition(b"\r\n\r\n")
     assert f"X-Request-Id: {GIVEN}\r\nRequest-Id: {GIVEN}\r\n".encode() in head
     assert json.loads(body).get("request_id", GIVEN) == GIVEN
+
+
+async def test_no_more_are_known_than_there_is_room_for(bench: Bench) -> None:
+    bench.refuse = lambda body: bench.full()
+    for number in range(repeats._MOST_KNOWN + 50):
+        await bench.ask(raw(text=f"hello {number}"))
+    assert len(bench.repeats._known) == repeats._MOST_KNOWN
 
 
 async def test_the_first_of_each_second_go_the_ordinary_way(bench: Bench) -> None:

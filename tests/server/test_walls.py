@@ -4,7 +4,8 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from mlxd.policy.load import load
-from mlxd.server.walls import host_allowed, origin_allowed, preflight
+from mlxd.policy.origins import origin_allowed
+from mlxd.server.walls import host_allowed, preflight
 
 HOSTS = load().clients.hosts.allow
 ORIGINS = load().clients.cors.allow_origins

@@ -231,7 +231,7 @@ def test_all_that_wait_are_inserted_together():
 def test_one_that_the_engine_refuses_does_not_take_others_along():
     wire = run(Script(refuse=9), [job(1), job(2, tokens=9), job(3)])
     assert [m.id for m in wire.of(Refused)] == [2]
-    assert wire.of(Refused)[0].message == "not this one"
+    assert wire.of(Refused)[0].message == "the engine does not take this request"
     assert {p.id for p in wire.of(Ended)} == {1, 3}
 
 

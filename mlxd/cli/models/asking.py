@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable
 
@@ -11,7 +10,7 @@ from mlxd.cli.admin import AdminClient, Refused
 from mlxd.cli.client import NoAnswer
 from mlxd.core import places
 from mlxd.core.instance import running
-from mlxd.core.lines import one_line
+from mlxd.core.lines import json_line, one_line
 
 
 def asking(
@@ -39,7 +38,7 @@ def failed(words: str, status: int = 0, *, as_json: bool) -> int:
 
 
 def print_json(value: object) -> None:
-    print(json.dumps(value, ensure_ascii=False))
+    print(json_line(value))
 
 
 def print_lines(lines: Iterable[str]) -> None:

@@ -9,16 +9,11 @@ from mlxd.cli import exits
 from mlxd.cli.admin import Refused
 from mlxd.cli.client import NoAnswer
 from mlxd.cli.policy.here import Here, failed, here, print_json, refused
-from mlxd.policy import keys
 from mlxd.policy.keys_file import demand_of_daemon
 from mlxd.policy.load import PolicyErrors
-from mlxd.policy.strict_yaml import Path, dotted, parts
 from mlxd.settings import SettingsRefused
 
 Json = dict[str, Any]
-
-_FEW = 8
-"""Keys that are named one by one."""
 
 
 def check(policies: str | None, state: str | None, *, as_json: bool, online: bool) -> int:
@@ -34,7 +29,6 @@ def check(policies: str | None, state: str | None, *, as_json: bool, online: boo
         "folder": str(found.folder) if found.folder is not None else None,
         "errors": [],
         "warnings": [*this.warnings, *found.warnings()],
-        "not_enforced": found.not_enforced(),
     }
     if note and not online:
         theirs = _known_to_daemon(this)
@@ -80,30 +74,7 @@ def _show(report: Json, *, as_json: bool) -> int:
         print(f"{report['folder'] or 'built-in defaults'}: valid")
         for warning in report["warnings"]:
             print(f"warning: {warning}")
-        if report["not_enforced"]:
-            print(f"set and not enforced yet: {', '.join(_grouped(report['not_enforced']))}")
     else:
         for error in report["errors"]:
             print(error["text"], file=sys.stderr)
     return exits.DONE if report["valid"] else exits.USAGE
-
-
-def _grouped(names: list[str]) -> list[str]:
-    """Of many, a group of which nothing is enforced is named in place of all its keys."""
-    if len(names) <= _FEW:
-        return names
-    groups = dict.fromkeys(dotted(_group(parts(name))) for name in names)
-    return list(groups)
-
-
-def _group(path: Path) -> Path:
-    for end in range(1, len(path)):
-        key = keys.find(path[:end])
-        if key is not None and _all_idle(key.path):
-            return path[:end]
-    return path
-
-
-def _all_idle(group: tuple[str, ...]) -> bool:
-    inner = [key for key in keys.table().values() if key.path[: len(group)] == group]
-    return not any(key.enforced for key in inner if key.description and not key.section)

@@ -61,8 +61,6 @@ def _whole(value: Json) -> Iterator[str]:
         yield f"  default    {value['default']}"
     yield f"  takes      {value['takes']}" + (f" ({value['unit']})" if value["unit"] else "")
     yield f"  a change   holds {_RELOADS.get(value['reload'], value['reload'])}"
-    if not value["enforced"]:
-        yield "  note       not enforced yet"
     yield from textwrap.wrap(
         value["meaning"], 96, initial_indent="  means      ", subsequent_indent=" " * 13
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from mlxd.cli import exits
 from mlxd.cli.admin import AdminClient, Refused
 from mlxd.cli.client import NoAnswer
 from mlxd.core.instance import running
+from mlxd.core.lines import json_line
 from mlxd.policy.history import History, history_of
 from mlxd.policy.load import Override, PolicyErrors, PolicySet, load
 from mlxd.policy.outcome import error_json
@@ -109,5 +109,4 @@ def failed(error: NoAnswer | Refused, *, as_json: bool) -> int:
 
 def print_json(value: object) -> None:
     """What is no text, in a file's name say, is escaped."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    print(text.encode("utf-8", "backslashreplace").decode())
+    print(json_line(value))

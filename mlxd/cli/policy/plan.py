@@ -75,7 +75,6 @@ def _without_daemon(
         "effects": ["no daemon runs: this is what the next start would do"],
         "shadowed": newly_hidden(old, new),
         "warnings": new.warnings(),
-        "not_enforced": new.not_enforced(),
     }
 
 
@@ -114,8 +113,4 @@ def _show(report: Json, *, as_json: bool) -> int:
         print("\n".join(map(line_of, report["changes"])) or "no value would change")
         for effect in (*report["effects"], *report["shadowed"]):
             print(f"  => {effect}")
-        changed = {change["key"] for change in report["changes"]}
-        for key in report["not_enforced"]:
-            if key in changed:
-                print(f"  => {key} is not enforced yet")
     return exits.DONE if report["valid"] else exits.USAGE

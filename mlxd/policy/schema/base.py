@@ -23,22 +23,14 @@ def field(
     example: str,
     unit: str = "",
     reload: Reload = "live",
-    enforced: bool = True,
-    so_far: str = "",
-    shown: bool = False,
     secret: bool = False,
     **bounds: Any,
 ) -> Any:
     """One policy. `example` is YAML, and another value than the default where there is one.
 
-    `so_far`: what follows it already, where it is not enforced yet. `shown`: clients see its value,
-    so not enforcing it is worth a warning always. `secret`: what an operator writes there by
-    mistake may be a secret, so no message quotes it.
+    `secret`: what an operator writes there by mistake may be a secret, so no message quotes it.
     """
-    extra: dict[str, Any] = {
-        "unit": unit, "reload": reload, "enforced": enforced, "shown": shown, "example": example,
-        "so_far": so_far, "secret": secret,
-    }  # fmt: skip
+    extra: dict[str, Any] = {"unit": unit, "reload": reload, "example": example, "secret": secret}
     return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 

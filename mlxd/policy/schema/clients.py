@@ -90,8 +90,10 @@ class Cors(Policy):
     )  # fmt: skip
     mode: Mode = mode("What an Origin that is not listed meets (403).")
     allow_credentials: bool = field(
-        False, "Whether web pages may send cookies and the like along.",
-        enforced=False, example="true",
+        False, "Whether pages of the origins that are listed may send credentials along (cookies, "
+        "HTTP authentication, client certificates), for a proxy that asks for them. Not where the "
+        "list has a pattern that every origin matches.",
+        example="true",
     )  # fmt: skip
 
 

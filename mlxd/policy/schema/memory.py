@@ -155,10 +155,10 @@ class Reserve(Policy):
     )  # fmt: skip
 
 
-def _limit(what: str, example: str, reload: Reload = "live", *, enforced: bool = True) -> Any:
+def _limit(what: str, example: str, reload: Reload = "live") -> Any:
     return field(
         "auto", f"{what}; auto follows the model and the machine.",
-        unit="size", reload=reload, enforced=enforced, example=example,
+        unit="size", reload=reload, example=example,
     )  # fmt: skip
 
 

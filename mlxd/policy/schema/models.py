@@ -176,6 +176,10 @@ class Pull(Policy):
         "environment.",
         unit="URL", example='"https://hub.example"',
     )  # fmt: skip
+    max_parallel: int = field(
+        4, "Models that are pulled at one time; one more is refused (503).",
+        unit="pulls", example="2", ge=1, le=100,
+    )  # fmt: skip
 
 
 class Uploads(Policy):
@@ -183,6 +187,10 @@ class Uploads(Policy):
         "200GiB", "Files that clients upload to create models of, all together; beyond that an "
         "upload is refused (507).",
         unit="size", example="20GiB",
+    )  # fmt: skip
+    max_count: int = field(
+        1000, "How many such files there may be; one more is refused (507).",
+        unit="files", example="100", ge=1, le=100_000,
     )  # fmt: skip
     keep: Duration = field(
         "1d", "How long an uploaded file is kept that no model was made of, or that one was made "

@@ -45,6 +45,13 @@ class Webhook(Reference):
             _refuse_secrets(value)
         return super().parse(value)
 
+    @property
+    def public(self) -> object:
+        """Many services put a token into the path."""
+        url = urlsplit(self)
+        private = url.scheme in ("http", "https") and url.path not in ("", "/")
+        return f"{url.scheme}://{url.netloc}/..." if private else str(self)
+
 
 def _refuse_secrets(url: str) -> None:
     """Of an http(s) URL: no user, query or fragment, since these are where secrets are put."""

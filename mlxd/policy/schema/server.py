@@ -6,7 +6,7 @@ import ipaddress
 from functools import lru_cache
 from typing import Literal
 
-from mlxd.policy.schema.base import Auto, Folder, Host, Policy, field, section
+from mlxd.policy.schema.base import Auto, Folder, Host, Policy, Positive, field, section
 from mlxd.policy.units import Delay, Duration, Size
 
 
@@ -101,9 +101,11 @@ class Http(Policy):
         512, "Open connections in all; idle ones count here and nowhere else.",
         unit="connections", reload="live-drain", example="2048", ge=1,
     )  # fmt: skip
-    per_ip: int = field(
-        64, "Open connections of one client address.",
-        unit="connections", reload="live-drain", enforced=False, example="16", ge=1,
+    per_ip: Auto | Positive = field(
+        "auto", "Open connections of one client address (an IPv6 /64 is one); of an address behind "
+        "a trusted proxy, its requests under way. One more is refused (503). auto is 64, and "
+        "leaves this machine's own addresses without a limit.",
+        unit="connections", reload="live-drain", example="16",
     )  # fmt: skip
     json_limits: JsonLimits = section("The JSON of a body; beyond these it is refused (400).")
 

@@ -135,6 +135,12 @@ class Daemon(Policy):
         "the start. launchd waits for 10 s or more. Takes effect as the service is installed anew.",
         unit="duration", reload="restart", example="30s",
     )  # fmt: skip
+    core_dumps: bool = field(
+        False, "Whether the daemon and its workers may leave a core behind when they crash, as far "
+        "as the system's own limit allows. It holds what was said to them. Workers have what holds "
+        "as they start.",
+        example="true",
+    )  # fmt: skip
     watchdog: LongDuration = field(
         "30s", "How long the daemon may show no progress before it is restarted.",
         unit="duration", reload="restart", example="1m",
@@ -156,7 +162,7 @@ class SleepWake(Policy):
 class Delivery(Policy):
     url: Webhook | None = field(
         None, "Where events are posted, as JSON. A URL that is a secret itself, or has a user or "
-        "a query, goes behind `credential:NAME`.",
+        "a query, goes behind `credential:NAME`. Of any other, its path is shown nowhere.",
         unit="URL", secret=True, example="https://ops.example/mlxd",
     )  # fmt: skip
     secret: Reference | None = field(

@@ -1,0 +1,23 @@
+"""Which origins of web pages `clients.cors.allow_origins` names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+_NOBODY = ("https://nobody.invalid", "http://nobody.invalid", "https://nobody.invalid:8443")
+"""Origins that no list has."""
+
+
+def origin_allowed(origin: str, patterns: Sequence[str]) -> bool:
+    """`:*` at the end of a pattern stands for any port and for none."""
+    asked = origin.lower()
+    return any(
+        fnmatchcase(asked, pattern.lower()) or asked == pattern.lower().removesuffix(":*")
+        for pattern in patterns
+    )
+
+
+def for_everybody(pattern: str) -> bool:
+    """Whether pages of any site match it: `*`, and such as `https://*`."""
+    return any(origin_allowed(origin, [pattern]) for origin in _NOBODY)
