@@ -575,7 +575,7 @@ def decode_down(frame: bytes) -> Down:
     """Raises BrokenFrame."""
     try:
         return _down.decode(frame)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BrokenFrame(str(error)) from error
 
 
@@ -583,5 +583,5 @@ def decode_up(frame: bytes) -> Up:
     """Raises BrokenFrame."""
     try:
         return _up.decode(frame)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BrokenFrame(str(error)) from error
