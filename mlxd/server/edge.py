@@ -23,6 +23,7 @@ from mlxd.core.errors import (
     Overloaded,
     TooManyGuesses,
     Unauthorized,
+    quoted,
 )
 from mlxd.core.story import Story
 from mlxd.policy.load import PolicySet
@@ -162,7 +163,7 @@ class Edge:
                 extra={
                     "request": request[ID],
                     "seconds": round(self._parts.clock.monotonic() - began, 4),
-                    "model": request.get(MODEL, ""),
+                    "model": quoted(request.get(MODEL, "")),
                     "tenant": caller_of(request).tenant,
                     "key": caller_of(request).key,
                 },
