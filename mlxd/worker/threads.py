@@ -21,7 +21,7 @@ def _run(turn: Callable[[], None]) -> None:
     try:
         while True:
             turn()
-    except Exception:  # noqa: BLE001 - a deaf worker would be worse than a dead one
+    except BaseException:  # noqa: BLE001 - a deaf worker would be worse than a dead one
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(EXIT_BROKEN)
