@@ -515,3 +515,35 @@ def test_a_file_that_is_larger_than_any_of_its_kind_is_not_read(tmp_path, name):
     folder = write_model(tmp_path / "m")
     (folder / name).write_text('{"model_type":"llama","x":[' + "[]," * 2**20 + "1]}")
     assert read_card(folder, "m").unavailable == f"its {name} is too large"
+
+
+@pytest.mark.parametrize("linked", ["LICENSE", "chat_template.jinja"])
+def test_no_text_is_shown_that_a_link_leads_to(tmp_path, linked):
+    (tmp_path / "secret").write_text("mine")
+    folder = write_model(tmp_path / "m")
+    (folder / linked).symlink_to("../secret")
+    card = read_card(folder, "m")
+    assert "mine" not in (card.license, card.chat_template)
+    words = "its chat_template.jinja is a link out of its folder"
+    assert card.unavailable == ("" if linked == "LICENSE" else words)
+
+
+def test_links_within_the_folder_and_the_hubs_cache_are_followed(tmp_path):
+    folder = write_model(tmp_path / "models--a--b" / "snapshots" / "0", files={"terms": "as is"})
+    blob = tmp_path / "models--a--b" / "blobs" / "1"
+    blob.parent.mkdir()
+    blob.write_text("{{ x }}")
+    (folder / "chat_template.jinja").symlink_to("../../blobs/1")
+    (folder / "LICENSE").symlink_to("terms")
+    card = read_card(folder, "m")
+    assert (card.license, card.chat_template, card.unavailable) == ("as is", "{{ x }}", "")
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "n_layers"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_more_layers_than_tensors_are_none_that_can_be_loaded(tmp_path, key, inside):
+    config = {key: 10**9}
+    folder = write_model(tmp_path / "m", config={"text_config": config} if inside else config)
+    flaw = "its config says of more layers than its weights have tensors (1)"
+    assert read_card(folder, "m").flaw == flaw
+    assert read_card(write_model(tmp_path / "n", config={key: 1}), "n").flaw == ""
