@@ -2,7 +2,9 @@ import json
 import math
 import os
 import re
+import socket
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -385,16 +387,28 @@ def _pipe(file):
     os.mkfifo(file)
 
 
+def _socket(file):
+    file.unlink()
+    here = Path.cwd()
+    os.chdir(file.parent)  # a socket's path is short
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(file.name)
+    finally:
+        os.chdir(here)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer_config.json"])
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
         (_pipe, "is no file"),
+        (_socket, "is no file"),
         (lambda file: (file.unlink(), file.mkdir()), "is no file"),
         (_linked("/dev/zero"), "is no file"),
         (_linked("../blobs/gone"), "cannot be read: it is a link that leads nowhere"),
     ],
-    ids=["pipe", "folder", "device", "dangling blob"],
+    ids=["pipe", "socket", "folder", "device", "dangling blob"],
 )
 def test_what_is_no_file_is_said_and_not_waited_for(tmp_path, name, damage, reason):
     folder = write_model(tmp_path / "m", files={"tokenizer_config.json": "{}"})
