@@ -293,12 +293,13 @@ def test_steady_says_what_stays_behind(tmp_path: Path) -> None:
 
 @pytest.mark.mlx
 @pytest.mark.timeout(240)
-def test_wrong_requests_disturb_nobody(tmp_path: Path) -> None:
-    found = run("bad_requests.py", tmp_path, "--short")
-    assert found["requests"] >= 500
+@pytest.mark.parametrize("count", [120, pytest.param(500, marks=pytest.mark.slow)])
+def test_wrong_requests_disturb_nobody(tmp_path: Path, count: int) -> None:
+    found = run("bad_requests.py", tmp_path, "--short", "--requests", str(count))
+    assert found["requests"] >= count
     assert found["streams"] > 4
     assert found["problems"] == []
     kinds = found["statuses"]
     assert len(kinds) == 8
-    refused = {kind: {"400", "403", "404", "405", "413", "415"} & {*kinds[kind]} for kind in kinds}
-    assert all(refused[kind] or kind == "cut off" for kind in kinds), refused
+    refused = {"400", "403", "404", "405", "413", "415"}
+    assert all(refused & {*kinds[kind]} or kind == "cut off" for kind in kinds), kinds

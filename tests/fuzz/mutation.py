@@ -130,7 +130,8 @@ def _json_of(case: bytes) -> Any:
 
 def _holders(value: Any) -> list[Any]:
     """The dicts and lists in a value, itself included."""
-    found, open_ = [], [value]
+    found: list[Any] = []
+    open_ = [value]
     while open_ and len(found) < 500:
         node = open_.pop()
         if isinstance(node, dict | list):

@@ -66,6 +66,8 @@ def broken(case: bytes) -> None:
             assert b"x" * 2**28
         case b"r":
             raise ValueError("no")
+        case _:
+            pass
 
 
 @pytest.mark.parametrize(

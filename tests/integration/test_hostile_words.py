@@ -140,12 +140,13 @@ def test_nothing_is_made_of_a_place_that_a_client_names(spied: Spied, pattern: s
 
 def _pictures(url: str) -> Iterator[tuple[str, Json]]:
     """Everywhere that an API has room for an address."""
-    for part in (
+    parts: tuple[Json, ...] = (
         {"type": "image_url", "image_url": {"url": url}},
         {"type": "image_url", "image_url": url},
         {"type": "file", "file": {"file_url": url}},
         {"type": "input_audio", "input_audio": {"data": url, "format": "wav"}},
-    ):
+    )
+    for part in parts:
         turns = [{"role": "user", "content": [{"type": "text", "text": "x"}, part]}]
         yield "/v1/chat/completions", {"messages": turns}
     for source in ({"type": "url", "url": url}, {"type": "file", "file_id": url}):

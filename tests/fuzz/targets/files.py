@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from mlxd.control.model_files import read_card
 from mlxd.control.reading import UnreadableModel
@@ -191,11 +192,12 @@ def _weights() -> Iterator[bytes]:
     """Files that are as they should be."""
     tensor = {"dtype": "F16", "shape": [2, 2], "data_offsets": [0, 8]}
     packed = {"dtype": "U32", "shape": [1], "data_offsets": [8, 12]}
-    for header in (
+    headers: list[dict[str, Any]] = [
         {"w": tensor},
         {"__metadata__": {"format": "mlx"}, "w": tensor, "v": packed},
         {},
-    ):
+    ]
+    for header in headers:
         raw = json.dumps(header).encode()
-        ends = [one["data_offsets"][1] for one in header.values() if "data_offsets" in one]  # type: ignore[index]
+        ends = [one["data_offsets"][1] for one in header.values() if "data_offsets" in one]
         yield struct.pack("<Q", len(raw)) + raw + bytes(max(ends, default=0))
