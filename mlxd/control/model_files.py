@@ -43,6 +43,8 @@ _TOKENIZER_HEAD = 2**19
 _LAST_SECOND = 253402300799.0
 """The end of the year 9999, the last that a date can show."""
 _CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
+_BUILT = (*LAYERS, "num_kv_reuse_layers", "altup_num_inputs")
+"""What an engine builds one by one."""
 _PADDED = ("roberta", "xlm-roberta", "camembert", "mpnet")
 _THINKING = ("<think>", "<|channel>", "<longcat_think>", "<|think:start|>")
 
@@ -159,7 +161,7 @@ def _lacking(shape: Mapping[str, Any], tensors: int) -> str:
     """Why there cannot be all of its layers, each of which has a tensor at least; empty where that
     may be. An engine builds all that a config says before it looks at the weights.
     """
-    stated = (shape.get(key) for key in LAYERS)
+    stated = (shape.get(key) for key in _BUILT)
     if any(type(count) is int and count > tensors for count in stated):
         return f"its config says of more layers than its weights have tensors ({tensors})"
     return ""

@@ -553,7 +553,7 @@ def test_links_within_the_folder_and_the_hubs_cache_are_followed(tmp_path):
     assert (card.license, card.chat_template, card.unavailable) == ("as is", "{{ x }}", "")
 
 
-@pytest.mark.parametrize("key", ["num_hidden_layers", "n_layers"])
+@pytest.mark.parametrize("key", ["num_hidden_layers", "n_layers", "num_kv_reuse_layers"])
 @pytest.mark.parametrize("inside", [False, True])
 def test_more_layers_than_tensors_are_none_that_can_be_loaded(tmp_path, key, inside):
     config = {key: 10**9}
