@@ -103,7 +103,7 @@ def _flaw(strange: Strange, status: int, answer: bytes) -> str:
 def measure(options: argparse.Namespace, scratch: Path) -> Json:
     make(scratch / "models" / MODEL, "tiny-long")
     asks = draw_asks(MODEL, ASKS, TOKENS, options.seed)
-    limits = {"limits": _LIMITS, "memory": "prefix_cache: {memory: 64MiB}\n"}
+    limits = {"limits": _LIMITS, "memory": "prefix_cache: {memory: 8MiB}\n"}
     with daemon(scratch, models=scratch / "models", policies=limits) as running:
         alone = {one: run(running.port, Stream(one, time.monotonic())).text for one in asks}
         before = {process.pid for process in engines(running.pid)}
