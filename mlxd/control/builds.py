@@ -14,6 +14,8 @@ from mlxd.policy import strict_yaml
 
 _TABLE = Path(__file__).with_name("builds.yaml")
 _ORGANISATION = "mlx-community"
+_LONGEST_NAME = 200
+"""Of one that is looked for among those of the table."""
 _USUAL = ("4bit", "8bit")
 _SAYS_NOTHING = re.compile(r"-(?:instruct|chat|it)(?=-|$)")
 _OLLAMA_BITS = re.compile(r"q([2-8])(?:_[a-z0-9_]+)?")
@@ -58,6 +60,8 @@ class Builds:
 
     def near(self, name: str) -> list[str]:
         """Names of the table that look like `name`: sizes of its family, else other families."""
+        if len(name) > _LONGEST_NAME:
+            return []
         wanted = canonical(name)
         family = wanted.partition(":")[0]
         if family in self.families:

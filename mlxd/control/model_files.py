@@ -26,6 +26,7 @@ from mlxd.control.reading import (
     readable,
     text_of,
 )
+from mlxd.control.shape import LAYERS
 from mlxd.control.weights import WEIGHTS, read_weights
 from mlxd.core.infill import written_in
 from mlxd.core.models import ENCODERS, ModelCard
@@ -43,6 +44,8 @@ _TOKENIZER_HEAD = 2**19
 _LAST_SECOND = 253402300799.0
 """The end of the year 9999, the last that a date can show."""
 _CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
+_BUILT = (*LAYERS, "num_kv_reuse_layers", "altup_num_inputs")
+"""What an engine builds one by one."""
 _PADDED = ("roberta", "xlm-roberta", "camembert", "mpnet")
 _THINKING = ("<think>", "<|channel>", "<longcat_think>", "<|think:start|>")
 
@@ -144,7 +147,7 @@ def _read(folder: Path, name: str, marks: Fingerprint) -> ModelCard:
         license=_license(real),
         code=code,
         needs_code=needs_code,
-        flaw=weights.flaw,
+        flaw=weights.flaw or _lacking(shape, weights.tensors),
         experts_apart=weights.experts_apart,
     )
 
@@ -158,6 +161,16 @@ def _config(folder: Path, names: list[str]) -> Json:
     if reason:
         raise ForeignModel(reason)
     return config or json_object(folder / "config.json")
+
+
+def _lacking(shape: Mapping[str, Any], tensors: int) -> str:
+    """Why there cannot be all of its layers, each of which has a tensor at least; empty where that
+    may be. An engine builds all that a config says before it looks at the weights.
+    """
+    stated = (shape.get(key) for key in _BUILT)
+    if any(type(count) is int and count > tensors for count in stated):
+        return f"its config says of more layers than its weights have tensors ({tensors})"
+    return ""
 
 
 def _optional(path: Path) -> Json:
@@ -192,6 +205,8 @@ def _context(shape: Mapping[str, Any]) -> int:
 def _template(folder: Path, tokenizer: Json) -> str:
     separate = folder / "chat_template.jinja"
     if exists(separate):
+        if not _is_own(folder, separate):
+            raise UnreadableModel(f"its {separate.name} is a link out of its folder")
         return text_of(separate)
     template = tokenizer.get("chat_template", "")
     if isinstance(template, list):
@@ -265,9 +280,17 @@ def _stored_sampling(stored: Json) -> Sampling:
     )
 
 
+def _is_own(folder: Path, file: Path) -> bool:
+    """Whether a file whose text is shown to whoever asks is of its folder, or of the repository in
+    the hub's cache that the folder is a view of. A link may lead to anybody's secrets.
+    """
+    home = folder.parent.parent if folder.parent.name == "snapshots" else folder
+    return Path(os.path.realpath(file)).is_relative_to(home)
+
+
 def _license(folder: Path) -> str:
     for name in ("LICENSE", "LICENSE.txt", "LICENSE.md"):
-        if (folder / name).is_file():
+        if (folder / name).is_file() and _is_own(folder, folder / name):
             return text_of(folder / name, _LONGEST_LICENSE)
     return ""
 

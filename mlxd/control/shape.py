@@ -66,7 +66,7 @@ def loading_bytes(card: ModelCard) -> int:
     if method == "fp8" and "quantization" not in card.config:
         return 2 * card.size_bytes  # it is unpacked into 16 bits
     experts = number(card.config, "num_local_experts", "num_experts", "n_routed_experts")
-    layers = number(card.config, *_LAYERS)
+    layers = number(card.config, *LAYERS)
     if experts > 1 and layers and card.experts_apart:
         return card.size_bytes + _MOE_STACKS * card.size_bytes // max(_MOE_STACKS, layers)
     return card.size_bytes
@@ -79,7 +79,8 @@ def item_bytes(card: ModelCard) -> int:
     return FLOAT32 if any(word in ("f32", "float32") for word in known) else 2
 
 
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+"""Where configs say how many there are."""
 
 
 def groups_of(
@@ -106,7 +107,7 @@ def _window(config: Mapping[str, Any]) -> int:
 
 def _layers(config: Mapping[str, Any], window: int) -> Iterator[tuple[str, ...]]:
     """What each layer keeps."""
-    count = min(number(config, *_LAYERS), _MOST_LAYERS)
+    count = min(number(config, *LAYERS), _MOST_LAYERS)
     stated = config.get("model_type")
     family = stated if isinstance(stated, str) else ""
     named = config.get("layer_types") or config.get("layers_block_type") or _pattern(config)

@@ -33,6 +33,8 @@ class Weights:
     file_bytes: int
     tensor_bytes: int
     """Of the tensors alone: what a loaded model holds."""
+    tensors: int
+    """How many there are."""
     parameters: int
     """Unpacked."""
     dtype: str
@@ -61,6 +63,7 @@ def read_weights(folder: Path, quantization: Quantization) -> Weights:
     return Weights(
         file_bytes=sum(header.file_bytes for header in headers.values()),
         tensor_bytes=sum(tensor.size_bytes for tensor in tensors.values()),
+        tensors=len(tensors),
         parameters=parameters,
         dtype=dtypes.most_common(1)[0][0].lower() if dtypes else "unknown",
         digest=_digest(headers),

@@ -181,6 +181,15 @@ class Forbidden(MlxdError):
     quotes = True
 
 
+LONGEST_NAME = 350
+"""Characters of a model's name that are repeated to whoever asked for it, and to the log."""
+
+
+def quoted(name: str) -> str:
+    """A name that a client sent, which may be of megabytes."""
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
+
+
 class ModelNotFound(MlxdError):
     """`model` is the name as the client sent it: the dialects quote it in their own words."""
 
@@ -188,7 +197,7 @@ class ModelNotFound(MlxdError):
     quotes = True
 
     def __init__(self, model: str, hint: str = "", *, policy: PolicyLine | None = None) -> None:
-        super().__init__(f"model '{model}' not found{hint}", param="model", policy=policy)
+        super().__init__(f"model '{quoted(model)}' not found{hint}", param="model", policy=policy)
         self.model = model
 
 

@@ -579,7 +579,7 @@ def decode_down(frame: bytes) -> Down:
     """Raises BrokenFrame."""
     try:
         return _down.decode(frame)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BrokenFrame(_unfit(error)) from error
 
 
@@ -587,7 +587,7 @@ def decode_up(frame: bytes) -> Up:
     """Raises BrokenFrame."""
     try:
         return _up.decode(frame)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BrokenFrame(_unfit(error)) from error
 
 

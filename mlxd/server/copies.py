@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from mlxd.core.errors import ModelNotFound
+from mlxd.core.errors import ModelNotFound, quoted
 from mlxd.server.edge import MODEL, policies_of
 from mlxd.server.errors import Render, in_ollama
 from mlxd.server.intake import read_json
@@ -31,7 +31,7 @@ class Copy:
         try:
             await self._parts.library.copy(source, destination, policies)
         except ModelNotFound as error:
-            error.message = f'model "{source}" not found'
+            error.message = f'model "{quoted(source)}" not found'
             raise
         return web.Response()
 

@@ -21,6 +21,7 @@ from mlxd.server.responses import items_of
 Json = dict[str, Any]
 _BELOW = "/v1/responses/"
 _MOST_ITEMS = 100
+_MOST_DIGITS = 9
 _ITEMS = 20
 _READING = ("GET", "HEAD")
 
@@ -115,7 +116,8 @@ def _input_of(kept: Kept) -> list[Json]:
 
 def _limit(query: Mapping[str, str]) -> int:
     said = query.get("limit", str(_ITEMS))
-    if not (said.isascii() and said.isdigit() and 1 <= int(said[:9]) <= _MOST_ITEMS):
+    numeric = said.isascii() and said.isdigit() and len(said) <= _MOST_DIGITS
+    if not numeric or not 1 <= int(said) <= _MOST_ITEMS:
         raise InvalidRequest(f"limit must be between 1 and {_MOST_ITEMS}", param="limit")
     return int(said)
 

@@ -18,6 +18,8 @@ from mlxd.policy.strict_yaml import Document, Path, dotted
 from mlxd.policy.units import got
 
 P = TypeVar("P", bound=Policy)
+_MOST_SHOWN = 30
+"""Of the names that are known, in the words about one that is not."""
 
 
 class Reading:
@@ -95,7 +97,10 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """`did you mean x?`, or what there is."""
     known = list(known)
     near = difflib.get_close_matches(name, known, 1, 0.6)
-    return f"did you mean {near[0]}?" if near else f"known here are {', '.join(known)}"
+    if near:
+        return f"did you mean {near[0]}?"
+    more = f" and {len(known) - _MOST_SHOWN} more" if len(known) > _MOST_SHOWN else ""
+    return f"known here are {', '.join(known[:_MOST_SHOWN])}{more}"
 
 
 def _existing(data: Any, path: Path) -> Path:

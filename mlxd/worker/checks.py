@@ -42,15 +42,21 @@ class Checks:
     keeping: Keeping = field(default_factory=Keeping)
     """Is told what beginnings stand for."""
 
-    def job_of(self, generate: Generate) -> Job:
-        """Raises Refusal."""
+    def written(self, generate: Generate) -> str:
+        """What the template of a request's client makes of it. May be called on a thread of its
+        own. Raises Refusal.
+        """
+        return self.prompter.written(generate.request)
+
+    def job_of(self, generate: Generate, written: str | None = None) -> Job:
+        """`written`: by its client's template. Raises Refusal."""
         request = generate.request
         if request.want == "answer" and not self.answers:
             raise Refusal("this model makes vectors and produces no text", code="unsupported")
         self._check_sampling(generate.sampling)
         _check_stops(request.stop)
         room = self._room(generate)
-        rendered, earlier = self._rendered(generate, room)
+        rendered, earlier = self._rendered(generate, room, written)
         self._check_prompt(rendered.tokens, room, _name_of(request))
         may_think = self._may_think(request)
         ids = packed(rendered.tokens)
@@ -73,11 +79,11 @@ class Checks:
             outline=self._outline(request, rendered, ids),
         )
 
-    def prompt_of(self, generate: Generate) -> tuple[str, list[int]]:
+    def prompt_of(self, generate: Generate, written: str | None = None) -> tuple[str, list[int]]:
         """A request's prompt as it reads, and in tokens. Raises Refusal."""
         most = min(MOST_COUNTED, max(LEAST_COUNTED, 2 * self.context))
         room = CountingRoom(most + 1, most)
-        rendered = self.prompter.render(generate.request, room)
+        rendered = self.prompter.render(generate.request, room, written)
         self._check_prompt(rendered.tokens, room, "prompt")
         return self.prompter.text_of(rendered), rendered.tokens
 
@@ -97,10 +103,12 @@ class Checks:
         key = generate.context_key if generate.context < self.context else ""
         return kind(min(generate.context, self.context), generate.max_prompt, key)
 
-    def _rendered(self, generate: Generate, room: Room) -> tuple[Rendered, list[int]]:
+    def _rendered(
+        self, generate: Generate, room: Room, written: str | None
+    ) -> tuple[Rendered, list[int]]:
         """The prompt, and what another worker has answered."""
         if generate.resume is None:
-            return self.prompter.render(generate.request, room), []
+            return self.prompter.render(generate.request, room, written), []
         prompt, earlier = _begun(generate.resume)
         self._check_ids(earlier, "resume")
         return replace(self.prompter.rendered(prompt), text=generate.request.text), earlier

@@ -64,7 +64,8 @@ class Intake:
             case Budget() | Tuning() | Trim() | PrefixRules() | CacheAsk() | CacheClear():
                 self.inbox.put([message])
             case Ping():
-                self._pong()
+                if not self.preparation.held:  # else nobody but a new worker can help
+                    self._pong()
             case Shutdown():
                 if self.preparation.checks is None:
                     os._exit(0)

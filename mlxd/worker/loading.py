@@ -24,6 +24,7 @@ from mlxd.worker.allocator import is_exhaustion
 from mlxd.worker.architectures import classes_of
 from mlxd.worker.encoder import Encoder
 from mlxd.worker.machine import has_gpu
+from mlxd.worker.panic import is_panic
 from mlxd.worker.quantised import QuantisedCache, quantised
 from mlxd.worker.refusal import LoadError
 
@@ -179,14 +180,16 @@ def _one_reader(reading: _Reading) -> Iterator[None]:
 def _stage(what: str, folders: Sequence[Path], work: Callable[[], T]) -> T:
     try:
         return work()
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         if is_exhaustion(error):
             words = f"{what}: there is not enough memory"
             raise LoadError(words, out_of_memory=True) from error
         raise LoadError(f"{what}: {_words(error, folders)}") from error
 
 
-def _words(error: Exception, folders: Sequence[Path]) -> str:
+def _words(error: BaseException, folders: Sequence[Path]) -> str:
     """The first line of what was said, without any path of this machine."""
     said = str(error)
     for folder in folders:

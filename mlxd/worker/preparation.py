@@ -2,16 +2,19 @@
 
 Templates, tokenising, checks, grammars: all that may last and needs no engine. A request that wants
 its prompt alone is answered here. Nothing here touches MLX's streams; what could break the engine
-is refused here, so that it never gets there.
+is refused here, so that it never gets there. A request with a template of its client's comes here
+once that is rendered, on a thread beside: it may take all the time that one may, and holds nobody.
 """
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 from mlxd.core.traces import print_trace
 from mlxd.ipc.messages import (
@@ -27,6 +30,7 @@ from mlxd.ipc.messages import (
 )
 from mlxd.worker.job import Inbox, Job, Progress
 from mlxd.worker.link import Link
+from mlxd.worker.panic import is_panic
 from mlxd.worker.refusal import Refusal
 from mlxd.worker.threads import run_forever
 
@@ -40,12 +44,17 @@ LULL_SECONDS = 0.002
 LARGE_BYTES = 1 << 15
 """A larger request takes longer than GATHER_SECONDS to prepare: no job waits for it."""
 LONGEST_REFUSAL = 1000
+HELD_SECONDS = 30.0
+"""Preparing one request takes no longer: a model's own template, say, need not come to an end."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
     generate: Generate
     size: int
+    written: str | None = None
+    """What its client's template has made of it; None: it has none."""
 
 
 class Preparation:
@@ -66,19 +75,45 @@ class Preparation:
         self._prompts: deque[_Entry] = deque()
         """Those that want their prompt alone: whoever wants an answer is before them."""
         self._open: set[int] = set()
+        self._templates: queue.SimpleQueue[_Entry] = queue.SimpleQueue()
+        """Those that wait for a template of their client's to be rendered."""
+        self._taken: float | None = None
+        """When the request that is being prepared was taken, on the monotonic clock."""
         self.checks: Checks | None = None
         """None until the model is loaded."""
 
+    @property
+    def held(self) -> bool:
+        """Whether something does not come to an end here."""
+        taken = self._taken
+        return taken is not None and time.monotonic() - taken > HELD_SECONDS
+
     def start(self) -> None:
         run_forever("preparation", self.turn)
+        run_forever("templates", self.template_turn)
 
     def add(self, generate: Generate, size: int) -> None:
         """Queue a request; `size` tells roughly how long it will take."""
         with self._changed:
             self._open.add(generate.id)
-            queue = self._prompts if generate.request.want == "prompt" else self._queue
-            queue.append(_Entry(generate, size))
+        entry, request = _Entry(generate, size), generate.request
+        if request.template and request.messages is not None and generate.resume is None:
+            self._templates.put(entry)
+        else:
+            self._queue_up(entry)
+
+    def _queue_up(self, entry: _Entry) -> None:
+        with self._changed:
+            alone = entry.generate.request.want == "prompt"
+            (self._prompts if alone else self._queue).append(entry)
             self._changed.notify()
+
+    def template_turn(self) -> None:
+        """Wait for a request with a template of its client's, and render that."""
+        entry = self._templates.get()
+        written = self._guarded(entry.generate, lambda checks: checks.written(entry.generate))
+        if written is not None:
+            self._queue_up(replace(entry, written=written))
 
     def claim(self, id: int) -> bool:
         """Whether the request was open; it no longer is, and nobody else will say how it ended."""
@@ -94,7 +129,9 @@ class Preparation:
         began = time.monotonic()
         while entry is not None:
             taken = time.monotonic()
-            job = self._prepare(entry.generate)
+            self._taken = taken
+            job = self._prepare(entry)
+            self._taken = None
             if job is not None:
                 jobs.append(job)
             entry = self._another(began, taken)
@@ -128,20 +165,29 @@ class Preparation:
             if wanted:
                 self._inbox.put(list(wanted))
 
-    def _prepare(self, generate: Generate) -> Job | None:
-        """A job; or its answer or a refusal is sent. Whatever goes wrong here is answered here."""
+    def _prepare(self, entry: _Entry) -> Job | None:
+        """A job; or its answer is sent, or it is refused."""
+        generate, written = entry.generate, entry.written
+        if generate.request.want != "prompt":
+            return self._guarded(generate, lambda checks: checks.job_of(generate, written))
+        told = self._guarded(generate, lambda checks: checks.prompt_of(generate, written))
+        if told is not None:
+            self._tell(generate.id, *told)
+        return None
+
+    def _guarded(self, generate: Generate, work: Callable[[Checks], T]) -> T | None:
+        """None where it is not open any more, or refused: whatever goes wrong is answered here."""
         if generate.id not in self._open:
             return None
         try:
             if self.checks is None:
                 raise Refusal("the model is still loading")
-            if generate.request.want == "prompt":
-                self._tell(generate.id, *self.checks.prompt_of(generate))
-                return None
-            return self.checks.job_of(generate)
+            return work(self.checks)
         except Refusal as refusal:
             self._refuse(generate.id, refusal)
-        except Exception as error:  # noqa: BLE001 - tokenizers and templates are others' code
+        except BaseException as error:  # tokenizers and templates are others' code
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             print_trace(error)
             self._refuse(generate.id, Refusal("the request could not be prepared for this model"))
         return None

@@ -39,7 +39,7 @@ class Rendered:
 
 
 class Prompter:
-    """Renders and tokenises for one model. Used by one thread."""
+    """Renders and tokenises for one model. Used by one thread, and `written` by another one."""
 
     def __init__(self, tokenizer: TokenizerWrapper) -> None:
         self._tokenizer = tokenizer
@@ -54,8 +54,20 @@ class Prompter:
         """Whether the model has think blocks."""
         return bool(self._tokenizer.has_thinking)
 
-    def render(self, request: GenerationRequest, room: Room) -> Rendered:
-        """Raises Refusal; for a text that is certainly too long, before its tokens are counted."""
+    def written(self, request: GenerationRequest) -> str:
+        """What the template of the request's client makes of its turns, but for the last one where
+        that is to go on. Raises Refusal.
+        """
+        messages = _turns(request)
+        return self._by_template(request, messages[:-1] if request.continue_last else messages)
+
+    def render(
+        self, request: GenerationRequest, room: Room, written: str | None = None
+    ) -> Rendered:
+        """`written`: by its client's template; None: it has none.
+
+        Raises Refusal; for a text that is certainly too long, before its tokens are counted.
+        """
         text = request.text
         if request.truncate and request.want == "embedding":
             tokens = self._cut(request, room)
@@ -66,10 +78,10 @@ class Prompter:
         elif text is not None:
             tokens = self._encode(text, room)
         elif request.context:
-            _, turns = self._conversation(request, room)
+            _, turns = self._conversation(request, room, written)
             tokens = self._going_on(request.context, turns)
         else:
-            text, tokens = self._conversation(request, room)
+            text, tokens = self._conversation(request, room, written)
         return replace(self.rendered(tokens), text=text)
 
     def text_of(self, rendered: Rendered) -> str:
@@ -139,15 +151,20 @@ class Prompter:
         """Worked out for the first text that may be too long."""
         return longest_token(self._tokenizer)
 
-    def _conversation(self, request: GenerationRequest, room: Room) -> tuple[str | None, list[int]]:
+    def _conversation(
+        self, request: GenerationRequest, room: Room, written: str | None
+    ) -> tuple[str | None, list[int]]:
         """Its text, where there is one, and its tokens."""
-        messages = [_template_message(message) for message in request.messages or ()]
-        if not messages:
-            raise Refusal("the conversation has no messages", param="messages")
-        if not self._tokenizer.has_chat_template and not request.template:
+        messages = _turns(request)
+        if written is not None:
+            prompt: str | list[int] = written
+            if request.continue_last:
+                prompt = self._going_on_behind(written, messages[-1])
+        elif self._tokenizer.has_chat_template:
+            prompt = self._rendered(messages, request)
+        else:
             text = _transcript(messages, goes_on=request.continue_last)
             return text, self._encode(text, room)
-        prompt = self._rendered(messages, request)
         if isinstance(prompt, str):
             return prompt, self._tokens(prompt, room, special=False)
         return None, prompt
@@ -166,6 +183,10 @@ class Prompter:
         if not before:
             raise Refusal("there is nothing before the turn that is to go on", param="messages")
         prompt = self._template(before, request, add_generation_prompt=True)
+        return self._going_on_behind(prompt, last)
+
+    def _going_on_behind(self, prompt: str | list[int], last: Json) -> str | list[int]:
+        """The turn `last`, where the prompt is so far that an answer would begin."""
         if isinstance(prompt, str):
             thinking = self._tokenizer.has_thinking
             opened = thinking and prompt.rstrip().endswith(self._tokenizer.think_start)
@@ -197,10 +218,6 @@ class Prompter:
     def _applied(
         self, messages: list[Json], request: GenerationRequest, **how: bool
     ) -> str | list[int]:
-        if request.template:
-            if "continue_final_message" in how:
-                raise ValueError("the last turn is put behind it")
-            return self._by_template(request, messages)
         prompt: str | list[int] = self._tokenizer.apply_chat_template(
             messages,
             tools=list(request.tools) or None,
@@ -248,6 +265,14 @@ def _thinking(think: bool | str | None) -> dict[str, Any]:
     if isinstance(think, bool):
         return {"enable_thinking": think}
     return {"enable_thinking": think != "none", "reasoning_effort": think}
+
+
+def _turns(request: GenerationRequest) -> list[Json]:
+    """Raises Refusal."""
+    messages = [_template_message(message) for message in request.messages or ()]
+    if not messages:
+        raise Refusal("the conversation has no messages", param="messages")
+    return messages
 
 
 def _refused(error: TemplateError) -> Refusal:

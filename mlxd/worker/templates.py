@@ -16,7 +16,7 @@ from mlxd.worker.refusal import Refusal
 LENGTH = 4
 """Bytes of a frame that say how long it is."""
 SECONDS = 2.0
-"""What a template may take; whoever asks next waits as long."""
+"""What a template may take; whoever asks next with one of their own waits as long."""
 _START_SECONDS = 20.0
 _PIECE = 2**16
 

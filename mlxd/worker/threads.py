@@ -21,6 +21,6 @@ def _run(turn: Callable[[], None]) -> None:
     try:
         while True:
             turn()
-    except Exception as error:  # noqa: BLE001 - a deaf worker would be worse than a dead one
+    except BaseException as error:  # noqa: BLE001 - a deaf worker would be worse than a dead one
         print_trace(error)
         os._exit(EXIT_BROKEN)

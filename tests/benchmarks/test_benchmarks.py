@@ -298,3 +298,17 @@ def test_steady_says_what_stays_behind(tmp_path: Path) -> None:
     assert [one["requests"] for one in found["looks"]][-1] == 160
     assert all(one["daemon"] > 10 and one["worker"] > 10 for one in found["looks"])
     assert {"daemon_slope", "worker_slope"} <= set(found)
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("count", [120, pytest.param(500, marks=pytest.mark.slow)])
+def test_wrong_requests_disturb_nobody(tmp_path: Path, count: int) -> None:
+    found = run("bad_requests.py", tmp_path, "--short", "--requests", str(count))
+    assert found["requests"] >= count
+    assert found["streams"] > 4
+    assert found["problems"] == []
+    kinds = found["statuses"]
+    assert len(kinds) == 8
+    refused = {"400", "403", "404", "405", "413", "415"}
+    assert all(refused & {*kinds[kind]} or kind == "cut off" for kind in kinds), kinds

@@ -45,3 +45,11 @@ def test_every_entry_makes_the_name_of_a_repository() -> None:
             made = shipped().repository(f"{name}:{size}")
             assert made is not None
             assert re.fullmatch(r"[A-Za-z0-9-]+/[A-Za-z0-9._-]+-\d+bit(?:-MLX)?", made), made
+
+
+def test_a_name_of_megabytes_is_compared_with_none(monkeypatch):
+    def compared(*_, **__):
+        raise AssertionError("it takes a second")
+
+    monkeypatch.setattr("difflib.get_close_matches", compared)
+    assert shipped().near("x" * 201) == []

@@ -2,7 +2,9 @@ import json
 import math
 import os
 import re
+import socket
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -385,16 +387,28 @@ def _pipe(file):
     os.mkfifo(file)
 
 
+def _socket(file):
+    file.unlink()
+    here = Path.cwd()
+    os.chdir(file.parent)  # a socket's path is short
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(file.name)
+    finally:
+        os.chdir(here)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer_config.json"])
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
         (_pipe, "is no file"),
+        (_socket, "is no file"),
         (lambda file: (file.unlink(), file.mkdir()), "is no file"),
         (_linked("/dev/zero"), "is no file"),
         (_linked("../blobs/gone"), "cannot be read: it is a link that leads nowhere"),
     ],
-    ids=["pipe", "folder", "device", "dangling blob"],
+    ids=["pipe", "socket", "folder", "device", "dangling blob"],
 )
 def test_what_is_no_file_is_said_and_not_waited_for(tmp_path, name, damage, reason):
     folder = write_model(tmp_path / "m", files={"tokenizer_config.json": "{}"})
@@ -515,3 +529,35 @@ def test_a_file_that_is_larger_than_any_of_its_kind_is_not_read(tmp_path, name):
     folder = write_model(tmp_path / "m")
     (folder / name).write_text('{"model_type":"llama","x":[' + "[]," * 2**20 + "1]}")
     assert read_card(folder, "m").unavailable == f"its {name} is too large"
+
+
+@pytest.mark.parametrize("linked", ["LICENSE", "chat_template.jinja"])
+def test_no_text_is_shown_that_a_link_leads_to(tmp_path, linked):
+    (tmp_path / "secret").write_text("mine")
+    folder = write_model(tmp_path / "m")
+    (folder / linked).symlink_to("../secret")
+    card = read_card(folder, "m")
+    assert "mine" not in (card.license, card.chat_template)
+    words = "its chat_template.jinja is a link out of its folder"
+    assert card.unavailable == ("" if linked == "LICENSE" else words)
+
+
+def test_links_within_the_folder_and_the_hubs_cache_are_followed(tmp_path):
+    folder = write_model(tmp_path / "models--a--b" / "snapshots" / "0", files={"terms": "as is"})
+    blob = tmp_path / "models--a--b" / "blobs" / "1"
+    blob.parent.mkdir()
+    blob.write_text("{{ x }}")
+    (folder / "chat_template.jinja").symlink_to("../../blobs/1")
+    (folder / "LICENSE").symlink_to("terms")
+    card = read_card(folder, "m")
+    assert (card.license, card.chat_template, card.unavailable) == ("as is", "{{ x }}", "")
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "n_layers", "num_kv_reuse_layers"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_more_layers_than_tensors_are_none_that_can_be_loaded(tmp_path, key, inside):
+    config = {key: 10**9}
+    folder = write_model(tmp_path / "m", config={"text_config": config} if inside else config)
+    flaw = "its config says of more layers than its weights have tensors (1)"
+    assert read_card(folder, "m").flaw == flaw
+    assert read_card(write_model(tmp_path / "n", config={key: 1}), "n").flaw == ""

@@ -11,6 +11,7 @@ from mlxd.core.errors import (
     InsufficientMemory,
     InvalidRequest,
     MlxdError,
+    ModelNotFound,
     Overloaded,
     PolicyLine,
 )
@@ -64,3 +65,9 @@ def test_what_was_compared_of_memory_is_among_the_numbers() -> None:
 def test_a_copy_says_the_same() -> None:
     error: MlxdError = Overloaded("too many", policy=LINE, numbers={"a": 1}, would_pass="less")
     assert copy(error).explained() == error.explained()
+
+
+def test_a_name_of_megabytes_is_not_repeated() -> None:
+    error = ModelNotFound("x" * 2**20, "; did you mean y?")
+    assert error.message == f"model '{'x' * 350}...' not found; did you mean y?"
+    assert ModelNotFound("y" * 350).message == f"model '{'y' * 350}' not found"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mlxd.core.request import GenerationRequest, Sampling
+from mlxd.core.request import GenerationRequest, Message, Sampling
 from mlxd.ipc.messages import (
     Accepted,
     Cancel,
@@ -26,7 +26,7 @@ from mlxd.ipc.messages import (
     Text,
     Up,
 )
-from mlxd.worker import preparation
+from mlxd.worker import preparation, threads
 from mlxd.worker.intake import Intake
 from mlxd.worker.job import Job
 from mlxd.worker.preparation import LARGE_BYTES
@@ -34,6 +34,7 @@ from mlxd.worker.refusal import Refusal
 from mlxd.worker.stops import StopStrings
 
 REQUEST = GenerationRequest(model="m", text="x")
+OWN = GenerationRequest(model="m", messages=(Message("user", "x"),), template="{{ messages }}")
 Work = Callable[[int], None]
 
 
@@ -66,12 +67,20 @@ class Scene:
         checks: Any = self
         self.preparation.checks = checks
         self.work = work
+        self.rendering: Work = lambda id: None
+        self.told: dict[int, str | None] = {}
+        """What a client's template made of each."""
 
-    def job_of(self, generate: Generate) -> Job:
+    def written(self, generate: Generate) -> str:
+        self.rendering(generate.id)
+        return f"written {generate.id}"
+
+    def job_of(self, generate: Generate, written: str | None = None) -> Job:
         self.work(generate.id)
+        self.told[generate.id] = written
         return Job(generate.id, REQUEST, Sampling(), [1], 1, False, StopStrings(()))
 
-    def prompt_of(self, generate: Generate) -> tuple[str, list[int]]:
+    def prompt_of(self, generate: Generate, written: str | None = None) -> tuple[str, list[int]]:
         self.work(generate.id)
         return "x", [1, 2]
 
@@ -281,3 +290,97 @@ def test_a_prompt_that_is_cancelled_meanwhile_is_not_told() -> None:
     scene.preparation.turn()
     assert scene.wire.ends() == [("cancelled", 1)]
     assert len(scene.wire.sent) == 1
+
+
+def test_a_clients_template_holds_nobody_else():
+    scene = Scene()
+    rendering = scene.rendering = Held()
+    scene.ask(1, request=OWN)
+    scene.ask(2)
+    thread = threading.Thread(target=scene.preparation.template_turn)
+    thread.start()
+    assert rendering.inside.wait(10)
+    scene.preparation.turn()
+    assert scene.handed() == [[2]]
+    rendering.end.set()
+    thread.join(10)
+    scene.preparation.turn()
+    assert scene.handed() == [[1]]
+    assert scene.told == {2: None, 1: "written 1"}
+
+
+def test_what_was_cancelled_is_not_rendered():
+    scene = Scene()
+    rendered: list[int] = []
+    scene.rendering = rendered.append
+    scene.ask(1, 2, request=OWN)
+    scene.cancel(1)
+    scene.preparation.template_turn()
+    scene.preparation.template_turn()
+    assert rendered == [2]
+    assert scene.wire.ends() == [("cancelled", 1)]
+
+
+def test_a_template_that_is_refused_ends_its_request_and_no_other():
+    scene = Scene()
+
+    def refuse(id: int) -> None:
+        raise Refusal("it takes too much", param="template")
+
+    scene.rendering = refuse
+    scene.ask(1, request=OWN)
+    scene.preparation.template_turn()
+    assert scene.wire.ends() == [("refused", 1)]
+
+
+def test_a_panic_of_a_tokenizer_is_a_refusal_like_any_defect(capsys):
+    class PanicException(BaseException):
+        pass
+
+    def panic(id: int) -> None:
+        raise PanicException("retry-limit-in-match over")
+
+    scene = Scene(panic)
+    scene.ask(1)
+    scene.preparation.turn()
+    assert scene.wire.ends() == [("refused", 1)]
+    assert "retry-limit" in capsys.readouterr().err
+
+
+def test_what_is_no_panic_goes_through():
+    def leave(id: int) -> None:
+        raise SystemExit
+
+    scene = Scene(leave)
+    scene.ask(1)
+    with pytest.raises(SystemExit):
+        scene.preparation.turn()
+
+
+def test_a_worker_whose_preparation_does_not_end_answers_no_ping(monkeypatch):
+    monkeypatch.setattr(preparation, "HELD_SECONDS", 0.01)
+    work = Held()
+    scene = Scene(work)
+    scene.ask(1)
+    thread = threading.Thread(target=scene.preparation.turn)
+    thread.start()
+    assert work.inside.wait(10)
+    while not scene.preparation.held:
+        time.sleep(0.001)
+    scene.intake.handle(Ping(), 1)
+    assert scene.wire.sent == []
+    work.end.set()
+    thread.join(10)
+    scene.intake.handle(Ping(), 1)
+    assert isinstance(scene.wire.sent[-1], Pong)
+
+
+def test_a_thread_that_ends_takes_its_process_along(monkeypatch):
+    ends: queue.SimpleQueue[int] = queue.SimpleQueue()
+    monkeypatch.setattr("os._exit", ends.put)
+
+    def panic() -> None:
+        raise KeyboardInterrupt
+
+    threads.run_forever("broken", panic)
+    assert ends.get(timeout=10) == threads.EXIT_BROKEN

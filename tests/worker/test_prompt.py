@@ -38,7 +38,8 @@ class Reader:
 
     def tokens(self, **fields: Any) -> list[int]:
         request = GenerationRequest(model="m", **fields)
-        return self.prompter.render(request, ROOM).tokens
+        written = self.prompter.written(request) if request.template else None
+        return self.prompter.render(request, ROOM, written).tokens
 
     def text(self, **fields: Any) -> str:
         return str(self.tokenizer.decode(self.tokens(**fields)))
