@@ -16,7 +16,7 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from aiohttp import StreamReader, web
+from aiohttp import HttpVersion11, StreamReader, web
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
@@ -27,6 +27,7 @@ from mlxd.policy.load import PolicySet, load
 from mlxd.policy.schema.server import is_loopback
 from mlxd.policy.store import PolicyStore
 from mlxd.server.errors import error_response, identity, in_ollama
+from mlxd.server.framing import checked
 from mlxd.server.silence import acknowledged, bound_silence, queued
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class Answers(Protocol):
 
 
 class _Parser:
-    """aiohttp's, without the requests that are answered at once."""
+    """aiohttp's, without the requests that are answered at once; stricter than it is."""
 
     def __init__(self, parser: Any, unanswered: Callable[[Sequence[_Parsed]], int]) -> None:
         """`unanswered` answers the first of some, and returns how many those were."""
@@ -84,6 +85,8 @@ class _Parser:
     def feed_data(self, data: bytes) -> tuple[Sequence[_Parsed], bool, bytes]:
         while True:
             messages, upgraded, tail = self._parser.feed_data(data)
+            if messages:
+                messages = [(checked(message), payload) for message, payload in messages]
             answered = self._unanswered(messages) if messages else 0
             for _ in range(answered):
                 self._parser.message_consumed()
@@ -104,8 +107,7 @@ class Connection(RequestHandler):
     def __init__(self, server: GuardedServer, clock: Clock, **options: Any) -> None:
         super().__init__(server, **options)
         self._answers = server.answers
-        if self._answers is not None:
-            self._parser = _Parser(self._parser, self._answer_first)  # type: ignore[assignment]
+        self._parser = _Parser(self._parser, self._answer_first)  # type: ignore[assignment]
         self._handed = self._answered = 0
         """Requests that aiohttp was given, and those of them whose answers are written."""
         self._clock = clock
@@ -210,6 +212,8 @@ class Connection(RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
+        if "Expect" in request.headers and not request.content.is_eof():
+            resp.force_close()  # it was not asked for its body: who knows whether that comes
         try:
             return await super().finish_response(request, resp, start_time)
         finally:
@@ -326,6 +330,7 @@ class Connection(RequestHandler):
         if isinstance(self._manager, GuardedServer):
             response.headers["X-Mlxd-Policy"] = str(self._manager.generation)
         response.force_close()
+        request._version = HttpVersion11  # aiohttp's own is of nobody's request
         return response
 
 
