@@ -130,7 +130,7 @@ class _Survey:
         lengths = [*map(len, strings)]
         if begun:
             lengths[0] += self._string
-        self._longest = max(self._longest, max(lengths))
+        self._longest = max([self._longest, *lengths])
         self._string = lengths[-1] if self._quotes % 2 else 0
 
     def _count(self, bare: bytes) -> None:
