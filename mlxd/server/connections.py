@@ -109,9 +109,9 @@ class Connection(RequestHandler):
     """One client connection that knows since when it has been waiting, and for what."""
 
     __slots__ = (
-        "_acknowledged", "_answered", "_answers", "_clock", "_gone", "_handed", "_header_since",
-        "_heard", "_idle_since", "_silence", "_unread", "_unread_since", "_waiting", "_wire",
-        "following", "leaving", "outside", "scarce",
+        "_acknowledged", "_answered", "_answers", "_begun", "_clock", "_gone", "_handed",
+        "_header_since", "_heard", "_idle_since", "_silence", "_unread", "_unread_since",
+        "_waiting", "_wire", "following", "leaving", "outside", "scarce",
     )  # fmt: skip
 
     def __init__(self, server: GuardedServer, clock: Clock, **options: Any) -> None:
@@ -124,6 +124,8 @@ class Connection(RequestHandler):
         self._heard = clock.monotonic()
         """When something of it came last."""
         self._header_since: float | None = self._heard
+        self._begun = self._heard
+        """When the request began that came last."""
         self._idle_since: float | None = None
         self._waiting = 0
         """Bytes that the kernel has not taken."""
@@ -237,6 +239,7 @@ class Connection(RequestHandler):
         super().data_received(data)
         self._idle_since = None
         if self._request_count > served:
+            self._begun = self._heard if self._header_since is None else self._header_since
             self._header_since = None
         elif self._header_since is None and self.waiting:
             self._header_since = self._heard
@@ -253,10 +256,17 @@ class Connection(RequestHandler):
         return Holding.IDLE if self.waiting else None
 
     @property
+    def held_since(self) -> float:
+        """When that began for which it is held; where it is idle, when that was seen."""
+        if self._header_since is not None:
+            return self._header_since
+        if not self.waiting:
+            return self._begun
+        return self._clock.monotonic() if self._idle_since is None else self._idle_since
+
+    @property
     def silent_since(self) -> float:
-        """When something of it came last; where it is idle, when that was seen."""
-        if self._idle_since is not None:
-            return self._idle_since
+        """When something of it came last."""
         return self._heard
 
     def _body_coming(self) -> StreamReader | None:

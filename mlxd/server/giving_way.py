@@ -1,8 +1,9 @@
 """Which connection gives way to a new one, when `server.http.max_connections` are open.
 
-One whose request has begun, and not gone on for a moment: that costs nothing to whoever holds it,
-and its place is worth something to others. Whoever has been silent longest goes first; then those
-who ask nothing. Whoever waits for an answer, or is taking one, never does.
+One whose request began a moment ago and is not whole: that costs nothing to whoever holds it, and
+its place is worth something to others. Whoever has been silent longest goes first, so that a long
+body that keeps coming stays; then those who ask nothing. Whoever waits for an answer, or is taking
+one, never does.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from enum import IntEnum
 from typing import Generic, Protocol, TypeVar
 
 PATIENCE_SECONDS = 0.25
-"""For the next piece of a request; the clients of a herd have sent theirs by then."""
-_LOOK_SECONDS = 0.05
+"""For a request to be whole; the clients of a herd have sent theirs by then."""
+_LOOK_SECONDS = 0.01
 """Between two looks at all connections: a flood of new ones is not to make that many."""
 
 
@@ -32,6 +33,9 @@ class Holder(Protocol):
     @property
     def holding(self) -> Holding | None:
         """None: it does not give way."""
+
+    @property
+    def held_since(self) -> float: ...
 
     @property
     def silent_since(self) -> float: ...
@@ -64,7 +68,7 @@ class GivingWay(Generic[T]):
         found = [
             (one.holding, one.silent_since, one)
             for one in self._connections()
-            if now - one.silent_since >= PATIENCE_SECONDS
+            if now - one.held_since >= PATIENCE_SECONDS
         ]
         self._found = sorted(
             ((holding, since, one) for holding, since, one in found if holding is not None),

@@ -289,3 +289,17 @@ def test_steady_says_what_stays_behind(tmp_path: Path) -> None:
     assert [one["requests"] for one in found["looks"]][-1] == 160
     assert all(one["daemon"] > 10 and one["worker"] > 10 for one in found["looks"])
     assert {"daemon_slope", "worker_slope"} <= set(found)
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(240)
+@pytest.mark.slow
+def test_whoever_asks_is_answered_beside_slow_clients(tmp_path: Path) -> None:
+    """Its times are judged by the full form."""
+    found = run("slow.py", tmp_path, "--short", "--modes", "H", "B")
+
+    assert [row["mode"] for row in found["rows"]] == ["H", "B"]
+    for row in found["rows"]:
+        assert row["failures"] == []
+        assert row["asked"] > 0
+        assert row["most_at_once"] > 256

@@ -13,6 +13,7 @@ from mlxd.server.giving_way import PATIENCE_SECONDS, GivingWay, Holding
 class Held:
     holding: Holding | None
     silent_since: float
+    held_since: float = 0.0
 
 
 class Crowd:
@@ -42,10 +43,15 @@ def test_slow_ones_go_first_by_their_silence_then_idle_ones() -> None:
 
 @pytest.mark.parametrize("holding", Holding)
 def test_nobody_goes_who_has_only_just_come_or_asked(holding: Holding) -> None:
-    one = Held(holding, 10.0)
+    one = Held(holding, 10.0, held_since=10.0)
     crowd = Crowd(one)
     assert crowd.next(10.0 + PATIENCE_SECONDS * 0.9) is None
     assert crowd.next(10.0 + PATIENCE_SECONDS * 1.5) is one
+
+
+def test_those_who_all_send_a_little_now_and_then_go_all_the_same() -> None:
+    first, second = Held(Holding.COMING, 9.98), Held(Holding.COMING, 9.99)
+    assert Crowd(second, first).next(10.0) is first
 
 
 def test_who_has_gone_on_meanwhile_stays() -> None:
@@ -55,13 +61,14 @@ def test_who_has_gone_on_meanwhile_stays() -> None:
     assert crowd.next(10.0) is last
     asked.holding = None
     heard.silent_since = 10.0
-    assert crowd.next(10.01) is slow
-    assert crowd.next(10.02) is None
+    assert crowd.next(10.001) is slow
+    assert crowd.next(10.002) is None
+    assert crowd.next(10.1) is heard
 
 
 def test_a_flood_does_not_look_for_each_of_its_connections() -> None:
     crowd = Crowd(*(Held(Holding.COMING, float(n)) for n in range(100)))
     assert all(crowd.next(1000.0) for _ in range(100))
     assert crowd.looks == 1
-    assert [crowd.next(1000.0 + n / 1000) for n in range(10)] == [None] * 10
+    assert [crowd.next(1000.0 + n / 10_000) for n in range(10)] == [None] * 10
     assert crowd.looks == 1
