@@ -273,10 +273,10 @@ def _check_room(request: web.BaseRequest) -> None:
 def _pass_walls(request: web.BaseRequest) -> None:
     """Raises HeadersTooLarge, Forbidden."""
     policies, on_trial = policies_of(request), request[MARKS].add
-    check_headers(request, policies)
     origin = origin_of(request, policies, on_trial)
-    if origin is not None:
+    if origin is not None:  # first, so that a page may read what else is wrong
         request[ORIGIN] = origin
+    check_headers(request, policies)
     check_host(request, policies, on_trial)
 
 
