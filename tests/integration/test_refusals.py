@@ -156,7 +156,7 @@ def test_who_is_not_known_learns_nothing(tmp_path_factory: pytest.TempPathFactor
         statuses = []
         for path in PATHS:
             asked = Asked(401, f"POST {path}", body=b"{}")
-            for headers in ((), ("Authorization: Bearer mlxd-guess",)):
+            for headers in ((), *((f"x-api-key: guess-{path}-{n}",) for n in range(2))):
                 answer = refusal(running, asked, f"Origin: {ORIGIN}", *headers)
                 assert words_of(path, answer)
                 assert b"access-control-allow-origin" in answer.head.lower()
