@@ -320,6 +320,7 @@ def client_of(request: web.BaseRequest) -> str:
 
 
 async def _failed(request: web.BaseRequest, error: MlxdError, render: Render) -> web.StreamResponse:
+    _let_go(error)
     request[STORY].failed(error)
     stream: Begun | None = request.get(STREAM)
     if stream is not None and stream.begun:
@@ -331,6 +332,15 @@ async def _failed(request: web.BaseRequest, error: MlxdError, render: Render) ->
         request.content.feed_eof()
         response.force_close()
     return response
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Of the frames that it came through: they hold the request and its body, and would until
+    Python next looks for cycles.
+    """
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _path_of(request: web.BaseRequest) -> str:

@@ -163,6 +163,17 @@ JSON: dict[str, bytes] = {
     "a list": b"[]",
     "two values": b"{}{}",
 }
+
+
+def test_what_was_refused_is_not_kept(bare: Daemon) -> None:
+    """Errors hold the frames that they came through, and those a body."""
+    post(bare, PATHS[0], [JSON["a list"]])
+    before = forget(bare.pid)
+    for name in ("a long string", "many numbers", "open lists") * 8:
+        assert post(bare, PATHS[0], [JSON[name]])[0].status == 400
+    assert most(bare.pid) - before < 3 * MAX_BODY
+
+
 INTERNALS = ("msgspec", "recursion", "codec", "Traceback", ".py", "aiohttp", "b'")
 
 

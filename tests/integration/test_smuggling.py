@@ -100,7 +100,13 @@ PROXIES = {
 }
 
 
-@pytest.fixture(scope="module", params=PROXIES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if "shipped" in name else [])
+        for name in PROXIES
+    ],
+)
 def behind(
     request: pytest.FixtureRequest, direct: Daemon, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[int, Path]]:
