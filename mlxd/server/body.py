@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 _BOM = b"\xef\xbb\xbf"
 _INT64_DIGITS = b"0" * 19
-_WINDOW = 2**18
+_WINDOW = 2**16
 """Bytes of a body that are counted at a time."""
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
 _BLANKS = b" \t\r\n"
@@ -101,18 +101,19 @@ class _Survey:
 
     def run(self, body: bytes) -> None:
         """Raises InvalidRequest."""
-        at, carried = 0, b""
-        while at < len(body):
+        carried = b""
+        for at in range(0, len(body), _WINDOW):
             window = carried + body[at : at + _WINDOW]
-            at += _WINDOW
-            carried = _open_escape(window) if at < len(body) else b""
+            if b"\\" in window:
+                window = window.replace(rb"\\", b"__").replace(rb"\"", b"__")
+            # A backslash that is left there belongs to what comes next.
+            carried = b"\\" if window.endswith(b"\\") else b""
             self._look_at(window[: len(window) - len(carried)])
         found = f"a string of {self._longest} bytes in the request body"
         self._bounds.check("max_string", self._longest, found)
 
     def _look_at(self, window: bytes) -> None:
-        if b"\\" in window:
-            window = window.replace(rb"\\", b"__").replace(rb"\"", b"__")
+        """`window`: without escapes."""
         parts = window.split(b'"', 2 * self._bounds.limits.max_nodes + 2)
         inside = self._quotes % 2
         self._quotes += len(parts) - 1
@@ -158,11 +159,6 @@ class _Survey:
                 self._bounds.check("max_int_digits", most + 1, words)
         ended = len(bare) - len(bare.rstrip(b"0"))
         self._digits = b"0" * min(ended, max(most, len(_INT64_DIGITS)))
-
-
-def _open_escape(window: bytes) -> bytes:
-    """The backslash at its end that belongs to what comes next; nothing where there is none."""
-    return b"\\" if (len(window) - len(window.rstrip(b"\\"))) % 2 else b""
 
 
 def _parse(body: bytes) -> Any:
