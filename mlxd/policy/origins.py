@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
+_PORT = re.compile(r":[0-9]{1,5}$")
 _NOBODY = ("https://nobody.invalid", "http://nobody.invalid", "https://nobody.invalid:8443")
 """Origins that no list has."""
 
@@ -13,7 +15,9 @@ def origin_allowed(origin: str, patterns: Sequence[str]) -> bool:
     """`:*` at the end of a pattern stands for any port and for none."""
     asked = origin.lower()
     return any(
-        fnmatchcase(asked, pattern.lower()) or asked == pattern.lower().removesuffix(":*")
+        fnmatchcase(_PORT.sub("", asked), pattern.lower().removesuffix(":*"))
+        if pattern.endswith(":*")
+        else fnmatchcase(asked, pattern.lower())
         for pattern in patterns
     )
 

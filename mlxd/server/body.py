@@ -1,7 +1,7 @@
 """A request's bytes -> its JSON object, with every bound checked before the parser runs.
 
 What a parser would have to recurse into or allocate for is counted first, by passes that run at
-the speed of memory and need no more than a copy of the body. Then one strict parser decides.
+the speed of memory and copy a small part of the body at a time. Then one strict parser decides.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ Json = dict[str, Any]
 
 _BOM = b"\xef\xbb\xbf"
 _INT64_DIGITS = b"0" * 19
+_WINDOW = 2**16
+"""Bytes of a body that are counted at a time."""
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
 _BLANKS = b" \t\r\n"
 # Read as signed: an opening bracket is a step down, a closing one a step up.
@@ -66,53 +68,97 @@ def parse_json(
     body = body.removeprefix(_BOM)
     if not body or body.isspace():
         raise InvalidRequest("missing request body")
-    keys, long_numbers = _survey(body, _Bounds(limits, line_of))
+    survey = _Survey(_Bounds(limits, line_of))
+    survey.run(body)
     value = _parse(body)
     if not isinstance(value, dict):
         raise InvalidRequest("the request body must be a JSON object")
-    if keys != len(value) and keys != _count_keys(value):
+    if survey.keys != len(value) and survey.keys != _count_keys(value):
         raise InvalidRequest("the request body has an object with the same key twice")
-    if long_numbers:
+    if survey.long_numbers:
         shorten_integers(value)
     return value
 
 
-def _survey(body: bytes, bounds: _Bounds) -> tuple[int, bool]:
-    """Check the bounds; return how many keys are written and whether a long number may be.
+class _Survey:
+    """What a body holds, counted a window at a time: no copy is larger than that.
 
     Right up to the first mistake in the body, which the parser then finds.
     """
-    if b"\\" in body:
-        body = body.replace(rb"\\", b"__").replace(rb"\"", b"__")
-    parts = body.split(b'"', 2 * bounds.limits.max_nodes + 2)
-    bounds.check("max_nodes", len(parts) // 2, "too many strings in the request body")
-    longest = max(map(len, parts[1::2]), default=0)
-    bounds.check("max_string", longest, f"a string of {longest} bytes in the request body")
-    bare = b"".join(parts[::2]).translate(_DIGITS, _BLANKS)
-    del parts
-    keys = bare.count(b":")
-    opened = bare.count(b"[") + bare.count(b"{")
-    nodes = bare.count(b",") + opened + keys + 1
-    bounds.check("max_nodes", nodes, "too many values in the request body")
-    _check_depth(bare, opened, bounds)
-    return keys, _check_numbers(bare, bounds)
 
+    def __init__(self, bounds: _Bounds) -> None:
+        self._bounds = bounds
+        self._quotes = 0
+        self._string = self._longest = 0
+        """Bytes: of the string in which the window before ended, and of the longest so far."""
+        self._nodes = 1
+        self._depth = 0
+        self._digits = b""
+        """That what stands outside strings ended with so far, as many as matter."""
+        self.keys = 0
+        self.long_numbers = False
+        """There may be a number longer than 64 bits."""
 
-def _check_depth(bare: bytes, opened: int, bounds: _Bounds) -> None:
-    if opened <= bounds.limits.max_depth:
-        return
-    steps = memoryview(bare.translate(_STEPS, _NOT_BRACKETS)).cast("b")
-    bounds.check("max_depth", max(accumulate(steps)), "too many levels in the request body")
+    def run(self, body: bytes) -> None:
+        """Raises InvalidRequest."""
+        carried = b""
+        for at in range(0, len(body), _WINDOW):
+            window = carried + body[at : at + _WINDOW]
+            if b"\\" in window:
+                window = window.replace(rb"\\", b"__").replace(rb"\"", b"__")
+            # A backslash that is left there belongs to what comes next.
+            carried = b"\\" if window.endswith(b"\\") else b""
+            self._look_at(window[: len(window) - len(carried)])
+        found = f"a string of {self._longest} bytes in the request body"
+        self._bounds.check("max_string", self._longest, found)
 
+    def _look_at(self, window: bytes) -> None:
+        """`window`: without escapes."""
+        parts = window.split(b'"', 2 * self._bounds.limits.max_nodes + 2)
+        inside = self._quotes % 2
+        self._quotes += len(parts) - 1
+        strings = (self._quotes + 1) // 2
+        self._bounds.check("max_nodes", strings, "too many strings in the request body")
+        self._measure(parts[1 - inside :: 2], begun=inside == 1)
+        bare = b"".join(parts[inside::2])
+        del parts, window
+        self._count(bare.translate(_DIGITS, _BLANKS))
 
-def _check_numbers(bare: bytes, bounds: _Bounds) -> bool:
-    """Whether a number may be longer than 64 bits."""
-    if _INT64_DIGITS not in bare:
-        return False
-    most = bounds.limits.max_int_digits
-    if b"0" * (most + 1) in bare:
-        bounds.check("max_int_digits", most + 1, "too many digits in a number of the request body")
-    return True
+    def _measure(self, strings: list[bytes], *, begun: bool) -> None:
+        """`begun`: the first of them goes on with one of the window before."""
+        if not strings:
+            return
+        lengths = [*map(len, strings)]
+        if begun:
+            lengths[0] += self._string
+        self._longest = max([self._longest, *lengths])
+        self._string = lengths[-1] if self._quotes % 2 else 0
+
+    def _count(self, bare: bytes) -> None:
+        keys = bare.count(b":")
+        opened = bare.count(b"[") + bare.count(b"{")
+        self.keys += keys
+        self._nodes += bare.count(b",") + opened + keys
+        self._bounds.check("max_nodes", self._nodes, "too many values in the request body")
+        self._check_depth(bare, opened)
+        self._check_numbers(self._digits + bare)
+
+    def _check_depth(self, bare: bytes, opened: int) -> None:
+        if self._depth + opened > self._bounds.limits.max_depth:
+            steps = memoryview(bare.translate(_STEPS, _NOT_BRACKETS)).cast("b")
+            deepest = max(accumulate(steps, initial=self._depth))
+            self._bounds.check("max_depth", deepest, "too many levels in the request body")
+        self._depth += opened - bare.count(b"]") - bare.count(b"}")
+
+    def _check_numbers(self, bare: bytes) -> None:
+        most = self._bounds.limits.max_int_digits
+        if _INT64_DIGITS in bare:
+            self.long_numbers = True
+            if b"0" * (most + 1) in bare:
+                words = "too many digits in a number of the request body"
+                self._bounds.check("max_int_digits", most + 1, words)
+        ended = len(bare) - len(bare.rstrip(b"0"))
+        self._digits = b"0" * min(ended, max(most, len(_INT64_DIGITS)))
 
 
 def _parse(body: bytes) -> Any:

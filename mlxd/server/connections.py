@@ -3,7 +3,8 @@
 aiohttp times neither headers nor bodies. Here one sweep over all connections, four times a second,
 ends those that keep a request line or a header unfinished, and those idle beyond keep-alive. The
 limits are read at each sweep, so an edit holds for connections that are already open. It also ends
-those whose client reads nothing of what it is sent, whatever that is.
+those whose client reads nothing, or hardly anything, of what it is sent. Where all are in use, one
+that is slow or idle gives way to a new one: see giving_way.py.
 """
 
 from __future__ import annotations
@@ -16,18 +17,20 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from aiohttp import StreamReader, web
+from aiohttp import HttpVersion11, StreamReader, web
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
 from mlxd.core.clock import Clock
-from mlxd.core.errors import InvalidRequest
+from mlxd.core.errors import InvalidRequest, RequestTimeout
 from mlxd.dialects.base import to_json
 from mlxd.policy.load import PolicySet, load
 from mlxd.policy.schema.server import is_loopback
 from mlxd.policy.store import PolicyStore
 from mlxd.server.addresses import Addresses
 from mlxd.server.errors import error_response, identity, in_ollama
+from mlxd.server.framing import checked
+from mlxd.server.giving_way import GivingWay, Holding
 from mlxd.server.silence import acknowledged, bound_silence, queued
 
 log = logging.getLogger(__name__)
@@ -41,6 +44,10 @@ _NEXT_SECONDS = 0.1
 """For the next request after an answer, while the daemon stops."""
 _SCARCE_SECONDS = 1.0
 """For a header, when hardly any file is left."""
+_QUIET_SECONDS = 60.0
+"""Between two words about a shortage."""
+_LEAST_TAKEN = 1024
+"""Bytes of what waits for it that a client takes within `timeouts.client_write`, or is cut."""
 _NEVER = 10.0 * 365 * 86400
 
 
@@ -54,6 +61,10 @@ def _last_words(status: str, message: str) -> bytes:
     return head.encode() + body
 
 
+_GIVES_WAY = _last_words(
+    "408 Request Timeout",
+    "the request came too slowly, and others wait to connect (server.http.max_connections)",
+)
 _TOO_SLOW = _last_words("408 Request Timeout", "the request's header came too slowly")
 TOO_MANY = _last_words(
     "503 Service Unavailable", "too many connections (server.http.max_connections)"
@@ -75,7 +86,7 @@ class Answers(Protocol):
 
 
 class _Parser:
-    """aiohttp's, without the requests that are answered at once."""
+    """aiohttp's, without the requests that are answered at once; stricter than it is."""
 
     def __init__(self, parser: Any, unanswered: Callable[[Sequence[_Parsed]], int]) -> None:
         """`unanswered` answers the first of some, and returns how many those were."""
@@ -88,6 +99,8 @@ class _Parser:
     def feed_data(self, data: bytes) -> tuple[Sequence[_Parsed], bool, bytes]:
         while True:
             messages, upgraded, tail = self._parser.feed_data(data)
+            if messages:
+                messages = [(checked(message), payload) for message, payload in messages]
             answered = self._unanswered(messages) if messages else 0
             for _ in range(answered):
                 self._parser.message_consumed()
@@ -100,20 +113,23 @@ class Connection(RequestHandler):
     """One client connection that knows since when it has been waiting, and for what."""
 
     __slots__ = (
-        "_acknowledged", "_answered", "_answers", "_clock", "_counted", "_gone", "_handed",
-        "_header_since", "_idle_since", "_silence", "_unread", "_unread_since", "_waiting", "_wire",
-        "following", "leaving", "outside", "scarce",
+        "_acknowledged", "_answered", "_answers", "_begun", "_clock", "_counted", "_gone",
+        "_handed", "_header_since", "_heard", "_idle_since", "_silence", "_unread",
+        "_unread_since", "_waiting", "_wire", "following", "leaving", "outside", "scarce",
     )  # fmt: skip
 
     def __init__(self, server: GuardedServer, clock: Clock, **options: Any) -> None:
         super().__init__(server, **options)
         self._answers = server.answers
-        if self._answers is not None:
-            self._parser = _Parser(self._parser, self._answer_first)  # type: ignore[assignment]
+        self._parser = _Parser(self._parser, self._answer_first)  # type: ignore[assignment]
         self._handed = self._answered = 0
         """Requests that aiohttp was given, and those of them whose answers are written."""
         self._clock = clock
-        self._header_since: float | None = clock.monotonic()
+        self._heard = clock.monotonic()
+        """When something of it came last."""
+        self._header_since: float | None = self._heard
+        self._begun = self._heard
+        """When the request began that came last."""
         self._idle_since: float | None = None
         self._waiting = 0
         """Bytes that the kernel has not taken."""
@@ -227,6 +243,8 @@ class Connection(RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
+        if "Expect" in request.headers and not request.content.is_eof():
+            resp.force_close()  # it was not asked for its body: who knows whether that comes
         try:
             return await super().finish_response(request, resp, start_time)
         finally:
@@ -234,12 +252,54 @@ class Connection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         served = self._request_count
+        self._heard = self._clock.monotonic()
         super().data_received(data)
         self._idle_since = None
         if self._request_count > served:
+            self._begun = self._heard if self._header_since is None else self._header_since
             self._header_since = None
         elif self._header_since is None and self.waiting:
-            self._header_since = self._clock.monotonic()
+            self._header_since = self._heard
+
+    @property
+    def holding(self) -> Holding | None:
+        """What it is held for, where it gives way to others."""
+        if not self.open or self._close or self.following:
+            return None
+        if self._body_coming() is not None:
+            return Holding.COMING
+        if self._header_since is not None:
+            return Holding.COMING
+        return Holding.IDLE if self.waiting else None
+
+    @property
+    def held_since(self) -> float:
+        """When that began for which it is held; where it is idle, when that was seen."""
+        if self._header_since is not None:
+            return self._header_since
+        if not self.waiting:
+            return self._begun
+        return self._clock.monotonic() if self._idle_since is None else self._idle_since
+
+    @property
+    def silent_since(self) -> float:
+        """When something of it came last."""
+        return self._heard
+
+    def _body_coming(self) -> StreamReader | None:
+        """The body that a request waits for, with nothing answered yet."""
+        request = self._current_request
+        if request is None or request.content.is_eof() or request.writer.output_size:
+            return None
+        return request.content if request.content.exception() is None else None
+
+    def give_way(self, why: RequestTimeout) -> None:
+        """To another; `why` is for who has begun to read a request."""
+        body = self._body_coming()
+        if body is not None:
+            body.set_exception(why)
+        else:
+            self.refuse(_GIVES_WAY if self.holding is Holding.COMING else b"")
 
     @property
     def waiting(self) -> bool:
@@ -260,7 +320,7 @@ class Connection(RequestHandler):
         return b"" if self._gone or now - self._idle_since >= keep_alive else None
 
     def end_if_unread(self, now: float, limit: float) -> None:
-        """Cut the connection once its client has taken nothing for `limit` seconds."""
+        """Cut the connection once its client has taken hardly anything for `limit` seconds."""
         if self._wire is None:
             return
         if limit != self._silence:
@@ -270,16 +330,19 @@ class Connection(RequestHandler):
         if acknowledged is None and not waiting:
             queued = 0  # what is on its way may always be as much
         unread = waiting + queued
-        taken = (
-            waiting < self._waiting or unread < self._unread or acknowledged != self._acknowledged
-        )
-        if unread == 0 or self._unread == 0 or taken:
+        if unread == 0 or self._unread == 0 or self._takes(waiting, unread, acknowledged):
             self._unread_since = now
+            self._acknowledged = acknowledged
         elif now - self._unread_since >= limit:
-            log.info("a client reads nothing of its answer: its connection is cut")
+            log.info("a client reads nothing of its answer, or hardly: its connection is cut")
             self._wire.abort()
         self._waiting, self._unread = waiting, unread
-        self._acknowledged = acknowledged
+
+    def _takes(self, waiting: int, unread: int, acknowledged: int | None) -> bool:
+        """Enough since that was last so; where nobody knows how much, anything at all."""
+        if acknowledged is None or self._acknowledged is None:
+            return waiting < self._waiting or unread < self._unread
+        return acknowledged - self._acknowledged >= min(_LEAST_TAKEN, self._unread)
 
     def _bound_silence(self, limit: float) -> None:
         """What the kernel has not sent yet is not seen here, and may be much."""
@@ -343,6 +406,7 @@ class Connection(RequestHandler):
         if isinstance(self._manager, GuardedServer):
             response.headers["X-Mlxd-Policy"] = str(self._manager.generation)
         response.force_close()
+        request._version = HttpVersion11  # aiohttp's own is of nobody's request
         return response
 
 
@@ -378,6 +442,8 @@ class GuardedServer(web.Server):
         self._defaults = load()
         """What holds where policy does not: no edit can lock the operator out."""
         self._sweeper: asyncio.TimerHandle | None = None
+        self._giving_way = GivingWay(self._known)
+        self._quiet_until = clock.monotonic()
 
     def connection(self, *, scarce: bool = False) -> Connection:
         """The protocol of one new connection."""
@@ -392,6 +458,7 @@ class GuardedServer(web.Server):
             max_line_size=int(http.max_header_bytes),
             max_field_size=int(http.max_header_bytes),
             max_headers=http.max_headers,
+            auto_decompress=False,  # it goes on inflating what was refused: see inflating.py
         )
         connection.scarce = scarce
         return connection
@@ -408,47 +475,47 @@ class GuardedServer(web.Server):
     @property
     def answering(self) -> int:
         """Connections on which an answer is under way, or not wholly taken by its client."""
-        return sum(
-            connection.answering
-            for connection in self.connections
-            if isinstance(connection, Connection)
-        )
+        return sum(connection.answering for connection in self._known())
 
     @property
     def expecting(self) -> int:
         """Connections on which a request may be on its way."""
-        return sum(
-            connection.expecting
-            for connection in self.connections
-            if isinstance(connection, Connection)
-        )
+        return sum(connection.expecting for connection in self._known())
 
     def part(self) -> int:
         """Tell all whose connections are idle that they end; returns how many there are."""
-        return sum(
-            connection.part()
-            for connection in self.connections
-            if isinstance(connection, Connection)
-        )
+        return sum(connection.part() for connection in self._known())
 
-    def refusal(self, peer: str, others: int | None = None) -> bytes:
+    def refusal(self, peer: str) -> bytes:
         """Why one more connection is one too many, beside those that there are; empty: it is none.
 
-        Asked before anything is made of it, and again of those that came together.
+        Asked before anything is made of it; `enter` asks again of those that came together.
         """
         if not self._limited:
             return b""
-        others = len(self._connections) if others is None else others
-        if others >= self._policies.current.server.http.max_connections:
+        if self._is_full(len(self._connections)) and not self._giving_way.anybody(
+            self._clock.monotonic()
+        ):
             self.refused += 1
             return TOO_MANY
+        return self._share(peer)
+
+    def _is_full(self, others: int) -> bool:
+        return others >= self._policies.current.server.http.max_connections
+
+    def _share(self, peer: str) -> bytes:
         if self._addresses is not None and not self._addresses.has_room(peer):
             return _TOO_MANY_OF_ONE
         return b""
 
     def enter(self, peer: str) -> bytes:
         """One that is among them already is let in; or why not."""
-        words = self.refusal(peer, len(self._connections) - 1)
+        if not self._limited:
+            return b""
+        if self._is_full(len(self._connections) - 1) and not self.make_room():
+            self.refused += 1
+            return TOO_MANY
+        words = self._share(peer)
         if not words and self._addresses is not None:
             self._addresses.connect(peer)
         return words
@@ -457,6 +524,31 @@ class GuardedServer(web.Server):
         """One is over that was let in."""
         if self._limited and self._addresses is not None:
             self._addresses.disconnect(peer)
+
+    def make_room(self) -> bool:
+        """Have one connection end that gives way; false if none does."""
+        found = self._giving_way.next(self._clock.monotonic())
+        if found is None:
+            return False
+        line = self._policies.current.line("server.http.max_connections")
+        self._tell()
+        found.give_way(
+            RequestTimeout(
+                "the request's body came too slowly, and others wait to connect",
+                policy=line,
+                would_pass="a body that comes faster, or the same one at another time",
+            )
+        )
+        return True
+
+    def _known(self) -> list[Connection]:
+        return [one for one in self.connections if isinstance(one, Connection)]
+
+    def _tell(self) -> None:
+        now = self._clock.monotonic()
+        if now >= self._quiet_until:
+            self._quiet_until = now + _QUIET_SECONDS
+            log.warning("all connections are in use: slow and idle ones give way to new ones")
 
     async def shutdown(self, timeout: float | None = None) -> None:
         if self._sweeper is not None:

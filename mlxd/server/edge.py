@@ -292,10 +292,10 @@ def _check_room(request: web.BaseRequest) -> None:
 def _pass_walls(request: web.BaseRequest) -> None:
     """Raises HeadersTooLarge, Forbidden."""
     policies, on_trial = policies_of(request), request[MARKS].add
-    check_headers(request, policies)
     origin = origin_of(request, policies, on_trial)
-    if origin is not None:
+    if origin is not None:  # first, so that a page may read what else is wrong
         request[ORIGIN] = origin
+    check_headers(request, policies)
     check_host(request, policies, on_trial)
 
 
@@ -339,6 +339,7 @@ def client_of(request: web.BaseRequest) -> str:
 
 
 async def _failed(request: web.BaseRequest, error: MlxdError, render: Render) -> web.StreamResponse:
+    _let_go(error)
     request[STORY].failed(error)
     stream: Begun | None = request.get(STREAM)
     if stream is not None and stream.begun:
@@ -364,6 +365,15 @@ def path_of(path: str) -> str:
     """For the log: without keys, ids and names that clients put there."""
     below = next(filter(path.startswith, BELOW), None)
     return path[:_LONGEST_PATH] if below is None else f"{below}*"
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Of the frames that it came through: they hold the request and its body, and would until
+    Python next looks for cycles.
+    """
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _request_id(request: web.BaseRequest) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 from aiohttp import web
 
-from mlxd import __version__
 from mlxd.core.errors import (
     InsufficientMemory,
     MlxdError,
@@ -102,9 +101,9 @@ def new_request_id() -> str:
 
 
 def identity(request_id: str) -> dict[str, str]:
-    """Who answers, and to which request."""
+    """Who answers, and to which request. Which version that is, /api/version tells who may ask."""
     return {
-        "Server": f"mlxd/{__version__}",
+        "Server": "mlxd",
         "X-Request-Id": request_id,
         "Request-Id": request_id,
     }

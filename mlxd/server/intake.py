@@ -1,18 +1,16 @@
 """Reads a request's body behind its walls: two timers, a size, and the encodings that are read.
 
-aiohttp inflates gzip, deflate, br and zstd while it reads: the size counted here is the inflated
-one.
+The size holds for what comes and for what that is inflated.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import zlib
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from functools import cache
+from functools import cache, partial
 from typing import TypeVar
 
 from aiohttp import HttpVersion11, web
@@ -28,6 +26,7 @@ from mlxd.dialects.base import Json
 from mlxd.policy.load import PolicySet
 from mlxd.server.body import JsonLimits, parse_json
 from mlxd.server.edge import BODY
+from mlxd.server.inflating import ENCODINGS, Inflater
 
 T = TypeVar("T")
 
@@ -39,7 +38,7 @@ DIGEST: web.RequestKey[bytes] = web.RequestKey("digest", bytes)
 """Of the request's path and body, once that is read."""
 SIZE: web.RequestKey[int] = web.RequestKey("size", int)
 """Bytes of its body, once that is read."""
-_ENCODINGS = frozenset({"", "identity", "gzip", "deflate", "br", "zstd"})
+_PLAIN = frozenset({"", "identity"})
 
 
 async def read_json(request: web.BaseRequest, policies: PolicySet, read: Callable[[Json], T]) -> T:
@@ -90,7 +89,7 @@ async def read_body(request: web.BaseRequest, policies: PolicySet) -> bytes:
     """
     http = policies.server.http
     encoding = request.headers.get("Content-Encoding", "").strip().lower()
-    if encoding not in _ENCODINGS:
+    if encoding not in _PLAIN | ENCODINGS:
         raise UnsupportedEncoding(
             f"Content-Encoding {encoding[:40]!r} is not read; send gzip, deflate, zstd or none",
             would_pass="the same body in one of those",
@@ -99,14 +98,16 @@ async def read_body(request: web.BaseRequest, policies: PolicySet) -> bytes:
         raise _too_large(policies, request.content_length)
     _ask_for_it(request)
     try:
-        if request.content.is_eof():
+        if request.content.is_eof() and encoding in _PLAIN:
             return _come(request, policies)
         async with asyncio.timeout(float(http.body_total_timeout)):
-            return await _read(request, policies)
+            if encoding in _PLAIN:
+                return await _read(request, policies)
+            return await _inflate(request, policies, encoding)
     except TimeoutError:
         raise _too_slow(policies.line("server.http.body_total_timeout")) from None
-    except (web.RequestPayloadError, zlib.error) as error:
-        raise InvalidRequest("the body is cut short or not encoded as it says") from error
+    except web.RequestPayloadError as error:
+        raise InvalidRequest("the body is cut short") from error
 
 
 def _come(request: web.BaseRequest, policies: PolicySet) -> bytes:
@@ -160,6 +161,22 @@ async def _read(request: web.BaseRequest, policies: PolicySet) -> bytes:
             if size > policies.server.http.max_body:
                 raise _too_large(policies, size)
             read.append(piece)
+    return b"".join(read)
+
+
+async def _inflate(request: web.BaseRequest, policies: PolicySet, encoding: str) -> bytes:
+    most = int(policies.server.http.max_body)
+    inflater = Inflater(encoding, most)
+    read: list[bytes] = []
+    come = 0
+    async with aclosing(_pieces(request, policies)) as pieces:
+        async for piece in pieces:
+            come += len(piece)
+            read += await in_thread(partial(inflater.feed, piece))
+            if max(come, inflater.size) > most:
+                raise _too_large(policies, max(come, inflater.size))
+    inflater.end()
+    del inflater  # with its window
     return b"".join(read)
 
 

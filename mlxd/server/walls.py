@@ -24,6 +24,8 @@ OnTrial = Callable[[str], None]
 _REMEMBERED = 256
 """Hosts that have been judged: the same ones ask again and again."""
 _BETWEEN = len(": \r\n")
+_NO_HOST = "?"
+"""In place of what is no host: no name or address is like it."""
 OWN_NAMES = "own-names"
 LOOPBACK_ADDRESSES = "loopback-addresses"
 PRIVATE_ADDRESSES = "private-addresses"
@@ -49,6 +51,7 @@ _ALLOWED_HEADERS = (
     " Idempotency-Key, OpenAI-Organization, OpenAI-Project, tracestate"
 )
 _LONGEST_WISH = 2048
+_HOST_AND_PORT = re.compile(r"(\[[0-9a-f:.]+(?:%[a-z0-9._~-]+)?\]|[^\[\]:/@\s]*)(?::[0-9]*)?")
 _NAMES_OF_HEADERS = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]+")
 
 
@@ -70,8 +73,8 @@ def check_host(request: web.BaseRequest, policies: PolicySet, on_trial: OnTrial)
     hosts = policies.clients.hosts
     if not policies.server.listen.loopback or hosts.mode == "off":
         return
-    host = _host_of(request.headers.get("Host", ""))
-    if _host_allowed(host, hosts.allow):
+    host = request.headers.get("Host", "")
+    if _host_allowed(_host_of(host), hosts.allow):
         return
     if hosts.mode == "dry_run":
         on_trial("hosts")
@@ -138,9 +141,8 @@ def host_allowed(host: str, patterns: Sequence[str]) -> bool:
     """`host` is in lower case and without its port; none at all is allowed (HTTP/1.0)."""
     if not host:
         return True
-    try:
-        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
-    except ValueError:
+    address = _address(host)
+    if address is None:
         return any(fnmatchcase(host, pattern.lower()) for pattern in patterns) or (
             OWN_NAMES in patterns and host in _own_names()
         )
@@ -156,14 +158,24 @@ def host_allowed(host: str, patterns: Sequence[str]) -> bool:
 _host_allowed = lru_cache(_REMEMBERED)(host_allowed)
 
 
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """None: it is a name, or nothing that a browser would send."""
+    try:
+        if not host.endswith("]"):
+            return ipaddress.IPv4Address(host)
+        address = ipaddress.IPv6Address(host[1:-1].partition("%")[0])
+    except ValueError:
+        return None
+    return address.ipv4_mapped or address
+
+
 def _own_names() -> frozenset[str]:
     name = socket.gethostname().lower()
     return frozenset({name, name.partition(".")[0]})
 
 
 def _host_of(header: str) -> str:
-    """The Host header without its port, in lower case."""
-    host = header.strip().lower()
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0]
+    """The Host header without its port and the dot that may end a name, in lower case."""
+    header = header.strip().lower()
+    found = _HOST_AND_PORT.fullmatch(header)
+    return (found is not None and found[1].removesuffix(".")) or (header and _NO_HOST)

@@ -312,3 +312,15 @@ def test_wrong_requests_disturb_nobody(tmp_path: Path, count: int) -> None:
     assert len(kinds) == 8
     refused = {"400", "403", "404", "405", "413", "415"}
     assert all(refused & {*kinds[kind]} or kind == "cut off" for kind in kinds), kinds
+
+
+@pytest.mark.slow
+def test_whoever_asks_is_answered_beside_slow_clients(tmp_path: Path) -> None:
+    """Its times are judged by the full form."""
+    found = run("slow.py", tmp_path, "--short", "--modes", "H", "B")
+
+    assert [row["mode"] for row in found["rows"]] == ["H", "B"]
+    for row in found["rows"]:
+        assert row["failures"] == []
+        assert row["asked"] > 0
+        assert row["most_at_once"] > 256

@@ -370,7 +370,9 @@ def test_a_connection_that_will_be_closed_is_said_to_be(served: Daemon) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("encoding", ["compress", "gzip, gzip", "rot13"])
+@pytest.mark.parametrize(
+    "encoding", ["br", "compress", "gzip, gzip", "zstd, gzip", "x-gzip", "rot13"]
+)
 def test_an_encoding_that_is_not_read_is_415(served: Daemon, path: str, encoding: str) -> None:
     headers = {"content-encoding": encoding}
     answer = served.http.post(path, content=b"{}", headers=headers)

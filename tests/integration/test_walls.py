@@ -136,27 +136,6 @@ def test_a_stream_outlasts_every_timer_of_the_walls(walled: Daemon) -> None:
     idle(walled)
 
 
-def test_one_connection_too_many_is_503_and_the_others_stay(walled: Daemon) -> None:
-    ask = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    with ExitStack() as stack:
-        for _ in range(40):
-            sock = stack.enter_context(
-                socket.create_connection(("127.0.0.1", walled.port), timeout=5)
-            )
-            sock.sendall(ask)
-            answer = sock.recv(4096)
-            if answer.startswith(b"HTTP/1.1 503"):
-                break
-        else:
-            raise AssertionError("forty connections, and none was refused")
-        assert "server.http.max_connections" in _error(answer + drain(sock))
-
-    def room() -> bool:
-        return raw(walled, ask).startswith(b"HTTP/1.1 200")
-
-    eventually(room, "there is room again")
-
-
 def test_one_address_has_its_share_of_connections_and_the_others_theirs(start: Start) -> None:
     running = start({"server": "http: {per_ip: 3}\n"})
     running.http.close()

@@ -118,6 +118,21 @@ async def test_one_that_is_gone_is_cut_though_the_kernel_has_taken_all(bench: Be
     assert wire.aborted
 
 
+@pytest.mark.parametrize(("each", "cut"), [(100, True), (600, False)])
+async def test_who_hardly_takes_anything_is_cut(bench: Bench, each: int, cut: bool) -> None:
+    """1 KiB within the limit is enough for a slow phone, and too much for who only means to hold
+    the connection.
+    """
+    wire = Wire()
+    wire.acknowledged = 0
+    bench.connection(wire)
+    for _ in range(20):
+        bench.server._sweep()
+        bench.clock.advance(LIMIT / 2)
+        wire.acknowledged += each
+    assert wire.aborted is cut
+
+
 async def test_what_is_always_on_its_way_is_nobodys_silence(bench: Bench) -> None:
     steady, unknown = Wire(), Wire()
     steady.acknowledged = 0
@@ -125,7 +140,7 @@ async def test_what_is_always_on_its_way_is_nobodys_silence(bench: Bench) -> Non
     bench.connection(steady)
     bench.connection(unknown)
     for sent in range(20):
-        steady.acknowledged = sent
+        steady.acknowledged = 2000 * sent
         bench.server._sweep()
         bench.clock.advance(LIMIT / 2)
     assert not steady.aborted

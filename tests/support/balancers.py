@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,22 +120,26 @@ def program_at(name: str) -> str | None:
 
 
 @contextmanager
-def haproxy(folder: Path, daemons: Sequence[int]) -> Iterator[Balancer]:
-    """In front of the daemons on these ports of 127.0.0.1."""
+def haproxy(
+    folder: Path, daemons: Sequence[int], change: Callable[[str], str] = str
+) -> Iterator[Balancer]:
+    """In front of the daemons on these ports of 127.0.0.1; `change` makes another file of it."""
     port, tls_port = free_port(), free_port()
     file = folder / "haproxy.cfg"
-    file.write_text(haproxy_config(folder, daemons, port, tls_port))
+    file.write_text(change(haproxy_config(folder, daemons, port, tls_port)))
     command = [str(program_at("haproxy")), "-db", "-dW", "-f", str(file)]
     with _running("haproxy", command, folder, port, tls_port) as balancer:
         yield balancer
 
 
 @contextmanager
-def nginx(folder: Path, daemons: Sequence[int]) -> Iterator[Balancer]:
+def nginx(
+    folder: Path, daemons: Sequence[int], change: Callable[[str], str] = str
+) -> Iterator[Balancer]:
     """As `haproxy`."""
     port, tls_port = free_port(), free_port()
     config = _nginx_config(daemons, port, tls_port, certificate(folder))
-    (folder / "mlxd.conf").write_text(config)
+    (folder / "mlxd.conf").write_text(change(config))
     file = folder / "nginx.conf"
     user = "user root;" if os.geteuid() == 0 else ""  # else its processes cannot reach the folder
     file.write_text(_AROUND_NGINX.format(folder=folder, user=user))

@@ -98,7 +98,8 @@ class Http(Policy):
         "8MiB", "A request's body; a larger one is refused (413).", unit="size", example="32MiB"
     )
     max_connections: int = field(
-        512, "Open connections in all; idle ones count here and nowhere else.",
+        512, "Open connections in all; idle ones count here and nowhere else. A new one beyond "
+        "takes the place of one whose request does not go on coming, else of one that is idle.",
         unit="connections", reload="live-drain", example="2048", ge=1,
     )  # fmt: skip
     per_ip: Auto | Positive = field(

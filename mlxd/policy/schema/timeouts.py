@@ -44,7 +44,8 @@ class Timeouts(Policy):
         unit="duration", example="10m",
     )  # fmt: skip
     client_write: Duration = field(
-        "30s", "Longest time a client may take nothing of its answer; then it is cancelled.",
+        "30s", "Longest time a client may take nothing of its answer, or less than 1 KiB of what "
+        "waits for it; then it is cancelled.",
         unit="duration", example="1m",
     )  # fmt: skip
     worker_cancel_ack: Duration = field(

@@ -1,0 +1,193 @@
+"""Clients that hold connections and ask nothing whole (F15): each is closed at its timer, and where
+they are as many as there may be, they give way to those who ask something.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.integration.conftest import NO_LIMITS
+from tests.integration.talking import eventually, exchange, held, raw
+from tests.support.daemon import Daemon, daemon
+from tests.support.peak import KNOWN, forget, most
+from tests.support.refusals import PATHS, words_of
+from tests.support.smuggling import answers_in
+
+ROOM = 24
+CROWD = "http: {max_connections: 24, header_timeout: 30s, body_idle_timeout: 30s}\n"
+MANY = "http: {max_connections: 2000, header_timeout: 2s, body_idle_timeout: 2s}\n"
+SILENT_SECONDS = 0.4
+"""Until a connection has been silent for long enough to give way."""
+LIVE = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+KEPT = LIVE.replace(b"Connection: close\r\n", b"")
+HEAD = b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon with room for few, whose timers are long."""
+    with daemon(tmp_path_factory.mktemp("crowded"), policies={"server": CROWD}) as running:
+        running.http.close()
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_there(crowded: Daemon) -> None:
+    """Nobody of the test before."""
+    process = psutil.Process(crowded.pid)
+    eventually(
+        lambda: all(one.status == psutil.CONN_LISTEN for one in process.net_connections("tcp")),
+        "no connections",
+    )
+
+
+@contextmanager
+def holding(port: int, sent: bytes, count: int) -> Iterator[list[socket.socket]]:
+    """So many connections with the beginning of a request on each."""
+    with ExitStack() as stack:
+        socks = []
+        for _ in range(count):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+            sock.sendall(sent)
+            socks.append(sock)
+        yield socks
+
+
+def body_of(path: str) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+    return head.encode() + b'{"model": '
+
+
+def all_in_use(crowded: Daemon) -> None:
+    """Beyond that, only for as long as somebody has been heard a moment ago."""
+    time.sleep(SILENT_SECONDS)
+
+
+def served(daemon: Daemon) -> None:
+    answer = raw(daemon, LIVE)
+    assert answer.startswith(b"HTTP/1.1 200"), answer
+
+
+def ended(sock: socket.socket) -> bytes | None:
+    """What was said before its end; None: it goes on."""
+    sock.settimeout(0.02)
+    received = b""
+    try:
+        while piece := sock.recv(65536):
+            received += piece
+    except TimeoutError:
+        return None
+    except ConnectionResetError:
+        pass
+    return received
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /api", HEAD, *map(body_of, PATHS)])
+def test_slow_ones_give_way_to_whoever_asks(crowded: Daemon, sent: bytes) -> None:
+    with holding(crowded.port, sent, ROOM) as socks:
+        all_in_use(crowded)
+        for _ in range(5):
+            served(crowded)
+        found = [ended(sock) for sock in socks]
+    gone = [said for said in found if said is not None]
+    assert 1 <= len(gone) <= 5
+    assert found[: len(gone)] == gone, "those that came first"
+    for said in gone:
+        [answer] = answers_in(said)
+        assert answer.status == 408
+        assert b"server.http.max_connections" in answer.body
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_slow_body_that_gives_way_is_told_so_in_its_api(crowded: Daemon, path: str) -> None:
+    with holding(crowded.port, body_of(path), ROOM) as socks:
+        all_in_use(crowded)
+        served(crowded)
+        said = ended(socks[0])
+    assert said is not None
+    [answer] = answers_in(said)
+    assert "others wait to connect" in words_of(path, answer)
+    assert b"x-mlxd-policy-key: server.http.max_connections" in answer.head.lower()
+
+
+def test_slow_ones_go_before_idle_ones_and_idle_ones_without_a_word(crowded: Daemon) -> None:
+    with (
+        holding(crowded.port, KEPT, ROOM - 2) as idle,
+        holding(crowded.port, HEAD, 2) as slow,
+    ):
+        for sock in idle:
+            assert sock.recv(4096).startswith(b"HTTP/1.1 200")
+        all_in_use(crowded)
+        with holding(crowded.port, KEPT, 2):
+            assert [ended(sock) is not None for sock in slow] == [True, True]
+            assert all(ended(sock) is None for sock in idle)
+            all_in_use(crowded)
+            with holding(crowded.port, KEPT, 1):
+                time.sleep(0.1)
+                assert [said for sock in idle if (said := ended(sock)) is not None] == [b""]
+
+
+def test_who_goes_on_sending_stays(crowded: Daemon) -> None:
+    with holding(crowded.port, HEAD, ROOM) as socks:
+        all_in_use(crowded)
+        socks[0].sendall(b"x")
+        time.sleep(0.05)
+        served(crowded)
+        assert ended(socks[0]) is None
+        assert ended(socks[1]) is not None
+
+
+@pytest.mark.mlx
+def test_who_waits_for_an_answer_never_gives_way(zoo: Path, tmp_path: Path) -> None:
+    policies = {"limits": NO_LIMITS, "server": CROWD.replace("24", "3")}
+    with (
+        daemon(tmp_path, models=zoo, policies=policies) as running,
+        held(running) as first,
+        ExitStack() as stack,
+    ):
+        clients = [stack.enter_context(type(running.http)(base_url=running.url)) for _ in range(2)]
+        streams = [first]
+        streams += [stack.enter_context(held(running, client=client)) for client in clients]
+        time.sleep(SILENT_SECONDS)
+        answer = raw(running, LIVE)
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"server.http.max_connections" in answer
+        for stream in streams:
+            stream.read(5)
+            stream.hang_up()
+        eventually(lambda: raw(running, LIVE).startswith(b"HTTP/1.1 200"), "there is room again")
+
+
+@pytest.mark.parametrize("sent", [HEAD, body_of("/v1/messages")], ids=["header", "body"])
+def test_many_slow_ones_end_at_their_timer_within_bounded_memory(
+    tmp_path: Path, sent: bytes
+) -> None:
+    count = 500
+    with daemon(tmp_path, policies={"server": MANY}) as running:
+        served(running)
+        before = forget(running.pid) if KNOWN else 0
+        began = time.monotonic()
+        with holding(running.port, sent, count) as socks:
+            served(running)
+            statuses = [answers_in(_to_the_end(sock))[0].status for sock in socks]
+            took = time.monotonic() - began
+            served(running)
+        assert statuses == [408] * count
+        assert 2 <= took < 12
+        if KNOWN:
+            assert most(running.pid) - before < count * 64 * 1024
+        eventually(lambda: exchange(running, KEPT), "it goes on")
+
+
+def _to_the_end(sock: socket.socket) -> bytes:
+    received = b""
+    while piece := sock.recv(65536):
+        received += piece
+    return received
