@@ -12,7 +12,7 @@ import io
 import sys
 from collections.abc import Sequence
 
-from mlxd.cli import bench, cache, exits, keys, models, policy, service
+from mlxd.cli import bench, cache, doctor, exits, keys, models, policy, service
 from mlxd.cli.arguments import add_json, add_places
 from mlxd.core.places import BadEnvFile
 
@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     cache.add(commands)
     policy.add(commands)
     keys.add(commands)
+    doctor.add(commands)
 
     env = commands.add_parser("env", help="print variables that point clients at the daemon")
     add_places(env)
