@@ -12,8 +12,8 @@ import io
 import sys
 from collections.abc import Sequence
 
-from mlxd.cli import bench, cache, exits, keys, models, policy, service
-from mlxd.cli.arguments import add_json, add_places
+from mlxd.cli import bench, cache, doctor, exits, keys, models, policy, service
+from mlxd.cli.arguments import Actions, add_json, add_places
 from mlxd.core.places import BadEnvFile
 
 
@@ -62,16 +62,34 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     serve.set_defaults(run=_serve)
 
-    status = commands.add_parser("status", help="what the running daemon is doing")
-    add_places(status)
-    status.add_argument("--json", action="store_true", help="the body of /health")
-    status.set_defaults(run=_status)
-
     stop = commands.add_parser("stop", help="stop the running daemon, letting requests finish")
     add_places(stop)
     stop.set_defaults(run=_stop)
 
     service.add(commands)
+
+    _add_looks(commands)
+    models.add(commands)
+    bench.add(commands)
+    cache.add(commands)
+    policy.add(commands)
+    keys.add(commands)
+    doctor.add(commands)
+
+    env = commands.add_parser("env", help="print variables that point clients at the daemon")
+    add_places(env)
+    env.set_defaults(run=_env)
+    return parser
+
+
+def _add_looks(commands: Actions[argparse.ArgumentParser]) -> None:
+    """At what the daemon does and did."""
+    status = commands.add_parser("status", help="what the running daemon is doing")
+    add_places(status)
+    shape = status.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="the body of /health")
+    shape.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
+    status.set_defaults(run=_status)
 
     events = commands.add_parser("events", help="what the daemon decided, and decides")
     add_places(events)
@@ -80,6 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     events.add_argument("--since", type=_whole, metavar="ID", help="only what came after this one")
     events.add_argument("--types", default="", metavar="A,B", help="only of these types")
     events.set_defaults(run=_events)
+
+    logs = commands.add_parser("logs", help="where the daemon's log is, and its last lines")
+    add_places(logs)
+    logs.add_argument("-n", "--count", type=_whole, default=50, metavar="N", help="the last N; 50")
+    shown = logs.add_mutually_exclusive_group()
+    shown.add_argument("--path", action="store_true", help="only where it is")
+    shown.add_argument("--follow", action="store_true", help="go on with each line as it comes")
+    logs.set_defaults(run=_logs)
 
     explain = commands.add_parser("explain", help="what became of a request, and why")
     add_places(explain)
@@ -100,17 +126,6 @@ def _parser() -> argparse.ArgumentParser:
         "-n", "--count", type=_whole, default=20, metavar="N", help="the last N; 20"
     )
     crashes.set_defaults(run=_crashes)
-
-    models.add(commands)
-    bench.add(commands)
-    cache.add(commands)
-    policy.add(commands)
-    keys.add(commands)
-
-    env = commands.add_parser("env", help="print variables that point clients at the daemon")
-    add_places(env)
-    env.set_defaults(run=_env)
-    return parser
 
 
 class _Version(argparse.Action):
@@ -140,6 +155,10 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    if arguments.watch:
+        from mlxd.cli import watch
+
+        return watch.watch(arguments.policies, arguments.state)
     from mlxd.cli import status
 
     return status.status(arguments.policies, arguments.state, as_json=arguments.json)
@@ -161,6 +180,18 @@ def _events(arguments: argparse.Namespace) -> int:
         types=arguments.types,
         follow=arguments.follow,
         as_json=arguments.json,
+    )
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    from mlxd.cli import logs
+
+    return logs.logs(
+        arguments.policies,
+        arguments.state,
+        arguments.count,
+        path_only=arguments.path,
+        follow=arguments.follow,
     )
 
 

@@ -108,13 +108,11 @@ def vain(own: Sequence[Override], found: Found, inherited: Inherited) -> list[st
 
 
 def _taken(host: str, port: int) -> str:
-    holder = _holder(host, port)
-    return (
-        f"{authority(host, port)} is taken by {holder}; see --port, MLXD_PORT or server.listen.port"
-    )
+    who = holder(host, port)
+    return f"{authority(host, port)} is taken by {who}; see --port, MLXD_PORT or server.listen.port"
 
 
-def _holder(host: str, port: int) -> str:
+def holder(host: str, port: int) -> str:
     """Who listens there, in words: another mlxd says so itself, the system may know the others."""
     from mlxd.cli.client import NoAnswer, get_json
 

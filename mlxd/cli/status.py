@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +35,7 @@ def status(policies: str | None, state: str | None, *, as_json: bool) -> int:
     if as_json:
         print(json_line(health))
     else:
-        print("\n".join(map(one_line, _lines(health, address))))
+        print("\n".join(map(one_line, lines(health, address))))
     return exits.DONE
 
 
@@ -53,7 +54,8 @@ def env(policies: str | None, state: str | None) -> int:
     return exits.DONE
 
 
-def _lines(health: Json, address: tuple[str, int]) -> Iterator[str]:
+def lines(health: Json, address: tuple[str, int]) -> Iterator[str]:
+    """Each begins with what it is about."""
     url = f"http://{authority(*address)}"
     pid = f"  pid {health['pid']}" if "pid" in health else ""
     yield f"mlxd {health['version']}  {health['status']}  {url}{pid}"
@@ -72,6 +74,13 @@ def _lines(health: Json, address: tuple[str, int]) -> Iterator[str]:
     yield f"policy    {_policy(health['policy'])}"
     for warning in health["warnings"]:
         yield f"warning   {warning}"
+    for event in health.get("recent_events", ()):
+        yield f"event     {clock_of(event['at'])}  {event['message']}"
+
+
+def clock_of(at: float) -> str:
+    """The time of day, on the clock of whoever reads it."""
+    return time.strftime("%H:%M:%S", time.localtime(at))
 
 
 def _queue(health: Json) -> str:

@@ -79,7 +79,7 @@ class Admin:
         }
         actions = {path: (methods, Action(act)) for path, (methods, act) in table.items()}
         events = ForOwner(EventStream(self._parts, owner=True))
-        report = ForOwner(health.Report(partial(health.health, self._parts)))
+        report = ForOwner(health.Report(partial(health.owners, self._parts)))
         others = {
             **self._models.routes(),
             **AdminBench(self._parts, self._reading).routes(),

@@ -33,6 +33,8 @@ _PUBLIC = frozenset(
     ("status", "service", "version", "active_requests", "max_concurrent", "timestamp")
 )
 """What a stranger is told of /health."""
+_EVENTS = 5
+"""Of the last, to be seen at a glance."""
 
 
 class Report:
@@ -161,6 +163,16 @@ def health(parts: Parts, policies: PolicySet) -> Json:
         "pid": os.getpid(),
         "warnings": _warnings(parts, policies, readings),
         "timestamp": iso(parts.clock.wall()),
+    }
+
+
+def owners(parts: Parts, policies: PolicySet) -> Json:
+    """`GET /admin/health`: what the daemon's owner may know, too."""
+    last = parts.events.since(parts.events.last_id - _EVENTS)
+    return {
+        **health(parts, policies),
+        "recent_events": [event.as_json() for event in last],
+        "log": logs.place(),
     }
 
 

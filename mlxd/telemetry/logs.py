@@ -67,6 +67,12 @@ def configure(level: str, style: str, target: Target | None = None) -> None:
     logging.getLogger("mlxd").setLevel(level.upper())
 
 
+def place() -> str:
+    """Its file, or `stderr`."""
+    file = _file()
+    return str(file.target.path) if file is not None else "stderr"
+
+
 def lost() -> int:
     """Lines that could not be written."""
     return sum(one.lost for one in (_stderr(), _file()) if one is not None)

@@ -1,0 +1,127 @@
+"""Folders: the daemon's own, and those of models."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from mlxd.cli.doctor.finding import Finding, Findings, advice, problem
+from mlxd.cli.models.words import size
+from mlxd.control.reading import OutOfFiles
+from mlxd.control.scan import GUIDE, Find, Scanner, Scope
+from mlxd.core.places import Places
+from mlxd.policy.policy_set import PolicySet
+
+LEAST_FREE = 2**30
+"""Bytes: logs, histories and prefix files need some, a model needs many times that."""
+_OTHERS = 0o077
+_OLLAMAS = "manifests"
+_GUIDE_FOLDER = Path(__file__).parents[2] / "guide"
+
+
+def findings(found: Places, policies: PolicySet, home: Path) -> Findings:
+    yield from _state(found.state.path)
+    yield from _readable(found)
+    yield from _folders(policies)
+    yield from _models(found.state.path, policies)
+    yield from _ollamas_models(Path(os.environ.get("OLLAMA_MODELS") or home / ".ollama/models"))
+    yield from _room({found.state.path, *policies.models.folders})
+
+
+def _state(state: Path) -> Findings:
+    if not state.exists():
+        return
+    status = state.stat()
+    mend = f"sudo chown -R $USER '{state}'; chmod 700 '{state}'"
+    if status.st_uid != os.geteuid() and os.geteuid() != 0:
+        yield problem("state_not_ours", f"the state folder {state} belongs to another user", mend)
+    elif not os.access(state, os.W_OK | os.X_OK):
+        yield problem("state_not_writable", f"the state folder {state} cannot be written", mend)
+    if status.st_mode & _OTHERS:
+        yield problem(
+            "state_open",
+            f"other users of this machine can look into the state folder {state}: it has the admin"
+            " socket, and beginnings of prompts",
+            f"chmod 700 '{state}'",
+        )
+
+
+def _readable(found: Places) -> Findings:
+    folder = found.policies.path if found.policies is not None else None
+    if folder is not None and folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        yield problem(
+            "policies_unreadable", f"the policy folder {folder} cannot be read by this user",
+            f"chmod a+rx '{folder}', or run as its owner",
+        )  # fmt: skip
+
+
+def _folders(policies: PolicySet) -> Findings:
+    """The built-in list names all that there may be; only what somebody wrote down is missed."""
+    written = not policies.line("models.dirs").place.startswith("built-in")
+    for folder in policies.models.folders:
+        if not folder.exists() and not written:
+            continue
+        if not folder.exists():
+            yield advice(
+                "model_folder_missing", f"the folder of models {folder} is not there",
+                "make it, or take it out of models.dirs; mlxd pull needs none",
+            )  # fmt: skip
+        elif not os.access(folder, os.R_OK | os.X_OK):
+            yield problem(
+                "model_folder_unreadable", f"the folder of models {folder} cannot be read",
+                "chmod a+rx it; on macOS grant access to it: System Settings, Privacy, Files and"
+                " Folders",
+            )  # fmt: skip
+
+
+def _models(state: Path, policies: PolicySet) -> Findings:
+    own = (("pulled", state / "models"), ("created", state / "created"))
+    try:
+        read = Scanner(_GUIDE_FOLDER, own).read(Scope.of(policies.models))
+    except OutOfFiles as error:
+        yield problem("models_unread", f"folders of models cannot be read: {error}", "ulimit -n")
+        return
+    for find in read.finds:
+        if reason := find.card.unavailable or find.card.flaw:
+            yield _unusable(find, reason)
+    if all(find.card.name == GUIDE or find.card.unavailable for find in read.finds):
+        yield advice(
+            "no_model", "there is no model but the guide, which knows mlxd and nothing else",
+            "mlxd pull mlx-community/Qwen3-8B-4bit, or name a folder of models in models.dirs",
+        )  # fmt: skip
+
+
+def _unusable(find: Find, reason: str) -> Finding:
+    where = f"{find.card.name} ({find.place.folder}) cannot be used: {reason}"
+    if find.card.foreign:
+        return advice(
+            "model_foreign", where,
+            "nothing is broken: mlxd leaves it alone. An MLX build is often at"
+            f" mlx-community: mlxd pull mlx-community/{find.card.name.rpartition('/')[2]}",
+        )  # fmt: skip
+    return problem(
+        "model_unusable", where,
+        "mend its files: fetch it again (mlxd pull), or take the folder away",
+    )  # fmt: skip
+
+
+def _ollamas_models(folder: Path) -> Findings:
+    if (folder / _OLLAMAS).is_dir():
+        yield advice(
+            "ollamas_models",
+            f"Ollama's models in {folder} are GGUF in blobs of its own, which MLX does not read",
+            "pull MLX builds of those that you use, such as mlx-community/Qwen3-8B-4bit; the"
+            " blobs may go with `ollama rm`",
+        )
+
+
+def _room(folders: Iterable[Path]) -> Findings:
+    for folder in sorted(one for one in folders if one.exists()):
+        free = shutil.disk_usage(folder).free
+        if free < LEAST_FREE:
+            yield problem(
+                "disk_full", f"{size(free)} are free on the disk of {folder}",
+                "free some: mlxd rm MODEL, mlxd cache clear",
+            )  # fmt: skip

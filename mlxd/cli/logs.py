@@ -1,0 +1,81 @@
+"""`mlxd logs`: where the daemon's log is, and its last lines."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from mlxd.cli import exits
+from mlxd.cli.client import NoAnswer, health_of
+from mlxd.core import places
+from mlxd.core.lines import one_line
+
+_LOOK_SECONDS = 0.5
+_BLOCK = 1 << 16
+_ELSEWHERE = (
+    "the log goes to stderr, and is kept by whoever has started the daemon: journalctl -u mlxd"
+    " (systemd), the terminal; server.log.file names a file of its own"
+)
+
+
+def logs(
+    policies: str | None, state: str | None, count: int, *, path_only: bool, follow: bool
+) -> int:
+    """Its last `count` lines. Raises nothing."""
+    try:
+        place = str(health_of(places.find(policies, state)).get("log", ""))
+    except NoAnswer as error:
+        print(one_line(f"mlxd is not running: {error}"), file=sys.stderr)
+        return exits.FAILED
+    if not place or place == "stderr":
+        print(_ELSEWHERE, file=sys.stderr)
+        return exits.FAILED
+    if path_only:
+        print(place)
+        return exits.DONE
+    try:
+        for line in _last(Path(place), count):
+            print(one_line(line))
+        for line in _next(Path(place)) if follow else ():
+            print(one_line(line), flush=True)
+    except OSError as error:
+        print(one_line(f"mlxd: {place}: {error.strerror or error}"), file=sys.stderr)
+        return exits.FAILED
+    return exits.DONE
+
+
+def _last(file: Path, count: int) -> list[str]:
+    """Read from the end: a log may be large."""
+    with file.open("rb") as stream:
+        left = stream.seek(0, os.SEEK_END)
+        tail = b""
+        while left and tail.count(b"\n") <= count:
+            size = min(_BLOCK, left)
+            left -= size
+            stream.seek(left)
+            tail = stream.read(size) + tail
+    return tail.decode("utf-8", "replace").splitlines()[-count:]
+
+
+def _next(file: Path) -> Iterator[str]:
+    """Each line as it comes, also of the file that takes the place of a finished one."""
+    with file.open("rb") as first:
+        first.seek(0, os.SEEK_END)
+        stream = first
+        while True:
+            while line := stream.readline():
+                yield line.decode("utf-8", "replace").rstrip("\n")
+            time.sleep(_LOOK_SECONDS)
+            if not _same(file, stream.fileno()):
+                stream = file.open("rb")
+
+
+def _same(file: Path, descriptor: int) -> bool:
+    """A file that is not there for a moment is waited for."""
+    try:
+        return os.path.samestat(file.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return True
