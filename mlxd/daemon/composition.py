@@ -93,6 +93,7 @@ from mlxd.telemetry.flight import LastRun, last_run
 from mlxd.telemetry.metrics import Metrics
 from mlxd.telemetry.records import Records
 from mlxd.telemetry.rejections import Rejections
+from mlxd.telemetry.served import Served
 
 log = logging.getLogger(__name__)
 
@@ -249,6 +250,7 @@ def join(made: Composition, log: Log) -> None:
     parts.reloader.observe(partial(policy_report.report, parts))
     parts.reloader.observe(_log_outcome)
     parts.stories.on_end.append(partial(count_tokens, parts.metrics))
+    parts.stories.on_end.append(Served(parts.metrics.registry).ended)
     policy_report.measure(parts)
     adaptive_report.measure(parts)
     memory_report.measure(parts)

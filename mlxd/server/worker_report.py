@@ -7,6 +7,7 @@ from typing import Any
 from mlxd.control import resting
 from mlxd.control.breaker import RESTING, State
 from mlxd.control.slot import Slot
+from mlxd.control.worker import Worker
 from mlxd.server.parts import Parts
 from mlxd.telemetry.metrics import Values
 
@@ -66,6 +67,18 @@ def measure(parts: Parts) -> None:
         ("model", "state"),
         lambda: _each_state(parts),
     )
+    parts.metrics.watch_each(
+        "mlxd_worker_running",
+        "Sequences that a model's worker has, those included whose prompts are not read.",
+        ("model",),
+        lambda: [((slot.name,), worker.running) for slot, worker in _serving(parts)],
+    )
+    parts.metrics.watch_counts(
+        "mlxd_worker_steps",
+        "Steps of a model's engine: each reads a part of prompts, or gives each answer a token.",
+        ("model",),
+        lambda: [((slot.name,), worker.step) for slot, worker in _serving(parts)],
+    )
 
 
 def _each_state(parts: Parts) -> Values:
@@ -76,3 +89,7 @@ def _known(parts: Parts) -> list[Slot]:
     """Of the catalogue's models: there are no more label values than of those."""
     names = {card.name for card in parts.catalog.known()}
     return [slot for slot in parts.supervisor.slots() if slot.name in names]
+
+
+def _serving(parts: Parts) -> list[tuple[Slot, Worker]]:
+    return [(slot, slot.serving) for slot in _known(parts) if slot.serving is not None]
