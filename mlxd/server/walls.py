@@ -68,7 +68,7 @@ def check_host(request: web.BaseRequest, policies: PolicySet, on_trial: OnTrial)
     hosts = policies.clients.hosts
     if not policies.server.listen.loopback or hosts.mode == "off":
         return
-    host = _host_of(request.headers.get("Host", ""))
+    host = host_of(request.headers.get("Host", ""))
     if _host_allowed(host, hosts.allow):
         return
     if hosts.mode == "dry_run":
@@ -163,7 +163,7 @@ def _own_names() -> frozenset[str]:
     return frozenset({name, name.partition(".")[0]})
 
 
-def _host_of(header: str) -> str:
+def host_of(header: str) -> str:
     """The Host header without its port, in lower case."""
     host = header.strip().lower()
     if host.startswith("["):
