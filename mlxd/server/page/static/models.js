@@ -40,7 +40,7 @@ function make(model) {
   const [load, keep, unload] = [
     button("Load", model.name, () => bring(model.name)),
     button("Keep", model.name, () => bring(model.name, -1)),
-    button("Unload", model.name, () => unload(model.name)),
+    button("Unload", model.name, () => release(model.name)),
   ];
   const actions = el("div", { class: "actions" }, load, keep, unload);
   const node = row(COLUMNS, [[el("div", {}, model.name), about], el("div", {}, cells[0], bar), ...cells.slice(1), actions]);
@@ -99,4 +99,4 @@ function bring(name, keep_alive) {
   return doing(name, words, () => post("admin/load", body));
 }
 
-const unload = (name) => doing(name, `${name} leaves memory.`, () => post("admin/unload", { model: name }));
+const release = (name) => doing(name, `${name} leaves memory.`, () => post("admin/unload", { model: name }));
