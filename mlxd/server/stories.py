@@ -14,7 +14,7 @@ from mlxd.server.parts import Parts
 Json = dict[str, Any]
 
 _LONGEST_NAME = 200
-_UNTOLD = frozenset({"id", "caller", "clock", "came", "wall", "notes"})
+_UNTOLD = frozenset({"id", "caller", "clock", "came", "wall", "notes", "growing"})
 """Told otherwise, or not at all."""
 
 

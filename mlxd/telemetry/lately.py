@@ -52,8 +52,7 @@ class Lately:
         return {
             "requests_ended": self._requests,
             "prompt_tokens": self._prompt + sum(story.prompt_tokens for story in stories),
-            "completion_tokens": self._completion
-            + sum(story.completion_tokens for story in stories),
+            "completion_tokens": self._completion + sum(story.told_so_far for story in stories),
             "answers": len(recent),
             "ttft_ms": _percentiles([answer.ttft for answer in recent]),
             "token_gap_ms": _percentiles([one.gap for one in recent if one.gap is not None]),

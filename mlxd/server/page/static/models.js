@@ -2,7 +2,7 @@
 
 import { ask, post, session } from "./api.js";
 import { at, el, row, say, sync, table, text } from "./dom.js";
-import { bytes, duration, NONE, number } from "./words.js";
+import { bytes, count, duration, NONE, number } from "./words.js";
 
 const COLUMNS = [["Model"], ["State"], ["On disk", "number"], ["Context", "number"], ["In memory", "number"], ["Running", "number"], ["Leaves in", "number"], ["", "actions"]];
 const made = table("Models", COLUMNS);
@@ -34,7 +34,7 @@ function render() {
 }
 
 function make(model) {
-  const about = el("div", { class: "sub" }, [model.family, model.parameters, model.quantization].filter(Boolean).join(", "));
+  const about = el("div", { class: "sub" }, [model.family, count(model.parameters), model.quantization].filter(Boolean).join(", "));
   const cells = COLUMNS.slice(1, 7).map(() => el("span"));
   const bar = el("progress", { max: 1, "aria-label": `Loading ${model.name}`, hidden: true });
   const [load, keep, unload] = [

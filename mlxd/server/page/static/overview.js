@@ -31,7 +31,7 @@ function requests(state) {
     const node = el("tr", {}, el("th", { scope: "row" }, name), waiting, wait);
     node.show = (one) => {
       text(waiting, number(one.waiting));
-      text(wait, duration(one.wait));
+      text(wait, one.wait ? duration(one.wait) : "none");
     };
     return node;
   });

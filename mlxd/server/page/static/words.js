@@ -3,6 +3,13 @@
 export const NONE = "–";
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
+/** Of parameters and the like: `1.7 M`. */
+export function count(value) {
+  if (!value) return "";
+  const [size, unit] = value >= 1e9 ? [1e9, " B"] : value >= 1e6 ? [1e6, " M"] : value >= 1e3 ? [1e3, " K"] : [1, ""];
+  return `${number(value / size, value / size < 10 && size > 1 ? 1 : 0)}${unit}`;
+}
+
 export function bytes(count) {
   if (count === null || count === undefined) return NONE;
   let n = 0;
@@ -29,7 +36,7 @@ export function duration(seconds) {
 }
 
 export const milliseconds = (value) =>
-  value === null || value === undefined ? NONE : value < 10 ? `${value.toFixed(1)} ms` : duration(value / 1000);
+  value === null || value === undefined ? NONE : value === 0 ? "0" : value < 10 ? `${value.toFixed(1)} ms` : duration(value / 1000);
 
 const two = (n) => String(n).padStart(2, "0");
 
