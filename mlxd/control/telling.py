@@ -62,7 +62,8 @@ class Telling:
         answer: Sized = (),
     ) -> None:
         """`tokens` of its answer there are already, and the time that they took: another call's
-        story has told them. `turns`: of the request, as the client sent them. `answer` grows with its tokens.
+        story has told them. `turns`: of the request, as the client sent them. `answer` grows
+        with its tokens.
         """
         self.listens = True
         """Nothing of the answer has come yet: `hear` is to be told what comes."""

@@ -138,9 +138,11 @@ def test_it_is_compared_in_constant_time(monkeypatch):
 class TestNeighbours:
     @pytest.fixture
     def connection(self):
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            with socket.create_connection(server.getsockname()) as client:
-                yield client
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_connection(server.getsockname()) as client,
+        ):
+            yield client
 
     @pytest.mark.skipif(not neighbour._LISTS[0].exists(), reason="only Linux lists them")
     def test_the_system_tells_whose_a_connection_is(self, connection, monkeypatch):
