@@ -5,6 +5,8 @@ import { at, el, text } from "./dom.js";
 import { milliseconds, number, when } from "./words.js";
 
 const KEPT = 300;
+/** Seconds that are shown at least. */
+const LEAST = 60;
 const HEIGHT = 132;
 const CHARTS = [
   { title: "Tokens per second", format: (v) => number(v, v > 0 && v < 10 ? 1 : 0), floor: 1,
@@ -36,7 +38,7 @@ class Chart {
     const format = (_, values) => values.map((value) => (value === null ? "" : this.about.format(value)));
     this.chart = new uPlot({
       width: Math.max(160, this.plot.clientWidth), height: HEIGHT, legend: { show: false }, cursor: { show: false },
-      scales: { x: { range: (_, low, high) => [high - KEPT, high] }, y: { range: (_, low, high) => [0, Math.max(this.about.floor, (high ?? 0) * 1.15)] } },
+      scales: { x: { range: (_, low, high) => [high - Math.min(KEPT, Math.max(LEAST, high - low)), high] }, y: { range: (_, low, high) => [0, Math.max(this.about.floor, (high ?? 0) * 1.15)] } },
       axes: [{ ...axis, space: 64, size: 22, grid: { show: false }, values: (_, times) => times.map((time) => when(time).slice(-8, -3)) }, { ...axis, size: 58, space: 28, values: format }],
       series: [{}, ...this.about.series.map(([, name]) => ({ stroke: color(name), width: 1.5, points: { show: false } }))],
     }, this.data, this.plot);

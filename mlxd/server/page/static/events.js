@@ -58,7 +58,7 @@ function draw() {
   const key = (record) => record.id ?? `${record.type} ${record.at}`;
   at("latest-none").hidden = at("log-none").hidden = records.length > 0;
   sync(at("latest"), records.slice(0, LATEST), key, (record) =>
-    el("li", { class: "line" }, el("time", {}, when(record.at)), el("span", {}, record.message)));
+    el("li", { class: "event" }, el("time", {}, when(record.at)), el("span", {}, record.message)));
   sync(at("log"), records, key, entry);
 }
 

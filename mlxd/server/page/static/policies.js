@@ -7,11 +7,11 @@ import { at, el, row, say, sync, table, text } from "./dom.js";
 import { NONE, plural, when } from "./words.js";
 
 const HISTORY = [["Generation"], ["Since"], ["By"], ["Changed"], ["", "actions"]];
-const VALUES = [["Policy"], ["Value"], ["Set at"]];
+const VALUES = [["Policy", "half"], ["Value"], ["Set at"]];
 const CHANGES = [["Policy"], ["Now"], ["Then"], ["Takes effect"]];
 const history = table("Generations of policies", HISTORY);
 const values = table("Policies in force", VALUES);
-const none = el("p", { class: "none", hidden: true }, "No policy is called that.");
+const none = el("p", { class: "none", hidden: true });
 at("history-table").append(history.node);
 at("policy-table").append(values.node, none);
 
@@ -30,8 +30,8 @@ export function show(state) {
   const lines = policy.errors.length ? ["The files are refused, what was in force stays:", ...policy.errors] : [];
   sync(errors, lines, (line) => line, (line) => el("p", { class: lines[0] === line ? null : "mono" }, line));
   const source = { files: policy.folder, defaults: "built-in defaults", lkg: "the last good files" }[policy.source];
-  text(at("policies-lead"), `Generation ${policy.generation} from ${source}, ${policy.hash}. ` +
-    `Last looked at for a ${policy.last_reload.trigger}: ${policy.last_reload.result}.`);
+  text(at("policies-lead"), `Generation ${policy.generation} from ${source}, hash ${policy.hash}. ` +
+    `The last attempt (${policy.last_reload.trigger}, ${when(Date.parse(policy.last_reload.at) / 1000)}): ${policy.last_reload.result}.`);
   const now = `${policy.generation} ${policy.last_reload.id}`;
   const news = told !== "" && told !== now;
   told = now;
@@ -61,8 +61,9 @@ function render() {
   if (!effective) return;
   const wanted = at("policy-search").value.trim().toLowerCase();
   const found = Object.values(effective.values).filter((one) =>
-    (!at("policy-set").checked || one.value !== one.default) && `${one.key} ${one.meaning}`.toLowerCase().includes(wanted));
+    (!at("policy-set").checked || isSet(one)) && `${one.key} ${one.meaning}`.toLowerCase().includes(wanted));
   none.hidden = found.length > 0;
+  text(none, wanted ? "No policy that is shown here is called that." : "Every policy has its default.");
   values.node.hidden = found.length === 0;
   sync(values.body, found, (one) => `${one.key} ${one.value} ${one.source}`, (one) => row(VALUES, [
     [el("code", {}, one.key), el("div", { class: "sub" }, one.meaning)],
@@ -70,6 +71,8 @@ function render() {
     [el("code", {}, one.source), ...one.shadowed.map((other) => el("div", { class: "sub" }, `hides ${other.value} at ${other.source}`))],
   ]));
 }
+
+const isSet = (one) => one.value !== one.default && !one.source.startsWith("built-in default");
 
 /** What going back would change; and going back, once that was seen. */
 async function compare(number, force = false) {
