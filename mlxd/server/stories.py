@@ -38,6 +38,7 @@ def as_json(story: Story) -> Json:
         "at": story.wall,
         "client": {"address": caller.address, "key": caller.key, "tenant": caller.tenant},
         **facts,
+        "completion_tokens": story.told_so_far,
         "notes": [_note(note) for note in story.notes],
     }
 

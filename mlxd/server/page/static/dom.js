@@ -65,7 +65,7 @@ export function table(caption, columns) {
 export function row(columns, cells) {
   const made = cells.map((cell, n) => n === 0
     ? el("th", { scope: "row", role: "rowheader" }, cell)
-    : el("td", { role: "cell", class: columns[n][1] ?? null, "data-label": columns[n][0] || null }, cell));
+    : el("td", { role: "cell", class: columns[n][1] ?? null, "data-label": columns[n][0] || null }, Array.isArray(cell) ? el("div", {}, cell) : cell));
   return el("tr", { role: "row" }, made);
 }
 
