@@ -10,21 +10,13 @@ import pytest
 from tests.integration.conftest import Start
 from tests.integration.talking import ENDLESS, eventually, held
 from tests.integration.test_keys import new_key
-from tests.page.conftest import Open
+from tests.page.conftest import Open, says, until
 from tests.support.daemon import Daemon
 
 pytestmark = pytest.mark.mlx
 
 BARRIERS = frozenset({"serious", "critical"})
 VIEWS = ("overview", "models", "requests", "tenants", "policies", "events", "chat")
-
-
-def says(page: Any, selector: str, pattern: str) -> None:
-    """Wait until an element's text matches."""
-    page.wait_for_function(
-        "([where, what]) => new RegExp(what).test(document.querySelector(where).textContent)",
-        arg=[selector, pattern],
-    )
 
 
 def row(page: Any, name: str) -> Any:
@@ -79,22 +71,22 @@ def test_a_model_that_cannot_be_loaded_says_why(start: Start, tab: Open) -> None
 
 def test_chat_streams_and_stops(shown: Daemon, tab: Open) -> None:
     page = tab(shown).open("chat")
-    page.wait_for_function("document.querySelectorAll('#chat-model option').length > 2")
+    until(page, lambda: page.locator("#chat-model option").count() > 2, "models are listed")
     page.get_by_label("Model", exact=True).select_option(ENDLESS)
     page.get_by_label("Message").fill("go on")
     page.get_by_role("button", name="Send").click()
     said = page.locator("#talk li").nth(1).locator(".said")
-    page.wait_for_function("document.querySelectorAll('#talk .said')[1]?.textContent.length > 40")
+    until(page, lambda: len(said.text_content()) > 40, "it streams")
     eventually(lambda: shown.health()["active_requests"] == 1, "it runs")
     page.get_by_role("button", name="Stop").click()
     eventually(lambda: shown.health()["active_requests"] == 0, "it has been stopped")
     says(page, "#chat-pace", r"first token after .*tokens.*tokens/s.*stopped")
-    before = said.text_content()
+    page.get_by_role("button", name="Begin anew").click()
+    assert page.locator("#talk li").count() == 0
     page.get_by_label("Model", exact=True).select_option("mlxd-guide")
     page.get_by_label("Message").fill("What port does mlxd use?")
     page.get_by_label("Message").press("Enter")
-    says(page, "#talk li:nth-child(4) .said", "11435")
-    assert said.text_content() == before
+    says(page, "#talk li:nth-child(2) .said", "11435")
     assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [
         0, 0, "",
     ]  # fmt: skip
@@ -186,13 +178,13 @@ def test_it_asks_once_a_second_and_not_while_nobody_looks(shown: Daemon, tab: Op
     assert {url.rpartition("/")[2] for url in asked} == {"state"}
     hide = "(hidden) => { Object.defineProperty(document, 'hidden', {value: hidden,"
     hide += " configurable: true}); document.dispatchEvent(new Event('visibilitychange')); }"
-    page.evaluate(hide, arg=True)
+    page.evaluate(hide, True)
     page.wait_for_timeout(500)
     asked.clear()
     page.wait_for_timeout(3000)
     assert asked == []
-    page.evaluate(hide, arg=False)
-    eventually(lambda: page.wait_for_timeout(100) or len(asked) >= 2, "it asks again")
+    page.evaluate(hide, False)
+    until(page, lambda: len(asked) >= 2, "it asks again")
 
 
 def test_an_administrators_key_opens_it_and_stays_in_the_tab(start: Start, tab: Open) -> None:
@@ -232,7 +224,7 @@ def test_a_daemon_that_is_gone_and_another_that_comes(start: Start, tab: Open) -
 
 
 def test_everything_is_reached_by_keyboard(shown: Daemon, tab: Open) -> None:
-    page = tab(shown).open()
+    page = tab(shown).open("")
     page.keyboard.press("Tab")
     focused = "document.activeElement.textContent"
     assert page.evaluate(focused) == "Skip to the content"
