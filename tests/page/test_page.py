@@ -63,7 +63,7 @@ def test_models_are_loaded_kept_and_unloaded(start: Start, tab: Open) -> None:
 
 
 def test_a_model_that_cannot_be_loaded_says_why(start: Start, tab: Open) -> None:
-    running = start({"memory": "reserve: {load: 1000TiB}\n"})
+    running = start({"memory": "reserve: {system: 1000TiB}\n"})
     page = tab(running).open("models")
     page.get_by_role("button", name="Load tiny-a").click()
     says(page, "#say", "tiny-a: .*memory")
