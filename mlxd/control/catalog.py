@@ -138,8 +138,8 @@ class Catalog:
             return
         try:
             found = await self._threads.run(read_card, Path(card.path), card.name)
-        except OutOfFiles as error:
-            raise _out_of_files() from error
+        except OutOfFiles as out:
+            raise _out_of_files() from out
         reason = found.unavailable or found.flaw
         if reason:
             self._start_scan(Scope.of(policies.models))
