@@ -309,6 +309,7 @@ class _Run:
             len(transcript.tokens),
             transcript.decode_seconds,
             order.request.messages or (),
+            answer=transcript.tokens,
         )
         self._interrupted = False
         self._early = False

@@ -51,6 +51,10 @@ class Stories:
         """The last that came, the newest first."""
         return self._all()[:count]
 
+    def under_way(self) -> list[Story]:
+        """Those that have not ended."""
+        return list(self._under_way)
+
     def apply(self, new: PolicySet) -> None:
         self._most = new.server.stories
         self._shrink()

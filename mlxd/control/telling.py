@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 from mlxd.control.resident import Load
 from mlxd.core.errors import MlxdError
@@ -38,6 +38,17 @@ def _reason(why: MlxdError | None) -> dict[str, Fact]:
     return facts
 
 
+class _Grown:
+    """What there is of an answer behind its first `before` tokens."""
+
+    def __init__(self, answer: Sized, before: int) -> None:
+        self._answer = answer
+        self._before = before
+
+    def __len__(self) -> int:
+        return max(0, len(self._answer) - self._before)
+
+
 class Telling:
     """One generation's part in the story of its call."""
 
@@ -47,14 +58,19 @@ class Telling:
         tokens: int = 0,
         decode_seconds: float = 0.0,
         turns: Sequence[Message] = (),
+        *,
+        answer: Sized = (),
     ) -> None:
         """`tokens` of its answer there are already, and the time that they took: another call's
-        story has told them. `turns`: of the request, as the client sent them.
+        story has told them. `turns`: of the request, as the client sent them. `answer` grows
+        with its tokens.
         """
         self.listens = True
         """Nothing of the answer has come yet: `hear` is to be told what comes."""
         self._story = story
         self._tokens = tokens
+        self._grown = _Grown(answer, tokens)
+        story.growing[self._grown] = None
         self._decode_seconds = decode_seconds
         self._turns = turns
         self._counts = False
@@ -78,7 +94,8 @@ class Telling:
         self._story.note("replayed", reason=reason, tokens=tokens)
 
     def finished(self, end: Finished) -> None:
-        story, self._ended = self._story, True
+        self._end()
+        story = self._story
         if end.completion_tokens and story.first_token is None:
             story.first_token = story.now  # none of them was text
         story.completion_tokens += max(0, end.completion_tokens - self._tokens)
@@ -96,9 +113,14 @@ class Telling:
     def cut(self, tokens: int, decode_seconds: float) -> None:
         """It is over, with its end or without; `tokens` of its answer there were."""
         if not self._ended:
-            self._ended = True
+            self._end()
             self._story.completion_tokens += tokens - self._tokens
             self._story.decode_seconds += decode_seconds - self._decode_seconds
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            del self._story.growing[self._grown]
 
     def _began(self, start: Started) -> None:
         self._counts = self._counts or start.reuse is None

@@ -4,7 +4,7 @@ of the traffic log's records. Never anything of what it says.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 
 from mlxd.core.caller import Caller, Priority
@@ -91,6 +91,8 @@ class Story:
     notes: list[Note] = field(default_factory=list)
     untold: int = 0
     """Notes that came after `MOST_NOTES`."""
+    growing: dict[Sized, None] = field(default_factory=dict)
+    """Tokens of its answers that are under way, and not in `completion_tokens` yet."""
 
     @property
     def now(self) -> float:
@@ -101,6 +103,11 @@ class Story:
     def tokens(self) -> int:
         """That it has taken so far."""
         return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def told_so_far(self) -> int:
+        """Tokens of its answers, those included that are under way."""
+        return self.completion_tokens + sum(map(len, self.growing))
 
     def failed(self, error: MlxdError) -> None:
         """It ends with this. Words about what a client has said are not told."""

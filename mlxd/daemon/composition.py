@@ -81,9 +81,12 @@ from mlxd.server.app import routes
 from mlxd.server.connections import GuardedServer
 from mlxd.server.edge import Edge
 from mlxd.server.effects import Effects
+from mlxd.server.guarded import Administrators, Front, Guarded
 from mlxd.server.identity import Identity
 from mlxd.server.listener import Listener, Moved
+from mlxd.server.page.token import PageToken
 from mlxd.server.parts import Parts, State
+from mlxd.server.peer import check_owner
 from mlxd.server.repeats import Repeats
 from mlxd.server.resume import Resumption
 from mlxd.server.usage_report import count_tokens
@@ -92,6 +95,7 @@ from mlxd.server.webhook import Webhook
 from mlxd.telemetry import logs
 from mlxd.telemetry.events import Events
 from mlxd.telemetry.flight import LastRun, last_run
+from mlxd.telemetry.lately import Lately
 from mlxd.telemetry.metrics import Metrics
 from mlxd.telemetry.records import Records
 from mlxd.telemetry.rejections import Rejections
@@ -200,14 +204,18 @@ def compose(
     parts = _parts(ground, models, reloader, starts, State(warnings=warnings))
     repeats = Repeats(ground.store, ground.clock, parts.rejections, parts.metrics)
     repeats.on_told = traffic.repeated
-    listener = Listener(_server(parts, ground, repeats), moved)
+    token = PageToken()
+    front = Front(routes(parts, token))
+    listener = Listener(_server(parts, ground, repeats, front), moved)
+    admin = Admin(parts, ground.history, _effects(parts, listener), hold.reset)
+    front.admin = Guarded(admin.routes(), Administrators(token).check)
     systemd = Systemd()
     heartbeat, watchdog = _watched(ground, models, parts, listener, systemd)
     return Composition(
         parts=parts,
         listener=listener,
         repeats=repeats,
-        admin=_admin(parts, ground, listener, hold),
+        admin=_admin_socket(parts, ground, admin),
         hold=hold,
         vitals=models.vitals,
         recovery=models.recovery,
@@ -255,6 +263,7 @@ def join(made: Composition, log: Log) -> None:
     parts.reloader.observe(_log_outcome)
     parts.stories.on_end.append(partial(count_tokens, parts.metrics))
     parts.stories.on_end.append(Served(parts.metrics.registry).ended)
+    parts.stories.on_end.append(parts.lately.ended)
     policy_report.measure(parts)
     adaptive_report.measure(parts)
     memory_report.measure(parts)
@@ -413,6 +422,7 @@ def _parts(
         archive=Archive(ground.clock, ground.store.current),
         resumption=Resumption(ground.clock, ground.store.current),
         stories=Stories(ground.store.current),
+        lately=Lately(),
         clock=ground.clock,
         read_memory=read_memory,
         metrics=ground.metrics,
@@ -449,12 +459,11 @@ def _replays(ground: _Ground, guard: Guard) -> Replays:
     return replays
 
 
-def _server(parts: Parts, ground: _Ground, repeats: Repeats) -> GuardedServer:
+def _server(parts: Parts, ground: _Ground, repeats: Repeats, front: Front) -> GuardedServer:
     addresses = Addresses(ground.store, ground.clock)
     edge = Edge(
-        parts, routes(parts), callers=Identity(parts.keys), refused=repeats.learn,
-        addresses=addresses,
-    )  # fmt: skip
+        parts, front, callers=Identity(parts.keys), refused=repeats.learn, addresses=addresses
+    )
     server = GuardedServer(edge, ground.store, ground.clock, addresses=addresses)
     server.answers = repeats
     parts.metrics.watch_counts(
@@ -466,10 +475,12 @@ def _server(parts: Parts, ground: _Ground, repeats: Repeats) -> GuardedServer:
     return server
 
 
-def _admin(parts: Parts, ground: _Ground, listener: Listener, hold: Hold) -> AdminSocket:
-    effects = Effects(listener, parts.admission, parts.catalog, parts.residency, parts.keys)
-    admin = Admin(parts, ground.history, effects, hold.reset)
-    edge = Edge(parts, admin.routes(), walls=False)
+def _effects(parts: Parts, listener: Listener) -> Effects:
+    return Effects(listener, parts.admission, parts.catalog, parts.residency, parts.keys)
+
+
+def _admin_socket(parts: Parts, ground: _Ground, admin: Admin) -> AdminSocket:
+    edge = Edge(parts, Guarded(admin.routes(), check_owner), walls=False)
     server = GuardedServer(edge, ground.store, ground.clock, limited=False)
     return AdminSocket(server, ground.state)
 

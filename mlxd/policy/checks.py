@@ -203,6 +203,8 @@ def _tenants(policies: Policies, written: Written) -> Iterator[Problem]:
         if other := seen.get(name.casefold()):
             yield Problem(here, f"another tenant is called {other}")
         seen[name.casefold()] = name
+        if tenant.admin and name.casefold() == "anonymous":
+            yield Problem((*here, "admin"), "expected false: those without a key are no tenant")
         if tenant.max_in_flight is not None:
             yield from _rising(
                 _Bound((*here, "max_in_flight"), tenant.max_in_flight), in_flight, written

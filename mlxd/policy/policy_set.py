@@ -127,6 +127,12 @@ class PolicySet:
         return {name.casefold(): name for name in self.clients.tenants}
 
     @cached_property
+    def administrators(self) -> frozenset[str]:
+        """The tenants whose keys may use the admin side over HTTP, as they are written."""
+        tenants = self.clients.tenants
+        return frozenset(name for name, tenant in tenants.items() if tenant.admin)
+
+    @cached_property
     def keys_required(self) -> bool:
         """Whether a client needs an API key."""
         required = self.clients.auth.required

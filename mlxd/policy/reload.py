@@ -146,6 +146,10 @@ class Reloader:
         """What the folder would change with these files in place of its own, and these values."""
         return await self._carried(partial(self._plan_edit, contents, settings))
 
+    async def plan_rollback(self, number: int, *, force: bool = False) -> Plan:
+        """What `rollback` would change. Raises PolicyConflict as it does."""
+        return await self._carried(partial(self._plan_back, number, force))
+
     async def rollback(
         self, number: int, by: str = "", *, etag: str = "", force: bool = False
     ) -> Outcome:
@@ -206,17 +210,28 @@ class Reloader:
 
     async def _roll_back(self, number: int, by: str, etag: str, force: bool) -> Outcome:
         self._expect(etag)
+        folder, present, target = await self._earlier(number, force)
+        back: dict[str, bytes | None] = {
+            name: target.contents.get(name) for name in target.changed_from(present)
+        }
+        write = WriteBack(self._history, folder, present.contents, back) if back else None
+        return await self._attempt(target, "rollback", by, write)
+
+    async def _plan_back(self, number: int, force: bool) -> Plan:
+        _, _, target = await self._earlier(number, force)
+        return await self._threads.run(self._planned, target, ())
+
+    async def _earlier(self, number: int, force: bool) -> tuple[Path, PolicyFiles, PolicyFiles]:
+        """The folder, with its files as they are and as they were in that generation.
+
+        Raises PolicyConflict.
+        """
         generation = await self._kept(number)
         present = await self._read()
         if present.folder is None:
             raise PolicyConflict("no policy folder to write to: built-in defaults hold")
         self._may_roll_back(generation, present, force)
-        target = present.with_contents(generation.contents)
-        back: dict[str, bytes | None] = {
-            name: generation.contents.get(name) for name in target.changed_from(present)
-        }
-        write = WriteBack(self._history, present.folder, present.contents, back) if back else None
-        return await self._attempt(target, "rollback", by, write)
+        return present.folder, present, present.with_contents(generation.contents)
 
     async def _kept(self, number: int) -> Generation:
         """Raises PolicyConflict."""

@@ -1,8 +1,9 @@
-"""What the admin socket serves: the policies in force and everything that changes them, and models
+"""The admin side: the policies in force and everything that changes them, and models
 (admin_models.py, admin_bench.py).
 
-Nothing of it is reachable over TCP. An answer carries the policies' `ETag`; what changes them takes
-`If-Match`, so that nobody undoes what he has not seen.
+The admin socket serves it to its owner, and over TCP administrators alone reach it (guarded.py). An
+answer carries the policies' `ETag`; what changes them takes `If-Match`, so that nobody undoes what
+he has not seen.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
-from mlxd.core.errors import InvalidRequest, Overloaded
+from mlxd.core.errors import InternalError, InvalidRequest, Overloaded
 from mlxd.core.threads import Threads
 from mlxd.policy.explain import NoSuchKey, explain, newly_hidden
 from mlxd.policy.history import History, story
@@ -32,9 +33,8 @@ from mlxd.server.edge import policies_of
 from mlxd.server.effects import Effects
 from mlxd.server.events import EventStream
 from mlxd.server.intake import read_json
-from mlxd.server.managers import ForOwner
 from mlxd.server.parts import Parts
-from mlxd.server.peer import peer_of
+from mlxd.server.peer import asker_of
 from mlxd.server.policy_report import effective, summary
 from mlxd.server.usage_report import usage_of
 
@@ -42,6 +42,8 @@ Json = dict[str, Any]
 
 _CHANGING = frozenset({"POST"})
 _MOST_DIGITS = 9
+_USUAL = 20
+"""Crashes."""
 
 
 class Admin:
@@ -76,10 +78,11 @@ class Admin:
             "/admin/keys/reload": (_CHANGING, self._reload_keys),
             "/admin/service/reset": (_CHANGING, self._reset_service),
             "/admin/usage": (READING, self._usage),
+            "/admin/crashes": (READING, self._crashes),
         }
         actions = {path: (methods, Action(act)) for path, (methods, act) in table.items()}
-        events = ForOwner(EventStream(self._parts, owner=True))
-        report = ForOwner(health.Report(partial(health.owners, self._parts)))
+        events = EventStream(self._parts, owner=True)
+        report = health.Report(partial(health.owners, self._parts))
         others = {
             **self._models.routes(),
             **AdminBench(self._parts, self._reading).routes(),
@@ -117,23 +120,23 @@ class Admin:
         return await self._planned(await self._parts.reloader.check())
 
     async def _plan(self, request: web.BaseRequest) -> Answer:
+        """Of an edit, or of going back to a generation."""
+        if "gen" in request.query:
+            number, force = _wanted(request)
+            plan = await self._parts.reloader.plan_rollback(number, force=force)
+            return await self._planned(plan)
         files, settings = await read_json(request, self._reading, _candidates)
         return await self._planned(await self._parts.reloader.plan(files, settings))
 
     async def _reload(self, request: web.BaseRequest) -> Answer:
         etag = request.headers.get("If-Match", "")
-        outcome = await self._parts.reloader.reload("admin", peer_of(request), etag=etag)
+        outcome = await self._parts.reloader.reload("admin", asker_of(request), etag=etag)
         return outcome.as_json(), outcome.etag
 
     async def _rollback(self, request: web.BaseRequest) -> Answer:
-        wanted = _number(request.query.get("gen", ""))
-        if wanted is None:
-            raise InvalidRequest("gen is required: the number of a generation", param="gen")
+        wanted, force = _wanted(request)
         outcome = await self._parts.reloader.rollback(
-            wanted,
-            peer_of(request),
-            etag=request.headers.get("If-Match", ""),
-            force=request.query.get("force") == "1",
+            wanted, asker_of(request), etag=request.headers.get("If-Match", ""), force=force
         )
         return outcome.as_json(), outcome.etag
 
@@ -160,6 +163,17 @@ class Admin:
         policies = policies_of(request)
         return usage_of(self._parts.usage, policies), policies.etag
 
+    async def _crashes(self, request: web.BaseRequest) -> Answer:
+        wanted = _number(request.query.get("n", str(_USUAL)))
+        if not wanted:
+            raise InvalidRequest("n: expected a whole number, at least 1", param="n")
+        try:
+            found = await self._threads.run(self._parts.records.crashes)
+        except OSError as error:
+            words = error.strerror or str(error)
+            raise InternalError(f"the records of crashes cannot be read: {words}") from error
+        return {"crashes": found[-wanted:][::-1]}, policies_of(request).etag
+
     async def _planned(self, plan: Plan) -> Answer:
         old, new = plan.old, plan.policies
         report: Json = {
@@ -181,6 +195,14 @@ class Admin:
 
 def _number(text: str) -> int | None:
     return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
+
+
+def _wanted(request: web.BaseRequest) -> tuple[int, bool]:
+    """The generation to go back to, and whether edits may be lost. Raises InvalidRequest."""
+    wanted = _number(request.query.get("gen", ""))
+    if wanted is None:
+        raise InvalidRequest("gen is required: the number of a generation", param="gen")
+    return wanted, request.query.get("force") == "1"
 
 
 def _candidates(body: Json) -> tuple[Mapping[str, bytes], list[Override]]:

@@ -18,7 +18,6 @@ from mlxd.server.answers import iso
 from mlxd.server.edge import Endpoint, policies_of
 from mlxd.server.generate import Generate
 from mlxd.server.intake import read_json
-from mlxd.server.managers import ForOwner
 from mlxd.server.parts import Parts
 from mlxd.server.pull import named
 
@@ -41,7 +40,7 @@ class AdminBench:
         asked = Generate(self._parts, CompletionCodec(), rated=False)
         return {
             "/admin/bench": (_METHODS, Action(self._act)),
-            "/admin/completions": (_ASKING, ForOwner(asked)),
+            "/admin/completions": (_ASKING, asked),
         }
 
     async def _act(self, request: web.BaseRequest) -> Answer:

@@ -26,7 +26,6 @@ from mlxd.server.action import Action, Answer
 from mlxd.server.answers import iso
 from mlxd.server.edge import MODEL, Endpoint, policies_of
 from mlxd.server.intake import read_json
-from mlxd.server.managers import ForOwner
 from mlxd.server.parts import Parts
 from mlxd.server.pull import Pull, named
 from mlxd.server.refusals import note_refusal
@@ -57,7 +56,7 @@ class AdminModels:
             "/admin/unload": (_POST, Action(self._unload)),
             "/admin/copy": (_POST, Action(self._copy)),
             "/admin/delete": (_POST, Action(self._delete)),
-            "/admin/pull": (_POST, ForOwner(Pull(self._parts, self._reading))),
+            "/admin/pull": (_POST, Pull(self._parts, self._reading)),
         }
 
     async def _list(self, request: web.BaseRequest) -> Answer:
@@ -85,7 +84,7 @@ class AdminModels:
     async def _ps(self, request: web.BaseRequest) -> Answer:
         residency, now = self._parts.residency, self._parts.clock.wall()
         models = [
-            _process(resident, worker.pid if worker is not None else None, now)
+            process(resident, worker.pid if worker is not None else None, now)
             | {"progress": load_report.of(self._parts, resident)}
             for resident in residency.residents()
             if (worker := residency.worker_of(resident)) or resident.loading is not None
@@ -190,7 +189,8 @@ class AdminModels:
         return str(progress) if progress is not None else ""
 
 
-def _process(resident: Resident, pid: int | None, now: float) -> Json:
+def process(resident: Resident, pid: int | None, now: float) -> Json:
+    """What is in memory, or on its way there; `now` is wall time."""
     left = resident.expires_wall - now if resident.leases == 0 else resident.keep_alive
     return {
         "name": resident.card.name,

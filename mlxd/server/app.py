@@ -16,11 +16,16 @@ from mlxd.server.catalog import Model, Nowhere, OpenAIModels, Ps, Tags, Version
 from mlxd.server.copies import Copy, Delete
 from mlxd.server.create import Create
 from mlxd.server.edge import Endpoint
-from mlxd.server.errors import speaks_anthropic, words_for
+from mlxd.server.errors import in_ollama, speaks_anthropic, words_for
 from mlxd.server.events import EventStream
 from mlxd.server.generate import Generate
+from mlxd.server.identity import ASSETS
 from mlxd.server.kept_responses import KeptResponses
 from mlxd.server.managers import ForManagers
+from mlxd.server.page.assets import Assets, ToPage
+from mlxd.server.page.session import Session
+from mlxd.server.page.state import StateReport
+from mlxd.server.page.token import PageToken
 from mlxd.server.parts import Parts
 from mlxd.server.pull import Pull
 from mlxd.server.responses import Respond
@@ -66,8 +71,8 @@ class Routes:
         return next((e for prefix, e in self._below.items() if path.startswith(prefix)), None)
 
 
-def routes(parts: Parts) -> Routes:
-    """Everything that is served."""
+def routes(parts: Parts, token: PageToken | None = None) -> Routes:
+    """Everything that is everybody's; `token`: the page's."""
     tags, version = Tags(parts), Version(parts)
     models = OpenAIModels(parts)
     table: Table = {
@@ -113,5 +118,17 @@ def routes(parts: Parts) -> Routes:
         table[codec.path] = (ASKING, Generate(parts, codec))
     for responses in (openai.ResponsesCodec(), openai.InputTokensCodec()):
         table[responses.path] = (ASKING, Respond(parts, responses))
+    table |= _page(parts, token or PageToken())
     listed = AnthropicModels(parts)
     return Routes(table, dict.fromkeys(("/v1/models", "/v1/models/*"), (READING, listed)))
+
+
+def _page(parts: Parts, token: PageToken) -> Table:
+    assets = Assets(Nowhere(in_ollama))
+    return {
+        "/ui": (READING, assets),
+        "/ui/": (READING, ToPage()),
+        "/ui/session": (READING, Session(token)),
+        "/ui/state": (READING, StateReport(parts)),
+        f"{ASSETS}*": (READING, assets),
+    }

@@ -21,6 +21,10 @@ from mlxd.server.guesses import Guesses
 
 OPEN = frozenset(("/livez", "/readyz", "/health"))
 """Answered without a key: to whoever looks whether the daemon lives."""
+ADMIN = "/admin/"
+PAGE = frozenset(("/ui", "/ui/", "/ui/session"))
+"""Answered without a key, too: they ask for one."""
+ASSETS = "/ui/assets/"
 _OVER = {"expired": "the API key has expired", "revoked": "the API key was revoked"}
 _BEARER = re.compile(r"bearer +(\S.*)", re.IGNORECASE)
 
@@ -36,9 +40,9 @@ class Identity:
         """Raises Unauthorized, TooManyGuesses."""
         address = address_of(request, policies)
         headers = _counted(request, policies)
-        if not keys_required_of(request, policies):
+        if not _needs_key(request, policies):
             key = self._looked_up(request, policies)
-        elif request.path in OPEN:
+        elif is_open(request.path):
             key = None  # whoever guesses there is no less of a guesser
             with contextlib.suppress(Unauthorized, TooManyGuesses):
                 key = self._admitted(request, policies, address, now)
@@ -99,6 +103,17 @@ def keys_required_of(request: web.BaseRequest, policies: PolicySet) -> bool:
     protocol = request.protocol
     outside = isinstance(protocol, Connection) and protocol.outside
     return policies.keys_required or (auto and outside)
+
+
+def _needs_key(request: web.BaseRequest, policies: PolicySet) -> bool:
+    """The admin side is for those of some tenants, where policy names any."""
+    admin = bool(policies.administrators) and request.path.startswith(ADMIN)
+    return admin or keys_required_of(request, policies)
+
+
+def is_open(path: str) -> bool:
+    """Whether it is answered without a key."""
+    return path in OPEN or path in PAGE or path.startswith(ASSETS)
 
 
 def _secrets(request: web.BaseRequest, policies: PolicySet) -> Iterator[str]:

@@ -1,6 +1,4 @@
-"""Who may change which models there are: policy `clients.manage_models` over HTTP, and whoever may
-use the admin socket.
-"""
+"""Who may change which models there are: policy `clients.manage_models` over HTTP."""
 
 from __future__ import annotations
 
@@ -11,7 +9,6 @@ from aiohttp import web
 from mlxd.core.errors import Forbidden
 from mlxd.server.edge import Endpoint, policies_of
 from mlxd.server.errors import Render
-from mlxd.server.peer import is_stranger
 
 _RELAYED = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
 
@@ -26,7 +23,7 @@ class ForManagers:
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         policies = policies_of(request)
         allowed = policies.clients.manage_models
-        here = policies.server.listen.loopback and _is_here(request)
+        here = policies.server.listen.loopback and is_here(request)
         if allowed == "never" or (allowed == "loopback" and not here):
             raise Forbidden(
                 "models are not pulled, copied or deleted from here; `mlxd` does it on the machine"
@@ -37,23 +34,7 @@ class ForManagers:
         return await self._endpoint(request)
 
 
-class ForOwner:
-    """An endpoint of the admin socket."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self.render_error: Render = endpoint.render_error
-        self._endpoint = endpoint
-
-    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        if is_stranger(request):
-            raise Forbidden(
-                "the admin socket answers its own user and root",
-                would_pass="the same request of the user who runs mlxd, or of root",
-            )
-        return await self._endpoint(request)
-
-
-def _is_here(request: web.BaseRequest) -> bool:
+def is_here(request: web.BaseRequest) -> bool:
     """Whether the client is on this machine; one that a proxy speaks for may be anywhere."""
     if any(name in request.headers for name in _RELAYED):
         return False

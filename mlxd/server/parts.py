@@ -30,6 +30,7 @@ from mlxd.policy.store import PolicyStore
 from mlxd.policy.watch import Watcher
 from mlxd.server.resume import Resumption
 from mlxd.telemetry.events import Events
+from mlxd.telemetry.lately import Lately
 from mlxd.telemetry.metrics import Metrics
 from mlxd.telemetry.records import Records
 from mlxd.telemetry.rejections import Rejections
@@ -74,6 +75,7 @@ class Parts:
     archive: Archive
     resumption: Resumption
     stories: Stories
+    lately: Lately
     clock: Clock
     read_memory: Callable[[], MemoryReading | None]
     metrics: Metrics

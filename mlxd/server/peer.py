@@ -8,6 +8,9 @@ import struct
 
 from aiohttp import web
 
+from mlxd.core.errors import Forbidden
+from mlxd.server.edge import caller_of
+
 _UCRED = struct.Struct("iII")
 
 
@@ -15,6 +18,25 @@ def peer_of(request: web.BaseRequest) -> str:
     """Such as `uid 501, pid 4242`; empty where the system does not tell."""
     found = _credentials(request)
     return f"uid {found[1]}, pid {found[0]}" if found is not None else ""
+
+
+def asker_of(request: web.BaseRequest) -> str:
+    """Who changes something, for the history: a process on the socket; over TCP a key, or the page,
+    and from where.
+    """
+    caller = caller_of(request)
+    if request.transport is None or _family(request) == socket.AF_UNIX:
+        return peer_of(request)
+    return f"{f'key {caller.key}' if caller.key else 'the page'}, {caller.address}"
+
+
+def check_owner(request: web.BaseRequest) -> None:
+    """The admin socket's: its own user and root may ask. Raises Forbidden."""
+    if is_stranger(request):
+        raise Forbidden(
+            "the admin socket answers its own user and root",
+            would_pass="the same request of the user who runs mlxd, or of root",
+        )
 
 
 def is_stranger(request: web.BaseRequest) -> bool:
@@ -29,10 +51,15 @@ def _credentials(request: web.BaseRequest) -> tuple[int, int] | None:
     """(pid, uid)."""
     option = getattr(socket, "SO_PEERCRED", None)
     sock = request.transport.get_extra_info("socket") if request.transport is not None else None
-    if option is None or sock is None:
+    if option is None or sock is None or sock.family != socket.AF_UNIX:
         return None
     try:
         pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, option, _UCRED.size))
     except OSError:
         return None
     return pid, uid
+
+
+def _family(request: web.BaseRequest) -> int | None:
+    sock = request.transport.get_extra_info("socket") if request.transport is not None else None
+    return sock.family if sock is not None else None

@@ -13,7 +13,7 @@ from mlxd.server.parts import Parts
 
 Json = dict[str, Any]
 
-_UNTOLD = frozenset({"id", "caller", "clock", "came", "wall", "notes"})
+_UNTOLD = frozenset({"id", "caller", "clock", "came", "wall", "notes", "growing"})
 """Told otherwise, or not at all."""
 
 
@@ -37,6 +37,7 @@ def as_json(story: Story) -> Json:
         "at": story.wall,
         "client": {"address": caller.address, "key": caller.key, "tenant": caller.tenant},
         **facts,
+        "completion_tokens": story.told_so_far,
         "notes": [_note(note) for note in story.notes],
     }
 

@@ -74,7 +74,7 @@ def check_host(request: web.BaseRequest, policies: PolicySet, on_trial: OnTrial)
     if not policies.server.listen.loopback or hosts.mode == "off":
         return
     host = request.headers.get("Host", "")
-    if _host_allowed(_host_of(host), hosts.allow):
+    if _host_allowed(host_of(host), hosts.allow):
         return
     if hosts.mode == "dry_run":
         on_trial("hosts")
@@ -174,7 +174,7 @@ def _own_names() -> frozenset[str]:
     return frozenset({name, name.partition(".")[0]})
 
 
-def _host_of(header: str) -> str:
+def host_of(header: str) -> str:
     """The Host header without its port and the dot that may end a name, in lower case."""
     header = header.strip().lower()
     found = _HOST_AND_PORT.fullmatch(header)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mlxd import __version__
 from mlxd.core import versions
 from mlxd.core.clock import Clock
-from mlxd.telemetry.crashes import Crashes
+from mlxd.telemetry.crashes import Crashes, read
 from mlxd.telemetry.events import Events
 from mlxd.telemetry.flight import Flight, Flown, LastRun
 
@@ -29,6 +30,7 @@ class Records:
         about = {"mlxd": __version__, "engine": versions.engine(), "events": events.after}
         self.flight = Flight(state, clock, workers, about=about, available=available)
         self._crashes = Crashes(state, events)
+        self._state = state
         self._events = events
         self._last = last
 
@@ -43,6 +45,10 @@ class Records:
         """The end of a proper stop; `events` have ended."""
         await self._crashes.close()
         await self.flight.close()
+
+    def crashes(self) -> list[dict[str, Any]]:
+        """Those that are written down, the oldest first. May block. Raises OSError."""
+        return read(self._state)
 
     def warnings(self) -> list[str]:
         """For people."""

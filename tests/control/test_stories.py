@@ -247,6 +247,15 @@ class TestTheAnswer:
         telling.cut(5, 0.5)
         assert (story.completion_tokens, story.decode_seconds) == (5, 0.5)
 
+    def test_what_is_under_way_is_seen_growing(self, story: Story) -> None:
+        answer = [1, 2, 3]
+        first, second = Telling(story, 3, answer=answer), Telling(story, answer=(1, 2))
+        answer += [4, 5]
+        assert (story.told_so_far, story.completion_tokens) == (4, 0)
+        first.finished(Finished("stop", 10, 5, 2, 0.5, 1.0))
+        second.cut(2, 0.1)
+        assert (story.told_so_far, story.completion_tokens) == (4, 4)
+
     def test_a_replay(self, story: Story) -> None:
         Telling(story).replayed("SIGKILL", 12)
         assert story.replays == 1

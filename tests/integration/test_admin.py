@@ -110,13 +110,13 @@ def test_a_path_too_long_for_a_socket_gets_a_short_one(
         assert asked(running, "reload")[0] == 0
 
 
-def test_nothing_of_it_is_served_over_tcp(running: Daemon) -> None:
+def test_over_tcp_it_is_for_administrators(running: Daemon) -> None:
     for method, path in (
         ("GET", "/admin/policy"), ("GET", "/admin/policy/effective"),
         ("POST", "/admin/policy/reload"), ("POST", "/admin/policy/rollback?gen=1"),
-        ("GET", "/admin/events"),
+        ("GET", "/admin/events"), ("GET", "/admin/nowhere"),
     ):  # fmt: skip
-        assert running.http.request(method, path).status_code == 404
+        assert running.http.request(method, path).status_code == 403
 
 
 def test_the_host_wall_does_not_lock_the_operator_out(running: Daemon, admin: httpx.Client) -> None:

@@ -25,6 +25,7 @@ from tests.support.installed import check_a_token, environment, served
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "mlxd" / "guide"
+PAGE = ROOT / "mlxd" / "server" / "page" / "static"
 MOST_BYTES = 5 * 2**20
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
@@ -122,6 +123,12 @@ def test_the_source_archive_holds_what_a_wheel_is_made_of() -> None:
 def test_it_holds_the_guide(names: set[str]) -> None:
     files = {path.name for path in GUIDE.iterdir() if path.is_file()}
     assert {f"mlxd/guide/{name}" for name in files} <= names
+
+
+def test_it_holds_the_page(names: set[str]) -> None:
+    files = [file for file in PAGE.rglob("*") if file.is_file()]
+    assert len(files) > 10
+    assert {file.relative_to(ROOT).as_posix() for file in files} <= names
 
 
 def test_it_says_that_it_is_typed(names: set[str]) -> None:

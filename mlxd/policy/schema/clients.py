@@ -213,6 +213,11 @@ class Tenant(Policy):
         "`keep_alive` is cut to this.",
         unit="duration", example="10m",
     )  # fmt: skip
+    admin: bool = field(
+        False, "Whether its keys may use the admin side over HTTP, as the page at /ui does: every "
+        "path of /admin. Once a tenant may, the page asks for such a key and is given no token.",
+        example="true",
+    )  # fmt: skip
     unload: bool = field(
         True, "Whether it may have models unloaded before policy would (`keep_alive: 0`, or one "
         "that is shorter than the model's `ttl`); otherwise that is ignored.",

@@ -196,6 +196,13 @@ class Server(Policy):
     log: Log = section("The daemon's log.")
     traffic: Traffic = section("A log of what was asked, for simulations.")
     resume: Resume = section("Answers whose connection was cut, for their clients to come back to.")
+    page: bool = field(
+        True, "Whether the page at /ui is served. While only this machine can reach the daemon, no "
+        "client needs a key and no tenant has `admin`, the page may do what the admin socket does: "
+        "a browser here is given a token for that; other users of this machine are not, where the "
+        "system tells whose a connection is (Linux).",
+        example="false",
+    )  # fmt: skip
     stories: int = field(
         500, "Requests whose story is remembered for `mlxd explain`, beside those under way.",
         unit="requests", example="5000", ge=0, le=100_000,
