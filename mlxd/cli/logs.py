@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from mlxd.cli import exits
 from mlxd.cli.client import NoAnswer, health_of
@@ -60,17 +61,25 @@ def _last(file: Path, count: int) -> list[str]:
     return tail.decode("utf-8", "replace").splitlines()[-count:]
 
 
-def _next(file: Path) -> Iterator[str]:
+def _next(file: Path) -> Generator[str, None, None]:
     """Each line as it comes, also of the file that takes the place of a finished one."""
-    with file.open("rb") as first:
-        first.seek(0, os.SEEK_END)
-        stream = first
-        while True:
-            while line := stream.readline():
-                yield line.decode("utf-8", "replace").rstrip("\n")
-            time.sleep(_LOOK_SECONDS)
-            if not _same(file, stream.fileno()):
-                stream = file.open("rb")
+    begin = os.SEEK_END
+    while True:
+        with file.open("rb") as stream:
+            stream.seek(0, begin)
+            yield from _until_replaced(file, stream)
+        begin = os.SEEK_SET
+
+
+def _until_replaced(file: Path, stream: BinaryIO) -> Iterator[str]:
+    """What was written before another file took the place is read to its end."""
+    while True:
+        here = _same(file, stream.fileno())
+        while line := stream.readline():
+            yield line.decode("utf-8", "replace").rstrip("\n")
+        if not here:
+            return
+        time.sleep(_LOOK_SECONDS)
 
 
 def _same(file: Path, descriptor: int) -> bool:

@@ -19,7 +19,7 @@ EVERY_SECONDS = 1.0
 _LABEL = 10
 """Columns of what a line is about."""
 _STYLES = {"warning": "yellow", "event": "dim"}
-_STATES = {"ok": "green", "starting": "yellow", "draining": "yellow", "degraded": "yellow"}
+_STATES = {"healthy": "green", "warning": "yellow", "degraded": "yellow"}
 
 
 def watch(policies: str | None, state: str | None, *, rounds: int | None = None) -> int:
@@ -28,7 +28,7 @@ def watch(policies: str | None, state: str | None, *, rounds: int | None = None)
     blocks = _blocks(policies, state, rounds)
     if not console.is_terminal:
         for block in blocks:
-            print(f"{block.plain}\n", flush=True)
+            print(block.plain, flush=True)
         return exits.DONE
     try:
         with Live(console=console, screen=True, auto_refresh=False) as live:

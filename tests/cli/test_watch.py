@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_to_a_pipe_it_is_one_block_after_another(shared_daemon: Daemon, capsys: 
     blocks = capsys.readouterr().out.strip().split("\n\n")
     assert len(blocks) == 2
     for block in blocks:
-        assert re.search(r"^mlxd \S+  ok  http://", block)
+        assert re.search(r"^mlxd \S+  \w+  http://", block)
         assert re.search(r"^event +\d\d:\d\d:\d\d  ", block, re.MULTILINE)
 
 
@@ -105,11 +106,12 @@ def test_lines_are_followed_into_the_next_file(tmp_path: Path) -> None:
     file.write_text("before\n")
     found: list[str] = []
 
-    def follow(lines: Iterator[str]) -> None:
-        for line in lines:
-            found.append(line)
-            if line == "last":
-                return
+    def follow(lines: Generator[str, None, None]) -> None:
+        with contextlib.closing(lines):
+            for line in lines:
+                found.append(line)
+                if line == "last":
+                    return
 
     thread = threading.Thread(target=follow, args=(_next(file),), daemon=True)
     thread.start()
@@ -120,4 +122,5 @@ def test_lines_are_followed_into_the_next_file(tmp_path: Path) -> None:
     file.rename(tmp_path / "mlxd.log.1")
     file.write_text("two\nlast\n")
     thread.join(10)
+    assert not thread.is_alive()
     assert found == ["one", "two", "last"]

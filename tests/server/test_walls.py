@@ -5,7 +5,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from mlxd.policy.load import load
 from mlxd.policy.origins import origin_allowed
-from mlxd.server.walls import _host_of, host_allowed, preflight
+from mlxd.server.walls import host_allowed, host_of, preflight
 
 HOSTS = load().clients.hosts.allow
 ORIGINS = load().clients.cors.allow_origins
@@ -49,7 +49,7 @@ def test_a_loopback_address_of_ipv4_in_ipv6_is_one():
     ],
 )
 def test_a_host_is_told_from_its_port(header, host):
-    assert _host_of(header) == host
+    assert host_of(header) == host
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_host_is_told_from_its_port(header, host):
      "evil.example/.local", "evil.example@x.localhost"],
 )  # fmt: skip
 def test_what_is_no_host_is_allowed_to_nobody(header):
-    assert not host_allowed(_host_of(header), HOSTS)
+    assert not host_allowed(host_of(header), HOSTS)
 
 
 @pytest.mark.parametrize(
