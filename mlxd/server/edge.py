@@ -52,7 +52,10 @@ _LEFT = 499
 """What stands for the status where the client has gone."""
 _RESTART_SECONDS = 5.0
 """What a client is told to wait for the next daemon."""
-BELOW = ("/api/user/keys/", "/api/blobs/", "/api/models/", "/v1/models/", "/v1/responses/")
+BELOW = (
+    "/api/user/keys/", "/api/blobs/", "/api/models/", "/v1/models/", "/v1/responses/",
+    "/ui/assets/",
+)  # fmt: skip
 """Paths under which clients put what is theirs."""
 _LONGEST_PATH = 200
 _LONGEST_METHOD = 20
