@@ -21,6 +21,7 @@ from mlxd.server.events import EventStream
 from mlxd.server.generate import Generate
 from mlxd.server.kept_responses import KeptResponses
 from mlxd.server.managers import ForManagers
+from mlxd.server.openapi.endpoint import Description
 from mlxd.server.parts import Parts
 from mlxd.server.pull import Pull
 from mlxd.server.responses import Respond
@@ -76,6 +77,7 @@ def routes(parts: Parts) -> Routes:
         "/livez": (READING, health.Live()),
         "/readyz": (READING, health.Ready(parts)),
         "/metrics": (READING, health.Scrape(parts)),
+        "/openapi.json": (READING, Description()),
         "/queue/stats": (READING, health.Report(partial(health.queue_stats, parts))),
         "/api/chat/mlx/metrics": (READING, health.Report(partial(health.health, parts))),
         "/api/chat/status": (READING, health.Report(partial(health.chat_status, parts))),
