@@ -25,6 +25,7 @@ from mlxd.dialects.shaping import (
     or_null,
     question,
     refer,
+    said,
     text,
     whole,
 )
@@ -34,6 +35,7 @@ from mlxd.policy.schema import Reload
 from mlxd.server.openapi.shapes import policy_summary
 
 _NAME = {"model": text(least=1)}
+_POINTS = said(listed(listed(NUMBER, 2, least=2)), "A count and a rate each.")
 _PLACE = {"file": or_null(TEXT), "line": or_null(COUNT), "column": or_null(COUNT)}
 
 
@@ -61,7 +63,6 @@ def shapes() -> Shapes:
 
 def _asked() -> Shapes:
     files = dict.fromkeys(FILES, TEXT)
-    points = listed({"type": "array", "prefixItems": [WHOLE, NUMBER], "minItems": 2, "maxItems": 2})
     return {
         "AdminPlanRequest": {
             "type": "object",
@@ -73,7 +74,7 @@ def _asked() -> Shapes:
         "AdminModelRequest": question(_NAME),
         "AdminLoadRequest": question(_NAME, {"keep_alive": KEEP_ALIVE}),
         "AdminFitRequest": question(_NAME, {"context": whole(1, 2**40 - 1)}),
-        "AdminBenchRequest": question(_NAME | {"prefill": points, "decode": points}),
+        "AdminBenchRequest": question(_NAME | {"prefill": _POINTS, "decode": _POINTS}),
     }
 
 
@@ -197,9 +198,8 @@ def _entry() -> dict[str, Schema]:
 
 
 def _benched() -> Shapes:
-    points = listed({"type": "array", "prefixItems": [WHOLE, NUMBER]})
     bench = answer(
-        {"at": TIME, "engine": TEXT, "machine": TEXT, "prefill": points, "decode": points}
+        {"at": TIME, "engine": TEXT, "machine": TEXT, "prefill": _POINTS, "decode": _POINTS}
     )
     told = {"model": TEXT, "bench": or_null(bench)}
     return {"AdminBench": answer(told), "AdminBenched": answer(told | {"warnings": TEXTS})}
