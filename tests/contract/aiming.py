@@ -18,6 +18,31 @@ REQUEST = "contract"
 """The id of a request that has been answered."""
 _PRIORITIES = ("high", "medium", "low", "LOW", "2")
 
+_REFUSED = frozenset(
+    {
+        *("audio", "modalities", "images", "mcp_servers", "background", "conversation"),
+        *("tool_choice", "functions", "function_call", "min_tokens", "logit_bias", "suffix"),
+        *("template", "raw", "context", "think", "_debug_render_only"),
+    }
+)
+"""And what is seldom right beside something else."""
+_TOOLS = frozenset({"tools", "thinking", "reasoning", "reasoning_effort"})
+"""What not every model can."""
+_GRAMMARS = ("grammar", "structural_tag")
+_FORMS = frozenset({"response_format", "structured_outputs", "text", "output_format"})
+_SCHEMAS = frozenset({"format"})
+_FORMATS = ("", "json", {"type": "object", "properties": {"a": {"type": "integer"}}})
+_COUNTS = frozenset({"n", "best_of"})
+_INPUTS: tuple[Any, ...] = (
+    "hi",
+    [{"role": "user", "content": "hi"}],
+    [{"type": "reasoning", "summary": []}, {"type": "message", "role": "user", "content": "go on"}],
+    [
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "done"},
+    ],
+)
+
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 
@@ -52,8 +77,29 @@ class Aim:
             _put(body, "model", MODELS, draw)
             if _mostly(draw):
                 body.pop("name", None)
+            if not _rarely(draw):
+                self._tame(case, body, draw)
         if not _rarely(draw):
             body.pop("keep_alive", None)
+
+    def _tame(self, case: Case, body: dict[str, Any], draw: Draw) -> None:
+        """Without what is right by itself, and refused for what stands beside it."""
+        out = _REFUSED if draw(st.booleans()) else _REFUSED | _TOOLS
+        for name in [one for one in body if one in out or one.endswith(_GRAMMARS)]:
+            if _mostly(draw):
+                del body[name]
+        forms = [one for one in body if one in _FORMS or one.startswith("guided_")]
+        for name in forms[1 if _rarely(draw) else 0 :]:
+            del body[name]
+        for name in _SCHEMAS & body.keys():
+            body[name] = draw(st.sampled_from(_FORMATS))
+        for name in _COUNTS & body.keys():
+            body[name] = draw(st.integers(1, 3))
+        if "previous_response_id" in body and _mostly(draw):
+            body["previous_response_id"] = self._response()
+        if "/responses" in case.operation.path and _mostly(draw):
+            body["input"] = draw(st.sampled_from(_INPUTS))
+            body.pop("prompt", None)
 
     def _copied(self, body: dict[str, Any], draw: Draw) -> None:
         if "source" in body or "destination" in body:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,8 @@ class Contract:
         self.document: Json = closed(daemon.http.get("/openapi.json").json())
         self._schema = schemathesis.openapi.from_dict(self.document)
         self.operations = {one.ok().label: one.ok() for one in self._schema.get_all_operations()}
+        self.statuses: dict[str, Counter[int]] = defaultdict(Counter)
+        """How many answers there were of each, by operation."""
         self._aim = Aim(self._kept)
         self._ask()
 
@@ -87,6 +90,7 @@ class Contract:
         except requests.RequestException as error:
             yield self._broken(case, url, f"no answer: {error!r}")
             return
+        self.statuses[case.operation.label][answer.status_code] += 1
         try:
             case.validate_response(answer, checks=CHECKS)
         except FailureGroup as group:

@@ -45,31 +45,52 @@ def shapes() -> Shapes:
 
 
 def _conversation() -> Shapes:
-    blocks = listed(refer("AnthropicBlock"))
-    content = either(TEXT, blocks)
-    titled = {"title": TEXT, "context": TEXT}
+    def turn(role: str, block: str) -> Schema:
+        content = either(TEXT, listed(refer(block)))
+        return question({"role": always(role), "content": content})
+
+    blocks = {"user": "AnthropicAskedBlock", "assistant": "AnthropicAnsweredBlock"}
+    return {
+        **_blocks(),
+        "AnthropicMessage": either(
+            *(turn(role, blocks.get(role, "AnthropicAskedBlock")) for role in messages.ROLES)
+        ),
+    }
+
+
+def _blocks() -> Shapes:
+    """What says something; and what beside that stands in a question, or in an answer."""
+    kept = {"cache_control": OBJECT}
+    content = either(TEXT, listed(refer("AnthropicBlock")))
     source = either(
         question({"type": always("text")}, {"data": TEXT}),
         question({"type": always("content")}, {"content": content}),
     )
-    kept = {"cache_control": OBJECT}
-    passed_over = question({"type": one_of(messages.NOT_FOR_THE_MODEL)})
     found = {"content": content, "title": TEXT, "source": TEXT}
     call = {"type": always("tool_use"), "id": text(least=1), **_NAMED}
     result = {"type": always("tool_result"), "tool_use_id": text(least=1)}
+    passed_over = question({"type": one_of(messages.NOT_FOR_THE_MODEL)})
     return {
         "AnthropicBlock": either(
             question({"type": always("text"), "text": TEXT}, kept),
-            question({"type": always("thinking")}, {"thinking": TEXT, "signature": TEXT}),
-            question(call, {"input": OBJECT} | kept),
-            question(result, {"content": content, "is_error": FLAG} | kept),
-            question({"type": always("document"), "source": source}, titled | kept),
+            question(
+                {"type": always("document"), "source": source},
+                {"title": TEXT, "context": TEXT} | kept,
+            ),
             question({"type": always("search_result")}, found | kept),
             question({"type": always("compaction")}, {"content": TEXT}),
             question({"type": always("tool_reference"), "tool_name": text(least=1)}),
-            said(passed_over, "Passed over in a turn of the assistant's."),
         ),
-        "AnthropicMessage": question({"role": one_of(messages.ROLES), "content": content}),
+        "AnthropicAskedBlock": either(
+            refer("AnthropicBlock"),
+            question(result, {"content": content, "is_error": FLAG} | kept),
+        ),
+        "AnthropicAnsweredBlock": either(
+            refer("AnthropicBlock"),
+            question({"type": always("thinking")}, {"thinking": TEXT, "signature": TEXT}),
+            question(call, {"input": OBJECT} | kept),
+            said(passed_over, "Passed over."),
+        ),
     }
 
 

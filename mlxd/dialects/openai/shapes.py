@@ -78,23 +78,28 @@ def _error() -> Schema:
 
 
 def _conversation() -> Shapes:
-    part = question({"type": one_of(("text", "refusal"))}, {"text": TEXT, "refusal": TEXT})
+    part = either(
+        question({"type": always("text"), "text": TEXT}),
+        question({"type": always("refusal"), "refusal": TEXT}),
+    )
     content = said(either(TEXT, listed(part)), "Parts that are no text are refused.")
     function = question(_FUNCTION, {"arguments": said(TEXT, "A JSON object, as a string.")})
     called = question({"function": function}, {"id": TEXT, "type": one_of(["function"])})
+    plain = [role for role in messages.ROLES if role not in ("assistant", "tool", "function")]
+    calls = {"tool_calls": listed(called, least=1)}
+    thoughts = {"reasoning": TEXT, "reasoning_content": TEXT}
+    answered = {"role": always("assistant")}
+    more = thoughts | {"refusal": TEXT, "function_call": function, "name": TEXT}
     return {
-        "OpenAIMessage": question(
-            {"role": one_of(messages.ROLES)},
-            {
-                "content": content,
-                "name": TEXT,
-                "refusal": TEXT,
-                "reasoning": TEXT,
-                "reasoning_content": TEXT,
-                "tool_calls": listed(called),
-                "function_call": function,
-                "tool_call_id": TEXT,
-            },
+        "OpenAIMessage": either(
+            question({"role": one_of(plain), "content": content}, {"name": TEXT}),
+            question(answered | {"content": content}, more | {"tool_calls": listed(called)}),
+            question(answered | calls, more | {"content": content}),
+            question(
+                {"role": always("tool"), "content": content, "tool_call_id": text(least=1)},
+                {"name": TEXT},
+            ),
+            question({"role": always("function"), "content": content} | _FUNCTION),
         )
     }
 
@@ -208,16 +213,15 @@ def _chat_request() -> Schema:
 
 def _completion_request() -> Schema:
     forms = (
-        TEXT,
+        said(TEXT, "Empty with `suffix` alone."),
         _TOKEN_IDS,
         listed(either(text(least=1), _TOKEN_IDS), choices.MOST_IN_ALL, least=1),
     )
     return question(
-        {"model": text(least=1)},
+        {"model": text(least=1), "prompt": either(*forms)},
         {
             **generating(),
             "stream_options": _stream_options(),
-            "prompt": either(*forms),
             "suffix": TEXT,
             "echo": FLAG,
             "n": whole(1, choices.MOST),

@@ -61,8 +61,10 @@ def shapes() -> Shapes:
 
 def _items() -> Shapes:
     """Those that a client sends."""
-    kinds = (*parts.TEXTS, "refusal")
-    part = question({"type": one_of(kinds)}, {"text": TEXT, "refusal": TEXT})
+    part = either(
+        question({"type": one_of(parts.TEXTS), "text": TEXT}),
+        question({"type": always("refusal"), "refusal": TEXT}),
+    )
     content = either(TEXT, listed(part))
     call = {"call_id": text(least=1), **_NAMED}
     output = {"call_id": text(least=1), "output": content}
