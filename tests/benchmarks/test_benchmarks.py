@@ -289,3 +289,16 @@ def test_steady_says_what_stays_behind(tmp_path: Path) -> None:
     assert [one["requests"] for one in found["looks"]][-1] == 160
     assert all(one["daemon"] > 10 and one["worker"] > 10 for one in found["looks"])
     assert {"daemon_slope", "worker_slope"} <= set(found)
+
+
+@pytest.mark.mlx
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_contract_says_what_each_operation_answered(tmp_path: Path) -> None:
+    found = run("contract.py", tmp_path, "--short", "--only", "/v1/models")
+    asked = {row["operation"]: row["statuses"] for row in found["rows"]}
+    assert set(asked) == {
+        f"{method} /v1/models{rest}" for method in ("GET", "HEAD") for rest in ("", "/{id}")
+    }
+    assert all("200" in statuses for statuses in asked.values())
+    assert found["problems"] == []

@@ -32,6 +32,7 @@ _GRAMMARS = ("grammar", "structural_tag")
 _FORMS = frozenset({"response_format", "structured_outputs", "text", "output_format"})
 _SCHEMAS = frozenset({"format"})
 _FORMATS = ("", "json", {"type": "object", "properties": {"a": {"type": "integer"}}})
+_TOKENS = frozenset({"prompt", "input"})
 _COUNTS = frozenset({"n", "best_of"})
 _INPUTS: tuple[Any, ...] = (
     "hi",
@@ -95,6 +96,8 @@ class Aim:
             body[name] = draw(st.sampled_from(_FORMATS))
         for name in _COUNTS & body.keys():
             body[name] = draw(st.integers(1, 3))
+        for name in _TOKENS & body.keys():
+            body[name] = _whole(body[name])
         if "previous_response_id" in body and _mostly(draw):
             body["previous_response_id"] = self._response()
         if "/responses" in case.operation.path and _mostly(draw):
@@ -137,6 +140,13 @@ class Aim:
             case.headers["X-Request-Priority"] = draw(st.sampled_from(_PRIORITIES))
         if case.operation.path.endswith("/events") and case.method.upper() == "GET":
             case.headers["Accept"] = "application/json"
+
+
+def _whole(value: Any) -> Any:
+    """2.0 is an integer to a JSON Schema, and no token."""
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _put(body: dict[str, Any], name: str, values: tuple[str, ...], draw: Draw) -> None:
