@@ -36,7 +36,9 @@ def explained() -> dict[str, Schema]:
 
 
 def shapes() -> Shapes:
+    event = {"event": TEXT, "data": TEXT, "id": TEXT, "retry": WHOLE}
     return {
+        "ServerSentEvent": said(answer({}, event), "One of a stream."),
         "Priority": said(
             either(one_of(PRIORITIES), WHOLE),
             "How soon it is served where others wait: a class, in any case, or vLLM's integer"

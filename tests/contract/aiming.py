@@ -74,6 +74,8 @@ class Aim:
         elif path.endswith("/pull"):
             if "/" in str(body.get("model")) or _rarely(draw):
                 body["model"] = REPOSITORY
+            elif _mostly(draw):
+                body["model"] = "nobody nothing"
         elif "bodies" not in path:
             _put(body, "model", MODELS, draw)
             if _mostly(draw):
@@ -94,6 +96,7 @@ class Aim:
             del body[name]
         for name in _SCHEMAS & body.keys():
             body[name] = draw(st.sampled_from(_FORMATS))
+        body["stream"] = draw(st.booleans())
         for name in _COUNTS & body.keys():
             body[name] = draw(st.integers(1, 3))
         for name in _TOKENS & body.keys():
@@ -125,7 +128,7 @@ class Aim:
             named["id"] = REQUEST
 
     def _query(self, case: Case, draw: Draw) -> None:
-        for name in ("name", "model"):
+        for name in ("name", "model", "after_id", "before_id"):
             if name in case.query and _mostly(draw):
                 case.query[name] = draw(st.sampled_from(MODELS))
         if "types" in case.query and _mostly(draw):

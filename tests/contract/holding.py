@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from schemathesis import APIOperation, Case, GenerationMode
 from schemathesis.checks import load_all_checks
 from schemathesis.core.failures import FailureGroup
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi import checks
 
 from tests.contract.aiming import MODELS, REQUEST, Aim
@@ -55,11 +56,16 @@ class Contract:
         self._session = session(daemon.address().admin)
         self.document: Json = closed(daemon.http.get("/openapi.json").json())
         self._schema = schemathesis.openapi.from_dict(self.document)
-        self.operations = {one.ok().label: one.ok() for one in self._schema.get_all_operations()}
+        self.operations = {one.label: one for one in self._each()}
         self.statuses: dict[str, Counter[int]] = defaultdict(Counter)
         """How many answers there were of each, by operation."""
         self._aim = Aim(self._kept)
         self._ask()
+
+    def _each(self) -> Iterator[APIOperation[Any, Any, Any, Any]]:
+        for result in self._schema.get_all_operations():
+            assert isinstance(result, Ok), result
+            yield result.ok()
 
     def cases(self, label: str, count: int, start: int = 0) -> list[Broken]:
         """Of so many, from one seed; always the same."""

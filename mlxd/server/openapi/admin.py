@@ -13,6 +13,7 @@ from mlxd.server.openapi.operation import (
     EVENTS,
     JSON,
     NDJSON,
+    STREAMS,
     Answer,
     Errors,
     Operation,
@@ -83,7 +84,7 @@ def _policies() -> Iterator[Operation]:
 def _keeping() -> Iterator[Operation]:
     told = Answer(
         "What is kept; with `Accept: text/event-stream` as it happens.",
-        {JSON: refer("AdminEvents"), EVENTS: {"type": "string"}},
+        {JSON: refer("AdminEvents"), EVENTS: STREAMS[EVENTS]},
         {EVENTS: refer("Event")},
     )
     yield Operation(

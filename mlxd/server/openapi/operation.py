@@ -17,6 +17,8 @@ NDJSON = "application/x-ndjson"
 EVENTS = "text/event-stream"
 PLAIN = "text/plain"
 FILE = "application/octet-stream"
+STREAMS: Shapes = {EVENTS: refer("ServerSentEvent"), NDJSON: {"type": "string"}}
+"""What OpenAPI 3.1 knows of them: a shape of each event, and of lines none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ def plain(words: str) -> Answer:
 
 def streamed(media_type: str, whole: str, records: Sequence[str], words: str) -> Answer:
     """Whole, or as a stream of such `records`: `stream` of the request says which."""
-    stream: Schema = {"type": "string"}
     record = refer(records[0]) if len(records) == 1 else either(*map(refer, records))
-    return Answer(words, {JSON: refer(whole), media_type: stream}, {media_type: record})
+    return Answer(
+        words, {JSON: refer(whole), media_type: STREAMS[media_type]}, {media_type: record}
+    )

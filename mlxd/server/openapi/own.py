@@ -10,6 +10,7 @@ from mlxd.server.openapi import failures
 from mlxd.server.openapi.operation import (
     EVENTS,
     JSON,
+    STREAMS,
     Answer,
     Operation,
     Parameter,
@@ -62,7 +63,7 @@ def events() -> Operation:
     """To clients."""
     told = Answer(
         "Server-sent events as they happen; with `Accept: application/json` a list.",
-        {EVENTS: {"type": "string"}, JSON: listed(refer("Event"))},
+        {EVENTS: STREAMS[EVENTS], JSON: listed(refer("Event"))},
         {EVENTS: refer("Event")},
     )
     raises = (*failures.EDGE, *failures.QUERY, errors.Overloaded)
