@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
-from hypothesis import strategies as st
 from schemathesis import Case
 
 MODELS = ("tiny-a", "tiny-tools")
@@ -44,8 +44,6 @@ _INPUTS: tuple[Any, ...] = (
     ],
 )
 
-Draw = Callable[[st.SearchStrategy[Any]], Any]
-
 
 class Aim:
     """Knows what is there."""
@@ -54,95 +52,113 @@ class Aim:
         """`response` makes a kept one, and returns its id."""
         self._response = response
 
-    def at(self, case: Case, draw: Draw) -> None:
+    def at(self, case: Case, chance: Random) -> None:
         """Changes the case."""
         if isinstance(case.body, dict):
-            self._body(case, case.body, draw)
-        elif isinstance(case.body, bytes) and _mostly(draw):
+            self._body(case, case.body, chance)
+        elif isinstance(case.body, bytes) and _mostly(chance):
             case.path_parameters["digest"] = f"sha256:{hashlib.sha256(case.body).hexdigest()}"
-        self._path(case, draw)
-        self._query(case, draw)
-        self._headers(case, draw)
+        self._path(case, chance)
+        self._query(case, chance)
+        self._headers(case, chance)
 
-    def _body(self, case: Case, body: dict[str, Any], draw: Draw) -> None:
+    def _body(self, case: Case, body: dict[str, Any], chance: Random) -> None:
         path = case.operation.path
         if path.endswith(("/copy", "/create")):
-            self._copied(body, draw)
+            self._copied(body, chance)
         elif path.endswith("/delete"):
-            _put(body, "model", (*COPIES, "tiny-a"), draw)
+            _put(body, "model", (*COPIES, "tiny-a"), chance)
             body.pop("name", None)
         elif path.endswith("/pull"):
-            if "/" in str(body.get("model")) or _rarely(draw):
+            if "/" in str(body.get("model")) or _rarely(chance):
                 body["model"] = REPOSITORY
-            elif _mostly(draw):
+            elif _mostly(chance):
                 body["model"] = "nobody nothing"
-        elif "bodies" not in path:
-            _put(body, "model", MODELS, draw)
-            if _mostly(draw):
+        else:
+            _put(body, "model", MODELS, chance)
+            if _mostly(chance):
                 body.pop("name", None)
-            if not _rarely(draw):
-                self._tame(case, body, draw)
-        if not _rarely(draw):
+            if not _rarely(chance):
+                self._tame(case, body, chance)
+        if not _rarely(chance):
             body.pop("keep_alive", None)
 
-    def _tame(self, case: Case, body: dict[str, Any], draw: Draw) -> None:
+    def _tame(self, case: Case, body: dict[str, Any], chance: Random) -> None:
         """Without what is right by itself, and refused for what stands beside it."""
-        out = _REFUSED if draw(st.booleans()) else _REFUSED | _TOOLS
+        out = _REFUSED if (chance.random() < 0.5) else _REFUSED | _TOOLS
         for name in [one for one in body if one in out or one.endswith(_GRAMMARS)]:
-            if _mostly(draw):
+            if _mostly(chance):
                 del body[name]
         forms = [one for one in body if one in _FORMS or one.startswith("guided_")]
-        for name in forms[1 if _rarely(draw) else 0 :]:
+        for name in forms[1 if _rarely(chance) else 0 :]:
             del body[name]
         for name in _SCHEMAS & body.keys():
-            body[name] = draw(st.sampled_from(_FORMATS))
-        body["stream"] = draw(st.booleans())
+            body[name] = chance.choice(_FORMATS)
+        body["stream"] = chance.random() < 0.5
         for name in _COUNTS & body.keys():
-            body[name] = draw(st.integers(1, 3))
+            body[name] = chance.randint(1, 3)
+        for name in ("messages", "input"):
+            _settle(body.get(name), chance)
         for name in _TOKENS & body.keys():
             body[name] = _whole(body[name])
-        if "previous_response_id" in body and _mostly(draw):
+        if "previous_response_id" in body and _mostly(chance):
             body["previous_response_id"] = self._response()
-        if "/responses" in case.operation.path and _mostly(draw):
-            body["input"] = draw(st.sampled_from(_INPUTS))
+        if case.operation.path.startswith("/api") and _mostly(chance):
+            for name, said in (("prompt", "hi"), ("messages", [{"role": "user"}]), ("input", "hi")):
+                body[name] = body.get(name) or said
+        if "/responses" in case.operation.path and _mostly(chance):
+            body["input"] = chance.choice(_INPUTS)
             body.pop("prompt", None)
 
-    def _copied(self, body: dict[str, Any], draw: Draw) -> None:
+    def _copied(self, body: dict[str, Any], chance: Random) -> None:
         if "source" in body or "destination" in body:
-            _put(body, "source", MODELS, draw)
-            _put(body, "destination", COPIES, draw)
+            _put(body, "source", MODELS, chance)
+            _put(body, "destination", COPIES, chance)
             return
-        _put(body, "from", MODELS, draw)
-        _put(body, "model", COPIES, draw)
-        if _mostly(draw):
+        _put(body, "from", MODELS, chance)
+        _put(body, "model", COPIES, chance)
+        if _mostly(chance):
             body.pop("files", None)
 
-    def _path(self, case: Case, draw: Draw) -> None:
+    def _path(self, case: Case, chance: Random) -> None:
         named, path = case.path_parameters, case.operation.path
-        if "models/" in path and _mostly(draw):
+        if "models/" in path and _mostly(chance):
             for name in named:
-                named[name] = draw(st.sampled_from(MODELS))
-        elif "/responses/{id}" in path and _mostly(draw):
+                named[name] = chance.choice(MODELS)
+        elif "/responses/{id}" in path and _mostly(chance):
             named["id"] = self._response()
-        elif "/requests/{id}" in path and _mostly(draw):
+        elif "/requests/{id}" in path and _mostly(chance):
             named["id"] = REQUEST
 
-    def _query(self, case: Case, draw: Draw) -> None:
+    def _query(self, case: Case, chance: Random) -> None:
         for name in ("name", "model", "after_id", "before_id"):
-            if name in case.query and _mostly(draw):
-                case.query[name] = draw(st.sampled_from(MODELS))
-        if "types" in case.query and _mostly(draw):
-            case.query["types"] = draw(st.sampled_from(("reload", "load,evict", "lost", "")))
+            if name in case.query and _mostly(chance):
+                case.query[name] = chance.choice(MODELS)
+        if "types" in case.query and _mostly(chance):
+            case.query["types"] = chance.choice(("reload", "load,evict", "lost", ""))
 
-    def _headers(self, case: Case, draw: Draw) -> None:
-        if not _rarely(draw):
+    def _headers(self, case: Case, chance: Random) -> None:
+        if not _rarely(chance):
             case.headers.pop("If-Match", None)
             if "since" not in case.query:
                 case.headers.pop("Last-Event-ID", None)
-        if "X-Request-Priority" in case.headers and _mostly(draw):
-            case.headers["X-Request-Priority"] = draw(st.sampled_from(_PRIORITIES))
+        if "X-Request-Priority" in case.headers and _mostly(chance):
+            case.headers["X-Request-Priority"] = chance.choice(_PRIORITIES)
         if case.operation.path.endswith("/events") and case.method.upper() == "GET":
             case.headers["Accept"] = "application/json"
+
+
+def _settle(value: Any, chance: Random) -> None:
+    """What calls of tools were given is JSON in a string: most of it is to be that."""
+    if isinstance(value, list):
+        for one in value:
+            _settle(one, chance)
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            if name == "arguments" and isinstance(one, str) and _mostly(chance):
+                value[name] = '{"a": 1}'
+            else:
+                _settle(one, chance)
 
 
 def _whole(value: Any) -> Any:
@@ -152,14 +168,14 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _put(body: dict[str, Any], name: str, values: tuple[str, ...], draw: Draw) -> None:
-    if _mostly(draw):
-        body[name] = draw(st.sampled_from(values))
+def _put(body: dict[str, Any], name: str, values: tuple[str, ...], chance: Random) -> None:
+    if _mostly(chance):
+        body[name] = chance.choice(values)
 
 
-def _mostly(draw: Draw) -> bool:
-    return bool(draw(st.integers(0, 9)) < 8)
+def _mostly(chance: Random) -> bool:
+    return chance.random() < 0.8
 
 
-def _rarely(draw: Draw) -> bool:
-    return bool(draw(st.integers(0, 19)) == 19)
+def _rarely(chance: Random) -> bool:
+    return chance.random() < 0.05

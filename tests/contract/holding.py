@@ -6,6 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import jsonschema
@@ -70,6 +71,7 @@ class Contract:
     def cases(self, label: str, count: int, start: int = 0) -> list[Broken]:
         """Of so many, from one seed; always the same."""
         operation, broken = self.operations[label], list[Broken]()
+        chance = Random(f"{label} {start}")
 
         @seed(start)
         @settings(
@@ -82,7 +84,7 @@ class Contract:
         @given(st.data())
         def each(data: st.DataObject) -> None:
             case = data.draw(_either(operation))
-            self._aim.at(case, data.draw)
+            self._aim.at(case, chance)
             broken.extend(self.look_at(case))
 
         each()
