@@ -10,6 +10,9 @@ from random import Random
 from typing import Any
 
 from schemathesis import Case
+from schemathesis.transport.serialization import Binary
+
+from mlxd.dialects.ollama.create import NOT_BUILT
 
 MODELS = ("tiny-a", "tiny-tools")
 COPIES = ("copy-a", "copy-b")
@@ -56,8 +59,8 @@ class Aim:
         """Changes the case."""
         if isinstance(case.body, dict):
             self._body(case, case.body, chance)
-        elif isinstance(case.body, bytes) and _mostly(chance):
-            case.path_parameters["digest"] = f"sha256:{hashlib.sha256(case.body).hexdigest()}"
+        elif isinstance(case.body, Binary) and _mostly(chance):
+            case.path_parameters["digest"] = f"sha256:{hashlib.sha256(case.body.data).hexdigest()}"
         self._path(case, chance)
         self._query(case, chance)
         self._headers(case, chance)
@@ -118,7 +121,8 @@ class Aim:
         _put(body, "from", MODELS, chance)
         _put(body, "model", COPIES, chance)
         if _mostly(chance):
-            body.pop("files", None)
+            for name in ("files", "template", "stream", *NOT_BUILT):
+                body.pop(name, None)
 
     def _path(self, case: Case, chance: Random) -> None:
         named, path = case.path_parameters, case.operation.path
