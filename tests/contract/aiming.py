@@ -36,6 +36,7 @@ _FORMS = frozenset({"response_format", "structured_outputs", "text", "output_for
 _SCHEMAS = frozenset({"format"})
 _FORMATS = ("", "json", {"type": "object", "properties": {"a": {"type": "integer"}}})
 _TOKENS = frozenset({"prompt", "input"})
+_POINTS = frozenset({"prefill", "decode"})
 _COUNTS = frozenset({"n", "best_of"})
 _INPUTS: tuple[Any, ...] = (
     "hi",
@@ -98,6 +99,8 @@ class Aim:
         for name in _SCHEMAS & body.keys():
             body[name] = chance.choice(_FORMATS)
         body["stream"] = chance.random() < 0.5
+        for name in _POINTS & body.keys():
+            body[name] = [[1, 20.5], [chance.randint(1, 9), 40.0]]
         for name in _COUNTS & body.keys():
             body[name] = chance.randint(1, 3)
         for name in ("messages", "input"):
