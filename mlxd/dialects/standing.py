@@ -6,7 +6,7 @@ from mlxd.core.caller import PRIORITIES, Priority
 from mlxd.dialects.fields import Fields
 
 _EXPECTED = f"one of {', '.join(PRIORITIES)}, or an integer"
-_TIERS: dict[str, Priority] = {"priority": "high", "fast": "high", "flex": "low"}
+TIERS: dict[str, Priority] = {"priority": "high", "fast": "high", "flex": "low"}
 """OpenAI's; all others leave it open."""
 _LONGEST_USER = 256
 
@@ -29,7 +29,7 @@ def priority_or_tier(fields: Fields) -> Priority | None:
     """The same, and where it says nothing, OpenAI's `service_tier`."""
     tier = fields.get("service_tier")
     said = priority(fields)
-    return said or (_TIERS.get(tier) if isinstance(tier, str) else None)
+    return said or (TIERS.get(tier) if isinstance(tier, str) else None)
 
 
 def user(fields: Fields, *names: str) -> str:

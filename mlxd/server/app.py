@@ -26,6 +26,7 @@ from mlxd.server.page.assets import Assets, ToPage
 from mlxd.server.page.session import Session
 from mlxd.server.page.state import StateReport
 from mlxd.server.page.token import PageToken
+from mlxd.server.openapi.endpoint import Description
 from mlxd.server.parts import Parts
 from mlxd.server.pull import Pull
 from mlxd.server.responses import Respond
@@ -81,6 +82,7 @@ def routes(parts: Parts, token: PageToken | None = None) -> Routes:
         "/livez": (READING, health.Live()),
         "/readyz": (READING, health.Ready(parts)),
         "/metrics": (READING, health.Scrape(parts)),
+        "/openapi.json": (READING, Description()),
         "/queue/stats": (READING, health.Report(partial(health.queue_stats, parts))),
         "/api/chat/mlx/metrics": (READING, health.Report(partial(health.health, parts))),
         "/api/chat/status": (READING, health.Report(partial(health.chat_status, parts))),

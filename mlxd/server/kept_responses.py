@@ -24,6 +24,8 @@ _MOST_ITEMS = 100
 _MOST_DIGITS = 9
 _ITEMS = 20
 _READING = ("GET", "HEAD")
+_COMPACT = ("compact", "")
+"""What is a path of its own, and could be an id."""
 
 
 class KeptResponses:
@@ -50,15 +52,15 @@ class KeptResponses:
 
     def allowed(self, request: web.BaseRequest) -> str:
         """The methods of the request's path; empty: there is no such path."""
-        _, _, what = request.path.removeprefix(_BELOW).partition("/")
-        return _ALLOWED.get(what, "")
+        id, _, what = request.path.removeprefix(_BELOW).partition("/")
+        return _OF_COMPACT if (id, what) == _COMPACT else _ALLOWED.get(what, "")
 
     def _refuse(self, request: web.BaseRequest, id: str, what: str) -> None:
         """What there is, and cannot be done here."""
         if what == "cancel":
             self._kept(request, id)
             raise InvalidRequest("Cannot cancel a synchronous response.")
-        if (id, what) == ("compact", ""):
+        if (id, what) == _COMPACT:
             raise UnsupportedFeature("compaction is not offered")
 
     def _kept(self, request: web.BaseRequest, id: str) -> Kept:
@@ -68,6 +70,7 @@ class KeptResponses:
         return kept
 
 
+_OF_COMPACT = "DELETE, GET, HEAD, POST"
 _ALLOWED = {"": "DELETE, GET, HEAD", "input_items": "GET, HEAD", "cancel": "POST"}
 
 

@@ -324,3 +324,16 @@ def test_whoever_asks_is_answered_beside_slow_clients(tmp_path: Path) -> None:
         assert row["failures"] == []
         assert row["asked"] > 0
         assert row["most_at_once"] > 256
+
+
+@pytest.mark.mlx
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_contract_says_what_each_operation_answered(tmp_path: Path) -> None:
+    found = run("contract.py", tmp_path, "--short", "--only", "/v1/models")
+    asked = {row["operation"]: row["statuses"] for row in found["rows"]}
+    assert set(asked) == {
+        f"{method} /v1/models{rest}" for method in ("GET", "HEAD") for rest in ("", "/{id}")
+    }
+    assert all("200" in statuses for statuses in asked.values())
+    assert found["problems"] == []

@@ -12,6 +12,7 @@ import pytest
 from mlxd.core import errors
 from mlxd.server.app import routes
 from mlxd.server.errors import STATUS
+from mlxd.server.openapi.document import operations
 from mlxd.server.parts import Parts
 from tests.support.daemon import Daemon
 
@@ -38,6 +39,18 @@ def documented() -> set[tuple[str, str]]:
 
 def test_every_route_is_documented_and_nothing_else() -> None:
     assert documented() == served()
+
+
+def test_everything_on_the_admin_socket_is_documented() -> None:
+    """Its table says them as `/admin/ps` (get)."""
+    rows = re.findall(r"^\| ((?:`/admin/[^|]*)) \((get|post|delete)\) \|", TEXT, re.MULTILINE)
+    listed = {
+        (method.upper(), re.sub(r"\?.*", "", path))
+        for paths, method in rows
+        for path in re.findall(r"`([^`]+)`", paths)
+    }
+    described = {(one.method, one.path) for one in operations() if one.on_socket}
+    assert listed == {one for one in described if one[0] != "HEAD"}
 
 
 def test_head_works_wherever_get_does() -> None:

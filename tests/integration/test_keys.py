@@ -71,7 +71,7 @@ def test_who_has_no_key_is_refused_in_words_that_clients_know(
         pytest.raises(anthropic.AuthenticationError),
     ):
         claude.messages.create(model="tiny-a", max_tokens=4, messages=SAID)
-    for path in ("/", "/api/tags", "/metrics", "/queue/stats", "/api/events", "/nowhere"):
+    for path in ("/", "/api/tags", "/metrics", "/openapi.json", "/api/events", "/nowhere"):
         answer = running.http.get(path)
         assert answer.status_code == 401
         assert "clients.auth.required: true" in answer.json()["error"]

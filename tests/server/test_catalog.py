@@ -110,3 +110,11 @@ async def test_a_kept_response_says_what_is_allowed_there(method: str) -> None:
     endpoint = Routes({"/v1/responses/*": (KEEPING, KeptResponses(parts))})(request)
     answer = await endpoint(request)
     assert (answer.status, answer.headers["Allow"]) == (405, "DELETE, GET, HEAD")
+
+
+async def test_what_is_refused_for_want_of_a_feature_is_allowed_there() -> None:
+    parts: Any = SimpleNamespace()
+    request = make_mocked_request("PUT", "/v1/responses/compact")
+    request[ID] = "1"
+    answer = await Routes({"/v1/responses/*": (KEEPING, KeptResponses(parts))})(request)(request)
+    assert (answer.status, answer.headers["Allow"]) == (405, "DELETE, GET, HEAD, POST")

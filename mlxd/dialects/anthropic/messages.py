@@ -9,9 +9,9 @@ from mlxd.core.request import CalledTool, Message
 from mlxd.dialects.anthropic.errors import missing, required
 from mlxd.dialects.fields import Fields
 
-_ROLES = ("user", "assistant", "system")
+ROLES = ("user", "assistant", "system")
 _PICTURES_AND_FILES = ("image", "container_upload")
-_NOT_FOR_THE_MODEL = (
+NOT_FOR_THE_MODEL = (
     "redacted_thinking",
     "server_tool_use",
     "web_search_tool_result",
@@ -80,9 +80,9 @@ class Conversation:
 
     def _read(self, fields: Fields) -> None:
         role = fields.text("role")
-        if role not in _ROLES:
+        if role not in ROLES:
             raise InvalidRequest(
-                f"{fields.path('role')}: expected one of {', '.join(_ROLES)}",
+                f"{fields.path('role')}: expected one of {', '.join(ROLES)}",
                 param=fields.path("role"),
             )
         content = fields.get("content")
@@ -106,7 +106,7 @@ class Conversation:
                 case "tool_use":
                     turn.calls.append(self._called(block))
                 case kind:
-                    if kind not in _NOT_FOR_THE_MODEL:
+                    if kind not in NOT_FOR_THE_MODEL:
                         turn.texts.append(words_of(block))
 
     def _called(self, block: Fields) -> CalledTool:

@@ -16,9 +16,9 @@ from mlxd.dialects.standing import priority, user
 
 FALLBACK = Sampling(temperature=1.0, top_p=1.0)
 
-_EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "max", "max": "max"}
-_THINKING = {"enabled": True, "adaptive": True, "between_tools": True, "disabled": False}
-_MOST_STOPS = 64
+EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "max", "max": "max"}
+THINKING = {"enabled": True, "adaptive": True, "between_tools": True, "disabled": False}
+MOST_STOPS = 64
 
 
 def read_prompt(body: dict[str, Any]) -> tuple[Fields, GenerationRequest]:
@@ -73,12 +73,12 @@ def _thinking(fields: Fields) -> bool:
     if thinking is None:
         return False
     kind = thinking.text("type")
-    if kind not in _THINKING:
+    if kind not in THINKING:
         raise InvalidRequest(
-            f"thinking.type: expected one of {', '.join(_THINKING)}", param="thinking.type"
+            f"thinking.type: expected one of {', '.join(THINKING)}", param="thinking.type"
         )
     thinking.integer("budget_tokens", low=1)
-    return _THINKING[kind]
+    return THINKING[kind]
 
 
 def _effort(fields: Fields) -> str | None:
@@ -86,12 +86,12 @@ def _effort(fields: Fields) -> str | None:
     effort = None if config is None else config.text("effort")
     if effort is None:
         return None
-    if effort not in _EFFORTS:
+    if effort not in EFFORTS:
         raise InvalidRequest(
-            f"output_config.effort: expected one of {', '.join(_EFFORTS)}",
+            f"output_config.effort: expected one of {', '.join(EFFORTS)}",
             param="output_config.effort",
         )
-    return _EFFORTS[effort]
+    return EFFORTS[effort]
 
 
 def format_name(fields: Fields) -> str:
@@ -139,9 +139,9 @@ def _sampling(fields: Fields) -> Sampling:
 
 def _stop(fields: Fields) -> tuple[str, ...]:
     strings = fields.texts("stop_sequences")
-    if len(strings) > _MOST_STOPS:
+    if len(strings) > MOST_STOPS:
         raise InvalidRequest(
-            f"stop_sequences takes at most {_MOST_STOPS} strings", param="stop_sequences"
+            f"stop_sequences takes at most {MOST_STOPS} strings", param="stop_sequences"
         )
     check_stops(strings, "stop_sequences")
     return tuple(text for text in strings if text)

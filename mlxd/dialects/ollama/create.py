@@ -14,8 +14,8 @@ from mlxd.dialects.ollama.request import complain, read_message
 
 DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 """Ollama's own client writes either."""
-_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
-_NOT_BUILT = {
+FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+NOT_BUILT = {
     "adapters": "adapters are set in models.yaml (models.<name>.adapter)",
     "quantize": "weights are served as they are; quantise them with mlx-lm",
     "quantization": "weights are served as they are; quantise them with mlx-lm",
@@ -23,7 +23,7 @@ _NOT_BUILT = {
     "renderer": "a conversation is rendered by a chat template",
     "parser": "an answer is read as the model's own template says",
 }
-_MOST_FILES = 1000
+MOST_FILES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def parse_create(body: Json) -> Creation:
     name = fields.text("model") or fields.text("name") or ""
     if not name.strip():
         raise InvalidRequest("model is required", param="model")
-    for field, why in _NOT_BUILT.items():
+    for field, why in NOT_BUILT.items():
         if fields.get(field):
             raise UnsupportedFeature(f"{field} is not offered: {why}", param=field)
     source, files = fields.text("from") or "", _files(fields)
@@ -86,8 +86,8 @@ def _license(fields: Fields) -> str:
 
 def _files(fields: Fields) -> tuple[tuple[str, str], ...]:
     found = fields.mapping("files") or {}
-    if len(found) > _MOST_FILES:
-        raise InvalidRequest(f"files has at most {_MOST_FILES} entries", param="files")
+    if len(found) > MOST_FILES:
+        raise InvalidRequest(f"files has at most {MOST_FILES} entries", param="files")
     return tuple((_file_name(name), _digest(name, digest)) for name, digest in found.items())
 
 
@@ -97,7 +97,7 @@ def _file_name(name: str) -> str:
             f"{name[:200]}: GGUF is not served; a model here is safetensors with a config.json",
             param="files",
         )
-    if not _FILE.fullmatch(name) or name.endswith(".py"):
+    if not FILE.fullmatch(name) or name.endswith(".py"):
         raise InvalidRequest(
             f"files: {name[:200]!r} is no name of a file in a model's folder", param="files"
         )

@@ -21,11 +21,11 @@ FALLBACK = Sampling(
 )
 
 # Accepted, and without effect: how a model is loaded is the operator's to say.
-_LOAD_INTEGERS = ("num_batch", "num_gpu", "main_gpu", "num_thread", "draft_num_predict")
-_LOAD_FLAGS = ("use_mmap",)
-_IDLE_INTEGERS = ("num_keep",)
-_IDLE_FLOATS = ("typical_p",)
-_MOST_STOPS = 64
+LOAD_INTEGERS = ("num_batch", "num_gpu", "main_gpu", "num_thread", "draft_num_predict")
+LOAD_FLAGS = ("use_mmap",)
+IDLE_INTEGERS = ("num_keep",)
+IDLE_FLOATS = ("typical_p",)
+MOST_STOPS = 64
 _LEAST_CONTEXT = 4
 _LARGEST = 1e4
 """Beyond it a number means nothing and could leave the range of the engine's float16."""
@@ -47,11 +47,11 @@ class Options:
 def read_options(values: Json) -> Options:
     """Null is skipped and an unknown name ignored; a wrong type raises InvalidRequest."""
     options = Fields(values, _complain)
-    for name in (*_LOAD_INTEGERS, *_IDLE_INTEGERS):
+    for name in (*LOAD_INTEGERS, *IDLE_INTEGERS):
         options.integer(name, truncate=True)
-    for name in _LOAD_FLAGS:
+    for name in LOAD_FLAGS:
         options.flag(name)
-    for name in _IDLE_FLOATS:
+    for name in IDLE_FLOATS:
         options.number(name)
     return Options(
         sampling=_sampling(options),
@@ -104,8 +104,8 @@ def _seed(options: Fields) -> int | None:
 
 def _stop(options: Fields) -> tuple[str, ...]:
     strings = tuple(text for text in options.texts("stop") if text)
-    if len(strings) > _MOST_STOPS:
-        raise InvalidRequest(f'option "stop" takes at most {_MOST_STOPS} strings', param="stop")
+    if len(strings) > MOST_STOPS:
+        raise InvalidRequest(f'option "stop" takes at most {MOST_STOPS} strings', param="stop")
     check_stops(strings, 'option "stop"')
     return strings
 

@@ -16,7 +16,7 @@ _GO = re.compile(
     r"|(?:range|and|or|not|eq|ne|len|json)\s+[.$])"
 )
 """Beginnings of Go's template actions, none of which is an expression of Jinja."""
-_LAST_ID = 2**31
+LAST_ID = 2**31
 
 
 def with_prompt(fields: Fields, request: GenerationRequest, prompt: str) -> GenerationRequest:
@@ -68,6 +68,6 @@ def _context(fields: Fields) -> tuple[int, ...]:
     values = fields.array("context", "array of integers") or []
     if not all(type(value) is int for value in values):
         raise fields.wrong("context", "array of integers")
-    if any(not 0 <= value < _LAST_ID for value in values):
+    if any(not 0 <= value < LAST_ID for value in values):
         raise InvalidRequest("context holds what is no token id", param="context")
     return tuple(values)

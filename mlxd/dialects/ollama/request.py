@@ -17,9 +17,9 @@ from mlxd.dialects.ollama.options import FALLBACK, positive, read_options
 from mlxd.dialects.ollama.prompt import with_prompt
 from mlxd.dialects.standing import priority, user
 
-_ROLES = ("system", "user", "assistant", "tool")
-_EFFORTS = ("low", "medium", "high", "max")
-_MOST_LOGPROBS = 20
+ROLES = ("system", "user", "assistant", "tool")
+EFFORTS = ("low", "medium", "high", "max")
+MOST_LOGPROBS = 20
 
 
 def parse_generate(body: Json, *, id: str, now: float) -> Call:
@@ -119,9 +119,9 @@ def _refuse_images(fields: Fields, model: str) -> None:
 def read_message(fields: Fields, model: str) -> Message:
     """One turn of a conversation. Raises InvalidRequest."""
     role = (fields.text("role") or "").lower()
-    if role not in _ROLES:
+    if role not in ROLES:
         raise InvalidRequest(
-            f"{fields.path('role')} must be one of {', '.join(_ROLES)}", param=fields.path("role")
+            f"{fields.path('role')} must be one of {', '.join(ROLES)}", param=fields.path("role")
         )
     _refuse_images(fields, model)
     return Message(
@@ -168,7 +168,7 @@ def _think(fields: Fields) -> bool | str | None:
     value = fields.get("think")
     if value is None or value == "":
         return None
-    if isinstance(value, bool) or (isinstance(value, str) and value in _EFFORTS):
+    if isinstance(value, bool) or (isinstance(value, str) and value in EFFORTS):
         return value
     raise InvalidRequest(
         f'invalid think value: {_shown(value)} (must be "low", "medium", "high", "max", true, or '
@@ -193,9 +193,9 @@ def _format(fields: Fields) -> str | Json | None:
 
 def _logprobs(fields: Fields) -> int | None:
     top = fields.integer("top_logprobs") or 0
-    if not 0 <= top <= _MOST_LOGPROBS:
+    if not 0 <= top <= MOST_LOGPROBS:
         raise InvalidRequest(
-            f"top_logprobs must be between 0 and {_MOST_LOGPROBS}", param="top_logprobs"
+            f"top_logprobs must be between 0 and {MOST_LOGPROBS}", param="top_logprobs"
         )
     return top if fields.flag("logprobs") else None
 

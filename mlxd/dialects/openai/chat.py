@@ -34,7 +34,7 @@ from mlxd.dialects.openai.stream import (
 from mlxd.dialects.openai.tools import old_form, with_tools
 from mlxd.dialects.tool_calls import tool_call_id
 
-_MOST_LOGPROBS = 20
+MOST_LOGPROBS = 20
 
 
 class ChatCodec:
@@ -175,7 +175,7 @@ def _max_tokens(fields: Fields) -> int | None:
 
 
 def _logprobs_asked(fields: Fields) -> int | None:
-    top = fields.integer("top_logprobs", low=0, high=_MOST_LOGPROBS) or 0
+    top = fields.integer("top_logprobs", low=0, high=MOST_LOGPROBS) or 0
     return top if fields.flag("logprobs") else None
 
 

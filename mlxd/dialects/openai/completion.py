@@ -40,7 +40,7 @@ from mlxd.dialects.openai.stream import (
 )
 
 _DEFAULT_MAX_TOKENS = 16
-_MOST_LOGPROBS = 5
+MOST_LOGPROBS = 5
 _MOST_SKIPPED = 8
 """Characters of a prompt's text that no token of it says: its tokenizer has changed them."""
 _PROMPT_FORMS = "string, array of strings, array of token ids, or array of those"
@@ -58,7 +58,7 @@ class CompletionCodec:
         echo = fields.flag("echo") or False
         wanted = read_count(fields)
         made = read_best_of(fields, wanted, stream=request.stream)
-        logprobs = fields.integer("logprobs", low=0, high=_MOST_LOGPROBS)
+        logprobs = fields.integer("logprobs", low=0, high=MOST_LOGPROBS)
         request = replace(
             limited(request, _max_tokens(fields, echo=echo)),
             logprobs=0 if logprobs is None and made > wanted else logprobs,

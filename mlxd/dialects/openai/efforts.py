@@ -5,7 +5,7 @@ from __future__ import annotations
 from mlxd.core.errors import InvalidRequest
 from mlxd.dialects.fields import Fields
 
-_EFFORTS: dict[str, bool | str] = {
+EFFORTS: dict[str, bool | str] = {
     "none": False,
     "minimal": "low",
     "low": "low",
@@ -22,7 +22,7 @@ def read_effort(fields: Fields, name: str) -> bool | str | None:
     effort = fields.text(name)
     if effort is None:
         return None
-    if effort not in _EFFORTS:
+    if effort not in EFFORTS:
         path = fields.path(name)
-        raise InvalidRequest(f"{path} must be one of {', '.join(_EFFORTS)}", param=path)
-    return _EFFORTS[effort]
+        raise InvalidRequest(f"{path} must be one of {', '.join(EFFORTS)}", param=path)
+    return EFFORTS[effort]

@@ -18,7 +18,7 @@ from mlxd.dialects.vectors import floats, in_base64, unit
 
 MOST_INPUTS = 2048
 _FORMS = "string, array of strings, array of token ids or array of arrays of token ids"
-_ENCODINGS = ("float", "base64")
+ENCODINGS = ("float", "base64")
 
 
 class EmbeddingsCodec:
@@ -100,9 +100,9 @@ def _check_dimensions(wanted: int, there: int) -> None:
 
 def _encoding(fields: Fields) -> str:
     encoding = fields.text("encoding_format") or "float"
-    if encoding not in _ENCODINGS:
+    if encoding not in ENCODINGS:
         raise InvalidRequest(
-            f"encoding_format must be one of {', '.join(_ENCODINGS)}", param="encoding_format"
+            f"encoding_format must be one of {', '.join(ENCODINGS)}", param="encoding_format"
         )
     return encoding
 

@@ -12,7 +12,7 @@ from mlxd.core.request import GenerationRequest
 from mlxd.dialects.fields import Fields, Json
 from mlxd.dialects.openai.embedded import MOST_VALUES, decode_object, values_in
 
-_MOST_TEXTS = 1000
+MOST_TEXTS = 1000
 _SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$]")
 
 
@@ -108,6 +108,6 @@ def _one_of(fields: Fields, name: str) -> str:
     texts, path = fields.texts(name), fields.path(name)
     if not texts or not all(texts):
         raise InvalidRequest(f"{path} must be texts that are not empty", param=path)
-    if len(texts) > _MOST_TEXTS:
-        raise InvalidRequest(f"{path} takes at most {_MOST_TEXTS} texts", param=path)
+    if len(texts) > MOST_TEXTS:
+        raise InvalidRequest(f"{path} takes at most {MOST_TEXTS} texts", param=path)
     return "|".join(_SPECIAL.sub(r"\\\g<0>", text) for text in texts)

@@ -10,7 +10,7 @@ from mlxd.dialects.fields import Fields, Json
 from mlxd.dialects.openai.embedded import MOST_VALUES, decode_object, values_in
 from mlxd.dialects.openai.errors import required
 
-_ROLES = {
+ROLES = {
     "system": "system",
     "developer": "system",
     "user": "user",
@@ -30,14 +30,14 @@ class MessageReader:
 
     def read(self, fields: Fields) -> Message:
         role = fields.text("role")
-        if role not in _ROLES:
+        if role not in ROLES:
             raise InvalidRequest(
-                f"Invalid value for '{fields.path('role')}': expected one of {', '.join(_ROLES)}.",
+                f"Invalid value for '{fields.path('role')}': expected one of {', '.join(ROLES)}.",
                 param=fields.path("role"),
             )
         if role == "assistant":
             return self._assistant(fields)
-        message = Message(role=_ROLES[role], content=_content(fields))
+        message = Message(role=ROLES[role], content=_content(fields))
         if role == "tool":
             call_id = required(fields, "tool_call_id")
             name = fields.text("name") or self._tool_names.get(call_id, "")

@@ -17,10 +17,10 @@ from mlxd.dialects.standing import priority_or_tier, user
 
 FALLBACK = Sampling(temperature=1.0, top_p=1.0)
 
-_TOKEN_ID = re.compile(r"-?[0-9]{1,10}", re.ASCII)
-_LARGEST_TOKEN_ID = 2**31 - 1
-_MOST_BIASES = 1024
-_MOST_STOPS = 4
+TOKEN_ID = re.compile(r"-?[0-9]{1,10}", re.ASCII)
+LARGEST_TOKEN_ID = 2**31 - 1
+MOST_BIASES = 1024
+MOST_STOPS = 4
 
 
 class StreamOptions(TypedDict, total=False):
@@ -70,7 +70,7 @@ def stream_options(fields: Fields) -> StreamOptions:
 
 def token_id(value: Any) -> bool:
     """Whether this can be one: an integer that every vocabulary's index type holds."""
-    return type(value) is int and 0 <= value <= _LARGEST_TOKEN_ID
+    return type(value) is int and 0 <= value <= LARGEST_TOKEN_ID
 
 
 def _sampling(fields: Fields) -> Sampling:
@@ -94,13 +94,13 @@ def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...] | None:
     if biases is None:
         return None
     names = fields.mapping("logit_bias") or {}
-    if len(names) > _MOST_BIASES:
-        raise InvalidRequest(f"logit_bias takes at most {_MOST_BIASES} tokens", param="logit_bias")
+    if len(names) > MOST_BIASES:
+        raise InvalidRequest(f"logit_bias takes at most {MOST_BIASES} tokens", param="logit_bias")
     return tuple((_biased_token(name), _bias(biases, name)) for name in names)
 
 
 def _biased_token(name: str) -> int:
-    if not _TOKEN_ID.fullmatch(name) or not token_id(int(name)):
+    if not TOKEN_ID.fullmatch(name) or not token_id(int(name)):
         raise InvalidRequest(
             f"logit_bias: '{name[:40]}' is not a token id (an integer from 0, as a string)",
             param="logit_bias",
@@ -121,7 +121,7 @@ def _stop(fields: Fields) -> tuple[str, ...]:
         strings: tuple[str, ...] = (value,)
     else:
         strings = fields.texts("stop", "string or array of strings")
-    if len(strings) > _MOST_STOPS:
-        raise InvalidRequest(f"stop takes at most {_MOST_STOPS} strings", param="stop")
+    if len(strings) > MOST_STOPS:
+        raise InvalidRequest(f"stop takes at most {MOST_STOPS} strings", param="stop")
     check_stops(strings, "stop")
     return tuple(text for text in strings if text)

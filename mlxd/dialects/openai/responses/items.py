@@ -15,12 +15,12 @@ from mlxd.dialects.openai.messages import MessageReader
 from mlxd.dialects.openai.responses.parts import texts
 from mlxd.dialects.openai.responses.tools import told_name
 
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _KINDS = (
     "message, reasoning, function_call, function_call_output, custom_tool_call, "
     "custom_tool_call_output or item_reference"
 )
-_PREFIXES = {
+PREFIXES = {
     "message": "msg",
     "reasoning": "rs",
     "function_call": "fc",
@@ -29,7 +29,7 @@ _PREFIXES = {
     "custom_tool_call_output": "ctco",
 }
 _LONGEST_ID = 128
-_NOT_FOR_THE_MODEL = frozenset(
+NOT_FOR_THE_MODEL = frozenset(
     {
         "code_interpreter_call",
         "compaction",
@@ -105,7 +105,7 @@ class ItemReader(MessageReader):
                 item = self._custom_call(fields)
             case "function_call_output" | "custom_tool_call_output":
                 item = self._output(fields, kind)
-            case _ if kind in _NOT_FOR_THE_MODEL:
+            case _ if kind in NOT_FOR_THE_MODEL:
                 return None
             case _:
                 path = fields.path("type")
@@ -115,10 +115,10 @@ class ItemReader(MessageReader):
 
     def _message(self, fields: Fields) -> Json:
         role = fields.text("role")
-        if role not in _ROLES:
+        if role not in ROLES:
             path = fields.path("role")
             raise InvalidRequest(
-                f"Invalid value for '{path}': expected one of {', '.join(_ROLES)}.", param=path
+                f"Invalid value for '{path}': expected one of {', '.join(ROLES)}.", param=path
             )
         said = texts(fields, "content")
         if role == "assistant":
@@ -126,7 +126,7 @@ class ItemReader(MessageReader):
             content = [output_text(text) for text in said]
         else:
             self._end_turn()
-            self._messages.append(Message(_ROLES[role], "\n".join(said)))
+            self._messages.append(Message(ROLES[role], "\n".join(said)))
             content = [{"type": "input_text", "text": text} for text in said]
         return {"type": "message", "role": role, "status": "completed", "content": content}
 
@@ -200,7 +200,7 @@ class ItemReader(MessageReader):
 def with_ids(items: Iterable[Json], call_id: str) -> list[Json]:
     """Each with an id of its own, where the client gave it none."""
     return [
-        {"id": f"{_PREFIXES[item['type']]}_{call_id}_in{number}"} | item
+        {"id": f"{PREFIXES[item['type']]}_{call_id}_in{number}"} | item
         for number, item in enumerate(items)
     ]
 
@@ -211,7 +211,7 @@ def response_id(call_id: str) -> str:
 
 def item_id(kind: str, call_id: str, index: int) -> str:
     """Of an item of an answer. It leads to the response that it is part of."""
-    return f"{_PREFIXES[kind]}_{call_id}_{index}"
+    return f"{PREFIXES[kind]}_{call_id}_{index}"
 
 
 def response_of(item_id: str) -> str:

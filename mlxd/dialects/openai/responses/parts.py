@@ -5,7 +5,7 @@ from __future__ import annotations
 from mlxd.core.errors import InvalidRequest, UnsupportedFeature
 from mlxd.dialects.fields import Fields
 
-_TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
+TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 _OTHER_MEDIA = ("input_image", "input_file", "input_audio", "computer_screenshot")
 
 
@@ -26,7 +26,7 @@ def _text(fields: Fields) -> str:
         raise UnsupportedFeature(
             f"content of type {kind} is not offered: this model reads text only", param=path
         )
-    if kind not in (*_TEXTS, "refusal"):
+    if kind not in (*TEXTS, "refusal"):
         raise InvalidRequest(f"Invalid value for '{path}': expected input_text.", param=path)
     name = "refusal" if kind == "refusal" else "text"
     text = fields.text(name)

@@ -18,11 +18,11 @@ from mlxd.dialects.openai.responses.tools import check_names, offers, read_choic
 
 LOGPROBS = "message.output_text.logprobs"
 SEALED_REASONING = "reasoning.encrypted_content"
-_MOST_LOGPROBS = 20
-_MOST_PAIRS = 16
-_LONGEST_KEY = 64
-_LONGEST_VALUE = 512
-_NOT_OFFERED = {
+MOST_LOGPROBS = 20
+MOST_PAIRS = 16
+LONGEST_KEY = 64
+LONGEST_VALUE = 512
+NOT_OFFERED = {
     "background": "responses in the background are not offered: stream, or wait for the answer",
     "conversation": "conversations are not offered: go on with previous_response_id, or send all",
     "prompt": "stored prompts are not offered: send instructions and input",
@@ -63,7 +63,7 @@ def references(body: Json) -> tuple[str | None, list[str]]:
 def read(body: Json, earlier: Earlier, *, keeps: bool) -> Asked:
     """Raises InvalidRequest. `keeps`: whether there is somewhere to keep the answer."""
     fields, request = read_request(body)
-    for name, words in _NOT_OFFERED.items():
+    for name, words in NOT_OFFERED.items():
         if fields.get(name):
             raise UnsupportedFeature(words, param=name)
     tools = read_tools(fields)
@@ -146,7 +146,7 @@ def _settings(fields: Fields, request: GenerationRequest, *, keeps: bool) -> Jso
         "service_tier": "default",
         "store": keeps and store is not False,
         "temperature": _first(sampling.temperature, fallback.temperature),
-        "top_logprobs": fields.integer("top_logprobs", low=0, high=_MOST_LOGPROBS) or 0,
+        "top_logprobs": fields.integer("top_logprobs", low=0, high=MOST_LOGPROBS) or 0,
         "top_p": _first(sampling.top_p, fallback.top_p),
         "truncation": _truncation(fields),
         "user": _said(fields, "user"),
@@ -165,14 +165,14 @@ def _said(fields: Fields, name: str) -> Any:
 
 def _metadata(fields: Fields) -> Json:
     pairs = fields.mapping("metadata") or {}
-    fits = len(pairs) <= _MOST_PAIRS and all(
-        len(key) <= _LONGEST_KEY and isinstance(value, str) and len(value) <= _LONGEST_VALUE
+    fits = len(pairs) <= MOST_PAIRS and all(
+        len(key) <= LONGEST_KEY and isinstance(value, str) and len(value) <= LONGEST_VALUE
         for key, value in pairs.items()
     )
     if not fits:
         raise InvalidRequest(
-            f"metadata takes at most {_MOST_PAIRS} pairs of strings, keys of at most "
-            f"{_LONGEST_KEY} characters and values of at most {_LONGEST_VALUE}",
+            f"metadata takes at most {MOST_PAIRS} pairs of strings, keys of at most "
+            f"{LONGEST_KEY} characters and values of at most {LONGEST_VALUE}",
             param="metadata",
         )
     return pairs

@@ -10,7 +10,7 @@ from mlxd.core.request import ToolChoice
 from mlxd.dialects.fields import Fields, Json
 from mlxd.dialects.openai.errors import required
 
-_HOSTED = frozenset(
+HOSTED = frozenset(
     {
         "image_generation",
         "tool_search",
@@ -27,7 +27,7 @@ _ANY_TEXT: Json = {
     "required": ["input"],
     "additionalProperties": False,
 }
-_CHOICES = ("auto", "none", "required")
+CHOICES = ("auto", "none", "required")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def read_tools(fields: Fields) -> list[Json]:
     """
     tools, hosted = [], None
     for tool in fields.each("tools"):
-        if tool.text("type") in _HOSTED:
+        if tool.text("type") in HOSTED:
             hosted = hosted or tool
         else:
             tools.append(_tool(tool))
@@ -108,7 +108,7 @@ def read_choice(
 def _simple(
     choice: str, offered: Mapping[str, Offer], parallel: bool
 ) -> tuple[str, tuple[Json, ...], ToolChoice]:
-    if choice not in _CHOICES:
+    if choice not in CHOICES:
         raise InvalidRequest(
             "tool_choice must be none, auto, required, or an object that names a function",
             param="tool_choice",
@@ -150,7 +150,7 @@ def _known(choice: Fields, known: Mapping[tuple[str, str | None], Offer]) -> Off
 
 
 def _hosted(fields: Fields) -> bool:
-    return fields.text("type") in _HOSTED
+    return fields.text("type") in HOSTED
 
 
 def _tool(fields: Fields) -> Json:
