@@ -22,11 +22,11 @@ from mlxd.server.generate import Generate
 from mlxd.server.identity import ASSETS
 from mlxd.server.kept_responses import KeptResponses
 from mlxd.server.managers import ForManagers
+from mlxd.server.openapi.endpoint import Description
 from mlxd.server.page.assets import Assets, ToPage
 from mlxd.server.page.session import Session
 from mlxd.server.page.state import StateReport
 from mlxd.server.page.token import PageToken
-from mlxd.server.openapi.endpoint import Description
 from mlxd.server.parts import Parts
 from mlxd.server.pull import Pull
 from mlxd.server.responses import Respond

@@ -123,7 +123,7 @@ def _readers(policies: PolicySet) -> Iterator[Callable[[web.BaseRequest], Any]]:
     yield events._types
     yield generate._priority_of
     yield edge._request_id
-    yield edge._path_of
+    yield lambda request: edge.path_of(request.path)
     yield lambda request: kept_responses._limit(request.query)
     yield lambda request: anthropic_models.page([{"id": "a"}, {"id": "b"}], request.query)
 
