@@ -1,4 +1,4 @@
-"""The admin socket."""
+"""The admin side."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from mlxd.server.openapi.operation import (
 )
 from mlxd.server.openapi.own import FOLLOWING
 
+_COUNT = Parameter("n", "query", whole(1, 10**9 - 1), "How many; 20 of them.")
 _NAME = Parameter("name", "query", text(least=1))
 _MODEL = Parameter("model", "query", TEXT, "Of one model; none: of each in memory.")
 _IF_MATCH = Parameter("If-Match", "header", TEXT, "The ETag of the policies that were seen.")
@@ -42,9 +43,7 @@ def operations() -> Iterator[Operation]:
 
 def _get(path: str, words: str, name: str, *more: Parameter, raises: Errors = ()) -> Operation:
     told = {200: json_of(name)}
-    return Operation(
-        "GET", path, words, "admin", told, (*failures.SOCKET, *raises), parameters=more
-    )
+    return Operation("GET", path, words, "admin", told, (*failures.EDGE, *raises), parameters=more)
 
 
 def _post(
@@ -52,7 +51,7 @@ def _post(
 ) -> Operation:
     body = failures.BODY if asks else ()
     return Operation(
-        "POST", path, words, "admin", {200: json_of(name)}, (*failures.SOCKET, *body, *raises),
+        "POST", path, words, "admin", {200: json_of(name)}, (*failures.EDGE, *body, *raises),
         asks={JSON: refer(asks)} if asks else {}, parameters=more,
     )  # fmt: skip
 
@@ -68,9 +67,12 @@ def _policies() -> Iterator[Operation]:
     )  # fmt: skip
     yield _get("/admin/policy/history", "The generations that are kept.", "AdminHistory")
     yield _post("/admin/policy/check", "What a reload would do.", "AdminPlanned")
-    yield _post(
-        "/admin/policy/plan", "What other files would do.", "AdminPlanned", asks="AdminPlanRequest"
-    )
+    yield Operation(
+        "POST", "/admin/policy/plan", "What other files would do, or an earlier generation.",
+        "admin", {200: json_of("AdminPlanned")},
+        (*failures.EDGE, *failures.BODY, errors.PolicyConflict),
+        asks={JSON: refer("AdminPlanRequest")}, parameters=(number, _FORCE), bare=True,
+    )  # fmt: skip
     yield _post(
         "/admin/policy/reload", "Read the files now.", "Outcome", _IF_MATCH,
         raises=(errors.PolicyOutOfDate,),
@@ -89,9 +91,13 @@ def _keeping() -> Iterator[Operation]:
     )
     yield Operation(
         "GET", "/admin/events", "What mlxd decides, all of it.", "admin", {200: told},
-        (*failures.SOCKET, *failures.QUERY), parameters=FOLLOWING,
+        (*failures.EDGE, *failures.QUERY), parameters=FOLLOWING,
     )  # fmt: skip
-    yield _get("/admin/health", "All of /health.", "Health")
+    yield _get("/admin/health", "All of /health, and the last events.", "AdminHealth")
+    yield _get(
+        "/admin/crashes", "The last ends that nobody asked for.", "AdminCrashes", _COUNT,
+        raises=failures.QUERY,
+    )  # fmt: skip
     yield _get("/admin/usage", "What tenants have used of their tokens.", "AdminUsage")
     yield _post(
         "/admin/keys/reload", "Read the API keys now.", "AdminKeys", raises=(errors.Overloaded,)
@@ -146,7 +152,7 @@ def _changing() -> Iterator[Operation]:
     pulls = (*failures.NAMED, errors.PullFailed, errors.InsufficientStorage)
     yield Operation(
         "POST", "/admin/pull", "Fetch a model from a hub.", "admin", {200: progress},
-        (*failures.SOCKET, *failures.BODY, *pulls), asks={JSON: refer("OllamaPullRequest")},
+        (*failures.EDGE, *failures.BODY, *pulls), asks={JSON: refer("OllamaPullRequest")},
     )  # fmt: skip
 
 
@@ -161,7 +167,7 @@ def _benching() -> Iterator[Operation]:
     told = streamed(
         EVENTS, "OpenAICompletion", ("OpenAICompletionChunk", "OpenAIError"), "The answer."
     )
-    raises = (*failures.SOCKET, *failures.BODY, *failures.RUN, *failures.RESUMED)
+    raises = (*failures.EDGE, *failures.BODY, *failures.RUN, *failures.RESUMED)
     yield Operation(
         "POST", "/admin/completions", words, "admin", {200: told}, raises,
         asks={JSON: refer("OpenAICompletionRequest")}, parameters=RESUMING, says=("OpenAI",),
@@ -170,7 +176,7 @@ def _benching() -> Iterator[Operation]:
 
 
 def _cache() -> Iterator[Operation]:
-    raises = (*failures.SOCKET, *failures.NAMED)
+    raises = (*failures.EDGE, *failures.NAMED)
     told = {200: json_of("AdminCache")}
     disk = Parameter("disk", "query", _YES, "1: what is on disk, too.")
     path = "/admin/cache"

@@ -1,4 +1,4 @@
-"""The bodies of the admin socket's answers, and of what it is asked."""
+"""The bodies of the admin side's answers, and of what it is asked."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from mlxd.dialects.shaping import (
 from mlxd.policy.outcome import Result, Trigger
 from mlxd.policy.policy_set import FILES
 from mlxd.policy.schema import Reload
-from mlxd.server.openapi.shapes import policy_summary
+from mlxd.server.openapi.shapes import health, policy_summary
 
 _NAME = {"model": text(least=1)}
 _POINTS = said(listed(listed(NUMBER, 2, least=2)), "A count and a rate each.")
@@ -54,6 +54,9 @@ def shapes() -> Shapes:
         **_models(),
         **_benched(),
         "AdminFit": _fit(),
+        "AdminHealth": health({"recent_events": listed(refer("Event")), "log": TEXT}),
+        "AdminCrashes": answer({"crashes": listed(refer("Crash"))}),
+        "Crash": _crash(),
         "AdminEvents": answer({"events": listed(refer("Event"))}),
         "AdminCache": _cache(),
         "Story": _story(),
@@ -116,7 +119,6 @@ def _explained() -> Schema:
             "takes": TEXT,
             "unit": TEXT,
             "reload": one_of(get_args(Reload)),
-            "enforced": FLAG,
             "meaning": TEXT,
         }
     )
@@ -137,7 +139,7 @@ def _planned() -> Schema:
             "generation": COUNT,
             "errors": listed(refer("PolicyError")),
             "changes": listed(refer("PolicyChange")),
-            **dict.fromkeys(("effects", "shadowed", "warnings", "not_enforced"), TEXTS),
+            **dict.fromkeys(("effects", "shadowed", "warnings"), TEXTS),
         }
     )
 
@@ -157,18 +159,7 @@ def _usage() -> Schema:
 
 def _models() -> Shapes:
     shown = ("license", "digest", "path", "repository", "revision")
-    running = {
-        "name": TEXT,
-        "size_bytes": COUNT,
-        "context": COUNT,
-        "running": COUNT,
-        "loading": FLAG,
-        "pid": or_null(COUNT),
-        "expires_in_seconds": or_null(NUMBER),
-        "leaving": FLAG,
-        "uses": COUNT,
-        "progress": or_null(refer("Loading")),
-    }
+    running = process() | {"progress": or_null(refer("Loading"))}
     return {
         "AdminModels": answer({"models": listed(answer(_entry()))}),
         "AdminModel": answer(
@@ -183,6 +174,21 @@ def _models() -> Shapes:
         "AdminNamed": answer({"name": TEXT, "model": TEXT}),
         "AdminDeleted": answer({"name": TEXT}),
         "AdminModelReset": answer({"model": TEXT, "reset": FLAG, "requests": COUNT}),
+    }
+
+
+def process() -> dict[str, Schema]:
+    """What is in memory, or on its way there."""
+    return {
+        "name": TEXT,
+        "size_bytes": COUNT,
+        "context": COUNT,
+        "running": COUNT,
+        "loading": FLAG,
+        "pid": or_null(COUNT),
+        "expires_in_seconds": or_null(NUMBER),
+        "leaving": FLAG,
+        "uses": COUNT,
     }
 
 
@@ -222,6 +228,13 @@ def _fit() -> Schema:
             "reason": TEXT,
         }
     )
+
+
+def _crash() -> Schema:
+    """And what its event told: event types differ."""
+    kinds = one_of(("worker", "daemon"))
+    told = {"schema": COUNT, "kind": kinds, "event": COUNT, "message": TEXT, "at": NUMBER}
+    return answer(told) | {"additionalProperties": True}
 
 
 def _cache() -> Schema:

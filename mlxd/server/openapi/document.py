@@ -15,7 +15,7 @@ from mlxd.dialects.openai.responses.shapes import shapes as responses
 from mlxd.dialects.openai.shapes import shapes as openais
 from mlxd.dialects.shaping import Schema, either, refer
 from mlxd.server.errors import STATUS
-from mlxd.server.openapi import admin, anthropic, headers, ollama, openai, own
+from mlxd.server.openapi import admin, anthropic, headers, ollama, openai, own, page
 from mlxd.server.openapi.admin_shapes import shapes as admins
 from mlxd.server.openapi.operation import JSON, Answer, Operation, Parameter, Tag
 from mlxd.server.openapi.shapes import shapes as owns
@@ -27,7 +27,7 @@ _TAGS: dict[Tag, str] = {
     "OpenAI": "OpenAI's API.",
     "Anthropic": "Anthropic's API.",
     "mlxd": "What is mlxd's own.",
-    "admin": "The admin socket: nothing of it can be reached over TCP.",
+    "admin": "The admin side: on the admin socket, and over TCP to administrators.",
 }
 _ABOUT = (
     "A daemon that serves language models with MLX, in three dialects. HEAD works wherever GET"
@@ -38,6 +38,7 @@ _ABOUT = (
     " an operation may answer, as `X-Mlxd-Code` names them; `x-itemSchema` is the shape of each"
     " record of a stream, JSON behind `data:` or on a line."
 )
+_TCP: Json = {"url": "/"}
 _SOCKET: Json = {
     "url": "http://localhost",
     "description": "Over the unix socket admin.sock in the daemon's state folder.",
@@ -52,7 +53,7 @@ _ANYBODY: list[Json] = [{}, *({name: []} for name in _SCHEMES)]
 
 def operations() -> list[Operation]:
     """Every one of them; each GET has a HEAD beside it."""
-    tables = (ollama, openai, anthropic, own, admin)
+    tables = (ollama, openai, anthropic, own, page, admin)
     written = [operation for table in tables for operation in table.operations()]
     return [*written, *(_head_of(one) for one in written if one.method == "GET")]
 
@@ -61,7 +62,7 @@ def document() -> Json:
     return {
         "openapi": "3.1.0",
         "info": {"title": "mlxd", "version": __version__, "description": _ABOUT},
-        "servers": [{"url": "/"}],
+        "servers": [_TCP],
         "security": _ANYBODY,
         "tags": [{"name": name, "description": words} for name, words in _TAGS.items()],
         "paths": _paths(operations()),
@@ -80,7 +81,7 @@ def encoded() -> bytes:
 
 
 def _shapes() -> dict[str, Schema]:
-    named = (common, ollamas, openais, responses, anthropics, owns, admins)
+    named = (common, ollamas, openais, responses, anthropics, owns, page.shapes, admins)
     return {name: shape for shapes in named for name, shape in shapes().items()}
 
 
@@ -101,19 +102,20 @@ def _described(operation: Operation) -> Json:
         described["parameters"] = [_parameter(one) for one in operation.parameters]
     if operation.asks:
         content = {kind: {"schema": shape} for kind, shape in operation.asks.items()}
-        described["requestBody"] = {"required": True, "content": content}
+        described["requestBody"] = {"required": not operation.bare, "content": content}
     described["responses"] = _responses(operation)
     described["x-mlxd-codes"] = sorted({error.code for error in operation.raises})
-    if operation.on_socket:
-        described["servers"] = [_SOCKET]
-    if operation.on_socket or operation.open:
+    if operation.for_owners:
+        described["servers"] = [_SOCKET, _TCP]
+    if operation.open:
         described["security"] = []
     return described
 
 
 def _id_of(operation: Operation) -> str:
     words = re.findall(r"\w+", operation.path) or ["root"]
-    return "_".join([operation.method.lower(), *words])
+    slash = ["slash"] if operation.path.endswith("/") and operation.path != "/" else []
+    return "_".join([operation.method.lower(), *words, *slash])
 
 
 def _parameter(parameter: Parameter) -> Json:

@@ -5,21 +5,17 @@ from __future__ import annotations
 from mlxd.core import errors
 from mlxd.server.openapi.operation import Errors
 
-SOCKET: Errors = (
+EDGE: Errors = (
     errors.Forbidden,
     errors.Draining,
     errors.InsufficientMemory,
     errors.InternalError,
-)
-"""Of whatever is asked on the admin socket."""
-EDGE: Errors = (
-    *SOCKET,
     errors.Unauthorized,
     errors.TooManyGuesses,
     errors.HeadersTooLarge,
     errors.Overloaded,
 )
-"""Of whatever is asked over TCP."""
+"""Of whatever is asked. The admin socket says nothing of keys."""
 QUERY: Errors = (errors.InvalidRequest,)
 FILE: Errors = (errors.InvalidRequest, errors.RequestTimeout, errors.UnsupportedEncoding)
 """Of a body that is taken as it comes."""

@@ -64,7 +64,7 @@ def _own(unit: str) -> list[str]:
 def of_answer(operation: Operation) -> list[str]:
     """Those that may stand on it."""
     told = [*ALWAYS, *TRIED]
-    if operation.on_socket:
+    if operation.for_owners:
         told.append("ETag")
     return [*told, *_counted(operation), *PLACE] if operation.counted else told
 

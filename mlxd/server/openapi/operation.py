@@ -62,9 +62,12 @@ class Operation:
     counted: bool = False
     """Its answers and refusals say what limits leave the client."""
 
+    bare: bool = False
+    """It may be asked without a body."""
+
     @property
-    def on_socket(self) -> bool:
-        """Served on the admin socket alone."""
+    def for_owners(self) -> bool:
+        """Served on the admin socket, and over TCP to administrators."""
         return self.tag == "admin"
 
 

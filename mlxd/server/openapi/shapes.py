@@ -37,7 +37,7 @@ _STATUS = one_of(("healthy", "degraded", "warning", "critical"))
 def shapes() -> Shapes:
     return {
         "Root": _root(),
-        "Health": _health(),
+        "Health": health(),
         **_memory(),
         **_models(),
         "PolicySummary": answer(policy_summary()),
@@ -84,8 +84,8 @@ def _root() -> Schema:
     )
 
 
-def _health() -> Schema:
-    """Who needs a key and has none is told the first ones alone."""
+def health(more: dict[str, Schema] | None = None) -> Schema:
+    """Who needs a key and has none is told the first ones alone; `more`: what its owner is told."""
     waits = answer(dict.fromkeys(PRIORITIES, NUMBER))
     rate = answer({"max_per_window": or_null(COUNT), "window_seconds": or_null(NUMBER)})
     return answer(
@@ -109,6 +109,7 @@ def _health() -> Schema:
             "quarantined_requests": listed(_quarantined()),
             "pid": COUNT,
             "warnings": TEXTS,
+            **(more or {}),
         },
     )
 
@@ -193,7 +194,7 @@ def policy_summary() -> dict[str, Schema]:
         "generation": COUNT,
         "hash": TEXT,
         "last_reload": answer(reload),
-        **dict.fromkeys(("errors", "pending_restart", "not_enforced", "shadowed"), TEXTS),
+        **dict.fromkeys(("errors", "pending_restart", "shadowed"), TEXTS),
         "watching": FLAG,
     }
 

@@ -39,7 +39,7 @@ def table_of(routes: Routes) -> set[tuple[str, str]]:
 
 
 def served_by(operation: Operation) -> Routes:
-    return ADMIN if operation.on_socket else CLIENT
+    return ADMIN if operation.for_owners else CLIENT
 
 
 @pytest.mark.parametrize("routes", [CLIENT, ADMIN], ids=["client", "admin"])
