@@ -345,5 +345,6 @@ def test_contract_says_what_each_operation_answered(tmp_path: Path) -> None:
 def test_watchers_are_there_while_their_cost_is_measured(tmp_path: Path) -> None:
     found = run("watchers.py", tmp_path, "--short")
     assert min(found["asked"].values()) > 0
-    assert 0 < found["alone"] < 1 and 0 < found["watched"] < 1
+    assert 0 < found["alone"] < 1
+    assert 0 < found["watched"] < 1
     assert found["problems"] == []
