@@ -135,7 +135,7 @@ class Tuning(msgspec.Struct, frozen=True, tag="tuning"):
     """limits.batching.stall_target: of prefill at one time."""
     min_chunk: int = 32
     """limits.batching.min_chunk: tokens that are read at one time, however long they take."""
-    decode_share: float = 0.15
+    decode_share: float = 0.05
     """limits.batching.decode_share: of the time, for running answers, while prompts wait."""
     max_tokens: int = 0
     """limits.tokens.max_batch_tokens: read at one time at most; 0: what memory is counted for."""

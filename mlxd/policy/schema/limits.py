@@ -118,7 +118,7 @@ class Batching(Policy):
         unit="tokens", example="64", ge=1, le=2048,
     )  # fmt: skip
     decode_share: Ratio = field(
-        "15%", "Of the time, what running answers have between the chunks of a long prompt; one "
+        "5%", "Of the time, what running answers have between the chunks of a long prompt; one "
         "token for each between two chunks they have in any case. At most 90%.",
         unit="ratio", example="30%", le=0.9,
     )  # fmt: skip
