@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
 from mlxd.cli import exits
 from mlxd.cli.client import NoAnswer, address_of, health_of
+from mlxd.cli.events import local
 from mlxd.cli.models.words import size
 from mlxd.core import places
 from mlxd.core.instance import authority
@@ -80,7 +80,7 @@ def lines(health: Json, address: tuple[str, int]) -> Iterator[str]:
 
 def clock_of(at: float) -> str:
     """The time of day, on the clock of whoever reads it."""
-    return time.strftime("%H:%M:%S", time.localtime(at))
+    return local(at).partition(" ")[2]
 
 
 def _queue(health: Json) -> str:

@@ -148,6 +148,6 @@ class TestTheAdminSocket:
         status = main(["cache", "stats", "nobody", "--state", str(shared_daemon.state)])
         assert status == 1
 
-    def test_it_is_not_served_over_tcp(self, shared_daemon: Daemon) -> None:
-        assert shared_daemon.http.get("/admin/cache").status_code == 404
-        assert shared_daemon.http.delete("/admin/cache").status_code == 404
+    def test_over_tcp_it_is_not_everybodys(self, shared_daemon: Daemon) -> None:
+        assert shared_daemon.http.get("/admin/cache").status_code == 403
+        assert shared_daemon.http.delete("/admin/cache").status_code == 403

@@ -181,10 +181,12 @@ class TestNotes:
     def test_what_is_wrong_with_a_request_may_quote_it_and_is_not_told(self, story: Story) -> None:
         story.failed(InvalidRequest("messages: 'secret' is no role", param="messages"))
         assert facts(story) == {"code": "invalid_request"}
-        story.failed(InvalidRequest("4 answers; at most 3 are given", policy=LINE))
-        assert "message" in facts(story)
-        story.failed(Forbidden("not for you"))
-        assert facts(story)["message"] == "not for you"
+        story.failed(InvalidRequest("'4' answers; at most 3 are given", policy=LINE))
+        assert facts(story) == {
+            "code": "invalid_request", "policy": LINE.key, "value": "1", "place": "models.yaml:2",
+        }  # fmt: skip
+        story.failed(Forbidden("not for 'secret.example'"))
+        assert facts(story) == {"code": "forbidden"}
 
 
 class TestTheLease:

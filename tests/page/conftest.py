@@ -69,9 +69,11 @@ class Watched:
 Open = Callable[..., Watched]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """A browser; its own sandbox does not run as root."""
+    """A browser; its own sandbox does not run as root. No longer than a file has tests: as long as
+    it is there, its library's event loop is the one that runs in this thread, and no other can.
+    """
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     found = shutil.which("chromium") or shutil.which("chromium-browser")
     if found is None:

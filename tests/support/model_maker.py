@@ -113,12 +113,16 @@ def make_model(folder: Path, shape: Shape | None = None, *, seed: int = 0) -> Pa
 
 
 def make_hollow(folder: Path, size: int) -> None:
-    """Give a model so many bytes of weights, all in one tensor that takes no room on the disk.
+    """Give a model so many bytes of weights, all in one tensor that takes no room on the disk; its
+    layers have empty ones.
 
     It is whole as far as headers tell, and is not meant to be loaded.
     """
     tensor = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
-    header = json.dumps({"model.embed_tokens.weight": tensor}).encode()
+    layers = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
+    nothing = {"dtype": "F32", "shape": [0], "data_offsets": [size, size]}
+    tensors = {f"model.layers.{n}.mlp.up_proj.weight": nothing for n in range(layers)}
+    header = json.dumps({"model.embed_tokens.weight": tensor} | tensors).encode()
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + size)

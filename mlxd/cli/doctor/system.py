@@ -6,7 +6,6 @@ import re
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, requires
@@ -18,6 +17,7 @@ from mlxd.cli.doctor.finding import Findings, advice, problem
 from mlxd.cli.models.words import size
 from mlxd.control.memory import read_memory
 from mlxd.core import versions
+from mlxd.core.clock import SystemClock
 
 FEW_FILES = 10240
 """What launchd lets a service of ours have; a thousand clients need it."""
@@ -59,7 +59,7 @@ class System:
     limit: Callable[[int], tuple[int, int]] = resource.getrlimit
     installed: Mapping[str, str] = field(default_factory=versions.engine)
     wanted: Mapping[str, str] = field(default_factory=_wanted)
-    now: Callable[[], float] = time.time
+    now: Callable[[], float] = SystemClock().wall
     built: float = Path(__file__).stat().st_mtime
     """When this mlxd was installed, in seconds since the epoch."""
     root: Path = Path("/")
