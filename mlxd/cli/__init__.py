@@ -228,6 +228,6 @@ def _file(text: str) -> int:
 
 
 def _env(arguments: argparse.Namespace) -> int:
-    from mlxd.cli import status
+    from mlxd.cli import env
 
-    return status.env(arguments.policies, arguments.state)
+    return env.env(arguments.policies, arguments.state)
