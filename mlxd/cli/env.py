@@ -16,7 +16,7 @@ _KEYS = ("OPENAI_API_KEY", "ANTHROPIC_AUTH_TOKEN")
 
 
 def env(policies: str | None, state: str | None) -> int:
-    """Print what to `eval` in a shell. Comments come last: an unquoted `eval` makes one line of it."""
+    """Print what to `eval` in a shell. Comments come last: an unquoted `eval` sees one line."""
     address = address_of(places.find(policies, state))
     for name, value in _addresses(authority(*address)):
         print(f"export {name}={value}")

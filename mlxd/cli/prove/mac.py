@@ -68,6 +68,10 @@ def run(command: Sequence[str]) -> Said:
     return Said(done.returncode, done.stdout if done.returncode == 0 else done.stdout + done.stderr)
 
 
+def _has_cuda() -> bool:
+    return any(name.startswith("mlx-cuda") for name in versions.engine())
+
+
 @dataclass
 class Looks:
     """At this machine, each at its moment."""
@@ -77,6 +81,7 @@ class Looks:
     platform: str = sys.platform
     run: Run = run
     home: Path = field(default_factory=Path.home)
+    cuda: bool = field(default_factory=_has_cuda)
     patience: float = 1.0
     """What waits are multiplied by."""
     _found: dict[str, Outcome] = field(default_factory=dict)
@@ -85,7 +90,7 @@ class Looks:
 
     @property
     def on_gpu(self) -> bool:
-        return self._mac or any(name.startswith("mlx-cuda") for name in versions.engine())
+        return self._mac or self.cuda
 
     def before(self, health: Json) -> None:
         if not self._mac:

@@ -32,6 +32,8 @@ _LEAVE_SECONDS = 30.0
 _ORPHAN_SECONDS = 5.0
 _SURE_BYTES = 2**30
 """Of less, what other programs do meanwhile to the memory that is free says more."""
+_WELL = ("healthy", "degraded")
+"""`degraded`: all slots are taken."""
 _ABOUT = ("worker_", "replay", "restart", "load", "breaker", "evict", "memory_", "pressure")
 """What is written down of the events: those about workers and memory, and no client's."""
 
@@ -80,7 +82,7 @@ class Proof:
         yield "the daemon answers", self._answers, True
         yield f"{model} is loaded", self._loads, True
         yield "an answer comes token by token", self._streams, True
-        yield "a stream outlives the SIGKILL of its worker", self._survives, True
+        yield "a stream outlives the SIGKILL of its worker", self._survives, False
         yield "its tokens are those of the undisturbed answer", self._is_exact, False
         yield "health tells of the kill, and that it is over", self._recovers, False
         yield "memory comes back", self._gives_back, False
@@ -165,8 +167,8 @@ class Proof:
 
         def strike(count: int) -> None:
             if count >= _BEFORE_KILL and not self._killed:
-                self._killed = pid
                 os.kill(pid, signal.SIGKILL)
+                self._killed = pid
 
         try:
             answer = self._disturbed = self._ask(strike)
@@ -191,7 +193,6 @@ class Proof:
             return bool(down and replayed)
 
         whole = eventually(told, _TOLD_SECONDS)
-        self.seen.stderr = str(down.get("data", {}).get("stderr") or "")
         if not down:
             return failed(f"no event tells that worker {pid} is down")
         if not whole:
@@ -210,6 +211,8 @@ class Proof:
 
     def _is_exact(self) -> Outcome:
         mine, its = self._disturbed, self._undisturbed
+        if not mine.whole:
+            return not_here("there is no such answer")
         at = mine.differs_at(its)
         if at is None:
             return passed(f"all {len(its.tokens)}")
@@ -220,26 +223,31 @@ class Proof:
         return failed(words)
 
     def _recovers(self) -> Outcome:
+        if not self._killed:
+            return not_here("no worker was killed")
         last: Json = {}
+        fine = {*_WELL, self._before["status"]}
 
         def well() -> bool:
             last.update({"reason": "there is no worker"}, **self._subject.worker(self._model))
             another = last.get("state") == "serving" and last["pid"] != self._killed
-            return bool(another and self._subject.health()["status"] == self._before["status"])
+            return bool(another and self._subject.health()["status"] in fine)
 
         if not eventually(well, _RECOVERY_SECONDS):
             status = self._subject.health()["status"]
             state = last.get("state", "no worker")
             return failed(f"{status}, the worker: {state} {last['reason']}".rstrip())
         told = last["restarts"] > self._restarts
-        words = f"{self._before['status']}, restarts {last['restarts']}, pid {last['pid']}"
+        words = f"restarts {last['restarts']}, pid {last['pid']}"
         return judged(words, true=told)
 
     def _gives_back(self) -> Outcome:
         process = self._subject.process(self._model)
         if process.get("running"):
             return not_here(f"{process['running']} requests of others use the model")
-        pid = self._subject.resident(self._model)
+        pid = process.get("pid")
+        if pid is None:
+            return not_here("the model is not in memory any more")
         held, before = resident_of(pid) or 0, self._available()
         self._subject.admin.post("/admin/unload", {"model": self._model})
         if not eventually(lambda: gone(pid), _LEAVE_SECONDS):
@@ -288,6 +296,9 @@ class Proof:
             if event["type"].startswith(_ABOUT)
             and event["data"].get("model", self._model) == self._model
         ]
+        for event in self.seen.events:
+            if event["type"] == "worker_down" and event["data"].get("pid") == self._killed:
+                self.seen.stderr = str(event["data"].get("stderr") or "")
 
     def _note(self, what: str, figure: str) -> None:
         self.seen.figures[what] = figure
