@@ -84,6 +84,7 @@ def test_a_running_daemon_is_proved_and_left_as_it_was(shared_daemon: Daemon) ->
 
 
 @pytest.mark.mlx
+@pytest.mark.slow
 def test_a_model_that_was_in_memory_is_so_afterwards(shared_daemon: Daemon) -> None:
     shared_daemon.admin.wait("/admin/load", {"model": MODEL})
     assert prove(shared_daemon, "--yes").returncode == 0
@@ -100,9 +101,10 @@ def test_without_a_terminal_or_a_yes_nothing_is_done(
     assert done.returncode == 1
     assert "say --yes, or run this on a terminal; nothing was done" in done.stderr
     ours, theirs = pty.openpty()
-    monkeypatch.setattr(sys, "stdin", os.fdopen(theirs))
     os.write(ours, b"n\n")
-    done = prove(shared_daemon)
+    with os.fdopen(theirs) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        done = prove(shared_daemon)
     os.close(ours)
     assert done.returncode == 1
     assert done.stdout.endswith("go on? [y/N] ")
@@ -110,7 +112,10 @@ def test_without_a_terminal_or_a_yes_nothing_is_done(
 
 
 @pytest.mark.mlx
-def test_a_daemon_that_does_not_replay_is_not_proved(start_daemon: Start) -> None:
+def test_a_daemon_that_does_not_replay_is_not_proved(
+    start_daemon: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "_RECOVERY_SECONDS", 1.0)
     running = start_daemon({"supervision": 'replay: {when: "off"}\n'})
     assert prove(running, "--yes").returncode == 1
     found = results(report_of(running))
@@ -126,9 +131,10 @@ def test_a_worker_that_does_not_come_back_is_said(
 ) -> None:
     monkeypatch.setattr(proof, "_RECOVERY_SECONDS", 1.0)
     running = start_daemon({"supervision": "worker: {breaker: {failures: 1, open: 10m}}\n"})
-    assert prove(running, "--yes").returncode == 1
+    done = prove(running, "--yes")
+    assert done.returncode == 1
     found = results(report_of(running))
-    assert found["a stream outlives the SIGKILL of its worker"] == "failed"
+    assert found["a stream outlives the SIGKILL of its worker"] == "failed", done.stdout
     assert found["health tells of the kill, and that it is over"] == "failed"
 
 
