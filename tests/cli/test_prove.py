@@ -24,7 +24,7 @@ from mlxd.cli.prove.mac import Looks
 from mlxd.cli.prove.own import Own
 from mlxd.cli.prove.proof import Proof
 from mlxd.cli.prove.step import Steps, Verdict, shortened
-from mlxd.cli.prove.subject import CannotProve, Subject
+from mlxd.cli.prove.subject import CannotProve, Subject, eventually
 from tests.support.command import mlxd
 from tests.support.daemon import Daemon, write_policies
 
@@ -437,7 +437,7 @@ def test_only_a_child_that_is_a_worker_is_a_worker_of_the_daemon() -> None:
         child.kill()
     named = [sys.executable, "-c", "input()", "mlxd.worker"]
     with subprocess.Popen(named, stdin=subprocess.PIPE) as child:
-        assert subject.owns(child.pid)
+        assert eventually(lambda: subject.owns(child.pid), 20)
         assert not Subject(None, 1).owns(child.pid)  # type: ignore[arg-type]
         child.kill()
     assert not subject.owns(2**22 + 1)

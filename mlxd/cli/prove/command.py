@@ -100,7 +100,10 @@ def _agreed(subject: Subject, model: Json, options: Options) -> bool:
     if not sys.stdin.isatty():
         _complain("it may serve others: say --yes, or run this on a terminal; nothing was done")
         return False
-    return input("go on? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input("go on? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def _intent(subject: Subject, model: Json) -> Iterator[str]:

@@ -115,8 +115,8 @@ class Proof:
         took = time.monotonic() - begun
         pid = self._subject.resident(self._model)
         held = resident_of(pid) or 0
-        self._note("load", f"{took:.2f} s")
-        self._note("resident", size(held))
+        self._measured("load", f"{took:.2f} s")
+        self._measured("resident", size(held))
         self._looks.loaded(pid, held, self._engine())
         where = "it was in memory" if self._was_loaded else f"in {took:.2f} s"
         return passed(f"{where}, {size(held)} resident, pid {pid}")
@@ -139,8 +139,8 @@ class Proof:
         ask(self._subject.admin.path, self._model, self._tokens, look)
         self._looks.streamed()
         answer = self._undisturbed = self._ask(lambda _: None)
-        self._note("first token", f"{1000 * answer.first:.0f} ms")
-        self._note("tokens a second", f"{answer.rate:.1f}")
+        self._measured("first token", f"{1000 * answer.first:.0f} ms")
+        self._measured("tokens a second", f"{answer.rate:.1f}")
         words = (
             f"{len(answer.tokens)} tokens, the first after {1000 * answer.first:.0f} ms,"
             f" then {answer.rate:.1f} a second"
@@ -174,7 +174,7 @@ class Proof:
             answer = self._disturbed = self._ask(strike)
         except OSError as error:
             raise CannotProve(f"process {pid} cannot be killed: {error.strerror}") from error
-        self._note_pause(answer)
+        self._measure_pause(answer)
         return self._told_of(pid, since)
 
     def _told_of(self, pid: int, since: int) -> Outcome:
@@ -205,9 +205,9 @@ class Proof:
         arrivals = self._disturbed.arrivals
         return max((b - a for a, b in itertools.pairwise(arrivals)), default=0.0)
 
-    def _note_pause(self, answer: Answer) -> None:
-        self._note("pause of the killed answer", f"{self._pause():.2f} s")
-        self._note("tokens of the killed answer", str(len(answer.tokens)))
+    def _measure_pause(self, answer: Answer) -> None:
+        self._measured("pause of the killed answer", f"{self._pause():.2f} s")
+        self._measured("tokens of the killed answer", str(len(answer.tokens)))
 
     def _is_exact(self) -> Outcome:
         mine, its = self._disturbed, self._undisturbed
@@ -300,5 +300,5 @@ class Proof:
             if event["type"] == "worker_down" and event["data"].get("pid") == self._killed:
                 self.seen.stderr = str(event["data"].get("stderr") or "")
 
-    def _note(self, what: str, figure: str) -> None:
+    def _measured(self, what: str, figure: str) -> None:
         self.seen.figures[what] = figure
