@@ -9,6 +9,7 @@ from typing import Any
 
 from mlxd.cli.prove.proof import Seen
 from mlxd.cli.prove.step import Step, shortened
+from mlxd.cli.status import clock_of
 from mlxd.core import versions
 from mlxd.core.lines import one_line
 from mlxd.core.machine import machine
@@ -71,9 +72,7 @@ def _figures(figures: dict[str, str]) -> Iterator[str]:
 def _events(events: Sequence[Json]) -> Iterator[str]:
     yield from ("## What the daemon decided meanwhile", "")
     lines = [
-        f"{time.strftime('%H:%M:%S', time.localtime(one['at']))}  {one['type']:<12}"
-        f"  {one_line(one['message'])}"
-        for one in events
+        f"{clock_of(one['at'])}  {one['type']:<12}  {one_line(one['message'])}" for one in events
     ]
     yield from ("```", *(lines or ["(nothing)"]), "```")
 
