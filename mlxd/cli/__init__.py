@@ -105,6 +105,9 @@ def _add_looks(commands: Actions[argparse.ArgumentParser]) -> None:
     shown = logs.add_mutually_exclusive_group()
     shown.add_argument("--path", action="store_true", help="only where it is")
     shown.add_argument("--follow", action="store_true", help="go on with each line as it comes")
+    shown.add_argument(
+        "--worker", metavar="MODEL", help="what the worker of a model in memory said on stderr"
+    )
     logs.set_defaults(run=_logs)
 
     explain = commands.add_parser("explain", help="what became of a request, and why")
@@ -186,6 +189,9 @@ def _events(arguments: argparse.Namespace) -> int:
 def _logs(arguments: argparse.Namespace) -> int:
     from mlxd.cli import logs
 
+    if arguments.worker is not None:
+        where = (arguments.policies, arguments.state)
+        return logs.of_worker(*where, arguments.worker, arguments.count)
     return logs.logs(
         arguments.policies,
         arguments.state,
@@ -228,6 +234,6 @@ def _file(text: str) -> int:
 
 
 def _env(arguments: argparse.Namespace) -> int:
-    from mlxd.cli import status
+    from mlxd.cli import env
 
-    return status.env(arguments.policies, arguments.state)
+    return env.env(arguments.policies, arguments.state)

@@ -1,4 +1,4 @@
-"""`mlxd logs`: where the daemon's log is, and its last lines."""
+"""`mlxd logs`: where the daemon's log is, and its last lines; or those of a worker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mlxd.cli import exits
+from mlxd.cli.admin import AdminClient
 from mlxd.cli.client import NoAnswer, health_of
+from mlxd.cli.models.asking import asking, failed, print_lines
 from mlxd.core import places
 from mlxd.core.lines import one_line
 
@@ -46,6 +48,20 @@ def logs(
         print(one_line(f"mlxd: {place}: {error.strerror or error}"), file=sys.stderr)
         return exits.FAILED
     return exits.DONE
+
+
+def of_worker(policies: str | None, state: str | None, model: str, count: int) -> int:
+    """The last `count` lines that the worker of a model has written to stderr."""
+
+    def ask(daemon: AdminClient) -> int:
+        said = daemon.get("/admin/models/stderr", name=model)
+        if said["pid"] is None:
+            words = f"{said['model']} has no worker now; what the last one said: mlxd crashes"
+            return failed(words, as_json=False)
+        print_lines(said["lines"][-count:])
+        return exits.DONE
+
+    return asking(policies, state, ask, as_json=False)
 
 
 def _last(file: Path, count: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""`mlxd status` and `mlxd env`."""
+"""`mlxd status`."""
 
 from __future__ import annotations
 
@@ -36,21 +36,6 @@ def status(policies: str | None, state: str | None, *, as_json: bool) -> int:
         print(json_line(health))
     else:
         print("\n".join(map(one_line, lines(health, address))))
-    return exits.DONE
-
-
-def env(policies: str | None, state: str | None) -> int:
-    """Print what to `eval` in a shell."""
-    host = authority(*address_of(places.find(policies, state)))
-    base = f"http://{host}"
-    for name, value in (
-        ("OLLAMA_HOST", host),
-        ("OLLAMA_URL", base),
-        ("MLX_API_URL", base),
-        ("OPENAI_BASE_URL", f"{base}/v1"),
-        ("ANTHROPIC_BASE_URL", base),
-    ):
-        print(f"export {name}={value}")
     return exits.DONE
 
 

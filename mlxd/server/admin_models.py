@@ -49,6 +49,7 @@ class AdminModels:
         return {
             "/admin/models": (_GET, Action(self._list)),
             "/admin/models/show": (_GET, Action(self._show)),
+            "/admin/models/stderr": (_GET, Action(self._stderr)),
             "/admin/models/reset": (_POST, Action(self._reset)),
             "/admin/ps": (_GET, Action(self._ps)),
             "/admin/plan": (_POST, Action(self._plan)),
@@ -80,6 +81,19 @@ class AdminModels:
             "revision": pulled.revision if pulled is not None else "",
         }
         return shown, policies.etag
+
+    async def _stderr(self, request: web.BaseRequest) -> Answer:
+        """The last that its worker said, if it has one; those that ended are among the crashes."""
+        policies = policies_of(request)
+        card = await self._found(request.query.get("name", ""), policies)
+        slots = (s for s in self._parts.supervisor.slots() if s.spec == card.spec and s.alive)
+        worker = next((slot.worker for slot in slots), None)
+        said = {
+            "model": card.name,
+            "pid": worker.pid if worker is not None else None,
+            "lines": worker.stderr.splitlines() if worker is not None else [],
+        }
+        return said, policies.etag
 
     async def _ps(self, request: web.BaseRequest) -> Answer:
         residency, now = self._parts.residency, self._parts.clock.wall()

@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from mlxd.cli import client, main
+from mlxd.cli import client
 from mlxd.cli.client import NoAnswer, address_of, get_json
 from mlxd.core import places
 from mlxd.core.instance import Address, Instance
@@ -43,17 +43,6 @@ def test_a_port_where_nothing_answers_is_said_in_words():
 def test_an_ipv6_address_stands_in_brackets():
     with pytest.raises(NoAnswer, match=r"no answer from http://\[::1\]:1/health"):
         get_json(("::1", 1), "/health")
-
-
-def test_the_variables_of_an_ipv6_daemon_are_urls(tmp_path, capsys):
-    instance = Instance(tmp_path / "state")
-    instance.claim()
-    instance.announce(Address(os.getpid(), "::1", 12001, "0"))
-    assert main(["env", "--state", str(tmp_path / "state")]) == 0
-    instance.release()
-    said = capsys.readouterr().out
-    assert "export OLLAMA_HOST=[::1]:12001\n" in said
-    assert "export OPENAI_BASE_URL=http://[::1]:12001/v1\n" in said
 
 
 @contextmanager

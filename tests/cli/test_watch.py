@@ -124,3 +124,35 @@ def test_lines_are_followed_into_the_next_file(tmp_path: Path) -> None:
     thread.join(10)
     assert not thread.is_alive()
     assert found == ["one", "two", "last"]
+
+
+# -- mlxd logs --worker
+
+
+@pytest.mark.mlx
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc to speak for a worker by")
+def test_what_a_running_worker_has_said_is_shown(shared_daemon: Daemon) -> None:
+    shared_daemon.admin.wait("/admin/load", {"model": "tiny-a"})
+    worker = shared_daemon.admin.get("/admin/models/stderr", name="tiny-a")
+    with Path(f"/proc/{worker['pid']}/fd/2").open("w") as stderr:
+        stderr.write("one\ntwo \x1b[31m\nthree\n")
+    where = ("--state", shared_daemon.state)
+
+    def said() -> str:
+        return mlxd("logs", "--worker", "tiny-a", "-n", "2", *where).stdout
+
+    deadline = time.monotonic() + 10
+    while "three" not in said():
+        assert time.monotonic() < deadline
+    assert said() == "two \\x1b[31m\nthree\n"
+
+
+@pytest.mark.mlx
+def test_without_a_worker_it_is_said_where_else_to_look(shared_daemon: Daemon) -> None:
+    where = ("--state", shared_daemon.state)
+    done = mlxd("logs", "--worker", "tiny-b", *where)
+    assert done.returncode == 1
+    assert "tiny-b has no worker now; what the last one said: mlxd crashes" in done.stderr
+    done = mlxd("logs", "--worker", "no-such", *where)
+    assert done.returncode == 1
+    assert "no-such" in done.stderr

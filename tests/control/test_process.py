@@ -31,6 +31,7 @@ if os.fork() == 0:
     time.sleep(60)
 {SLEEPS}
 """
+SAYS_MUCH = f"import sys\nfor n in range(10000): print('line', n, file=sys.stderr)\n{SLEEPS}"
 LOOPS = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 
 
@@ -47,6 +48,20 @@ async def spawned(folder: Path, words: str, wanted: str = "ready", **more: Any) 
 def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     words = getattr(request, "param", SLEEPS)
     monkeypatch.setattr(module, "_command", lambda fd: [sys.executable, "-c", words])
+
+
+@pytest.mark.parametrize("program", [SAYS_MUCH], indirect=True)
+def test_of_what_it_says_the_last_is_kept(tmp_path: Path) -> None:
+    async def main() -> None:
+        process = await spawned(tmp_path, SAYS_MUCH)
+        try:
+            assert len(process.stderr) == 8192
+            assert process.stderr.endswith("\nline 9999\nready\n")
+        finally:
+            process.signal(signal.SIGKILL)
+            await process.gone(10.0)
+
+    asyncio.run(main())
 
 
 @LOOPS

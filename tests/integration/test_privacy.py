@@ -272,6 +272,9 @@ def told_by(running: Daemon, places: tuple[object, ...]) -> dict[str, str]:
     json_wanted = {"Accept": "application/json"}
     said = {path: running.http.get(path, headers=json_wanted).text for path in OPEN}
     said |= {path: json.dumps(running.admin.get(path)) for path in ADMIN}
+    for model in workers_of(running):
+        told = running.admin.get("/admin/models/stderr", name=model)
+        said[f"stderr of {model}"] = json.dumps(told)
     for request in running.admin.get("/admin/requests", n="500")["requests"]:
         said[f"explain {request['id']}"] = json.dumps(request)
     for words in COMMANDS:

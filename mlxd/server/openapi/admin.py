@@ -122,6 +122,10 @@ def _models() -> Iterator[Operation]:
     named = (*failures.QUERY, *failures.NAMED)
     yield _get("/admin/models", "Every model.", "AdminModels")
     yield _get("/admin/models/show", "One model.", "AdminModel", _NAME, raises=named)
+    yield _get(
+        "/admin/models/stderr", "The last that its worker said.", "AdminModelStderr", _NAME,
+        raises=named,
+    )  # fmt: skip
     yield _get("/admin/ps", "What is in memory, or on its way there.", "AdminProcesses")
     yield _post(
         "/admin/models/reset", "Forget the failures of a model.", "AdminModelReset", _NAME,

@@ -173,6 +173,7 @@ def _models() -> Shapes:
         "AdminProcesses": answer({"models": listed(answer(running))}),
         "AdminNamed": answer({"name": TEXT, "model": TEXT}),
         "AdminDeleted": answer({"name": TEXT}),
+        "AdminModelStderr": answer({"model": TEXT, "pid": or_null(COUNT), "lines": TEXTS}),
         "AdminModelReset": answer({"model": TEXT, "reset": FLAG, "requests": COUNT}),
     }
 
