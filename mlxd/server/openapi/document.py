@@ -27,7 +27,7 @@ _TAGS: dict[Tag, str] = {
     "OpenAI": "OpenAI's API.",
     "Anthropic": "Anthropic's API.",
     "mlxd": "What is mlxd's own.",
-    "admin": "The admin socket; over TCP for administrators alone.",
+    "admin": "The admin socket: nothing of it can be reached over TCP.",
 }
 _ABOUT = (
     "A daemon that serves language models with MLX, in three dialects. HEAD works wherever GET"
