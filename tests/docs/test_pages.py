@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mlxd.core.places import VARIABLES
 from mlxd.policy import keys
 from mlxd.policy.schema import KINDS
 from mlxd.policy.strict_yaml import parts
@@ -81,6 +82,20 @@ def test_every_type_of_event_that_is_asked_for_is_one(page: Path) -> None:
 def test_every_variable_that_is_named_is_read(page: Path) -> None:
     named = set(re.findall(r"\bMLXD?_[A-Z][A-Z_]*\b", text_of(page)))
     assert {name for name in named - FOR_TESTS if name not in SOURCES} == set()
+
+
+def test_every_variable_that_is_read_is_named() -> None:
+    readme = text_of(ROOT / "README.md")
+    assert [name for name in VARIABLES if f"`{name}`" not in readme] == []
+
+
+def test_every_header_of_mlxds_own_is_documented_and_no_other() -> None:
+    pages = text_of(DOCS / "reference/http.md") + text_of(DOCS / "reference/events.md")
+    assert headers_in(pages) == headers_in(SOURCES)
+
+
+def headers_in(text: str) -> set[str]:
+    return {name.lower() for name in re.findall(r"\bX-Mlxd-[A-Za-z-]*[A-Za-z]", text, re.I)}
 
 
 @EACH
