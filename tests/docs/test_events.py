@@ -46,6 +46,10 @@ def test_every_type_that_is_told_is_known() -> None:
     assert found <= set(TYPES)
 
 
+def test_every_type_that_is_listed_is_told_somewhere() -> None:
+    assert set(recorded()) >= ROWS.keys()
+
+
 def test_what_can_be_posted_is_a_type() -> None:
     assert set(get_args(Posted)) <= set(TYPES)
 

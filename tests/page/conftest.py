@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import pytest
@@ -43,12 +43,18 @@ def says(page: Any, selector: str, pattern: str) -> None:
     until(page, lambda: found.search(page.evaluate(script, selector)), f"{selector}: {pattern}")
 
 
+class Served(Protocol):
+    """What a tab is opened at."""
+
+    port: int
+
+
 @dataclass(slots=True)
 class Watched:
     """One tab, and what must never happen in it."""
 
     page: Any
-    daemon: Daemon
+    daemon: Served
     complaints: list[str] = field(default_factory=list)
     """Of its console, and of scripts that failed."""
     elsewhere: list[str] = field(default_factory=list)
@@ -98,7 +104,7 @@ def tab(chromium: Any) -> Iterator[Open]:
     """Open tabs at daemons; each is held to silence and to staying at home when the test ends."""
     opened: list[Watched] = []
 
-    def new(running: Daemon, *, width: int = 1440, scheme: str = "light") -> Watched:
+    def new(running: Served, *, width: int = 1440, scheme: str = "light") -> Watched:
         size = {"width": width, "height": 900}
         page = chromium.new_page(viewport=size, color_scheme=scheme)
         page.set_default_timeout(WITHIN_MS)
