@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlxd.cli import exits
-from mlxd.cli.events import local
 from mlxd.cli.models.words import plural, size
+from mlxd.cli.moments import local
 from mlxd.core import places
 from mlxd.core.lines import json_line, one_line
 from mlxd.telemetry.crashes import read

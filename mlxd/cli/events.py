@@ -7,13 +7,13 @@ import http.client
 import json
 import sys
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
 from mlxd.cli import exits
 from mlxd.cli.admin import unix_connection
 from mlxd.cli.client import NoAnswer, address_of
+from mlxd.cli.moments import local
 from mlxd.core import places
 from mlxd.core.instance import authority, running
 from mlxd.core.lines import json_line, one_line
@@ -53,11 +53,6 @@ def line_of(record: Json) -> str:
     """One line for people: when, what, in words, and the id to go on from."""
     time = local(record["at"])
     return one_line(f"{time}  {record['type']:<17}  {record['message']}  [{record['id']}]")
-
-
-def local(at: float) -> str:
-    """Date and time on the clock of whoever reads it."""
-    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 _FAREWELL = b": end"

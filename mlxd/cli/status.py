@@ -8,8 +8,8 @@ from typing import Any
 
 from mlxd.cli import exits
 from mlxd.cli.client import NoAnswer, address_of, health_of
-from mlxd.cli.events import local
 from mlxd.cli.models.words import size
+from mlxd.cli.moments import clock_of
 from mlxd.core import places
 from mlxd.core.instance import authority
 from mlxd.core.lines import json_line, one_line
@@ -61,11 +61,6 @@ def lines(health: Json, address: tuple[str, int]) -> Iterator[str]:
         yield f"warning   {warning}"
     for event in health.get("recent_events", ()):
         yield f"event     {clock_of(event['at'])}  {event['message']}"
-
-
-def clock_of(at: float) -> str:
-    """The time of day, on the clock of whoever reads it."""
-    return local(at).partition(" ")[2]
 
 
 def _queue(health: Json) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mlxd.cli.events import local
 from mlxd.cli.models.words import plural
+from mlxd.cli.moments import local
 
 Json = dict[str, Any]
 

@@ -150,6 +150,7 @@ def test_what_a_running_worker_has_said_is_shown(shared_daemon: Daemon) -> None:
 @pytest.mark.mlx
 def test_without_a_worker_it_is_said_where_else_to_look(shared_daemon: Daemon) -> None:
     where = ("--state", shared_daemon.state)
+    assert mlxd("unload", "tiny-b", *where).returncode == 0
     done = mlxd("logs", "--worker", "tiny-b", *where)
     assert done.returncode == 1
     assert "tiny-b has no worker now; what the last one said: mlxd crashes" in done.stderr

@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mlxd.cli.moments import clock_of
 from mlxd.cli.prove.proof import Seen
 from mlxd.cli.prove.step import Step, shortened
-from mlxd.cli.status import clock_of
 from mlxd.core import versions
 from mlxd.core.lines import one_line
 from mlxd.core.machine import machine
