@@ -17,7 +17,7 @@ from mlxd.control.backlog import Backlog
 from mlxd.control.exit import Verdict
 from mlxd.control.transcript import Transcript
 from mlxd.core.caller import PRIORITIES, Priority
-from mlxd.core.clock import Clock, within
+from mlxd.core.clock import Clock, stamp, within
 from mlxd.core.errors import (
     ContextExceeded,
     DeadlineExceeded,
@@ -125,6 +125,8 @@ class Generation:
         self.limits = limits
         self.transcript = transcript if transcript is not None else Transcript()
         self.transcript.reached = False
+        self.leg = self.transcript.leg or self.transcript.next_leg(0, traced=False)
+        """What is told of it for its spans."""
         self._goes_on = self.transcript.begun
         """Behind tokens that another has computed: how its prompt was read was told then."""
         self._pulse = pulse
@@ -176,6 +178,9 @@ class Generation:
         """The worker has checked the request; it may still refuse one that it accepted."""
         match message:
             case ipc.Accepted():
+                self.leg.received = message.received
+                self.leg.prompt_tokens = message.prompt_tokens
+                self.leg.cached_tokens = message.cached_tokens
                 if not self._accepted.done():
                     self.transcript.prompt = self.transcript.prompt or message.prompt
                     waited = self._clock.monotonic() - self._arrived
@@ -191,7 +196,7 @@ class Generation:
         """Something new came. Of what comes after an error nothing is delivered."""
         if self._error is not None:
             if isinstance(piece, ipc.Ended | ipc.Cancelled):
-                self._end()
+                self._over(piece)
                 self._notify()
             return
         self._last_piece = self._clock.monotonic()
@@ -217,9 +222,9 @@ class Generation:
                     spoken = piece.completion_tokens
                     self.transcript.tempo.tokens(self._last_piece, spoken, last=True)
                 self._waiting.add(self._finished(piece))
-                self._end()
+                self._over(piece)
             case ipc.Cancelled():
-                self._end()
+                self._over(piece)
             case ipc.Echoed():
                 self._scores += _logprobs(piece.logprobs)
                 if not piece.more:
@@ -244,8 +249,11 @@ class Generation:
             if self.transcript.tempo is not None:
                 self.transcript.tempo.tokens(self._clock.monotonic(), len(self.transcript.tokens))
 
-    def started(self) -> None:
-        """The engine has begun with it: from now on its time limits count."""
+    def started(self, at: float = 0.0) -> None:
+        """The engine has begun with it: from now on its time limits count. `at`: when, by the
+        worker's word.
+        """
+        self.leg.start(at)
         if not self._started_at:
             self._not_since_created()
         self._started_at = self._clock.monotonic()
@@ -255,6 +263,7 @@ class Generation:
 
     def reused(self, reused: ipc.Reused) -> None:
         """The engine has begun with it, and need not compute all of its prompt."""
+        self.leg.cached_tokens = reused.cached_tokens
         if self._error is None and self._accepted.done() and not self._goes_on:
             start = self._accepted.result()
             cached = min(reused.cached_tokens, start.prompt_tokens)
@@ -263,8 +272,9 @@ class Generation:
             self._waiting.add(replace(start, cached_tokens=cached, reuse=reuse))
             self._notify()
 
-    def begun(self) -> None:
-        """Its first token is there: from now on silence is what counts."""
+    def begun(self, at: float = 0.0) -> None:
+        """Its first token is there: from now on silence is what counts. `at` as for `started`."""
+        self.leg.first = at or stamp()
         self._last_piece = self._begun_at = self._clock.monotonic()
         if self.transcript.tempo is not None:
             asked = None if self.transcript.begun else self.created
@@ -276,6 +286,7 @@ class Generation:
         """It ends here, and the worker holds nothing of it any more."""
         if self.ended:
             return
+        self.leg.end(error.code)
         self._end()
         self._break(error)
 
@@ -349,8 +360,16 @@ class Generation:
             self._accepted.exception()
         self._notify()
 
+    def _over(self, piece: ipc.Ended | ipc.Cancelled) -> None:
+        """By the worker's word."""
+        self.leg.end(piece.reason if isinstance(piece, ipc.Ended) else "cancelled", piece.at)
+        self._end()
+        if isinstance(piece, ipc.Ended):  # the last of them are told behind it
+            self.leg.tokens = piece.completion_tokens
+
     def _end(self) -> None:
         self.ended = True
+        self.leg.tokens = len(self.transcript.tokens)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

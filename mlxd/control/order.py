@@ -39,8 +39,12 @@ class Order:
     story: Story = field(default_factory=untold)
     """Of the call that it is a part of."""
 
-    def frame(self, id: int, resume: ipc.Resume | None) -> bytes:
-        """Raises InvalidRequest for what no message can carry."""
+    def frame(self, id: int, resume: ipc.Resume | None, span_id: str = "") -> bytes:
+        """`span_id`: of what it becomes there.
+
+        Raises InvalidRequest for what no message can carry.
+        """
+        trace = self.story.trace
         message = ipc.Generate(
             id=id,
             request=self.request,
@@ -53,6 +57,7 @@ class Order:
             resume=resume,
             context_key=self.context_key,
             owner=self.owner,
+            trace=trace.below(span_id).header if trace is not None else "",
         )
         try:
             return ipc.encode(message)

@@ -9,7 +9,10 @@ from array import array
 from collections.abc import Callable, Iterable
 
 from mlxd.control.tempo import Tempo
+from mlxd.core.clock import stamp
 from mlxd.core.events import Burst
+from mlxd.core.leg import Leg
+from mlxd.core.trace_context import new_span_id
 from mlxd.ipc import messages as ipc
 
 
@@ -51,6 +54,8 @@ class Transcript:
         """What had come when the consumer went away, and was not taken."""
         self.left_at = 0.0
         """When it went; on the monotonic clock, 0: it has not."""
+        self.leg: Leg | None = None
+        """Its present one, or its last."""
         self._awaited: tuple[int, Callable[[], object]] | None = None
 
     def add(self, tokens: Iterable[int]) -> None:
@@ -79,6 +84,19 @@ class Transcript:
         if self.left_at and self.started_at:
             self.started_at += now - self.left_at
         self.left_at = 0.0
+
+    def next_leg(self, pid: int, *, traced: bool) -> Leg:
+        """It begins on another worker, or anew on the same one."""
+        before = self.leg
+        self.leg = Leg(
+            pid=pid,
+            span_id=new_span_id() if traced else "",
+            attempt=before.attempt + 1 if before is not None else 1,
+            tokens_before=len(self.tokens),
+            reason_before=before.reason if before is not None else "",
+            sent=stamp(),
+        )
+        return self.leg
 
     def resume(self) -> ipc.Resume | None:
         """None where no worker has said what the prompt is: it begins at the beginning."""

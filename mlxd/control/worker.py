@@ -527,13 +527,13 @@ class Worker(asyncio.Protocol):
     def _note_beginnings(self, output: ipc.Output) -> None:
         for id in output.started:
             if id in self._generations:
-                self._generations[id].started()
+                self._generations[id].started(output.started_at)
         for reused in output.reused:
             if reused.id in self._generations:
                 self._generations[reused.id].reused(reused)
         for id in output.begun:
             if id in self._generations:
-                self._generations[id].begun()
+                self._generations[id].begun(output.begun_at)
                 self._tell_of_token()
 
     def _tell_of_token(self) -> None:
@@ -550,7 +550,9 @@ class Worker(asyncio.Protocol):
         """Raises WorkerCrashed; InvalidRequest."""
         if self._transport is None or self._stopping:
             raise self._crashed()
-        frame = order.frame(self._next_id, transcript.resume())
+        leg = transcript.next_leg(self.pid, traced=order.story.trace is not None)
+        frame = order.frame(self._next_id, transcript.resume(), leg.span_id)
+        order.story.add_leg(leg)
         generation = Generation(
             self._next_id,
             order.limits,
@@ -628,6 +630,8 @@ class Worker(asyncio.Protocol):
         self.exit = Exit(status, asked, self._verdict)
         self._fail_load("its worker ended before the model was loaded")
         self.victims = self.running
+        for generation in self._generations.values():
+            generation.leg.end(self.exit.reason)
         self.fail_all(self._crashed())
         self._note_work()
         if self.on_end is not None:

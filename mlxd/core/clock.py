@@ -26,6 +26,13 @@ class Clock(Protocol):
         ...
 
 
+def stamp() -> float:
+    """A moment, in seconds on a clock that all processes of this machine share (CLOCK_MONOTONIC; on
+    macOS mach_absolute_time): what one of them says, another can compare.
+    """
+    return time.perf_counter()
+
+
 class SystemClock:
     """The machine's own clock."""
 

@@ -9,11 +9,15 @@ from dataclasses import dataclass, field
 
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.errors import MlxdError
+from mlxd.core.leg import Leg
+from mlxd.core.trace_context import Trace
 
 Fact = float | str | bool | None
 
 MOST_NOTES = 64
 """Of one story; what comes after them is only counted."""
+MOST_LEGS = 64
+"""Of one story; of those that come after them nothing is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,10 @@ class Story:
     """Notes that came after `MOST_NOTES`."""
     growing: dict[Sized, None] = field(default_factory=dict)
     """Tokens of its answers that are under way, and not in `completion_tokens` yet."""
+    trace: Trace | None = None
+    """What its spans hang on; None: it is not traced."""
+    legs: list[Leg] = field(default_factory=list)
+    """Its generations' times on workers, in the order in which they began; for its spans."""
 
     @property
     def now(self) -> float:
@@ -122,6 +130,11 @@ class Story:
         if error.retry_after is not None:
             facts["retry_after"] = error.retry_after
         self.note("refused" if self.leased is None else "failed", **facts)
+
+    def add_leg(self, leg: Leg) -> None:
+        """While there are not too many."""
+        if len(self.legs) < MOST_LEGS:
+            self.legs.append(leg)
 
     def note(self, what: str, /, **facts: Fact) -> None:
         """Add one, while there are not too many."""

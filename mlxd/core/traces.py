@@ -51,10 +51,11 @@ def place_of(error: BaseException) -> str:
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
-def print_trace(error: BaseException) -> None:
-    """To stderr."""
+def print_trace(error: BaseException, of: str = "") -> None:
+    """To stderr. `of`: the `traceparent` of the request that it arose of."""
     if sys.stderr is not None:
-        sys.stderr.write(f"{trace_of(error)}\n")
+        behind = f"\n(of the request with the traceparent {of})" if of else ""
+        sys.stderr.write(f"{trace_of(error)}{behind}\n")
         sys.stderr.flush()
 
 

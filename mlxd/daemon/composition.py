@@ -77,7 +77,7 @@ from mlxd.server import (
 from mlxd.server.addresses import Addresses
 from mlxd.server.admin import Admin
 from mlxd.server.admin_socket import AdminSocket
-from mlxd.server.app import routes
+from mlxd.server.app import dialects, routes
 from mlxd.server.connections import GuardedServer
 from mlxd.server.edge import Edge
 from mlxd.server.effects import Effects
@@ -89,6 +89,7 @@ from mlxd.server.parts import Parts, State
 from mlxd.server.peer import check_owner
 from mlxd.server.repeats import Repeats
 from mlxd.server.resume import Resumption
+from mlxd.server.tracing import Tracing
 from mlxd.server.usage_report import count_tokens
 from mlxd.server.watchdog import Heartbeat, Watchdog, end_process, told_by_systemd
 from mlxd.server.webhook import Webhook
@@ -256,6 +257,7 @@ def join(made: Composition, log: Log) -> None:
         Live("stories", parts.stories.apply),
         Live("webhook", made.webhook.apply),
         Live("traffic", made.traffic.apply),
+        Live("traces", parts.tracing.apply),
     )
     made.traffic.apply(parts.policies.current)
     parts.stories.on_end.append(made.traffic.ended)
@@ -279,6 +281,10 @@ def join(made: Composition, log: Log) -> None:
         "Lines of the traffic log that could not be written.",
         lambda: made.traffic.lost,
     )
+    parts.metrics.watch_counts(
+        "mlxd_trace_spans", "Spans of requests, by what became of them.",
+        ("result",), parts.tracing.counts,
+    )  # fmt: skip
 
 
 def _ground(store: PolicyStore, state: Path) -> _Ground:
@@ -429,6 +435,7 @@ def _parts(
         events=events,
         rejections=Rejections(events),
         records=_records(ground, residency, models.admission),
+        tracing=Tracing(ground.store.current, dialects()),
         state=state,
         starts=starts,
     )
@@ -462,8 +469,9 @@ def _replays(ground: _Ground, guard: Guard) -> Replays:
 def _server(parts: Parts, ground: _Ground, repeats: Repeats, front: Front) -> GuardedServer:
     addresses = Addresses(ground.store, ground.clock)
     edge = Edge(
-        parts, front, callers=Identity(parts.keys), refused=repeats.learn, addresses=addresses
-    )
+        parts, front, callers=Identity(parts.keys), refused=repeats.learn, addresses=addresses,
+        traces=parts.tracing,
+    )  # fmt: skip
     server = GuardedServer(edge, ground.store, ground.clock, addresses=addresses)
     server.answers = repeats
     parts.metrics.watch_counts(

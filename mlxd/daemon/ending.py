@@ -95,6 +95,7 @@ class Ending:
         await self._remove_temporary()
         await self._parts.records.close()
         self._made.traffic.close()
+        self._parts.tracing.close()
         self._made.systemd.close()
         log.info("stopped")
 

@@ -68,6 +68,8 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     """The policy that allows no more `context`; empty: the model does not."""
     owner: str = ""
     """Whose prompts may begin with what was read for this one; the system's turn serves all."""
+    trace: str = ""
+    """The `traceparent` of what the worker does for it, for its words about it; empty: none."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -253,6 +255,8 @@ class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
     cached_tokens: int = 0
     prompt: bytes = b""
     """The prompt in tokens, packed: what another worker needs to go on with it."""
+    received: float = 0.0
+    """When the worker had the request: a moment as `clock.stamp` has it, as all are; 0: untold."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
@@ -343,12 +347,16 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, tag="e"):
     """Proposed by the model that drafts for this one."""
     accepted_tokens: int = 0
     """Of them, those that it said itself."""
+    at: float = 0.0
+    """When; 0: untold."""
 
 
 class Cancelled(msgspec.Struct, frozen=True, array_like=True, tag="x"):
     """Request `id` was cancelled and holds nothing any more."""
 
     id: int
+    at: float = 0.0
+    """When; 0: untold."""
 
 
 Piece = Text | Reasoning | Echoed | Vector | Call | Ended | Cancelled
@@ -433,6 +441,10 @@ class Output(msgspec.Struct, frozen=True, tag="output", omit_defaults=True):
     """The answers' tokens, for the case that another worker has to go on with them."""
     reused: list[Reused] = []
     """Of those among `started` that looked for a beginning."""
+    started_at: float = 0.0
+    """When the prefill of those in `started` began; 0: untold."""
+    begun_at: float = 0.0
+    """When the first token of those in `begun` was there; 0: untold."""
 
 
 class CacheStats(msgspec.Struct, frozen=True, tag="cache_stats"):

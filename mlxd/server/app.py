@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from itertools import chain
 
 from aiohttp import web
 
 from mlxd.dialects import anthropic, ollama, openai
+from mlxd.dialects.base import Codec
 from mlxd.server import health
 from mlxd.server.account import Account, Cloud, Push
 from mlxd.server.anthropic_models import AnthropicModels
@@ -38,6 +41,17 @@ REMOVING = frozenset({"DELETE"})
 KEEPING = READING | ASKING | REMOVING
 
 
+CODECS: dict[str, tuple[Callable[[], Codec], ...]] = {
+    "ollama": (
+        ollama.GenerateCodec, ollama.ChatCodec, ollama.EmbedCodec, ollama.EmbeddingsCodec,
+    ),
+    "openai": (
+        openai.ChatCodec, openai.CompletionCodec, openai.EmbeddingsCodec, openai.ResponsesCodec,
+        openai.InputTokensCodec,
+    ),
+    "anthropic": (anthropic.MessagesCodec, anthropic.CountCodec),
+}  # fmt: skip
+"""What has a model asked for something, by dialect."""
 Table = dict[str, tuple[frozenset[str], Endpoint]]
 
 
@@ -70,6 +84,11 @@ class Routes:
         if path in self._exact:
             return self._exact[path]
         return next((e for prefix, e in self._below.items() if path.startswith(prefix)), None)
+
+
+def dialects() -> dict[str, str]:
+    """The dialect of each path that has a model asked for something."""
+    return {made().path: name for name, codecs in CODECS.items() for made in codecs}
 
 
 def routes(parts: Parts, token: PageToken | None = None) -> Routes:
@@ -106,20 +125,10 @@ def routes(parts: Parts, token: PageToken | None = None) -> Routes:
         "/v1/models/*": (READING, models),
         "/v1/responses/*": (KEEPING, KeptResponses(parts)),
     }
-    for codec in (
-        ollama.GenerateCodec(),
-        ollama.ChatCodec(),
-        ollama.EmbedCodec(),
-        ollama.EmbeddingsCodec(),
-        openai.ChatCodec(),
-        openai.CompletionCodec(),
-        openai.EmbeddingsCodec(),
-        anthropic.MessagesCodec(),
-        anthropic.CountCodec(),
-    ):
-        table[codec.path] = (ASKING, Generate(parts, codec))
-    for responses in (openai.ResponsesCodec(), openai.InputTokensCodec()):
-        table[responses.path] = (ASKING, Respond(parts, responses))
+    for made in chain.from_iterable(CODECS.values()):
+        codec = made()
+        respond = Respond(parts, codec) if isinstance(codec, openai.ResponsesCodec) else None
+        table[codec.path] = (ASKING, respond or Generate(parts, codec))
     table |= _page(parts, token or PageToken())
     listed = AnthropicModels(parts)
     return Routes(table, dict.fromkeys(("/v1/models", "/v1/models/*"), (READING, listed)))

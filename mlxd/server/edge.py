@@ -100,6 +100,14 @@ class Marks:
         self._count(rule)
 
 
+class Traces(Protocol):
+    """Has spans made of requests."""
+
+    def begin(self, request: web.BaseRequest, story: Story) -> None: ...
+
+    def end(self, story: Story, status: int) -> None: ...
+
+
 Route = Callable[[web.BaseRequest], Endpoint]
 Refused = Callable[[web.BaseRequest, web.StreamResponse], None]
 
@@ -138,6 +146,7 @@ class Edge:
         callers: Identity | None = None,
         refused: Refused | None = None,
         addresses: Addresses | None = None,
+        traces: Traces | None = None,
     ) -> None:
         """`callers` says who asks; without it, nobody needs a key. `refused` is told of each
         request that was, and of its answer. `addresses` count those that come through proxies.
@@ -148,6 +157,7 @@ class Edge:
         self._callers = callers
         self._refused = refused
         self._addresses = addresses
+        self._traces = traces
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         request[ID] = _request_id(request)
@@ -158,6 +168,8 @@ class Edge:
         request[CALLER] = Caller(address_of(request, policies_of(request)))
         began = self._parts.clock.monotonic()
         request[STORY] = self._story(request, began)
+        if self._traces is not None:
+            self._traces.begin(request, request[STORY])
         status = _LEFT
         try:
             response = await self._answer(request)
@@ -199,6 +211,8 @@ class Edge:
         if status == _LEFT:
             story.note("left")
         self._parts.stories.end(story, status, story.code)
+        if self._traces is not None:
+            self._traces.end(story, status)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """The one edge: whatever went wrong behind it becomes an answer here."""

@@ -247,6 +247,7 @@ def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str
     warnings += parts.keys.warnings(policies)
     warnings += parts.preloader.warnings()
     warnings += parts.guard.warnings()
+    warnings += parts.tracing.warnings()
     if readings.memory is None:
         warnings.append("memory cannot be read: protection of memory is limited")
     warnings += _failed(parts).values()

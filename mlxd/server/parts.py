@@ -29,6 +29,7 @@ from mlxd.policy.reload import Reloader
 from mlxd.policy.store import PolicyStore
 from mlxd.policy.watch import Watcher
 from mlxd.server.resume import Resumption
+from mlxd.server.tracing import Tracing
 from mlxd.telemetry.events import Events
 from mlxd.telemetry.lately import Lately
 from mlxd.telemetry.metrics import Metrics
@@ -82,5 +83,6 @@ class Parts:
     events: Events
     rejections: Rejections
     records: Records
+    tracing: Tracing
     state: State
     starts: StartLedger

@@ -13,7 +13,7 @@ from mlxd.server.parts import Parts
 
 Json = dict[str, Any]
 
-_UNTOLD = frozenset({"id", "caller", "clock", "came", "wall", "notes", "growing"})
+_UNTOLD = frozenset({"id", "caller", "clock", "came", "wall", "notes", "growing", "trace", "legs"})
 """Told otherwise, or not at all."""
 
 

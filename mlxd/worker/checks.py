@@ -76,6 +76,7 @@ class Checks:
             echo=self._echo(generate, rendered),
             ids=ids,
             owner=generate.owner,
+            trace=generate.trace,
             outline=self._outline(request, rendered, ids),
         )
 

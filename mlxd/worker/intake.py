@@ -9,6 +9,7 @@ import os
 import queue
 import time
 
+from mlxd.core.clock import stamp
 from mlxd.ipc.messages import (
     Budget,
     CacheAsk,
@@ -81,6 +82,6 @@ class Intake:
     def _cancel(self, cancel: Cancel) -> None:
         """What the engine has not seen is cancelled here, without a word to the main thread."""
         if self.preparation.claim(cancel.id):
-            self._link.send(Output(self.progress.step, [Cancelled(cancel.id)]))
+            self._link.send(Output(self.progress.step, [Cancelled(cancel.id, stamp())]))
         else:
             self.inbox.put([cancel])

@@ -71,6 +71,10 @@ class Job:
     owner: str = ""
     outline: Outline = field(default_factory=Outline)
     """Where its prompt's turns begin."""
+    received: float = 0.0
+    """When the worker had it, as `clock.stamp` has it."""
+    trace: str = ""
+    """`Generate.trace`."""
 
     @property
     def packed(self) -> bytes:

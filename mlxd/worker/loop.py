@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
+from mlxd.core.clock import stamp
 from mlxd.core.events import FinishReason
 from mlxd.core.sizes import spoken
 from mlxd.core.traces import print_trace
@@ -251,9 +252,10 @@ class Loop:
             self._look_for(job)
         else:
             pieces = _told(job)
-            ended = self._maker.running(job, Guard()).close(time.perf_counter(), pieces)
+            now = stamp()
+            ended = self._maker.running(job, Guard()).close(now, pieces)
             self._link.send(_accepted(job))
-            self._report([*pieces, ended], [job.id])
+            self._report([*pieces, ended], [job.id], moments=(now, 0.0))
 
     # -- prompts that are read before anybody asks
 
@@ -347,7 +349,7 @@ class Loop:
     def _insert_apart(self, jobs: list[Job], error: ValueError) -> None:
         """The engine refuses a list whole: find out whose fault it is."""
         if len(jobs) == 1:
-            print_trace(error)
+            print_trace(error, jobs[0].trace)
             self._ledger.left(jobs[0].id)
             words = "the engine does not take this request"
             self._link.send(Refused(jobs[0].id, "invalid_request", words))
@@ -362,7 +364,7 @@ class Loop:
             self._stop_reading(id)
         elif not (self._drop(id) or self._stop_reading(id) or self._stop_looking(id)):
             return
-        self._report([Cancelled(id)])
+        self._report([Cancelled(id, stamp())])
 
     def _stop_looking(self, id: int) -> bool:
         return self._backing is not None and self._backing.leave(id)
@@ -424,15 +426,15 @@ class Loop:
         except Exception as error:
             if is_exhaustion(error):
                 raise
-            print_trace(error)
+            print_trace(error, job.trace)
             self._refuse(job, Refusal("this model cannot read the input", code="unsupported"))
             return
         self._progress.step += 1
         started = [job.id] if first else []
         if pieces is not None:
             self._have_read(job, pieces, started)
-        elif started or time.perf_counter() - self._reported >= SIGN_OF_LIFE_SECONDS:
-            self._report([], started)
+        elif started or stamp() - self._reported >= SIGN_OF_LIFE_SECONDS:
+            self._report([], started, moments=(self._readings.since, 0.0))
         self._look()
 
     def _refuse(self, job: Job, refusal: Refusal) -> None:
@@ -442,22 +444,22 @@ class Loop:
 
     def _have_read(self, job: Job, pieces: list[Piece], started: list[int]) -> None:
         """It ends with that, or goes on in the engine, with the memory that it has."""
-        seconds = time.perf_counter() - self._readings.since
+        since, now = self._readings.since, stamp()
         *early, last = pieces
         for piece in early:  # in messages of their own, or together they would be too long for one
-            self._report([piece], started)
+            self._report([piece], started, moments=(since, 0.0))
             started = []
         pieces = [last]
         if job.left > 0:
-            self._report(pieces, started)
+            self._report(pieces, started, moments=(since, 0.0))
             self._stop_reading(job.id)
             self._ledger.entered(job.id)
             self._insert([replace(job, echo=None)], told=True)
             return
         reason: FinishReason = "stop" if job.request.want == "embedding" else "length"
-        ended = Ended(job.id, reason, len(job.tokens), 0, 0, seconds, 0.0)
+        ended = Ended(job.id, reason, len(job.tokens), 0, 0, now - since, 0.0, at=now)
         self._drop(job.id)
-        self._report([*pieces, ended], started, [job.id])
+        self._report([*pieces, ended], started, [job.id], moments=(since, now))
 
     # -- an engine that fails
 
@@ -501,7 +503,7 @@ class Loop:
     def _step(self) -> None:
         step, before = Step([], []), 0.0
         with self._bearing(), self._turns.turn():
-            before = time.perf_counter()
+            before = stamp()
             step = self._engine.step()
         if self._broken:
             self._mend()
@@ -509,7 +511,7 @@ class Loop:
         self._progress.step += 1
         reused = self._reuse(step.reused)
         started = self._start(step.started, before)
-        now = time.perf_counter()
+        now = stamp()
         said = _Said()
         for drafts in step.drafts:
             self._running[drafts.uid].count(drafts)
@@ -519,7 +521,9 @@ class Loop:
                 break
             self._take([token for token in tokens if token.uid in self._running], now, said)
         if said.pieces or started or said.begun or now - self._reported >= SIGN_OF_LIFE_SECONDS:
-            self._report(said.pieces, started, said.begun, said.runs.values(), reused)
+            self._report(
+                said.pieces, started, said.begun, said.runs.values(), reused, moments=(before, now)
+            )
         for running in said.failed:
             self._fail(running)
         self._look()
@@ -598,18 +602,25 @@ class Loop:
         begun: Sequence[int] = (),
         runs: Iterable[Running] = (),
         reused: Iterable[Reused] = (),
+        *,
+        moments: tuple[float, float] = (0.0, 0.0),
     ) -> None:
-        """`runs`: those whose tokens gave the pieces."""
+        """`runs`: those whose tokens gave the pieces. `moments`: when the prefills of `started`
+        began, and when the first tokens of `begun` were there.
+        """
         step = self._progress.step
-        self._reported = time.perf_counter()
+        self._reported = stamp()
         memory = None
         if step >= self._memory_due:
             memory = self._allocator.measure()
             self._memory_due = step + MEMORY_EVERY
         taken = [told for running in runs if (told := running.tell()) is not None]
         self._link.send(
-            Output(step, pieces, memory, list(started), list(begun), taken, list(reused))
-        )
+            Output(
+                step, pieces, memory, list(started), list(begun), taken, list(reused),
+                moments[0] if started else 0.0, moments[1] if begun else 0.0,
+            )
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -631,7 +642,7 @@ def _in_turn(step: Step) -> Iterable[Sequence[Token]]:
 
 
 def _accepted(job: Job, cached: int = 0) -> Accepted:
-    return Accepted(job.id, len(job.tokens), cached, prompt=job.packed)
+    return Accepted(job.id, len(job.tokens), cached, prompt=job.packed, received=job.received)
 
 
 def _told(job: Job) -> list[Piece]:

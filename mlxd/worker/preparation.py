@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
+from mlxd.core.clock import stamp
 from mlxd.core.traces import print_trace
 from mlxd.ipc.messages import (
     Accepted,
@@ -53,6 +54,7 @@ T = TypeVar("T")
 class _Entry:
     generate: Generate
     size: int
+    received: float
     written: str | None = None
     """What its client's template has made of it; None: it has none."""
 
@@ -96,7 +98,7 @@ class Preparation:
         """Queue a request; `size` tells roughly how long it will take."""
         with self._changed:
             self._open.add(generate.id)
-        entry, request = _Entry(generate, size), generate.request
+        entry, request = _Entry(generate, size, stamp()), generate.request
         if request.template and request.messages is not None and generate.resume is None:
             self._templates.put(entry)
         else:
@@ -169,10 +171,11 @@ class Preparation:
         """A job; or its answer is sent, or it is refused."""
         generate, written = entry.generate, entry.written
         if generate.request.want != "prompt":
-            return self._guarded(generate, lambda checks: checks.job_of(generate, written))
+            job = self._guarded(generate, lambda checks: checks.job_of(generate, written))
+            return replace(job, received=entry.received) if job is not None else None
         told = self._guarded(generate, lambda checks: checks.prompt_of(generate, written))
         if told is not None:
-            self._tell(generate.id, *told)
+            self._tell(entry, *told)
         return None
 
     def _guarded(self, generate: Generate, work: Callable[[Checks], T]) -> T | None:
@@ -188,16 +191,17 @@ class Preparation:
         except BaseException as error:  # tokenizers and templates are others' code
             if not isinstance(error, Exception) and not is_panic(error):
                 raise
-            print_trace(error)
+            print_trace(error, generate.trace)
             self._refuse(generate.id, Refusal("the request could not be prepared for this model"))
         return None
 
-    def _tell(self, id: int, text: str, tokens: list[int]) -> None:
+    def _tell(self, entry: _Entry, text: str, tokens: list[int]) -> None:
         """In one message behind its acceptance: who must ask another worker asks for all of it."""
+        id, count = entry.generate.id, len(tokens)
         if self.claim(id):
-            count = len(tokens)
-            ended = Ended(id, "stop", count, 0, 0, 0.0, 0.0)
-            self._link.send(Accepted(id, count, prompt=packed(tokens)))
+            ended = Ended(id, "stop", count, 0, 0, 0.0, 0.0, at=stamp())
+            prompt = packed(tokens)
+            self._link.send(Accepted(id, count, prompt=prompt, received=entry.received))
             self._link.send(Output(self._progress.step, [Text(id, text), ended]))
 
     def _refuse(self, id: int, refusal: Refusal) -> None:

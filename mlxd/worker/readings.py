@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from typing import Protocol
 
+from mlxd.core.clock import stamp
 from mlxd.ipc.messages import Piece
 from mlxd.worker.job import Job
 from mlxd.worker.reading import Work
@@ -55,7 +55,7 @@ class Readings:
     def step(self) -> list[Piece] | None:
         """Read one chunk; what there is to say behind the last one. Raises Refusal."""
         assert self._work is not None
-        self.since = self.since or time.perf_counter()
+        self.since = self.since or stamp()
         return next(self._work)
 
     def leave(self, id: int) -> bool:

@@ -99,6 +99,7 @@ class Running:
             malformed_calls=answer.malformed_calls,
             drafted_tokens=self.drafted,
             accepted_tokens=self.accepted,
+            at=now,
         )
 
     @property

@@ -29,6 +29,7 @@ from mlxd.core.models import ModelCard
 from mlxd.core.preset import Preset
 from mlxd.core.request import GenerationRequest, Message, Sampling, ToolChoice
 from mlxd.core.story import untold
+from mlxd.core.trace_context import Trace, TraceContext
 from mlxd.ipc.messages import FrameReader, decode_down
 from mlxd.policy.load import PolicySet, load
 from tests.support.daemon import write_policies
@@ -115,6 +116,20 @@ async def test_what_is_read_for_a_request_belongs_to_its_tenant(tenant):
     (frame,) = FrameReader().feed(parts.orders[0].frame(1, None))
     generate: Any = decode_down(frame)
     assert generate.owner == tenant
+
+
+async def test_a_worker_is_told_the_trace_that_its_work_is_in():
+    parts: Any = Parts()
+    await opened(parts, Sampling())
+    order = parts.orders[0]
+    (frame,) = FrameReader().feed(order.frame(1, None, "c" * 16))
+    untraced: Any = decode_down(frame)
+    assert untraced.trace == ""
+    context = TraceContext("a" * 32, "b" * 16, sampled=True)
+    order.story.trace = Trace(context, None, "/api/chat", "ollama", 0.0)
+    (frame,) = FrameReader().feed(order.frame(1, None, "c" * 16))
+    traced: Any = decode_down(frame)
+    assert traced.trace == f"00-{'a' * 32}-{'c' * 16}-01"
 
 
 async def test_an_order_knows_what_computes_it():

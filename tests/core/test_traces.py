@@ -184,6 +184,10 @@ def test_what_nobody_catches_in_a_process_is_shown_like_that() -> None:
 def test_a_trace_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     print_trace(raised(_key))
     assert capsys.readouterr().err.endswith("KeyError\n")
+    print_trace(raised(_key), "00-a-b-01")
+    assert capsys.readouterr().err.endswith(
+        "KeyError\n(of the request with the traceparent 00-a-b-01)\n"
+    )
 
 
 async def test_the_event_loop_quotes_neither_what_was_raised_nor_arguments(

@@ -147,7 +147,7 @@ def test_it_is_small(wheel: Path) -> None:
 
 def test_the_metadata(metadata: Message) -> None:
     assert metadata["Requires-Python"] == ">=3.11"
-    assert metadata.get_all("Provides-Extra") == ["cpu", "cuda13"]
+    assert metadata.get_all("Provides-Extra") == ["cpu", "cuda13", "otel"]
     required = metadata.get_all("Requires-Dist") or []
     assert [line for line in required if line.startswith("mlx==")]
     assert [line for line in required if line.startswith("mlx-lm==")]

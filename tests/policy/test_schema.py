@@ -147,6 +147,7 @@ class TestSecrets:
 
     def test_there_are_these(self) -> None:
         assert [key.name for key in SECRETS] == [
+            "server.traces.endpoint",
             "supervision.events.webhook.url",
             "supervision.events.webhook.secret",
             "clients.auth.keys_file",

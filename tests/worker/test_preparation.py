@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mlxd.core.clock import stamp
 from mlxd.core.request import GenerationRequest, Message, Sampling
 from mlxd.ipc.messages import (
     Accepted,
@@ -112,6 +113,28 @@ class Held:
         assert self.end.wait(10)
         if self.refuse:
             raise Refusal("no")
+
+
+def test_a_job_knows_when_the_worker_had_it() -> None:
+    scene, before = Scene(), stamp()
+    scene.ask(1)
+    scene.preparation.turn()
+    (job,) = scene.intake.inbox.get()
+    assert isinstance(job, Job)
+    assert before <= job.received <= stamp()
+
+
+def test_one_that_cannot_be_prepared_is_named_by_its_trace(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(id: int) -> None:
+        raise KeyError(id)
+
+    scene = Scene(fail)
+    message = Generate(1, REQUEST, Sampling(), 9, 9, 9, trace="00-a-b-01")
+    scene.intake.handle(message, 100)
+    scene.preparation.turn()
+    assert "00-a-b-01" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("refuse", [False, True])

@@ -31,7 +31,7 @@ class Reference(Written, str):
         return ValueError(f"expected {cls.expected}, got something else (not shown){hint}")
 
 
-class Webhook(Reference):
+class PublicUrl(Reference):
     """An http(s) URL that holds no secret, or a reference to one that does."""
 
     unit = "URL"

@@ -6,8 +6,9 @@ import ipaddress
 from functools import lru_cache
 from typing import Literal
 
-from mlxd.policy.schema.base import Auto, Folder, Host, Policy, Positive, field, section
-from mlxd.policy.units import Delay, Duration, Size
+from mlxd.policy.schema.base import Auto, Folder, Host, Name, Policy, Positive, field, section
+from mlxd.policy.schema.references import PublicUrl
+from mlxd.policy.units import Delay, Duration, Share, Size
 
 
 class Listen(Policy):
@@ -162,6 +163,24 @@ class Traffic(Policy):
     rotate: Rotation = section("How much of it is kept.")
 
 
+class Traces(Policy):
+    endpoint: PublicUrl | None = field(
+        None, "The OTLP/HTTP receiver that traces of requests are sent to, such as an "
+        "OpenTelemetry collector; without a path, its /v1/traces. It takes `pip install "
+        "'mlxd[otel]'`. A URL that is a secret itself, or has a user or a query, goes behind "
+        "`credential:NAME`. Of any other, its path is shown nowhere.",
+        unit="URL", secret=True, example="http://127.0.0.1:4318",
+    )  # fmt: skip
+    sample: Share = field(
+        "100%", "How many requests are traced that say nothing of it. Of those with a "
+        "`traceparent`, the ones that it says are sampled.",
+        unit="ratio", example="5%",
+    )  # fmt: skip
+    service: Name = field(
+        "mlxd", "What the daemon is called in traces (`service.name`).", example="mlxd-studio"
+    )
+
+
 class Resume(Policy):
     window: Delay = field(
         "60s", "How long a client may come back to an answer whose connection was cut, or to the "
@@ -195,6 +214,9 @@ class Server(Policy):
     drain: Drain = section("How the daemon stops.")
     log: Log = section("The daemon's log.")
     traffic: Traffic = section("A log of what was asked, for simulations.")
+    traces: Traces = section(
+        "Spans of requests, sent to another program; without a receiver, none."
+    )
     resume: Resume = section("Answers whose connection was cut, for their clients to come back to.")
     page: bool = field(
         True, "Whether the page at /ui is served. While only this machine can reach the daemon, no "

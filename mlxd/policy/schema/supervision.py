@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mlxd.policy.schema.base import Auto, Policy, Positive, field, section
-from mlxd.policy.schema.references import Reference, Webhook
+from mlxd.policy.schema.references import PublicUrl, Reference
 from mlxd.policy.units import Delay, Duration, LongDuration, Share
 
 Event = Literal[
@@ -160,7 +160,7 @@ class SleepWake(Policy):
 
 
 class Delivery(Policy):
-    url: Webhook | None = field(
+    url: PublicUrl | None = field(
         None, "Where events are posted, as JSON. A URL that is a secret itself, or has a user or "
         "a query, goes behind `credential:NAME`. Of any other, its path is shown nowhere.",
         unit="URL", secret=True, example="https://ops.example/mlxd",

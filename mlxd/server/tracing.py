@@ -1,0 +1,132 @@
+"""Follows `server.traces`: which requests have spans, and where those are sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+from aiohttp import web
+
+from mlxd.core.clock import stamp
+from mlxd.core.story import Story
+from mlxd.core.trace_context import (
+    Trace,
+    TraceContext,
+    is_within,
+    new_span_id,
+    new_trace_id,
+    parsed,
+)
+from mlxd.policy import credential
+from mlxd.policy.policy_set import PolicySet
+from mlxd.server.otlp import opened
+from mlxd.telemetry.span_sink import Exporter, SpanSink, Unsendable
+from mlxd.telemetry.spans import METHOD, spans_of
+
+_URLS = ("http://", "https://")
+_RESULTS = ("sent", "failed", "dropped")
+
+Opener = Callable[[str, str], Exporter]
+"""Of a receiver, by its URL and by what the daemon is called there. Raises Unsendable."""
+
+
+class Tracing:
+    """Told of every request as it comes and as it ends; what has a model asked for something is
+    traced.
+    """
+
+    def __init__(
+        self, policies: PolicySet, dialects: Mapping[str, str], open_exporter: Opener = opened
+    ) -> None:
+        """`dialects`: those of the paths that are traced."""
+        self._dialects = dialects
+        self._open = open_exporter
+        self._endpoint: str | None = None
+        self._service = ""
+        self._ratio = 1.0
+        self._sink: SpanSink | None = None
+        self._before: list[SpanSink] = []
+        """Those that are being finished."""
+        self._gone = dict.fromkeys(_RESULTS, 0)
+        """What became of the spans of those that are over."""
+        self.apply(policies)
+
+    def apply(self, policies: PolicySet) -> None:
+        """From the next request on; what is under way is sent where policy says at its end."""
+        traces = policies.server.traces
+        self._ratio = float(traces.sample)
+        endpoint = str(traces.endpoint) if traces.endpoint is not None else None
+        if (endpoint, traces.service) == (self._endpoint, self._service):
+            return
+        self._endpoint, self._service = endpoint, traces.service
+        if self._sink is not None:
+            self._sink.finish()
+            self._before = [*self._unfinished(), self._sink]
+        opens = partial(_open, self._open, endpoint or "", traces.service)
+        self._sink = SpanSink(opens) if endpoint is not None else None
+
+    def begin(self, request: web.BaseRequest, story: Story) -> None:
+        """Its story is told which trace it is in, if it is in one."""
+        dialect = self._dialects.get(request.path)
+        if self._sink is None or dialect is None or request.method != METHOD:
+            return
+        headers = request.headers
+        parent = parsed(headers.getall("traceparent", ()), headers.getall("tracestate", ()))
+        context = self._context(parent)
+        if context.sampled:
+            story.trace = Trace(context, parent, request.path, dialect, stamp())
+
+    def end(self, story: Story, status: int) -> None:
+        """It is over, whatever came of it."""
+        if self._sink is not None and story.trace is not None:
+            self._sink.put(spans_of(story, story.trace, status, stamp()))
+
+    def counts(self) -> Iterable[tuple[tuple[str], float]]:
+        """What became of spans."""
+        sinks = self._sinks()
+        for result in _RESULTS:
+            found = (getattr(sink.counts, result) for sink in sinks)
+            yield (result,), self._gone[result] + sum(found)
+
+    def warnings(self) -> list[str]:
+        """What makes it impossible."""
+        impossible = self._sink.impossible if self._sink is not None else ""
+        return [f"server.traces.endpoint is set, and {impossible}"] if impossible else []
+
+    def close(self) -> None:
+        """At the end of the daemon: what is waiting is sent, if it is taken at once."""
+        for sink in self._sinks():
+            sink.close()
+
+    def _context(self, parent: TraceContext | None) -> TraceContext:
+        """Of a request's first span: whoever began the trace has decided whether it is sampled."""
+        if parent is not None:
+            return TraceContext(parent.trace_id, new_span_id(), parent.sampled, parent.state)
+        trace_id = new_trace_id()
+        return TraceContext(trace_id, new_span_id(), is_within(self._ratio, trace_id))
+
+    def _sinks(self) -> list[SpanSink]:
+        return [*self._before, *([self._sink] if self._sink is not None else [])]
+
+    def _unfinished(self) -> Iterable[SpanSink]:
+        for sink in self._before:
+            if not sink.over:
+                yield sink
+                continue
+            for result in _RESULTS:
+                self._gone[result] += getattr(sink.counts, result)
+
+
+def _open(open_exporter: Opener, endpoint: str, service: str) -> Exporter:
+    """In the sink's thread: a secret is read each time, and may be replaced. Raises Unsendable."""
+    url = endpoint
+    try:
+        if not url.startswith(_URLS):
+            url = credential.read(url)
+        if not url.startswith(_URLS):
+            raise Unsendable("its URL is no http or https URL")
+        return open_exporter(url, service)
+    except (credential.Unreadable, OSError) as error:
+        raise Unsendable(f"its URL cannot be read: {error}") from None
+    except ValueError:
+        raise Unsendable("its URL cannot be read") from None

@@ -1,0 +1,167 @@
+"""A thread that sends spans away, so that no request waits for whoever receives them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mlxd.telemetry.spans import Span
+
+log = logging.getLogger(__name__)
+
+MOST_WAITING = 4096
+"""Spans that wait to be sent; more of them are dropped."""
+MOST_SENT = 512
+"""About so many at one time: the trees of requests are not taken apart."""
+GATHER_SECONDS = 1.0
+"""How long one waits at most for others to be sent with it."""
+_LAST_SECONDS = 1.0
+"""For what is waiting at the end; a receiver may hang."""
+
+
+class Unsendable(Exception):
+    """Why no spans can be sent now, in words that hold no secret."""
+
+    final = False
+    """Another attempt is in vain."""
+
+
+class NotInstalled(Unsendable):
+    """What sends them is no part of this installation."""
+
+    final = True
+
+
+class Exporter(Protocol):
+    """Says spans to one receiver."""
+
+    def export(self, spans: Sequence[Span]) -> bool:
+        """Whether they were taken. May wait for seconds; raises nothing."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of spans."""
+
+    sent: int = 0
+    failed: int = 0
+    """Not taken by the receiver, or not said to it."""
+    dropped: int = 0
+    """Too many were waiting, or nothing is installed that could send them."""
+
+
+class SpanSink:
+    """Sends to one receiver, until it is finished. That one fails is told in the log once, and once
+    that it works again; what it did not take is not sent again.
+    """
+
+    def __init__(self, open_exporter: Callable[[], Exporter]) -> None:
+        """`open_exporter` is called in the thread, at once and after each failure; it may wait, and
+        raises Unsendable.
+        """
+        self.counts = Counts()
+        self.impossible = ""
+        """Why none will ever be sent; empty: they may be."""
+        self._open = open_exporter
+        self._exporter: Exporter | None = None
+        self._failing = False
+        self._changed = threading.Condition()
+        self._trees: deque[Sequence[Span]] = deque()
+        self._waiting = 0
+        self._finishing = False
+        self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
+        self._thread.start()
+
+    @property
+    def over(self) -> bool:
+        """All is sent that ever will be."""
+        return not self._thread.is_alive()
+
+    def put(self, tree: Sequence[Span]) -> None:
+        """Those of one request. Waits for nobody."""
+        with self._changed:
+            full = self._waiting + len(tree) > MOST_WAITING
+            if full or self._finishing or self.impossible:
+                self.counts.dropped += len(tree)
+                return
+            self._trees.append(tree)
+            self._waiting += len(tree)
+            if self._waiting == len(tree) or self._waiting >= MOST_SENT:
+                self._changed.notify()
+
+    def finish(self) -> None:
+        """Send what is waiting, if that is taken at once, and nothing more; waits for nothing."""
+        with self._changed:
+            self._finishing = True
+            self._changed.notify()
+
+    def close(self, seconds: float = _LAST_SECONDS) -> None:
+        """As `finish`, and wait for that, not for ever."""
+        self.finish()
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        self._is_open()
+        while not self.impossible and (batch := self._next()) is not None:
+            self._send(batch)
+            if self._failing and self._finishing:
+                break
+        self._drop_the_rest()
+        if self._exporter is not None:
+            self._exporter.close()
+
+    def _next(self) -> list[Span] | None:
+        """None: it is finished, and there is nothing left."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._trees or self._finishing)
+            self._changed.wait_for(
+                lambda: self._waiting >= MOST_SENT or self._finishing, GATHER_SECONDS
+            )
+            batch: list[Span] = []
+            while self._trees and len(batch) < MOST_SENT:
+                batch += self._trees.popleft()
+            self._waiting -= len(batch)
+            return batch or None
+
+    def _is_open(self) -> Exporter | None:
+        """None: it cannot be, now or ever."""
+        try:
+            self._exporter = self._exporter or self._open()
+        except Unsendable as error:
+            self._tell(str(error))
+            with self._changed:
+                self.impossible = str(error) if error.final else ""
+        return self._exporter
+
+    def _send(self, batch: Sequence[Span]) -> None:
+        exporter = self._is_open()
+        if exporter is not None and exporter.export(batch):
+            self.counts.sent += len(batch)
+            self._tell("")
+            return
+        self.counts.failed += len(batch)
+        if exporter is not None:
+            exporter.close()
+            self._exporter = None
+            self._tell("the receiver cannot be reached, or does not take them")
+
+    def _tell(self, failure: str) -> None:
+        """Once when it begins to fail, once when it works again."""
+        if failure and not self._failing:
+            log.warning("traces are not sent: %s", failure)
+        elif self._failing and not failure:
+            log.info("traces are sent again")
+        self._failing = bool(failure)
+
+    def _drop_the_rest(self) -> None:
+        with self._changed:
+            self.counts.dropped += self._waiting
+            self._waiting = 0
+            self._trees.clear()
