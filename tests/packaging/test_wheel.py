@@ -162,7 +162,9 @@ _OF_LATER_PYTHONS = ("compression",)
 
 def test_every_import_is_of_a_dependency() -> None:
     """Of a declared one, or of one that such a one declares; not of what was installed by hand."""
-    declared = {distribution(line) for line in PROJECT["project"]["dependencies"]}
+    project = PROJECT["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    declared = {distribution(line) for line in [*project["dependencies"], *extras]}
     brought = {
         distribution(line)
         for name in declared
