@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import argparse
 import re
-import signal
 import socket
 import struct
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -220,12 +218,7 @@ def page(found: Json) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the daemon would stay behind
-    found = report.begun()
-    with tempfile.TemporaryDirectory(prefix="mlxd-bench-") as scratch:
-        found |= measure(options, Path(scratch))
-    found["problems"] = problems(found)
-    return report.publish(options, "bad-requests", found, page(found))
+    return report.conduct(options, "bad-requests", measure, problems, page)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

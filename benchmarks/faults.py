@@ -17,7 +17,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -677,13 +676,8 @@ def _residues(found: Json) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the daemon would stay behind
-    found = report.begun()
-    with tempfile.TemporaryDirectory(prefix="mlxd-bench-") as scratch:
-        found |= measure(options, Path(scratch))
-    found["problems"] = problems(found)
     name = f"faults-{'-'.join(options.family)}{'-storm' if options.storm else ''}"
-    return report.publish(options, name, found, page(found))
+    return report.conduct(options, name, measure, problems, page)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -8,10 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -257,12 +255,7 @@ def page(found: Json) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the daemon would stay behind
-    found = report.begun()
-    with tempfile.TemporaryDirectory(prefix="mlxd-bench-") as scratch:
-        found |= measure(options, Path(scratch))
-    found["problems"] = problems(found)
-    return report.publish(options, f"refusals-{options.kind}", found, page(found))
+    return report.conduct(options, f"refusals-{options.kind}", measure, problems, page)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

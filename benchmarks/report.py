@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def begun() -> Json:
     """Taken before the run: another commit may follow before the end."""
     return {"date": table.today(), "machine": table.machine()}
+
+
+def conduct(
+    options: argparse.Namespace,
+    name: str,
+    measure: Callable[[argparse.Namespace, Path], Json],
+    problems: Callable[[Json], list[str]],
+    page: Callable[[Json], str],
+) -> int:
+    """A whole program, in a folder that goes with it: measure, judge and publish. Returns its exit
+    status.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the daemon would stay behind
+    found = begun()
+    with tempfile.TemporaryDirectory(prefix="mlxd-bench-") as scratch:
+        found |= measure(options, Path(scratch))
+    found["problems"] = problems(found)
+    return publish(options, name, found, page(found))
 
 
 def publish(options: argparse.Namespace, name: str, found: Json, page: str) -> int:

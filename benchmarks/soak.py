@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -563,12 +562,7 @@ def page(found: Json) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the daemon would stay behind
-    found = report.begun()
-    with tempfile.TemporaryDirectory(prefix="mlxd-bench-") as scratch:
-        found |= measure(options, Path(scratch))
-    found["problems"] = problems(found)
-    return report.publish(options, "soak", found, page(found))
+    return report.conduct(options, "soak", measure, problems, page)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -9,9 +9,7 @@ import argparse
 import http.client
 import json
 import random
-import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -158,12 +156,7 @@ def page(found: Json) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the daemon would stay behind
-    found = report.begun()
-    with tempfile.TemporaryDirectory(prefix="mlxd-bench-") as scratch:
-        found |= measure(options, Path(scratch))
-    found["problems"] = problems(found)
-    return report.publish(options, "steady", found, page(found))
+    return report.conduct(options, "steady", measure, problems, page)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
@@ -213,12 +212,7 @@ def page(found: Json) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the daemon would stay behind
-    found = report.begun()
-    with tempfile.TemporaryDirectory(prefix="mlxd-bench-") as scratch:
-        found |= measure(options, Path(scratch))
-    found["problems"] = problems(found)
-    return report.publish(options, "watchers", found, page(found))
+    return report.conduct(options, "watchers", measure, problems, page)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
