@@ -19,6 +19,8 @@ from pydantic_core import CoreSchema, core_schema
 from mlxd.policy.strict_yaml import scalar
 
 _NUMBER = r"(?:[0-9]+(?:\.[0-9]+)?)"
+_LONGEST = 60
+"""Characters of a refused value that a message repeats."""
 _DURATION = re.compile(rf"(?:{_NUMBER}(?:ms|s|m|h|d))+")
 _DURATION_PART = re.compile(rf"({_NUMBER})(ms|s|m|h|d)")
 _ABOVE_ZERO = "(?=.*[1-9])"
@@ -76,14 +78,18 @@ def _escaped(char: str) -> str:
 def got(value: Any) -> str:
     """A refused value, as a message quotes it."""
     if isinstance(value, str):
-        return _quoted(value if len(value) <= 60 else value[:57] + "...")
+        return _quoted(_cut(value))
     if value is None:
         return "nothing"
     if isinstance(value, Mapping):
         return "a mapping"
     if isinstance(value, Sequence):
         return "a list" if value else "an empty list"
-    return written(value)
+    return _cut(written(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
 class Written:
@@ -111,6 +117,7 @@ class Written:
 
     @classmethod
     def _refused(cls, value: object, hint: str = "") -> ValueError:
+        hint = hint if len(hint) <= 2 * _LONGEST else ""  # it repeats what was written
         return ValueError(f"expected {cls.expected}, got {got(value)}{hint}")
 
 

@@ -168,6 +168,14 @@ def test_written_reads_like_the_files() -> None:
 
 def test_a_refused_value_is_quoted_in_short() -> None:
     assert got("x" * 1000) == '"' + "x" * 57 + '..."'
+    assert got(10**1000) == "1" + "0" * 56 + "..."
     assert (got(None), got({}), got([]), got([1]), got(7), got(False)) == (
         *("nothing", "a mapping", "an empty list", "a list", "7", "false"),
     )
+
+
+@pytest.mark.parametrize("text", ["1m" + "i" * 3000, "1" * 3000 + "S", 10**3000, "1" * 3000])
+def test_a_refusal_of_megabytes_is_of_some_words(text: object) -> None:
+    with pytest.raises(ValueError, match=r"\.\.\.") as refused:
+        Duration.parse(text)
+    assert len(str(refused.value)) < 300
