@@ -14,7 +14,7 @@ from hypothesis import settings
 from tests.support.daemon import Daemon, daemon
 from tests.support.model_maker import Shape, make_model
 
-settings.register_profile("suite", derandomize=True)
+settings.register_profile("suite", derandomize=True, deadline=None)
 settings.register_profile("explore")
 settings.load_profile(os.environ.get("MLXD_HYPOTHESIS", "suite"))
 """A suite that fails now and then tells nobody anything: who looks for more says `explore`."""

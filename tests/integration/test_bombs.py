@@ -85,7 +85,7 @@ def _sent(sock: socket.socket, piece: bytes) -> bool:
 
 def check(daemon: Daemon, path: str, made: Callable[[], Pieces], status: int, *headers: str) -> str:
     """What it says. What else the daemon has to do may spoil one look, not each of three."""
-    seconds = AT_ONCE_SECONDS * slowness()
+    seconds = AT_ONCE_SECONDS * 2 * slowness()
     took = 0.0
     for _ in range(3):
         before = forget(daemon.pid)

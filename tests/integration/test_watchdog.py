@@ -142,7 +142,7 @@ def test_a_lost_part_ends_the_daemon(start: Start, defect: str) -> None:
     assert seconds < 15
     log = daemon.log_text()
     assert "so does the daemon" in log
-    assert ("RuntimeError: sabotage" in log) == defect.startswith("lose")
+    assert ("RuntimeError" in log) == defect.startswith("lose")
     assert gone(worker.pid)
 
 

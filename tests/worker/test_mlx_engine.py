@@ -277,8 +277,11 @@ def test_small_chunks_are_parts_of_those_that_memory_was_counted_for():
 
 
 def test_answers_go_on_between_chunks_and_have_their_share():
+    from mlxd.ipc.messages import Tuning
+    from mlxd.worker.tuning import Tuned
+
     machine = Machine(SLOW, decode_seconds=2.0**-8)
-    engine = practised(machine, clock=machine.clock)
+    engine = practised(machine, tuned=Tuned(Tuning(decode_share=0.15)), clock=machine.clock)
     (running,) = engine.insert([prompt(9, 1, max_tokens=1000)])
     for _ in range(5):
         engine.step()
