@@ -296,6 +296,7 @@ def test_a_receiver_that_hangs_costs_requests_nothing(start: Start) -> None:
         assert time.monotonic() - began < SECONDS, "its end does not wait for it"
 
 
+@pytest.mark.slow
 def test_a_receiver_that_is_away_is_told_once(start: Start) -> None:
     running = start({"server": server_yaml(f"http://127.0.0.1:{free_port()}/private-path")})
     for _ in range(2):

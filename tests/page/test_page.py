@@ -240,8 +240,15 @@ def test_everything_is_reached_by_keyboard(shown: Daemon, tab: Open) -> None:
     assert current.text_content() == "Requests"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1440, 390])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (390, "dark"),
+        (1440, "light"),
+        pytest.param(390, "light", marks=pytest.mark.slow),
+        pytest.param(1440, "dark", marks=pytest.mark.slow),
+    ],
+)
 def test_there_are_no_barriers(shown: Daemon, tab: Open, axe: str, scheme: str, width: int) -> None:
     shown.http.post("/api/generate", json={"model": "tiny-a", "prompt": "hi"})
     watched = tab(shown, width=width, scheme=scheme)
