@@ -157,8 +157,8 @@ def test_it_is_compared_in_constant_time(monkeypatch):
 LINUX = pytest.mark.skipif(not neighbour._LISTS[0].exists(), reason="only Linux lists them")
 HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n"
 FOUR = ("0100007F:C350", "0100007F:2CAB")
-MAPPED = tuple(f"0000000000000000FFFF0000{end}" for end in FOUR)
-SIX = tuple(f"{'0' * 24}01000000:{port}" for port in ("C350", "2CAB"))
+MAPPED = (f"{'0' * 16}FFFF0000{FOUR[0]}", f"{'0' * 16}FFFF0000{FOUR[1]}")
+SIX = (f"{'0' * 24}01000000:C350", f"{'0' * 24}01000000:2CAB")
 
 
 def row(local, remote, state="01", uid=4711):
