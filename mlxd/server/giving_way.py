@@ -1,9 +1,9 @@
 """Which connection gives way to a new one, when `server.http.max_connections` are open.
 
 One whose request began a moment ago and is not whole: that costs nothing to whoever holds it, and
-its place is worth something to others. Whoever has been silent longest goes first, so that a long
-body that keeps coming stays; then those who ask nothing. Whoever waits for an answer, or is taking
-one, never does.
+its place is worth something to others. Whoever has been silent longest goes first, then those who
+ask nothing, and at last who was heard a moment ago, so that a long body that keeps coming stays.
+Whoever waits for an answer, or is taking one, never does.
 """
 
 from __future__ import annotations
@@ -13,18 +13,26 @@ from enum import IntEnum
 from typing import Generic, Protocol, TypeVar
 
 PATIENCE_SECONDS = 0.25
-"""For a request to be whole; the clients of a herd have sent theirs by then."""
+"""For a request to be whole, or to go on; the clients of a herd have sent theirs by then."""
 _LOOK_SECONDS = 0.01
 """Between two looks at all connections: a flood of new ones is not to make that many."""
 
 
 class Holding(IntEnum):
-    """What a connection is held for, by who gives way first."""
+    """What a connection is held for."""
 
     COMING = 0
     """A request that is not whole."""
     IDLE = 1
     """The next one."""
+
+
+class _Rank(IntEnum):
+    """Who gives way first."""
+
+    QUIET = 0
+    IDLE = 1
+    HEARD = 2
 
 
 class Holder(Protocol):
@@ -77,6 +85,12 @@ class GivingWay(Generic[T]):
         ]
         self._found = sorted(
             ((holding, since, one) for holding, since, one in found if holding is not None),
-            key=lambda entry: entry[:2],
+            key=lambda entry: (_rank(entry[0], now - entry[1]), entry[1]),
             reverse=True,
         )
+
+
+def _rank(holding: Holding, silent_seconds: float) -> _Rank:
+    if holding is Holding.IDLE:
+        return _Rank.IDLE
+    return _Rank.QUIET if silent_seconds >= PATIENCE_SECONDS else _Rank.HEARD

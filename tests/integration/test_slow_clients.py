@@ -134,6 +134,21 @@ def test_slow_ones_go_before_idle_ones_and_idle_ones_without_a_word(crowded: Dae
                 assert [said for sock in idle if (said := ended(sock)) is not None] == [b""]
 
 
+def test_idle_ones_go_before_a_body_that_keeps_coming(crowded: Daemon) -> None:
+    with (
+        holding(crowded.port, KEPT, ROOM - 1) as idle,
+        holding(crowded.port, body_of(PATHS[0]), 1) as [upload],
+    ):
+        for sock in idle:
+            assert sock.recv(4096).startswith(b"HTTP/1.1 200")
+        all_in_use(crowded)
+        upload.sendall(b"x")
+        time.sleep(0.05)
+        served(crowded)
+        assert ended(upload) is None
+        assert [said for sock in idle if (said := ended(sock)) is not None] == [b""]
+
+
 def test_who_goes_on_sending_stays(crowded: Daemon) -> None:
     with holding(crowded.port, HEAD, ROOM) as socks:
         all_in_use(crowded)

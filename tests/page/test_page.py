@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.support.daemon import Daemon
 
 pytestmark = pytest.mark.mlx
 
+REFUSED = {"error": {"message": "not today"}}
 BARRIERS = frozenset({"serious", "critical"})
 VIEWS = ("overview", "models", "requests", "tenants", "policies", "events", "chat")
 
@@ -92,6 +94,30 @@ def test_chat_streams_and_stops(shown: Daemon, tab: Open) -> None:
     assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [
         0, 0, "",
     ]  # fmt: skip
+
+
+def test_what_was_forgotten_or_refused_is_not_sent_again(shown: Daemon, tab: Open) -> None:
+    watched = tab(shown)
+    page = watched.open("chat")
+    sent: list[Any] = []
+    page.on("request", lambda one: sent.append(one.post_data) if "completions" in one.url else None)
+    until(page, lambda: page.locator("#chat-model option").count() > 2, "models are listed")
+    page.get_by_label("Model", exact=True).select_option(ENDLESS)
+    page.get_by_label("Message").fill("a secret")
+    page.get_by_role("button", name="Send").click()
+    said = page.locator("#talk li").nth(1).locator(".said")
+    until(page, lambda: len(said.text_content()) > 40, "it streams")
+    page.get_by_role("button", name="Begin anew").click()
+    until(page, page.get_by_role("button", name="Send").is_enabled, "it has ended")
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=400, json=REFUSED))
+    for words, told in (("first", "not today"), ("second", "not today.*not today")):
+        page.get_by_label("Message").fill(words)
+        page.get_by_role("button", name="Send").click()
+        says(page, "#talk", told)
+        until(page, page.get_by_role("button", name="Send").is_enabled, "it is over")
+    messages = [one["content"] for one in json.loads(sent[-1])["messages"]]
+    assert messages == ["first", "second"]
+    watched.complaints.clear()  # a browser calls a 400 an error
 
 
 def test_a_refused_chat_is_told_in_words(start: Start, tab: Open) -> None:

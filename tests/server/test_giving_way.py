@@ -41,6 +41,13 @@ def test_slow_ones_go_first_by_their_silence_then_idle_ones() -> None:
     assert crowd.next(20.0) is None
 
 
+def test_idle_ones_go_before_a_body_that_keeps_coming() -> None:
+    coming, quiet = Held(Holding.COMING, 9.99), Held(Holding.COMING, 10.0 - PATIENCE_SECONDS)
+    idle, later = Held(Holding.IDLE, 1.0), Held(Holding.IDLE, 9.999)
+    crowd = Crowd(coming, later, quiet, idle)
+    assert [crowd.next(10.0) for _ in range(4)] == [quiet, idle, later, coming]
+
+
 @pytest.mark.parametrize("holding", Holding)
 def test_nobody_goes_who_has_only_just_come_or_asked(holding: Holding) -> None:
     one = Held(holding, 10.0, held_since=10.0)

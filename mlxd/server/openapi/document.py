@@ -19,6 +19,7 @@ from mlxd.server.openapi import admin, anthropic, headers, ollama, openai, own, 
 from mlxd.server.openapi.admin_shapes import shapes as admins
 from mlxd.server.openapi.operation import JSON, Answer, Operation, Parameter, Tag
 from mlxd.server.openapi.shapes import shapes as owns
+from mlxd.server.page.token import HEADER
 
 Json = dict[str, Any]
 
@@ -32,8 +33,9 @@ _TAGS: dict[Tag, str] = {
 _ABOUT = (
     "A daemon that serves language models with MLX, in three dialects. HEAD works wherever GET"
     " does. A method that a path has not is 405, with `Allow`; OPTIONS is 204 everywhere, for"
-    " pages of other origins. What is no valid HTTP is 400, what comes too slowly to be a request"
-    " is 408, one connection too many is 503: each with `error` as a text, whatever the path. A"
+    " pages whose origin is allowed (`clients.cors`). What is no valid HTTP is 400, what comes too"
+    " slowly to be a request is 408, one connection too many is 503: each with `error` as a text,"
+    " whatever the path. A"
     " failure behind a stream's status line is its last record. `x-mlxd-codes` are the errors that"
     " an operation may answer, as `X-Mlxd-Code` names them; `x-itemSchema` is the shape of each"
     " record of a stream, JSON behind `data:` or on a line."
@@ -49,6 +51,19 @@ _SCHEMES: Json = {
 }
 _ANYBODY: list[Json] = [{}, *({name: []} for name in _SCHEMES)]
 """Whether a key is needed is policy: `clients.auth`."""
+_PAGE: Json = {
+    "page": {
+        "type": "apiKey",
+        "in": "header",
+        "name": HEADER,
+        "description": "The token that /ui/session gives the page, for what is under /admin.",
+    }
+}
+_OWNERS: list[Json] = [*_ANYBODY, {"page": []}]
+_OWNERS_WORDS = (
+    "On the admin socket nothing is needed, and there alone; over TCP the key of a tenant with"
+    " `clients.tenants.<name>.admin`, or the page's token."
+)
 
 
 def operations() -> list[Operation]:
@@ -70,7 +85,7 @@ def document() -> Json:
             "schemas": _shapes(),
             "responses": dict(_refusals()),
             "headers": headers.headers(),
-            "securitySchemes": _SCHEMES,
+            "securitySchemes": _SCHEMES | _PAGE,
         },
     }
 
@@ -106,7 +121,9 @@ def _described(operation: Operation) -> Json:
     described["responses"] = _responses(operation)
     described["x-mlxd-codes"] = sorted({error.code for error in operation.raises})
     if operation.for_owners:
+        described["description"] = _OWNERS_WORDS
         described["servers"] = [_SOCKET, _TCP]
+        described["security"] = _OWNERS
     if operation.open:
         described["security"] = []
     return described

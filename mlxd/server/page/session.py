@@ -27,7 +27,7 @@ class Session:
         check_own(request)
         token, why = None, ""
         try:
-            token = self._token.give(request)
+            token = await self._token.give(request)
         except Forbidden as refused:
             why = refused.message
         policies, caller = policies_of(request), caller_of(request)

@@ -9,20 +9,25 @@ from __future__ import annotations
 import hmac
 import secrets
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from mlxd.core.errors import Forbidden, PolicyLine
 from mlxd.policy.schema.server import is_loopback
 from mlxd.server.edge import policies_of
 from mlxd.server.identity import keys_required_of
 from mlxd.server.managers import is_here
-from mlxd.server.page.neighbour import is_anothers
+from mlxd.server.page.neighbour import Neighbours
 from mlxd.server.walls import host_of
 
 HEADER = "X-Mlxd-Page"
 _RANDOM_BYTES = 32
 _OWN = frozenset((None, "same-origin"))
 """What browsers say of a request that the page itself makes; other clients say nothing."""
+_FORWARDED = "x-forwarded-"
+_RELAYED = frozenset(
+    ("forwarded", "via", "cf-connecting-ip", "true-client-ip", "x-client-ip", "x-real-ip")
+)
+"""What proxies add; some of them ask in HTTP/1.0, as no browser does."""
 
 
 class PageToken:
@@ -30,11 +35,12 @@ class PageToken:
 
     def __init__(self) -> None:
         self._token = secrets.token_urlsafe(_RANDOM_BYTES)
+        self._neighbours = Neighbours()
 
-    def give(self, request: web.BaseRequest) -> str:
+    async def give(self, request: web.BaseRequest) -> str:
         """Raises Forbidden with the reason."""
         _check_place(request)
-        if is_anothers(request):
+        if await self._neighbours.is_anothers(request):
             raise Forbidden(
                 "this browser belongs to another user than the daemon",
                 would_pass="a key of a tenant with `clients.tenants.<name>.admin: true`",
@@ -72,12 +78,19 @@ def _check_place(request: web.BaseRequest) -> None:
             would_pass="a key of a tenant with `clients.tenants.<name>.admin: true`",
         )
     named = is_loopback(host_of(request.headers.get("Host", "")).strip("[]"))
-    if not (named and is_here(request)):
+    if not named or _is_relayed(request) or not is_here(request):
         raise Forbidden(
             "the page may change nothing from another machine, or through a proxy",
             would_pass="the same at http://localhost, or a key of a tenant with"
             " `clients.tenants.<name>.admin: true`",
         )
+
+
+def _is_relayed(request: web.BaseRequest) -> bool:
+    """A proxy speaks for somebody, as far as it says so."""
+    names = (name.lower() for name in request.headers)
+    added = any(name in _RELAYED or name.startswith(_FORWARDED) for name in names)
+    return added or request.version < HttpVersion11
 
 
 def _closed(request: web.BaseRequest) -> PolicyLine | None:

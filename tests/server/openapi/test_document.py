@@ -22,6 +22,7 @@ from mlxd.server.openapi import headers
 from mlxd.server.openapi.__main__ import text
 from mlxd.server.openapi.document import document, encoded, operations
 from mlxd.server.openapi.operation import Operation
+from mlxd.server.page.token import HEADER
 from mlxd.server.walls import _EXPOSED
 
 ROOT = Path(__file__).parents[3]
@@ -110,6 +111,19 @@ def test_each_status_is_one_that_the_operation_may_answer() -> None:
         told = DOCUMENT["paths"][operation.path][operation.method.lower()]
         raised = {STATUS[code] for code in told["x-mlxd-codes"]}
         assert {int(status) for status in told["responses"]} == raised | {*operation.answers}
+
+
+def test_the_admin_side_says_what_opens_it_over_tcp() -> None:
+    """`{}` is for its socket, which the words say."""
+    schemes = DOCUMENT["components"]["securitySchemes"]
+    assert schemes["page"]["name"] == HEADER
+    for operation in OPERATIONS:
+        told = DOCUMENT["paths"][operation.path][operation.method.lower()]
+        if operation.for_owners:
+            assert told["security"] == [{}, *({name: []} for name in schemes)]
+            assert "socket" in told["description"]
+        else:
+            assert {"page": []} not in told.get("security", ())
 
 
 def test_every_header_that_pages_may_read_is_described() -> None:

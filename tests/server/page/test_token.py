@@ -2,8 +2,10 @@
 
 import os
 import socket
+import threading
 
 import pytest
+from aiohttp import HttpVersion10, HttpVersion11
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
@@ -23,15 +25,16 @@ class Transport:
         self._peer = peer
 
     def get_extra_info(self, name, default=None):
-        return (self._peer, 50_000) if name == "peername" else default
+        ends = {"peername": (self._peer, 50_000), "sockname": (self._peer, 11_435)}
+        return ends.get(name, default)
 
 
-def asked(*overrides, peer="127.0.0.1", host=HOST, caller=None, **headers):
+def asked(*overrides, peer="127.0.0.1", host=HOST, caller=None, version=HttpVersion11, **headers):
     given = CIMultiDict((name.replace("_", "-"), value) for name, value in headers.items())
     if host:
         given["Host"] = host
     request = make_mocked_request(
-        "POST", "/admin/policy/reload", headers=given, transport=Transport(peer)
+        "POST", "/admin/policy/reload", headers=given, version=version, transport=Transport(peer)
     )
     request[edge.POLICIES] = load(
         None, [Override(key, text, "a test", yaml=True) for key, text in overrides]
@@ -43,7 +46,7 @@ def asked(*overrides, peer="127.0.0.1", host=HOST, caller=None, **headers):
 @pytest.fixture(autouse=True)
 def of_nobody_else(monkeypatch):
     """Peers here are made up: the system knows none of them."""
-    monkeypatch.setattr(neighbour, "uid_of", lambda end: None)
+    monkeypatch.setattr(neighbour, "uids_of", lambda theirs, ours: None)
 
 
 OWN = [
@@ -58,7 +61,15 @@ FOREIGN = [
     {"peer": "10.0.0.7"},
     {"peer": ""},
     {"X_Forwarded_For": "127.0.0.1"},
+    {"X_Forwarded_Proto": "http"},
+    {"x_forwarded_host": "localhost:11435"},
+    {"Forwarded": "for=127.0.0.1"},
     {"Via": "1.1 proxy"},
+    {"CF_Connecting_IP": "10.0.0.7"},
+    {"True_Client_IP": "10.0.0.7"},
+    {"X_Client_IP": "10.0.0.7"},
+    {"X_Real_IP": "10.0.0.7"},
+    {"version": HttpVersion10},
     {"host": ""},
     {"host": "evil.example"},
     {"host": "evil.example:11435", "Origin": "http://evil.example:11435"},
@@ -81,37 +92,40 @@ CLOSED = [
 
 
 @pytest.mark.parametrize("given", OWN)
-def test_a_browser_here_is_given_it_and_may_use_it(given):
+async def test_a_browser_here_is_given_it_and_may_use_it(given):
     page = PageToken()
-    shown = page.give(asked(**given))
+    shown = await page.give(asked(**given))
     page.check(asked(**given, **{HEADER: shown}))
 
 
 @pytest.mark.parametrize("given", FOREIGN)
-def test_nobody_else_is_given_it_or_gains_by_it(given):
+async def test_nobody_else_is_given_it_or_gains_by_it(given):
     page = PageToken()
-    shown = page.give(asked())
+    shown = await page.give(asked())
     with pytest.raises(Forbidden):
-        page.give(asked(**given))
+        await page.give(asked(**given))
     with pytest.raises(Forbidden):
         page.check(asked(**given, **{HEADER: shown}))
 
 
 @pytest.mark.parametrize(("override", "key"), CLOSED)
-def test_policy_ends_it_at_once(override, key):
+async def test_policy_ends_it_at_once(override, key):
     page = PageToken()
-    shown = page.give(asked())
-    for ask in (page.give, page.check):
-        with pytest.raises(Forbidden) as refused:
-            ask(asked(override, **{HEADER: shown}))
-        assert refused.value.policy is not None
-        assert refused.value.policy.key == key
+    shown = await page.give(asked())
+    with pytest.raises(Forbidden) as refused:
+        await page.give(asked(override))
+    assert refused.value.policy is not None
+    assert refused.value.policy.key == key
+    with pytest.raises(Forbidden) as refused:
+        page.check(asked(override, **{HEADER: shown}))
+    assert refused.value.policy is not None
+    assert refused.value.policy.key == key
 
 
-def test_where_others_reach_the_daemon_without_a_key_there_is_none():
+async def test_where_others_reach_the_daemon_without_a_key_there_is_none():
     wide = (("server.listen.host", "0.0.0.0"), ("clients.auth.required", "false"))
     with pytest.raises(Forbidden) as refused:
-        PageToken().give(asked(*wide))
+        await PageToken().give(asked(*wide))
     assert refused.value.policy is not None
     assert refused.value.policy.key == "server.listen.host"
 
@@ -122,8 +136,8 @@ def test_a_wrong_one_is_refused(shown):
         PageToken().check(asked(**{HEADER: shown}))
 
 
-def test_each_daemon_has_its_own():
-    shown = PageToken().give(asked())
+async def test_each_daemon_has_its_own():
+    shown = await PageToken().give(asked())
     with pytest.raises(Forbidden, match="another run"):
         PageToken().check(asked(**{HEADER: shown}))
 
@@ -140,42 +154,115 @@ def test_it_is_compared_in_constant_time(monkeypatch):
     assert len(compared) == 1
 
 
+LINUX = pytest.mark.skipif(not neighbour._LISTS[0].exists(), reason="only Linux lists them")
+HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n"
+FOUR = ("0100007F:C350", "0100007F:2CAB")
+MAPPED = (f"{'0' * 16}FFFF0000{FOUR[0]}", f"{'0' * 16}FFFF0000{FOUR[1]}")
+SIX = (f"{'0' * 24}01000000:C350", f"{'0' * 24}01000000:2CAB")
+
+
+def row(local, remote, state="01", uid=4711):
+    return f"   7: {local} {remote} {state} 00000000:00000000 00:00000000 00000000  {uid}  0 1 1\n"
+
+
+def reusable(port=0):
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", port))
+    return sock
+
+
 class TestNeighbours:
     @pytest.fixture
-    def connection(self):
-        with (
-            socket.create_server(("127.0.0.1", 0)) as server,
-            socket.create_connection(server.getsockname()) as client,
-        ):
-            yield client
-
-    @pytest.mark.skipif(not neighbour._LISTS[0].exists(), reason="only Linux lists them")
-    def test_the_system_tells_whose_a_connection_is(self, connection, monkeypatch):
+    def lists(self, monkeypatch, tmp_path):
+        """What the system says."""
         monkeypatch.undo()
-        assert neighbour.uid_of(connection.getsockname()) == os.geteuid()
-        assert neighbour.uid_of(("127.0.0.1", 1)) is None
+        monkeypatch.setattr(neighbour, "_LISTS", (tmp_path / "tcp", tmp_path / "tcp6"))
+        monkeypatch.setattr("os.geteuid", lambda: 4711)
+
+        def write(*rows, six=()):
+            (tmp_path / "tcp").write_text(HEAD + "".join(rows))
+            (tmp_path / "tcp6").write_text(HEAD + "".join(six))
+
+        return write
+
+    @LINUX
+    @pytest.mark.parametrize("there", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
+    def test_the_system_tells_whose_a_connection_is(self, there, monkeypatch):
+        monkeypatch.undo()
+        family = socket.AF_INET6 if ":" in there else socket.AF_INET
+        with socket.socket(family) as server, socket.socket(family) as client:
+            server.bind((there, 0))
+            server.listen()
+            client.connect(server.getsockname())
+            theirs, ours = client.getsockname()[:2], server.getsockname()[:2]
+            assert neighbour.uids_of(theirs, ours) == {os.geteuid()}
+            assert neighbour.uids_of(theirs, (ours[0], 1)) == set()
+            assert neighbour.uids_of((ours[0], 1), ours) == set()
+
+    @LINUX
+    def test_what_its_port_was_used_for_before_is_not_taken_for_it(self, monkeypatch):
+        monkeypatch.undo()
+        with socket.create_server(("127.0.0.1", 0)) as own, reusable() as first:
+            port = first.getsockname()[1]
+            first.connect(own.getsockname())
+            accepted, _ = own.accept()
+            first.close()
+            accepted.close()
+            before = (("127.0.0.1", port), own.getsockname())
+        with socket.create_server(("127.0.0.1", 0)) as daemon, reusable(port) as again:
+            ours = daemon.getsockname()
+            gone = neighbour._row(*(neighbour._printed(end)[0] for end in before))
+            assert gone + b"06" in neighbour._LISTS[0].read_bytes()
+            assert neighbour.uids_of(("127.0.0.1", port), ours) == set()
+            again.connect(ours)
+            assert neighbour.uids_of(("127.0.0.1", port), ours) == {os.geteuid()}
+            assert neighbour.uids_of(*before) == set()
 
     @pytest.mark.parametrize(
-        ("uid", "given"), [(None, True), (0, True), (os.geteuid(), True), (4711, False)]
-    )
-    def test_another_users_browser_is_given_none(self, uid, given, monkeypatch):
-        monkeypatch.setattr(neighbour, "uid_of", lambda end: uid)
-        if given:
-            assert PageToken().give(asked())
-        else:
-            with pytest.raises(Forbidden, match="another user"):
-                PageToken().give(asked())
-
-    @pytest.mark.parametrize(
-        ("digits", "address"),
+        ("rows", "six", "given"),
         [
-            ("0100007F", "127.0.0.1"),
-            ("00000000000000000000000001000000", "::1"),
-            ("0000000000000000FFFF00000100007F", "127.0.0.1"),
+            ([row(*FOUR)], [], True),
+            ([], [row(*MAPPED)], True),
+            ([row(*FOUR)], [row(*SIX, uid=0)], True),
+            ([row(*FOUR, uid=4712)], [], False),
+            ([row(*FOUR, uid=0)], [], False),
+            ([row(*FOUR), row(*FOUR, uid=4712)], [], False),
+            ([row(*FOUR, state="06")], [], False),
+            ([row(*FOUR, state="0A")], [], False),
+            ([row(*FOUR[::-1])], [], False),
+            ([row(FOUR[0], "0100007F:2CAC")], [], False),
+            ([row("0200007F:C350", FOUR[1])], [], False),
+            ([], [], False),
         ],
     )
-    def test_addresses_are_read_as_the_kernel_writes_them(self, digits, address):
-        assert neighbour._address(digits) == address
+    async def test_its_own_users_browser_alone_is_given_it(self, rows, six, given, lists):
+        lists(*rows, six=six)
+        if given:
+            assert await PageToken().give(asked())
+        else:
+            with pytest.raises(Forbidden, match="another user"):
+                await PageToken().give(asked())
+
+    async def test_one_of_ipv6_is_found(self, lists):
+        lists(six=[row(*SIX)])
+        assert await PageToken().give(asked(peer="::1", host="[::1]:11435"))
+
+    async def test_where_the_system_lists_none_it_is_given(self, lists):
+        assert await PageToken().give(asked())
+
+    async def test_a_daemon_of_roots_gives_it_to_root(self, lists, monkeypatch):
+        monkeypatch.setattr("os.geteuid", lambda: 0)
+        lists(row(*FOUR, uid=0))
+        assert await PageToken().give(asked())
+
+    async def test_long_lists_are_read_aside_from_the_loop(self, monkeypatch):
+        threads = []
+        monkeypatch.setattr(
+            neighbour, "uids_of", lambda *ends: threads.append(threading.get_ident())
+        )
+        await PageToken().give(asked())
+        assert threads[0] != threading.get_ident()
 
 
 class TestAdministrators:

@@ -7,6 +7,7 @@ import { milliseconds, number, plural } from "./words.js";
 
 const said = [];
 let running = null;
+let talk = 0; // which of the conversations this is
 
 at("chat-form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -22,6 +23,7 @@ at("chat-text").addEventListener("keydown", (event) => {
 at("chat-stop").addEventListener("click", () => running?.abort());
 at("chat-forget").addEventListener("click", () => {
   running?.abort();
+  talk += 1;
   said.length = 0;
   at("talk").replaceChildren();
   at("talk-none").hidden = false;
@@ -55,19 +57,26 @@ async function answer(words) {
   running = new AbortController();
   at("chat-send").disabled = !(at("chat-stop").disabled = false);
   const pace = new Pace();
+  const mine = talk;
+  let heard = "";
+  const hear = (words) => {
+    heard += words;
+    shown.spoken.append(words);
+  };
   try {
-    await stream(model, shown, pace, running.signal);
-    pace.tell(said.at(-1).cut ? "stopped" : "");
+    await stream(model, shown, hear, pace, running.signal);
+    if (mine === talk) pace.tell("");
   } catch (error) {
-    if (running.signal.aborted) pace.tell("stopped");
+    if (mine !== talk) text(at("chat-pace"), "");
+    else if (running.signal.aborted) pace.tell("stopped");
     else shown.spoken.append(el("p", { "data-tone": "bad", role: "alert" }, error.message));
   }
-  said.push({ role: "assistant", content: shown.spoken.textContent });
+  if (mine === talk && heard) said.push({ role: "assistant", content: heard });
   running = null;
   at("chat-send").disabled = !(at("chat-stop").disabled = true);
 }
 
-async function stream(model, shown, pace, signal) {
+async function stream(model, shown, hear, pace, signal) {
   const body = { model, messages: said.map(({ role, content }) => ({ role, content })), stream: true, stream_options: { include_usage: true } };
   const found = await raw("v1/chat/completions", { method: "POST", body, signal });
   for await (const { data } of events(found)) {
@@ -81,7 +90,7 @@ async function stream(model, shown, pace, signal) {
       shown.thought.hidden = false;
       shown.thought.append(thought);
     }
-    if (delta.content) shown.spoken.append(delta.content);
+    if (delta.content) hear(delta.content);
     if (chunk.usage) pace.tokens = chunk.usage.completion_tokens;
     at("talk").scrollTop = at("talk").scrollHeight;
   }
