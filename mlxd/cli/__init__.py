@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from mlxd.cli import bench, cache, doctor, exits, keys, models, policy, service
 from mlxd.cli.arguments import Actions, add_json, add_places
-from mlxd.core.places import BadEnvFile
+from mlxd.core.places import BadAddress, BadEnvFile
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
-    except BadEnvFile as error:
+    except (BadEnvFile, BadAddress) as error:
         print(error, file=sys.stderr)
         return exits.USAGE
     except KeyboardInterrupt:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import time
 from typing import Any
 
 from mlxd.core.instance import authority, running
-from mlxd.core.places import Places
+from mlxd.core.places import BadAddress, Places
 
 DEFAULT_PORT = 11435
 HEALTH_SECONDS = 5.0
+_HOST = re.compile(r"[\w.:%-]+", re.ASCII)
 MOST_BYTES = 16 << 20
 """Of an answer: many times what a daemon says of itself."""
 
@@ -25,18 +27,29 @@ class NoAnswer(Exception):
 
 
 def address_of(found: Places) -> tuple[str, int]:
-    """Where the daemon is: by the state folder, then MLX_API_URL, then the port variables."""
+    """Where the daemon is: by the state folder, then MLX_API_URL, then the port variables. Raises
+    BadAddress.
+    """
     daemon = running(found.state.path)
     if daemon is not None:
         return _reachable(daemon.host), daemon.port
     if text := _text(found, "MLX_API_URL"):
-        from urllib.parse import urlsplit
-
-        url = urlsplit(text)
-        if url.hostname:
-            return url.hostname, url.port or DEFAULT_PORT
+        return _address_in(text)
     port = _text(found, "MLXD_PORT") or _text(found, "MLX_API_PORT") or _policy_port(found)
     return "127.0.0.1", int(port) if port.isdigit() else DEFAULT_PORT
+
+
+def _address_in(text: str) -> tuple[str, int]:
+    """Of a URL. A host is of letters that mean nothing to a shell: `mlxd env` prints it for one.
+    Raises BadAddress.
+    """
+    from urllib.parse import urlsplit
+
+    with contextlib.suppress(ValueError):
+        url = urlsplit(text)
+        if url.hostname and _HOST.fullmatch(url.hostname):
+            return url.hostname, url.port or DEFAULT_PORT
+    raise BadAddress(f"mlxd: MLX_API_URL is {text[:80]!r}, where http://HOST:PORT was expected")
 
 
 def health_of(found: Places) -> dict[str, Any]:

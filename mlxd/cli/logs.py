@@ -40,9 +40,10 @@ def logs(
         print(place)
         return exits.DONE
     try:
-        for line in _last(Path(place), count):
+        lines, end = _last(Path(place), count)
+        for line in lines:
             print(one_line(line))
-        for line in _next(Path(place)) if follow else ():
+        for line in _next(Path(place), end) if follow else ():
             print(one_line(line), flush=True)
     except OSError as error:
         print(one_line(f"mlxd: {place}: {error.strerror or error}"), file=sys.stderr)
@@ -64,38 +65,50 @@ def of_worker(policies: str | None, state: str | None, model: str, count: int) -
     return asking(policies, state, ask, as_json=False)
 
 
-def _last(file: Path, count: int) -> list[str]:
-    """Read from the end: a log may be large."""
+def _last(file: Path, count: int) -> tuple[list[str], int]:
+    """The last whole lines, and where they end. Read from the end: a log may be large."""
     with file.open("rb") as stream:
-        left = stream.seek(0, os.SEEK_END)
+        left = end = stream.seek(0, os.SEEK_END)
         tail = b""
         while left and tail.count(b"\n") <= count:
             size = min(_BLOCK, left)
             left -= size
             stream.seek(left)
             tail = stream.read(size) + tail
-    return tail.decode("utf-8", "replace").splitlines()[-count:]
+    whole, _, begun = tail.rpartition(b"\n")
+    return whole.decode("utf-8", "replace").splitlines()[-count:], end - len(begun)
 
 
-def _next(file: Path) -> Generator[str, None, None]:
-    """Each line as it comes, also of the file that takes the place of a finished one."""
-    begin = os.SEEK_END
+def _next(file: Path, begin: int) -> Generator[str, None, None]:
+    """Each line as it comes, from `begin` on; also of the file that takes the place of a finished
+    one.
+    """
     while True:
         with file.open("rb") as stream:
-            stream.seek(0, begin)
+            stream.seek(begin)
             yield from _until_replaced(file, stream)
-        begin = os.SEEK_SET
+        begin = 0
 
 
 def _until_replaced(file: Path, stream: BinaryIO) -> Iterator[str]:
     """What was written before another file took the place is read to its end."""
     while True:
         here = _same(file, stream.fileno())
-        while line := stream.readline():
-            yield line.decode("utf-8", "replace").rstrip("\n")
+        if os.fstat(stream.fileno()).st_size < stream.tell():
+            stream.seek(0)  # it was copied, and begins anew
+        yield from _whole_lines(stream)
         if not here:
+            if rest := stream.read():
+                yield rest.decode("utf-8", "replace")
             return
         time.sleep(_LOOK_SECONDS)
+
+
+def _whole_lines(stream: BinaryIO) -> Iterator[str]:
+    """One that is half written is left for later."""
+    while (line := stream.readline()).endswith(b"\n"):
+        yield line.decode("utf-8", "replace").rstrip("\n")
+    stream.seek(-len(line), os.SEEK_CUR)
 
 
 def _same(file: Path, descriptor: int) -> bool:

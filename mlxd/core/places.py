@@ -32,6 +32,10 @@ class BadEnvFile(ValueError):
     """mlxd.env cannot be read; the message names the line."""
 
 
+class BadAddress(ValueError):
+    """A variable that is to say where the daemon is does not; the message names it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """A folder and how it was found."""

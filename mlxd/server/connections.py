@@ -14,7 +14,8 @@ import contextlib
 import logging
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 from aiohttp import HttpVersion11, StreamReader, web
@@ -35,6 +36,8 @@ from mlxd.server.silence import acknowledged, bound_silence, queued
 
 log = logging.getLogger(__name__)
 
+_AT_ONCE = 16
+"""Connections that are looked at before others have their turn: the system is asked of each."""
 SWEEP_SECONDS = 0.25
 LINGER_SECONDS = 1.0
 """For the rest of a body that is refused; without any, the refusal could be lost to a reset."""
@@ -114,7 +117,7 @@ class Connection(RequestHandler):
 
     __slots__ = (
         "_acknowledged", "_answered", "_answers", "_begun", "_clock", "_counted", "_gone",
-        "_handed", "_header_since", "_heard", "_idle_since", "_silence", "_unread",
+        "_handed", "_header_since", "_heard", "_idle_since", "_settled", "_silence", "_unread",
         "_unread_since", "_waiting", "_wire", "following", "leaving", "outside", "scarce",
     )  # fmt: skip
 
@@ -137,6 +140,8 @@ class Connection(RequestHandler):
         """Those and what the kernel has."""
         self._acknowledged: int | None = None
         self._unread_since = 0.0
+        self._settled = -1
+        """Requests whose answers had all been taken when that was last looked at."""
         self._wire: asyncio.Transport | None = None
         self._counted: str | None = None
         """The peer for whom it is counted."""
@@ -325,6 +330,8 @@ class Connection(RequestHandler):
             return
         if limit != self._silence:
             self._bound_silence(limit)
+        if self._settled == self._request_count:
+            return  # nothing was written since, and the system need not be asked
         waiting = self._wire.get_write_buffer_size()
         queued, acknowledged = self._sent()
         if acknowledged is None and not waiting:
@@ -337,6 +344,8 @@ class Connection(RequestHandler):
             log.info("a client reads nothing of its answer, or hardly: its connection is cut")
             self._wire.abort()
         self._waiting, self._unread = waiting, unread
+        if not (unread or self.answering or self.following):
+            self._settled = self._request_count
 
     def _takes(self, waiting: int, unread: int, acknowledged: int | None) -> bool:
         """Enough since that was last so; where nobody knows how much, anything at all."""
@@ -441,7 +450,7 @@ class GuardedServer(web.Server):
         """For connections that come after it is set."""
         self._defaults = load()
         """What holds where policy does not: no edit can lock the operator out."""
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._sweeper: asyncio.Handle | None = None
         self._giving_way = GivingWay(self._known)
         self._quiet_until = clock.monotonic()
 
@@ -563,14 +572,22 @@ class GuardedServer(web.Server):
     def _sweep(self) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()
-            self._sweeper = None
+        known: list[Connection] = []
         try:
-            for connection in self.connections:
-                if isinstance(connection, Connection):
-                    self._look_at(connection)
+            known = self._known()
         finally:
-            if self._connections:
-                self.watch()
+            self._look_on(iter(known))
+
+    def _look_on(self, rest: Iterator[Connection]) -> None:
+        """At some of them; before the next ones, those who ask are answered."""
+        self._sweeper = None
+        some = [*islice(rest, _AT_ONCE)]
+        for connection in some:
+            self._look_at(connection)
+        if len(some) == _AT_ONCE:
+            self._sweeper = self._loop.call_soon(self._look_on, rest)
+        elif self._connections:
+            self.watch()
 
     def _look_at(self, connection: Connection) -> None:
         policies = self._in_force

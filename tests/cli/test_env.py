@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mlxd.cli import exits
 from mlxd.core.instance import Address, Instance
 from tests.support.command import mlxd
 from tests.support.daemon import Daemon, daemon, free_port
@@ -83,3 +84,17 @@ def test_where_nothing_answers_no_key_is_made_up(tmp_path: Path) -> None:
 def test_every_variable_is_in_the_guide(tmp_path: Path) -> None:
     named = set(re.findall(r"`([A-Z_]+)`", GUIDE))
     assert (set(expected("")) | KEYS) - named <= {"OLLAMA_URL", "MLX_API_URL"}
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h:99999", "http://[", "http://x;>pwn", "http://$(id)", "localhost"]
+)
+@pytest.mark.parametrize("command", ["env", "status"])
+def test_what_is_no_address_is_said_and_printed_for_no_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, command: str
+) -> None:
+    monkeypatch.setenv("MLX_API_URL", url)
+    done = mlxd(command, "--state", tmp_path)
+    assert (done.returncode, done.stdout) == (exits.USAGE, "")
+    assert "MLX_API_URL" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -97,14 +97,20 @@ def test_a_log_of_its_own_is_shown(
 def test_the_last_lines_of_a_large_log_are_read_from_its_end(tmp_path: Path) -> None:
     file = tmp_path / "mlxd.log"
     file.write_bytes(b"".join(b"%08d %s\n" % (n, b"x" * 100) for n in range(5000)))
-    assert [line[:8] for line in _last(file, 2000)] == [f"{n:08d}" for n in range(3000, 5000)]
-    assert len(_last(file, 10_000)) == 5000
+    lines, end = _last(file, 2000)
+    assert [line[:8] for line in lines] == [f"{n:08d}" for n in range(3000, 5000)]
+    assert end == file.stat().st_size
+    assert len(_last(file, 10_000)[0]) == 5000
 
 
 def test_lines_are_followed_into_the_next_file(tmp_path: Path) -> None:
+    """And none is lost, or cut, whenever it comes."""
     file = tmp_path / "mlxd.log"
-    file.write_text("before\n")
+    file.write_text("before\nhal")
     found: list[str] = []
+    before, end = _last(file, 10)
+    with file.open("a") as stream:
+        stream.write("f\nbetween\nthe beginning of ")
 
     def follow(lines: Generator[str, None, None]) -> None:
         with contextlib.closing(lines):
@@ -113,17 +119,20 @@ def test_lines_are_followed_into_the_next_file(tmp_path: Path) -> None:
                 if line == "last":
                     return
 
-    thread = threading.Thread(target=follow, args=(_next(file),), daemon=True)
+    thread = threading.Thread(target=follow, args=(_next(file, end),), daemon=True)
     thread.start()
     time.sleep(0.2)
     with file.open("a") as stream:
         stream.write("one\n")
     time.sleep(1.2)
+    file.write_text("anew\n")
+    time.sleep(1.2)
     file.rename(tmp_path / "mlxd.log.1")
     file.write_text("two\nlast\n")
     thread.join(10)
     assert not thread.is_alive()
-    assert found == ["one", "two", "last"]
+    assert before == ["before"]
+    assert found == ["half", "between", "the beginning of one", "anew", "two", "last"]
 
 
 # -- mlxd logs --worker

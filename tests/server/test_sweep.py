@@ -147,6 +147,22 @@ async def test_what_is_always_on_its_way_is_nobodys_silence(bench: Bench) -> Non
     assert not unknown.aborted
 
 
+async def test_between_many_others_have_their_turn(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Connection] = []
+    monkeypatch.setattr(Connection, "end_if_unread", lambda self, *_: looked.append(self))
+    made = [bench.connection(Wire()) for _ in range(100)]
+    bench.server._sweep()
+    turns = 0
+    while len(looked) < len(made):
+        assert len(looked) <= 16 * (turns + 1)
+        await asyncio.sleep(0)
+        turns += 1
+    assert looked == made
+    assert turns > 4
+
+
 async def test_one_connection_that_cannot_be_looked_at_ends_no_sweep(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
