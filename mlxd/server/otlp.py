@@ -16,7 +16,6 @@ from mlxd.telemetry.span_sink import NotInstalled
 from mlxd.telemetry.spans import Event, Span
 
 if TYPE_CHECKING:
-    import requests
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import Event as SdkEvent
@@ -64,21 +63,7 @@ def opened(url: str, service: str) -> Otlp:
         logging.getLogger(name).setLevel(level)
     told: dict[str, str | int]
     told = {"service.name": service, "service.version": __version__, "process.pid": os.getpid()}
-    exporter = OTLPSpanExporter(endpoint=whole(url), timeout=SECONDS, session=_session())
-    return Otlp(exporter, Resource.create({**told}))
-
-
-def _session() -> requests.Session:
-    """The exporter follows no redirect, and takes one for success."""
-    import requests
-
-    def refuse(response: requests.Response, **_: object) -> None:
-        if response.is_redirect:
-            raise requests.TooManyRedirects
-
-    session = requests.Session()
-    session.hooks["response"].append(refuse)
-    return session
+    return Otlp(OTLPSpanExporter(endpoint=whole(url), timeout=SECONDS), Resource.create({**told}))
 
 
 def whole(url: str) -> str:

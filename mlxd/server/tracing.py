@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
@@ -21,7 +20,7 @@ from mlxd.core.trace_context import (
 from mlxd.policy import credential
 from mlxd.policy.policy_set import PolicySet
 from mlxd.server.otlp import opened
-from mlxd.telemetry.span_sink import LAST_SECONDS, Exporter, SpanSink, Unsendable
+from mlxd.telemetry.span_sink import Exporter, SpanSink, Unsendable
 from mlxd.telemetry.spans import METHOD, spans_of
 
 _URLS = ("http://", "https://")
@@ -96,11 +95,8 @@ class Tracing:
 
     def close(self) -> None:
         """At the end of the daemon: what is waiting is sent, if it is taken at once."""
-        sinks, until = self._sinks(), time.monotonic() + LAST_SECONDS
-        for sink in sinks:
-            sink.finish()
-        for sink in sinks:
-            sink.close(max(0.0, until - time.monotonic()))
+        for sink in self._sinks():
+            sink.close()
 
     def _context(self, parent: TraceContext | None) -> TraceContext:
         """Of a request's first span: whoever began the trace has decided whether it is sampled."""

@@ -7,8 +7,6 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from mlxd.core.story import Story
 
 OTHER = "other"
-_LEFT = 499
-"""Of an answer whose client went away."""
 MOST_MODELS = 500
 """Clients may make models: those beyond so many are counted together."""
 _TTFT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -58,8 +56,7 @@ class Served:
     def ended(self, story: Story) -> None:
         """Count it."""
         want = story.want or OTHER
-        gone = "left" if story.status == _LEFT else "ok"
-        self._requests.labels(want, story.code or gone).inc()
+        self._requests.labels(want, story.code or "ok").inc()
         if story.leased is None:
             return
         if story.ended is not None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from mlxd.core.traces import words_of
 from mlxd.telemetry.spans import Span
 
 log = logging.getLogger(__name__)
@@ -20,7 +19,7 @@ MOST_SENT = 512
 """About so many at one time: the trees of requests are not taken apart."""
 GATHER_SECONDS = 1.0
 """How long one waits at most for others to be sent with it."""
-LAST_SECONDS = 1.0
+_LAST_SECONDS = 1.0
 """For what is waiting at the end; a receiver may hang."""
 
 
@@ -103,7 +102,7 @@ class SpanSink:
             self._finishing = True
             self._changed.notify()
 
-    def close(self, seconds: float = LAST_SECONDS) -> None:
+    def close(self, seconds: float = _LAST_SECONDS) -> None:
         """As `finish`, and wait for that, not for ever."""
         self.finish()
         self._thread.join(seconds)
@@ -139,13 +138,11 @@ class SpanSink:
             self._tell(str(error))
             with self._changed:
                 self.impossible = str(error) if error.final else ""
-        except Exception as error:  # noqa: BLE001 - others' code, by what the environment says
-            self._tell(f"what sends them cannot be made: {words_of(error)}")
         return self._exporter
 
     def _send(self, batch: Sequence[Span]) -> None:
         exporter = self._is_open()
-        if exporter is not None and _took(exporter, batch):
+        if exporter is not None and exporter.export(batch):
             self.counts.sent += len(batch)
             self._tell("")
             return
@@ -168,11 +165,3 @@ class SpanSink:
             self.counts.dropped += self._waiting
             self._waiting = 0
             self._trees.clear()
-
-
-def _took(exporter: Exporter, batch: Sequence[Span]) -> bool:
-    try:
-        return exporter.export(batch)
-    except Exception as error:  # noqa: BLE001 - others' code: the next spans may be sent
-        log.warning("spans were not sent: %s", words_of(error))
-        return False

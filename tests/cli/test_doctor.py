@@ -271,20 +271,6 @@ def test_a_folder_that_cannot_be_read_is_said(
     assert code in said
 
 
-@pytest.mark.usefixtures("no_root")
-def test_what_lies_in_a_closed_folder_is_said_to_be_out_of_sight(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OLLAMA_MODELS", str(world.root / "ollama"))
-    policies, found = load(world.policies), world.places()
-    world.root.chmod(0o000)
-    try:
-        said = codes(files.findings(found, policies, world.root / "home"))
-    finally:
-        world.root.chmod(0o700)
-    assert {"state_not_ours", "model_folder_unreadable"} <= {*said}
-
-
 def test_a_folder_of_models_that_is_not_there_is_said_where_somebody_wrote_it_down(
     world: World,
 ) -> None:

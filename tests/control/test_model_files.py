@@ -561,5 +561,3 @@ def test_more_layers_than_tensors_are_none_that_can_be_loaded(tmp_path, key, ins
     flaw = "its config says of more layers than its weights have tensors (1)"
     assert read_card(folder, "m").flaw == flaw
     assert read_card(write_model(tmp_path / "n", config={key: 1}), "n").flaw == ""
-    hidden = config | {"text_config": {key: 1}}
-    assert read_card(write_model(tmp_path / "o", config=hidden), "o").flaw == flaw

@@ -31,16 +31,9 @@ def findings(found: Places, policies: PolicySet, home: Path) -> Findings:
 
 
 def _state(state: Path) -> Findings:
-    try:
-        status = state.stat()
-    except FileNotFoundError:
+    if not state.exists():
         return
-    except OSError as error:
-        yield problem(
-            "state_not_ours", f"the state folder {state} cannot be looked into: {error.strerror}",
-            f"sudo chown -R $USER '{state}', and let this user into the folders above it",
-        )  # fmt: skip
-        return
+    status = state.stat()
     mend = f"sudo chown -R $USER '{state}'; chmod 700 '{state}'"
     if status.st_uid != os.geteuid() and os.geteuid() != 0:
         yield problem("state_not_ours", f"the state folder {state} belongs to another user", mend)
@@ -57,7 +50,7 @@ def _state(state: Path) -> Findings:
 
 def _readable(found: Places) -> Findings:
     folder = found.policies.path if found.policies is not None else None
-    if folder is not None and _is_there(folder) and not os.access(folder, os.R_OK | os.X_OK):
+    if folder is not None and folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
         yield problem(
             "policies_unreadable", f"the policy folder {folder} cannot be read by this user",
             f"chmod a+rx '{folder}', or run as its owner",
@@ -68,31 +61,19 @@ def _folders(policies: PolicySet) -> Findings:
     """The built-in list names all that there may be; only what somebody wrote down is missed."""
     written = not policies.line("models.dirs").place.startswith("built-in")
     for folder in policies.models.folders:
-        there = _is_there(folder)
-        if there is False and not written:
+        if not folder.exists() and not written:
             continue
-        if there is False:
+        if not folder.exists():
             yield advice(
                 "model_folder_missing", f"the folder of models {folder} is not there",
                 "make it, or take it out of models.dirs; mlxd pull needs none",
             )  # fmt: skip
-        elif there is None or not os.access(folder, os.R_OK | os.X_OK):
+        elif not os.access(folder, os.R_OK | os.X_OK):
             yield problem(
                 "model_folder_unreadable", f"the folder of models {folder} cannot be read",
                 "chmod a+rx it; on macOS grant access to it: System Settings, Privacy, Files and"
                 " Folders",
             )  # fmt: skip
-
-
-def _is_there(folder: Path) -> bool | None:
-    """None: this user may not know."""
-    try:
-        folder.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:
-        return None
-    return True
 
 
 def _models(state: Path, policies: PolicySet) -> Findings:
@@ -127,7 +108,7 @@ def _unusable(find: Find, reason: str) -> Finding:
 
 
 def _ollamas_models(folder: Path) -> Findings:
-    if _is_there(folder / _OLLAMAS):
+    if (folder / _OLLAMAS).is_dir():
         yield advice(
             "ollamas_models",
             f"Ollama's models in {folder} are GGUF in blobs of its own, which MLX does not read",
@@ -137,7 +118,7 @@ def _ollamas_models(folder: Path) -> Findings:
 
 
 def _room(folders: Iterable[Path]) -> Findings:
-    for folder in sorted(one for one in folders if _is_there(one)):
+    for folder in sorted(one for one in folders if one.exists()):
         free = shutil.disk_usage(folder).free
         if free < LEAST_FREE:
             yield problem(
