@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from mlxd.cli.prove import claims
-from mlxd.cli.prove.mac import Looks, Said
+from mlxd.cli.prove.mac import _EXHAUSTED, Looks, Said
 from mlxd.cli.prove.step import Outcome, Verdict
 
 PAGE = (Path(__file__).parents[2] / "docs/macos.md").read_text(encoding="utf-8")
@@ -121,6 +122,17 @@ def test_what_it_would_not_fails(judge: Callable[[], Outcome]) -> None:
 @pytest.mark.parametrize("name", claims.ALL)
 def test_each_claim_is_one_of_the_page(name: str) -> None:
     assert f"\n| {name}" in PAGE
+
+
+@pytest.mark.mlx
+@pytest.mark.parametrize("text", [_EXHAUSTED, PAGE])
+def test_an_array_that_no_memory_holds_has_a_shape_that_mlx_takes(text: str) -> None:
+    import mlx.core as mx
+
+    made = re.search(r"mx\.eval\(mx\.ones\(\(([^)]+)\), mx\.uint8\)\)", text)
+    assert made is not None
+    shape = tuple(eval(made[1]))
+    assert mx.ones(shape, mx.uint8).nbytes >= 2**44, "and it is not computed"
 
 
 class Mac:

@@ -39,7 +39,7 @@ _EXHAUSTED = """
 import mlx.core as mx
 from mlxd.worker.allocator import is_exhaustion
 try:
-    mx.eval(mx.ones((2**44,), mx.uint8))
+    mx.eval(mx.ones((2**22, 2**22), mx.uint8))
 except RuntimeError as error:
     print(is_exhaustion(error), error)
 """
