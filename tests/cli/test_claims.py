@@ -63,8 +63,8 @@ PASSES: tuple[Callable[[], Outcome], ...] = (
     lambda: claims.working_set(LIMITS.format(0), "49152\n"),
     lambda: claims.working_set(LIMITS.format(57344), "57344\n"),
     lambda: claims.wired(vm_stat(pages(3)), vm_stat(pages(7)), 4 * GIB),
-    lambda: claims.unwired(vm_stat(pages(3)), vm_stat(pages(3.2))),
-    lambda: claims.unwired(vm_stat(pages(3)), vm_stat(pages(2))),
+    lambda: claims.unwired(vm_stat(pages(3)), vm_stat(pages(7)), vm_stat(pages(3.2))),
+    lambda: claims.unwired(vm_stat(pages(3)), vm_stat(pages(7)), vm_stat(pages(2))),
     lambda: claims.resident(" 1048576\n", GIB),
     lambda: claims.awake(ASSERTIONS, ASSERTIONS + HELD.format(900), ASSERTIONS),
     lambda: claims.awake(
@@ -91,12 +91,11 @@ FAILS: tuple[Callable[[], Outcome], ...] = (
     lambda: claims.wired(vm_stat(pages(3)), vm_stat(pages(9)), 4 * GIB),
     lambda: claims.wired(vm_stat(pages(3)), "", 4 * GIB),
     lambda: claims.wired(vm_stat(pages(3)), vm_stat(pages(7)), None),
-    lambda: claims.unwired(vm_stat(pages(3)), vm_stat(pages(7))),
-    lambda: claims.unwired("", ""),
+    lambda: claims.unwired(vm_stat(pages(3)), *[vm_stat(pages(7))] * 2),
+    lambda: claims.unwired("", "", ""),
     lambda: claims.resident("", GIB),
     lambda: claims.resident("2097152", GIB),
     lambda: claims.awake(ASSERTIONS, ASSERTIONS, ASSERTIONS),
-    lambda: claims.awake(*[ASSERTIONS + HELD.format(900)] * 3),
     lambda: claims.awake(ASSERTIONS, *[ASSERTIONS + HELD.format(900)] * 2),
     lambda: claims.files("[] (256, 9223372036854775807)\n"),
     lambda: claims.files("['it stays at 256'] (256, 256)\n"),
@@ -109,6 +108,12 @@ FAILS: tuple[Callable[[], Outcome], ...] = (
 )
 
 
+SHOWS_NOTHING: tuple[Callable[[], Outcome], ...] = (
+    lambda: claims.awake(*[ASSERTIONS + HELD.format(900)] * 3),
+    lambda: claims.unwired(vm_stat(pages(3)), vm_stat(pages(3.4)), vm_stat(pages(3))),
+)
+
+
 @pytest.mark.parametrize("judge", PASSES)
 def test_what_the_page_would_have_seen_passes(judge: Callable[[], Outcome]) -> None:
     assert judge().verdict is Verdict.PASSED
@@ -117,6 +122,11 @@ def test_what_the_page_would_have_seen_passes(judge: Callable[[], Outcome]) -> N
 @pytest.mark.parametrize("judge", FAILS)
 def test_what_it_would_not_fails(judge: Callable[[], Outcome]) -> None:
     assert judge().verdict is Verdict.FAILED
+
+
+@pytest.mark.parametrize("judge", SHOWS_NOTHING)
+def test_where_nothing_could_be_seen_that_is_said(judge: Callable[[], Outcome]) -> None:
+    assert judge().verdict is Verdict.NOT_HERE
 
 
 @pytest.mark.parametrize("name", claims.ALL)
@@ -163,12 +173,14 @@ class Mac:
 
 
 def looked(mac: Mac, home: Path, **leaves: Any) -> dict[str, Outcome]:
-    """All claims, after a model's life on that Mac; `leaves`: what it wires at its end."""
+    """All claims, after a model's life on that Mac; `leaves`: what it wires at its end, and that
+    it was in memory (`was_loaded`). caffeinate begins with the load.
+    """
     looks = Looks("/s", platform="darwin", run=mac, home=home, patience=0.0)
-    looks.before({"memory": {"used_percent": 25.0}})
+    looks.before({"memory": {"used_percent": 25.0}}, loaded=leaves.get("was_loaded", False))
     mac.wired = 5.0
-    looks.loaded(77, GIB, {"budget": 2 * GIB})
     mac.held = HELD.format(9)
+    looks.loaded(77, GIB, {"budget": 2 * GIB})
     looks.streaming()
     mac.held = leaves.get("held", "")
     looks.streamed()
@@ -200,6 +212,19 @@ def test_what_a_worker_leaves_is_seen(tmp_path: Path) -> None:
     assert found[claims.UNWIRED].verdict is Verdict.FAILED
     assert found[claims.AWAKE].verdict is Verdict.FAILED
     assert found[claims.WIRED].verdict is Verdict.PASSED
+
+
+def test_of_a_model_that_was_in_memory_no_wired_memory_is_judged(tmp_path: Path) -> None:
+    found = looked(Mac(), tmp_path, was_loaded=True)
+    assert found[claims.WIRED].verdict is Verdict.NOT_HERE
+    assert found[claims.UNWIRED].verdict is Verdict.NOT_HERE
+    assert found[claims.AWAKE].verdict is Verdict.PASSED
+
+
+def test_caffeinate_that_was_there_before_shows_nothing(tmp_path: Path) -> None:
+    mac = Mac()
+    mac.held = HELD.format(9)
+    assert looked(mac, tmp_path)[claims.AWAKE].verdict is Verdict.NOT_HERE
 
 
 def test_what_could_not_be_looked_at_has_failed(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ class Proof:
         self._before = health
         self._since = self._subject.last_event()
         self._was_loaded = bool(self._subject.process(self._model))
-        self._looks.before(health)
+        self._looks.before(health, loaded=self._was_loaded)
         words = f"mlxd {health['version']}, pid {health['pid']}, {health['status']}"
         if health["version"] != __version__:
             return failed(f"{words}; this is mlxd {__version__}: restart the daemon")
