@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ def _read(folder: Path, name: str, marks: Fingerprint) -> ModelCard:
         license=_license(real),
         code=code,
         needs_code=needs_code,
-        flaw=weights.flaw or _lacking(shape, weights.tensors),
+        flaw=weights.flaw or _lacking((config, shape), weights.tensors),
         experts_apart=weights.experts_apart,
     )
 
@@ -163,11 +163,12 @@ def _config(folder: Path, names: list[str]) -> Json:
     return config or json_object(folder / "config.json")
 
 
-def _lacking(shape: Mapping[str, Any], tensors: int) -> str:
+def _lacking(shapes: Iterable[Mapping[str, Any]], tensors: int) -> str:
     """Why there cannot be all of its layers, each of which has a tensor at least; empty where that
-    may be. An engine builds all that a config says before it looks at the weights.
+    may be. An engine builds all that a config says before it looks at the weights; some read what
+    is on top, others what is below text_config.
     """
-    stated = (shape.get(key) for key in _BUILT)
+    stated = (shape.get(key) for shape in shapes for key in _BUILT)
     if any(type(count) is int and count > tensors for count in stated):
         return f"its config says of more layers than its weights have tensors ({tensors})"
     return ""

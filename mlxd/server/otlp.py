@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mlxd import __version__
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import Event as SdkEvent
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.trace import SpanContext
+    from requests import Session
 
 SECONDS = 5.0
 """How long one post may take, its repetitions included."""
 PATH = "/v1/traces"
 """Where receivers take spans, unless a URL says otherwise."""
 MISSING = "the packages of OpenTelemetry are not installed: pip install 'mlxd[otel]'"
+_ELSEWHERE = range(300, 400)
 _TOO_LOUD = {"opentelemetry": logging.CRITICAL + 1, "urllib3": logging.WARNING}
 """Loggers that tell of each attempt, in words that may hold a URL."""
 
@@ -63,7 +65,28 @@ def opened(url: str, service: str) -> Otlp:
         logging.getLogger(name).setLevel(level)
     told: dict[str, str | int]
     told = {"service.name": service, "service.version": __version__, "process.pid": os.getpid()}
-    return Otlp(OTLPSpanExporter(endpoint=whole(url), timeout=SECONDS), Resource.create({**told}))
+    exporter = OTLPSpanExporter(endpoint=whole(url), timeout=SECONDS, session=_session())
+    return Otlp(exporter, Resource.create({**told}))
+
+
+def _session() -> Session:
+    """Of an answer it reads the head alone: a body may never end. Being sent elsewhere is a
+    failure.
+    """
+    import requests
+
+    class HeadsOnly(requests.Session):
+        def request(self, *about: Any, **more: Any) -> requests.Response:
+            response = super().request(*about, **{**more, "stream": True})
+            response.close()
+            if response.status_code in _ELSEWHERE:
+                raise requests.TooManyRedirects(f"status {response.status_code}")
+            return response
+
+        def get_redirect_target(self, resp: requests.Response) -> None:
+            """None: to look for one, the body would be read."""
+
+    return HeadsOnly()
 
 
 def whole(url: str) -> str:

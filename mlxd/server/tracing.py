@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 from aiohttp import web
@@ -20,8 +24,10 @@ from mlxd.core.trace_context import (
 from mlxd.policy import credential
 from mlxd.policy.policy_set import PolicySet
 from mlxd.server.otlp import opened
-from mlxd.telemetry.span_sink import Exporter, SpanSink, Unsendable
+from mlxd.telemetry.span_sink import LAST_SECONDS, Exporter, SpanSink, Unsendable
 from mlxd.telemetry.spans import METHOD, spans_of
+
+log = logging.getLogger(__name__)
 
 _URLS = ("http://", "https://")
 _RESULTS = ("sent", "failed", "dropped")
@@ -32,7 +38,7 @@ Opener = Callable[[str, str], Exporter]
 
 class Tracing:
     """Told of every request as it comes and as it ends; what has a model asked for something is
-    traced.
+    traced. A defect in it costs spans, and no request its answer.
     """
 
     def __init__(
@@ -41,6 +47,8 @@ class Tracing:
         """`dialects`: those of the paths that are traced."""
         self._dialects = dialects
         self._open = open_exporter
+        self._told = False
+        """There was a defect, and the log has it."""
         self._endpoint: str | None = None
         self._service = ""
         self._ratio = 1.0
@@ -67,6 +75,10 @@ class Tracing:
 
     def begin(self, request: web.BaseRequest, story: Story) -> None:
         """Its story is told which trace it is in, if it is in one."""
+        with self._harmless():
+            self._begin(request, story)
+
+    def _begin(self, request: web.BaseRequest, story: Story) -> None:
         dialect = self._dialects.get(request.path)
         if self._sink is None or dialect is None or request.method != METHOD:
             return
@@ -79,7 +91,8 @@ class Tracing:
     def end(self, story: Story, status: int) -> None:
         """It is over, whatever came of it."""
         if self._sink is not None and story.trace is not None:
-            self._sink.put(spans_of(story, story.trace, status, stamp()))
+            with self._harmless():
+                self._sink.put(spans_of(story, story.trace, status, stamp()))
 
     def counts(self) -> Iterable[tuple[tuple[str], float]]:
         """What became of spans."""
@@ -95,8 +108,26 @@ class Tracing:
 
     def close(self) -> None:
         """At the end of the daemon: what is waiting is sent, if it is taken at once."""
-        for sink in self._sinks():
-            sink.close()
+        sinks = self._sinks()
+        for sink in sinks:
+            sink.finish()
+        until = time.monotonic() + LAST_SECONDS
+        for sink in sinks:
+            sink.close(max(0.0, until - time.monotonic()))
+
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """What is raised within is told once, without its words, which may be a client's."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever it is, requests are answered
+            if not self._told:
+                frame = traceback.extract_tb(error.__traceback__)[-1]
+                where = f"{frame.name}, line {frame.lineno}"
+                log.error(
+                    "a request is not traced: a defect, %s in %s", type(error).__name__, where
+                )
+            self._told = True
 
     def _context(self, parent: TraceContext | None) -> TraceContext:
         """Of a request's first span: whoever began the trace has decided whether it is sampled."""

@@ -7,6 +7,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from mlxd.core.story import Story
 
 OTHER = "other"
+_LEFT = 499
+"""The status of a request whose client left before its end."""
 MOST_MODELS = 500
 """Clients may make models: those beyond so many are counted together."""
 _TTFT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -21,7 +23,7 @@ class Served:
         self._models: set[str] = set()
         self._requests = Counter(
             "mlxd_requests_total",
-            "Requests that ended, by what they wanted and by the code of their error, or ok.",
+            "Requests that ended, by what they wanted and by their error's code, or left, or ok.",
             ("want", "code"),
             registry=registry,
         )
@@ -56,7 +58,7 @@ class Served:
     def ended(self, story: Story) -> None:
         """Count it."""
         want = story.want or OTHER
-        self._requests.labels(want, story.code or "ok").inc()
+        self._requests.labels(want, story.code or ("left" if story.status == _LEFT else "ok")).inc()
         if story.leased is None:
             return
         if story.ended is not None:

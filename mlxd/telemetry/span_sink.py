@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -19,7 +20,7 @@ MOST_SENT = 512
 """About so many at one time: the trees of requests are not taken apart."""
 GATHER_SECONDS = 1.0
 """How long one waits at most for others to be sent with it."""
-_LAST_SECONDS = 1.0
+LAST_SECONDS = 1.0
 """For what is waiting at the end; a receiver may hang."""
 
 
@@ -40,7 +41,7 @@ class Exporter(Protocol):
     """Says spans to one receiver."""
 
     def export(self, spans: Sequence[Span]) -> bool:
-        """Whether they were taken. May wait for seconds; raises nothing."""
+        """Whether they were taken. May wait for seconds."""
         ...
 
     def close(self) -> None: ...
@@ -63,8 +64,9 @@ class SpanSink:
     """
 
     def __init__(self, open_exporter: Callable[[], Exporter]) -> None:
-        """`open_exporter` is called in the thread, at once and after each failure; it may wait, and
-        raises Unsendable.
+        """`open_exporter` is called in the thread, at once and after each failure; it may wait.
+        What it raises but Unsendable, and what an exporter raises, is told by its name alone: its
+        words may hold a secret.
         """
         self.counts = Counts()
         self.impossible = ""
@@ -102,20 +104,21 @@ class SpanSink:
             self._finishing = True
             self._changed.notify()
 
-    def close(self, seconds: float = _LAST_SECONDS) -> None:
+    def close(self, seconds: float = LAST_SECONDS) -> None:
         """As `finish`, and wait for that, not for ever."""
         self.finish()
         self._thread.join(seconds)
 
     def _run(self) -> None:
-        self._is_open()
-        while not self.impossible and (batch := self._next()) is not None:
-            self._send(batch)
-            if self._failing and self._finishing:
-                break
-        self._drop_the_rest()
-        if self._exporter is not None:
-            self._exporter.close()
+        try:
+            self._is_open()
+            while not self.impossible and (batch := self._next()) is not None:
+                self._send(batch)
+                if self._failing and self._finishing:
+                    break
+        finally:
+            self._drop_the_rest()
+            self._leave()
 
     def _next(self) -> list[Span] | None:
         """None: it is finished, and there is nothing left."""
@@ -138,19 +141,27 @@ class SpanSink:
             self._tell(str(error))
             with self._changed:
                 self.impossible = str(error) if error.final else ""
+        except Exception as error:  # noqa: BLE001 - packages of others; one thread sends all
+            self._tell(f"what sends them cannot be made ({type(error).__name__})")
         return self._exporter
 
     def _send(self, batch: Sequence[Span]) -> None:
         exporter = self._is_open()
-        if exporter is not None and exporter.export(batch):
+        failure = _failure(exporter, batch) if exporter is not None else ""
+        if exporter is not None and not failure:
             self.counts.sent += len(batch)
             self._tell("")
             return
         self.counts.failed += len(batch)
         if exporter is not None:
-            exporter.close()
-            self._exporter = None
-            self._tell("the receiver cannot be reached, or does not take them")
+            self._leave()
+            self._tell(failure)
+
+    def _leave(self) -> None:
+        exporter, self._exporter = self._exporter, None
+        if exporter is not None:
+            with contextlib.suppress(Exception):
+                exporter.close()
 
     def _tell(self, failure: str) -> None:
         """Once when it begins to fail, once when it works again."""
@@ -162,6 +173,16 @@ class SpanSink:
 
     def _drop_the_rest(self) -> None:
         with self._changed:
+            self._finishing = True
             self.counts.dropped += self._waiting
             self._waiting = 0
             self._trees.clear()
+
+
+def _failure(exporter: Exporter, batch: Sequence[Span]) -> str:
+    """Why they were not taken; empty: they were."""
+    try:
+        taken = exporter.export(batch)
+    except Exception as error:  # noqa: BLE001 - packages of others; one thread sends all
+        return f"what sends them failed ({type(error).__name__})"
+    return "" if taken else "the receiver cannot be reached, or does not take them"

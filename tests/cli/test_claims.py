@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from mlxd.cli.prove import claims
-from mlxd.cli.prove.mac import Looks, Said
+from mlxd.cli.prove.mac import _EXHAUSTED, Looks, Said
 from mlxd.cli.prove.step import Outcome, Verdict
 
 PAGE = (Path(__file__).parents[2] / "docs/macos.md").read_text(encoding="utf-8")
@@ -62,8 +63,8 @@ PASSES: tuple[Callable[[], Outcome], ...] = (
     lambda: claims.working_set(LIMITS.format(0), "49152\n"),
     lambda: claims.working_set(LIMITS.format(57344), "57344\n"),
     lambda: claims.wired(vm_stat(pages(3)), vm_stat(pages(7)), 4 * GIB),
-    lambda: claims.unwired(vm_stat(pages(3)), vm_stat(pages(3.2))),
-    lambda: claims.unwired(vm_stat(pages(3)), vm_stat(pages(2))),
+    lambda: claims.unwired(vm_stat(pages(3)), vm_stat(pages(7)), vm_stat(pages(3.2))),
+    lambda: claims.unwired(vm_stat(pages(3)), vm_stat(pages(7)), vm_stat(pages(2))),
     lambda: claims.resident(" 1048576\n", GIB),
     lambda: claims.awake(ASSERTIONS, ASSERTIONS + HELD.format(900), ASSERTIONS),
     lambda: claims.awake(
@@ -90,12 +91,11 @@ FAILS: tuple[Callable[[], Outcome], ...] = (
     lambda: claims.wired(vm_stat(pages(3)), vm_stat(pages(9)), 4 * GIB),
     lambda: claims.wired(vm_stat(pages(3)), "", 4 * GIB),
     lambda: claims.wired(vm_stat(pages(3)), vm_stat(pages(7)), None),
-    lambda: claims.unwired(vm_stat(pages(3)), vm_stat(pages(7))),
-    lambda: claims.unwired("", ""),
+    lambda: claims.unwired(vm_stat(pages(3)), *[vm_stat(pages(7))] * 2),
+    lambda: claims.unwired("", "", ""),
     lambda: claims.resident("", GIB),
     lambda: claims.resident("2097152", GIB),
     lambda: claims.awake(ASSERTIONS, ASSERTIONS, ASSERTIONS),
-    lambda: claims.awake(*[ASSERTIONS + HELD.format(900)] * 3),
     lambda: claims.awake(ASSERTIONS, *[ASSERTIONS + HELD.format(900)] * 2),
     lambda: claims.files("[] (256, 9223372036854775807)\n"),
     lambda: claims.files("['it stays at 256'] (256, 256)\n"),
@@ -105,6 +105,12 @@ FAILS: tuple[Callable[[], Outcome], ...] = (
     lambda: claims.agent(AGENT.replace("minimum runtime = 10", "")),
     lambda: claims.agent(AGENT.replace("LaunchAgents", "Elsewhere")),
     lambda: claims.lint("dev.mlxd.plist: Encountered unexpected EOF\n"),
+)
+
+
+SHOWS_NOTHING: tuple[Callable[[], Outcome], ...] = (
+    lambda: claims.awake(*[ASSERTIONS + HELD.format(900)] * 3),
+    lambda: claims.unwired(vm_stat(pages(3)), vm_stat(pages(3.4)), vm_stat(pages(3))),
 )
 
 
@@ -118,9 +124,25 @@ def test_what_it_would_not_fails(judge: Callable[[], Outcome]) -> None:
     assert judge().verdict is Verdict.FAILED
 
 
+@pytest.mark.parametrize("judge", SHOWS_NOTHING)
+def test_where_nothing_could_be_seen_that_is_said(judge: Callable[[], Outcome]) -> None:
+    assert judge().verdict is Verdict.NOT_HERE
+
+
 @pytest.mark.parametrize("name", claims.ALL)
 def test_each_claim_is_one_of_the_page(name: str) -> None:
     assert f"\n| {name}" in PAGE
+
+
+@pytest.mark.mlx
+@pytest.mark.parametrize("text", [_EXHAUSTED, PAGE])
+def test_an_array_that_no_memory_holds_has_a_shape_that_mlx_takes(text: str) -> None:
+    import mlx.core as mx
+
+    made = re.search(r"mx\.eval\(mx\.ones\(\(([^)]+)\), mx\.uint8\)\)", text)
+    assert made is not None
+    shape = tuple(eval(made[1]))
+    assert mx.ones(shape, mx.uint8).nbytes >= 2**44, "and it is not computed"
 
 
 class Mac:
@@ -151,12 +173,14 @@ class Mac:
 
 
 def looked(mac: Mac, home: Path, **leaves: Any) -> dict[str, Outcome]:
-    """All claims, after a model's life on that Mac; `leaves`: what it wires at its end."""
+    """All claims, after a model's life on that Mac; `leaves`: what it wires at its end, and that
+    it was in memory (`was_loaded`). caffeinate begins with the load.
+    """
     looks = Looks("/s", platform="darwin", run=mac, home=home, patience=0.0)
-    looks.before({"memory": {"used_percent": 25.0}})
+    looks.before({"memory": {"used_percent": 25.0}}, loaded=leaves.get("was_loaded", False))
     mac.wired = 5.0
-    looks.loaded(77, GIB, {"budget": 2 * GIB})
     mac.held = HELD.format(9)
+    looks.loaded(77, GIB, {"budget": 2 * GIB})
     looks.streaming()
     mac.held = leaves.get("held", "")
     looks.streamed()
@@ -188,6 +212,19 @@ def test_what_a_worker_leaves_is_seen(tmp_path: Path) -> None:
     assert found[claims.UNWIRED].verdict is Verdict.FAILED
     assert found[claims.AWAKE].verdict is Verdict.FAILED
     assert found[claims.WIRED].verdict is Verdict.PASSED
+
+
+def test_of_a_model_that_was_in_memory_no_wired_memory_is_judged(tmp_path: Path) -> None:
+    found = looked(Mac(), tmp_path, was_loaded=True)
+    assert found[claims.WIRED].verdict is Verdict.NOT_HERE
+    assert found[claims.UNWIRED].verdict is Verdict.NOT_HERE
+    assert found[claims.AWAKE].verdict is Verdict.PASSED
+
+
+def test_caffeinate_that_was_there_before_shows_nothing(tmp_path: Path) -> None:
+    mac = Mac()
+    mac.held = HELD.format(9)
+    assert looked(mac, tmp_path)[claims.AWAKE].verdict is Verdict.NOT_HERE
 
 
 def test_what_could_not_be_looked_at_has_failed(tmp_path: Path) -> None:

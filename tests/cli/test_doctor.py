@@ -302,6 +302,46 @@ def test_ollamas_own_blobs_are_said(world: World) -> None:
     assert world.files() == ["ollamas_models"]
 
 
+@contextmanager
+def guarded(folder: Path) -> Iterator[None]:
+    """What is below it nobody may look at but root, and this is not root."""
+    root = os.geteuid() == 0
+    for above in folder.parents[:3] if root else ():
+        above.chmod(0o755)
+    folder.chmod(0)
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("state", "models", "home", "said"),
+    [
+        ("below", "models", "home", ["folder_guarded"]),
+        ("state", "below", "home", ["folder_guarded"]),
+        ("state", "models", "below", ["ollamas_guarded"]),
+    ],
+)
+def test_what_may_not_be_looked_into_is_said(
+    world: World, state: str, models: str, home: str, said: list[str]
+) -> None:
+    below = world.root / "guarded"
+    below.mkdir()
+    where = {"below": below / "x"}
+    world.write(models=f"dirs: [{where.get(models, world.models)}]\n")
+    policies = load(world.policies)
+    with guarded(below):
+        there = str(where.get(state, world.state))
+        found = places.find(str(world.policies), there, {})
+        told = codes(files.findings(found, policies, where.get(home, world.root / home)))
+    assert [one for one in told if one.endswith("_guarded")] == said
+
+
 def test_models_that_cannot_be_looked_at_are_said(world: World) -> None:
     policies, found = load(world.policies), world.places()
     with no_files():

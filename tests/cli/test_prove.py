@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ import pytest
 
 from mlxd import __version__
 from mlxd.cli.prove import mac, own, proof
-from mlxd.cli.prove.answer import Answer
+from mlxd.cli.prove.answer import Answer, ask
 from mlxd.cli.prove.mac import Looks
 from mlxd.cli.prove.own import Own
 from mlxd.cli.prove.proof import Proof
@@ -268,6 +272,7 @@ class Script:
         self.available = 8.0
         self.freed = 0.0
         self.told: tuple[str, ...] = ("worker_down", "replay")
+        self.replays = 1
         self.tokens = [[f"t{n}" for n in range(proof.TOKENS)] for _ in range(3)]
         self.struck: list[int] = []
         self.left = False
@@ -299,6 +304,9 @@ class Script:
     def events(self, since: int) -> list[dict[str, Any]]:
         data = {"pid": 11, "model": MODEL, "stderr": "last words"}
         return [{"at": 0, "type": kind, "message": kind, "data": data} for kind in self.told]
+
+    def story(self, id: str) -> dict[str, Any]:
+        return {"decode_seconds": 0.01 * proof.TOKENS, "replays": self.replays}
 
     def wait(self, target: str, body: object) -> dict[str, Any]:
         self.left = False
@@ -384,6 +392,11 @@ def test_an_answer_that_was_over_before_its_worker_shows_nothing(script: Script)
     assert run(script)[0]["a"] is Verdict.FAILED
 
 
+def test_the_replay_of_another_request_shows_nothing(script: Script) -> None:
+    script.replays = 0
+    assert run(script)[0]["a"] is Verdict.FAILED
+
+
 @pytest.mark.parametrize(
     ("at", "gpu", "verdict"),
     [
@@ -428,6 +441,64 @@ def test_much_memory_has_to_be_available_again(
 
 
 # -- parts
+
+
+@contextmanager
+def speaking(folder: Path, *, pieces: int, seconds: float) -> Iterator[str]:
+    """One at a socket who thinks first, and then says all its tokens in so many pieces."""
+    choice = {"finish_reason": "length", "logprobs": {"tokens": ["t"]}}
+    record = b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+    said = [record * (proof.TOKENS // pieces)] * pieces
+    path = str(folder / "socket")
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as pool:
+        listener.bind(path)
+        listener.listen()
+
+        def speak() -> None:
+            asker, _ = listener.accept()
+            with asker:
+                while not asker.recv(1 << 16).endswith(b"}"):
+                    pass
+                time.sleep(seconds)
+                asker.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+                for piece in said:
+                    asker.sendall(piece)
+
+        told = pool.submit(speak)
+        yield path
+        told.result(20)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("pieces", [1, proof.TOKENS])
+def test_an_answer_that_is_said_all_at_once_is_never_one_by_one(
+    tmp_path_factory: pytest.TempPathFactory, pieces: int, known: bool
+) -> None:
+    for _ in range(20):
+        folder = tmp_path_factory.mktemp("s")
+        with speaking(folder, pieces=pieces, seconds=0.05) as path:
+            found = ask(path, MODEL, proof.TOKENS)
+        assert len(found.tokens) == proof.TOKENS
+        assert not found.one_by_one(0.05 if known else 0.0)
+
+
+@pytest.mark.parametrize("decoded", [1.9, 0.0])
+def test_one_that_waits_long_for_its_first_token_is_one_by_one(decoded: float) -> None:
+    late = 9.0 if decoded else 0.0
+    found = Answer(tokens=["t"] * 192, arrivals=[late + 0.01 * n for n in range(192)])
+    assert found.one_by_one(decoded)
+
+
+@pytest.mark.parametrize("decoded", [1.0, 0.0])
+def test_what_is_slowly_read_from_one_piece_is_not_one_by_one(decoded: float) -> None:
+    found = Answer(tokens=["t"] * 192, arrivals=[1.0 + 1e-4 * n for n in range(192)])
+    assert not found.one_by_one(decoded)
+
+
+def test_two_bursts_are_not_one_by_one() -> None:
+    arrivals = [1e-4 * n for n in range(96)]
+    found = Answer(tokens=["t"] * 192, arrivals=arrivals + [2.0 + at for at in arrivals])
+    assert not found.one_by_one(2.0)
 
 
 def test_only_a_child_that_is_a_worker_is_a_worker_of_the_daemon() -> None:

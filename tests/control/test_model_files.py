@@ -561,3 +561,9 @@ def test_more_layers_than_tensors_are_none_that_can_be_loaded(tmp_path, key, ins
     flaw = "its config says of more layers than its weights have tensors (1)"
     assert read_card(folder, "m").flaw == flaw
     assert read_card(write_model(tmp_path / "n", config={key: 1}), "n").flaw == ""
+
+
+def test_layers_that_only_the_top_of_a_config_tells_of_are_counted_too(tmp_path):
+    config = {"num_hidden_layers": 10**9, "text_config": {"num_hidden_layers": 1}}
+    card = read_card(write_model(tmp_path / "m", config=config), "m")
+    assert card.flaw == "its config says of more layers than its weights have tensors (1)"

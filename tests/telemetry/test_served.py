@@ -65,6 +65,14 @@ def test_who_never_had_the_model_is_counted_and_tells_no_times(world: World) -> 
     assert world.value("tokens_total", model="tiny", kind="prompt") is None
 
 
+def test_whose_client_left_is_not_counted_as_served(world: World) -> None:
+    world.ended(status=499)
+    world.ended(status=499, code="deadline")
+    assert world.value("requests_total", want="answer", code="left") == 1
+    assert world.value("requests_total", want="answer", code="deadline") == 1
+    assert world.value("requests_total", want="answer", code="ok") is None
+
+
 def test_who_got_no_token_tells_no_time_to_it(world: World) -> None:
     world.ended(code="client_gone")
     assert world.value("time_to_first_token_seconds_count", model="tiny") is None

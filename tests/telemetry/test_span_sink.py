@@ -26,7 +26,8 @@ class Fake:
         self.goes_on = threading.Event()
         self.goes_on.set()
         self.closed = 0
-        self.wrong: Unsendable | None = None
+        self.wrong: Exception | None = None
+        self.raises: Exception | None = None
 
     def open(self) -> Fake:
         if self.wrong is not None:
@@ -36,6 +37,8 @@ class Fake:
     def export(self, spans: Sequence[Span]) -> bool:
         self.asked.release()
         self.goes_on.wait(30)
+        if self.raises is not None:
+            raise self.raises
         if self.well:
             self.got += spans
         return self.well
@@ -126,3 +129,48 @@ def test_what_is_not_installed_is_not_asked_for_again(fake: Fake) -> None:
     assert sink.impossible == "no such thing"
     sink.put(TREE)
     assert sink.counts.dropped == 4
+
+
+def test_an_exporter_that_cannot_be_made_is_tried_again_and_its_words_are_kept(
+    fake: Fake, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.wrong = RuntimeError("a secret")
+    sink = SpanSink(fake.open)
+    sink.put(TREE)
+    until(lambda: sink.counts.failed == 4)
+    fake.wrong = None
+    sink.put(TREE)
+    sink.close(30)
+    assert sink.counts.sent == 4
+    assert "cannot be made (RuntimeError)" in caplog.text
+    assert "a secret" not in caplog.text
+
+
+def test_an_exporter_that_raises_has_failed_and_the_next_spans_are_sent(
+    fake: Fake, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.raises = KeyError("a secret")
+    sink = SpanSink(fake.open)
+    sink.put(TREE)
+    until(lambda: sink.counts.failed == 4)
+    fake.raises = None
+    sink.put(TREE)
+    sink.close(30)
+    assert (sink.counts.sent, fake.closed) == (4, 2)
+    assert "failed (KeyError)" in caplog.text
+    assert "a secret" not in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_waits_when_its_thread_ends_is_dropped(fake: Fake) -> None:
+    def end() -> Fake:
+        fake.goes_on.wait(30)
+        raise SystemExit
+
+    fake.goes_on.clear()
+    sink = SpanSink(end)
+    sink.put(TREE)
+    fake.goes_on.set()
+    until(lambda: sink.over)
+    sink.put(TREE)
+    assert sink.counts.dropped == 8

@@ -17,21 +17,52 @@ from mlxd.policy.policy_set import PolicySet
 LEAST_FREE = 2**30
 """Bytes: logs, histories and prefix files need some, a model needs many times that."""
 _OTHERS = 0o077
+_OLLAMAS_HOME = ".ollama/models"
 _OLLAMAS = "manifests"
 _GUIDE_FOLDER = Path(__file__).parents[2] / "guide"
 
 
 def findings(found: Places, policies: PolicySet, home: Path) -> Findings:
-    yield from _state(found.state.path)
+    state, ollamas = found.state.path, Path(os.environ.get("OLLAMA_MODELS") or home / _OLLAMAS_HOME)
+    guarded = [one for one in (state, *policies.models.folders) if _is_guarded(one)]
+    yield from map(_guarded, dict.fromkeys(guarded))
+    yield from _state(state)
     yield from _readable(found)
     yield from _folders(policies)
-    yield from _models(found.state.path, policies)
-    yield from _ollamas_models(Path(os.environ.get("OLLAMA_MODELS") or home / ".ollama/models"))
-    yield from _room({found.state.path, *policies.models.folders})
+    yield from _models(state, policies)
+    yield from _ollamas_models(ollamas)
+    yield from _room({state, *policies.models.folders})
+
+
+def _is_guarded(path: Path) -> bool:
+    """Whether this user may not even know if it is there."""
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _is_there(path: Path) -> bool:
+    """What may not be looked at is told of elsewhere."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _guarded(folder: Path) -> Finding:
+    return problem(
+        "folder_guarded", f"{folder} cannot be looked into by this user",
+        "chmod a+x the folders above it, or run this as their owner; on macOS grant access: System"
+        " Settings, Privacy, Files and Folders",
+    )  # fmt: skip
 
 
 def _state(state: Path) -> Findings:
-    if not state.exists():
+    if not _is_there(state):
         return
     status = state.stat()
     mend = f"sudo chown -R $USER '{state}'; chmod 700 '{state}'"
@@ -50,7 +81,7 @@ def _state(state: Path) -> Findings:
 
 def _readable(found: Places) -> Findings:
     folder = found.policies.path if found.policies is not None else None
-    if folder is not None and folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+    if folder is not None and _is_there(folder) and not os.access(folder, os.R_OK | os.X_OK):
         yield problem(
             "policies_unreadable", f"the policy folder {folder} cannot be read by this user",
             f"chmod a+rx '{folder}', or run as its owner",
@@ -61,9 +92,12 @@ def _folders(policies: PolicySet) -> Findings:
     """The built-in list names all that there may be; only what somebody wrote down is missed."""
     written = not policies.line("models.dirs").place.startswith("built-in")
     for folder in policies.models.folders:
-        if not folder.exists() and not written:
+        if _is_guarded(folder):
             continue
-        if not folder.exists():
+        there = _is_there(folder)
+        if not there and not written:
+            continue
+        if not there:
             yield advice(
                 "model_folder_missing", f"the folder of models {folder} is not there",
                 "make it, or take it out of models.dirs; mlxd pull needs none",
@@ -108,7 +142,12 @@ def _unusable(find: Find, reason: str) -> Finding:
 
 
 def _ollamas_models(folder: Path) -> Findings:
-    if (folder / _OLLAMAS).is_dir():
+    if _is_guarded(folder / _OLLAMAS):
+        yield advice(
+            "ollamas_guarded", f"Ollama's models in {folder} cannot be looked into by this user",
+            "nothing, if nobody of this machine wants them: MLX does not read them anyway",
+        )  # fmt: skip
+    elif _is_there(folder / _OLLAMAS):
         yield advice(
             "ollamas_models",
             f"Ollama's models in {folder} are GGUF in blobs of its own, which MLX does not read",
@@ -118,7 +157,7 @@ def _ollamas_models(folder: Path) -> Findings:
 
 
 def _room(folders: Iterable[Path]) -> Findings:
-    for folder in sorted(one for one in folders if one.exists()):
+    for folder in sorted(one for one in folders if _is_there(one)):
         free = shutil.disk_usage(folder).free
         if free < LEAST_FREE:
             yield problem(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,10 +23,17 @@ _APART_SECONDS = 5e-5
 """What was waiting in the socket is read faster than that."""
 _LEAST_APART = 8
 """Tokens that came by themselves: on a busy machine many are there when they are looked for."""
+_LEAST_OF_MEAN = 0.1
+"""Of the mean pause: shorter ones are those of reading what is there."""
+_LEAST_OF_DECODE = 0.5
+_LEAST_OF_WHOLE = 0.25
+"""Where the daemon does not say how long it decoded."""
 
 
 @dataclass(slots=True)
 class Answer:
+    id: str = field(default_factory=lambda: f"mlxd-proof-{secrets.token_hex(8)}")
+    """Of its request."""
     tokens: list[str] = field(default_factory=list)
     arrivals: list[float] = field(default_factory=list)
     """Seconds since it was asked, of each record with tokens."""
@@ -41,15 +49,27 @@ class Answer:
     @property
     def rate(self) -> float:
         """Tokens a second, the first one aside."""
-        span = self.arrivals[-1] - self.arrivals[0] if self.arrivals else 0.0
-        return (len(self.tokens) - 1) / span if span > 0 else 0.0
+        return (len(self.tokens) - 1) / self.span if self.span > 0 else 0.0
 
     @property
-    def one_by_one(self) -> bool:
-        """Whether they came as they were made, and not all at the end."""
+    def span(self) -> float:
+        """Seconds from the first record with tokens to the last."""
+        return self.arrivals[-1] - self.arrivals[0] if self.arrivals else 0.0
+
+    def one_by_one(self, decode_seconds: float) -> bool:
+        """Whether they came as they were made, and not all at the end. `decode_seconds`: how long
+        the daemon made them; 0 where that is not known.
+        """
+        whole = self.arrivals[-1] if self.arrivals else 0.0
+        least = _LEAST_OF_DECODE * decode_seconds or _LEAST_OF_WHOLE * whole
+        return self.span >= least and self._apart() >= min(_LEAST_APART, len(self.tokens))
+
+    def _apart(self) -> int:
+        """The records that came by themselves."""
+        mean = self.span / max(1, len(self.arrivals) - 1)
+        least = max(_APART_SECONDS, _LEAST_OF_MEAN * mean)
         pairs = itertools.pairwise(self.arrivals)
-        apart = 1 + sum(later - earlier > _APART_SECONDS for earlier, later in pairs)
-        return apart >= min(_LEAST_APART, len(self.tokens))
+        return 1 + sum(later - earlier > least for earlier, later in pairs)
 
     @property
     def whole(self) -> bool:
@@ -73,7 +93,7 @@ def ask(
     """
     answer = Answer()
     begun = time.perf_counter()
-    for record in _records(socket, _body(model, tokens)):
+    for record in _records(socket, answer.id, _body(model, tokens)):
         if "error" in record:
             answer.error = _words(record["error"])
             break
@@ -101,10 +121,10 @@ def _took(answer: Answer, record: Json, now: float) -> bool:
     return bool(tokens)
 
 
-def _records(socket: str, body: Json) -> Iterator[Json]:
+def _records(socket: str, id: str, body: Json) -> Iterator[Json]:
     connection = unix_connection(socket, _PATIENCE_SECONDS)
     try:
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", "X-Request-Id": id}
         connection.request("POST", "/admin/completions", json.dumps(body), headers)
         response = connection.getresponse()
         if response.status >= 400:

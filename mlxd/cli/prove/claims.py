@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from mlxd.cli.models.words import size
-from mlxd.cli.prove.step import Outcome, failed, judged, passed
+from mlxd.cli.prove.step import Outcome, failed, judged, not_here, passed
 
 METAL = "MLX comes with Metal, nothing else to install"
 EXCLUSIVE = "One engine steps at a time (`memory.gpu_exclusive: auto`)"
@@ -76,10 +76,13 @@ def wired(before: str, loaded: str, budget: int | None) -> Outcome:
     return judged(words, true=second - first <= budget + _WIRED_NOISE)
 
 
-def unwired(before: str, after: str) -> Outcome:
-    first, last = wired_bytes(before), wired_bytes(after)
-    if first is None or last is None:
+def unwired(before: str, loaded: str, after: str) -> Outcome:
+    """`vm_stat` before the load, behind it and behind the unload."""
+    first, most, last = map(wired_bytes, (before, loaded, after))
+    if first is None or most is None or last is None:
         return failed("vm_stat says nothing of wired pages", after)
+    if most - first <= _WIRED_NOISE:
+        return not_here(f"{_grown(most - first)} with the model: too little to see it leave")
     return judged(
         f"{_grown(last - first)} since before the load", true=last - first <= _WIRED_NOISE
     )
@@ -95,8 +98,10 @@ def resident(said: str, held: int) -> Outcome:
 
 
 def awake(before: str, during: str, after: str) -> Outcome:
-    """`pmset -g assertions` three times."""
+    """`pmset -g assertions` three times, the first before anything was asked."""
     ours = keepers(during) - keepers(before)
+    if not ours and keepers(before):
+        return not_here("something keeps it awake already", before)
     if not ours:
         return failed("no caffeinate during the request", during)
     left = ours & keepers(after)

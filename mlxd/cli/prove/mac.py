@@ -24,7 +24,9 @@ Json = dict[str, Any]
 
 _ASK_SECONDS = 60.0
 _SETTLE_SECONDS = 30.0
+_AWAKE_SECONDS = 2.0
 _RELEASE_SECONDS = 15.0
+_IN_MEMORY = not_here("the model was in memory before")
 _METAL = "import mlx.core as mx; print(mx.metal.is_available())"
 _EXCLUSIVE = (
     "from mlxd.control.ledger import _exclusive; from mlxd.policy.load import load;"
@@ -39,7 +41,7 @@ _EXHAUSTED = """
 import mlx.core as mx
 from mlxd.worker.allocator import is_exhaustion
 try:
-    mx.eval(mx.ones((2**44,), mx.uint8))
+    mx.eval(mx.ones((2**22, 2**22), mx.uint8))
 except RuntimeError as error:
     print(is_exhaustion(error), error)
 """
@@ -85,19 +87,24 @@ class Looks:
     patience: float = 1.0
     """What waits are multiplied by."""
     _found: dict[str, Outcome] = field(default_factory=dict)
+    _was_loaded: bool = False
     _vm_before: str = ""
+    _vm_loaded: str = ""
     _asserted: list[str] = field(default_factory=list)
 
     @property
     def on_gpu(self) -> bool:
         return self._mac or self.cuda
 
-    def before(self, health: Json) -> None:
+    def before(self, health: Json, *, loaded: bool = False) -> None:
+        """Ahead of all that is asked. `loaded`: the model is in memory already."""
         if not self._mac:
             return
+        self._was_loaded = loaded
         used = health["memory"]["used_percent"]
         self._found[claims.FREE] = claims.free(self._said("memory_pressure"), used)
         self._vm_before = self._said("vm_stat")
+        self._asserted.append(self._assertions())
 
     def loaded(self, pid: int, held: int, engine: Json) -> None:
         """The worker's pid, what the daemon reads as its resident bytes, and what its engine says.
@@ -106,16 +113,25 @@ class Looks:
         """
         if not self._mac:
             return
-        budget = engine.get("budget")
-        self._found[claims.WIRED] = claims.wired(self._vm_before, self._said("vm_stat"), budget)
+        self._vm_loaded = self._said("vm_stat")
+        self._found[claims.WIRED] = (
+            _IN_MEMORY
+            if self._was_loaded
+            else claims.wired(self._vm_before, self._vm_loaded, engine.get("budget"))
+        )
         said = self._said("ps", "-o", "rss=", "-p", str(pid))
         self._found[claims.RESIDENT] = claims.resident(said, held)
-        self._asserted.append(self._assertions())
 
     def streaming(self) -> None:
-        """In the middle of an answer."""
-        if self._mac:
-            self._asserted.append(self._assertions())
+        """In the middle of an answer; caffeinate may take a moment to begin."""
+        if not self._mac:
+            return
+        begun = claims.keepers(self._asserted[0])
+
+        def more(said: str) -> bool:
+            return bool(claims.keepers(said) - begun)
+
+        self._asserted.append(self._once(self._assertions, more, _AWAKE_SECONDS))
 
     def streamed(self) -> None:
         """caffeinate stays for some seconds."""
@@ -132,12 +148,18 @@ class Looks:
         """Wired pages take their time."""
         if not self._mac:
             return
+        if self._was_loaded:
+            self._found[claims.UNWIRED] = _IN_MEMORY
+            return
+
+        def judged(said: str) -> Outcome:
+            return claims.unwired(self._vm_before, self._vm_loaded, said)
 
         def back(said: str) -> bool:
-            return claims.unwired(self._vm_before, said).verdict is Verdict.PASSED
+            return judged(said).verdict is not Verdict.FAILED
 
         after = self._once(lambda: self._said("vm_stat"), back, _SETTLE_SECONDS)
-        self._found[claims.UNWIRED] = claims.unwired(self._vm_before, after)
+        self._found[claims.UNWIRED] = judged(after)
 
     def all(self) -> Iterator[Step]:
         """Each claim that a command can show; asks what needs no model now."""

@@ -103,7 +103,7 @@ class Proof:
         self._before = health
         self._since = self._subject.last_event()
         self._was_loaded = bool(self._subject.process(self._model))
-        self._looks.before(health)
+        self._looks.before(health, loaded=self._was_loaded)
         words = f"mlxd {health['version']}, pid {health['pid']}, {health['status']}"
         if health["version"] != __version__:
             return failed(f"{words}; this is mlxd {__version__}: restart the daemon")
@@ -145,7 +145,8 @@ class Proof:
             f"{len(answer.tokens)} tokens, the first after {1000 * answer.first:.0f} ms,"
             f" then {answer.rate:.1f} a second"
         )
-        if not answer.one_by_one:
+        decoded = float(self._subject.story(answer.id).get("decode_seconds") or 0.0)
+        if not answer.one_by_one(decoded):
             return failed(f"they came together: {words}")
         return judged(words, true=len(answer.tokens) == self._tokens)
 
@@ -178,7 +179,9 @@ class Proof:
         return self._told_of(pid, since)
 
     def _told_of(self, pid: int, since: int) -> Outcome:
-        """What the daemon's events say of the kill: without a replay the answer was over before."""
+        """What the daemon's events say of the kill: without a replay the answer was over before.
+        Others may be replayed with it: where the story of our request is known, that tells.
+        """
         down: Json = {}
         replayed: Json = {}
 
@@ -193,9 +196,10 @@ class Proof:
             return bool(down and replayed)
 
         whole = eventually(told, _TOLD_SECONDS)
+        story = self._subject.story(self._disturbed.id)
         if not down:
             return failed(f"no event tells that worker {pid} is down")
-        if not whole:
+        if not whole or not story.get("replays", 1):
             return failed("the answer was over before its worker was: nothing is shown")
         words = f"pid {pid} was killed, and the answer went on after {self._pause():.2f} s"
         return passed(words, "\n".join(str(one["message"]) for one in (down, replayed)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from mlxd.cli.admin import AdminClient
+from mlxd.cli.admin import AdminClient, Refused
 from mlxd.cli.prove.own import Own
 from mlxd.control.scan import GUIDE
 
@@ -63,6 +63,14 @@ class Subject:
     def events(self, since: int) -> list[Json]:
         found: list[Json] = self.admin.get("/admin/events", since=str(since))["events"]
         return found
+
+    def story(self, id: str) -> Json:
+        """What the daemon remembers of a request; empty where it remembers none."""
+        try:
+            found: list[Json] = self.admin.get(f"/admin/requests/{id}")["requests"]
+        except Refused:
+            return {}
+        return found[-1] if found else {}
 
     def chosen(self, name: str) -> Json:
         """The model of that name; without one the smallest that answers, the guide last."""
