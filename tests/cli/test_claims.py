@@ -119,6 +119,11 @@ def test_what_the_page_would_have_seen_passes(judge: Callable[[], Outcome]) -> N
     assert judge().verdict is Verdict.PASSED
 
 
+def test_the_path_of_a_list_that_launchd_takes_is_not_written_down() -> None:
+    assert claims.lint("/Users/ann/x.plist: OK").output == ""
+    assert claims.lint("/Users/ann/x.plist: bad").output
+
+
 @pytest.mark.parametrize("judge", FAILS)
 def test_what_it_would_not_fails(judge: Callable[[], Outcome]) -> None:
     assert judge().verdict is Verdict.FAILED

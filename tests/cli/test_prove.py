@@ -22,12 +22,12 @@ import psutil
 import pytest
 
 from mlxd import __version__
-from mlxd.cli.prove import mac, own, proof
+from mlxd.cli.prove import command, mac, own, proof, report
 from mlxd.cli.prove.answer import Answer, ask
 from mlxd.cli.prove.mac import Looks
 from mlxd.cli.prove.own import Own
-from mlxd.cli.prove.proof import Proof
-from mlxd.cli.prove.step import Steps, Verdict, shortened
+from mlxd.cli.prove.proof import Proof, Seen
+from mlxd.cli.prove.step import Step, Steps, Verdict, failed, shortened
 from mlxd.cli.prove.subject import CannotProve, Subject, eventually
 from tests.support.command import mlxd
 from tests.support.daemon import Daemon, write_policies
@@ -46,7 +46,8 @@ def results(report: Path) -> dict[str, str]:
 
 
 def prove(running: Daemon, *more: object, model: str = MODEL) -> subprocess.CompletedProcess[str]:
-    report = running.state.parent / "report.md"
+    report = report_of(running)
+    report.unlink(missing_ok=True)
     where = ("--policies", running.policies, "--state", running.state, "--report", report)
     return mlxd("doctor", "--prove", *((model,) if model else ()), *where, *more)
 
@@ -522,6 +523,64 @@ def test_without_a_model_that_answers_there_is_nothing_to_prove() -> None:
 
     with pytest.raises(CannotProve):
         Subject(Admin(), 1).chosen("")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("more", [(), ("--yes",)])
+def test_a_report_that_is_there_is_not_overwritten(
+    tmp_path: Path, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("it is looked at first")
+
+    monkeypatch.setattr(command, "_subject", never)
+    file = tmp_path / "report.md"
+    file.write_text("mine")
+    done = mlxd("doctor", "--prove", "--state", tmp_path, "--report", file, *more)
+    assert done.returncode == 1
+    assert "is there already, and is not overwritten" in done.stderr
+    assert file.read_text() == "mine"
+
+
+def test_of_a_proof_that_came_to_nothing_there_is_no_report(tmp_path: Path) -> None:
+    file = tmp_path / "report.md"
+
+    def interrupted() -> None:
+        with command._new(file) as stream:
+            stream.write("# half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not file.exists()
+    with command._new(file):
+        pass
+    assert not file.exists()
+    with command._new(file) as stream:
+        stream.write("# whole")
+    assert file.read_text() == "# whole"
+
+
+def test_what_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with command._interruptible():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_users_folder_is_in_no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/Users/ann.b")
+    said = "/Users/ann.b/x.plist: no\n/Users/ann.bert/y\n" + "z" * 150 + "/Users/ann.b/z"
+    step = Step("lint", failed("see /Users/ann.b", said))
+    text = report.report("m", Seen(stderr="/Users/ann.b/w"), [step], [], own=True, proved=False)
+    assert "~/x.plist" in text
+    assert "see ~ |" in text
+    assert "~/w" in text
+    assert "/Users/ann.b" not in text.replace("/Users/ann.bert", "")
+    assert "/Users/ann." not in text.replace("/Users/ann.bert", "")
 
 
 def test_output_is_shortened() -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mlxd.cli import exits
 from mlxd.cli.admin import AdminClient, Refused
@@ -30,6 +30,9 @@ from mlxd.core.lines import one_line
 Json = dict[str, Any]
 
 
+_REPORT = "mlxd-proof-%Y%m%d-%H%M%S.md"
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     model: str
@@ -42,8 +45,12 @@ class Options:
 def prove(policies: str | None, state: str | None, options: Options) -> int:
     """The exit status: 0 when all is proved."""
     try:
-        with _interruptible(), _subject(policies, state) as subject:
-            return _prove(subject, options)
+        with (
+            _interruptible(),
+            _new(Path(options.report or time.strftime(_REPORT))) as file,
+            _subject(policies, state) as subject,
+        ):
+            return _prove(subject, options, file)
     except (CannotProve, CannotStart, NoAnswer, Refused) as error:
         _complain(f"nothing is proved: {error}")
     except OSError as error:
@@ -51,11 +58,8 @@ def prove(policies: str | None, state: str | None, options: Options) -> int:
     return exits.FAILED
 
 
-def _prove(subject: Subject, options: Options) -> int:
+def _prove(subject: Subject, options: Options, file: TextIO) -> int:
     """Raises CannotProve, NoAnswer, Refused, OSError."""
-    file = Path(options.report or time.strftime("mlxd-proof-%Y%m%d-%H%M%S.md"))
-    if not file.absolute().parent.is_dir():
-        raise CannotProve(f"there is no folder for the report {file}")
     model = subject.chosen(options.model)
     if not _agreed(subject, model, options):
         return exits.FAILED
@@ -68,10 +72,31 @@ def _prove(subject: Subject, options: Options) -> int:
         _show(f"{one.name}: failed {one.outcome.words}".rstrip())
     proved = steps.proved and not wrong
     own = subject.own is not None
-    text = report(model["name"], proof.seen, steps.taken, claims, own=own, proved=proved)
-    file.write_text(text, encoding="utf-8")
-    _show(f"{'all is proved' if proved else 'not all is proved'}: {file.absolute()}")
+    file.write(report(model["name"], proof.seen, steps.taken, claims, own=own, proved=proved))
+    file.flush()
+    _show(f"{'all is proved' if proved else 'not all is proved'}: {Path(file.name).absolute()}")
     return exits.DONE if proved else exits.FAILED
+
+
+@contextlib.contextmanager
+def _new(path: Path) -> Iterator[TextIO]:
+    """A file that was not there, and is not afterwards when nothing came of it. Raises CannotProve,
+    OSError.
+    """
+    try:
+        file = path.open("x", encoding="utf-8")
+    except FileExistsError:
+        raise CannotProve(f"{path} is there already, and is not overwritten") from None
+    except FileNotFoundError:
+        raise CannotProve(f"there is no folder for the report {path}") from None
+    whole = False
+    try:
+        with file:
+            yield file
+        whole = path.stat().st_size > 0
+    finally:
+        if not whole:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -127,8 +152,11 @@ def _intent(subject: Subject, model: Json) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """A terminal that is closed, and SIGTERM, end it as Ctrl-C does: what was begun is undone."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    """A terminal that is closed, and SIGTERM, end it as Ctrl-C does: what was begun is undone. What
+    is ignored stays so (nohup).
+    """
+    both = (signal.SIGTERM, signal.SIGHUP)
+    numbers = [number for number in both if signal.getsignal(number) is not signal.SIG_IGN]
     before = [signal.signal(number, signal.default_int_handler) for number in numbers]
     try:
         yield

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlxd.cli.moments import clock_of
 from mlxd.cli.prove.proof import Seen
-from mlxd.cli.prove.step import Step, shortened
+from mlxd.cli.prove.step import Step, shortened, without_home
 from mlxd.core import versions
 from mlxd.core.lines import one_line
 from mlxd.core.machine import machine
@@ -37,7 +37,7 @@ def report(
         _events(seen.events),
         ["## Last words of the killed worker", "", *_block(seen.stderr or "(none)")],
     )
-    return "\n".join(line for part in parts for line in (*part, ""))
+    return without_home("\n".join(line for part in parts for line in (*part, "")))
 
 
 def _head(model: str, *, own: bool, proved: bool) -> Iterator[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from mlxd.core.lines import one_line
 
@@ -50,9 +52,16 @@ def judged(words: str = "", output: str = "", *, true: bool) -> Outcome:
 
 def shortened(output: str) -> str:
     """Its last lines, none of them long."""
-    lines = [one_line(line)[:_MOST_CHARACTERS] for line in output.strip().splitlines()]
+    said = without_home(output).strip().splitlines()
+    lines = [one_line(line)[:_MOST_CHARACTERS] for line in said]
     left_out = len(lines) - _MOST_LINES
     return "\n".join([f"({left_out} more)", *lines[-_MOST_LINES:]] if left_out > 0 else lines)
+
+
+def without_home(text: str) -> str:
+    """`~` for the user's own folder, which has a name in it."""
+    home = str(Path.home())
+    return re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text) if home != "/" else text
 
 
 class Steps:
