@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +20,7 @@ from mlxd.core.trace_context import (
     new_trace_id,
     parsed,
 )
+from mlxd.core.traces import place_of
 from mlxd.policy import credential
 from mlxd.policy.policy_set import PolicySet
 from mlxd.server.otlp import opened
@@ -122,11 +122,10 @@ class Tracing:
             yield
         except Exception as error:  # noqa: BLE001 - whatever it is, requests are answered
             if not self._told:
-                frame = traceback.extract_tb(error.__traceback__)[-1]
-                where = f"{frame.name}, line {frame.lineno}"
                 log.error(
-                    "a request is not traced: a defect, %s in %s", type(error).__name__, where
-                )
+                    "a request is not traced: a defect, %s in %s",
+                    type(error).__name__, place_of(error),
+                )  # fmt: skip
             self._told = True
 
     def _context(self, parent: TraceContext | None) -> TraceContext:

@@ -256,7 +256,10 @@ def test_a_client_that_hangs_up_ends_its_spans(world: tuple[Daemon, Receiver]) -
 
 def test_a_request_whose_worker_dies_has_two(world: tuple[Daemon, Receiver]) -> None:
     running, got = world
-    with speaking(running, "replayed") as client, held(running, tokens=60, client=client) as stream:
+    with (
+        speaking(running, "replayed") as client,
+        held(running, tokens=400, client=client) as stream,
+    ):
         stream.read(4)
         killed = workers_of(running)[ENDLESS]
         os.kill(killed, signal.SIGKILL)
@@ -270,7 +273,7 @@ def test_a_request_whose_worker_dies_has_two(world: tuple[Daemon, Receiver]) -> 
     assert (name, told["mlxd.replay.reason"]) == ("replayed", "SIGKILL")
     decoded = [s.attributes["mlxd.decode.tokens"] for s in spans if s.name == "decode"]
     assert told["mlxd.replay.tokens"] == decoded[0] >= 4
-    assert sum(decoded) == 60
+    assert sum(decoded) == 400
     assert first.end <= second.start
     assert {s.parent for s in spans if s.name == "decode"} == {first.id, second.id}
     check_nested(spans)
