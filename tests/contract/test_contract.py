@@ -9,7 +9,7 @@ from tests.contract.holding import Contract
 
 pytestmark = pytest.mark.mlx
 
-FEW, MANY = 6, 50
+FEW, MANY = 4, 50
 """Cases of one operation."""
 LABELS = sorted(f"{one.method} {one.path}" for one in operations())
 

@@ -320,4 +320,3 @@ def test_what_is_there_is_its_owners_alone(lived: Lived) -> None:
         if file.stat().st_mode & 0o077 and file.relative_to(lived.state).parts[0] not in MODELS
     }
     assert open_to_others == {}
-    assert any("prefixes" in str(file) for file in files_of(lived.state))
