@@ -134,6 +134,7 @@ def test_slow_ones_go_before_idle_ones_and_idle_ones_without_a_word(crowded: Dae
                 assert [said for sock in idle if (said := ended(sock)) is not None] == [b""]
 
 
+@pytest.mark.slow
 def test_idle_ones_go_before_a_body_that_keeps_coming(crowded: Daemon) -> None:
     with (
         holding(crowded.port, KEPT, ROOM - 1) as idle,
