@@ -281,7 +281,6 @@ def test_a_refusal_in_a_flood_costs_a_small_part_of_an_ordinary_one(tmp_path: Pa
             assert costs["flood"] < costs["ordinary"] / 3
 
 
-@pytest.mark.slow
 def test_how_near_a_guessed_key_came_is_measured(tmp_path: Path) -> None:
     """Whether that can be told is judged by the full form, where nothing else runs."""
     found = run("key_timing.py", tmp_path, "--short", "--keys", "50")

@@ -5,8 +5,10 @@ they are as many as there may be, they give way to those who ask something.
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -68,6 +70,25 @@ def body_of(path: str) -> bytes:
 def all_in_use(crowded: Daemon) -> None:
     """Beyond that, only for as long as somebody has been heard a moment ago."""
     time.sleep(SILENT_SECONDS)
+
+
+@contextmanager
+def sending(sock: socket.socket) -> Iterator[None]:
+    """A letter now and then, as long as this lasts: what was heard a moment ago stays that."""
+    over = threading.Event()
+
+    def send() -> None:
+        while not over.wait(0.02):
+            sock.sendall(b"x")
+
+    with ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(send)
+        time.sleep(0.05)
+        try:
+            yield
+        finally:
+            over.set()
+        sent.result()
 
 
 def served(daemon: Daemon) -> None:
@@ -134,7 +155,6 @@ def test_slow_ones_go_before_idle_ones_and_idle_ones_without_a_word(crowded: Dae
                 assert [said for sock in idle if (said := ended(sock)) is not None] == [b""]
 
 
-@pytest.mark.slow
 def test_idle_ones_go_before_a_body_that_keeps_coming(crowded: Daemon) -> None:
     with (
         holding(crowded.port, KEPT, ROOM - 1) as idle,
@@ -143,9 +163,8 @@ def test_idle_ones_go_before_a_body_that_keeps_coming(crowded: Daemon) -> None:
         for sock in idle:
             assert sock.recv(4096).startswith(b"HTTP/1.1 200")
         all_in_use(crowded)
-        upload.sendall(b"x")
-        time.sleep(0.05)
-        served(crowded)
+        with sending(upload):
+            served(crowded)
         assert ended(upload) is None
         assert [said for sock in idle if (said := ended(sock)) is not None] == [b""]
 

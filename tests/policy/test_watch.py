@@ -34,7 +34,8 @@ class Looks:
             self.fail = False
             raise ZeroDivisionError
 
-    async def next(self, within: float) -> None:
+    async def next(self, within: float = 20.0) -> None:
+        """A third of the time between two looks without an event; a busy machine is slow."""
         self._next.clear()
         async with asyncio.timeout(within):
             await self._next.wait()
@@ -52,8 +53,8 @@ async def watching(folder: Path) -> AsyncIterator[tuple[Watcher, Looks]]:
     watcher = Watcher(lambda: folder, looks)
     task = asyncio.create_task(watcher.run())
     try:
-        await looks.next(5.0)
-        await looks.next(5.0)  # now there are events, or it is known that there are none
+        await looks.next()
+        await looks.next()  # now there are events, or it is known that there are none
         yield watcher, looks
     finally:
         task.cancel()
@@ -78,18 +79,18 @@ async def test_a_written_file_is_looked_at(folder: Path) -> None:
     async with watching(folder) as (watcher, looks):
         assert watcher.up
         (folder / "limits.yaml").write_text("x")
-        await looks.next(1.0)
+        await looks.next()
 
 
 async def test_a_folder_that_is_removed_and_made_again_is_watched_again(folder: Path) -> None:
     async with watching(folder) as (_, looks):
         folder.rmdir()
-        await looks.next(1.0)
+        await looks.next()
         folder.mkdir()
-        await looks.next(2.0)
+        await looks.next()
         await looks.calm()
         (folder / "limits.yaml").write_text("x")
-        await looks.next(5.0)
+        await looks.next()
 
 
 async def test_a_file_behind_a_link_is_watched_where_it_is(folder: Path, tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ async def test_a_file_behind_a_link_is_watched_where_it_is(folder: Path, tmp_pat
     (folder / "limits.yaml").symlink_to(real)
     async with watching(folder) as (_, looks):
         real.write_text("y")
-        await looks.next(1.0)
+        await looks.next()
 
 
 async def test_neighbours_of_the_policy_folder_are_none_of_its_business(folder: Path) -> None:
@@ -108,7 +109,7 @@ async def test_neighbours_of_the_policy_folder_are_none_of_its_business(folder: 
         for number in range(5):
             (folder.parent / f"other{number}").write_text("x")
         (folder / "limits.yaml").write_text("x")
-        await looks.next(1.0)
+        await looks.next()
         assert looks.count <= before + 2
 
 
@@ -124,12 +125,12 @@ async def test_without_events_the_folder_is_polled_until_there_are_some_again(
     monkeypatch.setattr(watchfiles, "watch", none_left)
     monkeypatch.setattr(watch, "REPAIR_SECONDS", 0.2)
     async with watching(folder) as (watcher, looks):
-        await looks.next(2.0)  # nobody has touched anything
+        await looks.next()  # nobody has touched anything
         assert not watcher.up
         monkeypatch.setattr(watchfiles, "watch", real)
         async with asyncio.timeout(5.0):
             while not watcher.up:
-                await looks.next(2.0)
+                await looks.next()
 
 
 async def test_where_the_system_tells_of_nothing_there_is_a_look_now_and_then(
@@ -144,8 +145,8 @@ async def test_where_the_system_tells_of_nothing_there_is_a_look_now_and_then(
     monkeypatch.setattr(watchfiles, "watch", silent)
     monkeypatch.setattr(watch, "RESCAN_SECONDS", 0.2)
     async with watching(folder) as (watcher, looks):
-        await looks.next(2.0)
-        await looks.next(2.0)
+        await looks.next()
+        await looks.next()
         assert watcher.up
 
 
@@ -159,7 +160,7 @@ async def test_whatever_fails_in_listening_the_folder_is_still_looked_at(
     monkeypatch.setattr(watch, "REPAIR_SECONDS", 0.05)
     async with watching(folder) as (watcher, looks):
         for _ in range(4):
-            await looks.next(2.0)
+            await looks.next()
         assert not watcher.up
     assert caplog.text.count("policy files are polled") == 1
 
@@ -170,7 +171,7 @@ async def test_a_file_linked_from_beside_the_folder_is_watched(folder: Path) -> 
     (folder / "limits.yaml").symlink_to(real)
     async with watching(folder) as (_, looks):
         real.write_text("y")
-        await looks.next(1.0)
+        await looks.next()
 
 
 async def test_edits_are_still_looked_for_after_a_defect(
@@ -180,8 +181,8 @@ async def test_edits_are_still_looked_for_after_a_defect(
     async with watching(folder) as (watcher, looks):
         looks.fail = True
         (folder / "limits.yaml").write_text("x")
-        await looks.next(1.0)
-        await looks.next(1.0)  # it began anew
+        await looks.next()
+        await looks.next()  # it began anew
         (folder / "limits.yaml").write_text("y")
-        await looks.next(1.0)
+        await looks.next()
         assert watcher.up
