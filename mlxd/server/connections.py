@@ -344,7 +344,7 @@ class Connection(RequestHandler):
             log.info("a client reads nothing of its answer, or hardly: its connection is cut")
             self._wire.abort()
         self._waiting, self._unread = waiting, unread
-        if not (unread or self.answering or self.following):
+        if self.waiting and not unread:  # before a handler begins, too, there is a turn or two
             self._settled = self._request_count
 
     def _takes(self, waiting: int, unread: int, acknowledged: int | None) -> bool:

@@ -213,8 +213,9 @@ def test_nothing_that_anybody_said_is_in_any_span(world: tuple[Daemon, Receiver]
             {"role": "user", "content": words["prompt"]},
         ],
         "stop": [words["stop"]],
+        "temperature": 0,
         "tools": [{"type": "function", "function": tool}],
-        "max_tokens": 5,
+        "max_tokens": 40,
     }
     said = {
         "authorization": f"Bearer {words['wrong-key']}", "user-agent": words["agent"],
@@ -226,7 +227,9 @@ def test_nothing_that_anybody_said_is_in_any_span(world: tuple[Daemon, Receiver]
     del body["tools"]
     served = running.http.post(path, json=body, headers=headers("said", **said)).json()
     assert tree(got, "said")[0].name == tree(got, "refused-tools")[0].name
-    assert served["choices"][0]["message"]["content"].encode() not in got.raw
+    answer = served["choices"][0]["message"]["content"]
+    assert len(answer) > 8, "what is shorter may stand in other words"
+    assert answer.encode() not in got.raw
     assert list(words.found_in(got.raw)) == []
 
 

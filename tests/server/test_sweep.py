@@ -147,6 +147,36 @@ async def test_what_is_always_on_its_way_is_nobodys_silence(bench: Bench) -> Non
     assert not unknown.aborted
 
 
+async def test_of_whom_nothing_was_written_the_system_is_not_asked_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless a request has come since, or is about to be served."""
+    asked: list[Wire] = []
+
+    def ask(wire: Wire) -> int:
+        asked.append(wire)
+        return wire.queued
+
+    monkeypatch.setattr(connections, "queued", ask)
+    wire = Wire()
+    wire.waiting = wire.queued = 0
+    connection = bench.connection(wire)
+
+    def times(sweeps: int) -> int:
+        asked.clear()
+        for _ in range(sweeps):
+            bench.server._sweep()
+        return len(asked)
+
+    connection._request_count = 1
+    assert times(3) == 3
+    connection._waiter = asyncio.get_running_loop().create_future()
+    assert times(3) == 1
+    connection._request_count = 2
+    connection._waiter.set_result(None)
+    assert times(3) == 3
+
+
 async def test_between_many_others_have_their_turn(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
