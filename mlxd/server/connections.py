@@ -32,7 +32,7 @@ from mlxd.server.addresses import Addresses
 from mlxd.server.errors import error_response, identity, in_ollama
 from mlxd.server.framing import checked
 from mlxd.server.giving_way import GivingWay, Holding
-from mlxd.server.silence import acknowledged, bound_silence, queued
+from mlxd.server.silence import acknowledged, bound_silence, queued, unheard
 
 log = logging.getLogger(__name__)
 
@@ -290,6 +290,12 @@ class Connection(RequestHandler):
     def silent_since(self) -> float:
         """When something of it came last."""
         return self._heard
+
+    @property
+    def unheard(self) -> bool:
+        """The daemon was busy meanwhile: what came of it will be read in the next turn."""
+        sock = self._wire.get_extra_info("socket") if self._wire is not None else None
+        return sock is not None and unheard(sock)
 
     def _body_coming(self) -> StreamReader | None:
         """The body that a request waits for, with nothing answered yet."""

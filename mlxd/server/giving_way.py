@@ -48,6 +48,10 @@ class Holder(Protocol):
     @property
     def silent_since(self) -> float: ...
 
+    @property
+    def unheard(self) -> bool:
+        """Something of it has come that nobody has read yet: it is not the one that is slow."""
+
 
 T = TypeVar("T", bound=Holder)
 
@@ -69,7 +73,7 @@ class GivingWay(Generic[T]):
         while True:
             while self._found:
                 holding, since, one = self._found[-1]
-                if (one.holding, one.silent_since) == (holding, since):
+                if (one.holding, one.silent_since) == (holding, since) and not one.unheard:
                     return True
                 self._found.pop()
             if now - self._looked < _LOOK_SECONDS:

@@ -60,6 +60,13 @@ def queued(sock: socket.socket) -> int:
     return 0
 
 
+def unheard(sock: socket.socket) -> bool:
+    """The other side has sent something that is not read."""
+    with contextlib.suppress(OSError, ValueError):
+        return fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)) != bytes(4)
+    return False
+
+
 def acknowledged(sock: socket.socket) -> int | None:
     """Bytes that the other side has taken, since it connected; None: nobody knows."""
     if sys.platform == "linux" and sock.family != socket.AF_UNIX:

@@ -9,12 +9,13 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
+from mlxd.server.giving_way import PATIENCE_SECONDS
 from tests.integration.conftest import NO_LIMITS
 from tests.integration.talking import eventually, exchange, held, raw
 from tests.support.daemon import Daemon, daemon
@@ -43,6 +44,10 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 @pytest.fixture(autouse=True)
 def nobody_is_there(crowded: Daemon) -> None:
     """Nobody of the test before."""
+    nobody_is_left(crowded)
+
+
+def nobody_is_left(crowded: Daemon) -> None:
     process = psutil.Process(crowded.pid)
     eventually(
         lambda: all(one.status == psutil.CONN_LISTEN for one in process.net_connections("tcp")),
@@ -72,23 +77,35 @@ def all_in_use(crowded: Daemon) -> None:
     time.sleep(SILENT_SECONDS)
 
 
-@contextmanager
-def sending(sock: socket.socket) -> Iterator[None]:
-    """A letter now and then, as long as this lasts: what was heard a moment ago stays that."""
-    over = threading.Event()
+class Sending:
+    """A letter now and then on a connection: what was heard a moment ago stays that."""
 
-    def send() -> None:
-        while not over.wait(0.02):
-            sock.sendall(b"x")
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._over = threading.Event()
+        self.longest = 0.0
+        """Seconds between two of them: this machine may give nobody a turn for a while."""
 
-    with ThreadPoolExecutor(1) as pool:
-        sent = pool.submit(send)
-        time.sleep(0.05)
-        try:
-            yield
-        finally:
-            over.set()
-        sent.result()
+    def _send(self) -> None:
+        last = time.monotonic()
+        over = False
+        while not over:
+            over = self._over.wait(0.02)
+            with suppress(ConnectionError):  # what ended it is asked afterwards
+                self._sock.sendall(b"x")
+            now = time.monotonic()
+            self.longest, last = max(self.longest, now - last), now
+
+    @contextmanager
+    def throughout(self) -> Iterator[None]:
+        with ThreadPoolExecutor(1) as pool:
+            sent = pool.submit(self._send)
+            time.sleep(0.05)
+            try:
+                yield
+            finally:
+                self._over.set()
+            sent.result()
 
 
 def served(daemon: Daemon) -> None:
@@ -156,17 +173,24 @@ def test_slow_ones_go_before_idle_ones_and_idle_ones_without_a_word(crowded: Dae
 
 
 def test_idle_ones_go_before_a_body_that_keeps_coming(crowded: Daemon) -> None:
-    with (
-        holding(crowded.port, KEPT, ROOM - 1) as idle,
-        holding(crowded.port, body_of(PATHS[0]), 1) as [upload],
-    ):
-        for sock in idle:
-            assert sock.recv(4096).startswith(b"HTTP/1.1 200")
-        all_in_use(crowded)
-        with sending(upload):
-            served(crowded)
-        assert ended(upload) is None
-        assert [said for sock in idle if (said := ended(sock)) is not None] == [b""]
+    for _ in range(5):
+        with (
+            holding(crowded.port, KEPT, ROOM - 1) as idle,
+            holding(crowded.port, body_of(PATHS[0]), 1) as [upload],
+        ):
+            for sock in idle:
+                assert sock.recv(4096).startswith(b"HTTP/1.1 200")
+            all_in_use(crowded)
+            upload_goes_on = Sending(upload)
+            with upload_goes_on.throughout():
+                served(crowded)
+            said = ended(upload)
+            if upload_goes_on.longest < PATIENCE_SECONDS / 2:
+                assert said is None
+                assert [end for sock in idle if (end := ended(sock)) is not None] == [b""]
+                return
+        nobody_is_left(crowded)
+    pytest.skip("this machine gives nobody a turn often enough")
 
 
 def test_who_goes_on_sending_stays(crowded: Daemon) -> None:

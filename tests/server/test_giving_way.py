@@ -14,6 +14,7 @@ class Held:
     holding: Holding | None
     silent_since: float
     held_since: float = 0.0
+    unheard: bool = False
 
 
 class Crowd:
@@ -71,6 +72,16 @@ def test_who_has_gone_on_meanwhile_stays() -> None:
     assert crowd.next(10.001) is slow
     assert crowd.next(10.002) is None
     assert crowd.next(10.1) is heard
+
+
+@pytest.mark.parametrize("holding", Holding)
+def test_who_is_not_read_yet_is_not_silent(holding: Holding) -> None:
+    sent, silent = Held(holding, 1.0, unheard=True), Held(holding, 2.0)
+    crowd = Crowd(sent, silent)
+    assert crowd.next(10.0) is silent
+    assert crowd.next(10.1) is None
+    sent.unheard = False
+    assert crowd.next(10.2) is sent
 
 
 def test_a_flood_does_not_look_for_each_of_its_connections() -> None:

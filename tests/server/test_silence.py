@@ -3,7 +3,7 @@ import socket
 
 import pytest
 
-from mlxd.server.silence import acknowledged, bound_silence, queued
+from mlxd.server.silence import acknowledged, bound_silence, queued, unheard
 
 
 @pytest.fixture
@@ -88,3 +88,16 @@ def test_the_kernel_takes_little_for_a_client_that_reads_nothing(pair):
         while taken < 10**8:
             taken += sock.send(bytes(16_384))
     assert taken < 512 * 1024
+
+
+def test_what_has_come_and_is_not_read_is_known(pair):
+    one, sock = pair
+    assert not unheard(sock)
+    one.sendall(b"x")
+    sock.settimeout(5)
+    sock.recv(1, socket.MSG_PEEK)
+    assert unheard(sock)
+    sock.recv(1)
+    assert not unheard(sock)
+    sock.close()
+    assert not unheard(sock)
