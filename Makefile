@@ -5,6 +5,8 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 VENV := .venv
 BIN := $(VENV)/bin
+# By files, for those share a daemon; in the order of tests/conftest.py.
+SUITE := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE := 1
 # Else each process that a test starts would compile the sources anew.
@@ -39,7 +41,7 @@ serve: $(VENV)/.serve
 	exec $(BIN)/mlxd serve --policies policies --state .state
 
 test: check
-	$(BIN)/python -m pytest -n 4 --dist loadfile -m "not slow"
+	$(SUITE) -m "not slow"
 
 test-clients: $(VENV)/.dev $(CLIENT_PYTHONS:%=$(CLIENTS)/%/.made) $(CLIENTS)/node/.made
 	$(BIN)/python -m tests.clients_real.run
@@ -48,7 +50,7 @@ test-system: $(VENV)/.dev
 	$(BIN)/python -m pytest -m system tests/system
 
 long: check
-	$(BIN)/python -m pytest -n 4 --dist loadfile
+	$(SUITE)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -21,6 +21,21 @@ settings.load_profile(os.environ.get("MLXD_HYPOTHESIS", "suite"))
 UNLIMITED = "concurrency: {max_in_flight: 64}\nrate_limit: []\n"
 
 
+LONGEST = ("benchmarks", "system", "page", "integration", "packaging", "docs", "worker", "hub")
+"""Folders of tests with processes of their own, in the order in which they begin."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long begin first: at the end, one would keep all but its own core waiting."""
+    here = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        folder = item.path.relative_to(here).parts[0]
+        return LONGEST.index(folder) if folder in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
+
 class _Own(logging.Filter):
     """Stops what is said of a process whose end an earlier test's loop was not told of."""
 

@@ -185,6 +185,7 @@ def test_streams_survive_the_faults_of_their_workers(tmp_path: Path, faults: int
 
 @pytest.mark.mlx
 @pytest.mark.timeout(240)
+@pytest.mark.slow
 def test_nothing_is_left_of_requests_reloads_and_kills(tmp_path: Path) -> None:
     """How memory grows is judged by the full form."""
     found = run("soak.py", tmp_path, "--short")

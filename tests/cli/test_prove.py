@@ -131,6 +131,7 @@ def test_a_daemon_that_does_not_replay_is_not_proved(
 
 
 @pytest.mark.mlx
+@pytest.mark.slow
 def test_a_worker_that_does_not_come_back_is_said(
     start_daemon: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,6 +92,7 @@ def test_what_was_benched_says_what_to_expect(running: Daemon) -> None:
         assert "s to read on this machine" in (story["slow_prompt"] or "")
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_nothing_behind(running: Daemon) -> None:
     words = [
         "bench",

@@ -95,6 +95,7 @@ def test_neither_a_wall_clock_that_jumps_nor_a_sleep_is_a_fault(
     assert len(wakes(daemon)) == 1
 
 
+@pytest.mark.slow
 def test_a_mac_is_kept_awake_while_work_runs(start: Start, tmp_path: Path) -> None:
     program = tmp_path / "caffeinate"
     program.write_text(f"#!{sys.executable}\nimport signal\nsignal.pause()\n")

@@ -94,8 +94,11 @@ def test_a_daemon_starts_and_serves_with_a_full_state_folder(small_disk: Path, z
 
 @pytest.mark.parametrize(
     ("stderr", "loses"),
-    [("2>&-", True), ("2>/dev/full", True), ("2<>fifo", False)],
-    ids=["closed", "full", "read by nobody"],
+    [
+        pytest.param("2>&-", True, id="closed", marks=pytest.mark.slow),
+        pytest.param("2>/dev/full", True, id="full"),
+        pytest.param("2<>fifo", False, id="read by nobody"),
+    ],
 )
 def test_a_log_that_cannot_be_written_neither_ends_nor_holds_up_the_daemon(
     start: Start, tmp_path: Path, stderr: str, loses: bool

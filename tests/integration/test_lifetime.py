@@ -306,6 +306,7 @@ def _hang(daemon: Daemon) -> tuple[psutil.Process, psutil.Process]:
     return worker, child
 
 
+@pytest.mark.slow
 def test_a_worker_that_hears_nothing_is_killed_after_its_grace_with_all_it_has_started(
     start: Any, stubborn: dict[str, Any]
 ) -> None:
@@ -452,7 +453,7 @@ def _serve(tmp_path: Path, defect: str) -> tuple[subprocess.Popen[bytes], Path, 
     return process, log, port
 
 
-@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("number", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow)])
 def test_a_signal_during_the_start_is_no_unclean_end(tmp_path: Path, number: str) -> None:
     """It comes as soon as the start is written down."""
     defect = (

@@ -317,6 +317,7 @@ def _hub_cache(root: Path, repository: str, model: Path) -> None:
         (snapshot / file.name).symlink_to(f"../../blobs/{number}")
 
 
+@pytest.mark.slow
 def test_names_as_people_type_them_are_served(start: Any, models: Path, tmp_path: Path) -> None:
     """A short name, a hub's cache, aliases with `*`, and what two models could mean."""
     folder, hub = tmp_path / "mine", tmp_path / "hub"

@@ -92,6 +92,7 @@ def test_cut_anywhere_a_stream_goes_on_exactly(served: Daemon, path: str) -> Non
     idle(served)
 
 
+@pytest.mark.slow
 def test_cut_again_and_again_it_still_goes_on_exactly(served: Daemon) -> None:
     body = question(CHAT, "again and again", tokens=400)
     whole = undisturbed(served, CHAT, body)

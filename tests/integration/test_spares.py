@@ -115,6 +115,7 @@ def test_a_daemon_that_is_killed_leaves_none(start: Start) -> None:
     assert time.monotonic() - began < 1.0
 
 
+@pytest.mark.slow
 def test_a_daemon_that_stops_ends_its_spare_first(start: Start) -> None:
     running = start({"supervision": ONE})
     spare = spare_of(running)

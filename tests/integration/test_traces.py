@@ -286,6 +286,7 @@ def test_a_request_whose_worker_dies_has_two(world: tuple[Daemon, Receiver]) -> 
 # -- receivers that are not well
 
 
+@pytest.mark.slow
 def test_a_receiver_that_hangs_costs_requests_nothing(start: Start) -> None:
     with receiver() as got:
         got.hangs.clear()
@@ -366,6 +367,7 @@ def test_without_the_packages_it_serves_and_says_so(start: Start, tmp_path: Path
     idle(running)
 
 
+@pytest.mark.slow
 def test_nothing_of_it_is_imported_unless_it_is_wanted(start: Start) -> None:
     running = start()
     ask(running, generate("tiny-a", "x", tokens=2))

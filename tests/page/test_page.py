@@ -270,7 +270,7 @@ def test_everything_is_reached_by_keyboard(shown: Daemon, tab: Open) -> None:
     ("width", "scheme"),
     [
         (390, "dark"),
-        (1440, "light"),
+        pytest.param(1440, "light", marks=pytest.mark.slow),
         pytest.param(390, "light", marks=pytest.mark.slow),
         pytest.param(1440, "dark", marks=pytest.mark.slow),
     ],

@@ -91,6 +91,7 @@ async def test_check_and_reload_agree_on_what_is_no_file(
     assert await compared(tmp_path, change) == ([], valid)
 
 
+@pytest.mark.slow
 async def test_a_check_that_reads_other_files_is_found_out(tmp_path: Path) -> None:
     with patch.object(Here, "load", lambda self: load(None, self.overrides)):
         found = await agreement(range(40), tmp_path)

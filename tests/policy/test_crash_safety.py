@@ -56,6 +56,7 @@ def test_a_reload_killed_anywhere_leaves_what_the_operator_wrote(killed: Killed)
     assert found.problems() == []
 
 
+@pytest.mark.slow
 def test_a_refused_reload_killed_anywhere_leaves_the_last_good_policies(killed: Killed) -> None:
     found = killed("refused", 6, 0)
 

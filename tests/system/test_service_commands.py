@@ -43,6 +43,7 @@ def status(on: Machine) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_service_from_its_install_to_its_end(booted: Machine) -> None:
     listen = f"port: {free_port()}"
     assert "start mlxd.socket mlxd.service" in install(booted, 30, listen)
