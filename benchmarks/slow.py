@@ -39,6 +39,16 @@ WANTED_BYTES = 64 * 2**10
 _MODEL = "tiny"
 _ESTABLISHED = "01"
 """As /proc/net/tcp has it."""
+_SILENT = """
+import asyncio
+
+async def serve():
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, backlog=1024)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+asyncio.run(serve())
+"""
 _PAUSE_SECONDS = 0.02
 _PATIENCE_SECONDS = 30.0
 _POLICIES = {"limits": "concurrency: {max_in_flight: 8}\nrate_limit: []\n"}
@@ -100,6 +110,19 @@ def _ask(port: int, asked: str) -> str:
 
 
 @contextmanager
+def somebody_else() -> Iterator[int]:
+    """The port of a server that takes connections and says nothing."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _SILENT], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+@contextmanager
 def attacked(
     options: argparse.Namespace, port: int, mode: str, folder: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
@@ -122,6 +145,8 @@ def attacked(
 
 def strike(options: argparse.Namespace, running: Daemon, mode: str, folder: Path) -> Json:
     quiet = ask_for(running.port, options.quiet)
+    with somebody_else() as port, attacked(options, port, mode, folder):
+        beside = ask_for(running.port, options.quiet)
     before = forget(running.pid) if KNOWN else 0
     cpu = cpu_seconds(running.pid)
     with attacked(options, running.port, mode, folder):
@@ -134,12 +159,13 @@ def strike(options: argparse.Namespace, running: Daemon, mode: str, folder: Path
     connected = [int(row["Connected"]) for row in seconds]
     p99 = {name: during.p(name, 0.99) for name in ASKED}
     quiet_p99 = {name: quiet.p(name, 0.99) for name in ASKED}
+    beside_p99 = {name: beside.p(name, 0.99) for name in ASKED}
     found = {
         "mode": mode, "name": MODES[mode][0], "connections": options.connections,
         "most_at_once": max(connected), "closed": int(seconds[-1]["Closed"]),
         "left_at_end": left, "bytes": held, "cores": cpu / options.seconds,
         "asked": len(during.seconds["livez"]), "failures": during.failures,
-        "quiet_p99": quiet_p99, "p99": p99,
+        "quiet_p99": quiet_p99, "beside_p99": beside_p99, "p99": p99,
         "ratio_p99": {name: p99[name] / quiet_p99[name] for name in ASKED},
     }  # fmt: skip
     say(f"{found}")
@@ -194,13 +220,13 @@ def page(options: argparse.Namespace, found: Json) -> str:
             *(
                 f"{row[when][name] * 1e3:.1f}"
                 for name in ASKED
-                for when in ("quiet_p99", "p99")
+                for when in ("quiet_p99", "beside_p99", "p99")
             ),
         ]
         for row in found["rows"]
     ]  # fmt: skip
     columns = ["attack", "at once", "closed", "left", "MiB more", "daemon cores", "failed"]
-    columns += [f"{name} {when}" for name in ASKED for when in ("p99 ms", "during")]
+    columns += [f"{name} {when}" for name in ASKED for when in ("p99 ms", "beside", "during")]
     words = [
         f"{options.connections} connections of slowhttptest, {options.rate} a second, for"
         f" {options.seconds} s each, on a daemon with the policies it is shipped with",
@@ -208,7 +234,9 @@ def page(options: argparse.Namespace, found: Json) -> str:
         " timer should have",
         "ended, by the system's own table. The others are those of a client that asks in turns"
         " meanwhile,",
-        "a connection for each request; the stream is of 8 tokens.",
+        "a connection for each request; the stream is of 8 tokens. Beside is the same attack, with"
+        " another server for its",
+        "target: slowhttptest takes a core for itself.",
     ]
     return report.page("Slow clients", found, words, table.grid(columns, rows))
 
