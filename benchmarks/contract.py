@@ -17,10 +17,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -88,7 +90,8 @@ def _processes(running: Daemon) -> Iterator[Pool]:
 
 
 def _begin(running: Daemon) -> None:
-    _own[:] = [Contract(running)]
+    own = httpx.Client(base_url=running.url, timeout=60)  # a connection is not for two
+    _own[:] = [Contract(replace(running, http=own))]
 
 
 def _batch(batch: tuple[str, int, int]) -> tuple[str, Counter[int], list[str]]:

@@ -82,7 +82,11 @@ def test_chat_streams_and_stops(shown: Daemon, tab: Open) -> None:
     said = page.locator("#talk li").nth(1).locator(".said")
     until(page, lambda: len(said.text_content()) > 40, "it streams")
     eventually(lambda: shown.health()["active_requests"] == 1, "it runs")
-    page.get_by_role("button", name="Stop").click()
+    stop = page.get_by_role("button", name="Stop")
+    place, length = stop.bounding_box(), len(said.text_content())
+    until(page, lambda: len(said.text_content()) > length + 400, "lines are added")
+    assert stop.bounding_box() == place, "who aims at it misses it"
+    stop.click()
     eventually(lambda: shown.health()["active_requests"] == 0, "it has been stopped")
     says(page, "#chat-pace", r"first token after .*tokens.*tokens/s.*stopped")
     page.get_by_role("button", name="Begin anew").click()
