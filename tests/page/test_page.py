@@ -100,6 +100,32 @@ def test_chat_streams_and_stops(shown: Daemon, tab: Open) -> None:
     ]  # fmt: skip
 
 
+def test_an_answer_is_drawn_in_strides_and_whole(shown: Daemon, tab: Open) -> None:
+    """A layout for each token of a long answer leaves the tab no time for a click."""
+    page = tab(shown).open("chat")
+    tokens = [f"word{n}\n" if n % 7 == 0 else f"word{n} " for n in range(4000)]
+    chunks = [{"choices": [{"index": 0, "delta": {"content": one}}]} for one in tokens]
+    body = "".join(f"data: {json.dumps(one)}\n\n" for one in chunks) + "data: [DONE]\n\n"
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(content_type="text/event-stream", body=body),
+    )
+    page.evaluate("""() => {
+        window.drawn = 0;
+        const all = { childList: true, characterData: true, subtree: true };
+        new MutationObserver((found) => { window.drawn += found.length; })
+            .observe(document.getElementById("talk"), all);
+    }""")
+    page.get_by_label("Message").fill("go on")
+    page.get_by_role("button", name="Send").click()
+    says(page, "#talk li:nth-child(2) .said", "word3999 $")
+    assert page.locator("#talk li:nth-child(2) .said").text_content() == "".join(tokens)
+    assert page.evaluate("window.drawn") < len(tokens) / 10
+    says(page, "#chat-pace", "4,000 tokens")
+    low = "(list) => list.scrollHeight - list.scrollTop - list.clientHeight < 2"
+    assert page.locator("#talk").evaluate(low), "its end is in sight"
+
+
 def test_what_was_forgotten_or_refused_is_not_sent_again(shown: Daemon, tab: Open) -> None:
     watched = tab(shown)
     page = watched.open("chat")

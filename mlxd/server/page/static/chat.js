@@ -2,6 +2,7 @@
 
 import { ask, raw } from "./api.js";
 import { at, el, text } from "./dom.js";
+import { Growing, Strides, following } from "./growing.js";
 import { events } from "./stream.js";
 import { milliseconds, number, plural } from "./words.js";
 
@@ -45,7 +46,7 @@ function turn(who, words = "") {
   at("talk-none").hidden = true;
   at("talk").append(el("li", {}, el("span", { class: "who" }, who), thought, spoken));
   at("talk").scrollTop = at("talk").scrollHeight;
-  return { thought, spoken };
+  return { thought: new Growing(thought), spoken: new Growing(spoken) };
 }
 
 async function answer(words) {
@@ -56,27 +57,23 @@ async function answer(words) {
   const shown = turn(model);
   running = new AbortController();
   at("chat-send").disabled = !(at("chat-stop").disabled = false);
-  const pace = new Pace();
   const mine = talk;
-  let heard = "";
-  const hear = (words) => {
-    heard += words;
-    shown.spoken.append(words);
-  };
+  const heard = new Heard(shown);
   try {
-    await stream(model, shown, hear, pace, running.signal);
-    if (mine === talk) pace.tell("");
+    await stream(model, heard, running.signal);
+    heard.end("");
   } catch (error) {
-    if (mine !== talk) text(at("chat-pace"), "");
-    else if (running.signal.aborted) pace.tell("stopped");
-    else shown.spoken.append(el("p", { "data-tone": "bad", role: "alert" }, error.message));
+    const aborted = running.signal.aborted;
+    heard.end(aborted ? "stopped" : "");
+    if (!aborted) shown.spoken.element.append(el("p", { "data-tone": "bad", role: "alert" }, error.message));
   }
-  if (mine === talk && heard) said.push({ role: "assistant", content: heard });
+  if (mine !== talk) text(at("chat-pace"), "");
+  else if (heard.words) said.push({ role: "assistant", content: heard.words });
   running = null;
   at("chat-send").disabled = !(at("chat-stop").disabled = true);
 }
 
-async function stream(model, shown, hear, pace, signal) {
+async function stream(model, heard, signal) {
   const body = { model, messages: said.map(({ role, content }) => ({ role, content })), stream: true, stream_options: { include_usage: true } };
   const found = await raw("v1/chat/completions", { method: "POST", body, signal });
   for await (const { data } of events(found)) {
@@ -84,15 +81,42 @@ async function stream(model, shown, hear, pace, signal) {
     const chunk = JSON.parse(data);
     if (chunk.error) throw new Error(chunk.error.message);
     const delta = chunk.choices[0]?.delta ?? {};
-    const thought = delta.reasoning_content ?? delta.reasoning ?? "";
-    if (thought || delta.content) pace.token();
-    if (thought) {
-      shown.thought.hidden = false;
-      shown.thought.append(thought);
-    }
-    if (delta.content) hear(delta.content);
-    if (chunk.usage) pace.tokens = chunk.usage.completion_tokens;
-    at("talk").scrollTop = at("talk").scrollHeight;
+    heard.add(delta.reasoning_content ?? delta.reasoning ?? "", delta.content ?? "");
+    if (chunk.usage) heard.pace.tokens = chunk.usage.completion_tokens;
+  }
+}
+
+/** One answer: what has come of it, and what is shown of it. */
+class Heard {
+  pace = new Pace();
+  words = "";
+  #shown;
+  #strides = new Strides(() => this.#draw());
+
+  constructor(shown) {
+    this.#shown = shown;
+  }
+
+  add(thought, words) {
+    if (!thought && !words) return;
+    this.pace.token();
+    this.words += words;
+    this.#shown.thought.add(thought);
+    this.#shown.spoken.add(words);
+    this.#strides.ask();
+  }
+
+  end(how) {
+    this.#strides.now();
+    this.pace.tell(how);
+  }
+
+  #draw() {
+    following(at("talk"), () => {
+      this.#shown.thought.show();
+      this.#shown.spoken.show();
+    });
+    this.pace.tell("");
   }
 }
 
@@ -107,7 +131,6 @@ class Pace {
     this.last = performance.now();
     this.first ??= this.last;
     this.tokens += 1;
-    if (this.tokens % 8 === 1) this.tell("");
   }
 
   tell(end) {
