@@ -31,8 +31,8 @@ from benchmarks.client import request_bytes
 from benchmarks.throughput import say
 from mlxd.control.applicant import Applicant
 from mlxd.core.caller import Caller
+from mlxd.core.claim import Claim
 from mlxd.core.clock import SystemClock
-from mlxd.core.instance import Instance
 from mlxd.core.starts import StartLedger
 from mlxd.daemon.composition import Composition, compose
 from mlxd.daemon.log import Log
@@ -94,11 +94,11 @@ async def composed(scratch: Path, kind: str) -> AsyncIterator[Composition]:
     """The parts of a daemon that refuses everybody, or nobody."""
     policies = {"limits": _LIMITS[kind], "models": "dirs: []\n"}
     folder = write_policies(scratch / "policies", policies)
-    instance = Instance(scratch / "state")
-    instance.claim()
-    booted = boot(folder, [], history_of(instance.state))
+    claim = Claim(scratch / "state")
+    claim.take()
+    booted = boot(folder, [], history_of(claim.state))
     made = compose(
-        booted, instance, StartLedger(instance.state, SystemClock(), 5),
+        booted, claim, StartLedger(claim.state, SystemClock(), 5),
         overrides=[], find_folder=lambda: None, warnings=[], moved=lambda *_: None,
     )  # fmt: skip
     Log(scratch / "logs").apply(booted.policies)

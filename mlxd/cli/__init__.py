@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from mlxd.cli import bench, cache, doctor, exits, keys, models, policy, service
 from mlxd.cli.arguments import Actions, add_json, add_places
@@ -22,7 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what is no text is escaped, not a traceback
             stream.reconfigure(errors="backslashreplace")
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = _parser(*words[:1]).parse_args(words)
     try:
         status: int = arguments.run(arguments)
     except (BadEnvFile, BadAddress) as error:
@@ -36,7 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(first: str = "") -> argparse.ArgumentParser:
+    """Of all commands; where the first word of a command line is one, of that one alone: to
+    describe them all takes longer than `status`.
+    """
     parser = argparse.ArgumentParser(
         prog="mlxd",
         description="Serves language models with MLX.",
@@ -47,7 +51,34 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action=_Version, nargs=0, help="of mlxd, the engine and Python, a line each"
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    adders = [add for names, add in _commands() if first in names]
+    for add in adders or [add for _, add in _commands()]:
+        add(commands)
+    return parser
 
+
+def _commands() -> Iterator[
+    tuple[tuple[str, ...], Callable[[Actions[argparse.ArgumentParser]], None]]
+]:
+    """The names of commands, and what adds them, in the order of the help."""
+    yield ("serve",), _add_serve
+    yield ("stop",), _add_stop
+    yield ("service",), service.add
+    yield ("status",), _add_status
+    yield ("events",), _add_events
+    yield ("logs",), _add_logs
+    yield ("explain",), _add_explain
+    yield ("crashes",), _add_crashes
+    yield ("models", "pull", "cp", "ps", "load", "unload"), models.add
+    yield ("bench",), bench.add
+    yield ("cache",), cache.add
+    yield ("policy",), policy.add
+    yield ("keys",), keys.add
+    yield ("doctor",), doctor.add
+    yield ("env",), _add_env
+
+
+def _add_serve(commands: Actions[argparse.ArgumentParser]) -> None:
     serve = commands.add_parser("serve", help="run the daemon in the foreground")
     add_places(serve)
     serve.add_argument("--host", help="address to listen on (MLXD_HOST)")
@@ -62,28 +93,20 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     serve.set_defaults(run=_serve)
 
+
+def _add_stop(commands: Actions[argparse.ArgumentParser]) -> None:
     stop = commands.add_parser("stop", help="stop the running daemon, letting requests finish")
     add_places(stop)
     stop.set_defaults(run=_stop)
 
-    service.add(commands)
 
-    _add_looks(commands)
-    models.add(commands)
-    bench.add(commands)
-    cache.add(commands)
-    policy.add(commands)
-    keys.add(commands)
-    doctor.add(commands)
-
+def _add_env(commands: Actions[argparse.ArgumentParser]) -> None:
     env = commands.add_parser("env", help="print variables that point clients at the daemon")
     add_places(env)
     env.set_defaults(run=_env)
-    return parser
 
 
-def _add_looks(commands: Actions[argparse.ArgumentParser]) -> None:
-    """At what the daemon does and did."""
+def _add_status(commands: Actions[argparse.ArgumentParser]) -> None:
     status = commands.add_parser("status", help="what the running daemon is doing")
     add_places(status)
     shape = status.add_mutually_exclusive_group()
@@ -91,6 +114,8 @@ def _add_looks(commands: Actions[argparse.ArgumentParser]) -> None:
     shape.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
     status.set_defaults(run=_status)
 
+
+def _add_events(commands: Actions[argparse.ArgumentParser]) -> None:
     events = commands.add_parser("events", help="what the daemon decided, and decides")
     add_places(events)
     add_json(events)
@@ -99,6 +124,8 @@ def _add_looks(commands: Actions[argparse.ArgumentParser]) -> None:
     events.add_argument("--types", default="", metavar="A,B", help="only of these types")
     events.set_defaults(run=_events)
 
+
+def _add_logs(commands: Actions[argparse.ArgumentParser]) -> None:
     logs = commands.add_parser("logs", help="where the daemon's log is, and its last lines")
     add_places(logs)
     logs.add_argument("-n", "--count", type=_whole, default=50, metavar="N", help="the last N; 50")
@@ -110,6 +137,8 @@ def _add_looks(commands: Actions[argparse.ArgumentParser]) -> None:
     )
     logs.set_defaults(run=_logs)
 
+
+def _add_explain(commands: Actions[argparse.ArgumentParser]) -> None:
     explain = commands.add_parser("explain", help="what became of a request, and why")
     add_places(explain)
     add_json(explain)
@@ -122,6 +151,8 @@ def _add_looks(commands: Actions[argparse.ArgumentParser]) -> None:
     )
     explain.set_defaults(run=_explain)
 
+
+def _add_crashes(commands: Actions[argparse.ArgumentParser]) -> None:
     crashes = commands.add_parser("crashes", help="how workers and the daemon ended unasked")
     add_places(crashes)
     add_json(crashes)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import time
 
 
 def local(at: float) -> str:
     """Date and time."""
-    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
 def clock_of(at: float) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mlxd.cli import exits
 from mlxd.core import places
-from mlxd.core.instance import AlreadyRunning, Instance
+from mlxd.core.claim import AlreadyRunning, Claim
 from mlxd.telemetry.sink import hold_standard_streams
 
 _ERRNO = {exits.TAKEN: errno.EADDRINUSE, exits.USAGE: errno.EINVAL}
@@ -42,23 +42,23 @@ def serve(flags: Flags) -> int:
         return _refuse(f"--ready-fd {flags.ready_file}: no such file is open", exits.USAGE)
     hold_standard_streams()
     try:
-        instance = Instance(places.find(flags.policies, flags.state).state.path)
+        claim = Claim(places.find(flags.policies, flags.state).state.path)
     except places.BadEnvFile as error:
         return _refuse(str(error), exits.USAGE)
     try:
-        instance.claim()
+        claim.take()
     except AlreadyRunning as error:
         return _refuse(str(error), exits.TAKEN)
     except OSError as error:
-        return _refuse(f"the state folder {instance.state} cannot be used: {error}", exits.FAILED)
+        return _refuse(f"the state folder {claim.state} cannot be used: {error}", exits.FAILED)
     gc.disable()  # imports make much that stays: collecting meanwhile costs a tenth of the start
     try:
-        return _serve_claimed(instance, flags)
+        return _serve_claimed(claim, flags)
     finally:
-        _release(instance)
+        _release(claim)
 
 
-def _serve_claimed(instance: Instance, flags: Flags) -> int:
+def _serve_claimed(claim: Claim, flags: Flags) -> int:
     if missing := missing_backend():
         return _refuse(missing, exits.FAILED)
     from mlxd.cli import listening
@@ -73,15 +73,15 @@ def _serve_claimed(instance: Instance, flags: Flags) -> int:
     inherited = inherit(os.environ, os.getpid())
     try:
         settings = Settings.read(
-            policies=flags.policies, state=instance.state, host=flags.host, port=flags.port
+            policies=flags.policies, state=claim.state, host=flags.host, port=flags.port
         )
         folder = settings.policies.path if settings.policies is not None else None
         start = partial(
             boot,
             folder,
-            history=history_of(instance.state),
+            history=history_of(claim.state),
             strict=flags.strict_boot,
-            demand=partial(demand, state=instance.state),
+            demand=partial(demand, state=claim.state),
         )
         own = [Override(*override) for override in settings.overrides()]
         found = listening.find(start, own, inherited)
@@ -104,7 +104,7 @@ def _serve_claimed(instance: Instance, flags: Flags) -> int:
     log.apply(found.booted.policies)
     return daemon.run(
         found.booted,
-        instance,
+        claim,
         bound,
         overrides=found.overrides,
         find_folder=_found_folder,
@@ -124,10 +124,10 @@ def _is_open(file: int | None) -> bool:
     return True
 
 
-def _release(instance: Instance) -> None:
+def _release(claim: Claim) -> None:
     def release() -> None:
         with suppress(OSError):
-            instance.release()
+            claim.release()
 
     thread = threading.Thread(target=release, name="release", daemon=True)
     thread.start()

@@ -10,8 +10,9 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 ENV_FILE = "mlxd.env"
 VARIABLES = (
@@ -36,8 +37,7 @@ class BadAddress(ValueError):
     """A variable that is to say where the daemon is does not; the message names it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """A folder and how it was found."""
 
     path: Path
@@ -47,8 +47,7 @@ class Found:
     """Somebody named it; else it was found where one is looked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """A variable's value and where it was set."""
 
     text: str
@@ -56,14 +55,13 @@ class Setting:
     """Such as `environment MLX_API_PORT` or `mlxd.env:3 MLX_API_PORT`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
+class Places(NamedTuple):
     """What `find` found."""
 
     state: Found
     policies: Found | None = None
     """None: there is no policy folder, built-in defaults hold."""
-    settings: Mapping[str, Setting] = field(default_factory=dict)
+    settings: Mapping[str, Setting] = MappingProxyType({})
     """The variables of VARIABLES that are set; the environment wins over mlxd.env."""
     warnings: tuple[str, ...] = ()
 

@@ -46,8 +46,8 @@ from mlxd.control.usage import Usage
 from mlxd.control.vitals import Vitals
 from mlxd.control.watermarks import Level
 from mlxd.core import aside
+from mlxd.core.claim import Claim
 from mlxd.core.clock import AwakeClock, SystemClock
-from mlxd.core.instance import Instance
 from mlxd.core.starts import StartLedger
 from mlxd.core.threads import Threads
 from mlxd.daemon.core_dumps import CoreDumps
@@ -176,7 +176,7 @@ class _Models:
 
 def compose(
     boot: Boot,
-    instance: Instance,
+    claim: Claim,
     starts: StartLedger,
     *,
     overrides: Sequence[Override],
@@ -185,7 +185,7 @@ def compose(
     moved: Moved,
 ) -> Composition:
     """`moved` is told where the listener is, after each change of that."""
-    ground = _ground(boot.store, instance.state)
+    ground = _ground(boot.store, claim.state)
     reloader = Reloader(
         ground.store, ground.history, ground.clock, boot,
         overrides=overrides, find_folder=find_folder,

@@ -15,7 +15,8 @@ import uvloop
 from mlxd import __version__
 from mlxd.control.process import kernels_of
 from mlxd.core import traces
-from mlxd.core.instance import Address, Instance, authority
+from mlxd.core.claim import Claim
+from mlxd.core.instance import Address, authority
 from mlxd.core.starts import StartLedger
 from mlxd.core.tasks import tell_defect, tell_unheard
 from mlxd.daemon import heap
@@ -42,7 +43,7 @@ _ANNOUNCE_SECONDS = 5.0
 
 def run(
     boot: Boot,
-    instance: Instance,
+    claim: Claim,
     bound: Bound,
     *,
     overrides: Sequence[Override] = (),
@@ -53,19 +54,19 @@ def run(
 ) -> int:
     """Serve until stopped; returns the exit status.
 
-    `instance` is claimed by the caller. `ready_file` gets one line as soon as the daemon is ready,
+    `claim` is taken by the caller. `ready_file` gets one line as soon as the daemon is ready,
     and is closed.
     """
     traces.install()
     stops = Stops(boot.store)
     stops.hear()
     warnings = [*warnings, *raise_file_limit()]
-    starts = begun(boot.store.current, instance.state)
+    starts = begun(boot.store.current, claim.state)
 
     async def serve() -> int:
         asyncio.get_running_loop().set_exception_handler(tell_unheard)
         daemon = Daemon(
-            boot, instance, starts, stops,
+            boot, claim, starts, stops,
             overrides=overrides, find_folder=find_folder, warnings=warnings, kept=log,
         )  # fmt: skip
         return await daemon.serve(bound, ready_file)
@@ -80,7 +81,7 @@ class Daemon:
     def __init__(
         self,
         boot: Boot,
-        instance: Instance,
+        claim: Claim,
         starts: StartLedger,
         stops: Stops,
         *,
@@ -89,11 +90,11 @@ class Daemon:
         warnings: Sequence[str] = (),
         kept: Log,
     ) -> None:
-        self._instance = instance
+        self._claim = claim
         self._log = kept
         self._stops = stops
         self._made = compose(
-            boot, instance, starts,
+            boot, claim, starts,
             overrides=overrides, find_folder=find_folder, warnings=warnings, moved=self._moved,
         )  # fmt: skip
         self._parts = self._made.parts
@@ -240,7 +241,7 @@ class Daemon:
         async with self._announcing:
             try:
                 async with asyncio.timeout(_ANNOUNCE_SECONDS):
-                    await self._made.threads.run(self._instance.announce, address)
+                    await self._made.threads.run(self._claim.announce, address)
             except (OSError, TimeoutError) as error:
                 why = str(error) or "the disk hangs"
                 log.warning("the state folder cannot be written: %s", why)

@@ -8,7 +8,8 @@ import pytest
 from mlxd.cli import client
 from mlxd.cli.client import NoAnswer, address_of, get_json
 from mlxd.core import places
-from mlxd.core.instance import Address, Instance
+from mlxd.core.claim import Claim
+from mlxd.core.instance import Address
 from tests.support.daemon import free_port, write_policies
 
 
@@ -17,11 +18,11 @@ def find(tmp_path, environ=None, policies=None):
 
 
 def test_a_daemon_is_found_by_its_state_folder_first(tmp_path):
-    instance = Instance(tmp_path / "state")
-    instance.claim()
-    instance.announce(Address(os.getpid(), "0.0.0.0", 12001, "0"))
+    claim = Claim(tmp_path / "state")
+    claim.take()
+    claim.announce(Address(os.getpid(), "0.0.0.0", 12001, "0"))
     assert address_of(find(tmp_path, {"MLX_API_URL": "http://other:9"})) == ("127.0.0.1", 12001)
-    instance.release()
+    claim.release()
     assert address_of(find(tmp_path, {"MLX_API_URL": "http://other:9"})) == ("other", 9)
 
 

@@ -24,8 +24,9 @@ from mlxd.cli.doctor.finding import Finding
 from mlxd.cli.doctor.system import System
 from mlxd.cli.service.site import Site
 from mlxd.core import places, starts
+from mlxd.core.claim import Claim
 from mlxd.core.clock import ManualClock
-from mlxd.core.instance import Address, Instance
+from mlxd.core.instance import Address
 from mlxd.policy.load import load
 from mlxd.service.machine import Machine
 from tests.control.test_model_files import write_model
@@ -198,13 +199,13 @@ def test_another_version_and_warnings_of_the_daemon_are_said(world: World) -> No
 
 
 def test_a_daemon_that_does_not_answer_is_said(world: World) -> None:
-    instance = Instance(world.state)
-    instance.claim()
-    instance.announce(Address(os.getpid(), "127.0.0.1", 9, "0.1"))
+    claim = Claim(world.state)
+    claim.take()
+    claim.announce(Address(os.getpid(), "127.0.0.1", 9, "0.1"))
     try:
         assert world.daemon() == ["daemon_silent"]
     finally:
-        instance.release()
+        claim.release()
 
 
 def test_ollama_beside_us_is_said_and_another_mlxd_is_not_taken_for_it(world: World) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mlxd.cli import exits
-from mlxd.core.instance import Address, Instance
+from mlxd.core.claim import Claim
+from mlxd.core.instance import Address
 from tests.support.command import mlxd
 from tests.support.daemon import Daemon, daemon, free_port
 
@@ -72,12 +73,12 @@ def test_one_that_wants_a_key_says_how_it_is_made_and_tells_none(tmp_path: Path)
 
 def test_where_nothing_answers_no_key_is_made_up(tmp_path: Path) -> None:
     port = free_port()
-    instance = Instance(tmp_path / "state")
-    instance.claim()
-    instance.announce(Address(os.getpid(), "::1", port, "0"))
+    claim = Claim(tmp_path / "state")
+    claim.take()
+    claim.announce(Address(os.getpid(), "::1", port, "0"))
     assert told(tmp_path / "state") == expected(f"http://[::1]:{port}")
     said = mlxd("env", "--state", tmp_path / "state").stdout
-    instance.release()
+    claim.release()
     assert said.splitlines()[-1].startswith("# no mlxd answers there now")
 
 

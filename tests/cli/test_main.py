@@ -1,9 +1,12 @@
+import argparse
+import contextlib
+import io
 import platform
 from importlib.metadata import version
 
 import pytest
 
-from mlxd import __version__
+from mlxd import __version__, cli
 from mlxd.cli import main
 
 
@@ -43,3 +46,26 @@ def test_the_defaults_that_init_writes_are_valid_and_never_overwritten(tmp_path,
     assert main(["policy", "init", "--policies", str(folder)]) == 0
     assert "# mine" in (folder / "limits.yaml").read_text()
     assert f"kept {folder}/limits.yaml" in capsys.readouterr().out
+
+
+def names_in(parser: argparse.ArgumentParser) -> list[str]:
+    (commands,) = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return list(commands.choices)
+
+
+@pytest.mark.parametrize("names", [names for names, _ in cli._commands()], ids=",".join)
+def test_a_command_is_described_alone_as_it_is_among_all(names):
+    every = cli._parser()
+    for name in names:
+        alone = cli._parser(name)
+        assert names_in(alone) == list(names)
+        arguments = [name, "--help"]
+        assert told(alone, arguments) == told(every, arguments)
+    assert set(names) <= set(names_in(every))
+
+
+def told(parser: argparse.ArgumentParser, arguments: list[str]) -> str:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
+        parser.parse_args(arguments)
+    return said.getvalue()

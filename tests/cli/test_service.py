@@ -15,7 +15,8 @@ import pytest
 from mlxd.cli import main
 from mlxd.cli.service import install, reset, status
 from mlxd.cli.service.site import Site, own_program
-from mlxd.core.instance import Address, Instance
+from mlxd.core.claim import Claim
+from mlxd.core.instance import Address
 from mlxd.policy.load import load
 from mlxd.service.machine import Machine, ServiceError
 from tests.support.managers import Scripted, scripted
@@ -33,11 +34,11 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> Scripted:
 @pytest.fixture
 def serving(tmp_path: Path) -> Iterator[Path]:
     """A state folder of a daemon that says where it is, and does not answer there."""
-    instance = Instance(tmp_path / "state")
-    instance.claim()
-    instance.announce(Address(os.getpid(), "127.0.0.1", 9, "0.1"))
-    yield instance.state
-    instance.release()
+    claim = Claim(tmp_path / "state")
+    claim.take()
+    claim.announce(Address(os.getpid(), "127.0.0.1", 9, "0.1"))
+    yield claim.state
+    claim.release()
 
 
 def report(site: Site, capsys: Captured) -> tuple[int, dict[str, Any]]:

@@ -4,54 +4,47 @@ import sys
 
 import pytest
 
-from mlxd.core.instance import (
-    Address,
-    AlreadyRunning,
-    Instance,
-    authority,
-    is_claimed,
-    pid_of,
-    running,
-)
+from mlxd.core.claim import AlreadyRunning, Claim
+from mlxd.core.instance import Address, authority, is_claimed, pid_of, running
 
 
 def test_a_state_folder_is_claimed_once(tmp_path):
-    first = Instance(tmp_path / "state")
-    first.claim()
+    first = Claim(tmp_path / "state")
+    first.take()
     with pytest.raises(AlreadyRunning) as refused:
-        Instance(tmp_path / "state").claim()
+        Claim(tmp_path / "state").take()
     assert refused.value.pid == os.getpid()
     first.release()
-    second = Instance(tmp_path / "state")
-    second.claim()
+    second = Claim(tmp_path / "state")
+    second.take()
     second.release()
 
 
 def test_the_folder_is_private_and_says_where_the_daemon_is(tmp_path):
-    instance = Instance(tmp_path / "state")
-    instance.claim()
-    instance.announce(Address(os.getpid(), "127.0.0.1", 11435, "0"))
+    claim = Claim(tmp_path / "state")
+    claim.take()
+    claim.announce(Address(os.getpid(), "127.0.0.1", 11435, "0"))
     assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
     assert pid_of(tmp_path / "state") == os.getpid()
     assert running(tmp_path / "state") == Address(os.getpid(), "127.0.0.1", 11435, "0")
-    instance.release()
+    claim.release()
     assert running(tmp_path / "state") is None
     assert pid_of(tmp_path / "state") == 0
 
 
 def test_what_a_killed_daemon_leaves_means_nothing(tmp_path):
     script = (
-        "import os, sys; from pathlib import Path; from mlxd.core.instance import *;"
-        "i = Instance(Path(sys.argv[1])); i.claim();"
+        "import os, sys; from pathlib import Path; from mlxd.core.claim import Address, Claim;"
+        "i = Claim(Path(sys.argv[1])); i.take();"
         "i.announce(Address(os.getpid(), 'h', 1, 'v')); os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
     assert (tmp_path / "mlxd.pid").exists()
     assert not is_claimed(tmp_path)
     assert running(tmp_path) is None
-    instance = Instance(tmp_path)
-    instance.claim()
-    instance.release()
+    claim = Claim(tmp_path)
+    claim.take()
+    claim.release()
 
 
 @pytest.mark.parametrize(

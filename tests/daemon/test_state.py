@@ -19,8 +19,9 @@ from mlxd.control.own_names import OwnName, OwnNames
 from mlxd.control.usage import Usage
 from mlxd.core import starts
 from mlxd.core.caller import Caller
+from mlxd.core.claim import Claim
 from mlxd.core.clock import ManualClock, SystemClock
-from mlxd.core.instance import Address, Instance, running
+from mlxd.core.instance import Address, running
 from mlxd.core.manifest import Manifest
 from mlxd.core.manifest import read as read_manifest
 from mlxd.core.manifest import write as write_manifest
@@ -96,14 +97,14 @@ def _manifest(state: Path) -> None:
     read_manifest(state / "models" / "org" / "m")
 
 
-def _instance(state: Path) -> None:
-    instance = Instance(state)
-    instance.claim()
+def _claim(state: Path) -> None:
+    claim = Claim(state)
+    claim.take()
     try:
-        instance.announce(Address(1, "::1", 2, "v"))
+        claim.announce(Address(1, "::1", 2, "v"))
         assert running(state) == Address(1, "::1", 2, "v")
     finally:
-        instance.release()
+        claim.release()
 
 
 READERS: dict[str, Callable[[Path], None]] = {
@@ -116,9 +117,9 @@ READERS: dict[str, Callable[[Path], None]] = {
     "lkg/writing.json": _note,
     "models.d/x.json": _own_names,
     "models/org/m/.mlxd.json": _manifest,
-    "mlxd.lock": _instance,
-    "mlxd.pid": _instance,
-    "daemon.json": _instance,
+    "mlxd.lock": _claim,
+    "mlxd.pid": _claim,
+    "daemon.json": _claim,
 }
 FOR_THE_MOMENT = {"mlxd.lock", "mlxd.pid", "daemon.json"}
 """Of the daemon that runs, and of no meaning after it."""

@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from mlxd.cli.service.site import Site
-from mlxd.core.instance import Address, Instance
+from mlxd.core.claim import Claim
+from mlxd.core.instance import Address
 from mlxd.policy.load import load
 from mlxd.service.installation import Installation, Outside
 from mlxd.service.machine import CommandFailed, ServiceError
@@ -42,10 +43,10 @@ def either(request: pytest.FixtureRequest, tmp_path: Path) -> Scripted:
 @pytest.fixture
 def occupied(tmp_path: Path) -> Iterator[Path]:
     """A state folder that a daemon holds: this process."""
-    instance = Instance(tmp_path / "occupied")
-    instance.claim()
-    yield instance.state
-    instance.release()
+    claim = Claim(tmp_path / "occupied")
+    claim.take()
+    yield claim.state
+    claim.release()
 
 
 DEFAULTS = load()

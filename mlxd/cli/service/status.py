@@ -98,7 +98,7 @@ def _daemon(site: Site, state: State) -> Json:
     if not state.running and not is_claimed(site.state_folder):
         return {"status": "down"}
     found = places.find(site.policies, site.state, site.environ)
-    found = replace(found, state=replace(found.state, path=site.state_folder))
+    found = found._replace(state=found.state._replace(path=site.state_folder))
     address = address_of(found)
     try:
         health = health_of(found)
