@@ -292,9 +292,14 @@ class Connection(RequestHandler):
         return self._heard
 
     @property
+    def _socket(self) -> socket.socket | None:
+        """None once it is gone."""
+        return self._wire.get_extra_info("socket") if self._wire is not None else None
+
+    @property
     def unheard(self) -> bool:
         """The daemon was busy meanwhile: what came of it will be read in the next turn."""
-        sock = self._wire.get_extra_info("socket") if self._wire is not None else None
+        sock = self._socket
         return sock is not None and unheard(sock)
 
     def _body_coming(self) -> StreamReader | None:
@@ -362,7 +367,7 @@ class Connection(RequestHandler):
     def _bound_silence(self, limit: float) -> None:
         """What the kernel has not sent yet is not seen here, and may be much."""
         self._silence = limit
-        sock = self._wire.get_extra_info("socket") if self._wire is not None else None
+        sock = self._socket
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             bound_silence(sock, limit)
 
@@ -371,7 +376,7 @@ class Connection(RequestHandler):
 
         The kernel takes the next ones only when many of those are gone.
         """
-        sock = self._wire.get_extra_info("socket") if self._wire is not None else None
+        sock = self._socket
         return (queued(sock), acknowledged(sock)) if sock is not None else (0, None)
 
     def resume_writing(self) -> None:
