@@ -54,6 +54,9 @@ MEMORY_EVERY = 64
 CHECK_EVERY = 8
 """Steps between two comparisons of what is held with what is allowed."""
 SIGN_OF_LIFE_SECONDS = 1.0
+IDLE_SECONDS = 5.0
+"""Until what the allocator keeps for reuse is given back: whoever asks before, as in a conversation
+of a program's, finds it. Where somebody else wants it, the daemon says so."""
 LAST_SECONDS = 0.8
 """Of the end, for what is to be on disk; the daemon waits a second before it is less polite."""
 SOUND_STEPS = 64
@@ -110,6 +113,8 @@ class Loop:
         self._memory_due = 0
         self._reported = 0.0
         self._busy = False
+        self._idle_from: float | None = None
+        """When a busy time ended, whose buffers the allocator still keeps."""
         self._exceeded = False
         self._broken = False
         self._sound_from = 0
@@ -159,14 +164,23 @@ class Loop:
         return self._hear(SIGN_OF_LIFE_SECONDS)
 
     def _linger(self) -> list[Command]:
-        """Nobody asks for anything: what is kept is put on disk, what is to be kept is read."""
+        """Nobody asks for anything: what is kept is put on disk, what is to be kept is read, and
+        what is only kept for reuse is given back.
+        """
         backing = self._backing
         if backing is not None and backing.keeps and not backing.is_awaited:
             self._warming.begin()
-        while backing is not None and backing.tend(idle=True):
+        while self._has_idle_work():
             with suppress(queue.Empty):
                 return self._inbox.get(timeout=LOOK_SECONDS)
         return self._inbox.get()
+
+    def _has_idle_work(self) -> bool:
+        """Does what is to be done now; whether there is more to come."""
+        writes = self._backing is not None and self._backing.tend(idle=True)
+        if self._idle_from is not None and time.monotonic() >= self._idle_from + IDLE_SECONDS:
+            self._give_back()
+        return writes or self._idle_from is not None
 
     def _standstill(self) -> float:
         """Seconds for which there is to be no step, unless memory is granted before."""
@@ -181,12 +195,12 @@ class Loop:
             return []
 
     def _rest(self) -> None:
-        """A busy time is over: say what it took, and keep nothing."""
+        """A busy time is over: say what it took."""
         if not self._busy:
             return
         self._busy = False
         peak = self._allocator.measure().peak - min(self._kept, self._cache.nbytes)
-        self._allocator.trim()
+        self._idle_from = time.monotonic()
         self._tell_memory()
         largest = self._ledger.observed()
         self._link.send(Observed(largest.predicted_bytes, peak, largest.rows, largest.longest))
@@ -231,8 +245,12 @@ class Loop:
                 if self._backing is not None:
                     self._backing.apply(wish)
             case Trim():
-                self._allocator.trim()
-                self._tell_memory()
+                self._give_back()
+
+    def _give_back(self) -> None:
+        self._idle_from = None
+        self._allocator.trim()
+        self._tell_memory()
 
     def _tell_memory(self) -> None:
         """Others wait for what was given back."""

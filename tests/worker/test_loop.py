@@ -30,7 +30,7 @@ from mlxd.ipc.messages import (
     Tuning,
     Up,
 )
-from mlxd.worker import budget
+from mlxd.worker import budget, loop
 from mlxd.worker.budget import Claim, Ledger
 from mlxd.worker.engine import Drafts, Prompt, Reuse, Step
 from mlxd.worker.job import Job, Progress
@@ -294,7 +294,7 @@ def test_an_engine_that_fails_is_made_anew_and_its_requests_go_on(capsys):
     assert [m.started for m in outputs if m.started] == [[1, 2]]
     assert [m.begun for m in outputs if m.begun] == [[1, 2]]
     assert "Command buffer" in capsys.readouterr().err
-    assert (heap.applied_again, heap.trims) == (1, 2)
+    assert (heap.applied_again, heap.trims) == (1, 1)
     assert [m.predicted_bytes for m in wire.of(Observed)] == [0], "nothing is learnt from it"
 
 
@@ -484,8 +484,6 @@ def test_a_worker_with_waiting_jobs_shuts_down():
 
 
 def test_a_job_that_waits_while_nothing_runs_gives_signs_of_life(monkeypatch):
-    from mlxd.worker import loop
-
     monkeypatch.setattr(loop, "SIGN_OF_LIFE_SECONDS", 0.0)
     wire = turns(Script(), [long(1, 1300)], None, None, budget=allowed(4))
     assert len(wire.of(Output)) == 2
@@ -555,8 +553,21 @@ def test_a_busy_time_is_observed_once_the_engine_is_idle():
     (observed,) = wire.of(Observed)
     assert observed == Observed(102 * KIB, 123 * KIB, 2, 5)
     assert heap.resets == 1
-    assert heap.trims == 1
     assert wire.of(Output)[-1].memory is not None, "what it holds now that it rests"
+
+
+def test_who_asks_soon_finds_what_the_allocator_keeps():
+    heap = Heap()
+    turns(Script(), [job(1)], *[[]] * 4, None, [job(2)], *[[]] * 4, None, heap=heap)
+    assert heap.trims == 0
+
+
+def test_after_a_while_it_is_given_back_once(monkeypatch):
+    monkeypatch.setattr(loop, "IDLE_SECONDS", 0.0)
+    heap = Heap()
+    wire = turns(Script(), [job(1)], *[[]] * 4, [Tuning()], heap=heap)
+    assert heap.trims == 1
+    assert [m.memory is not None for m in wire.of(Output)[-2:]] == [True, True]
 
 
 def test_each_busy_time_begins_a_new_peak():
