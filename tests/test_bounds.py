@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -34,8 +33,8 @@ from mlxd.server.guesses import Guesses
 from mlxd.telemetry.events import KEPT, Events
 from mlxd.telemetry.rejections import Rejections
 from tests.support.queue_model import of_tenant
+from tests.support.sources import sources
 
-PACKAGE = Path(__file__).parents[1] / "mlxd"
 FLOORS = ("server", "control", "telemetry", "daemon")
 MANY = 100_000
 TABLES = ("dict", "OrderedDict", "defaultdict", "Counter", "set", "deque", "WeakValueDictionary")
@@ -121,11 +120,11 @@ OTHERS = {
 
 def tables() -> Iterator[tuple[str, str]]:
     """(file, attribute) of every table that an object holds."""
-    for floor in FLOORS:
-        for file in sorted((PACKAGE / floor).rglob("*.py")):
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.AnnAssign) and _is_table(node):
-                    yield str(file.relative_to(PACKAGE)), _name(node.target)
+    for source in sources():
+        if source.name.partition("/")[0] in FLOORS and source.says(*TABLES):
+            for node in source.nodes(ast.AnnAssign):
+                if _is_table(node):
+                    yield source.name, _name(node.target)
 
 
 def _is_table(node: ast.AnnAssign) -> bool:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
-from pathlib import Path
 
-import mlxd
+from tests.support.sources import Source, sources
 
-PACKAGE = Path(mlxd.__file__).parent
 GENERATOR = ("BatchGenerator", "GenerationBatch", "PromptProcessingBatch")
 NAMES_THE_GENERATOR = {"worker/batch.py", "worker/prefiller.py", "worker/raw.py"}
 TAKES_FROM_MLX_LM_GENERATE = {
@@ -24,72 +21,73 @@ TAKES_FROM_MLX_LM_GENERATE = {
 }
 
 
-def modules() -> Iterator[tuple[str, ast.Module]]:
-    for path in sorted(PACKAGE.rglob("*.py")):
-        yield str(path.relative_to(PACKAGE)), ast.parse(path.read_text(encoding="utf-8"))
-
-
-def identifiers(tree: ast.Module) -> set[str]:
+def identifiers(source: Source) -> set[str]:
     """Every name that code uses; what stands in comments and docstrings does not count."""
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        match node:
-            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name):
-                names.add(name)
-            case _:
-                pass
-    return names
+    return {
+        *(node.id for node in source.nodes(ast.Name)),
+        *(node.attr for node in source.nodes(ast.Attribute)),
+        *(node.name for node in source.nodes(ast.alias)),
+    }
 
 
-def taken_from(tree: ast.Module, module: str) -> set[str]:
+def taken_from(source: Source, module: str) -> set[str]:
+    if not source.says(module):
+        return set()
     return {
         alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module == module
+        for node in source.nodes(ast.ImportFrom)
+        if node.module == module
         for alias in node.names
     }
 
 
 def test_few_files_name_the_batches_of_the_generator() -> None:
     """Its interface has changed with every release."""
-    naming = {name for name, tree in modules() if identifiers(tree) & set(GENERATOR)}
+    naming = {
+        source.name
+        for source in sources()
+        if source.says(*GENERATOR) and identifiers(source) & set(GENERATOR)
+    }
     assert naming == NAMES_THE_GENERATOR
 
 
 def test_what_is_taken_from_mlx_lms_generation_is_written_down() -> None:
     taken = {
-        name: names for name, tree in modules() if (names := taken_from(tree, "mlx_lm.generate"))
+        source.name: names
+        for source in sources()
+        if (names := taken_from(source, "mlx_lm.generate"))
     }
     assert taken == TAKES_FROM_MLX_LM_GENERATE
 
 
 def test_nothing_imports_the_module_that_its_own_function_hides() -> None:
     """`import mlx_lm.generate as g` gives the function, which the package exports by that name."""
-    for name, tree in modules():
-        plain = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-        assert "mlx_lm.generate" not in plain, name
-        assert "generate" not in taken_from(tree, "mlx_lm"), name
+    for source in sources():
+        if source.says("mlx_lm"):
+            plain = {alias.name for node in source.nodes(ast.Import) for alias in node.names}
+            assert "mlx_lm.generate" not in plain, source.name
+            assert "generate" not in taken_from(source, "mlx_lm"), source.name
 
 
 def test_one_file_reads_the_wall_clock() -> None:
     """Dates are for people, and come from `Clock.wall`; a duration from there would jump."""
     readers = {"time", "time_ns", "now", "utcnow", "today", "localtime", "gmtime"}
     reading = {
-        name
-        for name, tree in modules()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute)
-        and node.attr in readers
+        source.name
+        for source in sources()
+        if source.says(*(f".{reader}" for reader in readers))
+        for node in source.nodes(ast.Attribute)
+        if node.attr in readers
         and isinstance(node.value, ast.Name)
         and node.value.id in {"time", "datetime", "date"}
-        and node not in _of_a_given_moment(tree)
+        and node not in _of_a_given_moment(source)
     }
     assert reading == {"core/clock.py"}
 
 
-def _of_a_given_moment(tree: ast.AST) -> list[ast.expr]:
+def _of_a_given_moment(source: Source) -> list[ast.expr]:
     """What is called with a moment reads no clock."""
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    calls = [node for node in source.nodes(ast.Call) if node.args]
     names = {"localtime", "gmtime"}
     return [
         node.func

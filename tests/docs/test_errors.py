@@ -22,6 +22,7 @@ from mlxd.policy.load import Override, load
 from mlxd.policy.schema import KINDS
 from mlxd.policy.strict_yaml import parts
 from mlxd.server.errors import STATUS, in_openai
+from tests.support.sources import sources
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/reference/errors.md").read_text(encoding="utf-8")
@@ -150,11 +151,11 @@ def refusals() -> Iterator[tuple[str, set[str]]]:
     file, and what the error is given.
     """
     ours = {kind.__name__ for kind in kinds() if STATUS[kind.code] in OURS}
-    for file in sorted((ROOT / "mlxd").rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ours:
-                given = {keyword.arg or "" for keyword in node.keywords}
-                yield str(file.relative_to(ROOT)), given
+    for source in sources():
+        if source.says(*(f"{name}(" for name in ours)):
+            for node in source.nodes(ast.Call):
+                if getattr(node.func, "id", "") in ours:
+                    yield f"mlxd/{source.name}", {keyword.arg or "" for keyword in node.keywords}
 
 
 def test_every_refusal_names_the_policy_that_decided_or_there_is_none() -> None:

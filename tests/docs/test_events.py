@@ -13,6 +13,7 @@ from mlxd.policy.schema.supervision import Event as Posted
 from mlxd.server.webhook import ATTEMPTS
 from mlxd.telemetry.events import KEPT, PRIVATE, TYPES
 from tests.support.daemon import Daemon
+from tests.support.sources import sources
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/reference/events.md").read_text(encoding="utf-8")
@@ -25,9 +26,10 @@ TELLING = {"record", "on_event", "_record", "_tell", "_say"}
 
 def recorded() -> Iterator[str]:
     """The types that mlxd's own files name where they tell of something."""
-    for file in (ROOT / "mlxd").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call) or len(node.args) < 2:
+    telling = (source for source in sources() if source.says(*(f".{name}(" for name in TELLING)))
+    for source in telling:
+        for node in source.nodes(ast.Call):
+            if len(node.args) < 2:
                 continue
             name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
             first = node.args[0]

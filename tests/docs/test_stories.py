@@ -12,6 +12,7 @@ from mlxd.control.telling import _EACH
 from mlxd.core.caller import Caller
 from mlxd.core.story import MOST_NOTES, Story
 from mlxd.server.stories import as_json
+from tests.support.sources import sources
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/reference/stories.md").read_text(encoding="utf-8")
@@ -25,9 +26,10 @@ LINE = {"policy", "value", "place"}
 
 def told() -> Iterator[tuple[str, set[str]]]:
     """The notes that mlxd's own files tell, with the facts that they name there."""
-    for file in (ROOT / "mlxd").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and _is_note(node):
+    telling = (source for source in sources() if source.says(".note(", "._note("))
+    for source in telling:
+        for node in source.nodes(ast.Call):
+            if _is_note(node):
                 yield from ((what, _named(node)) for what in _words(node.args[0]))
 
 

@@ -22,6 +22,7 @@ import pytest
 from mlxd import __version__
 from mlxd.policy.schema import KINDS
 from tests.support.installed import check_a_token, environment, served
+from tests.support.sources import sources
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "mlxd" / "guide"
@@ -192,15 +193,12 @@ def normal(name: str) -> str:
 def imported_names() -> set[str]:
     """The packages from outside that the modules of mlxd import, wherever in the file."""
     names: set[str] = set()
-    for path in (ROOT / "mlxd").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            match node:
-                case ast.Import(names=aliases):
-                    names |= {alias.name.partition(".")[0] for alias in aliases}
-                case ast.ImportFrom(module=str(module), level=0):
-                    names.add(module.partition(".")[0])
-                case _:
-                    pass
+    for source in sources():
+        for plain in source.nodes(ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in plain.names}
+        for node in source.nodes(ast.ImportFrom):
+            if node.module is not None and node.level == 0:
+                names.add(node.module.partition(".")[0])
     return names - sys.stdlib_module_names - {"mlxd", *_OF_LATER_PYTHONS}
 
 
