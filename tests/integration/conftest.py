@@ -26,7 +26,10 @@ IMPATIENT = (
 """supervision.yaml of a daemon whose workers may die as often as tests like."""
 _NEVER_SAMPLED = 100_000
 """An end-of-sequence id outside the vocabulary: such a model stops only when told to."""
+KINDS = ("clients", "limits", "memory", "models", "server", "supervision", "timeouts")
+"""The policy files there are."""
 Start = Callable[..., Daemon]
+Lend = Callable[..., Daemon]
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +73,32 @@ def served(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daem
     }
     with daemon(folder, models=zoo, policies=policies) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def lent(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """The daemon of `lend`."""
+    policies = dict.fromkeys(KINDS, "") | {"limits": NO_LIMITS, "models": f"dirs: [{zoo}]\n"}
+    with daemon(tmp_path_factory.mktemp("lent"), models=zoo, policies=policies) as running:
+        yield running
+
+
+@pytest.fixture
+def lend(lent: Daemon, zoo: Path) -> Iterator[Lend]:
+    """As `start`, for tests whose policies can be edited, and that leave the daemon as it was but
+    for those: it is the same for all of them, and what it has counted and told stays.
+    """
+    plain = {"limits": NO_LIMITS, "models": f"dirs: [{zoo}]\n"}
+
+    def put(policies: Mapping[str, str] | None = None) -> Daemon:
+        for kind, text in {**dict.fromkeys(KINDS, ""), **plain, **(policies or {})}.items():
+            lent.edit(kind, text)
+        outcome = lent.reload()
+        assert outcome["result"] in ("applied", "unchanged"), outcome  # the watcher may be first
+        return lent
+
+    yield put
+    put()
 
 
 @pytest.fixture

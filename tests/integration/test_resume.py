@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.integration.conftest import Start
+from tests.integration.conftest import Lend, Start
 from tests.integration.talking import ENDLESS, Json, eventually, held, idle
 from tests.support.cut import Cut, alike, letters_of
 from tests.support.daemon import Daemon
@@ -259,10 +259,10 @@ def test_the_same_at_the_same_time_is_answered_twice(served: Daemon) -> None:
 # -- limits
 
 
-def test_where_no_slot_is_free_it_is_refused_and_goes_on_later(start: Start) -> None:
-    daemon = start({
+def test_where_no_slot_is_free_it_is_refused_and_goes_on_later(lend: Lend) -> None:
+    daemon = lend({
         "limits": "concurrency: {max_in_flight: 1, max_waiting: 0}\n"
-        "rate_limit: [{requests: 4, window: 600s}]\n"
+        "rate_limit: [{name: resumed, requests: 4, window: 600s}]\n"
     })  # fmt: skip
     body = question(CHAT, "later")
     whole = undisturbed(daemon, CHAT, body)
