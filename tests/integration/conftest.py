@@ -14,6 +14,7 @@ import pytest
 from tests.integration.reciter import make_reciter
 from tests.integration.talking import ENDLESS
 from tests.support.daemon import Daemon, daemon
+from tests.support.fleet import PACED, make_paced
 from tests.support.model_maker import Shape, make_model
 
 NO_LIMITS = "concurrency: {max_in_flight: 64}\nrate_limit: []\n"
@@ -73,6 +74,14 @@ def served(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daem
     }
     with daemon(folder, models=zoo, policies=policies) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def paced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """models.yaml with a model, PACED, that answers for long and hardly uses a core."""
+    folder = tmp_path_factory.mktemp("paced")
+    make_paced(folder / PACED)
+    return {"models": f"dirs: [{folder}]\nmodels: {{{PACED}: {{trust_remote_code: true}}}}\n"}
 
 
 @pytest.fixture(scope="session")
