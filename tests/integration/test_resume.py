@@ -16,7 +16,7 @@ from tests.support.daemon import Daemon
 
 pytestmark = pytest.mark.mlx
 
-TOKENS = 120
+TOKENS = 80
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = (
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages",
 )  # fmt: skip
@@ -135,7 +135,7 @@ def test_several_choices_go_on_exactly(served: Daemon) -> None:
 
 
 def test_a_connection_that_looks_open_is_taken_over(served: Daemon) -> None:
-    body = question(CHAT, "half open", tokens=300)
+    body = question(CHAT, "half open", tokens=200)
     whole = undisturbed(served, CHAT, body)
     first = Cut(served, CHAT, body)
     first.read(1500)
@@ -201,7 +201,7 @@ def test_a_whole_answer_that_was_cut_goes_on_when_it_is_asked_for_again(served: 
 def test_a_stream_that_was_cut_is_told_from_its_beginning_when_it_is_asked_for_again(
     served: Daemon,
 ) -> None:
-    body = question(RESPONSES, "from the beginning", tokens=400)
+    body = question(RESPONSES, "from the beginning", tokens=250)
     whole = undisturbed(served, RESPONSES, body)
     cut = Cut(served, RESPONSES, body)
     cut.read(3000)
@@ -215,7 +215,7 @@ def test_a_stream_that_was_cut_is_told_from_its_beginning_when_it_is_asked_for_a
 
 
 def test_who_regenerates_gets_another_answer_and_who_retries_the_same(served: Daemon) -> None:
-    body = question(COMPLETIONS, "dice", tokens=300, temperature=1.0)
+    body = question(COMPLETIONS, "dice", tokens=200, temperature=1.0)
 
     def first() -> Cut:
         cut = Cut(served, COMPLETIONS, body)
@@ -238,7 +238,7 @@ def _with_ids_of(cut: Cut, told: bytes) -> bytes:
 
 
 def test_two_behind_one_address_are_told_apart_by_what_they_send(served: Daemon) -> None:
-    body = question(CHAT, "one address", tokens=300)
+    body = question(CHAT, "one address", tokens=200)
     mine, yours = {"Authorization": "Bearer of-me"}, {"Authorization": "Bearer of-you"}
     cut = Cut(served, CHAT, body, mine)
     cut.read(2500)
@@ -254,7 +254,7 @@ def test_two_behind_one_address_are_told_apart_by_what_they_send(served: Daemon)
 
 
 def test_the_same_at_the_same_time_is_answered_twice(served: Daemon) -> None:
-    body = question(CHAT, "twins", tokens=200)
+    body = question(CHAT, "twins", tokens=100)
     cuts = [Cut(served, CHAT, body) for _ in range(2)]
     told = [cut.rest() for cut in cuts]
     assert alike(told[0]) == alike(told[1])
