@@ -55,7 +55,13 @@ def queueing(paced: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     """One slot, and a queue before it; each test edits what it wants otherwise."""
     folder = tmp_path_factory.mktemp("queueing")
     policies = {"limits": limits(1, 300), "timeouts": times(), **paced}
-    with daemon(folder, policies=policies) as running:
+    many = httpx.Limits(max_connections=None)
+    with (
+        daemon(folder, policies=policies) as running,
+        httpx.Client(base_url=running.url, timeout=60, limits=many) as http,
+    ):
+        running.http.close()
+        running.http = http
         yield running
 
 
@@ -101,7 +107,7 @@ def body_of(path: str, tokens: int = 2, *, stream: bool = False) -> Json:
 
 
 def ask(running: Daemon, path: str = "/api/generate", **headers: str) -> httpx.Response:
-    return running.http.post(path, json=body_of(path), headers=headers, timeout=60)
+    return running.http.post(path, json=body_of(path), headers=headers)
 
 
 @pytest.mark.parametrize("many", [50, pytest.param(200, marks=pytest.mark.slow)])
