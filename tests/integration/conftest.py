@@ -14,6 +14,7 @@ import pytest
 from tests.integration.reciter import make_reciter
 from tests.integration.talking import ENDLESS
 from tests.support.daemon import Daemon, daemon
+from tests.support.fleet import PACED, make_paced
 from tests.support.model_maker import Shape, make_model
 
 NO_LIMITS = "concurrency: {max_in_flight: 64}\nrate_limit: []\n"
@@ -26,7 +27,10 @@ IMPATIENT = (
 """supervision.yaml of a daemon whose workers may die as often as tests like."""
 _NEVER_SAMPLED = 100_000
 """An end-of-sequence id outside the vocabulary: such a model stops only when told to."""
+KINDS = ("clients", "limits", "memory", "models", "server", "supervision", "timeouts")
+"""The policy files there are."""
 Start = Callable[..., Daemon]
+Lend = Callable[..., Daemon]
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +74,40 @@ def served(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daem
     }
     with daemon(folder, models=zoo, policies=policies) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def paced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """models.yaml with a model, PACED, that answers for long and hardly uses a core."""
+    folder = tmp_path_factory.mktemp("paced")
+    make_paced(folder / PACED)
+    return {"models": f"dirs: [{folder}]\nmodels: {{{PACED}: {{trust_remote_code: true}}}}\n"}
+
+
+@pytest.fixture(scope="session")
+def lent(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """The daemon of `lend`."""
+    policies = dict.fromkeys(KINDS, "") | {"limits": NO_LIMITS, "models": f"dirs: [{zoo}]\n"}
+    with daemon(tmp_path_factory.mktemp("lent"), models=zoo, policies=policies) as running:
+        yield running
+
+
+@pytest.fixture
+def lend(lent: Daemon, zoo: Path) -> Iterator[Lend]:
+    """As `start`, for tests whose policies can be edited, and that leave the daemon as it was but
+    for those: it is the same for all of them, and what it has counted and told stays.
+    """
+    plain = {"limits": NO_LIMITS, "models": f"dirs: [{zoo}]\n"}
+
+    def put(policies: Mapping[str, str] | None = None) -> Daemon:
+        for kind, text in {**dict.fromkeys(KINDS, ""), **plain, **(policies or {})}.items():
+            lent.edit(kind, text)
+        outcome = lent.reload()
+        assert outcome["result"] in ("applied", "unchanged"), outcome  # the watcher may be first
+        return lent
+
+    yield put
+    put()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import pytest
 
 from mlxd.server.admin_socket import MAX_PATH_BYTES
 from tests.support import command
-from tests.support.daemon import Daemon, daemon, free_port, write_policies
+from tests.support.daemon import Daemon, daemon, free_port, write_policies, write_whole
 
 pytestmark = pytest.mark.mlx
 
@@ -50,9 +50,30 @@ def until(fact: Callable[[], object], within: float = 5.0) -> None:
         time.sleep(0.02)
 
 
+@pytest.fixture(scope="module")
+def shared(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    policies = {"limits": SLOTS.format(4), "clients": "", "server": ""}
+    with daemon(tmp_path_factory.mktemp("admin"), models=models, policies=policies) as running:
+        yield running
+
+
 @pytest.fixture
-def running(start_daemon: Callable[..., Daemon]) -> Daemon:
-    return start_daemon({"limits": SLOTS.format(4)})
+def running(shared: Daemon) -> Iterator[Daemon]:
+    """The daemon of all these tests; the policy files that it began with are put back."""
+    files = {file: file.read_text() for file in shared.policies.iterdir()}
+    values = effective(shared)
+    yield shared
+    assert {*shared.policies.iterdir()} == files.keys()
+    for file, text in files.items():
+        write_whole(file, text)
+    assert shared.reload()["result"] in ("applied", "unchanged")
+    assert effective(shared) == values
+    assert shared.health()["status"] == "healthy"
+
+
+def effective(running: Daemon) -> dict[str, str]:
+    values = running.admin.get("/admin/policy/effective")["values"]
+    return {key: value["value"] for key, value in values.items()}
 
 
 @pytest.fixture
@@ -62,13 +83,11 @@ def admin(running: Daemon) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_the_socket_is_for_its_owner_and_goes_with_the_daemon(running: Daemon) -> None:
+def test_the_socket_is_for_its_owner(running: Daemon) -> None:
     path = running.state / "admin.sock"
     assert stat.S_ISSOCK(path.stat().st_mode)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert json.loads((running.state / "daemon.json").read_text())["admin"] == str(path)
-    running.stop()
-    assert not path.exists()
 
 
 @pytest.mark.slow
@@ -127,11 +146,12 @@ def test_the_host_wall_does_not_lock_the_operator_out(running: Daemon, admin: ht
 
 
 def test_no_policy_locks_the_operator_out(running: Daemon) -> None:
+    before = str(running.generation())
     edit(running, server="http: {max_headers: 1, max_header_bytes: 10B, max_body: 1B}\n")
     assert asked(running, "reload")[1]["result"] in ("applied", "unchanged")
     assert running.http.get("/health").status_code >= 400
     assert asked(running, "plan", "--set", "timeouts.queue=9s")[0] == 0
-    assert asked(running, "rollback", "1")[1]["result"] == "applied"
+    assert asked(running, "rollback", before)[1]["result"] == "applied"
 
 
 def test_a_folder_in_the_place_of_the_admin_socket_is_set_aside(
@@ -158,6 +178,7 @@ class TestReload:
     """R14: the outcome of that very attempt."""
 
     def test_an_edit_is_applied_with_its_changes(self, running: Daemon) -> None:
+        before = running.generation()
         edit(running, limits=SLOTS.format(7))
         status, outcome = asked(running, "reload")
         assert status == 0
@@ -165,7 +186,7 @@ class TestReload:
             assert [c["new"] for c in outcome["changes"]] == ["7"]
             assert outcome["by"].startswith(f"uid {os.geteuid()}, pid ")
         assert running.health()["max_concurrent"] == 7
-        assert running.health()["policy"]["generation"] == outcome["generation"] == 2
+        assert running.health()["policy"]["generation"] == outcome["generation"] == before + 1
 
     def test_a_refused_edit_is_shown_everywhere_and_mended(self, running: Daemon) -> None:
         edit(running, limits=SLOTS.format("seven"))
@@ -189,14 +210,16 @@ class TestReload:
         assert "mlxd_policy_last_reload_successful 1.0" in running.http.get("/metrics").text
 
     def test_a_hangup_signal_reloads_and_logs_the_outcome(self, running: Daemon) -> None:
+        before = running.generation()
         edit(running, limits=SLOTS.format(8))
         running.process.send_signal(signal.SIGHUP)
         until(lambda: running.health()["max_concurrent"] == 8)
         edit(running, limits=SLOTS.format("x"))
         running.process.send_signal(signal.SIGHUP)
-        until(lambda: "policies refused, generation 2 stays" in running.log_text())
+        words = f"policies refused, generation {before + 1} stays"
+        until(lambda: words in running.log_text())
 
-    def test_the_service_manager_is_told_when_it_begins_and_ends(
+    def test_the_service_manager_is_told_when_it_begins_and_ends_and_its_socket_goes(
         self, start_daemon: Callable[..., Daemon], tmp_path: Path
     ) -> None:
         path = tmp_path / "notify"
@@ -221,14 +244,16 @@ class TestReload:
             assert ending.startswith("STOPPING=1\nEXTEND_TIMEOUT_USEC=")
             assert int(ending.rpartition("=")[2]) > 60e6, "grace, and what else a stop may take"
             assert manager.recv(4096).startswith(b"STATUS=stopping, 0 requests under way: ")
+            assert running.process.wait(20) == 0
+        assert not (running.state / "admin.sock").exists()
 
     def test_an_event_tells_of_each_attempt(self, running: Daemon, admin: httpx.Client) -> None:
         asked(running, "reload")
-        events = admin.get("/admin/events").json()["events"]
+        events = admin.get("/admin/events?types=reload").json()["events"]
         assert [event["type"] for event in events] == ["reload"] * len(events)
         assert events[0]["data"]["trigger"] == "start"
         assert events[-1]["data"]["trigger"] == "admin"
-        later = admin.get(f"/admin/events?since={events[-2]['id']}").json()["events"]
+        later = admin.get(f"/admin/events?since={events[-1]['id'] - 1}").json()["events"]
         assert later == events[-1:]
 
 
@@ -271,47 +296,47 @@ class TestRollback:
 
     def test_it_is_quick_and_puts_the_files_back(self, running: Daemon) -> None:
         file = running.state.parent / "policies" / "limits.yaml"
-        before = file.read_bytes()
+        before, first = file.read_bytes(), running.generation()
         edit(running, limits=SLOTS.format(9))
         asked(running, "reload")
-        status, outcome = asked(running, "rollback", "1")
-        assert (status, outcome["result"], outcome["generation"]) == (0, "applied", 3)
+        status, outcome = asked(running, "rollback", str(first))
+        assert (status, outcome["result"], outcome["generation"]) == (0, "applied", first + 2)
         assert outcome["seconds"] <= 0.2
         assert file.read_bytes() == before
         assert running.health()["max_concurrent"] == 4
         story = asked(running, "history")[1]["history"]
-        assert (story[0]["generation"], story[0]["trigger"]) == (3, "rollback")
+        assert (story[0]["generation"], story[0]["trigger"]) == (first + 2, "rollback")
         assert story[0]["by"].startswith(f"uid {os.geteuid()}")
 
     def test_what_has_changed_since_it_was_seen_is_412(
         self, running: Daemon, admin: httpx.Client
     ) -> None:
-        etag = admin.get("/admin/policy").headers["etag"]
+        etag, first = admin.get("/admin/policy").headers["etag"], running.generation()
+        to_it = f"/admin/policy/rollback?gen={first}"
         edit(running, limits=SLOTS.format(9))
         asked(running, "reload")
-        late = admin.post("/admin/policy/rollback?gen=1", headers={"If-Match": etag})
+        late = admin.post(to_it, headers={"If-Match": etag})
         assert (late.status_code, late.headers["x-mlxd-code"]) == (412, "policy_out_of_date")
         assert running.health()["max_concurrent"] == 9
         now = admin.get("/admin/policy").headers["etag"]
-        assert admin.post(
-            "/admin/policy/rollback?gen=1", headers={"If-Match": now}
-        ).status_code == 200  # fmt: skip
-        assert mlxd(running, "rollback", "1", "--etag", etag).returncode == 1
+        assert admin.post(to_it, headers={"If-Match": now}).status_code == 200
+        assert mlxd(running, "rollback", str(first), "--etag", etag).returncode == 1
 
     def test_an_edit_that_is_not_in_force_is_not_lost(self, running: Daemon) -> None:
+        first = str(running.generation())
         edit(running, limits=SLOTS.format(9))
         asked(running, "reload")
         edit(running, limits=SLOTS.format("oops"))
-        done = mlxd(running, "rollback", "1")
+        done = mlxd(running, "rollback", first)
         assert done.returncode == 1
         assert "limits.yaml changed and not in force" in done.stderr
-        assert mlxd(running, "rollback", "1", "--force").returncode == 0
+        assert mlxd(running, "rollback", first, "--force").returncode == 0
         assert running.health()["status"] == "healthy"
 
     def test_nonsense_is_a_clear_error(self, running: Daemon, admin: httpx.Client) -> None:
         assert admin.post("/admin/policy/rollback").status_code == 400
         assert admin.post("/admin/policy/rollback?gen=x").status_code == 400
-        assert admin.post("/admin/policy/rollback?gen=77").status_code == 409
+        assert admin.post("/admin/policy/rollback?gen=7777").status_code == 409
         assert admin.post("/admin/policy/plan", content=b"{").status_code == 400
         assert admin.post("/admin/policy/plan", json={"files": ["x"]}).status_code == 400
         assert admin.post("/admin/policy/plan", json={"files": {"x": "y"}}).status_code == 400
@@ -321,6 +346,7 @@ class TestRollback:
 
 class TestPlan:
     def test_it_says_what_would_happen_and_nothing_does(self, running: Daemon) -> None:
+        before = running.generation()
         status, plan = asked(
             running, "plan", "--set", "limits.concurrency.max_in_flight=1",
             "--set", "models.preload=[tiny-a]", "--set", "server.listen.inherit=never",
@@ -333,14 +359,10 @@ class TestPlan:
         assert "1 may" in said
         assert "tiny-a" in said
         assert "server.listen.inherit waits for the next start" in said
-        assert running.health()["policy"]["generation"] == 1
+        assert running.health()["policy"]["generation"] == before
 
-    def test_a_check_online_finds_a_taken_port(self, models: Path, tmp_path: Path) -> None:
-        from tests.support.daemon import daemon, free_port
-
-        port = free_port()
-        with daemon(tmp_path, models=models, policies={}, port=port) as running:
-            assert mlxd(running, "check", "--online").returncode == 0
+    def test_a_check_online_finds_the_port_taken_by_its_own_daemon(self, running: Daemon) -> None:
+        assert mlxd(running, "check", "--online").returncode == 0
 
 
 def test_a_start_on_broken_files_serves_the_last_good_ones(models: Path, tmp_path: Path) -> None:

@@ -32,13 +32,14 @@ from tests.integration.talking import (
 )
 from tests.support import command
 from tests.support.daemon import Daemon, daemon
+from tests.support.fleet import PACED, make_paced
 
 pytestmark = pytest.mark.mlx
 
 DYING = "tiny-dying"
 SUPERVISION = """
 worker:
-  budget: [{max: 3, per: 300s}]
+  budget: [{max: 2, per: 300s}]
   backoff: {base: 100ms, reset_after: 1h}
   breaker: {BREAKERopen: 500ms, quarantine: 1h}
   health: {interval: 1s, timeout: 500ms, failures_down: 3}
@@ -52,7 +53,7 @@ Make = Callable[..., tuple[Daemon, Path]]
 
 @pytest.fixture
 def make(zoo: Path, tmp_path: Path) -> Iterator[Make]:
-    """A daemon with a dying model beside an endless one, and the file that cures it."""
+    """A daemon with a dying model beside endless ones, and the file that cures it."""
     with _stack() as enter:
 
         def made(
@@ -62,9 +63,11 @@ def make(zoo: Path, tmp_path: Path) -> Iterator[Make]:
             folder.mkdir()
             make_dying(folder / DYING, cure, when=when, end=end)
             (folder / ENDLESS).symlink_to(zoo / ENDLESS)
+            make_paced(folder / PACED)
+            trusted = "{trust_remote_code: true}"
             policy = (
                 f"dirs: [{folder}]\n"
-                f"models: {{{DYING}: {{trust_remote_code: true}}}}\n"
+                f"models: {{{DYING}: {trusted}, {PACED}: {trusted}}}\n"
                 f"load: {{retry: {{max: 0}}}}\n{models}"
             )
             supervision = SUPERVISION.replace("BREAKER", breaker)
@@ -123,12 +126,12 @@ def mlxd(running: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 class Reader:
-    """Reads one long stream beside all that happens."""
+    """Reads one long stream, of a model that hardly works, beside all that happens."""
 
     def __init__(self, running: Daemon, tokens: int) -> None:
         self.text = ""
         self.done: Json = {}
-        self._body = generate(ENDLESS, "beside", tokens=tokens)
+        self._body = generate(PACED, "beside", tokens=tokens)
         self._url = running.url
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
@@ -148,22 +151,22 @@ class Reader:
 
 def test_a_model_that_keeps_crashing_is_probed_and_nobody_else_notices(make: Make) -> None:
     running, cure = make()
-    expected = say(running, ENDLESS, "beside", tokens=1500)
-    neighbour = workers_of(running)[ENDLESS]
-    reader = Reader(running, 1500)
+    expected = say(running, PACED, "beside", tokens=300)
+    neighbour = workers_of(running)[PACED]
+    reader = Reader(running, 300)
 
-    fail(running, 4)
+    fail(running, 3)
     downs = told(running, "worker_down")
-    assert [e["data"]["reason"] for e in downs] == ["SIGSEGV"] * 4
+    assert [e["data"]["reason"] for e in downs] == ["SIGSEGV"] * 3
     waits = [e["data"]["after"] for e in told(running, "restart")]
-    assert all(wait >= low for wait, low in zip(waits, [0.1, 0.2, 0.4], strict=True)), waits
+    assert all(wait >= low for wait, low in zip(waits, [0.1, 0.2], strict=True)), waits
     assert moves(running)[0] == ("starting", "open")
     health = running.health()
     assert health["status"] == "warning"
     assert any(f"mlxd models reset {DYING}" in words for words in health["warnings"])
     _check_refused(running)
 
-    eventually(lambda: len(told(running, "worker_down")) >= 5, "a probe fails", within=60)
+    eventually(lambda: len(told(running, "worker_down")) >= 4, "a probe fails", within=60)
     cure.touch()
     serving = until(running, "serving")
     assert (serving["pid"], serving["reason"]) == (workers_of(running)[DYING], "")
@@ -179,7 +182,7 @@ def test_a_model_that_keeps_crashing_is_probed_and_nobody_else_notices(make: Mak
     assert moves(running)[before] == ("serving", "open"), "the count was not reset"
 
     assert reader.end() == expected
-    assert workers_of(running)[ENDLESS] == neighbour
+    assert workers_of(running)[PACED] == neighbour
 
 
 @pytest.mark.slow

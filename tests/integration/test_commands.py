@@ -95,17 +95,6 @@ def test_status_imports_neither_a_server_nor_a_validator(served: Daemon) -> None
     assert done.stderr.strip() == "set()"
 
 
-def test_stop_waits_until_the_daemon_is_gone(start: Any) -> None:
-    daemon: Daemon = start()
-    done = _mlxd("stop", "--state", daemon.state)
-    assert done.returncode == 0
-    assert str(daemon.pid) in done.stdout
-    assert daemon.process.wait(5) == 0
-    again = _mlxd("stop", "--state", daemon.state)
-    assert again.returncode == 1
-    assert "no mlxd runs" in again.stderr
-
-
 def test_policy_check_says_what_is_wrong_and_where(tmp_path: Path) -> None:
     good = write_policies(tmp_path / "good", {"limits": "concurrency: {max_in_flight: 3}\n"})
     done = _mlxd("policy", "check", "--policies", good, "--state", tmp_path)
@@ -128,11 +117,16 @@ def test_policy_check_says_what_is_wrong_and_where(tmp_path: Path) -> None:
     ("kind", "text", "place"),
     [
         ("limits", "concurrency:\n  max_in_flight: many\n", "limits.yaml:3"),
-        ("limits", "concurrency:\n  max_in_flight: 0\n", "limits.yaml:3"),
-        ("timeouts", "generation: 5\n", "timeouts.yaml:2"),
         ("server", "listen: [\n", "server.yaml:"),
-        ("models", "dirs: [relative]\n", "models.yaml:2"),
-        ("server", "http: {max_body: 8XB}\n", "server.yaml:2"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)  # as the first: a value that cannot be
+            for case in (
+                ("limits", "concurrency:\n  max_in_flight: 0\n", "limits.yaml:3"),
+                ("timeouts", "generation: 5\n", "timeouts.yaml:2"),
+                ("models", "dirs: [relative]\n", "models.yaml:2"),
+                ("server", "http: {max_body: 8XB}\n", "server.yaml:2"),
+            )
+        ),
     ],
 )
 def test_a_policy_that_is_refused_stops_the_start_with_its_line(
@@ -153,7 +147,7 @@ def test_a_bind_beyond_this_machine_is_refused_with_both_places(tmp_path: Path) 
     assert "MLXD_HOST" in said
 
 
-def test_a_bind_beyond_this_machine_that_is_written_down_is_served_with_a_warning(
+def test_a_bind_beyond_this_machine_that_is_written_down_is_served_with_a_warning_until_a_stop(
     start: Any,
 ) -> None:
     policies = {"server": "listen: {host: 0.0.0.0}\n", "clients": "auth: {required: false}\n"}
@@ -163,6 +157,18 @@ def test_a_bind_beyond_this_machine_that_is_written_down_is_served_with_a_warnin
     assert "other machines" in daemon.log_text()
     other = httpx.get(f"{daemon.url}/api/version", headers={"Host": "some.name.example"})
     assert other.status_code == 200, "the Host check is for loopback only"
+    _stops(daemon)
+
+
+def _stops(daemon: Daemon) -> None:
+    """By `mlxd stop`, which waits until it is gone."""
+    done = _mlxd("stop", "--state", daemon.state)
+    assert done.returncode == 0
+    assert str(daemon.pid) in done.stdout
+    assert daemon.process.wait(5) == 0
+    again = _mlxd("stop", "--state", daemon.state)
+    assert again.returncode == 1
+    assert "no mlxd runs" in again.stderr
 
 
 def test_two_ports_that_disagree_are_refused(tmp_path: Path) -> None:
@@ -172,7 +178,9 @@ def test_two_ports_that_disagree_are_refused(tmp_path: Path) -> None:
     assert "11500" in said
 
 
-@pytest.mark.parametrize("variable", ["MLX_API_PORT", "MLXD_PORT"])
+@pytest.mark.parametrize(
+    "variable", ["MLX_API_PORT", pytest.param("MLXD_PORT", marks=pytest.mark.slow)]
+)
 def test_the_port_of_the_environment_is_served_on(tmp_path: Path, variable: str) -> None:
     port = free_port()
     command = [sys.executable, "-m", "mlxd", "serve", "--state", str(tmp_path / "s")]

@@ -22,7 +22,7 @@ from mlxd.core.errors import DeadlineExceeded, PolicyLine
 from mlxd.core.events import collect
 from mlxd.core.models import ModelSpec
 from mlxd.core.request import GenerationRequest, Sampling
-from tests.integration.conftest import NO_LIMITS
+from tests.integration.conftest import NO_LIMITS, Lend
 from tests.integration.talking import (
     ENDLESS,
     IN_TURN,
@@ -149,8 +149,8 @@ def test_a_model_that_takes_too_long_to_load_is_503(start: object) -> None:
     eventually(lambda: not running.workers(), "its worker is gone")
 
 
-def test_no_first_token_in_time_is_504(start: object) -> None:
-    running: Daemon = start({"timeouts": "first_token: 1ms\n"})  # type: ignore[operator]
+def test_no_first_token_in_time_is_504(lend: Lend) -> None:
+    running = lend({"timeouts": "first_token: 1ms\n"})
     prompt = "много слов " * 1500
     body = generate(ENDLESS, prompt, tokens=2)
     answer = running.http.post("/api/generate", json=body)

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.integration.conftest import Lend
 from tests.integration.talking import ENDLESS, generate, held, workers_of
 from tests.support.daemon import Daemon
 
@@ -57,9 +58,9 @@ def test_more_slots_are_there_at_once_and_fewer_stop_nothing(start: Start) -> No
             second.read(3)
 
 
-def test_limits_follow_their_edits(start: Start) -> None:
+def test_limits_follow_their_edits(lend: Lend) -> None:
     """A rate that is limited otherwise forgives nothing; answers that are kept may be forgotten."""
-    daemon = start({"limits": "rate_limit: [{requests: 2}]\n"})
+    daemon = lend({"limits": "rate_limit: [{requests: 2}]\n"})
     assert [post(daemon).status_code for _ in range(3)] == [200, 200, 429]
     edit(daemon, "limits", "rate_limit: [{requests: 3, name: another}]\n")
     assert [post(daemon).status_code for _ in range(2)] == [200, 429]
@@ -73,9 +74,9 @@ def test_limits_follow_their_edits(start: Start) -> None:
 
 
 def test_aliases_chains_and_folders_follow_their_edits(
-    start: Start, zoo: Path, tmp_path: Path
+    lend: Lend, zoo: Path, tmp_path: Path
 ) -> None:
-    daemon = start({"models": f"dirs: [{zoo}]\n"})
+    daemon = lend({"models": f"dirs: [{zoo}]\n"})
     assert post(daemon, "bee").status_code == 404
     edit(daemon, "models", f"dirs: [{zoo}]\nmodels: {{tiny-b: {{aliases: [bee]}}}}\n")
     assert post(daemon, "bee").status_code == 200
@@ -126,8 +127,8 @@ def test_time_limits_and_body_limits_follow_their_edits(start: Start) -> None:
     assert post(daemon, prompt="x" * 200).status_code == 413
 
 
-def test_the_log_follows_its_level_and_format(start: Start) -> None:
-    daemon = start({"server": "log: {level: info, format: json}\n"})
+def test_the_log_follows_its_level_and_format(lend: Lend) -> None:
+    daemon = lend({"server": "log: {level: info, format: json}\n"})
     edit(daemon, "server", "log: {level: warning, format: text}\n")
     before = len(daemon.log_text())
     daemon.http.get("/api/version")
@@ -180,8 +181,8 @@ class TestDryRun:
         assert free.status_code == 200
         assert "x-mlxd-would-deny" not in free.headers
 
-    def test_of_hosts_and_origins(self, start: Start) -> None:
-        daemon = start({"clients": "hosts: {mode: dry_run}\ncors: {mode: dry_run}\n"})
+    def test_of_hosts_and_origins(self, lend: Lend) -> None:
+        daemon = lend({"clients": "hosts: {mode: dry_run}\ncors: {mode: dry_run}\n"})
         headers = {"Host": "evil.example", "Origin": "https://other.example"}
         marked = daemon.http.get("/api/version", headers=headers)
         assert (marked.status_code, marked.headers["x-mlxd-would-deny"]) == (200, "cors, hosts")

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.conftest import NO_LIMITS
+from tests.integration.conftest import NO_LIMITS, Lend
 from tests.integration.talking import ENDLESS, eventually, generate, held, say, workers_of
 from tests.support import command
 from tests.support.daemon import Daemon, daemon
@@ -67,8 +67,8 @@ class TestStream:
             ids = [record["id"] for record in follower.seen]
             assert ids == list(range(ids[0], ids[0] + len(ids)))
 
-    def test_who_comes_back_misses_nothing_and_hears_nothing_twice(self, start: Start) -> None:
-        running = start()
+    def test_who_comes_back_misses_nothing_and_hears_nothing_twice(self, lend: Lend) -> None:
+        running = lend()
         with stream(running.http) as follower:
             running.reload()
             first = follower.until("reload", trigger="admin")
@@ -78,19 +78,6 @@ class TestStream:
         with stream(running.http, "/api/events?since=0", headers) as again:
             ids = [again.until("reload", trigger="admin")["id"] for _ in range(3)]
         assert ids == [first["id"] + n for n in (1, 2, 3)]
-
-    def test_ids_go_on_over_a_restart(self, zoo: Path, tmp_path: Path) -> None:
-        with daemon(tmp_path, models=zoo, policies={}) as first:
-            first.reload()
-            last = kept(first)[-1]["id"]
-        with daemon(tmp_path, models=zoo, policies={}) as second:
-            second.reload()
-            headers = {"Last-Event-ID": str(last)}
-            with stream(second.http, headers=headers) as follower:
-                lost = follower.next()
-                assert (lost["type"], lost["data"]) == ("lost", {"count": None})
-                rest = follower.next()
-            assert rest["id"] > last
 
     @pytest.mark.slow
     def test_only_the_types_that_are_asked_for_come(self, start: Start) -> None:
@@ -129,15 +116,6 @@ class TestStream:
     def test_it_can_only_be_read(self, served: Daemon) -> None:
         for method in ("POST", "DELETE", "PUT"):
             assert served.http.request(method, "/api/events").status_code == 405
-
-    def test_it_ends_with_the_daemon_and_holds_up_no_drain(self, start: Start) -> None:
-        running = start({"server": "drain: {grace: 30s, not_ready_delay: 0s}\n"})
-        with stream(running.http) as follower:
-            eventually(lambda: running.health()["active_requests"] == 0, "it is no request")
-            began = time.monotonic()
-            assert running.stop() == 0
-            assert time.monotonic() - began < 10
-            assert follower.ended.wait(5)
 
     @pytest.mark.slow
     def test_it_tells_of_a_drain_to_its_end(self, start: Start) -> None:
@@ -309,7 +287,7 @@ def flown(running: Daemon) -> dict[str, str] | None:
 class TestAfterwards:
     """What was running is known after it was killed."""
 
-    def test_a_daemon_killed_while_it_generates_is_told_of_by_the_next(
+    def test_a_daemon_killed_while_it_generates_is_told_of_by_the_next_and_ids_go_on(
         self, zoo: Path, tmp_path: Path
     ) -> None:
         with daemon(tmp_path, models=zoo, policies={"limits": NO_LIMITS}) as first:
@@ -329,10 +307,20 @@ class TestAfterwards:
             assert words in second.log_text()
             eventually(lambda: words in mlxd(second, "crashes"), "it is recorded")
             assert words in mlxd(second, "status")
+            last = kept(second)[-1]["id"]
         assert words in mlxd(second, "crashes", "-n", "1")
         with daemon(tmp_path, models=zoo, policies={"limits": NO_LIMITS}) as third:
             assert not any(one.startswith("the last run") for one in third.health()["warnings"])
             assert kept(third, types="unclean_end") == []
+            self.check_that_ids_go_on(third, last)
+
+    def check_that_ids_go_on(self, restarted: Daemon, last: int) -> None:
+        restarted.reload()
+        with stream(restarted.http, headers={"Last-Event-ID": str(last)}) as follower:
+            lost = follower.next()
+            assert (lost["type"], lost["data"]) == ("lost", {"count": None})
+            rest = follower.next()
+        assert rest["id"] > last
 
     @pytest.mark.slow
     def test_an_idle_daemon_writes_nothing(self, start: Start) -> None:
@@ -384,20 +372,45 @@ class TestAfterwards:
 class TestCommand:
     """`mlxd events`."""
 
-    def test_it_lists_what_is_kept_after_an_id(self, start: Start) -> None:
-        running = start()
-        running.reload()
+    def test_it_lists_what_is_kept_after_an_id(self, lend: Lend) -> None:
+        running = lend()
+        before = kept(running)[-1]["id"]
+        for _ in range(2):
+            running.reload()
         lines = mlxd(running, "events").splitlines()
-        assert len(lines) == 2
-        first = kept(running)[0]["id"]
-        assert mlxd(running, "events", "--since", str(first)).splitlines() == lines[1:]
-        records = [json.loads(line) for line in mlxd(running, "events", "--json").splitlines()]
+        assert len(lines) == len(kept(running))
+        assert mlxd(running, "events", "--since", str(before)).splitlines() == lines[-2:]
+        first = kept(running)[-2]["id"]
+        assert mlxd(running, "events", "--since", str(first)).splitlines() == lines[-1:]
+        told = mlxd(running, "events", "--json", "--since", str(before)).splitlines()
+        records = [json.loads(line) for line in told]
         assert [record["type"] for record in records] == ["reload"] * 2
         assert "by" in records[1]["data"]
         assert mlxd(running, "events", "--types", "breaker") == ""
 
-    def test_it_follows_on_a_terminal_until_the_daemon_stops(self, start: Start) -> None:
-        running = start()
+    def test_whoever_follows_holds_up_no_end_and_is_told_and_afterwards_there_is_nobody(
+        self, start: Start
+    ) -> None:
+        """A client of the stream, and the command on a terminal."""
+        server = "listen: {port: 1}\ndrain: {grace: 30s, not_ready_delay: 0s}\n"
+        running = start({"server": server})
+        with stream(running.http) as follower, self.on_a_terminal(running) as (process, terminal):
+            eventually(lambda: running.health()["active_requests"] == 0, "it is no request")
+            began = time.monotonic()
+            assert running.stop() == 0
+            assert time.monotonic() - began < 10
+            assert follower.ended.wait(5)
+            assert process.wait(20) == 0
+            assert b"the daemon has stopped" in os.read(terminal, 4096)
+        environment = {**os.environ, "MLX_API_PORT": "1"}
+        done = command.mlxd("events", "--state", running.state, environment=environment)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "no answer from the daemon" in done.stderr
+        assert mlxd(running, "crashes") == f"no crash is recorded in {running.state}\n"
+
+    @contextmanager
+    def on_a_terminal(self, running: Daemon) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+        """The command, once it has told of a reload."""
         ours, theirs = pty.openpty()
         command = [sys.executable, "-m", "mlxd", "events", "--follow", "--types", "reload"]
         process = subprocess.Popen(
@@ -405,15 +418,13 @@ class TestCommand:
         )
         os.close(theirs)
         told = b""
-        while told.count(b"\n") < 1:
-            told += os.read(ours, 4096)
-        running.reload()
-        while told.count(b"\n") < 2:
-            told += os.read(ours, 4096)
+        for lines in (1, 2):
+            while told.count(b"\n") < lines:
+                told += os.read(ours, 4096)
+            if lines == 1:
+                running.reload()
         assert b"reload" in told.splitlines()[1]
-        running.stop()
-        assert process.wait(20) == 0
-        assert b"the daemon has stopped" in os.read(ours, 4096)
+        yield process, ours
         os.close(ours)
 
     @pytest.mark.slow
@@ -441,12 +452,3 @@ class TestCommand:
         mlxd(served, "events", "--types", "nope", status=2)
         mlxd(served, "events", "--since", "x", status=2)
         mlxd(served, "crashes", "-n", "0", status=2)
-
-    def test_without_a_daemon_it_fails(self, start: Start) -> None:
-        running = start(policies={"server": "listen: {port: 1}\n"}, port_flag=True)
-        running.stop()
-        environment = {**os.environ, "MLX_API_PORT": "1"}
-        done = command.mlxd("events", "--state", running.state, environment=environment)
-        assert (done.returncode, done.stdout) == (1, "")
-        assert "no answer from the daemon" in done.stderr
-        assert mlxd(running, "crashes") == f"no crash is recorded in {running.state}\n"

@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import anthropic
 import openai
 import pytest
 
+from tests.support import command
 from tests.support.daemon import Daemon, daemon, free_port, write_policies
 
 pytestmark = pytest.mark.mlx
@@ -23,12 +25,12 @@ WITHIN = 10.0
 SAID: list[anthropic.types.MessageParam] = [{"role": "user", "content": "hi"}]
 
 
-def mlxd(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    places = ["--policies", str(folder / "policies"), "--state", str(folder / "state")]
-    return subprocess.run(
-        [sys.executable, "-m", "mlxd", *arguments, *places],
-        check=False, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+def places(folder: Path) -> list[str]:
+    return ["--policies", str(folder / "policies"), "--state", str(folder / "state")]
+
+
+def mlxd(folder: Path, *arguments: str) -> CompletedProcess[str]:
+    return command.mlxd(*arguments, *places(folder))
 
 
 def new_key(folder: Path, name: str = "agents", *more: str) -> str:
@@ -216,6 +218,9 @@ def test_a_wider_door_waits_for_a_key(tmp_path: Path) -> None:
         assert status(running, key) == 200
     (tmp_path / "state" / "keys.yaml").unlink()
     (tmp_path / "state" / "lkg").rename(tmp_path / "lkg")
-    start = mlxd(tmp_path, "serve")
+    start = subprocess.run(
+        [sys.executable, "-m", "mlxd", "serve", *places(tmp_path)],
+        check=False, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
     assert start.returncode == 2
     assert said in start.stderr

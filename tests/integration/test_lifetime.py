@@ -30,6 +30,7 @@ from tests.integration.talking import (
 )
 from tests.support import sse
 from tests.support.daemon import Daemon, free_port, write_policies
+from tests.support.fleet import PACED
 from tests.support.model_maker import Shape, make_model
 
 pytestmark = pytest.mark.mlx
@@ -93,20 +94,23 @@ def test_an_idle_daemon_with_a_loaded_model_stops_within_three_seconds(start: An
     assert not (daemon.state / "tmp").exists()
 
 
-def test_a_stream_under_way_finishes_and_then_the_daemon_ends(start: Any) -> None:
-    daemon: Daemon = start({"server": "drain: {not_ready_delay: 300ms, grace: 40s}\n"})
-    with held(daemon, tokens=2000) as stream, httpx.Client(base_url=daemon.url) as known:
+def test_a_stream_under_way_finishes_and_then_the_daemon_ends(
+    start: Any, paced: dict[str, str]
+) -> None:
+    drain = {"server": "drain: {not_ready_delay: 300ms, grace: 40s}\n"}
+    daemon: Daemon = start(drain | paced)
+    with held(daemon, PACED, tokens=300) as stream, httpx.Client(base_url=daemon.url) as known:
         for client in (known, daemon.http):  # each on a connection of its own
             client.get("/livez")
         daemon.process.send_signal(signal.SIGTERM)
         eventually(lambda: "no new connection" in daemon.log_text(), "the delay is over")
-        refused = known.post("/api/generate", json=generate(ENDLESS, "x", tokens=1))
+        refused = known.post("/api/generate", json=generate(PACED, "x", tokens=1))
         assert refused.status_code == 503
         assert refused.headers["x-mlxd-code"] == "draining"
         assert refused.headers["retry-after"]
         assert daemon.http.get("/health").status_code == 200
         found = stream.rest()
-    assert (found[-1]["done"], found[-1]["eval_count"]) == (True, 2000)
+    assert (found[-1]["done"], found[-1]["eval_count"]) == (True, 300)
     assert daemon.process.wait(30) == 0
 
 
@@ -220,7 +224,7 @@ def test_files_and_threads_do_not_pile_up(served: Daemon) -> None:
     body = body_for("/v1/completions", ENDLESS, "x", tokens=1)
     served.http.post("/v1/completions", json=body)
     before = process.num_fds(), process.num_threads()
-    for _ in range(30):
+    for _ in range(15):
         with httpx.Client(base_url=served.url) as client:
             client.post("/v1/completions", json=body)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,14 @@ def test_under_a_real_limit_the_limit_is_the_memory_there_is(tmp_path: Path, zoo
         assert 0 < metric(running, 'mlxd_memory_used_ratio{monitor="memory_limit"}') < 1
 
 
-def test_the_memory_of_a_loaded_models_engine_is_shown(start: Any) -> None:
-    running: Daemon = start()
+@pytest.fixture(scope="module")
+def running(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """For the two tests of the short form; the second has it in an emergency."""
+    with daemon(tmp_path_factory.mktemp("memory"), models=zoo) as started:
+        yield started
+
+
+def test_the_memory_of_a_loaded_models_engine_is_shown(running: Daemon) -> None:
     running.http.post("/api/generate", json=generate("tiny-a", "hi", tokens=2))
     idle(running)
     assert metric(running, "mlxd_models_loaded") == 1
@@ -98,8 +105,9 @@ def test_in_an_emergency_the_newest_answer_ends_and_traffic_is_to_stay_away(star
     assert answered.status_code == 200
 
 
-def test_health_stays_readable_and_changes_nothing_in_an_emergency(start: Any) -> None:
-    running: Daemon = start({"memory": EMERGENCY})
+def test_health_stays_readable_and_changes_nothing_in_an_emergency(running: Daemon) -> None:
+    running.edit("memory", EMERGENCY)
+    running.reload()
     eventually(lambda: running.health()["memory"]["level"] == "emergency", "it is an emergency")
     before = metric(running, 'mlxd_memory_actions_total{action="warn"}')
     statuses = {running.http.get("/health").status_code for _ in range(20)}

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.conftest import Lend
 from tests.integration.talking import (
     AT_ONCE,
     ENDLESS,
@@ -419,7 +420,7 @@ def test_a_folder_that_may_not_be_read_hides_no_other_model(
     assert tags["closed"]["unavailable"]
 
 
-def test_code_in_a_models_folder_is_never_run(start: Any, models: Path, tmp_path: Path) -> None:
+def test_code_in_a_models_folder_is_never_run(lend: Lend, models: Path, tmp_path: Path) -> None:
     folder = tmp_path / "coded"
     shutil.copytree(models / "tiny-a", folder / "coded")
     ran = tmp_path / "ran"
@@ -427,7 +428,7 @@ def test_code_in_a_models_folder_is_never_run(start: Any, models: Path, tmp_path
     config = folder / "coded" / "config.json"
     extra = '{"model_file": "model.py", "auto_map": {"AutoTokenizer": "model.X"},'
     config.write_text(config.read_text().replace("{", extra, 1))
-    daemon: Daemon = start({"models": f"dirs: [{folder}]\n"})
+    daemon = lend({"models": f"dirs: [{folder}]\n"})
     daemon.http.post("/api/generate", json=generate("coded", "x", tokens=2))
     assert not ran.exists()
     assert daemon.http.get("/livez").status_code == 200

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from mlxd.server.page.assets import STATIC
-from tests.integration.conftest import Start
+from tests.integration.conftest import Lend, Start
 from tests.integration.talking import ENDLESS, eventually, held
 from tests.integration.test_keys import new_key
 from tests.support.daemon import Daemon
@@ -99,15 +99,15 @@ def test_with_it_the_admin_side_is_open(served: Daemon, page: httpx.Client) -> N
     assert served.http.get("/admin/policy").status_code == 403
 
 
-def test_what_the_page_changes_is_said_to_be_of_the_page(start: Start) -> None:
-    running = start()
+def test_what_the_page_changes_is_said_to_be_of_the_page(lend: Lend) -> None:
+    running = lend()
     token = running.http.get("/ui/session").json()["token"]
     running.http.post("/admin/policy/reload", headers={"X-Mlxd-Page": token})
     assert running.admin.get("/admin/policy")["last_outcome"]["by"] == "the page, 127.0.0.1"
 
 
-def test_what_going_back_would_change_is_told_before(start: Start) -> None:
-    running = start()
+def test_what_going_back_would_change_is_told_before(lend: Lend) -> None:
+    running = lend()
     first = running.generation()
     running.edit("timeouts", "queue: 45s\n")
     running.wait_for_generation(first, 10)
@@ -127,7 +127,7 @@ def test_what_going_back_would_change_is_told_before(start: Start) -> None:
     assert running.admin.post("/admin/policy/plan", gen=str(first), force="1")["valid"]
 
 
-def test_an_administrator_takes_the_token_away(start: Start) -> None:
+def test_an_administrator_takes_the_token_away_and_so_does_the_need_of_a_key(start: Start) -> None:
     running = start()
     token = running.http.get("/ui/session").json()["token"]
     generation = running.generation()
@@ -145,12 +145,11 @@ def test_an_administrator_takes_the_token_away(start: Start) -> None:
     assert running.http.get("/ui/session", headers=keys["apps"]).json()["admin"] is False
     running.http.post("/admin/policy/reload", headers=keys["ops"])
     assert running.admin.get("/admin/policy")["last_outcome"]["by"].startswith("key ops-")
+    _keys_are_needed(running)
 
 
-def test_where_keys_are_needed_the_page_is_shown_and_nothing_told(start: Start) -> None:
-    running = start({"clients": "auth: {required: false}\n"})
-    new_key(running.state.parent)
-    running.admin.post("/admin/keys/reload")
+def _keys_are_needed(running: Daemon) -> None:
+    """The page is shown then, and nothing told."""
     generation = running.generation()
     running.edit("clients", "auth: {required: true}\n")
     running.wait_for_generation(generation, 10)
@@ -161,8 +160,8 @@ def test_where_keys_are_needed_the_page_is_shown_and_nothing_told(start: Start) 
     assert running.http.get("/ui/state").status_code == 401
 
 
-def test_policy_has_no_page(start: Start) -> None:
-    running = start({"server": "page: false\n"})
+def test_policy_has_no_page(lend: Lend) -> None:
+    running = lend({"server": "page: false\n"})
     for path in ("/ui", "/ui/", "/ui/session", "/ui/state", "/ui/assets/app.js"):
         answer = running.http.get(path)
         assert answer.status_code == 403

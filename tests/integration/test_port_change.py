@@ -49,6 +49,8 @@ CLIENTS = 8
 AGAIN_SECONDS = 6.0
 """Within which a port that has become free is taken: the rescan, and a little."""
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+PACE_SECONDS = 0.05
+"""Between two requests of a client that follows, so that all of them leave some of the machine."""
 _FAULT = re.compile(r'"level": "(error|critical)"|Traceback')
 
 
@@ -123,6 +125,7 @@ class Follower:
             text = self._ask()
             assert text == self.expected, text
             self.answers += 1
+            self.stop.wait(PACE_SECONDS)
         self._hang_up()
 
     def _ask(self) -> str:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from mlxd.core import manifest
-from tests.support.daemon import Daemon, daemon
+from tests.support.daemon import Daemon, daemon, write_whole
 from tests.support.hub import Hub, hub
 
 pytestmark = pytest.mark.mlx
@@ -25,8 +25,9 @@ pytestmark = pytest.mark.mlx
 Json = dict[str, Any]
 REPO = "mlx-community/Llama-3.2-3B-Instruct-4bit"
 SHORT = "llama3.2:3b"
+OTHER = "mlx-community/Another-4bit"
 WEIGHTS = "model.safetensors"
-POLICIES = {"limits": "concurrency: {max_in_flight: 8}\nrate_limit: []\n"}
+POLICIES = {"limits": "concurrency: {max_in_flight: 8}\nrate_limit: []\n", "clients": ""}
 
 
 def until(fact: Callable[[], object], within: float = 60.0) -> None:
@@ -53,17 +54,13 @@ def remote(served: Hub, models: Path) -> Hub:
 
 
 @pytest.fixture
-def start(start_daemon: Callable[..., Daemon], remote: Hub) -> Callable[..., Daemon]:
+def start(start_daemon: Callable[..., Daemon], remote: Hub) -> Callable[[], Daemon]:
     """Start daemons that pull from that hub."""
-
-    def started(**policies: str) -> Daemon:
-        return start_daemon({**POLICIES, **policies}, environment=remote.environment())
-
-    return started
+    return lambda: start_daemon(POLICIES, environment=remote.environment())
 
 
 @pytest.fixture
-def alone(start: Callable[..., Daemon]) -> Daemon:
+def alone(start: Callable[[], Daemon]) -> Daemon:
     """A daemon that the test may end."""
     return start()
 
@@ -81,16 +78,19 @@ def untouched(
 
 @pytest.fixture
 def running(untouched: Daemon, remote: Hub) -> Iterator[Daemon]:
-    """The same, whose pulled models and names are removed after the test."""
+    """The same, whose pulled models and names are removed after the test; tiny-a may stay."""
     before = names(untouched)
+    files = {file: file.read_text() for file in untouched.policies.iterdir()}
     yield untouched
     remote.gate.set()
+    for file, text in files.items():
+        write_whole(file, text)
+    untouched.reload()
     for _ in range(2):  # a model after the names that lead to it
         for name in names(untouched) - before:
             untouched.http.request("DELETE", "/api/delete", json={"model": name})
     assert names(untouched) == before
-    untouched.http.post("/api/generate", json={"model": "tiny-a", "keep_alive": 0})
-    until(lambda: untouched.health()["models_cached"] == 0)
+    until(lambda: loaded(untouched) <= {"tiny-a"})
 
 
 def pull(running: Daemon, name: str, **fields: object) -> list[Json]:
@@ -106,6 +106,10 @@ def refused(running: Daemon, method: str, path: str, body: Json) -> tuple[int, s
 
 def names(running: Daemon) -> set[str]:
     return {model["name"] for model in running.http.get("/api/tags").json()["models"]}
+
+
+def loaded(running: Daemon) -> set[str]:
+    return {model["name"] for model in running.health()["cached_models"]}
 
 
 def pullers(running: Daemon) -> list[psutil.Process]:
@@ -155,7 +159,7 @@ class TestPull:
                                        "options": {"num_predict": 2}},
             )  # fmt: skip
             assert answer.json().get("done"), answer.text
-        assert running.health()["models_cached"] == 1
+        assert len(loaded(running) - {"tiny-a"}) == 1
 
     def test_one_object_when_no_stream_is_wanted_and_a_second_pull_fetches_nothing(
         self, running: Daemon, remote: Hub
@@ -166,14 +170,6 @@ class TestPull:
         sent = remote.sent(WEIGHTS)
         assert pull(running, REPO)[-1] == {"status": "success"}
         assert remote.sent(WEIGHTS) == sent
-
-    def test_the_model_is_there_after_a_restart(self, alone: Daemon, remote: Hub) -> None:
-        pull(alone, SHORT)
-        alone.stop()
-        written = manifest.read(alone.state / "models" / REPO)
-        assert written is not None
-        assert written.revision == remote.repos[REPO].commit
-        assert not (alone.state / "models" / ".partial").exists()
 
     def test_all_who_want_one_model_share_one_download(self, running: Daemon, remote: Hub) -> None:
         remote.gate.clear()
@@ -232,7 +228,7 @@ class TestPull:
 
     @pytest.mark.slow
     def test_a_killed_daemon_takes_its_process_along_and_the_next_one_goes_on(
-        self, alone: Daemon, start: Callable[..., Daemon], remote: Hub
+        self, alone: Daemon, start: Callable[[], Daemon], remote: Hub
     ) -> None:
         remote.gate.clear()
         reader = threading.Thread(target=lambda: _ignored(alone), daemon=True)
@@ -253,15 +249,25 @@ class TestPull:
             *remote.ranges(WEIGHTS), *remote.ranges("tokenizer.json")
         ])  # fmt: skip
 
-    def test_a_stopping_daemon_ends_it_and_says_so(self, alone: Daemon, remote: Hub) -> None:
+    def test_a_stopping_daemon_ends_it_and_says_so_and_keeps_what_is_whole(
+        self, alone: Daemon, remote: Hub, models: Path
+    ) -> None:
+        pull(alone, SHORT)
+        assert not (alone.state / "models" / ".partial").exists()
+        remote.add(OTHER, models / "tiny-b")
         remote.gate.clear()
-        reader = Reader(alone, REPO)
+        remote.waiting.clear()
+        reader = Reader(alone, OTHER)
         assert remote.waiting.wait(60)
         (process,) = pullers(alone)
         assert alone.stop() == 0
         assert not process.is_running()
         reader.join(60)
         assert "stopping" in reader.records[-1]["error"]
+        written = manifest.read(alone.state / "models" / REPO)
+        assert written is not None
+        assert written.revision == remote.repos[REPO].commit
+        assert not (alone.state / "models" / OTHER).exists()
 
     def test_corrupt_bytes_end_the_stream_with_an_error(self, running: Daemon, remote: Hub) -> None:
         repo = remote.repos[REPO]
@@ -323,10 +329,12 @@ class TestRefusals:
             assert answer.headers["X-Mlxd-Policy-Key"] == "clients.manage_models"
 
     def test_an_empty_list_pulls_none_never_is_never_and_any_is_anybody(
-        self, start: Callable[..., Daemon], tmp_path: Path
+        self, running: Daemon
     ) -> None:
-        empty = f"dirs: [{tmp_path}/none]\npull: {{allow: []}}\n"
-        running = start(clients="manage_models: never\n", models=empty)
+        before = (running.policies / "models.yaml").read_text().partition("\n")[2]
+        running.edit("models", f"{before}pull: {{allow: []}}\n")
+        running.edit("clients", "manage_models: never\n")
+        running.reload()
         answer = running.http.post("/api/pull", json={"model": REPO})
         assert answer.status_code == 403
         assert answer.headers["X-Mlxd-Policy-Key"] == "clients.manage_models"
@@ -334,7 +342,7 @@ class TestRefusals:
         running.reload()
         status, words = refused(running, "POST", "/api/pull", {"model": REPO})
         assert (status, "models.pull.allow: []" in words) == (403, True)
-        running.edit("models", f"dirs: [{tmp_path}/none]\n")
+        running.edit("models", before)
         running.reload()
         answer = running.http.post(
             "/api/pull", json={"model": REPO}, headers={"X-Forwarded-For": "10.0.0.9"}
@@ -351,7 +359,7 @@ class TestCopies:
         assert "my-model:v1" in names(running)
         for name in ("tiny-a", "my-model:v1"):
             running.http.post("/api/generate", json={"model": name})
-        assert running.health()["models_cached"] == 1
+        assert loaded(running) == {"tiny-a"}
         kept = json.loads((running.state / "models.d" / "my-model%3Av1.json").read_text())
         assert kept == {"schema": 1, "name": "my-model:v1", "model": "tiny-a", "made_by": "copy"}
 
@@ -407,7 +415,7 @@ class TestCopies:
         assert by_hand["prompt_eval_count"] == created["prompt_eval_count"]
         other = running.http.post("/v1/chat/completions", json=asked[1]).json()
         assert other["choices"][0]["message"]["content"] == created["message"]["content"]
-        assert running.health()["models_cached"] == 1
+        assert loaded(running) == {"tiny-a"}
         shown = running.http.post("/api/show", json={"model": "kind", "verbose": True}).json()
         assert (shown["system"], shown["messages"], shown["license"]) == ("Be kind.", turns, "MIT")
         assert [line.split() for line in shown["parameters"].splitlines()] == [
@@ -546,15 +554,28 @@ class TestAccounts:
 
 
 class TestDelete:
-    def test_a_pulled_model_goes_with_its_files_and_its_short_name(self, running: Daemon) -> None:
+    def test_a_pulled_model_is_kept_for_its_copies_then_goes_with_files_and_names_and_answers_on(
+        self, running: Daemon
+    ) -> None:
         pull(running, SHORT)
-        running.http.post("/api/generate", json={"model": SHORT})
-        deleted = running.http.request("DELETE", "/api/delete", json={"model": SHORT})
-        assert (deleted.status_code, deleted.content) == (200, b"")
-        assert not (running.state / "models" / "mlx-community").exists()
+        running.http.post("/api/copy", json={"source": REPO, "destination": "mine"})
+        status, words = refused(running, "DELETE", "/api/delete", {"model": REPO})
+        assert (status, "mine" in words) == (409, True)
+        assert running.http.request("DELETE", "/api/delete", json={"model": "mine"}).is_success
+        body = {"model": SHORT, "prompt": "hi", "options": {"num_predict": 200}}
+        with running.http.stream("POST", "/api/generate", json=body) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            with httpx.Client(base_url=running.url, timeout=20) as other:
+                deleted = other.request("DELETE", "/api/delete", json={"model": SHORT})
+            assert (deleted.status_code, deleted.content) == (200, b"")
+            assert not (running.state / "models" / "mlx-community").exists()
+            last = json.loads([*lines][-1])
+        assert last["done"]
+        assert "error" not in last
         assert running.http.post("/api/show", json={"model": SHORT}).status_code == 404
         assert running.http.post("/api/show", json={"model": REPO}).status_code == 404
-        until(lambda: running.health()["models_cached"] == 0)
+        until(lambda: loaded(running) <= {"tiny-a"})
 
     def test_of_several_names_that_it_was_pulled_by_the_last_takes_it_along(
         self, running: Daemon
@@ -566,18 +587,6 @@ class TestDelete:
         assert running.http.request("DELETE", "/api/delete", json={"model": "llama3.2"}).is_success
         assert not (running.state / "models" / REPO).exists()
 
-    def test_what_uses_it_goes_on(self, running: Daemon) -> None:
-        pull(running, REPO)
-        body = {"model": REPO, "prompt": "hi", "options": {"num_predict": 200}}
-        with running.http.stream("POST", "/api/generate", json=body) as stream:
-            lines = stream.iter_lines()
-            next(lines)
-            with httpx.Client(base_url=running.url, timeout=20) as other:
-                assert other.request("DELETE", "/api/delete", json={"model": REPO}).is_success
-            last = json.loads([*lines][-1])
-        assert last["done"]
-        assert "error" not in last
-
     def test_what_was_not_pulled_is_not_deleted(self, untouched: Daemon, models: Path) -> None:
         for name in ("tiny-a", "mlxd-guide"):
             status, words = refused(untouched, "DELETE", "/api/delete", {"model": name})
@@ -587,14 +596,6 @@ class TestDelete:
             404, "model 'nobody' not found",
         )  # fmt: skip
         assert refused(untouched, "DELETE", "/api/delete", {"name": ""})[0] == 400
-
-    def test_a_model_with_copies_is_kept_for_them(self, running: Daemon) -> None:
-        pull(running, REPO)
-        running.http.post("/api/copy", json={"source": REPO, "destination": "mine"})
-        status, words = refused(running, "DELETE", "/api/delete", {"model": REPO})
-        assert (status, "mine" in words) == (409, True)
-        for name in ("mine", REPO):
-            assert running.http.request("DELETE", "/api/delete", json={"model": name}).is_success
 
     def test_a_model_that_is_being_pulled_anew_is_not_deleted(
         self, running: Daemon, remote: Hub

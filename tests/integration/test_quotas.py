@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import httpx
 import pytest
 
 from tests.integration.talking import PATHS, Json, body_for, eventually, ndjson
+from tests.integration.test_keys import new_key
 from tests.support.daemon import Daemon, daemon, write_policies
 
 pytestmark = [
@@ -130,13 +130,9 @@ def counted(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
     """A daemon that counts by kind, and a key of the tenant `agents`."""
     folder = tmp_path_factory.mktemp("counted")
     write_policies(folder / "policies", BY_KIND)
-    places = ["--policies", str(folder / "policies"), "--state", str(folder / "state")]
-    made = subprocess.run(
-        [sys.executable, "-m", "mlxd", "keys", "add", "agents", *places],
-        check=True, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    key = new_key(folder)
     with daemon(folder, models=zoo, policies=BY_KIND) as running:
-        yield running, made.stdout.strip()
+        yield running, key
 
 
 def _refused_by(answer: httpx.Response, key: str, rule: str, kept_secret: str) -> None:

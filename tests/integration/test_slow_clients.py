@@ -132,7 +132,9 @@ def ended(sock: socket.socket) -> bytes | None:
     return received
 
 
-@pytest.mark.parametrize("sent", [b"", b"POST /api", HEAD, *map(body_of, PATHS)])
+@pytest.mark.parametrize(
+    "sent", [b"", HEAD, body_of(PATHS[0]), pytest.param(b"POST /api", marks=pytest.mark.slow)]
+)
 def test_slow_ones_give_way_to_whoever_asks(crowded: Daemon, sent: bytes) -> None:
     with holding(crowded.port, sent, ROOM) as socks:
         all_in_use(crowded)
@@ -148,16 +150,19 @@ def test_slow_ones_give_way_to_whoever_asks(crowded: Daemon, sent: bytes) -> Non
         assert b"server.http.max_connections" in answer.body
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_a_slow_body_that_gives_way_is_told_so_in_its_api(crowded: Daemon, path: str) -> None:
-    with holding(crowded.port, body_of(path), ROOM) as socks:
+def test_slow_bodies_that_give_way_are_told_so_in_their_apis(crowded: Daemon) -> None:
+    paths = PATHS * (ROOM // len(PATHS))
+    with ExitStack() as stack:
+        socks = [stack.enter_context(holding(crowded.port, body_of(path), 1))[0] for path in paths]
         all_in_use(crowded)
-        served(crowded)
-        said = ended(socks[0])
-    assert said is not None
-    [answer] = answers_in(said)
-    assert "others wait to connect" in words_of(path, answer)
-    assert b"x-mlxd-policy-key: server.http.max_connections" in answer.head.lower()
+        answered(stack.enter_context(holding(crowded.port, KEPT, 2 * len(PATHS))))
+        found = [(path, ended(sock)) for path, sock in zip(paths, socks, strict=True)]
+    told = {path: said for path, said in found if said is not None}
+    assert told.keys() == set(PATHS)
+    for path, said in told.items():
+        [answer] = answers_in(said)
+        assert "others wait to connect" in words_of(path, answer)
+        assert b"x-mlxd-policy-key: server.http.max_connections" in answer.head.lower()
 
 
 def test_slow_ones_go_before_idle_ones_and_idle_ones_without_a_word(crowded: Daemon) -> None:

@@ -105,11 +105,11 @@ def test_an_edit_takes_them_back(sparing: Daemon) -> None:
     spare_of(sparing)
 
 
-def test_a_daemon_that_is_killed_leaves_none(start: Start) -> None:
-    running = start({"supervision": ONE})
-    spare = spare_of(running)
-    running.process.send_signal(signal.SIGKILL)
-    running.process.wait()
+def test_a_daemon_that_is_killed_leaves_none(sparing: Daemon) -> None:
+    """The last of its tests."""
+    spare = spare_of(sparing)
+    sparing.process.send_signal(signal.SIGKILL)
+    sparing.process.wait()
     began = time.monotonic()
     eventually(lambda: gone(spare), "it ends with its daemon")
     assert time.monotonic() - began < 1.0

@@ -16,7 +16,7 @@ from tests.support.daemon import Daemon, daemon
 
 pytestmark = pytest.mark.mlx
 
-POLICIES = {"limits": NO_LIMITS, "supervision": "daemon: {max_restarts: 2}\n"}
+POLICIES = {"limits": NO_LIMITS, "supervision": "daemon: {max_restarts: 1}\n"}
 
 
 def _reset(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -36,20 +36,20 @@ def _check_held(running: Daemon) -> None:
         refused = running.http.post(path, json=body_for(path, ENDLESS, "x", tokens=1))
         assert (refused.status_code, refused.headers["x-mlxd-code"]) == (503, "starts_held")
         assert refused.headers["retry-after"] == "60"
-        assert "supervision.daemon.max_restarts: 2 (policies/supervision.yaml:2)" in refused.text
+        assert "supervision.daemon.max_restarts: 1 (policies/supervision.yaml:2)" in refused.text
     loaded = running.http.post("/api/generate", json={"model": ENDLESS})
     assert loaded.headers["x-mlxd-code"] == "starts_held"
     ready = running.http.get("/readyz")
     assert (ready.status_code, "mlxd service reset" in ready.text) == (503, True)
     health = running.health()
     assert health["status"] == "critical"
-    assert any("ended 3 times" in warning for warning in health["warnings"])
+    assert any("ended 2 times" in warning for warning in health["warnings"])
     assert running.http.get("/livez").status_code == 200
     assert running.workers() == []
 
 
 def test_kills_in_a_row_hold_the_daemon_until_it_is_reset(tmp_path: Path, zoo: Path) -> None:
-    _killed(tmp_path, zoo, 3)
+    _killed(tmp_path, zoo, 2)
     listed = {"models": f"dirs: [{zoo}]\npreload: [tiny-a]\n"}
     with daemon(tmp_path, models=zoo, policies=POLICIES | listed) as running:
         _check_held(running)
@@ -65,7 +65,7 @@ def test_kills_in_a_row_hold_the_daemon_until_it_is_reset(tmp_path: Path, zoo: P
 
 @pytest.mark.slow
 def test_a_hold_outlives_an_end_that_was_asked_for(tmp_path: Path, zoo: Path) -> None:
-    _killed(tmp_path, zoo, 3)
+    _killed(tmp_path, zoo, 2)
     for _ in range(2):
         with daemon(tmp_path, models=zoo, policies=POLICIES) as running:
             assert running.http.get("/readyz").status_code == 503
@@ -79,7 +79,7 @@ def test_a_hold_outlives_an_end_that_was_asked_for(tmp_path: Path, zoo: Path) ->
 @pytest.mark.slow
 def test_an_end_that_was_asked_for_breaks_the_series(tmp_path: Path, zoo: Path) -> None:
     for _ in range(2):
-        _killed(tmp_path, zoo, 2)
+        _killed(tmp_path, zoo, 1)
         with daemon(tmp_path, models=zoo, policies=POLICIES) as running:
             assert running.http.get("/readyz").status_code == 200
             assert running.stop() == 0

@@ -319,7 +319,7 @@ def test_a_receiver_that_is_away_is_told_once(start: Start) -> None:
 # -- policy
 
 
-def test_an_edit_turns_it_on_and_off(start: Start) -> None:
+def test_an_edit_turns_it_on_and_off_and_what_waits_is_sent_at_the_end(start: Start) -> None:
     with receiver() as got:
         running = start({"server": ""})
         ask_with(running, headers("before"))
@@ -335,19 +335,14 @@ def test_an_edit_turns_it_on_and_off(start: Start) -> None:
         ask_with(running, headers("parent", traceparent=f"00-{TRACE}-{PARENT}-01"))
         assert tree(got, "parent")
         running.edit("server", "page: true\n")
-        running.wait_for_generation(generation, 10)
+        generation = running.wait_for_generation(generation, 10)
         ask_with(running, headers("off"))
-        running.stop()
-        roots = [s.attributes["mlxd.request.id"] for s in got.spans if "http.route" in s.attributes]
-        assert roots == ["on", "parent"]
-
-
-def test_what_waits_is_sent_at_the_end(start: Start) -> None:
-    with receiver() as got:
-        running = start({"server": server_yaml(got.url)})
+        running.edit("server", server_yaml(got.url))
+        running.wait_for_generation(generation, 10)
         ask_with(running, headers("last"))
         running.stop()
-        assert got.of_request("last")
+        roots = [s.attributes["mlxd.request.id"] for s in got.spans if "http.route" in s.attributes]
+        assert roots == ["on", "parent", "last"]
 
 
 def test_without_the_packages_it_serves_and_says_so(start: Start, tmp_path: Path) -> None:

@@ -14,12 +14,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from tests.integration.conftest import NO_LIMITS, Start
+from tests.integration.conftest import NO_LIMITS, Lend
 from tests.integration.talking import (
     ENDLESS,
     Json,
@@ -136,9 +135,8 @@ def test_a_stream_outlasts_every_timer_of_the_walls(walled: Daemon) -> None:
     idle(walled)
 
 
-def test_one_address_has_its_share_of_connections_and_the_others_theirs(start: Start) -> None:
-    running = start({"server": "http: {per_ip: 3}\n"})
-    running.http.close()
+def test_one_address_has_its_share_of_connections_and_the_others_theirs(lend: Lend) -> None:
+    running = lend({"server": "http: {per_ip: 3}\n"})
     ask = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
     def asked(address: str) -> tuple[socket.socket, bytes]:
@@ -163,8 +161,8 @@ def test_one_address_has_its_share_of_connections_and_the_others_theirs(start: S
     assert int(refusals[1]) >= 1
 
 
-def test_clients_behind_a_trusted_proxy_have_their_share_of_requests(start: Start) -> None:
-    running = start({"server": "http: {per_ip: 1}\n", "clients": "trusted_proxies: [127.0.0.1]\n"})
+def test_clients_behind_a_trusted_proxy_have_their_share_of_requests(lend: Lend) -> None:
+    running = lend({"server": "http: {per_ip: 1}\n", "clients": "trusted_proxies: [127.0.0.1]\n"})
     first, second = ({"X-Forwarded-For": f"203.0.113.{number}"} for number in (5, 6))
     with running.http.stream("GET", "/api/events", headers=first):
         refused = running.http.get("/api/version", headers=first)
@@ -220,9 +218,9 @@ def test_a_client_that_expects_to_be_asked_is_asked(walled: Daemon) -> None:
 
 
 @pytest.mark.parametrize(("path", "openais"), [("/api/generate", False), ("/v1/completions", True)])
-def test_a_refusal_says_what_the_rate_limit_leaves(start: Any, path: str, openais: bool) -> None:
-    limits = "rate_limit: [{requests: 1, window: 1h}]\n"
-    daemon: Daemon = start({"limits": limits})
+def test_a_refusal_says_what_the_rate_limit_leaves(lend: Lend, path: str, openais: bool) -> None:
+    limits = f"rate_limit: [{{name: of-{len(path)}, requests: 1, window: 1h}}]\n"
+    daemon = lend({"limits": limits})
     body = body_for(path, "tiny-a", "x", tokens=1)
     first, second = (daemon.http.post(path, json=body) for _ in range(2))
     assert (first.status_code, second.status_code) == (200, 429)
@@ -239,8 +237,8 @@ def test_headers_that_are_too_long_together_are_431(walled: Daemon) -> None:
     assert "server.http.max_header_bytes" in _error(answer)
 
 
-def test_a_path_cannot_forge_a_line_of_the_log(start: Any) -> None:
-    daemon: Daemon = start({"server": "log: {format: text}\n"})
+def test_a_path_cannot_forge_a_line_of_the_log(lend: Lend) -> None:
+    daemon = lend({"server": "log: {format: text}\n"})
     daemon.http.get("/x%0A09:00:00 error FORGED")
     line = eventually(
         lambda: next((one for one in daemon.log_text().splitlines() if "FORGED" in one), ""),
@@ -249,7 +247,7 @@ def test_a_path_cannot_forge_a_line_of_the_log(start: Any) -> None:
     assert "GET /x" in line
 
 
-def test_one_bad_folder_spoils_no_list(start: Any, zoo: Path, tmp_path: Path) -> None:
+def test_one_bad_folder_spoils_no_list(lend: Lend, zoo: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bad"
     folder.mkdir()
     (folder / "tiny-a").symlink_to(zoo / "tiny-a")
@@ -260,7 +258,7 @@ def test_one_bad_folder_spoils_no_list(start: Any, zoo: Path, tmp_path: Path) ->
     shutil.copytree(zoo / "tiny-a", folder / "huge")
     header = json.dumps({"w": {"dtype": "F16", "shape": [10**400]}}).encode()
     (folder / "huge" / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    daemon: Daemon = start(models=folder)
+    daemon = lend({"models": f"dirs: [{folder}]\n"})
     for path in ("/api/tags", "/", "/v1/models", "/health", "/api/ps"):
         assert daemon.http.get(path).status_code == 200, path
     names = [tag["name"] for tag in daemon.http.get("/api/tags").json()["models"]]
@@ -372,8 +370,8 @@ def test_an_allowed_origin_gets_its_headers_on_answers_streams_and_errors(
         assert "Origin" in answer.headers["vary"]
 
 
-def test_credentials_are_for_pages_of_listed_origins_where_policy_allows_them(start: Start) -> None:
-    running = start(
+def test_credentials_are_for_pages_of_listed_origins_where_policy_allows_them(lend: Lend) -> None:
+    running = lend(
         {"clients": "cors: {allow_origins: [https://chat.example], allow_credentials: true}\n"}
     )
     page = {"Origin": "https://chat.example"}

@@ -161,7 +161,7 @@ def test_systemd_hears_of_it_while_the_loop_turns(start: Start, tmp_path: Path) 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(path))
         sock.settimeout(20)
-        told: Any = {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "2000000"}
+        told: Any = {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "1000000"}
         prefix = [sys.executable, sabotage.__file__, "block:3"]
         daemon = start(
             {"supervision": "daemon: {watchdog: 30s}\n"}, environment=told, prefix=prefix

@@ -56,7 +56,9 @@ def _check_failed(records: list[Json]) -> str:
     return str(last["error"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGABRT, marks=pytest.mark.slow)]
+)
 def test_a_killed_worker_ends_its_stream_clearly_and_no_other(
     watched: Daemon, number: signal.Signals
 ) -> None:
