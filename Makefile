@@ -49,6 +49,8 @@ test-clients: $(VENV)/.dev $(CLIENT_PYTHONS:%=$(CLIENTS)/%/.made) $(CLIENTS)/nod
 test-system: $(VENV)/.dev
 	$(BIN)/python -m pytest -m system tests/system
 
+# Properties are held to more cases here (tests/support/examples.py).
+long: export MLXD_HYPOTHESIS ?= long
 long: check
 	$(SUITE)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,11 +12,13 @@ import pytest
 from hypothesis import settings
 
 from tests.support.daemon import Daemon, daemon
+from tests.support.examples import PROFILE
 from tests.support.model_maker import Shape, make_model
 
 settings.register_profile("suite", derandomize=True, deadline=None)
+settings.register_profile("long", settings.get_profile("suite"))
 settings.register_profile("explore")
-settings.load_profile(os.environ.get("MLXD_HYPOTHESIS", "suite"))
+settings.load_profile(PROFILE)
 """A suite that fails now and then tells nobody anything: who looks for more says `explore`."""
 UNLIMITED = "concurrency: {max_in_flight: 64}\nrate_limit: []\n"
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mlxd.control.breaker import Breaker, State, failures_to_open
 from mlxd.policy.load import Override, load
 from mlxd.policy.schema.supervision import Worker as WorkerPolicy
+from tests.support.examples import examples
 
 
 def policy(**values: str) -> WorkerPolicy:
@@ -309,7 +310,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(100, 300), deadline=None)
 @given(STEPS, st.sampled_from(POLICIES), st.floats(0.0, 1.0))
 def test_whatever_happens_no_start_comes_too_soon_or_too_often(
     steps: list[tuple[str, float]], policy: WorkerPolicy, chance: float

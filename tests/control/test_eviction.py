@@ -13,6 +13,7 @@ from mlxd.control.eviction import (
     plan_eviction,
     plan_excess,
 )
+from tests.support.examples import examples
 
 NOW = 100.0
 NONE = Protection()
@@ -192,7 +193,7 @@ WANTS = st.builds(
 
 
 @given(CANDIDATES, WANTS)
-@settings(deadline=None, derandomize=True, max_examples=400)
+@settings(deadline=None, derandomize=True, max_examples=examples(150, 400))
 def test_every_plan_is_enough_needed_and_spares_who_is_protected(loaded, want):
     protection = Protection(after_use=15.0, after_load=30.0)
     made = plan_eviction(loaded, want, protection, NOW)

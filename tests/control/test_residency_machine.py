@@ -28,6 +28,7 @@ from mlxd.ipc import messages as ipc
 from mlxd.policy.load import load
 from tests.control.test_residency import AlwaysWell
 from tests.support.daemon import write_policies
+from tests.support.examples import examples
 from tests.support.virtual_time import VirtualLoop
 
 GIB = 2**30
@@ -536,7 +537,7 @@ class ResidencyMachine(RuleBasedStateMachine):
 ResidencyMachine.TestCase.settings = settings(
     deadline=None,
     derandomize=True,
-    max_examples=120,
+    max_examples=examples(60, 120),
     report_multiple_bugs=False,
     stateful_step_count=40,
     suppress_health_check=list(HealthCheck),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from mlxd.control import safetensors
 from mlxd.control.reading import UnreadableModel, opened
 from mlxd.control.safetensors import BITS, flaw_of, read_header
+from tests.support.examples import examples
 
 Json = dict[str, Any]
 
@@ -204,7 +205,7 @@ raws = headers.map(lambda header: json.dumps(header).encode()) | st.binary(max_s
 
 
 @given(raw=raws, length=st.none() | st.integers(0, 2**64 - 1), data=st.binary(max_size=40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(80, 200), deadline=None)
 def test_no_header_raises_anything_else_or_is_read_beyond_its_length(
     tmp_path_factory: pytest.TempPathFactory, raw: bytes, length: int | None, data: bytes
 ) -> None:
@@ -222,7 +223,7 @@ def test_no_header_raises_anything_else_or_is_read_beyond_its_length(
 
 
 @given(sizes=st.lists(st.integers(0, 5), max_size=6), at=st.data())
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=examples(40, 75), deadline=None)
 def test_a_whole_file_that_is_changed_by_one_byte_of_place_is_flawed(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], at: st.DataObject
 ) -> None:

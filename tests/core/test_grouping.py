@@ -17,6 +17,7 @@ from mlxd.core.grouping import (
     least_bytes,
     regrouped,
 )
+from tests.support.examples import examples
 
 falling = st.lists(st.integers(1, 40), min_size=1, max_size=8).map(
     lambda values: sorted(values, reverse=True)
@@ -40,7 +41,7 @@ def all_divisions(values: list[int]) -> list[tuple[int, int]]:
 
 
 @given(falling)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(60, 150), deadline=None)
 def test_of_each_number_of_groups_the_one_that_pads_least_is_found(values: list[int]) -> None:
     found = divisions(values)
     for groups, division in enumerate(found, start=1):
@@ -51,7 +52,7 @@ def test_of_each_number_of_groups_the_one_that_pads_least_is_found(values: list[
 
 
 @given(falling, costs, rooms)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(60, 150), deadline=None)
 def test_what_is_chosen_reads_least_of_all_that_there_is_room_for(
     values: list[int], cost: int, room: int
 ) -> None:
@@ -69,7 +70,7 @@ members = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), min_size=1
 
 
 @given(members, costs, costs)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(60, 150), deadline=None)
 def test_what_is_reserved_is_never_exceeded(
     members: list[tuple[int, int]], padding: int, cost: int
 ) -> None:

@@ -10,6 +10,7 @@ from hypothesis.strategies import SearchStrategy
 from mlxd.core.errors import InvalidRequest, ModelNotFound
 from mlxd.dialects import anthropic, ollama, openai
 from mlxd.dialects.base import Call, Codec, to_json
+from tests.support.examples import examples
 
 CODECS: tuple[Codec, ...] = (
     anthropic.MessagesCodec(),
@@ -79,7 +80,7 @@ BODIES = st.builds(
 CARRIED = msgspec.msgpack.Decoder(Call)
 
 
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=examples(60, 300), deadline=None, database=None)
 @given(body=BODIES)
 def test_any_object_is_parsed_or_refused(body: dict[str, object]) -> None:
     for codec in CODECS:

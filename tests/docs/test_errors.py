@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from mlxd.core import errors
 from mlxd.core.errors import MlxdError, ModelNotFound, PolicyLine
 from mlxd.dialects.anthropic.errors import NAMES as ANTHROPIC
@@ -22,6 +20,7 @@ from mlxd.policy.load import Override, load
 from mlxd.policy.schema import KINDS
 from mlxd.policy.strict_yaml import parts
 from mlxd.server.errors import STATUS, in_openai
+from tests.support.each import each
 from tests.support.sources import sources
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +65,7 @@ def sections() -> Iterator[Section]:
 
 
 SECTIONS = {section.code: section for section in sections()}
-EACH = pytest.mark.parametrize("section", SECTIONS.values(), ids=SECTIONS)
+EACH = each(SECTIONS.values(), lambda section: section.code)
 NAMES = {key.name for key in keys.table().values()}
 
 

@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from mlxd.core.places import VARIABLES
 from mlxd.policy import keys
 from mlxd.policy.schema import KINDS
@@ -18,9 +16,10 @@ from mlxd.telemetry.events import TYPES
 from tests.docs.test_http import served
 from tests.docs.test_metrics import ROWS as METRICS
 from tests.docs.test_readme import COMMANDS, PAGES, ROOT, blocks, options
+from tests.support.each import each
 
 DOCS = ROOT / "docs"
-EACH = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+EACH = each(PAGES, lambda path: str(path.relative_to(ROOT)))
 GROUPS = {name.split()[0] for name in COMMANDS}
 KEY = re.compile(rf"`((?:{'|'.join(KINDS)})\.[\w.<>\[\]]+)(?::[^`]*)?`")
 OTHERS = {"memory.high", "memory.level"}

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
 from mlxd.policy import keys
+from tests.support.each import each
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "reference" / "policies.md").read_text(encoding="utf-8")
@@ -28,7 +27,7 @@ def test_every_chapter_has_these_columns() -> None:
     assert heads == [" | ".join(COLUMNS)] * len({path[0] for path in keys.table()})
 
 
-@pytest.mark.parametrize("key", FIELDS, ids=lambda k: k.name)
+@each(FIELDS, lambda key: key.name)
 def test_a_row_says_what_is_taken_and_meant(key: keys.Key) -> None:
     row = dict(zip(COLUMNS, ROWS[key.name], strict=True))
     assert row["takes"] == key.expected.partition(" such as")[0]

@@ -13,6 +13,7 @@ import pytest
 
 from mlxd import cli
 from mlxd.cli import exits
+from tests.support.each import each
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -69,7 +70,7 @@ def test_every_command_is_listed_and_nothing_else() -> None:
     assert set(LISTED) == set(COMMANDS)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@each(COMMANDS)
 def test_the_options_that_are_listed_exist(name: str) -> None:
     """`--policies` and `--state` go with every command and stand with `serve` alone."""
     listed = set(re.findall(r"--[\w-]+", LISTED[name]))
@@ -107,7 +108,7 @@ def test_the_variables_it_names_are_read() -> None:
         assert any(name in source for source in sources), name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+@each(PAGES, lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
@@ -115,7 +116,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+@each(PAGES, lambda path: str(path.relative_to(ROOT)))
 def test_every_verb_that_is_named_is_in_the_makefile(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     named: list[Any] = re.findall(r"`make ([\w-]+)`", text)
@@ -128,7 +129,7 @@ def test_every_verb_that_is_named_is_in_the_makefile(page: Path) -> None:
     assert {verb for verb in named if "=" not in verb} <= VERBS
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+@each(PAGES, lambda path: str(path.relative_to(ROOT)))
 def test_every_path_of_the_package_that_is_named_exists(page: Path) -> None:
     named = re.findall(
         r"`((?:mlxd|tests|policies|docs|packaging|benchmarks)/[\w./-]+)`", page.read_text()

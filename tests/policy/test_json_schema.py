@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 
 from mlxd.policy import json_schema, keys, reference, strict_yaml
 from mlxd.policy.schema import KINDS, Policies
+from tests.support.each import each
 from tests.support.policies import entry, flow
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +84,7 @@ def test_a_file_needs_its_version(kind: str) -> None:
     assert validator(kind).is_valid({"schema": "mlxd/v1"})
 
 
-@pytest.mark.parametrize("key", keys.table().values(), ids=lambda key: key.name)
+@each(keys.table().values(), lambda key: key.name)
 def test_every_key_is_there_and_says_what_the_reference_says(key: keys.Key) -> None:
     here: Any = editor_schema(key.path[0])
     for part in key.path[1:]:
@@ -188,7 +189,7 @@ def test_what_the_daemon_accepts_an_editor_does_not_mark(key: keys.Key, value: s
     assert not (marked and accepted(str(kind), data))
 
 
-@pytest.mark.parametrize("key", LEAVES, ids=lambda key: key.name)
+@each(LEAVES, lambda key: key.name)
 def test_an_editor_marks_every_value_of_a_wrong_kind(key: keys.Key) -> None:
     """Lists, mappings, numbers, true and nothing: here both always agree."""
     kind, *path = entry(key.path)

@@ -11,6 +11,7 @@ import pytest
 from mlxd.policy import keys, reference
 from mlxd.policy.load import load
 from mlxd.policy.schema import KINDS
+from tests.support.each import each
 
 ROOT = Path(__file__).parent.parent.parent
 RELOADS = {"live", "live-drain", "rebind", "rolling", "restart", "boot"}
@@ -43,7 +44,7 @@ def test_nothing_else_is_shipped() -> None:
     }
 
 
-@pytest.mark.parametrize("key", LEAVES, ids=lambda key: key.name)
+@each(LEAVES, lambda key: key.name)
 def test_a_field_is_explained_everywhere(key: keys.Key) -> None:
     assert key.description.endswith(".")
     assert key.extra("reload") in RELOADS

@@ -14,6 +14,7 @@ from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.schema import KINDS, Policies, Reload
 from mlxd.policy.strict_yaml import dotted
 from mlxd.policy.units import Duration, Ratio, Size, Written, written
+from tests.support.each import each
 from tests.support.policies import entry, flow
 
 FIELDS = [key for key in keys.table().values() if key.owner is not None and not key.section]
@@ -34,7 +35,7 @@ def test_the_files_are_these_in_this_order() -> None:
     ) == KINDS
 
 
-@pytest.mark.parametrize("key", FIELDS, ids=lambda key: key.name)
+@each(FIELDS, lambda key: key.name)
 def test_a_field_says_all_about_itself(key: keys.Key) -> None:
     assert key.description.endswith(".")
     assert key.example
@@ -42,7 +43,7 @@ def test_a_field_says_all_about_itself(key: keys.Key) -> None:
     assert "|" not in key.description + key.example, "it would break the reference's table"
 
 
-@pytest.mark.parametrize("key", FIELDS, ids=lambda key: key.name)
+@each(FIELDS, lambda key: key.name)
 def test_a_field_with_a_unit_names_it(key: keys.Key) -> None:
     kinds = get_args(key.annotation) or (key.annotation,)
     for kind in kinds:
@@ -51,12 +52,14 @@ def test_a_field_with_a_unit_names_it(key: keys.Key) -> None:
             assert key.extra("unit") == (named[0] if named else kind.unit)
 
 
-@pytest.mark.parametrize("key", FIELDS, ids=lambda key: key.name)
+@each(FIELDS, lambda key: key.name)
 def test_an_example_is_accepted_and_changes_its_key_alone(key: keys.Key, tmp_path: Path) -> None:
     path = entry(key.path)
-    file = tmp_path / f"{path[0]}.yaml"
-    file.write_text(f"schema: mlxd/v1\n{flow(path[1:], key.example)}\n", encoding="utf-8")
-    found, before = load(tmp_path), load()
+    folder = tmp_path / key.name
+    folder.mkdir()
+    text = f"schema: mlxd/v1\n{flow(path[1:], key.example)}\n"
+    (folder / f"{path[0]}.yaml").write_text(text, encoding="utf-8")
+    found, before = load(folder), load()
     value = written(found.value(dotted(path)))
     assert (value == key.default) == (key.example == key.default)
     changed = _leaves(found).items() - _leaves(before).items()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mlxd.core.errors import InvalidRequest, PolicyLine
 from mlxd.server import body as body_of_a_request
 from mlxd.server.body import JsonLimits, parse_json
+from tests.support.examples import examples
 from tests.support.pace import slowness
 
 LIMITS = JsonLimits()
@@ -254,14 +255,14 @@ SCRAPS = st.sampled_from(
 )
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=examples(40, 100), deadline=None, database=None)
 @given(pieces=st.lists(SCRAPS, max_size=40))
 def test_any_bytes_are_read_or_refused(pieces: list[bytes]) -> None:
     decide(b"".join(pieces))
     decide(b'{"a":' + b"".join(pieces) + b"}")
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@settings(max_examples=examples(80, 200), deadline=None, database=None)
 @given(pieces=st.lists(SCRAPS, max_size=40), window=st.integers(1, 9), whole=st.booleans())
 def test_where_a_window_ends_changes_nothing(pieces: list[bytes], window: int, whole: bool) -> None:
     body = b"".join(pieces) if whole else b'{"a":[' + b"".join(pieces) + b"]}"
@@ -291,7 +292,7 @@ TREES: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=examples(60, 300), deadline=None, database=None)
 @given(value=st.dictionaries(st.text(), TREES, max_size=4))
 def test_every_object_survives(value: dict[str, Any]) -> None:
     assert parse_json(msgspec.json.encode(value), LIMITS) == value

@@ -23,6 +23,7 @@ from mlxd.worker.budget import (
     Verdict,
 )
 from mlxd.worker.worth import MOST
+from tests.support.examples import examples
 
 KIB = 1024
 WEIGHTS = 100 * KIB
@@ -507,7 +508,7 @@ coming = st.lists(
 
 
 @given(running, coming, st.integers(1, 4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(80, 200), deadline=None)
 def test_no_batch_that_can_be_takes_more_than_was_predicted(
     running: list[tuple[int, int, bool]], coming: list[tuple[int, int, str]], rows: int
 ):
@@ -646,7 +647,7 @@ class Life(RuleBasedStateMachine):
 
 
 TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLife.settings = settings(max_examples=examples(25, 60), stateful_step_count=40, deadline=None)
 
 
 def test_a_claim_never_reserves_so_little_that_it_could_not_ask_for_more():
