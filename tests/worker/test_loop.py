@@ -30,6 +30,7 @@ from mlxd.ipc.messages import (
     Tuning,
     Up,
 )
+from mlxd.policy.schema.memory import WorkerLimits
 from mlxd.worker import budget, loop
 from mlxd.worker.budget import Claim, Ledger
 from mlxd.worker.engine import Drafts, Prompt, Reuse, Step
@@ -687,3 +688,8 @@ def test_what_the_engine_is_told_of_its_time_is_in_force_at_once():
     run(Told(), [job(1)], [Tuning(min_chunk=77)], paced=True, tuned=tuned)
     assert seen[0] == 32
     assert seen[-1] == 77
+
+
+def test_the_policy_says_for_how_long_buffers_are_kept():
+    told = WorkerLimits.model_fields["mlx_cache_limit"].description or ""
+    assert f"until it has been idle for {loop.IDLE_SECONDS:g} s" in told

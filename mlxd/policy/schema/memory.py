@@ -167,7 +167,8 @@ class WorkerLimits(Policy):
         "Memory that a worker's engine takes before it waits for running work", "48GiB"
     )
     mlx_cache_limit: Auto | Size = _limit(
-        "Freed buffers that a worker's engine keeps for reuse", "2GiB"
+        "Freed buffers that a worker's engine keeps for reuse, until it has been idle for 5 s",
+        "2GiB",
     )
     wired_limit: Auto | Size = _limit("Memory that a worker may wire down for the GPU", "40GiB")
     rss_hard: Auto | Size = field(
