@@ -31,10 +31,11 @@ def export(model: Guide, tokenizer: Tokenizer, out: Path) -> None:
     save_tokenizer(tokenizer, out, model.shape.context, template)
 
 
-def restore(model: Guide, folder: Path) -> None:
-    """Put the weights of an exported folder back into the model."""
-    stored = load_file(folder / "model.safetensors")
-    model.load_state_dict({name.removeprefix("model."): stored[name].float() for name in stored})
+def restore(model: Guide, folders: list[Path]) -> None:
+    """Put the weights of an exported folder back into the model, or the mean of several."""
+    stored = [load_file(folder / "model.safetensors") for folder in folders]
+    means = {name: torch.stack([one[name].float() for one in stored]).mean(0) for name in stored[0]}
+    model.load_state_dict({name.removeprefix("model."): mean for name, mean in means.items()})
 
 
 def _config(model: Guide, eos: int) -> dict[str, object]:

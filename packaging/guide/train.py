@@ -132,7 +132,9 @@ def make_optimizer(model: Guide, rate: float) -> torch.optim.Optimizer:
 
 def progress(started: float, minutes: float, step: int, steps: int) -> float:
     """How much of the training is done, 0 to 1, by the clock or by steps."""
-    return step / steps if steps else (time.monotonic() - started) / (60 * minutes)
+    if steps:
+        return step / steps
+    return (time.monotonic() - started) / (60 * minutes) if minutes else 1.0
 
 
 def train(model: Guide, encoder: Encoder, arguments: argparse.Namespace) -> None:
@@ -168,9 +170,9 @@ def train(model: Guide, encoder: Encoder, arguments: argparse.Namespace) -> None
 
 
 def make_tokenizer(arguments: argparse.Namespace) -> Tokenizer:
-    """A new tokenizer, or that of the folder whose training goes on."""
+    """A new tokenizer, or that of the folder whose training goes on (of several, they share it)."""
     if arguments.resume:
-        return Tokenizer.from_file(str(arguments.resume / "tokenizer.json"))
+        return Tokenizer.from_file(str(arguments.resume[0] / "tokenizer.json"))
     return train_tokenizer(arguments.vocab, examples=20000, seed=arguments.seed)
 
 
@@ -179,7 +181,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
     parser.add_argument("--minutes", type=float, default=50, help="training time, by the clock")
     parser.add_argument("--steps", type=int, default=0, help="a number of steps, in place of it")
-    parser.add_argument("--resume", type=Path, help="go on with the model of this folder")
+    parser.add_argument(
+        "--resume", type=Path, nargs="+", help="go on with the model of this folder, or their mean"
+    )
     parser.add_argument(
         "--copying", type=float, default=0.2, help="share of time with much copying"
     )
