@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
@@ -54,8 +55,14 @@ class Limit:
 
 def own_group(root: Path) -> Group | None:
     """The group of this process; None where the system has none. Raises OSError, ValueError."""
-    memberships = _memberships(root / "proc/self/cgroup")
-    mounts = list(_mounts(root / "proc/self/mountinfo"))
+    return _group_of(root, (root / "proc/self/cgroup").read_text())
+
+
+@lru_cache(maxsize=8)
+def _group_of(root: Path, cgroup: str) -> Group | None:
+    """By what the kernel says of this process: requests ask for it, and it seldom changes."""
+    memberships = _memberships(cgroup)
+    mounts = list(_mounts((root / "proc/self/mountinfo").read_text()))
     for version in (1, 2):  # where both are mounted, memory is counted by the first
         path = memberships.get("memory" if version == 1 else "")
         for mount in mounts:
@@ -114,10 +121,10 @@ def _number(file: Path) -> int | None:
     return None if text == "max" else int(text)
 
 
-def _memberships(file: Path) -> dict[str, PurePosixPath]:
+def _memberships(cgroup: str) -> dict[str, PurePosixPath]:
     """Paths by controller; that of version 2 by the empty name."""
     found = {}
-    for line in file.read_text().splitlines():
+    for line in cgroup.splitlines():
         _, controllers, path = line.split(":", 2)
         for controller in controllers.split(","):
             found[controller] = PurePosixPath(path)
@@ -133,9 +140,9 @@ class _Mount:
     version: int
 
 
-def _mounts(file: Path) -> Iterator[_Mount]:
+def _mounts(mountinfo: str) -> Iterator[_Mount]:
     """Those in which memory is counted, or may be."""
-    for line in file.read_text().splitlines():
+    for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2)
         version = {"cgroup": 1, "cgroup2": 2}.get(kind)

@@ -26,12 +26,49 @@ class Batch(GenerationBatch):  # type: ignore[misc]
     _next_tokens: mx.array
     _next_logprobs: list[mx.array | None]
     _begun = False
+    _told_early = False
+    """Its next tokens are told already, and not yet in the caches."""
+
+    @property
+    def is_new(self) -> bool:
+        """None of its sequences has said anything."""
+        return not any(self._num_tokens)
+
+    def first(self) -> list[Any]:
+        """In place of `next`, for a new batch: its first tokens, as soon as they are there.
+
+        To begin with the second ones takes as long as to compute them, on a CPU: MLX lets no more
+        than a few operations wait there.
+        """
+        self._told_early = True
+        responses: list[Any] = self.next()
+        return responses
 
     def begin(self) -> None:
         """Start to compute the tokens after those that the next step gives, if it has not begun."""
         if self._begun or not self.uids:
             return
+        self._catch_up()
         self._begun = True
+        self._advance()
+
+    def extend(self, batch: Any) -> None:
+        """Take over another batch's sequences."""
+        self._catch_up()
+        if isinstance(batch, Batch):
+            batch._catch_up()
+        super().extend(batch)
+
+    def _catch_up(self) -> None:
+        """With what was told early, as if it had been told by a step like others."""
+        if self._told_early and self.uids:
+            self._advance()
+            tokens, _ = _evaluated(self._current_tokens, self._current_logprobs)
+            self._note(tokens)
+        self._told_early = False
+
+    def _advance(self) -> None:
+        """Start to compute the tokens behind the next ones, which are the current ones then."""
         inputs = self._current_tokens = self._next_tokens
         self._current_logprobs = self._next_logprobs
         logits = self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :]
@@ -94,14 +131,18 @@ class Batch(GenerationBatch):  # type: ignore[misc]
 
     def _step(self) -> tuple[list[int], list[Any]]:
         """As upstream, but for what becomes of the logits."""
+        if self._told_early:
+            return _evaluated(self._next_tokens, self._next_logprobs)
         self.begin()
         self._begun = False
-        inputs, rows = self._current_tokens, self._current_logprobs
-        mx.eval(inputs, rows)
-        tokens: list[int] = inputs.tolist()  # type: ignore[assignment]
+        tokens, rows = _evaluated(self._current_tokens, self._current_logprobs)
+        self._note(tokens)
+        return tokens, rows
+
+    def _note(self, tokens: list[int]) -> None:
+        """They are in the caches, or will be before anything else is."""
         for sequence, token in zip(self.tokens, tokens, strict=True):
             sequence.append(token)
-        return tokens, rows
 
     def _constrained(self, logits: mx.array, inputs: mx.array) -> mx.array:
         """The forward pass has begun, and goes on while the constraints are asked: they wait for
@@ -146,6 +187,14 @@ class Batch(GenerationBatch):  # type: ignore[misc]
             return first(logits)
         rows = [s(logits[e : e + 1]) for e, s in enumerate(samplers)]
         return mx.concatenate(rows, axis=0)
+
+
+def _evaluated(
+    tokens: mx.array, rows: list[mx.array | None]
+) -> tuple[list[int], list[mx.array | None]]:
+    mx.eval(tokens, rows)
+    values: list[int] = tokens.tolist()  # type: ignore[assignment]
+    return values, rows
 
 
 def _log_softmax(row: mx.array) -> mx.array:

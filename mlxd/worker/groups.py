@@ -54,7 +54,8 @@ class Groups:
         """One token of each sequence; several of one that is alone and drafted for.
 
         All batches begin with their next tokens before any is waited for; those whose constraints
-        take their time begin last.
+        take their time begin last. Only where nobody has said anything, nothing is begun before
+        the first tokens are told.
         """
         room = self._room()
         if room < self._last_room or self._steps_left <= 0:
@@ -65,6 +66,8 @@ class Groups:
         if self._speculation is not None and before == 1:
             responses = self._speculation.next(self._batches[0])
             self._steps_left -= len(responses) - 1
+        elif all(batch.is_new for batch in self._batches):
+            responses = [response for batch in self._batches for response in batch.first()]
         else:
             for batch in sorted(self._batches, key=self._constrained):
                 batch.begin()

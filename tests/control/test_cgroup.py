@@ -91,6 +91,15 @@ def test_a_limit_from_which_on_the_kernel_slows_a_group_down_counts(tree: Tree) 
     assert tree.limits() == [Limit(6 * GIB, 0)]
 
 
+def test_a_process_that_is_moved_has_the_limits_of_where_it_is(tree: Tree) -> None:
+    tree.proc("0::/a\n", V2_MOUNT.format(root="/", point="/sys/fs/cgroup"))
+    tree.v2("a", str(2 * GIB))
+    tree.v2("b", str(3 * GIB))
+    assert tree.limits() == [Limit(2 * GIB, 0)]
+    (tree.root / "proc/self/cgroup").write_text("0::/b\n")
+    assert tree.limits() == [Limit(3 * GIB, 0)]
+
+
 def test_a_container_that_sees_its_own_group_as_the_root(tree: Tree) -> None:
     tree.proc("0::/\n", V2_MOUNT.format(root="/", point="/sys/fs/cgroup"))
     tree.v2("", str(2 * GIB), used=GIB)

@@ -305,12 +305,9 @@ def test_to_tell_them_apart_takes_no_more_than_a_layer(models: Callable[[str], A
     assert mx.get_active_memory() < before - held / 2
 
 
-def test_all_groups_begin_before_any_is_waited_for(
-    model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    groups = Groups(model, costs(100))
-    decoding(model, groups, 700, 5)
-    assert len(groups.batches) == 2
+@pytest.fixture
+def did(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What MLX was asked for, from now on."""
     did: list[str] = []
     for name in ("async_eval", "eval"):
         real = getattr(mx, name)
@@ -320,8 +317,48 @@ def test_all_groups_begin_before_any_is_waited_for(
             real(*arrays)
 
         monkeypatch.setattr(mx, name, noted)
+    return did
+
+
+def test_all_groups_begin_before_any_is_waited_for(model: Any, did: list[str]) -> None:
+    groups = Groups(model, costs(100))
+    decoding(model, groups, 700, 5)
+    assert len(groups.batches) == 2
+    groups.step()
+    groups.step()
+    did.clear()
     groups.step()
     assert did == ["async_eval", "async_eval", "eval", "eval"]
+
+
+def test_first_tokens_wait_for_no_others(model: Any, did: list[str]) -> None:
+    groups = Groups(model)
+    decoding(model, groups, 5)
+    did.clear()
+    assert len(groups.step()) == 1
+    assert did == ["eval"]
+
+
+def test_who_has_spoken_waits_for_no_first_token(model: Any, did: list[str]) -> None:
+    groups = Groups(model, costs(100))
+    decoding(model, groups, 5, 700)  # the first one speaks meanwhile
+    assert len(groups.batches) == 2
+    did.clear()
+    assert len(groups.step()) == 2
+    assert did == ["async_eval"] * 2 + ["eval"] * 2
+
+
+def test_what_is_told_early_is_in_the_caches_when_others_come(model: Any) -> None:
+    groups = Groups(model)
+    engine = decoding(model, groups, 5)
+    [first] = engine.step().tokens
+    caches, tokens = groups.extract(0) or ([], [])
+    assert (caches[0].offset, tokens) == (5, prompt(5).tokens)
+    engine.insert([prompt(6)])
+    while len(groups) == 1:
+        assert not engine.step().tokens
+    caches, tokens = groups.extract(0) or ([], [])
+    assert (caches[0].offset, tokens) == (6, [*prompt(5).tokens, first.token])
 
 
 def _noting(into: list[Any]) -> Callable[[Any], None]:

@@ -377,7 +377,16 @@ def test_a_short_prompt_among_long_ones_does_not_wait_for_them():
     engine.step()
     spy.shapes.clear()
     steps_to_first(engine, *engine.insert([prompt(7, 4)]))
-    assert spy.shapes == [(1, 3), (1, 1), (1, 1)]
+    assert spy.shapes == [(1, 3), (1, 1)]
+
+
+def test_an_answer_of_one_token_takes_no_more_than_that():
+    spy = Spy()
+    engine = practised(spy)
+    spy.shapes.clear()
+    steps_to_first(engine, *engine.insert([prompt(7, 4, max_tokens=1)]))
+    assert not len(engine)
+    assert spy.shapes == [(1, 3), (1, 1)]
 
 
 def test_nor_does_it_wait_for_many():

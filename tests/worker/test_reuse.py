@@ -374,4 +374,4 @@ def test_a_first_token_does_not_wait_for_its_prompt_to_be_kept(loaded: ModelOf) 
 def test_a_prompt_is_kept_before_its_answer(loaded: ModelOf) -> None:
     kept = List(trimmable=True)
     Talk(loaded("full"), kept).say(prompt(tokens_of(1, 50), max_tokens=1))
-    assert kept.kinds == [("prompt", 49), ("answer", 51)]
+    assert kept.kinds == [("prompt", 49), ("answer", 50)]
