@@ -11,8 +11,9 @@ itself takes 10 (MLX 0.32 with cuDNN, an H100, 974 M parameters). Small chunks s
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 
 from mlxd.worker.tuning import Tuned
 
@@ -25,8 +26,12 @@ PLANNED_TOKENS = 64
 """Where chunks are planned, larger ones are powers of 2, and tell nothing of what a plan takes."""
 FEW_TOKENS = 16
 """Fewer may take as long as so many: they tell only when it is less than was thought."""
-AIM = 0.75
-"""Of the stall target, what a chunk is to take: some take longer than what is like them did."""
+AIM, LEAST_AIM = 0.75, 0.5
+"""Of the stall target, what a chunk is to take: some take longer than what is like them did. How
+much longer is seen; on a machine that others slow down now and then, it is to take less.
+"""
+RECENT_CHUNKS, KEPT = 64, 0.9
+"""By which that is judged: all but the worst of them would have taken this part of the target."""
 GROWTH = 4
 """How many times as long as the longest so far a chunk may be: beyond, nothing is known."""
 
@@ -42,6 +47,7 @@ class Pace:
         self._fixed = _Fixed() if plans else None
         self._most = (FIRST_ON_GPU_TOKENS if gpu else FIRST_TOKENS) // GROWTH
         self._costs = _Costs()
+        self._excess = _Excess()
         self._load = 1.0
         """How many times as long as `_costs` says a chunk takes at present: what else runs here."""
         self._decode = 0.0
@@ -86,6 +92,8 @@ class Pace:
             return
         share = tokens / (tokens + FIRST_TOKENS) * min(1.0, seconds / whole)
         known = self._costs.known
+        if tokens >= FEW_TOKENS and length <= self._costs.longest and self._fixed is None:
+            self._excess.add(each / (self._load * self._costs.at(length)))
         most = whole / tokens / self._load if tokens and self._fixed is not None else math.inf
         self._costs.add(each, length, share, most)
         ratio = each / self._costs.at(length)
@@ -96,7 +104,7 @@ class Pace:
 
     def _seconds(self, *, decoding: bool) -> float:
         """Of a chunk. Where a decode step is long by itself, prompts are still read."""
-        aim = AIM * self._tuned.now.stall_seconds
+        aim = self._excess.aim * self._tuned.now.stall_seconds
         return max(aim - self._decode, aim / 2) if decoding else aim
 
     def _affordable(self, rows: int, position: int, seconds: float) -> float:
@@ -108,6 +116,21 @@ class Pace:
         if b * seconds < 1e-9 * each * each:
             return seconds / each * (1 + 1e-9)
         return (math.sqrt(each * each + 4 * b * seconds) - each) / (2 * b)
+
+
+class _Excess:
+    """How much longer than it was thought to a chunk may take."""
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=RECENT_CHUNKS)
+        self.aim = AIM
+        """Of the stall target."""
+
+    def add(self, times: float) -> None:
+        """A chunk took so many times as long as it was thought to."""
+        self._recent.append(times)
+        _, second = heapq.nlargest(2, (1.0, *self._recent))
+        self.aim = max(LEAST_AIM, min(AIM, KEPT / second))
 
 
 class _Fixed:
@@ -165,6 +188,8 @@ class _Costs:
     def __init__(self) -> None:
         self._seen: dict[int, tuple[float, float]] = {}
         """Of lengths with so many bits: the length, the seconds."""
+        self.longest = 0
+        """Length that was seen: beyond it the line is a guess."""
         self.line = (0.0, 0.0)
         """Of a token by itself, and for each token before it."""
 
@@ -178,6 +203,7 @@ class _Costs:
 
     def add(self, seconds: float, length: int, share: float, most: float = math.inf) -> None:
         """`most`: it is no more than that, whatever was thought."""
+        self.longest = max(self.longest, length)
         bits = max(length, 128).bit_length()
         if bits in self._seen:
             mean, each = self._seen[bits]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from mlxd.ipc.messages import Tuning
-from mlxd.worker.pace import AIM, Pace
+from mlxd.worker.pace import AIM, LEAST_AIM, Pace
 from mlxd.worker.share import Share
 from mlxd.worker.tuning import Tuned
 
@@ -94,6 +94,43 @@ def test_a_chunk_takes_as_long_as_it_may(stall):
     chunks, aim = read(pace, attentive, 7500)[:-1], AIM * stall
     assert all(0.7 * aim < seconds < 1.15 * aim for tokens, seconds in chunks if tokens < 2048)
     assert len(chunks) < 2.5 / aim
+
+
+def moody(pace: Pace, chance: random.Random, prompts: int) -> list[float]:
+    """Seconds of chunks on a machine that is half as fast every now and then, for a while."""
+    seconds, slow = [], False
+    for _ in range(prompts):
+        done = 0
+        while done < 7500:
+            slow = slow != (chance.random() < 0.15)
+            tokens = min(7500 - done, pace.tokens(1, done, decoding=False))
+            done += tokens
+            took = attentive(tokens, done) * (1.65 if slow else 1.0)
+            pace.prefilled(tokens, took, decoding=False, length=done)
+            seconds.append(took)
+    return seconds
+
+
+def test_where_chunks_now_and_then_take_longer_they_are_to_take_less():
+    pace = Pace()
+    moody(pace, chance := random.Random(1), 1)
+    seconds = sorted(moody(pace, chance, 10))
+    assert seconds[int(0.98 * len(seconds))] <= 0.1
+    assert seconds[len(seconds) // 2] > 0.045
+
+
+def test_where_they_no_longer_do_chunks_are_as_long_as_ever():
+    pace = Pace()
+    moody(pace, random.Random(1), 3)
+    *_, chunks = [read(pace, attentive, 7500) for _ in range(4)]
+    assert chunks[-2][1] == pytest.approx(AIM * 0.1, rel=0.1)
+
+
+def test_however_unsteady_a_machine_is_a_chunk_takes_half_the_target():
+    pace = Pace()
+    for n in range(200):
+        pace.prefilled(64, 0.001 if n % 8 else 0.1, decoding=False, length=64)
+    assert pace._seconds(decoding=False) == pytest.approx(LEAST_AIM * 0.1)
 
 
 def test_a_long_prompt_behind_many_short_ones_is_still_known():
