@@ -20,19 +20,11 @@ _UNLIMITED = 1 << 60
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A memory cgroup's folder, in the hierarchy that `top` is the root of."""
+    """A memory cgroup."""
 
-    folder: Path
-    top: Path
+    folders: tuple[Path, ...]
+    """Of this group and of those around it, the nearest first: each of them may have a limit."""
     version: int
-
-    def upwards(self) -> Iterator[Path]:
-        """This group and those around it, the nearest first: each of them may have a limit."""
-        yield self.folder
-        for parent in self.folder.parents:
-            if not parent.is_relative_to(self.top):
-                return
-            yield parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +60,13 @@ def _group_of(root: Path, cgroup: str) -> Group | None:
         for mount in mounts:
             if path is not None and mount.version == version:
                 top = root / mount.point.relative_to("/")
-                return Group(_inside(top, mount.root, path), top, version)
+                return Group(tuple(_upwards(_inside(top, mount.root, path), top)), version)
     return None
 
 
 def limits(group: Group) -> Iterator[Limit]:
     """Of the group and of those around it, where one is set and can be read."""
-    for folder in group.upwards():
+    for folder in group.folders:
         with suppress(OSError, ValueError):
             total = _limit_of(folder, group.version)
             if total is not None:
@@ -84,7 +76,7 @@ def limits(group: Group) -> Iterator[Limit]:
 def oom_kills(group: Group) -> int:
     """Processes that the kernel has killed in the group for want of memory. Raises OSError."""
     name = "memory.oom_control" if group.version == 1 else "memory.events"
-    return _stat(group.folder / name, "oom_kill")
+    return _stat(group.folders[0] / name, "oom_kill")
 
 
 def _limit_of(folder: Path, version: int) -> int | None:
@@ -155,6 +147,15 @@ def _mounts(mountinfo: str) -> Iterator[_Mount]:
 def _plain(text: str) -> str:
     """The kernel writes a space as \\040."""
     return _OCTAL.sub(lambda found: chr(int(found[1], 8)), text)
+
+
+def _upwards(folder: Path, top: Path) -> Iterator[Path]:
+    """In the hierarchy that `top` is the root of."""
+    yield folder
+    for parent in folder.parents:
+        if not parent.is_relative_to(top):
+            return
+        yield parent
 
 
 def _inside(top: Path, root: PurePosixPath, path: PurePosixPath) -> Path:

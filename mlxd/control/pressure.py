@@ -49,7 +49,7 @@ def linux_pressure(root: Path) -> Pressure | None:
     except (OSError, ValueError):
         group = None
     if group is not None and group.version == 2:
-        files.append(group.folder / "memory.pressure")
+        files.append(group.folders[0] / "memory.pressure")
     stalls = [share for file in files if (share := _stalled(file)) is not None]
     if not stalls:
         return None
