@@ -63,7 +63,7 @@ def _made() -> Path:
     """
     own = cgroup.own_group(Path("/"))
     reason = "this system has no memory cgroups"
-    for parent in own.upwards() if own is not None else ():
+    for parent in own.folders if own is not None else ():
         folder = parent / f"mlxd-test-{os.getpid()}-{time.monotonic_ns()}"
         try:
             folder.mkdir()
