@@ -37,8 +37,8 @@ class Batch(GenerationBatch):  # type: ignore[misc]
     def first(self) -> list[Any]:
         """In place of `next`, for a new batch: its first tokens, as soon as they are there.
 
-        To begin with the second ones takes as long as to compute them, on a CPU: MLX lets no more
-        than a few operations wait there.
+        To begin with the second ones takes nearly as long as to compute them: MLX lets no more than
+        a few operations wait (docs/decisions/0016-prefill.md).
         """
         self._told_early = True
         responses: list[Any] = self.next()
