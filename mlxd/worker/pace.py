@@ -92,7 +92,7 @@ class Pace:
             return
         share = tokens / (tokens + FIRST_TOKENS) * min(1.0, seconds / whole)
         known = self._costs.known
-        if tokens >= FEW_TOKENS and length <= self._costs.longest and self._fixed is None:
+        if known and not self._fixed and tokens >= FEW_TOKENS and length <= self._costs.longest:
             self._excess.add(each / (self._load * self._costs.at(length)))
         most = whole / tokens / self._load if tokens and self._fixed is not None else math.inf
         self._costs.add(each, length, share, most)

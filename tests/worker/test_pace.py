@@ -126,6 +126,13 @@ def test_where_they_no_longer_do_chunks_are_as_long_as_ever():
     assert chunks[-2][1] == pytest.approx(AIM * 0.1, rel=0.1)
 
 
+def test_chunks_may_be_of_no_known_length():
+    pace = Pace()
+    for _ in range(2):
+        pace.prefilled(64, 0.01, decoding=False)
+    assert pace.tokens(decoding=False) == 256
+
+
 def test_however_unsteady_a_machine_is_a_chunk_takes_half_the_target():
     pace = Pace()
     for n in range(200):
