@@ -48,19 +48,21 @@ class Batch(GenerationBatch):  # type: ignore[misc]
         """Start to compute the tokens after those that the next step gives, if it has not begun."""
         if self._begun or not self.uids:
             return
-        self._catch_up()
+        self.catch_up()
         self._begun = True
         self._advance()
 
     def extend(self, batch: Any) -> None:
         """Take over another batch's sequences."""
-        self._catch_up()
+        self.catch_up()
         if isinstance(batch, Batch):
-            batch._catch_up()
+            batch.catch_up()
         super().extend(batch)
 
-    def _catch_up(self) -> None:
-        """With what was told early, as if it had been told by a step like others."""
+    def catch_up(self) -> None:
+        """With what was told early, as if it had been told by a step like others. Whoever goes by
+        which tokens are next does so before.
+        """
         if self._told_early and self.uids:
             self._advance()
             tokens, _ = _evaluated(self._current_tokens, self._current_logprobs)

@@ -64,7 +64,9 @@ class Groups:
         self._steps_left -= 1
         before = len(self)
         if self._speculation is not None and before == 1:
-            responses = self._speculation.next(self._batches[0])
+            [alone] = self._batches
+            alone.catch_up()
+            responses = self._speculation.next(alone)
             self._steps_left -= len(responses) - 1
         elif all(batch.is_new for batch in self._batches):
             responses = [response for batch in self._batches for response in batch.first()]

@@ -26,11 +26,11 @@ PLANNED_TOKENS = 64
 """Where chunks are planned, larger ones are powers of 2, and tell nothing of what a plan takes."""
 FEW_TOKENS = 16
 """Fewer may take as long as so many: they tell only when it is less than was thought."""
-AIM, LEAST_AIM = 0.75, 0.5
+AIM, LEAST_AIM = 0.75, 0.4
 """Of the stall target, what a chunk is to take: some take longer than what is like them did. How
 much longer is seen; on a machine that others slow down now and then, it is to take less.
 """
-RECENT_CHUNKS, KEPT = 64, 0.9
+RECENT_CHUNKS, KEPT = 64, 0.8
 """By which that is judged: all but the worst of them would have taken this part of the target."""
 GROWTH = 4
 """How many times as long as the longest so far a chunk may be: beyond, nothing is known."""

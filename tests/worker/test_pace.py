@@ -116,7 +116,7 @@ def test_where_chunks_now_and_then_take_longer_they_are_to_take_less():
     moody(pace, chance := random.Random(1), 1)
     seconds = sorted(moody(pace, chance, 10))
     assert seconds[int(0.98 * len(seconds))] <= 0.1
-    assert seconds[len(seconds) // 2] > 0.045
+    assert seconds[len(seconds) // 2] > 0.04
 
 
 def test_where_they_no_longer_do_chunks_are_as_long_as_ever():
@@ -133,7 +133,7 @@ def test_chunks_may_be_of_no_known_length():
     assert pace.tokens(decoding=False) == 256
 
 
-def test_however_unsteady_a_machine_is_a_chunk_takes_half_the_target():
+def test_however_unsteady_a_machine_is_a_chunk_takes_a_part_of_the_target():
     pace = Pace()
     for n in range(200):
         pace.prefilled(64, 0.001 if n % 8 else 0.1, decoding=False, length=64)

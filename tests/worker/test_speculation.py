@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,15 @@ def test_drafts_change_no_token(load_model: Load, layout: str, kind: str) -> Non
     wanted = run(engine_with(model, None, None, [3]), making, when)
     said = run(engine_with(model, draft, 4, [3]), making, when)
     assert_same(said, wanted)
+
+
+def test_one_that_is_left_alone_behind_its_first_token_says_it_once(load_model: Load) -> None:
+    shape = LAYOUTS["full"]
+    model = load_model(shape)
+    making: list[Callable[[], Prompt]] = [partial(greedy_prompt, 7, most) for most in (1, 9)]
+    wanted = run(engine_with(model, None, None, [3]), making, [0, 0])
+    draft = drafter(load_model, model, shape, "itself")
+    assert_same(run(engine_with(model, draft, 4, [3]), making, [0, 0]), wanted)
 
 
 @pytest.mark.slow
