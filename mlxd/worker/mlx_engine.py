@@ -121,7 +121,9 @@ class MlxEngine:
         if read is None:
             return None
         seconds = self._clock() - now
-        self._pace.prefilled(read.tokens, seconds, decoding=decoding, length=read.length)
+        self._pace.prefilled(
+            read.tokens, seconds, decoding=decoding, length=read.length, midway=read.batch is None
+        )
         self._share.read(seconds, decoding=decoding)
         if read.batch is not None:
             self._batches.join(read.batch)

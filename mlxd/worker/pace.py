@@ -28,8 +28,8 @@ FEW_TOKENS = 16
 """Fewer may take as long as so many: they tell only when it is less than was thought."""
 AIM, LEAST_AIM = 0.75, 0.4
 """Of the stall target, what a chunk is to take: some take longer than what is like them did. How
-much longer is seen; on a machine that others slow down now and then, it is to take less.
-"""
+much longer is seen; on a machine that others slow down now and then, those of a long prompt beside
+answers, which are many, are to take less."""
 RECENT_CHUNKS, KEPT = 64, 0.8
 """By which that is judged: all but the worst of them would have taken this part of the target."""
 GROWTH = 4
@@ -53,11 +53,13 @@ class Pace:
         self._decode = 0.0
         """Seconds of a recent step that only decoded."""
 
-    def tokens(self, rows: int = 1, position: int = 0, *, decoding: bool) -> int:
+    def tokens(
+        self, rows: int = 1, position: int = 0, *, decoding: bool, midway: bool = False
+    ) -> int:
         """Of each of `rows` prompts, for the next chunk. `position`: what the longest has behind
-        it. Where chunks are planned: a power of 2, if it can be.
+        it; `midway`: others of it follow. Where chunks are planned: a power of 2, if it can be.
         """
-        rows, seconds = max(1, rows), self._seconds(decoding=decoding)
+        rows, seconds = max(1, rows), self._seconds(decoding=decoding, midway=midway)
         tokens = self._within(seconds, rows, position)
         if self._fixed is None:
             return tokens
@@ -76,10 +78,19 @@ class Pace:
         """A step has decoded, and nothing else, behind another one that did."""
         self._decode = seconds
 
-    def prefilled(self, tokens: int, seconds: float, *, decoding: bool, length: int = 0) -> None:
+    def prefilled(
+        self,
+        tokens: int,
+        seconds: float,
+        *,
+        decoding: bool,
+        length: int = 0,
+        midway: bool = False,
+    ) -> None:
         """A chunk of so many tokens was read, of prompts with then at most `length`.
 
-        `decoding`: meanwhile a step's tokens may have been computed, too.
+        `decoding`: meanwhile a step's tokens may have been computed, too. `midway`: it ended in the
+        middle of a prompt.
         """
         if decoding:
             seconds = max(seconds - self._decode, seconds / 2)
@@ -92,7 +103,7 @@ class Pace:
             return
         share = tokens / (tokens + FIRST_TOKENS) * min(1.0, seconds / whole)
         known = self._costs.known
-        if known and not self._fixed and tokens >= FEW_TOKENS and length <= self._costs.longest:
+        if midway and decoding and known and not self._fixed and length <= self._costs.longest:
             self._excess.add(each / (self._load * self._costs.at(length)))
         most = whole / tokens / self._load if tokens and self._fixed is not None else math.inf
         self._costs.add(each, length, share, most)
@@ -102,9 +113,9 @@ class Pace:
         self._load = self._load * (ratio / self._load) ** share if known else 1.0
         self._most = max(self._most, tokens)
 
-    def _seconds(self, *, decoding: bool) -> float:
+    def _seconds(self, *, decoding: bool, midway: bool) -> float:
         """Of a chunk. Where a decode step is long by itself, prompts are still read."""
-        aim = self._excess.aim * self._tuned.now.stall_seconds
+        aim = (self._excess.aim if midway and decoding else AIM) * self._tuned.now.stall_seconds
         return max(aim - self._decode, aim / 2) if decoding else aim
 
     def _affordable(self, rows: int, position: int, seconds: float) -> float:

@@ -47,17 +47,23 @@ class Chunk:
 
 
 def next_chunk(
-    waiting: Sequence[Unread], size: Size, room: int, *, patient_are_due: bool
+    waiting: Sequence[Unread],
+    size: Size,
+    room: int,
+    *,
+    patient_are_due: bool,
+    midway: Size | None = None,
 ) -> Chunk | None:
     """`waiting`: in order of arrival, without those that wait for another. `room`: how many may
-    begin. `patient_are_due`: the last chunk went to whoever was shortest.
+    begin. `patient_are_due`: the last chunk went to whoever was shortest. `midway`: as `size`, of
+    chunks of long ones.
     """
     able = [unread for unread in waiting if unread.begun or room > 0]
     short = [unread for unread in able if _is_short(unread, size)]
     long = [unread for unread in able if not _is_short(unread, size)]
     if long and (patient_are_due or not short):
         first = min(long, key=lambda unread: not unread.begun)
-        return Chunk((first,), min(first.stop, size(1, first.read)), short=False)
+        return Chunk((first,), min(first.stop, (midway or size)(1, first.read)), short=False)
     if not short:
         return None
     first = short[0] if patient_are_due else min(short, key=lambda unread: unread.left)

@@ -153,9 +153,12 @@ class Prefiller:
     def _choose(self, room: int, *, decoding: bool) -> tuple[Chunk, Read] | None:
         """Decided again where less is found than there seemed to be."""
         size = self._sizes(decoding=decoding)
+        midway = self._sizes(decoding=decoding, midway=True)
         done = Read()
         while True:
-            chunk = next_chunk(self._able(size), size, room, patient_are_due=self._patient_are_due)
+            chunk = next_chunk(
+                self._able(size), size, room, patient_are_due=self._patient_are_due, midway=midway
+            )
             if chunk is None:
                 return None
             fresh = [row for row in chunk.rows if isinstance(row, _Row) and not row.begun]
@@ -164,7 +167,7 @@ class Prefiller:
             if all(as_seen):
                 return chunk, done
 
-    def _sizes(self, *, decoding: bool) -> Callable[[int, int], int]:
+    def _sizes(self, *, decoding: bool, midway: bool = False) -> Callable[[int, int], int]:
         """A chunk has never more tokens than `chunk_tokens`, by which memory is foreseen. It is a
         part of one that goes by that alone, or half as long: so it takes no more than that one.
         """
@@ -175,7 +178,8 @@ class Prefiller:
             left = max(cell - read % cell, cell // 2)
             if most_of_all:
                 left = min(left, most_of_all // rows)
-            return max(1, min(left, self._pace.tokens(rows, read, decoding=decoding)))
+            paced = self._pace.tokens(rows, read, decoding=decoding, midway=midway)
+            return max(1, min(left, paced))
 
         return size
 

@@ -96,17 +96,19 @@ def test_a_chunk_takes_as_long_as_it_may(stall):
     assert len(chunks) < 2.5 / aim
 
 
-def moody(pace: Pace, chance: random.Random, prompts: int) -> list[float]:
-    """Seconds of chunks on a machine that is half as fast every now and then, for a while."""
+def moody(pace: Pace, chance: random.Random, prompts: int, slowness: float = 1.65) -> list[float]:
+    """Seconds of long prompts' chunks beside answers, where a chunk now and then, for a while,
+    takes so many times as long.
+    """
     seconds, slow = [], False
     for _ in range(prompts):
         done = 0
         while done < 7500:
             slow = slow != (chance.random() < 0.15)
-            tokens = min(7500 - done, pace.tokens(1, done, decoding=False))
+            tokens = min(7500 - done, pace.tokens(1, done, decoding=True, midway=True))
             done += tokens
-            took = attentive(tokens, done) * (1.65 if slow else 1.0)
-            pace.prefilled(tokens, took, decoding=False, length=done)
+            took = attentive(tokens, done) * (slowness if slow else 1.0)
+            pace.prefilled(tokens, took, decoding=True, length=done, midway=True)
             seconds.append(took)
     return seconds
 
@@ -121,9 +123,20 @@ def test_where_chunks_now_and_then_take_longer_they_are_to_take_less():
 
 def test_where_they_no_longer_do_chunks_are_as_long_as_ever():
     pace = Pace()
+    moody(pace, chance := random.Random(1), 3)
+    seconds = moody(pace, chance, 4, slowness=1.0)
+    assert seconds[-2] == pytest.approx(AIM * 0.1, rel=0.1)
+
+
+def test_nor_are_they_where_nobody_waits_or_a_prompt_is_short():
+    pace = Pace()
+    read(pace, attentive, 7500)
+    before = pace.tokens(decoding=False), pace.tokens(decoding=True)
     moody(pace, random.Random(1), 3)
-    *_, chunks = [read(pace, attentive, 7500) for _ in range(4)]
-    assert chunks[-2][1] == pytest.approx(AIM * 0.1, rel=0.1)
+    read(pace, attentive, 7500)  # the load is known again
+    after = pace.tokens(decoding=False), pace.tokens(decoding=True)
+    assert after == pytest.approx(before, rel=0.1)
+    assert pace.tokens(decoding=True, midway=True) < 0.8 * before[1]
 
 
 def test_chunks_may_be_of_no_known_length():
@@ -136,8 +149,9 @@ def test_chunks_may_be_of_no_known_length():
 def test_however_unsteady_a_machine_is_a_chunk_takes_a_part_of_the_target():
     pace = Pace()
     for n in range(200):
-        pace.prefilled(64, 0.001 if n % 8 else 0.1, decoding=False, length=64)
-    assert pace._seconds(decoding=False) == pytest.approx(LEAST_AIM * 0.1)
+        took = 0.001 if n % 8 else 0.1
+        pace.prefilled(64, took, decoding=True, length=64, midway=True)
+    assert pace._seconds(decoding=True, midway=True) == pytest.approx(LEAST_AIM * 0.1)
 
 
 def test_a_long_prompt_behind_many_short_ones_is_still_known():

@@ -65,6 +65,16 @@ def test_long_prompts_are_read_one_after_the_other():
     assert uids(choose(first, second)) == [2]
 
 
+def test_chunks_of_long_ones_may_be_shorter():
+    def midway(rows: int, read: int) -> int:
+        return 300 // rows
+
+    for waiting, width in (((unread(1, 400),), 400), ((unread(1, 5000),), 300)):
+        chunk = next_chunk(waiting, half_a_thousand, 8, patient_are_due=False, midway=midway)
+        assert chunk is not None
+        assert chunk.width == width
+
+
 def test_one_that_must_stop_on_its_way_is_read_by_itself_up_to_there():
     chunk = choose(unread(1, 100, stop=40), unread(2, 4000))
     assert chunk is not None
