@@ -103,8 +103,8 @@ class Pace:
             return
         share = tokens / (tokens + FIRST_TOKENS) * min(1.0, seconds / whole)
         known = self._costs.known
-        if midway and decoding and known and not self._fixed and length <= self._costs.longest:
-            self._excess.add(each / (self._load * self._costs.at(length)))
+        if midway and decoding and self._fixed is None:
+            self._judge(tokens, each, length)
         most = whole / tokens / self._load if tokens and self._fixed is not None else math.inf
         self._costs.add(each, length, share, most)
         ratio = each / self._costs.at(length)
@@ -112,6 +112,15 @@ class Pace:
             share = max(share, 0.5)
         self._load = self._load * (ratio / self._load) ** share if known else 1.0
         self._most = max(self._most, tokens)
+
+    def _judge(self, tokens: int, each: float, length: int) -> None:
+        """Whether a chunk was late that was to take its time: one of a few tokens, up to where a
+        turn ends, say, keeps nobody waiting however long each of them takes.
+        """
+        thought = self._load * self._costs.at(length)
+        least = self._seconds(decoding=True, midway=True) / 2
+        if tokens * thought >= least:
+            self._excess.add(each / thought)
 
     def _seconds(self, *, decoding: bool, midway: bool) -> float:
         """Of a chunk. Where a decode step is long by itself, prompts are still read."""
@@ -199,8 +208,6 @@ class _Costs:
     def __init__(self) -> None:
         self._seen: dict[int, tuple[float, float]] = {}
         """Of lengths with so many bits: the length, the seconds."""
-        self.longest = 0
-        """Length that was seen: beyond it the line is a guess."""
         self.line = (0.0, 0.0)
         """Of a token by itself, and for each token before it."""
 
@@ -214,7 +221,6 @@ class _Costs:
 
     def add(self, seconds: float, length: int, share: float, most: float = math.inf) -> None:
         """`most`: it is no more than that, whatever was thought."""
-        self.longest = max(self.longest, length)
         bits = max(length, 128).bit_length()
         if bits in self._seen:
             mean, each = self._seen[bits]

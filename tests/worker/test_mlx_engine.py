@@ -161,6 +161,19 @@ class Machine(Spy):
         return [width for _, width in self.shapes if width > 1]
 
 
+class Late(Machine):
+    """Every so many chunks, one takes twice as long; none while that is 0."""
+
+    every = 0
+
+    def __call__(self, tokens: Any, cache: Any = None) -> Any:
+        answer = super().__call__(tokens, cache)
+        rows, width = tokens.shape
+        if width > 1 and self.every and len(self.chunks) % self.every == 0:
+            self.now += rows * width * self.token_seconds
+        return answer
+
+
 SLOW = 2.0**-10
 """Seconds of a token: 77 take three quarters of a tenth of a second."""
 FAST = 2.0**-16
@@ -378,6 +391,17 @@ def test_a_short_prompt_among_long_ones_does_not_wait_for_them():
     spy.shapes.clear()
     steps_to_first(engine, *engine.insert([prompt(7, 4)]))
     assert spy.shapes == [(1, 3), (1, 1)]
+
+
+@pytest.mark.parametrize(("every", "smaller"), [(0, False), (7, True)])
+def test_beside_answers_a_long_prompts_chunks_are_smaller_where_some_are_late(every, smaller):
+    machine = Late(SLOW, decode_seconds=2.0**-8)
+    engine = practised(machine, clock=machine.clock)
+    engine.insert([prompt(1, 3, max_tokens=10**6)])
+    usual, machine.every = machine.widths(engine, prompt(2, 1000))[5], every
+    for n in range(3, 6):
+        machine.widths(engine, prompt(n, 1000))
+    assert (machine.widths(engine, prompt(6, 1000))[5] < 0.8 * usual) == smaller
 
 
 def test_an_answer_of_one_token_takes_no_more_than_that():

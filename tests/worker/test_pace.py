@@ -148,10 +148,23 @@ def test_chunks_may_be_of_no_known_length():
 
 def test_however_unsteady_a_machine_is_a_chunk_takes_a_part_of_the_target():
     pace = Pace()
-    for n in range(200):
-        took = 0.001 if n % 8 else 0.1
-        pace.prefilled(64, took, decoding=True, length=64, midway=True)
+    moody(pace, random.Random(1), 6, slowness=5.0)
     assert pace._seconds(decoding=True, midway=True) == pytest.approx(LEAST_AIM * 0.1)
+
+
+def test_chunks_beyond_all_known_lengths_are_not_late():
+    pace = Pace()
+    moody(pace, random.Random(1), 1, slowness=1.0)
+    assert pace._seconds(decoding=True, midway=True) == pytest.approx(AIM * 0.1)
+
+
+def test_chunks_that_end_with_a_turn_are_not_late():
+    pace = Pace()
+    read(pace, attentive, 7500)
+    for n in range(200):
+        took = 20 * 2e-4 * (1 + n % 4)
+        pace.prefilled(20, took, decoding=True, length=2000, midway=True)
+    assert pace._seconds(decoding=True, midway=True) == pytest.approx(AIM * 0.1)
 
 
 def test_a_long_prompt_behind_many_short_ones_is_still_known():
