@@ -65,7 +65,7 @@ class Wire(asyncio.Transport):
     """Keeps the last answer."""
 
     def __init__(self) -> None:
-        super().__init__({"peername": (_CLIENT, 5000)})
+        super().__init__({"peername": (_CLIENT, 5000), "sockname": (_CLIENT, 5001)})
         self.written = asyncio.Event()
         self.last = b""
 

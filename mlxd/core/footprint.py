@@ -16,8 +16,10 @@ PREFILL_ROWS = 8
 """Prompts that are prefilled together at most."""
 PREFILL_ALONE = 2048
 """Tokens of all prompts together in one step of prefill, while nothing decodes."""
-PREFILL_BESIDE_DECODE = 512
+PREFILL_BESIDE_DECODE = 1024
 """And while something does."""
+PREFILL_APART = 512
+"""In a step that others do not share: of a sequence that does not batch, or of texts to embed."""
 MOST_PADDED = 1.5
 """How many times as much as without padding prompts take at most that are read together."""
 SMALL_TOKENS = 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 
-from mlxd.core.footprint import PREFILL_BESIDE_DECODE, Footprint
+from mlxd.core.footprint import PREFILL_APART, Footprint
 
 
 class Apart(Footprint):
@@ -30,10 +30,10 @@ class Apart(Footprint):
         return self.cache_bytes(lengths) + max(computed, default=0)
 
     def reading_bytes(self, joining: Sequence[int], prompts: Sequence[int], chunk: int = 0) -> int:
-        return super().reading_bytes(joining, prompts, chunk or PREFILL_BESIDE_DECODE)
+        return super().reading_bytes(joining, prompts, chunk or PREFILL_APART)
 
     def alone_bytes(self, prompts: Sequence[int], chunk: int = 0) -> int:
         """All may be in the middle when one of them is read."""
-        size = chunk or PREFILL_BESIDE_DECODE
+        size = chunk or PREFILL_APART
         beyond = (super(Apart, self).alone_bytes((p,), size) - self._caches(1, p) for p in prompts)
         return self.cache_bytes(prompts) + max(beyond, default=0)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
-from mlxd.core.footprint import PREFILL_BESIDE_DECODE, Footprint
+from mlxd.core.footprint import PREFILL_APART, Footprint
 from mlxd.core.grouping import UNBOUNDED
 from mlxd.core.sizes import spoken
 from mlxd.ipc.messages import Budget, Need, Refused
@@ -453,7 +453,7 @@ class Ledger:
         joining = [(s.reserved, s.claim.prompt) for s in others]
         joining += [(claim.reserved, claim.prompt) for claim in more if not claim.apart]
         rows = self._longest([*decoding, *(length for length, _ in joining)])
-        chunk, footprint = PREFILL_BESIDE_DECODE, self._footprint
+        chunk, footprint = PREFILL_APART, self._footprint
         read = footprint.peak_bytes([], [prompt], chunk)
         stepping = self._peak(decoding, joining) + footprint.cache_bytes([prompt])
         return max(stepping, footprint.held_bytes(rows) + read)
@@ -467,7 +467,7 @@ class Ledger:
         apart = [s.claim.prompt for s in shares if s.claim.apart]
         beside = max(0, self._reading([(s.reserved, s.claim.prompt) for s in new]))
         if apart:
-            beside += self._footprint.alone_bytes([max(apart)], PREFILL_BESIDE_DECODE)
+            beside += self._footprint.alone_bytes([max(apart)], PREFILL_APART)
         allowed = max(self._budget.bytes, self._held())
         return max(0, allowed - self._footprint.weights_bytes - beside)
 

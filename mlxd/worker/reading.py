@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxd.core.footprint import PREFILL_BESIDE_DECODE
+from mlxd.core.footprint import PREFILL_APART
 from mlxd.ipc.messages import Echoed, Logprob, Piece, Vector
 from mlxd.worker.backbone import backbone_of
 from mlxd.worker.encoder import Encoder
@@ -28,7 +28,7 @@ from mlxd.worker.pooling import Pool, Recipe, UnknownRecipe
 from mlxd.worker.quantised import QuantisedCache
 from mlxd.worker.refusal import Refusal
 
-LEAST_TOKENS, MOST_TOKENS = 16, PREFILL_BESIDE_DECODE
+LEAST_TOKENS, MOST_TOKENS = 16, PREFILL_APART
 """Of a chunk; a step was predicted to hold what a chunk of the most takes."""
 BYTE_TOKENS, BYTE_TOKENS_ON_GPU = 2**31, 2**39
 """Bytes of weights times tokens that take some tenths of a second on a common machine."""

@@ -12,13 +12,13 @@ import mlx.core as mx
 from mlx_lm.generate import generate_step, generation_stream
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxd.core.footprint import PREFILL_BESIDE_DECODE
+from mlxd.core.footprint import PREFILL_APART
 from mlxd.worker.engine import Processor, Prompt, Step
 from mlxd.worker.machine import pace
 from mlxd.worker.quantised import QuantisedCache
 from mlxd.worker.tuning import Tuned
 
-PREFILL_CHUNK = PREFILL_BESIDE_DECODE
+PREFILL_CHUNK = PREFILL_APART
 OPEN_SEQUENCES = 8
 """That hold a cache at one time. Each has one token in a step, so that more would each be slower,
 and no sooner at their end."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 from mlx_lm.models.cache import trim_prompt_cache
 
-from mlxd.core.footprint import PREFILL_BESIDE_DECODE
+from mlxd.core.footprint import PREFILL_APART
 from mlxd.worker.drafter import Drafter
 from mlxd.worker.engine import Drafts
 from mlxd.worker.machine import pace
@@ -115,7 +115,7 @@ class Speculation:
 
     def _read(self, tokens: Sequence[int]) -> None:
         """A chunk of what the drafter is behind: the sequence goes on meanwhile."""
-        size = min(self._pace.tokens(1, decoding=True), PREFILL_BESIDE_DECODE)
+        size = min(self._pace.tokens(1, decoding=True), PREFILL_APART)
         size = min(size, self._drafter.behind(tokens))
         begun = self._clock()
         self._drafter.read(tokens, size)

@@ -58,8 +58,8 @@ def test_the_highest_moment_counts() -> None:
 def test_prompts_share_a_chunk() -> None:
     assert chunk_tokens(1, decoding=False) == 2048
     assert chunk_tokens(4, decoding=False) == 512
-    assert chunk_tokens(1, decoding=True) == 512
-    assert chunk_tokens(8, decoding=True) == 64
+    assert chunk_tokens(1, decoding=True) == 1024
+    assert chunk_tokens(8, decoding=True) == 128
 
 
 def test_a_long_prompt_is_read_in_chunks_against_all_before() -> None:
@@ -70,7 +70,7 @@ def test_a_long_prompt_is_read_in_chunks_against_all_before() -> None:
 
 def test_beside_a_decode_chunks_are_smaller() -> None:
     footprint = Footprint(0, (), prefill=(Moment(pair=1),))
-    assert footprint.peak_bytes([10], [5120]) == 512 * 5120
+    assert footprint.peak_bytes([10], [5120]) == 1024 * 5120
 
 
 def test_a_first_chunk_has_moments_of_its_own() -> None:

@@ -110,7 +110,7 @@ def test_what_is_read_beside_those_that_decode_is_no_room_for_them():
     begin(made, 1)
     made.ask(claim(2, 2000))
     made.decide(0)
-    computed = 512 * (3 + 2000)
+    computed = 1024 * (3 + 2000)
     answer = WORKING.cache_bytes([2256]) - WORKING.cache_bytes([2000])
     assert 0 <= made.rows_room - (9000 * KIB - computed) <= answer, "it has no answer meanwhile"
     begin(made, 2)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlxd.core.footprint import PREFILL_BESIDE_DECODE, Footprint, LayerGroup
+from mlxd.core.footprint import PREFILL_APART, Footprint, LayerGroup
 from mlxd.worker.engine import Prompt
 from tests.support.model_maker import Shape
 from tests.worker.conftest import MakeModel
@@ -65,7 +65,7 @@ def test_two_long_answers_go_on_side_by_side(loaded: Any) -> None:
 
 def test_a_short_prompt_behind_a_long_one_starts_soon(loaded: Any) -> None:
     engine = engine_of(loaded)
-    long, short = engine.insert([prompt(1, 3 * PREFILL_BESIDE_DECODE + 9, 4), prompt(2, 9, 4)])
+    long, short = engine.insert([prompt(1, 3 * PREFILL_APART + 9, 4), prompt(2, 9, 4)])
     first: dict[int, int] = {}
     step = 0
     while len(first) < 2:
@@ -78,7 +78,7 @@ def test_a_short_prompt_behind_a_long_one_starts_soon(loaded: Any) -> None:
 
 def test_a_long_prompt_is_read_however_many_short_ones_come(loaded: Any) -> None:
     engine = engine_of(loaded)
-    [long] = engine.insert([prompt(1, 2 * PREFILL_BESIDE_DECODE + 9, 2)])
+    [long] = engine.insert([prompt(1, 2 * PREFILL_APART + 9, 2)])
     for n in range(12):
         engine.insert([prompt(n, 9, 2), prompt(n, 8, 2)])
         if any(token.uid == long for token in engine.step().tokens):
@@ -93,7 +93,7 @@ def test_a_long_prompt_gets_a_place_when_one_is_free(loaded: Any) -> None:
     engine.insert([prompt(n, 5, 3 + n) for n in range(OPEN_SEQUENCES)])
     for _ in range(OPEN_SEQUENCES):
         engine.step()
-    [long] = engine.insert([prompt(1, PREFILL_BESIDE_DECODE + 40, 2)])
+    [long] = engine.insert([prompt(1, PREFILL_APART + 40, 2)])
     for n in range(30):
         engine.insert([prompt(n, 9, 3)])
         if any(token.uid == long for token in engine.step().tokens):
@@ -162,5 +162,5 @@ def test_each_counts_at_its_own_length() -> None:
     assert apart.peak_bytes([256]) == alone
     assert apart.cache_bytes([2560, 256]) == 20 * (2560 + 256)
     assert apart.peak_bytes([2560, 256]) == footprint.peak_bytes([2560]) + 20 * 256
-    reading = footprint.peak_bytes([], [5120], PREFILL_BESIDE_DECODE)
+    reading = footprint.peak_bytes([], [5120], PREFILL_APART)
     assert apart.peak_bytes([256, 256], [5120]) == reading + 2 * 20 * 256

@@ -100,7 +100,7 @@ class Tokens(Policy):
     mode: Mode = mode("What being over max_prompt does; max_output cuts in every mode.")
     max_batch_tokens: Auto | Positive = field(
         "auto", "Tokens of prompts that one step of a model reads at most; auto is what memory is "
-        "counted for: 2048, and 512 beside running answers. More than that are never read. With "
+        "counted for: 2048, and 1024 beside running answers. More than that are never read. With "
         "quantised caches (kv_bits) it is 512 whatever this says: other pieces give other texts.",
         unit="tokens", example="1024",
     )  # fmt: skip
