@@ -199,7 +199,9 @@ class Room:
         return max(0.0, min([float(policies.memory.check_interval), *known]))
 
     def _granted_at_once(self, worker: Worker, need: ipc.Need) -> bool:
-        """Whether a need was granted that nobody has to leave for."""
+        """Whether a need was granted that nobody has to leave for, nor to give back what is lent:
+        somebody waits for his first token, and is told before others are lent less.
+        """
         resident = self._resident_of(worker)
         if resident is None:
             return False
@@ -209,7 +211,10 @@ class Room:
         if more and not self._judge(resident, need.bytes).at_once:
             return False
         self._spare -= more
-        self._grant(resident, worker, need)
+        resident.needs.pop(need.id, None)
+        self._promise(resident, worker, resident.budget.bytes + more, answers=need.id)
+        if more:
+            self.lender.lend()
         return True
 
     def _grant(self, resident: Resident, worker: Worker, need: ipc.Need) -> None:

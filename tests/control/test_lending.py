@@ -260,6 +260,24 @@ class TestWhoGivesWay:
         assert ask(world, "a", 500).bytes == 500 * GIB
         assert grown(world, "a").prefix_bytes == 100 * GIB
 
+    def test_its_answer_comes_before_less_is_lent(self, keeping: Any) -> None:
+        world = keeping(keep="600GiB")
+        world.begin("a", size=300)
+        world.begin("b", size=100)
+        heard: list[tuple[str, int]] = []
+        for name in "ab":
+            tell = world.worker(name).set_budget
+
+            def told(budget: ipc.Budget, name: str = name, tell: Any = tell) -> None:
+                tell(budget)
+                heard.append((name, budget.answers))
+
+            world.worker(name).set_budget = told
+        before = grown(world, "b").prefix_bytes
+        assert ask(world, "a", 500).bytes == 500 * GIB
+        assert heard == [("a", 7), ("a", 0), ("b", 0)]
+        assert grown(world, "b").prefix_bytes < before - 50 * GIB
+
     def test_it_is_lent_again_when_a_model_has_left(self, keeping: Any) -> None:
         world = keeping()
         world.once("a")
