@@ -304,6 +304,8 @@ class Residency:
         resident.disarm()
         try:
             await self._loads.worker_of(resident, policies, evicts)
+            if resident.leases == 1 and resident.foreseen:  # behind what is sent to it first
+                asyncio.get_running_loop().call_soon(self._room.foresee, resident)
             yield resident
         finally:
             resident.leases -= 1
@@ -354,6 +356,7 @@ class Residency:
         resident = self._inventory.residents.get(worker.spec)
         if resident is not None and self.worker_of(resident) is worker:
             self._forecasts.observed(resident.card, observed)
+            self._room.took(resident, observed.predicted_bytes)
             self._room.settle(resident, worker, idle=True)
             self._changed()
 

@@ -77,6 +77,9 @@ class Resident:
     """Room has been made for it and it is about to take it."""
     budget: ipc.Budget = ipc.Budget(0, 0, 0)  # noqa: RUF009  # never changes
     """What it is promised, from the moment that it is reserved."""
+    foreseen: int = 0
+    """Bytes that it is promised when it begins again; 0: what it has at first."""
+    foreseen_at: float = -math.inf
     remains: int | None = None
     """Set where its worker died of itself: what that held, as long as it is not seen to be free
     again, then 0. Those who have leased it keep its place for the next one.

@@ -43,6 +43,12 @@ _SEEN = 0.9
 """The part of what a worker held that must be seen to be free again."""
 Evicted = Callable[[str, int, Cause], None]
 """Told a model's name, the bytes that it held, and why it had to leave."""
+_FORESEEN_SECONDS, _FORESEEN_PART = 600.0, 0.25
+"""For how long what a worker took is foreseen for it, and the part of what is free that this may
+be: what others need meanwhile is not short for want of it.
+"""
+_LONGER = 4
+"""A conversation's next turn is longer: one part in so many is foreseen on top."""
 _DRIFT = 0.01
 """The part of the machine's memory by which others change a reading meanwhile."""
 
@@ -184,6 +190,29 @@ class Room:
                 resident.needs[need.id] = need
             self._defer(resident, worker, need)
 
+    def took(self, resident: Resident, predicted: int) -> None:
+        """A busy time is over, in which as much was foreseen for what ran."""
+        first = self._inventory.budget_of(resident, self._in_force()).bytes
+        if first < predicted:
+            size = resident.budget.bytes
+            resident.foreseen = size + max(0, size - first) // _LONGER
+            resident.foreseen_at = self._clock.monotonic()
+
+    def foresee(self, resident: Resident) -> None:
+        """It begins to work: what it took not long ago is promised before it has to ask, which its
+        first token would wait for.
+        """
+        worker, more = (
+            self._inventory.worker_of(resident),
+            resident.foreseen - resident.budget.bytes,
+        )
+        late = self._clock.monotonic() - resident.foreseen_at > _FORESEEN_SECONDS
+        if worker is None or self.closing or late or not 0 < more <= self._spare:
+            return
+        judged = self._judge(resident, resident.foreseen)
+        if judged.at_once and more <= _FORESEEN_PART * judged.available:
+            self._promise_at_once(resident, worker, more)
+
     def next_offer(self) -> float | None:
         """Seconds until what was denied is worth another try; None: nobody waits."""
         policies = self._in_force()
@@ -210,12 +239,17 @@ class Room:
             return False
         if more and not self._judge(resident, need.bytes).at_once:
             return False
-        self._spare -= more
         resident.needs.pop(need.id, None)
-        self._promise(resident, worker, resident.budget.bytes + more, answers=need.id)
+        self._promise_at_once(resident, worker, more, answers=need.id)
+        return True
+
+    def _promise_at_once(
+        self, resident: Resident, worker: Worker, more: int, answers: int = 0
+    ) -> None:
+        self._spare -= more
+        self._promise(resident, worker, resident.budget.bytes + more, answers)
         if more:
             self.lender.lend()
-        return True
 
     def _grant(self, resident: Resident, worker: Worker, need: ipc.Need) -> None:
         resident.needs.pop(need.id, None)

@@ -647,6 +647,31 @@ def test_an_idle_worker_goes_back_to_its_first_budget(timed):
     assert world.residency._inventory.free(world.policies) == (950 - 303) * GIB - 1
 
 
+def again(world, gib, *, after=0.0, busy=True):
+    """What `a` is promised when it begins again, behind a time in which it needed so much."""
+    world.begin("a")
+    ask(world, "a", gib)
+    world.end("a")
+    world.loop.do(world.worker("a").observed, gib * GIB if busy else 1)
+    assert grown(world, "a").bytes == 100 * GIB
+    world.loop.advance(after)
+    world.begin("a")
+    return grown(world, "a").bytes // GIB
+
+
+def test_who_begins_again_is_promised_what_he_took_and_some_more(timed):
+    assert again(timed(AT_ONCE, models="defaults: {ttl: 1h}\n"), 140, after=599) == 150
+
+
+@pytest.mark.parametrize("why", ["a quarter is less", "long ago", "it took no more than at first"])
+def test_but_not_at_any_price(timed, why):
+    world = timed(AT_ONCE, models="defaults: {ttl: 1h}\n")
+    if why == "a quarter is less":
+        world.begin("b", size=650)
+    later = 601 if why == "long ago" else 0
+    assert again(world, 180, after=later, busy=why != "it took no more than at first") == 100
+
+
 def test_limits_of_workers_follow_an_edit(timed):
     world = timed(AT_ONCE, models="")
     world.begin("a")
