@@ -35,6 +35,8 @@ __all__ = ["Residency", "Resident"]
 log = logging.getLogger(__name__)
 
 _UNLOAD_GRACE_SECONDS = 5.0
+_TOLD_SECONDS = 1.0
+"""Behind its last request a worker has told by then that a busy time is over, if one was."""
 
 
 class Lease:
@@ -304,7 +306,7 @@ class Residency:
         resident.disarm()
         try:
             await self._loads.worker_of(resident, policies, evicts)
-            if resident.leases == 1 and resident.foreseen:  # behind what is sent to it first
+            if resident.leases == 1 and resident.grown:  # behind what is sent to it first
                 asyncio.get_running_loop().call_soon(self._room.foresee, resident)
             yield resident
         finally:
@@ -356,7 +358,6 @@ class Residency:
         resident = self._inventory.residents.get(worker.spec)
         if resident is not None and self.worker_of(resident) is worker:
             self._forecasts.observed(resident.card, observed)
-            self._room.took(resident, observed.predicted_bytes)
             self._room.settle(resident, worker, idle=True)
             self._changed()
 
@@ -436,8 +437,18 @@ class Residency:
             self._room.forget(resident)
         else:
             self._rearm(resident)
+        if resident.ahead and not resident.leases:
+            asyncio.get_running_loop().call_later(_TOLD_SECONDS, self._recede, resident)
         self._trim()
         self._changed()
+
+    def _recede(self, resident: Resident) -> None:
+        """A lease in which nothing ran leaves no more of a promise than others do."""
+        worker = self.worker_of(resident)
+        known = self._inventory.residents.get(resident.spec) is resident
+        if known and worker is not None and resident.ahead and not resident.leases:
+            self._room.settle(resident, worker, idle=True)
+            self._changed()
 
     def _is_over(self, resident: Resident) -> bool:
         """It is not in memory, and nobody waits for that. One that dies is still there."""

@@ -77,9 +77,11 @@ class Resident:
     """Room has been made for it and it is about to take it."""
     budget: ipc.Budget = ipc.Budget(0, 0, 0)  # noqa: RUF009  # never changes
     """What it is promised, from the moment that it is reserved."""
-    foreseen: int = 0
-    """Bytes that it is promised when it begins again; 0: what it has at first."""
-    foreseen_at: float = -math.inf
+    grown: int = 0
+    """Bytes that it had when it last asked for more and got it at once; 0: it never did."""
+    grown_at: float = -math.inf
+    ahead: bool = False
+    """It was promised that before it asked, and has not told since what it took."""
     remains: int | None = None
     """Set where its worker died of itself: what that held, as long as it is not seen to be free
     again, then 0. Those who have leased it keep its place for the next one.

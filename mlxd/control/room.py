@@ -44,7 +44,7 @@ _SEEN = 0.9
 Evicted = Callable[[str, int, Cause], None]
 """Told a model's name, the bytes that it held, and why it had to leave."""
 _FORESEEN_SECONDS, _FORESEEN_PART = 600.0, 0.25
-"""For how long what a worker took is foreseen for it, and the part of what is free that this may
+"""For how long what a worker needed is foreseen for it, and the part of what is free that this may
 be: what others need meanwhile is not short for want of it.
 """
 _LONGER = 4
@@ -190,28 +190,25 @@ class Room:
                 resident.needs[need.id] = need
             self._defer(resident, worker, need)
 
-    def took(self, resident: Resident, predicted: int) -> None:
-        """A busy time is over, in which as much was foreseen for what ran."""
-        first = self._inventory.budget_of(resident, self._in_force()).bytes
-        if first < predicted:
-            size = resident.budget.bytes
-            resident.foreseen = size + max(0, size - first) // _LONGER
-            resident.foreseen_at = self._clock.monotonic()
-
     def foresee(self, resident: Resident) -> None:
-        """It begins to work: what it took not long ago is promised before it has to ask, which its
-        first token would wait for.
+        """It begins to work: what it needed not long ago is promised before it has to ask, which
+        its first token would wait for. Nobody else waits for memory, or will for want of this.
         """
-        worker, more = (
-            self._inventory.worker_of(resident),
-            resident.foreseen - resident.budget.bytes,
-        )
-        late = self._clock.monotonic() - resident.foreseen_at > _FORESEEN_SECONDS
-        if worker is None or self.closing or late or not 0 < more <= self._spare:
+        worker, had = self._inventory.worker_of(resident), resident.budget.bytes
+        more = (resident.grown - had) * (_LONGER + 1) // _LONGER
+        late = self._clock.monotonic() - resident.grown_at > _FORESEEN_SECONDS
+        if worker is None or late or more <= 0 or not resident.leases or self._is_awaited:
             return
-        judged = self._judge(resident, resident.foreseen)
+        judged = self._judge(resident, had + more)
         if judged.at_once and more <= _FORESEEN_PART * judged.available:
+            resident.ahead = True
             self._promise_at_once(resident, worker, more)
+
+    @property
+    def _is_awaited(self) -> bool:
+        """Whether what is free is for somebody already, or for nobody any more."""
+        waits = any(r.needs or r.waits for r in self._inventory.residents.values())
+        return waits or self._spare < math.inf or self.closing or self.blocked is not None
 
     def next_offer(self) -> float | None:
         """Seconds until what was denied is worth another try; None: nobody waits."""
@@ -241,6 +238,8 @@ class Room:
             return False
         resident.needs.pop(need.id, None)
         self._promise_at_once(resident, worker, more, answers=need.id)
+        if more and not need.spares:
+            resident.grown, resident.grown_at = need.bytes, self._clock.monotonic()
         return True
 
     def _promise_at_once(
@@ -312,6 +311,7 @@ class Room:
         new = self._inventory.budget_of(resident, policies)
         new = replace(new, prefix_bytes=old.prefix_bytes)
         if idle:
+            resident.ahead = False
             resident.needs.clear()
         else:
             limit = policies.memory.worker_limits.mlx_memory_limit

@@ -98,6 +98,11 @@ def _share(chunk: int, block: int) -> float:
     return float(min(chunk, block) ** 2 + last**2) / (2 * block**2)
 
 
+def _with_full_blocks(chunk: int, block: int) -> tuple[int, ...]:
+    """A chunk may be smaller than foreseen, and then take more: if its last block is full."""
+    return (chunk, chunk // block * block) if block and chunk > block else (chunk,)
+
+
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """What one loaded model takes."""
@@ -277,7 +282,11 @@ class Footprint:
         window = max((group.window for group in self.groups), default=0)
         if window and all(group.window for group in self.groups if group.token_bytes):
             length = min(length, window - 1 + chunk)
-        return max([moment.bytes_of(rows, chunk, length, window) for moment in moments])
+        return max(
+            moment.bytes_of(rows, size, length, window)
+            for moment in moments
+            for size in _with_full_blocks(chunk, moment.block)
+        )
 
 
 def chunk_tokens(rows: int, *, decoding: bool) -> int:

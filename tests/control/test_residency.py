@@ -56,8 +56,8 @@ class Process:
     def need(self, size, id=1):
         self.on_need(self, ipc.Need(id, size))
 
-    def observed(self, predicted=1):
-        self.on_observed(self, ipc.Observed(predicted, 1, 1, 1))
+    def observed(self):
+        self.on_observed(self, ipc.Observed(1, 1, 1, 1))
 
 
 class AlwaysWell:

@@ -647,29 +647,66 @@ def test_an_idle_worker_goes_back_to_its_first_budget(timed):
     assert world.residency._inventory.free(world.policies) == (950 - 303) * GIB - 1
 
 
-def again(world, gib, *, after=0.0, busy=True):
-    """What `a` is promised when it begins again, behind a time in which it needed so much."""
-    world.begin("a")
-    ask(world, "a", gib)
+def rest(world, after=0.0):
+    """`a` has nothing to do for so many seconds, then begins again; what it is promised, in GiB."""
     world.end("a")
-    world.loop.do(world.worker("a").observed, gib * GIB if busy else 1)
+    world.loop.do(world.worker("a").observed)
     assert grown(world, "a").bytes == 100 * GIB
     world.loop.advance(after)
     world.begin("a")
     return grown(world, "a").bytes // GIB
 
 
-def test_who_begins_again_is_promised_what_he_took_and_some_more(timed):
-    assert again(timed(AT_ONCE, models="defaults: {ttl: 1h}\n"), 140, after=599) == 150
-
-
-@pytest.mark.parametrize("why", ["a quarter is less", "long ago", "it took no more than at first"])
-def test_but_not_at_any_price(timed, why):
+@pytest.fixture
+def asking(timed):
+    """`a` has asked for 140 GiB, 40 more than it has at first, and got them."""
     world = timed(AT_ONCE, models="defaults: {ttl: 1h}\n")
-    if why == "a quarter is less":
-        world.begin("b", size=650)
-    later = 601 if why == "long ago" else 0
-    assert again(world, 180, after=later, busy=why != "it took no more than at first") == 100
+    world.begin("a")
+    assert ask(world, "a", 140).bytes == 140 * GIB
+    return world
+
+
+def test_who_begins_again_is_promised_what_he_needed_and_some_more(asking):
+    assert rest(asking, after=300) == 150
+    assert rest(asking, after=300) == 150, "that does not grow by itself"
+    assert rest(asking, after=1) == 100, "nor lasts it for ever"
+
+
+def test_if_that_is_little_of_what_is_free(asking):
+    asking.begin("b", size=700)
+    assert rest(asking) == 100
+
+
+def test_nor_is_what_a_prompt_needed_that_was_only_read_to_be_kept(timed):
+    world = timed(AT_ONCE, models="defaults: {ttl: 1h}\n")
+    world.begin("a")
+    worker = world.worker("a")
+    world.loop.do(worker.on_need, worker, ipc.Need(7, 140 * GIB, spares=True))
+    world.loop.settle()
+    assert 140 * GIB in [budget.bytes for budget in worker.budgets]
+    assert rest(world) == 100
+
+
+def test_not_while_another_waits_for_memory(asking):
+    asking.memory = WAIT
+    asking.loop.do(asking.change, "defaults: {ttl: 1h}\n")
+    asking.begin("b", size=200)
+    assert ask(asking, "b", 900).answers == 0, "it waits"
+    assert rest(asking) == 100
+
+
+def test_nor_while_one_has_to_leave_for_another(evicting):
+    assert ask(evicting, "a", 110).bytes == 110 * GIB
+    assert rest(evicting) == 100
+
+
+def test_a_use_in_which_nothing_ran_leaves_no_more_promised(asking):
+    assert rest(asking) == 150
+    asking.end("a")
+    asking.loop.advance(0.5)
+    assert grown(asking, "a").bytes == 150 * GIB, "it may still tell"
+    asking.loop.advance(1)
+    assert grown(asking, "a").bytes == 100 * GIB
 
 
 def test_limits_of_workers_follow_an_edit(timed):

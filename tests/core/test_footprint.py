@@ -73,6 +73,12 @@ def test_beside_a_decode_chunks_are_smaller() -> None:
     assert footprint.peak_bytes([10], [5120]) == 1024 * 5120
 
 
+def test_a_chunk_that_ends_with_a_full_block_may_take_more_than_a_larger_one() -> None:
+    footprint = Footprint(0, (), prefill=(Moment(row=1000, token=1, block=256),))
+    assert footprint.peak_bytes([10], [601]) == 1000 + 512, "of 512 tokens, not of 601"
+    assert footprint.peak_bytes([10], [201]) == int(1000 * 201**2 / 256**2) + 201
+
+
 def test_a_first_chunk_has_moments_of_its_own() -> None:
     footprint = Footprint(0, (), first=(Moment(token=7),), prefill=(Moment(token=1),))
     assert footprint.peak_bytes((), [2048]) == 7 * 2048
