@@ -204,6 +204,7 @@ class Loop:
         self._tell_memory()
         largest = self._ledger.observed()
         self._link.send(Observed(largest.predicted_bytes, peak, largest.rows, largest.longest))
+        self._allocator.tidy()
 
     def _obey(self, command: Command) -> None:
         match command:

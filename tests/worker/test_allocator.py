@@ -6,7 +6,7 @@ import pytest
 
 from mlxd.core.clock import ManualClock
 from mlxd.core.heap import Heap
-from mlxd.worker.allocator import TRIM_SECONDS, Allocator
+from mlxd.worker.allocator import TIDY_SECONDS, TRIM_SECONDS, Allocator
 
 pytestmark = pytest.mark.mlx
 
@@ -30,6 +30,15 @@ def test_the_heap_is_trimmed_between_busy_times_and_not_at_each() -> None:
     clock.advance(TRIM_SECONDS)
     allocator.trim()
     assert library.trims == 2
+
+
+def test_it_is_trimmed_now_and_then_where_busy_times_follow_each_other_at_once() -> None:
+    library, clock = Library(), ManualClock()
+    allocator = Allocator(Heap(library), clock.monotonic)
+    for _ in range(90):
+        clock.advance(TIDY_SECONDS / 30)
+        allocator.tidy()
+    assert library.trims == 3
 
 
 def test_where_there_is_no_such_heap_nothing_is_asked() -> None:

@@ -144,6 +144,7 @@ class Heap:
         self.held = active
         self.budgets: list[Budget] = []
         self.trims = 0
+        self.tidied = 0
         self.resets = 0
         self.applied_again = 0
 
@@ -158,6 +159,9 @@ class Heap:
 
     def trim(self) -> None:
         self.trims += 1
+
+    def tidy(self) -> None:
+        self.tidied += 1
 
     def reset_peak(self) -> None:
         self.resets += 1
@@ -553,6 +557,7 @@ def test_a_busy_time_is_observed_once_the_engine_is_idle():
     wire = turns(Script(), [job(1), job(2)], [], [], [], [], heap=heap)
     (observed,) = wire.of(Observed)
     assert observed == Observed(102 * KIB, 123 * KIB, 2, 5)
+    assert heap.tidied == 1
     assert heap.resets == 1
     assert wire.of(Output)[-1].memory is not None, "what it holds now that it rests"
 
