@@ -11,12 +11,9 @@ import mlx.core as mx
 from mlxd.core.heap import Heap
 from mlxd.ipc.messages import Budget, Memory
 
-TRIM_SECONDS = 10.0
-"""Between two looks for what the C heap could give back: small arrays on a CPU live there."""
-TIDY_SECONDS = 30.0
-"""The same where requests come so soon one behind the other that nobody gives back anything: else
-what lies free between what is kept grows by megabytes for each thousand of them. The next request
-has to fetch it again, some milliseconds.
+TRIM_SECONDS = 5.0
+"""Between two times that the C heap gives back what it has free: small arrays on a CPU live there.
+Else what lies free between arrays that stay grows by megabytes for each thousand requests.
 """
 
 _EXHAUSTED = re.compile(
@@ -66,17 +63,15 @@ class Allocator:
     def trim(self) -> None:
         """Give kept buffers back to the system; now and then what lies between others, too."""
         mx.clear_cache()
-        self._trim_heap(TRIM_SECONDS)
-
-    def tidy(self) -> None:
-        """A busy time is over, and the next one may begin at once: buffers are still kept."""
-        self._trim_heap(TIDY_SECONDS)
-
-    def _trim_heap(self, seconds: float) -> None:
         now = self._clock()
-        if self._heap is not None and now >= self._trimmed + seconds:
+        if self._heap is not None and now >= self._trimmed + TRIM_SECONDS:
             self._heap.trim()
             self._trimmed = now
+
+    def tidy(self) -> None:
+        """The same where it would give back what is free in the heap, too; else nothing."""
+        if self._heap is not None and self._clock() >= self._trimmed + TRIM_SECONDS:
+            self.trim()
 
     def reset_peak(self) -> None:
         mx.reset_peak_memory()

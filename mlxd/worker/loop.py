@@ -57,6 +57,8 @@ SIGN_OF_LIFE_SECONDS = 1.0
 IDLE_SECONDS = 5.0
 """Until what the allocator keeps for reuse is given back: whoever asks before, as in a conversation
 of a program's, finds it. Where somebody else wants it, the daemon says so."""
+PAUSE_SECONDS = 0.15
+"""Now and then it is given back after so little: who is never idle for longer keeps ever more."""
 LAST_SECONDS = 0.8
 """Of the end, for what is to be on disk; the daemon waits a second before it is less polite."""
 SOUND_STEPS = 64
@@ -170,17 +172,24 @@ class Loop:
         backing = self._backing
         if backing is not None and backing.keeps and not backing.is_awaited:
             self._warming.begin()
-        while self._has_idle_work():
+        while pause := self._idle_work():
             with suppress(queue.Empty):
-                return self._inbox.get(timeout=LOOK_SECONDS)
+                return self._inbox.get(timeout=pause)
         return self._inbox.get()
 
-    def _has_idle_work(self) -> bool:
-        """Does what is to be done now; whether there is more to come."""
+    def _idle_work(self) -> float:
+        """Does what is to be done now; seconds until there is more; 0: there is none to come."""
         writes = self._backing is not None and self._backing.tend(idle=True)
-        if self._idle_from is not None and time.monotonic() >= self._idle_from + IDLE_SECONDS:
+        if self._idle_from is None:
+            return LOOK_SECONDS if writes else 0.0
+        idle = time.monotonic() - self._idle_from
+        if idle < PAUSE_SECONDS:
+            return PAUSE_SECONDS
+        if idle >= IDLE_SECONDS:
             self._give_back()
-        return writes or self._idle_from is not None
+        else:
+            self._allocator.tidy()
+        return LOOK_SECONDS
 
     def _standstill(self) -> float:
         """Seconds for which there is to be no step, unless memory is granted before."""
@@ -204,7 +213,6 @@ class Loop:
         self._tell_memory()
         largest = self._ledger.observed()
         self._link.send(Observed(largest.predicted_bytes, peak, largest.rows, largest.longest))
-        self._allocator.tidy()
 
     def _obey(self, command: Command) -> None:
         match command:

@@ -6,7 +6,7 @@ import pytest
 
 from mlxd.core.clock import ManualClock
 from mlxd.core.heap import Heap
-from mlxd.worker.allocator import TIDY_SECONDS, TRIM_SECONDS, Allocator
+from mlxd.worker.allocator import TRIM_SECONDS, Allocator
 
 pytestmark = pytest.mark.mlx
 
@@ -32,11 +32,11 @@ def test_the_heap_is_trimmed_between_busy_times_and_not_at_each() -> None:
     assert library.trims == 2
 
 
-def test_it_is_trimmed_now_and_then_where_busy_times_follow_each_other_at_once() -> None:
+def test_it_is_tidied_as_often_and_no_more() -> None:
     library, clock = Library(), ManualClock()
     allocator = Allocator(Heap(library), clock.monotonic)
-    for _ in range(90):
-        clock.advance(TIDY_SECONDS / 30)
+    for _ in range(12):
+        clock.advance(TRIM_SECONDS / 4)
         allocator.tidy()
     assert library.trims == 3
 

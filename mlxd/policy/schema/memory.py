@@ -167,7 +167,8 @@ class WorkerLimits(Policy):
         "Memory that a worker's engine takes before it waits for running work", "48GiB"
     )
     mlx_cache_limit: Auto | Size = _limit(
-        "Freed buffers that a worker's engine keeps for reuse, until it has been idle for 5 s",
+        "Freed buffers that a worker's engine keeps for reuse, until it has been idle for 5 s (or "
+        "now and then, on a CPU, for less)",
         "2GiB",
     )
     wired_limit: Auto | Size = _limit("Memory that a worker may wire down for the GPU", "40GiB")
