@@ -122,13 +122,13 @@ class Watcher:
             yield_on_timeout=True, force_polling=False, stop_event=stop,
         ):  # fmt: skip
             self.up = True
-            if not heard or any(
-                path.name == folder.name or watched.get(path.parent) in counting
-                for path in (Path(event) for _, event in events)
-            ):
+            paths = [Path(event) for _, event in events]
+            itself = any(path.name == folder.name for path in paths)
+            other = _watched(folder) != watched or _counting(folder, watched) != counting
+            if not heard or any(watched.get(path.parent) in counting for path in paths):
                 hint()  # the first time for what happened before there were events
             heard = True
-            if _watched(folder) != watched or _counting(folder, watched) != counting:
+            if itself or other:  # a new folder may have the old one's number
                 hint()  # what happens until the new one is listened to
                 return
 

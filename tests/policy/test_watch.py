@@ -93,6 +93,17 @@ async def test_a_folder_that_is_removed_and_made_again_is_watched_again(folder: 
         await looks.next()
 
 
+async def test_a_folder_in_whose_place_there_is_another_at_once_is_watched(folder: Path) -> None:
+    """A file system may give the new one the number that the old one had."""
+    async with watching(folder) as (_, looks):
+        folder.rmdir()
+        folder.mkdir()
+        await looks.next()
+        await looks.calm()
+        (folder / "limits.yaml").write_text("x")
+        await looks.next(5.0)
+
+
 async def test_a_file_behind_a_link_is_watched_where_it_is(folder: Path, tmp_path: Path) -> None:
     real = tmp_path / "elsewhere" / "limits.yaml"
     real.parent.mkdir()
