@@ -101,7 +101,7 @@ async def test_a_folder_in_whose_place_there_is_another_at_once_is_watched(folde
         await looks.next()
         await looks.calm()
         (folder / "limits.yaml").write_text("x")
-        await looks.next(5.0)
+        await looks.next()
 
 
 async def test_a_file_behind_a_link_is_watched_where_it_is(folder: Path, tmp_path: Path) -> None:
