@@ -5,8 +5,10 @@ Measured against real engine processes by benchmarks/memory_model.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import accumulate
 
 from mlxd.core.grouping import divided, least_bytes
 
@@ -29,6 +31,8 @@ PASS_BYTES = 2 * 2**20
 PADDING_PART = 8
 """Of the weights: a step that reads so much more is hardly slower."""
 _LONGEST = 1 << 24
+_REMEMBERED = 1024
+"""Answers of a kind: sums over the same sequences are asked for at each that comes or goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +107,9 @@ def _with_full_blocks(chunk: int, block: int) -> tuple[int, ...]:
     return (chunk, chunk // block * block) if block and chunk > block else (chunk,)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Footprint:
-    """What one loaded model takes."""
+    """What one loaded model takes. What was worked out once is remembered."""
 
     weights_bytes: int
     groups: tuple[LayerGroup, ...]
@@ -203,9 +207,11 @@ class Footprint:
             for length, prompt in zip(joining, prompts, strict=True)
         )
         falling = sorted(prompts, reverse=True)
+        own = _sums(self._caches(1, prompt) for prompt in falling)
+        beyond = _sums(gaps)
         found = [
-            held - sum(self._caches(1, prompt) for prompt in together) - sum(gaps[: len(together)])
-            for held, together in self._chunks(falling, limit, apart=bool(chunk))
+            held - (own[first + rows] - own[first]) - beyond[rows]
+            for held, first, rows in self._chunks(falling, limit, apart=bool(chunk))
         ]
         return max(found, default=0)
 
@@ -216,8 +222,8 @@ class Footprint:
         limit = chunk or chunk_tokens(1, decoding=False)
         falling = sorted(prompts, reverse=True)
         found = []
-        for held, together in self._chunks(falling, limit, apart=bool(chunk)):
-            others = [] if chunk else _without(falling, together)
+        for held, first, rows in self._chunks(falling, limit, apart=bool(chunk)):
+            others = [] if chunk else falling[:first] or falling[rows:]
             found.append(held + self._caches(1, max(others, default=0)))
         return max(found, default=0)
 
@@ -234,26 +240,42 @@ class Footprint:
 
     def _chunks(
         self, prompts: Sequence[int], limit: int, *, apart: bool
-    ) -> Iterator[tuple[int, Sequence[int]]]:
-        """(what is held, for which prompts): of those that share a chunk of `limit` tokens; none do
-        where each is read `apart`.
+    ) -> Iterator[tuple[int, int, int]]:
+        """(what is held, by the prompts from which on, how many): of those that share a chunk of
+        `limit` tokens; none do where each is read `apart`.
 
         Of each number of `prompts` (they fall) the longest that may do so count. A chunk may begin
         anywhere, behind what was kept of a prompt.
         """
+        sums = _sums(prompts)
         for rows in range(1, 1 + (1 if apart else min(PREFILL_ROWS, len(prompts)))):
-            several = (prompts[n : n + rows] for n in range(len(prompts) - rows + 1))
-            together = next((some for some in several if may_share(some)), None)
-            if not together:
-                return
-            length = together[0]
-            size = min(length, max(1, limit // rows))
-            computed = max(
-                self._highest(self.first or self.prefill, rows, size, size),
-                self._highest(self.start, rows, 1, length) if self.start else 0,
-                self._highest(self.prefill, rows, size, length) if size < length else 0,
+            first = next(
+                (
+                    n
+                    for n in range(len(prompts) - rows + 1)
+                    if _pad_little(rows, prompts[n], sums[n + rows] - sums[n])
+                ),
+                None,
             )
-            yield self._caches(rows, length, size) + computed, together
+            if first is None:
+                return
+            yield self._chunk(rows, prompts[first], limit), first, rows
+
+    @cached_property
+    def _chunk(self) -> Callable[[int, int, int], int]:
+        """What is held while `rows` prompts, the longest of `length` tokens, share a chunk of
+        `limit`.
+        """
+        return lru_cache(_REMEMBERED)(self._chunk_afresh)
+
+    def _chunk_afresh(self, rows: int, length: int, limit: int) -> int:
+        size = min(length, max(1, limit // rows))
+        computed = max(
+            self._highest(self.first or self.prefill, rows, size, size),
+            self._highest(self.start, rows, 1, length) if self.start else 0,
+            self._highest(self.prefill, rows, size, length) if size < length else 0,
+        )
+        return self._caches(rows, length, size) + computed
 
     def _together(self, lengths: Sequence[int], of: Callable[[int], int], room: int | None) -> int:
         steps = [_whole_steps(length) for length in lengths]
@@ -274,7 +296,14 @@ class Footprint:
         return self._caches(1, length) + computed
 
     def _caches(self, rows: int, length: int, chunk: int = 0) -> int:
-        return sum(group.bytes_of(rows, length, chunk) for group in self.groups)
+        return rows * self._row_caches(_whole_steps(length), chunk)
+
+    @cached_property
+    def _row_caches(self) -> Callable[[int, int], int]:
+        """Of a row of so many tokens, while so many are prefilled."""
+        return lru_cache(_REMEMBERED)(
+            lambda length, chunk: sum(group.bytes_of(1, length, chunk) for group in self.groups)
+        )
 
     def _highest(self, moments: Sequence[Moment], rows: int, chunk: int, length: int) -> int:
         if not moments:
@@ -298,11 +327,13 @@ def may_share(lengths: Sequence[int]) -> bool:
     """Whether sequences of these lengths, the longest first, pad each other little enough to be
     read together.
     """
-    return len(lengths) * lengths[0] <= max(MOST_PADDED * sum(lengths), SMALL_TOKENS)
+    return _pad_little(len(lengths), lengths[0], sum(lengths))
 
 
-def _without(lengths: Sequence[int], some: Sequence[int]) -> list[int]:
-    left = list(lengths)
-    for length in some:
-        left.remove(length)
-    return left
+def _pad_little(rows: int, longest: int, tokens: int) -> bool:
+    return rows * longest <= max(MOST_PADDED * tokens, SMALL_TOKENS)
+
+
+def _sums(values: Iterable[int]) -> list[int]:
+    """Of the first none, one, two and so on."""
+    return list(accumulate(values, initial=0))

@@ -198,13 +198,14 @@ class Ledger:
         share.claim, share.stage = replace(share.claim, apart=False), _Stage.QUEUED
         self._changed, self._in_it, self._rows_room = True, None, None
 
-    def left(self, id: int) -> None:
-        """A sequence is out of the engine, for whatever reason."""
+    def left(self, *ids: int) -> None:
+        """These sequences are out of the engine, for whatever reason."""
         self._note_peak()
-        share = self._shares.pop(id)
-        self._half_read = self._half_read or share.stage is _Stage.JOINING
-        self._asked.pop(id, None)
-        self._growing.pop(id, None)
+        for id in ids:
+            share = self._shares.pop(id)
+            self._half_read = self._half_read or share.stage is _Stage.JOINING
+            self._asked.pop(id, None)
+            self._growing.pop(id, None)
         self._changed, self._in_it, self._rows_room = True, None, None
 
     def again(self) -> None:
@@ -238,7 +239,7 @@ class Ledger:
         self._look_at = min(
             (self._patience(claim) for claim in self._waiting.values()), default=float("inf")
         )
-        self._rows_room = self._room_of_rows()
+        self._rows_room = None
         return verdict
 
     @property

@@ -410,11 +410,11 @@ class Loop:
 
     def _forget(self, uids: Iterable[int]) -> None:
         uids = list(uids)
-        for uid in uids:
-            id = self._running.pop(uid).job.id
+        ids = [self._running.pop(uid).job.id for uid in uids]
+        for id in ids:
             del self._uids[id]
-            self._ledger.left(id)
             self._warming.over(id)
+        self._ledger.left(*ids)
         self._count()
         with self._bearing():
             self._engine.remove(uids)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from mlxd.core.footprint import (
@@ -105,6 +107,26 @@ def test_prompts_are_read_together_that_pad_each_other_little() -> None:
     assert may_share([8000, 7900, 7800])
     assert may_share([120, 1]), "hardly any tokens"
     assert not may_share([8000, 20])
+
+
+def test_what_was_asked_before_changes_no_answer() -> None:
+    window = LayerGroup(3, token_bytes=7, window=300, constant_bytes=11)
+    parts: dict[str, Any] = {
+        "groups": (FULL, window),
+        "first": (Moment(row=100, token=5, pair=1),),
+        "prefill": (Moment(token=9, key=2, window_pair=3),),
+        "start": (Moment(key=4),),
+    }
+    asked = Footprint(1000, **parts)
+    loads = [[rows * 37 + n * 300 for n in range(rows)] for rows in range(1, 12)]
+    for chunk in (0, 128, 512):
+        for load in loads:
+            for prompts in (load, [length // 2 for length in load]):
+                fresh = Footprint(1000, **parts)
+                wanted = fresh.peak_bytes([100], load, chunk, prompts=prompts)
+                assert asked.peak_bytes([100], load, chunk, prompts=prompts) == wanted
+                fresh = Footprint(1000, **parts)
+                assert asked.alone_bytes(prompts, chunk) == fresh.alone_bytes(prompts, chunk)
 
 
 def test_only_so_many_prompts_are_read_at_a_time() -> None:

@@ -356,12 +356,30 @@ def test_while_nobody_comes_or_goes_nothing_is_computed(monkeypatch):
     assert len(asked) == 1, "what it would hold is what it holds then"
     begin(made, 1)
     made.decide(0)
+    assert made.allowance
     asked.clear()
     for n in range(100):
         made.took([1])
         made.decide(n)
         assert made.allowance
     assert not asked
+
+
+def test_those_that_leave_together_are_looked_at_once(monkeypatch):
+    looks = []
+
+    def peak_bytes(self: Footprint, *given: Any, **more: Any) -> int:
+        looks.append(given)
+        return real(self, *given, **more)
+
+    made, real = ledger(8, *(claim(n, 256) for n in range(1, 4))), Footprint.peak_bytes
+    made.decide(0)
+    for n in range(1, 4):
+        begin(made, n)
+    monkeypatch.setattr(Footprint, "peak_bytes", peak_bytes)
+    made.left(1, 2, 3)
+    assert len(looks) == 1
+    assert made.observed().rows == 3
 
 
 def test_at_the_end_of_a_reservation_a_denial_is_final():
