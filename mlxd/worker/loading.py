@@ -24,6 +24,7 @@ from mlxd.worker.allocator import is_exhaustion
 from mlxd.worker.architectures import classes_of
 from mlxd.worker.encoder import Encoder
 from mlxd.worker.machine import has_gpu
+from mlxd.worker.matrices import lay_out
 from mlxd.worker.panic import is_panic
 from mlxd.worker.quantised import QuantisedCache, quantised
 from mlxd.worker.refusal import LoadError
@@ -99,6 +100,8 @@ def load(
     if adapter is not None:
         tell(Loading("adapter"))
         stage("the adapter", lambda: _adapt(model, adapter))
+    if not has_gpu():
+        stage("the weights", lambda: lay_out(model))
     tell(Loading("tokenizer"))
     tokenizer = stage("the tokenizer", lambda: _tokenizer(folder, config, trust, template))
     tell(Loading("first_step"))
