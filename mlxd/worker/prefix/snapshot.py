@@ -129,6 +129,8 @@ def _changed(leaf: Any, change: Callable[[mx.array], mx.array]) -> Any:
     if isinstance(leaf, ArraysCache):
         other.cache = [None if array is None else change(array) for array in leaf.cache]
         other.left_padding = other.lengths = None
+    elif isinstance(leaf.keys, mx.array):  # most are, and each layer of each prompt comes here
+        other.keys, other.values = change(leaf.keys), change(leaf.values)
     elif not leaf.empty():
         other.keys, other.values = tree_map(change, (leaf.keys, leaf.values))
     return other
@@ -174,5 +176,10 @@ def _full_pairs(one: Caches, other: Caches) -> Iterator[tuple[Any, Any]]:
 
 
 def _arrays(leaf: Any) -> list[mx.array]:
-    tree = leaf.cache if isinstance(leaf, ArraysCache) else [leaf.keys, leaf.values]
+    if isinstance(leaf, ArraysCache):
+        tree = leaf.cache
+    elif isinstance(leaf.keys, mx.array):
+        return [leaf.keys, leaf.values]
+    else:
+        tree = [leaf.keys, leaf.values]
     return [array for _, array in tree_flatten(tree) if array is not None]
