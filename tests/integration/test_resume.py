@@ -269,7 +269,7 @@ def test_where_no_slot_is_free_it_is_refused_and_goes_on_later(lend: Lend) -> No
         "limits": "concurrency: {max_in_flight: 1, max_waiting: 0}\n"
         "rate_limit: [{name: resumed, requests: 4, window: 600s}]\n"
     })  # fmt: skip
-    body = question(CHAT, "later")
+    body = question(CHAT, "later", tokens=1500)  # so many that the cut is in the middle of it
     whole = undisturbed(daemon, CHAT, body)
     cut = Cut(daemon, CHAT, body)
     cut.read(1500)
