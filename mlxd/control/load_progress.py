@@ -17,6 +17,7 @@ _IN_WORDS: dict[Stage, str] = {
     "adapter": "puts its adapter on",
     "tokenizer": "reads its tokenizer",
     "first_step": "makes its first step",
+    "layout": "lays out its weights",
     "footprint": "is measured",
 }
 

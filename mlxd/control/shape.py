@@ -59,17 +59,35 @@ def _draft_groups(draft: ModelCard) -> tuple[LayerGroup, ...]:
     return groups_of(draft.config, Dimensions.of(draft.config, item_bytes(draft)), 0)
 
 
-def loading_bytes(card: ModelCard) -> int:
-    """The most that is held while the weights are read, by the files alone."""
+def loading_bytes(card: ModelCard, *, laid_out: bool = sys.platform == "linux") -> int:
+    """The most that is held while it is loaded, by the files alone. `laid_out`: float32 is turned,
+    one matrix after the other (worker/matrices.py), which a GPU would not need.
+    """
     quantization = card.config.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     if method == "fp8" and "quantization" not in card.config:
         return 2 * card.size_bytes  # it is unpacked into 16 bits
-    experts = number(card.config, "num_local_experts", "num_experts", "n_routed_experts")
-    layers = number(card.config, *LAYERS)
-    if experts > 1 and layers and card.experts_apart:
-        return card.size_bytes + _MOE_STACKS * card.size_bytes // max(_MOE_STACKS, layers)
-    return card.size_bytes
+    matrix = _largest_matrix(card) if laid_out else 0
+    return card.size_bytes + max(_stacked_bytes(card), min(matrix, card.size_bytes))
+
+
+def _stacked_bytes(card: ModelCard) -> int:
+    """Of experts that are put together."""
+    experts, layers = number(card.config, *EXPERTS), number(card.config, *LAYERS)
+    if experts <= 1 or not layers or not card.experts_apart:
+        return 0
+    return _MOE_STACKS * card.size_bytes // max(_MOE_STACKS, layers)
+
+
+def _largest_matrix(card: ModelCard) -> int:
+    """Bytes; 0 where weights are no float32."""
+    config = card.config
+    if item_bytes(card) != FLOAT32 or "bit" in card.quantization:
+        return 0
+    hidden = number(config, "hidden_size", "d_model", "n_embd", "dim")
+    inner = number(config, "intermediate_size", "ffn_hidden_size", "n_inner")
+    experts = number(config, *EXPERTS) * (number(config, "moe_intermediate_size") or inner)
+    return FLOAT32 * hidden * max(number(config, "vocab_size"), inner, experts)
 
 
 def item_bytes(card: ModelCard) -> int:
@@ -79,6 +97,7 @@ def item_bytes(card: ModelCard) -> int:
     return FLOAT32 if any(word in ("f32", "float32") for word in known) else 2
 
 
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """Where configs say how many there are."""
 

@@ -202,7 +202,7 @@ class Warm(msgspec.Struct, frozen=True, tag="warm"):
     """Everything that an engine needs is imported: from here on a load is the model's own."""
 
 
-Stage = Literal["weights", "adapter", "tokenizer", "first_step", "footprint"]
+Stage = Literal["weights", "adapter", "tokenizer", "first_step", "layout", "footprint"]
 
 
 class Loading(msgspec.Struct, frozen=True, tag="loading"):

@@ -23,7 +23,7 @@ from mlxd.ipc.messages import Loading
 from mlxd.worker.allocator import is_exhaustion
 from mlxd.worker.architectures import classes_of
 from mlxd.worker.encoder import Encoder
-from mlxd.worker.machine import has_gpu
+from mlxd.worker.machine import has_gpu, has_reference_blas
 from mlxd.worker.matrices import lay_out
 from mlxd.worker.panic import is_panic
 from mlxd.worker.quantised import QuantisedCache, quantised
@@ -100,12 +100,14 @@ def load(
     if adapter is not None:
         tell(Loading("adapter"))
         stage("the adapter", lambda: _adapt(model, adapter))
-    if not has_gpu():
-        stage("the weights", lambda: lay_out(model))
     tell(Loading("tokenizer"))
     tokenizer = stage("the tokenizer", lambda: _tokenizer(folder, config, trust, template))
     tell(Loading("first_step"))
     width = stage("a first step", lambda: _first_step(model))
+    if has_reference_blas():
+        tell(Loading("layout"))
+        logits = 0 if isinstance(model, Encoder) else width
+        stage("the weights", lambda: lay_out(model, logits))
     kv = stage(f"kv_bits {kv_bits}", lambda: quantised(model, kv_bits)) if kv_bits else None
     return Loaded(
         model=model,

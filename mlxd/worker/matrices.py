@@ -2,37 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.nn import Embedding, Linear
 from mlx_lm.models.switch_layers import SwitchLinear
 
+_AT_ONCE = 64
+"""Rows that are copied together: of more, a cache holds no whole lines until the next row."""
+_SUMMED = frozenset(("DoRALinear", "DoRAEmbedding"))
+"""Adapters that add a matrix to the weights of the layer in them, at each step."""
 
-def lay_out(model: Any) -> None:
+
+def lay_out(model: Any, width: int) -> None:
     """Have its matrices lie in memory column by column; what they say stays what it is, and what is
-    computed with them the same to the last bit.
+    computed with them the same to the last bit. `width`: of a row of logits; 0: it makes none.
 
-    On Linux MLX multiplies float32 by the reference BLAS. Where the second factor is transposed, as
-    the weights of a linear layer are, `sgemm` takes one dot product after the other; where its rows
-    lie in one piece, it goes along these, in a half to a quarter of the time. Both add up a
-    number's products in the same order, unless a bias is added as well: such layers stay as they
-    are. No more than one matrix is held twice.
+    On Linux MLX's wheel multiplies float32 by the reference BLAS. Where the second factor is
+    transposed, as the weights of a linear layer are, `sgemm` takes one dot product after the other;
+    where its rows lie in one piece, it goes along these, in a half to a quarter of the time. Both
+    add up a number's products in the same order, unless a bias is added as well: such layers stay
+    as they are. One matrix is held twice at a time.
     """
     modules = [module for _, module in model.named_modules()]
-    linear = [module for module in modules if isinstance(module, Linear)]
-    heads = {module.weight.shape for module in linear}
-    tied = [
-        module
+    summed = {
+        id(inner)
         for module in modules
-        if isinstance(module, Embedding) and module.weight.shape not in heads
-    ]
-    experts = [module for module in modules if isinstance(module, SwitchLinear)]
-    for module in (*(one for one in linear if "bias" not in one), *tied, *experts):
-        if module.weight.dtype == mx.float32:
-            module.weight = _by_column(module.weight)
-            mx.eval(module.weight)
+        if type(module).__name__ in _SUMMED
+        for inner in module.children().values()
+    }
+    weighted = [one for one in modules if isinstance(one.get("weight"), mx.array)]
+    sharers: dict[int, list[Any]] = {}
+    for module in weighted:
+        sharers.setdefault(id(module["weight"]), []).append(module)
+    heads = _Heads(weighted, width)
+    for several in sharers.values():
+        fit = all(id(one) not in summed and "bias" not in one for one in several)
+        if fit and any(_is_factor(one) or one in heads for one in several):
+            _turn(several)
 
 
-def _by_column(weight: mx.array) -> mx.array:
-    return mx.contiguous(weight.swapaxes(-1, -2)).swapaxes(-1, -2)
+class _Heads:
+    """Tables of tokens that are the last layer as well."""
+
+    def __init__(self, modules: Sequence[Any], width: int) -> None:
+        linear = [one["weight"].shape for one in modules if isinstance(one, Linear)]
+        self._hidden = {shape[-1] for shape in linear}
+        self._width = width if all(shape[0] != width for shape in linear) else 0
+
+    def __contains__(self, module: Any) -> bool:
+        if not isinstance(module, Embedding):
+            return False
+        rows, columns = module["weight"].shape
+        return rows == self._width and columns in self._hidden
+
+
+def _is_factor(module: Any) -> bool:
+    return isinstance(module, Linear | SwitchLinear)
+
+
+def _turn(sharers: Sequence[Any]) -> None:
+    """Layers that have one matrix."""
+    weight = sharers[0]["weight"]
+    if weight.dtype != mx.float32:
+        return
+    turned = mx.zeros((*weight.shape[:-2], weight.shape[-1], weight.shape[-2]))
+    mx.eval(weight, turned)
+    source, target = np.asarray(weight), np.asarray(turned)
+    for at in range(0, weight.shape[-2], _AT_ONCE):
+        rows = slice(at, at + _AT_ONCE)
+        target[..., rows] = source[..., rows, :].swapaxes(-1, -2)
+    laid_out = turned.swapaxes(-1, -2)
+    for one in sharers:
+        one["weight"] = laid_out

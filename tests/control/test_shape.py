@@ -140,6 +140,17 @@ def test_experts_are_put_together_while_they_are_loaded() -> None:
     assert loading_bytes(replace(apart, experts_apart=False)) == 6000, "they are together on disk"
 
 
+def test_the_largest_matrix_of_float32_is_held_twice_where_it_is_laid_out() -> None:
+    whole = card("f32", size=10**6, vocab_size=1000)
+    assert loading_bytes(whole, laid_out=True) == 10**6 + 4 * 128 * 1000
+    assert loading_bytes(whole, laid_out=False) == 10**6
+    experts = card("f32", size=10**6, num_experts=8, moe_intermediate_size=200)
+    assert loading_bytes(experts, laid_out=True) == 10**6 + 4 * 128 * 8 * 200
+    assert loading_bytes(card("f32", vocab_size=10**6), laid_out=True) == 2000, "it has no more"
+    for other in ("f16", "4bit"):
+        assert loading_bytes(card(other, vocab_size=1000), laid_out=True) == 1000
+
+
 def test_weights_of_8_bits_are_unpacked_while_they_are_loaded() -> None:
     assert loading_bytes(card(quantization_config={"quant_method": "fp8"})) == 2000
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlxd.core.footprint import (
     PASS_BYTES,
+    PREFILL_ROWS,
     Footprint,
     LayerGroup,
     Moment,
@@ -109,24 +110,72 @@ def test_prompts_are_read_together_that_pad_each_other_little() -> None:
     assert not may_share([8000, 20])
 
 
-def test_what_was_asked_before_changes_no_answer() -> None:
-    window = LayerGroup(3, token_bytes=7, window=300, constant_bytes=11)
-    parts: dict[str, Any] = {
-        "groups": (FULL, window),
-        "first": (Moment(row=100, token=5, pair=1),),
-        "prefill": (Moment(token=9, key=2, window_pair=3),),
-        "start": (Moment(key=4),),
-    }
-    asked = Footprint(1000, **parts)
-    loads = [[rows * 37 + n * 300 for n in range(rows)] for rows in range(1, 12)]
-    for chunk in (0, 128, 512):
-        for load in loads:
-            for prompts in (load, [length // 2 for length in load]):
-                fresh = Footprint(1000, **parts)
-                wanted = fresh.peak_bytes([100], load, chunk, prompts=prompts)
-                assert asked.peak_bytes([100], load, chunk, prompts=prompts) == wanted
-                fresh = Footprint(1000, **parts)
-                assert asked.alone_bytes(prompts, chunk) == fresh.alone_bytes(prompts, chunk)
+def plainly_read(footprint: Footprint, joining: list[int], prompts: list[int], limit: int) -> int:
+    """`reading_bytes`, by its words: for each number of prompts the longest that share a chunk."""
+    falling = sorted(prompts, reverse=True)
+    held = lambda lengths: sum(footprint.cache_bytes([one]) for one in lengths)  # noqa: E731
+    beyond = sorted(held([j]) - held([p]) for j, p in zip(joining, prompts, strict=True))
+    found = []
+    for rows in range(1, 1 + min(PREFILL_ROWS, len(falling))):
+        runs = [falling[n : n + rows] for n in range(len(falling) - rows + 1)]
+        run = next((run for run in runs if may_share(run)), None)
+        if run is None:
+            break
+        chunk = footprint._chunk_afresh(rows, run[0], limit)
+        found.append(chunk - held(run) - sum(beyond[:rows]))
+    return max(found, default=0)
+
+
+def plainly_alone(footprint: Footprint, prompts: list[int], limit: int) -> int:
+    """`alone_bytes`, by its words: with the longest of the others half read."""
+    falling, found = sorted(prompts, reverse=True), []
+    for rows in range(1, 1 + min(PREFILL_ROWS, len(falling))):
+        runs = [falling[n : n + rows] for n in range(len(falling) - rows + 1)]
+        run = next((run for run in runs if may_share(run)), None)
+        if run is None:
+            break
+        others = list(falling)
+        for one in run:
+            others.remove(one)
+        half = footprint.cache_bytes([max(others, default=0)])
+        found.append(footprint._chunk_afresh(rows, run[0], limit) + half)
+    return max(found, default=0)
+
+
+LAYERED = Footprint(
+    1000,
+    (FULL, LayerGroup(3, token_bytes=7, window=300, constant_bytes=11)),
+    first=(Moment(row=100, token=5, pair=1),),
+    prefill=(Moment(token=9, key=2, window_pair=3),),
+    start=(Moment(key=4),),
+)
+"""The same in all draws: what it remembers of the others must not show."""
+
+
+@given(st.lists(st.tuples(st.integers(1, 5000), st.integers(0, 2000)), max_size=12))
+def test_sums_are_what_their_words_say_whatever_was_asked_before(
+    load: list[tuple[int, int]],
+) -> None:
+    prompts = [prompt for prompt, _ in load]
+    joining = [prompt + answer for prompt, answer in load]
+    beside, alone = chunk_tokens(1, decoding=True), chunk_tokens(1, decoding=False)
+    wanted = plainly_read(LAYERED, joining, prompts, beside)
+    assert LAYERED.reading_bytes(joining, prompts) == wanted
+    assert LAYERED.alone_bytes(prompts) == plainly_alone(LAYERED, prompts, alone)
+
+
+def test_a_long_one_that_pads_too_much_is_half_read_while_short_ones_are() -> None:
+    footprint = Footprint(0, (FULL,), prefill=(Moment(row=10**7),))
+    assert footprint.alone_bytes([4096, 10, 10]) == 2 * 10**7 + 2 * 10 * (2 * 256 + 4096)
+    assert footprint.reading_bytes([4096, 10, 10], [4096, 10, 10]) == 2 * 10**7
+
+
+def test_what_was_worked_out_is_not_worked_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    footprint = Footprint(0, (FULL,), prefill=(Moment(token=1),))
+    loads = [700, 650]
+    asked = footprint.reading_bytes(loads, loads), footprint.alone_bytes(loads)
+    monkeypatch.setattr(Moment, "bytes_of", None)
+    assert (footprint.reading_bytes(loads, loads), footprint.alone_bytes(loads)) == asked
 
 
 def test_only_so_many_prompts_are_read_at_a_time() -> None:

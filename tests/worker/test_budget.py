@@ -617,18 +617,21 @@ class Life(RuleBasedStateMachine):
             over = self.ledger.took(ids)
             for id in ids:
                 self.used[id] += 1
-                if id in over or self.used[id] == self.running[id].longest:
-                    self.leave(id)
+            self.leave(*(
+                id for id in ids if id in over or self.used[id] == self.running[id].longest
+            ))  # fmt: skip
             self.decide(0.0)
 
     @invariant()
     def what_it_remembers_is_as_it_is(self) -> None:
         assert self.ledger._held() == self.ledger._reserved()
+        assert self.ledger.rows_room == self.ledger._room_of_rows()
 
-    def leave(self, id: int) -> None:
-        self.ledger.left(id)
-        del self.running[id]
-        self.decoding.discard(id)
+    def leave(self, *ids: int) -> None:
+        self.ledger.left(*ids)
+        for id in ids:
+            del self.running[id]
+            self.decoding.discard(id)
 
     @precondition(lambda self: self.running or self.waiting)
     @rule(pick=st.integers(0, 10))

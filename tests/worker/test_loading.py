@@ -224,4 +224,5 @@ def test_a_load_tells_how_many_bytes_of_its_weights_it_has_read(
     assert shares == sorted(shares)
     assert {total for _, total in shares} == {size}
     assert shares[-1][0] > 0.95 * size, "the header is read before"
-    assert told[-1].stage == "first_step"
+    stages = list(dict.fromkeys(said.stage for said in told))
+    assert stages[:3] == ["weights", "tokenizer", "first_step"]
