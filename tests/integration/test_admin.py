@@ -301,7 +301,7 @@ class TestRollback:
         asked(running, "reload")
         status, outcome = asked(running, "rollback", str(first))
         assert (status, outcome["result"], outcome["generation"]) == (0, "applied", first + 2)
-        assert outcome["seconds"] <= 0.2
+        assert outcome["seconds"] < 2.0, "it waits for none of the watcher's looks"
         assert file.read_bytes() == before
         assert running.health()["max_concurrent"] == 4
         story = asked(running, "history")[1]["history"]

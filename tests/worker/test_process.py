@@ -267,12 +267,15 @@ def test_every_token_is_sent_when_it_is_made(worker):
 
 
 def test_counts_and_times_are_measured(worker):
+    began = time.monotonic()
     told = worker.run(messages=asked(6), max_tokens=20)
+    passed = time.monotonic() - began
     assert told.accepted is not None
     assert told.ended is not None
     assert told.ended.prompt_tokens == told.accepted.prompt_tokens > 20
     assert told.ended.completion_tokens == 20
-    assert 0 < told.ended.prefill_seconds < told.ended.decode_seconds < 10
+    assert min(told.ended.prefill_seconds, told.ended.decode_seconds) > 0
+    assert told.ended.prefill_seconds + told.ended.decode_seconds <= passed
 
 
 @pytest.mark.parametrize("width", [1, 3, 12])
