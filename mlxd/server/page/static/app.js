@@ -13,7 +13,7 @@ import * as tenants from "./tenants.js";
 
 const EVERY_MS = 1000;
 const VIEWS = { overview: null, models, requests, tenants, policies, events, chat };
-const RENEWED = new Set(["requests", "tenants"]);
+const RENEWED = new Set(["requests", "tenants", "events"]);
 /** Views that are asked for anew every few seconds, in place of the state. */
 const EACH = 4;
 const MODELS_CHANGED = new Set(["load", "evict", "worker_up", "worker_down", "model_pulled", "model_removed", "model_created", "model_copied", "name_removed"]);
