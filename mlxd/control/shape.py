@@ -81,13 +81,12 @@ def _stacked_bytes(card: ModelCard) -> int:
 
 def _largest_matrix(card: ModelCard) -> int:
     """Bytes; 0 where weights are no float32."""
-    config = card.config
     if item_bytes(card) != FLOAT32 or "bit" in card.quantization:
         return 0
-    hidden = number(config, "hidden_size", "d_model", "n_embd", "dim")
-    inner = number(config, "intermediate_size", "ffn_hidden_size", "n_inner")
-    experts = number(config, *EXPERTS) * (number(config, "moe_intermediate_size") or inner)
-    return FLOAT32 * hidden * max(number(config, "vocab_size"), inner, experts)
+    dimensions = Dimensions.of(card.config, FLOAT32)
+    expert = dimensions.inner // max(1, dimensions.experts)
+    stacked = expert * max(1, number(card.config, *EXPERTS))
+    return FLOAT32 * dimensions.hidden * max(number(card.config, "vocab_size"), stacked)
 
 
 def item_bytes(card: ModelCard) -> int:

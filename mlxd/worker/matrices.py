@@ -11,7 +11,7 @@ from mlx.nn import Embedding, Linear
 from mlx_lm.models.switch_layers import SwitchLinear
 
 _AT_ONCE = 64
-"""Rows that are copied together: of more, a cache holds no whole lines until the next row."""
+"""Rows that are copied together: all at once take up to three times as long."""
 _SUMMED = frozenset(("DoRALinear", "DoRAEmbedding"))
 """Adapters that add a matrix to the weights of the layer in them, at each step."""
 
@@ -37,30 +37,22 @@ def lay_out(model: Any, width: int) -> None:
     sharers: dict[int, list[Any]] = {}
     for module in weighted:
         sharers.setdefault(id(module["weight"]), []).append(module)
-    heads = _Heads(weighted, width)
+    factors = [one for one in weighted if isinstance(one, Linear | SwitchLinear)]
+    turning = {id(one) for one in (*factors, *_heads(weighted, width))}
     for several in sharers.values():
         fit = all(id(one) not in summed and "bias" not in one for one in several)
-        if fit and any(_is_factor(one) or one in heads for one in several):
+        if fit and any(id(one) in turning for one in several):
             _turn(several)
 
 
-class _Heads:
+def _heads(modules: Sequence[Any], width: int) -> list[Any]:
     """Tables of tokens that are the last layer as well."""
-
-    def __init__(self, modules: Sequence[Any], width: int) -> None:
-        linear = [one["weight"].shape for one in modules if isinstance(one, Linear)]
-        self._hidden = {shape[-1] for shape in linear}
-        self._width = width if all(shape[0] != width for shape in linear) else 0
-
-    def __contains__(self, module: Any) -> bool:
-        if not isinstance(module, Embedding):
-            return False
-        rows, columns = module["weight"].shape
-        return rows == self._width and columns in self._hidden
-
-
-def _is_factor(module: Any) -> bool:
-    return isinstance(module, Linear | SwitchLinear)
+    linear = [one["weight"].shape for one in modules if isinstance(one, Linear)]
+    if any(shape[0] == width for shape in linear):
+        return []
+    hidden = {shape[-1] for shape in linear}
+    tables = [(one, one["weight"].shape) for one in modules if isinstance(one, Embedding)]
+    return [one for one, shape in tables if shape[0] == width and shape[-1] in hidden]
 
 
 def _turn(sharers: Sequence[Any]) -> None:

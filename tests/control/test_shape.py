@@ -144,7 +144,9 @@ def test_the_largest_matrix_of_float32_is_held_twice_where_it_is_laid_out() -> N
     whole = card("f32", size=10**6, vocab_size=1000)
     assert loading_bytes(whole, laid_out=True) == 10**6 + 4 * 128 * 1000
     assert loading_bytes(whole, laid_out=False) == 10**6
-    experts = card("f32", size=10**6, num_experts=8, moe_intermediate_size=200)
+    experts = card(
+        "f32", size=10**6, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=200
+    )
     assert loading_bytes(experts, laid_out=True) == 10**6 + 4 * 128 * 8 * 200
     assert loading_bytes(card("f32", vocab_size=10**6), laid_out=True) == 2000, "it has no more"
     for other in ("f16", "4bit"):
