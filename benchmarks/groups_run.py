@@ -69,10 +69,10 @@ def main() -> None:
     model = load(Path(order["model"])).model
     footprint = _footprint(model)
     short, long = [order["short"]] * order["rows"], [order["long"]]
-    together = Run(model, Groups(model, footprint), [*long, *short])
-    shorts = Run(model, Groups(model, footprint), short)
-    lone = Run(model, Groups(model, footprint), long)
-    padded = Run(model, Groups(model), [*long, *short])
+    together = Run(model, Groups(footprint), [*long, *short])
+    shorts = Run(model, Groups(footprint), short)
+    lone = Run(model, Groups(footprint), long)
+    padded = Run(model, Groups(), [*long, *short])
     for _ in range(order["rounds"]):
         found = {
             "short": shorts.gap(order["steps"]),

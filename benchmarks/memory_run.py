@@ -105,9 +105,9 @@ def _predicted(footprint: Footprint, scenario: Scenario) -> int:
 
 def _peak(model: Any, footprint: Footprint, scenario: Scenario) -> int:
     """Nothing that an earlier scenario left counts, nor how long anything takes."""
-    groups = Groups(model, footprint)
+    groups = Groups(footprint)
     engine = MlxEngine(model, [], batches=groups, clock=lambda: 0.0)
-    engine._pace.prefilled(PREFILL_ALONE, 0.0, decoding=False)
+    engine._pace.prefilled(PREFILL_ALONE, 0.0, beside=False)
     engine.insert([Prompt([1] * FIRST_TOKENS, 1, greedy)])
     while len(engine):
         engine.step()

@@ -238,7 +238,7 @@ def _engine(
     return MlxEngine(
         loaded.model,
         stop_tokens,
-        batches=Groups(loaded.model, footprint, lambda: ledger.rows_room, speculation),
+        batches=Groups(footprint, lambda: ledger.rows_room, speculation),
         prefixes=prefixes,
         tuned=tuned,
         speculation=speculation,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import GenerationBatch
+from mlx_lm.generate import GenerationBatch, PromptProcessingBatch
+from mlx_lm.models.cache import TokenBuffer
 
 from mlxd.worker.engine import Constraint, Sampler
 from mlxd.worker.masks import masked
@@ -23,24 +24,38 @@ class Batch(GenerationBatch):  # type: ignore[misc]
 
     scored: set[int]
     constraints: dict[int, Constraint]
+    fresh: set[int]
+    """Sequences whose next tokens are the last ones of their prompts."""
     _next_tokens: mx.array
     _next_logprobs: list[mx.array | None]
     _begun = False
-    _told_early = False
-    """Its next tokens are told already, and not yet in the caches."""
+    is_told = False
+    """Its next tokens are known to whoever wants them, and not yet in the caches."""
 
-    @property
-    def is_new(self) -> bool:
-        """None of its sequences has said anything."""
-        return not any(self._num_tokens)
+    @classmethod
+    def of(cls, read: PromptProcessingBatch, last: list[int]) -> Batch:
+        """Takes over prompts that are read but for their last tokens."""
+        batch: Batch = cls.empty(read.model, read.fallback_sampler)
+        batch.uids, batch.prompt_cache, batch.tokens = read.uids, read.prompt_cache, read.tokens
+        batch.samplers, batch.logits_processors = read.samplers, read.logits_processors
+        batch.max_tokens, batch.stop_sequences = read.max_tokens, read.stop_sequences
+        batch._token_context = [TokenBuffer(tokens) for tokens in read.tokens]
+        batch._num_tokens = [0] * len(read.uids)
+        batch._matchers = [stops.matcher() for stops in read.stop_sequences]
+        batch._next_tokens = mx.array(last, mx.uint32)
+        batch._next_logprobs = [None] * len(read.uids)
+        batch.is_told = True
+        return batch
 
-    def first(self) -> list[Any]:
-        """In place of `next`, for a new batch: its first tokens, as soon as they are there.
+    def early(self) -> list[Any]:
+        """In place of `next`: its next tokens as soon as they are there, and none begun behind
+        them.
 
-        To begin with the second ones takes nearly as long as to compute them: MLX lets no more than
-        a few operations wait (docs/decisions/0016-prefill.md).
+        To begin with those takes nearly as long as to compute them: MLX lets no more than a few
+        operations wait (docs/decisions/0016-prefill.md).
         """
-        self._told_early = True
+        self.catch_up()
+        self.is_told = True
         responses: list[Any] = self.next()
         return responses
 
@@ -54,20 +69,20 @@ class Batch(GenerationBatch):  # type: ignore[misc]
 
     def extend(self, batch: Any) -> None:
         """Take over another batch's sequences."""
-        self.catch_up()
-        if isinstance(batch, Batch):
+        if self.is_told != batch.is_told:
+            self.catch_up()
             batch.catch_up()
         super().extend(batch)
 
     def catch_up(self) -> None:
-        """With what was told early, as if it had been told by a step like others. Whoever goes by
-        which tokens are next does so before.
+        """Start to compute the tokens behind those that are told: then its next ones are told by
+        a step like others. Whoever goes by which tokens are next does so before.
         """
-        if self._told_early and self.uids:
+        if self.is_told and self.uids:
             self._advance()
             tokens, _ = _evaluated(self._current_tokens, self._current_logprobs)
             self._note(tokens)
-        self._told_early = False
+        self.is_told = False
 
     def _advance(self) -> None:
         """Start to compute the tokens behind the next ones, which are the current ones then."""
@@ -75,6 +90,7 @@ class Batch(GenerationBatch):  # type: ignore[misc]
         self._current_logprobs = self._next_logprobs
         logits = self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :]
         self._next_tokens, self._next_logprobs, contexts = self.draw(logits, inputs)
+        self.fresh.difference_update(self.uids)
         mx.async_eval(self._next_tokens, self._next_logprobs, contexts)  # type: ignore[no-untyped-call]
 
     def draw(
@@ -133,7 +149,7 @@ class Batch(GenerationBatch):  # type: ignore[misc]
 
     def _step(self) -> tuple[list[int], list[Any]]:
         """As upstream, but for what becomes of the logits."""
-        if self._told_early:
+        if self.is_told:
             return _evaluated(self._next_tokens, self._next_logprobs)
         self.begin()
         self._begun = False
@@ -155,8 +171,8 @@ class Batch(GenerationBatch):  # type: ignore[misc]
             return logits
         mx.async_eval(logits)  # type: ignore[no-untyped-call]
         tokens: list[int] = inputs.tolist()  # type: ignore[assignment]
-        for constraint, token in zip(constraints, tokens, strict=True):
-            if constraint is not None:
+        for uid, constraint, token in zip(self.uids, constraints, tokens, strict=True):
+            if constraint is not None and uid not in self.fresh:
                 constraint.take(token)
         return masked(logits, constraints)
 
@@ -164,14 +180,8 @@ class Batch(GenerationBatch):  # type: ignore[misc]
         """Only sequences with processors keep the context that those read."""
         if not any(self.logits_processors):
             return logits, []
-        each = [
-            [process for process in processors if process is not self.constraints.get(uid)]
-            for uid, processors in zip(self.uids, self.logits_processors, strict=True)
-        ]
-        if not any(each):
-            return logits, []
         rows, contexts = [], []
-        for e, processors in enumerate(each):
+        for e, processors in enumerate(self.logits_processors):
             row = logits[e : e + 1]
             if processors:
                 context = self._token_context[e].update_and_fetch(inputs[e : e + 1])

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 if TYPE_CHECKING:
     import mlx.core as mx
 
+    from mlxd.worker.batch import Batch
+
 COMPLETION_BATCH = 32
 """Sequences that decode together."""
 
@@ -169,8 +171,13 @@ class Batches(Protocol):
     """Those of whose tokens log-probabilities are wanted, from before they join."""
     constraints: dict[int, Constraint]
 
-    def join(self, batch: Any) -> None:
-        """Take over a GenerationBatch whose first tokens are computed."""
+    @property
+    def under_way(self) -> bool:
+        """Tokens are computed, or will be, whatever is computed next."""
+        ...
+
+    def join(self, batch: Batch) -> None:
+        """Take over those whose prompts are read but for their last tokens."""
         ...
 
     def step(self) -> list[Any]:

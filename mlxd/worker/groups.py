@@ -10,7 +10,6 @@ from mlxd.core.footprint import STEP_TOKENS, Footprint
 from mlxd.core.grouping import UNBOUNDED, Place, regrouped
 from mlxd.worker.batch import Batch
 from mlxd.worker.engine import Constraint
-from mlxd.worker.sampling import greedy
 from mlxd.worker.speculation import Speculation
 
 
@@ -21,7 +20,6 @@ class Groups:
 
     def __init__(
         self,
-        model: Any,
         footprint: Footprint | None = None,
         room: Callable[[], int] = lambda: UNBOUNDED,
         speculation: Speculation | None = None,
@@ -33,7 +31,8 @@ class Groups:
         """
         self.scored: set[int] = set()
         self.constraints: dict[int, Constraint] = {}
-        self._model = model
+        self._fresh: set[int] = set()
+        """Those without a token yet."""
         self._footprint = footprint
         self._room = room
         self._speculation = speculation
@@ -41,42 +40,60 @@ class Groups:
         self._batches: list[Batch] = []
         self._steps_left = 0
         """Until the caches of some sequence grow."""
+        self._settled = True
+        """Nobody has joined since it was looked at who shares a batch."""
 
-    def join(self, batch: Any) -> None:
-        """Take over a GenerationBatch whose first tokens are computed."""
-        joined = Batch.empty(self._model, greedy)
-        joined.scored, joined.constraints = self.scored, self.constraints
-        joined.extend(batch)
-        self._batches.append(joined)
-        self._regroup(settled=False)
+    @property
+    def under_way(self) -> bool:
+        """Tokens are computed, or will be, whatever is computed next."""
+        return not all(batch.is_told for batch in self._batches)
+
+    def join(self, batch: Batch) -> None:
+        """Take over those whose prompts are read. They share a batch with others at once, if those
+        wait for their next tokens to be begun like these; else after the next step.
+        """
+        batch.scored, batch.constraints, batch.fresh = self.scored, self.constraints, self._fresh
+        self._fresh.update(batch.uids)
+        self._batches.append(batch)
+        self._settled = False
+        if not self.under_way:
+            self._regroup()
 
     def step(self) -> list[Any]:
-        """One token of each sequence; several of one that is alone and drafted for.
-
-        All batches begin with their next tokens before any is waited for; those whose constraints
-        take their time begin last. Only where nobody has said anything, nothing is begun before
-        the first tokens are told.
-        """
+        """One token of each sequence; several of one that is alone and drafted for."""
         room = self._room()
-        if room < self._last_room or self._steps_left <= 0:
+        to_merge = not self._settled and not self._fresh
+        if room < self._last_room or self._steps_left <= 0 or to_merge:
             self._regroup()
         self._last_room = room
         self._steps_left -= 1
         before = len(self)
-        if self._speculation is not None and before == 1:
+        responses = self._next()
+        if len(self) < before:
+            self._left()
+        return responses
+
+    def _next(self) -> list[Any]:
+        """All batches begin with their next tokens before any is waited for; those whose
+        constraints take their time begin last.
+
+        First tokens are told as soon as they are there, and everybody's with them: then nothing is
+        under way, and who joins behind the next chunk shares a pass with all others at once.
+        """
+        in_turn = sorted(self._batches, key=self._constrained)
+        if self._fresh:
+            for batch in in_turn:
+                batch.catch_up()
+            return [response for batch in self._batches for response in batch.early()]
+        if self._speculation is not None and len(self) == 1:
             [alone] = self._batches
             alone.catch_up()
             responses = self._speculation.next(alone)
             self._steps_left -= len(responses) - 1
-        elif all(batch.is_new for batch in self._batches):
-            responses = [response for batch in self._batches for response in batch.first()]
-        else:
-            for batch in sorted(self._batches, key=self._constrained):
-                batch.begin()
-            responses = [response for batch in self._batches for response in batch.next()]
-        if len(self) < before:
-            self._left()
-        return responses
+            return responses
+        for batch in in_turn:
+            batch.begin()
+        return [response for batch in self._batches for response in batch.next()]
 
     def extract(self, uid: int) -> tuple[list[Any], list[int]] | None:
         """A sequence's caches, by itself, and the tokens that they hold."""
@@ -89,6 +106,7 @@ class Groups:
     def remove(self, uids: Iterable[int]) -> None:
         """Forget sequences; unknown ones are ignored."""
         gone = set(uids)
+        self._fresh -= gone
         before = len(self)
         for batch in self._batches:
             keep = [row for row, uid in enumerate(batch.uids) if uid not in gone]
@@ -114,7 +132,8 @@ class Groups:
         self._batches = [batch for batch in self._batches if batch.uids]
         self._regroup()
 
-    def _regroup(self, *, settled: bool = True) -> None:
+    def _regroup(self) -> None:
+        settled, self._settled = self._settled, True
         lengths = [batch.lengths for batch in self._batches]
         self._steps_left = min(
             (STEP_TOKENS - length % STEP_TOKENS for length in chain(*lengths)), default=0

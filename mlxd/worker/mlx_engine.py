@@ -58,9 +58,7 @@ class MlxEngine:
         self._share = Share(tuned)
         self._prefixes = prefixes
         self._unread = Prefiller(model, stop_tokens, self._pace, tuned, prefixes)
-        self._batches: Batches = (
-            Groups(model, speculation=speculation) if batches is None else batches
-        )
+        self._batches: Batches = Groups(speculation=speculation) if batches is None else batches
         self._prompts: dict[int, Prompt] = {}
         """Of all in it."""
         self._next_uid = 0
@@ -116,14 +114,14 @@ class MlxEngine:
 
     def _read(self, now: float, *, decoding: bool) -> Step | None:
         """A chunk of prompts, if there is one to be read."""
+        beside = self._batches.under_way
         room = COMPLETION_BATCH - len(self._batches) - self._unread.begun
         read = self._unread.read(room, decoding=decoding)
         if read is None:
             return None
         seconds = self._clock() - now
-        self._pace.prefilled(
-            read.tokens, seconds, decoding=decoding, length=read.length, midway=read.batch is None
-        )
+        midway = decoding and read.batch is None
+        self._pace.prefilled(read.tokens, seconds, beside=beside, length=read.length, midway=midway)
         self._share.read(seconds, decoding=decoding)
         if read.batch is not None:
             self._batches.join(read.batch)
@@ -161,6 +159,8 @@ class MlxEngine:
         if self._prefixes is None or not self._keeps or len(tokens) < LEAST_KEPT:
             return
         prompt = self._prompts[uid]
+        if len(tokens) < len(prompt.tokens):  # as much was kept when it was read
+            return
         ids = prompt.ids + packed(tokens[len(prompt.tokens) :]) if prompt.ids else b""
         whole = replace(prompt, tokens=tokens, ids=ids)
         self._prefixes.keep(whole, len(tokens), caches, "answer")

@@ -83,16 +83,16 @@ class Pace:
         tokens: int,
         seconds: float,
         *,
-        decoding: bool,
+        beside: bool,
         length: int = 0,
         midway: bool = False,
     ) -> None:
         """A chunk of so many tokens was read, of prompts with then at most `length`.
 
-        `decoding`: meanwhile a step's tokens may have been computed, too. `midway`: it ended in the
-        middle of a prompt.
+        `beside`: meanwhile a step's tokens may have been computed, too. `midway`: answers waited
+        for it, and it ended in the middle of a prompt.
         """
-        if decoding:
+        if beside:
             seconds = max(seconds - self._decode, seconds / 2)
         whole = max(seconds, 1e-9)
         if self._fixed is not None:
@@ -103,7 +103,7 @@ class Pace:
             return
         share = tokens / (tokens + FIRST_TOKENS) * min(1.0, seconds / whole)
         known = self._costs.known
-        if midway and decoding and self._fixed is None:
+        if midway and self._fixed is None:
             self._judge(tokens, each, length)
         most = whole / tokens / self._load if tokens and self._fixed is not None else math.inf
         self._costs.add(each, length, share, most)

@@ -16,7 +16,8 @@ from mlx_lm.generate import PromptProcessingBatch, StopSequences
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxd.core.footprint import chunk_tokens
-from mlxd.worker.engine import Kind, Prefixes, Processor, Prompt, Reuse
+from mlxd.worker.batch import Batch
+from mlxd.worker.engine import Kind, Prefixes, Prompt, Reuse
 from mlxd.worker.pace import Pace
 from mlxd.worker.prefill import Chunk, Unread, next_chunk
 from mlxd.worker.sampling import greedy
@@ -63,8 +64,8 @@ class Read:
     """Of the longest of the prompts, then."""
     started: list[int] = field(default_factory=list)
     reused: list[Reuse] = field(default_factory=list)
-    batch: Any = None
-    """A GenerationBatch of those that are through, if any are."""
+    batch: Batch | None = None
+    """Those that are through, if any are."""
 
 
 class Prefiller:
@@ -300,7 +301,7 @@ class Prefiller:
             tokens=[row.prompt.tokens[: row.read] for row in rows],
             samplers=[row.prompt.sampler for row in rows],
             fallback_sampler=greedy,
-            logits_processors=[_processors(row.prompt) for row in rows],
+            logits_processors=[list(row.prompt.processors) for row in rows],
             stop_sequences=[self._stops] * len(rows),
             max_tokens=[row.prompt.max_tokens for row in rows],
         )
@@ -309,7 +310,7 @@ class Prefiller:
         return batch
 
     def _start(self, batch: Any, rows: Sequence[_Row], done: Read) -> None:
-        done.batch = batch.generate([row.prompt.tokens[-1:] for row in rows])
+        done.batch = Batch.of(batch, [row.prompt.tokens[-1] for row in rows])
         for row in rows:
             self._leave(row, read=True)
 
@@ -350,10 +351,3 @@ def _extracted(batch: Any, n: int) -> list[Any]:
     caches: list[Any] = batch.extract_cache(n)
     mx.async_eval([cache.state for cache in caches])  # type: ignore[no-untyped-call]
     return caches
-
-
-def _processors(prompt: Prompt) -> list[Processor]:
-    """A sequence's first token is drawn where no constraint is known as such: there it is one of
-    the processors.
-    """
-    return [*prompt.processors, *([prompt.constraint] if prompt.constraint is not None else [])]

@@ -154,7 +154,7 @@ class SerialEngine:
         mx.clear_cache()
         reading.done += chunk.size
         seconds, read = self._clock() - begun, reading.read + reading.done
-        self._pace.prefilled(chunk.size, seconds, decoding=False, length=read)
+        self._pace.prefilled(chunk.size, seconds, beside=False, length=read)
         if reading.done == len(part):
             reading.read += reading.done
             reading.parts.popleft()

@@ -119,7 +119,7 @@ class Speculation:
         size = min(size, self._drafter.behind(tokens))
         begun = self._clock()
         self._drafter.read(tokens, size)
-        self._pace.prefilled(size, self._clock() - begun, decoding=False)
+        self._pace.prefilled(size, self._clock() - begun, beside=False)
 
     def _most(self, batch: Batch) -> int:
         """How many tokens could be drafted: all that do not count must be taken out again, and of

@@ -19,6 +19,7 @@ from mlxd.worker.engine import Prompt
 from mlxd.worker.groups import Groups
 from mlxd.worker.loading import load, prepare_mlx
 from mlxd.worker.mlx_engine import MlxEngine
+from mlxd.worker.pace import Pace
 from mlxd.worker.sampling import Draw, greedy
 from tests.support.model_maker import HYBRID, MOE, SLIDING, Shape
 from tests.worker.conftest import MakeModel
@@ -175,13 +176,18 @@ def check(model: Any, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = run(MlxEngine(model, [], clock=timeless), prompts := drawn(seed), seed)
     again = drawn(seed)
     with counted(monkeypatch) as groups:
-        apart = Groups(model, costs(20), restless(seed))
+        apart = Groups(costs(20), restless(seed))
         engine = MlxEngine(model, [], batches=apart, clock=timeless)
         assert run(engine, again, seed) == wanted
     assert max(groups) > 1
-    for before, after in zip(prompts, again, strict=True):
+    for uid, (before, after) in enumerate(zip(prompts, again, strict=True)):
         if isinstance(before.constraint, Even) and isinstance(after.constraint, Even):
-            assert after.constraint.taken == before.constraint.taken
+            told = [before.constraint.taken, after.constraint.taken]
+            if not after.scored:
+                told.append(wanted.get(uid, []))
+            least = min(map(len, told))
+            assert [tokens[:least] for tokens in told] == [told[0][:least]] * len(told)
+            assert max(map(len, told)) <= least + 1, "the last may not be told, or not be taken"
     assert not len(apart)
     assert not apart.batches
 
@@ -232,7 +238,7 @@ def nbytes(groups: Groups) -> int:
 
 
 def test_a_long_one_is_apart_and_takes_what_it_takes_alone(model: Any) -> None:
-    groups = Groups(model, costs(500))
+    groups = Groups(costs(500))
     decoding(model, groups, 900, 5, 10, 7)
     assert shapes(groups) == [[0], [1, 2, 3]]
     token = 512
@@ -240,13 +246,13 @@ def test_a_long_one_is_apart_and_takes_what_it_takes_alone(model: Any) -> None:
 
 
 def test_those_that_are_much_alike_are_together(model: Any) -> None:
-    groups = Groups(model, costs(500))
+    groups = Groups(costs(500))
     decoding(model, groups, 300, 5, 200)
     assert shapes(groups) == [[0, 1, 2]]
 
 
 def test_when_the_long_one_leaves_its_memory_is_given_back(model: Any) -> None:
-    groups = Groups(model, costs(500))
+    groups = Groups(costs(500))
     engine = decoding(model, groups, 1500, 5, 10)
     before = mx.get_active_memory()
     engine.remove([0])
@@ -257,7 +263,7 @@ def test_when_the_long_one_leaves_its_memory_is_given_back(model: Any) -> None:
 
 
 def test_when_the_longest_of_a_group_leaves_others_may_come_to_it(model: Any) -> None:
-    groups = Groups(model, costs(300))
+    groups = Groups(costs(300))
     engine = decoding(model, groups, 600, 500, 20)
     assert shapes(groups) == [[0, 1], [2]]
     engine.remove([0, 99])
@@ -273,7 +279,7 @@ def test_when_the_longest_of_a_group_leaves_others_may_come_to_it(model: Any) ->
 
 def test_want_of_room_tells_them_apart_at_the_next_step(model: Any) -> None:
     room = [UNBOUNDED]
-    groups = Groups(model, costs(10_000), lambda: room[0])
+    groups = Groups(costs(10_000), lambda: room[0])
     decoding(model, groups, 700, 5, 10)
     assert shapes(groups) == [[0, 1, 2]]
     padded = nbytes(groups)
@@ -291,7 +297,7 @@ def test_want_of_room_tells_them_apart_at_the_next_step(model: Any) -> None:
 def test_to_tell_them_apart_takes_no_more_than_a_layer(models: Callable[[str], Any]) -> None:
     model = models("full")
     room = [UNBOUNDED]
-    groups = Groups(model, costs(10_000), lambda: room[0])
+    groups = Groups(costs(10_000), lambda: room[0])
     decoding(model, groups, 1000, *[10] * 7)
     groups.step()
     mx.synchronize()
@@ -321,7 +327,7 @@ def did(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_all_groups_begin_before_any_is_waited_for(model: Any, did: list[str]) -> None:
-    groups = Groups(model, costs(100))
+    groups = Groups(costs(100))
     decoding(model, groups, 700, 5)
     assert len(groups.batches) == 2
     groups.step()
@@ -332,33 +338,116 @@ def test_all_groups_begin_before_any_is_waited_for(model: Any, did: list[str]) -
 
 
 def test_first_tokens_wait_for_no_others(model: Any, did: list[str]) -> None:
-    groups = Groups(model)
+    groups = Groups()
     decoding(model, groups, 5)
     did.clear()
     assert len(groups.step()) == 1
-    assert did == ["eval"]
+    assert did.count("async_eval") == 1, "the second ones were begun"
+    assert not groups.under_way
 
 
-def test_who_has_spoken_waits_for_no_first_token(model: Any, did: list[str]) -> None:
-    groups = Groups(model, costs(100))
-    decoding(model, groups, 5, 700)  # the first one speaks meanwhile
-    assert len(groups.batches) == 2
+def test_with_a_first_token_everybodys_are_told(model: Any, did: list[str]) -> None:
+    groups = Groups()
+    engine = decoding(model, groups, 5)
+    for _ in range(3):
+        engine.step()
+    engine.insert([prompt(7)])
+    engine.step()
+    assert shapes(groups) == [[0], [1]], "they share nothing while one of them is under way"
     did.clear()
-    assert len(groups.step()) == 2
-    assert did == ["async_eval"] * 2 + ["eval"] * 2
+    assert sorted(token.uid for token in groups.step()) == [0, 1]
+    assert did.count("async_eval") == 1, "of the new one: the other's token was there"
+    assert not groups.under_way
+    groups.step()
+    assert shapes(groups) == [[0, 1]]
 
 
-def test_what_is_told_early_is_in_the_caches_when_others_come(model: Any) -> None:
-    groups = Groups(model)
+def test_who_joins_has_the_first_token_of_the_others_pass(model: Any, did: list[str]) -> None:
+    groups = Groups()
+    engine = decoding(model, groups, 5, 6)
+    engine.step()
+    for uids in ([0, 1, 2], [0, 1, 2, 3]):
+        engine.insert([prompt(7 + len(uids))])
+        engine.step()
+        assert shapes(groups) == [uids]
+        assert groups.batches[0]._next_tokens.dtype == mx.uint32
+        did.clear()
+        assert sorted(token.uid for token in engine.step().tokens) == uids
+        assert did.count("async_eval") == 1
+
+
+def test_for_one_that_left_before_its_first_token_nobody_is_told_early(model: Any) -> None:
+    groups = Groups()
+    engine = decoding(model, groups, 5)
+    engine.step()
+    engine.insert([prompt(7)])
+    engine.step()
+    engine.remove([1])
+    engine.step()
+    assert groups.under_way
+
+
+def test_a_chunk_beside_nothing_is_all_that_its_time_was_for(model: Any) -> None:
+    groups = Groups()
+    engine = decoding(model, groups, 5)
+    beside: list[bool] = []
+
+    class Noting(Pace):
+        def prefilled(self, *args: Any, **more: Any) -> None:
+            beside.append(more["beside"])
+
+    engine._pace = Noting()
+    for steps in (1, 2):
+        for _ in range(steps):
+            engine.step()
+        engine.insert([prompt(7)])
+        engine.step()
+    assert beside == [False, True]
+
+
+def test_what_is_told_early_is_in_the_caches_after_the_next_step(model: Any) -> None:
+    groups = Groups()
     engine = decoding(model, groups, 5)
     [first] = engine.step().tokens
-    caches, tokens = groups.extract(0) or ([], [])
-    assert (caches[0].offset, tokens) == (5, prompt(5).tokens)
+    told = [*prompt(5).tokens, first.token]
+    assert holds(groups, 0) == (5, told[:5])
     engine.insert([prompt(6)])
     while len(groups) == 1:
         assert not engine.step().tokens
-    caches, tokens = groups.extract(0) or ([], [])
-    assert (caches[0].offset, tokens) == (6, [*prompt(5).tokens, first.token])
+    assert holds(groups, 0) == (5, told[:5])
+    assert holds(groups, 1) == (5, prompt(6).tokens[:5])
+    engine.step()
+    assert holds(groups, 0) == (6, told)
+    assert holds(groups, 1) == (6, prompt(6).tokens)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_some_that_are_told_and_some_that_are_not_go_on_together(model: Any, told: bool) -> None:
+    """As when a cancel has it looked at who shares a batch, in the middle."""
+    prompts = [prompt(5, 12), replace(prompt(7, 12), constraint=Even())]
+    wanted = [run(MlxEngine(model, []), [prompt], 0)[0] for prompt in prompts]
+    groups, constraint = Groups(), Even()
+    engine = MlxEngine(model, [], batches=groups, clock=timeless)
+    engine.insert(prompts[:1])
+    engine.step()
+    said: list[list[int]] = [[], []]
+    for _ in range(1 if told else 2):
+        said[0] += [token.token for token in engine.step().tokens]
+    engine.insert([replace(prompts[1], constraint=constraint)])
+    engine.step()
+    groups._regroup()
+    assert shapes(groups) == [[0, 1]]
+    assert groups.under_way is not told
+    while len(engine):
+        for token in engine.step().tokens:
+            said[token.uid].append(token.token)
+    assert said == wanted
+    assert constraint.taken[:11] == said[1][:11]
+
+
+def holds(groups: Groups, uid: int) -> tuple[int, list[int]]:
+    caches, tokens = groups.extract(uid) or ([], [])
+    return caches[0].offset, tokens
 
 
 def _noting(into: list[Any]) -> Callable[[Any], None]:
@@ -368,13 +457,18 @@ def _noting(into: list[Any]) -> Callable[[Any], None]:
     return note
 
 
-def test_those_that_are_constrained_begin_last(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = Groups(model, costs(100))
+@pytest.mark.parametrize("fresh", [True, False])
+def test_those_that_are_constrained_begin_last(
+    model: Any, monkeypatch: pytest.MonkeyPatch, fresh: bool
+) -> None:
+    groups = Groups(costs(100))
     decoding(model, groups, 700, 5)
+    if not fresh:
+        groups.step()
     long, short = sorted(groups.batches, key=lambda batch: batch.uids)
     begun: list[Any] = []
-    monkeypatch.setattr(type(long), "begin", _noting(begun))
-    monkeypatch.setattr(type(long), "next", lambda batch: [])
+    monkeypatch.setattr(type(long), "catch_up" if fresh else "begin", _noting(begun))
+    monkeypatch.setattr(type(long), "early" if fresh else "next", lambda batch: [])
     groups.constraints[0] = Even()
     groups.step()
     groups.constraints[1] = groups.constraints.pop(0)
@@ -383,7 +477,7 @@ def test_those_that_are_constrained_begin_last(model: Any, monkeypatch: pytest.M
 
 
 def test_a_sequence_is_found_and_taken_out_of_any_group(model: Any) -> None:
-    groups = Groups(model, costs(100))
+    groups = Groups(costs(100))
     decoding(model, groups, 700, 5)
     assert 1 in groups
     assert 2 not in groups
@@ -391,19 +485,19 @@ def test_a_sequence_is_found_and_taken_out_of_any_group(model: Any) -> None:
     found = groups.extract(1)
     assert found is not None
     caches, tokens = found
-    assert tokens[:5] == prompt(5).tokens
+    assert tokens == prompt(5).tokens[:4]
     assert caches[0].offset == len(tokens)
 
 
 def test_without_a_footprint_all_are_together(model: Any) -> None:
-    groups = Groups(model)
+    groups = Groups()
     decoding(model, groups, 900, 5)
     assert shapes(groups) == [[0, 1]]
 
 
 def test_by_a_real_footprint_bytes_are_near_what_each_takes_alone(model: Any) -> None:
     footprint = Footprint(427_264, (LayerGroup(2, 256),))
-    groups = Groups(model, footprint)
+    groups = Groups(footprint)
     decoding(model, groups, 1500, *[20] * 7)
     assert shapes(groups) == [[0], [1, 2, 3, 4, 5, 6, 7]]
     alone = footprint.cache_bytes([1501]) + 7 * footprint.cache_bytes([100])

@@ -32,7 +32,7 @@ def read(pace: Pace, cost: Cost, length: int, *, most: int = 2048) -> list[tuple
         tokens = min(length - done, most, pace.tokens(1, done, decoding=False))
         done += tokens
         seconds = cost(tokens, done)
-        pace.prefilled(tokens, seconds, decoding=False, length=done)
+        pace.prefilled(tokens, seconds, beside=False, length=done)
         chunks.append((tokens, seconds))
     return chunks
 
@@ -82,7 +82,7 @@ def test_where_planning_is_most_of_a_chunk_its_tokens_may_take_as_long():
 
 def test_one_chunk_that_was_compiled_is_forgotten_soon():
     cost, pace = Planning(), Pace(gpu=True, plans=True)
-    pace.prefilled(512, 9.0, decoding=False, length=512)
+    pace.prefilled(512, 9.0, beside=False, length=512)
     read(pace, cost, 3600)
     assert len(read(pace, cost, 3700, most=4096)) <= 8
 
@@ -108,7 +108,7 @@ def moody(pace: Pace, chance: random.Random, prompts: int, slowness: float = 1.6
             tokens = min(7500 - done, pace.tokens(1, done, decoding=True, midway=True))
             done += tokens
             took = attentive(tokens, done) * (slowness if slow else 1.0)
-            pace.prefilled(tokens, took, decoding=True, length=done, midway=True)
+            pace.prefilled(tokens, took, beside=True, length=done, midway=True)
             seconds.append(took)
     return seconds
 
@@ -142,7 +142,7 @@ def test_nor_are_they_where_nobody_waits_or_a_prompt_is_short():
 def test_chunks_may_be_of_no_known_length():
     pace = Pace()
     for _ in range(2):
-        pace.prefilled(64, 0.01, decoding=False)
+        pace.prefilled(64, 0.01, beside=False)
     assert pace.tokens(decoding=False) == 256
 
 
@@ -163,7 +163,7 @@ def test_chunks_that_end_with_a_turn_are_not_late():
     read(pace, attentive, 7500)
     for n in range(200):
         took = 20 * 2e-4 * (1 + n % 4)
-        pace.prefilled(20, took, decoding=True, length=2000, midway=True)
+        pace.prefilled(20, took, beside=True, length=2000, midway=True)
     assert pace._seconds(decoding=True, midway=True) == pytest.approx(AIM * 0.1)
 
 
@@ -187,9 +187,7 @@ def test_noise_is_no_cost_of_length():
     pace = Pace()
     for _ in range(200):
         length = chance.randint(240, 270)
-        pace.prefilled(
-            length, length * 1e-4 * chance.uniform(1, 1.6), decoding=False, length=length
-        )
+        pace.prefilled(length, length * 1e-4 * chance.uniform(1, 1.6), beside=False, length=length)
     assert pace.tokens(1, 5000, decoding=False) > 400
 
 
@@ -217,7 +215,7 @@ def test_a_machine_that_is_fast_again_is_seen_to_be():
 def test_a_hiccup_is_forgotten_soon():
     pace = Pace()
     read(pace, linear(1e-4), 6000)
-    pace.prefilled(400, 3.0, decoding=False, length=400)
+    pace.prefilled(400, 3.0, beside=False, length=400)
     chunks = [tokens for tokens, _ in read(pace, linear(1e-4), 8000)]
     assert chunks[8] > 600
 
@@ -236,14 +234,14 @@ def test_what_a_handful_of_tokens_takes_tells_nothing():
     pace = Pace()
     read(pace, linear(1e-4), 6000)
     before = pace.tokens(decoding=False)
-    pace.prefilled(3, 0.05, decoding=False, length=3)
+    pace.prefilled(3, 0.05, beside=False, length=3)
     assert pace.tokens(decoding=False) == before
 
 
 def test_however_small_the_chunks_are_a_machine_that_is_fast_again_is_seen_to_be():
     pace = Pace(Tuned(Tuning(min_chunk=1)))
     read(pace, linear(1e-4), 6000)
-    pace.prefilled(512, 60.0, decoding=False, length=512)
+    pace.prefilled(512, 60.0, beside=False, length=512)
     assert pace.tokens(decoding=False) < 16
     read(pace, linear(1e-4), 200, most=8)
     assert pace.tokens(decoding=False) > 400

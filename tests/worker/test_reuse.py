@@ -188,6 +188,18 @@ def test_an_answer_that_is_ended_from_outside_is_kept(loaded: ModelOf) -> None:
     assert talk.answers[other] == Talk(loaded("full")).say(prompt(tokens_of(2, 70)))[0]
 
 
+def test_who_leaves_before_the_first_token_leaves_the_prompt_as_it_was_kept(
+    loaded: ModelOf,
+) -> None:
+    kept = List(trimmable=True)
+    talk = Talk(loaded("full"), kept)
+    [uid] = talk.ask(prompt(tokens_of(1, 90)))
+    while uid in talk.engine._unread:
+        talk.step()
+    talk.engine.remove([uid])
+    assert kept.kinds == [("prompt", 89)]
+
+
 def test_caches_that_cannot_be_trimmed_are_kept_where_turns_end(loaded: ModelOf) -> None:
     system, user = tokens_of(1, 50), tokens_of(2, 60)
     asked = prompt(system, user, tokens_of(3, 30), boundaries=(50, 60, 110))
