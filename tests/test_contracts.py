@@ -9,7 +9,7 @@ from tests.support.sources import Source, sources
 GENERATOR = ("BatchGenerator", "GenerationBatch", "PromptProcessingBatch")
 NAMES_THE_GENERATOR = {"worker/batch.py", "worker/prefiller.py", "worker/raw.py"}
 TAKES_FROM_MLX_LM_GENERATE = {
-    "worker/batch.py": {"GenerationBatch"},
+    "worker/batch.py": {"GenerationBatch", "PromptProcessingBatch"},
     "worker/mlx_engine.py": {"generation_stream"},
     "worker/prefiller.py": {"PromptProcessingBatch", "StopSequences"},
     "worker/raw.py": {"BatchGenerator"},
