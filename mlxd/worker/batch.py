@@ -67,13 +67,6 @@ class Batch(GenerationBatch):  # type: ignore[misc]
         self._begun = True
         self._advance()
 
-    def extend(self, batch: Any) -> None:
-        """Take over another batch's sequences."""
-        if self.is_told != batch.is_told:
-            self.catch_up()
-            batch.catch_up()
-        super().extend(batch)
-
     def catch_up(self) -> None:
         """Start to compute the tokens behind those that are told: then its next ones are told by
         a step like others. Whoever goes by which tokens are next does so before.

@@ -186,7 +186,7 @@ class Batches(Protocol):
 
     def extract(self, uid: int) -> tuple[list[Any], list[int]] | None:
         """The caches of a sequence, as those of one alone, and the tokens that they hold; None: it
-        does not decode.
+        does not decode, or has said nothing.
         """
         ...
 

@@ -32,13 +32,15 @@ class Groups:
         self.scored: set[int] = set()
         self.constraints: dict[int, Constraint] = {}
         self._fresh: set[int] = set()
-        """Those without a token yet."""
+        """Those without a token yet. While there are some, nobody changes batches unless they all
+        wait for their next tokens to be begun: else their first ones would have to wait.
+        """
         self._footprint = footprint
         self._room = room
         self._speculation = speculation
         self._last_room = UNBOUNDED
         self._batches: list[Batch] = []
-        self._steps_left = 0
+        self._passes_left = 0
         """Until the caches of some sequence grow."""
         self._settled = True
         """Nobody has joined since it was looked at who shares a batch."""
@@ -56,17 +58,15 @@ class Groups:
         self._fresh.update(batch.uids)
         self._batches.append(batch)
         self._settled = False
-        if not self.under_way:
-            self._regroup()
+        self._regroup()
 
     def step(self) -> list[Any]:
         """One token of each sequence; several of one that is alone and drafted for."""
-        room = self._room()
-        to_merge = not self._settled and not self._fresh
-        if room < self._last_room or self._steps_left <= 0 or to_merge:
+        room, passes = self._room(), self._passes
+        if room < self._last_room or self._passes_left < passes or not self._settled:
             self._regroup()
         self._last_room = room
-        self._steps_left -= 1
+        self._passes_left -= passes
         before = len(self)
         responses = self._next()
         if len(self) < before:
@@ -89,16 +89,18 @@ class Groups:
             [alone] = self._batches
             alone.catch_up()
             responses = self._speculation.next(alone)
-            self._steps_left -= len(responses) - 1
+            self._passes_left -= len(responses) - 1
             return responses
         for batch in in_turn:
             batch.begin()
         return [response for batch in self._batches for response in batch.next()]
 
     def extract(self, uid: int) -> tuple[list[Any], list[int]] | None:
-        """A sequence's caches, by itself, and the tokens that they hold."""
+        """A sequence's caches, by itself, and the tokens that they hold; None: it is not here, or
+        has said nothing.
+        """
         for batch in self._batches:
-            if uid in batch.uids:
+            if uid in batch.uids and uid not in self._fresh:
                 row = batch.uids.index(uid)
                 return batch.extract_cache(row), list(batch.tokens[row])
         return None
@@ -132,21 +134,28 @@ class Groups:
         self._batches = [batch for batch in self._batches if batch.uids]
         self._regroup()
 
+    @property
+    def _passes(self) -> int:
+        """How many the next step begins: what is under way is one that it need not."""
+        return 1 if self._fresh or self.under_way else 2
+
     def _regroup(self) -> None:
+        if self._fresh and self.under_way:
+            return
         settled, self._settled = self._settled, True
         lengths = [batch.lengths for batch in self._batches]
-        self._steps_left = min(
+        self._passes_left = min(
             (STEP_TOKENS - length % STEP_TOKENS for length in chain(*lengths)), default=0
         )
         if self._footprint is None:
             self._arrange([[(g, r) for g, rows in enumerate(lengths) for r in range(len(rows))]])
             return
-        read, held = self._footprint.read_bytes, self._footprint.row_bytes
+        read, held, more = self._footprint.read_bytes, self._footprint.row_bytes, self._passes
         places = regrouped(
-            [[read(length + 1) for length in rows] for rows in lengths],
+            [[read(length + more) for length in rows] for rows in lengths],
             self._footprint.pass_bytes,
             self._room(),
-            held=[[held(length + 1) for length in rows] for rows in lengths],
+            held=[[held(length + more) for length in rows] for rows in lengths],
             settled=settled,
         )
         if places is not None:

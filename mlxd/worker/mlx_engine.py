@@ -128,7 +128,8 @@ class MlxEngine:
         return Step([], read.started, read.reused)
 
     def _decode(self, now: float, *, steady: bool) -> Step:
-        """`steady`: behind another step that did, which left nothing but this to compute."""
+        """`steady`: behind another step that did."""
+        steady = steady and self._batches.under_way  # else it begins one more
         tokens = self._batches.step()
         self._share.decoded()
         if steady:
@@ -159,8 +160,6 @@ class MlxEngine:
         if self._prefixes is None or not self._keeps or len(tokens) < LEAST_KEPT:
             return
         prompt = self._prompts[uid]
-        if len(tokens) < len(prompt.tokens):  # as much was kept when it was read
-            return
         ids = prompt.ids + packed(tokens[len(prompt.tokens) :]) if prompt.ids else b""
         whole = replace(prompt, tokens=tokens, ids=ids)
         self._prefixes.keep(whole, len(tokens), caches, "answer")

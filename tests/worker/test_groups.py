@@ -387,22 +387,40 @@ def test_for_one_that_left_before_its_first_token_nobody_is_told_early(model: An
     assert groups.under_way
 
 
+class Noting(Pace):
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beside: list[bool] = []
+        self.steps = 0
+
+    def prefilled(self, *args: Any, **more: Any) -> None:
+        self.beside.append(more["beside"])
+
+    def decoded(self, seconds: float) -> None:
+        self.steps += 1
+
+
 def test_a_chunk_beside_nothing_is_all_that_its_time_was_for(model: Any) -> None:
-    groups = Groups()
-    engine = decoding(model, groups, 5)
-    beside: list[bool] = []
-
-    class Noting(Pace):
-        def prefilled(self, *args: Any, **more: Any) -> None:
-            beside.append(more["beside"])
-
-    engine._pace = Noting()
+    engine = decoding(model, Groups(), 5)
+    engine._pace = pace = Noting()
     for steps in (1, 2):
         for _ in range(steps):
             engine.step()
         engine.insert([prompt(7)])
         engine.step()
-    assert beside == [False, True]
+    assert pace.beside == [False, True]
+
+
+def test_what_a_step_takes_is_learned_from_those_that_begin_one_pass(model: Any) -> None:
+    engine = decoding(model, Groups(), 5)
+    engine._pace = pace = Noting()
+    learned = []
+    for _ in range(4):
+        engine.step()
+        learned.append(pace.steps)
+    assert learned == [0, 0, 1, 2], "the first is behind a chunk, the second begins two"
 
 
 def test_what_is_told_early_is_in_the_caches_after_the_next_step(model: Any) -> None:
@@ -415,38 +433,78 @@ def test_what_is_told_early_is_in_the_caches_after_the_next_step(model: Any) -> 
     while len(groups) == 1:
         assert not engine.step().tokens
     assert holds(groups, 0) == (5, told[:5])
-    assert holds(groups, 1) == (5, prompt(6).tokens[:5])
+    assert holds(groups, 1) is None, "it has said nothing"
     engine.step()
     assert holds(groups, 0) == (6, told)
     assert holds(groups, 1) == (6, prompt(6).tokens)
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_some_that_are_told_and_some_that_are_not_go_on_together(model: Any, told: bool) -> None:
-    """As when a cancel has it looked at who shares a batch, in the middle."""
-    prompts = [prompt(5, 12), replace(prompt(7, 12), constraint=Even())]
-    wanted = [run(MlxEngine(model, []), [prompt], 0)[0] for prompt in prompts]
-    groups, constraint = Groups(), Even()
-    engine = MlxEngine(model, [], batches=groups, clock=timeless)
-    engine.insert(prompts[:1])
+def test_nobodys_leaving_has_a_first_token_come_later(model: Any, did: list[str]) -> None:
+    """It is looked at who shares a batch, while a new one stands beside what is under way."""
+    groups = Groups()
+    engine = decoding(model, groups, 5, 6)
+    for _ in range(3):
+        engine.step()
+    engine.insert([prompt(7)])
     engine.step()
-    said: list[list[int]] = [[], []]
-    for _ in range(1 if told else 2):
-        said[0] += [token.token for token in engine.step().tokens]
-    engine.insert([replace(prompts[1], constraint=constraint)])
-    engine.step()
-    groups._regroup()
-    assert shapes(groups) == [[0, 1]]
-    assert groups.under_way is not told
-    while len(engine):
-        for token in engine.step().tokens:
-            said[token.uid].append(token.token)
-    assert said == wanted
-    assert constraint.taken[:11] == said[1][:11]
+    engine.remove([1])
+    assert shapes(groups) == [[0], [2]]
+    did.clear()
+    assert sorted(token.uid for token in engine.step().tokens) == [0, 2]
+    assert did.count("async_eval") == 1
+    assert not groups.under_way
 
 
-def holds(groups: Groups, uid: int) -> tuple[int, list[int]]:
-    caches, tokens = groups.extract(uid) or ([], [])
+def test_nor_has_a_want_of_memory(model: Any, did: list[str]) -> None:
+    room = [UNBOUNDED]
+    groups = Groups(costs(10_000), lambda: room[0])
+    engine = decoding(model, groups, 700, 5)
+    for _ in range(3):
+        engine.step()
+    engine.insert([prompt(7)])
+    engine.step()
+    room[0] = 1000
+    did.clear()
+    assert sorted(token.uid for token in engine.step().tokens) == [0, 1, 2]
+    assert did.count("async_eval") == 1
+    engine.step()
+    assert shapes(groups) == [[0], [1, 2]]
+
+
+def test_who_shares_a_batch_is_looked_at_before_caches_grow(model: Any) -> None:
+    """A step behind what was told early begins two passes."""
+    read, held = list[int](), list[int]()
+    sizes = Footprint(100, (LayerGroup(2, 256),))
+
+    class Asked(Footprint):
+        def read_bytes(self, length: int) -> int:
+            read.append(length)
+            return sizes.read_bytes(length)
+
+        def row_bytes(self, length: int) -> int:
+            held.append(length)
+            return sizes.row_bytes(length)
+
+    def asked() -> list[int]:
+        read.clear()
+        held.clear()
+        groups.step()
+        return [*read, *held]
+
+    groups = Groups(Asked(100, (LayerGroup(2, 256),)))
+    decoding(model, groups, 255)
+    groups.step()
+    assert asked() == [257, 257]
+    groups.step()
+    for _ in range(254):
+        assert asked() == []
+    assert asked() == [513, 513]
+
+
+def holds(groups: Groups, uid: int) -> tuple[int, list[int]] | None:
+    if (found := groups.extract(uid)) is None:
+        return None
+    caches, tokens = found
     return caches[0].offset, tokens
 
 
@@ -478,14 +536,14 @@ def test_those_that_are_constrained_begin_last(
 
 def test_a_sequence_is_found_and_taken_out_of_any_group(model: Any) -> None:
     groups = Groups(costs(100))
-    decoding(model, groups, 700, 5)
+    decoding(model, groups, 700, 5).step()
     assert 1 in groups
     assert 2 not in groups
     assert groups.extract(2) is None
     found = groups.extract(1)
     assert found is not None
     caches, tokens = found
-    assert tokens == prompt(5).tokens[:4]
+    assert tokens[:5] == prompt(5).tokens
     assert caches[0].offset == len(tokens)
 
 

@@ -188,16 +188,19 @@ def test_an_answer_that_is_ended_from_outside_is_kept(loaded: ModelOf) -> None:
     assert talk.answers[other] == Talk(loaded("full")).say(prompt(tokens_of(2, 70)))[0]
 
 
+@pytest.mark.parametrize("name", ["full", "sliding", "hybrid"])
+@pytest.mark.parametrize("length", [1, 90])
 def test_who_leaves_before_the_first_token_leaves_the_prompt_as_it_was_kept(
-    loaded: ModelOf,
+    loaded: ModelOf, name: str, length: int
 ) -> None:
-    kept = List(trimmable=True)
-    talk = Talk(loaded("full"), kept)
-    [uid] = talk.ask(prompt(tokens_of(1, 90)))
+    """If it is one token long, nothing was read of it, and its caches are empty."""
+    kept = List(trimmable=name in TRIMMABLE)
+    talk = Talk(loaded(name), kept)
+    [uid] = talk.ask(prompt(tokens_of(1, length)))
     while uid in talk.engine._unread:
         talk.step()
     talk.engine.remove([uid])
-    assert kept.kinds == [("prompt", 89)]
+    assert kept.kinds == ([("prompt", 89)] if length > 1 else [])
 
 
 def test_caches_that_cannot_be_trimmed_are_kept_where_turns_end(loaded: ModelOf) -> None:
@@ -358,7 +361,7 @@ def test_tokens_are_the_same_however_they_come_about(loaded: ModelOf, name: str,
             given_up.add(chance.randrange(len(talk.answers)))
             talk.engine.remove(list(given_up))
     talk.say()
-    assert sum(kept.found) > 200
+    assert sum(kept.found) > 100
     for uid, one in enumerate(asked):
         alone = Talk(loaded(name)).say(replace(one, boundaries=()))[0]
         answer = talk.answers[uid]
