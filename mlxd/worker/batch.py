@@ -48,13 +48,12 @@ class Batch(GenerationBatch):  # type: ignore[misc]
         return batch
 
     def early(self) -> list[Any]:
-        """In place of `next`: its next tokens as soon as they are there, and none begun behind
-        them.
+        """In place of `next`, behind `catch_up`: its next tokens as soon as they are there, and
+        none begun behind them.
 
         To begin with those takes nearly as long as to compute them: MLX lets no more than a few
         operations wait (docs/decisions/0016-prefill.md).
         """
-        self.catch_up()
         self.is_told = True
         responses: list[Any] = self.next()
         return responses

@@ -140,6 +140,7 @@ class Groups:
         return 1 if self._fresh or self.under_way else 2
 
     def _regroup(self) -> None:
+        """Either all batches are told, or none is: only such can be joined."""
         if self._fresh and self.under_way:
             return
         settled, self._settled = self._settled, True
