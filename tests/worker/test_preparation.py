@@ -155,7 +155,13 @@ def test_a_cancel_is_answered_while_its_request_is_prepared(refuse):
     assert scene.handed() == []
 
 
-def test_what_was_cancelled_in_the_queue_is_not_prepared():
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is queued travels together, however slowly this machine prepares it."""
+    monkeypatch.setattr(preparation, "GATHER_SECONDS", 10)
+
+
+def test_what_was_cancelled_in_the_queue_is_not_prepared(unhurried):
     prepared: list[int] = []
     scene = Scene(prepared.append)
     scene.ask(1, 2, 3)
@@ -175,16 +181,25 @@ def test_a_cancel_of_what_was_handed_on_comes_after_its_job():
     assert scene.handed() == [[1], [Cancel(1)]]
 
 
-def test_a_burst_is_handed_on_together():
+def test_a_burst_is_handed_on_together(unhurried):
     scene = Scene()
     scene.ask(*range(8))
     scene.preparation.turn()
     assert scene.handed() == [list(range(8))]
 
 
-def test_an_idle_engine_waits_for_the_next_of_a_burst(monkeypatch):
+def test_what_is_prepared_slowly_is_handed_on_in_parts(monkeypatch):
+    monkeypatch.setattr(preparation, "GATHER_SECONDS", 0)
+    scene = Scene()
+    scene.ask(1, 2)
+    scene.preparation.turn()
+    assert scene.handed() == [[1]]
+    scene.preparation.turn()
+    assert scene.handed() == [[2]]
+
+
+def test_an_idle_engine_waits_for_the_next_of_a_burst(monkeypatch, unhurried):
     monkeypatch.setattr(preparation, "LULL_SECONDS", 10)
-    monkeypatch.setattr(preparation, "GATHER_SECONDS", 10)
     prepared: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def work(id: int) -> None:
@@ -202,9 +217,8 @@ def test_an_idle_engine_waits_for_the_next_of_a_burst(monkeypatch):
     assert scene.handed() == [[1, 2]]
 
 
-def test_a_busy_engine_does_not_wait(monkeypatch):
+def test_a_busy_engine_does_not_wait(monkeypatch, unhurried):
     monkeypatch.setattr(preparation, "LULL_SECONDS", 10)
-    monkeypatch.setattr(preparation, "GATHER_SECONDS", 10)
     scene = Scene()
     scene.intake.progress.running = 1
     scene.ask(1)
