@@ -26,6 +26,8 @@ class Backlog:
         self._events: list[GenerationEvent] = []
         self._bytes = 0
         self._since = 0.0
+        self._rare = False
+        """There is more in it than text."""
 
     def __bool__(self) -> bool:
         return bool(self._events)
@@ -40,6 +42,8 @@ class Backlog:
                 self._bytes += _LOGPROB_BYTES * tokens
             if len(self._events) >= _MANY and self._joined(event):
                 return
+        else:
+            self._rare = True
         self._events.append(event)
 
     @property
@@ -49,8 +53,17 @@ class Backlog:
 
     def take(self) -> Burst:
         """All of it."""
-        burst, self._events, self._bytes = self._events, [], 0
+        burst, self._events, self._bytes, self._rare = self._events, [], 0, False
         return burst
+
+    def peek(self) -> Burst:
+        """All of it, which stays until it is taken."""
+        return self._events
+
+    @property
+    def plain(self) -> bool:
+        """There is text of the answer, and nothing else."""
+        return bool(self._events) and not self._rare
 
     def _joined(self, event: TextDelta | ReasoningDelta) -> bool:
         last = self._events[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlxd.control.admission import Admission, Ticket
 from mlxd.control.applicant import Applicant
@@ -23,6 +23,7 @@ from mlxd.control.residency import Residency
 from mlxd.control.rights import Rights, rights_of
 from mlxd.control.suspects import Case
 from mlxd.control.telling import leased
+from mlxd.control.transcript import Push
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock
 from mlxd.core.errors import InvalidRequest, UnsupportedFeature
@@ -48,6 +49,10 @@ class Asker:
     """The class that its header asks for; it goes before the body's."""
     on_wait: OnWait | None = None
     """Told how it stands while the request waits for a slot."""
+    push: Push | None = None
+    """Asked to take what comes while the reader of the bursts waits for the next one; its first
+    burst, and its end, come as bursts. Of several generations in one call nothing is.
+    """
     rated: bool = True
     """Whether its answers count towards rates."""
 
@@ -106,7 +111,7 @@ class Dispatcher:
         """
         headway = headway or Headway()
         async with (
-            self._begun(requests, asker, headway) as each,
+            self._begun(requests, replace(asker, push=None), headway) as each,
             aclosing(merged(each, headway.give_back)) as bursts,
         ):
             yield bursts
@@ -321,4 +326,5 @@ def _order(case: Case, rights: Rights, asker: Asker, arrived: float, sampling: S
         priority=rights.terms.klass(asker.priority or case.request.priority),
         owner=asker.caller.tenant,
         story=asker.story,
+        push=asker.push,
     )

@@ -193,11 +193,12 @@ class Generation:
                 self.fail(_refusal(message, self.limits.line))
 
     def take(self, piece: ipc.Piece) -> None:
-        """Something new came. Of what comes after an error nothing is delivered."""
+        """Something new came, which waits for `hand_on`. Of what comes after an error nothing is
+        delivered.
+        """
         if self._error is not None:
             if isinstance(piece, ipc.Ended | ipc.Cancelled):
                 self._over(piece)
-                self._notify()
             return
         self._last_piece = self._clock.monotonic()
         if isinstance(piece, ipc.Text):  # all tokens are: no pattern is matched for them
@@ -212,7 +213,21 @@ class Generation:
                     would_pass="a client that reads its answer as it comes",
                 )
             )
-        self._notify()
+
+    def hand_on(self) -> None:
+        """What was taken goes to its consumer: that sleeps on where it is pushed."""
+        if not self._pushed():
+            self._notify()
+
+    def _pushed(self) -> bool:
+        """Whether what waits went out past its sleeping consumer, who has no part in it."""
+        push = self.transcript.push
+        if push is None or not self.under_way or not self._waiting.plain:
+            return False
+        if self._wake is None or self._wake.done() or not push(self._waiting.peek()):
+            return False
+        self._waiting.take()
+        return True
 
     def _take_rare(self, piece: ipc.Piece) -> None:
         """Anything but a token's text."""

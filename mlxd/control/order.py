@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mlxd.control.generation import Limits
+from mlxd.control.transcript import Push
 from mlxd.core.caller import Priority
 from mlxd.core.errors import InvalidRequest, PolicyLine
 from mlxd.core.request import GenerationRequest, Sampling, Want
@@ -38,6 +39,8 @@ class Order:
     """The tenant, whose prompts share what was read of them; empty: nobody that is known."""
     story: Story = field(default_factory=untold)
     """Of the call that it is a part of."""
+    push: Push | None = None
+    """Asked to take what comes behind the first of its answer."""
 
     def frame(self, id: int, resume: ipc.Resume | None, span_id: str = "") -> bytes:
         """`span_id`: of what it becomes there.

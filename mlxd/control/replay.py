@@ -333,11 +333,14 @@ class _Run:
                 async for burst in bursts:
                     self._note(burst)
                     yield self._ended(burst) if type(burst[-1]) is Finished else burst
+                    if not self._telling.listens:  # nor does anything here for what comes now
+                        self._transcript.push = self._order.push
             outcome = "completed"
         except MlxdError:
             outcome = "failed" if self._attempt else "refused"
             raise
         finally:
+            self._transcript.push = None
             self._telling.cut(len(self._transcript.tokens), self._transcript.decode_seconds)
             if self._interrupted and self._replays.on_replay is not None:
                 self._replays.on_replay(outcome)

@@ -15,6 +15,9 @@ from mlxd.core.leg import Leg
 from mlxd.core.trace_context import new_span_id
 from mlxd.ipc import messages as ipc
 
+Push = Callable[[Burst], bool]
+"""Takes a burst at once; False: not now, and it goes the ordinary way."""
+
 
 class Transcript:
     """Outlives the generations of its request, which fill it one after the other.
@@ -54,6 +57,8 @@ class Transcript:
         """What had come when the consumer went away, and was not taken."""
         self.left_at = 0.0
         """When it went; on the monotonic clock, 0: it has not."""
+        self.push: Push | None = None
+        """Asked to take what comes while the consumer waits for it."""
         self.leg: Leg | None = None
         """Its present one, or its last."""
         self._awaited: tuple[int, Callable[[], object]] | None = None

@@ -517,12 +517,16 @@ class Worker(asyncio.Protocol):
         if output.started or output.begun:
             self._note_beginnings(output)
         find = self._generations.get
+        told: dict[Generation, None] = {}
         for piece in output.pieces:
             if (generation := find(piece.id)) is not None:
                 generation.take(piece)
+                told[generation] = None
         for taken in output.taken:
             if (generation := find(taken.id)) is not None:
                 generation.note(taken.tokens)
+        for generation in told:
+            generation.hand_on()
 
     def _note_beginnings(self, output: ipc.Output) -> None:
         for id in output.started:

@@ -72,6 +72,8 @@ class Stream:
         """A burst may hold the scores of a whole prompt."""
         self._writing = asyncio.Lock()
         """Held for a whole write: nothing else gets into the middle of a record."""
+        self._failure: Exception | None = None
+        """What `_push` has met."""
         self._torn = False
         """A record was begun and given up."""
         self._last_write = parts.clock.monotonic()
@@ -88,7 +90,7 @@ class Stream:
         self._request[STREAM] = self
         self._arm()
         try:
-            await self._send_records(replace(asker, on_wait=self.wait))
+            await self._send_records(replace(asker, on_wait=self.wait, push=self._push))
         finally:
             self._disarm()
         self._answer.handed = True
@@ -150,7 +152,36 @@ class Stream:
         if self._answer.owed:
             await self._write(b"")
 
+    def _push(self, burst: Burst) -> bool:
+        """A burst that is no trouble goes out while its reader sleeps on: no task runs for it."""
+        wire = self._request.transport
+        if self._failure or not self._flows(0) or wire is None or wire.is_closing():
+            return False
+        try:
+            records = self._answer.tell(self._encoder.feed(burst, self._parts.clock.wall(), 0))
+        except Exception as error:  # noqa: BLE001  this answer's alone: its reader gets it
+            self._failure = error
+            return False
+        if records:
+            self._write_at_once(wire, records)
+        return True
+
+    def _write_at_once(self, wire: asyncio.Transport, records: bytes) -> None:
+        """They are with the wire when that would wait for room, of which there is enough."""
+        writing = self._response.write(records)
+        try:
+            writing.send(None)
+        except StopIteration:
+            pass
+        except ConnectionError:
+            wire.abort()  # what was told is owed to whoever comes back
+        finally:
+            writing.close()
+        self._last_write = self._parts.clock.monotonic()
+
     async def _send(self, burst: Burst, choice: int) -> None:
+        if self._failure is not None:
+            raise self._failure
         if len(burst) > _EVENTS or self._scored:
             await self._send_in_parts(burst, choice)
         else:

@@ -19,6 +19,17 @@ def test_what_is_taken_in_time_is_what_came():
     assert not backlog
 
 
+def test_it_says_whether_there_is_text_and_nothing_else():
+    backlog = Backlog(ManualClock())
+    found = [backlog.plain]
+    for event in (TextDelta("a"), ReasoningDelta("b"), Finished("stop", 1, 2), TextDelta("c")):
+        backlog.add(event)
+        found.append(backlog.plain)
+    assert list(backlog.peek()) == list(backlog.take())
+    backlog.add(TextDelta("d"))
+    assert [*found, backlog.plain] == [False, True, True, False, False, True]
+
+
 def test_the_text_for_a_consumer_that_never_comes_is_few_pieces_and_whole():
     backlog = Backlog(ManualClock())
     words = [f"word {number} " for number in range(8192)]

@@ -132,6 +132,18 @@ async def test_a_worker_is_told_the_trace_that_its_work_is_in():
     assert traced.trace == f"00-{'a' * 32}-{'c' * 16}-01"
 
 
+async def test_one_that_takes_text_at_once_takes_that_of_one_generation():
+    parts: Any = Parts()
+    who = replace(asker("c", load()), push=lambda burst: True)
+    dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())
+    request = GenerationRequest(model="m", text="x")
+    async with dispatcher.open(request, who) as bursts:
+        assert [burst async for burst in bursts] == []
+    async with dispatcher.open_all((request, request), who) as numbered:
+        assert [burst async for burst in numbered] == []
+    assert [order.push for order in parts.orders] == [who.push, None, None]
+
+
 async def test_an_order_knows_what_computes_it():
     parts = Parts()
     await opened(parts, Sampling())

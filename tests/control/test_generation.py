@@ -13,7 +13,7 @@ from mlxd.core.errors import (
     WorkerCrashed,
     WorkerStalled,
 )
-from mlxd.core.events import Finished, TextDelta
+from mlxd.core.events import Burst, Finished, ReasoningDelta, TextDelta, ToolCall
 from mlxd.ipc import messages as ipc
 
 ENDED = ipc.Ended(1, "stop", 3, 2, 0, 0.1, 0.2)
@@ -22,6 +22,13 @@ ENDED = ipc.Ended(1, "stop", 3, 2, 0, 0.1, 0.2)
 def generation(*, total=60.0, first=60.0, between=60.0, pulse=None):
     limits = Limits(total, first, between, 1.0, lambda key: PolicyLine(key, "x", "y"))
     return Generation(1, limits, SystemClock(), pulse or Pulse())
+
+
+def come(running, *pieces):
+    """All in one message."""
+    for piece in pieces:
+        running.take(piece)
+    running.hand_on()
 
 
 async def events_of(running):
@@ -44,12 +51,79 @@ async def test_a_consumer_that_waits_is_woken_by_each_piece():
     bursts = running.bursts()
     waiting = asyncio.create_task(anext(bursts))
     await asyncio.sleep(0)
-    running.take(ipc.Text(1, "a"))
+    come(running, ipc.Text(1, "a"))
     assert await waiting == [TextDelta("a")]
-    running.take(ENDED)
-    assert len(await anext(bursts)) == 1
+    waiting = asyncio.create_task(anext(bursts))
+    await asyncio.sleep(0)
+    come(running, ENDED)
+    assert len(await waiting) == 1
     with pytest.raises(StopAsyncIteration):
         await anext(bursts)
+
+
+async def test_what_is_pushed_leaves_its_consumer_asleep():
+    running = generation()
+    pushed: list[Burst] = []
+
+    def push(burst):
+        pushed.append(list(burst))
+        return True
+
+    running.transcript.push = push
+    bursts = running.bursts()
+    waiting = asyncio.create_task(anext(bursts))
+    await asyncio.sleep(0)
+    come(running, ipc.Text(1, "a"), ipc.Reasoning(1, "b"))
+    come(running, ipc.Text(1, "c"))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    assert pushed == [[TextDelta("a"), ReasoningDelta("b")], [TextDelta("c")]]
+    come(running, ipc.Text(1, "d"), ENDED)
+    text, end = await waiting
+    assert (text, type(end)) == (TextDelta("d"), Finished), "its end comes to the consumer"
+    assert len(pushed) == 2
+
+
+async def test_what_cannot_be_pushed_comes_to_the_consumer_with_what_follows():
+    running = generation()
+    asked: list[Burst] = []
+
+    def push(burst):
+        asked.append(burst)
+        return False
+
+    running.transcript.push = push
+    bursts = running.bursts()
+    waiting = asyncio.create_task(anext(bursts))
+    await asyncio.sleep(0)
+    come(running, ipc.Text(1, "a"))
+    come(running, ipc.Text(1, "b"))
+    assert len(asked) == 1, "it is awake by now"
+    assert await waiting == [TextDelta("a"), TextDelta("b")]
+    come(running, ipc.Text(1, "c"))
+    assert len(asked) == 1, "it is not waiting"
+    assert await anext(bursts) == [TextDelta("c")]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "broken", "call", "ended"])
+async def test_nothing_is_pushed_past_a_consumer_who_has_to_know(how):
+    running = generation()
+    running.transcript.push = lambda burst: pytest.fail("pushed")
+    waiting = asyncio.create_task(anext(running.bursts()))
+    await asyncio.sleep(0)
+    if how == "cancelled":
+        waiting.cancel()
+    elif how == "broken":
+        running.interrupt(WorkerCrashed("gone"))
+    elif how == "ended":
+        come(running, ipc.Text(1, "a"), ipc.Cancelled(1))
+        assert await waiting == [TextDelta("a")]
+    else:
+        come(running, ipc.Text(1, "a"), ipc.Call(1, "name", {}))
+        assert await waiting == [TextDelta("a"), ToolCall("name", {})]
+    come(running, ipc.Text(1, "a"))
+    waiting.cancel()
+    await asyncio.wait([waiting])
 
 
 async def test_an_error_comes_after_what_was_delivered():
@@ -162,9 +236,9 @@ async def test_tokens_keep_a_stall_away():
 
     async def feed():
         for _ in range(5):
-            running.take(ipc.Text(1, "a"))
+            come(running, ipc.Text(1, "a"))
             await asyncio.sleep(0.3)
-        running.take(ENDED)
+        come(running, ENDED)
 
     async with asyncio.TaskGroup() as group:
         group.create_task(feed())

@@ -14,7 +14,7 @@ from mlxd.control.generation import Limits
 from mlxd.control.order import Order
 from mlxd.control.replay import Replays, seeded
 from mlxd.control.suspects import Case
-from mlxd.control.transcript import Transcript
+from mlxd.control.transcript import Push, Transcript
 from mlxd.control.worker import Worker
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import (
@@ -27,7 +27,7 @@ from mlxd.core.errors import (
     WorkerCrashed,
     WorkerStalled,
 )
-from mlxd.core.events import Finished, GenerationEvent, Started, TextDelta
+from mlxd.core.events import Burst, Finished, GenerationEvent, Started, TextDelta
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.core.story import untold
@@ -67,6 +67,7 @@ class Request:
         name: str,
         reads: int = 10**6,
         transcript: Transcript | None = None,
+        push: Push | None = None,
         **more: Any,
     ) -> None:
         """`reads`: so many bursts, and no more before it `goes_on`. `transcript`: of another
@@ -78,8 +79,9 @@ class Request:
         limits = Limits(300, 120, 30, 2, world.policies.line)
         self.story = untold()
         order = Order(
-            self.case.request, Sampling(), 100, 50, 500, limits, world.loop.now, story=self.story
-        )
+            self.case.request, Sampling(), 100, 50, 500, limits, world.loop.now,
+            story=self.story, push=push,
+        )  # fmt: skip
         lease: Any = world.lease
         self.bursts = world.replays.run(
             order, self.case, lease, world.policies, transcript=transcript
@@ -236,6 +238,66 @@ def test_another_request_goes_on_behind_a_client_that_has_left(world):
     end: Any = two.events[-1]
     assert (end.completion_tokens, end.cached_tokens) == (4, 0), "as of an answer that nobody cut"
     assert (two.story.completion_tokens, two.story.prompt_tokens) == (1, 0)
+
+
+def test_what_follows_the_first_of_an_answer_is_pushed_on_whichever_worker(world):
+    """The first of it, which ends the prompt's part of the story, and the end come as bursts."""
+    pushed: list[str] = []
+
+    def push(burst: Burst) -> bool:
+        pushed.extend(event.text for event in burst if isinstance(event, TextDelta))
+        return True
+
+    one = Request(world, "one", push=push)
+    one.starts()
+    one.gets(1, 2, 3)
+    assert (one.text, pushed) == ("1 ", ["2 ", "3 "])
+    assert one.story.first_token is not None
+    world.dies(SIGKILL)
+    assert one.asked[-1].resume == ipc.Resume(ipc.packed([7, 8, 9]), ipc.packed([1, 2, 3]))
+    one.starts()
+    one.gets(4)
+    world.says(ipc.Output(1, [ipc.Ended(one.asked[-1].id, "stop", 3, 4, 0, 0.1, 0.2)]))
+    assert (one.text, pushed) == ("1 ", ["2 ", "3 ", "4 "])
+    assert isinstance(one.events[-1], Finished)
+    assert (one.error, one.story.completion_tokens) == (None, 4)
+
+
+def test_what_one_step_has_made_is_pushed_together_once_its_tokens_are_known(world):
+    transcript = Transcript()
+    pushed: list[tuple[int, int]] = []
+
+    def push(burst: Burst) -> bool:
+        pushed.append((len(burst), len(transcript.tokens)))
+        return True
+
+    one = Request(world, "one", transcript=transcript, push=push)
+    one.starts()
+    one.gets(1)
+    id = one.asked[-1].id
+    texts: list[ipc.Piece] = [ipc.Text(id, "2 "), ipc.Text(id, "3 ")]
+    world.says(ipc.Output(2, texts, taken=[ipc.Taken(id, [2, 3])]))
+    assert pushed == [(2, 3)]
+
+
+def test_nobody_pushes_to_a_client_that_has_left(world):
+    transcript = Transcript()
+    pushed: list[Burst] = []
+
+    def push(burst: Burst) -> bool:
+        pushed.append(burst)
+        return True
+
+    one = Request(world, "one", transcript=transcript, push=push)
+    one.starts()
+    one.gets(1, 2)
+    one.hangs_up()
+    one.is_cancelled()
+    assert (len(pushed), transcript.push) == (1, None)
+    two = Request(world, "one", transcript=transcript)
+    two.starts()
+    two.gets(3, 4)
+    assert (len(pushed), two.text) == (1, "3 4 ")
 
 
 def test_what_is_left_keeps_its_order_however_often_it_is_left(world):

@@ -18,10 +18,19 @@ import pytest
 from mlxd.control.admission import Waiting
 from mlxd.control.dispatch import Asker
 from mlxd.control.headway import Headway
+from mlxd.control.transcript import Push
 from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import QueueFull, ResumeExpired, WorkerCrashed
-from mlxd.core.events import Burst, Finished, GenerationEvent, Started, TextDelta, TokenLogprob
+from mlxd.core.events import (
+    Burst,
+    Finished,
+    GenerationEvent,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    TokenLogprob,
+)
 from mlxd.core.models import ModelCard
 from mlxd.core.request import Sampling
 from mlxd.core.story import Story, untold
@@ -60,15 +69,18 @@ class Client:
         self.second = asyncio.Event()
         """It has got two events."""
         self._takes = takes
+        self._gone = False
 
     async def write(self, piece: bytes) -> None:
-        await asyncio.sleep(0)
+        """Like the real one: written at once, and waited for then."""
         if not self._takes:
+            self._gone = True
             raise ConnectionResetError
         self._takes -= 1
         self.taken += piece
         if self.taken.count(b"\n\n") >= 2:
             self.second.set()
+        await asyncio.sleep(0)
 
     async def write_eof(self) -> None:
         pass
@@ -77,7 +89,10 @@ class Client:
         return 0
 
     def abort(self) -> None:
-        self._takes = 0
+        self._takes, self._gone = 0, True
+
+    def is_closing(self) -> bool:
+        return self._gone
 
 
 class Request(dict[Any, Any]):
@@ -87,7 +102,13 @@ class Request(dict[Any, Any]):
 class Machine:
     """A daemon's part in it, with a worker that says what it is told to."""
 
-    def __init__(self, bursts: Sequence[Burst] = SAID, **overrides: str) -> None:
+    def __init__(
+        self, bursts: Sequence[Burst] = SAID, *, pushes: bool = False, **overrides: str
+    ) -> None:
+        """`pushes`: whatever may be, as to a reader who always waits."""
+        self._pushes = pushes
+        self.pushed = 0
+        """Bursts that went out past their reader."""
         self.policies = policies(**overrides)
         self.clock = ManualClock()
         self.resumption = Resumption(self.clock, self.policies)
@@ -148,20 +169,26 @@ class Machine:
         if self.slot is not None:
             asker.on_wait(Waiting(3, 9.0))
             await self.slot.wait()
-        yield self._generated(headway)
+        yield self._generated(headway, asker.push if self._pushes else None)
 
-    async def _generated(self, headway: Headway) -> AsyncIterator[Burst]:
+    async def _generated(self, headway: Headway, push: Push | None) -> AsyncIterator[Burst]:
         (transcript,) = headway.transcripts
         while transcript.left:
             burst = transcript.left.pop(0)
             transcript.finished = type(burst[-1]) is Finished
             yield burst
         left = self._left.setdefault(id(transcript), list(self._bursts))
+        spoken = False
         while left:
             burst = left.pop(0)
             transcript.add(range(len(burst)))
             transcript.finished = type(burst[-1]) is Finished
-            yield burst
+            plain = all(isinstance(event, TextDelta | ReasoningDelta) for event in burst)
+            if plain and spoken and push is not None and push(burst):
+                self.pushed += 1
+            else:
+                yield burst
+                spoken = spoken or plain
 
 
 def an_asker() -> Any:
@@ -216,15 +243,26 @@ async def test_ids_change_nothing_else(speaker: str, name: str) -> None:
     assert ids == [b"c1-%d" % number for number in range(1, events + 1)]
 
 
+@SPEAKERS
+@pytest.mark.parametrize("name", sorted(_RECORDED))
+async def test_what_is_pushed_is_told_all_the_same(speaker: str, name: str) -> None:
+    bursts = bursts_of(name)
+    machine = Machine(bursts, pushes=True)
+    assert await machine.ask(speaker) == await Machine(bursts).ask(speaker)
+    texts = [b for b in bursts if all(isinstance(e, TextDelta | ReasoningDelta) for e in b)]
+    assert machine.pushed == max(0, len(texts) - 1)
+
+
+@pytest.mark.parametrize("pushes", [False, True])
 @pytest.mark.parametrize("speaker", ["openai.chat", "openai.responses", "anthropic.messages"])
 @pytest.mark.parametrize("name", sorted(_RECORDED))
 async def test_cut_behind_any_write_and_in_the_middle_of_any_record_it_goes_on_exactly(
-    speaker: str, name: str
+    speaker: str, name: str, pushes: bool
 ) -> None:
     bursts = bursts_of(name)
     whole = await Machine(bursts).ask(speaker)
     for takes in range(1, len(bursts)):
-        machine = Machine(bursts)
+        machine = Machine(bursts, pushes=pushes)
         taken = await machine.ask(speaker, takes)
         for lost in (0, 1, 30, 400):
             have = read(taken[: max(0, len(taken) - lost)])
