@@ -74,7 +74,7 @@ UNDER_WAY = {
     "control/queue_view.py": {"_told"},
     "control/gate.py": {"_inside"},
     "control/replay.py": {"_coming", "_tasks", "_waits"},
-    "control/worker.py": {"_generations", "_cache_asks", "_tasks"},
+    "control/worker.py": {"_generations", "_fed", "_cache_asks", "_tasks"},
     "control/changes.py": {"_waiters"},
     "telemetry/events.py": {"_followers"},
 }

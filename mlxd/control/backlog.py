@@ -11,6 +11,7 @@ _MANY = 64
 """Events from which on pieces of text are joined."""
 _LONG = 4096
 """Characters of text that nothing more is joined to."""
+_LITTLE = 4096
 _MOST_BYTES = 256 * 1024
 _LOGPROB_BYTES = 100
 """About what one token of a list of log-probabilities takes."""
@@ -62,8 +63,8 @@ class Backlog:
 
     @property
     def plain(self) -> bool:
-        """There is text of the answer, and nothing else."""
-        return bool(self._events) and not self._rare
+        """There is text of the answer, a little, and nothing else."""
+        return bool(self._events) and not self._rare and self._bytes <= _LITTLE
 
     def _joined(self, event: TextDelta | ReasoningDelta) -> bool:
         last = self._events[-1]

@@ -50,8 +50,9 @@ class Asker:
     on_wait: OnWait | None = None
     """Told how it stands while the request waits for a slot."""
     push: Push | None = None
-    """Asked to take what comes while the reader of the bursts waits for the next one; its first
-    burst, and its end, come as bursts. Of several generations in one call nothing is.
+    """Asked to take text of the answer that comes while the reader of the bursts waits for the next
+    one; all up to the first of it, its end, and what is not text come as bursts. Of a call with
+    several generations nothing is pushed.
     """
     rated: bool = True
     """Whether its answers count towards rates."""

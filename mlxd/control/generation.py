@@ -1,7 +1,8 @@
 """One generation on one worker, as the daemon sees it: what has come, and by when more must.
 
-Pieces arrive by calls (`take`), events leave by iteration (`bursts`): everything that came since
-the consumer last looked is one burst. Deadlines cost nothing per token: one timer looks at the
+Pieces arrive by calls (`take`, `hand_on`), events leave by iteration (`bursts`): everything that
+came since the consumer last looked is one burst. Text that comes while it waits may be pushed past
+it (`Transcript.push`). Deadlines cost nothing per token: one timer looks at the
 time of the last piece and re-arms itself. Half way to a limit of silence it has the worker pinged,
 so that at the limit a dead worker is told from a slow one.
 """

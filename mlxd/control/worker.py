@@ -103,6 +103,8 @@ class Worker(asyncio.Protocol):
         self._verdict: Verdict | None = None
         self._frames = ipc.FrameReader()
         self._generations: dict[int, Generation] = {}
+        self._fed: dict[Generation, None] = {}
+        """Those that have taken something since it was last handed on."""
         self._next_id = 1
         self._became_ready: asyncio.Future[ipc.Ready] = asyncio.get_running_loop().create_future()
         self._stopping = False
@@ -425,12 +427,20 @@ class Worker(asyncio.Protocol):
         except ipc.BrokenFrame as error:
             log.error("worker %s broke the protocol: %s", self.name, error)
             self.condemn("protocol")
+        finally:
+            self._hand_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = not self._stopping
         self._transport = None
 
     # -- inside
+
+    def _hand_on(self) -> None:
+        """What has come together goes on together, be it of many steps."""
+        fed, self._fed = self._fed, {}
+        for generation in fed:
+            generation.hand_on()
 
     def _receive(self, message: ipc.Up) -> None:
         match message:
@@ -517,16 +527,13 @@ class Worker(asyncio.Protocol):
         if output.started or output.begun:
             self._note_beginnings(output)
         find = self._generations.get
-        told: dict[Generation, None] = {}
         for piece in output.pieces:
             if (generation := find(piece.id)) is not None:
                 generation.take(piece)
-                told[generation] = None
+                self._fed[generation] = None
         for taken in output.taken:
             if (generation := find(taken.id)) is not None:
                 generation.note(taken.tokens)
-        for generation in told:
-            generation.hand_on()
 
     def _note_beginnings(self, output: ipc.Output) -> None:
         for id in output.started:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import replace
+from typing import Any
 
 from aiohttp import web
 
@@ -35,7 +36,7 @@ _PLACES_A_SECOND = 10
 _PIECE = 65536
 """Bytes that are given to a client at a time."""
 _TAKEN_AT_ONCE = 16384
-"""Bytes for which no write waits: where asyncio lets a paused writer go on."""
+"""Bytes that may wait for a client before a write does."""
 _EVENTS = 64
 """Encoded at a time: a client that was slow may have many waiting."""
 _MANY_SCORES = 4096
@@ -73,7 +74,7 @@ class Stream:
         self._writing = asyncio.Lock()
         """Held for a whole write: nothing else gets into the middle of a record."""
         self._failure: Exception | None = None
-        """What `_push` has met."""
+        """What `_push` has met, for the reader."""
         self._torn = False
         """A record was begun and given up."""
         self._last_write = parts.clock.monotonic()
@@ -153,35 +154,46 @@ class Stream:
             await self._write(b"")
 
     def _push(self, burst: Burst) -> bool:
-        """A burst that is no trouble goes out while its reader sleeps on: no task runs for it."""
+        """A burst that is no trouble goes out while its reader sleeps on: no task runs for it.
+
+        Whatever goes wrong once it is told is raised by the next one's `_send`.
+        """
         wire = self._request.transport
         if self._failure or not self._flows(0) or wire is None or wire.is_closing():
             return False
+        told = False
         try:
             records = self._answer.tell(self._encoder.feed(burst, self._parts.clock.wall(), 0))
-        except Exception as error:  # noqa: BLE001  this answer's alone: its reader gets it
-            self._failure = error
-            return False
-        if records:
-            self._write_at_once(wire, records)
-        return True
+            told = True
+            if records:
+                self._write_at_once(records)
+        except ConnectionError:
+            wire.abort()  # what was told is owed to whoever comes back
+        except Exception as error:  # noqa: BLE001 - its reader gets it; the worker's others do not
+            self._failure, self._answer.uncertain = error, True
+        return told
 
-    def _write_at_once(self, wire: asyncio.Transport, records: bytes) -> None:
-        """They are with the wire when that would wait for room, of which there is enough."""
-        writing = self._response.write(records)
+    def _write_at_once(self, records: bytes) -> None:
+        """Without a wait for room, which nobody may begin and leave: whoever waits next could not.
+
+        Raises ConnectionResetError once the client has left.
+        """
+        writer: Any = self._request.writer
+        writing = writer.write(records, drain=False)
         try:
             writing.send(None)
         except StopIteration:
-            pass
-        except ConnectionError:
-            wire.abort()  # what was told is owed to whoever comes back
-        finally:
+            self._last_write = self._parts.clock.monotonic()
+        else:
             writing.close()
-        self._last_write = self._parts.clock.monotonic()
+            raise RuntimeError("a write waits that should not")
 
     async def _send(self, burst: Burst, choice: int) -> None:
         if self._failure is not None:
-            raise self._failure
+            try:
+                raise self._failure
+            finally:
+                self._failure = None  # or it would hold itself by its traceback
         if len(burst) > _EVENTS or self._scored:
             await self._send_in_parts(burst, choice)
         else:

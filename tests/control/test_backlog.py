@@ -28,6 +28,8 @@ def test_it_says_whether_there_is_text_and_nothing_else():
     assert list(backlog.peek()) == list(backlog.take())
     backlog.add(TextDelta("d"))
     assert [*found, backlog.plain] == [False, True, True, False, False, True]
+    backlog.add(TextDelta("x" * 4096))
+    assert not backlog.plain, "nor much of it"
 
 
 def test_the_text_for_a_consumer_that_never_comes_is_few_pieces_and_whole():

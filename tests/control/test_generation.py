@@ -105,7 +105,7 @@ async def test_what_cannot_be_pushed_comes_to_the_consumer_with_what_follows():
     assert await anext(bursts) == [TextDelta("c")]
 
 
-@pytest.mark.parametrize("how", ["cancelled", "broken", "call", "ended"])
+@pytest.mark.parametrize("how", ["cancelled", "call", "ended"])
 async def test_nothing_is_pushed_past_a_consumer_who_has_to_know(how):
     running = generation()
     running.transcript.push = lambda burst: pytest.fail("pushed")
@@ -113,8 +113,6 @@ async def test_nothing_is_pushed_past_a_consumer_who_has_to_know(how):
     await asyncio.sleep(0)
     if how == "cancelled":
         waiting.cancel()
-    elif how == "broken":
-        running.interrupt(WorkerCrashed("gone"))
     elif how == "ended":
         come(running, ipc.Text(1, "a"), ipc.Cancelled(1))
         assert await waiting == [TextDelta("a")]

@@ -278,6 +278,11 @@ def test_what_one_step_has_made_is_pushed_together_once_its_tokens_are_known(wor
     texts: list[ipc.Piece] = [ipc.Text(id, "2 "), ipc.Text(id, "3 ")]
     world.says(ipc.Output(2, texts, taken=[ipc.Taken(id, [2, 3])]))
     assert pushed == [(2, 3)]
+    steps = [
+        ipc.Output(n, [ipc.Text(id, f"{n} ")], taken=[ipc.Taken(id, [n])]) for n in range(4, 9)
+    ]
+    world.loop.do(world.talk.worker.data_received, b"".join(map(ipc.encode, steps)))
+    assert pushed == [(2, 3), (5, 8)], "and what one read has brought of many"
 
 
 def test_nobody_pushes_to_a_client_that_has_left(world):

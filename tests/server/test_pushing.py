@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import uvloop
+from aiohttp import web
 
 from mlxd.core.events import Burst, TextDelta
 from mlxd.core.story import untold
@@ -25,20 +28,22 @@ class Client:
 
     def __init__(self) -> None:
         self.taken = b""
+        self.writes = 0
         self.waiting = 0
         """Bytes that it has not read."""
         self.prepared = True
         self.closing = False
         self.aborted = False
-        self.reset = False
-        self.drained: asyncio.Future[None] | None = None
+        self.defect: Exception | None = None
+        self.waits = False
 
-    async def write(self, piece: bytes) -> None:
-        if self.reset:
-            raise ConnectionResetError
+    async def write(self, piece: bytes, *, drain: bool = True) -> None:
+        if self.defect is not None:
+            raise self.defect
         self.taken += piece
-        if self.drained is not None:
-            await self.drained
+        self.writes += 1
+        if drain or self.waits:
+            await asyncio.sleep(0)
 
     def get_write_buffer_size(self) -> int:
         return self.waiting
@@ -66,6 +71,7 @@ class Encoder:
 
 class Request(dict[Any, Any]):
     transport: Any
+    writer: Any
 
 
 class Scene:
@@ -76,7 +82,7 @@ class Scene:
         call: Any = SimpleNamespace(id="a", requests=(), more=())
         self.told = Told(call, encoder, grown=lambda more: None)
         request: Any = Request({STORY: untold()})
-        request.transport = self.client
+        request.transport = request.writer = self.client
         clock = SimpleNamespace(monotonic=loop.monotonic, wall=lambda: 0.0)
         parts: Any = SimpleNamespace(clock=clock)
         codec: Any = SimpleNamespace(content_type="text/plain", heartbeat=BEAT)
@@ -115,7 +121,7 @@ def test_it_is_told_and_written_at_once(scene: Scene) -> None:
 
 def test_what_makes_no_record_is_taken_all_the_same(scene: Scene) -> None:
     assert scene.push("")
-    assert scene.client.taken == b""
+    assert scene.client.writes == 0
 
 
 WAYS: dict[str, Callable[[Scene], None]] = {
@@ -147,16 +153,8 @@ def test_nothing_gets_into_the_middle_of_what_is_being_written(
     assert scene.push()
 
 
-def test_a_write_that_would_wait_for_its_client_has_written(
-    loop: VirtualLoop, scene: Scene
-) -> None:
-    scene.client.drained = loop.create_future()
-    assert scene.push("a")
-    assert scene.client.taken == b"a"
-
-
 def test_a_client_that_leaves_meanwhile_is_owed_what_was_told(scene: Scene) -> None:
-    scene.client.reset = True
+    scene.client.defect = ConnectionResetError()
     assert scene.push("a"), "it is not told again"
     assert scene.client.aborted
     assert scene.kept == b"a"
@@ -170,7 +168,24 @@ def test_a_defect_is_the_readers_and_nobody_elses(loop: VirtualLoop, scene: Scen
     with pytest.raises(ZeroDivisionError) as raised:
         loop.run(scene.stream._send([TextDelta("x")], 0))
     assert raised.value is defect
+    assert scene.stream._failure is None, "which would hold itself"
     assert scene.client.taken == b""
+    assert scene.told.uncertain, "nobody goes on with what its encoder is in the middle of"
+
+
+@pytest.mark.parametrize("how", ["raises", "waits"])
+def test_a_write_that_fails_is_the_readers_too_and_not_told_again(
+    loop: VirtualLoop, scene: Scene, how: str
+) -> None:
+    if how == "raises":
+        scene.client.defect = ZeroDivisionError("in the writer")
+    else:
+        scene.client.waits = True
+    assert scene.push("a")
+    assert scene.kept == b"a"
+    assert not scene.push("b")
+    with pytest.raises(ZeroDivisionError if how == "raises" else RuntimeError):
+        loop.run(scene.stream._send([TextDelta("b")], 0))
 
 
 def test_it_is_a_sign_of_life(loop: VirtualLoop, scene: Scene) -> None:
@@ -181,3 +196,66 @@ def test_it_is_a_sign_of_life(loop: VirtualLoop, scene: Scene) -> None:
     assert scene.stream._due() is None
     loop.advance(1)
     assert scene.stream._due() == BEAT
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_client_that_stalls_and_goes_on_gets_all_of_it(run: Callable[[Any], bytes]) -> None:
+    """A real one: its connection is paused, and pushed to long before it is not any more."""
+    taken = run(_slowly_read())
+    assert b"".join(_chunks(taken)) == b"".join(RECORDS)
+
+
+RECORDS = [b"%d " % number * 500 for number in range(800)]
+
+
+def _chunks(taken: bytes) -> Iterator[bytes]:
+    rest = taken.partition(b"\r\n\r\n")[2]
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        yield rest[: int(size, 16)]
+        rest = rest[int(size, 16) + 2 :]
+
+
+async def _slowly_read() -> bytes:
+    loop = asyncio.get_running_loop()
+    stalled = asyncio.Event()
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        wire: Any = request.transport
+        wire.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        stream = _stream_to(request, loop)
+        await stream._response.prepare(request)
+        records = iter(RECORDS)
+        while not request.protocol.writing_paused:
+            await stream._write(next(records))
+        stalled.set()
+        for record in records:
+            while not stream._push([TextDelta(record.decode())]):  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        await stream._response.write_eof()
+        return cast("web.StreamResponse", stream._response)
+
+    served = await loop.create_server(web.Server(answer), "127.0.0.1", 0)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await loop.sock_connect(client, served.sockets[0].getsockname())
+        await loop.sock_sendall(client, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        taken = b""
+        async with asyncio.timeout(10):
+            await stalled.wait()
+            while piece := await loop.sock_recv(client, 2048):
+                taken += piece
+    served.close()
+    return taken
+
+
+def _stream_to(request: web.BaseRequest, loop: asyncio.AbstractEventLoop) -> Any:
+    request[STORY] = untold()
+    encoder: Any = Encoder()
+    call: Any = SimpleNamespace(id="a", requests=(), more=())
+    clock = SimpleNamespace(monotonic=loop.time, wall=lambda: 0.0)
+    parts: Any = SimpleNamespace(clock=clock)
+    codec: Any = SimpleNamespace(content_type="text/plain", heartbeat=BEAT)
+    told = Told(call, encoder)
+    return Stream(parts, codec, told, request, load(None), call=call, encoder=encoder)

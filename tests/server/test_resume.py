@@ -71,7 +71,7 @@ class Client:
         self._takes = takes
         self._gone = False
 
-    async def write(self, piece: bytes) -> None:
+    async def write(self, piece: bytes, *, drain: bool = True) -> None:
         """Like the real one: written at once, and waited for then."""
         if not self._takes:
             self._gone = True
@@ -80,7 +80,8 @@ class Client:
         self.taken += piece
         if self.taken.count(b"\n\n") >= 2:
             self.second.set()
-        await asyncio.sleep(0)
+        if drain:
+            await asyncio.sleep(0)
 
     async def write_eof(self) -> None:
         pass
@@ -97,6 +98,7 @@ class Client:
 
 class Request(dict[Any, Any]):
     transport: Any
+    writer: Any
 
 
 class Machine:
@@ -149,7 +151,7 @@ class Machine:
 
     def _stream(self, told: Told, call: Call, codec: Codec, client: Client) -> Any:
         request = Request({STORY: untold()})
-        request.transport = client
+        request.transport = request.writer = client
         clock = SimpleNamespace(monotonic=self.clock.monotonic, wall=lambda: RECEIVED)
         parts: Any = SimpleNamespace(clock=clock, dispatcher=SimpleNamespace(open=self._open))
         call = told.call or call
