@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import PromptProcessingBatch, StopSequences
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import BatchKVCache, KVCache, make_prompt_cache
 
 from mlxd.core.footprint import chunk_tokens
 from mlxd.worker.batch import Batch
@@ -294,10 +294,11 @@ class Prefiller:
 
     def _batch(self, rows: Sequence[_Row]) -> Any:
         """Takes over their caches."""
+        alone = len(rows) == 1
         batch = PromptProcessingBatch(
             self._model,
             [row.uid for row in rows],
-            [row.caches for row in rows],
+            [] if alone else [row.caches for row in rows],
             tokens=[row.prompt.tokens[: row.read] for row in rows],
             samplers=[row.prompt.sampler for row in rows],
             fallback_sampler=greedy,
@@ -305,6 +306,8 @@ class Prefiller:
             stop_sequences=[self._stops] * len(rows),
             max_tokens=[row.prompt.max_tokens for row in rows],
         )
+        if alone:
+            batch.prompt_cache = [_batched(cache) for cache in rows[0].caches]
         for row in rows:
             row.caches = []
         return batch
@@ -344,6 +347,18 @@ class Prefiller:
         row.kept = row.read
         self._kept += 1
         self._store.keep(row.prompt, row.read, copy.deepcopy(row.caches), kind)
+
+
+def _batched(cache: Any) -> Any:
+    """For one sequence. What need not be copied for that stays where it is: to copy keys and values
+    takes as long as a step at a length of some thousands, and as much memory once more.
+    """
+    if type(cache) is not KVCache or cache.empty():
+        return cache.merge([cache])
+    batched = BatchKVCache([0])
+    batched.keys, batched.values = cache.keys, cache.values
+    batched.offset, batched._idx = mx.array([cache.offset]), cache.offset
+    return batched
 
 
 def _extracted(batch: Any, n: int) -> list[Any]:

@@ -60,6 +60,24 @@ def test_a_shared_batch_gives_what_generate_step_gives(model):
     assert run(SerialEngine(model, []), prompts) == alone
 
 
+def test_keys_and_values_of_a_prompt_that_is_read_alone_are_not_copied(model, monkeypatch):
+    import mlx.core as mx
+    from mlx_lm.generate import generate_step
+    from mlx_lm.models.cache import BatchKVCache
+
+    from mlxd.worker.mlx_engine import MlxEngine
+
+    one, two = prompt(0, 300), prompt(1, 600)
+    said = [
+        [token for token, _ in generate_step(mx.array(p.tokens), model, max_tokens=20)]
+        for p in (one, two)
+    ]
+    monkeypatch.setattr(BatchKVCache, "merge", lambda caches: pytest.fail("they are copied"))
+    engine = MlxEngine(model, [])
+    assert run(engine, [one]) == {0: said[0]}
+    assert run(engine, [two]) == {1: said[1]}
+
+
 def test_an_end_token_ends_a_sequence(model):
     from mlxd.worker.mlx_engine import MlxEngine
     from mlxd.worker.serial import SerialEngine
