@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,8 @@ from mlxd.server.parts import Parts
 from mlxd.server.queue_report import place_headers, words_of
 from mlxd.server.quota import note_quota
 from mlxd.server.told import Told
+
+log = logging.getLogger(__name__)
 
 _LEAST_WAIT = 1.0
 """Seconds that one who still waits is told of, unless it never was as long."""
@@ -94,6 +97,7 @@ class Stream:
             await self._send_records(replace(asker, on_wait=self.wait, push=self._push))
         finally:
             self._disarm()
+            self._tell_failure()
         self._answer.handed = True
         await self._response.write_eof()
         return self._response
@@ -279,9 +283,19 @@ class Stream:
         self._timer = loop.call_later(self._pause(), self._look)
 
     def _disarm(self) -> None:
-        for work in (self._timer, self._saying):
-            if work is not None:
-                work.cancel()
+        """A word that is being written is left to its end: whoever waited for room behind a wait
+        that was cancelled would be cancelled, too.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._saying is not None and not self._writing.locked():
+            self._saying.cancel()
+
+    def _tell_failure(self) -> None:
+        """What no later burst has raised: none came."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            log.error("a piece of %s was lost: a defect of mlxd", self._call.id, exc_info=failure)
 
     def _silence(self) -> float:
         return self._parts.clock.monotonic() - self._last_write

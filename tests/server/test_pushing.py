@@ -12,6 +12,9 @@ import pytest
 import uvloop
 from aiohttp import web
 
+from mlxd.control.dispatch import Asker
+from mlxd.core.caller import Caller
+from mlxd.core.errors import WorkerCrashed
 from mlxd.core.events import Burst, TextDelta
 from mlxd.core.story import untold
 from mlxd.policy.load import load
@@ -36,13 +39,17 @@ class Client:
         self.aborted = False
         self.defect: Exception | None = None
         self.waits = False
+        self.room: asyncio.Future[None] | None = None
+        """What a write waits for that may wait."""
 
     async def write(self, piece: bytes, *, drain: bool = True) -> None:
         if self.defect is not None:
             raise self.defect
         self.taken += piece
         self.writes += 1
-        if drain or self.waits:
+        if drain and self.room is not None:
+            await self.room
+        elif drain or self.waits:
             await asyncio.sleep(0)
 
     def get_write_buffer_size(self) -> int:
@@ -196,6 +203,43 @@ def test_it_is_a_sign_of_life(loop: VirtualLoop, scene: Scene) -> None:
     assert scene.stream._due() is None
     loop.advance(1)
     assert scene.stream._due() == BEAT
+
+
+async def _fails(asker: Any) -> None:
+    """A generation that ends by an error, with nothing more to tell."""
+    asker.push([TextDelta("a")])
+    raise WorkerCrashed("it is gone")
+
+
+def test_a_failure_that_no_later_burst_raises_is_logged(
+    loop: VirtualLoop,
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scene.client.defect = ZeroDivisionError("in the writer")
+    monkeypatch.setattr(scene.stream, "_send_records", _fails)
+    asker = Asker(Caller("me"), load(None), lambda _: None, untold())
+    with pytest.raises(WorkerCrashed):
+        loop.run(scene.stream.run(asker))
+    (told,) = [record for record in caplog.records if record.exc_info]
+    assert told.exc_info is not None
+    assert told.exc_info[0] is ZeroDivisionError
+
+
+def test_a_word_that_waits_for_room_is_not_given_up(loop: VirtualLoop, scene: Scene) -> None:
+    """Or whoever waits next for the same would be cancelled."""
+    room = scene.client.room = loop.create_future()
+    loop.do(scene.stream._arm)
+    loop.advance(float(scene.stream._policies.timeouts.first_byte) + 1)
+    assert scene.client.taken == BEAT
+    loop.do(scene.stream._disarm)
+    loop.settle()
+    assert not room.cancelled()
+    loop.do(room.set_result, None)
+    loop.settle()
+    assert scene.stream._saying.done()
+    assert not scene.stream._saying.cancelled()
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
