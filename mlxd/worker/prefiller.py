@@ -350,8 +350,9 @@ class Prefiller:
 
 
 def _batched(cache: Any) -> Any:
-    """For one sequence. What need not be copied for that stays where it is: to copy keys and values
-    takes as long as a step at a length of some thousands, and as much memory once more.
+    """For one sequence. Keys and values stay where they are, until they are written to beside what
+    is kept of them: to copy them takes as long as a step at a length of some thousands, and as much
+    memory once more.
     """
     if type(cache) is not KVCache or cache.empty():
         return cache.merge([cache])
