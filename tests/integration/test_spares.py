@@ -112,7 +112,7 @@ def test_a_daemon_that_is_killed_leaves_none(sparing: Daemon) -> None:
     sparing.process.wait()
     began = time.monotonic()
     eventually(lambda: gone(spare), "it ends with its daemon")
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 5.0
 
 
 @pytest.mark.slow
