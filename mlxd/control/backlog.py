@@ -12,6 +12,7 @@ _MANY = 64
 _LONG = 4096
 """Characters of text that nothing more is joined to."""
 _LITTLE = 4096
+"""Bytes up to which text is told at once, whole: more is its consumer's to divide."""
 _MOST_BYTES = 256 * 1024
 _LOGPROB_BYTES = 100
 """About what one token of a list of log-probabilities takes."""
