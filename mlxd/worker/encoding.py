@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import re
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
+from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
 from typing import NamedTuple
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -42,35 +44,30 @@ class Encoding:
         """`special`: with what the tokenizer puts before every text."""
         if len(text) < LEAST or self._marks is None:
             return self._whole(text, special=special)
-        tokens = self._continued(text, special=special)
-        if tokens is None:
-            tokens = self._whole(text, special=special)
-        self._remember(text, special, tokens)
-        return tokens
+        begun, place = self._begun(text, special=special)
+        special_first = special and not place.at
+        rest = self._whole(text[place.at :], special=special_first)
+        known = self._marks.placed(text, begun, place, rest, special=special_first)
+        self._remember(text, special, known)
+        return [*begun.tokens, *rest]
 
     def _whole(self, text: str, *, special: bool) -> list[int]:
         tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=special)
         return tokens
 
-    def _continued(self, text: str, *, special: bool) -> list[int] | None:
-        """With the tokens of the longest beginning that is known; None: none is."""
+    def _begun(self, text: str, *, special: bool) -> tuple[_Known, _Place]:
+        """The longest beginning that is known, and the mark at which it ends."""
         places = [
             (known.mark_within(common(text, before)), known)
             for (before, added), known in self._known.items()
             if added == special
         ]
-        place, known = max(places, key=lambda one: one[0], default=(None, None))
-        if known is None or not place or not place.at:
-            return None
-        rest = self._whole(text[place.at :], special=False)
-        return [*known.tokens[: place.token], *rest]
+        place, known = max(places, key=itemgetter(0), default=(_START, _NOTHING))
+        return (known.until(place), place) if place.at else (_NOTHING, _START)
 
-    def _remember(self, text: str, special: bool, tokens: list[int]) -> None:
-        assert self._marks is not None
-        known = self._known.pop((text, special), None)
-        if known is not None:
+    def _remember(self, text: str, special: bool, known: _Known | None) -> None:
+        if self._known.pop((text, special), None) is not None:
             self._characters -= len(text)
-        known = known or self._marks.placed(text, tokens)
         if known is None:
             return
         self._known[text, special] = known
@@ -87,25 +84,36 @@ class _Place(NamedTuple):
     token: int
 
 
+@dataclass(frozen=True, slots=True)
 class _Known:
-    """The tokens of one text, and where its marks are."""
+    """The tokens of a text, and where its marks are."""
 
-    def __init__(self, tokens: list[int], places: list[_Place], ends: list[int]) -> None:
-        self.tokens = array("I", tokens)
-        self._places = places
-        self._ends = ends
-        """Where each mark ends in the text."""
+    tokens: array[int]
+    places: tuple[_Place, ...]
+    ends: tuple[int, ...]
+    """Where each mark ends in the text."""
 
     def mark_within(self, length: int) -> _Place:
         """The last that is wholly within so many characters."""
-        number = bisect_right(self._ends, length)
-        return self._places[number - 1] if number else _Place(0, 0)
+        number = bisect_right(self.ends, length)
+        return self.places[number - 1] if number else _START
+
+    def until(self, place: _Place) -> _Known:
+        """What comes before one of its marks."""
+        number = bisect_left(self.places, place)
+        return _Known(self.tokens[: place.token], self.places[:number], self.ends[:number])
+
+
+_START = _Place(0, 0)
+_NOTHING = _Known(array("I"), (), ())
 
 
 class _Marks:
     """The special tokens of a tokenizer at which a text can be divided."""
 
-    def __init__(self, names: dict[str, int]) -> None:
+    def __init__(self, names: dict[str, int], added: int) -> None:
+        """`added`: how many the tokenizer puts before a text."""
+        self._added = added
         self._ids = frozenset(names.values())
         longest_first = sorted(names, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)))
@@ -120,19 +128,27 @@ class _Marks:
         plain = all(_is_plain(token) for token in added.values() if token.special)
         if not special or not plain or not _only_begins(tokenizer):
             return None
-        found = cls(special)
+        found = cls(special, len(tokenizer.encode("", add_special_tokens=True)))
         sample = islice(special, 4)
         return found if all(_parts_at(tokenizer, name) for name in sample) else None
 
-    def placed(self, text: str, tokens: list[int]) -> _Known | None:
-        """None where it is not certain which token is which mark's."""
-        spots = list(self._pattern.finditer(text))
-        hits = [n for n, token in enumerate(tokens) if token in self._ids]
-        before = len(hits) - len(spots)  # what the tokenizer put before the text
-        if before < 0 or hits[:before] != list(range(before)):
+    def placed(
+        self, text: str, begun: _Known, place: _Place, rest: list[int], *, special: bool
+    ) -> _Known | None:
+        """With `rest`, the tokens from `place` on; what has `begun` is not looked at again. None
+        where it is not certain which token is which mark's: what the tokenizer does not know may
+        be a special token, too.
+        """
+        spots = list(self._pattern.finditer(text, place.at))
+        hits = [n for n, token in enumerate(rest) if token in self._ids]
+        before = self._added if special else 0
+        if len(hits) != before + len(spots):
             return None
-        places = [_Place(spot.start(), hit) for spot, hit in zip(spots, hits[before:], strict=True)]
-        return _Known(tokens, places, [spot.end() for spot in spots])
+        found = zip(spots, hits[before:], strict=True)
+        places = tuple(_Place(spot.start(), place.token + hit) for spot, hit in found)
+        ends = tuple(spot.end() for spot in spots)
+        tokens = begun.tokens + array("I", rest)
+        return _Known(tokens, begun.places + places, begun.ends + ends)
 
 
 def _is_plain(token: AddedToken) -> bool:

@@ -101,6 +101,25 @@ def test_no_token_differs(kind: str, adds: str) -> None:
         assert made.encode(text, special=special) == wanted
 
 
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_a_tokenizer_does_not_know_is_no_mark(begun: bool, special: bool) -> None:
+    """Its token for that is a special one, of which nothing is written in the text."""
+    tokenizer = wrapped("metaspace")
+    made = Encoding(tokenizer)
+    first, second, third, fourth = (
+        f"<|im_start|>{words * 200}<|im_end|>" for words in ("the of ", "that is ", "a to ", "and ")
+    )
+    fourth = fourth.replace("and", "\u2603", 1)
+    alone = tokenizer.encode("\u2603", add_special_tokens=False)
+    assert alone[-1] == tokenizer.convert_tokens_to_ids("<unk>")
+    if begun:
+        made.encode(first + second, special=special)
+    for text in (first + second + fourth, first + third, first + second + third):
+        wanted = tokenizer.encode(text, add_special_tokens=special)
+        assert made.encode(text, special=special) == wanted
+
+
 def test_only_what_is_new_is_put_into_tokens() -> None:
     spied = Spied(wrapped("bytes"))
     made, draw = Encoding(spied), random.Random(2)
