@@ -44,26 +44,25 @@ class Encoding:
         """`special`: with what the tokenizer puts before every text."""
         if len(text) < LEAST or self._marks is None:
             return self._whole(text, special=special)
-        begun, place = self._begun(text, special=special)
-        special_first = special and not place.at
-        rest = self._whole(text[place.at :], special=special_first)
-        known = self._marks.placed(text, begun, place, rest, special=special_first)
-        self._remember(text, special, known)
+        begun = self._begun(text, special=special)
+        added = special and not begun.length
+        rest = self._whole(text[begun.length :], special=added)
+        self._remember(text, special, self._marks.placed(text, begun, rest, added=added))
         return [*begun.tokens, *rest]
 
     def _whole(self, text: str, *, special: bool) -> list[int]:
         tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=special)
         return tokens
 
-    def _begun(self, text: str, *, special: bool) -> tuple[_Known, _Place]:
-        """The longest beginning that is known, and the mark at which it ends."""
+    def _begun(self, text: str, *, special: bool) -> _Known:
+        """The longest beginning that is known, up to a mark."""
         places = [
             (known.mark_within(common(text, before)), known)
             for (before, added), known in self._known.items()
             if added == special
         ]
         place, known = max(places, key=itemgetter(0), default=(_START, _NOTHING))
-        return (known.until(place), place) if place.at else (_NOTHING, _START)
+        return known.until(place) if place.at else _NOTHING
 
     def _remember(self, text: str, special: bool, known: _Known | None) -> None:
         if self._known.pop((text, special), None) is not None:
@@ -88,6 +87,8 @@ class _Place(NamedTuple):
 class _Known:
     """The tokens of a text, and where its marks are."""
 
+    length: int
+    """Of the text, in characters."""
     tokens: array[int]
     places: tuple[_Place, ...]
     ends: tuple[int, ...]
@@ -101,11 +102,12 @@ class _Known:
     def until(self, place: _Place) -> _Known:
         """What comes before one of its marks."""
         number = bisect_left(self.places, place)
-        return _Known(self.tokens[: place.token], self.places[:number], self.ends[:number])
+        tokens = self.tokens[: place.token]
+        return _Known(place.at, tokens, self.places[:number], self.ends[:number])
 
 
 _START = _Place(0, 0)
-_NOTHING = _Known(array("I"), (), ())
+_NOTHING = _Known(0, array("I"), (), ())
 
 
 class _Marks:
@@ -132,23 +134,23 @@ class _Marks:
         sample = islice(special, 4)
         return found if all(_parts_at(tokenizer, name) for name in sample) else None
 
-    def placed(
-        self, text: str, begun: _Known, place: _Place, rest: list[int], *, special: bool
-    ) -> _Known | None:
-        """With `rest`, the tokens from `place` on; what has `begun` is not looked at again. None
-        where it is not certain which token is which mark's: what the tokenizer does not know may
-        be a special token, too.
+    def placed(self, text: str, begun: _Known, rest: list[int], *, added: bool) -> _Known | None:
+        """A text of which what has `begun` is not looked at again. `rest`: the tokens behind that;
+        `added`: with what the tokenizer puts before a text.
+
+        None where it is not certain which token is which mark's: what the tokenizer does not know
+        may be a special token, too.
         """
-        spots = list(self._pattern.finditer(text, place.at))
-        hits = [n for n, token in enumerate(rest) if token in self._ids]
-        before = self._added if special else 0
+        spots = list(self._pattern.finditer(text, begun.length))
+        hits = [n for n, token in enumerate(rest, len(begun.tokens)) if token in self._ids]
+        before = self._added if added else 0
         if len(hits) != before + len(spots):
             return None
         found = zip(spots, hits[before:], strict=True)
-        places = tuple(_Place(spot.start(), place.token + hit) for spot, hit in found)
+        places = tuple(_Place(spot.start(), hit) for spot, hit in found)
         ends = tuple(spot.end() for spot in spots)
         tokens = begun.tokens + array("I", rest)
-        return _Known(tokens, begun.places + places, begun.ends + ends)
+        return _Known(len(text), tokens, begun.places + places, begun.ends + ends)
 
 
 def _is_plain(token: AddedToken) -> bool:

@@ -120,15 +120,39 @@ def test_what_a_tokenizer_does_not_know_is_no_mark(begun: bool, special: bool) -
         assert made.encode(text, special=special) == wanted
 
 
-def test_only_what_is_new_is_put_into_tokens() -> None:
-    spied = Spied(wrapped("bytes"))
+@pytest.mark.parametrize("special", [False, True])
+def test_only_what_is_new_is_put_into_tokens(special: bool) -> None:
+    spied = Spied(wrapped("bytes", begins=True))
     made, draw = Encoding(spied), random.Random(2)
     talk = "".join(turns(draw, 6, 400))
-    made.encode(talk + "<|im_start|>assistant\n", special=False)
-    before = spied.characters
-    more = "<|im_start|>assistant\nYes.<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n"
-    made.encode(talk + more, special=False)
-    assert spied.characters - before == len(more)
+    made.encode(talk + "<|im_start|>assistant\n", special=special)
+    for answer in ("Yes.", "No."):
+        before = spied.characters
+        more = f"<|im_start|>assistant\n{answer}<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n"
+        made.encode(talk + more, special=special)
+        assert spied.characters - before <= len("<|im_end|>\n" + more)
+        talk += more
+
+
+def test_a_first_mark_alone_is_no_beginning() -> None:
+    """What is put before a text would be put there twice."""
+    tokenizer = wrapped("bytes", begins=True)
+    made = Encoding(tokenizer)
+    for words in ("the of ", "that is "):
+        text = f"<|im_start|>{words * 400}"
+        assert made.encode(text, special=True) == tokenizer.encode(text, add_special_tokens=True)
+
+
+def test_what_has_grown_turn_by_turn_is_known_at_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "MOST_TEXTS", 1)
+    spied = Spied(wrapped("bytes"))
+    made, draw = Encoding(spied), random.Random(5)
+    talk = turns(draw, 4, 300)
+    for count in (2, 3, 4):
+        made.encode("".join(talk[:count]), special=False)
+    before, other = spied.characters, "<|im_end|>\nthe"
+    made.encode(talk[0] + talk[1] + other, special=False)
+    assert spied.characters - before <= len("<|im_end|>\n" + other)
 
 
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
