@@ -275,7 +275,9 @@ class Script:
         self.freed = 0.0
         self.told: tuple[str, ...] = ("worker_down", "replay")
         self.replays = 1
-        self.tokens = [[f"t{n}" for n in range(proof.TOKENS)] for _ in range(3)]
+        self.tokens = [[f"t{n}" for n in range(proof.TOKENS)] for _ in range(2 + proof._KILLS)]
+        self.late = 0
+        """Kills that come when the answer is over."""
         self.struck: list[int] = []
         self.left = False
 
@@ -286,7 +288,7 @@ class Script:
         }  # fmt: skip
 
     def process(self, model: str) -> dict[str, Any]:
-        return {} if self.left else {"pid": 12 if self.struck else 11, "running": 0}
+        return {} if self.left else {"pid": 11 + len(self.struck), "running": 0}
 
     def worker(self, model: str) -> dict[str, Any]:
         if self.struck and not self.returns:
@@ -304,8 +306,13 @@ class Script:
         return 7
 
     def events(self, since: int) -> list[dict[str, Any]]:
-        data = {"pid": 11, "model": MODEL, "stderr": "last words"}
-        return [{"at": 0, "type": kind, "message": kind, "data": data} for kind in self.told]
+        data = {
+            "pid": self.struck[-1] if self.struck else 0,
+            "model": MODEL,
+            "stderr": "last words",
+        }
+        kinds = self.told if len(self.struck) > self.late else ("worker_down",)
+        return [{"at": 0, "type": kind, "message": kind, "data": data} for kind in kinds]
 
     def story(self, id: str) -> dict[str, Any]:
         return {"decode_seconds": 0.01 * proof.TOKENS, "replays": self.replays}
@@ -390,8 +397,17 @@ def test_a_kill_that_no_event_tells_of_fails(script: Script) -> None:
 
 
 def test_an_answer_that_was_over_before_its_worker_shows_nothing(script: Script) -> None:
-    script.told = ("worker_down",)
+    script.late = proof._KILLS
     assert run(script)[0]["a"] is Verdict.FAILED
+    assert script.struck == [11, 12, 13]
+
+
+def test_after_a_kill_that_came_late_there_is_another(script: Script) -> None:
+    script.late = 1
+    found, made = run(script)
+    assert set(found.values()) == {Verdict.PASSED}
+    assert script.struck == [11, 12]
+    assert made.seen.stderr == "last words"
 
 
 def test_the_replay_of_another_request_shows_nothing(script: Script) -> None:

@@ -34,6 +34,8 @@ SHAPES = {
     "no multiple of what is copied at once": Shape(spread=1.5, intermediate=150),
 }
 VOCABULARY = Shape().vocab
+LITTLE = 2**13
+"""Bytes: less than a matrix has here, and more than what else there is in the process may take."""
 
 
 def opened(folder: Path) -> Any:
@@ -114,7 +116,7 @@ def test_a_matrix_that_two_layers_have_stays_one(tmp_path: Path) -> None:
     lay_out(model, VOCABULARY)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert lies_by_column(model.lm_head.weight)
-    assert mx.get_active_memory() == before
+    assert abs(mx.get_active_memory() - before) < LITTLE
 
 
 def test_one_that_a_layer_with_a_bias_has_too_stays_as_it_is() -> None:
@@ -135,7 +137,7 @@ def test_one_matrix_is_held_twice_at_a_time() -> None:
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     lay_out(layers, 0)
-    assert mx.get_active_memory() == before
+    assert abs(mx.get_active_memory() - before) < LITTLE
     assert mx.get_peak_memory() - before < 2 * 256 * 256 * 4
 
 
