@@ -15,13 +15,21 @@ from mlxd.core.errors import (
 )
 from mlxd.core.events import Burst, Finished, ReasoningDelta, TextDelta, ToolCall
 from mlxd.ipc import messages as ipc
+from tests.support.virtual_time import VirtualLoop
 
 ENDED = ipc.Ended(1, "stop", 3, 2, 0, 0.1, 0.2)
 
 
-def generation(*, total=60.0, first=60.0, between=60.0, pulse=None):
+@pytest.fixture
+def loop():
+    made = VirtualLoop()
+    yield made
+    made.close()
+
+
+def generation(*, total=60.0, first=60.0, between=60.0, pulse=None, clock=None):
     limits = Limits(total, first, between, 1.0, lambda key: PolicyLine(key, "x", "y"))
-    return Generation(1, limits, SystemClock(), pulse or Pulse())
+    return Generation(1, limits, clock or SystemClock(), pulse or Pulse())
 
 
 def come(running, *pieces):
@@ -193,18 +201,20 @@ async def test_silence_between_tokens_is_a_stall():
         await events_of(running)
 
 
-async def test_a_worker_that_steps_is_not_silent():
-    clock = SystemClock()
-    pulse = Pulse(clock.monotonic() + 0.1)
-    running = generation(between=0.05, pulse=pulse)
-    running.answer(ipc.Accepted(1, 3))
-    running.started()
-    running.begun()
-    running.take(ipc.Text(1, "a"))
-    began = clock.monotonic()
-    with pytest.raises(WorkerStalled):
-        await events_of(running)
-    assert clock.monotonic() - began >= 0.14
+def test_a_worker_that_steps_is_not_silent(loop):
+    began = loop.now
+
+    async def stall():
+        running = generation(between=0.05, pulse=Pulse(began + 0.1), clock=loop)
+        running.answer(ipc.Accepted(1, 3))
+        running.started()
+        running.begun()
+        running.take(ipc.Text(1, "a"))
+        with pytest.raises(WorkerStalled):
+            await events_of(running)
+
+    loop.run(stall())
+    assert loop.now - began == pytest.approx(0.15)
 
 
 async def test_a_worker_that_never_accepts_is_not_waited_for():
@@ -213,35 +223,35 @@ async def test_a_worker_that_never_accepts_is_not_waited_for():
         await running.accepted()
 
 
-async def test_no_limit_counts_while_a_request_waits_behind_others_in_a_working_worker():
-    clock = SystemClock()
-    pulse = Pulse()
-    running = generation(total=0.05, first=0.05, pulse=pulse)
-    running.answer(ipc.Accepted(1, 3))
-    for _ in range(10):
-        pulse.at = clock.monotonic()
-        await asyncio.sleep(0.02)
-    running.started()
-    running.take(ENDED)
-    assert len(await events_of(running)) == 1
+def test_no_limit_counts_while_a_request_waits_behind_others_in_a_working_worker(loop):
+    async def served():
+        pulse = Pulse()
+        running = generation(total=0.05, first=0.05, pulse=pulse, clock=loop)
+        running.answer(ipc.Accepted(1, 3))
+        for _ in range(10):
+            pulse.at = loop.now
+            await asyncio.sleep(0.02)
+        running.started()
+        running.take(ENDED)
+        return await events_of(running)
+
+    assert len(loop.run(served())) == 1
 
 
-async def test_tokens_keep_a_stall_away():
-    running = generation(between=1.0)
-    running.answer(ipc.Accepted(1, 3))
-    running.started()
-    running.begun()
-
-    async def feed():
+def test_tokens_keep_a_stall_away(loop):
+    async def fed():
+        running = generation(between=0.05, clock=loop)
+        running.answer(ipc.Accepted(1, 3))
+        running.started()
+        running.begun()
+        events = asyncio.create_task(events_of(running))
         for _ in range(5):
             come(running, ipc.Text(1, "a"))
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.04)
         come(running, ENDED)
+        return await events
 
-    async with asyncio.TaskGroup() as group:
-        group.create_task(feed())
-        events = group.create_task(events_of(running))
-    assert len(events.result()) == 6
+    assert len(loop.run(fed())) == 6
 
 
 async def test_a_request_that_was_accepted_may_still_be_refused():

@@ -139,13 +139,13 @@ def test_many_at_once_are_served_once_as_many_may_wait(queue: Daemon, many: int)
 
 def in_order(
     running: Daemon, klass: str, count: int, pool: ThreadPoolExecutor
-) -> list[Future[float]]:
-    """So many of a class, all of which wait now; each tells when it was answered."""
+) -> list[Future[str]]:
+    """So many of a class, all of which wait now; each tells when the daemon made its answer."""
 
-    def served() -> float:
+    def served() -> str:
         answer = ask(running, **{"X-Request-Priority": klass})
         assert (answer.status_code, answer.headers["x-mlxd-priority"]) == (200, klass)
-        return time.monotonic()
+        return str(answer.json()["created_at"])
 
     before = waiting(running)
     asked = [pool.submit(served) for _ in range(count)]

@@ -9,10 +9,11 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.integration.conftest import Lend, Start
+from tests.integration.conftest import Start
 from tests.integration.talking import ENDLESS, Json, eventually, held, idle
 from tests.support.cut import Cut, alike, letters_of
 from tests.support.daemon import Daemon
+from tests.support.fleet import PACED
 
 pytestmark = pytest.mark.mlx
 
@@ -264,18 +265,21 @@ def test_the_same_at_the_same_time_is_answered_twice(served: Daemon) -> None:
 # -- limits
 
 
-def test_where_no_slot_is_free_it_is_refused_and_goes_on_later(lend: Lend) -> None:
-    daemon = lend({
-        "limits": "concurrency: {max_in_flight: 1, max_waiting: 0}\n"
+def test_where_no_slot_is_free_it_is_refused_and_goes_on_later(
+    start: Start, paced: dict[str, str]
+) -> None:
+    limits = (
+        "concurrency: {max_in_flight: 1, max_waiting: 0}\n"
         "rate_limit: [{name: resumed, requests: 4, window: 600s}]\n"
-    })  # fmt: skip
-    body = question(CHAT, "later", tokens=1500)  # so many that the cut is in the middle of it
+    )
+    daemon = start({"limits": limits, **paced})
+    body = question(CHAT, "later", tokens=300) | {"model": PACED}  # it is cut well before its end
     whole = undisturbed(daemon, CHAT, body)
     cut = Cut(daemon, CHAT, body)
     cut.read(1500)
     cut.hang_up()
     idle(daemon)
-    with held(daemon, prompt="other"):
+    with held(daemon, PACED, prompt="other"):
         for _ in range(3):
             refused = resumed(daemon, CHAT, body, cut.last_id)
             assert b"server busy" in refused.rest()
@@ -293,7 +297,7 @@ def test_where_no_slot_is_free_it_is_refused_and_goes_on_later(lend: Lend) -> No
     daemon.edit("server", "resume: {window: 0s}\n")
     daemon.reload()
     assert kept(daemon) == 0
-    assert b"\nid: " not in Cut(daemon, CHAT, question(CHAT, "off", tokens=3)).rest()
+    assert b"\nid: " not in Cut(daemon, CHAT, body | {"max_tokens": 3}).rest()
 
 
 @pytest.mark.slow
