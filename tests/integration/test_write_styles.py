@@ -14,11 +14,15 @@ from pathlib import Path
 import pytest
 
 from mlxd.policy.history import history_of
+from mlxd.policy.settle import VANISHED_SECONDS
 from tests.integration.talking import eventually
+from tests.support import sabotage
 from tests.support.daemon import Daemon, daemon, write_whole
 
-HINTED_SECONDS = 3.0
-"""From the last byte until it is in force, where the system tells of it: less than the rescan
+RESCAN_SECONDS = 600
+"""For a daemon that is told of edits: it finds none by looking."""
+HINTED_SECONDS = 20.0
+"""From the last byte until it is in force, where the system tells of it: far less than the rescan
 needs. How soon it really is, benchmarks/policy_latency.py measures."""
 POLLED_SECONDS = 6.0
 """The same where it does not."""
@@ -48,7 +52,8 @@ class Written:
     def __init__(self, running: Daemon, within: float) -> None:
         self.daemon = running
         self.within = within
-        self.texts = {(running.policies / "limits.yaml").read_bytes()}
+        self.texts: set[bytes | None] = {(running.policies / "limits.yaml").read_bytes()}
+        """None: that there is no such file."""
 
     @property
     def file(self) -> Path:
@@ -76,13 +81,14 @@ class Written:
         current = self.daemon.generation()
         eventually(lambda: current in history.numbers(), "the generation is kept")
         for generation in history.newest_first():
-            assert generation.contents["limits.yaml"] in self.texts, generation.number
+            assert generation.contents.get("limits.yaml") in self.texts, generation.number
 
 
 @pytest.fixture(scope="module")
 def hinted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     folder = tmp_path_factory.mktemp("hinted")
-    with daemon(folder, policies=_policies(), prefix=_mortal()) as running:
+    prefix = [*_mortal(), sys.executable, sabotage.__file__, f"rescan:{RESCAN_SECONDS}"]
+    with daemon(folder, policies=_policies(), prefix=prefix) as running:
         eventually(lambda: running.health()["policy"]["watching"], "the system tells of edits")
         yield running
 
@@ -159,9 +165,13 @@ def _truncated_first(written: Written, text: str) -> None:
 
 
 def _deleted_first(written: Written, text: str) -> None:
+    """A writer that is held up for long in between has really deleted it."""
+    began = time.monotonic()
     written.file.unlink()
     time.sleep(DELETED_SECONDS)
     written.file.write_text(text)
+    if time.monotonic() - began >= VANISHED_SECONDS:
+        written.texts.add(None)
 
 
 def _as_kubernetes_does(written: Written, text: str) -> None:
@@ -237,7 +247,7 @@ def _made_readable(written: Written, text: str) -> None:
         errors = written.daemon.health()["policy"]["errors"]
         return any("ermission denied" in error for error in errors)
 
-    eventually(refused, "the file cannot be read, and /health says so", within=POLLED_SECONDS)
+    eventually(refused, "the file cannot be read, and /health says so", within=written.within)
     written.file.chmod(0o644)
 
 

@@ -2,7 +2,8 @@
 
 The defect shows when the daemon gets SIGUSR1. `block:SECONDS` stops its event loop that long;
 `deaf` leaves the loop turning and takes no connection any more; `lose:PART` has the task of a
-part fail; `end:PART` has it end without a word.
+part fail; `end:PART` has it end without a word. `rescan:SECONDS` holds from the start: that long
+no policy file is looked at unless the system tells of an edit.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import Any
 
 from mlxd.control.guard import Guard
 from mlxd.control.spares import Spares
-from mlxd.policy.watch import Watcher
+from mlxd.policy import watch
 from mlxd.server.listener import Listener
 from mlxd.server.watchdog import Heartbeat
 
 PARTS: dict[str, Any] = {
     "guard": Guard,
-    "watcher": Watcher,
+    "watcher": watch.Watcher,
     "heartbeat": Heartbeat,
     "spares": Spares,
 }
@@ -34,6 +35,8 @@ def main() -> int:
             _on_signal(lambda: time.sleep(float(detail)))
         case "deaf":
             _be_deaf()
+        case "rescan":
+            watch.RESCAN_SECONDS = float(detail)
         case _:
             _lose(PARTS[detail], silently=defect == "end")
     from mlxd.cli import main as command
