@@ -119,17 +119,23 @@ def test_lines_are_followed_into_the_next_file(tmp_path: Path) -> None:
                 if line == "last":
                     return
 
+    def shown(line: str) -> None:
+        deadline = time.monotonic() + 30
+        while line not in found:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.01)
+
     thread = threading.Thread(target=follow, args=(_next(file, end),), daemon=True)
     thread.start()
-    time.sleep(0.2)
+    shown("between")
     with file.open("a") as stream:
         stream.write("one\n")
-    time.sleep(1.2)
+    shown("the beginning of one")
     file.write_text("anew\n")
-    time.sleep(1.2)
+    shown("anew")
     file.rename(tmp_path / "mlxd.log.1")
     file.write_text("two\nlast\n")
-    thread.join(10)
+    thread.join(30)
     assert not thread.is_alive()
     assert before == ["before"]
     assert found == ["half", "between", "the beginning of one", "anew", "two", "last"]

@@ -35,6 +35,7 @@ pytestmark = pytest.mark.mlx
 
 MUCH = 8192
 SHORT = "client_write: 1s\n"
+LONG = "client_write: 60s\n"
 HTTP = "http: {body_idle_timeout: 1s, body_total_timeout: 3s, header_timeout: 1s}\n"
 RESET = struct.pack("ii", 1, 0)
 SOON = 4.0
@@ -85,6 +86,8 @@ def test_fifty_clients_that_read_nothing_hold_little_and_lose_their_streams(hard
     expected = say(hardy, ENDLESS, "reads", tokens=60)
     process = psutil.Process(hardy.pid)
     before = most = process.memory_info().rss
+    hardy.edit("timeouts", LONG)
+    hardy.reload()
     with ExitStack() as stack:
         for number in range(50):
             sock = stack.enter_context(socket.socket())
@@ -92,6 +95,8 @@ def test_fifty_clients_that_read_nothing_hold_little_and_lose_their_streams(hard
             sock.connect(("127.0.0.1", hardy.port))
             ask_on(sock, "/api/generate", generate(ENDLESS, f"slow {number}", tokens=MUCH))
         running(hardy, 50)
+        hardy.edit("timeouts", SHORT)
+        hardy.reload()
         body = generate(ENDLESS, "reads", tokens=60)
         answer = hardy.http.post("/api/generate", json=body).text
         texts = [json.loads(line)["response"] for line in answer.splitlines()]

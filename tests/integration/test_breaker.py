@@ -155,10 +155,10 @@ def test_a_model_that_keeps_crashing_is_probed_and_nobody_else_notices(make: Mak
     neighbour = workers_of(running)[PACED]
     reader = Reader(running, 300)
 
-    fail(running, 3)
-    downs = told(running, "worker_down")
+    fail(running, 3)  # a probe may have failed since
+    downs = told(running, "worker_down")[:3]
     assert [e["data"]["reason"] for e in downs] == ["SIGSEGV"] * 3
-    waits = [e["data"]["after"] for e in told(running, "restart")]
+    waits = [e["data"]["after"] for e in told(running, "restart")[:2]]
     assert all(wait >= low for wait, low in zip(waits, [0.1, 0.2], strict=True)), waits
     assert moves(running)[0] == ("starting", "open")
     health = running.health()

@@ -33,6 +33,9 @@ STOPPED = 4.0
 HOUR = 3600.0
 HASTY = "generation: 3500ms\nfirst_token: 2s\ninter_token_stall: 1s\nworker_cancel_ack: 500ms\n"
 WATCHFUL = "worker: {health: {interval: 500ms, timeout: 500ms, failures_down: 2}}\n"
+PATIENT = "generation: 60s\nfirst_token: 30s\ninter_token_stall: 30s\nworker_cancel_ack: 10s\n"
+CALM = "worker: {health: {interval: 500ms, timeout: 500ms, failures_down: 40}}\n"
+"""Far more than a busy machine takes, and far less than an hour."""
 ON_MAC = Path(__file__).parent.parent / "support" / "on_mac.py"
 
 
@@ -68,7 +71,7 @@ def test_neither_a_wall_clock_that_jumps_nor_a_sleep_is_a_fault(
     hands = clocks.Clocks(tmp_path)
     limits = "concurrency: {max_in_flight: 64}\nrate_limit: [{requests: 6, window: 1h}]\n"
     daemon = start(
-        {"limits": limits, "timeouts": HASTY, "supervision": WATCHFUL},
+        {"limits": limits, "timeouts": PATIENT, "supervision": CALM},
         environment=hands.environment,
     )
     expected = say(daemon, ENDLESS, "jump", tokens=300)

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from mlxd.core.events import collect
 from mlxd.core.models import ModelSpec
 from mlxd.core.request import GenerationRequest, Sampling
 from tests.integration.conftest import NO_LIMITS, Lend
+from tests.integration.reciter import make_dying
 from tests.integration.talking import (
     ENDLESS,
     IN_TURN,
@@ -44,9 +46,12 @@ from tests.support.daemon import Daemon, daemon
 
 pytestmark = pytest.mark.mlx
 
-TIMEOUTS = "generation: 500ms\nfirst_byte: 300ms\n"
+TIMEOUTS = "generation: 500ms\nfirst_byte: 300ms\nworker_cancel_ack: 10s\n"
 LINE = "timeouts.yaml:2"
 MUCH = 8192
+LATE = "tiny-late"
+GENERATION = 2.5
+"""Seconds for one of LATE's."""
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +62,18 @@ def hurried(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dae
     with daemon(folder, models=zoo, policies=policies) as running:
         running.http.post("/api/generate", json={"model": ENDLESS})
         yield running
+
+
+def cut(hurried: Daemon, path: str, body: Json) -> httpx.Response:
+    """A stream that its time limit ends; asked for anew where something held its beginning up."""
+
+    def asked() -> httpx.Response | None:
+        response = hurried.http.post(path, json=body)
+        return response if len(response.text.splitlines()) > 20 else None
+
+    response = eventually(asked, "a stream has begun when its time is over")
+    assert response is not None
+    return response
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -72,9 +89,8 @@ def test_a_whole_answer_that_takes_too_long_is_504(hurried: Daemon, path: str) -
 def test_an_ollama_stream_that_takes_too_long_ends_with_an_error_and_no_reason(
     hurried: Daemon,
 ) -> None:
-    *texts, last = ndjson(
-        hurried.http.post("/api/generate", json=generate(ENDLESS, "long", tokens=MUCH))
-    )
+    body = generate(ENDLESS, "long", tokens=MUCH)
+    *texts, last = ndjson(cut(hurried, "/api/generate", body))
     assert len(texts) > 3
     assert last.keys() == {"error", "code"}
     assert "timeouts.generation" in last["error"]
@@ -88,7 +104,7 @@ def test_an_openai_stream_that_takes_too_long_ends_with_an_error_and_no_reason(
     hurried: Daemon, path: str
 ) -> None:
     body = body_for(path, ENDLESS, "long", tokens=MUCH) | {"stream": True}
-    *texts, last = events(hurried.http.post(path, json=body))
+    *texts, last = events(cut(hurried, path, body))
     if last == "[DONE]":
         last = texts.pop()
     error = json.loads(last)["error"]
@@ -103,40 +119,71 @@ def test_an_openai_stream_that_takes_too_long_ends_with_an_error_and_no_reason(
 def test_the_next_request_after_a_deadline_is_served_by_the_same_worker(hurried: Daemon) -> None:
     pids = [worker.pid for worker in hurried.workers()]
     body = body_for("/api/generate", ENDLESS, "short", tokens=3)
-    assert hurried.http.post("/api/generate", json=body).json()["eval_count"] == 3
+
+    def served() -> int:
+        """How many tokens; none, where something held it up for the time it has."""
+        answer: Json = hurried.http.post("/api/generate", json=body).json()
+        return int(answer.get("eval_count", 0))
+
+    assert eventually(served, "it is served") == 3
     assert [worker.pid for worker in hurried.workers()] == pids
+
+
+@dataclass(frozen=True)
+class Late:
+    """A daemon with LATE, which loads until there is a file `gate`."""
+
+    daemon: Daemon
+    gate: Path
+
+
+@pytest.fixture
+def late(lend: Lend, zoo: Path, tmp_path: Path) -> Iterator[Late]:
+    folder, gate = tmp_path / "late", tmp_path / "gate"
+    wait = f"while not os.path.exists({str(gate)!r}): __import__('time').sleep(0.01)"
+    make_dying(folder / LATE, gate, end=wait)
+    models = f"dirs: [{zoo}, {folder}]\nmodels: {{{LATE}: {{trust_remote_code: true}}}}\n"
+    timeouts = f"generation: {GENERATION}s\nfirst_byte: 300ms\n"
+    running = lend({"models": models, "timeouts": timeouts})
+    yield Late(running, gate)
+    gate.touch()
+    unload(running, LATE)
 
 
 @pytest.mark.parametrize("path", PATHS[2:])
 def test_an_event_stream_is_kept_awake_with_comments_while_its_model_loads(
-    hurried: Daemon, path: str
+    late: Late, path: str
 ) -> None:
-    unload(hurried, "tiny-b")
-    body = body_for(path, "tiny-b", "cold", tokens=2) | {"stream": True}
-    with hurried.http.stream("POST", path, json=body) as response:
+    body = body_for(path, LATE, "cold", tokens=2) | {"stream": True}
+    with late.daemon.http.stream("POST", path, json=body) as response:
         assert response.status_code == 200
-        assert hurried.health()["loading_models"] == ["tiny-b"], "the status line waited"
+        assert late.daemon.health()["loading_models"] == [LATE]
+        late.gate.touch()
         text = response.read().decode()
     assert text.startswith(":")
     assert data_of(text)[-1] == "[DONE]"
 
 
-def test_a_record_stream_gets_its_status_line_early_and_nothing_else(hurried: Daemon) -> None:
-    unload(hurried, "tiny-b")
-    body = generate("tiny-b", "cold", tokens=2)
-    with hurried.http.stream("POST", "/api/generate", json=body) as response:
+def test_a_record_stream_gets_its_status_line_early_and_nothing_else(late: Late) -> None:
+    body = generate(LATE, "cold", tokens=2)
+    with late.daemon.http.stream("POST", "/api/generate", json=body) as response:
         assert response.status_code == 200
-        assert hurried.health()["loading_models"] == ["tiny-b"], "the status line waited"
+        assert late.daemon.health()["loading_models"] == [LATE]
+        late.gate.touch()
         response.read()
     assert ndjson(response)[-1]["done"] is True
 
 
-def test_a_load_is_not_cut_short_by_the_time_for_a_generation(hurried: Daemon) -> None:
-    unload(hurried, "tiny-b")
-    body = body_for("/api/generate", "tiny-b", "cold", tokens=2)
-    answer = hurried.http.post("/api/generate", json=body)
+def test_a_load_is_not_cut_short_by_the_time_for_a_generation(late: Late) -> None:
+    body = body_for("/api/generate", LATE, "cold", tokens=2)
+    with ThreadPoolExecutor(1) as one:
+        asked = one.submit(late.daemon.http.post, "/api/generate", json=body)
+        eventually(lambda: late.daemon.health()["loading_models"] == [LATE], "it loads")
+        time.sleep(GENERATION)  # it loads for longer
+        late.gate.touch()
+    answer = asked.result()
     assert answer.status_code == 200
-    assert answer.json()["load_duration"] > 500_000_000
+    assert answer.json()["load_duration"] > GENERATION * 1e9
 
 
 def test_a_model_that_takes_too_long_to_load_is_503(start: object) -> None:

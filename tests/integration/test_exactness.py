@@ -114,12 +114,18 @@ def test_sixteen_greedy_streams_that_join_and_leave_say_what_each_says_alone(
 
 
 def test_streams_that_run_together_share_steps(served: Daemon) -> None:
-    """Side by side they take far less than one after another: they are one batch."""
+    """Side by side they take far less than one after another: they are one batch. Something else
+    may slow a few tries; without a batch it would be eight times as long in each.
+    """
     body = generate(ENDLESS, "together", tokens=60)
-    one = ask(served, body)["eval_duration"]
-    with ThreadPoolExecutor(8) as pool:
-        together = [a["eval_duration"] for a in pool.map(lambda _: ask(served, body), range(8))]
-    assert max(together) < 6 * one
+
+    def ratio() -> float:
+        one = ask(served, body)["eval_duration"]
+        with ThreadPoolExecutor(8) as pool:
+            together = [a["eval_duration"] for a in pool.map(lambda _: ask(served, body), range(8))]
+        return float(max(together) / one)
+
+    assert any(ratio() < 6 for _ in range(5))
 
 
 def test_seeds_reproduce_inside_a_mixed_batch(served: Daemon) -> None:

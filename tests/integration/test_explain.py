@@ -138,18 +138,20 @@ def test_one_that_another_had_to_leave_memory_for(running: Daemon) -> None:
 
 
 def test_one_whose_worker_died(running: Daemon) -> None:
-    body = generate(ENDLESS, "on and on", tokens=300)
+    ask(running, "warm", ENDLESS, tokens=1)
+    worker = workers_of(running)[ENDLESS]
+    body = generate(ENDLESS, "on and on", tokens=1000)
     headers = {"X-Request-Id": "killed"}
     with running.http.stream("POST", "/api/generate", json=body, headers=headers) as response:
         stream = Held(response)
         stream.read(5)
-        os.kill(workers_of(running)[ENDLESS], signal.SIGKILL)
+        os.kill(worker, signal.SIGKILL)
         assert stream.rest()[-1]["done"]
     told = story(running, "killed")
-    assert (told["status"], told["replays"], told["completion_tokens"]) == (200, 1, 300)
+    assert (told["status"], told["replays"], told["completion_tokens"]) == (200, 1, 1000)
     replayed = facts_of(told, "replayed")
     assert replayed["reason"] == "SIGKILL"
-    assert 0 < replayed["tokens"] < 300
+    assert 0 < replayed["tokens"] < 1000
     assert notes(told)[-1] == "finished"
     assert "its worker was gone (SIGKILL)" in explained(running, "killed")
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
 
-from mlxd.core.clock import SystemClock
-from mlxd.policy import settle
+from mlxd.core.clock import Clock
 from mlxd.policy.files import PolicyFiles, read
-from mlxd.policy.settle import observe, open_for_writing, settled
+from mlxd.policy.settle import (
+    PATIENCE_SECONDS,
+    VANISHED_SECONDS,
+    observe,
+    open_for_writing,
+    settled,
+)
+from tests.support.virtual_time import VirtualLoop
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who writes")
 
@@ -26,11 +31,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def settle_on(folder: Path, before: PolicyFiles, quiet: float = 0.05) -> dict[str, bytes]:
+@pytest.fixture
+def loop() -> Iterator[VirtualLoop]:
+    made = VirtualLoop()
+    yield made
+    made.close()
+
+
+async def settle_on(
+    folder: Path, before: PolicyFiles, clock: Clock, quiet: float = 0.05
+) -> dict[str, bytes]:
     async def reading(names: Collection[str]) -> tuple[bool, PolicyFiles]:
         return observe(folder, names)
 
-    return dict((await settled(reading, before, SystemClock(), quiet=quiet)).contents)
+    return dict((await settled(reading, before, clock, quiet=quiet)).contents)
 
 
 @linux
@@ -68,77 +82,78 @@ def test_asking_never_ends_this_process(folder: Path) -> None:
 
 
 @linux
-async def test_an_open_file_is_waited_for(folder: Path) -> None:
+def test_an_open_file_is_waited_for(folder: Path, loop: VirtualLoop) -> None:
     before = read(folder)
     with (folder / "limits.yaml").open("w") as stream:
         stream.write("half")
         stream.flush()
-        waiting = asyncio.create_task(settle_on(folder, before))
-        done, _ = await asyncio.wait([waiting], timeout=0.4)
-        assert not done
+        waiting = loop.create_task(settle_on(folder, before, loop))
+        loop.advance(PATIENCE_SECONDS - 0.1)
+        assert not waiting.done()
         stream.write(" and half")
-    assert await waiting == {"limits.yaml": b"half and half"}
+    assert loop.run(waiting) == {"limits.yaml": b"half and half"}
 
 
 @linux
-async def test_a_writer_that_never_closes_is_not_waited_for_for_ever(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_writer_that_never_closes_is_not_waited_for_for_ever(
+    folder: Path, loop: VirtualLoop
 ) -> None:
-    monkeypatch.setattr(settle, "PATIENCE_SECONDS", 0.3)
     before = read(folder)
     with (folder / "limits.yaml").open("w") as stream:
         stream.write("all of it")
         stream.flush()
-        assert await settle_on(folder, before) == {"limits.yaml": b"all of it"}
+        waiting = loop.create_task(settle_on(folder, before, loop))
+        loop.advance(PATIENCE_SECONDS + 0.1)
+        assert waiting.done()
+    assert waiting.result() == {"limits.yaml": b"all of it"}
 
 
-async def test_a_vanished_file_has_time_to_come_back(folder: Path) -> None:
+def test_a_vanished_file_has_time_to_come_back(folder: Path, loop: VirtualLoop) -> None:
     before = read(folder)
     file = folder / "limits.yaml"
     file.unlink()
-    waiting = asyncio.create_task(settle_on(folder, before))
-    done, _ = await asyncio.wait([waiting], timeout=0.4)
-    assert not done
+    waiting = loop.create_task(settle_on(folder, before, loop))
+    loop.advance(VANISHED_SECONDS - 0.1)
+    assert not waiting.done()
     file.write_text("two")
-    assert await waiting == {"limits.yaml": b"two"}
+    assert loop.run(waiting) == {"limits.yaml": b"two"}
 
 
-async def test_a_file_that_stays_away_is_deleted(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(settle, "VANISHED_SECONDS", 0.2)
+def test_a_file_that_stays_away_is_deleted(folder: Path, loop: VirtualLoop) -> None:
     before = read(folder)
     (folder / "limits.yaml").unlink()
-    assert await settle_on(folder, before) == {}
+    waiting = loop.create_task(settle_on(folder, before, loop))
+    loop.advance(VANISHED_SECONDS + 0.1)
+    assert waiting.done()
+    assert waiting.result() == {}
 
 
-async def test_a_file_that_vanishes_late_has_as_much_time_to_come_back(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_that_vanishes_late_has_as_much_time_to_come_back(
+    folder: Path, loop: VirtualLoop
 ) -> None:
-    monkeypatch.setattr(settle, "VANISHED_SECONDS", 0.3)
     before, file = read(folder), folder / "limits.yaml"
-    waiting = asyncio.create_task(settle_on(folder, before, quiet=0.05))
-    for number in range(25):
+    waiting = loop.create_task(settle_on(folder, before, loop))
+    for number in range(60):
         file.write_text(f"restless {number}")
-        await asyncio.sleep(0.02)
+        loop.advance(0.03)
     file.unlink()
-    done, _ = await asyncio.wait([waiting], timeout=0.15)
-    assert not done
+    loop.advance(VANISHED_SECONDS - 0.1)
+    assert not waiting.done()
     file.write_text("two")
-    assert await waiting == {"limits.yaml": b"two"}
+    assert loop.run(waiting) == {"limits.yaml": b"two"}
 
 
-async def test_without_leases_a_pause_ends_a_write(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_leases_a_pause_ends_a_write(
+    folder: Path, loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on macOS: pieces that come faster than the quiet period are one write."""
     monkeypatch.setattr("sys.platform", "darwin")
     before = read(folder)
     descriptor = os.open(folder / "limits.yaml", os.O_WRONLY | os.O_TRUNC)
-    waiting = asyncio.create_task(settle_on(folder, before, quiet=0.3))
+    waiting = loop.create_task(settle_on(folder, before, loop, quiet=0.3))
     for _ in range(4):
         os.write(descriptor, b"x")
-        done, _ = await asyncio.wait([waiting], timeout=0.1)
-        assert not done
+        loop.advance(0.25)
+        assert not waiting.done()
     os.close(descriptor)
-    assert await waiting == {"limits.yaml": b"xxxx"}
+    assert loop.run(waiting) == {"limits.yaml": b"xxxx"}
