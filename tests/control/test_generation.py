@@ -32,6 +32,15 @@ def generation(*, total=60.0, first=60.0, between=60.0, pulse=None, clock=None):
     return Generation(1, limits, clock or SystemClock(), pulse or Pulse())
 
 
+def decoding(**limits):
+    """One whose worker has begun to decode."""
+    running = generation(**limits)
+    running.answer(ipc.Accepted(1, 3))
+    running.started()
+    running.begun()
+    return running
+
+
 def come(running, *pieces):
     """All in one message."""
     for piece in pieces:
@@ -192,10 +201,7 @@ async def test_a_limit_that_passes_says_which_it_was(limits, error, key):
 
 
 async def test_silence_between_tokens_is_a_stall():
-    running = generation(between=0.02)
-    running.answer(ipc.Accepted(1, 3))
-    running.started()
-    running.begun()
+    running = decoding(between=0.02)
     running.take(ipc.Text(1, "a"))
     with pytest.raises(WorkerStalled):
         await events_of(running)
@@ -205,10 +211,7 @@ def test_a_worker_that_steps_is_not_silent(loop):
     began = loop.now
 
     async def stall():
-        running = generation(between=0.05, pulse=Pulse(began + 0.1), clock=loop)
-        running.answer(ipc.Accepted(1, 3))
-        running.started()
-        running.begun()
+        running = decoding(between=0.05, pulse=Pulse(began + 0.1), clock=loop)
         running.take(ipc.Text(1, "a"))
         with pytest.raises(WorkerStalled):
             await events_of(running)
@@ -240,10 +243,7 @@ def test_no_limit_counts_while_a_request_waits_behind_others_in_a_working_worker
 
 def test_tokens_keep_a_stall_away(loop):
     async def fed():
-        running = generation(between=0.05, clock=loop)
-        running.answer(ipc.Accepted(1, 3))
-        running.started()
-        running.begun()
+        running = decoding(between=0.05, clock=loop)
         events = asyncio.create_task(events_of(running))
         for _ in range(5):
             come(running, ipc.Text(1, "a"))
