@@ -18,6 +18,7 @@ import pytest
 
 from mlxd.cli.logs import _last, _next
 from mlxd.cli.watch import styled, watch
+from tests.integration.talking import eventually
 from tests.support.command import mlxd
 from tests.support.daemon import Daemon
 
@@ -120,10 +121,7 @@ def test_lines_are_followed_into_the_next_file(tmp_path: Path) -> None:
                     return
 
     def shown(line: str) -> None:
-        deadline = time.monotonic() + 30
-        while line not in found:
-            assert time.monotonic() < deadline, found
-            time.sleep(0.01)
+        eventually(lambda: line in found, f"{line!r} is shown")
 
     thread = threading.Thread(target=follow, args=(_next(file, end),), daemon=True)
     thread.start()

@@ -24,6 +24,8 @@ IN_TURN = [
     pytest.param(path, marks=[pytest.mark.slow] if n % 2 else []) for n, path in enumerate(PATHS)
 ]
 """Every path; each second one in the long form of the suite only."""
+TRIES = 4
+"""Of a blow that may come when the answer is over: who strikes may be held up."""
 _POLL = 0.01
 AT_ONCE = "eviction: {protect_recent: 0s, min_residency: 0s}\nreserve: {when_full: refuse}\n"
 """memory.yaml of a daemon that spares no idle model and lets no load wait."""

@@ -22,6 +22,7 @@ from tests.integration.conftest import IMPATIENT, NO_LIMITS, Start
 from tests.integration.talking import (
     ENDLESS,
     IN_TURN,
+    TRIES,
     Json,
     body_for,
     cached,
@@ -46,8 +47,6 @@ LONG = 600
 """Tokens of an answer that is not over before somebody has struck who waits for something first."""
 ENOUGH = 300
 """The same, where nobody waits."""
-TRIES = 4
-"""Of a blow that may come when the answer is over: who strikes may be held up."""
 STALL_SECONDS = 20.0
 """Above the stall limit, granted twice to a daemon that stood still; below the first token's."""
 OTHER = "tiny-b"

@@ -14,6 +14,7 @@ import pytest
 from tests.integration.conftest import NO_LIMITS, Start
 from tests.integration.talking import (
     ENDLESS,
+    TRIES,
     cached,
     eventually,
     generate,
@@ -31,8 +32,6 @@ ONE = (
     "worker: {spares: 1, budget: [{max: 1000, per: 300s}], backoff: {base: 100ms, max: 100ms},"
     " breaker: {failures: 1000}}\n"
 )
-TRIES = 4
-"""Of a kill that may come when the answer is over, or a spare that may be held up."""
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from mlxd.telemetry.span_sink import GATHER_SECONDS
 from tests.integration.conftest import IMPATIENT, NO_LIMITS, Start
 from tests.integration.talking import (
     ENDLESS,
+    TRIES,
     ask,
     body_for,
     eventually,
@@ -37,8 +38,6 @@ PARENT = "00f067aa0ba902b7"
 SERVER = 2
 PART_OF_A_SECOND = 500_000_000
 """In nanoseconds."""
-TRIES = 4
-"""Of a kill that may come when the answer is over: who kills may be held up."""
 
 
 def server_yaml(url: str, more: str = "") -> str:
