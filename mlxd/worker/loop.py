@@ -33,7 +33,8 @@ from mlxd.ipc.messages import (
     Tuning,
 )
 from mlxd.worker.allocator import Allocator, is_exhaustion
-from mlxd.worker.budget import Claim, Ledger
+from mlxd.worker.budget import Ledger
+from mlxd.worker.claim import Claim
 from mlxd.worker.engine import Engine, Prefixes, Prompt, Reuse, Step, Token
 from mlxd.worker.job import Command, Fetched, Inbox, Job, Progress
 from mlxd.worker.link import Link

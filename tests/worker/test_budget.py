@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -17,11 +17,10 @@ from mlxd.worker.budget import (
     ANSWER_SECONDS,
     GRANT_SECONDS,
     GROWTH_MARGIN,
-    LEAST_GROWTH,
-    Claim,
     Ledger,
     Verdict,
 )
+from mlxd.worker.claim import LEAST_GROWTH, Claim
 from mlxd.worker.worth import MOST
 from tests.support.examples import examples
 
@@ -507,48 +506,10 @@ def test_beyond_the_rows_of_a_batch_nothing_is_held():
     assert made.decide(0).admit == list(range(12))
 
 
-lengths = st.integers(1, 3000)
-
-
 WORKING = Footprint(
     WEIGHTS, (LayerGroup(2, 8), LayerGroup(1, 4, window=300)), work_bytes=3, score_bytes=1
 )
 """It has a window, and computes with something."""
-
-
-running = st.lists(st.tuples(lengths, lengths, st.booleans()), max_size=4)
-"""Length that is reserved, and that it has, if it is still there."""
-coming = st.lists(
-    st.tuples(lengths, st.integers(0, 500), st.sampled_from(["queued", "read", "decoding"])),
-    max_size=3,
-)
-"""Tokens of the prompt, of the answer, and how far it is."""
-
-
-@given(running, coming, st.integers(1, 4))
-@settings(max_examples=examples(80, 200), deadline=None)
-def test_no_batch_that_can_be_takes_more_than_was_predicted(
-    running: list[tuple[int, int, bool]], coming: list[tuple[int, int, str]], rows: int
-):
-    """Whoever is there yet, with all the padding that there is room for."""
-    made: Any = Ledger(WORKING, rows)
-    asked = [(prompt + answer, prompt) for prompt, answer, _ in coming]
-    predicted = made._peak([length for length, _, _ in running], asked)
-    decoding = [min(length, most) for most, length, stays in running if stays]
-    decoding += [prompt + answer for prompt, answer, at in coming if at == "decoding"]
-    decoding = decoding[:rows]
-    read = [prompt for prompt, _, at in coming if at == "read"][: rows - len(decoding)]
-    chunk = 512 if rows == 1 else 0
-    room = predicted - WEIGHTS - max(0, made._reading(asked))
-    assert WORKING.peak_bytes(decoding, read, chunk, room=room) <= predicted
-    assert WORKING.peak_bytes([*decoding, *read], room=room) <= predicted
-
-
-def test_a_prompt_is_judged_for_the_time_when_it_is_alone_too():
-    """Its steps are larger then."""
-    made: Any = Ledger(WORKING, 32)
-    alone = WORKING.peak_bytes([], [3000])
-    assert made._peak([10], [(3000, 3000)]) >= alone > WORKING.peak_bytes([10], [3000])
 
 
 class Life(RuleBasedStateMachine):

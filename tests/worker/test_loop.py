@@ -32,7 +32,8 @@ from mlxd.ipc.messages import (
 )
 from mlxd.policy.schema.memory import WorkerLimits
 from mlxd.worker import budget, loop
-from mlxd.worker.budget import Claim, Ledger
+from mlxd.worker.budget import Ledger
+from mlxd.worker.claim import Claim
 from mlxd.worker.engine import Drafts, Prompt, Reuse, Step
 from mlxd.worker.job import Job, Progress
 from mlxd.worker.stops import StopStrings
@@ -357,7 +358,7 @@ def test_memory_of_what_is_read_again_is_reserved_as_for_a_prompt():
     for _ in range(40):
         ledger.took([1])
     ledger.again()
-    share = ledger._shares[1]
+    share = ledger._reservations[1]
     assert (share.claim.prompt, share.claim.longest, share.used) == (50, 510, 50)
     assert share.stage.name == "QUEUED"
 

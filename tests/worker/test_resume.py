@@ -371,7 +371,8 @@ def test_tokens_travel_with_their_pieces_in_no_frame_of_their_own(bench_of: Benc
 
 
 def test_memory_is_claimed_for_prompt_and_answer(model_of: MakeModel, monkeypatch: Any) -> None:
-    from mlxd.worker.budget import Claim, Ledger
+    from mlxd.worker.budget import Ledger
+    from mlxd.worker.claim import Claim
 
     claims: list[Claim] = []
     ask = Ledger.ask
