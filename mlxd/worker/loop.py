@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 
 from mlxd.core.clock import stamp
 from mlxd.core.events import FinishReason
-from mlxd.core.sizes import spoken
 from mlxd.core.traces import print_trace
 from mlxd.ipc.messages import (
     Accepted,
@@ -23,7 +22,6 @@ from mlxd.ipc.messages import (
     Echoed,
     Ended,
     Observed,
-    Output,
     Piece,
     PrefixRules,
     Refused,
@@ -36,30 +34,25 @@ from mlxd.worker.allocator import Allocator, is_exhaustion
 from mlxd.worker.budget import Ledger
 from mlxd.worker.claim import Claim
 from mlxd.worker.engine import Engine, Prefixes, Prompt, Reuse, Step, Token
+from mlxd.worker.excess import Excess
+from mlxd.worker.idle import Idle
 from mlxd.worker.job import Command, Fetched, Inbox, Job, Progress
 from mlxd.worker.link import Link
 from mlxd.worker.making import Maker
 from mlxd.worker.prefix.backing import Backing
-from mlxd.worker.prefix.disk import LOOK_SECONDS
 from mlxd.worker.prefix.outline import message_at
 from mlxd.worker.prefix.report import Cache
 from mlxd.worker.readings import Readings, Reads
 from mlxd.worker.refusal import Refusal
+from mlxd.worker.reporter import SIGN_OF_LIFE_SECONDS, Reporter
 from mlxd.worker.running import Running
 from mlxd.worker.sampling import Guard
 from mlxd.worker.tuning import Tuned
 from mlxd.worker.turns import Turns
 from mlxd.worker.warming import Warming
 
-MEMORY_EVERY = 64
 CHECK_EVERY = 8
 """Steps between two comparisons of what is held with what is allowed."""
-SIGN_OF_LIFE_SECONDS = 1.0
-IDLE_SECONDS = 5.0
-"""Until what the allocator keeps for reuse is given back: whoever asks before, as in a conversation
-of a program's, finds it. Where somebody else wants it, the daemon says so."""
-PAUSE_SECONDS = 0.15
-"""Now and then it is given back after so little: who is never idle for longer keeps ever more."""
 LAST_SECONDS = 0.8
 """Of the end, for what is to be on disk; the daemon waits a second before it is less polite."""
 SOUND_STEPS = 64
@@ -101,6 +94,9 @@ class Loop:
         self._readings = Readings(reader)
         self._ledger = ledger
         self._allocator = allocator
+        self._reporter = Reporter(link, progress, allocator)
+        self._idle = Idle(allocator, self._reporter, backing)
+        self._excess = Excess(ledger, allocator, prefixes)
         self._turns = turns
         self._tuned = tuned or Tuned()
         self._prefixes = prefixes
@@ -113,12 +109,7 @@ class Loop:
         """Those that the ledger has not admitted."""
         self._running: dict[int, Running] = {}
         self._uids: dict[int, int] = {}
-        self._memory_due = 0
-        self._reported = 0.0
         self._busy = False
-        self._idle_from: float | None = None
-        """When a busy time ended, whose buffers the allocator still keeps."""
-        self._exceeded = False
         self._broken = False
         self._sound_from = 0
         """The step from which on a failure is mended."""
@@ -143,8 +134,7 @@ class Loop:
 
     def last_words(self) -> None:
         """What the engine held when it found no more memory; it is never stepped again."""
-        self._memory_due = self._progress.step
-        self._report([])
+        self._reporter.memory()
 
     def _commands(self) -> list[Command]:
         """All that wait; with nothing to step, waits for some."""
@@ -173,24 +163,10 @@ class Loop:
         backing = self._backing
         if backing is not None and backing.keeps and not backing.is_awaited:
             self._warming.begin()
-        while pause := self._idle_work():
+        while pause := self._idle.work():
             with suppress(queue.Empty):
                 return self._inbox.get(timeout=pause)
         return self._inbox.get()
-
-    def _idle_work(self) -> float:
-        """Does what is to be done now; seconds until there is more; 0: there is none to come."""
-        writes = self._backing is not None and self._backing.tend(idle=True)
-        if self._idle_from is None:
-            return LOOK_SECONDS if writes else 0.0
-        idle = time.monotonic() - self._idle_from
-        if idle < PAUSE_SECONDS:
-            return PAUSE_SECONDS
-        if idle >= IDLE_SECONDS:
-            self._give_back()
-        else:
-            self._allocator.tidy()
-        return LOOK_SECONDS
 
     def _standstill(self) -> float:
         """Seconds for which there is to be no step, unless memory is granted before."""
@@ -201,7 +177,7 @@ class Loop:
         try:
             return self._inbox.get(timeout=seconds)
         except queue.Empty:
-            self._report([])
+            self._reporter.report([])
             return []
 
     def _rest(self) -> None:
@@ -210,8 +186,7 @@ class Loop:
             return
         self._busy = False
         peak = self._allocator.measure().peak - min(self._kept, self._cache.nbytes)
-        self._idle_from = time.monotonic()
-        self._tell_memory()
+        self._idle.begin()
         largest = self._ledger.observed()
         self._link.send(Observed(largest.predicted_bytes, peak, largest.rows, largest.longest))
 
@@ -231,7 +206,7 @@ class Loop:
                 if self._backing is not None:
                     self._backing.forget()
                 self._warming.again()
-                self._tell_memory()
+                self._reporter.memory()
                 self._link.send(self._cache.stats(command.id))
             case Budget() | Tuning() | PrefixRules() | Trim():
                 self._follow(command)
@@ -246,7 +221,7 @@ class Loop:
                 self._allocator.apply(wish)
                 self._turns.exclusive = wish.exclusive
                 if self._cache.shrink(wish.prefix_bytes):
-                    self._tell_memory()
+                    self._reporter.memory()
             case Tuning():
                 self._tuned.now = wish
             case PrefixRules():
@@ -255,17 +230,7 @@ class Loop:
                 if self._backing is not None:
                     self._backing.apply(wish)
             case Trim():
-                self._give_back()
-
-    def _give_back(self) -> None:
-        self._idle_from = None
-        self._allocator.trim()
-        self._tell_memory()
-
-    def _tell_memory(self) -> None:
-        """Others wait for what was given back."""
-        self._memory_due = self._progress.step
-        self._report([])
+                self._idle.give_back()
 
     def _receive(self, job: Job) -> None:
         """One that has been given all it may have needs no engine to end."""
@@ -283,7 +248,7 @@ class Loop:
             now = stamp()
             ended = self._maker.running(job, Guard()).close(now, pieces)
             self._link.send(_accepted(job))
-            self._report([*pieces, ended], [job.id], moments=(now, 0.0))
+            self._reporter.report([*pieces, ended], [job.id], moments=(now, 0.0))
 
     # -- prompts that are read before anybody asks
 
@@ -366,7 +331,7 @@ class Loop:
         self._count()
         pieces = [piece for job in jobs for piece in _told(job)]
         if pieces:
-            self._report(pieces)
+            self._reporter.report(pieces)
 
     def _reach(self, job: Job, prompt: Prompt) -> int:
         """How much of its prompt would be found now."""
@@ -392,7 +357,7 @@ class Loop:
             self._stop_reading(id)
         elif not (self._drop(id) or self._stop_reading(id) or self._stop_looking(id)):
             return
-        self._report([Cancelled(id, stamp())])
+        self._reporter.report([Cancelled(id, stamp())])
 
     def _stop_looking(self, id: int) -> bool:
         return self._backing is not None and self._backing.leave(id)
@@ -461,8 +426,8 @@ class Loop:
         started = [job.id] if first else []
         if pieces is not None:
             self._have_read(job, pieces, started)
-        elif started or stamp() - self._reported >= SIGN_OF_LIFE_SECONDS:
-            self._report([], started, moments=(self._readings.since, 0.0))
+        elif started or self._reporter.sign_of_life_is_due:
+            self._reporter.report([], started, moments=(self._readings.since, 0.0))
         self._look()
 
     def _refuse(self, job: Job, refusal: Refusal) -> None:
@@ -475,11 +440,11 @@ class Loop:
         since, now = self._readings.since, stamp()
         *early, last = pieces
         for piece in early:  # in messages of their own, or together they would be too long for one
-            self._report([piece], started, moments=(since, 0.0))
+            self._reporter.report([piece], started, moments=(since, 0.0))
             started = []
         pieces = [last]
         if job.left > 0:
-            self._report(pieces, started, moments=(since, 0.0))
+            self._reporter.report(pieces, started, moments=(since, 0.0))
             self._stop_reading(job.id)
             self._ledger.entered(job.id)
             self._insert([replace(job, echo=None)], told=True)
@@ -487,7 +452,7 @@ class Loop:
         reason: FinishReason = "stop" if job.request.want == "embedding" else "length"
         ended = Ended(job.id, reason, len(job.tokens), 0, 0, now - since, 0.0, at=now)
         self._drop(job.id)
-        self._report([*pieces, ended], started, [job.id], moments=(since, now))
+        self._reporter.report([*pieces, ended], started, [job.id], moments=(since, now))
 
     # -- an engine that fails
 
@@ -548,8 +513,8 @@ class Loop:
             if self._engine is not engine:  # made anew meanwhile, it has other uids
                 break
             self._take([token for token in tokens if token.uid in self._running], now, said)
-        if said.pieces or started or said.begun or now - self._reported >= SIGN_OF_LIFE_SECONDS:
-            self._report(
+        if said.pieces or started or said.begun or self._reporter.sign_of_life_is_due:
+            self._reporter.report(
                 said.pieces, started, said.begun, said.runs.values(), reused, moments=(before, now)
             )
         for running in said.failed:
@@ -602,53 +567,12 @@ class Loop:
     def _look(self) -> None:
         """Now and then, at what is held."""
         if self._progress.step % CHECK_EVERY == 0:
-            self._enforce()
+            refused = self._excess.look()
+            if refused is not None:
+                self._drop(refused.id)
+                self._link.send(refused)
             if self._backing is not None:
                 self._backing.tend(idle=False)
-
-    def _enforce(self) -> None:
-        """When more is held than allowed: free what is kept, buffers and beginnings of prompts; if
-        that is not it, end a sequence.
-        """
-        allowed = self._ledger.allowance
-        active = self._allocator.active() if allowed else 0
-        already, self._exceeded = self._exceeded, active > allowed
-        if not self._exceeded:
-            return
-        if self._prefixes is not None:
-            self._prefixes.free(active - allowed)
-        self._allocator.trim()
-        victim = self._ledger.victim()
-        if already and victim is not None:
-            self._drop(victim)
-            self._link.send(_ended_for_room(victim, active, allowed))
-
-    def _report(
-        self,
-        pieces: list[Piece],
-        started: Sequence[int] = (),
-        begun: Sequence[int] = (),
-        runs: Iterable[Running] = (),
-        reused: Iterable[Reused] = (),
-        *,
-        moments: tuple[float, float] = (0.0, 0.0),
-    ) -> None:
-        """`runs`: those whose tokens gave the pieces. `moments`: when the prefills of `started`
-        began, and when the first tokens of `begun` were there.
-        """
-        step = self._progress.step
-        self._reported = stamp()
-        memory = None
-        if step >= self._memory_due:
-            memory = self._allocator.measure()
-            self._memory_due = step + MEMORY_EVERY
-        taken = [told for running in runs if (told := running.tell()) is not None]
-        self._link.send(
-            Output(
-                step, pieces, memory, list(started), list(begun), taken, list(reused),
-                moments[0] if started else 0.0, moments[1] if begun else 0.0,
-            )
-        )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -688,14 +612,4 @@ def _claim_of(job: Job) -> Claim:
         patient=job.wait_seconds > 0,
         spares=job.id < 0,
         apart=job.reads,
-    )
-
-
-def _ended_for_room(id: int, held: int, allowed: int) -> Refused:
-    return Refused(
-        id,
-        "insufficient_memory",
-        f"ended: the engine holds {spoken(held)} of memory and {spoken(allowed)} are allowed",
-        needed_bytes=held,
-        available_bytes=allowed,
     )

@@ -31,7 +31,7 @@ from mlxd.ipc.messages import (
     Up,
 )
 from mlxd.policy.schema.memory import WorkerLimits
-from mlxd.worker import budget, loop
+from mlxd.worker import budget, idle, loop
 from mlxd.worker.budget import Ledger
 from mlxd.worker.claim import Claim
 from mlxd.worker.engine import Drafts, Prompt, Reuse, Step
@@ -569,8 +569,8 @@ def test_who_asks_soon_finds_what_the_allocator_keeps():
 
 
 def test_after_a_while_it_is_given_back_once(monkeypatch):
-    monkeypatch.setattr(loop, "PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(loop, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(idle, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(idle, "IDLE_SECONDS", 0.0)
     heap = Heap()
     wire = turns(Script(), [job(1)], *[[]] * 4, [Tuning()], heap=heap)
     assert heap.trims == 1
@@ -579,7 +579,7 @@ def test_after_a_while_it_is_given_back_once(monkeypatch):
 
 @pytest.mark.parametrize(("seconds", "looks"), [(0.0, True), (60.0, False)])
 def test_sooner_it_is_given_back_if_the_heap_has_kept_it_for_long(monkeypatch, seconds, looks):
-    monkeypatch.setattr(loop, "PAUSE_SECONDS", seconds)
+    monkeypatch.setattr(idle, "PAUSE_SECONDS", seconds)
     heap = Heap()
     turns(Script(), [job(1)], *[[]] * 4, [Tuning()], heap=heap)
     assert (heap.tidied > 0, heap.trims) == (looks, 0)
@@ -706,4 +706,4 @@ def test_what_the_engine_is_told_of_its_time_is_in_force_at_once():
 
 def test_the_policy_says_for_how_long_buffers_are_kept():
     told = WorkerLimits.model_fields["mlx_cache_limit"].description or ""
-    assert f"until it has been idle for {loop.IDLE_SECONDS:g} s" in told
+    assert f"until it has been idle for {idle.IDLE_SECONDS:g} s" in told
