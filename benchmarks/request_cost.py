@@ -39,7 +39,7 @@ from mlxd.daemon.log import Log
 from mlxd.policy.boot import boot
 from mlxd.policy.history import history_of
 from mlxd.server import repeats
-from mlxd.server.connections import Connection
+from mlxd.server.connection import Connection
 from tests.support.daemon import write_policies
 
 Json = dict[str, Any]

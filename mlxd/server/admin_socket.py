@@ -14,7 +14,8 @@ from pathlib import Path
 
 from mlxd.core import aside
 from mlxd.server.accepting import Acceptor
-from mlxd.server.connections import TOO_MANY, Connection, GuardedServer
+from mlxd.server.connection import Connection
+from mlxd.server.connections import TOO_MANY, GuardedServer
 
 MAX_PATH_BYTES = 100
 """A socket's path may have 103 bytes on macOS, 107 on Linux."""

@@ -28,7 +28,7 @@ from mlxd.core.errors import (
 from mlxd.core.story import Story
 from mlxd.policy.load import PolicySet
 from mlxd.server.addresses import Addresses
-from mlxd.server.connections import Connection
+from mlxd.server.connection import Connection
 from mlxd.server.errors import (
     STATUS,
     Render,

@@ -12,7 +12,7 @@ from aiohttp import web
 from mlxd.core.errors import InvalidRequest, Overloaded
 from mlxd.dialects.base import to_json
 from mlxd.server.answers import json_response
-from mlxd.server.connections import Connection
+from mlxd.server.connection import Connection
 from mlxd.server.edge import common_headers, policies_of
 from mlxd.server.errors import Render, in_ollama
 from mlxd.server.parts import Parts

@@ -15,7 +15,7 @@ from mlxd.core.caller import Caller
 from mlxd.core.errors import TooManyGuesses, Unauthorized
 from mlxd.policy.keyring import Key
 from mlxd.policy.policy_set import PolicySet
-from mlxd.server.connections import Connection
+from mlxd.server.connection import Connection
 from mlxd.server.forwarded import address_of
 from mlxd.server.guesses import Guesses
 

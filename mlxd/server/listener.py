@@ -21,7 +21,8 @@ from mlxd.policy.load import PolicySet
 from mlxd.policy.schema.server import Listen
 from mlxd.policy.store import Prepared, PrepareFailed
 from mlxd.server.accepting import Acceptor
-from mlxd.server.connections import TOO_MANY, Connection, GuardedServer
+from mlxd.server.connection import Connection
+from mlxd.server.connections import TOO_MANY, GuardedServer
 from mlxd.server.port import Bound, PortTaken, bind, resolve
 
 log = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from mlxd.dialects import ollama
 from mlxd.dialects.base import to_json
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.store import PolicyStore
-from mlxd.server.connections import Connection
+from mlxd.server.connection import Connection
 from mlxd.server.edge import (
     BODY,
     FAILURE,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlxd.server.connections import Connection
+from mlxd.server.connection import Connection
 
 
 @pytest.mark.parametrize(

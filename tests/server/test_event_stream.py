@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlxd.server import events as stream
-from mlxd.server.connections import Connection
+from mlxd.server.connection import Connection
 from mlxd.server.events import EventStream
 from mlxd.server.parts import State
 from mlxd.telemetry.events import Events

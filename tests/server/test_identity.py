@@ -17,7 +17,8 @@ from mlxd.policy.load import Override, load
 from mlxd.policy.store import PolicyStore
 from mlxd.server import edge
 from mlxd.server.app import routes
-from mlxd.server.connections import Connection, GuardedServer
+from mlxd.server.connection import Connection
+from mlxd.server.connections import GuardedServer
 from mlxd.server.edge import Edge
 from mlxd.server.identity import OPEN, Identity, keys_required_of
 from mlxd.server.parts import Parts

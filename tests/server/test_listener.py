@@ -17,8 +17,8 @@ from aiohttp import web
 from mlxd.core.clock import SystemClock
 from mlxd.policy.load import Override, load
 from mlxd.policy.store import PolicyStore
-from mlxd.server import connections
-from mlxd.server.connections import Connection, GuardedServer
+from mlxd.server.connection import Connection
+from mlxd.server.connections import GuardedServer
 from mlxd.server.listener import Door, Listener
 from mlxd.server.port import Bound
 
@@ -117,7 +117,7 @@ async def test_who_has_just_come_when_it_stops_is_awaited_and_told_to_go(
 async def test_who_has_just_been_answered_may_ask_again(
     kept: list[socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "_NEXT_SECONDS", 60.0)
+    monkeypatch.setattr("mlxd.server.connection._NEXT_SECONDS", 60.0)
     async with serving(kept) as listener:
         with connected(kept[0]) as known:
             assert (await received(known)).endswith(b"one")
@@ -130,8 +130,8 @@ async def test_who_has_just_been_answered_may_ask_again(
 async def test_who_says_nothing_for_long_is_not_awaited(
     kept: list[socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "_COMING_SECONDS", 0.1)
-    monkeypatch.setattr(connections, "_NEXT_SECONDS", 0.1)
+    monkeypatch.setattr("mlxd.server.connection._COMING_SECONDS", 0.1)
+    monkeypatch.setattr("mlxd.server.connection._NEXT_SECONDS", 0.1)
     async with serving(kept) as listener:
         with connected(kept[0]) as known, socket.create_connection(kept[1].getsockname()):
             assert (await received(known)).endswith(b"one")

@@ -27,7 +27,8 @@ from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.store import PolicyStore
 from mlxd.server import repeats
 from mlxd.server.answers import json_response
-from mlxd.server.connections import Connection, GuardedServer
+from mlxd.server.connection import Connection
+from mlxd.server.connections import GuardedServer
 from mlxd.server.edge import STORY, Edge, policies_of
 from mlxd.server.errors import Render, words_for
 from mlxd.server.forwarded import address_of

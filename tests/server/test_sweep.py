@@ -14,7 +14,8 @@ from mlxd.core.clock import ManualClock
 from mlxd.policy.load import load
 from mlxd.policy.store import PolicyStore
 from mlxd.server import connections
-from mlxd.server.connections import Connection, GuardedServer
+from mlxd.server.connection import Connection
+from mlxd.server.connections import GuardedServer
 from tests.support.daemon import write_policies
 
 LIMIT = 2.0
@@ -65,8 +66,8 @@ class Bench:
 
 @pytest.fixture
 async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
-    monkeypatch.setattr(connections, "queued", lambda wire: wire.queued)
-    monkeypatch.setattr(connections, "acknowledged", lambda wire: wire.acknowledged)
+    monkeypatch.setattr("mlxd.server.connection.queued", lambda wire: wire.queued)
+    monkeypatch.setattr("mlxd.server.connection.acknowledged", lambda wire: wire.acknowledged)
     bench = Bench(tmp_path)
     yield bench
     bench.server._connections.clear()
@@ -157,7 +158,7 @@ async def test_of_whom_nothing_was_written_the_system_is_not_asked_again(
         asked.append(wire)
         return wire.queued
 
-    monkeypatch.setattr(connections, "queued", ask)
+    monkeypatch.setattr("mlxd.server.connection.queued", ask)
     wire = Wire()
     wire.waiting = wire.queued = 0
     connection = bench.connection(wire)
