@@ -1,0 +1,451 @@
+"""One request on several workers: when it goes on, and what policy says of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mlxd.control.replay import seeded
+from mlxd.control.transcript import Transcript
+from mlxd.core.clock import ManualClock
+from mlxd.core.errors import (
+    DeadlineExceeded,
+    Draining,
+    InsufficientMemory,
+    InvalidRequest,
+    ModelLoadFailed,
+    WorkerCrashed,
+    WorkerStalled,
+)
+from mlxd.core.events import Burst, Finished, Started, TextDelta
+from mlxd.core.request import Sampling
+from mlxd.ipc import messages as ipc
+from mlxd.policy.load import Override, load
+from tests.support.replays import MEMORY, SIGKILL, SIGTERM, Request, World, key_of
+
+
+def test_another_request_goes_on_behind_a_client_that_has_left(world):
+    transcript = Transcript()
+    one = Request(world, "one", reads=2, transcript=transcript)
+    one.starts()
+    one.gets(1, 2, 3)
+    one.hangs_up()
+    one.gets(4)
+    one.is_cancelled()
+    assert (one.text, one.story.completion_tokens) == ("1 ", 3)
+    world.loop.advance(1000)  # which count towards no limit
+    two = Request(world, "one", transcript=transcript)
+    assert two.text == "2 3 ", "what was there, and nobody had taken"
+    assert two.asked[-1].resume == ipc.Resume(ipc.packed([7, 8, 9]), ipc.packed([1, 2, 3]))
+    two.starts()
+    two.gets(4)
+    world.says(ipc.Output(1, [ipc.Ended(two.asked[-1].id, "stop", 3, 4, 2, 0.1, 0.2)]))
+    assert [type(event) for event in two.events] == [*[TextDelta] * 3, Finished]
+    assert two.text == "2 3 4 "
+    assert two.error is None
+    end: Any = two.events[-1]
+    assert (end.completion_tokens, end.cached_tokens) == (4, 0), "as of an answer that nobody cut"
+    assert (two.story.completion_tokens, two.story.prompt_tokens) == (1, 0)
+
+
+def test_what_follows_the_first_of_an_answer_is_pushed_on_whichever_worker(world):
+    """The first of it, which ends the prompt's part of the story, and the end come as bursts."""
+    pushed: list[str] = []
+
+    def push(burst: Burst) -> bool:
+        pushed.extend(event.text for event in burst if isinstance(event, TextDelta))
+        return True
+
+    one = Request(world, "one", push=push)
+    one.starts()
+    one.gets(1, 2, 3)
+    assert (one.text, pushed) == ("1 ", ["2 ", "3 "])
+    assert one.story.first_token is not None
+    world.dies(SIGKILL)
+    assert one.asked[-1].resume == ipc.Resume(ipc.packed([7, 8, 9]), ipc.packed([1, 2, 3]))
+    one.starts()
+    one.gets(4)
+    world.says(ipc.Output(1, [ipc.Ended(one.asked[-1].id, "stop", 3, 4, 0, 0.1, 0.2)]))
+    assert (one.text, pushed) == ("1 ", ["2 ", "3 ", "4 "])
+    assert isinstance(one.events[-1], Finished)
+    assert (one.error, one.story.completion_tokens) == (None, 4)
+
+
+def test_what_one_step_has_made_is_pushed_together_once_its_tokens_are_known(world):
+    transcript = Transcript()
+    pushed: list[tuple[int, int]] = []
+
+    def push(burst: Burst) -> bool:
+        pushed.append((len(burst), len(transcript.tokens)))
+        return True
+
+    one = Request(world, "one", transcript=transcript, push=push)
+    one.starts()
+    one.gets(1)
+    id = one.asked[-1].id
+    texts: list[ipc.Piece] = [ipc.Text(id, "2 "), ipc.Text(id, "3 ")]
+    world.says(ipc.Output(2, texts, taken=[ipc.Taken(id, [2, 3])]))
+    assert pushed == [(2, 3)]
+    steps = [
+        ipc.Output(n, [ipc.Text(id, f"{n} ")], taken=[ipc.Taken(id, [n])]) for n in range(4, 9)
+    ]
+    world.loop.do(world.talk.worker.data_received, b"".join(map(ipc.encode, steps)))
+    assert pushed == [(2, 3), (5, 8)], "and what one read has brought of many"
+
+
+def test_nobody_pushes_to_a_client_that_has_left(world):
+    transcript = Transcript()
+    pushed: list[Burst] = []
+
+    def push(burst: Burst) -> bool:
+        pushed.append(burst)
+        return True
+
+    one = Request(world, "one", transcript=transcript, push=push)
+    one.starts()
+    one.gets(1, 2)
+    one.hangs_up()
+    one.is_cancelled()
+    assert (len(pushed), transcript.push) == (1, None)
+    two = Request(world, "one", transcript=transcript)
+    two.starts()
+    two.gets(3, 4)
+    assert (len(pushed), two.text) == (1, "3 4 ")
+
+
+def test_what_is_left_keeps_its_order_however_often_it_is_left(world):
+    transcript = Transcript()
+    one = Request(world, "one", reads=1, transcript=transcript)
+    one.starts()
+    one.hangs_up()
+    one.is_cancelled()
+    transcript.left = [[TextDelta("1 ")], [TextDelta("2 ")], [TextDelta("3 ")]]
+    two = Request(world, "one", reads=2, transcript=transcript)
+    assert two.text == "1 2 "
+    transcript.give_back(two.events[-1:])
+    two.hangs_up()
+    three = Request(world, "one", reads=1, transcript=transcript)
+    three.hangs_up()
+    four = Request(world, "one", transcript=transcript)
+    assert three.text + four.text == "2 3 "
+
+
+def test_a_prompt_is_in_one_story_and_so_is_what_of_it_was_cached(world):
+    """One that is cut before anybody took it is told to whoever goes on."""
+    transcript = Transcript()
+    one = Request(world, "one", reads=1, transcript=transcript)
+    id = one.asked[-1].id
+    world.says(ipc.Accepted(id, 3, prompt=ipc.packed([7, 8, 9]), cached_tokens=2))
+    world.says(ipc.Output(1, [], started=[id], begun=[id], reused=[ipc.Reused(id, 2)]))
+    one.hangs_up()
+    one.is_cancelled()
+    two = Request(world, "one", transcript=transcript)
+    two.starts()
+    world.says(ipc.Output(1, [ipc.Ended(two.asked[-1].id, "stop", 3, 1, 2, 0.1, 0.2)]))
+    assert (one.story.prompt_tokens, one.story.cached_tokens) == (3, 2)
+    assert (two.story.prompt_tokens, two.story.cached_tokens) == (0, 0)
+
+
+def test_an_end_that_nobody_took_needs_no_worker_again(world):
+    transcript = Transcript()
+    one = Request(world, "one", reads=1, transcript=transcript)
+    one.starts()
+    one.gets(1)
+    one.ends()
+    one.hangs_up()
+    two = Request(world, "one", transcript=transcript)
+    assert [type(event) for event in two.events] == [TextDelta, Finished]
+    assert two.task.done()
+    assert len(two.asked) == 1
+
+
+def test_a_request_goes_on_behind_what_the_client_has_got(world):
+    one = Request(world, "one")
+    one.starts()
+    one.gets(1, 2)
+    world.dies(SIGKILL)
+    (asked,) = one.asked
+    assert asked.resume == ipc.Resume(ipc.packed([7, 8, 9]), ipc.packed([1, 2]))
+    one.starts()
+    one.gets(3)
+    one.ends()
+    assert one.text == "1 2 3 "
+    assert [type(e) for e in one.events].count(Started) == 1
+    assert isinstance(one.events[-1], Finished)
+    assert world.outcomes == ["completed"]
+    assert world.told == [
+        ("replay", {"model": "m", "attempt": 1, "tokens": 2, "reason": "SIGKILL"})
+    ]
+    assert world.gate_is_free()
+
+
+def test_its_story_tells_of_all_its_workers(world):
+    one = Request(world, "one")
+    one.starts()
+    one.gets(1, 2)
+    world.dies(SIGKILL)
+    one.starts()
+    one.gets(3)
+    one.ends()
+    assert [note.what for note in one.story.notes] == ["started", "replayed", "finished"]
+    assert one.story.notes[1].facts == {"reason": "SIGKILL", "tokens": 2}
+    assert (one.story.replays, one.story.prompt_tokens, one.story.completion_tokens) == (1, 3, 3)
+    assert one.story.first_token is not None
+
+
+def test_the_story_of_one_that_was_left_counts_what_there_was(world):
+    one = Request(world, "one")
+    one.starts()
+    one.gets(1, 2)
+    world.loop.do(one.task.cancel)
+    world.loop.settle()
+    one.is_cancelled()
+    assert (one.story.completion_tokens, one.story.prompt_tokens) == (2, 3)
+    assert [note.what for note in one.story.notes] == ["started"]
+
+
+def test_one_that_is_not_replayed_says_by_which_policy(world):
+    world.policies = load(None, [Override("supervision.replay.attempts", "1", "a test")])
+    one, other = Request(world, "one"), Request(world, "other", stream=True)
+    for deaths in range(2):
+        for request in one, other:
+            if request.is_running():
+                request.starts()
+        world.dies(SIGTERM, next_one=deaths == 0)
+    assert isinstance(one.error, WorkerCrashed)
+    assert key_of(one.error) == "supervision.replay.attempts"
+    assert one.error.numbers == {"replays": 1}
+    assert one.error is not other.error
+
+
+@pytest.mark.parametrize(("tokens", "full"), [(496, False), (497, True)])
+def test_the_end_tells_whether_the_context_is_full(world, tokens, full):
+    """It has 500 tokens, of which the prompt takes 3."""
+    one = Request(world, "one")
+    one.starts()
+    ended = ipc.Ended(one.asked[-1].id, "length", 3, tokens, 0, 0.1, 0.2)
+    world.says(ipc.Output(1, [ended]))
+    last = one.events[-1]
+    assert isinstance(last, Finished)
+    assert last.context_full is full
+
+
+def test_calls_that_could_not_be_read_are_counted_and_logged_once(world, caplog):
+    told = []
+    world.replays.on_malformed = lambda model, calls: told.append((model, calls))
+    one = Request(world, "secret")
+    one.starts()
+    ended = ipc.Ended(one.asked[-1].id, "stop", 3, 1, 0, 0.1, 0.2, malformed_calls=2)
+    world.says(ipc.Output(1, [ended]))
+    assert told == [("m", 2)]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == "2 tool calls of m could not be read, and are text"
+
+
+def test_an_end_that_is_told_once_more_is_not_counted_again(world, caplog):
+    told = []
+    world.replays.on_malformed = lambda model, calls: told.append((model, calls))
+    transcript = Transcript()
+    one = Request(world, "secret", transcript=transcript)
+    one.starts()
+    ended = ipc.Ended(one.asked[-1].id, "stop", 3, 1, 0, 0.1, 0.2, malformed_calls=2)
+    world.says(ipc.Output(1, [ended]))
+    transcript.give_back(one.events[-1:])
+    two = Request(world, "secret", transcript=transcript)
+    assert isinstance(two.events[-1], Finished)
+    assert told == [("m", 2)]
+    assert len(caplog.records) == 1
+
+
+def test_one_that_no_worker_has_accepted_begins_at_the_beginning(world):
+    one = Request(world, "one")
+    world.dies(SIGKILL)
+    assert one.asked[0].resume is None
+    one.starts()
+    one.ends()
+    assert isinstance(one.events[0], Started)
+    assert isinstance(one.events[-1], Finished)
+
+
+def test_an_undisturbed_request_is_counted_nowhere(world):
+    one = Request(world, "one")
+    one.starts()
+    one.ends()
+    assert not world.outcomes
+    assert not world.told
+
+
+def test_the_error_after_the_last_replay_is_the_clients(loop, tmp_path):
+    world = World(loop, tmp_path, "replay: {attempts: 2}\n")
+    one = Request(world, "one")
+    for _ in range(3):
+        assert not one.error
+        world.dies(SIGKILL)
+    assert isinstance(one.error, WorkerCrashed)
+    assert world.outcomes == ["failed"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_before_the_first_token_means_that_the_client_has_seen_nothing(loop, tmp_path, stream):
+    world = World(loop, tmp_path, "replay: {when: before_first_token}\n")
+    one = Request(world, "one", stream=stream)
+    one.starts()
+    one.gets(1)
+    world.dies(SIGKILL)
+    assert one.is_running() is not stream
+    assert world.outcomes == (["refused"] if stream else [])
+    other = Request(world, "other", stream=stream)
+    other.starts()
+    world.dies(SIGKILL)
+    assert other.is_running()
+
+
+def test_off_is_off(loop, tmp_path):
+    world = World(loop, tmp_path, "replay: {when: 'off'}\n")
+    one = Request(world, "one")
+    world.dies(SIGKILL)
+    assert isinstance(one.error, WorkerCrashed)
+    assert world.outcomes == ["refused"]
+
+
+def test_a_refusal_is_no_death(world):
+    one = Request(world, "one")
+    world.says(ipc.Refused(1, "invalid_request", "no"))
+    assert isinstance(one.error, InvalidRequest)
+    two = Request(world, "two")
+    world.says(ipc.Refused(2, "insufficient_memory", "no room"))
+    assert isinstance(two.error, InsufficientMemory)
+    assert not world.outcomes
+    assert world.talk.worker.alive
+
+
+def test_a_worker_without_memory_is_replaced_and_the_last_error_says_memory(world):
+    one = Request(world, "one")
+    world.dies(MEMORY)
+    assert one.is_running()
+    world.dies(MEMORY)
+    assert isinstance(one.error, InsufficientMemory)
+    assert world.replays.quarantined(), "it was alone both times"
+
+
+def test_a_stalled_request_goes_on_on_the_same_worker_that_heard_the_cancel(world):
+    one = Request(world, "one")
+    one.starts()
+    one.gets(1)
+    world.loop.advance(15.5)
+    world.says(ipc.Pong(1, 1, ipc.Memory(0, 0, 0)))
+    world.loop.advance(15)
+    world.says(ipc.Output(1, [ipc.Cancelled(1)]))
+    assert len(world.lease.talks) == 1
+    assert [g.resume is not None for g in one.asked] == [False, True]
+    assert world.told[0][1]["reason"] == "stalled"
+    one.starts()
+    one.gets(2)
+    one.ends()
+    assert one.text == "1 2 "
+    assert world.outcomes == ["completed"]
+
+
+def test_one_that_stalled_is_not_sent_to_the_same_worker_when_that_hears_no_cancel(world):
+    one = Request(world, "one")
+    one.starts()
+    one.gets(1)
+    world.loop.advance(15.5)
+    world.says(ipc.Pong(1, 1, ipc.Memory(0, 0, 0)))
+    world.loop.advance(17)
+    assert len(one.asked) == 1
+    world.spawn()
+    assert one.asked[0].resume is not None
+    assert world.replays.suspected(one.case), "the worker had to be killed"
+    assert world.told[0][1]["reason"] == "stalled"
+    one.starts()
+    one.ends()
+    assert world.outcomes == ["completed"]
+
+
+def test_the_next_worker_is_waited_for_as_long_as_any_load(world):
+    one = Request(world, "one")
+    world.dies(SIGKILL, next_one=False)
+    world.loop.advance(299)
+    assert not one.error
+    world.loop.advance(2)
+    assert isinstance(one.error, ModelLoadFailed)
+    assert key_of(one.error) == "timeouts.model_load"
+    assert world.outcomes == ["failed"]
+
+
+def test_a_time_in_which_the_daemon_stood_still_does_not_count(world):
+    """The loop's clock goes on then, and the daemon's does not."""
+    world.replays._clock = clock = ManualClock()
+    one = Request(world, "one")
+    world.dies(SIGKILL, next_one=False)
+    world.loop.advance(400)
+    assert not one.error
+    clock.advance(400)
+    world.loop.advance(301)
+    assert isinstance(one.error, ModelLoadFailed)
+
+
+def test_no_longer_than_the_generation_has_left(world):
+    one = Request(world, "one")
+    one.starts()
+    for token in range(20):
+        world.loop.advance(10)
+        one.gets(token)
+    world.dies(SIGKILL, next_one=False)
+    world.loop.advance(99)
+    assert not one.error
+    world.loop.advance(2)
+    assert isinstance(one.error, DeadlineExceeded)
+    assert key_of(one.error) == "timeouts.generation"
+
+
+def test_who_waits_for_a_worker_is_told_that_the_daemon_stops(world):
+    one = Request(world, "one")
+    world.dies(SIGKILL, next_one=False)
+    world.loop.do(world.replays.fail_all, Draining("stopping"))
+    world.loop.settle()
+    assert isinstance(one.error, Draining)
+
+
+def test_nor_does_anybody_begin_to_wait_then(world):
+    one = Request(world, "one")
+    world.loop.do(world.replays.fail_all, Draining("stopping"))
+    world.dies(SIGKILL, next_one=False)
+    assert isinstance(one.error, Draining)
+
+
+def test_a_load_that_fails_says_so(world):
+    one = Request(world, "one")
+    world.lease.error = ModelLoadFailed("broken")
+    world.dies(SIGKILL, next_one=False)
+    assert one.error is world.lease.error
+
+
+def test_a_client_that_leaves_meanwhile_leaves_nothing(world):
+    one = Request(world, "one")
+    world.dies(SIGKILL, next_one=False)
+    one.hangs_up()
+    assert one.task.cancelled()
+    assert world.outcomes == ["abandoned"]
+    assert not world.replays._waits
+
+
+# -- seeds
+
+
+def test_whoever_draws_tokens_has_a_seed():
+    assert seeded(Sampling(temperature=0.8), lambda: 7).seed == 7
+    assert seeded(Sampling(), lambda: 7).seed == 7
+    assert seeded(Sampling(temperature=0.8, seed=3), lambda: 7).seed == 3
+    assert seeded(Sampling(temperature=0.0), lambda: 7).seed is None
+
+
+def test_a_stall_after_the_last_replay_is_a_stall(loop, tmp_path):
+    world = World(loop, tmp_path, "replay: {when: 'off'}\n")
+    one = Request(world, "one")
+    one.starts()
+    one.gets(1)
+    world.loop.advance(33)
+    assert isinstance(one.error, WorkerStalled)
