@@ -74,7 +74,8 @@ UNDER_WAY = {
     "control/queue_view.py": {"_told"},
     "control/gate.py": {"_inside"},
     "control/replay.py": {"_coming", "_tasks", "_waits"},
-    "control/worker.py": {"_generations", "_fed", "_cache_asks", "_tasks"},
+    "control/worker.py": {"_generations", "_fed", "_tasks"},
+    "control/questions.py": {"_about_cache"},
     "control/changes.py": {"_waiters"},
     "telemetry/events.py": {"_followers"},
 }

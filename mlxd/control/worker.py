@@ -25,6 +25,7 @@ from mlxd.control.generation import Generation, Pulse
 from mlxd.control.load_progress import Told
 from mlxd.control.order import Order, canary
 from mlxd.control.process import KILLED_SECONDS, UNKNOWN, EngineProcess, Known, launch_of
+from mlxd.control.questions import Questions
 from mlxd.control.spare import Spare
 from mlxd.control.transcript import Transcript
 from mlxd.core.clock import Clock, within
@@ -97,8 +98,7 @@ class Worker(asyncio.Protocol):
         """How many generations its end has cut off."""
         self._pulse = Pulse(ask=self._ask, condemn=self.condemn)
         self._farewell = Farewell(self, clock, self._pulse)
-        self._pong: asyncio.Future[ipc.Pong | None] | None = None
-        self._cache_asks: dict[int, asyncio.Future[ipc.CacheStats | None]] = {}
+        self._questions = Questions(clock, self._send)
         self._buried = asyncio.Event()
         self._verdict: Verdict | None = None
         self._frames = ipc.FrameReader()
@@ -239,14 +239,7 @@ class Worker(asyncio.Protocol):
         """Ask its IO side for a sign of life; None: it gave none in time, or is gone."""
         if self._transport is None:
             return None
-        if self._pong is None or self._pong.done():
-            self._pong = asyncio.get_running_loop().create_future()
-        self._send(ipc.Ping())
-        try:
-            async with within(self._clock, timeout):
-                return await asyncio.shield(self._pong)
-        except TimeoutError:
-            return None
+        return await self._questions.ping(timeout)
 
     async def cache_stats(self, timeout: float) -> ipc.CacheStats | None:
         """What it keeps of earlier prompts; None: it did not say so in time, or is gone."""
@@ -462,7 +455,7 @@ class Worker(asyncio.Protocol):
                 self._pulse.heard = self._clock.monotonic()
                 self.memory = message.memory
                 self.step = message.step
-                self._answer_ping(message)
+                self._questions.answered(message)
 
     def _hear_of_memory(self, message: ipc.Need | ipc.Observed | ipc.CacheStats) -> None:
         match message:
@@ -471,7 +464,7 @@ class Worker(asyncio.Protocol):
             case ipc.Observed():
                 self._note_observed(message)
             case ipc.CacheStats():
-                self._note_cache(message.id, message)
+                self._questions.answered(message)
 
     def _follow_load(self, message: ipc.LoadUp) -> None:
         match message:
@@ -496,15 +489,6 @@ class Worker(asyncio.Protocol):
     def _note_work(self) -> None:
         if self.on_work is not None:
             self.on_work()
-
-    def _note_cache(self, id: int, stats: ipc.CacheStats | None) -> None:
-        asked = self._cache_asks.pop(id, None)
-        if asked is not None and not asked.done():
-            asked.set_result(stats)
-
-    def _answer_ping(self, pong: ipc.Pong | None) -> None:
-        if self._pong is not None and not self._pong.done():
-            self._pong.set_result(pong)
 
     def _serve(self, ready: ipc.Ready) -> None:
         self.ready = ready
@@ -592,17 +576,7 @@ class Worker(asyncio.Protocol):
     ) -> ipc.CacheStats | None:
         if self._transport is None or self.ready is None:
             return None
-        id, self._next_id = self._next_id, self._next_id + 1
-        told: asyncio.Future[ipc.CacheStats | None] = asyncio.get_running_loop().create_future()
-        self._cache_asks[id] = told
-        self._send(ask(id))
-        try:
-            async with within(self._clock, timeout):
-                return await told
-        except TimeoutError:
-            return None
-        finally:
-            self._cache_asks.pop(id, None)
+        return await self._questions.about_cache(ask, timeout)
 
     async def _settle(self, generation: Generation) -> None:
         """Cancel a generation that was left before its end, and wait for the worker's word.
@@ -634,9 +608,7 @@ class Worker(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
             self._transport = None
-        self._answer_ping(None)
-        for id in list(self._cache_asks):
-            self._note_cache(id, None)
+        self._questions.end()
         asked = self._stopping and not self._lost and self._verdict is None
         self.exit = Exit(status, asked, self._verdict)
         self._fail_load("its worker ended before the model was loaded")
