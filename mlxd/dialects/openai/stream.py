@@ -70,7 +70,7 @@ class ChunkEncoder:
         chunks: list[bytes] = []
         if not self._choices:
             _note_start(self._envelope, burst[0])
-            if type(burst[-1]) is Started:
+            if all(type(event) is Started for event in burst):
                 return b""
             chunks.append(self._open())
         told = self._choices[choice]

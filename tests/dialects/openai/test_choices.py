@@ -213,6 +213,17 @@ def test_a_refusal_names_what_asked_for_several(body: dict[str, Any], plural: st
     assert asked(COMPLETION, **body).plural == plural
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_echo_that_comes_with_what_was_found_of_the_prompt_is_told(place: int) -> None:
+    """The engine tells of both when it begins, in whatever order a burst has them."""
+    call = asked(COMPLETION, echo=True)
+    burst: list[Any] = [STARTED, STARTED]
+    burst.insert(place, Echo("hi"))
+    end = Finished("stop", 5, 1)
+    chunks = streamed(COMPLETION, call, (0, (STARTED,)), (0, tuple(burst)), (0, (end,)))
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "hi"
+
+
 def test_an_echo_stands_before_every_answer() -> None:
     call = asked(COMPLETION, n=2, echo=True, logprobs=1, max_tokens=0)
     assert {(one.echo, one.max_tokens) for one in call.requests} == {(True, 0)}
