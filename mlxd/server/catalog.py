@@ -14,6 +14,7 @@ from mlxd.control.reading import readable
 from mlxd.control.residency import Resident
 from mlxd.core.errors import InvalidRequest, MlxdError, ModelNotFound
 from mlxd.core.models import ModelCard
+from mlxd.dialects.ollama import SPOKEN_VERSION
 from mlxd.server.answers import iso, json_response
 from mlxd.server.edge import ID, policies_of
 from mlxd.server.errors import Render, error_body, in_ollama, in_openai
@@ -56,7 +57,7 @@ class Version(_OllamaList):
     """/api/version."""
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        return json_response({"version": __version__})
+        return json_response({"version": SPOKEN_VERSION, "mlxd": __version__})
 
 
 class Model(_OllamaList):

@@ -29,8 +29,11 @@ def test_the_root_says_that_ollama_is_running(served: Daemon) -> None:
     assert answer.json()["message"] == "Ollama is running"
 
 
-def test_the_version_is_the_packages(served: Daemon) -> None:
-    assert served.http.get("/api/version").json() == {"version": __version__}
+def test_the_version_is_one_of_ollamas_that_clients_talk_to(served: Daemon) -> None:
+    """Codex asks for 0.13.4, VS Code for 0.6.4; apps for up to 0.35.0."""
+    told = served.http.get("/api/version").json()
+    assert told["mlxd"] == __version__
+    assert tuple(map(int, told["version"].split("."))) >= (0, 35, 0)
 
 
 def test_tags_lists_every_model_with_its_details_and_the_guide_last(served: Daemon) -> None:

@@ -239,7 +239,7 @@ def _listed() -> Shapes:
         ),
         "OllamaTags": answer({"models": listed(answer(listed_one, {"unavailable": TEXT}))}),
         "OllamaProcesses": answer({"models": listed(answer(running))}),
-        "OllamaVersion": answer({"version": TEXT}),
+        "OllamaVersion": answer({"version": TEXT, "mlxd": TEXT}),
         "OllamaShown": _shown(),
     }
 

@@ -66,7 +66,11 @@ def _looking() -> Iterator[Operation]:
     for path, name, words in (
         ("/api/tags", "OllamaTags", "List every model."),
         ("/api/ps", "OllamaProcesses", "List the models in memory."),
-        ("/api/version", "OllamaVersion", "The version of mlxd."),
+        (
+            "/api/version",
+            "OllamaVersion",
+            "The version of Ollama that this speaks like, and mlxd's.",
+        ),
         ("/api/status", "Cloud", "Whether there is a cloud: there is none."),
     ):
         yield Operation("GET", path, words, "Ollama", {200: json_of(name)}, failures.EDGE)
