@@ -8,6 +8,7 @@ from mlxd.core.errors import InvalidRequest, UnsupportedFeature
 from mlxd.core.request import CalledTool, Message
 from mlxd.dialects.anthropic.errors import missing, required
 from mlxd.dialects.fields import Fields
+from mlxd.dialects.media import unread
 
 ROLES = ("user", "assistant", "system")
 _PICTURES_AND_FILES = ("image", "container_upload")
@@ -134,7 +135,7 @@ class Conversation:
     def _result(self, block: Fields) -> _Turn:
         call_id = required(block, "tool_use_id")
         failed = block.flag("is_error")
-        text = _content(block)
+        text = _given(block)
         return _Turn(
             "tool",
             [text or ("error" if failed else "")],
@@ -178,8 +179,7 @@ def words_of(block: Fields) -> str:
             return required(block, "tool_name")
         case kind if kind in _PICTURES_AND_FILES:
             raise UnsupportedFeature(
-                f"{block.path('type')}: content of type {kind} is not offered: this model reads "
-                "text only",
+                f"{block.path('type')}: Could not process {kind}: this model reads text only",
                 param=block.path("type"),
             )
         case kind:
@@ -201,8 +201,8 @@ def _document(block: Fields) -> str:
             body = _content(source)
         case _:
             raise UnsupportedFeature(
-                f"{source.path('type')}: documents are read as text only: send a source of type "
-                "text",
+                f"{source.path('type')}: The PDF specified was not valid: documents are read as "
+                "text only: send a source of type text",
                 param=source.path("type"),
             )
     return _under(body, block.text("title"), block.text("context"))
@@ -216,6 +216,25 @@ def _content(fields: Fields) -> str:
     if not isinstance(fields.get("content"), list):
         return fields.text("content") or ""
     return "\n".join(words_of(part) for part in fields.each("content"))
+
+
+def _given(result: Fields) -> str:
+    """By a tool. A medium among it is named and not read."""
+    if not isinstance(result.get("content"), list):
+        return result.text("content") or ""
+    return "\n".join(
+        unread(str(part.text("type"))) if _is_medium(part) else words_of(part)
+        for part in result.each("content")
+    )
+
+
+def _is_medium(block: Fields) -> bool:
+    """A picture or a file, but none of text."""
+    kind = block.text("type")
+    if kind != "document":
+        return kind in _PICTURES_AND_FILES
+    source = block.fields("source")
+    return source is not None and source.text("type") not in ("text", "content")
 
 
 def _under(body: str, *headings: str | None) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from mlxd.core.errors import InvalidRequest, UnsupportedFeature
 from mlxd.core.request import CalledTool, Message
 from mlxd.dialects.fields import Fields, Json
+from mlxd.dialects.media import unread
 from mlxd.dialects.openai.embedded import MOST_VALUES, decode_object, values_in
 from mlxd.dialects.openai.errors import required
 
@@ -37,7 +38,8 @@ class MessageReader:
             )
         if role == "assistant":
             return self._assistant(fields)
-        message = Message(role=ROLES[role], content=_content(fields))
+        by_tool = ROLES[role] == "tool"
+        message = Message(role=ROLES[role], content=_content(fields, by_tool=by_tool))
         if role == "tool":
             call_id = required(fields, "tool_call_id")
             name = fields.text("name") or self._tool_names.get(call_id, "")
@@ -93,18 +95,20 @@ class MessageReader:
         return arguments
 
 
-def _content(fields: Fields) -> str:
+def _content(fields: Fields, *, by_tool: bool = False) -> str:
     value = fields.get("content")
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
         raise fields.wrong("content", "string or array of parts")
-    return "\n".join(_part(part) for part in fields.each("content"))
+    return "\n".join(_part(part, by_tool=by_tool) for part in fields.each("content"))
 
 
-def _part(fields: Fields) -> str:
+def _part(fields: Fields, *, by_tool: bool) -> str:
     kind = fields.text("type")
     if kind in _OTHER_MEDIA:
+        if by_tool:
+            return unread(kind)
         raise UnsupportedFeature(
             f"content of type {kind} is not offered: this model reads text only",
             param=fields.path("type"),

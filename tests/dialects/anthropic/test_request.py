@@ -272,3 +272,31 @@ def test_a_refusal_calls_a_schema_what_the_client_called_it(body: Any, name: str
         {"model": "m", "max_tokens": 9, "messages": [USER]} | body, id="abc", now=0.0
     )
     assert call.names == {"format": name, "stop": "stop_sequences"}
+
+
+PDF = {"type": "base64", "media_type": "application/pdf", "data": "eA=="}
+
+
+@pytest.mark.parametrize(
+    ("medium", "named"),
+    [
+        ({"type": "image", "source": {"type": "url", "url": "http://x"}}, "image"),
+        ({"type": "document", "source": PDF}, "document"),
+    ],
+)
+def test_a_medium_that_a_tool_gives_is_named_and_not_read(medium: Any, named: str) -> None:
+    """It stays in the conversation: refused, it would end that."""
+    asked, given = assistant(called("c")), user(told("c", [text("here:"), medium]))
+    result = turns(USER, asked, given)[-1]
+    assert (result.role, result.content) == (
+        "tool",
+        f"here:\n[{named}: this model reads text only]",
+    )
+
+
+@pytest.mark.parametrize(
+    "source", [{"type": "text", "data": "a"}, {"type": "content", "content": "a"}]
+)
+def test_a_document_of_text_that_a_tool_gives_is_read(source: Any) -> None:
+    given = user(told("c", [{"type": "document", "source": source}]))
+    assert turns(USER, assistant(called("c")), given)[-1].content == "a"

@@ -297,3 +297,13 @@ def test_tool_calls_are_whole_and_numbered() -> None:
 def test_reasoning_has_both_names_and_never_stands_with_content() -> None:
     delta = chunks(Started(5), ReasoningDelta("hm"), END)[1]["choices"][0]["delta"]
     assert delta == {"reasoning": "hm", "reasoning_content": "hm"}
+
+
+def test_a_picture_that_a_tool_gives_is_named_and_not_read() -> None:
+    """It stays in the conversation: refused, it would end that."""
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    picture = {"type": "image_url", "image_url": {"url": "data:"}}
+    given = {"role": "tool", "tool_call_id": "c1", "content": [picture]}
+    found = parse({"role": "assistant", "tool_calls": [call]}, given).messages
+    assert found is not None
+    assert found[-1].content == "[image_url: this model reads text only]"

@@ -394,3 +394,10 @@ def test_input_tokens_are_those_of_the_prompt() -> None:
     completion = Completion(finished=Finished("stop", 12, 0))
     answer = codec.render(found, [completion], 0.0)
     assert answer == {"object": "response.input_tokens", "input_tokens": 12}
+
+
+def test_a_picture_that_a_tool_gives_is_named_and_not_read() -> None:
+    """It stays in the conversation: refused, it would end that."""
+    output = [{"type": "input_image", "image_url": "data:"}, {"type": "input_text", "text": "a"}]
+    said = messages(USER, CALL, OUTPUT | {"output": output})[-1].content
+    assert said == "[input_image: this model reads text only]\na"

@@ -164,7 +164,7 @@ class ItemReader(MessageReader):
                 f"No tool call found for function call output with call_id {call_id[:80]}.",
                 param=path,
             )
-        said = "\n".join(texts(fields, "output"))
+        said = "\n".join(texts(fields, "output", by_tool=True))
         self._end_turn()
         name = self._tool_names[call_id]
         self._messages.append(Message("tool", said, tool_call_id=call_id, tool_name=name))
