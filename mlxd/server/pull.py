@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 from aiohttp import web
 
-from mlxd.core.errors import InvalidRequest
+from mlxd.control.progress import Progress
+from mlxd.core.errors import InvalidRequest, MlxdError, ModelNotFound
 from mlxd.policy.load import PolicySet
-from mlxd.server.edge import MODEL, policies_of
+from mlxd.server.edge import MODEL, STREAM, policies_of
 from mlxd.server.errors import Render, in_ollama
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
@@ -31,8 +33,26 @@ class Pull:
         policies = policies_of(request)
         name, stream = await read_json(request, self._reading or policies, _asked)
         request[MODEL] = name
-        async with self._parts.puller.watch(name, policies) as lines:
-            return await answer(request, lines, stream=stream)
+        try:
+            async with self._parts.puller.watch(name, policies) as lines:
+                return await answer(request, lines, stream=stream)
+        except ModelNotFound as error:
+            if "/" in name or STREAM in request or not await self._is_served(name, policies):
+                raise error
+        return await answer(request, _at_once(), stream=stream)
+
+    async def _is_served(self, name: str, policies: PolicySet) -> bool:
+        """Scripts pull before they ask: a model of the operator's own is there."""
+        try:
+            await self._parts.catalog.look_up(name, policies)
+        except MlxdError:
+            return False
+        return True
+
+
+async def _at_once() -> AsyncIterator[Progress]:
+    yield Progress("pulling manifest")
+    yield Progress("success")
 
 
 def named(body: Json, *keys: str) -> str:

@@ -317,6 +317,12 @@ class TestRefusals:
         assert found == status
         assert words in said
 
+    def test_what_is_served_already_needs_no_pull(self, untouched: Daemon) -> None:
+        """Scripts and Codex pull before they ask; no build is known by a name of the operator's."""
+        records = pull(untouched, "mlxd-guide")
+        assert [record["status"] for record in records] == ["pulling manifest", "success"]
+        assert pull(untouched, "mlxd-guide", stream=False) == [{"status": "success"}]
+
     def test_through_a_proxy_nobody_manages_models(self, untouched: Daemon) -> None:
         for method, path in (
             ("POST", "/api/pull"), ("POST", "/api/copy"), ("POST", "/api/create"),
