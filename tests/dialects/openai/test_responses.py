@@ -257,6 +257,39 @@ def test_a_custom_tool_is_a_function_of_one_text() -> None:
     assert tool["function"]["parameters"]["required"] == ["input"]
 
 
+def test_a_grammar_of_a_custom_tool_is_told_to_the_model_and_repeated() -> None:
+    form = {"type": "grammar", "syntax": "lark", "definition": 'start: "a"'}
+    found = call(tools=[CUSTOM | {"format": form, "description": "runs"}])
+    (tool,) = found.request.tools
+    assert tool["function"]["description"].startswith("runs\n\n")
+    assert tool["function"]["description"].endswith('lark grammar:\nstart: "a"')
+    assert found.about["settings"]["tools"][0]["format"] == form
+
+
+def test_tools_that_an_item_brings_are_offered_and_kept() -> None:
+    space = {"type": "namespace", "name": "a", "description": "", "tools": [F]}
+    item = {
+        "type": "additional_tools",
+        "role": "developer",
+        "tools": [space, {"type": "web_search"}],
+    }
+    found = call(item, USER)
+    assert told(found.request) == ["a__f"]
+    kept = found.about["items"]
+    assert [one["type"] for one in kept] == ["additional_tools", "message"]
+    assert told(parse(USER, earlier=kept, tools=[{"type": "web_search"}])) == ["a__f"]
+
+
+def test_the_last_of_tools_of_one_name_is_offered_and_the_bodys_own_before_any() -> None:
+    first, second = (
+        {"type": "additional_tools", "tools": [one | {"description": words}, G]}
+        for one, words in ((CUSTOM, "old"), (CUSTOM, "new"))
+    )
+    found = parse(first, second, USER, tools=[G | {"description": "own"}])
+    said = {tool["function"]["name"]: tool["function"].get("description") for tool in found.tools}
+    assert said == {"g": "own", "run": "new"}
+
+
 def test_tools_of_namespaces_are_told_apart() -> None:
     spaces = [
         {"type": "namespace", "name": name, "description": "", "tools": [F | {"strict": None}]}

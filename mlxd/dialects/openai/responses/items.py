@@ -13,12 +13,12 @@ from mlxd.dialects.fields import Fields, Json
 from mlxd.dialects.openai.errors import required
 from mlxd.dialects.openai.messages import MessageReader
 from mlxd.dialects.openai.responses.parts import texts
-from mlxd.dialects.openai.responses.tools import told_name
+from mlxd.dialects.openai.responses.tools import read_tools, told_name
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _KINDS = (
     "message, reasoning, function_call, function_call_output, custom_tool_call, "
-    "custom_tool_call_output or item_reference"
+    "custom_tool_call_output, additional_tools or item_reference"
 )
 PREFIXES = {
     "message": "msg",
@@ -27,6 +27,7 @@ PREFIXES = {
     "function_call_output": "fco",
     "custom_tool_call": "ctc",
     "custom_tool_call_output": "ctco",
+    "additional_tools": "at",
 }
 _LONGEST_ID = 128
 NOT_FOR_THE_MODEL = frozenset(
@@ -76,6 +77,8 @@ class ItemReader(MessageReader):
         self._messages: list[Message] = []
         self._turn: _Turn | None = None
         """The model's, as long as it goes on."""
+        self.tools: list[Json] = []
+        """That came with items, as `read_tools` reads them."""
 
     def messages(self) -> tuple[Message, ...]:
         """What was read; instructions at the beginning are one message, as templates want it."""
@@ -105,6 +108,8 @@ class ItemReader(MessageReader):
                 item = self._custom_call(fields)
             case "function_call_output" | "custom_tool_call_output":
                 item = self._output(fields, kind)
+            case "additional_tools":
+                item = self._more_tools(fields)
             case _ if kind in NOT_FOR_THE_MODEL:
                 return None
             case _:
@@ -169,6 +174,11 @@ class ItemReader(MessageReader):
         name = self._tool_names[call_id]
         self._messages.append(Message("tool", said, tool_call_id=call_id, tool_name=name))
         return {"type": kind, "call_id": call_id, "output": said, "status": "completed"}
+
+    def _more_tools(self, fields: Fields) -> Json:
+        tools = read_tools(fields, more=True)
+        self.tools += tools
+        return {"type": "additional_tools", "role": "developer", "tools": tools}
 
     # -- the model's turn
 

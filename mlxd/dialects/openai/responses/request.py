@@ -14,7 +14,13 @@ from mlxd.dialects.openai.errors import complain
 from mlxd.dialects.openai.formats import format_names
 from mlxd.dialects.openai.parameters import limited, read_request
 from mlxd.dialects.openai.responses.items import ItemReader
-from mlxd.dialects.openai.responses.tools import check_names, offers, read_choice, read_tools
+from mlxd.dialects.openai.responses.tools import (
+    check_names,
+    offers,
+    read_choice,
+    read_tools,
+    with_more,
+)
 
 LOGPROBS = "message.output_text.logprobs"
 SEALED_REASONING = "reasoning.encrypted_content"
@@ -66,10 +72,12 @@ def read(body: Json, earlier: Earlier, *, keeps: bool) -> Asked:
     for name, words in NOT_OFFERED.items():
         if fields.get(name):
             raise UnsupportedFeature(words, param=name)
-    tools = read_tools(fields)
+    reader = ItemReader()
+    messages, items = _conversation(fields, earlier, reader)
+    tools = read_tools(fields, more=bool(reader.tools))
     check_names(tools)
+    tools = with_more(tools, reader.tools)
     choice, offered, demand = read_choice(fields, offers(tools))
-    messages, items = _conversation(fields, earlier)
     settings = _settings(fields, request, keeps=keeps) | {"tools": tools, "tool_choice": choice}
     settings["parallel_tool_calls"] = demand.parallel
     text, form = _text(fields)
@@ -84,8 +92,10 @@ def read(body: Json, earlier: Earlier, *, keeps: bool) -> Asked:
     return Asked(request, settings | {"text": text}, items, names)
 
 
-def _conversation(fields: Fields, earlier: Earlier) -> tuple[tuple[Message, ...], list[Json]]:
-    reader = ItemReader()
+def _conversation(
+    fields: Fields, earlier: Earlier, reader: ItemReader
+) -> tuple[tuple[Message, ...], list[Json]]:
+    """Its messages, and the items of this turn as they are kept."""
     instructions = fields.text("instructions")
     if instructions:
         reader.instruct(instructions)

@@ -86,6 +86,10 @@ def _items() -> Shapes:
             ),
             question({"type": always("function_call_output")} | output, own),
             question({"type": always("custom_tool_call_output")} | output, own),
+            question(
+                {"type": always("additional_tools"), "tools": listed(refer("OpenAIResponseTool"))},
+                {"role": TEXT} | own,
+            ),
             question({"type": always("item_reference"), "id": TEXT}),
             said(question({"type": one_of(sorted(items.NOT_FOR_THE_MODEL))}), "Passed over."),
         )
@@ -93,12 +97,13 @@ def _items() -> Shapes:
 
 
 def _tools() -> Shapes:
-    plain = question({"type": always("text")})
+    grammar = {"type": always("grammar"), "syntax": one_of(tools.SYNTAXES), "definition": TEXT}
+    form = either(question({"type": always("text")}), question(grammar))
     function = question(
         {"type": always("function")} | _NAMED,
         {"description": TEXT, "parameters": OBJECT, "strict": FLAG},
     )
-    custom = question({"type": always("custom")} | _NAMED, {"description": TEXT, "format": plain})
+    custom = question({"type": always("custom")} | _NAMED, {"description": TEXT, "format": form})
     namespace = question(
         {"type": always("namespace")} | _NAMED,
         {"description": TEXT, "tools": listed(either(function, custom))},
@@ -275,6 +280,9 @@ def _kept_items() -> Shapes:
             ),
             answer(call | {"type": always("custom_tool_call"), "input": TEXT}, {"namespace": TEXT}),
             answer(head | {"type": outputs, "call_id": TEXT, "output": TEXT, "status": TEXT}),
+            answer(
+                head | {"type": always("additional_tools"), "role": TEXT, "tools": listed(OBJECT)}
+            ),
         )
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mlxd.core.errors import InvalidRequest, UnsupportedFeature
@@ -27,6 +27,7 @@ _ANY_TEXT: Json = {
     "required": ["input"],
     "additionalProperties": False,
 }
+SYNTAXES = ("lark", "regex")
 CHOICES = ("auto", "none", "required")
 
 
@@ -46,8 +47,8 @@ class Offer:
     """As chat templates want it."""
 
 
-def read_tools(fields: Fields) -> list[Json]:
-    """The tools, checked, as the answer repeats them.
+def read_tools(fields: Fields, *, more: bool = False) -> list[Json]:
+    """The tools, checked, as the answer repeats them. `more`: there are others.
 
     A hosted one beside others is left out, as if the model had never used it; alone it is refused.
     """
@@ -57,9 +58,20 @@ def read_tools(fields: Fields) -> list[Json]:
             hosted = hosted or tool
         else:
             tools.append(_tool(tool))
-    if hosted is not None and not tools:
+    if hosted is not None and not tools and not more:
         raise _not_here(hosted)
     return tools
+
+
+def with_more(tools: Sequence[Json], more: Sequence[Json]) -> list[Json]:
+    """And those that items of the conversation have brought since, the last one of each name."""
+    known, added = set(offers(tools)), []
+    for tool in reversed(more):
+        names = set(offers([tool]))
+        if not names & known:
+            known |= names
+            added.append(tool)
+    return [*tools, *reversed(added)]
 
 
 def offers(tools: Iterable[Json]) -> dict[str, Offer]:
@@ -176,17 +188,25 @@ def _function(fields: Fields) -> Json:
 
 
 def _custom(fields: Fields) -> Json:
-    form = fields.fields("format")
-    if form is not None and form.text("type") != "text":
-        raise UnsupportedFeature(
-            "custom tools are offered with format text only", param=form.path("type")
-        )
     return {
         "type": "custom",
         "name": required(fields, "name"),
         "description": fields.text("description"),
-        "format": {"type": "text"},
+        "format": _format(fields.fields("format")),
     }
+
+
+def _format(form: Fields | None) -> Json:
+    """Of what a custom tool takes. A grammar is told to the model, which is not held to it."""
+    kind = form.text("type") if form is not None else "text"
+    if form is None or kind == "text":
+        return {"type": "text"}
+    if kind != "grammar":
+        raise InvalidRequest("a custom tool's format is text or grammar", param=form.path("type"))
+    syntax = form.text("syntax")
+    if syntax not in SYNTAXES:
+        raise InvalidRequest("a grammar's syntax is lark or regex", param=form.path("syntax"))
+    return {"type": "grammar", "syntax": syntax, "definition": required(form, "definition")}
 
 
 def _namespace(fields: Fields) -> Json:
@@ -225,14 +245,24 @@ def _each(tool: Json) -> Iterator[Offer]:
 def _offer(tool: Json, namespace: str) -> Offer:
     told, custom = told_name(tool["name"], namespace), tool["type"] == "custom"
     function: Json = {"name": told}
-    if tool["description"]:
-        function["description"] = tool["description"]
+    description = _described(tool)
+    if description:
+        function["description"] = description
     if custom:
         function["parameters"] = _ANY_TEXT
     elif tool["parameters"] is not None:
         function["parameters"] = tool["parameters"]
     template = {"type": "function", "function": function}
     return Offer(told, tool["name"], namespace, custom, template)
+
+
+def _described(tool: Json) -> str:
+    said = tool["description"] or ""
+    form = tool.get("format") or {}
+    if form.get("type") != "grammar":
+        return said
+    grammar = f"The input has to match this {form['syntax']} grammar:\n{form['definition']}"
+    return f"{said}\n\n{grammar}" if said else grammar
 
 
 def told_name(name: str, namespace: str) -> str:
