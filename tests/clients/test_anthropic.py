@@ -296,7 +296,7 @@ class TestRefusals:
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
         ({"extra_body": {"temperature": 3}}, "temperature"),
-        ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools[0].type"),
+        ({"tools": [{"type": "computer_20250124", "name": "c"}]}, "tools[0].type"),
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"stop_sequences": ["x" * 1001]}, "stop_sequences"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mlxd.dialects.anthropic import errors, messages, parameters
+from mlxd.dialects.anthropic.client_tools import KNOWN
 from mlxd.dialects.common_shapes import JSON_SCHEMA, KEEP_ALIVE, PRIORITY, STOP, explained
 from mlxd.dialects.shaping import (
     COUNT,
@@ -97,9 +98,12 @@ def _blocks() -> Shapes:
 def _tools() -> Shapes:
     alone = {"disable_parallel_tool_use": FLAG}
     return {
-        "AnthropicTool": question(
-            {**_NAMED, "input_schema": JSON_SCHEMA},
-            {"type": one_of(["custom"]), "description": TEXT, "cache_control": OBJECT},
+        "AnthropicTool": either(
+            question(
+                {**_NAMED, "input_schema": JSON_SCHEMA},
+                {"type": one_of(["custom"]), "description": TEXT, "cache_control": OBJECT},
+            ),
+            question({**_NAMED, "type": text(pattern=f"^{KNOWN}$")}, {"cache_control": OBJECT}),
         ),
         "AnthropicToolChoice": either(
             question({"type": one_of(("auto", "any", "none"))}, alone),

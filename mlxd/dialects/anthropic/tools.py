@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mlxd.core.errors import InvalidRequest, UnsupportedFeature
 from mlxd.core.request import ToolChoice
+from mlxd.dialects.anthropic.client_tools import function_of
 from mlxd.dialects.anthropic.errors import missing, required
 from mlxd.dialects.fields import Fields, Json
 
@@ -43,11 +44,7 @@ def _tool(fields: Fields) -> Json:
     """One tool, as chat templates want it."""
     kind = fields.text("type")
     if kind not in (None, "custom"):
-        raise UnsupportedFeature(
-            f"{fields.path('type')}: tools of type {kind[:_SHOWN]} are not offered; a tool is "
-            "described by a name and an input_schema",
-            param=fields.path("type"),
-        )
+        return {"type": "function", "function": _known(kind, fields)}
     function: Json = {"name": required(fields, "name")}
     description = fields.text("description")
     if description is not None:
@@ -56,6 +53,18 @@ def _tool(fields: Fields) -> Json:
     if schema is None:
         raise missing(fields, "input_schema")
     return {"type": "function", "function": function | {"parameters": schema}}
+
+
+def _known(kind: str, fields: Fields) -> Json:
+    """One that its type says all of."""
+    known = function_of(kind, required(fields, "name"))
+    if known is None:
+        raise UnsupportedFeature(
+            f"{fields.path('type')}: tools of type {kind[:_SHOWN]} are not offered; a tool is "
+            "described by a name and an input_schema",
+            param=fields.path("type"),
+        )
+    return known
 
 
 def _named(tools: tuple[Json, ...], name: str) -> tuple[Json, ...]:
