@@ -13,31 +13,51 @@ from mlxd.core.models import ModelCard, canonical
 from mlxd.core.preset import Preset
 from mlxd.core.request import Sampling
 from mlxd.policy.schema import Model, Models
+from mlxd.policy.strict_yaml import dotted
 
 
-def settings_of(name: str, models: Models) -> Model | None:
-    """What models.yaml says of one model, however it writes the name.
+def entry_of(name: str, models: Models) -> tuple[str, Model] | None:
+    """The entry of models.yaml that speaks of one model, by the name that it is written under.
 
     The whole name counts before its last part, that before the short name; these two only where
     the entry names no folder of its own.
     """
     wanted = canonical(name)
-    entries = [(canonical(written), settings) for written, settings in models.models.items()]
-    for key, settings in entries:
+    entries = [(canonical(written), (written, own)) for written, own in models.models.items()]
+    for key, entry in entries:
         if key == wanted:
-            return settings
-    free = [(key, settings) for key, settings in entries if settings.path is None]
+            return entry
+    free = [(key, entry) for key, entry in entries if entry[1].path is None]
     if not free:
         return None
     last = wanted.rpartition("/")[2]
     short = short_key(short_name(wanted))
-    by_last = next((settings for key, settings in free if key == last), None)
-    return by_last or next((s for key, s in free if short_key(key) == short), None)
+    by_last = next((entry for key, entry in free if key == last), None)
+    return by_last or next((entry for key, entry in free if short_key(key) == short), None)
+
+
+def settings_of(name: str, models: Models) -> Model | None:
+    """What models.yaml says of one model, however it writes the name."""
+    entry = entry_of(name, models)
+    return entry[1] if entry is not None else None
 
 
 def settings_for(card: ModelCard, models: Models) -> Model | None:
     """What models.yaml says of a model; of a copy's own name only where it says nothing of that."""
     return settings_of(card.original, models) or settings_of(card.name, models)
+
+
+def context_key(card: ModelCard, models: Models) -> str:
+    """The policy that allows a model no more context; empty: the model, or who created it."""
+    if card.context >= (card.trained_context or card.context):
+        return ""
+    entry = entry_of(card.original, models)
+    own = entry[1].context if entry is not None else None
+    if (own or models.defaults.context) != card.context:
+        return ""
+    if entry is None or own is None:
+        return "models.defaults.context"
+    return dotted(("models", "models", entry[0], "context"))
 
 
 def max_concurrency_of(name: str, models: Models) -> int | None:

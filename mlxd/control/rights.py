@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlxd.control.applicant import Terms, terms_of
+from mlxd.control.model_settings import context_key
 from mlxd.control.resident import ttl_of
 from mlxd.core.caller import Caller
 from mlxd.core.errors import Forbidden
@@ -37,7 +38,7 @@ class Rights:
         """
         own = self.terms.tenant.max_context
         if own is None or own >= self.card.context:
-            return self.card.context, ""
+            return self.card.context, context_key(self.card, self.terms.policies.models)
         return own, self.terms.line("max_context").key
 
     def keep_alive(self, asked: float | None) -> float | None:

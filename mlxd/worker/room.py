@@ -45,7 +45,7 @@ class Room:
 
     def _refuse_over(self, tokens: int, said: str, *, counted: bool = True) -> None:
         if tokens > self.context - 1:
-            whose = self.context_key or "the model's maximum context length"
+            whose = self._whose("the model's maximum context length")
             raise Refusal(
                 f"{said} exceeds {whose} ({self.context} tokens)",
                 code="context_exceeded",
@@ -53,6 +53,12 @@ class Room:
                 numbers=self._numbers(tokens, counted=counted),
             )
         self._refuse_over_policy(tokens, said, counted=counted)
+
+    def _whose(self, model: str) -> str:
+        """`model`: the words that clients look for, where the context is the model's, though
+        policy has set that.
+        """
+        return model if self.context_key.startswith("models.") else self.context_key or model
 
     def _refuse_over_policy(self, tokens: int, said: str, *, counted: bool) -> None:
         if tokens > self.max_prompt:
@@ -89,7 +95,7 @@ class InputRoom(Room):
 
     def _refuse_over(self, tokens: int, said: str, *, counted: bool = True) -> None:
         if tokens > self.context:
-            whose = self.context_key or "the context length"
+            whose = self._whose("the context length")
             raise Refusal(
                 f"the input length exceeds {whose} ({self.context} tokens)",
                 code="context_exceeded",

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mlxd.control.model_settings import settings_of, settled, with_preset
 from mlxd.control.rights import Rights, rights_of
+from mlxd.control.scan import Findings
 from mlxd.core.caller import Caller
 from mlxd.core.errors import Forbidden
 from mlxd.core.models import ModelCard
+from mlxd.core.preset import Preset
 from mlxd.policy.load import load
 from tests.support.daemon import write_policies
 
@@ -19,6 +23,7 @@ CARD = ModelCard(
     "Org/Qwen2.5-Coder-32B-4bit", "/m", 1, "0" * 64, 0.0, "qwen2", 1, "4bit", 4096,
     ("completion",), short_name="qwen2.5-coder:32b", aliases=("fast",),
 )  # fmt: skip
+OWN_CONTEXT = 'models.models["qwen2.5-coder:32b"].context'
 
 
 def rights(folder: Path, limits: str, caller: Caller | None = None, **card: Any) -> Rights:
@@ -66,6 +71,37 @@ def test_a_model_that_takes_less_is_the_reason_itself(tmp_path: Path) -> None:
     assert rights(tmp_path, "max_context: 4096").context() == (4096, "")
     (tmp_path / "other").mkdir()
     assert rights(tmp_path / "other", "").context() == (4096, "")
+
+
+@pytest.mark.parametrize(
+    ("default", "own", "context", "key"),
+    [
+        ("1000", "{}", 1000, "models.defaults.context"),
+        ("auto", "{context: 1000}", 1000, OWN_CONTEXT),
+        ("50", "{context: 1000}", 1000, OWN_CONTEXT),
+        ("50", "{context: auto}", 4096, ""),
+        ("4096", "{}", 4096, ""),
+        ("9000", "{}", 4096, ""),
+        ("auto", "{context: 4096}", 4096, ""),
+    ],
+)
+def test_a_context_that_policy_has_set_is_named(
+    tmp_path: Path, default: str, own: str, context: int, key: str
+) -> None:
+    models = f"defaults: {{context: {default}}}\nmodels: {{'qwen2.5-coder:32b': {own}}}\n"
+    policies = load(write_policies(tmp_path, {"models": models}))
+    said = settings_of(CARD.name, policies.models)
+    card = settled(CARD, said, policies.models, Findings(()))
+    copy = replace(card, name="mine", copy_of=card.name)
+    for one in (card, copy):
+        assert rights_of(Caller("10.0.0.1"), one, policies).context() == (context, key)
+    assert not key or policies.line(key).value == str(context)
+
+
+def test_a_context_that_a_models_creator_has_set_is_no_policys(tmp_path: Path) -> None:
+    policies = load(write_policies(tmp_path, {"models": "defaults: {context: 1000}"}))
+    card = with_preset(settled(CARD, None, policies.models, Findings(())), Preset(context=100))
+    assert rights_of(Caller("10.0.0.1"), card, policies).context() == (100, "")
 
 
 @pytest.mark.parametrize(

@@ -472,8 +472,20 @@ def test_a_prompt_over_the_context_is_refused_by_that_name(
     assert answer.status_code == 400
     _check_refusal(path, answer)
     assert "exceeds the model's maximum context length (128 tokens)" in answer.text
+    assert answer.headers["x-mlxd-policy-key"] == "models.models.tiny-short.context"
+    assert answer.headers["x-mlxd-policy-place"] == "policies/models.yaml:4"
     if path in OPENAI:
         assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_so_is_one_over_a_context_that_policy_has_set_to_an_anthropic_client(
+    served: Daemon,
+) -> None:
+    said = [{"role": "user", "content": "word " * 500}]
+    body = {"model": "tiny-short", "max_tokens": 3, "messages": said}
+    answer = served.http.post("/v1/messages", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["policy"]["key"] == "models.models.tiny-short.context"
 
 
 def test_the_same_prompt_again_and_again_is_answered(served: Daemon) -> None:

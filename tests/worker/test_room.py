@@ -57,6 +57,19 @@ def test_so_is_one_that_allows_less_context_than_the_model(kind: str):
     assert caught.value.policy_key == "clients.tenants.a.max_context"
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"), [("Room", "model's maximum context length"), ("InputRoom", "context length")]
+)
+def test_a_context_that_policy_has_set_is_named_beside_the_words_that_clients_look_for(
+    kind: str, words: str
+):
+    from mlxd.worker import room
+
+    with pytest.raises(Refusal, match=rf"exceeds the {words} \(50 tokens\)") as caught:
+        getattr(room, kind)(50, 1000, "models.defaults.context").check(51)
+    assert caught.value.policy_key == "models.defaults.context"
+
+
 def test_what_was_asked_and_what_is_allowed_goes_along():
     with pytest.raises(Refusal) as counted:
         room(max_prompt=50).check(51)
