@@ -48,11 +48,12 @@ class Forecasts:
 
     def load_bytes(self, card: ModelCard, policies: PolicySet) -> int:
         """The most that loading holds, or what the first generation takes."""
-        loading = shape.loading_bytes(card) + _draft_bytes(card)
-        estimate = self._estimates.get(key_of(card))
-        if estimate is not None:
-            loading = estimate.upper_load(loading)
-        return max(loading, self.working_bytes(card, policies))
+        return max(self._loading_bytes(card), self.working_bytes(card, policies))
+
+    def bare_bytes(self, card: ModelCard) -> int:
+        """What loading holds, where nothing is kept for a generation; no less than the weights."""
+        weights = self.footprint(card).weights_bytes
+        return max(self._loading_bytes(card), weights, card.weights_bytes)
 
     def working_bytes(self, card: ModelCard, policies: PolicySet) -> int:
         """What the first generation takes; never less than the weights.
@@ -121,6 +122,11 @@ class Forecasts:
     async def saved(self) -> None:
         """Wait until what was learned is on the disk."""
         await self._estimates.saved()
+
+    def _loading_bytes(self, card: ModelCard) -> int:
+        loading = shape.loading_bytes(card) + _draft_bytes(card)
+        estimate = self._estimates.get(key_of(card))
+        return loading if estimate is None else estimate.upper_load(loading)
 
     def _known(self, key: str) -> Estimate:
         return self._estimates.get(key) or Estimate(used=0.0)

@@ -24,6 +24,10 @@ class Forecaster(Protocol):
         """The most that loading holds, or what the first generation takes beside the weights."""
         ...
 
+    def bare_bytes(self, card: ModelCard) -> int:
+        """What loading holds, where nothing is kept for a generation."""
+        ...
+
     def working_bytes(self, card: ModelCard, policies: PolicySet) -> int:
         """What the first generation takes, weights included."""
         ...
@@ -55,6 +59,9 @@ class ByWeight:
         return None
 
     def load_bytes(self, card: ModelCard, policies: PolicySet) -> int:
+        return card.size_bytes
+
+    def bare_bytes(self, card: ModelCard) -> int:
         return card.size_bytes
 
     def working_bytes(self, card: ModelCard, policies: PolicySet) -> int:

@@ -29,6 +29,7 @@ from mlxd.control.ledger import (
     free_bytes,
     held_by,
     kept_by,
+    left_beside,
     promised_by,
     reserve_of,
 )
@@ -260,7 +261,9 @@ class Inventory:
             weights=_weights(card),
             **_bounds(policies),
         )
-        return self._judge(want, card.spec, policies, evicts)
+        judged = self._judge(want, card.spec, policies, evicts)
+        bare = first_budget(self._forecasts.bare_bytes(card), policies.memory)
+        return replace(judged, reserve=left_beside(bare, judged.present))
 
     def judge_need(
         self, resident: Resident, more: int, policies: PolicySet, size: int = 0
@@ -290,7 +293,7 @@ class Inventory:
             plan, needed, max(0, room), max(0, at_best),
             tuple(r.card.name for r in self.named(plan)),
             _spares(plan, leaving, protection),
-            self._lent(want),
+            lent=self._lent(want),
         )  # fmt: skip
 
     def _lent(self, want: Want) -> int:

@@ -43,6 +43,20 @@ class Judgement:
     """Which time under memory.eviction is to be waited for."""
     lent: int = 0
     """Of the bytes asked for, those that are lent and have to be given back before."""
+    reserve: int = 0
+    """The most that may be kept for a first generation, so that a load fits; not above 0: even with
+    nothing kept it would not, or it is no load.
+    """
+
+    @property
+    def reserve_decides(self) -> bool:
+        """Whether what is kept for a generation is all that memory lacks."""
+        return self.plan.obstacle == "memory" and self.reserve > 0
+
+    @property
+    def present(self) -> int:
+        """What the bytes asked for are told to be compared with."""
+        return self.at_best if self.plan.never else self.available
 
     @property
     def fits(self) -> bool:

@@ -122,6 +122,14 @@ def first_budget(needed: int, memory: Memory) -> ipc.Budget:
     )
 
 
+def left_beside(bare: ipc.Budget, available: int) -> int:
+    """Bytes that may be kept for a first generation beside a load's budget that keeps none; below 0
+    where not even that fits. What MLX caches grows with them.
+    """
+    left = available - PROCESS_BYTES - promised_by(bare)
+    return left * _CACHE_SHARE // (_CACHE_SHARE + 1)
+
+
 def _exclusive(memory: Memory) -> bool:
     """Several processes that use Metal at once are known to bring a machine down."""
     wanted = memory.gpu_exclusive

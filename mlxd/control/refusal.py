@@ -20,12 +20,14 @@ KEYS: dict[Obstacle, str] = {
     "limit": "memory.worker_limits.mlx_memory_limit",
 }
 """The policy that is in the way."""
+RESERVE = "memory.reserve.per_request"
+"""That one, where a model would fit were nothing kept for its first generation."""
 
 
 def refusal(judged: Judgement, name: str, policies: PolicySet, now: float) -> MlxdError:
     """Of model `name`, whose load has an obstacle."""
     plan = judged.plan
-    key = f"memory.eviction.{judged.spares}" if judged.spares else KEYS[plan.obstacle]
+    key = _key(judged)
     words = _obstacle(judged, name, policies) + _in_the_way(judged, now)
     retry = _retry(judged, now)
     if plan.obstacle == "count":
@@ -39,7 +41,7 @@ def refusal(judged: Judgement, name: str, policies: PolicySet, now: float) -> Ml
     return InsufficientMemory(
         words,
         needed_bytes=judged.needed,
-        available_bytes=judged.at_best if plan.never else judged.available,
+        available_bytes=judged.present,
         retry_after=retry,
         policy=policies.line(key),
         would_pass=_would_pass(judged),
@@ -59,11 +61,16 @@ def not_its_turn(name: str, loading: list[str], policies: PolicySet) -> ModelsBu
     )
 
 
+def _key(judged: Judgement) -> str:
+    if judged.spares:
+        return f"memory.eviction.{judged.spares}"
+    return RESERVE if judged.reserve_decides else KEYS[judged.plan.obstacle]
+
+
 def _obstacle(judged: Judgement, name: str, policies: PolicySet) -> str:
     plan = judged.plan
     needed = f"{spoken(judged.needed)} ({judged.needed} bytes)"
-    available = judged.at_best if plan.never else judged.available
-    there = f"{spoken(available)} ({available} bytes)"
+    there = f"{spoken(judged.present)} ({judged.present} bytes)"
     if plan.obstacle == "count":
         count = policies.models.max_loaded
         return f"model '{name}' cannot be loaded: no more than {count} may be in memory"
@@ -89,6 +96,9 @@ def _in_the_way(judged: Judgement, now: float) -> str:
 def _would_pass(judged: Judgement) -> str:
     plan, names = judged.plan, ", ".join(judged.names)
     if plan.never:
+        if judged.reserve_decides:
+            most = f"{spoken(judged.reserve)} ({judged.reserve} bytes)"
+            return f"the same request with {RESERVE} of at most {most}, where it takes no more"
         largest = f"a model that takes at most {spoken(judged.at_best)} ({judged.at_best} bytes)"
         return largest if plan.obstacle != "count" else "nothing, as long as no model may be loaded"
     idle = "left alone for as long as that says" if judged.spares else "not in use any more"

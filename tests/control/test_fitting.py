@@ -1,5 +1,7 @@
 """What is told of a fit is what a load would do."""
 
+import re
+
 import pytest
 
 from mlxd.control.forecasting import ByWeight
@@ -27,6 +29,14 @@ class PerToken(ByWeight):
 
     def confidence(self, card):
         return "learned", 12, 3.5
+
+
+class Reserving(ByWeight):
+    """Keeps what policy says for a first generation, in GiB where that says nothing."""
+
+    def load_bytes(self, card, policies):
+        kept = policies.memory.reserve.per_request
+        return card.size_bytes + (GIB if kept == "auto" else int(kept))
 
 
 @pytest.fixture
@@ -133,3 +143,28 @@ def test_without_a_reading_everything_fits(world):
     world.residency._inventory.read_memory = lambda: None
     told = fit(world, size=5000)
     assert (told.verdict, told.longest_context) == ("fits", 512)
+
+
+def test_where_a_model_fits_without_its_reserve_that_is_named_and_what_would_do(tmp_path):
+    def loaded(size, kept):
+        memory = WAIT.replace("system: 1B", f"system: 1B, per_request: {kept}")
+        made = Timed(tmp_path, memory, models="max_loaded: auto\n")
+        made.residency = Residency(made.processes, made.loop, made.read, Reserving())  # type: ignore[arg-type]
+        made.begin("a", size=size)
+        found = made.failure("a") if made.tasks["a"].done() else None
+        made.close()
+        return found
+
+    refused = loaded(900, "2TiB")
+    assert isinstance(refused, InsufficientMemory)
+    assert refused.policy is not None
+    assert refused.policy.key == "memory.reserve.per_request"
+    would_do = re.search(r"per_request of at most .* \((\d+) bytes\)", refused.would_pass)
+    assert would_do is not None
+    most = int(would_do[1])
+    assert 90 * GIB < most < 100 * GIB
+    assert loaded(900, f"{most}B") is None, "it is true"
+    too_large = loaded(1100, "1B")
+    assert isinstance(too_large, InsufficientMemory)
+    assert too_large.policy is not None
+    assert too_large.policy.key == "memory.reserve.system"

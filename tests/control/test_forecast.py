@@ -197,3 +197,11 @@ async def test_a_model_that_drafts_counts_with_the_one_that_it_drafts_for(
     assert footprint.cache_bytes([2000] * 3) == told.footprint(CARD).cache_bytes([2000] * 3) + one
     assert told.load_bytes(drafted, policies) >= told.load_bytes(CARD, policies) + 10 * MIB
     assert key_of(drafted) != key_of(CARD)
+
+
+async def test_without_a_reserve_a_load_takes_what_loading_holds(tmp_path: Path) -> None:
+    told = forecasts(tmp_path)
+    assert told.bare_bytes(CARD) == told.footprint(CARD).weights_bytes
+    told.loaded(CARD, ready(peak=250 * MIB))
+    assert told.bare_bytes(CARD) == pytest.approx(250 * MIB, rel=0.01)
+    await told.saved()
