@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxd.control.reading import OutOfFiles, UnreadableModel, in_words, json_object, text_of
+from mlxd.control.reading import (
+    OutOfFiles,
+    UnreadableModel,
+    in_words,
+    is_missing,
+    json_object,
+    text_of,
+)
 from mlxd.control.safetensors import flaw_of, read_header
 
 _WEIGHTS = "adapters.safetensors"
@@ -21,6 +29,8 @@ class Adapter:
     weights_bytes: int = 0
     unavailable: str = ""
     """Why it cannot be put on a model; empty when it can."""
+    missing: bool = False
+    """Whether there is no such folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +40,8 @@ class Template:
     text: str = ""
     unavailable: str = ""
     """Why it cannot be used; empty when it can."""
+    missing: bool = False
+    """Whether there is no such file."""
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -43,9 +55,11 @@ def read_adapter(folder: Path) -> Adapter:
     except OutOfFiles:
         raise
     except UnreadableModel as error:
-        return Adapter(unavailable=f"its adapter cannot be used: {error}")
+        words = f"its adapter cannot be used: {error}"
+        return Adapter(unavailable=words, missing=is_missing(folder, stat.S_ISDIR))
     except OSError as error:
-        return Adapter(unavailable=f"its adapter cannot be used: {in_words(error)}")
+        words = f"its adapter cannot be used: {in_words(error)}"
+        return Adapter(unavailable=words, missing=is_missing(folder, stat.S_ISDIR))
     digest = hashlib.sha256(b"%d\0%b" % (header.file_bytes, header.raw)).hexdigest()
     return Adapter(digest, sum(tensor.size_bytes for tensor in header.tensors))
 
@@ -57,7 +71,8 @@ def read_template(file: Path) -> Template:
     except OutOfFiles:
         raise
     except (UnreadableModel, OSError):
-        return Template(unavailable="the file of its models.<name>.chat_template cannot be read")
+        words = "the file of its chat_template cannot be read"
+        return Template(unavailable=words, missing=is_missing(file, stat.S_ISREG))
     if not text.strip():
-        return Template(unavailable="the file of its models.<name>.chat_template is empty")
+        return Template(unavailable="the file of its chat_template is empty")
     return Template(text)

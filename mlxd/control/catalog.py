@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mlxd.control.checksums import Checksums
+from mlxd.control.faults import blame
 from mlxd.control.model_files import read_card
 from mlxd.control.names import DEFAULT, Names
 from mlxd.control.own_names import OwnName
@@ -158,7 +159,10 @@ class Catalog:
             if card is None:
                 raise _not_found(name, names, policies)
         if card.unavailable:
-            raise _unusable(card.name, card.unavailable)
+            error = _unusable(card.name, card.unavailable)
+            if card.fault:
+                blame(error, card.fault, card, policies)
+            raise error
         return card
 
     async def _by_scan(self, policies: PolicySet, max_age: float) -> Names:

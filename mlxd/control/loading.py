@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
+from mlxd.control.faults import blame
 from mlxd.control.forecasting import Forecaster
 from mlxd.control.inventory import Inventory
 from mlxd.control.process import Known
@@ -118,6 +119,8 @@ class Loads:
             self._note(card, error)
             raise error from None
         except ModelLoadFailed as error:
+            if error.setting:
+                blame(error, error.setting, card, policies)
             self._note(card, error)
             raise
         finally:

@@ -179,7 +179,8 @@ def _with_adapter(card: ModelCard, own: Model, found: Findings) -> ModelCard:
         return card
     adapter = found.adapters[folder]
     if adapter.unavailable:
-        return replace(card, adapter=str(folder), unavailable=adapter.unavailable)
+        fault = "adapter" if adapter.missing else ""
+        return replace(card, adapter=str(folder), unavailable=adapter.unavailable, fault=fault)
     return replace(
         card,
         adapter=str(folder),
@@ -194,8 +195,11 @@ def _with_template(card: ModelCard, own: Model, found: Findings) -> ModelCard:
         return card
     template = found.templates[file]
     card = replace(card, template_file=str(file))
+    if template.unavailable and card.unavailable:
+        return card
     if template.unavailable:
-        return replace(card, unavailable=card.unavailable or template.unavailable)
+        fault = "chat_template" if template.missing else ""
+        return replace(card, unavailable=template.unavailable, fault=fault)
     return with_template(card, template.text)
 
 

@@ -10,7 +10,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -81,6 +81,18 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 def exists(path: Path) -> bool:
     """Whether there is anything of this name, a link to nowhere included."""
     return os.path.lexists(path)
+
+
+def is_missing(path: Path, kind: Callable[[int], bool]) -> bool:
+    """Whether a path leads to nothing of a kind, as `stat.S_ISDIR` tells it. Not where a folder on
+    the way keeps that to itself.
+    """
+    try:
+        return not kind(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
 
 
 def text_of(path: Path, most: int = 0) -> str:

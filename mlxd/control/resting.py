@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mlxd.control.breaker import State
+from mlxd.control.faults import blame
 from mlxd.control.slot import Slot
 from mlxd.core.errors import (
     BreakerOpen,
@@ -33,6 +34,8 @@ def refusal(slot: Slot, policies: PolicySet) -> MlxdError | None:
                 would_pass=_mended(slot),
             )
             error.final = True
+            if slot.final.setting:
+                blame(error, slot.final.setting, slot.card, policies)
             return error
     return None
 

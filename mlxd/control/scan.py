@@ -6,6 +6,7 @@ files change.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Concatenate, Generic, ParamSpec, TypeVar
 from mlxd.control.additions import Adapter, Template, read_adapter, read_template
 from mlxd.control.layouts import Place, models_under
 from mlxd.control.model_files import fingerprint, read_card
-from mlxd.control.reading import readable
+from mlxd.control.reading import is_missing, readable
 from mlxd.core.models import ModelCard, canonical
 from mlxd.policy.schema import Models
 
@@ -142,7 +143,16 @@ class Scanner:
 
     def _find(self, place: Place) -> Find:
         card = self._cards.get(place.folder, place.name)
-        return Find(place, replace(card, name=readable(place.name), source=place.source))
+        astray = place.source == "declared" and is_missing(place.folder, stat.S_ISDIR)
+        return Find(
+            place,
+            replace(
+                card,
+                name=readable(place.name),
+                source=place.source,
+                fault="path" if astray and card.unavailable else "",
+            ),
+        )
 
 
 class _Kept(Generic[P, T]):

@@ -475,7 +475,7 @@ class Worker(asyncio.Protocol):
             case ipc.Ready():
                 self._serve(message)
             case ipc.LoadFailed():
-                self._fail_load(message.reason, final=True)
+                self._fail_load(message.reason, final=True, setting=message.setting)
 
     def _note_deaf(self, deaf: ipc.Deaf) -> None:
         self._pulse.forgiven = self._clock.monotonic() + deaf.seconds
@@ -621,14 +621,14 @@ class Worker(asyncio.Protocol):
             self.on_end(self)
         self._buried.set()
 
-    def _fail_load(self, reason: str, *, final: bool = False) -> None:
+    def _fail_load(self, reason: str, *, final: bool = False, setting: str = "") -> None:
         if not self._became_ready.done():
             error = ModelLoadFailed(
                 f"model '{self.name}' could not be loaded: {reason}",
                 retry_after=10.0,
                 would_pass=_LOADED,
             )
-            error.final = final
+            error.final, error.setting = final, setting
             self._became_ready.set_exception(error)
             self._became_ready.exception()
 

@@ -298,6 +298,8 @@ class ModelLoadFailed(MlxdError):
     code = "model_load_failed"
     final = False
     """Whether another attempt would end the same: the worker has said why."""
+    setting = ""
+    """Of the model's entry in models.yaml: what the worker could not do; empty: it is not that."""
 
 
 class WorkerCrashed(MlxdError):

@@ -75,6 +75,8 @@ class ModelCard:
     """What it was made for; 0: the same as `context`."""
     unavailable: str = ""
     """Why it cannot be loaded; empty when it can."""
+    fault: str = ""
+    """The setting of its entry in models.yaml that is to blame for that; empty: its files are."""
     weights_bytes: int = 0
     """Of its tensors alone, by their headers, an adapter's included: what a loaded model holds."""
     experts_apart: bool = False

@@ -245,6 +245,8 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
     """The model could not be loaded; the process ends. No path of the host is in `reason`."""
 
     reason: str
+    setting: Literal["", "kv_bits"] = ""
+    """The setting of the model without which it might be; empty: it is none of these."""
 
 
 class Accepted(msgspec.Struct, frozen=True, tag="accepted"):

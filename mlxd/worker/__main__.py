@@ -91,7 +91,7 @@ def _start(fd: int) -> Loop | int:
         loop, ready = assemble(launch, link, intake, max(warm, came))
     except LoadError as error:
         print_trace(error)
-        link.send(LoadFailed(str(error)))
+        link.send(LoadFailed(str(error), error.setting))
         return EXIT_MEMORY if error.out_of_memory else EXIT_LOAD_FAILED
     except ImportError as error:
         print_trace(error)

@@ -27,7 +27,7 @@ from mlxd.worker.machine import has_gpu, has_reference_blas
 from mlxd.worker.matrices import lay_out
 from mlxd.worker.panic import is_panic
 from mlxd.worker.quantised import QuantisedCache, quantised
-from mlxd.worker.refusal import LoadError
+from mlxd.worker.refusal import LoadError, Setting
 
 CACHE_LIMIT_BYTES = 2**30
 """Of freed buffers that MLX keeps for reuse on a GPU; its own default is most of the memory."""
@@ -108,7 +108,7 @@ def load(
         tell(Loading("layout"))
         logits = 0 if isinstance(model, Encoder) else width
         stage("the weights", lambda: lay_out(model, logits))
-    kv = stage(f"kv_bits {kv_bits}", lambda: quantised(model, kv_bits)) if kv_bits else None
+    kv = _kv(kv_bits, [folder], model) if kv_bits else None
     return Loaded(
         model=model,
         tokenizer=tokenizer,
@@ -182,7 +182,14 @@ def _one_reader(reading: _Reading) -> Iterator[None]:
         mx.load = real
 
 
-def _stage(what: str, folders: Sequence[Path], work: Callable[[], T]) -> T:
+def _kv(bits: int, folders: Sequence[Path], model: Any) -> QuantisedCache:
+    return _stage(f"kv_bits {bits}", folders, lambda: quantised(model, bits), setting="kv_bits")
+
+
+def _stage(
+    what: str, folders: Sequence[Path], work: Callable[[], T], *, setting: Setting = ""
+) -> T:
+    """`setting`: what it is that is done, where a model would load without it."""
     try:
         return work()
     except BaseException as error:
@@ -191,7 +198,7 @@ def _stage(what: str, folders: Sequence[Path], work: Callable[[], T]) -> T:
         if is_exhaustion(error):
             words = f"{what}: there is not enough memory"
             raise LoadError(words, out_of_memory=True) from error
-        raise LoadError(f"{what}: {_words(error, folders)}") from error
+        raise LoadError(f"{what}: {_words(error, folders)}", setting=setting) from error
 
 
 def _words(error: BaseException, folders: Sequence[Path]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 Code = Literal["invalid_request", "context_exceeded", "unsupported"]
+Setting = Literal["", "kv_bits"]
 
 
 class Refusal(Exception):
@@ -34,6 +35,8 @@ class Refusal(Exception):
 class LoadError(Exception):
     """The folder does not hold a model that can run here, or there is no memory for it."""
 
-    def __init__(self, reason: str, *, out_of_memory: bool = False) -> None:
+    def __init__(self, reason: str, *, out_of_memory: bool = False, setting: Setting = "") -> None:
+        """`setting`: that of `LoadFailed`."""
         super().__init__(reason)
         self.out_of_memory = out_of_memory
+        self.setting: Setting = setting

@@ -666,6 +666,49 @@ async def test_a_template_that_is_missing_or_empty_makes_its_model_unavailable(w
     assert str(template) not in refused.message
 
 
+MENDED = "the same request once its files are mended"
+
+
+@pytest.mark.parametrize(
+    ("setting", "cure"),
+    [
+        ("path", "leads to a folder with a model"),
+        ("adapter", "leads to a folder with an adapter, or is left out"),
+        ("chat_template", "leads to a file with a template, or is left out"),
+    ],
+)
+@pytest.mark.parametrize("called", ["m", "copy"])
+async def test_a_setting_that_leads_nowhere_is_named_and_its_path_is_not(
+    world, setting, cure, called
+):
+    world.add("m")
+    world.copies = {"copy": "m"}
+    world.declare(f"models:\n  m:\n    {setting}: {world.root}/typo\n")
+    refused = await world.refused(called, ModelLoadFailed)
+    key = f"models.models.m.{setting}"
+    assert (refused.policy.key, refused.policy.place) == (key, "policies/models.yaml:5")
+    assert refused.would_pass == f"the same request once {key} {cure}"
+    assert str(world.root) not in refused.explained()
+    assert "<name>" not in refused.explained()
+
+
+async def test_files_that_are_broken_are_no_settings_fault(world):
+    folder = world.add("m")
+    adapter, template = write_adapter(world.root / "adapter"), world.root / "t.jinja"
+    _cut(adapter)
+    template.write_text("")
+    for setting in (f"adapter: {adapter}", f"chat_template: {template}"):
+        world.declare(f"models: {{m: {{{setting}}}}}\n")
+        refused = await world.refused("m", ModelLoadFailed)
+        assert (refused.policy, refused.would_pass) == (None, MENDED)
+    (folder / "config.json").unlink()
+    for setting in (f"path: {folder}", f"adapter: {world.root}/typo"):
+        world.declare(f"models: {{m: {{{setting}}}}}\n")
+        world.clock.advance(10)
+        refused = await world.refused("m", ModelLoadFailed)
+        assert (refused.policy, refused.would_pass) == (None, MENDED)
+
+
 async def test_sampling_is_what_policy_says_and_else_what_the_model_stores(world):
     stored = json.dumps({"temperature": 0.6, "top_p": 0.9})
     world.add("m", files={"generation_config.json": stored})

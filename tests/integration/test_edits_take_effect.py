@@ -91,6 +91,24 @@ def test_aliases_chains_and_folders_follow_their_edits(
     assert post(daemon, "tiny-late").status_code == 404
 
 
+def test_a_setting_that_a_model_cannot_have_is_named_at_once_and_while_it_rests(
+    lend: Lend, zoo: Path
+) -> None:
+    """Its heads have no multiple of 64 numbers."""
+    models = f"dirs: [{zoo}]\nmodels:\n  tiny-a:\n    kv_bits: 3\n"
+    daemon = lend({"models": models, "supervision": "worker: {backoff: {base: 60s}}\n"})
+    for again in (False, True):
+        refused = post(daemon)
+        assert refused.status_code == 503, refused.text
+        assert ("it is not tried again for" in refused.text) == again
+        assert refused.headers["x-mlxd-code"] == "model_load_failed"
+        assert refused.headers["x-mlxd-policy-key"] == "models.models.tiny-a.kv_bits"
+        assert refused.headers["x-mlxd-policy-place"] == "policies/models.yaml:5"
+        assert "the same request once models.models.tiny-a.kv_bits is none" in refused.text
+    edit(daemon, "models", models.replace("bits: 3", "bits: none"))
+    assert post(daemon).status_code == 200, "it is true"
+
+
 @pytest.mark.slow
 def test_an_added_preload_is_loaded_and_a_removed_one_is_not_killed(
     start: Start, zoo: Path

@@ -73,7 +73,7 @@ DOWN: tuple[Down, ...] = (
 )
 UP: tuple[Up, ...] = (
     Ready(True, 512, 4096, 1.5, 100, True, False, FOOTPRINT),
-    LoadFailed("no"),
+    LoadFailed("no", "kv_bits"),
     Accepted(1, 10),
     Refused(2, "context_exceeded", "too long", "prompt"),
     Output(

@@ -96,6 +96,19 @@ def test_a_folder_that_cannot_be_loaded_says_why(tmp_path: Path, harm):
     assert len(reason) > 20
 
 
+def test_caches_that_cannot_have_few_bits_are_that_settings_fault(tmp_path: Path):
+    from mlxd.worker.loading import load
+
+    folder = make_model(tmp_path / "m", Shape())
+    with pytest.raises(LoadError, match="kv_bits 3: a head's size is no multiple") as caught:
+        load(folder, kv_bits=3)
+    assert caught.value.setting == "kv_bits"
+    missing_weights(folder)
+    with pytest.raises(LoadError) as broken:
+        load(folder, kv_bits=3)
+    assert broken.value.setting == ""
+
+
 def test_what_a_model_is_found_to_be(model_of: MakeModel):
     from mlxd.worker.loading import load
 
