@@ -7,7 +7,7 @@ MlxdError
 │   └── UnsupportedFeature      unsupported             understood, but not offered (by this model)
 ├── RequestTimeout              request_timeout         the client sent its request too slowly
 ├── RequestTooLarge             request_too_large       the body is over server.http.max_body
-├── HeadersTooLarge             headers_too_large       over server.http.max_header_bytes
+├── HeadersTooLarge             headers_too_large       too many headers, or too long
 ├── UnsupportedEncoding         unsupported_encoding    a Content-Encoding that is not read
 ├── Unauthorized                unauthorized            no API key, or one that is not known
 ├── Forbidden                   forbidden               something that policy does not allow

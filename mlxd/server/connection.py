@@ -7,23 +7,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import secrets
 import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import HttpVersion11, StreamReader, web
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
 from mlxd.core.clock import Clock
-from mlxd.core.errors import InvalidRequest, RequestTimeout
+from mlxd.core.errors import InvalidRequest, MlxdError, RequestTimeout
 from mlxd.dialects.base import to_json
+from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.schema.server import is_loopback
-from mlxd.server.errors import error_response, identity, in_ollama
+from mlxd.server.errors import Render, error_response, identity, words_at
 from mlxd.server.framing import checked
 from mlxd.server.giving_way import Holding
 from mlxd.server.silence import acknowledged, bound_silence, queued, unheard
+from mlxd.server.walls import too_long_headers, too_many_headers
 
 if TYPE_CHECKING:
     from mlxd.server.connections import GuardedServer
@@ -38,6 +42,11 @@ _SCARCE_SECONDS = 1.0
 """For a header, when hardly any file is left."""
 _LEAST_TAKEN = 1024
 """Bytes of what waits for it that a client takes within `timeouts.client_write`, or is cut."""
+_BEGINNING = 256
+"""Bytes of a request that are kept until the next one: they tell which API it is of."""
+_ASKED = re.compile(rb"[A-Z]+ (/[^ ?#]*)")
+_TOO_MANY_HEADERS = "Too many headers received"
+"""aiohttp's words: it has no exception of its own for it."""
 
 
 def last_words(status: str, message: str) -> bytes:
@@ -95,15 +104,21 @@ class Connection(RequestHandler):
     """One client connection that knows since when it has been waiting, and for what."""
 
     __slots__ = (
-        "_acknowledged", "_answered", "_answers", "_begun", "_clock", "_counted", "_gone",
-        "_handed", "_header_since", "_heard", "_idle_since", "_server", "_settled", "_silence",
-        "_unread", "_unread_since", "_waiting", "_wire", "following", "leaving", "outside",
-        "scarce",
+        "_acknowledged", "_answered", "_answers", "_beginning", "_begun", "_bounds", "_clock",
+        "_counted", "_gone", "_handed", "_header_since", "_heard", "_idle_since", "_server",
+        "_settled", "_silence", "_unread", "_unread_since", "_waiting", "_wire", "following",
+        "leaving", "outside", "scarce",
     )  # fmt: skip
 
-    def __init__(self, server: GuardedServer, clock: Clock, **options: Any) -> None:
+    def __init__(
+        self, server: GuardedServer, clock: Clock, bounds: PolicySet, **options: Any
+    ) -> None:
+        """`bounds` are the policies by which aiohttp's parser was bounded."""
         super().__init__(server, **options)
         self._server = server
+        self._bounds = bounds
+        self._beginning = b""
+        """Of the request that came last."""
         self._answers = server.answers
         self._parser = _Parser(self._parser, self._answer_first)  # type: ignore[assignment]
         self._handed = self._answered = 0
@@ -237,6 +252,8 @@ class Connection(RequestHandler):
     def data_received(self, data: bytes) -> None:
         served = self._request_count
         self._heard = self._clock.monotonic()
+        if not self._beginning or (served and self._header_since is None):
+            self._beginning = data[:_BEGINNING]
         super().data_received(data)
         self._idle_since = None
         if self._request_count > served:
@@ -400,12 +417,26 @@ class Connection(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """A request that aiohttp itself could not read; nothing of its internals is shown."""
-        response = error_response(InvalidRequest("the request is not valid HTTP"), in_ollama)
+        response = error_response(self._unreadable(exc), self._words)
         response.headers.update(identity(secrets.token_hex(12)))
         response.headers["X-Mlxd-Policy"] = str(self._server.generation)
         response.force_close()
         request._version = HttpVersion11  # aiohttp's own is of nobody's request
         return response
+
+    def _unreadable(self, why: BaseException | None) -> MlxdError:
+        """What a client is told that sent a request for which aiohttp had but these words."""
+        if isinstance(why, LineTooLong):
+            return too_long_headers(self._bounds, "the request's line or one of its headers is", {})
+        if isinstance(why, BadHttpMessage) and why.message == _TOO_MANY_HEADERS:
+            return too_many_headers(self._bounds, {})
+        return InvalidRequest("the request is not valid HTTP")
+
+    @property
+    def _words(self) -> Render:
+        """Those of the API that the request is of which came last, where its path is known."""
+        asked = _ASKED.match(self._beginning)
+        return words_at(asked[1].decode("ascii", "replace") if asked is not None else "")
 
 
 def _whole(payload: StreamReader) -> bytes | None:

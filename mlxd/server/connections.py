@@ -73,10 +73,12 @@ class GuardedServer(web.Server):
 
     def connection(self, *, scarce: bool = False) -> Connection:
         """The protocol of one new connection."""
-        http = self._in_force.server.http
+        policies = self._in_force
+        http = policies.server.http
         connection = Connection(
             self,
             self._clock,
+            policies,
             loop=self._loop,
             keepalive_timeout=_NEVER,
             access_log=None,

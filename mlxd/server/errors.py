@@ -78,16 +78,25 @@ def speaks_anthropic(request: web.BaseRequest) -> bool:
     header that its clients send.
     """
     path = request.path
-    if path == _MESSAGES or path.startswith(f"{_MESSAGES}/"):
+    if _is_anthropics(path):
         return True
     return path.startswith("/v1/") and "anthropic-version" in request.headers
 
 
 def words_for(request: web.BaseRequest) -> Render:
     """How the API that a request is of says an error."""
-    if speaks_anthropic(request):
+    return in_anthropic if speaks_anthropic(request) else words_at(request.path)
+
+
+def words_at(path: str) -> Render:
+    """How the API that a path is of says an error, where nothing is known but the path."""
+    if _is_anthropics(path):
         return in_anthropic
-    return in_openai if request.path.startswith("/v1/") else in_ollama
+    return in_openai if path.startswith("/v1/") else in_ollama
+
+
+def _is_anthropics(path: str) -> bool:
+    return path == _MESSAGES or path.startswith(f"{_MESSAGES}/")
 
 
 def given_id(text: str) -> str:

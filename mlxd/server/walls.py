@@ -1,5 +1,5 @@
-"""The walls before every route: how long headers may be, against rebinding of names (Host), and
-against foreign pages (Origin).
+"""The walls before every route: how many headers there may be and how long, against rebinding of
+names (Host), and against foreign pages (Origin).
 """
 
 from __future__ import annotations
@@ -56,16 +56,40 @@ _NAMES_OF_HEADERS = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]+")
 
 
 def check_headers(request: web.BaseRequest, policies: PolicySet) -> None:
-    """The sum; aiohttp bounds how many there are and how long each is."""
-    limit = int(policies.server.http.max_header_bytes)
+    """Their number and their sum. aiohttp reads no more of either than was allowed when the
+    connection began.
+    """
+    http = policies.server.http
+    count = len(request.raw_headers)
+    if count > http.max_headers:
+        raise too_many_headers(policies, {"headers": count})
+    limit = int(http.max_header_bytes)
     size = sum(len(name) + len(value) + _BETWEEN for name, value in request.raw_headers)
     if size > limit:
-        raise HeadersTooLarge(
-            f"the request's headers are larger than {limit} bytes",
-            policy=policies.line("server.http.max_header_bytes"),
-            numbers={"header_bytes": size, "allowed_bytes": limit},
-            would_pass=f"headers of at most {limit} bytes together",
-        )
+        what = "the request's headers are"
+        raise too_long_headers(policies, what, {"header_bytes": size})
+
+
+def too_many_headers(policies: PolicySet, found: dict[str, float]) -> HeadersTooLarge:
+    """`found`: how many there are, where that is known."""
+    limit = policies.server.http.max_headers
+    return HeadersTooLarge(
+        f"the request has more than {limit} headers",
+        policy=policies.line("server.http.max_headers"),
+        numbers={**found, "allowed_headers": limit},
+        would_pass=f"at most {limit} headers",
+    )
+
+
+def too_long_headers(policies: PolicySet, what: str, found: dict[str, float]) -> HeadersTooLarge:
+    """`what` is too long, with its verb; `found`: how long, where that is known."""
+    limit = int(policies.server.http.max_header_bytes)
+    return HeadersTooLarge(
+        f"{what} larger than {limit} bytes",
+        policy=policies.line("server.http.max_header_bytes"),
+        numbers={**found, "allowed_bytes": limit},
+        would_pass=f"headers of at most {limit} bytes together",
+    )
 
 
 def check_host(request: web.BaseRequest, policies: PolicySet, on_trial: OnTrial) -> None:
