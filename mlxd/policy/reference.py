@@ -36,7 +36,8 @@ environment over `mlxd.env` (in the folder or next to it), that over the files.
 | ratio | `85%`, or a fraction from 0 to 1 |
 
 The files are YAML 1.2, read strictly: `on`, `yes`, `11:43` and `017` are text; unknown and
-duplicate keys, anchors, tags, merge keys and tabs as indentation are errors. All errors are
+duplicate keys, anchors, tags, merge keys and tabs as indentation are errors, and so are control
+characters and the line breaks U+0085, U+2028 and U+2029, but for escapes in quotes. All errors are
 reported at once, with file, line and column; `mlxd policy check` shows them without a start.
 
 | reload class | a change takes effect |

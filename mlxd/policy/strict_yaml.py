@@ -38,6 +38,8 @@ _FLOAT = re.compile(
 )
 _INDENTING_TAB = re.compile(r"^[ ]*\t", re.MULTILINE)
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_HIDDEN_BREAK = re.compile("[\x85\u2028\u2029]")
+"""A line ends there for libyaml, which reads YAML 1.1, but neither in 1.2 nor in most editors."""
 _PART = re.compile(r'\[("(?:[^"\\]|\\.)*")\]|\[(\d{1,9})\]|([^.\[\]]+)')
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -184,6 +186,10 @@ def _decoded(raw: bytes, document: Document) -> str:
     if match := _UNPRINTABLE.search(text):
         place = _place_after(text[: match.start()])
         raise _stopped(document, place, f"the control character U+{ord(match.group()):04X}")
+    if match := _HIDDEN_BREAK.search(text):
+        place = _place_after(text[: match.start()])
+        name = f"U+{ord(match.group()):04X}"
+        raise _stopped(document, place, f"the line break {name}: write it as an escape, in quotes")
     return text
 
 

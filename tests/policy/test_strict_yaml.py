@@ -152,6 +152,18 @@ def test_text_that_is_written_is_read_back(words: list[str]) -> None:
     assert document.data == {word: word for word in words}
 
 
+@pytest.mark.parametrize("hidden", ["\x85", "\u2028", "\u2029"])
+def test_no_line_ends_where_editors_show_none(hidden: str) -> None:
+    name = f"U+{ord(hidden):04X}"
+    for text in (f"a: 1\nb: 2 # x{hidden}c: 3\n", f'a: 1\nb: "xxxx{hidden}"\n'):
+        document = parse(text.encode())
+        assert document.data is None
+        [problem] = document.problems
+        assert problem.place == Place(2, 9)
+        assert problem.message == f"the line break {name}: write it as an escape, in quotes"
+    assert parse(f'a: "x\\u{ord(hidden):04x}"\n'.encode()).data == {"a": f"x{hidden}"}
+
+
 def test_paths_are_written_and_read() -> None:
     path = ("models", "models", "qwen2.5:7b", "aliases", 0)
     assert dotted(path) == 'models.models["qwen2.5:7b"].aliases[0]'
