@@ -6,6 +6,7 @@ the speed of memory and copy a small part of the body at a time. Then one strict
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,6 +21,7 @@ Json = dict[str, Any]
 
 _BOM = b"\xef\xbb\xbf"
 _INT64_DIGITS = b"0" * 19
+"""As many as an integer of more than 64 bits has at least."""
 _WINDOW = 2**16
 """Bytes of a body that are counted at a time."""
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
@@ -94,7 +96,9 @@ class _Survey:
         self._nodes = 1
         self._depth = 0
         self._digits = b""
-        """That what stands outside strings ended with so far, as many as matter."""
+        """That what stands outside strings ended with so far, as many as matter, behind what tells
+        an integer from a fraction or an exponent.
+        """
         self.keys = 0
         self.long_numbers = False
         """There may be a number longer than 64 bits."""
@@ -152,13 +156,22 @@ class _Survey:
 
     def _check_numbers(self, bare: bytes) -> None:
         most = self._bounds.limits.max_int_digits
+        longest = max(most, len(_INT64_DIGITS))
+        found = most < longest and _has_integer(bare, most + 1)
         if _INT64_DIGITS in bare:
             self.long_numbers = True
-            if b"0" * (most + 1) in bare:
-                words = "too many digits in a number of the request body"
-                self._bounds.check("max_int_digits", most + 1, words)
-        ended = len(bare) - len(bare.rstrip(b"0"))
-        self._digits = b"0" * min(ended, max(most, len(_INT64_DIGITS)))
+            found = found or b"0" * (longest + 1) in bare
+        if found:
+            words = "too many digits in a number of the request body"
+            self._bounds.check("max_int_digits", most + 1, words)
+        before = bare.rstrip(b"0")
+        self._digits = before[-2:] + b"0" * min(len(bare) - len(before), longest)
+
+
+def _has_integer(bare: bytes, digits: int) -> bool:
+    """One of at least so many, neither a fraction nor an exponent; each digit is written 0."""
+    unsigned = bare.translate(None, b"+-")
+    return re.search(rb"(?<![.eE0])0{%d}" % digits, unsigned) is not None
 
 
 def _parse(body: bytes) -> Any:

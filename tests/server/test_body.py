@@ -176,6 +176,22 @@ def test_digits() -> None:
     assert parse_json(b'{"a":"' + b"9" * 5000 + b'"}', LIMITS)
 
 
+@pytest.mark.parametrize("window", [1, 2, 3, 2**16])
+@pytest.mark.parametrize("most", [1, 5, 18, 19])
+def test_few_digits(most: int, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_of_a_request, "_WINDOW", window)
+    limits = JsonLimits(max_int_digits=most)
+    words = f"too many digits in a number of the request body; at most {most} are read"
+    enough, many = "9" * most, "1" + "0" * most
+    for sign in ("", "-"):
+        assert parse_json(f'{{"a":[{sign}{enough}, 0]}}'.encode(), limits)
+        assert refusal(f'{{"a":[{sign}{many}]}}'.encode(), limits) == words
+        assert refusal(f'{{"a":0,"b":{sign}{many}.5}}'.encode(), limits) == words
+    for number in ("0.3000000000000000419", "-1e-05", "1E+300", "2.5e100"):
+        assert parse_json(f'{{"a":[{number}],"{many}":"{many}"}}'.encode(), limits)
+    assert refusal(b'{"a":0.' + b"1" * 20 + b"}", limits) == words
+
+
 def test_integers_beyond_64_bits_are_floats_as_for_most_readers() -> None:
     found = parse_json(b'{"a":[18446744073709551616,18446744073709551615]}', LIMITS)
     assert [type(item) for item in found["a"]] == [float, int]
@@ -263,10 +279,13 @@ def test_any_bytes_are_read_or_refused(pieces: list[bytes]) -> None:
 
 
 @settings(max_examples=examples(80, 200), deadline=None, database=None)
-@given(pieces=st.lists(SCRAPS, max_size=40), window=st.integers(1, 9), whole=st.booleans())
-def test_where_a_window_ends_changes_nothing(pieces: list[bytes], window: int, whole: bool) -> None:
+@given(pieces=st.lists(SCRAPS, max_size=40), window=st.integers(1, 9), whole=st.booleans(),
+       digits=st.sampled_from([2, 22]))  # fmt: skip
+def test_where_a_window_ends_changes_nothing(
+    pieces: list[bytes], window: int, whole: bool, digits: int
+) -> None:
     body = b"".join(pieces) if whole else b'{"a":[' + b"".join(pieces) + b"]}"
-    limits = JsonLimits(max_depth=3, max_nodes=12, max_string=4, max_int_digits=22)
+    limits = JsonLimits(max_depth=3, max_nodes=12, max_string=4, max_int_digits=digits)
     expected = outcome(body, limits)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(body_of_a_request, "_WINDOW", window)

@@ -68,7 +68,7 @@ class JsonLimits(Policy):
         "4MiB", "How long one string of a body may be.", unit="size", example="1MiB"
     )
     max_int_digits: int = field(
-        100, "How many digits one integer of a body may have.",
+        100, "How many digits one integer of a body may have; a fraction may always have 19.",
         unit="digits", example="20", ge=1, le=4300,
     )  # fmt: skip
 
