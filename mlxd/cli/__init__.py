@@ -8,21 +8,29 @@ taken by another daemon.
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from mlxd.cli import bench, cache, doctor, exits, keys, models, policy, service
+from mlxd.cli import bench, cache, doctor, exits, keys, models, policy, service, stdout
 from mlxd.cli.arguments import Actions, add_json, add_places
 from mlxd.core.places import BadAddress, BadEnvFile
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Each imports what it needs by itself: `status` answers at once."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what is no text is escaped, not a traceback
-            stream.reconfigure(errors="backslashreplace")
-    words = sys.argv[1:] if argv is None else argv
+    stdout.guard()
+    try:
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()
+    except stdout.Unwritable as error:
+        if not error.hung_up:
+            print(f"mlxd: stdout cannot be written: {error}", file=sys.stderr)
+        return exits.FAILED
+
+
+def _run(words: Sequence[str]) -> int:
     arguments = _parser(*words[:1]).parse_args(words)
     try:
         status: int = arguments.run(arguments)
@@ -31,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exits.USAGE
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # of stderr
         sys.stderr.close()
-        return 1
+        return exits.FAILED
     return status
 
 

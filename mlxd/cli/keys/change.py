@@ -14,6 +14,7 @@ from mlxd.cli.admin import Refused
 from mlxd.cli.client import NoAnswer
 from mlxd.cli.keys.here import Place, place
 from mlxd.cli.policy.here import failed, print_json, refused
+from mlxd.cli.stdout import Unwritable
 from mlxd.core.clock import SystemClock
 from mlxd.policy.keyring import Key, Keyring, digest_of, iso, new_secret, tenant_problem
 from mlxd.policy.keys_edit import NotEdited, edit
@@ -155,9 +156,25 @@ def _carried(
 
 
 def _show_secret(at: Place, key: Key, secret: str, more: Sequence[str], *, as_json: bool) -> int:
-    """The key alone on stdout, all else on stderr. It is shown before the daemon is told of it:
-    that may take long, and who does not wait for it has a key whose secret is lost.
+    """It is shown before the daemon is told of it: that may take long, and who does not wait for it
+    has a key whose secret is lost.
     """
+    status = exits.DONE
+    try:
+        _print_secret(at, key, secret, more, as_json=as_json)
+        sys.stdout.flush()
+    except Unwritable as error:
+        lost = f"mlxd: the key {key.id} was made and could not be shown: {error}"
+        back = f"take it back with: mlxd keys revoke {key.id}"
+        print("\n".join([*(more if as_json else ()), lost, back]), file=sys.stderr)
+        status = exits.FAILED
+    for line in at.tell():
+        print(line, file=sys.stderr)
+    return status
+
+
+def _print_secret(at: Place, key: Key, secret: str, more: Sequence[str], *, as_json: bool) -> None:
+    """The key alone on stdout, all else on stderr."""
     ends = iso(key.expires) if key.expires is not None else None
     if as_json:
         print_json(
@@ -170,17 +187,13 @@ def _show_secret(at: Place, key: Key, secret: str, more: Sequence[str], *, as_js
                 "notes": more,
             }
         )
-    else:
-        until = f", until {ends}" if ends else ""
-        about = f"{key.id} of tenant {key.tenant}{until}, in {at.file.reference}"
-        for line in (about, *more, "the key, shown this once:"):
-            print(line, file=sys.stderr)
-        sys.stderr.flush()
-        print(secret)
-    sys.stdout.flush()
-    for line in at.tell():
+        return
+    until = f", until {ends}" if ends else ""
+    about = f"{key.id} of tenant {key.tenant}{until}, in {at.file.reference}"
+    for line in (about, *more, "the key, shown this once:"):
         print(line, file=sys.stderr)
-    return exits.DONE
+    sys.stderr.flush()
+    print(secret)
 
 
 def _span(text: str, kind: type[Duration]) -> float:
