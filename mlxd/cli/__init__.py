@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from mlxd.cli import bench, cache, doctor, exits, keys, models, policy, service, stdout
-from mlxd.cli.arguments import Actions, add_json, add_places
+from mlxd.cli.arguments import Actions, add_json, add_places, no_text
+from mlxd.core.lines import one_line
 from mlxd.core.places import BadAddress, BadEnvFile
 
 
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     arguments = _parser(*words[:1]).parse_args(words)
+    for word in no_text(arguments):
+        print(f"mlxd: {one_line(word)} is no text: expected UTF-8", file=sys.stderr)
+        return exits.USAGE
     try:
         status: int = arguments.run(arguments)
     except (BadEnvFile, BadAddress) as error:

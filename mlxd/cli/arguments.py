@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+_FILES = frozenset(
+    {
+        "baseline", "expect", "image", "json", "logs", "output", "policies",
+        "program", "report", "state", "svg",
+    }
+)  # fmt: skip
+"""Arguments that may name a file or a folder, which may be called by any bytes."""
 
 Actions = argparse._SubParsersAction  # the type that add_subparsers returns has no public name
 
@@ -28,3 +36,18 @@ def add_places(parser: argparse.ArgumentParser) -> None:
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the same for programs")
+
+
+def no_text(arguments: argparse.Namespace) -> Iterator[str]:
+    """What was said in bytes that are no UTF-8, and is not the name of a file."""
+    for name, value in vars(arguments).items():
+        if name not in _FILES and isinstance(value, str) and not _is_text(value):
+            yield value
+
+
+def _is_text(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -69,3 +69,32 @@ def told(parser: argparse.ArgumentParser, arguments: list[str]) -> str:
     with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
         parser.parse_args(arguments)
     return said.getvalue()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["explain"],
+        ["load"],
+        ["cp", "old"],
+        ["pull"],
+        ["unload"],
+        ["models", "fit"],
+        ["models", "rm"],
+        ["logs", "--worker"],
+        ["keys", "add"],
+        ["keys", "add", "anna", "--note"],
+        ["policy", "explain"],
+        ["bench"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_no_text_is_refused_in_one_line(words, tmp_path, capsys):
+    assert main([*words, "\udcff\udcfe", "--state", str(tmp_path)]) == 2
+    assert capsys.readouterr() == ("", "mlxd: \\udcff\\udcfe is no text: expected UTF-8\n")
+
+
+def test_a_file_may_be_called_by_any_bytes(tmp_path, capsys):
+    folder = tmp_path / "\udcff"
+    assert main(["policy", "init", "--policies", str(folder)]) == 0
+    assert main(["policy", "plan", str(folder / "limits.yaml"), "--policies", str(folder)]) == 0
