@@ -29,6 +29,7 @@ from mlxd.core.clock import ManualClock
 from mlxd.core.instance import Address
 from mlxd.policy.load import load
 from mlxd.service.machine import Machine
+from mlxd.service.manager import State
 from tests.control.test_model_files import write_model
 from tests.support.command import mlxd
 from tests.support.daemon import write_policies
@@ -490,6 +491,19 @@ def test_two_services_are_said(tmp_path: Path) -> None:
     made = scripted(tmp_path, "darwin")
     installed(made).with_name(service.BREWS_FILE).write_text("")
     assert "two_services" in codes(service.findings(site_of(made.machine)))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("loaded", [True, False])
+def test_services_of_a_home_that_may_not_be_looked_into_are_none(
+    tmp_path: Path, loaded: bool, enabled: bool
+) -> None:
+    made = scripted(tmp_path, "linux")
+    site = site_of(made.machine)
+    made.machine.home.mkdir(exist_ok=True)
+    with guarded(made.machine.home):
+        assert codes(service._twice(site)) == []
+        assert codes(service._of(site, State(loaded=loaded, enabled=enabled))) == []
 
 
 def test_starts_that_are_held_are_said(made: Scripted) -> None:

@@ -45,7 +45,7 @@ def _is_guarded(path: Path) -> bool:
     return False
 
 
-def _is_there(path: Path) -> bool:
+def is_there(path: Path) -> bool:
     """What may not be looked at is told of elsewhere."""
     try:
         return path.exists()
@@ -62,7 +62,7 @@ def _guarded(folder: Path) -> Finding:
 
 
 def _state(state: Path) -> Findings:
-    if not _is_there(state):
+    if not is_there(state):
         return
     status = state.stat()
     mend = f"sudo chown -R $USER '{state}'; chmod 700 '{state}'"
@@ -81,7 +81,7 @@ def _state(state: Path) -> Findings:
 
 def _readable(found: Places) -> Findings:
     folder = found.policies.path if found.policies is not None else None
-    if folder is not None and _is_there(folder) and not os.access(folder, os.R_OK | os.X_OK):
+    if folder is not None and is_there(folder) and not os.access(folder, os.R_OK | os.X_OK):
         yield problem(
             "policies_unreadable", f"the policy folder {folder} cannot be read by this user",
             f"chmod a+rx '{folder}', or run as its owner",
@@ -94,7 +94,7 @@ def _folders(policies: PolicySet) -> Findings:
     for folder in policies.models.folders:
         if _is_guarded(folder):
             continue
-        there = _is_there(folder)
+        there = is_there(folder)
         if not there and not written:
             continue
         if not there:
@@ -147,7 +147,7 @@ def _ollamas_models(folder: Path) -> Findings:
             "ollamas_guarded", f"Ollama's models in {folder} cannot be looked into by this user",
             "nothing, if nobody of this machine wants them: MLX does not read them anyway",
         )  # fmt: skip
-    elif _is_there(folder / _OLLAMAS):
+    elif is_there(folder / _OLLAMAS):
         yield advice(
             "ollamas_models",
             f"Ollama's models in {folder} are GGUF in blobs of its own, which MLX does not read",
@@ -157,7 +157,7 @@ def _ollamas_models(folder: Path) -> Findings:
 
 
 def _room(folders: Iterable[Path]) -> Findings:
-    for folder in sorted(one for one in folders if _is_there(one)):
+    for folder in sorted(one for one in folders if is_there(one)):
         free = shutil.disk_usage(folder).free
         if free < LEAST_FREE:
             yield problem(

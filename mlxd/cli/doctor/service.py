@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from mlxd.cli.doctor.files import is_there
 from mlxd.cli.doctor.finding import Finding, Findings, advice, problem
 from mlxd.cli.service.site import Site
 from mlxd.core import starts
@@ -52,9 +53,9 @@ def findings(site: Site) -> Findings:
 def _of(site: Site, state: State) -> Findings:
     file = site.folder / site.main_file
     whose = " --system" if site.system else ""
-    if file.exists() and not state.loaded:
+    if is_there(file) and not state.loaded:
         yield _not_loaded(file, whose, site)
-    if file.exists() and not state.enabled:
+    if is_there(file) and not state.enabled:
         yield advice(
             "service_disabled", f"{file} is installed, and switched off",
             f"mlxd service install{whose} --now switches it on",
@@ -76,7 +77,7 @@ def _twice(site: Site) -> Findings:
     places = [one.folder / one.main_file for one in (site, replace(site, system=True))]
     if site.machine.platform == "darwin":
         places += [place.with_name(BREWS_FILE) for place in places]
-    there = [str(place) for place in places if place.exists()]
+    there = [str(place) for place in places if is_there(place)]
     if len(there) > 1:
         yield problem(
             "two_services", f"mlxd is installed as {len(there)} services: {', '.join(there)}",
