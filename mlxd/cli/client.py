@@ -12,7 +12,7 @@ import socket
 import time
 from typing import Any
 
-from mlxd.core.instance import authority, running
+from mlxd.core.instance import authority, is_claimed, pid_of, running
 from mlxd.core.places import BadAddress, Places
 
 DEFAULT_PORT = 11435
@@ -65,6 +65,16 @@ def health_of(found: Places) -> dict[str, Any]:
             if status < 400 and isinstance(health, dict):
                 return health
     return get_json(address_of(found), "/health")
+
+
+def silence(found: Places, error: NoAnswer) -> tuple[str, str]:
+    """Why `health_of` found nobody, for programs and for people: none runs (`down`), or one does,
+    as its state folder says (`silent`).
+    """
+    if is_claimed(found.state.path):
+        pid = pid_of(found.state.path) or "unknown"
+        return "silent", f"mlxd (pid {pid}) runs and does not answer: {error}"
+    return "down", f"mlxd is not running: {error}"
 
 
 def get_json(

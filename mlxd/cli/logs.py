@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from mlxd.cli import exits
 from mlxd.cli.admin import AdminClient
-from mlxd.cli.client import NoAnswer, health_of
+from mlxd.cli.client import NoAnswer, health_of, silence
 from mlxd.cli.models.asking import asking, failed, print_lines
 from mlxd.core import places
 from mlxd.core.lines import one_line
@@ -28,10 +28,11 @@ def logs(
     policies: str | None, state: str | None, count: int, *, path_only: bool, follow: bool
 ) -> int:
     """Its last `count` lines. Raises nothing."""
+    found = places.find(policies, state)
     try:
-        place = str(health_of(places.find(policies, state)).get("log", ""))
+        place = str(health_of(found).get("log", ""))
     except NoAnswer as error:
-        print(one_line(f"mlxd is not running: {error}"), file=sys.stderr)
+        print(one_line(silence(found, error)[1]), file=sys.stderr)
         return exits.FAILED
     if not place or place == "stderr":
         print(_ELSEWHERE, file=sys.stderr)

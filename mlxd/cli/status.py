@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlxd.cli import exits
-from mlxd.cli.client import NoAnswer, address_of, health_of
+from mlxd.cli.client import NoAnswer, address_of, health_of, silence
 from mlxd.cli.models.words import size
 from mlxd.cli.moments import clock_of
 from mlxd.core import places
@@ -24,10 +24,11 @@ def status(policies: str | None, state: str | None, *, as_json: bool) -> int:
     try:
         health = health_of(found)
     except NoAnswer as error:
+        kind, words = silence(found, error)
         if as_json:
-            print(json_line({"status": "down", "error": str(error)}))
+            print(json_line({"status": kind, "error": str(error)}))
         else:
-            print(f"mlxd is not running: {error}", file=sys.stderr)
+            print(one_line(words), file=sys.stderr)
         return exits.FAILED
     if health.get("service") != "mlxd":
         print(f"what answers at http://{authority(*address)} is not mlxd", file=sys.stderr)

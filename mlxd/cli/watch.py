@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from mlxd.cli import exits
-from mlxd.cli.client import NoAnswer, address_of, health_of
+from mlxd.cli.client import NoAnswer, address_of, health_of, silence
 from mlxd.cli.status import lines
 from mlxd.core import places
 from mlxd.core.lines import one_line
@@ -54,7 +54,7 @@ def _block(policies: str | None, state: str | None) -> Text:
     try:
         health = health_of(found)
     except NoAnswer as error:
-        return Text(f"mlxd is not running: {one_line(str(error))}", style="red")
+        return Text(one_line(silence(found, error)[1]), style="red")
     if health.get("service") != "mlxd":
         return Text("what answers there is not mlxd", style="red")
     return styled(map(one_line, lines(health, address_of(found))), str(health["status"]))

@@ -63,7 +63,7 @@ def test_it_is_installed_told_of_and_taken_away(
     assert (ended, said["running"], said["pid"]) == (0, True, os.getpid())
     assert (said["ours"], said["enabled"], said["starts_held"]) == (True, True, False)
     assert said["since"] is not None
-    assert said["daemon"]["status"] == "down", "it has a pid, and does not answer"
+    assert said["daemon"]["status"] == "silent", "it has a pid, and does not answer"
     assert status.status(site, as_json=False) == 0
     assert f"pid {os.getpid()}" in capsys.readouterr().out
     assert install.install(site, now=True, rehearsal=False) == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxd.cli import exits
-from mlxd.cli.client import NoAnswer, address_of, health_of
+from mlxd.cli.client import NoAnswer, address_of, health_of, silence
 from mlxd.cli.policy.here import print_json
 from mlxd.cli.service.site import Site
 from mlxd.core import places, starts
@@ -103,7 +103,7 @@ def _daemon(site: Site, state: State) -> Json:
     try:
         health = health_of(found)
     except NoAnswer as error:
-        return {"status": "down", "error": str(error)}
+        return {"status": silence(found, error)[0], "error": str(error)}
     url = f"http://{authority(*address)}"
     return {"url": url, **{name: health.get(name) for name in ("status", "version", "pid")}}
 
@@ -145,6 +145,8 @@ def _file_words(report: Json) -> str:
 
 def _daemon_words(report: Json) -> str:
     daemon = report["daemon"]
+    if daemon["status"] == "silent":
+        return f"runs and does not answer: {daemon['error']}"
     if daemon["status"] == "down":
         return str(daemon.get("error", "does not run"))
     words = f"{daemon['status']}  {daemon['url']}  mlxd {daemon['version']}  pid {daemon['pid']}"
