@@ -12,7 +12,7 @@ import socket
 import time
 from typing import Any
 
-from mlxd.core.instance import authority, is_claimed, pid_of, running
+from mlxd.core.instance import authority, guarded_words, is_claimed, is_guarded, pid_of, running
 from mlxd.core.places import BadAddress, Places
 
 DEFAULT_PORT = 11435
@@ -69,8 +69,10 @@ def health_of(found: Places) -> dict[str, Any]:
 
 def silence(found: Places, error: NoAnswer) -> tuple[str, str]:
     """Why `health_of` found nobody, for programs and for people: none runs (`down`), or one does,
-    as its state folder says (`silent`).
+    as its state folder says (`silent`), or that may not be known (`unknown`).
     """
+    if is_guarded(found.state.path):
+        return "unknown", f"mlxd may not be running: {error}; {guarded_words(found.state.path)}"
     if is_claimed(found.state.path):
         pid = pid_of(found.state.path) or "unknown"
         return "silent", f"mlxd (pid {pid}) runs and does not answer: {error}"

@@ -9,7 +9,7 @@ import time
 
 from mlxd.cli import exits
 from mlxd.core import places
-from mlxd.core.instance import is_claimed, pid_of
+from mlxd.core.instance import absent, is_claimed, pid_of
 
 _PATIENCE = 120.0
 _STEP = 0.05
@@ -19,7 +19,7 @@ def stop(policies: str | None, state: str | None) -> int:
     """Ask the daemon of this state folder to stop, and wait until it has."""
     folder = places.find(policies, state).state.path
     if not is_claimed(folder):
-        print(f"no mlxd runs with the state folder {folder}", file=sys.stderr)
+        print(absent(folder), file=sys.stderr)
         return exits.FAILED
     pid = pid_of(folder)
     if pid <= 0:

@@ -56,6 +56,31 @@ def is_claimed(state: Path) -> bool:
     return False
 
 
+def is_guarded(state: Path) -> bool:
+    """Whether this user may not know if a daemon holds the folder."""
+    try:
+        os.close(os.open(state / LOCK, os.O_RDWR | os.O_CLOEXEC))
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def absent(state: Path) -> str:
+    """For people: why no daemon was found there."""
+    if is_guarded(state):
+        return guarded_words(state)
+    return f"no mlxd runs with the state folder {state}"
+
+
+def guarded_words(state: Path) -> str:
+    return (
+        f"the state folder {state} cannot be looked at from here: permission denied; try as its"
+        " user"
+    )
+
+
 def pid_of(state: Path) -> int:
     """The pid that the last daemon wrote down; 0 if none is readable."""
     try:

@@ -7,6 +7,7 @@ never find a mix. Policies name secrets and never hold them, so neither does thi
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -92,6 +93,16 @@ class History:
         except OSError:
             return []
         return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
+
+    def is_guarded(self) -> bool:
+        """Whether this user may not know which are kept."""
+        try:
+            os.scandir(self.folder).close()
+        except PermissionError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def get(self, number: int) -> Generation | None:
         """None: not kept, or not readable by this version."""

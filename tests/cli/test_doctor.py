@@ -7,7 +7,6 @@ import os
 import re
 import resource
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from tests.control.test_model_files import write_model
 from tests.support.command import mlxd
 from tests.support.daemon import write_policies
 from tests.support.few_files import no_files
+from tests.support.guarded import guarded
 from tests.support.managers import Scripted, scripted
 
 NOBODY = 11434
@@ -303,25 +303,6 @@ def test_that_there_is_no_model_is_said(world: World) -> None:
 def test_ollamas_own_blobs_are_said(world: World) -> None:
     (world.root / "home/.ollama/models/manifests").mkdir(parents=True)
     assert world.files() == ["ollamas_models"]
-
-
-@contextmanager
-def guarded(folder: Path) -> Iterator[None]:
-    """What is below it nobody may look at but root, and this is not root."""
-    root = os.geteuid() == 0
-    base = Path(tempfile.gettempdir())
-    for above in [one for one in folder.parents if root and one.is_relative_to(base)]:
-        if above != base:
-            above.chmod(0o755)
-    folder.chmod(0)
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
-        folder.chmod(0o700)
 
 
 @pytest.mark.parametrize(

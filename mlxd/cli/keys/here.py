@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mlxd.cli.admin import AdminClient, Refused
 from mlxd.cli.client import NoAnswer
 from mlxd.cli.policy.here import here
+from mlxd.core.instance import guarded_words, is_guarded
 from mlxd.policy.keys_file import KeysFile, keys_file
 from mlxd.policy.load import PolicyErrors
 from mlxd.policy.policy_set import PolicySet
@@ -24,9 +26,13 @@ class Place:
     policies: PolicySet | None
     """None: the files are broken, and the running daemon says where the keys are."""
     daemon: AdminClient | None
+    state: Path
 
     def tell(self) -> Iterator[str]:
         """Have a running daemon read its file now; what there is to say of that, for people."""
+        if self.daemon is None and is_guarded(self.state):
+            yield guarded_words(self.state)
+            return
         if self.daemon is None:
             yield "no mlxd runs: the next start reads the file"
             return
@@ -56,9 +62,9 @@ def place(policies: str | None, state: str | None) -> Place:
         if daemon is None:
             raise
         reference = daemon.post("/admin/keys/reload")["file"]
-        return Place(KeysFile(reference, _name(reference)), None, daemon)
+        return Place(KeysFile(reference, _name(reference)), None, daemon, this.state)
     reference = keys_file(found, this.state).reference
-    return Place(KeysFile(reference, _name(reference)), found, daemon)
+    return Place(KeysFile(reference, _name(reference)), found, daemon, this.state)
 
 
 def _name(reference: str) -> str:

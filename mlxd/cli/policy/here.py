@@ -11,7 +11,7 @@ from typing import Any
 from mlxd.cli import exits
 from mlxd.cli.admin import AdminClient, Refused
 from mlxd.cli.client import NoAnswer
-from mlxd.core.instance import running
+from mlxd.core.instance import absent, running
 from mlxd.core.lines import json_line
 from mlxd.policy.history import History, history_of
 from mlxd.policy.load import Override, PolicyErrors, PolicySet, load
@@ -47,7 +47,7 @@ class Here:
         """As `daemon`. Raises NoAnswer if there is none."""
         daemon = self.daemon()
         if daemon is None:
-            raise NoAnswer(f"no mlxd runs with the state folder {self.state}")
+            raise NoAnswer(absent(self.state))
         return daemon
 
 

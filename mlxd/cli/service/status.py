@@ -147,7 +147,7 @@ def _daemon_words(report: Json) -> str:
     daemon = report["daemon"]
     if daemon["status"] == "silent":
         return f"runs and does not answer: {daemon['error']}"
-    if daemon["status"] == "down":
+    if "url" not in daemon:
         return str(daemon.get("error", "does not run"))
     words = f"{daemon['status']}  {daemon['url']}  mlxd {daemon['version']}  pid {daemon['pid']}"
     if daemon["pid"] == report["pid"]:
