@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mlxd.policy import keys
@@ -14,14 +14,14 @@ Json = dict[str, Any]
 
 
 class NoSuchKey(Exception):
-    """There is no such policy; the message names the nearest ones."""
+    """There is no such policy, or it may be several; the message names the nearest ones."""
 
 
 def explain(policies: PolicySet, key: str) -> list[Json]:
     """Every value at or under `key`, explained. Raises NoSuchKey.
 
     A key is written with its file (`limits.concurrency.max_in_flight`), or by its last part where
-    only one has it.
+    only one has it, or only one that is not of a single tenant, model or rule.
     """
     wanted = parts(key)
     found = list(_matching(policies, wanted)) if wanted or not key else []
@@ -80,21 +80,35 @@ def _position(source: Source | None) -> Json:
 
 
 def _matching(policies: PolicySet, wanted: Path) -> Iterator[Path]:
-    """The value itself, or all values under a group; else one with this ending, if only one has."""
+    """The value itself, or all values under a group; else the one that this ending means."""
     leaves = [path for path, _ in policies.leaves()]
     under = [path for path in leaves if path[: len(wanted)] == wanted]
     if not wanted or under:
         yield from under
         return
-    ending = [path for path in leaves if path[-len(wanted) :] == wanted]
-    if len(ending) == 1:
-        yield from ending
+    ending = _ending(leaves, wanted)
+    own = [path for path in ending if not _is_of_one(path)]
+    if 1 in (len(own), len(ending)):
+        yield from own or ending
+
+
+def _ending(leaves: Iterable[Path], wanted: Path) -> list[Path]:
+    return [path for path in leaves if path[-len(wanted) :] == wanted]
+
+
+def _is_of_one(path: Path) -> bool:
+    """Whether it is a single tenant's, model's or rule's, as not each of them has."""
+    key = keys.find(path)
+    return key is None or keys.ENTRY in key.path or keys.ITEM in key.path
 
 
 def _no_such(policies: PolicySet, key: str) -> str:
     import difflib  # only once something is wrong
 
-    names = [dotted(path) for path, _ in policies.leaves()]
+    leaves = [path for path, _ in policies.leaves()]
+    if several := [dotted(path) for path in _ending(leaves, parts(key))]:
+        return f"{key} may be {', '.join(several[:-1])} or {several[-1]}: name one of them"
+    names = [dotted(path) for path in leaves]
     last = str(parts(key)[-1]) if parts(key) else ""
     near = [name for name in names if name.endswith(f".{last}")]
     near = near or difflib.get_close_matches(key, names, 3, 0.5)

@@ -89,6 +89,22 @@ class TestExplain:
         (value,) = explain(load(tmp_path), "max_in_flight")
         assert (value["file"], value["line"], value["column"]) == ("limits.yaml", 3, 3)
 
+    def test_a_last_part_is_the_key_that_is_no_tenants(self, tmp_path: Path) -> None:
+        tenants = "tenants: {a: {max_in_flight: 2}, b: {max_in_flight: 3, weight: 2}}\n"
+        write_policies(tmp_path, {"clients": tenants})
+        (value,) = explain(load(tmp_path), "max_in_flight")
+        assert value["key"] == "limits.concurrency.max_in_flight"
+        (value,) = explain(load(tmp_path), "b.max_in_flight")
+        assert value["key"] == "clients.tenants.b.max_in_flight"
+
+    def test_a_last_part_that_may_be_several_keys_names_them(self) -> None:
+        with pytest.raises(NoSuchKey) as refused:
+            explain(load(), "mode")
+        said = str(refused.value)
+        assert said.startswith("mode may be ")
+        assert "limits.concurrency.mode" in said
+        assert "there is no policy" not in said
+
     def test_a_group_is_all_its_values(self) -> None:
         assert len(explain(load(), "server.drain")) == 2
         everything = explain(load(), "")
