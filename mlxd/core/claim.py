@@ -36,7 +36,7 @@ class Claim:
         self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in (LOCK, PID, ADDRESS):
             aside.clear_for_file(self.state / name)
-        self._lock = os.open(self.state / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = _opened(self.state / LOCK)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -58,6 +58,16 @@ class Claim:
                 (self.state / name).unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = -1
+
+
+def _opened(lock: Path) -> int:
+    """Raises OSError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    try:
+        return os.open(lock, flags, 0o600)
+    except FileNotFoundError:
+        aside.set_aside(lock, "it is a link to nothing")
+    return os.open(lock, flags, 0o600)
 
 
 def _write(path: Path, text: str) -> None:

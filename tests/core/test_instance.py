@@ -47,6 +47,25 @@ def test_what_a_killed_daemon_leaves_means_nothing(tmp_path):
     claim.release()
 
 
+def test_a_lock_that_is_a_link_to_nothing_is_set_aside(tmp_path):
+    (tmp_path / "mlxd.lock").symlink_to(tmp_path / "gone" / "mlxd.lock")
+    claim = Claim(tmp_path)
+    claim.take()
+    assert is_claimed(tmp_path)
+    assert (tmp_path / "mlxd.lock.set-aside-1").is_symlink()
+    claim.release()
+
+
+def test_a_link_to_a_lock_elsewhere_is_used(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "mlxd.lock").symlink_to(tmp_path / "elsewhere" / "mlxd.lock")
+    claim = Claim(tmp_path)
+    claim.take()
+    assert (tmp_path / "mlxd.lock").is_symlink()
+    assert is_claimed(tmp_path / "elsewhere")
+    claim.release()
+
+
 @pytest.mark.parametrize(
     ("host", "written"),
     [("127.0.0.1", "127.0.0.1:80"), ("studio.local", "studio.local:80"), ("::1", "[::1]:80")],
