@@ -90,6 +90,7 @@ from mlxd.server.peer import check_owner
 from mlxd.server.repeats import Repeats
 from mlxd.server.resume import Resumption
 from mlxd.server.tracing import Tracing
+from mlxd.server.unread import Unread
 from mlxd.server.usage_report import count_tokens
 from mlxd.server.watchdog import Heartbeat, Watchdog, end_process, told_by_systemd
 from mlxd.server.webhook import Webhook
@@ -201,8 +202,7 @@ def compose(
         ground.state, ground.machine.wall, _total_memory, partial(_in_memory, models.residency)
     )
     ground.events.observers.append(traffic.happened)
-    warnings = [*warnings, *_unread(ground)]
-    parts = _parts(ground, models, reloader, starts, State(warnings=warnings))
+    parts = _parts(ground, models, reloader, starts, State(warnings=[*warnings]))
     repeats = Repeats(ground.store, ground.clock, parts.rejections, parts.metrics)
     repeats.on_told = traffic.repeated
     token = PageToken()
@@ -434,6 +434,7 @@ def _parts(
         metrics=ground.metrics,
         events=events,
         rejections=Rejections(events),
+        unread=Unread(partial(_unread, ground), ground.threads, ground.clock),
         records=_records(ground, residency, models.admission),
         tracing=Tracing(ground.store.current, dialects()),
         state=state,

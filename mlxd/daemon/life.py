@@ -181,7 +181,8 @@ class Daemon:
             "mlxd %s serves on %s, pid %s, policies from %s",
             __version__, urls, os.getpid(), policies.folder or "built-in defaults",
         )  # fmt: skip
-        warnings = [*self._parts.state.warnings, *policy_report.warnings(self._parts, policies)]
+        warnings = [*self._parts.state.warnings, *self._parts.unread.words]
+        warnings += policy_report.warnings(self._parts, policies)
         for warning in warnings:
             log.warning("%s", warning)
 

@@ -9,7 +9,6 @@ he has not seen.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -82,7 +81,7 @@ class Admin:
         }
         actions = {path: (methods, Action(act)) for path, (methods, act) in table.items()}
         events = EventStream(self._parts, owner=True)
-        report = health.Report(partial(health.owners, self._parts))
+        report = health.FreshReport(self._parts, health.owners)
         others = {
             **self._models.routes(),
             **AdminBench(self._parts, self._reading).routes(),

@@ -103,7 +103,7 @@ def routes(parts: Parts, token: PageToken | None = None) -> Routes:
         "/metrics": (READING, health.Scrape(parts)),
         "/openapi.json": (READING, Description()),
         "/queue/stats": (READING, health.Report(partial(health.queue_stats, parts))),
-        "/api/chat/mlx/metrics": (READING, health.Report(partial(health.health, parts))),
+        "/api/chat/mlx/metrics": (READING, health.FreshReport(parts, health.health)),
         "/api/chat/status": (READING, health.Report(partial(health.chat_status, parts))),
         "/api/events": (READING, EventStream(parts)),
         "/api/version": (READING, version),

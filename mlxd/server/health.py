@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -49,6 +50,18 @@ class Report:
         return json_response(self._report(policies_of(request)))
 
 
+class FreshReport(Report):
+    """One that has `warnings`, of now."""
+
+    def __init__(self, parts: Parts, report: Callable[[Parts, PolicySet], Json]) -> None:
+        super().__init__(partial(report, parts))
+        self._parts = parts
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        await self._parts.unread.refresh()
+        return await super().__call__(request)
+
+
 class Health:
     """`GET /health`, which needs no API key: without one, where they are required, it says nothing
     of models, clients and this machine.
@@ -60,6 +73,7 @@ class Health:
         self._parts = parts
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        await self._parts.unread.refresh()
         policies = policies_of(request)
         report = health(self._parts, policies)
         if keys_required_of(request, policies) and not caller_of(request).key:
@@ -240,7 +254,7 @@ def _status(parts: Parts, policies: PolicySet, readings: Readings) -> str:
 
 
 def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str]:
-    warnings = [*parts.state.warnings, *policy_warnings(parts, policies)]
+    warnings = [*parts.state.warnings, *parts.unread.words, *policy_warnings(parts, policies)]
     warnings += [parts.starts.reason] if parts.starts.held else []
     warnings += parts.records.warnings()
     warnings += logs.warnings()

@@ -30,6 +30,7 @@ from mlxd.policy.store import PolicyStore
 from mlxd.policy.watch import Watcher
 from mlxd.server.resume import Resumption
 from mlxd.server.tracing import Tracing
+from mlxd.server.unread import Unread
 from mlxd.telemetry.events import Events
 from mlxd.telemetry.lately import Lately
 from mlxd.telemetry.metrics import Metrics
@@ -85,4 +86,5 @@ class Parts:
     records: Records
     tracing: Tracing
     state: State
+    unread: Unread
     starts: StartLedger

@@ -32,7 +32,8 @@ from mlxd.policy.history import Generation, history_of
 from mlxd.policy.load import load
 from mlxd.telemetry import crashes
 from mlxd.telemetry.flight import last_run
-from tests.support.daemon import daemon
+from tests.integration.talking import eventually
+from tests.support.daemon import Daemon, daemon
 
 NEWER = 7
 
@@ -185,6 +186,10 @@ def test_a_manifest_of_this_version_is_read(tmp_path: Path) -> None:
     assert read_manifest(tmp_path) == Manifest("org/m", "r", ())
 
 
+def warnings_of(running_one: Daemon) -> str:
+    return "\n".join(running_one.health()["warnings"])
+
+
 @pytest.mark.mlx
 def test_a_daemon_starts_over_a_folder_full_of_such_files(tmp_path: Path) -> None:
     kinds = list(STRANGE)
@@ -199,7 +204,7 @@ def test_a_daemon_starts_over_a_folder_full_of_such_files(tmp_path: Path) -> Non
         (state / name).mkdir()
     with daemon(tmp_path) as running_one:
         said = running_one.admin.get("/admin/policy")
-        warnings = "\n".join(running_one.health()["warnings"])
+        warnings = warnings_of(running_one)
         assert said["generation"] >= 1
         assert "starts.json was set aside: the mlxd of its format's version 0" in warnings
         assert "flight.json was set aside: the mlxd of its format's version 7" in warnings
@@ -208,6 +213,9 @@ def test_a_daemon_starts_over_a_folder_full_of_such_files(tmp_path: Path) -> Non
         while (state / "kernels").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         assert not (state / "kernels").is_file()
+        (state / "estimates.json.set-aside-1").unlink()
+        eventually(lambda: "kernels was set aside" in warnings_of(running_one), "it is told")
+        eventually(lambda: "estimates.json was" not in warnings_of(running_one), "it is gone")
         assert running_one.stop() == 0
         assert "Traceback" not in running_one.log_text()
     for file, name, strange in laid:

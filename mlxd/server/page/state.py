@@ -31,6 +31,7 @@ class StateReport:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         check_served(request)
+        await self._parts.unread.refresh()
         return guarded(json_response(self._report(policies_of(request))))
 
     def _report(self, policies: PolicySet) -> Json:
