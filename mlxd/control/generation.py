@@ -280,7 +280,7 @@ class Generation:
     def reused(self, reused: ipc.Reused) -> None:
         """The engine has begun with it, and need not compute all of its prompt."""
         self.leg.cached_tokens = reused.cached_tokens
-        if self._error is None and self._accepted.done() and not self._goes_on:
+        if self._error is None and self._told_start and not self._goes_on:
             start = self._accepted.result()
             cached = min(reused.cached_tokens, start.prompt_tokens)
             self.transcript.cached_tokens = cached
@@ -329,6 +329,11 @@ class Generation:
             self.transcript.left.append(self._waiting.take())
         self.transcript.left_at = self._clock.monotonic()
         self.interrupt(MlxdError("its consumer has left"))
+
+    @property
+    def _told_start(self) -> bool:
+        """Not to a consumer that has left before."""
+        return self._accepted.done() and not self._accepted.cancelled()
 
     async def accepted(self) -> Started:
         """Its start. Raises what the worker refused it for, or what the worker died of."""

@@ -141,6 +141,20 @@ async def test_nothing_is_pushed_past_a_consumer_who_has_to_know(how):
     await asyncio.wait([waiting])
 
 
+async def test_the_worker_may_begin_in_the_moment_in_which_a_consumer_leaves():
+    """The consumer's own turn, in which it is cancelled at the worker, comes behind."""
+    running = generation()
+    waiting = asyncio.create_task(running.accepted())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    running.answer(ipc.Accepted(1, 3, prompt=ipc.packed([7, 8, 9])))
+    running.started()
+    running.reused(ipc.Reused(1, 2))
+    running.begun()
+    come(running, ipc.Text(1, "a"))
+    await asyncio.wait([waiting])
+
+
 async def test_an_error_comes_after_what_was_delivered():
     running = generation()
     running.take(ipc.Text(1, "a"))
