@@ -92,7 +92,7 @@ REFUSALS = dict(_of_each_api()) | {
     "a model sent away": Asked(404, "POST /api/push", body=_json(model="no-such")),
     "no http": Asked(400, "GET /a b", read=False),
     "a line feed": Asked(400, "GET / HTTP/1.1\nX: y", read=False),
-    "a long header": Asked(400, "GET /", (f"X: {'y' * 70_000}",), read=False),
+    "a long header": Asked(431, "GET /", (f"X: {'y' * 70_000}",), read=False),
     "a tunnel": Asked(400, "CONNECT localhost:1", read=False),
     "a slow header": Asked(408, "POST /api/chat", ("X-Slow: y\r\nX: \x00"[:-1],), read=False),
 }
