@@ -6,10 +6,7 @@ import errno
 import io
 import os
 import sys
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+from typing import Any
 
 
 class Unwritable(Exception):
@@ -26,7 +23,7 @@ class _Stdout(io.FileIO):
 
     _lost = False
 
-    def write(self, data: ReadableBuffer, /) -> int:
+    def write(self, data: Any, /) -> int:
         if self._lost:
             return memoryview(data).nbytes
         try:
