@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import openai
 import pytest
@@ -522,6 +522,13 @@ class TestLimits:
         "rate_limit:\n  - {name: tight, key: client_ip, requests: 3, window: 60s}\n"
     )
     ONE_SLOT = "concurrency: {max_in_flight: 1}\nrate_limit: []\n"
+    ENDLESS: ClassVar[dict[str, Any]] = {
+        "stream": True,
+        "temperature": 0,
+        "max_tokens": 4000,
+        "extra_body": {"ignore_eos": True},
+    }
+    """It still runs when this process has had to wait for its turn."""
 
     @pytest.fixture
     def tight(self, start_daemon: Callable[..., Daemon]) -> Iterator[openai.OpenAI]:
@@ -530,8 +537,7 @@ class TestLimits:
             yield client
 
     def test_too_many_and_too_often(self, tight: openai.OpenAI) -> None:
-        # of eight answers, so that it still runs when this process has had to wait for its turn
-        running = ask(tight, temperature=0, max_tokens=4000, n=8, stream=True)
+        running = ask(tight, n=8, **self.ENDLESS)
         with running:
             next(iter(running))
             with pytest.raises(openai.InternalServerError) as busy:
@@ -587,7 +593,7 @@ class TestLimits:
         ):
             while len(seen) < 2:  # or the first answer was over before the second was asked for
                 seen.clear()
-                running = ask(first, temperature=0, max_tokens=4000, stream=True)
+                running = ask(first, **self.ENDLESS)
                 next(iter(running))
                 assert ask(patient, **GREEDY).usage.completion_tokens == 24
         assert seen[:2] == ["0", "1"]
