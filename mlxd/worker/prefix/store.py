@@ -201,21 +201,25 @@ class Store:
         for one in beginnings:
             if self._is_superseded(one, entry):
                 self._leave(one)
-        self._share(entry, shared)
+        more = self._share(entry, shared)
         self._unmade.add(entry)
-        self._fit(entry)
+        self._fit([entry, *more])
         return entry if entry in self._queue else None
 
-    def _share(self, entry: Entry, shared: int) -> None:
-        """What everybody may share of it is an entry of its own, with the same arrays."""
+    def _share(self, entry: Entry, shared: int) -> list[Entry]:
+        """What everybody may share of it is an entry of its own, with the same arrays; where that
+        is new, it is returned.
+        """
         if not self.trimmable or entry.public or shared < LEAST_TOKENS:
-            return
+            return []
         ids = entry.ids[: shared * TOKEN_BYTES]
         if (known := self._containing(ids, entry.owner, public=True)) is not None:
             self._use(known)
-            return
+            return []
         caches = snapshot.part_of(entry.caches, shared)
-        self._enter(Entry(ids, caches, "system", entry.owner, True, entry.used))
+        part = Entry(ids, caches, "system", entry.owner, True, entry.used)
+        self._enter(part)
+        return [part]
 
     def _beginnings(self, entry: Entry) -> list[Entry]:
         """Those that it begins with, of what it might serve in place of."""
@@ -280,18 +284,19 @@ class Store:
             return self._public
         return self._own.setdefault(entry.owner, Index())
 
-    def _fit(self, new: Entry | None = None, most: int | None = None) -> None:
-        """Evict; for the sake of a new one none that is to be kept, but that one itself. `most`:
-        bytes; None: the limit.
+    def _fit(self, new: Sequence[Entry] = (), most: int | None = None) -> None:
+        """Evict; for the sake of a new one none that is to be kept, but that one itself, and then
+        what came with it. `most`: bytes; None: the limit.
         """
         most = self.limit if most is None else most
         while self.nbytes > most and self._queue:
-            entry = self._queue.first(new)
+            newest = next((one for one in new if one in self._queue), None)
+            entry = self._queue.first(newest)
             if entry is not None:
                 self.on_evict(entry)
                 self._leave(entry)
-            elif new is not None:
-                self._leave(new)
+            elif newest is not None:
+                self._leave(newest)
         unmade = [entry.caches for entry in self._unmade]
         self._unmade.clear()
         made = [array for caches in unmade for array in snapshot.arrays_of(caches)]

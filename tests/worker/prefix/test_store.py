@@ -251,6 +251,28 @@ def test_what_the_operator_wants_kept_leaves_last() -> None:
     assert len(scene.store) == 0
 
 
+def test_nor_does_it_leave_for_what_everybody_may_share_of_a_new_one() -> None:
+    """Which is to be kept, too."""
+    scene = Scene(keeps=lambda entry: entry.public)
+    scene.keep(A, "system", shared=100)
+    scene.store.shrink(scene.store.nbytes * 3 // 2)
+    scene.keep([*B, *run(5000, 5)], owner="one", shared=100)
+    assert scene.lengths == [100]
+    assert scene.found([*A, 5]) == 100
+    scene.store.shrink(ROOM)
+    scene.keep([*B, *run(5000, 5)], owner="one", shared=100)
+    assert scene.lengths == [100, 100, 105]
+
+
+def test_what_rested_on_a_new_one_that_had_no_room_is_within_the_limit() -> None:
+    """What everybody may share rested on another's before, and takes room of its own now."""
+    scene = Scene(keeps=lambda entry: True)
+    scene.keep([*A, *run(5000, 5)], owner="one", shared=100)
+    scene.store.shrink(scene.store.nbytes)
+    scene.keep([*A, *run(6000, 5)], owner="two", shared=100)
+    assert 0 < scene.store.nbytes <= scene.store.limit
+
+
 def test_what_has_no_room_displaces_nothing() -> None:
     scene = Scene()
     scene.keep(A)
