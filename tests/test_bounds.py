@@ -109,7 +109,7 @@ OTHERS = {
     "control/scan.py": {"_known"},
     "control/slots.py": {"_models", "_tenants"},
     "control/spares.py": {"_loads", "_ends"},
-    "control/supervisor.py": {"_slots", "_held", "_unfinished"},
+    "control/supervisor.py": {"_slots", "_held", "_unfinished", "_ending"},
     "control/totals.py": {"by_class", "refused", "would_deny", "_waits"},
     "control/vitals.py": {"_records"},
     "control/watermarks.py": {"_since", "_known"},

@@ -87,6 +87,8 @@ class Supervisor:
         """Those whose answers grammars have held."""
         self._unfinished: dict[ModelSpec, Worker] = {}
         """Workers whose start was given up."""
+        self._ending: set[Worker] = set()
+        """Those that were told to end, and may take their time."""
 
     def apply(self, new: PolicySet) -> None:
         """Waits and limits follow `new`; what has happened is remembered."""
@@ -263,20 +265,20 @@ class Supervisor:
         worker = slot.worker
         if worker is not None:
             slot.gone()
-            await worker.stop(grace)
+            await self._end(worker, grace)
             log.info("worker for %s stopped", worker.name)
 
     async def stop_all(self, grace: float) -> None:
         """Every worker, side by side, with what it leaves on disk."""
         workers = [slot.worker for slot in self._slots.values() if slot.worker is not None]
-        await asyncio.gather(*(worker.stop(grace) for worker in workers))
+        await asyncio.gather(*(self._end(worker, grace) for worker in workers))
         await asyncio.gather(*(worker.cleared(_CLEARING_SECONDS) for worker in workers))
         for slot in self._slots.values():
             slot.gone()
 
     def kill_all(self) -> None:
-        """Every process, now."""
-        for worker in self.workers():
+        """Every process, now; whoever was told to end has no more time for it."""
+        for worker in {*self.workers(), *self._ending}:
             worker.kill()
 
     def fail_all(self, error: MlxdError) -> None:
@@ -285,6 +287,13 @@ class Supervisor:
             worker.fail_all(error)
 
     # -- inside
+
+    async def _end(self, worker: Worker, grace: float) -> None:
+        self._ending.add(worker)
+        try:
+            await worker.stop(grace)
+        finally:
+            self._ending.discard(worker)
 
     def _value(self, new: PolicySet) -> None:
         """What is kept of earlier prompts follows `new`."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mlxd.control.breaker import State
+from mlxd.control.exit import Exit
 from mlxd.control.judgement import Cause
 from mlxd.core.errors import (
     BreakerOpen,
@@ -714,6 +715,26 @@ def test_an_eviction_is_told_with_its_reason_and_its_bytes(world: World) -> None
     assert cause.needed > cause.available > 0
     assert cause.policy is not None
     assert cause.policy.key == "memory.reserve.system"
+
+
+def test_whoever_takes_its_time_to_end_is_killed_with_the_others(world: World) -> None:
+    """An eviction's victim as well as those that end with the daemon."""
+    for name in "abc":
+        assert world.answer(name).name == name
+    evicted, ends, _ = world.engines
+    evicted.dawdles = ends.dawdles = True
+    stops = [world.loop.create_task(world.supervisor.stop(evicted.spec, 60.0))]
+    world.loop.settle()
+    stops.append(world.loop.create_task(world.supervisor.stop_all(60.0)))
+    world.loop.settle()
+    assert [stop.done() for stop in stops] == [False, False]
+    began = world.loop.now
+    world.loop.do(world.supervisor.kill_all)
+    for stop in stops:
+        world.loop.run(stop)
+    assert world.loop.now == began
+    killed, ended = Exit(-9, asked=True), Exit(0, asked=True)
+    assert [engine.exit for engine in world.engines] == [killed, killed, ended]
 
 
 def test_a_dead_worker_is_in_no_list(world: World) -> None:

@@ -50,6 +50,8 @@ class Engine:
         """What it answers to pings; the last for ever."""
         self.lingers = False
         """Killed, it is gone only when a test says that it `ends`."""
+        self.dawdles = False
+        """Told to end, it takes its time, until it is killed."""
         self.on_need: Any = None
         self.on_observed: Any = None
         self.on_end: Any = None
@@ -108,6 +110,9 @@ class Engine:
         return self.exit is not None
 
     async def stop(self, grace: float) -> None:
+        self.alive = False
+        if self.dawdles:
+            await asyncio.wait([self._failing], timeout=grace)
         self.ends(0, asked=True)
 
     async def cleared(self, timeout: float) -> bool:
