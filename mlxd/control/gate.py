@@ -30,10 +30,11 @@ class Turn:
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.over = False
         """It has left."""
+        self.leaving = False
+        """It makes way: nothing is to begin inside any more."""
         self.rank = _Rank.NEW if not early else _Rank.FIRST if alone else _Rank.EARLY
         self._gate = gate
         self._make_way = make_way
-        self._leaving = False
 
     def share(self) -> None:
         """It need not be alone any more."""
@@ -47,8 +48,8 @@ class Turn:
 
     def ask(self) -> None:
         """Have it make way for the first in line. One that is alone will not be for long."""
-        if not (self.alone or self._leaving or self.over) and self._make_way is not None:
-            self._leaving = self._make_way(self)
+        if not (self.alone or self.leaving or self.over) and self._make_way is not None:
+            self.leaving = self._make_way(self)
 
 
 class Gate:

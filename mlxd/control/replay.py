@@ -367,7 +367,7 @@ class _Run:
             turn = self._enter(worker)
             try:
                 await self._inside(turn)
-                if turn.over or not worker.alive:
+                if turn.leaving or not worker.alive:
                     continue
                 async with aclosing(self._on(worker, turn)) as bursts:
                     async for burst in bursts:

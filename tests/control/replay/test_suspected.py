@@ -68,6 +68,46 @@ def test_those_who_run_make_way_for_a_suspect_and_go_on_beside_it(world):
     assert not world.outcomes[1:], "nobody's worker died but the first one's"
 
 
+@pytest.mark.parametrize("hops", range(4))
+def test_one_that_must_make_way_before_it_knows_that_it_was_let_in_goes_on_behind(world, hops):
+    """`hops`: turns of the event loop from its way in to the one who must be alone."""
+    first = Request(world, "first")
+    world.dies(SIGSEGV, next_one=False)
+    first.hangs_up()
+    world.spawn()
+    again = Request(world, "first")
+    other = Request(world, "other")
+    assert (again.is_running(), other.is_running()) == (True, False)
+    gate = world.replays.gate_of(world.talk.worker)
+    alone: list[Turn] = []
+
+    def comes(hops: int) -> None:
+        if hops:
+            world.loop.call_soon(comes, hops - 1)
+        else:
+            alone.append(gate.enter(alone=True))
+
+    def lets_in() -> None:
+        [turn] = gate._inside
+        turn.leave()
+        comes(hops)
+
+    world.loop.do(lets_in)
+    world.loop.settle()
+    if other.asked:
+        other.is_cancelled()
+    assert alone[0].ready.done()
+    world.loop.do(alone[0].leave)
+    world.loop.settle()
+    again.ends()
+    assert other.is_running()
+    other.starts()
+    other.gets(1)
+    other.ends()
+    assert (other.text, other.error) == ("1 ", None)
+    assert world.gate_is_free()
+
+
 def test_one_that_waited_for_the_load_does_not_begin_before_those_that_were_interrupted(world):
     one = Request(world, "one")
     one.starts()
