@@ -592,15 +592,17 @@ class Worker(asyncio.Protocol):
                     self._send(ipc.Cancel(generation.id))
                 await self._farewell.take(generation)
         finally:
-            if generation.ended or self._transport is None:
+            if generation.ended:
                 self._generations.pop(generation.id, None)
             else:
                 self._own(self._expect_end(generation))
             self._note_work()
 
     async def _expect_end(self, generation: Generation) -> None:
+        """One that the worker dies with is among its victims."""
         await self._farewell.outlast(generation)
-        self._generations.pop(generation.id, None)
+        if generation.ended:
+            self._generations.pop(generation.id, None)
 
     async def _bury(self) -> None:
         """Runs for the life of the process; then ends all that waited for it."""

@@ -494,3 +494,33 @@ def test_time_in_which_the_daemon_stood_still_is_none_of_a_wedge(scene):
     scene.loop.settle()
     scene.advance(1)
     assert scene.worker_lives
+
+
+@pytest.mark.parametrize("seconds", [3, 10])
+def test_one_that_was_left_dies_with_its_worker_like_the_others(scene, seconds):
+    """Whoever is still asked for was not alone."""
+    scene.begin()
+    left = scene.task
+    scene.begin(transcript=Transcript())
+    scene.loop.do(left.cancel)
+    scene.answers = False
+    scene.talk.process.deaf = True
+    scene.advance(seconds)
+    worker = scene.talk.worker
+    assert worker.condemned is (seconds > 4)
+    scene.talk.process.ended.set_result(-9)
+    scene.loop.settle()
+    assert isinstance(scene.error, WorkerCrashed)
+    assert (worker.victims, worker.running) == (2, 0)
+
+
+def test_nor_was_whoever_is_left_while_its_worker_is_not_known_to_be_over(scene):
+    scene.begin()
+    left = scene.task
+    scene.begin(transcript=Transcript())
+    scene.loop.do(scene.talk.worker.connection_lost, None)
+    scene.loop.do(left.cancel)
+    scene.loop.settle()
+    scene.talk.process.ended.set_result(-11)
+    scene.loop.settle()
+    assert scene.talk.worker.victims == 2
