@@ -180,8 +180,8 @@ class Room:
             resident = self._resident_of(worker)
             if resident is None:
                 return
-            granted = await self._granted(resident, need.bytes, spares=need.spares)
-            if self._resident_of(worker) is not resident:
+            granted = await self._granted(resident, worker, need)
+            if not self._is_asked(resident, worker, need):
                 return
             if granted:
                 self._grant(resident, worker, need)
@@ -293,7 +293,7 @@ class Room:
         if not worker.runs(need.id):
             resident.needs.pop(need.id, None)
             return
-        granted = await self._granted(resident, need.bytes)
+        granted = await self._granted(resident, worker, need)
         if self._resident_of(worker) is not resident or resident.needs.get(need.id) is not need:
             return
         if granted:
@@ -337,16 +337,20 @@ class Room:
         resident.budget = budget
         worker.set_budget(replace(budget, answers=answers))
 
-    async def _granted(self, resident: Resident, size: int, *, spares: bool = False) -> bool:
-        """Whether a loaded model may hold `size` bytes; room is made for it where that helps, but
-        by no eviction if it `spares` the others.
+    def _is_asked(self, resident: Resident, worker: Worker, need: ipc.Need) -> bool:
+        """Whether a need is still somebody's."""
+        return self._resident_of(worker) is resident and (need.spares or worker.runs(need.id))
+
+    async def _granted(self, resident: Resident, worker: Worker, need: ipc.Need) -> bool:
+        """Whether a loaded model may hold what it needs; room is made for it where that helps, and
+        as long as it is asked for, but by no eviction if it spares the others.
         """
-        while size > resident.budget.bytes:
-            judged = self._judge(resident, size)
-            if self.closing:
+        while need.bytes > resident.budget.bytes:
+            judged = self._judge(resident, need.bytes)
+            if self.closing or not self._is_asked(resident, worker, need):
                 return False
             if judged.plan.victims:
-                if spares:
+                if need.spares:
                     return False
                 victim = self._inventory.named(judged.plan)[0]
                 log.info("evicting %s for more of %s", victim.card.name, resident.card.name)

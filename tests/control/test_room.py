@@ -632,6 +632,29 @@ def test_what_an_eviction_is_for_is_not_given_to_a_need_meanwhile(evicting):
     assert grown(evicting, "a").bytes == 250 * GIB
 
 
+@pytest.mark.parametrize(
+    ("after", "left"),
+    [(3, ["a", "b", "idle", "other"]), (5, ["a", "b", "other"]), (99, ["a", "b"])],
+)
+def test_a_need_whose_request_leaves_meanwhile_evicts_nobody_more(timed, after, left):
+    """The eviction of `c` for `b` takes 4 s, and so do those for the need behind it."""
+    world = timed(PATIENT, models="")
+    world.once("c", "idle", "other", size=100)
+    world.begin("a", size=100)
+
+    async def slowly():
+        await asyncio.sleep(4)
+
+    world.processes.before_stop = slowly
+    world.begin("b", size=600)
+    ask(world, "a", 300, id=7)
+    world.loop.advance(after)
+    world.worker("a").ended.add(7)
+    world.loop.advance(20)
+    assert world.loaded == left
+    assert world.worker("a").budgets[-1].bytes == (300 if after > 20 else 100) * GIB
+
+
 def test_an_idle_worker_goes_back_to_its_first_budget(timed):
     world = timed(PATIENT, models="")
     world.once("a")
