@@ -112,9 +112,8 @@ class Puller:
             )
 
     def _begun(self, repo: str, policies: PolicySet) -> _Pull:
-        pull = self._pulls[repo.lower()] = _Pull(repo)
-        last = self._ending.get(repo.lower())
-        pull.task = asyncio.create_task(self._run(pull, policies, last), name=f"pull {repo}")
+        pull = self._pulls[repo.lower()] = _Pull(repo, self._ending.get(repo.lower()))
+        pull.task = asyncio.create_task(self._run(pull, policies), name=f"pull {repo}")
         pull.task.add_done_callback(lambda task: self._done(pull, task))
         return pull
 
@@ -128,8 +127,11 @@ class Puller:
 
     def _done(self, pull: _Pull, task: asyncio.Task[None]) -> None:
         self._forget(pull)
-        if self._ending.get(pull.repo.lower()) is task:
-            del self._ending[pull.repo.lower()]
+        key, before = pull.repo.lower(), pull.before
+        if self._ending.get(key) is task:
+            del self._ending[key]
+            if before is not None and not before.done():
+                self._ending[key] = before  # it has left while it waited for that
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("the pull of %s ended: a defect of mlxd", pull.repo, exc_info=error)
             pull.board.close(InternalError("an internal error ended the pull; the log has it"))
@@ -171,11 +173,11 @@ class Puller:
             pull.board.close(Draining(words, would_pass=AFTER_DRAIN))
         await asyncio.gather(*(_ended(pull) for pull in pulls))
 
-    async def _run(self, pull: _Pull, policies: PolicySet, last: asyncio.Task[None] | None) -> None:
+    async def _run(self, pull: _Pull, policies: PolicySet) -> None:
         """From the first line to the last; whatever goes wrong is told to the watchers."""
         try:
-            if last is not None:
-                await asyncio.wait([last])
+            if pull.before is not None:
+                await asyncio.wait([pull.before])
             pull.board.post(Progress("pulling manifest"))
             await self.tidy()
             repo = await self._threads.run(self._pulled.spelled, pull.repo)
@@ -229,8 +231,10 @@ class Puller:
 class _Pull:
     """One download under way."""
 
-    def __init__(self, repo: str) -> None:
+    def __init__(self, repo: str, before: asyncio.Task[None] | None = None) -> None:
         self.repo = repo
+        self.before = before
+        """An earlier one of the same model, whose process may not be gone."""
         self.board = Board()
         self.task: asyncio.Task[None] | None = None
         self.watchers = 0

@@ -219,6 +219,27 @@ async def test_who_comes_while_it_ends_begins_anew_when_its_process_is_gone(benc
     assert second.lines[-1] == Progress("success")
 
 
+async def test_so_does_who_comes_behind_one_that_left_before_it_began(bench: Bench) -> None:
+    first = bench.watch()
+    await begun(bench)
+    bench.played.may_end.clear()
+    leaving = asyncio.create_task(first.leave())
+    await asyncio.sleep(0.01)
+    second = bench.watch()
+    await asyncio.sleep(0.01)
+    await second.leave()
+    third = bench.watch()
+    await asyncio.sleep(0.01)
+    meanwhile = len(bench.played.running)
+    bench.played.may_end.set()
+    assert meanwhile == 1
+    await begun(bench, 2)
+    bench.played.tell(*STORY)
+    await asyncio.gather(third.task, leaving)
+    assert third.lines[-1] == Progress("success")
+    assert not bench.puller._ending
+
+
 @pytest.mark.parametrize(
     ("told", "kind"),
     [
