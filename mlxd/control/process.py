@@ -12,7 +12,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -126,11 +126,12 @@ class EngineProcess:
         return cls(process, private, temporary, clock or SystemClock(), (pipe, words)), ours
 
     async def equip(self) -> None:
-        """Give it the kernels that are kept now: before it hears which model it is for."""
+        """Give it the kernels that are kept now: before it hears which model it is for. Where there
+        is no thread for that it has to do without.
+        """
         lent, loop = asyncio.Event(), asyncio.get_running_loop()
-        lend = partial(self._lend, loop, lent)
-        threading.Thread(target=lend, name=f"lend {self.pid}", daemon=True).start()
-        await lent.wait()
+        if _begun(partial(self._lend, loop, lent), f"lend {self.pid}"):
+            await lent.wait()
 
     @property
     def pid(self) -> int:
@@ -186,7 +187,7 @@ class EngineProcess:
                 await self._words.over.wait()
         self._pipe.close()
         clear = partial(self._clear, asyncio.get_running_loop(), ended_well=status == 0)
-        threading.Thread(target=clear, name=f"clear {self.pid}", daemon=True).start()
+        _begun(clear, f"clear {self.pid}")  # else it goes with the folder of all workers
         return status
 
     def _lend(self, loop: asyncio.AbstractEventLoop, lent: asyncio.Event) -> None:
@@ -205,6 +206,15 @@ class EngineProcess:
         finally:
             with contextlib.suppress(RuntimeError):  # the daemon is over
                 loop.call_soon_threadsafe(self._cleared.set)
+
+
+def _begun(work: Callable[[], None], name: str) -> bool:
+    """In a thread; False: the system has none for it."""
+    try:
+        threading.Thread(target=work, name=name, daemon=True).start()
+    except RuntimeError:
+        return False
+    return True
 
 
 async def _pipe() -> tuple[asyncio.ReadTransport, _Words, IO[bytes]]:

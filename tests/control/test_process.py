@@ -111,6 +111,30 @@ def test_a_disk_that_hangs_delays_nothing(
     run(main())
 
 
+def test_where_there_is_no_thread_its_end_is_known_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has to do without kernels, and its folder goes with the daemon."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        process = await spawned(tmp_path, SLEEPS)
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", start)
+                await process.equip()
+                process.signal(signal.SIGKILL)
+                assert await process.gone(10.0)
+            assert await process.ended == -signal.SIGKILL
+            assert not await process.cleared(0.05)
+        finally:
+            process.signal(signal.SIGKILL)
+
+    uvloop.run(main())
+
+
 def test_a_disk_that_hangs_does_not_hold_up_who_gives_an_engine_its_kernels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
