@@ -101,7 +101,10 @@ class Benches:
             del self._models[old]
         async with self._writing:
             content = msgspec.json.encode(_File(SCHEMA, self._models))
-            await self._threads.run(_write, self._path, content)
+            try:
+                await self._threads.run(_write, self._path, content)
+            except OSError as error:  # of the disk, or there is no thread for it
+                _log.warning("%s cannot be written: %s", FILE, error.strerror)
         return bench
 
 
@@ -141,8 +144,6 @@ def _rise(points: Points) -> bool:
 
 
 def _write(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        durable.write(path, content)
-    except OSError as error:
-        _log.warning("%s cannot be written: %s", path.name, error.strerror)
+    """Raises OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    durable.write(path, content)

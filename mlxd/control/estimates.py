@@ -147,7 +147,10 @@ class Estimates:
             while self._changed:
                 self._changed = False
                 content = msgspec.json.encode(_File(SCHEMA, self._models))
-                await self._threads.run(_written, self._path, content)
+                try:
+                    await self._threads.run(_written, self._path, content)
+                except OSError as error:  # of the disk, or there is no thread for it
+                    _log.warning("%s cannot be written: %s", FILE, error.strerror)
         finally:
             self._writing = None
 
@@ -266,8 +269,6 @@ def _exists(footprint: Footprint) -> bool:
 
 
 def _written(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        durable.write(path, content)
-    except OSError as error:
-        _log.warning("%s cannot be written: %s", path.name, error.strerror)
+    """Raises OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    durable.write(path, content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -123,6 +124,19 @@ async def test_a_disk_that_is_full_is_in_nobodys_way(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     kept = benches(tmp_path / "file")
     await kept.put(CARD, PREFILL, DECODE)
+    assert kept.get(CARD) is not None
+
+
+async def test_nor_is_a_system_without_a_thread_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    kept = benches(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        await kept.put(CARD, PREFILL, DECODE)
     assert kept.get(CARD) is not None
 
 

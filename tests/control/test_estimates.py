@@ -237,6 +237,23 @@ async def test_a_disk_that_refuses_is_no_failure(
     assert "cannot be" in caplog.text or "estimates" in caplog.text
 
 
+async def test_nor_is_a_system_without_a_thread_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    estimates = Estimates(tmp_path, ManualClock())
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        estimates.put("a", Estimate(used=0.0))
+        await estimates.close()
+    assert "cannot be written" in caplog.text
+    estimates.put("b", Estimate(used=0.0))
+    await estimates.close()
+    assert b'"a"' in (tmp_path / FILE).read_bytes()
+
+
 async def test_a_state_folder_is_made(tmp_path: Path) -> None:
     state = tmp_path / "new" / "state"
     estimates = Estimates(state, ManualClock())
