@@ -167,3 +167,15 @@ async def test_a_disk_that_hangs_does_not_hold_up_an_end(
     finally:
         back.set()
     assert time.monotonic() - began < LONG / 2
+
+
+async def test_nor_does_a_system_without_a_thread_for_it_cut_it_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    made = composed(tmp_path)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    await Ending(made).end([])
+    made.parts.records.close.assert_awaited_once_with()
