@@ -78,8 +78,10 @@ class Blobs:
         except OSError as error:
             raise _no_room(error) from error
         finally:
-            await self._threads.run(upload.end)
-            self._parts.discard(part)
+            try:
+                await self._threads.run(upload.end)
+            finally:  # also where there is no thread for it
+                self._parts.discard(part)
         return True
 
     def path(self, digest: str) -> Path:

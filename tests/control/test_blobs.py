@@ -113,6 +113,25 @@ async def test_only_so_many_come_at_a_time(kept: Blobs) -> None:
     assert await kept.receive(DIGEST, pieces(DATA), BOUNDS)
 
 
+async def test_one_whose_end_cannot_be_seen_to_is_under_way_no_longer(
+    kept: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as where the system has no thread left for that."""
+
+    def no_thread(*_: object) -> None:
+        raise OSError("no thread")
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield DATA
+        monkeypatch.setattr(kept._threads, "run", no_thread)
+
+    for _ in range(blobs.MOST_AT_ONCE):
+        with pytest.raises(OSError, match="no thread"):
+            await kept.receive(DIGEST, broken(), BOUNDS)
+        monkeypatch.undo()
+    assert await kept.receive(DIGEST, pieces(DATA), BOUNDS)
+
+
 async def test_what_nobody_wants_goes_after_a_while(kept: Blobs, tmp_path: Path) -> None:
     await kept.receive(DIGEST, pieces(DATA), BOUNDS)
     (tmp_path / "blobs" / f".{DIGEST}.1.part").touch()
