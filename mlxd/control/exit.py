@@ -13,8 +13,10 @@ _LONGEST = 200
 _FOLDERS = re.compile(r"(?<![\w/])/(?:[^/\n'\":]+/)+")
 """The folders of an absolute path, whatever they are called; its last part says what it is of."""
 
-Verdict = Literal["stalled", "unresponsive", "suspended", "protocol", "canary"]
-"""Why the daemon itself killed a worker that was not well; `suspended`: a signal had stopped it."""
+Verdict = Literal["stalled", "unresponsive", "suspended", "protocol", "canary", "over_limit"]
+"""Why the daemon itself killed a worker that was not well; `suspended`: a signal had stopped it;
+`over_limit`: its process held more than `memory.worker_limits.rss_hard`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,13 @@ class Exit:
 
     @property
     def from_outside(self) -> bool:
-        """A person or the system sent the signal: nothing that the worker ran is to blame for it.
+        """A person or the system sent the signal, or the process had grown over all that it did:
+        nothing that the worker ran is to blame for it.
 
         SIGKILL is also what an exhausted system sends; who knows of memory pressure decides.
         """
         if self.asked or self.verdict is not None:
-            return self.verdict == "suspended"
+            return self.verdict in ("suspended", "over_limit")
         return self.status in _SENT
 
 

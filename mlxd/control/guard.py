@@ -291,4 +291,4 @@ class Guard:
         )
         data = {"model": found.worker.name, "resident": found.resident, "limit": found.limit}
         self._events.record("worker_over_limit", words, data)
-        found.worker.kill()
+        found.worker.condemn("over_limit")

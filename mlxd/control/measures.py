@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from mlxd.control.exit import Verdict
 from mlxd.control.monitors import Engine
 from mlxd.control.shedding import Strain
 from mlxd.control.watermarks import Level, Mark
@@ -46,7 +47,7 @@ class GuardedWorker(Engine, Protocol):
 
     def trim(self) -> None: ...
     def end_lowest(self, error: MlxdError) -> bool: ...
-    def kill(self) -> None: ...
+    def condemn(self, verdict: Verdict) -> None: ...
 
 
 class Models(Protocol):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from mlxd.control.exit import Verdict
 from mlxd.control.memory import MemoryReading
 from mlxd.core.errors import MlxdError
 from mlxd.ipc import messages as ipc
@@ -40,7 +41,7 @@ class Requests:
     def trim(self) -> None:
         """It keeps no buffers."""
 
-    def kill(self) -> None:
+    def condemn(self, verdict: Verdict) -> None:
         """There is no process."""
 
 

@@ -31,6 +31,7 @@ def test_an_end_has_one_word(end: Exit, reason: str):
         (Exit(-9, asked=True), False),
         (Exit(-9, verdict="unresponsive"), False),
         (Exit(-9, verdict="suspended"), True),
+        (Exit(-9, verdict="over_limit"), True),
         (Exit(-11), False),
         (Exit(-6), False),
         (Exit(70), False),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mlxd.control.exit import Verdict
 from mlxd.control.guard import Guard
 from mlxd.control.memory import MemoryReading
 from mlxd.control.monitors import Monitors
@@ -41,7 +42,7 @@ class Worker:
     ready: ipc.Ready | None = None
     budget: ipc.Budget | None = None
     trims: int = 0
-    killed: bool = False
+    verdict: Verdict | None = None
     errors: list[MlxdError] = field(default_factory=list)
 
     @property
@@ -55,8 +56,8 @@ class Worker:
         self.errors.append(error)
         return True
 
-    def kill(self) -> None:
-        self.killed = True
+    def condemn(self, verdict: Verdict) -> None:
+        self.verdict = verdict
 
 
 class Machine:
@@ -726,7 +727,7 @@ async def test_a_worker_beyond_its_limit_is_ended(
     machine.running, machine.resident = [worker], {77: resident}
     guard = machine.guard()
     await guard.check()
-    assert worker.killed is ended
+    assert worker.verdict == ("over_limit" if ended else None), "it counts as a failure"
     assert kinds(machine) == (["worker_over_limit"] if ended else [])
 
 
@@ -735,4 +736,4 @@ async def test_a_worker_that_is_gone_is_not_looked_at(tmp_path: Path) -> None:
     worker = Worker("a", pid=77)
     machine.running = [worker]
     await machine.guard().check()
-    assert not worker.killed
+    assert worker.verdict is None

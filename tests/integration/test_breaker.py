@@ -289,6 +289,18 @@ def test_a_preloaded_model_comes_back_by_itself(make: Make) -> None:
 
 
 @pytest.mark.slow
+def test_one_that_is_ended_for_its_size_comes_back_by_itself(make: Make) -> None:
+    running, _ = make(models=f"preload: [{ENDLESS}]\n")
+    pid = eventually(lambda: workers_of(running).get(ENDLESS, 0), "it is preloaded")
+    until(running, "serving", ENDLESS)
+    running.edit("memory", "check_interval: 500ms\nworker_limits: {rss_hard: 1MiB}\n")
+    eventually(lambda: gone(pid), "it is ended")
+    running.edit("memory", "check_interval: 500ms\n")
+    eventually(lambda: workers_of(running).get(ENDLESS, pid) != pid, "another is started")
+    until(running, "serving", ENDLESS)
+
+
+@pytest.mark.slow
 def test_changed_files_end_a_quarantine(make: Make) -> None:
     running, _ = make(breaker="failures: 1, probes: 1, ")
     fail(running, 1)
