@@ -38,6 +38,7 @@ from mlxd.core.errors import (
     MlxdError,
     ModelLoadFailed,
     RequestQuarantined,
+    ResumeExpired,
     WorkerCrashed,
     WorkerStalled,
 )
@@ -364,6 +365,7 @@ class _Run:
                 yield burst
         while not self._transcript.finished:
             worker = await self._worker()
+            self._check_model(worker)
             turn = self._enter(worker)
             try:
                 await self._inside(turn)
@@ -466,6 +468,26 @@ class _Run:
         return began + limit - self._replays.monotonic() if began else limit
 
     # -- judging
+
+    def _check_model(self, worker: Worker) -> None:
+        """An answer goes on with the model that it was begun with, whose files may have been
+        replaced since. Raises WorkerCrashed; for a client that has come back, ResumeExpired.
+        """
+        begun = self._transcript
+        if not begun.prompt:
+            begun.key = worker.key
+        if not (begun.key and worker.key) or begun.key == worker.key:
+            return
+        changed = f"model '{self._case.model}' has changed since this answer was begun"
+        if self._interrupted:
+            raise WorkerCrashed(
+                f"the engine process ended, and {changed}",
+                retry_after=2.0,
+                would_pass="the same request again, which begins anew",
+            )
+        raise ResumeExpired(
+            changed, would_pass="the same request without Last-Event-ID, which begins anew"
+        )
 
     def _suspected(self) -> bool:
         return self._replays.suspected(self._case)

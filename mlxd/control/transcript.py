@@ -33,6 +33,8 @@ class Transcript:
         """The prompt in tokens, packed; empty until a worker has told it."""
         self.tokens: array[int] = array("I")
         """The answer's."""
+        self.key = ""
+        """Of what the worker that told the prompt computes by (ipc.Ready); empty: not known."""
         self.told_start = False
         """The consumer has had its `Started`."""
         self.told_prompt = False

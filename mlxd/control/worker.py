@@ -212,6 +212,11 @@ class Worker(asyncio.Protocol):
         self._pulse.calm = calm
 
     @property
+    def key(self) -> str:
+        """Of what it computes by, once that is known: equal keys, equal models."""
+        return self.ready.key if self.ready is not None else ""
+
+    @property
     def footprint(self) -> Footprint | None:
         """What its model takes; known once that is loaded."""
         return self.ready.footprint if self.ready is not None else None

@@ -239,6 +239,10 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """Whether another model drafts for it."""
     draft_refused: str = ""
     """Why none does, where one was named."""
+    key: str = ""
+    """Of what it computes by: files with other contents have another one; empty where it is not
+    known.
+    """
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):

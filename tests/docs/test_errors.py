@@ -135,6 +135,7 @@ NO_POLICY = {
     "mlxd/control/grammars.py": 2,
     "mlxd/control/prompts.py": 1,
     "mlxd/control/pull.py": 2,
+    "mlxd/control/replay.py": 1,
     "mlxd/control/resting.py": 1,
     "mlxd/control/supervisor.py": 1,
     "mlxd/control/worker.py": 6,

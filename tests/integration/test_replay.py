@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -385,6 +386,25 @@ def _make_way(running: Daemon, path: str, body: Json, model: str) -> None:
     assert stream.text == undisturbed.text
     assert stream.finish == undisturbed.finish
     idle(running)
+
+
+@pytest.mark.slow
+def test_it_does_not_go_on_in_weights_that_have_taken_the_place_of_its_own(
+    start: Start, zoo: Path, tmp_path: Path
+) -> None:
+    """Those of another model of the same shape: no header tells them apart."""
+    folder = tmp_path / "zoo" / ENDLESS
+    shutil.copytree(zoo / ENDLESS, folder)
+    shape = model_maker.Shape(spread=3.0, context=65536)
+    other = model_maker.make_model(tmp_path / "other", shape, seed=4)
+    running = start({"supervision": MANY}, models=folder.parent)
+    before = say(running, ENDLESS, "mine", tokens=9)
+    with held(running, tokens=LONG) as stream:
+        (other / "model.safetensors").replace(folder / "model.safetensors")
+        _strike(running, signal.SIGKILL)
+        last = stream.rest()[-1]
+    assert "has changed since this answer was begun" in last["error"]
+    assert say(running, ENDLESS, "mine", tokens=9) != before
 
 
 @pytest.mark.slow

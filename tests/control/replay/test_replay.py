@@ -15,13 +15,16 @@ from mlxd.core.errors import (
     InsufficientMemory,
     InvalidRequest,
     ModelLoadFailed,
+    ResumeExpired,
     WorkerCrashed,
     WorkerStalled,
 )
 from mlxd.core.events import Burst, Finished, Started, TextDelta
+from mlxd.core.footprint import Footprint
 from mlxd.core.request import Sampling
 from mlxd.ipc import messages as ipc
 from mlxd.policy.load import Override, load
+from tests.support.conversation import Conversation
 from tests.support.replays import MEMORY, SIGKILL, SIGTERM, Request, World, key_of
 
 
@@ -178,6 +181,61 @@ def test_a_request_goes_on_behind_what_the_client_has_got(world):
         ("replay", {"model": "m", "attempt": 1, "tokens": 2, "reason": "SIGKILL"})
     ]
     assert world.gate_is_free()
+
+
+def _computes_by(world: World, key: str) -> None:
+    """The worker that lives has loaded this."""
+    world.says(ipc.Ready(True, 1, 512, 0.0, 1, False, False, Footprint(0, ()), key=key))
+
+
+def _dies_and_another_computes_by(world: World, key: str) -> None:
+    world.dies(SIGKILL, next_one=False)
+    world.lease.talks.append(world.loop.do(lambda: Conversation(clock=world.loop, pid=200)))
+    _computes_by(world, key)
+    world.loop.do(world.lease.came.set)
+    world.loop.settle()
+
+
+@pytest.mark.parametrize(("first", "then"), [("a", "a"), ("", "a"), ("a", "")])
+def test_it_goes_on_where_no_other_model_is_known_to_have_taken_its_place(world, first, then):
+    _computes_by(world, first)
+    one = Request(world, "one")
+    one.starts()
+    one.gets(1)
+    _dies_and_another_computes_by(world, then)
+    one.starts()
+    one.gets(2)
+    one.ends()
+    assert (one.text, one.error) == ("1 2 ", None)
+
+
+def test_it_does_not_go_on_with_another_model_in_the_same_folder(world):
+    _computes_by(world, "a")
+    one = Request(world, "one")
+    one.starts()
+    one.gets(1)
+    _dies_and_another_computes_by(world, "b")
+    assert not one.asked
+    assert one.text == "1 "
+    assert isinstance(one.error, WorkerCrashed)
+    assert "has changed since this answer was begun" in str(one.error)
+    assert world.outcomes == ["failed"]
+    assert world.gate_is_free()
+
+
+def test_nor_does_a_client_that_comes_back_to_it(world):
+    transcript = Transcript()
+    _computes_by(world, "a")
+    one = Request(world, "one", reads=1, transcript=transcript)
+    one.starts()
+    one.gets(1)
+    one.hangs_up()
+    one.is_cancelled()
+    _computes_by(world, "b")
+    two = Request(world, "one", transcript=transcript)
+    assert isinstance(two.error, ResumeExpired)
+    fresh = Request(world, "another")
+    assert fresh.asked, "what begins now begins with what is there"
 
 
 def test_its_story_tells_of_all_its_workers(world):
