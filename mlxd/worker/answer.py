@@ -44,6 +44,7 @@ class Answer:
 
     Stop strings are looked for in the text of the answer, not in reasoning or markup. A token's
     log-probability travels with the text it ends in; that of a stop string's tokens not at all.
+    White space alone, beside a call, is markup too: models break the line there.
     """
 
     def __init__(
@@ -54,17 +55,21 @@ class Answer:
         stops: StopStrings,
         scorer: Scorer | None,
         *,
+        calls: bool = False,
         one_call: bool = False,
     ) -> None:
-        """`one_call`: its first call is its end."""
+        """`calls`: it may call tools; `one_call`: its first call is its end."""
         self._id = id
         self._detokenizer = detokenizer
         self._separator = separator
         self._stops = stops
         self._scorer = scorer
         self._scores: list[Logprob] = []
+        self._calls = calls
         self._one_call = one_call
         self._called = False
+        self._blank: str | None = "" if calls else None
+        """White space that begins a run of text and waits for words; None: they have come."""
         self.reasoning_tokens = 0
         """Tokens of its thinking, its marks included."""
 
@@ -104,8 +109,9 @@ class Answer:
             self._send_scores(out)
 
     def finish(self, out: list[Piece], *, truncated: bool) -> None:
-        """Deliver what was held back; nothing, when what was delivered ended it."""
+        """Deliver what was held back; nothing but white space, when what was delivered ended it."""
         if self.over:
+            self._end_run(out)
             return
         text = self._detokenizer.finish()
         parts: list[Part] = [("text", text)] if text else []
@@ -113,6 +119,7 @@ class Answer:
             parts = self._separator.feed(text) + self._separator.finish(truncated=truncated)
         self._put(parts, out)
         self._say(self._stops.release(), out)
+        self._end_run(out)
         if self._scores and not self.over:
             self._send_scores(out)
 
@@ -126,6 +133,7 @@ class Answer:
                 return
             if isinstance(part, CalledTool):
                 self._say(self._stops.release(), out)
+                self._blank = ""
                 out.append(Call(self._id, part.name, part.arguments))
                 self._called = True
                 if self._scores:
@@ -134,11 +142,21 @@ class Answer:
                 self._say(self._stops.feed(part[1]), out)
             else:
                 self._say(self._stops.release(), out)
+                self._end_run(out)
                 out.append(Reasoning(self._id, part[1], self._taken_scores()))
 
     def _say(self, text: str, out: list[Piece]) -> None:
-        if text:
+        if self._blank is not None:
+            text = self._blank + text
+            self._blank = text if not text or text.isspace() else None
+        if text and self._blank is None:
             out.append(Text(self._id, text, self._taken_scores()))
+
+    def _end_run(self, out: list[Piece]) -> None:
+        """No words have come, and no call follows. Behind a call, that was markup."""
+        if self._blank and not self._called:
+            out.append(Text(self._id, self._blank, self._taken_scores()))
+        self._blank = "" if self._calls else None
 
     def _send_scores(self, out: list[Piece]) -> None:
         out.append(Text(self._id, "", self._taken_scores()))
@@ -149,7 +167,7 @@ class Answer:
 
     def _holding(self) -> bool:
         held = self._separator is not None and self._separator.holding
-        return held or self._stops.holding or self.over
+        return held or self._stops.holding or bool(self._blank) or self.over
 
 
 def joined(pieces: list[Piece]) -> list[Piece]:

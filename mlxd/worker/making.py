@@ -69,8 +69,8 @@ class Maker:
         if request.logprobs is not None:
             top = min(max(request.logprobs, 0), MOST_LOGPROBS, self.vocabulary)
             scorer = Scorer(self.detokenizers, top)
-        one = not request.tool_choice.parallel
-        return Answer(job.id, detokenizer, separator, job.stops, scorer, one_call=one)
+        calls, one = bool(request.tools), not request.tool_choice.parallel
+        return Answer(job.id, detokenizer, separator, job.stops, scorer, calls=calls, one_call=one)
 
     def _separator(self, job: Job) -> Separator | Held | None:
         """Of what a grammar holds nothing needs to be looked for but the end of the thinking."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -21,6 +22,10 @@ from mlxd.dialects import anthropic
 from mlxd.dialects.anthropic.errors import NAMES as ANTHROPIC_NAMES
 from mlxd.dialects.openai.errors import NAMES
 
+TOO_LONG = re.compile(
+    r"prompt is too long: |prompt too long; exceeded max context length: "
+    r"|This model's maximum context length is [a-z0-9 ]+: "
+)
 LINE = PolicyLine("limits.concurrency.max_in_flight", "5", "limits.yaml:5")
 
 
@@ -46,12 +51,13 @@ def test_every_error_is_rendered_whole_and_in_the_stream(spoken, kind) -> None:
     if not spoken.name.startswith("ollama"):
         own = {"param", "code"} if spoken.name.startswith("openai") else set()
         assert rendered["error"].keys() == {"message", "type", "policy"} | own
-        text = rendered["error"]["message"].removeprefix("prompt is too long: ")
+        text = rendered["error"]["message"]
         assert rendered["error"]["policy"] == {
             "key": "limits.concurrency.max_in_flight",
             "value": "5",
             "place": "limits.yaml:5",
         }
+    text = TOO_LONG.sub("", text)
     assert text.endswith("what' not found. Policy: " + str(LINE)) or text == error.explained()
     record = spoken.codec.encoder(spoken.call()).fail(error)
     assert record.endswith(b"\n")
@@ -86,6 +92,21 @@ def test_ollamas_clients_read_it_behind_the_documented_text(spoken) -> None:
         " Numbers: waiting 7. Policy: limits.concurrency.max_in_flight: 5 (limits.yaml:5)."
         " Would pass: the same request in 3 s"
     }
+
+
+def test_a_prompt_that_is_too_long_is_refused_in_the_words_that_agents_look_for(spoken) -> None:
+    error = ContextExceeded("input length (9 tokens) exceeds it", numbers={"allowed_tokens": 7})
+    told = spoken.codec.render_error(error)["error"]
+    text = told if isinstance(told, str) else told["message"]
+    words = {
+        "ollama": "prompt too long; exceeded max context length: ",
+        "openai": "This model's maximum context length is 7 tokens for a prompt: ",
+        "anthropic": "prompt is too long: ",
+    }
+    expected = next(words[api] for api in words if spoken.name.startswith(api))
+    assert text.startswith(expected + "input length (9 tokens) exceeds it")
+    record = spoken.codec.encoder(spoken.call()).fail(error)
+    assert expected.encode() in record
 
 
 def test_ollama_says_an_error_and_nothing_else(spoken) -> None:

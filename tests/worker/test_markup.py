@@ -55,7 +55,7 @@ def said(
 
     pieces = [text[at : at + size] for at in range(0, len(text), size)]
     separator = markup.separator((TOOL,) if tools else (), reasoning=reasoning)
-    answer = Answer(1, Script(pieces), separator, StopStrings(stop), None)
+    answer = Answer(1, Script(pieces), separator, StopStrings(stop), None, calls=tools)
     out: list[Piece] = []
     for token in range(len(pieces)):
         answer.take(token, None, out)
@@ -71,6 +71,12 @@ CASES: list[tuple[str, list[Piece]]] = [
     ("<think>hm</think>so", [Reasoning(1, "hm"), Text(1, "so")]),
     (f"a{CALL}b", [Text(1, "a"), ADD, Text(1, "b")]),
     (CALL + CALL, [ADD, ADD]),
+    (f"\n\n{CALL}\n{CALL}\n", [ADD, ADD]),
+    (f"a\n{CALL}\n\nb", [Text(1, "a\n"), ADD, Text(1, "\n\nb")]),
+    (f"<think>hm</think>\n\n{CALL}", [Reasoning(1, "hm"), ADD]),
+    ("\n\na", [Text(1, "\n\na")]),
+    ("\n\n", [Text(1, "\n\n")]),
+    ("\n<think>hm</think>a", [Text(1, "\n"), Reasoning(1, "hm"), Text(1, "a")]),
     (f"<think>hm{CALL}", [Reasoning(1, "hm"), ADD]),
     (
         f"<think>hm{CALL}\n</think>so{CALL}</think>",
@@ -183,6 +189,12 @@ def test_stop_strings_are_looked_for_in_the_answer_only(markup):
     expected = [Reasoning(1, "END"), Text(1, "a"), Call(1, "add", {"a": "END"}), Text(1, "b")]
     for size in (1, 3, 1000):
         assert said(markup, text, size=size, stop=("END",)) == expected
+
+
+def test_white_space_beside_a_call_may_be_a_stop_string(markup):
+    """It waits for words, and is no less looked at."""
+    assert said(markup, f"{CALL}\n{CALL}", stop=("\n",)) == [ADD]
+    assert said(markup, "\n \n\nso", stop=("\n\n",)) == [Text(1, "\n ")]
 
 
 def test_a_stop_string_does_not_reach_across_a_call(markup):

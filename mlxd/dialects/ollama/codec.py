@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from mlxd.core.errors import MlxdError
+from mlxd.core.errors import ContextExceeded, MlxdError
 from mlxd.core.events import (
     Burst,
     Completion,
@@ -24,6 +24,9 @@ from mlxd.dialects.base import Call, logprob_of, to_json
 from mlxd.dialects.fields import Json
 from mlxd.dialects.ollama.request import parse_chat, parse_generate
 from mlxd.dialects.tool_calls import tool_call_id
+
+_TOO_LONG = "prompt too long; exceeded max context length: "
+"""What agents look for: then they shorten the conversation and try again."""
 
 
 class _Codec:
@@ -54,7 +57,8 @@ class _Codec:
         return _head(call, now) | self.body("") | {"done": True, "done_reason": call.action}
 
     def render_error(self, error: MlxdError) -> Json:
-        return {"error": error.explained()}
+        words = error.explained()
+        return {"error": _TOO_LONG + words if isinstance(error, ContextExceeded) else words}
 
 
 class GenerateCodec(_Codec):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlxd.core.errors import InvalidRequest, MlxdError
+from mlxd.core.errors import ContextExceeded, InvalidRequest, MlxdError
 from mlxd.dialects.explaining import explanation
 from mlxd.dialects.fields import Fields, Json, kind_of
 
@@ -52,10 +52,22 @@ NAMES: dict[str, tuple[str, str]] = {
 }
 
 
+_TOO_LONG = "This model's maximum context length is {}: "
+"""What clients look for beside the code. LiteLLM goes by it alone, and so do agents built on it."""
+
+
+def words_of(error: MlxdError) -> str:
+    words = error.explained()
+    if not isinstance(error, ContextExceeded):
+        return words
+    most = error.numbers.get("allowed_tokens")
+    return _TOO_LONG.format("exceeded" if most is None else f"{most} tokens for a prompt") + words
+
+
 def render_error(error: MlxdError) -> Json:
     kind, code = NAMES[error.code]
     inner: Json = {
-        "message": error.explained(),
+        "message": words_of(error),
         "type": kind,
         "param": error.param,
         "code": code,

@@ -17,6 +17,7 @@ from mlxd.core.events import (
 from mlxd.dialects.base import Call, to_json
 from mlxd.dialects.explaining import explanation
 from mlxd.dialects.fields import Json
+from mlxd.dialects.openai.errors import words_of
 from mlxd.dialects.openai.logprobs import entry_of
 from mlxd.dialects.openai.responses.items import response_id
 from mlxd.dialects.openai.responses.output import Event, Said, Thought, called, events_of
@@ -48,7 +49,7 @@ class ResponsesEncoder:
         if self._growing is not None:
             output.append(self._growing.item("incomplete"))
         failed = self._response("failed", output) | {
-            "error": {"code": _code(error), "message": error.explained()} | explanation(error)
+            "error": {"code": _code(error), "message": words_of(error)} | explanation(error)
         }
         return b"".join([*self._begin(), self._event("response.failed", {"response": failed})])
 
