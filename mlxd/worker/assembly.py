@@ -149,7 +149,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         answers=not loaded.encodes,
         drafts=drafting.model is not None,
         draft_refused=drafting.refused,
-        key=key if key == key_of(launch) else "",
+        key=key_of(launch, dated=False) if key == key_of(launch) else "",
     )
     return loop, ready
 

@@ -219,6 +219,20 @@ def test_weights_written_over_in_place_have_another_key(model: Path) -> None:
     assert key_of(model) != before
 
 
+def test_what_is_in_the_files_has_a_key_whenever_they_were_written(model: Path) -> None:
+    """An answer goes on behind a crash though its model's files were copied anew meanwhile."""
+
+    def contents() -> str:
+        return identity(model, None, digest="d", kv_bits=0, dated=False)
+
+    before, dated = contents(), key_of(model)
+    file = model / "model.safetensors"
+    os.utime(file, ns=(1, 1))
+    assert (contents() == before, key_of(model) == dated) == (True, False)
+    file.write_bytes(bytes(range(255, -1, -1)) * 4096)
+    assert contents() != before
+
+
 def test_another_engine_has_another_key(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = key_of(model)
     monkeypatch.setattr("mlxd.core.versions.engine", lambda: {"mlx": "0.0"})

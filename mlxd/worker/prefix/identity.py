@@ -25,8 +25,12 @@ kept, differs in some of them."""
 _KEY_BYTES = 16
 
 
-def identity(folder: Path, adapter: Path | None, *, digest: str, kv_bits: int) -> str:
-    """`digest`: the daemon's, over the headers of the files. Raises OSError."""
+def identity(
+    folder: Path, adapter: Path | None, *, digest: str, kv_bits: int, dated: bool = True
+) -> str:
+    """`digest`: the daemon's, over the headers of the files. `dated`: a file that was written anew
+    is another one, whatever is in it. Raises OSError.
+    """
     told = hashlib.blake2b(digest_size=_KEY_BYTES)
     device = mx.device_info()
     parts = (
@@ -42,7 +46,7 @@ def identity(folder: Path, adapter: Path | None, *, digest: str, kv_bits: int) -
     for place in (folder, adapter):
         told.update(b"\0")
         for file in _files(place) if place is not None else ():
-            _add(told, file)
+            _add(told, file, dated=dated)
     return told.hexdigest()
 
 
@@ -52,11 +56,12 @@ def _files(folder: Path) -> Iterator[Path]:
             yield file
 
 
-def _add(told: hashlib.blake2b, file: Path) -> None:
+def _add(told: hashlib.blake2b, file: Path, *, dated: bool) -> None:
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
-        told.update(repr((file.name, status.st_size, status.st_mtime_ns)).encode())
+        when = status.st_mtime_ns if dated else 0
+        told.update(repr((file.name, status.st_size, when)).encode())
         for at in _places(status.st_size):
             told.update(os.pread(descriptor, _SAMPLE_BYTES, at))
     finally:

@@ -61,17 +61,19 @@ def prefix_parts(
     return PrefixParts(store, cache, backing, keeping)
 
 
-def key_of(launch: Launch) -> str:
+def key_of(launch: Launch, *, dated: bool = True) -> str:
     """What caches are computed by, as a key; empty where nothing is kept on disk. One that is
-    another behind the load says that the model's files have changed meanwhile.
+    another behind the load says that the model's files have changed meanwhile; one that is not
+    `dated`, that what is in them is another.
     """
     if launch.prefixes is None:
         return ""
     adapter = Path(launch.adapter) if launch.adapter else None
     try:
         return identity(
-            Path(launch.path), adapter, digest=launch.prefixes.digest, kv_bits=launch.kv_bits
-        )
+            Path(launch.path), adapter,
+            digest=launch.prefixes.digest, kv_bits=launch.kv_bits, dated=dated,
+        )  # fmt: skip
     except OSError:
         return ""
 
