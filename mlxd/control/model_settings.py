@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import replace
 
 from mlxd.control.model_files import with_template
@@ -17,23 +17,31 @@ from mlxd.policy.strict_yaml import dotted
 
 
 def entry_of(name: str, models: Models) -> tuple[str, Model] | None:
-    """The entry of models.yaml that speaks of one model, by the name that it is written under.
+    """The entry of models.yaml that speaks of one model, by the name that it is written under; of
+    those that name a folder of their own only the whole name does.
+    """
+    written = written_for(name, models.models, [n for n, own in models.models.items() if own.path])
+    return (written, models.models[written]) if written is not None else None
 
-    The whole name counts before its last part, that before the short name; these two only where
-    the entry names no folder of its own.
+
+def written_for(name: str, written: Iterable[str], whole: Collection[str] = ()) -> str | None:
+    """The one of some names, as an operator writes them, that speaks of a model.
+
+    The whole name counts before its last part, that before the short name; of those in `whole`
+    nothing else does.
     """
     wanted = canonical(name)
-    entries = [(canonical(written), (written, own)) for written, own in models.models.items()]
-    for key, entry in entries:
+    keys = [(canonical(one), one) for one in written]
+    for key, one in keys:
         if key == wanted:
-            return entry
-    free = [(key, entry) for key, entry in entries if entry[1].path is None]
+            return one
+    free = [(key, one) for key, one in keys if one not in whole]
     if not free:
         return None
     last = wanted.rpartition("/")[2]
     short = short_key(short_name(wanted))
-    by_last = next((entry for key, entry in free if key == last), None)
-    return by_last or next((entry for key, entry in free if short_key(key) == short), None)
+    by_last = next((one for key, one in free if key == last), None)
+    return by_last or next((one for key, one in free if short_key(key) == short), None)
 
 
 def settings_of(name: str, models: Models) -> Model | None:
@@ -58,14 +66,6 @@ def context_key(card: ModelCard, models: Models) -> str:
     if entry is None or own is None:
         return "models.defaults.context"
     return dotted(("models", "models", entry[0], "context"))
-
-
-def max_concurrency_of(name: str, models: Models) -> int | None:
-    """Generations at one time of this model by models.yaml; None leaves it to limits.yaml."""
-    own = settings_of(name, models)
-    wanted = own.max_concurrency if own is not None else None
-    wanted = wanted or models.defaults.max_concurrency
-    return None if wanted == "inherit" else wanted
 
 
 HOW_TO_LOAD = (

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from mlxd.control.catalog import Catalog
-from mlxd.control.names import max_concurrency_of
 from mlxd.control.own_names import OwnName
 from mlxd.control.scan import GUIDE, Scanner
 from mlxd.core.clock import ManualClock
@@ -474,17 +473,6 @@ async def test_settings_count_for_every_model_of_a_short_name_and_the_whole_name
     assert contexts[CODER] == 32
     assert contexts["org/Qwen2.5-Coder-32B-Instruct-8bit"] == 64
     assert contexts["Qwen2.5-Coder-7B"] == 2048
-
-
-async def test_how_many_generations_a_model_takes_is_told_by_the_nearest_word(world):
-    of = max_concurrency_of
-    world.declare("")
-    assert of("m", world.policies.models) is None
-    world.declare(
-        "defaults: {max_concurrency: 4}\nmodels:\n"
-        "  a: {max_concurrency: 2}\n  b: {max_concurrency: inherit}\n  c: {}\n"
-    )
-    assert [of(name, world.policies.models) for name in "abcd"] == [2, None, 4, 4]
 
 
 async def test_a_copy_is_a_model_of_its_own_name_and_the_same_weights(world):
