@@ -13,7 +13,7 @@ from mlxd.core.models import ModelCard, canonical
 from mlxd.core.preset import Preset
 from mlxd.core.request import Sampling
 from mlxd.policy.schema import Model, Models
-from mlxd.policy.strict_yaml import dotted
+from mlxd.policy.strict_yaml import Path, dotted
 
 
 def entry_of(name: str, models: Models) -> tuple[str, Model] | None:
@@ -48,6 +48,12 @@ def settings_of(name: str, models: Models) -> Model | None:
     """What models.yaml says of one model, however it writes the name."""
     entry = entry_of(name, models)
     return entry[1] if entry is not None else None
+
+
+def setting_path(setting: str, card: ModelCard, models: Models) -> Path:
+    """Where models.yaml says it of a model, or would say it."""
+    entry = entry_of(card.original, models)
+    return ("models", "models", card.original if entry is None else entry[0], setting)
 
 
 def settings_for(card: ModelCard, models: Models) -> Model | None:
@@ -94,10 +100,12 @@ def settled(card: ModelCard, own: Model | None, models: Models, found: Findings)
     if own is not None:
         card = _with_own(card, own, found)
     if card.needs_code and not card.trust_remote_code and not card.unavailable:
+        key = dotted(setting_path("trust_remote_code", card, models))
         return replace(
             card,
             unavailable=f"it runs only with Python code of its own ({card.code}); "
-            "models.<name>.trust_remote_code: true would allow that",
+            f"{key}: true would allow that",
+            fault="trust_remote_code",
         )
     return card
 

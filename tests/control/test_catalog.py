@@ -603,7 +603,10 @@ async def test_a_model_that_needs_code_says_so_until_it_is_trusted(world):
     world.add("m", config={"model_file": "own.py"}, files={"own.py": ""})
     refused = await world.refused("m", ModelLoadFailed)
     assert "own.py" in refused.message
-    assert "trust_remote_code" in refused.message
+    assert "models.models.m.trust_remote_code: true would allow that" in refused.message
+    assert refused.policy.key == "models.models.m.trust_remote_code"
+    assert refused.policy.value == "false"
+    assert refused.would_pass == "the same request once models.models.m.trust_remote_code is true"
     world.declare("models: {m: {trust_remote_code: true}}\n")
     assert (await world.catalog.resolve("m", world.policies)).spec.trust_remote_code
 
