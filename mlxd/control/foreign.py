@@ -10,7 +10,7 @@ from mlxd.core.models import ENCODERS
 
 _BY_FILE: tuple[tuple[str, str], ...] = (
     ("model_index.json", "it makes pictures (a diffusers pipeline), and mlxd serves text models"),
-    ("adapters.safetensors", "it is an adapter: name its folder in models.<name>.adapter"),
+    ("adapters.safetensors", "it is an adapter: name its folder in models.models.<name>.adapter"),
     ("adapter_model.safetensors", "it is an adapter for PyTorch; MLX's is adapters.safetensors"),
     ("*.gguf", "its weights are GGUF, which MLX does not serve; get an MLX build of it"),
     ("*.npz", "its weights are .npz, an older format of MLX; convert it with mlx_lm.convert"),

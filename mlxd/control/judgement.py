@@ -54,6 +54,11 @@ class Judgement:
         return self.plan.obstacle == "memory" and self.reserve > 0
 
     @property
+    def reserve_evicts(self) -> bool:
+        """Whether nobody would have to leave, were nothing kept for a generation."""
+        return self.plan.because == "memory" and self.reserve > 0
+
+    @property
     def present(self) -> int:
         """What the bytes asked for are told to be compared with."""
         return self.at_best if self.plan.never else self.available

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import replace
 
 from mlxd.control.model_files import with_template
@@ -13,33 +13,47 @@ from mlxd.core.models import ModelCard, canonical
 from mlxd.core.preset import Preset
 from mlxd.core.request import Sampling
 from mlxd.policy.schema import Model, Models
-from mlxd.policy.strict_yaml import dotted
+from mlxd.policy.strict_yaml import Path, dotted
 
 
 def entry_of(name: str, models: Models) -> tuple[str, Model] | None:
-    """The entry of models.yaml that speaks of one model, by the name that it is written under.
+    """The entry of models.yaml that speaks of one model, by the name that it is written under; of
+    those that name a folder of their own only the whole name does.
+    """
+    written = written_for(name, models.models, [n for n, own in models.models.items() if own.path])
+    return (written, models.models[written]) if written is not None else None
 
-    The whole name counts before its last part, that before the short name; these two only where
-    the entry names no folder of its own.
+
+def written_for(name: str, written: Iterable[str], whole: Collection[str] = ()) -> str | None:
+    """The one of some names, as an operator writes them, that speaks of a model.
+
+    The whole name counts before its last part, that before the short name; of those in `whole`
+    nothing else does.
     """
     wanted = canonical(name)
-    entries = [(canonical(written), (written, own)) for written, own in models.models.items()]
-    for key, entry in entries:
+    keys = [(canonical(one), one) for one in written]
+    for key, one in keys:
         if key == wanted:
-            return entry
-    free = [(key, entry) for key, entry in entries if entry[1].path is None]
+            return one
+    free = [(key, one) for key, one in keys if one not in whole]
     if not free:
         return None
     last = wanted.rpartition("/")[2]
     short = short_key(short_name(wanted))
-    by_last = next((entry for key, entry in free if key == last), None)
-    return by_last or next((entry for key, entry in free if short_key(key) == short), None)
+    by_last = next((one for key, one in free if key == last), None)
+    return by_last or next((one for key, one in free if short_key(key) == short), None)
 
 
 def settings_of(name: str, models: Models) -> Model | None:
     """What models.yaml says of one model, however it writes the name."""
     entry = entry_of(name, models)
     return entry[1] if entry is not None else None
+
+
+def setting_path(setting: str, card: ModelCard, models: Models) -> Path:
+    """Where models.yaml says it of a model, or would say it."""
+    entry = entry_of(card.original, models)
+    return ("models", "models", card.original if entry is None else entry[0], setting)
 
 
 def settings_for(card: ModelCard, models: Models) -> Model | None:
@@ -58,14 +72,6 @@ def context_key(card: ModelCard, models: Models) -> str:
     if entry is None or own is None:
         return "models.defaults.context"
     return dotted(("models", "models", entry[0], "context"))
-
-
-def max_concurrency_of(name: str, models: Models) -> int | None:
-    """Generations at one time of this model by models.yaml; None leaves it to limits.yaml."""
-    own = settings_of(name, models)
-    wanted = own.max_concurrency if own is not None else None
-    wanted = wanted or models.defaults.max_concurrency
-    return None if wanted == "inherit" else wanted
 
 
 HOW_TO_LOAD = (
@@ -94,10 +100,12 @@ def settled(card: ModelCard, own: Model | None, models: Models, found: Findings)
     if own is not None:
         card = _with_own(card, own, found)
     if card.needs_code and not card.trust_remote_code and not card.unavailable:
+        key = dotted(setting_path("trust_remote_code", card, models))
         return replace(
             card,
             unavailable=f"it runs only with Python code of its own ({card.code}); "
-            "models.<name>.trust_remote_code: true would allow that",
+            f"{key}: true would allow that",
+            fault="trust_remote_code",
         )
     return card
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from mlxd.control.model_settings import (
-    max_concurrency_of,
     settings_for,
     settings_of,
     settled,
@@ -22,7 +21,7 @@ from mlxd.core.models import ModelCard, canonical
 from mlxd.core.wildcard import literal_prefix, matches
 from mlxd.policy.schema import Models
 
-__all__ = ["DEFAULT", "Names", "max_concurrency_of", "settings_for", "settings_of"]
+__all__ = ["DEFAULT", "Names", "settings_for", "settings_of"]
 
 DEFAULT = "default"
 _LONGEST_NAME = 350

@@ -34,9 +34,7 @@ def refusal(slot: Slot, policies: PolicySet) -> MlxdError | None:
                 would_pass=_mended(slot),
             )
             error.final = True
-            if slot.final.setting:
-                blame(error, slot.final.setting, slot.card, policies)
-            return error
+            return _with_cause(error, slot, policies)
     return None
 
 
@@ -82,23 +80,34 @@ def words_of(slot: Slot) -> str:
 
 
 def _open(slot: Slot, policies: PolicySet) -> MlxdError:
-    return BreakerOpen(
+    error = BreakerOpen(
         f"{_failed(slot)}; the next probe is in {spoken(slot.wait)}. {_what_to_do(slot)}",
         retry_after=slot.wait,
         policy=policies.line("supervision.worker.breaker.open"),
         numbers=_numbers(slot),
         would_pass=_served_again(slot),
     )
+    return _with_cause(error, slot, policies)
 
 
 def _quarantined(slot: Slot, policies: PolicySet) -> MlxdError:
-    return ModelQuarantined(
+    error = ModelQuarantined(
         f"{_failed(slot)}; it is quarantined for {spoken(slot.wait)}. {_cure(slot)}",
         retry_after=slot.wait,
         policy=policies.line("supervision.worker.breaker.quarantine"),
         numbers=_numbers(slot),
         would_pass=_mended(slot),
     )
+    return _with_cause(error, slot, policies)
+
+
+def _with_cause(error: MlxdError, slot: Slot, policies: PolicySet) -> MlxdError:
+    """The model's own setting is named, where that is what its worker fails by: an edit of it has
+    the model tried at once.
+    """
+    if slot.final is not None and slot.final.setting:
+        blame(error, slot.final.setting, slot.card, policies)
+    return error
 
 
 def _numbers(slot: Slot) -> dict[str, float | str]:

@@ -23,7 +23,7 @@ from mlxd.control.inventory import Inventory
 from mlxd.control.judgement import Cause, Judgement
 from mlxd.control.ledger import promised_by, reserve_of
 from mlxd.control.lender import Lender
-from mlxd.control.refusal import KEYS, not_its_turn, refusal
+from mlxd.control.refusal import KEYS, RESERVE, not_its_turn, refusal
 from mlxd.control.resident import Evicts, Resident
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.worker import Worker
@@ -483,7 +483,8 @@ def _cause(
 ) -> Cause:
     because = judged.plan.because
     needed, available = (judged.needed, judged.available) if because == "memory" else (0, 0)
-    return Cause(reason, wanted_by.card.name, needed, available, _line(because, policies))
+    line = policies.line(RESERVE) if judged.reserve_evicts else _line(because, policies)
+    return Cause(reason, wanted_by.card.name, needed, available, line)
 
 
 def _line(obstacle: Obstacle, policies: PolicySet) -> PolicyLine | None:

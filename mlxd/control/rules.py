@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from mlxd.control.applicant import Applicant
+from mlxd.control.model_settings import written_for
 from mlxd.control.quotas import quota_rules
 from mlxd.control.rates import rate_rule, rate_rules
 from mlxd.control.shedding import rules_of as shed_rules
 from mlxd.core.caller import PRIORITIES, Priority
 from mlxd.core.errors import MlxdError
-from mlxd.core.models import canonical
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.strict_yaml import parts
 
@@ -69,10 +69,9 @@ def rule_of(error: MlxdError, applicant: Applicant) -> str:
 
 def _limited_models(policies: PolicySet) -> list[str]:
     per_model = policies.limits.concurrency.per_model
-    limited = set(map(canonical, per_model))
     elsewhere = [
         name
         for name, own in policies.models.models.items()
-        if isinstance(own.max_concurrency, int) and canonical(name) not in limited
+        if isinstance(own.max_concurrency, int) and written_for(name, per_model) is None
     ]
     return [*per_model, *elsewhere]

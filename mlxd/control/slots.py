@@ -6,16 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import product
 from typing import Protocol
 
 from mlxd.control.adaptive import Adaptive
 from mlxd.control.applicant import terms_of
-from mlxd.control.names import max_concurrency_of, settings_of
+from mlxd.control.model_settings import entry_of, written_for
 from mlxd.control.place import Place
 from mlxd.control.rules import CONCURRENCY, class_rule, model_rule, tenant_rule
 from mlxd.core.caller import PRIORITIES, Caller, Priority
-from mlxd.core.models import canonical
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.strict_yaml import dotted
 
@@ -223,20 +221,20 @@ def _own_limit(names: tuple[str, str], policies: PolicySet) -> _Limit | None:
     limits.concurrency.per_model, else by models.yaml; None: it has none of its own.
     """
     per_model = policies.limits.concurrency.per_model
-    for name, (written, limit) in product(names, per_model.items()):
-        if canonical(written) == canonical(name):
+    for name in names:
+        written = written_for(name, per_model)
+        if written is not None:
             key = dotted(("limits", "concurrency", "per_model", written))
-            return _Limit(limit, model_rule(written), key)
-    listed = (name for name in names if settings_of(name, policies.models) is not None)
-    model = next(listed, names[0])
-    number = max_concurrency_of(model, policies.models)
-    if number is None:
+            return _Limit(per_model[written], model_rule(written), key)
+    models = policies.models
+    entry = next(filter(None, (entry_of(name, models) for name in names)), None)
+    if entry is not None and isinstance(entry[1].max_concurrency, int):
+        key = dotted(("models", "models", entry[0], "max_concurrency"))
+        return _Limit(entry[1].max_concurrency, model_rule(entry[0]), key)
+    usual = models.defaults.max_concurrency
+    if usual == "inherit" or (entry is not None and entry[1].max_concurrency is not None):
         return None
-    for written, own in policies.models.models.items():
-        if canonical(written) == canonical(model) and own.max_concurrency is not None:
-            key = dotted(("models", "models", written, "max_concurrency"))
-            return _Limit(number, model_rule(written), key)
-    return _Limit(number, model_rule(model), "models.defaults.max_concurrency")
+    return _Limit(usual, model_rule(names[0]), "models.defaults.max_concurrency")
 
 
 def _step(counter: Counter[str], name: str, step: int) -> None:

@@ -121,7 +121,7 @@ class MlxdError(Exception):
     def _more(self) -> Iterator[str]:
         said = _NUMBER.findall(self.message) if self.numbers else ()
         numbers = (
-            (name, f"{number:.3g}" if type(number) is float else str(number))
+            (name, _spoken(number) if type(number) is float else str(number))
             for name, number in self.numbers.items()
             if not isinstance(number, str)  # names, for programs
         )
@@ -135,6 +135,11 @@ class MlxdError(Exception):
 
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+def _spoken(number: float) -> str:
+    """Three digits are enough, and all that are before the point, without an exponent."""
+    return f"{number:.0f}" if abs(number) >= 999.5 else f"{number:.3g}"
 
 
 class InvalidRequest(MlxdError):

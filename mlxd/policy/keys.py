@@ -107,8 +107,10 @@ def known(path: Path) -> Path:
 
 
 def children(path: Path) -> list[str]:
-    """The names that may stand under a section."""
+    """The names that may stand under a section, or in a mapping from certain names."""
     key = find(path) if path else None
+    if key is not None and get_origin(key.annotation) is Mapping:
+        return list(get_args(get_args(key.annotation)[0]))
     inner = Policies if key is None else inner_policy(key.annotation)
     return list(inner.attributes()) if inner is not None else []
 
@@ -134,7 +136,9 @@ def expected(annotation: Any, metadata: list[Any]) -> str:
         some = f" of at least {least}" if least else ""
         return f"a list{some}, each {expected(arguments[0], [])}"
     if origin is Mapping:
-        return f"a mapping from names to {expected(arguments[1], [])}"
+        certain = get_origin(arguments[0]) is Literal
+        names = expected(arguments[0], []) if certain else "names"
+        return f"a mapping from {names} to {expected(arguments[1], [])}"
     if arguments:
         return _either([word for kind in arguments for word in _expected_one_of(kind, metadata)])
     return _expected_plain(annotation, metadata)
@@ -157,11 +161,14 @@ def _either(kinds: list[str]) -> str:
 
 def _expected_plain(annotation: Any, metadata: list[Any]) -> str:
     if isinstance(annotation, type) and issubclass(annotation, Written):
-        return annotation.expected
+        most = next((bound.le for bound in metadata if hasattr(bound, "le")), None)
+        return annotation.expected + (f", at most {most:.0%}" if most is not None else "")
     if annotation is int:
         return _expected_integer(metadata)
     if annotation is bool:
         return "true or false"
+    if annotation is float:
+        return "a number"
     if _is_policy(annotation):
         return "a mapping"
     return next((known.words for known in metadata if isinstance(known, Takes)), "text")

@@ -78,7 +78,7 @@ def keys_file(policies: PolicySet, state: Path) -> KeysFile:
     wanted = policies.clients.auth.keys_file
     if wanted == "auto":
         return KeysFile(str(state / NAME), NAME)
-    return KeysFile(wanted, "clients.auth.keys_file")
+    return KeysFile(str(wanted), "clients.auth.keys_file")
 
 
 def stamp(file: KeysFile) -> Stamp:

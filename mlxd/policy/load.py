@@ -21,7 +21,7 @@ from mlxd.policy.files import PolicyFiles, read
 from mlxd.policy.policy_set import FILES, PolicySet, Shadowed, Source
 from mlxd.policy.schema import KINDS, Policies
 from mlxd.policy.strict_yaml import Document, Path, Place, dotted, parts
-from mlxd.policy.units import got, written
+from mlxd.policy.units import Refused, got, written
 
 __all__ = ["Override", "PolicyError", "PolicyErrors", "PolicySet", "load"]
 
@@ -233,15 +233,32 @@ def _validated(said: _Said) -> Policies | None:
     try:
         return Policies.model_validate(said.data)
     except ValidationError as refused:
-        seen: set[Path] = set()
+        found: dict[Path, list[Mapping[str, Any]]] = {}
         for problem in refused.errors(include_url=False):
-            unknown = problem["type"] == "extra_forbidden"
-            path: Path = problem["loc"] if unknown else keys.known(problem["loc"])
-            if path not in seen:
-                seen.add(path)
-                message = _unknown(path) if unknown else _wrong(path, problem)
-                said.errors.append(_error(path, message, said.sources))
+            if not _follows(problem):
+                found.setdefault(_place(problem), []).append(problem)
+        for path, problems in found.items():
+            unknown = _is_unknown(problems[0])
+            message = _unknown(path) if unknown else _wrong(path, problems)
+            said.errors.append(_error(path, message, said.sources))
     return None
+
+
+def _follows(problem: Mapping[str, Any]) -> bool:
+    """Whether it is only said because something inside is wrong: those items do not count."""
+    enough = problem["type"] == "too_short" and problem["ctx"]["min_length"]
+    return bool(enough and len(problem["input"]) >= enough)
+
+
+def _is_unknown(problem: Mapping[str, Any]) -> bool:
+    """Whether a key is wrong, and no value: of a section, or of a mapping from certain names."""
+    kind: str = problem["type"]
+    return kind == "extra_forbidden" or (kind == "literal_error" and problem["loc"][-1] == "[key]")
+
+
+def _place(problem: Mapping[str, Any]) -> Path:
+    place: Path = problem["loc"]
+    return place if problem["type"] == "extra_forbidden" else keys.known(place)
 
 
 def _error(path: Path, message: str, sources: Mapping[Path, Source]) -> PolicyError:
@@ -258,8 +275,11 @@ def _order(error: PolicyError) -> tuple[bool, str, Place]:
     return not error.source.endswith(".yaml"), error.source, error.place or Place(0, 0)
 
 
-def _wrong(path: Path, problem: Mapping[str, Any]) -> str:
-    """What was expected and what was got; what may be a secret is not repeated."""
+def _wrong(path: Path, problems: Sequence[Mapping[str, Any]]) -> str:
+    """What was expected and what was got; what may be a secret is not repeated. There are several
+    problems where there are several kinds of values: each of them is none of these.
+    """
+    problem = problems[0]
     value = problem["input"]
     key = keys.find(path)
     found = "something else (not shown)" if key is not None and key.secret else got(value)
@@ -268,7 +288,10 @@ def _wrong(path: Path, problem: Mapping[str, Any]) -> str:
         return words if ", got " in words else f"{words}, got {found}"
     if key is None:
         return f"unexpected {found}"
-    hint = ": remove the key to keep its default" if value is None else ""
+    if value is None:
+        return f"expected {key.expected}, got {found}: remove the key to keep its default"
+    reasons = (one["ctx"]["error"] for one in problems if one["type"] == "value_error")
+    hint = next((one.hint for one in reasons if isinstance(one, Refused) and one.hint), "")
     return f"expected {key.expected}, got {found}{hint}"
 
 

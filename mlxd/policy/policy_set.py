@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path as FilePath
@@ -179,6 +179,10 @@ class PolicySet:
             line = PolicyLine(key, shown(self.at(path)), self.place(path))
             self._lines[key] = line
         return line
+
+    def line_unseen(self, key: str) -> PolicyLine:
+        """As `line`, of a value that is not for whoever is refused by it."""
+        return replace(self.line(key), value="...")
 
     @cached_property
     def _lines(self) -> dict[str, PolicyLine]:

@@ -92,6 +92,14 @@ def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
+class Refused(ValueError):
+    """Says what was expected; `hint`, the end of it, how to write it, where that is known."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message + hint)
+        self.hint = hint
+
+
 class Written:
     """Validated by its own `parse`, whose ValueError says what was expected and how to write it."""
 
@@ -118,7 +126,38 @@ class Written:
     @classmethod
     def _refused(cls, value: object, hint: str = "") -> ValueError:
         hint = hint if len(hint) <= 2 * _LONGEST else ""  # it repeats what was written
-        return ValueError(f"expected {cls.expected}, got {got(value)}{hint}")
+        return Refused(f"expected {cls.expected}, got {got(value)}", hint)
+
+    @classmethod
+    def _takes(cls, text: str) -> bool:
+        try:
+            cls.parse(text)
+        except ValueError:
+            return False
+        return True
+
+    @classmethod
+    def _with_unit(cls, value: object, *units: str) -> str:
+        """What to write for a bare number, as far as that is taken."""
+        ways = [way for unit in units if cls._takes(way := f"{value}{unit}")]
+        return f": write the unit, for instance {' or '.join(ways)}" if ways else ""
+
+    @classmethod
+    def _unit_hint(cls, value: object, units: str) -> str:
+        """What to write, for text that begins like a number."""
+        pattern = rf"({_NUMBER}) ?([A-Za-zµ%]*)"
+        match = re.fullmatch(pattern, value) if isinstance(value, str) else None
+        if match is None:
+            return ""
+        number, unit = match.groups()
+        allowed = units.replace(" or ", ", ").split(", ")
+        if not unit:
+            some = any(cls._takes(number + known) for known in allowed)
+            return f": write the unit: {units}" if some else ""
+        near = [known for known in allowed if known.casefold() == unit.casefold()]
+        if near:
+            return f": write {number}{near[0]}" if cls._takes(number + near[0]) else ""
+        return f': "{unit}" is not one of {units}'
 
 
 class Duration(Written, float):
@@ -135,7 +174,7 @@ class Duration(Written, float):
         if isinstance(value, Duration):
             return cls._made(float(value), value.written)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            raise cls._refused(value, f": write the unit, for instance {value}s or {value}ms")
+            raise cls._refused(value, cls._with_unit(value, "s", "ms"))
         if not isinstance(value, str):
             raise cls._refused(value)
         return cls._made(cls._seconds(value), value)
@@ -143,7 +182,7 @@ class Duration(Written, float):
     @classmethod
     def _seconds(cls, text: str) -> float:
         if not _DURATION.fullmatch(text):
-            raise cls._refused(text, _unit_hint(text, "ms, s, m, h or d"))
+            raise cls._refused(text, cls._unit_hint(text, "ms, s, m, h or d"))
         found = _DURATION_PART.findall(text)
         sizes = [_SECONDS[unit] for _, unit in found]
         if sizes != sorted(set(sizes), reverse=True):
@@ -211,10 +250,10 @@ class Size(Written, int):
         if isinstance(value, Size):
             return cls._made(int(value), value.written)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            raise cls._refused(value, f": write the unit, for instance {value}B or {value}MiB")
+            raise cls._refused(value, cls._with_unit(value, "B", "MiB"))
         match = _SIZE.fullmatch(value) if isinstance(value, str) else None
         if match is None:
-            raise cls._refused(value, _unit_hint(value, "B, KiB, MiB, GiB, KB, MB or GB"))
+            raise cls._refused(value, cls._unit_hint(value, "B, KiB, MiB, GiB, KB, MB or GB"))
         return cls._made(int(float(match[1]) * _BYTES[match[2]]), value)
 
     @classmethod
@@ -246,7 +285,7 @@ class Ratio(Written, float):
         if isinstance(value, str) and (match := _RATIO.fullmatch(value)):
             return cls._made(float(match[1]) / 100, value)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise cls._refused(value, _unit_hint(value, "%"))
+            raise cls._refused(value, cls._unit_hint(value, "%"))
         if value > 1:
             raise cls._refused(value, f": write the unit, {value}%" if value <= 100 else "")
         return cls._made(float(value), str(value))
@@ -272,18 +311,3 @@ class Share(Ratio):
     pattern = f"^{_NUMBER}%$"
     numbers = MappingProxyType({"minimum": 0, "maximum": 1})
     zero = True
-
-
-def _unit_hint(value: object, units: str) -> str:
-    """What to write, for text that begins like a number."""
-    match = re.fullmatch(rf"({_NUMBER}) ?([A-Za-zµ%]*)", value) if isinstance(value, str) else None
-    if match is None:
-        return ""
-    number, unit = match.groups()
-    allowed = units.replace(" or ", ", ").split(", ")
-    if not unit:
-        return f": write the unit: {units}"
-    near = [known for known in allowed if known.casefold() == unit.casefold()]
-    if near:
-        return f": write {number}{near[0]}"
-    return f': "{unit}" is not one of {units}'

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mlxd.server.connections import GuardedServer
 
 log = logging.getLogger(__name__)
+_access = logging.getLogger("mlxd.access")
 
 _COMING_SECONDS = 1.0
 """For a request on a new connection, or the rest of a header, while the daemon stops."""
@@ -418,7 +419,9 @@ class Connection(RequestHandler):
     ) -> web.StreamResponse:
         """A request that aiohttp itself could not read; nothing of its internals is shown."""
         response = error_response(self._unreadable(exc), self._words)
-        response.headers.update(identity(secrets.token_hex(12)))
+        request_id = secrets.token_hex(12)
+        _access.info("an unreadable request %s", response.status, extra={"request": request_id})
+        response.headers.update(identity(request_id))
         response.headers["X-Mlxd-Policy"] = str(self._server.generation)
         response.force_close()
         request._version = HttpVersion11  # aiohttp's own is of nobody's request

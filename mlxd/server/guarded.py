@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from mlxd.core.errors import Forbidden
+from mlxd.core.errors import Forbidden, PolicyLine
+from mlxd.policy.policy_set import PolicySet
+from mlxd.policy.strict_yaml import dotted
 from mlxd.server.edge import Endpoint, Route, caller_of, policies_of
 from mlxd.server.identity import ADMIN
 from mlxd.server.page.token import HEADER, PageToken
@@ -58,7 +60,14 @@ class Administrators:
             return
         raise Forbidden(
             "the admin side is not everybody's",
-            policy=policies.line("clients.tenants"),
+            policy=_line(policies, tenant if caller.key else None),
             would_pass="a key of a tenant with `admin: true`, the page at /ui on the machine"
             " itself, or the admin socket",
         )
+
+
+def _line(policies: PolicySet, tenant: str | None) -> PolicyLine:
+    """What would let a tenant in; of the others and what they may, nobody is told."""
+    if tenant is None:
+        return policies.line_unseen("clients.tenants")
+    return policies.line(dotted(("clients", "tenants", tenant, "admin")))

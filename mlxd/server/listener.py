@@ -66,6 +66,10 @@ class Door:
             self._open = len(self.connections)
         self.connections.append(connection)
 
+    def listen(self, backlog: int) -> None:
+        if self.sock.fileno() >= 0:  # the daemon has not begun to stop
+            self.sock.listen(backlog)
+
     @property
     def address(self) -> tuple[str, int]:
         """As the system has it: a name is resolved, port 0 is a number."""
@@ -139,7 +143,7 @@ class Listener:
         ):  # fmt: skip
             return _Stay()
         if (was.host, was.port) == (wanted.host, wanted.port):
-            present = [door.sock for door in self._doors if door.leaving is None]
+            present = [door for door in self._doors if door.leaving is None]
             return _Backlog(present, was.backlog, wanted.backlog)
         try:
             async with asyncio.timeout(_BIND_SECONDS):
@@ -277,8 +281,8 @@ class _Stay:
 class _Backlog:
     """Another length for the kernel's queues."""
 
-    def __init__(self, socks: Sequence[socket.socket], old: int, new: int) -> None:
-        self._socks = socks
+    def __init__(self, doors: Sequence[Door], old: int, new: int) -> None:
+        self._doors = doors
         self._old = old
         self._new = new
 
@@ -289,9 +293,8 @@ class _Backlog:
         self._listen(self._old)
 
     def _listen(self, backlog: int) -> None:
-        for sock in self._socks:
-            if sock.fileno() >= 0:  # the daemon has not begun to stop
-                sock.listen(backlog)
+        for door in self._doors:
+            door.listen(backlog)
 
 
 class _Move:
@@ -311,6 +314,8 @@ class _Move:
 
     def commit(self) -> None:
         self._committed = True
+        if not self._opened:  # it may have lingered with another
+            self._new.listen(self._listen.backlog)
         self._listener.turn_to(self._new, self._listen.host, float(self._listen.linger))
 
     def undo(self) -> None:

@@ -19,6 +19,7 @@ from mlxd.core.errors import (
     RateLimited,
 )
 from mlxd.policy.load import load
+from mlxd.policy.strict_yaml import parts
 from tests.support.daemon import write_policies
 from tests.support.queue_model import policies_of
 
@@ -483,6 +484,32 @@ def test_a_copy_takes_of_the_slots_of_its_model(admission, tmp_path, per_model, 
     assert refused.value.policy is not None
     assert refused.value.policy.key == key
     assert admission.active_by_model() == {"m": 1}
+
+
+@pytest.mark.parametrize("written", ["Org/Big-7B-Instruct-4bit", "big-7b-instruct-4bit", "big:7b"])
+@pytest.mark.parametrize(
+    ("limits_of", "models", "key"),
+    [
+        ("{}: 1", "", ("limits", "concurrency", "per_model")),
+        ("", "defaults: {{max_concurrency: 5}}\nmodels: {{{}: {{max_concurrency: 1}}}}\n",
+         ("models", "models")),
+    ],
+)  # fmt: skip
+def test_a_limit_may_be_said_by_any_of_its_models_names(
+    admission, tmp_path, written, limits_of, models, key
+):
+    quoted = f'"{written}"'
+    text = f"concurrency: {{max_in_flight: 9, per_model: {{{limits_of.format(quoted)}}}}}\n"
+    files = {"limits": f"{text}rate_limit: []\n", "models": models.format(quoted)}
+    policies = load(write_policies(tmp_path, files))
+    model = "org/Big-7B-Instruct-4bit"
+    enter(admission, policies, model=model)
+    with pytest.raises(Overloaded) as refused:
+        enter(admission, policies, model=model)
+    assert refused.value.policy is not None
+    assert refused.value.policy.value == "1"
+    ends = () if key[0] == "limits" else ("max_concurrency",)
+    assert parts(refused.value.policy.key) == (*key, written, *ends)
 
 
 def test_the_concurrency_of_models_is_among_the_rules_once(tmp_path):

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from mlxd.control.catalog import Catalog
-from mlxd.control.names import max_concurrency_of
 from mlxd.control.own_names import OwnName
 from mlxd.control.scan import GUIDE, Scanner
 from mlxd.core.clock import ManualClock
@@ -476,17 +475,6 @@ async def test_settings_count_for_every_model_of_a_short_name_and_the_whole_name
     assert contexts["Qwen2.5-Coder-7B"] == 2048
 
 
-async def test_how_many_generations_a_model_takes_is_told_by_the_nearest_word(world):
-    of = max_concurrency_of
-    world.declare("")
-    assert of("m", world.policies.models) is None
-    world.declare(
-        "defaults: {max_concurrency: 4}\nmodels:\n"
-        "  a: {max_concurrency: 2}\n  b: {max_concurrency: inherit}\n  c: {}\n"
-    )
-    assert [of(name, world.policies.models) for name in "abcd"] == [2, None, 4, 4]
-
-
 async def test_a_copy_is_a_model_of_its_own_name_and_the_same_weights(world):
     world.add(CODER)
     world.add("small")
@@ -615,7 +603,10 @@ async def test_a_model_that_needs_code_says_so_until_it_is_trusted(world):
     world.add("m", config={"model_file": "own.py"}, files={"own.py": ""})
     refused = await world.refused("m", ModelLoadFailed)
     assert "own.py" in refused.message
-    assert "trust_remote_code" in refused.message
+    assert "models.models.m.trust_remote_code: true would allow that" in refused.message
+    assert refused.policy.key == "models.models.m.trust_remote_code"
+    assert refused.policy.value == "false"
+    assert refused.would_pass == "the same request once models.models.m.trust_remote_code is true"
     world.declare("models: {m: {trust_remote_code: true}}\n")
     assert (await world.catalog.resolve("m", world.policies)).spec.trust_remote_code
 

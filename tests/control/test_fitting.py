@@ -145,6 +145,25 @@ def test_without_a_reading_everything_fits(world):
     assert (told.verdict, told.longest_context) == ("fits", 512)
 
 
+def test_who_leaves_for_a_reserve_is_told_that_it_is_that(tmp_path):
+    def evicting(size, kept):
+        memory = WAIT.replace("system: 1B", f"system: 1B, per_request: {kept}")
+        made = Timed(tmp_path, memory, models="max_loaded: auto\n")
+        made.residency = Residency(made.processes, made.loop, made.read, Reserving())  # type: ignore[arg-type]
+        told = []
+        made.residency.on_evicted = lambda name, held, cause: told.append((name, cause.policy))
+        made.once("idle")
+        made.loop.advance(60)
+        made.begin("new", size=size)
+        made.loop.advance(1)
+        made.close()
+        return [(name, line and line.key) for name, line in told]
+
+    assert evicting(300, "1B") == []
+    assert evicting(300, f"{450 * GIB}B") == [("idle", "memory.reserve.per_request")]
+    assert evicting(950, "1B") == [("idle", "memory.reserve.system")]
+
+
 def test_where_a_model_fits_without_its_reserve_that_is_named_and_what_would_do(tmp_path):
     def loaded(size, kept):
         memory = WAIT.replace("system: 1B", f"system: 1B, per_request: {kept}")

@@ -459,7 +459,11 @@ def test_the_fingerprint_sees_what_keeps_its_size_and_time(tmp_path, change):
         (["weights.npz"], {"n_mels": 80}, "its weights are .npz"),
         (["pytorch_model.bin"], {"model_type": "llama"}, r"its weights are PyTorch's \(.bin\)"),
         (["model_index.json"], None, "it makes pictures"),
-        (["adapters.safetensors", "adapter_config.json"], None, "it is an adapter: name"),
+        (
+            ["adapters.safetensors", "adapter_config.json"],
+            None,
+            "it is an adapter: name its folder in models.models.<name>.adapter",
+        ),
         (["model.safetensors"], {"model_type": "whisper"}, "it works on sound"),
         (["model.safetensors"], {"model_type": "siglip"}, "it works on pictures"),
         (["model.safetensors"], {"model_type": "albert"}, "it is an encoder of a kind"),

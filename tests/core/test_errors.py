@@ -49,6 +49,11 @@ def test_whatever_is_an_invalid_request_is_wrong_in_itself() -> None:
 def test_fractions_are_short() -> None:
     error = Overloaded("late", numbers={"elapsed_seconds": 3.14159})
     assert error.explained() == "late. Numbers: elapsed_seconds 3.14"
+    for seconds, said in ((3600.0, "3600"), (999.9, "1000"), (86400.4, "86400"), (99.96, "100")):
+        error = Overloaded("late", numbers={"window_seconds": seconds})
+        assert error.explained() == f"late. Numbers: window_seconds {said}"
+    error = Overloaded("Max 1 per 3600 seconds", numbers={"window_seconds": 3600.0})
+    assert error.explained() == "Max 1 per 3600 seconds", "it says so"
 
 
 def test_names_among_them_are_for_programs() -> None:

@@ -91,17 +91,26 @@ def test_aliases_chains_and_folders_follow_their_edits(
     assert post(daemon, "tiny-late").status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("worker", "code", "words"),
+    [
+        ("backoff: {base: 60s}", "model_load_failed", "it is not tried again for"),
+        ("breaker: {failures: 1, open: 50s}", "breaker_open", "the next probe is in"),
+    ],
+)
 def test_a_setting_that_a_model_cannot_have_is_named_at_once_and_while_it_rests(
-    lend: Lend, zoo: Path
+    lend: Lend, zoo: Path, worker: str, code: str, words: str
 ) -> None:
     """Its heads have no multiple of 64 numbers."""
     models = f"dirs: [{zoo}]\nmodels:\n  tiny-a:\n    kv_bits: 3\n"
-    daemon = lend({"models": models, "supervision": "worker: {backoff: {base: 60s}}\n"})
+    daemon = lend({"supervision": f"worker: {{{worker}}}\n"})
+    daemon.admin.post("/admin/models/reset", name="tiny-a")
+    edit(daemon, "models", models)
     for again in (False, True):
         refused = post(daemon)
         assert refused.status_code == 503, refused.text
-        assert ("it is not tried again for" in refused.text) == again
-        assert refused.headers["x-mlxd-code"] == "model_load_failed"
+        assert (words in refused.text) == again
+        assert refused.headers["x-mlxd-code"] == (code if again else "model_load_failed")
         assert refused.headers["x-mlxd-policy-key"] == "models.models.tiny-a.kv_bits"
         assert refused.headers["x-mlxd-policy-place"] == "policies/models.yaml:5"
         assert "the same request once models.models.tiny-a.kv_bits is none" in refused.text

@@ -175,6 +175,20 @@ def test_a_broken_file_keeps_the_last_good_keys(keyed: tuple[Daemon, str], folde
     assert status(running, key) == 200
 
 
+def test_keys_in_a_file_that_policy_names_count_at_once(
+    keyed: tuple[Daemon, str], folder: Path, tmp_path: Path
+) -> None:
+    running, _ = keyed
+    try:
+        running.edit("clients", f"{NEED.rstrip()[:-1]}, keys_file: {tmp_path / 'others'}}}\n")
+        made = mlxd(folder, "keys", "add", "agents")
+        assert "the running daemon has read it: 1 valid" in made.stderr
+        assert status(running, made.stdout.strip()) == 200
+    finally:
+        running.edit("clients", NEED)
+        running.reload()
+
+
 def test_no_key_is_anywhere_but_with_its_owner(keyed: tuple[Daemon, str], folder: Path) -> None:
     running, key = keyed
     bad = "mlxd_" + "SECRET" * 8

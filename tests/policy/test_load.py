@@ -337,3 +337,52 @@ def test_every_key_with_a_value_can_be_set_alone(folder: Path) -> None:
         assert again.policies == defaults.policies
         assert again.line(dotted(path)).place == f"policies/{path[0]}.yaml:{len(path)}"
         (folder / f"{path[0]}.yaml").unlink()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "said"),
+    [
+        (
+            "limits",
+            "concurrency: {retry_after: 5}",
+            "got 5: write the unit, for instance 5s or 5ms",
+        ),
+        ("memory", "reserve: {system: 16}", "got 16: write the unit, for instance 16B or 16MiB"),
+        ("memory", "reserve: {system: 16 gib}", 'got "16 gib": write 16GiB'),
+        ("memory", "watermarks: {warning: {clear: 60}}", "got 60: write the unit, 60%"),
+        ("models", "defaults: {ttl: -1}", "or a duration such as 0s, 5m or 1h30m, got -1"),
+        ("server", "http: {keep_alive: 0}", "such as 300s, 5m, 250ms or 1h30m, got 0"),
+        ("server", 'http: {keep_alive: "0"}', 'such as 300s, 5m, 250ms or 1h30m, got "0"'),
+        ("server", "http: {max_body: 0 mb}", 'such as 16KiB, 8MiB or 1GB, got "0 mb"'),
+        (
+            "limits",
+            "batching: {decode_share: 95%}",
+            'expected a ratio above zero such as 85% or 0.85, at most 90%, got "95%"',
+        ),
+        (
+            "models",
+            "models: {m: {sampling: {temp: 1}}}",
+            "models.models.m.sampling.temp: unknown key; known here are temperature, top_p, top_k, "
+            "min_p, repeat_penalty",
+        ),
+        (
+            "models",
+            "models: {m: {sampling: {temprature: 1}}}",
+            "models.models.m.sampling.temprature: unknown key; did you mean temperature?",
+        ),
+        ("models", "models: {m: {sampling: {top_p: 90%}}}", 'expected a number, got "90%"'),
+        (
+            "supervision",
+            "worker: {budget: [{max: 0}]}",
+            "supervision.worker.budget[0].max: expected an integer 1 to 10000, got 0",
+        ),
+    ],
+)
+def test_what_is_said_of_a_wrong_value_is_the_way_to_a_right_one(
+    tmp_path: Path, kind: str, text: str, said: str
+) -> None:
+    (tmp_path / f"{kind}.yaml").write_text(f"schema: mlxd/v1\n{text}\n")
+    with pytest.raises(PolicyErrors) as refused:
+        load(tmp_path)
+    (error,) = refused.value.errors
+    assert str(error).endswith(said)

@@ -249,6 +249,38 @@ def test_rules_between_fields_are_told_all_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "taken"),
+    [
+        *(
+            ("hosts.allow", host, True)
+            for host in ("studio", "*.Example", "own-names", "*", "fd00::1")
+        ),
+        *(
+            ("hosts.allow", host, False)
+            for host in ("a.example:1", "http://a", "10.0.0.0/8", "[::1]")
+        ),
+        *(
+            ("cors.allow_origins", origin, True)
+            for origin in ("*", "null", "https://*.a:*", "app://*")
+        ),
+        *(("cors.allow_origins", origin, True) for origin in ("*.a.example", "file://", "*://a")),
+        *(("cors.allow_origins", origin, False) for origin in ("a.example", "https://a/", "a:80")),
+    ],
+)
+def test_what_would_fit_no_client_is_refused(
+    key: str, value: str, taken: bool, tmp_path: Path
+) -> None:
+    section, _, name = key.partition(".")
+    text = f'schema: mlxd/v1\n{section}: {{{name}: ["{value}"]}}\n'
+    (tmp_path / "clients.yaml").write_text(text, encoding="utf-8")
+    if taken:
+        assert getattr(getattr(load(tmp_path).clients, section), name) == (value,)
+        return
+    with pytest.raises(PolicyErrors, match=rf"clients\.yaml:2:\d+: clients\.{key}\[0\]: .*such as"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("kind", "text"),
     [
         ("limits", "adaptive: {min: 5, max: 5}"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -139,3 +140,15 @@ async def test_what_is_no_http_is_400_still() -> None:
     async with Bench().client() as client:
         status, found = await client.ask("/", "no header")
     assert (status, found["x-mlxd-code"]) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize(("header", "status"), [(f"x: {'y' * LONG * 10}", 431), ("no header", 400)])
+async def test_what_cannot_be_read_is_logged_by_the_id_that_its_client_is_told(
+    header: str, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "mlxd.access")
+    async with Bench().client() as client:
+        told, found = await client.ask("/", header)
+    (line,) = (one for one in caplog.records if one.name == "mlxd.access")
+    assert (told, line.getMessage()) == (status, f"an unreadable request {status}")
+    assert line.__dict__["request"] == found["x-request-id"]

@@ -15,12 +15,13 @@ import pytest
 from aiohttp import web
 
 from mlxd.core.clock import SystemClock
-from mlxd.policy.load import Override, load
+from mlxd.policy.load import Override, PolicySet, load
 from mlxd.policy.store import PolicyStore
 from mlxd.server.connection import Connection
 from mlxd.server.connections import GuardedServer
 from mlxd.server.listener import Door, Listener
 from mlxd.server.port import Bound
+from tests.support.daemon import free_port
 
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -91,6 +92,22 @@ async def test_their_backlogs_follow_an_edit(kept: list[socket.socket]) -> None:
         assert list(map(backlog, kept)) == [512, 512]
         (await listener.prepare(old, new)).commit()
         assert list(map(backlog, kept)) == [9, 9]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a listener says its backlog")
+async def test_an_address_that_lingers_comes_back_with_the_backlog_of_now(
+    kept: list[socket.socket],
+) -> None:
+    def at(address: tuple[str, int], text: str) -> PolicySet:
+        said = zip(("host", "port", "backlog"), (*map(str, address), text), strict=True)
+        return load(None, [Override(f"server.listen.{key}", one, "a test") for key, one in said])
+
+    async with serving(kept) as listener:
+        here = at(listener._doors[0].address, "512")
+        there = at(("127.0.0.1", free_port()), "512")
+        (await listener.prepare(here, there)).commit()
+        (await listener.prepare(there, at(listener._doors[0].address, "9"))).commit()
+        assert backlog(kept[0]) == 9
 
 
 def backlog(sock: socket.socket) -> int:

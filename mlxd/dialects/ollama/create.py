@@ -16,7 +16,7 @@ DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 """Ollama's own client writes either."""
 FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 NOT_BUILT = {
-    "adapters": "adapters are set in models.yaml (models.<name>.adapter)",
+    "adapters": "adapters are set in models.yaml (models.models.<name>.adapter)",
     "quantize": "weights are served as they are; quantise them with mlx-lm",
     "quantization": "weights are served as they are; quantise them with mlx-lm",
     "draft_files": "draft models are set in models.yaml",

@@ -60,6 +60,8 @@ class Takes:
 _HOST_NAME = re.compile(r"(?![0-9.]+$)[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _NETWORK = r"[0-9A-Fa-f:.]+(?:/[0-9]{1,3})?"
 _URL = r"https?://[^/?#@\s]+(?:/[^?#@\s]*)?"
+_ORIGIN = r"(?:null|\*[^/\s]*|[^/\s]+://[^/\s]*)"
+"""Also with `*` in it."""
 _HEADER = r"[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?"
 
 
@@ -83,6 +85,30 @@ def is_name(text: str) -> bool:
 def _name(text: str) -> str:
     if not is_name(text):
         raise ValueError("expected a name of 1 to 350 printable characters")
+    return text
+
+
+def _host_pattern(text: str) -> str:
+    """Compared with a Host header without its port: with one, or as a network, it fits none."""
+    _name(text)
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        if re.search(r"[:/@\[\]]", text):
+            raise ValueError(
+                "expected a host's name or address alone, without scheme, port, brackets and mask, "
+                "such as studio.example, *.example or fd00::1"
+            ) from None
+    return text
+
+
+def _origin_pattern(text: str) -> str:
+    """An origin has a scheme and no path: what is written otherwise fits none."""
+    if not re.fullmatch(_ORIGIN, _name(text)):
+        raise ValueError(
+            "expected an origin, which has a scheme and no path, such as https://chat.example, "
+            "http://localhost:* or app://*"
+        )
     return text
 
 
@@ -148,6 +174,21 @@ Pattern = Annotated[str, Field(min_length=1), Takes("text", r"[\s\S]")]
 Patterns = Annotated[tuple[Pattern, ...], Field(strict=False)]
 Names = Annotated[tuple[Name, ...], Field(strict=False)]
 Folders = Annotated[tuple[Folder, ...], Field(strict=False)]
+HostPatterns = Annotated[
+    tuple[
+        Annotated[
+            str,
+            AfterValidator(_host_pattern),
+            Takes("a host's name or address", "^[^/@\\[\\]\\n]{1,350}$"),
+        ],
+        ...,
+    ],
+    Field(strict=False),
+]
+OriginPatterns = Annotated[
+    tuple[Annotated[str, AfterValidator(_origin_pattern), Takes("an origin", f"^{_ORIGIN}$")], ...],
+    Field(strict=False),
+]
 Networks = Annotated[tuple[Network, ...], Field(strict=False)]
 Headers = Annotated[tuple[Header, ...], Field(strict=False)]
 Positive = Annotated[int, Field(ge=1)]

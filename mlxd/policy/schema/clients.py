@@ -9,10 +9,12 @@ from mlxd.policy.schema.base import (
     Auto,
     Count,
     Headers,
+    HostPatterns,
     Mode,
     Name,
     Names,
     Networks,
+    OriginPatterns,
     Policy,
     Positive,
     Priority,
@@ -60,7 +62,7 @@ class Auth(Policy):
 
 
 class Hosts(Policy):
-    allow: Names = field(
+    allow: HostPatterns = field(
         (
             "localhost", "*.localhost", "*.local", "*.internal",
             "own-names", "loopback-addresses", "private-addresses",
@@ -75,7 +77,7 @@ class Hosts(Policy):
 
 
 class Cors(Policy):
-    allow_origins: Names = field(
+    allow_origins: OriginPatterns = field(
         (
             "http://localhost:*", "https://localhost:*",
             "http://127.0.0.1:*", "https://127.0.0.1:*",

@@ -51,7 +51,8 @@ class Concurrency(Policy):
         unit="duration", example="5s",
     )  # fmt: skip
     per_model: Mapping[Name, Positive] = field(
-        {}, "Generations at one time of one model, by its name.",
+        {}, "Generations at one time of one model, by its name: the folder's, its last part, or "
+        "the short name, as in `models.models`.",
         unit="requests", reload="live-drain", example='{"qwen2.5-coder:32b": 2}',
     )  # fmt: skip
 

@@ -99,7 +99,7 @@ def _closed(request: web.BaseRequest) -> PolicyLine | None:
     if not policies.server.page:
         return policies.line("server.page")
     if policies.administrators:
-        return policies.line("clients.tenants")
+        return policies.line_unseen("clients.tenants")
     if keys_required_of(request, policies):
         return policies.line("clients.auth.required")
     return None if policies.server.listen.loopback else policies.line("server.listen.host")

@@ -82,7 +82,11 @@ def test_files_have_names_and_digests() -> None:
         ({"model": "m", "from": "a", "template": "{{ .Prompt }}"}, "UnsupportedFeature", "Go's"),
         ({"model": "m", "from": "a", "messages": [{"role": "x"}]}, "InvalidRequest", "messages[0]"),
         ({"model": "m", "from": "a", "parameters": {"top_k": "x"}}, "InvalidRequest", '"top_k"'),
-        ({"model": "m", "from": "a", "adapters": {"a": "b"}}, "UnsupportedFeature", "models.yaml"),
+        (
+            {"model": "m", "from": "a", "adapters": {"a": "b"}},
+            "UnsupportedFeature",
+            "models.models.<name>.adapter",
+        ),
         ({"model": "m", "from": "a", "quantize": "q4_0"}, "UnsupportedFeature", "mlx-lm"),
         ({"model": "m", "from": "a", "renderer": "x"}, "UnsupportedFeature", "chat template"),
     ],

@@ -282,6 +282,23 @@ class TestAdministrators:
         assert not self.may(self.ADMIN, caller=Caller("10.0.0.7", "k-2", "agents"))
         assert not self.may(self.ADMIN, caller=Caller("10.0.0.7", "k-3", "others"))
 
+    @pytest.mark.parametrize(
+        ("key", "tenant", "line"),
+        [
+            ("k-2", "agents", "clients.tenants.agents.admin: false"),
+            ("k-3", "others", "clients.tenants: ..."),
+            ("", "", "clients.tenants: ..."),
+        ],
+    )
+    def test_whoever_is_refused_is_told_nothing_of_other_tenants(self, key, tenant, line):
+        caller = Caller("10.0.0.7", key, tenant)
+        with pytest.raises(Forbidden) as refused:
+            Administrators(PageToken()).check(asked(self.ADMIN, caller=caller))
+        assert str(refused.value.policy).startswith(f"{line} (")
+        with pytest.raises(Forbidden) as refused:
+            PageToken().check(asked(self.ADMIN))
+        assert str(refused.value.policy).startswith("clients.tenants: ... (")
+
     def test_nobody_without_a_key_and_a_token_does(self):
         assert not self.may()
         assert not self.may(self.ADMIN)
