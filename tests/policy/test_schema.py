@@ -253,7 +253,7 @@ def test_rules_between_fields_are_told_all_at_once(tmp_path: Path) -> None:
     [
         *(
             ("hosts.allow", host, True)
-            for host in ("studio", "*.Example", "own-names", "*", "fd00::1")
+            for host in ("studio", "*.Example", "own-names", "*", "fd00::1", "fd00::*")
         ),
         *(
             ("hosts.allow", host, False)

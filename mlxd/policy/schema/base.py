@@ -92,7 +92,7 @@ def _host_pattern(text: str) -> str:
     """Compared with a Host header without its port: with one, or as a network, it fits none."""
     _name(text)
     try:
-        ipaddress.ip_address(text)
+        ipaddress.ip_address(text.replace("*", "0"))
     except ValueError:
         if re.search(r"[:/@\[\]]", text):
             raise ValueError(
