@@ -32,6 +32,11 @@ LONGEST = 512
 """Characters of what is looked up: nothing longer is one of our keys."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_FIRST = datetime(1, 1, 1, tzinfo=UTC).timestamp()
+_LAST = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
+"""Times beyond these have no date: an end in the last year may be one by its zone, and the end of
+the key that takes its place.
+"""
 _NOBODYS = frozenset({"anonymous", "local"})
 """What those without a key are called."""
 
@@ -139,7 +144,8 @@ def parse(raw: bytes, source: str) -> Keyring:
 
 def iso(at: float) -> str:
     """As a file says it."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    shown = min(max(at, _FIRST), _LAST)
+    return datetime.fromtimestamp(shown, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 class _Wrong(Exception):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
+
+from mlxd.core.wildcard import matches
 
 _PORT = re.compile(r":[0-9]{1,5}$")
 _NOBODY = ("https://nobody.invalid", "http://nobody.invalid", "https://nobody.invalid:8443")
@@ -15,9 +16,9 @@ def origin_allowed(origin: str, patterns: Sequence[str]) -> bool:
     """`:*` at the end of a pattern stands for any port and for none."""
     asked = origin.lower()
     return any(
-        fnmatchcase(_PORT.sub("", asked), pattern.lower().removesuffix(":*"))
+        matches(pattern.lower().removesuffix(":*"), _PORT.sub("", asked))
         if pattern.endswith(":*")
-        else fnmatchcase(asked, pattern.lower())
+        else matches(pattern.lower(), asked)
         for pattern in patterns
     )
 

@@ -254,7 +254,8 @@ class Size(Written, int):
         match = _SIZE.fullmatch(value) if isinstance(value, str) else None
         if match is None:
             raise cls._refused(value, cls._unit_hint(value, "B, KiB, MiB, GiB, KB, MB or GB"))
-        return cls._made(int(float(match[1]) * _BYTES[match[2]]), value)
+        count = min(float(match[1]) * _BYTES[match[2]], 2.0**63)  # of many digits it is infinite
+        return cls._made(int(count), value)
 
     @classmethod
     def _made(cls, count: int, written: str) -> Self:

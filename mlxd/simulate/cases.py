@@ -20,6 +20,8 @@ from mlxd.simulate.reading import Reading
 from mlxd.simulate.steps import KINDS, StepKind
 
 SCHEMA = "mlxd-test/v1"
+_DIGITS = 9
+"""Of a second, as of what is written: three times 100ms are 300ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ def _steps(reading: Reading, values: list[Any], path: Path) -> Iterator[Step]:
         kind = _kind(reading, step, here)
         if kind is not None:
             yield Step(now, kind, _expects(reading, step, here, kind), here)
-            now += kind.lasts
+            now = round(now + kind.lasts, _DIGITS)
 
 
 def _at(reading: Reading, step: Mapping[str, Any], path: Path, now: float) -> float:

@@ -143,7 +143,7 @@ class World:
                 del self._waiting[place]
                 self._late += 1
             self._turn()
-        self.clock.now = to
+        self.clock.now = max(self.clock.now, to)
 
     # -- requests
 

@@ -197,6 +197,16 @@ def test_a_key_that_was_rotated_is_not_rotated_again(run: Run, tmp_path: Path) -
     assert in_json(run, "rotate", new["id"])["expires"] is None
 
 
+def test_a_key_without_an_end_in_sight_is_listed_and_rotated(run: Run, tmp_path: Path) -> None:
+    run("add", "agents", "--expires", "90d")
+    file = tmp_path / "state" / "keys.yaml"
+    said = re.sub(r'(expires: )"[^"]+"', r'\1"9999-12-31T23:59:59-05:00"', file.read_text())
+    file.write_text(re.sub(r'(created: )"[^"]+"', r'\1"2020-01-01T00:00:00Z"', said))
+    (old,) = listed(run)
+    assert run("rotate", old["id"])[0] == 0
+    assert [key["expires"] for key in listed(run)][1:] == ["9999-12-31T23:59:59Z"]
+
+
 def test_a_rotation_prolongs_nothing(run: Run, tmp_path: Path) -> None:
     made = in_json(run, "add", "a", "--expires", "60s")
     run("rotate", made["id"], "--grace", "10d")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlxd.policy.keyring import Key, Keyring, KeysRefused, digest_of, new_secret, parse
+from mlxd.policy.keyring import Key, Keyring, KeysRefused, digest_of, iso, new_secret, parse
 
 NOW = 1_800_000_000.0
 HEAD = "schema: mlxd-keys/v1\n"
@@ -85,6 +85,19 @@ def test_a_file_says_who_has_keys() -> None:
     assert (second.tenant, second.note) == ("agents", "laptop"), "one tenant, however written"
     assert second.expires == 1_801_393_200.0
     assert parse(f"{HEAD}keys: []\n".encode(), "keys.yaml") == Keyring()
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("9999-12-31T23:59:59-05:00", "9999-12-31T23:59:59Z"),
+        ("0001-01-01T00:00:00+05:00", "0001-01-01T00:00:00Z"),
+    ],
+)
+def test_a_time_beyond_all_years_is_the_last_or_the_first(written: str, shown: str) -> None:
+    (key,) = parse(f"{HEAD}keys:\n{entry(expires=written)}".encode(), "keys.yaml").keys
+    assert key.expires is not None
+    assert iso(key.expires) == shown
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,20 @@ def test_sizes_are_bytes(text: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "8", "8M", "8mib", "8 MiB", "-8MiB", "0B", "0.1B", "9" * 30 + "TiB", "8MiBs"]
+    "text",
+    [
+        "",
+        "8",
+        "8M",
+        "8mib",
+        "8 MiB",
+        "-8MiB",
+        "0B",
+        "0.1B",
+        "9" * 30 + "TiB",
+        "8MiBs",
+        "9" * 400 + "MiB",
+    ],
 )
 def test_what_is_no_size_is_refused_with_words(text: str) -> None:
     with pytest.raises(ValueError, match=r"^expected a size above zero such as 16KiB"):

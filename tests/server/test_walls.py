@@ -85,6 +85,12 @@ def test_foreign_pages_may_not(origin):
     assert not origin_allowed(origin, ORIGINS)
 
 
+@pytest.mark.parametrize("pattern", ["http://[::1]:*", "http://[::1]:3000", "http://[::1*"])
+def test_brackets_in_a_pattern_are_those_of_an_ipv6_address(pattern):
+    assert origin_allowed("http://[::1]:3000", [pattern])
+    assert not origin_allowed("http://1:3000", [pattern])
+
+
 @pytest.mark.parametrize(
     ("wished", "allowed"),
     [

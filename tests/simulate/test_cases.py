@@ -50,3 +50,16 @@ tests:
     assert [step.at for step in case.steps] == [0.0, 5.0, 9.0, 60.0]
     assert [type(step.kind) for step in case.steps] == [Start, Call, Start, Start]
     assert case.place(case.steps[1].path).line == 7
+
+
+def test_a_step_may_follow_calls_whose_times_are_no_binary_fractions() -> None:
+    text = """
+schema: mlxd-test/v1
+tests:
+  - name: x
+    steps:
+      - {call: {n: 4, every: 100ms}}
+      - {at: 300ms, start: {}}
+"""
+    (case,) = parse(text.encode(), "t.yaml")
+    assert [step.at for step in case.steps] == [0.0, 0.3]

@@ -8,7 +8,7 @@ from typing import Any
 from mlxd.cli import exits
 from mlxd.cli.admin import Refused
 from mlxd.cli.client import NoAnswer
-from mlxd.cli.policy.here import Here, failed, here, print_json, refused
+from mlxd.cli.policy.here import Here, failed, here, print_json, refused, wrong
 from mlxd.policy.diff import changes
 from mlxd.policy.load import PolicyErrors, PolicySet, judge, load
 from mlxd.settings import SettingsRefused
@@ -29,7 +29,7 @@ def diff(policies: str | None, state: str | None, old: str, new: str, *, as_json
         this = here(policies, state)
         if not old and this.daemon() is not None:
             old = "running"
-        if old == "running" and new == "disk":
+        if old == "running" and new == "disk" and this.follower() is not None:
             return _with_the_daemon(this, as_json=as_json)
         found = [
             change.as_json()
@@ -38,8 +38,7 @@ def diff(policies: str | None, state: str | None, old: str, new: str, *, as_json
     except (SettingsRefused, PolicyErrors) as error:
         return refused(error, as_json=as_json)
     except _NoSuchState as error:
-        print(error, file=sys.stderr)
-        return exits.USAGE
+        return wrong(error, as_json=as_json)
     except (NoAnswer, Refused) as error:
         return failed(error, as_json=as_json)
     return _show({"changes": found, "pending_restart": [], "shadowed": []}, as_json=as_json)

@@ -11,7 +11,7 @@ from mlxd.cli import exits
 from mlxd.cli.admin import Refused
 from mlxd.cli.client import NoAnswer
 from mlxd.cli.policy.diff import line_of
-from mlxd.cli.policy.here import Here, errors_json, failed, here, print_json, refused
+from mlxd.cli.policy.here import Here, errors_json, failed, here, print_json, refused, wrong
 from mlxd.policy.diff import changes
 from mlxd.policy.explain import newly_hidden
 from mlxd.policy.files import bytes_of, read
@@ -39,7 +39,7 @@ def plan(
         this = here(policies, state)
         edited = _edited([Path(file) for file in files])
         wanted = [_setting(one) for one in settings]
-        daemon = this.daemon()
+        daemon = this.follower()
         if daemon is None:
             report = _without_daemon(this, edited, wanted)
         else:
@@ -48,8 +48,7 @@ def plan(
     except SettingsRefused as error:
         return refused(error, as_json=as_json)
     except _Wrong as error:
-        print(f"mlxd: {error}", file=sys.stderr)
-        return exits.USAGE
+        return wrong(error, as_json=as_json)
     except (NoAnswer, Refused) as error:
         return failed(error, as_json=as_json)
     return _show(report, as_json=as_json)
@@ -58,7 +57,7 @@ def plan(
 def _without_daemon(
     this: Here, edited: Mapping[str, str], wanted: Sequence[tuple[str, str, str]]
 ) -> Json:
-    """No daemon runs: the files as they are against the files as they would be."""
+    """No daemon runs with them: the files as they are against the files as they would be."""
     present = read(this.folder)
     put = {name: text.encode("utf-8", "surrogateescape") for name, text in edited.items()}
     overrides = [*(Override(*one, yaml=True) for one in wanted), *this.overrides]
@@ -72,7 +71,7 @@ def _without_daemon(
         "valid": True,
         "errors": [],
         "changes": [change.as_json() for change in found],
-        "effects": ["no daemon runs: this is what the next start would do"],
+        "effects": ["no daemon runs with these files: this is what a start with them would do"],
         "shadowed": newly_hidden(old, new),
         "warnings": new.warnings(),
     }
