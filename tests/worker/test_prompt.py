@@ -82,6 +82,27 @@ def test_they_are_looked_for_where_the_client_named_no_stop_string(qwen: Reader)
     assert (answer.stopped, said) == ("<|fim_pad|>", [])
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (GenerationRequest(model="m", text="a"), " b"),
+        (GenerationRequest(model="m", token_ids=(1,)), " b"),
+        (GenerationRequest(model="m", text="a", suffix="b"), " b"),
+        (GenerationRequest(model="m", messages=USER, continue_last=True), " b"),
+        (GenerationRequest(model="m", messages=USER), "b"),
+    ],
+)
+def test_a_space_is_dropped_where_an_answer_begins_and_not_where_a_text_goes_on(
+    qwen: Reader, asked: GenerationRequest, said: str
+) -> None:
+    job = Job(1, asked, Sampling(), [1], 9, False, StopStrings(()))
+    answer = Maker(Detokenizers(qwen.tokenizer), Markup(qwen.tokenizer), 512)._answer(job)
+    pieces: list[Any] = []
+    for token in qwen.tokenizer.encode(" b", add_special_tokens=False):
+        answer.take(token, None, pieces)
+    assert "".join(piece.text for piece in pieces) == said
+
+
 def test_a_model_without_marks_says_so(tmp_path: Path) -> None:
     reader = Reader(tmp_path)
     with pytest.raises(Refusal, match="m does not support insert") as caught:
