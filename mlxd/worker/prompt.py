@@ -249,7 +249,7 @@ class Prompter:
         for name in request.template_options:
             if name in _RESERVED:
                 raise Refusal(f"{name} is not an option of the chat template", param=name)
-        return {**_thinking(request.think), **request.template_options}
+        return {**request.template_options, **_thinking(request.think)}
 
     def _reasoning(self, tokens: list[int]) -> bool:
         if not self._tokenizer.has_thinking or not tokens:

@@ -127,6 +127,16 @@ def test_the_start_of_a_text_is_not_said_twice(tmp_path: Path) -> None:
     reader.prompter._templates.close()
 
 
+@pytest.mark.parametrize(("think", "said"), [("low", "True low"), (False, "False"), (None, "off")])
+def test_what_the_client_says_of_thinking_goes_before_its_options(
+    qwen: Reader, think: bool | str | None, said: str
+) -> None:
+    template = "{{ enable_thinking }} {{ reasoning_effort }}"
+    options = {"enable_thinking": think is False if think is not None else "off"}
+    shown = qwen.text(messages=USER, think=think, template=template, template_options=options)
+    assert shown.strip() == said
+
+
 def test_a_clients_template_is_in_place_of_the_models(qwen: Reader) -> None:
     template = "{{ eos_token }}|{{ messages[0].content }}|{{ add_generation_prompt }}|{{ think }}"
     options = {"think": "x"}
