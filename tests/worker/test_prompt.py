@@ -18,7 +18,13 @@ from mlxd.worker.prompt import Prompter
 from mlxd.worker.refusal import Refusal
 from mlxd.worker.room import Room
 from mlxd.worker.stops import StopStrings
-from tests.support.model_maker import Shape, _write_tokenizer
+from tests.support.model_maker import (
+    CHAT_TEMPLATE,
+    THINKING,
+    TOOL_TEMPLATE,
+    Shape,
+    _write_tokenizer,
+)
 
 pytestmark = pytest.mark.mlx
 
@@ -26,13 +32,17 @@ ROOM = Room(4096, 4096)
 QWEN = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>")
 SEED = ("<[fim-prefix]>", "<[fim-suffix]>", "<[fim-middle]>")
 USER = (Message("user", "hi"),)
+THINK = 510
+"""The mark of a think block, in a tokenizer that has it."""
 
 
 class Reader:
     """A prompter, and how its tokens read."""
 
-    def __init__(self, folder: Path, *markers: str, **config: Any) -> None:
-        _write_tokenizer(folder, Shape(markers=markers))
+    def __init__(
+        self, folder: Path, *markers: str, template: str = CHAT_TEMPLATE, **config: Any
+    ) -> None:
+        _write_tokenizer(folder, Shape(markers=markers, template=template))
         self.tokenizer = mlx_lm.utils.load_tokenizer(folder, config)
         self.prompter = Prompter(self.tokenizer)
 
@@ -135,6 +145,38 @@ def test_what_the_client_says_of_thinking_goes_before_its_options(
     options = {"enable_thinking": think is False if think is not None else "off"}
     shown = qwen.text(messages=USER, think=think, template=template, template_options=options)
     assert shown.strip() == said
+
+
+ASKS = (Message("user", "What is <think> for?"),)
+OPEN, SHUT = "<think>\nso", "<think>so</think>4"
+
+
+@pytest.mark.parametrize(
+    ("asked", "inside"),
+    [
+        ({"messages": USER, "think": True}, True),
+        ({"messages": USER}, False),
+        ({"messages": ASKS, "think": True}, True),
+        ({"messages": ASKS}, False),
+        ({"messages": (*USER, Message("assistant", OPEN), *USER)}, False),
+        ({"messages": USER, "tools": ({"description": "<think>"},)}, False),
+        ({"messages": USER, "context": (THINK, 5)}, False),
+        ({"messages": (*USER, Message("assistant", OPEN)), "continue_last": True}, True),
+        ({"messages": (*USER, Message("assistant", SHUT)), "continue_last": True}, False),
+        ({"messages": (*ASKS, Message("assistant", "It")), "continue_last": True}, False),
+        ({"text": "a<think>b"}, True),
+    ],
+)
+def test_an_answer_begins_amid_thinking_where_that_was_opened_and_not_spoken_of(
+    tmp_path: Path, asked: dict[str, Any], inside: bool
+) -> None:
+    reader = Reader(tmp_path, *THINKING, template=TOOL_TEMPLATE)
+    assert reader.tokenizer.convert_tokens_to_ids("<think>") == THINK
+    fields: dict[str, Any] = {"model": "m", "think": False} | asked
+    request = GenerationRequest(**fields)
+    rendered = reader.prompter.render(request, ROOM)
+    assert rendered.reasoning == inside
+    assert reader.prompter.rendered(rendered.tokens, request).reasoning == inside
 
 
 def test_a_clients_template_is_in_place_of_the_models(qwen: Reader) -> None:
