@@ -92,6 +92,15 @@ def test_they_are_looked_for_where_the_client_named_no_stop_string(qwen: Reader)
     assert (answer.stopped, said) == ("<|fim_pad|>", [])
 
 
+def test_the_space_within_a_mark_is_none_of_the_text(tmp_path: Path) -> None:
+    """As Code Llama's have it: read as text they begin with one."""
+    reader = Reader(tmp_path, "▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>")
+    ends = reader.prompter.ends(GenerationRequest(model="m", text="a", suffix="b"))
+    for pieces in (["return 1 <EOT>"], ["return 1", " ", "<EO", "T>"], ["return 1", "<EOT>"]):
+        stops = StopStrings(ends)
+        assert "".join(map(stops.feed, pieces)) == "return 1"
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
