@@ -72,6 +72,17 @@ class _Exchange(Generate):
         body = read
         return await in_thread(lambda: parse(body, earlier=_earlier(before, answers, ids, budget)))
 
+    async def _whole(
+        self,
+        call: Call,
+        completions: Sequence[Completion],
+        request: web.BaseRequest,
+        policies: PolicySet,
+    ) -> web.StreamResponse:
+        answer = await super()._whole(call, completions, request, policies)
+        self._keeping.keep_rendered()
+        return answer
+
     def _previous(self, id: str, policies: PolicySet) -> Kept:
         kept = self._parts.archive.get(id, self._owner)
         if kept is None:
@@ -97,6 +108,8 @@ class _Keeping:
         self.render_error = codec.render_error
         self.before: Kept | None = None
         """What this one goes on from."""
+        self._rendered: Kept | None = None
+        """Made wherever it was rendered, which may be another thread than the archive's."""
         self._codec = codec
         self._archive = archive
         self._owner = owner
@@ -106,14 +119,24 @@ class _Keeping:
 
     def render(self, call: Call, completions: Sequence[Completion], now: float) -> Json:
         whole = self._codec.render(call, completions, now)
-        self._keep(call, whole)
+        self._rendered = self._kept(call, whole)
         return whole
 
+    def keep_rendered(self) -> None:
+        """What `render` has made, where it is to be kept."""
+        if self._rendered is not None:
+            self._archive.keep(self._rendered)
+
     def _keep(self, call: Call, whole: Json) -> None:
+        kept = self._kept(call, whole)
+        if kept is not None:
+            self._archive.keep(kept)
+
+    def _kept(self, call: Call, whole: Json) -> Kept | None:
         if not call.about["settings"]["store"]:
-            return
+            return None
         response, said = to_json(whole), to_json(call.about["items"])
-        self._archive.keep(Kept(whole["id"], self._owner, response, said, self.before))
+        return Kept(whole["id"], self._owner, response, said, self.before)
 
 
 class _KeptStream:

@@ -112,7 +112,8 @@ class Checks:
             return self.prompter.render(generate.request, room, written), []
         prompt, earlier = _begun(generate.resume)
         self._check_ids(earlier, "resume")
-        return replace(self.prompter.rendered(prompt), text=generate.request.text), earlier
+        rendered = self.prompter.rendered(prompt, generate.request)
+        return replace(rendered, text=generate.request.text), earlier
 
     def _outline(self, request: GenerationRequest, rendered: Rendered, ids: bytes) -> Outline:
         if self.outlines is None or request.want != "answer" or not self.keeps():

@@ -26,7 +26,10 @@ class Infill:
         """What of an answer's text says that the gap is full."""
         names = [*ENDS, *(self.marks.names if self.marks is not None else ())]
         found = [name for name in names if self._id(name) is not None]
-        texts = (text for name in found for text in (name, name.replace("▁", " ").strip()))
+        texts: list[str] = []
+        for name in found:
+            read = name.replace("▁", " ")
+            texts += (name, read, read.strip())
         return tuple(dict.fromkeys(texts))
 
     def around(self, marks: Marks, before: list[int], behind: list[int]) -> list[int]:

@@ -9,6 +9,10 @@ from mlxd.core.request import CalledTool, Json
 from mlxd.ipc.messages import Call, Output, Unsendable, encode
 
 Part = tuple[Literal["text", "reasoning"], str] | CalledTool
+_MOST_LEVELS = 128
+"""Objects and arrays in each other. Thousands would end whoever walks through them, here or behind
+the socket; a client that sends a call back may nest no more than `server.http.json.max_depth`.
+"""
 
 
 def call_of(parsed: Any) -> CalledTool | None:
@@ -20,20 +24,32 @@ def call_of(parsed: Any) -> CalledTool | None:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         return None
-    return CalledTool(name, arguments) if _sendable(name, arguments) else None
+    return _sendable(name, arguments)
 
 
-def _sendable(name: str, arguments: Json) -> bool:
+def _sendable(name: str, arguments: Json) -> CalledTool | None:
     """JSON can hold what a message cannot: integers without end, halves of surrogate pairs; and
-    Python what JSON cannot: numbers that are infinite.
+    Python what JSON cannot: numbers that are infinite, keys that are no text.
     """
+    if _is_deep(arguments):
+        return None
     try:
+        arguments = json.loads(json.dumps(arguments, allow_nan=False))
         encode(Output(0, [Call(0, name, arguments)]))
-        json.dumps(arguments, allow_nan=False)
     except (Unsendable, TypeError, ValueError):
-        return False
+        return None
+    return CalledTool(name, arguments)
+
+
+def _is_deep(arguments: Json) -> bool:
+    level: list[Any] = [arguments]
+    for _ in range(_MOST_LEVELS):
+        values = [v for each in level for v in (each.values() if isinstance(each, dict) else each)]
+        level = [value for value in values if isinstance(value, dict | list | tuple)]
+        if not level:
+            return False
     return True

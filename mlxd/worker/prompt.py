@@ -26,6 +26,8 @@ _RESERVED = {
     *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters,
 } - {"documents"}
 """Names that would steer the tokenizer instead of its template."""
+_MOST_BLANKS = 16
+"""Tokens of white space that a template writes behind the mark of a think block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class Prompter:
             tokens = self._going_on(request.context, turns)
         else:
             text, tokens = self._conversation(request, room, written)
-        return replace(self.rendered(tokens), text=text)
+        return replace(self.rendered(tokens, request), text=text)
 
     def text_of(self, rendered: Rendered) -> str:
         """How a prompt reads, special tokens included."""
@@ -91,9 +93,9 @@ class Prompter:
         text: str = self._tokenizer.decode(rendered.tokens, clean_up_tokenization_spaces=False)
         return text
 
-    def rendered(self, tokens: list[int]) -> Rendered:
-        """A prompt that another worker has rendered."""
-        return Rendered(tokens, self._reasoning(tokens))
+    def rendered(self, tokens: list[int], request: GenerationRequest) -> Rendered:
+        """A request's prompt, which another worker may have rendered."""
+        return Rendered(tokens, self._reasoning(tokens, request))
 
     def ends(self, request: GenerationRequest) -> tuple[str, ...]:
         """Beside the request's own stop strings, what ends its answer."""
@@ -191,7 +193,7 @@ class Prompter:
             thinking = self._tokenizer.has_thinking
             opened = thinking and prompt.rstrip().endswith(self._tokenizer.think_start)
         else:
-            opened = self._reasoning(prompt)
+            opened = self._just_opened(prompt)
         closing = f"{self._tokenizer.think_end}\n\n" if opened else ""
         text: str = closing + last["content"]
         if isinstance(prompt, str):
@@ -249,14 +251,38 @@ class Prompter:
         for name in request.template_options:
             if name in _RESERVED:
                 raise Refusal(f"{name} is not an option of the chat template", param=name)
-        return {**_thinking(request.think), **request.template_options}
+        return {**request.template_options, **_thinking(request.think)}
 
-    def _reasoning(self, tokens: list[int]) -> bool:
-        if not self._tokenizer.has_thinking or not tokens:
+    def _reasoning(self, tokens: list[int], request: GenerationRequest) -> bool:
+        """Whether a prompt ends inside a think block. One that a turn speaks of, or an earlier
+        exchange was cut in, is not open any more where the answer begins.
+        """
+        behind = self._behind_think_start(tokens)
+        if behind is None:
             return False
+        if request.messages is None or self._just_opened(tokens):
+            return True
+        if request.continue_last:
+            opens, closes = self._tokenizer.think_start, self._tokenizer.think_end
+            _, opened, rest = request.messages[-1].content.rpartition(opens)
+            if opened:
+                return closes not in rest
+        told = repr((request.messages, request.tools, request.template_options))
+        return not request.context and self._tokenizer.think_start not in told
+
+    def _just_opened(self, tokens: list[int]) -> bool:
+        behind = self._behind_think_start(tokens)
+        if behind is None or len(behind) > _MOST_BLANKS:
+            return False
+        return not self._tokenizer.decode(behind).strip()
+
+    def _behind_think_start(self, tokens: list[int]) -> list[int] | None:
+        """The tokens behind the last think block's mark; None where it is closed, or was none."""
+        if not self._tokenizer.has_thinking or not tokens:
+            return None
         start: int = self._tokenizer.rfind_think_start(tokens)
         end: int = self._tokenizer.rfind_think_end(tokens)
-        return start > end
+        return tokens[start + len(self._tokenizer.think_start_tokens) :] if start > end else None
 
 
 def _thinking(think: bool | str | None) -> dict[str, Any]:

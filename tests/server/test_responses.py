@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from aiohttp.web import BaseRequest, RequestKey
 
-from mlxd.control.archive import Archive
+from mlxd.control.archive import Archive, Kept
 from mlxd.control.stories import Stories
 from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock
@@ -114,6 +115,23 @@ async def test_what_is_kept_is_what_was_answered() -> None:
     assert json.loads(kept.response) == whole
     (item,) = json.loads(kept.said)
     assert item["content"] == [{"type": "input_text", "text": "hi"}]
+
+
+async def test_one_with_log_probabilities_is_kept_by_the_thread_that_all_others_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is rendered by another one, and an archive has no lock."""
+    machine, kept_by = Machine(), list[int]()
+    keep = machine.archive.keep
+
+    def noted(kept: Kept) -> None:
+        kept_by.append(threading.get_ident())
+        keep(kept)
+
+    monkeypatch.setattr(machine.archive, "keep", noted)
+    whole = await machine.ask(include=["message.output_text.logprobs"])
+    assert kept_by == [threading.get_ident()]
+    assert machine.archive.get(whole["id"], "127.0.0.1") is not None
 
 
 async def test_it_is_kept_before_its_last_event_goes_out() -> None:

@@ -90,9 +90,10 @@ def test_numbers_are_the_nearest_that_a_message_holds():
     assert reader.malformed == 0
 
 
-def test_a_call_that_no_message_holds_is_text_and_counted():
+@pytest.mark.parametrize("value", ['"\\ud800"', "[" * 900 + "]" * 900, "[" * 9999 + "]" * 9999])
+def test_a_call_that_no_message_holds_is_text_and_counted(value):
     reader = held(calls=True)
-    said = '{"name": "f", "arguments": {"a": "\\ud800"}}'
+    said = f'{{"name": "f", "arguments": {{"a": {value}}}}}'
     assert read(reader, said, 3) == [("text", said)]
     assert reader.malformed == 1
 

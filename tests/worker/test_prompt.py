@@ -18,7 +18,13 @@ from mlxd.worker.prompt import Prompter
 from mlxd.worker.refusal import Refusal
 from mlxd.worker.room import Room
 from mlxd.worker.stops import StopStrings
-from tests.support.model_maker import Shape, _write_tokenizer
+from tests.support.model_maker import (
+    CHAT_TEMPLATE,
+    THINKING,
+    TOOL_TEMPLATE,
+    Shape,
+    _write_tokenizer,
+)
 
 pytestmark = pytest.mark.mlx
 
@@ -26,13 +32,17 @@ ROOM = Room(4096, 4096)
 QWEN = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>")
 SEED = ("<[fim-prefix]>", "<[fim-suffix]>", "<[fim-middle]>")
 USER = (Message("user", "hi"),)
+THINK = 510
+"""The mark of a think block, in a tokenizer that has it."""
 
 
 class Reader:
     """A prompter, and how its tokens read."""
 
-    def __init__(self, folder: Path, *markers: str, **config: Any) -> None:
-        _write_tokenizer(folder, Shape(markers=markers))
+    def __init__(
+        self, folder: Path, *markers: str, template: str = CHAT_TEMPLATE, **config: Any
+    ) -> None:
+        _write_tokenizer(folder, Shape(markers=markers, template=template))
         self.tokenizer = mlx_lm.utils.load_tokenizer(folder, config)
         self.prompter = Prompter(self.tokenizer)
 
@@ -82,6 +92,36 @@ def test_they_are_looked_for_where_the_client_named_no_stop_string(qwen: Reader)
     assert (answer.stopped, said) == ("<|fim_pad|>", [])
 
 
+def test_the_space_within_a_mark_is_none_of_the_text(tmp_path: Path) -> None:
+    """As Code Llama's have it: read as text they begin with one."""
+    reader = Reader(tmp_path, "▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>")
+    ends = reader.prompter.ends(GenerationRequest(model="m", text="a", suffix="b"))
+    for pieces in (["return 1 <EOT>"], ["return 1", " ", "<EO", "T>"], ["return 1", "<EOT>"]):
+        stops = StopStrings(ends)
+        assert "".join(map(stops.feed, pieces)) == "return 1"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (GenerationRequest(model="m", text="a"), " b"),
+        (GenerationRequest(model="m", token_ids=(1,)), " b"),
+        (GenerationRequest(model="m", text="a", suffix="b"), " b"),
+        (GenerationRequest(model="m", messages=USER, continue_last=True), " b"),
+        (GenerationRequest(model="m", messages=USER), "b"),
+    ],
+)
+def test_a_space_is_dropped_where_an_answer_begins_and_not_where_a_text_goes_on(
+    qwen: Reader, asked: GenerationRequest, said: str
+) -> None:
+    job = Job(1, asked, Sampling(), [1], 9, False, StopStrings(()))
+    answer = Maker(Detokenizers(qwen.tokenizer), Markup(qwen.tokenizer), 512)._answer(job)
+    pieces: list[Any] = []
+    for token in qwen.tokenizer.encode(" b", add_special_tokens=False):
+        answer.take(token, None, pieces)
+    assert "".join(piece.text for piece in pieces) == said
+
+
 def test_a_model_without_marks_says_so(tmp_path: Path) -> None:
     reader = Reader(tmp_path)
     with pytest.raises(Refusal, match="m does not support insert") as caught:
@@ -104,6 +144,48 @@ def test_the_start_of_a_text_is_not_said_twice(tmp_path: Path) -> None:
     assert alone[0] == bos
     assert bos not in reader.tokens(messages=USER, template=template, context=(5,))
     reader.prompter._templates.close()
+
+
+@pytest.mark.parametrize(("think", "said"), [("low", "True low"), (False, "False"), (None, "off")])
+def test_what_the_client_says_of_thinking_goes_before_its_options(
+    qwen: Reader, think: bool | str | None, said: str
+) -> None:
+    template = "{{ enable_thinking }} {{ reasoning_effort }}"
+    options = {"enable_thinking": think is False if think is not None else "off"}
+    shown = qwen.text(messages=USER, think=think, template=template, template_options=options)
+    assert shown.strip() == said
+
+
+ASKS = (Message("user", "What is <think> for?"),)
+OPEN, SHUT = "<think>\nso", "<think>so</think>4"
+
+
+@pytest.mark.parametrize(
+    ("asked", "inside"),
+    [
+        ({"messages": USER, "think": True}, True),
+        ({"messages": USER}, False),
+        ({"messages": ASKS, "think": True}, True),
+        ({"messages": ASKS}, False),
+        ({"messages": (*USER, Message("assistant", OPEN), *USER)}, False),
+        ({"messages": USER, "tools": ({"description": "<think>"},)}, False),
+        ({"messages": USER, "context": (THINK, 5)}, False),
+        ({"messages": (*USER, Message("assistant", OPEN)), "continue_last": True}, True),
+        ({"messages": (*USER, Message("assistant", SHUT)), "continue_last": True}, False),
+        ({"messages": (*ASKS, Message("assistant", "It")), "continue_last": True}, False),
+        ({"text": "a<think>b"}, True),
+    ],
+)
+def test_an_answer_begins_amid_thinking_where_that_was_opened_and_not_spoken_of(
+    tmp_path: Path, asked: dict[str, Any], inside: bool
+) -> None:
+    reader = Reader(tmp_path, *THINKING, template=TOOL_TEMPLATE)
+    assert reader.tokenizer.convert_tokens_to_ids("<think>") == THINK
+    fields: dict[str, Any] = {"model": "m", "think": False} | asked
+    request = GenerationRequest(**fields)
+    rendered = reader.prompter.render(request, ROOM)
+    assert rendered.reasoning == inside
+    assert reader.prompter.rendered(rendered.tokens, request).reasoning == inside
 
 
 def test_a_clients_template_is_in_place_of_the_models(qwen: Reader) -> None:

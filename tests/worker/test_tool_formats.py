@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 import random
 from types import SimpleNamespace
@@ -146,3 +147,19 @@ def test_a_call_cut_by_a_length_limit_is_said_as_it_stands(format):
         else:
             assert parts == [("text", text[:length])]
         assert malformed == 0
+
+
+@pytest.mark.parametrize("levels", [150, 9999])
+def test_a_call_that_nests_without_end_is_said_as_it_stands(levels):
+    """Arguments may be JSON in a string, which no parser has looked into."""
+    arguments = json.dumps('{"a": ' * levels + "1" + "}" * levels)
+    text = f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>'
+    assert parts_of(markup_of("json_tools"), [text]) == ([("text", text)], 1)
+
+
+def test_keys_that_are_no_text_become_what_json_has_in_their_place():
+    """Whoever reads them behind the socket knows no others."""
+    markup = markup_of("pythonic")
+    start, end = markup._tokenizer.tool_call_start, markup._tokenizer.tool_call_end
+    parts, _ = parts_of(markup, [f"{start}[f(a={{None: 1, True: (2, 3), 4: 5}})]{end}"])
+    assert parts == [CalledTool("f", {"a": {"null": 1, "true": [2, 3], "4": 5}})]

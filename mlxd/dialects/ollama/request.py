@@ -20,6 +20,7 @@ from mlxd.dialects.standing import priority, user
 ROLES = ("system", "user", "assistant", "tool")
 EFFORTS = ("low", "medium", "high", "max")
 MOST_LOGPROBS = 20
+_OF_FUNCTIONS = ("name", "description", "parameters")
 
 
 def parse_generate(body: Json, *, id: str, now: float) -> Call:
@@ -154,7 +155,14 @@ def _tool(fields: Fields) -> Json:
     _name(function)
     function.text("description")
     function.mapping("parameters")
-    return {"type": "function", "function": fields.get("function")}
+    return {"type": "function", "function": _spelled(fields.mapping("function") or {})}
+
+
+def _spelled(function: Json) -> Json:
+    """As templates look for it: a client may write its fields in any case."""
+    names = {name.lower(): name for name in function} | {name: name for name in function}
+    meant = {names[name]: name for name in _OF_FUNCTIONS if name in names}
+    return {meant.get(name, name): value for name, value in function.items()}
 
 
 def _name(function: Fields) -> str:

@@ -16,6 +16,10 @@ from mlxd.dialects.openai.formats import with_format
 from mlxd.dialects.standing import priority_or_tier, user
 
 FALLBACK = Sampling(temperature=1.0, top_p=1.0)
+_ALL_SO_FAR = replace(FALLBACK, repeat_last_n=-1)
+"""Where a client asks for penalties: here they look at the whole answer, and vLLM's at the prompt,
+too, and not at the last tokens alone.
+"""
 
 TOKEN_ID = re.compile(r"-?[0-9]{1,10}", re.ASCII)
 LARGEST_TOKEN_ID = 2**31 - 1
@@ -36,13 +40,14 @@ def read_request(body: dict[str, Any]) -> tuple[Fields, GenerationRequest]:
     model = fields.text("model")
     if not model:
         raise InvalidRequest("you must provide a model parameter", param="model")
+    sampling = _sampling(fields)
     request = GenerationRequest(
         model=model,
         min_tokens=fields.integer("min_tokens", low=0) or 0,
         ignore_eos=fields.flag("ignore_eos") or False,
         stop=_stop(fields),
-        sampling=_sampling(fields),
-        fallback=FALLBACK,
+        sampling=sampling,
+        fallback=_ALL_SO_FAR if _penalises(sampling) else FALLBACK,
         keep_alive=keep_alive(fields),
         priority=priority_or_tier(fields),
         user=user(fields, "safety_identifier", "user"),
@@ -87,6 +92,11 @@ def _sampling(fields: Fields) -> Sampling:
         logit_bias=_logit_bias(fields),
         seed=None if seed is None else seed & LARGEST_SEED,
     )
+
+
+def _penalises(sampling: Sampling) -> bool:
+    repeats = sampling.repeat_penalty not in (None, 1.0)
+    return bool(sampling.presence_penalty or sampling.frequency_penalty or repeats)
 
 
 def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...] | None:

@@ -130,6 +130,16 @@ def test_names_match_in_any_case() -> None:
     assert call.request.keep_alive == math.inf
 
 
+def test_templates_find_a_tool_whose_names_are_in_any_case() -> None:
+    function = {"Name": "f", "DESCRIPTION": "d", "Parameters": {"type": "object"}, "isPure": True}
+    call = chat({"role": "user"}, Tools=[{"Type": "function", "Function": function}])
+    meant = {"name": "f", "description": "d", "parameters": {"type": "object"}, "isPure": True}
+    assert call.request.tools == ({"type": "function", "function": meant},)
+    assert list(call.request.tools[0]["function"]) == list(meant)
+    twice = chat({"role": "user"}, tools=[{"function": {"name": "g", "NAME": "f"}}]).request.tools
+    assert twice[0]["function"]["name"] == "g"
+
+
 def test_null_is_absent_everywhere() -> None:
     names = ("prompt", "suffix", "system", "template", "context", "stream", "raw", "format")
     more = (

@@ -225,6 +225,12 @@ def test_thinking(body: dict[str, Any], think: bool | str | None) -> None:
     assert parse(**body).think == think
 
 
+@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty", "repetition_penalty"])
+def test_penalties_look_at_all_of_the_answer(name: str) -> None:
+    assert parse(**{name: 1.5}).fallback.repeat_last_n == -1
+    assert parse(presence_penalty=0, repetition_penalty=1).fallback.repeat_last_n is None
+
+
 def test_template_options_pass() -> None:
     assert parse(chat_template_kwargs={"style": "x"}).template_options == {"style": "x"}
 

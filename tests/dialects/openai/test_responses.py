@@ -148,6 +148,22 @@ def test_words_after_a_call_are_a_turn_of_their_own() -> None:
     assert [message.content for message in messages(USER, CALL, said)] == ["hi", "", "so"]
 
 
+@pytest.mark.parametrize(
+    "between",
+    [
+        {"role": "assistant", "content": "\n"},
+        {"role": "assistant", "content": ""},
+        {"type": "reasoning", "summary": []},
+        {"type": "reasoning", "summary": [], "encrypted_content": "of another service"},
+    ],
+)
+def test_what_says_nothing_parts_no_calls(between: Json) -> None:
+    more = {"type": "function_call", "call_id": "c2", "name": "g", "arguments": ""}
+    done = OUTPUT | {"call_id": "c2"}
+    found = messages(USER, CALL, between, more, OUTPUT, done)
+    assert [len(message.tool_calls) for message in found] == [0, 2, 0, 0]
+
+
 @pytest.mark.parametrize("kind", ["web_search_call", "mcp_list_tools", "compaction"])
 def test_what_another_service_did_is_passed_over(kind: str) -> None:
     there = {"type": kind, "id": "x_1", "status": "completed", "action": {"type": "search"}}

@@ -109,6 +109,44 @@ def test_text_after_a_call_is_a_message_of_its_own() -> None:
     assert len({item.id for item in output}) == 3
 
 
+def test_white_space_is_no_message_and_parts_no_calls() -> None:
+    """Models write line breaks between their calls; read again, those are still one turn's."""
+    events = told(
+        *(
+            ReasoningDelta("hm"),
+            TextDelta("\n"),
+            TextDelta("\n"),
+            PARIS,
+            TextDelta("\n"),
+            PARIS,
+            STOP,
+        )
+    )
+    thought, *calls = folded(events).output
+    assert thought.type == "reasoning"
+    assert [call.type for call in calls] == ["function_call", "function_call"]
+    items = [call.to_dict() for call in calls]
+    given = [
+        {"type": "function_call_output", "call_id": i["call_id"], "output": "x"} for i in items
+    ]
+    again = CODEC.parse(BODY | {"input": [*items, *given]}, id="abc", now=0.0).request
+    assert [len(turn.tool_calls) for turn in again.messages or ()] == [2, 0, 0]
+
+
+def test_white_space_comes_with_what_follows_it() -> None:
+    scored = TokenLogprob(" ", b" ", -1.0)
+    logprobs = {"include": ["message.output_text.logprobs"]}
+    for text in (["\n", " a"], ["\n ", "", "a"], [" ", "\n"]):
+        pieces = [TextDelta(piece, (scored,)) for piece in text]
+        response = folded(told(*pieces, STOP, **logprobs))
+        assert response.output_text == "".join(text)
+        (message,) = response.output
+        assert message.type == "message"
+        (part,) = message.content
+        assert part.type == "output_text"
+        assert len(part.logprobs or ()) == len(text)
+
+
 def test_a_response_says_again_what_was_asked() -> None:
     tool = {"type": "function", "name": "look", "parameters": {"type": "object"}, "strict": True}
     last = told(

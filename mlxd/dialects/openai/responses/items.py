@@ -180,15 +180,19 @@ class ItemReader(MessageReader):
         self.tools += tools
         return {"type": "additional_tools", "role": "developer", "tools": tools}
 
-    # -- the model's turn
+    # -- the model's turn, which nothing that says nothing ends
 
     def _think(self, text: str) -> None:
+        if not text.strip():
+            return
         if self._turn is not None and self._turn.spoke:
             self._end_turn()
         self._going_on().thoughts.append(text)
 
     def _say(self, text: str) -> None:
         if self._turn is not None and self._turn.calls:
+            if not text.strip():
+                return
             self._end_turn()
         self._going_on().texts.append(text)
 

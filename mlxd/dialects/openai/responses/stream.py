@@ -38,6 +38,10 @@ class ResponsesEncoder:
         self._growing: Said | Thought | None = None
         self._early: list[Json] = []
         """Log-probabilities of text that is held back: they go with the next piece."""
+        self._blank = ""
+        """White space, which opens a message only together with what follows it: between two calls
+        it would make two turns of one.
+        """
         self.whole: Json | None = None
         """The response, once it is finished."""
 
@@ -69,23 +73,25 @@ class ResponsesEncoder:
     def _said(self, delta: TextDelta) -> list[bytes]:
         told: list[bytes] = []
         logprobs = self._early + self._entries(delta.logprobs)
-        growing = self._growing
+        growing, text = self._growing, delta.text
         if not isinstance(growing, Said):
-            if not delta.text:
-                self._early = logprobs
+            text = self._blank + text
+            if not text or text.isspace():
+                self._early, self._blank = logprobs, text
                 return told
             growing = Said(self._call.id, self._next_index())
             told = self._grow(growing)
-        self._early = []
+        self._early, self._blank = [], ""
         if logprobs:
-            return [*told, self._event(*growing.add_scored(delta.text, logprobs))]
-        return [*told, self._piece(growing, delta.text)] if delta.text else told
+            return [*told, self._event(*growing.add_scored(text, logprobs))]
+        return [*told, self._piece(growing, text)] if text else told
 
     def _thought(self, delta: ReasoningDelta) -> list[bytes]:
         told: list[bytes] = []
         growing = self._growing
         if not delta.text:
             return told
+        self._blank = ""
         if not isinstance(growing, Thought):
             seals = self._call.about["sealed"]
             growing = Thought(self._call.id, self._next_index(), seals=seals)
@@ -93,6 +99,7 @@ class ResponsesEncoder:
         return [*told, self._piece(growing, delta.text)]
 
     def _called(self, event: ToolCall) -> list[bytes]:
+        self._blank = ""
         index = self._next_index()
         ended = self._end_item()
         item, field = called(event, self._offers.get(event.name), self._call.id, index)
@@ -104,7 +111,7 @@ class ResponsesEncoder:
         status = "incomplete" if cut else "completed"
         told: list[bytes] = []
         if self._growing is None and not self._output:
-            told = self._grow(Said(self._call.id, 0))
+            told = self._only_message()
         told = [*self._begin(), *told, *self._end_item(status)]
         whole = self._response(status, self._output) | {"usage": _usage(event)}
         if cut:
@@ -113,6 +120,14 @@ class ResponsesEncoder:
             whole["completed_at"] = int(now)
         self.whole = whole
         return [*told, self._event(f"response.{status}", {"response": whole})]
+
+    def _only_message(self) -> list[bytes]:
+        """Of an answer that says nothing, or nothing but white space."""
+        message, blank, logprobs = Said(self._call.id, 0), self._blank, self._early
+        told = self._grow(message)
+        if blank and logprobs:
+            return [*told, self._event(*message.add_scored(blank, logprobs))]
+        return [*told, self._piece(message, blank)] if blank else told
 
     def _begin(self) -> list[bytes]:
         """What comes before everything else; a start alone sends nothing."""
