@@ -190,6 +190,7 @@ def test_explain_never_ends_in_a_trace(run: Run, key: str) -> None:
         (["diff", "yesterday"], "expected running, disk, defaults or a generation's number"),
         (["diff", "7"], "generation 7 is not kept"),
         (["plan", "--set", "x"], "expected KEY=VALUE"),
+        (["schema", "limit"], "there is no policy file limit"),
         (["plan", "/nowhere/limits.yaml"], "cannot be read"),
     ],
 )
