@@ -106,7 +106,7 @@ def test_a_picture_on_request(run: Run, log: Path, tmp_path: Path) -> None:
         (["--traffic", "{tmp}/gone"], "gone: cannot be read: No such file"),
         (["--traffic", "{tmp}"], "there is no traffic.jsonl in this folder"),
         (["--traffic", "{tmp}/log.jsonl", "--expect", "{tmp}/gone"], "gone: cannot be read"),
-        (["--traffic", "{tmp}/log.jsonl", "--expect", "{tmp}/log.jsonl"], "log.jsonl:1"),
+        (["--traffic", "{tmp}/log.jsonl", "--expect", "{tmp}/log.jsonl"], "log.jsonl:2"),
         (["--traffic", "{tmp}/log.jsonl", "--baseline", "{tmp}/gone"], "gone"),
         (["--traffic", "{tmp}/log.jsonl", "--image", "day.png"], "expected a name that ends with"),
         (["--traffic", "{tmp}/log.jsonl", "--image", "{tmp}/no/day.svg"], "cannot be written"),

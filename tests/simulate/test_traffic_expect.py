@@ -71,7 +71,7 @@ def test_every_bound_of_every_objective_is_judged() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "expected a mapping, got nothing"),
+        ("", "the file is empty"),
         ("expect: []\n", "schema: expected mlxd-expect/v1, it is missing"),
         ("schema: mlxd-test/v1\nexpect: [{loads: '=0'}]\n", 'got "mlxd-test/v1"'),
         ("schema: mlxd-expect/v1\n", "missing: expected a list of objectives"),
@@ -94,3 +94,10 @@ def test_what_is_wrong_is_said_with_its_place(text: str, words: str) -> None:
         parse(text.encode(), "e.yaml")
     assert words in str(refused.value)
     assert str(refused.value).startswith("e.yaml")
+
+
+def test_of_what_is_no_yaml_nothing_else_is_said() -> None:
+    with pytest.raises(PolicyErrors) as refused:
+        parse(b"schema: [\n", "e.yaml")
+    (only,) = refused.value.errors
+    assert only.message.startswith("not valid YAML")

@@ -244,7 +244,9 @@ def _measured(figures: Figures, measure: str) -> float | None:
 
 
 def _objectives(reading: Reading) -> Iterator[Placed]:
-    data = reading.mapping(reading.document.data, ())
+    data = reading.document.data
+    if data is None:
+        return
     reading.known(data, ("schema", "expect"), ())
     if data.get("schema") != SCHEMA:
         found = f"got {got(data['schema'])}" if "schema" in data else "it is missing"
