@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from mlxd.core.models import canonical
 from mlxd.policy.origins import for_everybody
 from mlxd.policy.schema import Models, Policies
 from mlxd.policy.strict_yaml import Path
@@ -127,17 +128,24 @@ def _restarts(policies: Policies, written: Written) -> Iterator[Problem]:
 
 def _names(models: Models) -> Iterator[Problem]:
     """Every name that a client may send means one thing."""
-    taken = {name.casefold(): f"the model {name}" for name in models.models}
-    for name in models.chains:
-        if name.casefold() in taken:
-            yield Problem(("models", "chains", name), f"{taken[name.casefold()]} has this name")
-        taken[name.casefold()] = f"the chain {name}"
+    taken: dict[str, str] = {}
+    for kind, what, names in (
+        ("models", "the model", models.models), ("chains", "the chain", models.chains),
+    ):  # fmt: skip
+        for name in names:
+            if (key := canonical(name)) in taken:
+                yield Problem(("models", kind, name), f"{taken[key]} has this name")
+            taken[key] = f"{what} {name}"
     for model, settings in models.models.items():
+        own = {f"the model {model}", f"an alias of {model}"}
+        spelt = {model.casefold()}
         for index, alias in enumerate(settings.aliases):
-            if alias.casefold() in taken:
+            other = taken.get(canonical(alias))
+            if other is not None and (other not in own or alias.casefold() in spelt):
                 path: Path = ("models", "models", model, "aliases", index)
-                yield Problem(path, f"{taken[alias.casefold()]} has the name {alias} already")
-            taken[alias.casefold()] = f"an alias of {model}"
+                yield Problem(path, f"{other} has the name {alias} already")
+            taken[canonical(alias)] = f"an alias of {model}"
+            spelt.add(alias.casefold())
 
 
 def _listed_twice(policies: Policies) -> Iterator[Problem]:
@@ -166,8 +174,8 @@ def _drafts(models: Models) -> Iterator[Problem]:
     for name, settings in models.models.items():
         if settings.draft is None:
             continue
-        own = [known.casefold() for known in (name, *settings.aliases)]
-        if settings.draft.casefold() in own:
+        own = map(canonical, (name, *settings.aliases))
+        if canonical(settings.draft) in own:
             path: Path = ("models", "models", name, "draft")
             yield Problem(path, "expected another, smaller model, got this one")
 

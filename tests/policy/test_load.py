@@ -102,6 +102,11 @@ def test_names_that_older_yaml_guesses_at_are_names(folder: Path) -> None:
     assert load(folder).models.models["on"].aliases == ("yes", "017", "11:43")
 
 
+def test_a_model_may_have_its_own_name_without_latest_as_an_alias(folder: Path) -> None:
+    write(folder, "models", 'models:\n  "writer:latest": {aliases: [writer, author]}\n')
+    assert load(folder).models.models["writer:latest"].aliases == ("writer", "author")
+
+
 def test_errors_of_all_files_come_at_once(folder: Path) -> None:
     write(folder, "limits", "concurrency: {max_in_flight: 0}\n")
     write(folder, "server", "listen: {port: x}\n")
