@@ -10,10 +10,14 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
 
 from mlxd.core import aside, durable
 from mlxd.core.instance import ADDRESS, LOCK, PID, Address, pid_of
+
+_PATIENCE_SECONDS = 0.5
+_STEP_SECONDS = 0.01
 
 
 class AlreadyRunning(Exception):
@@ -37,12 +41,10 @@ class Claim:
         for name in (LOCK, PID, ADDRESS):
             aside.clear_for_file(self.state / name)
         self._lock = _opened(self.state / LOCK)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(self._lock):
             os.close(self._lock)
             self._lock = -1
-            raise AlreadyRunning(pid_of(self.state)) from None
+            raise AlreadyRunning(pid_of(self.state))
         durable.tidy(self.state)
         with contextlib.suppress(OSError):  # a full disk: the lock is what counts
             _write(self.state / PID, f"{os.getpid()}\n")
@@ -58,6 +60,20 @@ class Claim:
                 (self.state / name).unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = -1
+
+
+def _locked(lock: int) -> bool:
+    """A daemon holds it for good; a command that looks whether one does, for a moment."""
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(_STEP_SECONDS)
+        else:
+            return True
 
 
 def _opened(lock: Path) -> int:

@@ -1,3 +1,4 @@
+import fcntl
 import os
 import subprocess
 import sys
@@ -5,7 +6,7 @@ import sys
 import pytest
 
 from mlxd.core.claim import AlreadyRunning, Claim
-from mlxd.core.instance import Address, authority, is_claimed, pid_of, running
+from mlxd.core.instance import LOCK, Address, authority, is_claimed, pid_of, running
 
 
 def test_a_state_folder_is_claimed_once(tmp_path):
@@ -18,6 +19,21 @@ def test_a_state_folder_is_claimed_once(tmp_path):
     second = Claim(tmp_path / "state")
     second.take()
     second.release()
+
+
+def test_a_command_that_looks_at_that_moment_is_no_daemon(tmp_path, monkeypatch):
+    before = Claim(tmp_path)
+    before.take()
+    before.release()
+    looking = os.open(tmp_path / LOCK, os.O_RDWR)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    assert not is_claimed(tmp_path), "who else looks holds it no more than we"
+    monkeypatch.setattr("time.sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
+    claim = Claim(tmp_path)
+    claim.take()
+    assert is_claimed(tmp_path)
+    claim.release()
+    os.close(looking)
 
 
 def test_the_folder_is_private_and_says_where_the_daemon_is(tmp_path):
