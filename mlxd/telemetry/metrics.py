@@ -33,7 +33,8 @@ class Metrics:
         self.registry = CollectorRegistry(auto_describe=True)
         self._successful = self._gauge(
             "mlxd_policy_last_reload_successful",
-            "1 if the last attempt to put policies in force succeeded, else 0.",
+            "1 if the last attempt to put policies in force succeeded, else 0; a rollback that is"
+            " refused changes nothing.",
         )
         self._success_time = self._gauge(
             "mlxd_policy_last_reload_success_timestamp_seconds",
@@ -145,9 +146,12 @@ class Metrics:
         )
 
     def reloaded(self, *, result: str, trigger: str, seconds: float, at: float) -> None:
-        """Count one attempt; `at` in seconds since the epoch."""
+        """Count one attempt; `at` in seconds since the epoch. A rollback that is refused has left
+        the files as they were, and what is in force.
+        """
         self._reloads.labels(result, trigger).inc()
-        self._successful.set(0 if result == "refused" else 1)
+        if result != "refused" or trigger != "rollback":
+            self._successful.set(0 if result == "refused" else 1)
         if result != "refused":
             self._success_time.set(at)
         if result == "applied":

@@ -28,6 +28,15 @@ def test_a_refused_attempt_is_counted_and_leaves_the_time_of_the_last_success() 
     assert value(metrics, "mlxd_policy_last_reload_successful") == 1
 
 
+def test_a_rollback_that_is_refused_says_nothing_of_the_last_edit() -> None:
+    metrics = Metrics()
+    for result, successful in (("applied", 1), ("refused", 0)):
+        metrics.reloaded(result=result, trigger="watch", seconds=0.01, at=1000.0)
+        metrics.reloaded(result="refused", trigger="rollback", seconds=0.01, at=2000.0)
+        assert value(metrics, "mlxd_policy_last_reload_successful") == successful
+    assert value(metrics, "mlxd_policy_reloads_total", result="refused", trigger="rollback") == 2
+
+
 def test_one_hash_and_at_most_one_error_are_told() -> None:
     metrics = Metrics()
     metrics.policies("aa", "files")
