@@ -26,6 +26,7 @@ pytestmark = pytest.mark.mlx
 
 Json = dict[str, Any]
 SLOTS = "concurrency: {{max_in_flight: {}}}\nrate_limit: []\n"
+SLOT_KEY = "limits.concurrency.max_in_flight"
 UNASKED_SECONDS = RESCAN_SECONDS - 0.5
 """An edit that is told of is in force before the watcher looks by itself."""
 
@@ -175,6 +176,28 @@ def test_a_command_that_names_no_folder_means_the_daemons(running: Daemon) -> No
     folder = running.state.parent / "policies"
     assert call("check").stdout.startswith(f"{folder}: valid\n")
     assert "max_in_flight: 5 -> 4" in call("diff", "defaults").stdout
+
+
+def test_a_command_that_names_another_folder_means_its_files(
+    running: Daemon, tmp_path: Path
+) -> None:
+    """Not those of the daemon, and neither by another way to them."""
+
+    def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        places = ("--state", running.state, "--policies", folder)
+        return command.mlxd("policy", *arguments, *places)
+
+    other = write_policies(tmp_path / "other", {"limits": SLOTS.format(7)})
+    done = call(other, "diff")
+    assert done.returncode == 1
+    assert "max_in_flight: 4 -> 7" in done.stdout
+    assert call(other, "explain", "max_in_flight").stdout.startswith(f"{SLOT_KEY}: 7\n")
+    plan = call(other, "plan", "--set", f"{SLOT_KEY}=8").stdout
+    assert f"{SLOT_KEY}: 7 -> 8" in plan
+    assert "no daemon runs with these files" in plan
+    (tmp_path / "link").symlink_to(running.policies)
+    assert call(tmp_path / "link", "diff").stdout == "no value differs\n"
+    assert " run now, 8 may" in call(tmp_path / "link", "plan", "--set", f"{SLOT_KEY}=8").stdout
 
 
 class TestReload:

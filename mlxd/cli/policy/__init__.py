@@ -1,8 +1,9 @@
 """`mlxd policy ...`: look at policies, try them, put them in force, take them back.
 
 Each command asks the running daemon where one answers on its admin socket, and works on the files
-alone where none does. Exit status: 0 done; 1 it failed, or (diff, test, simulate) something
-differs, fails or is missed; 2 wrong usage, or a policy that is refused.
+alone where none does, or one that follows other files than those that were named. Exit status: 0
+done; 1 it failed, or (diff, test, simulate) something differs, fails or is missed; 2 wrong usage,
+or a policy that is refused.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def diff(policies: str | None, state: str | None, old: str, new: str, *, as_json
         this = here(policies, state)
         if not old and this.daemon() is not None:
             old = "running"
-        if old == "running" and new == "disk":
+        if old == "running" and new == "disk" and this.follower() is not None:
             return _with_the_daemon(this, as_json=as_json)
         found = [
             change.as_json()

@@ -31,7 +31,7 @@ def explain(policies: str | None, state: str | None, key: str, *, as_json: bool)
     """Say what a value is, where it was set, what it hides; of a group, each of its values."""
     try:
         this = here(policies, state)
-        daemon = this.daemon()
+        daemon = this.follower()
         if daemon is not None:
             values = daemon.get("/admin/policy/explain", key=key)["values"]
         else:

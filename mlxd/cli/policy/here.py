@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ class Here:
     state: Path
     overrides: tuple[Override, ...]
     warnings: tuple[str, ...]
+    named: bool = False
+    """Somebody named the folder; else it is a running daemon's, or found."""
 
     @property
     def history(self) -> History:
@@ -42,6 +45,17 @@ class Here:
         """The running daemon's admin side, if there is one."""
         address = running(self.state)
         return AdminClient(address.admin) if address is not None and address.admin else None
+
+    def follower(self) -> AdminClient | None:
+        """As `daemon`, if it follows these files: of others that are named it knows nothing. Raises
+        NoAnswer, Refused.
+        """
+        daemon = self.daemon()
+        if daemon is None or self.folder is None or not self.named:
+            return daemon
+        followed = daemon.get("/admin/policy")["folder"]
+        same = followed and os.path.realpath(self.folder) == os.path.realpath(followed)
+        return daemon if same else None
 
     def the_daemon(self) -> AdminClient:
         """As `daemon`. Raises NoAnswer if there is none."""
@@ -62,8 +76,9 @@ def here(policies: str | None, state: str | None) -> Here:
         state=settings.state.path,
         overrides=tuple(Override(*override) for override in settings.overrides()),
         warnings=tuple(settings.warnings()),
+        named=found is not None and found.named,
     )
-    if found is None or not found.named:
+    if not this.named:
         folder = _folder_of(this.daemon())
         if folder is not None:
             return replace(this, folder=folder)

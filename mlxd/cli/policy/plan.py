@@ -39,7 +39,7 @@ def plan(
         this = here(policies, state)
         edited = _edited([Path(file) for file in files])
         wanted = [_setting(one) for one in settings]
-        daemon = this.daemon()
+        daemon = this.follower()
         if daemon is None:
             report = _without_daemon(this, edited, wanted)
         else:
@@ -58,7 +58,7 @@ def plan(
 def _without_daemon(
     this: Here, edited: Mapping[str, str], wanted: Sequence[tuple[str, str, str]]
 ) -> Json:
-    """No daemon runs: the files as they are against the files as they would be."""
+    """No daemon runs with them: the files as they are against the files as they would be."""
     present = read(this.folder)
     put = {name: text.encode("utf-8", "surrogateescape") for name, text in edited.items()}
     overrides = [*(Override(*one, yaml=True) for one in wanted), *this.overrides]
@@ -72,7 +72,7 @@ def _without_daemon(
         "valid": True,
         "errors": [],
         "changes": [change.as_json() for change in found],
-        "effects": ["no daemon runs: this is what the next start would do"],
+        "effects": ["no daemon runs with these files: this is what a start with them would do"],
         "shadowed": newly_hidden(old, new),
         "warnings": new.warnings(),
     }
