@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 from mlxd.control.memory import MemoryReading, read_swap
@@ -105,13 +104,14 @@ def _available(reading: MemoryReading | None) -> float:
 
 
 def _of_workers(parts: Parts) -> Values:
-    """By the catalogue's name: there are no more of them than models."""
-    return list(_each_worker(parts))
-
-
-def _each_worker(parts: Parts) -> Iterator[tuple[tuple[str, ...], float]]:
+    """By the catalogue's name: there are no more of them than models. Of one that is being
+    replaced, which has two workers, what both hold.
+    """
+    found: dict[tuple[str, ...], float] = {}
     for resident in parts.residency.residents():
         held = of_worker(parts.residency.worker_of(resident)) or {}
         for kind, number in held.items():
             if number is not None:
-                yield (resident.card.name, kind), number
+                labels = (resident.card.name, kind)
+                found[labels] = found.get(labels, 0.0) + number
+    return list(found.items())

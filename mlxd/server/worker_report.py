@@ -71,7 +71,7 @@ def measure(parts: Parts) -> None:
         "mlxd_worker_running",
         "Sequences that a model's worker has, those included whose prompts are not read.",
         ("model",),
-        lambda: [((slot.name,), worker.running) for slot, worker in _serving(parts)],
+        lambda: _running(parts),
     )
     parts.metrics.watch_counts(
         "mlxd_worker_steps",
@@ -86,9 +86,22 @@ def _each_state(parts: Parts) -> Values:
 
 
 def _known(parts: Parts) -> list[Slot]:
-    """Of the catalogue's models: there are no more label values than of those."""
+    """Of the catalogue's models: there are no more label values than of those. Of one that is being
+    replaced, which has two workers, the later.
+    """
     names = {card.name for card in parts.catalog.known()}
-    return [slot for slot in parts.supervisor.slots() if slot.name in names]
+    slots = parts.supervisor.slots()
+    return list({slot.name: slot for slot in slots if slot.name in names}.values())
+
+
+def _running(parts: Parts) -> Values:
+    """On the worker that is being replaced, too."""
+    known = {slot.name for slot in _known(parts)}
+    running: dict[str, int] = {}
+    for slot in parts.supervisor.slots():
+        if slot.name in known and slot.serving is not None:
+            running[slot.name] = running.get(slot.name, 0) + slot.serving.running
+    return [((name,), count) for name, count in running.items()]
 
 
 def _serving(parts: Parts) -> list[tuple[Slot, Worker]]:

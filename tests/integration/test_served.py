@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.integration.conftest import Start
 from tests.integration.talking import ENDLESS, eventually, held, idle, say
 from tests.support.daemon import Daemon
 
@@ -48,3 +52,25 @@ def test_what_runs_is_told_by_model(served: Daemon) -> None:
         assert values(served)["worker_running", ENDLESS] == 1
     idle(served)
     assert values(served)["worker_running", ENDLESS] == 0
+
+
+def test_while_a_model_is_replaced_each_series_is_told_once(start: Start, zoo: Path) -> None:
+    daemon = start()
+    with held(daemon):
+        before = daemon.generation()
+        daemon.edit("models", f"dirs: [{zoo}]\nmodels: {{{ENDLESS}: {{path: {zoo / 'tiny-b'}}}}}\n")
+        daemon.wait_for_generation(before, within=5)
+        say(daemon, ENDLESS, "of the new one", tokens=2)
+        assert len(workers_of_name(daemon)) == 2, "the old one ends when its stream does"
+        series = [
+            line.rpartition(" ")[0]
+            for line in daemon.http.get("/metrics").text.splitlines()
+            if not line.startswith("#")
+        ]
+        assert [one for one, times in Counter(series).items() if times > 1] == []
+        assert values(daemon)["worker_running", ENDLESS] == 1, "the stream of the old one"
+
+
+def workers_of_name(daemon: Daemon) -> list[int]:
+    workers = daemon.health()["workers"]
+    return [worker["pid"] for worker in workers if worker["model"] == ENDLESS]
