@@ -62,6 +62,8 @@ def configure(level: str, style: str, target: Target | None = None) -> None:
         handler.setFormatter(JsonLines() if style == "json" else PlainLines())
     root.handlers[:] = [after]
     if after is not before:
+        if isinstance(before, LogFile):
+            after.lost += before.lost
         _tell_move(before, after, stderr)
     root.setLevel(logging.WARNING)
     logging.getLogger("mlxd").setLevel(level.upper())

@@ -219,6 +219,19 @@ class TestConfigured:
         ]  # fmt: skip
         assert (logs.lost(), logs.warnings()) == (0, [])
 
+    def test_what_earlier_files_lost_stays_counted(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]
+    ) -> None:
+        monkeypatch.setattr(logs, "_descriptor", lambda: pipe[1])
+        first, second = (Target(tmp_path / name, 1000, 1) for name in ("a", "b"))
+        logs.configure("info", "text", first)
+        file = logs._file()
+        assert file is not None
+        file.lost += 3  # as where its disk hangs
+        for target in (first, second, None, first):
+            logs.configure("info", "text", target)
+            assert logs.lost() == 3
+
     def test_a_file_that_cannot_be_written_is_told(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]
     ) -> None:
