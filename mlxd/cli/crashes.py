@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 from mlxd.cli import exits
+from mlxd.cli.models.asking import failed
 from mlxd.cli.models.words import plural, size
 from mlxd.cli.moments import local
 from mlxd.core import places
@@ -24,8 +24,7 @@ def crashes(policies: str | None, state: str | None, count: int, *, as_json: boo
     try:
         found = read(folder)[-count:]
     except OSError as error:
-        print(one_line(f"mlxd: {folder}: {error.strerror or error}"), file=sys.stderr)
-        return exits.FAILED
+        return failed(f"{folder}: {error.strerror or error}", as_json=as_json)
     if as_json:
         print(json_line({"crashes": found}))
     elif found:

@@ -31,7 +31,12 @@ def status(policies: str | None, state: str | None, *, as_json: bool) -> int:
             print(one_line(words), file=sys.stderr)
         return exits.FAILED
     if health.get("service") != "mlxd":
-        print(f"what answers at http://{authority(*address)} is not mlxd", file=sys.stderr)
+        words = f"what answers at http://{authority(*address)} is not mlxd"
+        if as_json:
+            kind, _ = silence(found, NoAnswer(words))
+            print(json_line({"status": kind, "error": words}))
+        else:
+            print(words, file=sys.stderr)
         return exits.FAILED
     if as_json:
         print(json_line(health))

@@ -1,3 +1,4 @@
+import json
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,8 @@ from mlxd.cli import client
 from mlxd.cli.client import NoAnswer, address_of, get_json
 from mlxd.core import places
 from mlxd.core.claim import Claim
-from mlxd.core.instance import Address
+from mlxd.core.instance import Address, authority
+from tests.support.command import mlxd
 from tests.support.daemon import free_port, write_policies
 
 
@@ -74,6 +76,16 @@ def answering(said):
 def test_what_answers_there_and_is_not_mlxd_is_told_apart(said, words):
     with answering(said) as address, pytest.raises(NoAnswer, match=words):
         get_json(address, "/health")
+
+
+def test_a_program_that_asks_for_the_status_is_told_so_in_json(tmp_path):
+    with answering(b'HTTP/1.1 200 OK\r\n\r\n{"service": "other"}') as address:
+        environment = {"MLX_API_URL": f"http://{authority(*address)}"}
+        done = mlxd("status", "--json", "--state", tmp_path, environment=environment)
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert told["status"] == "down"
+    assert told["error"].endswith("is not mlxd")
 
 
 def test_who_never_comes_to_an_end_is_not_heard_out(monkeypatch):

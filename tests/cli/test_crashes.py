@@ -68,6 +68,8 @@ def test_a_file_that_cannot_be_read_is_a_failure(
     (tmp_path / FILE).mkdir()
     assert shown(tmp_path) == 1
     assert "Is a directory" in capsys.readouterr().err
+    assert shown(tmp_path, "--json") == 1
+    assert "Is a directory" in json.loads(capsys.readouterr().out)["error"]
 
 
 def test_an_event_is_one_line_too() -> None:

@@ -183,6 +183,26 @@ def test_explain_never_ends_in_a_trace(run: Run, key: str) -> None:
     assert run("explain", key)[0] in (0, 2)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["explain", "nope.nope"], "there is no policy nope.nope"),
+        (["diff", "yesterday"], "expected running, disk, defaults or a generation's number"),
+        (["diff", "7"], "generation 7 is not kept"),
+        (["plan", "--set", "x"], "expected KEY=VALUE"),
+        (["schema", "limit"], "there is no policy file limit"),
+        (["plan", "/nowhere/limits.yaml"], "cannot be read"),
+    ],
+)
+def test_programs_are_told_in_json_what_cannot_be_understood(
+    run: Run, arguments: list[str], words: str
+) -> None:
+    status, report = in_json(run, *arguments)
+    assert (status, report["status"]) == (2, 400)
+    assert words in report["error"]
+    assert words in run(*arguments)[2]
+
+
 def test_diff_of_an_endless_number_is_no_trace(run: Run) -> None:
     assert run("diff", "9" * 5000)[0] == 2
 

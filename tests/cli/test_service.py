@@ -290,6 +290,16 @@ def test_several_files_in_one_stream_are_named(capsys: Captured) -> None:
     assert "# ---- mlxd.socket\n" in text
 
 
+def test_what_cannot_be_rendered_is_told_in_json_too(tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "file").touch()
+    for more, ends_with in (
+        (("--target", "upstart"), 2),
+        (("--target", "homebrew", "--output", str(tmp_path / "file")), 1),
+    ):
+        assert main(["service", "render", "--json", *more]) == ends_with
+        assert json.loads(capsys.readouterr().out)["error"]
+
+
 def test_the_formula_is_rendered_with_paths_of_its_own(capsys: Captured) -> None:
     text = rendered(capsys, "--target", "homebrew")
     assert text.startswith("class Mlxd < Formula\n")

@@ -171,7 +171,7 @@ def _rollback(arguments: argparse.Namespace) -> int:
 def _schema(arguments: argparse.Namespace) -> int:
     from mlxd.cli.policy import schema
 
-    return schema.schema(arguments.kind)
+    return schema.schema(arguments.kind, as_json=arguments.json)
 
 
 def _test(arguments: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from mlxd.cli import exits
 from mlxd.cli.admin import Refused
 from mlxd.cli.client import NoAnswer
-from mlxd.cli.policy.here import Here, failed, here, print_json, refused
+from mlxd.cli.policy.here import Here, failed, here, print_json, refused, wrong
 from mlxd.policy.diff import changes
 from mlxd.policy.load import PolicyErrors, PolicySet, judge, load
 from mlxd.settings import SettingsRefused
@@ -38,8 +38,7 @@ def diff(policies: str | None, state: str | None, old: str, new: str, *, as_json
     except (SettingsRefused, PolicyErrors) as error:
         return refused(error, as_json=as_json)
     except _NoSuchState as error:
-        print(error, file=sys.stderr)
-        return exits.USAGE
+        return wrong(error, as_json=as_json)
     except (NoAnswer, Refused) as error:
         return failed(error, as_json=as_json)
     return _show({"changes": found, "pending_restart": [], "shadowed": []}, as_json=as_json)

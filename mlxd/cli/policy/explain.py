@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from mlxd.cli import exits
 from mlxd.cli.admin import Refused
 from mlxd.cli.client import NoAnswer
-from mlxd.cli.policy.here import failed, here, print_json, refused
+from mlxd.cli.policy.here import failed, here, print_json, refused, wrong
 from mlxd.policy import explain as explaining
 from mlxd.policy.explain import NoSuchKey
 from mlxd.policy.load import PolicyErrors
@@ -39,8 +38,7 @@ def explain(policies: str | None, state: str | None, key: str, *, as_json: bool)
     except (SettingsRefused, PolicyErrors) as error:
         return refused(error, as_json=as_json)
     except NoSuchKey as error:
-        print(error, file=sys.stderr)
-        return exits.USAGE
+        return wrong(error, as_json=as_json)
     except (NoAnswer, Refused) as error:
         return failed(error, as_json=as_json)
     if as_json:

@@ -122,6 +122,11 @@ def failed(error: NoAnswer | Refused, *, as_json: bool) -> int:
     return exits.USAGE if status == 400 else exits.FAILED
 
 
+def wrong(error: Exception, *, as_json: bool) -> int:
+    """An argument cannot be used: say why, as a daemon says it."""
+    return failed(Refused(400, str(error)), as_json=as_json)
+
+
 def print_json(value: object) -> None:
     """What is no text, in a file's name say, is escaped."""
     print(json_line(value))

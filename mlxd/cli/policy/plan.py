@@ -11,7 +11,7 @@ from mlxd.cli import exits
 from mlxd.cli.admin import Refused
 from mlxd.cli.client import NoAnswer
 from mlxd.cli.policy.diff import line_of
-from mlxd.cli.policy.here import Here, errors_json, failed, here, print_json, refused
+from mlxd.cli.policy.here import Here, errors_json, failed, here, print_json, refused, wrong
 from mlxd.policy.diff import changes
 from mlxd.policy.explain import newly_hidden
 from mlxd.policy.files import bytes_of, read
@@ -48,8 +48,7 @@ def plan(
     except SettingsRefused as error:
         return refused(error, as_json=as_json)
     except _Wrong as error:
-        print(f"mlxd: {error}", file=sys.stderr)
-        return exits.USAGE
+        return wrong(error, as_json=as_json)
     except (NoAnswer, Refused) as error:
         return failed(error, as_json=as_json)
     return _show(report, as_json=as_json)

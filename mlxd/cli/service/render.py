@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from mlxd.cli import exits
-from mlxd.cli.policy.here import print_json, refused
+from mlxd.cli.models.asking import failed
+from mlxd.cli.policy.here import print_json, refused, wrong
 from mlxd.cli.service.site import on_disk, own_program, seen, standard, with_places
 from mlxd.policy.load import PolicyErrors
 from mlxd.service.facts import facts
@@ -37,13 +37,11 @@ def render(policies: str | None, state: str | None, options: Options, *, as_json
         known = facts(on_disk(policies, state))
         files = chosen.render(known, _layout(chosen, options, policies, state))
     except ValueError as error:  # no such target, or a layout that it cannot have
-        print(f"mlxd: {error}", file=sys.stderr)
-        return exits.USAGE
+        return wrong(error, as_json=as_json)
     except (SettingsRefused, PolicyErrors) as error:
         return refused(error, as_json=as_json)
     except ServiceError as error:
-        print(f"mlxd: {error}", file=sys.stderr)
-        return exits.FAILED
+        return failed(str(error), as_json=as_json)
     if options.output is not None:
         return _write(Path(options.output), files, as_json=as_json)
     if as_json:
@@ -73,8 +71,7 @@ def _write(folder: Path, files: Files, *, as_json: bool) -> int:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(content, encoding="utf-8")
     except OSError as error:
-        print(f"mlxd: {error}", file=sys.stderr)
-        return exits.FAILED
+        return failed(str(error), as_json=as_json)
     names = [str(folder / name) for name in files]
     if as_json:
         print_json({"written": names})
