@@ -22,6 +22,10 @@ _ELSEWHERE = (
     "the log goes to stderr, and is kept by whoever has started the daemon: journalctl -u mlxd"
     " (systemd), the terminal; server.log.file names a file of its own"
 )
+_UNTOLD = (
+    "where the log is, mlxd tells on the admin socket, its own user and root; what answered here"
+    " has none in the state folder {state}"
+)
 
 
 def logs(
@@ -35,7 +39,8 @@ def logs(
         print(one_line(silence(found, error)[1]), file=sys.stderr)
         return exits.FAILED
     if not place or place == "stderr":
-        print(_ELSEWHERE, file=sys.stderr)
+        words = _ELSEWHERE if place else _UNTOLD.format(state=found.state.path)
+        print(one_line(words), file=sys.stderr)
         return exits.FAILED
     if path_only:
         print(place)

@@ -88,6 +88,16 @@ def test_a_program_that_asks_for_the_status_is_told_so_in_json(tmp_path):
     assert told["error"].endswith("is not mlxd")
 
 
+def test_where_the_log_is_nobody_guesses(tmp_path):
+    """Over TCP a daemon does not tell."""
+    with answering(b'HTTP/1.1 200 OK\r\n\r\n{"service": "mlxd"}') as address:
+        environment = {"MLX_API_URL": f"http://{authority(*address)}"}
+        done = mlxd("logs", "--state", tmp_path, environment=environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "on the admin socket" in done.stderr
+    assert "stderr" not in done.stderr
+
+
 def test_who_never_comes_to_an_end_is_not_heard_out(monkeypatch):
     monkeypatch.setattr(client, "MOST_BYTES", 1 << 16)
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
