@@ -86,9 +86,17 @@ class Effects:
             yield "the listener's backlog changes in place; no connection is touched"
 
     def _admitting(self, new: PolicySet, changes: tuple[Change, ...]) -> Iterator[str]:
-        if touches(changes, "limits.concurrency.max_in_flight"):
+        slots = touches(changes, "limits.concurrency.max_in_flight")
+        places = touches(changes, "limits.concurrency.max_waiting")
+        mode = new.limits.concurrency.mode
+        if mode != "enforce" and (slots or places):
+            yield (
+                f"limits.concurrency.mode is {mode}: whoever finds no slot is served all the same"
+            )
+            slots = places = False
+        if slots:
             yield _on_slots(new, self._admission.active, self._queued)
-        if touches(changes, "limits.concurrency.max_waiting"):
+        if places:
             yield _on_places(new, self._queued)
         if touches(changes, "timeouts.queue"):
             yield (

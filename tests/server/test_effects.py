@@ -14,6 +14,7 @@ from mlxd.policy.diff import changes
 from mlxd.policy.load import Override, PolicySet, load
 from mlxd.server.effects import Effects
 
+MODE = "limits.concurrency.mode"
 SLOTS, PLACES = "limits.concurrency.max_in_flight", "limits.concurrency.max_waiting"
 
 
@@ -47,6 +48,10 @@ def told(running: int, queued: int, old: dict[str, Any], new: dict[str, Any]) ->
          " those that wait stay"),
         (5, 0, {PLACES: 9}, {}, "0 requests wait now, 0 may: who finds no slot is refused at"
          " once"),
+        (9, 0, {MODE: "dry_run"}, {MODE: "dry_run", SLOTS: 2, PLACES: 3}, "limits.concurrency.mode"
+         " is dry_run: whoever finds no slot is served all the same"),
+        (9, 0, {MODE: "off"}, {MODE: "off", PLACES: 3}, "limits.concurrency.mode is off: whoever"
+         " finds no slot is served all the same"),
         (5, 7, {}, {"timeouts.queue": "5s"}, "requests wait up to 5s for a slot; those that wait"
          " now keep the time that they came with"),
         (5, 7, {}, {"clients.priorities.low.weight": 2}, "the 7 that wait go on in the order of"
