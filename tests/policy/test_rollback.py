@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,35 @@ async def test_it_writes_the_files_back_verbatim_as_a_new_generation(ground: Gro
     assert ground.history.numbers() == [1, 2, 3, 4]
     assert (await reloader.rollback(3)).result == "applied"
     assert ground.slots == 3
+
+
+async def test_all_of_it_is_on_the_disk_before_the_note_of_it_goes(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut the note may be gone for good, and a new name not there yet."""
+    reloader = await three_generations(ground)
+    elsewhere = tmp_path / "elsewhere" / "limits.yaml"
+    elsewhere.parent.mkdir()
+    (ground.folder / "limits.yaml").rename(elsewhere)
+    (ground.folder / "limits.yaml").symlink_to(elsewhere)
+    done: list[object] = []
+    fsync, unlink = os.fsync, Path.unlink
+
+    def synced(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append(os.fstat(descriptor).st_ino)
+
+    def removed(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        done.append(path.name)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "unlink", removed)
+    await reloader.rollback(1)
+    before = done[: done.index("writing.json")]
+    assert "timeouts.yaml" in before
+    after_it = before[before.index("timeouts.yaml") :]
+    assert {ground.folder.stat().st_ino, elsewhere.parent.stat().st_ino} <= {*after_it}
 
 
 async def test_it_refuses_to_lose_an_edit_that_is_not_in_force(ground: Ground) -> None:
