@@ -37,7 +37,7 @@ def running(state: Path) -> Address | None:
         found = json.loads((state / ADDRESS).read_text())
         admin = found.get("admin", "")
         return Address(found["pid"], found["host"], found["port"], found["version"], admin)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mlxd.core.claim import AlreadyRunning, Claim
-from mlxd.core.instance import LOCK, Address, authority, is_claimed, pid_of, running
+from mlxd.core.instance import ADDRESS, LOCK, Address, authority, is_claimed, pid_of, running
 
 
 def test_a_state_folder_is_claimed_once(tmp_path):
@@ -60,6 +60,15 @@ def test_what_a_killed_daemon_leaves_means_nothing(tmp_path):
     assert running(tmp_path) is None
     claim = Claim(tmp_path)
     claim.take()
+    claim.release()
+
+
+@pytest.mark.parametrize("said", ["[]", "3", "{", "null", '{"pid": 1}'])
+def test_what_is_no_address_is_none(tmp_path, said):
+    claim = Claim(tmp_path)
+    claim.take()
+    (tmp_path / ADDRESS).write_text(said)
+    assert running(tmp_path) is None
     claim.release()
 
 
