@@ -9,8 +9,8 @@ from typing import Any
 
 from mlxd.core.errors import InvalidRequest, UnsupportedFeature
 from mlxd.core.request import GenerationRequest
+from mlxd.dialects.embedded import MOST_VALUES, decode_object, values_in
 from mlxd.dialects.fields import Fields, Json
-from mlxd.dialects.openai.embedded import MOST_VALUES, decode_object, values_in
 
 MOST_TEXTS = 1000
 _SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$]")

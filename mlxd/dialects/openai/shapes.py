@@ -83,7 +83,14 @@ def _conversation() -> Shapes:
         question({"type": always("refusal"), "refusal": TEXT}),
     )
     content = said(either(TEXT, listed(part)), "Parts that are no text are refused.")
-    function = question(_FUNCTION, {"arguments": said(TEXT, "A JSON object, as a string.")})
+    function = question(
+        _FUNCTION,
+        {
+            "arguments": said(
+                TEXT, "A JSON object, as a string; what is none is read as its `input`."
+            )
+        },
+    )
     called = question({"function": function}, {"id": TEXT, "type": one_of(["function"])})
     plain = [role for role in messages.ROLES if role not in ("assistant", "tool", "function")]
     calls = {"tool_calls": listed(called, least=1)}
