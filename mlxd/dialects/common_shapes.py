@@ -23,6 +23,8 @@ from mlxd.dialects.shaping import (
 PRIORITY, KEEP_ALIVE, USER = refer("Priority"), refer("KeepAlive"), text()
 STOP = text(LONGEST_STOP)
 JSON_SCHEMA = said(OBJECT, "A JSON Schema.")
+ARGUMENTS: Schema = said({}, "An object, or one in a string; what is none is read as its `input`.")
+"""Of a call in a conversation."""
 
 
 def explained() -> dict[str, Schema]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from mlxd.core.errors import InvalidRequest, UnsupportedFeature
 from mlxd.core.request import CalledTool, Message
 from mlxd.dialects.anthropic.errors import missing, required
+from mlxd.dialects.arguments import Arguments
 from mlxd.dialects.fields import Fields
 from mlxd.dialects.media import unread
 
@@ -60,6 +61,7 @@ class Conversation:
 
     def __init__(self, fields: Fields) -> None:
         self._tool_names: dict[str, str] = {}
+        self._arguments = Arguments()
         self._turns: list[_Turn] = []
         instructions = _system(fields)
         if instructions:
@@ -113,7 +115,7 @@ class Conversation:
     def _called(self, block: Fields) -> CalledTool:
         called = CalledTool(
             name=required(block, "name"),
-            arguments=block.mapping("input") or {},
+            arguments=self._arguments.read(block.get("input"), block.path("input")),
             id=required(block, "id"),
         )
         self._tool_names[called.id] = called.name

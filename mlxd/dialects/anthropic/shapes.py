@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from mlxd.dialects.anthropic import errors, messages, parameters
 from mlxd.dialects.anthropic.client_tools import KNOWN
-from mlxd.dialects.common_shapes import JSON_SCHEMA, KEEP_ALIVE, PRIORITY, STOP, explained
+from mlxd.dialects.common_shapes import (
+    ARGUMENTS,
+    JSON_SCHEMA,
+    KEEP_ALIVE,
+    PRIORITY,
+    STOP,
+    explained,
+)
 from mlxd.dialects.shaping import (
     COUNT,
     FLAG,
@@ -89,7 +96,7 @@ def _blocks() -> Shapes:
         "AnthropicAnsweredBlock": either(
             refer("AnthropicBlock"),
             question({"type": always("thinking")}, {"thinking": TEXT, "signature": TEXT}),
-            question(call, {"input": OBJECT} | kept),
+            question(call, {"input": ARGUMENTS} | kept),
             said(passed_over, "Passed over."),
         ),
     }

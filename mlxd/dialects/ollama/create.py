@@ -10,7 +10,7 @@ from mlxd.core.preset import Preset
 from mlxd.dialects.fields import Fields, FoldedFields, Json
 from mlxd.dialects.ollama.options import read_options
 from mlxd.dialects.ollama.prompt import check_template
-from mlxd.dialects.ollama.request import complain, read_message
+from mlxd.dialects.ollama.request import complain, read_messages
 
 DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 """Ollama's own client writes either."""
@@ -69,7 +69,7 @@ def _preset(fields: Fields, name: str) -> Preset:
     return Preset(
         system=fields.text("system") or "",
         template=template,
-        messages=tuple(read_message(message, name) for message in fields.each("messages")),
+        messages=read_messages(fields, name),
         sampling=options.sampling,
         max_tokens=options.max_tokens,
         stop=options.stop,

@@ -10,6 +10,7 @@ import msgspec
 
 from mlxd.core.errors import InvalidRequest, ModelNotFound, UnsupportedFeature
 from mlxd.core.request import CalledTool, GenerationRequest, Message
+from mlxd.dialects.arguments import Arguments
 from mlxd.dialects.base import Action, Call
 from mlxd.dialects.fields import Fields, FoldedFields, Json, kind_of
 from mlxd.dialects.keep_alive import keep_alive
@@ -44,7 +45,7 @@ def parse_chat(body: Json, *, id: str, now: float) -> Call:
     request = _common(fields)
     if not request.model:
         raise InvalidRequest("model is required", param="model")
-    messages = tuple(read_message(message, request.model) for message in fields.each("messages"))
+    messages = read_messages(fields, request.model)
     tools = tuple(_tool(tool) for tool in fields.each("tools"))
     request = replace(request, messages=messages, tools=tools)
     action = "generate" if messages else idle_action(request)
@@ -117,8 +118,13 @@ def _refuse_images(fields: Fields, model: str) -> None:
         raise UnsupportedFeature(f'"{model}" does not support images', param=fields.path("images"))
 
 
-def read_message(fields: Fields, model: str) -> Message:
-    """One turn of a conversation. Raises InvalidRequest."""
+def read_messages(fields: Fields, model: str) -> tuple[Message, ...]:
+    """The turns of a conversation. Raises InvalidRequest."""
+    arguments = Arguments()
+    return tuple(_message(message, model, arguments) for message in fields.each("messages"))
+
+
+def _message(fields: Fields, model: str, arguments: Arguments) -> Message:
     role = (fields.text("role") or "").lower()
     if role not in ROLES:
         raise InvalidRequest(
@@ -129,19 +135,19 @@ def read_message(fields: Fields, model: str) -> Message:
         role=role,
         content=fields.text("content") or "",
         thinking=fields.text("thinking") or "",
-        tool_calls=tuple(_called_tool(call) for call in fields.each("tool_calls")),
+        tool_calls=tuple(_called_tool(call, arguments) for call in fields.each("tool_calls")),
         tool_name=fields.text("tool_name") or "",
         tool_call_id=fields.text("tool_call_id") or "",
     )
 
 
-def _called_tool(fields: Fields) -> CalledTool:
+def _called_tool(fields: Fields, arguments: Arguments) -> CalledTool:
     function = fields.fields("function")
     if function is None:
         raise fields.wrong("function", "object")
     return CalledTool(
         name=_name(function),
-        arguments=function.mapping("arguments") or {},
+        arguments=arguments.read(function.get("arguments"), function.path("arguments")),
         id=fields.text("id") or "",
     )
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from mlxd.dialects.common_shapes import JSON_SCHEMA, KEEP_ALIVE, PRIORITY, STOP, USER
+from mlxd.dialects.common_shapes import (
+    ARGUMENTS,
+    JSON_SCHEMA,
+    KEEP_ALIVE,
+    PRIORITY,
+    STOP,
+    USER,
+)
 from mlxd.dialects.ollama import create, embed, options, prompt, request
 from mlxd.dialects.shaping import (
     COUNT,
@@ -49,7 +56,7 @@ def shapes() -> Shapes:
 
 
 def _conversation() -> Shapes:
-    function = question({"name": text(least=1)}, {"arguments": OBJECT})
+    function = question({"name": text(least=1)}, {"arguments": ARGUMENTS})
     described = question({"name": text(least=1)}, {"description": TEXT, "parameters": OBJECT})
     return {
         "OllamaMessage": question(

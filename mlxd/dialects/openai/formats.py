@@ -1,4 +1,4 @@
-"""What form an answer must have: OpenAI's response_format, and vLLM's ways to say more."""
+"""What form an answer must have: OpenAI's response_format, vLLM's and SGLang's ways to say more."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from mlxd.core.errors import InvalidRequest, UnsupportedFeature
 from mlxd.core.request import GenerationRequest
+from mlxd.dialects.embedded import MOST_VALUES, decode_object, values_in
 from mlxd.dialects.fields import Fields, Json
-from mlxd.dialects.openai.embedded import MOST_VALUES, decode_object, values_in
 
 MOST_TEXTS = 1000
 _SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$]")
@@ -47,6 +47,7 @@ def _forms(fields: Fields) -> Iterator[_Form]:
     yield from _response_format(fields)
     yield from _constraints(fields, "guided_")
     yield from _structured(fields)
+    yield from _in_sglangs_words(fields)
 
 
 def _response_format(fields: Fields) -> Iterator[_Form]:
@@ -79,18 +80,31 @@ def _structured(fields: Fields) -> Iterator[_Form]:
 
 def _constraints(fields: Fields, prefix: str) -> Iterator[_Form]:
     """The same five, however they are called."""
-    for kind in ("grammar", "structural_tag"):
-        if fields.get(prefix + kind):
-            path = fields.path(prefix + kind)
-            raise UnsupportedFeature(f"{path} is not offered: use a schema or a regex", param=path)
+    _refuse(fields, prefix + "grammar")
+    _refuse(fields, prefix + "structural_tag")
     if fields.get(prefix + "json") is not None:
         yield _Form(fields.path(prefix + "json"), _schema(fields, prefix + "json"))
     if fields.flag(prefix + "json_object"):
         yield _Form(fields.path(prefix + "json_object"), "json")
-    if regex := fields.text(prefix + "regex"):
-        yield _Form(fields.path(prefix + "regex"), pattern=regex)
+    yield from _regex(fields, prefix + "regex")
     if fields.get(prefix + "choice") is not None:
         yield _Form(fields.path(prefix + "choice"), pattern=_one_of(fields, prefix + "choice"))
+
+
+def _in_sglangs_words(fields: Fields) -> Iterator[_Form]:
+    _refuse(fields, "ebnf")
+    yield from _regex(fields, "regex")
+
+
+def _refuse(fields: Fields, name: str) -> None:
+    if fields.get(name):
+        path = fields.path(name)
+        raise UnsupportedFeature(f"{path} is not offered: use a schema or a regex", param=path)
+
+
+def _regex(fields: Fields, name: str) -> Iterator[_Form]:
+    if regex := fields.text(name):
+        yield _Form(fields.path(name), pattern=regex)
 
 
 def _schema(fields: Fields, name: str) -> Json:

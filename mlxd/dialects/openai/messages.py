@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from mlxd.core.errors import InvalidRequest, UnsupportedFeature
 from mlxd.core.request import CalledTool, Message
-from mlxd.dialects.fields import Fields, Json
+from mlxd.dialects.arguments import Arguments
+from mlxd.dialects.fields import Fields
 from mlxd.dialects.media import unread
-from mlxd.dialects.openai.embedded import MOST_VALUES, decode_object, values_in
 from mlxd.dialects.openai.errors import required
 
 ROLES = {
@@ -27,7 +27,7 @@ class MessageReader:
 
     def __init__(self) -> None:
         self._tool_names: dict[str, str] = {}
-        self._embedded_values = 0
+        self._arguments = Arguments()
 
     def read(self, fields: Fields) -> Message:
         role = fields.text("role")
@@ -74,25 +74,11 @@ class MessageReader:
         return call
 
     def _called_function(self, fields: Fields, id: str) -> CalledTool:
-        return CalledTool(name=required(fields, "name"), arguments=self._arguments(fields), id=id)
-
-    def _arguments(self, fields: Fields) -> Json:
-        """JSON within JSON: counted over the whole conversation before it is parsed."""
-        text = fields.text("arguments") or "{}"
-        self._embedded_values += values_in(text)
-        if self._embedded_values > MOST_VALUES:
-            raise InvalidRequest(
-                f"too many values in the arguments of tool calls; at most {MOST_VALUES} are read",
-                param=fields.path("arguments"),
-            )
-        arguments = decode_object(text)
-        if arguments is None:
-            raise InvalidRequest(
-                f"Invalid value for '{fields.path('arguments')}': expected a JSON object as a "
-                "string.",
-                param=fields.path("arguments"),
-            )
-        return arguments
+        return CalledTool(
+            name=required(fields, "name"),
+            arguments=self._arguments.read(fields.text("arguments"), fields.path("arguments")),
+            id=id,
+        )
 
 
 def _content(fields: Fields, *, by_tool: bool = False) -> str:

@@ -44,6 +44,7 @@ from mlxd.dialects.shaping import (
 
 _TOKEN_IDS = listed(whole(0, parameters.LARGEST_TOKEN_ID), least=1)
 _FUNCTION = {"name": text(least=1)}
+_REFUSED_FORM = said({}, "Refused: use a schema or a regex.")
 _ON_PATHS = ("method_not_supported", "unknown_url")
 """What is said of a path or a method that is not there."""
 
@@ -83,7 +84,14 @@ def _conversation() -> Shapes:
         question({"type": always("refusal"), "refusal": TEXT}),
     )
     content = said(either(TEXT, listed(part)), "Parts that are no text are refused.")
-    function = question(_FUNCTION, {"arguments": said(TEXT, "A JSON object, as a string.")})
+    function = question(
+        _FUNCTION,
+        {
+            "arguments": said(
+                TEXT, "A JSON object, as a string; what is none is read as its `input`."
+            )
+        },
+    )
     called = question({"function": function}, {"id": TEXT, "type": one_of(["function"])})
     plain = [role for role in messages.ROLES if role not in ("assistant", "tool", "function")]
     calls = {"tool_calls": listed(called, least=1)}
@@ -145,6 +153,8 @@ def generating() -> dict[str, Schema]:
         "response_format": _response_format(),
         **_constraints("guided_"),
         "structured_outputs": question({}, _constraints("")),
+        "regex": TEXT,
+        "ebnf": _REFUSED_FORM,
     }
 
 
@@ -166,14 +176,13 @@ def _response_format() -> Schema:
 
 
 def _constraints(prefix: str) -> dict[str, Schema]:
-    refused = said({}, "Refused: use a schema or a regex.")
     return {
         f"{prefix}json": either(JSON_SCHEMA, TEXT),
         f"{prefix}json_object": FLAG,
         f"{prefix}regex": TEXT,
         f"{prefix}choice": listed(text(least=1), formats.MOST_TEXTS, least=1),
-        f"{prefix}grammar": refused,
-        f"{prefix}structural_tag": refused,
+        f"{prefix}grammar": _REFUSED_FORM,
+        f"{prefix}structural_tag": _REFUSED_FORM,
     }
 
 

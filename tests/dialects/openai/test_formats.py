@@ -55,6 +55,13 @@ def test_the_same_in_vllms_words(kind: str, value: Any, format: Any, pattern: st
         assert (request.format, request.pattern) == (format, pattern)
 
 
+def test_a_regex_in_sglangs_words() -> None:
+    assert parse(regex="[0-9]+") == parse(guided_regex="[0-9]+")
+    assert parse(regex="", ebnf="") == parse(regex=None, ebnf=None) == parse()
+    body = {"model": "m", "prompt": "hi", "regex": "a+"}
+    assert CompletionCodec().parse(body, id="a", now=0.0).request.pattern == "a+"
+
+
 def test_a_text_of_a_choice_is_no_pattern() -> None:
     texts = ["a.b", "(x)|[y]", "1 + 1 = 2?", "$5 ^ {2}", "back\\slash", "tab\tнет", "c*"]
     pattern = parse(guided_choice=texts).pattern
@@ -90,6 +97,7 @@ def test_one_text_format_leaves_room_for_another() -> None:
         ({"response_format": {"type": "text"}}, {}),
         ({"response_format": {"type": "json_object"}}, {"format": "response_format"}),
         ({"guided_json": SCHEMA}, {"format": "guided_json"}),
+        ({"regex": "a"}, {"pattern": "regex"}),
         ({"structured_outputs": {"choice": ["a"]}}, {"pattern": "structured_outputs.choice"}),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jsonschema
 import pytest
 
 from mlxd.core.errors import InvalidRequest
@@ -12,9 +13,13 @@ from mlxd.core.events import Completion, Finished
 from mlxd.core.request import CalledTool, GenerationRequest, Message, Sampling, ToolChoice
 from mlxd.dialects.base import Call
 from mlxd.dialects.openai import ChatCodec, InputTokensCodec, ResponsesCodec
+from mlxd.dialects.openai import shapes as openais
 from mlxd.dialects.openai.responses import Earlier, references, response_of
+from mlxd.dialects.openai.responses import shapes as responses
+from tests.support.closed import closed
 
 Json = dict[str, Any]
+COMPONENTS: Json = {"components": {"schemas": {**openais.shapes(), **responses.shapes()}}}
 USER = {"role": "user", "content": "hi"}
 F = {"type": "function", "name": "f", "description": "does", "parameters": {"type": "object"}}
 G = {"type": "function", "name": "g"}
@@ -176,9 +181,103 @@ def test_what_another_service_did_is_passed_over(kind: str) -> None:
     assert [item["type"] for item in made.about["items"]] == ["message"] * 3
 
 
-def test_what_the_client_has_to_answer_is_not() -> None:
-    with pytest.raises(InvalidRequest, match=r"input\[1\].type"):
-        call(USER, {"type": "computer_call", "call_id": "c1"})
+LS = {"commands": ["ls"], "timeout_ms": 100}
+EXEC = {"type": "exec", "command": ["ls"], "env": {}}
+PATCH = {"type": "delete_file", "path": "a.py"}
+CLICK = {"type": "click", "x": 1, "y": 2, "button": "left"}
+SCREEN = {"type": "computer_screenshot", "image_url": "data:image/png;base64,AAAA"}
+RUNS = [
+    {"stdout": "a b", "stderr": "", "outcome": {"type": "exit", "exit_code": 0}},
+    {"stdout": "", "stderr": "no", "outcome": {"type": "exit", "exit_code": 1}, "created_by": "x"},
+    {"stdout": "", "stderr": "", "outcome": {"type": "timeout"}},
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "arguments", "gave", "said"),
+    [
+        ("shell", {"action": LS}, LS, {"output": "a b"}, "a b"),
+        (
+            "shell",
+            {"action": LS, "environment": {"type": "local"}, "caller": None},
+            LS,
+            {"output": RUNS, "max_output_length": 9},
+            "a b\nexit code 0\nno\nexit code 1\ntimeout",
+        ),
+        ("shell", {"action": LS}, LS, {"output": [{"stdout": "a"}]}, "a"),
+        ("local_shell", {"action": EXEC}, EXEC, {"output": '{"stdout": "a"}'}, '{"stdout": "a"}'),
+        ("apply_patch", {"operation": PATCH}, PATCH, {"status": "completed"}, "completed"),
+        ("apply_patch", {"operation": PATCH}, PATCH, {"output": "Done"}, "Done"),
+        (
+            "apply_patch",
+            {"operation": PATCH},
+            PATCH,
+            {"status": "failed", "output": "no a.py"},
+            "failed\nno a.py",
+        ),
+        (
+            "computer",
+            {"action": CLICK, "pending_safety_checks": []},
+            CLICK,
+            {"output": SCREEN, "acknowledged_safety_checks": None},
+            "[computer_screenshot: this model reads text only]",
+        ),
+        (
+            "computer",
+            {"actions": [CLICK, CLICK]},
+            {"actions": [CLICK, CLICK]},
+            {"output": SCREEN},
+            "[computer_screenshot: this model reads text only]",
+        ),
+        (
+            "computer",
+            {},
+            {},
+            {"output": SCREEN},
+            "[computer_screenshot: this model reads text only]",
+        ),
+    ],
+)
+def test_openais_own_tools_that_a_client_runs_are_functions_in_a_conversation(
+    kind: str, asked: Json, arguments: Json, gave: Json, said: str
+) -> None:
+    made = {"type": f"{kind}_call", "id": "x_1", "call_id": "c1", "status": "completed"} | asked
+    output = {"type": f"{kind}_call_output", "call_id": "c1"} | gave
+    found = call(USER, made, output)
+    assert found.request.messages == (
+        Message("user", "hi"),
+        Message("assistant", tool_calls=(CalledTool(kind, arguments, "c1"),)),
+        Message("tool", said, tool_name=kind, tool_call_id="c1"),
+    )
+    kept = found.about["items"]
+    assert [item["type"] for item in kept[1:]] == [made["type"], output["type"]]
+    assert "AAAA" not in str(kept)
+    again = call(*kept)
+    assert again.request.messages == found.request.messages
+    assert again.about["items"] == kept
+    schema = closed({"$ref": "#/components/schemas/OpenAIKeptItem"} | COMPONENTS)
+    for item in kept:
+        jsonschema.validate(item, schema)
+    for item in (made, output):
+        jsonschema.validate(item, {"$ref": "#/components/schemas/OpenAIItem"} | COMPONENTS)
+
+
+@pytest.mark.parametrize("named", [{"id": "c1"}, {"id": "lsh_1"}, {"id": "out", "call_id": "c1"}])
+def test_what_a_local_shell_gave_may_name_its_call_by_its_own_id(named: Json) -> None:
+    made = {"type": "local_shell_call", "id": "lsh_1", "call_id": "c1", "action": EXEC}
+    found = call(USER, made, {"type": "local_shell_call_output", "output": "a b"} | named)
+    assert (found.request.messages or ())[-1] == Message(
+        "tool", "a b", tool_name="local_shell", tool_call_id="c1"
+    )
+    kept = found.about["items"]
+    assert len({item["id"] for item in kept}) == 3
+    assert kept[-1]["call_id"] == "c1"
+
+
+def test_a_functions_output_may_be_of_a_shell() -> None:
+    """As coding agents send it."""
+    made = {"type": "local_shell_call", "call_id": "c1", "action": EXEC}
+    assert messages(USER, made, OUTPUT)[-1].content == "42"
 
 
 def test_an_effort_is_repeated_in_a_word_that_clients_know() -> None:

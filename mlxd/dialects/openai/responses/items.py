@@ -12,13 +12,16 @@ from mlxd.core.request import CalledTool, Message
 from mlxd.dialects.fields import Fields, Json
 from mlxd.dialects.openai.errors import required
 from mlxd.dialects.openai.messages import MessageReader
+from mlxd.dialects.openai.responses import own_tools
 from mlxd.dialects.openai.responses.parts import texts
 from mlxd.dialects.openai.responses.tools import read_tools, told_name
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _KINDS = (
     "message, reasoning, function_call, function_call_output, custom_tool_call, "
-    "custom_tool_call_output, additional_tools or item_reference"
+    "custom_tool_call_output, "
+    + "".join(f"{kind}, {kind}_output, " for kind in own_tools.CALLS)
+    + "additional_tools or item_reference"
 )
 PREFIXES = {
     "message": "msg",
@@ -27,8 +30,18 @@ PREFIXES = {
     "function_call_output": "fco",
     "custom_tool_call": "ctc",
     "custom_tool_call_output": "ctco",
+    "apply_patch_call": "apc",
+    "apply_patch_call_output": "apco",
+    "computer_call": "cu",
+    "computer_call_output": "cuo",
+    "local_shell_call": "lsh",
+    "local_shell_call_output": "lsho",
+    "shell_call": "sh",
+    "shell_call_output": "sho",
     "additional_tools": "at",
 }
+_BY_ID = "local_shell_call_output"
+"""Its `id` may be that of the call in place of its own, or of the item that made the call."""
 _LONGEST_ID = 128
 NOT_FOR_THE_MODEL = frozenset(
     {
@@ -77,6 +90,8 @@ class ItemReader(MessageReader):
         self._messages: list[Message] = []
         self._turn: _Turn | None = None
         """The model's, as long as it goes on."""
+        self._called_by: dict[str, str] = {}
+        """From the ids of items that call OpenAI's own tools to the ids of the calls."""
         self.tools: list[Json] = []
         """That came with items, as `read_tools` reads them."""
 
@@ -108,6 +123,8 @@ class ItemReader(MessageReader):
                 item = self._custom_call(fields)
             case "function_call_output" | "custom_tool_call_output":
                 item = self._output(fields, kind)
+            case _ if kind in own_tools.CALLS or kind in own_tools.OUTPUTS:
+                item = self._own_tool(fields, kind)
             case "additional_tools":
                 item = self._more_tools(fields)
             case _ if kind in NOT_FOR_THE_MODEL:
@@ -115,7 +132,7 @@ class ItemReader(MessageReader):
             case _:
                 path = fields.path("type")
                 raise InvalidRequest(f"Invalid value for '{path}': expected {_KINDS}.", param=path)
-        id = fields.text("id") or ""
+        id = _own_id(fields, kind)
         return ({"id": id} if 0 < len(id) <= _LONGEST_ID else {}) | item
 
     def _message(self, fields: Fields) -> Json:
@@ -162,18 +179,45 @@ class ItemReader(MessageReader):
         return _call(call_id, name, namespace, "custom_tool_call") | {"input": text}
 
     def _output(self, fields: Fields, kind: str) -> Json:
+        call_id = self._answered(fields, required(fields, "call_id"))
+        said = "\n".join(texts(fields, "output", by_tool=True))
+        self._gave(call_id, said)
+        return {"type": kind, "call_id": call_id, "output": said, "status": "completed"}
+
+    def _own_tool(self, fields: Fields, kind: str) -> Json:
+        return (self._own_call if kind in own_tools.CALLS else self._own_output)(fields, kind)
+
+    def _own_call(self, fields: Fields, kind: str) -> Json:
         call_id = required(fields, "call_id")
+        arguments, kept = own_tools.asked(fields, kind)
+        self._call(CalledTool(own_tools.name_of(kind), arguments, call_id))
+        self._called_by[fields.text("id") or call_id] = call_id
+        return {"type": kind, "call_id": call_id, "status": "completed"} | kept
+
+    def _own_output(self, fields: Fields, kind: str) -> Json:
+        call_id = fields.text("call_id")
+        if not call_id and kind == _BY_ID:
+            id = required(fields, "id")
+            call_id = self._called_by.get(id, id)
+        call_id = self._answered(fields, call_id or required(fields, "call_id"))
+        said, kept = own_tools.given(fields, kind)
+        self._gave(call_id, said)
+        return {"type": kind, "call_id": call_id} | kept
+
+    def _answered(self, fields: Fields, call_id: str) -> str:
+        """The call's id, if there was such a call."""
         if call_id not in self._tool_names:
             path = fields.path("call_id")
             raise InvalidRequest(
                 f"No tool call found for function call output with call_id {call_id[:80]}.",
                 param=path,
             )
-        said = "\n".join(texts(fields, "output", by_tool=True))
+        return call_id
+
+    def _gave(self, call_id: str, said: str) -> None:
         self._end_turn()
         name = self._tool_names[call_id]
         self._messages.append(Message("tool", said, tool_call_id=call_id, tool_name=name))
-        return {"type": kind, "call_id": call_id, "output": said, "status": "completed"}
 
     def _more_tools(self, fields: Fields) -> Json:
         tools = read_tools(fields, more=True)
@@ -209,6 +253,12 @@ class ItemReader(MessageReader):
         if self._turn is not None:
             self._messages.append(self._turn.message())
         self._turn = None
+
+
+def _own_id(fields: Fields, kind: str) -> str:
+    """Of the item itself; empty where it has none."""
+    names_its_call = kind == _BY_ID and not fields.text("call_id")
+    return "" if names_its_call else fields.text("id") or ""
 
 
 def with_ids(items: Iterable[Json], call_id: str) -> list[Json]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlxd.dialects.common_shapes import JSON_SCHEMA, explained
-from mlxd.dialects.openai.responses import items, parts, request, tools
+from mlxd.dialects.openai.responses import items, own_tools, parts, request, tools
 from mlxd.dialects.openai.shapes import effort, generating, scored
 from mlxd.dialects.shaping import (
     COUNT,
@@ -86,6 +86,7 @@ def _items() -> Shapes:
             ),
             question({"type": always("function_call_output")} | output, own),
             question({"type": always("custom_tool_call_output")} | output, own),
+            *_own_tools(own),
             question(
                 {"type": always("additional_tools"), "tools": listed(refer("OpenAIResponseTool"))},
                 {"role": TEXT} | own,
@@ -94,6 +95,36 @@ def _items() -> Shapes:
             said(question({"type": one_of(sorted(items.NOT_FOR_THE_MODEL))}), "Passed over."),
         )
     }
+
+
+def _own_tools(own: dict[str, Schema]) -> list[Schema]:
+    """What earlier turns called of OpenAI's own, and what that gave."""
+    called = {"call_id": text(least=1)}
+    calls = [
+        question({"type": always(kind)} | called, {name: OBJECT} | own)
+        for kind, name in own_tools.CALLS.items()
+        if kind != "computer_call"
+    ]
+    actions = {"action": OBJECT, "actions": listed(OBJECT)}
+    return [
+        *calls,
+        question({"type": always("computer_call")} | called, actions | own),
+        question(
+            {"type": always("local_shell_call_output"), "output": TEXT}, {"call_id": TEXT} | own
+        ),
+        question(
+            {"type": always("shell_call_output"), "output": either(TEXT, listed(_run()))} | called,
+            own,
+        ),
+        question({"type": always("apply_patch_call_output")} | called, {"output": TEXT} | own),
+        question({"type": always("computer_call_output"), "output": OBJECT} | called, own),
+    ]
+
+
+def _run() -> Schema:
+    """Of one command in a shell."""
+    outcome = question({}, {"type": TEXT, "exit_code": whole()})
+    return question({}, {"stdout": TEXT, "stderr": TEXT, "outcome": outcome})
 
 
 def _tools() -> Shapes:
@@ -266,7 +297,10 @@ def _kept_items() -> Shapes:
     thought = answer({"type": one_of(("summary_text", "reasoning_text")), "text": TEXT})
     head = {"id": TEXT}
     call = head | {"call_id": TEXT, "name": TEXT, "status": TEXT}
-    outputs = one_of(("function_call_output", "custom_tool_call_output"))
+    outputs = one_of(("function_call_output", "custom_tool_call_output", *own_tools.OUTPUTS))
+    own_call = {"type": one_of(own_tools.CALLS), "call_id": TEXT, "status": TEXT}
+    given = either(TEXT, listed(_run()), answer({"type": always("computer_screenshot")}))
+    own_given = {"action": OBJECT, "actions": listed(OBJECT), "operation": OBJECT}
     message = {"role": one_of(items.ROLES), "status": TEXT, "content": listed(spoken)}
     return {
         "OpenAIKeptItem": either(
@@ -279,7 +313,8 @@ def _kept_items() -> Shapes:
                 call | {"type": always("function_call"), "arguments": TEXT}, {"namespace": TEXT}
             ),
             answer(call | {"type": always("custom_tool_call"), "input": TEXT}, {"namespace": TEXT}),
-            answer(head | {"type": outputs, "call_id": TEXT, "output": TEXT, "status": TEXT}),
+            answer(head | own_call, own_given),
+            answer(head | {"type": outputs, "call_id": TEXT, "output": given, "status": TEXT}),
             answer(
                 head | {"type": always("additional_tools"), "role": TEXT, "tools": listed(OBJECT)}
             ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mlxd.core.errors import InvalidRequest, MlxdError, RateLimited
+from mlxd.core.errors import ContextExceeded, InvalidRequest, MlxdError, RateLimited
 from mlxd.core.events import (
     Burst,
     Finished,
@@ -201,4 +201,6 @@ def _code(error: MlxdError) -> str:
     """Of the few codes that this API has for a failure."""
     if isinstance(error, RateLimited):
         return "rate_limit_exceeded"
+    if isinstance(error, ContextExceeded):
+        return "context_length_exceeded"
     return "invalid_prompt" if isinstance(error, InvalidRequest) else "server_error"

@@ -31,3 +31,11 @@ def decode_object(text: str) -> Json | None:
     if _LONG_NUMBER.search(text):
         shorten_integers(value)
     return value
+
+
+def decode_text(text: str) -> str | None:
+    """None where it is no JSON string."""
+    try:
+        return msgspec.json.decode(text, type=str)
+    except (msgspec.DecodeError, UnicodeError):
+        return None
