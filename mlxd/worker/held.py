@@ -177,7 +177,7 @@ class Calls:
     def _read(self, text: str) -> Part:
         """The grammar makes it a call; but one that no message can hold is text."""
         call: CalledTool | None = None
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             call = call_of(json.loads(text, parse_int=_integer, parse_float=_number))
         if call is None:
             self.malformed += 1

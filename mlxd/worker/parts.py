@@ -8,6 +8,10 @@ from typing import Any, Literal
 from mlxd.core.request import CalledTool, Json
 from mlxd.ipc.messages import Call, Output, Unsendable, encode
 
+MOST_LEVELS = 200
+"""Of a call's arguments. Whoever passes them on goes into each level from the one around it, which
+Python allows about a thousand times in all.
+"""
 Part = tuple[Literal["text", "reasoning"], str] | CalledTool
 
 
@@ -20,7 +24,7 @@ def call_of(parsed: Any) -> CalledTool | None:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         return None
@@ -28,12 +32,25 @@ def call_of(parsed: Any) -> CalledTool | None:
 
 
 def _sendable(name: str, arguments: Json) -> bool:
-    """JSON can hold what a message cannot: integers without end, halves of surrogate pairs; and
-    Python what JSON cannot: numbers that are infinite.
+    """JSON can hold what a message cannot: integers without end, halves of surrogate pairs, levels
+    without end; and Python what JSON cannot: numbers that are infinite.
     """
+    if _is_deep(arguments):
+        return False
     try:
         encode(Output(0, [Call(0, name, arguments)]))
         json.dumps(arguments, allow_nan=False)
     except (Unsendable, TypeError, ValueError):
         return False
+    return True
+
+
+def _is_deep(arguments: Json) -> bool:
+    """Level by level, so that none is too deep for it."""
+    level: list[Any] = [arguments]
+    for _ in range(MOST_LEVELS):
+        inside = [one.values() if isinstance(one, dict) else one for one in level]
+        level = [one for each in inside for one in each if isinstance(one, dict | list)]
+        if not level:
+            return False
     return True

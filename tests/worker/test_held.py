@@ -9,6 +9,7 @@ import pytest
 
 from mlxd.core.request import CalledTool
 from mlxd.worker.held import Calls, Held, Words, WordsOrCalls
+from mlxd.worker.parts import call_of
 
 
 def read(held: Held, text: str, size: int, *, truncated: bool = False) -> list[Any]:
@@ -115,3 +116,15 @@ def test_thinking_is_told():
         reader.feed(text)
         told.append(reader.thinking)
     assert told == [True, True, False, False]
+
+
+@pytest.mark.parametrize("levels", [199, 200, 900, *range(980, 992), 5000])
+def test_a_call_that_is_deeper_than_can_be_passed_on_is_text(levels):
+    """It must not end the worker, nor the daemon's trust in it."""
+    reader = held(calls=True)
+    inside = "[" * levels + "]" * levels
+    said = f'{{"name": "f", "arguments": {{"a": {inside}}}}}'
+    (part,) = read(reader, said, 1000)
+    assert (part == ("text", said)) == (reader.malformed == 1) == (levels >= 200)
+    words = {"name": "f", "arguments": f'{{"a": {inside}}}'}
+    assert (call_of(words) is None) == (levels >= 200)
