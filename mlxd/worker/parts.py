@@ -28,21 +28,25 @@ def call_of(parsed: Any) -> CalledTool | None:
             return None
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         return None
-    return CalledTool(name, arguments) if _sendable(name, arguments) else None
+    plain = _sendable(name, arguments)
+    return CalledTool(name, plain) if plain is not None else None
 
 
-def _sendable(name: str, arguments: Json) -> bool:
-    """JSON can hold what a message cannot: integers without end, halves of surrogate pairs, levels
+def _sendable(name: str, arguments: Json) -> Json | None:
+    """As JSON has it: parsers that read Python's literals give keys that are no text. None: it
+    cannot be sent.
+
+    JSON can hold what a message cannot: integers without end, halves of surrogate pairs, levels
     without end; and Python what JSON cannot: numbers that are infinite.
     """
     if _is_deep(arguments):
-        return False
+        return None
     try:
-        encode(Output(0, [Call(0, name, arguments)]))
-        json.dumps(arguments, allow_nan=False)
+        plain: Json = json.loads(json.dumps(arguments, allow_nan=False))
+        encode(Output(0, [Call(0, name, plain)]))
     except (Unsendable, TypeError, ValueError):
-        return False
-    return True
+        return None
+    return plain
 
 
 def _is_deep(arguments: Json) -> bool:
