@@ -229,6 +229,8 @@ class Loop:
                     self._warming.apply(wish.warm)
                 if self._backing is not None:
                     self._backing.apply(wish)
+                    if self._cache.fit():
+                        self._reporter.memory()
             case Trim():
                 self._idle.give_back()
 

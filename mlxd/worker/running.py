@@ -26,6 +26,8 @@ class Running:
     """The answer's, from its very first; an end-of-sequence token counts, as mlx-lm counts it."""
     told: int = 0
     """How many of them the daemon knows."""
+    known: int = 0
+    """How many of them have made known exactly what was put out."""
     started: float = 0.0
     """When its prefill began here; 0: it has not."""
     first: float = 0.0
@@ -55,9 +57,11 @@ class Running:
         over = self.finish is not None
         if over:
             self.answer.finish(pieces, truncated=self.finish == "length")
-        if pieces is self.kept and self._telling:
-            out += joined(pieces)
-            pieces.clear()
+        if self._telling:
+            self.known = len(self.tokens)
+            if pieces is self.kept:
+                out += joined(pieces)
+                pieces.clear()
         return over
 
     def count(self, drafts: Drafts) -> None:
@@ -67,9 +71,9 @@ class Running:
 
     def tell(self) -> Taken | None:
         """The tokens behind the pieces that were put out, when there are new ones."""
-        if not self._telling:
+        if self.known <= self.told:
             return None
-        tokens, self.told = self.tokens[self.told :], len(self.tokens)
+        tokens, self.told = self.tokens[self.told : self.known], self.known
         return Taken(self.job.id, tokens)
 
     def close(self, now: float, out: list[Piece]) -> Ended:

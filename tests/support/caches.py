@@ -25,6 +25,21 @@ RECURRENT = Shape(
         "time_step_rank": 4, "rms_norm": True,
     },
 )  # fmt: skip
+LISTED = Shape(
+    model_type="falcon_h1",
+    extra={
+        "attention_bias": False, "attention_in_multiplier": 1.0, "attention_out_multiplier": 1.0,
+        "embedding_multiplier": 1.0, "key_multiplier": 1.0, "lm_head_multiplier": 1.0,
+        "mamba_chunk_size": 64, "mamba_conv_bias": True, "mamba_d_conv": 4, "mamba_d_head": 16,
+        "mamba_d_ssm": 64, "mamba_d_state": 16, "mamba_expand": 1, "mamba_n_groups": 1,
+        "mamba_n_heads": 4, "mamba_norm_before_gate": False, "mamba_proj_bias": False,
+        "mamba_rms_norm": True, "mamba_use_mlp": True, "max_seq_len": 4096, "mlp_bias": False,
+        "mlp_expansion_factor": 2, "mlp_multipliers": [1.0, 1.0], "projectors_bias": False,
+        "ssm_in_multiplier": 1.0, "ssm_multipliers": [1.0] * 5, "ssm_out_multiplier": 1.0,
+        "time_step_floor": 1e-4, "time_step_limit": [0.0, 1e9],
+    },
+)  # fmt: skip
+"""A layer's cache is a list: of a state, and of keys and values."""
 LAYOUTS = {
     "full": Shape(spread=3.0),
     "half": Shape(spread=3.0, dtype="bfloat16"),
@@ -32,6 +47,7 @@ LAYOUTS = {
     "hybrid": replace(HYBRID, spread=3.0),
     "experts": replace(MOE, spread=3.0),
     "recurrent": replace(RECURRENT, spread=3.0),
+    "listed": replace(LISTED, spread=3.0),
     "chunked": replace(UNMERGEABLE, spread=3.0),
     "quantised": Shape(hidden=256, spread=3.0),
 }

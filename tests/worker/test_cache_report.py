@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 import pytest
 
-from mlxd.ipc.messages import Budget, CacheAsk, CacheClear, CacheStats, Observed, Output, Trim
+from mlxd.ipc.messages import (
+    Budget,
+    CacheAsk,
+    CacheClear,
+    CacheStats,
+    Observed,
+    Output,
+    PrefixRules,
+    Trim,
+)
 from mlxd.worker.prefix.report import Cache
 from tests.worker.test_loop import Heap, Script, job, run
 
@@ -87,6 +96,34 @@ def test_an_eighth_is_for_what_waits_to_be_written() -> None:
     disk.off = True
     kept.shrink(80)
     assert of.limits == [70, 80]
+
+
+class Switch:
+    """A backing that turns its disk on and off."""
+
+    keeps = is_awaited = False
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+
+    def apply(self, rules: PrefixRules) -> None:
+        self._disk.off = rules.disk_bytes == 0
+
+    def tend(self, *, idle: bool) -> bool:
+        return False
+
+    def close(self, seconds: float) -> None:
+        pass
+
+
+def test_it_is_so_as_soon_as_there_is_a_disk_and_no_longer_than_there_is_one() -> None:
+    kept = cache(of := store(), disk := Disk(off=True))
+    wire = run(
+        Script(), [Budget(0, 0, 0, prefix_bytes=100)], [PrefixRules()], [PrefixRules(0)],
+        cache=kept, backing=Switch(disk), paced=True,
+    )  # fmt: skip
+    assert of.limits == [100, 88, 100]
+    assert len([m for m in wire.of(Output) if m.memory is not None]) == 1
 
 
 def test_what_is_forgotten_is_forgotten_on_disk_when_that_is_asked_for() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
 import pytest
 
 from mlxd.core.request import CalledTool
+from mlxd.dialects.base import to_json
 from mlxd.worker.held import Calls, Held, Words, WordsOrCalls
+from mlxd.worker.parts import call_of
 
 
 def read(held: Held, text: str, size: int, *, truncated: bool = False) -> list[Any]:
@@ -116,3 +119,24 @@ def test_thinking_is_told():
         reader.feed(text)
         told.append(reader.thinking)
     assert told == [True, True, False, False]
+
+
+@pytest.mark.parametrize("levels", [127, 128, 900, *range(980, 992), 5000])
+def test_a_call_that_is_deeper_than_can_be_passed_on_is_text(levels):
+    """It must not end the worker, nor the daemon's trust in it."""
+    reader = held(calls=True)
+    inside = "[" * levels + "]" * levels
+    said = f'{{"name": "f", "arguments": {{"a": {inside}}}}}'
+    (part,) = read(reader, said, 1000)
+    assert (part == ("text", said)) == (reader.malformed == 1) == (levels >= 128)
+    words = {"name": "f", "arguments": f'{{"a": {inside}}}'}
+    assert (call_of(words) is None) == (levels >= 128)
+
+
+def test_keys_are_text_whatever_a_parser_makes_of_them():
+    """Some read Python's literals; the daemon could not write these as JSON."""
+    arguments = {"a": {None: 1, True: {2: (3, 4)}}, "b": [1.5, "x", None]}
+    call = call_of({"name": "f", "arguments": arguments})
+    assert call is not None
+    assert call.arguments == {"a": {"null": 1, "true": {"2": [3, 4]}}, "b": [1.5, "x", None]}
+    assert to_json(call.arguments) == json.dumps(call.arguments, separators=(",", ":")).encode()

@@ -180,6 +180,7 @@ def run(
     at: Progress | None = None,
     reader: Any = None,
     cache: Any = None,
+    backing: Any = None,
     prefixes: Any = None,
     tuned: Tuned | None = None,
 ) -> Wire:
@@ -219,6 +220,7 @@ def run(
         allocator=heap or Heap(),
         turns=Turns(None),
         cache=cache,
+        backing=backing,
         prefixes=prefixes,
         tuned=tuned,
     ).run()

@@ -336,6 +336,23 @@ def test_cleared_is_gone_and_may_be_written_again(shelves: Shelves) -> None:
     assert look(disk, [entry]) == 1
 
 
+def test_what_comes_behind_a_wish_to_clear_is_not_cleared(shelves: Shelves) -> None:
+    """The writer may have something else to do meanwhile."""
+    old, new = shelves.entry(1), shelves.entry(2)
+    look(shelves.disk(), [old])
+    disk = Disk(
+        Folder(shelves.root, "key"), Layout(shelves.reads.caches([3])),
+        trimmable=True, clock=shelves.clock,
+    )  # fmt: skip
+    disk.clear([old])
+    disk.tend([new], idle=True)
+    assert new.stored
+    disk.start()
+    settled(disk)
+    assert find(disk, new) is not None
+    assert len(list(shelves.root.rglob("*.prefix"))) == 1
+
+
 def test_at_the_end_what_is_worth_most_is_written_in_the_time_that_there_is(
     shelves: Shelves, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -291,6 +291,56 @@ def test_a_score_is_sent_with_the_call_it_ended_in(model_of: MakeModel) -> None:
         answer.take(token, "row", out)
         settled.append((bool(out), answer.settled))
     assert settled == [(False, False), (True, True), (True, True)]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_tokens_are_told_as_far_as_their_pieces_are(
+    stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drafts give several in one step, of which the last may wait for what follows."""
+    from mlxd.core.request import GenerationRequest
+    from mlxd.ipc.messages import Logprob, Piece, Text
+    from mlxd.worker import running
+    from mlxd.worker.answer import Answer
+    from mlxd.worker.job import Job
+    from mlxd.worker.running import Running
+    from mlxd.worker.sampling import Guard
+    from mlxd.worker.stops import StopStrings
+
+    class Letters:
+        def add(self, token: int) -> str:
+            return chr(token)
+
+        def finish(self) -> str:
+            return ""
+
+    class Scores:
+        def score(self, token: int, row: Any) -> Logprob:
+            return Logprob(chr(token), bytes([token]), -1.0)
+
+    @dataclass
+    class Said:
+        token: int
+        uid: int = 0
+        logprobs: str = "row"
+        finish_reason: str | None = None
+
+    monkeypatch.setattr(running, "WHOLE_EVERY", 1)
+    request = GenerationRequest(model="m", text="x", stream=stream, logprobs=0)
+    stops = StopStrings(("xy",))
+    job = Job(1, request, Sampling(), [5], 9, False, stops)
+    scorer: Any = Scores()
+    run = Running(job, Answer(1, Letters(), None, stops, scorer), Guard())
+    told: list[tuple[bytes, str]] = []
+    for step in (b"ax", b"b"):
+        out: list[Piece] = []
+        assert not any(run.take(Said(token), 1.0, out) for token in step)
+        known = run.tell()
+        assert known is not None
+        said = "".join(piece.text for piece in out if isinstance(piece, Text))
+        told.append((bytes(known.tokens), said))
+    assert told == [(b"a", "a"), (b"xb", "xb")]
+    assert run.tell() is None
 
 
 def test_the_end_of_what_was_allowed_is_said_without_the_engine(bench_of: BenchOf) -> None:

@@ -102,9 +102,7 @@ class Slab:
 def taken_apart(caches: Sequence[Any]) -> tuple[tuple[Layer, ...], list[Slab]]:
     """Layers, and their arrays in the order in which the layers name them."""
     slabs: list[Slab] = []
-    layers = tuple(
-        Layer(type(cache).__name__, _node(cache.state, _rows(cache), slabs)) for cache in caches
-    )
+    layers = tuple(Layer(type(cache).__name__, _whole(cache, slabs)) for cache in caches)
     return layers, slabs
 
 
@@ -180,6 +178,14 @@ def _rows(cache: Any) -> int | None:
     if type(cache) is ChunkedKVCache:
         return int(cache.offset - cache.start_position)
     return None
+
+
+def _whole(cache: Any, slabs: list[Slab]) -> Node:
+    """A cache's state; of a list of caches each by itself, with no more than holds its tokens."""
+    if not isinstance(cache, CacheList):
+        return _node(cache.state, _rows(cache), slabs)
+    named = zip(cache.caches, cache.state, strict=True)
+    return Many(tuple(Many((_whole(inner, slabs), Value(name))) for inner, (_, name) in named))
 
 
 def _node(state: Any, rows: int | None, slabs: list[Slab]) -> Node:

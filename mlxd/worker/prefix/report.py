@@ -83,6 +83,8 @@ class Cache:
         self._store = store
         self._disk = disk
         self._clock = clock
+        self._most = 0
+        """Bytes that may be kept."""
 
     @property
     def nbytes(self) -> int:
@@ -92,10 +94,15 @@ class Cache:
 
     def shrink(self, nbytes: int) -> bool:
         """Keep no more than so many bytes from now on; says whether that was more before."""
-        before = self.nbytes
+        self._most = nbytes
+        return self.fit()
+
+    def fit(self) -> bool:
+        """The same for as many as before, where it is another question whether a disk is used."""
+        before, most = self.nbytes, self._most
         if self._store is not None:
             on_disk = self._disk is not None and not self._disk.off
-            self._store.shrink(nbytes - nbytes // WAITING_SHARE if on_disk else nbytes)
+            self._store.shrink(most - most // WAITING_SHARE if on_disk else most)
         return self.nbytes < before
 
     def clear(self, *, disk: bool) -> None:

@@ -68,8 +68,8 @@ class Store:
 
     @property
     def nbytes(self) -> int:
-        """Of caches, each array once, and of the index."""
-        trees = self._public.nbytes + sum(tree.nbytes for tree in self._own.values())
+        """Of caches, each array once, and of the index. For any thread."""
+        trees = self._public.nbytes + sum(tree.nbytes for tree in [*self._own.values()])
         return self._held.nbytes + self._ids_bytes + trees
 
     # -- looking

@@ -136,14 +136,14 @@ class Writer:
             tidying, self._tidying = self._tidying and budget != 0, False
             self._used = set()
             parcel = self._writing = self._parcels.popleft() if self._parcels else None
+        if clearing:  # first: what is here to be written came behind that wish
+            self._stock.forget()
+            self._stock.folder.clear()
         self._stock.touch(used)
         if parcel is not None:
             self._write(parcel, budget)
         if tidying:
             self._stock.folder.tidy(budget)
-        if clearing:
-            self._stock.forget()
-            self._stock.folder.clear()
         with self._changed:
             self._writing = None
             self._clearing = self._clearing and not clearing

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import mlx.core as mx
@@ -322,6 +324,26 @@ def test_caches_that_hold_something_else_are_not_kept() -> None:
     caches = caches_of(A, trimmable=True)
     scene.store.keep(Prompt([*A, *B], 1, greedy), 150, caches, "prompt")
     assert len(scene.store) == 0
+
+
+def test_another_thread_may_ask_how_much_is_kept_while_owners_come_and_go() -> None:
+    """Who asks is the one that answers pings, and ends the process where it raises."""
+    scene = Scene(limit=4000)
+    over = threading.Event()
+
+    def ask() -> int:
+        asked = 0
+        while not over.is_set():
+            assert scene.store.nbytes >= 0
+            asked += 1
+        return asked
+
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(ask)
+        for n in range(200):
+            scene.keep(list(range(n % 50, n % 50 + 20)), owner=str(n % 40))
+        over.set()
+        assert asked.result() > 0
 
 
 def test_tokens_may_be_known_packed_in_part() -> None:
