@@ -104,7 +104,9 @@ class Live:
 
 
 class Ready:
-    """200 when traffic should come here; 503 until then, in an emergency and while draining."""
+    """200 when traffic should come here; 503 until then, while draining, in an emergency and as long
+    as memory has no generation admitted.
+    """
 
     render_error: Render = staticmethod(in_ollama)
 
@@ -123,7 +125,9 @@ class Ready:
             return "draining" if self._parts.state.draining else "starting"
         if self._parts.starts.held:
             return self._parts.starts.reason
-        return "out of memory" if self._parts.guard.level is Level.EMERGENCY else ""
+        guard = self._parts.guard
+        stopped = guard.level is Level.EMERGENCY or "stop_admission" in guard.lasting
+        return "out of memory" if stopped else ""
 
 
 def root(parts: Parts, policies: PolicySet) -> Json:
