@@ -261,6 +261,7 @@ def join(made: Composition, log: Log) -> None:
     )
     made.traffic.apply(parts.policies.current)
     parts.stories.on_end.append(made.traffic.ended)
+    parts.state.sinks += [made.traffic.warnings, made.webhook.warnings]
     parts.reloader.observe(partial(policy_report.report, parts))
     parts.reloader.observe(_log_outcome)
     parts.stories.on_end.append(partial(count_tokens, parts.metrics))

@@ -104,8 +104,8 @@ class Live:
 
 
 class Ready:
-    """200 when traffic should come here; 503 until then, while draining, in an emergency and as long
-    as memory has no generation admitted.
+    """200 when traffic should come here; 503 until then, while draining, in an emergency, and
+    whenever memory has generations refused.
     """
 
     render_error: Render = staticmethod(in_ollama)
@@ -266,6 +266,7 @@ def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str
     warnings += parts.preloader.warnings()
     warnings += parts.guard.warnings()
     warnings += parts.tracing.warnings()
+    warnings += [words for sink in parts.state.sinks for words in sink()]
     if readings.memory is None:
         warnings.append("memory cannot be read: protection of memory is limited")
     warnings += _failed(parts).values()
