@@ -476,11 +476,16 @@ def _server(parts: Parts, ground: _Ground, repeats: Repeats, front: Front) -> Gu
     )  # fmt: skip
     server = GuardedServer(edge, ground.store, ground.clock, addresses=addresses)
     server.answers = repeats
+    server.farewells.rejections = parts.rejections
     parts.metrics.watch_counts(
         "mlxd_connections_refused",
         "Connections that were refused, and requests through proxies, by the policy that did it.",
         ("policy",),
-        lambda: [(("max_connections",), server.refused), (("per_ip",), addresses.refused)],
+        lambda: [
+            (("max_connections",), server.refused),
+            (("per_ip",), addresses.refused),
+            (("header_timeout",), server.slow),
+        ],
     )
     return server
 
