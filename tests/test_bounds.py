@@ -84,6 +84,7 @@ OTHERS = {
     "server/resume.py": {"outcomes"},
     "server/webhook.py": {"_reads"},
     "server/accepting.py": {"_tasks"},
+    "server/farewells.py": {"_made", "_told"},
     "server/listener.py": {"_tasks"},
     "control/adaptive.py": {"_samples", "_measured", "missed_total"},
     "control/breaker.py": {"_restarts"},

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mlxd.core.errors import PolicyLine
+
 Verdict = Literal["loaded", "fits", "fits_after_eviction", "fits_after_wait", "never"]
 Confidence = Literal["computed", "learned", "measured"]
 """From the files alone; with what earlier runs measured; measured on the loaded model."""
@@ -33,3 +35,5 @@ class FitReport:
     """Of earlier predictions against what was measured; None: there were none."""
     reason: str = ""
     """Why not now, in words."""
+    policy: PolicyLine | None = None
+    """The line that decides that it does not; None: it does, or none decides."""

@@ -40,9 +40,9 @@ class Fitting:
         budget = self._needed(card, policies, context)
         judged = self._judge(card, resident, budget, policies)
         verdict = _verdict(judged, loaded=resident is not None)
-        reason = refusal(judged, card.name, policies, now).message if judged.plan.obstacle else ""
+        refused = refusal(judged, card.name, policies, now) if judged.plan.obstacle else None
         if blocked is not None and resident is None and verdict != "never":
-            verdict, reason = "fits_after_wait", blocked.message
+            verdict, refused = "fits_after_wait", blocked
         more = resident is not None and judged.plan.obstacle != "limit"
         own = promised_by(resident.budget) if resident is not None and more else 0
         confidence, observations, error = self._forecasts.confidence(card)
@@ -59,7 +59,8 @@ class Fitting:
             confidence=confidence,
             observations=observations,
             error_percent=error,
-            reason=reason,
+            reason=refused.message if refused is not None else "",
+            policy=refused.policy if refused is not None else None,
         )
 
     def _loaded(self, card: ModelCard) -> Resident | None:

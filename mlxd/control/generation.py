@@ -183,7 +183,7 @@ class Generation:
                 self.leg.prompt_tokens = message.prompt_tokens
                 self.leg.cached_tokens = message.cached_tokens
                 if not self._accepted.done():
-                    self.transcript.prompt = self.transcript.prompt or message.prompt
+                    self.transcript.begin(message.prompt)
                     waited = self._clock.monotonic() - self._arrived
                     if self.transcript.cached_tokens is None:
                         self.transcript.cached_tokens = message.cached_tokens

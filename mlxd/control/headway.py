@@ -7,7 +7,7 @@ from itertools import chain
 
 from mlxd.control.fingerprint import fingerprint_of
 from mlxd.control.replay import seeded
-from mlxd.control.transcript import Transcript
+from mlxd.control.transcript import Origin, Transcript
 from mlxd.core.errors import ResumeExpired
 from mlxd.core.events import Burst, bytes_of
 from mlxd.core.models import ModelCard
@@ -28,6 +28,7 @@ class Headway:
         """
         self._samplings: tuple[Sampling, ...] = ()
         self._model: object = None
+        self._origin = Origin()
         self._times = 0
         """That it was begun."""
 
@@ -43,12 +44,13 @@ class Headway:
             self._model = model
             self._samplings = tuple(seeded(sampling, draw) for sampling in samplings)
             self.drawn = self._samplings != tuple(samplings)
-            self.transcripts = tuple(Transcript() for _ in samplings)
+            self.transcripts = tuple(Transcript(origin=self._origin) for _ in samplings)
         elif model != self._model:
             raise ResumeExpired(
                 f"model '{card.name}' has changed since this answer was begun",
                 would_pass="the same request without Last-Event-ID, which begins anew",
             )
+        self._origin.came_back = self._times > 0
         self._times += 1
         return self._samplings
 

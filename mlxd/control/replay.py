@@ -471,15 +471,16 @@ class _Run:
 
     def _check_model(self, worker: Worker) -> None:
         """An answer goes on with the model that it was begun with, whose files may have been
-        replaced since. Raises WorkerCrashed; for a client that has come back, ResumeExpired.
+        replaced since, and so do all of one call. Raises WorkerCrashed; for a client that has come
+        back, ResumeExpired.
         """
-        begun = self._transcript
-        if not begun.prompt:
+        begun = self._transcript.origin
+        if not begun.told:
             begun.key = worker.key
         if not (begun.key and worker.key) or begun.key == worker.key:
             return
         changed = f"model '{self._case.model}' has changed since this answer was begun"
-        if self._interrupted:
+        if self._interrupted or not (begun.came_back or self._transcript.prompt):
             raise WorkerCrashed(
                 f"the engine process ended, and {changed}",
                 retry_after=2.0,

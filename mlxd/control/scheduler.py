@@ -97,7 +97,7 @@ class Scheduler:
         if not len(self._lines):  # else it might take what is for those that wait
             self.adaptive.look(now)
         place = self._placed(applicant, counted, now)
-        full = next(self._slots.full(place) if self._slots.enforced else self._own(place), None)
+        full = self._full(place)
         if full is not None:
             self._queue(place, full, now)
             return place
@@ -296,7 +296,8 @@ class Scheduler:
         error = self.shedding.for_latency(place.applicant, now)
         if error is not None:
             raise error
-        if not self._most_waiting(place.klass):
+        nobody = not self._policies.limits.concurrency.max_waiting
+        if nobody or (full.tenant and not self._most_waiting(place.klass)):
             if full.tenant and place.counted is not None:
                 place.counted.refund()  # as whatever is refused for the client's own sake
             raise self._no_slot(place, full)
@@ -319,13 +320,14 @@ class Scheduler:
     ) -> tuple[str, int] | None:
         """The policy by which it may not wait behind so many, and how many it counts."""
         limits, most = self._policies.limits.concurrency, self._most_waiting(place.klass)
+        of_its_class = f"clients.priorities.{place.klass}.queue", of_class
+        if limits.max_waiting and not most:
+            return of_its_class
         if waiting >= limits.max_waiting:
             return "limits.concurrency.max_waiting", waiting
         if waiting and tokens + place.cost > limits.max_waiting_tokens:
             return "limits.concurrency.max_waiting_tokens", waiting
-        if of_class >= most:
-            return f"clients.priorities.{place.klass}.queue", of_class
-        return None
+        return of_its_class if of_class >= most else None
 
     def _give_up(self, place: Place) -> None:
         place.over = True
@@ -334,6 +336,10 @@ class Scheduler:
             live = [entry for entry in self._deadlines if not entry[2].over]
             self._deadlines = [entry for entry in live if entry[2].started is None]
             heapq.heapify(self._deadlines)
+
+    def _full(self, place: Place) -> Full | None:
+        """The first limit that leaves it no slot now."""
+        return next(self._slots.full(place) if self._slots.enforced else self._own(place), None)
 
     def _own(self, place: Place) -> Iterator[Full]:
         """A tenant's limit holds whatever the mode of the server's is."""
@@ -377,9 +383,9 @@ class Scheduler:
         )
 
     def _queue_full(self, place: Place, key: str, waiting: int) -> MlxdError:
+        words, would_pass = self._bounded(place, key, waiting)
         return QueueFull(
-            f"Server overloaded. {waiting} requests wait, as many as may"
-            " (server busy, please try again)",
+            f"Server overloaded. {words} (server busy, please try again)",
             retry_after=self.retry_after(place.klass),
             policy=self._line(place, key),
             numbers={
@@ -389,7 +395,27 @@ class Scheduler:
                 "running": self.active,
                 "rule": "queue",
             },
-            would_pass="the same request once one of those that wait has its slot",
+            would_pass=would_pass,
+        )
+
+    def _bounded(self, place: Place, key: str, waiting: int) -> tuple[str, str]:
+        """How the queue is full for it, by the policy of that name, and what would pass."""
+        cure = "the same request once one of those that wait has its slot"
+        if key.endswith("max_waiting_tokens"):
+            tokens, more = round(self._lines.tokens), round(place.cost)
+            return (
+                f"{tokens} tokens are expected of those that wait; with {more} of this request "
+                "they would be more than may",
+                "the same request once enough of those that wait have their slots",
+            )
+        if not key.endswith(".queue"):
+            return f"{waiting} requests wait, as many as may", cure
+        if waiting:
+            of_class = f"{waiting} requests of class {place.klass} wait, as many as may"
+            return of_class, cure.replace("those that wait", "those of that class that wait")
+        return (
+            f"No slot is free, and no request of class {place.klass} may wait for one",
+            "the same request once a slot is free for it",
         )
 
     def _line(self, place: Place, key: str) -> PolicyLine:
@@ -401,8 +427,13 @@ class Scheduler:
 
     def _too_late(self, place: Place, now: float) -> MlxdError:
         policies, waited = place.applicant.policies, now - place.came
+        full = self._full(place)
+        slot, others = "No slot", "fewer wait"
+        if full is not None and full.whose:
+            slot = f"None of the slots of {full.whose} ({full.key}: {full.limit})"
+            others = f"fewer requests of {full.whose} run or wait"
         return QueueTimeout(
-            f"Server overloaded. No slot was free within {float(policies.timeouts.queue):g} s"
+            f"Server overloaded. {slot} was free within {float(policies.timeouts.queue):g} s"
             " (server busy, please try again)",
             retry_after=self.retry_after(place.klass),
             policy=policies.line("timeouts.queue"),
@@ -412,7 +443,7 @@ class Scheduler:
                 "running": self.active,
                 "rule": "queue",
             },
-            would_pass="a longer timeouts.queue, or a request when fewer wait",
+            would_pass=f"a longer timeouts.queue, or a request when {others}",
         )
 
 

@@ -43,6 +43,8 @@ class Full:
     taken: int
     tenant: bool = False
     """It is this client's own."""
+    whose: str = ""
+    """Of whom those are that it limits; empty: of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +112,17 @@ class Slots:
 
     def full(self, place: Place) -> Iterator[Full]:
         """The limits that leave it no slot; one of its tenant alone comes last."""
-        most = self.most
+        most, model = self.most, place.applicant.called or place.model
         if len(self.active) >= most:
             yield Full(CONCURRENCY, self._key(most), _busy(most), most, len(self.active))
-        for limit, taken in (
-            (self._of_model(place), self.by_model[place.model]),
-            (self._of_class(place.klass, most), self.by_class[place.klass]),
+        klass = place.klass
+        for limit, taken, whose in (
+            (self._of_model(place), self.by_model[place.model], f"model '{model}'"),
+            (self._of_class(klass, most), self.by_class[klass], f"class {klass}"),
         ):
             if limit is not None and taken >= limit.most:
-                yield Full(limit.rule, limit.key, _busy(limit.most), limit.most, taken)
+                words = _busy(limit.most)
+                yield Full(limit.rule, limit.key, words, limit.most, taken, whose=whose)
         if self._waits_behind_a_load(place, most):
             waiting = self._loading[place.model]
             words = _keeps_one(place.model, waiting, most)
@@ -126,7 +130,8 @@ class Slots:
         limit, taken = self._tenant(place.applicant.caller)[1], self.by_client[place.client]
         if limit is not None and taken >= limit.most:
             words = f"Max {limit.most} concurrent requests of this client (busy, please try again)"
-            yield Full(limit.rule, limit.key, words, limit.most, taken, tenant=True)
+            whose = "this client"
+            yield Full(limit.rule, limit.key, words, limit.most, taken, tenant=True, whose=whose)
 
     def gate(self) -> Callable[[Place], bool]:
         """Says, until one gets a slot, whether neither its model nor its tenant is at a limit that

@@ -19,6 +19,21 @@ Push = Callable[[Burst], bool]
 """Takes a burst at once; False: not now, and it goes the ordinary way."""
 
 
+class Origin:
+    """Of which model all that one call gets is: its parts are not of two."""
+
+    __slots__ = ("came_back", "key", "told")
+
+    def __init__(self) -> None:
+        self.key = ""
+        """Of what the worker that told the first prompt computes by (ipc.Ready); empty: not known.
+        """
+        self.told = False
+        """A worker has told a prompt of it."""
+        self.came_back = False
+        """It goes on from what an earlier request of its client has left."""
+
+
 class Transcript:
     """Outlives the generations of its request, which fill it one after the other.
 
@@ -26,15 +41,14 @@ class Transcript:
     error, or is among what it has left (`left`): see `Taken`.
     """
 
-    def __init__(self, tempo: Tempo | None = None) -> None:
-        """`tempo` is told how fast it grows."""
+    def __init__(self, tempo: Tempo | None = None, origin: Origin | None = None) -> None:
+        """`tempo` is told how fast it grows. `origin`: that of its call, where it has others."""
         self.tempo = tempo
+        self.origin = origin or Origin()
         self.prompt = b""
         """The prompt in tokens, packed; empty until a worker has told it."""
         self.tokens: array[int] = array("I")
         """The answer's."""
-        self.key = ""
-        """Of what the worker that told the prompt computes by (ipc.Ready); empty: not known."""
         self.told_start = False
         """The consumer has had its `Started`."""
         self.told_prompt = False
@@ -64,6 +78,11 @@ class Transcript:
         self.leg: Leg | None = None
         """Its present one, or its last."""
         self._awaited: tuple[int, Callable[[], object]] | None = None
+
+    def begin(self, prompt: bytes) -> None:
+        """A worker tells its prompt."""
+        self.prompt = self.prompt or prompt
+        self.origin.told = self.origin.told or bool(prompt)
 
     def add(self, tokens: Iterable[int]) -> None:
         """More of the answer."""

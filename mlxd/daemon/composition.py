@@ -261,6 +261,7 @@ def join(made: Composition, log: Log) -> None:
     )
     made.traffic.apply(parts.policies.current)
     parts.stories.on_end.append(made.traffic.ended)
+    parts.state.sinks += [made.traffic.warnings, made.webhook.warnings]
     parts.reloader.observe(partial(policy_report.report, parts))
     parts.reloader.observe(_log_outcome)
     parts.stories.on_end.append(partial(count_tokens, parts.metrics))
@@ -475,11 +476,16 @@ def _server(parts: Parts, ground: _Ground, repeats: Repeats, front: Front) -> Gu
     )  # fmt: skip
     server = GuardedServer(edge, ground.store, ground.clock, addresses=addresses)
     server.answers = repeats
+    server.farewells.rejections = parts.rejections
     parts.metrics.watch_counts(
         "mlxd_connections_refused",
         "Connections that were refused, and requests through proxies, by the policy that did it.",
         ("policy",),
-        lambda: [(("max_connections",), server.refused), (("per_ip",), addresses.refused)],
+        lambda: [
+            (("max_connections",), server.refused),
+            (("per_ip",), addresses.refused),
+            (("header_timeout",), server.slow),
+        ],
     )
     return server
 

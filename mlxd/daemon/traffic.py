@@ -85,6 +85,14 @@ class Traffic:
         if line is not None and self._log is not None:
             self._add(self._log, line)
 
+    def warnings(self) -> list[str]:
+        """Why it is not written now."""
+        failure = self._log.failure if self._log is not None else ""
+        if self._log is None or not failure:
+            return []
+        file = self._log.target.path
+        return [f"the traffic log {file} (server.traffic) cannot be written: {failure}"]
+
     def close(self) -> None:
         """At the end of the daemon: what is waiting is written, if the disk takes it at once."""
         for log in self._logs():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from mlxd.core.caller import PRIORITIES
 from mlxd.core.models import canonical
 from mlxd.policy.origins import for_everybody
 from mlxd.policy.schema import Models, Policies
@@ -195,7 +196,9 @@ def _priorities(policies: Policies, written: Written) -> Iterator[Problem]:
 
 
 def _tenants(policies: Policies, written: Written) -> Iterator[Problem]:
-    """A tenant's own limit is within the limit for everyone; names differ by more than case."""
+    """A tenant's own limit is within the limit for everyone, and its class within its own; names
+    differ by more than case.
+    """
     limits = policies.limits
     in_flight = _Bound(
         ("limits", "concurrency", "max_in_flight"),
@@ -213,6 +216,9 @@ def _tenants(policies: Policies, written: Written) -> Iterator[Problem]:
         seen[name.casefold()] = name
         if tenant.admin and name.casefold() == "anonymous":
             yield Problem((*here, "admin"), "expected false: those without a key are no tenant")
+        own, most = tenant.priority, tenant.max_priority
+        if PRIORITIES.index(own) < PRIORITIES.index(most) and "priority" in tenant.model_fields_set:
+            yield Problem((*here, "priority"), f"expected at most max_priority ({most}), got {own}")
         if tenant.max_in_flight is not None:
             yield from _rising(
                 _Bound((*here, "max_in_flight"), tenant.max_in_flight), in_flight, written

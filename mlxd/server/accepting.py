@@ -41,7 +41,7 @@ class Acceptor:
         self,
         sock: socket.socket,
         connection: Connection,
-        no_room: bytes = b"",
+        no_room: Refusal = lambda _: b"",
         *,
         refusal: Refusal = lambda _: b"",
         shared: bool = False,
@@ -102,7 +102,7 @@ class Acceptor:
                 continue
             except (BlockingIOError, InterruptedError):
                 return
-            words = self._refusal(address[0] if isinstance(address, tuple) else "")
+            words = self._refusal(_peer(address))
             if words:
                 _say(sock, words)
             else:
@@ -128,8 +128,8 @@ class Acceptor:
         """Raises OSError when nobody waits, or even that cannot be done."""
         os.close(self._kept.pop())
         try:
-            sock, _address = self._sock.accept()
-            _say(sock, self._no_room)
+            sock, address = self._sock.accept()
+            _say(sock, self._no_room(_peer(address)))
         finally:
             self._keep_files(1)
 
@@ -165,6 +165,11 @@ class Acceptor:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _peer(address: object) -> str:
+    """Empty where it has none."""
+    return str(address[0]) if isinstance(address, tuple) else ""
 
 
 def _say(sock: socket.socket, words: bytes) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from mlxd.core import aside
 from mlxd.server.accepting import Acceptor
 from mlxd.server.connection import Connection
-from mlxd.server.connections import TOO_MANY, GuardedServer
+from mlxd.server.connections import GuardedServer
 
 MAX_PATH_BYTES = 100
 """A socket's path may have 103 bytes on macOS, 107 on Linux."""
@@ -66,7 +66,7 @@ class AdminSocket:
     def serve(self) -> None:
         """Answer, if it could be bound."""
         if self._sock is not None:
-            self._acceptor = Acceptor(self._sock, self._connection, TOO_MANY)
+            self._acceptor = Acceptor(self._sock, self._connection, self._server.no_room)
             self._acceptor.start(_BACKLOG)
 
     async def close(self) -> None:

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 import re
-import secrets
 import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,11 +18,12 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
 from mlxd.core.clock import Clock
-from mlxd.core.errors import InvalidRequest, MlxdError, RequestTimeout
-from mlxd.dialects.base import to_json
+from mlxd.core.errors import InvalidRequest, MlxdError
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.schema.server import is_loopback
-from mlxd.server.errors import Render, error_response, identity, words_at
+from mlxd.server.errors import Render, error_response, identity, new_request_id, words_at
+from mlxd.server.farewells import gives_way, too_slow
+from mlxd.server.forwarded import client_at
 from mlxd.server.framing import checked
 from mlxd.server.giving_way import Holding
 from mlxd.server.silence import acknowledged, bound_silence, queued, unheard
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from mlxd.server.connections import GuardedServer
 
 log = logging.getLogger(__name__)
-_access = logging.getLogger("mlxd.access")
 
 _COMING_SECONDS = 1.0
 """For a request on a new connection, or the rest of a header, while the daemon stops."""
@@ -49,22 +48,6 @@ _ASKED = re.compile(rb"[A-Z]+ (/[^ ?#]*)")
 _TOO_MANY_HEADERS = "Too many headers received"
 """aiohttp's words: it has no exception of its own for it."""
 
-
-def last_words(status: str, message: str) -> bytes:
-    """A whole answer, for a connection that ends before there is a request."""
-    body = to_json({"error": message})
-    head = (
-        f"HTTP/1.1 {status}\r\nServer: mlxd\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-_GIVES_WAY = last_words(
-    "408 Request Timeout",
-    "the request came too slowly, and others wait to connect (server.http.max_connections)",
-)
-_TOO_SLOW = last_words("408 Request Timeout", "the request's header came too slowly")
 
 _Parsed = tuple[RawRequestMessage, StreamReader]
 
@@ -306,30 +289,37 @@ class Connection(RequestHandler):
             return None
         return request.content if request.content.exception() is None else None
 
-    def give_way(self, why: RequestTimeout) -> None:
-        """To another; `why` is for who has begun to read a request."""
+    def give_way(self, policies: PolicySet) -> None:
+        """To another, by these."""
         body = self._body_coming()
         if body is not None:
-            body.set_exception(why)
+            body.set_exception(gives_way(policies, "body"))
         else:
-            self.refuse(_GIVES_WAY if self.holding is Holding.COMING else b"")
+            coming = self.holding is Holding.COMING
+            self.refuse(self._farewell(gives_way(policies, "header"), policies) if coming else b"")
+
+    def _farewell(self, why: MlxdError, policies: PolicySet) -> bytes:
+        return self._server.farewells.own(why, policies, self._words, client_at(self.peer))
 
     @property
     def waiting(self) -> bool:
         """No request is being served."""
         return self._waiter is not None and not self._waiter.done()
 
-    def overdue(self, now: float, header_timeout: float, keep_alive: float) -> bytes | None:
-        """What to say before closing it; None while it may stay."""
+    def overdue(self, now: float, policies: PolicySet) -> bytes | None:
+        """What to say before closing it, by these; None while it may stay."""
         if not self.waiting:
             self._idle_since = None
             return None
         if self._header_since is not None:
-            if self.scarce:
-                header_timeout = min(header_timeout, _SCARCE_SECONDS)
-            return _TOO_SLOW if now - self._header_since >= header_timeout else None
+            limit = float(policies.server.http.header_timeout)
+            scarce = self.scarce and limit > _SCARCE_SECONDS
+            if now - self._header_since < (_SCARCE_SECONDS if scarce else limit):
+                return None
+            return self._farewell(too_slow(policies, scarce=scarce), policies)
         if self._idle_since is None:
             self._idle_since = now
+        keep_alive = float(policies.server.http.keep_alive)
         return b"" if self._gone or now - self._idle_since >= keep_alive else None
 
     def end_if_unread(self, now: float, limit: float) -> None:
@@ -419,8 +409,8 @@ class Connection(RequestHandler):
     ) -> web.StreamResponse:
         """A request that aiohttp itself could not read; nothing of its internals is shown."""
         response = error_response(self._unreadable(exc), self._words)
-        request_id = secrets.token_hex(12)
-        _access.info("an unreadable request %s", response.status, extra={"request": request_id})
+        request_id = new_request_id()
+        self._server.farewells.log(f"an unreadable request {response.status}", request_id)
         response.headers.update(identity(request_id))
         response.headers["X-Mlxd-Policy"] = str(self._server.generation)
         response.force_close()

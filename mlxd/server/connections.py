@@ -17,11 +17,12 @@ from itertools import islice
 from aiohttp import web
 
 from mlxd.core.clock import Clock
-from mlxd.core.errors import RequestTimeout
 from mlxd.policy.load import PolicySet, load
 from mlxd.policy.store import PolicyStore
 from mlxd.server.addresses import Addresses
-from mlxd.server.connection import Answers, Connection, last_words
+from mlxd.server.connection import Answers, Connection
+from mlxd.server.farewells import Farewells, no_file, too_many, too_many_of_one
+from mlxd.server.forwarded import client_at
 from mlxd.server.giving_way import GivingWay
 
 log = logging.getLogger(__name__)
@@ -34,12 +35,6 @@ LINGER_SECONDS = 1.0
 _QUIET_SECONDS = 60.0
 """Between two words about a shortage."""
 _NEVER = 10.0 * 365 * 86400
-TOO_MANY = last_words(
-    "503 Service Unavailable", "too many connections (server.http.max_connections)"
-)
-_TOO_MANY_OF_ONE = last_words(
-    "503 Service Unavailable", "too many connections of one address (server.http.per_ip)"
-)
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -63,6 +58,9 @@ class GuardedServer(web.Server):
         self._addresses = addresses
         self.refused = 0
         """Connections beyond server.http.max_connections."""
+        self.slow = 0
+        """Those whose first line or header did not come within server.http.header_timeout."""
+        self.farewells = Farewells()
         self.answers: Answers | None = None
         """For connections that come after it is set."""
         self._defaults = load()
@@ -124,16 +122,23 @@ class GuardedServer(web.Server):
         if self._is_full(len(self._connections)) and not self._giving_way.anybody(
             self._clock.monotonic()
         ):
-            self.refused += 1
-            return TOO_MANY
+            return self._too_many(peer)
         return self._share(peer)
+
+    def no_room(self, peer: str) -> bytes:
+        """The last words for one for whom there is no file."""
+        return self.farewells.common(no_file, self._in_force, client_at(peer))
+
+    def _too_many(self, peer: str) -> bytes:
+        self.refused += 1
+        return self.farewells.common(too_many, self._in_force, client_at(peer))
 
     def _is_full(self, others: int) -> bool:
         return others >= self._policies.current.server.http.max_connections
 
     def _share(self, peer: str) -> bytes:
         if self._addresses is not None and not self._addresses.has_room(peer):
-            return _TOO_MANY_OF_ONE
+            return self.farewells.common(too_many_of_one, self._in_force, client_at(peer))
         return b""
 
     def enter(self, peer: str) -> bytes:
@@ -141,8 +146,7 @@ class GuardedServer(web.Server):
         if not self._limited:
             return b""
         if self._is_full(len(self._connections) - 1) and not self.make_room():
-            self.refused += 1
-            return TOO_MANY
+            return self._too_many(peer)
         words = self._share(peer)
         if not words and self._addresses is not None:
             self._addresses.connect(peer)
@@ -158,15 +162,8 @@ class GuardedServer(web.Server):
         found = self._giving_way.next(self._clock.monotonic())
         if found is None:
             return False
-        line = self._policies.current.line("server.http.max_connections")
         self._tell()
-        found.give_way(
-            RequestTimeout(
-                "the request's body came too slowly, and others wait to connect",
-                policy=line,
-                would_pass="a body that comes faster, or the same one at another time",
-            )
-        )
+        found.give_way(self._policies.current)
         return True
 
     def _known(self) -> list[Connection]:
@@ -181,6 +178,7 @@ class GuardedServer(web.Server):
     async def shutdown(self, timeout: float | None = None) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()
+        self.farewells.close()
         await super().shutdown(timeout)
 
     def watch(self) -> None:
@@ -210,12 +208,12 @@ class GuardedServer(web.Server):
 
     def _look_at(self, connection: Connection) -> None:
         policies = self._in_force
-        http = policies.server.http
         now = self._clock.monotonic()
         try:
             connection.end_if_unread(now, float(policies.timeouts.client_write))
-            farewell = connection.overdue(now, float(http.header_timeout), float(http.keep_alive))
+            farewell = connection.overdue(now, policies)
             if farewell is not None:
+                self.slow += bool(farewell)
                 connection.refuse(farewell)
         except Exception:  # the edge: the others are looked at all the same
             log.exception("a connection cannot be swept: a defect")

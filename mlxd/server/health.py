@@ -104,7 +104,9 @@ class Live:
 
 
 class Ready:
-    """200 when traffic should come here; 503 until then, in an emergency and while draining."""
+    """200 when traffic should come here; 503 until then, while draining, in an emergency, and
+    whenever memory has generations refused.
+    """
 
     render_error: Render = staticmethod(in_ollama)
 
@@ -123,7 +125,9 @@ class Ready:
             return "draining" if self._parts.state.draining else "starting"
         if self._parts.starts.held:
             return self._parts.starts.reason
-        return "out of memory" if self._parts.guard.level is Level.EMERGENCY else ""
+        guard = self._parts.guard
+        stopped = guard.level is Level.EMERGENCY or "stop_admission" in guard.lasting
+        return "out of memory" if stopped else ""
 
 
 def root(parts: Parts, policies: PolicySet) -> Json:
@@ -262,6 +266,7 @@ def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str
     warnings += parts.preloader.warnings()
     warnings += parts.guard.warnings()
     warnings += parts.tracing.warnings()
+    warnings += [words for sink in parts.state.sinks for words in sink()]
     if readings.memory is None:
         warnings.append("memory cannot be read: protection of memory is limited")
     warnings += _failed(parts).values()

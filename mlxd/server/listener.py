@@ -22,7 +22,7 @@ from mlxd.policy.schema.server import Listen
 from mlxd.policy.store import Prepared, PrepareFailed
 from mlxd.server.accepting import Acceptor
 from mlxd.server.connection import Connection
-from mlxd.server.connections import TOO_MANY, GuardedServer
+from mlxd.server.connections import GuardedServer
 from mlxd.server.port import Bound, PortTaken, bind, resolve
 
 log = logging.getLogger(__name__)
@@ -218,7 +218,7 @@ class Listener:
 
     async def _serve(self, door: Door, backlog: int) -> Door:
         door.acceptor = Acceptor(
-            door.sock, partial(self._connection, door), TOO_MANY,
+            door.sock, partial(self._connection, door), self._server.no_room,
             refusal=self._server.refusal, shared=door.shared,
         )  # fmt: skip
         door.acceptor.start(backlog)

@@ -50,6 +50,8 @@ class State:
     """When /readyz was last asked, on the monotonic clock."""
     warnings: list[str] = field(default_factory=list)
     """Found at the start; shown for as long as the daemon runs."""
+    sinks: list[Callable[[], list[str]]] = field(default_factory=list)
+    """Asked for warnings of now, by those to whom the daemon writes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,9 +102,13 @@ class Tracing:
             yield (result,), self._gone[result] + sum(found)
 
     def warnings(self) -> list[str]:
-        """What makes it impossible."""
-        impossible = self._sink.impossible if self._sink is not None else ""
-        return [f"server.traces.endpoint is set, and {impossible}"] if impossible else []
+        """What makes it impossible, or why the last spans were not sent."""
+        if self._sink is None:
+            return []
+        if self._sink.impossible:
+            return [f"server.traces.endpoint is set, and {self._sink.impossible}"]
+        failure = self._sink.failure
+        return [f"traces are not sent (server.traces.endpoint): {failure}"] if failure else []
 
     def close(self) -> None:
         """At the end of the daemon: what is waiting is sent, if it is taken at once."""

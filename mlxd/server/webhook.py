@@ -61,7 +61,7 @@ class Webhook:
         self._task: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
         """Policies have changed, or the daemon ends: do not wait to try again."""
-        self._failing = False
+        self._failure = ""
 
     def start(self) -> None:
         """Post what is in the list of events, and what comes."""
@@ -73,6 +73,12 @@ class Webhook:
         before, self._delivery = self._delivery, policies.supervision.events.webhook
         if before != self._delivery:
             self._hurry.set()
+
+    def warnings(self) -> list[str]:
+        """Why the last event was not taken."""
+        if not self._failure or self._delivery.url is None:
+            return []
+        return [f"the webhook (supervision.events.webhook) does not take events: {self._failure}"]
 
     async def close(self) -> None:
         """After the end of `events`: one more attempt for each that is left, if there is time."""
@@ -184,11 +190,11 @@ class Webhook:
 
     def _tell(self, failure: str) -> None:
         """Once when it begins to fail, once when it works again."""
-        if failure and not self._failing:
+        if failure and not self._failure:
             log.warning("the webhook does not take events: %s", failure)
-        elif self._failing and not failure:
+        elif self._failure and not failure:
             log.info("the webhook takes events again")
-        self._failing = bool(failure)
+        self._failure = failure
 
 
 def signature(key: str, body: bytes) -> str:

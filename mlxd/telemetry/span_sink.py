@@ -71,9 +71,10 @@ class SpanSink:
         self.counts = Counts()
         self.impossible = ""
         """Why none will ever be sent; empty: they may be."""
+        self.failure = ""
+        """Why the last ones were not; empty: they were."""
         self._open = open_exporter
         self._exporter: Exporter | None = None
-        self._failing = False
         self._changed = threading.Condition()
         self._trees: deque[Sequence[Span]] = deque()
         self._waiting = 0
@@ -114,7 +115,7 @@ class SpanSink:
             self._is_open()
             while not self.impossible and (batch := self._next()) is not None:
                 self._send(batch)
-                if self._failing and self._finishing:
+                if self.failure and self._finishing:
                     break
         finally:
             self._drop_the_rest()
@@ -165,11 +166,11 @@ class SpanSink:
 
     def _tell(self, failure: str) -> None:
         """Once when it begins to fail, once when it works again."""
-        if failure and not self._failing:
+        if failure and not self.failure:
             log.warning("traces are not sent: %s", failure)
-        elif self._failing and not failure:
+        elif self.failure and not failure:
             log.info("traces are sent again")
-        self._failing = bool(failure)
+        self.failure = failure
 
     def _drop_the_rest(self) -> None:
         with self._changed:

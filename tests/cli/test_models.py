@@ -87,7 +87,7 @@ REPORT: Json = {
     "model": "m", "verdict": "fits_after_eviction", "needed_bytes": 20 * 2**30,
     "available_bytes": 24 * 2**30, "context": 32768, "longest_context": 65536,
     "evicts": ["a", "b"], "wait_seconds": None, "confidence": "learned", "observations": 12,
-    "error_percent": 4.4, "reason": "",
+    "error_percent": 4.4, "reason": "", "policy": None,
 }  # fmt: skip
 
 
@@ -140,6 +140,13 @@ class TestFit:
         assert "m does not fit on this machine: memory has 16 GiB in all" in text
         assert "none: its weights alone do not fit" in text
         assert "no run of it has been measured yet" in text
+
+    def test_the_line_that_decides_is_named(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        line = {"key": "models.max_loaded", "value": "1", "place": "policies/models.yaml:4"}
+        text = self.seen(capsys, monkeypatch, verdict="fits_after_wait", policy=line)[1]
+        assert "  policy           models.max_loaded: 1 (policies/models.yaml:4)" in text
 
     def test_a_wait_is_told(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -7,7 +7,7 @@ import pytest
 from mlxd.control.forecasting import ByWeight
 from mlxd.control.ledger import PROCESS_BYTES
 from mlxd.control.residency import Residency
-from mlxd.core.errors import InsufficientMemory
+from mlxd.core.errors import InsufficientMemory, PolicyLine
 from mlxd.core.footprint import Footprint, LayerGroup
 from tests.control.test_residency import GIB, card
 from tests.control.test_room import WAIT, Timed
@@ -54,6 +54,7 @@ def fit(world, name="new", size=100, context=None):
 def test_a_model_that_fits_is_told_with_its_numbers_and_how_sure_they_are(world):
     told = fit(world)
     assert (told.verdict, told.evicts, told.wait_seconds, told.reason) == ("fits", (), None, "")
+    assert told.policy is None
     assert told.needed_bytes == 102 * GIB + PROCESS_BYTES
     assert told.available_bytes == 1000 * GIB - 1
     assert (told.confidence, told.observations, told.error_percent) == ("learned", 12, 3.5)
@@ -88,6 +89,8 @@ def test_what_never_fits_is_told_with_the_reason(world):
     told = fit(world, size=1200)
     assert (told.verdict, told.longest_context) == ("never", 0)
     assert "even with every other model unloaded" in told.reason
+    assert told.policy is not None
+    assert told.policy.key == "memory.reserve.system"
     assert told.available_bytes < told.needed_bytes
 
 
@@ -134,8 +137,11 @@ def test_a_loaded_model_is_told_by_what_more_it_needs(world):
 
 
 def test_a_block_is_told(world):
-    world.loop.do(world.residency.block_loads, InsufficientMemory("memory is at 95 %"))
+    line = PolicyLine("memory.watermarks.critical.enter", "95%", "memory.yaml:3")
+    blocked = InsufficientMemory("memory is at 95 %", policy=line)
+    world.loop.do(world.residency.block_loads, blocked)
     told = fit(world)
+    assert told.policy == line
     assert (told.verdict, told.reason) == ("fits_after_wait", "memory is at 95 %")
 
 

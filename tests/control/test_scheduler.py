@@ -538,7 +538,7 @@ def refused(scheduler: Scheduler, applicant: Applicant, now: float = 0.0) -> Mlx
         ({"max_waiting_tokens": 100}, "limits.concurrency.max_waiting_tokens"),
         ({"classes": {"low": {"queue": 1}}}, "clients.priorities.low.queue"),
         ({"max_waiting": 0}, "limits.concurrency.max_in_flight"),
-        ({"classes": {"low": {"queue": 0}}}, "limits.concurrency.max_in_flight"),
+        ({"classes": {"low": {"queue": 0}}}, "clients.priorities.low.queue"),
     ],
 )
 def test_a_full_queue_says_which_bound_it_is_and_what_would_pass(
@@ -547,7 +547,7 @@ def test_a_full_queue_says_which_bound_it_is_and_what_would_pass(
     policies = policies_of(**{"max_in_flight": 1, "max_waiting": 3, **bounds})
     scheduler, _ = full(policies)
     low = of_tenant("a", policies, cost=1000, priority="low")
-    if key != "limits.concurrency.max_in_flight":
+    if policies.limits.concurrency.max_waiting and policies.clients.priorities.low.queue != 0:
         waiting(scheduler, low)  # however large it is: it is the only one
     error = refused(scheduler, low)
     assert isinstance(error, QueueFull) == (key != "limits.concurrency.max_in_flight")
@@ -557,6 +557,22 @@ def test_a_full_queue_says_which_bound_it_is_and_what_would_pass(
     assert error.numbers["running"] == 1
     assert error.would_pass
     assert error.retry_after == 1.0 or isinstance(error, QueueFull)
+
+
+def test_what_is_said_of_a_full_queue_is_of_what_fills_it() -> None:
+    policies = policies_of(
+        max_in_flight=1, max_waiting=9, max_waiting_tokens=100,
+        classes={"low": {"queue": 1}, "medium": {"queue": 0}},
+    )  # fmt: skip
+    scheduler, _ = full(policies)
+    waiting(scheduler, of_tenant("a", policies, priority="low", cost=80))
+    error = refused(scheduler, of_tenant("a", policies, priority="high", cost=40))
+    assert "80 tokens are expected of those that wait; with 40 of this request" in error.message
+    error = refused(scheduler, of_tenant("a", policies, priority="low"))
+    assert "1 requests of class low wait, as many as may" in error.message
+    error = refused(scheduler, of_tenant("a", policies, priority="medium"))
+    assert "no request of class medium may wait" in error.message
+    assert "slot is free" in error.would_pass
 
 
 def test_a_class_may_have_as_many_waiting_as_may_wait_unless_it_is_said_otherwise() -> None:
@@ -661,6 +677,35 @@ def test_what_is_told_of_a_wait_that_took_too_long() -> None:
     assert error.retry_after is not None
     assert "busy" in error.message
     assert scheduler.next_expiry() is None
+
+
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        ({}, "No slot was free within 4 s"),
+        (
+            {"tenants": {"x": {"max_in_flight": 1}}},
+            "None of the slots of this client (clients.tenants.x.max_in_flight: 1) was free",
+        ),
+        (
+            {"per_model": {"m": 1}},
+            "None of the slots of model 'm' (limits.concurrency.per_model.m: 1) was free",
+        ),
+        (
+            {"classes": {"medium": {"max_share": 0.2}}},
+            "None of the slots of class medium (clients.priorities.medium.max_share: 1) was free",
+        ),
+    ],
+)
+def test_a_wait_that_took_too_long_says_what_it_was_for(bounds: dict[str, Any], said: str) -> None:
+    most = 5 if bounds else 1
+    policies = policies_of(max_in_flight=most, max_waiting=5, queue=4.0, **bounds)
+    scheduler, _ = full(policies)
+    waiting(scheduler, of_tenant("x", policies))
+    ((_, error),) = scheduler.expire(4.0)
+    assert said in error.message
+    whose = said.partition(" slots of ")[2].partition(" (")[0]
+    assert error.would_pass.endswith(f"fewer requests of {whose} run or wait" if whose else "wait")
 
 
 def test_the_order_is_made_once_for_all_that_waited_too_long() -> None:

@@ -105,6 +105,21 @@ def test_in_an_emergency_the_newest_answer_ends_and_traffic_is_to_stay_away(star
     assert answered.status_code == 200
 
 
+@pytest.mark.slow
+def test_where_no_generation_is_admitted_traffic_is_to_stay_away_whatever_the_mark(
+    start: Any,
+) -> None:
+    running: Daemon = start({"memory": QUIET})
+    stopping = "critical: {enter: 0.02%, actions: [stop_admission]}"
+    running.edit("memory", CRITICAL.replace("critical: {enter: 0.02%}", stopping))
+    eventually(lambda: running.health()["memory"]["level"] == "critical", "the mark is entered")
+    refused = running.http.post("/api/generate", json=generate(ENDLESS, "hi", tokens=2))
+    assert "no generation is admitted until it is below" in refused.json()["error"]
+    assert running.http.get("/readyz").status_code == 503
+    running.edit("memory", QUIET)
+    eventually(lambda: running.http.get("/readyz").status_code == 200, "it is ready again")
+
+
 def test_health_stays_readable_and_changes_nothing_in_an_emergency(running: Daemon) -> None:
     running.edit("memory", EMERGENCY)
     running.reload()

@@ -148,6 +148,7 @@ def test_slow_ones_give_way_to_whoever_asks(crowded: Daemon, sent: bytes) -> Non
         [answer] = answers_in(said)
         assert answer.status == 408
         assert b"server.http.max_connections" in answer.body
+        assert b"x-mlxd-policy-key: server.http.max_connections" in answer.head.lower()
 
 
 def test_slow_bodies_that_give_way_are_told_so_in_their_apis(crowded: Daemon) -> None:
@@ -250,10 +251,13 @@ def test_many_slow_ones_end_at_their_timer_within_bounded_memory(
         began = time.monotonic()
         with holding(running.port, sent, count) as socks:
             served(running)
-            statuses = [answers_in(_to_the_end(sock))[0].status for sock in socks]
+            answers = [answers_in(_to_the_end(sock))[0] for sock in socks]
             took = time.monotonic() - began
             served(running)
-        assert statuses == [408] * count
+        assert [answer.status for answer in answers] == [408] * count
+        for answer in answers:
+            assert b"x-mlxd-code: request_timeout" in answer.head.lower()
+            assert b"x-mlxd-policy-key: server.http." in answer.head.lower()
         assert 2 <= took < 12
         if KNOWN:
             assert most(running.pid) - before < count * 64 * 1024

@@ -19,7 +19,7 @@ from mlxd.simulate.traffic.reading import read
 from mlxd.simulate.traffic.world import World
 from mlxd.telemetry import traffic
 from mlxd.telemetry.traffic import Line, Loaded, Opening, Request
-from tests.integration.talking import ENDLESS, generate, held, idle
+from tests.integration.talking import ENDLESS, eventually, generate, held, idle
 from tests.support.daemon import Daemon, daemon
 
 pytestmark = pytest.mark.mlx
@@ -131,3 +131,19 @@ def test_a_simulation_of_it_is_what_it_was(
     log = read([recorded.state / FOLDER])
     simulated = World(log, load(recorded.policies)).run().outcomes
     assert [one.code for one in simulated] == [one.code for one in measured(log.requests)]
+
+
+def test_where_it_cannot_be_written_health_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    server = (
+        f"traffic: {{record: true, folder: {tmp_path / 'file'}}}\n"
+        "traces: {endpoint: credential:nope}\n"
+    )
+    with daemon(tmp_path, policies={"server": server}) as running:
+        running.http.post("/api/generate", json=generate("nobody", "hi", tokens=1))
+
+        def warned() -> bool:
+            said = " ".join(running.health()["warnings"])
+            return "the traffic log" in said and "traces are not sent" in said
+
+        eventually(warned, "both are warned of")

@@ -377,6 +377,16 @@ def test_every_key_with_a_value_can_be_set_alone(folder: Path) -> None:
         ),
         ("models", "models: {m: {sampling: {top_p: 90%}}}", 'expected a number, got "90%"'),
         (
+            "clients",
+            "tenants: {a: {priority: high, max_priority: low}}",
+            "clients.tenants.a.priority: expected at most max_priority (low), got high",
+        ),
+        (
+            "models",
+            "models: {m: {sampling: {top_k: 1.5}}}",
+            "models.models.m.sampling: expected a top_k that is an integer, got 1.5",
+        ),
+        (
             "supervision",
             "worker: {budget: [{max: 0}]}",
             "supervision.worker.budget[0].max: expected an integer 1 to 10000, got 0",

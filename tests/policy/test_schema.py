@@ -289,6 +289,8 @@ def test_what_would_fit_no_client_is_refused(
         ("supervision", "worker: {backoff: {base: 5s, max: 5s}, health: {timeout: 10s}}"),
         ("clients", "priorities: {high: {weight: 1}, medium: {weight: 1}}"),
         ("clients", "tenants: {a: {max_in_flight: 5, max_output: 8192}, b: {}}"),
+        ("clients", "tenants: {a: {max_priority: low}, b: {priority: high}}"),
+        ("clients", "tenants: {a: {priority: low, max_priority: low}}"),
         ("clients", "cors: {allow_origins: ['https://a'], allow_credentials: true}"),
         ("models", "models: {a: {draft: b}, b: {}}"),
     ],

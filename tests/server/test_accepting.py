@@ -45,7 +45,7 @@ async def test_somebody_else_may_take_the_last_file_that_was_kept(
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(_Short())
         listener.bind(("127.0.0.1", 0))
-        acceptor = Acceptor(listener, lambda _: _Kept(), b"no room")
+        acceptor = Acceptor(listener, lambda _: _Kept(), lambda _: b"no room")
         acceptor.start(8)
         clients = [stack.enter_context(socket.socket()) for _ in range(accepting.KEPT_FILES + 3)]
         for client in clients:

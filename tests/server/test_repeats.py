@@ -308,10 +308,11 @@ async def test_as_many_as_come_at_once_are_answered(bench: Bench) -> None:
 async def test_a_connection_is_idle_once_it_has_its_answer(bench: Bench) -> None:
     await bench.flooded(raw())
     assert await bench.at_once(raw())
-    now = bench.clock.monotonic()
-    assert bench.connection.overdue(now, header_timeout=5.0, keep_alive=60.0) is None
-    assert bench.connection.overdue(now + 59.0, header_timeout=5.0, keep_alive=60.0) is None
-    assert bench.connection.overdue(now + 60.0, header_timeout=5.0, keep_alive=60.0) == b""
+    now, policies = bench.clock.monotonic(), bench.store.current
+    stays = float(policies.server.http.keep_alive)
+    assert bench.connection.overdue(now, policies) is None
+    assert bench.connection.overdue(now + stays - 1, policies) is None
+    assert bench.connection.overdue(now + stays, policies) == b""
 
 
 def chunked(data: bytes) -> bytes:

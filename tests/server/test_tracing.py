@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 from aiohttp.test_utils import make_mocked_request
@@ -44,6 +46,13 @@ def hanging() -> Iterator[Hanging]:
     made.goes_on.set()
 
 
+def until(fact: Callable[[], object]) -> None:
+    end = time.monotonic() + 30
+    while not fact():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
 def served(made: Tracing) -> None:
     request, story = make_mocked_request("POST", PATH), untold()
     made.begin(request, story)
@@ -69,6 +78,22 @@ def test_a_defect_costs_spans_and_is_told_once(
     served(made)
     made.close()
     assert dict(made.counts())[("sent",)] == 1
+
+
+def test_a_url_that_is_not_there_is_warned_of_until_it_is(
+    hanging: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    hanging.goes_on.set()
+    said = [Override("server.traces.endpoint", "credential:nope", "a test")]
+    made = Tracing(load(None, said), {PATH: "ollama"}, hanging.open)
+    until(made.warnings)
+    (warning,) = made.warnings()
+    assert "(server.traces.endpoint): its URL cannot be read: No such file" in warning
+    (tmp_path / "nope").write_text("http://a/")
+    served(made)
+    until(lambda: not made.warnings())
+    made.close()
 
 
 def test_its_end_waits_for_all_receivers_together(

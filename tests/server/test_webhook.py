@@ -238,8 +238,12 @@ async def test_the_url_may_be_a_secret_and_is_never_told(
         await until(lambda: bench.counts["failed"])
     assert "the webhook does not take events" in caplog.text
     assert "TOKEN" not in caplog.text
+    (warning,) = bench.webhook.warnings()
+    assert "supervision.events.webhook" in warning
+    assert "TOKEN" not in warning
     (tmp_path / "hook").write_text(f"{bench.receiver.url}?key=TOKEN")
     await until(lambda: bench.counts["delivered"])
+    assert bench.webhook.warnings() == []
 
 
 async def test_one_that_is_never_taken_is_given_up(bench: Bench) -> None:

@@ -194,8 +194,10 @@ class Counting:
         limits, klass = self.policies.limits.concurrency, self.klass(applicant)
         own = getattr(self.policies.clients.priorities, klass).queue
         own = limits.max_waiting if own == "auto" else own
-        if limits.max_waiting == 0 or own == 0:
+        if limits.max_waiting == 0 or (own == 0 and full.startswith("clients.tenants.")):
             return full
+        if own == 0:
+            return f"clients.priorities.{klass}.queue"
         if len(self.waiting) >= limits.max_waiting:
             return "limits.concurrency.max_waiting"
         tokens = sum(p.cost for p in self.waiting) + applicant.cost

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -262,6 +263,13 @@ PRESENT: set[str] = set()
 """Models that are in memory."""
 
 
+def until(fact: Callable[[], object]) -> None:
+    end = time.monotonic() + 30
+    while not fact():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
 class TestFollowed:
     @pytest.fixture
     def recorded(self, tmp_path: Path) -> Iterator[Traffic]:
@@ -345,3 +353,23 @@ class TestFollowed:
         recorded._log.close()  # type: ignore[union-attr]
         recorded.apply(policies())
         assert recorded.lost == 1
+
+    def test_a_folder_that_cannot_be_written_is_warned_of_until_it_can_be(
+        self, recorded: Traffic, tmp_path: Path
+    ) -> None:
+        (tmp_path / "file").touch()
+        recorded.apply(policies(folder=str(tmp_path / "file")))
+        assert recorded.warnings() == []
+        recorded.ended(story(**SERVED))
+        until(lambda: recorded.lost)
+        (warning,) = recorded.warnings()
+        assert f"{tmp_path / 'file' / traffic.FILE} (server.traffic)" in warning
+        (tmp_path / "file").unlink()
+        recorded.ended(story(**SERVED))
+        until(lambda: not recorded.warnings())
+        (tmp_path / "other").touch()
+        recorded.apply(policies(folder=str(tmp_path / "other")))
+        recorded.ended(story(**SERVED))
+        until(recorded.warnings)
+        recorded.apply(policies(record="false"))
+        assert recorded.warnings() == []

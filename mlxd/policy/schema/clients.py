@@ -170,7 +170,10 @@ class Tenant(Policy):
         1, "Its share against the other clients of its class, counted in tokens.",
         unit="shares", example="4", ge=1, le=1000,
     )  # fmt: skip
-    priority: Priority = field("medium", "The class of its requests that name none.", example="low")
+    priority: Priority = field(
+        "medium", "The class of its requests that name none, within its `max_priority`.",
+        example="low",
+    )  # fmt: skip
     max_priority: Priority = field(
         "high", "The highest class that its requests may have; who asks for more gets this.",
         example="medium",

@@ -57,6 +57,8 @@ SAMPLING: Mapping[str, tuple[float, float]] = {
     "repeat_penalty": (0.01, 100),
 }
 """What a model's entry may set, and within which bounds."""
+_COUNTS = ("top_k",)
+"""Those of them that are integers."""
 SamplingName = Literal["temperature", "top_p", "top_k", "min_p", "repeat_penalty"]
 
 
@@ -65,6 +67,8 @@ def _sampling(values: Mapping[str, float]) -> Mapping[str, float]:
         low, high = SAMPLING[name]
         if not low <= value <= high:
             raise ValueError(f"expected a {name} from {low:g} to {high:g}, got {value:g}")
+        if name in _COUNTS and not value.is_integer():
+            raise ValueError(f"expected a {name} that is an integer, got {value:g}")
     return values
 
 

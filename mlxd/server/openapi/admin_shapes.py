@@ -227,6 +227,7 @@ def _fit() -> Schema:
             "observations": COUNT,
             "error_percent": or_null(NUMBER),
             "reason": TEXT,
+            "policy": or_null(answer({"key": TEXT, "value": TEXT, "place": TEXT})),
         }
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mlxd.control.replay import seeded
-from mlxd.control.transcript import Transcript
+from mlxd.control.transcript import Origin, Transcript
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import (
     DeadlineExceeded,
@@ -221,6 +221,24 @@ def test_it_does_not_go_on_with_another_model_in_the_same_folder(world):
     assert "has changed since this answer was begun" in str(one.error)
     assert world.outcomes == ["failed"]
     assert world.gate_is_free()
+
+
+@pytest.mark.parametrize(("came_back", "told"), [(False, WorkerCrashed), (True, ResumeExpired)])
+def test_nor_are_the_inputs_of_one_call_read_by_two_models(world, came_back, told):
+    origin = Origin()
+    _computes_by(world, "a")
+    one = Request(world, "one", want="embedding", transcript=Transcript(origin=origin))
+    one.starts()
+    one.ends()
+    assert one.task.done()
+    _dies_and_another_computes_by(world, "b")
+    origin.came_back = came_back
+    two = Request(world, "two", want="embedding", transcript=Transcript(origin=origin))
+    assert not two.asked
+    assert isinstance(two.error, told)
+    assert "has changed since this answer was begun" in str(two.error)
+    other = Request(world, "other", want="embedding")
+    assert other.asked, "another call begins with what is there"
 
 
 def test_nor_does_a_client_that_comes_back_to_it(world):
