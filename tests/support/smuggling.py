@@ -29,6 +29,8 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _ASKED_BY_OTHERS = ("/livez", "/readyz")
 """By what follows a case, the daemon's own watchdog, and a proxy that looks after it."""
 _ASKED = re.compile(r"([A-Z-]+) (\S*) \d+")
+_NO_REQUEST = ("an unreadable request ", "a connection ")
+"""How lines begin that tell of what was refused before there was one."""
 
 Asked = tuple[str, str]
 """A method and a path."""
@@ -112,9 +114,11 @@ class Log:
             record: dict[str, Any] = json.loads(line)
             if record["logger"] != "mlxd.access":
                 continue
-            if record["request"] == until:
+            if record.get("request") == until:
                 self._at = at
                 return found
+            if record["message"].startswith(_NO_REQUEST):
+                continue
             asked = _ASKED.fullmatch(record["message"])
             assert asked is not None, line
             if asked[2] not in _ASKED_BY_OTHERS:
