@@ -248,7 +248,9 @@ async def test_a_repetition_has_its_own_id(bench: Bench, path: str) -> None:
     ordinary = await bench.ask(raw(path, X_Request_Id=GIVEN))
     for _ in range(FIRST - 1):
         await bench.ask(raw(path))
-    assert await bench.ask(raw(path, X_Request_Id=GIVEN)) == ordinary
+    again = await bench.ask(raw(path, X_Request_Id=GIVEN))
+    assert without_id(again) == without_id(ordinary)
+    assert again.count(GIVEN.encode()) == ordinary.count(GIVEN.encode())
     assert bench.handled == FIRST
     head, _, body = ordinary.partition(b"\r\n\r\n")
     assert f"X-Request-Id: {GIVEN}\r\nRequest-Id: {GIVEN}\r\n".encode() in head
