@@ -386,7 +386,7 @@ class TestCommand:
         records = [json.loads(line) for line in told]
         assert [record["type"] for record in records] == ["reload"] * 2
         assert "by" in records[1]["data"]
-        assert mlxd(running, "events", "--types", "breaker") == ""
+        assert mlxd(running, "events", "--since", str(before), "--types", "breaker") == ""
 
     def test_whoever_follows_holds_up_no_end_and_is_told_and_afterwards_there_is_nobody(
         self, start: Start
