@@ -104,8 +104,8 @@ def test_a_setting_that_a_model_cannot_have_is_named_at_once_and_while_it_rests(
     """Its heads have no multiple of 64 numbers."""
     models = f"dirs: [{zoo}]\nmodels:\n  tiny-a:\n    kv_bits: 3\n"
     daemon = lend({"supervision": f"worker: {{{worker}}}\n"})
-    daemon.admin.post("/admin/models/reset", name="tiny-a")
     edit(daemon, "models", models)
+    daemon.admin.post("/admin/models/reset", name="tiny-a")
     for again in (False, True):
         refused = post(daemon)
         assert refused.status_code == 503, refused.text
