@@ -113,7 +113,9 @@ def test_without_a_terminal_or_a_yes_nothing_is_done(
     os.close(ours)
     assert done.returncode == 1
     assert done.stdout.endswith("go on? [y/N] ")
-    assert shared_daemon.admin.get("/admin/events", since=str(since))["events"] == []
+    told = shared_daemon.admin.get("/admin/events", since=str(since))["events"]
+    # what others have loaded may end meanwhile
+    assert [one for one in told if one["type"] not in ("evict", "worker_down")] == []
 
 
 @pytest.mark.mlx
