@@ -480,7 +480,7 @@ class _Run:
         if not (begun.key and worker.key) or begun.key == worker.key:
             return
         changed = f"model '{self._case.model}' has changed since this answer was begun"
-        if self._interrupted or not (begun.came_back or self._transcript.prompt):
+        if self._early or not begun.came_back:
             raise WorkerCrashed(
                 f"the engine process ended, and {changed}",
                 retry_after=2.0,

@@ -241,8 +241,26 @@ def test_nor_are_the_inputs_of_one_call_read_by_two_models(world, came_back, tol
     assert other.asked, "another call begins with what is there"
 
 
+def test_one_that_made_way_meanwhile_is_not_told_of_a_return_that_is_not_its_own(world):
+    _computes_by(world, "a")
+    one = Request(world, "one")
+    one.starts()
+    one.gets(1)
+    gate = world.replays.gate_of(world.talk.worker)
+    alone = world.loop.do(lambda: gate.enter(alone=True))
+    world.loop.settle()
+    one.is_cancelled()
+    _dies_and_another_computes_by(world, "b")
+    assert not one.task.done(), "it stands behind the one who must be alone"
+    world.loop.do(alone.leave)
+    world.loop.settle()
+    assert isinstance(one.error, WorkerCrashed)
+    assert "has changed since this answer was begun" in str(one.error)
+
+
 def test_nor_does_a_client_that_comes_back_to_it(world):
-    transcript = Transcript()
+    origin = Origin()
+    transcript = Transcript(origin=origin)
     _computes_by(world, "a")
     one = Request(world, "one", reads=1, transcript=transcript)
     one.starts()
@@ -250,6 +268,7 @@ def test_nor_does_a_client_that_comes_back_to_it(world):
     one.hangs_up()
     one.is_cancelled()
     _computes_by(world, "b")
+    origin.came_back = True
     two = Request(world, "one", transcript=transcript)
     assert isinstance(two.error, ResumeExpired)
     fresh = Request(world, "another")
