@@ -66,7 +66,7 @@ class Puller:
         self._fetch = fetch
         self._threads = Threads("pulled models")
         self._pulls: dict[str, _Pull] = {}
-        self._ending: dict[str, asyncio.Task[None]] = {}
+        self._ending: dict[str, set[asyncio.Task[None]]] = {}
         """Downloads that nobody watches any more, until their processes are gone."""
         self._tidying = asyncio.Lock()
         self._draining = False
@@ -112,7 +112,8 @@ class Puller:
             )
 
     def _begun(self, repo: str, policies: PolicySet) -> _Pull:
-        pull = self._pulls[repo.lower()] = _Pull(repo, self._ending.get(repo.lower()))
+        earlier = frozenset(self._ending.get(repo.lower(), ()))
+        pull = self._pulls[repo.lower()] = _Pull(repo, earlier)
         pull.task = asyncio.create_task(self._run(pull, policies), name=f"pull {repo}")
         pull.task.add_done_callback(lambda task: self._done(pull, task))
         return pull
@@ -123,15 +124,14 @@ class Puller:
         if self._pulls.get(key) is pull:
             del self._pulls[key]
             if pull.task is not None and not pull.task.done():
-                self._ending[key] = pull.task
+                self._ending.setdefault(key, set()).add(pull.task)
 
     def _done(self, pull: _Pull, task: asyncio.Task[None]) -> None:
         self._forget(pull)
-        key, before = pull.repo.lower(), pull.before
-        if self._ending.get(key) is task:
-            del self._ending[key]
-            if before is not None and not before.done():
-                self._ending[key] = before  # it has left while it waited for that
+        ending = self._ending.get(pull.repo.lower(), set())
+        ending.discard(task)
+        if not ending:
+            self._ending.pop(pull.repo.lower(), None)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("the pull of %s ended: a defect of mlxd", pull.repo, exc_info=error)
             pull.board.close(InternalError("an internal error ended the pull; the log has it"))
@@ -176,8 +176,8 @@ class Puller:
     async def _run(self, pull: _Pull, policies: PolicySet) -> None:
         """From the first line to the last; whatever goes wrong is told to the watchers."""
         try:
-            if pull.before is not None:
-                await asyncio.wait([pull.before])
+            if pull.earlier:
+                await asyncio.wait(pull.earlier)
             pull.board.post(Progress("pulling manifest"))
             await self.tidy()
             repo = await self._threads.run(self._pulled.spelled, pull.repo)
@@ -231,10 +231,10 @@ class Puller:
 class _Pull:
     """One download under way."""
 
-    def __init__(self, repo: str, before: asyncio.Task[None] | None = None) -> None:
+    def __init__(self, repo: str, earlier: frozenset[asyncio.Task[None]]) -> None:
         self.repo = repo
-        self.before = before
-        """An earlier one of the same model, whose process may not be gone."""
+        self.earlier = earlier
+        """Those of the same model that had not ended when it began."""
         self.board = Board()
         self.task: asyncio.Task[None] | None = None
         self.watchers = 0

@@ -219,7 +219,11 @@ async def test_who_comes_while_it_ends_begins_anew_when_its_process_is_gone(benc
     assert second.lines[-1] == Progress("success")
 
 
-async def test_so_does_who_comes_behind_one_that_left_before_it_began(bench: Bench) -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_so_does_who_comes_behind_one_that_left_before_it_began(
+    bench: Bench, at_once: bool
+) -> None:
+    """`at_once`: the third one comes while the second leaves."""
     first = bench.watch()
     await begun(bench)
     bench.played.may_end.clear()
@@ -227,7 +231,10 @@ async def test_so_does_who_comes_behind_one_that_left_before_it_began(bench: Ben
     await asyncio.sleep(0.01)
     second = bench.watch()
     await asyncio.sleep(0.01)
-    await second.leave()
+    if at_once:
+        second.task.cancel()
+    else:
+        await second.leave()
     third = bench.watch()
     await asyncio.sleep(0.01)
     meanwhile = len(bench.played.running)
