@@ -62,6 +62,8 @@ class Webhook:
         self._hurry = asyncio.Event()
         """Policies have changed, or the daemon ends: do not wait to try again."""
         self._failure = ""
+        self._failed_by: Delivery | None = None
+        """By what the last post was made that failed."""
 
     def start(self) -> None:
         """Post what is in the list of events, and what comes."""
@@ -75,8 +77,8 @@ class Webhook:
             self._hurry.set()
 
     def warnings(self) -> list[str]:
-        """Why the last event was not taken."""
-        if not self._failure or self._delivery.url is None:
+        """Why the last event was not taken, where another would be posted in the same way."""
+        if not self._failure or self._delivery.url is None or self._delivery != self._failed_by:
             return []
         return [f"the webhook (supervision.events.webhook) does not take events: {self._failure}"]
 
@@ -110,6 +112,7 @@ class Webhook:
                 await self._post(delivery, record)
             except _Failed as failed:
                 self._count("failed")
+                self._failed_by = delivery
                 self._tell(str(failed))
             else:
                 self._count("delivered")

@@ -256,6 +256,20 @@ async def test_one_that_is_never_taken_is_given_up(bench: Bench) -> None:
     assert bench.receiver.messages == ["lost cause"] * ATTEMPTS + ["next"]
 
 
+async def test_of_another_receiver_nothing_is_warned_that_an_earlier_one_did(bench: Bench) -> None:
+    bench.receiver.statuses = [503] * ATTEMPTS
+    bench.webhook.start()
+    bench.events.record("load", "lost cause")
+    await until(lambda: bench.counts["given_up"])
+    assert "it answered 503" in bench.webhook.warnings()[0]
+    bench.apply(url=f"{bench.receiver.url}/other")
+    assert bench.webhook.warnings() == []
+    bench.receiver.statuses = [404] * ATTEMPTS
+    bench.events.record("load", "next")
+    await until(lambda: bench.counts["failed"] > ATTEMPTS)
+    assert "it answered 404" in bench.webhook.warnings()[0]
+
+
 async def test_a_receiver_that_does_not_answer_holds_up_the_event_and_nothing_else(
     bench: Bench,
 ) -> None:
