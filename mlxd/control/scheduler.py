@@ -430,7 +430,7 @@ class Scheduler:
         full = self._full(place)
         slot, others = "No slot", "fewer wait"
         if full is not None and full.whose:
-            slot = f"None of the slots of {full.whose} ({full.key}: {full.limit})"
+            slot = f"None of the slots of {full.whose} ({full.limit} by {full.key})"
             others = f"fewer requests of {full.whose} run or wait"
         return QueueTimeout(
             f"Server overloaded. {slot} was free within {float(policies.timeouts.queue):g} s"

@@ -685,15 +685,15 @@ def test_what_is_told_of_a_wait_that_took_too_long() -> None:
         ({}, "No slot was free within 4 s"),
         (
             {"tenants": {"x": {"max_in_flight": 1}}},
-            "None of the slots of this client (clients.tenants.x.max_in_flight: 1) was free",
+            "None of the slots of this client (1 by clients.tenants.x.max_in_flight) was free",
         ),
         (
             {"per_model": {"m": 1}},
-            "None of the slots of model 'm' (limits.concurrency.per_model.m: 1) was free",
+            "None of the slots of model 'm' (1 by limits.concurrency.per_model.m) was free",
         ),
         (
             {"classes": {"medium": {"max_share": 0.2}}},
-            "None of the slots of class medium (clients.priorities.medium.max_share: 1) was free",
+            "None of the slots of class medium (1 by clients.priorities.medium.max_share) was free",
         ),
     ],
 )
