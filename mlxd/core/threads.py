@@ -54,6 +54,14 @@ class Threads:
         jobs.put(job)
         return future
 
+    async def anywhere(self, work: Callable[[Unpack[Ts]], T], *arguments: *Ts) -> T:
+        """As `run`; where the system has no thread for it, on the event loop, which it holds up."""
+        try:
+            future = self.run(work, *arguments)
+        except OSError:
+            return work(*arguments)
+        return await future
+
     def _made(self) -> SimpleQueue[_Job | None]:
         jobs: SimpleQueue[_Job | None] = SimpleQueue()
         try:

@@ -59,6 +59,15 @@ async def test_want_of_threads_is_a_failure_as_a_disks_is(
     monkeypatch.setattr(threading.Thread, "start", none)
     with pytest.raises(OSError, match="can't start new thread"):
         await threads.run(divmod, 7, 2)
+    assert await threads.anywhere(divmod, 7, 2) == (3, 1)
+
+
+async def test_what_can_be_done_anywhere_is_done_in_a_thread_where_there_is_one(
+    threads: Threads,
+) -> None:
+    assert await threads.anywhere(threading.get_ident) != threading.get_ident()
+    with pytest.raises(ZeroDivisionError):
+        await threads.anywhere(divmod, 7, 0)
 
 
 def test_a_process_ends_though_one_hangs() -> None:

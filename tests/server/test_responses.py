@@ -21,6 +21,7 @@ from mlxd.core.errors import EarlierResponseNotFound, InvalidRequest, WorkerCras
 from mlxd.core.events import Burst, Finished, Started, TextDelta
 from mlxd.core.request import GenerationRequest
 from mlxd.core.story import untold
+from mlxd.core.threads import Threads
 from mlxd.dialects import openai
 from mlxd.policy.load import Override, PolicySet, load
 from mlxd.server import generate, responses
@@ -132,6 +133,19 @@ async def test_one_with_log_probabilities_is_kept_by_the_thread_that_all_others_
     whole = await machine.ask(include=["message.output_text.logprobs"])
     assert kept_by == [threading.get_ident()]
     assert machine.archive.get(whole["id"], "127.0.0.1") is not None
+
+
+async def test_want_of_a_thread_to_render_it_does_not_lose_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    machine = Machine()
+    monkeypatch.setattr(generate, "_threads", Threads("numbers"))
+    monkeypatch.setattr(threading.Thread, "start", none)
+    whole = await machine.ask(include=["message.output_text.logprobs"])
+    assert whole["status"] == "completed"
 
 
 async def test_it_is_kept_before_its_last_event_goes_out() -> None:
