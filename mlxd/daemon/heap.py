@@ -8,6 +8,7 @@ of reloads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from mlxd.core.heap import Heap
 from mlxd.core.threads import Threads
@@ -24,4 +25,5 @@ async def keep_small(threads: Threads) -> None:
     heap.bound_arenas(_ARENAS)
     while True:
         await asyncio.sleep(TRIM_SECONDS)
-        await threads.run(heap.trim)
+        with contextlib.suppress(OSError):  # there is no thread for it
+            await threads.run(heap.trim)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import sys
+import threading
 from contextlib import suppress
 from typing import Any
 
@@ -46,6 +47,29 @@ async def test_arenas_are_few_and_free_pages_are_given_back(
     with suppress(asyncio.CancelledError):
         await keeping
     assert library.asked[:3] == [("arenas", 2), ("trim", 0), ("trim", 0)]
+
+
+async def test_want_of_a_thread_once_does_not_end_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library()
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(heap, "TRIM_SECONDS", 0.001)
+    start, refused = threading.Thread.start, list[threading.Thread]()
+
+    def start_later(thread: threading.Thread) -> None:
+        if refused:
+            start(thread)
+        else:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start_later)
+    keeping = asyncio.create_task(heap.keep_small(Threads("heap")))
+    await asyncio.wait_for(library.enough.wait(), 5)
+    keeping.cancel()
+    with suppress(asyncio.CancelledError):
+        await keeping
+    assert refused
 
 
 async def test_another_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
