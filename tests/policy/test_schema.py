@@ -255,10 +255,12 @@ def test_rules_between_fields_are_told_all_at_once(tmp_path: Path) -> None:
             ("hosts.allow", host, True)
             for host in ("studio", "*.Example", "own-names", "*", "fd00::1", "fd00::*")
         ),
+        *(("hosts.allow", host, True) for host in ("fd00:*", "2001:db8:1:*", "fd00:*:1", "10.*")),
         *(
             ("hosts.allow", host, False)
             for host in ("a.example:1", "http://a", "10.0.0.0/8", "[::1]")
         ),
+        *(("hosts.allow", host, False) for host in ("a.example:*", "10.0.0.1:*", "*:8080")),
         *(
             ("cors.allow_origins", origin, True)
             for origin in ("*", "null", "https://*.a:*", "app://*")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -90,16 +91,21 @@ def _name(text: str) -> str:
 
 def _host_pattern(text: str) -> str:
     """Compared with a Host header without its port: with one, or as a network, it fits none."""
-    _name(text)
-    try:
-        ipaddress.ip_address(text.replace("*", "0"))
-    except ValueError:
-        if re.search(r"[:/@\[\]]", text):
-            raise ValueError(
-                "expected a host's name or address alone, without scheme, port, brackets and mask, "
-                "such as studio.example, *.example or fd00::1"
-            ) from None
+    if re.search(r"[:/@\[\]]", _name(text)) and not _may_be_address(text):
+        raise ValueError(
+            "expected a host's name or address alone, without scheme, port, brackets and mask, "
+            "such as studio.example, *.example or fd00::1"
+        )
     return text
+
+
+def _may_be_address(pattern: str) -> bool:
+    """`*` stands for what is left of one group, or for several."""
+    for some in ("0", ":0"):
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(pattern.replace("*", some))
+            return True
+    return False
 
 
 def _origin_pattern(text: str) -> str:
