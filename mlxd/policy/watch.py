@@ -60,7 +60,11 @@ class Watcher:
             target=self._listen, args=(stop, hint), name="policy events", daemon=True
         )
         self.up = True  # until it is known better
-        listener.start()
+        try:
+            listener.start()
+        except RuntimeError as error:
+            self.up = False
+            log.warning("policy files are polled: no thread for events of the system: %s", error)
         self._hint.set()
         try:
             while True:

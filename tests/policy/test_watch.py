@@ -176,6 +176,21 @@ async def test_whatever_fails_in_listening_the_folder_is_still_looked_at(
     assert caplog.text.count("policy files are polled") == 1
 
 
+async def test_so_it_is_where_there_is_no_thread_for_listening(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(watch, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(threading.Thread, "start", none)
+    async with watching(folder) as (watcher, looks):
+        for _ in range(4):
+            await looks.next()
+        assert not watcher.up
+    assert "policy files are polled" in caplog.text
+
+
 async def test_a_file_linked_from_beside_the_folder_is_watched(folder: Path) -> None:
     real = folder.parent / "production.yaml"
     real.write_text("x")
