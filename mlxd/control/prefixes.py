@@ -129,7 +129,10 @@ class PrefixWishes:
             work = threading.Thread(
                 target=_removed, args=(self._folder,), name="prefixes", daemon=True
             )
-            work.start()
+            try:
+                work.start()
+            except RuntimeError:  # the next policies try it again
+                log.warning("what is kept on disk of prompts is not removed: no thread for it")
 
 
 def _removed(folder: Path) -> None:

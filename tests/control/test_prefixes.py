@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,19 @@ def test_off_removes_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "prefixes").mkdir()
     PrefixWishes(tmp_path, off)
     until_gone()
+
+
+def test_want_of_a_thread_for_that_keeps_no_policy_from_its_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    wishes = PrefixWishes(tmp_path, load())
+    monkeypatch.setattr(threading.Thread, "start", none)
+    wishes.apply(policies(tmp_path, memory="prefix_cache: {disk: off}\n"))
+    assert wishes.files(CARD).bytes == 0
+    assert "is not removed" in caplog.text
 
 
 def test_what_is_laid_elsewhere_is_removed_there(tmp_path: Path) -> None:
