@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -14,15 +15,19 @@ _LAST_SECONDS = 1.0
 
 
 class Background(Generic[T]):
-    """Hands each thing that is put to `write`, in order."""
+    """Hands each thing that is put to `write`, in order. Where the system has no thread for that,
+    what is put waits, and whatever is put next is another try.
+    """
 
     def __init__(self, name: str, write: Callable[[T], None], end: Callable[[], None]) -> None:
         """Both are called in the thread, and raise nothing; `end` is the last."""
         self._write = write
         self._end = end
         self._waiting: SimpleQueue[T | _End] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._name = name
+        self._beginning = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._begin()
 
     def waiting(self) -> int:
         """How many are not written yet."""
@@ -31,20 +36,34 @@ class Background(Generic[T]):
     @property
     def over(self) -> bool:
         """All is written that ever will be."""
-        return not self._thread.is_alive()
+        return self._thread is not None and not self._thread.is_alive()
 
     def put(self, one: T) -> None:
         """Never waits; how many may wait is for who puts to say."""
         self._waiting.put(one)
+        self._begin()
 
     def finish(self) -> None:
         """Write what is waiting, and nothing more; waits for nothing."""
         self._waiting.put(_End())
+        self._begin()
 
     def close(self, seconds: float = _LAST_SECONDS) -> None:
         """As `finish`, and wait for that, not for ever."""
         self.finish()
-        self._thread.join(seconds)
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _begin(self) -> None:
+        """Once; who puts may be in any thread."""
+        if self._thread is not None:
+            return
+        with self._beginning:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                with contextlib.suppress(RuntimeError):
+                    thread.start()
+                    self._thread = thread
 
     def _run(self) -> None:
         while not isinstance(one := self._waiting.get(), _End):

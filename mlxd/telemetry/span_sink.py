@@ -80,7 +80,10 @@ class SpanSink:
         self._waiting = 0
         self._finishing = False
         self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self.impossible = "there was no thread to send them"
 
     @property
     def over(self) -> bool:
@@ -108,7 +111,8 @@ class SpanSink:
     def close(self, seconds: float = LAST_SECONDS) -> None:
         """As `finish`, and wait for that, not for ever."""
         self.finish()
-        self._thread.join(seconds)
+        if not self.over:
+            self._thread.join(seconds)
 
     def _run(self) -> None:
         try:

@@ -80,6 +80,23 @@ def test_a_defect_costs_spans_and_is_told_once(
     assert dict(made.counts())[("sent",)] == 1
 
 
+def test_want_of_a_thread_for_it_keeps_no_edit_from_its_force(
+    hanging: Hanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    said = [Override("server.traces.endpoint", "http://a/", "a test")]
+    made = Tracing(load(), {PATH: "ollama"}, hanging.open)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", none)
+        made.apply(load(None, said))
+        served(made)
+    assert "no thread" in made.warnings()[0]
+    assert dict(made.counts())[("dropped",)] > 0
+    made.close()
+
+
 def test_a_url_that_is_not_there_is_warned_of_until_it_is(
     hanging: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -278,6 +278,23 @@ class TestFollowed:
         yield recorded
         recorded.close()
 
+    def test_want_of_a_thread_for_it_keeps_no_edit_from_its_force(
+        self, recorded: Traffic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is written as soon as there is one."""
+
+        def none(_thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", none)
+            recorded.apply(policies())
+            recorded.ended(story(**SERVED))
+        recorded.ended(story(**SERVED))
+        recorded.close()
+        lines = (tmp_path / FOLDER / traffic.FILE).read_bytes().splitlines()
+        assert len(lines) == 3, "what it begins with, and both"
+
     def test_nothing_is_written_unless_policy_says_so(
         self, recorded: Traffic, tmp_path: Path
     ) -> None:
