@@ -71,14 +71,22 @@ async def read_json(request: web.BaseRequest, policies: PolicySet, read: Callabl
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """What would take the event loop too long."""
-    return await asyncio.get_running_loop().run_in_executor(_reader(), work)
+    """What would take the event loop too long; on that where the system has no thread for it."""
+    try:
+        reader = _reader()
+    except RuntimeError:
+        return work()
+    return await asyncio.get_running_loop().run_in_executor(reader, work)
 
 
 @cache
 def _reader() -> ThreadPoolExecutor:
-    """One thread: several would take turns with the event loop, and its turn would come late."""
-    return ThreadPoolExecutor(1, thread_name_prefix="long bodies")
+    """One thread: several would take turns with the event loop, and its turn would come late. It is
+    there when this returns, and stays. Raises RuntimeError.
+    """
+    reader = ThreadPoolExecutor(1, thread_name_prefix="long bodies")
+    reader.submit(int)  # else it would begin with the first work, and keep that where it cannot
+    return reader
 
 
 async def read_body(request: web.BaseRequest, policies: PolicySet) -> bytes:

@@ -15,7 +15,8 @@ from aiohttp.test_utils import make_mocked_request
 
 from mlxd.core.errors import InvalidRequest
 from mlxd.policy.load import load
-from mlxd.server.intake import AT_ONCE, read_body, read_json
+from mlxd.server import intake
+from mlxd.server.intake import AT_ONCE, in_thread, read_body, read_json
 
 POLICIES = load()
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -62,6 +63,27 @@ async def test_a_client_that_waits_to_be_asked_is_asked(
     request, transport = request_of(b"{}", **headers)
     assert await read_body(request, POLICIES) == b"{}"
     assert transport.write.call_args_list == ([((CONTINUE,),)] if asked else [])
+
+
+async def test_where_there_is_no_thread_a_long_body_is_read_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And by the thread as soon as there is one, each piece of work once."""
+    did = list[int]()
+
+    def work() -> int:
+        did.append(threading.get_ident())
+        return len(did)
+
+    def none(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    intake._reader.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", none)
+        assert [await in_thread(work), await in_thread(work)] == [1, 2]
+    assert await in_thread(work) == 3
+    assert did[0] == did[1] == threading.get_ident() != did[2]
 
 
 async def test_long_bodies_are_parsed_one_after_the_other() -> None:
