@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -11,6 +11,9 @@ from mlxd.core.request import CalledTool
 from mlxd.ipc.messages import Call, Logprob, Piece, Reasoning, Text
 from tests.support.model_maker import THINKING, TOOL_TEMPLATE, TOOLS, Shape
 from tests.worker.conftest import MakeModel
+
+if TYPE_CHECKING:
+    from mlxd.worker.logprobs import Scorer
 
 pytestmark = pytest.mark.mlx
 
@@ -208,8 +211,9 @@ def test_scores_of_a_stop_string_behind_white_space_that_waits_are_not_told(mark
     from mlxd.worker.answer import Answer
     from mlxd.worker.stops import StopStrings
 
-    pieces, out = ["\n", "EN", "D"], []
-    answer = Answer(1, Script(pieces), None, StopStrings(("END",)), Told(), calls=True)
+    pieces, scorer = ["\n", "EN", "D"], cast("Scorer", Told())
+    answer = Answer(1, Script(pieces), None, StopStrings(("END",)), scorer, calls=True)
+    out: list[Piece] = []
     for token in range(len(pieces)):
         answer.take(token, (), out)
     answer.finish(out, truncated=False)
