@@ -70,6 +70,8 @@ class Answer:
         self._called = False
         self._blank: str | None = "" if calls else None
         """White space that begins a run of text and waits for words; None: they have come."""
+        self._scored = 0
+        """How many of the scores that wait are of its tokens, or of those before."""
         self.reasoning_tokens = 0
         """Tokens of its thinking, its marks included."""
 
@@ -111,6 +113,7 @@ class Answer:
     def finish(self, out: list[Piece], *, truncated: bool) -> None:
         """Deliver what was held back; nothing but white space, when what was delivered ended it."""
         if self.over:
+            del self._scores[self._scored :]
             self._end_run(out)
             return
         text = self._detokenizer.finish()
@@ -146,9 +149,10 @@ class Answer:
                 out.append(Reasoning(self._id, part[1], self._taken_scores()))
 
     def _say(self, text: str, out: list[Piece]) -> None:
-        if self._blank is not None:
+        if self._blank is not None and text:
             text = self._blank + text
-            self._blank = text if not text or text.isspace() else None
+            self._blank = text if text.isspace() else None
+            self._scored = len(self._scores)
         if text and self._blank is None:
             out.append(Text(self._id, text, self._taken_scores()))
 

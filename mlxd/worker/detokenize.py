@@ -112,12 +112,12 @@ class Detokenizers:
         self._trim = getattr(kind, "trim_space", True)
         self._table = ByteTable(tokenizer) if self._bytewise else None
 
-    def make(self, *, goes_on: bool = False) -> Detokenizer:
-        """`goes_on`: what comes is the rest of a text, and a space that it begins with is its
-        own; in front of an answer a tokenizer's first word has one that nobody means.
+    def make(self, *, spaced: bool = False) -> Detokenizer:
+        """`spaced`: a space that it begins with is meant, as where a text goes on; in front of an
+        answer a tokenizer's first word has one that nobody means.
         """
         if self._table is not None:
-            return _ByteDetokenizer(self._table, self._trim and not goes_on)
+            return _ByteDetokenizer(self._table, self._trim and not spaced)
         return _AnyDetokenizer(self._tokenizer.detokenizer)
 
     def bytes_of(self, token: int) -> bytes:

@@ -62,7 +62,8 @@ class Maker:
     def _answer(self, job: Job) -> Answer | PlainAnswer:
         request = job.request
         goes_on = request.messages is None or request.continue_last
-        detokenizer = self.detokenizers.make(goes_on=goes_on)
+        spaced = goes_on or bool(request.pattern)
+        detokenizer = self.detokenizers.make(spaced=spaced)
         separator = self._separator(job)
         if separator is None and job.stops.empty and request.logprobs is None:
             return PlainAnswer(job.id, detokenizer)

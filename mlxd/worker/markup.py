@@ -14,9 +14,13 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxd.core.request import CalledTool, Json
 from mlxd.grammar.markers import Markers
+from mlxd.worker.bounded import TookTooLong, at_most
 from mlxd.worker.held import Held, Reader, WordsOrCalls
 from mlxd.worker.parts import Part, call_of
 
+PARSE_SECONDS = 1.0
+"""For what stands between a call's markers, while all sequences wait. A call takes milliseconds;
+some parsers take minutes for a few thousand tokens of a model that repeats itself."""
 _JSON_PARSER = "mlx_lm.tool_parsers.json_tools"
 
 
@@ -194,7 +198,10 @@ class _Calls:
     def _parsed(self, markup: str) -> list[CalledTool]:
         """Empty when any part of it is not a call."""
         try:
-            parsed = self._tokenizer.tool_parser(markup, self._tools)
+            with at_most(PARSE_SECONDS):
+                parsed = self._tokenizer.tool_parser(markup, self._tools)
+        except TookTooLong:
+            return []
         except Exception:  # noqa: BLE001 - fourteen parsers, which promise no kind of error
             return []
         calls = [call_of(entry) for entry in (parsed if isinstance(parsed, list) else [parsed])]

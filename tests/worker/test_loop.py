@@ -105,7 +105,7 @@ class Script:
 
 
 class Letters:
-    def make(self, *, goes_on: bool = False) -> Letters:
+    def make(self, *, spaced: bool = False) -> Letters:
         return self
 
     def add(self, token: int) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from mlxd.core.request import CalledTool
-from mlxd.ipc.messages import Call, Piece, Reasoning, Text
+from mlxd.ipc.messages import Call, Logprob, Piece, Reasoning, Text
 from tests.support.model_maker import THINKING, TOOL_TEMPLATE, TOOLS, Shape
 from tests.worker.conftest import MakeModel
+
+if TYPE_CHECKING:
+    from mlxd.worker.logprobs import Scorer
 
 pytestmark = pytest.mark.mlx
 
@@ -29,6 +32,13 @@ class Script:
 
     def finish(self) -> str:
         return ""
+
+
+class Told:
+    """A scorer to which all tokens are as likely."""
+
+    def score(self, token: int, row: Any) -> Logprob:
+        return Logprob(str(token), b"", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +205,19 @@ def test_white_space_beside_a_call_may_be_a_stop_string(markup):
     """It waits for words, and is no less looked at."""
     assert said(markup, f"{CALL}\n{CALL}", stop=("\n",)) == [ADD]
     assert said(markup, "\n \n\nso", stop=("\n\n",)) == [Text(1, "\n ")]
+
+
+def test_scores_of_a_stop_string_behind_white_space_that_waits_are_not_told(markup):
+    from mlxd.worker.answer import Answer
+    from mlxd.worker.stops import StopStrings
+
+    pieces, scorer = ["\n", "EN", "D"], cast("Scorer", Told())
+    answer = Answer(1, Script(pieces), None, StopStrings(("END",)), scorer, calls=True)
+    out: list[Piece] = []
+    for token in range(len(pieces)):
+        answer.take(token, (), out)
+    answer.finish(out, truncated=False)
+    assert out == [Text(1, "\n", [Logprob("0", b"", 0.0)])]
 
 
 def test_a_stop_string_does_not_reach_across_a_call(markup):

@@ -353,6 +353,34 @@ def test_what_comes_behind_a_wish_to_clear_is_not_cleared(shelves: Shelves) -> N
     assert len(list(shelves.root.rglob("*.prefix"))) == 1
 
 
+@pytest.mark.parametrize("busy", ["put", "clear"])
+def test_a_wish_to_clear_while_another_is_followed_is_followed(
+    shelves: Shelves, monkeypatch: pytest.MonkeyPatch, busy: str
+) -> None:
+    """The writer clears, or writes already what came behind the first."""
+    entry = shelves.entry(1)
+    disk = Disk(
+        Folder(shelves.root, "key"), Layout(shelves.reads.caches([3])),
+        trimmable=True, clock=shelves.clock,
+    )  # fmt: skip
+    work, wishes = getattr(disk._stock.folder, busy), [entry]
+
+    def work_meanwhile(*arguments: Any) -> Any:
+        if wishes:
+            disk.clear([wishes.pop()])
+        return work(*arguments)
+
+    disk.clear([entry])
+    disk.tend([entry], idle=True)
+    assert entry.stored
+    monkeypatch.setattr(disk._stock.folder, busy, work_meanwhile)
+    disk.start()
+    settled(disk)
+    assert not wishes
+    assert find(disk, entry) is None
+    assert list(shelves.root.rglob("*.prefix")) == []
+
+
 def test_at_the_end_what_is_worth_most_is_written_in_the_time_that_there_is(
     shelves: Shelves, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -173,10 +173,11 @@ def test_an_answer_in_a_format_may_be_a_call_instead(bench: Bench, call: bool) -
             Draft202012Validator(SCHEMA).validate(json.loads(text))
 
 
-def test_an_answer_matches_its_pattern(bench: Bench) -> None:
-    pattern = r"(red|green)-\d{2}"
+@pytest.mark.parametrize("asks", [{"text": "x"}, {"messages": ASKED, "think": False}])
+@pytest.mark.parametrize("pattern", [r"(red|green)-\d{2}", " (yes|no)"])
+def test_an_answer_matches_its_pattern(bench: Bench, asks: dict[str, Any], pattern: str) -> None:
     asked = [
-        bench.message(text="x", pattern=pattern, max_tokens=60, sampling=replace(HOT, seed=n))
+        bench.message(**asks, pattern=pattern, max_tokens=60, sampling=replace(HOT, seed=n))
         for n in range(4)
     ]
     for heard in bench.run(asked):

@@ -6,6 +6,7 @@ import importlib
 import json
 import pkgutil
 import random
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -147,6 +148,21 @@ def test_a_call_cut_by_a_length_limit_is_said_as_it_stands(format):
         else:
             assert parts == [("text", text[:length])]
         assert malformed == 0
+
+
+@pytest.mark.parametrize(
+    ("format", "said"), [("gemma4", "call:f{a:"), ("kimi_k3", "<|open|>call tool")]
+)
+def test_what_a_parser_takes_too_long_for_is_said_as_it_stands(format, said):
+    """A model that repeats itself: everybody's next token waits for the parser."""
+    from mlxd.worker.markup import PARSE_SECONDS
+
+    markup = markup_of(format)
+    start, end = markup._tokenizer.tool_call_start, markup._tokenizer.tool_call_end
+    text = start + said * (40_000 // len(said)) + end
+    began = time.process_time()
+    assert parts_of(markup, [text, " Hm."]) == ([("text", f"{text} Hm.")], 1)
+    assert time.process_time() - began < 10 * PARSE_SECONDS
 
 
 @pytest.mark.parametrize("levels", [150, 9999])

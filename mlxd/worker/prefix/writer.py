@@ -132,22 +132,37 @@ class Writer:
             self._changed.wait_for(
                 lambda: self._parcels or self._used or self._clearing or self._tidying
             )
-            clearing, used, budget = self._clearing, self._used, self._budget
-            tidying, self._tidying = self._tidying and budget != 0, False
-            self._used = set()
-            parcel = self._writing = self._parcels.popleft() if self._parcels else None
-        if clearing:  # first: what is here to be written came behind that wish
-            self._stock.forget()
-            self._stock.folder.clear()
-        self._stock.touch(used)
-        if parcel is not None:
-            self._write(parcel, budget)
-        if tidying:
-            self._stock.folder.tidy(budget)
+            task = self._clear if self._clearing else self._taken_up()
+        task()
+
+    def _clear(self) -> None:
+        """Before anything else is taken up: that came behind the wish. Another may come meanwhile,
+        and behind it what was here to be written is not.
+        """
+        self._stock.forget()
+        self._stock.folder.clear()
         with self._changed:
-            self._writing = None
-            self._clearing = self._clearing and not clearing
+            self._clearing = False
             self._changed.notify_all()
+
+    def _taken_up(self) -> Callable[[], None]:
+        """Under the lock: what there is to do now."""
+        used, budget = self._used, self._budget
+        tidying, self._tidying = self._tidying and budget != 0, False
+        self._used = set()
+        parcel = self._writing = self._parcels.popleft() if self._parcels else None
+
+        def task() -> None:
+            self._stock.touch(used)
+            if parcel is not None:
+                self._write(parcel, budget)
+            if tidying:
+                self._stock.folder.tidy(budget)
+            with self._changed:
+                self._writing = None
+                self._changed.notify_all()
+
+        return task
 
     def _held(self) -> int:
         """Under the lock."""
