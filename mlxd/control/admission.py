@@ -173,7 +173,7 @@ class Admission:
         """Something has changed that may let somebody in, or end a wait."""
         now = self._clock.monotonic()
         for place, error in self.scheduler.expire(now):
-            self.totals.note_expired(place)
+            self.totals.note_expired()
             self._end_wait(place, error)
         for place in self.scheduler.turn(now):
             self._end_wait(place)

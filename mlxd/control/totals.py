@@ -52,7 +52,7 @@ class Totals:
     def note_ended(self) -> None:
         self.processed += 1
 
-    def note_expired(self, place: Place) -> None:
+    def note_expired(self) -> None:
         self.expired += 1
         self.rejected += 1
         self.refused["queue"] += 1

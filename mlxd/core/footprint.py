@@ -253,7 +253,7 @@ class Footprint:
                 (
                     n
                     for n in range(len(prompts) - rows + 1)
-                    if _pad_little(rows, prompts[n], sums[n + rows] - sums[n])
+                    if is_little_padding(rows * prompts[n], sums[n + rows] - sums[n])
                 ),
                 None,
             )
@@ -323,15 +323,9 @@ def chunk_tokens(rows: int, *, decoding: bool) -> int:
     return (PREFILL_BESIDE_DECODE if decoding else PREFILL_ALONE) // max(1, rows)
 
 
-def may_share(lengths: Sequence[int]) -> bool:
-    """Whether sequences of these lengths, the longest first, pad each other little enough to be
-    read together.
-    """
-    return _pad_little(len(lengths), lengths[0], sum(lengths))
-
-
-def _pad_little(rows: int, longest: int, tokens: int) -> bool:
-    return rows * longest <= max(MOST_PADDED * tokens, SMALL_TOKENS)
+def is_little_padding(padded: int, needed: int) -> bool:
+    """In tokens, with padding and without: whether another step would take longer than that."""
+    return padded <= max(MOST_PADDED * needed, SMALL_TOKENS)
 
 
 def _sums(values: Iterable[int]) -> list[int]:

@@ -98,10 +98,6 @@ class Reloader:
         """Where the policies are looked for."""
         return self._seen.folder
 
-    @property
-    def files_in_force(self) -> PolicyFiles:
-        return self._in_force
-
     def pending_restart(self) -> list[str]:
         """Keys that were changed since the start and wait for the next one."""
         return list(self._pending)

@@ -268,7 +268,7 @@ class _Reader:
         for event in self._events:
             if isinstance(event, yaml.MappingEndEvent):
                 break
-            key = self._key(event, path)
+            key = self._key(event)
             here = (*path, key)
             known = key in entries
             if known:
@@ -285,7 +285,7 @@ class _Reader:
                 entries[key] = value
         return entries
 
-    def _key(self, event: yaml.Event, path: Path) -> str:
+    def _key(self, event: yaml.Event) -> str:
         if not isinstance(event, yaml.ScalarEvent):
             raise self._stopped(event, "a key must be plain text")
         if event.anchor is not None or event.tag is not None:

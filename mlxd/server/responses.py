@@ -174,10 +174,6 @@ def items_of(kept: Kept) -> list[Json]:
     return [msgspec.json.decode(item) for item in _written(kept)]
 
 
-def output_of(kept: Kept) -> list[Json]:
-    return [msgspec.json.decode(item) for item in _answer.decode(kept.response).output]
-
-
 def _written(kept: Kept) -> list[msgspec.Raw]:
     """Its items, none of them read yet."""
     return _said.decode(kept.said) + _answer.decode(kept.response).output

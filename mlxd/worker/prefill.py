@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mlxd.core.footprint import MOST_PADDED, PREFILL_ROWS, SMALL_TOKENS, STEP_TOKENS
+from mlxd.core.footprint import PREFILL_ROWS, STEP_TOKENS, is_little_padding
 
 Size = Callable[[int, int], int]
 """Of (rows, what the longest of them has behind it): tokens of each that a chunk may have."""
@@ -89,7 +89,8 @@ def _shared(first: Unread, short: Sequence[Unread], size: Size, room: int) -> Ch
 
 
 def _go_together(rows: Sequence[Unread], size: Size) -> bool:
-    """Whether they fit into one chunk, and their padding is not worth another one.
+    """Whether they fit into one chunk, and their padding, in it and in the caches, is not worth
+    another one.
 
     Nor may it make their caches longer than the longest of them needs: memory is counted for that.
     """
@@ -98,11 +99,6 @@ def _go_together(rows: Sequence[Unread], size: Size) -> bool:
     return (
         width <= size(len(rows), read)
         and read + width <= -(-longest // STEP_TOKENS) * STEP_TOKENS
-        and _little(len(rows) * width, sum(row.left for row in rows))
-        and _little(len(rows) * (read + width), sum(row.end for row in rows))
+        and is_little_padding(len(rows) * width, sum(row.left for row in rows))
+        and is_little_padding(len(rows) * (read + width), sum(row.end for row in rows))
     )
-
-
-def _little(padded: int, needed: int) -> bool:
-    """In tokens and in the caches: little enough that another step would take longer."""
-    return padded <= max(MOST_PADDED * needed, SMALL_TOKENS)

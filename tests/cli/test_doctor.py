@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ from tests.support.few_files import no_files
 from tests.support.guarded import guarded
 from tests.support.managers import Scripted, scripted
 
+SHIPPED = Path(__file__).parents[2] / "policies"
 NOBODY = 11434
 """A port that is asked for Ollama, and that nobody has."""
 
@@ -274,12 +276,15 @@ def test_a_folder_that_cannot_be_read_is_said(
     assert code in said
 
 
-def test_a_folder_of_models_that_is_not_there_is_said_where_somebody_wrote_it_down(
-    world: World,
+def test_a_folder_of_models_that_is_not_there_is_said_where_somebody_added_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HOME", str(world.root))
     world.write(models=f"dirs: [{world.models}, {world.root / 'gone'}]\n")
     assert world.files() == ["model_folder_missing"]
     world.write(models="")
+    assert "model_folder_missing" not in world.files()
+    shutil.copy(SHIPPED / "models.yaml", world.policies)
     assert "model_folder_missing" not in world.files()
 
 

@@ -13,7 +13,7 @@ from mlxd.core.footprint import (
     LayerGroup,
     Moment,
     chunk_tokens,
-    may_share,
+    is_little_padding,
 )
 from mlxd.core.grouping import UNBOUNDED
 from mlxd.ipc.messages import Ready, decode_up, encode
@@ -101,6 +101,11 @@ def test_while_short_ones_are_read_a_long_one_may_be_half_read() -> None:
     footprint = Footprint(0, (FULL,), prefill=(Moment(token=10**6),))
     caches = 2 * 10 * (1024 + 5120)
     assert footprint.alone_bytes([1000, 5000]) == caches + 2048 * 10**6
+
+
+def may_share(lengths: list[int]) -> bool:
+    """Whether sequences of these lengths, the longest first, are read together."""
+    return is_little_padding(len(lengths) * lengths[0], sum(lengths))
 
 
 def test_prompts_are_read_together_that_pad_each_other_little() -> None:

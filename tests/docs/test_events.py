@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -24,8 +25,8 @@ ROWS = {
 TELLING = {"record", "on_event", "_record", "_tell", "_say"}
 
 
-def recorded() -> Iterator[str]:
-    """The types that mlxd's own files name where they tell of something."""
+def recorded() -> Iterator[tuple[str, ast.expr]]:
+    """The types that mlxd's own files name where they tell of something, and in which words."""
     telling = (source for source in sources() if source.says(*(f".{name}(" for name in TELLING)))
     for source in telling:
         for node in source.nodes(ast.Call):
@@ -34,7 +35,15 @@ def recorded() -> Iterator[str]:
             name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
             first = node.args[0]
             if name in TELLING and isinstance(first, ast.Constant) and isinstance(first.value, str):
-                yield str(first.value)
+                yield str(first.value), node.args[1]
+
+
+def words(said: ast.expr) -> str:
+    """Of a message with values in it, as a pattern."""
+    parts = said.values if isinstance(said, ast.JoinedStr) else [said]
+    return "".join(
+        re.escape(str(part.value)) if isinstance(part, ast.Constant) else ".+" for part in parts
+    )
 
 
 def test_every_type_is_listed_with_its_level() -> None:
@@ -43,13 +52,19 @@ def test_every_type_is_listed_with_its_level() -> None:
 
 
 def test_every_type_that_is_told_is_known() -> None:
-    found = set(recorded())
+    found = {name for name, _ in recorded()}
     assert {"reload", "reject", "memory_action", "model_pulled", "model_copied"} <= found
     assert found <= set(TYPES)
 
 
 def test_every_type_that_is_listed_is_told_somewhere() -> None:
-    assert set(recorded()) >= ROWS.keys()
+    assert {name for name, _ in recorded()} >= ROWS.keys()
+
+
+def test_its_example_is_told_in_the_words_of_the_code() -> None:
+    example = json.loads(re.findall(r"^```json\n(.*)\n```$", TEXT, re.MULTILINE)[0])
+    told = [words(said) for name, said in recorded() if name == example["type"]]
+    assert [words for words in told if re.fullmatch(words, example["message"])]
 
 
 def test_what_can_be_posted_is_a_type() -> None:

@@ -277,6 +277,36 @@ def test_an_administrators_key_opens_it_and_stays_in_the_tab(start: Start, tab: 
     assert key not in page.content()
 
 
+def test_whose_key_is_revoked_goes_on_watching(start: Start, tab: Open) -> None:
+    running = start({"clients": "tenants: {ops: {admin: true}}\n"})
+    key = new_key(running.state.parent, "ops")
+    running.admin.post("/admin/keys/reload")
+    watched = tab(running)
+    page = watched.open("requests")
+    field = page.get_by_label("API key of an administrator")
+    field.fill(key)
+    field.press("Enter")
+    says(page, "#say", "You may administer")
+    (running.state / "keys.yaml").unlink()
+    running.admin.post("/admin/keys/reload")
+    page.locator("#sign-in").wait_for()
+    says(page, "#requests-table", "Stories are for administrators")
+    asked = asked_for(page, "ui/state")
+    until(page, lambda: len(asked) >= 2, "it asks again")
+    watched.complaints.clear()  # a browser calls a 401 an error
+
+
+def test_a_daemon_that_hangs_is_told(shown: Daemon, tab: Open) -> None:
+    page = tab(shown).open()
+    says(page, "#status", "healthy")
+    page.route("**/ui/state", lambda _: None)
+    page.locator("#offline").wait_for()
+    says(page, "#status", "no answer")
+    page.unroute("**/ui/state")
+    page.locator("#offline").wait_for(state="hidden")
+    says(page, "#status", "healthy")
+
+
 def test_a_daemon_that_is_gone_and_another_that_comes(start: Start, tab: Open) -> None:
     running = start()
     watched = tab(running)
@@ -307,6 +337,10 @@ def test_everything_is_reached_by_keyboard(shown: Daemon, tab: Open) -> None:
     page.locator("#requests").wait_for()
     current = page.locator("nav [aria-current=page]")
     assert current.text_content() == "Requests"
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    assert page.locator("#requests").is_visible()
 
 
 @pytest.mark.parametrize(

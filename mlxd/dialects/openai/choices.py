@@ -20,8 +20,8 @@ MOST_IN_ALL = 2048
 LARGEST_SEED = 2**63 - 1
 
 
-def read_count(fields: Fields, name: str = "n") -> int:
-    return fields.integer(name, low=1, high=MOST) or 1
+def read_count(fields: Fields) -> int:
+    return fields.integer("n", low=1, high=MOST) or 1
 
 
 def read_best_of(fields: Fields, wanted: int, *, stream: bool) -> int:

@@ -66,7 +66,7 @@ class Shelf:
         for name in first:
             model = self._model(name)
             model.present = True
-        self._drop_excess(0.0)
+        self._drop_excess()
 
     # -- what a scheduler sees
 
@@ -235,7 +235,7 @@ class Shelf:
             if model.expires <= now:
                 model.present = False
 
-    def _drop_excess(self, now: float) -> None:
+    def _drop_excess(self) -> None:
         present = [self._candidate(m) for m in self._models.values() if m.present]
         want = self._want(0, None, 0, 0)
         for victim in plan_excess(present, want, protection_of(self._policies), math.inf).victims:

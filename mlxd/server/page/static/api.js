@@ -1,6 +1,7 @@
 // Asking the daemon: with the page's token, or with a key that this tab alone remembers.
 
 const KEPT = "mlxd.key";
+const PATIENCE_MS = 10_000; // a daemon that hangs accepts, and never answers
 
 export const session = { token: null, admin: false, key: null, keys_required: false, why: "", version: "" };
 
@@ -27,14 +28,17 @@ function identity() {
 
 /** Learn what this page may do. */
 export async function begin() {
-  const answer = await fetch("ui/session", { headers: kept() ? identity() : {}, cache: "no-store" });
+  const answer = await fetch("ui/session", { headers: kept() ? identity() : {}, cache: "no-store", signal: patience() });
   const body = await answer.json();
   if (!answer.ok) throw new Refused(answer.status, body);
   Object.assign(session, body);
 }
 
-/** The raw answer; a token of an earlier run of the daemon is renewed once. */
-export async function raw(path, { method = "GET", body, headers = {}, signal } = {}) {
+const patience = () => AbortSignal.timeout(PATIENCE_MS);
+
+/** The raw answer; a token of an earlier run of the daemon is renewed once. What only reads is not
+ *  waited for longer than a living daemon takes. */
+export async function raw(path, { method = "GET", body, headers = {}, signal = method === "GET" ? patience() : undefined } = {}) {
   const send = () => fetch(path, {
     method, signal, cache: "no-store",
     headers: { ...(body === undefined ? {} : { "Content-Type": "application/json" }), ...identity(), ...headers },

@@ -22,7 +22,7 @@ let timer = null;
 let ticks = 0;
 let asking = false;
 
-const view = () => (location.hash.slice(1) in VIEWS ? location.hash.slice(1) : "overview");
+const view = () => (Object.hasOwn(VIEWS, location.hash.slice(1)) ? location.hash.slice(1) : "overview");
 
 function turn() {
   for (const name of Object.keys(VIEWS)) at(name).hidden = name !== view();
@@ -71,7 +71,7 @@ async function refused(error) {
   if (error.status !== 401) return say(error.message);
   pause();
   await begin().catch(() => {});
-  return signIn(error.message);
+  return go(error.message);
 }
 
 function signIn(why) {
@@ -95,9 +95,9 @@ at("sign-in-form").addEventListener("submit", async (event) => {
   return go();
 });
 
-function go() {
-  if (session.admin) at("sign-in").hidden = true;
-  else signIn(session.why || "this key may not administer");
+/** `why`: it may not administer, or not any more. */
+function go(why = session.why || "this key may not administer") {
+  signIn(why);
   const may = session.key !== null || !session.keys_required;
   if (may && !document.hidden) {
     events.start();
@@ -115,6 +115,10 @@ function pause() {
 
 document.addEventListener("visibilitychange", () => (document.hidden ? pause() : go()));
 addEventListener("hashchange", turn);
+at("skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address names the view
+  at("main").focus();
+});
 events.listen((record) => {
   if (MODELS_CHANGED.has(record.type) && view() === "models") models.refresh().catch(() => {});
   if (record.type === "worker_down" && view() === "events") events.refresh().catch(() => {});
