@@ -508,12 +508,14 @@ class Generation:
 
 def too_long(limits: Limits, elapsed: float) -> DeadlineExceeded:
     """`timeouts.generation` is over, after so many seconds."""
-    return DeadlineExceeded(
+    error = DeadlineExceeded(
         f"the generation took longer than {limits.generation:g} s",
         policy=limits.line("timeouts.generation"),
         numbers=_passed(limits.generation, elapsed),
         would_pass="an answer of fewer tokens, or a longer limit",
     )
+    error.in_vain = True
+    return error
 
 
 def _passed(limit: float, elapsed: float) -> dict[str, float]:
