@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from mlxd.core.events import Completion, Finished, ReasoningDelta, Started, TextDelta
+from mlxd.core.events import Burst, Completion, Finished, ReasoningDelta, Started, TextDelta
 from mlxd.dialects.ollama import ChatCodec, GenerateCodec
 
 BODY = {"model": "m", "prompt": "x"}
@@ -52,7 +52,7 @@ def test_dates_follow_the_clock_within_and_across_seconds() -> None:
 def test_records_of_one_moment_have_one_date_whatever_they_hold() -> None:
     codec = ChatCodec()
     call = codec.parse({"model": "m", "messages": [{"role": "user"}]}, id="a", now=0.0)
-    burst = [ReasoningDelta("x"), TextDelta("x"), Finished("stop", 1, 1)]
+    burst: Burst = [ReasoningDelta("x"), TextDelta("x"), Finished("stop", 1, 1)]
     records = codec.encoder(call).feed(burst, 1_700_000_000.1234567).splitlines()
     dates = {json.loads(record)["created_at"] for record in records}
     assert dates == {"2023-11-14T22:13:20.123456Z"}
