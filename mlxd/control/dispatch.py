@@ -268,7 +268,8 @@ def _check_capabilities(request: GenerationRequest, card: ModelCard) -> None:
     if request.want == "embedding" and "embedding" not in card.capabilities:
         raise UnsupportedFeature(f'"{request.model}" does not support embeddings', param="model")
     if request.want == "answer" and "completion" not in card.capabilities:
-        what = "generate" if request.messages is None else "chat"
+        chats = request.messages is not None and not request.tell_context
+        what = "chat" if chats else "generate"
         raise UnsupportedFeature(f'"{request.model}" does not support {what}', param="model")
     if request.tools and "tools" not in card.capabilities:
         raise UnsupportedFeature(f"{request.model} does not support tools", param="tools")

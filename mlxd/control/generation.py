@@ -184,7 +184,7 @@ class Generation:
                 self.leg.cached_tokens = message.cached_tokens
                 if not self._accepted.done():
                     self.transcript.begin(message.prompt)
-                    waited = self._clock.monotonic() - self._arrived
+                    waited = self._clock.monotonic() - self._arrived - _late(message)
                     if self.transcript.cached_tokens is None:
                         self.transcript.cached_tokens = message.cached_tokens
                     tokens, cached = message.prompt_tokens, message.cached_tokens
@@ -508,16 +508,23 @@ class Generation:
 
 def too_long(limits: Limits, elapsed: float) -> DeadlineExceeded:
     """`timeouts.generation` is over, after so many seconds."""
-    return DeadlineExceeded(
+    error = DeadlineExceeded(
         f"the generation took longer than {limits.generation:g} s",
         policy=limits.line("timeouts.generation"),
         numbers=_passed(limits.generation, elapsed),
         would_pass="an answer of fewer tokens, or a longer limit",
     )
+    error.in_vain = True
+    return error
 
 
 def _passed(limit: float, elapsed: float) -> dict[str, float]:
     return {"limit_seconds": limit, "elapsed_seconds": round(elapsed, 3)}
+
+
+def _late(accepted: ipc.Accepted) -> float:
+    """Seconds for which its word was under way, while its engine may have gone on."""
+    return max(0.0, stamp() - accepted.at) if accepted.at else 0.0
 
 
 def _refusal(refused: ipc.Refused, line: Callable[[str], PolicyLine]) -> MlxdError:

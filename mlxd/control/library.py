@@ -55,6 +55,7 @@ class Library:
         preset = own.preset if own is not None else None
         name = OwnName(destination.strip(), self._root(card), "copy", preset)
         await self._keep(name)
+        self._rename(policies)
         self._say("model_copied", f"{destination} is {name.model}", name.model)
         return card
 
@@ -72,6 +73,7 @@ class Library:
         said = preset if preset != Preset() else None
         own = OwnName(name.strip(), self._root(card), "create" if said else "copy", said)
         await self._keep(own)
+        self._rename(policies)
         self._say("model_copied", f"{name} is made of {own.model}", own.model)
         return card
 
@@ -99,6 +101,7 @@ class Library:
         elif own is not None:
             await self._remove_name(own)
         await self.catalog.rescanned(policies)
+        self._rename(policies)
         self._say("model_created", f"{name} was made of uploaded files", name)
 
     async def tidy(self, policies: PolicySet) -> None:
@@ -139,6 +142,7 @@ class Library:
         card = names.find(name)
         if own is not None and (card is None or self._leads_elsewhere(own)):
             await self._remove_name(own)
+            self._rename(policies)
         elif card is not None:
             await self._remove_model(card, names, policies)
         else:
@@ -206,6 +210,9 @@ class Library:
     def _is_folder(self, one: ModelCard, key: str, card: ModelCard) -> bool:
         """Whether this is the model that `card` may be a copy of."""
         return one.path == card.path and self.own_names.get(key) is None
+
+    def _rename(self, policies: PolicySet) -> None:
+        self.residency.rename(self.catalog.known(), policies)
 
     async def _remove_name(self, own: OwnName) -> None:
         try:

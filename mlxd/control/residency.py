@@ -145,6 +145,12 @@ class Residency:
             self._rearm(self._inventory.residents[spec])
         self._changed()
 
+    def rename(self, cards: Iterable[ModelCard], policies: PolicySet) -> None:
+        """Names were given or taken away: what is in memory is shown by one that leads to it."""
+        succession = Succession(cards)
+        for resident in self.residents():
+            self._call(resident, succession.fate(resident.card).card, policies)
+
     async def follow(self, cards: Iterable[ModelCard], policies: PolicySet) -> None:
         """Names have come to mean other folders: `cards` are all that there are now.
 

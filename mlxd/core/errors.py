@@ -90,6 +90,9 @@ class MlxdError(Exception):
     code: ClassVar[str] = "internal_error"
     quotes: ClassVar[bool] = False
     """Whether its message may quote what the client sent: then it is for the client alone."""
+    in_vain: bool = False
+    """Whether a program that asks the same again, by itself and soon, only has the work done again.
+    """
 
     def __init__(
         self,
@@ -325,6 +328,7 @@ class ModelQuarantined(BreakerOpen):
 
 class RequestQuarantined(MlxdError):
     code = "request_quarantined"
+    in_vain = True
 
 
 class StartsHeld(MlxdError):

@@ -263,6 +263,8 @@ class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
     """The prompt in tokens, packed: what another worker needs to go on with it."""
     received: float = 0.0
     """When the worker had the request: a moment as `clock.stamp` has it, as all are; 0: untold."""
+    at: float = 0.0
+    """When; 0: untold."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):

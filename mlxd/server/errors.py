@@ -13,7 +13,6 @@ from mlxd.core.errors import (
     InsufficientMemory,
     MlxdError,
     RateLimited,
-    RequestQuarantined,
     Unauthorized,
 )
 from mlxd.dialects import anthropic, ollama, openai
@@ -139,7 +138,7 @@ def error_headers(error: MlxdError) -> dict[str, str]:
         headers |= _when_to_retry(error, error.retry_after)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, RequestQuarantined):
+    if error.in_vain:
         headers["X-Should-Retry"] = "false"
     return headers
 

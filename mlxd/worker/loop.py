@@ -596,7 +596,9 @@ def _in_turn(step: Step) -> Iterable[Sequence[Token]]:
 
 
 def _accepted(job: Job, cached: int = 0) -> Accepted:
-    return Accepted(job.id, len(job.tokens), cached, prompt=job.packed, received=job.received)
+    return Accepted(
+        job.id, len(job.tokens), cached, prompt=job.packed, received=job.received, at=stamp()
+    )
 
 
 def _told(job: Job) -> list[Piece]:

@@ -200,8 +200,8 @@ class Preparation:
         id, count = entry.generate.id, len(tokens)
         if self.claim(id):
             ended = Ended(id, "stop", count, 0, 0, 0.0, 0.0, at=stamp())
-            prompt = packed(tokens)
-            self._link.send(Accepted(id, count, prompt=prompt, received=entry.received))
+            received, prompt = entry.received, packed(tokens)
+            self._link.send(Accepted(id, count, prompt=prompt, received=received, at=ended.at))
             self._link.send(Output(self._progress.step, [Text(id, text), ended]))
 
     def _refuse(self, id: int, refusal: Refusal) -> None:

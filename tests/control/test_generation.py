@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from mlxd.control.generation import Generation, Limits, Pulse
-from mlxd.core.clock import ManualClock, SystemClock
+from mlxd.core.clock import ManualClock, SystemClock, stamp
 from mlxd.core.errors import (
     ContextExceeded,
     DeadlineExceeded,
@@ -163,6 +163,14 @@ async def test_an_error_comes_after_what_was_delivered():
     assert await anext(bursts) == [TextDelta("a")]
     with pytest.raises(WorkerCrashed):
         await anext(bursts)
+
+
+async def test_what_an_acceptance_was_under_way_is_no_waiting():
+    prompt, late = generation(), generation()
+    prompt.answer(ipc.Accepted(1, 3, at=stamp()))
+    late.answer(ipc.Accepted(1, 3, at=stamp() - 5))
+    waits = [(await running.accepted()).wait_seconds for running in (prompt, late)]
+    assert waits[0] - waits[1] == pytest.approx(5, abs=1)
 
 
 async def test_a_refusal_reaches_whoever_waits_for_acceptance():

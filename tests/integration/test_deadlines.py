@@ -82,6 +82,7 @@ def test_a_whole_answer_that_takes_too_long_is_504(hurried: Daemon, path: str) -
     assert answer.status_code == 504
     assert answer.headers["x-mlxd-code"] == "deadline_exceeded"
     assert answer.headers["x-mlxd-policy-key"] == "timeouts.generation"
+    assert answer.headers["x-should-retry"] == "false", "it would take all that time again"
     assert LINE in answer.text
     idle(hurried, within=4.0)
 

@@ -31,3 +31,6 @@ def test_it_is_listed_and_makes_vectors_and_says_what_it_cannot(
     refused = running.http.post("/v1/chat/completions", json=chat)
     assert refused.status_code == 400
     assert refused.json()["error"]["message"] == '"encoder" does not support chat'
+    refused = running.http.post("/api/generate", json={"model": "encoder", "prompt": "hi"})
+    assert refused.status_code == 400
+    assert refused.json()["error"] == '"encoder" does not support generate'

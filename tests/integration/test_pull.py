@@ -369,6 +369,25 @@ class TestCopies:
         kept = json.loads((running.state / "models.d" / "my-model%3Av1.json").read_text())
         assert kept == {"schema": 1, "name": "my-model:v1", "model": "tiny-a", "made_by": "copy"}
 
+    def test_what_is_in_memory_is_shown_by_a_name_that_leads_to_it(self, running: Daemon) -> None:
+        def keep(name: str, time: int) -> None:
+            running.http.post("/api/generate", json={"model": name, "keep_alive": time})
+
+        keep("tiny-a", 0)
+        running.http.post("/api/copy", json={"source": "tiny-a", "destination": "held"})
+        keep("held", -1)
+        assert "held" in loaded(running)
+        running.http.request("DELETE", "/api/delete", json={"model": "held"})
+        assert "held" not in loaded(running), "nobody could let it go by that"
+        assert "tiny-a" in loaded(running)
+        keep("tiny-a", 0)
+        assert "tiny-a" not in loaded(running)
+        running.http.post("/api/copy", json={"source": "tiny-a", "destination": "moved"})
+        keep("moved", -1)
+        running.http.post("/api/copy", json={"source": "tiny-b", "destination": "moved"})
+        assert "moved" not in loaded(running), "that is another model's name now"
+        assert "tiny-a" in loaded(running)
+
     def test_a_copy_of_a_copy_does_not_need_the_first_and_create_is_a_copy(
         self, running: Daemon
     ) -> None:

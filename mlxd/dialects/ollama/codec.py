@@ -121,7 +121,7 @@ class RecordEncoder:
         if second != self._second:
             self._second = second
             self._second_head = to_json(_head(self._call, second)).removesuffix(b'000000Z"}')
-        return b"%b%06d%b" % (self._second_head, int((now - second) * 1e6), self._text_before)
+        return b"%b%06d%b" % (self._second_head, _microseconds(now), self._text_before)
 
     def _record(self, event: GenerationEvent, now: float) -> bytes:
         match event:
@@ -151,7 +151,13 @@ class RecordEncoder:
 
 def timestamp(now: float) -> str:
     """RFC 3339 in UTC, to the microsecond."""
-    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    date = datetime.fromtimestamp(int(now), UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{date}.{_microseconds(now):06d}Z"
+
+
+def _microseconds(now: float) -> int:
+    """Those of its second that have passed."""
+    return int((now - int(now)) * 1e6)
 
 
 def _head(call: Call, now: float) -> Json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from mlxd.core.events import Completion, Finished, Started, TextDelta
+from mlxd.core.events import Burst, Completion, Finished, ReasoningDelta, Started, TextDelta
 from mlxd.dialects.ollama import ChatCodec, GenerateCodec
 
 BODY = {"model": "m", "prompt": "x"}
@@ -47,6 +47,15 @@ def test_dates_follow_the_clock_within_and_across_seconds() -> None:
         "2023-11-14T22:13:20.125000Z",
         "1970-01-01T00:00:00.500000Z",
     ]
+
+
+def test_records_of_one_moment_have_one_date_whatever_they_hold() -> None:
+    codec = ChatCodec()
+    call = codec.parse({"model": "m", "messages": [{"role": "user"}]}, id="a", now=0.0)
+    burst: Burst = [ReasoningDelta("x"), TextDelta("x"), Finished("stop", 1, 1)]
+    records = codec.encoder(call).feed(burst, 1_700_000_000.1234567).splitlines()
+    dates = {json.loads(record)["created_at"] for record in records}
+    assert dates == {"2023-11-14T22:13:20.123456Z"}
 
 
 def test_a_name_that_looks_like_json_stays_a_name() -> None:
