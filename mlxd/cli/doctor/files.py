@@ -13,6 +13,7 @@ from mlxd.control.reading import OutOfFiles
 from mlxd.control.scan import GUIDE, Find, Scanner, Scope
 from mlxd.core.places import Places
 from mlxd.policy.policy_set import PolicySet
+from mlxd.policy.schema import Models
 
 LEAST_FREE = 2**30
 """Bytes: logs, histories and prefix files need some, a model needs many times that."""
@@ -89,13 +90,16 @@ def _readable(found: Places) -> Findings:
 
 
 def _folders(policies: PolicySet) -> Findings:
-    """The built-in list names all that there may be; only what somebody wrote down is missed."""
-    written = not policies.line("models.dirs").place.startswith("built-in")
-    for folder in policies.models.folders:
+    """The default list names all that there may be, and `mlxd policy init` writes it down; only
+    what somebody put there besides is missed.
+    """
+    folders, usual = policies.models.folders, Models().folders
+    spared = usual if folders[: len(usual)] == usual else ()
+    for folder in folders:
         if _is_guarded(folder):
             continue
         there = is_there(folder)
-        if not there and not written:
+        if not there and folder in spared:
             continue
         if not there:
             yield advice(
