@@ -49,10 +49,8 @@ def explain(policies: str | None, state: str | None, key: str, *, as_json: bool)
         print("\n".join(_whole(values[0])))
     else:
         print("\n".join(_short(value) for value in values))
-    for error in report.get("errors", ()):
-        print(
-            f"the files have been edited since, and are refused: {error['text']}", file=sys.stderr
-        )
+    for one in report.get("errors", ()):
+        print(f"the files have been edited since, and are refused: {one['text']}", file=sys.stderr)
     return exits.DONE
 
 
