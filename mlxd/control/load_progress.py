@@ -8,9 +8,11 @@ from typing import Literal
 from mlxd.core.clock import Clock
 from mlxd.ipc import messages as ipc
 
-Stage = Literal["room", "process"] | ipc.Stage
-"""What it waits for: room in memory and its turn, or its process; or what its worker does."""
+Stage = Literal["back_off", "room", "process"] | ipc.Stage
+"""What it waits for: the next start of an engine that failed, room in memory and its turn, or its
+process; or what its worker does."""
 _IN_WORDS: dict[Stage, str] = {
+    "back_off": "is started again after a failure",
     "room": "waits for room",
     "process": "starts its process",
     "weights": "reads its weights",
@@ -30,7 +32,7 @@ class LoadProgress:
     share: float
     """Of its weights' bytes, those that are read: 0 to 1."""
     left: float | None = None
-    """Seconds, by earlier loads of it; None: nobody knows."""
+    """Seconds, by earlier loads of it, and its wait for the next start; None: nobody knows."""
 
     @property
     def percent(self) -> int:
@@ -38,14 +40,19 @@ class LoadProgress:
 
     def __str__(self) -> str:
         """In words, and in ASCII."""
-        if self.stage in ("room", "process"):
-            return f"loading: it {_IN_WORDS[self.stage]}"
         left = f", about {self.left:.0f} s left" if self.left else ""
+        if self.stage in ("back_off", "room", "process"):
+            return f"loading: it {_IN_WORDS[self.stage]}{left}"
         return f"loading {self.percent} %: it {_IN_WORDS[self.stage]}{left}"
 
 
 WAITS = LoadProgress("room", 0.0)
 STARTS = LoadProgress("process", 0.0)
+
+
+def backing_off(wait: float, usual: float | None) -> LoadProgress:
+    """`wait`: seconds to its next start; `usual`: what its loads have taken."""
+    return LoadProgress("back_off", 0.0, wait + usual if usual is not None else None)
 
 
 class Told:

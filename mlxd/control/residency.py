@@ -16,7 +16,7 @@ from mlxd.control.fit import FitReport
 from mlxd.control.fitting import Fitting
 from mlxd.control.forecasting import ByWeight, Forecaster
 from mlxd.control.inventory import Inventory
-from mlxd.control.load_progress import STARTS, WAITS, LoadProgress
+from mlxd.control.load_progress import STARTS, WAITS, LoadProgress, backing_off
 from mlxd.control.loading import Check, Loads
 from mlxd.control.memory import MemoryReading
 from mlxd.control.resident import Evicts, Load, Resident, ttl_of
@@ -190,9 +190,13 @@ class Residency:
         if resident.loading is None:
             return None
         worker = next((w for w in self.workers() if w.spec == resident.spec), None)
-        if worker is None:
-            return STARTS if resident.reserved else WAITS
-        return worker.told.progress(self._forecasts.load_seconds(resident.card))
+        usual = self._forecasts.load_seconds(resident.card)
+        if worker is not None:
+            return worker.told.progress(usual)
+        if resident.reserved:
+            return STARTS
+        wait = self._supervisor.wait(resident.spec)
+        return backing_off(wait, usual) if wait else WAITS
 
     def progress_of(self, model: str) -> LoadProgress | None:
         """The same, by a model's own name (ModelCard.original)."""

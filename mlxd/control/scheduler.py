@@ -349,13 +349,16 @@ class Scheduler:
         """Of those over a limit the newest would wait; only who may not would be refused."""
         if self._policies.limits.concurrency.mode != "dry_run":
             return
-        for full in self._slots.full(place):
-            beyond = full.taken - full.limit
-            others = self.running[-beyond:] if beyond > 0 else []
-            tokens = sum(one.cost for one in others)
-            of_class = sum(one.klass == place.klass for one in others)
-            if self._bound(place, beyond, tokens, of_class) is not None:
-                would_deny(full.rule)
+        over = (full.rule for full in self._slots.full(place) if self._denies(full, place))
+        for rule in dict.fromkeys(over):  # one that leaves no slot twice over denies it once
+            would_deny(rule)
+
+    def _denies(self, full: Full, place: Place) -> bool:
+        beyond = full.taken - full.limit
+        others = self.running[-beyond:] if beyond > 0 else []
+        tokens = sum(one.cost for one in others)
+        of_class = sum(one.klass == place.klass for one in others)
+        return self._bound(place, beyond, tokens, of_class) is not None
 
     def _weight(self, place: Place) -> int:
         return self._slots.weight(place.applicant.caller)

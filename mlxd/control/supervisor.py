@@ -115,6 +115,11 @@ class Supervisor:
         slot = self._slots.get(spec)
         return slot.serving if slot is not None else None
 
+    def wait(self, spec: ModelSpec) -> float:
+        """Seconds to the next start of one whose worker failed; 0: it may be started now."""
+        slot = self._slots.get(spec)
+        return slot.wait if slot is not None else 0.0
+
     def workers(self) -> list[Worker]:
         """Those whose process lives, loading ones included."""
         return [slot.worker for slot in self._slots.values() if slot.worker and slot.worker.alive]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from mlxd.policy import keys
@@ -31,8 +32,12 @@ class Change:
 
 
 def changes(old: PolicySet, new: PolicySet) -> tuple[Change, ...]:
-    """In the schema's order. `1m` for `60s` is no change: values are compared, not their text."""
+    """In the schema's order. `1m` for `60s` is no change: values are compared, not their text.
+
+    Of an entry that comes or goes only what was written there counts, if anything was.
+    """
     before, after = dict(old.leaves()), dict(new.leaves())
+    unsaid = _unsaid(after, new, before) | _unsaid(before, old, after)
     return tuple(
         Change(
             dotted(path),
@@ -42,8 +47,25 @@ def changes(old: PolicySet, new: PolicySet) -> tuple[Change, ...]:
             new.place(path),
         )
         for path in [*after, *(path for path in before if path not in after)]
-        if path not in before or path not in after or before[path] != after[path]
+        if path not in unsaid
+        and (path not in before or path not in after or before[path] != after[path])
     )
+
+
+def _unsaid(here: Iterable[Path], policies: PolicySet, there: Iterable[Path]) -> set[Path]:
+    """The defaults of entries that are only here, and that hold something that was written; and
+    groups that are empty here and hold entries there.
+    """
+    known = {path[:end] for path in there for end in range(len(path) + 1)}
+    alone = {
+        path: next(path[:end] for end in range(len(path) + 1) if path[:end] not in known)
+        for path in here
+        if path not in known
+    }
+    said = {entry for path, entry in alone.items() if path in policies.sources}
+    silent = alone.keys() - policies.sources.keys()
+    empty = known.intersection(here).difference(there)
+    return {path for path in silent if alone[path] in said} | empty
 
 
 def reload_class(path: Path) -> Reload:

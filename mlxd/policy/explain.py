@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from mlxd.policy import keys
@@ -17,7 +18,9 @@ class NoSuchKey(Exception):
     """There is no such policy, or it may be several; the message names the nearest ones."""
 
 
-def explain(policies: PolicySet, key: str) -> list[Json]:
+def explain(
+    policies: PolicySet, key: str, until_restart: Mapping[str, str] = MappingProxyType({})
+) -> list[Json]:
     """Every value at or under `key`, explained. Raises NoSuchKey.
 
     A key is written with its file (`limits.concurrency.max_in_flight`), or by its last part where
@@ -27,17 +30,20 @@ def explain(policies: PolicySet, key: str) -> list[Json]:
     found = list(_matching(policies, wanted)) if wanted or not key else []
     if not found:
         raise NoSuchKey(_no_such(policies, key))
-    return [explained(policies, path) for path in found]
+    return [explained(policies, path, until_restart) for path in found]
 
 
-def explained(policies: PolicySet, path: Path) -> Json:
-    """One value that is in force."""
+def explained(
+    policies: PolicySet, path: Path, until_restart: Mapping[str, str] = MappingProxyType({})
+) -> Json:
+    """One value that is in force, or will be: `until_restart` has what is meanwhile."""
     key = keys.find(path)
     source = policies.sources.get(path)
     name = dotted(path)
     return {
         "key": name,
         "value": shown(policies.at(path)),
+        "until_restart": until_restart.get(name),
         "source": policies.place(path),
         **_position(source),
         "shadowed": [

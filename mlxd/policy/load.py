@@ -159,6 +159,7 @@ class _Said:
         source = override.source
         if override.yaml:
             around[last] = self._parsed(override)
+            self._place_below(path, around[last], source)
         elif key is not None and key.listed:
             present = around.get(last, list(key.field.default))
             if isinstance(present, list):
@@ -174,6 +175,12 @@ class _Said:
             text = key is not None and key.text
             around[last] = override.text if text else strict_yaml.scalar(override.text)
         self.sources[path] = Source(source)
+
+    def _place_below(self, path: Path, value: Any, source: str) -> None:
+        """What `value` holds was said there, and nothing that it has replaced counts."""
+        for old in [old for old in self.sources if old[: len(path)] == path]:
+            del self.sources[old]
+        self.sources.update(((*path, *inner), Source(source)) for inner in _paths(value))
 
     def _group(self, path: Path, override: Override) -> dict[str | int, Any] | None:
         """The group in which a value is to be set, made if it is not there; None: there is an error

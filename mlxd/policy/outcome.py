@@ -45,6 +45,8 @@ class Outcome:
             return f"policies refused, generation {self.generation} stays: {self.errors[0]}{more}"
         if self.result == "unchanged":
             return f"policies unchanged, generation {self.generation}"
+        if self.trigger == "start":
+            return f"policies generation {self.generation} in force: as they are at the start"
         what = "; ".join(map(str, self.changes[:_SHOWN])) or "the same values, from other files"
         if len(self.changes) > _SHOWN:
             what += f"; and {len(self.changes) - _SHOWN} more"

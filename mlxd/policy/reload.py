@@ -86,7 +86,7 @@ class Reloader:
         self._again = False
         """The last attempt failed for what may change without any file changing."""
         self._at_start = _restart_values(store.current)
-        self._pending: list[str] = []
+        self._pending: dict[str, str] = {}
         self._attempts = 0
         self.history_failure = ""
         """Why the last generation could not be kept; empty when it was."""
@@ -101,6 +101,10 @@ class Reloader:
     def pending_restart(self) -> list[str]:
         """Keys that were changed since the start and wait for the next one."""
         return list(self._pending)
+
+    def until_restart(self) -> Mapping[str, str]:
+        """What those keys are until then, as YAML writes it."""
+        return self._pending
 
     def use(self, *appliers: Applier) -> None:
         """Have these prepare and commit, in this order, at each change."""
@@ -352,7 +356,7 @@ class Reloader:
 
     def _judged(
         self, files: PolicyFiles, anew: bool
-    ) -> tuple[PolicySet, tuple[Change, ...], list[str]]:
+    ) -> tuple[PolicySet, tuple[Change, ...], dict[str, str]]:
         """The next generation, what is new in it, and what of it waits for a restart.
 
         Without news it is the next one only if `anew`. In a thread, with all that is derived from
@@ -365,7 +369,8 @@ class Reloader:
         numbered = replace(sharing(new, old), generation=number)
         numbered.work_out()
         now = _restart_values(numbered)
-        pending = [key for key, value in now.items() if self._at_start[key] != value]
+        start = self._at_start
+        pending = {key: start[key] for key, value in now.items() if start[key] != value}
         return numbered, found, pending
 
     async def _prepare(self, new: PolicySet, back: ExitStack) -> list[Prepared]:

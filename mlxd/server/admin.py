@@ -34,7 +34,7 @@ from mlxd.server.events import EventStream
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
 from mlxd.server.peer import asker_of
-from mlxd.server.policy_report import effective, summary
+from mlxd.server.policy_report import effective, refusals, summary
 from mlxd.server.usage_report import usage_of
 
 Json = dict[str, Any]
@@ -102,12 +102,13 @@ class Admin:
         return await self._threads.run(effective, self._parts, policies), policies.etag
 
     async def _explain(self, request: web.BaseRequest) -> Answer:
-        policies = policies_of(request)
+        policies, key = policies_of(request), request.query.get("key", "")
+        waiting = self._parts.reloader.until_restart()
         try:
-            values = await self._threads.run(explain, policies, request.query.get("key", ""))
+            values = await self._threads.run(explain, policies, key, waiting)
         except NoSuchKey as error:
             raise InvalidRequest(str(error), param="key") from error
-        return {"values": values}, policies.etag
+        return {"values": values, "errors": refusals(self._parts)}, policies.etag
 
     async def _list_history(self, request: web.BaseRequest) -> Answer:
         policies = policies_of(request)

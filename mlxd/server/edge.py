@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from aiohttp import web
@@ -162,12 +163,12 @@ class Edge:
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         request[ID] = _request_id(request)
         request[POLICIES] = self._parts.policies.current
-        request[MARKS] = Marks(self._parts.metrics.would_deny)
         if self._parts.state.draining and isinstance(request.protocol, Connection):
             request.protocol.leaving = True
         request[CALLER] = Caller(address_of(request, policies_of(request)))
         began = self._parts.clock.monotonic()
-        request[STORY] = self._story(request, began)
+        request[STORY] = story = self._story(request, began)
+        request[MARKS] = Marks(partial(self._would_deny, story))
         if self._traces is not None:
             self._traces.begin(request, request[STORY])
         status = _LEFT
@@ -203,11 +204,13 @@ class Edge:
             clock.wall(), clock.monotonic, began,
         )  # fmt: skip
 
+    def _would_deny(self, story: Story, rule: str) -> None:
+        self._parts.metrics.would_deny(rule)
+        story.note("would_deny", rule=rule)
+
     def _end(self, request: web.BaseRequest, status: int) -> None:
         """Of its story, if it has one."""
         story = request[STORY]
-        for rule in request[MARKS].rules:
-            story.note("would_deny", rule=rule)
         if status == _LEFT:
             story.note("left")
         self._parts.stories.end(story, status, story.code)

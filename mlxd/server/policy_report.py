@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlxd.policy import keys
@@ -108,11 +108,19 @@ def measure(parts: Parts) -> None:
 
 def effective(parts: Parts, policies: PolicySet) -> Json:
     """Every value that is in force and where it was set."""
+    waiting = parts.reloader.until_restart()
     return {
         "generation": policies.generation,
         "source": policies.origin,
         "folder": str(parts.reloader.folder or ""),
         "hash": policies.digest,
-        "errors": [error_json(error) for error in parts.reloader.last.errors],
-        "values": {dotted(path): explained(policies, path) for path, _ in policies.leaves()},
+        "errors": refusals(parts),
+        "values": {
+            dotted(path): explained(policies, path, waiting) for path, _ in policies.leaves()
+        },
     }
+
+
+def refusals(parts: Parts) -> list[Mapping[str, Any]]:
+    """Why the files, as they are now, are not in force."""
+    return [error_json(error) for error in parts.reloader.last.errors]

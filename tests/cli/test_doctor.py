@@ -28,6 +28,7 @@ from mlxd.core.claim import Claim
 from mlxd.core.clock import ManualClock
 from mlxd.core.instance import Address
 from mlxd.policy.load import load
+from mlxd.policy.schema import Models
 from mlxd.service.machine import Machine
 from mlxd.service.manager import State
 from tests.control.test_model_files import write_model
@@ -286,6 +287,11 @@ def test_a_folder_of_models_that_is_not_there_is_said_where_somebody_added_it(
     assert "model_folder_missing" not in world.files()
     shutil.copy(SHIPPED / "models.yaml", world.policies)
     assert "model_folder_missing" not in world.files()
+    usual = ", ".join(Models().dirs)
+    world.write(models=f"dirs: [{usual}]\n")
+    assert "model_folder_missing" not in world.files(), "`mlxd policy init` writes them"
+    world.write(models=f"dirs: [{usual}, {world.root / 'gone'}]\n")
+    assert world.files().count("model_folder_missing") == 1
 
 
 def test_models_that_cannot_be_used_are_said_with_the_reason(world: World) -> None:

@@ -425,6 +425,9 @@ def test_waiting_for_a_load_is_judged_as_the_rest_of_concurrency_is(admission, s
     for _ in range(2):
         enter(admission, trial, told.append, model="cold")
     assert told == ["concurrency"]
+    enter(admission, trial, told.append, model="cold")
+    assert told == ["concurrency"] * 2, "it would have denied the third once, for two reasons"
+    assert admission.would_deny == Counter({"concurrency": 2})
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlxd.control.load_progress import STARTS, WAITS, LoadProgress, Told
+from mlxd.control.load_progress import STARTS, WAITS, LoadProgress, Told, backing_off
 from mlxd.core.clock import ManualClock
 from mlxd.ipc.messages import Loading
 from mlxd.server.load_report import words_of
@@ -30,3 +30,7 @@ def test_it_is_told_in_words_and_in_comments_of_streams() -> None:
     assert str(weights) == "loading 43 %: it reads its weights, about 3 s left"
     assert words_of(weights) == "loading stage=weights percent=43 expected_wait=3"
     assert words_of(WAITS) == "loading stage=room percent=0"
+    again = backing_off(4.0, usual=2.0)
+    assert str(again) == "loading: it is started again after a failure, about 6 s left"
+    assert words_of(again) == "loading stage=back_off percent=0 expected_wait=6"
+    assert str(backing_off(4.0, usual=None)) == "loading: it is started again after a failure"

@@ -75,6 +75,9 @@ class AlwaysWell:
     async def turn(self, card, waits):
         pass
 
+    def wait(self, spec):
+        return 0.0
+
     def late(self, spec):
         pass
 
@@ -349,6 +352,20 @@ async def test_a_dead_worker_is_replaced_on_the_next_request(world):
     world.processes.up.clear()
     await world.use("a")
     assert world.processes.log == ["start a", "start a"]
+
+
+async def test_a_load_that_waits_for_the_next_start_does_not_say_that_it_waits_for_room(world):
+    await world.use("a")
+    world.processes.up.clear()
+    over = asyncio.Event()
+    world.processes.turn = lambda card, waits: over.wait()
+    world.processes.wait = lambda spec: 4.0
+    again = asyncio.create_task(world.use("a"))
+    await world.settle()
+    progress = world.residency.progress_of("a")
+    assert str(progress) == "loading: it is started again after a failure"
+    over.set()
+    await again
 
 
 async def test_an_idle_model_is_unloaded_after_its_time(tmp_path):

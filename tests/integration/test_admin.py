@@ -359,6 +359,26 @@ class TestRollback:
         assert mlxd(running, "rollback", first, "--force").returncode == 0
         assert running.health()["status"] == "healthy"
 
+    def test_explain_tells_what_holds_until_the_next_start(self, running: Daemon) -> None:
+        key = "supervision.daemon.watchdog"
+        assert "meanwhile" not in mlxd(running, "explain", key).stdout
+        edit(running, supervision="daemon: {watchdog: 40s}\nworker: {spares: 0}\n")
+        assert running.reload()["result"] in ("applied", "unchanged")
+        told = mlxd(running, "explain", key)
+        assert told.stdout.startswith(f"{key}: 40s\n")
+        assert "meanwhile  30s: the change waits for the next start" in told.stdout
+        group = mlxd(running, "explain", "supervision.daemon").stdout
+        assert f"{key}: 40s  (policies/supervision.yaml:2, 30s until the next start)" in group
+
+    def test_explain_does_not_pass_over_a_refused_edit(self, running: Daemon) -> None:
+        key = "limits.concurrency.max_in_flight"
+        assert mlxd(running, "explain", key).stderr == ""
+        edit(running, limits=SLOTS.format("oops"))
+        until(lambda: running.health()["policy"]["errors"])
+        told = mlxd(running, "explain", key)
+        assert told.stdout.startswith(f"{key}: 4\n")
+        assert "are refused: limits.yaml:2" in told.stderr
+
     def test_nonsense_is_a_clear_error(self, running: Daemon, admin: httpx.Client) -> None:
         assert admin.post("/admin/policy/rollback").status_code == 400
         assert admin.post("/admin/policy/rollback?gen=x").status_code == 400

@@ -196,6 +196,15 @@ class TestDryRun:
         assert self.counted(daemon, "rate_limit:per-client") == 3
         assert self.counted(daemon, "concurrency") == 1
 
+    def test_a_story_tells_it_where_it_happened(self, start: Start) -> None:
+        daemon = start({"limits": "rate_limit: [{requests: 1, mode: dry_run}]\n"})
+        post(daemon)
+        id = post(daemon).headers["x-request-id"]
+        stories = daemon.admin.get("/admin/requests")["requests"]
+        (story,) = (one for one in stories if one["id"] == id)
+        told = [note["what"] for note in story["notes"]]
+        assert told.index("would_deny") < told.index("admitted")
+
     @pytest.mark.slow
     def test_of_the_length_of_prompts(self, start: Start) -> None:
         daemon = start({"limits": f"tokens: {{max_prompt: 3, mode: dry_run}}\n{NO_RATE}"})

@@ -36,6 +36,29 @@ def test_entries_come_and_go(tmp_path: Path) -> None:
     assert found["models.models.b.ttl"] == ("null", None)
 
 
+def test_of_an_entry_that_comes_or_goes_what_was_written_is_told(tmp_path: Path) -> None:
+    bare = of(tmp_path, models="models: {a: {ttl: 1m}}\n")
+    more = of(
+        tmp_path,
+        models="models:\n  a: {ttl: 1m}\n  b: {aliases: [bee]}\n",
+        limits="rate_limit: [{}, {name: b, requests: 4}]\n",
+    )
+    keys = ["limits.rate_limit[1].name", "limits.rate_limit[1].requests", "models.models.b.aliases"]
+    assert [change.key for change in changes(bare, more)] == keys
+    assert [change.key for change in changes(more, bare)] == keys
+    first = changes(of(tmp_path), of(tmp_path, models="models: {a: {ttl: 1m}}\n"))
+    assert [change.key for change in first] == ["models.models.a.ttl"]
+
+
+def test_what_an_override_holds_is_told_with_its_place(tmp_path: Path) -> None:
+    files = write_policies(tmp_path, {"models": "models:\n  a: {ttl: 1m, context: 9}\n"})
+    before = load(files)
+    override = Override("models.models", "{a: {ttl: 2m}}", "--set", yaml=True)
+    ttl, context = changes(before, load(files, [override]))
+    assert (ttl.key, ttl.new, ttl.place) == ("models.models.a.ttl", "2m", "--set")
+    assert context.place.startswith("built-in default")
+
+
 def test_a_list_with_fields_is_compared_item_by_item(tmp_path: Path) -> None:
     before = of(tmp_path, limits="rate_limit: [{requests: 3}, {name: b, requests: 4}]\n")
     after = of(tmp_path, limits="rate_limit: [{requests: 5}]\n")

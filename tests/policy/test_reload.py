@@ -44,6 +44,14 @@ async def test_an_edit_is_in_force_with_its_changes_told(ground: Ground) -> None
     assert ground.told == [outcome]
 
 
+async def test_a_start_does_not_claim_that_no_value_has_changed(ground: Ground) -> None:
+    await ground.start().begin()
+    ground.write(limits=slots(9))
+    await ground.start().begin()
+    assert ground.current.generation == 2
+    assert str(ground.told[-1]) == "policies generation 2 in force: as they are at the start"
+
+
 async def test_what_an_edit_did_not_touch_is_kept_once(ground: Ground) -> None:
     reloader = ground.start()
     before = ground.current.policies

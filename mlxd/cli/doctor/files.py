@@ -13,7 +13,7 @@ from mlxd.control.reading import OutOfFiles
 from mlxd.control.scan import GUIDE, Find, Scanner, Scope
 from mlxd.core.places import Places
 from mlxd.policy.policy_set import PolicySet
-from mlxd.policy.schema.models import Models
+from mlxd.policy.schema import Models
 
 LEAST_FREE = 2**30
 """Bytes: logs, histories and prefix files need some, a model needs many times that."""
@@ -90,12 +90,18 @@ def _readable(found: Places) -> Findings:
 
 
 def _folders(policies: PolicySet) -> Findings:
-    """The built-in list names all that there may be; only what somebody added to it is missed."""
-    built_in = Models().folders
-    for folder in policies.models.folders:
-        if _is_guarded(folder) or (folder in built_in and not is_there(folder)):
+    """The default list names all that there may be, and `mlxd policy init` writes it down; only
+    what somebody put there besides is missed.
+    """
+    folders, usual = policies.models.folders, Models().folders
+    spared = usual if folders[: len(usual)] == usual else ()
+    for folder in folders:
+        if _is_guarded(folder):
             continue
-        if not is_there(folder):
+        there = is_there(folder)
+        if not there and folder in spared:
+            continue
+        if not there:
             yield advice(
                 "model_folder_missing", f"the folder of models {folder} is not there",
                 "make it, or take it out of models.dirs; mlxd pull needs none",

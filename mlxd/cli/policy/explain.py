@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -32,27 +33,32 @@ def explain(policies: str | None, state: str | None, key: str, *, as_json: bool)
         this = here(policies, state)
         daemon = this.follower()
         if daemon is not None:
-            values = daemon.get("/admin/policy/explain", key=key)["values"]
+            report = daemon.get("/admin/policy/explain", key=key)
         else:
-            values = explaining.explain(this.load(), key)
+            report = {"values": explaining.explain(this.load(), key)}
     except (SettingsRefused, PolicyErrors) as error:
         return refused(error, as_json=as_json)
     except NoSuchKey as error:
         return wrong(error, as_json=as_json)
     except (NoAnswer, Refused) as error:
         return failed(error, as_json=as_json)
+    values = report["values"]
     if as_json:
         print_json({"values": values})
     elif len(values) == 1:
         print("\n".join(_whole(values[0])))
     else:
         print("\n".join(_short(value) for value in values))
+    for one in report.get("errors", ()):
+        print(f"the files have been edited since, and are refused: {one['text']}", file=sys.stderr)
     return exits.DONE
 
 
 def _whole(value: Json) -> Iterator[str]:
     yield f"{value['key']}: {value['value']}"
     yield f"  set        {value['source']}"
+    if value["until_restart"] is not None:
+        yield f"  meanwhile  {value['until_restart']}: the change waits for the next start"
     for one in value["shadowed"]:
         yield f"  shadows    {one['value']} ({one['source']})"
     if value["default"] is not None:
@@ -66,4 +72,6 @@ def _whole(value: Json) -> Iterator[str]:
 
 def _short(value: Json) -> str:
     hidden = "".join(f", shadows {one['value']} ({one['source']})" for one in value["shadowed"])
-    return f"{value['key']}: {value['value']}  ({value['source']}{hidden})"
+    meanwhile = value["until_restart"]
+    waits = f", {meanwhile} until the next start" if meanwhile is not None else ""
+    return f"{value['key']}: {value['value']}  ({value['source']}{hidden}{waits})"

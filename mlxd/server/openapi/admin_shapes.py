@@ -45,7 +45,9 @@ def shapes() -> Shapes:
         **_policies(),
         "AdminPolicy": answer(policy_summary() | {"last_outcome": refer("Outcome")}),
         "AdminHistory": answer({"generation": COUNT, "history": listed(refer("Generation"))}),
-        "AdminExplained": answer({"values": listed(refer("Explained"))}),
+        "AdminExplained": answer(
+            {"values": listed(refer("Explained")), "errors": listed(refer("PolicyError"))}
+        ),
         "AdminEffective": _effective(),
         "AdminPlanned": _planned(),
         "AdminKeys": answer({"file": TEXT, "valid": COUNT, "problem": TEXT}),
@@ -112,6 +114,7 @@ def _explained() -> Schema:
         {
             "key": TEXT,
             "value": TEXT,
+            "until_restart": or_null(TEXT),
             "source": TEXT,
             **_PLACE,
             "shadowed": listed(hidden),

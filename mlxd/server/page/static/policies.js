@@ -65,9 +65,9 @@ function render() {
   none.hidden = found.length > 0;
   text(none, wanted ? "No policy that is shown here is called that." : "Every policy has its default.");
   values.node.hidden = found.length === 0;
-  sync(values.body, found, (one) => `${one.key} ${one.value} ${one.source}`, (one) => row(VALUES, [
+  sync(values.body, found, (one) => `${one.key} ${one.value} ${one.until_restart} ${one.source}`, (one) => row(VALUES, [
     [el("code", {}, one.key), el("div", { class: "sub" }, one.meaning)],
-    el("code", {}, one.value),
+    [el("code", {}, one.value), ...(one.until_restart === null ? [] : [el("div", { class: "sub" }, `${one.until_restart} until the next start`)])],
     [el("code", {}, one.source), ...one.shadowed.map((other) => el("div", { class: "sub" }, `hides ${other.value} at ${other.source}`))],
   ]));
 }
