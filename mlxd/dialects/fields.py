@@ -160,6 +160,8 @@ class Fields:
     def _check_range(self, name: str, value: float, low: float, high: float) -> None:
         if not low <= value <= high:
             path = self.path(name)
+            if value > high == INT64_MAX:
+                low = INT64_MIN  # it is not what was passed
             raise InvalidRequest(f"{path} {between(low, high)}", param=path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mlxd.core.caller import PRIORITIES, Priority
 from mlxd.dialects.fields import Fields
 
-_EXPECTED = f"one of {', '.join(PRIORITIES)}, or an integer"
+_EXPECTED = f"class ({', '.join(PRIORITIES)}) or integer"
 TIERS: dict[str, Priority] = {"priority": "high", "fast": "high", "flex": "low"}
 """OpenAI's; all others leave it open."""
 _LONGEST_USER = 256

@@ -157,3 +157,12 @@ def test_anthropics_stream_tells_the_requests_id_with_its_error() -> None:
     record = codec.encoder(call).fail(Overloaded("full"))
     assert record.startswith(b"event: error\ndata: {")
     assert b'"request_id":"req-1"' in record
+
+
+def test_who_is_refused_in_the_stream_may_come_back_and_is_told_the_rest(
+    spoken, events, now
+) -> None:
+    refused, other = (spoken.codec.encoder(spoken.call()) for _ in range(2))
+    for event in events:
+        assert refused.fail(Overloaded("full"))
+        assert refused.feed([event], now) == other.feed([event], now)

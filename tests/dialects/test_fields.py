@@ -52,6 +52,19 @@ def test_an_integer_fits_in_64_bits(value: float) -> None:
         read(x=value).integer("x", truncate=True)
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (-1, "x must be at least 0"),
+        (2**63, "x must fit in 64 bits"),
+        (1e30, "x must fit in 64 bits"),
+    ],
+)
+def test_a_refusal_says_which_end_of_a_range_was_passed(value: float, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{words}$"):
+        read(x=value).integer("x", low=0)
+
+
 def test_a_refusal_names_the_whole_path() -> None:
     fields = read(messages=[{}, {"content": {"text": 5}}])
     inner = list(fields.each("messages"))[1].fields("content")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
-from itertools import groupby
+from collections.abc import Iterable, Iterator
+from itertools import chain, groupby
 from typing import Any
 
 from mlxd.core.events import Finished, Piece, ReasoningDelta, Started, TextDelta, ToolCall
@@ -104,14 +104,20 @@ def _length(call: Call, finished: Finished) -> str:
 
 def marks_cache(body: Json) -> bool:
     """Whether anything in a request has a `cache_control`."""
-    blocks: list[Any] = [body]
-    for name in ("system", "tools", "messages"):
-        if isinstance(body.get(name), list):
-            blocks += body[name]
-    for message in body["messages"] if isinstance(body.get("messages"), list) else ():
-        if isinstance(message, dict) and isinstance(message.get("content"), list):
-            blocks += message["content"]
-    return any(isinstance(block, dict) and block.get("cache_control") for block in blocks)
+    lists = (body.get(name) for name in ("system", "tools", "messages"))
+    blocks = chain([body], *map(_blocks_in, lists))
+    return any(block.get("cache_control") for block in blocks)
+
+
+def _blocks_in(value: Any) -> Iterator[Json]:
+    """Those of a list, and those that they hold."""
+    for block in value if isinstance(value, list) else ():
+        if isinstance(block, dict):
+            yield block
+            yield from _blocks_in(block.get("content"))
+            source = block.get("source")
+            if isinstance(source, dict):
+                yield from _blocks_in(source.get("content"))
 
 
 def usage_of(call: Call, counts: Started | Finished | None) -> Json:

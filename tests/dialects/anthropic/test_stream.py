@@ -87,20 +87,41 @@ def test_the_start_counts_the_prompt_and_the_end_the_answer() -> None:
     assert delta["usage"] == asked | {"output_tokens": 5, "output_tokens_details": details}
 
 
+def asking(block: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [block]}]}
+
+
 def test_who_marks_what_is_to_be_cached_is_told_what_was() -> None:
     mark = {"cache_control": {"type": "ephemeral"}}
     block = {"type": "text", "text": "x", **mark}
     tool = {"name": "look", "input_schema": {"type": "object"}, **mark}
+    document = {"type": "document", "source": {"type": "content", "content": [block]}}
+    result = {"type": "tool_result", "tool_use_id": "t"}
     for marked in (
         mark,
         {"system": [block]},
         {"tools": [tool]},
-        {"messages": [{"role": "user", "content": [block]}]},
+        asking(block),
+        asking(result | mark),
+        asking(result | {"content": [block]}),
+        asking(document),
+        asking(result | {"content": [document]}),
     ):
         call = CODEC.parse(BODY | marked, id="abc", now=0.0)
         first, *_, delta, _ = events_of(streamed(TextDelta("x"), call=call))
         for usage in (first["message"]["usage"], delta["usage"]):
             assert (usage["input_tokens"], usage["cache_read_input_tokens"]) == (8, 4)
+
+
+def test_what_a_tool_takes_and_was_called_with_marks_nothing() -> None:
+    named = {"cache_control": {"type": "object"}}
+    tool = {"name": "look", "input_schema": {"type": "object", "properties": named}}
+    called = {"type": "tool_use", "id": "t", "name": "look", "input": named}
+    result = {"type": "tool_result", "tool_use_id": "t", "content": "x"}
+    turns = [{"role": "assistant", "content": [called]}, {"role": "user", "content": [result]}]
+    call = CODEC.parse(BODY | {"tools": [tool], "messages": turns}, id="abc", now=0.0)
+    first, *_ = events_of(streamed(TextDelta("x"), call=call))
+    assert first["message"]["usage"]["cache_read_input_tokens"] == 0
 
 
 def test_nothing_said_opens_no_block() -> None:

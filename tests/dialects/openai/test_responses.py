@@ -338,6 +338,15 @@ def test_items_are_kept_without_what_nobody_reads_and_mean_the_same_again() -> N
     assert again.about["items"] == kept
 
 
+def test_no_two_items_of_a_conversation_have_one_id() -> None:
+    """Whoever lists them page by page names the last one that it has."""
+    said = {"id": "msg_own", **USER}
+    earlier = Earlier(conversation=[{"id": "msg_earlier", **USER}])
+    body = {"model": "m", "input": [said, {"id": "msg_earlier", **USER}, said]}
+    kept = ResponsesCodec().parse(body, id="abc", now=0.0, earlier=earlier).about["items"]
+    assert [item["id"] for item in kept] == ["msg_own", "msg_abc_in1", "msg_abc_in2"]
+
+
 def test_items_are_referred_to_by_their_ids() -> None:
     reference = {"type": "item_reference", "id": "fc_xyz_1"}
     bare = {"id": "msg_xyz_0"}

@@ -39,10 +39,11 @@ class ResponsesCodec:
         answers.
         """
         asked = read(body, earlier, keeps=keeps)
+        taken = [item["id"] for item in earlier.conversation if "id" in item]
         included = body.get("include") or []
         about = {
             "settings": asked.settings,
-            "items": with_ids(asked.items, id),
+            "items": with_ids(asked.items, id, taken),
             "sealed": SEALED_REASONING in included,
         }
         return Call(

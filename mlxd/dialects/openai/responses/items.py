@@ -261,12 +261,18 @@ def _own_id(fields: Fields, kind: str) -> str:
     return "" if names_its_call else fields.text("id") or ""
 
 
-def with_ids(items: Iterable[Json], call_id: str) -> list[Json]:
-    """Each with an id of its own, where the client gave it none."""
-    return [
-        {"id": f"{PREFIXES[item['type']]}_{call_id}_in{number}"} | item
-        for number, item in enumerate(items)
-    ]
+def with_ids(items: Iterable[Json], call_id: str, taken: Iterable[str]) -> list[Json]:
+    """Each with an id of its own, where the client gave it none or one that another has. `taken`:
+    those of the conversation before.
+    """
+    known, found = set(taken), []
+    for number, item in enumerate(items):
+        id = item.get("id")
+        if id is None or id in known:
+            id = f"{PREFIXES[item['type']]}_{call_id}_in{number}"
+        known.add(id)
+        found.append(item | {"id": id})
+    return found
 
 
 def response_id(call_id: str) -> str:

@@ -49,13 +49,16 @@ class ResponsesEncoder:
         return b"".join(piece for event in burst for piece in self._told(event, now))
 
     def fail(self, error: MlxdError) -> bytes:
-        output = list(self._output)
+        """Nothing changes by it: who is only refused for now is told the rest once it goes on."""
+        number, output = self._number, list(self._output)
         if self._growing is not None:
             output.append(self._growing.item("incomplete"))
         failed = self._response("failed", output) | {
             "error": {"code": _code(error), "message": words_of(error)} | explanation(error)
         }
-        return b"".join([*self._begin(), self._event("response.failed", {"response": failed})])
+        told = [*self._begin(), self._event("response.failed", {"response": failed})]
+        self._number = number
+        return b"".join(told)
 
     def _told(self, event: GenerationEvent, now: float) -> list[bytes]:
         match event:
