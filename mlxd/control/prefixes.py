@@ -129,7 +129,10 @@ class PrefixWishes:
             work = threading.Thread(
                 target=_removed, args=(self._folder,), name="prefixes", daemon=True
             )
-            work.start()
+            try:
+                work.start()
+            except RuntimeError as error:  # they go with the next start, or edit
+                log.warning("beginnings on the disk are not removed: %s", error)
 
 
 def _removed(folder: Path) -> None:

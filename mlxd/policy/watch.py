@@ -56,19 +56,28 @@ class Watcher:
             if not stop.is_set():
                 loop.call_soon_threadsafe(self._hint.set)
 
-        listener = threading.Thread(
-            target=self._listen, args=(stop, hint), name="policy events", daemon=True
-        )
-        self.up = True  # until it is known better
-        listener.start()
+        listening = False
         self._hint.set()
         try:
             while True:
+                listening = listening or self._listens(stop, hint)
                 await self._pause(RESCAN_SECONDS if self.up else POLL_SECONDS)
                 self._hint.clear()
                 await self._look_safely()
         finally:
             stop.set()
+
+    def _listens(self, stop: threading.Event, hint: Callable[[], None]) -> bool:
+        """False: the system has no thread for it now."""
+        listener = threading.Thread(
+            target=self._listen, args=(stop, hint), name="policy events", daemon=True
+        )
+        self.up = True  # until it is known better
+        try:
+            listener.start()
+        except RuntimeError:
+            self.up = False
+        return self.up
 
     async def _look_safely(self) -> None:
         try:

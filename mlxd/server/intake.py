@@ -22,6 +22,7 @@ from mlxd.core.errors import (
     RequestTooLarge,
     UnsupportedEncoding,
 )
+from mlxd.core.threads import NoThread
 from mlxd.dialects.base import Json
 from mlxd.policy.load import PolicySet
 from mlxd.server.body import JsonLimits, parse_json
@@ -71,8 +72,12 @@ async def read_json(request: web.BaseRequest, policies: PolicySet, read: Callabl
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """What would take the event loop too long."""
-    return await asyncio.get_running_loop().run_in_executor(_reader(), work)
+    """What would take the event loop too long. Raises NoThread."""
+    try:
+        done = asyncio.get_running_loop().run_in_executor(_reader(), work)
+    except RuntimeError as error:
+        raise NoThread from error
+    return await done
 
 
 @cache

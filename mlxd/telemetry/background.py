@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -20,9 +21,19 @@ class Background(Generic[T]):
         """Both are called in the thread, and raise nothing; `end` is the last."""
         self._write = write
         self._end = end
+        self._name = name
         self._waiting: SimpleQueue[T | _End] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        self.begun()
+
+    def begun(self) -> bool:
+        """Whether there is a thread: where the system had none, it is asked again."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            with contextlib.suppress(RuntimeError):
+                thread.start()
+                self._thread = thread
+        return self._thread is not None
 
     def waiting(self) -> int:
         """How many are not written yet."""
@@ -31,7 +42,7 @@ class Background(Generic[T]):
     @property
     def over(self) -> bool:
         """All is written that ever will be."""
-        return not self._thread.is_alive()
+        return self._thread is None or not self._thread.is_alive()
 
     def put(self, one: T) -> None:
         """Never waits; how many may wait is for who puts to say."""
@@ -44,7 +55,8 @@ class Background(Generic[T]):
     def close(self, seconds: float = _LAST_SECONDS) -> None:
         """As `finish`, and wait for that, not for ever."""
         self.finish()
-        self._thread.join(seconds)
+        if self._thread is not None:
+            self._thread.join(seconds)
 
     def _run(self) -> None:
         while not isinstance(one := self._waiting.get(), _End):

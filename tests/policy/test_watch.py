@@ -8,7 +8,7 @@ import errno
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import watchfiles
 
 from mlxd.policy import watch
 from mlxd.policy.watch import Watcher
+from tests.support.few_threads import no_threads
 
 
 class Looks:
@@ -142,6 +143,22 @@ async def test_without_events_the_folder_is_polled_until_there_are_some_again(
         async with asyncio.timeout(5.0):
             while not watcher.up:
                 await looks.next()
+
+
+async def test_without_a_thread_for_events_the_folder_is_polled_until_there_is_one(
+    folder: Path,
+) -> None:
+    with ExitStack() as stack:
+        stack.enter_context(no_threads())
+        async with watching(folder) as (watcher, looks):
+            assert not watcher.up
+            stack.close()
+            async with asyncio.timeout(5.0):
+                while not watcher.up:
+                    await looks.next()
+            await looks.calm()
+            (folder / "limits.yaml").touch()
+            await looks.next()
 
 
 async def test_where_the_system_tells_of_nothing_there_is_a_look_now_and_then(

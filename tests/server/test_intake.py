@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest.mock import Mock
 
@@ -14,8 +15,11 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 
 from mlxd.core.errors import InvalidRequest
+from mlxd.core.threads import NoThread
 from mlxd.policy.load import load
+from mlxd.server import intake
 from mlxd.server.intake import AT_ONCE, read_body, read_json
+from tests.support.few_threads import no_threads
 
 POLICIES = load()
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -69,3 +73,12 @@ async def test_long_bodies_are_parsed_one_after_the_other() -> None:
     requests = [request_of(b"{}".ljust(AT_ONCE + 1))[0] for _ in range(4)]
     ask = [read_json(request, POLICIES, lambda _: threading.get_ident()) for request in requests]
     assert len(set(await asyncio.gather(*ask))) == 1
+
+
+async def test_a_long_body_that_no_thread_can_be_had_for_is_no_defect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(intake, "_reader", lambda: ThreadPoolExecutor(1))
+    request, _ = request_of(json.dumps({"a": ""}).encode().ljust(AT_ONCE + 1))
+    with no_threads(), pytest.raises(NoThread):
+        await read_json(request, POLICIES, dict)
