@@ -154,12 +154,9 @@ async def test_a_broken_line_spoils_no_other(bench: Bench, broken: bytes) -> Non
 async def test_a_full_disk_is_one_warning_and_forgotten_once_it_is_over(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(file: Path, line: bytes) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     bench.crashes.start()
     with monkeypatch.context() as broken:
-        broken.setattr(durable, "append", full)
+        broken.setattr(durable, "append", _full)
         bench.crash(step=1)
         bench.crash(step=2)
         await until(lambda: bench.crashes.failure)
@@ -168,7 +165,27 @@ async def test_a_full_disk_is_one_warning_and_forgotten_once_it_is_over(
     bench.crash(step=3)
     await until(lambda: not bench.crashes.failure)
     assert [r for r in caplog.records if r.name == "mlxd.telemetry.crashes"][1:] == []
-    assert [one["step"] for one in await bench.end()] == [3]
+    assert [one["step"] for one in await bench.end()] == [1, 2, 3]
+
+
+async def test_what_a_full_disk_did_not_take_is_written_once_it_does(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though nothing crashes any more."""
+    monkeypatch.setattr(crashes, "AGAIN_SECONDS", 0.05)
+    bench.crashes.start()
+    with monkeypatch.context() as broken:
+        broken.setattr(durable, "append", _full)
+        bench.crash(step=1)
+        bench.crash(step=2)
+        await until(lambda: bench.crashes.failure)
+    await until(lambda: not bench.crashes.failure)
+    assert [one["step"] for one in read(bench.state)] == [1, 2]
+    assert len(await bench.end()) == 2
+
+
+def _full(file: Path, line: bytes) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_without_a_file_there_are_none(tmp_path: Path) -> None:
