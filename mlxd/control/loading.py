@@ -195,7 +195,10 @@ class Loads:
                 await self._check(card, policies)
         except Overloaded as error:
             raise ModelLoadFailed(
-                error.message, retry_after=error.retry_after, would_pass=error.would_pass
+                error.message,
+                retry_after=error.retry_after,
+                policy=error.policy,
+                would_pass=error.would_pass,
             ) from error
 
     def _known(self, card: ModelCard) -> Known:
