@@ -32,6 +32,9 @@ _TURN_MILLISECONDS = 1000
 until what was missed meanwhile is looked for.
 """
 
+_THREADS = 2
+"""More than watchfiles starts."""
+
 Look = Callable[[], Awaitable[object]]
 Watched = dict[Path, tuple[int, int]]
 """Folders, and which ones they are: one of that name may be another later."""
@@ -125,6 +128,7 @@ class Watcher:
             return
         counting = _counting(folder, watched)
         heard = False
+        _require_threads()
         for events in watch(
             *watched, watch_filter=None, recursive=False, debounce=_STEP_MILLISECONDS,
             step=_STEP_MILLISECONDS, rust_timeout=_TURN_MILLISECONDS,
@@ -140,6 +144,18 @@ class Watcher:
             if itself or other:  # a new folder may have the old one's number
                 hint()  # what happens until the new one is listened to
                 return
+
+
+def _require_threads() -> None:
+    """Raises RuntimeError where the system would give none: watchfiles starts some of its own, and
+    takes the process down with it where it cannot.
+    """
+    release = threading.Event()
+    try:
+        for _ in range(_THREADS):
+            threading.Thread(target=release.wait, name="policy events, tried", daemon=True).start()
+    finally:
+        release.set()
 
 
 def _watched(folder: Path | None) -> Watched:

@@ -161,6 +161,35 @@ async def test_without_a_thread_for_events_the_folder_is_polled_until_there_is_o
             await looks.next()
 
 
+async def test_watchfiles_is_not_asked_while_there_are_no_threads_for_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own are in Rust, and without one it aborts the process."""
+    asked: list[object] = []
+    real, start = watchfiles.watch, threading.Thread.start
+    scarce = True
+
+    def watching_asked(*paths: Any, **options: Any) -> Any:
+        asked.append(paths)
+        return real(*paths, **options)
+
+    def started(thread: threading.Thread) -> None:
+        if scarce and thread.name == "policy events, tried":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(watchfiles, "watch", watching_asked)
+    monkeypatch.setattr(threading.Thread, "start", started)
+    monkeypatch.setattr(watch, "REPAIR_SECONDS", 0.2)
+    async with watching(folder) as (watcher, looks):
+        await looks.next()
+        assert (watcher.up, asked) == (False, [])
+        scarce = False
+        async with asyncio.timeout(5.0):
+            while not watcher.up:
+                await looks.next()
+
+
 async def test_where_the_system_tells_of_nothing_there_is_a_look_now_and_then(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
