@@ -25,8 +25,10 @@ _MOST_IDLE = 2
 class NoThread(OSError):
     """The system has no thread for what was to be done, which was not begun."""
 
+    words = "the system has no thread for it"
+
     def __init__(self) -> None:
-        super().__init__(errno.EAGAIN, "the system has no thread for it")
+        super().__init__(errno.EAGAIN, self.words)
 
 
 class Threads:

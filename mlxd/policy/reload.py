@@ -339,7 +339,7 @@ class Reloader:
         except PolicyErrors:
             raise
         except NoThread as error:
-            words = f"could not be applied, and are tried again: {error.strerror}"
+            words = f"could not be applied, and are tried again: {error.words}"
             raise Obstacle([PolicyError("mlxd", words)]) from error
         except Exception as defect:
             log.exception("policies could not be applied: a defect; nothing was changed")
@@ -461,7 +461,7 @@ class Reloader:
         except TimeoutError:
             reason = f"no answer within {READ_SECONDS:g} s"
         except NoThread as error:
-            reason = error.strerror
+            reason = error.words
         folder = self._seen.folder
         return False, PolicyFiles(folder, failures={str(folder): reason})
 

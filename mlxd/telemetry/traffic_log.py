@@ -57,7 +57,7 @@ class TrafficLog:
     def add(self, line: Line) -> None:
         """Whoever it names is hashed on the way to the disk."""
         if not self._waiting.begun():
-            self._drop(NoThread().strerror)
+            self._drop(NoThread.words)
         elif self._waiting.waiting() >= MOST_WAITING:
             self._drop("its disk hangs")
         else:

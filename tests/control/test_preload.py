@@ -122,7 +122,7 @@ async def test_folders_that_cannot_be_looked_at_for_a_while_are_waited_for(world
     world.shelf.short = 3
     await world.list("a")
     async with asyncio.timeout(5.0):
-        while world.started != ["a"]:
+        while world.started != ["a"]:  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.01)
     assert caplog.text.count("preloading waits: the daemon can open no more files") == 1
     assert "defect" not in caplog.text

@@ -151,7 +151,7 @@ async def test_without_a_thread_for_events_the_folder_is_polled_until_there_is_o
     with ExitStack() as stack:
         stack.enter_context(no_threads())
         async with watching(folder) as (watcher, looks):
-            assert not watcher.up
+            assert (watcher.up, looks.fail) == (False, False)
             stack.close()
             async with asyncio.timeout(5.0):
                 while not watcher.up:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from mlxd.core.errors import Forbidden, HeadersTooLarge
@@ -154,7 +155,8 @@ async def test_what_the_system_has_run_out_of_is_no_defect(error, words):
     answer = await edge._answer(asked(Host="localhost"))
     assert (answer.status, answer.headers["X-Mlxd-Code"]) == (503, "overloaded")
     assert answer.headers["Retry-After"] == "1"
-    assert words in answer.text
+    assert isinstance(answer, web.Response)
+    assert words in str(answer.text)
 
 
 def test_an_answer_names_the_generation_it_was_given_under():

@@ -103,6 +103,7 @@ def test_its_end_waits_for_all_receivers_together(
 
     def close(sink: SpanSink, seconds: float = LAST_SECONDS) -> None:
         sink.finish()
+        assert sink._thread is not None
         sink._thread.join(seconds)
         asked.append(seconds)
 
