@@ -190,3 +190,16 @@ def _full(file: Path, line: bytes) -> None:
 
 def test_without_a_file_there_are_none(tmp_path: Path) -> None:
     assert read(tmp_path) == []
+
+
+async def test_of_what_no_disk_takes_the_newest_wait(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable, "append", _full)
+    bench.crashes.start()
+    for step in range(KEPT + 5):
+        bench.crash(step=step)
+        await asyncio.sleep(0)
+    await until(lambda: [one["step"] for one in bench.crashes._unwritten][-1:] == [KEPT + 4])
+    assert len(bench.crashes._unwritten) == KEPT
+    await bench.end()
