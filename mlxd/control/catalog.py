@@ -21,7 +21,7 @@ from mlxd.control.scan import GUIDE, Scan, Scanner, Scope
 from mlxd.core.clock import Clock
 from mlxd.core.errors import ModelLoadFailed, ModelNotFound, Overloaded
 from mlxd.core.models import ModelCard, canonical
-from mlxd.core.threads import Threads
+from mlxd.core.threads import NoThread, Threads
 from mlxd.policy.load import PolicySet
 from mlxd.policy.schema import Models
 from mlxd.policy.strict_yaml import dotted
@@ -123,8 +123,8 @@ class Catalog:
         if policies.models.defaults.verify == "sha256":
             try:
                 damage = await self._checksums.damage(card)
-            except OutOfFiles as error:
-                raise _out_of_files() from error
+            except (OutOfFiles, NoThread) as error:
+                raise _unread(error) from error
             if damage:
                 self._views.clear()
                 raise _unusable(card.name, damage)
@@ -133,14 +133,14 @@ class Catalog:
     async def check(self, card: ModelCard, policies: PolicySet) -> None:
         """Look at a model's files again, just before a worker maps them: a scan may be seconds old.
 
-        Raises ModelLoadFailed.
+        Raises ModelLoadFailed; Overloaded where that cannot be done now.
         """
         if policies.models.defaults.verify == "none":
             return
         try:
             found = await self._threads.run(read_card, Path(card.path), card.name)
-        except OutOfFiles as out:
-            raise _out_of_files() from out
+        except (OutOfFiles, NoThread) as short:
+            raise _unread(short) from short
         reason = found.unavailable or found.flaw
         if reason:
             self._start_scan(Scope.of(policies.models))
@@ -218,10 +218,10 @@ class Catalog:
     async def _rescan(self, scope: Scope) -> Scan:
         try:
             finds = await self._threads.run(self._scanner.read, scope)
-        except OutOfFiles as error:
+        except (OutOfFiles, NoThread) as error:
             if self._latest is not None and self._latest.scope == scope:
                 return self._latest
-            raise _out_of_files() from error
+            raise _unread(error) from error
         scan = Scan(scope, self._clock.monotonic(), finds)
         if scope == self._scope and self._models is not None:
             self._latest = scan
@@ -230,9 +230,11 @@ class Catalog:
         return scan
 
 
-def _out_of_files() -> Overloaded:
+def _unread(short: OutOfFiles | NoThread) -> Overloaded:
+    files = isinstance(short, OutOfFiles)
+    why = "the daemon can open no more files" if files else "the system has no thread for it"
     return Overloaded(
-        "the daemon can open no more files, so it cannot read its folders of models",
+        f"{why}, so it cannot read its folders of models",
         retry_after=1.0,
         would_pass="the same request once connections or models have gone",
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from mlxd.control.blobs import Blobs
 from mlxd.control.model_files import read_card
 from mlxd.control.pulled import PulledModels
-from mlxd.core import manifest
+from mlxd.core import durable, manifest
 from mlxd.core.errors import InvalidRequest
 from mlxd.core.manifest import PARTIAL, File, Manifest
 
@@ -38,7 +38,7 @@ class CreatedModels:
     def tidy(self) -> None:
         """Remove what a daemon that was killed has left half made or half removed."""
         self._models.tidy(())
-        shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
+        durable.remove_tree(self.folder / PARTIAL)
 
     def build(self, name: str, files: Sequence[tuple[str, str]], old: str = "") -> None:
         """A model of these files (name, SHA-256), in place of the folder `old`; all or nothing.

@@ -95,7 +95,7 @@ class Grammars:
         if request.want != "answer" or not is_held(request):
             return
         async with self._writing:
-            key, asked = await _threads.anywhere(_question, request)
+            key, asked = await _threads.run_or_here(_question, request)
         verdict = self._known.get(key)
         if verdict is None:
             verdict = await self._judged(key, _Question(asked, _param(request), client))

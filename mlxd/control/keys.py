@@ -13,7 +13,7 @@ from pathlib import Path
 from mlxd.core.clock import Clock
 from mlxd.core.threads import Threads
 from mlxd.policy.keyring import Key, Keyring
-from mlxd.policy.keys_file import KeysFile, Reading, keys_file, lacking, read, stamp
+from mlxd.policy.keys_file import UNREAD, KeysFile, Reading, keys_file, lacking, read, stamp
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.store import Prepared
 
@@ -94,7 +94,7 @@ class Keys:
         try:
             number, found = await self._read(file)
         except OSError as error:  # TimeoutError, too
-            number, found = self._readings, Reading((), None, (f"{file.name}: {_why(error)}",))
+            number, found = self._readings, Reading(UNREAD, None, (f"{file.name}: {_why(error)}",))
         if not old.keys_required or file != self._file:
             failed = lacking(new, found, file.name, self._clock.wall())
             if failed is not None:
@@ -114,14 +114,18 @@ class Keys:
         return _Prepared(commit, undo)
 
     async def follow(self) -> None:
-        """Until cancelled."""
+        """Until cancelled. What is in the way is told once."""
+        told = ""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:
                 if await self._threads.run(stamp, self._file) != self._seen.stamp:
                     await self.reload()
+                told = ""
             except OSError as error:  # TimeoutError, too
-                log.warning("the API keys cannot be looked at: %s", _why(error))
+                if _why(error) != told:
+                    log.warning("the API keys cannot be looked at: %s", _why(error))
+                told = _why(error)
 
     async def reload(self) -> None:
         """Read the file now. Raises OSError: TimeoutError where the disk does not answer."""

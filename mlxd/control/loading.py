@@ -16,7 +16,7 @@ from mlxd.control.room import Room
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock, within
-from mlxd.core.errors import MlxdError, ModelLoadFailed
+from mlxd.core.errors import MlxdError, ModelLoadFailed, Overloaded
 from mlxd.core.models import ModelCard
 from mlxd.policy.policy_set import PolicySet
 
@@ -26,7 +26,9 @@ _DYING_SECONDS = 5.0
 """How long a killed worker may take to be gone before the next one is started beside it."""
 
 Check = Callable[[ModelCard, PolicySet], Awaitable[None]]
-"""Raises ModelLoadFailed for files that are not to be loaded."""
+"""Raises ModelLoadFailed for files that are not to be loaded, Overloaded for those that cannot be
+looked at now.
+"""
 
 
 class Loads:
@@ -158,8 +160,7 @@ class Loads:
         resident.waits = earlier
         if self.before is not None:
             await self.before()
-        if self._check is not None:
-            await self._check(resident.card, policies)
+        await self._look_at_files(resident.card, policies)
         if resident.worker is not None:
             await resident.worker.gone(_DYING_SECONDS)
         await self._room.reserve(resident)
@@ -184,6 +185,21 @@ class Loads:
             resident.reserved = False
             self._room.lender.lend()
             self._room.changes.tell()
+
+    async def _look_at_files(self, card: ModelCard, policies: PolicySet) -> None:
+        """Raises ModelLoadFailed. What cannot be looked at now may be with the next attempt: there
+        may be answers under way that wait for this load.
+        """
+        try:
+            if self._check is not None:
+                await self._check(card, policies)
+        except Overloaded as error:
+            raise ModelLoadFailed(
+                error.message,
+                retry_after=error.retry_after,
+                policy=error.policy,
+                would_pass=error.would_pass,
+            ) from error
 
     def _known(self, card: ModelCard) -> Known:
         measured = self._forecasts.measured(card)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import msgspec
 
 from mlxd.control.model_settings import settings_for
 from mlxd.control.reading import UnreadableModel, bytes_of
+from mlxd.core import durable
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest, Json, Message
 from mlxd.core.threads import Threads
@@ -131,14 +131,14 @@ class PrefixWishes:
             )
             try:
                 work.start()
-            except RuntimeError:  # the next policies try it again
-                log.warning("what is kept on disk of prompts is not removed: no thread for it")
+            except RuntimeError as error:  # they go with the next start, or edit
+                log.warning("beginnings on the disk are not removed: %s", error)
 
 
 def _removed(folder: Path) -> None:
     """Also what an operator has laid elsewhere: the link stays, and nothing behind it."""
     if not folder.is_symlink():
-        shutil.rmtree(folder, ignore_errors=True)
+        durable.remove_tree(folder)
         return
     for inner in folder.glob(f"*/*{ENTRY}*"):  # half-written ones, too
         with contextlib.suppress(OSError):

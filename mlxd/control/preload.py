@@ -12,14 +12,16 @@ from collections.abc import Hashable, Iterable
 
 from mlxd.control.catalog import Catalog
 from mlxd.control.model_settings import ways_of_loading
-from mlxd.control.names import settings_for
+from mlxd.control.names import Names, settings_for
 from mlxd.control.residency import Residency
 from mlxd.control.resident import Evicts
-from mlxd.core.errors import MlxdError
+from mlxd.core.errors import MlxdError, Overloaded
 from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.policy.policy_set import PolicySet
 
 log = logging.getLogger(__name__)
+
+_AGAIN_SECONDS = 1.0
 
 
 class Preloader:
@@ -87,7 +89,7 @@ class Preloader:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _work(self, policies: PolicySet) -> None:
-        names = await self._catalog.refreshed(policies)
+        names = await self._scanned(policies)
         self._protect(policies)
         ways = ways_of_loading(policies.models)
         if ways != self._followed:
@@ -101,6 +103,18 @@ class Preloader:
             except Exception:  # the edge: what is odd about one name is no reason to load no other
                 log.exception("models.preload: '%s' could not be loaded: a defect", name)
                 self._skip(name, "a defect; the log has it")
+
+    async def _scanned(self, policies: PolicySet) -> Names:
+        """Waits until folders can be looked at: files or threads may be short for a while."""
+        told = ""
+        while True:
+            try:
+                return await self._catalog.refreshed(policies)
+            except Overloaded as error:
+                if error.message != told:
+                    log.warning("preloading waits: %s", error.message)
+                told = error.message
+                await asyncio.sleep(error.retry_after or _AGAIN_SECONDS)
 
     async def _follow(self, cards: Iterable[ModelCard], policies: PolicySet) -> None:
         try:

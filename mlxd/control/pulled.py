@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from mlxd.core import aside, manifest
+from mlxd.core import aside, durable, manifest
 from mlxd.core.manifest import PARTIAL, Manifest
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class PulledModels:
         going = self.folder / _GOING
         going.mkdir(mode=0o700, exist_ok=True)
         grave = going / f"{model.parent.name}--{model.name}"
-        shutil.rmtree(grave, ignore_errors=True)
+        durable.remove_tree(grave)
         model.rename(grave)
         with contextlib.suppress(OSError):  # others of the same organisation are left
             model.parent.rmdir()
@@ -70,7 +70,7 @@ class PulledModels:
                 _remove_part(part)
 
     def _bury(self) -> None:
-        shutil.rmtree(self.folder / _GOING, ignore_errors=True)
+        durable.remove_tree(self.folder / _GOING)
 
     def _parts(self) -> Iterator[Path]:
         """The folders of models that were fetched in part."""

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import re
+import shutil
 import stat
 import threading
 from collections.abc import Iterator
@@ -83,6 +84,13 @@ def read(file: Path, most: int) -> bytes:
     if len(content) > most:
         raise ValueError(f"it has more than {most} bytes")
     return content
+
+
+def remove_tree(folder: Path) -> None:
+    """As much of it as can be. What is no folder stays: a pipe would be waited for."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISDIR(folder.lstat().st_mode):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def tidy(folder: Path) -> None:

@@ -8,9 +8,12 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from mlxd.core import durable
+
 LOCK = "mlxd.lock"
 PID = "mlxd.pid"
 ADDRESS = "daemon.json"
+_MOST_BYTES = 1 << 16
 
 
 class Address(NamedTuple):
@@ -34,7 +37,7 @@ def running(state: Path) -> Address | None:
     if not is_claimed(state):
         return None
     try:
-        found = json.loads((state / ADDRESS).read_text())
+        found = json.loads(durable.read(state / ADDRESS, _MOST_BYTES))
         admin = found.get("admin", "")
         return Address(found["pid"], found["host"], found["port"], found["version"], admin)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -84,6 +87,6 @@ def guarded_words(state: Path) -> str:
 def pid_of(state: Path) -> int:
     """The pid that the last daemon wrote down; 0 if none is readable."""
     try:
-        return int((state / PID).read_text())
+        return int(durable.read(state / PID, _MOST_BYTES))
     except (OSError, ValueError):
         return 0

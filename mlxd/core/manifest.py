@@ -7,10 +7,13 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mlxd.core import durable
+
 FILE = ".mlxd.json"
 PARTIAL = ".partial"
 """The folder, beside pulled models, of those that are not whole yet."""
 SCHEMA = 1
+_MOST_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class Manifest:
 def read(folder: Path) -> Manifest | None:
     """None where there is none, or one that this version does not read."""
     try:
-        found = json.loads((folder / FILE).read_bytes())
+        found = json.loads(durable.read(folder / FILE, _MOST_BYTES))
         if found["schema"] != SCHEMA:
             return None
         files = tuple(

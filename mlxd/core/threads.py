@@ -22,6 +22,15 @@ _Job = Callable[[], None]
 _MOST_IDLE = 2
 
 
+class NoThread(OSError):
+    """The system has no thread for what was to be done, which was not begun."""
+
+    words = "the system has no thread for it"
+
+    def __init__(self) -> None:
+        super().__init__(errno.EAGAIN, self.words)
+
+
 class Threads:
     """Threads that are used again; one more is made when all are busy. The caller bounds how many
     calls there are at a time.
@@ -34,7 +43,7 @@ class Threads:
     def run(self, work: Callable[[Unpack[Ts]], T], *arguments: *Ts) -> asyncio.Future[T]:
         """Start `work`; the future gets what it returns or raises. Giving up does not stop it.
 
-        Raises OSError when the system has no thread for it.
+        Raises NoThread.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -54,20 +63,22 @@ class Threads:
         jobs.put(job)
         return future
 
-    async def anywhere(self, work: Callable[[Unpack[Ts]], T], *arguments: *Ts) -> T:
-        """As `run`; where the system has no thread for it, on the event loop, which it holds up."""
+    async def run_or_here(self, work: Callable[[Unpack[Ts]], T], *arguments: *Ts) -> T:
+        """What `work` returns or raises. Without a thread it holds up the event loop: only for what
+        waits for nothing, and must not be lost.
+        """
         try:
-            future = self.run(work, *arguments)
-        except OSError:
+            done = self.run(work, *arguments)
+        except NoThread:
             return work(*arguments)
-        return await future
+        return await done
 
     def _made(self) -> SimpleQueue[_Job | None]:
         jobs: SimpleQueue[_Job | None] = SimpleQueue()
         try:
             threading.Thread(target=_work, args=(jobs,), name=self._name, daemon=True).start()
         except RuntimeError as error:
-            raise OSError(errno.EAGAIN, str(error)) from error
+            raise NoThread from error
         return jobs
 
     def _done(self, jobs: SimpleQueue[_Job | None], future: asyncio.Future[T], told: _Job) -> None:

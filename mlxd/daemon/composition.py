@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -45,7 +44,7 @@ from mlxd.control.supervisor import Supervisor
 from mlxd.control.usage import Usage
 from mlxd.control.vitals import Vitals
 from mlxd.control.watermarks import Level
-from mlxd.core import aside
+from mlxd.core import aside, durable
 from mlxd.core.claim import Claim
 from mlxd.core.clock import AwakeClock, SystemClock
 from mlxd.core.starts import StartLedger
@@ -542,10 +541,10 @@ def _fresh_temporary(state: Path) -> Path:
     """Where workers keep their private TMPDIR; what a killed daemon left there is removed."""
     temporary = state / "tmp"
     end_leftovers(state)
-    if temporary.is_symlink() or temporary.is_file():
-        temporary.unlink()
-    shutil.rmtree(temporary, ignore_errors=True)
+    durable.remove_tree(temporary)
     with contextlib.suppress(OSError):  # a full disk: they are made elsewhere
+        if not temporary.is_dir() or temporary.is_symlink():
+            temporary.unlink(missing_ok=True)
         temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
     return temporary
 

@@ -25,6 +25,8 @@ _OTHERS = 0o027
 
 Stamp = tuple[int, ...]
 """Another one for another content; empty: there is no file."""
+UNREAD: Stamp = (-1,)
+"""That of no content: whoever has it looks again, for what was in the way may pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,8 @@ def read(file: KeysFile) -> Reading:
         why = error.strerror if isinstance(error, OSError) else None
         unseen = isinstance(error, (PermissionError, credential.Unreadable))
         words = f"{file.name}: it cannot be read: {why or error}"
-        return Reading(seen, None, (words,), shared, unseen)
+        passes = isinstance(error, OSError)
+        return Reading(UNREAD if passes else seen, None, (words,), shared, unseen)
     return Reading(seen, ring, shared=shared)
 
 

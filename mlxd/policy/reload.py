@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from mlxd.core.clock import Clock
 from mlxd.core.errors import PolicyConflict, PolicyOutOfDate
-from mlxd.core.threads import Threads
+from mlxd.core.threads import NoThread, Threads
 from mlxd.policy.boot import Boot
 from mlxd.policy.diff import Change, changes, reload_class
 from mlxd.policy.files import PolicyFiles
@@ -338,6 +338,9 @@ class Reloader:
                 back.pop_all()
         except PolicyErrors:
             raise
+        except NoThread as error:
+            words = f"could not be applied, and are tried again: {error.words}"
+            raise Obstacle([PolicyError("mlxd", words)]) from error
         except Exception as defect:
             log.exception("policies could not be applied: a defect; nothing was changed")
             words = "could not be applied because of a defect of mlxd; the log has it"
@@ -451,14 +454,17 @@ class Reloader:
 
     async def _observe(self, names: Collection[str]) -> tuple[bool, PolicyFiles]:
         """See `settle.observe`. A disk that hangs holds one thread, and holds up nobody else."""
-        if self._reading is None or self._reading.done():
-            self._reading = self._threads.run(self._observed, names)
         try:
+            if self._reading is None or self._reading.done():
+                self._reading = self._threads.run(self._observed, names)
             async with asyncio.timeout(READ_SECONDS):
                 return await asyncio.shield(self._reading)
         except TimeoutError:
-            folder, reason = self._seen.folder, f"no answer within {READ_SECONDS:g} s"
-            return False, PolicyFiles(folder, failures={str(folder): reason})
+            reason = f"no answer within {READ_SECONDS:g} s"
+        except NoThread as error:
+            reason = error.words
+        folder = self._seen.folder
+        return False, PolicyFiles(folder, failures={str(folder): reason})
 
     def _observed(self, names: Collection[str]) -> tuple[bool, PolicyFiles]:
         folder = self._seen.folder or self._find_folder()

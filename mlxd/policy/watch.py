@@ -32,6 +32,9 @@ _TURN_MILLISECONDS = 1000
 until what was missed meanwhile is looked for.
 """
 
+_THREADS = 2
+"""More than watchfiles starts."""
+
 Look = Callable[[], Awaitable[object]]
 Watched = dict[Path, tuple[int, int]]
 """Folders, and which ones they are: one of that name may be another later."""
@@ -56,23 +59,28 @@ class Watcher:
             if not stop.is_set():
                 loop.call_soon_threadsafe(self._hint.set)
 
+        listening = False
+        self._hint.set()
+        try:
+            while True:
+                listening = listening or self._listens(stop, hint)
+                await self._pause(RESCAN_SECONDS if self.up else POLL_SECONDS)
+                self._hint.clear()
+                await self._look_safely()
+        finally:
+            stop.set()
+
+    def _listens(self, stop: threading.Event, hint: Callable[[], None]) -> bool:
+        """False: the system has no thread for it now."""
         listener = threading.Thread(
             target=self._listen, args=(stop, hint), name="policy events", daemon=True
         )
         self.up = True  # until it is known better
         try:
             listener.start()
-        except RuntimeError as error:
+        except RuntimeError:
             self.up = False
-            log.warning("policy files are polled: no thread for events of the system: %s", error)
-        self._hint.set()
-        try:
-            while True:
-                await self._pause(RESCAN_SECONDS if self.up else POLL_SECONDS)
-                self._hint.clear()
-                await self._look_safely()
-        finally:
-            stop.set()
+        return self.up
 
     async def _look_safely(self) -> None:
         try:
@@ -120,6 +128,7 @@ class Watcher:
             return
         counting = _counting(folder, watched)
         heard = False
+        _require_threads()
         for events in watch(
             *watched, watch_filter=None, recursive=False, debounce=_STEP_MILLISECONDS,
             step=_STEP_MILLISECONDS, rust_timeout=_TURN_MILLISECONDS,
@@ -135,6 +144,18 @@ class Watcher:
             if itself or other:  # a new folder may have the old one's number
                 hint()  # what happens until the new one is listened to
                 return
+
+
+def _require_threads() -> None:
+    """Raises RuntimeError where the system would give none: watchfiles starts some of its own, and
+    takes the process down with it where it cannot.
+    """
+    release = threading.Event()
+    try:
+        for _ in range(_THREADS):
+            threading.Thread(target=release.wait, name="policy events, tried", daemon=True).start()
+    finally:
+        release.set()
 
 
 def _watched(folder: Path | None) -> Watched:

@@ -5,6 +5,7 @@ exception becomes an answer.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -27,6 +28,7 @@ from mlxd.core.errors import (
     Unauthorized,
 )
 from mlxd.core.story import Story
+from mlxd.core.threads import NoThread
 from mlxd.policy.load import PolicySet
 from mlxd.server.addresses import Addresses
 from mlxd.server.connection import Connection
@@ -241,10 +243,8 @@ class Edge:
             raise
         except MemoryError:
             return await _failed(request, self._out_of_memory(request), render)
-        except Exception:  # noqa: BLE001 - the one edge that answers for everything behind it
-            faults.exception("request %s: a defect", request[ID])
-            defect = InternalError("an internal error occurred; the log has it under this id")
-            return await _failed(request, defect, render)
+        except Exception as error:  # noqa: BLE001 - the one edge that answers for everything behind it
+            return await _failed(request, _fault(request, error), render)
 
     def _counted(self, request: web.BaseRequest) -> AbstractContextManager[None]:
         """Raises Overloaded as it is entered."""
@@ -302,11 +302,36 @@ def _check_room(request: web.BaseRequest) -> None:
     """Raises Overloaded for what cannot be served with the few files that are left."""
     protocol = request.protocol
     if isinstance(protocol, Connection) and protocol.scarce and request.path not in OPEN:
-        raise Overloaded(
-            "the daemon has too many files open",
+        raise _no_files()
+
+
+def _no_files() -> Overloaded:
+    return Overloaded(
+        "the daemon has too many files open",
+        retry_after=1.0,
+        would_pass="the same request once other connections have ended",
+    )
+
+
+def _fault(request: web.BaseRequest, error: Exception) -> MlxdError:
+    """What is told of what nobody expected; the log has more."""
+    if (short := _short_of(error)) is not None:
+        faults.warning("request %s: %s", request[ID], short.message)
+        return short
+    faults.exception("request %s: a defect", request[ID])
+    return InternalError("an internal error occurred; the log has it under this id")
+
+
+def _short_of(error: Exception) -> Overloaded | None:
+    """What this process, or the machine, has run out of; None: it is something else."""
+    if isinstance(error, NoThread):
+        return Overloaded(
+            "the system has no thread for this request",
             retry_after=1.0,
-            would_pass="the same request once other connections have ended",
+            would_pass="the same request once other processes have ended, or with more allowed",
         )
+    out_of_files = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+    return _no_files() if out_of_files else None
 
 
 def _pass_walls(request: web.BaseRequest) -> None:

@@ -149,7 +149,7 @@ class Generate:
         now = self._parts.clock.wall()
         if call.request.want == "embedding" or call.request.logprobs is not None:
             # which may be millions of numbers
-            return await _threads.anywhere(self._rendered_large, call, completions, now)
+            return await _threads.run_or_here(self._rendered_large, call, completions, now)
         return json_response(self._codec.render(call, completions, now))
 
     def _asker(self, request: web.BaseRequest) -> Asker:

@@ -221,7 +221,7 @@ class Stream:
         if not _many_scores(events):
             return self._encoder.feed(events, now, choice)
         self._answer.uncertain = True
-        records = await _threads.anywhere(self._encoder.feed, events, now, choice)
+        records = await _threads.run_or_here(self._encoder.feed, events, now, choice)
         self._answer.uncertain = False
         return records
 

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import faulthandler
+import logging
 import os
 import signal
 import socket
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mlxd.core.clock import Clock
+
+log = logging.getLogger(__name__)
 
 BROKEN = 70
 """The exit status of a daemon that ended itself because it hung, or lost a part (EX_SOFTWARE)."""
@@ -127,7 +130,10 @@ class Watchdog:
 
     def start(self) -> None:
         for name, work in (("watchdog", self._listen), ("watchdog probe", self._probe)):
-            threading.Thread(target=work, name=name, daemon=True).start()
+            try:
+                threading.Thread(target=work, name=name, daemon=True).start()
+            except RuntimeError as error:
+                log.warning("the %s does not run: %s", name, error)
 
     def stop(self) -> None:
         """From now on the daemon may take as long as it needs."""
@@ -208,7 +214,8 @@ def end_process_after(seconds: float) -> None:
     """Unless it is gone by then."""
     timer = threading.Timer(seconds, os._exit, (BROKEN,))
     timer.daemon = True
-    timer.start()
+    with contextlib.suppress(RuntimeError):  # no thread can be had
+        timer.start()
 
 
 def _tell_all(words: bytes, file: Path) -> None:

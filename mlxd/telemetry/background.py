@@ -15,19 +15,25 @@ _LAST_SECONDS = 1.0
 
 
 class Background(Generic[T]):
-    """Hands each thing that is put to `write`, in order. Where the system has no thread for that,
-    what is put waits, and whatever is put next is another try.
-    """
+    """Hands each thing that is put to `write`, in order."""
 
     def __init__(self, name: str, write: Callable[[T], None], end: Callable[[], None]) -> None:
         """Both are called in the thread, and raise nothing; `end` is the last."""
         self._write = write
         self._end = end
-        self._waiting: SimpleQueue[T | _End] = SimpleQueue()
         self._name = name
-        self._beginning = threading.Lock()
+        self._waiting: SimpleQueue[T | _End] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._begin()
+        self.begun()
+
+    def begun(self) -> bool:
+        """Whether there is a thread: where the system had none, it is asked again."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            with contextlib.suppress(RuntimeError):
+                thread.start()
+                self._thread = thread
+        return self._thread is not None
 
     def waiting(self) -> int:
         """How many are not written yet."""
@@ -36,34 +42,21 @@ class Background(Generic[T]):
     @property
     def over(self) -> bool:
         """All is written that ever will be."""
-        return self._thread is not None and not self._thread.is_alive()
+        return self._thread is None or not self._thread.is_alive()
 
     def put(self, one: T) -> None:
         """Never waits; how many may wait is for who puts to say."""
         self._waiting.put(one)
-        self._begin()
 
     def finish(self) -> None:
         """Write what is waiting, and nothing more; waits for nothing."""
         self._waiting.put(_End())
-        self._begin()
 
     def close(self, seconds: float = _LAST_SECONDS) -> None:
         """As `finish`, and wait for that, not for ever."""
         self.finish()
         if self._thread is not None:
             self._thread.join(seconds)
-
-    def _begin(self) -> None:
-        """Once; who puts may be in any thread."""
-        if self._thread is not None:
-            return
-        with self._beginning:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                with contextlib.suppress(RuntimeError):
-                    thread.start()
-                    self._thread = thread
 
     def _run(self) -> None:
         while not isinstance(one := self._waiting.get(), _End):

@@ -11,9 +11,10 @@ import json
 import logging
 import math
 import os
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mlxd.core import aside, durable
 from mlxd.core.tasks import tell_defect
@@ -29,6 +30,8 @@ _MOST_LINES = 2 * KEPT
 """Until the oldest are cut off."""
 _MOST_BYTES = 32 << 20
 _LAST_SECONDS = 2.0
+AGAIN_SECONDS = 30.0
+"""Until another attempt, where the last one failed."""
 _TYPES = frozenset({"worker_down", "unclean_end"})
 
 Json = dict[str, Any]
@@ -44,6 +47,10 @@ class Crashes:
         self._events = events
         self._threads = Threads("crash records")
         self._lines: int | None = None
+        self._unwritten: deque[Json] = deque(maxlen=KEPT)
+        self._writing = asyncio.Lock()
+        self._again: asyncio.TimerHandle | None = None
+        self._trying: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -56,23 +63,45 @@ class Crashes:
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=_LAST_SECONDS)
             self._task.cancel()
+        if self._again is not None:
+            self._again.cancel()
+        if self._trying is not None:
+            self._trying.cancel()
 
     async def _run(self) -> None:
         with self._events.subscribe(since=0, types=_TYPES) as follower:
             async for event in follower.records():
                 if isinstance(event, Event) and event.data.get("reason") != ASKED:
-                    await self._add(event)
+                    self._unwritten.append(record_of(event))
+                    await self._write()
+        await self._write()
 
-    async def _add(self, event: Event) -> None:
-        try:
-            self._lines = await self._threads.run(_add, self._file, record_of(event), self._lines)
-        except OSError as error:
-            self._lines = None
-            if not self.failure:
-                self.failure = f"crashes cannot be written down: {error.strerror or error}"
-                log.warning("%s", self.failure)
-        else:
-            self.failure = ""
+    async def _write(self) -> None:
+        """What could not be written before comes first."""
+        async with self._writing:
+            while self._unwritten:
+                record = self._unwritten.popleft()
+                try:
+                    self._lines = await self._threads.run(_add, self._file, record, self._lines)
+                except OSError as error:
+                    if len(self._unwritten) < KEPT:
+                        self._unwritten.appendleft(record)
+                    self._failed(error)
+                    return
+                self.failure = ""
+
+    def _failed(self, error: OSError) -> None:
+        self._lines = None
+        if not self.failure:
+            self.failure = f"crashes cannot be written down: {error.strerror or error}"
+            log.warning("%s", self.failure)
+        if self._again is not None:
+            self._again.cancel()
+        self._again = asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._try_again)
+
+    def _try_again(self) -> None:
+        self._trying = asyncio.create_task(self._write(), name="crash records, again")
+        self._trying.add_done_callback(tell_defect)
 
 
 def record_of(event: Event) -> Json:
@@ -91,11 +120,16 @@ def read(state: Path) -> list[Json]:
 def _lines(file: Path) -> list[bytes]:
     """The last of them. Raises OSError; without a file there are none."""
     try:
-        with file.open("rb") as stream:
+        with _opened(file) as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - _MOST_BYTES))
             return stream.read(_MOST_BYTES).splitlines()
     except FileNotFoundError:
         return []
+
+
+def _opened(file: Path) -> BinaryIO:
+    """For reading; a pipe in its place is not waited for. Raises OSError."""
+    return open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))
 
 
 def _add(file: Path, record: Mapping[str, Any], lines: int | None) -> int:
@@ -114,7 +148,7 @@ def _add(file: Path, record: Mapping[str, Any], lines: int | None) -> int:
 def _count(file: Path) -> int:
     """Lines, of whatever; `_MOST_LINES` are as good as any more. Raises OSError."""
     try:
-        with file.open("rb") as stream:
+        with _opened(file) as stream:
             content = stream.read(_MOST_BYTES + 1)
     except FileNotFoundError:
         return 0

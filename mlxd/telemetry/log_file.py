@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlxd.core.threads import NoThread
 from mlxd.telemetry.background import Background
 from mlxd.telemetry.sink import Sink
 
@@ -55,6 +56,9 @@ class LogFile(logging.Handler):
             line = self.format(record)
         except Exception:  # noqa: BLE001 - the edge: a bad log call is no reason to fail
             line = f"a log line that cannot be written: {record.msg!r}"
+        if not self._waiting.begun():
+            self._failed(NoThread(), record)
+            return
         if self._waiting.waiting() >= MOST_WAITING:
             self.lost += 1
             self._untold += 1

@@ -91,10 +91,7 @@ def _to_file(target: Target, before: Sink | LogFile | None, stderr: Sink) -> Sin
     if isinstance(before, LogFile) and before.target.path == target.path:
         before.follow(target)
         return before
-    try:
-        return LogFile(target, stderr)
-    except RuntimeError:  # there is no thread for it
-        return stderr
+    return LogFile(target, stderr)
 
 
 def _tell_move(before: Sink | LogFile | None, after: Sink | LogFile, stderr: Sink) -> None:

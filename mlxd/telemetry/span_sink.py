@@ -79,19 +79,17 @@ class SpanSink:
         self._trees: deque[Sequence[Span]] = deque()
         self._waiting = 0
         self._finishing = False
-        self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError:
-            self.impossible = "there was no thread to send them"
+        self._thread: threading.Thread | None = None
+        self._begin()
 
     @property
     def over(self) -> bool:
         """All is sent that ever will be."""
-        return not self._thread.is_alive()
+        return self._thread is None or not self._thread.is_alive()
 
     def put(self, tree: Sequence[Span]) -> None:
         """Those of one request. Waits for nobody."""
+        self._begin()
         with self._changed:
             full = self._waiting + len(tree) > MOST_WAITING
             if full or self._finishing or self.impossible:
@@ -111,8 +109,16 @@ class SpanSink:
     def close(self, seconds: float = LAST_SECONDS) -> None:
         """As `finish`, and wait for that, not for ever."""
         self.finish()
-        if not self.over:
+        if self._thread is not None:
             self._thread.join(seconds)
+
+    def _begin(self) -> None:
+        """Where the system has no thread, it is asked again with the next ones."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="spans", daemon=True)
+            with contextlib.suppress(RuntimeError):
+                thread.start()
+                self._thread = thread
 
     def _run(self) -> None:
         try:

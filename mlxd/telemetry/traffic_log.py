@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from mlxd.core import durable
+from mlxd.core.threads import NoThread
 from mlxd.telemetry import traffic
 from mlxd.telemetry.background import Background
 from mlxd.telemetry.log_file import RotatedFile, Target
@@ -55,11 +56,16 @@ class TrafficLog:
 
     def add(self, line: Line) -> None:
         """Whoever it names is hashed on the way to the disk."""
-        if self._waiting.waiting() >= MOST_WAITING:
-            self._dropped += 1
-            self._fails("its disk hangs")
-            return
-        self._waiting.put(line)
+        if not self._waiting.begun():
+            self._drop(NoThread.words)
+        elif self._waiting.waiting() >= MOST_WAITING:
+            self._drop("its disk hangs")
+        else:
+            self._waiting.put(line)
+
+    def _drop(self, why: str) -> None:
+        self._dropped += 1
+        self._fails(why)
 
     def follow(self, target: Target) -> None:
         """Other bounds for the same files."""
@@ -102,7 +108,7 @@ def _salt_in(folder: Path) -> bytes:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = folder / SALT
     try:
-        salt = bytes.fromhex(file.read_text(encoding="ascii"))
+        salt = bytes.fromhex(durable.read(file, 1024).decode("ascii"))
     except (FileNotFoundError, ValueError):
         salt = b""
     if len(salt) != _SALT_BYTES:

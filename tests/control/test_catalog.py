@@ -12,11 +12,13 @@ from mlxd.core.clock import ManualClock
 from mlxd.core.errors import ModelLoadFailed, ModelNotFound, Overloaded
 from mlxd.core.preset import Preset
 from mlxd.core.request import Sampling
+from mlxd.core.threads import Threads
 from mlxd.policy.load import load
 from tests.control.test_checksums import by_list, flip
 from tests.control.test_model_files import write_adapter, write_model, write_weights
 from tests.support.daemon import write_policies
 from tests.support.few_files import no_files
+from tests.support.few_threads import no_threads
 
 
 class World:
@@ -779,6 +781,17 @@ async def test_out_of_files_every_model_stays_known(world):
         assert await world.resolve("plain") == "plain"
     world.add("another")
     assert len(await world.names()) == 5
+
+
+async def test_without_threads_every_model_stays_known(world, monkeypatch):
+    world.add("plain")
+    known = await world.names()
+    card = await world.card("plain")
+    with monkeypatch.context() as patched, no_threads():
+        patched.setattr(world.catalog, "_threads", Threads("none"))
+        assert await world.names() == known
+        with pytest.raises(Overloaded, match="no thread"):
+            await world.catalog.check(card, world.policies)
 
 
 async def test_out_of_files_before_the_first_scan_nobody_is_told_that_a_model_is_not_there(world):

@@ -16,6 +16,8 @@ from mlxd.policy.keys_edit import edit
 from mlxd.policy.keys_file import KeysFile
 from mlxd.policy.load import Override, load
 from mlxd.policy.store import PrepareFailed
+from tests.support.few_files import no_files
+from tests.support.few_threads import no_threads
 
 OUTSIDE = [Override("server.listen.host", "0.0.0.0", "a test")]
 
@@ -60,6 +62,39 @@ async def test_a_change_is_noticed_without_being_asked(
             await asyncio.sleep(0.01)
         file.unlink()
         while keys.find("two"):  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+    following.cancel()
+
+
+async def test_what_could_not_be_read_for_a_while_is_read_once_it_can(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the file does not change any more: a key may have been revoked meanwhile."""
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    keys = followed(file.parent)
+    put(file, "another")
+    with no_files():
+        await keys.reload()
+    assert "Too many open files" in keys.warnings(load())[0]
+    following = asyncio.create_task(keys.follow())
+    async with asyncio.timeout(5.0):
+        while keys.warnings(load()):  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+    assert known(keys, "another") == [True]
+    following.cancel()
+
+
+async def test_an_edit_while_there_is_no_thread_leaves_no_warning_about_keys(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    keys = followed(file.parent)
+    with no_threads():
+        (await keys.prepare(load(), load())).commit()
+    assert "no thread" in keys.warnings(load())[0]
+    following = asyncio.create_task(keys.follow())
+    async with asyncio.timeout(5.0):
+        while keys.warnings(load()):  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.01)
     following.cancel()
 

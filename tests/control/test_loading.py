@@ -6,7 +6,7 @@ import pytest
 
 from mlxd.control.forecasting import ByWeight
 from mlxd.control.process import Known
-from mlxd.core.errors import InsufficientMemory, ModelLoadFailed
+from mlxd.core.errors import InsufficientMemory, ModelLoadFailed, Overloaded
 from mlxd.core.footprint import Footprint
 from tests.control.test_residency import GIB, card
 from tests.control.test_room import PATIENT, Timed
@@ -73,6 +73,21 @@ def test_a_worker_is_told_what_is_known_of_its_model(failing, monkeypatch):
     monkeypatch.setattr(ByWeight, "measured", lambda *_: Footprint(5, ()))
     world.begin("b")
     assert told == [Known(Footprint(size, ())), Known(Footprint(5, ()), measured=True)]
+
+
+def test_files_that_cannot_be_looked_at_now_are_looked_at_again(failing):
+    world, looks = failing(failures=0), []
+
+    async def short(*_):
+        looks.append(world.loop.now)
+        if len(looks) < 3:
+            raise Overloaded("the daemon can open no more files", retry_after=1.0)
+
+    world.residency._loads._check = short
+    world.begin("a")
+    world.loop.advance(6.5)
+    assert world.loaded == ["a"]
+    assert [at - looks[0] for at in looks] == [0, 2, 6]
 
 
 def test_attempts_come_to_an_end_and_the_last_reason_is_told(failing):

@@ -103,7 +103,7 @@ def test_want_of_a_thread_for_that_keeps_no_policy_from_its_force(
     monkeypatch.setattr(threading.Thread, "start", none)
     wishes.apply(policies(tmp_path, memory="prefix_cache: {disk: off}\n"))
     assert wishes.files(CARD).bytes == 0
-    assert "is not removed" in caplog.text
+    assert "are not removed" in caplog.text
 
 
 def test_what_is_laid_elsewhere_is_removed_there(tmp_path: Path) -> None:

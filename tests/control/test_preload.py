@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from mlxd.control.preload import Preloader
-from mlxd.core.errors import InsufficientMemory, ModelNotFound
+from mlxd.core.errors import InsufficientMemory, ModelNotFound, Overloaded
 from tests.control.test_residency import World as Memory
 from tests.control.test_residency import card
 
@@ -19,11 +19,16 @@ class Shelf:
         self.scanned.set()
         self.late = {}
         self.broken = False
+        self.short = 0
+        """How often it cannot be scanned."""
 
     async def refreshed(self, policies):
         await self.scanned.wait()
         if self.broken:
             raise RuntimeError("a defect")
+        if self.short:
+            self.short -= 1
+            raise Overloaded("the daemon can open no more files", retry_after=0.01)
         return SimpleNamespace(cards=self.cards)
 
     def find(self, name, policies):
@@ -111,6 +116,16 @@ async def test_a_warning_ends_when_its_model_is_loaded_or_no_longer_listed(world
     assert "missing" in left
     await world.list("a")
     assert world.preloader.warnings() == []
+
+
+async def test_folders_that_cannot_be_looked_at_for_a_while_are_waited_for(world, caplog):
+    world.shelf.short = 3
+    await world.list("a")
+    async with asyncio.timeout(5.0):
+        while world.started != ["a"]:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+    assert caplog.text.count("preloading waits: the daemon can open no more files") == 1
+    assert "defect" not in caplog.text
 
 
 async def test_what_was_skipped_for_want_of_room_is_tried_at_the_next_change(world):

@@ -98,3 +98,13 @@ def test_a_link_in_the_temporarys_place_is_not_followed(tmp_path: Path) -> None:
     assert other.read_text() == "theirs"
     assert (tmp_path / "file.json").read_text() == "ours"
     assert not (tmp_path / "file.json").is_symlink()
+
+
+def test_a_pipe_in_a_folders_place_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a")
+    durable.remove_tree(tmp_path / "a")
+    durable.remove_tree(tmp_path / "none")
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    os.mkfifo(tmp_path / "b" / "c" / "d")
+    durable.remove_tree(tmp_path / "b")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]

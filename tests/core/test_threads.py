@@ -9,7 +9,8 @@ import threading
 
 import pytest
 
-from mlxd.core.threads import Threads
+from mlxd.core.threads import NoThread, Threads
+from tests.support.few_threads import no_threads
 
 
 @pytest.fixture
@@ -50,24 +51,18 @@ async def test_threads_are_used_again_and_few_stay_idle(threads: Threads) -> Non
         await asyncio.sleep(0.01)
 
 
-async def test_want_of_threads_is_a_failure_as_a_disks_is(
-    threads: Threads, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def none(_self: object) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", none)
-    with pytest.raises(OSError, match="can't start new thread"):
+async def test_want_of_threads_is_a_failure_as_a_disks_is(threads: Threads) -> None:
+    with no_threads(), pytest.raises(NoThread, match="the system has no thread for it"):
         await threads.run(divmod, 7, 2)
-    assert await threads.anywhere(divmod, 7, 2) == (3, 1)
 
 
-async def test_what_can_be_done_anywhere_is_done_in_a_thread_where_there_is_one(
-    threads: Threads,
-) -> None:
-    assert await threads.anywhere(threading.get_ident) != threading.get_ident()
+async def test_what_must_not_be_lost_is_done_without_a_thread(threads: Threads) -> None:
+    apart = await threads.run_or_here(threading.get_ident)
+    assert apart != threading.get_ident()
     with pytest.raises(ZeroDivisionError):
-        await threads.anywhere(divmod, 7, 0)
+        await threads.run_or_here(divmod, 7, 0)
+    with no_threads():
+        assert await Threads("none").run_or_here(threading.get_ident) == threading.get_ident()
 
 
 def test_a_process_ends_though_one_hangs() -> None:

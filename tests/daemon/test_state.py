@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +138,7 @@ STRANGE: dict[str, Callable[[Path], object]] = {
     "empty": lambda file: file.touch(),
     "a folder": lambda file: (file / "kept").mkdir(parents=True),
     "unreadable": lambda file: file.symlink_to(file.name),
+    "a pipe": os.mkfifo,
 }
 
 
@@ -198,8 +200,8 @@ def test_a_daemon_starts_over_a_folder_full_of_such_files(tmp_path: Path) -> Non
         (_lay(state, name, strange), name, strange)
         for name, strange in zip(READERS, kinds * 2, strict=False)
     ]
-    for folder in ("kernels", "tmp"):
-        (state / folder).touch()
+    (state / "kernels").touch()
+    os.mkfifo(state / "tmp")
     for name in ("admin.sock", "stacks.txt"):
         (state / name).mkdir()
     with daemon(tmp_path) as running_one:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mlxd.core.threads import NoThread, Threads
 from mlxd.policy import reload as reload_module
 from mlxd.policy import settle
 from mlxd.policy.explain import explain, newly_hidden
@@ -17,6 +18,7 @@ from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.store import Live, Prepared
 from mlxd.policy.strict_yaml import dotted
 from tests.policy.conftest import Breaks, Ground, slots
+from tests.support.few_threads import no_threads
 
 
 @pytest.fixture(autouse=True)
@@ -249,6 +251,29 @@ async def test_a_disk_that_hangs_is_said_to_and_holds_up_nothing(
     release.set()
     await reloader.look()
     assert (ground.slots, reloader.last.ok) == (9, True)
+
+
+async def test_an_edit_that_no_thread_can_be_had_for_is_tried_again(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for the reading of it, nor for what comes of it."""
+    reloader = ground.start()
+    ground.write(limits=slots(9))
+    with monkeypatch.context() as patched:
+        patched.setattr(reloader, "_threads", Threads("none"))
+        with no_threads():
+            await reloader.look()
+    assert "the system has no thread for it" in str(reloader.last.errors[0])
+    with monkeypatch.context() as patched:
+        patched.setattr(reloader, "_judged", lambda *_: _no_thread())
+        await reloader.look()
+    assert "are tried again: the system has no thread for it" in str(reloader.last.errors[0])
+    await reloader.look()
+    assert (ground.slots, reloader.last.ok) == (9, True)
+
+
+def _no_thread() -> None:
+    raise NoThread
 
 
 async def test_a_defect_in_reading_is_shown_and_the_next_edit_is_not_missed(

@@ -8,7 +8,7 @@ import errno
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import watchfiles
 
 from mlxd.policy import watch
 from mlxd.policy.watch import Watcher
+from tests.support.few_threads import no_threads
 
 
 class Looks:
@@ -144,6 +145,51 @@ async def test_without_events_the_folder_is_polled_until_there_are_some_again(
                 await looks.next()
 
 
+async def test_without_a_thread_for_events_the_folder_is_polled_until_there_is_one(
+    folder: Path,
+) -> None:
+    with ExitStack() as stack:
+        stack.enter_context(no_threads())
+        async with watching(folder) as (watcher, looks):
+            assert (watcher.up, looks.fail) == (False, False)
+            stack.close()
+            async with asyncio.timeout(5.0):
+                while not watcher.up:
+                    await looks.next()
+            await looks.calm()
+            (folder / "limits.yaml").touch()
+            await looks.next()
+
+
+async def test_watchfiles_is_not_asked_while_there_are_no_threads_for_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own are in Rust, and without one it aborts the process."""
+    asked: list[object] = []
+    real, start = watchfiles.watch, threading.Thread.start
+    scarce = True
+
+    def watching_asked(*paths: Any, **options: Any) -> Any:
+        asked.append(paths)
+        return real(*paths, **options)
+
+    def started(thread: threading.Thread) -> None:
+        if scarce and thread.name == "policy events, tried":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(watchfiles, "watch", watching_asked)
+    monkeypatch.setattr(threading.Thread, "start", started)
+    monkeypatch.setattr(watch, "REPAIR_SECONDS", 0.2)
+    async with watching(folder) as (watcher, looks):
+        await looks.next()
+        assert (watcher.up, asked) == (False, [])
+        scarce = False
+        async with asyncio.timeout(5.0):
+            while not watcher.up:
+                await looks.next()
+
+
 async def test_where_the_system_tells_of_nothing_there_is_a_look_now_and_then(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,21 +220,6 @@ async def test_whatever_fails_in_listening_the_folder_is_still_looked_at(
             await looks.next()
         assert not watcher.up
     assert caplog.text.count("policy files are polled") == 1
-
-
-async def test_so_it_is_where_there_is_no_thread_for_listening(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def none(_thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(watch, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(threading.Thread, "start", none)
-    async with watching(folder) as (watcher, looks):
-        for _ in range(4):
-            await looks.next()
-        assert not watcher.up
-    assert "policy files are polled" in caplog.text
 
 
 async def test_a_file_linked_from_beside_the_folder_is_watched(folder: Path) -> None:

@@ -1,13 +1,16 @@
+import errno
 import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from mlxd.core.errors import Forbidden, HeadersTooLarge
 from mlxd.core.story import untold
+from mlxd.core.threads import NoThread
 from mlxd.policy.load import Override, load
 from mlxd.server.app import routes
 from mlxd.server.edge import (
@@ -125,6 +128,35 @@ async def test_no_memory_for_a_request_is_a_503_and_an_emergency():
     assert answer.headers["X-Mlxd-Code"] == "insufficient_memory"
     assert answer.headers["Retry-After"] == "10"
     assert guard.emergencies == ["the daemon found no memory for a request"]
+
+
+class Fails:
+    """An endpoint that something is missing for."""
+
+    render_error = staticmethod(in_ollama)
+
+    def __init__(self, error):
+        self._error = error
+
+    async def __call__(self, request):
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (NoThread(), "the system has no thread for this request"),
+        (OSError(errno.EMFILE, "Too many open files"), "the daemon has too many files open"),
+        (OSError(errno.ENFILE, "Too many open files"), "the daemon has too many files open"),
+    ],
+)
+async def test_what_the_system_has_run_out_of_is_no_defect(error, words):
+    edge = Edge(cast("Parts", SimpleNamespace()), lambda *_: Fails(error), walls=False)
+    answer = await edge._answer(asked(Host="localhost"))
+    assert (answer.status, answer.headers["X-Mlxd-Code"]) == (503, "overloaded")
+    assert answer.headers["Retry-After"] == "1"
+    assert isinstance(answer, web.Response)
+    assert words in str(answer.text)
 
 
 def test_an_answer_names_the_generation_it_was_given_under():

@@ -154,12 +154,9 @@ async def test_a_broken_line_spoils_no_other(bench: Bench, broken: bytes) -> Non
 async def test_a_full_disk_is_one_warning_and_forgotten_once_it_is_over(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(file: Path, line: bytes) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     bench.crashes.start()
     with monkeypatch.context() as broken:
-        broken.setattr(durable, "append", full)
+        broken.setattr(durable, "append", _full)
         bench.crash(step=1)
         bench.crash(step=2)
         await until(lambda: bench.crashes.failure)
@@ -168,8 +165,41 @@ async def test_a_full_disk_is_one_warning_and_forgotten_once_it_is_over(
     bench.crash(step=3)
     await until(lambda: not bench.crashes.failure)
     assert [r for r in caplog.records if r.name == "mlxd.telemetry.crashes"][1:] == []
-    assert [one["step"] for one in await bench.end()] == [3]
+    assert [one["step"] for one in await bench.end()] == [1, 2, 3]
+
+
+async def test_what_a_full_disk_did_not_take_is_written_once_it_does(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though nothing crashes any more."""
+    monkeypatch.setattr(crashes, "AGAIN_SECONDS", 0.05)
+    bench.crashes.start()
+    with monkeypatch.context() as broken:
+        broken.setattr(durable, "append", _full)
+        bench.crash(step=1)
+        bench.crash(step=2)
+        await until(lambda: bench.crashes.failure)
+    await until(lambda: not bench.crashes.failure)
+    assert [one["step"] for one in read(bench.state)] == [1, 2]
+    assert len(await bench.end()) == 2
+
+
+def _full(file: Path, line: bytes) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_without_a_file_there_are_none(tmp_path: Path) -> None:
     assert read(tmp_path) == []
+
+
+async def test_of_what_no_disk_takes_the_newest_wait(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable, "append", _full)
+    bench.crashes.start()
+    for step in range(KEPT + 5):
+        bench.crash(step=step)
+        await asyncio.sleep(0)
+    await until(lambda: [one["step"] for one in bench.crashes._unwritten][-1:] == [KEPT + 4])
+    assert len(bench.crashes._unwritten) == KEPT
+    await bench.end()

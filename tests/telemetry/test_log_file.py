@@ -15,6 +15,7 @@ import pytest
 from mlxd.telemetry import log_file, logs
 from mlxd.telemetry.log_file import LogFile, RotatedFile, Target
 from mlxd.telemetry.sink import Sink
+from tests.support.few_threads import no_threads
 
 
 def record(message: str) -> logging.LogRecord:
@@ -150,6 +151,20 @@ def test_what_a_full_disk_does_not_take_goes_to_stderr(
     assert "mlxd.log cannot be written: " in first
     assert lines == ["one", "two"]
     assert "cannot be written" in file.failure
+
+
+def test_without_a_thread_for_it_lines_go_to_stderr_until_there_is_one(
+    made: Callable[..., LogFile], pipe: tuple[int, int]
+) -> None:
+    with no_threads():
+        file = made()
+        file.handle(record("one"))
+        assert "cannot be written: the system has no thread for it" in file.failure
+    file.handle(record("two"))
+    file.close()
+    assert os.read(pipe[0], 65536).decode().splitlines()[1:] == ["one"]
+    assert file.target.path.read_text() == "two\n"
+    assert (file.lost, file.failure) == (0, "")
 
 
 def test_a_disk_that_hangs_holds_nobody_up_and_its_lines_are_counted(

@@ -12,6 +12,7 @@ import pytest
 from mlxd.core.trace_context import TraceContext
 from mlxd.telemetry.span_sink import MOST_WAITING, NotInstalled, SpanSink, Unsendable
 from mlxd.telemetry.spans import Span
+from tests.support.few_threads import no_threads
 
 TREE = [Span("x", TraceContext("a" * 32, "b" * 16, sampled=True), None, 1, 2, {})] * 4
 
@@ -69,6 +70,15 @@ def test_what_is_put_is_sent_and_the_end_waits_for_it(fake: Fake) -> None:
     assert (len(fake.got), sink.counts.sent, sink.over, fake.closed) == (8, 8, True, 1)
     sink.put(TREE)
     assert sink.counts.dropped == 4
+
+
+def test_without_a_thread_they_wait_until_there_is_one(fake: Fake) -> None:
+    with no_threads():
+        sink = SpanSink(fake.open)
+        sink.put(TREE)
+    sink.put(TREE)
+    sink.close(30)
+    assert (len(fake.got), sink.counts.sent, sink.over) == (8, 8, True)
 
 
 def test_one_that_hangs_holds_nobody_up_and_what_is_too_much_is_dropped(fake: Fake) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import threading
 import time
@@ -35,6 +36,7 @@ from mlxd.telemetry.traffic import (
     sealed,
 )
 from mlxd.telemetry.traffic_log import SALT, TrafficLog
+from tests.support.few_threads import no_threads
 
 CALLER = Caller("10.0.0.7", "ab12", "agents", {"x-team": "blue"})
 
@@ -144,6 +146,30 @@ def made(tmp_path: Path) -> Iterator[Callable[..., TrafficLog]]:
 
 def lines_of(file: Path) -> list[Line]:
     return [decode(line) for line in file.read_bytes().splitlines() if line]
+
+
+def test_without_a_thread_lines_are_lost_and_counted_until_there_is_one(
+    made: Callable[..., TrafficLog],
+) -> None:
+    with no_threads():
+        log = made()
+        log.add(Evicted(at=1.0, model="a"))
+        assert (log.lost, log.failure) == (1, "the system has no thread for it")
+    log.add(Evicted(at=2.0, model="b"))
+    log.close()
+    assert lines_of(log.target.path)[1:] == [
+        Missing(at=2.0, count=1), Evicted(at=2.0, model="b"),
+    ]  # fmt: skip
+    assert log.failure == ""
+
+
+def test_a_salt_that_is_a_pipe_holds_nobody_up(made: Callable[..., TrafficLog]) -> None:
+    log = made()
+    log.target.path.parent.mkdir()
+    os.mkfifo(log.target.path.parent / SALT)
+    log.add(Evicted(at=2.0, model="b"))
+    log.close()
+    assert lines_of(log.target.path)[1:] == [Evicted(at=2.0, model="b")]
 
 
 def test_each_file_begins_with_what_its_lines_need(made: Callable[..., TrafficLog]) -> None:

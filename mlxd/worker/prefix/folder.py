@@ -115,7 +115,7 @@ class Folder:
 
     def clear(self) -> None:
         """Remove all entries of this key."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        durable.remove_tree(self.path)
 
     def tidy(self, budget: int | None) -> None:
         """Remove what dead writers have left, what is old, and what is too much, of all keys."""
