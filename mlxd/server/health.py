@@ -18,6 +18,7 @@ from mlxd.control.residency import Resident
 from mlxd.control.watermarks import Level
 from mlxd.core.instance import authority
 from mlxd.policy.policy_set import PolicySet
+from mlxd.policy.units import shown
 from mlxd.server import adaptive_report, load_report, memory_report, queue_report, worker_report
 from mlxd.server.answers import iso, json_response
 from mlxd.server.edge import caller_of, policies_of
@@ -259,6 +260,7 @@ def _status(parts: Parts, policies: PolicySet, readings: Readings) -> str:
 
 def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str]:
     warnings = [*parts.state.warnings, *parts.unread.words, *policy_warnings(parts, policies)]
+    warnings += [_stopping(parts, policies)] if parts.state.draining else []
     warnings += [parts.starts.reason] if parts.starts.held else []
     warnings += parts.records.warnings()
     warnings += logs.warnings()
@@ -283,6 +285,11 @@ def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str
         if card.undrafted
     ]
     return warnings
+
+
+def _stopping(parts: Parts, policies: PolicySet) -> str:
+    active, grace = parts.admission.active, shown(policies.server.drain.grace)
+    return f"the daemon is stopping: {active} under way, for {grace} at most (server.drain.grace)"
 
 
 def _failed(parts: Parts) -> dict[str, str]:

@@ -108,7 +108,10 @@ def test_a_stream_under_way_finishes_and_then_the_daemon_ends(
         assert refused.status_code == 503
         assert refused.headers["x-mlxd-code"] == "draining"
         assert refused.headers["retry-after"]
-        assert daemon.http.get("/health").status_code == 200
+        health = daemon.http.get("/health")
+        assert health.status_code == 200
+        said = "the daemon is stopping: 1 under way, for 40s at most (server.drain.grace)"
+        assert said in health.json()["warnings"]
         found = stream.rest()
     assert (found[-1]["done"], found[-1]["eval_count"]) == (True, 300)
     assert daemon.process.wait(30) == 0
