@@ -23,8 +23,8 @@ class BadRuby(Exception):
 
 def run_formula(formula: Path) -> dict[str, Any]:
     """What it declares and would do, by tests/support/formula.rb. Raises BadRuby."""
-    words = ["node", "--no-warnings", str(_HERE / "formula.mjs"), str(formula.absolute()),
-             str(_HERE / "formula.rb")]  # fmt: skip
+    words = ["node", "--no-warnings", "--liftoff-only", str(_HERE / "formula.mjs"),
+             str(formula.absolute()), str(_HERE / "formula.rb")]  # fmt: skip
     done = subprocess.run(
         words, cwd=_packages(), check=False, capture_output=True, text=True, timeout=100
     )
