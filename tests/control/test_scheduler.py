@@ -253,9 +253,9 @@ class Saturated:
         length = took * self.random.uniform(0.5, 1.5) * 0.001
         self.running.append((self.now + length, place, took))
 
-    def waiting_of(self, tenant: str) -> int:
-        waiting = self.scheduler.places_waiting()
-        return sum(place.client == tenant for place in waiting)
+    def waiting(self) -> Counter[str]:
+        """By tenant."""
+        return Counter(place.client for place in self.scheduler.places_waiting())
 
 
 def shares(counts: Counter[str], weights: dict[str, int]) -> Iterator[tuple[float, float]]:
@@ -292,8 +292,9 @@ def test_clients_share_tokens_by_their_weights_whatever_was_expected(most: int, 
     )
 
     def refill(world: Saturated) -> None:
+        waiting = world.waiting()
         for name, (cost, took) in kinds.items():
-            while world.waiting_of(name) < 2 + most:
+            for _ in range(waiting[name], 2 + most):
                 factor = world.random.uniform(0.2, 1.8)
                 world.ask(name, cost=cost * factor, took=max(1, round(took * factor)))
 
