@@ -14,11 +14,12 @@ import pytest
 
 from tests.integration.talking import ask, body_for, generate, ndjson, workers_of
 from tests.support.daemon import Daemon, daemon
+from tests.support.fleet import PACED, make_paced
 from tests.support.model_maker import Shape, make_model
 
 pytestmark = pytest.mark.mlx
 
-MODEL, HOLDS = "tiny-a", "holds"
+HOLDS = "holds"
 ENDLESS_TEMPLATE = (
     "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
     "{% endfor %}{% endfor %}{% endfor %}"
@@ -43,23 +44,23 @@ POLICIES = {
 
 
 @pytest.fixture
-def served(models: Path, tmp_path: Path) -> Iterator[Daemon]:
+def served(tmp_path: Path) -> Iterator[Daemon]:
     """A good model, and one whose template does not come to an end."""
     folder, site = tmp_path / "models", tmp_path / "site"
     folder.mkdir()
     site.mkdir()
-    (folder / MODEL).symlink_to(models / MODEL)
+    make_paced(folder / PACED)
     make_model(folder / HOLDS, Shape(spread=3.0, template=ENDLESS_TEMPLATE))
     (site / "sitecustomize.py").write_text(IMPATIENT)
     paths = f"{site}:{Path(__file__).parents[2]}"
-    with daemon(
-        tmp_path, models=folder, policies=POLICIES, environment={"PYTHONPATH": paths}
-    ) as running:
+    models = f"dirs: [{folder}]\nmodels: {{{PACED}: {{trust_remote_code: true}}}}\n"
+    policies = POLICIES | {"models": models}
+    with daemon(tmp_path, policies=policies, environment={"PYTHONPATH": paths}) as running:
         yield running
 
 
 def test_a_template_without_end_costs_its_own_requests_alone(served: Daemon) -> None:
-    beside = generate(MODEL, "beside", tokens=60)
+    beside = generate(PACED, "beside", tokens=60)
     alone = ask(served, beside)["response"]
     said: list[str] = []
     over = threading.Event()
@@ -82,4 +83,4 @@ def test_a_template_without_end_costs_its_own_requests_alone(served: Daemon) -> 
     assert "workers of model 'holds' died of this request" in error
     text = body_for("/v1/completions", HOLDS, "x", tokens=2)
     assert served.http.post("/v1/completions", json=text).status_code == 200
-    assert MODEL in workers_of(served)
+    assert PACED in workers_of(served)
