@@ -216,7 +216,7 @@ def test_health_answers_while_models_load_and_crash(start: Any) -> None:
                 assert answer.status_code == 200
                 if path == "/health":
                     loading.update(answer.json()["loading_models"])
-                time.sleep(0.01)
+                time.sleep(0.03)
 
     with ThreadPoolExecutor(2) as pool:
         asking = [pool.submit(ask, path) for path in ("/readyz", "/health")]
