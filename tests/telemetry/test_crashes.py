@@ -179,8 +179,8 @@ async def test_what_a_full_disk_did_not_take_is_written_once_it_does(
         bench.crash(step=1)
         bench.crash(step=2)
         await until(lambda: bench.crashes.failure)
+    await until(lambda: [one["step"] for one in read(bench.state)] == [1, 2])
     await until(lambda: not bench.crashes.failure)
-    assert [one["step"] for one in read(bench.state)] == [1, 2]
     assert len(await bench.end()) == 2
 
 
