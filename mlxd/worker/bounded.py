@@ -17,17 +17,19 @@ class TookTooLong(BaseException):
 def at_most(seconds: float) -> Iterator[None]:
     """Raises TookTooLong in the block, after so many seconds in which this process computed: those
     in which it was stopped, or had no processor, do not count. Any other thread is not bounded.
+    A bound around it holds again behind it, for what it had left before.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGVTALRM, _stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    outer = signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, *outer)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
