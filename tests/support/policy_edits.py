@@ -25,6 +25,7 @@ _CHOSEN = {
     "server.listen.host": "localhost",
     "limits.concurrency.max_in_flight": 1,
     "clients.tenants.<name>.max_in_flight": 1,
+    "clients.tenants.<name>.priority": "low",
     "clients.auth.required": False,
     "supervision.worker.spares": 1,
 }
