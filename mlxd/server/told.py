@@ -12,6 +12,7 @@ from collections.abc import Callable
 from mlxd.control.headway import Headway
 from mlxd.core.events import Burst, Fold
 from mlxd.dialects.base import Call, Encoder
+from mlxd.server.backlog import Backlog
 
 Grown = Callable[[int], None]
 
@@ -19,8 +20,6 @@ _OVERHEAD = 2048
 """Bytes that one takes beside what it says."""
 _PARSED = 4
 """A request takes so many times the bytes of its body, about."""
-_PIECE = 4096
-"""Bytes of records that are kept as one, and worth a word."""
 
 
 class Told:
@@ -30,8 +29,7 @@ class Told:
     """
 
     __slots__ = (
-        "_base", "_events", "_fresh", "_grown", "_kept", "_mark", "_under_way", "_unsaid",
-        "_written",
+        "_backlog", "_base", "_events", "_grown", "_mark", "_under_way", "_written",
         "call", "complete", "connection", "count", "digest", "drawn", "encoder", "first", "folds",
         "gone", "handed", "headway", "id", "kept_at", "owed", "owner", "tokens", "uncertain",
     )  # fmt: skip
@@ -84,14 +82,10 @@ class Told:
         self._base = _OVERHEAD + _PARSED * body
         self._under_way = True
         self._written = 0
-        self._unsaid = 0
-        """Bytes of `_fresh`."""
         self._mark = _mark_of(call.id)
         self._events = events
-        self._kept: list[bytes] = []
-        """What was told, in pieces."""
-        self._fresh: list[bytes] = []
-        """Records that are not one of those yet, and that nobody was told of."""
+        self._backlog = Backlog()
+        """What was told."""
         self._grown = grown
 
     @property
@@ -117,20 +111,19 @@ class Told:
                 records = b"%b%b%d\n\n" % (records[:-1], self._mark, self.count)
             else:
                 records = self._with_ids(records)
-        self._fresh.append(records)
-        self._unsaid += len(records)
-        if self._unsaid >= _PIECE:
-            self._say_size()
+        if more := self._backlog.add(records):
+            self._written += more
+            self._grown(more)
         return records
 
     def forget(self) -> None:
         """Nobody can come back to it any more."""
         self._grown = None
-        self._kept, self._fresh = [], []
+        self._backlog.clear()
 
     def behind(self, number: int) -> bytes | None:
         """The records behind that one, 0: all; None: there is no such one."""
-        told = self._all()
+        told = bytes(self._backlog)
         if number == 0:
             return told
         mark = b"\n%b%d\n\n" % (self._mark, number)
@@ -142,8 +135,9 @@ class Told:
         old, self._mark = self._mark, _mark_of(id)
         self.id = id
         if self._events:
-            self._kept = [self._all().replace(b"\n" + old, b"\n" + self._mark)]
-            self._fresh, self._unsaid = [], 0
+            told = bytes(self._backlog).replace(b"\n" + old, b"\n" + self._mark)
+            self._backlog.clear()
+            self._backlog.add(told)
 
     def give_back(self, choice: int, burst: Burst) -> None:
         """What was taken of a generation, and was not told."""
@@ -153,17 +147,18 @@ class Told:
     def begin(self, connection: asyncio.Transport | None) -> None:
         """It is told on this connection."""
         self.connection, self._under_way, self.handed = connection, True, False
-        self._written = sum(map(len, self._kept))
+        self._written = self._backlog.size
 
     def settle(self) -> None:
         """It is not being told any more: of one that is complete, no more stays than was told."""
-        self._kept, self._fresh = [self._all()], []
-        self.connection, self.owed, self._unsaid, self._under_way = None, b"", 0, False
-        self._written = len(self._kept[0]) + self.headway.size + sum(f.size for f in self.folds)
+        self._backlog.close()
+        self.connection, self.owed, self._under_way = None, b"", False
+        kept = self._backlog.size
+        self._written = kept + self.headway.size + sum(f.size for f in self.folds)
         if self.headway.transcripts:
             self.drawn, self.tokens = self.headway.drawn, self.headway.tokens
         if self.complete and self.encoder is not None:
-            self._base, self._written = _OVERHEAD, len(self._kept[0])
+            self._base, self._written = _OVERHEAD, kept
             self.call, self.encoder, self.headway = None, None, Headway()
 
     def hang_up(self) -> None:
@@ -171,23 +166,12 @@ class Told:
         if self.connection is not None:
             self.connection.abort()
 
-    def _all(self) -> bytes:
-        return b"".join((*self._kept, *self._fresh))
-
     def _with_ids(self, records: bytes) -> bytes:
         told: list[bytes] = []
         for record in records[:-2].split(b"\n\n"):
             self.count += 1
             told.append(b"%b\n%b%d\n\n" % (record, self._mark, self.count))
         return b"".join(told)
-
-    def _say_size(self) -> None:
-        self._kept.append(b"".join(self._fresh))
-        self._fresh.clear()
-        more, self._unsaid = self._unsaid, 0
-        self._written += more
-        if self._grown is not None:
-            self._grown(more)
 
 
 def _mark_of(id: str) -> bytes:
