@@ -76,7 +76,7 @@ def limits(group: Group) -> Iterator[Limit]:
 def oom_kills(group: Group) -> int:
     """Processes that the kernel has killed in the group for want of memory. Raises OSError."""
     name = "memory.oom_control" if group.version == 1 else "memory.events"
-    return _stat(group.folders[0] / name, "oom_kill")
+    return _stats(group.folders[0] / name).get("oom_kill", 0)
 
 
 def _limit_of(folder: Path, version: int) -> int | None:
@@ -90,18 +90,26 @@ def _limit_of(folder: Path, version: int) -> int | None:
 
 
 def _used(folder: Path, version: int) -> int:
-    """The kernel makes room from file pages that nobody has used lately before it kills anybody."""
+    """Before the kernel kills anybody it makes room from pages of files: of those that nobody has
+    used lately, and then of the others, which of weights are those that were read twice. Programs
+    that run are pages of files, too: what is mapped is not given up.
+    """
     usage = folder / ("memory.usage_in_bytes" if version == 1 else "memory.current")
-    key = "total_inactive_file" if version == 1 else "inactive_file"
-    return max(0, int(usage.read_text()) - _stat(folder / "memory.stat", key))
+    stat = _stats(folder / "memory.stat")
+    inactive, active, mapped = (
+        stat.get(key, 0)
+        for key in (
+            ("total_inactive_file", "total_active_file", "total_mapped_file")
+            if version == 1
+            else ("inactive_file", "active_file", "file_mapped")
+        )
+    )
+    return max(0, int(usage.read_text()) - max(inactive, inactive + active - mapped))
 
 
-def _stat(file: Path, key: str) -> int:
-    for line in file.read_text().splitlines():
-        name, _, value = line.partition(" ")
-        if name == key:
-            return int(value)
-    return 0
+def _stats(file: Path) -> dict[str, int]:
+    pairs = (line.partition(" ") for line in file.read_text().splitlines())
+    return {name: int(value) for name, _, value in pairs}
 
 
 def _number(file: Path) -> int | None:

@@ -30,19 +30,38 @@ class Tree:
         (folder / "cgroup").write_text(memberships)
         (folder / "mountinfo").write_text("\n".join(("1 0 8:1 / / rw - ext4 /dev/x rw", *mounts)))
 
-    def v1(self, folder: str, limit: int, used: int = 0, inactive: int = 0) -> None:
+    def v1(
+        self,
+        folder: str,
+        limit: int,
+        used: int = 0,
+        inactive: int = 0,
+        active: int = 0,
+        mapped: int = 0,
+    ) -> None:
         here = self._made(f"sys/fs/cgroup/memory/{folder}")
         (here / "memory.limit_in_bytes").write_text(f"{limit}\n")
         (here / "memory.usage_in_bytes").write_text(f"{used}\n")
-        stat = f"cache 5\ninactive_file 1\ntotal_inactive_file {inactive}\n"
+        stat = f"cache 5\ninactive_file 1\nactive_file 1\ntotal_inactive_file {inactive}\n"
+        stat += f"total_active_file {active}\ntotal_mapped_file {mapped}\n"
         (here / "memory.stat").write_text(stat)
 
-    def v2(self, folder: str, limit: str, used: int = 0, inactive: int = 0, high="max") -> None:
+    def v2(
+        self,
+        folder: str,
+        limit: str,
+        used: int = 0,
+        inactive: int = 0,
+        active: int = 0,
+        mapped: int = 0,
+        high: str = "max",
+    ) -> None:
         here = self._made(f"sys/fs/cgroup/{folder}")
         (here / "memory.max").write_text(f"{limit}\n")
         (here / "memory.high").write_text(f"{high}\n")
         (here / "memory.current").write_text(f"{used}\n")
-        (here / "memory.stat").write_text(f"anon 5\ninactive_file {inactive}\n")
+        stat = f"anon 5\nfile_mapped {mapped}\ninactive_file {inactive}\nactive_file {active}\n"
+        (here / "memory.stat").write_text(stat)
 
     def limits(self) -> list[Limit]:
         group = cgroup.own_group(self.root)
@@ -145,10 +164,51 @@ def test_a_system_without_memory_cgroups_has_no_limit(tree: Tree) -> None:
     assert tree.limits() == []
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_that_were_read_twice_are_given_up_and_programs_that_run_are_not(
+    tree: Tree, version: int
+) -> None:
+    used, inactive, active, mapped = 3 * GIB, GIB // 4, 2 * GIB, GIB // 2
+    if version == 1:
+        tree.proc("4:memory:/a\n", V1_MOUNT.format(root="/"))
+        tree.v1("a", 4 * GIB, used, inactive, active, mapped)
+    else:
+        tree.proc("0::/a\n", V2_MOUNT.format(root="/", point="/sys/fs/cgroup"))
+        tree.v2("a", str(4 * GIB), used, inactive, active, mapped)
+    assert tree.limits() == [Limit(4 * GIB, 5 * GIB // 4)]
+
+
+def test_what_is_mapped_of_files_that_nobody_used_lately_is_given_up(tree: Tree) -> None:
+    tree.proc("0::/\n", V2_MOUNT.format(root="/", point="/sys/fs/cgroup"))
+    tree.v2("", str(GIB), used=GIB // 2, inactive=GIB // 4, active=0, mapped=GIB // 4)
+    assert tree.limits() == [Limit(GIB, GIB // 4)]
+
+
 def test_more_reclaimable_than_used_is_nothing_used(tree: Tree) -> None:
     tree.proc("0::/\n", V2_MOUNT.format(root="/", point="/sys/fs/cgroup"))
     tree.v2("", str(GIB), used=5, inactive=6)
     assert tree.limits() == [Limit(GIB, 0)]
+
+
+def test_weights_that_are_read_again_leave_as_much_for_others(tmp_path: Path) -> None:
+    """As loads do: a page that is read twice counts as in use."""
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(150 * 2**20))
+    drop = "import os; f = os.open(sys.argv[1], os.O_RDONLY); os.fsync(f);"
+    drop += "os.posix_fadvise(f, 0, 0, os.POSIX_FADV_DONTNEED);"
+    program = (
+        f"import sys; {drop}"
+        "from mlxd.control.memory import read_memory; before = read_memory().available;"
+        "[sum(map(len, iter(lambda: f.read(2**20), b''))) for _ in range(4)"
+        " for f in [open(sys.argv[1], 'rb')]];"
+        "print(before - read_memory().available)"
+    )
+    with memory_limit(300 * 2**20) as group:
+        done = subprocess.run(
+            [*group.prefix, sys.executable, "-c", program, str(file)],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+    assert int(done.stdout) < 50 * 2**20
 
 
 def test_a_real_limit_is_found_by_a_process_inside() -> None:
