@@ -228,6 +228,8 @@ class Connection(RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         if "Expect" in request.headers and not request.content.is_eof():
             resp.force_close()  # it was not asked for its body: who knows whether that comes
+        if request.version < HttpVersion11 and resp.content_length is None:
+            resp.force_close()  # it ends with its connection, which aiohttp leaves open
         try:
             return await super().finish_response(request, resp, start_time)
         finally:

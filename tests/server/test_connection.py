@@ -1,0 +1,105 @@
+"""One connection: each request on it gets one answer, and its client knows where that ends."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from aiohttp import web
+
+from mlxd.core.clock import ManualClock
+from mlxd.core.errors import MlxdError
+from mlxd.policy.load import load
+from mlxd.policy.store import PolicyStore
+from mlxd.server.connection import Connection
+from mlxd.server.connections import GuardedServer
+from mlxd.server.errors import error_response, in_ollama
+from mlxd.server.intake import read_body
+from tests.support.daemon import free_port
+
+POLICIES = load()
+LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+OLD = b"GET /%b HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+
+
+async def _answer(request: web.BaseRequest) -> web.StreamResponse:
+    if request.path == "/stream":
+        stream = web.StreamResponse()
+        await stream.prepare(request)
+        await stream.write(b"a stream")
+        return stream
+    try:
+        return web.Response(body=await read_body(request, POLICIES) or b"ok")
+    except MlxdError as error:
+        return error_response(error, in_ollama)
+
+
+class Bench:
+    """A server with one client."""
+
+    def __init__(self, server: GuardedServer, clock: ManualClock, client: socket.socket) -> None:
+        self.server = server
+        self.clock = clock
+        self.client = client
+
+    @property
+    def connection(self) -> Connection:
+        (found,) = self.server.connections
+        assert isinstance(found, Connection)
+        return found
+
+    async def received(self) -> bytes:
+        return await asyncio.to_thread(self.client.recv, 4096)
+
+    async def rest(self) -> bytes:
+        """Up to the end of the connection."""
+        told = b""
+        while piece := await self.received():
+            told += piece
+        return told
+
+    async def asked(self) -> None:
+        """It has had an answer, and its connection waits for the next request."""
+        self.client.sendall(LIVEZ)
+        assert b" 200 " in await self.received()
+        await until(lambda: self.connection.waiting)
+
+
+async def until(fact: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if fact():
+            return
+        await asyncio.sleep(0.001)
+    pytest.fail("it never came to that")
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    clock = ManualClock()
+    server = GuardedServer(_answer, PolicyStore(POLICIES), clock)
+    loop = asyncio.get_running_loop()
+    listening = await loop.create_server(server.connection, "127.0.0.1", free_port())
+    with socket.create_connection(listening.sockets[0].getsockname(), timeout=5) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield Bench(server, clock, client)
+    listening.close()
+    await server.shutdown(0.1)
+
+
+async def test_what_has_no_length_ends_with_its_connection_where_there_are_no_chunks(
+    bench: Bench,
+) -> None:
+    bench.client.sendall(OLD % b"stream")
+    assert (await bench.rest()).endswith(b"\r\n\r\na stream")
+
+
+async def test_what_has_a_length_keeps_the_connection_of_an_old_client_that_asks_for_it(
+    bench: Bench,
+) -> None:
+    for _ in range(2):
+        bench.client.sendall(OLD % b"livez")
+        answer = (await bench.received()).lower()
+        assert b"connection: keep-alive\r\n" in answer
+        assert answer.endswith(b"\r\n\r\nok")
