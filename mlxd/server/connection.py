@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import HttpVersion11, StreamReader, web
-from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
@@ -63,17 +63,30 @@ class Answers(Protocol):
 class _Parser:
     """aiohttp's, without the requests that are answered at once; stricter than it is."""
 
-    def __init__(self, parser: Any, unanswered: Callable[[Sequence[_Parsed]], int]) -> None:
-        """`unanswered` answers the first of some, and returns how many those were."""
+    def __init__(
+        self,
+        parser: Any,
+        unanswered: Callable[[Sequence[_Parsed]], int],
+        torn: Callable[[], bool],
+    ) -> None:
+        """`unanswered` answers the first of some, and returns how many those were. `torn` is asked
+        when nothing more can be read: true if a request is told so, whose body ends there.
+        """
         self._parser = parser
         self._unanswered = unanswered
+        self._torn = torn
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._parser, name)
 
     def feed_data(self, data: bytes) -> tuple[Sequence[_Parsed], bool, bytes]:
         while True:
-            messages, upgraded, tail = self._parser.feed_data(data)
+            try:
+                messages, upgraded, tail = self._parser.feed_data(data)
+            except HttpProcessingError:
+                if self._torn():
+                    return (), False, b""
+                raise
             if messages:
                 messages = [(checked(message), payload) for message, payload in messages]
             answered = self._unanswered(messages) if messages else 0
@@ -104,7 +117,9 @@ class Connection(RequestHandler):
         self._beginning = b""
         """Of the request that came last."""
         self._answers = server.answers
-        self._parser = _Parser(self._parser, self._answer_first)  # type: ignore[assignment]
+        self._parser = _Parser(  # type: ignore[assignment]
+            self._parser, self._answer_first, self._tear_body
+        )
         self._handed = self._answered = 0
         """Requests that aiohttp was given, and those of them whose answers are written."""
         self._clock = clock
@@ -230,6 +245,10 @@ class Connection(RequestHandler):
             resp.force_close()  # it was not asked for its body: who knows whether that comes
         if request.version < HttpVersion11 and resp.content_length is None:
             resp.force_close()  # it ends with its connection, which aiohttp leaves open
+        if request.content.exception() is not None:
+            # What is left of a body that cannot be read is not waited for, nor its end searched.
+            request.content.feed_eof()
+            resp.force_close()
         try:
             return await super().finish_response(request, resp, start_time)
         finally:
@@ -290,6 +309,14 @@ class Connection(RequestHandler):
         if request is None or request.content.is_eof() or request.writer.output_size:
             return None
         return request.content if request.content.exception() is None else None
+
+    def _tear_body(self) -> bool:
+        """Its chunks are none: have the request told so that waits for it, if one does."""
+        body = self._messages[-1][1] if self._messages else self._body_coming()
+        if body is None or body.is_eof() or body.exception() is not None:
+            return False
+        body.set_exception(InvalidRequest("the chunks of the request's body are not valid HTTP"))
+        return True
 
     def give_way(self, policies: PolicySet) -> None:
         """To another, by these."""

@@ -391,10 +391,6 @@ async def _failed(request: web.BaseRequest, error: MlxdError, render: Render) ->
         return await stream.fail(error)
     response = error_response(error, render, request[ID])
     request[FAILURE] = Failure(error, render)
-    if request.content.exception() is not None:
-        # What is left of a body that cannot be read is not waited for, and its end not searched.
-        request.content.feed_eof()
-        response.force_close()
     return response
 
 

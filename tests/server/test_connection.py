@@ -22,6 +22,7 @@ from tests.support.daemon import free_port
 POLICIES = load()
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 OLD = b"GET /%b HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+CHUNKED = b"POST /body HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 async def _answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -103,3 +104,26 @@ async def test_what_has_a_length_keeps_the_connection_of_an_old_client_that_asks
         answer = (await bench.received()).lower()
         assert b"connection: keep-alive\r\n" in answer
         assert answer.endswith(b"\r\n\r\nok")
+
+
+@pytest.mark.parametrize("sent", [b"", b"2\r\n{}\r\n"])
+async def test_chunks_that_are_none_are_refused_as_they_come(bench: Bench, sent: bytes) -> None:
+    await bench.asked()
+    bench.client.sendall(CHUNKED + sent)
+    await until(lambda: bench.connection.answering)
+    bench.client.sendall(b"zz\r\n")
+    answer = await bench.rest()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+async def test_chunks_that_are_none_are_refused_where_a_request_waits_for_its_turn(
+    bench: Bench,
+) -> None:
+    await bench.asked()
+    connection = bench.connection
+    connection.data_received(CHUNKED)
+    connection.data_received(b"zz\r\n")
+    answer = await bench.rest()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"chunks" in answer
