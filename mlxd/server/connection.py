@@ -343,13 +343,14 @@ class Connection(RequestHandler):
         if self._header_since is not None:
             limit = float(policies.server.http.header_timeout)
             scarce = self.scarce and limit > _SCARCE_SECONDS
-            if now - self._header_since < (_SCARCE_SECONDS if scarce else limit):
+            if now - self._header_since < (_SCARCE_SECONDS if scarce else limit) or self.unheard:
                 return None
             return self._farewell(too_slow(policies, scarce=scarce), policies)
         if self._idle_since is None:
             self._idle_since = now
         keep_alive = float(policies.server.http.keep_alive)
-        return b"" if self._gone or now - self._idle_since >= keep_alive else None
+        over = self._gone or now - self._idle_since >= keep_alive
+        return b"" if over and not self.unheard else None
 
     def end_if_unread(self, now: float, limit: float) -> None:
         """Cut the connection once its client has taken hardly anything for `limit` seconds."""
@@ -426,7 +427,7 @@ class Connection(RequestHandler):
         that is idle open, with nobody to answer on it.
         """
         self.leaving = self._gone = True
-        if self.waiting and self._header_since is None:
+        if self.waiting and self._header_since is None and not self.unheard:
             self.force_close()
 
     def handle_error(

@@ -23,6 +23,7 @@ POLICIES = load()
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 OLD = b"GET /%b HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
 CHUNKED = b"POST /body HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+LONG_AFTER = 3600.0
 
 
 async def _answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -127,3 +128,27 @@ async def test_chunks_that_are_none_are_refused_where_a_request_waits_for_its_tu
     answer = await bench.rest()
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b"chunks" in answer
+
+
+@pytest.mark.parametrize("begun", [b"", LIVEZ[:20]], ids=["idle", "header"])
+async def test_what_came_in_time_is_read_however_late_the_timers_are_looked_at(
+    bench: Bench, begun: bytes
+) -> None:
+    await bench.asked()
+    bench.client.sendall(begun)
+    await until(lambda: not begun or bench.connection._header_since is not None)
+    bench.server._look_at(bench.connection)
+    bench.client.sendall(LIVEZ[len(begun) :])
+    bench.clock.advance(LONG_AFTER)
+    bench.server._look_at(bench.connection)
+    assert (await bench.received()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_request_that_has_come_is_answered_though_its_address_goes(bench: Bench) -> None:
+    await bench.asked()
+    bench.client.sendall(LIVEZ)
+    bench.connection.leave()
+    assert (await bench.received()).startswith(b"HTTP/1.1 200 ")
+    await until(lambda: bench.connection.waiting)
+    bench.server._look_at(bench.connection)
+    assert await bench.received() == b""
