@@ -103,8 +103,8 @@ class Connection(RequestHandler):
     __slots__ = (
         "_acknowledged", "_answered", "_answers", "_beginning", "_begun", "_bounds", "_clock",
         "_counted", "_gone", "_handed", "_header_since", "_heard", "_idle_since", "_server",
-        "_settled", "_silence", "_unread", "_unread_since", "_waiting", "_wire", "following",
-        "leaving", "outside", "scarce",
+        "_settled", "_silence", "_unread", "_unread_since", "_waiting", "_wire", "asking",
+        "following", "leaving", "outside", "scarce",
     )  # fmt: skip
 
     def __init__(
@@ -148,6 +148,8 @@ class Connection(RequestHandler):
         """Its address will not be served for long: each answer says `Connection: close`."""
         self.scarce = False
         """There was no file for it but one that is kept for questions about the daemon's health."""
+        self.asking = False
+        """A body is read or parsed: nobody knows yet what is asked."""
         self.following = False
         """What is said on it ends with the daemon, and never before."""
 
@@ -175,7 +177,11 @@ class Connection(RequestHandler):
         """A request may be on its way: the client has just come, or has just had an answer, or has
         begun to ask.
         """
-        if not self.open or self._close or self.following or self.answering:
+        if not self.open or self._close or self.following:
+            return False
+        if self.asking:
+            return True
+        if self.answering:
             return False
         if not self.waiting:
             return True  # aiohttp turns from one request to the next

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from functools import cache, partial
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ from mlxd.core.errors import (
 from mlxd.dialects.base import Json
 from mlxd.policy.load import PolicySet
 from mlxd.server.body import JsonLimits, parse_json
+from mlxd.server.connection import Connection
 from mlxd.server.edge import BODY
 from mlxd.server.inflating import ENCODINGS, Inflater
 
@@ -46,6 +47,25 @@ async def read_json(request: web.BaseRequest, policies: PolicySet, read: Callabl
 
     Raises what `read_body` raises, InvalidRequest, and what `read` raises.
     """
+    with _asking(request):
+        return await _read_json(request, policies, read)
+
+
+@contextmanager
+def _asking(request: web.BaseRequest) -> Iterator[None]:
+    """Meanwhile a daemon that stops waits for it as for a header that is coming."""
+    connection = request.protocol
+    if not isinstance(connection, Connection):
+        yield
+        return
+    connection.asking = True
+    try:
+        yield
+    finally:
+        connection.asking = False
+
+
+async def _read_json(request: web.BaseRequest, policies: PolicySet, read: Callable[[Json], T]) -> T:
     limits = policies.server.http.json_limits
     allowed = JsonLimits(
         max_depth=limits.max_depth,

@@ -16,7 +16,7 @@ from mlxd.policy.store import PolicyStore
 from mlxd.server.connection import Connection
 from mlxd.server.connections import GuardedServer
 from mlxd.server.errors import error_response, in_ollama
-from mlxd.server.intake import read_body
+from mlxd.server.intake import AT_ONCE, read_body, read_json
 from tests.support.daemon import free_port
 
 POLICIES = load()
@@ -33,6 +33,8 @@ async def _answer(request: web.BaseRequest) -> web.StreamResponse:
         await stream.write(b"a stream")
         return stream
     try:
+        if request.path == "/json":
+            return web.Response(text=await read_json(request, POLICIES, str))
         return web.Response(body=await read_body(request, POLICIES) or b"ok")
     except MlxdError as error:
         return error_response(error, in_ollama)
@@ -152,3 +154,23 @@ async def test_a_request_that_has_come_is_answered_though_its_address_goes(bench
     await until(lambda: bench.connection.waiting)
     bench.server._look_at(bench.connection)
     assert await bench.received() == b""
+
+
+@pytest.mark.parametrize("length", [2, AT_ONCE + 1], ids=["short", "parsed in a thread"])
+async def test_a_request_whose_body_is_not_whole_is_awaited_like_one_whose_header_is_not(
+    bench: Bench, length: int
+) -> None:
+    await bench.asked()
+    body = b"{}".ljust(length)
+    bench.client.sendall(
+        b"POST /json HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % length
+    )
+    await until(lambda: bench.connection.answering)
+    bench.clock.advance(LONG_AFTER)
+    assert bench.server.expecting == 1
+    bench.client.sendall(body[:1])
+    await until(lambda: not bench.connection.unheard)
+    assert bench.server.expecting == 1
+    await asyncio.to_thread(bench.client.sendall, body[1:])
+    assert (await bench.received()).startswith(b"HTTP/1.1 200 ")
+    assert not bench.connection.asking
