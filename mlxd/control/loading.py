@@ -17,7 +17,7 @@ from mlxd.control.supervisor import Supervisor
 from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock, within
 from mlxd.core.errors import MlxdError, ModelLoadFailed, Overloaded
-from mlxd.core.models import ModelCard
+from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.policy.policy_set import PolicySet
 
 log = logging.getLogger(__name__)
@@ -57,8 +57,8 @@ class Loads:
         self._prepare = prepare
         self._left = left
         self._check = check
-        self._failed: dict[str, tuple[str, str]] = {}
-        """Name of a model whose last load failed to (digest, reason)."""
+        self._failed: dict[str, tuple[str, ModelSpec, str]] = {}
+        """Name of a model whose last load failed to (digest, how it was loaded, reason)."""
 
     async def worker_of(self, resident: Resident, policies: PolicySet, evicts: Evicts) -> Worker:
         """One load serves everyone who waits for it; it goes on when one of them leaves.
@@ -80,11 +80,12 @@ class Loads:
             self._over(resident)
 
     def failed(self, cards: Iterable[ModelCard]) -> dict[str, str]:
-        """Of these, the models whose last load failed and whose files are still the same: why."""
+        """Of these, the models whose last load failed and would be the same now: why."""
+        found = ((card, self._failed.get(card.name)) for card in cards)
         return {
-            card.name: self._failed[card.name][1]
-            for card in cards
-            if self._failed.get(card.name, ("", ""))[0] == card.digest
+            card.name: failed[2]
+            for card, failed in found
+            if failed is not None and failed[:2] == (card.digest, card.spec)
         }
 
     async def _loaded(self, resident: Resident, policies: PolicySet, evicts: Evicts) -> None:
@@ -223,7 +224,7 @@ class Loads:
 
     def _note(self, card: ModelCard, error: MlxdError) -> None:
         if isinstance(error, ModelLoadFailed):
-            self._failed[card.name] = (card.digest, error.message)
+            self._failed[card.name] = (card.digest, card.spec, error.message)
 
 
 def _waits(resident: Resident, why: MlxdError) -> None:

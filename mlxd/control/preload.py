@@ -29,7 +29,8 @@ class Preloader:
 
     What leaves memory later, because a client had it unloaded or a request needed the room, comes
     back with the next request for it, or when it is listed anew. What had to be skipped is tried
-    again at the next `apply`; a load that failed, only when the model's files have changed.
+    again at the next `apply`; a load that failed, only when the model's files have changed, or how
+    it is to be loaded.
     """
 
     def __init__(self, catalog: Catalog, residency: Residency) -> None:
@@ -93,6 +94,7 @@ class Preloader:
         self._protect(policies)
         ways = ways_of_loading(policies.models)
         if ways != self._followed:
+            self._followed = None  # an edit that comes before all have followed may be taken back
             await self._follow(names.cards.values(), policies)
             self._followed = ways
         for name in policies.models.preload:

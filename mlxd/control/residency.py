@@ -219,7 +219,7 @@ class Residency:
         return self._inventory.named(self._inventory.plan_excess(policies, math.inf))
 
     def failed(self, cards: Iterable[ModelCard]) -> dict[str, str]:
-        """Of these, the models whose last load failed and whose files are still the same: why."""
+        """Of these, the models whose last load failed and would be the same now: why."""
         return self._loads.failed(cards)
 
     def fit(self, card: ModelCard, policies: PolicySet, context: int | None = None) -> FitReport:

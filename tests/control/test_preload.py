@@ -1,5 +1,7 @@
 import asyncio
 import logging
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -162,6 +164,19 @@ async def test_what_failed_is_not_tried_again_while_its_files_are_the_same(world
     assert world.loaded == ["a"], "a is listed anew; b is as broken as before"
 
 
+async def test_what_failed_is_tried_again_once_it_is_to_be_loaded_another_way(world):
+    world.processes.broken = True
+    world.shelf.cards["a"] = replace(card("a"), kv_bits=8)
+    await world.list("a", also="models: {a: {kv_bits: 8}}\n")
+    assert world.residency.failed(world.shelf.cards.values()) == {"a": "broken"}
+    world.processes.broken = False
+    world.shelf.cards["a"] = card("a")
+    assert world.residency.failed(world.shelf.cards.values()) == {}
+    await world.list("a")
+    assert world.loaded == ["a"]
+    assert world.preloader.warnings() == []
+
+
 async def test_an_added_name_disturbs_no_other_and_a_new_order_does_nothing(world):
     await world.list("a", "b")
     before = dict(world.processes.up)
@@ -269,6 +284,20 @@ async def test_loaded_models_follow_when_another_worker_of_them_is_wanted(world)
     world.shelf.cards["a"] = card("a", path="a with 8 bits")
     await world.list(also="models: {a: {kv_bits: 8}}\n")
     assert world.loaded == ["a with 8 bits"]
+
+
+async def test_an_edit_taken_back_before_models_have_followed_it_leaves_them_as_they_were(world):
+    await world.use("a", keep_alive=math.inf)
+    await world.list()
+    world.processes.gate.clear()
+    world.shelf.cards["a"] = replace(card("a"), kv_bits=8)
+    await world.list(also="models: {a: {kv_bits: 8}}\n")
+    assert world.started == ["a", "a"]
+    world.shelf.cards["a"] = card("a")
+    await world.list()
+    world.processes.gate.set()
+    await world.settle()
+    assert list(world.processes.up) == [card("a").spec], "and nothing that no name leads to"
 
 
 async def test_what_does_not_fit_is_skipped_with_its_numbers_and_the_others_loaded(world):

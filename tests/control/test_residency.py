@@ -754,7 +754,7 @@ async def test_a_successor_that_is_broken_keeps_nothing_alive(world):
     await world.residency.follow([card("a", path="new")], world.policies)
     await world.settle()
     assert world.loaded == []
-    assert world.residency.failed([card("a")])
+    assert world.residency.failed([card("a", path="new")])
 
 
 async def test_what_a_client_had_unloaded_gets_no_successor(world):
