@@ -66,6 +66,10 @@ class Adaptive:
             self._limit = self._top
         self._limit = min(max(self._limit, self._bottom), self._top)
 
+    def refresh(self, same: PolicySet) -> None:
+        """The same values in other places: what is told from now on names those."""
+        self._policies = same
+
     def observe(self, now: float, *, ttft: float | None = None, gap: float | None = None) -> bool:
         """What was measured: seconds to a first token, seconds between two tokens. As `look`."""
         changed = self.look(now)

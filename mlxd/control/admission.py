@@ -193,6 +193,10 @@ class Admission:
         self.scheduler.apply(policies)
         self.look()
 
+    def refresh(self, same: PolicySet) -> None:
+        """The same values in other places: what is told from now on names those."""
+        self.scheduler.refresh(same)
+
     # -- closing
 
     @property

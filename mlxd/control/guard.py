@@ -113,6 +113,11 @@ class Guard:
         self._marks = marks_of(new.memory)
         self._wake.set()
 
+    def refresh(self, same: PolicySet) -> None:
+        """The same values in other places: what is told from now on names those."""
+        self._policies = same
+        self._wake.set()
+
     def start(self, ended: Callable[[asyncio.Task[None]], None] | None = None) -> None:
         """Look from now on. `ended` is told of the task's end: before `close`, that is a defect."""
         self._task = asyncio.create_task(self.run(), name="memory guard")

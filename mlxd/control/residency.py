@@ -137,6 +137,10 @@ class Residency:
         self._trim()
         self._changed()
 
+    def refresh(self, same: PolicySet) -> None:
+        """The same values in other places: what is told from now on names those."""
+        self._policies = same
+
     def protect(self, preloaded: frozenset[ModelSpec]) -> None:
         """These, and no others, do not idle out and are evicted last. Loads nothing."""
         changed = preloaded ^ self._inventory.preloaded

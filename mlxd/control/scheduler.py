@@ -199,6 +199,11 @@ class Scheduler:
         self._lines.apply(policies)
         self._rates.apply(policies)
 
+    def refresh(self, same: PolicySet) -> None:
+        """The same values in other places: what is told from now on names those."""
+        self._policies = same
+        self.adaptive.refresh(same)
+
     # -- what there is
 
     @property

@@ -99,6 +99,10 @@ class Supervisor:
         self._value(new)
         self.changes.tell()
 
+    def refresh(self, same: PolicySet) -> None:
+        """The same values in other places: what is told from now on names those."""
+        self._policies = same
+
     async def clear_prefixes(self) -> None:
         """Remove what is on disk of earlier prompts, also of models that are not in memory."""
         if self.prefixes is not None:

@@ -258,6 +258,12 @@ def join(made: Composition, log: Log) -> None:
         Live("traffic", made.traffic.apply),
         Live("traces", parts.tracing.apply),
     )
+    parts.reloader.refresh(
+        parts.admission.refresh,
+        parts.supervisor.refresh,
+        parts.residency.refresh,
+        parts.guard.refresh,
+    )
     made.traffic.apply(parts.policies.current)
     parts.stories.on_end.append(made.traffic.ended)
     parts.state.sinks += [made.traffic.warnings, made.webhook.warnings]

@@ -74,6 +74,7 @@ class Reloader:
         self._overrides = tuple(overrides)
         self._find_folder = find_folder
         self._appliers: list[Applier] = []
+        self._readers: list[Callable[[PolicySet], None]] = []
         self._observers: list[Callable[[Outcome], None]] = []
         self._reading: asyncio.Future[tuple[bool, PolicyFiles]] | None = None
         self._threads = Threads("policies")
@@ -109,6 +110,10 @@ class Reloader:
     def use(self, *appliers: Applier) -> None:
         """Have these prepare and commit, in this order, at each change."""
         self._appliers += appliers
+
+    def refresh(self, *readers: Callable[[PolicySet], None]) -> None:
+        """Have these told of the same values in other places, which they name to people."""
+        self._readers += readers
 
     def observe(self, observer: Callable[[Outcome], None]) -> None:
         """Have every outcome told; `observer` must not fail."""
@@ -328,6 +333,8 @@ class Reloader:
             new, found, pending = await self._threads.run(self._judged, files, write is not None)
             if not found and write is None:
                 self._store.refresh(new)
+                for reader in self._readers:
+                    reader(new)
                 return None
             with ExitStack() as back:
                 prepared = await self._prepare(new, back)

@@ -118,6 +118,24 @@ def test_a_setting_that_a_model_cannot_have_is_named_at_once_and_while_it_rests(
     assert post(daemon).status_code == 200, "it is true"
 
 
+def test_a_line_that_a_comment_has_moved_is_told_where_it_is_now(
+    lend: Lend, zoo: Path, tmp_path: Path
+) -> None:
+    """Though nothing is applied by that: by the guard of memory, and of a load without room."""
+    shutil.copytree(zoo / "tiny-a", tmp_path / "no-room")
+    lines = (
+        "watermarks: {warning: {enter: 1%, clear: 0.5%}}\n"
+        "reserve: {system: 4TiB, when_full: refuse}\n"
+    )
+    daemon = lend({"memory": lines, "models": f"dirs: [{tmp_path}]\n", "limits": NO_RATE})
+    for moved in (0, 2):
+        edit(daemon, "memory", moved * "# a comment\n" + lines)
+        until(lambda: "warning.enter" in str(daemon.health()["warnings"]), 20)
+        assert f"policies/memory.yaml:{2 + moved})" in str(daemon.health()["warnings"])
+        refused = post(daemon, "no-room")
+        assert refused.headers.get("x-mlxd-policy-place") == f"policies/memory.yaml:{3 + moved}"
+
+
 @pytest.mark.slow
 def test_an_added_preload_is_loaded_and_a_removed_one_is_not_killed(
     start: Start, zoo: Path

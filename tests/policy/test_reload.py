@@ -417,3 +417,17 @@ class TestCheckAndPlan:
         plan = await reloader.plan({"limits.yaml": b"schema: mlxd/v1\n" + slots(0).encode()})
         assert plan.policies is None
         assert str(plan.errors[0]).startswith("limits.yaml:2:15: ")
+
+
+async def test_who_names_lines_is_told_where_a_comment_has_moved_them(ground: Ground) -> None:
+    ground.write(limits=slots(9))
+    reloader = ground.start()
+    told: list[PolicySet] = []
+    reloader.refresh(told.append)
+    ground.write(limits=f"# a comment\n{slots(9)}")
+    assert (await reloader.reload("admin")).result == "unchanged"
+    assert told == [ground.current]
+    assert told[0].place(("limits", "concurrency", "max_in_flight")) == "policies/limits.yaml:3"
+    ground.write(limits=slots(8))
+    await reloader.reload("admin")
+    assert len(told) == 1, "new values are applied"
