@@ -130,6 +130,7 @@ class Preloader:
         self._protect(policies)
         if self._done.get(name) == card.spec or self._failed_before(name, card):
             return
+        self._done.pop(name, None)  # what was loaded another way may have left for this
         await self._residency.load(card, policies, Evicts.UNLISTED)
         self._done[name] = card.spec
         self._skipped.pop(name, None)

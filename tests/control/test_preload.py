@@ -300,6 +300,38 @@ async def test_an_edit_taken_back_before_models_have_followed_it_leaves_them_as_
     assert list(world.processes.up) == [card("a").spec], "and nothing that no name leads to"
 
 
+ONE = "max_loaded: 1\n"
+
+
+async def test_a_listed_model_comes_back_once_an_edit_that_broke_it_is_taken_back(world):
+    await world.list("a", also=ONE)
+    world.processes.broken = True
+    world.shelf.cards["a"] = replace(card("a"), kv_bits=8)
+    await world.list("a", also=f"{ONE}models: {{a: {{kv_bits: 8}}}}\n")
+    assert world.loaded == []
+    world.processes.broken = False
+    world.shelf.cards["a"] = card("a")
+    await world.list("a", also=ONE)
+    assert list(world.processes.up) == [card("a").spec]
+    assert world.preloader.warnings() == []
+
+
+async def test_a_listed_model_that_left_for_an_edit_that_is_taken_back_is_told_of(world):
+    await world.list("a", also=ONE)
+    world.processes.gate.clear()
+    world.shelf.cards["a"] = replace(card("a"), kv_bits=8)
+    await world.list("a", also=f"{ONE}models: {{a: {{kv_bits: 8}}}}\n")
+    assert world.loaded == []
+    world.shelf.cards["a"] = card("a")
+    await world.list("a", also=ONE)
+    (warning,) = world.preloader.warnings()
+    assert "models.preload: 'a' is not loaded" in warning, "what is being loaded has its room"
+    world.processes.gate.set()
+    await world.settle()
+    await world.list("a", also=f"{ONE}defaults: {{ttl: 7s}}\n")
+    assert list(world.processes.up) == [card("a").spec]
+
+
 async def test_what_does_not_fit_is_skipped_with_its_numbers_and_the_others_loaded(world):
     world.shelf.cards["b"] = card("b", size=2000)
     await world.list("a", "b", "c")
