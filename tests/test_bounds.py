@@ -97,6 +97,7 @@ OTHERS = {
     "control/loading.py": {"_failed"},
     "control/measures.py": {"_held"},
     "control/names.py": {"_lasts", "_shorts", "_families"},
+    "control/predecessors.py": {"_refused", "_served"},
     "control/preload.py": {"_meant", "_done", "_skipped", "_tasks"},
     "control/prefixes.py": {"_tasks", "_unread"},
     "control/pressure.py": {"_since"},

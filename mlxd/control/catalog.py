@@ -16,6 +16,7 @@ from mlxd.control.faults import blame
 from mlxd.control.model_files import read_card
 from mlxd.control.names import DEFAULT, Names
 from mlxd.control.own_names import OwnName
+from mlxd.control.predecessors import Predecessors
 from mlxd.control.reading import OutOfFiles
 from mlxd.control.scan import GUIDE, Scan, Scanner, Scope
 from mlxd.core.clock import Clock
@@ -52,6 +53,8 @@ class Catalog:
         pulled: Path | None = None,
         created: Path | None = None,
         names: Callable[[], Mapping[str, OwnName]] = dict,
+        *,
+        predecessors: Predecessors | None = None,
     ) -> None:
         """`pulled`, `created`: the folders of the models that mlxd fetched itself, and of those
         that were made of uploaded files. `names`: what clients called
@@ -62,6 +65,9 @@ class Catalog:
         self._names = names
         self._named: Mapping[str, OwnName] = {}
         """`names` as the views know it."""
+        self._predecessors = predecessors or Predecessors()
+        self._known_changes = 0
+        """Of predecessors, as the views know them."""
         self._checksums = Checksums()
         self._clock = clock
         self._threads = Threads("models")
@@ -188,19 +194,23 @@ class Catalog:
         return self._clock.monotonic() - self._latest.at
 
     def _view(self, scan: Scan, models: Models) -> Names:
-        named = self._names()
+        named, changes = self._names(), self._predecessors.changes
         if scan is not self._latest:
-            return Names(scan, models, self._default, named, self._checksums.known)
-        if named is not self._named:
+            return self._named_by(scan, models, named)
+        if named is not self._named or changes != self._known_changes:
             self._views.clear()
-            self._named = named
+            self._named, self._known_changes = named, changes
         names = self._views.get(id(models))
         if names is None:
             if len(self._views) >= _VIEWS:
                 self._views.clear()
-            names = Names(scan, models, self._default, named, self._checksums.known)
+            names = self._named_by(scan, models, named)
             self._views[id(models)] = names
         return names
+
+    def _named_by(self, scan: Scan, models: Models, named: Mapping[str, OwnName]) -> Names:
+        known, served = self._checksums.known, self._predecessors.settled
+        return Names(scan, models, self._default, named, known, served=served)
 
     def _start_scan(self, scope: Scope) -> None:
         """At most one per scope at a time: one that hangs holds up no other."""

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+)
 from dataclasses import dataclass, replace
 
 from mlxd.control.admission import Admission, Ticket
@@ -19,14 +24,14 @@ from mlxd.control.order import Order
 from mlxd.control.prompts import Prompts
 from mlxd.control.queue_view import OnWait
 from mlxd.control.replay import Replays, fresh_seed
-from mlxd.control.residency import Residency
+from mlxd.control.residency import Lease, Residency
 from mlxd.control.rights import Rights, rights_of
 from mlxd.control.suspects import Case
 from mlxd.control.telling import leased
 from mlxd.control.transcript import Push
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock
-from mlxd.core.errors import InvalidRequest, UnsupportedFeature
+from mlxd.core.errors import InvalidRequest, ModelLoadFailed, UnsupportedFeature
 from mlxd.core.events import Burst, Started
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest, Sampling
@@ -61,6 +66,16 @@ class Asker:
     def client(self) -> str:
         """Whose share and belongings they are."""
         return self.caller.name
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What is to run, on one model."""
+
+    card: ModelCard
+    keep_alive: float | None
+    cases: list[Case]
+    orders: list[Order]
 
 
 class Dispatcher:
@@ -121,10 +136,37 @@ class Dispatcher:
     async def _begun(
         self, requests: Sequence[GenerationRequest], asker: Asker, headway: Headway
     ) -> AsyncIterator[list[AsyncIterator[Burst]]]:
-        arrived = self._clock.monotonic()
-        first, policies = requests[0], asker.policies
-        card = await self._catalog.resolve(first.model, policies)
+        policies, arrived = asker.policies, self._clock.monotonic()
+        card = await self._catalog.resolve(requests[0].model, policies)
         asker.story.model = card.original
+        call = await self._drawn_up(requests, card, asker, headway, arrived)
+        async with (
+            self._admitted(call.orders, card, asker, again=headway.free) as ticket,
+            self._leased(call, requests, asker, headway) as (call, lease),
+        ):
+            leased(asker.story, lease.load)
+            runs = [
+                self._replays.run(order, case, lease, policies, transcript=transcript)
+                for order, case, transcript in zip(
+                    call.orders, call.cases, headway.transcripts, strict=True
+                )
+            ]
+            if ticket is not None:
+                ticket.loaded()
+            enforced = policies.limits.tokens.mode == "enforce"
+            async with closing_all(runs):
+                yield [run if enforced else _judged(run, asker) for run in runs]
+
+    async def _drawn_up(
+        self,
+        requests: Sequence[GenerationRequest],
+        card: ModelCard,
+        asker: Asker,
+        headway: Headway,
+        arrived: float,
+    ) -> _Call:
+        """Judged, and ready to run on that model. Raises what is wrong with it."""
+        policies = asker.policies
         rights = rights_of(asker.caller, card, policies)
         rights.check_model()
         cases = [_case(request, card, asker) for request in requests]
@@ -140,20 +182,35 @@ class Dispatcher:
             _order(case, rights, asker, arrived, sampling)
             for case, sampling in zip(cases, samplings, strict=True)
         ]
-        async with (
-            self._admitted(orders, card, asker, again=headway.free) as ticket,
-            self._residency.lease(card, rights.keep_alive(first.keep_alive), policies) as lease,
-        ):
-            leased(asker.story, lease.load)
-            runs = [
-                self._replays.run(order, case, lease, policies, transcript=transcript)
-                for order, case, transcript in zip(orders, cases, headway.transcripts, strict=True)
-            ]
-            if ticket is not None:
-                ticket.loaded()
-            enforced = policies.limits.tokens.mode == "enforce"
-            async with closing_all(runs):
-                yield [run if enforced else _judged(run, asker) for run in runs]
+        return _Call(card, rights.keep_alive(requests[0].keep_alive), cases, orders)
+
+    @asynccontextmanager
+    async def _leased(
+        self,
+        call: _Call,
+        requests: Sequence[GenerationRequest],
+        asker: Asker,
+        headway: Headway,
+    ) -> AsyncIterator[tuple[_Call, Lease]]:
+        """Where an edit keeps the model from being loaded, the call is drawn up anew for what was
+        served before, in the same slot: nothing of it is judged by what does not serve.
+        """
+        policies = asker.policies
+        async with AsyncExitStack() as held:
+            try:
+                lease = await held.enter_async_context(self._lease(call, policies))
+            except ModelLoadFailed:
+                card = await self._catalog.resolve(requests[0].model, policies)
+                if not card.held or card.spec == call.card.spec:
+                    raise
+                headway.forget()
+                arrived = call.orders[0].arrived
+                call = await self._drawn_up(requests, card, asker, headway, arrived)
+                lease = await held.enter_async_context(self._lease(call, policies))
+            yield call, lease
+
+    def _lease(self, call: _Call, policies: PolicySet) -> AbstractAsyncContextManager[Lease]:
+        return self._residency.lease(call.card, call.keep_alive, policies)
 
     @asynccontextmanager
     async def _admitted(

@@ -54,6 +54,10 @@ class Headway:
         self._times += 1
         return self._samplings
 
+    def forget(self) -> None:
+        """Nothing came of it: it begins anew, with another engine of its model."""
+        self.transcripts = ()
+
     def give_back(self, number: int, burst: Burst) -> None:
         """A burst of generation `number` that was taken and has reached nobody."""
         self.transcripts[number].give_back(burst)

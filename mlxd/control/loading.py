@@ -10,6 +10,7 @@ from functools import partial
 from mlxd.control.faults import blame
 from mlxd.control.forecasting import Forecaster
 from mlxd.control.inventory import Inventory
+from mlxd.control.predecessors import Predecessors
 from mlxd.control.process import Known
 from mlxd.control.resident import Evicts, Load, Resident
 from mlxd.control.room import Room
@@ -44,6 +45,7 @@ class Loads:
         *,
         prepare: Callable[[Worker], None],
         left: Callable[[Resident], None],
+        predecessors: Predecessors,
         check: Check | None = None,
     ) -> None:
         """`prepare` is shown each new worker; `left` is told of a load that nobody waited for."""
@@ -56,6 +58,7 @@ class Loads:
         self._forecasts = forecasts
         self._prepare = prepare
         self._left = left
+        self._predecessors = predecessors
         self._check = check
         self._failed: dict[str, tuple[str, ModelSpec, str]] = {}
         """Name of a model whose last load failed to (digest, how it was loaded, reason)."""
@@ -78,6 +81,10 @@ class Loads:
         if resident.loading is not None and not resident.reserved:
             resident.loading.cancel()
             self._over(resident)
+
+    def stays(self, old: ModelCard, new: ModelCard) -> bool:
+        """Whether `old` is served in place of `new`, which cannot be loaded."""
+        return self._predecessors.settled(new).spec == old.spec
 
     def failed(self, cards: Iterable[ModelCard]) -> dict[str, str]:
         """Of these, the models whose last load failed and would be the same now: why."""
@@ -112,6 +119,7 @@ class Loads:
                 async with within(self._clock, float(policies.timeouts.model_load)):
                     await self._attempts(resident, policies)
             self._failed.pop(card.name, None)
+            self._predecessors.served(card)
         except TimeoutError:
             self._supervisor.late(card.spec)
             late = _late(card, policies)
@@ -125,6 +133,8 @@ class Loads:
             if error.setting:
                 blame(error, error.setting, card, policies)
             self._note(card, error)
+            if error.final:
+                self._fall_back(card, error)
             raise
         finally:
             if resident.loading is asyncio.current_task():
@@ -221,6 +231,15 @@ class Loads:
         resident.evicts = Evicts.NOBODY
         resident.waits = None
         resident.short_since = None
+
+    def _fall_back(self, card: ModelCard, error: MlxdError) -> None:
+        """What was served before an edit stays, where that is what cannot be loaded."""
+        before = self._predecessors.refuse(card, error.explained())
+        if before is None:
+            return
+        self._supervisor.forget(card.spec)
+        if (resident := self._inventory.residents.get(before.spec)) is not None:
+            resident.retired = False
 
     def _note(self, card: ModelCard, error: MlxdError) -> None:
         if isinstance(error, ModelLoadFailed):

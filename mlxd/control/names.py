@@ -30,8 +30,16 @@ Damage = Callable[[ModelCard], str]
 """Why a model's bytes are known to be wrong; empty where they are not known to be."""
 
 
+Settled = Callable[[ModelCard], ModelCard]
+"""The card of a model as it is served, where it cannot be as policy wants it."""
+
+
 def _none_known(card: ModelCard) -> str:
     return ""
+
+
+def _as_wanted(card: ModelCard) -> ModelCard:
+    return card
 
 
 class Names:
@@ -53,6 +61,8 @@ class Names:
         default: str | None,
         copies: Mapping[str, OwnName] | None = None,
         damage: Damage = _none_known,
+        *,
+        served: Settled = _as_wanted,
     ) -> None:
         """`default` is the last one chosen; it is kept until it disappears. `copies`: names that
         clients gave to models.
@@ -62,7 +72,8 @@ class Names:
         self.complete = scan.scope == scope
         self._chains = {canonical(name): chain for name, chain in models.chains.items()}
         self._aliases, self._patterns = _aliases(models)
-        self.cards = {canonical(card.name): card for card in _cards(scan, scope, models, damage)}
+        cards = map(served, _cards(scan, scope, models, damage))
+        self.cards = {canonical(card.name): card for card in cards}
         self.default: str | None = None
         self._short = {key: short_name(key) for key in self.cards}
         self._index()

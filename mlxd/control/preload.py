@@ -102,6 +102,7 @@ class Preloader:
                 await self._preload(name, policies)
             except MlxdError as error:
                 self._skip(name, error.explained())
+                self._protect(policies)  # it may stay as it was before an edit
             except Exception:  # the edge: what is odd about one name is no reason to load no other
                 log.exception("models.preload: '%s' could not be loaded: a defect", name)
                 self._skip(name, "a defect; the log has it")

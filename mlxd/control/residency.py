@@ -19,6 +19,7 @@ from mlxd.control.inventory import Inventory
 from mlxd.control.load_progress import STARTS, WAITS, LoadProgress, backing_off
 from mlxd.control.loading import Check, Loads
 from mlxd.control.memory import MemoryReading
+from mlxd.control.predecessors import Predecessors
 from mlxd.control.resident import Evicts, Load, Resident, ttl_of
 from mlxd.control.room import Evicted, Room
 from mlxd.control.succession import Succession
@@ -64,6 +65,7 @@ class Residency:
         *,
         policies: PolicySet | None = None,
         check: Check | None = None,
+        predecessors: Predecessors | None = None,
         returns_late: bool = True,
     ) -> None:
         """`policies` are those in force until `apply` is called.
@@ -89,6 +91,7 @@ class Residency:
         self._loads = Loads(
             self._inventory, self._room, supervisor, clock, self._forecasts,
             prepare=self._prepare, left=self._used, check=check,
+            predecessors=predecessors or Predecessors(),
         )  # fmt: skip
         self._tasks: set[asyncio.Task[object]] = set()
         self._trimming: asyncio.TimerHandle | None = None
@@ -159,7 +162,8 @@ class Residency:
         """Names have come to mean other folders: `cards` are all that there are now.
 
         What no name leads to any more goes when nothing uses it. Where its name leads elsewhere
-        the successor is loaded first, if that evicts nobody.
+        the successor is loaded first, if that evicts nobody; one that cannot be loaded, for how an
+        edit has it loaded, takes no place.
         """
         succession = Succession(cards)
         moved: list[tuple[Resident, ModelCard, bool]] = []
@@ -172,8 +176,7 @@ class Residency:
             elif gone:
                 self._retire(resident)
         for resident, successor, gone in moved:
-            await self._succeed(resident, successor, policies)
-            if gone:
+            if await self._succeeded(resident, successor, policies) and gone:
                 self._retire(resident)
 
     # -- what there is
@@ -424,18 +427,23 @@ class Residency:
         resident.retired = False
         self._rearm(resident)
 
-    async def _succeed(self, old: Resident, card: ModelCard, policies: PolicySet) -> None:
-        """Load what takes a model's place, where there is room beside it."""
+    async def _succeeded(self, old: Resident, card: ModelCard, policies: PolicySet) -> bool:
+        """Load what takes a model's place, where there is room beside it. Whether anything does:
+        if not now, then with the next request.
+        """
         try:
             await self.load(card, policies, Evicts.NOBODY)
         except MlxdError as error:
-            log.info("%s is not replaced before a request needs it: %s", card.name, error)
-            return
+            held = self._loads.stays(old.card, card)
+            when = "stays as it was" if held else "is not replaced before a request needs it"
+            log.info("%s %s: %s", card.name, when, error)
+            return not held
         log.info("%s is replaced: its name leads to another folder now", card.name)
         new = self._inventory.residents.get(card.spec)
         if new is not None and new.asked is None:
             new.asked = old.asked
             self._rearm(new)
+        return True
 
     def _retire(self, resident: Resident) -> None:
         resident.retired = True

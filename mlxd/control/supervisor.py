@@ -88,7 +88,7 @@ class Supervisor:
         self._unfinished: dict[ModelSpec, Worker] = {}
         """Workers whose start was given up."""
         self._ending: set[Worker] = set()
-        """Those that were told to end, and may take their time."""
+        """Those that were told to end, or end of themselves, and may take their time."""
 
     def apply(self, new: PolicySet) -> None:
         """Waits and limits follow `new`; what has happened is remembered."""
@@ -192,6 +192,15 @@ class Supervisor:
         slot.reset()
         self._look(slot)
         return True
+
+    def forget(self, spec: ModelSpec) -> None:
+        """No name leads to it any more: what failed of it is neither told nor probed."""
+        slot = self._slots.get(spec)
+        if slot is None or slot.serving is not None or slot.loads:
+            return
+        del self._slots[spec]
+        if slot.worker is not None and slot.alive:
+            self._ending.add(slot.worker)
 
     def look(self) -> None:
         """Tell of what has changed by the passing of time alone."""
@@ -399,6 +408,7 @@ class Supervisor:
 
     def _ended(self, slot: Slot, then: Callable[[Worker], None] | None, worker: Worker) -> None:
         """The worker's process is gone; `then` is what else is to be told of it."""
+        self._ending.discard(worker)
         if worker.exit is not None:
             self._counts.worker_exited(slot.name, worker.exit.reason)
             self.on_event(

@@ -83,6 +83,8 @@ class ModelCard:
     """Its files hold each expert by itself: loading puts them together."""
     flaw: str = ""
     """Where its headers do not fit its files; policy decides whether it is loaded all the same."""
+    held: str = ""
+    """Why it is served as it was loaded before an edit; empty: it is as policy wants it."""
     foreign: bool = False
     """Nothing is wrong with it, it is just no text model that MLX loads."""
     code: str = ""

@@ -28,6 +28,7 @@ from mlxd.control.library import Library
 from mlxd.control.memory import read_memory, returns_late
 from mlxd.control.monitors import Monitors
 from mlxd.control.own_names import OwnNames
+from mlxd.control.predecessors import Predecessors
 from mlxd.control.prefixes import PrefixWishes
 from mlxd.control.preload import Preloader
 from mlxd.control.pressure import OomKills, read_pressure
@@ -324,13 +325,18 @@ def _models(ground: _Ground) -> _Models:
     own_names = OwnNames(ground.state / _NAMES)
     blobs = Blobs(ground.state / "blobs", ground.clock)
     created = CreatedModels(ground.state / "created", blobs)
-    catalog = Catalog(GUIDE, clock, pulled=pulled.folder, created=created.folder, names=own_names)
+    predecessors = Predecessors()
+    catalog = Catalog(
+        GUIDE, clock, pulled=pulled.folder, created=created.folder, names=own_names,
+        predecessors=predecessors,
+    )  # fmt: skip
     spares = Spares(ground.temporary, clock, store.current, total=_total_memory)
     supervisor = _supervisor(ground, spares)
     forecasts = Forecasts(ground.state, clock)
     residency = Residency(
         supervisor, clock, read_memory, forecasts,
-        policies=store.current, check=catalog.check, returns_late=returns_late(),
+        policies=store.current, check=catalog.check, predecessors=predecessors,
+        returns_late=returns_late(),
     )  # fmt: skip
     grace = Grace(clock, lambda: float(store.current.supervision.sleep_wake.resume_grace))
     residency.calm = grace.calm

@@ -12,6 +12,7 @@ from mlxd.policy.strict_yaml import Path, dotted, parts
 from mlxd.policy.units import shown
 
 Json = dict[str, Any]
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class NoSuchKey(Exception):
@@ -19,9 +20,12 @@ class NoSuchKey(Exception):
 
 
 def explain(
-    policies: PolicySet, key: str, until_restart: Mapping[str, str] = MappingProxyType({})
+    policies: PolicySet,
+    key: str,
+    until_restart: Mapping[str, str] = _NONE,
+    held: Mapping[str, str] = _NONE,
 ) -> list[Json]:
-    """Every value at or under `key`, explained. Raises NoSuchKey.
+    """Every value at or under `key`, explained (`explained`). Raises NoSuchKey.
 
     A key is written with its file (`limits.concurrency.max_in_flight`), or by its last part where
     only one has it, or only one that is not of a single tenant, model or rule.
@@ -30,13 +34,18 @@ def explain(
     found = list(_matching(policies, wanted)) if wanted or not key else []
     if not found:
         raise NoSuchKey(_no_such(policies, key))
-    return [explained(policies, path, until_restart) for path in found]
+    return [explained(policies, path, until_restart, held) for path in found]
 
 
 def explained(
-    policies: PolicySet, path: Path, until_restart: Mapping[str, str] = MappingProxyType({})
+    policies: PolicySet,
+    path: Path,
+    until_restart: Mapping[str, str] = _NONE,
+    held: Mapping[str, str] = _NONE,
 ) -> Json:
-    """One value that is in force, or will be: `until_restart` has what is meanwhile."""
+    """One value that is in force, or will be: `until_restart` has what is meanwhile, and `held` why
+    a model is served as it was before.
+    """
     key = keys.find(path)
     source = policies.sources.get(path)
     name = dotted(path)
@@ -44,6 +53,7 @@ def explained(
         "key": name,
         "value": shown(policies.at(path)),
         "until_restart": until_restart.get(name),
+        "held": held.get(name),
         "source": policies.place(path),
         **_position(source),
         "shadowed": [

@@ -34,7 +34,7 @@ from mlxd.server.events import EventStream
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
 from mlxd.server.peer import asker_of
-from mlxd.server.policy_report import effective, refusals, summary
+from mlxd.server.policy_report import effective, held_settings, refusals, summary
 from mlxd.server.usage_report import usage_of
 
 Json = dict[str, Any]
@@ -103,9 +103,9 @@ class Admin:
 
     async def _explain(self, request: web.BaseRequest) -> Answer:
         policies, key = policies_of(request), request.query.get("key", "")
-        waiting = self._parts.reloader.until_restart()
+        waiting, held = self._parts.reloader.until_restart(), held_settings(self._parts, policies)
         try:
-            values = await self._threads.run(explain, policies, key, waiting)
+            values = await self._threads.run(explain, policies, key, waiting, held)
         except NoSuchKey as error:
             raise InvalidRequest(str(error), param="key") from error
         return {"values": values, "errors": refusals(self._parts)}, policies.etag

@@ -250,7 +250,7 @@ def _status(parts: Parts, policies: PolicySet, readings: Readings) -> str:
     full = memory_report.status(policies, readings, parts.guard.pressure)
     if full == "critical":
         return full
-    ill = _failed(parts) or worker_report.states(parts)
+    ill = _failed(parts) or _held(parts) or worker_report.states(parts)
     if full or ill or not parts.reloader.last.ok:
         return "warning"
     if not parts.admission.free_slots:
@@ -272,6 +272,7 @@ def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str
     if readings.memory is None:
         warnings.append("memory cannot be read: protection of memory is limited")
     warnings += _failed(parts).values()
+    warnings += _held(parts)
     warnings += worker_report.warnings(parts)
     warnings += parts.supervisor.warnings()
     warnings += [
@@ -294,3 +295,12 @@ def _stopping(parts: Parts, policies: PolicySet) -> str:
 
 def _failed(parts: Parts) -> dict[str, str]:
     return parts.residency.failed(parts.catalog.known())
+
+
+def _held(parts: Parts) -> list[str]:
+    """A copy is told of with what it is a copy of."""
+    return [
+        f"model {card.name} is served as it was loaded before an edit: {card.held}"
+        for card in parts.catalog.known()
+        if card.held and not card.copy_of
+    ]

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mlxd.control.model_settings import HOW_TO_LOAD, setting_path
 from mlxd.policy import keys
 from mlxd.policy.explain import explained, hidden_line
 from mlxd.policy.outcome import Outcome, error_json
@@ -108,7 +109,7 @@ def measure(parts: Parts) -> None:
 
 def effective(parts: Parts, policies: PolicySet) -> Json:
     """Every value that is in force and where it was set."""
-    waiting = parts.reloader.until_restart()
+    waiting, held = parts.reloader.until_restart(), held_settings(parts, policies)
     return {
         "generation": policies.generation,
         "source": policies.origin,
@@ -116,8 +117,19 @@ def effective(parts: Parts, policies: PolicySet) -> Json:
         "hash": policies.digest,
         "errors": refusals(parts),
         "values": {
-            dotted(path): explained(policies, path, waiting) for path, _ in policies.leaves()
+            dotted(path): explained(policies, path, waiting, held) for path, _ in policies.leaves()
         },
+    }
+
+
+def held_settings(parts: Parts, policies: PolicySet) -> dict[str, str]:
+    """How models are to be loaded that stay as they were, and why."""
+    return {
+        dotted(setting_path(setting, card, policies.models)): card.held
+        for card in parts.catalog.known()
+        if card.held
+        for setting in HOW_TO_LOAD
+        if not setting.startswith("draft")  # who drafts follows edits all the same
     }
 
 

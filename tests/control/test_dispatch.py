@@ -20,6 +20,7 @@ from mlxd.core.clock import ManualClock
 from mlxd.core.errors import (
     Forbidden,
     InvalidRequest,
+    ModelLoadFailed,
     Overloaded,
     RequestQuarantined,
     UnsupportedFeature,
@@ -236,6 +237,36 @@ async def test_several_generations_take_one_slot_and_count_once() -> None:
     assert sorted(got) == sorted([*range(8), *range(8)])
     assert admission.active == 0
     assert before.remaining - after.remaining == 1
+
+
+@pytest.mark.parametrize("stays", [True, False])
+async def test_who_waited_for_what_an_edit_cannot_have_is_served_as_before(*, stays: bool) -> None:
+    """In the one slot that it has, and by nothing of the model that does not serve."""
+
+    class Edited(Parts):
+        @asynccontextmanager
+        async def lease(self, card, keep_alive, policies):
+            if card.kv_bits:
+                if stays:
+                    self.card = replace(card, kv_bits=0, held="no")
+                raise ModelLoadFailed("no")
+            yield Lease(self.worker)
+
+    parts: Any = Edited()
+    parts.card = replace(parts.card, kv_bits=8)
+    admission, policies = Admission(ManualClock()), load()
+    (before,) = admission.rate_states(Caller("c"), policies)
+    if not stays:
+        with pytest.raises(ModelLoadFailed):
+            await opened(parts, Sampling(), admission)
+        return
+    await opened(parts, Sampling(), admission)
+    (after,) = admission.rate_states(Caller("c"), policies)
+    assert before.remaining - after.remaining == 1
+    assert admission.active == 0
+    ((order,), (case,)) = parts.orders, parts.cases
+    assert case.card is parts.card
+    assert order.fingerprint == fingerprint_of(parts.card)
 
 
 @pytest.mark.parametrize(("want", "slots", "rated"), [("embedding", 1, 0), ("prompt", 0, 0)])

@@ -81,6 +81,9 @@ class AlwaysWell:
     def late(self, spec):
         pass
 
+    def forget(self, spec):
+        pass
+
 
 class Processes(AlwaysWell):
     """Stands beside the supervisor: counts starts and stops, and can be made slow or broken."""
@@ -93,7 +96,7 @@ class Processes(AlwaysWell):
         self.log = []
         self.gate = asyncio.Event()
         self.gate.set()
-        self.broken = False
+        self.broken = self.said_why = False
         self.wedged = set()
         self.before_stop = None
         self.leaks = 0
@@ -125,7 +128,9 @@ class Processes(AlwaysWell):
             if name in self.wedged:
                 await asyncio.sleep(3600)
             if self.broken:
-                raise ModelLoadFailed("broken")
+                error = ModelLoadFailed("broken")
+                error.final = self.said_why
+                raise error
         finally:
             self.loading.remove(process)
         self.up[spec] = process
@@ -755,6 +760,30 @@ async def test_a_successor_that_is_broken_keeps_nothing_alive(world):
     await world.settle()
     assert world.loaded == []
     assert world.residency.failed([card("a", path="new")])
+
+
+async def test_what_an_edit_cannot_have_loaded_another_way_stays_as_it_was(world):
+    await world.use("a")
+    world.processes.broken = world.processes.said_why = True
+    edited = replace(card("a"), kv_bits=8)
+    await world.residency.follow([edited], world.policies)
+    await world.settle()
+    assert list(world.processes.up) == [card("a").spec]
+    assert world.residency.failed([edited]) == {"a": "broken"}
+
+
+async def test_what_was_about_to_go_stays_once_its_successor_is_found_broken(world):
+    edited = replace(card("a"), kv_bits=8)
+    async with world.lease("a"):
+        world.others = 850
+        await world.residency.follow([edited], world.policies)
+        assert [r.retired for r in world.residency.residents()] == [True]
+        world.others = 0
+        world.processes.broken = world.processes.said_why = True
+        with pytest.raises(ModelLoadFailed):
+            await world.residency.load(edited, world.policies, Evicts.IDLE)
+    await world.settle()
+    assert list(world.processes.up) == [card("a").spec]
 
 
 async def test_what_a_client_had_unloaded_gets_no_successor(world):

@@ -99,23 +99,59 @@ def test_aliases_chains_and_folders_follow_their_edits(
     ],
 )
 def test_a_setting_that_a_model_cannot_have_is_named_at_once_and_while_it_rests(
-    lend: Lend, zoo: Path, worker: str, code: str, words: str
+    lend: Lend, zoo: Path, tmp_path: Path, worker: str, code: str, words: str
 ) -> None:
     """Its heads have no multiple of 64 numbers."""
-    models = f"dirs: [{zoo}]\nmodels:\n  tiny-a:\n    kv_bits: 3\n"
+    shutil.copytree(zoo / "tiny-a", tmp_path / "never-served")
+    models = f"dirs: [{tmp_path}]\nmodels:\n  never-served:\n    kv_bits: 3\n"
     daemon = lend({"supervision": f"worker: {{{worker}}}\n"})
     edit(daemon, "models", models)
-    daemon.admin.post("/admin/models/reset", name="tiny-a")
     for again in (False, True):
-        refused = post(daemon)
+        refused = post(daemon, "never-served")
         assert refused.status_code == 503, refused.text
         assert (words in refused.text) == again
         assert refused.headers["x-mlxd-code"] == (code if again else "model_load_failed")
-        assert refused.headers["x-mlxd-policy-key"] == "models.models.tiny-a.kv_bits"
+        assert refused.headers["x-mlxd-policy-key"] == "models.models.never-served.kv_bits"
         assert refused.headers["x-mlxd-policy-place"] == "policies/models.yaml:5"
-        assert "the same request once models.models.tiny-a.kv_bits is none" in refused.text
+        assert "the same request once models.models.never-served.kv_bits is none" in refused.text
     edit(daemon, "models", models.replace("bits: 3", "bits: none"))
-    assert post(daemon).status_code == 200, "it is true"
+    assert post(daemon, "never-served").status_code == 200, "it is true"
+
+
+def held_of(daemon: Daemon, name: str) -> str | None:
+    """Why a setting of a model is not in force for it."""
+    report = daemon.admin.get("/admin/policy/explain", key=f"models.models.{name}.kv_bits")
+    return report["values"][0]["held"]
+
+
+@pytest.mark.parametrize("room", ["", "max_loaded: 1\n"], ids=["beside", "in its place"])
+def test_a_model_that_an_edit_keeps_from_being_loaded_is_served_as_before(
+    lend: Lend, zoo: Path, tmp_path: Path, room: str
+) -> None:
+    """No request fails: neither what is under way, nor what waits for the load that fails."""
+    name = "served-before"
+    shutil.copytree(zoo / "tiny-a", tmp_path / name)
+    good = f"dirs: [{tmp_path}]\n{room}models: {{{name}: {{kv_bits: none}}}}\n"
+    daemon = lend({"models": good, "limits": NO_RATE})
+    first = post(daemon, name, 8).json()["response"]
+    edit(daemon, "models", good.replace("kv_bits: none", "kv_bits: 3"))
+    for _ in range(3):
+        answer = post(daemon, name, 8)
+        assert (answer.status_code, answer.json().get("response")) == (200, first), answer.text
+    until(lambda: held_of(daemon, name))
+    assert "a head's size is no multiple" in str(held_of(daemon, name))
+    health = daemon.health()
+    assert health["status"] == "warning"
+    (warning,) = health["warnings"]
+    assert f"model {name} is served as it was loaded before an edit: " in warning
+    assert {one["model"]: one["state"] for one in health["workers"]}[name] == "serving"
+    missing = good.replace("kv_bits: none", f"adapter: {tmp_path}/no-such")
+    edit(daemon, "models", missing)
+    assert post(daemon, name, 8).json()["response"] == first
+    edit(daemon, "models", good)
+    assert post(daemon, name, 8).json()["response"] == first
+    assert held_of(daemon, name) is None
+    assert daemon.health()["warnings"] == []
 
 
 def test_a_line_that_a_comment_has_moved_is_told_where_it_is_now(

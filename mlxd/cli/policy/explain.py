@@ -59,6 +59,8 @@ def _whole(value: Json) -> Iterator[str]:
     yield f"  set        {value['source']}"
     if value["until_restart"] is not None:
         yield f"  meanwhile  {value['until_restart']}: the change waits for the next start"
+    if value["held"] is not None:
+        yield f"  held       the model is served as before: {value['held']}"
     for one in value["shadowed"]:
         yield f"  shadows    {one['value']} ({one['source']})"
     if value["default"] is not None:
@@ -74,4 +76,5 @@ def _short(value: Json) -> str:
     hidden = "".join(f", shadows {one['value']} ({one['source']})" for one in value["shadowed"])
     meanwhile = value["until_restart"]
     waits = f", {meanwhile} until the next start" if meanwhile is not None else ""
-    return f"{value['key']}: {value['value']}  ({value['source']}{hidden}{waits})"
+    held = ", and the model is served as before" if value["held"] is not None else ""
+    return f"{value['key']}: {value['value']}  ({value['source']}{hidden}{waits}{held})"

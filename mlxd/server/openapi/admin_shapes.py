@@ -115,6 +115,7 @@ def _explained() -> Schema:
             "key": TEXT,
             "value": TEXT,
             "until_restart": or_null(TEXT),
+            "held": or_null(TEXT),
             "source": TEXT,
             **_PLACE,
             "shadowed": listed(hidden),
