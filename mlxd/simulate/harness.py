@@ -9,7 +9,7 @@ from pathlib import Path as FilePath
 
 from mlxd.control.rules import rules_in_force
 from mlxd.policy import files
-from mlxd.policy.load import Override, PolicyError, PolicyErrors
+from mlxd.policy.load import PolicyError, PolicyErrors
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.strict_yaml import Path
 from mlxd.simulate import cases
@@ -21,15 +21,14 @@ from mlxd.simulate.steps import reasons
 from mlxd.simulate.world import World
 
 
-def run(
-    folder: FilePath | None, overrides: Sequence[Override] = (), paths: Sequence[FilePath] = ()
-) -> Report:
-    """Test the policies of a folder under the overrides (without a folder, the defaults).
+def run(folder: FilePath | None, paths: Sequence[FilePath] = ()) -> Report:
+    """Test the policies of a folder (without one, the defaults), whatever is set outside it: a test
+    says the same on every machine.
 
     `paths` are test files and folders of them; without any, those of `folder`/tests. Never raises:
     what is wrong with the policies or the test files is in the report.
     """
-    layers = Layers(files.read(folder), overrides)
+    layers = Layers(files.read(folder))
     try:
         policies = layers.judged()
     except PolicyErrors as refused:

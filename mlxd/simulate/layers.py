@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from mlxd.policy import keys, strict_yaml
 from mlxd.policy.files import PolicyFiles
-from mlxd.policy.load import SCHEMA, Override, judge
+from mlxd.policy.load import SCHEMA, judge
 from mlxd.policy.policy_set import PolicySet, of
 from mlxd.policy.schema import KINDS
 from mlxd.policy.strict_yaml import Path
@@ -21,10 +21,9 @@ Changes = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """Policy files with changes put over them; and what is set outside the files."""
+    """Policy files with changes put over them."""
 
     files: PolicyFiles
-    overrides: Sequence[Override] = ()
 
     def over(self, changes: Changes) -> Layers:
         """With more changes on top: mappings are merged, everything else is replaced."""
@@ -32,11 +31,11 @@ class Layers:
         for kind, change in changes.items():
             present = strict_yaml.parse(contents.get(of(kind), b"")).data or {}
             contents[of(kind)] = _file({"schema": SCHEMA} | _merged(present, change))
-        return replace(self, files=self.files.with_contents(contents))
+        return Layers(self.files.with_contents(contents))
 
     def judged(self) -> PolicySet:
         """Raises PolicyErrors; their places are no places of the test file, their keys are."""
-        return judge(self.files, self.overrides)
+        return judge(self.files)
 
 
 def read_changes(reading: Reading, value: Any, path: Path) -> Changes:

@@ -245,6 +245,22 @@ def test_tests_pass_fail_or_are_wrong(run: Run, folder: Path) -> None:
     assert "mine.yaml:2:" in err
 
 
+@pytest.mark.parametrize("port", ["11499", "none"])
+def test_tests_are_of_the_folder_whatever_is_set_over_it(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, port: str
+) -> None:
+    (folder / "tests").mkdir()
+    (folder / "tests" / "mine.yaml").write_text(
+        "schema: mlxd-test/v1\ntests:\n  - name: where it listens\n    steps:\n"
+        "      - check: {server.listen.port: 11435, server.listen.host: 127.0.0.1}\n"
+    )
+    (folder / "mlxd.env").write_text("MLXD_HOST=0.0.0.0\n")
+    monkeypatch.setenv("MLXD_PORT", port)
+    status, out, err = run("test")
+    assert (status, err) == (0, "")
+    assert "1 passed, 0 failed" in out
+
+
 def test_init_writes_files_that_their_own_schemas_and_tests_accept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import MlxdError
 from mlxd.policy import files, strict_yaml
-from mlxd.policy.load import Override, PolicyErrors, load
+from mlxd.policy.load import PolicyErrors, load
 from mlxd.policy.strict_yaml import parts
 from mlxd.server.errors import error_response, in_ollama
 from mlxd.simulate.cases import read
@@ -311,13 +311,6 @@ def test_policies_of_a_test_are_put_over_those_of_the_folder(tmp_path: Path) -> 
     assert failure is not None
     assert (failure.place.line, failure.step) == (9, "policies")
     assert failure.got == ('limits.concurrency.max_in_flight: expected an integer >= 1, got "none"')
-
-
-def test_an_override_is_in_force_in_tests_too(tmp_path: Path) -> None:
-    override = Override("limits.concurrency.max_in_flight", "6", "a test")
-    report = run(SHIPPED, [override])
-    assert report.exit_status == 1
-    assert any("got 6" in str(result) for result in report.failed)
 
 
 def test_rules_that_no_test_has_seen_refuse_are_named(tmp_path: Path) -> None:

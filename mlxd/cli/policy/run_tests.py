@@ -19,7 +19,7 @@ def run_tests(
         this = here(policies, state)
     except SettingsRefused as error:
         return refused(error, as_json=as_json)
-    report = run(this.folder, this.overrides, [Path(path) for path in paths])
+    report = run(this.folder, [Path(path) for path in paths])
     if as_json:
         print_json(report.as_json())
     else:
