@@ -96,8 +96,16 @@ def _present(folder: Path, names: Contents) -> Contents:
     found: dict[str, bytes | None] = dict.fromkeys(names)
     for name in names:
         with contextlib.suppress(FileNotFoundError):
-            found[name] = (folder / name).read_bytes()
+            found[name] = _bytes_of(folder / name)
     return found
+
+
+def _bytes_of(file: Path) -> bytes:
+    """Raises OSError, also for what is no file."""
+    try:
+        return durable.read(file, _MOST_BYTES)
+    except ValueError as error:
+        raise OSError(errno.EINVAL, str(error)) from error
 
 
 def _encoded(folder: Path, old: Contents, new: Contents) -> bytes:
@@ -153,13 +161,14 @@ def _sync(folder: Path) -> None:
 
 
 def _beside(file: Path) -> Path:
-    """Always the same, so that one which a kill has left is used again."""
+    """Always the same, so that one which a kill has left is replaced."""
     return file.with_name(f".{file.name}.new")
 
 
 def _write(temporary: Path, raw: bytes, file: Path) -> None:
     """What is to take the place of `file`."""
-    with temporary.open("wb") as stream:
+    temporary.unlink(missing_ok=True)  # a killed writer's, or a pipe that would be waited for
+    with temporary.open("xb") as stream:
         stream.write(raw)
         stream.flush()
         os.fsync(stream.fileno())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -114,6 +115,25 @@ def test_what_is_no_generation_in_the_history_is_no_obstacle_to_a_boot(
     booted = boot(tmp_path / "policies", (), history_of(tmp_path))
     assert booted.policies.generation == 8
     assert not (tmp_path / "lkg" / "writing.json").exists()
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("pipe", ["limits.yaml", ".limits.yaml.new"])
+def test_a_pipe_that_took_a_place_meanwhile_is_not_waited_for(tmp_path: Path, pipe: str) -> None:
+    folder, history = tmp_path / "policies", history_of(tmp_path)
+    save_all(folder, NEW)
+    new = {name: raw.encode() for name, raw in NEW.items()}
+    rolled_back = {**new, "limits.yaml": OLD["limits.yaml"].encode()}
+    history.folder.mkdir()
+    note = history.folder / "writing.json"
+    note.write_bytes(rollback._encoded(folder, new, rolled_back))
+    (folder / pipe).unlink(missing_ok=True)
+    os.mkfifo(folder / pipe)
+
+    rollback.finish(history)
+    assert not note.exists()
+    if pipe != "limits.yaml":
+        assert (folder / "limits.yaml").read_text() == OLD["limits.yaml"]
 
 
 async def test_a_disk_that_fills_up_during_a_rollback_leaves_the_present_policies(
