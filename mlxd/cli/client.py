@@ -12,6 +12,7 @@ import socket
 import time
 from typing import Any
 
+from mlxd.core import durable
 from mlxd.core.instance import authority, guarded_words, is_claimed, is_guarded, pid_of, running
 from mlxd.core.places import BadAddress, Places
 
@@ -20,6 +21,7 @@ HEALTH_SECONDS = 5.0
 _HOST = re.compile(r"[\w.:%-]+", re.ASCII)
 MOST_BYTES = 16 << 20
 """Of an answer: many times what a daemon says of itself."""
+_MOST_POLICY_BYTES = 256 << 10
 
 
 class NoAnswer(Exception):
@@ -132,8 +134,8 @@ def _policy_port(found: Places) -> str:
     if found.policies is None:
         return ""
     try:
-        content = (found.policies.path / "server.yaml").read_bytes()
-    except OSError:
+        content = durable.read(found.policies.path / "server.yaml", _MOST_POLICY_BYTES)
+    except (OSError, ValueError):
         return ""
     from mlxd.policy import strict_yaml
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from mlxd.core import durable
+
 ENV_FILE = "mlxd.env"
 VARIABLES = (
     "MLXD_POLICIES",
@@ -26,6 +28,7 @@ VARIABLES = (
     "MLX_API_WORKERS",
     "MLX_API_URL",
 )
+_MOST_BYTES = 1 << 20
 _ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)")
 
 
@@ -146,8 +149,8 @@ def logs_folder(
 def read_env(file: Path) -> dict[str, tuple[str, int]]:
     """The assignments of an env file with their lines; raises BadEnvFile."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = durable.read(file, _MOST_BYTES).decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
         raise BadEnvFile(f"{file}: cannot be read: {error}") from None
     found: dict[str, tuple[str, int]] = {}
     for number, line in enumerate(lines, start=1):

@@ -14,9 +14,13 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxd.core import durable
+
 Step = Callable[[mx.array], mx.array]
 """A further step, from vector to vector."""
 _POOLING = "1_Pooling"
+_MOST_BYTES = 1 << 20
+"""Of a file that says what a step does."""
 _WAYS = ("cls", "max", "mean", "mean_sqrt_len", "weightedmean", "lasttoken")
 """In the order in which the vectors of several are put together."""
 _OLD_NAMES = {
@@ -115,7 +119,7 @@ def _check_causal(config: Mapping[str, Any]) -> None:
 def _modules(folder: Path) -> list[tuple[str, str]]:
     """(kind, folder) of each step, in order."""
     try:
-        listed = json.loads((folder / "modules.json").read_text("utf-8"))
+        listed = json.loads(durable.read(folder / "modules.json", _MOST_BYTES))
         found = [(str(one["type"]).rpartition(".")[2], str(one["path"])) for one in listed]
     except FileNotFoundError:
         return [("Pooling", _POOLING)] if (folder / _POOLING).is_dir() else []
@@ -128,7 +132,7 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = json.loads(durable.read(path, _MOST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise UnknownRecipe(f"its {path.parent.name}/{path.name} cannot be read") from error
     if not isinstance(found, dict):
@@ -152,14 +156,15 @@ def _dense(folder: Path) -> Step:
     activation = _ACTIVATIONS.get(named)
     if activation is None:
         raise UnknownRecipe(f"its vectors are made with a step that is not offered: {named}")
+    file = folder / "model.safetensors"
     try:
-        weights: Any = mx.load(str(folder / "model.safetensors"))
+        weights: Any = mx.load(str(file)) if file.is_file() else {}  # a pipe would be waited for
         weight = weights["linear.weight"].astype(mx.float32)
     except (OSError, RuntimeError, KeyError) as error:
-        raise UnknownRecipe(f"its {folder.name}/model.safetensors cannot be read") from error
+        raise UnknownRecipe(f"its {folder.name}/{file.name} cannot be read") from error
     bias = weights.get("linear.bias", mx.zeros(weight.shape[0])).astype(mx.float32)
     if weight.ndim != 2 or bias.shape != weight.shape[:1]:
-        raise UnknownRecipe(f"its {folder.name}/model.safetensors has other shapes than a step has")
+        raise UnknownRecipe(f"its {folder.name}/{file.name} has other shapes than a step has")
 
     def step(vector: mx.array) -> mx.array:
         if weight.shape[1:] != vector.shape:

@@ -37,6 +37,13 @@ def test_then_by_the_port_variables_then_by_policy_then_by_default(tmp_path):
     assert address_of(find(tmp_path)) == ("127.0.0.1", 11435)
 
 
+@pytest.mark.timeout(10)
+def test_a_pipe_in_place_of_server_yaml_is_not_waited_for(tmp_path):
+    (tmp_path / "p").mkdir()
+    os.mkfifo(tmp_path / "p" / "server.yaml")
+    assert address_of(find(tmp_path, policies=str(tmp_path / "p"))) == ("127.0.0.1", 11435)
+
+
 def test_a_port_where_nothing_answers_is_said_in_words():
     port = free_port()
     with pytest.raises(NoAnswer, match=f"no answer from http://127.0.0.1:{port}/health"):

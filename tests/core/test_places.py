@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -171,6 +172,12 @@ class TestEnvFile:
         with pytest.raises(BadEnvFile) as caught:
             places.find(policies=str(tmp_path), environ={})
         assert words in str(caught.value)
+
+    @pytest.mark.timeout(10)
+    def test_a_pipe_that_has_just_taken_its_place_is_not_waited_for(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "mlxd.env")
+        with pytest.raises(BadEnvFile, match="it is no file"):
+            places.read_env(tmp_path / "mlxd.env")
 
     def test_what_has_no_effect_is_said(self, tmp_path: Path) -> None:
         (tmp_path / "mlxd.env").write_text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,19 @@ def test_further_steps_are_taken_in_order(tmp_path: Path) -> None:
 def test_what_is_not_offered_is_said(tmp_path: Path, files: Any, words: str) -> None:
     with pytest.raises(UnknownRecipe, match=words):
         recipe_of(folder_with(tmp_path, **files))
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    "pipe", ["modules.json", "2_Dense/config.json", "2_Dense/model.safetensors"]
+)
+def test_a_pipe_is_not_waited_for(tmp_path: Path, pipe: str) -> None:
+    files = {"modules.json": [module("Dense", "2_Dense")], "2_Dense__config.json": {}}
+    folder = folder_with(tmp_path, **files)
+    (folder / pipe).unlink(missing_ok=True)
+    os.mkfifo(folder / pipe)
+    with pytest.raises(UnknownRecipe, match=f"its {pipe} cannot be read"):
+        recipe_of(folder)
 
 
 def test_steps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
