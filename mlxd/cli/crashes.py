@@ -7,9 +7,10 @@ from typing import Any
 
 from mlxd.cli import exits
 from mlxd.cli.models.asking import failed
-from mlxd.cli.models.words import plural, size
+from mlxd.cli.models.words import size
 from mlxd.cli.moments import local
 from mlxd.core import places
+from mlxd.core.counts import plural
 from mlxd.core.lines import json_line, one_line
 from mlxd.telemetry.crashes import read
 
@@ -46,7 +47,7 @@ def _lines(crash: Json) -> Iterator[str]:
 def _numbers(crash: Json) -> Iterator[str]:
     """What is known of it."""
     if isinstance(crash.get("running"), int):
-        yield plural(crash["running"], "request", "requests")
+        yield plural(crash["running"], "request")
     if isinstance(crash.get("memory"), int):
         yield f"{size(crash['memory'])} held"
     if isinstance(crash.get("step"), int):

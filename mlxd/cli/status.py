@@ -11,6 +11,7 @@ from mlxd.cli.client import NoAnswer, address_of, health_of, silence
 from mlxd.cli.models.words import size
 from mlxd.cli.moments import clock_of
 from mlxd.core import places
+from mlxd.core.counts import plural
 from mlxd.core.instance import authority
 from mlxd.core.lines import json_line, one_line
 
@@ -105,7 +106,7 @@ def _spares(spares: list[Json]) -> str:
 def _model(model: Json) -> str:
     if model["is_loading"]:
         return f"{model['name']}  {model['loading']['words']}"
-    uses = "1 use" if model["use_count"] == 1 else f"{model['use_count']} uses"
+    uses = plural(model["use_count"], "use")
     kept = (model["memory_bytes"] or {}).get("prefix", 0)
     keeps = f", keeps {size(kept)} of prompts" if kept else ""
     return f"{model['name']}  {model['active_requests']} running, {uses}{keeps}"

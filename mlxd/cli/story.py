@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mlxd.cli.models.words import plural
 from mlxd.cli.moments import local
+from mlxd.core.counts import form, plural
 
 Json = dict[str, Any]
 
@@ -144,7 +144,8 @@ def _leased(facts: Json) -> str:
 
 def _reused(facts: Json) -> str:
     """Why no more of it was cached."""
-    kept = f"{facts['cached_tokens']:,} tokens were kept" if facts["cached_tokens"] else ""
+    count = facts["cached_tokens"]
+    kept = f"{count:,} {form(count, 'token was', 'tokens were')} kept" if count else ""
     if facts["missed_token"] is None:
         return kept or "nothing was kept"
     differs = f"the nearest kept prompt differs at token {facts['missed_token']:,}"
@@ -189,25 +190,25 @@ _NOTES: dict[str, Callable[[Json], str]] = {
     ),
     "leased": _leased,
     "started": lambda facts: (
-        f"a worker took it: {plural(facts['prompt_tokens'], 'token', 'tokens')} of prompt,"
+        f"a worker took it: {plural(facts['prompt_tokens'], 'token')} of prompt,"
         f" {facts['cached_tokens']} of them cached"
     ),
     "reused": lambda facts: f"of its prompt {_reused(facts)}",
     "replayed": lambda facts: (
         f"its worker was gone ({facts['reason']}); the next one goes on behind"
-        f" {plural(facts['tokens'], 'token', 'tokens')}"
+        f" {plural(facts['tokens'], 'token')}"
     ),
     "finished": lambda facts: (
-        f"finished ({facts['reason']}) with {plural(facts['completion_tokens'], 'token', 'tokens')}"
+        f"finished ({facts['reason']}) with {plural(facts['completion_tokens'], 'token')}"
         + _drafts(facts)
     ),
     "kept": lambda facts: (
-        f"its connection was cut; {plural(facts['tokens'], 'token', 'tokens')} of its answer are"
+        f"its connection was cut; {plural(facts['tokens'], 'token')} of its answer are"
         " kept for its client to come back to"
     ),
     "resumed": lambda facts: (
         f"it goes on with the answer of request {facts['first']} ({_HOW[facts['how']]}), behind"
-        f" {plural(facts['tokens'], 'token', 'tokens')}"
+        f" {plural(facts['tokens'], 'token')}"
     ),
     "refused": _ended("refused"),
     "failed": _ended("broken off"),

@@ -10,6 +10,7 @@ from mlxd.control.model_settings import HOW_TO_LOAD, ways_of_loading
 from mlxd.control.names import Names, settings_for, settings_of
 from mlxd.control.residency import Residency, Resident
 from mlxd.control.succession import Fate, Succession
+from mlxd.core.counts import plural
 from mlxd.core.models import ModelCard
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.schema import Model, Models
@@ -54,8 +55,7 @@ class _Loaded:
     @property
     def running(self) -> str:
         leases = self.resident.leases
-        requests = "1 request" if leases == 1 else f"{leases} requests"
-        return f"; {requests} running on it would finish first" if leases else ""
+        return f"; {plural(leases, 'request')} running on it would finish first" if leases else ""
 
 
 def _moves(loaded: list[_Loaded], old: Models, new: Models) -> Iterator[str]:
@@ -102,7 +102,7 @@ def _trimmed(residency: Residency, old: PolicySet, new: PolicySet) -> Iterator[s
     changed = [f"models.{key} {was} -> {now}" for key, was, now in bounds if was != now]
     victims = residency.excess(new) if changed else []
     if victims:
-        models = "1 idle model" if len(victims) == 1 else f"{len(victims)} idle models"
+        models = plural(len(victims), "idle model")
         names = ", ".join(r.card.name for r in victims)
         yield f"{models} would be unloaded: {', '.join(changed)}: {names}"
 

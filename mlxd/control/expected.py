@@ -5,6 +5,7 @@ from __future__ import annotations
 from mlxd.control.benched import Benches
 from mlxd.control.catalog import Catalog
 from mlxd.control.place import Place
+from mlxd.core.counts import plural
 from mlxd.core.models import ModelCard
 from mlxd.policy.policy_set import PolicySet
 
@@ -51,6 +52,6 @@ class Expected:
         if tokens > longest:
             beyond = f" or more, for mlxd bench has read {longest} at most"
         return (
-            f"a prompt of {tokens} tokens takes about {seconds:.0f} s to read on this"
+            f"a prompt of {plural(tokens, 'token')} takes about {seconds:.0f} s to read on this"
             f" machine{beyond}; timeouts.first_token is {most:g} s"
         )

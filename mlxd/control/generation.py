@@ -19,6 +19,7 @@ from mlxd.control.exit import Verdict
 from mlxd.control.transcript import Transcript
 from mlxd.core.caller import PRIORITIES, Priority
 from mlxd.core.clock import Clock, stamp, within
+from mlxd.core.counts import plural
 from mlxd.core.errors import (
     ContextExceeded,
     DeadlineExceeded,
@@ -550,9 +551,9 @@ def _refusal(refused: ipc.Refused, line: Callable[[str], PolicyLine]) -> MlxdErr
 
 def _would_fit(numbers: Mapping[str, int]) -> str:
     if allowed := numbers.get("allowed_tokens"):
-        return f"a prompt of at most {allowed} tokens"
+        return f"a prompt of at most {plural(allowed, 'token')}"
     if fitting := numbers.get("fitting_tokens"):
-        return f"prompt and answer of at most {fitting} tokens together"
+        return f"prompt and answer of at most {plural(fitting, 'token')} together"
     return ""
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mlxd.core.clock import Clock
+from mlxd.core.counts import form
 from mlxd.core.threads import Threads
 from mlxd.policy.keyring import Key, Keyring
 from mlxd.policy.keys_file import UNREAD, KeysFile, Reading, keys_file, lacking, read, stamp
@@ -143,7 +144,8 @@ class Keys:
             log.warning("API keys: %s; the last good ones stay", found.problem)
         elif self._ring != was:
             gone = "" if found.there else ", for its file is gone"
-            log.info("API keys: %d are valid now%s", self.valid(), gone)
+            valid = self.valid()
+            log.info("API keys: %d %s valid now%s", valid, form(valid, "is", "are"), gone)
 
     async def _read(self, file: KeysFile) -> tuple[int, Reading]:
         """What it says from now on, and the reading's number: in a thread, one at a time, however

@@ -20,6 +20,7 @@ from mlxd.control.own_names import OwnName, OwnNames
 from mlxd.control.progress import Board, Progress
 from mlxd.control.pulled import PulledModels
 from mlxd.control.pulling import Fetch, pulling
+from mlxd.core.counts import form, plural
 from mlxd.core.errors import (
     AFTER_DRAIN,
     Draining,
@@ -104,7 +105,7 @@ class Puller:
         most = policies.models.pull.max_parallel
         if under_way >= most:
             raise Overloaded(
-                f"{under_way} models are pulled already",
+                f"{plural(under_way, 'model')} {form(under_way, 'is', 'are')} pulled already",
                 retry_after=_RETRY_SECONDS,
                 policy=policies.line("models.pull.max_parallel"),
                 numbers={"pulls": under_way, "allowed": most},

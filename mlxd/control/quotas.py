@@ -17,6 +17,7 @@ from mlxd.control.applicant import ANONYMOUS, Terms, terms_of
 from mlxd.control.rates import RateState
 from mlxd.control.spent import Spent
 from mlxd.core.caller import Caller
+from mlxd.core.counts import plural
 from mlxd.core.errors import TokensExhausted
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.schema.clients import Tenant
@@ -68,7 +69,9 @@ class _Standing:
 
     @property
     def within(self) -> str:
-        return "per day (UTC)" if self.field == _DAILY else f"per {self.window:g} seconds"
+        if self.field == _DAILY:
+            return "per day (UTC)"
+        return f"per {plural(float(self.window), 'second')}"
 
 
 class Quotas:
@@ -234,7 +237,7 @@ def _put(kept: OrderedDict[str, T], address: str, value: T) -> None:
 def _refusal(terms: Terms, one: _Standing, wall: float) -> TokensExhausted:
     back = datetime.fromtimestamp(math.ceil(wall + one.wait), UTC)
     return TokensExhausted(
-        f"Token quota used up. {one.used} of {one.quota} tokens {one.within}",
+        f"Token quota used up. {one.used} of {plural(one.quota, 'token')} {one.within}",
         retry_after=one.wait,
         policy=terms.line(one.field),
         numbers={

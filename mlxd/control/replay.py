@@ -33,6 +33,7 @@ from mlxd.control.tempo import Tell, Tempo
 from mlxd.control.transcript import Transcript
 from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock, within
+from mlxd.core.counts import form, plural
 from mlxd.core.errors import (
     InsufficientMemory,
     MlxdError,
@@ -195,7 +196,7 @@ class Replays:
     def refusal(self, case: Case, found: Suspect, policies: PolicySet) -> RequestQuarantined:
         """What a quarantined request is told."""
         left = found.until - self._clock.monotonic()
-        workers = "1 worker" if found.kills == 1 else f"{found.kills} workers"
+        workers = plural(found.kills, "worker")
         cure = f"`mlxd models reset {case.model}`"
         return RequestQuarantined(
             f"{workers} of model '{case.model}' died of this request; it is refused for another"
@@ -212,8 +213,10 @@ class Replays:
             self.on_drafts(model, end.drafted_tokens, end.accepted_tokens)
         if end.malformed_calls:
             log.warning(
-                "%d tool calls of %s could not be read, and are text", end.malformed_calls, model
-            )
+                "%s of %s could not be read, and %s text",
+                plural(end.malformed_calls, "tool call"), model,
+                form(end.malformed_calls, "is", "are"),
+            )  # fmt: skip
             if self.on_malformed is not None:
                 self.on_malformed(model, end.malformed_calls)
 
@@ -561,7 +564,7 @@ class _Run:
         reason = worker.exit.reason if worker.exit is not None else "stalled"
         words = (
             f"a request to {self._case.model} goes on with the next worker"
-            f" ({reason}; {self._died_at} tokens so far)"
+            f" ({reason}; {plural(self._died_at, 'token')} so far)"
         )
         self._telling.replayed(reason, self._died_at)
         if self._replays.on_event is not None:

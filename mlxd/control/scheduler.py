@@ -22,6 +22,7 @@ from mlxd.control.retry import retry_after
 from mlxd.control.shedding import Shedding
 from mlxd.control.slots import Full, Scene, Slots
 from mlxd.core.caller import PRIORITIES, Priority
+from mlxd.core.counts import form, plural
 from mlxd.core.errors import (
     MlxdError,
     Overloaded,
@@ -411,15 +412,17 @@ class Scheduler:
         cure = "the same request once one of those that wait has its slot"
         if key.endswith("max_waiting_tokens"):
             tokens, more = round(self._lines.tokens), round(place.cost)
+            are = form(tokens, "is", "are")
             return (
-                f"{tokens} tokens are expected of those that wait; with {more} of this request "
-                "they would be more than may",
+                f"{plural(tokens, 'token')} {are} expected of those that wait; with {more} of this"
+                " request they would be more than may",
                 "the same request once enough of those that wait have their slots",
             )
+        requests, wait = plural(waiting, "request"), form(waiting, "waits", "wait")
         if not key.endswith(".queue"):
-            return f"{waiting} requests wait, as many as may", cure
+            return f"{requests} {wait}, as many as may", cure
         if waiting:
-            of_class = f"{waiting} requests of class {place.klass} wait, as many as may"
+            of_class = f"{requests} of class {place.klass} {wait}, as many as may"
             return of_class, cure.replace("those that wait", "those of that class that wait")
         return (
             f"No slot is free, and no request of class {place.klass} may wait for one",

@@ -14,6 +14,7 @@ from mlxd.control.model_settings import entry_of, written_for
 from mlxd.control.place import Place
 from mlxd.control.rules import CONCURRENCY, class_rule, model_rule, tenant_rule
 from mlxd.core.caller import PRIORITIES, Caller, Priority
+from mlxd.core.counts import form, plural
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.strict_yaml import dotted
 
@@ -255,6 +256,7 @@ def _busy(limit: int) -> str:
 
 def _keeps_one(model: str, waiting: int, most: int) -> str:
     return (
-        f"{waiting} requests wait for model '{model}' to be loaded; of {most} slots one is kept"
+        f"{plural(waiting, 'request')} {form(waiting, 'waits', 'wait')} for model '{model}' to be"
+        f" loaded; of {plural(most, 'slot')} one is kept"
         " for the models in memory meanwhile"
     )

@@ -22,6 +22,7 @@ from mlxd.control.slot import Slot
 from mlxd.control.tuning import tuning_of
 from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock
+from mlxd.core.counts import plural
 from mlxd.core.errors import InsufficientMemory, MlxdError, ModelLoadFailed
 from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.ipc import messages as ipc
@@ -441,7 +442,8 @@ class Supervisor:
             next_start = round(slot.wait, 3) if slot.next_start is not None else None
             log.log(
                 logging.INFO if now not in REFUSED else logging.WARNING,
-                "the breaker of %s: %s, was %s, %s failures", slot.name, now, before, slot.failures,
+                "the breaker of %s: %s, was %s, %s",
+                slot.name, now, before, plural(slot.failures, "failure"),
             )  # fmt: skip
             self.on_event(
                 "breaker",

@@ -18,6 +18,7 @@ from mlxd.control.slot import Slot
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.worker import Worker
 from mlxd.core.clock import Clock
+from mlxd.core.counts import plural
 from mlxd.core.errors import InsufficientMemory, MlxdError
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.schema.supervision import Health
@@ -120,7 +121,9 @@ class Vitals:
             return
         record.misses = record.misses + 1 if verdict is not None else 0
         if verdict is not None and record.misses >= health.failures_down:
-            log.error("worker %s is %s at %s checks: killed", slot.name, verdict, record.misses)
+            log.error(
+                "worker %s is %s at %s: killed", slot.name, verdict, plural(record.misses, "check")
+            )
             worker.condemn(verdict)
 
     async def _awake(self, worker: Worker) -> None:

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Sequence
 from functools import partial
 
+from mlxd.core.counts import plural
 from mlxd.core.errors import AFTER_DRAIN, Draining
 from mlxd.daemon.composition import Composition
 
@@ -117,8 +118,8 @@ class Ending:
 
     async def _cut_off(self) -> None:
         """What did not finish is told so, loads included."""
-        unfinished = f"{self._parts.admission.active} requests did not finish in time"
-        self._tell_stage("cancelled", unfinished)
+        unfinished = plural(self._parts.admission.active, "request")
+        self._tell_stage("cancelled", f"{unfinished} did not finish in time")
         policies = self._parts.policies.current
         stopping = Draining(
             "the daemon is stopping",
@@ -136,7 +137,7 @@ class Ending:
         active = self._parts.admission.active
         data = {"stage": stage, "active": active}
         self._parts.events.record("drain", f"stopping: {words}", data)
-        self._made.systemd.status(f"stopping, {active} requests under way: {words}")
+        self._made.systemd.status(f"stopping, {plural(active, 'request')} under way: {words}")
 
     async def _all_ended(self, seconds: float, *, even_if_told: bool = False) -> bool:
         """Wait for every request's end; not longer than this, nor when told to end at once."""

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from aiohttp import web
 
 from mlxd.core.clock import Clock
+from mlxd.core.counts import plural
 from mlxd.core.errors import Overloaded
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.schema.server import is_loopback
@@ -95,7 +96,7 @@ class Addresses:
         now = self._clock.monotonic()
         if now >= self._quiet_until:
             self._quiet_until = now + _QUIET_SECONDS
-            log.warning("%s has %d connections: more are refused", address, most)
+            log.warning("%s has %s: more are refused", address, plural(most, "connection"))
 
 
 def most_of(address: str, policies: PolicySet) -> int | None:

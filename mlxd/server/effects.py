@@ -10,6 +10,7 @@ from mlxd.control.catalog import Catalog
 from mlxd.control.effects import effects as effects_on_models
 from mlxd.control.keys import Keys
 from mlxd.control.residency import Residency
+from mlxd.core.counts import form, plural
 from mlxd.core.instance import authority
 from mlxd.policy.diff import Change, touches
 from mlxd.policy.policy_set import PolicySet
@@ -104,7 +105,8 @@ class Effects:
                 " time that they came with"
             )
         if touches(changes, "clients.priorities", "clients.tenants") and self._queued:
-            yield f"the {self._queued} that wait go on in the order of the new weights"
+            go_on = form(self._queued, "one that waits goes", f"{self._queued} that wait go")
+            yield f"the {go_on} on in the order of the new weights"
         if touches(changes, "limits.rate_limit"):
             yield "what clients have used of their rate limits stays counted"
 
@@ -115,25 +117,29 @@ class Effects:
 
 def _on_slots(new: PolicySet, running: int, queued: int) -> str:
     most = new.limits.concurrency.max_in_flight
-    words = f"{running} requests run now, {most} may"
+    words = f"{plural(running, 'request')} {form(running, 'runs', 'run')} now, {most} may"
     over = running - most
     if over >= 0:
         fate = "wait" if new.limits.concurrency.max_waiting else "are refused"
-        return f"{words}: none is stopped, new ones {fate} until {over + 1} have ended"
+        ended = form(over + 1, "has ended", "have ended")
+        return f"{words}: none is stopped, new ones {fate} until {over + 1} {ended}"
     if queued:
-        return f"{words}: up to {min(queued, -over)} of the {queued} that wait get a slot at once"
+        next_ones = min(queued, -over)
+        get, wait = form(next_ones, "gets", "get"), form(queued, "waits", "wait")
+        return f"{words}: up to {next_ones} of the {queued} that {wait} {get} a slot at once"
     return words
 
 
 def _on_places(new: PolicySet, queued: int) -> str:
     most = new.limits.concurrency.max_waiting
-    words = f"{queued} requests wait now, {most} may"
+    words = f"{plural(queued, 'request')} {form(queued, 'waits', 'wait')} now, {most} may"
     if not most:
         fate = "; those that wait stay" if queued else ""
         return f"{words}: who finds no slot is refused at once{fate}"
     if queued >= most:
         over = queued - most + 1
-        return f"{words}: none is sent away, new ones are refused until {over} have their slots"
+        slots = form(over, "has its slot", "have their slots")
+        return f"{words}: none is sent away, new ones are refused until {over} {slots}"
     return f"{words}: who finds no slot waits up to {new.timeouts.queue} for one"
 
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
 
+from mlxd.core.counts import form
 from mlxd.core.errors import MlxdError, Overloaded, RequestTimeout
 from mlxd.core.lines import one_line
 from mlxd.dialects.base import to_json
@@ -119,7 +120,7 @@ def too_many(policies: PolicySet) -> MlxdError:
     """Connections, of everybody."""
     most = policies.server.http.max_connections
     return Overloaded(
-        f"too many connections: {most} are open, and none of them gives way",
+        f"too many connections: {most} {form(most, 'is', 'are')} open, and none of them gives way",
         retry_after=_RETRY_SECONDS,
         policy=policies.line("server.http.max_connections"),
         numbers={"max": most},
@@ -132,7 +133,7 @@ def too_many_of_one(policies: PolicySet) -> MlxdError:
     most = policies.server.http.per_ip
     most = AUTO if most == "auto" else most
     return Overloaded(
-        f"too many connections of one address: {most} are open",
+        f"too many connections of one address: {most} {form(most, 'is', 'are')} open",
         retry_after=_RETRY_SECONDS,
         policy=policies.line("server.http.per_ip"),
         numbers={"max": most},

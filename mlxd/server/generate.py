@@ -15,6 +15,7 @@ from aiohttp import web
 
 from mlxd.control.dispatch import Asker
 from mlxd.core.caller import PRIORITIES, Priority
+from mlxd.core.counts import form, plural
 from mlxd.core.errors import InvalidRequest, MlxdError, ResumeExpired
 from mlxd.core.events import Completion, collect, collect_all
 from mlxd.core.threads import Threads
@@ -223,11 +224,11 @@ def _check_choices(call: Call, policies: PolicySet) -> None:
     count, most = len(call.requests), policies.limits.choices
     if call.request.want == "answer" and count > most:
         raise InvalidRequest(
-            f"the request asks for {count} answers; at most {most} are given",
+            f"the request asks for {count} answers; at most {most} {form(most, 'is', 'are')} given",
             param=call.plural,
             policy=policies.line("limits.choices"),
             numbers={"asked": count, "allowed": most},
-            would_pass=f"at most {most} answers in one request",
+            would_pass=f"at most {plural(most, 'answer')} in one request",
         )
 
 

@@ -19,6 +19,7 @@ from itertools import islice
 from typing import Any
 
 from mlxd.core.clock import Clock
+from mlxd.core.counts import form, plural
 from mlxd.core.lines import one_line
 
 log = logging.getLogger("mlxd.events")
@@ -107,7 +108,7 @@ class Lost:
     def message(self) -> str:
         if self.count is None:
             return "the id is not of this run of mlxd: later events of that run are not kept"
-        return f"{self.count} events are not kept any more"
+        return f"{plural(self.count, 'event')} {form(self.count, 'is', 'are')} not kept any more"
 
     def as_json(self) -> dict[str, Any]:
         told = {"id": self.id, "at": self.at, "type": self.type, "message": self.message}

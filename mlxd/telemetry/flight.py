@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from mlxd.core import aside, durable
 from mlxd.core.clock import Clock
+from mlxd.core.counts import plural
 from mlxd.core.sizes import spoken
 from mlxd.core.tasks import tell_defect
 from mlxd.core.threads import Threads
@@ -250,7 +251,7 @@ def _doing(worker: Mapping[str, Any]) -> str:
         return f"{model} was loading"
     if state != "generating":
         return ""
-    requests = "1 request" if worker["running"] == 1 else f"{int(worker['running'])} requests"
+    requests = plural(int(worker["running"]), "request")
     held = spoken(int(worker["memory"]))
-    numbers = f"up to {worker['tokens']} tokens, {held} held, last step {worker['step']}"
+    numbers = f"up to {plural(worker['tokens'], 'token')}, {held} held, last step {worker['step']}"
     return f"{model} generated for {requests} ({numbers})"

@@ -10,6 +10,8 @@ import logging
 import os
 import select
 
+from mlxd.core.counts import plural
+
 _PIECE = 4096
 """Bytes that a descriptor which is ready takes without making its writer wait (PIPE_BUF)."""
 
@@ -40,9 +42,10 @@ class Sink(logging.Handler):
 
     def lost_line(self, record: logging.LogRecord, count: int) -> str:
         """Says before `record` that so many lines are missing."""
+        lines = plural(count, "log line was", "log lines were")
         told = logging.makeLogRecord(record.__dict__)
         told.levelno, told.levelname = logging.WARNING, "WARNING"
-        told.msg, told.args, told.exc_info = "%s log lines were lost", (count,), None
+        told.msg, told.args, told.exc_info = "%s lost", (lines,), None
         return self.format(told)
 
     def _wrote(self, line: str) -> bool:

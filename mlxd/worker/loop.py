@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from mlxd.core.clock import stamp
+from mlxd.core.counts import form, plural
 from mlxd.core.events import FinishReason
 from mlxd.core.traces import print_trace
 from mlxd.ipc.messages import (
@@ -491,7 +492,8 @@ class Loop:
         self._running = dict(zip(uids, runs, strict=True))
         self._uids = {run.job.id: uid for uid, run in self._running.items()}
         self._ledger.again()
-        sys.stderr.write(f"the engine was made anew, and {len(runs)} requests go on in it\n")
+        go_on = f"{plural(len(runs), 'request')} {form(len(runs), 'goes', 'go')} on in it"
+        sys.stderr.write(f"the engine was made anew, and {go_on}\n")
 
     # -- stepping
 

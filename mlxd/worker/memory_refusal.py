@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlxd.core.counts import plural
 from mlxd.core.sizes import spoken
 from mlxd.ipc.messages import Refused
 from mlxd.worker.claim import Claim
@@ -23,8 +24,8 @@ def no_room(
     return Refused(
         claim.id,
         "insufficient_memory",
-        f"a prompt of {claim.prompt} tokens and its answer need {spoken(needed)} of memory"
-        f"{beside}, and {spoken(available)} are available for this model",
+        f"a prompt of {plural(claim.prompt, 'token')} and its answer need {spoken(needed)}"
+        f" of memory{beside}, and {spoken(available)} are available for this model",
         policy_key=decided,
         needed_bytes=needed,
         available_bytes=available,
@@ -38,9 +39,9 @@ def too_long(claim: Claim, needed: int, most: int, fitting: int) -> Refused:
     return Refused(
         claim.id,
         "context_exceeded",
-        f"{claim.prompt} prompt tokens and {claim.reserved - claim.prompt} for the answer need"
-        f" {spoken(needed)} of memory, {spoken(most)} at most are available for this model:"
-        f" prompt and answer of {fitting} tokens together would fit",
+        f"{plural(claim.prompt, 'prompt token')} and {claim.reserved - claim.prompt} for the"
+        f" answer need {spoken(needed)} of memory, {spoken(most)} at most are available for this"
+        f" model: prompt and answer of {plural(fitting, 'token')} together would fit",
         param="messages",
         needed_bytes=needed,
         available_bytes=most,

@@ -570,7 +570,7 @@ def test_what_is_said_of_a_full_queue_is_of_what_fills_it() -> None:
     error = refused(scheduler, of_tenant("a", policies, priority="high", cost=40))
     assert "80 tokens are expected of those that wait; with 40 of this request" in error.message
     error = refused(scheduler, of_tenant("a", policies, priority="low"))
-    assert "1 requests of class low wait, as many as may" in error.message
+    assert "1 request of class low waits, as many as may" in error.message
     error = refused(scheduler, of_tenant("a", policies, priority="medium"))
     assert "no request of class medium may wait" in error.message
     assert "slot is free" in error.would_pass

@@ -393,7 +393,7 @@ def test_the_stages_of_an_end_are_logged_and_told(start: Any) -> None:
     ]  # fmt: skip
     log = daemon.log_text()
     order = [
-        log.index(f"stopping: {words}") for words in ("clients are", "no new con", "1 requests")
+        log.index(f"stopping: {words}") for words in ("clients are", "no new con", "1 request did")
     ]
     assert order == sorted(order)
     assert log.index("stopping: the workers end") > order[-1]

@@ -39,7 +39,15 @@ def told(running: int, queued: int, old: dict[str, Any], new: dict[str, Any]) ->
          " new ones wait until 2 have ended"),
         (5, 7, {PLACES: 9}, {PLACES: 9, SLOTS: 8}, "5 requests run now, 8 may: up to 3 of the 7"
          " that wait get a slot at once"),
-        (1, 0, {}, {SLOTS: 8}, "1 requests run now, 8 may"),
+        (1, 0, {}, {SLOTS: 8}, "1 request runs now, 8 may"),
+        (1, 0, {}, {SLOTS: 1}, "1 request runs now, 1 may: none is stopped, new ones are refused"
+         " until 1 has ended"),
+        (1, 1, {PLACES: 9}, {PLACES: 9, SLOTS: 8}, "1 request runs now, 8 may: up to 1 of the 1"
+         " that waits gets a slot at once"),
+        (5, 1, {PLACES: 9}, {PLACES: 1}, "1 request waits now, 1 may: none is sent away, new ones"
+         " are refused until 1 has its slot"),
+        (5, 1, {}, {"clients.priorities.low.weight": 2}, "the one that waits goes on in the order"
+         " of the new weights"),
         (5, 0, {}, {PLACES: 9}, "0 requests wait now, 9 may: who finds no slot waits up to 30s for"
          " one"),
         (5, 7, {PLACES: 9}, {PLACES: 5}, "7 requests wait now, 5 may: none is sent away, new ones"

@@ -50,6 +50,15 @@ def test_broken_lines_are_counted_and_lost_ones_are_known(tmp_path: Path) -> Non
     ]
 
 
+def test_one_such_line_is_told_as_one(tmp_path: Path) -> None:
+    file = write(tmp_path, [served(1.0), Missing(at=ZERO, count=1)])
+    file.write_bytes(file.read_bytes() + b"\xff\xfe\n")
+    assert list(read([file]).warnings()) == [
+        "1 line cannot be read: it is left out",
+        "1 line was lost while the log was written",
+    ]
+
+
 def test_hashes_of_different_salts_are_different_clients(tmp_path: Path) -> None:
     one = write(tmp_path / "one", [served(1.0, user="u", headers={"x": "h"}), served(2.0)])
     other = write(tmp_path / "other", [served(3.0, user="u")], opening(salt="t"))

@@ -74,7 +74,7 @@ def test_a_line_that_was_torn_does_not_take_the_next_one_with_it(pipe):
     text = read_all(read)
     sink.emit(record("next"))
     lines = (text + read_all(read)).splitlines()
-    assert lines[1:] == ["1 log lines were lost", "next"]
+    assert lines[1:] == ["1 log line was lost", "next"]
 
 
 def test_a_full_disk_and_a_closed_descriptor_are_no_error():

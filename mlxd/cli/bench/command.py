@@ -23,6 +23,7 @@ from mlxd.cli.bench import STREAMS, table
 from mlxd.cli.models.asking import asking, failed, print_json, print_lines
 from mlxd.cli.models.words import size
 from mlxd.core import versions
+from mlxd.core.counts import plural
 from mlxd.core.machine import machine
 
 Json = dict[str, Any]
@@ -106,7 +107,7 @@ def _loads(daemon: AdminClient, shown: Json, options: Options) -> list[Load]:
     wanted = options.streams or tuple(count for count in STREAMS if count <= slots) or (1,)
     if wanted[-1] > slots:
         raise CannotBench(
-            f"{wanted[-1]} streams: {slots} answers at one time is the most by {key};"
+            f"{wanted[-1]} streams: {plural(slots, 'answer')} at one time is the most by {key};"
             f" --streams up to {slots}, or a higher limit"
         )
     return plan(wanted, options.prompt, options.tokens, context)

@@ -8,7 +8,8 @@ from typing import Any
 from mlxd.cli import exits
 from mlxd.cli.admin import AdminClient
 from mlxd.cli.models.asking import asking, print_json, print_lines
-from mlxd.cli.models.words import columns, duration, plural, size
+from mlxd.cli.models.words import columns, duration, size
+from mlxd.core.counts import plural
 
 Json = dict[str, Any]
 
@@ -67,7 +68,7 @@ def _nothing(name: str) -> str:
 def _on_disk(disk: Json) -> Iterator[str]:
     """Of all models, whoever is in memory."""
     if disk["entries"]:
-        prompts = plural(disk["entries"], "prompt", "prompts")
+        prompts = plural(disk["entries"], "prompt")
         yield f"on disk, of all models: {prompts}, {size(disk['bytes'])}"
 
 
@@ -83,7 +84,7 @@ def _row(model: Json) -> tuple[str, ...]:
         (duration(model["oldest_use_seconds"]) if model["entries"] else "") if known else _BUSY,
         (size(model["disk_bytes"]) if model["disk_entries"] else "") if known else _BUSY,
         f"{found} of {all}",
-        f"{model['reused_tokens']} of {plural(tokens, 'token', 'tokens')}",
+        f"{model['reused_tokens']} of {plural(tokens, 'token')}",
     )
 
 

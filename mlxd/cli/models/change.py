@@ -7,7 +7,7 @@ from typing import Any
 from mlxd.cli import exits
 from mlxd.cli.admin import AdminClient
 from mlxd.cli.models.asking import asking, print_json, print_lines
-from mlxd.cli.models.words import plural
+from mlxd.core.counts import plural
 
 
 def remove(policies: str | None, state: str | None, name: str, *, as_json: bool) -> int:
@@ -56,7 +56,7 @@ def reset(policies: str | None, state: str | None, name: str, *, as_json: bool) 
 
 def _forgotten(answer: dict[str, Any]) -> str:
     model, requests = answer["model"], answer["requests"]
-    told = f"; {plural(requests, 'request', 'requests')} may be made again" if requests else ""
+    told = f"; {plural(requests, 'request')} may be made again" if requests else ""
     if answer["reset"]:
         return f"{model} is tried with the next request{told}"
     return f"nothing was held against {model}{told}"

@@ -8,7 +8,8 @@ from typing import Any
 from mlxd.cli import exits
 from mlxd.cli.admin import AdminClient
 from mlxd.cli.models.asking import asking, print_json, print_lines
-from mlxd.cli.models.words import columns, duration, plural, size
+from mlxd.cli.models.words import columns, duration, size
+from mlxd.core.counts import plural
 
 Json = dict[str, Any]
 
@@ -70,7 +71,7 @@ def _longest(report: Json) -> str:
 
 
 def _confidence(report: Json) -> str:
-    runs = plural(report["observations"], "run", "runs")
+    runs = plural(report["observations"], "run")
     error = report["error_percent"]
     off = f", off by {error:.0f} % on average" if error is not None else ""
     if report["confidence"] == "measured":

@@ -8,7 +8,8 @@ from typing import Any
 from mlxd.cli import exits
 from mlxd.cli.admin import AdminClient
 from mlxd.cli.models.asking import asking, print_json, print_lines
-from mlxd.cli.models.words import columns, count, duration, plural, size
+from mlxd.cli.models.words import columns, count, duration, size
+from mlxd.core.counts import plural
 
 Json = dict[str, Any]
 
@@ -130,6 +131,6 @@ def _leaves(model: Json) -> str:
     left = model["expires_in_seconds"]
     if model["running"]:
         wait = f"{duration(left)} after " if left else "after "
-        requests = plural(model["running"], "its request", "its requests").partition(" ")[2]
+        requests = plural(model["running"], "its request").partition(" ")[2]
         return "never" if left is None else f"{wait}{requests}"
     return "never" if left is None else f"in {duration(left)}"

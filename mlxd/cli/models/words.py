@@ -36,10 +36,6 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
-def plural(amount: int, one: str, many: str) -> str:
-    return f"{amount} {one if amount == 1 else many}"
-
-
 def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Each column as wide as its widest entry, but for the last."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -20,6 +20,7 @@ from mlxd.cli.prove.mac import Looks
 from mlxd.cli.prove.step import Outcome, Steps, Verdict, failed, judged, not_here, passed
 from mlxd.cli.prove.subject import CannotProve, Subject, eventually, gone
 from mlxd.control.process_limit import resident_of
+from mlxd.core.counts import form, plural
 
 Json = dict[str, Any]
 
@@ -147,7 +148,7 @@ class Proof:
         self._measured("first token", f"{1000 * answer.first:.0f} ms")
         self._measured("tokens a second", f"{answer.rate:.1f}")
         words = (
-            f"{len(answer.tokens)} tokens, the first after {1000 * answer.first:.0f} ms,"
+            f"{plural(len(answer.tokens), 'token')}, the first after {1000 * answer.first:.0f} ms,"
             f" then {answer.rate:.1f} a second"
         )
         if not flowed:
@@ -166,7 +167,7 @@ class Proof:
         if not answer.whole:
             count = len(answer.tokens)
             why = answer.error or "it ended without a reason"
-            raise CannotProve(f"the answer broke off after {count} tokens: {why}")
+            raise CannotProve(f"the answer broke off after {plural(count, 'token')}: {why}")
         return answer
 
     def _survives(self) -> Outcome:
@@ -267,7 +268,9 @@ class Proof:
     def _gives_back(self) -> Outcome:
         process = self._subject.process(self._model)
         if process.get("running"):
-            return not_here(f"{process['running']} requests of others use the model")
+            count = process["running"]
+            use = form(count, "uses", "use")
+            return not_here(f"{plural(count, 'request')} of others {use} the model")
         pid = process.get("pid")
         if pid is None:
             return not_here("the model is not in memory any more")

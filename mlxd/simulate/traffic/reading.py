@@ -12,6 +12,7 @@ from statistics import median
 
 import msgspec
 
+from mlxd.core.counts import form, plural
 from mlxd.telemetry import traffic
 from mlxd.telemetry.traffic import FILE, SCHEMA, Evicted, Known, Loaded, Missing, Opening, Request
 
@@ -68,9 +69,11 @@ class Log:
     def warnings(self) -> Iterator[str]:
         """What a reader of the report should know."""
         if self.broken:
-            yield f"{self.broken} lines cannot be read: they are left out"
+            left_out = form(self.broken, "it is left out", "they are left out")
+            yield f"{plural(self.broken, 'line')} cannot be read: {left_out}"
         if self.lost:
-            yield f"{self.lost} lines were lost while the log was written"
+            were = form(self.lost, "was", "were")
+            yield f"{plural(self.lost, 'line')} {were} lost while the log was written"
 
 
 def read(paths: Sequence[Path], progress: Progress = lambda done, count: None) -> Log:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mlxd.core.caller import PRIORITIES
+from mlxd.core.counts import plural
 from mlxd.server.errors import STATUS
 from mlxd.simulate.traffic.outcome import Outcome
 
@@ -140,7 +141,7 @@ class Comparison:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        yield f"{len(self.after.outcomes)} requests in {_span(self.seconds)}"
+        yield f"{plural(len(self.after.outcomes), 'request')} in {_span(self.seconds)}"
         yield f"before: {self.before.name}; after: {self.after.name}"
         yield ""
         yield from _aligned([_HEAD, *self._cells()])

@@ -326,16 +326,23 @@ def test_the_end_tells_whether_the_context_is_full(world, tokens, full):
     assert last.context_full is full
 
 
-def test_calls_that_could_not_be_read_are_counted_and_logged_once(world, caplog):
+@pytest.mark.parametrize(
+    ("calls", "words"),
+    [
+        (1, "1 tool call of m could not be read, and is text"),
+        (2, "2 tool calls of m could not be read, and are text"),
+    ],
+)
+def test_calls_that_could_not_be_read_are_counted_and_logged_once(world, caplog, calls, words):
     told = []
     world.replays.on_malformed = lambda model, calls: told.append((model, calls))
     one = Request(world, "secret")
     one.starts()
-    ended = ipc.Ended(one.asked[-1].id, "stop", 3, 1, 0, 0.1, 0.2, malformed_calls=2)
+    ended = ipc.Ended(one.asked[-1].id, "stop", 3, 1, 0, 0.1, 0.2, malformed_calls=calls)
     world.says(ipc.Output(1, [ended]))
-    assert told == [("m", 2)]
+    assert told == [("m", calls)]
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == "2 tool calls of m could not be read, and are text"
+    assert line == words
 
 
 def test_an_end_that_is_told_once_more_is_not_counted_again(world, caplog):

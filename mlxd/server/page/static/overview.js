@@ -1,7 +1,7 @@
 // What the daemon does now, from an answer of ui/state.
 
 import { at, el, sync, text, tone } from "./dom.js";
-import { bytes, duration, number, percent } from "./words.js";
+import { bytes, duration, number, percent, plural } from "./words.js";
 
 const TONES = { healthy: "ok", degraded: "warn", warning: "warn", critical: "bad" };
 const MARKS = ["warning", "critical", "emergency"];
@@ -75,7 +75,7 @@ function residents(state) {
       bar.hidden = !one.is_loading;
       if (one.loading) bar.value = one.loading.share;
       text(running, one.is_loading ? "loading" : `${number(one.active_requests)} running`);
-      text(more, one.loading ? one.loading.words : `${held(one)}, used ${number(one.use_count)} times`);
+      text(more, one.loading ? one.loading.words : `${held(one)}, used ${plural(one.use_count, "time")}`);
     };
     return node;
   });

@@ -1,0 +1,22 @@
+"""Counts in words."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlxd.core.counts import form, plural
+
+
+@pytest.mark.parametrize(
+    ("amount", "words"),
+    [(0, "0 requests"), (1, "1 request"), (2, "2 requests"), (10**7, "10000000 requests"),
+     (1.0, "1 request"), (0.5, "0.5 requests")],
+)  # fmt: skip
+def test_one_is_told_in_the_singular(amount: float, words: str) -> None:
+    assert plural(amount, "request") == words
+
+
+def test_what_goes_with_it_agrees() -> None:
+    assert [form(count, "waits", "wait") for count in range(3)] == ["wait", "waits", "wait"]
+    assert plural(1, "entry", "entries") == "1 entry"
+    assert plural(2, "entry", "entries") == "2 entries"
