@@ -15,6 +15,7 @@ from functools import partial
 
 from mlxd.core.counts import plural
 from mlxd.core.errors import AFTER_DRAIN, Draining
+from mlxd.core.threads import NoThread
 from mlxd.daemon.composition import Composition
 
 log = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ class Ending:
 
     async def _remove_temporary(self) -> None:
         remove = partial(shutil.rmtree, ignore_errors=True)
-        with contextlib.suppress(OSError):  # TimeoutError; or there is no thread for it
+        with contextlib.suppress(TimeoutError, NoThread):
             async with asyncio.timeout(_TIDY_SECONDS):
                 await self._made.threads.run(remove, self._made.temporary)
 

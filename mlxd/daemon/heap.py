@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 
 from mlxd.core.heap import Heap
-from mlxd.core.threads import Threads
+from mlxd.core.threads import NoThread, Threads
 
 TRIM_SECONDS = 60.0
 _ARENAS = 2
@@ -25,5 +25,5 @@ async def keep_small(threads: Threads) -> None:
     heap.bound_arenas(_ARENAS)
     while True:
         await asyncio.sleep(TRIM_SECONDS)
-        with contextlib.suppress(OSError):  # there is no thread for it
+        with contextlib.suppress(NoThread):
             await threads.run(heap.trim)

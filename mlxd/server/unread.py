@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable
 
 from mlxd.core.clock import Clock
-from mlxd.core.threads import Threads
+from mlxd.core.threads import NoThread, Threads
 
 _EVERY_SECONDS = 1.0
 _PATIENCE_SECONDS = 0.2
@@ -32,7 +32,7 @@ class Unread:
         """Have `words` be of now, if that can be had soon."""
         if self._looking is None and self._clock.monotonic() - self._looked >= _EVERY_SECONDS:
             self._looked = self._clock.monotonic()
-            with contextlib.suppress(OSError):  # no thread for it
+            with contextlib.suppress(NoThread):
                 self._looking = self._threads.run(self._look)
                 self._looking.add_done_callback(self._seen)
         if self._looking is not None:

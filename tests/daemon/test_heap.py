@@ -72,6 +72,19 @@ async def test_want_of_a_thread_once_does_not_end_that(monkeypatch: pytest.Monke
     assert refused
 
 
+async def test_what_else_goes_wrong_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Library):
+        def malloc_trim(self, kept: int) -> int:
+            raise OSError("the library is broken")
+
+    library = Broken()
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(heap, "TRIM_SECONDS", 0.001)
+    with pytest.raises(OSError, match="the library is broken"):
+        await asyncio.wait_for(heap.keep_small(Threads("heap")), 5)
+
+
 async def test_another_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     other: Any = object()
     monkeypatch.setattr(ctypes, "CDLL", lambda name: other)
