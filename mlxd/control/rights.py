@@ -23,6 +23,11 @@ class Rights:
     terms: Terms
     card: ModelCard
 
+    @property
+    def allowed(self) -> bool:
+        """Whether it may use the model."""
+        return _is_allowed(self.terms, _names(self.card))
+
     def check_model(self) -> None:
         """Raises Forbidden."""
         check_model(self.terms, self.card.name, _names(self.card))
@@ -54,13 +59,12 @@ def check_model(terms: Terms, model: str, names: Sequence[str]) -> None:
     """Whether a client may use a model: by its names, in the form in which names are compared.
     Raises Forbidden.
     """
-    allowed = terms.tenant.models
-    if allowed and not any(matches(canonical(p), name) for p in allowed for name in names):
+    if not _is_allowed(terms, names):
         raise Forbidden(
             f"this client may not use model '{model}'",
             param="model",
             policy=terms.line("models"),
-            would_pass=f"one of {', '.join(allowed)}",
+            would_pass=f"one of {', '.join(terms.tenant.models)}",
         )
 
 
@@ -74,6 +78,11 @@ def kept_alive(tenant: Tenant, asked: float | None, ttl: float) -> float | None:
 
 def rights_of(caller: Caller, card: ModelCard, policies: PolicySet) -> Rights:
     return Rights(terms_of(caller, policies), card)
+
+
+def _is_allowed(terms: Terms, names: Sequence[str]) -> bool:
+    patterns = terms.tenant.models
+    return not patterns or any(matches(canonical(p), name) for p in patterns for name in names)
 
 
 def _names(card: ModelCard) -> Sequence[str]:

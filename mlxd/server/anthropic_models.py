@@ -16,6 +16,7 @@ from mlxd.server.answers import iso, json_response
 from mlxd.server.edge import policies_of
 from mlxd.server.errors import Render, in_anthropic
 from mlxd.server.parts import Parts
+from mlxd.server.usable import look_up, usable
 
 Json = dict[str, Any]
 _PAGE = 20
@@ -35,10 +36,11 @@ class AnthropicModels:
         tokens = policies.limits.tokens
         name = unquote(request.path.removeprefix("/v1/models").removeprefix("/"))
         if name:
-            card = await self._parts.catalog.look_up(name, policies)
+            card = await look_up(self._parts.catalog, name, request)
             return json_response(_model(card, tokens))
-        cards = [c for c in await self._parts.catalog.cards(policies) if not c.unavailable]
-        return json_response(page([_model(card, tokens) for card in cards], request.query))
+        cards = usable(await self._parts.catalog.cards(policies), request)
+        served = [_model(card, tokens) for card in cards if not card.unavailable]
+        return json_response(page(served, request.query))
 
 
 def page(models: Sequence[Json], query: Any) -> Json:

@@ -19,6 +19,7 @@ from mlxd.server.answers import iso, json_response
 from mlxd.server.edge import ID, policies_of
 from mlxd.server.errors import Render, error_body, in_ollama, in_openai
 from mlxd.server.parts import Parts
+from mlxd.server.usable import is_usable, look_up, usable
 
 Json = dict[str, Any]
 _FAR_SECONDS = 100.0 * 365 * 86400
@@ -36,10 +37,9 @@ class Tags(_OllamaList):
     """/api/tags: the newest first, the guide last."""
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        cards = await self._parts.catalog.cards(policies_of(request))
-        *own, guide = cards
+        *own, guide = await self._parts.catalog.cards(policies_of(request))
         own.sort(key=lambda card: -card.modified)
-        return json_response({"models": [_tag(card) for card in [*own, guide]]})
+        return json_response({"models": [_tag(card) for card in usable([*own, guide], request)]})
 
 
 class Ps(_OllamaList):
@@ -47,7 +47,8 @@ class Ps(_OllamaList):
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         residency = self._parts.residency
-        loaded = [r for r in residency.residents() if residency.worker_of(r)]
+        residents = (r for r in residency.residents() if is_usable(r.card, request))
+        loaded = [r for r in residents if residency.worker_of(r)]
         loaded.sort(key=lambda r: -r.expires_wall)
         now = self._parts.clock.wall()
         return json_response({"models": [_process(resident, now) for resident in loaded]})
@@ -65,7 +66,7 @@ class Model(_OllamaList):
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         name = unquote(request.path.removeprefix("/api/models/"))
-        card = await self._parts.catalog.look_up(name, policies_of(request))
+        card = await look_up(self._parts.catalog, name, request)
         residency = self._parts.residency
         loaded = {r.spec for r in residency.residents() if residency.worker_of(r)}
         return json_response(
@@ -94,13 +95,12 @@ class OpenAIModels:
         self._parts = parts
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        policies = policies_of(request)
         name = unquote(request.path.removeprefix("/v1/models").removeprefix("/"))
         if name:
-            card = await self._parts.catalog.look_up(name, policies)
-            return json_response(_openai_model(card))
-        cards = [c for c in await self._parts.catalog.cards(policies) if not c.unavailable]
-        return json_response({"object": "list", "data": [_openai_model(c) for c in cards]})
+            return json_response(_openai_model(await look_up(self._parts.catalog, name, request)))
+        cards = usable(await self._parts.catalog.cards(policies_of(request)), request)
+        served = [_openai_model(card) for card in cards if not card.unavailable]
+        return json_response({"object": "list", "data": served})
 
 
 class Nowhere:

@@ -23,6 +23,7 @@ from mlxd.server.edge import policies_of
 from mlxd.server.errors import Render, in_ollama
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
+from mlxd.server.usable import look_up
 
 Json = dict[str, Any]
 _MOST_TENSORS = 20_000
@@ -45,7 +46,7 @@ class Show:
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         policies = policies_of(request)
         name, verbose = await read_json(request, policies, _asked)
-        card = await self._parts.catalog.look_up(name, policies)
+        card = await look_up(self._parts.catalog, name, request)
         shown = show(card, name, str(request.headers.get("User-Agent", "")))
         if verbose:
             shown["tensors"] = await self._threads.run(_tensors, Path(card.path))

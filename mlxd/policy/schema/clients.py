@@ -209,8 +209,8 @@ class Tenant(Policy):
         None, "As `limits.tokens.max_output`, for its requests.", unit="tokens", example="2048"
     )
     models: Names = field(
-        (), "The models it may use, by any of their names, where `*` stands for any text (403); "
-        "`[]` is all.",
+        (), "The models it may use, by any of their names, where `*` stands for any text (403), "
+        "and that its lists of models show; `[]` is all.",
         example='["qwen2.5-coder:*"]',
     )  # fmt: skip
     max_keep_alive: Duration | None = field(

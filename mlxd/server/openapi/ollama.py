@@ -64,8 +64,8 @@ def _asked(path: str, words: str, asks: str, told: Answer, raises: Errors) -> Op
 
 def _looking() -> Iterator[Operation]:
     for path, name, words in (
-        ("/api/tags", "OllamaTags", "List every model."),
-        ("/api/ps", "OllamaProcesses", "List the models in memory."),
+        ("/api/tags", "OllamaTags", "List the models that the client may use."),
+        ("/api/ps", "OllamaProcesses", "List the models in memory that the client may use."),
         (
             "/api/version",
             "OllamaVersion",

@@ -121,8 +121,9 @@ def _models() -> Iterator[Operation]:
     ):
         told = either(refer(f"OpenAI{name}"), refer(f"Anthropic{name}"))
         page = () if own else _PAGE
+        words = "One model." if own else "List the models that the client may use."
         yield Operation(
-            "GET", path, "One model." if own else "List models.", "OpenAI",
+            "GET", path, words, "OpenAI",
             {200: Answer("The answer.", {JSON: told})}, (*failures.EDGE, *raises),
             parameters=(*own, *page, _VERSION), says=_BOTH,
         )  # fmt: skip

@@ -1,0 +1,29 @@
+"""The models that whoever asks may use: it is shown no others, in lists or by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from aiohttp import web
+
+from mlxd.control.catalog import Catalog
+from mlxd.control.rights import rights_of
+from mlxd.core.models import ModelCard
+from mlxd.server.edge import caller_of, policies_of
+
+
+def is_usable(card: ModelCard, request: web.BaseRequest) -> bool:
+    return rights_of(caller_of(request), card, policies_of(request)).allowed
+
+
+def usable(cards: Iterable[ModelCard], request: web.BaseRequest) -> list[ModelCard]:
+    """In the same order."""
+    return [card for card in cards if is_usable(card, request)]
+
+
+async def look_up(catalog: Catalog, name: str, request: web.BaseRequest) -> ModelCard:
+    """As the catalogue does, by the caller's rights. Raises Forbidden, too."""
+    policies = policies_of(request)
+    card = await catalog.look_up(name, policies)
+    rights_of(caller_of(request), card, policies).check_model()
+    return card
