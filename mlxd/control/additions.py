@@ -19,6 +19,7 @@ from mlxd.control.reading import (
 from mlxd.control.safetensors import flaw_of, read_header
 
 _WEIGHTS = "adapters.safetensors"
+_SAMPLES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def read_adapter(folder: Path) -> Adapter:
     try:
         real = Path(os.path.realpath(folder, strict=True))
         json_object(real / "adapter_config.json")
-        header = read_header(real / _WEIGHTS)
+        header = read_header(real / _WEIGHTS, _SAMPLES)
         if flaw := flaw_of(header, _WEIGHTS):
             raise UnreadableModel(flaw)
     except OutOfFiles:
@@ -60,7 +61,8 @@ def read_adapter(folder: Path) -> Adapter:
     except OSError as error:
         words = f"its adapter cannot be used: {in_words(error)}"
         return Adapter(unavailable=words, missing=is_missing(folder, stat.S_ISDIR))
-    digest = hashlib.sha256(b"%d\0%b" % (header.file_bytes, header.raw)).hexdigest()
+    said = b"%d\0%b" % (header.file_bytes, header.raw)
+    digest = hashlib.sha256(said + header.sample).hexdigest()
     return Adapter(digest, sum(tensor.size_bytes for tensor in header.tensors))
 
 

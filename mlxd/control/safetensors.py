@@ -1,4 +1,4 @@
-"""Reads and checks the header of a safetensors file; never the numbers themselves.
+"""Reads and checks the header of a safetensors file; of the numbers themselves some at most.
 
 Such a file is eight bytes with the length of the header, the header (JSON: each tensor's type,
 shape and range of bytes), and the bytes of all tensors, one after the other without gaps.
@@ -6,8 +6,10 @@ shape and range of bytes), and the bytes of all tensors, one after the other wit
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +36,9 @@ BITS: Mapping[str, int] = {
 MOST_ELEMENTS = 2**53
 """More numbers than anything that exists has; also bytes from here up are no file's."""
 _LARGEST = 2**48
+_SAMPLE_BYTES = 4096
+_GOLDEN = (5**0.5 - 1) / 2
+"""Its multiples lie evenly between whole numbers, and keep no step with how layers repeat."""
 _LONGEST_NAME = 100
 _MOST_DIMENSIONS = 32
 
@@ -64,6 +69,8 @@ class Header:
     raw: bytes
     file_bytes: int
     tensors: tuple[Tensor, ...]
+    sample: bytes = b""
+    """A digest over some of its numbers, where that was asked for."""
 
     @property
     def data_bytes(self) -> int:
@@ -71,8 +78,10 @@ class Header:
         return self.file_bytes - 8 - len(self.raw)
 
 
-def read_header(file: Path) -> Header:
-    """Raises UnreadableModel where nothing can be known of the file."""
+def read_header(file: Path, samples: int = 0) -> Header:
+    """`samples`: of how many tensors some numbers are looked at. Raises UnreadableModel where
+    nothing can be known of the file.
+    """
     with opened(file) as (stream, size):
         prefix = stream.read(8)
         if len(prefix) < 8:
@@ -81,7 +90,21 @@ def read_header(file: Path) -> Header:
         if length > min(size - 8, MAX_HEADER_BYTES):
             raise UnreadableModel(f"its {file.name} is cut short or damaged")
         raw = stream.read(length)
-    return Header(raw, size, _tensors(raw, file.name))
+        tensors = _tensors(raw, file.name)
+        sample = _sampled(stream.fileno(), 8 + length, tensors, samples)
+    return Header(raw, size, tensors, sample)
+
+
+def _sampled(descriptor: int, begin: int, tensors: Sequence[Tensor], samples: int) -> bytes:
+    """From the middle of each, which training changes sooner than the first rows of a vocabulary.
+    What lies behind the file's end is empty. Raises OSError.
+    """
+    chosen = {int(len(tensors) * (n * _GOLDEN % 1)) for n in range(min(samples, len(tensors)))}
+    found = hashlib.sha256()
+    for tensor in (tensors[n] for n in sorted(chosen)):
+        at = tensor.begin + max(0, tensor.size_bytes - _SAMPLE_BYTES) // 2
+        found.update(os.pread(descriptor, min(tensor.size_bytes, _SAMPLE_BYTES), begin + at))
+    return found.digest()
 
 
 def flaw_of(header: Header, name: str) -> str:

@@ -21,6 +21,8 @@ WEIGHTS = re.compile(r"model.*\.safetensors", re.DOTALL)
 INDEX = "model.safetensors.index.json"
 _MOST_INDEX_BYTES = 32 * 2**20
 _MOST_INDEXED = 500_000
+_SAMPLES = 32
+"""Of a model's tensors: enough to tell models of one shape apart, and read in no time."""
 _FILE = msgspec.json.Decoder(str)
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _PART = re.compile(r"(.*-)(\d{1,6})-of-(\d{1,6})\.safetensors", re.DOTALL)
@@ -40,7 +42,8 @@ class Weights:
     dtype: str
     """Of most of the numbers."""
     digest: str
-    """64 hex digits over names, sizes and headers."""
+    """64 hex digits over names, sizes, headers and samples of the numbers: a copy's are the same,
+    those of a model of the same shape, trained otherwise, are not."""
     flaw: str
     """Why they should not be loaded; empty when nothing is wrong."""
     experts_apart: bool
@@ -52,7 +55,8 @@ def read_weights(folder: Path, quantization: Quantization) -> Weights:
     files = sorted(file for file in folder.iterdir() if WEIGHTS.fullmatch(file.name))
     if not files:
         raise UnreadableModel("it has no model*.safetensors")
-    headers = {file.name: read_header(file) for file in files}
+    samples = max(1, _SAMPLES // len(files))
+    headers = {file.name: read_header(file, samples) for file in files}
     tensors = _each_once(headers.values())
     parameters = sum(_unpacked(tensor, quantization) for tensor in tensors.values())
     if parameters >= MOST_ELEMENTS:
@@ -145,4 +149,5 @@ def _digest(headers: Mapping[str, Header]) -> str:
     digest = hashlib.sha256()
     for name, header in headers.items():
         digest.update(b"%b\0%d\0%b" % (os.fsencode(name), header.file_bytes, header.raw))
+        digest.update(header.sample)
     return digest.hexdigest()

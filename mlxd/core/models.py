@@ -53,7 +53,7 @@ class ModelCard:
     path: str
     size_bytes: int
     digest: str
-    """64 hex digits over names, sizes and headers of its files; not over the weights themselves."""
+    """64 hex digits over names, sizes and headers of its files, and samples of the weights."""
     modified: float
     """Seconds since the epoch."""
     family: str

@@ -2,12 +2,14 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
 import struct
 from pathlib import Path
 
 import pytest
 
+from mlxd.control.additions import read_adapter
 from mlxd.control.model_files import count_of, fingerprint, read_card, with_template
 from mlxd.control.reading import readable
 from mlxd.control.safetensors import BITS
@@ -137,6 +139,49 @@ def test_a_damaged_folder_says_why_and_names_no_path(tmp_path, damage, reason):
     assert reason in card.unavailable
     assert str(tmp_path) not in card.unavailable
     assert len(card.digest) == 64
+
+
+def trained(file, *tensors):
+    """Other numbers in these tensors, in place: of the file's times the one is put back."""
+    raw, status = bytearray(file.read_bytes()), file.stat()
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + length])
+    for name in tensors or header:
+        begin, end = (8 + length + offset for offset in header[name]["data_offsets"])
+        raw[begin:end] = b"\x01" * (end - begin)
+    file.write_bytes(raw)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+LAYERS = {
+    f"model.layers.{layer}.{part}.weight": ("F16", [4, 8])
+    for layer in range(32)
+    for part in ("down", "gate", "k", "norm", "o", "q", "up", "v")
+}
+
+
+@pytest.mark.parametrize("parts", [("",), ("q", "v")], ids=["everywhere", "in some layers"])
+def test_models_of_one_shape_that_were_trained_otherwise_have_other_digests(tmp_path, parts):
+    one, other = (write_model(tmp_path / name, tensors=LAYERS) for name in ("a", "b"))
+    assert read_card(one, "a").digest == read_card(other, "b").digest
+    changed = [name for name in LAYERS if parts == ("",) or name.split(".")[-2] in parts]
+    trained(other / "model.safetensors", *changed)
+    assert read_card(one, "a").digest != read_card(other, "b").digest
+
+
+def test_a_copy_of_a_model_has_its_digest(tmp_path):
+    folder = write_model(tmp_path / "a", tensors=LAYERS)
+    trained(folder / "model.safetensors")
+    shutil.copytree(folder, tmp_path / "b", copy_function=shutil.copyfile)
+    os.utime(tmp_path / "b" / "model.safetensors", (1, 1))
+    assert read_card(folder, "a").digest == read_card(tmp_path / "b", "b").digest
+
+
+def test_adapters_of_one_shape_have_digests_of_their_own(tmp_path):
+    one, other = (write_adapter(tmp_path / name) for name in ("a", "b"))
+    assert read_adapter(one) == read_adapter(other)
+    trained(other / "adapters.safetensors")
+    assert read_adapter(one).digest != read_adapter(other).digest
 
 
 def test_a_dangling_link_is_unavailable(tmp_path):

@@ -28,7 +28,7 @@ _KEY_BYTES = 16
 def identity(
     folder: Path, adapter: Path | None, *, digest: str, kv_bits: int, dated: bool = True
 ) -> str:
-    """`digest`: the daemon's, over the headers of the files. `dated`: a file that was written anew
+    """`digest`: the daemon's, over the weights' files. `dated`: a file that was written anew
     is another one, whatever is in it. Raises OSError.
     """
     told = hashlib.blake2b(digest_size=_KEY_BYTES)
