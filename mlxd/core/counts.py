@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def plural(amount: float, one: str, many: str = "") -> str:
     """The number and what it counts; `many`: where that is not `one` with an s."""
-    number = f"{amount:g}" if isinstance(amount, float) else f"{amount}"
+    number = f"{amount:g}" if amount % 1 else f"{int(amount)}"
     return f"{number} {form(amount, one, many)}"
 
 
