@@ -16,6 +16,7 @@ from typing import Protocol
 from aiohttp import web
 
 from mlxd.core.caller import Caller
+from mlxd.core.clock import Clock
 from mlxd.core.errors import (
     AFTER_DRAIN,
     Again,
@@ -115,6 +116,8 @@ Route = Callable[[web.BaseRequest], Endpoint]
 Refused = Callable[[web.BaseRequest, web.StreamResponse], None]
 
 ID = web.RequestKey("id", str)
+CLOCK: web.RequestKey[Clock] = web.RequestKey("clock")
+"""What the time that its client may take is measured by."""
 POLICIES = web.RequestKey("policies", PolicySet)
 MARKS = web.RequestKey("marks", Marks)
 CALLER = web.RequestKey("caller", Caller)
@@ -169,6 +172,7 @@ class Edge:
             request.protocol.leaving = True
         request[CALLER] = Caller(address_of(request, policies_of(request)))
         began = self._parts.clock.monotonic()
+        request[CLOCK] = self._parts.clock
         request[STORY] = story = self._story(request, began)
         request[MARKS] = Marks(partial(self._would_deny, story))
         if self._traces is not None:

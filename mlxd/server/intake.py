@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from aiohttp import HttpVersion11, web
 
+from mlxd.core.clock import within
 from mlxd.core.errors import (
     InvalidRequest,
     PolicyLine,
@@ -26,7 +27,7 @@ from mlxd.dialects.base import Json
 from mlxd.policy.load import PolicySet
 from mlxd.server.body import JsonLimits, parse_json
 from mlxd.server.connection import Connection
-from mlxd.server.edge import BODY
+from mlxd.server.edge import BODY, CLOCK
 from mlxd.server.inflating import ENCODINGS, Inflater
 
 T = TypeVar("T")
@@ -128,7 +129,7 @@ async def read_body(request: web.BaseRequest, policies: PolicySet) -> bytes:
     try:
         if request.content.is_eof() and encoding in _PLAIN:
             return _come(request, policies)
-        async with asyncio.timeout(float(http.body_total_timeout)):
+        async with within(request[CLOCK], float(http.body_total_timeout)):
             if encoding in _PLAIN:
                 return await _read(request, policies)
             return await _inflate(request, policies, encoding)
@@ -173,7 +174,7 @@ async def pieces_of(request: web.BaseRequest, policies: PolicySet) -> AsyncGener
 async def _pieces(request: web.BaseRequest, policies: PolicySet) -> AsyncGenerator[bytes, None]:
     while not request.content.at_eof():
         try:
-            async with asyncio.timeout(float(policies.server.http.body_idle_timeout)):
+            async with within(request[CLOCK], float(policies.server.http.body_idle_timeout)):
                 piece = await request.content.readany()
         except TimeoutError:
             raise _too_slow(policies.line("server.http.body_idle_timeout")) from None

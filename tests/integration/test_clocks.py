@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.integration.talking import (
     generate,
     held,
     idle,
+    one_answer,
     say,
     spawned,
     workers_of,
@@ -62,6 +64,20 @@ def test_a_daemon_that_was_stopped_blames_no_worker(start: Start) -> None:
     assert say(daemon, ENDLESS, "stopped", tokens=300) == expected
     assert workers_of(daemon) == workers
     assert spawned(daemon, ENDLESS) == 1
+
+
+def test_a_body_that_comes_while_the_daemon_is_stopped_is_not_late(start: Start) -> None:
+    daemon = start({"server": "http: {body_idle_timeout: 2s, body_total_timeout: 2s}\n"})
+    body = b'{"model": "tiny-a"}'
+    head = f"POST /api/show HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    with socket.create_connection(("127.0.0.1", daemon.port), 30) as sock:
+        sock.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
+        assert sock.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        os.kill(daemon.pid, signal.SIGSTOP)
+        time.sleep(STOPPED)  # the length of the stop
+        sock.sendall(body)
+        os.kill(daemon.pid, signal.SIGCONT)
+        assert one_answer(sock).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.skipif(bool(clocks.missing()), reason=clocks.missing())

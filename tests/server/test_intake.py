@@ -13,9 +13,11 @@ from aiohttp import StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 
+from mlxd.core.clock import SystemClock
 from mlxd.core.errors import InvalidRequest
 from mlxd.policy.load import load
 from mlxd.server import intake
+from mlxd.server.edge import CLOCK
 from mlxd.server.intake import AT_ONCE, in_thread, read_body, read_json
 
 POLICIES = load()
@@ -31,6 +33,7 @@ def request_of(body: bytes, **headers: str) -> tuple[web.Request, Mock]:
     request = make_mocked_request(
         "POST", "/api/chat", headers=headers, payload=content, transport=transport
     )
+    request[CLOCK] = SystemClock()
     return request, transport
 
 
