@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 from mlxd.control import cgroup
 from mlxd.control.watermarks import Level
+from mlxd.core.clock import Clock
 
 _SOME_AVG10 = re.compile(r"^some avg10=([0-9.]+)", re.MULTILINE)
 _WARNING_STALL = 0.3
@@ -19,6 +21,8 @@ _CRITICAL_STALL = 0.6
 """systemd-oomd's DefaultMemoryPressureLimit."""
 SUSTAINED_SECONDS = 30.0
 """systemd-oomd's DefaultMemoryPressureDurationSec."""
+_TOGETHER_SECONDS = 5.0
+"""Within which the ends are known of all processes that the kernel killed at one time."""
 _MACOS_NAME = b"kern.memorystatus_vm_pressure_level"
 _MACOS_LEVELS = {2: Level.WARNING, 4: Level.CRITICAL}
 
@@ -97,14 +101,22 @@ class Sustained:
 class OomKills:
     """Whether the kernel has killed for want of memory, in this process's own group."""
 
-    def __init__(self, root: Path = Path("/")) -> None:
+    def __init__(self, clock: Clock, root: Path = Path("/")) -> None:
+        self._clock = clock
         self._root = root
         self._known = self._count()
+        self._noticed = -math.inf
+        """When it was last asked and there were more."""
 
-    def more(self) -> bool:
-        """Since it was asked last."""
+    def lately(self) -> bool:
+        """Since it was asked last, or noticed a moment ago: where it kills several at once, each of
+        them is asked for.
+        """
         before, self._known = self._known, self._count()
-        return self._known > before
+        now = self._clock.monotonic()
+        if self._known > before:
+            self._noticed = now
+        return now - self._noticed <= _TOGETHER_SECONDS
 
     def _count(self) -> int:
         try:

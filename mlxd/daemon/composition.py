@@ -470,8 +470,8 @@ def _records(ground: _Ground, residency: Residency, admission: Admission) -> Rec
 
 def _replays(ground: _Ground, guard: Guard) -> Replays:
     """A SIGKILL may be the system's, for want of memory."""
-    killed = OomKills()
-    replays = Replays(ground.clock, lambda: killed.more() or guard.level >= Level.WARNING)
+    killed = OomKills(ground.clock)
+    replays = Replays(ground.clock, lambda: killed.lately() or guard.level >= Level.WARNING)
     replays.on_event = ground.events.record
     replays.on_replay = ground.metrics.replayed
     replays.on_malformed = ground.metrics.malformed_calls

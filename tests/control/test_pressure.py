@@ -14,6 +14,7 @@ from mlxd.control.pressure import (
     read_pressure,
 )
 from mlxd.control.watermarks import Level
+from mlxd.core.clock import ManualClock
 
 
 def psi(some: float, full: float = 0.0) -> str:
@@ -59,20 +60,33 @@ def test_a_kernel_that_does_not_tell_says_nothing(tmp_path: Path) -> None:
     assert linux_pressure(tmp_path) is None
 
 
-def test_a_process_that_the_kernel_killed_for_memory_is_noticed_once(tmp_path: Path) -> None:
+def test_a_process_that_the_kernel_killed_for_memory_is_noticed(tmp_path: Path) -> None:
     events = own_group(tmp_path, 0) / "cg/memory.events"
     events.write_text("low 0\noom 4\noom_kill 3\n")
-    kills = OomKills(tmp_path)
-    assert not kills.more()
+    clock = ManualClock()
+    kills = OomKills(clock, tmp_path)
+    assert not kills.lately()
     events.write_text("low 0\noom 5\noom_kill 4\n")
-    assert kills.more()
-    assert not kills.more()
+    assert kills.lately()
+    clock.advance(10)
+    assert not kills.lately()
     events.unlink()
-    assert not kills.more()
+    assert not kills.lately()
+
+
+def test_so_is_each_of_those_that_it_killed_at_once(tmp_path: Path) -> None:
+    events = own_group(tmp_path, 0) / "cg/memory.events"
+    events.write_text("oom_kill 0\n")
+    clock = ManualClock()
+    kills = OomKills(clock, tmp_path)
+    events.write_text("oom_kill 2\n")
+    assert kills.lately()
+    clock.advance(0.5)
+    assert kills.lately()
 
 
 def test_where_nobody_counts_kills_there_are_none(tmp_path: Path) -> None:
-    assert not OomKills(tmp_path).more()
+    assert not OomKills(ManualClock(), tmp_path).lately()
 
 
 def sysctl(level: int, status: int = 0):
