@@ -17,7 +17,7 @@ from mlxd.control.exit import Verdict
 from mlxd.control.slot import Slot
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.worker import Worker
-from mlxd.core.clock import Clock
+from mlxd.core.clock import Clock, within
 from mlxd.core.counts import plural
 from mlxd.core.errors import InsufficientMemory, MlxdError
 from mlxd.policy.policy_set import PolicySet
@@ -147,7 +147,7 @@ class Vitals:
     async def _try(self, worker: Worker, timeout: float) -> Verdict | None:
         """Have it make a token; that it finds no memory for one says nothing against it."""
         try:
-            async with asyncio.timeout(timeout):
+            async with within(self._clock, timeout):
                 await worker.canary(timeout, float(self._policies.timeouts.inter_token_stall))
         except (MlxdError, TimeoutError) as error:
             if worker.alive and isinstance(error.__cause__, InsufficientMemory):

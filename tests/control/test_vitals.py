@@ -10,6 +10,7 @@ import pytest
 
 from mlxd.control.breaker import State
 from mlxd.control.vitals import Vitals
+from mlxd.core.clock import AwakeClock
 from mlxd.core.errors import InsufficientMemory, ModelLoadFailed, WorkerStalled
 from mlxd.ipc import messages as ipc
 from mlxd.policy.load import Override, load
@@ -167,6 +168,22 @@ def test_after_a_sleep_each_idle_worker_makes_a_token_or_is_ended(ward: Ward) ->
     assert (well.canaries, busy.canaries) == (2, 1)
     assert [data["reason"] for data in ward.of("worker_down")] == ["canary"]
     assert (well.alive, ill.alive, busy.alive) == (True, False, True)
+
+
+def test_a_token_that_comes_while_the_daemon_is_stopped_is_not_late(ward: Ward) -> None:
+    vitals = Vitals(ward.supervisor, AwakeClock(ward.loop), ward.policies)
+    engine, token = ward.engine(), asyncio.Event()
+
+    async def canary(timeout: float, stall: float) -> None:
+        await token.wait()
+
+    engine.canary = canary  # type: ignore[method-assign]
+    waking = ward.loop.create_task(vitals.wake())
+    ward.loop.settle()
+    ward.loop.now += 1000.0  # longer than timeouts.first_token
+    ward.loop.call_soon(token.set)  # read in the turn that its deadline is due in
+    ward.loop.run(waking)
+    assert engine.alive
 
 
 @pytest.mark.parametrize("probed", [False, True])
