@@ -49,5 +49,18 @@ class Backlog:
     def clear(self) -> None:
         self._pieces, self._fresh, self._unsaid, self.size = [], [], 0, 0
 
+    def behind(self, mark: bytes) -> bytes | None:
+        """What follows `mark`, which stands in one record; None: there is no such one. From the
+        last piece on: who comes back has most of it, and no more is unpacked than is missing.
+        """
+        found = [b"".join(self._fresh)]
+        packed = reversed(self._pieces)
+        while (at := found[-1].find(mark)) < 0:
+            if (piece := next(packed, None)) is None:
+                return None
+            found.append(zstd.decompress(piece))
+        found[-1] = found[-1][at + len(mark) :]
+        return b"".join(reversed(found))
+
     def __bytes__(self) -> bytes:
         return b"".join((*map(zstd.decompress, self._pieces), *self._fresh))

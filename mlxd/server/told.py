@@ -123,12 +123,11 @@ class Told:
 
     def behind(self, number: int) -> bytes | None:
         """The records behind that one, 0: all; None: there is no such one."""
-        told = bytes(self._backlog)
         if number == 0:
-            return told
-        mark = b"\n%b%d\n\n" % (self._mark, number)
-        at = told.find(mark)
-        return told[at + len(mark) :] if at >= 0 else None
+            return bytes(self._backlog)
+        if number > self.count:
+            return None
+        return self._backlog.behind(b"\n%b%d\n\n" % (self._mark, number))
 
     def rename(self, id: str) -> None:
         """Its events have other ids from now on: who knows the old ones cannot come back to it."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from mlxd.server import backlog as module
 from mlxd.server.backlog import Backlog
 
 RECORD = (
@@ -40,3 +43,31 @@ def test_one_record_may_be_of_any_size() -> None:
     assert backlog.add(b"x" * 100_000) > 0
     assert backlog.close() == 0
     assert bytes(backlog) == b"x" * 100_000
+
+
+def test_what_is_behind_a_mark_is_told_wherever_that_is() -> None:
+    backlog, records = Backlog(), [RECORD % (number, number) for number in range(500)]
+    for record in records:
+        backlog.add(record)
+    for number in 0, 1, 250, 498, 499:
+        assert backlog.behind(b"\nid: c1-%d\n\n" % number) == b"".join(records[number + 1 :])
+    assert backlog.behind(b"\nid: c1-500\n\n") is None
+    backlog.close()
+    assert backlog.behind(b"\nid: c1-499\n\n") == b""
+    assert Backlog().behind(b"\nid: c1-0\n\n") is None
+
+
+def test_no_more_is_unpacked_than_somebody_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+    backlog, unpacked = Backlog(), []
+    unpack = module.zstd.decompress
+
+    def noted(piece: bytes) -> bytes:
+        unpacked.append(piece)
+        return unpack(piece)
+
+    for number in range(5000):
+        backlog.add(RECORD % (number, number))
+    backlog.close()
+    monkeypatch.setattr(module.zstd, "decompress", noted)
+    assert backlog.behind(b"\nid: c1-4998\n\n") == RECORD % (4999, 4999)
+    assert len(unpacked) == 1
