@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from dataclasses import dataclass
 from typing import Literal
 
 from mlxd.ipc.messages import EXIT_MEMORY
-
-_LONGEST = 200
-_FOLDERS = re.compile(r"(?<![\w/])/(?:[^/\n'\":]+/)+")
-"""The folders of an absolute path, whatever they are called; its last part says what it is of."""
 
 Verdict = Literal["stalled", "unresponsive", "suspended", "protocol", "canary", "over_limit"]
 """Why the daemon itself killed a worker that was not well; `suspended`: a signal had stopped it;

@@ -106,9 +106,8 @@ class OpenAIModels:
 class Nowhere:
     """A path that is not served. Raises nothing: it answers in the caller's dialect."""
 
-    def __init__(self, render: Render, message: str = "", *, allow: str = "") -> None:
+    def __init__(self, render: Render, *, allow: str = "") -> None:
         self.render_error = render
-        self._message = message
         self._allow = allow
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
