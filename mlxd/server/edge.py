@@ -42,6 +42,7 @@ from mlxd.server.errors import (
     new_request_id,
     words_for,
 )
+from mlxd.server.farewells import no_file
 from mlxd.server.forwarded import address_of
 from mlxd.server.identity import OPEN, Identity
 from mlxd.server.parts import Parts
@@ -306,27 +307,19 @@ def _check_room(request: web.BaseRequest) -> None:
     """Raises Overloaded for what cannot be served with the few files that are left."""
     protocol = request.protocol
     if isinstance(protocol, Connection) and protocol.scarce and request.path not in OPEN:
-        raise _no_files()
-
-
-def _no_files() -> Overloaded:
-    return Overloaded(
-        "the daemon has too many files open",
-        retry_after=1.0,
-        would_pass="the same request once other connections have ended",
-    )
+        raise no_file(policies_of(request))
 
 
 def _fault(request: web.BaseRequest, error: Exception) -> MlxdError:
     """What is told of what nobody expected; the log has more."""
-    if (short := _short_of(error)) is not None:
+    if (short := _short_of(error, policies_of(request))) is not None:
         faults.warning("request %s: %s", request[ID], short.message)
         return short
     faults.exception("request %s: a defect", request[ID])
     return InternalError("an internal error occurred; the log has it under this id")
 
 
-def _short_of(error: Exception) -> Overloaded | None:
+def _short_of(error: Exception, policies: PolicySet) -> MlxdError | None:
     """What this process, or the machine, has run out of; None: it is something else."""
     if isinstance(error, NoThread):
         return Overloaded(
@@ -335,7 +328,7 @@ def _short_of(error: Exception) -> Overloaded | None:
             would_pass="the same request once other processes have ended, or with more allowed",
         )
     out_of_files = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
-    return _no_files() if out_of_files else None
+    return no_file(policies) if out_of_files else None
 
 
 def _pass_walls(request: web.BaseRequest) -> None:
