@@ -17,6 +17,7 @@ import pytest
 
 from tests.integration.conftest import NO_LIMITS, start, zoo
 from tests.support.daemon import Daemon, daemon
+from tests.support.fleet import PACED, make_paced
 
 __all__ = ["start", "zoo"]
 
@@ -93,9 +94,14 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def shown(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon for tests that leave it as they found it."""
+    """A daemon for tests that leave it as they found it. What answers for long there leaves the
+    browser its core.
+    """
     folder = tmp_path_factory.mktemp("shown")
-    with daemon(folder, models=zoo, policies={"limits": NO_LIMITS}) as running:
+    make_paced(folder / "paced" / PACED)
+    dirs = f"dirs: [{zoo}, {folder / 'paced'}]\n"
+    models = f"{dirs}models: {{{PACED}: {{trust_remote_code: true}}}}\n"
+    with daemon(folder, policies={"limits": NO_LIMITS, "models": models}) as running:
         yield running
 
 

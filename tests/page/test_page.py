@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import Start
-from tests.integration.talking import ENDLESS, eventually, held
+from tests.integration.talking import eventually, held
 from tests.integration.test_keys import new_key
 from tests.page.conftest import Open, says, until
 from tests.support.daemon import Daemon
+from tests.support.fleet import PACED
 
 pytestmark = pytest.mark.mlx
 
@@ -36,11 +37,11 @@ def asked_for(page: Any, path: str) -> list[str]:
 def test_it_shows_a_stream_that_runs_elsewhere(shown: Daemon, tab: Open) -> None:
     page = tab(shown).open()
     says(page, "#status", "healthy")
-    with held(shown, ENDLESS):
+    with held(shown, PACED):
         says(page, "#active", "^1$")
-        says(page, "#resident", f"{ENDLESS}.*1 running")
+        says(page, "#resident", f"{PACED}.*1 running")
         says(page, "#charts", r"[1-9]\d* answers")
-        says(page, "#latest", f"{ENDLESS} is loaded")
+        says(page, "#latest", f"{PACED} is loaded")
     says(page, "#active", "^0$")
     assert page.locator("#charts canvas").count() == 4
     assert re.search(r"\d+\.\d %", page.locator("#memory-used").text_content())
@@ -76,7 +77,7 @@ def test_a_model_that_cannot_be_loaded_says_why(start: Start, tab: Open) -> None
 def test_chat_streams_and_stops(shown: Daemon, tab: Open) -> None:
     page = tab(shown).open("chat")
     until(page, lambda: page.locator("#chat-model option").count() > 2, "models are listed")
-    page.get_by_label("Model", exact=True).select_option(ENDLESS)
+    page.get_by_label("Model", exact=True).select_option(PACED)
     page.get_by_label("Message").fill("go on")
     page.get_by_role("button", name="Send").click()
     said = page.locator("#talk li").nth(1).locator(".said")
@@ -132,7 +133,7 @@ def test_what_was_forgotten_or_refused_is_not_sent_again(shown: Daemon, tab: Ope
     sent: list[Any] = []
     page.on("request", lambda one: sent.append(one.post_data) if "completions" in one.url else None)
     until(page, lambda: page.locator("#chat-model option").count() > 2, "models are listed")
-    page.get_by_label("Model", exact=True).select_option(ENDLESS)
+    page.get_by_label("Model", exact=True).select_option(PACED)
     page.get_by_label("Message").fill("a secret")
     page.get_by_role("button", name="Send").click()
     said = page.locator("#talk li").nth(1).locator(".said")
