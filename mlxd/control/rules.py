@@ -43,12 +43,13 @@ def rules_in_force(policies: PolicySet) -> list[str]:
     own = [tenant_rule(name) for name, tenant in tenants if tenant.max_in_flight is not None]
     queue = ["queue"] if limits.concurrency.max_waiting else []
     if limits.concurrency.mode == "off":
-        return [*names, *own, *(queue if own else [])]
-    names += [CONCURRENCY, *map(model_rule, _limited_models(policies))]
-    classes = ((name, getattr(clients.priorities, name)) for name in PRIORITIES)
-    names += [
-        class_rule(name) for name, klass in classes if klass.max_share < 1 or not klass.borrow
-    ]
+        queue = queue if own else []
+    else:
+        names += [CONCURRENCY, *map(model_rule, _limited_models(policies))]
+        classes = ((name, getattr(clients.priorities, name)) for name in PRIORITIES)
+        names += [
+            class_rule(name) for name, klass in classes if klass.max_share < 1 or not klass.borrow
+        ]
     return list(dict.fromkeys([*names, *own, *queue]))
 
 

@@ -289,6 +289,12 @@ def test_of_a_concurrency_that_is_off_the_limits_of_tenants_are_left():
     assert rules_in_force(policies) == ["shed:low", "tenant:a", "queue"]
 
 
+def test_what_a_tenant_may_is_one_rule_whatever_of_it_is_limited():
+    tenants = {"a": {"requests": 5, "max_in_flight": 1}}
+    policies = policies_of(mode="off", tenants=tenants)
+    assert rules_in_force(policies) == ["tenant:a", "shed:low"]
+
+
 def test_a_lower_limit_stops_nothing_and_refuses_until_enough_have_ended(admission, tmp_path):
     five, two = (limits(tmp_path, f"concurrency: {{max_in_flight: {n}}}\n") for n in (5, 2))
     held = [enter(admission, five) for _ in range(5)]
