@@ -47,7 +47,7 @@ def running(state: Path) -> Address | None:
 def is_claimed(state: Path) -> bool:
     """Whether a living daemon holds the folder."""
     try:
-        lock = os.open(state / LOCK, os.O_RDWR | os.O_CLOEXEC)
+        lock = _opened(state / LOCK)
     except OSError:
         return False
     try:
@@ -62,7 +62,7 @@ def is_claimed(state: Path) -> bool:
 def is_guarded(state: Path) -> bool:
     """Whether this user may not know if a daemon holds the folder."""
     try:
-        os.close(os.open(state / LOCK, os.O_RDWR | os.O_CLOEXEC))
+        os.close(_opened(state / LOCK))
     except PermissionError:
         return True
     except OSError:
@@ -90,3 +90,11 @@ def pid_of(state: Path) -> int:
         return int(durable.read(state / PID, _MOST_BYTES))
     except (OSError, ValueError):
         return 0
+
+
+def _opened(lock: Path) -> int:
+    """For reading: its disk may have become read-only. A pipe in its place is not waited for.
+
+    Raises OSError.
+    """
+    return os.open(lock, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

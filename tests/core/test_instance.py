@@ -97,3 +97,26 @@ def test_a_link_to_a_lock_elsewhere_is_used(tmp_path):
 )
 def test_an_ipv6_address_stands_in_brackets(host, written):
     assert authority(host, 80) == written
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a look of its own at a disk")
+def test_a_daemon_whose_disk_has_become_read_only_is_found(tmp_path):
+    claim = Claim(tmp_path)
+    claim.take()
+    claim.announce(Address(os.getpid(), "127.0.0.1", 11435, "0"))
+    own = ["unshare", "--mount", *(() if os.geteuid() == 0 else ("--map-root-user",))]
+    mounted = f"mount --bind {tmp_path} {tmp_path} && mount -o remount,bind,ro {tmp_path}"
+    if subprocess.run([*own, "sh", "-c", mounted], check=False).returncode:
+        pytest.skip("nothing can be mounted")
+    look = "import sys; from pathlib import Path; from mlxd.core.instance import running; "
+    look += "print(running(Path(sys.argv[1])).port)"
+    script = f'{mounted} && exec "$@"'
+    command = [*own, "sh", "-c", script, "sh", sys.executable, "-c", look, str(tmp_path)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert said.stdout.strip() == "11435"
+    claim.release()
+
+
+def test_a_pipe_in_the_place_of_the_lock_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / LOCK)
+    assert not is_claimed(tmp_path)
