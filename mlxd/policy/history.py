@@ -45,6 +45,12 @@ class Generation:
     def files(self) -> PolicyFiles:
         return PolicyFiles(Path(self.folder) if self.folder else None, self.contents)
 
+    def after(self, known: Generation | None) -> Generation:
+        """As it is kept where one of its number is: with that one's story, if it has its values."""
+        if known is None or known.digest != self.digest:
+            return self
+        return replace(known, folder=self.folder, contents=self.contents)
+
 
 class History:
     """The last `KEPT` generations in `folder`."""
@@ -78,9 +84,7 @@ class History:
 
         Raises OSError.
         """
-        known = self.get(generation.number)
-        if known is not None and known.digest == generation.digest:
-            generation = replace(known, folder=generation.folder, contents=generation.contents)
+        generation = generation.after(self.get(generation.number))
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         durable.write(self._file(generation.number), _encoded(generation))
         for number in self.numbers()[:-KEPT]:

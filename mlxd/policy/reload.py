@@ -24,6 +24,7 @@ from mlxd.policy.files import PolicyFiles
 from mlxd.policy.history import Generation, History
 from mlxd.policy.load import Override, PolicyError, PolicyErrors, PolicySet, error_at, judge
 from mlxd.policy.outcome import Outcome, Result, Trigger
+from mlxd.policy.remembering import Remembering
 from mlxd.policy.rollback import WriteBack
 from mlxd.policy.settle import QUIET_SECONDS, observe, settled
 from mlxd.policy.sharing import sharing
@@ -78,6 +79,7 @@ class Reloader:
         self._observers: list[Callable[[Outcome], None]] = []
         self._reading: asyncio.Future[tuple[bool, PolicyFiles]] | None = None
         self._threads = Threads("policies")
+        self._remembering = Remembering(history, clock, self._threads)
         self._lock = asyncio.Lock()
         self._newest = max([store.current.generation, *history.numbers()])
         """The highest number of a generation; only attempts here make new ones."""
@@ -89,8 +91,6 @@ class Reloader:
         self._at_start = _restart_values(store.current)
         self._pending: dict[str, str] = {}
         self._attempts = 0
-        self.history_failure = ""
-        """Why the last generation could not be kept; empty when it was."""
         self.last = self._outcome("start", "applied" if not boot.errors else "refused",
                                   clock.monotonic(), errors=boot.errors)  # fmt: skip
 
@@ -98,6 +98,11 @@ class Reloader:
     def folder(self) -> Path | None:
         """Where the policies are looked for."""
         return self._seen.folder
+
+    @property
+    def history_failure(self) -> str:
+        """Why a generation is not kept; empty: all are."""
+        return self._remembering.failure
 
     def pending_restart(self) -> list[str]:
         """Keys that were changed since the start and wait for the next one."""
@@ -194,6 +199,7 @@ class Reloader:
         if found.hash != self._seen.hash:
             found = await self._settled(quiet=QUIET_SECONDS)
         if found.hash == self._seen.hash and not self._again:
+            await self._remembering.try_again()
             return None
         return await self._attempt(found, "watch", "")
 
@@ -416,14 +422,7 @@ class Reloader:
             by=outcome.by,
             changes=tuple(change.as_json() for change in outcome.changes),
         )
-        try:
-            async with asyncio.timeout(READ_SECONDS):
-                await self._threads.run(self._history.record, generation)
-            self.history_failure = ""
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = str(error) or "the state folder does not answer"
-            self.history_failure = f"generation {generation.number} could not be kept: {reason}"
-            log.warning("%s", self.history_failure)
+        await self._remembering.remember(generation)
 
     def _tell(self, outcome: Outcome) -> None:
         for observer in self._observers:
