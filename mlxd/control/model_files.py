@@ -117,7 +117,7 @@ def with_template(card: ModelCard, template: str) -> ModelCard:
 
 
 def _read(folder: Path, name: str, marks: Fingerprint) -> ModelCard:
-    real = Path(os.path.realpath(folder, strict=True))
+    real = _real(folder)
     config = _config(real, [mark[0] for mark in marks])
     text_config = config.get("text_config")
     shape: Json = config | (text_config if isinstance(text_config, dict) else {})
@@ -150,6 +150,16 @@ def _read(folder: Path, name: str, marks: Fingerprint) -> ModelCard:
         flaw=weights.flaw or _lacking((config, shape), weights.tensors),
         experts_apart=weights.experts_apart,
     )
+
+
+def _real(folder: Path) -> Path:
+    """Raises UnreadableModel for one that no engine could be told, OSError."""
+    real = os.path.realpath(folder, strict=True)
+    try:
+        real.encode()
+    except UnicodeEncodeError:
+        raise UnreadableModel("the path of its folder is not UTF-8") from None
+    return Path(real)
 
 
 def _config(folder: Path, names: list[str]) -> Json:

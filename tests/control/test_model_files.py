@@ -234,7 +234,7 @@ def test_the_shape_of_a_text_model_inside_is_the_cards(tmp_path):
 
 def test_names_that_are_no_unicode_can_be_shown(tmp_path):
     name = os.fsdecode(b"bad\xff\xfe\n")
-    folder = write_model(tmp_path / name, config={"model_type": "\ud800"})
+    folder = write_model(tmp_path / "good", config={"model_type": "\ud800"})
     card = read_card(folder, name)
     assert card.name == "bad\ufffd\ufffd\ufffd"
     assert card.family == "\ufffd"
@@ -242,6 +242,19 @@ def test_names_that_are_no_unicode_can_be_shown(tmp_path):
     (folder / "config.json").unlink()
     assert read_card(folder, name).unavailable == "it has no config.json"
     assert readable("Qwen 2.5 Жé/模型:1b") == "Qwen 2.5 Жé/模型:1b"
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_folder_whose_path_is_no_unicode_cannot_be_loaded(tmp_path, linked):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        write_model(folder)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    if linked:
+        (tmp_path / "link").symlink_to(folder)
+    card = read_card(tmp_path / "link" if linked else folder, "some")
+    assert card.unavailable == "the path of its folder is not UTF-8"
 
 
 def test_a_weight_file_whose_name_is_no_unicode_is_named_all_the_same(tmp_path):
