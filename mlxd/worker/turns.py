@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -35,11 +36,14 @@ class Turns:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait for the turn of this process, and hold it for the length of the block."""
-        if not self.exclusive or self._file is None:
+        """Wait for the turn of this process, and hold it for the length of the block. Where the
+        file cannot be had, nothing is waited for: a disk that fails ends no stream.
+        """
+        files = self._files() if self.exclusive else None
+        if files is None:
             yield
             return
-        turn, next_one = self._files(self._file)
+        turn, next_one = files
         self._standing(True)
         fcntl.flock(next_one, fcntl.LOCK_EX)
         fcntl.flock(turn, fcntl.LOCK_EX)
@@ -51,10 +55,18 @@ class Turns:
         finally:
             fcntl.flock(turn, fcntl.LOCK_UN)
 
-    def _files(self, file: Path) -> tuple[int, int]:
-        if self._open is None:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            names = (file, file.with_name(file.name + ".next"))
-            turn, next_one = (os.open(name, flags, 0o600) for name in names)
-            self._open = turn, next_one
+    def _files(self) -> tuple[int, int] | None:
+        """Both, once they could be opened."""
+        if self._open is None and self._file is not None:
+            with contextlib.ExitStack() as back, contextlib.suppress(OSError):
+                turn = _opened(self._file)
+                back.callback(os.close, turn)
+                next_one = _opened(self._file.with_name(f"{self._file.name}.next"))
+                back.pop_all()
+                self._open = turn, next_one
         return self._open
+
+
+def _opened(file: Path) -> int:
+    """Raises OSError."""
+    return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

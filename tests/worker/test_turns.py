@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 import threading
 from pathlib import Path
+
+import pytest
 
 from mlxd.worker.turns import Turns
 
@@ -35,6 +38,20 @@ def test_two_engines_alternate(tmp_path: Path):
         thread.join(30)
     middle = "".join(order)[10:80]
     assert middle.count("ab") + middle.count("ba") >= 60
+
+
+def test_where_the_file_cannot_be_had_no_step_fails_and_turns_begin_once_it_can(tmp_path: Path):
+    folder = tmp_path / "tmp"
+    turns = exclusive(folder / "turns")
+    with turns.turn():
+        pass
+    folder.mkdir()
+    (folder / "turns.next").mkdir()
+    with turns.turn():
+        pass
+    (folder / "turns.next").rmdir()
+    with turns.turn(), (folder / "turns").open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_no_two_are_inside_at_one_time(tmp_path: Path):
