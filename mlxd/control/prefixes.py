@@ -75,7 +75,7 @@ class PrefixWishes:
 
     def files(self, card: ModelCard) -> ipc.PrefixFiles:
         """For the launch of its worker."""
-        return ipc.PrefixFiles(str(self._folder), card.digest, disk_bytes(self._policies))
+        return ipc.PrefixFiles(bytes(self._folder), card.digest, disk_bytes(self._policies))
 
     def tell(self, worker: Hears, card: ModelCard) -> None:
         """The worker hears at once what is known, and the rest when it is read."""

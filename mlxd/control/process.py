@@ -278,7 +278,7 @@ def launch_of(
         draft=spec.draft,
         draft_tokens=spec.draft_tokens,
         budget=budget,
-        turns=str(temporary / _TURNS),
+        turns=bytes(temporary / _TURNS),
         footprint=known.footprint,
         measured=known.measured,
         held=known.held,

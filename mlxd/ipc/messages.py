@@ -101,11 +101,11 @@ class Budget(msgspec.Struct, frozen=True, tag="budget"):
 class PrefixFiles(msgspec.Struct, frozen=True):
     """Where beginnings of prompts are kept on disk."""
 
-    folder: str
-    """Of all models together."""
+    folder: bytes
+    """Of all models together, as the system names it: that need not be UTF-8."""
     digest: str
     """The model's and its adapter's, as `ModelCard` has it."""
-    bytes: int | None = None
+    disk_bytes: int | None = None
     """As `PrefixRules.disk_bytes`, until that comes."""
 
 
@@ -159,8 +159,8 @@ class Launch(msgspec.Struct, frozen=True, tag="launch"):
     """Tokens to draft in a step; 0: as many as pay."""
     budget: Budget | None = None
     """Until the first `Budget` comes; None: no limit."""
-    turns: str = ""
-    """The file that exclusive engines lock while they step; empty: none."""
+    turns: bytes = b""
+    """The file that exclusive engines lock while they step, as the system names it; empty: none."""
     footprint: Footprint | None = None
     """What the daemon takes the model's to be; None: it knows nothing."""
     measured: bool = False

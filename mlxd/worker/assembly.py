@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
     link.send(Loading("weights"))
     prepare_mlx()
     allocator = Allocator(Heap.found())
-    file = Path(launch.turns) if launch.turns else None
+    file = Path(os.fsdecode(launch.turns)) if launch.turns else None
     turns = Turns(file, _finish, intake.progress.stand)
     if launch.budget is not None:
         allocator.apply(launch.budget)

@@ -37,7 +37,7 @@ async def test_without_a_word_a_worker_keeps_what_it_can(tmp_path: Path) -> None
     wishes, worker = PrefixWishes(tmp_path, load()), Worker()
     wishes.tell(worker, CARD)
     assert worker.told == [ipc.PrefixRules(None, [], [])]
-    assert wishes.files(CARD) == ipc.PrefixFiles(str(tmp_path / "prefixes"), "d" * 64, None)
+    assert wishes.files(CARD) == ipc.PrefixFiles(bytes(tmp_path / "prefixes"), "d" * 64, None)
 
 
 async def test_files_are_read_behind_what_is_known(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_want_of_a_thread_for_that_keeps_no_policy_from_its_force(
     wishes = PrefixWishes(tmp_path, load())
     monkeypatch.setattr(threading.Thread, "start", none)
     wishes.apply(policies(tmp_path, memory="prefix_cache: {disk: off}\n"))
-    assert wishes.files(CARD).bytes == 0
+    assert wishes.files(CARD).disk_bytes == 0
     assert "are not removed" in caplog.text
 
 

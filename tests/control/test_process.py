@@ -19,8 +19,11 @@ import uvloop
 from mlxd.control import process as module
 from mlxd.control.kernels import Kernels
 from mlxd.control.leftovers import end_leftovers
-from mlxd.control.process import EngineProcess
+from mlxd.control.process import EngineProcess, Known, launch_of
 from mlxd.core.clock import ManualClock
+from mlxd.core.models import ModelSpec
+from mlxd.ipc import messages as ipc
+from mlxd.ipc.messages import PrefixFiles
 
 SLEEPS = "import sys, time; sys.stderr.write('ready\\n'); sys.stderr.flush(); time.sleep(100)"
 LEAVES_ANOTHER = f"""
@@ -48,6 +51,15 @@ async def spawned(folder: Path, words: str, wanted: str = "ready", **more: Any) 
 def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     words = getattr(request, "param", SLEEPS)
     monkeypatch.setattr(module, "_command", lambda fd: [sys.executable, "-c", words])
+
+
+def test_a_process_can_be_told_of_a_state_folder_whose_path_is_no_unicode(tmp_path: Path) -> None:
+    state = tmp_path / os.fsdecode(b"caf\xe9")
+    known = Known(prefixes=PrefixFiles(bytes(state / "prefixes"), "digest"))
+    launch = launch_of(ModelSpec(path="/m", context=16), state / "tmp", known=known)
+    sent = ipc.encode(launch)
+    assert bytes(state / "tmp") in sent
+    assert bytes(state / "prefixes") in sent
 
 
 @pytest.mark.parametrize("program", [SAYS_MUCH], indirect=True)

@@ -236,7 +236,7 @@ def test_an_engine_that_waits_for_its_turn_says_that_it_is_well(varied: Path, tm
     turns = Turns(tmp_path / "turns")
     turns.exclusive = True
     worker = WorkerProcess(
-        varied, budget=Budget(0, 0, FREELY, exclusive=True), turns=str(tmp_path / "turns")
+        varied, budget=Budget(0, 0, FREELY, exclusive=True), turns=bytes(tmp_path / "turns")
     )
     try:
         with turns.turn():

@@ -35,7 +35,7 @@ def worker(model: Path, folder: Path, **more: Any) -> Iterator[WorkerProcess]:
     process = WorkerProcess(
         model,
         context=16384,
-        prefixes=PrefixFiles(str(folder), "digest", **more),
+        prefixes=PrefixFiles(bytes(folder), "digest", **more),
         budget=Budget(0, 0, 0, prefix_bytes=2**30),
     )
     try:

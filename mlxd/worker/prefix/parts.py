@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,8 @@ def prefix_parts(
     store = Store(trimmable=trimmable, keeps=lambda entry: keeping.keeps(entry.ids))
     disk = None
     if launch.prefixes is not None and key and key == key_of(launch):
-        folder = Folder(Path(launch.prefixes.folder), key)
-        disk = _disk(loaded, folder, launch.prefixes.bytes, tell, trimmable=trimmable)
+        folder = Folder(Path(os.fsdecode(launch.prefixes.folder)), key)
+        disk = _disk(loaded, folder, launch.prefixes.disk_bytes, tell, trimmable=trimmable)
     backing = Backing(store, disk, keeping, post)
     cache = Cache(store, disk)
     if launch.budget is not None:
