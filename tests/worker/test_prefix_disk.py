@@ -15,7 +15,7 @@ import pytest
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.ipc.messages import packed, unpacked
 from mlxd.worker.job import Fetched, Job
-from mlxd.worker.prefix import files, reader, spill
+from mlxd.worker.prefix import files, reader, spill, writer
 from mlxd.worker.prefix import folder as folders
 from mlxd.worker.prefix.backing import Backing
 from mlxd.worker.prefix.disk import Disk
@@ -278,6 +278,33 @@ def test_a_full_disk_costs_entries_and_is_told_once(
     monkeypatch.setattr(disk._stock.folder, "put", put)
     other = shelves.entry(7)
     assert look(disk, [other]) == 1
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_what_a_disk_did_not_take_is_written_once_it_does(shelves: Shelves, *, ends: bool) -> None:
+    shelves.root.write_text("in the way")
+    disk = shelves.disk()
+    entry = shelves.entry(1, kind="system")
+    assert look(disk, [entry], times=3) == 0
+    assert disk.stats.lost == 1, "it is not tried at every look"
+    shelves.root.unlink()
+    if ends:
+        disk.close([entry], 20)
+    else:
+        shelves.later(writer.AGAIN_SECONDS)
+        assert look(disk, [entry]) == 1
+    assert len(list(shelves.root.rglob("*.prefix"))) == 1
+
+
+def test_what_was_not_written_has_worn_no_disk(
+    shelves: Shelves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spill, "BURST_BYTES", 400_000)
+    shelves.root.write_text("in the way")
+    disk = shelves.disk()
+    look(disk, [shelves.entry(n) for n in range(5)], times=5)
+    shelves.root.unlink()
+    assert look(disk, [shelves.entry(7)]) == 1
 
 
 def test_what_is_damaged_goes_and_is_told(shelves: Shelves) -> None:

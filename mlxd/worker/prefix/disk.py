@@ -6,7 +6,7 @@ Whatever a disk does - slow, full, gone, damaged - costs entries, and nothing el
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,10 +89,8 @@ class Disk:
         if self._writer.off or now - self._looked < LOOK_SECONDS:
             return
         entries = list(entries)
-        gone = self._stock.gone()
+        _unstore(entries, self._stock.gone() | self._writer.failed())
         for entry in entries:
-            if gone and entry.stored and _name(entry) in gone:
-                entry.stored = False
             if entry.stored and entry.used >= self._looked:
                 self._writer.used(_name(entry))
         self._looked = now
@@ -113,6 +111,8 @@ class Disk:
         until = time.monotonic() + seconds
         if self._writer.off:
             return
+        entries = list(entries)
+        _unstore(entries, self._writer.failed(at_once=True))
         for entry in sorted(filter(is_worth_it, entries), key=worth, reverse=True):
             if not self._writer.settle(until - time.monotonic()):
                 return
@@ -201,6 +201,13 @@ class Disk:
     def held(self) -> int:
         """Bytes of memory that are held until they are written, and no entry's."""
         return self._writer.evicted
+
+
+def _unstore(entries: Iterable[Kept], names: Collection[str]) -> None:
+    """Those of these names are not on disk, though they were taken to be."""
+    for entry in entries if names else ():
+        if entry.stored and _name(entry) in names:
+            entry.stored = False
 
 
 def _name(entry: Kept) -> str:

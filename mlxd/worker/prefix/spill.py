@@ -80,3 +80,7 @@ class Wear:
             return False
         self._left -= nbytes
         return True
+
+    def give_back(self, nbytes: int) -> None:
+        """So much was allowed, and not written."""
+        self._left += nbytes

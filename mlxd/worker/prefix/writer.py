@@ -1,6 +1,6 @@
 """Writes entries to the disk on a thread of its own: nobody waits for it, but the end a little.
 
-What cannot be written is lost, whatever the reason.
+What cannot be written is lost, whatever the reason; what memory has of it may be tried again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from mlxd.worker.threads import run_forever
 
 MOST_WAITING = 512 * 2**20
 """Bytes of what was evicted from memory and waits here: it is in memory still."""
+AGAIN_SECONDS = 300.0
+"""Until what a disk did not take is tried again: to have it ready is some work for the engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,9 @@ class Writer:
         self._parcels: deque[Parcel] = deque()
         self._writing: Parcel | None = None
         self._used: set[str] = set()
+        self._failed: dict[str, float] = {}
+        """When what the disk did not take, and memory has, may be tried again."""
+        self._clock = clock
         self._wear = Wear(clock)
         self._troubled = False
 
@@ -104,6 +109,14 @@ class Writer:
         with self._changed:
             self._used.add(name)
             self._changed.notify_all()
+
+    def failed(self, *, at_once: bool = False) -> set[str]:
+        """Names of what the disk did not take and is due again, or may be `at_once`; told once."""
+        with self._changed:
+            now = self._clock()
+            due = {name for name, at in self._failed.items() if at_once or at <= now}
+            self._failed = {name: at for name, at in self._failed.items() if name not in due}
+        return due
 
     def apply(self, budget: int | None) -> None:
         with self._changed:
@@ -174,6 +187,7 @@ class Writer:
             self._put(parcel, budget)
         except OSError as error:
             self._stock.lost()
+            self._note_failed(parcel)
             self._complain(os.strerror(error.errno) if error.errno else "it does not answer")
         except (MemoryError, RuntimeError):  # the latter is how MLX says it
             self._stock.lost()
@@ -188,10 +202,19 @@ class Writer:
             self._stock.lost()
             return
         name = ranked(head.name, system=head.kind == "system", kept=head.kept)
-        file = self._stock.folder.put(
-            name, size, budget, lambda stream: files.write(stream, head, parcel.slabs)
-        )
+        try:
+            file = self._stock.folder.put(
+                name, size, budget, lambda stream: files.write(stream, head, parcel.slabs)
+            )
+        except OSError:
+            self._wear.give_back(size)
+            raise
         self._stock.written(head, file, size)
+
+    def _note_failed(self, parcel: Parcel) -> None:
+        if not parcel.evicted:
+            with self._changed:
+                self._failed[parcel.head.name] = self._clock() + AGAIN_SECONDS
 
     def _complain(self, why: str) -> None:
         """Once, until it works again."""
