@@ -39,6 +39,8 @@ _BROKEN_SECONDS = 20.0
 """For the end of a daemon that has lost a part; then it is over in any case."""
 _ANNOUNCE_SECONDS = 5.0
 """For a word on the disk; a disk may hang."""
+_ANNOUNCE_AGAIN_SECONDS = 5.0
+"""Until that is tried again, where it failed."""
 
 
 def run(
@@ -105,6 +107,11 @@ class Daemon:
         self._told_early = False
         """A SIGHUP came while the daemon was starting."""
         self._announcing = asyncio.Lock()
+        self._place = ("", 0)
+        """Host and port, as they are now."""
+        self._unannounced = ""
+        """Why the commands are not told of it."""
+        self._telling: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._wakes: list[asyncio.Task[None]] = []
         """They outlast the drain."""
@@ -133,6 +140,7 @@ class Daemon:
         self._made.admin.serve()
         if not self._stop.is_set():  # else a signal came while it was starting
             self._follow_edits()
+        self._own(self._keep_announced(), "address for the commands")
         self._own(self._tidy())
         self._own(heap.keep_small(self._made.threads))
         self._own(self._parts.archive.run())
@@ -238,14 +246,35 @@ class Daemon:
 
     async def _announce(self, host: str, port: int) -> None:
         """Tell the commands where the daemon is: of two moves in a row, the last."""
-        address = Address(os.getpid(), host, port, __version__, str(self._made.admin.path))
+        self._place = (host, port)
         async with self._announcing:
-            try:
-                async with asyncio.timeout(_ANNOUNCE_SECONDS):
-                    await self._made.threads.run(self._claim.announce, address)
-            except (OSError, TimeoutError) as error:
-                why = str(error) or "the disk hangs"
+            why = await self._reason_not_announced()
+            if why and why != self._unannounced:
                 log.warning("the state folder cannot be written: %s", why)
+            self._unannounced = why
+
+    async def _reason_not_announced(self) -> str:
+        """Empty: it is. A disk that hangs holds one thread."""
+        if self._telling is not None and not self._telling.done():
+            return "the disk hangs"
+        admin = str(self._made.admin.path)
+        address = Address(os.getpid(), *self._place, __version__, admin)
+        try:
+            self._telling = self._made.threads.run(self._claim.announce, address)
+            self._telling.add_done_callback(lambda told: told.cancelled() or told.exception())
+            async with asyncio.timeout(_ANNOUNCE_SECONDS):
+                await asyncio.wait({self._telling})
+            self._telling.result()
+        except (OSError, TimeoutError) as error:
+            return str(error) or "the disk hangs"
+        return ""
+
+    async def _keep_announced(self) -> None:
+        """Try again what a disk did not take."""
+        while True:
+            await asyncio.sleep(_ANNOUNCE_AGAIN_SECONDS)
+            if self._unannounced:
+                await self._announce(*self._place)
 
     def _woke(self, seconds: float) -> None:
         """Nothing was done for so long."""
