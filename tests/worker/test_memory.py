@@ -198,7 +198,7 @@ def test_what_is_held_is_told_when_buffers_are_freed(tight: WorkerProcess):
 @pytest.mark.slow
 def test_exclusive_engines_of_two_processes_both_get_on(varied: Path, tmp_path: Path):
     budget = Budget(0, 0, FREELY, exclusive=True)
-    turns = str(tmp_path / "turns")
+    turns = bytes(tmp_path / "turns")
     pair = [WorkerProcess(varied, budget=budget, turns=turns) for _ in range(2)]
     try:
         ids = [worker.generate(text="hello", max_tokens=300) for worker in pair]
@@ -216,7 +216,7 @@ def test_exclusive_engines_of_two_processes_both_get_on(varied: Path, tmp_path: 
 @pytest.mark.slow
 def test_a_killed_exclusive_engine_does_not_hold_up_another(varied: Path, tmp_path: Path):
     budget = Budget(0, 0, FREELY, exclusive=True)
-    turns = str(tmp_path / "turns")
+    turns = bytes(tmp_path / "turns")
     dying, other = (WorkerProcess(varied, budget=budget, turns=turns) for _ in range(2))
     try:
         first = dying.generate(text="hello", max_tokens=4000)

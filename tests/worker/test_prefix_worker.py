@@ -88,7 +88,7 @@ def test_off_is_empty(model_of: MakeModel, tmp_path: Path) -> None:
         first.run(**talk("Hello"))
         assert ended(first) == 0
     assert list(folder.rglob("*.prefix")) != []
-    with worker(model, folder, bytes=0) as off:
+    with worker(model, folder, disk_bytes=0) as off:
         assert cached(off.run(**talk("Hello"))) == 0
         assert stats(off).disk_entries == 0
     assert list(folder.rglob("*.prefix")) == []
