@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mlxd.control.blobs import Blobs
@@ -28,7 +28,13 @@ from mlxd.core.threads import Threads
 from mlxd.policy.load import PolicySet
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}"
+Check = Callable[[ModelCard], None]
+"""Raises Forbidden for a model that is not for whoever asks."""
 _NAME = re.compile(rf"(?:{_PART}/){{0,2}}{_PART}(?::{_PART})?")
+
+
+def _anyone(_: ModelCard) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +51,13 @@ class Library:
     record: Record
     threads: Threads = field(default_factory=lambda: Threads("pulled models"))
 
-    async def copy(self, source: str, destination: str, policies: PolicySet) -> ModelCard:
+    async def copy(
+        self, source: str, destination: str, policies: PolicySet, check: Check = _anyone
+    ) -> ModelCard:
         """Give a model one more name; its files are not copied. Raises InvalidRequest,
-        ModelNotFound.
+        ModelNotFound, and what `check` raises.
         """
-        names, card = await self._found(source, policies)
+        names, card = await self._found(source, policies, check)
         self._check_free(destination, names, policies)
         own = self.own_names.get(card.name)
         preset = own.preset if own is not None else None
@@ -60,12 +68,14 @@ class Library:
         return card
 
     async def create(
-        self, name: str, source: str, preset: Preset, policies: PolicySet
+        self, name: str, source: str, preset: Preset, policies: PolicySet, check: Check = _anyone
     ) -> ModelCard:
         """A model that is another one with `preset` in front; what that does not say the other one
-        does. One that was created before is replaced. Raises InvalidRequest, ModelNotFound.
+        does. One that was created before is replaced. Raises InvalidRequest, ModelNotFound, and
+        what `check` raises.
         """
-        names, card = await self._found(source, policies)
+        names, card = await self._found(source, policies, check)
+        self._check_replaced(name, names, check)
         self._check_free(name, names, policies, "model", over=card)
         known = self.own_names.get(card.name)
         if known is not None and known.preset is not None:
@@ -78,12 +88,19 @@ class Library:
         return card
 
     async def build(
-        self, name: str, files: Sequence[tuple[str, str]], preset: Preset, policies: PolicySet
+        self,
+        name: str,
+        files: Sequence[tuple[str, str]],
+        preset: Preset,
+        policies: PolicySet,
+        check: Check = _anyone,
     ) -> None:
         """A model of uploaded files, with `preset` in front. One that was built under this name
-        before is replaced. Raises InvalidRequest, ModelInUse, InsufficientStorage.
+        before is replaced. Raises InvalidRequest, ModelInUse, InsufficientStorage, and what `check`
+        raises.
         """
         names = await self.catalog.rescanned(policies)
+        self._check_replaced(name, names, check)
         old = names.cards.get(canonical(name))
         self._check_free(name, names, policies, "model", over=old)
         replaced = old.path if old is not None and old.source == "created" else ""
@@ -109,13 +126,19 @@ class Library:
         await self.threads.run(self.created.tidy)
         await self.threads.run(self.blobs.sweep, float(policies.models.uploads.keep))
 
-    async def _found(self, name: str, policies: PolicySet) -> tuple[Names, ModelCard]:
-        """Raises ModelNotFound."""
+    async def _found(self, name: str, policies: PolicySet, check: Check) -> tuple[Names, ModelCard]:
+        """Raises ModelNotFound, and what `check` raises."""
         names = await self.catalog.rescanned(policies)
         card = names.find(name)
         if card is None:
             raise ModelNotFound(name)
+        check(card)
         return names, card
+
+    def _check_replaced(self, name: str, names: Names, check: Check) -> None:
+        """Whatever has the name now goes: only for whom that is."""
+        if (old := names.cards.get(canonical(name))) is not None:
+            check(old)
 
     def _root(self, card: ModelCard) -> str:
         """The name of what an own name stands for, else the card's."""
@@ -130,16 +153,18 @@ class Library:
                 raise InvalidRequest(f"{own.name}: {error.strerror}") from error
             raise ModelInUse(f"the name cannot be kept: {error.strerror}") from error
 
-    async def delete(self, name: str, policies: PolicySet) -> None:
+    async def delete(self, name: str, policies: PolicySet, check: Check = _anyone) -> None:
         """Remove a copy's name, or a model that was pulled; of several names that it was pulled by,
         the last takes it along.
 
         Requests that use it go on; then it leaves memory. Raises ModelNotFound, Forbidden,
-        ModelInUse.
+        ModelInUse, and what `check` raises.
         """
         names = await self.catalog.rescanned(policies)
         own = self.own_names.get(name)
         card = names.find(name)
+        if card is not None:
+            check(card)
         if own is not None and (card is None or self._leads_elsewhere(own)):
             await self._remove_name(own)
             self._rename(policies)

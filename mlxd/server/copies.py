@@ -12,6 +12,7 @@ from mlxd.server.errors import Render, in_ollama
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
 from mlxd.server.pull import named
+from mlxd.server.usable import check_for
 
 Json = dict[str, Any]
 
@@ -29,7 +30,8 @@ class Copy:
         source, destination = await read_json(request, policies, _source_and_destination)
         request[MODEL] = source
         try:
-            await self._parts.library.copy(source, destination, policies)
+            library, check = self._parts.library, check_for(request)
+            await library.copy(source, destination, policies, check)
         except ModelNotFound as error:
             error.message = f'model "{quoted(source)}" not found'
             raise
@@ -48,7 +50,7 @@ class Delete:
         policies = policies_of(request)
         name = await read_json(request, policies, lambda body: named(body, "model", "name"))
         request[MODEL] = name
-        await self._parts.library.delete(name, policies)
+        await self._parts.library.delete(name, policies, check_for(request))
         return web.Response()
 
 

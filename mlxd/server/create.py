@@ -13,6 +13,7 @@ from mlxd.server.errors import Render, in_ollama
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
 from mlxd.server.progress import answer
+from mlxd.server.usable import check_for
 
 
 class Create:
@@ -27,12 +28,12 @@ class Create:
         policies = policies_of(request)
         asked = await read_json(request, policies, parse_create)
         request[MODEL] = asked.name
-        library = self._parts.library
+        library, check = self._parts.library, check_for(request)
         if asked.files:
-            await library.build(asked.name, asked.files, asked.preset, policies)
+            await library.build(asked.name, asked.files, asked.preset, policies, check)
             layers = [digest for _, digest in asked.files]
         else:
-            card = await library.create(asked.name, asked.source, asked.preset, policies)
+            card = await library.create(asked.name, asked.source, asked.preset, policies, check)
             layers = [card.digest]
         return await answer(request, _lines(layers), stream=asked.stream)
 

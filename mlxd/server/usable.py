@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from aiohttp import web
 
@@ -19,6 +19,12 @@ def is_usable(card: ModelCard, request: web.BaseRequest) -> bool:
 def usable(cards: Iterable[ModelCard], request: web.BaseRequest) -> list[ModelCard]:
     """In the same order."""
     return [card for card in cards if is_usable(card, request)]
+
+
+def check_for(request: web.BaseRequest) -> Callable[[ModelCard], None]:
+    """Raises Forbidden for a model that it may not use, and so may neither copy nor remove."""
+    caller, policies = caller_of(request), policies_of(request)
+    return lambda card: rights_of(caller, card, policies).check_model()
 
 
 async def look_up(catalog: Catalog, name: str, request: web.BaseRequest) -> ModelCard:

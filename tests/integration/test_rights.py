@@ -83,3 +83,29 @@ def test_another_model_is_refused_to_whoever_looks_as_to_whoever_asks(
             assert codes == {"forbidden"}
             keys = {look.headers["x-mlxd-policy-key"] for look in looks}
             assert keys == {"clients.tenants.agents.models"}
+
+
+def test_nobody_copies_replaces_or_removes_what_it_may_not_use(
+    apart: dict[str, httpx.Client],
+) -> None:
+    """Else a copy under a name that it may use would be a way to any model."""
+    agents, anyone = apart["agents"], apart["anonymous"]
+    named = {"source": OTHER, "destination": "theirs"}
+    assert anyone.post("/api/copy", json=named).status_code == 200
+    deeds = [
+        agents.post("/api/copy", json={"source": OTHER, "destination": "second-copy"}),
+        agents.post("/api/create", json={"model": "mine", "from": OTHER, "system": "x"}),
+        agents.post("/api/create", json={"model": "theirs", "from": "tiny-a", "system": "x"}),
+        agents.post(
+            "/api/create", json={"model": "theirs", "files": {"config.json": f"sha256:{'0' * 64}"}}
+        ),
+        agents.request("DELETE", "/api/delete", json={"model": "theirs"}),
+    ]
+    assert [deed.status_code for deed in deeds] == [403] * 5
+    assert {deed.headers["x-mlxd-policy-key"] for deed in deeds} == {
+        "clients.tenants.agents.models"
+    }
+    assert anyone.request("DELETE", "/api/delete", json={"model": "theirs"}).status_code == 200
+    own = {"source": "tiny-a", "destination": "own"}
+    assert agents.post("/api/copy", json=own).status_code == 200
+    assert agents.request("DELETE", "/api/delete", json={"model": "own"}).status_code == 200
