@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from aiohttp import web
 
-from mlxd.core.clock import ManualClock
+from mlxd.core.clock import ManualClock, SystemClock
 from mlxd.core.errors import MlxdError
 from mlxd.policy.load import load
 from mlxd.policy.store import PolicyStore
 from mlxd.server.connection import Connection
 from mlxd.server.connections import GuardedServer
+from mlxd.server.edge import CLOCK
 from mlxd.server.errors import error_response, in_ollama
 from mlxd.server.intake import AT_ONCE, read_body, read_json
 from tests.support.daemon import free_port
@@ -27,6 +28,7 @@ LONG_AFTER = 3600.0
 
 
 async def _answer(request: web.BaseRequest) -> web.StreamResponse:
+    request[CLOCK] = SystemClock()
     if request.path == "/stream":
         stream = web.StreamResponse()
         await stream.prepare(request)
