@@ -35,6 +35,16 @@ class _Stdout(io.FileIO):
             raise Unwritable(error) from error
 
 
+class _Nowhere(io.RawIOBase):
+    """Takes all, and is no file: who asks for its number learns that there is none."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        return memoryview(data).nbytes
+
+
 def guard() -> None:
     """From now on writing to stdout raises Unwritable where it fails, and what is no text is
     escaped on both streams. A stream that was closed before we began is one that fails, or for
@@ -46,7 +56,8 @@ def guard() -> None:
         sys.stdout.flush()
         sys.stdout = _wrapped(sys.stdout.fileno(), sys.stdout)
     if sys.stderr is None:
-        sys.stderr = io.TextIOWrapper(io.FileIO(os.open(os.devnull, os.O_WRONLY), "w"))
+        os.open(os.devnull, os.O_WRONLY)  # what is opened later must not get its number
+        sys.stderr = io.TextIOWrapper(io.BufferedWriter(_Nowhere()))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -112,4 +112,4 @@ def test_warm_prompts_are_read_before_anybody_asks(tmp_path: Path) -> None:
         until(lambda: any(".kept" in file.name for file in entries(running)))
         assert ask(running, "Who are you?")[0] > 256
         assert any("none.txt" in warning for warning in running.health()["warnings"])
-        assert 'mlxd_prefix_lookups_total{model="agent",result="part"} 1.0' in metrics(running)
+        assert 'mlxd_prefix_lookups_total{model="agent",result="whole"} 1.0' in metrics(running)
