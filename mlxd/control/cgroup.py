@@ -14,6 +14,11 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
+_OF_FILES = {
+    1: ("total_inactive_file", "total_active_file", "total_mapped_file"),
+    2: ("inactive_file", "active_file", "file_mapped"),
+}
+"""Pages that were not used lately, that were, and of both those that are mapped, in memory.stat."""
 _UNLIMITED = 1 << 60
 """Version 1 writes a number near 2**63 where there is no limit."""
 
@@ -96,15 +101,8 @@ def _used(folder: Path, version: int) -> int:
     """
     usage = folder / ("memory.usage_in_bytes" if version == 1 else "memory.current")
     stat = _stats(folder / "memory.stat")
-    inactive, active, mapped = (
-        stat.get(key, 0)
-        for key in (
-            ("total_inactive_file", "total_active_file", "total_mapped_file")
-            if version == 1
-            else ("inactive_file", "active_file", "file_mapped")
-        )
-    )
-    return max(0, int(usage.read_text()) - max(inactive, inactive + active - mapped))
+    inactive, active, mapped = (stat.get(key, 0) for key in _OF_FILES[version])
+    return max(0, int(usage.read_text()) - inactive - max(0, active - mapped))
 
 
 def _stats(file: Path) -> dict[str, int]:

@@ -27,9 +27,9 @@ from mlxd.core.preset import Preset
 from mlxd.core.threads import Threads
 from mlxd.policy.load import PolicySet
 
-_PART = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}"
 Check = Callable[[ModelCard], None]
 """Raises Forbidden for a model that is not for whoever asks."""
+_PART = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}"
 _NAME = re.compile(rf"(?:{_PART}/){{0,2}}{_PART}(?::{_PART})?")
 
 
@@ -58,7 +58,7 @@ class Library:
         ModelNotFound, and what `check` raises.
         """
         names, card = await self._found(source, policies, check)
-        self._check_free(destination, names, policies)
+        self._check_free(destination, names, policies, check)
         own = self.own_names.get(card.name)
         preset = own.preset if own is not None else None
         name = OwnName(destination.strip(), self._root(card), "copy", preset)
@@ -75,8 +75,7 @@ class Library:
         what `check` raises.
         """
         names, card = await self._found(source, policies, check)
-        self._check_replaced(name, names, check)
-        self._check_free(name, names, policies, "model", over=card)
+        self._check_free(name, names, policies, check, "model", over=card)
         known = self.own_names.get(card.name)
         if known is not None and known.preset is not None:
             preset = preset.over(known.preset)
@@ -100,9 +99,8 @@ class Library:
         raises.
         """
         names = await self.catalog.rescanned(policies)
-        self._check_replaced(name, names, check)
         old = names.cards.get(canonical(name))
-        self._check_free(name, names, policies, "model", over=old)
+        self._check_free(name, names, policies, check, "model", over=old)
         replaced = old.path if old is not None and old.source == "created" else ""
         try:
             await self.threads.run(self.created.build, name, files, replaced)
@@ -134,11 +132,6 @@ class Library:
             raise ModelNotFound(name)
         check(card)
         return names, card
-
-    def _check_replaced(self, name: str, names: Names, check: Check) -> None:
-        """Whatever has the name now goes: only for whom that is."""
-        if (old := names.cards.get(canonical(name))) is not None:
-            check(old)
 
     def _root(self, card: ModelCard) -> str:
         """The name of what an own name stands for, else the card's."""
@@ -184,12 +177,14 @@ class Library:
         name: str,
         names: Names,
         policies: PolicySet,
+        check: Check,
         param: str = "destination",
         *,
         over: ModelCard | None = None,
     ) -> None:
         """Raises InvalidRequest for what is no name, or is a name already: but for an own name, and
-        for `over` where that was made of uploaded files.
+        for `over` where that was made of uploaded files. Of these, what `check` raises: whatever
+        has the name now goes.
         """
         wanted = canonical(name)
         if not _NAME.fullmatch(name.strip()):
@@ -203,6 +198,8 @@ class Library:
             raise InvalidRequest(
                 f'{param} "{name}" is invalid: a model is called so already', param=param
             )
+        if card is not None:
+            check(card)
 
     async def _remove_model(self, card: ModelCard, names: Names, policies: PolicySet) -> None:
         declared = settings_for(card, policies.models)

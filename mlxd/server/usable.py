@@ -29,7 +29,6 @@ def check_for(request: web.BaseRequest) -> Callable[[ModelCard], None]:
 
 async def look_up(catalog: Catalog, name: str, request: web.BaseRequest) -> ModelCard:
     """As the catalogue does, by the caller's rights. Raises Forbidden, too."""
-    policies = policies_of(request)
-    card = await catalog.look_up(name, policies)
-    rights_of(caller_of(request), card, policies).check_model()
+    card = await catalog.look_up(name, policies_of(request))
+    check_for(request)(card)
     return card

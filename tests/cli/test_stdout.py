@@ -29,6 +29,18 @@ def said(tmp_path: Path, command: str, to: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+def test_a_stderr_that_was_closed_is_no_place_for_a_log() -> None:
+    """Its number is taken all the same: what is opened later must not get it."""
+    program = (
+        "import os, sys; from mlxd.cli import stdout; stdout.guard();"
+        "from mlxd.telemetry import logs; print('lost', file=sys.stderr);"
+        "print(logs._descriptor(), os.open(os.devnull, os.O_RDONLY) > 2)"
+    )
+    command = ["/bin/sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "-1 True\n"
+
+
 WAYS = [
     pytest.param("> /dev/full", "No space left on device", marks=FULL),
     (">&-", "Bad file descriptor"),

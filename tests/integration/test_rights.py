@@ -94,6 +94,7 @@ def test_nobody_copies_replaces_or_removes_what_it_may_not_use(
     assert anyone.post("/api/copy", json=named).status_code == 200
     deeds = [
         agents.post("/api/copy", json={"source": OTHER, "destination": "second-copy"}),
+        agents.post("/api/copy", json={"source": "tiny-a", "destination": "theirs"}),
         agents.post("/api/create", json={"model": "mine", "from": OTHER, "system": "x"}),
         agents.post("/api/create", json={"model": "theirs", "from": "tiny-a", "system": "x"}),
         agents.post(
@@ -101,10 +102,9 @@ def test_nobody_copies_replaces_or_removes_what_it_may_not_use(
         ),
         agents.request("DELETE", "/api/delete", json={"model": "theirs"}),
     ]
-    assert [deed.status_code for deed in deeds] == [403] * 5
-    assert {deed.headers["x-mlxd-policy-key"] for deed in deeds} == {
-        "clients.tenants.agents.models"
-    }
+    assert [deed.status_code for deed in deeds] == [403] * 6
+    keys = {deed.headers["x-mlxd-policy-key"] for deed in deeds}
+    assert keys == {"clients.tenants.agents.models"}
     assert anyone.request("DELETE", "/api/delete", json={"model": "theirs"}).status_code == 200
     own = {"source": "tiny-a", "destination": "own"}
     assert agents.post("/api/copy", json=own).status_code == 200
