@@ -17,6 +17,7 @@ from typing import Any
 from mlxd.control.foreign import foreign_files, foreign_type
 from mlxd.control.quantization import quantization_of
 from mlxd.control.reading import (
+    NotJson,
     UnreadableModel,
     exists,
     in_words,
@@ -124,7 +125,7 @@ def _read(folder: Path, name: str, marks: Fingerprint) -> ModelCard:
     quantization = quantization_of(config)
     weights = read_weights(real, quantization)
     tokenizer = _tokenizer(real / "tokenizer_config.json")
-    template = _template(real, tokenizer)
+    template, for_tools = _templates(real, tokenizer)
     can_think = exists(real / "tokenizer.json")
     code, needs_code = _code(real, config, tokenizer)
     return ModelCard(
@@ -139,10 +140,13 @@ def _read(folder: Path, name: str, marks: Fingerprint) -> ModelCard:
         quantization=quantization.name or weights.dtype,
         context=_context(shape),
         capabilities=_capabilities(
-            template, _embeds(real, config), can_think=can_think, inserts=_inserts(real)
+            template + for_tools,
+            _embeds(real, config),
+            can_think=can_think,
+            inserts=_inserts(real),
         ),
         chat_template=template,
-        sampling=_stored_sampling(_optional(real / "generation_config.json")),
+        sampling=_stored_sampling(_generation(real / "generation_config.json")),
         config=shape,
         license=_license(real),
         code=code,
@@ -188,6 +192,14 @@ def _optional(path: Path) -> Json:
     return json_object(path) if exists(path) else {}
 
 
+def _generation(path: Path) -> Json:
+    """What is no JSON says nothing: mlx-lm passes over it, too."""
+    try:
+        return _optional(path)
+    except NotJson:
+        return {}
+
+
 def _tokenizer(path: Path) -> Json:
     """tokenizer_config.json, which may say much of single tokens: at least what is used here."""
     if not exists(path):
@@ -213,19 +225,31 @@ def _context(shape: Mapping[str, Any]) -> int:
     return min(stated, count_of(shape, "max_trained_positions") or stated)
 
 
-def _template(folder: Path, tokenizer: Json) -> str:
+def _templates(folder: Path, tokenizer: Json) -> tuple[str, str]:
+    """The chat template, and one for requests with tools where that is another."""
     separate = folder / "chat_template.jinja"
     if exists(separate):
-        if not _is_own(folder, separate):
-            raise UnreadableModel(f"its {separate.name} is a link out of its folder")
-        return text_of(separate)
+        for_tools = folder / "additional_chat_templates" / "tool_use.jinja"
+        return _separate(folder, separate), _separate(folder, for_tools)
     template = tokenizer.get("chat_template", "")
-    if isinstance(template, list):
-        named = {
-            str(t.get("name"))[:99]: t.get("template") for t in template if isinstance(t, dict)
-        }
-        template = named.get("default") or next(iter(named.values()), "")
-    return _encodable(template) if isinstance(template, str) else ""
+    if not isinstance(template, list):
+        return _text(template), ""
+    named = {str(t.get("name"))[:99]: t.get("template") for t in template if isinstance(t, dict)}
+    usual = named.get("default") or next(iter(named.values()), "")
+    return _text(usual), _text(named.get("tool_use"))
+
+
+def _separate(folder: Path, file: Path) -> str:
+    """A template in a file of its own; empty without one."""
+    if not exists(file):
+        return ""
+    if not _is_own(folder, file):
+        raise UnreadableModel(f"its {file.name} is a link out of its folder")
+    return text_of(file)
+
+
+def _text(value: object) -> str:
+    return _encodable(value) if isinstance(value, str) else ""
 
 
 def _embeds(folder: Path, config: Json) -> bool:

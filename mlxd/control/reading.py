@@ -29,6 +29,10 @@ class UnreadableModel(Exception):
     """Why a folder cannot be served, in words for a user; no path of the host."""
 
 
+class NotJson(UnreadableModel):
+    """A file can be read, and what it says cannot."""
+
+
 class OutOfFiles(OSError):
     """This process, or the machine, can open nothing more: it says nothing of what was to be read,
     and what is known of that stays true.
@@ -176,6 +180,8 @@ def members(raw: bytes, most: int) -> list[tuple[str, bytes]]:
 def _object(raw: bytes, name: str) -> dict[str, Any]:
     try:
         value = json.loads(raw)
+    except json.JSONDecodeError as error:
+        raise NotJson(f"its {name} is not JSON") from error
     except (ValueError, RecursionError) as error:
         raise UnreadableModel(f"its {name} is not JSON") from error
     if not isinstance(value, dict):

@@ -112,8 +112,9 @@ def _missing_parts(headers: Mapping[str, Header]) -> Iterator[str]:
 
 
 def _unlike_index(folder: Path, headers: Mapping[str, Header]) -> Iterator[str]:
+    """An index of files whose tensors lie in others now is of no account: no engine reads it."""
     try:
-        files = _indexed(bytes_of(folder / INDEX, _MOST_INDEX_BYTES))
+        places = _indexed(bytes_of(folder / INDEX, _MOST_INDEX_BYTES))
     except UnreadableModel as error:
         yield str(error)
         return
@@ -123,16 +124,20 @@ def _unlike_index(folder: Path, headers: Mapping[str, Header]) -> Iterator[str]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         yield f"its {INDEX} is not JSON"
         return
-    for file in sorted(files):
+    present = {tensor.name for header in headers.values() for tensor in header.tensors}
+    for file in sorted({file for tensor, file in places if tensor not in present}):
         if file not in headers:
             yield f"its {readable(file.rpartition('/')[2][:100])} is missing"
 
 
-def _indexed(raw: bytes) -> set[str]:
-    """The files that an index names. Raises DecodeError, UnicodeDecodeError, RecursionError."""
+def _indexed(raw: bytes) -> list[tuple[str, str]]:
+    """Tensors, and the file that an index names for each. Raises DecodeError, UnicodeDecodeError,
+    RecursionError.
+    """
     parts = dict(members(raw, _MOST_INDEXED))
-    places = {place for _, place in members(parts.get("weight_map", b"null"), _MOST_INDEXED)}
-    return {_FILE.decode(place) for place in places}
+    places = members(parts.get("weight_map", b"null"), _MOST_INDEXED)
+    files = {place: _FILE.decode(place) for _, place in places}
+    return [(tensor, files[place]) for tensor, place in places]
 
 
 def _contradictions(headers: Mapping[str, Header]) -> Iterator[str]:

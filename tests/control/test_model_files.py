@@ -101,6 +101,26 @@ def test_do_sample_false_is_greedy(tmp_path):
     assert read_card(write_model(tmp_path / "m", files=stored), "m").sampling.temperature == 0
 
 
+@pytest.mark.parametrize("text", ["", '{"top_k": 20,}'])
+def test_what_is_stored_for_generation_and_is_no_json_is_passed_over(tmp_path, text):
+    card = read_card(write_model(tmp_path / "m", files={"generation_config.json": text}), "m")
+    assert (card.unavailable, card.sampling.top_k) == ("", None)
+
+
+def test_a_template_for_requests_with_tools_makes_a_model_that_calls_them(tmp_path):
+    named = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "{{ tools }}"}]
+    files = {"tokenizer_config.json": json.dumps({"chat_template": named})}
+    card = read_card(write_model(tmp_path / "named", files=files), "m")
+    assert (card.chat_template, "tools" in card.capabilities) == ("D", True)
+    folder = write_model(tmp_path / "apart", files={"chat_template.jinja": "D"})
+    assert "tools" not in read_card(folder, "m").capabilities
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    card = read_card(folder, "m")
+    assert (card.chat_template, "tools" in card.capabilities) == ("D", True)
+    assert "tools" not in with_template(card, "E").capabilities
+
+
 def test_a_named_template_list_gives_its_default(tmp_path):
     config = {
         "chat_template": [{"name": "x", "template": "X"}, {"name": "default", "template": "D"}]
@@ -421,6 +441,15 @@ def test_headers_that_do_not_fit_are_a_flaw_that_policy_may_pass_over(tmp_path, 
     card = read_card(folder, "m")
     assert card.flaw.startswith(flaw)
     assert card.unavailable == ""
+
+
+def test_an_index_that_was_left_behind_does_not_matter(tmp_path):
+    folder = write_model(tmp_path / "m", tensors={"t1": ("F16", [2]), "t2": ("F16", [2])})
+    parts = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    _index({"t1": parts[0], "t2": parts[1]})(folder)
+    assert read_card(folder, "m").flaw == ""
+    _index({"t1": parts[0], "t3": parts[1]})(folder)
+    assert read_card(folder, "m").flaw == f"its {parts[1]} is missing"
 
 
 def test_of_two_equal_tensors_of_one_name_one_counts(tmp_path):
