@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from functools import cached_property
 from typing import Any, Protocol
 
 from mlx_lm.tokenizer_utils import (
@@ -26,12 +27,31 @@ class Detokenizer(Protocol):
         ...
 
 
+class _Ids:
+    """The ids that a tokenizer has tokens for. Some leave gaps, and end beyond their number; beyond
+    the last are rows by which some models' vocabularies exceed their tokenizer's.
+    """
+
+    def __init__(self, tokenizer: TokenizerWrapper) -> None:
+        self._tokenizer = tokenizer
+        self._count = len(tokenizer)
+
+    def __contains__(self, token: int) -> bool:
+        return token < self._count or token in self._beyond
+
+    @cached_property
+    def _beyond(self) -> frozenset[int]:
+        ids = self._tokenizer.get_vocab().values()
+        return frozenset(id for id in ids if id >= self._count)
+
+
 class ByteTable(dict[int, bytes]):
     """Each token's own bytes; worked out on first use and kept."""
 
     def __init__(self, tokenizer: TokenizerWrapper) -> None:
         super().__init__()
         self._tokenizer = tokenizer
+        self._ids = _Ids(tokenizer)
         self._added = frozenset(tokenizer.added_tokens_decoder)
         self._spm = isinstance(tokenizer.detokenizer, SPMStreamingDetokenizer)
 
@@ -50,8 +70,8 @@ class ByteTable(dict[int, bytes]):
         return byte_level_bytes(piece)
 
     def _piece(self, token: int) -> str | None:
-        """None for the rows by which some models' vocabularies exceed their tokenizer's."""
-        if token >= len(self._tokenizer):
+        """None where there is no such token."""
+        if token not in self._ids:
             return None
         piece: str | None = self._tokenizer.convert_ids_to_tokens(token)
         return piece
@@ -86,10 +106,14 @@ class _ByteDetokenizer:
 class _AnyDetokenizer:
     """For every other tokenizer: mlx-lm's, which decodes the line again for each token."""
 
-    def __init__(self, detokenizer: Any) -> None:
+    def __init__(self, detokenizer: Any, ids: _Ids) -> None:
         self._detokenizer = detokenizer
+        self._ids = ids
 
     def add(self, token: int) -> str:
+        """Tokenizers written in Python raise for an id that they do not have."""
+        if token not in self._ids:
+            return ""
         self._detokenizer.add_token(token)
         return self._segment()
 
@@ -107,6 +131,7 @@ class Detokenizers:
 
     def __init__(self, tokenizer: TokenizerWrapper) -> None:
         self._tokenizer = tokenizer
+        self._ids = _Ids(tokenizer)
         kind = tokenizer.detokenizer
         self._bytewise = isinstance(kind, BPEStreamingDetokenizer | SPMStreamingDetokenizer)
         self._trim = getattr(kind, "trim_space", True)
@@ -118,12 +143,14 @@ class Detokenizers:
         """
         if self._table is not None:
             return _ByteDetokenizer(self._table, self._trim and not spaced)
-        return _AnyDetokenizer(self._tokenizer.detokenizer)
+        return _AnyDetokenizer(self._tokenizer.detokenizer, self._ids)
 
     def bytes_of(self, token: int) -> bytes:
         """The token's own bytes: possibly half a character."""
         if self._table is not None:
             return self._table[token]
+        if token not in self._ids:
+            return b""
         text: str = self._tokenizer.decode([token])
         return text.encode("utf-8", "ignore")
 

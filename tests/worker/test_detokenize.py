@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.model_maker import CORPUS, THINKING, TOOLS, Shape
+from tests.support.model_maker import CORPUS, THINKING, TOOLS, Shape, make_model
 from tests.worker.conftest import MakeModel
 
 pytestmark = pytest.mark.mlx
@@ -159,6 +160,50 @@ def test_added_tokens_have_their_own_text(model_of: MakeModel):
 def test_ids_beyond_the_tokenizer_are_silent(tokenizer):
     tokens = tokenizer.encode("ab", add_special_tokens=False)
     assert "".join(pieces_of(tokenizer, [*tokens, 100_000])) == "ab"
+
+
+def test_ids_that_leave_gaps_have_their_text_to_the_last(tmp_path: Path):
+    from mlx_lm.tokenizer_utils import load
+
+    from mlxd.worker.detokenize import Detokenizers
+
+    folder = make_model(tmp_path / "m", Shape())
+    said = json.loads((folder / "tokenizer.json").read_text())
+    said["model"]["vocab"]["last"] = 600
+    (folder / "tokenizer.json").write_text(json.dumps(said))
+    tokenizer = load(folder)
+    assert len(tokenizer) == 513
+    detokenizers = Detokenizers(tokenizer)
+    assert detokenizers.make().add(600) == "last"
+    assert [detokenizers.bytes_of(id) for id in (599, 600, 601)] == [b"", b"last", b""]
+
+
+def test_a_tokenizer_in_python_is_not_asked_for_ids_beyond_its_own():
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+    from transformers import PreTrainedTokenizer
+
+    from mlxd.worker.detokenize import Detokenizers
+
+    class Letters(PreTrainedTokenizer):  # type: ignore[misc]
+        vocab_size = 128
+
+        def get_vocab(self) -> dict[str, int]:
+            return {chr(id): id for id in range(128)}
+
+        def _tokenize(self, text: str, **_: Any) -> list[str]:
+            return list(text)
+
+        def _convert_token_to_id(self, token: str) -> int:
+            return ord(token)
+
+        def _convert_id_to_token(self, id: int) -> str:
+            return bytes([id]).decode("ascii")
+
+    detokenizers = Detokenizers(TokenizerWrapper(Letters()))
+    detokenizer = detokenizers.make()
+    text = [detokenizer.add(id) for id in (97, 128, 300, 98)]
+    assert "".join([*text, detokenizer.finish()]) == "a b"
+    assert [detokenizers.bytes_of(id) for id in (97, 300)] == [b"a", b""]
 
 
 def test_other_tokenizers_stream_too(tmp_path: Path):
