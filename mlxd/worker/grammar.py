@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,6 +10,7 @@ from math import inf
 from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+from tokenizers import Tokenizer
 
 from mlxd.core.request import GenerationRequest
 from mlxd.grammar.compiling import compiled, matcher_of
@@ -87,18 +89,26 @@ class Grammars:
 
     def _known_vocabulary(self) -> Any:
         if self._vocabulary is None:
-            from llguidance.hf import from_tokenizer
-
             self._deaf(DEAF_SECONDS)
             try:
-                self._vocabulary = from_tokenizer(
-                    self._tokenizer._tokenizer,
-                    n_vocab=self._width,
-                    eos_token=list(self._tokenizer.eos_token_ids),
-                )
+                self._vocabulary = _vocabulary_of(self._tokenizer, self._width)
             except ValueError as error:
                 words = "no grammar holds this model's answers: its tokenizer cannot be read"
                 raise Refusal(words, code="unsupported", param="format") from error
             finally:
                 self._deaf(0.0)
         return self._vocabulary
+
+
+def _vocabulary_of(tokenizer: TokenizerWrapper, width: int) -> Any:
+    """As llguidance knows it. Raises ValueError."""
+    from llguidance import LLTokenizer
+    from llguidance.hf import from_tokenizer
+
+    ends = list(tokenizer.eos_token_ids)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if len(tokenizer) <= width or not isinstance(backend, Tokenizer):
+        return from_tokenizer(tokenizer._tokenizer, n_vocab=width, eos_token=ends)
+    said = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
+    said["added_tokens"] = [token for token in said["added_tokens"] if token["id"] < width]
+    return LLTokenizer(json.dumps(said), n_vocab=width, eos_token=ends)

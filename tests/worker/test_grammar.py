@@ -64,6 +64,18 @@ def drawn(tokenizer: Any, process: Any, forced: str = "", limit: int = 60) -> st
     return str(tokenizer.decode(tokens[2:]))
 
 
+def test_tokens_that_the_model_has_no_logits_for_are_no_hindrance(model_of: MakeModel) -> None:
+    from mlx_lm.tokenizer_utils import load
+
+    from mlxd.worker.grammar import Grammars
+
+    tokenizer = load(model_of(Shape()))
+    tokenizer.add_tokens(["<pad>"])
+    assert len(tokenizer) == 513
+    process = made(Grammars(tokenizer, 512), asked(SCHEMA))
+    assert json.loads(drawn(tokenizer, process))["a"] in ("x", "y")
+
+
 def test_it_is_told_when_the_lock_is_held(tokenizer) -> None:
     from mlxd.worker.grammar import DEAF_SECONDS, Grammars
 
