@@ -124,7 +124,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
             detokenizers,
             markup,
             loaded.vocabulary,
-            ends=tuple(t for t in sorted(loaded.tokenizer.eos_token_ids) if t < loaded.width),
+            ends=tuple(sorted(loaded.tokenizer.eos_token_ids)),
         ),
         reader=_reader(loaded, Path(launch.path), detokenizers),
         ledger=ledger,

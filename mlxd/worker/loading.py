@@ -17,7 +17,7 @@ import mlx.core as mx
 import mlx_lm.utils
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.tokenizer_utils import TokenizerWrapper, _infer_tool_parser
 
 from mlxd.ipc.messages import Loading
 from mlxd.worker.allocator import is_exhaustion
@@ -104,6 +104,7 @@ def load(
     tokenizer = stage("the tokenizer", lambda: _tokenizer(folder, config, trust, template))
     tell(Loading("first_step"))
     width = stage("a first step", lambda: _first_step(model))
+    tokenizer.eos_token_ids = _ends(tokenizer, width)
     if has_reference_blas():
         tell(Loading("layout"))
         logits = 0 if isinstance(model, Encoder) else width
@@ -202,13 +203,16 @@ def _stage(
 
 
 def _words(error: BaseException, folders: Sequence[Path]) -> str:
-    """The first line of what was said, without any path of this machine."""
+    """The first line of what was said, with the list that it announces, without any path of this
+    machine.
+    """
     said = str(error)
     for folder in folders:
         said = said.replace(str(folder), "its folder")
     said = re.sub(r"(?<![\w.])/[^\s'\",;:)]+", "...", said)
-    lines = said.strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:LONGEST_REASON]
+    first, *rest = said.strip().splitlines() or [type(error).__name__]
+    announced = rest if first.rstrip().endswith(":") else []
+    return " ".join([first.rstrip(), *map(str.strip, announced)]).rstrip(".")[:LONGEST_REASON]
 
 
 def _adapt(model: Any, adapter: Path) -> None:
@@ -224,10 +228,25 @@ def _tokenizer(
     extra: dict[str, Any] = {"trust_remote_code": trust}
     if template is not None:
         extra["chat_template"] = template.read_text("utf-8")
-    tokenizer = mlx_lm.utils.load_tokenizer(folder, extra, eos_token_ids=config.get("eos_token_id"))
+    ends = config.get("eos_token_id")
+    tokenizer = mlx_lm.utils.load_tokenizer(folder, extra, eos_token_ids=ends)
+    if parser := _tool_parser(tokenizer):
+        extra["tool_parser_type"] = parser
+        tokenizer = mlx_lm.utils.load_tokenizer(folder, extra, eos_token_ids=ends)
     if template is not None:
         tokenizer._chat_template = None  # code, where a model has that in place of a template
     return tokenizer
+
+
+def _tool_parser(tokenizer: TokenizerWrapper) -> str | None:
+    """By a template for requests with tools: of several templates mlx-lm looks at none."""
+    named = tokenizer.chat_template
+    if tokenizer.has_tool_calling or not isinstance(named, dict) or "tool_use" not in named:
+        return None
+    tokenizer.chat_template = named["tool_use"]
+    found: str | None = _infer_tool_parser(tokenizer)
+    tokenizer.chat_template = named
+    return found
 
 
 def _first_step(model: Any) -> int:
@@ -240,6 +259,13 @@ def _first_step(model: Any) -> int:
     mx.eval(logits)
     width: int = logits.shape[-1]
     return width
+
+
+def _ends(tokenizer: TokenizerWrapper, width: int) -> set[int]:
+    """The tokens that end an answer: what else configs have among them (null, -1, words, ids that
+    have no logit) no step can give.
+    """
+    return {end for end in tokenizer.eos_token_ids if type(end) is int and 0 <= end < width}
 
 
 def _batches(model: Any) -> bool:
@@ -257,7 +283,7 @@ def _embedding_rows(model: Any, config: dict[str, Any]) -> int:
         if name.endswith("weight") and weight.ndim == 2 and _EMBEDDING.search(name)
     ]
     text = config.get("text_config") or {}
-    stated = config.get("vocab_size") or text.get("vocab_size")
+    stated = text.get("vocab_size") or config.get("vocab_size")
     known = ([max(rows)] if rows else []) + ([stated] if stated else [])
     return min(known, default=sys.maxsize)
 

@@ -96,6 +96,45 @@ def test_a_folder_that_cannot_be_loaded_says_why(tmp_path: Path, harm):
     assert len(reason) > 20
 
 
+def test_what_does_not_fit_is_named(tmp_path: Path):
+    from mlxd.worker.loading import load
+
+    folder = make_model(tmp_path / "m", Shape())
+    change(folder, tie_word_embeddings=False)
+    with pytest.raises(LoadError, match=r"^the weights: Missing 1 parameters: lm_head\.weight$"):
+        load(folder)
+
+
+def test_an_answer_ends_with_tokens_that_there_are(tmp_path: Path):
+    from mlxd.worker.loading import load
+
+    folder = make_model(tmp_path / "m", Shape())
+    ends = [7, None, -1, "<|im_end|>", 512, 100_000]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    assert load(folder).tokenizer.eos_token_ids == {0, 7}
+
+
+def test_the_tokens_of_a_text_model_are_counted_by_its_own_config(tmp_path: Path):
+    from mlxd.worker.loading import load
+
+    folder = make_model(tmp_path / "m", UNMERGEABLE)
+    change(folder, vocab_size=100)
+    assert load(folder).vocabulary == 512
+
+
+def test_a_template_for_requests_with_tools_says_how_calls_are_written(tmp_path: Path):
+    from mlxd.worker.loading import load
+
+    folder = make_model(tmp_path / "m", Shape(markers=TOOLS, template=""))
+    (folder / "chat_template.jinja").write_text("D")
+    assert not load(folder).tokenizer.has_tool_calling
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text(TOOL_TEMPLATE)
+    tokenizer = load(folder).tokenizer
+    assert tokenizer.tool_call_start == "<tool_call>"
+    assert tokenizer.chat_template == {"default": "D", "tool_use": TOOL_TEMPLATE}
+
+
 def test_caches_that_cannot_have_few_bits_are_that_settings_fault(tmp_path: Path):
     from mlxd.worker.loading import load
 
