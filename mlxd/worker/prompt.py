@@ -26,6 +26,8 @@ _RESERVED = {
     *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters,
 } - {"documents"}
 """Names that would steer the tokenizer instead of its template."""
+_FAILURES = (TemplateError, TypeError, ArithmeticError)
+"""What a model's template raises of its own accord, and what it does by mistake."""
 _MOST_BLANKS = 16
 """Tokens of white space that a template writes behind the mark of a think block."""
 
@@ -204,18 +206,19 @@ class Prompter:
         self, messages: list[Json], request: GenerationRequest, **how: bool
     ) -> str | list[int]:
         """Text, or tokens where the tokenizer writes none. A template that takes the system's turn
-        at the beginning only is given later ones as the user's.
+        at the beginning only is given later ones as the user's; one that takes none, the first too.
         """
-        try:
-            return self._applied(messages, request, **how)
-        except TemplateError as error:
-            changed = _with_one_system_turn(messages)
-            if changed == messages:
-                raise _refused(error) from error
-        try:
-            return self._applied(changed, request, **how)
-        except TemplateError as error:
-            raise _refused(error) from error
+        refusals: list[Exception] = []
+        tried: list[list[Json]] = []
+        for turns in (messages, _as_the_users(messages, behind=1), _as_the_users(messages)):
+            if turns in tried:
+                continue
+            tried.append(turns)
+            try:
+                return self._applied(turns, request, **how)
+            except _FAILURES as error:
+                refusals.append(error)
+        raise _refused(refusals[0]) from refusals[0]
 
     def _applied(
         self, messages: list[Json], request: GenerationRequest, **how: bool
@@ -301,16 +304,18 @@ def _turns(request: GenerationRequest) -> list[Json]:
     return messages
 
 
-def _refused(error: TemplateError) -> Refusal:
+def _refused(error: Exception) -> Refusal:
     return Refusal(f"the model's chat template refuses this: {error}")
 
 
-def _with_one_system_turn(messages: list[Json]) -> list[Json]:
-    """The first may be the system's; neighbours that then are the user's become one."""
-    first, *later = messages
+def _as_the_users(messages: list[Json], *, behind: int = 0) -> list[Json]:
+    """With the system's turns, but for the first ones, as the user's; neighbours that then are the
+    user's become one.
+    """
+    later = messages[behind:]
     asked = [turn | {"role": "user"} if turn["role"] == "system" else turn for turn in later]
     turns: list[Json] = []
-    for role, neighbours in groupby([first, *asked], key=itemgetter("role")):
+    for role, neighbours in groupby([*messages[:behind], *asked], key=itemgetter("role")):
         if role == "user":
             content = "\n".join(turn["content"] for turn in neighbours)
             turns.append({"role": "user", "content": content})

@@ -188,6 +188,30 @@ def test_an_answer_begins_amid_thinking_where_that_was_opened_and_not_spoken_of(
     assert reader.prompter.rendered(rendered.tokens, request).reasoning == inside
 
 
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}[{{ m.content }}]{% endfor %}"
+)
+
+
+def test_a_template_without_a_system_turn_is_given_it_as_the_users(tmp_path: Path) -> None:
+    reader = Reader(tmp_path, template=NO_SYSTEM)
+    system, answer = Message("system", "Be brief."), Message("assistant", "ho")
+    assert reader.text(messages=(system, *USER)) == "[Be brief.\nhi]"
+    talk = (system, *USER, answer, system, *USER)
+    assert reader.text(messages=talk) == "[Be brief.\nhi][ho][Be brief.\nhi]"
+    with pytest.raises(Refusal, match="refuses this: System role not supported"):
+        reader.text(messages=(system, answer, answer, *USER))
+
+
+@pytest.mark.parametrize("mistake", ["'a' + 1", "1 // 0"])
+def test_a_template_that_makes_a_mistake_says_which(tmp_path: Path, mistake: str) -> None:
+    reader = Reader(tmp_path, template=f"{{{{ {mistake} }}}}")
+    with pytest.raises(Refusal, match=r"the model's chat template refuses this: \w+"):
+        reader.text(messages=USER)
+
+
 def test_a_clients_template_is_in_place_of_the_models(qwen: Reader) -> None:
     template = "{{ eos_token }}|{{ messages[0].content }}|{{ add_generation_prompt }}|{{ think }}"
     options = {"think": "x"}
