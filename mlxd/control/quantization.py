@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-PACKED_BITS = 32
-"""Quantised weights are packed into words of this many bits."""
-_FIXED_MODES = {"mxfp4": 4, "mxfp8": 8, "nvfp4": 4, "fp8": 8}
+_MOST_BITS = 32
+"""Of the words that quantised weights are packed into."""
+_FIXED_MODES = {"mxfp4": 4, "mxfp8": 8, "nvfp4": 4, "fp8": 8, "bitnet": 2}
 """Formats with a name of their own, and the bits of a number in each."""
 
 
@@ -36,15 +36,16 @@ def quantization_of(config: Mapping[str, Any]) -> Quantization:
     """By MLX's own `quantization`, else by what other makers write."""
     text = config.get("text_config")
     stated = _stated(config) or (_stated(text) if isinstance(text, Mapping) else {})
-    modes = (stated.get("mode"), stated.get("quant_method"), stated.get("quant_algo"))
-    named = (mode.lower() for mode in modes if isinstance(mode, str))
+    modes = (stated.get(key) for key in ("mode", "quant_method", "quant_algo", "format"))
+    named = (mode.lower().partition("-")[0] for mode in modes if isinstance(mode, str))
     mode = next((mode for mode in named if mode in _FIXED_MODES), "affine")
     layers = {
         layer: bits
         for layer, own in stated.items()
         if isinstance(own, Mapping) and (bits := _bits(own))
     }
-    return Quantization(_bits(stated) or _FIXED_MODES.get(mode, 0), mode, layers)
+    bits = _bits(stated) or _FIXED_MODES.get(mode) or _grouped(stated)
+    return Quantization(bits, mode, layers)
 
 
 def _stated(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -52,6 +53,14 @@ def _stated(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _bits(stated: Mapping[str, Any]) -> int:
-    bits = stated.get("bits")
-    return bits if type(bits) is int and 0 < bits <= PACKED_BITS else 0
+def _grouped(stated: Mapping[str, Any]) -> int:
+    """Bits as compressed-tensors says them: by groups of layers, of which the first counts."""
+    groups = stated.get("config_groups")
+    first = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
+    weights = first.get("weights") if isinstance(first, Mapping) else None
+    return _bits(weights, "num_bits") if isinstance(weights, Mapping) else 0
+
+
+def _bits(stated: Mapping[str, Any], key: str = "bits") -> int:
+    bits = stated.get(key)
+    return bits if type(bits) is int and 0 < bits <= _MOST_BITS else 0

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from mlxd.control.quantization import PACKED_BITS, Quantization
+from mlxd.control.quantization import Quantization
 from mlxd.control.reading import UnreadableModel, bytes_of, exists, members, readable
-from mlxd.control.safetensors import MOST_ELEMENTS, Header, Tensor, flaw_of, read_header
+from mlxd.control.safetensors import BITS, MOST_ELEMENTS, Header, Tensor, flaw_of, read_header
 
 WEIGHTS = re.compile(r"model.*\.safetensors", re.DOTALL)
 """The names of the files that mlx-lm loads."""
@@ -24,6 +24,10 @@ _MOST_INDEXED = 500_000
 _SAMPLES = 32
 """Of a model's tensors: enough to tell models of one shape apart, and read in no time."""
 _FILE = msgspec.json.Decoder(str)
+_WORDS = ("U32", "I32", "U8")
+"""What quantised weights are packed into: MLX's, AWQ's and GPTQ's, and single bytes."""
+_BESIDE = re.compile(r"(^scales|_scales?|_scale_inv|_scale_2|biases|qzeros|g_idx|weight_shape)$")
+"""The ends of what is no weight beside quantised weights, as their makers write them."""
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _PART = re.compile(r"(.*-)(\d{1,6})-of-(\d{1,6})\.safetensors", re.DOTALL)
 
@@ -86,11 +90,11 @@ def _unpacked(tensor: Tensor, quantization: Quantization) -> int:
     layer, _, kind = tensor.name.rpartition(".")
     if not quantization.bits:
         return tensor.elements
-    if kind in ("scales", "biases"):
+    if _BESIDE.search(kind):
         return 0
     bits = quantization.bits_of(layer)
-    packed = tensor.dtype == "U32" and bits < PACKED_BITS
-    return tensor.elements * PACKED_BITS // bits if packed else tensor.elements
+    word = BITS[tensor.dtype] if tensor.dtype in _WORDS else bits
+    return tensor.elements * max(word, bits) // bits
 
 
 def _flaws(folder: Path, headers: Mapping[str, Header]) -> Iterator[str]:

@@ -326,6 +326,10 @@ def test_bytes_of_weights_are_those_of_the_tensors_alone(tmp_path):
         ({"quantization": {"group_size": 16, "bits": 4, "mode": "nvfp4"}}, "nvfp4"),
         ({"quantization_config": {"quant_method": "mxfp4"}}, "mxfp4"),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "4bit"),
+        ({"quantization_config": {"quant_method": "bitnet"}}, "bitnet"),
+        ({"quantization_config": {"format": "nvfp4-pack-quantized"}}, "nvfp4"),
+        ({"quantization_config": {"config_groups": {"a": {"weights": {"num_bits": 4}}}}}, "4bit"),
+        ({"quantization_config": {"config_groups": {"a": [4]}}}, "f16"),
         ({"text_config": {"quantization_config": {"bits": 8}}}, "8bit"),
         ({"quantization": [4]}, "f16"),
         ({}, "f16"),
@@ -333,6 +337,36 @@ def test_bytes_of_weights_are_those_of_the_tensors_alone(tmp_path):
 )
 def test_the_quantisation_is_bits_or_a_format_of_its_own(tmp_path, config, shown):
     assert read_card(write_model(tmp_path / "m", config=config), "m").quantization == shown
+
+
+@pytest.mark.parametrize(
+    ("stated", "tensors"),
+    [
+        (
+            {"quant_method": "awq", "bits": 4},
+            {"a.qweight": ("I32", [8, 2]), "a.qzeros": ("I32", [1, 2]), "a.scales": ("F16", [16])},
+        ),
+        (
+            {"quant_method": "mxfp4"},
+            {"a.up_proj_blocks": ("U8", [2, 2, 16]), "a.up_proj_scales": ("U8", [2, 2])},
+        ),
+        ({"quant_method": "bitnet"}, {"a.weight": ("U8", [32]), "a.weight_scale": ("F32", [1])}),
+        (
+            {"quant_method": "fp8"},
+            {"a.weight": ("F8_E4M3", [8, 16]), "a.weight_scale_inv": ("F32", [1, 1])},
+        ),
+        (
+            {"quant_algo": "NVFP4"},
+            {"a.weight": ("U8", [8, 8]), "a.weight_scale": ("F8_E4M3", [8, 1])},
+        ),
+    ],
+)
+def test_weights_that_others_have_packed_are_counted_unpacked(tmp_path, stated, tensors):
+    config = {"quantization_config": stated}
+    assert (
+        read_card(write_model(tmp_path / "m", config=config, tensors=tensors), "m").parameters
+        == 128
+    )
 
 
 def test_a_layer_with_other_bits_is_counted_by_its_own(tmp_path):
