@@ -49,7 +49,10 @@ def read_adapter(folder: Path) -> Adapter:
     """Blocks. Raises OutOfFiles."""
     try:
         real = Path(os.path.realpath(folder, strict=True))
-        json_object(real / "adapter_config.json")
+        if "peft_type" in json_object(real / "adapter_config.json"):
+            raise UnreadableModel(
+                "its adapter_config.json is PEFT's, for PyTorch; train one with mlx-lm"
+            )
         header = read_header(real / _WEIGHTS, _SAMPLES)
         if flaw := flaw_of(header, _WEIGHTS):
             raise UnreadableModel(flaw)

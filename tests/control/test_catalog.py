@@ -624,6 +624,10 @@ def _cut(folder):
         (lambda f: (f / "adapters.safetensors").unlink(), "adapters.safetensors cannot be read"),
         (lambda f: (f / "adapter_config.json").unlink(), "it has no adapter_config.json"),
         (lambda f: (f / "adapter_config.json").write_text("["), "adapter_config.json is not JSON"),
+        (
+            lambda f: (f / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}'),
+            "its adapter_config.json is PEFT's",
+        ),
         (lambda f: f.rename(f.with_name("elsewhere")), "no such file or directory"),
         (_cut, "its adapters.safetensors is cut short"),
     ],
