@@ -16,6 +16,7 @@ from mlxd.core.request import GenerationRequest
 Json = dict[str, Any]
 Action = Literal["generate", "load", "unload"]
 EVENT_STREAM = "text/event-stream"
+NDJSON = "application/x-ndjson"
 
 _json = msgspec.json.Encoder()
 _LINE_BREAKS = (

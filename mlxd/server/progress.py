@@ -9,7 +9,7 @@ from aiohttp import web
 
 from mlxd.control.progress import Progress
 from mlxd.core.errors import MlxdError
-from mlxd.dialects.base import to_json
+from mlxd.dialects.base import NDJSON, to_json
 from mlxd.server.answers import json_response
 from mlxd.server.edge import STREAM, common_headers
 from mlxd.server.errors import in_ollama
@@ -43,7 +43,7 @@ class _Stream:
     def __init__(self, request: web.BaseRequest) -> None:
         self._request = request
         self._response = web.StreamResponse(
-            headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-cache"}
+            headers={"Content-Type": NDJSON, "Cache-Control": "no-cache"}
         )
 
     @property

@@ -19,7 +19,7 @@ from mlxd.control.dispatch import Asker
 from mlxd.core.errors import MlxdError
 from mlxd.core.events import Burst, Echo
 from mlxd.core.threads import Threads
-from mlxd.dialects.base import EVENT_STREAM, Call, Codec, Encoder, comment
+from mlxd.dialects.base import EVENT_STREAM, NDJSON, Call, Codec, Encoder, comment
 from mlxd.policy.load import PolicySet
 from mlxd.server.edge import STORY, STREAM, common_headers
 from mlxd.server.load_report import words_of as load_words_of
@@ -170,20 +170,29 @@ class Stream:
             records = self._answer.tell(self._encoder.feed(burst, self._parts.clock.wall(), 0))
             told = True
             if records:
-                self._write_at_once(records)
+                for chunk in self._chunks(records):
+                    self._write_at_once(chunk)
         except ConnectionError:
             wire.abort()  # what was told is owed to whoever comes back
         except Exception as error:  # noqa: BLE001 - its reader gets it; the worker's others do not
             self._failure, self._answer.uncertain = error, True
         return told
 
-    def _write_at_once(self, records: bytes) -> None:
+    def _chunks(self, records: bytes) -> list[bytes]:
+        """A line of NDJSON has a chunk of its own, as Ollama writes it: there are clients that take
+        one chunk for one object, such as those on `iter_content(None)` of requests.
+        """
+        if self._codec.content_type != NDJSON:
+            return [records]
+        return records.splitlines(keepends=True)
+
+    def _write_at_once(self, chunk: bytes) -> None:
         """Without a wait for room, which nobody may begin and leave: whoever waits next could not.
 
         Raises ConnectionResetError once the client has left.
         """
         writer: Any = self._request.writer
-        writing = writer.write(records, drain=False)
+        writing = writer.write(chunk, drain=False)
         try:
             writing.send(None)
         except StopIteration:
@@ -228,7 +237,7 @@ class Stream:
     async def _write(self, records: bytes) -> None:
         """Raises ConnectionResetError once the client has left."""
         if records and self._flows(len(records)):
-            await self._response.write(records)
+            await self._write_whole(records)
             self._last_write = self._parts.clock.monotonic()
             return
         async with self._writing:
@@ -256,10 +265,17 @@ class Stream:
         if not records:
             return
         if transport.get_write_buffer_size() + len(records) <= _TAKEN_AT_ONCE:
-            await self._response.write(records)
+            await self._write_whole(records)
         else:
             await self._write_slowly(records)
         self._last_write = self._parts.clock.monotonic()
+
+    async def _write_whole(self, records: bytes) -> None:
+        """All is with the transport before any of it waits for room."""
+        *before, last = self._chunks(records)
+        for chunk in before:
+            self._write_at_once(chunk)
+        await self._response.write(last)
 
     async def _write_slowly(self, records: bytes) -> None:
         """What waits for the client stays small. One that takes nothing is cut by the server's
@@ -267,7 +283,7 @@ class Stream:
         """
         for at in range(0, len(records), _PIECE):
             self._torn = at + _PIECE < len(records)
-            await self._response.write(records[at : at + _PIECE])
+            await self._write_whole(records[at : at + _PIECE])
 
     async def _prepare(self) -> None:
         note_quota(self._request, self._parts, self._policies)

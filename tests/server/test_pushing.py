@@ -17,6 +17,7 @@ from mlxd.core.caller import Caller
 from mlxd.core.errors import WorkerCrashed
 from mlxd.core.events import Burst, TextDelta
 from mlxd.core.story import untold
+from mlxd.dialects.base import NDJSON
 from mlxd.policy.load import load
 from mlxd.server.edge import STORY
 from mlxd.server.stream import Stream
@@ -31,7 +32,7 @@ class Client:
 
     def __init__(self) -> None:
         self.taken = b""
-        self.writes = 0
+        self.chunks: list[bytes] = []
         self.waiting = 0
         """Bytes that it has not read."""
         self.prepared = True
@@ -46,7 +47,7 @@ class Client:
         if self.defect is not None:
             raise self.defect
         self.taken += piece
-        self.writes += 1
+        self.chunks.append(piece)
         if drain and self.room is not None:
             await self.room
         elif drain or self.waits:
@@ -128,7 +129,45 @@ def test_it_is_told_and_written_at_once(scene: Scene) -> None:
 
 def test_what_makes_no_record_is_taken_all_the_same(scene: Scene) -> None:
     assert scene.push("")
-    assert scene.client.writes == 0
+    assert scene.client.chunks == []
+
+
+def test_events_of_one_burst_are_one_chunk(scene: Scene) -> None:
+    assert scene.push("a\n\nb\n\n")
+    assert scene.client.chunks == [b"a\n\nb\n\n"]
+
+
+LINES = [b'{"response":"a"}\n', b'{"done":true}\n']
+
+
+def test_each_line_is_a_chunk_of_its_own(scene: Scene) -> None:
+    """A client that takes a read for an object meets no second one behind it."""
+    scene.stream._codec.content_type = NDJSON
+    assert scene.push(b"".join(LINES).decode())
+    assert scene.client.chunks == LINES
+
+
+@pytest.mark.parametrize("waiting", [0, 20_000])
+def test_each_line_is_a_chunk_also_of_what_its_reader_writes(
+    loop: VirtualLoop, scene: Scene, waiting: int
+) -> None:
+    scene.stream._codec.content_type = NDJSON
+    scene.client.waiting = waiting
+    scene.told.owed = LINES[0]
+    loop.run(scene.stream._write(b"".join(LINES)))
+    loop.run(scene.stream._write(b"".join(LINES)))
+    assert scene.client.chunks == [LINES[0], *LINES, *LINES]
+
+
+def test_no_line_waits_for_room_before_the_last(loop: VirtualLoop, scene: Scene) -> None:
+    """Or one who gives up meanwhile would leave the rest unwritten, though it was told."""
+    scene.stream._codec.content_type = NDJSON
+    scene.client.room = loop.create_future()
+    writing = loop.create_task(scene.stream._write(b"".join(LINES)))
+    loop.settle()
+    writing.cancel()
+    loop.settle()
+    assert scene.client.chunks == LINES
 
 
 WAYS: dict[str, Callable[[Scene], None]] = {

@@ -20,7 +20,7 @@ from mlxd.core.events import (
     TokenLogprob,
     ToolCall,
 )
-from mlxd.dialects.base import Call, logprob_of, to_json
+from mlxd.dialects.base import NDJSON, Call, logprob_of, to_json
 from mlxd.dialects.fields import Json
 from mlxd.dialects.ollama.request import parse_chat, parse_generate
 from mlxd.dialects.tool_calls import tool_call_id
@@ -33,7 +33,7 @@ class _Codec:
     """What both endpoints share; a subclass says where an answer's text stands in a record."""
 
     path: str
-    content_type = "application/x-ndjson"
+    content_type = NDJSON
     heartbeat = b""
 
     def body(self, text: str, thinking: str = "", tool_calls: list[Json] | None = None) -> Json:
