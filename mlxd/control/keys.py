@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from mlxd.core.clock import Clock
+from mlxd.core.clock import Clock, within
 from mlxd.core.counts import form
 from mlxd.core.threads import Threads
 from mlxd.policy.keyring import Key, Keyring
@@ -151,7 +151,7 @@ class Keys:
         """What it says from now on, and the reading's number: in a thread, one at a time, however
         long a disk hangs.
         """
-        async with asyncio.timeout(READ_SECONDS):
+        async with within(self._clock, READ_SECONDS):
             while self._under_way is not None and not self._under_way.done():
                 await asyncio.shield(self._under_way)
             self._readings += 1

@@ -207,7 +207,7 @@ def compose(
     repeats.on_told = traffic.repeated
     token = PageToken()
     front = Front(routes(parts, token))
-    listener = Listener(_server(parts, ground, repeats, front), moved)
+    listener = Listener(_server(parts, ground, repeats, front), ground.clock, moved)
     admin = Admin(parts, ground.history, _effects(parts, listener), hold.reset)
     front.admin = Guarded(admin.routes(), Administrators(token).check)
     systemd = Systemd()

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlxd.core.clock import Clock
+from mlxd.core.clock import Clock, within
 from mlxd.core.errors import PolicyConflict, PolicyOutOfDate
 from mlxd.core.threads import NoThread, Threads
 from mlxd.policy.boot import Boot
@@ -247,7 +247,7 @@ class Reloader:
     async def _kept(self, number: int) -> Generation:
         """Raises PolicyConflict."""
         try:
-            async with asyncio.timeout(READ_SECONDS):
+            async with within(self._clock, READ_SECONDS):
                 generation = await self._threads.run(self._history.get, number)
                 numbers = await self._threads.run(self._history.numbers)
         except TimeoutError:
@@ -463,7 +463,7 @@ class Reloader:
         try:
             if self._reading is None or self._reading.done():
                 self._reading = self._threads.run(self._observed, names)
-            async with asyncio.timeout(READ_SECONDS):
+            async with within(self._clock, READ_SECONDS):
                 return await asyncio.shield(self._reading)
         except TimeoutError:
             reason = f"no answer within {READ_SECONDS:g} s"

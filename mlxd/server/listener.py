@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from mlxd.core.clock import Clock, within
 from mlxd.core.instance import authority
 from mlxd.core.threads import Threads
 from mlxd.policy.load import PolicySet
@@ -85,8 +86,9 @@ class Listener:
 
     name = "listener"
 
-    def __init__(self, server: GuardedServer, moved: Moved) -> None:
+    def __init__(self, server: GuardedServer, clock: Clock, moved: Moved) -> None:
         self._server = server
+        self._clock = clock
         self._moved = moved
         self._threads = Threads("addresses")
         self._doors: list[Door] = []
@@ -146,7 +148,7 @@ class Listener:
             present = [door for door in self._doors if door.leaving is None]
             return _Backlog(present, was.backlog, wanted.backlog)
         try:
-            async with asyncio.timeout(_BIND_SECONDS):
+            async with within(self._clock, _BIND_SECONDS):
                 return await self._move(current, wanted)
         except PortTaken as taken:
             raise PrepareFailed("server.listen.port", f"{taken} is taken by another") from taken

@@ -10,7 +10,7 @@ import pytest
 
 from mlxd.control import keys as module
 from mlxd.control.keys import Keys
-from mlxd.core.clock import ManualClock
+from mlxd.core.clock import ManualClock, SystemClock
 from mlxd.policy.keyring import Key, Keyring, digest_of
 from mlxd.policy.keys_edit import edit
 from mlxd.policy.keys_file import KeysFile
@@ -221,7 +221,7 @@ async def test_a_key_that_was_revoked_since_an_edit_was_prepared_stays_so(
 async def test_a_disk_that_hangs_holds_one_thread(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = followed(file.parent)
+    keys = Keys(load(), file.parent, SystemClock())
     hanging = 0
 
     def hang(_: object) -> asyncio.Future[object]:
@@ -237,4 +237,18 @@ async def test_a_disk_that_hangs_holds_one_thread(
     with pytest.raises(PrepareFailed, match="it does not answer"):
         await keys.prepare(load(), load(None, OUTSIDE))
     assert hanging == 1
+    assert known(keys, "one") == [True]
+
+
+async def test_a_disk_has_as_long_as_the_daemon_has_lived(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clock stands still while it is stopped; the event loop's runs on."""
+    keys = followed(file.parent)
+    monkeypatch.setattr(module, "READ_SECONDS", 0.01)
+    loop = asyncio.get_running_loop()
+    slow = loop.create_future()
+    monkeypatch.setattr(keys._threads, "run", lambda *_: slow)
+    loop.call_later(0.1, slow.set_result, module.read(keys.file))
+    await keys.reload()
     assert known(keys, "one") == [True]

@@ -288,7 +288,7 @@ async def test_whoever_is_connected_when_an_address_goes_is_answered_though_not_
 
     policies = load()
     listener = Listener(
-        GuardedServer(answer, PolicyStore(policies), SystemClock()), lambda *_: None
+        GuardedServer(answer, PolicyStore(policies), SystemClock()), SystemClock(), lambda *_: None
     )
     sock = bind("127.0.0.1", 0)
     await listener.open(Bound((sock,)), policies.server.listen)

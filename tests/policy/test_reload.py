@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mlxd.core.clock import ManualClock
 from mlxd.core.threads import NoThread, Threads
 from mlxd.policy import reload as reload_module
 from mlxd.policy import settle
@@ -251,6 +252,27 @@ async def test_a_disk_that_hangs_is_said_to_and_holds_up_nothing(
     release.set()
     await reloader.look()
     assert (ground.slots, reloader.last.ok) == (9, True)
+
+
+async def test_a_disk_has_as_long_as_the_daemon_has_lived(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clock stands still while it is stopped; the event loop's runs on."""
+    release = threading.Event()
+    real = settle.observe
+
+    def slow(folder: Path | None, names: Any) -> Any:
+        release.wait()
+        return real(folder, names)
+
+    reloader = ground.start()
+    monkeypatch.setattr(reload_module, "READ_SECONDS", 0.01)
+    monkeypatch.setattr(reload_module, "observe", slow)
+    monkeypatch.setattr(reloader, "_clock", ManualClock())
+    ground.write(limits=slots(9))
+    asyncio.get_running_loop().call_later(0.1, release.set)
+    outcome = await reloader.reload("admin")
+    assert (ground.slots, outcome.ok) == (9, True)
 
 
 async def test_an_edit_that_no_thread_can_be_had_for_is_tried_again(

@@ -46,7 +46,7 @@ async def serving(kept: list[socket.socket], name: str = "one") -> AsyncIterator
 
     policies = load(None, [Override("server.http.header_timeout", "60s", "a test")])
     server = GuardedServer(answer, PolicyStore(policies), SystemClock())
-    listener = Listener(server, lambda *_: None)
+    listener = Listener(server, SystemClock(), lambda *_: None)
     copies = tuple(sock.dup() for sock in kept)
     await listener.open(Bound(copies, shared=True), policies.server.listen)
     try:
