@@ -113,6 +113,8 @@ class Estimates:
         self._models = _read(self._path)
         self._writing: asyncio.Task[None] | None = None
         self._changed = False
+        self._failed = False
+        """The last write did."""
 
     def get(self, key: str) -> Estimate | None:
         return self._models.get(key)
@@ -149,8 +151,11 @@ class Estimates:
                 content = msgspec.json.encode(_File(SCHEMA, self._models))
                 try:
                     await self._threads.run(_written, self._path, content)
+                    self._failed = False
                 except OSError as error:  # of the disk, or there is no thread for it
-                    _log.warning("%s cannot be written: %s", FILE, error.strerror)
+                    if not self._failed:
+                        _log.warning("%s cannot be written: %s", FILE, error.strerror or error)
+                    self._failed = True
         finally:
             self._writing = None
 

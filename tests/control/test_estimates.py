@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import random
 import threading
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from mlxd.control import estimates as estimates_module
 from mlxd.control.estimates import (
     FILE,
     MOST_MODELS,
@@ -235,6 +238,27 @@ async def test_a_disk_that_refuses_is_no_failure(
     await estimates.saved()
     assert estimates.get("a") is not None
     assert "cannot be" in caplog.text or "estimates" in caplog.text
+
+
+async def test_that_is_said_once_until_it_works_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    estimates = Estimates(tmp_path, ManualClock())
+
+    async def learn(times: int) -> None:
+        for _ in range(times):
+            estimates.put("a", Estimate(used=0.0))
+            await estimates.saved()
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(estimates_module, "_written", full)
+            await learn(3)
+        await learn(1)
+    assert caplog.text.count("estimates.json cannot be written: No space left on device") == 2
 
 
 async def test_nor_is_a_system_without_a_thread_for_it(
