@@ -33,8 +33,9 @@ class Templates:
         question = json.dumps([template, variables]).encode()
         try:
             process = self._running()
-            _write(process, question)
-            answer = json.loads(_read(process, self._seconds))
+            until = time.monotonic() + self._seconds
+            _write(process, question, until)
+            answer = json.loads(_read(process, until))
         except TimeoutError:
             self.close()
             words = f"the template takes more than {self._seconds:g} s to render"
@@ -70,21 +71,28 @@ class Templates:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        _read(self._process, _START_SECONDS)
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)  # it may read none of a piece
+        _read(self._process, time.monotonic() + _START_SECONDS)
         return self._process
 
 
-def _write(process: subprocess.Popen[bytes], body: bytes) -> None:
+def _write(process: subprocess.Popen[bytes], body: bytes, until: float) -> None:
+    """One frame. Raises TimeoutError."""
     assert process.stdin is not None
-    process.stdin.write(len(body).to_bytes(LENGTH, "big") + body)
-    process.stdin.flush()
+    stream = process.stdin.fileno()
+    left = memoryview(len(body).to_bytes(LENGTH, "big") + body)
+    while left:
+        _, ready, _ = select.select([], [stream], [], max(0.0, until - time.monotonic()))
+        if not ready:
+            raise TimeoutError
+        left = left[os.write(stream, left[:_PIECE]) :]
 
 
-def _read(process: subprocess.Popen[bytes], seconds: float) -> bytes:
+def _read(process: subprocess.Popen[bytes], until: float) -> bytes:
     """One frame. Raises EOFError at the end, TimeoutError."""
     assert process.stdout is not None
     stream = process.stdout.fileno()
-    until = time.monotonic() + seconds
     found = bytearray()
     wanted = LENGTH
     while len(found) < wanted:

@@ -88,6 +88,22 @@ def test_a_process_that_was_killed_is_replaced(templates: Templates) -> None:
     assert templates.render("y", TURNS) == "y"
 
 
+@pytest.mark.parametrize("length", [1, 1_000_000], ids=["that does not answer", "that takes none"])
+def test_a_process_that_is_stopped_is_replaced(length: int) -> None:
+    templates = Templates(seconds=0.2)
+    templates.render("x", TURNS)
+    process: Any = templates._process
+    os.kill(process.pid, signal.SIGSTOP)
+    assert "more than 0.2 s" in refusal(templates, "x" * length)
+    assert process.returncode == -signal.SIGKILL
+    templates.close()
+
+
+def test_what_is_long_is_read_whole(templates: Templates) -> None:
+    said = "é" * 300_000
+    assert templates.render(said, TURNS) == said
+
+
 def test_nothing_is_imported_from_where_the_daemon_was_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
