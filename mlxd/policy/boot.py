@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlxd.policy import rollback
+from mlxd.policy.diff import Change, changes
 from mlxd.policy.files import PolicyFiles, read
-from mlxd.policy.history import History
+from mlxd.policy.history import Generation, History
 from mlxd.policy.load import Override, PolicyError, PolicyErrors, PolicySet, judge
 from mlxd.policy.store import PolicyStore
 
@@ -26,6 +27,8 @@ class Boot:
     """Those in the folder; the same, unless they are broken."""
     errors: tuple[PolicyError, ...] = ()
     """Why the folder's own files are not in force."""
+    changes: tuple[Change, ...] = ()
+    """What these files changed since the last run."""
 
     @property
     def policies(self) -> PolicySet:
@@ -58,8 +61,13 @@ def boot(
         good, files = known
         return Boot(PolicyStore(good), files, found, refused.errors)
     demand(policies)
-    numbered = replace(policies, generation=_number(policies, history))
-    return Boot(PolicyStore(numbered), found, found)
+    last = next(history.newest_first(), None)
+    if last is not None and last.digest == policies.digest:
+        same = replace(policies, generation=last.number)
+        return Boot(PolicyStore(same), found, found)
+    following = replace(policies, generation=max(history.numbers(), default=0) + 1)
+    edited = _edited(last, following, overrides)
+    return Boot(PolicyStore(following), found, found, changes=edited)
 
 
 def _last_good(
@@ -85,9 +93,13 @@ def _last_good(
     return None
 
 
-def _number(policies: PolicySet, history: History) -> int:
-    """The same values as in the last run are the same generation; others are the next one."""
-    last = next(iter(history.newest_first()), None)
-    if last is not None and last.digest == policies.digest:
-        return last.number
-    return max(history.numbers(), default=0) + 1
+def _edited(
+    last: Generation | None, policies: PolicySet, overrides: Sequence[Override]
+) -> tuple[Change, ...]:
+    """What the files changed since the last run: what that was told beside them is not known."""
+    if last is None:
+        return ()
+    try:
+        return changes(judge(last.files(), overrides), policies)
+    except PolicyErrors:  # another version accepted them
+        return ()

@@ -84,6 +84,8 @@ class Reloader:
         self._newest = max([store.current.generation, *history.numbers()])
         """The highest number of a generation; only attempts here make new ones."""
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._edited = boot.changes
+        """Between the last run and this one."""
         self._in_force = boot.files
         self._seen = boot.seen
         self._again = False
@@ -127,7 +129,7 @@ class Reloader:
     async def begin(self) -> None:
         """Keep what the run started with, and tell of it; before anything else is asked."""
         if self.last.ok:
-            await self._remember(self.last)
+            await self._remember(self.last, self._edited)
         self._tell(self.last)
 
     async def close(self) -> None:
@@ -310,7 +312,7 @@ class Reloader:
             self.last = outcome
         self._tell(outcome)
         if outcome.ok:
-            await self._remember(outcome)
+            await self._remember(outcome, outcome.changes)
         return outcome
 
     def _still_in_the_way(self, outcome: Outcome) -> bool:
@@ -409,7 +411,7 @@ class Reloader:
             return Plan(old, errors=refused.errors)
         return Plan(old, changes(old, new), policies=new)
 
-    async def _remember(self, outcome: Outcome) -> None:
+    async def _remember(self, outcome: Outcome, changed: tuple[Change, ...]) -> None:
         """Keep the generation; one whose values stay keeps its story and gets the new text."""
         current, files = self._store.current, self._in_force
         generation = Generation(
@@ -420,7 +422,7 @@ class Reloader:
             at=outcome.at,
             trigger=outcome.trigger,
             by=outcome.by,
-            changes=tuple(change.as_json() for change in outcome.changes),
+            changes=tuple(change.as_json() for change in changed),
         )
         await self._remembering.remember(generation)
 

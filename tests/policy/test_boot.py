@@ -87,6 +87,33 @@ async def test_the_same_values_are_the_same_generation_after_a_restart(ground: G
     assert ground.current.generation == 3
 
 
+async def test_what_was_edited_between_two_runs_is_kept_as_a_change(ground: Ground) -> None:
+    ground.write(limits=slots(7))
+    await ground.start().begin()
+    ground.write(limits=slots(8))
+    await ground.start().begin()
+    kept = ground.history.get(2)
+    assert kept is not None
+    assert [(one["key"], one["old"], one["new"]) for one in kept.changes] == [
+        ("limits.concurrency.max_in_flight", "7", "8")
+    ]
+    assert kept.trigger == "start"
+
+
+async def test_files_that_only_another_version_accepts_are_compared_with_nothing(
+    ground: Ground,
+) -> None:
+    ground.write(limits=slots(7))
+    await ground.start().begin()
+    first = ground.history.folder / "00000001.json"
+    first.write_text(first.read_text().replace("max_in_flight", "max_in_flite"))
+    ground.write(limits=slots(8))
+    await ground.start().begin()
+    kept = ground.history.get(2)
+    assert kept is not None
+    assert kept.changes == ()
+
+
 async def test_a_history_that_cannot_be_written_is_a_warning(ground: Ground) -> None:
     ground.history.folder.parent.write_text("in the way")
     reloader = ground.start()
