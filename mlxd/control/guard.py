@@ -50,6 +50,8 @@ class Guard:
     ) -> None:
         self.on_level: Callable[[], object] | None = None
         """Called when memory is at another level than before."""
+        self.on_look: Callable[[], object] | None = None
+        """Called at every look at memory."""
         self._policies = policies
         self._marks = marks_of(policies.memory)
         self._monitors = monitors
@@ -143,6 +145,8 @@ class Guard:
             alarms = len(self._alarms)
             self._end_oversized()
             self._observe()
+            if self.on_look is not None:
+                self.on_look()
             try:
                 await self._act(self._marks)
             finally:

@@ -106,17 +106,20 @@ class OomKills:
         self._root = root
         self._known = self._count()
         self._noticed = -math.inf
-        """When it was last asked and there were more."""
+        """When it was last looked and there were more."""
+
+    def look(self) -> None:
+        """To be done now and then: who is killed later is not to be taken for one of these."""
+        before, self._known = self._known, self._count()
+        if self._known > before:
+            self._noticed = self._clock.monotonic()
 
     def lately(self) -> bool:
-        """Since it was asked last, or noticed a moment ago: where it kills several at once, each of
+        """Since the last look, or noticed a moment ago: where it kills several at once, each of
         them is asked for.
         """
-        before, self._known = self._known, self._count()
-        now = self._clock.monotonic()
-        if self._known > before:
-            self._noticed = now
-        return now - self._noticed <= _TOGETHER_SECONDS
+        self.look()
+        return self._clock.monotonic() - self._noticed <= _TOGETHER_SECONDS
 
     def _count(self) -> int:
         try:

@@ -471,6 +471,7 @@ def _records(ground: _Ground, residency: Residency, admission: Admission) -> Rec
 def _replays(ground: _Ground, guard: Guard) -> Replays:
     """A SIGKILL may be the system's, for want of memory."""
     killed = OomKills(ground.clock)
+    guard.on_look = killed.look
     replays = Replays(ground.clock, lambda: killed.lately() or guard.level >= Level.WARNING)
     replays.on_event = ground.events.record
     replays.on_replay = ground.metrics.replayed

@@ -179,6 +179,15 @@ async def test_below_the_marks_nothing_is_done(machine: Machine) -> None:
     assert (guard.level, guard.warnings(), machine.deeds, kinds(machine)) == (0, [], [], [])
 
 
+async def test_others_may_look_at_something_as_often(machine: Machine) -> None:
+    guard = machine.guard()
+    looks: list[int] = []
+    guard.on_look = lambda: looks.append(1)
+    await guard.check()
+    await guard.check()
+    assert len(looks) == 2
+
+
 async def test_over_warning_buffers_are_freed_and_it_is_told_once(machine: Machine) -> None:
     guard, worker = machine.guard(), Worker("a")
     machine.running, machine.used, machine.idle = [worker], 0.86, {"a": 0.1}

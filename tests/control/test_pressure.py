@@ -74,6 +74,18 @@ def test_a_process_that_the_kernel_killed_for_memory_is_noticed(tmp_path: Path) 
     assert not kills.lately()
 
 
+def test_whoever_is_killed_later_is_not_taken_for_one_of_those(tmp_path: Path) -> None:
+    """A worker that loads accuses nobody when the kernel kills it: nobody asks."""
+    events = own_group(tmp_path, 0) / "cg/memory.events"
+    events.write_text("oom_kill 0\n")
+    clock = ManualClock()
+    kills = OomKills(clock, tmp_path)
+    events.write_text("oom_kill 1\n")
+    kills.look()
+    clock.advance(10)
+    assert not kills.lately()
+
+
 def test_so_is_each_of_those_that_it_killed_at_once(tmp_path: Path) -> None:
     events = own_group(tmp_path, 0) / "cg/memory.events"
     events.write_text("oom_kill 0\n")
