@@ -154,6 +154,8 @@ class Loads:
             try:
                 await self._attempt(resident, policies)
             except ModelLoadFailed as error:
+                if not (error.final or left):
+                    error.policy = error.policy or policies.line("models.load.retry.max")
                 if error.final or not left or resident.leases == 0:
                     raise
                 self._supervisor.check(resident.card)

@@ -14,6 +14,8 @@ from mlxd.policy.strict_yaml import parts
 
 CONCURRENCY = "concurrency"
 """Of all slots."""
+EACH = "*"
+"""For a model, where a number holds for each that has none of its own."""
 
 
 def model_rule(model: str) -> str:
@@ -34,8 +36,8 @@ def rules_in_force(policies: PolicySet) -> list[str]:
 
     Those of `quota_rules` and `rate_rules`; `shed:<class>`; `concurrency`, `concurrency:<model>`
     with the model as it is written, first those of limits.yaml, then those that only models.yaml
-    names; `priority:<class>` and `tenant:<name>` where they have slots of their own; and `queue`,
-    where somebody may wait.
+    names, then `*` for all others; `priority:<class>` and `tenant:<name>` where they have slots of
+    their own; and `queue`, where somebody may wait.
     """
     limits, clients = policies.limits, policies.clients
     names = [*quota_rules(policies), *rate_rules(policies), *shed_rules(policies)]
@@ -75,4 +77,5 @@ def _limited_models(policies: PolicySet) -> list[str]:
         for name, own in policies.models.models.items()
         if isinstance(own.max_concurrency, int) and written_for(name, per_model) is None
     ]
-    return [*per_model, *elsewhere]
+    others = [EACH] if isinstance(policies.models.defaults.max_concurrency, int) else []
+    return [*per_model, *elsewhere, *others]

@@ -12,7 +12,7 @@ from mlxd.control.adaptive import Adaptive
 from mlxd.control.applicant import terms_of
 from mlxd.control.model_settings import entry_of, written_for
 from mlxd.control.place import Place
-from mlxd.control.rules import CONCURRENCY, class_rule, model_rule, tenant_rule
+from mlxd.control.rules import CONCURRENCY, EACH, class_rule, model_rule, tenant_rule
 from mlxd.core.caller import PRIORITIES, Caller, Priority
 from mlxd.core.counts import form, plural
 from mlxd.policy.policy_set import PolicySet
@@ -240,7 +240,7 @@ def _own_limit(names: tuple[str, str], policies: PolicySet) -> _Limit | None:
     usual = models.defaults.max_concurrency
     if usual == "inherit" or (entry is not None and entry[1].max_concurrency is not None):
         return None
-    return _Limit(usual, model_rule(names[0]), "models.defaults.max_concurrency")
+    return _Limit(usual, model_rule(EACH), "models.defaults.max_concurrency")
 
 
 def _step(counter: Counter[str], name: str, step: int) -> None:

@@ -1,3 +1,4 @@
+import contextlib
 from collections import Counter
 from contextlib import nullcontext as does_nothing
 from dataclasses import replace
@@ -527,6 +528,17 @@ def test_the_concurrency_of_models_is_among_the_rules_once(tmp_path):
     policies = load(write_policies(tmp_path, {"limits": text, "models": models}))
     rules = ["shed:low", "concurrency", "concurrency:A", "concurrency:b"]
     assert rules_in_force(policies) == rules
+
+
+def test_what_holds_for_each_model_is_one_rule(admission, tmp_path):
+    models = "defaults: {max_concurrency: 1}\nmodels: {b: {max_concurrency: 2}}\n"
+    policies = load(write_policies(tmp_path, {"limits": "rate_limit: []\n", "models": models}))
+    rules = ["shed:low", "concurrency", "concurrency:b", "concurrency:*"]
+    assert rules_in_force(policies) == rules
+    for model in ("a", "a", "c", "c"):
+        with contextlib.suppress(Overloaded):
+            enter(admission, policies, model=model)
+    assert admission.refused == Counter({"concurrency:*": 2})
 
 
 def test_what_classes_and_tenants_have_of_their_own_is_among_the_rules(tmp_path):

@@ -59,6 +59,21 @@ def test_a_worker_that_failed_is_replaced_after_a_pause_that_doubles(failing):
     assert world.residency.failed([card("a")]) == {}
 
 
+def test_the_line_that_allows_no_further_attempt_is_named(failing):
+    world = failing(failures=3)
+    world.begin("a")
+    world.loop.advance(7)
+    line = world.failure("a").policy
+    assert line is not None
+    assert (line.key, line.value) == ("models.load.retry.max", "2")
+
+
+def test_a_worker_that_has_said_why_fails_by_no_line(failing):
+    world = failing(failures=3, final=True)
+    world.begin("a")
+    assert world.failure("a").policy is None
+
+
 def test_a_worker_is_told_what_is_known_of_its_model(failing, monkeypatch):
     world, told = failing(failures=0), []
     start = world.processes.start
