@@ -110,6 +110,15 @@ class Catalog:
             return []
         return list(self._view(self._latest, self._models).cards.values())
 
+    def unavailable(self) -> list[ModelCard]:
+        """Of those, the ones that cannot be used. Where there are any, and the last scan is old,
+        another begins: whoever asks next is told what was mended.
+        """
+        found = [card for card in self.known() if card.unavailable]
+        if found and self._scope is not None and self._age(self._scope) > STALE_SECONDS:
+            self._start_scan(self._scope)
+        return found
+
     def find(self, name: str, policies: PolicySet) -> ModelCard | None:
         """As `resolve`, without waiting: None also while that cannot be known yet."""
         if self._latest is None:
@@ -151,7 +160,7 @@ class Catalog:
         if reason:
             self._start_scan(Scope.of(policies.models))
             error = _unusable(card.name, reason)
-            error.final = True
+            error.final = error.of_files = True
             raise error
 
     async def look_up(self, name: str, policies: PolicySet) -> ModelCard:

@@ -244,7 +244,7 @@ class Loads:
             resident.retired = False
 
     def _note(self, card: ModelCard, error: MlxdError) -> None:
-        if isinstance(error, ModelLoadFailed):
+        if isinstance(error, ModelLoadFailed) and not error.of_files:
             self._failed[card.name] = (card.digest, card.spec, error.message)
 
 

@@ -308,6 +308,8 @@ class ModelLoadFailed(MlxdError):
     """Whether another attempt would end the same: the worker has said why."""
     setting = ""
     """Of the model's entry in models.yaml: what the worker could not do; empty: it is not that."""
+    of_files = False
+    """Its files are no model now: the catalogue tells of that, for as long as it is so."""
 
 
 class WorkerCrashed(MlxdError):

@@ -277,8 +277,8 @@ def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str
     warnings += parts.supervisor.warnings()
     warnings += [
         f"model {card.name} is unavailable: {card.unavailable}"
-        for card in parts.catalog.known()
-        if card.unavailable and not card.foreign
+        for card in parts.catalog.unavailable()
+        if not card.foreign
     ]
     warnings += [
         f"no model drafts for {card.name}: {card.undrafted}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxd.control.catalog import Catalog
+from mlxd.control.catalog import STALE_SECONDS, Catalog
 from mlxd.control.own_names import OwnName
 from mlxd.control.scan import GUIDE, Scanner
 from mlxd.core.clock import ManualClock
@@ -109,6 +109,32 @@ async def test_default_is_the_first_by_name_and_kept_until_it_disappears(world):
     folder.rename(world.root / "elsewhere")
     await world.names()
     assert await world.resolve("default") == "alpha"
+
+
+async def test_a_model_that_was_mended_is_not_said_to_be_unavailable_for_long(world):
+    """Though nobody asks for it, or for a list."""
+    config = world.add("m") / "config.json"
+    config.rename(world.root / "elsewhere")
+    await world.names()
+    assert [card.name for card in world.catalog.unavailable()] == ["m"]
+    assert world.catalog._scans == {}, "it was looked at a moment ago"
+    (world.root / "elsewhere").rename(config)
+    world.clock.advance(STALE_SECONDS + 1)
+    assert [card.name for card in world.catalog.unavailable()] == ["m"]
+    await asyncio.gather(*world.catalog._scans.values())
+    assert world.catalog.unavailable() == []
+    world.clock.advance(STALE_SECONDS + 1)
+    world.catalog.unavailable()
+    assert world.catalog._scans == {}, "where nothing is wrong nothing is scanned"
+
+
+async def test_files_that_are_no_model_when_they_are_to_be_loaded_are_the_catalogues_to_tell(world):
+    folder = world.add("m")
+    card = await world.card("m")
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelLoadFailed) as caught:
+        await world.catalog.check(card, world.policies)
+    assert caught.value.of_files
 
 
 async def test_a_broken_model_is_never_the_default(world):

@@ -105,6 +105,21 @@ def test_files_that_cannot_be_looked_at_now_are_looked_at_again(failing):
     assert [at - looks[0] for at in looks] == [0, 2, 6]
 
 
+def test_what_is_wrong_with_files_is_not_held_against_the_mended_model(failing):
+    """The catalogue tells of it: the same files may be back before anybody asks again."""
+    world = failing(failures=0)
+
+    async def broken(*_):
+        error = ModelLoadFailed("model 'a' cannot be used: it has no config.json")
+        error.final = error.of_files = True
+        raise error
+
+    world.residency._loads._check = broken
+    world.begin("a")
+    assert "no config.json" in world.failure("a").message
+    assert world.residency.failed([card("a")]) == {}
+
+
 def test_attempts_come_to_an_end_and_the_last_reason_is_told(failing):
     world = failing(failures=9)
     world.begin("a")
