@@ -40,26 +40,52 @@ class Claim:
         self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in (LOCK, PID, ADDRESS):
             aside.clear_for_file(self.state / name)
-        self._lock = _opened(self.state / LOCK)
-        if not _locked(self._lock):
-            os.close(self._lock)
-            self._lock = -1
-            raise AlreadyRunning(pid_of(self.state))
+        self._lock = self._taken()
         durable.tidy(self.state)
         with contextlib.suppress(OSError):  # a full disk: the lock is what counts
             _write(self.state / PID, f"{os.getpid()}\n")
 
+    def stands(self) -> bool:
+        """Whether all that says so is where commands look: somebody may have removed it."""
+        try:
+            return self._holds() and all((self.state / name).exists() for name in (PID, ADDRESS))
+        except OSError:
+            return False
+
     def announce(self, address: Address) -> None:
-        """Say where the daemon listens."""
+        """Say where the daemon listens, and hold the folder anew where the lock is gone from it.
+
+        Raises AlreadyRunning where another has claimed it since, OSError.
+        """
+        if not self._holds():
+            self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            gone, self._lock = self._lock, self._taken()
+            os.close(gone)
+        _write(self.state / PID, f"{os.getpid()}\n")
         _write(self.state / ADDRESS, json.dumps({"schema": 1} | address._asdict()) + "\n")
 
     def release(self) -> None:
         """Leave the folder to the next one."""
         if self._lock >= 0:
-            for name in (PID, ADDRESS):
+            for name in (PID, ADDRESS) if self._holds() else ():  # else they are another's
                 (self.state / name).unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = -1
+
+    def _holds(self) -> bool:
+        """Whether its lock is the one in the folder. Raises OSError."""
+        try:
+            return os.path.samestat(os.fstat(self._lock), (self.state / LOCK).stat())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def _taken(self) -> int:
+        """The lock in the folder, held from now on. Raises AlreadyRunning, OSError."""
+        lock = _opened(self.state / LOCK)
+        if not _locked(lock):
+            os.close(lock)
+            raise AlreadyRunning(pid_of(self.state))
+        return lock
 
 
 def _locked(lock: int) -> bool:

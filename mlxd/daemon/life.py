@@ -16,7 +16,7 @@ from mlxd import __version__
 from mlxd.control.process import kernels_of
 from mlxd.core import traces
 from mlxd.core.claim import Claim
-from mlxd.core.instance import Address, authority
+from mlxd.core.instance import authority
 from mlxd.core.starts import StartLedger
 from mlxd.core.tasks import tell_defect, tell_unheard
 from mlxd.daemon import heap
@@ -25,6 +25,7 @@ from mlxd.daemon.ending import Ending
 from mlxd.daemon.file_limit import raise_file_limit
 from mlxd.daemon.hold import begun
 from mlxd.daemon.log import Log
+from mlxd.daemon.presence import Presence
 from mlxd.daemon.stops import Stops
 from mlxd.policy.boot import Boot
 from mlxd.policy.load import Override
@@ -37,10 +38,6 @@ log = logging.getLogger(__name__)
 
 _BROKEN_SECONDS = 20.0
 """For the end of a daemon that has lost a part; then it is over in any case."""
-_ANNOUNCE_SECONDS = 5.0
-"""For a word on the disk; a disk may hang."""
-_ANNOUNCE_AGAIN_SECONDS = 5.0
-"""Until that is tried again, where it failed."""
 
 
 def run(
@@ -92,7 +89,6 @@ class Daemon:
         warnings: Sequence[str] = (),
         kept: Log,
     ) -> None:
-        self._claim = claim
         self._log = kept
         self._stops = stops
         self._made = compose(
@@ -106,12 +102,9 @@ class Daemon:
         self._following = False
         self._told_early = False
         """A SIGHUP came while the daemon was starting."""
-        self._announcing = asyncio.Lock()
-        self._place = ("", 0)
-        """Host and port, as they are now."""
-        self._unannounced = ""
-        """Why the commands are not told of it."""
-        self._telling: asyncio.Future[None] | None = None
+        self._presence = Presence(
+            claim, self._made.admin, self._made.threads, self._parts.state.warnings
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._wakes: list[asyncio.Task[None]] = []
         """They outlast the drain."""
@@ -131,8 +124,8 @@ class Daemon:
         self._made.webhook.start()
         listen = self._parts.policies.current.server.listen
         port = bound.socks[0].getsockname()[1]
-        self._bind_admin()
-        await self._announce(listen.host, port)
+        self._presence.bind()
+        await self._presence.announce(listen.host, port)
         await self._made.listener.open(bound, listen)
         self._parts.state.ready = True
         self._greet(authority(listen.host, port))
@@ -140,7 +133,7 @@ class Daemon:
         self._made.admin.serve()
         if not self._stop.is_set():  # else a signal came while it was starting
             self._follow_edits()
-        self._own(self._keep_announced(), "address for the commands")
+        self._own(self._presence.keep(), "presence")
         self._own(self._tidy())
         self._own(heap.keep_small(self._made.threads))
         self._own(self._parts.archive.run())
@@ -172,15 +165,6 @@ class Daemon:
             asyncio.create_task(self._made.grace.run(), name="wake"),
             asyncio.create_task(self._made.caffeinate.run(), name="caffeinate"),
         ]
-
-    def _bind_admin(self) -> None:
-        """Without it the daemon serves all the same."""
-        admin = self._made.admin
-        try:
-            admin.bind()
-        except OSError as error:
-            words = f"no admin socket at {admin.path}: {error.strerror or error}"
-            self._parts.state.warnings.append(words)
 
     def _greet(self, address: str) -> None:
         policies = self._parts.policies.current
@@ -242,39 +226,7 @@ class Daemon:
             task.cancel()
 
     def _moved(self, host: str, port: int) -> None:
-        self._own(self._announce(host, port))
-
-    async def _announce(self, host: str, port: int) -> None:
-        """Tell the commands where the daemon is: of two moves in a row, the last."""
-        self._place = (host, port)
-        async with self._announcing:
-            why = await self._reason_not_announced()
-            if why and why != self._unannounced:
-                log.warning("the state folder cannot be written: %s", why)
-            self._unannounced = why
-
-    async def _reason_not_announced(self) -> str:
-        """Empty: it is. A disk that hangs holds one thread."""
-        if self._telling is not None and not self._telling.done():
-            return "the disk hangs"
-        admin = str(self._made.admin.path)
-        address = Address(os.getpid(), *self._place, __version__, admin)
-        try:
-            self._telling = self._made.threads.run(self._claim.announce, address)
-            self._telling.add_done_callback(lambda told: told.cancelled() or told.exception())
-            async with asyncio.timeout(_ANNOUNCE_SECONDS):
-                await asyncio.wait({self._telling})
-            self._telling.result()
-        except (OSError, TimeoutError) as error:
-            return str(error) or "the disk hangs"
-        return ""
-
-    async def _keep_announced(self) -> None:
-        """Try again what a disk did not take."""
-        while True:
-            await asyncio.sleep(_ANNOUNCE_AGAIN_SECONDS)
-            if self._unannounced:
-                await self._announce(*self._place)
+        self._own(self._presence.announce(host, port))
 
     def _woke(self, seconds: float) -> None:
         """Nothing was done for so long."""

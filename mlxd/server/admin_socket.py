@@ -42,6 +42,8 @@ class AdminSocket:
         self._server = server
         self._sock: socket.socket | None = None
         self._acceptor: Acceptor | None = None
+        self._bound: os.stat_result | None = None
+        """Which file it is."""
 
     def bind(self) -> None:
         """From here on clients may connect, and wait until it serves. Raises OSError.
@@ -58,14 +60,24 @@ class AdminSocket:
             sock.bind(str(self.path))
             self.path.chmod(0o600)  # nobody can connect before it listens
             sock.listen(_BACKLOG)
+            self._bound = self.path.lstat()
         except OSError:
             sock.close()
             raise
         self._sock = sock
 
+    def stands(self) -> bool:
+        """Whether it is where commands look: it could be bound, and nobody has removed it."""
+        try:
+            return self._bound is not None and os.path.samestat(self._bound, self.path.lstat())
+        except OSError:
+            return False
+
     def serve(self) -> None:
-        """Answer, if it could be bound."""
+        """Answer, if it could be bound; from now on there alone."""
         if self._sock is not None:
+            if self._acceptor is not None:
+                self._acceptor.close()
             self._acceptor = Acceptor(self._sock, self._connection, self._server.no_room)
             self._acceptor.start(_BACKLOG)
 
@@ -74,8 +86,9 @@ class AdminSocket:
         if self._acceptor is not None:
             self._acceptor.close()
             await asyncio.sleep(0)  # what was accepted in this turn is a connection in the next
-            with contextlib.suppress(OSError):
-                self.path.unlink(missing_ok=True)
+            if self.stands():
+                with contextlib.suppress(OSError):
+                    self.path.unlink(missing_ok=True)
             self._server.pre_shutdown()
             await self._server.shutdown(0.5)
 
