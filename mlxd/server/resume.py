@@ -19,6 +19,7 @@ from mlxd.core.story import Story
 from mlxd.dialects.base import EVENT_STREAM, Call, Codec
 from mlxd.policy.policy_set import PolicySet
 from mlxd.server.told import Told
+from mlxd.server.told_records import Owed
 
 HEADER = "Last-Event-ID"
 _MOST_DIGITS = 9
@@ -104,7 +105,7 @@ class Resumption:
         if (twin := self._twin(coming)) is not None:
             self._remove(twin)
             twin.rename(call.id)
-            return self._found(twin, twin.behind(0) or b"", "attached", coming, call)
+            return self._found(twin, twin.behind(0), "attached", coming, call)
         keeps = self._bounds.window and call.request.want == "answer"
         told = Told(
             call,
@@ -150,8 +151,8 @@ class Resumption:
                 self._part(told)
         return next(iter(twins), None)
 
-    def _found(self, told: Told, owed: bytes, how: str, coming: Coming, call: Call) -> Told:
-        told.owed = owed
+    def _found(self, told: Told, owed: Owed | None, how: str, coming: Coming, call: Call) -> Told:
+        told.owed = owed or Owed()
         told.call = told.call or replace(call, id=told.id)
         self.outcomes[how] += 1
         coming.story.note("resumed", how=how, first=told.first, tokens=told.tokens)

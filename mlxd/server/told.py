@@ -12,7 +12,7 @@ from collections.abc import Callable
 from mlxd.control.headway import Headway
 from mlxd.core.events import Burst, Fold
 from mlxd.dialects.base import Call, Encoder
-from mlxd.server.backlog import Backlog
+from mlxd.server.told_records import Owed, ToldRecords
 
 Grown = Callable[[int], None]
 
@@ -29,7 +29,7 @@ class Told:
     """
 
     __slots__ = (
-        "_backlog", "_base", "_events", "_grown", "_mark", "_under_way", "_written",
+        "_base", "_events", "_grown", "_mark", "_records", "_under_way", "_written",
         "call", "complete", "connection", "count", "digest", "drawn", "encoder", "first", "folds",
         "gone", "handed", "headway", "id", "kept_at", "owed", "owner", "tokens", "uncertain",
     )  # fmt: skip
@@ -59,7 +59,7 @@ class Told:
         self.folds = [Fold() for _ in call.requests] if encoder is None else []
         self.count = 0
         """Records that there were."""
-        self.owed = b""
+        self.owed = Owed()
         """Records to be told again before any other."""
         self.complete = False
         """All of it was told, whether it has arrived or not."""
@@ -84,7 +84,7 @@ class Told:
         self._written = 0
         self._mark = _mark_of(call.id)
         self._events = events
-        self._backlog = Backlog()
+        self._records = ToldRecords(self._mark)
         """What was told."""
         self._grown = grown
 
@@ -111,7 +111,7 @@ class Told:
                 records = b"%b%b%d\n\n" % (records[:-1], self._mark, self.count)
             else:
                 records = self._with_ids(records)
-        if more := self._backlog.add(records):
+        if more := self._records.add(records, self.count):
             self._written += more
             self._grown(more)
         return records
@@ -119,24 +119,19 @@ class Told:
     def forget(self) -> None:
         """Nobody can come back to it any more."""
         self._grown = None
-        self._backlog.clear()
+        self._records.clear()
 
-    def behind(self, number: int) -> bytes | None:
-        """The records behind that one, 0: all; None: there is no such one."""
-        if number == 0:
-            return bytes(self._backlog)
-        if number > self.count:
-            return None
-        return self._backlog.behind(b"\n%b%d\n\n" % (self._mark, number))
+    def behind(self, number: int) -> Owed | None:
+        """The records behind that one, 0: all; None: there is no such one. While it is not told."""
+        return self._records.behind(number)
 
     def rename(self, id: str) -> None:
-        """Its events have other ids from now on: who knows the old ones cannot come back to it."""
-        old, self._mark = self._mark, _mark_of(id)
-        self.id = id
+        """Its events have other ids from now on: who knows the old ones cannot come back to it.
+        While it is not told.
+        """
+        self.id, self._mark = id, _mark_of(id)
         if self._events:
-            told = bytes(self._backlog).replace(b"\n" + old, b"\n" + self._mark)
-            self._backlog.clear()
-            self._backlog.add(told)
+            self._records.rename(self._mark)
 
     def give_back(self, choice: int, burst: Burst) -> None:
         """What was taken of a generation, and was not told."""
@@ -146,13 +141,13 @@ class Told:
     def begin(self, connection: asyncio.Transport | None) -> None:
         """It is told on this connection."""
         self.connection, self._under_way, self.handed = connection, True, False
-        self._written = self._backlog.size
+        self._written = self._records.size
 
     def settle(self) -> None:
         """It is not being told any more: of one that is complete, no more stays than was told."""
-        self._backlog.close()
-        self.connection, self.owed, self._under_way = None, b"", False
-        kept = self._backlog.size
+        self._records.close()
+        self.connection, self.owed, self._under_way = None, Owed(), False
+        kept = self._records.size
         self._written = kept + self.headway.size + sum(f.size for f in self.folds)
         if self.headway.transcripts:
             self.drawn, self.tokens = self.headway.drawn, self.headway.tokens

@@ -22,6 +22,8 @@ from mlxd.policy.load import load
 from mlxd.server.edge import STORY
 from mlxd.server.stream import Stream
 from mlxd.server.told import Told
+from mlxd.server.told_records import Owed
+from tests.support.owed import whole
 from tests.support.virtual_time import VirtualLoop
 
 BEAT = b"beat\n"
@@ -106,7 +108,8 @@ class Scene:
 
     @property
     def kept(self) -> bytes:
-        return self.told.behind(0) or b""
+        self.told.settle()
+        return whole(self.told.behind(0))
 
 
 @pytest.fixture
@@ -172,7 +175,7 @@ def test_no_line_waits_for_room_before_the_last(loop: VirtualLoop, scene: Scene)
 
 WAYS: dict[str, Callable[[Scene], None]] = {
     "unbegun": lambda scene: setattr(scene.client, "prepared", False),
-    "owed": lambda scene: setattr(scene.told, "owed", b"before"),
+    "owed": lambda scene: setattr(scene.told, "owed", Owed(b"before")),
     "torn": lambda scene: setattr(scene.stream, "_torn", True),
     "full": lambda scene: setattr(scene.client, "waiting", 16385),
     "closing": lambda scene: setattr(scene.client, "closing", True),

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import cache
-from itertools import count
+from itertools import count, pairwise
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -42,6 +42,7 @@ from mlxd.server.resume import Coming, Resumption
 from mlxd.server.stream import Stream
 from mlxd.server.told import Told
 from tests.dialects.conftest import _RECORDED, RECEIVED, SPOKEN, _events_of
+from tests.support.owed import whole
 
 CARD = ModelCard("m", "/m", 1, "0" * 64, 0.0, "llama", 1, "f32", 512, ("completion",))
 SAID: Sequence[Burst] = (
@@ -487,6 +488,53 @@ async def test_who_asks_anew_has_given_up_what_was_cut() -> None:
     assert not machine.resumption._twins
 
 
+LONG: list[Burst] = [
+    [Started(3)],
+    *([TextDelta(f"number {number} of many")] for number in range(400)),
+    [Finished("stop", 3, 400)],
+]
+
+
+@pytest.mark.parametrize("takes", [1, 2, 7, 12])
+async def test_a_long_one_that_is_cut_while_it_is_told_again_goes_on(takes: int) -> None:
+    """Byte for byte: by the last id, and by the same request."""
+    said = await Machine(LONG).ask()
+    machine = Machine(LONG)
+    first = read(await machine.ask(takes=350))
+    again = without_ids(await machine.ask(takes=takes))
+    assert without_ids(said).startswith(again)
+    assert without_ids(await machine.ask()) == without_ids(said)
+    machine = Machine(LONG)
+    have = read(await machine.ask(takes=350))[: len(first) // 3]
+    have = have[: have.rindex(b"\n\n") + 2]
+    for _ in range(3):
+        have += read(await machine.ask(takes=takes, event=last_id(have)))
+    assert have + await machine.ask(event=last_id(have)) == said
+
+
+async def test_others_have_their_turn_while_a_long_one_is_told_again() -> None:
+    """However fast its client takes it."""
+    machine = Machine(LONG)
+    await machine.ask(takes=350)
+    coming, call, codec = machine.coming(), machine.call("openai.chat"), SPOKEN["openai.chat"].codec
+    told = await machine.resumption.answer_to(coming, call, codec)
+    client, turns = Client(10**6), []
+    write = client.write
+    monkey: Any = client
+    monkey.write = lambda piece, drain=True: write(piece, drain=False)
+    loop = asyncio.get_running_loop()
+
+    def other() -> None:
+        turns.append(len(client.taken))
+        loop.call_soon(other)
+
+    other()
+    await machine._stream(told, call, codec, client)._write(b"")
+    steps = [after - before for before, after in pairwise(turns)]
+    assert len(client.taken) > 60_000
+    assert max(steps) < 20_000
+
+
 # -- bounds
 
 
@@ -496,10 +544,11 @@ async def test_what_is_told_takes_a_part_of_what_it_says_and_tells_of_it() -> No
     grown: list[int] = []
     told = Told(call, None, events=True, grown=grown.append)
     records = [told.tell(b"data: %d\n\n" % number) for number in range(5000)]
-    assert told.behind(0) == b"".join(records)
-    assert told.behind(4990) == b"".join(records[4990:])
     assert 0 < sum(grown) == told.size < len(b"".join(records)) / 4
     assert len(grown) < 50
+    told.settle()
+    assert whole(told.behind(0)) == b"".join(records)
+    assert whole(told.behind(4990)) == b"".join(records[4990:])
 
 
 async def test_a_whole_answer_takes_what_there_is_of_it() -> None:
