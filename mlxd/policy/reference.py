@@ -27,7 +27,9 @@ All behaviour is declared in the files of the policy folder, one per kind. Every
 `schema: {SCHEMA}`; a missing file or key means the default below. The daemon looks for the folder
 at `--policies`, `MLXD_POLICIES`, `~/.config/mlxd/policies`, Homebrew's `etc/mlxd/policies` and
 `/etc/mlxd/policies`, and runs on the defaults without one. Flags win over the environment, the
-environment over `mlxd.env` (in the folder or next to it), that over the files.
+environment over `mlxd.env` (in the folder or next to it), that over the files. The folder is
+followed; flags, environment and `mlxd.env` are read at the start alone: an edit of that file is in
+force after the next one.
 
 | value | written as |
 |---|---|
