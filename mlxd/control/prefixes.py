@@ -29,8 +29,14 @@ FOLDER = "prefixes"
 """In the state folder."""
 ENTRY = ".prefix"
 """What names of beginnings on disk end with, as workers write them."""
+_STAY = (
+    "memory.prefix_cache.disk is off, and the disk does not let go of the beginnings of prompts"
+    " that are there: that is tried again"
+)
 _ASKS = Message("user", "Hello")
 """Behind a system prompt: templates want somebody to speak."""
+AGAIN_SECONDS = 30.0
+"""Until what a disk did not let go is removed again."""
 _ROLES = frozenset(("system", "user", "assistant", "tool"))
 
 
@@ -65,6 +71,7 @@ class PrefixWishes:
         self._tasks: set[asyncio.Task[None]] = set()
         self._unread: dict[str, list[str]] = {}
         """By model, what is wrong with its files."""
+        self._removal = _Removal(self._folder)
         self._remove_if_off()
 
     def apply(self, new: PolicySet) -> None:
@@ -100,7 +107,8 @@ class PrefixWishes:
 
     def warnings(self) -> list[str]:
         """What an operator should know."""
-        return [words for problems in self._unread.values() for words in problems]
+        found = [words for problems in self._unread.values() for words in problems]
+        return [*found, *self._removal.warnings()]
 
     async def _read(
         self,
@@ -124,15 +132,58 @@ class PrefixWishes:
         worker.value(msgspec.structs.replace(rules, warm=warm))
 
     def _remove_if_off(self) -> None:
-        """In a thread: a disk may hang, and nobody waits for that."""
-        if disk_bytes(self._policies) == 0:
-            work = threading.Thread(
-                target=_removed, args=(self._folder,), name="prefixes", daemon=True
-            )
-            try:
-                work.start()
-            except RuntimeError as error:  # they go with the next start, or edit
-                log.warning("beginnings on the disk are not removed: %s", error)
+        if disk_bytes(self._policies) != 0:
+            self._removal.give_up()
+        elif not self._removal.under_way:
+            self._removal = _Removal(self._folder)
+            self._removal.begin()
+
+
+class _Removal:
+    """Of all that is on disk, until it is gone, or wanted again. In a thread: a disk may hang, and
+    nobody waits for that.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._thread = threading.Thread(target=self._run, name="prefixes", daemon=True)
+        self._over = threading.Event()
+        self._failed = False
+        """The disk has not let all of it go."""
+
+    def begin(self) -> None:
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # they go with the next start, or edit
+            log.warning("beginnings on the disk are not removed: %s", error)
+
+    @property
+    def under_way(self) -> bool:
+        return self._thread.is_alive() and not self._over.is_set()
+
+    def give_up(self) -> None:
+        self._over.set()
+
+    def warnings(self) -> list[str]:
+        return [_STAY] if self._failed and not self._over.is_set() else []
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            _removed(self._folder)
+            left = _is_left(self._folder)
+            if left and not self._failed:
+                log.warning("%s", _STAY)
+            self._failed = left
+            if not left:
+                return
+            self._over.wait(AGAIN_SECONDS)
+
+
+def _is_left(folder: Path) -> bool:
+    try:
+        return any(folder.glob(f"*/*{ENTRY}*"))
+    except OSError:  # it goes at this moment, or cannot be looked at
+        return True
 
 
 def _removed(folder: Path) -> None:

@@ -94,6 +94,8 @@ class Worker(asyncio.Protocol):
         self._clock = clock
         self._process = process
         self._tuning: ipc.Tuning | None = None
+        self.lacks = ""
+        """What it cannot do for now, beside what requests ask for; empty: nothing."""
         self.victims = 0
         """How many generations its end has cut off."""
         self._pulse = Pulse(ask=self._ask, condemn=self.condemn)
@@ -454,6 +456,8 @@ class Worker(asyncio.Protocol):
                 self._hear_of_memory(message)
             case ipc.Noted():
                 log.warning("%s: %s", self.name, message.words)
+            case ipc.Lacks():
+                self._note_lack(message.words)
             case ipc.Deaf():
                 self._note_deaf(message)
             case ipc.Pong():
@@ -481,6 +485,13 @@ class Worker(asyncio.Protocol):
                 self._serve(message)
             case ipc.LoadFailed():
                 self._fail_load(message.reason, final=True, setting=message.setting)
+
+    def _note_lack(self, words: str) -> None:
+        self.lacks = words
+        if words:
+            log.warning("%s: %s", self.name, words)
+        else:
+            log.info("%s: what it could not do it can again", self.name)
 
     def _note_deaf(self, deaf: ipc.Deaf) -> None:
         self._pulse.forgiven = self._clock.monotonic() + deaf.seconds

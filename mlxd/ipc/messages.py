@@ -3,7 +3,8 @@
 Down: `Launch` once; then `Generate`, `Cancel`, `Budget`, `Tuning`, `Trim`, `PrefixRules`,
 `CacheAsk`, `CacheClear`, `Ping`, `Shutdown`. Up: `Warm` once, whether it was launched by then or
 not; `Loading` while it loads, then `Ready` or `LoadFailed` once; then `Accepted` or `Refused` for
-each `Generate`, `Output` once per engine step, `Need`, `Observed`, `CacheStats`, `Noted`, `Pong`.
+each `Generate`, `Output` once per engine step, `Need`, `Observed`, `CacheStats`, `Noted`,
+`Lacks`, `Pong`.
 Every `Generate` is ended by exactly one of `Refused`, a piece `Ended`, a piece `Cancelled`, or the
 end of the socket.
 
@@ -487,6 +488,15 @@ class Noted(msgspec.Struct, frozen=True, tag="noted"):
     words: str
 
 
+class Lacks(msgspec.Struct, frozen=True, tag="lacks"):
+    """Something that it cannot do for now, and that changes nothing for any request: an operator
+    should know for as long as that is so.
+    """
+
+    words: str
+    """Empty: it can again."""
+
+
 Down = (
     Launch
     | Generate
@@ -512,7 +522,19 @@ class Deaf(msgspec.Struct, frozen=True, tag="deaf"):
 
 
 LoadUp = Warm | Loading | Ready | LoadFailed
-Up = LoadUp | Accepted | Refused | Output | Need | Observed | CacheStats | Noted | Pong | Deaf
+Up = (
+    LoadUp
+    | Accepted
+    | Refused
+    | Output
+    | Need
+    | Observed
+    | CacheStats
+    | Noted
+    | Lacks
+    | Pong
+    | Deaf
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _down: msgspec.msgpack.Decoder[Down] = msgspec.msgpack.Decoder(Down)

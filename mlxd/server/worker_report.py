@@ -32,14 +32,22 @@ def workers(parts: Parts) -> list[Json]:
 
 
 def warnings(parts: Parts) -> list[str]:
-    """A line for each that rests, and for each that serves without the model that was to draft."""
+    """A line for each that rests, for each that serves and lacks something else, and for each
+    that serves without the model that was to draft.
+    """
     slots = parts.supervisor.slots()
     lines = [words for slot in slots if (words := resting.words_of(slot))]
+    lines += [f"{slot.name}: {lack}" for slot in slots if (lack := lacking(slot))]
     return lines + [
         f"no model drafts for {slot.name}: {reason}"
         for slot in slots
         if (reason := undrafted(slot))
     ]
+
+
+def lacking(slot: Slot) -> str:
+    """What its worker cannot do for now, beside what requests ask for."""
+    return slot.serving.lacks if slot.serving is not None else ""
 
 
 def undrafted(slot: Slot) -> str:

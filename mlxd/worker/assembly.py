@@ -17,7 +17,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlxd.core.footprint import STEP_TOKENS, Footprint, LayerGroup
 from mlxd.core.heap import Heap
 from mlxd.core.traces import print_trace
-from mlxd.ipc.messages import Budget, Deaf, Launch, Loading, Noted, Ready
+from mlxd.ipc.messages import Budget, Deaf, Lacks, Launch, Loading, Noted, Ready
 from mlxd.worker.allocator import Allocator, working_set
 from mlxd.worker.apart import Apart
 from mlxd.worker.budget import Ledger
@@ -75,6 +75,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         launch,
         key,
         tell=lambda words: link.send(Noted(words)),
+        lacks=lambda words: link.send(Lacks(words)),
         post=lambda fetched: intake.inbox.put([fetched]),
     )
     allocator.kept = lambda: kept.cache.nbytes

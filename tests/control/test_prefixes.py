@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from mlxd.control import prefixes
 from mlxd.control.prefixes import PrefixWishes, disk_bytes, read_warm
 from mlxd.control.reading import UnreadableModel
+from mlxd.core import durable
 from mlxd.core.models import ModelCard
 from mlxd.core.request import Message
 from mlxd.ipc import messages as ipc
@@ -91,6 +93,36 @@ def test_off_removes_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "prefixes").mkdir()
     PrefixWishes(tmp_path, off)
     until_gone()
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_what_a_disk_does_not_let_go_is_removed_once_it_does_unless_it_is_wanted_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    wanted: bool,
+) -> None:
+    tries = threading.Semaphore(0)
+    (key := tmp_path / "prefixes" / "key").mkdir(parents=True)
+    (key / "a.prefix").write_text("")
+    real = durable.remove_tree
+    monkeypatch.setattr(durable, "remove_tree", lambda _: tries.release())
+    monkeypatch.setattr(prefixes, "AGAIN_SECONDS", 0.01)
+    off = policies(tmp_path, memory="prefix_cache: {disk: off}\n")
+    wishes = PrefixWishes(tmp_path, off)
+    for _ in range(3):
+        assert tries.acquire(timeout=20)
+    wishes.apply(off)
+    (warning,) = wishes.warnings()
+    assert "memory.prefix_cache.disk is off" in warning
+    assert caplog.text.count(warning) == 1
+    if wanted:
+        wishes.apply(load())
+    monkeypatch.setattr(durable, "remove_tree", real)
+    wishes._removal._thread.join(20)
+    assert key.exists() == wanted
+    assert wishes.warnings() == []
 
 
 def test_want_of_a_thread_for_that_keeps_no_policy_from_its_force(

@@ -25,6 +25,7 @@ from mlxd.ipc.messages import (
     Ended,
     FrameReader,
     Generate,
+    Lacks,
     LoadFailed,
     Logprob,
     Memory,
@@ -93,6 +94,7 @@ UP: tuple[Up, ...] = (
     Observed(90, 100, 4, 1000),
     Pong(1, 2, Memory(3, 4, 5)),
     Deaf(15.0),
+    Lacks("words"),
 )
 
 

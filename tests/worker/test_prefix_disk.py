@@ -46,6 +46,7 @@ class Shelves:
         self.root = root
         self.clock = Clock()
         self.told: list[str] = []
+        self.lacks: list[str] = []
         self._trimmable = trimmable
 
     def disk(self, key: str = "key", **more: Any) -> Disk:
@@ -54,6 +55,7 @@ class Shelves:
             Layout(self.reads.caches([3])),
             trimmable=self._trimmable,
             tell=self.told.append,
+            lacks=self.lacks.append,
             clock=self.clock,
             **more,
         )
@@ -274,10 +276,22 @@ def test_a_full_disk_costs_entries_and_is_told_once(
     entries = [shelves.entry(n) for n in range(3)]
     assert look(disk, entries, times=3) == 0
     assert disk.stats.lost == 3
-    assert shelves.told == ["prefixes cannot be kept on disk: No space left on device"]
+    lacks = "prefixes cannot be kept on disk: No space left on device"
+    assert shelves.lacks == [lacks]
     monkeypatch.setattr(disk._stock.folder, "put", put)
     other = shelves.entry(7)
     assert look(disk, [other]) == 1
+    assert shelves.lacks == [lacks, ""], "that it does again is told, too"
+
+
+def test_a_disk_that_is_not_wanted_any_more_lacks_nothing(shelves: Shelves) -> None:
+    shelves.root.write_text("in the way")
+    disk = shelves.disk()
+    entry = shelves.entry(1)
+    assert look(disk, [entry]) == 0
+    disk.apply(0, [entry])
+    settled(disk)
+    assert shelves.lacks == ["prefixes cannot be kept on disk: File exists", ""]
 
 
 @pytest.mark.parametrize("ends", [False, True])

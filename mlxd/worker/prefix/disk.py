@@ -57,16 +57,19 @@ class Disk:
         trimmable: bool,
         budget: int | None = None,
         tell: Callable[[str], None] = lambda words: None,
+        lacks: Callable[[str], None] = lambda words: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """As `Writer`; `trimmable`: a part of an entry serves, too. `clock` is memory's."""
+        """As `Writer`; `trimmable`: a part of an entry serves, too. `tell` is told what else an
+        operator should know. `clock` is memory's.
+        """
         self._layout = layout
         self._tell = tell
         self._clock = clock
         self._key = folder.key
         self._stock = Stock(folder, trimmable=trimmable)
         self._reader = Reader(self._stock, layout, tell)
-        self._writer = Writer(self._stock, budget=budget, tell=tell, clock=clock)
+        self._writer = Writer(self._stock, budget=budget, lacks=lacks, clock=clock)
         self._looked = -LOOK_SECONDS
         self._until = 0.0
         """When nobody waits any more until all is listed."""

@@ -40,10 +40,12 @@ def prefix_parts(
     key: str,
     *,
     tell: Callable[[str], None],
+    lacks: Callable[[str], None],
     post: Callable[[Fetched], None],
 ) -> PrefixParts:
-    """`key`: `key_of(launch)`, from before the load. `tell` is told what an operator should know;
-    `post` puts into the inbox. It keeps nothing until it is told how many bytes it may.
+    """`key`: `key_of(launch)`, from before the load. `tell` is told what an operator should know,
+    `lacks` for as long as it is so; `post` puts into the inbox. It keeps nothing until it is told
+    how many bytes it may.
     """
     keeping = Keeping()
     caches = make_prompt_cache(loaded.model) if loaded.batchable else []
@@ -54,7 +56,7 @@ def prefix_parts(
     disk = None
     if launch.prefixes is not None and key and key == key_of(launch):
         folder = Folder(Path(os.fsdecode(launch.prefixes.folder)), key)
-        disk = _disk(loaded, folder, launch.prefixes.disk_bytes, tell, trimmable=trimmable)
+        disk = _disk(loaded, folder, launch.prefixes.disk_bytes, tell, lacks, trimmable=trimmable)
     backing = Backing(store, disk, keeping, post)
     cache = Cache(store, disk)
     if launch.budget is not None:
@@ -84,6 +86,7 @@ def _disk(
     folder: Folder,
     budget: int | None,
     tell: Callable[[str], None],
+    lacks: Callable[[str], None],
     *,
     trimmable: bool,
 ) -> Disk | None:
@@ -95,6 +98,6 @@ def _disk(
     layout = Layout(caches)
     if not layout.known:
         return None
-    disk = Disk(folder, layout, trimmable=trimmable, budget=budget, tell=tell)
+    disk = Disk(folder, layout, trimmable=trimmable, budget=budget, tell=tell, lacks=lacks)
     disk.start()
     return disk

@@ -48,14 +48,15 @@ class Writer:
         stock: Stock,
         *,
         budget: int | None,
-        tell: Callable[[str], None],
+        lacks: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`budget`: bytes of the entries of all models; None: by what is free; 0: there is nothing
-        to be on the disk. `tell` is told what an operator should know.
+        to be on the disk. `lacks` is told what the disk does not take, and with empty words that
+        it does again.
         """
         self._stock = stock
-        self._tell = tell
+        self._lacks = lacks
         self._changed = threading.Condition()
         """Guards what follows."""
         self._budget = budget
@@ -69,7 +70,8 @@ class Writer:
         """When what the disk did not take, and memory has, may be tried again."""
         self._clock = clock
         self._wear = Wear(clock)
-        self._troubled = False
+        self._trouble = ""
+        """That was told last."""
 
     def start(self) -> None:
         run_forever("prefixes out", self.turn)
@@ -154,6 +156,8 @@ class Writer:
         """
         self._stock.forget()
         self._stock.folder.clear()
+        if self.off:
+            self._be_in("")
         with self._changed:
             self._clearing = False
             self._changed.notify_all()
@@ -188,11 +192,12 @@ class Writer:
         except OSError as error:
             self._stock.lost()
             self._note_failed(parcel)
-            self._complain(os.strerror(error.errno) if error.errno else "it does not answer")
+            why = os.strerror(error.errno) if error.errno else "it does not answer"
+            self._be_in(f"prefixes cannot be kept on disk: {why}")
         except (MemoryError, RuntimeError):  # the latter is how MLX says it
             self._stock.lost()
         else:
-            self._troubled = False
+            self._be_in("")
 
     def _put(self, parcel: Parcel, budget: int | None) -> None:
         """Raises OSError, MemoryError, RuntimeError."""
@@ -216,8 +221,8 @@ class Writer:
             with self._changed:
                 self._failed[parcel.head.name] = self._clock() + AGAIN_SECONDS
 
-    def _complain(self, why: str) -> None:
-        """Once, until it works again."""
-        if not self._troubled:
-            self._troubled = True
-            self._tell(f"prefixes cannot be kept on disk: {why}")
+    def _be_in(self, trouble: str) -> None:
+        """Told when that is other than before."""
+        if trouble != self._trouble:
+            self._trouble = trouble
+            self._lacks(trouble)

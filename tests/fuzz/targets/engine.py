@@ -16,6 +16,7 @@ from mlxd.ipc.messages import (
     Cancel,
     Cancelled,
     FrameReader,
+    Lacks,
     Loading,
     Noted,
     Output,
@@ -32,7 +33,7 @@ from tests.worker.test_tool_formats import FORMATS, markup_of, parts_of
 
 _MESSAGES = (
     Accepted(1, 2, prompt=b"\0\0\0\0"), Loading("weights", 1, 2), Output(3, [Text(1, "x")]),
-    Refused(1, "invalid_request", "words", "param"), Noted("words"), Cancel(5),
+    Refused(1, "invalid_request", "words", "param"), Noted("words"), Cancel(5), Lacks("words"),
     Output(4, [Cancelled(1)]),
 )  # fmt: skip
 _TEMPLATES = (

@@ -42,7 +42,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def store_of(loaded: Loaded, model: Path) -> Store | None:
     launch = Launch(str(model), 4096)
     nobody: list[Any] = []
-    return prefix_parts(loaded, launch, "", tell=nobody.append, post=nobody.append).store
+    add = nobody.append
+    return prefix_parts(loaded, launch, "", tell=add, lacks=add, post=add).store
 
 
 def checks_of(tokenizer: Any) -> Checks:
