@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from aiohttp import HttpVersion11, StreamReader, web
 from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, LineTooLong
 from aiohttp.http_parser import RawRequestMessage
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from mlxd.core.clock import Clock
 from mlxd.core.errors import InvalidRequest, MlxdError
@@ -87,14 +88,28 @@ class _Parser:
                 if self._torn():
                     return (), False, b""
                 raise
-            if messages:
-                messages = [(checked(message), payload) for message, payload in messages]
+            messages, wrong = _until_wrong(messages)
             answered = self._unanswered(messages) if messages else 0
             for _ in range(answered):
                 self._parser.message_consumed()
+            if wrong is not None:
+                return [*messages[answered:], wrong], False, b""
             if answered < len(messages) or answered < 2:
                 return messages[answered:], upgraded, tail
             data = b""  # there may be more: it gives so many at a time
+
+
+def _until_wrong(messages: Sequence[_Parsed]) -> tuple[Sequence[_Parsed], Any]:
+    """Those before the first that cannot be taken, which are answered before it is; and that one as
+    aiohttp has it, None: there is none.
+    """
+    found: list[_Parsed] = []
+    for message, payload in messages:
+        try:
+            found.append((checked(message), payload))
+        except BadHttpMessage as error:
+            return found, (_ErrInfo(status=400, exc=error, message=error.message), EMPTY_PAYLOAD)
+    return found, None
 
 
 class Connection(RequestHandler):

@@ -13,7 +13,7 @@ from mlxd.control.keys import Keys
 from mlxd.core.clock import ManualClock, SystemClock
 from mlxd.policy.keyring import Key, Keyring, digest_of
 from mlxd.policy.keys_edit import edit
-from mlxd.policy.keys_file import KeysFile
+from mlxd.policy.keys_file import KeysFile, read
 from mlxd.policy.load import Override, load
 from mlxd.policy.store import PrepareFailed
 from tests.support.few_files import no_files
@@ -249,6 +249,6 @@ async def test_a_disk_has_as_long_as_the_daemon_has_lived(
     loop = asyncio.get_running_loop()
     slow = loop.create_future()
     monkeypatch.setattr(keys._threads, "run", lambda *_: slow)
-    loop.call_later(0.1, slow.set_result, module.read(keys.file))
+    loop.call_later(0.1, slow.set_result, read(keys.file))
     await keys.reload()
     assert known(keys, "one") == [True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import AsyncIterator, Callable
 
@@ -146,6 +147,14 @@ async def test_what_came_in_time_is_read_however_late_the_timers_are_looked_at(
     bench.clock.advance(LONG_AFTER)
     bench.server._look_at(bench.connection)
     assert (await bench.received()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_request_that_is_not_taken_costs_none_that_came_before_it(bench: Bench) -> None:
+    """In one piece: they are answered first, and nothing that came behind it is."""
+    wrong = b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n"
+    bench.client.sendall(LIVEZ + LIVEZ + wrong + LIVEZ)
+    statuses = re.findall(rb"HTTP/1\.1 (\d+)", await bench.rest())
+    assert statuses == [b"200", b"200", b"400"]
 
 
 async def test_a_request_that_has_come_is_answered_though_its_address_goes(bench: Bench) -> None:
