@@ -43,10 +43,10 @@ def rules_in_force(policies: PolicySet) -> list[str]:
     names = [*quota_rules(policies), *rate_rules(policies), *shed_rules(policies)]
     tenants = clients.tenants.items()
     own = [tenant_rule(name) for name, tenant in tenants if tenant.max_in_flight is not None]
-    queue = ["queue"] if limits.concurrency.max_waiting else []
-    if limits.concurrency.mode == "off":
-        queue = queue if own else []
-    else:
+    mode = limits.concurrency.mode
+    may_wait = limits.concurrency.max_waiting and (own or mode == "enforce")
+    queue = ["queue"] if may_wait else []
+    if mode != "off":
         names += [CONCURRENCY, *map(model_rule, _limited_models(policies))]
         classes = ((name, getattr(clients.priorities, name)) for name in PRIORITIES)
         names += [

@@ -252,14 +252,15 @@ class Scheduler:
         """Seconds until one that waits gets its slot, or one more of a class would; roughly."""
         if isinstance(who, Place):
             return self._after(self._lines.ahead(who))
-        ahead = self._lines.ahead_of_new(who)
-        if not ahead and self.free_slots and not self._slots.class_is_full(who):
+        if not self._slots.enforced:
             return 0.0
-        return self._after(ahead)
+        if self.free_slots and not self._slots.class_is_full(who):
+            return 0.0  # those that wait are held back by limits of their own
+        return self._after(self._lines.ahead_of_new(who))
 
     def retry_after(self, klass: Priority) -> float:
-        """Seconds, for one that is refused."""
-        return retry_after(self._policies, self.expected_wait(klass))
+        """Seconds, for one that is refused: a slot that is free is none for it."""
+        return retry_after(self._policies, self._after(self._lines.ahead_of_new(klass)))
 
     # -- deciding
 
@@ -373,19 +374,20 @@ class Scheduler:
         running = max(1, min(self._slots.most, len(self._slots.active)))
         return (ahead + 1) * self._holds.typical(self._slots.by_model) / running
 
-    def _own_retry(self, place: Place) -> float:
-        """Where it waits for those of its client alone."""
-        own = Counter(one.model for one in self._slots.active if one.client == place.client)
+    def _retry(self, place: Place, full: Full) -> float:
+        """Where it would wait for those alone that the limit counts."""
+        if full.of == "all":
+            return self.retry_after(place.klass)
+        own = Counter(one.model for one in self._slots.active if full.counts(one, place))
         return retry_after(self._policies, self._holds.typical(own) / max(1, own.total()))
 
     # -- refusing
 
     def _no_slot(self, place: Place, full: Full) -> MlxdError:
         kind = TenantBusy if full.tenant else Overloaded
-        retry = self._own_retry(place) if full.tenant else self.retry_after(place.klass)
         return kind(
             full.words,
-            retry_after=retry,
+            retry_after=self._retry(place, full),
             policy=self._line(place, full.key),
             numbers={"running": full.taken, "limit": full.limit, "rule": full.rule},
             would_pass="the same request once one of those that run has ended",

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from mlxd.control.adaptive import Adaptive
 from mlxd.control.applicant import terms_of
@@ -42,10 +42,27 @@ class Full:
     words: str
     limit: int
     taken: int
-    tenant: bool = False
-    """It is this client's own."""
+    of: Literal["all", "model", "class", "client"] = "all"
+    """Which of those that run it counts, beside the one that asks."""
     whose: str = ""
-    """Of whom those are that it limits; empty: of all."""
+    """The same in words; empty: of all."""
+
+    @property
+    def tenant(self) -> bool:
+        """It is this client's own."""
+        return self.of == "client"
+
+    def counts(self, one: Place, asks: Place) -> bool:
+        """Whether it counts one that runs against one that asks."""
+        match self.of:
+            case "all":
+                return True
+            case "model":
+                return one.model == asks.model
+            case "class":
+                return one.klass == asks.klass
+            case "client":
+                return one.client == asks.client
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +133,12 @@ class Slots:
         most, model = self.most, place.applicant.called or place.model
         if len(self.active) >= most:
             yield Full(CONCURRENCY, self._key(most), _busy(most), most, len(self.active))
-        klass = place.klass
-        for limit, taken, whose in (
-            (self._of_model(place), self.by_model[place.model], f"model '{model}'"),
-            (self._of_class(klass, most), self.by_class[klass], f"class {klass}"),
-        ):
-            if limit is not None and taken >= limit.most:
-                words = _busy(limit.most)
-                yield Full(limit.rule, limit.key, words, limit.most, taken, whose=whose)
+        klass, limit = place.klass, self._of_model(place)
+        if limit is not None and (taken := self.by_model[place.model]) >= limit.most:
+            yield _beyond(limit, taken, "model", f"model '{model}'")
+        limit = self._of_class(klass, most)
+        if limit is not None and (taken := self.by_class[klass]) >= limit.most:
+            yield _beyond(limit, taken, "class", f"class {klass}")
         if self._waits_behind_a_load(place, most):
             waiting = self._loading[place.model]
             words = _keeps_one(place.model, waiting, most)
@@ -131,8 +146,7 @@ class Slots:
         limit, taken = self._tenant(place.applicant.caller)[1], self.by_client[place.client]
         if limit is not None and taken >= limit.most:
             words = f"Max {limit.most} concurrent requests of this client (busy, please try again)"
-            whose = "this client"
-            yield Full(limit.rule, limit.key, words, limit.most, taken, tenant=True, whose=whose)
+            yield Full(limit.rule, limit.key, words, limit.most, taken, "client", "this client")
 
     def gate(self) -> Callable[[Place], bool]:
         """Says, until one gets a slot, whether neither its model nor its tenant is at a limit that
@@ -241,6 +255,10 @@ def _own_limit(names: tuple[str, str], policies: PolicySet) -> _Limit | None:
     if usual == "inherit" or (entry is not None and entry[1].max_concurrency is not None):
         return None
     return _Limit(usual, model_rule(EACH), "models.defaults.max_concurrency")
+
+
+def _beyond(limit: _Limit, taken: int, of: Literal["model", "class"], whose: str) -> Full:
+    return Full(limit.rule, limit.key, _busy(limit.most), limit.most, taken, of, whose)
 
 
 def _step(counter: Counter[str], name: str, step: int) -> None:

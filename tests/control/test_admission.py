@@ -290,6 +290,13 @@ def test_of_a_concurrency_that_is_off_the_limits_of_tenants_are_left():
     assert rules_in_force(policies) == ["shed:low", "tenant:a", "queue"]
 
 
+def test_of_a_concurrency_on_trial_nobody_waits_but_for_limits_of_tenants():
+    policies = policies_of(mode="dry_run", max_waiting=9)
+    assert rules_in_force(policies) == ["shed:low", "concurrency"]
+    policies = policies_of(mode="dry_run", max_waiting=9, tenants={"a": {"max_in_flight": 1}})
+    assert rules_in_force(policies) == ["shed:low", "concurrency", "tenant:a", "queue"]
+
+
 def test_what_a_tenant_may_is_one_rule_whatever_of_it_is_limited():
     tenants = {"a": {"requests": 5, "max_in_flight": 1}}
     policies = policies_of(mode="off", tenants=tenants)

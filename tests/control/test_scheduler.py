@@ -657,6 +657,52 @@ def test_a_wait_is_expected_to_last_as_slots_were_held() -> None:
     assert scheduler.retry_after("medium") == pytest.approx(25, rel=0.02)
 
 
+def held(scheduler: Scheduler, policies: PolicySet, **seconds: float) -> None:
+    """Each of these models has held a slot for so long."""
+    for model, long in seconds.items():
+        place = scheduler.ask(of_tenant("z", policies, model), 0.0, 0.0, unheard)
+        scheduler.leave(place, long, 0.0)
+
+
+@pytest.mark.parametrize("mode", ["off", "dry_run"])
+def test_no_wait_is_expected_where_nobody_has_to(mode: str) -> None:
+    policies = policies_of(max_in_flight=1, max_waiting=5, mode=mode)
+    scheduler, _ = full(policies)
+    assert scheduler.expected_wait("medium") == 0
+    assert scheduler.ask(of_tenant("a", policies), 0.0, 0.0, unheard).started is not None
+
+
+def test_no_wait_is_expected_behind_those_that_a_limit_of_their_own_holds_back() -> None:
+    policies = policies_of(max_in_flight=5, max_waiting=5, tenants={"x": {"max_in_flight": 1}})
+    scheduler = scheduler_of(policies)
+    scheduler.ask(of_tenant("x", policies), 0.0, 0.0, unheard)
+    waiting(scheduler, of_tenant("x", policies), of_tenant("x", policies))
+    assert (scheduler.free_slots, scheduler.expected_wait("medium")) == (4, 0)
+    assert scheduler.ask(of_tenant("a", policies), 0.0, 0.0, unheard).started is not None
+
+
+@pytest.mark.parametrize(
+    ("bounds", "asks", "told"),
+    [
+        ({}, {"model": "fast"}, 4.0),
+        ({"per_model": {"slow": 1}}, {"model": "slow"}, 20.0),
+        ({"classes": {"low": {"max_share": 0.2}}}, {"model": "fast", "priority": "low"}, 20.0),
+        ({"tenants": {"a": {"max_in_flight": 1}}}, {"model": "fast"}, 20.0),
+    ],
+)
+def test_who_is_refused_is_told_when_one_of_those_ends_that_its_limit_counts(
+    bounds: dict[str, Any], asks: dict[str, Any], told: float
+) -> None:
+    policies = policies_of(max_in_flight=5 if bounds else 3, **bounds)
+    scheduler = scheduler_of(policies)
+    held(scheduler, policies, slow=20.0, fast=8.0)
+    scheduler.ask(of_tenant("a", policies, "slow", "low"), 30.0, 0.0, unheard)
+    for _ in range(2):
+        scheduler.ask(of_tenant("b", policies, "fast"), 30.0, 0.0, unheard)
+    retry_after = refused(scheduler, of_tenant("a", policies, **asks)).retry_after
+    assert retry_after == pytest.approx(told)
+
+
 @pytest.mark.parametrize(("said", "told"), [("auto", 1.0), (7.0, 7.0)])
 def test_retry_after_may_be_said_by_policy(said: Any, told: float) -> None:
     policies = policies_of(max_in_flight=1, retry_after=said)
