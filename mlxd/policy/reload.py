@@ -29,6 +29,7 @@ from mlxd.policy.rollback import WriteBack
 from mlxd.policy.settle import QUIET_SECONDS, observe, settled
 from mlxd.policy.sharing import sharing
 from mlxd.policy.store import Applier, PolicyStore, Prepared, PrepareFailed
+from mlxd.policy.strict_yaml import Path as KeyPath
 from mlxd.policy.strict_yaml import dotted
 from mlxd.policy.units import written
 
@@ -386,9 +387,12 @@ class Reloader:
         number = self._newest + 1 if found or anew else old.generation
         numbered = replace(sharing(new, old), generation=number)
         numbered.work_out()
-        now = _restart_values(numbered)
-        start = self._at_start
-        pending = {key: start[key] for key, value in now.items() if start[key] != value}
+        now, start = _restart_values(numbered), self._at_start
+        pending = {
+            dotted(path): written(start[path])
+            for path, value in now.items()
+            if start[path] != value
+        }
         return numbered, found, pending
 
     async def _prepare(self, new: PolicySet, back: ExitStack) -> list[Prepared]:
@@ -484,10 +488,6 @@ class Reloader:
             return False, PolicyFiles(folder, failures={str(folder): reason})
 
 
-def _restart_values(policies: PolicySet) -> dict[str, str]:
+def _restart_values(policies: PolicySet) -> dict[KeyPath, Any]:
     """What the next start alone would put in force."""
-    return {
-        dotted(path): written(value)
-        for path, value in policies.leaves()
-        if reload_class(path) == "restart"
-    }
+    return {path: value for path, value in policies.leaves() if reload_class(path) == "restart"}

@@ -202,6 +202,20 @@ async def test_restart_fields_are_pending_until_they_are_put_back(ground: Ground
     assert reloader.pending_restart() == []
 
 
+async def test_a_restart_field_that_is_only_written_otherwise_waits_for_nothing(
+    ground: Ground,
+) -> None:
+    ground.write(supervision="daemon: {watchdog: 60s}\n")
+    reloader = ground.start()
+    ground.write(supervision="daemon: {watchdog: 1m}\n", limits=slots(9))
+    outcome = await reloader.reload("admin")
+    assert [change.key for change in outcome.changes] == ["limits.concurrency.max_in_flight"]
+    assert reloader.pending_restart() == []
+    ground.write(supervision="daemon: {watchdog: 2m}\n")
+    await reloader.reload("admin")
+    assert reloader.until_restart() == {"supervision.daemon.watchdog": "60s"}
+
+
 async def test_who_asked_may_leave_and_the_attempt_is_carried_through(ground: Ground) -> None:
     """Or a generation would be in force that no log, metric or history knows of."""
     begun, go_on = asyncio.Event(), asyncio.Event()
