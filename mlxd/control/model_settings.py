@@ -28,20 +28,21 @@ def written_for(name: str, written: Iterable[str], whole: Collection[str] = ()) 
     """The one of some names, as an operator writes them, that speaks of a model.
 
     The whole name counts before its last part, that before the short name; of those in `whole`
-    nothing else does.
+    nothing else does. Of several that count alike it is the first by the alphabet: the order in a
+    file says nothing.
     """
     wanted = canonical(name)
     keys = [(canonical(one), one) for one in written]
-    for key, one in keys:
-        if key == wanted:
-            return one
+    exact = min((one for key, one in keys if key == wanted), default=None)
+    if exact is not None:
+        return exact
     free = [(key, one) for key, one in keys if one not in whole]
     if not free:
         return None
     last = wanted.rpartition("/")[2]
     short = short_key(short_name(wanted))
-    by_last = next((one for key, one in free if key == last), None)
-    return by_last or next((one for key, one in free if short_key(key) == short), None)
+    by_last = min((one for key, one in free if key == last), default=None)
+    return by_last or min((one for key, one in free if short_key(key) == short), default=None)
 
 
 def settings_of(name: str, models: Models) -> Model | None:

@@ -21,7 +21,7 @@ from mlxd.core.models import ModelCard, canonical
 from mlxd.core.wildcard import literal_prefix, matches
 from mlxd.policy.schema import Models
 
-__all__ = ["DEFAULT", "Names", "settings_for", "settings_of"]
+__all__ = ["DEFAULT", "Names", "aliases_of", "settings_for", "settings_of"]
 
 DEFAULT = "default"
 _LONGEST_NAME = 350
@@ -71,7 +71,7 @@ class Names:
         self.models = models
         self.complete = scan.scope == scope
         self._chains = {canonical(name): chain for name, chain in models.chains.items()}
-        self._aliases, self._patterns = _aliases(models)
+        self._aliases, self._patterns = aliases_of(models)
         cards = map(served, _cards(scan, scope, models, damage))
         self.cards = {canonical(card.name): card for card in cards}
         self.default: str | None = None
@@ -232,8 +232,10 @@ def _cards(scan: Scan, scope: Scope, models: Models, damage: Damage) -> Iterable
         yield card
 
 
-def _aliases(models: Models) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Alias to model, and the same of those with `*`: the longest beginning first."""
+def aliases_of(models: Models) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Alias to model, and the same of those with `*`: the longest beginning first, then the longest
+    text; the order in a file says nothing.
+    """
     whole: dict[str, str] = {}
     patterns: list[tuple[str, str]] = []
     for model, settings in models.models.items():
@@ -242,7 +244,7 @@ def _aliases(models: Models) -> tuple[dict[str, str], list[tuple[str, str]]]:
                 patterns.append((alias, canonical(model)))
             else:
                 whole[alias] = canonical(model)
-    patterns.sort(key=lambda entry: (-len(literal_prefix(entry[0])), -len(entry[0])))
+    patterns.sort(key=lambda entry: (-len(literal_prefix(entry[0])), -len(entry[0]), *entry))
     return whole, patterns
 
 

@@ -529,6 +529,25 @@ def test_a_limit_may_be_said_by_any_of_its_models_names(
     assert parts(refused.value.policy.key) == (*key, written, *ends)
 
 
+@pytest.mark.parametrize(
+    ("written", "model"),
+    [(["a: 1", "A: 1"], "a"), (["'llama-3.2:3b': 1", "'llama3.2:3b': 1"], "Llama-3.2-3B-Instruct")],
+)
+def test_of_two_limits_of_one_model_the_same_counts_in_whatever_order(tmp_path, written, model):
+    """Files that differ in their order alone are no other policies."""
+    keys = set()
+    for order in (written, written[::-1]):
+        text = f"concurrency: {{max_in_flight: 9, per_model: {{{', '.join(order)}}}}}\n"
+        policies = limits(tmp_path, text)
+        admission = Admission(ManualClock(), policies)
+        enter(admission, policies, model=model)
+        with pytest.raises(Overloaded) as refused:
+            enter(admission, policies, model=model)
+        assert refused.value.policy is not None
+        keys.add(refused.value.policy.key)
+    assert len(keys) == 1
+
+
 def test_the_concurrency_of_models_is_among_the_rules_once(tmp_path):
     text = "concurrency: {per_model: {A: 1}}\nrate_limit: []\n"
     models = "models: {a: {max_concurrency: 2}, b: {max_concurrency: 2}, c: {ttl: never}}\n"

@@ -487,6 +487,16 @@ async def test_of_aliases_with_a_star_the_one_with_the_longest_beginning_counts(
     await world.refused("")
 
 
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+async def test_of_aliases_with_a_star_that_fit_alike_the_same_counts_in_whatever_order(
+    world, order
+):
+    for name in order:
+        world.add(name)
+    world.declare("models:\n" + "".join(f"  {n}: {{aliases: ['x*{n}*']}}\n" for n in order))
+    assert await world.resolve("x-ab") == "a"
+
+
 async def test_an_alias_of_an_entry_that_leads_nowhere_is_not_found(world):
     world.declare("models: {'gone:7b': {aliases: ['*', nick]}}\n")
     for name in ("nick", "anything", "gone:7b"):
