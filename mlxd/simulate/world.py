@@ -11,20 +11,19 @@ from mlxd.control.monitors import Monitors
 from mlxd.control.place import Place
 from mlxd.control.quotas import Quotas
 from mlxd.control.rates import Rates
-from mlxd.control.rights import check_model
 from mlxd.control.rules import rule_of
 from mlxd.control.scheduler import Scheduler
 from mlxd.control.shedding import Strain
 from mlxd.core.caller import PRIORITIES, Caller, Priority
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import MlxdError
-from mlxd.core.models import canonical
 from mlxd.policy.policy_set import PolicySet
 from mlxd.server.errors import error_response, in_ollama
 from mlxd.server.memory_report import status
 from mlxd.simulate.expect import InOrder
 from mlxd.simulate.layers import Changes, Layers
 from mlxd.simulate.machine import Machine, Requests, State, Uncounted, finished
+from mlxd.simulate.naming import check_allowed, meant
 from mlxd.telemetry.events import Events
 
 
@@ -105,6 +104,8 @@ class World:
         self.policies = policies
         self.acted: set[str] = set()
         """Rules that have refused, or in mode dry_run would have."""
+        self._models: dict[str, str] = {}
+        """What names mean by the policies in force, as far as somebody has asked."""
         self._running: list[Request] = []
         """The longest first."""
         self._waiting: dict[Place, Request] = {}
@@ -166,14 +167,14 @@ class World:
         applicant = Applicant(
             asking.caller,
             self.policies,
-            asking.model,
+            self._meant(asking.model),
             priority=asking.priority,
             cost=float(asking.tokens or 1),
             user=asking.user,
         )
         now, wall = self.clock.monotonic(), self.clock.wall()
         try:
-            check_model(applicant.terms, asking.model, [canonical(asking.model)])
+            check_allowed(applicant)
             place = self.scheduler.ask(applicant, now, wall, would_deny.append)
         except MlxdError as error:
             self.acted |= {rule_of(error, applicant), *would_deny}
@@ -208,6 +209,7 @@ class World:
         policies = layers.judged()
         self.layers = layers
         self.policies = replace(policies, generation=self.policies.generation + 1)
+        self._models.clear()
         self.scheduler.apply(self.policies)
         self.guard.apply(self.policies)
         self.look()
@@ -258,6 +260,12 @@ class World:
         self.scheduler.shedding.strain = strain
 
     # -- inside
+
+    def _meant(self, name: str) -> str:
+        found = self._models.get(name)
+        if found is None:
+            found = self._models[name] = meant(name, self.policies.models)
+        return found
 
     def _which(self, which: Which) -> list[Request]:
         """Those that run, the longest first; by a name also those that wait."""

@@ -313,6 +313,47 @@ def test_policies_of_a_test_are_put_over_those_of_the_folder(tmp_path: Path) -> 
     assert failure.got == ('limits.concurrency.max_in_flight: expected an integer >= 1, got "none"')
 
 
+MODELS = (
+    "models: {chains: {fast: [little, big]},"
+    ' models: {big: {aliases: [coder, "claude-*"]}, "small:1b": {aliases: [little]}}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("limited", "asked"),
+    [
+        ("big", "coder"),
+        ("big", "claude-opus"),
+        ("big", "BIG:latest"),
+        ("small:1b", "little"),
+        ("small:1b", "fast"),
+    ],
+)
+def test_a_name_means_the_model_that_models_yaml_has_it_lead_to(
+    tmp_path: Path, limited: str, asked: str
+) -> None:
+    per_model = f'limits: {{concurrency: {{per_model: {{"{limited}": 1}}}}}}'
+    step = f'  - {{start: {{n: 2, model: "{asked}"}}, expect: [{{}}, {{status: 503}}]}}\n'
+    assert told(tmp_path, step, f"policies: {{{per_model}, {MODELS}}}").failure is None
+
+
+@pytest.mark.parametrize("allowed", ["coder", "qwen2.5-coder:7b", "*/qwen2.5-coder-7b-instruct"])
+def test_a_tenant_may_use_a_model_by_any_of_the_names_that_follow_from_its_own(
+    tmp_path: Path, allowed: str
+) -> None:
+    model = "org/Qwen2.5-Coder-7B-Instruct"
+    policies = (
+        f'policies: {{clients: {{tenants: {{a: {{models: ["{allowed}"]}}}}}},'
+        f' models: {{models: {{"{model}": {{aliases: [coder]}}}}}}}}'
+    )
+    steps = (
+        f'  - {{call: {{tenant: a, model: "{model}"}}}}\n'
+        "  - {call: {tenant: a, model: coder}}\n"
+        "  - {call: {tenant: a, model: other}, expect: {status: 403}}\n"
+    )
+    assert told(tmp_path, steps, policies).failure is None
+
+
 def test_rules_that_no_test_has_seen_refuse_are_named(tmp_path: Path) -> None:
     limits = {
         "concurrency": {"per_model": {"small": 1, "big": 5}},

@@ -17,17 +17,14 @@ from itertools import count
 from typing import get_args
 
 from mlxd.control.applicant import ANONYMOUS, Applicant
-from mlxd.control.names import settings_of
 from mlxd.control.quotas import Quotas
 from mlxd.control.rates import Rates
-from mlxd.control.rights import check_model
 from mlxd.control.scheduler import Place, Scheduler
-from mlxd.control.short_names import short_name
 from mlxd.control.tempo import Tempo
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.errors import MlxdError
-from mlxd.core.models import canonical
 from mlxd.policy.policy_set import PolicySet
+from mlxd.simulate.naming import check_allowed
 from mlxd.simulate.traffic.outcome import LEFT, Outcome
 from mlxd.simulate.traffic.pace import Batch, paces_of
 from mlxd.simulate.traffic.reading import Log, Progress
@@ -169,7 +166,7 @@ class World:
         applicant = _applicant(request, self._policies)
         outcome.klass = applicant.klass
         try:
-            _check_model(applicant)
+            check_allowed(applicant)
             place = self._scheduler.ask(applicant, came, request.asked, self._mark)
         except MlxdError as error:
             outcome.code = error.code
@@ -351,18 +348,6 @@ def _applicant(request: Request, policies: PolicySet) -> Applicant:
         rated=request.rated,
         user=request.user,
     )
-
-
-def _check_model(applicant: Applicant) -> None:
-    """Whether its tenant may use its model, by the names that follow from the model's own: those of
-    copies are not known. Raises Forbidden.
-    """
-    terms, model = applicant.terms, applicant.model
-    if not terms.tenant.models:
-        return
-    own = settings_of(model, applicant.policies.models)
-    aliases = own.aliases if own is not None else ()
-    check_model(terms, model, [canonical(name) for name in (model, short_name(model), *aliases)])
 
 
 def _priority(text: str) -> Priority | None:
