@@ -113,6 +113,11 @@ class Story:
         return self.prompt_tokens + self.completion_tokens
 
     @property
+    def computed(self) -> bool:
+        """Whether its tokens are an engine's work: those of a prompt may only be counted."""
+        return self.want != "prompt"
+
+    @property
     def told_so_far(self) -> int:
         """Tokens of its answers, those included that are under way."""
         return self.completion_tokens + sum(map(len, self.growing))

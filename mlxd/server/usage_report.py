@@ -38,6 +38,8 @@ def usage_of(usage: Usage, policies: PolicySet) -> dict[str, Any]:
 
 
 def count_tokens(metrics: Metrics, story: Story) -> None:
-    """Of a request that has ended."""
+    """Of a request that has ended, as quotas count them."""
+    if not story.computed:
+        return
     tenant = story.caller.tenant or ANONYMOUS
     metrics.tenant_tokens(tenant, story.prompt_tokens, story.completion_tokens)

@@ -69,6 +69,8 @@ class Served:
         gaps = story.completion_tokens - story.requests
         if gaps > 0 and story.decode_seconds > 0:
             self._gap.labels(model).observe(story.decode_seconds / gaps)
+        if not story.computed:
+            return
         for kind, tokens in (
             ("prompt", story.prompt_tokens),
             ("cached", story.cached_tokens),

@@ -65,6 +65,12 @@ def test_who_never_had_the_model_is_counted_and_tells_no_times(world: World) -> 
     assert world.value("tokens_total", model="tiny", kind="prompt") is None
 
 
+def test_a_prompt_that_is_only_counted_takes_no_tokens(world: World) -> None:
+    world.ended(want="prompt", prompt_tokens=90)
+    assert world.value("requests_total", want="prompt", code="ok") == 1
+    assert world.value("tokens_total", model="tiny", kind="prompt") is None
+
+
 def test_whose_client_left_is_not_counted_as_served(world: World) -> None:
     world.ended(status=499)
     world.ended(status=499, code="deadline")
