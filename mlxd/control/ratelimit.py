@@ -187,15 +187,18 @@ class Tallies:
 
     def __init__(self) -> None:
         self._kept: dict[str, _Kept] = {}
-        self._heirs: dict[str, str] = {}
+        self._heirs: dict[tuple[str, str], str] = {}
+        """By name and key: the name may be another rule's by now, which counts by another key."""
 
     def of(self, rule: Named) -> Tally:
-        """A request admitted under a name that has just gone counts on with the name's heir."""
-        name = self._heirs.get(rule.name, rule.name)
+        """A request admitted under a rule that has just gone counts on with the rule's heir, and
+        nowhere that is remembered where its name counts by another key.
+        """
+        name = self._heirs.get((rule.name, rule.key), rule.name)
         kept = self._kept.get(name)
         if kept is None:
             kept = self._kept[name] = _Kept(rule, Tally())
-        return kept.tally
+        return kept.tally if kept.rule.key == rule.key else Tally()
 
     def apply(self, rules: Iterable[Named]) -> None:
         """These are the rules now.
@@ -215,8 +218,9 @@ class Tallies:
                 after[rule.name] = _Kept(rule, self._kept[rule.name].tally)
             elif (left := _most(gone, rule.key)) is not None:
                 tally = gone[left].tally
-                after[rule.name] = _Kept(rule, tally.copy() if left in self._heirs else tally)
-                self._heirs.setdefault(left, rule.name)
+                inherited = (left, rule.key) in self._heirs
+                after[rule.name] = _Kept(rule, tally.copy() if inherited else tally)
+                self._heirs.setdefault((left, rule.key), rule.name)
         self._kept = after
 
 

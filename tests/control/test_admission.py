@@ -339,6 +339,20 @@ def test_the_rate_goes_on_counting_across_an_edit(admission, tmp_path, clock):
         enter(admission, raised)
 
 
+def test_a_request_counts_once_where_a_rule_leaves_its_name_to_another(admission, tmp_path):
+    before = limits(tmp_path, "rate_limit: [{name: a, requests: 4}]\n")
+    admission.leave(enter(admission, before))
+    text = "rate_limit: [{name: a, key: client_ip, requests: 9}, {name: b, requests: 4}]\n"
+    after = limits(tmp_path, text)
+    admission.apply(after)
+    for _ in range(3):
+        admission.leave(enter(admission, after))
+    with pytest.raises(RateLimited) as refused:
+        enter(admission, after)
+    assert refused.value.numbers["rule"] == "rate_limit:b"
+    assert refused.value.numbers["used"] == 4
+
+
 def test_a_refund_after_a_rename_is_given_to_the_heir(admission, tmp_path):
     before = limits(tmp_path, "rate_limit: [{requests: 1}]\n")
     after = limits(tmp_path, "rate_limit: [{name: renamed, requests: 1}]\n")

@@ -131,6 +131,26 @@ def test_a_rule_that_counts_by_something_else_inherits_nothing():
     assert len(windows.of(rule("b"))) == 0
 
 
+def test_a_rule_whose_name_counts_by_something_else_now_leaves_its_counts_to_the_heir_alone():
+    windows = Tallies()
+    window = used(windows, rule("a"))
+    other = rule("a").model_copy(update={"key": "client_ip"})
+    windows.apply([other, rule("b")])
+    assert windows.of(rule("b")) is windows.of(rule("a")) is window
+    assert len(windows.of(other)) == 0
+    assert windows.of(other).take("a", QUOTA, 1.0) is None
+    assert windows.of(rule("b")).remaining("a", QUOTA, 1.0)[0] == 0
+
+
+def test_what_comes_late_by_a_rule_that_has_gone_does_not_count_by_its_namesake():
+    windows = Tallies()
+    other = rule("a").model_copy(update={"key": "user"})
+    used(windows, rule("a"))
+    windows.apply([other])
+    used(windows, rule("a"))
+    assert len(windows.of(other)) == 0
+
+
 def test_a_rule_that_went_and_comes_back_starts_empty():
     windows = Tallies()
     used(windows, rule("a"))
