@@ -28,6 +28,7 @@ from mlxd.worker.matrices import lay_out
 from mlxd.worker.panic import is_panic
 from mlxd.worker.quantised import QuantisedCache, quantised
 from mlxd.worker.refusal import LoadError, Setting
+from mlxd.worker.together import batches
 
 CACHE_LIMIT_BYTES = 2**30
 """Of freed buffers that MLX keeps for reuse on a GPU; its own default is most of the memory."""
@@ -115,7 +116,7 @@ def load(
         tokenizer=tokenizer,
         vocabulary=min(width, _embedding_rows(model, config)),
         width=width,
-        batchable=kv is None and _batches(model),
+        batchable=kv is None and not isinstance(model, Encoder) and batches(model),
         kv=kv,
     )
 
@@ -266,13 +267,6 @@ def _ends(tokenizer: TokenizerWrapper, width: int) -> set[int]:
     have no logit) no step can give.
     """
     return {end for end in tokenizer.eos_token_ids if type(end) is int and 0 <= end < width}
-
-
-def _batches(model: Any) -> bool:
-    """Whether several sequences can share its steps."""
-    if isinstance(model, Encoder):
-        return False
-    return all(hasattr(cache, "merge") for cache in make_prompt_cache(model))
 
 
 def _embedding_rows(model: Any, config: dict[str, Any]) -> int:

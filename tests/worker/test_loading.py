@@ -157,6 +157,19 @@ def test_what_a_model_is_found_to_be(model_of: MakeModel):
     assert load(model_of(replace(HYBRID, spread=3.0))).batchable
 
 
+def test_models_that_fail_with_several_rows_serve_one_sequence_at_a_time(
+    model_of: MakeModel,
+) -> None:
+    """Their caches merge, but no mask or position of theirs fits a padded row."""
+    from mlxd.worker.loading import load, prepare_mlx
+
+    prepare_mlx()
+    assert not load(model_of(Shape(model_type="gemma2"))).batchable
+    sizes = {"n_embd": 64, "n_layer": 2, "n_inner": 128, "n_head": 4, "n_positions": 4096}
+    gpt = Shape(model_type="gpt_bigcode", extra={**sizes, "layer_norm_epsilon": 1e-5})
+    assert not load(model_of(gpt)).batchable
+
+
 def make_adapter(folder: Path, model: Path, *, size: int = 64) -> Path:
     """A LoRA adapter for the queries of the last layer; its numbers are not small."""
     import mlx.core as mx
