@@ -12,7 +12,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from mlxd.core.dimensions import FLOAT32, Dimensions, computed, number, state_bytes
+from mlxd.core.dimensions import (
+    FLOAT32,
+    Dimensions,
+    computed,
+    number,
+    selective_width,
+    state_bytes,
+)
 from mlxd.core.footprint import Footprint, LayerGroup
 from mlxd.core.models import ModelCard
 
@@ -25,13 +32,20 @@ _KINDS = {
     "chunked_attention": (_WINDOW,),
     "linear_attention": (_RECURRENT,), "mamba": (_RECURRENT,), "mamba2": (_RECURRENT,),
     "recurrent": (_RECURRENT,), "conv": (_RECURRENT,), "M": (_RECURRENT,),
-    "hybrid": (_RECURRENT, _FULL),
+    "conv_mixer": (_RECURRENT,), "hybrid": (_RECURRENT, _FULL),
+    "-": (), "mlp": (), "E": (), "moe": (),
 }  # fmt: skip
-"""The words of configs for what a layer keeps."""
+"""The words of configs for what a layer keeps; by any other it keeps all tokens."""
 _PATTERNED = frozenset(("cohere2", "gemma3", "gemma3_text"))
 """Families whose windows come by a pattern that may go without saying."""
-_BOTH = frozenset(("falcon_h1",))
-_ALL_RECURRENT = frozenset(("mamba", "mamba2", "falcon_mamba"))
+_ALIKE = {
+    "mamba": (_RECURRENT,), "mamba2": (_RECURRENT,), "falcon_mamba": (_RECURRENT,),
+    "rwkv7": (_RECURRENT,), "falcon_h1": (_RECURRENT, _FULL),
+    "longcat_flash": (_FULL, _FULL), "longcat_flash_ngram": (_FULL, _FULL),
+}  # fmt: skip
+"""Families of which each layer keeps the same."""
+_UNPACKED = frozenset(("deepseek_v2", "minicpm3"))
+"""Families with latent attention that keep the keys and values made of it."""
 _MOST_LAYERS = 4096
 """Of a config that says more, no more are counted: many times what any model has."""
 _MOE_STACKS = 2
@@ -131,7 +145,7 @@ def _layers(config: Mapping[str, Any], window: int) -> Iterator[tuple[str, ...]]
     named = config.get("layer_types") or config.get("layers_block_type") or _pattern(config)
     if isinstance(named, list | str) and named:
         first = named[:_MOST_LAYERS]
-        kinds = [_KINDS.get(kind, ()) for kind in first if isinstance(kind, str)]
+        kinds = [_KINDS.get(kind, (_FULL,)) for kind in first if isinstance(kind, str)]
         shared = number(config, "num_kv_shared_layers")
         yield from kinds[: len(kinds) - shared] if count else kinds
         return
@@ -145,10 +159,10 @@ def _pattern(config: Mapping[str, Any]) -> Any:
 
 def _unnamed(config: Mapping[str, Any], layer: int, family: str, window: int) -> tuple[str, ...]:
     """Of a layer in a config that says nothing of single layers."""
-    if family in _ALL_RECURRENT:
-        return (_RECURRENT,)
-    if family in _BOTH:
-        return (_RECURRENT, _FULL)
+    if family in _ALIKE:
+        return _ALIKE[family]
+    if every := number(config, "attn_layer_period"):
+        return (_FULL,) if layer % every == number(config, "attn_layer_offset") else (_RECURRENT,)
     interval = number(config, "full_attention_interval")
     if interval or number(config, "linear_num_value_heads"):
         return (_FULL,) if (layer + 1) % (interval or 4) == 0 else (_RECURRENT,)
@@ -162,7 +176,7 @@ def _unnamed(config: Mapping[str, Any], layer: int, family: str, window: int) ->
 
 def _token_bytes(config: Mapping[str, Any], dimensions: Dimensions, kv_bits: int) -> int:
     latent = number(config, "kv_lora_rank")
-    if latent and config.get("model_type") != "deepseek_v2":
+    if latent and str(config.get("model_type")) not in _UNPACKED:
         return (latent + number(config, "qk_rope_head_dim")) * dimensions.item_bytes
     keys = number(config, "qk_nope_head_dim") + number(config, "qk_rope_head_dim")
     values = number(config, "v_head_dim")
@@ -179,7 +193,8 @@ def _constant(config: Mapping[str, Any], item_bytes: int) -> int:
     values = number(config, "linear_num_value_heads") * number(config, "linear_value_head_dim")
     width = 2 * keys + values
     if not width:
-        inner = number(config, "mamba_d_ssm", "intermediate_size") or number(config, "hidden_size")
+        inner = number(config, "mamba_d_ssm") or selective_width(config)
+        inner = inner or number(config, "intermediate_size", "hidden_size")
         shared = number(config, "n_groups", "mamba_n_groups") * number(
             config, "ssm_state_size", "state_size", "mamba_d_state"
         )

@@ -134,7 +134,17 @@ def state_bytes(config: Mapping[str, Any]) -> int:
     keys = number(config, "linear_key_head_dim") or number(
         config, "ssm_state_size", "state_size", "mamba_d_state"
     )
-    return FLOAT32 * _linear(config) * keys
+    if config.get("model_type") == "rwkv7":
+        return FLOAT32 * number(config, "hidden_size") * number(config, "head_dim")
+    return FLOAT32 * (_linear(config) or selective_width(config)) * keys
+
+
+def selective_width(config: Mapping[str, Any]) -> int:
+    """Of a state-space layer without heads (Mamba's first kind); 0: it has none."""
+    if config.get("model_type") == "jamba":
+        return number(config, "mamba_expand") * number(config, "hidden_size")
+    known = config.get("model_type") in ("mamba", "falcon_mamba")
+    return number(config, "intermediate_size") if known else 0
 
 
 def computed(

@@ -101,6 +101,45 @@ def test_a_latent_is_kept_in_place_of_keys_and_values() -> None:
     assert found == (LayerGroup(6, (48 + 16) * 2),)
 
 
+def test_a_latent_that_is_unpacked_keeps_keys_and_values_of_all_heads() -> None:
+    latent = {"kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 24}
+    heads = {"num_key_value_heads": 8}
+    for family in ("deepseek_v2", "minicpm3"):
+        assert groups(model_type=family, **latent, **heads) == (LayerGroup(6, 8 * (48 + 24) * 2),)
+
+
+def test_a_layer_of_longcat_attends_twice() -> None:
+    assert groups(model_type="longcat_flash") == (LayerGroup(12, KV * 2),)
+
+
+def test_a_layer_of_a_kind_that_is_not_known_keeps_all_tokens() -> None:
+    types = ["full_attention", "minimax_m3_sparse", "mlp"] * 2
+    assert groups(layer_types=types) == (LayerGroup(4, KV * 2),)
+
+
+def test_attention_comes_at_every_so_many_layers_between_states() -> None:
+    found = groups(
+        model_type="jamba", attn_layer_period=3, attn_layer_offset=1, mamba_expand=2,
+        mamba_d_conv=4, mamba_d_state=16,
+    )  # fmt: skip
+    inner = 2 * 128
+    assert found == (
+        LayerGroup(2, KV * 2),
+        LayerGroup(4, 0, 0, 4 * inner * 16 + 3 * inner * 2),
+    )
+
+
+def test_the_first_mamba_keeps_a_state_for_each_number_of_its_width() -> None:
+    found = groups(model_type="mamba", state_size=16, conv_kernel=4)
+    assert found == (LayerGroup(6, 0, 0, 4 * 256 * 16 + 3 * 256 * 2),)
+
+
+def test_rwkv_keeps_a_matrix_for_each_head() -> None:
+    (found,) = groups(model_type="rwkv7")
+    assert (found.layers, found.token_bytes) == (6, 0)
+    assert found.constant_bytes == pytest.approx(4 * 128 * 16, rel=0.1)
+
+
 def test_a_quantised_cache_keeps_bits_and_scales() -> None:
     numbers = 2 * 2 * 64
     (group,) = groups_with_kv_bits(4, head_dim=64)
