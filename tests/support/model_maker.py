@@ -104,8 +104,12 @@ UNMERGEABLE = Shape(
 def make_model(folder: Path, shape: Shape | None = None, *, seed: int = 0) -> Path:
     """Write a complete model folder and return it."""
     shape = shape or Shape()
+    return write_model(folder, _config(shape), shape, seed=seed)
+
+
+def write_model(folder: Path, config: dict[str, Any], shape: Shape, *, seed: int = 0) -> Path:
+    """The same, of a config of one's own."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = _config(shape)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     _write_tokenizer(folder, shape)
     _write_weights(folder, config, spread=shape.spread, seed=seed)
