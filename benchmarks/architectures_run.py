@@ -79,7 +79,7 @@ class Alone:
     def __init__(self, folder: Path) -> None:
         self.model: Any = mlx_lm.utils.load_model(folder)[0]
 
-    def answer(self, tokens: Sequence[int], count: int = ANSWER, **options: Any) -> Answer:
+    def answer(self, tokens: list[int], count: int = ANSWER, **options: Any) -> Answer:
         answer = Answer()
         steps = generate_step(mx.array(tokens), self.model, max_tokens=count, **options)
         for token, scores in steps:
@@ -180,7 +180,7 @@ class Checks:
     def several(self) -> tuple[str, str]:
         """`n` of 2: the same request twice, through the whole worker."""
         tokens = self._prompts[0]
-        asked = {"token_ids": tuple(tokens), "max_tokens": ANSWER}
+        asked: Json = {"token_ids": tuple(tokens), "max_tokens": ANSWER}
         heard = self._bench.run([self._bench.message(logprobs=2, **asked) for _ in range(2)])
         refused = [one.refused for one in heard if one.refused is not None]
         if refused:
@@ -208,7 +208,9 @@ class Checks:
             mx.array([tokens]), cache=make_prompt_cache(self._alone.model)
         ).astype(mx.float32)[0, :-1]
         rows = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        wanted = mx.take_along_axis(rows, mx.array(tokens[1:])[:, None], axis=-1)[:, 0].tolist()
+        wanted: Any = mx.take_along_axis(rows, mx.array(tokens[1:])[:, None], axis=-1)[
+            :, 0
+        ].tolist()
         if len(scores) != len(wanted):
             return WRONG, f"{len(scores)} of {len(wanted)} scores"
         most = max(abs(a - b) for a, b in zip(scores, wanted, strict=True))
