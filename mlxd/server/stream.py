@@ -262,12 +262,12 @@ class Stream:
             raise ConnectionResetError("the last record has no end")
         owed = self._answer.owed  # its client may come back by another connection meanwhile
         while owed:
-            await self._write_whole(transport, owed.take())
+            await self._write_in_size(transport, owed.take())
             await asyncio.sleep(0)  # there may be much, and others are to have their turn
         if records:
-            await self._write_whole(transport, records)
+            await self._write_in_size(transport, records)
 
-    async def _write_whole(self, transport: asyncio.WriteTransport, records: bytes) -> None:
+    async def _write_in_size(self, transport: asyncio.WriteTransport, records: bytes) -> None:
         if transport.get_write_buffer_size() + len(records) <= _TAKEN_AT_ONCE:
             await self._write_whole(records)
         else:

@@ -156,7 +156,7 @@ def test_each_line_is_a_chunk_also_of_what_its_reader_writes(
 ) -> None:
     scene.stream._codec.content_type = NDJSON
     scene.client.waiting = waiting
-    scene.told.owed = LINES[0]
+    scene.told.owed = Owed(LINES[0])
     loop.run(scene.stream._write(b"".join(LINES)))
     loop.run(scene.stream._write(b"".join(LINES)))
     assert scene.client.chunks == [LINES[0], *LINES, *LINES]
