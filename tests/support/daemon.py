@@ -21,6 +21,7 @@ import psutil
 
 from mlxd.cli.admin import AdminClient
 from mlxd.core import instance
+from tests.support.warm import Forked, warm
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 40.0
@@ -30,7 +31,7 @@ _STOP_SECONDS = 40.0
 class Daemon:
     """One running `mlxd serve`, and how to talk to it."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     port: int
     state: Path
     log: Path
@@ -181,21 +182,26 @@ def daemon(
     files = {"models": f"dirs: [{models}]\n", **(policies or {})}
     files["supervision"] = without_spares(files.get("supervision", ""))
     log = folder / "daemon.log"
-    command = [
-        *(*prefix, sys.executable, "-m", "mlxd", "serve"),
+    arguments = [
+        "serve",
         *(("--port", str(port)) if port_flag else ()),
         *("--policies", str(write_policies(folder / "policies", files))),
         *("--state", str(folder / "state")),
     ]
+    circumstances = {**_clean_environment(), **(environment or {})}
     with log.open("wb") as sink:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=sink,
-            pass_fds=pass_fds,
-            env={**_clean_environment(), **(environment or {})},
-        )
+        process: subprocess.Popen[bytes] | Forked
+        if not (prefix or pass_fds) and (forks := warm()) and forks.suffices(circumstances):
+            process = forks.start(arguments, circumstances, sink)
+        else:
+            process = subprocess.Popen(
+                [*prefix, sys.executable, "-m", "mlxd", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                pass_fds=pass_fds,
+                env=circumstances,
+            )
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
         running = Daemon(process, port, folder / "state", log, http)
         try:
