@@ -104,13 +104,13 @@ class OomKills:
     def __init__(self, clock: Clock, root: Path = Path("/")) -> None:
         self._clock = clock
         self._root = root
-        self._known = self._count()
+        self._known = self._count(0)
         self._noticed = -math.inf
         """When it was last looked and there were more."""
 
     def look(self) -> None:
         """To be done now and then: who is killed later is not to be taken for one of these."""
-        before, self._known = self._known, self._count()
+        before, self._known = self._known, self._count(self._known)
         if self._known > before:
             self._noticed = self._clock.monotonic()
 
@@ -121,12 +121,13 @@ class OomKills:
         self.look()
         return self._clock.monotonic() - self._noticed <= _TOGETHER_SECONDS
 
-    def _count(self) -> int:
+    def _count(self, known: int) -> int:
+        """As it was, where it cannot be read: want of files passes, and kills nobody."""
         try:
             group = cgroup.own_group(self._root)
-            return cgroup.oom_kills(group) if group is not None else 0
+            return cgroup.oom_kills(group) if group is not None else known
         except (OSError, ValueError):
-            return 0
+            return known
 
 
 def _stalled(file: Path) -> float | None:

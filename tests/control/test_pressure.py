@@ -74,6 +74,16 @@ def test_a_process_that_the_kernel_killed_for_memory_is_noticed(tmp_path: Path) 
     assert not kills.lately()
 
 
+def test_a_count_that_could_not_be_read_for_a_moment_is_no_other(tmp_path: Path) -> None:
+    events = own_group(tmp_path, 0) / "cg/memory.events"
+    events.write_text("oom_kill 3\n")
+    kills = OomKills(ManualClock(), tmp_path)
+    events.rename(away := tmp_path / "away")
+    kills.look()
+    away.rename(events)
+    assert not kills.lately()
+
+
 def test_whoever_is_killed_later_is_not_taken_for_one_of_those(tmp_path: Path) -> None:
     """A worker that loads accuses nobody when the kernel kills it: nobody asks."""
     events = own_group(tmp_path, 0) / "cg/memory.events"
