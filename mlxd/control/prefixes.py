@@ -180,10 +180,19 @@ class _Removal:
 
 
 def _is_left(folder: Path) -> bool:
+    """Whether anything is, or may not be looked at."""
     try:
-        return any(folder.glob(f"*/*{ENTRY}*"))
-    except OSError:  # it goes at this moment, or cannot be looked at
+        return any(ENTRY in file.name for key in _inside(folder) for file in _inside(key))
+    except OSError:
         return True
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Raises OSError, where Path.glob would find nothing."""
+    try:
+        return [*folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _removed(folder: Path) -> None:

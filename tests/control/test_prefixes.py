@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from pathlib import Path
@@ -123,6 +124,35 @@ def test_what_a_disk_does_not_let_go_is_removed_once_it_does_unless_it_is_wanted
     wishes._removal._thread.join(20)
     assert key.exists() == wanted
     assert wishes.warnings() == []
+
+
+@pytest.mark.parametrize("guarded", ["prefixes", "prefixes/key"])
+def test_what_may_not_be_looked_at_is_taken_to_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guarded: str
+) -> None:
+    """Such as what a daemon of another user has left."""
+    (tmp_path / "prefixes" / "key").mkdir(parents=True)
+    off, looks = policies(tmp_path, memory="prefix_cache: {disk: off}\n"), threading.Semaphore(0)
+    for name in ("scandir", "listdir"):
+        monkeypatch.setattr(os, name, refused(tmp_path / guarded, looks, getattr(os, name)))
+    monkeypatch.setattr(durable, "remove_tree", lambda _: None)
+    monkeypatch.setattr(prefixes, "AGAIN_SECONDS", 0.01)
+    wishes = PrefixWishes(tmp_path, off)
+    for _ in range(3):
+        assert looks.acquire(timeout=20)
+    assert len(wishes.warnings()) == 1
+    wishes.apply(load())
+    wishes._removal._thread.join(20)
+
+
+def refused(folder: Path, looks: threading.Semaphore, real: Any) -> Any:
+    def look(path: Any = ".") -> Any:
+        if not isinstance(path, int) and Path(path) == folder:
+            looks.release()
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    return look
 
 
 def test_want_of_a_thread_for_that_keeps_no_policy_from_its_force(
