@@ -35,7 +35,7 @@ class Lately:
     def ended(self, story: Story) -> None:
         """Count it."""
         self._requests += 1
-        self._prompt += story.prompt_tokens
+        self._prompt += _read(story)
         self._completion += story.completion_tokens
         if story.first_token is None or story.ended is None:
             return
@@ -51,12 +51,17 @@ class Lately:
         recent = [answer for answer in self._answers if now - answer.at < WINDOW_S]
         return {
             "requests_ended": self._requests,
-            "prompt_tokens": self._prompt + sum(story.prompt_tokens for story in stories),
+            "prompt_tokens": self._prompt + sum(map(_read, stories)),
             "completion_tokens": self._completion + sum(story.told_so_far for story in stories),
             "answers": len(recent),
             "ttft_ms": _percentiles([answer.ttft for answer in recent]),
             "token_gap_ms": _percentiles([one.gap for one in recent if one.gap is not None]),
         }
+
+
+def _read(story: Story) -> int:
+    """Tokens of its prompts, unless these were only counted."""
+    return story.prompt_tokens if story.computed else 0
 
 
 def _percentiles(seconds: Sequence[float]) -> dict[str, float | None]:

@@ -3,11 +3,11 @@ from mlxd.core.story import Story
 from mlxd.telemetry.lately import MOST, WINDOW_S, Lately
 
 
-def answer(*, ended=1.0, first=0.5, prompt=10, completion=11, decode=0.1):
+def answer(*, ended=1.0, first=0.5, prompt=10, completion=11, decode=0.1, want="answer"):
     return Story(
         "1", "/v1/chat/completions", Caller("local"), 1, 0.0, lambda: 0.0, 0.0,
         first_token=first, ended=ended, prompt_tokens=prompt, completion_tokens=completion,
-        decode_seconds=decode,
+        decode_seconds=decode, want=want,
     )  # fmt: skip
 
 
@@ -16,6 +16,14 @@ def test_tokens_of_answers_under_way_count():
     lately.ended(answer())
     told = lately.report(1.0, [answer(ended=None, prompt=5, completion=3)])
     assert (told["requests_ended"], told["prompt_tokens"], told["completion_tokens"]) == (1, 15, 14)
+
+
+def test_a_prompt_that_is_only_counted_is_no_token_that_anybody_read():
+    """Coding agents have long ones counted, over and over."""
+    lately = Lately()
+    lately.ended(answer(want="prompt", first=None, completion=0))
+    told = lately.report(1.0, [answer(want="prompt", ended=None, first=None, completion=0)])
+    assert (told["requests_ended"], told["prompt_tokens"]) == (1, 0)
 
 
 def test_latencies_are_those_of_the_last_minute():
