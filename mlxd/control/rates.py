@@ -100,6 +100,8 @@ class Rates:
             if rule.mode == "off" or not who:
                 continue
             tally = self._tallies.of(rule)
+            if (tally, who) in counted._places:  # edits since have left two rules one tally
+                continue
             wait = tally.take(who, rule.quota, now)
             if wait is None:
                 counted._places.append((tally, who))

@@ -347,3 +347,16 @@ def test_exact_counts_over_random_schedules(files: Files, seed: int) -> None:
                 admitted[rule, who].append(now)
     assert met[""]
     assert len(met) > 1
+
+
+def test_two_rules_that_edits_have_made_one_since_count_a_request_once(files: Files) -> None:
+    """It came under both: its body was long on its way."""
+    both = files("rate_limit: [{name: a, requests: 2}, {name: b, requests: 2}]\n")
+    one = files("rate_limit: [{name: a, requests: 2}]\n")
+    other = files("rate_limit: [{name: b, requests: 2}]\n")
+    rates = Rates()
+    assert ask(rates, HOME, both) is None
+    for policies in (both, one, other):
+        rates.apply(policies)
+    assert ask(rates, HOME, both) is None
+    assert [ask(rates, HOME, policies) is None for policies in (both, other)] == [False, False]
