@@ -17,16 +17,17 @@ def meant(name: str, models: Models) -> str:
     """
     whole, patterns = aliases_of(models)
     written = {canonical(own): own for own in models.models}
-    wanted = canonical(name)
     chains = {canonical(chain): links for chain, links in models.chains.items()}
-    if links := chains.get(whole.get(wanted, wanted)):
-        name = links[0]
-        alias = whole.get(canonical(name))
-        return name if alias is None else written[alias]
-    if wanted in whole:
-        return written[whole[wanted]]
-    if wanted in written or settings_of(name, models) is not None:
-        return name
+
+    def own(name: str) -> str:
+        key = canonical(name)
+        return written.get(whole.get(key, key), name)
+
+    wanted = canonical(name)
+    if links := chains.get(wanted):
+        return own(links[0])
+    if wanted in whole or settings_of(name, models) is not None:
+        return own(name)
     fitting = next((model for pattern, model in patterns if matches(pattern, wanted)), None)
     return name if fitting is None else written[fitting]
 

@@ -337,6 +337,17 @@ def test_a_name_means_the_model_that_models_yaml_has_it_lead_to(
     assert told(tmp_path, step, f"policies: {{{per_model}, {MODELS}}}").failure is None
 
 
+@pytest.mark.parametrize("other", ["BIG", "Big:latest", "coder", "also"])
+def test_names_of_one_model_are_counted_together(tmp_path: Path, other: str) -> None:
+    models = MODELS.replace("{fast:", "{also: [BIG], fast:")
+    per_model = 'limits: {concurrency: {per_model: {"big": 1}}}'
+    steps = (
+        "  - {start: {model: big}}\n"
+        f'  - {{start: {{model: "{other}"}}, expect: {{status: 503}}}}\n'
+    )
+    assert told(tmp_path, steps, f"policies: {{{per_model}, {models}}}").failure is None
+
+
 @pytest.mark.parametrize("allowed", ["coder", "qwen2.5-coder:7b", "*/qwen2.5-coder-7b-instruct"])
 def test_a_tenant_may_use_a_model_by_any_of_the_names_that_follow_from_its_own(
     tmp_path: Path, allowed: str
