@@ -186,19 +186,21 @@ class Tallies:
     """The tally of each rate rule, by the rule's name; they outlive edits of the rules."""
 
     def __init__(self) -> None:
+        self._keys: dict[str, str] | None = None
+        """Of the rules now, by name; None: nobody has said yet which these are."""
         self._kept: dict[str, _Kept] = {}
         self._heirs: dict[tuple[str, str], str] = {}
         """By name and key: the name may be another rule's by now, which counts by another key."""
 
     def of(self, rule: Named) -> Tally:
         """A request admitted under a rule that has just gone counts on with the rule's heir, and
-        nowhere that is remembered where its name counts by another key.
+        nowhere that is remembered where it has none.
         """
         name = self._heirs.get((rule.name, rule.key), rule.name)
         kept = self._kept.get(name)
-        if kept is None:
+        if kept is None and (self._keys is None or self._keys.get(name) == rule.key):
             kept = self._kept[name] = _Kept(rule, Tally())
-        return kept.tally if kept.rule.key == rule.key else Tally()
+        return kept.tally if kept is not None and kept.rule.key == rule.key else Tally()
 
     def apply(self, rules: Iterable[Named]) -> None:
         """These are the rules now.
@@ -209,7 +211,7 @@ class Tallies:
         what comes back later starts empty.
         """
         rules = tuple(rules)
-        keys = {rule.name: rule.key for rule in rules}
+        keys = self._keys = {rule.name: rule.key for rule in rules}
         gone = {name: kept for name, kept in self._kept.items() if keys.get(name) != kept.rule.key}
         self._heirs = {}
         after: dict[str, _Kept] = {}

@@ -360,3 +360,20 @@ def test_two_rules_that_edits_have_made_one_since_count_a_request_once(files: Fi
         rates.apply(policies)
     assert ask(rates, HOME, both) is None
     assert [ask(rates, HOME, policies) is None for policies in (both, other)] == [False, False]
+
+
+def test_a_rule_that_was_asked_for_when_it_had_gone_leaves_nothing_to_another(
+    files: Files,
+) -> None:
+    """A rename is no free quota, whoever was under way at an earlier edit."""
+    both = files("rate_limit: [{name: hourly, requests: 9, window: 1h}, {name: a, requests: 2}]\n")
+    one = files("rate_limit: [{name: a, requests: 2}]\n")
+    renamed = files("rate_limit: [{name: b, requests: 2}]\n")
+    rates = Rates()
+    rates.apply(both)
+    assert ask(rates, HOME, both) is None
+    rates.apply(one)
+    assert ask(rates, HOME, both) is None
+    rates.states(HOME, both, 0.0)
+    rates.apply(renamed)
+    assert ask(rates, HOME, renamed) is not None
