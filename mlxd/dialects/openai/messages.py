@@ -53,11 +53,13 @@ class MessageReader:
         old_call = fields.fields("function_call")
         if old_call is not None:
             calls.append(self._called_function(old_call, id=""))
-        silent = fields.get("content") is None and (calls or fields.text("refusal") is not None)
+        refusal = fields.text("refusal")
+        thinking = fields.text("reasoning_content") or fields.text("reasoning") or ""
+        silent = fields.get("content") is None and (calls or thinking or refusal is not None)
         return Message(
             role="assistant",
-            content=fields.text("refusal") or "" if silent else _content(fields),
-            thinking=fields.text("reasoning_content") or fields.text("reasoning") or "",
+            content=refusal or "" if silent else _content(fields),
+            thinking=thinking,
             tool_calls=tuple(calls),
         )
 

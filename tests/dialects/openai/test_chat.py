@@ -149,6 +149,12 @@ def test_roles_and_parts() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_an_answer_that_was_cut_while_it_thought_may_come_back_without_content(name: str) -> None:
+    request = parse({"role": "assistant", "content": None, "refusal": None, name: "Hmm"})
+    assert request.messages == (Message("assistant", thinking="Hmm"),)
+
+
 def test_a_tools_answer_finds_the_name_of_what_was_called() -> None:
     function = {"name": "f", "arguments": '{"a": 1e2, "b": 123456789012345678901}'}
     request = parse(
