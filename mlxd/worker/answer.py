@@ -33,6 +33,9 @@ class PlainAnswer:
         if text:
             out.append(Text(self._id, text))
 
+    def score(self, token: int, row: Any) -> None:
+        """Nobody asks for it."""
+
     def finish(self, out: list[Piece], *, truncated: bool) -> None:
         text = self._detokenizer.finish()
         if text:
@@ -98,8 +101,7 @@ class Answer:
 
     def take(self, token: int, row: Any, out: list[Piece]) -> None:
         """Add one token; `row` are its log-probabilities, if asked for and not sent before."""
-        if self._scorer is not None and row is not None:
-            self._scores.append(self._scorer.score(token, row))
+        self.score(token, row)
         thought = self._thinking
         text = self._detokenizer.add(token)
         if text:
@@ -109,6 +111,11 @@ class Answer:
             self.reasoning_tokens += 1
         if self._scores and not self._holding():
             self._send_scores(out)
+
+    def score(self, token: int, row: Any) -> None:
+        """Have its log-probability told, and no text: of a token that ends the answer."""
+        if self._scorer is not None and row is not None:
+            self._scores.append(self._scorer.score(token, row))
 
     def finish(self, out: list[Piece], *, truncated: bool) -> None:
         """Deliver what was held back; nothing but white space, when what was delivered ended it."""

@@ -53,6 +53,8 @@ class Running:
         pieces = out if self.job.request.stream else self.kept
         if token.finish_reason != "stop":
             self.answer.take(token.token, token.logprobs, pieces)
+        elif self.job.request.echo:
+            self.answer.score(token.token, token.logprobs)
         self.finish = self._finish(token.finish_reason, last)
         over = self.finish is not None
         if over:

@@ -301,6 +301,26 @@ class TestCompletions:
         streamed = completion_text([chunk async for chunk in stream])
         assert whole.choices[0].text == streamed == complete(client, **GREEDY).choices[0].text
 
+    @pytest.mark.parametrize("ends", [0, 100], ids=["it goes on", "it ends at once"])
+    def test_an_evaluation_leaves_out_one_score_behind_the_prompt(
+        self, client: openai.OpenAI, ends: int
+    ) -> None:
+        """As lm-eval does: `token_logprobs[:-1]` are those of the prompt."""
+        answer = complete(
+            client,
+            prompt=[[9, 8, 7, 6], [5, 4, 3]],
+            temperature=0,
+            max_tokens=1,
+            logprobs=1,
+            seed=1234,
+            echo=True,
+            logit_bias={"0": ends},
+        )
+        scores = [choice.logprobs for choice in answer.choices]
+        assert [len(one.token_logprobs) for one in scores] == [5, 4]
+        assert [len(one.top_logprobs) for one in scores] == [5, 4]
+        assert {choice.finish_reason for choice in answer.choices} == {"stop" if ends else "length"}
+
 
 class TestEmbeddings:
     TEXTS = ("Foxes run.", "模型在内存中", "A server answers requests. " * 40)

@@ -14,7 +14,7 @@ import pytest
 from msgspec import structs
 
 from mlxd.core.request import Message, Sampling
-from mlxd.ipc.messages import Echoed, Ended, Generate, Output, Resume, Vector, unpacked
+from mlxd.ipc.messages import Echoed, Ended, Generate, Output, Resume, Text, Vector, unpacked
 from mlxd.worker import reading
 from mlxd.worker.backbone import backbone_of
 from mlxd.worker.pooling import Pool
@@ -25,6 +25,8 @@ from tests.worker.conftest import MakeModel
 
 pytestmark = pytest.mark.mlx
 
+END = 0
+"""The token that ends an answer of these models."""
 LONG = "server Сервер token 模型 stream отвечает fox 请求 dog 😀 " * 30
 KINDS: dict[str, tuple[Shape, dict[str, Any]]] = {
     "full": (Shape(spread=3.0), {}),
@@ -334,6 +336,34 @@ def test_another_worker_tells_the_prompt_only_if_none_has(
     ]
     assert not [piece for piece in rest.pieces if isinstance(piece, Echoed)]
     assert again.tokens == rest.tokens == whole.tokens
+
+
+@pytest.mark.parametrize("kind", ["full", *slow("serial")])
+@pytest.mark.parametrize(("stream", "before"), [(False, 0), (True, 0), (False, 2)])
+def test_behind_an_echo_the_token_that_ends_the_answer_is_scored_too(
+    bench_of: BenchOf, kind: str, before: int, *, stream: bool
+) -> None:
+    bench = bench_of(kind)
+    asked: dict[str, Any] = {
+        "text": "A server",
+        "max_tokens": 5,
+        "min_tokens": before,
+        "stream": stream,
+        "logprobs": 1,
+        "sampling": Sampling(temperature=0.0, logit_bias=((END, 1000.0),)),
+    }
+    plain, told = bench.run([bench.message(**asked), bench.message(**asked, echo=True)])
+    assert told.ended.reason == "stop"
+    assert len(told.tokens) == before + 1
+    assert told.tokens[-1] == END
+    said = [piece for piece in told.pieces if isinstance(piece, Text)]
+    scores = [score for piece in said for score in piece.logprobs]
+    assert len(scores) == before + 1
+    assert scores[-1].token == "<|im_end|>"
+    assert scores[-1].logprob <= 0
+    without = [piece for piece in plain.pieces if isinstance(piece, Text)]
+    assert sum(len(piece.logprobs) for piece in without) == before
+    assert "".join(piece.text for piece in said) == "".join(piece.text for piece in without)
 
 
 def test_token_ids_and_conversations_are_told_as_they_read(bench: Bench) -> None:
