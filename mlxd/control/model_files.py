@@ -10,6 +10,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ from mlxd.core.models import ENCODERS, ModelCard
 from mlxd.core.request import Sampling
 
 Json = dict[str, Any]
-Fingerprint = tuple[tuple[str, int, int, int], ...]
+Mark = tuple[str, int, int, int]
+Fingerprint = tuple[Mark, ...]
+MORE_TEMPLATES = "additional_chat_templates"
 _DEFAULT_CONTEXT = 4096
 _LARGEST = 2**48
 _LONGEST_WORD = 100
@@ -92,16 +95,26 @@ def count_of(config: Mapping[str, Any], key: str) -> int | None:
 
 
 def fingerprint(folder: Path) -> Fingerprint:
-    """Changes when a file of the folder does: (name, size, mtime and ctime in ns) of each.
+    """Changes when a file of the folder does: (name, size, mtime and ctime in ns) of each, and of
+    each template that it has beside its own.
 
     The size is -1 of what is no file, and of a link that leads nowhere, which has no times either.
     Raises OSError.
     """
+    marks = _marks(folder)
+    if any(mark[0] == MORE_TEMPLATES for mark in marks):
+        with suppress(OSError):  # what is no folder, or none that can be looked into, has none
+            more = _marks(folder / MORE_TEMPLATES)
+            marks += [(f"{MORE_TEMPLATES}/{name}", *rest) for name, *rest in more]
+    return tuple(sorted(marks))
+
+
+def _marks(folder: Path) -> list[Mark]:
     with os.scandir(folder) as files:
-        return tuple(sorted(_mark(entry) for entry in files))
+        return [_mark(entry) for entry in files]
 
 
-def _mark(entry: os.DirEntry[str]) -> tuple[str, int, int, int]:
+def _mark(entry: os.DirEntry[str]) -> Mark:
     try:
         status = entry.stat()
     except OSError:
@@ -229,7 +242,7 @@ def _templates(folder: Path, tokenizer: Json) -> tuple[str, str]:
     """The chat template, and one for requests with tools where that is another."""
     separate = folder / "chat_template.jinja"
     if exists(separate):
-        for_tools = folder / "additional_chat_templates" / "tool_use.jinja"
+        for_tools = folder / MORE_TEMPLATES / "tool_use.jinja"
         return _separate(folder, separate), _separate(folder, for_tools)
     template = tokenizer.get("chat_template", "")
     if not isinstance(template, list):

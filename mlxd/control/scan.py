@@ -6,6 +6,7 @@ files change.
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -118,7 +119,7 @@ class Scanner:
         """
         self._guide = guide
         self._extra = tuple(extra)
-        self._cards = _Kept(fingerprint, read_card)
+        self._cards = _Kept(_folder_mark, read_card)
         self._adapters = _Kept(fingerprint, read_adapter)
         self._templates = _Kept(_file_mark, read_template)
 
@@ -177,6 +178,11 @@ class _Kept(Generic[P, T]):
             known = (mark, self._read(path, *arguments, **options))
             self._known[path] = known
         return known[1]
+
+
+def _folder_mark(folder: Path) -> Hashable:
+    """A folder that is moved keeps the marks of its files; a card has its real path."""
+    return os.path.realpath(folder), fingerprint(folder)
 
 
 def _file_mark(file: Path) -> Hashable:

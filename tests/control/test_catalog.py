@@ -152,6 +152,18 @@ async def test_a_new_folder_is_found_without_a_restart(world):
     assert await world.resolve("late") == "late"
 
 
+async def test_a_folder_that_was_moved_behind_its_link_is_where_it_is_now(world):
+    one, other = world.root / "one", world.root / "other"
+    write_model(one)
+    (world.dirs / "m").symlink_to(one)
+    assert (await world.card("m")).path == str(one)
+    one.rename(other)
+    (world.dirs / "m").unlink()
+    (world.dirs / "m").symlink_to(other)
+    card = await world.card("m")
+    assert (card.path, card.unavailable) == (str(other), "")
+
+
 async def test_a_default_that_was_removed_is_replaced_without_anybody_asking_for_a_list(world):
     folder = world.add("first")
     world.add("second")

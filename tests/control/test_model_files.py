@@ -310,6 +310,18 @@ def test_the_fingerprint_changes_with_a_file(tmp_path):
     assert fingerprint(folder) != before
 
 
+def test_the_fingerprint_changes_with_a_template_beside_the_usual_one(tmp_path):
+    folder = write_model(tmp_path / "m", files={"chat_template.jinja": "D"})
+    (folder / "additional_chat_templates").mkdir()
+    for text in ("{{ tools }}", "D"):
+        before = fingerprint(folder)
+        (folder / "additional_chat_templates" / "tool_use.jinja").write_text(text)
+        assert fingerprint(folder) != before
+    (folder / "plain" / "additional_chat_templates").parent.mkdir()
+    (folder / "plain" / "additional_chat_templates").write_text("no folder")
+    assert [mark[0] for mark in fingerprint(folder / "plain")] == ["additional_chat_templates"]
+
+
 def test_bytes_of_weights_are_those_of_the_tensors_alone(tmp_path):
     tensors = {"a.weight": ("U32", [4, 8]), "a.scales": ("F16", [4, 1])}
     card = read_card(write_model(tmp_path / "m", tensors=tensors), "m")
