@@ -26,6 +26,7 @@ DEAF_SECONDS = 15.0
 to llguidance; which keeps Python's lock all the while."""
 KEPT = 32
 """Compiled grammars that are kept: clients ask for the same few again and again."""
+_LONGEST_REASON = 200
 
 
 class Grammars:
@@ -93,11 +94,22 @@ class Grammars:
             try:
                 self._vocabulary = _vocabulary_of(self._tokenizer, self._width)
             except ValueError as error:
-                words = "no grammar holds this model's answers: its tokenizer cannot be read"
+                words = f"no grammar holds this model's answers: {_reason(self._tokenizer, error)}"
                 raise Refusal(words, code="unsupported", param="format") from error
             finally:
                 self._deaf(0.0)
         return self._vocabulary
+
+
+def _reason(tokenizer: TokenizerWrapper, error: ValueError) -> str:
+    """Why llguidance does not take a tokenizer."""
+    if not tokenizer.eos_token_ids:
+        return "no token ends them"
+    if not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
+        return "its tokenizer is Python code"
+    if "decoder type" in str(error):
+        return "its tokenizer has a decoder that is neither ByteLevel nor ByteFallback"
+    return f"its tokenizer cannot be read: {str(error)[:_LONGEST_REASON]}"
 
 
 def _vocabulary_of(tokenizer: TokenizerWrapper, width: int) -> Any:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
 
 from mlxd.core.request import GenerationRequest
 from mlxd.worker.refusal import Refusal
@@ -121,3 +124,27 @@ def test_a_schema_that_is_none_is_refused_with_words(grammars, schema):
     with pytest.raises(Refusal, match=r"format: .{10,}") as caught:
         made(grammars, asked(schema))
     assert caught.value.param == "format"
+
+
+def refusal_of(tokenizer: Any, width: int = 512) -> str:
+    from mlxd.worker.grammar import Grammars
+
+    with pytest.raises(Refusal) as caught:
+        made(Grammars(tokenizer, width), asked(SCHEMA))
+    return str(caught.value)
+
+
+def test_a_tokenizer_that_cannot_be_followed_is_refused_for_its_own_reason(
+    model_of: MakeModel, tmp_path: Path
+) -> None:
+    from mlx_lm.tokenizer_utils import load
+
+    folder = Path(shutil.copytree(model_of(Shape()), tmp_path / "m"))
+    endless = load(folder)
+    endless.eos_token_ids = set()
+    assert "no token ends them" in refusal_of(endless)
+    assert "cannot be read: vocab size too small" in refusal_of(load(folder), 100)
+    words = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    words.decoder = decoders.WordPiece()
+    words.save(str(folder / "tokenizer.json"))
+    assert "neither ByteLevel nor ByteFallback" in refusal_of(load(folder, eos_token_ids=0))
