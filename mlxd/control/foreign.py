@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+from mlxd.control.reading import readable
+from mlxd.control.weights import Kind
 from mlxd.core.models import ENCODERS
 
 _BY_FILE: tuple[tuple[str, str], ...] = (
@@ -54,6 +56,14 @@ _BY_TYPE: Mapping[str, str] = {
         _TRANSLATES,
     ),
 }
+_ELSEWHERE = "get an MLX build of it, or its unpacked weights"
+_COMPRESSED = ("nvfp4-pack-quantized", "mxfp4-pack-quantized", "pack-quantized")
+"""The formats of compressed-tensors that mlx-lm reads."""
+_PACKED = ("U8", "I8")
+"""What bitsandbytes packs into."""
+_EIGHT_BITS = ("F8_E4M3", "F8_E5M2")
+"""Which MLX takes for whole numbers."""
+_LONGEST_WORD = 100
 
 
 def foreign_files(names: Iterable[str]) -> str:
@@ -73,3 +83,58 @@ def foreign_type(config: Mapping[str, Any]) -> str:
     ):
         return _CLASSIFIES
     return _BY_TYPE.get(kind, "") if isinstance(kind, str) else ""
+
+
+def foreign_packing(config: Mapping[str, Any], kinds: Collection[Kind]) -> str:
+    """How weights are packed where mlx-lm reads none of the sort, whatever model it is; else empty.
+
+    What only some of its models read, a worker finds out.
+    """
+    if any(kind == ("weight", dtype) for kind in kinds for dtype in _EIGHT_BITS) and not any(
+        "scale" in name for name, _ in kinds
+    ):
+        return f"its weights are FP8 without scales, which MLX does not read; {_ELSEWHERE}"
+    if config.get("quantization") is not None:
+        return ""
+    stated = _packing(config)
+    if not stated:
+        return ""
+    if not isinstance(stated, Mapping) or "quant_method" not in stated:
+        return "its quantization_config names no quant_method, so nothing can read its weights"
+    packed = _unread(stated, kinds)
+    return f"its weights are {packed}, which mlx-lm does not read; {_ELSEWHERE}" if packed else ""
+
+
+def _packing(config: Mapping[str, Any]) -> object:
+    """Where mlx-lm looks for it."""
+    text = config.get("text_config")
+    if "quantization_config" not in config and isinstance(text, Mapping):
+        return text.get("quantization_config")
+    return config.get("quantization_config")
+
+
+def _unread(stated: Mapping[str, Any], kinds: Collection[Kind]) -> str:
+    match stated["quant_method"]:
+        case "bitsandbytes" if any(dtype in _PACKED for _, dtype in kinds):
+            return "packed by bitsandbytes"
+        case "compressed-tensors" if (form := stated.get("format")) not in _COMPRESSED:
+            return f"packed by compressed-tensors ({_word(form)})"
+        case "modelopt" if (algorithm := _algorithm(stated)) != "NVFP4":
+            return f"packed by modelopt ({_word(algorithm)})"
+        case ("awq" | "gptq") as method if (bits := stated.get("bits", 4)) != 4:
+            return f"packed by {method} in {_word(bits)} bits"
+        case ("awq" | "gptq") as method if any(name == "g_idx" for name, _ in kinds):
+            return f"packed by {method} with groups in an order of their own (g_idx)"
+    return ""
+
+
+def _algorithm(stated: Mapping[str, Any]) -> object:
+    inner = stated.get("quantization", stated)
+    return inner.get("quant_algo") if isinstance(inner, Mapping) else None
+
+
+def _word(value: object) -> str:
+    """A stranger's."""
+    if isinstance(value, str):
+        return readable(value[:_LONGEST_WORD])
+    return str(value) if type(value) is int else "not said"

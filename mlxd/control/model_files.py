@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlxd.control.foreign import foreign_files, foreign_type
+from mlxd.control.foreign import foreign_files, foreign_packing, foreign_type
 from mlxd.control.quantization import quantization_of
 from mlxd.control.reading import (
     NotJson,
@@ -137,6 +137,8 @@ def _read(folder: Path, name: str, marks: Fingerprint) -> ModelCard:
     shape: Json = config | (text_config if isinstance(text_config, dict) else {})
     quantization = quantization_of(config)
     weights = read_weights(real, quantization)
+    if reason := foreign_packing(config, weights.kinds):
+        raise ForeignModel(reason)
     tokenizer = _tokenizer(real / "tokenizer_config.json")
     template, for_tools = _templates(real, tokenizer)
     can_think = exists(real / "tokenizer.json")

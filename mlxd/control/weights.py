@@ -16,6 +16,8 @@ from mlxd.control.quantization import Quantization
 from mlxd.control.reading import UnreadableModel, bytes_of, exists, members, readable
 from mlxd.control.safetensors import BITS, MOST_ELEMENTS, Header, Tensor, flaw_of, read_header
 
+Kind = tuple[str, str]
+"""Of a tensor: the last part of its name, and its type."""
 WEIGHTS = re.compile(r"model.*\.safetensors", re.DOTALL)
 """The names of the files that mlx-lm loads."""
 INDEX = "model.safetensors.index.json"
@@ -52,6 +54,8 @@ class Weights:
     """Why they should not be loaded; empty when nothing is wrong."""
     experts_apart: bool
     """Each expert has tensors of its own, which loading puts together."""
+    kinds: frozenset[Kind]
+    """Those of its tensors."""
 
 
 def read_weights(folder: Path, quantization: Quantization) -> Weights:
@@ -77,6 +81,7 @@ def read_weights(folder: Path, quantization: Quantization) -> Weights:
         digest=_digest(headers),
         flaw=next(_flaws(folder, headers), ""),
         experts_apart=any(_EXPERT.search(name) for name in tensors),
+        kinds=frozenset((t.name.rpartition(".")[2], t.dtype) for t in tensors.values()),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx_lm.utils
+from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper, _infer_tool_parser
@@ -37,6 +38,8 @@ TELL_SECONDS = 0.1
 """Between two words about the weights: a tensor may take less to read."""
 _WEIGHTS = "model*.safetensors"
 """Those that mlx-lm reads."""
+_PLAIN = (nn.Linear, nn.Embedding)
+"""Layers whose weights are not packed."""
 T = TypeVar("T")
 
 
@@ -98,6 +101,7 @@ def load(
                 folder, trust_remote_code=trust, get_model_classes=partial(classes_of, folder)
             ),
         )
+    stage("the weights", lambda: _check_types(model))
     if adapter is not None:
         tell(Loading("adapter"))
         stage("the adapter", lambda: _adapt(model, adapter))
@@ -184,6 +188,14 @@ def _one_reader(reading: _Reading) -> Iterator[None]:
         mx.load = real
 
 
+def _check_types(model: Any) -> None:
+    """MLX takes what others pack for whole numbers, and computes with those. Raises TypeError."""
+    for name, module in model.named_modules():
+        if type(module) in _PLAIN and not mx.issubdtype(module.weight.dtype, mx.floating):
+            kind = str(module.weight.dtype).rpartition(".")[2]
+            raise TypeError(f"{name}.weight is packed ({kind}) in a way that mlx-lm does not read")
+
+
 def _kv(bits: int, folders: Sequence[Path], model: Any) -> QuantisedCache:
     return _stage(f"kv_bits {bits}", folders, lambda: quantised(model, bits), setting="kv_bits")
 
@@ -207,7 +219,7 @@ def _words(error: BaseException, folders: Sequence[Path]) -> str:
     """The first line of what was said, with the list that it announces, without any path of this
     machine.
     """
-    said = str(error)
+    said = f"there is no {error}" if isinstance(error, KeyError) else str(error)
     for folder in folders:
         said = said.replace(str(folder), "its folder")
     said = re.sub(r"(?<![\w.])/[^\s'\",;:)]+", "...", said)

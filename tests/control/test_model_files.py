@@ -40,6 +40,9 @@ def _bytes_of(dtype, shape):
     return size if 0 <= size < 2**20 and isinstance(size, int) else 0
 
 
+COMPRESSED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+
+
 def write_model(folder, *, config=None, tensors=None, files=None):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(
@@ -339,10 +342,16 @@ def test_bytes_of_weights_are_those_of_the_tensors_alone(tmp_path):
         ({"quantization_config": {"quant_method": "mxfp4"}}, "mxfp4"),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "4bit"),
         ({"quantization_config": {"quant_method": "bitnet"}}, "bitnet"),
-        ({"quantization_config": {"format": "nvfp4-pack-quantized"}}, "nvfp4"),
-        ({"quantization_config": {"config_groups": {"a": {"weights": {"num_bits": 4}}}}}, "4bit"),
-        ({"quantization_config": {"config_groups": {"a": [4]}}}, "f16"),
-        ({"text_config": {"quantization_config": {"bits": 8}}}, "8bit"),
+        ({"quantization_config": COMPRESSED | {"format": "nvfp4-pack-quantized"}}, "nvfp4"),
+        (
+            {
+                "quantization_config": COMPRESSED
+                | {"config_groups": {"a": {"weights": {"num_bits": 4}}}}
+            },
+            "4bit",
+        ),
+        ({"quantization_config": COMPRESSED | {"config_groups": {"a": [4]}}}, "f16"),
+        ({"text_config": {"quantization_config": {"quant_method": "fp8", "bits": 8}}}, "fp8"),
         ({"quantization": [4]}, "f16"),
         ({}, "f16"),
     ],
@@ -368,7 +377,7 @@ def test_the_quantisation_is_bits_or_a_format_of_its_own(tmp_path, config, shown
             {"a.weight": ("F8_E4M3", [8, 16]), "a.weight_scale_inv": ("F32", [1, 1])},
         ),
         (
-            {"quant_algo": "NVFP4"},
+            {"quant_method": "modelopt", "quant_algo": "NVFP4"},
             {"a.weight": ("U8", [8, 8]), "a.weight_scale": ("F8_E4M3", [8, 1])},
         ),
     ],
@@ -379,6 +388,56 @@ def test_weights_that_others_have_packed_are_counted_unpacked(tmp_path, stated, 
         read_card(write_model(tmp_path / "m", config=config, tensors=tensors), "m").parameters
         == 128
     )
+
+
+@pytest.mark.parametrize(
+    ("stated", "tensors", "words"),
+    [
+        ({"bits": 4}, {}, "names no quant_method"),
+        ([4], {}, "names no quant_method"),
+        ({"quant_method": "bitsandbytes"}, {"w.weight": ("U8", [16, 1])}, "by bitsandbytes,"),
+        (
+            {"quant_method": "compressed-tensors", "format": "float-quantized"},
+            {},
+            r"by compressed-tensors \(float-quantized\)",
+        ),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, {}, r"by modelopt \(FP8\)"),
+        ({"quant_method": "modelopt", "quantization": [1]}, {}, r"by modelopt \(not said\)"),
+        ({"quant_method": "gptq", "bits": 8}, {}, "by gptq in 8 bits"),
+        ({"quant_method": "gptq"}, {"w.g_idx": ("I32", [4])}, r"by gptq .*\(g_idx\)"),
+        ({}, {"w.weight": ("F8_E4M3", [4, 4])}, "FP8 without scales"),
+    ],
+)
+def test_what_no_model_of_mlx_lm_unpacks_is_not_served(tmp_path, stated, tensors, words):
+    tensors = {"norm.weight": ("F16", [4])} | tensors
+    config = {"quantization_config": stated}
+    card = read_card(write_model(tmp_path / "m", config=config, tensors=tensors), "m")
+    assert re.search(words, card.unavailable)
+    assert card.foreign
+    own = config | {"quantization": {"group_size": 64, "bits": 4}}
+    card = read_card(write_model(tmp_path / "own", config=own, tensors=tensors), "own")
+    assert bool(card.unavailable) == ("w.weight" in tensors and not stated)
+
+
+@pytest.mark.parametrize(
+    ("stated", "tensors"),
+    [
+        ({"quant_method": "bitsandbytes"}, {}),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, {}),
+        ({"quant_method": "modelopt", "quantization": {"quant_algo": "NVFP4"}}, {}),
+        ({"quant_method": "awq", "bits": 4}, {}),
+        ({"quant_method": "of-tomorrow"}, {}),
+        (
+            {"quant_method": "fp8"},
+            {"w.weight": ("F8_E4M3", [4, 4]), "w.weight_scale_inv": ("F32", [1, 1])},
+        ),
+    ],
+)
+def test_what_some_model_may_unpack_a_worker_is_to_find_out(tmp_path, stated, tensors):
+    tensors = {"norm.weight": ("F16", [4])} | tensors
+    config = {"quantization_config": stated}
+    card = read_card(write_model(tmp_path / "m", config=config, tensors=tensors), "m")
+    assert not card.unavailable
 
 
 def test_a_layer_with_other_bits_is_counted_by_its_own(tmp_path):

@@ -105,6 +105,30 @@ def test_what_does_not_fit_is_named(tmp_path: Path):
         load(folder)
 
 
+def test_bytes_that_others_have_packed_are_no_numbers(tmp_path: Path):
+    import mlx.core as mx
+
+    from mlxd.worker.loading import load
+
+    folder = make_model(tmp_path / "m", Shape())
+    file = str(folder / "model.safetensors")
+    weights: Any = mx.load(file)
+    packed = "model.layers.1.mlp.up_proj.weight"
+    weights[packed] = mx.zeros(weights[packed].shape, mx.uint8)
+    mx.save_safetensors(file, weights)
+    with pytest.raises(LoadError, match=rf"^the weights: {packed} is packed \(uint8\)"):
+        load(folder)
+
+
+def test_what_a_config_does_not_say_is_named(tmp_path: Path):
+    from mlxd.worker.loading import load
+
+    folder = make_model(tmp_path / "m", Shape())
+    change(folder, quantization={"group_size": 64})
+    with pytest.raises(LoadError, match=r"^the weights: there is no 'bits'$"):
+        load(folder)
+
+
 def test_an_answer_ends_with_tokens_that_there_are(tmp_path: Path):
     from mlxd.worker.loading import load
 
