@@ -39,6 +39,7 @@ class OutOfFiles(OSError):
     """
 
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _RUN_OUT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -61,7 +62,8 @@ def in_words(error: OSError) -> str:
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """A regular file and its size. Raises UnreadableModel for anything else, and for a file that
-    is another one by the end of the block; OutOfFiles.
+    is another one by the end of the block; NotJson for what Git LFS has in place of a file that was
+    not fetched; OutOfFiles.
 
     A pipe is not waited for, and a device is not touched.
     """
@@ -76,6 +78,10 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
             raise UnreadableModel(f"its {path.name} is no file")
+        if os.pread(descriptor, len(_POINTER), 0) == _POINTER:
+            raise NotJson(
+                f"its {path.name} is a pointer of Git LFS: `git lfs pull` fetches the file"
+            )
         yield stream, before.st_size
         after = os.fstat(descriptor)
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):

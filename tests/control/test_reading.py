@@ -76,6 +76,14 @@ def test_members_are_counted_and_twins_are_kept() -> None:
         members(b'{"a": 1, "a": [2]}', 1)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_file_that_git_lfs_has_not_fetched_is_told_as_that(tmp_path: Path, name: str) -> None:
+    folder = write_model(tmp_path / "m")
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
+    (folder / name).write_text(pointer)
+    assert f"its {name} is a pointer of Git LFS" in read_card(folder, "m").unavailable
+
+
 def test_a_text_that_is_too_large_is_not_cut(tmp_path: Path) -> None:
     file = tmp_path / "chat_template.jinja"
     file.write_bytes(b"a" * (reading.MAX_FILE_BYTES + 1))
