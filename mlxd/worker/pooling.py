@@ -32,6 +32,8 @@ _OLD_NAMES = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 _ACTIVATIONS: Mapping[str, Step] = {"Identity": lambda vector: vector, "Tanh": mx.tanh}
+_SHORTEST = 1e-12
+"""No vector is taken for shorter when it is made one long, as in PyTorch."""
 _BOTH_WAYS = (("use_bidirectional_attention", True), ("is_causal", False))
 """Marks in the config of a decoder that was made to see the whole text from each token."""
 
@@ -106,9 +108,17 @@ def recipe_of(folder: Path, *, causal: bool = True) -> Recipe:
             ways = _ways(_object(folder / name / "config.json"))
         elif kind == "Dense":
             steps.append(_dense(folder / name))
-        elif kind not in ("Transformer", "Normalize"):
+        elif kind == "Normalize":
+            steps.append(_normalise)
+        elif kind != "Transformer":
             raise UnknownRecipe(f"its vectors are made with a step that is not offered: {kind}")
+    while steps and steps[-1] is _normalise:  # how long a vector is told to be, an API says
+        steps.pop()
     return Recipe(ways, tuple(steps))
+
+
+def _normalise(vector: mx.array) -> mx.array:
+    return vector / mx.maximum(mx.linalg.norm(vector), _SHORTEST)
 
 
 def _check_causal(config: Mapping[str, Any]) -> None:

@@ -99,6 +99,26 @@ def test_further_steps_are_taken_in_order(tmp_path: Path) -> None:
     assert np.allclose(np.array(recipe.vector(pool)), wanted, atol=1e-5)
 
 
+def test_a_vector_is_made_one_long_only_before_further_steps(tmp_path: Path) -> None:
+    steps = [module("Transformer"), module("Pooling", "1_Pooling"), module("Normalize", "2_N"),
+             module("Dense", "3_Dense"), module("Normalize", "4_N")]  # fmt: skip
+    files = {
+        "modules.json": steps,
+        "1_Pooling__config.json": {"pooling_mode": "mean"},
+        "3_Dense__config.json": {},
+    }
+    folder = folder_with(tmp_path, **files)
+    weight = np.random.default_rng(2).normal(size=(3, 5)).astype(np.float32)
+    mx.save_safetensors(
+        str(folder / "3_Dense" / "model.safetensors"), {"linear.weight": mx.array(weight)}
+    )
+    recipe = recipe_of(folder)
+    pool = Pool(recipe.ways)
+    pool.add(mx.array(STATES))
+    wanted = weight @ (WANTED["mean"] / np.linalg.norm(WANTED["mean"]))
+    assert np.allclose(np.array(recipe.vector(pool)), wanted, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [
