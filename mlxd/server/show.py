@@ -140,7 +140,7 @@ def _parameters(card: ModelCard) -> Iterator[tuple[str, str]]:
     for name in _SHOWN:
         value = getattr(card.sampling, name)
         if value is not None:
-            yield name, f"{value:g}" if isinstance(value, float) else str(value)
+            yield name, str(value).removesuffix(".0")
     preset = card.preset or Preset()
     for name, count in (("num_ctx", preset.context), ("num_predict", preset.max_tokens)):
         if count is not None:

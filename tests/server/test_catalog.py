@@ -16,7 +16,7 @@ from aiohttp.test_utils import make_mocked_request
 from mlxd.control.model_files import read_card
 from mlxd.core.models import ModelCard
 from mlxd.core.preset import Preset
-from mlxd.core.request import CalledTool, Message
+from mlxd.core.request import CalledTool, Message, Sampling
 from mlxd.dialects.base import to_json
 from mlxd.server.answers import json_response
 from mlxd.server.app import KEEPING, Routes
@@ -92,6 +92,21 @@ def test_turns_of_a_created_model_are_shown_as_its_clients_send_them(tmp_path: P
         },
         {"role": "tool", "content": "wet", "tool_name": "look", "tool_call_id": "c1"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "shown"),
+    [(0.123456789, "0.123456789"), (0.7, "0.7"), (1.0, "1"), (0.0, "0"), (100.0, "100")],
+)
+def test_a_created_models_parameters_are_shown_as_they_are(
+    tmp_path: Path, temperature: float, shown: str
+) -> None:
+    sampling = Sampling(temperature=temperature, seed=2**53)
+    made = replace(card_of(tmp_path / "m", {}, [1]), preset=Preset(), sampling=sampling)
+    told = show(made, "m", "")
+    lines = [f"PARAMETER temperature {shown}", f"PARAMETER seed {2**53}"]
+    assert told["modelfile"].splitlines()[-2:] == lines
+    assert told["parameters"].splitlines()[0] == f"{'temperature':<30} {shown}"
 
 
 async def test_a_path_that_is_not_there_is_no_models_fault() -> None:
