@@ -11,9 +11,11 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from mlxd.control.additions import Adapter, read_adapter
 from mlxd.control.checksums import Checksums
 from mlxd.control.faults import blame
 from mlxd.control.model_files import read_card
+from mlxd.control.model_settings import with_files
 from mlxd.control.names import DEFAULT, Names
 from mlxd.control.own_names import OwnName
 from mlxd.control.predecessors import Predecessors
@@ -145,15 +147,17 @@ class Catalog:
                 raise _unusable(card.name, damage)
         return card
 
-    async def check(self, card: ModelCard, policies: PolicySet) -> None:
-        """Look at a model's files again, just before a worker maps them: a scan may be seconds old.
+    async def check(self, card: ModelCard, policies: PolicySet) -> ModelCard:
+        """Look at a model's files again, just before a worker maps them: a scan may be seconds old,
+        and who loads it again after hours has the card of then. Returns the card of now.
 
         Raises ModelLoadFailed; Overloaded where that cannot be done now.
         """
         if policies.models.defaults.verify == "none":
-            return
+            return card
         try:
             found = await self._threads.run(read_card, Path(card.path), card.name)
+            adapter = await self._adapter(card)
         except (OutOfFiles, NoThread) as short:
             raise _unread(short) from short
         reason = found.unavailable or found.flaw
@@ -162,6 +166,13 @@ class Catalog:
             error = _unusable(card.name, reason)
             error.final = error.of_files = True
             raise error
+        return card if card.held else with_files(card, found, adapter)
+
+    async def _adapter(self, card: ModelCard) -> Adapter | None:
+        """As it is now. Raises OutOfFiles, NoThread."""
+        if not card.adapter:
+            return None
+        return await self._threads.run(read_adapter, Path(card.adapter))
 
     async def look_up(self, name: str, policies: PolicySet) -> ModelCard:
         """As `resolve`, to be shown only: no file is read for it beyond a scan."""

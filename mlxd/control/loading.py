@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 _DYING_SECONDS = 5.0
 """How long a killed worker may take to be gone before the next one is started beside it."""
 
-Check = Callable[[ModelCard, PolicySet], Awaitable[None]]
-"""Raises ModelLoadFailed for files that are not to be loaded, Overloaded for those that cannot be
-looked at now.
+Check = Callable[[ModelCard, PolicySet], Awaitable[ModelCard]]
+"""Gives the card by its files as they are now. Raises ModelLoadFailed for files that are not to be
+loaded, Overloaded for those that cannot be looked at now.
 """
 
 
@@ -173,7 +173,9 @@ class Loads:
         resident.waits = earlier
         if self.before is not None:
             await self.before()
-        await self._look_at_files(resident.card, policies)
+        card = resident.card
+        now = await self._by_files(card, policies)
+        resident.card = now if resident.card is card else resident.card
         if resident.worker is not None:
             await resident.worker.gone(_DYING_SECONDS)
         await self._room.reserve(resident)
@@ -199,13 +201,12 @@ class Loads:
             self._room.lender.lend()
             self._room.changes.tell()
 
-    async def _look_at_files(self, card: ModelCard, policies: PolicySet) -> None:
-        """Raises ModelLoadFailed. What cannot be looked at now may be with the next attempt: there
-        may be answers under way that wait for this load.
+    async def _by_files(self, card: ModelCard, policies: PolicySet) -> ModelCard:
+        """As its files are now. Raises ModelLoadFailed. What cannot be looked at now may be with
+        the next attempt: there may be answers under way that wait for this load.
         """
         try:
-            if self._check is not None:
-                await self._check(card, policies)
+            return card if self._check is None else await self._check(card, policies)
         except Overloaded as error:
             raise ModelLoadFailed(
                 error.message,

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Collection, Hashable, Iterable
 from dataclasses import replace
 
+from mlxd.control.additions import Adapter
 from mlxd.control.model_files import with_template
 from mlxd.control.scan import Findings, Scope, expanded
 from mlxd.control.short_names import short_key, short_name
@@ -190,12 +191,28 @@ def _with_adapter(card: ModelCard, own: Model, found: Findings) -> ModelCard:
     if adapter.unavailable:
         fault = "adapter" if adapter.missing else ""
         return replace(card, adapter=str(folder), unavailable=adapter.unavailable, fault=fault)
+    return _on_top(replace(card, adapter=str(folder)), adapter)
+
+
+def _on_top(card: ModelCard, adapter: Adapter) -> ModelCard:
     return replace(
         card,
-        adapter=str(folder),
         weights_bytes=card.weights_bytes + adapter.weights_bytes,
         digest=hashlib.sha256(f"{card.digest}+{adapter.digest}".encode()).hexdigest(),
     )
+
+
+def with_files(card: ModelCard, found: ModelCard, adapter: Adapter | None) -> ModelCard:
+    """The card of a model by the weights that are `found` in its folder now, and its adapter's."""
+    now = replace(
+        card,
+        digest=found.digest,
+        modified=found.modified,
+        size_bytes=found.size_bytes,
+        weights_bytes=found.weights_bytes,
+        experts_apart=found.experts_apart,
+    )
+    return now if adapter is None else _on_top(now, adapter)
 
 
 def _with_template(card: ModelCard, own: Model, found: Findings) -> ModelCard:

@@ -273,6 +273,7 @@ def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str
         warnings.append("memory cannot be read: protection of memory is limited")
     warnings += _failed(parts).values()
     warnings += _held(parts)
+    warnings += _replaced(parts)
     warnings += worker_report.warnings(parts)
     warnings += parts.supervisor.warnings()
     warnings += [
@@ -303,4 +304,17 @@ def _held(parts: Parts) -> list[str]:
         f"model {card.name} is served as it was loaded before an edit: {card.held}"
         for card in parts.catalog.known()
         if card.held and not card.copy_of
+    ]
+
+
+def _replaced(parts: Parts) -> list[str]:
+    """What is in memory, and no longer on the disk."""
+    digests = {card.spec: card.digest for card in parts.catalog.known() if not card.unavailable}
+    residents = parts.residency.residents()
+    in_memory = (one.card for one in residents if parts.residency.serves(one.spec))
+    return [
+        f"model {card.name} is served as it was loaded: its weights have been replaced since,"
+        f" and are loaded once it leaves memory (mlxd unload {card.name})"
+        for card in in_memory
+        if digests.get(card.spec, card.digest) != card.digest
     ]

@@ -854,6 +854,20 @@ async def test_out_of_files_before_the_first_scan_nobody_is_told_that_a_model_is
     assert await world.resolve("plain") == "plain"
 
 
+async def test_a_load_of_what_was_known_long_ago_is_of_the_weights_of_now(world):
+    folder = world.add("m")
+    adapter = write_adapter(world.root / "adapter")
+    for entry in ("{}", f"{{adapter: {adapter}}}"):
+        world.declare(f"models: {{m: {entry}}}\n")
+        known = await world.card("m")
+        assert await world.catalog.check(known, world.policies) == known
+        write_weights(folder / "model.safetensors", {entry: ("F16", [9, 9])})
+        now = await world.catalog.check(known, world.policies)
+        assert now.digest != known.digest
+        found = await world.card("m")
+        assert (now.digest, now.weights_bytes) == (found.digest, found.weights_bytes)
+
+
 async def test_out_of_files_a_model_is_not_called_unusable(world):
     world.add("plain")
     card = await world.card("plain")

@@ -1,6 +1,7 @@
 """Loads that fail: what is tried again, when, and what is not."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -93,10 +94,11 @@ def test_a_worker_is_told_what_is_known_of_its_model(failing, monkeypatch):
 def test_files_that_cannot_be_looked_at_now_are_looked_at_again(failing):
     world, looks = failing(failures=0), []
 
-    async def short(*_):
+    async def short(card, _):
         looks.append(world.loop.now)
         if len(looks) < 3:
             raise Overloaded("the daemon can open no more files", retry_after=1.0)
+        return card
 
     world.residency._loads._check = short
     world.begin("a")
@@ -118,6 +120,19 @@ def test_what_is_wrong_with_files_is_not_held_against_the_mended_model(failing):
     world.begin("a")
     assert "no config.json" in world.failure("a").message
     assert world.residency.failed([card("a")]) == {}
+
+
+def test_what_is_loaded_again_is_known_by_its_files_of_now(failing):
+    world, digests = failing(failures=0), iter(("1" * 64, "2" * 64))
+
+    async def anew(card, _):
+        return replace(card, digest=next(digests))
+
+    world.residency._loads._check = anew
+    world.begin("a")
+    world.loop.advance(1)
+    (resident,) = world.residency.residents()
+    assert resident.card.digest == "1" * 64
 
 
 def test_attempts_come_to_an_end_and_the_last_reason_is_told(failing):

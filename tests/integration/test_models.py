@@ -389,6 +389,31 @@ def test_a_truncated_folder_can_be_used_once_it_is_whole(
 
 
 @pytest.mark.slow
+def test_weights_that_are_replaced_are_loaded_once_the_old_ones_have_left(
+    start: Any, models: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(models / "tiny-a", tmp_path / "dir" / "m"))
+    other = model_maker.make_model(tmp_path / "other", seed=9)
+    daemon: Daemon = start({"models": f"dirs: [{folder.parent}]\n"})
+    options = {"num_predict": 24, "temperature": 0}
+    body = {"model": "m", "prompt": "same", "options": options}
+
+    def warned() -> bool:
+        daemon.http.get("/api/tags")
+        return any("m is served as it was loaded" in told for told in daemon.health()["warnings"])
+
+    before = ask(daemon, body)["response"]
+    assert not warned()
+    (other / "model.safetensors").replace(folder / "model.safetensors")
+    eventually(warned, "it is told")
+    assert ask(daemon, body)["response"] == before
+    for worker in daemon.workers():
+        os.kill(worker.pid, 9)
+    assert ask(daemon, body)["response"] != before
+    assert not warned()
+
+
+@pytest.mark.slow
 def test_a_link_that_leads_to_itself_hides_no_other_model(
     start: Any, models: Path, tmp_path: Path
 ) -> None:
