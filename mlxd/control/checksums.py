@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from mlxd.control.model_files import fingerprint
+from mlxd.control.model_files import fingerprint, read_of
 from mlxd.control.reading import (
     UnreadableModel,
     in_words,
@@ -82,7 +82,7 @@ def damage_of(folder: Path) -> str:
         for name, wanted in recorded(folder).items():
             if _sha256(folder / name) != wanted:
                 return f"the bytes of its {readable(name)} are not those of the recorded checksum"
-        if fingerprint(folder) != before:
+        if read_of(fingerprint(folder)) != read_of(before):
             return "its files change while they are read"
     except UnreadableModel as error:
         return str(error)

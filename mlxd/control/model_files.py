@@ -38,6 +38,8 @@ Json = dict[str, Any]
 Mark = tuple[str, int, int, int]
 Fingerprint = tuple[Mark, ...]
 MORE_TEMPLATES = "additional_chat_templates"
+_READ = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
+"""The ends of the names of what an engine reads."""
 _DEFAULT_CONTEXT = 4096
 _LARGEST = 2**48
 _LONGEST_WORD = 100
@@ -66,7 +68,7 @@ def read_card(folder: Path, name: str) -> ModelCard:
     try:
         before = fingerprint(folder)
         card = _read(folder, name, before)
-        if fingerprint(folder) != before:
+        if read_of(fingerprint(folder)) != read_of(before):
             raise UnreadableModel("its files change while they are read")
         return card
     except (UnreadableModel, OSError) as error:
@@ -105,8 +107,15 @@ def fingerprint(folder: Path) -> Fingerprint:
     if any(mark[0] == MORE_TEMPLATES for mark in marks):
         with suppress(OSError):  # what is no folder, or none that can be looked into, has none
             more = _marks(folder / MORE_TEMPLATES)
-            marks += [(f"{MORE_TEMPLATES}/{name}", *rest) for name, *rest in more]
+            marks += [(f"{MORE_TEMPLATES}/{mark[0]}", *mark[1:]) for mark in more]
     return tuple(sorted(marks))
+
+
+def read_of(marks: Fingerprint) -> list[Mark]:
+    """Those of files that engines read. Beside them there may be what grows all the while: what
+    rsync has not received yet, a log.
+    """
+    return [mark for mark in marks if mark[0].endswith(_READ) and not mark[0].startswith(".")]
 
 
 def _marks(folder: Path) -> list[Mark]:
@@ -149,7 +158,7 @@ def _read(folder: Path, name: str, marks: Fingerprint) -> ModelCard:
         size_bytes=weights.file_bytes,
         weights_bytes=weights.tensor_bytes,
         digest=weights.digest,
-        modified=_modified(marks),
+        modified=_modified(read_of(marks)),
         family=_word(config.get("model_type")),
         parameters=weights.parameters,
         quantization=quantization.name or weights.dtype,
@@ -222,7 +231,7 @@ def _tokenizer(path: Path) -> Json:
     return json_members(path, ("chat_template", "auto_map"), _MOST_TOKENIZER_BYTES)
 
 
-def _modified(marks: Fingerprint) -> float:
+def _modified(marks: Iterable[Mark]) -> float:
     newest = max((mtime for _, size, mtime, _ in marks if size >= 0), default=0) / 1e9
     return min(max(newest, 0.0), _LAST_SECOND)
 

@@ -58,6 +58,20 @@ def test_a_byte_that_is_another_is_found_by_any_record(tmp_path: Path, record: o
     assert damage_of(folder) == WRONG
 
 
+def test_what_grows_beside_its_files_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_model(tmp_path / "m")
+    by_list(folder)
+
+    def meanwhile(file: Path) -> str:
+        (folder / ".model.safetensors.Xq3vZa").write_text("more of it")
+        return sha256(file)
+
+    monkeypatch.setattr("mlxd.control.checksums._sha256", meanwhile)
+    assert damage_of(folder) == ""
+
+
 def test_without_a_record_there_is_nothing_to_compare(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m")
     (folder / "model.safetensors").rename(tmp_path / "blob")

@@ -763,3 +763,16 @@ def test_layers_that_only_the_top_of_a_config_tells_of_are_counted_too(tmp_path)
     config = {"num_hidden_layers": 10**9, "text_config": {"num_hidden_layers": 1}}
     card = read_card(write_model(tmp_path / "m", config=config), "m")
     assert card.flaw == "its config says of more layers than its weights have tensors (1)"
+
+
+@pytest.mark.parametrize("name", [".model.safetensors.Xq3vZa", "training.log"])
+def test_what_grows_beside_its_files_does_not_matter(tmp_path, monkeypatch, name):
+    folder = write_model(tmp_path / "m")
+
+    def meanwhile(folder, quantization):
+        (folder / name).write_text("more of it")
+        return read_weights(folder, quantization)
+
+    before = read_card(folder, "m")
+    monkeypatch.setattr("mlxd.control.model_files.read_weights", meanwhile)
+    assert read_card(folder, "m") == before
