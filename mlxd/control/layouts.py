@@ -28,6 +28,8 @@ class Place:
     """As in `ModelCard`."""
     root: Path | None = None
     """The scanned folder it is in; None for a declared one, and for the guide."""
+    earlier: bool = False
+    """It is an earlier revision of the place before it, for while that is being fetched."""
 
 
 def models_under(root: Path, source: str = "") -> Iterator[Place]:
@@ -55,15 +57,19 @@ def _source(root: Path) -> str:
 
 
 def _in_hub_cache(repository: Path, root: Path) -> Iterator[Place]:
-    """`models--ORGANISATION--NAME/snapshots/REVISION`, of the revision that counts."""
+    """`models--ORGANISATION--NAME/snapshots/REVISION`: the revision that counts, then others."""
     name = repository.name.removeprefix(_HUB_PREFIX).replace("--", "/", 1)
-    snapshot = _revision(repository)
-    if name and snapshot is not None and _looks_like_model(snapshot):
-        yield Place(name, snapshot, "huggingface", root)
+    earlier = False
+    for snapshot in _revisions(repository) if name else ():
+        if _looks_like_model(snapshot):
+            yield Place(name, snapshot, "huggingface", root, earlier=earlier)
+            earlier = True
 
 
-def _revision(repository: Path) -> Path | None:
-    """What refs/main names, else the newest."""
+def _revisions(repository: Path) -> list[Path]:
+    """What refs/main names, then the newest first. A hub's client names a revision before it
+    fetches it.
+    """
     snapshots = repository / "snapshots"
     try:
         main = text_of(repository / "refs" / "main", _LONGEST_REVISION).strip()
@@ -71,9 +77,10 @@ def _revision(repository: Path) -> Path | None:
         raise
     except (UnreadableModel, OSError):
         main = ""
+    found = sorted(_folders(snapshots), key=_changed, reverse=True)
     if main and "/" not in main and not main.startswith(".") and (snapshots / main).is_dir():
-        return snapshots / main
-    return max(_folders(snapshots), key=_changed, default=None)
+        return [snapshots / main, *(one for one in found if one.name != main)]
+    return found
 
 
 def _changed(folder: Path) -> float:

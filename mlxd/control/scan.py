@@ -133,14 +133,27 @@ class Scanner:
         places += [p for root in scope.roots for p in models_under(root)]
         finds: dict[str, Find] = {}
         for place in places:
-            if canonical(place.name) not in finds:
-                finds[canonical(place.name)] = self._find(place)
+            key = canonical(place.name)
+            if key not in finds:
+                finds[key] = self._find(place)
+            elif place.earlier:
+                finds[key] = self._whole(finds[key], place)
         ordered = sorted(finds.values(), key=lambda find: find.card.name.lower())
         return Findings(
             (*ordered, self._find(Place(GUIDE, self._guide, "guide"))),
             {folder: self._adapters.get(folder) for folder in scope.adapters},
             {file: self._templates.get(file) for file in scope.templates},
         )
+
+    def _whole(self, first: Find, earlier: Place) -> Find:
+        """What stands in for a revision that is not whole yet, or may never be."""
+        why = first.card.unavailable or first.card.flaw
+        if not why or first.card.foreign or first.place.folder.parent != earlier.folder.parent:
+            return first
+        found = self._find(earlier)
+        if found.card.unavailable or found.card.flaw:
+            return first
+        return replace(found, card=replace(found.card, outdated=why))
 
     def _find(self, place: Place) -> Find:
         card = self._cards.get(place.folder, place.name)

@@ -85,6 +85,8 @@ class ModelCard:
     """Where its headers do not fit its files; policy decides whether it is loaded all the same."""
     held: str = ""
     """Why it is served as it was loaded before an edit; empty: it is as policy wants it."""
+    outdated: str = ""
+    """Why an earlier revision of it stands in for the one that counts; empty: that is whole."""
     foreign: bool = False
     """Nothing is wrong with it, it is just no text model that MLX loads."""
     code: str = ""

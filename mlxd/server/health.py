@@ -274,6 +274,12 @@ def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str
     warnings += _failed(parts).values()
     warnings += _held(parts)
     warnings += _replaced(parts)
+    warnings += [
+        f"model {card.name} is served by an earlier revision; of the one that counts: "
+        f"{card.outdated}"
+        for card in parts.catalog.known()
+        if card.outdated and not card.copy_of
+    ]
     warnings += worker_report.warnings(parts)
     warnings += parts.supervisor.warnings()
     warnings += [

@@ -164,6 +164,32 @@ async def test_a_folder_that_was_moved_behind_its_link_is_where_it_is_now(world)
     assert (card.path, card.unavailable) == (str(other), "")
 
 
+async def test_while_a_revision_is_fetched_the_one_before_is_served(world):
+    repository = world.dirs / "models--org--m"
+    write_model(repository / "snapshots" / "old")
+    (repository / "refs").mkdir()
+    main = repository / "refs" / "main"
+    main.write_text("old")
+    new = repository / "snapshots" / "new"
+    for begun in ((), ("config.json",), ("config.json", "model-00001-of-00002.safetensors")):
+        new.mkdir(exist_ok=True)
+        for name in begun:
+            write_weights(new / name, {"w": ("F16", [4])})
+        if begun:
+            (new / "config.json").write_text('{"model_type": "llama"}')
+        main.write_text("new")
+        card = await world.card("org/m")
+        assert (card.path, card.unavailable) == (str(new.with_name("old")), "")
+        assert bool(card.outdated) == bool(begun)
+        assert await world.resolve("org/m") == "org/m"
+    write_weights(new / "model-00002-of-00002.safetensors", {"v": ("F16", [4])})
+    card = await world.card("org/m")
+    assert (card.path, card.outdated) == (str(new), "")
+    (new / "model-00002-of-00002.safetensors").unlink()
+    (new.with_name("old") / "model.safetensors").unlink()
+    assert "is missing" in (await world.card("org/m")).unavailable
+
+
 async def test_a_default_that_was_removed_is_replaced_without_anybody_asking_for_a_list(world):
     folder = world.add("first")
     world.add("second")
