@@ -262,12 +262,12 @@ class Stream:
             raise ConnectionResetError("the last record has no end")
         owed = self._answer.owed  # its client may come back by another connection meanwhile
         while owed:
-            await self._write_in_size(transport, owed.take())
+            await self._write_to(transport, owed.take())
             await asyncio.sleep(0)  # there may be much, and others are to have their turn
         if records:
-            await self._write_in_size(transport, records)
+            await self._write_to(transport, records)
 
-    async def _write_in_size(self, transport: asyncio.WriteTransport, records: bytes) -> None:
+    async def _write_to(self, transport: asyncio.WriteTransport, records: bytes) -> None:
         if transport.get_write_buffer_size() + len(records) <= _TAKEN_AT_ONCE:
             await self._write_whole(records)
         else:
@@ -285,9 +285,18 @@ class Stream:
         """What waits for the client stays small. One that takes nothing is cut by the server's
         sweep (`timeouts.client_write`): however slow it is, it may go on taking.
         """
-        for at in range(0, len(records), _PIECE):
-            self._torn = at + _PIECE < len(records)
-            await self._write_whole(records[at : at + _PIECE])
+        *before, last = self._pieces(records)
+        for piece in before:
+            self._torn = True
+            await self._response.write(piece)
+        self._torn = False
+        await self._response.write(last)
+
+    def _pieces(self, records: bytes) -> list[bytes]:
+        """A line of NDJSON is in one piece, however long it is: it is a chunk."""
+        if self._codec.content_type == NDJSON:
+            return self._chunks(records)
+        return [records[at : at + _PIECE] for at in range(0, len(records), _PIECE)]
 
     async def _prepare(self) -> None:
         note_quota(self._request, self._parts, self._policies)

@@ -162,6 +162,18 @@ def test_each_line_is_a_chunk_also_of_what_its_reader_writes(
     assert scene.client.chunks == [LINES[0], *LINES, *LINES]
 
 
+@pytest.mark.parametrize("waiting", [0, 20_000])
+def test_a_line_is_a_chunk_however_long_it_is(
+    loop: VirtualLoop, scene: Scene, waiting: int
+) -> None:
+    """Such as the last one of /api/generate, whose `context` has every token."""
+    scene.stream._codec.content_type = NDJSON
+    scene.client.waiting = waiting
+    lines = [LINES[0], b'{"context":[%b0]}\n' % (b"12345," * 30_000), LINES[1]]
+    loop.run(scene.stream._write(b"".join(lines)))
+    assert scene.client.chunks == lines
+
+
 def test_no_line_waits_for_room_before_the_last(loop: VirtualLoop, scene: Scene) -> None:
     """Or one who gives up meanwhile would leave the rest unwritten, though it was told."""
     scene.stream._codec.content_type = NDJSON
