@@ -285,7 +285,6 @@ def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str
     warnings += [
         f"model {card.name} is unavailable: {card.unavailable}"
         for card in parts.catalog.unavailable()
-        if not card.foreign
     ]
     warnings += [
         f"no model drafts for {card.name}: {card.undrafted}"

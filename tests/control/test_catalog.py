@@ -128,6 +128,15 @@ async def test_a_model_that_was_mended_is_not_said_to_be_unavailable_for_long(wo
     assert world.catalog._scans == {}, "where nothing is wrong nothing is scanned"
 
 
+async def test_what_is_no_text_model_is_not_looked_at_again_and_again(world):
+    """Nobody means to use it, and nothing of it is to be mended."""
+    world.add("diffuser", config={"model_type": "whisper"})
+    assert (await world.card("diffuser")).foreign
+    world.clock.advance(STALE_SECONDS + 1)
+    assert world.catalog.unavailable() == []
+    assert world.catalog._scans == {}
+
+
 async def test_files_that_are_no_model_when_they_are_to_be_loaded_are_the_catalogues_to_tell(world):
     folder = world.add("m")
     card = await world.card("m")
