@@ -19,6 +19,8 @@ from mlxd.control.reading import (
 from mlxd.control.safetensors import flaw_of, read_header
 
 _WEIGHTS = "adapters.safetensors"
+_OF_MLX_LM = {"fine_tune_type", "lora_parameters"}
+"""One of these is in what mlx-lm trained; tools that serve both write PEFT's words beside them."""
 _SAMPLES = 32
 
 
@@ -49,7 +51,8 @@ def read_adapter(folder: Path) -> Adapter:
     """Blocks. Raises OutOfFiles."""
     try:
         real = Path(os.path.realpath(folder, strict=True))
-        if "peft_type" in json_object(real / "adapter_config.json"):
+        config = json_object(real / "adapter_config.json")
+        if "peft_type" in config and not config.keys() & _OF_MLX_LM:
             raise UnreadableModel(
                 "its adapter_config.json is PEFT's, for PyTorch; train one with mlx-lm"
             )

@@ -734,6 +734,15 @@ async def test_an_adapter_that_cannot_be_used_makes_its_model_unavailable(world,
     assert await world.resolve("m") == "m"
 
 
+async def test_an_adapter_of_mlx_lm_that_has_pefts_words_too_is_used(world):
+    world.add("m")
+    adapter = write_adapter(world.root / "adapter")
+    said = '{"peft_type": "LORA", "num_layers": 2, "lora_parameters": {"rank": 8, "scale": 1}}'
+    (adapter / "adapter_config.json").write_text(said)
+    world.declare(f"models: {{m: {{adapter: {adapter}}}}}\n")
+    assert await world.resolve("m") == "m"
+
+
 @pytest.mark.parametrize("write", [None, "", " \n"])
 async def test_a_template_that_is_missing_or_empty_makes_its_model_unavailable(world, write):
     world.add("m")
