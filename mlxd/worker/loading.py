@@ -225,7 +225,8 @@ def _words(error: BaseException, folders: Sequence[Path]) -> str:
     said = re.sub(r"(?<![\w.])/[^\s'\",;:)]+", "...", said)
     first, *rest = said.strip().splitlines() or [type(error).__name__]
     announced = rest if first.rstrip().endswith(":") else []
-    return " ".join([first.rstrip(), *map(str.strip, announced)]).rstrip(".")[:LONGEST_REASON]
+    words = " ".join([first.rstrip(), *map(str.strip, announced)])
+    return re.sub(r"(?<!\.)\.$", "", words)[:LONGEST_REASON]
 
 
 def _adapt(model: Any, adapter: Path) -> None:

@@ -129,6 +129,19 @@ def test_what_a_config_does_not_say_is_named(tmp_path: Path):
         load(folder)
 
 
+def test_a_path_at_the_end_is_not_shown_and_not_gone(tmp_path: Path, monkeypatch):
+    import mlx_lm.utils
+
+    from mlxd.worker.loading import load
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[load] Failed to open file /home/somebody/model.safetensors")
+
+    monkeypatch.setattr(mlx_lm.utils, "load_model", fail)
+    with pytest.raises(LoadError, match=r"Failed to open file \.\.\.$"):
+        load(make_model(tmp_path / "m", Shape()))
+
+
 def test_an_answer_ends_with_tokens_that_there_are(tmp_path: Path):
     from mlxd.worker.loading import load
 
