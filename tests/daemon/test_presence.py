@@ -118,6 +118,7 @@ async def test_a_folder_that_another_has_claimed_meanwhile_is_the_others(
     for _ in range(3):
         await found.presence.look()
     assert pid_of(found.state) == 7
+    assert caplog.text.count("is gone from") == 1
     assert caplog.text.count("another mlxd runs with this state folder (pid 7)") == 1
     found.claim.release()
     await found.admin.close()
