@@ -284,6 +284,18 @@ def test_a_full_disk_costs_entries_and_is_told_once(
     assert shelves.lacks == [lacks, ""], "that it does again is told, too"
 
 
+def test_what_was_not_tried_says_nothing_of_the_disk(
+    shelves: Shelves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has had as much as it is to have for now: that mends nothing."""
+    shelves.root.write_text("in the way")
+    disk = shelves.disk()
+    assert look(disk, [shelves.entry(1)]) == 0
+    monkeypatch.setattr(disk._writer._wear, "allows", lambda _: False)
+    assert look(disk, [shelves.entry(2)]) == 0
+    assert shelves.lacks == ["prefixes cannot be kept on disk: File exists"]
+
+
 def test_a_disk_that_is_not_wanted_any_more_lacks_nothing(shelves: Shelves) -> None:
     shelves.root.write_text("in the way")
     disk = shelves.disk()

@@ -196,8 +196,6 @@ class Writer:
             self._be_in(f"prefixes cannot be kept on disk: {why}")
         except (MemoryError, RuntimeError):  # the latter is how MLX says it
             self._stock.lost()
-        else:
-            self._be_in("")
 
     def _put(self, parcel: Parcel, budget: int | None) -> None:
         """Raises OSError, MemoryError, RuntimeError."""
@@ -215,6 +213,7 @@ class Writer:
             self._wear.give_back(size)
             raise
         self._stock.written(head, file, size)
+        self._be_in("")
 
     def _note_failed(self, parcel: Parcel) -> None:
         if not parcel.evicted:
