@@ -28,16 +28,18 @@ class Detokenizer(Protocol):
 
 
 class _Ids:
-    """The ids that a tokenizer has tokens for. Some leave gaps, and end beyond their number; beyond
-    the last are rows by which some models' vocabularies exceed their tokenizer's.
+    """The ids that a tokenizer may be asked for: one in Rust for any, one in Python for its own.
+    Some leave gaps, and end beyond their number; beyond the last are rows by which some models'
+    vocabularies exceed their tokenizer's.
     """
 
     def __init__(self, tokenizer: TokenizerWrapper) -> None:
         self._tokenizer = tokenizer
+        self._any = hasattr(tokenizer, "backend_tokenizer")
         self._count = len(tokenizer)
 
     def __contains__(self, token: int) -> bool:
-        return token < self._count or token in self._beyond
+        return self._any or token < self._count or token in self._beyond
 
     @cached_property
     def _beyond(self) -> frozenset[int]:
@@ -48,10 +50,10 @@ class _Ids:
 class ByteTable(dict[int, bytes]):
     """Each token's own bytes; worked out on first use and kept."""
 
-    def __init__(self, tokenizer: TokenizerWrapper) -> None:
+    def __init__(self, tokenizer: TokenizerWrapper, ids: _Ids) -> None:
         super().__init__()
         self._tokenizer = tokenizer
-        self._ids = _Ids(tokenizer)
+        self._ids = ids
         self._added = frozenset(tokenizer.added_tokens_decoder)
         self._spm = isinstance(tokenizer.detokenizer, SPMStreamingDetokenizer)
 
@@ -135,7 +137,7 @@ class Detokenizers:
         kind = tokenizer.detokenizer
         self._bytewise = isinstance(kind, BPEStreamingDetokenizer | SPMStreamingDetokenizer)
         self._trim = getattr(kind, "trim_space", True)
-        self._table = ByteTable(tokenizer) if self._bytewise else None
+        self._table = ByteTable(tokenizer, self._ids) if self._bytewise else None
 
     def make(self, *, spaced: bool = False) -> Detokenizer:
         """`spaced`: a space that it begins with is meant, as where a text goes on; in front of an

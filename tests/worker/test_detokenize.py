@@ -178,6 +178,26 @@ def test_ids_that_leave_gaps_have_their_text_to_the_last(tmp_path: Path):
     assert [detokenizers.bytes_of(id) for id in (599, 600, 601)] == [b"", b"last", b""]
 
 
+@pytest.mark.parametrize("bytewise", [True, False])
+def test_no_list_of_all_tokens_is_made_amid_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, bytewise: bool
+):
+    """Where there are many, all answers would wait for it."""
+    from mlx_lm.tokenizer_utils import TokenizerWrapper, load
+
+    from mlxd.worker.detokenize import Detokenizers
+
+    tokenizer = load(make_model(tmp_path / "m", Shape()))
+    if not bytewise:
+        tokenizer = TokenizerWrapper(tokenizer._tokenizer)
+    detokenizers = Detokenizers(tokenizer)
+    monkeypatch.setattr(type(tokenizer._tokenizer), "get_vocab", None)
+    detokenizer = detokenizers.make()
+    text = [detokenizer.add(id) for id in (*tokenizer.encode("a"), 100_000)]
+    assert "".join([*text, detokenizer.finish()]) == "a"
+    assert detokenizers.bytes_of(100_000) == b""
+
+
 def test_a_tokenizer_in_python_is_not_asked_for_ids_beyond_its_own():
     from mlx_lm.tokenizer_utils import TokenizerWrapper
     from transformers import PreTrainedTokenizer
