@@ -255,10 +255,11 @@ def _templates(folder: Path, tokenizer: Json) -> tuple[str, str]:
     if exists(separate):
         for_tools = folder / MORE_TEMPLATES / "tool_use.jinja"
         return _separate(folder, separate), _separate(folder, for_tools)
-    template = tokenizer.get("chat_template", "")
-    if not isinstance(template, list):
-        return _text(template), ""
-    named = {str(t.get("name"))[:99]: t.get("template") for t in template if isinstance(t, dict)}
+    named = tokenizer.get("chat_template", "")
+    if isinstance(named, list):
+        named = {str(t.get("name"))[:99]: t.get("template") for t in named if isinstance(t, dict)}
+    if not isinstance(named, dict):
+        return _text(named), ""
     usual = named.get("default") or next(iter(named.values()), "")
     return _text(usual), _text(named.get("tool_use"))
 

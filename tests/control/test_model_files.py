@@ -115,6 +115,10 @@ def test_a_template_for_requests_with_tools_makes_a_model_that_calls_them(tmp_pa
     files = {"tokenizer_config.json": json.dumps({"chat_template": named})}
     card = read_card(write_model(tmp_path / "named", files=files), "m")
     assert (card.chat_template, "tools" in card.capabilities) == ("D", True)
+    by_name = {"tool_use": "{{ tools }}", "default": "D"}
+    files = {"tokenizer_config.json": json.dumps({"chat_template": by_name})}
+    card = read_card(write_model(tmp_path / "by_name", files=files), "m")
+    assert (card.chat_template, "tools" in card.capabilities) == ("D", True)
     folder = write_model(tmp_path / "apart", files={"chat_template.jinja": "D"})
     assert "tools" not in read_card(folder, "m").capabilities
     (folder / "additional_chat_templates").mkdir()
