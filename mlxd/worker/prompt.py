@@ -26,7 +26,7 @@ _RESERVED = {
     *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters,
 } - {"documents"}
 """Names that would steer the tokenizer instead of its template."""
-_FAILURES = (TemplateError, TypeError, ArithmeticError)
+_FAILURES = (TemplateError, TypeError, ArithmeticError, LookupError)
 """What a model's template raises of its own accord, and what it does by mistake."""
 _MOST_BLANKS = 16
 """Tokens of white space that a template writes behind the mark of a think block."""
@@ -207,7 +207,10 @@ class Prompter:
     ) -> str | list[int]:
         """Text, or tokens where the tokenizer writes none. A template that takes the system's turn
         at the beginning only is given later ones as the user's; one that takes none, the first too.
+        Raises Refusal, for what was wrong with the last of these.
         """
+        # of a last turn that is to go on a ValueError says that it is not shown as it is
+        failures = _FAILURES if "continue_final_message" in how else (*_FAILURES, ValueError)
         refusals: list[Exception] = []
         tried: list[list[Json]] = []
         for turns in (messages, _as_the_users(messages, behind=1), _as_the_users(messages)):
@@ -216,9 +219,9 @@ class Prompter:
             tried.append(turns)
             try:
                 return self._applied(turns, request, **how)
-            except _FAILURES as error:
+            except failures as error:
                 refusals.append(error)
-        raise _refused(refusals[0]) from refusals[0]
+        raise _refused(refusals[-1]) from refusals[-1]
 
     def _applied(
         self, messages: list[Json], request: GenerationRequest, **how: bool

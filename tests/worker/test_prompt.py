@@ -201,11 +201,11 @@ def test_a_template_without_a_system_turn_is_given_it_as_the_users(tmp_path: Pat
     assert reader.text(messages=(system, *USER)) == "[Be brief.\nhi]"
     talk = (system, *USER, answer, system, *USER)
     assert reader.text(messages=talk) == "[Be brief.\nhi][ho][Be brief.\nhi]"
-    with pytest.raises(Refusal, match="refuses this: System role not supported"):
+    with pytest.raises(Refusal, match="refuses this: roles must alternate"):
         reader.text(messages=(system, answer, answer, *USER))
 
 
-@pytest.mark.parametrize("mistake", ["'a' + 1", "1 // 0"])
+@pytest.mark.parametrize("mistake", ["'a' + 1", "1 // 0", "'a'.index('b')", "'{}'.format()"])
 def test_a_template_that_makes_a_mistake_says_which(tmp_path: Path, mistake: str) -> None:
     reader = Reader(tmp_path, template=f"{{{{ {mistake} }}}}")
     with pytest.raises(Refusal, match=r"the model's chat template refuses this: \w+"):
