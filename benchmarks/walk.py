@@ -581,9 +581,11 @@ class Walk:
     def _start(self) -> None:
         with self._lock:
             self.tally = Tally(loose=CLIENTS * 2)
+        ended = self.running.process
+        assert isinstance(ended, subprocess.Popen)
         with self.running.log.open("ab") as sink:
             self.running.process = subprocess.Popen(
-                self.running.process.args, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink
+                ended.args, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink
             )
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
@@ -747,7 +749,7 @@ def _only_memory(health: Json) -> bool:
 
 def _same(answer: Json, known: Json) -> bool:
     if "choices" not in known:
-        return answer == known
+        return bool(answer == known)
     return answer["choices"] == known["choices"] and (
         answer["completion"] == known["completion"] and answer["prompt"] == known["prompt"]
     )

@@ -459,8 +459,8 @@ def _streamed_openai(records: list[Json]) -> Json:
                 made = calls[choice["index"]].setdefault(told["index"], ["", ""])
                 made[0] += told["function"].get("name") or ""
                 made[1] += told["function"].get("arguments") or ""
-    for index, made in calls.items():
-        choices[index]["calls"] = [_call(*made[n]) for n in sorted(made)]
+    for index, parts in calls.items():
+        choices[index]["calls"] = [_call(*parts[n]) for n in sorted(parts)]
     return _form(choices, usage.get("prompt_tokens"), usage.get("completion_tokens"))
 
 
