@@ -246,6 +246,8 @@ async def _started(core_seconds: float) -> Process:
 async def _answer(process: Process, asked: bytes) -> bytes:
     assert process.stdin is not None
     assert process.stdout is not None
+    if process.stdin.is_closing():  # it has been gone for a while: uvloop raises for a write
+        return b""
     with contextlib.suppress(OSError):  # it is gone: there is no answer either
         process.stdin.write(asked)
         await process.stdin.drain()

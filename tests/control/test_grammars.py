@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+import uvloop
 
 from mlxd.control import grammars as grammars_module
 from mlxd.control.grammars import Grammars
@@ -206,3 +207,23 @@ async def test_a_process_that_is_gone_is_replaced(grammars: Grammars) -> None:
     assert grammars._process is not None
     grammars._process.kill()
     await grammars.check(asked(format={"type": "string"}))
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_a_process_that_has_long_been_gone_is_replaced(run: Callable[..., None]) -> None:
+    """Its pipe is closed by then: uvloop takes nothing for that any more."""
+
+    async def main() -> None:
+        grammars = Grammars(SystemClock())
+        await grammars.check(asked(format="json"))
+        process = grammars._process
+        assert process is not None
+        assert process.stdin is not None
+        process.kill()
+        await process.wait()
+        while not process.stdin.is_closing():
+            await asyncio.sleep(0.01)
+        await grammars.check(asked(format={"type": "string"}))
+        await grammars.close()
+
+    run(main())
