@@ -241,6 +241,7 @@ def _engine(
     return MlxEngine(
         loaded.model,
         stop_tokens,
+        padded=loaded.sharing == "any",
         batches=Groups(footprint, lambda: ledger.rows_room, speculation),
         prefixes=prefixes,
         tuned=tuned,

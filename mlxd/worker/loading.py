@@ -29,7 +29,7 @@ from mlxd.worker.matrices import lay_out
 from mlxd.worker.panic import is_panic
 from mlxd.worker.quantised import QuantisedCache, quantised
 from mlxd.worker.refusal import LoadError, Setting
-from mlxd.worker.together import batches
+from mlxd.worker.together import Sharing, sharing
 
 CACHE_LIMIT_BYTES = 2**30
 """Of freed buffers that MLX keeps for reuse on a GPU; its own default is most of the memory."""
@@ -53,9 +53,14 @@ class Loaded:
     """Token ids from here up would be read from beyond its tables."""
     width: int
     """Of a row of logits."""
-    batchable: bool
+    sharing: Sharing
+    """What of its steps sequences share."""
     kv: QuantisedCache | None = None
     """How its caches are quantised, if they are."""
+
+    @property
+    def batchable(self) -> bool:
+        return self.sharing != "none"
 
     @property
     def encodes(self) -> bool:
@@ -115,12 +120,14 @@ def load(
         logits = 0 if isinstance(model, Encoder) else width
         stage("the weights", lambda: lay_out(model, logits))
     kv = _kv(kv_bits, [folder], model) if kv_bits else None
+    vocabulary = min(width, _embedding_rows(model, config))
+    alone = kv is not None or isinstance(model, Encoder)
     return Loaded(
         model=model,
         tokenizer=tokenizer,
-        vocabulary=min(width, _embedding_rows(model, config)),
+        vocabulary=vocabulary,
         width=width,
-        batchable=kv is None and not isinstance(model, Encoder) and batches(model),
+        sharing="none" if alone else sharing(model, vocabulary),
         kv=kv,
     )
 

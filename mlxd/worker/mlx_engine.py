@@ -45,19 +45,21 @@ class MlxEngine:
         model: Any,
         stop_tokens: Iterable[int],
         *,
+        padded: bool = True,
         batches: Batches | None = None,
         prefixes: Prefixes | None = None,
         tuned: Tuned | None = None,
         speculation: Speculation | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`padded`: prompts of unlike lengths may be read together."""
         tuned = tuned or Tuned()
         self._clock = clock
         self._speculation = speculation
         self._pace = pace(tuned)
         self._share = Share(tuned)
         self._prefixes = prefixes
-        self._unread = Prefiller(model, stop_tokens, self._pace, tuned, prefixes)
+        self._unread = Prefiller(model, stop_tokens, self._pace, tuned, prefixes, padded=padded)
         self._batches: Batches = Groups(speculation=speculation) if batches is None else batches
         self._prompts: dict[int, Prompt] = {}
         """Of all in it."""

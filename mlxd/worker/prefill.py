@@ -53,10 +53,11 @@ def next_chunk(
     *,
     patient_are_due: bool,
     midway: Size | None = None,
+    padded: bool = True,
 ) -> Chunk | None:
     """`waiting`: in order of arrival, without those that wait for another. `room`: how many may
     begin. `patient_are_due`: the last chunk went to whoever was shortest. `midway`: as `size`, of
-    chunks of long ones.
+    chunks of long ones. `padded`: those with less left to read may go with those with more.
     """
     able = [unread for unread in waiting if unread.begun or room > 0]
     short = [unread for unread in able if _is_short(unread, size)]
@@ -67,6 +68,8 @@ def next_chunk(
     if not short:
         return None
     first = short[0] if patient_are_due else min(short, key=lambda unread: unread.left)
+    if not padded:
+        short = [unread for unread in short if unread.left == first.left]
     return _shared(first, short, size, room)
 
 

@@ -78,12 +78,15 @@ class Prefiller:
         pace: Pace,
         tuned: Tuned,
         prefixes: Prefixes | None = None,
+        *,
+        padded: bool = True,
     ) -> None:
         self._model = model
         self._stops = StopSequences([(token,) for token in stop_tokens])
         self._pace = pace
         self._tuned = tuned
         self._prefixes = prefixes
+        self._padded = padded
         self._rows: dict[int, _Row] = {}
         self._waits = Waits(trimmable=prefixes is not None and prefixes.trimmable)
         self._read_through: list[tuple[Prompt, list[Any]]] = []
@@ -158,7 +161,12 @@ class Prefiller:
         done = Read()
         while True:
             chunk = next_chunk(
-                self._able(size), size, room, patient_are_due=self._patient_are_due, midway=midway
+                self._able(size),
+                size,
+                room,
+                patient_are_due=self._patient_are_due,
+                midway=midway,
+                padded=self._padded,
             )
             if chunk is None:
                 return None

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.architecture_shapes import ARCHITECTURES
 from mlxd.ipc.messages import Loading
 from mlxd.worker.refusal import LoadError
+from tests.support.each import each
 from tests.support.model_maker import (
     HYBRID,
     TOOL_TEMPLATE,
@@ -19,6 +21,7 @@ from tests.support.model_maker import (
     UNMERGEABLE,
     Shape,
     make_model,
+    write_model,
 )
 from tests.worker.conftest import MakeModel
 
@@ -205,6 +208,27 @@ def test_models_that_fail_with_several_rows_serve_one_sequence_at_a_time(
     sizes = {"n_embd": 64, "n_layer": 2, "n_inner": 128, "n_head": 4, "n_positions": 4096}
     gpt = Shape(model_type="gpt_bigcode", extra={**sizes, "layer_norm_epsilon": 1e-5})
     assert not load(model_of(gpt)).batchable
+
+
+@each(["float32", "bfloat16", "float16"])
+def test_models_that_count_padding_as_text_are_found(dtype: str, tmp_path: Path) -> None:
+    """Rounding is not taken for that."""
+    from mlxd.worker.loading import load, prepare_mlx
+
+    prepare_mlx()
+    found = {}
+    for name in ("llama", "mamba2", "minicpm3", "rwkv7", "afm7", "gemma2"):
+        config = ARCHITECTURES[name].config | {"torch_dtype": dtype}
+        folder = write_model(tmp_path / name, config, Shape(spread=2.0))
+        found[name] = load(folder).sharing
+    assert found == {
+        "llama": "any",
+        "mamba2": "any",
+        "minicpm3": "any",
+        "rwkv7": "like",
+        "afm7": "none",
+        "gemma2": "none",
+    }
 
 
 def make_adapter(folder: Path, model: Path, *, size: int = 64) -> Path:

@@ -87,6 +87,13 @@ def test_padding_is_not_worth_any_price():
     assert uids(choose(unread(1, 20), unread(2, 80, read=6000, begun=True))) == [1]
 
 
+def test_without_padding_only_prompts_with_as_much_left_share_a_chunk():
+    waiting = [unread(1, 30), unread(2, 20), unread(3, 20, read=32), unread(4, 21)]
+    for due, chosen in ((False, [2, 3]), (True, [1])):
+        chunk = next_chunk(waiting, half_a_thousand, 8, patient_are_due=due, padded=False)
+        assert uids(chunk) == chosen
+
+
 def test_neither_the_chunk_nor_the_caches_are_padded_much():
     """Rows that were found: first one has much more to read, then one has much more behind it; and
     then their caches would be longer than that of the longest will be."""
