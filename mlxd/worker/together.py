@@ -94,7 +94,9 @@ class _Trial:
     def _off(self, batch: Callable[[], Any]) -> float:
         wanted = self._wanted
         try:
-            found = self._said(len(_ROWS), batch().prompt_cache)
+            rows = batch()
+            found = self._said(len(_ROWS), rows.prompt_cache)
+            rows.extract_cache(0)  # as at an answer's end
         except Exception as error:
             if is_exhaustion(error):
                 raise
@@ -123,9 +125,10 @@ def _apart(found: mx.array, wanted: mx.array) -> float:
     """Of numbers alone: a model may rule tokens out, or say nothing that is one."""
     known = mx.isfinite(wanted)
     wanted = mx.where(known, wanted, 0)
-    off = mx.linalg.norm(mx.where(known, found - wanted, 0)).item()
-    spread = mx.linalg.norm(wanted - mx.mean(wanted)).item()
-    return off / spread if spread else 0.0
+    off = mx.linalg.norm(mx.where(known, found - wanted, 0))
+    spread = mx.linalg.norm(wanted - mx.mean(wanted))
+    apart: float = mx.where(spread > 0, off / spread, off).item()  # type: ignore[assignment]
+    return apart
 
 
 def _rounding(model: Any) -> float:

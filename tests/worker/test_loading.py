@@ -208,6 +208,10 @@ def test_models_that_fail_with_several_rows_serve_one_sequence_at_a_time(
     sizes = {"n_embd": 64, "n_layer": 2, "n_inner": 128, "n_head": 4, "n_positions": 4096}
     gpt = Shape(model_type="gpt_bigcode", extra={**sizes, "layer_norm_epsilon": 1e-5})
     assert not load(model_of(gpt)).batchable
+    kinds: list[Any] = [{"no_op": True}, {"n_heads_in_group": 2}, {"replace_with_linear": True}]
+    blocks = [{"attention": kind, "ffn": {"ffn_mult": 1.0}} for kind in kinds]
+    idle = Shape(layers=3, model_type="nemotron-nas", extra={"block_configs": blocks})
+    assert not load(model_of(idle)).batchable  # a cache that no layer fills
 
 
 @each(["float32", "bfloat16", "float16"])
