@@ -388,9 +388,9 @@ _OTHERS = (
         "gear", {"layer_types": ["conv_mixer", "full_attention", "sliding_attention", "conv_mixer"]}
     ),
     Architecture("glm"),
-    Architecture("gpt2", _GPT),
+    Architecture("gpt2", {**_GPT, **_MLA}),
     Architecture("gpt_bigcode", {**_GPT, "n_inner": 512}),
-    Architecture("gpt_neox", {"rotary_emb_base": 10000, "rotary_pct": 0.25}),
+    Architecture("gpt_neox", {"rotary_emb_base": 10000, "rotary_pct": 0.25, **_MLA}),
     Architecture("gptj", {**_GPT, "rotary_dim": 32}),
     Architecture("helium"),
     Architecture(

@@ -14,6 +14,7 @@ from typing import Any
 
 from mlxd.core.dimensions import (
     FLOAT32,
+    GROUPED_LINEAR,
     Dimensions,
     computed,
     number,
@@ -111,7 +112,7 @@ def item_bytes(card: ModelCard) -> int:
 
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_transformer_layers")
 """Where configs say how many there are."""
 
 
@@ -139,7 +140,7 @@ def _window(config: Mapping[str, Any]) -> int:
 
 def _layers(config: Mapping[str, Any], window: int) -> Iterator[tuple[str, ...]]:
     """What each layer keeps."""
-    count = min(number(config, *LAYERS), _MOST_LAYERS)
+    count = min(number(config, *LAYERS) - number(config, "num_kv_reuse_layers"), _MOST_LAYERS)
     stated = config.get("model_type")
     family = stated if isinstance(stated, str) else ""
     named = config.get("layer_types") or config.get("layers_block_type") or _pattern(config)
@@ -161,17 +162,27 @@ def _unnamed(config: Mapping[str, Any], layer: int, family: str, window: int) ->
     """Of a layer in a config that says nothing of single layers."""
     if family in _ALIKE:
         return _ALIKE[family]
-    if every := number(config, "attn_layer_period"):
-        return (_FULL,) if layer % every == number(config, "attn_layer_offset") else (_RECURRENT,)
-    interval = number(config, "full_attention_interval")
-    if interval or number(config, "linear_num_value_heads"):
-        return (_FULL,) if (layer + 1) % (interval or 4) == 0 else (_RECURRENT,)
+    if (attends := _attends(config, layer, family)) is not None:
+        return (_FULL,) if attends else (_RECURRENT,)
     every = number(config, "sliding_window_pattern")
     if window and (every or family in _PATTERNED):
         return (_FULL,) if (layer + 1) % (every or 6) == 0 else (_WINDOW,)
     if family == "gpt_oss" and window:
         return (_WINDOW,) if layer % 2 == 0 else (_FULL,)
     return (_FULL,)
+
+
+def _attends(config: Mapping[str, Any], layer: int, family: str) -> bool | None:
+    """Where all others have states; None: none has."""
+    if every := number(config, "attn_layer_period"):
+        return layer % every == number(config, "attn_layer_offset")
+    if family in GROUPED_LINEAR:  # what is left over behind the last group attends, too
+        group, count = number(config, "layer_group_size") or 1, number(config, *LAYERS)
+        return (layer + 1) % group == 0 or layer >= count // group * group
+    interval = number(config, "full_attention_interval")
+    if interval or number(config, "linear_num_value_heads"):
+        return (layer + 1) % (interval or 4) == 0
+    return None
 
 
 def _token_bytes(config: Mapping[str, Any], dimensions: Dimensions, kv_bits: int) -> int:
@@ -188,10 +199,15 @@ def _token_bytes(config: Mapping[str, Any], dimensions: Dimensions, kv_bits: int
 
 def _constant(config: Mapping[str, Any], item_bytes: int) -> int:
     """Of one sequence in one recurrent layer: its state, and the end of a convolution's input."""
-    kernel = number(config, "linear_conv_kernel_dim", "conv_kernel", "mamba_d_conv", "conv_L_cache")
+    kernel = number(
+        config, "linear_conv_kernel_dim", "conv_kernel", "mamba_d_conv", "conv_L_cache",
+        "short_conv_kernel_size",
+    )  # fmt: skip
     keys = number(config, "linear_num_key_heads") * number(config, "linear_key_head_dim")
     values = number(config, "linear_num_value_heads") * number(config, "linear_value_head_dim")
     width = 2 * keys + values
+    if str(config.get("model_type")) in GROUPED_LINEAR:
+        width = 3 * number(config, "num_attention_heads") * number(config, "head_dim")
     if not width:
         inner = number(config, "mamba_d_ssm") or selective_width(config)
         inner = inner or number(config, "intermediate_size", "hidden_size")

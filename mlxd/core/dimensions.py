@@ -22,6 +22,15 @@ _HIDDEN_HEADS = frozenset((
 ))  # fmt: skip
 """Families whose heads share the hidden width, whatever their config says of a head's."""
 
+_PLAIN_HEADS = frozenset(("afm7", "openelm", "phixtral"))
+"""Families that call heads of attention just heads, as others do those of states."""
+_WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "hidden_dim", "model_dim")
+GROUPED_LINEAR = frozenset(("bailing_hybrid", "bailing_moe_linear", "bailing_moe_v3"))
+"""Families of which the last layer of each group has full attention, and the others a state."""
+_HELD_STATES = 12
+"""Arrays of Jamba's scan, which works out the states behind all tokens before it goes through
+them one by one.
+"""
 _SINKS = frozenset(("gpt_oss",))
 """Families whose scores are put beside attention sinks, and taken apart again."""
 
@@ -67,12 +76,16 @@ class Dimensions:
     score_copies: int = 1
     scan_heads: int = 0
     """Of a state-space layer, which works through a chunk in blocks."""
+    held_states: int = 0
+    """Arrays of the states behind all tokens of a chunk that are alive at one time, on any machine;
+    0: a GPU has none.
+    """
 
     @classmethod
     def of(cls, config: Mapping[str, Any], item_bytes: int) -> Dimensions:
         """Of a config.json, with what a multimodal one says of its text model on top."""
-        heads = number(config, "num_attention_heads", "n_head", "n_heads") or 1
-        hidden = number(config, "hidden_size", "d_model", "n_embd", "dim")
+        heads = _heads(config)
+        hidden = number(config, *_WIDTHS)
         experts = number(
             config, "num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts"
         )
@@ -86,11 +99,12 @@ class Dimensions:
             inner=inner,
             heads=heads,
             head=_head(config, hidden, heads),
-            kv_heads=number(config, "num_key_value_heads", "n_head_kv") or heads,
+            kv_heads=_kv_heads(config, heads),
             experts=experts,
             linear=_linear(config),
             state_bytes=state_bytes(config),
             scan_heads=_scan_heads(config),
+            held_states=_HELD_STATES if config.get("model_type") == "jamba" else 0,
             score_copies=3 if str(config.get("model_type")) in _SINKS else 1,
         )
 
@@ -111,6 +125,33 @@ def _head(config: Mapping[str, Any], hidden: int, heads: int) -> int:
     return stated or hidden // heads
 
 
+def _heads(config: Mapping[str, Any]) -> int:
+    named = number(config, "num_attention_heads", "n_head", "n_heads")
+    if named or str(config.get("model_type")) not in _PLAIN_HEADS:
+        return named or 1
+    return number(config, "num_heads") or _most(config, "num_query_heads") or 1
+
+
+def _kv_heads(config: Mapping[str, Any], heads: int) -> int:
+    family = str(config.get("model_type"))
+    if family == "gpt_bigcode":
+        return 1 if config.get("multi_query", True) else heads
+    if family in _PLAIN_HEADS:
+        return number(config, "num_kv_heads") or _most(config, "num_kv_heads") or heads
+    if shared := number(config, "n_shared_head"):
+        return -(-heads // shared)
+    inner = config.get("attn_config")
+    named = number(config, "num_key_value_heads", "n_head_kv", "n_kv_heads", "num_attention_groups")
+    return named or (number(inner, "kv_n_heads") if isinstance(inner, Mapping) else 0) or heads
+
+
+def _most(config: Mapping[str, Any], name: str) -> int:
+    """Of a number that each layer has its own of; 0: it is no list of counts."""
+    values = config.get(name)
+    counts = values if isinstance(values, list) else []
+    return max((v for v in counts if type(v) is int and 0 < v < _LARGEST), default=0)
+
+
 def number(config: Mapping[str, Any], *names: str) -> int:
     """The first of these that is a count; 0 where none is."""
     values = (config.get(name) for name in names)
@@ -119,13 +160,15 @@ def number(config: Mapping[str, Any], *names: str) -> int:
 
 def _linear(config: Mapping[str, Any]) -> int:
     values = number(config, "linear_num_value_heads") * number(config, "linear_value_head_dim")
-    heads = _scan_heads(config)
+    heads = _scan_heads(config) if str(config.get("model_type")) not in GROUPED_LINEAR else 0
     return values or heads * number(config, "mamba_head_dim", "mamba_d_head", "head_dim")
 
 
 def _scan_heads(config: Mapping[str, Any]) -> int:
     if config.get("model_type") == "mamba2":
         return number(config, "num_heads")
+    if config.get("model_type") == "bailing_hybrid":
+        return number(config, "num_attention_heads")
     return number(config, "mamba_num_heads", "mamba_n_heads")
 
 
@@ -136,6 +179,9 @@ def state_bytes(config: Mapping[str, Any]) -> int:
     )
     if config.get("model_type") == "rwkv7":
         return FLOAT32 * number(config, "hidden_size") * number(config, "head_dim")
+    if str(config.get("model_type")) in GROUPED_LINEAR:
+        head = number(config, "head_dim")
+        return FLOAT32 * number(config, "num_attention_heads") * head * head
     return FLOAT32 * (_linear(config) or selective_width(config)) * keys
 
 
@@ -175,8 +221,8 @@ def computed(
     grown = Moment(row=_STATES * d.state_bytes, token=d.token_bytes(works[0]), key=layer)
     copied = (replace(grown, key=2 * layer),)
     tokens = [read.token_bytes(work) for work in works]
-    if not (fused or d.scan_heads):
-        tokens.append(d.state_bytes + int(_BESIDE_STATES * max(tokens)))
+    if d.held_states or not (fused or d.scan_heads):
+        tokens.append(max(1, d.held_states) * d.state_bytes + int(_BESIDE_STATES * max(tokens)))
     return Footprint(
         weights_bytes,
         tuple(groups),

@@ -129,6 +129,54 @@ def test_attention_comes_at_every_so_many_layers_between_states() -> None:
     )
 
 
+def test_each_groups_last_layer_attends_and_those_behind_the_last_group() -> None:
+    grouped = {"layer_group_size": 2, "num_hidden_layers": 5}
+    state = 8 * 16 * 16 * 4
+    for family, ends in (("bailing_moe_linear", 0), ("bailing_moe_v3", 3 * 3 * 128 * 2)):
+        kernel = {"short_conv_kernel_size": 4} if ends else {}
+        found = groups(model_type=family, **grouped, **kernel)
+        assert found == (LayerGroup(3, KV * 2), LayerGroup(2, 0, 0, state + ends))
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "heads"),
+    [
+        ("afm7", {"num_kv_heads": 2}, 2),
+        ("phixtral", {}, 8),
+        ("lille-130m", {"n_kv_heads": 2}, 2),
+        ("dbrx", {"attn_config": {"kv_n_heads": 2}}, 2),
+        ("plamo", {"n_shared_head": 4}, 2),
+        ("step3p5", {"num_attention_groups": 2}, 2),
+        ("gpt_bigcode", {}, 1),
+        ("gpt_bigcode", {"multi_query": False}, 8),
+        ("openelm", {"num_query_heads": [4, 8], "num_kv_heads": [1, 2]}, 2),
+    ],
+)
+def test_families_have_words_of_their_own_for_heads(
+    family: str, config: dict[str, Any], heads: int
+) -> None:
+    named = {"num_heads": 8} if family in ("afm7", "phixtral") else {"n_head": 8}
+    named = {} if family == "openelm" else named
+    width = "n_embd" if "n_head" in named else {"afm7": "hidden_dim"}.get(family, "model_dim")
+    whole = {"model_type": family, "num_layers": 6, width: 128, **named, **config}
+    assert groups_of(whole, Dimensions.of(whole, 2), 0) == (LayerGroup(6, 2 * heads * 16 * 2),)
+
+
+def test_layers_that_use_keys_of_others_keep_none() -> None:
+    config = {
+        "model_type": "afm7", "num_layers": 6, "num_kv_reuse_layers": 2, "hidden_dim": 128,
+        "num_heads": 8, "num_kv_heads": 2,
+    }  # fmt: skip
+    assert groups_of(config, Dimensions.of(config, 2), 0) == (LayerGroup(4, KV * 2),)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_scan_that_holds_the_states_of_all_tokens_is_foreseen(fused: bool) -> None:
+    jamba = {"model_type": "jamba", "mamba_expand": 2, "mamba_d_state": 16}
+    found = footprint_of(card(quantization="f32", attn_layer_period=2, **jamba), fused=fused)
+    assert max(moment.token for moment in found.prefill) > 12 * 4 * 2 * 128 * 16
+
+
 def test_the_first_mamba_keeps_a_state_for_each_number_of_its_width() -> None:
     found = groups(model_type="mamba", state_size=16, conv_kernel=4)
     assert found == (LayerGroup(6, 0, 0, 4 * 256 * 16 + 3 * 256 * 2),)
