@@ -172,7 +172,7 @@ def test_layers_that_use_keys_of_others_keep_none() -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_scan_that_holds_the_states_of_all_tokens_is_foreseen(fused: bool) -> None:
-    jamba = {"model_type": "jamba", "mamba_expand": 2, "mamba_d_state": 16}
+    jamba: dict[str, Any] = {"model_type": "jamba", "mamba_expand": 2, "mamba_d_state": 16}
     found = footprint_of(card(quantization="f32", attn_layer_period=2, **jamba), fused=fused)
     assert max(moment.token for moment in found.prefill) > 12 * 4 * 2 * 128 * 16
 
