@@ -54,6 +54,8 @@ Json = dict[str, Any]
 ASKED = {PLAIN: True, HYBRID: True, DRAFTED: True, ADAPTED: True, MOVING: False}
 """Models, and whether they are given tools."""
 CLIENTS = 6
+ROUNDING = 0.005
+"""Of a log-probability."""
 _HOT, _HOT_SECONDS = 0.7, 15.0
 """The share of requests that are for one model, and for how long it is that one."""
 _SHOWS = 30.0
@@ -192,7 +194,7 @@ class Walk:
         say(f"{len(self.known)} answers are known")
 
     def _change(self, variant: str) -> None:
-        """Place it, and wait until the daemon has seen it."""
+        """Place it, and wait until the daemon has seen it; what is in memory is the one before."""
         before = self._digest()
         self._place(variant)
         deadline = time.monotonic() + 30
@@ -200,6 +202,7 @@ class Walk:
             if time.monotonic() > deadline:
                 raise ValueError("undisturbed: another folder is not seen")
             time.sleep(0.2)
+        self.running.http.post("/api/generate", json={"model": MOVING, "keep_alive": 0})
 
     def _digest(self) -> str | None:
         told = self.running.http.get(f"/api/models/{MOVING}").json()
@@ -750,8 +753,24 @@ def _only_memory(health: Json) -> bool:
 def _same(answer: Json, known: Json) -> bool:
     if "choices" not in known:
         return bool(answer == known)
-    return answer["choices"] == known["choices"] and (
-        answer["completion"] == known["completion"] and answer["prompt"] == known["prompt"]
+    told, wanted = answer["choices"], known["choices"]
+    return (
+        told.keys() == wanted.keys()
+        and all(_alike(told[index], wanted[index]) for index in wanted)
+        and answer["completion"] == known["completion"]
+        and answer["prompt"] == known["prompt"]
+    )
+
+
+def _alike(choice: Json, wanted: Json) -> bool:
+    """The same, but for what rounding makes of log-probabilities: prompts are read at once, and
+    what an answer goes on from after a crash is, too.
+    """
+    odds, others = choice["odds"], wanted["odds"]
+    return (
+        choice | {"odds": ()} == wanted | {"odds": ()}
+        and [token for token, _ in odds] == [token for token, _ in others]
+        and all(abs(a - b) < ROUNDING for (_, a), (_, b) in zip(odds, others, strict=True))
     )
 
 
