@@ -67,20 +67,34 @@ def _in_hub_cache(repository: Path, root: Path) -> Iterator[Place]:
 
 
 def _revisions(repository: Path) -> list[Path]:
-    """What refs/main names, then the newest first. A hub's client names a revision before it
-    fetches it.
+    """What refs/main names, else the newest; then the newest first of those that were it before:
+    what another ref names is another branch. A hub's client names a revision before it fetches it.
     """
-    snapshots = repository / "snapshots"
+    snapshots, refs = repository / "snapshots", repository / "refs"
+    found = sorted(_folders(snapshots), key=_changed, reverse=True)
+    main = _revision_in(refs / "main")
+    if main and "/" not in main and not main.startswith(".") and (snapshots / main).is_dir():
+        found = [snapshots / main, *(one for one in found if one.name != main)]
+    if len(found) < 2:
+        return found
+    named = {_revision_in(ref) for ref in _refs(refs)}
+    return [found[0], *(one for one in found[1:] if one.name not in named)]
+
+
+def _refs(folder: Path) -> Iterator[Path]:
+    """Branches, tags and pull requests (refs/pr/7). Raises OutOfFiles."""
+    for inner, _, names in os.walk(folder, onerror=raise_if_out):
+        yield from (Path(inner, name) for name in names)
+
+
+def _revision_in(ref: Path) -> str:
+    """Empty where it names none. Raises OutOfFiles."""
     try:
-        main = text_of(repository / "refs" / "main", _LONGEST_REVISION).strip()
+        return text_of(ref, _LONGEST_REVISION).strip()
     except OutOfFiles:
         raise
     except (UnreadableModel, OSError):
-        main = ""
-    found = sorted(_folders(snapshots), key=_changed, reverse=True)
-    if main and "/" not in main and not main.startswith(".") and (snapshots / main).is_dir():
-        return [snapshots / main, *(one for one in found if one.name != main)]
-    return found
+        return ""
 
 
 def _changed(folder: Path) -> float:

@@ -148,7 +148,7 @@ class Scanner:
     def _whole(self, first: Find, earlier: Place) -> Find:
         """What stands in for a revision that is not whole yet, or may never be."""
         why = first.card.unavailable or first.card.flaw
-        if not why or first.card.foreign or first.place.folder.parent != earlier.folder.parent:
+        if not why or first.place.folder.parent != earlier.folder.parent:
             return first
         found = self._find(earlier)
         if found.card.unavailable or found.card.flaw:

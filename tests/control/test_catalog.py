@@ -199,6 +199,34 @@ async def test_while_a_revision_is_fetched_the_one_before_is_served(world):
     assert "is missing" in (await world.card("org/m")).unavailable
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model-Q4_K_M.gguf"])
+async def test_other_weights_that_are_fetched_first_do_not_make_a_revision_whole(world, name):
+    repository = world.dirs / "models--org--m"
+    old = write_model(repository / "snapshots" / "old")
+    new = repository / "snapshots" / "new"
+    new.mkdir()
+    (new / name).write_text("fetched before the rest")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("new")
+    card = await world.card("org/m")
+    assert (card.path, card.unavailable, bool(card.outdated)) == (str(old), "", True)
+
+
+@pytest.mark.parametrize("ref", ["8bit", "refs/pr/7"])
+async def test_another_branch_is_no_earlier_revision(world, ref):
+    repository = world.dirs / "models--org--m"
+    write_model(repository / "snapshots" / "branch")
+    new = repository / "snapshots" / "new"
+    new.mkdir()
+    (new / "config.json").write_text("{}")
+    for name, revision in (("main", "new"), (ref, "branch")):
+        file = repository / "refs" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(revision)
+    card = await world.card("org/m")
+    assert (card.path, bool(card.unavailable), card.outdated) == (str(new), True, "")
+
+
 async def test_a_default_that_was_removed_is_replaced_without_anybody_asking_for_a_list(world):
     folder = world.add("first")
     world.add("second")
