@@ -166,7 +166,12 @@ class Catalog:
             error = _unusable(card.name, reason)
             error.final = error.of_files = True
             raise error
-        return card if card.held else with_files(card, found, adapter)
+        if card.held:
+            return card
+        now = with_files(card, found, adapter)
+        if now.digest != card.digest:
+            self._start_scan(Scope.of(policies.models))
+        return now
 
     async def _adapter(self, card: ModelCard) -> Adapter | None:
         """As it is now. Raises OutOfFiles, NoThread."""

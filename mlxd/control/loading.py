@@ -118,8 +118,8 @@ class Loads:
             with self._supervisor.load_under_way(card):
                 async with within(self._clock, float(policies.timeouts.model_load)):
                     await self._attempts(resident, policies)
-            self._failed.pop(card.name, None)
-            self._predecessors.served(card)
+            self._failed.pop(resident.card.name, None)
+            self._predecessors.served(resident.card)
         except TimeoutError:
             self._supervisor.late(card.spec)
             late = _late(card, policies)
@@ -127,14 +127,14 @@ class Loads:
             error.policy = error.policy or late.policy
             error.numbers = {**late.numbers, **error.numbers}
             error.would_pass = error.would_pass or late.would_pass
-            self._note(card, error)
+            self._note(resident.card, error)
             raise error from None
         except ModelLoadFailed as error:
             if error.setting:
                 blame(error, error.setting, card, policies)
-            self._note(card, error)
+            self._note(resident.card, error)
             if error.final:
-                self._fall_back(card, error)
+                self._fall_back(resident.card, error)
             raise
         finally:
             if resident.loading is asyncio.current_task():
@@ -173,9 +173,7 @@ class Loads:
         resident.waits = earlier
         if self.before is not None:
             await self.before()
-        card = resident.card
-        now = await self._by_files(card, policies)
-        resident.card = now if resident.card is card else resident.card
+        await self._look_at_files(resident, policies)
         if resident.worker is not None:
             await resident.worker.gone(_DYING_SECONDS)
         await self._room.reserve(resident)
@@ -201,12 +199,20 @@ class Loads:
             self._room.lender.lend()
             self._room.changes.tell()
 
-    async def _by_files(self, card: ModelCard, policies: PolicySet) -> ModelCard:
-        """As its files are now. Raises ModelLoadFailed. What cannot be looked at now may be with
-        the next attempt: there may be answers under way that wait for this load.
+    async def _look_at_files(self, resident: Resident, policies: PolicySet) -> None:
+        """Have its card say what they are now, whatever edits have changed of it meanwhile. Raises
+        ModelLoadFailed. What cannot be looked at now may be with the next attempt: there may be
+        answers under way that wait for this load.
         """
+        if self._check is None:
+            return
         try:
-            return card if self._check is None else await self._check(card, policies)
+            while True:
+                card = resident.card
+                now = await self._check(card, policies)
+                if resident.card is card:
+                    resident.card = now
+                    return
         except Overloaded as error:
             raise ModelLoadFailed(
                 error.message,

@@ -203,7 +203,9 @@ def _on_top(card: ModelCard, adapter: Adapter) -> ModelCard:
 
 
 def with_files(card: ModelCard, found: ModelCard, adapter: Adapter | None) -> ModelCard:
-    """The card of a model by the weights that are `found` in its folder now, and its adapter's."""
+    """The card of a model by the weights that are `found` in its folder now, and their config, and
+    its adapter's. Its context stays: with another it would be another worker.
+    """
     now = replace(
         card,
         digest=found.digest,
@@ -211,6 +213,10 @@ def with_files(card: ModelCard, found: ModelCard, adapter: Adapter | None) -> Mo
         size_bytes=found.size_bytes,
         weights_bytes=found.weights_bytes,
         experts_apart=found.experts_apart,
+        family=found.family,
+        parameters=found.parameters,
+        quantization=found.quantization,
+        config=found.config,
     )
     return now if adapter is None else _on_top(now, adapter)
 

@@ -931,13 +931,24 @@ async def test_a_load_of_what_was_known_long_ago_is_of_the_weights_of_now(world)
     adapter = write_adapter(world.root / "adapter")
     for entry in ("{}", f"{{adapter: {adapter}}}"):
         world.declare(f"models: {{m: {entry}}}\n")
+        world.catalog.apply(world.policies)
         known = await world.card("m")
         assert await world.catalog.check(known, world.policies) == known
         write_weights(folder / "model.safetensors", {entry: ("F16", [9, 9])})
         now = await world.catalog.check(known, world.policies)
         assert now.digest != known.digest
-        found = await world.card("m")
-        assert (now.digest, now.weights_bytes) == (found.digest, found.weights_bytes)
+        await asyncio.gather(*world.catalog._scans.values())
+        (found, _) = world.catalog.known()
+        assert now == found
+
+
+async def test_a_load_is_foreseen_by_the_config_of_now(world):
+    folder = world.add("m", config={"model_type": "llama", "num_hidden_layers": 1})
+    known = await world.card("m")
+    config = {"model_type": "qwen2", "quantization": {"bits": 4}}
+    tensors = {"a.weight": ("U32", [4, 8]), "a.scales": ("F16", [4, 1])}
+    write_model(folder, config=config, tensors=tensors)
+    assert await world.catalog.check(known, world.policies) == await world.card("m")
 
 
 async def test_out_of_files_a_model_is_not_called_unusable(world):

@@ -135,6 +135,33 @@ def test_what_is_loaded_again_is_known_by_its_files_of_now(failing):
     assert resident.card.digest == "1" * 64
 
 
+def test_a_load_that_fails_is_held_against_the_files_that_it_was_of(failing):
+    world, now = failing(failures=1, final=True), replace(card("a"), digest="1" * 64)
+
+    async def anew(*_):
+        return now
+
+    world.residency._loads._check = anew
+    world.begin("a")
+    world.failure("a")
+    assert world.residency.failed([card("a")]) == {}
+    assert list(world.residency.failed([now])) == ["a"]
+
+
+def test_a_card_that_an_edit_changed_while_its_files_were_looked_at_is_of_its_files_too(failing):
+    world, edited = failing(failures=0), replace(card("a"), aliases=("b",))
+
+    async def meanwhile(looked_at, policies):
+        world.residency.rename([edited], policies)
+        return replace(looked_at, digest="1" * 64)
+
+    world.residency._loads._check = meanwhile
+    world.begin("a")
+    world.loop.advance(1)
+    (resident,) = world.residency.residents()
+    assert (resident.card.digest, resident.card.aliases) == ("1" * 64, ("b",))
+
+
 def test_attempts_come_to_an_end_and_the_last_reason_is_told(failing):
     world = failing(failures=9)
     world.begin("a")
