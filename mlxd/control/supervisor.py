@@ -235,6 +235,7 @@ class Supervisor:
         """
         spec, name = card.spec, card.name
         slot, began = self._slot(card), self._clock.monotonic()
+        slot.card = card
         self._begin(slot)
         worker: Worker | None = None
         known = replace(known, held=spec in self._held)

@@ -569,6 +569,19 @@ def test_other_files_are_another_model(world: World) -> None:
     assert [slot.name for slot in world.supervisor.slots()] == ["a"]
 
 
+def test_what_fails_is_the_files_that_were_loaded(world: World) -> None:
+    """They were replaced between the scan and the load."""
+
+    async def replaced(found: ModelCard, policies: object) -> ModelCard:
+        return replace(found, digest="1" * 64)
+
+    world.residency._loads._check = replaced
+    world.fate = dies()
+    for scanned in "011111":
+        world.answer(digest=scanned)
+    assert (world.slot().state, world.slot().failures) == (State.OPEN, 6)
+
+
 def test_an_edit_is_followed_by_those_who_wait(world: World) -> None:
     world.edit(supervision="worker: {backoff: {base: 50s}}\n")
     world.answer()
