@@ -38,8 +38,9 @@ Json = dict[str, Any]
 Mark = tuple[str, int, int, int]
 Fingerprint = tuple[Mark, ...]
 MORE_TEMPLATES = "additional_chat_templates"
-_READ = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
-"""The ends of the names of what an engine reads."""
+SUMS = "SHA256SUMS"
+_READ = (".safetensors", ".json", ".jinja", ".model", ".tiktoken", ".txt", ".py", SUMS)
+"""The ends of the names of what an engine reads, and of what that may be held against."""
 _DEFAULT_CONTEXT = 4096
 _LARGEST = 2**48
 _LONGEST_WORD = 100
@@ -115,7 +116,11 @@ def read_of(marks: Fingerprint) -> list[Mark]:
     """Those of files that engines read. Beside them there may be what grows all the while: what
     rsync has not received yet, a log.
     """
-    return [mark for mark in marks if mark[0].endswith(_READ) and not mark[0].startswith(".")]
+    return [mark for mark in marks if is_read(mark[0])]
+
+
+def is_read(name: str) -> bool:
+    return name.endswith(_READ) and not name.startswith(".")
 
 
 def _marks(folder: Path) -> list[Mark]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlxd.control.catalog import STALE_SECONDS, Catalog
+from mlxd.control.model_files import SUMS
 from mlxd.control.own_names import OwnName
 from mlxd.control.scan import GUIDE, Scanner
 from mlxd.core.clock import ManualClock
@@ -678,6 +679,18 @@ async def test_bytes_are_compared_before_a_load_where_policy_says_so(world):
     assert "recorded checksum" in (await world.card("m")).unavailable
     assert await world.resolve("good") == await world.resolve("default") == "good"
     flip(folder / "model.safetensors")
+    world.clock.advance(10)
+    assert await world.resolve("m") == "m"
+
+
+async def test_a_list_of_checksums_that_was_mended_is_held_against_the_files_again(world):
+    folder = world.add("m")
+    by_list(folder)
+    right = (folder / SUMS).read_text()
+    (folder / SUMS).write_text(f"{'0' * 64} *model.safetensors\n")
+    world.declare("defaults: {verify: sha256}\n")
+    assert "recorded checksum" in (await world.refused("m", ModelLoadFailed)).message
+    (folder / SUMS).write_text(right)
     world.clock.advance(10)
     assert await world.resolve("m") == "m"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxd.control.checksums import SUMS, Checksums, damage_of, recorded
-from mlxd.control.model_files import read_card
+from mlxd.control.checksums import Checksums, damage_of, recorded
+from mlxd.control.model_files import SUMS, read_card
 from tests.control.test_model_files import write_model
 
 WRONG = "the bytes of its model.safetensors are not those of the recorded checksum"
@@ -69,6 +69,13 @@ def test_what_grows_beside_its_files_is_no_damage(
         return sha256(file)
 
     monkeypatch.setattr("mlxd.control.checksums._sha256", meanwhile)
+    assert damage_of(folder) == ""
+
+
+def test_what_no_engine_reads_is_not_compared(tmp_path: Path) -> None:
+    """Nobody would notice that it was mended: only what is read makes a model another."""
+    folder = write_model(tmp_path / "m", files={"curve.png": "a picture"})
+    (folder / SUMS).write_text(f"{'0' * 64} *curve.png\n")
     assert damage_of(folder) == ""
 
 
