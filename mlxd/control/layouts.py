@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mlxd.control.reading import OutOfFiles, UnreadableModel, raise_if_out, text_of
 
 _MODEL_FILES = ("config.json", "model_index.json")
 _MODEL_SUFFIXES = (".safetensors", ".gguf", ".npz", ".bin", ".pt", ".pth")
+_TOKENIZERS = ("tokenizer.json", "tekken.json", "vocab.*", "*.model", "*.tiktoken")
 _HUB_PREFIX = "models--"
 _LONGEST_REVISION = 100
 
@@ -138,3 +140,13 @@ def _looks_like_model(folder: Path) -> bool:
     except OSError as error:
         raise_if_out(error)
         return folder.is_symlink()
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there is a file that makes one, whatever is said of it beside. Raises OutOfFiles."""
+    try:
+        names = [file.name for file in folder.iterdir()]
+    except OSError as error:
+        raise_if_out(error)
+        return False
+    return any(fnmatchcase(name, pattern) for name in names for pattern in _TOKENIZERS)

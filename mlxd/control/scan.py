@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 from mlxd.control.additions import Adapter, Template, read_adapter, read_template
-from mlxd.control.layouts import Place, models_under
+from mlxd.control.layouts import Place, has_tokenizer, models_under
 from mlxd.control.model_files import fingerprint, read_card
 from mlxd.control.reading import is_missing, readable
 from mlxd.core.models import ModelCard, canonical
@@ -147,11 +147,12 @@ class Scanner:
 
     def _whole(self, first: Find, earlier: Place) -> Find:
         """What stands in for a revision that is not whole yet, or may never be."""
-        why = first.card.unavailable or first.card.flaw
+        wrong = _wrong(first)
+        why = wrong or ("" if has_tokenizer(first.place.folder) else "it has no tokenizer")
         if not why or first.place.folder.parent != earlier.folder.parent:
             return first
         found = self._find(earlier)
-        if found.card.unavailable or found.card.flaw:
+        if _wrong(found) or not (wrong or has_tokenizer(earlier.folder)):
             return first
         return replace(found, card=replace(found.card, outdated=why))
 
@@ -167,6 +168,10 @@ class Scanner:
                 fault="path" if astray and card.unavailable else "",
             ),
         )
+
+
+def _wrong(find: Find) -> str:
+    return find.card.unavailable or find.card.flaw
 
 
 class _Kept(Generic[P, T]):

@@ -200,6 +200,22 @@ async def test_while_a_revision_is_fetched_the_one_before_is_served(world):
     assert "is missing" in (await world.card("org/m")).unavailable
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "vocab.txt"])
+async def test_a_revision_whose_tokenizer_is_not_there_yet_is_not_whole(world, name):
+    """Weights that are those of the revision before are there at once."""
+    repository = world.dirs / "models--org--m"
+    old, new = (repository / "snapshots" / one for one in ("old", "new"))
+    write_model(old, files={name: "{}"})
+    write_model(new, files={"tokenizer_config.json": "{}"})
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("new")
+    card = await world.card("org/m")
+    assert (card.path, card.outdated) == (str(old), "it has no tokenizer")
+    (new / "tokenizer.json").write_text("{}")
+    card = await world.card("org/m")
+    assert (card.path, card.outdated) == (str(new), "")
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model-Q4_K_M.gguf"])
 async def test_other_weights_that_are_fetched_first_do_not_make_a_revision_whole(world, name):
     repository = world.dirs / "models--org--m"
