@@ -113,11 +113,14 @@ class Catalog:
         return list(self._view(self._latest, self._models).cards.values())
 
     def unavailable(self) -> list[ModelCard]:
-        """Of those, the ones that are to be used and cannot be. Where there are any, and the last
-        scan is old, another begins: whoever asks next is told what was mended.
+        """Of those, the ones that are to be used and cannot be. Where there are any, or some that
+        are not served as they should be, and the last scan is old, another begins: whoever asks
+        next is told what was mended.
         """
-        found = [card for card in self.known() if card.unavailable and not card.foreign]
-        if found and self._scope is not None and self._age(self._scope) > STALE_SECONDS:
+        known = self.known()
+        found = [card for card in known if card.unavailable and not card.foreign]
+        wrong = found or any(card.outdated or card.held or card.undrafted for card in known)
+        if wrong and self._scope is not None and self._age(self._scope) > STALE_SECONDS:
             self._start_scan(self._scope)
         return found
 

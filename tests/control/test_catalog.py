@@ -138,6 +138,41 @@ async def test_what_is_no_text_model_is_not_looked_at_again_and_again(world):
     assert world.catalog._scans == {}
 
 
+async def test_a_revision_that_was_fetched_is_not_said_to_be_missing_for_long(world):
+    repository = world.dirs / "models--org--m"
+    old, new = (repository / "snapshots" / one for one in ("old", "new"))
+    write_model(old)
+    write_model(new)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("new")
+    weights = new / "model.safetensors"
+    weights.rename(world.root / "elsewhere")
+    assert (await world.card("org/m")).outdated
+    (world.root / "elsewhere").rename(weights)
+    world.clock.advance(STALE_SECONDS + 1)
+    assert world.catalog.unavailable() == []
+    await asyncio.gather(*world.catalog._scans.values())
+    assert [card.path for card in world.catalog.known() if card.name == "org/m"] == [str(new)]
+
+
+async def test_an_adapter_and_a_drafter_that_are_back_are_not_said_to_be_missing_for_long(world):
+    """What was served before stays meanwhile: nothing is unavailable."""
+    world.add("m")
+    adapter, gone = write_adapter(world.root / "adapter"), world.root / "gone"
+    world.declare(f"models: {{m: {{adapter: {adapter}}}, {GUIDE}: {{draft: small}}}}\n")
+    world.catalog._predecessors.served(await world.card("m"))
+    adapter.rename(gone)
+    assert (await world.card("m")).held
+    assert (await world.card(GUIDE)).undrafted
+    for mend in (lambda: gone.rename(adapter), lambda: world.add("small")):
+        mend()
+        world.clock.advance(STALE_SECONDS + 1)
+        assert world.catalog.unavailable() == []
+        await asyncio.gather(*world.catalog._scans.values())
+        assert not any(card.held for card in world.catalog.known())
+    assert not any(card.undrafted for card in world.catalog.known())
+
+
 async def test_files_that_are_no_model_when_they_are_to_be_loaded_are_the_catalogues_to_tell(world):
     folder = world.add("m")
     card = await world.card("m")
