@@ -104,7 +104,7 @@ OTHERS = {
     "control/progress.py": {"_lines"},
     "control/pull.py": {"short_names", "_parts"},
     "control/quotas.py": {"_recent"},
-    "control/ratelimit.py": {"_kept", "_heirs"},
+    "control/ratelimit.py": {"_keys", "_kept", "_heirs"},
     "control/recovery.py": {"_tasks", "_not_before"},
     "control/residency.py": {"_tasks"},
     "control/resident.py": {"needs"},

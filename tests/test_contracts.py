@@ -7,13 +7,19 @@ import ast
 from tests.support.sources import Source, sources
 
 GENERATOR = ("BatchGenerator", "GenerationBatch", "PromptProcessingBatch")
-NAMES_THE_GENERATOR = {"worker/batch.py", "worker/prefiller.py", "worker/raw.py"}
+NAMES_THE_GENERATOR = {
+    "worker/batch.py",
+    "worker/prefiller.py",
+    "worker/raw.py",
+    "worker/together.py",
+}
 TAKES_FROM_MLX_LM_GENERATE = {
     "worker/batch.py": {"GenerationBatch", "PromptProcessingBatch"},
     "worker/mlx_engine.py": {"generation_stream"},
     "worker/prefiller.py": {"PromptProcessingBatch", "StopSequences"},
     "worker/raw.py": {"BatchGenerator"},
     "worker/serial.py": {"generate_step", "generation_stream"},
+    "worker/together.py": {"PromptProcessingBatch"},
     "worker/assembly.py": {"generation_stream"},
     "worker/reading.py": {"generation_stream"},
     "worker/markup.py": {"TextStateMachine"},
