@@ -9,9 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
+from typing import Literal
 
 from mlxd.core.grouping import divided, least_bytes
 
+Sharing = Literal["none", "like", "any"]
+"""Which sequences share a model's steps. `none`: each has its own. `like`: answers, and prompts
+with as many tokens left to be read. `any`: all prompts, the shorter ones padded.
+"""
 STEP_TOKENS = 256
 """Caches grow by so many tokens at a time (mlx-lm's KVCache.step)."""
 PREFILL_ROWS = 8
@@ -129,6 +134,8 @@ class Footprint:
     """The same when rows have joined, and all are copied."""
     draft: tuple[LayerGroup, ...] = ()
     """Of the model that drafts: it follows one sequence at a time."""
+    sharing: Sharing | None = None
+    """As was tried out when it was loaded; None: it was not."""
 
     def cache_bytes(self, lengths: Sequence[int]) -> int:
         """Of a batch of sequences with these lengths: padded to the longest, not paged."""

@@ -165,7 +165,8 @@ class Launch(msgspec.Struct, frozen=True, tag="launch"):
     footprint: Footprint | None = None
     """What the daemon takes the model's to be; None: it knows nothing."""
     measured: bool = False
-    """Whether `footprint` is of an earlier load with the same versions: nothing is recorded."""
+    """Whether `footprint` is of an earlier load with the same versions: nothing is recorded, nor
+    tried out."""
     held: bool = False
     """Grammars have held answers of this model before: what that takes is made with the load, and
     not while others stream."""

@@ -68,7 +68,7 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
     drafting = _drafting(launch, loaded)
     link.send(Loading("footprint"))
     footprint = _footprint(loaded, launch.footprint, measured=launch.measured)
-    footprint = replace(footprint, draft=drafting.groups)
+    footprint = replace(footprint, draft=drafting.groups, sharing=loaded.sharing)
     peak = mx.get_peak_memory()
     kept = prefix_parts(
         loaded,
@@ -163,6 +163,7 @@ def _loaded(launch: Launch, link: Link) -> Loaded:
         template=Path(launch.chat_template) if launch.chat_template else None,
         trust=launch.trust_remote_code,
         kv_bits=launch.kv_bits,
+        known=launch.footprint.sharing if launch.footprint and launch.measured else None,
         tell=link.send,
     )
 

@@ -20,6 +20,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper, _infer_tool_parser
 
+from mlxd.core.footprint import Sharing
 from mlxd.ipc.messages import Loading
 from mlxd.worker.allocator import is_exhaustion
 from mlxd.worker.architectures import classes_of
@@ -29,7 +30,7 @@ from mlxd.worker.matrices import lay_out
 from mlxd.worker.panic import is_panic
 from mlxd.worker.quantised import QuantisedCache, quantised
 from mlxd.worker.refusal import LoadError, Setting
-from mlxd.worker.together import Sharing, sharing
+from mlxd.worker.together import sharing
 
 CACHE_LIMIT_BYTES = 2**30
 """Of freed buffers that MLX keeps for reuse on a GPU; its own default is most of the memory."""
@@ -88,10 +89,11 @@ def load(
     template: Path | None = None,
     trust: bool = False,
     kv_bits: int = 0,
+    known: Sharing | None = None,
     tell: Callable[[Loading], None] = lambda at: None,
 ) -> Loaded:
-    """`template` goes before the model's own; `trust`: code in its folder may run. `tell` hears how
-    far it is.
+    """`template` goes before the model's own; `trust`: code in its folder may run. `known`: what
+    an earlier load has tried out. `tell` hears how far it is.
 
     Raises LoadError.
     """
@@ -127,7 +129,7 @@ def load(
         tokenizer=tokenizer,
         vocabulary=vocabulary,
         width=width,
-        sharing="none" if alone else sharing(model, vocabulary),
+        sharing="none" if alone else known or sharing(model, vocabulary),
         kv=kv,
     )
 

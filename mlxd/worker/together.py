@@ -7,21 +7,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.generate import PromptProcessingBatch
 from mlx_lm.models.cache import make_prompt_cache
 
+from mlxd.core.footprint import Sharing
 from mlxd.worker.allocator import is_exhaustion
 from mlxd.worker.machine import has_gpu
 from mlxd.worker.sampling import greedy
 
-Sharing = Literal["none", "like", "any"]
-"""`none`: each has its own. `like`: answers, and prompts with as many tokens left to be read.
-`any`: all prompts, the shorter ones padded.
-"""
 _LONG, _SHORT = 3, 1
 """Tokens of the prompts. On a CPU each takes as long as a step."""
 _ROWS = (_LONG, _SHORT, _SHORT)

@@ -235,6 +235,20 @@ def test_models_that_count_padding_as_text_are_found(dtype: str, tmp_path: Path)
     }
 
 
+@pytest.mark.parametrize(("measured", "found"), [(True, "any"), (False, "like")])
+def test_what_an_earlier_load_has_tried_out_is_known(
+    measured: bool, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.worker.bench import Bench
+
+    model = make_model(tmp_path / "m", Shape())
+    footprint = Bench(model).ready.footprint
+    assert footprint.sharing == "any"
+    monkeypatch.setattr("mlxd.worker.loading.sharing", lambda *_: "like")
+    again = Bench(model, footprint=footprint, measured=measured)
+    assert again.ready.footprint.sharing == found
+
+
 def make_adapter(folder: Path, model: Path, *, size: int = 64) -> Path:
     """A LoRA adapter for the queries of the last layer; its numbers are not small."""
     import mlx.core as mx
