@@ -32,7 +32,7 @@ def test_it_is_live_and_workers_have_what_holds_as_they_start(tmp_path: Path) ->
         pytest.skip("the system allows no cores here")
     resource.setrlimit(resource.RLIMIT_CORE, (MOST, limits[1]))
     try:
-        with daemon(tmp_path, policies={"supervision": SPARES}) as running:
+        with daemon(tmp_path, policies={"supervision": SPARES}, prefix=["env"]) as running:
             assert leaves(running.pid) == (0, 0)
             assert leaves(spare(running)) == (0, 0)
             running.edit("supervision", SPARES + ALLOWED)
