@@ -7,6 +7,7 @@ user would.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
 import os
@@ -81,6 +82,11 @@ class Warm:
                 cwd=_ROOT,
             )
 
+    def close(self) -> None:
+        """It ends when nobody is there to ask."""
+        self._socket.close()
+        self._process.wait()
+
     def suffices(self, environment: Mapping[str, str]) -> bool:
         """Whether an interpreter of its own would be the same in this environment."""
         return _read_at_start(environment) == self._told
@@ -118,7 +124,11 @@ def warm() -> Warm | None:
     """This test process's, started when it is first needed. Benchmarks have none: what they measure
     is started as a user would.
     """
-    return Warm() if sys.platform == "linux" and "PYTEST_VERSION" in os.environ else None
+    if sys.platform != "linux" or "PYTEST_VERSION" not in os.environ:
+        return None
+    found = Warm()
+    atexit.register(found.close)
+    return found
 
 
 def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:

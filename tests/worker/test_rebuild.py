@@ -102,8 +102,8 @@ def test_a_models_own_code_that_fails_once_is_survived(tmp_path: Path) -> None:
     assert stderr is not None
     try:
         asked: list[dict[str, Any]] = [
-            {"messages": ASKED, "max_tokens": 40},
-            {"text": "hello fox", "max_tokens": 40},
+            {"messages": ASKED, "max_tokens": 200},
+            {"text": "hello fox", "max_tokens": 200},
         ]
         alone = [worker.run(**ask).text for ask in asked]
         ids = [worker.generate(**ask) for ask in asked]
