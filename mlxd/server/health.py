@@ -314,9 +314,11 @@ def _held(parts: Parts) -> list[str]:
 
 def _replaced(parts: Parts) -> list[str]:
     """What is in memory, and no longer on the disk."""
-    digests = {card.spec: card.digest for card in parts.catalog.known() if not card.unavailable}
     residents = parts.residency.residents()
-    in_memory = (one.card for one in residents if parts.residency.serves(one.spec))
+    in_memory = [one.card for one in residents if parts.residency.serves(one.spec)]
+    paths = {card.path for card in in_memory}
+    on_disk = [card for card in parts.catalog.known() if card.path in paths]
+    digests = {card.spec: card.digest for card in on_disk if not card.unavailable}
     return [
         f"model {card.name} is served as it was loaded: its weights have been replaced since,"
         f" and are loaded once it leaves memory (mlxd unload {card.name})"
