@@ -32,6 +32,9 @@ _MOST_BYTES = 16 * 2**20
 _IMPOSSIBLE = 2**48
 """More bytes, tokens or layers than anything that exists has."""
 _LONGEST_LOAD = 86400.0
+_APART_S = 30.0
+"""Between two writes of what busy times taught: many may end in a second, and each write makes the
+disk flush its memory. A daemon that is killed forgets no more than that."""
 _PATIENCE_S = 2.0
 _USUAL_LENGTH = 4096
 """Tokens for which a footprint has to be believable."""
@@ -112,32 +115,42 @@ class Estimates:
         self._threads = Threads("estimates")
         self._models = _read(self._path)
         self._writing: asyncio.Task[None] | None = None
+        self._resting: asyncio.TimerHandle | None = None
+        """After a write: until then the next one waits."""
         self._changed = False
+        self._hurries = False
+        """What has changed is not to wait."""
         self._failed = False
         """The last write did."""
 
     def get(self, key: str) -> Estimate | None:
         return self._models.get(key)
 
-    def put(self, key: str, estimate: Estimate) -> None:
-        """Remember it, in place of those that were not used for longest."""
+    def put(self, key: str, estimate: Estimate, *, now: bool = False) -> None:
+        """Remember it, in place of those that were not used for longest. `now`: on disk, too."""
         self._models.pop(key, None)
         self._models[key] = msgspec.structs.replace(estimate, used=self._clock.wall())
         for old in list(self._models)[:-MOST_MODELS]:  # put in this order, whatever the date was
             del self._models[old]
         self._changed = True
-        self._save()
+        self._hurries |= now
+        if self._hurries or self._resting is None:
+            self._save()
 
     async def close(self) -> None:
         """Wait for the disk, but not for one that hangs: what is not written then is forgotten."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_S):
                 await self.saved()
+        if self._resting is not None:
+            self._resting.cancel()
 
     async def saved(self) -> None:
         """Wait until what is known now is on the disk, or could not be written."""
-        while self._writing is not None:
-            await asyncio.shield(self._writing)
+        while self._changed or self._writing is not None:
+            self._save()
+            if self._writing is not None:
+                await asyncio.shield(self._writing)
 
     def _save(self) -> None:
         """One write at a time; what comes meanwhile goes into the next."""
@@ -145,19 +158,30 @@ class Estimates:
             self._writing = asyncio.get_running_loop().create_task(self._write())
 
     async def _write(self) -> None:
+        self._changed = self._hurries = False
+        content = msgspec.json.encode(_File(SCHEMA, self._models))
         try:
-            while self._changed:
-                self._changed = False
-                content = msgspec.json.encode(_File(SCHEMA, self._models))
-                try:
-                    await self._threads.run(_written, self._path, content)
-                    self._failed = False
-                except OSError as error:  # of the disk, or there is no thread for it
-                    if not self._failed:
-                        _log.warning("%s cannot be written: %s", FILE, error.strerror or error)
-                    self._failed = True
+            await self._threads.run(_written, self._path, content)
+            self._failed = False
+        except OSError as error:  # of the disk, or there is no thread for it
+            if not self._failed:
+                _log.warning("%s cannot be written: %s", FILE, error.strerror or error)
+            self._failed = True
         finally:
             self._writing = None
+            self._rest()
+
+    def _rest(self) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+        self._resting = asyncio.get_running_loop().call_later(_APART_S, self._rested)
+        if self._hurries:
+            self._save()
+
+    def _rested(self) -> None:
+        self._resting = None
+        if self._changed:
+            self._save()
 
 
 def learned(estimate: Estimate, predicted: int, measured: int) -> Estimate:

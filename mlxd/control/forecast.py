@@ -91,7 +91,7 @@ class Forecasts:
         if ready.peak_bytes > 0 and foreseen > 0:
             estimate = learned_load(estimate, foreseen, ready.peak_bytes)
         self._measured.add(key)
-        self._estimates.put(key, estimate)
+        self._estimates.put(key, estimate, now=True)
 
     def observed(self, card: ModelCard, observed: ipc.Observed) -> None:
         """Learn from a busy time."""

@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -118,6 +119,65 @@ async def test_many_changes_are_few_writes(tmp_path: Path, monkeypatch: pytest.M
     await estimates.saved()
     assert len(writes) == 1
     assert b"model 99" in writes[-1]
+
+
+async def _until(found: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not found():  # noqa: ASYNC110  # a thread writes
+            await asyncio.sleep(0.01)
+
+
+async def test_what_busy_times_teach_is_written_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes: list[bytes] = []
+    monkeypatch.setattr("mlxd.core.durable.write", lambda path, content: writes.append(content))
+    estimates = Estimates(tmp_path, ManualClock())
+    estimates.put("a", Estimate(used=0.0))
+    await estimates.saved()
+    for _ in range(3):
+        estimates.put("b", Estimate(used=0.0))
+        await asyncio.sleep(0.01)
+    assert len(writes) == 1
+    estimates.put("c", Estimate(used=0.0), now=True)
+    await _until(lambda: len(writes) == 2)
+    assert b'"b"' in writes[-1]
+    estimates.put("d", Estimate(used=0.0))
+    await estimates.close()
+    assert b'"d"' in writes[-1]
+
+
+async def test_what_waited_is_written_once_it_has_rested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxd.control.estimates._APART_S", 0.02)
+    estimates = Estimates(tmp_path, ManualClock())
+    for name in "ab":
+        estimates.put(name, Estimate(used=0.0))
+        if name == "a":
+            await estimates.saved()
+    await _until(lambda: b'"b"' in (tmp_path / FILE).read_bytes())
+
+
+async def test_what_hurries_during_a_write_is_written_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, go = threading.Event(), threading.Event()
+    writes: list[bytes] = []
+
+    def write(path: Path, content: bytes) -> None:
+        writing.set()
+        go.wait(5)
+        writes.append(content)
+
+    monkeypatch.setattr("mlxd.core.durable.write", write)
+    estimates = Estimates(tmp_path, ManualClock())
+    estimates.put("a", Estimate(used=0.0))
+    await asyncio.to_thread(writing.wait, 5)
+    estimates.put("b", Estimate(used=0.0), now=True)
+    go.set()
+    await _until(lambda: len(writes) == 2)
+    assert b'"b"' in writes[-1]
 
 
 async def test_the_longest_unused_are_forgotten(tmp_path: Path) -> None:
