@@ -143,8 +143,10 @@ class Loop:
         if self._readings.current is not None:
             pass
         elif not self._running:
+            self._end_turn()
             commands += self._pause()
         elif left := self._standstill():
+            self._end_turn()
             commands += self._hear(min(left, SIGN_OF_LIFE_SECONDS))
         while not self._inbox.empty():
             commands += self._inbox.get()
@@ -496,6 +498,12 @@ class Loop:
         sys.stderr.write(f"the engine was made anew, and {go_on}\n")
 
     # -- stepping
+
+    def _end_turn(self) -> None:
+        """There is no step for now: other engines may have theirs."""
+        with self._bearing():
+            self._turns.end()
+        self._mend()
 
     def _step(self) -> None:
         step, before = Step([], []), 0.0

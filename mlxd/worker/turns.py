@@ -15,6 +15,7 @@ class Turns:
 
     Two files: whoever holds the second is the next to get the first. So an engine that has just
     stepped queues behind one that waits, instead of taking the lock again before that wakes.
+    While nobody waits a turn is kept from one step to the next, and what a step began goes on.
     A holder that is stopped, not dead, holds the others up until the daemon misses its steps; they
     are not missed themselves meanwhile (intake.py).
     """
@@ -32,28 +33,53 @@ class Turns:
         self._finish = finish
         self._standing = standing
         self._open: tuple[int, int] | None = None
+        self._held = False
         self.exclusive = False
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait for the turn of this process, and hold it for the length of the block. Where the
-        file cannot be had, nothing is waited for: a disk that fails ends no stream.
+        """Wait for the turn of this process, and hold it for the length of the block; beyond that
+        until somebody waits at the end of another, or `end`. Where the file cannot be had, nothing
+        is waited for: a disk that fails ends no stream.
         """
         files = self._files() if self.exclusive else None
         if files is None:
+            self.end()
             yield
             return
-        turn, next_one = files
+        self._take(*files)
+        try:
+            yield
+        except BaseException:
+            self._let_go()
+            raise
+        if _is_locked(files[1]):
+            self.end()
+
+    def end(self) -> None:
+        """There is no step for now: others may take theirs, once what the last one began is
+        done.
+        """
+        if self._held:
+            try:
+                self._finish()
+            finally:
+                self._let_go()
+
+    def _take(self, turn: int, next_one: int) -> None:
+        if self._held:
+            return
         self._standing(True)
         fcntl.flock(next_one, fcntl.LOCK_EX)
         fcntl.flock(turn, fcntl.LOCK_EX)
+        self._held = True
         fcntl.flock(next_one, fcntl.LOCK_UN)
         self._standing(False)
-        try:
-            yield
-            self._finish()
-        finally:
-            fcntl.flock(turn, fcntl.LOCK_UN)
+
+    def _let_go(self) -> None:
+        if self._held and self._open is not None:
+            self._held = False
+            fcntl.flock(self._open[0], fcntl.LOCK_UN)
 
     def _files(self) -> tuple[int, int] | None:
         """Both, once they could be opened."""
@@ -70,3 +96,13 @@ class Turns:
 def _opened(file: Path) -> int:
     """Raises OSError."""
     return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _is_locked(descriptor: int) -> bool:
+    """By another process."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return False

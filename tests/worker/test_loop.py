@@ -6,6 +6,7 @@ import queue
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -183,6 +184,7 @@ def run(
     backing: Any = None,
     prefixes: Any = None,
     tuned: Tuned | None = None,
+    turns: Turns | None = None,
 ) -> Wire:
     """All batches are seen at once, or `paced`: one before each step, where None is a time in
     which nothing comes. After the last, the loop runs dry and shuts down.
@@ -218,7 +220,7 @@ def run(
         reader=reader,
         ledger=Ledger(FOOTPRINT, 32, budget),
         allocator=heap or Heap(),
-        turns=Turns(None),
+        turns=turns or Turns(None),
         cache=cache,
         backing=backing,
         prefixes=prefixes,
@@ -255,6 +257,16 @@ def test_a_cancel_in_the_batch_of_its_request_counts():
     assert [p.id for p in wire.of(Cancelled)] == [1]
     assert not engine.running
     assert engine.steps == 0
+
+
+def test_an_engine_gives_its_turn_up_when_it_has_nothing_to_step(tmp_path: Path):
+    said: list[str] = []
+    turns = Turns(tmp_path / "turns", lambda: said.append("finished"))
+    turns.exclusive = True
+    engine = Script()
+    run(engine, [job(1)], turns=turns)
+    assert engine.steps > 1
+    assert said == ["finished"]
 
 
 class Breaking(Script):

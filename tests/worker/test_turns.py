@@ -30,6 +30,7 @@ def test_two_engines_alternate(tmp_path: Path):
             with turns.turn():
                 order.append(name)
                 threading.Event().wait(0.002)  # the step
+        turns.end()
 
     threads = [threading.Thread(target=step, args=[name]) for name in "ab"]
     for thread in threads:
@@ -66,6 +67,7 @@ def test_no_two_are_inside_at_one_time(tmp_path: Path):
                 most.append(len(inside))
                 threading.Event().wait(0.0005)
                 inside.discard(n)
+        turns.end()
 
     threads = [threading.Thread(target=step, args=[n]) for n in range(4)]
     for thread in threads:
@@ -118,13 +120,68 @@ def test_engines_that_are_not_exclusive_take_no_lock(tmp_path: Path):
         pass
 
 
-def test_a_turn_ends_only_when_its_step_is_done(tmp_path: Path):
+def test_an_engine_that_is_alone_keeps_its_turn_and_what_it_began_goes_on(tmp_path: Path):
     done: list[str] = []
-    turns = Turns(tmp_path / "turns", lambda: done.append("finished"))
+    file = tmp_path / "turns"
+    turns = Turns(file, lambda: done.append("finished"))
+    turns.exclusive = True
+    for _ in range(3):
+        with turns.turn():
+            done.append("stepped")
+    assert done == ["stepped"] * 3
+    assert is_locked(file)
+    turns.end()
+    assert done == ["stepped"] * 3 + ["finished"]
+    assert not is_locked(file)
+    turns.end()
+    assert done.count("finished") == 1
+
+
+def test_a_turn_is_passed_on_once_its_step_is_done(tmp_path: Path):
+    done: list[str] = []
+    file = tmp_path / "turns"
+    turns = Turns(file, lambda: done.append("finished"))
     with turns.turn():
         pass
     assert not done
     turns.exclusive = True
+
+    def other() -> None:
+        with exclusive(file).turn():
+            done.append("other")
+
+    waiting = threading.Thread(target=other)
     with turns.turn():
+        waiting.start()
+        while not is_locked(file.with_name("turns.next")):
+            threading.Event().wait(0.001)
         done.append("stepped")
-    assert done == ["stepped", "finished"]
+    waiting.join(10)
+    assert done == ["stepped", "finished", "other"]
+
+
+def test_a_turn_that_is_not_exclusive_any_more_is_given_up(tmp_path: Path):
+    file = tmp_path / "turns"
+    turns = exclusive(file)
+    with turns.turn():
+        pass
+    turns.exclusive = False
+    with turns.turn():
+        assert not is_locked(file)
+
+
+def test_a_step_that_fails_gives_its_turn_up(tmp_path: Path):
+    file = tmp_path / "turns"
+    turns = exclusive(file)
+    with pytest.raises(RuntimeError), turns.turn():
+        raise RuntimeError
+    assert not is_locked(file)
+
+
+def is_locked(file: Path) -> bool:
+    with file.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
