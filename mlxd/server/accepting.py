@@ -154,11 +154,13 @@ class Acceptor:
             os.close(self._kept.pop())
 
     async def _serve(self, sock: socket.socket, *, kept: bool) -> None:
+        connection = self._connection(kept)
         try:
             sock.setblocking(False)
             loop = asyncio.get_running_loop()
-            await loop.connect_accepted_socket(lambda: self._connection(kept), sock)
-        except OSError:
+            await loop.connect_accepted_socket(lambda: connection, sock)
+        except OSError as error:  # its client has reset it: macOS lets no option of it be set then
+            connection.connection_lost(error)
             sock.close()
 
     def _own(self, work: Coroutine[None, None, None]) -> None:

@@ -177,6 +177,8 @@ class Connection(RequestHandler):
     @property
     def open(self) -> bool:
         """False once it is over; true before it has begun."""
+        if self._manager is None:
+            return False
         return self._wire is None or not self._wire.is_closing()
 
     @property

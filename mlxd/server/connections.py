@@ -84,6 +84,7 @@ class GuardedServer(web.Server):
             max_line_size=int(http.max_header_bytes),
             max_field_size=int(http.max_header_bytes),
             max_headers=http.max_headers,
+            tcp_keepalive=False,  # silence.py asks for it; aiohttp fails where that is refused
             auto_decompress=False,  # it goes on inflating what was refused: see inflating.py
         )
         connection.scarce = scarce

@@ -78,3 +78,28 @@ async def test_whoever_is_refused_is_told_so_and_nothing_is_made_of_it() -> None
         acceptor.close()
         await acceptor.settled()
     assert made == [False]
+
+
+async def test_one_that_was_reset_before_it_was_taken_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """macOS hands it out all the same, and lets no option of it be set."""
+    lost: list[BaseException | None] = []
+
+    class Lost(asyncio.Protocol):
+        def connection_lost(self, exc: BaseException | None) -> None:
+            lost.append(exc)
+
+    async def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "connect_accepted_socket", refused)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        acceptor = Acceptor(listener, lambda _: Lost())
+        acceptor.start(8)
+        with socket.create_connection(listener.getsockname(), 5) as client:
+            assert await asyncio.to_thread(client.recv, 1) == b""
+        acceptor.close()
+        await acceptor.settled()
+    assert [getattr(error, "errno", 0) for error in lost] == [errno.EINVAL]

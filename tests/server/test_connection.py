@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 import socket
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from aiohttp import web
+from aiohttp import web, web_protocol
 
 from mlxd.core.clock import ManualClock, SystemClock
 from mlxd.core.errors import MlxdError
@@ -185,3 +186,24 @@ async def test_a_request_whose_body_is_not_whole_is_awaited_like_one_whose_heade
     await asyncio.to_thread(bench.client.sendall, body[1:])
     assert (await bench.received()).startswith(b"HTTP/1.1 200 ")
     assert not bench.connection.asking
+
+
+def _refused(*_: object) -> None:
+    raise OSError(errno.EINVAL, "Invalid argument")
+
+
+async def test_one_whose_options_cannot_be_set_is_a_connection_like_others(
+    monkeypatch: pytest.MonkeyPatch, bench: Bench
+) -> None:
+    """As on macOS, where its client has reset it meanwhile: it is known, and its end is seen."""
+    monkeypatch.setattr(web_protocol, "tcp_keepalive", _refused)
+    await bench.asked()
+
+
+async def test_one_that_could_not_begin_is_over() -> None:
+    server = GuardedServer(_answer, PolicyStore(POLICIES), SystemClock())
+    connection = server.connection()
+    assert connection.open
+    connection.connection_lost(OSError(errno.EINVAL, "Invalid argument"))
+    assert not connection.open
+    assert not connection.expecting
