@@ -26,11 +26,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from mlxd.core.clock import SystemClock
-from mlxd.worker.templates import LENGTH
+from mlxd.worker.templates import LENGTH, MOST_MEMORY
 
 CPU_SECONDS = 3
 """For one template; its worker looks at the clock, and this is for the case that there is none."""
-MOST_MEMORY = 512 * 2**20
 MOST_OUTPUT = 8 * 2**20
 """Characters."""
 LONGEST_WORDS = 300

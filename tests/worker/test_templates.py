@@ -74,6 +74,17 @@ def test_one_that_wants_all_memory_ends_its_process_alone(templates: Templates) 
     assert templates.render("x", TURNS) == "x"
 
 
+def test_one_that_takes_much_is_ended_where_the_system_sets_it_no_limit() -> None:
+    """Here it has one of its own, which is larger."""
+    templates = Templates(memory=100 * 2**20)
+    assert templates.render("x", TURNS) == "x"
+    much = "{% set a = 'x' * 200000000 %}"
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    assert "takes too much" in refusal(templates, much + endless)
+    assert templates._process is None
+    templates.close()
+
+
 def test_one_that_does_not_end_is_ended() -> None:
     templates = Templates(seconds=0.2)
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
