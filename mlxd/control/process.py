@@ -33,6 +33,10 @@ WORKER_OF = "MLXD_WORKER_OF"
 _STDERR_TAIL = 8192
 _STDERR_SECONDS = 0.5
 """How long its last words are waited for: what it started may hold its stderr for ever."""
+_SOCKET_BYTES = 1 << 17
+"""What its socket takes at least before somebody waits. macOS's own take 8 KiB, some steps' tokens:
+an engine would stand still whenever the daemon is busy with something else.
+"""
 _KERNELS = "kernels"
 _TURNS = "turns"
 """What engines that step one at a time lock; made by the first of them."""
@@ -107,7 +111,7 @@ class EngineProcess:
         private = _private_folder(temporary)
         with contextlib.ExitStack() as undo:
             undo.callback(_remove, private, temporary)
-            ours, theirs = socket.socketpair()
+            ours, theirs = _sockets()
             undo.callback(ours.close)
             pipe, words, stderr = await _pipe()
             undo.callback(pipe.close)
@@ -215,6 +219,15 @@ def _begun(work: Callable[[], None], name: str) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _sockets() -> tuple[socket.socket, socket.socket]:
+    pair = socket.socketpair()
+    for end in pair:
+        if end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < _SOCKET_BYTES:
+            with contextlib.suppress(OSError):  # more than the system lets anybody have
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+    return pair
 
 
 async def _pipe() -> tuple[asyncio.ReadTransport, _Words, IO[bytes]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -60,6 +61,25 @@ def test_a_process_can_be_told_of_a_state_folder_whose_path_is_no_unicode(tmp_pa
     sent = ipc.encode(launch)
     assert bytes(state / "tmp") in sent
     assert bytes(state / "prefixes") in sent
+
+
+def test_an_engine_does_not_wait_for_a_daemon_that_is_busy_for_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the buffers that macOS gives a pair of sockets."""
+    real = socket.socketpair
+
+    def small() -> tuple[socket.socket, socket.socket]:
+        pair = real()
+        for end in pair:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        return pair
+
+    monkeypatch.setattr(socket, "socketpair", small)
+    ours, theirs = module._sockets()
+    with ours, theirs:
+        theirs.setblocking(False)
+        assert theirs.send(bytes(100_000)) == 100_000
 
 
 @pytest.mark.parametrize("program", [SAYS_MUCH], indirect=True)
