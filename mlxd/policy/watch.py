@@ -138,7 +138,7 @@ class Watcher:
             paths = [Path(event) for _, event in events]
             itself = any(path.name == folder.name for path in paths)
             other = _watched(folder) != watched or _counting(folder, watched) != counting
-            if not heard or any(watched.get(path.parent) in counting for path in paths):
+            if not heard or any(_which(one) in counting for one in {path.parent for path in paths}):
                 hint()  # the first time for what happened before there were events
             heard = True
             if itself or other:  # a new folder may have the old one's number
@@ -164,12 +164,20 @@ def _watched(folder: Path | None) -> Watched:
     """
     found: Watched = {}
     for one in [] if folder is None else [*_inside(folder), folder.parent]:
-        try:
-            status = one.stat()
-        except OSError:
-            continue
-        found[one] = (status.st_dev, status.st_ino)
+        if (which := _which(one)) is not None:
+            found[one] = which
     return found
+
+
+def _which(folder: Path) -> tuple[int, int] | None:
+    """None: there is none. Paths do not tell: macOS writes those of events as the disk has them,
+    whatever case they were asked for in.
+    """
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _counting(folder: Path, watched: Watched) -> set[tuple[int, int]]:

@@ -115,6 +115,28 @@ async def test_a_file_behind_a_link_is_watched_where_it_is(folder: Path, tmp_pat
         await looks.next()
 
 
+async def test_events_may_write_the_folder_otherwise(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As macOS does: `Policies` for `policies`, where the disk has it so."""
+    (tmp_path / "Around").symlink_to(folder.parent)
+    told = tmp_path / "Around" / "policies" / "limits.yaml"
+    edited = threading.Event()
+
+    def watch_(*_: object, stop_event: threading.Event, **__: object) -> Iterator[set[Any]]:
+        yield set()
+        while not stop_event.is_set():
+            if edited.wait(0.01):
+                edited.clear()
+                yield {(watchfiles.Change.modified, str(told))}
+
+    monkeypatch.setattr(watchfiles, "watch", watch_)
+    async with watching(folder) as (_, looks):
+        await looks.calm()
+        edited.set()
+        await looks.next(5.0)
+
+
 async def test_neighbours_of_the_policy_folder_are_none_of_its_business(folder: Path) -> None:
     async with watching(folder) as (_, looks):
         before = looks.count
