@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+from unicodedata import normalize
 
 from mlxd.core.preset import Preset
 from mlxd.core.request import Sampling
@@ -15,8 +16,10 @@ ENCODERS = frozenset((
 
 
 def canonical(name: str) -> str:
-    """Names are compared without case; `:latest` is implied and `:local` says nothing new."""
-    lowered = name.strip().lower()
+    """Names are compared without case; `:latest` is implied and `:local` says nothing new. An
+    accent is a part of its letter: macOS may have written it apart in the name of a folder.
+    """
+    lowered = normalize("NFC", name.strip().lower())
     for suffix in (":latest", ":local"):
         lowered = lowered.removesuffix(suffix)
     return lowered

@@ -2,6 +2,7 @@ import asyncio
 import json
 import threading
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 
@@ -89,6 +90,15 @@ async def test_names_are_compared_without_case_tag_or_organisation(world):
     world.add("org/Inner-4bit")
     for name in ("org/Inner-4bit", "ORG/INNER-4BIT", "inner-4bit", "inner-4bit:latest"):
         assert await world.resolve(name) == "org/Inner-4bit"
+
+
+async def test_an_accent_may_be_written_apart_from_its_letter(world):
+    """As macOS writes it in names of folders, and keyboards do not."""
+    world.add(normalize("NFD", "Modèle"))
+    alias = normalize("NFD", "été")
+    world.declare(f"models: {{Modèle: {{aliases: [{alias}]}}}}")
+    for name in ("Modèle", "été"):
+        assert await world.resolve(name) == normalize("NFD", "Modèle")
 
 
 async def test_a_short_name_with_two_candidates_needs_the_whole_one(world):
