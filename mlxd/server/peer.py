@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 
 from aiohttp import web
 
@@ -12,6 +13,12 @@ from mlxd.core.errors import Forbidden
 from mlxd.server.edge import caller_of
 
 _UCRED = struct.Struct("iII")
+"""pid, uid, gid."""
+_DARWIN_LEVEL = 0  # SOL_LOCAL; Python has no names for these three
+_DARWIN_CRED = 0x001
+_DARWIN_PID = 0x002
+_XUCRED = struct.Struct("IIhxx16I")
+"""Version, uid, how many groups; the groups."""
 
 
 def peer_of(request: web.BaseRequest) -> str:
@@ -49,14 +56,17 @@ def is_stranger(request: web.BaseRequest) -> bool:
 
 def _credentials(request: web.BaseRequest) -> tuple[int, int] | None:
     """(pid, uid)."""
-    option = getattr(socket, "SO_PEERCRED", None)
     sock = request.transport.get_extra_info("socket") if request.transport is not None else None
-    if option is None or sock is None or sock.family != socket.AF_UNIX:
+    if sock is None or sock.family != socket.AF_UNIX:
         return None
     try:
-        pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, option, _UCRED.size))
-    except OSError:
+        if sys.platform == "darwin":
+            _, uid, *_ = _XUCRED.unpack(sock.getsockopt(_DARWIN_LEVEL, _DARWIN_CRED, _XUCRED.size))
+            return sock.getsockopt(_DARWIN_LEVEL, _DARWIN_PID), uid
+        said = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    except (OSError, struct.error):  # it is gone
         return None
+    pid, uid, _ = _UCRED.unpack(said)
     return pid, uid
 
 
