@@ -12,9 +12,6 @@ import select
 
 from mlxd.core.counts import plural
 
-_PIECE = 4096
-"""Bytes that a descriptor which is ready takes without making its writer wait (PIPE_BUF)."""
-
 
 class Sink(logging.Handler):
     """Writes each record as one line, if it can be done without waiting."""
@@ -54,8 +51,8 @@ class Sink(logging.Handler):
             data = b"\n" + data
         left = memoryview(data)
         try:
-            while left and self._ready():
-                left = left[os.write(self._descriptor, left[:_PIECE]) :]
+            while left and self._ready():  # takes so much then: 4096 bytes on Linux, 512 on macOS
+                left = left[os.write(self._descriptor, left[: select.PIPE_BUF]) :]
         except OSError:
             pass
         if len(left) < len(data):

@@ -1,6 +1,7 @@
 import contextlib
 import logging
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -64,6 +65,24 @@ def test_a_pipe_that_nobody_reads_holds_nobody_up_and_its_lines_are_counted(pipe
     *_, told, last = read_all(read).splitlines()
     assert told == f"{sink.lost} log lines were lost"
     assert last == "again"
+
+
+def test_no_more_is_written_at_once_than_a_pipe_takes_that_is_ready(pipe, monkeypatch):
+    """On macOS that is less: a longer piece would wait for whoever reads nothing."""
+    monkeypatch.setattr(select, "PIPE_BUF", 512)
+    read, write = pipe
+    pieces = []
+    real = os.write
+
+    def noted(descriptor, data):
+        pieces.append(len(data))
+        return real(descriptor, data)
+
+    monkeypatch.setattr(os, "write", noted)
+    Sink(write).emit(record("x" * 2000))
+    monkeypatch.undo()
+    assert read_all(read) == f"{'x' * 2000}\n"
+    assert max(pieces) <= 512
 
 
 def test_a_line_that_was_torn_does_not_take_the_next_one_with_it(pipe):
