@@ -88,6 +88,7 @@ class Caffeinate:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the daemon, which may have work to end
             )
         except OSError as error:
             if not self._warned:

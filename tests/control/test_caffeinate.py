@@ -79,6 +79,15 @@ async def test_it_runs_while_work_does_and_a_little_longer(mac, program):
     eventually(lambda: not running(program), "it is ended", within=10)
 
 
+async def test_ctrl_c_is_not_for_it(mac, program):
+    """The daemon's requests may go on for a while."""
+    mac.work = True
+    await mac.part.look()
+    one(program)
+    (child,) = psutil.Process().children()
+    assert os.getpgid(child.pid) == child.pid
+
+
 async def test_a_pause_between_two_requests_starts_no_other(mac, program):
     mac.work = True
     await mac.part.look()
