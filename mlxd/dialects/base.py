@@ -12,8 +12,8 @@ import msgspec
 from mlxd.core.errors import MlxdError
 from mlxd.core.events import Burst, Completion
 from mlxd.core.request import GenerationRequest
+from mlxd.dialects.fields import Json
 
-Json = dict[str, Any]
 Action = Literal["generate", "load", "unload"]
 EVENT_STREAM = "text/event-stream"
 NDJSON = "application/x-ndjson"
@@ -125,6 +125,16 @@ class Codec(Protocol):
         ...
 
     def render_error(self, error: MlxdError) -> Json: ...
+
+
+class NeverLoads:
+    """Of a codec whose API can ask for neither load nor unload."""
+
+    def render(self, call: Call, completions: Sequence[Completion], now: float) -> Json:
+        raise NotImplementedError
+
+    def render_action(self, call: Call, now: float) -> Json:
+        return self.render(call, [Completion()], now)
 
 
 def sse(data: bytes) -> bytes:

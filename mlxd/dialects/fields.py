@@ -29,6 +29,10 @@ def kind_of(value: Any) -> str:
     return _KINDS.get(type(value), "object")
 
 
+def with_article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeio' else 'a'} {kind}"
+
+
 def between(low: float, high: float) -> str:
     """The words for a range."""
     if low == INT64_MIN:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-Json = dict[str, Any]
+from mlxd.dialects.fields import Json
 
 _LOW, _HIGH = -(2**63), 2**64
 

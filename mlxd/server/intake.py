@@ -23,7 +23,7 @@ from mlxd.core.errors import (
     RequestTooLarge,
     UnsupportedEncoding,
 )
-from mlxd.dialects.base import Json
+from mlxd.dialects.fields import Json
 from mlxd.policy.load import PolicySet
 from mlxd.server.body import JsonLimits, parse_json
 from mlxd.server.connection import Connection

@@ -11,9 +11,9 @@ import pytest
 from mlxd.core.errors import InvalidRequest, MlxdError, PolicyLine
 from mlxd.dialects import anthropic, ollama, openai
 from mlxd.dialects.anthropic import shapes as anthropics
-from mlxd.dialects.base import Codec, Json
+from mlxd.dialects.base import Codec
 from mlxd.dialects.common_shapes import shapes as common
-from mlxd.dialects.fields import Fields
+from mlxd.dialects.fields import Fields, Json
 from mlxd.dialects.ollama import options
 from mlxd.dialects.ollama import shapes as ollamas
 from mlxd.dialects.ollama.create import parse_create

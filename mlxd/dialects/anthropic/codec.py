@@ -17,13 +17,13 @@ from mlxd.dialects.anthropic.content import (
 )
 from mlxd.dialects.anthropic.errors import render_error
 from mlxd.dialects.anthropic.parameters import format_name, read_prompt, with_sampling
-from mlxd.dialects.anthropic.stream import CONTENT_TYPE, HEARTBEAT, MessageEncoder
-from mlxd.dialects.base import Call
+from mlxd.dialects.anthropic.stream import HEARTBEAT, MessageEncoder
+from mlxd.dialects.base import EVENT_STREAM, Call, NeverLoads
 from mlxd.dialects.fields import Json
 
 
-class _Codec:
-    content_type = CONTENT_TYPE
+class _Codec(NeverLoads):
+    content_type = EVENT_STREAM
     heartbeat = HEARTBEAT
 
     def encoder(self, call: Call) -> MessageEncoder:
@@ -56,10 +56,6 @@ class MessagesCodec(_Codec):
         usage = {"usage": usage_of(call, completion.finished)}
         return message_of(call) | {"content": content_of(call, pieces)} | stop | usage
 
-    def render_action(self, call: Call, now: float) -> Json:
-        """This API can ask for neither load nor unload."""
-        return self.render(call, [Completion()], now)
-
 
 class CountCodec(_Codec):
     """The tokens of what /v1/messages would send to the model."""
@@ -75,7 +71,3 @@ class CountCodec(_Codec):
         (completion,) = completions
         finished = completion.finished
         return {"input_tokens": finished.prompt_tokens if finished else 0}
-
-    def render_action(self, call: Call, now: float) -> Json:
-        """This API can ask for neither load nor unload."""
-        return self.render(call, [Completion()], now)

@@ -6,7 +6,7 @@ from typing import Any
 
 from mlxd.core.errors import ContextExceeded, InvalidRequest, MlxdError
 from mlxd.dialects.explaining import explanation
-from mlxd.dialects.fields import Fields, Json, kind_of
+from mlxd.dialects.fields import Fields, Json, kind_of, with_article
 
 # Our code -> their type. Complete: a test walks the tree of core/errors.py.
 NAMES: dict[str, str] = {
@@ -64,7 +64,7 @@ def render_error(error: MlxdError, request_id: str | None = None) -> Json:
 
 
 def complain(path: str, expected: str, found: Any) -> str:
-    return f"{path}: expected {_article(expected)}, but got {_found(found)}"
+    return f"{path}: expected {with_article(expected)}, but got {_found(found)}"
 
 
 def missing(fields: Fields, name: str) -> InvalidRequest:
@@ -82,8 +82,4 @@ def required(fields: Fields, name: str) -> str:
 
 
 def _found(value: Any) -> str:
-    return "null" if value is None else _article(kind_of(value))
-
-
-def _article(kind: str) -> str:
-    return f"{'an' if kind[0] in 'aeio' else 'a'} {kind}"
+    return "null" if value is None else with_article(kind_of(value))

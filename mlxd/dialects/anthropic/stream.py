@@ -28,7 +28,6 @@ from mlxd.dialects.anthropic.errors import render_error
 from mlxd.dialects.base import Call, to_json
 from mlxd.dialects.fields import Json
 
-CONTENT_TYPE = "text/event-stream"
 Kind = Literal["text", "thinking"]
 
 

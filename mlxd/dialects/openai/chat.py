@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from mlxd.core.errors import InvalidRequest, MlxdError, UnsupportedFeature
+from mlxd.core.errors import InvalidRequest, UnsupportedFeature
 from mlxd.core.events import (
     Completion,
     Finished,
@@ -19,30 +19,21 @@ from mlxd.dialects.base import Call, to_json
 from mlxd.dialects.fields import Fields, Json
 from mlxd.dialects.openai.choices import choices_of, read_count
 from mlxd.dialects.openai.efforts import read_effort
-from mlxd.dialects.openai.errors import render_error
 from mlxd.dialects.openai.formats import format_names
 from mlxd.dialects.openai.logprobs import entry_of
 from mlxd.dialects.openai.messages import MessageReader
 from mlxd.dialects.openai.parameters import limited, read_request, stream_options
-from mlxd.dialects.openai.stream import (
-    CONTENT_TYPE,
-    HEARTBEAT,
-    ChunkEncoder,
-    envelope_of,
-    whole,
-)
+from mlxd.dialects.openai.stream import ChunkEncoder, EventCodec, envelope_of, whole
 from mlxd.dialects.openai.tools import old_form, with_tools
 from mlxd.dialects.tool_calls import tool_call_id
 
 MOST_LOGPROBS = 20
 
 
-class ChatCodec:
+class ChatCodec(EventCodec):
     """OpenAI's chat completions."""
 
     path = "/v1/chat/completions"
-    content_type = CONTENT_TYPE
-    heartbeat = HEARTBEAT
 
     def parse(self, body: Json, *, id: str, now: float) -> Call:
         fields, request = read_request(body)
@@ -72,13 +63,6 @@ class ChatCodec:
     def render(self, call: Call, completions: Sequence[Completion], now: float) -> Json:
         choices = [_whole_choice(call, index, one) for index, one in enumerate(completions)]
         return whole(call, _envelope(call, "chat.completion"), choices, completions)
-
-    def render_action(self, call: Call, now: float) -> Json:
-        """This API can ask for neither load nor unload."""
-        return self.render(call, [Completion()], now)
-
-    def render_error(self, error: MlxdError) -> Json:
-        return render_error(error)
 
 
 class ChatDeltas:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from math import isnan
 from typing import Any
 
-from mlxd.core.errors import InvalidRequest, MlxdError, UnsupportedFeature
+from mlxd.core.errors import InvalidRequest, UnsupportedFeature
 from mlxd.core.events import (
     Completion,
     Echo,
@@ -28,16 +28,9 @@ from mlxd.dialects.openai.choices import (
     read_count,
     told,
 )
-from mlxd.dialects.openai.errors import render_error
 from mlxd.dialects.openai.formats import format_names
 from mlxd.dialects.openai.parameters import limited, read_request, stream_options, token_id
-from mlxd.dialects.openai.stream import (
-    CONTENT_TYPE,
-    HEARTBEAT,
-    ChunkEncoder,
-    envelope_of,
-    whole,
-)
+from mlxd.dialects.openai.stream import ChunkEncoder, EventCodec, envelope_of, whole
 
 _DEFAULT_MAX_TOKENS = 16
 MOST_LOGPROBS = 5
@@ -46,12 +39,10 @@ _MOST_SKIPPED = 8
 _PROMPT_FORMS = "string, array of strings, array of token ids, or array of those"
 
 
-class CompletionCodec:
+class CompletionCodec(EventCodec):
     """OpenAI's old text completions."""
 
     path = "/v1/completions"
-    content_type = CONTENT_TYPE
-    heartbeat = HEARTBEAT
 
     def parse(self, body: Json, *, id: str, now: float) -> Call:
         fields, request = read_request(body)
@@ -88,13 +79,6 @@ class CompletionCodec:
         answers = enumerate(told(call, completions))
         choices = [_whole_choice(call, index, one) for index, one in answers]
         return whole(call, _envelope(call), choices, completions)
-
-    def render_action(self, call: Call, now: float) -> Json:
-        """This API can ask for neither load nor unload."""
-        return self.render(call, [Completion()], now)
-
-    def render_error(self, error: MlxdError) -> Json:
-        return render_error(error)
 
 
 class TextDeltas:

@@ -8,7 +8,7 @@ from typing import Any
 from mlxd.core.errors import InvalidRequest, MlxdError
 from mlxd.core.events import Completion
 from mlxd.core.request import GenerationRequest
-from mlxd.dialects.base import Call, Encoder
+from mlxd.dialects.base import Call, Encoder, NeverLoads
 from mlxd.dialects.fields import Fields, Json
 from mlxd.dialects.keep_alive import keep_alive
 from mlxd.dialects.openai.errors import complain, render_error
@@ -21,7 +21,7 @@ _FORMS = "string, array of strings, array of token ids or array of arrays of tok
 ENCODINGS = ("float", "base64")
 
 
-class EmbeddingsCodec:
+class EmbeddingsCodec(NeverLoads):
     """OpenAI's embeddings."""
 
     path = "/v1/embeddings"
@@ -72,10 +72,6 @@ class EmbeddingsCodec:
             "model": call.request.model,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
-
-    def render_action(self, call: Call, now: float) -> Json:
-        """This API can ask for neither load nor unload."""
-        return self.render(call, [], now)
 
     def render_error(self, error: MlxdError) -> Json:
         return render_error(error)

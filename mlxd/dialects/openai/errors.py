@@ -6,7 +6,7 @@ from typing import Any
 
 from mlxd.core.errors import ContextExceeded, InvalidRequest, MlxdError
 from mlxd.dialects.explaining import explanation
-from mlxd.dialects.fields import Fields, Json, kind_of
+from mlxd.dialects.fields import Fields, Json, kind_of, with_article
 
 # Our code -> their (type, code). Complete: a test walks the tree of core/errors.py.
 NAMES: dict[str, tuple[str, str]] = {
@@ -76,8 +76,8 @@ def render_error(error: MlxdError) -> Json:
 
 
 def complain(path: str, expected: str, found: Any) -> str:
-    got = "null" if found is None else _article(kind_of(found))
-    return f"Invalid type for '{path}': expected {_article(expected)}, but got {got} instead."
+    got = "null" if found is None else with_article(kind_of(found))
+    return f"Invalid type for '{path}': expected {with_article(expected)}, but got {got} instead."
 
 
 def required(fields: Fields, name: str) -> str:
@@ -88,7 +88,3 @@ def required(fields: Fields, name: str) -> str:
             f"Missing required parameter: '{fields.path(name)}'.", param=fields.path(name)
         )
     return value
-
-
-def _article(kind: str) -> str:
-    return f"{'an' if kind[0] in 'aeio' else 'a'} {kind}"

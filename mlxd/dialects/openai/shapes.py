@@ -95,9 +95,8 @@ def _conversation() -> Shapes:
     called = question({"function": function}, {"id": TEXT, "type": one_of(["function"])})
     plain = [role for role in messages.ROLES if role not in ("assistant", "tool", "function")]
     calls = {"tool_calls": listed(called, least=1)}
-    thoughts = {"reasoning": TEXT, "reasoning_content": TEXT}
     answered = {"role": always("assistant")}
-    more = thoughts | {"refusal": TEXT, "function_call": function, "name": TEXT}
+    more = _thoughts() | {"refusal": TEXT, "function_call": function, "name": TEXT}
     return {
         "OpenAIMessage": either(
             question({"role": one_of(plain), "content": content}, {"name": TEXT}),

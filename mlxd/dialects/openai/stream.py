@@ -15,16 +15,24 @@ from mlxd.core.events import (
     TextDelta,
     TokenLogprob,
 )
-from mlxd.dialects.base import Call, sse, to_json
+from mlxd.dialects.base import EVENT_STREAM, Call, NeverLoads, sse, to_json
 from mlxd.dialects.fields import Json
 from mlxd.dialects.openai.errors import render_error
 
-CONTENT_TYPE = "text/event-stream"
-HEARTBEAT = b": waiting\n\n"
 _DONE = b"data: [DONE]\n\n"
 _PADDING = b',"obfuscation":"'
 _BLOCK = 64
 """Bytes: each padded chunk is a multiple of it long."""
+
+
+class EventCodec(NeverLoads):
+    """What OpenAI's endpoints share that stream."""
+
+    content_type = EVENT_STREAM
+    heartbeat = b": waiting\n\n"
+
+    def render_error(self, error: MlxdError) -> Json:
+        return render_error(error)
 
 
 class Deltas(Protocol):

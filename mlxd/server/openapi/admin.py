@@ -27,8 +27,8 @@ _COUNT = Parameter("n", "query", whole(1, 10**9 - 1), "How many; 20 of them.")
 _NAME = Parameter("name", "query", text(least=1))
 _MODEL = Parameter("model", "query", TEXT, "Of one model; none: of each in memory.")
 _IF_MATCH = Parameter("If-Match", "header", TEXT, "The ETag of the policies that were seen.")
-_FORCE = Parameter("force", "query", one_of(("0", "1")), "1: even if that loses an edit.")
 _YES = one_of(("0", "1"))
+_FORCE = Parameter("force", "query", _YES, "1: even if that loses an edit.")
 
 
 def operations() -> Iterator[Operation]:

@@ -5,26 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mlxd.core.errors import MlxdError
 from mlxd.core.events import Completion, Finished
 from mlxd.dialects.base import Call
 from mlxd.dialects.fields import Json
-from mlxd.dialects.openai.errors import render_error
 from mlxd.dialects.openai.responses.items import with_ids
 from mlxd.dialects.openai.responses.request import SEALED_REASONING, Earlier, read
 from mlxd.dialects.openai.responses.stream import ResponsesEncoder
-from mlxd.dialects.openai.stream import CONTENT_TYPE, HEARTBEAT
+from mlxd.dialects.openai.stream import EventCodec
 
 _NOTHING = Earlier()
 _NAMES = {"max_tokens": "max_output_tokens", "messages": "input"}
 
 
-class ResponsesCodec:
+class ResponsesCodec(EventCodec):
     """OpenAI's responses."""
 
     path = "/v1/responses"
-    content_type = CONTENT_TYPE
-    heartbeat = HEARTBEAT
 
     def parse(
         self,
@@ -65,13 +61,6 @@ class ResponsesCodec:
         encoder.feed([*completion.pieces, completion.finished or Finished("stop", 0, 0)], now)
         assert encoder.whole is not None
         return encoder.whole
-
-    def render_action(self, call: Call, now: float) -> Json:
-        """This API can ask for neither load nor unload."""
-        return self.render(call, [Completion()], now)
-
-    def render_error(self, error: MlxdError) -> Json:
-        return render_error(error)
 
 
 class InputTokensCodec(ResponsesCodec):

@@ -140,16 +140,15 @@ def _tools() -> Shapes:
         {"description": TEXT, "tools": listed(either(function, custom))},
     )
     hosted = question({"type": one_of(sorted(tools.HOSTED))})
-    named = {"name": text(least=1)}
     mode = {"mode": one_of(("auto", "required"))}
-    chosen = listed(question(named, {"type": TEXT, "namespace": TEXT}))
+    chosen = listed(question(_NAMED, {"type": TEXT, "namespace": TEXT}))
     return {
         "OpenAIResponseTool": either(
             function, custom, namespace, said(hosted, "Left out beside others; alone refused.")
         ),
         "OpenAIResponseToolChoice": either(
             one_of(tools.CHOICES),
-            question({"type": one_of(("function", "custom"))} | named, {"namespace": TEXT}),
+            question({"type": one_of(("function", "custom"))} | _NAMED, {"namespace": TEXT}),
             question({"type": always("allowed_tools")} | mode, {"tools": chosen}),
         ),
     }
