@@ -7,19 +7,14 @@ from aiohttp import web
 from mlxd.core.errors import UnsupportedFeature
 from mlxd.server.answers import json_response
 from mlxd.server.edge import policies_of
+from mlxd.server.endpoints import PartsEndpoint
 from mlxd.server.errors import Render, in_ollama
 from mlxd.server.intake import read_json
-from mlxd.server.parts import Parts
 from mlxd.server.pull import named
 
 
-class Push:
+class Push(PartsEndpoint):
     """/api/push."""
-
-    render_error: Render = staticmethod(in_ollama)
-
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         policies = policies_of(request)

@@ -27,9 +27,10 @@ from mlxd.server.admin_bench import AdminBench
 from mlxd.server.admin_cache import AdminCache
 from mlxd.server.admin_models import AdminModels
 from mlxd.server.admin_requests import AdminRequests
-from mlxd.server.app import READING, Routes
+from mlxd.server.app import Routes
 from mlxd.server.edge import policies_of
 from mlxd.server.effects import Effects
+from mlxd.server.endpoints import ASKING, READING
 from mlxd.server.events import EventStream
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
@@ -39,7 +40,6 @@ from mlxd.server.usage_report import usage_of
 
 Json = dict[str, Any]
 
-_CHANGING = frozenset({"POST"})
 _MOST_DIGITS = 9
 _USUAL = 20
 """Crashes."""
@@ -70,12 +70,12 @@ class Admin:
             "/admin/policy/effective": (READING, self._effective),
             "/admin/policy/explain": (READING, self._explain),
             "/admin/policy/history": (READING, self._list_history),
-            "/admin/policy/check": (_CHANGING, self._check),
-            "/admin/policy/plan": (_CHANGING, self._plan),
-            "/admin/policy/reload": (_CHANGING, self._reload),
-            "/admin/policy/rollback": (_CHANGING, self._rollback),
-            "/admin/keys/reload": (_CHANGING, self._reload_keys),
-            "/admin/service/reset": (_CHANGING, self._reset_service),
+            "/admin/policy/check": (ASKING, self._check),
+            "/admin/policy/plan": (ASKING, self._plan),
+            "/admin/policy/reload": (ASKING, self._reload),
+            "/admin/policy/rollback": (ASKING, self._rollback),
+            "/admin/keys/reload": (ASKING, self._reload_keys),
+            "/admin/service/reset": (ASKING, self._reset_service),
             "/admin/usage": (READING, self._usage),
             "/admin/crashes": (READING, self._crashes),
         }

@@ -4,7 +4,6 @@ what was measured.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
@@ -15,7 +14,8 @@ from mlxd.dialects.openai import CompletionCodec
 from mlxd.policy.load import PolicySet
 from mlxd.server.action import Action, Answer
 from mlxd.server.answers import iso
-from mlxd.server.edge import Endpoint, policies_of
+from mlxd.server.edge import policies_of
+from mlxd.server.endpoints import ASKING, READING, Table
 from mlxd.server.generate import Generate
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
@@ -23,9 +23,6 @@ from mlxd.server.pull import named
 
 Json = dict[str, Any]
 _Points = list[tuple[int, float]]
-
-_ASKING = frozenset({"POST"})
-_METHODS = frozenset({"GET", "HEAD", "POST"})
 
 
 class AdminBench:
@@ -36,11 +33,11 @@ class AdminBench:
         self._parts = parts
         self._reading = reading
 
-    def routes(self) -> Mapping[str, tuple[frozenset[str], Endpoint]]:
+    def routes(self) -> Table:
         asked = Generate(self._parts, CompletionCodec(), rated=False)
         return {
-            "/admin/bench": (_METHODS, Action(self._act)),
-            "/admin/completions": (_ASKING, asked),
+            "/admin/bench": (READING | ASKING, Action(self._act)),
+            "/admin/completions": (ASKING, asked),
         }
 
     async def _act(self, request: web.BaseRequest) -> Answer:

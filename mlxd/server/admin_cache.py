@@ -9,8 +9,8 @@ from aiohttp import web
 from mlxd.control.worker import Worker
 from mlxd.server import cache_report
 from mlxd.server.action import Action, Answer
-from mlxd.server.app import READING, REMOVING, Table
 from mlxd.server.edge import policies_of
+from mlxd.server.endpoints import READING, REMOVING, Table
 from mlxd.server.parts import Parts
 
 

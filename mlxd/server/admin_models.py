@@ -5,7 +5,6 @@ everything that changes it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,16 +23,14 @@ from mlxd.policy.load import PolicySet
 from mlxd.server import load_report, worker_report
 from mlxd.server.action import Action, Answer
 from mlxd.server.answers import iso
-from mlxd.server.edge import MODEL, Endpoint, policies_of
+from mlxd.server.edge import MODEL, policies_of
+from mlxd.server.endpoints import ASKING, READING, Table
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
 from mlxd.server.pull import Pull, named
 from mlxd.server.refusals import note_refusal
 
 Json = dict[str, Any]
-
-_GET = frozenset({"GET", "HEAD"})
-_POST = frozenset({"POST"})
 
 
 class AdminModels:
@@ -45,19 +42,19 @@ class AdminModels:
         self._reading = reading
         self._threads = Threads("admin")
 
-    def routes(self) -> Mapping[str, tuple[frozenset[str], Endpoint]]:
+    def routes(self) -> Table:
         return {
-            "/admin/models": (_GET, Action(self._list)),
-            "/admin/models/show": (_GET, Action(self._show)),
-            "/admin/models/stderr": (_GET, Action(self._stderr)),
-            "/admin/models/reset": (_POST, Action(self._reset)),
-            "/admin/ps": (_GET, Action(self._ps)),
-            "/admin/plan": (_POST, Action(self._plan)),
-            "/admin/load": (_POST, Action(self._load)),
-            "/admin/unload": (_POST, Action(self._unload)),
-            "/admin/copy": (_POST, Action(self._copy)),
-            "/admin/delete": (_POST, Action(self._delete)),
-            "/admin/pull": (_POST, Pull(self._parts, self._reading)),
+            "/admin/models": (READING, Action(self._list)),
+            "/admin/models/show": (READING, Action(self._show)),
+            "/admin/models/stderr": (READING, Action(self._stderr)),
+            "/admin/models/reset": (ASKING, Action(self._reset)),
+            "/admin/ps": (READING, Action(self._ps)),
+            "/admin/plan": (ASKING, Action(self._plan)),
+            "/admin/load": (ASKING, Action(self._load)),
+            "/admin/unload": (ASKING, Action(self._unload)),
+            "/admin/copy": (ASKING, Action(self._copy)),
+            "/admin/delete": (ASKING, Action(self._delete)),
+            "/admin/pull": (ASKING, Pull(self._parts, self._reading)),
         }
 
     async def _list(self, request: web.BaseRequest) -> Answer:

@@ -9,8 +9,8 @@ from aiohttp import web
 from mlxd.core.errors import InvalidRequest, RequestNotFound
 from mlxd.core.story import Story
 from mlxd.server.action import Action, Answer
-from mlxd.server.app import READING, Table
 from mlxd.server.edge import policies_of
+from mlxd.server.endpoints import READING, Table
 from mlxd.server.parts import Parts
 from mlxd.server.stories import as_json
 

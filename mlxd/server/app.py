@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from itertools import chain
 
 from aiohttp import web
@@ -19,6 +18,7 @@ from mlxd.server.catalog import Model, Nowhere, OpenAIModels, Ps, Tags, Version
 from mlxd.server.copies import Copy, Delete
 from mlxd.server.create import Create
 from mlxd.server.edge import Endpoint
+from mlxd.server.endpoints import ASKING, READING, REMOVING, Table
 from mlxd.server.errors import in_ollama, speaks_anthropic, words_for
 from mlxd.server.events import EventStream
 from mlxd.server.generate import Generate
@@ -35,9 +35,6 @@ from mlxd.server.pull import Pull
 from mlxd.server.responses import Respond
 from mlxd.server.show import Show
 
-READING = frozenset({"GET", "HEAD"})
-ASKING = frozenset({"POST"})
-REMOVING = frozenset({"DELETE"})
 KEEPING = READING | ASKING | REMOVING
 
 
@@ -52,7 +49,6 @@ CODECS: dict[str, tuple[Callable[[], Codec], ...]] = {
     "anthropic": (anthropic.MessagesCodec, anthropic.CountCodec),
 }  # fmt: skip
 """What has a model asked for something, by dialect."""
-Table = dict[str, tuple[frozenset[str], Endpoint]]
 
 
 class Routes:
@@ -96,15 +92,15 @@ def routes(parts: Parts, token: PageToken | None = None) -> Routes:
     tags, version = Tags(parts), Version(parts)
     models = OpenAIModels(parts)
     table: Table = {
-        "/": (READING, health.Report(partial(health.root, parts))),
+        "/": (READING, health.Report(parts, health.root)),
         "/health": (READING, health.Health(parts)),
         "/livez": (READING, health.Live()),
         "/readyz": (READING, health.Ready(parts)),
         "/metrics": (READING, health.Scrape(parts)),
         "/openapi.json": (READING, Description()),
-        "/queue/stats": (READING, health.Report(partial(health.queue_stats, parts))),
+        "/queue/stats": (READING, health.Report(parts, health.queue_stats)),
         "/api/chat/mlx/metrics": (READING, health.FreshReport(parts, health.health)),
-        "/api/chat/status": (READING, health.Report(partial(health.chat_status, parts))),
+        "/api/chat/status": (READING, health.Report(parts, health.chat_status)),
         "/api/events": (READING, EventStream(parts)),
         "/api/version": (READING, version),
         "/api/tags": (READING, tags),

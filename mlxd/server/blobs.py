@@ -12,20 +12,14 @@ from mlxd.core.errors import InvalidRequest
 from mlxd.dialects.ollama.create import digest_of
 from mlxd.policy.load import PolicySet
 from mlxd.server.edge import policies_of
-from mlxd.server.errors import Render, in_ollama
+from mlxd.server.endpoints import PartsEndpoint
 from mlxd.server.intake import pieces_of
-from mlxd.server.parts import Parts
 
 PATH = "/api/blobs/"
 
 
-class Blob:
+class Blob(PartsEndpoint):
     """HEAD asks whether it is there, POST brings it."""
-
-    render_error: Render = staticmethod(in_ollama)
-
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         said = unquote(request.path.removeprefix(PATH))

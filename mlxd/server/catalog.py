@@ -17,7 +17,8 @@ from mlxd.core.models import ModelCard
 from mlxd.dialects.ollama import SPOKEN_VERSION
 from mlxd.server.answers import iso, json_response
 from mlxd.server.edge import ID, policies_of
-from mlxd.server.errors import Render, error_body, in_ollama, in_openai
+from mlxd.server.endpoints import PartsEndpoint
+from mlxd.server.errors import Render, error_body, in_openai
 from mlxd.server.parts import Parts
 from mlxd.server.usable import is_usable, look_up, usable
 
@@ -26,14 +27,7 @@ _FAR_SECONDS = 100.0 * 365 * 86400
 """Added to now for a model that never expires: any far date does."""
 
 
-class _OllamaList:
-    render_error: Render = staticmethod(in_ollama)
-
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-
-
-class Tags(_OllamaList):
+class Tags(PartsEndpoint):
     """/api/tags: the newest first, the guide last."""
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -42,7 +36,7 @@ class Tags(_OllamaList):
         return json_response({"models": [_tag(card) for card in usable([*own, guide], request)]})
 
 
-class Ps(_OllamaList):
+class Ps(PartsEndpoint):
     """/api/ps: what is in memory, the longest-lived first."""
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -54,14 +48,14 @@ class Ps(_OllamaList):
         return json_response({"models": [_process(resident, now) for resident in loaded]})
 
 
-class Version(_OllamaList):
+class Version(PartsEndpoint):
     """/api/version."""
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         return json_response({"version": SPOKEN_VERSION, "mlxd": __version__})
 
 
-class Model(_OllamaList):
+class Model(PartsEndpoint):
     """/api/models/{name}."""
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:

@@ -8,22 +8,16 @@ from aiohttp import web
 
 from mlxd.core.errors import ModelNotFound, quoted
 from mlxd.server.edge import MODEL, policies_of
-from mlxd.server.errors import Render, in_ollama
+from mlxd.server.endpoints import PartsEndpoint
 from mlxd.server.intake import read_json
-from mlxd.server.parts import Parts
 from mlxd.server.pull import named
 from mlxd.server.usable import check_for
 
 Json = dict[str, Any]
 
 
-class Copy:
+class Copy(PartsEndpoint):
     """Another name for a model; its files are not copied."""
-
-    render_error: Render = staticmethod(in_ollama)
-
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         policies = policies_of(request)
@@ -38,13 +32,8 @@ class Copy:
         return web.Response()
 
 
-class Delete:
+class Delete(PartsEndpoint):
     """Takes a name away, or a pulled model with all its files."""
-
-    render_error: Render = staticmethod(in_ollama)
-
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         policies = policies_of(request)

@@ -9,20 +9,14 @@ from aiohttp import web
 from mlxd.control.progress import Progress
 from mlxd.dialects.ollama.create import parse_create
 from mlxd.server.edge import MODEL, policies_of
-from mlxd.server.errors import Render, in_ollama
+from mlxd.server.endpoints import PartsEndpoint
 from mlxd.server.intake import read_json
-from mlxd.server.parts import Parts
 from mlxd.server.progress import answer
 from mlxd.server.usable import check_for
 
 
-class Create:
+class Create(PartsEndpoint):
     """No weights are changed, and none of another model copied."""
-
-    render_error: Render = staticmethod(in_ollama)
-
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         policies = policies_of(request)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -22,6 +21,7 @@ from mlxd.policy.units import shown
 from mlxd.server import adaptive_report, load_report, memory_report, queue_report, worker_report
 from mlxd.server.answers import iso, json_response
 from mlxd.server.edge import caller_of, policies_of
+from mlxd.server.endpoints import PartsEndpoint
 from mlxd.server.errors import Render, in_ollama
 from mlxd.server.identity import keys_required_of
 from mlxd.server.parts import Parts
@@ -39,39 +39,29 @@ _EVENTS = 5
 """Of the last, to be seen at a glance."""
 
 
-class Report:
-    """An endpoint that renders a function of the policies and the daemon's state as JSON."""
+class Report(PartsEndpoint):
+    """An endpoint that renders a function of the daemon's state and the policies as JSON."""
 
-    render_error: Render = staticmethod(in_ollama)
-
-    def __init__(self, report: Callable[[PolicySet], Json]) -> None:
+    def __init__(self, parts: Parts, report: Callable[[Parts, PolicySet], Json]) -> None:
+        super().__init__(parts)
         self._report = report
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        return json_response(self._report(policies_of(request)))
+        return json_response(self._report(self._parts, policies_of(request)))
 
 
 class FreshReport(Report):
     """One that has `warnings`, of now."""
-
-    def __init__(self, parts: Parts, report: Callable[[Parts, PolicySet], Json]) -> None:
-        super().__init__(partial(report, parts))
-        self._parts = parts
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         await self._parts.unread.refresh()
         return await super().__call__(request)
 
 
-class Health:
+class Health(PartsEndpoint):
     """`GET /health`, which needs no API key: without one, where they are required, it says nothing
     of models, clients and this machine.
     """
-
-    render_error: Render = staticmethod(in_ollama)
-
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         await self._parts.unread.refresh()
@@ -82,13 +72,8 @@ class Health:
         return json_response(report)
 
 
-class Scrape:
+class Scrape(PartsEndpoint):
     """`GET /metrics`: everything that is counted, in Prometheus' text format."""
-
-    render_error: Render = staticmethod(in_ollama)
-
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         body = self._parts.metrics.render()
@@ -104,15 +89,10 @@ class Live:
         return web.Response(text="ok\n")
 
 
-class Ready:
+class Ready(PartsEndpoint):
     """200 when traffic should come here; 503 until then, while draining, in an emergency, and
     whenever memory has generations refused.
     """
-
-    render_error: Render = staticmethod(in_ollama)
-
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         self._parts.state.probed = self._parts.clock.monotonic()

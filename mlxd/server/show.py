@@ -20,7 +20,7 @@ from mlxd.core.threads import Threads
 from mlxd.server.answers import iso, json_response
 from mlxd.server.catalog import details_of, names_of
 from mlxd.server.edge import policies_of
-from mlxd.server.errors import Render, in_ollama
+from mlxd.server.endpoints import PartsEndpoint
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
 from mlxd.server.usable import look_up
@@ -34,13 +34,11 @@ _SHOWN = (
 )
 
 
-class Show:
+class Show(PartsEndpoint):
     """/api/show."""
 
-    render_error: Render = staticmethod(in_ollama)
-
     def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+        super().__init__(parts)
         self._threads = Threads("tensors")
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:

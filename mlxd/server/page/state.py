@@ -13,21 +13,15 @@ from mlxd.server import queue_report
 from mlxd.server.admin_models import process
 from mlxd.server.answers import json_response
 from mlxd.server.edge import policies_of
-from mlxd.server.errors import Render, in_ollama
+from mlxd.server.endpoints import PartsEndpoint
 from mlxd.server.health import health
 from mlxd.server.page.assets import check_served, guarded
-from mlxd.server.parts import Parts
 
 Json = dict[str, Any]
 
 
-class StateReport:
+class StateReport(PartsEndpoint):
     """`GET /ui/state`: /health, and how the daemon does now."""
-
-    render_error: Render = staticmethod(in_ollama)
-
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         check_served(request)
