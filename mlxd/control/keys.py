@@ -31,8 +31,6 @@ class Keys:
     Apart from its own threads, which only read, all of it is the event loop's.
     """
 
-    name = "keys"
-
     def __init__(self, policies: PolicySet, state: Path, clock: Clock) -> None:
         self._state = state
         self._clock = clock

@@ -126,7 +126,7 @@ class Daemon:
         port = bound.socks[0].getsockname()[1]
         self._presence.bind()
         await self._presence.announce(listen.host, port)
-        await self._made.listener.open(bound, listen)
+        self._made.listener.open(bound, listen)
         self._parts.state.ready = True
         self._greet(authority(listen.host, port))
         await self._parts.reloader.begin()

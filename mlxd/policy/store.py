@@ -37,8 +37,6 @@ class Prepared(Protocol):
 class Applier(Protocol):
     """A part of the daemon that does something when policies change."""
 
-    name: str
-
     async def prepare(self, old: PolicySet, new: PolicySet) -> Prepared:
         """Get ready without changing anything that shows. Raises PrepareFailed."""
         ...
@@ -47,8 +45,7 @@ class Applier(Protocol):
 class Live:
     """An applier with nothing to prepare: a call that cannot fail."""
 
-    def __init__(self, name: str, apply: Callable[[PolicySet], None]) -> None:
-        self.name = name
+    def __init__(self, apply: Callable[[PolicySet], None]) -> None:
         self._apply = apply
 
     async def prepare(self, old: PolicySet, new: PolicySet) -> Prepared:

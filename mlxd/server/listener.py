@@ -84,8 +84,6 @@ class Door:
 class Listener:
     """The server's addresses. An applier: a changed host, port or backlog is prepared here."""
 
-    name = "listener"
-
     def __init__(self, server: GuardedServer, clock: Clock, moved: Moved) -> None:
         self._server = server
         self._clock = clock
@@ -128,10 +126,10 @@ class Listener:
         except OSError:  # closed meanwhile
             return None
 
-    async def open(self, bound: Bound, listen: Listen) -> None:
+    def open(self, bound: Bound, listen: Listen) -> None:
         """Serve on bound sockets."""
         doors = [
-            await self._serve(Door(listen.host, sock, bound.shared), listen.backlog)
+            self._serve(Door(listen.host, sock, bound.shared), listen.backlog)
             for sock in bound.socks
         ]
         self._current = doors[0]
@@ -170,7 +168,7 @@ class Listener:
         if self._current is not current:  # the daemon has begun to stop
             sock.close()
             return _Stay()
-        door = await self._serve(Door(wanted.host, sock), wanted.backlog)
+        door = self._serve(Door(wanted.host, sock), wanted.backlog)
         return _Move(self, current, door, wanted, opened=True)
 
     async def stop_accepting(self) -> None:
@@ -214,11 +212,7 @@ class Listener:
         for connection in door.connections:
             connection.leaving = connection.scarce
 
-    def forget(self, door: Door) -> None:
-        """Stop accepting there at once; its connections end with their answers."""
-        self._retire(door)
-
-    async def _serve(self, door: Door, backlog: int) -> Door:
+    def _serve(self, door: Door, backlog: int) -> Door:
         door.acceptor = Acceptor(
             door.sock, partial(self._connection, door), self._server.no_room,
             refusal=self._server.refusal, shared=door.shared,
@@ -236,12 +230,13 @@ class Listener:
     def leave(self, door: Door, linger: float) -> None:
         """From now on its answers say `Connection: close`; it goes after `linger` seconds."""
         loop = asyncio.get_running_loop()
-        door.leaving = loop.call_later(linger, self._retire, door)
+        door.leaving = loop.call_later(linger, self.retire, door)
         for connection in door.connections:
             connection.leaving = True
         log.info("%s accepts connections for %g more seconds", door, linger)
 
-    def _retire(self, door: Door) -> None:
+    def retire(self, door: Door) -> None:
+        """Stop accepting there at once; its connections end with their answers."""
         if door not in self._doors:
             return
         name = str(door)
@@ -261,8 +256,7 @@ class Listener:
             door.leaving.cancel()
         if door.acceptor is not None:
             door.acceptor.close()
-        if door in self._doors:
-            self._doors.remove(door)
+        self._doors.remove(door)
 
     def _own(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -324,6 +318,6 @@ class _Move:
         if self._committed:
             self._listener.turn_to(self._old, self._old_host, float(self._listen.linger))
         if self._opened:
-            self._listener.forget(self._new)
+            self._listener.retire(self._new)
         elif not self._committed and self._new is not self._old:
             self._listener.leave(self._new, float(self._listen.linger))

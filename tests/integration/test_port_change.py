@@ -291,7 +291,7 @@ async def test_whoever_is_connected_when_an_address_goes_is_answered_though_not_
         GuardedServer(answer, PolicyStore(policies), SystemClock()), SystemClock(), lambda *_: None
     )
     sock = bind("127.0.0.1", 0)
-    await listener.open(Bound((sock,)), policies.server.listen)
+    listener.open(Bound((sock,)), policies.server.listen)
     with socket.create_connection(sock.getsockname(), timeout=5) as client:
         client.sendall(LIVEZ)
         await listener.stop_accepting()

@@ -58,8 +58,6 @@ class Ground:
 class Breaks:
     """An applier that fails where it is told to: in prepare, as a defect there, or in commit."""
 
-    name = "breaks"
-
     def __init__(self, where: str) -> None:
         self._where = where
 

@@ -86,8 +86,6 @@ async def test_a_generation_lives_as_long_as_a_request_that_holds_it(
 class Gate:
     """An applier at which attempts wait until it is opened."""
 
-    name = "gate"
-
     def __init__(self) -> None:
         self.reached = asyncio.Event()
         self.opened = asyncio.Event()
@@ -95,7 +93,7 @@ class Gate:
     async def prepare(self, old: PolicySet, new: PolicySet) -> Prepared:
         self.reached.set()
         await self.opened.wait()
-        return await Live("nothing", lambda policies: None).prepare(old, new)
+        return await Live(lambda policies: None).prepare(old, new)
 
 
 async def test_a_burst_of_edits_during_a_reload_makes_few_reloads_and_the_last_one_wins(

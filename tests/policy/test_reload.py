@@ -88,7 +88,7 @@ async def test_a_failure_in_any_applier_leaves_the_effective_set_byte_equal(
     told: list[list[int]] = [[], []]
 
     def hears(heard: list[int]) -> Live:
-        return Live("hears", lambda new: heard.append(new.limits.concurrency.max_in_flight))
+        return Live(lambda new: heard.append(new.limits.concurrency.max_in_flight))
 
     appliers: list[Any] = [hears(told[0]), hears(told[1])]
     appliers.insert(position, Breaks(where))
@@ -126,7 +126,7 @@ async def test_a_comment_applies_nothing_and_moves_the_places(ground: Ground) ->
     """R7: the generation stays, and a refusal names the line where the value now stands."""
     ground.write(limits=slots(9))
     heard: list[PolicySet] = []
-    reloader = ground.start(Live("hears", heard.append))
+    reloader = ground.start(Live(heard.append))
     ground.write(limits=f"# why\n# so few\n{slots('0x9')}")
     outcome = await reloader.reload("admin")
     assert (outcome.result, outcome.generation, outcome.changes) == ("unchanged", 1, ())

@@ -72,7 +72,7 @@ def test_a_commit_that_fails_leaves_the_old_set_and_goes_no_further() -> None:
 async def test_a_live_applier_is_told_of_the_new_set_and_when_undone_of_the_old_one() -> None:
     told: list[PolicySet] = []
     old, new = load(), two_slots()
-    prepared = await Live("it", told.append).prepare(old, new)
+    prepared = await Live(told.append).prepare(old, new)
     prepared.undo()
     assert told == []
     prepared.commit()

@@ -48,7 +48,7 @@ async def serving(kept: list[socket.socket], name: str = "one") -> AsyncIterator
     server = GuardedServer(answer, PolicyStore(policies), SystemClock())
     listener = Listener(server, SystemClock(), lambda *_: None)
     copies = tuple(sock.dup() for sock in kept)
-    await listener.open(Bound(copies, shared=True), policies.server.listen)
+    listener.open(Bound(copies, shared=True), policies.server.listen)
     try:
         yield listener
     finally:

@@ -106,8 +106,8 @@ async def _all(numbers: list[int], place: Path, found: Agreement) -> AsyncIterat
     clock = HastyClock()
     appliers = (
         Keys(load(folder, overrides), state, clock),
-        Live("admission", admission.apply),
-        Live("other", lambda policies: None),
+        Live(admission.apply),
+        Live(lambda policies: None),
     )
     async with holding(folder, state, clock, *appliers, overrides=overrides) as holder:
         for number in numbers:

@@ -202,7 +202,7 @@ async def _rollback_undone(holder: Holder, meter: Meter) -> None:
     """Its files are written, then an applier fails against all rules: they are put back."""
     save_all(holder.folder, NEW)
     _expect((await holder.reloader.reload("admin")).result, "applied")
-    holder.reloader.use(Live("broken", _fail))
+    holder.reloader.use(Live(_fail))
     logging.disable()  # of the defect, which is meant
     with armed(meter):
         _expect((await holder.reloader.rollback(1)).result, "refused")
@@ -242,7 +242,7 @@ def _expect(found: str, wanted: str) -> None:
 
 
 def _appliers() -> list[Live]:
-    return [Live("one", lambda policies: None), Live("other", lambda policies: None)]
+    return [Live(lambda policies: None), Live(lambda policies: None)]
 
 
 async def _do(deed: str, place: Path, meter: Meter) -> Json:

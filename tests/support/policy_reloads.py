@@ -81,8 +81,8 @@ async def _residue(reloads: int, scratch: Path, progress: Callable[[int], None])
     residency = Residency(Supervisor(clock, scratch, load()), clock, read_memory)
     preloader = Preloader(catalog, residency)
     appliers = [
-        Live("admission", admission.apply), Live("catalog", catalog.apply),
-        Live("residency", residency.apply), Live("preload", preloader.apply),
+        Live(admission.apply), Live(catalog.apply),
+        Live(residency.apply), Live(preloader.apply),
     ]  # fmt: skip
     try:
         async with holding(scratch / "policies", scratch / "state", clock, *appliers) as holder:
