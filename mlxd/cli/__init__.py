@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from mlxd.cli import bench, cache, doctor, exits, keys, models, policy, service, stdout
-from mlxd.cli.arguments import Actions, add_json, add_places, no_text
+from mlxd.cli.arguments import Actions, add_json, add_places, count, no_text
 from mlxd.core.lines import one_line
 from mlxd.core.places import BadAddress, BadEnvFile
 
@@ -132,7 +132,7 @@ def _add_events(commands: Actions[argparse.ArgumentParser]) -> None:
     add_places(events)
     add_json(events)
     events.add_argument("--follow", action="store_true", help="go on with each as it comes")
-    events.add_argument("--since", type=_whole, metavar="ID", help="only what came after this one")
+    events.add_argument("--since", type=count, metavar="ID", help="only what came after this one")
     events.add_argument("--types", default="", metavar="A,B", help="only of these types")
     events.set_defaults(run=_events)
 
@@ -140,7 +140,7 @@ def _add_events(commands: Actions[argparse.ArgumentParser]) -> None:
 def _add_logs(commands: Actions[argparse.ArgumentParser]) -> None:
     logs = commands.add_parser("logs", help="where the daemon's log is, and its last lines")
     add_places(logs)
-    logs.add_argument("-n", "--count", type=_whole, default=50, metavar="N", help="the last N; 50")
+    logs.add_argument("-n", "--count", type=count, default=50, metavar="N", help="the last N; 50")
     shown = logs.add_mutually_exclusive_group()
     shown.add_argument("--path", action="store_true", help="only where it is")
     shown.add_argument("--follow", action="store_true", help="go on with each line as it comes")
@@ -159,7 +159,7 @@ def _add_explain(commands: Actions[argparse.ArgumentParser]) -> None:
         help="the X-Request-Id of its answer; without it, the last requests are listed",
     )  # fmt: skip
     explain.add_argument(
-        "-n", "--count", type=_whole, default=20, metavar="N", help="list the last N; 20"
+        "-n", "--count", type=count, default=20, metavar="N", help="list the last N; 20"
     )
     explain.set_defaults(run=_explain)
 
@@ -169,7 +169,7 @@ def _add_crashes(commands: Actions[argparse.ArgumentParser]) -> None:
     add_places(crashes)
     add_json(crashes)
     crashes.add_argument(
-        "-n", "--count", type=_whole, default=20, metavar="N", help="the last N; 20"
+        "-n", "--count", type=count, default=20, metavar="N", help="the last N; 20"
     )
     crashes.set_defaults(run=_crashes)
 
@@ -262,12 +262,6 @@ def _crashes(arguments: argparse.Namespace) -> int:
     return crashes.crashes(
         arguments.policies, arguments.state, arguments.count, as_json=arguments.json
     )
-
-
-def _whole(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or not 0 < len(text) <= 18 or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")
-    return int(text)
 
 
 def _file(text: str) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 
+from mlxd.core.counts import whole
+
 _FILES = frozenset(
     {
         "baseline", "expect", "image", "json", "logs", "output", "policies",
@@ -36,6 +38,14 @@ def add_places(parser: argparse.ArgumentParser) -> None:
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the same for programs")
+
+
+def count(text: str, digits: int = 18) -> int:
+    """Of something, of at most so many digits."""
+    number = whole(text, digits)
+    if not number:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")
+    return number
 
 
 def no_text(arguments: argparse.Namespace) -> Iterator[str]:

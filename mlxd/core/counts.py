@@ -1,4 +1,4 @@
-"""Counts in words: 1 request, 2 requests."""
+"""Counts in words, such as 2 requests; and as somebody wrote one."""
 
 from __future__ import annotations
 
@@ -12,3 +12,9 @@ def plural(amount: float, one: str, many: str = "") -> str:
 def form(amount: float, one: str, many: str = "") -> str:
     """The word that goes with a number, such as `waits` or `wait`."""
     return one if amount == 1 else many or f"{one}s"
+
+
+def whole(text: str, digits: int) -> int | None:
+    """The count that a text is, of at most so many digits; None: it is none."""
+    fits = text.isascii() and text.isdecimal() and len(text) <= digits
+    return int(text) if fits else None

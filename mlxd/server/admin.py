@@ -13,6 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
+from mlxd.core.counts import whole
 from mlxd.core.errors import InternalError, InvalidRequest, Overloaded
 from mlxd.core.threads import Threads
 from mlxd.policy.explain import NoSuchKey, explain, newly_hidden
@@ -164,7 +165,7 @@ class Admin:
         return usage_of(self._parts.usage, policies), policies.etag
 
     async def _crashes(self, request: web.BaseRequest) -> Answer:
-        wanted = _number(request.query.get("n", str(_USUAL)))
+        wanted = whole(request.query.get("n", str(_USUAL)), _MOST_DIGITS)
         if not wanted:
             raise InvalidRequest("n: expected a whole number, at least 1", param="n")
         try:
@@ -193,13 +194,9 @@ class Admin:
         return report, old.etag
 
 
-def _number(text: str) -> int | None:
-    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
-
-
 def _wanted(request: web.BaseRequest) -> tuple[int, bool]:
     """The generation to go back to, and whether edits may be lost. Raises InvalidRequest."""
-    wanted = _number(request.query.get("gen", ""))
+    wanted = whole(request.query.get("gen", ""), _MOST_DIGITS)
     if wanted is None:
         raise InvalidRequest("gen is required: the number of a generation", param="gen")
     return wanted, request.query.get("force") == "1"

@@ -6,6 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
+from mlxd.core.counts import whole
 from mlxd.core.errors import InvalidRequest, RequestNotFound
 from mlxd.core.story import Story
 from mlxd.server.action import Action, Answer
@@ -36,10 +37,10 @@ class AdminRequests:
         }
 
     async def _list(self, request: web.BaseRequest) -> Answer:
-        text = request.query.get("n", str(_USUAL))
-        if not text.isdecimal() or len(text) > _MOST_DIGITS:
+        wanted = whole(request.query.get("n", str(_USUAL)), _MOST_DIGITS)
+        if wanted is None:
             raise InvalidRequest("n: expected a whole number", param="n")
-        found = self._parts.stories.newest(int(text))
+        found = self._parts.stories.newest(wanted)
         return {"requests": [self._told(story) for story in found]}, policies_of(request).etag
 
     async def _show(self, request: web.BaseRequest) -> Answer:

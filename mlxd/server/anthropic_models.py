@@ -9,6 +9,7 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from mlxd.control.reading import readable
+from mlxd.core.counts import whole
 from mlxd.core.errors import InvalidRequest
 from mlxd.core.models import ModelCard
 from mlxd.policy.schema.limits import Tokens
@@ -21,6 +22,7 @@ from mlxd.server.usable import look_up, usable
 Json = dict[str, Any]
 _PAGE = 20
 _LARGEST_PAGE = 1000
+_MOST_DIGITS = 4
 
 
 class AnthropicModels:
@@ -66,16 +68,10 @@ def page(models: Sequence[Json], query: Any) -> Json:
 def _limit(text: str) -> int:
     if not text:
         return _PAGE
-    if not (text.isascii() and text.isdecimal() and len(text) <= 4):
-        raise _wrong_limit()
-    limit = int(text)
-    if not 1 <= limit <= _LARGEST_PAGE:
-        raise _wrong_limit()
+    limit = whole(text, _MOST_DIGITS)
+    if limit is None or not 1 <= limit <= _LARGEST_PAGE:
+        raise InvalidRequest(f"limit must be between 1 and {_LARGEST_PAGE}", param="limit")
     return limit
-
-
-def _wrong_limit() -> InvalidRequest:
-    return InvalidRequest(f"limit must be between 1 and {_LARGEST_PAGE}", param="limit")
 
 
 def _place(ids: Sequence[str], id: str, name: str) -> int:

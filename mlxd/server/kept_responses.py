@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import web
 
 from mlxd.control.archive import Kept
+from mlxd.core.counts import whole
 from mlxd.core.errors import InvalidRequest, ResponseNotFound, UnsupportedFeature
 from mlxd.server.answers import json_response
 from mlxd.server.catalog import Nowhere
@@ -118,11 +119,10 @@ def _input_of(kept: Kept) -> list[Json]:
 
 
 def _limit(query: Mapping[str, str]) -> int:
-    said = query.get("limit", str(_ITEMS))
-    numeric = said.isascii() and said.isdigit() and len(said) <= _MOST_DIGITS
-    if not numeric or not 1 <= int(said) <= _MOST_ITEMS:
+    limit = whole(query.get("limit", str(_ITEMS)), _MOST_DIGITS)
+    if limit is None or not 1 <= limit <= _MOST_ITEMS:
         raise InvalidRequest(f"limit must be between 1 and {_MOST_ITEMS}", param="limit")
-    return int(said)
+    return limit
 
 
 def _position(items: list[Json], after: str | None) -> int:

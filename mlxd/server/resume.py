@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from mlxd.core.clock import Clock
+from mlxd.core.counts import whole
 from mlxd.core.errors import MlxdError, ResumeExpired
 from mlxd.core.story import Story
 from mlxd.dialects.base import EVENT_STREAM, Call, Codec
@@ -128,10 +129,10 @@ class Resumption:
             await live.gone.wait()
             how = "taken_over"
         self._sweep()
-        told = self._cut.get(id) or self._ended.get(id)
+        told, number = self._cut.get(id) or self._ended.get(id), whole(digits, _MOST_DIGITS)
         owed = None
-        if told is not None and _of(told, coming) and _is_number(digits):
-            owed = told.behind(int(digits))
+        if told is not None and number is not None and _of(told, coming):
+            owed = told.behind(number)
         if told is None or owed is None:
             self.outcomes["expired"] += 1
             raise _expired(coming.policies)
@@ -265,10 +266,6 @@ class Resumption:
 
 def _of(told: Told, coming: Coming) -> bool:
     return (told.owner, told.digest) == coming.twins
-
-
-def _is_number(digits: str) -> bool:
-    return digits.isascii() and digits.isdigit() and len(digits) <= _MOST_DIGITS
 
 
 def _expired(policies: PolicySet) -> ResumeExpired:

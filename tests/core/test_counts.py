@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlxd.core.counts import form, plural
+from mlxd.core.counts import form, plural, whole
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,12 @@ def test_what_goes_with_it_agrees() -> None:
     assert [form(count, "waits", "wait") for count in range(3)] == ["wait", "waits", "wait"]
     assert plural(1, "entry", "entries") == "1 entry"
     assert plural(2, "entry", "entries") == "2 entries"
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("0", 0), ("007", 7), ("999", 999), ("1000", None), ("", None), ("-1", None), ("²", None),
+     ("٣", None), (" 1", None)],
+)  # fmt: skip
+def test_a_count_is_read_of_few_ascii_digits_alone(text: str, count: int | None) -> None:
+    assert whole(text, 3) == count

@@ -6,11 +6,13 @@ Exit status: 0 done; 1 it failed, or others are being served; 2 wrong usage.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
-from mlxd.cli.arguments import Actions, add_action
+from mlxd.cli.arguments import Actions, add_action, count
 
 STREAMS = (1, 4, 8)
 _MOST_STREAMS = 32
+_count = partial(count, digits=7)
 
 
 def add(commands: Actions[argparse.ArgumentParser]) -> None:
@@ -24,16 +26,16 @@ def add(commands: Actions[argparse.ArgumentParser]) -> None:
         help="answers at one time; 1,4,8, or as many of those as have a slot",
     )  # fmt: skip
     parser.add_argument(
-        "--prompt", type=_tokens, default=512, metavar="N", help="tokens of a prompt; 512"
+        "--prompt", type=_count, default=512, metavar="N", help="tokens of a prompt; 512"
     )
     parser.add_argument(
-        "--tokens", type=_tokens, default=128, metavar="N", help="tokens of an answer; 128"
+        "--tokens", type=_count, default=128, metavar="N", help="tokens of an answer; 128"
     )
     parser.add_argument(
-        "--rounds", type=_tokens, default=3, metavar="N", help="figures are medians of so many; 3"
+        "--rounds", type=_count, default=3, metavar="N", help="figures are medians of so many; 3"
     )
     parser.add_argument(
-        "--limit", type=_tokens, default=600, metavar="SECONDS",
+        "--limit", type=_count, default=600, metavar="SECONDS",
         help="stop after so long, with the rounds that are whole; 600",
     )  # fmt: skip
     parser.add_argument(
@@ -59,12 +61,6 @@ def _streams(text: str) -> tuple[int, ...]:
             f"{text!r}: from 1 to {_MOST_STREAMS} streams are measured"
         )
     return found
-
-
-def _tokens(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or not 0 < len(text) <= 7 or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")
-    return int(text)
 
 
 def _bench(arguments: argparse.Namespace) -> int:
