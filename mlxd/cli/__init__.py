@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from mlxd.cli import bench, cache, doctor, exits, keys, models, policy, service, stdout
-from mlxd.cli.arguments import Actions, add_json, add_places, count, no_text
+from mlxd.cli.arguments import Actions, add_action, add_json, count, no_text
 from mlxd.core.lines import one_line
 from mlxd.core.places import BadAddress, BadEnvFile
 
@@ -91,8 +91,7 @@ def _commands() -> Iterator[
 
 
 def _add_serve(commands: Actions[argparse.ArgumentParser]) -> None:
-    serve = commands.add_parser("serve", help="run the daemon in the foreground")
-    add_places(serve)
+    serve = add_action(commands, "serve", "run the daemon in the foreground", _serve)
     serve.add_argument("--host", help="address to listen on (MLXD_HOST)")
     serve.add_argument("--port", help="port to listen on (MLXD_PORT, MLX_API_PORT)")
     serve.add_argument(
@@ -103,43 +102,33 @@ def _add_serve(commands: Actions[argparse.ArgumentParser]) -> None:
         "--ready-fd", type=_file, metavar="N",
         help="write a line to this open file once the daemon is ready (s6)",
     )  # fmt: skip
-    serve.set_defaults(run=_serve)
 
 
 def _add_stop(commands: Actions[argparse.ArgumentParser]) -> None:
-    stop = commands.add_parser("stop", help="stop the running daemon, letting requests finish")
-    add_places(stop)
-    stop.set_defaults(run=_stop)
+    add_action(commands, "stop", "stop the running daemon, letting requests finish", _stop)
 
 
 def _add_env(commands: Actions[argparse.ArgumentParser]) -> None:
-    env = commands.add_parser("env", help="print variables that point clients at the daemon")
-    add_places(env)
-    env.set_defaults(run=_env)
+    add_action(commands, "env", "print variables that point clients at the daemon", _env)
 
 
 def _add_status(commands: Actions[argparse.ArgumentParser]) -> None:
-    status = commands.add_parser("status", help="what the running daemon is doing")
-    add_places(status)
+    status = add_action(commands, "status", "what the running daemon is doing", _status)
     shape = status.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="the body of /health")
     shape.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
-    status.set_defaults(run=_status)
 
 
 def _add_events(commands: Actions[argparse.ArgumentParser]) -> None:
-    events = commands.add_parser("events", help="what the daemon decided, and decides")
-    add_places(events)
+    events = add_action(commands, "events", "what the daemon decided, and decides", _events)
     add_json(events)
     events.add_argument("--follow", action="store_true", help="go on with each as it comes")
     events.add_argument("--since", type=count, metavar="ID", help="only what came after this one")
     events.add_argument("--types", default="", metavar="A,B", help="only of these types")
-    events.set_defaults(run=_events)
 
 
 def _add_logs(commands: Actions[argparse.ArgumentParser]) -> None:
-    logs = commands.add_parser("logs", help="where the daemon's log is, and its last lines")
-    add_places(logs)
+    logs = add_action(commands, "logs", "where the daemon's log is, and its last lines", _logs)
     logs.add_argument("-n", "--count", type=count, default=50, metavar="N", help="the last N; 50")
     shown = logs.add_mutually_exclusive_group()
     shown.add_argument("--path", action="store_true", help="only where it is")
@@ -147,12 +136,10 @@ def _add_logs(commands: Actions[argparse.ArgumentParser]) -> None:
     shown.add_argument(
         "--worker", metavar="MODEL", help="what the worker of a model in memory said on stderr"
     )
-    logs.set_defaults(run=_logs)
 
 
 def _add_explain(commands: Actions[argparse.ArgumentParser]) -> None:
-    explain = commands.add_parser("explain", help="what became of a request, and why")
-    add_places(explain)
+    explain = add_action(commands, "explain", "what became of a request, and why", _explain)
     add_json(explain)
     explain.add_argument(
         "id", metavar="REQUEST_ID", nargs="?", default="",
@@ -161,17 +148,14 @@ def _add_explain(commands: Actions[argparse.ArgumentParser]) -> None:
     explain.add_argument(
         "-n", "--count", type=count, default=20, metavar="N", help="list the last N; 20"
     )
-    explain.set_defaults(run=_explain)
 
 
 def _add_crashes(commands: Actions[argparse.ArgumentParser]) -> None:
-    crashes = commands.add_parser("crashes", help="how workers and the daemon ended unasked")
-    add_places(crashes)
+    crashes = add_action(commands, "crashes", "how workers and the daemon ended unasked", _crashes)
     add_json(crashes)
     crashes.add_argument(
         "-n", "--count", type=count, default=20, metavar="N", help="the last N; 20"
     )
-    crashes.set_defaults(run=_crashes)
 
 
 class _Version(argparse.Action):
