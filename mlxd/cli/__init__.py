@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from mlxd.cli import bench, cache, doctor, exits, keys, models, policy, service, stdout
-from mlxd.cli.arguments import Actions, add_action, add_json, count, no_text
+from mlxd.cli.arguments import Actions, add_action, count, no_text
 from mlxd.core.lines import one_line
 from mlxd.core.places import BadAddress, BadEnvFile
 
@@ -91,7 +91,7 @@ def _commands() -> Iterator[
 
 
 def _add_serve(commands: Actions[argparse.ArgumentParser]) -> None:
-    serve = add_action(commands, "serve", "run the daemon in the foreground", _serve)
+    serve = add_action(commands, "serve", "run the daemon in the foreground", _serve, json=False)
     serve.add_argument("--host", help="address to listen on (MLXD_HOST)")
     serve.add_argument("--port", help="port to listen on (MLXD_PORT, MLX_API_PORT)")
     serve.add_argument(
@@ -105,15 +105,19 @@ def _add_serve(commands: Actions[argparse.ArgumentParser]) -> None:
 
 
 def _add_stop(commands: Actions[argparse.ArgumentParser]) -> None:
-    add_action(commands, "stop", "stop the running daemon, letting requests finish", _stop)
+    add_action(
+        commands, "stop", "stop the running daemon, letting requests finish", _stop, json=False
+    )
 
 
 def _add_env(commands: Actions[argparse.ArgumentParser]) -> None:
-    add_action(commands, "env", "print variables that point clients at the daemon", _env)
+    add_action(
+        commands, "env", "print variables that point clients at the daemon", _env, json=False
+    )
 
 
 def _add_status(commands: Actions[argparse.ArgumentParser]) -> None:
-    status = add_action(commands, "status", "what the running daemon is doing", _status)
+    status = add_action(commands, "status", "what the running daemon is doing", _status, json=False)
     shape = status.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="the body of /health")
     shape.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
@@ -121,14 +125,15 @@ def _add_status(commands: Actions[argparse.ArgumentParser]) -> None:
 
 def _add_events(commands: Actions[argparse.ArgumentParser]) -> None:
     events = add_action(commands, "events", "what the daemon decided, and decides", _events)
-    add_json(events)
     events.add_argument("--follow", action="store_true", help="go on with each as it comes")
     events.add_argument("--since", type=count, metavar="ID", help="only what came after this one")
     events.add_argument("--types", default="", metavar="A,B", help="only of these types")
 
 
 def _add_logs(commands: Actions[argparse.ArgumentParser]) -> None:
-    logs = add_action(commands, "logs", "where the daemon's log is, and its last lines", _logs)
+    logs = add_action(
+        commands, "logs", "where the daemon's log is, and its last lines", _logs, json=False
+    )
     logs.add_argument("-n", "--count", type=count, default=50, metavar="N", help="the last N; 50")
     shown = logs.add_mutually_exclusive_group()
     shown.add_argument("--path", action="store_true", help="only where it is")
@@ -140,7 +145,6 @@ def _add_logs(commands: Actions[argparse.ArgumentParser]) -> None:
 
 def _add_explain(commands: Actions[argparse.ArgumentParser]) -> None:
     explain = add_action(commands, "explain", "what became of a request, and why", _explain)
-    add_json(explain)
     explain.add_argument(
         "id", metavar="REQUEST_ID", nargs="?", default="",
         help="the X-Request-Id of its answer; without it, the last requests are listed",
@@ -152,7 +156,6 @@ def _add_explain(commands: Actions[argparse.ArgumentParser]) -> None:
 
 def _add_crashes(commands: Actions[argparse.ArgumentParser]) -> None:
     crashes = add_action(commands, "crashes", "how workers and the daemon ended unasked", _crashes)
-    add_json(crashes)
     crashes.add_argument(
         "-n", "--count", type=count, default=20, metavar="N", help="the last N; 20"
     )

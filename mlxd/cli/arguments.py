@@ -23,10 +23,16 @@ def add_action(
     name: str,
     words: str,
     run: Callable[[argparse.Namespace], int],
+    *,
+    json: bool = True,
 ) -> argparse.ArgumentParser:
-    """A command that looks for the daemon's folders; `run` gets its arguments."""
+    """A command that looks for the daemon's folders; `run` gets its arguments. `json`: whether
+    programs are told the same.
+    """
     parser = actions.add_parser(name, help=words, description=words)
     add_places(parser)
+    if json:
+        add_json(parser)
     parser.set_defaults(run=run)
     return parser
 

@@ -18,8 +18,9 @@ _count = partial(count, digits=7)
 def add(commands: Actions[argparse.ArgumentParser]) -> None:
     """Add it to the commands."""
     parser = add_action(
-        commands, "bench", "how fast a model is on this machine, as its clients see it", _bench
-    )
+        commands, "bench", "how fast a model is on this machine, as its clients see it", _bench,
+        json=False,
+    )  # fmt: skip
     parser.add_argument("name", metavar="MODEL", help="as a client would name it")
     parser.add_argument(
         "--streams", type=_streams, metavar="N,N",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from mlxd.cli.arguments import Actions, add_action, add_json
+from mlxd.cli.arguments import Actions, add_action
 
 
 def add(commands: Actions[argparse.ArgumentParser]) -> None:
@@ -18,7 +18,6 @@ def add(commands: Actions[argparse.ArgumentParser]) -> None:
     clear = add_action(actions, "clear", "forget what is kept", _clear)
     clear.add_argument("--disk", action="store_true", help="on disk, too")
     for action in (stats, clear):
-        add_json(action)
         action.add_argument(
             "name", metavar="MODEL", nargs="?", default="",
             help="as a client would name it; without it, of all models in memory",

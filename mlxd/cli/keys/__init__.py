@@ -8,39 +8,27 @@ new key is shown once, on stdout alone. Exit status: 0 done; 1 it failed, or the
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
-from mlxd.cli.arguments import Actions, add_action, add_json
+from mlxd.cli.arguments import Actions, add_action
 
 
 def add(commands: Actions[argparse.ArgumentParser]) -> None:
     """Add `keys` and its actions to the commands."""
     parser = commands.add_parser("keys", help="the API keys of clients")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
-    new = _action(actions, "add", "make a key, and show it this once", _add)
+    new = add_action(actions, "add", "make a key, and show it this once", _add)
     new.add_argument("name", metavar="NAME", help="of the key, and of its tenant")
     new.add_argument("--tenant", default="", metavar="T", help="the tenant, if it is another")
     new.add_argument("--note", default="", metavar="TEXT", help="for people; `list` shows it")
     new.add_argument("--expires", default="", metavar="D", help="after so long, such as 90d")
-    _action(actions, "list", "who has keys; never the keys themselves", _list)
-    _named(_action(actions, "revoke", "have a key known no more, from now on", _revoke))
+    add_action(actions, "list", "who has keys; never the keys themselves", _list)
+    _named(add_action(actions, "revoke", "have a key known no more, from now on", _revoke))
     rotate = _named(
-        _action(actions, "rotate", "make another key in the place of one, and show it", _rotate)
+        add_action(actions, "rotate", "make another key in the place of one, and show it", _rotate)
     )
     rotate.add_argument(
         "--grace", default="1h", metavar="D", help="for how long the old one still counts; 1h"
     )
-
-
-def _action(
-    actions: Actions[argparse.ArgumentParser],
-    name: str,
-    words: str,
-    run: Callable[[argparse.Namespace], int],
-) -> argparse.ArgumentParser:
-    parser = add_action(actions, name, words, run)
-    add_json(parser)
-    return parser
 
 
 def _named(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

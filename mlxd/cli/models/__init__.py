@@ -7,49 +7,39 @@ no such model, or (fit) it never fits; 2 wrong usage.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
-from mlxd.cli.arguments import Actions, add_action, add_json
+from mlxd.cli.arguments import Actions, add_action
 
 
 def add(commands: Actions[argparse.ArgumentParser]) -> None:
     """Add them to the commands."""
     parser = commands.add_parser("models", help="which models there are, and which fit")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
-    _command(
+    add_action(
         actions, "list", "list the models, and what is wrong with those that do not work", _list
     )
-    _named(_command(actions, "show", "what a model is, and where it is from", _show))
-    _named(_command(actions, "rm", "remove a pulled model, or a name made by mlxd cp", _remove))
+    _named(add_action(actions, "show", "what a model is, and where it is from", _show))
+    _named(add_action(actions, "rm", "remove a pulled model, or a name made by mlxd cp", _remove))
     _named(
-        _command(actions, "reset", "have a model tried at once whose worker keeps failing", _reset)
+        add_action(
+            actions, "reset", "have a model tried at once whose worker keeps failing", _reset
+        )
     )
-    fit = _named(_command(actions, "fit", "say whether a model fits in memory", _fit))
+    fit = _named(add_action(actions, "fit", "say whether a model fits in memory", _fit))
     fit.add_argument(
         "--context", type=_tokens, metavar="N", help="for N tokens of prompt and answer together"
     )
-    pull = _command(commands, "pull", "fetch a model from a hub, or go on with it", _pull)
+    pull = add_action(commands, "pull", "fetch a model from a hub, or go on with it", _pull)
     _named(pull, "ORGANISATION/NAME, or a name such as qwen2.5-coder:32b")
-    copy = _named(_command(commands, "cp", "give a model one more name", _copy))
+    copy = _named(add_action(commands, "cp", "give a model one more name", _copy))
     copy.add_argument("destination", metavar="NEW")
-    _command(commands, "ps", "what is in memory", _ps)
-    load = _named(_command(commands, "load", "have a model in memory", _load))
+    add_action(commands, "ps", "what is in memory", _ps)
+    load = _named(add_action(commands, "load", "have a model in memory", _load))
     load.add_argument(
         "--keep-alive", default="", metavar="D",
         help="how long it stays unused, such as 1h; -1s: for ever",
     )  # fmt: skip
-    _named(_command(commands, "unload", "let a model go, when nothing uses it", _unload))
-
-
-def _command(
-    commands: Actions[argparse.ArgumentParser],
-    name: str,
-    words: str,
-    run: Callable[[argparse.Namespace], int],
-) -> argparse.ArgumentParser:
-    parser = add_action(commands, name, words, run)
-    add_json(parser)
-    return parser
+    _named(add_action(commands, "unload", "let a model go, when nothing uses it", _unload))
 
 
 def _named(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from mlxd.cli.arguments import Actions, add_action, add_json
+from mlxd.cli.arguments import Actions, add_action
 
 _MOST_DIGITS = 9
 
@@ -26,29 +26,24 @@ def add(commands: Actions[argparse.ArgumentParser]) -> None:
 
 def _add_looking(actions: Actions[argparse.ArgumentParser]) -> None:
     check = add_action(actions, "check", "say all that is wrong with the policy files", _check)
-    add_json(check)
     check.add_argument(
         "--online", action="store_true",
         help="also what only the running daemon can try: whether a port can be had",
     )  # fmt: skip
     explain = add_action(actions, "explain", "say why a value is what it is", _explain)
-    add_json(explain)
     explain.add_argument(
         "key", metavar="KEY", nargs="?", default="",
         help="such as limits.concurrency.max_in_flight, or a group; without it, every value",
     )  # fmt: skip
     diff = add_action(actions, "diff", "say which values differ; exit status 1 if any does", _diff)
-    add_json(diff)
     states = "running, disk, defaults, or the number of a generation"
     diff.add_argument("old", metavar="A", nargs="?", default="", help=states)
     diff.add_argument("new", metavar="B", nargs="?", default="disk", help=states)
-    history = add_action(actions, "history", "list the generations that are kept", _history)
-    add_json(history)
+    add_action(actions, "history", "list the generations that are kept", _history)
 
 
 def _add_changing(actions: Actions[argparse.ArgumentParser]) -> None:
     plan = add_action(actions, "plan", "say what an edit would do, before it is saved", _plan)
-    add_json(plan)
     plan.add_argument(
         "files", metavar="FILE", nargs="*",
         help="an edited copy, called like the file it would replace (limits.yaml)",
@@ -58,12 +53,10 @@ def _add_changing(actions: Actions[argparse.ArgumentParser]) -> None:
         help="instead of a file: one value, such as limits.concurrency.max_in_flight=2",
     )  # fmt: skip
     reload = add_action(actions, "reload", "read the files now, and say what came of it", _reload)
-    add_json(reload)
     reload.add_argument("--etag", default="", help="only if these policies are still in force")
     rollback = add_action(
         actions, "rollback", "write an earlier generation's files back", _rollback
     )
-    add_json(rollback)
     rollback.add_argument(
         "generation", metavar="N", type=_generation, help="see mlxd policy history"
     )
@@ -75,22 +68,21 @@ def _add_changing(actions: Actions[argparse.ArgumentParser]) -> None:
 
 def _add_files(actions: Actions[argparse.ArgumentParser]) -> None:
     schema = add_action(actions, "schema", "print the JSON Schema of a policy file", _schema)
-    add_json(schema)
     schema.add_argument("kind", metavar="KIND", nargs="?", default="", help="such as limits")
     test = add_action(actions, "test", "run the policies' own tests on a virtual clock", _test)
-    add_json(test)
     test.add_argument(
         "paths", metavar="PATH", nargs="*", help="files or folders; tests/ of the policy folder"
     )
     _add_simulate(actions)
-    add_action(actions, "init", "write the commented defaults where they are looked for", _init)
+    add_action(
+        actions, "init", "write the commented defaults where they are looked for", _init, json=False
+    )
 
 
 def _add_simulate(actions: Actions[argparse.ArgumentParser]) -> None:
     simulate = add_action(
         actions, "simulate", "play recorded traffic against policies, on a virtual clock", _simulate
     )
-    add_json(simulate)
     simulate.add_argument(
         "--traffic", metavar="LOG", nargs="+", default=[],
         help="files or folders of server.traffic; the state folder's",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from mlxd.cli.arguments import Actions, add_action, add_json
+from mlxd.cli.arguments import Actions, add_action
 
 
 def add(commands: Actions[argparse.ArgumentParser]) -> None:
@@ -17,22 +17,26 @@ def add(commands: Actions[argparse.ArgumentParser]) -> None:
     actions = service.add_subparsers(title="actions", required=True, metavar="ACTION")
     _add_install(actions)
     status = add_action(actions, "status", "whether the service runs, and since when", _status)
-    add_json(status)
     _add_system(status)
     reset = add_action(actions, "reset", "let a daemon that kept dying load models again", _reset)
-    add_json(reset)
     _add_system(reset)
     _add_render(actions)
 
 
 def _add_install(actions: Actions[argparse.ArgumentParser]) -> None:
-    install = add_action(actions, "install", "have launchd or systemd run the daemon", _install)
+    install = add_action(
+        actions, "install", "have launchd or systemd run the daemon", _install, json=False
+    )
     install.add_argument(
         "--now", action="store_true", help="start it at once, not only at the next login or boot"
     )
     _add_path(install, "program", "the mlxd to run, if not this one")
     uninstall = add_action(
-        actions, "uninstall", "end that again; policies, models and state stay", _uninstall
+        actions,
+        "uninstall",
+        "end that again; policies, models and state stay",
+        _uninstall,
+        json=False,
     )
     for parser in (install, uninstall):
         _add_system(parser)
@@ -43,7 +47,6 @@ def _add_install(actions: Actions[argparse.ArgumentParser]) -> None:
 
 def _add_render(actions: Actions[argparse.ArgumentParser]) -> None:
     render = add_action(actions, "render", "print what a service manager would be given", _render)
-    add_json(render)
     render.add_argument(
         "--target", required=True, metavar="T", help="such as launchd; another lists them all"
     )
