@@ -56,12 +56,12 @@ class AdminClient:
 
     def stream(self, target: str, body: object) -> Iterator[dict[str, Any]]:
         """Each record of an answer as it comes. Raises NoAnswer, Refused."""
-        connection = _UnixConnection(self._path, None)
+        connection = UnixConnection(self._path, None)
         try:
             connection.request("POST", target, json.dumps(body), _JSON)
             response = connection.getresponse()
             if response.status >= 400:
-                raise _refusal(response.status, json.loads(response.read()))
+                raise refusal(response.status, json.loads(response.read()))
             for line in response:
                 yield json.loads(line)
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -79,7 +79,7 @@ class AdminClient:
         *,
         timeout: float | None,
     ) -> dict[str, Any]:
-        connection = _UnixConnection(self._path, timeout)
+        connection = UnixConnection(self._path, timeout)
         sent = json.dumps(body) if body is not None else None
         url = f"{target}?{urlencode(query, errors='replace')}" if query else target
         kind = _JSON if body is not None else {}
@@ -92,7 +92,7 @@ class AdminClient:
         finally:
             connection.close()
         if response.status >= 400:
-            raise _refusal(response.status, answer)
+            raise refusal(response.status, answer)
         found: dict[str, Any] = answer
         return found
 
@@ -100,17 +100,14 @@ class AdminClient:
         return NoAnswer(f"no answer from the daemon at {self._path}: {error}")
 
 
-def unix_connection(path: str, timeout: float | None) -> http.client.HTTPConnection:
-    """HTTP over the socket at `path`."""
-    return _UnixConnection(path, timeout)
-
-
-def _refusal(status: int, answer: Any) -> Refused:
+def refusal(status: int, answer: Any) -> Refused:
     said = answer.get("error", answer) if isinstance(answer, dict) else answer
     return Refused(status, str(said))
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over the socket at `path`."""
+
     def __init__(self, path: str, timeout: float | None) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path

@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import urlencode
 
 from mlxd.cli import exits
-from mlxd.cli.admin import unix_connection
+from mlxd.cli.admin import Refused, UnixConnection, refusal
 from mlxd.cli.client import NoAnswer, address_of
+from mlxd.cli.models.asking import not_done
 from mlxd.cli.moments import local
 from mlxd.core import places
 from mlxd.core.instance import authority, running
@@ -39,11 +40,8 @@ def events(
         for record in _records(places.find(policies, state), since or 0, types, follow=follow):
             print(json_line(record) if as_json else line_of(record))
             sys.stdout.flush()
-    except NoAnswer as error:
-        return _failed(str(error), exits.FAILED, as_json=as_json)
-    except _Refused as error:
-        status = exits.USAGE if error.status == 400 else exits.FAILED
-        return _failed(str(error), status, as_json=as_json)
+    except (NoAnswer, Refused) as error:
+        return not_done(error, as_json=as_json)
     if follow:
         print("mlxd: the daemon has stopped", file=sys.stderr)
     return exits.DONE
@@ -58,14 +56,8 @@ def line_of(record: Json) -> str:
 _FAREWELL = b": end"
 
 
-class _Refused(Exception):
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 def _records(found: Places, since: int, types: str, *, follow: bool) -> Iterator[Json]:
-    """Raises NoAnswer, _Refused."""
+    """Raises NoAnswer, Refused."""
     query = urlencode({"since": since, "types": types}, errors="replace")
     accept = "text/event-stream" if follow else "application/json"
     connection, path, where = _connected(found)
@@ -73,7 +65,7 @@ def _records(found: Places, since: int, types: str, *, follow: bool) -> Iterator
         connection.request("GET", f"{path}?{query}", headers={"Accept": accept})
         response = connection.getresponse()
         if response.status >= 400:
-            raise _refusal(response.status, json.loads(response.read()))
+            raise refusal(response.status, json.loads(response.read()))
         yield from _streamed(response) if follow else _listed(json.loads(response.read()))
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise NoAnswer(f"no answer from the daemon at {where}: {error}") from error
@@ -88,7 +80,7 @@ def _connected(found: Places) -> tuple[http.client.HTTPConnection, str, str]:
     """
     daemon = running(found.state.path)
     if daemon is not None and daemon.admin:
-        unix = unix_connection(daemon.admin, _TIMEOUT)
+        unix = UnixConnection(daemon.admin, _TIMEOUT)
         with contextlib.suppress(OSError):
             unix.connect()
             return unix, "/admin/events", daemon.admin
@@ -115,17 +107,3 @@ def _streamed(response: http.client.HTTPResponse) -> Iterator[Json]:
 
 def _listed(answer: Any) -> Iterator[Json]:
     yield from answer["events"] if isinstance(answer, dict) else answer
-
-
-def _refusal(status: int, answer: Any) -> _Refused:
-    return _Refused(
-        status, str(answer.get("error", answer) if isinstance(answer, dict) else answer)
-    )
-
-
-def _failed(words: str, status: int, *, as_json: bool) -> int:
-    if as_json:
-        print(json_line({"error": words}))
-    else:
-        print(one_line(f"mlxd: {words}"), file=sys.stderr)
-    return status

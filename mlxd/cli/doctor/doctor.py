@@ -10,7 +10,7 @@ from pathlib import Path
 from mlxd.cli import exits
 from mlxd.cli.doctor import daemon, files, policies, service, system
 from mlxd.cli.doctor.finding import Finding
-from mlxd.cli.policy.here import print_json
+from mlxd.cli.models.asking import print_json
 from mlxd.cli.service.site import Site
 from mlxd.core import places
 from mlxd.core.lines import one_line

@@ -13,7 +13,8 @@ from mlxd.cli import exits
 from mlxd.cli.admin import Refused
 from mlxd.cli.client import NoAnswer
 from mlxd.cli.keys.here import Place, place
-from mlxd.cli.policy.here import failed, print_json, refused
+from mlxd.cli.models.asking import not_done, print_json
+from mlxd.cli.policy.here import refused
 from mlxd.cli.stdout import Unwritable
 from mlxd.core.clock import SystemClock
 from mlxd.policy.keyring import Key, Keyring, digest_of, iso, new_secret, tenant_problem
@@ -146,7 +147,7 @@ def _carried(
     except (SettingsRefused, PolicyErrors) as error:  # KeysRefused too
         return refused(error, as_json=as_json)
     except (NoAnswer, Refused) as error:
-        return failed(error, as_json=as_json)
+        return not_done(error, as_json=as_json)
     except (_Wrong, _NoSuchKey, NotEdited) as error:
         if as_json:
             print_json({"error": str(error)})

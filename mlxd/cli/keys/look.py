@@ -10,7 +10,8 @@ from mlxd.cli import exits
 from mlxd.cli.admin import Refused
 from mlxd.cli.client import NoAnswer
 from mlxd.cli.keys.here import place
-from mlxd.cli.policy.here import failed, print_json, refused
+from mlxd.cli.models.asking import not_done, print_json
+from mlxd.cli.policy.here import refused
 from mlxd.core.clock import SystemClock
 from mlxd.core.lines import one_line
 from mlxd.policy import keys_file
@@ -28,7 +29,7 @@ def look(policies: str | None, state: str | None, *, as_json: bool) -> int:
     except (SettingsRefused, PolicyErrors) as error:
         return refused(error, as_json=as_json)
     except (NoAnswer, Refused) as error:
-        return failed(error, as_json=as_json)
+        return not_done(error, as_json=as_json)
     found = keys_file.read(at.file)
     now = SystemClock().wall()
     keys = [_told(key, now) for key in (found.ring.keys if found.ring is not None else ())]

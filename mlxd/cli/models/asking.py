@@ -1,4 +1,4 @@
-"""What the commands about models share: the daemon, and how they say that it would not."""
+"""What commands share that ask the daemon: it, and how they say that it would not."""
 
 from __future__ import annotations
 
@@ -24,8 +24,13 @@ def asking(
     try:
         return ask(_daemon(policies, state))
     except (NoAnswer, Refused) as error:
-        status = error.status if isinstance(error, Refused) else 0
-        return failed(str(error), status, as_json=as_json)
+        return not_done(error, as_json=as_json)
+
+
+def not_done(error: NoAnswer | Refused, *, as_json: bool) -> int:
+    """The daemon did not do it: say why."""
+    status = error.status if isinstance(error, Refused) else 0
+    return failed(str(error), status, as_json=as_json)
 
 
 def failed(words: str, status: int = 0, *, as_json: bool) -> int:

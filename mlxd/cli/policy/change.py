@@ -8,8 +8,9 @@ from typing import Any
 from mlxd.cli import exits
 from mlxd.cli.admin import Refused
 from mlxd.cli.client import NoAnswer
+from mlxd.cli.models.asking import not_done, print_json
 from mlxd.cli.policy.diff import line_of
-from mlxd.cli.policy.here import failed, here, print_json, refused
+from mlxd.cli.policy.here import here, refused
 from mlxd.settings import SettingsRefused
 
 Json = dict[str, Any]
@@ -22,7 +23,7 @@ def reload(policies: str | None, state: str | None, *, etag: str, as_json: bool)
     except SettingsRefused as error:
         return refused(error, as_json=as_json)
     except (NoAnswer, Refused) as error:
-        return failed(error, as_json=as_json)
+        return not_done(error, as_json=as_json)
     return _show(outcome, as_json=as_json)
 
 
@@ -45,7 +46,7 @@ def rollback(
     except SettingsRefused as error:
         return refused(error, as_json=as_json)
     except (NoAnswer, Refused) as error:
-        return failed(error, as_json=as_json)
+        return not_done(error, as_json=as_json)
     return _show(outcome, as_json=as_json)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from mlxd.cli import exits
 from mlxd.cli.admin import Refused
 from mlxd.cli.client import NoAnswer
-from mlxd.cli.policy.here import Here, failed, here, print_json, refused
+from mlxd.cli.models.asking import not_done, print_json
+from mlxd.cli.policy.here import Here, here, refused
 from mlxd.policy.keys_file import demand_of_daemon
 from mlxd.policy.load import PolicyErrors
 from mlxd.settings import SettingsRefused
@@ -38,7 +39,7 @@ def check(policies: str | None, state: str | None, *, as_json: bool, online: boo
         try:
             report["errors"], more = _tried(this)
         except (NoAnswer, Refused) as error:
-            return failed(error, as_json=as_json)
+            return not_done(error, as_json=as_json)
         report["valid"] = not report["errors"]
         report["warnings"] += [warning for warning in more if warning not in report["warnings"]]
     return _show(report, as_json=as_json)

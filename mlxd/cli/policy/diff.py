@@ -8,7 +8,8 @@ from typing import Any
 from mlxd.cli import exits
 from mlxd.cli.admin import Refused
 from mlxd.cli.client import NoAnswer
-from mlxd.cli.policy.here import Here, failed, here, print_json, refused, wrong
+from mlxd.cli.models.asking import not_done, print_json
+from mlxd.cli.policy.here import Here, here, refused, wrong
 from mlxd.policy.diff import changes
 from mlxd.policy.load import PolicyErrors, PolicySet, judge, load
 from mlxd.settings import SettingsRefused
@@ -40,7 +41,7 @@ def diff(policies: str | None, state: str | None, old: str, new: str, *, as_json
     except _NoSuchState as error:
         return wrong(error, as_json=as_json)
     except (NoAnswer, Refused) as error:
-        return failed(error, as_json=as_json)
+        return not_done(error, as_json=as_json)
     return _show({"changes": found, "pending_restart": [], "shadowed": []}, as_json=as_json)
 
 

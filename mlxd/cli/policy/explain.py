@@ -10,7 +10,8 @@ from typing import Any
 from mlxd.cli import exits
 from mlxd.cli.admin import Refused
 from mlxd.cli.client import NoAnswer
-from mlxd.cli.policy.here import failed, here, print_json, refused, wrong
+from mlxd.cli.models.asking import not_done, print_json
+from mlxd.cli.policy.here import here, refused, wrong
 from mlxd.policy import explain as explaining
 from mlxd.policy.explain import NoSuchKey
 from mlxd.policy.load import PolicyErrors
@@ -41,7 +42,7 @@ def explain(policies: str | None, state: str | None, key: str, *, as_json: bool)
     except NoSuchKey as error:
         return wrong(error, as_json=as_json)
     except (NoAnswer, Refused) as error:
-        return failed(error, as_json=as_json)
+        return not_done(error, as_json=as_json)
     values = report["values"]
     if as_json:
         print_json({"values": values})

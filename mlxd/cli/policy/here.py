@@ -12,8 +12,8 @@ from typing import Any
 from mlxd.cli import exits
 from mlxd.cli.admin import AdminClient, Refused
 from mlxd.cli.client import NoAnswer
+from mlxd.cli.models.asking import failed, print_json
 from mlxd.core.instance import absent, running
-from mlxd.core.lines import json_line
 from mlxd.policy.history import History, history_of
 from mlxd.policy.load import Override, PolicyErrors, PolicySet, load
 from mlxd.policy.outcome import error_json
@@ -112,21 +112,6 @@ def errors_json(error: SettingsRefused | PolicyErrors) -> list[Mapping[str, Any]
     return [{"text": line, "message": line} for line in str(error).splitlines()]
 
 
-def failed(error: NoAnswer | Refused, *, as_json: bool) -> int:
-    """The daemon did not do it: say why."""
-    status = error.status if isinstance(error, Refused) else 0
-    if as_json:
-        print_json({"error": str(error), "status": status})
-    else:
-        print(f"mlxd: {error}", file=sys.stderr)
-    return exits.USAGE if status == 400 else exits.FAILED
-
-
 def wrong(error: Exception, *, as_json: bool) -> int:
     """An argument cannot be used: say why, as a daemon says it."""
-    return failed(Refused(400, str(error)), as_json=as_json)
-
-
-def print_json(value: object) -> None:
-    """What is no text, in a file's name say, is escaped."""
-    print(json_line(value))
+    return failed(str(error), 400, as_json=as_json)

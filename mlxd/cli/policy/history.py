@@ -7,8 +7,9 @@ from typing import Any
 
 from mlxd.cli import exits
 from mlxd.cli.client import NoAnswer
+from mlxd.cli.models.asking import not_done, print_json
 from mlxd.cli.policy.diff import line_of
-from mlxd.cli.policy.here import failed, here, print_json, refused
+from mlxd.cli.policy.here import here, refused
 from mlxd.core.instance import guarded_words
 from mlxd.policy.history import story
 from mlxd.settings import SettingsRefused
@@ -23,7 +24,7 @@ def history(policies: str | None, state: str | None, *, as_json: bool) -> int:
     except SettingsRefused as error:
         return refused(error, as_json=as_json)
     if this.history.is_guarded():
-        return failed(NoAnswer(guarded_words(this.state)), as_json=as_json)
+        return not_done(NoAnswer(guarded_words(this.state)), as_json=as_json)
     kept = [story(generation) for generation in this.history.newest_first()]
     if as_json:
         print_json({"history": kept})

@@ -10,8 +10,9 @@ from typing import Any
 from mlxd.cli import exits
 from mlxd.cli.admin import Refused
 from mlxd.cli.client import NoAnswer
+from mlxd.cli.models.asking import not_done, print_json
 from mlxd.cli.policy.diff import line_of
-from mlxd.cli.policy.here import Here, errors_json, failed, here, print_json, refused, wrong
+from mlxd.cli.policy.here import Here, errors_json, here, refused, wrong
 from mlxd.policy.diff import changes
 from mlxd.policy.explain import newly_hidden
 from mlxd.policy.files import bytes_of, read
@@ -50,7 +51,7 @@ def plan(
     except _Wrong as error:
         return wrong(error, as_json=as_json)
     except (NoAnswer, Refused) as error:
-        return failed(error, as_json=as_json)
+        return not_done(error, as_json=as_json)
     return _show(report, as_json=as_json)
 
 

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlxd.cli.policy.here import here, print_json, refused
+from mlxd.cli.models.asking import print_json
+from mlxd.cli.policy.here import here, refused
 from mlxd.settings import SettingsRefused
 from mlxd.simulate.harness import run
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxd.cli import exits
-from mlxd.cli.policy.here import Here, here, print_json, refused
+from mlxd.cli.models.asking import print_json
+from mlxd.cli.policy.here import Here, here, refused
 from mlxd.daemon.traffic import folder_of
 from mlxd.policy.load import PolicyErrors, PolicySet, load
 from mlxd.settings import SettingsRefused

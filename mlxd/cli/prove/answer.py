@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlxd.cli.admin import Refused, unix_connection
+from mlxd.cli.admin import Refused, UnixConnection
 from mlxd.cli.client import NoAnswer
 
 Json = dict[str, Any]
@@ -122,7 +122,7 @@ def _took(answer: Answer, record: Json, now: float) -> bool:
 
 
 def _records(socket: str, id: str, body: Json) -> Iterator[Json]:
-    connection = unix_connection(socket, _PATIENCE_SECONDS)
+    connection = UnixConnection(socket, _PATIENCE_SECONDS)
     try:
         headers = {"Content-Type": "application/json", "X-Request-Id": id}
         connection.request("POST", "/admin/completions", json.dumps(body), headers)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from mlxd.cli import exits
-from mlxd.cli.models.asking import failed
-from mlxd.cli.policy.here import print_json, refused, wrong
+from mlxd.cli.models.asking import failed, print_json
+from mlxd.cli.policy.here import refused, wrong
 from mlxd.cli.service.site import on_disk, own_program, seen, standard, with_places
 from mlxd.policy.load import PolicyErrors
 from mlxd.service.facts import facts

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import sys
-
 from mlxd.cli import exits
 from mlxd.cli.admin import AdminClient, Refused
 from mlxd.cli.client import NoAnswer
+from mlxd.cli.models.asking import failed, print_json
 from mlxd.cli.service.site import Site
 from mlxd.core import starts
 from mlxd.core.instance import is_claimed, running
@@ -26,13 +24,9 @@ def reset(site: Site, *, as_json: bool) -> int:
         else:
             held = starts.reset(folder)
     except (NoAnswer, Refused, ServiceError, OSError) as error:
-        if as_json:
-            print(json.dumps({"error": str(error)}))
-        else:
-            print(f"mlxd: {error}", file=sys.stderr)
-        return exits.FAILED
+        return failed(str(error), as_json=as_json)
     if as_json:
-        print(json.dumps({"was_held": held}))
+        print_json({"was_held": held})
     else:
         print("models may be loaded again" if held else "nothing was held")
     return exits.DONE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -11,7 +10,7 @@ from typing import Any
 
 from mlxd.cli import exits
 from mlxd.cli.client import NoAnswer, address_of, health_of, silence
-from mlxd.cli.policy.here import print_json
+from mlxd.cli.models.asking import failed, print_json
 from mlxd.cli.service.site import Site
 from mlxd.core import places, starts
 from mlxd.core.instance import authority, is_claimed
@@ -29,11 +28,7 @@ def status(site: Site, *, as_json: bool) -> int:
         site, state = _of_whom(site)
         report = _report(site, state)
     except (ServiceError, OSError) as error:
-        if as_json:
-            print_json({"error": str(error)})
-        else:
-            print(f"mlxd: {error}", file=sys.stderr)
-        return exits.FAILED
+        return failed(str(error), as_json=as_json)
     if as_json:
         print_json(report)
     else:
