@@ -54,7 +54,7 @@ class CreatedModels:
                 with self._aside(old):
                     target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
                     staging.rename(target)
-                _sync(target.parent)
+                durable.sync_folder(target.parent)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
 
@@ -97,7 +97,7 @@ class CreatedModels:
         if reason := card.unavailable or card.flaw:
             raise InvalidRequest(f"these files are no model that can run: {reason}", param="files")
         manifest.write(staging, Manifest(name, "", tuple(known)))
-        _sync(staging)
+        durable.sync_folder(staging)
 
 
 def _put(blob: Path, target: Path) -> None:
@@ -107,11 +107,3 @@ def _put(blob: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(blob, target)
     target.chmod(0o644)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -53,7 +53,7 @@ def replacing(
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(file.parent)
+    sync_folder(file.parent)
 
 
 def append(file: Path, line: bytes) -> None:
@@ -65,7 +65,7 @@ def append(file: Path, line: bytes) -> None:
         stream.flush()
         _sync(descriptor)
     if new:
-        _sync_folder(file.parent)
+        sync_folder(file.parent)
 
 
 def read(file: Path, most: int) -> bytes:
@@ -114,7 +114,8 @@ def _sync(descriptor: int) -> None:
         os.fsync(descriptor)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """The disk has the names in it. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlxd.core import manifest
+from mlxd.core import durable, manifest
 from mlxd.core.manifest import File, Manifest
 from mlxd.hub.failure import PullFailure
 from mlxd.hub.listing import Listing, Remote
@@ -123,14 +123,14 @@ class Place:
             left[file.digest] -= 1
             _put_one(self.blob(file), self._whole / file.name, again=left[file.digest] > 0)
         manifest.write(self._whole, Manifest(self.repo, listing.revision, files))
-        _sync(self._whole)
+        durable.sync_folder(self._whole)
         self.final.parent.mkdir(parents=True, exist_ok=True)
         old = self._partial / "old"
         shutil.rmtree(old, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
             self.final.rename(old)
         self._whole.rename(self.final)
-        _sync(self.final.parent)
+        durable.sync_folder(self.final.parent)
 
     def clear(self) -> None:
         """Remove what it was made from."""
@@ -176,11 +176,3 @@ def _put_one(blob: Path, target: Path, *, again: bool) -> None:
         else:
             blob.replace(target)
     target.chmod(0o644)
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

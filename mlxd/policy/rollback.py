@@ -148,16 +148,7 @@ def _write_all(folder: Path, contents: Contents) -> None:
             (folder / name).unlink(missing_ok=True)
     for changed in {folder, *(file.parent for _, file in ready)}:
         with contextlib.suppress(OSError):  # not every file system can
-            _sync(changed)
-
-
-def _sync(folder: Path) -> None:
-    """The disk has the names in it. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            durable.sync_folder(changed)
 
 
 def _beside(file: Path) -> Path:

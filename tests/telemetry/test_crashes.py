@@ -93,7 +93,7 @@ def test_over_many_runs_the_file_stays_small_and_keeps_the_newest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(durable, "_sync", lambda _: None)
-    monkeypatch.setattr(durable, "_sync_folder", lambda _: None)
+    monkeypatch.setattr(durable, "sync_folder", lambda _: None)
     file = tmp_path / FILE
     for run in range(8):
         lines: int | None = None
