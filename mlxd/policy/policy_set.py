@@ -213,15 +213,11 @@ class PolicySet:
 
 
 def _entries(value: Any) -> Iterable[tuple[str | int, Any]]:
-    """What a group holds, by the names that a file writes; TypeError for a single value."""
+    """What a group holds, by the names that a file writes."""
     if isinstance(value, Policy):
-        fields = type(value).model_fields.items()
-        return [(info.alias or name, getattr(value, name)) for name, info in fields]
-    if isinstance(value, Mapping):
-        return value.items()
-    if isinstance(value, tuple):
-        return enumerate(value)
-    raise TypeError(f"{value!r} holds nothing")
+        named = value.attributes().items()
+        return [(name, getattr(value, attribute)) for name, attribute in named]
+    return value.items() if isinstance(value, Mapping) else enumerate(value)
 
 
 def _entry(value: Any, part: str | int) -> Any:

@@ -11,11 +11,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from mlxd.core.caller import Caller
+from mlxd.core.caller import Caller, Priority
 from mlxd.policy import keys
 from mlxd.policy.load import PolicyErrors
 from mlxd.policy.schema import Policy
-from mlxd.policy.schema.base import Header, Name, Positive, Priority
+from mlxd.policy.schema.base import Header, Name, Positive
 from mlxd.policy.strict_yaml import Path, parts
 from mlxd.policy.units import Delay, Ratio, got, written
 from mlxd.server.forwarded import client_at

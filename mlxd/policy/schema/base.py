@@ -14,7 +14,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 Reload = Literal["live", "live-drain", "rebind", "rolling", "restart", "boot"]
 Auto = Literal["auto"]
 Mode = Literal["enforce", "dry_run", "off"]
-Priority = Literal["high", "medium", "low"]
 
 
 def field(

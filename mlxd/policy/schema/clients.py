@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from mlxd.core.caller import Priority
 from mlxd.policy.schema.base import (
     Auto,
     Count,
@@ -17,7 +18,6 @@ from mlxd.policy.schema.base import (
     OriginPatterns,
     Policy,
     Positive,
-    Priority,
     field,
     mode,
     section,

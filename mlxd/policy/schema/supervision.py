@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -172,13 +172,8 @@ class Delivery(Policy):
     )  # fmt: skip
     timeout: Duration = field("5s", "How long one post may take.", unit="duration", example="2s")
     events: Annotated[tuple[Event, ...], Field(strict=False)] = field(
-        (
-            "worker_up", "worker_down", "restart", "load", "evict", "pressure", "breaker",
-            "reload", "reject", "replay", "unclean_end",
-        ),
-        "Which kinds of events are posted.",
-        example="[worker_down, breaker]",
-    )  # fmt: skip
+        get_args(Event), "Which kinds of events are posted.", example="[worker_down, breaker]"
+    )
 
 
 class Events(Policy):

@@ -13,12 +13,13 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
+from mlxd.core.caller import Priority
 from mlxd.policy import strict_yaml
 from mlxd.policy import units as policy_units
 from mlxd.policy.files import bytes_of
 from mlxd.policy.load import PolicyError, PolicyErrors
 from mlxd.policy.schema import Policy
-from mlxd.policy.schema.base import Name, Priority
+from mlxd.policy.schema.base import Name
 from mlxd.policy.strict_yaml import Path, Place
 from mlxd.policy.units import Delay, Written, got
 from mlxd.simulate.reading import Reading
