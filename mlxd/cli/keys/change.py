@@ -10,19 +10,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlxd.cli import exits
-from mlxd.cli.admin import Refused
-from mlxd.cli.client import NoAnswer
 from mlxd.cli.keys.here import Place, place
-from mlxd.cli.models.asking import not_done, print_json
-from mlxd.cli.policy.here import refused
+from mlxd.cli.models.asking import print_json
+from mlxd.cli.policy.here import FAILURES, refused
 from mlxd.cli.stdout import Unwritable
 from mlxd.core.clock import SystemClock
 from mlxd.policy.keyring import Key, Keyring, digest_of, iso, new_secret, tenant_problem
 from mlxd.policy.keys_edit import NotEdited, edit
-from mlxd.policy.load import PolicyErrors
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.units import Delay, Duration
-from mlxd.settings import SettingsRefused
 
 Json = dict[str, Any]
 
@@ -144,10 +140,8 @@ def _carried(
     """Do it where the keys are, or say why not."""
     try:
         return work(place(policies, state))
-    except (SettingsRefused, PolicyErrors) as error:  # KeysRefused too
+    except FAILURES as error:  # KeysRefused, too
         return refused(error, as_json=as_json)
-    except (NoAnswer, Refused) as error:
-        return not_done(error, as_json=as_json)
     except (_Wrong, _NoSuchKey, NotEdited) as error:
         if as_json:
             print_json({"error": str(error)})

@@ -7,17 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlxd.cli import exits
-from mlxd.cli.admin import Refused
-from mlxd.cli.client import NoAnswer
 from mlxd.cli.keys.here import place
-from mlxd.cli.models.asking import not_done, print_json
-from mlxd.cli.policy.here import refused
+from mlxd.cli.models.asking import print_json
+from mlxd.cli.policy.here import FAILURES, refused
 from mlxd.core.clock import SystemClock
 from mlxd.core.lines import one_line
 from mlxd.policy import keys_file
 from mlxd.policy.keyring import Key, iso
-from mlxd.policy.load import PolicyErrors
-from mlxd.settings import SettingsRefused
 
 Json = dict[str, Any]
 
@@ -26,10 +22,8 @@ def look(policies: str | None, state: str | None, *, as_json: bool) -> int:
     """Who has keys, or what is wrong with their file."""
     try:
         at = place(policies, state)
-    except (SettingsRefused, PolicyErrors) as error:
+    except FAILURES as error:
         return refused(error, as_json=as_json)
-    except (NoAnswer, Refused) as error:
-        return not_done(error, as_json=as_json)
     found = keys_file.read(at.file)
     now = SystemClock().wall()
     keys = [_told(key, now) for key in (found.ring.keys if found.ring is not None else ())]

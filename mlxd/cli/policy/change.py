@@ -6,12 +6,9 @@ import sys
 from typing import Any
 
 from mlxd.cli import exits
-from mlxd.cli.admin import Refused
-from mlxd.cli.client import NoAnswer
-from mlxd.cli.models.asking import not_done, print_json
+from mlxd.cli.models.asking import print_json
 from mlxd.cli.policy.diff import line_of
-from mlxd.cli.policy.here import here, refused
-from mlxd.settings import SettingsRefused
+from mlxd.cli.policy.here import FAILURES, here, refused
 
 Json = dict[str, Any]
 
@@ -20,10 +17,8 @@ def reload(policies: str | None, state: str | None, *, etag: str, as_json: bool)
     """Have the daemon read its policy files now; 0 only if they are in force after it."""
     try:
         outcome = here(policies, state).the_daemon().post("/admin/policy/reload", etag=etag)
-    except SettingsRefused as error:
+    except FAILURES as error:
         return refused(error, as_json=as_json)
-    except (NoAnswer, Refused) as error:
-        return not_done(error, as_json=as_json)
     return _show(outcome, as_json=as_json)
 
 
@@ -43,10 +38,8 @@ def rollback(
             .the_daemon()
             .post("/admin/policy/rollback", etag=etag, gen=str(generation), force=str(int(force)))
         )
-    except SettingsRefused as error:
+    except FAILURES as error:
         return refused(error, as_json=as_json)
-    except (NoAnswer, Refused) as error:
-        return not_done(error, as_json=as_json)
     return _show(outcome, as_json=as_json)
 
 

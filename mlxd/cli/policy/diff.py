@@ -6,13 +6,10 @@ import sys
 from typing import Any
 
 from mlxd.cli import exits
-from mlxd.cli.admin import Refused
-from mlxd.cli.client import NoAnswer
-from mlxd.cli.models.asking import not_done, print_json
-from mlxd.cli.policy.here import Here, here, refused, wrong
+from mlxd.cli.models.asking import print_json
+from mlxd.cli.policy.here import FAILURES, Here, here, refused, wrong
 from mlxd.policy.diff import changes
-from mlxd.policy.load import PolicyErrors, PolicySet, judge, load
-from mlxd.settings import SettingsRefused
+from mlxd.policy.load import PolicySet, judge, load
 
 Json = dict[str, Any]
 
@@ -36,12 +33,10 @@ def diff(policies: str | None, state: str | None, old: str, new: str, *, as_json
             change.as_json()
             for change in changes(_state(this, old or "defaults"), _state(this, new))
         ]
-    except (SettingsRefused, PolicyErrors) as error:
+    except FAILURES as error:
         return refused(error, as_json=as_json)
     except _NoSuchState as error:
         return wrong(error, as_json=as_json)
-    except (NoAnswer, Refused) as error:
-        return not_done(error, as_json=as_json)
     return _show({"changes": found, "pending_restart": [], "shadowed": []}, as_json=as_json)
 
 

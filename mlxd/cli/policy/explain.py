@@ -8,14 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlxd.cli import exits
-from mlxd.cli.admin import Refused
-from mlxd.cli.client import NoAnswer
-from mlxd.cli.models.asking import not_done, print_json
-from mlxd.cli.policy.here import here, refused, wrong
+from mlxd.cli.models.asking import print_json
+from mlxd.cli.policy.here import FAILURES, here, refused, wrong
 from mlxd.policy import explain as explaining
 from mlxd.policy.explain import NoSuchKey
-from mlxd.policy.load import PolicyErrors
-from mlxd.settings import SettingsRefused
 
 Json = dict[str, Any]
 
@@ -37,12 +33,10 @@ def explain(policies: str | None, state: str | None, key: str, *, as_json: bool)
             report = daemon.get("/admin/policy/explain", key=key)
         else:
             report = {"values": explaining.explain(this.load(), key)}
-    except (SettingsRefused, PolicyErrors) as error:
+    except FAILURES as error:
         return refused(error, as_json=as_json)
     except NoSuchKey as error:
         return wrong(error, as_json=as_json)
-    except (NoAnswer, Refused) as error:
-        return not_done(error, as_json=as_json)
     values = report["values"]
     if as_json:
         print_json({"values": values})

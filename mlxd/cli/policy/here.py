@@ -12,7 +12,7 @@ from typing import Any
 from mlxd.cli import exits
 from mlxd.cli.admin import AdminClient, Refused
 from mlxd.cli.client import NoAnswer
-from mlxd.cli.models.asking import failed, print_json
+from mlxd.cli.models.asking import failed, not_done, print_json
 from mlxd.core.instance import absent, running
 from mlxd.policy.history import History, history_of
 from mlxd.policy.load import Override, PolicyErrors, PolicySet, load
@@ -20,6 +20,10 @@ from mlxd.policy.outcome import error_json
 from mlxd.settings import Settings, SettingsRefused
 
 Json = dict[str, Any]
+
+FAILURES = (SettingsRefused, PolicyErrors, NoAnswer, Refused)
+"""What a command ends with: settings or policies that are refused, or a daemon that does not do it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +100,10 @@ def _folder_of(daemon: AdminClient | None) -> Path | None:
     return Path(folder) if folder else None
 
 
-def refused(error: SettingsRefused | PolicyErrors, *, as_json: bool) -> int:
+def refused(error: SettingsRefused | PolicyErrors | NoAnswer | Refused, *, as_json: bool) -> int:
     """Show all that is wrong, and give the exit status for it."""
+    if isinstance(error, NoAnswer | Refused):
+        return not_done(error, as_json=as_json)
     if as_json:
         print_json({"valid": False, "errors": errors_json(error)})
     else:

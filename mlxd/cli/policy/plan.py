@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from mlxd.cli import exits
-from mlxd.cli.admin import Refused
-from mlxd.cli.client import NoAnswer
-from mlxd.cli.models.asking import not_done, print_json
+from mlxd.cli.models.asking import print_json
 from mlxd.cli.policy.diff import line_of
-from mlxd.cli.policy.here import Here, errors_json, here, refused, wrong
+from mlxd.cli.policy.here import FAILURES, Here, errors_json, here, refused, wrong
 from mlxd.policy.diff import changes
 from mlxd.policy.explain import newly_hidden
 from mlxd.policy.files import bytes_of, read
 from mlxd.policy.load import Override, PolicyErrors, judge
 from mlxd.policy.policy_set import FILES
-from mlxd.settings import SettingsRefused
 
 Json = dict[str, Any]
 
@@ -46,12 +43,10 @@ def plan(
         else:
             values = {key: value for key, value, _ in wanted}
             report = daemon.post("/admin/policy/plan", {"files": edited, "set": values})
-    except SettingsRefused as error:
+    except FAILURES as error:
         return refused(error, as_json=as_json)
     except _Wrong as error:
         return wrong(error, as_json=as_json)
-    except (NoAnswer, Refused) as error:
-        return not_done(error, as_json=as_json)
     return _show(report, as_json=as_json)
 
 
