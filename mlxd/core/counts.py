@@ -14,6 +14,14 @@ def form(amount: float, one: str, many: str = "") -> str:
     return one if amount == 1 else many or f"{one}s"
 
 
+def short(amount: int) -> str:
+    """32.8B, 350.0M, 107.2K."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if amount >= size:
+            return f"{amount / size:.1f}{unit}"
+    return str(amount)
+
+
 def whole(text: str, digits: int) -> int | None:
     """The count that a text is, of at most so many digits; None: it is none."""
     fits = text.isascii() and text.isdecimal() and len(text) <= digits

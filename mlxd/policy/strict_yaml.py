@@ -274,10 +274,7 @@ class _Reader:
             if known:
                 first = self._document.keys[here].line
                 self._problem(event, f"duplicate key{{}}: first set in line {first}", f' "{key}"')
-                here = (
-                    *path,
-                    f"{key} ",
-                )  # read past the value without moving the first one's place
+                here = (*path, f"{key} ")  # the first one's place stays while this is read past
             else:
                 self._document.keys[here] = _place(event)
             value = self._node(next(self._events), here)

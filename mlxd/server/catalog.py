@@ -12,6 +12,7 @@ from mlxd import __version__
 from mlxd.control.model_files import count_of
 from mlxd.control.reading import readable
 from mlxd.control.residency import Resident
+from mlxd.core.counts import short
 from mlxd.core.errors import InvalidRequest, MlxdError, ModelNotFound
 from mlxd.core.models import ModelCard
 from mlxd.dialects.ollama import SPOKEN_VERSION
@@ -132,7 +133,7 @@ def details_of(card: ModelCard) -> Json:
         "format": "safetensors",
         "family": card.family,
         "families": [card.family],
-        "parameter_size": _in_words(card.parameters),
+        "parameter_size": short(card.parameters),
         "quantization_level": card.quantization,
         "context_length": card.context,
         "embedding_length": count_of(card.config, "hidden_size") or 0,
@@ -198,11 +199,3 @@ def _tagged(name: str) -> str:
     """Ollama's clients expect a tag on every name."""
     shown = readable(name)
     return shown if ":" in shown.rpartition("/")[2] else f"{shown}:latest"
-
-
-def _in_words(parameters: int) -> str:
-    """1.2B, 350M, 107K."""
-    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if parameters >= size:
-            return f"{parameters / size:.1f}{unit}"
-    return str(parameters)

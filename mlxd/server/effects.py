@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from mlxd.control.admission import Admission
 from mlxd.control.catalog import Catalog
@@ -17,6 +17,7 @@ from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.store import PrepareFailed
 from mlxd.server.listener import Listener
 
+Changes = tuple[Change, ...]
 _SCAN_SECONDS = 10.0
 """For the folders of models to be looked at; a disk may hang."""
 
@@ -38,15 +39,14 @@ class Effects:
         self._residency = residency
         self._keys = keys
 
-    async def of(self, old: PolicySet, new: PolicySet, changes: Sequence[Change]) -> list[str]:
+    async def of(self, old: PolicySet, new: PolicySet, changes: Changes) -> list[str]:
         """One line per consequence, in the order in which a reader would ask."""
-        found = tuple(changes)
         return [
-            *await self._on_keys(old, new, found),
-            *self._listening(new, found),
-            *self._admitting(new, found),
+            *await self._on_keys(old, new, changes),
+            *self._listening(new, changes),
+            *self._admitting(new, changes),
             *await self._on_models(old, new),
-            *_waiting(found),
+            *_waiting(changes),
         ]
 
     async def _on_models(self, old: PolicySet, new: PolicySet) -> list[str]:
@@ -58,9 +58,7 @@ class Effects:
                 "a folder of models does not answer: what becomes of loaded models is not known"
             ]
 
-    async def _on_keys(
-        self, old: PolicySet, new: PolicySet, changes: tuple[Change, ...]
-    ) -> list[str]:
+    async def _on_keys(self, old: PolicySet, new: PolicySet, changes: Changes) -> list[str]:
         """Who needs one, and whether there is any for them."""
         told = []
         if new.keys_required and not old.keys_required:
@@ -75,7 +73,7 @@ class Effects:
             told.append(f"as it is it would be refused: {failed.key}: {failed.message}")
         return told
 
-    def _listening(self, new: PolicySet, changes: tuple[Change, ...]) -> Iterator[str]:
+    def _listening(self, new: PolicySet, changes: Changes) -> Iterator[str]:
         if touches(changes, "server.listen.host", "server.listen.port"):
             listen = new.server.listen
             now = ", ".join(self._listener.addresses)
@@ -86,7 +84,7 @@ class Effects:
         elif touches(changes, "server.listen.backlog"):
             yield "the listener's backlog changes in place; no connection is touched"
 
-    def _admitting(self, new: PolicySet, changes: tuple[Change, ...]) -> Iterator[str]:
+    def _admitting(self, new: PolicySet, changes: Changes) -> Iterator[str]:
         slots = touches(changes, "limits.concurrency.max_in_flight")
         places = touches(changes, "limits.concurrency.max_waiting")
         mode = new.limits.concurrency.mode
@@ -143,7 +141,7 @@ def _on_places(new: PolicySet, queued: int) -> str:
     return f"{words}: who finds no slot waits up to {new.timeouts.queue} for one"
 
 
-def _waiting(changes: tuple[Change, ...]) -> Iterator[str]:
+def _waiting(changes: Changes) -> Iterator[str]:
     for change in changes:
         if change.reload == "restart":
             yield f"{change.key} waits for the next start of the daemon"

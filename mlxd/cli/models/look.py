@@ -8,8 +8,8 @@ from typing import Any
 from mlxd.cli import exits
 from mlxd.cli.admin import AdminClient
 from mlxd.cli.models.asking import asking, print_json, print_lines
-from mlxd.cli.models.words import columns, count, duration, size
-from mlxd.core.counts import plural
+from mlxd.cli.models.words import columns, duration, size
+from mlxd.core.counts import plural, short
 
 Json = dict[str, Any]
 
@@ -75,7 +75,7 @@ def _row(model: Json) -> tuple[str, ...]:
     return (
         model["name"],
         size(model["size_bytes"]),
-        count(model["parameters"]),
+        short(model["parameters"]),
         model["quantization"],
         str(model["context"]),
         _state(model),
@@ -99,7 +99,7 @@ def _facts(model: Json) -> Iterator[tuple[str, str]]:
         return
     yield "size", size(model["size_bytes"])
     yield "family", model["family"]
-    yield "parameters", f"{count(model['parameters'])}, {model['quantization']}"
+    yield "parameters", f"{short(model['parameters'])}, {model['quantization']}"
     yield "context", f"{model['context']} tokens of prompt and answer together"
     yield "can do", ", ".join(model["capabilities"])
     if model["sampling"]:

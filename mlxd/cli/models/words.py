@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
-_COUNTS = ((10**9, "B"), (10**6, "M"), (10**3, "K"))
 
 
 def size(amount: float) -> str:
@@ -14,14 +13,6 @@ def size(amount: float) -> str:
         if amount >= unit:
             return f"{amount / unit:.1f} {name}" if unit == 2**30 else f"{amount / unit:.0f} {name}"
     return f"{amount:.0f} B"
-
-
-def count(amount: int) -> str:
-    """32.8B, 350M, 107K."""
-    for unit, name in _COUNTS:
-        if amount >= unit:
-            return f"{amount / unit:.1f}{name}"
-    return str(amount)
 
 
 def duration(seconds: float) -> str:
