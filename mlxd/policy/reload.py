@@ -107,12 +107,10 @@ class Reloader:
         """Why a generation is not kept; empty: all are."""
         return self._remembering.failure
 
-    def pending_restart(self) -> list[str]:
-        """Keys that were changed since the start and wait for the next one."""
-        return list(self._pending)
-
     def until_restart(self) -> Mapping[str, str]:
-        """What those keys are until then, as YAML writes it."""
+        """Keys that were changed since the start and wait for the next one: what each is until
+        then, as YAML writes it.
+        """
         return self._pending
 
     def use(self, *appliers: Applier) -> None:

@@ -37,7 +37,7 @@ def summary(parts: Parts, policies: PolicySet) -> Json:
             "at": iso(float(int(last.at))),
         },
         "errors": [str(error) for error in last.errors],
-        "pending_restart": parts.reloader.pending_restart(),
+        "pending_restart": list(parts.reloader.until_restart()),
         "shadowed": list(shadowed(policies)),
         "watching": parts.watcher.up,
     }
@@ -53,7 +53,7 @@ def warnings(parts: Parts, policies: PolicySet) -> Iterator[str]:
         )
     for error in last.errors:
         yield f"the policy files are refused, generation {policies.generation} stays: {error}"
-    for key in parts.reloader.pending_restart():
+    for key in parts.reloader.until_restart():
         yield f"{key} has changed and waits for a restart"
     yield from shadowed(policies, chosen=True)
     if parts.reloader.history_failure:
@@ -99,7 +99,7 @@ def measure(parts: Parts) -> None:
          "Generations that a request still runs under, the one in force included.",
          lambda: store.generations_alive),
         ("mlxd_policy_pending_restart_fields", "Changed fields that wait for a restart.",
-         lambda: len(reloader.pending_restart())),
+         lambda: len(reloader.until_restart())),
         ("mlxd_policy_watcher_up",
          "1 if the system tells of edits; 0: the policy folder is polled.",
          lambda: parts.watcher.up),

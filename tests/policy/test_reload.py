@@ -196,10 +196,10 @@ async def test_restart_fields_are_pending_until_they_are_put_back(ground: Ground
     reloader = ground.start()
     ground.write(server="listen: {inherit: never}\n")
     await reloader.reload("admin")
-    assert reloader.pending_restart() == ["server.listen.inherit"]
+    assert list(reloader.until_restart()) == ["server.listen.inherit"]
     ground.write(server="drain: {grace: 30s}\n")
     await reloader.reload("admin")
-    assert reloader.pending_restart() == []
+    assert list(reloader.until_restart()) == []
 
 
 async def test_a_restart_field_that_is_only_written_otherwise_waits_for_nothing(
@@ -210,7 +210,7 @@ async def test_a_restart_field_that_is_only_written_otherwise_waits_for_nothing(
     ground.write(supervision="daemon: {watchdog: 1m}\n", limits=slots(9))
     outcome = await reloader.reload("admin")
     assert [change.key for change in outcome.changes] == ["limits.concurrency.max_in_flight"]
-    assert reloader.pending_restart() == []
+    assert list(reloader.until_restart()) == []
     ground.write(supervision="daemon: {watchdog: 2m}\n")
     await reloader.reload("admin")
     assert reloader.until_restart() == {"supervision.daemon.watchdog": "60s"}
