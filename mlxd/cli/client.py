@@ -13,7 +13,15 @@ import time
 from typing import Any
 
 from mlxd.core import durable
-from mlxd.core.instance import authority, guarded_words, is_claimed, is_guarded, pid_of, running
+from mlxd.core.instance import (
+    authority,
+    guarded_words,
+    is_claimed,
+    is_guarded,
+    pid_of,
+    reachable,
+    running,
+)
 from mlxd.core.places import BadAddress, Places
 
 DEFAULT_PORT = 11435
@@ -34,7 +42,7 @@ def address_of(found: Places) -> tuple[str, int]:
     """
     daemon = running(found.state.path)
     if daemon is not None:
-        return _reachable(daemon.host), daemon.port
+        return reachable(daemon.host), daemon.port
     if text := _text(found, "MLX_API_URL"):
         return _address_in(text)
     port = _text(found, "MLXD_PORT") or _text(found, "MLX_API_PORT") or _policy_port(found)
@@ -117,11 +125,6 @@ def _received(sock: socket.socket) -> bytes:
         if len(answer) > MOST_BYTES or time.monotonic() > until:
             raise ValueError("it does not come to an end")
     return bytes(answer)
-
-
-def _reachable(host: str) -> str:
-    """An address that a client can connect to, for one that a listener binds to."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def _text(found: Places, name: str) -> str:

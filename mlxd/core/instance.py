@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from mlxd.core import durable
+from mlxd.core import durable, places
 
 LOCK = "mlxd.lock"
 PID = "mlxd.pid"
@@ -30,6 +30,11 @@ class Address(NamedTuple):
 def authority(host: str, port: int) -> str:
     """Host and port as a URL writes them: an IPv6 address stands in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def reachable(host: str) -> str:
+    """An address that a client can connect to, for one that a listener binds to."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def running(state: Path) -> Address | None:
@@ -61,13 +66,7 @@ def is_claimed(state: Path) -> bool:
 
 def is_guarded(state: Path) -> bool:
     """Whether this user may not know if a daemon holds the folder."""
-    try:
-        os.close(_opened(state / LOCK))
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return False
+    return places.is_forbidden(lambda: os.close(_opened(state / LOCK)))
 
 
 def absent(state: Path) -> str:

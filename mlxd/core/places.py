@@ -91,7 +91,7 @@ def policy_folder(
     if environ.get("MLXD_POLICIES"):
         return Found(_path(environ["MLXD_POLICIES"], environ), "environment MLXD_POLICIES")
     for folder in _usual_folders(environ, system):
-        if _there(folder.is_dir):
+        if is_there(folder.is_dir):
             return Found(folder, f"found at {folder}", named=False)
     return None
 
@@ -103,7 +103,7 @@ def env_file(
     folders = [folder.path] if folder is not None else list(_usual_folders(environ, system))
     for candidate in folders:
         for file in (candidate / ENV_FILE, candidate.parent / ENV_FILE):
-            if _there(file.is_file):
+            if is_there(file.is_file):
                 return file
     return None
 
@@ -226,12 +226,23 @@ def _usual_state(environ: Mapping[str, str], system: Path) -> Path:
     return home / ".local/state/mlxd" if home is not None else system / "var/lib/mlxd"
 
 
-def _there(check: Callable[[], bool]) -> bool:
+def is_there(check: Callable[[], bool]) -> bool:
     """False too where this user may not look."""
     try:
         return check()
     except OSError:
         return False
+
+
+def is_forbidden(look: Callable[[], object]) -> bool:
+    """Whether this user may not even look."""
+    try:
+        look()
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _home(environ: Mapping[str, str]) -> Path | None:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mlxd.core import aside, durable
+from mlxd.core import aside, durable, places
 from mlxd.policy.files import PolicyFiles
 
 KEPT = 10
@@ -100,13 +100,7 @@ class History:
 
     def is_guarded(self) -> bool:
         """Whether this user may not know which are kept."""
-        try:
-            os.scandir(self.folder).close()
-        except PermissionError:
-            return True
-        except OSError:
-            return False
-        return False
+        return places.is_forbidden(lambda: os.scandir(self.folder).close())
 
     def get(self, number: int) -> Generation | None:
         """None: not kept, or not readable by this version."""

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mlxd.core.clock import Clock
+from mlxd.core.instance import reachable
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,6 @@ _LAST_WORDS_SECONDS = 3.0
 _MISSED = frozenset((errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT))
 """What a listener that hangs or is gone can cause; all else is the trouble of the probe itself."""
 _MOST_STACKS = 1 << 20
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 Address = tuple[socket.AddressFamily, Any]
 
@@ -175,7 +175,7 @@ def answers(address: Address, timeout: float) -> bool | None:
     Any status will do: one that refuses lives.
     """
     family, where = address
-    host = _EVERYWHERE.get(where[0], where[0])
+    host = reachable(where[0])
     asked = f"GET /livez HTTP/1.1\r\nHost: {_quoted(host)}\r\nConnection: close\r\n\r\n"
     began = time.monotonic()
     try:

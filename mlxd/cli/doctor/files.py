@@ -11,6 +11,7 @@ from mlxd.cli.doctor.finding import Finding, Findings, advice, problem
 from mlxd.cli.models.words import size
 from mlxd.control.reading import OutOfFiles
 from mlxd.control.scan import GUIDE, Find, Scanner, Scope
+from mlxd.core import places
 from mlxd.core.places import Places
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.schema import Models
@@ -37,21 +38,12 @@ def findings(found: Places, policies: PolicySet, home: Path) -> Findings:
 
 def _is_guarded(path: Path) -> bool:
     """Whether this user may not even know if it is there."""
-    try:
-        path.stat()
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return False
+    return places.is_forbidden(path.stat)
 
 
 def is_there(path: Path) -> bool:
     """What may not be looked at is told of elsewhere."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
+    return places.is_there(path.exists)
 
 
 def _guarded(folder: Path) -> Finding:
