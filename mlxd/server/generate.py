@@ -154,26 +154,23 @@ class Generate:
         return json_response(self._codec.render(call, completions, now))
 
     def _asker(self, request: web.BaseRequest) -> Asker:
-        return replace(asker_of(request), rated=self._rated)
+        """Whoever asks, under the policies of this request; dry runs mark its answer.
+
+        Raises InvalidRequest.
+        """
+        return Asker(
+            caller_of(request),
+            policies_of(request),
+            request[MARKS].add,
+            request[STORY],
+            _priority_of(request),
+            rated=self._rated,
+        )
 
     def _rendered_large(
         self, call: Call, completions: Sequence[Completion], now: float
     ) -> web.StreamResponse:
         return large_json_response(self._codec.render(call, completions, now))
-
-
-def asker_of(request: web.BaseRequest) -> Asker:
-    """Whoever asks, under the policies of this request; dry runs mark its answer.
-
-    Raises InvalidRequest.
-    """
-    return Asker(
-        caller_of(request),
-        policies_of(request),
-        request[MARKS].add,
-        request[STORY],
-        _priority_of(request),
-    )
 
 
 def _coming(request: web.BaseRequest, policies: PolicySet) -> Coming:

@@ -31,8 +31,8 @@ def asker_of(request: web.BaseRequest) -> str:
     """Who changes something, for the history: a process on the socket; over TCP a key, or the page,
     and from where.
     """
-    caller = caller_of(request)
-    if request.transport is None or _family(request) == socket.AF_UNIX:
+    caller, sock = caller_of(request), _socket(request)
+    if request.transport is None or (sock is not None and sock.family == socket.AF_UNIX):
         return peer_of(request)
     return f"{f'key {caller.key}' if caller.key else 'the page'}, {caller.address}"
 
@@ -56,7 +56,7 @@ def is_stranger(request: web.BaseRequest) -> bool:
 
 def _credentials(request: web.BaseRequest) -> tuple[int, int] | None:
     """(pid, uid)."""
-    sock = request.transport.get_extra_info("socket") if request.transport is not None else None
+    sock = _socket(request)
     if sock is None or sock.family != socket.AF_UNIX:
         return None
     try:
@@ -70,6 +70,5 @@ def _credentials(request: web.BaseRequest) -> tuple[int, int] | None:
     return pid, uid
 
 
-def _family(request: web.BaseRequest) -> int | None:
-    sock = request.transport.get_extra_info("socket") if request.transport is not None else None
-    return sock.family if sock is not None else None
+def _socket(request: web.BaseRequest) -> socket.socket | None:
+    return request.transport.get_extra_info("socket") if request.transport is not None else None

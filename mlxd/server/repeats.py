@@ -139,7 +139,6 @@ class Repeats:
             return
         if key not in self._known and len(self._known) >= _MOST_KNOWN:
             return
-        _lighten(failure.error)
         text = to_json(error_body(failure.error, failure.render, self._place.decode()))
         lines = "".join(f"{name}: {value}\r\n" for name, value in self._headers(response))
         status_line = f"HTTP/1.1 {response.status} {response.reason}"
@@ -286,11 +285,6 @@ def _key(request: web.BaseRequest, again: Again) -> _Key | None:
         return head, None
     body = request.get(BODY)
     return (head, body) if body is not None else None
-
-
-def _lighten(error: MlxdError) -> None:
-    """Without the frames that it came through: they hold the whole request."""
-    error.__traceback__ = error.__context__ = error.__cause__ = None
 
 
 def _is_plain(message: RawRequestMessage) -> bool:

@@ -123,8 +123,10 @@ class ItemReader(MessageReader):
                 item = self._custom_call(fields)
             case "function_call_output" | "custom_tool_call_output":
                 item = self._output(fields, kind)
-            case _ if kind in own_tools.CALLS or kind in own_tools.OUTPUTS:
-                item = self._own_tool(fields, kind)
+            case _ if kind in own_tools.CALLS:
+                item = self._own_call(fields, kind)
+            case _ if kind in own_tools.OUTPUTS:
+                item = self._own_output(fields, kind)
             case "additional_tools":
                 item = self._more_tools(fields)
             case _ if kind in NOT_FOR_THE_MODEL:
@@ -183,9 +185,6 @@ class ItemReader(MessageReader):
         said = "\n".join(texts(fields, "output", by_tool=True))
         self._gave(call_id, said)
         return {"type": kind, "call_id": call_id, "output": said, "status": "completed"}
-
-    def _own_tool(self, fields: Fields, kind: str) -> Json:
-        return (self._own_call if kind in own_tools.CALLS else self._own_output)(fields, kind)
 
     def _own_call(self, fields: Fields, kind: str) -> Json:
         call_id = required(fields, "call_id")
