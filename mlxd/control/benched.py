@@ -102,7 +102,7 @@ class Benches:
         async with self._writing:
             content = msgspec.json.encode(_File(SCHEMA, self._models))
             try:
-                await self._threads.run(_write, self._path, content)
+                await self._threads.run(durable.put, self._path, content)
             except OSError as error:  # of the disk, or there is no thread for it
                 _log.warning("%s cannot be written: %s", FILE, error.strerror)
         return bench
@@ -141,9 +141,3 @@ def _rise(points: Points) -> bool:
         and all(math.isfinite(rate) and 0 < rate < _MOST_RATE for _, rate in points)
         and counts == sorted(set(counts))
     )
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Raises OSError."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    durable.write(path, content)

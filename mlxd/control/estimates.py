@@ -113,7 +113,7 @@ class Estimates:
         self._path = state / FILE
         self._clock = clock
         self._threads = Threads("estimates")
-        self._models = _read(self._path)
+        self._models = aside.read(self._path, SCHEMA, _decoded, most=_MOST_BYTES) or {}
         self._writing: asyncio.Task[None] | None = None
         self._resting: asyncio.TimerHandle | None = None
         """After a write: until then the next one waits."""
@@ -161,7 +161,7 @@ class Estimates:
         self._changed = self._hurries = False
         content = msgspec.json.encode(_File(SCHEMA, self._models))
         try:
-            await self._threads.run(_written, self._path, content)
+            await self._threads.run(durable.put, self._path, content)
             self._failed = False
         except OSError as error:  # of the disk, or there is no thread for it
             if not self._failed:
@@ -246,11 +246,6 @@ def _factor(factors: list[float], quantile: float) -> float:
     return min(max(found, _SMALLEST), _LARGEST)
 
 
-def _read(path: Path) -> dict[str, Estimate]:
-    """What the file holds; nothing where there is none, or one that is not understood."""
-    return aside.read(path, SCHEMA, _decoded, most=_MOST_BYTES) or {}
-
-
 def _decoded(content: bytes) -> dict[str, Estimate]:
     aside.check_version(msgspec.json.decode(content, type=_Version).schema, SCHEMA)
     models = msgspec.json.decode(content, type=_File).models
@@ -295,9 +290,3 @@ def _exists(footprint: Footprint) -> bool:
         and all(0 <= n < _IMPOSSIBLE for n in numbers)
         and footprint.peak_bytes((), (_USUAL_LENGTH,)) < _IMPOSSIBLE
     )
-
-
-def _written(path: Path, content: bytes) -> None:
-    """Raises OSError."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    durable.write(path, content)

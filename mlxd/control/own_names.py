@@ -73,8 +73,7 @@ class OwnNames:
         said = _encoded(own)
         with self._changing:
             self._check_room(key, said)
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            durable.write(self._path(own.name), said)
+            durable.put(self._path(own.name), said)
             self._names = {**self._names, key: own}
 
     def _check_room(self, key: str, said: bytes) -> None:

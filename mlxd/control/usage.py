@@ -102,7 +102,7 @@ class Usage:
             self._kept = self.quotas.changes
             content = msgspec.json.encode(_File(SCHEMA, day.number, day.tenants, day.addresses))
             try:
-                await self._threads.run(_written, self._path, content)
+                await self._threads.run(durable.put, self._path, content)
                 self._failed = False
             except OSError as error:  # of the disk, or there is no thread for it
                 if not self._failed:
@@ -126,8 +126,3 @@ def _possible(used: Mapping[str, int], most: int) -> dict[str, int]:
     """Without what nobody can have used."""
     believed = ((name, tokens) for name, tokens in used.items() if 0 <= tokens < _IMPOSSIBLE)
     return dict(islice(believed, most))
-
-
-def _written(path: Path, content: bytes) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    durable.write(path, content)

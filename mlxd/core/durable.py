@@ -32,6 +32,12 @@ def write(
         stream.write(content)
 
 
+def put(file: Path, content: bytes) -> None:
+    """As `write`, in a folder that is made where there is none. Raises OSError."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write(file, content)
+
+
 @contextlib.contextmanager
 def replacing(
     file: Path, *, owner: tuple[int, int] | None = None, mode: int = 0o600

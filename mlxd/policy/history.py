@@ -85,8 +85,7 @@ class History:
         Raises OSError.
         """
         generation = generation.after(self.get(generation.number))
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        durable.write(self._file(generation.number), _encoded(generation))
+        durable.put(self._file(generation.number), _encoded(generation))
         for number in self.numbers()[:-KEPT]:
             self._file(number).unlink(missing_ok=True)
 

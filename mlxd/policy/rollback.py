@@ -58,8 +58,7 @@ class WriteBack:
 
     def _replace(self, old: Contents, new: Contents) -> None:
         """The note stays behind only if this process is killed. Raises OSError."""
-        self._note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        durable.write(self._note, _encoded(self._folder, old, new))
+        durable.put(self._note, _encoded(self._folder, old, new))
         try:
             _write_all(self._folder, new)
         finally:

@@ -13,7 +13,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mlxd.control import estimates as estimates_module
 from mlxd.control.estimates import (
     FILE,
     MOST_MODELS,
@@ -24,6 +23,7 @@ from mlxd.control.estimates import (
     learned,
     loaded,
 )
+from mlxd.core import durable
 from mlxd.core.clock import ManualClock
 from mlxd.core.footprint import Footprint, LayerGroup, Moment
 
@@ -315,7 +315,7 @@ async def test_that_is_said_once_until_it_works_again(
 
     for _ in range(2):
         with monkeypatch.context() as patch:
-            patch.setattr(estimates_module, "_written", full)
+            patch.setattr(durable, "write", full)
             await learn(3)
         await learn(1)
     assert caplog.text.count("estimates.json cannot be written: No space left on device") == 2
