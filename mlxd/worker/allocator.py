@@ -24,9 +24,7 @@ _EXHAUSTED = re.compile(
 class Allocator:
     """The process's one allocator, as a part that a test can replace."""
 
-    def __init__(
-        self, heap: Heap | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, heap: Heap | None, clock: Callable[[], float] = time.monotonic) -> None:
         """`heap`: None where there is none to trim."""
         self._heap = heap
         self._clock = clock

@@ -41,7 +41,7 @@ from mlxd.worker.measure import footprint_of
 from mlxd.worker.mlx_engine import MlxEngine
 from mlxd.worker.pooling import recipe_of
 from mlxd.worker.prefix.boundaries import Outlines
-from mlxd.worker.prefix.parts import key_of, prefix_parts
+from mlxd.worker.prefix.parts import PrefixParts, key_of, prefix_parts
 from mlxd.worker.prefix.store import Store
 from mlxd.worker.prompt import Prompter
 from mlxd.worker.reading import EncoderReader, Reader
@@ -81,52 +81,22 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
     allocator.kept = lambda: kept.cache.nbytes
     mx.clear_cache()
     markup, detokenizers = Markup(loaded.tokenizer), Detokenizers(loaded.tokenizer)
-    grammars = Grammars(
-        loaded.tokenizer,
-        loaded.width,
-        markup.json_markers,
-        deaf=lambda seconds: link.send(Deaf(seconds)),
-    )
-    if launch.held:
-        grammars.prepare()
     intake.progress.measure = allocator.measure
-    intake.preparation.checks = Checks(
-        prompter=Prompter(loaded.tokenizer),
-        grammars=grammars,
-        vocabulary=loaded.vocabulary,
-        context=launch.context,
-        answers=not loaded.encodes,
-        outlines=None if kept.store is None else Outlines(loaded.tokenizer),
-        keeps=lambda: kept.store is not None and kept.store.keeps,
-        keeping=kept.keeping,
-    )
+    intake.preparation.checks = _checks(loaded, launch, link, markup, kept)
     tuned = Tuned()
-    speculation = partial(_speculation, drafting, launch.draft_tokens, tuned)
-    ledger = _ledger(
-        loaded,
-        footprint,
-        launch.budget,
-        allocator.kept,
-    )
+    speculating = partial(_speculation, drafting, launch.draft_tokens, tuned)
+    ledger = _ledger(loaded, footprint, launch.budget, allocator.kept)
+    make_engine = partial(
+        _engine, loaded, footprint, ledger,
+        prefixes=kept.store, tuned=tuned, speculating=speculating,
+    )  # fmt: skip
+    ends = tuple(sorted(loaded.tokenizer.eos_token_ids))
     loop = Loop(
-        partial(
-            _engine,
-            loaded,
-            footprint,
-            ledger,
-            prefixes=kept.store,
-            tuned=tuned,
-            speculating=speculation,
-        ),
+        make_engine,
         link,
         intake.inbox,
         intake.progress,
-        maker=Maker(
-            detokenizers,
-            markup,
-            loaded.vocabulary,
-            ends=tuple(sorted(loaded.tokenizer.eos_token_ids)),
-        ),
+        maker=Maker(detokenizers, markup, loaded.vocabulary, ends),
         reader=_reader(loaded, Path(launch.path), detokenizers),
         ledger=ledger,
         allocator=allocator,
@@ -154,6 +124,29 @@ def assemble(launch: Launch, link: Link, intake: Intake, began: float) -> tuple[
         key=key_of(launch, dated=False) if key == key_of(launch) else "",
     )
     return loop, ready
+
+
+def _checks(
+    loaded: Loaded, launch: Launch, link: Link, markup: Markup, kept: PrefixParts
+) -> Checks:
+    grammars = Grammars(
+        loaded.tokenizer,
+        loaded.width,
+        markup.json_markers,
+        deaf=lambda seconds: link.send(Deaf(seconds)),
+    )
+    if launch.held:
+        grammars.prepare()
+    return Checks(
+        prompter=Prompter(loaded.tokenizer),
+        grammars=grammars,
+        vocabulary=loaded.vocabulary,
+        context=launch.context,
+        answers=not loaded.encodes,
+        outlines=None if kept.store is None else Outlines(loaded.tokenizer),
+        keeps=lambda: kept.store is not None and kept.store.keeps,
+        keeping=kept.keeping,
+    )
 
 
 def _loaded(launch: Launch, link: Link) -> Loaded:

@@ -20,6 +20,9 @@ from mlxd.worker.room import CountingRoom, InputRoom, Room
 from mlxd.worker.stops import StopStrings
 
 LONGEST_STOP = 1000
+_NUMBERS = (
+    "temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty",
+)  # fmt: skip
 LEAST_COUNTED, MOST_COUNTED = 1 << 16, 1 << 20
 """Tokens of a prompt that is only to be told: how much too long one is, is worth knowing, up to
 twice the context."""
@@ -89,9 +92,7 @@ class Checks:
         return self.prompter.text_of(rendered), rendered.tokens
 
     def _check_sampling(self, sampling: Sampling) -> None:
-        for name in ("temperature", "top_p", "min_p", "repeat_penalty"):
-            _check_finite(name, getattr(sampling, name))
-        for name in ("presence_penalty", "frequency_penalty"):
+        for name in _NUMBERS:
             _check_finite(name, getattr(sampling, name))
         bias = sampling.logit_bias or ()
         self._check_ids([token for token, _ in bias], "logit_bias")

@@ -69,6 +69,8 @@ _RENAMED = tuple(
         (r"^emb_ln\.", "embeddings.LayerNorm."),
     )
 )
+_FARTHEST = 128
+"""Tokens from which on MPNet tells distances apart no more."""
 _IGNORED = re.compile(r"^(?!embeddings\.|encoder\.)|position_ids$|token_type_ids$")
 """Heads, and tables that only count."""
 
@@ -309,13 +311,13 @@ def encoder_footprint(model: Encoder, weights_bytes: int) -> Footprint:
     return Footprint(weights_bytes, (), first=(work,), prefill=(work,))
 
 
-def _bucket(apart: Any, buckets: int, most: int = 128) -> Any:
+def _bucket(apart: Any, buckets: int) -> Any:
     """Distances to numbers of buckets: near ones by themselves, far ones by their logarithm."""
     half = buckets // 2
     near = half // 2
     distance = np.maximum(np.abs(apart), 1)
     far = near + (
-        np.log((distance / near).astype(np.float32)) / math.log(most / near) * (half - near)
+        np.log((distance / near).astype(np.float32)) / math.log(_FARTHEST / near) * (half - near)
     ).astype(int)
     one_side = np.where(np.abs(apart) < near, np.abs(apart), np.minimum(far, half - 1))
     return one_side + np.where(apart > 0, half, 0)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import mlx.core as mx
-
-    from mlxd.worker.batch import Batch
 
 COMPLETION_BATCH = 32
 """Sequences that decode together."""
@@ -162,41 +160,6 @@ class Prefixes(Protocol):
 Kind: TypeAlias = Literal["system", "turn", "prompt", "answer", "partial"]
 """What a kept beginning ends with: the system's turn and the tools; another turn; the last token
 but one of a prompt; an answer; the middle of a prompt that was given up."""
-
-
-class Batches(Protocol):
-    """Sequences that decode, in one batch or several."""
-
-    scored: set[int]
-    """Those of whose tokens log-probabilities are wanted, from before they join."""
-    constraints: dict[int, Constraint]
-
-    @property
-    def under_way(self) -> bool:
-        """Tokens are computed, or will be, whatever is computed next."""
-        ...
-
-    def join(self, batch: Batch) -> None:
-        """Take over those whose prompts are read but for their last tokens."""
-        ...
-
-    def step(self) -> list[Any]:
-        """One token of each sequence, as GenerationBatch.next gives them."""
-        ...
-
-    def extract(self, uid: int) -> tuple[list[Any], list[int]] | None:
-        """The caches of a sequence, as those of one alone, and the tokens that they hold; None: it
-        does not decode, or has said nothing.
-        """
-        ...
-
-    def remove(self, uids: Iterable[int]) -> None:
-        """Forget sequences; unknown ones are ignored."""
-        ...
-
-    def __contains__(self, uid: int) -> bool: ...
-
-    def __len__(self) -> int: ...
 
 
 class Engine(Protocol):

@@ -14,9 +14,7 @@ class Excess:
     ends.
     """
 
-    def __init__(
-        self, ledger: Ledger, allocator: Allocator, prefixes: Prefixes | None = None
-    ) -> None:
+    def __init__(self, ledger: Ledger, allocator: Allocator, prefixes: Prefixes | None) -> None:
         self._ledger = ledger
         self._allocator = allocator
         self._prefixes = prefixes

@@ -30,6 +30,7 @@ class Groups:
         padding are told apart as far as can be. Without a footprint all share one batch.
         """
         self.scored: set[int] = set()
+        """Those of whose tokens log-probabilities are wanted, from before they join."""
         self.constraints: dict[int, Constraint] = {}
         self._fresh: set[int] = set()
         """Those without a token yet. While there are some, nobody changes batches unless they all
@@ -116,9 +117,6 @@ class Groups:
                 batch.filter(keep)
         if len(self) < before:
             self._left()
-
-    def __contains__(self, uid: int) -> bool:
-        return any(uid in batch.uids for batch in self._batches)
 
     def __len__(self) -> int:
         return sum(len(batch.uids) for batch in self._batches)

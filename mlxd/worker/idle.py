@@ -19,9 +19,7 @@ PAUSE_SECONDS = 0.15
 class Idle:
     """Puts on disk what is kept of prompts, and gives back memory that is kept for reuse."""
 
-    def __init__(
-        self, allocator: Allocator, reporter: Reporter, backing: Backing | None = None
-    ) -> None:
+    def __init__(self, allocator: Allocator, reporter: Reporter, backing: Backing | None) -> None:
         self._allocator = allocator
         self._reporter = reporter
         self._backing = backing

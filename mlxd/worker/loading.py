@@ -98,8 +98,8 @@ def load(
     Raises LoadError.
     """
 
-    def stage(what: str, work: Callable[[], T]) -> T:
-        return _stage(what, [folder, *filter(None, (adapter, template))], work)
+    def stage(what: str, work: Callable[[], T], *, setting: Setting = "") -> T:
+        return _stage(what, [folder, *filter(None, (adapter, template))], work, setting=setting)
 
     with _one_reader(_Reading(folder, tell)):
         model, config = stage(
@@ -121,7 +121,9 @@ def load(
         tell(Loading("layout"))
         logits = 0 if isinstance(model, Encoder) else width
         stage("the weights", lambda: lay_out(model, logits))
-    kv = _kv(kv_bits, [folder], model) if kv_bits else None
+    kv = None
+    if kv_bits:
+        kv = stage(f"kv_bits {kv_bits}", lambda: quantised(model, kv_bits), setting="kv_bits")
     vocabulary = min(width, _embedding_rows(model, config))
     alone = kv is not None or isinstance(model, Encoder)
     return Loaded(
@@ -203,10 +205,6 @@ def _check_types(model: Any) -> None:
         if type(module) in _PLAIN and not mx.issubdtype(module.weight.dtype, mx.floating):
             kind = str(module.weight.dtype).rpartition(".")[2]
             raise TypeError(f"{name}.weight is packed ({kind}) in a way that mlx-lm does not read")
-
-
-def _kv(bits: int, folders: Sequence[Path], model: Any) -> QuantisedCache:
-    return _stage(f"kv_bits {bits}", folders, lambda: quantised(model, bits), setting="kv_bits")
 
 
 def _stage(

@@ -79,11 +79,11 @@ class Loop:
         ledger: Ledger,
         allocator: Allocator,
         turns: Turns,
-        tuned: Tuned | None = None,
-        prefixes: Prefixes | None = None,
-        cache: Cache | None = None,
-        backing: Backing | None = None,
-        warming: Warming | None = None,
+        tuned: Tuned,
+        prefixes: Prefixes | None,
+        cache: Cache,
+        backing: Backing | None,
+        warming: Warming,
     ) -> None:
         """`tuned` and `prefixes` are those of the engines that are made."""
         self._make_engine = make_engine
@@ -99,11 +99,11 @@ class Loop:
         self._idle = Idle(allocator, self._reporter, backing)
         self._excess = Excess(ledger, allocator, prefixes)
         self._turns = turns
-        self._tuned = tuned or Tuned()
+        self._tuned = tuned
         self._prefixes = prefixes
-        self._cache = cache or Cache()
+        self._cache = cache
         self._backing = backing
-        self._warming = warming or Warming()
+        self._warming = warming
         self._kept = 0
         """What was kept of earlier prompts when the present busy time began."""
         self._waiting: dict[int, Job] = {}

@@ -27,10 +27,9 @@ from mlxd.worker.moments import (
     scan_moments,
     start_moments,
 )
+from mlxd.worker.quantised import GROUP
 from mlxd.worker.stand_ins import is_window
 
-KV_GROUP = 64
-"""Numbers that share a scale and a bias in a quantised cache."""
 RECORD_SECONDS = 2.0
 """Of the processor, for all records of a model: enough for some 40 layers. Whoever waits for a load
 waits for them too, and what they tell is learned from use as well."""
@@ -158,7 +157,7 @@ def _quantised(cache: Any, kv_bits: int) -> Any:
     """As the serial lane keeps it."""
     if is_window(cache) or not hasattr(cache, "to_quantized"):
         return cache
-    return cache.to_quantized(group_size=KV_GROUP, bits=kv_bits)
+    return cache.to_quantized(group_size=GROUP, bits=kv_bits)
 
 
 def _kinds(cache: Any, kv_bits: int) -> Iterator[tuple[int, int, int]]:
@@ -186,6 +185,6 @@ def _row_bytes(array: mx.array, kv_bits: int) -> int:
     """Of one token: arrays are (1, heads, tokens, numbers)."""
     heads, numbers = array.shape[1], array.shape[3]
     if kv_bits:
-        scales = 2 * (numbers // KV_GROUP) * array.itemsize
+        scales = 2 * (numbers // GROUP) * array.itemsize
         return heads * (numbers * kv_bits // 8 + scales)
     return heads * numbers * array.itemsize

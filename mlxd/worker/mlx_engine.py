@@ -19,13 +19,7 @@ import mlx.core as mx
 from mlx_lm.generate import generation_stream
 
 from mlxd.ipc.messages import packed
-from mlxd.worker.engine import (
-    COMPLETION_BATCH,
-    Batches,
-    Prefixes,
-    Prompt,
-    Step,
-)
+from mlxd.worker.engine import COMPLETION_BATCH, Prefixes, Prompt, Step
 from mlxd.worker.groups import Groups
 from mlxd.worker.machine import pace
 from mlxd.worker.prefiller import LEAST_KEPT, Prefiller
@@ -46,7 +40,7 @@ class MlxEngine:
         stop_tokens: Iterable[int],
         *,
         padded: bool = True,
-        batches: Batches | None = None,
+        batches: Groups | None = None,
         prefixes: Prefixes | None = None,
         tuned: Tuned | None = None,
         speculation: Speculation | None = None,
@@ -60,7 +54,7 @@ class MlxEngine:
         self._share = Share(tuned)
         self._prefixes = prefixes
         self._unread = Prefiller(model, stop_tokens, self._pace, tuned, prefixes, padded=padded)
-        self._batches: Batches = Groups(speculation=speculation) if batches is None else batches
+        self._batches = Groups(speculation=speculation) if batches is None else batches
         self._prompts: dict[int, Prompt] = {}
         """Of all in it."""
         self._next_uid = 0

@@ -77,9 +77,9 @@ class Prefiller:
         stop_tokens: Iterable[int],
         pace: Pace,
         tuned: Tuned,
-        prefixes: Prefixes | None = None,
+        prefixes: Prefixes | None,
         *,
-        padded: bool = True,
+        padded: bool,
     ) -> None:
         self._model = model
         self._stops = StopSequences([(token,) for token in stop_tokens])
@@ -100,9 +100,6 @@ class Prefiller:
         """Where nothing is kept, nobody looks for it, nor waits."""
         prefixes = self._prefixes
         return prefixes if prefixes is not None and prefixes.keeps else None
-
-    def __len__(self) -> int:
-        return len(self._rows)
 
     def __contains__(self, uid: int) -> bool:
         return uid in self._rows

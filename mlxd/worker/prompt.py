@@ -221,7 +221,8 @@ class Prompter:
                 return self._applied(turns, request, **how)
             except failures as error:
                 refusals.append(error)
-        raise _refused(refusals[-1]) from refusals[-1]
+        words = f"the model's chat template refuses this: {refusals[-1]}"
+        raise Refusal(words) from refusals[-1]
 
     def _applied(
         self, messages: list[Json], request: GenerationRequest, **how: bool
@@ -307,10 +308,6 @@ def _turns(request: GenerationRequest) -> list[Json]:
     return messages
 
 
-def _refused(error: Exception) -> Refusal:
-    return Refusal(f"the model's chat template refuses this: {error}")
-
-
 def _as_the_users(messages: list[Json], *, behind: int = 0) -> list[Json]:
     """With the system's turns, but for the first ones, as the user's; neighbours that then are the
     user's become one.
@@ -346,7 +343,7 @@ def _template_call(call: CalledTool) -> Json:
     return {"id": call.id, "type": "function", "function": function}
 
 
-def _transcript(messages: list[Json], *, goes_on: bool = False) -> str:
+def _transcript(messages: list[Json], *, goes_on: bool) -> str:
     """For a model without a chat template."""
     turns = [f"{turn['role'].upper()}: {turn['content']}" for turn in messages]
     return "\n".join(turns if goes_on else [*turns, "ASSISTANT:"])

@@ -6,9 +6,8 @@ the numbers are the same whatever else runs, and however fast.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -98,7 +97,7 @@ class Reader:
             self._kv.apply(cache)
         mx.eval(arrays, [layer.state for layer in cache])
 
-    @functools.cached_property
+    @cached_property
     def _means(self) -> tuple[Any, Recipe]:
         """How vectors are made; raises Refusal where this model makes none."""
         recipe = _known(self._recipe)
@@ -107,7 +106,7 @@ class Reader:
             raise _makes_none("its hidden states cannot be had")
         return backbone, recipe
 
-    @functools.cached_property
+    @cached_property
     def _chunk(self) -> int:
         """The same for this model at every start."""
         gpu = has_gpu()

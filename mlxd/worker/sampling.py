@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import mlx.core as mx
@@ -30,7 +30,7 @@ def greedy(logits: mx.array) -> mx.array:
 class Guard:
     """Keeps the first error of one request's samplers and processors, in place of raising it."""
 
-    error: Exception | None = field(default=None)
+    error: Exception | None = None
 
     def processor(self, process: Processor) -> Processor:
         """`process`, or the logits as they were when it fails."""

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from mlxd.worker.stand_ins import leaves
 
 _ALWAYS = 1 << 30
 
 
 def room(caches: Sequence[Any]) -> int:
     """How many tokens may be written to these layers that can then be taken out again."""
-    return min((_room(layer) for layer in _layers(caches)), default=_ALWAYS)
-
-
-def _layers(caches: Sequence[Any]) -> Iterator[Any]:
-    for cache in caches:
-        if hasattr(cache, "caches"):
-            yield from _layers(cache.caches)
-        else:
-            yield cache
+    return min((_room(layer) for layer in leaves(caches)), default=_ALWAYS)
 
 
 def _room(layer: Any) -> int:

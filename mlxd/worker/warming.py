@@ -22,11 +22,8 @@ _GREEDY = Sampling(temperature=0.0)
 class Warming:
     """One at a time, each once."""
 
-    def __init__(
-        self, prepare: Callable[[Generate, int], None] | None = None, context: int = 0
-    ) -> None:
-        """`prepare` has a request made into a job, which comes through the inbox; without it
-        none is."""
+    def __init__(self, prepare: Callable[[Generate, int], None], context: int) -> None:
+        """`prepare` has a request made into a job, which comes through the inbox."""
         self._prepare = prepare
         self._context = context
         self._waiting: deque[WarmPrompt] = deque()
@@ -52,7 +49,7 @@ class Warming:
 
     def begin(self) -> None:
         """Nobody asks for anything: have the next one prepared."""
-        if self._prepare is not None and self._current is None and self._waiting:
+        if self._current is None and self._waiting:
             self._current = self._waiting.popleft()
             self._id -= 1
             self._prepare(self._message(self._current), 0)

@@ -537,8 +537,6 @@ def test_those_that_are_constrained_begin_last(
 def test_a_sequence_is_found_and_taken_out_of_any_group(model: Any) -> None:
     groups = Groups(costs(100))
     decoding(model, groups, 700, 5).step()
-    assert 1 in groups
-    assert 2 not in groups
     assert groups.extract(2) is None
     found = groups.extract(1)
     assert found is not None

@@ -37,9 +37,11 @@ from mlxd.worker.budget import Ledger
 from mlxd.worker.claim import Claim
 from mlxd.worker.engine import Drafts, Prompt, Reuse, Step
 from mlxd.worker.job import Job, Progress
+from mlxd.worker.prefix.report import Cache
 from mlxd.worker.stops import StopStrings
 from mlxd.worker.tuning import Tuned
 from mlxd.worker.turns import Turns
+from mlxd.worker.warming import Warming
 
 pytestmark = pytest.mark.mlx
 
@@ -221,10 +223,11 @@ def run(
         ledger=Ledger(FOOTPRINT, 32, budget),
         allocator=heap or Heap(),
         turns=turns or Turns(None),
-        cache=cache,
+        cache=cache or Cache(),
         backing=backing,
         prefixes=prefixes,
-        tuned=tuned,
+        tuned=tuned or Tuned(),
+        warming=Warming(lambda generate, size: None, 64),
     ).run()
     return wire
 

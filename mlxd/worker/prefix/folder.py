@@ -67,11 +67,11 @@ def named(file: Path) -> str:
 class Folder:
     """The entries of one key, among those of others."""
 
-    def __init__(self, root: Path, key: str, *, clock: Callable[[], float] | None = None) -> None:
+    def __init__(self, root: Path, key: str) -> None:
         self.root = root
         self.key = key
         self.path = root / key
-        self._clock = clock or SystemClock().wall
+        self._clock = SystemClock().wall
         self.on_removed: Callable[[Path], None] = lambda file: None
         """Is told what had to make room."""
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Generic, TypeVar
 
+from mlxd.core.beginnings import common
 from mlxd.ipc.messages import TOKEN_BYTES
 
 NODE_BYTES = 400
@@ -105,9 +106,9 @@ class Radix(Generic[T]):
         node, at = self._root, 0
         passed = [(at, node)]
         while (child := node.children.get(ids[at : at + TOKEN_BYTES])) is not None:
-            common = _alike(child.label, ids, at)
-            at += common
-            if common < len(child.label):
+            shared = _alike(child.label, ids, at)
+            at += shared
+            if shared < len(child.label):
                 return passed, at, child
             passed.append((at, child))
             node = child
@@ -156,11 +157,5 @@ def _alike(label: bytes, ids: bytes, at: int) -> int:
     """How many bytes, in whole tokens, `ids` has in common with a label from `at` on."""
     if ids.startswith(label, at):
         return len(label)
-    low, high = 0, min(len(label), len(ids) - at)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if ids.startswith(label[low:middle], at + low):
-            low = middle
-        else:
-            high = middle - 1
-    return low - low % TOKEN_BYTES
+    shared = common(label, ids[at : at + len(label)])
+    return shared - shared % TOKEN_BYTES

@@ -86,7 +86,7 @@ class Reader:
             self._stock.discard(name)
             return None
         self._stock.touch([name])
-        self._stock.restored(entry.nbytes)
+        self._stock.restored()
         return read
 
     def _head(self, stream: BinaryIO) -> Head:

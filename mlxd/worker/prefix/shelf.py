@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from mlxd.core.beginnings import common
 from mlxd.ipc.messages import TOKEN_BYTES
 from mlxd.worker.engine import Kind
 
@@ -52,9 +51,6 @@ class Shelf:
 
     def __len__(self) -> int:
         return len(self._entries)
-
-    def __iter__(self) -> Iterator[Shelved]:
-        return iter([*self._entries.values()])
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -122,7 +118,7 @@ class Shelf:
         most = len(ids) // TOKEN_BYTES - 1
         if not self._trimmable:
             return entry.length if entry.length <= most and ids.startswith(entry.ids) else 0
-        return min(most, common(entry.ids, ids))
+        return min(most, common(entry.ids, ids) // TOKEN_BYTES)
 
     def _marks_of(self, entry: Shelved) -> list[bytes]:
         lengths = range(BLOCK, entry.length + 1, BLOCK) if self._trimmable else [entry.length]
@@ -135,16 +131,6 @@ class Shelf:
         if self._trimmable:
             return range(BLOCK, length + 1, BLOCK)
         return sorted(n for n in self._lengths if n < length)
-
-
-def common(one: bytes, other: bytes) -> int:
-    """How many tokens both begin with."""
-    size = min(len(one), len(other))
-    if one[:size] == other[:size]:
-        return size // TOKEN_BYTES
-    pairs = (np.frombuffer(ids, np.uint32, size // TOKEN_BYTES) for ids in (one, other))
-    first, second = pairs
-    return int(np.argmax(first != second))
 
 
 def _marks(ids: bytes, lengths: Iterable[int]) -> list[tuple[int, bytes]]:

@@ -26,9 +26,7 @@ class DiskStats:
     nbytes: int = 0
     """And what they take there."""
     written: int = 0
-    written_bytes: int = 0
     restored: int = 0
-    restored_bytes: int = 0
     damaged: int = 0
     """They were not what had been written, and were removed."""
     lost: int = 0
@@ -117,19 +115,13 @@ class Stock:
         with self._lock:
             needless = self._shelf.beginnings_of(head.ids, head.owner)
             gone = [entry for name in needless if (entry := self._shelf.remove(name)) is not None]
-            stats = self._stats
-            self._stats = replace(
-                stats, written=stats.written + 1, written_bytes=stats.written_bytes + nbytes
-            )
+            self._stats = replace(self._stats, written=self._stats.written + 1)
         for entry in gone:
             self.folder.remove(entry.file)
 
-    def restored(self, nbytes: int) -> None:
+    def restored(self) -> None:
         with self._lock:
-            stats = self._stats
-            self._stats = replace(
-                stats, restored=stats.restored + 1, restored_bytes=stats.restored_bytes + nbytes
-            )
+            self._stats = replace(self._stats, restored=self._stats.restored + 1)
 
     def lost(self) -> None:
         with self._lock:

@@ -41,14 +41,14 @@ class Store:
         limit: int = 0,
         clock: Callable[[], float] = time.monotonic,
         keeps: Callable[[Entry], bool] = lambda entry: False,
-        on_evict: Callable[[Entry], None] = lambda entry: None,
     ) -> None:
         """`trimmable`: `snapshot.can_be_trimmed` of the model's caches. `keeps` says what leaves
-        last; `on_evict` is told what is about to leave for want of room.
+        last.
         """
         self.trimmable = trimmable
         self.limit = limit
-        self.on_evict = on_evict
+        self.on_evict: Callable[[Entry], None] = lambda entry: None
+        """Is told what is about to leave for want of room."""
         self._clock = clock
         self._keeps = keeps
         self._queue = Queue()
@@ -119,23 +119,24 @@ class Store:
     # -- keeping
 
     def keep(self, prompt: Prompt, length: int, caches: list[Any], kind: Kind) -> None:
-        self._add(_ids_of(prompt, length), caches, kind, prompt.owner, prompt.shared)
+        self.adopt(_ids_of(prompt, length), caches, kind, prompt.owner, prompt.shared)
 
     def adopt(
-        self,
-        tokens: Sequence[int] | bytes,
-        caches: list[Any],
-        kind: Kind,
-        owner: str = "",
-        shared: int | None = None,
+        self, ids: bytes, caches: list[Any], kind: Kind, owner: str, shared: int
     ) -> Entry | None:
-        """Keep one that was kept before. `shared`: as `Prompt.shared`; None: all of a system's
-        turn, nothing of others. None is returned where there is no room for it.
-        """
-        ids = tokens if isinstance(tokens, bytes) else packed(tokens)
-        if shared is None:
-            shared = len(ids) // TOKEN_BYTES if kind == "system" else 0
-        return self._add(ids, caches, kind, owner, shared)
+        """As `keep`, by packed tokens. Returns what holds them now; None: there is no room."""
+        length = len(ids) // TOKEN_BYTES
+        if length < LEAST_TOKENS or not self.limit or not snapshot.holds(caches, length):
+            return None
+        public = length <= shared
+        if kind == "system" and not public:
+            kind = "turn"
+        if (known := self._containing(ids, owner, public=public)) is not None:
+            if known.length == length and kind == "system":
+                known.kind = kind
+            self._use(known)
+            return known
+        return self._file(Entry(ids, caches, kind, owner, public, self._clock()), shared)
 
     @property
     def keeps(self) -> bool:
@@ -161,22 +162,6 @@ class Store:
         self._held, self._ids_bytes = _Held(), 0
         self._unmade = set()
 
-    def _add(
-        self, ids: bytes, caches: list[Any], kind: Kind, owner: str, shared: int
-    ) -> Entry | None:
-        length = len(ids) // TOKEN_BYTES
-        if length < LEAST_TOKENS or not self.limit or not snapshot.holds(caches, length):
-            return None
-        public = length <= shared
-        if kind == "system" and not public:
-            kind = "turn"
-        if (known := self._containing(ids, owner, public=public)) is not None:
-            if known.length == length and kind == "system":
-                known.kind = kind
-            self._use(known)
-            return known
-        return self._file(Entry(ids, caches, kind, owner, public, self._clock()), shared)
-
     def _containing(self, ids: bytes, owner: str, *, public: bool) -> Entry | None:
         """An entry that serves whoever this would."""
         trees = (self._public,) if public else self._trees(owner)
@@ -188,8 +173,8 @@ class Store:
 
     def _file(self, entry: Entry, shared: int) -> Entry | None:
         """Room is made before anything is copied. What the caches were made of is not held on to:
-        they are begun here and now; what is computed
-        behind them waits for them, and the thread does not.
+        they are begun here and now; what is computed behind them waits for them, and the thread
+        does not.
         """
         entry.caches = snapshot.taken(entry.caches)
         if sum(array.nbytes for array in snapshot.arrays_of(entry.caches)) > self.limit:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,7 +48,7 @@ class Writer:
         *,
         budget: int | None,
         lacks: Callable[[str], None],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float],
     ) -> None:
         """`budget`: bytes of the entries of all models; None: by what is free; 0: there is nothing
         to be on the disk. `lacks` is told what the disk does not take, and with empty words that

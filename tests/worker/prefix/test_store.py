@@ -285,7 +285,8 @@ def test_what_has_no_room_displaces_nothing() -> None:
 
 def test_who_evicts_is_told_before() -> None:
     told: list[tuple[list[int], str]] = []
-    scene = Scene(on_evict=lambda e: told.append((tokens_in(e.copied()), e.owner)))
+    scene = Scene()
+    scene.store.on_evict = lambda e: told.append((tokens_in(e.copied()), e.owner))
     scene.keep(A, owner="one")
     scene.keep([*A, *B], owner="one")  # what makes way is not evicted
     scene.store.shrink(0)
@@ -294,13 +295,15 @@ def test_who_evicts_is_told_before() -> None:
 
 def test_what_was_evicted_is_adopted_again() -> None:
     gone: list[Entry] = []
-    scene = Scene(trimmable=False, on_evict=gone.append)
+    scene = Scene(trimmable=False)
+    scene.store.on_evict = gone.append
     scene.keep(A, "system", owner="one", shared=100)
     scene.keep([*A, *B], "answer", owner="one", shared=100)
     scene.store.shrink(0)
     scene.store.shrink(ROOM)
     for entry in gone:
-        back = scene.store.adopt(entry.tokens, entry.copied(), entry.kind, entry.owner)
+        shared = entry.length if entry.public else 0
+        back = scene.store.adopt(entry.ids, entry.copied(), entry.kind, entry.owner, shared)
         assert back is not None
         assert (back.kind, back.owner, back.public) == (entry.kind, entry.owner, entry.public)
     assert scene.found([*A, *B, 5], "one") == 200

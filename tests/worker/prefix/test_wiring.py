@@ -99,7 +99,7 @@ def test_another_engine_begins_with_nothing_kept(model_of: MakeModel) -> None:
     store.shrink(1 << 20)
     caches = make_prompt_cache(loaded.model)
     loaded.model(mx.array([[5] * 40]), cache=caches)
-    assert store.adopt([5] * 40, caches, "prompt") is not None
+    assert store.adopt(packed([5] * 40), caches, "prompt", "", 0) is not None
     footprint = Footprint(0, ())
     _engine(
         loaded,
