@@ -42,16 +42,6 @@ class Counts(Protocol):
     def worker_restarted(self, model: str) -> None: ...
 
 
-class Uncounted:
-    """For those who count nothing."""
-
-    def worker_exited(self, model: str, reason: str) -> None:
-        pass
-
-    def worker_restarted(self, model: str) -> None:
-        pass
-
-
 def _unprepared(worker: Worker) -> None:
     """For those to whom a worker's own words do not matter."""
 
@@ -69,8 +59,8 @@ class Supervisor:
         temporary: Path,
         policies: PolicySet,
         *,
-        counts: Counts | None = None,
-        prefixes: PrefixWishes | None = None,
+        counts: Counts,
+        prefixes: PrefixWishes,
         spawn: Callable[..., Any] = Worker.spawn,
     ) -> None:
         self.on_event: Callable[[str, str, Mapping[str, Any]], object] = _unheard
@@ -80,8 +70,9 @@ class Supervisor:
         self._clock = clock
         self._temporary = temporary
         self._policies = policies
-        self._counts = counts or Uncounted()
+        self._counts = counts
         self.prefixes = prefixes
+        """What is to be kept of earlier prompts."""
         self._spawn = spawn
         self._slots: dict[ModelSpec, Slot] = {}
         self._held: set[ModelSpec] = set()
@@ -94,24 +85,16 @@ class Supervisor:
     def apply(self, new: PolicySet) -> None:
         """Waits and limits follow `new`; what has happened is remembered."""
         self._policies = new
-        tuning = tuning_of(new)
-        for worker in self.workers():
-            worker.tune(tuning)
-        self._value(new)
+        self.prefixes.apply(new)
+        for slot in self.slots():
+            if slot.worker is not None and slot.worker.alive:
+                slot.worker.tune(tuning_of(new))
+                self.prefixes.tell(slot.worker, slot.card)
         self.changes.tell()
 
     def refresh(self, same: PolicySet) -> None:
         """The same values in other places: what is told from now on names those."""
         self._policies = same
-
-    async def clear_prefixes(self) -> None:
-        """Remove what is on disk of earlier prompts, also of models that are not in memory."""
-        if self.prefixes is not None:
-            await self.prefixes.clear()
-
-    def warnings(self) -> list[str]:
-        """What an operator should know."""
-        return self.prefixes.warnings() if self.prefixes is not None else []
 
     # -- what there is
 
@@ -238,9 +221,7 @@ class Supervisor:
         slot.card = card
         self._begin(slot)
         worker: Worker | None = None
-        known = replace(known, held=spec in self._held)
-        if self.prefixes is not None:
-            known = replace(known, prefixes=self.prefixes.files(card))
+        known = replace(known, held=spec in self._held, prefixes=self.prefixes.files(card))
         try:
             worker = await self._spawn(
                 spec, name, self._clock, temporary=self._temporary, budget=budget, known=known
@@ -249,8 +230,7 @@ class Supervisor:
             slot.worker = worker
             prepare(worker)
             worker.tune(tuning_of(self._policies))
-            if self.prefixes is not None:
-                self.prefixes.tell(worker, card)
+            self.prefixes.tell(worker, card)
             worker.on_grammar = partial(self._held.add, spec)
             worker.on_token = partial(self._delivered, slot)
             worker.on_end = partial(self._ended, slot, worker.on_end)
@@ -314,15 +294,6 @@ class Supervisor:
             await worker.stop(grace)
         finally:
             self._ending.discard(worker)
-
-    def _value(self, new: PolicySet) -> None:
-        """What is kept of earlier prompts follows `new`."""
-        if self.prefixes is None:
-            return
-        self.prefixes.apply(new)
-        for slot in self.slots():
-            if slot.worker is not None and slot.worker.alive:
-                self.prefixes.tell(slot.worker, slot.card)
 
     def _worker_policy(self) -> WorkerPolicy:
         return self._policies.supervision.worker

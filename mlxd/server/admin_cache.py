@@ -31,7 +31,7 @@ class AdminCache:
             disk = request.query.get("disk") == "1"
             models = await cache_report.clear(self._parts, workers, disk=disk)
             if disk and not request.query.get("model"):
-                await self._parts.supervisor.clear_prefixes()
+                await self._parts.supervisor.prefixes.clear()
         else:
             models = await cache_report.stats(self._parts, workers)
         return {"models": models, "disk": await cache_report.disk(self._parts)}, policies.etag

@@ -35,8 +35,7 @@ async def clear(parts: Parts, workers: Sequence[Worker], *, disk: bool) -> list[
 
 async def disk(parts: Parts) -> Json:
     """Of all models, those included that are not in memory."""
-    prefixes = parts.supervisor.prefixes
-    entries, size = await prefixes.on_disk() if prefixes is not None else (0, 0)
+    entries, size = await parts.supervisor.prefixes.on_disk()
     return {"entries": entries, "bytes": size}
 
 

@@ -13,7 +13,7 @@ from aiohttp import web
 from mlxd import __version__
 from mlxd.control.monitors import Readings
 from mlxd.control.replay import Quarantined
-from mlxd.control.residency import Resident
+from mlxd.control.resident import Resident
 from mlxd.control.watermarks import Level
 from mlxd.core.instance import authority
 from mlxd.policy.policy_set import PolicySet
@@ -261,7 +261,7 @@ def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str
         if card.outdated and not card.copy_of
     ]
     warnings += worker_report.warnings(parts)
-    warnings += parts.supervisor.warnings()
+    warnings += parts.supervisor.prefixes.warnings()
     warnings += [
         f"model {card.name} is unavailable: {card.unavailable}"
         for card in parts.catalog.unavailable()

@@ -12,6 +12,7 @@ from typing import Any
 
 from mlxd.control.exit import Exit
 from mlxd.control.memory import MemoryReading
+from mlxd.control.prefixes import PrefixWishes
 from mlxd.control.recovery import Recovery
 from mlxd.control.residency import Residency
 from mlxd.control.slot import Slot
@@ -124,6 +125,9 @@ class Engine:
     def tune(self, tuning: ipc.Tuning) -> None:
         self.tuning = tuning
 
+    def value(self, rules: ipc.PrefixRules) -> None:
+        self.rules = rules
+
 
 def card(name: str, size: int = 100, digest: str = "0") -> ModelCard:
     """A model of `size` GiB."""
@@ -150,8 +154,9 @@ class World:
         self.counts.worker_restarted = self.counts.restarts.append
         self.policies = self._load(policies or {})
         self.supervisor = Supervisor(
-            self.loop, folder, self.policies, counts=self.counts, spawn=self._spawn
-        )
+            self.loop, folder, self.policies, counts=self.counts, spawn=self._spawn,
+            prefixes=PrefixWishes(folder, self.policies),
+        )  # fmt: skip
         self.supervisor.on_event = lambda type, message, data: self.events.append(
             (type, dict(data))
         )

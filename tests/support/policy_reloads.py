@@ -24,6 +24,7 @@ import psutil
 from mlxd.control.admission import Admission
 from mlxd.control.catalog import Catalog
 from mlxd.control.memory import read_memory
+from mlxd.control.prefixes import PrefixWishes
 from mlxd.control.preload import Preloader
 from mlxd.control.residency import Residency
 from mlxd.control.supervisor import Supervisor
@@ -31,6 +32,7 @@ from mlxd.core.clock import SystemClock
 from mlxd.policy import settle
 from mlxd.policy.load import load
 from mlxd.policy.store import Live
+from mlxd.telemetry.metrics import Metrics
 from tests.support.policy_daemon import Holder, holding, save, save_all
 from tests.support.policy_mutations import shipped
 
@@ -78,7 +80,9 @@ async def _residue(reloads: int, scratch: Path, progress: Callable[[int], None])
     clock = SystemClock()
     save_all(scratch / "policies", {**shipped(), "models.yaml": _no_models(scratch)})
     admission, catalog = Admission(clock), Catalog(scratch, clock)
-    residency = Residency(Supervisor(clock, scratch, load()), clock, read_memory)
+    prefixes = PrefixWishes(scratch, load())
+    supervisor = Supervisor(clock, scratch, load(), counts=Metrics(), prefixes=prefixes)
+    residency = Residency(supervisor, clock, read_memory)
     preloader = Preloader(catalog, residency)
     appliers = [
         Live(admission.apply), Live(catalog.apply),
