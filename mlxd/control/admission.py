@@ -16,26 +16,19 @@ from typing import Literal
 from mlxd.control.again import Refusals
 from mlxd.control.applicant import Applicant
 from mlxd.control.place import Place
-from mlxd.control.queue_view import OnWait, QueueView, Waiting
+from mlxd.control.queue_view import OnWait, QueueView
 from mlxd.control.quotas import Quotas
 from mlxd.control.rates import Rates, RateState, WouldDeny
-from mlxd.control.scheduler import Scene, Scheduler
+from mlxd.control.scheduler import Scheduler
 from mlxd.control.shedding import Strain
+from mlxd.control.slots import Scene
 from mlxd.control.ticket import Ticket, Waiter
 from mlxd.control.totals import Totals
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock
-from mlxd.core.errors import (
-    AFTER_DRAIN,
-    WRONG,
-    Draining,
-    MlxdError,
-    Overloaded,
-)
+from mlxd.core.errors import AFTER_DRAIN, WRONG, Draining, MlxdError, Overloaded
 from mlxd.core.story import Story
 from mlxd.policy.load import PolicySet, load
-
-__all__ = ["Admission", "Ticket", "Waiting"]
 
 _TELL_SECONDS = 1.0
 """Between two times that those who wait are told of a change."""
@@ -66,7 +59,6 @@ class Admission:
         clock: Clock,
         policies: PolicySet | None = None,
         scene: Scene | None = None,
-        rates: Rates | None = None,
         quotas: Quotas | None = None,
         *,
         real: Clock | None = None,
@@ -77,7 +69,7 @@ class Admission:
         """
         self._clock = clock
         self._real = real or clock
-        self._rates = rates or Rates()
+        self._rates = Rates()
         self._quotas = quotas or Quotas()
         policies = policies or load()
         self.scheduler = Scheduler(policies, scene or _AllInMemory(), self._rates, self._quotas)

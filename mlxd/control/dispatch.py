@@ -12,7 +12,7 @@ from contextlib import (
 )
 from dataclasses import dataclass, replace
 
-from mlxd.control.admission import Admission, Ticket
+from mlxd.control.admission import Admission
 from mlxd.control.applicant import Applicant
 from mlxd.control.catalog import Catalog
 from mlxd.control.costs import cost_of, prompt_of, took
@@ -28,6 +28,7 @@ from mlxd.control.residency import Lease, Residency
 from mlxd.control.rights import Rights, rights_of
 from mlxd.control.suspects import Case
 from mlxd.control.telling import leased
+from mlxd.control.ticket import Ticket
 from mlxd.control.transcript import Push
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock

@@ -6,9 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mlxd.control.catalog import Catalog
-from mlxd.control.model_settings import HOW_TO_LOAD, ways_of_loading
-from mlxd.control.names import Names, settings_for, settings_of
-from mlxd.control.residency import Residency, Resident
+from mlxd.control.model_settings import (
+    HOW_TO_LOAD,
+    settings_for,
+    settings_of,
+    ttl_for,
+    ways_of_loading,
+)
+from mlxd.control.names import Names
+from mlxd.control.residency import Residency
+from mlxd.control.resident import Resident
 from mlxd.control.succession import Fate, Succession
 from mlxd.core.counts import plural
 from mlxd.core.models import ModelCard
@@ -88,8 +95,7 @@ def _idle_times(loaded: list[_Loaded], old: Models, after: Names) -> Iterator[st
 
 
 def _ttl(card: ModelCard, models: Models) -> KeepFor:
-    own = settings_for(card, models)
-    return own.ttl if own is not None and own.ttl is not None else models.defaults.ttl
+    return ttl_for(settings_for(card, models), models)
 
 
 def _when(ttl: KeepFor) -> str:

@@ -23,9 +23,7 @@ class _Rank(IntEnum):
 class Turn:
     """One who waits at a gate or is inside. `ready` is done once it is inside."""
 
-    def __init__(
-        self, gate: Gate, *, alone: bool, early: bool = False, make_way: MakeWay | None = None
-    ) -> None:
+    def __init__(self, gate: Gate, *, alone: bool, early: bool, make_way: MakeWay | None) -> None:
         self.alone = alone
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.over = False

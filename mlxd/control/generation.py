@@ -145,7 +145,8 @@ class Generation:
         self._scores: list[TokenLogprob] = []
         """Of its prompt, until that is told."""
         self._error: MlxdError | None = None
-        self._broken_at = 0.0
+        self.broken_at = 0.0
+        """When its consumer was given an error; on the monotonic clock."""
         self._wake: asyncio.Future[None] | None = None
         self.created = clock.monotonic()
         self._started_at = 0.0
@@ -168,11 +169,6 @@ class Generation:
     def stalled(self) -> bool:
         """It was broken off because nothing came."""
         return isinstance(self._error, WorkerStalled)
-
-    @property
-    def broken_at(self) -> float:
-        """When its consumer was given an error; on the monotonic clock."""
-        return self._broken_at
 
     # -- filled by the worker's handle
 
@@ -314,9 +310,7 @@ class Generation:
         """
         if not self.under_way:
             return False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._disarm()
         self._break(error)
         return True
 
@@ -371,7 +365,7 @@ class Generation:
         """The consumer gets `error` after what has already come; the first one counts."""
         if self._error is None:
             self._error = error
-            self._broken_at = self._clock.monotonic()
+            self.broken_at = self._clock.monotonic()
             if not self._started_at:
                 self._not_since_created()
             if self._begun_at:
@@ -392,13 +386,16 @@ class Generation:
     def _end(self) -> None:
         self.ended = True
         self.leg.tokens = len(self.transcript.tokens)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._disarm()
 
     def _notify(self) -> None:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _look_again(self) -> None:
         if self.under_way:
@@ -406,8 +403,7 @@ class Generation:
 
     def _arm(self) -> None:
         """Look again when something would be due if nothing more came."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._disarm()
         now = self._clock.monotonic()
         first = min(self._word_due(), self._quiet_since() + self._silence, self._last_moment())
         self._due = max(now, first)

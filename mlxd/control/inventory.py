@@ -35,7 +35,7 @@ from mlxd.control.ledger import (
 )
 from mlxd.control.lending import loans
 from mlxd.control.memory import MemoryReading
-from mlxd.control.names import settings_for
+from mlxd.control.model_settings import settings_for
 from mlxd.control.process_limit import private_of
 from mlxd.control.resident import Evicts, Resident
 from mlxd.control.supervisor import Supervisor
@@ -127,9 +127,9 @@ class Inventory:
         """The worker that serves it, or one that does no more and is not over yet."""
         return self.worker_of(resident) or resident.worker
 
-    def loading(self) -> int:
-        """How many take room that they did not have before."""
-        return sum(r.reserved for r in self.residents.values())
+    def loading(self) -> list[str]:
+        """The models that take room that they did not have before."""
+        return [r.card.name for r in self.residents.values() if r.reserved]
 
     def account(self, resident: Resident) -> Account:
         worker = self._holder(resident)
@@ -309,7 +309,7 @@ class Inventory:
         loaded = [self.candidate(r, policies) for r in self.present()]
         return plan_excess(loaded, want, protection_of(policies), now)
 
-    def evictable(self, policies: PolicySet, *, settling: bool = True) -> list[Resident]:
+    def evictable(self, policies: PolicySet, *, settling: bool) -> list[Resident]:
         """What may be evicted now, in order. `settling`: what was just loaded may not."""
         protection = protection_of(policies)
         if not settling:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from mlxd.control.blobs import Blobs
 from mlxd.control.catalog import Catalog
 from mlxd.control.created import CreatedModels
-from mlxd.control.names import Names, settings_for
+from mlxd.control.model_settings import settings_for
+from mlxd.control.names import Names
 from mlxd.control.own_names import OwnName, OwnNames
 from mlxd.control.pull import Puller, Record
 from mlxd.control.pulled import PulledModels

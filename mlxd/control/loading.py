@@ -46,7 +46,7 @@ class Loads:
         prepare: Callable[[Worker], None],
         left: Callable[[Resident], None],
         predecessors: Predecessors,
-        check: Check | None = None,
+        check: Check | None,
     ) -> None:
         """`prepare` is shown each new worker; `left` is told of a load that nobody waited for."""
         self.before: Callable[[], Awaitable[None]] | None = None

@@ -217,14 +217,10 @@ def _lacking(shapes: Iterable[Mapping[str, Any]], tensors: int) -> str:
     return ""
 
 
-def _optional(path: Path) -> Json:
-    return json_object(path) if exists(path) else {}
-
-
 def _generation(path: Path) -> Json:
     """What is no JSON says nothing: mlx-lm passes over it, too."""
     try:
-        return _optional(path)
+        return json_object(path) if exists(path) else {}
     except NotJson:
         return {}
 
@@ -279,7 +275,8 @@ def _separate(folder: Path, file: Path) -> str:
 
 
 def _text(value: object) -> str:
-    return _encodable(value) if isinstance(value, str) else ""
+    """JSON may hold halves of a character that no encoding takes."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def _embeds(folder: Path, config: Json) -> bool:
@@ -296,7 +293,7 @@ def _inserts(folder: Path) -> bool:
 
 
 def _capabilities(
-    template: str, embeds: bool, *, can_think: bool = True, inserts: bool = False
+    template: str, embeds: bool, *, can_think: bool = True, inserts: bool
 ) -> tuple[str, ...]:
     """What can be asked of it here; thinking needs a tokenizer that knows its marks."""
     if embeds:
@@ -358,8 +355,3 @@ def _license(folder: Path) -> str:
         if (folder / name).is_file() and _is_own(folder, folder / name):
             return text_of(folder / name, _LONGEST_LICENSE)
     return ""
-
-
-def _encodable(text: str) -> str:
-    """JSON may hold halves of a character that no encoding takes."""
-    return text.encode("utf-8", "replace").decode()

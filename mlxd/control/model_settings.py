@@ -15,6 +15,7 @@ from mlxd.core.preset import Preset
 from mlxd.core.request import Sampling
 from mlxd.policy.schema import Model, Models
 from mlxd.policy.strict_yaml import Path, dotted
+from mlxd.policy.units import KeepFor
 
 
 def entry_of(name: str, models: Models) -> tuple[str, Model] | None:
@@ -61,6 +62,11 @@ def setting_path(setting: str, card: ModelCard, models: Models) -> Path:
 def settings_for(card: ModelCard, models: Models) -> Model | None:
     """What models.yaml says of a model; of a copy's own name only where it says nothing of that."""
     return settings_of(card.original, models) or settings_of(card.name, models)
+
+
+def ttl_for(own: Model | None, models: Models) -> KeepFor:
+    """How long policy lets a model idle of which it says `own`."""
+    return own.ttl if own is not None and own.ttl is not None else models.defaults.ttl
 
 
 def context_key(card: ModelCard, models: Models) -> str:

@@ -21,25 +21,13 @@ from mlxd.core.models import ModelCard, canonical
 from mlxd.core.wildcard import literal_prefix, matches
 from mlxd.policy.schema import Models
 
-__all__ = ["DEFAULT", "Names", "aliases_of", "settings_for", "settings_of"]
-
 DEFAULT = "default"
 _LONGEST_NAME = 350
 """Of a name for which similar ones are looked for."""
 Damage = Callable[[ModelCard], str]
 """Why a model's bytes are known to be wrong; empty where they are not known to be."""
-
-
 Settled = Callable[[ModelCard], ModelCard]
 """The card of a model as it is served, where it cannot be as policy wants it."""
-
-
-def _none_known(card: ModelCard) -> str:
-    return ""
-
-
-def _as_wanted(card: ModelCard) -> ModelCard:
-    return card
 
 
 class Names:
@@ -59,10 +47,10 @@ class Names:
         scan: Scan,
         models: Models,
         default: str | None,
-        copies: Mapping[str, OwnName] | None = None,
-        damage: Damage = _none_known,
+        copies: Mapping[str, OwnName],
+        damage: Damage,
         *,
-        served: Settled = _as_wanted,
+        served: Settled,
     ) -> None:
         """`default` is the last one chosen; it is kept until it disappears. `copies`: names that
         clients gave to models.

@@ -11,8 +11,8 @@ import logging
 from collections.abc import Hashable, Iterable
 
 from mlxd.control.catalog import Catalog
-from mlxd.control.model_settings import ways_of_loading
-from mlxd.control.names import Names, settings_for
+from mlxd.control.model_settings import settings_for, ways_of_loading
+from mlxd.control.names import Names
 from mlxd.control.residency import Residency
 from mlxd.control.resident import Evicts
 from mlxd.core.errors import MlxdError, Overloaded

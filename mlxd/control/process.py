@@ -313,7 +313,5 @@ def _environment(private: Path, state: Path) -> dict[str, str]:
         "TMPDIR": str(private),
         WORKER_OF: os.path.realpath(state),
         VARIABLE: str(Kernels.own(private)),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }

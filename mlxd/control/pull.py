@@ -15,7 +15,7 @@ from typing import Any
 
 from mlxd.control import builds
 from mlxd.control.catalog import Catalog
-from mlxd.control.names import settings_of
+from mlxd.control.model_settings import settings_of
 from mlxd.control.own_names import OwnName, OwnNames
 from mlxd.control.progress import Board, Progress
 from mlxd.control.pulled import PulledModels

@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from mlxd.core import aside, durable, manifest
-from mlxd.core.manifest import PARTIAL, Manifest
+from mlxd.core import aside, durable
+from mlxd.core.manifest import PARTIAL
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +31,6 @@ class PulledModels:
     def holds(self, path: str) -> bool:
         """Whether a model's folder is one of them."""
         return Path(path).is_relative_to(os.path.realpath(self.folder))
-
-    def manifest(self, path: str) -> Manifest | None:
-        return manifest.read(Path(path))
 
     def spelled(self, repo: str) -> str:
         """As it is written on the disk: names differ by more than case."""

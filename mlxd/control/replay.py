@@ -90,7 +90,7 @@ class Quarantined:
 class Replays:
     """Runs every generation of the daemon."""
 
-    def __init__(self, clock: Clock, under_pressure: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, clock: Clock, under_pressure: Callable[[], bool]) -> None:
         """`under_pressure`: whether the system may have killed somebody for want of memory."""
         self.on_replay: Callable[[str], None] | None = None
         """Told what became of each request whose worker died: `completed` or `failed` on another
@@ -409,7 +409,9 @@ class _Run:
     def _enter(self, worker: Worker) -> Turn:
         gate = self._replays.gate_of(worker)
         make_way = partial(self._make_way, worker)
-        return gate.enter(alone=self._suspected(), early=self._early, make_way=make_way)
+        return gate.enter(
+            alone=self._replays.suspected(self._case), early=self._early, make_way=make_way
+        )
 
     def _make_way(self, worker: Worker, turn: Turn) -> bool:
         """Leave the worker, and go on behind whoever must be alone; not again and again without
@@ -492,9 +494,6 @@ class _Run:
         raise ResumeExpired(
             changed, would_pass="the same request without Last-Event-ID, which begins anew"
         )
-
-    def _suspected(self) -> bool:
-        return self._replays.suspected(self._case)
 
     def _note(self, burst: Burst) -> None:
         """A client that wants the whole answer has seen nothing before its end."""

@@ -31,8 +31,6 @@ from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.ipc import messages as ipc
 from mlxd.policy.load import PolicySet, load
 
-__all__ = ["Residency", "Resident"]
-
 log = logging.getLogger(__name__)
 
 _UNLOAD_GRACE_SECONDS = 5.0

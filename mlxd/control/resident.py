@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from mlxd.control.names import settings_for
+from mlxd.control.model_settings import settings_for, ttl_for
 from mlxd.control.worker import Worker
 from mlxd.core.errors import MlxdError
 from mlxd.core.models import ModelCard, ModelSpec
@@ -129,6 +129,4 @@ class Resident:
 
 def ttl_of(card: ModelCard, policies: PolicySet) -> float:
     """Seconds that policy lets this model idle."""
-    own = settings_for(card, policies.models)
-    ttl = own.ttl if own is not None and own.ttl is not None else policies.models.defaults.ttl
-    return float(ttl)
+    return float(ttl_for(settings_for(card, policies.models), policies.models))

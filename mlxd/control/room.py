@@ -251,10 +251,12 @@ class Room:
             self.lender.lend()
 
     def _grant(self, resident: Resident, worker: Worker, need: ipc.Need) -> None:
+        """What is lent makes room where the budget rises."""
         resident.needs.pop(need.id, None)
-        size = max(resident.budget.bytes, need.bytes)
-        self._lend_beside(resident, size)
-        self._promise(resident, worker, size, answers=need.id)
+        if need.bytes > resident.budget.bytes:
+            resident.budget = replace(resident.budget, bytes=need.bytes)
+            self.lender.lend()
+        self._promise(resident, worker, resident.budget.bytes, answers=need.id)
 
     def _defer(self, resident: Resident, worker: Worker, need: ipc.Need) -> None:
         """Nothing is said where it is worth waiting. Who was denied because policy does not wait
@@ -266,12 +268,6 @@ class Room:
         patient = self._in_force().memory.reserve.when_full == "wait" and not need.spares
         if never or not patient:
             self._promise(resident, worker, resident.budget.bytes, answers=need.id)
-
-    def _lend_beside(self, resident: Resident, size: int) -> None:
-        """What is lent makes room for a budget that rises to `size`."""
-        if size > resident.budget.bytes:
-            resident.budget = replace(resident.budget, bytes=size)
-            self.lender.lend()
 
     def _judge(self, resident: Resident, size: int) -> Judgement:
         more = size - resident.budget.bytes
@@ -377,8 +373,9 @@ class Room:
             policies = self._in_force()
             if self.blocked is not None:
                 raise copy(self.blocked)
-            if self._inventory.loading() >= policies.models.load.max_parallel:
-                self._put_off(incoming, not_its_turn(incoming.card.name, self._loading(), policies))
+            loading = self._inventory.loading()
+            if len(loading) >= policies.models.load.max_parallel:
+                self._put_off(incoming, not_its_turn(incoming.card.name, loading, policies))
                 return float(policies.memory.check_interval)
             judged = self._inventory.judge_load(incoming.card, policies, incoming.evicts)
             if judged.plan.obstacle:
@@ -430,9 +427,6 @@ class Room:
             log.info("%s waits to be loaded: %s", incoming.card.name, why.message)
         incoming.waits = why
         incoming.put_off = incoming.put_off or why
-
-    def _loading(self) -> list[str]:
-        return [r.card.name for r in self._inventory.residents.values() if r.reserved]
 
     def _is_settling(self, incoming: Resident, judged: Judgement, policies: PolicySet) -> bool:
         """Whether what does not fit now would fit the machine, and has only just been found not to:

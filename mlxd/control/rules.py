@@ -6,7 +6,7 @@ from mlxd.control.applicant import Applicant
 from mlxd.control.model_settings import written_for
 from mlxd.control.quotas import quota_rules
 from mlxd.control.rates import rate_rule, rate_rules
-from mlxd.control.shedding import rules_of as shed_rules
+from mlxd.control.shedding import shed_rules
 from mlxd.core.caller import PRIORITIES, Priority
 from mlxd.core.errors import MlxdError
 from mlxd.policy.policy_set import PolicySet

@@ -113,7 +113,7 @@ class Scan:
 class Scanner:
     """Reads folders. Blocks: call it in a thread."""
 
-    def __init__(self, guide: Path, extra: Sequence[tuple[str, Path]] = ()) -> None:
+    def __init__(self, guide: Path, extra: Sequence[tuple[str, Path]]) -> None:
         """`extra`: folders of models that are mlxd's own, each with what they are (`ModelCard`'s
         `source`); they come before those of policy.
         """

@@ -34,8 +34,6 @@ from mlxd.core.errors import (
 )
 from mlxd.policy.policy_set import PolicySet
 
-__all__ = ["Place", "Scene", "Scheduler"]
-
 
 class Scheduler:
     """Slots, and the queue in front of them.

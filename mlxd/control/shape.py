@@ -143,7 +143,11 @@ def _layers(config: Mapping[str, Any], window: int) -> Iterator[tuple[str, ...]]
     count = min(number(config, *LAYERS) - number(config, "num_kv_reuse_layers"), _MOST_LAYERS)
     stated = config.get("model_type")
     family = stated if isinstance(stated, str) else ""
-    named = config.get("layer_types") or config.get("layers_block_type") or _pattern(config)
+    named = (
+        config.get("layer_types")
+        or config.get("layers_block_type")
+        or config.get("hybrid_override_pattern")
+    )
     if isinstance(named, list | str) and named:
         first = named[:_MOST_LAYERS]
         kinds = [_KINDS.get(kind, (_FULL,)) for kind in first if isinstance(kind, str)]
@@ -152,10 +156,6 @@ def _layers(config: Mapping[str, Any], window: int) -> Iterator[tuple[str, ...]]
         return
     for layer in range(count):
         yield _unnamed(config, layer, family, window)
-
-
-def _pattern(config: Mapping[str, Any]) -> Any:
-    return config.get("hybrid_override_pattern")
 
 
 def _unnamed(config: Mapping[str, Any], layer: int, family: str, window: int) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ def shed_rule(klass: Priority) -> str:
     return f"shed:{klass}"
 
 
-def rules_of(policies: PolicySet) -> list[str]:
+def shed_rules(policies: PolicySet) -> list[str]:
     """The rules by which a class may be refused."""
     marks = policies.memory.watermarks
     strained = any(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable
 from typing import Literal
 
 from mlxd.control.breaker import RESTING, Breaker, State
@@ -29,8 +27,8 @@ def wanted(policy: int | Literal["auto"], total: int | None, level: Level) -> in
 class Stock:
     """Spares that fail are replaced as workers are, with back-off and a breaker of their own."""
 
-    def __init__(self, now: float, chance: Callable[[], float] = random.random) -> None:
-        self._breaker = Breaker(chance)
+    def __init__(self, now: float) -> None:
+        self._breaker = Breaker()
         self._loads = 0
         self._quiet_since = now
 

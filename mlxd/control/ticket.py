@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Callable
 
 from mlxd.control.place import Place
-from mlxd.policy.policy_set import PolicySet
 
 
 class Ticket:
-    """One admitted request, and the policies it runs under until its end."""
+    """One request that was let in, or waits; given back once."""
 
     def __init__(self, place: Place, loaded: Callable[[Place], None]) -> None:
         self.place = place
@@ -21,28 +20,6 @@ class Ticket:
         self.entered = False
         """Its block has begun."""
         self._loaded = loaded
-
-    @property
-    def client(self) -> str:
-        return self.place.client
-
-    @property
-    def model(self) -> str:
-        return self.place.model
-
-    @property
-    def policies(self) -> PolicySet:
-        return self.place.applicant.policies
-
-    @property
-    def admitted(self) -> float:
-        """On the clock of admission."""
-        return self.place.started or 0.0
-
-    @property
-    def loading(self) -> bool:
-        """It waits for its model while another one could serve."""
-        return self.place.loading
 
     def loaded(self) -> None:
         """It waits no longer for that."""

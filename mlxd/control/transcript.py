@@ -41,9 +41,10 @@ class Transcript:
     error, or is among what it has left (`left`): see `Taken`.
     """
 
-    def __init__(self, tempo: Tempo | None = None, origin: Origin | None = None) -> None:
-        """`tempo` is told how fast it grows. `origin`: that of its call, where it has others."""
-        self.tempo = tempo
+    def __init__(self, origin: Origin | None = None) -> None:
+        """`origin`: that of its call, where it has others."""
+        self.tempo: Tempo | None = None
+        """Is told how fast it grows."""
         self.origin = origin or Origin()
         self.prompt = b""
         """The prompt in tokens, packed; empty until a worker has told it."""

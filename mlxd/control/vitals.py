@@ -38,10 +38,6 @@ class Record:
     """A check goes on."""
 
 
-def _never() -> bool:
-    return False
-
-
 class Vitals:
     """One round for all workers, side by side, every `supervision.worker.health.interval`.
 
@@ -53,7 +49,7 @@ class Vitals:
         supervisor: Supervisor,
         clock: Clock,
         policies: PolicySet,
-        calm: Callable[[], bool] = _never,
+        calm: Callable[[], bool],
     ) -> None:
         """`calm` is true while no worker may count as stalled, such as after the machine slept."""
         self._supervisor = supervisor

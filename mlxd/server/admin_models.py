@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from mlxd.control import resting
-from mlxd.control.residency import Resident
+from mlxd.control.resident import Resident
 from mlxd.core import manifest
 from mlxd.core.errors import InvalidRequest, MlxdError, ModelNotFound
 from mlxd.core.models import ModelCard

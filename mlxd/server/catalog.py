@@ -11,7 +11,7 @@ from aiohttp import web
 from mlxd import __version__
 from mlxd.control.model_files import count_of
 from mlxd.control.reading import readable
-from mlxd.control.residency import Resident
+from mlxd.control.resident import Resident
 from mlxd.core.counts import short
 from mlxd.core.errors import InvalidRequest, MlxdError, ModelNotFound
 from mlxd.core.models import ModelCard

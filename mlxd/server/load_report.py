@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlxd.control.load_progress import LoadProgress
-from mlxd.control.residency import Resident
+from mlxd.control.resident import Resident
 from mlxd.server.parts import Parts
 
 Json = dict[str, Any]

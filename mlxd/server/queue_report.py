@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mlxd.control.admission import Waiting
+from mlxd.control.queue_view import Waiting
 from mlxd.core.caller import PRIORITIES
 from mlxd.core.story import Story
 from mlxd.policy.load import PolicySet

@@ -14,8 +14,8 @@ from typing import Any
 
 from aiohttp import web
 
-from mlxd.control.admission import Waiting
 from mlxd.control.dispatch import Asker
+from mlxd.control.queue_view import Waiting
 from mlxd.core.errors import MlxdError
 from mlxd.core.events import Burst, Echo
 from mlxd.core.threads import Threads

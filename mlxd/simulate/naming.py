@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mlxd.control.applicant import Applicant
-from mlxd.control.names import aliases_of, settings_of
+from mlxd.control.model_settings import settings_of
+from mlxd.control.names import aliases_of
 from mlxd.control.rights import check_model
 from mlxd.control.short_names import short_name
 from mlxd.core.models import canonical

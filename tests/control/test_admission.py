@@ -209,7 +209,7 @@ def test_refusals_are_counted_by_rule(admission, tmp_path):
     for model in ("small", "other", "other", "small", "small"):
         with pytest.raises((Overloaded, RateLimited)) if model == "small" else does_nothing():
             enter(admission, policies, model=model)
-            admission.leave(next(t for t in admission._tickets if t.model == "other"))
+            admission.leave(next(t for t in admission._tickets if t.place.model == "other"))
     assert admission.refused == Counter({"concurrency:Small": 2, "rate_limit:five": 1})
     assert admission.would_deny == Counter()
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mlxd.control.admission import Admission, Ticket
+from mlxd.control.admission import Admission
 from mlxd.control.applicant import Applicant
+from mlxd.control.ticket import Ticket
 from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import Again, InvalidRequest, Overloaded, RateLimited

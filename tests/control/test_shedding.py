@@ -8,7 +8,7 @@ import pytest
 
 from mlxd.control.adaptive import Adaptive
 from mlxd.control.applicant import Applicant
-from mlxd.control.shedding import Shedding, Strain, rules_of
+from mlxd.control.shedding import Shedding, Strain, shed_rules
 from mlxd.control.watermarks import Level
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.errors import Shed
@@ -105,7 +105,7 @@ def test_when_to_come_back_is_told_within_bounds_or_by_policy(
 def test_rules_that_may_shed_are_known(
     tmp_path: Path, written: dict[str, str], rules: list[str]
 ) -> None:
-    assert rules_of(load(write_policies(tmp_path, written))) == rules
+    assert shed_rules(load(write_policies(tmp_path, written))) == rules
 
 
 def test_for_latency_it_is_the_aims_that_decide(tmp_path: Path) -> None:

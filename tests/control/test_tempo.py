@@ -61,7 +61,8 @@ def test_what_is_not_begun_has_none() -> None:
 
 async def test_it_is_told_by_the_generations_of_an_answer() -> None:
     heard, clock = Heard(), ManualClock()
-    transcript = Transcript(heard.tempo)
+    transcript = Transcript()
+    transcript.tempo = heard.tempo
     first = Generation(1, LIMITS, clock, Pulse(), transcript)
     clock.advance(2)
     first.begun()

@@ -171,7 +171,7 @@ def test_after_a_sleep_each_idle_worker_makes_a_token_or_is_ended(ward: Ward) ->
 
 
 def test_a_token_that_comes_while_the_daemon_is_stopped_is_not_late(ward: Ward) -> None:
-    vitals = Vitals(ward.supervisor, AwakeClock(ward.loop), ward.policies)
+    vitals = Vitals(ward.supervisor, AwakeClock(ward.loop), ward.policies, lambda: False)
     engine, token = ward.engine(), asyncio.Event()
 
     async def canary(timeout: float, stall: float) -> None:

@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from mlxd.control.admission import Admission, Ticket
+from mlxd.control.admission import Admission
 from mlxd.control.queue_view import OnWait, QueueView, Waiting
 from mlxd.control.quotas import Quotas
 from mlxd.control.rates import Rates
 from mlxd.control.scheduler import Scheduler
+from mlxd.control.ticket import Ticket
 from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock, SystemClock
 from mlxd.core.errors import (

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from mlxd.control.admission import Waiting
 from mlxd.control.dispatch import Asker
 from mlxd.control.headway import Headway
+from mlxd.control.queue_view import Waiting
 from mlxd.control.transcript import Push
 from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlxd.control.admission import Waiting
+from mlxd.control.queue_view import Waiting
 from mlxd.core.story import untold
 from mlxd.dialects.base import EVENT_STREAM
 from mlxd.policy.load import load

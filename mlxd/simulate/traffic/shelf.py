@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from mlxd.control.eviction import Candidate, Plan, Want, plan_eviction, plan_excess
 from mlxd.control.inventory import protection_of
 from mlxd.control.ledger import PROCESS_BYTES, reserve_of
-from mlxd.control.names import settings_of
+from mlxd.control.model_settings import settings_of, ttl_for
 from mlxd.control.rights import kept_alive
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.schema.clients import Tenant
@@ -142,8 +142,7 @@ class Shelf:
     def _idles(self, name: str) -> float:
         """Seconds that policy lets it idle, were it not preloaded."""
         models = self._policies.models
-        own = settings_of(name, models)
-        return float(own.ttl if own is not None and own.ttl is not None else models.defaults.ttl)
+        return float(ttl_for(settings_of(name, models), models))
 
     def _waiting(self) -> list[_Model]:
         """In the order in which they came."""

@@ -17,9 +17,10 @@ from itertools import count
 from typing import get_args
 
 from mlxd.control.applicant import ANONYMOUS, Applicant
+from mlxd.control.place import Place
 from mlxd.control.quotas import Quotas
 from mlxd.control.rates import Rates
-from mlxd.control.scheduler import Place, Scheduler
+from mlxd.control.scheduler import Scheduler
 from mlxd.control.tempo import Tempo
 from mlxd.core.caller import Caller, Priority
 from mlxd.core.errors import MlxdError
