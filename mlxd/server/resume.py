@@ -1,16 +1,18 @@
 """Answers that were cut, or whose end may not have arrived: kept for their clients to come back to.
 
 A client comes back by `Last-Event-ID`, or by asking the same again. In memory alone, bounded by
-`server.resume`; nobody but the client that asked for it is told anything of an answer.
+`server.resume`; nobody but the client that asked for it is told anything of an answer, and for want
+of room whoever takes the most loses the first one.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from mlxd.core.clock import Clock
@@ -47,6 +49,11 @@ class Coming:
     story: Story
 
     @property
+    def client(self) -> str:
+        """Whose share it takes: one client may be several owners."""
+        return self.story.caller.name
+
+    @property
     def twins(self) -> _Twins:
         return self.owner, self.digest
 
@@ -68,6 +75,8 @@ class Resumption:
         self._twins: dict[_Twins, list[Told]] = {}
         """Those of `_cut` that may be gone on with where the same is asked again."""
         self._bytes = 0
+        self._taken: Counter[str] = Counter()
+        """Of them, by client; whoever takes nothing is not there."""
         self._timer: asyncio.TimerHandle | None = None
         self.outcomes: Counter[str] = Counter()
         """How often somebody came back, by what came of it."""
@@ -115,7 +124,8 @@ class Resumption:
             owner=coming.owner,
             digest=coming.digest,
             body=coming.size,
-            grown=self._grown if keeps else None,
+            client=coming.client,
+            grown=partial(self._grown, coming.client) if keeps else None,
         )
         told.first = coming.story.id
         return told
@@ -171,7 +181,7 @@ class Resumption:
         told.begin(connection)
         if told.keeps:
             self._live[told.id] = told
-            self._grown(told.size)
+            self._grown(told.client, told.size)
         became: _Became = "failed"
         try:
             yield
@@ -194,7 +204,7 @@ class Resumption:
 
     def _let_go(self, told: Told, became: _Became, story: Story) -> None:
         """It is not being told any more; one that was handed over has ended, however that went."""
-        self._bytes -= told.size
+        self._count(told.client, -told.size)
         del self._live[told.id]
         told.complete = told.complete or told.headway.over
         told.settle()
@@ -208,12 +218,12 @@ class Resumption:
                 story.note("kept", tokens=told.tokens, records=told.count)
         else:
             return
-        self._bytes += told.size
+        self._count(told.client, told.size)
         self._sweep()
 
     def _remove(self, told: Told) -> None:
         """It is none of those any more that wait for somebody."""
-        self._bytes -= told.size
+        self._count(told.client, -told.size)
         if self._ended.pop(told.id, None) is None:
             del self._cut[told.id]
             self._part(told)
@@ -226,32 +236,47 @@ class Resumption:
         if not twins:
             self._twins.pop((told.owner, told.digest), None)
 
-    def _grown(self, size: int) -> None:
+    def _count(self, client: str, size: int) -> None:
         self._bytes += size
+        self._taken[client] += size
+        if not self._taken[client]:
+            del self._taken[client]
+
+    def _grown(self, client: str, size: int) -> None:
+        self._count(client, size)
         if self._bytes > self._bounds.max_bytes:
             self._sweep()
 
     def _forget(self, told: Told) -> None:
         """One that is being told: it goes on, and cannot be come back to."""
         del self._live[told.id]
-        self._bytes -= told.size
+        self._count(told.client, -told.size)
         told.forget()
 
     def _sweep(self) -> None:
         """Remove what is too old, or too much."""
-        while (told := self._surplus()) is not None:
+        bounds = self._bounds
+        while (told := self._late()) is not None:
             self._remove(told)
-        while self._bytes > self._bounds.max_bytes and self._live:
-            self._forget(next(iter(self._live.values())))
+        while len(self) > bounds.max_count:
+            kept = (self._ended or self._cut).values()
+            self._remove(_first_of_most(kept, Counter(told.client for told in kept)))
+        while self._bytes > bounds.max_bytes and (some := self._spare()):
+            told = _first_of_most(some, self._taken)
+            if told.id in self._live:
+                self._forget(told)
+            else:
+                self._remove(told)
         self._arm()
 
-    def _surplus(self) -> Told | None:
-        """What has to go next: of those that ended their clients have all, most likely."""
-        oldest = [next(iter(some.values())) for some in (self._ended, self._cut) if some]
+    def _late(self) -> Told | None:
         due = self._clock.monotonic() - float(self._bounds.window)
-        late = next((told for told in oldest if told.kept_at <= due), None)
-        many = len(self) > self._bounds.max_count or self._bytes > self._bounds.max_bytes
-        return late or (oldest[0] if oldest and many else None)
+        oldest = [next(iter(some.values())) for some in (self._ended, self._cut) if some]
+        return next((told for told in oldest if told.kept_at <= due), None)
+
+    def _spare(self) -> Collection[Told]:
+        """What goes before all else: of what has ended its clients have all, most likely."""
+        return self._ended.values() or [*self._cut.values(), *self._live.values()]
 
     def _arm(self) -> None:
         """Its time is over for what nobody asks for, too."""
@@ -266,6 +291,12 @@ class Resumption:
 
 def _of(told: Told, coming: Coming) -> bool:
     return (told.owner, told.digest) == coming.twins
+
+
+def _first_of_most(some: Collection[Told], taken: Counter[str]) -> Told:
+    """The first of them that is the client's who has taken the most."""
+    most = max((told.client for told in some), key=taken.__getitem__)
+    return next(told for told in some if told.client == most)
 
 
 def _expired(policies: PolicySet) -> ResumeExpired:

@@ -30,8 +30,9 @@ class Told:
 
     __slots__ = (
         "_base", "_events", "_grown", "_mark", "_records", "_under_way", "_written",
-        "call", "complete", "connection", "count", "digest", "drawn", "encoder", "first", "folds",
-        "gone", "handed", "headway", "id", "kept_at", "owed", "owner", "tokens", "uncertain",
+        "call", "client", "complete", "connection", "count", "digest", "drawn", "encoder", "first",
+        "folds", "gone", "handed", "headway", "id", "kept_at", "owed", "owner", "tokens",
+        "uncertain",
     )  # fmt: skip
 
     def __init__(
@@ -43,16 +44,18 @@ class Told:
         owner: str = "",
         digest: bytes = b"",
         body: int = 0,
+        client: str = "",
         grown: Grown | None = None,
     ) -> None:
         """`encoder`: None for an answer that is told whole. `events`: its records are server-sent
-        events, and get ids. `body`: the size of the request's.
+        events, and get ids. `body`: the size of the request's. `client`: whose share it takes.
         """
         self.id = call.id
         self.call: Call | None = call
         """None once it is complete, as is `encoder`."""
         self.encoder = encoder
         self.owner = owner
+        self.client = client
         self.digest = digest
         """Of path and body: the same request again has the same."""
         self.headway = Headway()

@@ -592,6 +592,29 @@ async def test_one_that_grows_beyond_them_goes_on_and_is_kept_no_more() -> None:
     assert (len(machine.resumption), machine.resumption.size) == (0, 0)
 
 
+@pytest.mark.parametrize(("name", "bound"), [("max_bytes", "24KiB"), ("max_count", "4")])
+async def test_who_takes_the_most_loses_its_own(name: str, bound: str) -> None:
+    machine = Machine(SAID, pushes=False, **{name: bound})
+    taken = await machine.ask(takes=2, story=untold("little"), digest=b"little")
+    for number in range(20):
+        await machine.ask(takes=2, story=untold("much"), digest=b"%d" % number)
+    whole = await Machine().ask()
+    rest = await machine.ask(event=last_id(taken), story=untold("little"), digest=b"little")
+    assert read(taken) + rest == whole
+
+
+async def test_one_that_grows_beyond_all_bounds_costs_others_nothing() -> None:
+    random = Random(1)
+    machine = Machine(max_bytes="20KiB")
+    taken = await machine.ask(takes=2, story=untold("little"), digest=b"little")
+    long = [[TextDelta(random.randbytes(250).hex())] for _ in range(200)]
+    machine._bursts = [[Started(3)], *long, [Finished("stop", 3, 200)]]
+    await machine.ask(story=untold("much"), digest=b"much")
+    machine._bursts = SAID
+    rest = await machine.ask(event=last_id(taken), story=untold("little"), digest=b"little")
+    assert read(taken) + rest == await Machine().ask()
+
+
 async def test_off_keeps_nothing_and_forgets_what_was_kept() -> None:
     machine = Machine()
     taken = await machine.ask(takes=2)

@@ -189,7 +189,8 @@ class Resume(Policy):
     )  # fmt: skip
     max_bytes: Size = field(
         "64MiB", "What is kept for that, in memory, together with what is told of answers under "
-        "way; the oldest goes first, and answers that ended before those that were cut.",
+        "way. Answers that ended go before those that were cut; of either, those of the client "
+        "that takes the most, from the oldest on.",
         unit="size", example="256MiB",
     )  # fmt: skip
     max_count: int = field(
