@@ -1,7 +1,7 @@
 """Has the grammars of requests judged before those are admitted: a bad one takes no slot.
 
-A process of its own judges them (mlxd/grammar), one at a time; it starts with the first and ends
-when none has come for a while. What it found of each is remembered;
+A process of its own judges them (mlxd/grammar), one at a time and of each client in its turn; it
+starts with the first and ends when none has come for a while. What it found of each is remembered;
 what kept it from finding anything is not, and such a request may come again.
 """
 
@@ -20,6 +20,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 
+from mlxd.control.turns import Turns
 from mlxd.core.clock import Clock, within
 from mlxd.core.errors import InvalidRequest, Overloaded
 from mlxd.core.request import GenerationRequest, Json
@@ -83,7 +84,7 @@ class Grammars:
         self._core_seconds = core_seconds
         self._known: OrderedDict[bytes, _Verdict] = OrderedDict()
         self._process: Process | None = None
-        self._turn = asyncio.Lock()
+        self._turns = Turns()
         self._writing = asyncio.Lock()
         self._questions: dict[bytes, _Question] = {}
         """Those without a verdict yet."""
@@ -150,7 +151,7 @@ class Grammars:
             task.exception()  # whoever waits is told; perhaps nobody does
 
     async def _in_turn(self, key: bytes, question: _Question) -> _Verdict:
-        async with self._turn:
+        async with self._turns.turn(question.client):
             question.begun = True
             if self._idle is not None:
                 self._idle.cancel()

@@ -97,6 +97,33 @@ async def test_one_that_takes_too_long_is_refused() -> None:
     assert judge._process is None
 
 
+async def test_who_has_many_judged_holds_nobody_up_for_all_of_them(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[str] = []
+    all_wait = asyncio.Event()
+
+    async def told(line: bytes) -> Any:
+        judged.append(line.decode())
+        await all_wait.wait()
+        return {"words": ""}
+
+    monkeypatch.setattr(grammars, "_told", told)
+    many = [(f"much {number}", "much") for number in range(8)]
+    checks = [
+        asyncio.create_task(grammars.check(asked(format={"const": word}), client))
+        for word, client in (*many, ("little", "little"))
+    ]
+    while len(grammars._questions) < len(checks):  # noqa: ASYNC110 - they say nothing
+        await asyncio.sleep(0.001)
+    checks[5].cancel()
+    await asyncio.wait([checks[5]])
+    all_wait.set()
+    await asyncio.gather(*checks, return_exceptions=True)
+    assert ["little" in line for line in judged].index(True) <= 2
+    assert len(judged) == len(checks) - 1, "all but the one that was given up"
+
+
 @pytest.mark.parametrize("accident", ["late", "killed", "ended"])
 async def test_an_accident_is_no_verdict(accident: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which may come again, and is then judged."""
