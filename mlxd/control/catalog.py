@@ -20,7 +20,9 @@ from mlxd.control.names import DEFAULT, Names
 from mlxd.control.own_names import OwnName
 from mlxd.control.predecessors import Predecessors
 from mlxd.control.reading import OutOfFiles
+from mlxd.control.rights import rights_of
 from mlxd.control.scan import GUIDE, Scan, Scanner, Scope
+from mlxd.core.caller import Caller
 from mlxd.core.clock import Clock
 from mlxd.core.errors import ModelLoadFailed, ModelNotFound, Overloaded
 from mlxd.core.models import ModelCard, canonical
@@ -135,11 +137,13 @@ class Catalog:
         card = self.find(DEFAULT, policies)
         return card.name if card is not None else GUIDE
 
-    async def resolve(self, name: str, policies: PolicySet) -> ModelCard:
+    async def resolve(
+        self, name: str, policies: PolicySet, caller: Caller | None = None
+    ) -> ModelCard:
         """The model that `name` means, to be loaded: where policy wants every byte checked, that
         is waited for. Raises ModelNotFound, or ModelLoadFailed if unusable.
         """
-        card = await self.look_up(name, policies)
+        card = await self.look_up(name, policies, caller)
         if policies.models.defaults.verify == "sha256":
             try:
                 damage = await self._checksums.damage(card)
@@ -182,8 +186,12 @@ class Catalog:
             return None
         return await self._threads.run(read_adapter, Path(card.adapter))
 
-    async def look_up(self, name: str, policies: PolicySet) -> ModelCard:
-        """As `resolve`, to be shown only: no file is read for it beyond a scan."""
+    async def look_up(
+        self, name: str, policies: PolicySet, caller: Caller | None = None
+    ) -> ModelCard:
+        """As `resolve`, to be shown only: no file is read for it beyond a scan. Where there is no
+        such model, `caller` is told of others that it may use; None: an administrator, of all.
+        """
         card = self.find(name, policies)
         if self._scope is not None and self._age(self._scope) > STALE_SECONDS:
             self._start_scan(self._scope)
@@ -191,7 +199,7 @@ class Catalog:
             names = await self._by_scan(policies, FRESH_SECONDS)
             card = names.find(name)
             if card is None:
-                raise _not_found(name, names, policies)
+                raise _not_found(name, names, policies, caller)
         if card.unavailable:
             error = _unusable(card.name, card.unavailable)
             if card.fault:
@@ -285,7 +293,12 @@ def _unusable(name: str, why: str) -> ModelLoadFailed:
     )
 
 
-def _not_found(name: str, names: Names, policies: PolicySet) -> ModelNotFound:
+def _not_found(
+    name: str, names: Names, policies: PolicySet, caller: Caller | None
+) -> ModelNotFound:
+    def told_of(card: ModelCard) -> bool:
+        return caller is None or rights_of(caller, card, policies).allowed
+
     wanted = canonical(name)
     chains = {canonical(chain): (chain, links) for chain, links in policies.models.chains.items()}
     if wanted in chains:
@@ -297,9 +310,9 @@ def _not_found(name: str, names: Names, policies: PolicySet) -> ModelNotFound:
             else f": its chain is empty; add to models.yaml `chains: {{{chain}: [MODEL]}}`",
             policy=policies.line(dotted(("models", "chains", chain))),
         )
-    if several := names.candidates(name):
+    if several := names.candidates(name, told_of):
         return ModelNotFound(
             name, f": it may be {' or '.join(several)}; ask by a whole name, or declare an alias"
         )
-    near = ", ".join(names.near(name))
+    near = ", ".join(names.near(name, told_of))
     return ModelNotFound(name, f"; did you mean {near}?" if near else "")

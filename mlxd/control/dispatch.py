@@ -138,7 +138,7 @@ class Dispatcher:
         self, requests: Sequence[GenerationRequest], asker: Asker, headway: Headway
     ) -> AsyncIterator[list[AsyncIterator[Burst]]]:
         policies, arrived = asker.policies, self._clock.monotonic()
-        card = await self._catalog.resolve(requests[0].model, policies)
+        card = await self._catalog.resolve(requests[0].model, policies, asker.caller)
         asker.story.model = card.original
         call = await self._drawn_up(requests, card, asker, headway, arrived)
         async with (
@@ -201,7 +201,7 @@ class Dispatcher:
             try:
                 lease = await held.enter_async_context(self._lease(call, policies))
             except ModelLoadFailed:
-                card = await self._catalog.resolve(requests[0].model, policies)
+                card = await self._catalog.resolve(requests[0].model, policies, asker.caller)
                 if not card.held or card.spec == call.card.spec:
                     raise
                 headway.forget()
@@ -257,7 +257,7 @@ class Dispatcher:
         """
         self._admission.check_open()
         story = story or untold()
-        card = await self._catalog.resolve(model, policies)
+        card = await self._catalog.resolve(model, policies, caller)
         story.model = card.original
         if caller is not None:
             rights = rights_of(caller, card, policies)
@@ -277,7 +277,7 @@ class Dispatcher:
         """Let a model go when nothing uses it any more; returns at once. Ignored where the caller's
         tenant may not have that. Raises ModelNotFound; Forbidden.
         """
-        card = await self._catalog.resolve(model, policies)
+        card = await self._catalog.resolve(model, policies, caller)
         if story is not None:
             story.model = card.original
         if caller is not None:

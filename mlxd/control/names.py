@@ -26,6 +26,8 @@ _LONGEST_NAME = 350
 """Of a name for which similar ones are looked for."""
 Damage = Callable[[ModelCard], str]
 """Why a model's bytes are known to be wrong; empty where they are not known to be."""
+Told = Callable[[ModelCard], bool]
+"""Whether whoever asks is told of a model."""
 Settled = Callable[[ModelCard], ModelCard]
 """The card of a model as it is served, where it cannot be as policy wants it."""
 
@@ -88,22 +90,23 @@ class Names:
             wanted = canonical(self.default or GUIDE)
         return self._by_name(wanted)
 
-    def near(self, name: str) -> list[str]:
+    def near(self, name: str, told_of: Told) -> list[str]:
         """Names that look like `name`."""
         if len(name) > _LONGEST_NAME:
             return []
-        known = {key: card.name for key, card in self.cards.items()}
-        known |= {card.short_name: card.short_name for card in self.cards.values()}
+        cards = [*filter(told_of, self.cards.values())]
+        known = {canonical(card.name): card.name for card in cards}
+        known |= {card.short_name: card.short_name for card in cards}
         close = difflib.get_close_matches(canonical(name), known, n=3, cutoff=0.5)
         return [known[key] for key in close if key]
 
-    def candidates(self, name: str) -> list[str]:
+    def candidates(self, name: str, told_of: Told) -> list[str]:
         """The models that `name` may mean, where these are several and none is preferred."""
         wanted = canonical(name)
         wanted = self._aliases.get(wanted, wanted)
         for found in (self._lasts.get(wanted), *self._short_of(wanted)):
             if found:
-                return sorted({card.name for card in _usable(found)})
+                return sorted({card.name for card in _usable(found) if told_of(card)})
         return []
 
     def _meant(self, name: str) -> ModelCard | None:

@@ -11,6 +11,7 @@ from mlxd.server.endpoints import PartsEndpoint
 from mlxd.server.errors import Render, in_ollama
 from mlxd.server.intake import read_json
 from mlxd.server.pull import named
+from mlxd.server.usable import look_up
 
 
 class Push(PartsEndpoint):
@@ -19,7 +20,7 @@ class Push(PartsEndpoint):
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         policies = policies_of(request)
         name = await read_json(request, policies, lambda body: named(body, "model", "name"))
-        await self._parts.catalog.look_up(name, policies)
+        await look_up(self._parts.catalog, name, request)
         raise UnsupportedFeature(f"{name} is not pushed: mlxd sends no model to anybody")
 
 

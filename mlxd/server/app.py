@@ -92,7 +92,7 @@ def routes(parts: Parts, token: PageToken | None = None) -> Routes:
     tags, version = Tags(parts), Version(parts)
     models = OpenAIModels(parts)
     table: Table = {
-        "/": (READING, health.Report(parts, health.root)),
+        "/": (READING, health.Root(parts)),
         "/health": (READING, health.Health(parts)),
         "/livez": (READING, health.Live()),
         "/readyz": (READING, health.Ready(parts)),

@@ -27,6 +27,7 @@ from mlxd.server.identity import keys_required_of
 from mlxd.server.parts import Parts
 from mlxd.server.policy_report import summary
 from mlxd.server.policy_report import warnings as policy_warnings
+from mlxd.server.usable import usable
 from mlxd.telemetry import logs
 from mlxd.telemetry.metrics import CONTENT_TYPE
 
@@ -111,8 +112,16 @@ class Ready(PartsEndpoint):
         return "out of memory" if stopped else ""
 
 
-def root(parts: Parts, policies: PolicySet) -> Json:
-    """`GET /`: the words health scripts grep for, as JSON."""
+class Root(PartsEndpoint):
+    """`GET /`: the words health scripts grep for, as JSON, and what models its client may use."""
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        known = [card for card in self._parts.catalog.known() if not card.unavailable]
+        names = [card.name for card in usable(known, request)]
+        return json_response(_root(self._parts, policies_of(request), names))
+
+
+def _root(parts: Parts, policies: PolicySet, models: list[str]) -> Json:
     readings = parts.guard.read()
     return {
         "message": "Ollama is running",
@@ -120,7 +129,7 @@ def root(parts: Parts, policies: PolicySet) -> Json:
         "service": "mlxd",
         "version": __version__,
         "models_loaded": len(_loaded(parts)),
-        "available_models": [c.name for c in parts.catalog.known() if not c.unavailable],
+        "available_models": models,
         "active_requests": parts.admission.active,
         "max_concurrent": policies.limits.concurrency.max_in_flight,
         **queue_report.places(parts, policies),

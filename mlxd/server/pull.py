@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import web
@@ -15,6 +16,7 @@ from mlxd.server.errors import Render, in_ollama
 from mlxd.server.intake import read_json
 from mlxd.server.parts import Parts
 from mlxd.server.progress import answer
+from mlxd.server.usable import check_for
 
 Json = dict[str, Any]
 
@@ -25,7 +27,9 @@ class Pull:
     render_error: Render = staticmethod(in_ollama)
 
     def __init__(self, parts: Parts, reading: PolicySet | None = None) -> None:
-        """`reading`: the policies that bodies are read under, in place of the request's."""
+        """`reading`: the policies that bodies are read under, in place of the request's, where an
+        administrator asks.
+        """
         self._parts = parts
         self._reading = reading
 
@@ -33,6 +37,8 @@ class Pull:
         policies = policies_of(request)
         name, stream = await read_json(request, self._reading or policies, _asked)
         request[MODEL] = name
+        if self._reading is None:
+            await self._check(request, name, policies)
         try:
             async with self._parts.puller.watch(name, policies) as lines:
                 return await answer(request, lines, stream=stream)
@@ -40,6 +46,14 @@ class Pull:
             if "/" in name or STREAM in request or not await self._is_served(name, policies):
                 raise error
         return await answer(request, _at_once(), stream=stream)
+
+    async def _check(self, request: web.BaseRequest, name: str, policies: PolicySet) -> None:
+        """A pull replaces what is there, and gives a name away. Raises Forbidden."""
+        names, meant = await self._parts.catalog.refreshed(policies), [name]
+        with suppress(ModelNotFound):
+            meant.append(self._parts.puller.repository(name))
+        for card in filter(None, map(names.find, meant)):
+            check_for(request)(card)
 
     async def _is_served(self, name: str, policies: PolicySet) -> bool:
         """Scripts pull before they ask: a model of the operator's own is there."""

@@ -29,6 +29,6 @@ def check_for(request: web.BaseRequest) -> Callable[[ModelCard], None]:
 
 async def look_up(catalog: Catalog, name: str, request: web.BaseRequest) -> ModelCard:
     """As the catalogue does, by the caller's rights. Raises Forbidden, too."""
-    card = await catalog.look_up(name, policies_of(request))
+    card = await catalog.look_up(name, policies_of(request), caller_of(request))
     check_for(request)(card)
     return card

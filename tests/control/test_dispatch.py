@@ -56,7 +56,7 @@ class Parts:
         self.kept: list[float | None] = []
         self.unloaded: list[Any] = []
 
-    async def resolve(self, model, policies):
+    async def resolve(self, model, policies, caller=None):
         return self.card
 
     @asynccontextmanager

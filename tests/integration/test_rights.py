@@ -60,6 +60,26 @@ def test_lists_show_what_a_tenant_may_use(
         )
 
 
+def test_the_root_names_no_others_either(apart: dict[str, httpx.Client]) -> None:
+    own, all_of_them = (
+        set(apart[who].get("/").json()["available_models"]) for who in ("agents", "anonymous")
+    )
+    assert own == {"tiny-a", "tiny-b"}
+    assert {"tiny-a", "tiny-b", OTHER, "mlxd-guide"} <= all_of_them
+
+
+def test_who_mistypes_a_name_is_told_of_no_other_model(apart: dict[str, httpx.Client]) -> None:
+    """What is offered is not refused then."""
+    for path in ("/api/show", "/api/generate"):
+        own, anyone = (
+            apart[who].post(path, json={"model": "tiny-shart"}).json()["error"]
+            for who in ("agents", "anonymous")
+        )
+        assert "did you mean" in own
+        assert OTHER not in own
+        assert OTHER in anyone
+
+
 def test_of_what_is_in_memory_too(apart: dict[str, httpx.Client]) -> None:
     assert _names(apart["agents"], "/api/ps") == {"tiny-a"}
     assert _names(apart["anonymous"], "/api/ps") >= {"tiny-a", OTHER}
@@ -101,10 +121,13 @@ def test_nobody_copies_replaces_or_removes_what_it_may_not_use(
             "/api/create", json={"model": "theirs", "files": {"config.json": f"sha256:{'0' * 64}"}}
         ),
         agents.request("DELETE", "/api/delete", json={"model": "theirs"}),
+        agents.post("/api/pull", json={"model": "theirs"}),
+        agents.post("/api/push", json={"model": "theirs"}),
     ]
-    assert [deed.status_code for deed in deeds] == [403] * 6
+    assert [deed.status_code for deed in deeds] == [403] * 8
     keys = {deed.headers["x-mlxd-policy-key"] for deed in deeds}
     assert keys == {"clients.tenants.agents.models"}
+    assert anyone.post("/api/pull", json={"model": "theirs"}).status_code == 200
     assert anyone.request("DELETE", "/api/delete", json={"model": "theirs"}).status_code == 200
     own = {"source": "tiny-a", "destination": "own"}
     assert agents.post("/api/copy", json=own).status_code == 200
