@@ -179,6 +179,9 @@ def owners(parts: Parts, policies: PolicySet) -> Json:
     last = parts.events.since(parts.events.last_id - _EVENTS)
     return {
         **health(parts, policies),
+        "quarantined_requests": [
+            {**_quarantined(one), "client": one.client} for one in parts.replays.quarantined()
+        ],
         "recent_events": [event.as_json() for event in last],
         "log": logs.place(),
     }
@@ -223,10 +226,9 @@ def _cached_model(parts: Parts, resident: Resident) -> Json:
 
 
 def _quarantined(one: Quarantined) -> Json:
-    """Nothing of what it says."""
+    """Nothing of what it says, and not who asked."""
     return {
         "model": one.model,
-        "client": one.client,
         "since": iso(one.since),
         "until": iso(one.until),
     }

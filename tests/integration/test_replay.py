@@ -460,6 +460,9 @@ def test_a_request_that_a_worker_died_of_is_refused_and_no_other(strict: Daemon)
     assert f"mlxd models reset {ENDLESS}" in error
     (listed,) = strict.health()["quarantined_requests"]
     assert listed["model"] == ENDLESS
+    assert "client" not in listed
+    (owners,) = strict.admin.get("/admin/health")["quarantined_requests"]
+    assert (owners["model"], owners["client"]) == (ENDLESS, "127.0.0.1")
     assert "poison" not in json.dumps(strict.health())
     refused = strict.http.post("/api/generate", json=generate(ENDLESS, "poison", tokens=8192))
     assert refused.status_code == 503

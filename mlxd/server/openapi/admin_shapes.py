@@ -32,7 +32,7 @@ from mlxd.dialects.shaping import (
 from mlxd.policy.outcome import Result, Trigger
 from mlxd.policy.policy_set import FILES
 from mlxd.policy.schema import Reload
-from mlxd.server.openapi.shapes import health, policy_summary
+from mlxd.server.openapi.shapes import health, policy_summary, quarantined
 
 _NAME = {"model": text(least=1)}
 _POINTS = said(listed(listed(NUMBER, 2, least=2)), "A count and a rate each.")
@@ -56,7 +56,13 @@ def shapes() -> Shapes:
         **_models(),
         **_benched(),
         "AdminFit": _fit(),
-        "AdminHealth": health({"recent_events": listed(refer("Event")), "log": TEXT}),
+        "AdminHealth": health(
+            {
+                "quarantined_requests": listed(quarantined({"client": TEXT})),
+                "recent_events": listed(refer("Event")),
+                "log": TEXT,
+            }
+        ),
         "AdminCrashes": answer({"crashes": listed(refer("Crash"))}),
         "Crash": _crash(),
         "AdminEvents": answer({"events": listed(refer("Event"))}),

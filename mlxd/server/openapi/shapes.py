@@ -106,7 +106,7 @@ def health(more: dict[str, Schema] | None = None) -> Schema:
             "rate_limit": rate,
             "adaptive": or_null(_adaptive()),
             "policy": refer("PolicySummary"),
-            "quarantined_requests": listed(_quarantined()),
+            "quarantined_requests": listed(quarantined()),
             "pid": COUNT,
             "warnings": TEXTS,
             **(more or {}),
@@ -120,8 +120,9 @@ def _adaptive() -> Schema:
     return answer({"limit": COUNT, "measured": measured, "missed": missed, "sheds": sheds})
 
 
-def _quarantined() -> Schema:
-    return answer({"model": TEXT, "client": TEXT, "since": TIME, "until": TIME})
+def quarantined(more: dict[str, Schema] | None = None) -> Schema:
+    """`more`: what the daemon's owner is told."""
+    return answer({"model": TEXT, "since": TIME, "until": TIME, **(more or {})})
 
 
 def _memory() -> Shapes:
