@@ -64,7 +64,11 @@ class Terms:
 
 
 def terms_of(caller: Caller, policies: PolicySet) -> Terms:
-    """A tenant that no policy names has the limits that `Tenant` has by itself: none."""
+    """A tenant that no policy names has the limits that `Tenant` has by itself: none. So has the
+    owner.
+    """
+    if caller.owner:
+        return Terms(_UNLISTED, ("clients", "tenants"), policies)
     name = policies.tenants.get((caller.tenant or ANONYMOUS).casefold())
     if name is None:
         return Terms(_UNLISTED, ("clients", "tenants"), policies)

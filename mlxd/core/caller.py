@@ -22,6 +22,8 @@ class Caller:
     """The tenant of that key; empty: anonymous."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Those that a rate rule counts by (`header:NAME`), by their names in lower case."""
+    owner: bool = False
+    """The daemon's owner: no tenant's limits are for it, nor those of who has no key."""
 
     @property
     def name(self) -> str:

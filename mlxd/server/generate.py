@@ -63,7 +63,9 @@ class Generate:
     """Serves one codec's path."""
 
     def __init__(self, parts: Parts, codec: Codec, *, rated: bool = True) -> None:
-        """`rated`: whether its answers count towards rates."""
+        """`rated`: whether its answers count towards rates; else they are an administrator's, who
+        is the owner where there is no key.
+        """
         self._parts = parts
         self._rated = rated
         self._codec = codec
@@ -154,12 +156,16 @@ class Generate:
         return json_response(self._codec.render(call, completions, now))
 
     def _asker(self, request: web.BaseRequest) -> Asker:
-        """Whoever asks, under the policies of this request; dry runs mark its answer.
+        """Whoever asks, under the policies of this request; dry runs mark its answer. On the
+        endpoint of the owner's own requests, without a key, it is the owner.
 
         Raises InvalidRequest.
         """
+        caller = caller_of(request)
+        if not self._rated:
+            caller = replace(caller, owner=not caller.key)
         return Asker(
-            caller_of(request),
+            caller,
             policies_of(request),
             request[MARKS].add,
             request[STORY],

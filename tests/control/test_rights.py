@@ -57,6 +57,16 @@ def test_a_tenant_may_use_the_models_of_its_list(
     assert CARD.name in refused.value.message
 
 
+def test_the_owner_is_not_held_by_what_holds_those_without_a_key(tmp_path: Path) -> None:
+    anonymous = "tenants: {anonymous: {models: [none], max_output: 5}}\n"
+    policies = load(write_policies(tmp_path, {"clients": anonymous}))
+    stranger, owner = (
+        rights_of(Caller("local", owner=is_owner), CARD, policies) for is_owner in (False, True)
+    )
+    assert (stranger.allowed, stranger.max_output(9)) == (False, 5)
+    assert (owner.allowed, owner.max_output(9)) == (True, 9)
+
+
 def test_another_tenants_list_is_nobody_elses(tmp_path: Path) -> None:
     rights(tmp_path, "models: [other]", Caller("10.0.0.1")).check_model()
 

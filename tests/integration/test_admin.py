@@ -149,6 +149,17 @@ def test_the_host_wall_does_not_lock_the_operator_out(running: Daemon, admin: ht
     assert admin.get("/admin/policy").status_code == 200
 
 
+def test_what_holds_those_without_a_key_does_not_hold_the_operator(
+    running: Daemon, admin: httpx.Client
+) -> None:
+    edit(running, clients="tenants: {anonymous: {models: [none], daily_tokens: 1}}\n")
+    assert asked(running, "reload")[1]["result"] in ("applied", "unchanged")
+    body = {"model": "tiny-a", "prompt": "x", "max_tokens": 2}
+    assert running.http.post("/v1/completions", json=body).status_code == 403
+    for _ in range(2):
+        assert admin.post("/admin/completions", json=body, timeout=60).status_code == 200
+
+
 def test_no_policy_locks_the_operator_out(running: Daemon) -> None:
     before = str(running.generation())
     edit(running, server="http: {max_headers: 1, max_header_bytes: 10B, max_body: 1B}\n")
