@@ -15,6 +15,8 @@ import anthropic
 import openai
 import pytest
 
+from mlxd.server.openapi.document import operations
+from mlxd.server.openapi.operation import Operation
 from tests.support import command
 from tests.support.daemon import Daemon, daemon, free_port, write_policies
 
@@ -22,6 +24,7 @@ pytestmark = pytest.mark.mlx
 
 NEED = "auth: {required: true, guesses: {max: 20, window: 60s, penalty: 2s}}\n"
 WITHIN = 10.0
+OPEN = {"/livez", "/readyz", "/health", "/ui", "/ui/", "/ui/session", "/ui/assets/file"}
 SAID: list[anthropic.types.MessageParam] = [{"role": "user", "content": "hi"}]
 
 
@@ -81,6 +84,18 @@ def test_who_has_no_key_is_refused_in_words_that_clients_know(
     assert running.http.options("/api/chat").status_code == 204
     events = running.admin.get("/admin/events")["events"]
     assert any(event["data"].get("code") == "unauthorized" for event in events)
+
+
+@pytest.mark.parametrize("operation", operations(), ids=lambda one: f"{one.method} {one.path}")
+def test_who_may_ask_for_what(keyed: tuple[Daemon, str], operation: Operation) -> None:
+    """A stranger for what is open alone, a key of a tenant for all but the admin side."""
+    running, key = keyed
+    path = operation.path.replace("{", "").replace("}", "")
+    with running.http.stream(operation.method, path) as answer:
+        assert (answer.status_code != 401) is (path in OPEN)
+    headers = {"Authorization": f"Bearer {key}"}
+    with running.http.stream(operation.method, path, headers=headers) as answer:
+        assert (answer.status_code == 403) is path.startswith("/admin/")
 
 
 def test_whoever_looks_whether_it_lives_is_told_and_no_more(
