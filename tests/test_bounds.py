@@ -57,8 +57,15 @@ FILLED = {
 """Tables whose keys clients choose, and that are filled here."""
 ELSEWHERE = {
     "server/repeats.py": {"_known"},  # tests/server/test_repeats.py
-    "server/resume.py": {"_live", "_cut", "_ended", "_twins"},  # tests/server/test_resume.py
+    "server/resume.py": {
+        "_live",
+        "_cut",
+        "_ended",
+        "_twins",
+        "_taken",
+    },  # tests/server/test_resume.py
     "control/grammars.py": {"_questions"},  # tests/control/test_grammars.py
+    "control/turns.py": {"_waiting"},  # tests/control/test_grammars.py
     "control/blobs.py": {"_parts"},  # tests/control/test_blobs.py
     "control/pull.py": {"_pulls", "_ending"},  # tests/control/test_pull.py
     "telemetry/crashes.py": {"_unwritten"},  # tests/telemetry/test_crashes.py

@@ -122,6 +122,7 @@ async def test_who_has_many_judged_holds_nobody_up_for_all_of_them(
     await asyncio.gather(*checks, return_exceptions=True)
     assert ["little" in line for line in judged].index(True) <= 2
     assert len(judged) == len(checks) - 1, "all but the one that was given up"
+    assert not grammars._turns._waiting
 
 
 @pytest.mark.parametrize("accident", ["late", "killed", "ended"])

@@ -638,6 +638,7 @@ async def test_many_that_are_cut_leave_no_trace_when_the_window_is_over() -> Non
     assert (len(machine.resumption), machine.resumption.size) == (0, 0)
     assert not machine.resumption._live
     assert not machine.resumption._twins
+    assert not machine.resumption._taken
 
 
 # -- what is told of it
