@@ -270,8 +270,9 @@ class Catalog:
             raise _unread(error) from error
         scan = Scan(scope, self._clock.monotonic(), finds)
         if scope == self._scope and self._models is not None:
-            self._latest = scan
-            self._views.clear()
+            before, self._latest = self._latest, scan
+            if before is None or before.scope != scope or before.found is not finds:
+                self._views.clear()
             self._default = self._view(scan, self._models).default
         return scan
 

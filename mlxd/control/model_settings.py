@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Hashable
 from dataclasses import replace
 
 from mlxd.control.additions import Adapter
 from mlxd.control.model_files import with_template
 from mlxd.control.scan import Findings, Scope, expanded
-from mlxd.control.short_names import short_key, short_name
 from mlxd.core.models import ModelCard, canonical
 from mlxd.core.preset import Preset
 from mlxd.core.request import Sampling
@@ -19,32 +18,9 @@ from mlxd.policy.units import KeepFor
 
 
 def entry_of(name: str, models: Models) -> tuple[str, Model] | None:
-    """The entry of models.yaml that speaks of one model, by the name that it is written under; of
-    those that name a folder of their own only the whole name does.
-    """
-    written = written_for(name, models.models, [n for n, own in models.models.items() if own.path])
+    """The entry of models.yaml that speaks of one model, by the name that it is written under."""
+    written = models.written.of(name)
     return (written, models.models[written]) if written is not None else None
-
-
-def written_for(name: str, written: Iterable[str], whole: Collection[str] = ()) -> str | None:
-    """The one of some names, as an operator writes them, that speaks of a model.
-
-    The whole name counts before its last part, that before the short name; of those in `whole`
-    nothing else does. Of several that count alike it is the first by the alphabet: the order in a
-    file says nothing.
-    """
-    wanted = canonical(name)
-    keys = [(canonical(one), one) for one in written]
-    exact = min((one for key, one in keys if key == wanted), default=None)
-    if exact is not None:
-        return exact
-    free = [(key, one) for key, one in keys if one not in whole]
-    if not free:
-        return None
-    last = wanted.rpartition("/")[2]
-    short = short_key(short_name(wanted))
-    by_last = min((one for key, one in free if key == last), default=None)
-    return by_last or min((one for key, one in free if short_key(key) == short), default=None)
 
 
 def settings_of(name: str, models: Models) -> Model | None:

@@ -16,8 +16,8 @@ from mlxd.control.model_settings import (
 )
 from mlxd.control.own_names import OwnName
 from mlxd.control.scan import GUIDE, Scan, Scope
-from mlxd.control.short_names import family_key, short_key, short_name
 from mlxd.core.models import ModelCard, canonical
+from mlxd.core.short_names import family_key, short_key, short_name
 from mlxd.core.wildcard import literal_prefix, matches
 from mlxd.policy.schema import Models
 

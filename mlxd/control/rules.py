@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mlxd.control.applicant import Applicant
-from mlxd.control.model_settings import written_for
 from mlxd.control.quotas import quota_rules
 from mlxd.control.rates import rate_rule, rate_rules
 from mlxd.control.shedding import shed_rules
@@ -71,11 +70,11 @@ def rule_of(error: MlxdError, applicant: Applicant) -> str:
 
 
 def _limited_models(policies: PolicySet) -> list[str]:
-    per_model = policies.limits.concurrency.per_model
+    concurrency = policies.limits.concurrency
     elsewhere = [
         name
         for name, own in policies.models.models.items()
-        if isinstance(own.max_concurrency, int) and written_for(name, per_model) is None
+        if isinstance(own.max_concurrency, int) and concurrency.written.of(name) is None
     ]
     others = [EACH] if isinstance(policies.models.defaults.max_concurrency, int) else []
-    return [*per_model, *elsewhere, *others]
+    return [*concurrency.per_model, *elsewhere, *others]

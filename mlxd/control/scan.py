@@ -122,12 +122,21 @@ class Scanner:
         self._cards = _Kept(_folder_mark, read_card)
         self._adapters = _Kept(fingerprint, read_adapter)
         self._templates = _Kept(_file_mark, read_template)
+        self._last: Findings | None = None
 
     def read(self, scope: Scope) -> Findings:
-        """Everything in `scope`; of one name the first place counts, declared ones first.
+        """Everything in `scope`; of one name the first place counts, declared ones first. It is the
+        same object as the last time where nothing has changed.
 
         Raises OutOfFiles.
         """
+        found, last = self._read(scope), self._last
+        if last is not None and found == last:
+            return last
+        self._last = found
+        return found
+
+    def _read(self, scope: Scope) -> Findings:
         places = [Place(name, folder, "declared") for name, folder in scope.declared]
         places += [p for source, root in self._extra for p in models_under(root, source)]
         places += [p for root in scope.roots for p in models_under(root)]

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from mlxd.control.adaptive import Adaptive
 from mlxd.control.applicant import terms_of
-from mlxd.control.model_settings import entry_of, written_for
+from mlxd.control.model_settings import entry_of
 from mlxd.control.place import Place
 from mlxd.control.rules import CONCURRENCY, EACH, class_rule, model_rule, tenant_rule
 from mlxd.core.caller import PRIORITIES, Caller, Priority
@@ -240,12 +240,12 @@ def _own_limit(names: tuple[str, str], policies: PolicySet) -> _Limit | None:
     """Of a model, by its own name and the one that it was called by: by
     limits.concurrency.per_model, else by models.yaml; None: it has none of its own.
     """
-    per_model = policies.limits.concurrency.per_model
+    concurrency = policies.limits.concurrency
     for name in names:
-        written = written_for(name, per_model)
+        written = concurrency.written.of(name)
         if written is not None:
             key = dotted(("limits", "concurrency", "per_model", written))
-            return _Limit(per_model[written], model_rule(written), key)
+            return _Limit(concurrency.per_model[written], model_rule(written), key)
     models = policies.models
     entry = next(filter(None, (entry_of(name, models) for name in names)), None)
     if entry is not None and isinstance(entry[1].max_concurrency, int):

@@ -6,8 +6,8 @@ from mlxd.control.applicant import Applicant
 from mlxd.control.model_settings import settings_of
 from mlxd.control.names import aliases_of
 from mlxd.control.rights import check_model
-from mlxd.control.short_names import short_name
 from mlxd.core.models import canonical
+from mlxd.core.short_names import short_name
 from mlxd.core.wildcard import matches
 from mlxd.policy.schema import Models
 

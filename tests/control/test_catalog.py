@@ -6,12 +6,16 @@ from unicodedata import normalize
 
 import pytest
 
+from mlxd.control import catalog
 from mlxd.control.catalog import STALE_SECONDS, Catalog
 from mlxd.control.model_files import SUMS
+from mlxd.control.names import Names
 from mlxd.control.own_names import OwnName
 from mlxd.control.scan import GUIDE, Scanner
+from mlxd.core import written_names
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import ModelLoadFailed, ModelNotFound, Overloaded
+from mlxd.core.models import canonical
 from mlxd.core.preset import Preset
 from mlxd.core.request import Sampling
 from mlxd.core.threads import Threads
@@ -21,6 +25,8 @@ from tests.control.test_model_files import write_adapter, write_model, write_wei
 from tests.support.daemon import write_policies
 from tests.support.few_files import no_files
 from tests.support.few_threads import no_threads
+
+MANY = 30
 
 
 class World:
@@ -523,6 +529,36 @@ async def test_the_default_outlasts_a_change_of_folders(world):
     world.change(f"dirs: [{other}, {world.dirs}]\n")
     await world.catalog.refreshed(world.policies)
     assert await world.resolve("default") == "middle"
+
+
+async def test_names_are_worked_out_anew_only_where_something_has_changed(world, monkeypatch):
+    made, copies = [], {}
+    monkeypatch.setattr(catalog, "Names", lambda *a, **k: made.append(a) or Names(*a, **k))
+    world.catalog = Catalog(world.root / "guide", world.clock, names=lambda: copies)
+    world.add("m")
+    for _ in range(5):
+        assert await world.names() == ["m", GUIDE]
+    assert len(made) == 1
+    world.add("n")
+    assert await world.names() == ["m", "n", GUIDE]
+    assert len(made) == 2
+
+
+async def test_names_of_many_models_and_many_entries_are_compared_once_each(world, monkeypatch):
+    said = 0
+
+    def counted(name):
+        nonlocal said
+        said += 1
+        return canonical(name)
+
+    for number in range(MANY):
+        world.add(f"org/m{number}-1b-4bit")
+    entries = "".join(f"  m{number}: {{context: 99}}\n" for number in range(MANY))
+    world.declare(f"models:\n{entries}")
+    monkeypatch.setattr(written_names, "canonical", counted)
+    await world.names()
+    assert MANY <= said <= 10 * MANY
 
 
 async def test_equal_policies_that_come_as_many_objects_are_not_kept(world):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from mlxd.core.written_names import WrittenNames
 from mlxd.policy.schema.base import (
     Auto,
     HeaderKey,
@@ -55,6 +57,11 @@ class Concurrency(Policy):
         "the short name, as in `models.models`.",
         unit="requests", reload="live-drain", example='{"qwen2.5-coder:32b": 2}',
     )  # fmt: skip
+
+    @cached_property
+    def written(self) -> WrittenNames:
+        """The names in `per_model`."""
+        return WrittenNames(self.per_model)
 
 
 class RateLimit(Policy):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from mlxd.core.written_names import WrittenNames
 from mlxd.policy.schema.base import (
     Auto,
     Folder,
@@ -253,6 +255,11 @@ class Models(Policy):
         "name.",
         example='{"qwen2.5-coder:32b": {ttl: never}}',
     )
+
+    @cached_property
+    def written(self) -> WrittenNames:
+        """The names in `models`; those with a folder of their own speak of that alone."""
+        return WrittenNames(self.models, {name for name, own in self.models.items() if own.path})
 
     @property
     def folders(self) -> tuple[Path, ...]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxd.control.short_names import family_key, short_key, short_name
+from mlxd.core.short_names import family_key, short_key, short_name
 
 NAMES = {
     "Qwen2.5-Coder-32B-Instruct-4bit": "qwen2.5-coder:32b",

@@ -7,6 +7,7 @@ Instruct, dates and quantisation. Whether such a name leads to one model alone i
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _SIZE = re.compile(r"(?:\d+x)?e?\d+(?:\.\d+)?[bm]")
 """32b, 0.5b, 135m, 8x7b, and Gemma's e4b."""
@@ -31,9 +32,12 @@ _PACKING = re.compile(
 )
 _DATE = re.compile(r"\d{4}|\d{6}|\d{8}")
 """2507, 0528, 053125."""
+_REMEMBERED = 8192
+"""Of each kind: what a name means is asked for every model whenever models or policies change."""
 _VERSION = re.compile(r"v\d+(\.\d+)*")
 
 
+@lru_cache(_REMEMBERED)
 def short_name(name: str) -> str:
     """`family[-variant]:size` of a model's name; without `:size` where the name tells no size."""
     words = _words(name.lower().rpartition("/")[2])
@@ -47,6 +51,7 @@ def short_name(name: str) -> str:
     return f"{'-'.join(family + variant)}:{words[size]}"
 
 
+@lru_cache(_REMEMBERED)
 def short_key(short: str) -> str:
     """What short names are compared by: people write llama3.2, gemma3 and qwen2.5vl without the
     hyphen of the folder's name, and `30b-a3b` or `7b-instruct` for a size.
