@@ -219,9 +219,10 @@ class Catalog:
         return self._view(scan, policies.models)
 
     def _use(self, models: Models) -> None:
-        self._models = models
-        self._scope = Scope.of(models)
-        self._views.clear()
+        if models is not self._models:
+            self._models = models
+            self._scope = Scope.of(models)
+            self._views.clear()
 
     def _age(self, scope: Scope) -> float:
         """Seconds since the last scan of `scope`; inf if the last was for another."""

@@ -61,7 +61,8 @@ class Names:
         self.models = models
         self.complete = scan.scope == scope
         self._chains = {canonical(name): chain for name, chain in models.chains.items()}
-        self._aliases, self._patterns = aliases_of(models)
+        self._aliases, patterns = aliases_of(models)
+        self._patterns = [(literal_prefix(pattern), pattern, to) for pattern, to in patterns]
         cards = map(served, _cards(scan, scope, models, damage))
         self.cards = {canonical(card.name): card for card in cards}
         self.default: str | None = None
@@ -70,6 +71,8 @@ class Names:
         if copies:
             self._copy(copies)
         self._shorten()
+        if copies:
+            self._index()
         self.default = self._default(default)
         self._draft()
 
@@ -106,7 +109,8 @@ class Names:
         wanted = self._aliases.get(wanted, wanted)
         for found in (self._lasts.get(wanted), *self._short_of(wanted)):
             if found:
-                return sorted({card.name for card in _usable(found) if told_of(card)})
+                cards = _usable(self._of(found))
+                return sorted({card.name for card in cards if told_of(card)})
         return []
 
     def _meant(self, name: str) -> ModelCard | None:
@@ -120,23 +124,23 @@ class Names:
         card = self.cards.get(wanted) if wanted else None
         if card is not None or not self.complete:
             return card
-        return _only(self._lasts.get(wanted, ()))
+        return _only(self._of(self._lasts.get(wanted, ())))
 
     def _by_pattern(self, wanted: str) -> ModelCard | None:
         if not wanted or not self.complete:
             return None
-        for pattern, model in self._patterns:
-            if matches(pattern, wanted):
+        for begins, pattern, model in self._patterns:
+            if wanted.startswith(begins) and matches(pattern, wanted):
                 return self._by_name(model) or self._by_short(model)
         return None
 
     def _by_short(self, wanted: str) -> ModelCard | None:
         if not self.complete:
             return None
-        found = (_only(cards) for cards in self._short_of(wanted))
+        found = (_only(self._of(keys)) for keys in self._short_of(wanted))
         return next((card for card in found if card is not None), None)
 
-    def _short_of(self, wanted: str) -> list[list[ModelCard]]:
+    def _short_of(self, wanted: str) -> list[list[str]]:
         """Those of this short name; without a size, those of the family where there are none."""
         if not wanted or len(wanted) > _LONGEST_NAME:
             return []
@@ -146,14 +150,18 @@ class Names:
         return [self._families.get(short_key(wanted), [])]
 
     def _index(self) -> None:
-        self._lasts: dict[str, list[ModelCard]] = {}
-        self._shorts: dict[str, list[ModelCard]] = {}
-        self._families: dict[str, list[ModelCard]] = {}
-        for key, card in self.cards.items():
+        """By keys: cards are replaced by others of theirs, and need no other index."""
+        self._lasts: dict[str, list[str]] = {}
+        self._shorts: dict[str, list[str]] = {}
+        self._families: dict[str, list[str]] = {}
+        for key in self.cards:
             short = self._short[key]
-            self._lasts.setdefault(key.rpartition("/")[2], []).append(card)
-            self._shorts.setdefault(short_key(short), []).append(card)
-            self._families.setdefault(family_key(short), []).append(card)
+            self._lasts.setdefault(key.rpartition("/")[2], []).append(key)
+            self._shorts.setdefault(short_key(short), []).append(key)
+            self._families.setdefault(family_key(short), []).append(key)
+
+    def _of(self, keys: Iterable[str]) -> list[ModelCard]:
+        return [self.cards[key] for key in keys if key in self.cards]
 
     def _copy(self, copies: Mapping[str, OwnName]) -> None:
         """Copies are models of their own names, in the place of a list where these belong. What is
@@ -180,7 +188,6 @@ class Names:
             found = self.find(short) if short != key else None
             if found is not None and found.name == card.name:
                 self.cards[key] = replace(card, short_name=short)
-        self._index()
 
     def _draft(self) -> None:
         """Tell each card which model drafts for it. While that cannot be known, neither is it."""
@@ -195,7 +202,6 @@ class Names:
             else:
                 drafted[key] = with_draft(card, own.draft, found)
         self.cards = drafted
-        self._index()
 
     def _default(self, last: str | None) -> str | None:
         """The first completion model by name, unless the last one is still there."""

@@ -542,6 +542,9 @@ async def test_names_are_worked_out_anew_only_where_something_has_changed(world,
     world.add("n")
     assert await world.names() == ["m", "n", GUIDE]
     assert len(made) == 2
+    world.catalog.apply(world.policies)
+    assert await world.names() == ["m", "n", GUIDE]
+    assert len(made) == 2, "an edit of other files leaves these policies as they are"
 
 
 async def test_names_of_many_models_and_many_entries_are_compared_once_each(world, monkeypatch):
