@@ -545,6 +545,7 @@ def _watched(
         within,
         lambda: heartbeat.beats,
         lambda: listener.present,
+        lambda: listener.taken,
         partial(end_process, state=ground.state, workers=worker_pids),
     )
     return heartbeat, watchdog

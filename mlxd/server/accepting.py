@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Coroutine
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ class Acceptor:
         self._quiet_until = 0.0
         self._pause: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self.taken = 0
+        """Connections that were accepted, to be served or to be told that they are not."""
 
     def start(self, backlog: int) -> None:
         self._sock.setblocking(False)
@@ -97,7 +100,7 @@ class Acceptor:
         """Whoever waits. Raises OSError when no more can be taken."""
         for _ in range(most):
             try:
-                sock, address = self._sock.accept()
+                sock, address = self._next()
             except ConnectionAbortedError:
                 continue
             except (BlockingIOError, InterruptedError):
@@ -108,13 +111,18 @@ class Acceptor:
             else:
                 self._own(self._serve(sock, kept=False))
 
+    def _next(self) -> tuple[socket.socket, Any]:
+        found = self._sock.accept()
+        self.taken += 1
+        return found
+
     def _run_short(self, error: OSError) -> None:
         """Take some with the files that are kept, and look again in a moment."""
         self._tell(error)
         with contextlib.suppress(OSError):
             while len(self._kept) > 1:
                 os.close(self._kept.pop())
-                sock, _address = self._sock.accept()
+                sock, _address = self._next()
                 self._own(self._serve(sock, kept=True))
             for _ in range(_AT_ONCE):
                 if not self._kept:  # somebody else has taken the file that was let go for a moment
@@ -128,7 +136,7 @@ class Acceptor:
         """Raises OSError when nobody waits, or even that cannot be done."""
         os.close(self._kept.pop())
         try:
-            sock, address = self._sock.accept()
+            sock, address = self._next()
             _say(sock, self._no_room(_peer(address)))
         finally:
             self._keep_files(1)

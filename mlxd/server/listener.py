@@ -126,6 +126,12 @@ class Listener:
         except OSError:  # closed meanwhile
             return None
 
+    @property
+    def taken(self) -> int:
+        """Connections that were accepted there. Any thread may ask."""
+        door = self._current
+        return door.acceptor.taken if door is not None and door.acceptor is not None else 0
+
     def open(self, bound: Bound, listen: Listen) -> None:
         """Serve on bound sockets."""
         doors = [

@@ -2,8 +2,8 @@
 
 The beat measures how late the loop is and tells systemd that all is well while it is. Two threads
 beside the loop see what the loop cannot: that the beat has stopped, and that nobody answers /livez
-on the real listener. Time during which the threads did not run either, because the machine slept or
-the process was stopped, counts for nothing.
+on the real listener, which has nobody else to take. Time during which the threads did not run
+either, because the machine slept or the process was stopped, counts for nothing.
 """
 
 from __future__ import annotations
@@ -116,14 +116,17 @@ class Watchdog:
         within: float,
         beats: Callable[[], int],
         address: Callable[[], Address | None],
+        taken: Callable[[], int],
         end: Callable[[str], None],
     ) -> None:
         """`within`: the longest silence of the loop, and the time between two probes. `address` is
-        asked for each probe anew; `end` is told why, once, and is not to return.
+        asked for each probe anew; `taken` counts the connections that were accepted there; `end` is
+        told why, once, and is not to return.
         """
         self._within = within
         self._beats = beats
         self._address = address
+        self._taken = taken
         self._end = end
         self._stopped = threading.Event()
         self._ending = threading.Lock()
@@ -157,8 +160,11 @@ class Watchdog:
             address = self._address()
             if address is None:
                 continue
+            beats, taken = self._beats(), self._taken()
             answered = answers(address, timeout)
             if answered is None or address != self._address():
+                continue
+            if not answered and busy(self._beats() - beats, self._taken() - taken, timeout):
                 continue
             misses = 0 if answered else misses + 1
             if misses >= MISSES:
@@ -190,6 +196,14 @@ def answers(address: Address, timeout: float) -> bool | None:
             return None
     frozen = time.monotonic() - began > 2 * timeout
     return None if frozen else False
+
+
+def busy(beats: int, taken: int, seconds: float) -> bool:
+    """Whether a probe that got no answer in `seconds` has only not had its turn: others were
+    accepted meanwhile, or the loop turned too slowly. An overload is no hang, and whoever is served
+    would lose by it.
+    """
+    return taken > 1 or beats < seconds / (2 * _BEAT_SECONDS)
 
 
 def _quoted(host: str) -> str:

@@ -18,7 +18,7 @@ import pytest
 from mlxd.cli import exits
 from mlxd.core.clock import ManualClock
 from mlxd.server import watchdog
-from mlxd.server.watchdog import Heartbeat, Silence, Watchdog, answers, told_by_systemd
+from mlxd.server.watchdog import Heartbeat, Silence, Watchdog, answers, busy, told_by_systemd
 
 
 def test_silence_is_what_the_watching_thread_saw_itself() -> None:
@@ -212,8 +212,10 @@ def test_a_freeze_during_a_probe_judges_nothing(monkeypatch: pytest.MonkeyPatch)
         assert answers((socket.AF_INET, sock.getsockname()), 0.5) is None
 
 
-def _judged(answer: list[bool | None], rounds: int) -> list[str]:
-    """What comes of probes that find this, again and again."""
+def _judged(answer: list[bool | None], rounds: int, *, taken: int = 1) -> list[str]:
+    """What comes of probes that find this, again and again, while so many connections are accepted
+    during each.
+    """
     ends: list[str] = []
     over = threading.Event()
     asked = 0
@@ -234,7 +236,7 @@ def _judged(answer: list[bool | None], rounds: int) -> list[str]:
         over.set()
 
     beats = iter(range(10**9))
-    dog = Watchdog(0.01, lambda: next(beats), address, end)
+    dog = Watchdog(0.01, lambda: next(beats), address, lambda: asked * taken, end)
     patch = pytest.MonkeyPatch()
     patch.setattr(watchdog, "answers", probe)
     try:
@@ -250,6 +252,15 @@ def test_three_misses_in_a_row_end_it_and_fewer_do_not() -> None:
     assert _judged([False, False, True], 12) == []
     assert _judged([False, None, False, None, True], 20) == []
     assert len(_judged([False, None, False, False], 4)) == 1
+
+
+def test_an_overload_is_no_hang() -> None:
+    assert len(_judged([False], 12, taken=0)) == 1
+    assert len(_judged([False], 12, taken=1)) == 1, "the probe itself"
+    assert _judged([False], 12, taken=40) == [], "those before it are taken"
+    assert busy(beats=2, taken=1, seconds=10.0), "the other thread judges whether the loop turns"
+    assert not busy(beats=9, taken=1, seconds=10.0)
+    assert not busy(beats=3, taken=0, seconds=1.5), "the shortest watch"
 
 
 def test_the_beat_runs_on_the_loop() -> None:
