@@ -39,6 +39,9 @@ STALE_SECONDS = 5.0
 _VIEWS = 8
 """Equal policies may come as many objects (a comment moved); names are worked out for so many."""
 
+_CANDIDATES = 8
+"""Of the models that a name may mean, those that are named to who asked by it."""
+
 
 class Catalog:
     """Scans when it must, and answers by the last scan where that is right.
@@ -313,8 +316,8 @@ def _not_found(
             policy=policies.line(dotted(("models", "chains", chain))),
         )
     if several := names.candidates(name, told_of):
-        return ModelNotFound(
-            name, f": it may be {' or '.join(several)}; ask by a whole name, or declare an alias"
-        )
+        named, more = several[:_CANDIDATES], len(several[_CANDIDATES:])
+        meant = " or ".join([*named, f"one of {more} more"] if more else named)
+        return ModelNotFound(name, f": it may be {meant}; ask by a whole name, or declare an alias")
     near = ", ".join(names.near(name, told_of))
     return ModelNotFound(name, f"; did you mean {near}?" if near else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import heapq
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -24,6 +25,10 @@ from mlxd.policy.schema import Models
 DEFAULT = "default"
 _LONGEST_NAME = 350
 """Of a name for which similar ones are looked for."""
+_COMPARED = 24
+"""Names that are compared letter by letter with one that is not known: that takes long, and there
+may be hundreds.
+"""
 Damage = Callable[[ModelCard], str]
 """Why a model's bytes are known to be wrong; empty where they are not known to be."""
 Told = Callable[[ModelCard], bool]
@@ -97,10 +102,17 @@ class Names:
         """Names that look like `name`."""
         if len(name) > _LONGEST_NAME:
             return []
-        cards = [*filter(told_of, self.cards.values())]
-        known = {canonical(card.name): card.name for card in cards}
-        known |= {card.short_name: card.short_name for card in cards}
-        close = difflib.get_close_matches(canonical(name), known, n=3, cutoff=0.5)
+        cards = {key: card for key, card in self.cards.items() if told_of(card)}
+        known = {key: card.name for key, card in cards.items()}
+        known |= {card.short_name: card.short_name for card in cards.values()}
+        wanted = canonical(name)
+        own = _pairs(wanted)
+
+        def alike(key: str) -> float:
+            return len(own & _pairs(key)) / (len(wanted) + len(key) + 1)
+
+        likely = heapq.nlargest(_COMPARED, known, key=alike)
+        close = difflib.get_close_matches(wanted, likely, n=3, cutoff=0.5)
         return [known[key] for key in close if key]
 
     def candidates(self, name: str, told_of: Told) -> list[str]:
@@ -243,6 +255,11 @@ def aliases_of(models: Models) -> tuple[dict[str, str], list[tuple[str, str]]]:
                 whole[alias] = canonical(model)
     patterns.sort(key=lambda entry: (-len(literal_prefix(entry[0])), -len(entry[0]), *entry))
     return whole, patterns
+
+
+def _pairs(name: str) -> set[str]:
+    """Every two letters that stand beside each other."""
+    return {name[at : at + 2] for at in range(len(name) - 1)}
 
 
 def _only(cards: Iterable[ModelCard]) -> ModelCard | None:

@@ -1,6 +1,7 @@
 import asyncio
 import json
 import threading
+from difflib import get_close_matches
 from pathlib import Path
 from unicodedata import normalize
 
@@ -600,6 +601,30 @@ async def test_a_short_name_with_two_candidates_is_refused_with_both(world):
     assert await world.resolve("qwen2.5-coder:7b") == "Qwen2.5-Coder-7B-Instruct-4bit"
     assert (await world.card(CODER)).short_name == ""
     assert "did you mean" in (await world.refused("qwen2.5-coder:3b")).message
+
+
+async def test_of_many_candidates_some_are_named_and_the_others_counted(world):
+    for number in range(10, 10 + MANY):
+        world.add(f"org/Qwen2.5-Coder-{number}B-4bit")
+    message = (await world.refused("qwen2.5-coder")).message
+    assert message.count("org/Qwen2.5-Coder-") == 8
+    assert f"17B-4bit or one of {MANY - 8} more; ask by" in message
+
+
+async def test_of_many_names_few_are_compared_letter_by_letter(world, monkeypatch):
+    compared = []
+
+    def counted(wanted, names, **limits):
+        compared.extend(names)
+        return get_close_matches(wanted, names, **limits)
+
+    for number in range(10, 10 + MANY):
+        world.add(f"org/Granite-{number}B-4bit")
+    world.add("org/Qwen2.5-Coder-7B-4bit")
+    monkeypatch.setattr("difflib.get_close_matches", counted)
+    message = (await world.refused("qwen2.5-codr-7b")).message
+    assert "did you mean qwen2.5-coder:7b" in message
+    assert len(compared) < MANY
 
 
 async def test_what_cannot_be_served_makes_no_short_name_ambiguous(world):
