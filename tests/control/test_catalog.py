@@ -533,8 +533,14 @@ async def test_the_default_outlasts_a_change_of_folders(world):
 
 
 async def test_names_are_worked_out_anew_only_where_something_has_changed(world, monkeypatch):
-    made, copies = [], {}
-    monkeypatch.setattr(catalog, "Names", lambda *a, **k: made.append(a) or Names(*a, **k))
+    made: list[Names] = []
+    copies: dict[str, OwnName] = {}
+
+    def counted(*arguments, **options):
+        made.append(Names(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(catalog, "Names", counted)
     world.catalog = Catalog(world.root / "guide", world.clock, names=lambda: copies)
     world.add("m")
     for _ in range(5):
