@@ -87,10 +87,11 @@ def judge(files: PolicyFiles, overrides: Sequence[Override] = ()) -> PolicySet:
     """As `load`, of files that have been read already. Raises PolicyErrors."""
     said = _Said()
     said.read(files)
-    _validated(said)
+    policies = _validated(said)
     for override in overrides:
         said.override(override)
-    policies = _validated(said)
+    if overrides:
+        policies = _validated(said)
     if policies is not None and not said.errors:
         for problem in problems_between(policies, said.sources):
             said.errors.append(_error(problem.path, problem.message, said.sources))
