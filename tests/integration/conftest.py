@@ -47,7 +47,7 @@ def zoo(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _make_endless(folder: Path) -> None:
     """The end of a sequence is known to neither its config nor its tokenizer."""
-    endless = Shape(spread=3.0, context=65536, extra={"eos_token_id": _NEVER_SAMPLED})
+    endless = Shape(layers=1, spread=3.0, context=65536, extra={"eos_token_id": _NEVER_SAMPLED})
     make_model(folder, endless, seed=3)
     file = folder / "tokenizer_config.json"
     config = json.loads(file.read_text())

@@ -32,7 +32,7 @@ class Model(Usual):
 
 def make_paced(folder: Path) -> None:
     """A model that never stops by itself; a step takes some time, in which no core is used."""
-    shape = Shape(spread=3.0, context=65536, extra={"eos_token_id": _NEVER_SAMPLED})
+    shape = Shape(layers=1, spread=3.0, context=65536, extra={"eos_token_id": _NEVER_SAMPLED})
     make_model(folder, shape, seed=3)
     (folder / "code.py").write_text(_CODE)
     _change(folder / "config.json", {"model_file": "code.py"})
