@@ -32,7 +32,7 @@ REFUSED = {400, 404, 413, 415}
 CHATS = ("/api/chat", "/v1/chat/completions")
 OLLAMA, OPENAI = PATHS[:2], PATHS[2:]
 BESIDE = 4
-TESTS_PER_STREAM = 6
+TESTS_PER_STREAM = 12
 """A stream outlasts some refusals; to have several all the while took most of the suite's time."""
 MAX_BODY = 8 * 2**20
 
