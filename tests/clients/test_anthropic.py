@@ -6,14 +6,12 @@ import json
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
 import httpx
 import httpx2
 import pytest
 import pytest_asyncio
-from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter
 
 from mlxd.core.errors import WorkerCrashed
@@ -22,6 +20,12 @@ from mlxd.dialects.anthropic import MessagesCodec
 from tests.integration.reciter import AGENT_CALLS, make_agent
 from tests.integration.talking import eventually, exchange, unload
 from tests.support.daemon import Daemon
+from tests.support.later import Later
+
+if TYPE_CHECKING:
+    import anthropic
+else:
+    anthropic = Later("anthropic")
 
 MODEL = "tiny-agent"
 MESSAGES: Any = [{"role": "user", "content": "Tell me something about foxes."}]
@@ -141,11 +145,11 @@ class TestMessages:
         body: Any = {"model": MODEL, "messages": MESSAGES, "max_tokens": 24, "tools": [READ]}
         body["thinking"] = thinking
         whole = shared_daemon.http.post("/v1/messages", json=body)
-        message = Message.model_validate(whole.json())
+        message = anthropic.types.Message.model_validate(whole.json())
         expected = ["thinking", "text", "tool_use", "tool_use"]
         assert [block.type for block in message.content] == expected
         stream = shared_daemon.http.post("/v1/messages", json=body | {"stream": True})
-        event: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
+        event: TypeAdapter[Any] = TypeAdapter(anthropic.types.RawMessageStreamEvent)
         found = [event.validate_json(line[6:]) for line in stream.text.splitlines()[1::4]]
         assert [e.type for e in found].count("content_block_start") == 4
 

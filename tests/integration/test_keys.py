@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import TYPE_CHECKING
 
-import anthropic
 import openai
 import pytest
 
@@ -19,6 +19,12 @@ from mlxd.server.openapi.document import operations
 from mlxd.server.openapi.operation import Operation
 from tests.support import command
 from tests.support.daemon import Daemon, daemon, free_port, write_policies
+from tests.support.later import Later
+
+if TYPE_CHECKING:
+    import anthropic
+else:
+    anthropic = Later("anthropic")
 
 pytestmark = pytest.mark.mlx
 

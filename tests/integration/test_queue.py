@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
-import anthropic
 import httpx
 import openai
 import pytest
@@ -31,6 +31,12 @@ from tests.integration.talking import (
 )
 from tests.support.daemon import Daemon, daemon
 from tests.support.fleet import PACED
+from tests.support.later import Later
+
+if TYPE_CHECKING:
+    import anthropic
+else:
+    anthropic = Later("anthropic")
 
 pytestmark = pytest.mark.mlx
 
