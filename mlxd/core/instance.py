@@ -50,7 +50,7 @@ def running(state: Path) -> Address | None:
 
 
 def is_claimed(state: Path) -> bool:
-    """Whether a living daemon holds the folder."""
+    """Whether a living daemon holds the folder; False where its disk does not tell."""
     try:
         lock = _opened(state / LOCK)
     except OSError:
@@ -59,6 +59,8 @@ def is_claimed(state: Path) -> bool:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # others may look meanwhile
     except BlockingIOError:
         return True
+    except OSError:  # a network disk whose server gives no locks
+        return False
     finally:
         os.close(lock)
     return False

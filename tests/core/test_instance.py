@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import os
 import subprocess
@@ -34,6 +35,17 @@ def test_a_command_that_looks_at_that_moment_is_no_daemon(tmp_path, monkeypatch)
     assert is_claimed(tmp_path)
     claim.release()
     os.close(looking)
+
+
+def test_a_disk_that_gives_no_locks_tells_of_no_daemon(tmp_path, monkeypatch):
+    (tmp_path / LOCK).touch()
+
+    def without_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("mlxd.core.instance.fcntl.flock", without_locks)
+    assert not is_claimed(tmp_path)
+    assert running(tmp_path) is None
 
 
 def test_the_folder_is_private_and_says_where_the_daemon_is(tmp_path):
