@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -349,6 +350,16 @@ def test_models_that_cannot_be_looked_at_are_said(world: World) -> None:
 def test_a_full_disk_is_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "LEAST_FREE", 2**62)
     assert set(world.files()) == {"disk_full"}
+
+
+def test_a_disk_that_does_not_say_how_full_it_is_is_said(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(_: Path) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr("shutil.disk_usage", gone)
+    assert set(world.files()) == {"disk_unknown"}
 
 
 # -- the machine

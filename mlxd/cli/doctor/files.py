@@ -154,7 +154,15 @@ def _ollamas_models(folder: Path) -> Findings:
 
 def _room(folders: Iterable[Path]) -> Findings:
     for folder in sorted(one for one in folders if is_there(one)):
-        free = shutil.disk_usage(folder).free
+        try:
+            free = shutil.disk_usage(folder).free
+        except OSError as error:
+            yield problem(
+                "disk_unknown",
+                f"the disk of {folder} does not say how much is free: {error.strerror}",
+                "look after that disk: is its server there, is it mounted well?",
+            )
+            continue
         if free < LEAST_FREE:
             yield problem(
                 "disk_full", f"{size(free)} are free on the disk of {folder}",
