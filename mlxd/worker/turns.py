@@ -67,19 +67,21 @@ class Turns:
                 self._let_go()
 
     def _take(self, turn: int, next_one: int) -> None:
+        """Wait until the turn is this process's, or locks cannot be had."""
         if self._held:
             return
         self._standing(True)
-        fcntl.flock(next_one, fcntl.LOCK_EX)
-        fcntl.flock(turn, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            fcntl.flock(next_one, fcntl.LOCK_EX)
+            fcntl.flock(turn, fcntl.LOCK_EX)
         self._held = True
-        fcntl.flock(next_one, fcntl.LOCK_UN)
+        _unlock(next_one)
         self._standing(False)
 
     def _let_go(self) -> None:
         if self._held and self._open is not None:
             self._held = False
-            fcntl.flock(self._open[0], fcntl.LOCK_UN)
+            _unlock(self._open[0])
 
     def _files(self) -> tuple[int, int] | None:
         """Both, once they could be opened."""
@@ -93,6 +95,11 @@ class Turns:
         return self._open
 
 
+def _unlock(file: int) -> None:
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
 def _opened(file: Path) -> int:
     """Raises OSError."""
     return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -104,5 +111,7 @@ def _is_locked(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    except OSError:  # locks cannot be had: nobody waits by them
+        return False
+    _unlock(descriptor)
     return False

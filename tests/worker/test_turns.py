@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import subprocess
 import sys
 import threading
@@ -53,6 +55,19 @@ def test_where_the_file_cannot_be_had_no_step_fails_and_turns_begin_once_it_can(
     (folder / "turns.next").rmdir()
     with turns.turn(), (folder / "turns").open() as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_without_locks_no_step_fails_or_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stands: list[bool] = []
+    turns = Turns(tmp_path / "turns", standing=stands.append)
+    turns.exclusive = True
+
+    def without_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("mlxd.worker.turns.fcntl.flock", without_locks)
+    with turns.turn():
+        assert stands == [True, False]
 
 
 def test_no_two_are_inside_at_one_time(tmp_path: Path):
