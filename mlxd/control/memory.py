@@ -65,7 +65,7 @@ def read_memory(root: Path = _ROOT) -> MemoryReading | None:
     """
     try:
         memory = psutil.virtual_memory()
-    except (OSError, RuntimeError, psutil.Error):
+    except (OSError, RuntimeError, KeyError, psutil.Error):  # a container may show none of it
         return None
     limits = _limits(root)
     if not memory.total:
@@ -82,7 +82,7 @@ def read_swap() -> Swap | None:
     """None when the system gives no reading."""
     try:
         swap = psutil.swap_memory()
-    except (OSError, RuntimeError, RuntimeWarning, psutil.Error):
+    except (OSError, RuntimeError, RuntimeWarning, KeyError, psutil.Error):
         return None
     return Swap(total=swap.total, used=swap.used)
 

@@ -77,7 +77,7 @@ def test_a_limit_that_cannot_be_read_is_none(machine: type[Machine], tmp_path: P
     assert reading.total == 64 * GIB
 
 
-@pytest.mark.parametrize("error", [OSError(), RuntimeError(), psutil.AccessDenied()])
+@pytest.mark.parametrize("error", [OSError(), RuntimeError(), psutil.AccessDenied(), KeyError()])
 def test_a_system_that_gives_no_reading_raises_nothing(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
