@@ -104,6 +104,6 @@ def _move(file: Path, to: Path) -> None:
 def _engine_version() -> str:
     try:
         known: str | None = version("mlx")  # None in the middle of an installation
-    except PackageNotFoundError:
+    except (PackageNotFoundError, OSError):
         known = None
     return known or "unknown"

@@ -10,6 +10,7 @@ import pytest
 
 from mlxd.control import kernels as module
 from mlxd.control.kernels import Kernels
+from tests.support.few_files import no_files
 
 
 @pytest.fixture
@@ -36,6 +37,11 @@ def compiled(own: Path, name: str, text: str, seconds_ago: float = 60.0) -> None
 
 def names(folder: Path) -> list[str]:
     return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
+def test_where_no_file_is_left_there_is_a_folder_of_them_all_the_same(tmp_path: Path):
+    with no_files():
+        assert Kernels(tmp_path) != Kernels(tmp_path / "others")
 
 
 def test_the_next_engine_finds_what_the_last_one_compiled(tmp_path: Path, kernels: Kernels):
