@@ -158,7 +158,7 @@ class EngineProcess:
         """A signal has stopped it, and none has let it go on."""
         try:
             return bool(psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
-        except psutil.Error:
+        except (psutil.Error, OSError):  # gone, or there is no file to look with
             return False
 
     def signal(self, number: signal.Signals) -> None:

@@ -25,6 +25,7 @@ from mlxd.core.clock import ManualClock
 from mlxd.core.models import ModelSpec
 from mlxd.ipc import messages as ipc
 from mlxd.ipc.messages import PrefixFiles
+from tests.support.few_files import no_files
 
 SLEEPS = "import sys, time; sys.stderr.write('ready\\n'); sys.stderr.flush(); time.sleep(100)"
 LEAVES_ANOTHER = f"""
@@ -89,6 +90,19 @@ def test_of_what_it_says_the_last_is_kept(tmp_path: Path) -> None:
         try:
             assert len(process.stderr) == 8192
             assert process.stderr.endswith("\nline 9999\nready\n")
+        finally:
+            process.signal(signal.SIGKILL)
+            await process.gone(10.0)
+
+    asyncio.run(main())
+
+
+def test_without_a_file_to_look_with_nobody_says_that_it_is_stopped(tmp_path: Path) -> None:
+    async def main() -> None:
+        process = await spawned(tmp_path, SLEEPS)
+        try:
+            with no_files():
+                assert not process.suspended
         finally:
             process.signal(signal.SIGKILL)
             await process.gone(10.0)
