@@ -1,7 +1,7 @@
 """The day's use of tokens, in a file that outlives the daemon.
 
-Nothing here ever fails for its caller: a file that cannot be read is set aside, one that cannot be
-written is logged. A daemon that is killed loses what was used in the last seconds.
+Nothing here ever fails for its caller: a file that cannot be read is set aside, and of one that
+cannot be written /health says so. A daemon that is killed loses what was used in the last seconds.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Usage:
         self.quotas = Quotas(aside.read(self._path, SCHEMA, _decoded, most=_MOST_BYTES))
         self._kept = self.quotas.changes
         """Of its changes, how many the file has, is about to have, or could not be given."""
-        self._failed = False
-        """The last write did."""
+        self.failure = ""
+        """Why the last write failed; empty: it did not."""
         self._writing: asyncio.Task[None] | None = None
 
     @property
@@ -93,7 +93,7 @@ class Usage:
         """One write at a time; what comes meanwhile goes into the next, and so does what could not
         be written.
         """
-        if self._writing is None and (self._failed or self._kept != self.quotas.changes):
+        if self._writing is None and (self.failure or self._kept != self.quotas.changes):
             self._writing = asyncio.get_running_loop().create_task(self._write())
 
     async def _write(self) -> None:
@@ -103,11 +103,14 @@ class Usage:
             content = msgspec.json.encode(_File(SCHEMA, day.number, day.tenants, day.addresses))
             try:
                 await self._threads.run(durable.put, self._path, content)
-                self._failed = False
+                self.failure = ""
             except OSError as error:  # of the disk, or there is no thread for it
-                if not self._failed:
+                if not self.failure:
                     _log.warning("%s cannot be written: %s", FILE, error.strerror or error)
-                self._failed = True
+                self.failure = (
+                    f"the day's use of tokens cannot be written down: {error.strerror or error};"
+                    " a restart would forget it"
+                )
         finally:
             self._writing = None
 

@@ -255,6 +255,7 @@ def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str
     warnings += [parts.starts.reason] if parts.starts.held else []
     warnings += parts.records.warnings()
     warnings += logs.warnings()
+    warnings += [parts.usage.failure] if parts.usage.failure else []
     warnings += parts.keys.warnings(policies)
     warnings += parts.preloader.warnings()
     warnings += parts.guard.warnings()

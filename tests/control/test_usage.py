@@ -163,6 +163,7 @@ async def test_a_disk_that_hangs_or_is_full_holds_nobody_up(
     await usage.saved()
     await usage.saved()
     assert caplog.text.count("usage.json cannot be written: No space left on device") == 1
+    assert "No space left on device; a restart would forget it" in usage.failure
 
 
 async def test_what_could_not_be_written_is_tried_again_though_nothing_has_changed(
@@ -174,6 +175,7 @@ async def test_what_could_not_be_written_is_tried_again_though_nothing_has_chang
         charge(usage, policies, clock)
         await usage.saved()
     await usage.saved()
+    assert not usage.failure
     assert exhausted(Usage(tmp_path, clock), policies, clock) == [True, True]
 
 
