@@ -12,6 +12,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -60,6 +61,10 @@ class Known:
 
 
 UNKNOWN = Known()
+_AGAIN_SECONDS = (1.0, 10.0, 60.0)
+"""Until what a process left on disk is removed again, where that failed: for want of a file, or on
+a network disk.
+"""
 _ROOM = 8 * 2**20
 """Bytes: what MLX compiles for a model on a CPU takes less."""
 
@@ -206,10 +211,17 @@ class EngineProcess:
         """In a thread of its own: the disk may hang, and nobody waits for that."""
         try:
             kernels_of(self._temporary).keep(self._private, ended_well=ended_well)
-            _remove(self._private, self._temporary)
+            self._remove()
         finally:
             with contextlib.suppress(RuntimeError):  # the daemon is over
                 loop.call_soon_threadsafe(self._cleared.set)
+
+    def _remove(self) -> None:
+        for pause in _AGAIN_SECONDS:
+            _remove(self._private, self._temporary)
+            if self._private == self._temporary or not self._private.exists():
+                return
+            time.sleep(pause)
 
 
 def _begun(work: Callable[[], None], name: str) -> bool:

@@ -110,6 +110,28 @@ def test_without_a_file_to_look_with_nobody_says_that_it_is_stopped(tmp_path: Pa
     asyncio.run(main())
 
 
+def test_what_could_not_be_removed_of_it_is_removed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_AGAIN_SECONDS", (0.01, 0.01, 0.01))
+    remove, tried = module._remove, []
+
+    def fails_once(*folders: Path) -> None:
+        tried.append(folders)
+        if len(tried) > 1:
+            remove(*folders)
+
+    monkeypatch.setattr(module, "_remove", fails_once)
+
+    async def main() -> None:
+        process = await spawned(tmp_path, SLEEPS)
+        process.signal(signal.SIGKILL)
+        assert await process.cleared(10.0)
+        assert not list((tmp_path / "tmp").glob("worker-*"))
+
+    asyncio.run(main())
+
+
 @LOOPS
 @pytest.mark.parametrize("program", [LEAVES_ANOTHER], indirect=True)
 def test_a_descendant_that_holds_its_stderr_delays_nothing(run: Any, tmp_path: Path) -> None:
