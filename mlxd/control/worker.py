@@ -52,6 +52,10 @@ _ASKED_NICELY_SECONDS = 1.0
 _LOOK_SECONDS = 1.0
 """Between two looks at a process that loads."""
 _LOADED = "the same request once that is mended; `mlxd crashes` shows its worker's last words"
+_OTHER = (
+    "another mlxd has been installed since this daemon started, and its workers are not this "
+    "daemon's; restart the daemon"
+)
 
 
 class Worker(asyncio.Protocol):
@@ -424,6 +428,10 @@ class Worker(asyncio.Protocol):
         try:
             for frame in self._frames.feed(data):
                 self._receive(ipc.decode_up(frame))
+        except ipc.OtherProtocol as error:
+            log.error("worker %s is of another mlxd: %s", self.name, error)
+            self._fail_load(_OTHER, final=True)
+            self.condemn("protocol")
         except ipc.BrokenFrame as error:
             log.error("worker %s broke the protocol: %s", self.name, error)
             self.condemn("protocol")
@@ -450,7 +458,7 @@ class Worker(asyncio.Protocol):
                 generation = self._generations.get(message.id)
                 if generation is not None:
                     generation.answer(message)
-            case ipc.Warm() | ipc.Loading() | ipc.Ready() | ipc.LoadFailed():
+            case ipc.Hello() | ipc.Warm() | ipc.Loading() | ipc.Ready() | ipc.LoadFailed():
                 self._follow_load(message)
             case ipc.Need() | ipc.Observed() | ipc.CacheStats():
                 self._hear_of_memory(message)
@@ -477,7 +485,7 @@ class Worker(asyncio.Protocol):
 
     def _follow_load(self, message: ipc.LoadUp) -> None:
         match message:
-            case ipc.Warm():
+            case ipc.Hello() | ipc.Warm():
                 pass  # whether a process is fresh is told by what it loads
             case ipc.Loading():
                 self.told.hear(message)

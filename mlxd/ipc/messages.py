@@ -1,10 +1,10 @@
 """Every message between daemon and worker, and its one encoding (a length, then MessagePack).
 
 Down: `Launch` once; then `Generate`, `Cancel`, `Budget`, `Tuning`, `Trim`, `PrefixRules`,
-`CacheAsk`, `CacheClear`, `Ping`, `Shutdown`. Up: `Warm` once, whether it was launched by then or
-not; `Loading` while it loads, then `Ready` or `LoadFailed` once; then `Accepted` or `Refused` for
-each `Generate`, `Output` once per engine step, `Need`, `Observed`, `CacheStats`, `Noted`,
-`Lacks`, `Pong`.
+`CacheAsk`, `CacheClear`, `Ping`, `Shutdown`. Up: `Hello` before all else; `Warm` once, whether it
+was launched by then or not; `Loading` while it loads, then `Ready` or `LoadFailed` once; then
+`Accepted` or `Refused` for each `Generate`, `Output` once per engine step, `Need`, `Observed`,
+`CacheStats`, `Noted`, `Lacks`, `Pong`.
 Every `Generate` is ended by exactly one of `Refused`, a piece `Ended`, a piece `Cancelled`, or the
 end of the socket.
 
@@ -28,6 +28,10 @@ from mlxd.core.footprint import Footprint
 from mlxd.core.request import GenerationRequest, Sampling
 
 MAX_FRAME_BYTES = 64 * 2**20
+PROTOCOL = 1
+"""Which messages these are: raised with each change of one. An upgrade replaces the files that a
+running daemon starts its next worker from.
+"""
 EXIT_MEMORY = 71
 """A worker's exit status when its engine found no memory (EX_OSERR)."""
 _LENGTH = struct.Struct("!I")
@@ -198,6 +202,13 @@ class Ping(msgspec.Struct, frozen=True, tag="ping"):
 
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """End the process, with exit status 0."""
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """The first word of a process, which every mlxd understands. Nothing is read before it."""
+
+    protocol: int
+    """Its `PROTOCOL`."""
 
 
 class Warm(msgspec.Struct, frozen=True, tag="warm"):
@@ -522,7 +533,7 @@ class Deaf(msgspec.Struct, frozen=True, tag="deaf"):
     """0: it is over."""
 
 
-LoadUp = Warm | Loading | Ready | LoadFailed
+LoadUp = Hello | Warm | Loading | Ready | LoadFailed
 Up = (
     LoadUp
     | Accepted
@@ -544,6 +555,10 @@ _up: msgspec.msgpack.Decoder[Up] = msgspec.msgpack.Decoder(Up)
 
 class BrokenFrame(Exception):
     """The other side does not speak the protocol; the process behind it is not to be trusted."""
+
+
+class OtherProtocol(BrokenFrame):
+    """The other side is of another mlxd; nothing else that it says is understood."""
 
 
 class Unsendable(Exception):
@@ -627,11 +642,14 @@ def decode_down(frame: bytes) -> Down:
 
 
 def decode_up(frame: bytes) -> Up:
-    """Raises BrokenFrame."""
+    """Raises BrokenFrame, OtherProtocol."""
     try:
-        return _up.decode(frame)
+        message = _up.decode(frame)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BrokenFrame(_unfit(error)) from error
+    if isinstance(message, Hello) and message.protocol != PROTOCOL:
+        raise OtherProtocol(f"it speaks protocol {message.protocol}, and this is {PROTOCOL}")
+    return message
 
 
 _PLACE = re.compile(r" - at `\$[\w.\[\]]*`")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from mlxd.core import traces
 from mlxd.core.traces import print_trace
-from mlxd.ipc.messages import EXIT_MEMORY, LoadFailed, Warm
+from mlxd.ipc.messages import EXIT_MEMORY, PROTOCOL, Hello, LoadFailed, Warm
 from mlxd.worker import stand_in
 from mlxd.worker.intake import Intake
 from mlxd.worker.link import Link
@@ -81,6 +81,7 @@ def _start(fd: int) -> Loop | int:
     sock = socket.socket(fileno=fd)
     end_with_parent(sock)
     link = Link(sock)
+    link.send(Hello(PROTOCOL))
     intake = Intake(link)
     intake.start()
     try:

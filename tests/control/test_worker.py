@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import struct
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from mlxd.control.generation import Limits
@@ -13,7 +15,13 @@ from mlxd.control.order import Order
 from mlxd.control.worker import Worker
 from mlxd.core.caller import Priority
 from mlxd.core.clock import ManualClock, SystemClock
-from mlxd.core.errors import InsufficientMemory, InvalidRequest, PolicyLine, WorkerCrashed
+from mlxd.core.errors import (
+    InsufficientMemory,
+    InvalidRequest,
+    ModelLoadFailed,
+    PolicyLine,
+    WorkerCrashed,
+)
 from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
 from mlxd.core.request import GenerationRequest, Sampling
@@ -268,6 +276,16 @@ async def test_a_time_in_which_the_daemon_stood_still_does_not_count_for_its_end
     assert await gone is False
     await talk.ends(0)
     assert await talk.worker.gone(0.02)
+
+
+async def test_a_worker_that_an_upgrade_has_brought_loads_nothing_and_says_what_to_do() -> None:
+    talk = Conversation()
+    frame = msgspec.msgpack.encode({"type": "hello", "protocol": ipc.PROTOCOL + 1})
+    talk.worker.data_received(struct.pack("!I", len(frame)) + frame)
+    with pytest.raises(ModelLoadFailed, match="restart the daemon") as refused:
+        await talk.worker.until_ready()
+    assert refused.value.final, "another attempt ends the same"
+    assert talk.worker.condemned
 
 
 class Loading:

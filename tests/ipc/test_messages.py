@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import struct
 from itertools import pairwise
 
 import msgspec
+import msgspec.inspect
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +17,7 @@ from mlxd.core.footprint import Footprint, LayerGroup
 from mlxd.core.request import CalledTool, GenerationRequest, Message, Sampling
 from mlxd.ipc.messages import (
     MAX_FRAME_BYTES,
+    PROTOCOL,
     Accepted,
     BrokenFrame,
     Budget,
@@ -25,12 +29,14 @@ from mlxd.ipc.messages import (
     Ended,
     FrameReader,
     Generate,
+    Hello,
     Lacks,
     LoadFailed,
     Logprob,
     Memory,
     Need,
     Observed,
+    OtherProtocol,
     Output,
     Ping,
     Pong,
@@ -95,6 +101,7 @@ UP: tuple[Up, ...] = (
     Pong(1, 2, Memory(3, 4, 5)),
     Deaf(15.0),
     Lacks("words"),
+    Hello(PROTOCOL),
 )
 
 
@@ -133,6 +140,23 @@ def test_what_is_no_message_is_broken(frame):
         decode_down(frame)
     with pytest.raises(BrokenFrame):
         decode_up(frame)
+
+
+def test_a_change_of_a_message_is_another_protocol() -> None:
+    """An upgrade under a running daemon gives it workers of the new version: each side has to know
+    when the other one's words are not its own.
+    """
+    shapes = repr(msgspec.inspect.multi_type_info((Down, Up)))
+    shapes = re.sub(r"\w+=None(, )?", "", shapes)  # bounds that nothing has
+    digest = hashlib.sha256(shapes.encode()).hexdigest()[:12]
+    assert (PROTOCOL, digest) == (1, "16260187c1fb"), "raise PROTOCOL, and write both down here"
+
+
+@pytest.mark.parametrize("more", [{}, {"words": "of another version"}])
+def test_a_process_of_another_mlxd_is_told_from_a_broken_one(more: dict[str, str]) -> None:
+    hello = msgspec.msgpack.encode({"type": "hello", "protocol": PROTOCOL + 1} | more)
+    with pytest.raises(OtherProtocol, match=f"protocol {PROTOCOL + 1}, and this is {PROTOCOL}"):
+        decode_up(hello)
 
 
 @pytest.mark.parametrize("value", [2**64, "\ud800", -(2**63) - 1])
