@@ -50,6 +50,11 @@ def _unheard(type: str, message: str, data: Mapping[str, Any]) -> object:
     """For those who keep no events."""
 
 
+def _unchanged() -> str:
+    """For those who start no process."""
+    return ""
+
+
 class Supervisor:
     """Starts and stops workers. Does not decide who is evicted."""
 
@@ -62,7 +67,9 @@ class Supervisor:
         counts: Counts,
         prefixes: PrefixWishes,
         spawn: Callable[..., Any] = Worker.spawn,
+        installed: Callable[[], str] = _unchanged,
     ) -> None:
+        """`installed`: what has become of the files that workers are started from, for people."""
         self.on_event: Callable[[str, str, Mapping[str, Any]], object] = _unheard
         """Told what was decided: its type, a line for people, the numbers."""
         self.changes = Changes()
@@ -74,6 +81,7 @@ class Supervisor:
         self.prefixes = prefixes
         """What is to be kept of earlier prompts."""
         self._spawn = spawn
+        self._installed = installed
         self._slots: dict[ModelSpec, Slot] = {}
         self._held: set[ModelSpec] = set()
         """Those whose answers grammars have held."""
@@ -244,6 +252,8 @@ class Supervisor:
             slot.gone()
             raise
         except ModelLoadFailed as error:
+            if not error.final and (change := self._installed()):
+                error.message = f"{error.message}; {change}"
             if worker is None or worker.exit is None or not worker.exit.asked:
                 self._failed(slot, worker, _reason(error, name), error)
             raise

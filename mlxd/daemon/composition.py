@@ -48,6 +48,7 @@ from mlxd.control.watermarks import Level
 from mlxd.core import aside, durable
 from mlxd.core.claim import Claim
 from mlxd.core.clock import AwakeClock, SystemClock
+from mlxd.core.installed import Installed
 from mlxd.core.starts import StartLedger
 from mlxd.core.threads import Threads
 from mlxd.daemon.core_dumps import CoreDumps
@@ -150,6 +151,7 @@ class _Ground:
     metrics: Metrics
     events: Events
     threads: Threads
+    installed: Installed
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,13 +312,15 @@ def _ground(store: PolicyStore, state: Path) -> _Ground:
         metrics=Metrics(),
         events=Events(clock, last.ids_after(clock)),
         threads=Threads("state"),
+        installed=Installed(),
     )
 
 
 def _unread(ground: _Ground) -> list[str]:
-    """What the state folder holds that is not for this version, for people."""
+    """What lies on the disk and is not of this version, for people."""
     folders = [ground.state, ground.history.folder, ground.state / _NAMES]
-    return [*aside.told(folders), *ground.history.unread()]
+    change = ground.installed.change()
+    return [*([change] if change else []), *aside.told(folders), *ground.history.unread()]
 
 
 def _models(ground: _Ground) -> _Models:
@@ -372,6 +376,7 @@ def _supervisor(ground: _Ground, spares: Spares) -> Supervisor:
         ground.clock, ground.temporary, ground.store.current,
         counts=ground.metrics, spawn=spares.spawn,
         prefixes=PrefixWishes(ground.state, ground.store.current),
+        installed=ground.installed.change,
     )  # fmt: skip
     supervisor.on_event = ground.events.record
     return supervisor

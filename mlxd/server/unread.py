@@ -1,4 +1,4 @@
-"""What the state folder holds that is not for this version: `warnings` of /health tell of it."""
+"""What lies on the disk and is not of this version: `warnings` of /health tell of it."""
 
 from __future__ import annotations
 

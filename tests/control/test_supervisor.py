@@ -767,3 +767,11 @@ def test_the_next_worker_knows_that_grammars_have_held_answers(world: World) -> 
     world.advance(5)
     world.answer()
     assert [known.held for known in world.known] == [False, True]
+
+
+def test_a_load_that_fails_after_an_upgrade_says_what_to_do(world: World) -> None:
+    world.supervisor._installed = lambda: "mlxd has been installed anew; restart the daemon"
+    world.fate = dies()
+    refused = world.answer()
+    assert isinstance(refused, ModelLoadFailed)
+    assert refused.message.endswith("; mlxd has been installed anew; restart the daemon")
