@@ -210,7 +210,7 @@ class EngineProcess:
     def _clear(self, loop: asyncio.AbstractEventLoop, *, ended_well: bool) -> None:
         """In a thread of its own: the disk may hang, and nobody waits for that."""
         try:
-            kernels_of(self._temporary).keep(self._private, ended_well=ended_well)
+            self._kernels.keep(self._private, ended_well=ended_well)
             self._remove()
         finally:
             with contextlib.suppress(RuntimeError):  # the daemon is over

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import uvloop
 
+from mlxd.control import kernels
 from mlxd.control import process as module
 from mlxd.control.kernels import Kernels
 from mlxd.control.leftovers import end_leftovers
@@ -238,6 +239,31 @@ def test_its_last_words_are_there_at_its_end(
         assert ended.stderr == "ready\n"
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("now", ["99.0", None], ids=["upgraded", "removed"])
+def test_what_it_compiled_is_its_own_versions_after_an_upgrade(
+    now: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another MLX would take another source's kernel for its own."""
+
+    async def main() -> None:
+        engine = await spawned(tmp_path, SLEEPS)
+        (private,) = (tmp_path / "tmp").glob("worker-*")
+        kernel = Kernels.own(private) / "add.ptx"
+        kernel.parent.mkdir(exist_ok=True)
+        kernel.write_text("add")
+        os.utime(kernel, (0.0, 0.0))
+        monkeypatch.setattr(kernels, "version", lambda package: now)
+        engine.signal(signal.SIGKILL)
+        assert await engine.gone(10.0)
+        assert await engine.cleared(10.0)
+
+    before = kernels.Kernels(tmp_path / "kernels")
+    asyncio.run(main())
+    kept = tmp_path / "kept"
+    before.lend(kept)
+    assert [file.name for file in kept.rglob("*.ptx")] == ["add.ptx"]
 
 
 def test_a_time_in_which_the_daemon_stood_still_is_none_that_it_had(tmp_path: Path) -> None:
