@@ -252,7 +252,7 @@ class Supervisor:
             slot.gone()
             raise
         except ModelLoadFailed as error:
-            if not error.final and (change := self._installed()):
+            if change := self._installed():
                 error.message = f"{error.message}; {change}"
             if worker is None or worker.exit is None or not worker.exit.asked:
                 self._failed(slot, worker, _reason(error, name), error)

@@ -52,10 +52,7 @@ _ASKED_NICELY_SECONDS = 1.0
 _LOOK_SECONDS = 1.0
 """Between two looks at a process that loads."""
 _LOADED = "the same request once that is mended; `mlxd crashes` shows its worker's last words"
-_OTHER = (
-    "another mlxd has been installed since this daemon started, and its workers are not this "
-    "daemon's; restart the daemon"
-)
+_OTHER = "its worker is of another mlxd than this daemon, which has to be restarted"
 
 
 class Worker(asyncio.Protocol):

@@ -138,14 +138,16 @@ def test_a_request_waits_for_a_back_off_no_longer_than_for_a_load(world: World) 
     assert world.slot().failures == 1, "nothing was started that could have been late"
 
 
+def unreadable(engine: Engine, when: str) -> None:
+    """Its worker says why."""
+    error = ModelLoadFailed(f"model '{engine.name}' could not be loaded: no tokenizer")
+    error.final = True
+    raise error
+
+
 def test_a_model_that_says_why_it_cannot_be_loaded_is_refused_at_once_meanwhile(
     world: World,
 ) -> None:
-    def unreadable(engine: Engine, when: str) -> None:
-        error = ModelLoadFailed(f"model '{engine.name}' could not be loaded: no tokenizer")
-        error.final = True
-        raise error
-
     world.fate = unreadable
     assert isinstance(world.answer(), ModelLoadFailed)
     began = world.loop.now
@@ -769,9 +771,11 @@ def test_the_next_worker_knows_that_grammars_have_held_answers(world: World) -> 
     assert [known.held for known in world.known] == [False, True]
 
 
-def test_a_load_that_fails_after_an_upgrade_says_what_to_do(world: World) -> None:
+@pytest.mark.parametrize("final", [False, True])
+def test_a_load_that_fails_after_an_upgrade_says_what_to_do(world: World, final: bool) -> None:
+    """Where the files are gone, a worker may say that the model is none."""
     world.supervisor._installed = lambda: "mlxd has been installed anew; restart the daemon"
-    world.fate = dies()
+    world.fate = unreadable if final else dies()
     refused = world.answer()
     assert isinstance(refused, ModelLoadFailed)
     assert refused.message.endswith("; mlxd has been installed anew; restart the daemon")

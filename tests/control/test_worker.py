@@ -282,7 +282,7 @@ async def test_a_worker_that_an_upgrade_has_brought_loads_nothing_and_says_what_
     talk = Conversation()
     frame = msgspec.msgpack.encode({"type": "hello", "protocol": ipc.PROTOCOL + 1})
     talk.worker.data_received(struct.pack("!I", len(frame)) + frame)
-    with pytest.raises(ModelLoadFailed, match="restart the daemon") as refused:
+    with pytest.raises(ModelLoadFailed, match="has to be restarted") as refused:
         await talk.worker.until_ready()
     assert refused.value.final, "another attempt ends the same"
     assert talk.worker.condemned
