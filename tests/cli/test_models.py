@@ -13,6 +13,7 @@ import pytest
 
 from mlxd.cli.models import fit, words
 from mlxd.cli.models.pull import Told
+from mlxd.core.counts import short
 from tests.support import command
 from tests.support.daemon import Daemon, daemon
 from tests.support.hub import Hub, hub
@@ -37,7 +38,7 @@ class TestWords:
         assert [words.size(n) for n in (7, 2**14, 3 * 2**20, 20.25 * 2**30)] == [
             "7 B", "16 KiB", "3 MiB", "20.2 GiB",
         ]  # fmt: skip
-        assert [words.count(n) for n in (7, 32_800_000_000)] == ["7", "32.8B"]
+        assert [short(n) for n in (7, 32_800_000_000)] == ["7", "32.8B"]
         assert [words.duration(s) for s in (3, 120, 135, 7500)] == [
             "3 s", "2 min", "2 min 15 s", "2 h 5 min",
         ]  # fmt: skip

@@ -48,8 +48,8 @@ def _on_signal(act: Any) -> None:
     """On the loop, once the daemon serves."""
     opened = Listener.open
 
-    async def open_and_wait(self: Listener, *arguments: Any) -> None:
-        await opened(self, *arguments)
+    def open_and_wait(self: Listener, *arguments: Any) -> None:
+        opened(self, *arguments)
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, act)
 
     Listener.open = open_and_wait  # type: ignore[method-assign, assignment]
@@ -59,8 +59,8 @@ def _be_deaf() -> None:
     doors: list[Listener] = []
     opened = Listener.open
 
-    async def remembered(self: Listener, *arguments: Any) -> None:
-        await opened(self, *arguments)
+    def remembered(self: Listener, *arguments: Any) -> None:
+        opened(self, *arguments)
         doors.append(self)
 
     Listener.open = remembered  # type: ignore[method-assign, assignment]
