@@ -84,7 +84,7 @@ async def test_ctrl_c_is_not_for_it(mac, program):
     mac.work = True
     await mac.part.look()
     one(program)
-    (child,) = psutil.Process().children()
+    (child,) = [one for one in psutil.Process().children() if str(program) in one.cmdline()]
     assert os.getpgid(child.pid) == child.pid
 
 

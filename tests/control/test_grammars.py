@@ -203,10 +203,15 @@ async def test_it_is_told_how_a_process_that_served_before_has_died(
 
     real = grammars_module._started
     monkeypatch.setattr(grammars_module, "_started", start)
-    assert grammars._process is not None
-    grammars._process.send_signal(signal.SIGPROF)
+    process = grammars._process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    asking = asyncio.ensure_future(grammars.check(asked(format={"type": "string"})))
+    await asyncio.sleep(0.05)  # the question is put
+    process.send_signal(signal.SIGPROF)
+    process.send_signal(signal.SIGCONT)
     with pytest.raises(InvalidRequest, match="too complex"):
-        await grammars.check(asked(format={"type": "string"}))
+        await asking
     assert started == []
     await grammars.check(asked(format={"type": "integer"}))
     assert len(started) == 1

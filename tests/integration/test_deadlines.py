@@ -288,7 +288,7 @@ def test_a_stall_is_said_in_a_stream_and_in_a_whole_answer(start: object) -> Non
     ("limits", "key"),
     [
         ({"generation": 0.3}, "timeouts.generation"),
-        ({"first_token": 0.25, "prompt": 8000}, "timeouts.first_token"),
+        ({"first_token": 0.25, "prompt": 40_000}, "timeouts.first_token"),
         ({}, ""),
     ],
     ids=["total", "first token", "consumer leaves"],
