@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from mlxd.core.errors import Forbidden
 from mlxd.server.edge import Endpoint, policies_of
 from mlxd.server.errors import Render
 
-_RELAYED = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
+_FORWARDED = "x-forwarded-"
+_RELAYED = frozenset(
+    ("forwarded", "via", "cf-connecting-ip", "true-client-ip", "x-client-ip", "x-real-ip")
+)
+"""What proxies add; some add nothing, and ask in HTTP/1.0."""
 
 
 class ForManagers:
@@ -36,10 +40,17 @@ class ForManagers:
 
 def is_here(request: web.BaseRequest) -> bool:
     """Whether the client is on this machine; one that a proxy speaks for may be anywhere."""
-    if any(name in request.headers for name in _RELAYED):
+    if _is_relayed(request):
         return False
     try:
         address = ipaddress.ip_address((request.remote or "").partition("%")[0])
     except ValueError:
         return False
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def _is_relayed(request: web.BaseRequest) -> bool:
+    """A proxy speaks for somebody, as far as it says so."""
+    names = (name.lower() for name in request.headers)
+    added = any(name in _RELAYED or name.startswith(_FORWARDED) for name in names)
+    return added or request.version < HttpVersion11

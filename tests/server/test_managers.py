@@ -3,7 +3,7 @@
 from unittest.mock import Mock
 
 import pytest
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.test_utils import make_mocked_request
 
 from mlxd.core.errors import Forbidden
@@ -20,11 +20,13 @@ class Endpoint:
         return web.Response(text="done")
 
 
-async def manages(peer, *overrides, **headers):
+async def manages(peer, *overrides, version=HttpVersion11, **headers):
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     transport = Mock()
     transport.get_extra_info.side_effect = lambda name: (peer, 1) if name == "peername" else None
-    request = make_mocked_request("POST", "/api/pull", headers=names, transport=transport)
+    request = make_mocked_request(
+        "POST", "/api/pull", headers=names, version=version, transport=transport
+    )
     request[edge.POLICIES] = load(
         None, [Override(key, text, "a test", yaml=True) for key, text in overrides]
     )
@@ -45,6 +47,19 @@ async def test_only_who_is_here_and_comes_through_nobody(overrides):
     assert not await manages("10.0.0.1", *overrides)
     for told in ("203.0.113.5", "127.0.0.1", "127.0.0.1, 127.0.0.1"):
         assert not await manages("127.0.0.1", *overrides, X_Forwarded_For=told)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Forwarded", "Via", "X_Real_IP", "X_Client_IP", "X_Forwarded_Proto", "CF_Connecting_IP",
+     "True_Client_IP"],
+)  # fmt: skip
+async def test_a_proxy_is_known_by_whatever_header_it_adds(header):
+    assert not await manages("127.0.0.1", **{header: "127.0.0.1"})
+
+
+async def test_a_proxy_that_adds_nothing_is_known_by_its_version():
+    assert not await manages("127.0.0.1", version=HttpVersion10)
 
 
 async def test_not_while_others_can_reach_it_though_a_key_let_them_in():

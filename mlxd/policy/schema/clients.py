@@ -239,9 +239,10 @@ class Clients(Policy):
     manage_models: Literal["loopback", "never", "any"] = field(
         "loopback", "Who may pull, copy and delete models over HTTP, as Ollama's API has it: "
         "loopback is this machine while only it can reach the daemon, not through a proxy; never "
-        "leaves it to `mlxd` on the admin socket. A proxy on this machine that adds none "
-        "of Forwarded, X-Forwarded-For, X-Real-IP and Via makes everybody behind it this machine: "
-        "set never there. Loading and unloading is everybody's.",
+        "leaves it to `mlxd` on the admin socket. A proxy on this machine that asks in HTTP/1.1 "
+        "and adds none of Forwarded, Via, X-Forwarded-*, X-Real-IP, X-Client-IP, True-Client-IP "
+        "and CF-Connecting-IP makes everybody behind it this machine: set never there. Loading "
+        "and unloading is everybody's.",
         example="never",
     )  # fmt: skip
     trusted_proxies: Networks = field(
