@@ -193,7 +193,8 @@ class Catalog:
         self, name: str, policies: PolicySet, caller: Caller | None = None
     ) -> ModelCard:
         """As `resolve`, to be shown only: no file is read for it beyond a scan. Where there is no
-        such model, `caller` is told of others that it may use; None: an administrator, of all.
+        such model, `caller` is told of others that it may use; None: an administrator, of all. What
+        is wrong with one that it may not use it is not told: raises Forbidden.
         """
         card = self.find(name, policies)
         if self._scope is not None and self._age(self._scope) > STALE_SECONDS:
@@ -204,6 +205,8 @@ class Catalog:
             if card is None:
                 raise _not_found(name, names, policies, caller)
         if card.unavailable:
+            if caller is not None:
+                rights_of(caller, card, policies).check_model()
             error = _unusable(card.name, card.unavailable)
             if card.fault:
                 blame(error, card.fault, card, policies)

@@ -14,8 +14,9 @@ from mlxd.control.names import Names
 from mlxd.control.own_names import OwnName
 from mlxd.control.scan import GUIDE, Scanner
 from mlxd.core import written_names
+from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock
-from mlxd.core.errors import ModelLoadFailed, ModelNotFound, Overloaded
+from mlxd.core.errors import Forbidden, ModelLoadFailed, ModelNotFound, Overloaded
 from mlxd.core.models import canonical
 from mlxd.core.preset import Preset
 from mlxd.core.request import Sampling
@@ -904,6 +905,17 @@ async def test_an_adapter_that_cannot_be_used_makes_its_model_unavailable(world,
     write_adapter(adapter)
     world.clock.advance(10)
     assert await world.resolve("m") == "m"
+
+
+async def test_what_is_wrong_with_a_model_is_not_told_to_whoever_may_not_use_it(world):
+    world.add("m")
+    world.declare("models: {m: {adapter: /nowhere/secret}}\n")
+    tenants = {"clients": "tenants: {agents: {models: [other]}}\n"}
+    policies = load(write_policies(world.root / "policies", tenants))
+    with pytest.raises(Forbidden):
+        await world.catalog.resolve("m", policies, Caller("10.0.0.1", "k", "agents"))
+    with pytest.raises(ModelLoadFailed):
+        await world.catalog.resolve("m", policies, Caller("10.0.0.1"))
 
 
 async def test_an_adapter_of_mlx_lm_that_has_pefts_words_too_is_used(world):
