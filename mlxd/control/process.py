@@ -217,11 +217,11 @@ class EngineProcess:
                 loop.call_soon_threadsafe(self._cleared.set)
 
     def _remove(self) -> None:
-        for pause in _AGAIN_SECONDS:
+        for pause in (0.0, *_AGAIN_SECONDS):
+            time.sleep(pause)
             _remove(self._private, self._temporary)
             if self._private == self._temporary or not self._private.exists():
                 return
-            time.sleep(pause)
 
 
 def _begun(work: Callable[[], None], name: str) -> bool:

@@ -114,15 +114,17 @@ def test_without_a_file_to_look_with_nobody_says_that_it_is_stopped(tmp_path: Pa
 def test_what_could_not_be_removed_of_it_is_removed_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_AGAIN_SECONDS", (0.01, 0.01, 0.01))
+    """Behind the last of the pauses, too."""
+    pauses = (0.01, 0.01, 0.01)
+    monkeypatch.setattr(module, "_AGAIN_SECONDS", pauses)
     remove, tried = module._remove, []
 
-    def fails_once(*folders: Path) -> None:
+    def fails(*folders: Path) -> None:
         tried.append(folders)
-        if len(tried) > 1:
+        if len(tried) > len(pauses):
             remove(*folders)
 
-    monkeypatch.setattr(module, "_remove", fails_once)
+    monkeypatch.setattr(module, "_remove", fails)
 
     async def main() -> None:
         process = await spawned(tmp_path, SLEEPS)
