@@ -5,6 +5,7 @@ than one of them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -35,9 +36,18 @@ class Turns:
         try:
             await given
         except asyncio.CancelledError:
-            if given.done() and not given.cancelled():  # both at once: others still wait
+            if given.cancelled():
+                self._leave(client, given)
+            else:  # both at once: others still wait
                 self._pass_on()
             raise
+
+    def _leave(self, client: str, given: asyncio.Future[None]) -> None:
+        with contextlib.suppress(KeyError, ValueError):  # it was passed over meanwhile
+            line = self._waiting[client]
+            line.remove(given)
+            if not line:
+                del self._waiting[client]
 
     def _pass_on(self) -> None:
         """To the next who still waits; its client's others go behind everybody's."""

@@ -13,6 +13,7 @@ import uvloop
 
 from mlxd.control import grammars as grammars_module
 from mlxd.control.grammars import Grammars
+from mlxd.control.turns import Turns
 from mlxd.core.clock import SystemClock
 from mlxd.core.errors import InvalidRequest, Overloaded
 from mlxd.core.request import GenerationRequest, ToolChoice
@@ -123,6 +124,23 @@ async def test_who_has_many_judged_holds_nobody_up_for_all_of_them(
     assert ["little" in line for line in judged].index(True) <= 2
     assert len(judged) == len(checks) - 1, "all but the one that was given up"
     assert not grammars._turns._waiting
+
+
+async def test_who_gives_up_waits_no_more() -> None:
+    turns = Turns()
+
+    async def take(client: str) -> None:
+        async with turns.turn(client):
+            pass
+
+    async with turns.turn("first"):
+        waiting = [asyncio.create_task(take(client)) for client in ("much", "much", "little")]
+        await asyncio.sleep(0)
+        for task in waiting[1:]:
+            task.cancel()
+        await asyncio.wait(waiting[1:])
+        assert {client: len(line) for client, line in turns._waiting.items()} == {"much": 1}
+    await asyncio.wait_for(waiting[0], 5)
 
 
 @pytest.mark.parametrize("accident", ["late", "killed", "ended"])
