@@ -550,6 +550,15 @@ def test_a_worker_that_stands_shuts_down():
     assert engine.steps == 255
 
 
+def test_an_engine_that_stands_gives_its_turn_up(tmp_path: Path):
+    said: list[str] = []
+    shared = Turns(tmp_path / "turns", lambda: said.append("finished"))
+    shared.exclusive = True
+    longer = replace(job(1), max_tokens=5000, expected_output=10)
+    turns(Endless(), [longer], *[[] for _ in range(254)], budget=allowed(2), turns=shared)
+    assert said == ["finished"]
+
+
 def test_an_answer_ends_with_length_where_its_reservation_cannot_grow(monkeypatch):
     monkeypatch.setattr(budget, "GRANT_SECONDS", 0.0)
     longer = replace(job(1), max_tokens=5000, expected_output=10)
