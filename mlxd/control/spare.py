@@ -7,6 +7,7 @@ for.
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import cast
 from mlxd.control.process import EngineProcess
 from mlxd.core.clock import Clock, within
 from mlxd.ipc import messages as ipc
+
+log = logging.getLogger(__name__)
 
 
 def _unwatched() -> None:
@@ -116,7 +119,8 @@ class Spare(asyncio.Protocol):
             return
         try:
             said = [ipc.decode_up(frame) for frame in self._frames.feed(data)]
-        except ipc.BrokenFrame:
+        except ipc.BrokenFrame as error:
+            log.warning("spare engine process %s is of no use: %s", self.pid, error)
             self.kill()
             return
         if any(isinstance(message, ipc.Warm) for message in said):

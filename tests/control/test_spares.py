@@ -208,6 +208,15 @@ def test_one_that_dies_is_replaced_with_back_off(machine: Machine) -> None:
         machine.loop.do(machine.lines[-1].says, ipc.Warm())
 
 
+def test_one_of_another_mlxd_is_ended_and_the_log_says_why(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.loop.advance(2)
+    machine.loop.do(machine.lines[0].says, ipc.Hello(ipc.PROTOCOL + 1))
+    assert machine.signalled(0)
+    assert f"it speaks protocol {ipc.PROTOCOL + 1}" in caplog.text
+
+
 def test_one_that_never_gets_warm_is_ended(machine: Machine) -> None:
     machine.loop.advance(WARM_SECONDS + 40)
     assert machine.signalled(0)
