@@ -37,10 +37,12 @@ class Installed:
         return _ANEW if now != self._began else ""
 
 
-def _mark(file: Path) -> tuple[int, int, int] | None:
-    """Another one for another file of that name; None: there is none."""
+def _mark(file: Path) -> tuple[int, int] | None:
+    """Another one for another file of that name; None: there is none. No inode is in it: there are
+    file systems that number a file anew.
+    """
     try:
         status = file.stat()
     except OSError:
         return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    return status.st_mtime_ns, status.st_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ def test_what_is_as_it_was_is_not_told(files: tuple[Path, Path]) -> None:
     files[1].write_text("the same Python, mended")
     assert installed.change() == ""
     assert Installed().change() == ""
+
+
+def test_a_file_that_only_has_another_number_is_the_same(files: tuple[Path, Path]) -> None:
+    installed = Installed(*files)
+    shutil.copy2(files[0], files[0].with_name("again"))
+    files[0].with_name("again").replace(files[0])
+    assert installed.change() == ""
 
 
 def test_files_of_the_same_name_are_others(files: tuple[Path, Path]) -> None:
