@@ -87,7 +87,8 @@ class Slots:
         self._scene = scene
         self._adaptive = adaptive
         self._models: dict[tuple[str, str], _Limit | None] = {}
-        self._tenants: dict[str, tuple[int, _Limit | None]] = {}
+        self._tenants: dict[tuple[str, bool], tuple[int, _Limit | None]] = {}
+        """By the name of one, and whether it is the owner."""
         self._policies = policies
 
     def apply(self, policies: PolicySet) -> None:
@@ -225,14 +226,15 @@ class Slots:
 
     def _tenant(self, caller: Caller) -> tuple[int, _Limit | None]:
         """Its weight, and its limit where it has one."""
-        found = self._tenants.get(caller.tenant)
+        who = caller.tenant, caller.owner
+        found = self._tenants.get(who)
         if found is None:
             terms = terms_of(caller, self._policies)
             most, limit = terms.tenant.max_in_flight, None
             if most is not None:
                 key = dotted((*terms.path, "max_in_flight"))
                 limit = _Limit(most, tenant_rule(str(terms.path[-1])), key)
-            found = self._tenants[caller.tenant] = terms.tenant.weight, limit
+            found = self._tenants[who] = terms.tenant.weight, limit
         return found
 
 

@@ -18,6 +18,7 @@ from mlxd.core.errors import (
     InvalidRequest,
     Overloaded,
     RateLimited,
+    TenantBusy,
 )
 from mlxd.policy.load import load
 from mlxd.policy.strict_yaml import parts
@@ -301,6 +302,17 @@ def test_what_a_tenant_may_is_one_rule_whatever_of_it_is_limited():
     tenants = {"a": {"requests": 5, "max_in_flight": 1}}
     policies = policies_of(mode="off", tenants=tenants)
     assert rules_in_force(policies) == ["tenant:a", "shed:low"]
+
+
+def test_the_owners_own_answers_change_no_limit_of_those_without_a_key(admission):
+    policies = policies_of(max_in_flight=9, tenants={"anonymous": {"max_in_flight": 1}})
+    admission.apply(policies)
+    owner = Applicant(Caller("local", owner=True), policies, "m", rated=False)
+    admission.enter(owner)
+    enter(admission, policies)
+    with pytest.raises(TenantBusy):
+        enter(admission, policies)
+    admission.enter(owner)
 
 
 def test_a_lower_limit_stops_nothing_and_refuses_until_enough_have_ended(admission, tmp_path):
