@@ -54,9 +54,10 @@ class Turns:
         self._taken = False
         while self._waiting and not self._taken:
             client, line = self._waiting.popitem(last=False)
-            given = line.popleft()
+            while line and not self._taken:
+                given = line.popleft()
+                if not given.done():  # one that was given up takes no turn
+                    given.set_result(None)
+                    self._taken = True
             if line:
                 self._waiting[client] = line
-            if not given.done():
-                given.set_result(None)
-                self._taken = True

@@ -278,3 +278,21 @@ def test_a_process_that_has_long_been_gone_is_replaced(run: Callable[..., None])
         await grammars.close()
 
     run(main())
+
+
+async def test_what_was_given_up_takes_no_turn() -> None:
+    turns, order = Turns(), list[str]()
+
+    async def take(client: str) -> None:
+        async with turns.turn(client):
+            order.append(client)
+
+    async with turns.turn("somebody"):
+        given_up = [asyncio.create_task(take("little")) for _ in range(3)]
+        waiting = [asyncio.create_task(take(client)) for client in ("little", *["much"] * 3)]
+        await asyncio.sleep(0)
+        for one in given_up:
+            one.cancel()
+        await asyncio.wait(given_up)
+    await asyncio.gather(*waiting)
+    assert order == ["little", "much", "much", "much"]
