@@ -8,7 +8,8 @@ of room whoever takes the most loses the first one.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict
+import heapq
+from collections import Counter, OrderedDict, deque
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -260,13 +261,20 @@ class Resumption:
             self._remove(told)
         while len(self) > bounds.max_count:
             kept = (self._ended or self._cut).values()
-            self._remove(_first_of_most(kept, Counter(told.client for told in kept)))
-        while self._bytes > bounds.max_bytes and (some := self._spare()):
-            told = _first_of_most(some, self._taken)
-            if told.id in self._live:
-                self._forget(told)
-            else:
+            counts = Counter(told.client for told in kept)
+            for told in _in_turn(kept, counts):
+                counts[told.client] -= 1
                 self._remove(told)
+                if len(self) <= bounds.max_count:
+                    break
+        while self._bytes > bounds.max_bytes and (some := self._spare()):
+            for told in _in_turn(some, self._taken):
+                if told.id in self._live:
+                    self._forget(told)
+                else:
+                    self._remove(told)
+                if self._bytes <= bounds.max_bytes:
+                    break
         self._arm()
 
     def _late(self) -> Told | None:
@@ -293,10 +301,21 @@ def _of(told: Told, coming: Coming) -> bool:
     return (told.owner, told.digest) == coming.twins
 
 
-def _first_of_most(some: Collection[Told], taken: Counter[str]) -> Told:
-    """The first of them that is the client's who has taken the most."""
-    most = max((told.client for told in some), key=taken.__getitem__)
-    return next(told for told in some if told.client == most)
+def _in_turn(some: Collection[Told], taken: Counter[str]) -> Iterator[Told]:
+    """In the order in which they go: each time the first of the client that has taken the most.
+    Whoever takes them away keeps `taken` true; an edit may have thousands go at once.
+    """
+    own: dict[str, deque[tuple[int, Told]]] = {}
+    for place, told in enumerate(some):
+        own.setdefault(told.client, deque()).append((place, told))
+    clients = [(-taken[client], line[0][0], client) for client, line in own.items()]
+    heapq.heapify(clients)
+    while clients:
+        client = heapq.heappop(clients)[2]
+        line = own[client]
+        yield line.popleft()[1]
+        if line:
+            heapq.heappush(clients, (-taken[client], line[0][0], client))
 
 
 def _expired(policies: PolicySet) -> ResumeExpired:

@@ -603,6 +603,29 @@ async def test_who_takes_the_most_loses_its_own(name: str, bound: str) -> None:
     assert read(taken) + rest == whole
 
 
+@pytest.mark.parametrize(("name", "bound"), [("max_bytes", "1B"), ("max_count", "1")])
+async def test_an_edit_that_many_go_by_looks_at_each_a_few_times(name: str, bound: str) -> None:
+    looked = 0
+
+    class Kept(SimpleNamespace):
+        @property
+        def client(self) -> str:
+            nonlocal looked
+            looked += 1
+            return f"client {int(self.id) % 7}"
+
+    clock = ManualClock()
+    resumption = Resumption(clock, policies(max_count="1000"))
+    for number in range(1000):
+        kept: Any = Kept(id=str(number), size=100, kept_at=clock.monotonic())
+        resumption._ended[kept.id] = kept
+        resumption._count(kept.client, kept.size)
+    looked = 0
+    resumption.apply(policies(**{"max_count": "1000", name: bound}))
+    assert len(resumption) <= 1
+    assert looked <= 10 * 1000
+
+
 async def test_one_that_grows_beyond_all_bounds_costs_others_nothing() -> None:
     random = Random(1)
     machine = Machine(max_bytes="20KiB")
