@@ -40,8 +40,9 @@ class Predecessors:
         name = canonical(card.original)
         if self._refused.pop(name, None) is not None:
             self.changes += 1
-        if not card.copy_of and card.preset is None:
+        if not card.copy_of and card.preset is None and self._served.get(name) != card:
             self._served[name] = card
+            self.changes += 1
 
     def refuse(self, card: ModelCard, why: str) -> ModelCard | None:
         """It cannot be loaded so. What stays in its place; None: there is nothing."""

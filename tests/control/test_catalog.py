@@ -42,15 +42,20 @@ class World:
         self.pulled = root / "pulled"
         self.copies: dict[str, str] = {}
         self.presets: dict[str, Preset] = {}
+        self.named: dict[str, OwnName] = {}
         guide = write_model(root / "guide")
         self.catalog = Catalog(guide, self.clock, self.pulled, names=self.own_names)
         self.declare("")
 
     def own_names(self):
-        return {
+        """The same object, as long as nothing changes: see OwnNames."""
+        now = {
             name: OwnName(name, model, "copy", self.presets.get(name))
             for name, model in self.copies.items()
         }
+        if now != self.named:
+            self.named = now
+        return self.named
 
     def declare(self, text):
         files = {"models": f"dirs: [{self.dirs}]\n{text}"}
@@ -1122,3 +1127,14 @@ async def test_out_of_files_bytes_are_not_called_damaged(world):
     with no_files():
         await world.refused("plain", Overloaded)
     assert await world.resolve("plain") == card.name
+
+
+async def test_what_was_loaded_beside_an_edit_that_cannot_be_is_served(world):
+    """Whoever asked between the edit and the end of that load has not been told for good."""
+    world.add("m")
+    before = await world.card("m")
+    world.change(f"dirs: [{world.dirs}]\nmodels: {{m: {{adapter: {world.root / 'missing'}}}}}\n")
+    assert (await world.card("m")).unavailable
+    world.catalog._predecessors.served(before)
+    assert (await world.card("m")).held
+    assert await world.resolve("m") == "m"
