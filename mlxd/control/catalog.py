@@ -73,8 +73,8 @@ class Catalog:
         self._named: Mapping[str, OwnName] = {}
         """`names` as the views know it."""
         self._predecessors = predecessors or Predecessors()
-        self._known_changes = 0
-        """Of predecessors, as the views know them."""
+        self._known_changes = 0, 0
+        """Of predecessors and checksums, as the views know them."""
         self._checksums = Checksums()
         self._clock = clock
         self._threads = Threads("models")
@@ -153,7 +153,6 @@ class Catalog:
             except (OutOfFiles, NoThread) as error:
                 raise _unread(error) from error
             if damage:
-                self._views.clear()
                 raise _unusable(card.name, damage)
         return card
 
@@ -237,7 +236,7 @@ class Catalog:
         return self._clock.monotonic() - self._latest.at
 
     def _view(self, scan: Scan, models: Models) -> Names:
-        named, changes = self._names(), self._predecessors.changes
+        named, changes = self._names(), (self._predecessors.changes, self._checksums.damaged)
         if scan is not self._latest:
             return self._named_by(scan, models, named)
         if named is not self._named or changes != self._known_changes:

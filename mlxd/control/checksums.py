@@ -43,6 +43,8 @@ class Checksums:
     def __init__(self, check: Callable[[Path], str] | None = None) -> None:
         self._check = check or damage_of
         self._threads = Threads("checksums")
+        self.damaged = 0
+        """How often bytes were found to be wrong, which earlier cards do not say."""
         self._found: dict[Key, str] = {}
         self._running: dict[Key, asyncio.Task[str]] = {}
 
@@ -64,6 +66,7 @@ class Checksums:
     async def _compare(self, key: Key, card: ModelCard) -> str:
         found = await self._threads.run(self._check, Path(card.path))
         self._found[key] = found
+        self.damaged += bool(found)
         return found
 
 

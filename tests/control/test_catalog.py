@@ -1138,3 +1138,27 @@ async def test_what_was_loaded_beside_an_edit_that_cannot_be_is_served(world):
     world.catalog._predecessors.served(before)
     assert (await world.card("m")).held
     assert await world.resolve("m") == "m"
+
+
+async def test_damage_that_is_found_when_nobody_waits_any_more_is_known(world):
+    folder = world.add("m")
+    by_list(folder)
+    flip(folder / "model.safetensors")
+    world.declare("defaults: {verify: sha256}\n")
+    assert not (await world.card("m")).unavailable
+    begun, go_on = asyncio.Event(), threading.Event()
+    check, loop = world.catalog._checksums._check, asyncio.get_running_loop()
+
+    def slowly(folder):
+        loop.call_soon_threadsafe(begun.set)
+        go_on.wait()
+        return check(folder)
+
+    world.catalog._checksums._check = slowly
+    asking = asyncio.create_task(world.resolve("m"))
+    await begun.wait()
+    (comparing,) = world.catalog._checksums._running.values()
+    asking.cancel()
+    go_on.set()
+    await comparing
+    assert "recorded checksum" in (await world.card("m")).unavailable
