@@ -61,6 +61,8 @@ class Acceptor:
         self._tasks: set[asyncio.Task[None]] = set()
         self.taken = 0
         """Connections that were accepted, to be served or to be told that they are not."""
+        self.emptied = 0
+        """How often nobody was left who waited."""
 
     def start(self, backlog: int) -> None:
         self._sock.setblocking(False)
@@ -112,7 +114,11 @@ class Acceptor:
                 self._own(self._serve(sock, kept=False))
 
     def _next(self) -> tuple[socket.socket, Any]:
-        found = self._sock.accept()
+        try:
+            found = self._sock.accept()
+        except BlockingIOError:
+            self.emptied += 1
+            raise
         self.taken += 1
         return found
 

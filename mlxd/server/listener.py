@@ -127,10 +127,13 @@ class Listener:
             return None
 
     @property
-    def taken(self) -> int:
-        """Connections that were accepted there. Any thread may ask."""
+    def taken(self) -> tuple[int, int]:
+        """Connections that were accepted there, and how often nobody was left who waited. Any
+        thread may ask.
+        """
         door = self._current
-        return door.acceptor.taken if door is not None and door.acceptor is not None else 0
+        acceptor = door.acceptor if door is not None else None
+        return (acceptor.taken, acceptor.emptied) if acceptor is not None else (0, 0)
 
     def open(self, bound: Bound, listen: Listen) -> None:
         """Serve on bound sockets."""

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from operator import sub
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -116,12 +117,12 @@ class Watchdog:
         within: float,
         beats: Callable[[], int],
         address: Callable[[], Address | None],
-        taken: Callable[[], int],
+        taken: Callable[[], tuple[int, int]],
         end: Callable[[str], None],
     ) -> None:
         """`within`: the longest silence of the loop, and the time between two probes. `address` is
-        asked for each probe anew; `taken` counts the connections that were accepted there; `end` is
-        told why, once, and is not to return.
+        asked for each probe anew; `taken` counts the connections that were accepted there, and how
+        often nobody was left who waited; `end` is told why, once, and is not to return.
         """
         self._within = within
         self._beats = beats
@@ -160,15 +161,18 @@ class Watchdog:
             address = self._address()
             if address is None:
                 continue
-            beats, taken = self._beats(), self._taken()
+            before = self._counts()
             answered = answers(address, timeout)
             if answered is None or address != self._address():
                 continue
-            if not answered and busy(self._beats() - beats, self._taken() - taken, timeout):
+            if not answered and busy(*map(sub, self._counts(), before)):
                 continue
             misses = 0 if answered else misses + 1
             if misses >= MISSES:
                 self._over(f"nobody answered /livez on {address[1][0]} {misses} times in a row")
+
+    def _counts(self) -> tuple[float, int, int, int]:
+        return (time.monotonic(), self._beats(), *self._taken())
 
     def _over(self, why: str) -> None:
         if not self._stopped.is_set() and self._ending.acquire(blocking=False):
@@ -198,12 +202,13 @@ def answers(address: Address, timeout: float) -> bool | None:
     return None if frozen else False
 
 
-def busy(beats: int, taken: int, seconds: float) -> bool:
+def busy(seconds: float, beats: int, taken: int, emptied: int) -> bool:
     """Whether a probe that got no answer in `seconds` has only not had its turn: others were
-    accepted meanwhile, or the loop turned too slowly. An overload is no hang, and whoever is served
-    would lose by it.
+    accepted meanwhile, and it may wait behind more of them; or the loop turned too slowly. An
+    overload is no hang, and whoever is served would lose by it.
     """
-    return taken > 1 or beats < seconds / (2 * _BEAT_SECONDS)
+    behind_others = taken > 1 and not emptied
+    return behind_others or beats < int(seconds / (2 * _BEAT_SECONDS))
 
 
 def _quoted(host: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,18 @@ def test_a_listener_that_nobody_serves_ends_the_daemon(start: Start) -> None:
 
 
 @pytest.mark.slow
+def test_one_that_answers_nobody_is_ended_however_many_come(start: Start) -> None:
+    daemon = _with(start, "mute")
+    daemon.process.send_signal(signal.SIGUSR1)
+    until = time.monotonic() + 30
+    while daemon.process.poll() is None and time.monotonic() < until:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", daemon.port), 5):
+            time.sleep(0.05)
+    assert daemon.process.poll() == exits.BROKEN
+    assert "nobody answered /livez" in daemon.log_text()
+
+
+@pytest.mark.slow
 def test_a_daemon_that_was_stopped_and_goes_on_is_not_ended(start: Start) -> None:
     daemon = start(WATCHED)
     for _ in range(2):
@@ -155,8 +169,6 @@ def test_a_daemon_serves_on_without_spares(start: Start) -> None:
 
 
 def test_systemd_hears_of_it_while_the_loop_turns(start: Start, tmp_path: Path) -> None:
-    import socket
-
     path = tmp_path / "notify.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(path))

@@ -212,9 +212,11 @@ def test_a_freeze_during_a_probe_judges_nothing(monkeypatch: pytest.MonkeyPatch)
         assert answers((socket.AF_INET, sock.getsockname()), 0.5) is None
 
 
-def _judged(answer: list[bool | None], rounds: int, *, taken: int = 1) -> list[str]:
+def _judged(
+    answer: list[bool | None], rounds: int, *, taken: int = 1, emptied: int = 0
+) -> list[str]:
     """What comes of probes that find this, again and again, while so many connections are accepted
-    during each.
+    during each, and so often none is left.
     """
     ends: list[str] = []
     over = threading.Event()
@@ -236,7 +238,9 @@ def _judged(answer: list[bool | None], rounds: int, *, taken: int = 1) -> list[s
         over.set()
 
     beats = iter(range(10**9))
-    dog = Watchdog(0.01, lambda: next(beats), address, lambda: asked * taken, end)
+    dog = Watchdog(
+        0.01, lambda: next(beats), address, lambda: (asked * taken, asked * emptied), end
+    )
     patch = pytest.MonkeyPatch()
     patch.setattr(watchdog, "answers", probe)
     try:
@@ -258,9 +262,11 @@ def test_an_overload_is_no_hang() -> None:
     assert len(_judged([False], 12, taken=0)) == 1
     assert len(_judged([False], 12, taken=1)) == 1, "the probe itself"
     assert _judged([False], 12, taken=40) == [], "those before it are taken"
-    assert busy(beats=2, taken=1, seconds=10.0), "the other thread judges whether the loop turns"
-    assert not busy(beats=9, taken=1, seconds=10.0)
-    assert not busy(beats=3, taken=0, seconds=1.5), "the shortest watch"
+    assert len(_judged([False], 12, taken=40, emptied=1)) == 1, "nobody is before it"
+    assert busy(10.0, beats=2, taken=1, emptied=1), "the other thread judges whether the loop turns"
+    assert not busy(10.0, beats=9, taken=1, emptied=1)
+    assert not busy(1.5, beats=3, taken=0, emptied=0), "the shortest watch"
+    assert not busy(0.001, beats=0, taken=1, emptied=1), "it was hung up on at once"
 
 
 def test_the_beat_runs_on_the_loop() -> None:

@@ -1,9 +1,10 @@
 """A daemon with a defect: `python sabotage.py DEFECT python -m mlxd serve ...`.
 
 The defect shows when the daemon gets SIGUSR1. `block:SECONDS` stops its event loop that long;
-`deaf` leaves the loop turning and takes no connection any more; `lose:PART` has the task of a
-part fail; `end:PART` has it end without a word. `rescan:SECONDS` holds from the start: that long
-no policy file is looked at unless the system tells of an edit.
+`deaf` leaves the loop turning and takes no connection any more; `mute` takes them and answers
+nobody; `lose:PART` has the task of a part fail; `end:PART` has it end without a word.
+`rescan:SECONDS` holds from the start: that long no policy file is looked at unless the
+system tells of an edit.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from mlxd.control.guard import Guard
@@ -35,6 +37,8 @@ def main() -> int:
             _on_signal(lambda: time.sleep(float(detail)))
         case "deaf":
             _be_deaf()
+        case "mute":
+            _be_mute()
         case "rescan":
             watch.RESCAN_SECONDS = float(detail)
         case _:
@@ -56,21 +60,33 @@ def _on_signal(act: Any) -> None:
 
 
 def _be_deaf() -> None:
-    doors: list[Listener] = []
+    def deafen(listener: Listener) -> None:
+        for door in listener._doors:
+            asyncio.get_running_loop().remove_reader(door.sock)
+
+    _on_signal_for_listeners(deafen)
+
+
+def _be_mute() -> None:
+    async def never(request: object) -> Any:
+        await asyncio.Event().wait()
+
+    def silence(listener: Listener) -> None:
+        listener._server.request_handler = never
+
+    _on_signal_for_listeners(silence)
+
+
+def _on_signal_for_listeners(act: Callable[[Listener], None]) -> None:
+    listeners: list[Listener] = []
     opened = Listener.open
 
     def remembered(self: Listener, *arguments: Any) -> None:
         opened(self, *arguments)
-        doors.append(self)
+        listeners.append(self)
 
     Listener.open = remembered  # type: ignore[method-assign, assignment]
-
-    def deafen() -> None:
-        for listener in doors:
-            for door in listener._doors:
-                asyncio.get_running_loop().remove_reader(door.sock)
-
-    _on_signal(deafen)
+    _on_signal(lambda: [act(listener) for listener in listeners])
 
 
 def _lose(part: Any, *, silently: bool) -> None:
