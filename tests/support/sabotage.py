@@ -86,7 +86,12 @@ def _on_signal_for_listeners(act: Callable[[Listener], None]) -> None:
         listeners.append(self)
 
     Listener.open = remembered  # type: ignore[method-assign, assignment]
-    _on_signal(lambda: [act(listener) for listener in listeners])
+
+    def act_on_all() -> None:
+        for listener in listeners:
+            act(listener)
+
+    _on_signal(act_on_all)
 
 
 def _lose(part: Any, *, silently: bool) -> None:
