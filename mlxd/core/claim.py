@@ -81,10 +81,12 @@ class Claim:
 
     def _taken(self) -> int:
         """The lock in the folder, held from now on. Raises AlreadyRunning, OSError."""
-        lock = _opened(self.state / LOCK)
-        if not _locked(lock):
-            os.close(lock)
-            raise AlreadyRunning(pid_of(self.state))
+        with contextlib.ExitStack() as left:
+            lock = _opened(self.state / LOCK)
+            left.callback(os.close, lock)
+            if not _locked(lock):
+                raise AlreadyRunning(pid_of(self.state))
+            left.pop_all()
         return lock
 
 

@@ -39,13 +39,32 @@ def test_a_command_that_looks_at_that_moment_is_no_daemon(tmp_path, monkeypatch)
 
 def test_a_disk_that_gives_no_locks_tells_of_no_daemon(tmp_path, monkeypatch):
     (tmp_path / LOCK).touch()
-
-    def without_locks(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr("mlxd.core.instance.fcntl.flock", without_locks)
+    monkeypatch.setattr("mlxd.core.instance.fcntl.flock", _without_locks)
     assert not is_claimed(tmp_path)
     assert running(tmp_path) is None
+
+
+def test_a_disk_that_gives_no_locks_any_more_costs_no_open_files(tmp_path, monkeypatch):
+    """The daemon tries to have its lock anew every few seconds."""
+    claim = Claim(tmp_path)
+    claim.take()
+    (tmp_path / LOCK).unlink()
+    before = os.dup(0)
+    os.close(before)
+    with monkeypatch.context() as patched:
+        patched.setattr("mlxd.core.claim.fcntl.flock", _without_locks)
+        with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
+            claim.announce(Address(os.getpid(), "127.0.0.1", 11435, "0"))
+    after = os.dup(0)
+    os.close(after)
+    assert after == before
+    claim.announce(Address(os.getpid(), "127.0.0.1", 11435, "0"))
+    assert is_claimed(tmp_path)
+    claim.release()
+
+
+def _without_locks(*_):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
 def test_the_folder_is_private_and_says_where_the_daemon_is(tmp_path):
