@@ -6,10 +6,11 @@ One small file each in `<state>/models.d/`; one that this version does not read 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -95,15 +96,32 @@ class OwnNames:
             self._names = {name: one for name, one in self._names.items() if name != key}
 
     def _path(self, name: str) -> Path:
-        return self._folder / f"{quote(canonical(name), safe='')}.json"
+        return self._folder / _file_of(name)
+
+
+def _file_of(name: str) -> str:
+    return f"{quote(canonical(name), safe='')}.json"
 
 
 def _read_all(folder: Path) -> list[OwnName]:
     aside.clear_for_folder(folder)
     durable.tidy(folder)
-    files = [folder / name for name in sorted(aside.names(folder, ".json", SCHEMA))]
-    found = [aside.read(file, SCHEMA, _decoded, most=MOST_BYTES) for file in files]
-    return [own for own in found if own is not None]
+    files = sorted(aside.names(folder, ".json", SCHEMA))
+    read = {file: aside.read(folder / file, SCHEMA, _decoded, most=MOST_BYTES) for file in files}
+    own = {file: one for file, one in read.items() if one is not None}
+    return [one for file, one in own.items() if _is_in_place(folder, file, _file_of(one.name), own)]
+
+
+def _is_in_place(folder: Path, file: str, right: str, known: Collection[str]) -> bool:
+    """Whether a file is the one of its name; an older mlxd told names apart that are one now."""
+    if file == right:
+        return True
+    if right in known:
+        aside.set_aside(folder / file, f"{right} is of this name, too")
+        return False
+    with contextlib.suppress(OSError):
+        (folder / file).rename(folder / right)
+    return True
 
 
 def _encoded(own: OwnName) -> bytes:

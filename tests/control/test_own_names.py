@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from unicodedata import normalize
+from urllib.parse import quote
 
 import pytest
 
@@ -68,6 +70,33 @@ def test_a_removed_name_is_gone(tmp_path: Path) -> None:
     names.put(COPY)
     names.remove(COPY)
     assert (names(), OwnNames(tmp_path)()) == ({}, {})
+
+
+@pytest.mark.parametrize("removed", [True, False], ids=["removed", "replaced"])
+def test_a_file_of_an_older_mlxd_comes_back_under_no_name(tmp_path: Path, removed: bool) -> None:
+    """That one took an accent apart from its letter for another name."""
+    apart = normalize("NFD", "été")
+    said = {"schema": 1, "name": apart, "model": "old", "made_by": "copy"}
+    (tmp_path / f"{quote(apart)}.json").write_text(json.dumps(said))
+    names = OwnNames(tmp_path)
+    new = OwnName("été", "new", "copy")
+    assert names()["été"].model == "old"
+    if removed:
+        names.remove(names()["été"])
+    else:
+        names.put(new)
+    assert OwnNames(tmp_path)() == ({} if removed else {"été": new})
+    assert len([*tmp_path.iterdir()]) == int(not removed)
+
+
+def test_of_two_files_of_one_name_the_right_one_counts(tmp_path: Path) -> None:
+    OwnNames(tmp_path).put(CREATED)
+    kept = (tmp_path / "kind.json").read_bytes()
+    for stray in ("a.json", "z.json"):
+        (tmp_path / stray).write_bytes(kept.replace(b"org/model", b"another"))
+    assert OwnNames(tmp_path)() == {"kind": CREATED}
+    assert (tmp_path / "kind.json").read_bytes() == kept
+    assert len([*tmp_path.glob("?.json.set-aside-1")]) == 2
 
 
 def test_a_name_is_no_path(tmp_path: Path) -> None:
