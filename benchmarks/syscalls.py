@@ -239,9 +239,13 @@ class Trial:
             if case.where == "command":
                 health, misses = [], self._command(strace)
             else:
-                pid = self.running.pid if case.where == "daemon" else next(iter(models_of(state)))
+                pids = [self.running.pid] if case.where == "daemon" else [*models_of(state)]
+                if not pids:
+                    return [], 0, ["there is no engine process"]
                 tracer = subprocess.Popen(
-                    [*strace, "-p", str(pid)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                    [*strace, "-p", str(pids[0])],
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
                 )
                 try:
                     time.sleep(0.2)
@@ -379,12 +383,23 @@ def page(found: Json) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
-    if shutil.which("strace") is None:
-        say("left out: there is no strace")
+    if not _may_trace():
+        say("left out: there is no strace, or it may attach to no process")
         return report.LEFT_OUT
     with tempfile.TemporaryDirectory() as nowhere:
         options.out = options.out or Path(nowhere)
         return report.conduct(options, "syscalls", measure, problems, page)
+
+
+def _may_trace() -> bool:
+    """Whether strace is there, and may attach to a process that it has not started."""
+    if shutil.which("strace") is None:
+        return False
+    with subprocess.Popen(["sleep", "2"]) as other:
+        attach = ["strace", "-qq", "-e", "trace=none", "-p", str(other.pid)]
+        attached = subprocess.run(attach, capture_output=True, timeout=60, check=False)
+        other.kill()
+    return attached.returncode == 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

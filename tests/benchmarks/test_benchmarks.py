@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -349,3 +350,23 @@ def test_watchers_are_there_while_their_cost_is_measured(tmp_path: Path) -> None
     assert 0 < found["alone"] < 1
     assert 0 < found["watched"] < 1
     assert found["problems"] == []
+
+
+@pytest.mark.mlx
+@pytest.mark.timeout(240)
+@pytest.mark.slow
+def test_calls_really_fail_and_cost_nobody_an_answer(tmp_path: Path) -> None:
+    found = run("syscalls.py", tmp_path, "--short")
+
+    assert len(found["cases"]) == 3
+    assert all(failed > 0 and came["exact"] > 0 for _, failed, came, *_ in found["cases"])
+    assert found["problems"] == []
+
+
+def test_calls_are_not_said_to_have_failed_where_none_may_be_traced(tmp_path: Path) -> None:
+    strace = tmp_path / "strace"
+    strace.write_text("#!/bin/sh\necho Operation not permitted >&2\nexit 1\n")
+    strace.chmod(0o755)
+    command = [sys.executable, str(ROOT / "benchmarks" / "syscalls.py"), "--only", "no such case"]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    assert subprocess.run(command, env=environment, check=False).returncode == _LEFT_OUT
