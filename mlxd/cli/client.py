@@ -15,12 +15,11 @@ from typing import Any
 from mlxd.core import durable
 from mlxd.core.instance import (
     authority,
-    guarded_words,
     is_claimed,
-    is_guarded,
     pid_of,
     reachable,
     running,
+    untold,
 )
 from mlxd.core.places import BadAddress, Places
 
@@ -81,8 +80,8 @@ def silence(found: Places, error: NoAnswer) -> tuple[str, str]:
     """Why `health_of` found nobody, for programs and for people: none runs (`down`), or one does,
     as its state folder says (`silent`), or that may not be known (`unknown`).
     """
-    if is_guarded(found.state.path):
-        return "unknown", f"mlxd may not be running: {error}; {guarded_words(found.state.path)}"
+    if why := untold(found.state.path):
+        return "unknown", f"mlxd may not be running: {error}; {why}"
     if is_claimed(found.state.path):
         pid = pid_of(found.state.path) or "unknown"
         return "silent", f"mlxd (pid {pid}) runs and does not answer: {error}"

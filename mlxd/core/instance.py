@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from mlxd.core import durable, places
+from mlxd.core import durable
 
 LOCK = "mlxd.lock"
 PID = "mlxd.pid"
@@ -50,32 +50,40 @@ def running(state: Path) -> Address | None:
 
 
 def is_claimed(state: Path) -> bool:
-    """Whether a living daemon holds the folder; False where its disk does not tell."""
+    """Whether a living daemon holds the folder; False where that cannot be told."""
     try:
         lock = _opened(state / LOCK)
     except OSError:
         return False
     try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # others may look meanwhile
-    except BlockingIOError:
-        return True
-    except OSError:  # a network disk whose server gives no locks
+        return _is_held(lock)
+    except OSError:
         return False
     finally:
         os.close(lock)
-    return False
 
 
-def is_guarded(state: Path) -> bool:
-    """Whether this user may not know if a daemon holds the folder."""
-    return places.is_forbidden(lambda: os.close(_opened(state / LOCK)))
+def untold(state: Path) -> str:
+    """For people: why nobody can tell whether a daemon holds the folder; empty: that is told."""
+    try:
+        lock = _opened(state / LOCK)
+    except OSError as error:
+        return guarded_words(state) if isinstance(error, PermissionError) else ""
+    try:
+        _is_held(lock)
+    except OSError as error:
+        return (
+            f"whether an mlxd runs with the state folder {state} cannot be told: its disk gives no"
+            f" lock: {error.strerror}"
+        )
+    finally:
+        os.close(lock)
+    return ""
 
 
 def absent(state: Path) -> str:
     """For people: why no daemon was found there."""
-    if is_guarded(state):
-        return guarded_words(state)
-    return f"no mlxd runs with the state folder {state}"
+    return untold(state) or f"no mlxd runs with the state folder {state}"
 
 
 def guarded_words(state: Path) -> str:
@@ -91,6 +99,17 @@ def pid_of(state: Path) -> int:
         return int(durable.read(state / PID, _MOST_BYTES))
     except (OSError, ValueError):
         return 0
+
+
+def _is_held(lock: int) -> bool:
+    """By a daemon; who else looks holds it no more than we. Raises OSError where the disk gives no
+    locks: a server of it may have ceased to.
+    """
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _opened(lock: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -109,6 +110,21 @@ def test_the_machines_hold_is_told_of_and_ended(tmp_path: Path, capsys: Captured
     lost = replace(site, machine=replace(mac.machine, platform="freebsd14"))
     assert reset.reset(lost, as_json=False) == 1
     assert "freebsd14" in capsys.readouterr().err
+
+
+def test_a_reset_where_no_lock_tells_of_a_daemon_leaves_its_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    def without_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    site = Site(state=str(tmp_path), machine=scripted(tmp_path, "linux").machine)
+    for name in ("mlxd.lock", "starts.json"):
+        (site.state_folder / name).touch()
+    monkeypatch.setattr("mlxd.core.instance.fcntl.flock", without_locks)
+    assert reset.reset(site, as_json=False) == 1
+    assert "cannot be told" in capsys.readouterr().err
+    assert (site.state_folder / "starts.json").exists()
 
 
 def test_the_machines_service_is_found_where_the_user_has_none(

@@ -7,7 +7,16 @@ import sys
 import pytest
 
 from mlxd.core.claim import AlreadyRunning, Claim
-from mlxd.core.instance import ADDRESS, LOCK, Address, authority, is_claimed, pid_of, running
+from mlxd.core.instance import (
+    ADDRESS,
+    LOCK,
+    Address,
+    absent,
+    authority,
+    is_claimed,
+    pid_of,
+    running,
+)
 
 
 def test_a_state_folder_is_claimed_once(tmp_path):
@@ -42,6 +51,9 @@ def test_a_disk_that_gives_no_locks_tells_of_no_daemon(tmp_path, monkeypatch):
     monkeypatch.setattr("mlxd.core.instance.fcntl.flock", _without_locks)
     assert not is_claimed(tmp_path)
     assert running(tmp_path) is None
+    assert "cannot be told: its disk gives no lock" in absent(tmp_path)
+    monkeypatch.undo()
+    assert absent(tmp_path) == f"no mlxd runs with the state folder {tmp_path}"
 
 
 def test_a_disk_that_gives_no_locks_any_more_costs_no_open_files(tmp_path, monkeypatch):

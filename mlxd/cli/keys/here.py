@@ -10,7 +10,7 @@ from typing import Any
 from mlxd.cli.admin import AdminClient, Refused
 from mlxd.cli.client import NoAnswer
 from mlxd.cli.policy.here import here
-from mlxd.core.instance import guarded_words, is_guarded
+from mlxd.core.instance import untold
 from mlxd.policy.keys_file import KeysFile, keys_file
 from mlxd.policy.load import PolicyErrors
 from mlxd.policy.policy_set import PolicySet
@@ -30,8 +30,8 @@ class Place:
 
     def tell(self) -> Iterator[str]:
         """Have a running daemon read its file now; what there is to say of that, for people."""
-        if self.daemon is None and is_guarded(self.state):
-            yield guarded_words(self.state)
+        if self.daemon is None and (why := untold(self.state)):
+            yield why
             return
         if self.daemon is None:
             yield "no mlxd runs: the next start reads the file"

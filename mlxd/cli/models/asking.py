@@ -9,7 +9,7 @@ from mlxd.cli import exits
 from mlxd.cli.admin import AdminClient, Refused
 from mlxd.cli.client import NoAnswer
 from mlxd.core import places
-from mlxd.core.instance import absent, is_guarded, running
+from mlxd.core.instance import absent, running, untold
 from mlxd.core.lines import json_line, one_line
 
 
@@ -57,6 +57,6 @@ def _daemon(policies: str | None, state: str | None) -> AdminClient:
     folder = places.find(policies, state).state.path
     address = running(folder)
     if address is None or not address.admin:
-        start = "" if is_guarded(folder) else "; start it with: mlxd serve"
+        start = "" if untold(folder) else "; start it with: mlxd serve"
         raise NoAnswer(f"{absent(folder)}{start}")
     return AdminClient(address.admin)

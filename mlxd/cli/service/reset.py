@@ -8,7 +8,7 @@ from mlxd.cli.client import NoAnswer
 from mlxd.cli.models.asking import failed, print_json
 from mlxd.cli.service.site import Site
 from mlxd.core import starts
-from mlxd.core.instance import is_claimed, running
+from mlxd.core.instance import is_claimed, running, untold
 from mlxd.service.machine import ServiceError
 
 
@@ -22,6 +22,8 @@ def reset(site: Site, *, as_json: bool) -> int:
                 raise NoAnswer(f"the mlxd of {folder} does not say where it can be reached")
             held = bool(AdminClient(address.admin).post("/admin/service/reset")["was_held"])
         else:
+            if why := untold(folder):
+                raise NoAnswer(why)
             held = starts.reset(folder)
     except (NoAnswer, Refused, ServiceError, OSError) as error:
         return failed(str(error), as_json=as_json)
