@@ -7,6 +7,7 @@ import errno
 import re
 import socket
 from collections.abc import AsyncIterator, Callable
+from unittest.mock import Mock
 
 import pytest
 from aiohttp import web, web_protocol
@@ -198,6 +199,22 @@ async def test_one_whose_options_cannot_be_set_is_a_connection_like_others(
     """As on macOS, where its client has reset it meanwhile: it is known, and its end is seen."""
     monkeypatch.setattr(web_protocol, "tcp_keepalive", _refused)
     await bench.asked()
+
+
+async def test_one_whose_address_cannot_be_told_is_a_connection_like_others() -> None:
+    """As the one above: uvloop raises what the system says."""
+
+    def told(name: str, default: object = None) -> object:
+        if name == "sockname":
+            _refused()
+        return default
+
+    transport = Mock(asyncio.Transport)
+    transport.get_extra_info.side_effect = told
+    connection = GuardedServer(_answer, PolicyStore(POLICIES), SystemClock()).connection()
+    connection.connection_made(transport)
+    assert connection.outside
+    connection.connection_lost(None)
 
 
 async def test_one_that_could_not_begin_is_over() -> None:
