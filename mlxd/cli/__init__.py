@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from mlxd.cli import bench, cache, doctor, exits, keys, models, policy, service, stdout
 from mlxd.cli.arguments import Actions, add_action, count, no_text
+from mlxd.cli.client import OtherVersion
 from mlxd.core.lines import one_line
 from mlxd.core.places import BadAddress, BadEnvFile
 
@@ -41,6 +42,9 @@ def _run(words: Sequence[str]) -> int:
     except (BadEnvFile, BadAddress) as error:
         print(error, file=sys.stderr)
         return exits.USAGE
+    except OtherVersion as error:
+        print(f"mlxd: {one_line(str(error))}", file=sys.stderr)
+        return exits.FAILED
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # of stderr

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from mlxd.cli.client import NoAnswer
+from mlxd.cli.client import NoAnswer, OtherVersion, decoded
 
 _TIMEOUT = 60.0
 """A reload waits for a file that is being written, and for a port."""
 _JSON = {"Content-Type": "application/json"}
+_UNKNOWN = (404, 405)
+"""For a path, or a method of it, that there is none of: in plain text, unlike any other refusal."""
 
 
 class Refused(Exception):
@@ -61,9 +63,9 @@ class AdminClient:
             connection.request("POST", target, json.dumps(body), _JSON)
             response = connection.getresponse()
             if response.status >= 400:
-                raise refusal(response.status, json.loads(response.read()))
+                raise refusal(response)
             for line in response:
-                yield json.loads(line)
+                yield decoded(line)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._no_answer(error) from error
         finally:
@@ -86,21 +88,25 @@ class AdminClient:
         try:
             connection.request(method, url, sent, {**kind, **headers})
             response = connection.getresponse()
-            answer = json.loads(response.read())
+            if response.status >= 400:
+                raise refusal(response)
+            found: dict[str, Any] = decoded(response.read())
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._no_answer(error) from error
         finally:
             connection.close()
-        if response.status >= 400:
-            raise refusal(response.status, answer)
-        found: dict[str, Any] = answer
         return found
 
     def _no_answer(self, error: Exception) -> NoAnswer:
         return NoAnswer(f"no answer from the daemon at {self._path}: {error}")
 
 
-def refusal(status: int, answer: Any) -> Refused:
+def refusal(response: http.client.HTTPResponse) -> Refused | OtherVersion:
+    """What an answer that is none says. Raises ValueError."""
+    body, status = response.read(), response.status
+    if status in _UNKNOWN and response.headers.get_content_type() == "text/plain":
+        return OtherVersion("the daemon does not know what this command asks for")
+    answer = decoded(body)
     said = answer.get("error", answer) if isinstance(answer, dict) else answer
     return Refused(status, str(said))
 

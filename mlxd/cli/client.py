@@ -12,6 +12,7 @@ import socket
 import time
 from typing import Any
 
+from mlxd import __version__
 from mlxd.core import durable
 from mlxd.core.instance import (
     authority,
@@ -33,6 +34,28 @@ _MOST_POLICY_BYTES = 256 << 10
 
 class NoAnswer(Exception):
     """Nothing that is mlxd answers there."""
+
+
+class OtherVersion(Exception):
+    """The daemon does not say what a command of its own version would be told."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what}: it is of another version than this command, which is of mlxd {__version__};"
+            " restart the daemon, or use the command that came with it"
+        )
+
+
+class _Answer(dict[str, Any]):
+    """An object of a daemon's answer. Raises OtherVersion for what is not in it."""
+
+    def __missing__(self, key: str) -> Any:
+        raise OtherVersion(f"the daemon's answer has no {key!r}")
+
+
+def decoded(answer: bytes) -> Any:
+    """The JSON of a daemon's answer. Raises ValueError."""
+    return json.loads(answer, object_hook=_Answer)
 
 
 def address_of(found: Places) -> tuple[str, int]:
@@ -112,7 +135,7 @@ def _asked(sock: socket.socket, host: str, path: str) -> tuple[int, Any]:
     status = head.partition(b" ")[2][:3]
     if not head.startswith(b"HTTP/1.") or not status.isdigit():
         raise ValueError("that is no HTTP")
-    return int(status), json.loads(body)
+    return int(status), decoded(body)
 
 
 def _received(sock: socket.socket) -> bytes:

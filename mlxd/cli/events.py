@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +11,7 @@ from urllib.parse import urlencode
 
 from mlxd.cli import exits
 from mlxd.cli.admin import Refused, UnixConnection, refusal
-from mlxd.cli.client import NoAnswer, address_of
+from mlxd.cli.client import NoAnswer, address_of, decoded
 from mlxd.cli.models.asking import not_done
 from mlxd.cli.moments import local
 from mlxd.core import places
@@ -65,8 +64,8 @@ def _records(found: Places, since: int, types: str, *, follow: bool) -> Iterator
         connection.request("GET", f"{path}?{query}", headers={"Accept": accept})
         response = connection.getresponse()
         if response.status >= 400:
-            raise refusal(response.status, json.loads(response.read()))
-        yield from _streamed(response) if follow else _listed(json.loads(response.read()))
+            raise refusal(response)
+        yield from _streamed(response) if follow else _listed(decoded(response.read()))
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise NoAnswer(f"no answer from the daemon at {where}: {error}") from error
     finally:
@@ -99,7 +98,7 @@ def _streamed(response: http.client.HTTPResponse) -> Iterator[Json]:
     last = b""
     for line in response:
         if line.startswith(b"data: "):
-            yield json.loads(line.removeprefix(b"data: "))
+            yield decoded(line.removeprefix(b"data: "))
         last = line.strip() or last
     if last != _FAREWELL:
         raise ValueError("it ended in the middle")

@@ -42,7 +42,8 @@ def status(policies: str | None, state: str | None, *, as_json: bool) -> int:
     if as_json:
         print(json_line(health))
     else:
-        print("\n".join(map(one_line, lines(health, address))))
+        for line in lines(health, address):  # one by one: what another version does not say is last
+            print(one_line(line))
     return exits.DONE
 
 

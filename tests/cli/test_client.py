@@ -56,9 +56,12 @@ def test_an_ipv6_address_stands_in_brackets():
 
 
 @contextmanager
-def answering(said):
-    """Somebody who says that, whatever he is asked; the address."""
-    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+def answering(said, path=None):
+    """Somebody who says that, whatever he is asked, at a unix socket's `path`, or over TCP; the
+    address.
+    """
+    at = (path, {"family": socket.AF_UNIX}) if path else (("127.0.0.1", 0), {})
+    with socket.create_server(at[0], **at[1]) as listener, ThreadPoolExecutor(1) as pool:
 
         def answer():
             sock, _ = listener.accept()
@@ -93,6 +96,50 @@ def test_a_program_that_asks_for_the_status_is_told_so_in_json(tmp_path):
     told = json.loads(done.stdout)
     assert told["status"] == "down"
     assert told["error"].endswith("is not mlxd")
+
+
+def test_a_status_that_lacks_something_is_shown_as_far_as_it_goes(tmp_path):
+    """An upgrade has brought the command, and the daemon is to be restarted still."""
+    health = {"service": "mlxd", "version": "0.0.1", "status": "healthy", "active_requests": 1,
+              "max_concurrent": 5, "memory": {}}  # fmt: skip
+    with answering(b"HTTP/1.1 200 OK\r\n\r\n" + json.dumps(health).encode()) as address:
+        environment = {"MLX_API_URL": f"http://{authority(*address)}"}
+        done = mlxd("status", "--state", tmp_path, environment=environment)
+    assert done.returncode == 1
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["mlxd", "requests"]
+    assert done.stderr.startswith("mlxd: the daemon's answer has no 'queue': it is of another")
+
+
+@pytest.mark.parametrize(
+    ("command", "said", "words"),
+    [
+        (
+            ["models", "list"],
+            b'200 OK\r\n\r\n{"models": [{"name": "m", "unavailable": ""}]}',
+            "the daemon's answer has no 'size_bytes'",
+        ),
+        (
+            ["cache", "stats"],
+            b"404 Not Found\r\nContent-Type: text/plain\r\n\r\n404 page not found",
+            "the daemon does not know what this command asks for",
+        ),
+        (
+            ["events"],
+            b"405 Method Not Allowed\r\nContent-Type: text/plain\r\n\r\n405 method not allowed",
+            "the daemon does not know what this command asks for",
+        ),
+    ],
+)
+def test_a_daemon_of_another_version_is_told_of_in_words(tmp_path, command, said, words):
+    claim = Claim(tmp_path / "state")
+    claim.take()
+    socket_path = str(tmp_path / "admin.sock")
+    claim.announce(Address(os.getpid(), "127.0.0.1", 1, "0.0.1", socket_path))
+    with answering(b"HTTP/1.1 " + said, socket_path):
+        done = mlxd(*command, "--state", claim.state)
+    claim.release()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"mlxd: {words}")
 
 
 def test_where_the_log_is_nobody_guesses(tmp_path):
