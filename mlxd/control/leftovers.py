@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from mlxd.control.process import WORKER_OF
+from mlxd.control.process import WORKER_OF, mark_of
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ def end_leftovers(state: Path) -> None:
 
     The caller holds that folder and has started no worker.
     """
-    for process in _of_workers(os.path.realpath(state)):
+    for process in _of_workers(mark_of(state)):
         log.warning("process %s, left by a daemon that is gone, is killed", process.pid)
         try:
             process.kill()
@@ -27,12 +27,12 @@ def end_leftovers(state: Path) -> None:
             log.warning("process %s cannot be killed: %s", process.pid, error)
 
 
-def _of_workers(state: str) -> Iterator[psutil.Process]:
+def _of_workers(mark: str) -> Iterator[psutil.Process]:
     """A worker is marked in its environment, and so is whatever it starts."""
     for process in psutil.process_iter():
         try:
-            mark = process.environ().get(WORKER_OF)
+            theirs = process.environ().get(WORKER_OF)
         except (psutil.Error, OSError):  # another user's, or gone
             continue
-        if mark == state and process.pid != os.getpid():
+        if theirs == mark and process.pid != os.getpid():
             yield process

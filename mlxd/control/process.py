@@ -30,7 +30,7 @@ from mlxd.ipc.messages import Budget, Launch, PrefixFiles
 KILLED_SECONDS = 5.0
 """From SIGKILL to the end; the system may need a moment for its memory."""
 WORKER_OF = "MLXD_WORKER_OF"
-"""The variable that names the state folder of the daemon whose worker it is: see leftovers.py."""
+"""The variable that says whose worker it is, as `mark_of` does: see leftovers.py."""
 _STDERR_TAIL = 8192
 _STDERR_SECONDS = 0.5
 """How long its last words are waited for: what it started may hold its stderr for ever."""
@@ -289,6 +289,17 @@ def _remove(private: Path, temporary: Path) -> None:
         shutil.rmtree(private, ignore_errors=True)
 
 
+def mark_of(state: Path) -> str:
+    """Of the workers of the daemon with this state folder. A container's may have the same path,
+    and is another folder.
+    """
+    number = ""
+    with contextlib.suppress(OSError):  # somebody has removed it
+        status = state.stat()
+        number = f"{status.st_dev}:{status.st_ino}:"
+    return number + os.path.realpath(state)
+
+
 def launch_of(
     spec: ModelSpec, temporary: Path, budget: Budget | None = None, known: Known = UNKNOWN
 ) -> Launch:
@@ -323,7 +334,7 @@ def _environment(private: Path, state: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if key not in _DEAF}
     return kept | {
         "TMPDIR": str(private),
-        WORKER_OF: os.path.realpath(state),
+        WORKER_OF: mark_of(state),
         VARIABLE: str(Kernels.own(private)),
         "PYTHONUNBUFFERED": "1",
     }

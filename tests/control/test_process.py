@@ -304,6 +304,24 @@ def test_what_a_killed_daemon_left_is_found_wherever_its_folder_is(
     asyncio.run(main())
 
 
+def test_what_runs_with_another_folder_of_the_same_path_is_left_alone(tmp_path: Path) -> None:
+    """As a container's daemon does, whose processes the machine's may look at."""
+
+    async def main() -> None:
+        mine, theirs = tmp_path / "state", tmp_path / "theirs"
+        process = await spawned(mine, SLEEPS)
+        mine.rename(theirs)
+        mine.mkdir()
+        await asyncio.to_thread(end_leftovers, mine)
+        assert not await process.gone(0.1)
+        mine.rmdir()
+        theirs.rename(mine)
+        await asyncio.to_thread(end_leftovers, mine)
+        assert await process.gone(10.0)
+
+    asyncio.run(main())
+
+
 def test_somebody_elses_process_is_left_alone(tmp_path: Path) -> None:
     """Though its shell names the same state folder, as the command line has it."""
     environment = os.environ | {"MLXD_STATE": str(tmp_path), "TMPDIR": str(tmp_path)}
