@@ -210,11 +210,20 @@ class EngineProcess:
     def _clear(self, loop: asyncio.AbstractEventLoop, *, ended_well: bool) -> None:
         """In a thread of its own: the disk may hang, and nobody waits for that."""
         try:
+            self._reap_orphans()
             self._kernels.keep(self._private, ended_well=ended_well)
             self._remove()
         finally:
             with contextlib.suppress(RuntimeError):  # the daemon is over
                 loop.call_soon_threadsafe(self._cleared.set)
+
+    def _reap_orphans(self) -> None:
+        """What it had started, in its group: where the daemon is the first process of a container
+        that is the daemon's child now, and nobody else takes its end.
+        """
+        with contextlib.suppress(ChildProcessError):  # there is none
+            while True:
+                os.waitpid(-self.pid, 0)
 
     def _remove(self) -> None:
         for pause in (0.0, *_AGAIN_SECONDS):

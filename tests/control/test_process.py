@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import socket
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,9 @@ if os.fork() == 0:
     time.sleep(60)
 {SLEEPS}
 """
+STARTS_ANOTHER = f"import subprocess; subprocess.Popen(['sleep', '60'])\n{SLEEPS}"
 SAYS_MUCH = f"import sys\nfor n in range(10000): print('line', n, file=sys.stderr)\n{SLEEPS}"
+_PR_SET_CHILD_SUBREAPER = 36
 LOOPS = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 
 
@@ -302,6 +307,31 @@ def test_what_a_killed_daemon_left_is_found_wherever_its_folder_is(
         assert await another.gone(10.0)
 
     asyncio.run(main())
+
+
+@pytest.fixture
+def first() -> Iterator[None]:
+    """As the first process of a container: what has lost its parent becomes a child of this one."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux has a process that is no init adopt others")
+    subreaper = partial(ctypes.CDLL(None).prctl, _PR_SET_CHILD_SUBREAPER)
+    subreaper(1, 0, 0, 0)
+    yield
+    subreaper(0, 0, 0, 0)
+
+
+@pytest.mark.usefixtures("first")
+@pytest.mark.parametrize("program", [STARTS_ANOTHER], indirect=True)
+def test_what_it_had_started_is_no_zombie_in_a_container(tmp_path: Path) -> None:
+    async def main() -> int:
+        process = await spawned(tmp_path, STARTS_ANOTHER)
+        process.signal(signal.SIGKILL)
+        assert await process.cleared(10.0)
+        return process.pid
+
+    group = asyncio.run(main())
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-group, os.WNOHANG)
 
 
 def test_what_runs_with_another_folder_of_the_same_path_is_left_alone(tmp_path: Path) -> None:
