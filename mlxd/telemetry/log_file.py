@@ -109,7 +109,9 @@ class RotatedFile:
     """Lines in a file that has at most so many bytes, and those before it."""
 
     def __init__(self, target: Target, first: Callable[[], bytes] = bytes) -> None:
-        """`first`: what is written each time that a file is opened, before anything else."""
+        """`first`: what is written each time that a file is opened, and where it is empty, before
+        anything else.
+        """
         self.target = target
         self._first = first
         self._descriptor = -1
@@ -119,8 +121,10 @@ class RotatedFile:
     def write(self, line: bytes) -> None:
         """Raises OSError."""
         self._follow()
-        length = os.fstat(self._descriptor).st_size
-        if length and length + len(line) > self.target.size:
+        length = self._length()
+        if not length:  # somebody has copied it and cut it off
+            self._begin()
+        elif length + len(line) > self.target.size:
             self._begin_anew()
         self._put(line)
 
@@ -154,20 +158,24 @@ class RotatedFile:
         if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
             self.close()
             raise OSError("it is no file")
-        self._torn = False
-        if first := self._first():
-            self._begin_with(first)
+        self._begin()
 
-    def _begin_with(self, first: bytes) -> None:
-        """On a line of its own: another process may have been cut off in its last one. Without it
-        the file is not begun.
+    def _begin(self) -> None:
+        """With `first` on a line of its own: another process may have been cut off in its last one.
+        Without it the file is not begun.
         """
-        self._torn = os.fstat(self._descriptor).st_size > 0
+        self._torn = False
+        if not (first := self._first()):
+            return
+        self._torn = self._length() > 0
         try:
             self._put(first)
         except OSError:
             self.close()
             raise
+
+    def _length(self) -> int:
+        return os.fstat(self._descriptor).st_size
 
     def _begin_anew(self) -> None:
         """The file becomes .1, .1 becomes .2; those beyond what is kept go."""

@@ -116,6 +116,17 @@ class TestRotatedFile:
         file.write(b"three\n")
         assert self.texts(target) == {"mlxd.log": "three\n", "moved": "one\n"}
 
+    def test_one_that_somebody_copies_and_cuts_off_begins_as_a_file_does(
+        self, target: Target
+    ) -> None:
+        """logrotate's copytruncate: without its beginning nobody could read a traffic log."""
+        file = RotatedFile(target, lambda: b"1st\n")
+        file.write(b"one\n")
+        os.truncate(target.path, 0)
+        file.write(b"two\n")
+        file.close()
+        assert self.texts(target) == {"mlxd.log": "1st\ntwo\n"}
+
     def test_what_is_no_file_is_refused_and_nobody_waits_for_it(
         self, file: RotatedFile, target: Target
     ) -> None:
