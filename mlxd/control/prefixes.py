@@ -16,7 +16,7 @@ import msgspec
 
 from mlxd.control.model_settings import settings_for
 from mlxd.control.reading import UnreadableModel, bytes_of
-from mlxd.core import durable
+from mlxd.core import durable, places
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest, Json, Message
 from mlxd.core.threads import Threads
@@ -224,7 +224,7 @@ def disk_bytes(policies: PolicySet) -> int | None:
 
 def read_warm(place: str, model: str) -> ipc.WarmPrompt:
     """May block. Raises UnreadableModel, in words that quote nothing of the file."""
-    file = Path(place).expanduser()
+    file = places.expanded(place)
     content = bytes_of(file)
     try:
         if file.suffix == ".json":

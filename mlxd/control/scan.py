@@ -17,6 +17,7 @@ from mlxd.control.additions import Adapter, Template, read_adapter, read_templat
 from mlxd.control.layouts import Place, has_tokenizer, models_under
 from mlxd.control.model_files import fingerprint, read_card
 from mlxd.control.reading import is_missing, readable
+from mlxd.core import places
 from mlxd.core.models import ModelCard, canonical
 from mlxd.policy.schema import Models
 
@@ -40,7 +41,7 @@ class Scope:
         declared: dict[str, tuple[str, Path]] = {}
         for name, model in models.models.items():
             if model.path:
-                declared.setdefault(canonical(name), (name, Path(model.path).expanduser()))
+                declared.setdefault(canonical(name), (name, places.expanded(model.path)))
         return cls(
             tuple(declared.values()),
             models.folders,
@@ -60,7 +61,7 @@ class Scope:
 
 def expanded(path: str | None) -> Path | None:
     """With ~ as this user's home."""
-    return Path(path).expanduser() if path else None
+    return places.expanded(path) if path else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +138,11 @@ class Scanner:
         return found
 
     def _read(self, scope: Scope) -> Findings:
-        places = [Place(name, folder, "declared") for name, folder in scope.declared]
-        places += [p for source, root in self._extra for p in models_under(root, source)]
-        places += [p for root in scope.roots for p in models_under(root)]
+        looked = [Place(name, folder, "declared") for name, folder in scope.declared]
+        looked += [p for source, root in self._extra for p in models_under(root, source)]
+        looked += [p for root in scope.roots for p in models_under(root)]
         finds: dict[str, Find] = {}
-        for place in places:
+        for place in looked:
             key = canonical(place.name)
             if key not in finds:
                 finds[key] = self._find(place)

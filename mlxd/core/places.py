@@ -137,7 +137,7 @@ def logs_folder(
         return None
     if given := environ.get("LOGS_DIRECTORY", "").partition(":")[0]:
         return Path(given)
-    home = _home(environ)
+    home = home_of(environ)
     by_launchd = (
         sys.platform == "darwin"
         and os.getppid() == 1
@@ -202,7 +202,7 @@ def _settings(
 
 def _usual_folders(environ: Mapping[str, str], system: Path) -> Iterator[Path]:
     config = Path(environ.get("XDG_CONFIG_HOME", ""))
-    home = _home(environ)
+    home = home_of(environ)
     if config.is_absolute():
         yield config / "mlxd/policies"
     elif home is not None:
@@ -215,7 +215,7 @@ def _usual_folders(environ: Mapping[str, str], system: Path) -> Iterator[Path]:
 
 
 def _usual_state(environ: Mapping[str, str], system: Path) -> Path:
-    home = _home(environ)
+    home = home_of(environ)
     if sys.platform == "darwin" and home is not None:
         return home / "Library/Application Support/mlxd"
     state = Path(environ.get("XDG_STATE_HOME", ""))
@@ -245,7 +245,13 @@ def is_forbidden(look: Callable[[], object]) -> bool:
     return False
 
 
-def _home(environ: Mapping[str, str]) -> Path | None:
+def expanded(path: str) -> Path:
+    """With ~ as this user's home; as it is written, for one who has none."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's raises there
+
+
+def home_of(environ: Mapping[str, str]) -> Path | None:
+    """None: this user has none."""
     with contextlib.suppress(RuntimeError):  # no HOME, and a user without an account
         home = Path(environ.get("HOME") or Path.home())
         return home if home.is_absolute() else None
@@ -253,7 +259,7 @@ def _home(environ: Mapping[str, str]) -> Path | None:
 
 
 def _path(text: str, environ: Mapping[str, str]) -> Path:
-    home = _home(environ)
+    home = home_of(environ)
     if home is not None and (text == "~" or text.startswith("~/")):
         return home / text[2:]
     return Path(text).absolute()

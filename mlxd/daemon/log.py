@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlxd.core import places
 from mlxd.policy.policy_set import PolicySet
 from mlxd.telemetry import logs
 from mlxd.telemetry.log_file import Target
@@ -29,4 +29,4 @@ class Log:
     def _path(self, file: str) -> Path | None:
         if file == "auto":
             return self.folder / _NAME if self.folder is not None else None
-        return None if file == "none" else Path(os.path.expanduser(file))  # noqa: PTH111 - Path's may raise
+        return None if file == "none" else places.expanded(file)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from mlxd import __version__
+from mlxd.core import places
 from mlxd.core.story import Story
 from mlxd.policy.policy_set import PolicySet
 from mlxd.telemetry import traffic
@@ -24,7 +24,7 @@ FOLDER = "traffic"
 def folder_of(policies: PolicySet, state: Path) -> Path:
     """Where the traffic log is, or would be."""
     folder = policies.server.traffic.folder
-    return state / FOLDER if folder == "auto" else Path(os.path.expanduser(folder))  # noqa: PTH111 - Path's may raise
+    return state / FOLDER if folder == "auto" else places.expanded(folder)
 
 
 class Traffic:

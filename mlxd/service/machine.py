@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mlxd.core import places
 from mlxd.service.layout import Layout
 
 _QUERY_SECONDS = 30.0
@@ -47,7 +48,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> Machine:
-        home = Path(os.environ.get("HOME") or Path.home())
+        home = places.home_of(os.environ) or Path("/")
         return cls(sys.platform, os.environ, os.geteuid(), home)
 
     def program(self, name: str) -> str:

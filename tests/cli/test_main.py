@@ -1,6 +1,7 @@
 import argparse
 import contextlib
 import io
+import os
 import platform
 from importlib.metadata import version
 
@@ -8,6 +9,9 @@ import pytest
 
 from mlxd import __version__, cli
 from mlxd.cli import main
+from mlxd.core import places
+from tests.support.command import mlxd
+from tests.support.homeless import homeless
 
 
 def test_the_version_is_told(capsys):
@@ -20,6 +24,17 @@ def test_the_version_is_told(capsys):
     assert told["mlx"] == version("mlx")
     assert told["mlx-lm"] == version("mlx-lm")
     assert told["python"] == platform.python_version()
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["policy", "init"], ["service", "status"]])
+def test_a_user_without_a_home_gets_words(command, tmp_path, monkeypatch):
+    homeless(monkeypatch)
+    monkeypatch.setattr(places, "_usual_folders", lambda *_: [])
+    monkeypatch.chdir(tmp_path)
+    done = mlxd(*command, environment={"PATH": os.defpath, "MLXD_STATE": str(tmp_path / "state")})
+    assert done.returncode in (0, 1)
+    assert done.stdout or done.stderr.startswith("mlxd: ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_usage_ends_with_2(capsys):

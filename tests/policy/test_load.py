@@ -14,6 +14,7 @@ from mlxd.policy import keys
 from mlxd.policy.load import Override, PolicyErrors, load
 from mlxd.policy.policy_set import FILES
 from mlxd.policy.strict_yaml import MAX_BYTES, dotted
+from tests.support.homeless import homeless
 
 DATA = Path(__file__).parent.parent / "data" / "policies"
 BAD = sorted(DATA.glob("*.bad.yaml"))
@@ -95,6 +96,14 @@ def test_folders_of_models_are_expanded(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HOME", "/somewhere")
     write(folder, "models", "dirs: [~/mlx-models, /models]\n")
     assert load(folder).models.folders == (Path("/somewhere/mlx-models"), Path("/models"))
+
+
+def test_without_a_home_they_stay_as_they_are_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    homeless(monkeypatch)
+    write(folder, "models", "dirs: [~/mlx-models, /models]\n")
+    assert load(folder).models.folders == (Path("~/mlx-models"), Path("/models"))
 
 
 def test_names_that_older_yaml_guesses_at_are_names(folder: Path) -> None:

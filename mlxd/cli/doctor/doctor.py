@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 
 from mlxd.cli import exits
 from mlxd.cli.doctor import daemon, files, policies, service, system
@@ -37,7 +36,7 @@ def _all(folder: str | None, state: str | None) -> Iterator[Finding]:
     except BadEnvFile:  # told of already
         return
     yield from system.findings(system.System(), os.environ)
-    yield from files.findings(found, judged, Path.home())
+    yield from files.findings(found, judged, places.expanded("~"))
     yield from daemon.findings(found)
     yield from service.findings(Site(folder, state))
 

@@ -19,9 +19,11 @@ def init(policies: str | None) -> int:
     found = places.policy_folder(policies, os.environ)
     if found is not None:
         target = found.path
+    elif (config := _config()) is not None:
+        target = config / "mlxd" / "policies"
     else:
-        config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-        target = Path(config) / "mlxd" / "policies"
+        print("mlxd: this user has no home: name a folder with --policies", file=sys.stderr)
+        return exits.FAILED
     told: list[str] = []
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -38,6 +40,14 @@ def init(policies: str | None) -> int:
         print(f"mlxd: {error}", file=sys.stderr)
         return exits.FAILED
     return exits.DONE
+
+
+def _config() -> Path | None:
+    """None: this user has none."""
+    if folder := os.environ.get("XDG_CONFIG_HOME"):
+        return Path(folder)
+    home = places.home_of(os.environ)
+    return home / ".config" if home is not None else None
 
 
 def shipped() -> Path:

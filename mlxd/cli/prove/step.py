@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
+from mlxd.core import places
 from mlxd.core.lines import one_line
 
 _MOST_LINES = 8
@@ -60,7 +61,7 @@ def shortened(output: str) -> str:
 
 def without_home(text: str) -> str:
     """`~` for the user's own folder, which has a name in it."""
-    home = str(Path.home())
+    home = str(places.home_of(os.environ) or "/")
     return re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text) if home != "/" else text
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from mlxd.core import places
 from mlxd.core.written_names import WrittenNames
 from mlxd.policy.schema.base import (
     Auto,
@@ -264,4 +265,4 @@ class Models(Policy):
     @property
     def folders(self) -> tuple[Path, ...]:
         """`dirs`, with ~ as this user's home."""
-        return tuple(Path(folder).expanduser() for folder in self.dirs)
+        return tuple(map(places.expanded, self.dirs))
