@@ -6,6 +6,7 @@ import errno
 import gc
 import importlib.util
 import os
+import signal
 import sys
 import threading
 from contextlib import closing, suppress
@@ -41,6 +42,7 @@ def serve(flags: Flags) -> int:
     if not _is_open(flags.ready_file):
         return _refuse(f"--ready-fd {flags.ready_file}: no such file is open", exits.USAGE)
     hold_standard_streams()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is heard: the files are read anyway
     try:
         claim = Claim(places.find(flags.policies, flags.state).state.path)
     except places.BadEnvFile as error:

@@ -479,6 +479,26 @@ def test_a_signal_during_the_start_is_no_unclean_end(tmp_path: Path, number: str
     assert json.loads((tmp_path / "s" / "starts.json").read_text())["running"] is False
 
 
+def test_to_be_told_to_reload_ends_no_start(tmp_path: Path) -> None:
+    """By whoever finds mlxd.pid, as logrotate does."""
+    defect = (
+        "from mlxd.core.claim import Claim\n"
+        "take = Claim.take\n"
+        "def told(claim):\n"
+        "    take(claim)\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "Claim.take = told\n"
+    )
+    process, log, _port = _serve(tmp_path, defect)
+    try:
+        said = tmp_path / "s" / "daemon.json"
+        eventually(lambda: said.exists() or process.poll() is not None, "it starts", within=60)
+        process.terminate()
+        assert process.wait(60) == 0, log.read_text()
+    finally:
+        process.kill()
+
+
 @pytest.mark.slow
 def test_a_disk_that_hangs_during_the_start_does_not_hold_up_an_end(tmp_path: Path) -> None:
     """Where the daemon is can never be written down."""
