@@ -124,6 +124,7 @@ OTHERS = {
     "control/vitals.py": {"_records"},
     "control/watermarks.py": {"_since", "_known"},
     "daemon/life.py": {"_tasks"},
+    "daemon/stops.py": {"_echoes"},
     "daemon/traffic.py": {"_models"},
 }
 """Whose keys are models, rules and tenants of the operator, processes, or words of our own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections import Counter
 from collections.abc import Callable
 from types import FrameType
 
@@ -27,6 +28,8 @@ class Stops:
     def __init__(self, policies: PolicyStore) -> None:
         self._policies = policies
         self._noted: list[signal.Signals] = []
+        self._echoes: Counter[int] = Counter()
+        """Of those, how many the loop tells of once more: they came while it ran."""
         self._told: Told | None = None
         self._count = 0
 
@@ -39,7 +42,7 @@ class Stops:
         self._told = told
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
-            loop.add_signal_handler(number, self._signalled, number)
+            loop.add_signal_handler(number, self._signalled_on_loop, number)
         noted, self._noted = self._noted, []
         for number in noted:
             told(number)
@@ -53,7 +56,14 @@ class Stops:
         )  # fmt: skip
 
     def _signalled_early(self, number: int, _frame: FrameType | None) -> None:
+        self._echoes[number] += _reaches_a_loop()
         self._signalled(signal.Signals(number))
+
+    def _signalled_on_loop(self, number: signal.Signals) -> None:
+        if self._echoes[number]:
+            self._echoes[number] -= 1
+        else:
+            self._signalled(number)
 
     def _signalled(self, number: signal.Signals) -> None:
         self._count += 1
@@ -67,3 +77,10 @@ class Stops:
     def _haste(self) -> float:
         """Seconds that an end at once may take."""
         return float(self._policies.current.timeouts.shutdown.term_grace) + _HASTE_SECONDS
+
+
+def _reaches_a_loop() -> bool:
+    """Whether one that runs hears of each signal, whoever handles it."""
+    file = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(file)
+    return file >= 0

@@ -60,8 +60,8 @@ def answering(said, path=None):
     """Somebody who says that, whatever he is asked, at a unix socket's `path`, or over TCP; the
     address.
     """
-    at = (path, {"family": socket.AF_UNIX}) if path else (("127.0.0.1", 0), {})
-    with socket.create_server(at[0], **at[1]) as listener, ThreadPoolExecutor(1) as pool:
+    at, family = (path, socket.AF_UNIX) if path else (("127.0.0.1", 0), socket.AF_INET)
+    with socket.create_server(at, family=family) as listener, ThreadPoolExecutor(1) as pool:
 
         def answer():
             sock, _ = listener.accept()

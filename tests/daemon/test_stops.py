@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from mlxd.daemon import stops
 from mlxd.daemon.stops import Stops
@@ -53,6 +54,25 @@ async def test_a_signal_that_came_early_is_told_later(
             break
         await asyncio.sleep(0.01)
     assert told == [number, signal.SIGTERM]
+    assert len(limits) == 2
+
+
+def test_one_that_came_early_counts_once(tmp_path: Path, limits: list[float]) -> None:
+    """A second one would skip every wait, that for requests included."""
+    told: list[signal.Signals] = []
+
+    async def main() -> None:
+        heard = made(tmp_path)
+        heard.hear()
+        os.kill(os.getpid(), signal.SIGTERM)
+        heard.tell(told.append)
+        await asyncio.sleep(0.05)
+        assert told == [signal.SIGTERM]
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.05)
+
+    uvloop.run(main())
+    assert told == [signal.SIGTERM] * 2
     assert len(limits) == 2
 
 
