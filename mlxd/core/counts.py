@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+_MOST_LINES = 10
+
 
 def plural(amount: float, one: str, many: str = "") -> str:
     """The number and what it counts; `many`: where that is not `one` with an s."""
@@ -20,6 +24,15 @@ def short(amount: int) -> str:
         if amount >= size:
             return f"{amount / size:.1f}{unit}"
     return str(amount)
+
+
+def some(lines: Iterable[str], more: str) -> list[str]:
+    """The first few of what may be hundreds, and behind them `more`, with how many are left for its
+    `{}`.
+    """
+    found = list(lines)
+    left = len(found) - _MOST_LINES
+    return found if left <= 0 else [*found[:_MOST_LINES], more.format(left)]
 
 
 def whole(text: str, digits: int) -> int | None:

@@ -11,7 +11,7 @@ from mlxd.core.caller import PRIORITIES
 from mlxd.core.models import canonical
 from mlxd.policy.origins import for_everybody
 from mlxd.policy.schema import Models, Policies
-from mlxd.policy.strict_yaml import Path
+from mlxd.policy.strict_yaml import Path, dotted
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,8 @@ class Problem:
 
 
 Written = Mapping[Path, object]
+_MOST_EACH = 5
+"""Tenants that are told one by one of a limit that is beyond everybody's."""
 
 
 def problems_between(policies: Policies, written: Written) -> Iterator[Problem]:
@@ -200,14 +202,11 @@ def _tenants(policies: Policies, written: Written) -> Iterator[Problem]:
     differ by more than case.
     """
     limits = policies.limits
-    in_flight = _Bound(
-        ("limits", "concurrency", "max_in_flight"),
-        limits.concurrency.max_in_flight,
-        "limits.concurrency.max_in_flight",
-    )
-    output = _Bound(
-        ("limits", "tokens", "max_output"), limits.tokens.max_output, "limits.tokens.max_output"
-    )
+    for key, most in (
+        (("limits", "concurrency", "max_in_flight"), limits.concurrency.max_in_flight),
+        (("limits", "tokens", "max_output"), limits.tokens.max_output),
+    ):
+        yield from _within(_Bound(key, most, ".".join(key)), policies, written)
     seen: dict[str, str] = {}
     for name, tenant in policies.clients.tenants.items():
         here = ("clients", "tenants", name)
@@ -219,12 +218,26 @@ def _tenants(policies: Policies, written: Written) -> Iterator[Problem]:
         own, most = tenant.priority, tenant.max_priority
         if PRIORITIES.index(own) < PRIORITIES.index(most) and "priority" in tenant.model_fields_set:
             yield Problem((*here, "priority"), f"expected at most max_priority ({most}), got {own}")
-        if tenant.max_in_flight is not None:
-            yield from _rising(
-                _Bound((*here, "max_in_flight"), tenant.max_in_flight), in_flight, written
-            )
-        if tenant.max_output is not None:
-            yield from _rising(_Bound((*here, "max_output"), tenant.max_output), output, written)
+
+
+def _within(most: _Bound, policies: Policies, written: Written) -> Iterator[Problem]:
+    """No tenant's own limit is above `most`. Where those of many are, it is the one to change."""
+    last = most.path[-1]
+    own = [
+        _Bound(("clients", "tenants", name, last), value)
+        for name, tenant in policies.clients.tenants.items()
+        if (value := getattr(tenant, str(last))) is not None and value > most.value
+    ]
+    if len(own) <= _MOST_EACH:
+        for low in own:
+            yield from _rising(low, most, written)
+        return
+    highest = max(own, key=lambda low: int(low.value))
+    yield Problem(
+        most.path,
+        f"expected at least {highest.value}, got {most.value}: {len(own)} tenants have more of"
+        f" their own, {dotted(highest.path)} the most",
+    )
 
 
 def _web_pages(policies: Policies) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ from mlxd.control.monitors import Readings
 from mlxd.control.replay import Quarantined
 from mlxd.control.resident import Resident
 from mlxd.control.watermarks import Level
+from mlxd.core.counts import some
 from mlxd.core.instance import authority
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.units import shown
@@ -38,6 +39,8 @@ _PUBLIC = frozenset(
 """What a stranger is told of /health."""
 _EVENTS = 5
 """Of the last, to be seen at a glance."""
+_LIST = "mlxd models list tells all"
+_EXPLAIN = "mlxd policy explain models tells all"
 
 
 class Report(PartsEndpoint):
@@ -263,26 +266,14 @@ def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str
     warnings += [words for sink in parts.state.sinks for words in sink()]
     if readings.memory is None:
         warnings.append("memory cannot be read: protection of memory is limited")
-    warnings += _failed(parts).values()
-    warnings += _held(parts)
+    warnings += some(_failed(parts).values(), f"{{}} more models failed to load: {_LIST}")
+    warnings += some(_held(parts), f"{{}} more are served as before an edit: {_EXPLAIN}")
     warnings += _replaced(parts)
-    warnings += [
-        f"model {card.name} is served by an earlier revision; of the one that counts: "
-        f"{card.outdated}"
-        for card in parts.catalog.known()
-        if card.outdated and not card.copy_of
-    ]
-    warnings += worker_report.warnings(parts)
+    warnings += some(_outdated(parts), "{} more are served by an earlier revision")
+    warnings += some(worker_report.warnings(parts), f"and {{}} more of workers: {_LIST}")
     warnings += parts.supervisor.prefixes.warnings()
-    warnings += [
-        f"model {card.name} is unavailable: {card.unavailable}"
-        for card in parts.catalog.unavailable()
-    ]
-    warnings += [
-        f"no model drafts for {card.name}: {card.undrafted}"
-        for card in parts.catalog.known()
-        if card.undrafted
-    ]
+    warnings += some(_unavailable(parts), f"{{}} more models are unavailable: {_LIST}")
+    warnings += some(_undrafted(parts), f"no model drafts for {{}} more: {_LIST}")
     return warnings
 
 
@@ -301,6 +292,30 @@ def _held(parts: Parts) -> list[str]:
         f"model {card.name} is served as it was loaded before an edit: {card.held}"
         for card in parts.catalog.known()
         if card.held and not card.copy_of
+    ]
+
+
+def _outdated(parts: Parts) -> list[str]:
+    return [
+        f"model {card.name} is served by an earlier revision; of the one that counts: "
+        f"{card.outdated}"
+        for card in parts.catalog.known()
+        if card.outdated and not card.copy_of
+    ]
+
+
+def _unavailable(parts: Parts) -> list[str]:
+    return [
+        f"model {card.name} is unavailable: {card.unavailable}"
+        for card in parts.catalog.unavailable()
+    ]
+
+
+def _undrafted(parts: Parts) -> list[str]:
+    return [
+        f"no model drafts for {card.name}: {card.undrafted}"
+        for card in parts.catalog.known()
+        if card.undrafted
     ]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlxd.control.model_settings import HOW_TO_LOAD, setting_path
+from mlxd.core.counts import some
 from mlxd.policy import keys
 from mlxd.policy.explain import explained, hidden_line
 from mlxd.policy.outcome import Outcome, error_json
@@ -20,6 +21,9 @@ Json = dict[str, Any]
 
 _MOST_CHANGES = 50
 """That an event keeps; the history has them all."""
+_ALL_ERRORS = "mlxd policy check tells all"
+_MOST_ERRORS = 10
+"""That an event keeps, and /admin/policy has them all."""
 
 
 def summary(parts: Parts, policies: PolicySet) -> Json:
@@ -36,7 +40,7 @@ def summary(parts: Parts, policies: PolicySet) -> Json:
             "trigger": last.trigger,
             "at": iso(float(int(last.at))),
         },
-        "errors": [str(error) for error in last.errors],
+        "errors": some(map(str, last.errors), f"and {{}} more: {_ALL_ERRORS}"),
         "pending_restart": list(parts.reloader.until_restart()),
         "shadowed": list(shadowed(policies)),
         "watching": parts.watcher.up,
@@ -51,8 +55,11 @@ def warnings(parts: Parts, policies: PolicySet) -> Iterator[str]:
             f"the policy files are broken: generation {policies.generation}, the last good one,"
             " is in force"
         )
-    for error in last.errors:
-        yield f"the policy files are refused, generation {policies.generation} stays: {error}"
+    refused = f"the policy files are refused, generation {policies.generation} stays"
+    yield from some(
+        (f"{refused}: {error}" for error in last.errors),
+        f"{refused}: for {{}} more reasons, {_ALL_ERRORS}",
+    )
     for key in parts.reloader.until_restart():
         yield f"{key} has changed and waits for a restart"
     yield from shadowed(policies, chosen=True)
@@ -84,6 +91,7 @@ def report(parts: Parts, last: Outcome) -> None:
     metrics.policy_error(file, line, key, message)
     told = last.as_json()
     told["changes"] = told["changes"][:_MOST_CHANGES]
+    told["errors"] = told["errors"][:_MOST_ERRORS]
     greeted = last.trigger == "start"
     level = logging.DEBUG if greeted else logging.INFO if last.ok else logging.WARNING
     parts.events.record("reload", str(last), told, level=level)

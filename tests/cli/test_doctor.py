@@ -152,6 +152,17 @@ def test_a_refused_policy_is_said_with_its_line(
     assert said.rstrip().endswith("to consider")
 
 
+def test_of_findings_of_one_kind_the_first_are_shown_and_how_many_more(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.write(limits="".join(f"strange_{n}: 1\n" for n in range(300)))
+    assert doctor(str(world.policies), str(world.state), as_json=False) == 1
+    said = capsys.readouterr().out
+    assert said.count("limits.yaml:") == 10
+    assert "290 more of policy_refused: mlxd doctor --json tells all" in said
+    assert "300 to mend" in said
+
+
 def test_a_variable_that_is_refused_is_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLXD_PORT", "11500")
     monkeypatch.setenv("MLX_API_PORT", "11600")

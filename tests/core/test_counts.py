@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlxd.core.counts import form, plural, whole
+from mlxd.core.counts import form, plural, some, whole
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,9 @@ def test_what_goes_with_it_agrees() -> None:
 )  # fmt: skip
 def test_a_count_is_read_of_few_ascii_digits_alone(text: str, count: int | None) -> None:
     assert whole(text, 3) == count
+
+
+def test_of_many_lines_the_first_are_told_and_how_many_more_there_are() -> None:
+    lines = [str(number) for number in range(300)]
+    assert some(lines[:10], "{} more") == lines[:10]
+    assert some(iter(lines), "{} more") == [*lines[:10], "290 more"]

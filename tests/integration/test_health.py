@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -29,7 +30,7 @@ from tests.integration.talking import (
     say,
     workers_of,
 )
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, daemon
 
 pytestmark = pytest.mark.mlx
 
@@ -240,3 +241,22 @@ def test_jq_reads_the_memory(loaded: Daemon) -> None:
         ["bash", "-c", line], check=False, capture_output=True, text=True, timeout=20
     )
     assert set(MEMORY) <= json.loads(done.stdout).keys()
+
+
+def test_many_reasons_of_one_kind_are_the_first_and_how_many_more(tmp_path: Path) -> None:
+    for number in range(30):
+        folder = tmp_path / "models" / f"broken-{number}"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{")
+    with daemon(tmp_path, models=tmp_path / "models") as running:
+        running.edit("limits", "".join(f"strange_{n}: 1\n" for n in range(300)))
+        assert len(running.reload()["errors"]) == 300
+        running.http.get("/api/tags")
+        health = running.admin.get("/admin/health")
+    more = "290 more"
+    assert len(health["policy"]["errors"]) == 11
+    assert more in health["policy"]["errors"][-1]
+    assert sum("refused" in words for words in health["warnings"]) == 11
+    assert sum(more in words for words in health["warnings"]) == 1
+    assert "20 more models are unavailable: mlxd models list tells all" in health["warnings"]
+    assert len(json.dumps(health)) < 20_000

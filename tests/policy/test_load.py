@@ -410,3 +410,22 @@ def test_what_is_said_of_a_wrong_value_is_the_way_to_a_right_one(
         load(tmp_path)
     (error,) = refused.value.errors
     assert str(error).endswith(said)
+
+
+def test_a_limit_below_what_many_tenants_have_is_one_error_at_that_limit(tmp_path: Path) -> None:
+    write(tmp_path, "limits", "concurrency: {max_in_flight: 2}\n")
+
+    def errors(count: int) -> list[str]:
+        tenants = "".join(f"  t{n}: {{max_in_flight: {4 + n}}}\n" for n in range(count))
+        write(tmp_path, "clients", f"tenants:\n{tenants}")
+        with pytest.raises(PolicyErrors) as refused:
+            load(tmp_path)
+        return [*map(str, refused.value.errors)]
+
+    assert [error.partition(": expected")[0] for error in errors(5)] == [
+        f"clients.yaml:{3 + n}:8: clients.tenants.t{n}.max_in_flight" for n in range(5)
+    ]
+    assert errors(300) == [
+        "limits.yaml:2:15: limits.concurrency.max_in_flight: expected at least 303, got 2: 300"
+        " tenants have more of their own, clients.tenants.t299.max_in_flight the most"
+    ]

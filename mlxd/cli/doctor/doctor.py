@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -14,6 +15,9 @@ from mlxd.cli.service.site import Site
 from mlxd.core import places
 from mlxd.core.lines import one_line
 from mlxd.core.places import BadEnvFile
+
+_MOST = 10
+"""Findings of one kind that are shown to people."""
 
 
 def doctor(folder: str | None, state: str | None, *, as_json: bool) -> int:
@@ -42,8 +46,15 @@ def _all(folder: str | None, state: str | None) -> Iterator[Finding]:
 
 
 def _lines(found: list[Finding]) -> Iterator[str]:
+    """Of a kind the first few: a disk that is not there may be a thousand models."""
+    told = Counter[str]()
     for one in sorted(found, key=lambda one: one.level != "problem"):
-        yield f"{one.level:<8}  {one.words}"
-        yield f"{'':<8}  -> {one.fix}"
+        told[one.code] += 1
+        if told[one.code] <= _MOST:
+            yield f"{one.level:<8}  {one.words}"
+            yield f"{'':<8}  -> {one.fix}"
+    for code, count in told.items():
+        if count > _MOST:
+            yield f"{count - _MOST} more of {code}: mlxd doctor --json tells all"
     problems = sum(one.level == "problem" for one in found)
     yield f"{problems} to mend, {len(found) - problems} to consider" if found else "all is well"

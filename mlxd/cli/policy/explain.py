@@ -10,6 +10,7 @@ from typing import Any
 from mlxd.cli import exits
 from mlxd.cli.models.asking import print_json
 from mlxd.cli.policy.here import FAILURES, here, refused, wrong
+from mlxd.core.counts import some
 from mlxd.policy import explain as explaining
 from mlxd.policy.explain import NoSuchKey
 
@@ -44,8 +45,9 @@ def explain(policies: str | None, state: str | None, key: str, *, as_json: bool)
         print("\n".join(_whole(values[0])))
     else:
         print("\n".join(_short(value) for value in values))
-    for one in report.get("errors", ()):
-        print(f"the files have been edited since, and are refused: {one['text']}", file=sys.stderr)
+    errors = (one["text"] for one in report.get("errors", ()))
+    for words in some(errors, "for {} more reasons: mlxd policy check tells all"):
+        print(f"the files have been edited since, and are refused: {words}", file=sys.stderr)
     return exits.DONE
 
 
