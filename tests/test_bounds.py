@@ -46,7 +46,7 @@ FILLED = {
     "control/quotas.py": {"_addresses_recent"},
     "control/ratelimit.py": {"_counts"},
     "control/fair.py": {"_clients", "_idle"},
-    "control/archive.py": {"_kept", "_taken"},
+    "control/archive.py": {"_kept", "_own", "_taken"},
     "control/stories.py": {"_served", "_refused"},
     "control/holds.py": {"_models", "_expected"},
     "control/prompts.py": {"_lines"},

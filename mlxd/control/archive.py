@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
+from heapq import heapify, heapreplace
 
 from mlxd.core.clock import Clock
 from mlxd.policy.policy_set import PolicySet
@@ -58,6 +59,8 @@ class Archive:
         self._clock = clock
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         """By id, the oldest first."""
+        self._own: dict[str, dict[str, Kept]] = {}
+        """The same by owner; whoever has none is not there."""
         self._taken: Counter[str] = Counter()
         """Bytes by owner, of all that is held; whoever holds nothing is not there."""
         self._bytes = 0
@@ -82,6 +85,7 @@ class Archive:
         """
         kept.since = self._clock.monotonic()
         self._kept[kept.id] = kept
+        self._own.setdefault(kept.owner, {})[kept.id] = kept
         self._hold(kept)
         self.sweep()
 
@@ -92,13 +96,20 @@ class Archive:
 
     def remove(self, kept: Kept) -> None:
         """It cannot be asked for any more."""
-        if self._kept.pop(kept.id, None) is not None:
-            self._let_go(kept)
+        if self._kept.pop(kept.id, None) is None:
+            return
+        own = self._own[kept.owner]
+        del own[kept.id]
+        if not own:
+            del self._own[kept.owner]
+        self._let_go(kept)
 
     def sweep(self) -> None:
         """Remove what is too old, or too much."""
-        while self._kept and (one := self._surplus()) is not None:
-            self.remove(one)
+        while self._kept and self._is_over(oldest := next(iter(self._kept.values()))):
+            self.remove(oldest)
+        if self._bytes > self._bounds.max_bytes:
+            self._make_room()
 
     async def run(self) -> None:
         """Sweep now and then: its time is over for what nobody asks for, too."""
@@ -106,17 +117,21 @@ class Archive:
             await asyncio.sleep(_SWEEP_SECONDS)
             self.sweep()
 
-    def _surplus(self) -> Kept | None:
-        """What has to go next."""
-        bounds, oldest = self._bounds, next(iter(self._kept.values()))
-        most = bounds.max_count if bounds.store != "off" else 0
-        late = self._clock.monotonic() - oldest.since >= bounds.ttl
-        if late or len(self._kept) > most:
-            return oldest
-        if self._bytes <= bounds.max_bytes:
-            return None
-        ((owner, _),) = self._taken.most_common(1)
-        return next(kept for kept in self._kept.values() if kept.owner == owner)
+    def _is_over(self, oldest: Kept) -> bool:
+        """Whether its time is, or it is one too many."""
+        most = self._bounds.max_count if self._bounds.store != "off" else 0
+        late = self._clock.monotonic() - oldest.since >= self._bounds.ttl
+        return late or len(self._kept) > most
+
+    def _make_room(self) -> None:
+        """Ordered once, however many have to go: who is first there may have less by now."""
+        most = [(-taken, owner) for owner, taken in self._taken.items()]
+        heapify(most)
+        while self._kept and self._bytes > self._bounds.max_bytes:
+            taken, owner = most[0]
+            if self._taken[owner] == -taken:
+                self.remove(next(iter(self._own[owner].values())))
+            heapreplace(most, (-self._taken[owner], owner))
 
     def _count(self, owner: str, size: int) -> None:
         self._bytes += size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -142,3 +143,27 @@ def test_the_sum_is_of_all_that_can_be_reached(steps: list[tuple[str, int, int]]
         reached = {each.id: each.size for one in listed for each in one.conversation()}
         assert archive.bytes == sum(reached.values()) <= 6000
         assert len(archive) == len(listed) <= 4
+
+
+@pytest.mark.parametrize("owners", [1, 5000])
+def test_an_edit_that_leaves_room_for_few_takes_no_longer_for_many(
+    clock: ManualClock, owners: int
+) -> None:
+    answers = [kept(str(n), owner=str(n % owners)) for n in range(5000)]
+    archive = archive_of(clock, *answers, max_count=5000)
+    began = time.thread_time()
+    archive.apply(policies(max_count=5000, max_bytes=f"{3 * ONE}B"))
+    assert time.thread_time() - began < 0.3
+    assert len(archive) == 3
+    assert archive.bytes == 3 * ONE
+
+
+def test_the_last_of_a_client_goes_behind_those_of_another(clock: ManualClock) -> None:
+    early = [kept(f"early-{n}", owner="few") for n in range(5000)]
+    late = [kept(f"late-{n}", owner="much", response=bytes(8000)) for n in range(5000)]
+    archive = archive_of(clock, *early, *late, max_count=10_000)
+    began = time.thread_time()
+    archive.apply(policies(max_count=10_000, max_bytes="12MB"))
+    assert time.thread_time() - began < 0.3
+    assert archive.get("early-0", "few") is not None
+    assert archive.get("late-0", "much") is None
