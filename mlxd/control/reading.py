@@ -51,6 +51,8 @@ def raise_if_out(error: OSError) -> None:
 
 def readable(text: str) -> str:
     """Text that can be encoded and shown: undecodable bytes and control characters replaced."""
+    if text.isascii() and text.isprintable():
+        return text
     return "".join("\ufffd" if category(letter) in _UNSHOWN else letter for letter in text)
 
 

@@ -11,7 +11,6 @@ from mlxd.control.resident import ttl_of
 from mlxd.core.caller import Caller
 from mlxd.core.errors import Forbidden
 from mlxd.core.models import ModelCard, canonical
-from mlxd.core.wildcard import matches
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.schema.clients import Tenant
 
@@ -26,7 +25,7 @@ class Rights:
     @property
     def allowed(self) -> bool:
         """Whether it may use the model."""
-        return _is_allowed(self.terms, _names(self.card))
+        return not self.terms.tenant.models or _is_allowed(self.terms, _names(self.card))
 
     def check_model(self) -> None:
         """Raises Forbidden."""
@@ -81,8 +80,7 @@ def rights_of(caller: Caller, card: ModelCard, policies: PolicySet) -> Rights:
 
 
 def _is_allowed(terms: Terms, names: Sequence[str]) -> bool:
-    patterns = terms.tenant.models
-    return not patterns or any(matches(canonical(p), name) for p in patterns for name in names)
+    return not terms.tenant.models or terms.tenant.allowed.match(names)
 
 
 def _names(card: ModelCard) -> Sequence[str]:

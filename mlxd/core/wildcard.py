@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 
 def matches(pattern: str, text: str) -> bool:
     """In time linear in both, whatever a client sends."""
@@ -17,6 +19,21 @@ def matches(pattern: str, text: str) -> bool:
             return False
         at = found + len(part)
     return text.endswith(others[-1]) and len(text) - len(others[-1]) >= at
+
+
+class Patterns:
+    """Several of them; those without `*`, which may be hundreds, are looked up."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        found = list(patterns)
+        self._whole = frozenset(one for one in found if "*" not in one)
+        self._others = [one for one in found if "*" in one]
+
+    def match(self, texts: Sequence[str]) -> bool:
+        """Whether one of them does one of these."""
+        return any(text in self._whole for text in texts) or any(
+            matches(pattern, text) for pattern in self._others for text in texts
+        )
 
 
 def literal_prefix(pattern: str) -> str:

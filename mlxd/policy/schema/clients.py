@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Literal
 
+from mlxd.core import wildcard
 from mlxd.core.caller import Priority
+from mlxd.core.models import canonical
 from mlxd.policy.schema.base import (
     Auto,
     Count,
@@ -228,6 +231,11 @@ class Tenant(Policy):
         "that is shorter than the model's `ttl`); otherwise that is ignored.",
         example="false",
     )  # fmt: skip
+
+    @cached_property
+    def allowed(self) -> wildcard.Patterns:
+        """`models`, in the form in which names are compared."""
+        return wildcard.Patterns(map(canonical, self.models))
 
 
 class Clients(Policy):
