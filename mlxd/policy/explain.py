@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -60,11 +61,22 @@ def explained(
             {"value": one.value, "source": str(one.source), **_position(one.source)}
             for one in policies.shadowed.get(path, ())
         ],
-        "default": key.default if key is not None else None,
-        "takes": key.expected if key is not None else "",
-        "unit": (key.extra("unit") or "") if key is not None else "",
-        "reload": (key.extra("reload") or "live") if key is not None else "live",
-        "meaning": key.description if key is not None else "",
+        **_said_of(key.path if key is not None else None),
+    }
+
+
+@cache
+def _said_of(path: tuple[str, ...] | None) -> Json:
+    """What the schema says of a key, which thousands of values may have; None: it has none."""
+    if path is None:
+        return {"default": None, "takes": "", "unit": "", "reload": "live", "meaning": ""}
+    key = keys.table()[path]
+    return {
+        "default": key.default,
+        "takes": key.expected,
+        "unit": key.extra("unit") or "",
+        "reload": key.extra("reload") or "live",
+        "meaning": key.description,
     }
 
 

@@ -7,13 +7,15 @@ from typing import Any
 
 from aiohttp import web
 
-from mlxd.server.answers import json_response
+from mlxd.core.threads import Threads
+from mlxd.server.answers import is_large, json_response, large_json_response
 from mlxd.server.errors import Render, in_ollama
 
 Json = dict[str, Any]
 
 Answer = tuple[Json, str]
 """A body, and the ETag of the policies that it tells of."""
+_threads = Threads("answers")
 
 
 class Action:
@@ -26,6 +28,9 @@ class Action:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         body, etag = await self._act(request)
-        response = json_response(body)
+        if is_large(body):
+            response = await _threads.run_or_here(large_json_response, body)
+        else:
+            response = json_response(body)
         response.headers["ETag"] = etag
         return response

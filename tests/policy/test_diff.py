@@ -120,6 +120,23 @@ class TestExplain:
         (value,) = explain(load(tmp_path), "b.max_in_flight")
         assert value["key"] == "clients.tenants.b.max_in_flight"
 
+    def test_what_thousands_of_values_have_in_common_is_worked_out_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tenants = "".join(f"  t{n}: {{weight: 2}}\n" for n in range(50))
+        write_policies(tmp_path, {"clients": f"tenants:\n{tenants}"})
+        asked: list[str] = []
+        expected = keys.expected
+
+        def noted(annotation: object, metadata: list[object]) -> str:
+            asked.append(str(annotation))
+            return expected(annotation, metadata)
+
+        monkeypatch.setattr(keys, "expected", noted)
+        values = explain(load(tmp_path), "clients.tenants")
+        assert len(values) > 500
+        assert len(asked) < 100
+
     def test_a_last_part_that_may_be_several_keys_names_them(self) -> None:
         with pytest.raises(NoSuchKey) as refused:
             explain(load(), "mode")

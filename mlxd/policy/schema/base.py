@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -208,6 +211,8 @@ class Policy(BaseModel):
     )
 
     @classmethod
-    def attributes(cls) -> dict[str, str]:
+    @cache
+    def attributes(cls) -> Mapping[str, str]:
         """Attribute names by the names that the files write: `for` is no name in Python."""
-        return {info.alias or name: name for name, info in cls.model_fields.items()}
+        fields = cls.model_fields.items()
+        return MappingProxyType({info.alias or name: name for name, info in fields})
