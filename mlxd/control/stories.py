@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from heapq import nlargest
 from itertools import chain
+from operator import attrgetter
 
 from mlxd.core.story import Story
 from mlxd.policy.policy_set import PolicySet
 
 _REFUSED = 400
 """The lowest status of a request that was not served."""
+_came = attrgetter("came")
 
 
 class Stories:
@@ -45,11 +48,12 @@ class Stories:
 
     def find(self, id: str) -> list[Story]:
         """Those of this id, which clients may give to several; the newest first."""
-        return [story for story in self._all() if story.id == id]
+        found = [story for story in self._all() if story.id == id]
+        return sorted(found, key=_came, reverse=True)
 
     def newest(self, count: int) -> list[Story]:
         """The last that came, the newest first."""
-        return self._all()[:count]
+        return nlargest(count, self._all(), key=_came)
 
     def under_way(self) -> list[Story]:
         """Those that have not ended."""
@@ -59,9 +63,8 @@ class Stories:
         self._most = new.server.stories
         self._shrink()
 
-    def _all(self) -> list[Story]:
-        known = chain(self._under_way, self._served, self._refused)
-        return sorted(known, key=lambda story: story.came, reverse=True)
+    def _all(self) -> Iterator[Story]:
+        return chain(self._under_way, self._served, self._refused)
 
     def _shrink(self) -> None:
         while len(self._served) + len(self._refused) > self._most:
