@@ -273,7 +273,7 @@ def join(made: Composition, log: Log) -> None:
     parts.reloader.observe(partial(policy_report.report, parts))
     parts.reloader.observe(_log_outcome)
     parts.stories.on_end.append(partial(count_tokens, parts.metrics))
-    parts.stories.on_end.append(Served(parts.metrics.registry).ended)
+    parts.stories.on_end.append(Served(parts.metrics.served).ended)
     parts.stories.on_end.append(parts.lately.ended)
     policy_report.measure(parts)
     adaptive_report.measure(parts)

@@ -4,6 +4,7 @@ except that a stop takes account of who asks /readyz (daemon/ending.py).
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from mlxd.control.resident import Resident
 from mlxd.control.watermarks import Level
 from mlxd.core.counts import some
 from mlxd.core.instance import authority
+from mlxd.core.threads import Threads
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.units import shown
 from mlxd.server import adaptive_report, load_report, memory_report, queue_report, worker_report
@@ -37,6 +39,7 @@ _PUBLIC = frozenset(
     ("status", "service", "version", "active_requests", "max_concurrent", "timestamp")
 )
 """What a stranger is told of /health."""
+_threads = Threads("metrics")
 _EVENTS = 5
 """Of the last, to be seen at a glance."""
 _LIST = "mlxd models list tells all"
@@ -79,8 +82,14 @@ class Health(PartsEndpoint):
 class Scrape(PartsEndpoint):
     """`GET /metrics`: everything that is counted, in Prometheus' text format."""
 
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        self._lock = asyncio.Lock()
+
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        body = self._parts.metrics.render()
+        metrics = self._parts.metrics
+        async with self._lock:
+            body = await _threads.run_or_here(metrics.render_served) + metrics.render()
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
 

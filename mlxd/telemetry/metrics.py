@@ -31,6 +31,8 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # series that nobody asks for
         self.registry = CollectorRegistry(auto_describe=True)
+        self.served = CollectorRegistry(auto_describe=True)
+        """What clients got: tens of series for each of hundreds of models."""
         self._successful = self._gauge(
             "mlxd_policy_last_reload_successful",
             "1 if the last attempt to put policies in force succeeded, else 0; a rollback that is"
@@ -239,8 +241,12 @@ class Metrics:
         self.registry.register(_Each(name, meaning, labels, values, CounterMetricFamily))
 
     def render(self) -> bytes:
-        """All of them, in Prometheus' text format."""
+        """All but `served`, in Prometheus' text format. On the event loop, whose parts it asks."""
         return generate_latest(self.registry)
+
+    def render_served(self) -> bytes:
+        """Of `served`, in any thread: with many models it takes long."""
+        return generate_latest(self.served)
 
     def _gauge(self, name: str, meaning: str, labels: tuple[str, ...] = ()) -> Gauge:
         return Gauge(name, meaning, labels, registry=self.registry)

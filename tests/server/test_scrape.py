@@ -1,0 +1,51 @@
+"""GET /metrics of a daemon whose hundreds of models have all served."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+
+from mlxd.core.caller import Caller
+from mlxd.core.clock import ManualClock
+from mlxd.core.story import Story
+from mlxd.server.health import Scrape
+from mlxd.server.parts import Parts
+from mlxd.telemetry import metrics as module
+from mlxd.telemetry.metrics import Metrics
+from mlxd.telemetry.served import Served
+
+
+async def test_series_by_model_are_written_beside_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    metrics = Metrics()
+    metrics.would_deny("hosts")
+    served = Served(metrics.served)
+    for number in range(50):
+        story = Story("r", "/p", Caller("c"), 1, 0.0, ManualClock().monotonic, 0.0)
+        story.model, story.leased, story.first_token = f"model-{number}", 1.0, 1.0
+        served.ended(story)
+    here = threading.get_ident()
+    longest = 0
+    generate = module.generate_latest
+
+    def noted(registry: object) -> bytes:
+        nonlocal longest
+        text: bytes = generate(registry)  # type: ignore[arg-type]
+        if threading.get_ident() == here:
+            longest = max(longest, len(text))
+        return text
+
+    monkeypatch.setattr(module, "generate_latest", noted)
+    parts = cast("Parts", SimpleNamespace(metrics=metrics))
+    answer = await Scrape(parts)(make_mocked_request("GET", "/metrics"))
+    assert isinstance(answer, web.Response)
+    assert isinstance(answer.body, bytes)
+    assert b'mlxd_policy_would_deny_total{rule="hosts"} 1.0' in answer.body
+    assert b'mlxd_time_to_first_token_seconds_count{model="model-49"} 1.0' in answer.body
+    assert 0 < longest < len(answer.body) / 4
