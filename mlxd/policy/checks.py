@@ -202,11 +202,11 @@ def _tenants(policies: Policies, written: Written) -> Iterator[Problem]:
     differ by more than case.
     """
     limits = policies.limits
-    for key, most in (
+    for key, value in (
         (("limits", "concurrency", "max_in_flight"), limits.concurrency.max_in_flight),
         (("limits", "tokens", "max_output"), limits.tokens.max_output),
     ):
-        yield from _within(_Bound(key, most, ".".join(key)), policies, written)
+        yield from _within(_Bound(key, value, ".".join(key)), policies, written)
     seen: dict[str, str] = {}
     for name, tenant in policies.clients.tenants.items():
         here = ("clients", "tenants", name)
