@@ -9,6 +9,8 @@ from typing import cast
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
 
 from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock
@@ -32,11 +34,11 @@ async def test_series_by_model_are_written_beside_the_event_loop(
         served.ended(story)
     here = threading.get_ident()
     longest = 0
-    generate = module.generate_latest
+    generate = generate_latest
 
-    def noted(registry: object) -> bytes:
+    def noted(registry: CollectorRegistry) -> bytes:
         nonlocal longest
-        text: bytes = generate(registry)  # type: ignore[arg-type]
+        text = generate(registry)
         if threading.get_ident() == here:
             longest = max(longest, len(text))
         return text
