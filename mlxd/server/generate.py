@@ -19,7 +19,7 @@ from mlxd.core.counts import form, plural
 from mlxd.core.errors import InvalidRequest, MlxdError, ResumeExpired
 from mlxd.core.events import Completion, collect, collect_all
 from mlxd.core.threads import Threads
-from mlxd.dialects.base import Call, Codec
+from mlxd.dialects.base import EVENT_STREAM, Call, Codec
 from mlxd.policy.load import PolicySet
 from mlxd.server.answers import json_response, large_json_response
 from mlxd.server.edge import (
@@ -186,6 +186,7 @@ def _coming(request: web.BaseRequest, policies: PolicySet) -> Coming:
         digest=request[DIGEST],
         size=request[SIZE],
         event=request.headers.get(HEADER, "").strip(),
+        reads_ids=EVENT_STREAM in ",".join(request.headers.getall("Accept", ())).lower(),
         retried=tries.isascii() and tries.isdigit() and tries.strip("0") != "",
         policies=policies,
         story=request[STORY],

@@ -44,6 +44,8 @@ class Coming:
     """Of its body, in bytes."""
     event: str
     """Its `Last-Event-ID`."""
+    reads_ids: bool
+    """Its client asks for server-sent events. Others may take all of a record for its data."""
     retried: bool
     """Its client says that it has tried before."""
     policies: PolicySet
@@ -113,7 +115,7 @@ class Resumption:
         events = streams and codec.content_type == EVENT_STREAM
         if events and coming.event:
             return await self._behind(coming, call)
-        if (twin := self._twin(coming)) is not None:
+        if (twin := self._twin(coming, ids=events and coming.reads_ids)) is not None:
             self._remove(twin)
             twin.rename(call.id)
             return self._found(twin, twin.behind(0), "attached", coming, call)
@@ -121,7 +123,7 @@ class Resumption:
         told = Told(
             call,
             codec.encoder(call) if streams else None,
-            events=events,
+            ids=events and coming.reads_ids,
             owner=coming.owner,
             digest=coming.digest,
             body=coming.size,
@@ -150,7 +152,7 @@ class Resumption:
         self._remove(told)
         return self._found(told, owed, how, coming, call)
 
-    def _twin(self, coming: Coming) -> Told | None:
+    def _twin(self, coming: Coming, *, ids: bool) -> Told | None:
         """One that was cut, and goes on as this request would be answered. Who asks anew, and is to
         be told something else, has given up what was cut: no retry goes on with it either.
         """
@@ -161,7 +163,7 @@ class Resumption:
         if not coming.retried and self._bounds.attach != "always":
             for told in [one for one in twins if one.drawn]:
                 self._part(told)
-        return next(iter(twins), None)
+        return next((told for told in twins if told.has_ids == ids), None)
 
     def _found(self, told: Told, owed: Owed | None, how: str, coming: Coming, call: Call) -> Told:
         told.owed = owed or Owed()

@@ -1,7 +1,7 @@
 """One answer as its client was told it, and what it takes to go on with it on another connection.
 
-Each record of a stream of server-sent events ends with a line `id: CALL-N`, N counting records: the
-last one that a client saw says exactly what it has.
+Each record of a stream of server-sent events ends with a line `id: CALL-N`, where its client looks
+for one; N counts records: the last one that a client saw says exactly what it has.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Told:
     """
 
     __slots__ = (
-        "_base", "_events", "_grown", "_mark", "_records", "_under_way", "_written",
+        "_base", "_grown", "_mark", "_records", "_under_way", "_written",
         "call", "client", "complete", "connection", "count", "digest", "drawn", "encoder", "first",
-        "folds", "gone", "handed", "headway", "id", "kept_at", "owed", "owner", "tokens",
+        "folds", "gone", "handed", "has_ids", "headway", "id", "kept_at", "owed", "owner", "tokens",
         "uncertain",
     )  # fmt: skip
 
@@ -40,15 +40,15 @@ class Told:
         call: Call,
         encoder: Encoder | None,
         *,
-        events: bool = False,
+        ids: bool = False,
         owner: str = "",
         digest: bytes = b"",
         body: int = 0,
         client: str = "",
         grown: Grown | None = None,
     ) -> None:
-        """`encoder`: None for an answer that is told whole. `events`: its records are server-sent
-        events, and get ids. `body`: the size of the request's. `client`: whose share it takes.
+        """`encoder`: None for an answer that is told whole. `ids`: its records are server-sent
+        events, and get some. `body`: the size of the request's. `client`: whose share it takes.
         """
         self.id = call.id
         self.call: Call | None = call
@@ -86,7 +86,8 @@ class Told:
         self._under_way = True
         self._written = 0
         self._mark = _mark_of(call.id)
-        self._events = events
+        self.has_ids = ids
+        """Each of its records has one."""
         self._records = ToldRecords(self._mark)
         """What was told."""
         self._grown = grown
@@ -107,7 +108,7 @@ class Told:
         """
         if not records or self._grown is None:
             return records
-        if self._events:
+        if self.has_ids:
             end = len(records) - 2
             if records.find(b"\n") == end or records.find(b"\n\n") == end:
                 self.count += 1
@@ -133,7 +134,7 @@ class Told:
         While it is not told.
         """
         self.id, self._mark = id, _mark_of(id)
-        if self._events:
+        if self.has_ids:
             self._records.rename(self._mark)
 
     def give_back(self, choice: int, burst: Burst) -> None:

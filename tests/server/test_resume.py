@@ -133,8 +133,8 @@ class Machine:
         story = untold()
         self.stories.append(story)
         made: dict[str, Any] = {
-            "owner": "me", "digest": b"d", "size": 10, "event": "", "retried": False,
-            "policies": self.policies, "story": story,
+            "owner": "me", "digest": b"d", "size": 10, "event": "", "reads_ids": True,
+            "retried": False, "policies": self.policies, "story": story,
         }  # fmt: skip
         return Coming(**(made | more))
 
@@ -245,6 +245,19 @@ async def test_ids_change_nothing_else(speaker: str, name: str) -> None:
     ids = re.findall(rb"\nid: (\S+)\n\n", told)
     events = told.count(b"\n\n") if codec.content_type == EVENT_STREAM else 0
     assert ids == [b"c1-%d" % number for number in range(1, events + 1)]
+
+
+async def test_who_does_not_ask_for_events_is_told_no_ids() -> None:
+    """There are clients that take all between two blank lines for the data of one event."""
+    machine = Machine()
+    assert await machine.ask(reads_ids=False) == without_ids(await Machine().ask())
+    await machine.ask(takes=2)
+    assert b"\nid: " not in await machine.ask(reads_ids=False), "nor those of who was cut"
+    cut = await machine.ask(takes=2, reads_ids=False)
+    again = await machine.ask(reads_ids=False)
+    assert again.startswith(cut)
+    assert b"\nid: " not in again
+    assert machine.resumption.outcomes == {"attached": 1}
 
 
 @SPEAKERS
@@ -542,7 +555,7 @@ async def test_what_is_told_takes_a_part_of_what_it_says_and_tells_of_it() -> No
     machine = Machine()
     call = machine.call("openai.chat")
     grown: list[int] = []
-    told = Told(call, None, events=True, grown=grown.append)
+    told = Told(call, None, ids=True, grown=grown.append)
     records = [told.tell(b"data: %d\n\n" % number) for number in range(5000)]
     assert 0 < sum(grown) == told.size < len(b"".join(records)) / 4
     assert len(grown) < 50
