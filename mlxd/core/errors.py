@@ -91,7 +91,8 @@ class MlxdError(Exception):
     quotes: ClassVar[bool] = False
     """Whether its message may quote what the client sent: then it is for the client alone."""
     in_vain: bool = False
-    """Whether a program that asks the same again, by itself and soon, only has the work done again.
+    """Whether a program that asks the same again, by itself and soon, is refused again, or only has
+    the work done again.
     """
 
     def __init__(
@@ -182,6 +183,7 @@ class UnsupportedEncoding(MlxdError):
 
 class Unauthorized(MlxdError):
     code = "unauthorized"
+    in_vain = True  # there are agents that ask ten times, and each is a guess
 
 
 class Forbidden(MlxdError):

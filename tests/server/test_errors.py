@@ -69,6 +69,11 @@ def test_nobody_is_told_to_sleep_for_long_and_who_would_be_refused_again_is_told
     assert headers.get("X-Should-Retry") == should
 
 
+def test_with_a_wrong_key_nobody_tries_again_by_itself():
+    assert error_response(errors.Unauthorized("no"), in_ollama).headers["X-Should-Retry"] == "false"
+    assert "X-Should-Retry" not in error_response(errors.Forbidden("no"), in_ollama).headers
+
+
 def test_a_refusal_for_memory_names_what_was_compared():
     full = InsufficientMemory("no room", needed_bytes=9, available_bytes=4)
     headers = error_response(full, in_ollama).headers
