@@ -109,6 +109,16 @@ def test_a_prompt_that_is_too_long_is_refused_in_the_words_that_agents_look_for(
     assert expected.encode() in record
 
 
+@pytest.mark.parametrize("name", ["prompt_tokens", "prompt_tokens_at_least"])
+def test_an_agent_reads_by_how_much_a_prompt_is_too_long(name) -> None:
+    """As Claude Code does: without it, it drops a fifth of the conversation and asks again."""
+    error = ContextExceeded("it is", numbers={name: 90_210, "allowed_tokens": 8191})
+    told = anthropic.MessagesCodec().render_error(error)["error"]["message"]
+    found = re.search(r"prompt is too long[^0-9]*(\d+)\s*tokens?\s*>\s*(\d+)", told, re.IGNORECASE)
+    assert found is not None
+    assert found.groups() == ("90210", "8191")
+
+
 def test_ollama_says_an_error_and_nothing_else(spoken) -> None:
     if not spoken.name.startswith("ollama"):
         return

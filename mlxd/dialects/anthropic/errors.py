@@ -51,16 +51,26 @@ NAMES: dict[str, str] = {
     "internal_error": "api_error",
 }
 _TOO_LONG = "prompt is too long: "
-"""What coding agents look for: then they shorten the conversation and try again."""
+_COUNTED = "{} tokens > {} maximum: "
+"""What coding agents look for: then they shorten the conversation by the difference and try again.
+"""
 
 
 def render_error(error: MlxdError, request_id: str | None = None) -> Json:
     """`request_id` has its place here; where None is given, whoever sends this knows it."""
-    words = error.explained()
-    if isinstance(error, ContextExceeded):
-        words = _TOO_LONG + words
-    inner: Json = {"type": NAMES[error.code], "message": words}
+    inner: Json = {"type": NAMES[error.code], "message": _words_of(error)}
     return {"type": "error", "error": inner | explanation(error), "request_id": request_id}
+
+
+def _words_of(error: MlxdError) -> str:
+    words = error.explained()
+    if not isinstance(error, ContextExceeded):
+        return words
+    numbers = error.numbers
+    asked = numbers.get("prompt_tokens", numbers.get("prompt_tokens_at_least"))
+    most = numbers.get("allowed_tokens")
+    known = asked is not None and most is not None
+    return _TOO_LONG + (_COUNTED.format(asked, most) if known else "") + words
 
 
 def complain(path: str, expected: str, found: Any) -> str:
