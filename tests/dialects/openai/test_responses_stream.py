@@ -17,6 +17,7 @@ from mlxd.core.errors import (
     MlxdError,
     PolicyLine,
     RateLimited,
+    RequestQuarantined,
     WorkerCrashed,
 )
 from mlxd.core.events import Finished, ReasoningDelta, Started, TextDelta, TokenLogprob, ToolCall
@@ -281,6 +282,7 @@ def test_a_tool_nobody_offered_is_told_as_it_was_called() -> None:
         (RateLimited("slow"), "rate_limit_exceeded"),
         (ContextExceeded("long"), "context_length_exceeded"),
         (InvalidRequest("no"), "invalid_prompt"),
+        (RequestQuarantined("workers died of it"), "invalid_prompt"),
     ],
 )
 @pytest.mark.parametrize("begun", [True, False], ids=["begun", "at once"])

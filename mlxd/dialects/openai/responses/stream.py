@@ -206,4 +206,6 @@ def _code(error: MlxdError) -> str:
         return "rate_limit_exceeded"
     if isinstance(error, ContextExceeded):
         return "context_length_exceeded"
-    return "invalid_prompt" if isinstance(error, InvalidRequest) else "server_error"
+    # There is no X-Should-Retry in a stream: agents try again whatever is not the prompt's fault.
+    final = isinstance(error, InvalidRequest) or error.in_vain
+    return "invalid_prompt" if final else "server_error"
