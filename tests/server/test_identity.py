@@ -325,6 +325,7 @@ class TestEdge:
         response = await answer(path)
         assert response.status == 401
         assert response.headers["WWW-Authenticate"] == "Bearer"
+        assert response.headers["X-Should-Retry"] == "false", "else Claude Code asks ten times"
         assert response.headers["X-Mlxd-Policy-Key"] == "clients.auth.required"
         assert said in response.text.replace(" ", "")
         assert rejected == [{"model": "", "client": "10.9.9.9"}]

@@ -76,7 +76,7 @@ def of_refusal(status: int, *, counted: bool) -> list[str]:
     if status == 503:
         told += [*MEMORY]
     if status == 401:
-        told += ["WWW-Authenticate"]
+        told += ["WWW-Authenticate", "X-Should-Retry"]
     return [*told, *BUSY] if counted else told
 
 
