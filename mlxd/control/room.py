@@ -372,7 +372,7 @@ class Room:
         while True:
             policies = self._in_force()
             if self.blocked is not None:
-                raise copy(self.blocked)
+                return self._wait_blocked(incoming, copy(self.blocked), policies)
             loading = self._inventory.loading()
             if len(loading) >= policies.models.load.max_parallel:
                 self._put_off(incoming, not_its_turn(incoming.card.name, loading, policies))
@@ -409,6 +409,15 @@ class Room:
             await self.lender.make_way(judged.needed)
         finally:
             self._spare = math.inf
+
+    def _wait_blocked(self, incoming: Resident, why: MlxdError, policies: PolicySet) -> float:
+        """One that was in memory waits: there are answers to go on with, and what took the memory
+        may be what died. Raises the refusal of any other load.
+        """
+        if incoming.load is None or not _patient(incoming.evicts, None, policies):
+            raise why
+        self._put_off(incoming, why)
+        return float(policies.memory.check_interval)
 
     def _wait(self, incoming: Resident, judged: Judgement, policies: PolicySet) -> float:
         """How long until the next try. Raises the refusal where there is nothing to wait for."""

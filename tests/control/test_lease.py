@@ -295,3 +295,31 @@ def test_who_waits_for_room_waits_for_memory(loop, tmp_path):
         await world.residency.close(0)
 
     loop.run(run())
+
+
+@pytest.mark.parametrize(("when_full", "waits"), [("wait", True), ("refuse", False)])
+def test_it_waits_for_the_end_of_a_block_of_loads_where_others_are_refused(
+    loop, tmp_path, when_full, waits
+):
+    """A system that is short of memory kills the largest, and says so for a while."""
+    memory = AT_ONCE.replace("refuse", when_full)
+    world = World(tmp_path, "max_loaded: auto\n", memory, loop)
+    short = InsufficientMemory("memory is at 95 %")
+
+    async def run():
+        async with world.lease("a") as lease:
+            began = loop.now
+            world.processes.crash(A)
+            world.residency.block_loads(short)
+            loop.call_later(7, world.residency.block_loads, None)
+            with pytest.raises(InsufficientMemory):
+                await use(world, "b")
+            if waits:
+                await lease.worker()
+                assert loop.now - began == pytest.approx(7, abs=0.1)
+            else:
+                with pytest.raises(InsufficientMemory):
+                    await lease.worker()
+        await world.residency.close(0)
+
+    loop.run(run())

@@ -66,9 +66,10 @@ class WarningMark(Mark):
         ("warn", "drop_mlx_cache"), "[warn]",
         "What is done, in this order: warn reports it; drop_mlx_cache frees the engines' unused "
         "buffers and has them keep half as much of earlier prompts, from the critical mark on "
-        "nothing; block_loads loads nothing more; evict_lru has nothing of earlier prompts kept, "
-        "and drops idle models, the longest unused first, until the mark is left; "
-        "shed_low_priority refuses new generations (503) of "
+        "nothing; block_loads loads nothing more (an answer whose worker has died waits for the "
+        "end of that); evict_lru has nothing of earlier prompts kept, and drops idle models, the "
+        "longest unused first, until the mark is left; shed_low_priority refuses new generations "
+        "(503) of "
         "the classes whose `clients.priorities.<class>.shed_at` is reached; evict_all_idle drops "
         "every unprotected model; stop_admission refuses all generations; cancel_lowest_priority "
         "ends the newest generation of the lowest class that runs, one in each check_interval. "
