@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain
 
 from mlxd.control.fingerprint import fingerprint_of
@@ -37,9 +38,10 @@ class Headway:
     ) -> Sequence[Sampling]:
         """For the first time, or again: with which samplings, whose seeds `draw` may have drawn.
 
-        Raises ResumeExpired where the model is not the same any more.
+        Raises ResumeExpired where the model is not the same any more; who drafts for it does not
+        count.
         """
-        model = (card.spec, fingerprint_of(card))
+        model = (replace(card.spec, draft="", draft_tokens=0), fingerprint_of(card))
         if not self.transcripts:
             self._model = model
             self._samplings = tuple(seeded(sampling, draw) for sampling in samplings)

@@ -462,6 +462,14 @@ async def test_one_whose_model_has_changed_does_not_go_on(monkeypatch: pytest.Mo
     assert len(machine.resumption) == 0
 
 
+async def test_who_drafts_for_its_model_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine()
+    taken = await machine.ask(takes=2)
+    drafter = replace(CARD, name="d", path="/d")
+    monkeypatch.setattr("tests.server.test_resume.CARD", replace(CARD, draft=drafter))
+    assert read(taken) + await machine.ask(event=last_id(taken)) == await Machine().ask()
+
+
 def _changed(card: ModelCard) -> ModelCard:
     return replace(card, digest="1" * 64)
 
