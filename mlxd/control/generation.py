@@ -203,19 +203,14 @@ class Generation:
             self._waiting.add(_event(piece))
         else:
             self._take_rare(piece)
-        if self._waiting.too_large and not self.ended:
-            self.interrupt(
-                DeadlineExceeded(
-                    "the client takes its answer too slowly",
-                    policy=self.limits.line("timeouts.client_write"),
-                    would_pass="a client that reads its answer as it comes",
-                )
-            )
 
     def hand_on(self) -> None:
         """What was taken goes to its consumer: that sleeps on where it is pushed."""
-        if not self._pushed():
-            self._notify()
+        if self._pushed():
+            return
+        self._notify()
+        if self._waiting.too_large and self.under_way and self.transcript.too_much is not None:
+            self.transcript.too_much()
 
     def _pushed(self) -> bool:
         """Whether what waits went out past its sleeping consumer, who has no part in it."""

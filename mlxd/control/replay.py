@@ -62,7 +62,7 @@ _GONE_SECONDS = 5.0
 
 
 class _MakesWay(MlxdError):
-    """Somebody else must be alone now; it goes on right after."""
+    """Somebody else must be alone now, or its client is far behind; it goes on right after."""
 
 
 def fresh_seed() -> int:
@@ -392,9 +392,13 @@ class _Run:
         if turn.alone:
             enough = self._died_at + _CLEARED_TOKENS
             self._transcript.at(enough, partial(self._clear, worker, turn))
-        async with aclosing(worker.generate(self._order, self._transcript)) as bursts:
-            async for burst in bursts:
-                yield burst
+        self._transcript.too_much = partial(self._step_aside, worker, turn)
+        try:
+            async with aclosing(worker.generate(self._order, self._transcript)) as bursts:
+                async for burst in bursts:
+                    yield burst
+        finally:
+            self._transcript.too_much = None
         if turn.alone:
             self._replays.clear(self._case)
 
@@ -423,10 +427,15 @@ class _Run:
         elif self._ways >= _WAYS:
             self._transcript.at(enough, turn.ask)
             return False
-        self._ways, self._way_at, self._early = self._ways + 1, got, True
-        worker.interrupt(self._transcript, _MakesWay("another must be alone"))
-        self._replays.own(self._depart(worker, turn))
+        self._ways, self._way_at = self._ways + 1, got
+        self._step_aside(worker, turn)
         return True
+
+    def _step_aside(self, worker: Worker, turn: Turn) -> None:
+        """Leave the worker, and go on once the client has taken what there is."""
+        self._early = True
+        worker.interrupt(self._transcript, _MakesWay("it goes on later"))
+        self._replays.own(self._depart(worker, turn))
 
     async def _depart(self, worker: Worker, turn: Turn) -> None:
         """Its client may be slow to take what there is: nobody waits for that."""

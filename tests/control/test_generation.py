@@ -3,12 +3,14 @@ import asyncio
 import pytest
 
 from mlxd.control.generation import Generation, Limits, Pulse
+from mlxd.control.transcript import Transcript
 from mlxd.core.clock import ManualClock, SystemClock, stamp
 from mlxd.core.errors import (
     ContextExceeded,
     DeadlineExceeded,
     InsufficientMemory,
     InvalidRequest,
+    MlxdError,
     PolicyLine,
     WorkerCrashed,
     WorkerStalled,
@@ -336,20 +338,24 @@ async def test_an_interrupted_generation_ends_for_its_client_and_not_yet_for_the
     assert not running.interrupt(InsufficientMemory("late"))
 
 
-async def test_a_consumer_that_falls_far_behind_loses_its_answer_and_is_told_why():
-    clock = ManualClock()
+async def test_of_a_consumer_that_falls_far_behind_somebody_is_told():
+    clock, transcript, told = ManualClock(), Transcript(), []
     limits = Limits(60, 60, 60, 1.0, lambda key: PolicyLine(key, "x", "y"))
-    running = Generation(1, limits, clock, Pulse())
+    running = Generation(1, limits, clock, Pulse(), transcript)
+    transcript.too_much = lambda: told.append(running.interrupt(MlxdError("later")))
     scores = [ipc.Logprob("x", b"x", -0.1, [("y", b"y", -1.0)] * 20)]
     for _ in range(1000):
         clock.advance(0.01)
         running.take(ipc.Text(1, "x", scores))
+        running.note([1])
+        running.hand_on()
+    assert told == [True]
     bursts = running.bursts()
     first = await anext(bursts)
-    assert len(first) < 300
-    with pytest.raises(DeadlineExceeded) as late:
+    scored = sum(len(event.logprobs) for event in first if isinstance(event, TextDelta))
+    assert len(transcript.tokens) == scored < 300
+    with pytest.raises(MlxdError, match="later"):
         await anext(bursts)
-    assert late.value.policy == PolicyLine("timeouts.client_write", "x", "y")
 
 
 async def test_who_goes_on_knows_whether_the_prompt_was_told():

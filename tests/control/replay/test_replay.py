@@ -183,6 +183,30 @@ def test_a_request_goes_on_behind_what_the_client_has_got(world):
     assert world.gate_is_free()
 
 
+def test_a_client_that_falls_far_behind_loses_nothing_and_holds_up_nobody(world):
+    """As one does that stops reading for a while: it goes on once it has taken what there was."""
+    slow = Request(world, "slow", reads=2)
+    slow.starts()
+    slow.gets(0)
+    scores = [ipc.Logprob("x", b"x", -0.1, [("y", b"y", -1.0)] * 20)]
+    id, came = slow.asked[-1].id, 1
+    while not world.talk.of(ipc.Cancel):
+        world.loop.advance(0.02)
+        text = ipc.Text(id, f"{came} ", scores)
+        world.says(ipc.Output(1, [text], taken=[ipc.Taken(id, [came])]))
+        came += 1
+    slow.is_cancelled()
+    assert world.gate_is_free()
+    slow.goes_on()
+    assert slow.text == "".join(f"{number} " for number in range(came))
+    prompt, tokens = ipc.packed([7, 8, 9]), ipc.packed(range(came))
+    assert slow.asked[-1].resume == ipc.Resume(prompt, tokens)
+    slow.starts()
+    slow.ends()
+    assert isinstance(slow.events[-1], Finished)
+    assert not world.outcomes, "it is no replay"
+
+
 def _computes_by(world: World, key: str) -> None:
     """The worker that lives has loaded this."""
     world.says(ipc.Ready(True, 1, 512, 0.0, 1, False, False, Footprint(0, ()), key=key))
