@@ -181,9 +181,10 @@ class Grammars:
             self._known.popitem(last=False)
         return verdict
 
-    async def _told(self, asked: bytes) -> Json | None:
+    async def _told(self, asked: bytes, *, again: bool = True) -> Json | None:
         """None where the process says that it is too complex, or dies of that: one that was there
-        already may have died of anything. Raises Overloaded where something else came between.
+        already may have died of anything. Raises Overloaded where something else came between, and
+        did so `again`.
         """
         new = self._process is None
         process = self._process = self._process or await _started(self._core_seconds)
@@ -198,7 +199,7 @@ class Grammars:
         await self._end()
         if process.returncode == -signal.SIGPROF or (new and process.returncode in _OWN_DEATHS):
             return None
-        if new or late:
+        if late or (new and not again):
             log.warning("a schema could not be judged: the process ended with %s%s",
                         process.returncode, ", as it took too long" if late else "")  # fmt: skip
             raise Overloaded(
@@ -206,7 +207,7 @@ class Grammars:
                 retry_after=1.0,
                 would_pass="the same request again, or a simpler schema",
             )
-        return await self._told(asked)
+        return await self._told(asked, again=not new)
 
     def _end_idle(self) -> None:
         if not self._questions:

@@ -235,6 +235,26 @@ async def test_it_is_told_how_a_process_that_served_before_has_died(
     assert len(started) == 1
 
 
+@pytest.mark.parametrize("kills", [1, 2])
+async def test_where_its_fresh_process_is_killed_a_question_is_put_once_more(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch, kills: int
+) -> None:
+    """Not by the question, but as a system short of memory does."""
+    killed: list[int] = []
+
+    async def start(core_seconds: float) -> Any:
+        process = await real(core_seconds)
+        if len(killed) < kills:
+            process.kill()
+            killed.append(process.pid)
+        return process
+
+    real = grammars_module._started
+    monkeypatch.setattr(grammars_module, "_started", start)
+    with pytest.raises(Overloaded) if kills > 1 else contextlib.nullcontext():
+        await grammars.check(asked(format="json"))
+
+
 @pytest.mark.slow
 async def test_what_is_hostile_is_refused_or_passes_and_the_next_is_judged(
     grammars: Grammars,
