@@ -43,21 +43,28 @@ from benchmarks.walk_models import (
     HYBRID,
     MOVING,
     PLAIN,
+    QUANTISED,
     VARIANTS,
 )  # fmt: skip
 from benchmarks.workers import Residue, children
 from mlxd.cli.admin import Refused
 from mlxd.cli.client import NoAnswer
-from tests.support.daemon import Daemon, daemon
+from tests.support.daemon import Daemon, daemon, write_whole
 
 Json = dict[str, Any]
-ASKED = {PLAIN: True, HYBRID: True, DRAFTED: True, ADAPTED: True, MOVING: False}
+NICK = "nick"
+"""Another name of the plain one, which edits take away."""
+ASKED = {
+    PLAIN: True, HYBRID: True, DRAFTED: True, ADAPTED: True, QUANTISED: True, MOVING: False,
+}  # fmt: skip
 """Models, and whether they are given tools."""
 CLIENTS = 6
 ROUNDING = 0.005
 """Of a log-probability."""
 _HOT, _HOT_SECONDS = 0.7, 15.0
 """The share of requests that are for one model, and for how long it is that one."""
+_TOGETHER = 0.3
+"""The share of deeds that another one follows at once."""
 _SHOWS = 30.0
 """Seconds for which a deed explains what becomes of requests."""
 _VAGUE = frozenset(
@@ -77,10 +84,10 @@ _OF = {
                          "breaker_open", "resume_expired", "worker_crashed")),
     "memory": frozenset(("insufficient_memory",)),
     "rate": frozenset(("rate_limited",)),
-    "tenant": frozenset(("tenant_busy", "forbidden", "tokens_exhausted")),
-    "auth": frozenset(("unauthorized", "too_many_guesses", "resume_expired")),
+    "clients": frozenset(("tenant_busy", "unauthorized", "too_many_guesses", "resume_expired")),
     "resume": frozenset(("resume_expired",)),
     "models": frozenset(("resume_expired",)),
+    "names": frozenset(("model_not_found", "resume_expired")),
     "down": frozenset(("cut", "unreachable", "draining", "resume_expired", "worker_crashed",
                        "worker_stalled", "starts_held", "overloaded")),
 }  # fmt: skip
@@ -178,7 +185,7 @@ class Walk:
 
     def learn(self) -> None:
         """Ask everything once, undisturbed; of the model that moves, in both its forms."""
-        self.asks = draw_asks(ASKED, ENCODER, self.options.asks, self.options.seed)
+        self.asks = draw_asks(ASKED | {NICK: True}, ENCODER, self.options.asks, self.options.seed)
         client = Client(self.running.port, "first", self.chance)
         for variant in VARIANTS:
             if variant != VARIANTS[0]:
@@ -288,7 +295,7 @@ class Walk:
         if ask.model != hot and chance.random() < _HOT:
             ask = chance.choice([one for one in self.asks if one.model == hot])
         stream = ask.streams and chance.random() < 0.7
-        manner = chance.choices(MANNERS, (10, 3, 2, 4, 3))[0]
+        manner = chance.choices(MANNERS, (10, 3, 2, 2, 4, 3))[0]
         if manner == "resume" and not (stream and ask.path.startswith("/v1/")):
             manner = "plain"
         call = Call(ask, manner, stream, chance.choice((self.key, "")))
@@ -401,10 +408,16 @@ class Walk:
     def _act(self) -> None:
         deeds: list[tuple[int, Callable[[], None]]] = [
             (6, self._kill), (2, self._freeze_worker), (1, self._freeze_daemon),
-            (6, self._edit), (2, self._edit_wrongly), (2, self._roll_back),
+            (6, self._edit), (2, self._edit_wrongly), (2, self._edit_and_undo),
+            (2, self._roll_back), (1, self._lose_policies),
             (4, self._move), (4, self._manage), (3, self._ask_admin), (1, self._restart),
         ]  # fmt: skip
-        [deed] = self.chance.choices([d for _, d in deeds], [w for w, _ in deeds])
+        count = 2 if self.chance.random() < _TOGETHER else 1
+        weights = [weight for weight, _ in deeds]
+        for deed in self.chance.choices([deed for _, deed in deeds], weights, k=count):
+            self._do(deed)
+
+    def _do(self, deed: Callable[[], None]) -> None:
         try:
             deed()
         except (httpx.TransportError, NoAnswer, Refused) as error:
@@ -457,22 +470,25 @@ class Walk:
         self.deeds.append(Deed(explained, "and for as long as it holds"))
 
     def _draw_edit(self) -> tuple[str, str, str]:
-        match self.chance.randrange(6):
+        match self.chance.randrange(7):
             case 0:
                 return "limits", self.chance.choice(_LIMITS), "rate"
             case 1:
                 return "memory", self.chance.choice(_MEMORY) + _EVICTION, "memory"
             case 2:
-                return "clients", self.chance.choice(_CLIENTS), self.chance.choice(("auth",))
+                return "clients", self.chance.choice(_CLIENTS), "clients"
             case 3:
                 return "supervision", self.chance.choice(_SUPERVISION), "supervision"
             case 4:
                 return "server", self.chance.choice(_SERVER), "resume"
+            case 5:
+                return "models", models_policy(self.scratch, 3, nick=False), "names"
             case _:
                 return "models", self._models(self.chance.choice((1, 2, 3, 9))), "models"
 
     def _models(self, most: int) -> str:
-        return models_policy(self.scratch, most, self.chance.choice(("0s", "1s", "never")))
+        ttl = self.chance.choice(("0s", "1s", "never"))
+        return models_policy(self.scratch, most, ttl, draft=self.chance.random() < 0.5)
 
     def _reload(self) -> None:
         outcome = self.running.reload()
@@ -491,12 +507,28 @@ class Walk:
             if outcome["result"] != "refused":
                 self.miss(f"a wrong edit of {kind}: {outcome}")
 
+    def _edit_and_undo(self) -> None:
+        kind, text, explained = self._draw_edit()
+        file = self.running.policies / f"{kind}.yaml"
+        good = file.read_text()
+        with self._doing(explained, f"{kind}: {text!r}, and back"):
+            self.running.edit(kind, text)
+            time.sleep(self.chance.choice((0.0, 0.05, 0.2, 1.0)))
+            write_whole(file, good)
+
+    def _lose_policies(self) -> None:
+        away = self.running.policies.with_name("away")
+        with self._doing("wrong", "the policy folder is away"):
+            self.running.policies.rename(away)
+            time.sleep(self.chance.choice((0.0, 0.5, 4.0)))
+            away.rename(self.running.policies)
+
     def _roll_back(self) -> None:
         kept = self.running.admin.get("/admin/policy/history")["history"]
         kept = [one["generation"] for one in kept]
         if not kept:
             return
-        kinds = ("auth", "rate", "memory", "tenant", "resume", "models")
+        kinds = ("clients", "rate", "memory", "resume", "models", "names")
         with contextlib.ExitStack() as stack:
             for kind in kinds:
                 stack.enter_context(self._doing(kind, "a rollback"))
@@ -803,15 +835,20 @@ def read_metrics(text: str) -> dict[tuple[str, str], float]:
     return {(m[1], m[2] or ""): float(m[3]) for m in _RECORDS.finditer(text)}
 
 
-def models_policy(scratch: Path, most: int, ttl: str = "never") -> str:
+def models_policy(
+    scratch: Path, most: int, ttl: str = "never", *, nick: bool = True, draft: bool = True
+) -> str:
     code = "trust_remote_code: true"
+    drafter = f", draft: {DRAFTER}" if draft else ""
     return (
         f"dirs: [{scratch / 'models'}]\ndefaults: {{ttl: {ttl}}}\nmax_loaded: {most}\n"
         f"load: {{retry: {{max: 10, backoff: 100ms}}}}\n"
         f"models:\n"
-        f"  {PLAIN}: {{{code}}}\n  {HYBRID}: {{{code}}}\n  {DRAFTER}: {{{code}}}\n"
-        f"  {DRAFTED}: {{{code}, draft: {DRAFTER}}}\n"
+        f"  {PLAIN}: {{{code}, aliases: [{NICK if nick else ''}]}}\n"
+        f"  {HYBRID}: {{{code}}}\n  {DRAFTER}: {{{code}}}\n"
+        f"  {DRAFTED}: {{{code}{drafter}}}\n"
         f"  {ADAPTED}: {{{code}, adapter: {scratch / 'adapter'}}}\n"
+        f"  {QUANTISED}: {{{code}, kv_bits: 8}}\n"
         f"  {MOVING}: {{{code}}}\n"
     )
 

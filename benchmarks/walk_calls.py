@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Json = dict[str, Any]
-Manner = Literal["plain", "leave", "slow", "resume", "retry"]
-"""leave: hang up in the middle. slow: read a little at a time. resume: be cut, and come back with
-Last-Event-ID. retry: be cut, and send the same again.
+Manner = Literal["plain", "leave", "slow", "pause", "resume", "retry"]
+"""leave: hang up in the middle. slow: read a little at a time. pause: read nothing for a while.
+resume: be cut, and come back with Last-Event-ID. retry: be cut, and send the same again.
 """
-MANNERS: tuple[Manner, ...] = ("plain", "leave", "slow", "resume", "retry")
+MANNERS: tuple[Manner, ...] = ("plain", "leave", "slow", "pause", "resume", "retry")
 WITH_IDS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 _WORDS = ("server", "answers", "request", "stream", "token", "batch", "model", "prompt", "step")
 _SILENT_SECONDS = 60.0
+_PAUSE_SECONDS = 6.0
 _SCHEMA = {
     "type": "object", "additionalProperties": False, "required": ["n", "ok"],
     "properties": {"n": {"enum": [1, 22, 333]}, "ok": {"type": "boolean"}},
@@ -318,13 +319,15 @@ class Client:
         events: list[tuple[str, str]],
         most: int | None,
     ) -> None:
-        if call.manner == "slow" and connection.sock is not None:
+        if call.manner in ("slow", "pause") and connection.sock is not None:
             connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         began = len(events)
         for event in _events(answer):
             events.append(event)
             if call.manner == "slow" and len(events) < 40:
                 time.sleep(0.05)
+            if call.manner == "pause" and len(events) == 3:
+                time.sleep(_PAUSE_SECONDS)
             if most is not None and len(events) - began >= most:
                 call.left = True
                 return

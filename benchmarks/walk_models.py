@@ -17,8 +17,8 @@ from benchmarks import mortal
 from tests.support.encoder_maker import make_encoder
 from tests.support.model_maker import TOOL_TEMPLATE, TOOLS, make_model
 
-PLAIN, HYBRID, DRAFTED, DRAFTER, ADAPTED, ENCODER = (
-    "plain", "hybrid", "drafted", "drafter", "adapted", "encoder",
+PLAIN, HYBRID, DRAFTED, DRAFTER, ADAPTED, QUANTISED, ENCODER = (
+    "plain", "hybrid", "drafted", "drafter", "adapted", "quantised", "encoder",
 )  # fmt: skip
 MOVING = "moving"
 """Its folder comes and goes, and is one of two."""
@@ -26,7 +26,7 @@ VARIANTS = ("first", "second")
 _PACE = 0.005
 _KINDS = (
     (PLAIN, "full", 2), (HYBRID, "hybrid", 2), (DRAFTED, "full", 3), (DRAFTER, "full", 1),
-    (ADAPTED, "sliding", 2),
+    (ADAPTED, "sliding", 2), (QUANTISED, "full", 2),
 )  # fmt: skip
 
 
