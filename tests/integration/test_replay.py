@@ -395,7 +395,7 @@ def test_it_does_not_go_on_in_weights_that_have_taken_the_place_of_its_own(
     """Those of another model of the same shape: no header tells them apart."""
     folder = tmp_path / "zoo" / ENDLESS
     shutil.copytree(zoo / ENDLESS, folder)
-    shape = model_maker.Shape(spread=3.0, context=65536)
+    shape = model_maker.Shape(layers=1, spread=3.0, context=65536)
     other = model_maker.make_model(tmp_path / "other", shape, seed=4)
     running = start({"supervision": MANY}, models=folder.parent)
     before = say(running, ENDLESS, "mine", tokens=9)
