@@ -285,7 +285,6 @@ class Client:
         call.left = False
         call.status = 0
         headers = {"Content-Type": "application/json", "X-Request-Id": call.id}
-        headers |= {"Accept": "text/event-stream"} if call.manner == "resume" else {}
         headers |= {"Authorization": f"Bearer {call.key}"} if call.key else {}
         headers |= {"Last-Event-ID": last} if last else {}
         headers |= {"anthropic-version": "2023-06-01"} if "/messages" in call.ask.path else {}

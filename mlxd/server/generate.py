@@ -186,11 +186,15 @@ def _coming(request: web.BaseRequest, policies: PolicySet) -> Coming:
         digest=request[DIGEST],
         size=request[SIZE],
         event=request.headers.get(HEADER, "").strip(),
-        reads_ids=EVENT_STREAM in ",".join(request.headers.getall("Accept", ())).lower(),
+        reads_ids=policies.server.resume.ids == "always" or _asks_for_events(request),
         retried=tries.isascii() and tries.isdigit() and tries.strip("0") != "",
         policies=policies,
         story=request[STORY],
     )
+
+
+def _asks_for_events(request: web.BaseRequest) -> bool:
+    return EVENT_STREAM in ",".join(request.headers.getall("Accept", ())).lower()
 
 
 def _owner(request: web.BaseRequest) -> str:

@@ -45,7 +45,7 @@ class Coming:
     event: str
     """Its `Last-Event-ID`."""
     reads_ids: bool
-    """Its client asks for server-sent events. Others may take all of a record for its data."""
+    """Its events may have ids (`server.resume.ids`)."""
     retried: bool
     """Its client says that it has tried before."""
     policies: PolicySet

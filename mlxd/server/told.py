@@ -1,7 +1,8 @@
 """One answer as its client was told it, and what it takes to go on with it on another connection.
 
-Each record of a stream of server-sent events ends with a line `id: CALL-N`, where its client looks
-for one; N counts records: the last one that a client saw says exactly what it has.
+Each record of a stream of server-sent events ends with a line `id: CALL-N`, but where policy has
+none for a client that asks for none; N counts records: the last one that a client saw says exactly
+what it has.
 """
 
 from __future__ import annotations

@@ -135,11 +135,12 @@ def test_several_choices_go_on_exactly(served: Daemon) -> None:
     idle(served)
 
 
-def test_only_who_asks_for_events_is_told_ids(served: Daemon) -> None:
+def test_where_policy_has_it_so_only_who_asks_for_events_is_told_ids(start: Start) -> None:
+    daemon = start({"server": "resume: {ids: asked}\n"})
     body = question(CHAT, "no ids", tokens=5)
     for accept in ("*/*", "application/json"):
-        assert b"\nid: " not in Cut(served, CHAT, body, {"Accept": accept}).rest()
-    assert b"\nid: " in Cut(served, CHAT, body, {"Accept": "text/event-stream, */*"}).rest()
+        assert b"\nid: " not in Cut(daemon, CHAT, body, {"Accept": accept}).rest()
+    assert b"\nid: " in Cut(daemon, CHAT, body, {"Accept": "text/event-stream, */*"}).rest()
 
 
 def test_a_connection_that_looks_open_is_taken_over(served: Daemon) -> None:

@@ -34,8 +34,7 @@ class Cut:
             "127.0.0.1", daemon.port, timeout=_PATIENCE, source_address=(source, 0)
         )
         content = json.dumps(body).encode()
-        sent = {"Content-Type": "application/json", "Accept": "text/event-stream"}
-        sent |= headers or {}
+        sent = {"Content-Type": "application/json", **(headers or {})}
         self._connection.request("POST", path, content, sent)
         self.taken = b""
 

@@ -205,6 +205,12 @@ class Resume(Policy):
         "with anything.",
         example="always",
     )  # fmt: skip
+    ids: Literal["always", "asked"] = field(
+        "always", "Which streams have ids on their events, for `Last-Event-ID`. always: all; "
+        "asked: those of clients that ask for events (Accept: text/event-stream). Some programs "
+        "that measure servers read no ids, and fail at them.",
+        example="asked",
+    )  # fmt: skip
 
 
 class Server(Policy):
