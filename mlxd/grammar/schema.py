@@ -5,7 +5,7 @@ model add any, and a model that may does not end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mlxd.core.request import Json
@@ -22,6 +22,23 @@ _OPENING = ("additionalProperties", "patternProperties", "unevaluatedProperties"
 def narrowed(schema: Json) -> Json:
     """Whatever it allows, `schema` allows."""
     return _Narrowing(schema).run()
+
+
+def without_patterns(schema: Json) -> Json:
+    """The same, but for the regular expressions in it."""
+    bare: Json = _without_patterns(schema)
+    return bare
+
+
+def _without_patterns(node: Any) -> Any:
+    """Where names had to match one, any other name may stand."""
+    if not isinstance(node, dict):
+        return node
+    left_out = {"pattern"}
+    if "patternProperties" in node:
+        left_out |= {"patternProperties", "additionalProperties"}
+    kept = {key: value for key, value in node.items() if key not in left_out}
+    return _with_inner(kept, _without_patterns)
 
 
 class _Narrowing:
@@ -77,20 +94,26 @@ class _Narrowing:
     def _narrow(self, node: Any) -> Any:
         if not isinstance(node, dict):
             return node
-        narrow = dict(node)
-        for key in _OF_NAMES:
-            if isinstance(node.get(key), dict):
-                narrow[key] = {name: self._narrow(each) for name, each in node[key].items()}
-        for key in (*_OF_LISTS, *_OF_ONE):
-            if isinstance(node.get(key), list):
-                narrow[key] = [self._narrow(each) for each in node[key]]
-            elif key in _OF_ONE and isinstance(node.get(key), dict):
-                narrow[key] = self._narrow(node[key])
+        narrow = _with_inner(node, self._narrow)
         if id(node) not in self._joined and _lists_its_properties(node):
             narrow["additionalProperties"] = False
         if node.get("type") == "integer":
             narrow = _bounds(node) | narrow
         return narrow
+
+
+def _with_inner(node: Json, change: Callable[[Any], Any]) -> Json:
+    """A copy, with each schema directly in it changed."""
+    changed = dict(node)
+    for key in _OF_NAMES:
+        if isinstance(node.get(key), dict):
+            changed[key] = {name: change(each) for name, each in node[key].items()}
+    for key in (*_OF_LISTS, *_OF_ONE):
+        if isinstance(node.get(key), list):
+            changed[key] = [change(each) for each in node[key]]
+        elif key in _OF_ONE and isinstance(node.get(key), dict):
+            changed[key] = change(node[key])
+    return changed
 
 
 def _all(node: Any) -> Iterator[Json]:

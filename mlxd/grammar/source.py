@@ -11,7 +11,7 @@ from mlxd.core.request import GenerationRequest, Json
 from mlxd.grammar.markers import Markers
 from mlxd.grammar.options import JSON, OPTIONS
 from mlxd.grammar.schema import narrowed
-from mlxd.grammar.tools import BadTools, calls_grammar
+from mlxd.grammar.tools import BadTools, calls_grammars
 
 LONGEST_WORDS = 500
 
@@ -57,10 +57,10 @@ def sources_of(request: GenerationRequest, markers: Markers | None = None) -> It
     """
     if calls_are_forced(request):
         try:
-            text = calls_grammar(request.tools, request.tool_choice, markers)
+            for text in calls_grammars(request.tools, request.tool_choice, markers):
+                yield Source(text, "tools")
         except BadTools as error:
             raise BadGrammar(str(error), "tools") from error
-        yield Source(text, "tools")
     elif request.format is not None:
         for schema in _schemas(request.format):
             yield Source(_of_schema(schema), "format")

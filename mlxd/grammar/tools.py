@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from mlxd.core.request import Json, ToolChoice
 from mlxd.grammar.markers import Markers
 from mlxd.grammar.options import LENIENT, OPTIONS
-from mlxd.grammar.schema import narrowed
+from mlxd.grammar.schema import narrowed, without_patterns
 
 MOST_CALLS = 64
 """Of one answer: a model that repeats itself must end some time."""
@@ -32,14 +32,32 @@ def chosen(tools: Sequence[Json], choice: ToolChoice) -> list[Json]:
     return functions
 
 
-def calls_grammar(tools: Sequence[Json], choice: ToolChoice, markers: Markers | None) -> str:
+def calls_grammars(
+    tools: Sequence[Json], choice: ToolChoice, markers: Markers | None
+) -> Iterator[str]:
     """One call, or several; without `markers` as plain JSON, an array where there may be several.
 
-    Raises BadTools.
+    The first that compiles counts: not every regular expression of other programs does, and the
+    second has none. Raises BadTools.
     """
     functions = chosen(tools, choice)
-    rules = [f"call_{n}: {_call(function)}" for n, function in enumerate(functions)]
-    body = " | ".join(f"call_{n}" for n in range(len(functions)))
+    schemas = [arguments_schema(function) for function in functions]
+    yield _grammar(functions, schemas, choice, markers)
+    bare = [without_patterns(schema) for schema in schemas]
+    if bare != schemas:
+        yield _grammar(functions, bare, choice, markers)
+
+
+def _grammar(
+    functions: Sequence[Json],
+    schemas: Sequence[Json],
+    choice: ToolChoice,
+    markers: Markers | None,
+) -> str:
+    """`schemas`: of the functions' arguments."""
+    calls = [_call(*each) for each in zip(functions, schemas, strict=True)]
+    rules = [f"call_{n}: {call}" for n, call in enumerate(calls)]
+    body = " | ".join(f"call_{n}" for n in range(len(calls)))
     more = MOST_CALLS - 1
     if markers is None:
         start = f'"[" call (", " call){{0,{more}}} "]"' if choice.parallel else "call"
@@ -52,9 +70,9 @@ def calls_grammar(tools: Sequence[Json], choice: ToolChoice, markers: Markers | 
     return OPTIONS + "\n".join([f"start: {start}", *rules])
 
 
-def _call(function: Json) -> str:
+def _call(function: Json, schema: Json) -> str:
     head = '{"name": ' + json.dumps(function["name"]) + ', "arguments": '
-    return f'{json.dumps(head)} %json {json.dumps(arguments_schema(function))} "}}"'
+    return f'{json.dumps(head)} %json {json.dumps(schema)} "}}"'
 
 
 def arguments_schema(function: Json) -> Json:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from mlxd.core.request import ToolChoice
-from mlxd.grammar.compiling import matcher_of
+from mlxd.core.request import GenerationRequest, ToolChoice
+from mlxd.grammar.compiling import compiled, matcher_of
 from mlxd.grammar.markers import Markers
-from mlxd.grammar.tools import BadTools, calls_grammar
+from mlxd.grammar.source import sources_of
+from mlxd.grammar.tools import BadTools, calls_grammars
 
 MARKERS = Markers("<tool_call>", "</tool_call>")
 
@@ -33,8 +34,9 @@ def takes(
     """Whether it is a whole answer."""
     from llguidance import LLTokenizer
 
-    matcher = matcher_of(calls_grammar(tools, choice, markers), LLTokenizer("byte"))
-    assert not matcher.is_error(), matcher.get_error()
+    tokenizer = LLTokenizer("byte")
+    request = GenerationRequest(model="m", tools=tools, tool_choice=choice)
+    matcher = compiled(sources_of(request, markers), lambda text: matcher_of(text, tokenizer))
     said = [*text.encode()]
     return bool(matcher.try_consume_tokens(said) == len(said) and matcher.is_accepting())
 
@@ -98,6 +100,34 @@ def test_what_is_not_understood_of_parameters_is_left_to_the_tool():
     assert takes(call("f", a=[1, 1]), ONE, tools=(unique,))
 
 
+EMAIL = {"type": "string", "pattern": r"^(?!\.)[a-z.]+@[a-z.]+$"}
+"""As Zod has it."""
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        (EMAIL, "a@b.c"),
+        ({"anyOf": [EMAIL, {"type": "null"}]}, "a@b.c"),
+        ({"type": "array", "items": EMAIL}, ["a@b.c"]),
+        ({"patternProperties": {"^(?!x)": EMAIL}, "additionalProperties": False}, {"y": "a@b.c"}),
+        ({"type": "object", "properties": {"pattern": EMAIL}}, {"pattern": "a@b.c"}),
+        ({"type": "string", "pattern": r"\bhere\b"}, "here"),
+        ({"type": "string", "pattern": r"^(.)\1$"}, "aa"),
+    ],
+)
+def test_a_pattern_that_cannot_be_followed_is_left_to_the_tool(schema, value):
+    tools = (function("f", a=schema, b={"enum": [1]}),)
+    assert takes(call("f", a=value, b=1), ONE, tools=tools)
+    assert not takes(call("f", a=value, b=2), ONE, tools=tools)
+
+
+def test_a_pattern_that_can_be_followed_is():
+    tools = (function("f", a={"type": "string", "pattern": "^[a-c]+$"}),)
+    assert takes(call("f", a="abc"), ONE, tools=tools)
+    assert not takes(call("f", a="abd"), ONE, tools=tools)
+
+
 @pytest.mark.parametrize(
     ("tools", "choice", "words"),
     [
@@ -110,4 +140,4 @@ def test_what_is_not_understood_of_parameters_is_left_to_the_tool():
 )
 def test_what_cannot_be_called_is_refused(tools, choice, words):
     with pytest.raises(BadTools, match=words):
-        calls_grammar(tools, choice, None)
+        list(calls_grammars(tools, choice, None))
