@@ -1,6 +1,6 @@
 """A JSON schema as it is compiled: an object that lists its properties has no others, unless it
 says so, and an integer without bounds has as many digits as programs read. The standard would let a
-model add any, and a model that may does not end.
+model add any, and a model that may does not end. Bounds are such as can be compiled.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ _OF_ONE = ("items", "additionalProperties", "additionalItems")
 _SHAPING = ("properties", "required", "minProperties", "maxProperties", "additionalProperties")
 _FARTHEST = 10**18
 """From zero: of an integer whose schema sets no bound. It fits into 64 bits."""
+_LOWER = ("minimum", "exclusiveMinimum")
+_UPPER = ("maximum", "exclusiveMaximum")
+_REACH = 2**63 - 1024
+"""From zero: how far bounds may be for llguidance, which counts in 64 bits."""
 _OPENING = ("additionalProperties", "patternProperties", "unevaluatedProperties")
 
 
@@ -99,7 +103,7 @@ class _Narrowing:
             narrow["additionalProperties"] = False
         if node.get("type") == "integer":
             narrow = _bounds(node) | narrow
-        return narrow
+        return narrow | _within_reach(node)
 
 
 def _with_inner(node: Json, change: Callable[[Any], Any]) -> Json:
@@ -139,11 +143,22 @@ def _list(value: Any) -> Sequence[Any]:
 def _bounds(node: Json) -> Json:
     """Those that are missing."""
     bounds: Json = {}
-    if "minimum" not in node and "exclusiveMinimum" not in node:
+    if not any(key in node for key in _LOWER):
         bounds["minimum"] = -_FARTHEST
-    if "maximum" not in node and "exclusiveMaximum" not in node:
+    if not any(key in node for key in _UPPER):
         bounds["maximum"] = _FARTHEST
     return bounds
+
+
+def _within_reach(node: Json) -> Json:
+    """Those that are too far from zero, as far as they may be."""
+    low = {key: -_REACH for key in _LOWER if _number(node.get(key)) < -_REACH}
+    return low | {key: _REACH for key in _UPPER if _number(node.get(key)) > _REACH}
+
+
+def _number(value: Any) -> float:
+    """0 for anything else."""
+    return value if isinstance(value, int | float) else 0
 
 
 def _lists_its_properties(node: Json) -> bool:

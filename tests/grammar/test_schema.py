@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from mlxd.core.request import GenerationRequest
+from mlxd.grammar.compiling import matcher_of
 from mlxd.grammar.schema import narrowed
+from mlxd.grammar.source import sources_of
 
 STRING = {"type": "string"}
 
@@ -100,3 +103,27 @@ def test_an_integer_has_an_end() -> None:
     bounded = {**whole, "exclusiveMinimum": 1, "exclusiveMaximum": 9}
     assert narrowed(bounded) == bounded
     assert narrowed({"type": ["integer", "null"]}) == {"type": ["integer", "null"]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+        {"type": ["integer", "null"], "exclusiveMinimum": -(2**64)},
+        {"type": "integer", "minimum": 0, "maximum": 2**64 - 1},
+        {"type": "number", "minimum": -1.7976931348623157e308, "maximum": 1.7976931348623157e308},
+        {"type": ["number", "null"], "minimum": 0, "exclusiveMaximum": 3.4028234663852886e38},
+    ],
+)
+def test_bounds_may_be_those_of_the_types_of_programs(schema):
+    matcher = _matcher(schema)
+    assert not matcher.is_error(), matcher.get_error()
+    far = str(9 * 10**18).encode()
+    assert matcher.try_consume_tokens([*far]) == len(far)
+
+
+def _matcher(schema: dict[str, Any]) -> Any:
+    from llguidance import LLTokenizer
+
+    source = next(sources_of(GenerationRequest(model="m", format=schema)))
+    return matcher_of(source.text, LLTokenizer("byte"))
