@@ -104,7 +104,8 @@ class AdminClient:
 def refusal(response: http.client.HTTPResponse) -> Refused | OtherVersion:
     """What an answer that is none says. Raises ValueError."""
     body, status = response.read(), response.status
-    if status in _UNKNOWN and response.headers.get_content_type() == "text/plain":
+    plain = response.headers.get_content_type() == "text/plain"
+    if plain and status in _UNKNOWN and response.headers["Server"] == "mlxd":
         return OtherVersion("the daemon does not know what this command asks for")
     answer = decoded(body)
     said = answer.get("error", answer) if isinstance(answer, dict) else answer

@@ -36,7 +36,7 @@ class NoAnswer(Exception):
     """Nothing that is mlxd answers there."""
 
 
-class OtherVersion(Exception):
+class OtherVersion(NoAnswer):
     """The daemon does not say what a command of its own version would be told."""
 
     def __init__(self, what: str) -> None:

@@ -13,7 +13,6 @@ _LONG = 4096
 """Characters of text that nothing more is joined to."""
 _LITTLE = 4096
 """Bytes up to which text is told at once, whole: more is its consumer's to divide."""
-_MOST_BYTES = 256 * 1024
 _LOGPROB_BYTES = 100
 """About what one token of a list of log-probabilities takes."""
 _PATIENCE = 1.0
@@ -48,10 +47,9 @@ class Backlog:
             self._rare = True
         self._events.append(event)
 
-    @property
-    def too_large(self) -> bool:
-        """Whether the consumer has fallen behind by more than is kept for it."""
-        return self._bytes > _MOST_BYTES and self._clock.monotonic() - self._since >= _PATIENCE
+    def exceeds(self, most: int) -> bool:
+        """Whether the consumer has fallen behind by more than so many bytes, which are kept."""
+        return self._bytes > most and self._clock.monotonic() - self._since >= _PATIENCE
 
     def take(self) -> Burst:
         """All of it."""

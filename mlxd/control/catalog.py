@@ -148,6 +148,8 @@ class Catalog:
         """
         card = await self.look_up(name, policies, caller)
         if policies.models.defaults.verify == "sha256":
+            if caller is not None:
+                rights_of(caller, card, policies).check_model()
             try:
                 damage = await self._checksums.damage(card)
             except (OutOfFiles, NoThread) as error:

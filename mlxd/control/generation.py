@@ -209,8 +209,10 @@ class Generation:
         if self._pushed():
             return
         self._notify()
-        if self._waiting.too_large and self.under_way and self.transcript.too_much is not None:
-            self.transcript.too_much()
+        transcript = self.transcript
+        behind = self.under_way and self._waiting.exceeds(transcript.most_waiting)
+        if behind and transcript.too_much is not None:
+            transcript.too_much()
 
     def _pushed(self) -> bool:
         """Whether what waits went out past its sleeping consumer, who has no part in it."""

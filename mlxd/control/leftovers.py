@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from mlxd.control.process import WORKER_OF, mark_of
+from mlxd.control.process import WORKER_OF
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ def end_leftovers(state: Path) -> None:
 
     The caller holds that folder and has started no worker.
     """
-    for process in _of_workers(mark_of(state)):
+    for process in _of_workers(os.path.realpath(state)):
         log.warning("process %s, left by a daemon that is gone, is killed", process.pid)
         try:
             process.kill()
@@ -27,12 +28,22 @@ def end_leftovers(state: Path) -> None:
             log.warning("process %s cannot be killed: %s", process.pid, error)
 
 
-def _of_workers(mark: str) -> Iterator[psutil.Process]:
-    """A worker is marked in its environment, and so is whatever it starts."""
+def _of_workers(state: str) -> Iterator[psutil.Process]:
+    """A worker is marked in its environment, and so is whatever it starts. A container's daemon may
+    have a folder of the same path, and it is another one.
+    """
     for process in psutil.process_iter():
         try:
-            theirs = process.environ().get(WORKER_OF)
+            mark = process.environ().get(WORKER_OF)
         except (psutil.Error, OSError):  # another user's, or gone
             continue
-        if theirs == mark and process.pid != os.getpid():
+        own = mark == state and process.pid != os.getpid()
+        if own and _container(process.pid) == _container(os.getpid()):
             yield process
+
+
+def _container(pid: int) -> str:
+    """Its namespace of processes; empty where the system has none, or does not say."""
+    with contextlib.suppress(OSError):
+        return str(Path(f"/proc/{pid}/ns/pid").readlink())
+    return ""

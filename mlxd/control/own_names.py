@@ -10,7 +10,7 @@ import contextlib
 import errno
 import json
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -109,10 +109,13 @@ def _read_all(folder: Path) -> list[OwnName]:
     files = sorted(aside.names(folder, ".json", SCHEMA))
     read = {file: aside.read(folder / file, SCHEMA, _decoded, most=MOST_BYTES) for file in files}
     own = {file: one for file, one in read.items() if one is not None}
-    return [one for file, one in own.items() if _is_in_place(folder, file, _file_of(one.name), own)]
+    places = set(own)
+    return [
+        one for file, one in own.items() if _is_in_place(folder, file, _file_of(one.name), places)
+    ]
 
 
-def _is_in_place(folder: Path, file: str, right: str, known: Collection[str]) -> bool:
+def _is_in_place(folder: Path, file: str, right: str, known: set[str]) -> bool:
     """Whether a file is the one of its name; an older mlxd told names apart that are one now."""
     if file == right:
         return True
@@ -121,6 +124,7 @@ def _is_in_place(folder: Path, file: str, right: str, known: Collection[str]) ->
         return False
     with contextlib.suppress(OSError):
         (folder / file).rename(folder / right)
+        known.add(right)
     return True
 
 

@@ -30,7 +30,7 @@ from mlxd.ipc.messages import Budget, Launch, PrefixFiles
 KILLED_SECONDS = 5.0
 """From SIGKILL to the end; the system may need a moment for its memory."""
 WORKER_OF = "MLXD_WORKER_OF"
-"""The variable that says whose worker it is, as `mark_of` does: see leftovers.py."""
+"""The variable that names the state folder of the daemon whose worker it is: see leftovers.py."""
 _STDERR_TAIL = 8192
 _STDERR_SECONDS = 0.5
 """How long its last words are waited for: what it started may hold its stderr for ever."""
@@ -210,16 +210,17 @@ class EngineProcess:
     def _clear(self, loop: asyncio.AbstractEventLoop, *, ended_well: bool) -> None:
         """In a thread of its own: the disk may hang, and nobody waits for that."""
         try:
-            self._reap_orphans()
             self._kernels.keep(self._private, ended_well=ended_well)
             self._remove()
         finally:
             with contextlib.suppress(RuntimeError):  # the daemon is over
                 loop.call_soon_threadsafe(self._cleared.set)
+        self._reap_orphans()
 
     def _reap_orphans(self) -> None:
         """What it had started, in its group: where the daemon is the first process of a container
-        that is the daemon's child now, and nobody else takes its end.
+        that is the daemon's child now, and nobody else takes its end. One that cannot end is waited
+        for.
         """
         with contextlib.suppress(ChildProcessError):  # there is none
             while True:
@@ -298,17 +299,6 @@ def _remove(private: Path, temporary: Path) -> None:
         shutil.rmtree(private, ignore_errors=True)
 
 
-def mark_of(state: Path) -> str:
-    """Of the workers of the daemon with this state folder. A container's may have the same path,
-    and is another folder.
-    """
-    number = ""
-    with contextlib.suppress(OSError):  # somebody has removed it
-        status = state.stat()
-        number = f"{status.st_dev}:{status.st_ino}:"
-    return number + os.path.realpath(state)
-
-
 def launch_of(
     spec: ModelSpec, temporary: Path, budget: Budget | None = None, known: Known = UNKNOWN
 ) -> Launch:
@@ -343,7 +333,7 @@ def _environment(private: Path, state: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if key not in _DEAF}
     return kept | {
         "TMPDIR": str(private),
-        WORKER_OF: mark_of(state),
+        WORKER_OF: os.path.realpath(state),
         VARIABLE: str(Kernels.own(private)),
         "PYTHONUNBUFFERED": "1",
     }

@@ -57,6 +57,8 @@ _CLEARED_TOKENS = 4
 """How much further than before a suspect must come, alone, to be none any more."""
 _WAYS = 2
 """How often a request makes way for others before it has come that much further, too."""
+_MOST_WAITING_BYTES = 4 << 20
+"""Of an answer whose client is slow, again and again."""
 _GONE_SECONDS = 5.0
 """How long a killed worker may take to be gone."""
 
@@ -324,6 +326,8 @@ class _Run:
         """Tokens that there were when it last did."""
         self._attempt = 0
         """How often it was replayed."""
+        self._aside_at = 0.0
+        """When it last left a worker by itself."""
         self._seen = order.request.stream and transcript.begun
         """The client has got something of the answer."""
         self._died_at = 0
@@ -379,6 +383,7 @@ class _Run:
                         yield burst
                 return
             except _MakesWay:
+                self._waited_since(self._aside_at)
                 continue
             except (WorkerCrashed, WorkerStalled, InsufficientMemory) as error:
                 cause = error
@@ -392,7 +397,7 @@ class _Run:
         if turn.alone:
             enough = self._died_at + _CLEARED_TOKENS
             self._transcript.at(enough, partial(self._clear, worker, turn))
-        self._transcript.too_much = partial(self._step_aside, worker, turn)
+        self._transcript.too_much = partial(self._fall_behind, worker, turn)
         try:
             async with aclosing(worker.generate(self._order, self._transcript)) as bursts:
                 async for burst in bursts:
@@ -431,9 +436,18 @@ class _Run:
         self._step_aside(worker, turn)
         return True
 
+    def _fall_behind(self, worker: Worker, turn: Turn) -> None:
+        """To go on takes its prompt again, where that is kept nowhere: a client that is slow by
+        itself is the more seldom waited for.
+        """
+        transcript = self._transcript
+        transcript.most_waiting = min(2 * transcript.most_waiting, _MOST_WAITING_BYTES)
+        self._step_aside(worker, turn)
+
     def _step_aside(self, worker: Worker, turn: Turn) -> None:
         """Leave the worker, and go on once the client has taken what there is."""
         self._early = True
+        self._aside_at = self._replays.monotonic()
         worker.interrupt(self._transcript, _MakesWay("it goes on later"))
         self._replays.own(self._depart(worker, turn))
 
@@ -464,8 +478,13 @@ class _Run:
                 numbers={"limit_seconds": limit},
                 would_pass="the same request once its model is loaded, or a longer limit",
             )
-        with self._replays.comes(self._case.card.spec):
-            return await self._replays.wait_until(self._lease.worker(), min(limit, left), late)
+        try:
+            with self._replays.comes(self._case.card.spec):
+                return await self._replays.wait_until(self._lease.worker(), min(limit, left), late)
+        except MlxdError as error:
+            if error is late and (why := self._lease.waits()) is not None:
+                raise copy(why) from None
+            raise
 
     async def _inside(self, turn: Turn) -> None:
         """What it waits here for others, each of which has its limits, is none of its own time."""
@@ -473,8 +492,12 @@ class _Run:
             return
         came = self._replays.monotonic()
         await self._replays.wait(turn.ready)
+        self._waited_since(came)
+
+    def _waited_since(self, moment: float) -> None:
+        """No engine did anything for it meanwhile: that is none of its own time."""
         if self._transcript.started_at:
-            self._transcript.started_at += self._replays.monotonic() - came
+            self._transcript.started_at += self._replays.monotonic() - moment
 
     def _left(self) -> float:
         """Seconds of `timeouts.generation`: they count from the first prefill on."""

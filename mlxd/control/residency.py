@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
+from copy import copy
 
 from mlxd.control.fit import FitReport
 from mlxd.control.fitting import Fitting
@@ -41,9 +42,16 @@ _TOLD_SECONDS = 1.0
 class Lease:
     """The right to have a model in memory, whatever becomes of its workers."""
 
-    def __init__(self, find: Callable[[], Awaitable[Worker]], load: Load | None = None) -> None:
+    def __init__(
+        self,
+        find: Callable[[], Awaitable[Worker]],
+        load: Load | None = None,
+        waits: Callable[[], MlxdError | None] = lambda: None,
+    ) -> None:
         self.load = load
         """How the model came into memory for it; None: it was there."""
+        self.waits = waits
+        """Why its next worker is not there yet; None: for no want of room."""
         self._find = find
 
     async def worker(self) -> Worker:
@@ -105,12 +113,24 @@ class Residency:
         present value; None leaves it. Raises ModelLoadFailed, ModelsBusy, InsufficientMemory.
         """
         served = self.serves(card.spec)
+        if not served:
+            self._check_blocked(card)
         async with self._held(card, policies, Evicts.IDLE) as resident:
             if keep_alive is not None:
                 resident.asked = keep_alive
             resident.use_count += 1
             load = None if served else resident.load
-            yield Lease(lambda: self._loads.worker_of(resident, policies, Evicts.IDLE), load)
+            yield Lease(
+                lambda: self._loads.worker_of(resident, policies, Evicts.IDLE),
+                load,
+                lambda: resident.waits,
+            )
+
+    def _check_blocked(self, card: ModelCard) -> None:
+        """Whoever comes while loads are blocked waits for none that has no room yet."""
+        known = self._inventory.residents.get(card.spec)
+        if self._room.blocked is not None and not (known is not None and known.reserved):
+            raise copy(self._room.blocked)
 
     async def load(self, card: ModelCard, policies: PolicySet, evicts: Evicts) -> None:
         """Have a model in memory that no client asked for. Raises what leasing raises."""
@@ -268,7 +288,9 @@ class Residency:
         self._room.on_evicted = hook
 
     def block_loads(self, why: MlxdError | None) -> None:
-        """While it is set, loads that have not begun raise it."""
+        """While it is set, loads that have not begun raise it; those for answers whose worker died
+        wait for the end of that.
+        """
         self._room.blocked = why
         self._changed()
 

@@ -76,8 +76,10 @@ class Transcript:
         """When it went; on the monotonic clock, 0: it has not."""
         self.push: Push | None = None
         """Asked to take what comes while the consumer waits for it."""
+        self.most_waiting = 256 << 10
+        """Bytes that are kept for a consumer that does not take them."""
         self.too_much: Callable[[], object] | None = None
-        """Called while more has come than is kept for a consumer that does not take it."""
+        """Called while more has come than that."""
         self.leg: Leg | None = None
         """Its present one, or its last."""
         self._awaited: tuple[int, Callable[[], object]] | None = None

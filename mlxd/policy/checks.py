@@ -221,15 +221,17 @@ def _tenants(policies: Policies, written: Written) -> Iterator[Problem]:
 
 
 def _within(most: _Bound, policies: Policies, written: Written) -> Iterator[Problem]:
-    """No tenant's own limit is above `most`. Where those of many are, it is the one to change."""
+    """No tenant's own limit is above `most`. Where those of many are, it is the one to change, if
+    somebody wrote it; else the first few are told.
+    """
     last = most.path[-1]
     own = [
         _Bound(("clients", "tenants", name, last), value)
         for name, tenant in policies.clients.tenants.items()
         if (value := getattr(tenant, str(last))) is not None and value > most.value
     ]
-    if len(own) <= _MOST_EACH:
-        for low in own:
+    if len(own) <= _MOST_EACH or most.path not in written:
+        for low in own[:_MOST_EACH]:
             yield from _rising(low, most, written)
         return
     highest = max(own, key=lambda low: int(low.value))

@@ -192,12 +192,14 @@ class AdminModels:
         return next((reason for slot in slots if (reason := worker_report.undrafted(slot))), "")
 
     def _state_of(self, card: ModelCard) -> str:
-        """How far its load is; or, where its worker has failed, what follows from that."""
+        """How far its load is; or, where its worker or its last load has failed, what follows."""
         progress = self._parts.residency.progress_of(card.original)
         slot = worker_report.states(self._parts).get(card.name)
         if slot is not None:
             return resting.words_of(slot)
-        return str(progress) if progress is not None else ""
+        if progress is not None:
+            return str(progress)
+        return self._parts.residency.failed([card]).get(card.name, "")
 
 
 def process(resident: Resident, pid: int | None, now: float) -> Json:

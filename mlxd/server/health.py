@@ -84,12 +84,14 @@ class Scrape(PartsEndpoint):
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
-        self._lock = asyncio.Lock()
+        self._served: asyncio.Future[bytes] | None = None
+        """One at a time, whoever asks and hangs up."""
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         metrics = self._parts.metrics
-        async with self._lock:
-            body = await _threads.run_or_here(metrics.render_served) + metrics.render()
+        if self._served is None or self._served.done():
+            self._served = asyncio.ensure_future(_threads.run_or_here(metrics.render_served))
+        body = await asyncio.shield(self._served) + metrics.render()
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
 
@@ -279,7 +281,7 @@ def _warnings(parts: Parts, policies: PolicySet, readings: Readings) -> list[str
     warnings += some(_held(parts), f"{{}} more are served as before an edit: {_EXPLAIN}")
     warnings += _replaced(parts)
     warnings += some(_outdated(parts), "{} more are served by an earlier revision")
-    warnings += some(worker_report.warnings(parts), f"and {{}} more of workers: {_LIST}")
+    warnings += some(worker_report.warnings(parts), "and {} more of workers")
     warnings += parts.supervisor.prefixes.warnings()
     warnings += some(_unavailable(parts), f"{{}} more models are unavailable: {_LIST}")
     warnings += some(_undrafted(parts), f"no model drafts for {{}} more: {_LIST}")

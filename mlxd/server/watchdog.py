@@ -36,6 +36,10 @@ MISSES = 3
 STACKS = "stacks.txt"
 
 _BEAT_SECONDS = 1.0
+_FEW = 0.75
+"""Of the beats that there should have been: a loop that has no more turns too slowly. A probe takes
+several turns, each as long as the time between two beats at most.
+"""
 _LATE_SECONDS = 5.0
 _PROBE_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 3.0
@@ -208,7 +212,7 @@ def busy(seconds: float, beats: int, taken: int, emptied: int) -> bool:
     overload is no hang, and whoever is served would lose by it.
     """
     behind_others = taken > 1 and not emptied
-    return behind_others or beats < int(seconds / (2 * _BEAT_SECONDS))
+    return behind_others or beats < int(_FEW * seconds / _BEAT_SECONDS)
 
 
 def _quoted(host: str) -> str:

@@ -120,12 +120,12 @@ def test_a_status_that_lacks_something_is_shown_as_far_as_it_goes(tmp_path):
         ),
         (
             ["cache", "stats"],
-            b"404 Not Found\r\nContent-Type: text/plain\r\n\r\n404 page not found",
+            b"404 Not Found\r\nServer: mlxd\r\nContent-Type: text/plain\r\n\r\n404 page",
             "the daemon does not know what this command asks for",
         ),
         (
             ["events"],
-            b"405 Method Not Allowed\r\nContent-Type: text/plain\r\n\r\n405 method not allowed",
+            b"405 Method\r\nServer: mlxd\r\nContent-Type: text/plain\r\n\r\n405 method",
             "the daemon does not know what this command asks for",
         ),
     ],

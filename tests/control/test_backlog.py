@@ -59,9 +59,9 @@ def test_scores_that_nobody_takes_are_too_much_after_a_moment():
     backlog = Backlog(clock)
     for _ in range(200):
         backlog.add(TextDelta("x", (SCORES,)))
-    found = [backlog.too_large]
+    found = [backlog.exceeds(256 << 10)]
     clock.advance(2.0)
-    found.append(backlog.too_large)
+    found.append(backlog.exceeds(256 << 10))
     backlog.take()
-    found.append(backlog.too_large)
+    found.append(backlog.exceeds(256 << 10))
     assert found == [False, True, False]

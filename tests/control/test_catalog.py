@@ -21,7 +21,7 @@ from mlxd.core.models import canonical
 from mlxd.core.preset import Preset
 from mlxd.core.request import Sampling
 from mlxd.core.threads import Threads
-from mlxd.policy.load import load
+from mlxd.policy.load import Override, load
 from tests.control.test_checksums import by_list, flip
 from tests.control.test_model_files import write_adapter, write_model, write_weights
 from tests.support.daemon import write_policies
@@ -85,6 +85,11 @@ class World:
         with pytest.raises(error) as caught:
             await self.resolve(name)
         return caught.value
+
+
+def tenants_of(name, model):
+    """One tenant, with one model."""
+    return [Override("clients.tenants", f"{{{name}: {{models: [{model}]}}}}", "a test", yaml=True)]
 
 
 @pytest.fixture
@@ -810,6 +815,9 @@ async def test_bytes_are_compared_before_a_load_where_policy_says_so(world):
     assert await world.resolve("m") == "m"
     world.declare("defaults: {verify: sha256}\n")
     assert (await world.catalog.look_up("m", world.policies)).name == "m", "shown without that"
+    tenants = load(world.root / "policies", tenants_of("agents", "other"))
+    with pytest.raises(Forbidden):
+        await world.catalog.resolve("m", tenants, Caller("10.0.0.1", "k", "agents"))
     refused = await world.refused("m", ModelLoadFailed)
     assert "recorded checksum" in refused.message
     assert "recorded checksum" in world.catalog.find("m", world.policies).unavailable
@@ -915,8 +923,7 @@ async def test_an_adapter_that_cannot_be_used_makes_its_model_unavailable(world,
 async def test_what_is_wrong_with_a_model_is_not_told_to_whoever_may_not_use_it(world):
     world.add("m")
     world.declare("models: {m: {adapter: /nowhere/secret}}\n")
-    tenants = {"clients": "tenants: {agents: {models: [other]}}\n"}
-    policies = load(write_policies(world.root / "policies", tenants))
+    policies = load(world.root / "policies", tenants_of("agents", "other"))
     with pytest.raises(Forbidden):
         await world.catalog.resolve("m", policies, Caller("10.0.0.1", "k", "agents"))
     with pytest.raises(ModelLoadFailed):

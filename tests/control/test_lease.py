@@ -312,10 +312,17 @@ def test_it_waits_for_the_end_of_a_block_of_loads_where_others_are_refused(
             world.processes.crash(A)
             world.residency.block_loads(short)
             loop.call_later(7, world.residency.block_loads, None)
-            with pytest.raises(InsufficientMemory):
-                await use(world, "b")
+            for late in "ba":
+                with pytest.raises(InsufficientMemory):
+                    await use(world, late)
             if waits:
-                await lease.worker()
+                waiting = asyncio.ensure_future(lease.worker())
+                await asyncio.sleep(1)
+                with pytest.raises(InsufficientMemory):
+                    await use(world, "a")
+                assert lease.waits() is not None
+                await waiting
+                assert lease.waits() is None
                 assert loop.now - began == pytest.approx(7, abs=0.1)
             else:
                 with pytest.raises(InsufficientMemory):

@@ -99,6 +99,15 @@ def test_of_two_files_of_one_name_the_right_one_counts(tmp_path: Path) -> None:
     assert len([*tmp_path.glob("?.json.set-aside-1")]) == 2
 
 
+def test_of_two_strays_of_one_name_neither_takes_the_others_place(tmp_path: Path) -> None:
+    OwnNames(tmp_path).put(CREATED)
+    for stray in ("a.json", "z.json"):
+        (tmp_path / stray).write_bytes((tmp_path / "kind.json").read_bytes())
+    (tmp_path / "kind.json").unlink()
+    assert OwnNames(tmp_path)() == {"kind": CREATED}
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["kind.json", "z.json.set-aside-1"]
+
+
 def test_a_name_is_no_path(tmp_path: Path) -> None:
     names = OwnNames(tmp_path / "names")
     names.put(OwnName("../../evil", "m", "copy"))

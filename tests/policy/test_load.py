@@ -429,3 +429,5 @@ def test_a_limit_below_what_many_tenants_have_is_one_error_at_that_limit(tmp_pat
         "limits.yaml:2:15: limits.concurrency.max_in_flight: expected at least 303, got 2: 300"
         " tenants have more of their own, clients.tenants.t299.max_in_flight the most"
     ]
+    (tmp_path / "limits.yaml").unlink()
+    assert all(error.startswith("clients.yaml:") for error in errors(300)), "nobody wrote it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from types import SimpleNamespace
 from typing import cast
@@ -51,3 +52,35 @@ async def test_series_by_model_are_written_beside_the_event_loop(
     assert b'mlxd_policy_would_deny_total{rule="hosts"} 1.0' in answer.body
     assert b'mlxd_time_to_first_token_seconds_count{model="model-49"} 1.0' in answer.body
     assert 0 < longest < len(answer.body) / 4
+
+
+async def test_whoever_asks_and_hangs_up_they_are_written_once_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    metrics, go_on, begun = Metrics(), threading.Event(), asyncio.Event()
+    loop, written = asyncio.get_running_loop(), 0
+
+    def render_served() -> bytes:
+        nonlocal written
+        written += 1
+        loop.call_soon_threadsafe(begun.set)
+        go_on.wait(20)
+        return b"served"
+
+    monkeypatch.setattr(metrics, "render_served", render_served)
+    scrape = Scrape(cast("Parts", SimpleNamespace(metrics=metrics)))
+    for _ in range(3):
+        asked = asyncio.create_task(scrape(make_mocked_request("GET", "/metrics")))
+        await begun.wait()
+        await asyncio.sleep(0)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+    last = asyncio.create_task(scrape(make_mocked_request("GET", "/metrics")))
+    await asyncio.sleep(0)
+    go_on.set()
+    answer = await last
+    assert isinstance(answer, web.Response)
+    assert isinstance(answer.body, bytes)
+    assert answer.body.startswith(b"served")
+    assert written == 1

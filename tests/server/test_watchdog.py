@@ -264,6 +264,7 @@ def test_an_overload_is_no_hang() -> None:
     assert _judged([False], 12, taken=40) == [], "those before it are taken"
     assert len(_judged([False], 12, taken=40, emptied=1)) == 1, "nobody is before it"
     assert busy(10.0, beats=2, taken=1, emptied=1), "the other thread judges whether the loop turns"
+    assert busy(10.0, beats=6, taken=1, emptied=1), "a probe takes several turns"
     assert not busy(10.0, beats=9, taken=1, emptied=1)
     assert not busy(1.5, beats=3, taken=0, emptied=0), "the shortest watch"
     assert not busy(0.001, beats=0, taken=1, emptied=1), "it was hung up on at once"

@@ -11,6 +11,7 @@ from mlxd.control.replay import Replays
 from mlxd.control.suspects import Case
 from mlxd.control.transcript import Push, Transcript
 from mlxd.control.worker import Worker
+from mlxd.core.errors import MlxdError
 from mlxd.core.events import GenerationEvent, TextDelta
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest, Sampling
@@ -33,6 +34,10 @@ class Lease:
         self.talks: list[Conversation] = []
         self.error: Exception | None = None
         self.came = asyncio.Event()
+        self.waiting: MlxdError | None = None
+
+    def waits(self) -> MlxdError | None:
+        return self.waiting
 
     async def worker(self) -> Worker:
         while not self.talks or not self.talks[-1].worker.alive:

@@ -24,7 +24,7 @@ from mlxd.cli.prove.report import report
 from mlxd.cli.prove.step import Steps, Verdict
 from mlxd.cli.prove.subject import CannotProve, Subject
 from mlxd.core import places
-from mlxd.core.instance import is_claimed, running
+from mlxd.core.instance import is_claimed, running, untold
 from mlxd.core.lines import one_line
 
 Json = dict[str, Any]
@@ -111,6 +111,8 @@ def _subject(policies: str | None, state: str | None) -> Iterator[Subject]:
         return
     if is_claimed(folder):
         raise CannotProve(f"a daemon runs on {folder}, and does not say where")
+    if why := untold(folder):
+        raise CannotProve(why)
     _show("no mlxd runs: one is started for this, with these policies, and ended after it")
     with own_daemon(policies) as own:
         yield Subject(AdminClient(own.address.admin), own.address.pid, own)

@@ -191,6 +191,7 @@ def test_a_client_that_falls_far_behind_loses_nothing_and_holds_up_nobody(world)
     scores = [ipc.Logprob("x", b"x", -0.1, [("y", b"y", -1.0)] * 20)]
     id, came = slow.asked[-1].id, 1
     while not world.talk.of(ipc.Cancel):
+        assert came < 1000
         world.loop.advance(0.02)
         text = ipc.Text(id, f"{came} ", scores)
         world.says(ipc.Output(1, [text], taken=[ipc.Taken(id, [came])]))
@@ -499,6 +500,18 @@ def test_the_next_worker_is_waited_for_as_long_as_any_load(world):
     assert isinstance(one.error, ModelLoadFailed)
     assert key_of(one.error) == "timeouts.model_load"
     assert world.outcomes == ["failed"]
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_who_waited_for_room_in_vain_is_told_of_that(world, tokens):
+    one = Request(world, "one")
+    if tokens:
+        one.starts()
+        one.gets(tokens)
+    world.dies(SIGKILL, next_one=False)
+    world.lease.waiting = InsufficientMemory("memory is at 95 %")
+    world.loop.advance(301)
+    assert isinstance(one.error, InsufficientMemory)
 
 
 def test_a_time_in_which_the_daemon_stood_still_does_not_count(world):
