@@ -193,8 +193,8 @@ async def _rollback(holder: Holder, meter: Meter) -> None:
 
 async def _rollback_without_note(holder: Holder, meter: Meter) -> None:
     """How it would be if nothing was noted first: the sweep must find this out."""
-    noting = SimpleNamespace(read=durable.read, write=lambda file, content: None)
-    vars(rollback)["durable"] = noting
+    without = vars(durable) | {"put": lambda file, content: None}
+    vars(rollback)["durable"] = SimpleNamespace(**without)
     await _rollback(holder, meter)
 
 
