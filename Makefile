@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 # By files, for those share a daemon; in the order of tests/conftest.py.
 SUITE := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# What the tests were last run with: a release of somebody else's changes nothing here by itself.
+TESTED := packaging/tested.txt
 export HF_HUB_OFFLINE := 1
 # Else each process that a test starts would compile the sources anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -22,7 +24,7 @@ CLIENTS := .venv-clients
 PINNED := tests/clients_real/environments
 CLIENT_PYTHONS := newest llama_index instructor
 
-.PHONY: help serve test test-clients test-system long check format bench build tap clean
+.PHONY: help serve test test-clients test-system long check format upgrade bench build tap clean
 
 help:
 	@echo "make serve        serve on http://127.0.0.1:11435 with policies/ and .state/"
@@ -32,6 +34,7 @@ help:
 	@echo "make long         the tests with their long forms"
 	@echo "make check        format, lint, types, import contracts"
 	@echo "make format       rewrite the code as make check wants it"
+	@echo "make upgrade      name the newest versions of what mlxd and its tests run on in $(TESTED)"
 	@echo "make bench        the throughput table of benchmarks/"
 	@echo "make build        the wheel and the source archive, in dist/"
 	@echo "make tap          a tap that Homebrew installs this checkout from, in dist/tap"
@@ -64,6 +67,14 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# In an environment of its own: .venv may hold what was put there by hand.
+upgrade:
+	@packaging/make-venv $(VENV).new
+	@$(VENV).new/bin/python -m pip --disable-pip-version-check --quiet install --editable '.$(EXTRA)' --group dev
+	@echo "# Written by make upgrade: what the tests were last run with." >$(TESTED)
+	@$(VENV).new/bin/python -m pip --disable-pip-version-check freeze --exclude-editable >>$(TESTED)
+	@rm -rf $(VENV).new
+
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/throughput.py
 
@@ -76,20 +87,20 @@ tap: $(BIN)/python
 	@$(BIN)/python packaging/homebrew/tap.py dist
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) .state dist
+	rm -rf $(VENV) $(VENV).new $(CLIENTS) .state dist
 
 # A link to a Python that is gone counts as absent: then the environment is made anew.
 $(BIN)/python:
 	@packaging/make-venv $(VENV)
 
-$(VENV)/.serve: $(BIN)/python pyproject.toml
+$(VENV)/.serve: $(BIN)/python pyproject.toml $(TESTED)
 	@echo "Installing mlxd into $(VENV)"
-	@$(PIP) install --editable '.$(EXTRA)'
+	@$(PIP) install --constraint $(TESTED) --editable '.$(EXTRA)'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve
 	@echo "Installing the development tools into $(VENV)"
-	@$(PIP) install --group dev
+	@$(PIP) install --constraint $(TESTED) --group dev
 	@touch $@
 
 # All that an environment has is pinned: nothing is resolved here.

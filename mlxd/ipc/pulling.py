@@ -84,5 +84,5 @@ def decode(line: bytes) -> Told:
     """Raises BrokenLine."""
     try:
         return _decoder.decode(line)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BrokenLine(str(error)) from error

@@ -6,6 +6,7 @@ the speed of memory and copy a small part of the body at a time. Then one strict
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -177,10 +178,21 @@ def _has_integer(bare: bytes, digits: int) -> bool:
 def _parse(body: bytes) -> Any:
     try:
         return _decode(body)
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"the request body is not UTF-8: {error.reason}") from error
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if reason := _not_utf8(body):
+            raise InvalidRequest(f"the request body is not UTF-8: {reason}") from error
         raise InvalidRequest(f"the request body is not valid JSON: {error}") from error
+
+
+def _not_utf8(body: bytes) -> str | None:
+    """Why, in a codec's words: what the parser raises then differs by its version."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for at in range(0, len(body), _WINDOW):
+            decoder.decode(body[at : at + _WINDOW], final=at + _WINDOW >= len(body))
+    except UnicodeDecodeError as error:
+        return error.reason
+    return None
 
 
 def _count_keys(value: Json) -> int:

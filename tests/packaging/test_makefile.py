@@ -7,12 +7,16 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+TESTED = "packaging/tested.txt"
 VERBS = re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE)
 
 
@@ -21,7 +25,8 @@ def plan(folder: Path, *arguments: str) -> str:
     make = shutil.which("make")
     if make is None:
         pytest.skip("make is not here")
-    for name in ("Makefile", "pyproject.toml"):
+    for name in ("Makefile", "pyproject.toml", TESTED):
+        (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
     return subprocess.run(
         [make, "--dry-run", "--no-print-directory", *arguments],
@@ -42,14 +47,15 @@ def in_order(text: str, *pieces: str) -> bool:
 def test_serve_sets_up_what_it_needs(tmp_path: Path) -> None:
     planned = plan(tmp_path, "serve", "EXTRA=[cpu]")
     served = "exec .venv/bin/mlxd serve --policies policies --state .state"
-    assert in_order(planned, "packaging/make-venv .venv", "--editable '.[cpu]'", served)
+    installed = f"--constraint {TESTED} --editable '.[cpu]'"
+    assert in_order(planned, "packaging/make-venv .venv", installed, served)
     assert "--group dev" not in planned
 
 
 def test_test_checks_first(tmp_path: Path) -> None:
     planned = plan(tmp_path, "test")
     steps = (
-        "--group dev",
+        f"--constraint {TESTED} --group dev",
         "ruff format --check",
         "ruff check",
         "mypy",
@@ -57,6 +63,27 @@ def test_test_checks_first(tmp_path: Path) -> None:
         "-m pytest",
     )
     assert in_order(planned, *steps)
+
+
+def test_what_is_tested_is_pinned() -> None:
+    """Else: make upgrade."""
+    lines = (ROOT / TESTED).read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    versions: dict[str, str] = {}
+    for pin in pins:
+        (specifier,) = pin.specifier
+        assert specifier.operator == "==", pin
+        versions[canonicalize_name(pin.name)] = specifier.version
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    wanted = [
+        *project["project"]["dependencies"],
+        *extras["cpu"],
+        *extras["otel"],
+        *project["dependency-groups"]["dev"],
+    ]
+    for requirement in map(Requirement, wanted):
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)])
 
 
 def test_clients_are_set_up_apart_from_what_mlxd_runs_on(tmp_path: Path) -> None:

@@ -87,8 +87,7 @@ def test_only_an_object_will_do(body: bytes) -> None:
         b"]" * 100,
         b"}{" * 100,
         b'"' * 99,
-        '{"a":1}'.encode("utf-16"),
-        '{"a":1}'.encode("utf-32"),
+        '{"a":1}'.encode("utf-16-le"),
     ],
 )
 def test_what_is_not_json_is_refused(body: bytes) -> None:
@@ -101,6 +100,18 @@ def test_what_is_not_json_is_refused(body: bytes) -> None:
 def test_what_is_not_utf8_is_refused(bad: bytes) -> None:
     assert refusal(b'{"a":"' + bad + b'"}').startswith("the request body is not UTF-8")
     assert refusal(b'{"' + bad + b'":1}').startswith("the request body is not UTF-8")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_what_opens_with_a_mark_of_another_encoding_is_refused(encoding: str) -> None:
+    body = '{"a":1}'.encode(encoding)
+    assert refusal(body) == "the request body is not UTF-8: invalid start byte"
+
+
+def test_characters_may_lie_across_windows() -> None:
+    letters = "\N{LATIN SMALL LETTER A WITH DIAERESIS}" * 100_000
+    assert "not valid JSON" in refusal(f'{{"a":"x{letters}"'.encode())
+    assert "not UTF-8" in refusal(f'{{"a":"x{letters}'.encode()[:-1])
 
 
 def test_nul_is_a_character() -> None:

@@ -141,7 +141,7 @@ def _opening(head: Head) -> bytes:
 def _decoded(body: bytes) -> Head:
     try:
         return _decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Damaged("its head is of another kind") from error
 
 
