@@ -86,7 +86,8 @@ class Tracing:
         parent = parsed(headers.getall("traceparent", ()), headers.getall("tracestate", ()))
         context = self._context(parent)
         if context.sampled:
-            story.trace = Trace(context, parent, request.path, dialect, stamp())
+            began = stamp() - story.now
+            story.trace = Trace(context, parent, request.path, dialect, began)
 
     def end(self, story: Story, status: int) -> None:
         """It is over, whatever came of it."""

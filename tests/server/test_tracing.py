@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
+from mlxd.core.clock import stamp
 from mlxd.core.story import untold
 from mlxd.policy.load import Override, load
 from mlxd.policy.policy_set import PolicySet
@@ -57,6 +59,17 @@ def served(made: Tracing) -> None:
     request, story = make_mocked_request("POST", PATH), untold()
     made.begin(request, story)
     made.end(story, 200)
+
+
+def test_both_clocks_begin_with_the_request_however_late_its_trace_does(hanging: Hanging) -> None:
+    """Else an engine process would seem to have it before it was sent there."""
+    made = Tracing(policies("a"), {PATH: "ollama"}, hanging.open)
+    story = replace(untold(), clock=time.monotonic, came=time.monotonic() - 5)
+    made.begin(make_mocked_request("POST", PATH), story)
+    assert story.trace is not None
+    assert stamp() - story.trace.began == pytest.approx(story.now, abs=1)
+    hanging.goes_on.set()
+    made.close()
 
 
 def test_a_defect_costs_spans_and_is_told_once(
