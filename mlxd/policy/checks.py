@@ -222,7 +222,7 @@ def _tenants(policies: Policies, written: Written) -> Iterator[Problem]:
 
 def _within(most: _Bound, policies: Policies, written: Written) -> Iterator[Problem]:
     """No tenant's own limit is above `most`. Where those of many are, it is the one to change, if
-    somebody wrote it; else the first few are told.
+    somebody wrote it.
     """
     last = most.path[-1]
     own = [
@@ -231,7 +231,7 @@ def _within(most: _Bound, policies: Policies, written: Written) -> Iterator[Prob
         if (value := getattr(tenant, str(last))) is not None and value > most.value
     ]
     if len(own) <= _MOST_EACH or most.path not in written:
-        for low in own[:_MOST_EACH]:
+        for low in own:
             yield from _rising(low, most, written)
         return
     highest = max(own, key=lambda low: int(low.value))

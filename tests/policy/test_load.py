@@ -430,4 +430,6 @@ def test_a_limit_below_what_many_tenants_have_is_one_error_at_that_limit(tmp_pat
         " tenants have more of their own, clients.tenants.t299.max_in_flight the most"
     ]
     (tmp_path / "limits.yaml").unlink()
-    assert all(error.startswith("clients.yaml:") for error in errors(300)), "nobody wrote it"
+    told = errors(300)
+    assert all(error.startswith("clients.yaml:") for error in told), "nobody wrote it"
+    assert len(told) == 298, "all at once: the default is 5"
