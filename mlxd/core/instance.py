@@ -67,15 +67,16 @@ def untold(state: Path) -> str:
     """For people: why nobody can tell whether a daemon holds the folder; empty: that is told."""
     try:
         lock = _opened(state / LOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except PermissionError:
+        return guarded_words(state)
     except OSError as error:
-        return guarded_words(state) if isinstance(error, PermissionError) else ""
+        return _untold_words(state, str(error.strerror))
     try:
         _is_held(lock)
     except OSError as error:
-        return (
-            f"whether an mlxd runs with the state folder {state} cannot be told: its disk gives no"
-            f" lock: {error.strerror}"
-        )
+        return _untold_words(state, f"its disk gives no lock: {error.strerror}")
     finally:
         os.close(lock)
     return ""
@@ -99,6 +100,10 @@ def pid_of(state: Path) -> int:
         return int(durable.read(state / PID, _MOST_BYTES))
     except (OSError, ValueError):
         return 0
+
+
+def _untold_words(state: Path, why: str) -> str:
+    return f"whether an mlxd runs with the state folder {state} cannot be told: {why}"
 
 
 def _is_held(lock: int) -> bool:

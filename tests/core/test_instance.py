@@ -56,6 +56,20 @@ def test_a_disk_that_gives_no_locks_tells_of_no_daemon(tmp_path, monkeypatch):
     assert absent(tmp_path) == f"no mlxd runs with the state folder {tmp_path}"
 
 
+def test_a_disk_whose_server_is_gone_tells_of_no_daemon(tmp_path, monkeypatch):
+    claim = Claim(tmp_path)
+    claim.take()
+
+    def stale(*_):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr("mlxd.core.instance.os.open", stale)
+    assert not is_claimed(tmp_path)
+    assert absent(tmp_path).endswith(f"cannot be told: {os.strerror(errno.ESTALE)}")
+    monkeypatch.undo()
+    claim.release()
+
+
 def test_a_disk_that_gives_no_locks_any_more_costs_no_open_files(tmp_path, monkeypatch):
     """The daemon tries to have its lock anew every few seconds."""
     claim = Claim(tmp_path)
