@@ -20,6 +20,8 @@ _LOWER = ("minimum", "exclusiveMinimum")
 _UPPER = ("maximum", "exclusiveMaximum")
 _REACH = 2**63 - 1024
 """From zero: how far bounds may be for llguidance, which counts in 64 bits."""
+_LONGEST = 2**32 - 1
+"""Characters of a text, which it counts in 32."""
 _OPENING = ("additionalProperties", "patternProperties", "unevaluatedProperties")
 
 
@@ -153,7 +155,9 @@ def _bounds(node: Json) -> Json:
 def _within_reach(node: Json) -> Json:
     """Those that are too far from zero, as far as they may be."""
     low = {key: -_REACH for key in _LOWER if _number(node.get(key)) < -_REACH}
-    return low | {key: _REACH for key in _UPPER if _number(node.get(key)) > _REACH}
+    high = {key: _REACH for key in _UPPER if _number(node.get(key)) > _REACH}
+    long = {"maxLength": _LONGEST} if _number(node.get("maxLength")) > _LONGEST else {}
+    return low | high | long
 
 
 def _number(value: Any) -> float:

@@ -122,6 +122,14 @@ def test_bounds_may_be_those_of_the_types_of_programs(schema):
     assert matcher.try_consume_tokens([*far]) == len(far)
 
 
+@pytest.mark.parametrize("most", [2**32, 2**53 - 1, 2**63 - 1])
+def test_a_text_may_be_as_long_as_programs_count(most):
+    matcher = _matcher({"type": ["string", "null"], "minLength": 1, "maxLength": most})
+    assert not matcher.is_error(), matcher.get_error()
+    assert matcher.try_consume_tokens([*b'"a"']) == 3
+    assert matcher.is_accepting()
+
+
 def _matcher(schema: dict[str, Any]) -> Any:
     from llguidance import LLTokenizer
 
