@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from mlxd.cli import exits
-from mlxd.cli.client import NoAnswer, address_of, health_of, silence
+from mlxd.cli.client import NoAnswer, OtherVersion, address_of, health_of, silence
 from mlxd.cli.status import lines
 from mlxd.core import places
 from mlxd.core.lines import one_line
+
+Json = dict[str, Any]
 
 EVERY_SECONDS = 1.0
 _LABEL = 10
@@ -57,7 +60,15 @@ def _block(policies: str | None, state: str | None) -> Text:
         return Text(one_line(silence(found, error)[1]), style="red")
     if health.get("service") != "mlxd":
         return Text("what answers there is not mlxd", style="red")
-    return styled(map(one_line, lines(health, address_of(found))), str(health["status"]))
+    return styled(map(one_line, _lines(health, address_of(found))), str(health.get("status")))
+
+
+def _lines(health: Json, address: tuple[str, int]) -> Iterator[str]:
+    """Of a daemon of another version what it says: an upgrade may restart it meanwhile."""
+    try:
+        yield from lines(health, address)
+    except OtherVersion as error:
+        yield f"warning   {error}"
 
 
 def styled(said: Iterator[str], status: str) -> Text:

@@ -8,6 +8,7 @@ import pytest
 
 from mlxd.cli import client
 from mlxd.cli.client import NoAnswer, address_of, get_json
+from mlxd.cli.watch import watch
 from mlxd.core import places
 from mlxd.core.claim import Claim
 from mlxd.core.instance import Address, authority
@@ -98,16 +99,31 @@ def test_a_program_that_asks_for_the_status_is_told_so_in_json(tmp_path):
     assert told["error"].endswith("is not mlxd")
 
 
+ANOTHER = {"service": "mlxd", "version": "0.0.1", "status": "healthy", "active_requests": 1,
+           "max_concurrent": 5, "memory": {}}  # fmt: skip
+"""The health of another version."""
+
+
 def test_a_status_that_lacks_something_is_shown_as_far_as_it_goes(tmp_path):
     """An upgrade has brought the command, and the daemon is to be restarted still."""
-    health = {"service": "mlxd", "version": "0.0.1", "status": "healthy", "active_requests": 1,
-              "max_concurrent": 5, "memory": {}}  # fmt: skip
-    with answering(b"HTTP/1.1 200 OK\r\n\r\n" + json.dumps(health).encode()) as address:
+    with answering(b"HTTP/1.1 200 OK\r\n\r\n" + json.dumps(ANOTHER).encode()) as address:
         environment = {"MLX_API_URL": f"http://{authority(*address)}"}
         done = mlxd("status", "--state", tmp_path, environment=environment)
     assert done.returncode == 1
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["mlxd", "requests"]
     assert done.stderr.startswith("mlxd: the daemon's answer has no 'queue': it is of another")
+
+
+FIT = {"model": "m", "verdict": "fits", "reason": "", "needed_bytes": 1, "context": 1,
+       "available_bytes": 1, "evicts": [], "policy": {"key": "k", "value": "1"}}  # fmt: skip
+
+
+def test_whoever_watches_goes_on_when_another_version_answers(tmp_path, monkeypatch, capsys):
+    with answering(b"HTTP/1.1 200 OK\r\n\r\n" + json.dumps(ANOTHER).encode()) as address:
+        monkeypatch.setenv("MLX_API_URL", f"http://{authority(*address)}")
+        assert watch(None, str(tmp_path), rounds=1) == 0
+    said = [line.split()[0] for line in capsys.readouterr().out.split("\n") if line]
+    assert said == ["mlxd", "requests", "warning"]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +133,11 @@ def test_a_status_that_lacks_something_is_shown_as_far_as_it_goes(tmp_path):
             ["models", "list"],
             b'200 OK\r\n\r\n{"models": [{"name": "m", "unavailable": ""}]}',
             "the daemon's answer has no 'size_bytes'",
+        ),
+        (
+            ["models", "fit", "m"],
+            b"200 OK\r\n\r\n" + json.dumps(FIT).encode(),
+            "the daemon's answer has no 'place'",
         ),
         (
             ["cache", "stats"],

@@ -60,7 +60,7 @@ def _reasons(report: Json) -> Iterator[tuple[str, str]]:
             duration(wait) if wait is not None else "until a model is not used any more",
         )
     if report["policy"]:
-        yield "  policy", "{key}: {value} ({place})".format(**report["policy"])
+        yield "  policy", "{key}: {value} ({place})".format_map(report["policy"])
     yield "  longest context", _longest(report)
     yield "  sure", _confidence(report)
 
