@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mlxd.cli import main
+from mlxd.cli.policy import explain
 from mlxd.policy.files import read
 from mlxd.policy.history import Generation, history_of
 from mlxd.policy.load import load
@@ -93,6 +95,18 @@ def test_explain_an_unknown_key_names_the_nearest(run: Run) -> None:
     status, _, err = run("explain", "limits.concurrency.max_in_fligth")
     assert status == 2
     assert "did you mean limits.concurrency.max_in_flight" in err
+
+
+def test_explain_says_the_first_of_many_reasons_why_an_edit_is_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [{"text": f"limits.yaml:{n}"} for n in range(300)]
+    daemon = SimpleNamespace(get=lambda *_, **__: {"values": [], "errors": errors})
+    monkeypatch.setattr(explain, "here", lambda *_: SimpleNamespace(follower=lambda: daemon))
+    status, _, err = run("explain", "limits")
+    assert status == 0
+    assert len(err.splitlines()) == 11
+    assert err.endswith("refused: for 290 more reasons: mlxd policy check tells all\n")
 
 
 def test_diff_against_the_defaults(run: Run) -> None:

@@ -31,6 +31,7 @@ from mlxd.cli.prove.step import Step, Steps, Verdict, failed, shortened
 from mlxd.cli.prove.subject import CannotProve, Subject, eventually
 from tests.support.command import mlxd
 from tests.support.daemon import Daemon, write_policies
+from tests.support.homeless import homeless
 
 pytestmark = pytest.mark.timeout(180)
 Start = Callable[..., Daemon]
@@ -607,6 +608,11 @@ def test_the_users_folder_is_in_no_report(monkeypatch: pytest.MonkeyPatch) -> No
     assert "~/w" in text
     assert "/Users/ann.b" not in text.replace("/Users/ann.bert", "")
     assert "/Users/ann." not in text.replace("/Users/ann.bert", "")
+
+
+def test_of_a_user_without_a_home_nothing_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    homeless(monkeypatch)
+    assert shortened("/srv/x.plist") == "/srv/x.plist"
 
 
 def test_output_is_shortened() -> None:

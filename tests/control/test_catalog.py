@@ -27,6 +27,7 @@ from tests.control.test_model_files import write_adapter, write_model, write_wei
 from tests.support.daemon import write_policies
 from tests.support.few_files import no_files
 from tests.support.few_threads import no_threads
+from tests.support.homeless import homeless
 
 MANY = 30
 
@@ -805,6 +806,15 @@ async def test_a_flawed_model_is_shown_and_served_only_where_policy_says_so(worl
     write_weights(folder / "model.safetensors", {"w": ("F16", [4])})
     world.clock.advance(2)
     assert await world.resolve("m") == "m", "it is read anew as soon as it changes"
+
+
+@pytest.mark.parametrize("setting", ["path", "adapter", "chat_template"])
+async def test_a_user_without_a_home_is_served(world, monkeypatch, setting):
+    homeless(monkeypatch)
+    world.add("m")
+    world.add("other")
+    world.declare(f"models: {{other: {{{setting}: ~/nowhere}}}}\n")
+    assert await world.resolve("m") == "m"
 
 
 async def test_bytes_are_compared_before_a_load_where_policy_says_so(world):

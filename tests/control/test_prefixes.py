@@ -20,6 +20,7 @@ from mlxd.core.request import Message
 from mlxd.ipc import messages as ipc
 from mlxd.policy.load import PolicySet, load
 from tests.support.daemon import write_policies
+from tests.support.homeless import homeless
 
 CARD = ModelCard("agent", "/m", 1, "d" * 64, 0.0, "llama", 1, "4bit", 4096)
 
@@ -225,6 +226,12 @@ def test_a_file_that_is_none(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(UnreadableModel) as refused:
         read_warm(str(tmp_path / "a.json"), "m")
     assert "secret" not in str(refused.value)
+
+
+def test_a_file_in_the_home_of_a_user_who_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    homeless(monkeypatch)
+    with pytest.raises(UnreadableModel):
+        read_warm("~/a.txt", "m")
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
