@@ -15,9 +15,10 @@ from mlxd.control.rights import Rights, rights_of
 from mlxd.control.scan import Findings
 from mlxd.core.caller import Caller
 from mlxd.core.errors import Forbidden
-from mlxd.core.models import ModelCard
+from mlxd.core.models import ModelCard, canonical
 from mlxd.core.preset import Preset
 from mlxd.policy.load import load
+from mlxd.policy.schema import clients
 from tests.support.daemon import write_policies
 
 CARD = ModelCard(
@@ -140,7 +141,16 @@ def test_unloading_is_a_right(tmp_path: Path) -> None:
     assert not rights(tmp_path, "unload: false").may_unload
 
 
-def test_a_list_of_hundreds_of_models_costs_hundreds_of_models_little(tmp_path: Path) -> None:
+def test_a_list_of_hundreds_of_models_costs_hundreds_of_models_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[str] = []
+
+    def noted(name: str) -> str:
+        compared.append(name)
+        return canonical(name)
+
+    monkeypatch.setattr(clients, "canonical", noted)
     names = ", ".join(f"org/model-{n}" for n in range(300))
     terms = rights(tmp_path, f"models: [{names}, 'other/*']").terms
     cards = [replace(CARD, name=f"Org/Model-{n}") for n in range(1000)]
@@ -148,3 +158,4 @@ def test_a_list_of_hundreds_of_models_costs_hundreds_of_models_little(tmp_path: 
     allowed = [card.name for card in cards if Rights(terms, card).allowed]
     assert time.thread_time() - began < 0.3
     assert allowed == [f"Org/Model-{n}" for n in range(300)]
+    assert len(compared) == 301, "not for each model anew"
