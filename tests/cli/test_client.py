@@ -163,6 +163,15 @@ def test_a_daemon_of_another_version_is_told_of_in_words(tmp_path, command, said
     assert done.stderr.startswith(f"mlxd: {words}")
 
 
+def test_what_is_not_mlxd_is_not_told_to_be_restarted(tmp_path):
+    said = b"HTTP/1.1 404 Not Found\r\nServer: nginx\r\nContent-Type: text/plain\r\n\r\n404 page"
+    with answering(said) as address:
+        environment = {"MLX_API_URL": f"http://{authority(*address)}"}
+        done = mlxd("events", "--state", tmp_path, environment=environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("mlxd: no answer from the daemon at http://")
+
+
 def test_where_the_log_is_nobody_guesses(tmp_path):
     """Over TCP a daemon does not tell."""
     with answering(b'HTTP/1.1 200 OK\r\n\r\n{"service": "mlxd"}') as address:
