@@ -69,6 +69,9 @@ def answering(said, path=None):
             with sock:
                 sock.recv(4096)
                 sock.sendall(said)
+                sock.shutdown(socket.SHUT_WR)
+                while sock.recv(4096):  # a body comes by itself
+                    pass
 
         told = pool.submit(answer)
         yield listener.getsockname()
@@ -149,18 +152,43 @@ def test_whoever_watches_goes_on_when_another_version_answers(tmp_path, monkeypa
             b"405 Method\r\nServer: mlxd\r\nContent-Type: text/plain\r\n\r\n405 method",
             "the daemon does not know what this command asks for",
         ),
+        (["events"], b'200 OK\r\n\r\n[{"id": 1}]', "the daemon's answer has no 'at'"),
+        (
+            ["events", "--follow"],
+            b'200 OK\r\n\r\ndata: {"id": 1}\n\n',
+            "the daemon's answer has no 'at'",
+        ),
+        (["pull", "m"], b'200 OK\r\n\r\n{"digest": "a"}\n', "the daemon's answer has no 'total'"),
+        (
+            ["pull", "m"],
+            b"404 Not Found\r\nServer: mlxd\r\nContent-Type: text/plain\r\n\r\n404 page",
+            "the daemon does not know what this command asks for",
+        ),
     ],
 )
 def test_a_daemon_of_another_version_is_told_of_in_words(tmp_path, command, said, words):
+    with another_version(tmp_path, said) as state:
+        done = mlxd(*command, "--state", state)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"mlxd: {words}")
+
+
+def test_what_needs_no_daemon_does_without_one_of_another_version(tmp_path):
+    with another_version(tmp_path, b"200 OK\r\n\r\n{}") as state:
+        done = mlxd("policy", "check", "--state", state)
+    assert done.returncode == 0, done.stderr
+
+
+@contextmanager
+def another_version(tmp_path, said):
+    """A daemon that says that on its admin socket; its state folder."""
     claim = Claim(tmp_path / "state")
     claim.take()
     socket_path = str(tmp_path / "admin.sock")
     claim.announce(Address(os.getpid(), "127.0.0.1", 1, "0.0.1", socket_path))
     with answering(b"HTTP/1.1 " + said, socket_path):
-        done = mlxd(*command, "--state", claim.state)
+        yield claim.state
     claim.release()
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"mlxd: {words}")
 
 
 def test_what_is_not_mlxd_is_not_told_to_be_restarted(tmp_path):
