@@ -10,6 +10,7 @@ import pytest
 from mlxd.core.clock import ManualClock
 from mlxd.daemon import composition
 from mlxd.policy.load import load
+from mlxd.telemetry.metrics import Metrics
 
 
 def test_systemd_hears_of_a_daemon_that_drains_though_nobody_looks_after_workers_any_more(
@@ -27,3 +28,10 @@ def test_systemd_hears_of_a_daemon_that_drains_though_nobody_looks_after_workers
     parts.state.draining = True
     heartbeat.beat(0.0)
     systemd.alive.assert_called_once_with()
+
+
+def test_what_clients_got_is_among_what_is_written_beside_the_event_loop() -> None:
+    made = MagicMock()
+    made.parts.metrics = metrics = Metrics()
+    composition.join(made, MagicMock())
+    assert b"mlxd_requests_total" in metrics.render_served()
