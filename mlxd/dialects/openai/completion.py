@@ -35,7 +35,7 @@ from mlxd.dialects.openai.stream import ChunkEncoder, EventCodec, envelope_of, w
 _DEFAULT_MAX_TOKENS = 16
 MOST_LOGPROBS = 5
 _MOST_SKIPPED = 8
-"""Characters of a prompt's text that no token of it says: its tokenizer has changed them."""
+"""Characters of a text that no token of it says: its tokenizer has changed them."""
 _PROMPT_FORMS = "string, array of strings, array of token ids, or array of those"
 
 
@@ -95,7 +95,8 @@ class TextDeltas:
         return None
 
     def text(self, text: str, logprobs: Iterable[TokenLogprob] = ()) -> Json:
-        return self._choice(text, self._lists.extend(logprobs) if logprobs else None)
+        lists = self._lists.extend(text, logprobs)
+        return self._choice(text, lists if logprobs else None)
 
     def other(self, event: GenerationEvent) -> Json | None:
         match event:
@@ -113,7 +114,9 @@ class TextDeltas:
 
 
 class _LogprobLists:
-    """OpenAI's old form: parallel lists, and where in the text each token begins."""
+    """OpenAI's old form: parallel lists, and where in the text each token begins. One that is not
+    in the text, as one that opens it or marks thinking, begins where the next does.
+    """
 
     def __init__(self, call: Call) -> None:
         self._asked = call.request.logprobs if call.tells_logprobs else None
@@ -122,13 +125,12 @@ class _LogprobLists:
 
     def begin(self, echo: Echo) -> Json | None:
         """Those of the prompt; what follows begins behind its text, whatever its tokens say."""
-        lists = self.extend(echo.logprobs) if echo.logprobs else None
-        if lists is not None:
-            lists["text_offset"] = _offsets(echo)
-        self._offset, self._characters = len(echo.text), _characters()
-        return lists
+        lists = self.extend(echo.text, echo.logprobs)
+        self._characters = _characters()
+        return lists if echo.logprobs else None
 
-    def extend(self, entries: Iterable[TokenLogprob]) -> Json | None:
+    def extend(self, text: str, entries: Iterable[TokenLogprob]) -> Json | None:
+        """`text`: that the entries came with."""
         if self._asked is None:
             return None
         lists: dict[str, list[Any]] = {
@@ -137,27 +139,19 @@ class _LogprobLists:
             "top_logprobs": [],
             "text_offset": [],
         }
+        at = 0
         for entry in entries:
             known = not isnan(entry.logprob)
             lists["tokens"].append(_name(entry.token, entry.raw))
             lists["token_logprobs"].append(logprob_of(entry.logprob) if known else None)
             lists["top_logprobs"].append(_top(entry) if self._asked and known else None)
-            lists["text_offset"].append(self._offset)
-            self._offset += len(self._characters.decode(entry.raw))
+            piece = self._characters.decode(entry.raw)
+            found = text.find(piece, at, at + len(piece) + _MOST_SKIPPED)
+            at = max(found, at)
+            lists["text_offset"].append(self._offset + at)
+            at += len(piece) if found >= 0 else 0
+        self._offset += len(text)
         return lists
-
-
-def _offsets(echo: Echo) -> list[int]:
-    """A token that is not in the text, as one that only opens it, begins where the next does."""
-    offsets: list[int] = []
-    at, characters = 0, _characters()
-    for entry in echo.logprobs:
-        piece = characters.decode(entry.raw)
-        found = echo.text.find(piece, at, at + len(piece) + _MOST_SKIPPED)
-        at = max(found, at)
-        offsets.append(at)
-        at += len(piece) if found >= 0 else 0
-    return offsets
 
 
 def _characters() -> IncrementalDecoder:
@@ -187,10 +181,11 @@ def _envelope(call: Call) -> Json:
 def _whole_choice(call: Call, index: int, completion: Completion) -> Json:
     lists, echo, finished = _LogprobLists(call), completion.echo, completion.finished
     before = lists.begin(echo) if echo else None
-    after = lists.extend(completion.logprobs)
+    written = _written(completion)
+    after = lists.extend(written, completion.logprobs)
     return {
         "index": index,
-        "text": (echo.text if echo else "") + _written(completion),
+        "text": (echo.text if echo else "") + written,
         "logprobs": _joined(before, after) if before and after else after,
         "finish_reason": finished.reason if finished else "stop",
     }

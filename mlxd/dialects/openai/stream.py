@@ -68,6 +68,8 @@ class ChunkEncoder:
     def __init__(self, call: Call, envelope: Json, deltas: Sequence[Deltas]) -> None:
         """`deltas`: one for each of the call's requests."""
         self._call = call
+        self._plain = call.request.logprobs is None and not call.padded
+        """A chunk of text says nothing but that."""
         self._envelope = envelope
         self._deltas = deltas
         self._choices: list[_Choice] = []
@@ -84,7 +86,7 @@ class ChunkEncoder:
         told = self._choices[choice]
         before, after = told.before, told.after
         for event in burst:
-            if type(event) is TextDelta and not event.logprobs and not self._call.padded:
+            if type(event) is TextDelta and self._plain:
                 chunks += (before, to_json(event.text), after)
             elif type(event) is not Started:
                 chunks.append(self._other(told.deltas, event))

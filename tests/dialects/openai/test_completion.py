@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from mlxd.core.errors import InvalidRequest
-from mlxd.core.events import Completion, Echo, Finished, TokenLogprob
+from mlxd.core.events import (
+    Completion,
+    Echo,
+    Finished,
+    Fold,
+    GenerationEvent,
+    ReasoningDelta,
+    TextDelta,
+    TokenLogprob,
+)
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.dialects.openai import CompletionCodec
 
@@ -84,12 +94,40 @@ def test_offsets_count_whole_characters() -> None:
     halves = [TokenLogprob("\ufffd", b"\xd0", -1.0), TokenLogprob("\ufffd", b"\xaf", -1.0)]
     answer = Completion(
         echo=echo,
-        text="\u042f!",
+        pieces=[TextDelta("\u042f!")],
         logprobs=[*halves, TokenLogprob("!", b"!", -1.0)],
         finished=Finished("stop", 2, 3),
     )
     (choice,) = codec.render(call, [answer], 0.0)["choices"]
     assert choice["logprobs"]["text_offset"] == [0, 0, 2, 6, 7, 7, 8]
+
+
+def test_offsets_count_no_marks_of_thinking() -> None:
+    """They have probabilities, and are not in the text."""
+    codec = CompletionCodec()
+    call = codec.parse({"model": "m", "prompt": "hi", "logprobs": 0}, id="a", now=0.0)
+    bursts: list[list[GenerationEvent]] = [
+        [TextDelta("", (_scored("<think>"),))],
+        [ReasoningDelta("hm", (_scored("hm"),))],
+        [TextDelta("", (_scored("</think>"),))],
+        [TextDelta("so", (_scored("s"), _scored("o")))],
+        [TextDelta("me", ())],
+        [TextDelta("!", (_scored("!"),)), Finished("stop", 2, 6)],
+    ]
+    encoder, fold, offsets = codec.encoder(call), Fold(), []
+    for burst in bursts:
+        fold.add(burst)
+        for record in encoder.feed(burst, 0.0, 0).splitlines():
+            if record.startswith(b"data: {"):
+                (choice,) = json.loads(record.removeprefix(b"data: "))["choices"]
+                offsets += (choice["logprobs"] or {"text_offset": []})["text_offset"]
+    (choice,) = codec.render(call, [fold.whole()], 0.0)["choices"]
+    assert (choice["text"], choice["logprobs"]["text_offset"]) == ("hmsome!", [0, 0, 2, 2, 3, 6])
+    assert offsets == [0, 0, 2, 2, 3, 6]
+
+
+def _scored(token: str) -> TokenLogprob:
+    return TokenLogprob(token, token.encode(), -1.0, ())
 
 
 @pytest.mark.parametrize("body", [{"prompt": ["a"] * 2049}, {"prompt": ["a"] * 128, "n": 17}])
