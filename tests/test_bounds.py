@@ -177,7 +177,7 @@ def address(number: int) -> str:
 def test_who_guesses_keys(policies: PolicySet) -> None:
     table = Guesses()
     for number in range(MANY):
-        table.add(address(number), policies.clients.auth.guesses, float(number) / MANY)
+        table.add(address(number), "key", policies.clients.auth.guesses, float(number) / MANY)
         table.succeed(address(number), f"key-{number}")
     assert len(table._guessers) == len(table._familiar) == guesses.MOST
 
@@ -185,7 +185,7 @@ def test_who_guesses_keys(policies: PolicySet) -> None:
 def test_one_who_guesses_for_ever(policies: PolicySet) -> None:
     table = Guesses()
     for number in range(MANY):
-        table.add("10.0.0.1", policies.clients.auth.guesses, float(number) / 100)
+        table.add("10.0.0.1", f"key-{number}", policies.clients.auth.guesses, float(number) / 100)
     assert len(table._guessers["10.0.0.1"].times) <= policies.clients.auth.guesses.max
 
 

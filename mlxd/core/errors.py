@@ -183,7 +183,7 @@ class UnsupportedEncoding(MlxdError):
 
 class Unauthorized(MlxdError):
     code = "unauthorized"
-    in_vain = True  # there are agents that ask ten times, and each is a guess
+    in_vain = True  # there are agents that ask ten times
 
 
 class Forbidden(MlxdError):

@@ -1,10 +1,12 @@
-"""Who guesses API keys: how often each address came with an unknown one, and for how long it is
-refused then, but for the keys that it came with before. Pure.
+"""Who guesses API keys: how many unknown ones each address came with, and for how long it is
+refused then, but for the keys that it came with before. The same one again is no new guess.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+import hashlib
+import os
+from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from mlxd.policy.schema.clients import Guesses as Limits
@@ -20,6 +22,8 @@ class Guesses:
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
+        self._salt = os.urandom(16)
+        """What is remembered of a key says nothing of it."""
         self._guessers: OrderedDict[str, _Guesser] = OrderedDict()
         self._familiar: OrderedDict[tuple[str, str], None] = OrderedDict()
         """Addresses and the ids of keys with which they came."""
@@ -43,22 +47,27 @@ class Guesses:
         guesser = self._guessers.get(address)
         return max(0.0, guesser.until - now) if guesser is not None else 0.0
 
-    def add(self, address: str, limits: Limits, now: float) -> None:
-        """It came with an unknown key."""
+    def add(self, address: str, key: str, limits: Limits, now: float) -> None:
+        """It came with this one, which is unknown."""
         guesser = self._guessers.setdefault(address, _Guesser())
         self._guessers.move_to_end(address)
         times = guesser.times
-        times.append(now)
-        while times[0] <= now - limits.window:
-            times.popleft()
+        while times and next(iter(times.values())) <= now - limits.window:
+            times.popitem(last=False)
+        times.setdefault(self._digest(key), now)
         if len(times) >= limits.max:
             guesser.until = now + limits.penalty
             times.clear()
         while len(self._guessers) > self._most:
             self._guessers.popitem(last=False)
 
+    def _digest(self, key: str) -> bytes:
+        said = key.encode("utf-8", "surrogateescape")
+        return hashlib.blake2b(said, digest_size=12, key=self._salt).digest()
+
 
 @dataclass(slots=True)
 class _Guesser:
-    times: deque[float] = field(default_factory=deque)
+    times: OrderedDict[bytes, float] = field(default_factory=OrderedDict)
+    """By the digest of each unknown key when it was first sent, the oldest first."""
     until: float = 0.0

@@ -79,7 +79,8 @@ class Identity:
         secrets = [*_secrets(request, policies)]
         over = next(filter(None, map(self._keys.over, secrets)), "")
         if secrets and not over and self._keys.certain:
-            self._guesses.add(address, policies.clients.auth.guesses, now)
+            key = "\n".join(secrets)
+            self._guesses.add(address, key, policies.clients.auth.guesses, now)
         said = _OVER.get(over, "the API key is not known")
         raise Unauthorized(
             said if secrets else f"an API key is required: {_how(policies)}",

@@ -197,11 +197,10 @@ class TestGuesses:
     LIMITS = (REQUIRED, ("clients.auth.guesses", "{max: 3, window: 60s, penalty: 30s}"))
 
     def guess(self, identity, times, now=1.0, **changes):
-        for _ in range(times):
+        for number in range(times):
+            request = asked(**bearer(f"mlxd_bad{number}"), **changes)
             with pytest.raises(Unauthorized):
-                identity.identify(
-                    asked(**bearer("mlxd_bad"), **changes), policies(*self.LIMITS), now
-                )
+                identity.identify(request, policies(*self.LIMITS), now)
 
     def test_an_address_that_guesses_is_refused_whatever_key_it_has(self, identity):
         self.guess(identity, 3)
@@ -221,8 +220,9 @@ class TestGuesses:
 
     @pytest.mark.parametrize("path", sorted(OPEN))
     def test_a_guess_is_one_where_no_key_is_needed_too(self, identity, path):
-        for _ in range(3):
-            identity.identify(asked(path, **bearer("mlxd_bad")), policies(*self.LIMITS), 1.0)
+        for number in range(3):
+            request = asked(path, **bearer(f"mlxd_bad{number}"))
+            identity.identify(request, policies(*self.LIMITS), 1.0)
         with pytest.raises(TooManyGuesses):
             identity.identify(asked(), policies(*self.LIMITS), 1.0)
 
@@ -250,6 +250,16 @@ class TestGuesses:
         keys.certain = False
         self.guess(identity, 9)
 
+    def test_the_same_unknown_key_again_is_no_new_guess(self, identity):
+        self.guess(identity, 2)
+        self.guess(identity, 2)
+        for _ in range(9):
+            self.guess(identity, 1, now=50.0)
+        with pytest.raises(Unauthorized):
+            identity.identify(asked(**bearer("mlxd_other")), policies(*self.LIMITS), 50.0)
+        with pytest.raises(TooManyGuesses):
+            identity.identify(asked(**bearer(GOOD)), policies(*self.LIMITS), 50.0)
+
     def test_no_key_is_no_guess(self, identity):
         for _ in range(9):
             with pytest.raises(Unauthorized):
@@ -262,10 +272,10 @@ class TestGuesses:
 
     def test_they_count_on_the_address_behind_a_trusted_proxy(self, identity):
         proxied = policies(*self.LIMITS, ("clients.trusted_proxies", PROXIES))
-        bad = asked(X_Forwarded_For="203.0.113.5", **bearer("mlxd_bad"))
         good = asked(X_Forwarded_For="203.0.113.5", **bearer(GOOD))
         other = asked(X_Forwarded_For="203.0.113.6", **bearer(GOOD))
-        for _ in range(3):
+        for number in range(3):
+            bad = asked(X_Forwarded_For="203.0.113.5", **bearer(f"mlxd_bad{number}"))
             with pytest.raises(Unauthorized):
                 identity.identify(bad, proxied, 1.0)
         with pytest.raises(TooManyGuesses):

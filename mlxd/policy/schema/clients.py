@@ -33,7 +33,7 @@ class Guesses(Policy):
     max: int = field(
         10, "Unknown API keys from one address within the window, where keys are required; then "
         "the address is refused (429), whatever key it has, but for one that it came with before. "
-        "A key that has expired or was revoked is not unknown.",
+        "The same one again counts once. A key that has expired or was revoked is not unknown.",
         unit="requests", example="5", ge=1, le=1000,
     )  # fmt: skip
     window: Duration = field(
