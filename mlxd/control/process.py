@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
 import shutil
 import signal
 import socket
@@ -25,6 +26,7 @@ from mlxd.control.kernels import VARIABLE, Kernels
 from mlxd.core.clock import Clock, SystemClock, within
 from mlxd.core.footprint import Footprint
 from mlxd.core.models import ModelSpec
+from mlxd.ipc import messages
 from mlxd.ipc.messages import Budget, Launch, PrefixFiles
 
 KILLED_SECONDS = 5.0
@@ -65,6 +67,7 @@ _AGAIN_SECONDS = (1.0, 10.0, 60.0)
 """Until what a process left on disk is removed again, where that failed: for want of a file, or on
 a network disk.
 """
+_PROTOCOL = re.compile(rb"^PROTOCOL = ([0-9]{1,9})$", re.MULTILINE)
 _ROOM = 8 * 2**20
 """Bytes: what MLX compiles for a model on a CPU takes less."""
 
@@ -324,6 +327,15 @@ def launch_of(
 def _command(fd: int) -> list[str]:
     """-P: the folder that the daemon was started in is no place to import from."""
     return [sys.executable, "-P", "-m", "mlxd.worker", "--fd", str(fd)]
+
+
+def protocol_of_fresh() -> int | None:
+    """What a process that is started now will speak, by the files on disk, which an upgrade may
+    have replaced; None: they do not say. Raises OSError where there is nothing to start.
+    """
+    Path(sys.executable).stat()
+    said = _PROTOCOL.search(Path(messages.__file__).read_bytes())
+    return int(said[1]) if said else None
 
 
 def _environment(private: Path, state: Path) -> dict[str, str]:

@@ -97,6 +97,11 @@ class Spares:
         """Of their processes."""
         return [spare.pid for spare in self._spares]
 
+    @property
+    def fit(self) -> bool:
+        """Whether one would take a load now."""
+        return any(spare.fit for spare in self._spares)
+
     async def spawn(
         self,
         spec: ModelSpec,

@@ -17,7 +17,7 @@ from mlxd.control import resting
 from mlxd.control.breaker import REFUSED, RESTING, State
 from mlxd.control.changes import Changes
 from mlxd.control.prefixes import PrefixWishes
-from mlxd.control.process import UNKNOWN, Known
+from mlxd.control.process import UNKNOWN, Known, protocol_of_fresh
 from mlxd.control.slot import Slot
 from mlxd.control.tuning import tuning_of
 from mlxd.control.worker import Worker
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 _CLEARING_SECONDS = 1.0
 """How long the daemon's end waits for folders of workers to be removed."""
+_AGAIN_SECONDS = 10.0
+"""An upgrade that is under way is soon over."""
 
 
 class Counts(Protocol):
@@ -55,6 +57,11 @@ def _unchanged() -> str:
     return ""
 
 
+def _unspared() -> bool:
+    """For those who keep no processes."""
+    return False
+
+
 class Supervisor:
     """Starts and stops workers. Does not decide who is evicted."""
 
@@ -68,8 +75,11 @@ class Supervisor:
         prefixes: PrefixWishes,
         spawn: Callable[..., Any] = Worker.spawn,
         installed: Callable[[], str] = _unchanged,
+        spared: Callable[[], bool] = _unspared,
     ) -> None:
-        """`installed`: what has become of the files that workers are started from, for people."""
+        """`installed`: what has become of the files that workers are started from, for people.
+        `spared`: whether the next load needs none of them.
+        """
         self.on_event: Callable[[str, str, Mapping[str, Any]], object] = _unheard
         """Told what was decided: its type, a line for people, the numbers."""
         self.changes = Changes()
@@ -82,6 +92,7 @@ class Supervisor:
         """What is to be kept of earlier prompts."""
         self._spawn = spawn
         self._installed = installed
+        self._spared = spared
         self._slots: dict[ModelSpec, Slot] = {}
         self._held: set[ModelSpec] = set()
         """Those whose answers grammars have held."""
@@ -153,15 +164,35 @@ class Supervisor:
     async def turn(self, card: ModelCard, waits: Callable[[MlxdError], None]) -> None:
         """Wait until a worker may be started; `waits` is told why it may not yet.
 
-        Raises what `check` raises.
+        Raises what `check` raises; ModelLoadFailed where no worker would come of the files as they
+        are: nobody makes room for that.
         """
         while True:
             self.check(card)
             slot = self._slot(card)
             if slot.next_start is None:
+                self._check_files(card)
                 return
             waits(resting.backing_off(slot))
             await self.changes.wait(slot.wait)
+
+    def _check_files(self, card: ModelCard) -> None:
+        change = self._installed()
+        if not change or self._spared():
+            return
+        try:
+            if protocol_of_fresh() in (None, ipc.PROTOCOL):
+                return
+            why, final = f"its worker would be of another mlxd; {change}", True
+        except OSError:
+            why, final = change, False
+        error = ModelLoadFailed(
+            f"model '{card.name}' could not be loaded: {why}",
+            retry_after=_AGAIN_SECONDS,
+            would_pass="the same request once the daemon is restarted",
+        )
+        error.final = final
+        raise error
 
     def probe(self, slot: Slot) -> None:
         """The next start of an open slot is its probe."""

@@ -376,7 +376,7 @@ def _supervisor(ground: _Ground, spares: Spares) -> Supervisor:
         ground.clock, ground.temporary, ground.store.current,
         counts=ground.metrics, spawn=spares.spawn,
         prefixes=PrefixWishes(ground.state, ground.store.current),
-        installed=ground.installed.change,
+        installed=ground.installed.change, spared=lambda: spares.fit,
     )  # fmt: skip
     supervisor.on_event = ground.events.record
     return supervisor

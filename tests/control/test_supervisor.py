@@ -13,6 +13,7 @@ import pytest
 from mlxd.control.breaker import State
 from mlxd.control.exit import Exit
 from mlxd.control.judgement import Cause
+from mlxd.control.process import protocol_of_fresh
 from mlxd.core.errors import (
     BreakerOpen,
     InsufficientMemory,
@@ -779,3 +780,38 @@ def test_a_load_that_fails_after_an_upgrade_says_what_to_do(world: World, final:
     refused = world.answer()
     assert isinstance(refused, ModelLoadFailed)
     assert refused.message.endswith("; mlxd has been installed anew; restart the daemon")
+
+
+@pytest.mark.parametrize("fresh", ["of another", "gone"])
+def test_a_load_that_no_worker_could_come_of_after_an_upgrade_evicts_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch, fresh: str
+) -> None:
+    def protocol() -> int:
+        if fresh == "gone":
+            raise FileNotFoundError
+        return ipc.PROTOCOL + 1
+
+    there = world.answer("there", size=600)
+    world.supervisor._installed = lambda: "mlxd has been installed anew; restart the daemon"
+    monkeypatch.setattr("mlxd.control.supervisor.protocol_of_fresh", protocol)
+    refused = world.answer("next", size=600)
+    assert isinstance(refused, ModelLoadFailed)
+    assert refused.message.endswith(world.supervisor._installed())
+    assert refused.final is (fresh == "of another"), "an upgrade that is under way may end well"
+    assert (there.alive, len(world.engines)) == (True, 1)
+    world.supervisor._spared = lambda: True
+    assert world.answer("next", size=600) is world.engines[1]
+    assert not there.alive, "a process that was kept is of this mlxd"
+
+
+def test_the_files_say_which_protocol_a_fresh_worker_speaks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert protocol_of_fresh() == ipc.PROTOCOL
+    monkeypatch.setattr(ipc, "__file__", str(tmp_path / "messages.py"))
+    with pytest.raises(FileNotFoundError):
+        protocol_of_fresh()
+    Path(ipc.__file__).write_text("import re\nPROTOCOL = 12\n")
+    assert protocol_of_fresh() == 12
+    Path(ipc.__file__).write_text("from elsewhere import PROTOCOL\n")
+    assert protocol_of_fresh() is None

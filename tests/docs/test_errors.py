@@ -138,7 +138,7 @@ NO_POLICY = {
     "mlxd/control/pull.py": 2,
     "mlxd/control/replay.py": 1,
     "mlxd/control/resting.py": 1,
-    "mlxd/control/supervisor.py": 1,
+    "mlxd/control/supervisor.py": 2,
     "mlxd/control/worker.py": 6,
     "mlxd/server/edge.py": 3,
     "mlxd/server/farewells.py": 1,
