@@ -198,6 +198,9 @@ _NOTES: dict[str, Callable[[Json], str]] = {
         f"its worker was gone ({facts['reason']}); the next one goes on behind"
         f" {plural(facts['tokens'], 'token')}"
     ),
+    "begun_anew": lambda _: (
+        "its model is another one by now, and its client has seen nothing: it begins anew"
+    ),
     "finished": lambda facts: (
         f"finished ({facts['reason']}) with {plural(facts['completion_tokens'], 'token')}"
         + _drafts(facts)

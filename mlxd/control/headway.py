@@ -47,6 +47,7 @@ class Headway:
             self._samplings = tuple(seeded(sampling, draw) for sampling in samplings)
             self.drawn = self._samplings != tuple(samplings)
             self.transcripts = tuple(Transcript(origin=self._origin) for _ in samplings)
+            self._origin.parts = len(samplings)
         elif model != self._model:
             raise ResumeExpired(
                 f"model '{card.name}' has changed since this answer was begun",

@@ -508,8 +508,9 @@ class _Run:
 
     def _check_model(self, worker: Worker) -> None:
         """An answer goes on with the model that it was begun with, whose files may have been
-        replaced since, and so do all of one call. Raises WorkerCrashed; for a client that has come
-        back, ResumeExpired.
+        replaced since, and so do all of one call; one of which its client has seen nothing begins
+        anew with the new one. Raises WorkerCrashed; for a client that has come back,
+        ResumeExpired.
         """
         begun = self._transcript.origin
         if not begun.told:
@@ -517,6 +518,9 @@ class _Run:
         if not (begun.key and worker.key) or begun.key == worker.key:
             return
         changed = f"model '{self._case.model}' has changed since this answer was begun"
+        if not (begun.came_back or self._seen or begun.parts > 1):
+            self._begin_anew(worker, changed)
+            return
         if self._early or not begun.came_back:
             raise WorkerCrashed(
                 f"the engine process ended, and {changed}",
@@ -526,6 +530,14 @@ class _Run:
         raise ResumeExpired(
             changed, would_pass="the same request without Last-Event-ID, which begins anew"
         )
+
+    def _begin_anew(self, worker: Worker, why: str) -> None:
+        """Whoever collects a whole answer forgets what came of it when it starts once more."""
+        log.info("%s, of which its client has seen nothing: it begins anew", why)
+        self._transcript.origin.key = worker.key
+        self._transcript.begin_anew(told_start=self._order.request.stream)
+        self._telling.begun_anew()
+        self._died_at = self._way_at = 0
 
     def _note(self, burst: Burst) -> None:
         """A client that wants the whole answer has seen nothing before its end."""

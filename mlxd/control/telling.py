@@ -75,6 +75,7 @@ class Telling:
         self._turns = turns
         self._counts = False
         """Its prompt is in this story; of one that goes on, it is in an earlier one."""
+        self._prompt = 0
         self._cached = 0
         self._ended = False
 
@@ -92,6 +93,11 @@ class Telling:
         """Its worker is gone, and another goes on behind so many tokens."""
         self._story.replays += 1
         self._story.note("replayed", reason=reason, tokens=tokens)
+
+    def begun_anew(self) -> None:
+        """Nothing that came of its answer counts any more."""
+        self._tokens, self._decode_seconds = 0, 0.0
+        self._story.note("begun_anew")
 
     def finished(self, end: Finished) -> None:
         self._end()
@@ -134,7 +140,8 @@ class Telling:
 
     def _accepted(self, start: Started) -> None:
         story = self._story
-        story.prompt_tokens += start.prompt_tokens
+        story.prompt_tokens += start.prompt_tokens - self._prompt
+        self._prompt = start.prompt_tokens
         if story.accepted is None:
             story.accepted = story.now
         self._note(

@@ -22,7 +22,7 @@ Push = Callable[[Burst], bool]
 class Origin:
     """Of which model all that one call gets is: its parts are not of two."""
 
-    __slots__ = ("came_back", "key", "told")
+    __slots__ = ("came_back", "key", "parts", "told")
 
     def __init__(self) -> None:
         self.key = ""
@@ -32,6 +32,7 @@ class Origin:
         """A worker has told a prompt of it."""
         self.came_back = False
         """It goes on from what an earlier request of its client has left."""
+        self.parts = 1
 
 
 class Transcript:
@@ -115,6 +116,17 @@ class Transcript:
         if self.left_at and self.started_at:
             self.started_at += now - self.left_at
         self.left_at = 0.0
+
+    def begin_anew(self, *, told_start: bool) -> None:
+        """With another model: nothing of what there is counts any more, but for the time that it
+        took. `told_start`: its consumer is not told once more that it starts.
+        """
+        self.prompt, self.cached_tokens = b"", None
+        del self.tokens[:]
+        self.told_start = self.told_start and told_start
+        self.told_prompt = self.begun = False
+        self.decode_seconds = 0.0
+        self._awaited = None
 
     def next_leg(self, pid: int, *, traced: bool) -> Leg:
         """It begins on another worker, or anew on the same one."""

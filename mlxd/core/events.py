@@ -163,6 +163,9 @@ class Fold:
     """Becomes a Completion, burst by burst."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._whole = Completion()
         self._text: list[str] = []
         self._reasoning: list[str] = []
@@ -173,6 +176,9 @@ class Fold:
         for event in burst:
             match event:
                 case Started():
+                    if event.reuse is None:  # it may begin anew
+                        self._begin()
+                        whole = self._whole
                     whole.started = event
                 case TextDelta():
                     self._text.append(event.text)

@@ -19,7 +19,7 @@ from mlxd.core.errors import (
     WorkerCrashed,
     WorkerStalled,
 )
-from mlxd.core.events import Burst, Finished, Started, TextDelta
+from mlxd.core.events import Burst, Finished, Fold, Started, TextDelta
 from mlxd.core.footprint import Footprint
 from mlxd.core.request import Sampling
 from mlxd.ipc import messages as ipc
@@ -248,9 +248,45 @@ def test_it_does_not_go_on_with_another_model_in_the_same_folder(world):
     assert world.gate_is_free()
 
 
+def test_it_begins_anew_with_another_model_while_its_client_has_seen_nothing(world):
+    _computes_by(world, "a")
+    one = Request(world, "one")
+    one.starts()
+    world.says(ipc.Output(1, [], taken=[ipc.Taken(one.asked[-1].id, [1])]))
+    _dies_and_another_computes_by(world, "b")
+    assert one.asked[-1].resume is None
+    one.starts()
+    one.gets(2)
+    one.ends()
+    assert (one.text, one.error) == ("2 ", None)
+    assert [type(event) for event in one.events] == [Started, TextDelta, Finished]
+    whats = [note.what for note in one.story.notes]
+    assert whats == ["started", "replayed", "begun_anew", "finished"]
+    assert (one.story.prompt_tokens, one.story.completion_tokens) == (3, 1)
+    assert world.outcomes == ["completed"]
+
+
+@pytest.mark.parametrize("before", [(), (1, 2)])
+def test_so_does_a_whole_answer_whatever_there_was_of_it(world, before):
+    _computes_by(world, "a")
+    one = Request(world, "one", stream=False)
+    one.starts()
+    one.gets(*before)
+    _dies_and_another_computes_by(world, "b")
+    assert one.asked[-1].resume is None
+    one.starts()
+    one.gets(3)
+    world.says(ipc.Output(1, [ipc.Ended(one.asked[-1].id, "stop", 3, 1, 0, 0.1, 0.2)]))
+    fold = Fold()
+    fold.add(one.events)
+    assert (fold.whole().text, one.error) == ("3 ", None)
+    assert (one.story.prompt_tokens, one.story.completion_tokens) == (3, 1)
+
+
 @pytest.mark.parametrize(("came_back", "told"), [(False, WorkerCrashed), (True, ResumeExpired)])
 def test_nor_are_the_inputs_of_one_call_read_by_two_models(world, came_back, told):
     origin = Origin()
+    origin.parts = 2
     _computes_by(world, "a")
     one = Request(world, "one", want="embedding", transcript=Transcript(origin=origin))
     one.starts()
