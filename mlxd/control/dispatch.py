@@ -96,6 +96,8 @@ class Dispatcher:
         """`check_grammar` raises what is wrong with what an answer is to be held to; it is told the
         client, too.
         """
+        self.arriving = 0
+        """Calls that have come, and are judged before they ask for a slot."""
         self._catalog = catalog
         self._admission = admission
         self._residency = residency
@@ -138,9 +140,13 @@ class Dispatcher:
         self, requests: Sequence[GenerationRequest], asker: Asker, headway: Headway
     ) -> AsyncIterator[list[AsyncIterator[Burst]]]:
         policies, arrived = asker.policies, self._clock.monotonic()
-        card = await self._catalog.resolve(requests[0].model, policies, asker.caller)
-        asker.story.model = card.original
-        call = await self._drawn_up(requests, card, asker, headway, arrived)
+        self.arriving += 1
+        try:
+            card = await self._catalog.resolve(requests[0].model, policies, asker.caller)
+            asker.story.model = card.original
+            call = await self._drawn_up(requests, card, asker, headway, arrived)
+        finally:
+            self.arriving -= 1
         async with (
             self._admitted(call.orders, card, asker, again=headway.free) as ticket,
             self._leased(call, requests, asker, headway) as (call, lease),

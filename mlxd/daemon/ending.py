@@ -26,6 +26,8 @@ _LAST_CALL_SECONDS = 0.1
 """For the requests of those who were connected just before nobody could be any more."""
 _COMING_SECONDS = 1.0
 """For those of whom it is known that they have connected and not yet asked."""
+_JUDGED_SECONDS = 10.0
+"""For those that have come and are judged, such as their schemas: before that they take no slot."""
 _TIDY_SECONDS = 5.0
 """For what is removed at the end; a disk may hang."""
 
@@ -109,11 +111,14 @@ class Ending:
         return probed is not None and self._parts.clock.monotonic() - probed < 2 * delay
 
     async def _last_call(self) -> None:
-        """Serve those who were connected already and are about to ask."""
+        """Serve those who were connected already and are about to ask, and who have asked."""
         await self._pause(_LAST_CALL_SECONDS)
-        until = self._parts.clock.monotonic() + _COMING_SECONDS
-        while await self._is_expected() and not self._at_once.is_set():
-            if self._parts.clock.monotonic() >= until:
+        clock, dispatcher = self._parts.clock, self._parts.dispatcher
+        began = clock.monotonic()
+        while not self._at_once.is_set():
+            expected, passed = await self._is_expected(), clock.monotonic() - began
+            coming = expected and passed < _COMING_SECONDS
+            if not coming and not (dispatcher.arriving and passed < _JUDGED_SECONDS):
                 return
             await self._pause(_LOOK_SECONDS)
 

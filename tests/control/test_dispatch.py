@@ -525,3 +525,33 @@ async def test_who_waits_for_a_slot_is_told_and_holds_no_model() -> None:
         assert len(parts.kept) == 1
     await waits
     assert len(parts.kept) == 2
+
+
+async def test_a_call_counts_as_arriving_until_it_asks_for_a_slot():
+    judged = asyncio.Event()
+
+    async def judge(request, client):
+        await judged.wait()
+
+    parts: Any = Parts()
+    dispatcher = Dispatcher(
+        parts, Admission(ManualClock()), parts, parts, clock=ManualClock(), check_grammar=judge
+    )
+
+    async def arrives() -> int:
+        request = GenerationRequest(model="m", text="x")
+        async with dispatcher.open(request, asker("c", load())):
+            return dispatcher.arriving
+
+    task = asyncio.create_task(arrives())
+    await asyncio.sleep(0)
+    assert dispatcher.arriving == 1
+    judged.set()
+    assert await task == 0
+    gone = asyncio.create_task(arrives())
+    judged.clear()
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.wait([gone])
+    assert dispatcher.arriving == 0
+

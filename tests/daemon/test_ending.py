@@ -29,7 +29,7 @@ def composed(tmp_path: Path, *, grace: str = "30s", delay: str = "0s") -> Any:
     parts = MagicMock(clock=SystemClock())
     parts.policies.current = load(write_policies(tmp_path / "policies", files))
     parts.state = State(ready=True)
-    parts.admission.active = 0
+    parts.admission.active = parts.dispatcher.arriving = 0
     parts.admission.draining = False
     for name in ("preloader", "puller", "reloader", "guard", "residency", "records", "usage"):
         getattr(parts, name).close = AsyncMock()
@@ -78,6 +78,29 @@ async def test_who_has_connected_and_not_yet_asked_has_a_second_for_it(tmp_path:
     assert not made.parts.admission.draining
     made.listener.expecting = 0
     await asyncio.wait_for(draining, LONG / 2)
+    assert made.parts.admission.draining
+
+
+async def test_what_has_come_and_is_judged_is_let_in_first(tmp_path: Path) -> None:
+    """Such as its schema, which takes longer than to ask may."""
+    made = composed(tmp_path)
+    made.parts.dispatcher.arriving = 1
+    draining = asyncio.create_task(Ending(made).drain(asked=True, within=LONG))
+    await asyncio.sleep(ending._LAST_CALL_SECONDS + 2 * ending._LOOK_SECONDS)
+    assert not made.parts.admission.draining
+    made.parts.dispatcher.arriving = 0
+    await asyncio.wait_for(draining, LONG / 2)
+    assert made.parts.admission.draining
+
+
+@pytest.mark.parametrize("part", ["dispatcher", "listener"])
+async def test_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    monkeypatch.setattr(ending, "_JUDGED_SECONDS", 0.2)
+    monkeypatch.setattr(ending, "_COMING_SECONDS", 0.2)
+    made = composed(tmp_path, grace="1ms")
+    made.parts.dispatcher.arriving = int(part == "dispatcher")
+    made.listener.expecting = int(part == "listener")
+    await asyncio.wait_for(Ending(made).drain(asked=True, within=LONG), LONG / 2)
     assert made.parts.admission.draining
 
 
