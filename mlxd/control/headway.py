@@ -29,6 +29,8 @@ class Headway:
         """
         self._samplings: tuple[Sampling, ...] = ()
         self._model: object = None
+        self._name = ""
+        """Of that model."""
         self._origin = Origin()
         self._times = 0
         """That it was begun."""
@@ -43,19 +45,27 @@ class Headway:
         """
         model = (replace(card.spec, draft="", draft_tokens=0), fingerprint_of(card))
         if not self.transcripts:
-            self._model = model
+            self._model, self._name = model, card.original
             self._samplings = tuple(seeded(sampling, draw) for sampling in samplings)
             self.drawn = self._samplings != tuple(samplings)
             self.transcripts = tuple(Transcript(origin=self._origin) for _ in samplings)
             self._origin.parts = len(samplings)
         elif model != self._model:
             raise ResumeExpired(
-                f"model '{card.name}' has changed since this answer was begun",
+                self._what_changed(card),
                 would_pass="the same request without Last-Event-ID, which begins anew",
             )
         self._origin.came_back = self._times > 0
         self._times += 1
         return self._samplings
+
+    def _what_changed(self, card: ModelCard) -> str:
+        if card.original == self._name:
+            return f"model '{card.name}' has changed since this answer was begun"
+        return (
+            f"this answer was begun by model '{self._name}', and what its client calls so leads"
+            f" to '{card.original}' by now"
+        )
 
     def forget(self) -> None:
         """Nothing came of it: it begins anew, with another engine of its model."""

@@ -13,6 +13,7 @@ import pytest
 from mlxd.control.admission import Admission
 from mlxd.control.dispatch import Asker, Dispatcher
 from mlxd.control.fingerprint import fingerprint_of
+from mlxd.control.headway import Headway
 from mlxd.control.residency import Lease
 from mlxd.control.resident import Load
 from mlxd.core.caller import Caller
@@ -23,6 +24,7 @@ from mlxd.core.errors import (
     ModelLoadFailed,
     Overloaded,
     RequestQuarantined,
+    ResumeExpired,
     UnsupportedFeature,
 )
 from mlxd.core.events import Finished, TextDelta
@@ -555,3 +557,18 @@ async def test_a_call_counts_as_arriving_until_it_asks_for_a_slot():
     await asyncio.wait([gone])
     assert dispatcher.arriving == 0
 
+
+@pytest.mark.parametrize(
+    ("later", "told"),
+    [
+        ({"name": "b", "path": "/b"}, "was begun by model 'm', and what its client calls so"),
+        ({"digest": "1" * 64}, "model 'm' has changed since"),
+    ],
+    ids=["its name leads elsewhere", "its files are others"],
+)
+def test_who_comes_back_is_told_what_became_of_the_model(later, told):
+    headway, card = Headway(), Parts().card
+    headway.begin(card, [Sampling()], lambda: 7)
+    headway.begin(card, [Sampling()], lambda: 7)
+    with pytest.raises(ResumeExpired, match=told):
+        headway.begin(replace(card, **later), [Sampling()], lambda: 7)
