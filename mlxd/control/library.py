@@ -23,7 +23,7 @@ from mlxd.core.errors import (
     ModelInUse,
     ModelNotFound,
 )
-from mlxd.core.models import ModelCard, canonical
+from mlxd.core.models import ModelCard, canonical, without_library
 from mlxd.core.preset import Preset
 from mlxd.core.threads import Threads
 from mlxd.policy.load import PolicySet
@@ -155,10 +155,12 @@ class Library:
         ModelInUse, and what `check` raises.
         """
         names = await self.catalog.rescanned(policies)
-        own = self.own_names.get(name)
         card = names.find(name)
         if card is not None:
             check(card)
+            if canonical(card.name) == canonical(plain := without_library(name)):
+                name = plain
+        own = self.own_names.get(name)
         if own is not None and (card is None or self._leads_elsewhere(own)):
             await self._remove_name(own)
             self._rename(policies)

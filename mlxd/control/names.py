@@ -17,7 +17,7 @@ from mlxd.control.model_settings import (
 )
 from mlxd.control.own_names import OwnName
 from mlxd.control.scan import GUIDE, Scan, Scope
-from mlxd.core.models import ModelCard, canonical
+from mlxd.core.models import ModelCard, canonical, without_library
 from mlxd.core.short_names import family_key, short_key, short_name
 from mlxd.core.wildcard import literal_prefix, matches
 from mlxd.policy.schema import Models
@@ -46,7 +46,7 @@ class Names:
     A name is, in this order: an alias, a chain, a model's whole name, a copy's, the last part of
     one (`ORGANISATION/NAME`), an alias with `*` (of several the one with the longest beginning), a
     short name, a short name without its size. The last part and short names count only where they
-    lead to one model.
+    lead to one model. Where it is none of these, it is the same without Ollama's `library/`.
     """
 
     def __init__(
@@ -83,6 +83,12 @@ class Names:
 
     def find(self, name: str) -> ModelCard | None:
         wanted = canonical(name)
+        found, plain = self._find(wanted), without_library(wanted)
+        if found is None and self.complete and plain != wanted:
+            return self._find(plain)
+        return found
+
+    def _find(self, wanted: str) -> ModelCard | None:
         wanted = self._aliases.get(wanted, wanted)
         if wanted not in self._chains:
             return self._by_name(wanted) or self._by_pattern(wanted) or self._by_short(wanted)

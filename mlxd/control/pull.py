@@ -33,6 +33,7 @@ from mlxd.core.errors import (
     Overloaded,
     PullFailed,
 )
+from mlxd.core.models import without_library
 from mlxd.core.threads import Threads
 from mlxd.ipc.pulling import Failed, Fetched, Part, Planned, Pulled, Told, Verifying, Writing
 from mlxd.policy.load import PolicySet
@@ -88,8 +89,8 @@ class Puller:
         if pull is None:
             self._check_room(repo, policies)
             pull = self._begun(repo, policies)
-        if "/" not in name:
-            pull.short_names.add(name.strip())
+        if "/" not in (asked := without_library(name)):
+            pull.short_names.add(asked)
         pull.watchers += 1
         try:
             yield pull.board.watch()
@@ -139,7 +140,7 @@ class Puller:
 
     def repository(self, name: str) -> str:
         """ORGANISATION/NAME that `name` stands for. Raises InvalidRequest, ModelNotFound."""
-        asked = name.strip()
+        asked = without_library(name)
         for hub in _HUBS:
             asked = asked.removeprefix(hub)
         asked = asked.removesuffix(":latest")

@@ -25,6 +25,11 @@ def canonical(name: str) -> str:
     return lowered
 
 
+def without_library(name: str) -> str:
+    """The same without the library that Ollama's names imply, where that is said."""
+    return name.strip().removeprefix("registry.ollama.ai/library/").removeprefix("library/")
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """How one model is loaded. Equal specs share a worker; a changed one is another worker."""

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from mlxd.control.progress import Progress
 from mlxd.core.errors import InvalidRequest, MlxdError, ModelNotFound
+from mlxd.core.models import without_library
 from mlxd.policy.load import PolicySet
 from mlxd.server.edge import MODEL, STREAM, policies_of
 from mlxd.server.errors import Render, in_ollama
@@ -43,7 +44,8 @@ class Pull:
             async with self._parts.puller.watch(name, policies) as lines:
                 return await answer(request, lines, stream=stream)
         except ModelNotFound as error:
-            if "/" in name or STREAM in request or not await self._is_served(name, policies):
+            of_hub = "/" in without_library(name)
+            if of_hub or STREAM in request or not await self._is_served(name, policies):
                 raise error
         return await answer(request, _at_once(), stream=stream)
 

@@ -111,6 +111,18 @@ async def test_names_are_compared_without_case_tag_or_organisation(world):
         assert await world.resolve(name) == "org/Inner-4bit"
 
 
+@pytest.mark.parametrize("before", ["library/", "registry.ollama.ai/library/", "Library/"])
+async def test_ollamas_library_is_implied(world, before):
+    world.add("org/Inner-4bit")
+    world.declare("models: {org/Inner-4bit: {aliases: [mine]}}\n")
+    for name in ("inner-4bit", "org/Inner-4bit", "mine", "mine:latest"):
+        assert await world.resolve(before + name) == "org/Inner-4bit"
+    await world.refused(before + "other")
+    world.add("library/inner-4bit")
+    await world.names()
+    assert await world.resolve("library/inner-4bit") == "library/inner-4bit", "that is its name"
+
+
 async def test_an_accent_may_be_written_apart_from_its_letter(world):
     """As macOS writes it in names of folders, and keyboards do not."""
     world.add(normalize("NFD", "Modèle"))

@@ -144,7 +144,7 @@ class Reader(threading.Thread):
 
 class TestPull:
     def test_a_pulled_model_answers_at_once_by_each_of_its_names(self, running: Daemon) -> None:
-        records = pull(running, SHORT)
+        records = pull(running, f"library/{SHORT}")
         statuses = [record["status"] for record in records]
         assert statuses[0] == "pulling manifest"
         assert statuses[-3:] == ["verifying sha256 digest", "writing manifest", "success"]
@@ -153,7 +153,7 @@ class TestPull:
         assert {r["status"] for r in layers.values()} == {
             f"pulling {digest.partition(':')[2][:12]}" for digest in layers
         }
-        for name in (SHORT, REPO, "Llama-3.2-3B-Instruct-4bit", SHORT.upper()):
+        for name in (SHORT, REPO, "Llama-3.2-3B-Instruct-4bit", SHORT.upper(), f"library/{SHORT}"):
             answer = running.http.post(
                 "/api/generate", json={"model": name, "prompt": "hi", "stream": False,
                                        "options": {"num_predict": 2}},
@@ -368,6 +368,15 @@ class TestCopies:
         assert loaded(running) == {"tiny-a"}
         kept = json.loads((running.state / "models.d" / "my-model%3Av1.json").read_text())
         assert kept == {"schema": 1, "name": "my-model:v1", "model": "tiny-a", "made_by": "copy"}
+
+    def test_its_library_is_implied_as_ollama_has_it(self, running: Daemon) -> None:
+        body = {"source": "library/tiny-a", "destination": "held"}
+        assert running.http.post("/api/copy", json=body).status_code == 200
+        name = "registry.ollama.ai/library/held:latest"
+        assert running.http.post("/api/show", json={"model": name}).status_code == 200
+        deleted = running.http.request("DELETE", "/api/delete", json={"model": name})
+        assert deleted.status_code == 200, deleted.text
+        assert names(running) & {"held:latest", "tiny-a:latest"} == {"tiny-a:latest"}
 
     def test_what_is_in_memory_is_shown_by_a_name_that_leads_to_it(self, running: Daemon) -> None:
         def keep(name: str, time: int) -> None:
