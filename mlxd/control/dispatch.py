@@ -367,6 +367,11 @@ def _distinct_grammars(cases: Sequence[Case]) -> Iterable[GenerationRequest]:
     return {(id(r.format), r.pattern, id(r.tools), r.tool_choice): r for r in each}.values()
 
 
+def _engine_bytes(policies: PolicySet) -> int:
+    limit = policies.memory.worker_limits.mlx_memory_limit
+    return 0 if limit == "auto" else int(limit)
+
+
 def _order(case: Case, rights: Rights, asker: Asker, arrived: float, sampling: Sampling) -> Order:
     policies = asker.policies
     timeouts, tokens, reserve = policies.timeouts, policies.limits.tokens, policies.memory.reserve
@@ -383,6 +388,7 @@ def _order(case: Case, rights: Rights, asker: Asker, arrived: float, sampling: S
             inter_token=float(timeouts.inter_token_stall),
             cancel_ack=float(timeouts.worker_cancel_ack),
             line=policies.line,
+            engine_bytes=_engine_bytes(policies),
         ),
         arrived=arrived,
         expected_output=reserve.expected_output,

@@ -51,6 +51,7 @@ _REFUSALS: dict[str, type[InvalidRequest]] = {
     "unsupported": UnsupportedFeature,
 }
 
+ENGINE_BYTES = "memory.worker_limits.mlx_memory_limit"
 _MEMORY_RETRY_SECONDS = 5.0
 LATE_SECONDS = 1.0
 """A timer that is later than this says that the daemon itself stood still."""
@@ -71,6 +72,8 @@ class Limits:
     cancel_ack: float
     line: Callable[[str], PolicyLine]
     """Where a limit was set, asked only when it is passed."""
+    engine_bytes: int = 0
+    """What the operator lets its engine hold; 0: as much as the machine has."""
 
 
 def _nothing(*_: object) -> None:
@@ -188,7 +191,7 @@ class Generation:
                     start = Started(tokens, cached, waited, self._fingerprint)
                     self._accepted.set_result(start)
             case ipc.Refused():
-                self.fail(_refusal(message, self.limits.line))
+                self.fail(_refusal(message, self.limits))
 
     def take(self, piece: ipc.Piece) -> None:
         """Something new came, which waits for `hand_on`. Of what comes after an error nothing is
@@ -521,9 +524,11 @@ def _late(accepted: ipc.Accepted) -> float:
     return max(0.0, stamp() - accepted.at) if accepted.at else 0.0
 
 
-def _refusal(refused: ipc.Refused, line: Callable[[str], PolicyLine]) -> MlxdError:
+def _refusal(refused: ipc.Refused, limits: Limits) -> MlxdError:
     key = refused.policy_key
-    policy = line(key) if key is not None else None
+    if key is None and limits.engine_bytes and refused.available_bytes == limits.engine_bytes:
+        key = ENGINE_BYTES  # a worker does not know what bounds its budget
+    policy = limits.line(key) if key is not None else None
     if refused.code == "insufficient_memory":
         return InsufficientMemory(
             refused.message,

@@ -2,7 +2,8 @@ import asyncio
 
 import pytest
 
-from mlxd.control.generation import Generation, Limits, Pulse
+from mlxd.control.dispatch import _engine_bytes
+from mlxd.control.generation import ENGINE_BYTES, Generation, Limits, Pulse
 from mlxd.control.transcript import Transcript
 from mlxd.core.clock import ManualClock, SystemClock, stamp
 from mlxd.core.errors import (
@@ -17,6 +18,7 @@ from mlxd.core.errors import (
 )
 from mlxd.core.events import Burst, Finished, ReasoningDelta, TextDelta, ToolCall
 from mlxd.ipc import messages as ipc
+from mlxd.policy.load import Override, load
 from tests.support.virtual_time import VirtualLoop
 
 ENDED = ipc.Ended(1, "stop", 3, 2, 0, 0.1, 0.2)
@@ -200,6 +202,20 @@ async def test_a_prompt_that_is_too_long_says_what_would_fit(numbers, fits):
     with pytest.raises(ContextExceeded) as refused:
         await running.accepted()
     assert (refused.value.numbers, refused.value.would_pass) == (numbers, fits)
+
+
+@pytest.mark.parametrize("limit", ["20MB", "30MB", "auto"])
+async def test_memory_that_the_operator_bounds_is_told_with_its_line(limit):
+    """A worker only knows how much it is."""
+    set_ = Override("memory.worker_limits.mlx_memory_limit", limit, "a test")
+    policies = load(None, [set_])
+    limits = Limits(9, 9, 9, 9, policies.line, _engine_bytes(policies))
+    running = Generation(1, limits, SystemClock(), Pulse())
+    running.answer(ipc.Refused(1, "context_exceeded", "too long", available_bytes=20_000_000))
+    with pytest.raises(ContextExceeded) as refused:
+        await running.accepted()
+    line = refused.value.policy
+    assert line == (policies.line(ENGINE_BYTES) if limit == "20MB" else None)
 
 
 @pytest.mark.parametrize(
