@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxd.core.instance import Address, is_claimed, pid_of, running
+from mlxd.core.instance import Address, is_claimed, pid_of, running, untold
 from mlxd.service import accounts, written
 from mlxd.service.facts import Facts
 from mlxd.service.layout import Layout
@@ -73,8 +73,11 @@ class Installation:
             self.manager.forget()
         pid = self._outside(state)
         nothing = "nothing of ours is installed"
-        left = f"mlxd (pid {pid}) was not started by {self.manager.name}, and runs on: mlxd stop"
-        return [*(() if ours else (nothing,)), *((left,) if pid else ())]
+        left = untold(self.state_folder)
+        if pid:
+            starter = self.manager.name
+            left = f"mlxd (pid {pid}) was not started by {starter}, and runs on: mlxd stop"
+        return [*(() if ours else (nothing,)), *((left,) if left else ())]
 
     def _files(self) -> Mapping[Path, str]:
         return {
@@ -102,6 +105,8 @@ class Installation:
         raise ServiceError(f"{self.manager.name} has this service from {state.file}{whose}")
 
     def _refuse_outside(self, state: State) -> None:
+        if why := untold(self.state_folder):
+            raise ServiceError(f"{why}; name another one (--state, MLXD_STATE)")
         if pid := self._outside(state):
             raise Outside(
                 f"mlxd (pid {pid}) runs already, and {self.manager.name} did not start it:"

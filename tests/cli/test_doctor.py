@@ -36,7 +36,7 @@ from tests.control.test_model_files import write_model
 from tests.support.command import mlxd
 from tests.support.daemon import write_policies
 from tests.support.few_files import no_files
-from tests.support.guarded import guarded
+from tests.support.guarded import guarded, without_locks
 from tests.support.managers import Scripted, scripted
 
 SHIPPED = Path(__file__).parents[2] / "policies"
@@ -222,6 +222,15 @@ def test_a_daemon_that_does_not_answer_is_said(world: World) -> None:
         assert world.daemon() == ["daemon_silent"]
     finally:
         claim.release()
+
+
+def test_a_disk_that_gives_no_locks_says_nothing_of_a_daemon(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (world.state / "mlxd.lock").touch()
+    without_locks(monkeypatch)
+    port_of(world, 9)
+    assert world.daemon() == ["daemon_unknown"]
 
 
 def test_ollama_beside_us_is_said_and_another_mlxd_is_not_taken_for_it(world: World) -> None:

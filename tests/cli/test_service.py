@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import socket
@@ -20,6 +19,7 @@ from mlxd.core.claim import Claim
 from mlxd.core.instance import Address
 from mlxd.policy.load import load
 from mlxd.service.machine import Machine, ServiceError
+from tests.support.guarded import without_locks
 from tests.support.managers import Scripted, scripted
 
 Captured = pytest.CaptureFixture[str]
@@ -115,16 +115,24 @@ def test_the_machines_hold_is_told_of_and_ended(tmp_path: Path, capsys: Captured
 def test_a_reset_where_no_lock_tells_of_a_daemon_leaves_its_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    def without_locks(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
     site = Site(state=str(tmp_path), machine=scripted(tmp_path, "linux").machine)
     for name in ("mlxd.lock", "starts.json"):
         (site.state_folder / name).touch()
-    monkeypatch.setattr("mlxd.core.instance.fcntl.flock", without_locks)
+    without_locks(monkeypatch)
     assert reset.reset(site, as_json=False) == 1
     assert "cannot be told" in capsys.readouterr().err
     assert (site.state_folder / "starts.json").exists()
+
+
+def test_nor_does_its_status_say_that_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    site = Site(state=str(tmp_path), machine=scripted(tmp_path, "linux").machine)
+    (site.state_folder / "mlxd.lock").touch()
+    without_locks(monkeypatch)
+    assert report(site, capsys)[1]["daemon"]["status"] == "unknown"
+    status.status(site, as_json=False)
+    assert "cannot be told" in capsys.readouterr().out
 
 
 def test_the_machines_service_is_found_where_the_user_has_none(

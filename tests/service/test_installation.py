@@ -15,6 +15,7 @@ from mlxd.core.instance import Address
 from mlxd.policy.load import load
 from mlxd.service.installation import Installation, Outside
 from mlxd.service.machine import CommandFailed, ServiceError
+from tests.support.guarded import without_locks
 from tests.support.managers import Scripted, scripted
 
 PLIST = "Library/LaunchAgents/dev.mlxd.plist"
@@ -177,6 +178,16 @@ def test_a_daemon_that_the_manager_did_not_start_is_told_of_and_not_touched(
     installation(either, state=occupied).install(now=False)
     (told,) = installation(either, state=occupied).uninstall()
     assert f"mlxd (pid {os.getpid()}) was not started by" in told
+
+
+def test_where_no_lock_tells_of_one_none_is_started_beside_it(
+    either: Scripted, occupied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_locks(monkeypatch)
+    with pytest.raises(ServiceError, match=r"cannot be told.*--state"):
+        installation(either, state=occupied).install(now=True)
+    assert either.calls() == []
+    assert "cannot be told" in installation(either, state=occupied).uninstall()[-1]
 
 
 def test_the_managers_own_daemon_is_no_stranger(either: Scripted, occupied: Path) -> None:

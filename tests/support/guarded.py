@@ -1,12 +1,15 @@
-"""A folder of another user, in a test."""
+"""A folder of another user, in a test; and a disk without locks."""
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 
 @contextmanager
@@ -26,3 +29,12 @@ def guarded(folder: Path) -> Iterator[None]:
         if root:
             os.seteuid(0)
         folder.chmod(0o700)
+
+
+def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk whose locks nobody serves any more."""
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("mlxd.core.instance.fcntl.flock", flock)

@@ -8,7 +8,7 @@ from mlxd import __version__
 from mlxd.cli.client import NoAnswer, address_of, get_json, health_of
 from mlxd.cli.doctor.finding import Finding, Findings, advice, problem
 from mlxd.cli.listening import holder
-from mlxd.core.instance import authority, is_claimed
+from mlxd.core.instance import authority, is_claimed, untold
 from mlxd.core.places import Places
 
 OLLAMA_PORT = 11434
@@ -56,6 +56,12 @@ def _silence(found: Places, host: str, port: int, error: str) -> Findings:
         )
     elif _listens(host, port):
         yield _taken(host, port)
+    elif why := untold(found.state.path):
+        yield problem(
+            "daemon_unknown", f"no mlxd answers at {authority(host, port)}, and {why}",
+            "look as its user where it is guarded; where its disk gives no locks no daemon starts:"
+            " name another one (--state, MLXD_STATE)",
+        )  # fmt: skip
     else:
         yield advice(
             "daemon_down", f"no mlxd runs at {authority(host, port)}",

@@ -13,7 +13,7 @@ from mlxd.cli.client import NoAnswer, address_of, health_of, silence
 from mlxd.cli.models.asking import failed, print_json
 from mlxd.cli.service.site import Site
 from mlxd.core import places, starts
-from mlxd.core.instance import authority, is_claimed
+from mlxd.core.instance import authority, is_claimed, untold
 from mlxd.service import written
 from mlxd.service.machine import Commands, ServiceError
 from mlxd.service.manager import State
@@ -91,7 +91,8 @@ def _report(site: Site, state: State) -> Json:
 def _daemon(site: Site, state: State) -> Json:
     """What it says of itself. Where none runs nobody is asked: systemd's socket would start one."""
     if not state.running and not is_claimed(site.state_folder):
-        return {"status": "down"}
+        why = untold(site.state_folder)
+        return {"status": "unknown", "error": why} if why else {"status": "down"}
     found = places.find(site.policies, site.state, site.environ)
     found = found._replace(state=found.state._replace(path=site.state_folder))
     address = address_of(found)
