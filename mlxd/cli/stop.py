@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
+from pathlib import Path
 
 from mlxd.cli import exits
 from mlxd.core import places
-from mlxd.core.instance import absent, is_claimed, pid_of
+from mlxd.core.instance import absent, is_claimed, pid_of, running
+from mlxd.core.peer import peer_at
 
 _PATIENCE = 120.0
 _STEP = 0.05
+_CONNECT_SECONDS = 1.0
+"""One that hangs is to be stopped, too."""
 
 
 def stop(policies: str | None, state: str | None) -> int:
@@ -21,9 +26,10 @@ def stop(policies: str | None, state: str | None) -> int:
     if not is_claimed(folder):
         print(absent(folder), file=sys.stderr)
         return exits.FAILED
-    pid = pid_of(folder)
+    written = pid_of(folder)
+    pid = _listening(folder, written)
     if pid <= 0:
-        print(f"{folder}/mlxd.pid names no process", file=sys.stderr)
+        print(_unseen(folder, written), file=sys.stderr)
         return exits.FAILED
     try:
         os.kill(pid, signal.SIGTERM)
@@ -31,10 +37,33 @@ def stop(policies: str | None, state: str | None) -> int:
         print(f"mlxd (pid {pid}) cannot be signalled: {error.strerror}", file=sys.stderr)
         return exits.FAILED
     deadline = time.monotonic() + _PATIENCE
-    while is_claimed(folder) and pid_of(folder) in (0, pid):  # a socket may start the next one
+    while is_claimed(folder) and pid_of(folder) in (0, written):  # a socket may start the next one
         if time.monotonic() > deadline:
             print(f"mlxd (pid {pid}) has not stopped within {_PATIENCE:g} s", file=sys.stderr)
             return exits.FAILED
         time.sleep(_STEP)
     print(f"mlxd (pid {pid}) stopped")
     return exits.DONE
+
+
+def _listening(folder: Path, otherwise: int) -> int:
+    """The pid of the process that has the admin socket, which is nobody else's; `otherwise` where
+    that cannot be asked. The file may name one of another container, or have been written by hand.
+    """
+    daemon = running(folder)
+    if daemon is None or not daemon.admin:
+        return otherwise
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(_CONNECT_SECONDS)
+        try:
+            sock.connect(daemon.admin)
+        except OSError:
+            return otherwise
+        peer = peer_at(sock)
+    return peer.pid if peer is not None else otherwise
+
+
+def _unseen(folder: Path, written: int) -> str:
+    if written <= 0:
+        return f"{folder}/mlxd.pid names no process"
+    return f"mlxd runs on {folder} where it cannot be signalled from here, such as in a container"

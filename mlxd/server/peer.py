@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
-import sys
 
 from aiohttp import web
 
 from mlxd.core.errors import Forbidden
+from mlxd.core.peer import Peer, peer_at
 from mlxd.server.edge import caller_of
-
-_UCRED = struct.Struct("iII")
-"""pid, uid, gid."""
-_DARWIN_LEVEL = 0  # SOL_LOCAL; Python has no names for these three
-_DARWIN_CRED = 0x001
-_DARWIN_PID = 0x002
-_XUCRED = struct.Struct("IIhxx16I")
-"""Version, uid, how many groups; the groups."""
 
 
 def peer_of(request: web.BaseRequest) -> str:
     """Such as `uid 501, pid 4242`; empty where the system does not tell."""
-    found = _credentials(request)
-    return f"uid {found[1]}, pid {found[0]}" if found is not None else ""
+    found = _peer(request)
+    return f"uid {found.uid}, pid {found.pid}" if found is not None else ""
 
 
 def asker_of(request: web.BaseRequest) -> str:
@@ -50,24 +41,13 @@ def is_stranger(request: web.BaseRequest) -> bool:
     """Another user than root and ours; False where the system does not tell: then the socket's
     mode alone keeps them out.
     """
-    found = _credentials(request)
-    return found is not None and found[1] not in (0, os.geteuid())
+    found = _peer(request)
+    return found is not None and found.uid not in (0, os.geteuid())
 
 
-def _credentials(request: web.BaseRequest) -> tuple[int, int] | None:
-    """(pid, uid)."""
+def _peer(request: web.BaseRequest) -> Peer | None:
     sock = _socket(request)
-    if sock is None or sock.family != socket.AF_UNIX:
-        return None
-    try:
-        if sys.platform == "darwin":
-            _, uid, *_ = _XUCRED.unpack(sock.getsockopt(_DARWIN_LEVEL, _DARWIN_CRED, _XUCRED.size))
-            return sock.getsockopt(_DARWIN_LEVEL, _DARWIN_PID), uid
-        said = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    except (OSError, struct.error):  # it is gone
-        return None
-    pid, uid, _ = _UCRED.unpack(said)
-    return pid, uid
+    return peer_at(sock) if sock is not None and sock.family == socket.AF_UNIX else None
 
 
 def _socket(request: web.BaseRequest) -> socket.socket | None:

@@ -10,6 +10,7 @@ from mlxd.core.claim import AlreadyRunning, Claim
 from mlxd.core.instance import (
     ADDRESS,
     LOCK,
+    PID,
     Address,
     absent,
     authority,
@@ -103,6 +104,20 @@ def test_the_folder_is_private_and_says_where_the_daemon_is(tmp_path):
     claim.release()
     assert running(tmp_path / "state") is None
     assert pid_of(tmp_path / "state") == 0
+
+
+def test_what_a_killed_daemon_left_is_gone_though_nothing_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / PID).write_text("4242\n")
+    (tmp_path / ADDRESS).write_text('{"pid": 4242, "host": "h", "port": 1, "version": "v"}\n')
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("mlxd.core.claim._write", full)
+    claim = Claim(tmp_path)
+    claim.take()
+    assert (pid_of(tmp_path), running(tmp_path)) == (0, None)
+    claim.release()
 
 
 def test_what_a_killed_daemon_leaves_means_nothing(tmp_path):

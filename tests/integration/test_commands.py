@@ -171,6 +171,17 @@ def _stops(daemon: Daemon) -> None:
     assert "no mlxd runs" in again.stderr
 
 
+def test_a_stop_ends_the_daemon_alone_whatever_its_file_says(start: Any) -> None:
+    """A pid of another container is somebody else's here."""
+    daemon: Daemon = start({})
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
+        (daemon.state / "mlxd.pid").write_text(f"{stranger.pid}\n")
+        done = _mlxd("stop", "--state", daemon.state)
+        assert (done.returncode, daemon.process.wait(5)) == (0, 0)
+        assert stranger.poll() is None
+        stranger.kill()
+
+
 def test_two_ports_that_disagree_are_refused(tmp_path: Path) -> None:
     said = _refused_start(tmp_path, {}, MLXD_PORT="11500", MLX_API_PORT="11501")
     assert "MLXD_PORT" in said
