@@ -452,6 +452,7 @@ def _parts(
         events=events,
         rejections=Rejections(events),
         unread=Unread(partial(_unread, ground), ground.threads, ground.clock),
+        installed=ground.installed,
         records=_records(ground, residency, models.admission),
         tracing=Tracing(ground.store.current, dialects()),
         state=state,

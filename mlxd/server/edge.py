@@ -249,7 +249,19 @@ class Edge:
         except MemoryError:
             return await _failed(request, self._out_of_memory(request), render)
         except Exception as error:  # noqa: BLE001 - the one edge that answers for everything behind it
-            return await _failed(request, _fault(request, error), render)
+            fault = self._replaced(error) or _short_of(error, policies_of(request))
+            return await _failed(request, _told(request, fault), render)
+
+    def _replaced(self, error: Exception) -> MlxdError | None:
+        """What an upgrade has taken away; None: it is something else."""
+        lost = isinstance(error, ImportError | FileNotFoundError)
+        if not lost or not (change := self._parts.installed.change()):
+            return None
+        return Overloaded(
+            f"this cannot be answered: {change}",
+            retry_after=_RESTART_SECONDS,
+            would_pass="the same request once the daemon is restarted",
+        )
 
     def _counted(self, request: web.BaseRequest) -> AbstractContextManager[None]:
         """Raises Overloaded as it is entered."""
@@ -310,11 +322,11 @@ def _check_room(request: web.BaseRequest) -> None:
         raise no_file(policies_of(request))
 
 
-def _fault(request: web.BaseRequest, error: Exception) -> MlxdError:
-    """What is told of what nobody expected; the log has more."""
-    if (short := _short_of(error, policies_of(request))) is not None:
-        faults.warning("request %s: %s", request[ID], short.message)
-        return short
+def _told(request: web.BaseRequest, known: MlxdError | None) -> MlxdError:
+    """What is told of what nobody expected, unless its cause is `known`; the log has more."""
+    if known is not None:
+        faults.warning("request %s: %s", request[ID], known.message)
+        return known
     faults.exception("request %s: a defect", request[ID])
     return InternalError("an internal error occurred; the log has it under this id")
 

@@ -24,6 +24,7 @@ from mlxd.control.stories import Stories
 from mlxd.control.supervisor import Supervisor
 from mlxd.control.usage import Usage
 from mlxd.core.clock import Clock
+from mlxd.core.installed import Installed
 from mlxd.core.starts import StartLedger
 from mlxd.policy.reload import Reloader
 from mlxd.policy.store import PolicyStore
@@ -89,4 +90,5 @@ class Parts:
     tracing: Tracing
     state: State
     unread: Unread
+    installed: Installed
     starts: StartLedger

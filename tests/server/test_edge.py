@@ -159,5 +159,16 @@ async def test_what_the_system_has_run_out_of_is_no_defect(error, words):
     assert words in str(answer.text)
 
 
+@pytest.mark.parametrize("change", ["mlxd's files have been removed; restart the daemon", ""])
+@pytest.mark.parametrize("error", [ImportError("no shapes"), FileNotFoundError("builds.yaml")])
+async def test_what_an_upgrade_has_taken_away_is_said(error, change):
+    parts = SimpleNamespace(installed=SimpleNamespace(change=lambda: change))
+    edge = Edge(cast("Parts", parts), lambda *_: Fails(error), walls=False)
+    answer = await edge._answer(asked(Host="localhost"))
+    assert answer.status == (503 if change else 500)
+    assert isinstance(answer, web.Response)
+    assert change in str(answer.text)
+
+
 def test_an_answer_names_the_generation_it_was_given_under():
     assert common_headers(asked())["X-Mlxd-Policy"] == "1"
