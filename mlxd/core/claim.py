@@ -42,7 +42,8 @@ class Claim:
             aside.clear_for_file(self.state / name)
         self._lock = self._taken()
         for name in (PID, ADDRESS):  # a killed one's: nobody is to signal who has its pid now
-            (self.state / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (self.state / name).unlink()
         durable.tidy(self.state)
         with contextlib.suppress(OSError):  # a full disk: the lock is what counts
             _write(self.state / PID, f"{os.getpid()}\n")
