@@ -74,19 +74,23 @@ class Identity:
         self, request: web.BaseRequest, policies: PolicySet, address: str, now: float
     ) -> NoReturn:
         """Raises Unauthorized. A key that is over is no guess, and none where any key may be right
-        that cannot be read just now: one client would lock out all behind its address.
+        that cannot be read just now: one client would lock out all behind its address. Nor is it in
+        vain to come with that again.
         """
         secrets = [*_secrets(request, policies)]
         over = next(filter(None, map(self._keys.over, secrets)), "")
-        if secrets and not over and self._keys.certain:
+        unknown = bool(secrets) and not over
+        if unknown and self._keys.certain:
             key = "\n".join(secrets)
             self._guesses.add(address, key, policies.clients.auth.guesses, now)
         said = _OVER.get(over, "the API key is not known")
-        raise Unauthorized(
+        error = Unauthorized(
             said if secrets else f"an API key is required: {_how(policies)}",
             policy=policies.line("clients.auth.required"),
             would_pass="a key that `mlxd keys add NAME` has shown",
         )
+        error.in_vain = self._keys.certain or not unknown
+        raise error
 
     def _looked_up(self, request: web.BaseRequest, policies: PolicySet) -> Key | None:
         """The first known key."""

@@ -260,6 +260,24 @@ class TestGuesses:
         with pytest.raises(TooManyGuesses):
             identity.identify(asked(**bearer(GOOD)), policies(*self.LIMITS), 50.0)
 
+    @pytest.mark.parametrize(
+        ("secret", "certain", "in_vain"),
+        [
+            ("mlxd_bad", True, True),
+            ("mlxd_bad", False, False),
+            ("mlxd_over", False, True),
+            ("", False, True),
+        ],
+    )
+    def test_whose_key_may_be_known_in_a_moment_may_come_again(
+        self, identity, keys, secret, certain, in_vain
+    ):
+        """As while an editor writes the file of keys anew."""
+        keys.certain = certain
+        with pytest.raises(Unauthorized) as refused:
+            identity.identify(asked(**bearer(secret)), policies(*self.LIMITS), 1.0)
+        assert refused.value.in_vain is in_vain
+
     def test_no_key_is_no_guess(self, identity):
         for _ in range(9):
             with pytest.raises(Unauthorized):
