@@ -208,6 +208,62 @@ def test_a_client_that_falls_far_behind_loses_nothing_and_holds_up_nobody(world)
     assert not world.outcomes, "it is no replay"
 
 
+def test_a_client_that_is_slow_again_and_again_is_the_more_seldom_waited_for(world):
+    """Each time its prompt may have to be read again. What is kept for it has a bound all the same,
+    and nothing of it is kept for one that has ended.
+    """
+    transcript = Transcript()
+    slow = Request(world, "slow", reads=2, transcript=transcript)
+    slow.starts()
+    slow.gets(0)
+    scores = [ipc.Logprob("x", b"x", -0.1, [("y", b"y", -1.0)] * 656)]
+    kept = []
+    for _ in range(6):
+        kept.append(_falls_behind(world, slow, scores))
+        slow.is_cancelled()
+        slow.goes_on()
+        slow.starts()
+        slow.goes.clear()
+        slow.reads = 1
+        slow.gets(0)
+    assert kept == [4, 8, 16, 32, 64, 64], "of 64 KiB each"
+    slow.goes_on()
+    slow.ends()
+    assert isinstance(slow.events[-1], Finished)
+    assert len(transcript.tokens) == 7 + sum(kept)
+    assert transcript.too_much is None
+
+
+def _falls_behind(world: World, slow: Request, scores: list[ipc.Logprob]) -> int:
+    """How much comes for one that reads nothing, before its answer leaves the engine."""
+    id, came = slow.asked[-1].id, 0
+    while id not in [cancel.id for cancel in world.talk.of(ipc.Cancel)]:
+        assert came < 100
+        world.loop.advance(0.5)
+        text = ipc.Text(id, "x", scores)
+        world.says(ipc.Output(1, [text], taken=[ipc.Taken(id, [1])]))
+        came += 1
+    return came
+
+
+def test_a_time_in_which_a_client_takes_nothing_is_none_of_its_answers(world):
+    slow = Request(world, "slow", reads=2)
+    slow.starts()
+    slow.gets(0)
+    _falls_behind(world, slow, [ipc.Logprob("x", b"x", -0.1, [("y", b"y", -1.0)] * 656)])
+    slow.is_cancelled()
+    world.loop.advance(290)
+    slow.goes_on()
+    slow.starts()
+    for _ in range(10):
+        world.loop.advance(20)
+        slow.gets(1)
+    slow.ends()
+    assert slow.error is None
+    assert isinstance(slow.events[-1], Finished)
+    assert world.loop.now > 300, "timeouts.generation"
+
+
 def _computes_by(world: World, key: str) -> None:
     """The worker that lives has loaded this."""
     world.says(ipc.Ready(True, 1, 512, 0.0, 1, False, False, Footprint(0, ()), key=key))
