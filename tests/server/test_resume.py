@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -645,6 +646,31 @@ async def test_an_edit_that_many_go_by_looks_at_each_a_few_times(name: str, boun
     resumption.apply(policies(**{"max_count": "1000", name: bound}))
     assert len(resumption) <= 1
     assert looked <= 10 * 1000
+
+
+@pytest.mark.parametrize("bound", ["max_bytes", "max_count"])
+async def test_of_many_each_time_the_first_of_who_takes_the_most_goes(bound: str) -> None:
+    random, clock = Random(3), ManualClock()
+    for _ in range(25):
+        resumption = Resumption(clock, policies(max_count="1000"))
+        for number in range(random.randrange(1, 30)):
+            size = 100 * random.randrange(1, 6) if bound == "max_bytes" else 100
+            kept: Any = SimpleNamespace(
+                id=str(number), client=random.choice("abcd"), size=size, kept_at=clock.monotonic()
+            )
+            resumption._ended[kept.id] = kept
+            resumption._count(kept.client, kept.size)
+        left: list[Any] = [*resumption._ended.values()]
+        most = random.randrange(1, len(left) + 1)
+        while sum(one.size for one in left) > 100 * most:
+            taken = Counter[str]()
+            for one in left:
+                taken[one.client] += one.size
+            client = max((one.client for one in left), key=taken.__getitem__)
+            left.remove(next(one for one in left if one.client == client))
+        text = f"{100 * most}B" if bound == "max_bytes" else str(most)
+        resumption.apply(policies(**{"max_count": "1000", bound: text}))
+        assert [*resumption._ended] == [one.id for one in left]
 
 
 async def test_one_that_grows_beyond_all_bounds_costs_others_nothing() -> None:
