@@ -80,6 +80,24 @@ async def test_whoever_is_refused_is_told_so_and_nothing_is_made_of_it() -> None
     assert made == [False]
 
 
+async def test_it_counts_whom_it_took_and_how_often_nobody_was_left() -> None:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        acceptor = Acceptor(listener, lambda _: _Kept())
+        acceptor.start(64)
+        clients = [stack.enter_context(socket.socket()) for _ in range(accepting._AT_ONCE + 1)]
+        for client in clients:
+            client.connect(listener.getsockname())
+        counts = []
+        for _ in range(2):
+            acceptor._accept()
+            counts.append((acceptor.taken, acceptor.emptied))
+        acceptor.close()
+        await acceptor.settled()
+    assert counts == [(accepting._AT_ONCE, 0), (accepting._AT_ONCE + 1, 1)]
+
+
 async def test_one_that_was_reset_before_it_was_taken_is_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

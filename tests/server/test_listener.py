@@ -83,6 +83,18 @@ async def test_who_waits_at_a_shared_socket_is_answered_by_the_next_daemon(
                     assert len(following.present_addresses) == 2
 
 
+async def test_it_says_how_many_came_and_how_often_nobody_was_left(
+    kept: list[socket.socket],
+) -> None:
+    async with serving(kept) as listener:
+        with ExitStack() as stack:
+            clients = [stack.enter_context(connected(kept[0])) for _ in range(3)]
+            for client in clients:
+                await received(client)
+        assert listener.taken == (3, 1)
+    assert listener.taken == (0, 0)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only there a listener says its backlog")
 async def test_their_backlogs_follow_an_edit(kept: list[socket.socket]) -> None:
     old, new = (

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -213,10 +214,15 @@ def test_a_freeze_during_a_probe_judges_nothing(monkeypatch: pytest.MonkeyPatch)
 
 
 def _judged(
-    answer: list[bool | None], rounds: int, *, taken: int = 1, emptied: int = 0
+    answer: list[bool | None],
+    rounds: int,
+    *,
+    taken: int = 1,
+    emptied: int = 0,
+    seconds: float = 0.0,
 ) -> list[str]:
     """What comes of probes that find this, again and again, while so many connections are accepted
-    during each, and so often none is left.
+    during each, and so often none is left. Each takes so long, and the loop beats once meanwhile.
     """
     ends: list[str] = []
     over = threading.Event()
@@ -243,6 +249,7 @@ def _judged(
     )
     patch = pytest.MonkeyPatch()
     patch.setattr(watchdog, "answers", probe)
+    patch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: asked * seconds))
     try:
         dog.start()
         assert over.wait(20)
@@ -263,6 +270,7 @@ def test_an_overload_is_no_hang() -> None:
     assert len(_judged([False], 12, taken=1)) == 1, "the probe itself"
     assert _judged([False], 12, taken=40) == [], "those before it are taken"
     assert len(_judged([False], 12, taken=40, emptied=1)) == 1, "nobody is before it"
+    assert _judged([False], 12, seconds=10.0) == [], "the loop turns too slowly"
     assert busy(10.0, beats=2, taken=1, emptied=1), "the other thread judges whether the loop turns"
     assert busy(10.0, beats=6, taken=1, emptied=1), "a probe takes several turns"
     assert not busy(10.0, beats=9, taken=1, emptied=1)
