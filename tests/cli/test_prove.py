@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -550,6 +551,25 @@ def test_without_a_model_that_answers_there_is_nothing_to_prove() -> None:
 
     with pytest.raises(CannotProve):
         Subject(Admin(), 1).chosen("")  # type: ignore[arg-type]
+
+
+def test_where_nobody_can_tell_whether_a_daemon_runs_none_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its disk gives no locks: there may be one, beside which ours would prove nothing."""
+
+    def without_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    def never(*_: object) -> None:
+        raise AssertionError("it is looked at first")
+
+    (tmp_path / "mlxd.lock").touch()
+    monkeypatch.setattr("mlxd.core.instance.fcntl.flock", without_locks)
+    monkeypatch.setattr(command, "own_daemon", never)
+    told = pytest.raises(CannotProve, match="cannot be told: its disk gives no lock")
+    with told, command._subject(None, str(tmp_path)):
+        raise AssertionError("there is none")
 
 
 @pytest.mark.parametrize("more", [(), ("--yes",)])
