@@ -252,7 +252,7 @@ def test_answers_that_are_kept(policies: PolicySet) -> None:
     for number in range(MANY):
         table.keep(Kept(f"id-{number}", f"owner-{number}", b"{}", b"[]"))
     assert len(table) == 500
-    assert len(table._taken) == 500
+    assert len(table._taken) == len(table._own) == 500
 
 
 def test_stories(policies: PolicySet) -> None:
