@@ -20,7 +20,7 @@ from mlxd.policy.explain import NoSuchKey, explain, newly_hidden
 from mlxd.policy.history import History, story
 from mlxd.policy.load import Override, load
 from mlxd.policy.outcome import error_json
-from mlxd.policy.policy_set import FILES
+from mlxd.policy.policy_set import FILES, PolicySet
 from mlxd.policy.reload import Plan
 from mlxd.server import health
 from mlxd.server.action import Action, Answer
@@ -100,16 +100,21 @@ class Admin:
 
     async def _effective(self, request: web.BaseRequest) -> Answer:
         policies = policies_of(request)
-        return await self._threads.run(effective, self._parts, policies), policies.etag
+        values = await self._explained(policies, "")
+        return effective(self._parts, policies, values), policies.etag
 
     async def _explain(self, request: web.BaseRequest) -> Answer:
         policies, key = policies_of(request), request.query.get("key", "")
-        waiting, held = self._parts.reloader.until_restart(), held_settings(self._parts, policies)
         try:
-            values = await self._threads.run(explain, policies, key, waiting, held)
+            values = await self._explained(policies, key)
         except NoSuchKey as error:
             raise InvalidRequest(str(error), param="key") from error
         return {"values": values, "errors": refusals(self._parts)}, policies.etag
+
+    async def _explained(self, policies: PolicySet, key: str) -> list[Json]:
+        """Beside the event loop, which alone asks the daemon's parts. Raises NoSuchKey."""
+        waiting, held = self._parts.reloader.until_restart(), held_settings(self._parts, policies)
+        return await self._threads.run(explain, policies, key, waiting, held)
 
     async def _list_history(self, request: web.BaseRequest) -> Answer:
         policies = policies_of(request)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mlxd.control.model_settings import HOW_TO_LOAD, setting_path
 from mlxd.core.counts import some
 from mlxd.policy import keys
-from mlxd.policy.explain import explained, hidden_line
+from mlxd.policy.explain import hidden_line
 from mlxd.policy.outcome import Outcome, error_json
 from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.strict_yaml import dotted
@@ -115,18 +115,15 @@ def measure(parts: Parts) -> None:
         parts.metrics.watch(name, meaning, value)
 
 
-def effective(parts: Parts, policies: PolicySet) -> Json:
-    """Every value that is in force and where it was set."""
-    waiting, held = parts.reloader.until_restart(), held_settings(parts, policies)
+def effective(parts: Parts, policies: PolicySet, values: Iterable[Json]) -> Json:
+    """Every value that is in force and where it was set: `values`, by key."""
     return {
         "generation": policies.generation,
         "source": policies.origin,
         "folder": str(parts.reloader.folder or ""),
         "hash": policies.digest,
         "errors": refusals(parts),
-        "values": {
-            dotted(path): explained(policies, path, waiting, held) for path, _ in policies.leaves()
-        },
+        "values": {one["key"]: one for one in values},
     }
 
 
