@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 from aiohttp import web
@@ -43,11 +44,7 @@ class AdminRequests:
         wanted = whole(request.query.get("n", str(_USUAL)), _MOST_DIGITS)
         if wanted is None:
             raise InvalidRequest("n: expected a whole number", param="n")
-        told: list[Json] = []
-        for number, story in enumerate(self._parts.stories.newest(wanted), 1):
-            told.append(self._told(story))
-            if number % _AT_ONCE == 0:
-                await asyncio.sleep(0)
+        told = await self._all_told(self._parts.stories.newest(wanted))
         return {"requests": told}, policies_of(request).etag
 
     async def _show(self, request: web.BaseRequest) -> Answer:
@@ -60,7 +57,16 @@ class AdminRequests:
                 policy=policies.line("server.stories"),
                 would_pass="the X-Request-Id of one of the last requests",
             )
-        return {"requests": [self._told(story) for story in found]}, policies.etag
+        return {"requests": await self._all_told(found)}, policies.etag
+
+    async def _all_told(self, stories: Iterable[Story]) -> list[Json]:
+        """There may be thousands, of one id, too: clients choose it."""
+        told: list[Json] = []
+        for number, story in enumerate(stories, 1):
+            told.append(self._told(story))
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return told
 
     def _told(self, story: Story) -> Json:
         return as_json(story) | {"waits": self._waits(story), "slow_prompt": self._slow(story)}

@@ -6,6 +6,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from mlxd.control.stories import Stories
@@ -19,16 +20,19 @@ from mlxd.server.edge import POLICIES
 from mlxd.server.parts import Parts
 
 
-async def test_others_get_their_turns_while_thousands_of_stories_are_told() -> None:
+@pytest.mark.parametrize("target", ["/admin/requests?n=2000", "/admin/requests/same"])
+async def test_others_get_their_turns_while_thousands_of_stories_are_told(target: str) -> None:
+    """Clients may give all their requests one id."""
     policies = load(None, [Override("server.stories", "2000", "a test")])
     clock, stories = ManualClock(), Stories(policies)
     for number in range(2000):
-        story = Story(str(number), "/p", Caller("c"), 1, 0.0, clock.monotonic, float(number))
+        story = Story("same", "/p", Caller("c"), 1, 0.0, clock.monotonic, float(number))
+        story.cost = float(number)
         stories.begin(story)
         stories.end(story, 200)
     expected = SimpleNamespace(slow_prompt=lambda *_: None)
     parts = SimpleNamespace(stories=stories, expected=expected, policies=PolicyStore(policies))
-    request = make_mocked_request("GET", "/admin/requests?n=2000")
+    request = make_mocked_request("GET", target)
     request[POLICIES] = policies
     turns = 0
 
@@ -39,8 +43,9 @@ async def test_others_get_their_turns_while_thousands_of_stories_are_told() -> N
             turns += 1
 
     beside = asyncio.create_task(others())
-    listing: Any = AdminRequests(cast("Parts", parts))._list(request)
+    requests = AdminRequests(cast("Parts", parts))
+    listing: Any = requests._list(request) if "?" in target else requests._show(request)
     body, _ = await listing
     beside.cancel()
-    assert [one["id"] for one in body["requests"]] == [str(n) for n in range(1999, -1, -1)]
+    assert [one["cost"] for one in body["requests"]] == list(range(1999, -1, -1))
     assert turns >= 15
