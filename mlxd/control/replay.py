@@ -58,7 +58,7 @@ _CLEARED_TOKENS = 4
 _WAYS = 2
 """How often a request makes way for others before it has come that much further, too."""
 _MOST_WAITING_BYTES = 4 << 20
-"""Of an answer whose client is slow, again and again."""
+"""Of the answers of one call whose client is slow, again and again; in memory twice as much."""
 _GONE_SECONDS = 5.0
 """How long a killed worker may take to be gone."""
 
@@ -440,8 +440,9 @@ class _Run:
         """To go on takes its prompt again, where that is kept nowhere: a client that is slow by
         itself is the more seldom waited for.
         """
-        transcript = self._transcript
-        transcript.most_waiting = min(2 * transcript.most_waiting, _MOST_WAITING_BYTES)
+        waiting = self._transcript.most_waiting
+        share = _MOST_WAITING_BYTES // self._order.story.requests
+        self._transcript.most_waiting = max(waiting, min(2 * waiting, share))
         self._step_aside(worker, turn)
 
     def _step_aside(self, worker: Worker, turn: Turn) -> None:

@@ -208,17 +208,24 @@ def test_a_client_that_falls_far_behind_loses_nothing_and_holds_up_nobody(world)
     assert not world.outcomes, "it is no replay"
 
 
-def test_a_client_that_is_slow_again_and_again_is_the_more_seldom_waited_for(world):
-    """Each time its prompt may have to be read again. What is kept for it has a bound all the same,
-    and nothing of it is kept for one that has ended.
+@pytest.mark.parametrize(
+    ("answers", "times_64_kib"),
+    [(1, [4, 8, 16, 32, 64, 64]), (2, [4, 8, 16, 32, 32]), (16, [4, 4])],
+)
+def test_a_client_that_is_slow_again_and_again_is_the_more_seldom_waited_for(
+    world, answers, times_64_kib
+):
+    """Each time its prompt may have to be read again. What is kept for all answers of a call has a
+    bound all the same, and nothing of it is kept for one that has ended.
     """
     transcript = Transcript()
     slow = Request(world, "slow", reads=2, transcript=transcript)
+    slow.story.requests = answers
     slow.starts()
     slow.gets(0)
     scores = [ipc.Logprob("x", b"x", -0.1, [("y", b"y", -1.0)] * 656)]
     kept = []
-    for _ in range(6):
+    for _ in times_64_kib:
         kept.append(_falls_behind(world, slow, scores))
         slow.is_cancelled()
         slow.goes_on()
@@ -226,11 +233,11 @@ def test_a_client_that_is_slow_again_and_again_is_the_more_seldom_waited_for(wor
         slow.goes.clear()
         slow.reads = 1
         slow.gets(0)
-    assert kept == [4, 8, 16, 32, 64, 64], "of 64 KiB each"
+    assert kept == times_64_kib
     slow.goes_on()
     slow.ends()
     assert isinstance(slow.events[-1], Finished)
-    assert len(transcript.tokens) == 7 + sum(kept)
+    assert len(transcript.tokens) == 1 + len(kept) + sum(kept)
     assert transcript.too_much is None
 
 
