@@ -10,6 +10,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from mlxd.core.models import ModelCard
+from mlxd.policy.explain import explain
 from mlxd.policy.load import load
 from mlxd.server import admin
 from mlxd.server.admin import Admin
@@ -35,8 +36,6 @@ async def test_values_are_explained_beside_the_loop_by_what_the_loop_knows(
     def until_restart() -> dict[str, str]:
         asked.append(threading.get_ident())
         return {"server.stories": "7"}
-
-    explain = admin.explain
 
     def explained(*arguments: Any) -> Any:
         explaining.append(threading.get_ident())
